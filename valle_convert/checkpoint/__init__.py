@@ -1,0 +1,14 @@
+"""A path becomes a `Checkpoint`: named tensors, read one by one, and what is known of them.
+
+    path -> container (by content) -> TensorSource -> LoRA merged -> Checkpoint
+
+Each container format is one file of this package. A checkpoint is untrusted input: no
+container runs code from it, and every fault in one is an `InputError`.
+"""
+
+from __future__ import annotations
+
+from valle_convert.checkpoint.read import Checkpoint, read_checkpoint
+from valle_convert.checkpoint.source import TensorSource, TensorSpec
+
+__all__ = ["Checkpoint", "TensorSource", "TensorSpec", "read_checkpoint"]

@@ -1,0 +1,367 @@
+"""The one way in: a path, and what the user says about it, become a `Checkpoint`.
+
+The container is told by the first bytes of the file and must agree with its extension.
+A config comes from inside the file, or from `config.yaml` beside a file that has none;
+keys given by the user (`--config`) override both, and where each came from is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from valle_convert.checkpoint.lora import LoraScale, MergedTensors, has_adapters
+from valle_convert.checkpoint.safetensors_file import SafetensorsFile
+from valle_convert.checkpoint.source import TensorSource
+from valle_convert.checkpoint.torch_file import TorchTensors, load_torch_file
+from valle_convert.errors import InputError, UnsupportedModelError
+from valle_convert.files import describe_os_error
+
+SAFETENSORS_SUFFIXES = (".sft", ".safetensors")
+TORCH_SUFFIXES = (".pth", ".pt")
+_SUPPORTED = "supported are .sft, .safetensors, .pth and .pt"
+_MAX_CONFIG_BYTES = 1 << 20
+_HASH_CHUNK = 4 << 20
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that a checkpoint file, and what the user said about it, tells.
+
+    Attributes:
+        path: the file of the weights.
+        container: "safetensors" or "torch".
+        tensors: the weights by name, with any LoRA merged.
+        config: the training project's description of the model.
+        config_source: where `config` came from, in words.
+        symmap: phoneme string to id, where the file carries it.
+        stats: training counters, where the file carries them.
+        lora: what was merged, in words; None where nothing was.
+        companions: further input files (config, LoRA), which no output may replace.
+    """
+
+    path: Path
+    container: str
+    tensors: TensorSource
+    config: Mapping[str, Any]
+    config_source: str
+    symmap: Mapping[str, int] | None
+    stats: Mapping[str, Any]
+    lora: str | None = None
+    companions: tuple[Path, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Every file that was read."""
+        return (self.path, *self.companions)
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """One container, parsed: a checkpoint's or a LoRA's."""
+
+    container: str
+    tensors: TensorSource
+    extras: Mapping[str, Any]  # config, userdata, stats ...
+    lora: TensorSource | None = None
+
+
+def read_checkpoint(
+    path: Path,
+    *,
+    config: Path | None = None,
+    lora: Path | None = None,
+    lora_alpha: float | None = None,
+) -> Checkpoint:
+    """Open a checkpoint without reading its weights.
+
+    Args:
+        path: a `.pth`, `.pt`, `.sft` or `.safetensors` file of the VALL-E family.
+        config: YAML or JSON whose keys override the config inside the file.
+        lora: a LoRA file to merge into the weights.
+        lora_alpha: the LoRA's alpha, where its file does not say.
+
+    Raises:
+        InputError: a file is missing, damaged, dangerous, or not what it says it is.
+        UnsupportedModelError: the file is whole, but of a kind that is refused by name.
+    """
+    contents = _read_container(path)
+    companions: list[Path] = []
+    model_config, config_source = _find_config(path, contents.extras, config, companions)
+    tensors, merged = _merge_lora(path, contents, model_config, lora, lora_alpha)
+    if lora is not None:
+        companions.append(lora)
+    return Checkpoint(
+        path=path,
+        container=contents.container,
+        tensors=tensors,
+        config=model_config,
+        config_source=config_source,
+        symmap=_symmap(path, contents.extras),
+        stats=_mapping(path, contents.extras, "stats") or {},
+        lora=merged,
+        companions=tuple(companions),
+    )
+
+
+def sha256_of(path: Path, advance: Callable[[int], object] = lambda _n: None) -> str:
+    """The SHA-256 of a file as 64 hexadecimal digits; `advance` hears of every chunk read."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_HASH_CHUNK):
+            digest.update(chunk)
+            advance(len(chunk))
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------------- containers
+
+
+def _read_container(path: Path) -> _Contents:
+    head = _first_bytes(path)
+    suffix = path.suffix.lower()
+    if head.startswith(b"PK\x03\x04"):
+        _check_suffix(path, suffix, TORCH_SUFFIXES, "a file of torch.save")
+        return _read_torch(path)
+    # A safetensors header begins with its length, and its JSON with a brace.
+    if len(head) > 8 and head[8:9] == b"{":
+        _check_suffix(path, suffix, SAFETENSORS_SUFFIXES, "a safetensors file")
+        return _read_safetensors(path)
+    raise InputError(_explain_unknown(path, head, suffix))
+
+
+def _first_bytes(path: Path) -> bytes:
+    if path.is_dir():
+        if (path / "latest").is_file() or list(path.glob("*/mp_rank_00_model_states.pt")):
+            raise UnsupportedModelError(
+                f"{path} is a training directory of DeepSpeed, where a file is expected; "
+                "export it to .sft or .pth with the training project first."
+            )
+        raise InputError(
+            f"{path} is a directory, where a checkpoint file is expected; {_SUPPORTED}."
+        )
+    try:
+        with path.open("rb") as file:
+            return file.read(512)
+    except FileNotFoundError:
+        raise InputError(f"There is no file {path}; check the path.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {describe_os_error(error)}.") from error
+
+
+def _check_suffix(path: Path, suffix: str, expected: tuple[str, ...], what: str) -> None:
+    if suffix not in expected:
+        raise InputError(
+            f"{path} is {what} by its content, but its name ends in {suffix or 'no extension'}; "
+            f"rename it to end in {' or '.join(expected)} if that is what it is."
+        )
+
+
+def _explain_unknown(path: Path, head: bytes, suffix: str) -> str:
+    if not head:
+        return f"{path} is empty (0 bytes); copy or download the checkpoint again."
+    if head.startswith(b"GGUF"):
+        return (
+            f"{path} is a GGUF file already, where a checkpoint is expected; "
+            "`valle-convert inspect` shows what is in it."
+        )
+    if head.startswith(b"version https://git-lfs"):
+        return f"{path} is a pointer of Git LFS, not the weights themselves; run `git lfs pull`."
+    if head[:1] == b"\x80":
+        return (
+            f"{path} is a bare pickle (the format of torch.save before torch 1.6), which is not "
+            "read; load it with that torch and save it again in the zip format."
+        )
+    if head[:1] in b"<{" or all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head):
+        return f"{path} is a text file, where a checkpoint is expected; {_SUPPORTED}."
+    if suffix in SAFETENSORS_SUFFIXES + TORCH_SUFFIXES:
+        return (
+            f"{path} does not begin like a {suffix} file and seems damaged; "
+            "copy or download it again."
+        )
+    return f"{path} is of no known checkpoint format; {_SUPPORTED}."
+
+
+def _read_safetensors(path: Path) -> _Contents:
+    file = SafetensorsFile(path)
+    extras: dict[str, Any] = {}
+    for key in ("config", "userdata", "stats"):
+        if key not in file.metadata:
+            continue
+        try:
+            extras[key] = json.loads(file.metadata[key])
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                f"{path}: the metadata entry {key!r} is not valid JSON ({error}); "
+                "export the checkpoint again."
+            ) from error
+    return _Contents("safetensors", file, extras)
+
+
+def _read_torch(path: Path) -> _Contents:
+    loaded = load_torch_file(path)
+    if not isinstance(loaded, Mapping):
+        raise InputError(
+            f"{path} holds a {type(loaded).__name__}, where a dict of tensors, or one with the key "
+            "'module', is expected; save the checkpoint with the training project's export."
+        )
+    if "module" not in loaded and "lora" not in loaded:
+        return _Contents("torch", TorchTensors(path, loaded), {})
+    parts: dict[str, TensorSource] = {}
+    for key in ("module", "lora"):
+        state = loaded.get(key) or {}
+        if not isinstance(state, Mapping):
+            raise InputError(
+                f"{path}: the entry {key!r} is a {type(state).__name__}, where a dict of tensors "
+                "is expected; save the checkpoint with the training project's export."
+            )
+        parts[key] = TorchTensors(path, state)
+    extras = {key: loaded[key] for key in ("config", "userdata", "stats") if key in loaded}
+    lora = parts["lora"] if parts["lora"].specs else None
+    return _Contents("torch", parts["module"], extras, lora)
+
+
+# -------------------------------------------------------------------------------- config
+
+
+def _find_config(
+    path: Path, extras: Mapping[str, Any], given: Path | None, companions: list[Path]
+) -> tuple[Mapping[str, Any], str]:
+    inside = _mapping(path, extras, "config")
+    beside = path.with_name("config.yaml")
+    config: Mapping[str, Any]
+    if inside is not None:
+        config, source = inside, "inside the checkpoint"
+    elif beside.is_file():
+        config, source = _load_config(beside), f"{beside.name} beside the checkpoint"
+        companions.append(beside)
+    elif given is not None:
+        config, source = {}, ""
+    else:
+        raise InputError(
+            f"{path} has no config, and no config.yaml lies beside it; heads, positions and "
+            "attention cannot be told from the weights: give them with --config config.yaml."
+        )
+    if given is not None:
+        config = _overlay(config, _load_config(given))
+        companions.append(given)
+        source = f"{source}, overridden by {given.name}" if source else given.name
+    return config, source
+
+
+def _load_config(path: Path) -> Mapping[str, Any]:
+    try:
+        if path.stat().st_size > _MAX_CONFIG_BYTES:
+            raise InputError(
+                f"The config {path} has {path.stat().st_size:,} bytes, where at most "
+                f"{_MAX_CONFIG_BYTES:,} are expected; give the model's config.yaml or .json."
+            )
+        text = path.read_text(encoding="utf-8")
+        # JSON is YAML, so one parser reads both.
+        loaded = yaml.safe_load(text)
+    except FileNotFoundError:
+        raise InputError(f"There is no config file {path}; check --config.") from None
+    except OSError as error:
+        raise InputError(
+            f"The config {path} cannot be read: {describe_os_error(error)}."
+        ) from error
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"The config {path} is neither YAML nor JSON: {reason}.") from error
+    # The training project's own config.yaml lists its models.
+    if isinstance(loaded, dict) and isinstance(loaded.get("models"), list) and loaded["models"]:
+        loaded = loaded["models"][0]
+    if not isinstance(loaded, dict):
+        raise InputError(
+            f"The config {path} holds a {type(loaded).__name__}, where keys and values are "
+            "expected, for example `version: 5`."
+        )
+    return loaded
+
+
+def _overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`below` with every key of `above` in place of its own, dicts merged key by key."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = _overlay(old, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+# ------------------------------------------------------------------------ the other keys
+
+
+def _mapping(path: Path, extras: Mapping[str, Any], key: str) -> Mapping[str, Any] | None:
+    value = extras.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise InputError(
+            f"{path}: the entry {key!r} is a {type(value).__name__}, where a dict is expected; "
+            "export the checkpoint again."
+        )
+    return value
+
+
+def _symmap(path: Path, extras: Mapping[str, Any]) -> Mapping[str, int] | None:
+    symmap = (_mapping(path, extras, "userdata") or {}).get("symmap")
+    if symmap is None:
+        return None
+    if not isinstance(symmap, Mapping) or any(
+        not isinstance(text, str) or not isinstance(token, int) for text, token in symmap.items()
+    ):
+        raise InputError(
+            f"{path}: userdata.symmap does not map phoneme strings to whole numbers; "
+            "export the checkpoint again."
+        )
+    return symmap
+
+
+def _merge_lora(
+    path: Path,
+    contents: _Contents,
+    config: Mapping[str, Any],
+    lora: Path | None,
+    alpha: float | None,
+) -> tuple[TensorSource, str | None]:
+    """Add at most one adapter: one in a file, one in the checkpoint's `lora` key or among its own
+    tensors.
+    """
+    inside = contents.lora
+    if inside is None and has_adapters(contents.tensors.specs):
+        inside = contents.tensors
+    if lora is not None and inside is not None:
+        raise InputError(
+            f"{path} holds a LoRA already, and --lora {lora} is a second; one can be merged: "
+            "leave out --lora, or give the checkpoint without the adapter."
+        )
+    if lora is not None:
+        adapter = _read_container(lora)
+        # The file of an adapter alone has it under `lora` (torch) or as its only tensors.
+        tensors = adapter.lora or adapter.tensors
+        scale = _lora_scale(_mapping(lora, adapter.extras, "config") or {}, str(lora))
+        source, words = tensors, lora.name
+    elif inside is not None:
+        scale = _lora_scale(config, str(path))
+        source, words = inside, "inside the checkpoint"
+    else:
+        if alpha is not None:
+            raise InputError(f"--lora-alpha is given, but {path} has no LoRA, and --lora is not.")
+        return contents.tensors, None
+    if alpha is not None:
+        scale = LoraScale(scale.rank, alpha, scale.levels, scale.where)
+    merged = MergedTensors(contents.tensors, source, scale)
+    return merged, f"{words} ({merged.n_merged} weights, alpha {scale.alpha:g})"
+
+
+def _lora_scale(config: Mapping[str, Any], where: str) -> LoraScale:
+    """The adapter's numbers: keys of the config itself, or of a dict `lora` in it."""
+    nested = config.get("lora")
+    return LoraScale.from_config(nested if isinstance(nested, Mapping) else config, where)

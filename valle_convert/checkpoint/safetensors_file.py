@@ -1,0 +1,92 @@
+"""`.sft` / `.safetensors`: a JSON header, then the tensors' bytes, mapped and not copied.
+
+    u64 little endian   length of the header
+    JSON                {"__metadata__": {str: str}, name: {"dtype", "shape", "data_offsets"}, ...}
+    bytes               the data; offsets count from here
+
+The safetensors library checks the header (lengths, overlaps, holes, offsets beyond the
+end), and only then do we map the data ourselves, because its numpy side has no bfloat16.
+torch is not imported.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from valle_convert.checkpoint.source import BFLOAT16, TensorSpec
+from valle_convert.errors import InputError
+
+_LENGTH = struct.Struct("<Q")
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": BFLOAT16,
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+
+
+class SafetensorsFile:
+    """A `TensorSource` over one safetensors file.
+
+    Attributes:
+        metadata: the strings of the header's `__metadata__`, as they are.
+
+    Raises:
+        InputError: the file is no valid safetensors file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            with safe_open(path, framework="numpy") as file:
+                self.metadata: dict[str, str] = dict(file.metadata() or {})
+        except (SafetensorError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"{path} is not a whole safetensors file ({error}); "
+                "copy or download it again, and compare its size with the original's."
+            ) from error
+        with path.open("rb") as stream:
+            (length,) = _LENGTH.unpack(stream.read(_LENGTH.size))
+            header: dict[str, Any] = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        data_start = _LENGTH.size + length
+        specs: dict[str, TensorSpec] = {}
+        self._offsets: dict[str, int] = {}
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            specs[name] = TensorSpec(
+                name=name,
+                dtype=_DTYPES.get(entry["dtype"]),
+                dtype_name=entry["dtype"],
+                shape=tuple(entry["shape"]),
+            )
+            self._offsets[name] = data_start + entry["data_offsets"][0]
+        self.specs: Mapping[str, TensorSpec] = MappingProxyType(specs)
+        self._data: NDArray[np.uint8] = np.memmap(path, np.uint8, mode="r")
+
+    def read(self, name: str) -> NDArray[Any]:
+        """One tensor as a read-only view of the mapped file."""
+        spec = self.specs[name]
+        if spec.dtype is None:
+            raise InputError(
+                f"{self._path}: the tensor {name} has the type {spec.dtype_name}, which cannot be "
+                "read; float32, float16 and bfloat16 can."
+            )
+        start = self._offsets[name]
+        data = self._data[start : start + spec.n_bytes]
+        return data.view(np.ndarray).view(spec.dtype).reshape(spec.shape)

@@ -1,0 +1,68 @@
+"""Named tensors that can be listed without being read, and read one at a time.
+
+Every container offers the same two things: the specs of all its tensors, known from the
+header alone, and `read`, which gives one tensor as a numpy array, mapped from the file
+where the container allows it. bfloat16 is `ml_dtypes.bfloat16`, an ordinary numpy type.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+FLOAT16: np.dtype[Any] = np.dtype(np.float16)
+FLOAT32: np.dtype[Any] = np.dtype(np.float32)
+
+#: The types that weights may have; everything else is refused where a weight is expected.
+WEIGHT_DTYPES = (FLOAT32, FLOAT16, BFLOAT16)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a container's header says of one tensor.
+
+    Attributes:
+        name: the name in the checkpoint.
+        dtype: the numpy type of the elements; None for a type that numpy does not have.
+        dtype_name: the container's own word for the type, for messages.
+        shape: rows first.
+    """
+
+    name: str
+    dtype: np.dtype[Any] | None
+    dtype_name: str
+    shape: tuple[int, ...]
+
+    @property
+    def n_elements(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def n_bytes(self) -> int:
+        """The size in the container; 0 for a type that numpy does not have."""
+        return self.n_elements * (self.dtype.itemsize if self.dtype else 0)
+
+
+class TensorSource(Protocol):
+    """Tensors by name; `read` may be called for any name of `specs`, in any order."""
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Every tensor of the source, in the order of the file."""
+        ...
+
+    def read(self, name: str) -> NDArray[Any]:
+        """One tensor, of the shape and type of its spec. It may be a read-only view of the file.
+
+        Raises:
+            InputError: the data cannot be read.
+        """
+        ...

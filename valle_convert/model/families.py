@@ -1,0 +1,49 @@
+"""Which file of this package understands which version of checkpoint.
+
+A new family is one module with `describe(checkpoint, codec) -> Description` and a row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from valle_convert.checkpoint import Checkpoint
+from valle_convert.errors import InputError, UnsupportedModelError
+from valle_convert.model import v5
+from valle_convert.model.description import Description
+from valle_convert.model.spec import Codec
+
+_FAMILIES: dict[int, Callable[[Checkpoint, Codec | None], Description]] = {
+    5: v5.describe,
+    6: v5.describe,
+}
+_SUPPORTED = "supported are " + " and ".join(str(version) for version in _FAMILIES)
+
+
+def describe(checkpoint: Checkpoint, *, codec: Codec | None = None) -> Description:
+    """Understand a checkpoint.
+
+    Args:
+        checkpoint: an open checkpoint.
+        codec: the audio codec, where the user gives it; else it is told by levels and codes.
+
+    Raises:
+        UnsupportedModelError: the version, architecture or a switch is refused by name.
+        InputError: config and weights disagree, or tensors are missing or unexpected.
+    """
+    version = checkpoint.config.get("version")
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise InputError(
+            f"{checkpoint.path}: the config ({checkpoint.config_source}) gives version {version!r},"
+            f" where a whole number is expected ({_SUPPORTED}); add it with --config."
+        )
+    family = _FAMILIES.get(version)
+    if family is None:
+        if version == 7:
+            kind = "version 7 (the nemo family, all codebooks at once)"
+        elif version < 5:
+            kind = f"version {version} (older than the layout with one head a level)"
+        else:
+            kind = f"version {version}, which is not known"
+        raise UnsupportedModelError(f"{checkpoint.path} is a checkpoint of {kind}; {_SUPPORTED}.")
+    return family(checkpoint, codec)

@@ -1,0 +1,237 @@
+"""What goes into the network: segments of summed table rows, with separators and positions.
+
+A request (phonemes, a prompt, codes ...) is composed into segments. Each element of a
+segment is a sum of rows, named symbolically as (table, row), so that the PyTorch
+reference looks them up in the checkpoint's tensors and the llama.cpp session in the
+converted file, and both are fed by this one function.
+
+    tts, ns, sr   phonemes | language | level | prompt | tone | response
+    len           phonemes | language | level | prompt | tone | length digits
+    stt           response | language | level | phonemes
+
+Between two segments stands the separator, which belongs to the segment before it; there
+is none at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, Model
+
+IntArray = NDArray[np.integer]
+FloatArray = NDArray[np.float32]
+#: `look_up(table, rows [n]) -> embeddings [n, n_embd]`
+LookUp = Callable[[str, IntArray], FloatArray]
+
+AudioTask = Literal["tts", "ns", "sr"]
+
+#: The null condition of guidance has these phonemes, and no prompt.
+NULL_PHONEMES = (BOS_PHONEME, EOS_PHONEME)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Elements that are each a sum of table rows.
+
+    Attributes:
+        name: of the segment, for messages.
+        tables: one a term, [n_terms].
+        rows: which row of each term's table, [n_elements, n_terms].
+        lead: a row (table, row) that goes in alone, as the first element.
+    """
+
+    name: str
+    tables: tuple[str, ...]
+    rows: IntArray
+    lead: tuple[str, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows) + (self.lead is not None)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a response is spoken from.
+
+    Attributes:
+        phonemes: ids, with the marks around them, [n].
+        language: id; None where the model has no languages.
+        prompt: codes of the voice, [frames, levels]; None for no prompt.
+        tone: id; None for none.
+        task: "tts", or "ns" (noise suppression) or "sr" (speech removal) on the prompt.
+    """
+
+    phonemes: IntArray
+    language: int | None = None
+    prompt: IntArray | None = None
+    tone: int | None = None
+    task: AudioTask = "tts"
+
+    def null(self) -> Condition:
+        """Guidance's null condition: no text and no voice, the same language."""
+        return Condition(phonemes=np.array(NULL_PHONEMES), language=self.language)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A whole sequence, ready for a network.
+
+    Attributes:
+        embeddings: [n, n_embd], float32.
+        positions: [n]; they begin again at 0 with every segment, or count through.
+        last: where the last segment begins; its elements are `embeddings[last:]`, and the
+            separator before it is element `last - 1`.
+    """
+
+    embeddings: FloatArray
+    positions: NDArray[np.int32]
+    last: int
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+def speech_segments(
+    model: Model, condition: Condition, level: int, response: IntArray, *, masked: bool = False
+) -> list[Segment]:
+    """The segments of a pass that predicts one codebook level of a response.
+
+    Args:
+        model: the model.
+        condition: text, voice, language, task.
+        level: the level to predict, 0 .. n_levels - 1.
+        response: what is there of it: level 0 so far for the AR [frames], level 0 with mask
+            codes where `masked` [frames], and at least `level` levels [frames, levels] for a
+            NAR level.
+        masked: level 0 is predicted in place, by demasking.
+
+    Raises:
+        ValueError: a level, code or shape is out of the model's range.
+    """
+    segments = _leading(model, condition, level)
+    if level == 0:
+        table = "response.mask" if masked else "response.ar"
+        codes = np.asarray(response).reshape(len(response), -1)[:, :1]
+        segments.append(_segment(model, "response", (table,), codes))
+        return segments
+    codes = np.asarray(response)
+    if codes.ndim != 2 or codes.shape[1] < level:
+        raise ValueError(f"level {level} needs {level} levels before it, not {list(codes.shape)}")
+    levels = range(level) if model.config.sum_response else range(level - 1, level)
+    tables = tuple(f"response.{i + 1}" for i in levels)
+    segments.append(_segment(model, "response", tables, codes[:, levels.start : levels.stop]))
+    return segments
+
+
+def length_segments(model: Model, condition: Condition, digits: Sequence[int]) -> list[Segment]:
+    """The segments of a pass that predicts the next digit of a duration; `digits` begins with 0."""
+    rows = np.asarray(digits, np.int64).reshape(-1, 1)
+    return [*_leading(model, condition, 0), _segment(model, "length", ("length",), rows)]
+
+
+def transcript_segments(
+    model: Model, response: IntArray, phonemes: IntArray, language: int | None
+) -> list[Segment]:
+    """The segments of a pass that predicts the next phoneme of some speech.
+
+    Args:
+        model: the model.
+        response: the speech, [frames, levels].
+        phonemes: ids so far, beginning with `BOS_PHONEME`, [n].
+        language: id.
+    """
+    # All levels but the last; level 0 speaks through the AR's table, the others through those
+    # that NAR levels read them from.
+    n_terms = model.config.n_levels - 1
+    tables = tuple("response.ar" if i == 0 else f"response.{i + 1}" for i in range(n_terms))
+    codes = np.asarray(response)
+    if codes.ndim != 2 or codes.shape[1] < n_terms:
+        raise ValueError(f"speech needs {n_terms} levels, not {list(codes.shape)}")
+    segments = [_segment(model, "response", tables, codes[:, :n_terms])]
+    segments += _selectors(model, language, 0)
+    rows = np.asarray(phonemes).reshape(-1, 1)
+    return [*segments, _segment(model, "phonemes", ("phonemes",), rows)]
+
+
+def assemble(model: Model, segments: Sequence[Segment], look_up: LookUp) -> Inputs:
+    """Look up and sum the rows, put separators between the segments, and count positions."""
+    separator = look_up("separator", np.zeros(1, np.int64))
+    pieces: list[FloatArray] = []
+    counts: list[int] = []
+    for i, segment in enumerate(segments):
+        if len(segment):
+            pieces.append(embed(segment, look_up))
+        if i < len(segments) - 1:
+            pieces.append(separator)
+        counts.append(len(segment) + (i < len(segments) - 1))
+    embeddings = np.concatenate(pieces)
+    last = sum(counts[:-1])
+    return Inputs(embeddings, positions_of(model, counts), last)
+
+
+def embed(segment: Segment, look_up: LookUp) -> FloatArray:
+    """The embeddings of a segment's elements, [n, n_embd], without a separator."""
+    total = look_up(segment.tables[0], segment.rows[:, 0])
+    for term, table in enumerate(segment.tables[1:], start=1):
+        total = total + look_up(table, segment.rows[:, term])
+    if segment.lead is not None:
+        table, row = segment.lead
+        total = np.concatenate([look_up(table, np.array([row])), total])
+    return total
+
+
+def positions_of(model: Model, counts: Sequence[int]) -> NDArray[np.int32]:
+    """Positions of segments of so many elements, each count with its separator."""
+    if model.config.positions == "unified":
+        return np.arange(sum(counts), dtype=np.int32)
+    return np.concatenate([np.arange(count, dtype=np.int32) for count in counts])
+
+
+def _leading(model: Model, condition: Condition, level: int) -> list[Segment]:
+    """Everything before the response or the digits."""
+    phonemes = np.asarray(condition.phonemes).reshape(-1, 1)
+    segments = [_segment(model, "phonemes", ("phonemes",), phonemes)]
+    segments += _selectors(model, condition.language, level)
+    if condition.prompt is not None and len(condition.prompt):
+        segments.append(_prompt(model, condition, level))
+    if condition.tone is not None:
+        segments.append(_one(model, "tone", condition.tone))
+    return segments
+
+
+def _selectors(model: Model, language: int | None, level: int) -> list[Segment]:
+    segments = [] if language is None else [_one(model, "language", language)]
+    return [*segments, _one(model, "level", level)]
+
+
+def _one(model: Model, table: str, row: int) -> Segment:
+    return _segment(model, table, (table,), np.array([[row]]))
+
+
+def _prompt(model: Model, condition: Condition, level: int) -> Segment:
+    """The voice: as many of its levels as the response has, at least one."""
+    codes = np.asarray(condition.prompt)
+    n = max(level, 1)
+    if codes.ndim != 2 or codes.shape[1] < n:
+        raise ValueError(f"level {level} needs a prompt of {n} levels, not {list(codes.shape)}")
+    levels = range(n) if model.config.sum_prompt else range(n - 1, n)
+    tables = tuple(f"prompt.{i}" for i in levels)
+    prompt = _segment(model, "prompt", tables, codes[:, levels.start : levels.stop])
+    if condition.task == "tts":
+        return prompt
+    return replace(prompt, lead=("task", model.tasks.index(condition.task)))
+
+
+def _segment(model: Model, name: str, tables: tuple[str, ...], rows: IntArray) -> Segment:
+    """A segment whose rows are inside of their tables."""
+    for term, table in enumerate(tables):
+        column, n_rows = rows[:, term], model.table(table).n_rows
+        if len(column) and (column.min() < 0 or column.max() >= n_rows):
+            raise ValueError(f"{name}: {table} has rows 0 to {n_rows - 1}, not {column.max()}")
+    return Segment(name, tables, rows.astype(np.int64))

@@ -1,0 +1,199 @@
+"""The frozen description of a model. Parsed once, at the edge; inside, it is valid.
+
+All rows of the model's input tables and output heads lie one after the other in one
+matrix, the token embedding of the converted file:
+
+    row 0            n_rows of table 0 (phonemes)
+    ...              the other input tables
+    ...              the heads; several may share rows
+    n_rows           (rows that the tokenizer adds follow here)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from valle_convert.errors import InputError
+
+Positions = Literal["segment", "unified"]
+Attention = Literal["bidirectional", "causal"]
+
+#: Names in id order; checkpoint.md of the format. A model may have fewer of them.
+LANGUAGES = ("en", "ja", "de", "fr", "zh", "ko")
+TASKS = ("tts", "tts-c", "ns", "sr", "tse", "soe", "mask", "eoe", "stt")
+TONES = ("neutral",)
+
+#: Phoneme ids that every model gives a meaning: the marks around a phoneme string.
+BOS_PHONEME = 1
+EOS_PHONEME = 2
+#: Element of the length table that ends a duration; 0-9 are digits.
+LENGTH_STOP = 10
+
+
+@dataclass(frozen=True)
+class Codec:
+    """The audio codec whose codes the model speaks.
+
+    Attributes:
+        name: `encodec-24khz`, `dac-44khz`, `nemo-44khz`, or `unknown`.
+        sample_rate: in Hz; 0 where unknown.
+        frame_rate: frames (one code a level) per second; 0 where unknown.
+    """
+
+    name: str
+    sample_rate: int
+    frame_rate: float
+
+
+#: Codecs with the levels and codebook size that tell them.
+CODECS: dict[tuple[int, int], Codec] = {
+    (8, 1024): Codec("encodec-24khz", 24_000, 75.0),
+    (9, 1024): Codec("dac-44khz", 44_100, 44_100 / 512),
+    (8, 1000): Codec("nemo-44khz", 44_100, 44_100 / 512),
+}
+UNKNOWN_CODEC = Codec("unknown", 0, 0.0)
+
+
+def codec_named(name: str) -> Codec:
+    """The codec of that name.
+
+    Raises:
+        InputError: there is none; the message lists those that there are.
+    """
+    for codec in CODECS.values():
+        if codec.name == name:
+            return codec
+    names = ", ".join(codec.name for codec in CODECS.values())
+    raise InputError(f"There is no codec {name!r}; the supported ones are {names}.")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes, all taken from tensors, and switches, all taken from the config.
+
+    Attributes:
+        version: of the checkpoint's config; 5 or 6.
+        capabilities: of "ar", "nar", "len", "lang", "tone".
+        n_embd: width of the residual stream.
+        n_layer: number of blocks.
+        n_head: attention heads.
+        n_head_kv: key/value heads; equal to `n_head` unless attention is grouped.
+        n_ff: width of the feed-forward.
+        n_ctx_train: positions the model was made for.
+        n_levels: codebooks a frame of audio has.
+        codebook_size: codes a codebook has, without the stop and mask codes.
+        positions: `segment` (every segment counts from 0) or `unified`.
+        nar_attention: what a pass for a NAR head attends to.
+        sum_prompt: whether a prompt frame is the sum of its levels' embeddings.
+        sum_response: the same for the response.
+        codec: the audio codec.
+    """
+
+    version: int
+    capabilities: tuple[str, ...]
+    n_embd: int
+    n_layer: int
+    n_head: int
+    n_head_kv: int
+    n_ff: int
+    n_ctx_train: int
+    n_levels: int
+    codebook_size: int
+    positions: Positions
+    nar_attention: Attention
+    sum_prompt: bool
+    sum_response: bool
+    codec: Codec
+
+    @property
+    def n_embd_head(self) -> int:
+        """Width of one attention head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def special_code(self) -> int:
+        """The code after the last: stop in `response.ar` and head `ar`, mask in `response.mask`."""
+        return self.codebook_size
+
+
+@dataclass(frozen=True)
+class Table:
+    """One input table: `n_rows` rows of the token embedding from `first_row` on."""
+
+    name: str
+    first_row: int
+    n_rows: int
+
+
+@dataclass(frozen=True)
+class Head:
+    """One output head: its logits are columns `first_row .. first_row + n_rows` of all logits.
+
+    Attributes:
+        bias: added to the logits, one value a row; None where the model has none.
+    """
+
+    name: str
+    first_row: int
+    n_rows: int
+    bias: tuple[float, ...] | None = None
+
+    @property
+    def columns(self) -> slice:
+        """The head's part of the logits over the whole vocabulary."""
+        return slice(self.first_row, self.first_row + self.n_rows)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model without its weights.
+
+    Attributes:
+        config: sizes and switches.
+        tables: the input tables, in row order.
+        heads: the output heads, in the checkpoint's order. Biases are there only where the
+            model was read from a converted file; of a checkpoint they are weights.
+        n_rows: rows of the token embedding that are the model's own.
+        languages, tasks, tones: names in id order.
+    """
+
+    config: ModelConfig
+    tables: tuple[Table, ...]
+    heads: tuple[Head, ...]
+    n_rows: int
+    languages: tuple[str, ...]
+    tasks: tuple[str, ...]
+    tones: tuple[str, ...]
+
+    def table(self, name: str) -> Table:
+        """The table of that name; KeyError where the model has none."""
+        for table in self.tables:
+            if table.name == name:
+                return table
+        raise KeyError(name)
+
+    def head(self, name: str) -> Head:
+        """The head of that name; KeyError where the model has none."""
+        for head in self.heads:
+            if head.name == name:
+                return head
+        raise KeyError(name)
+
+    def has_table(self, name: str) -> bool:
+        """Whether the model has an input table of that name."""
+        return any(table.name == name for table in self.tables)
+
+    def has_head(self, name: str) -> bool:
+        """Whether the model has an output head of that name."""
+        return any(head.name == name for head in self.heads)
+
+    def is_causal(self, head: str) -> bool:
+        """Whether a pass for that head attends to what came before only."""
+        in_place = head == "mask" or head.startswith("nar.")
+        return not in_place or self.config.nar_attention == "causal"
+
+
+def names_in_order(known: tuple[str, ...], n: int) -> tuple[str, ...]:
+    """The first `n` known names; ids beyond the known ones are called `unnamed-<id>`."""
+    return tuple(known[i] if i < len(known) else f"unnamed-{i}" for i in range(n))
