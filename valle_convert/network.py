@@ -1,0 +1,64 @@
+"""What decoders and the verifier need of a network, whoever computes it.
+
+`reference.ReferenceNetwork` (PyTorch, from a checkpoint) and `session.GgufNetwork` (stock
+llama.cpp, from a converted file) both are one, so the same code runs on both and
+comparing them is short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.model.spec import Model
+
+#: Which rows of a step give logits: a slice, or indices in increasing order.
+Outputs = slice | Sequence[int] | NDArray[np.integer]
+
+
+class Network(Protocol):
+    """Embeddings in, logits of one head out, with a state for causal passes.
+
+    The state is the sequence so far. A causal step appends to it: the first one after
+    `reset` lays down whole segments, the following continue the last segment. A step that
+    attends in both directions stands alone, and leaves the state empty.
+    """
+
+    @property
+    def model(self) -> Model:
+        """Tables, heads and switches."""
+        ...
+
+    def look_up(self, table: str, rows: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Rows of an input table, [n] -> [n, n_embd]."""
+        ...
+
+    def reset(self) -> None:
+        """Forget the sequence so far."""
+        ...
+
+    def step(
+        self,
+        embeddings: NDArray[np.float32],
+        positions: NDArray[np.integer],
+        *,
+        head: str,
+        outputs: Outputs,
+        sequence: int = 0,
+    ) -> NDArray[np.float32]:
+        """Run a batch.
+
+        Args:
+            embeddings: [n, n_embd].
+            positions: [n]; a segment begins where they return to 0.
+            head: whose logits to give; it also tells whether attention is causal.
+            outputs: which of the n elements give logits.
+            sequence: which of the states of causal passes (guidance needs two).
+
+        Returns:
+            Logits [n_outputs, rows of the head], biases included.
+        """
+        ...
