@@ -1,0 +1,320 @@
+"""The reader of tokenizer.json: what it takes from a good file, and what it refuses of a bad."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from valle_convert.errors import InputError
+from valle_convert.tokenizer.bpe import AddedToken, parse_bpe, read_bpe
+from valle_convert.tokenizer.choose import BUILT_IN
+
+Document = dict[str, Any]
+GOOD = BUILT_IN.read_bytes()
+
+
+def good() -> Document:
+    document: Document = json.loads(GOOD)
+    return document
+
+
+def refusal(document: object) -> str:
+    with pytest.raises(InputError) as error:
+        parse_bpe(json.dumps(document).encode(), "the file")
+    return str(error.value)
+
+
+def test_ids_merges_and_special_tokens_are_read() -> None:
+    bpe = parse_bpe(GOOD, "the file")
+    assert bpe.vocab["ˈɛ"] == 83
+    assert bpe.merges[0] == ("ˈ", "ɛ")
+    assert list(bpe.merges_by_id())[-1] == (37, 248, 255)
+    assert bpe.added_tokens[3] == AddedToken(3, "<mask>", special=True)
+    assert (bpe.unk_id, bpe.bos_id, bpe.eos_id) == (0, 1, 2)
+    assert bpe.add_bos
+    assert bpe.add_eos
+
+
+def test_strings_that_share_an_id_multiply_through_the_merges() -> None:
+    bpe = parse_bpe(GOOD, "the file")
+    assert bpe.strings[32] == ("r", "ɽ", "ʁ")
+    assert bpe.strings[95] == ("uː", "øː", "œː", "yː", "ɣː", "ũː")
+    assert bpe.strings[211] == ("1", "wˈʌn", "wˈʌɴ", "wˈʌɲ", "ʍˈʌn", "ʍˈʌɴ", "ʍˈʌɲ")
+    assert sum(map(len, bpe.strings)) == 256 + 156
+
+
+def test_merges_may_be_pairs_or_texts_with_a_space() -> None:
+    document = good()
+    document["model"]["merges"] = [merge.split(" ") for merge in document["model"]["merges"]]
+    assert parse_bpe(json.dumps(document).encode(), "") == parse_bpe(GOOD, "")
+
+
+def test_without_a_post_processor_nothing_is_put_around() -> None:
+    document = good()
+    document["post_processor"] = None
+    bpe = parse_bpe(json.dumps(document).encode(), "")
+    assert not bpe.add_bos
+    assert not bpe.add_eos
+    assert (bpe.bos_id, bpe.eos_id) == (1, 2)
+
+
+def set_in_model(key: str, value: object) -> Callable[[Document], None]:
+    return lambda document: document["model"].__setitem__(key, value)
+
+
+def set_at_top(key: str, value: object) -> Callable[[Document], None]:
+    return lambda document: document.__setitem__(key, value)
+
+
+def add_to_vocab(string: str, id_: object) -> Callable[[Document], None]:
+    return lambda document: document["model"]["vocab"].__setitem__(string, id_)
+
+
+def add_merge(merge: object, *, at: int | None = None) -> Callable[[Document], None]:
+    def change(document: Document) -> None:
+        merges = document["model"]["merges"]
+        merges.insert(len(merges) if at is None else at, merge)
+
+    return change
+
+
+def add_merge_making(left: str, right: str, id_: int) -> Callable[[Document], None]:
+    def change(document: Document) -> None:
+        document["model"]["vocab"][left + right] = id_
+        document["model"]["merges"].append(f"{left} {right}")
+
+    return change
+
+
+def set_in_added(index: int, key: str, value: object) -> Callable[[Document], None]:
+    return lambda document: document["added_tokens"][index].__setitem__(key, value)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (set_at_top("normalizer", {"type": "NFC"}), '"normalizer"'),
+        (set_at_top("pre_tokenizer", {"type": "Whitespace"}), '"pre_tokenizer"'),
+        (set_at_top("truncation", {"max_length": 5}), '"truncation"'),
+        (set_at_top("padding", {"length": 5}), '"padding"'),
+        (set_at_top("post_processor", {"type": "BertProcessing"}), '"post_processor"'),
+        (set_at_top("post_processor", 5), '"post_processor"'),
+        (set_at_top("surprise", 1), "'surprise' is unknown"),
+        (set_at_top("model", None), '"model"'),
+        (set_at_top("model", []), '"model"'),
+        (set_at_top("added_tokens", {}), '"added_tokens"'),
+        (set_at_top("added_tokens", [5]), "lacks an id"),
+        (set_at_top("added_tokens", []), "no special token marks the begin"),
+        (set_in_model("type", "WordPiece"), "'WordPiece', expected \"BPE\""),
+        (set_in_model("type", "WordLevel"), '"naive"'),
+        (set_in_model("merges", []), '"naive"'),
+        (set_in_model("merges", None), '"naive"'),
+        (set_in_model("dropout", 0.1), "at random"),
+        (set_in_model("continuing_subword_prefix", "##"), "parts of words"),
+        (set_in_model("end_of_word_suffix", "</w>"), "ends of words"),
+        (set_in_model("fuse_unk", True), "one token of several unknown"),
+        (set_in_model("byte_fallback", True), "as bytes"),
+        (set_in_model("ignore_merges", True), "before merging"),
+        (set_in_model("unk_token", None), "unknown characters vanish"),
+        (set_in_model("unk_token", "<missing>"), "unknown characters vanish"),
+        (set_in_model("unk_token", ["<unk>"]), "unknown characters vanish"),
+        (set_in_model("vocab", []), '"model.vocab"'),
+        (set_in_model("vocab", {}), '"model.vocab"'),
+        (set_in_model("surprise", 1), "model.surprise"),
+        (add_to_vocab("", 5), "is empty"),
+        (add_to_vocab("\ud800", 5), "not valid Unicode"),
+        (add_to_vocab("ж", -1), "expected a whole number"),
+        (add_to_vocab("ж", True), "expected a whole number"),
+        (add_to_vocab("ж", "5"), "expected a whole number"),
+        (add_to_vocab("ж", 1.5), "expected a whole number"),
+        (add_to_vocab("ж", 10**30), "no string has the id 256"),
+        (add_to_vocab("ж", 300), "no string has the id 256"),
+        (add_merge("a"), "the merge of rank 173"),
+        (add_merge("a b c"), "the merge of rank 173"),
+        (add_merge(["a"]), "the merge of rank 173"),
+        (add_merge(["a", 5]), "the merge of rank 173"),
+        (add_merge(["a", ""]), "the merge of rank 173"),
+        (add_merge(None), "the merge of rank 173"),
+        (add_merge("q x"), "makes 'qx', which the vocabulary does not have"),
+        (add_merge("ж x"), "uses 'ж'"),
+        # `tokenizers` keeps the later of two merges on one pair of ids.
+        (add_merge("ˈ ɛ"), "are on the same ids 72 and 54"),
+        (add_merge_making("ʁ", "q", 256), None),
+        (add_merge_making("ʁ", "ɽ", 256), "joins the id 32 with itself"),
+        (add_merge_making("a", "a", 256), "joins the id 16 with itself"),
+        (add_merge_making("q", "x", 83), "both make the id 83"),
+        (add_merge_making("<unk>", "q", 256), "special token or of unknown"),
+        (add_merge_making("q", "x", 1), "special token or of unknown"),
+        (add_merge("ˈɛ ɹ", at=0), "which is made by the later rank"),
+        # "ɴd" comes out of the merge n + d as the id 86, whatever else the file says of it.
+        (add_to_vocab("ɴd", 255), "'ɴd' has the id 255"),
+        (set_in_added(1, "id", 7), "has the id 7, and in the vocabulary it has 1"),
+        (set_in_added(1, "content", "<s>"), "in the vocabulary it has none"),
+        (set_in_added(1, "id", None), "lacks an id"),
+        (set_in_added(3, "lstrip", True), '"lstrip" set'),
+        (set_in_added(3, "single_word", True), '"single_word" set'),
+    ],
+)
+def test_what_llama_cpp_cannot_reproduce_is_refused_by_its_reason(
+    change: Callable[[Document], None], reason: str | None
+) -> None:
+    document = good()
+    change(document)
+    if reason is None:  # the neighbour of a refused file is a good one
+        parse_bpe(json.dumps(document).encode(), "the file")
+        return
+    message = refusal(document)
+    assert reason in message
+    assert "the file" in message
+    assert "--tokenizer" in message
+
+
+def test_added_tokens_that_can_overlap_are_refused() -> None:
+    document = good()
+    document["model"]["vocab"]["k><b"] = 256
+    document["added_tokens"].append({"id": 256, "content": "k><b", "special": True})
+    message = refusal(document)
+    assert "'<mask>' and 'k><b' can overlap" in message
+
+
+def test_all_problems_come_in_one_message() -> None:
+    document = good()
+    document["normalizer"] = {"type": "NFC"}
+    document["model"] |= {"fuse_unk": True, "byte_fallback": True, "unk_token": "<none>"}
+    message = refusal(document)
+    for part in ("normalizer", "fuse_unk", "byte_fallback", "unk_token"):
+        assert part in message
+
+
+def test_of_a_thousand_problems_a_dozen_are_shown_and_the_rest_counted() -> None:
+    document = good()
+    document["model"]["merges"] = ["ж ж"] * 1000
+    message = refusal(document)
+    assert "and 2988 more" in message
+    assert len(message) < 3000
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"\xff\xfe{}", "not UTF-8"),
+        (b"{", "not JSON (line 1, column 2"),
+        (b"[]", "holds a list"),
+        (b"null", "holds a NoneType"),
+        (b"5", "holds a int"),
+        (b"{}", '"model" is None'),
+        (b"[" * 200_000, "nested too deeply"),
+        (b'{"a":' * 200_000, "nested too deeply"),
+        (b'{"model": ' + b"9" * 5000 + b"}", "too long a number"),
+        (b'{"model": {}, "model": {}}', "'model' twice"),
+        (GOOD.replace(b'"a": 16,', b'"a": 16, "a": 17,'), "'a' twice"),
+        (GOOD[:-20], "not JSON"),
+        (b"\0" * 100, "not JSON"),
+    ],
+)
+def test_a_file_that_is_no_tokenizer_json_is_refused(data: bytes, reason: str) -> None:
+    with pytest.raises(InputError) as error:
+        parse_bpe(data, "the file")
+    assert reason in str(error.value)
+
+
+def test_strings_that_multiply_without_bound_are_refused_quickly() -> None:
+    vocab = {"<unk>": 0, "<bos>": 1, "</eos>": 2}
+    merges = []
+    for level in range(30):
+        for alias in range(10):
+            vocab[chr(0x4E00 + 10 * level + alias)] = 3 + level
+    left = chr(0x4E00)
+    for level in range(1, 30):
+        right = chr(0x4E00 + 10 * level)
+        vocab[left + right] = 33 + level - 1
+        merges.append([left, right])
+        left += right
+    document = good()
+    document["added_tokens"] = document["added_tokens"][:3]
+    document["model"] |= {"vocab": vocab, "merges": merges}
+    assert "more than 65,536 strings" in refusal(document)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda children: st.lists(children) | st.dictionaries(st.text(), children),
+        max_leaves=20,
+    ),
+    st.sampled_from(
+        [
+            ("model",),
+            ("added_tokens",),
+            ("post_processor",),
+            ("post_processor", "single"),
+            ("post_processor", "special_tokens"),
+            ("model", "vocab"),
+            ("model", "merges"),
+            ("model", "type"),
+            ("model", "unk_token"),
+        ]
+    ),
+)
+def test_any_json_in_any_place_is_refused_or_read_but_never_crashes(
+    value: object, place: tuple[str, ...]
+) -> None:
+    document = good()
+    target = document
+    for key in place[:-1]:
+        target = target[key]
+    target[place[-1]] = value
+    try:
+        parse_bpe(json.dumps(document).encode(), "the file")
+    except InputError as error:
+        assert "the file" in str(error)  # noqa: PT017 - the other outcome is as good
+    else:
+        assert place[0] in {"added_tokens", "post_processor"}
+
+
+@given(st.integers(0, len(GOOD) - 1), st.integers(0, 255))
+def test_a_changed_byte_is_refused_or_read_but_never_crashes(place: int, byte: int) -> None:
+    data = bytearray(GOOD)
+    data[place] = byte
+    try:
+        bpe = parse_bpe(bytes(data), "the file")
+    except InputError as error:
+        assert "the file" in str(error)  # noqa: PT017 - the other outcome is as good
+    else:
+        assert bpe.n_ids >= 255
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("empty.json", b"", "is empty"),
+        ("missing.json", None, "does not exist"),
+    ],
+)
+def test_an_unusable_file_is_refused(
+    tmp_path: Path, name: str, data: bytes | None, reason: str
+) -> None:
+    path = tmp_path / name
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(InputError, match=reason) as error:
+        read_bpe(path)
+    assert name in str(error.value)
+
+
+def test_a_folder_is_refused_with_the_name_that_was_meant(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a directory") as error:
+        read_bpe(tmp_path)
+    assert str(tmp_path / "tokenizer.json") in str(error.value)
+
+
+def test_a_huge_file_is_refused_without_reading_it(tmp_path: Path) -> None:
+    path = tmp_path / "huge.json"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # a terabyte of zeros that takes no room
+    with pytest.raises(InputError, match="1,099,511,627,776 bytes"):
+        read_bpe(path)

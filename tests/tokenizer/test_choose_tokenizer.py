@@ -1,0 +1,140 @@
+"""Which tokenizer is taken for a checkpoint, and when it is refused."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from valle_convert.errors import InputError
+from valle_convert.tokenizer.bpe import PhonemeBpe
+from valle_convert.tokenizer.choose import (
+    BUILT_IN,
+    check_rows,
+    choose_tokenizer,
+    open_tokenizer,
+)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    path = tmp_path / "fp32.sft"
+    path.write_bytes(b"weights")
+    return path
+
+
+@pytest.fixture
+def symmap(published: PhonemeBpe) -> dict[str, int]:
+    return dict(published.vocab)
+
+
+def test_the_built_in_one_is_taken_where_nothing_else_is_there(
+    checkpoint: Path, symmap: dict[str, int]
+) -> None:
+    choice = choose_tokenizer(None, checkpoint, symmap, 256)
+    assert choice.source == "built-in"
+    assert choice.reason == "no tokenizer.json lies beside the checkpoint"
+    assert choice.agreement == (
+        "its 256 ids are the checkpoint's 256 rows, its 281 strings the checkpoint's own"
+    )
+    assert choice.sha256 == hashlib.sha256(BUILT_IN.read_bytes()).hexdigest()
+    assert choice.file.kind == "bpe"
+
+
+def test_a_file_beside_the_checkpoint_comes_before_the_built_in_one(checkpoint: Path) -> None:
+    beside = checkpoint.with_name("tokenizer.json")
+    beside.write_bytes(BUILT_IN.read_bytes() + b"\n")
+    for where in (checkpoint, checkpoint.parent):
+        choice = choose_tokenizer(None, where, None, 256)
+        assert choice.source == beside.name
+        assert choice.reason == "found beside the checkpoint"
+        assert choice.sha256 == hashlib.sha256(beside.read_bytes()).hexdigest()
+
+
+def test_a_named_file_comes_before_the_one_beside(checkpoint: Path, tmp_path: Path) -> None:
+    checkpoint.with_name("tokenizer.json").write_bytes(b"broken")
+    named = tmp_path / "mine.json"
+    named.write_bytes(BUILT_IN.read_bytes())
+    choice = choose_tokenizer(named, checkpoint, None, 256)
+    assert (choice.source, choice.reason) == (named.name, "given by --tokenizer")
+
+
+def test_a_broken_file_beside_is_an_error_and_not_passed_over(checkpoint: Path) -> None:
+    checkpoint.with_name("tokenizer.json").write_bytes(b"broken")
+    with pytest.raises(InputError, match="is not JSON"):
+        choose_tokenizer(None, checkpoint, None, 256)
+
+
+def test_every_disagreement_with_the_checkpoint_is_in_one_message(
+    checkpoint: Path, symmap: dict[str, int]
+) -> None:
+    symmap["a"] = 17
+    del symmap["b"]
+    symmap["ж"] = 255
+    with pytest.raises(InputError) as error:
+        choose_tokenizer(None, checkpoint, symmap, 255)
+    message = str(error.value)
+    assert "does not fit the built-in tokenizer" in message
+    assert "it has 255 phoneme rows, and the tokenizer 256 ids" in message
+    assert "'a' has the id 17 in the checkpoint, and the id 16 in the tokenizer" in message
+    assert "'b' has no id in the checkpoint, and the id 17 in the tokenizer" in message
+    assert "'ж' has the id 255 in the checkpoint, and no id in the tokenizer" in message
+    assert "--tokenizer FILE" in message
+
+
+def test_of_a_wholly_different_vocabulary_the_first_few_are_shown(checkpoint: Path) -> None:
+    with pytest.raises(InputError, match=r"and \d\d\d more") as error:
+        choose_tokenizer(None, checkpoint, {"x": 1}, 256)
+    assert len(str(error.value)) < 2000
+
+
+def test_the_naive_vocabulary_of_old_models_is_named(checkpoint: Path) -> None:
+    old = {"<s>": 1, "</s>": 2, " ": 3, "iː": 8, "pˈ": 9}
+    with pytest.raises(InputError, match='"naive"'):
+        choose_tokenizer(None, checkpoint, old, 256)
+
+
+@pytest.mark.parametrize("n_rows", [0, 32, 255, 257])
+def test_another_number_of_rows_is_refused(
+    checkpoint: Path, published: PhonemeBpe, n_rows: int
+) -> None:
+    with pytest.raises(InputError, match=f"it has {n_rows} phoneme rows"):
+        choose_tokenizer(None, checkpoint, None, n_rows)
+    with pytest.raises(InputError, match=f"it has {n_rows} phoneme rows"):
+        check_rows(published, n_rows)
+
+
+def test_the_right_number_of_rows_is_fine(published: PhonemeBpe) -> None:
+    check_rows(published, 256)
+
+
+def test_a_missing_named_file_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        choose_tokenizer(Path("missing.json"), checkpoint, None, 256)
+
+
+def test_a_file_called_model_is_read_as_sentencepiece(tmp_path: Path) -> None:
+    path = tmp_path / "x.model"
+    path.write_bytes(BUILT_IN.read_bytes())
+    with pytest.raises(InputError, match="is not a SentencePiece model"):
+        open_tokenizer(path)
+
+
+def test_an_unknown_pre_tokenizer_is_refused_for_every_kind() -> None:
+    with pytest.raises(InputError, match="expected qwen35 or superbpe"):
+        open_tokenizer(BUILT_IN).compile([], "bloom")
+
+
+def test_choosing_and_compiling_load_no_library() -> None:
+    code = (
+        "import json, sys; from pathlib import Path;"
+        "from valle_convert.tokenizer.choose import choose_tokenizer;"
+        "choice = choose_tokenizer(None, Path('x.sft'), None, 256);"
+        "choice.compile([f'<row:{i}>' for i in range(27000)]);"
+        "print(json.dumps([*sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    loaded = set(json.loads(done.stdout))
+    assert not loaded & {"numpy", "torch", "gguf", "tokenizers", "sentencepiece", "llama_cpp"}

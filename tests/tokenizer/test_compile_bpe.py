@@ -1,0 +1,417 @@
+"""The compiler: what it writes, and that stock llama.cpp makes the original ids of it."""
+
+import itertools
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+from conftest import PLACEHOLDERS, OpenVocabulary, write_vocabulary
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from valle_convert.errors import InputError
+from valle_convert.tokenizer.bpe import PhonemeBpe, parse_bpe
+from valle_convert.tokenizer.byte_level import (
+    BYTE_TO_CHARACTER,
+    from_byte_level,
+    readable,
+    to_byte_level,
+)
+from valle_convert.tokenizer.check import compare
+from valle_convert.tokenizer.choose import BUILT_IN
+from valle_convert.tokenizer.compile import SPLITTERS, compile_bpe
+from valle_convert.tokenizer.compiled import CompiledTokenizer, TokenType, check_placeholders
+from valle_convert.tokenizer.corpus import AWKWARD, texts
+from valle_convert.tokenizer.oracle import HuggingFaceOracle, LlamaTokenizer
+
+
+def bpe_file(
+    vocab: dict[str, int], merges: list[list[str]], extra: list[dict[str, Any]] | None = None
+) -> bytes:
+    """A tokenizer.json with these strings after the three special ones (ids from 3 on)."""
+    document = json.loads(BUILT_IN.read_text(encoding="utf-8"))
+    extra = [document["added_tokens"][0] | token for token in extra or []]
+    special = {"<unk>": 0, "<bos>": 1, "</eos>": 2}
+    document["model"] |= {"vocab": special | vocab, "merges": merges}
+    document["added_tokens"] = document["added_tokens"][:3] + extra
+    return json.dumps(document).encode()
+
+
+def with_merge(left: str, right: str) -> bytes:
+    return bpe_file({left: 3, right: 4, left + right: 5}, [[left, right]])
+
+
+def mixture(bpe: PhonemeBpe) -> Iterator[str]:
+    """Some texts of every kind: all strings, awkward ones, lines, pairs, random ones."""
+    yield from (string for strings in bpe.strings for string in strings)
+    yield from AWKWARD
+    yield from itertools.islice(texts(bpe.vocab, 90_000, seed=5), 0, None, 20)
+
+
+def true_ids_of(llama: LlamaTokenizer, compiled: CompiledTokenizer, text: str) -> list[int]:
+    ids = llama.encode(text, add_special=True, parse_special=False)
+    return [compiled.true_ids[id_] for id_ in ids]
+
+
+# --- the bytes' alphabet ----------------------------------------------------------------------
+
+
+def test_the_byte_alphabet_is_that_of_gpt_2() -> None:
+    assert to_byte_level(" ") == "Ġ"
+    assert to_byte_level("\n") == "Ċ"
+    assert to_byte_level("ˈɛ") == "ËĪÉĽ"
+    assert len(set(BYTE_TO_CHARACTER)) == 256
+    assert all(character.isprintable() for character in BYTE_TO_CHARACTER)
+
+
+@given(st.binary())
+def test_the_byte_alphabet_loses_nothing(data: bytes) -> None:
+    assert from_byte_level(to_byte_level(data)) == data
+
+
+def test_a_piece_is_shown_as_text_or_as_the_bytes_that_it_holds_of_one() -> None:
+    assert readable("ËĪÉĽ") == "ˈɛ"
+    assert readable("âĢ") == "<E2 80>"
+    assert readable("<row:1>") == "<row:1>"
+    assert readable("漢") == "漢"
+
+
+# --- what is written ------------------------------------------------------------------------
+
+
+def test_rows_come_in_order_phonemes_then_others_then_copies(
+    compiled: CompiledTokenizer,
+) -> None:
+    assert len(compiled.tokens) == 256 + 40 + 156 + 139
+    assert compiled.tokens[256:296] == tuple(PLACEHOLDERS)
+    assert compiled.true_ids[:256] == tuple(range(256))
+    assert set(compiled.true_ids[256:296]) == {-1}
+    assert compiled.true_ids[296:] == compiled.extra_rows
+    assert Counter(compiled.extra_rows)[0] == 139
+
+
+def test_every_token_has_the_type_that_llama_cpp_needs(compiled: CompiledTokenizer) -> None:
+    types = dict(zip(compiled.tokens, compiled.token_types, strict=True))
+    assert [types[t] for t in ("<unk>", "<bos>", "</eos>", "<mask>")] == [2, 3, 3, 3]
+    assert types["'"] is TokenType.USER_DEFINED
+    assert types["Ġ"] is types[to_byte_level("ʁ")] is TokenType.NORMAL
+    assert types["<row:3>"] is types["A"] is types["âĢ"] is types["ð"] is TokenType.UNUSED
+    counts = Counter(compiled.token_types)
+    assert counts == {
+        TokenType.UNKNOWN: 1,
+        TokenType.CONTROL: 3,
+        TokenType.USER_DEFINED: 1,
+        TokenType.NORMAL: 252 + 156,
+        TokenType.UNUSED: 40 + 138,
+    }
+
+
+def test_bytes_are_joined_before_phonemes_and_phonemes_by_rank(
+    compiled: CompiledTokenizer,
+) -> None:
+    merges = [merge.split(" ") for merge in compiled.merges]
+    is_text = [from_byte_level("".join(merge)) for merge in merges]
+    n_bytes = len(merges) - 304
+    assert merges[n_bytes] == [to_byte_level("ˈ"), to_byte_level("ɛ")]
+    assert merges[-1] == [to_byte_level("ʍ"), to_byte_level("ˌɪtʃ")]
+    for joined in is_text[:n_bytes]:
+        assert joined is not None
+        assert len(joined) == 2 or joined[0] >= 0xE0
+
+
+def test_no_two_tokens_have_the_same_text(compiled: CompiledTokenizer) -> None:
+    assert len(set(compiled.tokens)) == len(compiled.tokens)
+
+
+def test_no_continuation_byte_is_a_token(compiled: CompiledTokenizer) -> None:
+    continuation = {to_byte_level(bytes([byte])) for byte in range(0x80, 0xC0)}
+    assert not continuation & set(compiled.tokens)
+
+
+def test_the_keys_carry_the_special_ids_which_llama_cpp_would_else_make_up(
+    compiled: CompiledTokenizer,
+) -> None:
+    keys = {key: (value, kind) for key, value, kind in compiled.metadata()}
+    assert keys["tokenizer.ggml.model"] == ("gpt2", "string")
+    assert keys["tokenizer.ggml.pre"] == ("qwen35", "string")
+    assert keys["tokenizer.ggml.bos_token_id"] == (1, "u32")
+    assert keys["tokenizer.ggml.eos_token_id"] == (2, "u32")
+    assert keys["tokenizer.ggml.unknown_token_id"] == (0, "u32")
+    assert keys["tokenizer.ggml.add_bos_token"] == (True, "bool")
+    assert keys["tokenizer.ggml.add_eos_token"] == (True, "bool")
+    assert keys["valle.tokenizer.true_ids"] == (list(compiled.true_ids), "[i32]")
+    assert "tokenizer.ggml.scores" not in keys
+
+
+def test_token_types_have_the_numbers_of_gguf() -> None:
+    assert {kind.name: int(kind) for kind in TokenType} == {
+        kind.name: int(kind) for kind in gguf.TokenType
+    }
+
+
+def test_compiling_twice_gives_the_same(published: PhonemeBpe) -> None:
+    assert compile_bpe(published, PLACEHOLDERS) == compile_bpe(published, PLACEHOLDERS)
+
+
+@pytest.mark.parametrize(
+    ("placeholders", "reason"),
+    [
+        (["<row:0>", "<row:0>"], "given to two rows"),
+        (["<mask>"], "given to two rows"),
+        ([to_byte_level("ˈɛ")], "given to two rows"),
+        ([to_byte_level("ʁ")], "given to two rows"),
+        (["âĢ"], "given to two rows"),
+        (["Ģ"], "is a single character"),
+        ([""], "is a single character"),
+    ],
+)
+def test_a_row_name_that_text_could_turn_into_is_refused(
+    published: PhonemeBpe, placeholders: list[str], reason: str
+) -> None:
+    with pytest.raises(InputError, match=reason):
+        compile_bpe(published, placeholders)
+
+
+@given(st.lists(st.text(min_size=2), unique=True))
+def test_different_names_of_two_characters_are_fine(names: list[str]) -> None:
+    check_placeholders(names, [])
+
+
+# --- stock llama.cpp makes the original ids of it -------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("", [1, 2]),
+        ("ˈɛ", [1, 83, 2]),
+        ("ʁˈɛ€", [1, 32, 83, 0, 2]),
+        # One <unk> a character, however many bytes: 1, 2, 3, 4, and 3 with a known beginning.
+        ("Aжह👍‟", [1, 0, 0, 0, 0, 0, 2]),
+        # Ranks, not left to right: l + ˈɛ (119) waits for ˈ + ɛ (0), and n + t (54) is not made.
+        ("lˈɛnt", [1, 26, 123, 34, 2]),
+        ("'sˈɛd", [1, 0, 215, 2]),
+        ("<mask>", [1, 0, 27, 16, 33, 25, 0, 2]),
+    ],
+)
+def test_literal_texts_give_literal_ids(
+    llama: LlamaTokenizer, compiled: CompiledTokenizer, text: str, ids: list[int]
+) -> None:
+    assert true_ids_of(llama, compiled, text) == ids
+
+
+def test_special_texts_are_matched_only_where_asked_for(
+    llama: LlamaTokenizer, compiled: CompiledTokenizer
+) -> None:
+    parsed = llama.encode("a<mask>", add_special=False, parse_special=True)
+    assert [compiled.true_ids[id_] for id_ in parsed] == [16, 3]
+
+
+def test_no_text_turns_into_a_row_that_is_no_text(
+    llama: LlamaTokenizer, compiled: CompiledTokenizer
+) -> None:
+    for name in PLACEHOLDERS:
+        assert -1 not in true_ids_of(llama, compiled, name)
+
+
+@pytest.mark.parametrize("pre", SPLITTERS)
+def test_every_splitter_on_offer_gives_the_same_ids(
+    pre: str, published: PhonemeBpe, open_vocabulary: OpenVocabulary
+) -> None:
+    compiled = compile_bpe(published, PLACEHOLDERS, pre)
+    oracle = HuggingFaceOracle(BUILT_IN.read_bytes())
+    report = compare(open_vocabulary(compiled), oracle, compiled.true_ids, mixture(published))
+    assert report.ok, report.first
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "default", "bloom", "llama-bpe", ""])
+def test_other_splitters_are_refused(pre: str, published: PhonemeBpe) -> None:
+    with pytest.raises(InputError, match=r"cannot be used: .* expected qwen35 or superbpe"):
+        compile_bpe(published, [], pre)
+
+
+def test_merges_that_a_splitter_would_cut_are_refused_with_the_one_that_does_not() -> None:
+    bpe = parse_bpe(with_merge("a", " "), "f")
+    with pytest.raises(InputError, match="Use the pre-tokenizer superbpe instead") as error:
+        compile_bpe(bpe, [])
+    assert "letters and combining marks" in str(error.value)
+
+
+def test_merges_of_digits_are_refused_by_all_splitters() -> None:
+    bpe = parse_bpe(with_merge("1", "2"), "f")
+    with pytest.raises(InputError, match="No pre-tokenizer"):
+        compile_bpe(bpe, [])
+    with pytest.raises(InputError, match="anything but digits"):
+        compile_bpe(bpe, [], "superbpe")
+
+
+@pytest.mark.parametrize(("left", "right"), [("a", " "), (" ", "a"), (".", "a"), ("\n", "!")])
+def test_superbpe_keeps_merges_with_spaces_and_punctuation(
+    left: str, right: str, open_vocabulary: OpenVocabulary
+) -> None:
+    data = with_merge(left, right)
+    compiled = compile_bpe(parse_bpe(data, "f"), [], "superbpe")
+    alphabet = [left, right, left + right, "b", "'s", "1", " ", "\n"]
+    report = compare(
+        open_vocabulary(compiled), HuggingFaceOracle(data), compiled.true_ids, texts(alphabet, 4000)
+    )
+    assert report.ok, report.first
+
+
+def test_an_apostrophe_that_is_a_phoneme_keeps_its_id(open_vocabulary: OpenVocabulary) -> None:
+    data = bpe_file({"'": 3, "s": 4, "t": 5, "st": 6}, [["s", "t"]])
+    compiled = compile_bpe(parse_bpe(data, "f"), [])
+    llama = open_vocabulary(compiled)
+    assert true_ids_of(llama, compiled, "'st's't") == [1, 3, 6, 3, 4, 3, 5, 2]
+
+
+def test_an_added_token_that_is_not_special_is_matched_always(
+    open_vocabulary: OpenVocabulary,
+) -> None:
+    extra = [{"id": 5, "content": "<laugh>", "special": False}]
+    vocab = {"a": 3, "<": 4, "<laugh>": 5, "b": 6, "ab": 7}
+    data = bpe_file(vocab, [["a", "b"]], extra)
+    bpe = parse_bpe(data, "f")
+    compiled = compile_bpe(bpe, [])
+    report = compare(
+        open_vocabulary(compiled),
+        HuggingFaceOracle(data),
+        compiled.true_ids,
+        texts(bpe.vocab, 3000),
+    )
+    assert report.ok, report.first
+
+
+def test_an_added_token_that_spells_a_byte_is_refused() -> None:
+    extra = [{"id": 5, "content": "Ġ", "special": True}]
+    data = bpe_file({"a": 3, " ": 4, "Ġ": 5, "b": 6, "ab": 7}, [["a", "b"]], extra)
+    with pytest.raises(InputError, match="has the form that"):
+        compile_bpe(parse_bpe(data, "f"), [])
+
+
+# --- other tokenizers than the published one ----------------------------------------------------
+
+LETTERS = "abcdeɛːˈɹʃθ漢か한𐐀\u0303"  # one to four bytes each, all letters or marks
+assert all(unicodedata.category(letter)[0] in "LM" for letter in LETTERS)
+
+
+@st.composite
+def small_bpes(draw: st.DrawFn) -> bytes:
+    """A tokenizer of some letters on fewer ids, with merges that follow the rules."""
+    n_ids = draw(st.integers(3, 8))
+    ids = draw(st.lists(st.integers(3, 2 + n_ids), min_size=len(LETTERS), max_size=len(LETTERS)))
+    used = {id_: new for new, id_ in enumerate(sorted(set(ids)), start=3)}
+    vocab = {letter: used[id_] for letter, id_ in zip(LETTERS, ids, strict=True)}
+    merges: list[list[str]] = []
+    for _ in range(draw(st.integers(1, 6))):
+        left, right = draw(st.lists(st.sampled_from(sorted(vocab)), min_size=2, max_size=2))
+        pairs = {(vocab[a], vocab[b]) for a, b in merges}
+        # Most of what is drawn follows the two rules that chance breaks most often.
+        if left + right not in vocab and (
+            draw(st.integers(0, 9)) == 0
+            or (vocab[left] != vocab[right] and (vocab[left], vocab[right]) not in pairs)
+        ):
+            vocab[left + right] = max(vocab.values()) + 1
+            merges.append([left, right])
+    return bpe_file(vocab, merges)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(small_bpes(), st.integers(0, 2**32))
+def test_any_tokenizer_is_refused_or_reproduced_exactly(
+    tmp_path: Path, data: bytes, seed: int
+) -> None:
+    try:
+        bpe = parse_bpe(data, "f")
+    except InputError:
+        return
+    compiled = compile_bpe(bpe, PLACEHOLDERS[:3])
+    path = tmp_path / "any.gguf"
+    path.unlink(missing_ok=True)
+    write_vocabulary(path, compiled)
+    with LlamaTokenizer(path) as llama:
+        # The lines of espeak-ng, which come first, hold few of these letters.
+        chosen = itertools.islice(texts(bpe.vocab, 3900, seed=seed), 2800, None)
+        report = compare(llama, HuggingFaceOracle(data), compiled.true_ids, chosen)
+    assert report.ok, report.first
+
+
+def test_the_generator_of_tokenizers_makes_good_ones_with_shared_ids() -> None:
+    good: list[PhonemeBpe] = []
+
+    @settings(max_examples=60, database=None, derandomize=True)
+    @given(small_bpes())
+    def collect(data: bytes) -> None:
+        with suppress(InputError):
+            good.append(parse_bpe(data, "f"))
+
+    collect()
+    n_rich = sum(len(bpe.merges) > 1 and max(map(len, bpe.strings)) > 4 for bpe in good)
+    assert n_rich >= 10
+
+
+# --- and the comparison would notice if it did not ----------------------------------------------
+
+
+def without(compiled: CompiledTokenizer, text: str) -> CompiledTokenizer:
+    """The same vocabulary with another text in the place of this token."""
+    tokens = tuple(f"<gone:{text}>" if token == text else token for token in compiled.tokens)
+    assert tokens != compiled.tokens
+    return replace(compiled, tokens=tokens)
+
+
+def as_type(compiled: CompiledTokenizer, text: str, kind: TokenType) -> CompiledTokenizer:
+    types = list(compiled.token_types)
+    assert types[compiled.tokens.index(text)] != kind
+    types[compiled.tokens.index(text)] = kind
+    return replace(compiled, token_types=tuple(types))
+
+
+def swapped_true_ids(compiled: CompiledTokenizer) -> CompiledTokenizer:
+    ids = list(compiled.true_ids)
+    ids[16], ids[17] = ids[17], ids[16]
+    return replace(compiled, true_ids=tuple(ids))
+
+
+SABOTAGE = {
+    "a merge is missing": lambda c: replace(c, merges=(*c.merges[:200], *c.merges[201:])),
+    "the last merge is missing": lambda c: replace(c, merges=c.merges[:-1]),
+    "the order of the merges is reversed": lambda c: replace(
+        c, merges=(*c.merges[:64], *reversed(c.merges[64:]))
+    ),
+    "two ids are exchanged": swapped_true_ids,
+    "the apostrophe is no token of its own": lambda c: as_type(c, "'", TokenType.UNUSED),
+    "a lead byte is no token": lambda c: without(c, to_byte_level(b"\xd0")),
+    "a prefix of a character is no token": lambda c: without(c, to_byte_level(b"\xe2\x80")),
+    "an alias is no token": lambda c: without(c, to_byte_level("ʁ")),
+    "<mask> is not special": lambda c: as_type(c, "<mask>", TokenType.NORMAL),
+    "</eos> is not put at the end": lambda c: replace(c, add_eos=False),
+    "<bos> is another token": lambda c: replace(c, bos_id=3),
+    "the splitter tears marks from letters": lambda c: replace(c, pre="gpt-2"),
+}
+
+
+@pytest.mark.parametrize("name", SABOTAGE)
+def test_a_wrong_vocabulary_is_found_out(
+    name: str,
+    published: PhonemeBpe,
+    compiled: CompiledTokenizer,
+    open_vocabulary: OpenVocabulary,
+) -> None:
+    wrong = SABOTAGE[name](compiled)
+    oracle = HuggingFaceOracle(BUILT_IN.read_bytes())
+    report = compare(open_vocabulary(wrong), oracle, wrong.true_ids, mixture(published))
+    assert not report.ok
+    assert report.n_differences > 0
+    assert report.first[0].expected != report.first[0].found

@@ -1,0 +1,559 @@
+"""tokenizer.json -> `PhonemeBpe`, or one error that names all that cannot be converted.
+
+In goes a Hugging Face file whose model is a character-level BPE: strings with ids, merges in
+rank order, special texts that are matched as a whole. What makes it unlike most others is
+that several strings share an id ("r", "ɽ" and "ʁ" have one embedding), and that Hugging Face
+keys its merges by ids: a merge of "ɾ" and "r" is one of "ɾ" and "ʁ" too.
+
+llama.cpp keys merges by text. So each merge has to be spelled out for all strings of its two
+ids (`strings`, below), and the copies get neighbouring ranks instead of one. That gives the
+same ids as long as the order among the copies of a merge cannot matter, and the rules in
+`_check_order` are what this rests on:
+
+    a merge joins two different ids       else its occurrences overlap: "a a a"
+    its result is used by later ones only else a later copy would have to wait for it
+    one merge a pair, one merge a result  else the rank of a text is not one number
+    no text gets two ids                  else llama.cpp, which knows texts only, mixes them up
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import permutations, product
+from pathlib import Path
+
+from valle_convert.errors import EnvironmentFault, InputError
+from valle_convert.files import describe_os_error
+from valle_convert.tokenizer.problems import refusal, short
+
+# A phoneme vocabulary takes 20 kB; the largest tokenizer.json of a language model, 40 MB.
+MAX_FILE_BYTES = 64 << 20
+# Strings that share ids multiply with every merge; the published vocabulary comes to 412.
+MAX_STRINGS = 1 << 16
+# Every one of them costs llama.cpp a search through each text.
+MAX_ADDED_TOKENS = 256
+
+_REMEDY = (
+    "Give the tokenizer.json that the checkpoint was trained with (--tokenizer FILE); a file like "
+    "this one cannot be reproduced exactly by stock llama.cpp, and nothing less is written."
+)
+_NAIVE = (
+    'This may be the older "naive" tokenizer (no merges, stress and length marks glued to their '
+    "neighbours) of models before version 5, which is not supported."
+)
+
+Json = object
+
+
+@dataclass(frozen=True, slots=True)
+class AddedToken:
+    """A text that is matched as a whole before anything else."""
+
+    id: int
+    text: str
+    special: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PhonemeBpe:
+    """A BPE that has passed all checks.
+
+    Attributes:
+        vocab: string -> id; ids are 0 to `n_ids - 1` without a gap, strings may share one.
+        merges: pairs of strings by rank, as written in the file.
+        strings: for each id its strings, those of the file first and in its order, then those
+            that the merges make of strings that share ids. No string stands under two ids.
+        added_tokens: by id.
+        unk_id, bos_id, eos_id: ids of special tokens.
+        add_bos, add_eos: whether the post-processor puts them around a text.
+    """
+
+    vocab: Mapping[str, int]
+    merges: tuple[tuple[str, str], ...]
+    strings: tuple[tuple[str, ...], ...]
+    added_tokens: tuple[AddedToken, ...]
+    unk_id: int
+    bos_id: int
+    eos_id: int
+    add_bos: bool
+    add_eos: bool
+
+    @property
+    def n_ids(self) -> int:
+        """The number of ids, which is the number of phoneme rows that a model needs."""
+        return len(self.strings)
+
+    def merges_by_id(self) -> Iterator[tuple[int, int, int]]:
+        """`(id of the left part, id of the right part, id of the result)` by rank."""
+        for left, right in self.merges:
+            yield self.vocab[left], self.vocab[right], self.vocab[left + right]
+
+
+def read_file(path: Path) -> bytes:
+    """Read a tokenizer's file as a whole.
+
+    Raises:
+        InputError: there is no such file, it is empty or far too large.
+        EnvironmentFault: the system does not let it be read.
+    """
+    try:
+        if path.is_dir():
+            raise InputError(
+                f"The tokenizer {path} is a directory, where a file is expected; "
+                f"give {path / 'tokenizer.json'} if it is there."
+            )
+        size = path.stat().st_size
+        if not path.is_file():
+            raise InputError(f"The tokenizer {path} is not a regular file; give one that is.")
+        if size > MAX_FILE_BYTES:
+            raise InputError(
+                f"The tokenizer {path} has {size:,} bytes, where at most {MAX_FILE_BYTES:,} are "
+                "expected; give a tokenizer.json or a SentencePiece .model file."
+            )
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(
+            f"The tokenizer {path} does not exist; check the name, or leave --tokenizer out to "
+            "use the built-in vocabulary."
+        ) from None
+    except OSError as error:
+        raise EnvironmentFault(
+            f"The tokenizer {path} cannot be read: {describe_os_error(error)}; "
+            "check its permissions."
+        ) from error
+    if not data:
+        raise InputError(
+            f"The tokenizer {path} is empty (0 bytes); copy it again from where it came from."
+        )
+    return data
+
+
+def read_bpe(path: Path) -> PhonemeBpe:
+    """Read and check a tokenizer.json.
+
+    Raises:
+        InputError, EnvironmentFault: as `read_file` and `parse_bpe`.
+    """
+    return parse_bpe(read_file(path), str(path))
+
+
+def parse_bpe(data: bytes, source: str) -> PhonemeBpe:
+    """Check the bytes of a tokenizer.json.
+
+    Args:
+        data: the whole file.
+        source: how to call it in a message.
+
+    Raises:
+        InputError: it is no JSON, or its tokenizer is one that llama.cpp cannot reproduce.
+            All reasons stand in one message.
+    """
+    document = _load_json(data, source)
+    what = f"The tokenizer {source} cannot be converted"
+    problems: list[str] = []
+    parts = _read_parts(document, problems)
+    if problems or parts is None:
+        raise refusal(what, problems, _REMEDY)
+    problems.extend(_check_order(parts))
+    if problems:
+        raise refusal(what, problems, _REMEDY)
+    strings = _close(parts, problems)
+    if problems:
+        raise refusal(what, problems, _REMEDY)
+    return PhonemeBpe(
+        vocab=parts.vocab,
+        merges=tuple(parts.merges),
+        strings=strings,
+        added_tokens=tuple(sorted(parts.added_tokens, key=lambda token: token.id)),
+        unk_id=parts.unk_id,
+        bos_id=parts.bos_id,
+        eos_id=parts.eos_id,
+        add_bos=parts.add_bos,
+        add_eos=parts.add_eos,
+    )
+
+
+# --- the file's own form ------------------------------------------------------------------
+
+
+class _DuplicateKeyError(ValueError):
+    """A key stands twice in one JSON object."""
+
+
+def _unique_keys(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _DuplicateKeyError(key)
+            seen.add(key)
+    return result
+
+
+def _load_json(data: bytes, source: str) -> dict[str, Json]:
+    try:
+        document = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique_keys)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"The tokenizer {source} is not UTF-8 text (byte {error.start:,}), which a "
+            "tokenizer.json is; a SentencePiece file has to be named *.model."
+        ) from None
+    except _DuplicateKeyError as error:
+        raise InputError(
+            f"The tokenizer {source} has the key {short(error.args[0])} twice in one object, so "
+            "that its meaning depends on the reader; remove one of them."
+        ) from None
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"The tokenizer {source} is not JSON (line {error.lineno}, column {error.colno}: "
+            f"{error.msg}); copy it again from where it came from."
+        ) from None
+    except (RecursionError, ValueError):
+        # ValueError: a number of thousands of digits, which Python refuses to read.
+        raise InputError(
+            f"The tokenizer {source} is nested too deeply, or has too long a number, to be a "
+            "tokenizer.json; copy it again from where it came from."
+        ) from None
+    if not isinstance(document, dict):
+        raise InputError(
+            f"The tokenizer {source} holds a {type(document).__name__}, where an object with the "
+            'key "model" is expected; give a Hugging Face tokenizer.json.'
+        )
+    return document
+
+
+@dataclass(slots=True)
+class _Parts:
+    """The file's contents with their types checked, before the rules between them are."""
+
+    vocab: dict[str, int]
+    merges: list[tuple[str, str]]
+    added_tokens: list[AddedToken]
+    unk_id: int
+    bos_id: int = -1
+    eos_id: int = -1
+    add_bos: bool = False
+    add_eos: bool = False
+
+
+# What must be absent (or be the value that means absent), and what it would do.
+_ABSENT_AT_TOP = {
+    "normalizer": "rewrites the text first, for which llama.cpp has no counterpart",
+    "pre_tokenizer": "splits the text first, and llama.cpp's splitters are other ones",
+    "truncation": "cuts long texts",
+    "padding": "adds tokens to short texts",
+}
+_ABSENT_IN_MODEL = {
+    "dropout": "leaves out merges at random",
+    "continuing_subword_prefix": "marks parts of words in a way that llama.cpp does not know",
+    "end_of_word_suffix": "marks ends of words in a way that llama.cpp does not know",
+    "fuse_unk": "makes one token of several unknown characters, which llama.cpp cannot",
+    "byte_fallback": "spells unknown characters as bytes, which llama.cpp's BPE does not do",
+    "ignore_merges": "takes whole words from the vocabulary before merging",
+}
+_TOP_KEYS = {"version", "added_tokens", "post_processor", "decoder", "model", *_ABSENT_AT_TOP}
+_MODEL_KEYS = {"type", "unk_token", "vocab", "merges", *_ABSENT_IN_MODEL}
+
+
+def _is_absent(value: Json) -> bool:
+    return value is None or value in ("", 0)
+
+
+def _read_parts(document: dict[str, Json], problems: list[str]) -> _Parts | None:
+    for key, effect in _ABSENT_AT_TOP.items():
+        if not _is_absent(document.get(key)):
+            problems.append(f'"{key}" is {short(document[key])}, expected null: it {effect}')
+    problems.extend(
+        f"the key {short(key)} is unknown, and could change what text is turned into"
+        for key in document.keys() - _TOP_KEYS
+    )
+    model = document.get("model")
+    if not isinstance(model, dict):
+        problems.append(f'"model" is {short(model)}, expected an object with vocab and merges')
+        return None
+    _check_model_options(model, problems)
+    vocab = _read_vocab(model.get("vocab"), problems)
+    merges = _read_merges(model.get("merges"), problems)
+    if vocab is None or merges is None:
+        return None
+    unk = model.get("unk_token")
+    if not isinstance(unk, str) or unk not in vocab:
+        problems.append(
+            f'"unk_token" is {short(unk)}, expected a string of the vocabulary: without it '
+            "unknown characters vanish"
+        )
+        return None
+    parts = _Parts(
+        vocab=vocab,
+        merges=merges,
+        added_tokens=_read_added_tokens(document.get("added_tokens"), vocab, problems),
+        unk_id=vocab[unk],
+    )
+    _read_post_processor(document.get("post_processor"), parts, problems)
+    _check_merge_strings(parts, problems)
+    return parts
+
+
+def _check_model_options(model: dict[str, Json], problems: list[str]) -> None:
+    kind = model.get("type")
+    if kind != "BPE":
+        problems.append(
+            f'"model.type" is {short(kind)}, expected "BPE": the others do not merge by rank. '
+            f"{_NAIVE}"
+        )
+    for key, effect in _ABSENT_IN_MODEL.items():
+        if not _is_absent(model.get(key)):
+            problems.append(f'"model.{key}" is {short(model[key])}, expected none: it {effect}')
+    problems.extend(
+        f"the key {short(f'model.{key}')} is unknown, and could change what text is turned into"
+        for key in model.keys() - _MODEL_KEYS
+    )
+
+
+def _is_text(value: Json) -> bool:
+    """Whether a value is a string that UTF-8 can spell: JSON escapes can make others."""
+    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def _read_vocab(value: Json, problems: list[str]) -> dict[str, int] | None:
+    if not isinstance(value, dict) or not value:
+        problems.append(f'"model.vocab" is {short(value)}, expected an object of string: id')
+        return None
+    vocab: dict[str, int] = {}
+    before = len(problems)
+    for string, id_ in value.items():
+        if not string or not _is_text(string):
+            problems.append(f"the vocabulary string {short(string)} is empty or not valid Unicode")
+        elif not isinstance(id_, int) or isinstance(id_, bool) or id_ < 0:
+            problems.append(f"the id of {short(string)} is {short(id_)}, expected a whole number")
+        else:
+            vocab[string] = id_
+    if len(problems) > before:
+        return None
+    ids = sorted(set(vocab.values()))
+    if ids[-1] != len(ids) - 1:
+        gap = next(i for i, id_ in enumerate(ids) if i != id_)
+        problems.append(
+            f"the vocabulary's {len(ids)} ids go up to {ids[-1]}, expected 0 to {len(ids) - 1}: "
+            f"no string has the id {gap}"
+        )
+        return None
+    return vocab
+
+
+def _read_merges(value: Json, problems: list[str]) -> list[tuple[str, str]] | None:
+    if not isinstance(value, list) or not value:
+        problems.append(f'"model.merges" is {short(value)}, expected a list of pairs. {_NAIVE}')
+        return None
+    merges = []
+    before = len(problems)
+    for rank, merge in enumerate(value):
+        halves = merge.split(" ") if isinstance(merge, str) else merge
+        match halves:
+            case [str(left), str(right)] if left and right and _is_text(left + right):
+                merges.append((left, right))
+            case _:
+                problems.append(
+                    f'the merge of rank {rank} is {short(merge)}, expected "left right" or '
+                    '["left", "right"]'
+                )
+    return merges if len(problems) == before else None
+
+
+def _read_added_tokens(
+    value: Json, vocab: Mapping[str, int], problems: list[str]
+) -> list[AddedToken]:
+    if value is None:
+        value = []
+    if not isinstance(value, list):
+        problems.append(f'"added_tokens" is {short(value)}, expected a list')
+        return []
+    if len(value) > MAX_ADDED_TOKENS:
+        problems.append(f"{len(value):,} added tokens, expected at most {MAX_ADDED_TOKENS}")
+        return []
+    tokens = []
+    for entry in value:
+        match entry:
+            case {"id": int(id_), "content": str(text)} if vocab.get(text) == id_:
+                tokens.append(AddedToken(id_, text, special=bool(entry.get("special"))))
+                problems.extend(
+                    f'the added token {short(text)} has "{flag}" set, expected false: it changes '
+                    "which places of a text match"
+                    for flag in ("single_word", "lstrip", "rstrip")
+                    if not _is_absent(entry.get(flag))
+                )
+            case {"id": int(id_), "content": str(text)}:
+                problems.append(
+                    f"the added token {short(text)} has the id {id_}, and in the vocabulary it "
+                    f"has {vocab.get(text, 'none')}"
+                )
+            case _:
+                problems.append(f"the added token {short(entry)} lacks an id or its content")
+    texts = [token.text for token in tokens]
+    problems.extend(
+        f"the added tokens {short(a)} and {short(b)} can overlap in a text, where Hugging Face "
+        "takes the leftmost and llama.cpp the longest"
+        for a, b in permutations(texts, 2)
+        if can_overlap(a, b)
+    )
+    if len(set(texts)) != len(texts):
+        problems.append("an added token stands twice in the list")
+    return tokens
+
+
+def can_overlap(a: str, b: str) -> bool:
+    """Whether the text `b` can begin inside of the different text `a`, or stands in it."""
+    return any(
+        a[i:].startswith(b) or b.startswith(a[i:]) for i in range(len(a)) if i or len(b) < len(a)
+    )
+
+
+def _read_post_processor(value: Json, parts: _Parts, problems: list[str]) -> None:
+    """Find out which tokens are put around a text, `<bos> $A </eos>` for a published model."""
+    for name, text in (("bos_id", "<bos>"), ("eos_id", "</eos>")):
+        setattr(parts, name, next((t.id for t in parts.added_tokens if t.text == text), -1))
+    if value is not None:
+        around = _read_template(value)
+        if around is None:
+            problems.append(
+                f'"post_processor" is {short(value)}, expected null or a TemplateProcessing of at '
+                "most one token before and one after the text"
+            )
+            return
+        before, after = around
+        parts.add_bos, parts.add_eos = before is not None, after is not None
+        parts.bos_id = parts.bos_id if before is None else before
+        parts.eos_id = parts.eos_id if after is None else after
+    known = {token.id for token in parts.added_tokens if token.special}
+    for name, id_ in (("begin", parts.bos_id), ("end", parts.eos_id)):
+        if id_ not in known:
+            problems.append(
+                f"no special token marks the {name} of a text (found the id "
+                f"{id_ if id_ >= 0 else 'none'}): expected <bos> and </eos> among the added "
+                "tokens, which surround the phonemes of every VALL-E input"
+            )
+
+
+def _read_template(value: Json) -> tuple[int | None, int | None] | None:
+    """The ids put before and after the text, or None where the template is another one."""
+    match value:
+        case {
+            "type": "TemplateProcessing",
+            "single": list(single),
+            "special_tokens": dict(special),
+        }:
+            pass
+        case _:
+            return None
+    ids: list[int | None] = []  # one a place; None for the text
+    for piece in single:
+        match piece:
+            case {"Sequence": {"id": "A"}}:
+                ids.append(None)
+            case {"SpecialToken": {"id": str(name)}}:
+                match special.get(name):
+                    case {"ids": [int(id_)]}:
+                        ids.append(id_)
+                    case _:
+                        return None
+            case _:
+                return None
+    if ids.count(None) != 1 or len(ids) > 3:
+        return None
+    place = ids.index(None)
+    before, after = ids[:place], ids[place + 1 :]
+    if len(before) > 1 or len(after) > 1:
+        return None
+    return next(iter(before), None), next(iter(after), None)
+
+
+def _check_merge_strings(parts: _Parts, problems: list[str]) -> None:
+    for rank, (left, right) in enumerate(parts.merges):
+        problems.extend(
+            f"the merge of rank {rank}, {short(left)} + {short(right)}, {role} "
+            f"{short(string)}, which the vocabulary does not have"
+            for role, string in (("uses", left), ("uses", right), ("makes", left + right))
+            if string not in parts.vocab
+        )
+
+
+# --- what must hold so that llama.cpp gives the same ids ------------------------------------
+
+
+def _check_order(parts: _Parts) -> Iterator[str]:
+    """The rules of the module's docstring, as far as ids alone decide them."""
+    special = {token.id for token in parts.added_tokens} | {parts.unk_id}
+    rank_of_pair: dict[tuple[int, int], int] = {}
+    rank_of_result: dict[int, int] = {}
+    table = [
+        (parts.vocab[left], parts.vocab[right], parts.vocab[left + right])
+        for left, right in parts.merges
+    ]
+    for rank, (left, right, result) in enumerate(table):
+        name = " + ".join(map(short, parts.merges[rank]))
+        if (left, right) in rank_of_pair:
+            yield (
+                f"the merges of rank {rank_of_pair[left, right]} and {rank} ({name}) are on the "
+                f"same ids {left} and {right}, and the later one would replace the earlier"
+            )
+        if left == right:
+            yield (
+                f"the merge of rank {rank} ({name}) joins the id {left} with itself, so that it "
+                "depends on where a run of it begins"
+            )
+        if result in rank_of_result:
+            yield (
+                f"the merges of rank {rank_of_result[result]} and {rank} ({name}) both make the "
+                f"id {result}"
+            )
+        if special & {left, right, result}:
+            yield (
+                f"the merge of rank {rank} ({name}) uses the id of a special token or of unknown "
+                "characters"
+            )
+        rank_of_pair.setdefault((left, right), rank)
+        rank_of_result.setdefault(result, rank)
+    for rank, (left, right, _) in enumerate(table):
+        for used in (left, right):
+            if rank_of_result.get(used, -1) >= rank:
+                yield (
+                    f"the merge of rank {rank} ({' + '.join(map(short, parts.merges[rank]))}) uses "
+                    f"the id {used}, which is made by the later rank {rank_of_result[used]}"
+                )
+
+
+def _close(parts: _Parts, problems: list[str]) -> tuple[tuple[str, ...], ...]:
+    """The strings of every id, with those that a merge makes of other strings of its halves.
+
+    One pass by rank is enough, since a merge uses results of lower ranks only.
+    """
+    strings: list[dict[str, None]] = [{} for _ in range(max(parts.vocab.values()) + 1)]
+    # The text of a special token comes first, whatever else has its id.
+    for token in parts.added_tokens:
+        strings[token.id][token.text] = None
+    owner = dict(parts.vocab)
+    for string, id_ in parts.vocab.items():
+        strings[id_][string] = None
+    for left, right in parts.merges:
+        a, b, result = parts.vocab[left], parts.vocab[right], parts.vocab[left + right]
+        if len(owner) + len(strings[a]) * len(strings[b]) > MAX_STRINGS:
+            problems.append(
+                f"strings that share ids make more than {MAX_STRINGS:,} strings through the merges"
+            )
+            break
+        for string in _joined(strings[a], strings[b]):
+            if owner.setdefault(string, result) != result:
+                problems.append(
+                    f"the text {short(string)} has the id {owner[string]}, and the merge "
+                    f"{short(left)} + {short(right)} makes it as the id {result}"
+                )
+            else:
+                strings[result][string] = None
+    return tuple(tuple(group) for group in strings)
+
+
+def _joined(lefts: Iterable[str], rights: Iterable[str]) -> list[str]:
+    return [left + right for left, right in product(lefts, rights)]

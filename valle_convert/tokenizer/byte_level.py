@@ -1,0 +1,53 @@
+"""The printable form that GPT-2 style vocabularies give to bytes.
+
+Such a vocabulary stores text as characters that stand for UTF-8 bytes: the printable
+characters of Latin-1 stand for their own byte, and the 68 others (controls, space, 7F to A0,
+AD) for nothing, so those bytes are given U+0100, U+0101, ... in order. A space becomes `Ġ`,
+`ˈ` (CB 88) becomes `ËĪ`.
+"""
+
+from __future__ import annotations
+
+
+def _alphabet() -> tuple[str, ...]:
+    """The character for each of the 256 bytes."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    n_other = 0
+    characters = []
+    for byte in range(256):
+        if byte in printable:
+            characters.append(chr(byte))
+        else:
+            characters.append(chr(0x100 + n_other))
+            n_other += 1
+    return tuple(characters)
+
+
+BYTE_TO_CHARACTER = _alphabet()
+CHARACTER_TO_BYTE = {character: byte for byte, character in enumerate(BYTE_TO_CHARACTER)}
+
+
+def to_byte_level(data: str | bytes) -> str:
+    """Spell text (as UTF-8) or bytes with one printable character a byte."""
+    if isinstance(data, str):
+        data = data.encode("utf-8")
+    return "".join([BYTE_TO_CHARACTER[byte] for byte in data])
+
+
+def from_byte_level(piece: str) -> bytes | None:
+    """The bytes that a piece spells, or None where it holds a character that spells none."""
+    try:
+        return bytes(CHARACTER_TO_BYTE[character] for character in piece)
+    except KeyError:
+        return None
+
+
+def readable(piece: str) -> str:
+    """Show a piece to a reader: the text it spells, or `<E2 80>` where it is a part of one."""
+    data = from_byte_level(piece)
+    if data is None:
+        return piece
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return f"<{data.hex(' ').upper()}>"

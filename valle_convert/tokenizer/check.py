@@ -1,0 +1,110 @@
+"""Stock llama.cpp against the tokenizer's own library, text by text.
+
+In go two tokenizers, the array of true ids, and a stream of texts of any length; out comes a
+`TokenizerReport`. The claim that is checked is equality of the ids themselves:
+
+    true_ids[llama_tokenize(text)] == tokenizers.encode(text).ids
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from valle_convert.tokenizer.oracle import LlamaTokenizer, Oracle, Setting
+
+# Hugging Face encodes a batch on all cores; beyond some hundred texts it gets no faster.
+BATCH_SIZE = 512
+MAX_SHOWN_DIFFERENCES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A text for which the two do not give the same ids.
+
+    Attributes:
+        expected: the ids of the tokenizer's own library.
+        found: llama.cpp's tokens as true ids (-1 for a token that is no text).
+        pieces: llama.cpp's tokens, spelled out.
+    """
+
+    text: str
+    setting: Setting
+    expected: tuple[int, ...]
+    found: tuple[int, ...]
+    pieces: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerReport:
+    """The verdict.
+
+    Attributes:
+        n_texts: how many texts were compared.
+        settings: under which settings each of them was.
+        n_differences: pairs of text and setting with other ids.
+        n_tokens: how many ids were compared.
+        first: the first few differences.
+    """
+
+    n_texts: int
+    settings: tuple[Setting, ...]
+    n_differences: int
+    n_tokens: int
+    first: tuple[Difference, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether something was compared, and all of it was equal."""
+        return self.n_texts > 0 and self.n_differences == 0
+
+
+def compare(
+    llama: LlamaTokenizer,
+    oracle: Oracle,
+    true_ids: Sequence[int],
+    texts: Iterable[str],
+    settings: Sequence[Setting] | None = None,
+) -> TokenizerReport:
+    """Compare the ids of every text under every setting.
+
+    Args:
+        llama: the converted file.
+        oracle: the tokenizer that it was converted from.
+        true_ids: one a token of `llama`.
+        texts: read once, in batches, so that memory does not grow with their number.
+        settings: which to try; all that the oracle has an answer for, if not given.
+
+    Raises:
+        InputError: a text is too long or not valid Unicode, see `LlamaTokenizer.encode`.
+        ValueError: `true_ids` are not as many as the tokens of `llama`.
+    """
+    if len(true_ids) != llama.n_tokens:
+        raise ValueError(f"{len(true_ids)} true ids for {llama.n_tokens} tokens")
+    chosen = tuple(oracle.settings if settings is None else settings)
+    true_id = list(true_ids).__getitem__
+    n_texts = n_differences = n_tokens = 0
+    first: list[Difference] = []
+    for batch in _batches(texts, BATCH_SIZE):
+        n_texts += len(batch)
+        for setting in chosen:
+            add, parse = setting
+            for text, expected in zip(batch, oracle.encode_batch(batch, setting), strict=True):
+                ids = llama.encode(text, add_special=add, parse_special=parse)
+                found = list(map(true_id, ids))
+                n_tokens += len(expected)
+                if found == expected:
+                    continue
+                n_differences += 1
+                if len(first) < MAX_SHOWN_DIFFERENCES:
+                    first.append(
+                        Difference(text, setting, tuple(expected), tuple(found), llama.show(ids))
+                    )
+    return TokenizerReport(n_texts, chosen, n_differences, n_tokens, tuple(first))
+
+
+def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    rest = iter(texts)
+    while batch := list(islice(rest, size)):
+        yield batch

@@ -1,0 +1,210 @@
+"""Which tokenizer belongs to a checkpoint, and whether it does.
+
+A checkpoint carries the strings of its vocabulary and their ids (`symmap`), but not the
+merges. So the tokenizer is the file that the user names, else a `tokenizer.json` beside the
+checkpoint, else the built-in one of the published models; and whichever it is, it has to agree
+with the checkpoint in every string and in the number of rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from valle_convert.errors import InputError
+from valle_convert.tokenizer.bpe import PhonemeBpe, parse_bpe, read_file
+from valle_convert.tokenizer.compile import DEFAULT_PRE, compile_bpe, splitter_named
+from valle_convert.tokenizer.compiled import CompiledTokenizer
+from valle_convert.tokenizer.oracle import HuggingFaceOracle, Oracle, SentencePieceOracle
+from valle_convert.tokenizer.problems import refusal, short
+from valle_convert.tokenizer.sentencepiece import (
+    SentencePieceBpe,
+    compile_sentencepiece,
+    parse_sentencepiece,
+)
+
+FILE_NAME = "tokenizer.json"
+BUILT_IN = Path(__file__).with_name("data") / FILE_NAME
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerFile:
+    """A tokenizer that has been read and checked.
+
+    Attributes:
+        data: the bytes of the file, from which the oracle is made.
+        sha256: of `data`, in hexadecimal.
+    """
+
+    path: Path
+    tokenizer: PhonemeBpe | SentencePieceBpe
+    data: bytes = field(repr=False)
+    sha256: str
+
+    @property
+    def kind(self) -> Literal["bpe", "sentencepiece"]:
+        """Which program made the file."""
+        return "bpe" if isinstance(self.tokenizer, PhonemeBpe) else "sentencepiece"
+
+    def compile(self, placeholders: Sequence[str], pre: str = DEFAULT_PRE) -> CompiledTokenizer:
+        """Compile for stock llama.cpp, see `compile_bpe` and `compile_sentencepiece`.
+
+        Args:
+            placeholders: the token texts of the model's rows after the phonemes.
+            pre: llama.cpp's pre-tokenizer; a SentencePiece model has none.
+
+        Raises:
+            InputError: as those two.
+        """
+        splitter_named(pre)
+        if isinstance(self.tokenizer, PhonemeBpe):
+            return compile_bpe(self.tokenizer, placeholders, pre)
+        return compile_sentencepiece(self.tokenizer, placeholders)
+
+    def strings(self) -> list[str]:
+        """The vocabulary's strings, to make texts of."""
+        if isinstance(self.tokenizer, PhonemeBpe):
+            return list(self.tokenizer.vocab)
+        return [piece.replace("\u2581", " ") for piece in self.tokenizer.pieces]
+
+    def oracle(self) -> Oracle:
+        """The library that made the file, to compare with."""
+        if isinstance(self.tokenizer, PhonemeBpe):
+            return HuggingFaceOracle(self.data)
+        return SentencePieceOracle(self.data)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerChoice:
+    """A tokenizer that fits a checkpoint, and why it was taken.
+
+    Attributes:
+        file: the tokenizer.
+        source: where it comes from: a file's name, or `built-in`.
+        reason: why this one was taken, as the second half of a sentence.
+        agreement: what it was found to agree with, likewise.
+    """
+
+    file: TokenizerFile
+    source: str
+    reason: str
+    agreement: str
+
+    @property
+    def sha256(self) -> str:
+        """Of the tokenizer's file, in hexadecimal."""
+        return self.file.sha256
+
+    def compile(self, placeholders: Sequence[str], pre: str = DEFAULT_PRE) -> CompiledTokenizer:
+        """Compile for stock llama.cpp, see `TokenizerFile.compile`."""
+        return self.file.compile(placeholders, pre)
+
+
+def open_tokenizer(path: Path) -> TokenizerFile:
+    """Read a tokenizer.json or, if its name ends in `.model`, a SentencePiece model.
+
+    Raises:
+        InputError, EnvironmentFault: it cannot be read, or not be converted exactly.
+    """
+    data = read_file(path)
+    parse = parse_sentencepiece if path.suffix == ".model" else parse_bpe
+    return TokenizerFile(path, parse(data, str(path)), data, hashlib.sha256(data).hexdigest())
+
+
+def choose_tokenizer(
+    explicit: Path | None, checkpoint: Path, symmap: Mapping[str, int] | None, n_text_rows: int
+) -> TokenizerChoice:
+    """Find the tokenizer of a checkpoint and check that it is its own.
+
+    Args:
+        explicit: the file that the user names, if any.
+        checkpoint: the checkpoint's file, or its folder.
+        symmap: the checkpoint's own strings and ids, if it carries them.
+        n_text_rows: the number of rows of its phoneme embedding.
+
+    Raises:
+        InputError: the tokenizer cannot be converted, or disagrees with the checkpoint; all
+            disagreements stand in one message.
+        EnvironmentFault: the system does not let the file be read.
+    """
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    beside = folder / FILE_NAME
+    if explicit is not None:
+        file, source, reason = open_tokenizer(explicit), explicit.name, "given by --tokenizer"
+    elif beside.is_file():
+        file, source, reason = open_tokenizer(beside), beside.name, "found beside the checkpoint"
+    else:
+        file, source = open_tokenizer(BUILT_IN), "built-in"
+        reason = f"no {FILE_NAME} lies beside the checkpoint"
+    problems = _disagreements(file.tokenizer, symmap, n_text_rows)
+    if problems:
+        what = f"the tokenizer {source}" if source != "built-in" else "the built-in tokenizer"
+        raise refusal(
+            f"The checkpoint {checkpoint} does not fit {what} ({reason})",
+            problems,
+            f"Give the {FILE_NAME} or .model file that the checkpoint was trained with "
+            f"(--tokenizer FILE), or copy it into {folder}.",
+        )
+    agreement = f"its {file.tokenizer.n_ids} ids are the checkpoint's {n_text_rows} rows"
+    agreement += (
+        ", and the checkpoint carries no vocabulary to compare with"
+        if symmap is None
+        else f", its {len(symmap)} strings the checkpoint's own"
+    )
+    return TokenizerChoice(file, source, reason, agreement)
+
+
+def check_rows(tokenizer: PhonemeBpe | SentencePieceBpe, n_text_rows: int) -> None:
+    """Refuse a tokenizer that has not one id for each row of the phoneme embedding.
+
+    Raises:
+        InputError: the numbers differ.
+    """
+    problem = _row_problem(tokenizer, n_text_rows)
+    if problem is not None:
+        raise InputError(
+            f"The tokenizer does not fit the checkpoint: {problem}; "
+            "give the one that it was trained with (--tokenizer FILE)."
+        )
+
+
+def _row_problem(tokenizer: PhonemeBpe | SentencePieceBpe, n_text_rows: int) -> str | None:
+    if tokenizer.n_ids == n_text_rows:
+        return None
+    return f"it has {n_text_rows} phoneme rows, and the tokenizer {tokenizer.n_ids} ids"
+
+
+def _disagreements(
+    tokenizer: PhonemeBpe | SentencePieceBpe, symmap: Mapping[str, int] | None, n_text_rows: int
+) -> list[str]:
+    problems = []
+    rows = _row_problem(tokenizer, n_text_rows)
+    if rows is not None:
+        problems.append(rows)
+    if symmap is None:
+        return problems
+    if "<unk>" not in symmap and any("ˈ" in string[1:] or "ː" in string[1:] for string in symmap):
+        problems.append(
+            'its vocabulary looks like that of the older "naive" tokenizer (no <unk>, stress and '
+            "length marks glued to their neighbours) of models before version 5, which is not "
+            "supported"
+        )
+    if isinstance(tokenizer, PhonemeBpe):
+        vocab: Mapping[str, int] = tokenizer.vocab
+    else:
+        vocab = {piece: id_ for id_, piece in enumerate(tokenizer.pieces)}
+    for string in sorted(vocab.keys() | symmap.keys()):
+        theirs, ours = symmap.get(string), vocab.get(string)
+        if theirs != ours:
+            problems.append(
+                f"{short(string)} has {_id_name(theirs)} in the checkpoint, and "
+                f"{_id_name(ours)} in the tokenizer"
+            )
+    return problems
+
+
+def _id_name(id_: int | None) -> str:
+    return "no id" if id_ is None else f"the id {id_}"

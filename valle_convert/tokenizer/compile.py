@@ -1,0 +1,247 @@
+"""`PhonemeBpe` -> the vocabulary of llama.cpp's `gpt2` type that gives the same ids.
+
+That type works on bytes: it splits a text by a fixed regular expression, spells each piece in
+bytes, merges neighbours by rank, and drops what is no token in the end. Three tricks turn it
+into a BPE of characters in which several strings share an id:
+
+* The first merges put the bytes of every known character together. Lead and continuation
+  bytes differ, so these merges cannot reach over a character's border.
+* A string that shares an id gets a token of its own after the model's rows. Its embedding row
+  is a copy, and `true_ids` tells which id it stands for.
+* An unknown character has to give exactly one `<unk>`. So every way in which one can begin (an
+  ASCII byte, a lead byte, a prefix of a known character that the merges leave behind) is a
+  token with the true id of `<unk>`, and continuation bytes are none.
+
+    >>> bpe = read_bpe(Path("tokenizer.json"))
+    >>> compiled = compile_bpe(bpe, placeholders=["level:0", "level:1"])
+    >>> [compiled.true_ids[i] for i in llama_tokenize("ʁˈɛ€")]  # ʁ shares the id of r
+    [1, 32, 83, 0, 2]
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from valle_convert.errors import InputError
+from valle_convert.tokenizer.bpe import PhonemeBpe
+from valle_convert.tokenizer.byte_level import to_byte_level
+from valle_convert.tokenizer.compiled import CompiledTokenizer, TokenType, check_placeholders
+from valle_convert.tokenizer.problems import refusal, short
+
+
+@dataclass(frozen=True, slots=True)
+class Splitter:
+    """One of llama.cpp's ways to split a text before merging.
+
+    Attributes:
+        whole: the Unicode categories (their first letters) of which it never splits two
+            neighbours, so that merges among them are safe.
+        in_words: how to call those in a message.
+        cuts_contractions: whether it takes `'s` and the like for a word. An apostrophe that is
+            a USER_DEFINED token is cut out before, and nothing is left to be taken.
+        why: what speaks for and against it.
+    """
+
+    whole: str
+    in_words: str
+    cuts_contractions: bool
+    why: str
+
+
+SPLITTERS = {
+    "qwen35": Splitter(
+        "LM", "letters and combining marks", True, "fast, and linear in the length of a text"
+    ),
+    "superbpe": Splitter(
+        "LMPSZC",
+        "anything but digits",
+        False,
+        "loads in llama.cpp since March 2025; three times slower, and quadratic on long digits",
+    ),
+}
+DEFAULT_PRE = "qwen35"
+# What was tried and is refused.
+_REFUSED_SPLITTERS = {
+    "gpt-2": "it breaks a combining mark from its letter",
+    "default": "it breaks a combining mark from its letter",
+    "bloom": "it overflows the stack on 40,000 characters without a space",
+}
+
+APOSTROPHE = "'"
+
+
+def splitter_named(pre: str) -> Splitter:
+    """Look up a value of `tokenizer.ggml.pre`.
+
+    Raises:
+        InputError: it is none of `SPLITTERS`; the message says why, where that is known.
+    """
+    try:
+        return SPLITTERS[pre]
+    except KeyError:
+        why = _REFUSED_SPLITTERS.get(pre, "nothing is known about whether it keeps merges whole")
+        raise InputError(
+            f"The pre-tokenizer {pre!r} cannot be used: {why}; "
+            f"expected {' or '.join(SPLITTERS)} ({DEFAULT_PRE} is the default)."
+        ) from None
+
+
+def compile_bpe(
+    bpe: PhonemeBpe, placeholders: Sequence[str], pre: str = DEFAULT_PRE
+) -> CompiledTokenizer:
+    """Compile a BPE for stock llama.cpp.
+
+    Args:
+        bpe: the checked tokenizer.
+        placeholders: the token texts of the model's rows `bpe.n_ids` and up, which are no text.
+        pre: the splitter, a key of `SPLITTERS`.
+
+    Returns:
+        `bpe.n_ids + len(placeholders)` tokens for the model's rows, then the extra ones.
+
+    Raises:
+        InputError: the splitter is none of ours or would come between the halves of a merge; a
+            placeholder stands twice or is too short.
+    """
+    splitter = splitter_named(pre)
+    _check_splitting(bpe, splitter, pre)
+    byte_merges = list(_byte_merges(bpe))
+    aliases = [(string, id_) for id_, strings in enumerate(bpe.strings) for string in strings[1:]]
+    unknowns = _unknown_beginnings(bpe, byte_merges)
+
+    added = {token.id: token for token in bpe.added_tokens}
+    types = [TokenType.NORMAL] * bpe.n_ids
+    tokens = [to_byte_level(strings[0]) for strings in bpe.strings]
+    for id_, token in added.items():
+        tokens[id_] = token.text
+        types[id_] = TokenType.CONTROL if token.special else TokenType.USER_DEFINED
+    types[bpe.unk_id] = TokenType.UNKNOWN
+
+    own = [*tokens, *(to_byte_level(string) for string, _ in aliases), *unknowns]
+    _check_added_texts(bpe, own)
+    check_placeholders(placeholders, own)
+    tokens = [*tokens, *placeholders, *own[len(tokens) :]]
+    types += [TokenType.UNUSED] * len(placeholders)
+    types += [TokenType.NORMAL] * len(aliases)
+    types += [TokenType.UNUSED] * len(unknowns)
+    if splitter.cuts_contractions:
+        types[tokens.index(APOSTROPHE)] = TokenType.USER_DEFINED
+
+    extra_rows = [id_ for _, id_ in aliases] + [bpe.unk_id] * len(unknowns)
+    character_merges = (
+        (to_byte_level(left), to_byte_level(right)) for left, right in _copies_of_merges(bpe)
+    )
+    return CompiledTokenizer(
+        model="gpt2",
+        pre=pre,
+        tokens=tuple(tokens),
+        token_types=tuple(types),
+        merges=tuple(f"{left} {right}" for left, right in [*byte_merges, *character_merges]),
+        bos_id=bpe.bos_id,
+        eos_id=bpe.eos_id,
+        unk_id=bpe.unk_id,
+        add_bos=bpe.add_bos,
+        add_eos=bpe.add_eos,
+        true_ids=(*range(bpe.n_ids), *([-1] * len(placeholders)), *extra_rows),
+        extra_rows=tuple(extra_rows),
+    )
+
+
+def _check_added_texts(bpe: PhonemeBpe, texts: Sequence[str]) -> None:
+    """Refuse added tokens whose text, which is stored as it is, spells something in bytes too."""
+    for token in bpe.added_tokens:
+        if texts.count(token.text) > 1 or (len(token.text) == 1 and not token.text.isascii()):
+            raise InputError(
+                f"The added token {token.text!r} (id {token.id}) has the form that llama.cpp gives "
+                "to the bytes of other text, so that the two could not be told apart; "
+                "a tokenizer with this token cannot be converted."
+            )
+
+
+def _check_splitting(bpe: PhonemeBpe, splitter: Splitter, pre: str) -> None:
+    """Refuse merges between whose halves the splitter could come.
+
+    Python's Unicode tables may be older than llama.cpp's; a character that both know has the
+    same category in both, and one that Python does not know is category Cn, which is refused.
+    """
+    problems = []
+    for rank, (left, right, result) in enumerate(bpe.merges_by_id()):
+        for string in bpe.strings[result]:
+            cut = [c for c in string if not _stays_whole(c, splitter)]
+            # A string of this id that is one character is no result of the merge.
+            if cut and len(string) > 1:
+                names = f"{short(bpe.strings[left][0])} + {short(bpe.strings[right][0])}"
+                problems.append(
+                    f"rank {rank}, {names}: {short(string)} holds {short(cut[0])} "
+                    f"(Unicode category {unicodedata.category(cut[0])})"
+                )
+                break
+    if problems:
+        others = [
+            name
+            for name, other in SPLITTERS.items()
+            if all(
+                _stays_whole(c, other)
+                for _, _, result in bpe.merges_by_id()
+                for string in bpe.strings[result]
+                if len(string) > 1
+                for c in string
+            )
+        ]
+        raise refusal(
+            f"The tokenizer's merges cannot be kept whole by llama.cpp's pre-tokenizer {pre}, "
+            f"which is sure of {splitter.in_words} only",
+            problems,
+            f"Use the pre-tokenizer {others[0]} instead."
+            if others
+            else "No pre-tokenizer of stock llama.cpp is known to keep them whole.",
+        )
+
+
+def _stays_whole(character: str, splitter: Splitter) -> bool:
+    category = unicodedata.category(character)
+    return category != "Cn" and category[0] in splitter.whole
+
+
+def _known_characters(bpe: PhonemeBpe) -> Iterator[str]:
+    """The single characters of the vocabulary, by id."""
+    for strings in bpe.strings:
+        for string in strings:
+            if len(string) == 1:
+                yield string
+
+
+def _byte_merges(bpe: PhonemeBpe) -> Iterator[tuple[str, str]]:
+    """The merges that put the bytes of each known character together, left to right."""
+    seen: set[tuple[str, str]] = set()
+    for character in _known_characters(bpe):
+        spelled = to_byte_level(character)
+        for end in range(1, len(spelled)):
+            merge = spelled[:end], spelled[end]
+            if merge not in seen:
+                seen.add(merge)
+                yield merge
+
+
+def _copies_of_merges(bpe: PhonemeBpe) -> Iterator[tuple[str, str]]:
+    """Every merge, spelled out for all strings of its two ids, by rank."""
+    for left, right, _ in bpe.merges_by_id():
+        yield from product(bpe.strings[left], bpe.strings[right])
+
+
+def _unknown_beginnings(bpe: PhonemeBpe, byte_merges: Sequence[tuple[str, str]]) -> list[str]:
+    """The byte-level texts with which an unknown character can begin, each one token.
+
+    One and only one of them is left of an unknown character: its lead byte, merged with as
+    many continuation bytes as some known character shares with it.
+    """
+    known = {to_byte_level(character) for character in _known_characters(bpe)}
+    ascii_bytes = (bytes([byte]) for byte in range(0x80))
+    # C0, C1 and F5 to FF stand in no UTF-8 text.
+    lead_bytes = (bytes([byte]) for byte in range(0xC2, 0xF5))
+    single = [to_byte_level(byte) for byte in (*ascii_bytes, *lead_bytes)]
+    prefixes = [left + right for left, right in byte_merges]
+    return [text for text in [*single, *prefixes] if text not in known]

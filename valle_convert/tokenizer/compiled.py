@@ -1,0 +1,111 @@
+"""What every kind of tokenizer is compiled to: the vocabulary keys of a GGUF file.
+
+The writer needs `metadata()` and `extra_rows`, the verifier `true_ids`; nothing here knows
+how the tokens came about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal
+
+from valle_convert.errors import InputError
+
+TRUE_IDS_KEY = "valle.tokenizer.true_ids"
+
+MetadataValue = str | bool | int | list[str] | list[int] | list[float]
+MetadataType = Literal["string", "bool", "u32", "[string]", "[i32]", "[f32]"]
+
+
+class TokenType(IntEnum):
+    """The values of `tokenizer.ggml.token_type` (those of `gguf.TokenType`)."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompiledTokenizer:
+    """A vocabulary for stock llama.cpp, with the way back to the original ids.
+
+    Attributes:
+        model: `tokenizer.ggml.model`, `gpt2` (byte-level BPE) or `llama` (merges by score).
+        pre: `tokenizer.ggml.pre`, which splitter runs before the merges.
+        tokens: the text of every token; for `gpt2` in byte-level form. All different.
+        token_types: one a token.
+        merges: for `gpt2`, "left right" by rank.
+        scores: for `llama`, one a token.
+        bos_id, eos_id, unk_id: ids of the special tokens.
+        add_bos, add_eos: whether they are put around a text.
+        add_space_prefix: for `llama`, whether a text gets a space in front.
+        true_ids: for every token the id that the original tokenizer gives; -1 for a row that
+            is no text.
+        extra_rows: for every token after the model's own rows, the true id whose embedding row
+            it copies. Row `len(tokens) - len(extra_rows) + i` copies row `extra_rows[i]`.
+    """
+
+    model: Literal["gpt2", "llama"]
+    pre: str
+    tokens: tuple[str, ...]
+    token_types: tuple[TokenType, ...]
+    merges: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
+    bos_id: int
+    eos_id: int
+    unk_id: int
+    add_bos: bool
+    add_eos: bool
+    add_space_prefix: bool = False
+    true_ids: tuple[int, ...]
+    extra_rows: tuple[int, ...] = ()
+
+    def metadata(self) -> Iterator[tuple[str, MetadataValue, MetadataType]]:
+        """The keys of the GGUF file, each with its value and the type to write it in."""
+        yield "tokenizer.ggml.model", self.model, "string"
+        yield "tokenizer.ggml.pre", self.pre, "string"
+        yield "tokenizer.ggml.tokens", list(self.tokens), "[string]"
+        yield "tokenizer.ggml.token_type", [int(kind) for kind in self.token_types], "[i32]"
+        if self.model == "gpt2":
+            yield "tokenizer.ggml.merges", list(self.merges), "[string]"
+        else:
+            yield "tokenizer.ggml.scores", list(self.scores), "[f32]"
+        # Left out, llama.cpp takes the ids of GPT-2 or LLaMA: 11, or 1 and 2.
+        yield "tokenizer.ggml.bos_token_id", self.bos_id, "u32"
+        yield "tokenizer.ggml.eos_token_id", self.eos_id, "u32"
+        yield "tokenizer.ggml.unknown_token_id", self.unk_id, "u32"
+        yield "tokenizer.ggml.add_bos_token", self.add_bos, "bool"
+        yield "tokenizer.ggml.add_eos_token", self.add_eos, "bool"
+        yield "tokenizer.ggml.add_space_prefix", self.add_space_prefix, "bool"
+        yield TRUE_IDS_KEY, list(self.true_ids), "[i32]"
+
+
+def check_placeholders(placeholders: Iterable[str], taken: Iterable[str]) -> None:
+    """Refuse texts for non-text rows that llama.cpp could take for text.
+
+    Args:
+        placeholders: the texts of the rows that are no text.
+        taken: every other token's text.
+
+    Raises:
+        InputError: a text stands twice (which aborts llama.cpp's load), or is shorter than two
+            characters (which the tokenizer could produce from a single byte).
+    """
+    seen = set(taken)
+    for text in placeholders:
+        if text in seen:
+            raise InputError(
+                f"The token text {text!r} is given to two rows of the model, and llama.cpp loads "
+                "no vocabulary with equal texts; name the rows differently."
+            )
+        if len(text) < 2:
+            raise InputError(
+                f"The token text {text!r} of a row that is no text is a single character, which "
+                "text could be split into; use a name of two characters or more."
+            )
+        seen.add(text)

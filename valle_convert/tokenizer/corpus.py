@@ -1,0 +1,172 @@
+"""Texts to compare two tokenizers on, from real ones to such as nobody writes.
+
+In go the strings of a vocabulary and a number; out come that many texts, all different, in
+the same order every time:
+
+1. phonemes that espeak-ng made of sentences in some twenty languages (`data/ipa.txt`);
+2. texts written to be awkward, `AWKWARD`;
+3. every pair of vocabulary strings, where there are few enough;
+4. random mixtures of vocabulary strings, unknown characters, special texts, marks, digits,
+   and characters from anywhere in Unicode, as many as are asked for.
+
+The random ones end in their own number, spelled in four or more vocabulary characters. So they
+differ without anybody having to remember a million of them.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
+from pathlib import Path
+
+IPA_FILE = Path(__file__).with_name("data") / "ipa.txt"
+
+AWKWARD: tuple[str, ...] = (
+    "",
+    " ",
+    "  ",
+    " " * 50,
+    "\n",
+    "\r\n \t\n",
+    "\0",
+    "a\0b",
+    "\x7f\x80\xa0\xad",
+    "'",
+    "''s",
+    # Some splitters take 's, 't, 'm, 'd, 're, 've, 'll for a word and tear sˈɛ, tə ... apart.
+    "'tə",
+    "i'sˈɛd n'tə o'mˈɪ a'dˈɪ l'ɹeɪ j'vɚ a'llˈɛ",
+    "it's ˈɪts don't 'sɛ 'lˈɛ 'ɹe 'vˈɛ 'mˈɪ 'dˈɪ 'tə",
+    "IT'S 'S 'T 'LL",
+    "ɔ̃ ɛ̃ ɑ̃ n̩ l̩ o̞ e̞",
+    "\u0303",
+    " \u0303a",
+    "\u0303\u0329\u031e",
+    "a\u0300\u0301\u0302",
+    "1",
+    "11",
+    "1234567890",
+    "wˈʌn1wˈʌn",
+    "1ˈʌn",
+    "<unk>",
+    "<bos></eos>",
+    "<mask>",
+    "<<mask>>",
+    "<mas<mask>k>",
+    "<mask ><Mask>< mask>",
+    "ˈ<mask>ɛ",
+    "<unk>'<unk>'s<bos>'",
+    "▁a▁▁b",
+    "<0x41><s></s>",
+    "ᵝᵝ ᵝ",
+    '“ˇ"” … ——  -',
+    "Съешь ещё этих булок",
+    "漢字かなカナ한국어",
+    "मानक हिन्दी",
+    "العربية",
+    "ไทย",
+    "👩‍👩‍👧‍👦🏳️‍🌈🇩🇪",
+    "\ufeffa",
+    "\uffff\ufffe\ufffd",
+    "\U0010ffff\U00010000",
+    "\u2028\u2029\u200b\u200d",
+    "a" * 500,
+    "ˈ" * 500,
+    "ː" * 500,
+    "'" * 500,
+    "7" * 500,
+    "sˈɛ" * 300,
+    "ʁ" * 500,
+)
+# Beyond this many strings, pairs are drawn at random instead of taken all.
+MAX_STRINGS_FOR_PAIRS = 512
+N_RANDOM = 10**8
+_SPECIAL = ("<unk>", "<bos>", "</eos>", "<mask>", "<s>", "</s>", "<", ">", "</")
+_MARKS = "\u0300\u0301\u0303\u0308\u031e\u0325\u0329\u032f\u0361\u20dd\ufe0f"
+_COMMON = " '’ʼ0123456789\t\n\r\0.,!?~|\\/@#$%^&*=+ABCXYZéñßłğ€漢か한क์👍🏽\u200d"
+
+
+def ipa_lines() -> list[str]:
+    """The lines of espeak-ng, all different."""
+    return list(dict.fromkeys(IPA_FILE.read_text(encoding="utf-8").splitlines()))
+
+
+def texts(strings: Iterable[str], n: int, *, seed: int = 0) -> Iterator[str]:
+    """Yield `n` different texts, see the module's docstring for their order.
+
+    Args:
+        strings: the vocabulary.
+        n: how many.
+        seed: of the random ones.
+    """
+    vocabulary = sorted(set(strings))
+    known: set[str] = set()
+    sources = [ipa_lines(), AWKWARD]
+    if len(vocabulary) <= MAX_STRINGS_FOR_PAIRS:
+        sources.append(pairs(vocabulary))
+    for source in sources:
+        for text in source:
+            if len(known) >= n:
+                return
+            if text not in known:
+                known.add(text)
+                yield text
+    n_left = n - len(known)
+    for text in random_texts(vocabulary, seed=seed):
+        if n_left <= 0:
+            return
+        if text not in known:
+            n_left -= 1
+            yield text
+
+
+def pairs(strings: Sequence[str]) -> list[str]:
+    """Every string followed by every string."""
+    return [left + right for left, right in product(strings, strings)]
+
+
+def random_texts(strings: Sequence[str], *, seed: int = 0) -> Iterator[str]:
+    """Yield a hundred million different random texts of up to some forty parts."""
+    draw = random.Random(seed)  # noqa: S311 - to be repeated, not to be kept secret
+    digits = sorted({string for string in strings if len(string) == 1} | {"a", "b"})
+    # All numbers have the same length; else a short one could end like a longer one.
+    n_digits = math.ceil(math.log(N_RANDOM, len(digits)))
+    for number in range(N_RANDOM):
+        parts = [_random_part(draw, strings) for _ in range(draw.choice(_LENGTHS))]
+        yield "".join(parts) + _spell(number, digits, n_digits)
+
+
+_LENGTHS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 40)
+
+
+def _random_part(draw: random.Random, strings: Sequence[str]) -> str:
+    kind = draw.random()
+    if kind < 0.75:
+        return draw.choice(strings)
+    if kind < 0.85:
+        return draw.choice(_COMMON)
+    if kind < 0.90:
+        return draw.choice(_SPECIAL)
+    if kind < 0.94:
+        return draw.choice(_MARKS)
+    if kind < 0.97:
+        # A neighbour of a known character shares its lead byte with it.
+        code = ord(draw.choice(draw.choice(strings))) + draw.randrange(-64, 64)
+        return _character(max(code, 0))
+    return _character(draw.randrange(0x110000))
+
+
+def _character(code: int) -> str:
+    """A character; the surrogates, which are none, are moved out of their way."""
+    return chr(code + 0x800 if 0xD800 <= code < 0xE000 else code)
+
+
+def _spell(number: int, digits: Sequence[str], n_digits: int) -> str:
+    """A number in the numeral system of these digits, with leading zeros."""
+    spelled = []
+    for _ in range(n_digits):
+        number, digit = divmod(number, len(digits))
+        spelled.append(digits[digit])
+    return "".join(spelled)

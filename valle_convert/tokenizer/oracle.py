@@ -1,0 +1,245 @@
+"""The two programs that have to agree: stock llama.cpp, and the tokenizer's own library.
+
+`LlamaTokenizer` opens a GGUF file for its vocabulary alone; `HuggingFaceOracle` and
+`SentencePieceOracle` open the file that the vocabulary was compiled from. All of them turn a
+text into ids under the same two settings:
+
+    add_special     put <bos> and </eos> around
+    parse_special   take "<mask>" in the text for the token; without, for six characters
+
+`tokenizers` always matches added tokens, unless `encode_special_tokens` is set; so the oracle
+without `parse_special` is the same tokenizer with that flag on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Protocol, Self
+
+from valle_convert.errors import InputError
+from valle_convert.runtime.library import load_library
+from valle_convert.tokenizer.byte_level import readable
+
+# llama.cpp's time grows with the square of the special tokens in a text: this many bytes of
+# apostrophes take it two seconds. And its `superbpe` splitter crashes on 40,000 digits.
+MAX_TEXT_BYTES = 1 << 15
+
+
+class Setting(NamedTuple):
+    """How a text is to be read."""
+
+    add_special: bool
+    parse_special: bool
+
+
+ALL_SETTINGS = tuple(Setting(add, parse) for add in (False, True) for parse in (False, True))
+
+
+class Oracle(Protocol):
+    """What `LlamaTokenizer` is compared with."""
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """The settings for which this library has an answer."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str], setting: Setting) -> list[list[int]]:
+        """The ids of each text."""
+        ...
+
+
+class HuggingFaceOracle:
+    """Hugging Face `tokenizers` on the bytes of a tokenizer.json."""
+
+    settings = ALL_SETTINGS
+
+    def __init__(self, data: bytes) -> None:
+        """Load the tokenizer.
+
+        Raises:
+            InputError: the library does not load it.
+        """
+        from tokenizers import Tokenizer
+
+        try:
+            self._parsing = Tokenizer.from_buffer(data)
+            self._plain = Tokenizer.from_buffer(data)
+        except ValueError as error:
+            raise InputError(
+                f"The tokenizers library does not load the tokenizer.json: {error}; "
+                "give the file as it was written by that library."
+            ) from None
+        self._plain.encode_special_tokens = True
+
+    def encode_batch(self, texts: Sequence[str], setting: Setting) -> list[list[int]]:
+        """The ids of each text."""
+        tokenizer = self._parsing if setting.parse_special else self._plain
+        encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=setting.add_special)
+        return [encoding.ids for encoding in encodings]
+
+
+class SentencePieceOracle:
+    """Google's `sentencepiece` on the bytes of a .model file.
+
+    It never takes text for a control piece, so it has no answer for `parse_special`.
+    """
+
+    settings = tuple(setting for setting in ALL_SETTINGS if not setting.parse_special)
+
+    def __init__(self, data: bytes) -> None:
+        """Load the model.
+
+        Raises:
+            InputError: the library does not load it.
+        """
+        import sentencepiece
+
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=data)
+        except RuntimeError as error:
+            raise InputError(
+                f"The sentencepiece library does not load the model: {error}; "
+                "give the file as it was written by that library."
+            ) from None
+
+    def encode_batch(self, texts: Sequence[str], setting: Setting) -> list[list[int]]:
+        """The ids of each text."""
+        around = setting.add_special
+        ids: list[list[int]] = self._processor.encode(
+            list(texts), add_bos=around, add_eos=around, num_threads=1
+        )
+        return ids
+
+
+class LlamaTokenizer:
+    """The vocabulary of a GGUF file, as stock llama.cpp reads it.
+
+    Loads no tensors. Use it as a context manager, or call `close`. Not for several threads at
+    once: the buffers are shared between calls.
+    """
+
+    def __init__(self, path: Path | str, *, max_text_bytes: int = MAX_TEXT_BYTES) -> None:
+        """Open a GGUF file.
+
+        Raises:
+            EnvironmentFault: llama-cpp-python is not installed or does not load.
+            InputError: llama.cpp does not load the vocabulary; its own words are in the message.
+        """
+        self._model: int | None = None
+        library = load_library()
+        self._lib = lib = library.api
+        self._max_text_bytes = max_text_bytes
+        params = lib.llama_model_default_params()
+        params.vocab_only = True
+        params.n_gpu_layers = 0
+        since = library.log.mark()
+        self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
+        if not self._model:
+            raise InputError(
+                f"llama.cpp does not load the vocabulary of {path}; convert the checkpoint again."
+                f"{library.log.explain(since)}"
+            )
+        self._vocab = lib.llama_model_get_vocab(self._model)
+        self.n_tokens: int = lib.llama_vocab_n_tokens(self._vocab)
+        # No byte gives more than one token; <bos>, </eos> and a space in front come on top.
+        self._ids = (ctypes.c_int32 * (max_text_bytes + 8))()
+        self._text = ctypes.create_string_buffer(4 * max_text_bytes)
+
+    def encode(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Tokenize a text; the ids are llama.cpp's own, see `true_ids`.
+
+        Raises:
+            InputError: the text is longer than `max_text_bytes` in UTF-8, or holds half of a
+                surrogate pair, which UTF-8 cannot spell.
+        """
+        try:
+            # Only valid UTF-8 may reach llama.cpp: on some other bytes it aborts the process.
+            data = text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"The text is not valid Unicode: character {error.start} is "
+                f"U+{ord(text[error.start]):04X}, half of a surrogate pair; remove it."
+            ) from None
+        if len(data) > self._max_text_bytes:
+            raise InputError(
+                f"The text has {len(data):,} bytes, expected at most {self._max_text_bytes:,}, "
+                "since llama.cpp's time can grow with the square of it; give it in parts."
+            )
+        n = self._lib.llama_tokenize(
+            self._vocab, data, len(data), self._ids, len(self._ids), add_special, parse_special
+        )
+        if n < 0:
+            raise RuntimeError(f"llama_tokenize wants room for {-n} tokens of {len(data)} bytes")
+        return self._ids[:n]
+
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """Turn llama.cpp's own ids back into text.
+
+        Args:
+            ids: at most as many as `encode` can give.
+            special: whether special tokens are spelled out or left out.
+
+        Raises:
+            InputError: an id is not in the vocabulary, or there are too many.
+        """
+        for id_ in ids:
+            self._check_id(id_)
+        if len(ids) > len(self._ids):
+            raise InputError(
+                f"{len(ids):,} ids to decode, expected at most {len(self._ids):,}; "
+                "give them in parts."
+            )
+        array = (ctypes.c_int32 * len(ids))(*ids)
+        n = self._lib.llama_detokenize(
+            self._vocab, array, len(ids), self._text, len(self._text), not special, special
+        )
+        if n < 0:
+            self._text = ctypes.create_string_buffer(-n)
+            return self.decode(ids, special=special)
+        return self._text.raw[:n].decode("utf-8", errors="replace")
+
+    def piece(self, id_: int) -> str:
+        """The text of a token in the form that the file stores (`gpt2`: byte-level).
+
+        Raises:
+            InputError: the id is not in the vocabulary.
+        """
+        self._check_id(id_)
+        text: bytes = self._lib.llama_vocab_get_text(self._vocab, id_)
+        return text.decode("utf-8", errors="replace")
+
+    def show(self, ids: Sequence[int]) -> str:
+        """Spell tokens for a reader: `[ˈɛ] [n] [<E2 80>]`."""
+        is_bpe = self._lib.llama_vocab_type(self._vocab) == self._lib.LLAMA_VOCAB_TYPE_BPE
+        pieces = map(self.piece, ids)
+        return " ".join(f"[{readable(piece) if is_bpe else piece}]" for piece in pieces)
+
+    def close(self) -> None:
+        """Free the vocabulary; closing twice is harmless."""
+        if self._model:
+            self._lib.llama_model_free(self._model)
+            self._model = None
+
+    def _check_id(self, id_: int) -> None:
+        if not 0 <= id_ < self.n_tokens:
+            raise InputError(
+                f"The token id {id_} is not in the vocabulary, expected 0 to {self.n_tokens - 1}."
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()

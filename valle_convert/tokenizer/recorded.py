@@ -1,0 +1,45 @@
+"""The tokenizer that a converted file was compiled from, found again by its recorded digest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from valle_convert.errors import InputError
+from valle_convert.tokenizer.choose import BUILT_IN, FILE_NAME, TokenizerFile, open_tokenizer
+
+SHA256_KEY = "valle.tokenizer.sha256"
+
+
+def recorded_tokenizer(
+    keys: Mapping[str, Any], gguf: Path, explicit: Path | None = None
+) -> TokenizerFile:
+    """Open the file that the vocabulary of a converted file was compiled from.
+
+    Args:
+        keys: of the converted file.
+        gguf: its path; a tokenizer.json beside it is tried too.
+        explicit: the tokenizer that the user names, if any.
+
+    Raises:
+        InputError: the file is no converted checkpoint, or no tokenizer at hand has the digest
+            that it records.
+    """
+    recorded = keys.get(SHA256_KEY)
+    if not isinstance(recorded, str):
+        raise InputError(
+            f"{gguf} does not record which tokenizer it was converted with, so it is no "
+            "converted checkpoint; convert one with `valle-convert CHECKPOINT OUT.gguf`."
+        )
+    beside = gguf.with_name(FILE_NAME)
+    candidates = [explicit] if explicit else [BUILT_IN, *([beside] if beside.is_file() else [])]
+    for path in candidates:
+        found = open_tokenizer(path)
+        if found.sha256 == recorded:
+            return found
+    tried = str(explicit) if explicit else "the built-in one"
+    raise InputError(
+        f"{gguf} was converted with the tokenizer {keys.get('valle.tokenizer.source')!r} "
+        f"(SHA-256 {recorded[:16]}...), and {tried} is another; give that file with --tokenizer."
+    )

@@ -1,0 +1,353 @@
+"""A SentencePiece `.model` file -> the vocabulary of llama.cpp's `llama` type.
+
+In goes the protobuf file of a BPE model with byte fallback; the pieces come out as they are,
+with their scores. It rests on both programs doing the same there: join the two neighbours
+whose piece has the highest score, the leftmost first, and spell what is no piece in bytes.
+
+llama.cpp knows no normalizer for this type, and does other things than SentencePiece for
+several options of a model; those models are refused, with the reason. A unigram model is one
+of them: it looks for the most probable split of the whole text, which merging does not find.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from itertools import permutations
+from pathlib import Path
+
+from valle_convert.errors import InputError
+from valle_convert.tokenizer.bpe import MAX_ADDED_TOKENS, can_overlap, read_file
+from valle_convert.tokenizer.compiled import CompiledTokenizer, TokenType, check_placeholders
+from valle_convert.tokenizer.problems import refusal, short
+
+_MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
+_BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))
+_DEFINED = TokenType.USER_DEFINED
+_REMEDY = (
+    "Train it again with model_type=bpe, byte_fallback=true, normalization_rule_name=identity and "
+    "remove_extra_whitespaces=false, or give the tokenizer.json of the checkpoint instead."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SentencePieceBpe:
+    """A SentencePiece model that has passed all checks.
+
+    Attributes:
+        pieces: the text of every id, with U+2581 for a space.
+        scores: one a piece; the higher, the earlier it is merged.
+        types: one a piece.
+        add_space_prefix: whether a text gets a space in front (`add_dummy_prefix`).
+    """
+
+    pieces: tuple[str, ...]
+    scores: tuple[float, ...]
+    types: tuple[TokenType, ...]
+    unk_id: int
+    bos_id: int
+    eos_id: int
+    add_space_prefix: bool
+
+    @property
+    def n_ids(self) -> int:
+        """The number of ids, which is the number of phoneme rows that a model needs."""
+        return len(self.pieces)
+
+
+def read_sentencepiece(path: Path) -> SentencePieceBpe:
+    """Read and check a `.model` file.
+
+    Raises:
+        InputError, EnvironmentFault: as `read_file` and `parse_sentencepiece`.
+    """
+    return parse_sentencepiece(read_file(path), str(path))
+
+
+def parse_sentencepiece(data: bytes, source: str) -> SentencePieceBpe:
+    """Check the bytes of a `.model` file.
+
+    Args:
+        data: the whole file.
+        source: how to call it in a message.
+
+    Raises:
+        InputError: it is no SentencePiece model, or one that llama.cpp does not reproduce. All
+            reasons stand in one message.
+    """
+    try:
+        proto = _read_proto(data)
+    except _MalformedError as error:
+        raise InputError(
+            f"The tokenizer {source} is not a SentencePiece model: {error}; "
+            "give the .model file that SentencePiece wrote."
+        ) from None
+    problems = list(_find_problems(proto))
+    if problems:
+        raise refusal(f"The tokenizer {source} cannot be converted", problems, _REMEDY)
+    return SentencePieceBpe(
+        pieces=tuple(proto.pieces),
+        scores=tuple(proto.scores),
+        types=tuple(TokenType(kind) for kind in proto.types),
+        unk_id=proto.unk_id,
+        bos_id=proto.bos_id,
+        eos_id=proto.eos_id,
+        add_space_prefix=proto.add_dummy_prefix,
+    )
+
+
+def compile_sentencepiece(
+    model: SentencePieceBpe, placeholders: Sequence[str]
+) -> CompiledTokenizer:
+    """Compile a SentencePiece model for stock llama.cpp.
+
+    Args:
+        model: the checked model.
+        placeholders: the token texts of the model's rows `model.n_ids` and up, which are no
+            text.
+
+    Raises:
+        InputError: a placeholder stands twice, is too short, or could be merged from pieces.
+    """
+    check_placeholders(placeholders, model.pieces)
+    whole = {*model.pieces, *placeholders}
+    for text in placeholders:
+        if _can_be_merged(text, whole):
+            raise InputError(
+                f"The token text {text!r} of a row that is no text can be merged from pieces of "
+                "the vocabulary, so that a text could turn into it; name the row differently."
+            )
+    n_rows = len(placeholders)
+    return CompiledTokenizer(
+        model="llama",
+        pre="default",
+        tokens=(*model.pieces, *placeholders),
+        token_types=(*model.types, *([TokenType.UNUSED] * n_rows)),
+        scores=(*model.scores, *([0.0] * n_rows)),
+        bos_id=model.bos_id,
+        eos_id=model.eos_id,
+        unk_id=model.unk_id,
+        add_bos=True,
+        add_eos=True,
+        add_space_prefix=model.add_space_prefix,
+        true_ids=(*range(model.n_ids), *([-1] * n_rows)),
+    )
+
+
+# --- what must hold so that llama.cpp gives the same ids ------------------------------------
+
+
+def _find_problems(proto: _Proto) -> Iterator[str]:
+    kind = _MODEL_TYPES.get(proto.model_type, str(proto.model_type))
+    if kind != "bpe":
+        yield (
+            f"its model_type is {kind}, expected bpe: llama.cpp merges by score, and does not "
+            "search for the most probable split"
+        )
+    if proto.normalizer != "identity" or proto.charsmap:
+        yield (
+            f"its normalizer is {short(proto.normalizer)}, expected 'identity': llama.cpp does "
+            "not rewrite text for this type"
+        )
+    if proto.remove_extra_whitespaces:
+        yield "it removes extra spaces (remove_extra_whitespaces), which llama.cpp keeps"
+    if not proto.escape_whitespaces:
+        yield "it does not write spaces as U+2581 (escape_whitespaces), as llama.cpp does"
+    if proto.whitespace_as_suffix:
+        yield "it puts the space after a word (treat_whitespace_as_suffix), llama.cpp in front"
+    of_bytes = {p for p, t in zip(proto.pieces, proto.types, strict=True) if t == TokenType.BYTE}
+    missing = [piece for piece in _BYTE_PIECES if piece not in of_bytes]
+    if missing:
+        yield (
+            f"it has no byte fallback ({len(missing)} of 256 byte pieces are missing): llama.cpp "
+            "cannot tokenize a character that is no piece without them"
+        )
+    for name, id_, wanted in (
+        ("unk_id", proto.unk_id, TokenType.UNKNOWN),
+        ("bos_id", proto.bos_id, TokenType.CONTROL),
+        ("eos_id", proto.eos_id, TokenType.CONTROL),
+    ):
+        if not 0 <= id_ < len(proto.pieces) or proto.types[id_] != wanted:
+            yield (
+                f"its {name} is {id_}, expected the id of a piece of type {wanted.name.lower()}: "
+                "VALL-E puts <bos> and </eos> around all phonemes"
+            )
+    yield from _find_piece_problems(proto)
+
+
+def _find_piece_problems(proto: _Proto) -> Iterator[str]:
+    valid = set(TokenType)
+    seen: set[str] = set()
+    whole = set(proto.pieces)
+    defined = [p for p, t in zip(proto.pieces, proto.types, strict=True) if t == _DEFINED]
+    for id_, (piece, kind) in enumerate(zip(proto.pieces, proto.types, strict=True)):
+        if not piece or piece in seen:
+            yield f"piece {id_}, {short(piece)}, is empty or stands twice"
+        seen.add(piece)
+        if kind not in valid:
+            yield f"piece {id_}, {short(piece)}, has the unknown type {kind}"
+        elif kind == TokenType.UNUSED:
+            yield (
+                f"piece {id_}, {short(piece)}, is of type unused, which SentencePiece splits "
+                "again and llama.cpp does not"
+            )
+        elif kind == _DEFINED:
+            # Cut out before any merge, so that no merge can make it.
+            if "\u2581" in piece or " " in piece:
+                yield (
+                    f"the user-defined piece {short(piece)} has a space in it, and llama.cpp looks "
+                    "for such pieces before it writes spaces as U+2581"
+                )
+        elif kind != TokenType.NORMAL and (len(piece) == 1 or _can_be_merged(piece, whole)):
+            yield (
+                f"piece {id_}, {short(piece)}, is of type {TokenType(kind).name.lower()}, and "
+                "llama.cpp would also make it of ordinary text"
+            )
+    if defined and proto.add_dummy_prefix:
+        yield (
+            f"it has user-defined pieces ({short(defined[0])}) and add_dummy_prefix, and "
+            "llama.cpp puts a space after each of those too"
+        )
+    if len(defined) > MAX_ADDED_TOKENS:
+        yield f"it has {len(defined):,} user-defined pieces, expected at most {MAX_ADDED_TOKENS}"
+        return
+    for a, b in permutations(defined, 2):
+        if can_overlap(a, b):
+            yield (
+                f"the user-defined pieces {short(a)} and {short(b)} can overlap in a text, where "
+                "SentencePiece takes the leftmost and llama.cpp the longest"
+            )
+
+
+def _can_be_merged(text: str, pieces: AbstractSet[str]) -> bool:
+    """Whether llama.cpp's merges, which do not look at types, could make this text."""
+    return any(
+        (i == 1 or text[:i] in pieces) and (i == len(text) - 1 or text[i:] in pieces)
+        for i in range(1, len(text))
+    )
+
+
+# --- the file's own form: protobuf, of which only the fields that matter are read -------------
+
+
+class _MalformedError(ValueError):
+    """The bytes are no protobuf message of this kind."""
+
+
+@dataclass(slots=True)
+class _Proto:
+    """The fields of `ModelProto` that matter, with the defaults of its definition."""
+
+    pieces: list[str] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    types: list[int] = field(default_factory=list)
+    model_type: int = 1
+    whitespace_as_suffix: bool = False
+    unk_id: int = 0
+    bos_id: int = 1
+    eos_id: int = 2
+    normalizer: str = ""
+    charsmap: bytes = b""
+    add_dummy_prefix: bool = True
+    remove_extra_whitespaces: bool = True
+    escape_whitespaces: bool = True
+
+
+def _read_proto(data: bytes) -> _Proto:
+    """Read `ModelProto`: pieces are field 1, the trainer's options 2, the normalizer's 3."""
+    proto = _Proto()
+    for number, value in _fields(data):
+        if number == 1:
+            piece = dict(_fields(_as_bytes(value)))
+            proto.pieces.append(_as_text(piece.get(1, b"")))
+            proto.scores.append(_as_float(piece.get(2, bytes(4))))
+            proto.types.append(_as_int(piece.get(3, 1)))
+        elif number == 2:
+            options = dict(_fields(_as_bytes(value)))
+            proto.model_type = _as_int(options.get(3, 1))
+            proto.whitespace_as_suffix = bool(_as_int(options.get(24, 0)))
+            proto.unk_id = _as_int(options.get(40, 0))
+            proto.bos_id = _as_int(options.get(41, 1))
+            proto.eos_id = _as_int(options.get(42, 2))
+        elif number == 3:
+            options = dict(_fields(_as_bytes(value)))
+            proto.normalizer = _as_text(options.get(1, b""))
+            proto.charsmap = _as_bytes(options.get(2, b""))
+            proto.add_dummy_prefix = bool(_as_int(options.get(3, 1)))
+            proto.remove_extra_whitespaces = bool(_as_int(options.get(4, 1)))
+            proto.escape_whitespaces = bool(_as_int(options.get(5, 1)))
+    if not proto.pieces:
+        raise _MalformedError("it holds no pieces")
+    return proto
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """The fields of a message: number, and an integer or the bytes of what is no integer.
+
+    Of a field that stands several times, a `dict` of these keeps the last, as protobuf does.
+    """
+    place = 0
+    while place < len(data):
+        key, place = _varint(data, place)
+        number, wire = key >> 3, key & 7
+        if wire == 0:
+            value, place = _varint(data, place)
+            yield number, value
+            continue
+        if wire == 2:
+            size, place = _varint(data, place)
+        elif wire in {1, 5}:
+            size = 8 if wire == 1 else 4
+        else:
+            raise _MalformedError(f"a field of the unknown kind {wire}")
+        if size > len(data) - place:
+            raise _MalformedError(f"a field of {size:,} bytes where {len(data) - place:,} are left")
+        yield number, data[place : place + size]
+        place += size
+
+
+def _varint(data: bytes, place: int) -> tuple[int, int]:
+    """An integer in groups of 7 bits, the lowest first, and the place after it."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if place >= len(data):
+            raise _MalformedError("it ends in the middle of a number")
+        byte = data[place]
+        place += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, place
+    raise _MalformedError("a number of more than 64 bits")
+
+
+def _as_int(value: int | bytes) -> int:
+    if not isinstance(value, int):
+        raise _MalformedError("bytes where a number is expected")
+    # A negative int32 is written as the 64-bit number of the same bits.
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _as_bytes(value: int | bytes) -> bytes:
+    if not isinstance(value, bytes):
+        raise _MalformedError("a number where bytes are expected")
+    return value
+
+
+def _as_text(value: int | bytes) -> str:
+    try:
+        return _as_bytes(value).decode("utf-8")
+    except UnicodeDecodeError:
+        raise _MalformedError("a piece that is not UTF-8") from None
+
+
+def _as_float(value: int | bytes) -> float:
+    data = _as_bytes(value)
+    if len(data) != 4:
+        raise _MalformedError(f"a score of {len(data)} bytes, expected 4")
+    score: float = struct.unpack("<f", data)[0]
+    if not math.isfinite(score):
+        raise _MalformedError(f"the score {score}")
+    return score
