@@ -129,7 +129,9 @@ def speech_segments(
     return segments
 
 
-def length_segments(model: Model, condition: Condition, digits: Sequence[int]) -> list[Segment]:
+def length_segments(
+    model: Model, condition: Condition, digits: Sequence[int] | IntArray
+) -> list[Segment]:
     """The segments of a pass that predicts the next digit of a duration; `digits` begins with 0."""
     rows = np.asarray(digits, np.int64).reshape(-1, 1)
     return [*_leading(model, condition, 0), _segment(model, "length", ("length",), rows)]

@@ -1,0 +1,119 @@
+"""The `general.*` keys: what the user says of the model, and what follows from it.
+
+They are given as options or in a JSON file whose keys are the names of the GGUF
+specification without `general.`; an option wins over the file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from valle_convert.checkpoint import Checkpoint
+from valle_convert.errors import InputError
+from valle_convert.files import describe_os_error
+from valle_convert.gguf_file.keys import Key
+from valle_convert.model.spec import Model
+
+#: Names of the GGUF specification that a user may set, with their type.
+ALLOWED: dict[str, str] = {
+    "name": "string",
+    "author": "string",
+    "version": "string",
+    "organization": "string",
+    "basename": "string",
+    "finetune": "string",
+    "description": "string",
+    "license": "string",
+    "license.name": "string",
+    "license.link": "string",
+    "url": "string",
+    "doi": "string",
+    "uuid": "string",
+    "repo_url": "string",
+    "source.url": "string",
+    "source.doi": "string",
+    "source.uuid": "string",
+    "source.repo_url": "string",
+    "tags": "[string]",
+    "languages": "[string]",
+}
+_DEFAULT_TAGS = ["text-to-speech", "vall-e"]
+
+
+@dataclass(frozen=True)
+class GeneralMetadata:
+    """Values by name, without the `general.` in front.
+
+    Raises:
+        InputError: a name is not one of the GGUF specification's, or a value has a wrong type;
+            all faults in one message.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    where: str = "the metadata"
+
+    def __post_init__(self) -> None:
+        faults: list[str] = []
+        for name, value in self.values.items():
+            kind = ALLOWED.get(name)
+            if kind is None:
+                faults.append(f"{name!r} is none of {', '.join(ALLOWED)}")
+            elif kind == "string" and not isinstance(value, str):
+                faults.append(f"{name} is {value!r}, where a string is expected")
+            elif kind == "[string]" and (
+                not isinstance(value, list)
+                or not value
+                or any(not isinstance(item, str) for item in value)
+            ):
+                faults.append(f"{name} is {value!r}, where a list of strings is expected")
+        if faults:
+            raise InputError(f"{self.where}: {'; '.join(faults)}.")
+
+    @classmethod
+    def read(cls, path: Path | None, options: Mapping[str, Any]) -> GeneralMetadata:
+        """The values of a JSON file with the given options over them; None is no option.
+
+        Raises:
+            InputError: the file cannot be read, is no JSON object, or holds wrong values.
+        """
+        values: dict[str, Any] = {}
+        if path is not None:
+            try:
+                loaded = json.loads(path.read_text(encoding="utf-8"))
+            except OSError as error:
+                raise InputError(
+                    f"The metadata file {path} cannot be read: {describe_os_error(error)}."
+                ) from error
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"The metadata file {path} is no valid JSON: {error}.") from error
+            if not isinstance(loaded, dict):
+                raise InputError(
+                    f"The metadata file {path} holds a {type(loaded).__name__}, where an object "
+                    'such as {"author": "..."} is expected.'
+                )
+            values = {name.removeprefix("general."): value for name, value in loaded.items()}
+        values |= {name: value for name, value in options.items() if value is not None}
+        return cls(values, f"The metadata file {path}" if path else "The metadata options")
+
+    def keys(self, checkpoint: Checkpoint, model: Model, n_weights: int) -> Iterator[Key]:
+        """All `general.*` keys but architecture and file type; what is not given is derived."""
+        from gguf.utility import model_weight_count_rounded_notation
+
+        values: dict[str, Any] = {
+            "name": checkpoint.config.get("name") or checkpoint.path.stem,
+            "tags": _DEFAULT_TAGS,
+        }
+        spoken = [name for name in model.languages if len(name) == 2]
+        if spoken:
+            values["languages"] = spoken
+        values |= self.values
+        yield Key("general.type", "model", "string")
+        for name, kind in ALLOWED.items():
+            if name in values:
+                value = values[name]
+                yield Key(f"general.{name}", str(value) if kind == "string" else value, kind)
+        yield Key("general.size_label", model_weight_count_rounded_notation(n_weights), "string")

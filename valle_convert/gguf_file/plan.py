@@ -1,0 +1,265 @@
+"""The plan of a GGUF file: every key, every tensor, where each row comes from.
+
+A plan is made from names and shapes alone. It can be printed (`--dry-run`), compared and
+tested without weights; writing only streams it, and verifying reads it backwards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, LlamaFileType
+
+from valle_convert import __version__
+from valle_convert.checkpoint import Checkpoint, TensorSpec
+from valle_convert.checkpoint.source import BFLOAT16, FLOAT16, FLOAT32
+from valle_convert.errors import InputError
+from valle_convert.gguf_file import keys as gguf_keys
+from valle_convert.gguf_file.encode import BF16, F16, F32, Q8_0, row_bytes
+from valle_convert.gguf_file.keys import Key
+from valle_convert.model.description import Description
+from valle_convert.model.spec import Model
+from valle_convert.tokenizer.compile import DEFAULT_PRE
+
+if TYPE_CHECKING:
+    from valle_convert.gguf_file.metadata import GeneralMetadata
+    from valle_convert.tokenizer.choose import TokenizerChoice
+
+ALIGNMENT = 32
+TOKEN_EMBEDDING = "token_embd.weight"  # noqa: S105 - a tensor
+#: What `--outtype` takes; `auto` keeps the type of the checkpoint.
+OUT_TYPES: dict[str, GGMLQuantizationType | None] = {
+    "auto": None,
+    "f32": F32,
+    "f16": F16,
+    "bf16": BF16,
+    "q8_0": Q8_0,
+}
+_TYPE_OF: dict[np.dtype[Any], GGMLQuantizationType] = {FLOAT32: F32, FLOAT16: F16, BFLOAT16: BF16}
+_FILE_TYPES = {
+    F32: LlamaFileType.ALL_F32,
+    F16: LlamaFileType.MOSTLY_F16,
+    BF16: LlamaFileType.MOSTLY_BF16,
+    Q8_0: LlamaFileType.MOSTLY_Q8_0,
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive rows of a planned tensor, from one source tensor.
+
+    Attributes:
+        label: the table, head or backbone tensor.
+        source: the tensor in the checkpoint.
+        first_row: in the planned tensor.
+        n_rows: how many.
+        gather: the source rows, where they are not simply the first `n_rows` in order.
+    """
+
+    label: str
+    source: str
+    first_row: int
+    n_rows: int
+    gather: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One tensor of the file.
+
+    Attributes:
+        name: llama.cpp's name.
+        shape: rows first; one number for a vector.
+        ggml_type: the type of its elements.
+        offset: from the start of the file's tensor data, in bytes.
+        n_bytes: without padding.
+        parts: what it is made of, in row order, without gaps.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    ggml_type: GGMLQuantizationType
+    offset: int
+    n_bytes: int
+    parts: tuple[Part, ...]
+
+    @property
+    def n_elements(self) -> int:
+        """The number of weights."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class GgufPlan:
+    """A GGUF file before it is written.
+
+    Attributes:
+        checkpoint: the source of the weights.
+        description: what its family said of it: model, biases, dropped tensors, notes.
+        tokenizer: the choice of tokenizer that its vocabulary was compiled from.
+        keys: the metadata in file order, `general.architecture` first.
+        tensors: in file order.
+    """
+
+    checkpoint: Checkpoint
+    description: Description
+    tokenizer: TokenizerChoice
+    keys: tuple[Key, ...]
+    tensors: tuple[PlannedTensor, ...]
+
+    @property
+    def model(self) -> Model:
+        """What the file describes."""
+        return self.description.model
+
+    @property
+    def n_weights(self) -> int:
+        """Elements of all tensors."""
+        return sum(tensor.n_elements for tensor in self.tensors)
+
+    @property
+    def data_bytes(self) -> int:
+        """Size of the tensor data, padding included."""
+        last = self.tensors[-1]
+        return padded(last.offset + last.n_bytes)
+
+
+def padded(n_bytes: int) -> int:
+    """The size rounded up to the file's alignment."""
+    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
+
+
+def make_plan(
+    checkpoint: Checkpoint,
+    description: Description,
+    tokenizer: TokenizerChoice,
+    *,
+    out_type: str = "auto",
+    pre: str = DEFAULT_PRE,
+    metadata: GeneralMetadata,
+) -> GgufPlan:
+    """Lay out the file, without reading weights.
+
+    Args:
+        checkpoint: the source.
+        description: what its family said of it.
+        tokenizer: the chosen tokenizer; its extra rows follow the model's own.
+        out_type: a key of `OUT_TYPES`.
+        pre: llama.cpp's pre-tokenizer.
+        metadata: the `general.*` values that the user gave.
+
+    Raises:
+        InputError: the type cannot hold the rows of some tensors; all are named.
+    """
+    model = description.model
+    compiled = tokenizer.compile(placeholder_names(description), pre)
+    parts = [Part(b.label, b.source, b.first_row, b.n_rows) for b in description.rows]
+    if compiled.extra_rows:
+        parts.append(
+            Part(
+                label="tokenizer",
+                source=description.rows[0].source,
+                first_row=model.n_rows,
+                n_rows=len(compiled.extra_rows),
+                gather=compiled.extra_rows,
+            )
+        )
+    wanted: list[tuple[str, tuple[int, ...], tuple[Part, ...]]] = [
+        (TOKEN_EMBEDDING, (len(compiled.tokens), model.config.n_embd), tuple(parts))
+    ]
+    wanted += [
+        (t.target, t.shape, (Part(t.target, t.source, 0, t.shape[0]),))
+        for t in description.backbone
+    ]
+    tensors = _place(wanted, checkpoint.tensors.specs, OUT_TYPES[out_type])
+    keys = [
+        Key("general.architecture", gguf_keys.ARCHITECTURE, "string"),
+        *metadata.keys(checkpoint, model, sum(tensor.n_elements for tensor in tensors)),
+        Key(gguf_keys.FILE_TYPE_KEY, int(_file_type(tensors)), "u32"),
+        Key("general.quantization_version", GGML_QUANT_VERSION, "u32"),
+        *gguf_keys.architecture_keys(model.config),
+        *(Key(name, value, kind) for name, value, kind in compiled.metadata()),
+        Key("valle.tokenizer.source", tokenizer.source, "string"),
+        Key("valle.tokenizer.reason", tokenizer.reason, "string"),
+        Key("valle.tokenizer.sha256", tokenizer.sha256, "string"),
+        *gguf_keys.model_keys(model),
+    ]
+    if description.biases:
+        n_biases = sum(bias.n_rows for bias in description.biases)
+        keys.append(Key(gguf_keys.BIAS_KEY, [0.0] * n_biases, "[f32]", deferred=True))
+    keys += _source_keys(checkpoint)
+    return GgufPlan(
+        checkpoint=checkpoint,
+        description=description,
+        tokenizer=tokenizer,
+        keys=tuple(keys),
+        tensors=tensors,
+    )
+
+
+def placeholder_names(description: Description) -> list[str]:
+    """A token text for every row after the phonemes, such as `<prompt.3:17>`; all different."""
+    return [
+        f"<{block.label}:{row}>" for block in description.rows[1:] for row in range(block.n_rows)
+    ]
+
+
+def _source_keys(checkpoint: Checkpoint) -> list[Key]:
+    keys = [
+        Key("valle.source.name", checkpoint.path.name, "string"),
+        Key(gguf_keys.SOURCE_SHA256_KEY, "0" * 64, "string", deferred=True),
+    ]
+    step = checkpoint.stats.get("global_step")
+    if isinstance(step, int) and not isinstance(step, bool) and 0 <= step < 1 << 64:
+        keys.append(Key("valle.source.global_step", step, "u64"))
+    if checkpoint.lora is not None:
+        keys.append(Key("valle.source.lora", checkpoint.lora, "string"))
+    keys.append(Key(gguf_keys.CONVERTER_KEY, __version__, "string"))
+    return keys
+
+
+def _place(
+    wanted: list[tuple[str, tuple[int, ...], tuple[Part, ...]]],
+    specs: Mapping[str, TensorSpec],
+    forced: GGMLQuantizationType | None,
+) -> tuple[PlannedTensor, ...]:
+    """Give every tensor its type and its place."""
+    tensors: list[PlannedTensor] = []
+    faults: list[str] = []
+    offset = 0
+    for name, shape, parts in wanted:
+        if len(shape) == 1:
+            ggml_type = F32  # norms; llama.cpp multiplies by them in float32
+        else:
+            ggml_type = forced or _common_type([specs[part.source] for part in parts])
+        try:
+            n_bytes = math.prod(shape[:-1]) * row_bytes(ggml_type, shape[-1])
+        except ValueError as error:
+            faults.append(f"{name}: {error}")
+            continue
+        tensors.append(PlannedTensor(name, shape, ggml_type, offset, n_bytes, parts))
+        offset += padded(n_bytes)
+    if faults:
+        raise InputError(
+            f"The type {forced.name.lower() if forced else 'auto'} cannot hold these tensors: "
+            f"{'; '.join(faults[:5])}{' ...' if len(faults) > 5 else ''}; use --outtype f16."
+        )
+    return tuple(tensors)
+
+
+def _common_type(specs: list[TensorSpec]) -> GGMLQuantizationType:
+    """The type that holds all of them without loss."""
+    types = {_TYPE_OF[spec.dtype] for spec in specs if spec.dtype in _TYPE_OF}
+    return types.pop() if len(types) == 1 else F32
+
+
+def _file_type(tensors: tuple[PlannedTensor, ...]) -> LlamaFileType:
+    """llama.cpp's word for the file: the type that most of its bytes have."""
+    sizes: dict[GGMLQuantizationType, int] = {}
+    for tensor in tensors:
+        sizes[tensor.ggml_type] = sizes.get(tensor.ggml_type, 0) + tensor.n_bytes
+    return _FILE_TYPES[max(sizes, key=lambda ggml_type: sizes[ggml_type])]

@@ -1,0 +1,145 @@
+"""A plan becomes a file: the header, then tensor after tensor, in pieces of a few megabytes.
+
+The source is hashed by a second thread while the weights are read, so its SHA-256 costs
+no time of its own; the header, written first with a placeholder of the same length, is
+written again at the end. Peak memory is one piece, plus the mapped source.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.checkpoint.read import sha256_of
+from valle_convert.errors import EnvironmentFault
+from valle_convert.files import atomic_output, check_free_space, check_target
+from valle_convert.gguf_file.encode import F32, encode
+from valle_convert.gguf_file.keys import BIAS_KEY, SOURCE_SHA256_KEY
+from valle_convert.gguf_file.pack import pack_header
+from valle_convert.gguf_file.plan import GgufPlan, PlannedTensor, padded
+from valle_convert.progress import Progress, silent
+
+# Large enough that numpy's cost per call vanishes, small enough to stay in the cache's reach.
+_PIECE_BYTES = 8 << 20
+
+
+class _CancelledError(Exception):
+    """The hashing thread was told to stop, because the writing failed."""
+
+
+def header_of(plan: GgufPlan, values: Mapping[str, Any] | None = None) -> bytes:
+    """Everything before the tensor data: keys, tensor table, padding.
+
+    Args:
+        plan: the plan.
+        values: what the deferred keys turned out to be; placeholders stand for those left out.
+    """
+    known = values or {}
+    keys = [replace(key, value=known[key.name]) if key.name in known else key for key in plan.keys]
+    return pack_header(keys, plan.tensors)
+
+
+def write_plan(
+    plan: GgufPlan, target: Path, *, force: bool = False, progress: Progress = silent
+) -> int:
+    """Write the file, or leave nothing.
+
+    Args:
+        plan: what to write.
+        target: the file.
+        force: whether an existing file may be replaced.
+        progress: hears of the bytes written.
+
+    Returns:
+        The size of the file in bytes.
+
+    Raises:
+        InputError: the target must not be written, or a weight is not finite.
+        EnvironmentFault: the disk is full, or the folder is not writable.
+    """
+    check_target(target, force=force, sources=plan.checkpoint.inputs)
+    values: dict[str, Any] = {}
+    if plan.description.biases:
+        values[BIAS_KEY] = read_biases(plan)
+    header = header_of(plan, values)
+    size = len(header) + plan.data_bytes
+    check_free_space(target, size)
+    stop = threading.Event()
+
+    def keep_going(_n: int) -> None:
+        if stop.is_set():
+            raise _CancelledError
+
+    with (
+        ThreadPoolExecutor(max_workers=1) as pool,
+        atomic_output(target, force=force, sources=plan.checkpoint.inputs) as file,
+    ):
+        digest = pool.submit(sha256_of, plan.checkpoint.path, keep_going)
+        try:
+            _write(file, header)
+            with progress("writing", size, "B") as advance:
+                advance(len(header))
+                for tensor in plan.tensors:
+                    for piece in pieces(plan, tensor):
+                        advance(_write(file, piece))
+                    padding = padded(tensor.n_bytes) - tensor.n_bytes
+                    advance(_write(file, bytes(padding)))
+            values[SOURCE_SHA256_KEY] = digest.result()
+            file.seek(0)
+            _write(file, header_of(plan, values))
+        finally:
+            stop.set()
+    return size
+
+
+def pieces(plan: GgufPlan, tensor: PlannedTensor) -> Iterator[NDArray[Any]]:
+    """The encoded bytes of a planned tensor, in order, a few megabytes at a time."""
+    for part in tensor.parts:
+        source = plan.checkpoint.tensors.read(part.source)
+        if len(tensor.shape) == 1:
+            yield encode(source, tensor.ggml_type, part.source)
+            continue
+        source = source.reshape(-1, tensor.shape[-1])
+        step = max(1, _PIECE_BYTES // (tensor.shape[-1] * source.dtype.itemsize))
+        for start in range(0, part.n_rows, step):
+            stop = min(start + step, part.n_rows)
+            if part.gather is None:
+                rows = source[start:stop]
+            else:
+                rows = source[np.asarray(part.gather[start:stop])]
+            yield encode(rows, tensor.ggml_type, part.source)
+
+
+def read_biases(plan: GgufPlan) -> list[float]:
+    """The heads' biases one after the other, as float32 values.
+
+    Raises:
+        InputError: one is not finite.
+    """
+    values: list[float] = []
+    for bias in plan.description.biases:
+        source = plan.checkpoint.tensors.read(bias.source)[: bias.n_rows]
+        values += encode(source.astype(np.float32), F32, bias.source).tolist()
+    return values
+
+
+def _write(file: BinaryIO, data: NDArray[Any] | bytes) -> int:
+    """Write all of it, or say how much of it went through."""
+    view = (
+        memoryview(data).cast("B")
+        if isinstance(data, bytes)
+        else data.reshape(-1).view(np.uint8).data
+    )
+    written = file.write(view)
+    if written != view.nbytes:
+        raise EnvironmentFault(
+            f"Only {written:,} of {view.nbytes:,} bytes were written; the disk may be full."
+        )
+    return written
