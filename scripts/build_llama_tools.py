@@ -1,0 +1,263 @@
+"""Build stock `llama-quantize` and `llama-tokenize` from the source that the binding vendors.
+
+In: the pin `llama-cpp-python==X` of constraints.txt. Out: two standalone programs in
+`.cache/llama.cpp/X/bin`, beside `build.json`, which says what they were built from.
+
+The wheel of llama-cpp-python has the libraries and none of the programs, but its source package
+holds the whole of llama.cpp in `vendor/llama.cpp`: building from there makes programs and library
+one version by construction. The programs are linked statically, so that they can be copied.
+
+`--print-cmake-args` prints the CMAKE_ARGS that go with this machine, for `pip install
+llama-cpp-python`, so that the binding and the programs share one list of CPU flags.
+
+Only the standard library is used: this runs before anything is installed.
+"""
+
+# ruff: noqa: T201, S603 - a script: it prints, and it runs cmake and pip.
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+PROGRAMS = ("llama-quantize", "llama-tokenize")
+STAMP = "build.json"
+
+# A native build is refused on purpose. On some virtual machines the CPU announces AMX and faults
+# on its first instruction: a native llama.cpp then dies with SIGSEGV on the first batch of a
+# quantized model. So every instruction set is named, AMX is not among them, and one that
+# llama.cpp assumes but this CPU lacks is switched off.
+ASSUMED_BY_LLAMA_CPP = {
+    "GGML_SSE42": {"sse4_2"},
+    "GGML_AVX": {"avx"},
+    "GGML_AVX2": {"avx2"},
+    "GGML_BMI2": {"bmi2"},
+    "GGML_FMA": {"fma"},
+    "GGML_F16C": {"f16c"},
+}
+OFF_UNLESS_NAMED = {
+    "GGML_AVX512": {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"},
+    "GGML_AVX512_VBMI": {"avx512vbmi"},
+    "GGML_AVX512_VNNI": {"avx512_vnni"},
+    "GGML_AVX512_BF16": {"avx512_bf16"},
+}
+PROGRAM_CMAKE_ARGS = (
+    "-DCMAKE_BUILD_TYPE=Release",
+    "-DBUILD_SHARED_LIBS=OFF",
+    "-DLLAMA_BUILD_TESTS=OFF",
+    "-DLLAMA_BUILD_EXAMPLES=OFF",
+    "-DLLAMA_BUILD_SERVER=OFF",
+    "-DLLAMA_BUILD_TOOLS=ON",
+    "-DLLAMA_CURL=OFF",
+    "-DLLAMA_OPENSSL=OFF",
+)
+
+
+def main() -> int:
+    """Read the arguments and do the one thing asked for; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description="Build llama-quantize and llama-tokenize of the pinned llama.cpp."
+    )
+    parser.add_argument(
+        "--constraints",
+        type=Path,
+        default=PROJECT / "constraints.txt",
+        help="the file with the line llama-cpp-python==X (default: the project's)",
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=PROJECT / ".cache" / "llama.cpp",
+        help="where the programs go, under VERSION/bin (default: the project's .cache/llama.cpp)",
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilers at a time")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument(
+        "--print-cmake-args",
+        action="store_true",
+        help="print the CMAKE_ARGS for installing llama-cpp-python on this machine, and stop",
+    )
+    only.add_argument(
+        "--print-bin", action="store_true", help="print the folder of the programs, and stop"
+    )
+    arguments = parser.parse_args()
+
+    cpu_args = cmake_args_for_cpu(read_cpu_flags())
+    if arguments.print_cmake_args:
+        print(" ".join(cpu_args))
+        return 0
+    try:
+        version = read_pin(arguments.constraints)
+        target = arguments.cache.resolve() / version / "bin"
+        if arguments.print_bin:
+            print(target)
+            return 0
+        build(version, target, cpu_args, jobs=arguments.jobs)
+    except BuildError as error:
+        print(f"build_llama_tools: {error}", file=sys.stderr)
+        return 3
+    return 0
+
+
+class BuildError(Exception):
+    """The programs cannot be built; the message says why and what to do."""
+
+
+def read_pin(constraints: Path) -> str:
+    """The version of llama-cpp-python that a constraints file pins."""
+    try:
+        text = constraints.read_text(encoding="utf-8")
+    except OSError as error:
+        raise BuildError(
+            f"{constraints} cannot be read ({error.strerror}); it has to hold the line "
+            "llama-cpp-python==VERSION."
+        ) from error
+    pins = re.findall(r"^llama[-_]cpp[-_]python==([0-9A-Za-z.+!-]+)", text, re.MULTILINE)
+    if len(pins) != 1:
+        raise BuildError(
+            f"{constraints} has {len(pins)} lines llama-cpp-python==VERSION, expected one."
+        )
+    return str(pins[0])
+
+
+def read_cpu_flags() -> frozenset[str] | None:
+    """The CPU's features as Linux names them; None where they are not known or not x86."""
+    if platform.machine().lower() not in {"x86_64", "amd64"}:
+        return None
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    lines = re.findall(r"^flags\s*:(.*)$", text, re.MULTILINE)
+    return frozenset(lines[0].split()) if lines else None
+
+
+def cmake_args_for_cpu(flags: frozenset[str] | None) -> list[str]:
+    """The arguments that decide which instructions the compiler may use."""
+    args = ["-DGGML_NATIVE=OFF"]
+    if flags is None:
+        return args
+    args += [
+        f"-D{name}=OFF" for name, needed in ASSUMED_BY_LLAMA_CPP.items() if not needed <= flags
+    ]
+    if OFF_UNLESS_NAMED["GGML_AVX512"] <= flags:
+        args += [f"-D{name}=ON" for name, needed in OFF_UNLESS_NAMED.items() if needed <= flags]
+    return args
+
+
+def build(version: str, target: Path, cpu_args: list[str], *, jobs: int) -> None:
+    """Make `target` hold the programs; do nothing where it already holds exactly these.
+
+    The folder appears by a rename at the end, so a build that was stopped is never used.
+    """
+    cmake_args = [*cpu_args, *PROGRAM_CMAKE_ARGS]
+    recipe: dict[str, object] = {
+        "llama_cpp_python": version,
+        "cmake_args": cmake_args,
+        "machine": platform.machine(),
+    }
+    if is_built(target, recipe):
+        print(f"llama.cpp's programs are built: {target}")
+        return
+    for tool in ("cmake", "c++"):
+        if shutil.which(tool) is None:
+            raise BuildError(
+                f"{tool} was not found in PATH; install it (Debian, Ubuntu: "
+                "apt-get install cmake build-essential) and try again."
+            )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target, not in /tmp: the last step is a rename, which needs one file system.
+    with tempfile.TemporaryDirectory(prefix=".building-", dir=target.parent) as name:
+        work = Path(name)
+        source = fetch_source(version, work)
+        compile_programs(source, work / "build", cmake_args, jobs=jobs)
+        finished = work / "bin"
+        finished.mkdir()
+        for program in PROGRAMS:
+            shutil.copy2(work / "build" / "bin" / program, finished / program)
+            prove_standalone(finished / program)
+        shutil.copy2(source / "LICENSE", finished / "LICENSE.llama.cpp")
+        (finished / STAMP).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+        if target.exists():
+            target.rename(work / "replaced")
+        finished.rename(target)
+    print(f"llama.cpp's programs are built: {target}")
+
+
+def is_built(target: Path, recipe: dict[str, object]) -> bool:
+    """Whether `target` holds every program, built by this very recipe."""
+    try:
+        stamp = json.loads((target / STAMP).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return stamp == recipe and all(os.access(target / name, os.X_OK) for name in PROGRAMS)
+
+
+def fetch_source(version: str, work: Path) -> Path:
+    """Download and unpack the source package; returns its `vendor/llama.cpp`.
+
+    pip asks every source package for its metadata, in a build environment of its own: that
+    downloads scikit-build-core too (small), and compiles nothing.
+    """
+    print(f"downloading the source package of llama-cpp-python {version}", flush=True)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--no-binary", "llama-cpp-python", "--dest", str(work)]
+    command += [f"llama-cpp-python=={version}"]
+    run(command, "downloading the source package (is there a way to the package index?)")
+    packages = list(work.glob("llama_cpp_python-*.tar.gz"))
+    if len(packages) != 1:
+        raise BuildError(f"pip left {len(packages)} source packages, expected one.")
+    with tarfile.open(packages[0]) as archive:
+        archive.extractall(work / "source", filter="data")
+    found = list((work / "source").glob("*/vendor/llama.cpp/CMakeLists.txt"))
+    if len(found) != 1:
+        raise BuildError(
+            f"The source package {packages[0].name} has no vendor/llama.cpp; "
+            "pin a version in constraints.txt that has."
+        )
+    return found[0].parent
+
+
+def compile_programs(source: Path, folder: Path, cmake_args: list[str], *, jobs: int) -> None:
+    """Configure and build; about four minutes on two cores."""
+    print(f"building {', '.join(PROGRAMS)} with {' '.join(cmake_args)}", flush=True)
+    configure = ["cmake", "-S", str(source), "-B", str(folder), *cmake_args]
+    run([*configure, "-Wno-dev"], "configuring llama.cpp")
+    make = ["cmake", "--build", str(folder), "--parallel", str(max(jobs, 1))]
+    run([*make, "--target", *PROGRAMS], "compiling llama.cpp")
+
+
+def prove_standalone(program: Path) -> None:
+    """Start a finished program away from its build folder; `--help` of both answers at once."""
+    answer = subprocess.run(
+        [program, "--help"], capture_output=True, text=True, check=False, timeout=60
+    )
+    if "usage" not in (answer.stdout + answer.stderr).lower():
+        raise BuildError(
+            f"{program.name} was built but does not start (exit code {answer.returncode}): "
+            f"{answer.stderr.strip()[-300:]}"
+        )
+
+
+def run(command: list[str], what: str) -> None:
+    """Run a program quietly; where it fails, show the end of what it said."""
+    answer = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    if answer.returncode != 0:
+        tail = "\n".join(answer.stdout.splitlines()[-30:])
+        raise BuildError(f"{what} failed (exit code {answer.returncode}):\n{tail}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "build_llama_tools.py"
+
+OLD_XEON = {"sse4_2", "avx", "f16c"}
+HASWELL = OLD_XEON | {"avx2", "bmi2", "fma"}
+SKYLAKE = HASWELL | {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
+SAPPHIRE = SKYLAKE | {"avx512vbmi", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8"}
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("build_llama_tools", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (None, []),
+        (OLD_XEON, ["-DGGML_AVX2=OFF", "-DGGML_BMI2=OFF", "-DGGML_FMA=OFF"]),
+        (HASWELL, []),
+        (SKYLAKE, ["-DGGML_AVX512=ON"]),
+        # Half of AVX-512 is none of it for llama.cpp, whatever else is announced.
+        (HASWELL | {"avx512f", "avx512_vnni"}, []),
+        (
+            SAPPHIRE,
+            [
+                "-DGGML_AVX512=ON",
+                "-DGGML_AVX512_VBMI=ON",
+                "-DGGML_AVX512_VNNI=ON",
+                "-DGGML_AVX512_BF16=ON",
+            ],
+        ),
+    ],
+    ids=["unknown", "old", "haswell", "skylake", "half", "with-amx"],
+)
+def test_cpu_flags_become_cmake_arguments_and_amx_never_does(
+    script: ModuleType, flags: set[str] | None, expected: list[str]
+) -> None:
+    given = None if flags is None else frozenset(flags)
+    assert script.cmake_args_for_cpu(given) == ["-DGGML_NATIVE=OFF", *expected]
+
+
+def test_the_pin_is_read_from_the_constraints(script: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "constraints.txt"
+    path.write_text("# pinned\nnumpy==2.4.6\nllama-cpp-python==0.3.36  # source build\n")
+    assert script.read_pin(path) == "0.3.36"
+
+
+@pytest.mark.parametrize("text", ["numpy==1\n", "llama-cpp-python>=0.3\n", None])
+def test_constraints_without_the_pin_are_an_error_in_one_line(
+    tmp_path: Path, text: str | None
+) -> None:
+    path = tmp_path / "constraints.txt"
+    if text is not None:
+        path.write_text(text)
+    child = subprocess.run(
+        [sys.executable, SCRIPT, "--constraints", path, "--cache", tmp_path / "cache"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == 3
+    assert child.stderr.count("\n") == 1
+    assert "llama-cpp-python==VERSION" in child.stderr
+    assert not (tmp_path / "cache").exists()
+
+
+def test_what_is_built_by_the_same_recipe_is_not_built_again(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    recipe: dict[str, object] = {"llama_cpp_python": "0.3.36", "cmake_args": ["-DA=ON"]}
+    assert not script.is_built(tmp_path, recipe)
+    for name in script.PROGRAMS:
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    assert not script.is_built(tmp_path, recipe)  # without its stamp it may be half of a copy
+    (tmp_path / script.STAMP).write_text(json.dumps(recipe))
+    assert script.is_built(tmp_path, recipe)
+    assert not script.is_built(tmp_path, {**recipe, "cmake_args": ["-DA=OFF"]})
+    (tmp_path / script.PROGRAMS[0]).unlink()
+    assert not script.is_built(tmp_path, recipe)
+
+
+def test_the_arguments_for_the_binding_are_printed_alone() -> None:
+    child = subprocess.run(
+        [sys.executable, SCRIPT, "--print-cmake-args"], capture_output=True, text=True, check=True
+    )
+    assert child.stdout.startswith("-DGGML_NATIVE=OFF")
+    assert child.stdout.count("\n") == 1

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import os
+
+from valle_convert.runtime.cpu import (
+    cpu_features,
+    cpu_name,
+    features_of_interest,
+    parse_cpuinfo,
+    usable_cores,
+)
+
+X86 = "processor\t: 0\nflags\t\t: fpu avx2 avx2 smep amx_tile\n\nprocessor\t: 1\nflags\t\t: fpu\n"
+ARM = "processor\t: 0\nFeatures\t: fp asimd asimddp sve\n"
+
+
+def test_features_are_read_as_x86_and_arm_write_them() -> None:
+    assert parse_cpuinfo(X86) == ("amx_tile", "avx2", "fpu", "smep")
+    assert parse_cpuinfo(ARM) == ("asimd", "asimddp", "fp", "sve")
+    assert parse_cpuinfo("model name : none\n") == ()
+
+
+def test_features_of_interest_are_those_with_kernels() -> None:
+    assert features_of_interest(parse_cpuinfo(X86)) == ("amx_tile", "avx2")
+    assert features_of_interest(("sme", "sme2", "smep", "fma")) == ("sme", "sme2", "fma")
+
+
+def test_this_machine_has_a_cpu() -> None:
+    assert cpu_name()
+    assert set(features_of_interest(cpu_features())) <= set(cpu_features())
+
+
+def test_cores_are_those_that_the_process_may_use() -> None:
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert usable_cores() == len(allowed)

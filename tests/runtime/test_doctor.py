@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from valle_convert.doctor import (
+    DISTRIBUTION,
+    LLAMA,
+    NEEDS,
+    LlamaReport,
+    PackageReport,
+    ProgramReport,
+    examine,
+    examine_commands,
+    parse_requirement,
+)
+from valle_convert.errors import EnvironmentFault
+from valle_convert.runtime.probe import ProbeResult
+from valle_convert.runtime.programs import PROGRAMS, Program
+
+WORKING = LlamaReport(Path("libllama.so"), "0.3.36", "CPU : AVX2 = 1", ProbeResult(True, 0.0), None)
+FOUND = tuple(ProgramReport(name, Program(name, Path(name), "PATH"), None) for name in PROGRAMS)
+NUMPY = PackageReport("numpy", "1.26", "2.4.6", "")
+
+
+def test_this_machine_is_described() -> None:
+    report = examine()
+    packages = {package.name: package for package in report.packages}
+    assert packages["numpy"].problem is None
+    assert packages["llama-cpp-python"].extra == "llama"
+    assert report.llama.problem is None
+    assert report.llama.path is not None
+    assert report.llama.path.is_file()
+    assert "CPU" in (report.llama.system_info or "")
+    assert [command.name for command in report.commands] == list(NEEDS)
+    assert report.cores >= 1
+
+
+def test_a_library_that_kills_its_probe_is_reported_and_never_loaded() -> None:
+    """In a child, so that nothing else can have loaded it."""
+    program = (
+        "import sys\n"
+        "from valle_convert.doctor import examine\n"
+        "from valle_convert.runtime.probe import run_probe\n"
+        "kill = 'import os; os.kill(os.getpid(), 11)'\n"
+        "report = examine(lambda: run_probe([sys.executable, '-c', kill]))\n"
+        "assert 'SIGSEGV' in report.llama.problem, report.llama\n"
+        "assert report.llama.binding_version and report.llama.system_info is None\n"
+        "broken = {command.name for command in report.commands if command.missing}\n"
+        "assert broken >= {'verify', 'speak'} and 'convert' not in broken, broken\n"
+        "assert not report.ok\n"
+        "assert not {'llama_cpp', 'torch'} & set(sys.modules), 'loaded'\n"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (child.returncode, child.stderr) == (0, "")
+
+
+def test_nothing_found_is_a_report_and_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_library() -> ProbeResult:
+        raise EnvironmentFault("no library")
+
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
+    monkeypatch.setenv("LLAMA_QUANTIZE", str(tmp_path / "absent"))
+    report = examine(no_library)
+    assert report.llama.path is None
+    assert report.llama.problem == "no library"
+    missing = {command.name: command.missing for command in report.commands}
+    assert missing["convert"] == missing["inspect"] == ()
+    assert missing["speak"] == ("no library",)
+    assert "no program that can be run" in missing["quantize"][0]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("numpy>=1.26", ("numpy", "1.26", "")),
+        ("tqdm", ("tqdm", "", "")),
+        ("torch<3,>=2.10", ("torch", "2.10", "")),
+        ('llama-cpp-python>=0.3.36; extra == "llama"', ("llama-cpp-python", "0.3.36", "llama")),
+        ("types-pyyaml; extra == 'dev'", ("types-pyyaml", "", "dev")),
+    ],
+)
+def test_requirements_are_read_as_pip_writes_them(
+    text: str, expected: tuple[str, str, str]
+) -> None:
+    assert parse_requirement(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("installed", "words"),
+    [
+        (None, "torch is not installed; pip install 'torch>=2.10'"),
+        ("2.9.1+cpu", "torch is 2.9.1.cpu, expected at least 2.10"),
+        ("2.10", None),
+        ("2.13.0+cpu", None),
+    ],
+)
+def test_versions_are_compared_as_numbers(installed: str | None, words: str | None) -> None:
+    problem = PackageReport("torch", "2.10", installed, "").problem
+    if words is None:
+        assert problem is None
+    else:
+        assert problem is not None
+        assert words.replace(".cpu", "+cpu") in problem
+
+
+def test_a_missing_package_stops_every_command_and_one_of_an_extra_none() -> None:
+    missing = PackageReport("gguf", "0.17", None, "")
+    commands = examine_commands((NUMPY, missing), WORKING, FOUND)
+    assert all("gguf is not installed" in command.missing[0] for command in commands)
+    extra = PackageReport("pytest", "8.3", None, "dev")
+    assert not any(command.missing for command in examine_commands((NUMPY, extra), WORKING, FOUND))
+
+
+def test_every_need_of_a_command_is_something_that_is_examined() -> None:
+    assert {need for needs in NEEDS.values() for need in needs} <= {LLAMA, *PROGRAMS}
+    assert DISTRIBUTION == "valle-convert"

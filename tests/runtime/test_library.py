@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from valle_convert.runtime.library import LOG_LINES, Log, find_library, load_library
+
+INFO, WARN, ERROR, CONTINUED = 2, 3, 4, 5
+
+
+def report_of_loading(environment: dict[str, str], before: str = "") -> tuple[int, str]:
+    """Load the library in a child; the exit code and the message are those of the error."""
+    program = (
+        f"import sys\n{before}\n"
+        "from valle_convert.errors import ValleConvertError\n"
+        "from valle_convert.runtime.library import load_library\n"
+        "try:\n    load_library()\n"
+        "except ValleConvertError as error:\n    print(error); sys.exit(error.exit_code)\n"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    assert child.stderr == ""
+    return child.returncode, child.stdout
+
+
+def test_complaints_are_warnings_and_errors_after_the_mark_only() -> None:
+    log = Log()
+    log.write(ERROR, "before\n")
+    mark = log.mark()
+    log.write(INFO, "loading\n")
+    log.write(WARN, "odd\n")
+    log.write(ERROR, "bad\n")
+    log.write(ERROR, "bad\n")
+    assert log.complaints(mark) == ["odd", "bad"]
+    assert log.explain(mark) == " llama.cpp says: odd | bad."
+    assert log.explain(log.mark()) == ""
+
+
+def test_pieces_of_a_line_are_one_line_of_the_first_pieces_level() -> None:
+    log = Log()
+    log.write(ERROR, "no room ")
+    log.write(CONTINUED, "for 7 ")
+    log.write(CONTINUED, "cells\nnext")
+    log.write(INFO, "other\n")
+    assert [(line.level, line.text) for line in log.lines()] == [
+        (ERROR, "no room for 7 cells"),
+        (ERROR, "next"),
+        (INFO, "other"),
+    ]
+
+
+def test_a_line_without_an_end_is_a_complaint_too() -> None:
+    log = Log()
+    log.write(ERROR, "unfinished")
+    assert log.complaints(0) == ["unfinished"]
+
+
+def test_the_log_is_bounded_and_marks_survive_that() -> None:
+    log = Log()
+    for i in range(3 * LOG_LINES):
+        log.write(ERROR, f"{i}\n")
+    assert len(log.lines()) == LOG_LINES
+    mark = log.mark()
+    log.write(ERROR, "last\n")
+    assert log.complaints(mark) == ["last"]
+
+
+def test_the_library_is_loaded_once_and_tells_its_build() -> None:
+    library = load_library()
+    assert load_library() is library
+    assert library.path == find_library()
+    assert library.path.name.startswith("libllama")
+    assert "CPU" in library.system_info()
+
+
+def test_a_missing_binding_says_what_to_install() -> None:
+    code, message = report_of_loading({}, before="sys.modules['llama_cpp'] = None")
+    assert code == 3
+    assert "pip install 'valle-convert[llama]'" in message
+
+
+def test_a_folder_without_the_library_says_to_build_it(tmp_path: Path) -> None:
+    code, message = report_of_loading({"LLAMA_CPP_LIB_PATH": str(tmp_path)})
+    assert code == 3
+    assert "does not load" in message
+    assert "GGML_NATIVE=OFF" in message
+
+
+def test_a_library_that_is_none_says_to_build_it(tmp_path: Path) -> None:
+    (tmp_path / "libllama.so").write_bytes(b"not an ELF file")
+    code, message = report_of_loading({"LLAMA_CPP_LIB_PATH": str(tmp_path)})
+    assert code == 3
+    assert "does not load" in message
+
+
+def test_the_search_follows_the_bindings_own_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
+    assert find_library() is None
+    (tmp_path / "libllama.so").touch()
+    assert find_library() == tmp_path / "libllama.so"

@@ -1,0 +1,189 @@
+"""What a session finds out about llama.cpp, and how it says that something is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from valle_convert.errors import EnvironmentFault, InputError
+from valle_convert.runtime.context import Context
+from valle_convert.runtime.library import load_library
+from valle_convert.runtime.selftest import quantize_q4_k
+from valle_convert.runtime.session import Session
+from valle_convert.runtime.tiny_gemma import GemmaShape, random_weights, write_gemma
+
+SHAPE = GemmaShape(n_embd=256, n_head=4, n_head_kv=4, n_layer=2, n_ff=256, n_vocab=300)
+WEIGHTS = random_weights(SHAPE, seed=0)
+SEGMENTS = np.array([0, 1, 2, 0, 1])
+
+
+def tokens(n: int) -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((n, SHAPE.n_embd)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for file_type in ("f32", "f16", "q8_0"):
+        write_gemma(folder / f"{file_type}.gguf", SHAPE, WEIGHTS, file_type=file_type)
+    quantize_q4_k(load_library(), folder / "f32.gguf", folder / "q4_k.gguf")
+    return folder
+
+
+@pytest.mark.parametrize("file_type", ["f32", "f16", "q8_0", "q4_k"])
+def test_both_proofs_hold_for_every_type_of_weights(models: Path, file_type: str) -> None:
+    with Session(models / f"{file_type}.gguf", n_threads=1) as session:
+        assert session.input_scale == 16.0  # sqrt(256): llama.cpp's gemma scales embeddings too
+        session.step(tokens(5), SEGMENTS, causal=True)
+        assert session.length() == 5
+
+
+def test_the_proof_of_segments_fails_where_a_rotation_stays_pending(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A llama.cpp that saved pending rotations would behave as one that is never asked to."""
+    monkeypatch.setattr(Context, "drop_pending_rotation", lambda _context, _sequence: None)
+    with Session(models / "f32.gguf", n_threads=1) as session:
+        with pytest.raises(EnvironmentFault, match="does not keep the positions that restart"):
+            session.step(tokens(5), SEGMENTS, causal=True)
+        assert session.length() == 0
+        # One segment needs no trick, and gets no proof.
+        session.step(tokens(5), np.arange(5), causal=True)
+
+
+def test_the_logits_alone_would_show_a_rotation_that_stays_pending(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each half of the proof has to see it without the other; here the keys are not looked at."""
+    monkeypatch.setattr(Context, "drop_pending_rotation", lambda _context, _sequence: None)
+    monkeypatch.setattr("valle_convert.runtime.session.keys_stay_as_they_were", lambda *_: True)
+    with (
+        Session(models / "q4_k.gguf", n_threads=1) as session,
+        pytest.raises(EnvironmentFault, match="the keys in the cache stay as they were"),
+    ):
+        session.step(tokens(5), SEGMENTS, causal=True)
+
+
+def test_the_proof_of_segments_fails_where_states_come_back_changed(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restore = Context.restore
+
+    def damaged(context: Context, sequence: int, state: np.ndarray) -> None:
+        state = state.copy()
+        state[-1000:] = 0  # values of the last layer
+        restore(context, sequence, state)
+
+    monkeypatch.setattr(Context, "restore", damaged)
+    with (
+        Session(models / "f32.gguf", n_threads=1) as session,
+        pytest.raises(EnvironmentFault, match="does not keep the positions that restart"),
+    ):
+        session.step(tokens(5), SEGMENTS, causal=True)
+
+
+def test_the_input_scale_is_one_where_the_graph_leaves_embeddings_alone(
+    models: Path,
+) -> None:
+    """Rows divided by the scale stand for a graph that would not multiply by it."""
+    rows = {token: WEIGHTS["token_embd.weight"][token] / np.float32(16) for token in (3, 40, 77)}
+    with Session(models / "f32.gguf", probe_rows=rows, n_threads=1) as session:
+        assert session.input_scale == 1.0
+
+
+def test_an_input_scale_that_is_neither_is_refused(models: Path) -> None:
+    rows = {token: WEIGHTS["token_embd.weight"][token] * np.float32(3) for token in (3, 40, 77)}
+    with pytest.raises(EnvironmentFault, match="scales raw embeddings cannot be found out"):
+        Session(models / "f32.gguf", probe_rows=rows, n_threads=1)
+
+
+def test_a_token_table_of_zeros_is_refused(tmp_path: Path) -> None:
+    table = np.zeros_like(WEIGHTS["token_embd.weight"])
+    write_gemma(tmp_path / "zeros.gguf", SHAPE, {**WEIGHTS, "token_embd.weight": table})
+    with pytest.raises(InputError, match="are all zero"):
+        Session(tmp_path / "zeros.gguf", n_threads=1)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"absent.gguf is not a file"):
+        Session(tmp_path / "absent.gguf")
+
+
+def test_a_broken_file_is_refused_in_llama_cpps_own_words(models: Path, tmp_path: Path) -> None:
+    data = (models / "f32.gguf").read_bytes()
+    (tmp_path / "short.gguf").write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match=r"llama.cpp says: .*not within the file bounds"):
+        Session(tmp_path / "short.gguf")
+    (tmp_path / "text.gguf").write_text("not a model at all")
+    with pytest.raises(InputError, match=r"llama.cpp says: .*invalid magic"):
+        Session(tmp_path / "text.gguf")
+
+
+def test_a_file_with_a_tensor_too_many_is_refused_in_llama_cpps_own_words(tmp_path: Path) -> None:
+    path = tmp_path / "extra.gguf"
+    write_gemma(path, SHAPE, WEIGHTS)
+    reader = gguf.GGUFReader(path)
+    writer = gguf.GGUFWriter(tmp_path / "more.gguf", "gemma")
+    for field in reader.fields.values():
+        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+            writer.add_key_value(field.name, field.contents(), field.types[0])
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, np.array(tensor.data))
+    writer.add_tensor("head.bias", np.zeros(300, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(InputError, match="wrong number of tensors"):
+        Session(tmp_path / "more.gguf")
+
+
+def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gemma(path, replace(SHAPE, n_layer=1), WEIGHTS)
+    # Same length, so that the file stays whole: all keys and the architecture itself.
+    (tmp_path / "other.gguf").write_bytes(path.read_bytes().replace(b"gemma", b"llama"))
+    with pytest.raises(InputError, match="architecture 'llama', expected 'gemma'"):
+        Session(tmp_path / "other.gguf")
+
+
+def test_a_refused_decode_says_what_llama_cpp_said_and_empties_the_sequence(models: Path) -> None:
+    with Session(models / "f32.gguf", n_threads=1) as session:
+        session.step(tokens(5), SEGMENTS, causal=True)
+        # Behind the session's back the cells are gone, so that its next position leaves a gap.
+        session._open_context().move(0, -1)
+        with pytest.raises(EnvironmentFault, match=r"llama.cpp says: .*inconsistent sequence pos"):
+            session.step(tokens(1), [2], causal=True)
+        assert session.length() == 0
+        session.step(tokens(5), SEGMENTS, causal=True)
+
+
+def test_metadata_is_read_whatever_its_length(tmp_path: Path) -> None:
+    write_gemma(tmp_path / "tiny.gguf", SHAPE, WEIGHTS)
+    with Session(tmp_path / "tiny.gguf", n_threads=1) as session:
+        assert session.metadata("gemma.attention.head_count") == "4"
+        assert session.metadata("no.such.key") is None
+        assert (session.n_embd, session.n_vocab, session.n_layer) == (256, 300, 2)
+
+
+def test_nothing_is_printed_by_a_session(models: Path) -> None:
+    program = (
+        "import sys, numpy as np\n"
+        "from valle_convert.runtime.session import Session\n"
+        "with Session(sys.argv[1], n_threads=1) as session:\n"
+        "    session.step(np.ones((4, 256)), [0, 1, 0, 1], causal=True)\n"
+        "    session.step(np.ones((4, 256)), [0, 1, 0, 1], causal=False)\n"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", program, models / "q8_0.gguf"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (child.returncode, child.stdout, child.stderr) == (0, "", "")

@@ -1,0 +1,234 @@
+"""What this machine has, what it lacks, and which commands work on it.
+
+In: the machine. Out: a frozen `DoctorReport`; nothing is printed and nothing raised, since
+what is missing is the report. torch is not imported (versions come from the packages'
+metadata), and llama.cpp is loaded only after it survived its probe in a child process.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import valle_convert
+from valle_convert.errors import ValleConvertError
+from valle_convert.runtime.cpu import cpu_features, cpu_name, features_of_interest, usable_cores
+from valle_convert.runtime.library import find_library, load_library
+from valle_convert.runtime.probe import ProbeResult, prove_library
+from valle_convert.runtime.programs import PROGRAMS, Program, find_program
+
+DISTRIBUTION = "valle-convert"
+LLAMA = "llama.cpp"  # the library, as something that a command needs
+
+# What a command needs beyond the Python packages; `convert` and `inspect` are pure Python.
+NEEDS: dict[str, tuple[str, ...]] = {
+    "convert": (),
+    "inspect": (),
+    "tokenize": (LLAMA,),
+    "verify": (LLAMA,),
+    "quantize": ("llama-quantize",),
+    "speak": (LLAMA,),
+}
+
+
+@dataclass(frozen=True)
+class PackageReport:
+    """A Python package that this one depends on.
+
+    Attributes:
+        name: as on PyPI.
+        minimum: the lowest version that is known to work; empty where any will do.
+        installed: the version that is there; None where it is missing.
+        extra: the extra that asks for it (`llama`, `dev`); empty for one always needed.
+    """
+
+    name: str
+    minimum: str
+    installed: str | None
+    extra: str
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with it and what to do; None where it will do."""
+        wanted = f"{self.name}>={self.minimum}" if self.minimum else self.name
+        if self.installed is None:
+            return f"{self.name} is not installed; pip install '{wanted}'"
+        if _release(self.installed) < _release(self.minimum):
+            return (
+                f"{self.name} is {self.installed}, expected at least {self.minimum}; "
+                f"pip install --upgrade '{wanted}'"
+            )
+        return None
+
+
+@dataclass(frozen=True)
+class LlamaReport:
+    """llama.cpp's library.
+
+    Attributes:
+        path: the shared library; None where it was not found.
+        binding_version: the version of llama-cpp-python; None where it is not installed.
+        system_info: what llama.cpp says it was built with; None where it was not loaded.
+        probe: how its self-test went; None where it failed or could not be run.
+        problem: why it cannot be used and what to do; None where it works.
+    """
+
+    path: Path | None
+    binding_version: str | None
+    system_info: str | None
+    probe: ProbeResult | None
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class ProgramReport:
+    """One of llama.cpp's programs: where it was found, or why it was not."""
+
+    name: str
+    found: Program | None
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class CommandReport:
+    """A command of this program, and everything that keeps it from working."""
+
+    name: str
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DoctorReport:
+    """All of it; `ok` where every command works."""
+
+    version: str
+    python: str
+    system: str
+    cpu: str
+    cores: int
+    cpu_features: tuple[str, ...]
+    packages: tuple[PackageReport, ...]
+    llama: LlamaReport
+    programs: tuple[ProgramReport, ...]
+    commands: tuple[CommandReport, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is missing for any command."""
+        return not any(command.missing for command in self.commands)
+
+    @property
+    def announces_amx(self) -> bool:
+        """Whether the CPU says it has AMX, on which natively built llama.cpp may crash."""
+        return any(feature.startswith("amx") for feature in self.cpu_features)
+
+
+def examine(probe: Callable[[], ProbeResult] = prove_library) -> DoctorReport:
+    """Look at this machine; takes about a second where llama.cpp was never probed before.
+
+    Args:
+        probe: what tries the library out before it is loaded; raises where it fails.
+    """
+    packages = examine_packages()
+    llama = examine_llama(probe)
+    programs = tuple(examine_program(name) for name in PROGRAMS)
+    return DoctorReport(
+        version=valle_convert.__version__,
+        python=platform.python_version(),
+        system=platform.platform(),
+        cpu=cpu_name(),
+        cores=usable_cores(),
+        cpu_features=features_of_interest(cpu_features()),
+        packages=packages,
+        llama=llama,
+        programs=programs,
+        commands=examine_commands(packages, llama, programs),
+    )
+
+
+def examine_packages() -> tuple[PackageReport, ...]:
+    """Every package of this one's own metadata, needed ones first, then by extra."""
+    try:
+        requirements = importlib.metadata.requires(DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:
+        # Run from a checkout that was never installed: there is no list to go by.
+        requirements = []
+    found = [parse_requirement(text) for text in requirements]
+    return tuple(
+        PackageReport(name, minimum, _installed_version(name), extra)
+        for name, minimum, extra in sorted(found, key=lambda item: (item[2], item[0]))
+    )
+
+
+def parse_requirement(text: str) -> tuple[str, str, str]:
+    """The name, the lowest version and the extra of a line of package metadata.
+
+    >>> parse_requirement("pytest-xdist>=3.6; extra == 'dev'")
+    ('pytest-xdist', '3.6', 'dev')
+    """
+    name = re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*", text)
+    minimum = re.search(r">=\s*([0-9][^\s,;)]*)", text.partition(";")[0])
+    extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)", text)
+    return (
+        name.group(0) if name else text,
+        minimum.group(1) if minimum else "",
+        extra.group(1) if extra else "",
+    )
+
+
+def examine_llama(probe: Callable[[], ProbeResult]) -> LlamaReport:
+    """Find the library, probe it, and only then load it into this process."""
+    path = find_library()
+    version = _installed_version("llama-cpp-python")
+    try:
+        result = probe()
+        system_info = load_library().system_info()
+    except ValleConvertError as error:
+        return LlamaReport(path, version, None, None, str(error))
+    return LlamaReport(path, version, system_info, result, None)
+
+
+def examine_program(name: str) -> ProgramReport:
+    """Find one of llama.cpp's programs."""
+    try:
+        return ProgramReport(name, find_program(name), None)
+    except ValleConvertError as error:
+        return ProgramReport(name, None, str(error))
+
+
+def examine_commands(
+    packages: tuple[PackageReport, ...],
+    llama: LlamaReport,
+    programs: tuple[ProgramReport, ...],
+) -> tuple[CommandReport, ...]:
+    """For each command, every problem that it meets; all of them need the Python packages."""
+    common = [one.problem for one in packages if one.extra == ""]
+    problems = {LLAMA: llama.problem} | {one.name: one.problem for one in programs}
+    return tuple(
+        CommandReport(
+            name,
+            tuple(
+                problem
+                for problem in [*common, *(problems[need] for need in needs)]
+                if problem is not None
+            ),
+        )
+        for name, needs in NEEDS.items()
+    )
+
+
+def _installed_version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The numbers at the beginning of a version: (2, 13, 0) of 2.13.0+cpu."""
+    numbers = re.match(r"[0-9]+(?:\.[0-9]+)*", version)
+    return tuple(int(number) for number in numbers.group(0).split(".")) if numbers else ()

@@ -1,0 +1,324 @@
+"""llama.cpp's two handles, a model and a context, as Python objects that close themselves.
+
+In: arrays. Out: a view of the logits. Errors are exceptions that carry llama.cpp's log.
+
+A batch is built from numpy arrays without a loop over tokens. llama.cpp gets bare
+addresses, so every array stays referenced by a local name until the call has returned:
+`np.ascontiguousarray(x, np.float32)` as an argument would be a temporary, and its address
+dangling by the time it is read.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.errors import EnvironmentFault, InputError
+from valle_convert.runtime.library import Library
+
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int32]
+BoolArray = NDArray[np.bool_]
+CacheType = Literal["f16", "f32"]
+
+CELLS_PER_BLOCK = 256  # llama.cpp rounds a context up to blocks of this many cells
+
+
+class Model:
+    """The weights of one GGUF file.
+
+    Args:
+        library: from `load_library`.
+        path: the GGUF file.
+        use_mmap: map the file instead of reading it; pages that no pass touches stay on disk.
+
+    Raises:
+        InputError: the file does not exist or llama.cpp does not load it; with its log.
+    """
+
+    def __init__(self, library: Library, path: Path, *, use_mmap: bool) -> None:
+        self.library = library
+        self.path = path
+        self._handle: Any = None
+        if not path.is_file():
+            raise InputError(f"The model {path} is not a file; give the path of a GGUF file.")
+        api = library.api
+        parameters = api.llama_model_default_params()
+        parameters.load_mode = api.LLAMA_LOAD_MODE_MMAP if use_mmap else api.LLAMA_LOAD_MODE_NONE
+        parameters.n_gpu_layers = 0
+        mark = library.log.mark()
+        self._handle = api.llama_model_load_from_file(str(path).encode(), parameters)
+        if not self._handle:
+            raise InputError(
+                f"llama.cpp {library.binding_version} does not load {path}."
+                f"{library.log.explain(mark)} Check that the file is complete, and convert it "
+                "again where it is not."
+            )
+        vocabulary = api.llama_model_get_vocab(self._handle)
+        self.n_embd = int(api.llama_model_n_embd(self._handle))
+        self.n_vocab = int(api.llama_vocab_n_tokens(vocabulary))
+        self.n_layer = int(api.llama_model_n_layer(self._handle))
+        self.n_params = int(api.llama_model_n_params(self._handle))
+
+    @property
+    def handle(self) -> Any:  # noqa: ANN401 - an opaque pointer
+        """The `llama_model *`.
+
+        Raises:
+            ValueError: the model is closed.
+        """
+        if not self._handle:
+            raise ValueError(f"the model {self.path} is closed")
+        return self._handle
+
+    def metadata(self, key: str) -> str | None:
+        """A value of the file's metadata as llama.cpp prints it; None where the key is missing."""
+        api = self.library.api
+        size = 256
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            n = api.llama_model_meta_val_str(self.handle, key.encode(), buffer, size)
+            if n < 0:
+                return None
+            if n < size:
+                return buffer.value.decode("utf-8", errors="replace")
+            size = n + 1
+
+    def close(self) -> None:
+        """Free the weights; contexts of this model must be closed before."""
+        if self._handle:
+            self.library.api.llama_model_free(self._handle)
+            self._handle = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Context:
+    """A key/value cache for `n_seq` sequences and the buffers to decode into it.
+
+    All sequences share one pool of cells (llama.cpp's unified cache): only then does a batch
+    with several sequences stay in one piece, which attention in both directions needs. A
+    split cache cuts a batch at the length of its shortest sequence, and tokens on either
+    side of a cut would not see each other; without any error.
+
+    Args:
+        model: must outlive the context.
+        n_ctx: cells in the cache, for all sequences together.
+        n_ubatch: tokens computed at a time; causal batches may be longer, others may not.
+        n_seq: sequences that can be told apart.
+        n_threads: threads for every decode.
+        cache_type: number format of keys and values in the cache.
+        flash_attention: use llama.cpp's fused attention kernel.
+        rope_scale: factor on every position inside the rotary embedding; None for the file's.
+
+    Raises:
+        EnvironmentFault: llama.cpp does not give a context (memory, as a rule).
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        n_ctx: int,
+        n_ubatch: int,
+        n_seq: int,
+        n_threads: int,
+        cache_type: CacheType,
+        flash_attention: bool,
+        rope_scale: float | None = None,
+    ) -> None:
+        self.model = model
+        self._api = model.library.api
+        self._log = model.library.log
+        self._handle: Any = None
+        api = self._api
+        parameters = api.llama_context_default_params()
+        cells = -(-n_ctx // CELLS_PER_BLOCK) * CELLS_PER_BLOCK
+        parameters.n_ctx = cells
+        parameters.n_batch = cells
+        parameters.n_ubatch = min(n_ubatch, cells)
+        parameters.n_seq_max = n_seq
+        parameters.n_threads = n_threads
+        parameters.n_threads_batch = n_threads
+        parameters.type_k = parameters.type_v = {
+            "f32": api.GGML_TYPE_F32,
+            "f16": api.GGML_TYPE_F16,
+        }[cache_type]
+        parameters.flash_attn_type = (
+            api.LLAMA_FLASH_ATTN_TYPE_ENABLED
+            if flash_attention
+            else api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )
+        if rope_scale is not None:
+            parameters.rope_scaling_type = api.LLAMA_ROPE_SCALING_TYPE_LINEAR
+            parameters.rope_freq_scale = rope_scale
+        parameters.kv_unified = True
+        parameters.no_perf = True
+        mark = self._log.mark()
+        self._handle = api.llama_init_from_model(model.handle, parameters)
+        if not self._handle:
+            raise EnvironmentFault(
+                f"llama.cpp cannot make a context of {n_ctx} positions for {model.path}."
+                f"{self._log.explain(mark)} Free some memory, or give a shorter input."
+            )
+        self._memory = api.llama_get_memory(self._handle)
+        self.n_ctx = int(api.llama_n_ctx(self._handle))
+        self.n_batch = int(api.llama_n_batch(self._handle))
+        self.n_ubatch = int(api.llama_n_ubatch(self._handle))
+
+    @property
+    def handle(self) -> Any:  # noqa: ANN401 - an opaque pointer
+        """The `llama_context *`.
+
+        Raises:
+            ValueError: the context is closed.
+        """
+        if not self._handle:
+            raise ValueError("the context is closed")
+        return self._handle
+
+    def close(self) -> None:
+        """Free the cache and the buffers."""
+        if self._handle:
+            self._api.llama_free(self._handle)
+            self._handle = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def decode(
+        self,
+        inputs: FloatArray | IntArray,
+        positions: IntArray,
+        sequences: IntArray,
+        outputs: BoolArray,
+        *,
+        causal: bool,
+    ) -> FloatArray:
+        """Compute a batch and append it to the cache.
+
+        Args:
+            inputs: raw embeddings, float32 [n, n_embd], or token ids, int32 [n].
+            positions: [n], as llama.cpp is to see them.
+            sequences: [n] the sequence that each token belongs to.
+            outputs: [n], true where logits are wanted.
+            causal: whether a token sees only positions up to its own.
+
+        Returns:
+            [outputs.sum(), n_vocab] logits in batch order: a view of llama.cpp's memory, valid
+            until the next call.
+
+        Raises:
+            EnvironmentFault: llama.cpp refuses or fails; with its log.
+        """
+        n = len(positions)
+        if not causal and n > self.n_ubatch:
+            # llama.cpp would abort the whole process.
+            raise ValueError(f"{n} tokens in both directions, but n_ubatch is {self.n_ubatch}")
+        if n > self.n_batch:
+            raise ValueError(f"a batch of {n} tokens, but n_batch is {self.n_batch}")
+        # Named one by one, since llama.cpp sees addresses only (see the module's docstring).
+        data = np.ascontiguousarray(inputs)
+        places = np.ascontiguousarray(positions, dtype=np.int32)
+        ids = np.ascontiguousarray(sequences, dtype=np.int32)
+        counts = np.ones(n, dtype=np.int32)
+        addresses = (ids.ctypes.data + ids.itemsize * np.arange(n)).astype(np.uintp)
+        wanted = np.ascontiguousarray(outputs, dtype=np.int8)
+
+        api = self._api
+        batch = api.llama_batch()
+        batch.n_tokens = n
+        if data.dtype == np.float32:
+            batch.embd = data.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        else:
+            batch.token = data.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        batch.pos = places.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        batch.n_seq_id = counts.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        batch.seq_id = addresses.ctypes.data_as(ctypes.POINTER(ctypes.POINTER(ctypes.c_int32)))
+        batch.logits = wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
+
+        mark = self._log.mark()
+        api.llama_set_causal_attn(self.handle, causal)
+        code = int(api.llama_decode(self.handle, batch))
+        if code != 0:
+            raise EnvironmentFault(
+                f"llama.cpp failed to decode a batch of {n} positions of {self.model.path} "
+                f"(llama_decode returned {code}).{self._log.explain(mark)}"
+            )
+        n_out = int(np.count_nonzero(wanted))
+        if n_out == 0:
+            return np.empty((0, self.model.n_vocab), dtype=np.float32)
+        pointer = api.llama_get_logits(self.handle)
+        return np.ctypeslib.as_array(
+            ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), (n_out, self.model.n_vocab)
+        )
+
+    def clear(self) -> None:
+        """Empty the cache of every sequence."""
+        self._api.llama_memory_clear(self._memory, False)
+
+    def remove(self, sequence: int, start: int = 0) -> None:
+        """Empty the cache of one sequence, from position `start` on."""
+        self._api.llama_memory_seq_rm(self._memory, sequence, start, -1)
+
+    def move(self, sequence: int, by: int) -> None:
+        """Add `by` to all positions of a sequence; its keys are rotated at the next decode."""
+        self._api.llama_memory_seq_add(self._memory, sequence, 0, -1, by)
+
+    def drop_pending_rotation(self, sequence: int) -> None:
+        """Forget the rotation that `move` left pending, and keep the moved positions.
+
+        A saved state holds positions and keys, and no pending rotation; so the sequence is
+        saved, removed and put back. Removing one sequence does what clearing all does in the
+        recipe: the cells' pending shifts are gone with the cells. llama.cpp then rotates by
+        zero at the next decode, which changes no bit.
+        """
+        state = self.save(sequence)
+        self.remove(sequence)
+        self.restore(sequence, state)
+
+    def save(self, sequence: int) -> NDArray[np.uint8]:
+        """A copy of one sequence's cells: positions, keys and values."""
+        size = int(self._api.llama_state_seq_get_size(self.handle, sequence))
+        state = np.empty(size, dtype=np.uint8)
+        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        mark = self._log.mark()
+        written = int(self._api.llama_state_seq_get_data(self.handle, pointer, size, sequence))
+        if written != size:
+            raise EnvironmentFault(
+                f"llama.cpp saved {written} of {size} bytes of its state.{self._log.explain(mark)}"
+            )
+        return state
+
+    def restore(self, sequence: int, state: NDArray[np.uint8]) -> None:
+        """Put a saved state in the place of one sequence."""
+        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        mark = self._log.mark()
+        read = int(self._api.llama_state_seq_set_data(self.handle, pointer, state.size, sequence))
+        if read != state.size:
+            raise EnvironmentFault(
+                f"llama.cpp restored {read} of {state.size} bytes of its state."
+                f"{self._log.explain(mark)}"
+            )

@@ -1,0 +1,184 @@
+"""Finding libllama, loading it once, and listening to its log.
+
+In: an installed llama-cpp-python. Out: a `Library` with the low-level API (the ctypes
+functions of `llama_cpp.llama_cpp`, which are named as in llama.h) and a `Log`.
+
+llama.cpp returns NULL or a number when a call fails and says why in its log only. So the
+log is caught in a bounded buffer, nothing of it is printed, and the warnings and errors
+of a failed call go into the message of the exception.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from valle_convert.errors import EnvironmentFault
+
+INSTALL = "pip install 'valle-convert[llama]'"
+# The instruction sets are named one by one by the project's build script; this form works
+# everywhere and is the one to give to somebody whose build crashes.
+REBUILD = (
+    'CMAKE_ARGS="-DGGML_NATIVE=OFF" pip install --force-reinstall --no-deps --no-cache-dir '
+    "--no-binary llama-cpp-python llama-cpp-python"
+)
+
+# ggml_log_level, from ggml.h. (The binding's own logger has an older numbering.)
+LEVEL_WARN = 3
+LEVEL_ERROR = 4
+LEVEL_CONTINUED = 5
+
+LOG_LINES = 1000  # loading a model writes about 150
+LINES_IN_A_MESSAGE = 8
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One line of llama.cpp's log: its number since the start, its level, its text."""
+
+    number: int
+    level: int
+    text: str
+
+
+class Log:
+    """The last lines that llama.cpp wrote, oldest first."""
+
+    def __init__(self) -> None:
+        self._lines: deque[LogLine] = deque(maxlen=LOG_LINES)
+        self._count = 0
+        self._level = 0
+        self._unfinished = ""
+
+    def write(self, level: int, text: str) -> None:
+        """Take a piece of log; a line may come in several pieces, continued ones without level."""
+        if level != LEVEL_CONTINUED:
+            self._finish()
+            self._level = level
+        *lines, rest = (self._unfinished + text).split("\n")
+        self._unfinished = ""
+        for line in lines:
+            self._append(line)
+        self._unfinished = rest
+
+    def mark(self) -> int:
+        """A point in the log, to ask `complaints` for what came after it."""
+        self._finish()
+        return self._count
+
+    def complaints(self, since: int) -> list[str]:
+        """The texts of warnings and errors after a mark, without repetitions."""
+        self._finish()
+        texts = [
+            line.text.strip()
+            for line in self._lines
+            if line.number >= since and line.level in {LEVEL_WARN, LEVEL_ERROR}
+        ]
+        return list(dict.fromkeys(text for text in texts if text))
+
+    def explain(self, since: int) -> str:
+        """` llama.cpp says: ...` with the last complaints after a mark; empty where none came."""
+        complaints = self.complaints(since)[-LINES_IN_A_MESSAGE:]
+        return f" llama.cpp says: {' | '.join(complaints)}." if complaints else ""
+
+    def lines(self) -> list[LogLine]:
+        """Everything that is still in the buffer."""
+        self._finish()
+        return list(self._lines)
+
+    def _finish(self) -> None:
+        if self._unfinished:
+            self._append(self._unfinished)
+            self._unfinished = ""
+
+    def _append(self, text: str) -> None:
+        self._lines.append(LogLine(self._count, self._level, text))
+        self._count += 1
+
+
+@dataclass(frozen=True)
+class Library:
+    """libllama, loaded and initialized.
+
+    `api` is the module `llama_cpp.llama_cpp`; it is typed `Any` since it has no types that a
+    checker could use. `callback` is kept here because llama.cpp holds its bare address.
+    """
+
+    api: Any
+    path: Path
+    binding_version: str
+    log: Log
+    callback: object
+
+    def system_info(self) -> str:
+        """The instruction sets and backends that llama.cpp was built with, in its own words."""
+        return " ".join(bytes(self.api.llama_print_system_info()).decode().split())
+
+
+def find_library() -> Path | None:
+    """Where the shared library lies that `load_library` would load; imports and loads nothing.
+
+    Returns None where llama-cpp-python is not installed or its library folder has no libllama.
+    """
+    override = os.environ.get("LLAMA_CPP_LIB_PATH")  # the binding's own variable
+    if override is not None:
+        folder = Path(override)
+    else:
+        spec = importlib.util.find_spec("llama_cpp")
+        if spec is None or spec.origin is None:
+            return None
+        folder = Path(spec.origin).parent / "lib"
+    for name in ("libllama.so", "libllama.dylib", "llama.dll", "libllama.dll"):
+        if (folder / name).is_file():
+            return folder / name
+    return None
+
+
+@functools.cache
+def load_library() -> Library:
+    """Load libllama, silence it and initialize its backends; later calls give the same object.
+
+    Raises:
+        EnvironmentFault: llama-cpp-python is not installed, or its library does not load.
+    """
+    api = _import_binding()
+    log = Log()
+
+    def receive(level: int, text: bytes | None, _user_data: object) -> None:
+        log.write(level, (text or b"").decode("utf-8", errors="replace"))
+
+    callback = api.llama_log_callback(receive)
+    api.llama_log_set(callback, None)
+    api.llama_backend_init()
+    path = find_library()
+    return Library(
+        api=api,
+        path=path if path is not None else Path(api.__file__).parent,
+        binding_version=importlib.metadata.version("llama-cpp-python"),
+        log=log,
+        callback=callback,
+    )
+
+
+def _import_binding() -> Any:  # noqa: ANN401 - a module without types
+    try:
+        return importlib.import_module("llama_cpp.llama_cpp")
+    except ModuleNotFoundError as error:
+        raise EnvironmentFault(
+            f"llama.cpp's Python binding cannot be imported (no module {error.name}), and this "
+            f"command runs a model on llama.cpp; install it: {INSTALL}"
+        ) from error
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        # OSError: no libllama in the folder. RuntimeError: the binding's own word for a library
+        # that the loader refused. AttributeError: a libllama of another version, a function short.
+        raise EnvironmentFault(
+            f"llama.cpp's library does not load: {error}; build it again for this machine: "
+            f"{REBUILD}"
+        ) from error

@@ -1,0 +1,175 @@
+"""Whether the machine's llama.cpp survives its work, tried in a child process first.
+
+A build for another CPU does not raise an error, it kills the process: SIGILL on the first
+unknown instruction, SIGSEGV where a virtual machine announces AMX and does not have it (the
+first batch of a *quantized* model dies; f32 and f16 run). So `selftest` quantizes and decodes
+a tiny model in a child, and a death by signal becomes an `EnvironmentFault` here.
+
+It takes about a second. That it went well is remembered in the user's cache folder, under the
+library's files and the CPU's features, so that only the first use pays.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from valle_convert.errors import EnvironmentFault
+from valle_convert.runtime.cpu import cpu_features
+from valle_convert.runtime.library import INSTALL, REBUILD, find_library
+
+SELFTEST = "valle_convert.runtime.selftest"
+STAGE = "stage: "  # how a line of the child begins that says what it does next
+PROBE_VERSION = 1  # raise it when the self-test tries something new
+TIMEOUT = 300.0  # seconds; it takes one to three
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """That the library works, and how that is known.
+
+    Attributes:
+        remembered: true where an earlier probe of the same library on the same CPU is trusted.
+        seconds: what this probe took; 0 where it is remembered.
+    """
+
+    remembered: bool
+    seconds: float
+
+
+@functools.cache
+def prove_library() -> ProbeResult:
+    """Probe the installed library, once in a process and once for a library and a CPU.
+
+    Raises:
+        EnvironmentFault: there is no library, or it fails or kills the child.
+    """
+    return probe_and_remember(cache_folder())
+
+
+def probe_and_remember(folder: Path, command: Sequence[str] | None = None) -> ProbeResult:
+    """Probe the installed library unless `folder` says that this was done.
+
+    Args:
+        folder: where good results are kept; one that cannot be written is no error.
+        command: what to run; None for the self-test.
+
+    Raises:
+        EnvironmentFault: as `prove_library`.
+    """
+    library = find_library()
+    if library is None:
+        raise EnvironmentFault(
+            "llama.cpp's library was not found, and this command runs a model on llama.cpp; "
+            f"install its Python binding: {INSTALL}"
+        )
+    mark = folder / f"llama-probe-{fingerprint(library)}.json"
+    if mark.is_file():
+        return ProbeResult(remembered=True, seconds=0.0)
+    start = time.monotonic()
+    run_probe(command)
+    seconds = time.monotonic() - start
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=folder)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump({"library": str(library), "seconds": round(seconds, 1)}, file)
+        Path(partial).replace(mark)
+    return ProbeResult(remembered=False, seconds=seconds)
+
+
+def run_probe(command: Sequence[str] | None = None, *, timeout: float = TIMEOUT) -> None:
+    """Run the self-test in a child process.
+
+    Args:
+        command: the program and its arguments; None for the self-test with this interpreter.
+        timeout: seconds after which the child is stopped.
+
+    Raises:
+        EnvironmentFault: the child died by a signal, failed, or did not end in time.
+    """
+    given = [sys.executable, "-m", SELFTEST] if command is None else list(command)
+    try:
+        child = subprocess.run(  # noqa: S603 - our own interpreter and module
+            given,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=timeout,
+            env=_environment(),
+        )
+    except subprocess.TimeoutExpired as error:
+        said = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else ""
+        raise EnvironmentFault(
+            f"llama.cpp did not end its self-test within {timeout:g} seconds{_doing(said)}; "
+            f"build it again for this machine: {REBUILD}"
+        ) from error
+    except OSError as error:
+        raise EnvironmentFault(
+            f"The self-test of llama.cpp cannot be started: {error}; check the Python interpreter."
+        ) from error
+    if child.returncode < 0:
+        number = -child.returncode
+        try:
+            name = signal.Signals(number).name
+        except ValueError:
+            name = "unknown"
+        raise EnvironmentFault(
+            f"llama.cpp crashed (signal {number}, {name}) on this machine{_doing(child.stdout)}; "
+            f"its build does not fit this CPU. Build it again: {REBUILD}"
+        )
+    if child.returncode != 0:
+        last = (child.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise EnvironmentFault(
+            f"llama.cpp failed its self-test (exit code {child.returncode})"
+            f"{_doing(child.stdout)}: {last}"
+        )
+
+
+def fingerprint(library: Path) -> str:
+    """A hash that changes with the library's files, the CPU and the self-test."""
+    files = []
+    for path in sorted(library.parent.iterdir()):
+        # libggml-cpu has the kernels, so all files of the folder count, not libllama alone.
+        if path.is_file():
+            status = path.stat()
+            files.append([str(path.resolve()), status.st_mtime_ns, status.st_size])
+    facts = json.dumps([PROBE_VERSION, files, cpu_features()])
+    return hashlib.sha256(facts.encode()).hexdigest()[:24]
+
+
+def cache_folder() -> Path:
+    """The user's cache folder for this program, by the XDG rules; it need not exist."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    if Path(given).is_absolute():
+        return Path(given) / "valle-convert"
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user without a home
+        home = Path(tempfile.gettempdir())
+    return home / ".cache" / "valle-convert"
+
+
+def _doing(stdout: str) -> str:
+    """` while ...`, from the last stage that the child announced."""
+    stages = [line[len(STAGE) :] for line in stdout.splitlines() if line.startswith(STAGE)]
+    return f" while {stages[-1]}" if stages else ""
+
+
+def _environment() -> dict[str, str]:
+    """The environment of the child: it must find this very package, installed or not."""
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

@@ -1,0 +1,71 @@
+"""Where llama.cpp's own programs are: `llama-quantize` and `llama-tokenize`.
+
+They are no part of the Python binding. The order of search: an environment variable
+(LLAMA_QUANTIZE, LLAMA_TOKENIZE), PATH, and what `make llama-tools` built in a checkout of
+this project.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from valle_convert.errors import EnvironmentFault, InputError
+
+PROGRAMS = ("llama-quantize", "llama-tokenize")
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program that was found: `how` is the variable, "PATH" or "make llama-tools"."""
+
+    name: str
+    path: Path
+    how: str
+
+
+def variable_of(name: str) -> str:
+    """The environment variable that names a program: LLAMA_QUANTIZE for llama-quantize."""
+    return name.upper().replace("-", "_")
+
+
+def find_program(name: str, *, checkout: Path | None = None) -> Program:
+    """Find one of llama.cpp's programs.
+
+    Args:
+        name: one of `PROGRAMS`.
+        checkout: the project's folder; None for the one that this package lies in.
+
+    Raises:
+        InputError: the environment variable names something that cannot be run.
+        EnvironmentFault: it is nowhere; says how to get it.
+    """
+    variable = variable_of(name)
+    given = os.environ.get(variable)
+    if given:
+        path = Path(given)
+        if not (path.is_file() and os.access(path, os.X_OK)):
+            raise InputError(
+                f"${variable} is {given}, which is no program that can be run; give the path of "
+                f"{name}, or unset it."
+            )
+        return Program(name, path, variable)
+    in_path = shutil.which(name)
+    if in_path is not None:
+        return Program(name, Path(in_path), "PATH")
+    folder = Path(__file__).resolve().parents[2] if checkout is None else checkout
+    if (folder / "pyproject.toml").is_file():
+        # The newest build first, where more than one version of llama.cpp was built.
+        built = sorted(
+            (folder / ".cache" / "llama.cpp").glob(f"*/bin/{name}"),
+            key=lambda path: path.stat().st_mtime,
+            reverse=True,
+        )
+        if built:
+            return Program(name, built[0], "make llama-tools")
+    raise EnvironmentFault(
+        f"{name} was not found: not in ${variable}, not in PATH, and not built by this project; "
+        f"run `make llama-tools` in a checkout of it, or install llama.cpp and set ${variable}."
+    )

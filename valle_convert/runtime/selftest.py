@@ -1,0 +1,97 @@
+"""What `probe` runs in a child process: llama.cpp at every kind of work that has killed one.
+
+`python -m valle_convert.runtime.selftest` writes a tiny random model, runs it as f32, f16,
+Q8_0 and Q4_K, in both directions and causally, and prints each stage before it begins, so
+that the parent knows how far a child came that died. The exit code is 0 where all logits
+are numbers and close to those of the f32 file.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from valle_convert.errors import EnvironmentFault, ValleConvertError
+from valle_convert.runtime.library import Library, load_library
+from valle_convert.runtime.probe import STAGE
+from valle_convert.runtime.session import Session, nmse
+from valle_convert.runtime.tiny_gemma import GemmaShape, random_weights, write_gemma
+
+# Rows of 256, which K-quants need, and a batch that is large enough for llama.cpp to take its
+# matrix kernels (AMX among them) and not those for vectors.
+SHAPE = GemmaShape(n_embd=256, n_head=4, n_head_kv=4, n_layer=1, n_ff=256, n_vocab=256)
+BATCH = 48
+
+# Normalized mean square error against the f32 file; random weights, measured 1e-8, 1e-4, 1e-2.
+ALLOWED_NMSE = {"f16": 1e-5, "q8_0": 5e-3, "q4_k": 0.1}
+
+
+def main() -> int:
+    """Run all stages; prints to stdout what it does and to stderr why it failed."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="valle-convert-") as folder:
+            run(Path(folder))
+    except ValleConvertError as error:
+        print(error, file=sys.stderr)  # noqa: T201 - a program of its own, read by the parent
+        return error.exit_code
+    return 0
+
+
+def run(folder: Path) -> None:
+    """Make the files in `folder` and run each.
+
+    Raises:
+        EnvironmentFault: llama.cpp fails, or its logits are wrong.
+    """
+    _say("loading the library")
+    library = load_library()
+    weights = random_weights(SHAPE, seed=0)
+    for file_type in ("f32", "f16", "q8_0"):
+        write_gemma(folder / f"{file_type}.gguf", SHAPE, weights, file_type=file_type)
+    _say("quantizing to Q4_K")
+    quantize_q4_k(library, folder / "f32.gguf", folder / "q4_k.gguf")
+
+    generator = np.random.default_rng(1)
+    inputs = generator.standard_normal((BATCH, SHAPE.n_embd), dtype=np.float32)
+    positions = np.arange(BATCH)
+    expected: dict[bool, np.ndarray[tuple[int, ...], np.dtype[np.float32]]] = {}
+    for file_type in ("f32", *ALLOWED_NMSE):
+        _say(f"decoding with {file_type.upper()} weights")
+        with Session(folder / f"{file_type}.gguf", n_threads=1, library=library) as session:
+            for causal in (False, True):
+                logits = session.step(inputs, positions, causal=causal, outputs=slice(None))
+                reference = expected.setdefault(causal, logits)
+                error = nmse(logits, reference)
+                # Written so that NaN fails.
+                if not error <= ALLOWED_NMSE.get(file_type, 0.0):
+                    raise EnvironmentFault(
+                        f"logits of {file_type.upper()} weights are off by {error:.1e} (normalized "
+                        f"mean square), expected at most {ALLOWED_NMSE.get(file_type, 0.0):.0e}"
+                    )
+
+
+def quantize_q4_k(library: Library, source: Path, target: Path) -> None:
+    """Quantize a GGUF file with llama.cpp's own function.
+
+    Raises:
+        EnvironmentFault: it fails; with its log.
+    """
+    api = library.api
+    parameters = api.llama_model_quantize_default_params()
+    parameters.ftype = api.LLAMA_FTYPE_MOSTLY_Q4_K_S
+    parameters.nthread = 1
+    mark = library.log.mark()
+    code = api.llama_model_quantize(str(source).encode(), str(target).encode(), parameters)
+    if code != 0:
+        raise EnvironmentFault(f"llama_model_quantize returned {code}.{library.log.explain(mark)}")
+
+
+def _say(stage: str) -> None:
+    print(f"{STAGE}{stage}", flush=True)  # noqa: T201 - a program of its own
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""A converted file, opened on stock llama.cpp: `network.Network` with nothing assumed.
+
+The file's keys say which rows are which table and head; the rows are read from the file
+itself, dequantized as they are needed. `runtime.Session` runs them and knows nothing of
+VALL-E; this module adds what it knows, and no arithmetic but a head's bias.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.errors import InputError
+from valle_convert.gguf_file.keys import read_model
+from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.model.spec import Head, Model
+from valle_convert.network import Outputs
+from valle_convert.runtime.context import CacheType
+from valle_convert.runtime.session import Session, read_probe_rows
+
+
+class GgufNetwork:
+    """A `network.Network` on stock llama.cpp. Close it, or use it as a context manager.
+
+    Args:
+        file: a converted file, or its path.
+        n_ctx: positions to make room for at once; longer sequences make more room by themselves.
+        n_seq: independent causal sequences; guidance needs two.
+        n_threads: None for the cores that this process may use.
+        cache_type: number format of the cached keys and values.
+
+    Attributes:
+        file: the parsed file.
+        session: what runs it.
+
+    Raises:
+        InputError: the file is no converted checkpoint, or damaged.
+        EnvironmentFault: there is no usable llama.cpp.
+    """
+
+    def __init__(
+        self,
+        file: GgufFile | Path,
+        *,
+        n_ctx: int = 512,
+        n_seq: int = 2,
+        n_threads: int | None = None,
+        cache_type: CacheType = "f32",
+    ) -> None:
+        self.file = file if isinstance(file, GgufFile) else GgufFile(file)
+        self._model = open_model(self.file)
+        self._embedding = self.file.tensors[TOKEN_EMBEDDING]
+        self._biases = {
+            head.name: np.array(head.bias, np.float32)
+            for head in self._model.heads
+            if head.bias is not None
+        }
+        self.session = Session(
+            self.file.path,
+            n_ctx=n_ctx,
+            n_seq=n_seq,
+            n_threads=n_threads,
+            cache_type=cache_type,
+            probe_rows=read_probe_rows(self.file),
+        )
+
+    @property
+    def model(self) -> Model:
+        """Tables, heads and switches, as the file describes them."""
+        return self._model
+
+    def look_up(self, table: str, rows: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Rows of an input table, [n] -> [n, n_embd], dequantized from the mapped file."""
+        return self._embedding.rows(self._model.table(table).first_row + np.asarray(rows))
+
+    def reset(self) -> None:
+        """Forget the sequences so far."""
+        self.session.reset()
+
+    def step(
+        self,
+        embeddings: NDArray[np.float32],
+        positions: NDArray[np.integer],
+        *,
+        head: str,
+        outputs: Outputs,
+        sequence: int = 0,
+    ) -> NDArray[np.float32]:
+        """Run a batch; see `network.Network.step`."""
+        target: Head = self._model.head(head)
+        logits = self.session.step(
+            embeddings,
+            positions,
+            causal=self._model.is_causal(head),
+            outputs=outputs if isinstance(outputs, slice) else np.asarray(outputs, np.int64),
+            columns=target.columns,
+            sequence=sequence,
+        )
+        bias = self._biases.get(head)
+        return logits if bias is None else logits + bias
+
+    def close(self) -> None:
+        """Free what llama.cpp holds."""
+        self.session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_model(file: GgufFile) -> Model:
+    """The model that a converted file describes.
+
+    Raises:
+        InputError: the file is no converted checkpoint, or its keys are not consistent.
+    """
+    embedding = file.tensors.get(TOKEN_EMBEDDING)
+    if embedding is None:
+        raise InputError(
+            f"{file.path} has no tensor {TOKEN_EMBEDDING}, so it is no converted checkpoint; "
+            "convert one with `valle-convert CHECKPOINT OUT.gguf`."
+        )
+    return read_model(file.keys, embedding.shape[0], file.path)
