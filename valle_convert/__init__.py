@@ -1,5 +1,28 @@
-"""Turn a trained VALL-E checkpoint into a GGUF file that stock llama.cpp runs."""
+"""Turn a trained VALL-E checkpoint into a GGUF file that stock llama.cpp runs, and prove it.
+
+The functions of `valle_convert.api` are offered here, and imported when first asked for.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from valle_convert.api import (
+        open_session,
+        plan_conversion,
+        read_checkpoint,
+        verify_gguf,
+        write_gguf,
+    )
+
 __version__ = "0.1.0"
+
+__all__ = ["open_session", "plan_conversion", "read_checkpoint", "verify_gguf", "write_gguf"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name stands for
+    if name in __all__:
+        return getattr(import_module("valle_convert.api"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from valle_convert.checkpoint.lora import LoraScale, MergedTensors, has_adapters
 from valle_convert.checkpoint.safetensors_file import SafetensorsFile
 from valle_convert.checkpoint.source import TensorSource
@@ -256,6 +254,8 @@ def _find_config(
 
 
 def _load_config(path: Path) -> Mapping[str, Any]:
+    import yaml
+
     try:
         if path.stat().st_size > _MAX_CONFIG_BYTES:
             raise InputError(

@@ -1,0 +1,69 @@
+# What people type and what CI calls are the same targets.
+#   make demo    environment, a fixture checkpoint, convert, verify, the report on screen
+#   make test    lint, types and all tests but the slow ones
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$((n < 2 ? n : 2)))
+DEMO := fixtures/golden/ar-nar-len/fp32.sft
+OUT := build/demo
+
+.PHONY: help setup demo test test-all lint types check bench fixtures llama-tools clean
+
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup: $(STAMP) ## Make the environment in .venv
+
+# llama.cpp is compiled here, once (pip keeps the wheel): portable, since a native build crashes on
+# virtual machines that announce AMX and do not let it be used.
+$(STAMP): pyproject.toml constraints.txt scripts/build_llama_tools.py
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or later is needed: make PYTHON=..."'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
+	CMAKE_ARGS="$$($(BIN)/python scripts/build_llama_tools.py --print-cmake-args)" \
+	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) \
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[llama,dev]'
+	touch $@
+
+demo: $(STAMP) ## Convert a checkpoint that the original implementation wrote, and verify it
+	mkdir -p $(OUT)
+	$(BIN)/valle-convert $(DEMO) $(OUT)/demo.gguf --force --verify none
+	$(BIN)/valle-convert inspect $(OUT)/demo.gguf
+	$(BIN)/valle-convert verify $(DEMO) $(OUT)/demo.gguf --report $(OUT)/report.md --force
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+check: lint types ## Lint and type check
+
+test: check llama-tools ## Everything that CI runs: lint, types, tests
+	$(BIN)/pytest -n $(JOBS) -m "not slow"
+
+test-all: check llama-tools ## The slow tests too: a million strings, the production size
+	$(BIN)/pytest -n $(JOBS)
+
+bench: $(STAMP) llama-tools ## Measure speed and memory; takes minutes and 4 GB of disk
+	$(BIN)/python benchmarks/run.py
+
+fixtures: $(STAMP) ## Make the generated files again
+	$(BIN)/python tokenizer/build.py
+	$(BIN)/python fixtures/make_ipa.py
+
+llama-tools: $(STAMP) ## Build stock llama-quantize and llama-tokenize from the source package
+	$(BIN)/python scripts/build_llama_tools.py
+
+clean: ## Remove what was built
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,85 @@
+"""What all tests share: the golden checkpoints, files made from them, the command line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from make_checkpoint import Shape, make_checkpoint
+from support import Cli, Result, golden_checkpoint
+
+# Two cores are shared with other workers: no deadline by the clock.
+settings.register_profile("valle", deadline=None, max_examples=60)
+settings.load_profile("valle")
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Run `valle-convert` in this process; arguments are turned into strings."""
+    from valle_convert.cli import main
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["valle-convert", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        code = ended.value.code
+        assert isinstance(code, int)
+        return Result(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """`converted(golden name, out type)`: a converted golden checkpoint, made once a session."""
+    from valle_convert import plan_conversion, write_gguf
+
+    made: dict[tuple[str, str], Path] = {}
+    folder = tmp_path_factory.mktemp("converted")
+
+    def convert(name: str, out_type: str) -> Path:
+        if (name, out_type) not in made:
+            path = folder / f"{name}-{out_type}.gguf"
+            write_gguf(plan_conversion(golden_checkpoint(name), out_type=out_type), path)
+            made[name, out_type] = path
+        return made[name, out_type]
+
+    return convert
+
+
+@pytest.fixture
+def small_checkpoint(tmp_path: Path) -> Callable[..., Path]:
+    """`small_checkpoint(name="x.sft", dtype="f32", **Shape)`: a seeded random checkpoint."""
+
+    def make(name: str = "small.sft", dtype: str = "f32", **sizes: object) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make_checkpoint(path, Shape(**sizes), dtype=dtype)  # type: ignore[arg-type]
+        return path
+
+    return make
+
+
+@pytest.fixture
+def untouched(tmp_path: Path) -> Iterator[Callable[[], None]]:
+    """A function that fails if the test's folder has other files, or other bytes, than before it
+    was first called; it is called again at the end."""
+    before: dict[Path, bytes] | None = None
+
+    def contents() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def check() -> None:
+        nonlocal before
+        if before is None:
+            before = contents()
+        assert contents() == before
+
+    yield check
+    if before is not None:
+        check()

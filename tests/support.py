@@ -1,0 +1,37 @@
+"""What tests share that is no fixture: paths of the golden files, results of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[1]
+GOLDEN = PROJECT / "fixtures" / "golden"
+GOLDEN_NAMES = ("ar-nar-len", "ar-nar-len-unified-causal", "v6-text-head", "single-classifier")
+
+
+def golden_checkpoint(name: str) -> Path:
+    """The checkpoint of a golden folder."""
+    (path,) = (GOLDEN / name).glob("fp32.*")
+    return path
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run of the command line gave."""
+
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Result]
+
+
+def error_of(result: Result, code: int) -> str:
+    """The one sentence of a refusal."""
+    assert result.code == code, result
+    assert "Traceback" not in result.err
+    (line,) = [line for line in result.err.splitlines() if line.startswith("error: ")]
+    return line.removeprefix("error: ")

@@ -1,0 +1,141 @@
+"""The whole pipeline in five functions, for programs; the command line calls the same.
+
+plan = plan_conversion("ckpt.sft")            # nothing is read but headers
+write_gguf(plan, "out.gguf")
+report = verify_gguf(plan, "out.gguf")        # report.passed
+with open_session("out.gguf") as network:     # stock llama.cpp
+    network.step(...)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from valle_convert.checkpoint import Checkpoint
+from valle_convert.checkpoint import read_checkpoint as _read_checkpoint
+from valle_convert.gguf_file.metadata import GeneralMetadata
+from valle_convert.gguf_file.plan import GgufPlan, make_plan
+from valle_convert.model.families import describe
+from valle_convert.model.spec import codec_named
+from valle_convert.progress import Progress, silent
+from valle_convert.tokenizer.choose import choose_tokenizer
+from valle_convert.tokenizer.compile import DEFAULT_PRE
+
+if TYPE_CHECKING:
+    from valle_convert.report import Report
+    from valle_convert.session import GgufNetwork
+    from valle_convert.verify.run import Level
+
+PathLike = str | Path
+
+
+def read_checkpoint(
+    path: PathLike,
+    *,
+    config: PathLike | None = None,
+    lora: PathLike | None = None,
+    lora_alpha: float | None = None,
+) -> Checkpoint:
+    """Open a checkpoint without reading its weights; see `checkpoint.read_checkpoint`."""
+    return _read_checkpoint(
+        Path(path),
+        config=None if config is None else Path(config),
+        lora=None if lora is None else Path(lora),
+        lora_alpha=lora_alpha,
+    )
+
+
+def plan_conversion(
+    checkpoint: PathLike | Checkpoint,
+    *,
+    out_type: str = "auto",
+    tokenizer: PathLike | None = None,
+    tokenizer_pre: str = DEFAULT_PRE,
+    codec: str | None = None,
+    metadata: GeneralMetadata | None = None,
+) -> GgufPlan:
+    """Decide everything about the GGUF file of a checkpoint, without reading weights.
+
+    Args:
+        checkpoint: a path, or what `read_checkpoint` gave.
+        out_type: "auto" (the checkpoint's own), "f32", "f16", "bf16" or "q8_0".
+        tokenizer: a tokenizer.json or SentencePiece .model; None chooses one, and says why.
+        tokenizer_pre: llama.cpp's pre-tokenizer, "qwen35" or "superbpe".
+        codec: name of the audio codec; None tells it by levels and codes.
+        metadata: values for the `general.*` keys.
+
+    Raises:
+        InputError: the checkpoint, its config or its tokenizer cannot be converted exactly.
+    """
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = read_checkpoint(checkpoint)
+    description = describe(checkpoint, codec=None if codec is None else codec_named(codec))
+    choice = choose_tokenizer(
+        None if tokenizer is None else Path(tokenizer),
+        checkpoint.path,
+        checkpoint.symmap,
+        description.model.table("phonemes").n_rows,
+    )
+    return make_plan(
+        checkpoint,
+        description,
+        choice,
+        out_type=out_type,
+        pre=tokenizer_pre,
+        metadata=metadata or GeneralMetadata(),
+    )
+
+
+def write_gguf(
+    plan: GgufPlan, target: PathLike, *, force: bool = False, progress: Progress = silent
+) -> int:
+    """Write the planned file, or leave nothing; returns its size in bytes.
+
+    Raises:
+        InputError: the target must not be written, or a weight is not finite.
+        EnvironmentFault: the disk is full, or the folder is not writable.
+    """
+    from valle_convert.gguf_file.write import write_plan
+
+    return write_plan(plan, Path(target), force=force, progress=progress)
+
+
+def verify_gguf(
+    plan: GgufPlan,
+    file: PathLike,
+    *,
+    levels: Sequence[Level] | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Report:
+    """Hold a converted (or quantized) file against the plan of its checkpoint.
+
+    Args:
+        plan: of the checkpoint, with the tokenizer that the file should have.
+        file: the file to judge.
+        levels: of "structure", "tensors", "tokenizer", "logits"; None for all.
+        seed: of the strings and inputs that are tried.
+        progress: shows the long levels.
+
+    Raises:
+        InputError: the file is no whole GGUF file.
+        EnvironmentFault: llama.cpp is there, and does not work on this machine.
+    """
+    from valle_convert.gguf_file.read import GgufFile
+    from valle_convert.verify.run import LEVELS, verify
+
+    return verify(plan, GgufFile(Path(file)), levels=levels or LEVELS, seed=seed, progress=progress)
+
+
+def open_session(file: PathLike, *, n_threads: int | None = None) -> GgufNetwork:
+    """Open a converted file on stock llama.cpp; a context manager.
+
+    Raises:
+        InputError: the file is no converted checkpoint.
+        EnvironmentFault: there is no usable llama.cpp.
+    """
+    from valle_convert.session import GgufNetwork
+
+    return GgufNetwork(Path(file), n_threads=n_threads)

@@ -1,0 +1,105 @@
+"""The program: its commands, the one that needs no name, and how it ends.
+
+`valle-convert CHECKPOINT OUT.gguf` is `valle-convert convert CHECKPOINT OUT.gguf`: a first
+argument that is no command is taken for a checkpoint.
+
+Exit codes: 0 done; 1 a check failed; 2 bad input or usage; 3 the machine cannot do it;
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from valle_convert import __version__
+from valle_convert.cli import console, convert, doctor, inspect, tokenize, verify
+from valle_convert.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, ValleConvertError
+
+_DEFAULT_COMMAND = "convert"
+# What typer raises for a wrong command line. It brings a copy of click of its own in some versions
+# and uses click in others; this is the name that both have.
+_UsageError: Any = typer.BadParameter.__bases__[0]
+
+
+class _DefaultCommandGroup(TyperGroup):
+    """A group whose first argument may be that of the default command."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - click's or typer's
+        # Options of the program itself, such as --help, stay in front.
+        known = self.commands.keys() | {"--help", "-h", "--version", "--install-completion"}
+        if args and args[0] not in known and not args[0].startswith("--show-completion"):
+            args = [_DEFAULT_COMMAND, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    name="valle-convert",
+    cls=_DefaultCommandGroup,
+    help=(
+        "Turn a trained VALL-E checkpoint into a GGUF file that stock llama.cpp runs, and prove "
+        "it.\n\nThe main job needs no command: valle-convert CHECKPOINT OUT.gguf"
+    ),
+    epilog=(
+        "Exit codes: 0 done, 1 a check failed, 2 bad input or usage, 3 the machine cannot do it "
+        "(a missing library, no space, no permission), 130 interrupted."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        console.data(f"valle-convert {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Show the version and exit."
+    ),
+) -> None:
+    """The options of the program itself stand here; the commands do everything else."""
+
+
+for command in (convert, inspect, tokenize, verify, doctor):
+    command.register(app)
+
+
+def main() -> None:
+    """Run the program and exit with a documented code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        # A command that ends with `typer.Exit` makes this return its code.
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else EXIT_OK)
+    except ValleConvertError as error:
+        console.error(str(error))
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        console.error("Interrupted; no unfinished file was left behind.")
+        sys.exit(EXIT_INTERRUPTED)
+    except _UsageError as error:
+        error.show()
+        sys.exit(EXIT_BAD_INPUT)
+    except BrokenPipeError:
+        # Whoever read our output has gone, as `| head` does; that is no failure of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    """Let SIGTERM clean up like Ctrl-C."""
+    del signum, frame
+    raise KeyboardInterrupt

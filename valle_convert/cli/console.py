@@ -1,0 +1,82 @@
+"""The one place that prints: data goes to stdout, everything said about it to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from valle_convert.progress import Advance
+
+
+def data(text: str) -> None:
+    """Print what was asked for."""
+    sys.stdout.write(text + "\n")
+
+
+def data_json(value: Any) -> None:  # noqa: ANN401 - whatever JSON holds
+    """Print what was asked for, as JSON."""
+    data(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def talk(text: str) -> None:
+    """Say something about the work."""
+    sys.stderr.write(text + "\n")
+
+
+def error(text: str) -> None:
+    """Say why the work ends."""
+    talk(f"error: {text}")
+
+
+@contextmanager
+def progress_bar(label: str, total: int, unit: str) -> Iterator[Advance]:
+    """A `progress.Progress` that draws a bar on stderr, where somebody watches it."""
+    from tqdm import tqdm
+
+    scaled = unit == "B" or total >= 100_000
+    with tqdm(
+        total=total,
+        desc=label,
+        unit=unit if unit == "B" else f" {unit}",
+        unit_scale=scaled,
+        file=sys.stderr,
+        disable=None,  # none where stderr is no terminal
+        leave=False,
+    ) as bar:
+        yield bar.update
+
+
+def table(rows: Sequence[Sequence[str]], *, header: Sequence[str] | None = None) -> str:
+    """Columns of equal width; numbers to the right."""
+    lines = [list(header), *map(list, rows)] if header else [list(row) for row in rows]
+    if not lines:
+        return ""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    right = [all(_is_number(row[i]) for row in rows) and bool(rows) for i in range(len(widths))]
+    shown = [
+        "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in lines
+    ]
+    if header:
+        shown.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(shown)
+
+
+def n_bytes(n: int) -> str:
+    """A size as people read it: `437.2 MiB`."""
+    size = float(n)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    raise AssertionError
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(",", "").replace(".", "").replace("%", "").strip().isdigit()

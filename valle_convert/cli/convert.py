@@ -1,0 +1,282 @@
+"""`valle-convert CHECKPOINT OUT.gguf`: the main job."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from valle_convert.cli import console
+from valle_convert.cli.options import (
+    CheckpointArgument,
+    CodecOption,
+    ConfigOption,
+    ForceOption,
+    JsonOption,
+    LoraAlphaOption,
+    LoraOption,
+    OutType,
+    TokenizerOption,
+    TokenizerPre,
+)
+from valle_convert.errors import EXIT_FAILED_CHECK
+
+if TYPE_CHECKING:
+    from valle_convert.gguf_file.plan import GgufPlan
+    from valle_convert.report import Report
+
+
+#: How much a conversion checks of its own result.
+VerifyChoice = Literal["quick", "full", "none"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("convert")(convert)
+
+
+def convert(
+    checkpoint: CheckpointArgument,
+    out: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="OUT.gguf",
+            help="The file to write. May be left out with --dry-run.",
+            show_default=False,
+        ),
+    ] = None,
+    out_type: Annotated[
+        OutType,
+        typer.Option(
+            "--outtype",
+            help="Number format of the matrices; auto keeps the checkpoint's. Norms stay float32.",
+        ),
+    ] = "auto",
+    config: ConfigOption = None,
+    lora: LoraOption = None,
+    lora_alpha: LoraAlphaOption = None,
+    tokenizer: TokenizerOption = None,
+    tokenizer_pre: Annotated[
+        TokenizerPre, typer.Option(help="llama.cpp's pre-tokenizer; both give the same ids.")
+    ] = "qwen35",
+    codec: CodecOption = None,
+    metadata: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help='Values for the general.* keys, such as {"author": "...", "license": "mit"}.',
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="general.name; else the config's.", show_default=False)
+    ] = None,
+    author: Annotated[str | None, typer.Option(help="general.author.", show_default=False)] = None,
+    license_: Annotated[
+        str | None,
+        typer.Option("--license", help="general.license, an SPDX word.", show_default=False),
+    ] = None,
+    description: Annotated[
+        str | None, typer.Option(help="general.description.", show_default=False)
+    ] = None,
+    source_url: Annotated[
+        str | None, typer.Option(help="general.source.url.", show_default=False)
+    ] = None,
+    tag: Annotated[
+        list[str] | None,
+        typer.Option(help="general.tags; may be given several times.", show_default=False),
+    ] = None,
+    verify: Annotated[
+        VerifyChoice,
+        typer.Option(
+            help="What to check of the result: quick (structure, tensors, tokenizer), full (the "
+            "logits of every head too), none."
+        ),
+    ] = "quick",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan; read no weights, write nothing.")
+    ] = False,
+    json_: JsonOption = False,
+    force: ForceOption = False,
+) -> None:
+    """Convert a checkpoint to GGUF. This is the main job, and needs no command name.
+
+    The result is an ordinary `gemma` model for stock llama.cpp; what is VALL-E about it stands
+    in its valle.* keys. Nothing is left behind where the conversion fails, and a file that does
+    not pass its own verification is kept, with exit code 1.
+    """
+    from valle_convert.api import plan_conversion, read_checkpoint
+    from valle_convert.gguf_file.metadata import GeneralMetadata
+
+    if out is None and not dry_run:
+        raise typer.BadParameter(
+            "Give the file to write, or --dry-run to see the plan.", param_hint="OUT.gguf"
+        )
+    options: dict[str, Any] = {
+        "name": name,
+        "author": author,
+        "license": license_,
+        "description": description,
+        "source.url": source_url,
+        "tags": tag or None,
+    }
+    plan = plan_conversion(
+        read_checkpoint(checkpoint, config=config, lora=lora, lora_alpha=lora_alpha),
+        out_type=out_type,
+        tokenizer=tokenizer,
+        tokenizer_pre=tokenizer_pre,
+        codec=codec,
+        metadata=GeneralMetadata.read(metadata, options),
+    )
+    if dry_run:
+        _show_plan(plan, as_json=json_)
+        return
+    assert out is not None  # noqa: S101 - for the type checker; told apart above
+    _tell_choices(plan)
+    start = time.perf_counter()
+    size = _write(plan, out, force=force)
+    seconds = time.perf_counter() - start
+    console.talk(f"wrote {out}: {console.n_bytes(size)} in {seconds:.1f} s")
+    report = _verify(plan, out, verify)
+    if json_:
+        console.data_json(
+            {
+                "file": str(out),
+                "bytes": size,
+                "seconds": round(seconds, 3),
+                "tokenizer": {"source": plan.tokenizer.source, "reason": plan.tokenizer.reason},
+                "verification": report.to_json() if report else None,
+            }
+        )
+    if report is not None:
+        console.talk(report.verdict())
+        if not report.passed:
+            raise typer.Exit(EXIT_FAILED_CHECK)
+
+
+def _write(plan: GgufPlan, out: Path, *, force: bool) -> int:
+    from valle_convert.api import write_gguf
+
+    return write_gguf(plan, out, force=force, progress=console.progress_bar)
+
+
+def _verify(plan: GgufPlan, out: Path, choice: VerifyChoice) -> Report | None:
+    if choice == "none":
+        return None
+    from valle_convert.gguf_file.read import GgufFile
+    from valle_convert.verify.run import LEVELS, N_TEXTS, N_TEXTS_QUICK, QUICK
+    from valle_convert.verify.run import verify as run
+
+    full = choice == "full"
+    return run(
+        plan,
+        GgufFile(out),
+        levels=LEVELS if full else QUICK,
+        n_texts=N_TEXTS if full else N_TEXTS_QUICK,
+        progress=console.progress_bar,
+    )
+
+
+def _tell_choices(plan: GgufPlan) -> None:
+    """Everything that was decided for the user."""
+    checkpoint = plan.checkpoint
+    console.talk(f"config: {checkpoint.config_source}")
+    console.talk(
+        f"tokenizer: {plan.tokenizer.source} ({plan.tokenizer.reason}; {plan.tokenizer.agreement})"
+    )
+    if checkpoint.lora:
+        console.talk(f"LoRA merged: {checkpoint.lora}")
+    for dropped in plan.description.dropped:
+        console.talk(f"left out: {dropped.source} ({dropped.reason})")
+    for note in plan.description.notes:
+        console.talk(f"note: {note}")
+
+
+def _show_plan(plan: GgufPlan, *, as_json: bool) -> None:
+    from valle_convert.gguf_file.write import header_of
+
+    header_bytes = len(header_of(plan))
+    size = header_bytes + plan.data_bytes
+    if as_json:
+        console.data_json(_plan_json(plan, header_bytes, size))
+        return
+    console.data("keys")
+    console.data(
+        console.table([(key.name, key.type, _brief(key.value, key.deferred)) for key in plan.keys])
+    )
+    console.data("\ntensors")
+    rows = []
+    for tensor in plan.tensors:
+        shape = " x ".join(str(n) for n in tensor.shape)
+        rows.append((tensor.name, tensor.ggml_type.name, shape, f"{tensor.n_bytes:,}", ""))
+        rows[-1] = (*rows[-1][:4], tensor.parts[0].source if len(tensor.parts) == 1 else "")
+        if len(tensor.parts) > 1:
+            rows += [
+                (f"  {part.label}", "", f"rows {part.first_row}+{part.n_rows}", "", part.source)
+                for part in tensor.parts
+            ]
+    console.data(console.table(rows, header=("name", "type", "shape", "bytes", "source")))
+    console.data("\nleft out")
+    console.data(
+        console.table([(d.source, d.reason) for d in plan.description.dropped]) or "nothing"
+    )
+    console.data(f"\n{len(plan.tensors)} tensors, {plan.n_weights:,} weights, {size:,} bytes")
+    _tell_choices(plan)
+
+
+def _plan_json(plan: GgufPlan, header_bytes: int, size: int) -> dict[str, Any]:
+    return {
+        "checkpoint": str(plan.checkpoint.path),
+        "container": plan.checkpoint.container,
+        "config_source": plan.checkpoint.config_source,
+        "lora": plan.checkpoint.lora,
+        "tokenizer": {
+            "source": plan.tokenizer.source,
+            "reason": plan.tokenizer.reason,
+            "sha256": plan.tokenizer.sha256,
+        },
+        "header_bytes": header_bytes,
+        "bytes": size,
+        "keys": [
+            {
+                "name": key.name,
+                "type": key.type,
+                "value": None if key.deferred else key.value,
+                "known_when_written": key.deferred,
+            }
+            for key in plan.keys
+        ],
+        "tensors": [
+            {
+                "name": tensor.name,
+                "type": tensor.ggml_type.name,
+                "shape": list(tensor.shape),
+                "offset": tensor.offset,
+                "bytes": tensor.n_bytes,
+                "parts": [
+                    {
+                        "label": part.label,
+                        "source": part.source,
+                        "first_row": part.first_row,
+                        "rows": part.n_rows,
+                    }
+                    for part in tensor.parts
+                ],
+            }
+            for tensor in plan.tensors
+        ],
+        "dropped": [{"source": d.source, "reason": d.reason} for d in plan.description.dropped],
+        "notes": list(plan.description.notes),
+    }
+
+
+def _brief(value: object, deferred: bool) -> str:
+    """A value on part of a line."""
+    if deferred:
+        return "(known when the weights are read)"
+    if isinstance(value, list) and len(value) > 6:
+        return f"[{len(value):,}] {', '.join(map(repr, value[:4]))}, ..."
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 100 else text[:97] + "..."

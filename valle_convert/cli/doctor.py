@@ -1,0 +1,96 @@
+"""`valle-convert doctor`: what this machine has, and what is missing for which command."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import typer
+
+from valle_convert.cli import console
+from valle_convert.cli.options import JsonOption
+from valle_convert.errors import EXIT_ENVIRONMENT
+
+if TYPE_CHECKING:
+    from valle_convert.doctor import DoctorReport
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("doctor")(doctor)
+
+
+def doctor(json_: JsonOption = False) -> None:
+    """Show versions, llama.cpp's library and programs, the CPU, and what is missing.
+
+    Exit code 3 where something is missing for some command.
+    """
+    from valle_convert.doctor import examine
+
+    report = examine()
+    if json_:
+        console.data_json(_plain(asdict(report)))
+    else:
+        _show(report)
+    if not report.ok:
+        raise typer.Exit(EXIT_ENVIRONMENT)
+
+
+def _show(report: DoctorReport) -> None:
+    console.data(
+        console.table(
+            [
+                ("valle-convert", report.version),
+                ("Python", report.python),
+                ("system", report.system),
+                ("CPU", f"{report.cpu}, {report.cores} usable cores"),
+                ("CPU features", " ".join(report.cpu_features)),
+            ]
+        )
+    )
+    if report.announces_amx:
+        console.data(
+            "The CPU announces AMX; where a virtual machine does not let it be used, a llama.cpp "
+            "built for this CPU crashes on quantized models."
+        )
+    console.data("\npackages")
+    console.data(
+        console.table(
+            [(p.name, p.installed or "missing", p.extra, p.problem or "") for p in report.packages],
+            header=("package", "installed", "extra", "problem"),
+        )
+    )
+    llama = report.llama
+    console.data("\nllama.cpp")
+    probe = "not run"
+    if llama.probe is not None:
+        remembered = "passed before, with the same library on the same CPU"
+        probe = remembered if llama.probe.remembered else f"passed in {llama.probe.seconds:.1f} s"
+    rows = [
+        ("library", str(llama.path or "not found")),
+        ("llama-cpp-python", llama.binding_version or "missing"),
+        ("built with", llama.system_info or "unknown"),
+        ("self-test", probe),
+    ]
+    rows += [
+        (program.name, str(program.found.path) if program.found else str(program.problem))
+        for program in report.programs
+    ]
+    console.data(console.table(rows))
+    if llama.problem:
+        console.data(llama.problem)
+    console.data("\ncommands")
+    console.data(
+        console.table(
+            [(c.name, "; ".join(c.missing) if c.missing else "ready") for c in report.commands]
+        )
+    )
+
+
+def _plain(value: object) -> object:
+    """Paths as strings, all the way down."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

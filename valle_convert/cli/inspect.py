@@ -1,0 +1,79 @@
+"""`valle-convert inspect FILE`: what is in a checkpoint or a GGUF file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from valle_convert.cli import console
+from valle_convert.cli.options import ConfigOption, JsonOption, LoraAlphaOption, LoraOption
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("inspect")(inspect)
+
+
+def inspect(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="A checkpoint, or a GGUF file made from one.", show_default=False
+        ),
+    ],
+    config: ConfigOption = None,
+    lora: LoraOption = None,
+    lora_alpha: LoraAlphaOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Show sizes, capabilities, tables and heads, tokenizer, types, bytes and provenance."""
+    from valle_convert.inspect import inspect_file
+
+    summary = inspect_file(file, config=config, lora=lora, lora_alpha=lora_alpha)
+    if json_:
+        console.data_json(summary.to_json())
+        return
+    console.data(f"{summary.path}: {summary.kind}, {console.n_bytes(summary.n_bytes)}")
+    for title, values in summary.sections():
+        console.data(f"\n{title}")
+        console.data(console.table([(name, _show(value)) for name, value in values.items()]))
+    console.data("\ntables and heads")
+    console.data(
+        console.table(
+            [
+                (part.kind, part.name, f"{part.first_row:,}", f"{part.n_rows:,}", part.source)
+                for part in summary.parts
+            ],
+            header=("kind", "name", "first row", "rows", "source"),
+        )
+    )
+    console.data("\nweights")
+    console.data(
+        console.table(
+            [
+                (
+                    group.name,
+                    group.type,
+                    f"{group.n_tensors:,}",
+                    f"{group.n_weights:,}",
+                    f"{group.n_bytes:,}",
+                )
+                for group in summary.groups
+            ],
+            header=("group", "type", "tensors", "weights", "bytes"),
+        )
+    )
+    for note in summary.notes:
+        console.talk(f"note: {note}")
+
+
+def _show(value: Any) -> str:  # noqa: ANN401 - a value of a report
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "" if value is None else str(value)

@@ -1,0 +1,77 @@
+"""Options that several commands share, each with one spelling and one explanation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+#: Number formats of `--outtype`.
+OutType = Literal["auto", "f32", "f16", "bf16", "q8_0"]
+#: llama.cpp's pre-tokenizers that are exact for phonemes.
+TokenizerPre = Literal["qwen35", "superbpe"]
+
+CheckpointArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="A trained checkpoint: .pth, .pt, .sft or .safetensors.",
+        show_default=False,
+    ),
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="YAML or JSON whose keys override the checkpoint's config, or stand for a missing "
+        "one. Without it, a config.yaml beside a checkpoint that has none is used.",
+        show_default=False,
+    ),
+]
+LoraOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--lora", metavar="FILE", help="A LoRA to merge into the weights.", show_default=False
+    ),
+]
+LoraAlphaOption = Annotated[
+    float | None,
+    typer.Option(
+        "--lora-alpha",
+        metavar="ALPHA",
+        help="The LoRA's alpha, where its file does not say.",
+        show_default=False,
+    ),
+]
+TokenizerOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--tokenizer",
+        metavar="FILE",
+        help="tokenizer.json or a SentencePiece .model. Without it, a tokenizer.json beside the "
+        "checkpoint is used, else the built-in one of the published models.",
+        show_default=False,
+    ),
+]
+CodecOption = Annotated[
+    str | None,
+    typer.Option(
+        "--codec",
+        metavar="NAME",
+        help="encodec-24khz, dac-44khz or nemo-44khz. Without it, levels and codebook size tell.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
+ReportOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        metavar="FILE",
+        help="Also write the report as Markdown.",
+        show_default=False,
+    ),
+]

@@ -1,0 +1,173 @@
+"""`valle-convert tokenize GGUF TEXT`: ids from stock llama.cpp beside those of the oracle."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from valle_convert.cli import console
+from valle_convert.cli.options import JsonOption
+from valle_convert.errors import EXIT_FAILED_CHECK, InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from valle_convert.tokenizer.check import TokenizerReport
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("tokenize")(tokenize)
+
+
+def tokenize(
+    gguf: Annotated[
+        Path,
+        typer.Argument(metavar="GGUF", help="A converted file.", show_default=False),
+    ],
+    text: Annotated[
+        str | None, typer.Argument(metavar="TEXT", help="Phonemes.", show_default=False)
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", metavar="FILE", help="A text a line.", show_default=False),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The tokenizer.json or .model that the file was converted with; else the "
+            "built-in one. It has to be the very file that the conversion recorded.",
+            show_default=False,
+        ),
+    ] = None,
+    special: Annotated[bool, typer.Option(help="Put <bos> and </eos> around the text.")] = True,
+    parse_special: Annotated[
+        bool, typer.Option(help="Take <mask> and the like in the text for tokens.")
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Show ids and pieces from stock llama.cpp and from the tokenizer's own library.
+
+    Exit code 1 where the two differ on any text.
+    """
+    if (text is None) == (file is None):
+        raise typer.BadParameter("Give either TEXT or --file FILE.", param_hint="TEXT")
+    from valle_convert.gguf_file.read import GgufFile
+    from valle_convert.tokenizer.check import compare
+    from valle_convert.tokenizer.compiled import TRUE_IDS_KEY
+    from valle_convert.tokenizer.oracle import LlamaTokenizer, Setting
+    from valle_convert.tokenizer.recorded import recorded_tokenizer
+
+    converted = GgufFile(gguf)
+    source = recorded_tokenizer(converted.keys, gguf, tokenizer)
+    oracle = source.oracle()
+    setting = Setting(special, parse_special)
+    if setting not in oracle.settings:
+        raise InputError(
+            "A SentencePiece model takes no special pieces out of a text, so there is nothing to "
+            "compare --parse-special with; leave it out."
+        )
+    true_ids = converted.keys[TRUE_IDS_KEY]
+    with LlamaTokenizer(gguf) as llama:
+        if file is not None:
+            start = time.perf_counter()
+            report = compare(llama, oracle, true_ids, _lines(file), [setting])
+            _show_report(report, time.perf_counter() - start, as_json=json_)
+            agree = report.ok
+        else:
+            ids = llama.encode(str(text), add_special=special, parse_special=parse_special)
+            (expected,) = oracle.encode_batch([str(text)], setting)
+            one = _OneText(str(text), llama.show(ids), ids, [true_ids[i] for i in ids], expected)
+            one.show(source.kind, as_json=json_)
+            agree = one.agree
+    if not agree:
+        raise typer.Exit(EXIT_FAILED_CHECK)
+
+
+@dataclass(frozen=True)
+class _OneText:
+    """A text and what became of it."""
+
+    text: str
+    pieces: str
+    tokens: list[int]
+    found: list[int]
+    expected: list[int]
+
+    @property
+    def agree(self) -> bool:
+        return self.found == self.expected
+
+    def show(self, oracle: str, *, as_json: bool) -> None:
+        if as_json:
+            console.data_json(
+                {
+                    "text": self.text,
+                    "pieces": self.pieces,
+                    "llama_cpp": {"tokens": self.tokens, "ids": self.found},
+                    oracle: {"ids": self.expected},
+                    "agree": self.agree,
+                }
+            )
+            return
+        console.data(f"pieces         {self.pieces}")
+        console.data(f"llama.cpp      {self.found}")
+        console.data(f"{oracle:<14} {self.expected}")
+        console.talk("they agree" if self.agree else "they differ")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a file, without their ends.
+
+    Raises:
+        InputError: it cannot be read, is empty, or is not UTF-8.
+    """
+    n = 0
+    try:
+        with path.open(encoding="utf-8", newline="\n") as file:
+            for line in file:
+                n += 1
+                yield line.removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 after line {n} ({error.reason}).") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    if n == 0:
+        raise InputError(f"{path} is empty, where a text a line is expected.")
+
+
+def _show_report(report: TokenizerReport, seconds: float, *, as_json: bool) -> None:
+    if as_json:
+        console.data_json(
+            {
+                "texts": report.n_texts,
+                "tokens": report.n_tokens,
+                "differences": report.n_differences,
+                "first": [
+                    {
+                        "text": d.text,
+                        "pieces": d.pieces,
+                        "llama_cpp": list(d.found),
+                        "tokenizers": list(d.expected),
+                    }
+                    for d in report.first
+                ],
+                "agree": report.ok,
+            }
+        )
+    for difference in report.first:
+        console.talk(f"differs: {difference.text!r}")
+        console.talk(f"  pieces     {difference.pieces}")
+        console.talk(f"  llama.cpp  {list(difference.found)}")
+        console.talk(f"  expected   {list(difference.expected)}")
+    if not as_json:
+        console.data(
+            f"{report.n_texts:,} texts, {report.n_tokens:,} tokens, "
+            f"{report.n_differences} differences"
+        )
+    console.talk(f"{seconds:.2f} s")

@@ -1,0 +1,109 @@
+"""`valle-convert verify CHECKPOINT GGUF`: the verdict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from valle_convert.cli import console
+from valle_convert.cli.options import (
+    CheckpointArgument,
+    CodecOption,
+    ConfigOption,
+    ForceOption,
+    JsonOption,
+    LoraAlphaOption,
+    LoraOption,
+    ReportOption,
+    TokenizerOption,
+)
+from valle_convert.errors import EXIT_FAILED_CHECK
+
+if TYPE_CHECKING:
+    from valle_convert.report import Report
+
+
+LevelChoice = Literal["all", "structure", "tensors", "tokenizer", "logits"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("verify")(verify)
+
+
+def verify(
+    checkpoint: CheckpointArgument,
+    gguf: Annotated[
+        Path,
+        typer.Argument(
+            metavar="GGUF", help="A file converted from it, quantized or not.", show_default=False
+        ),
+    ],
+    level: Annotated[
+        LevelChoice, typer.Option(help="One level of the proof, or all of them.")
+    ] = "all",
+    config: ConfigOption = None,
+    lora: LoraOption = None,
+    lora_alpha: LoraAlphaOption = None,
+    tokenizer: TokenizerOption = None,
+    codec: CodecOption = None,
+    seed: Annotated[int, typer.Option(help="Of the random texts and inputs.", min=0)] = 0,
+    json_: JsonOption = False,
+    report: ReportOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Prove that a GGUF file is its checkpoint, or say where it is not (exit code 1).
+
+    structure: stock llama.cpp loads it, and every key and count is as planned. tensors: every
+    weight is read back and compared. tokenizer: llama.cpp gives the ids of the tokenizer's own
+    library. logits: llama.cpp computes what the PyTorch reference computes, for every head and
+    task. Give the same --config, --lora, --tokenizer and --codec as for the conversion.
+    """
+    from valle_convert.api import read_checkpoint
+    from valle_convert.files import check_target, write_text_atomically
+    from valle_convert.gguf_file.read import GgufFile
+    from valle_convert.verify import LEVELS
+    from valle_convert.verify import verify as run
+    from valle_convert.verify.plan import plan_like
+
+    if report is not None:
+        check_target(report, force=force, sources=(checkpoint, gguf))
+    source = read_checkpoint(checkpoint, config=config, lora=lora, lora_alpha=lora_alpha)
+    file = GgufFile(gguf)
+    result = run(
+        plan_like(file, source, tokenizer=tokenizer, codec=codec),
+        file,
+        levels=LEVELS if level == "all" else (level,),
+        seed=seed,
+        progress=console.progress_bar,
+    )
+    if report is not None:
+        write_text_atomically(report, result.to_markdown(), force=force)
+    if json_:
+        console.data_json(result.to_json())
+    else:
+        _show(result)
+    if not result.passed:
+        raise typer.Exit(EXIT_FAILED_CHECK)
+
+
+def _show(result: Report) -> None:
+    """Every check but those of single tensors, which are many; of these, the worst."""
+    for level in result.levels:
+        console.data(f"{level.name} ({level.seconds:.1f} s)")
+        if level.skipped:
+            console.data(f"  skipped: {level.skipped}")
+        checks = level.checks
+        if level.name == "tensors" and level.worst is not None:
+            failed = [check for check in checks if not check.passed]
+            console.data(f"  {len(checks) - len(failed)} of {len(checks)} tensors pass; the worst:")
+            checks = tuple(failed) or (level.worst,)
+        for check in checks:
+            console.data(f"  {'pass' if check.passed else 'FAIL'}  {check.name}: {check.summary}")
+            if not check.passed and check.limit:
+                console.data(f"        allowed: {check.limit}")
+    for note in result.notes:
+        console.talk(f"note: {note}")
+    console.data(result.verdict())

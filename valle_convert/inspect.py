@@ -1,0 +1,226 @@
+"""What is in a checkpoint or a GGUF file, as one frozen summary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from valle_convert.api import read_checkpoint
+from valle_convert.gguf_file.keys import is_converted
+from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.model.families import describe
+from valle_convert.model.spec import Model
+from valle_convert.session import open_model
+
+
+@dataclass(frozen=True)
+class ModelPart:
+    """A table or a head: where it lies in the token embedding, and where it comes from."""
+
+    kind: str
+    name: str
+    first_row: int
+    n_rows: int
+    source: str
+
+
+@dataclass(frozen=True)
+class WeightGroup:
+    """Tensors of one purpose and one type."""
+
+    name: str
+    type: str
+    n_tensors: int
+    n_weights: int
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a file holds. Parts are empty for a GGUF file that is no converted checkpoint."""
+
+    path: str
+    kind: str
+    n_bytes: int
+    sizes: Mapping[str, Any]
+    behaviour: Mapping[str, Any]
+    tokenizer: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    parts: tuple[ModelPart, ...]
+    groups: tuple[WeightGroup, ...]
+    notes: tuple[str, ...]
+
+    def sections(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """The parts that are names and values, with titles."""
+        yield "sizes", self.sizes
+        yield "behaviour", self.behaviour
+        yield "tokenizer", self.tokenizer
+        yield "provenance", self.provenance
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def inspect_file(
+    path: Path,
+    *,
+    config: Path | None = None,
+    lora: Path | None = None,
+    lora_alpha: float | None = None,
+) -> Summary:
+    """Look into a checkpoint or a GGUF file, without reading weights.
+
+    Raises:
+        InputError: it is neither, is damaged, or is a checkpoint that cannot be converted.
+    """
+    if _is_gguf(path):
+        return _inspect_gguf(GgufFile(path))
+    return _inspect_checkpoint(path, config, lora, lora_alpha)
+
+
+def _is_gguf(path: Path) -> bool:
+    if not path.is_file():
+        return False  # the reader of checkpoints says what is wrong
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
+
+
+def _inspect_checkpoint(
+    path: Path, config: Path | None, lora: Path | None, lora_alpha: float | None
+) -> Summary:
+    checkpoint = read_checkpoint(path, config=config, lora=lora, lora_alpha=lora_alpha)
+    description = describe(checkpoint)
+    sources = {block.label: block.source for block in description.rows}
+    single = sources.get("head.classifier", "")
+    specs = checkpoint.tensors.specs
+    return Summary(
+        path=str(path),
+        kind=f"checkpoint ({checkpoint.container})",
+        n_bytes=path.stat().st_size,
+        **_describe_model(description.model),
+        tokenizer={
+            "vocabulary": f"{len(checkpoint.symmap)} strings in the checkpoint"
+            if checkpoint.symmap
+            else "none in the checkpoint"
+        },
+        provenance={
+            "name": checkpoint.config.get("name"),
+            "config": checkpoint.config_source,
+            "lora": checkpoint.lora,
+            **{key: checkpoint.stats[key] for key in sorted(checkpoint.stats)},
+        },
+        parts=tuple(_parts(description.model, sources, single)),
+        groups=_group(
+            (name, spec.dtype_name, spec.n_elements, spec.n_bytes) for name, spec in specs.items()
+        ),
+        notes=(
+            *(f"left out when converted: {d.source} ({d.reason})" for d in description.dropped),
+            *description.notes,
+        ),
+    )
+
+
+def _inspect_gguf(file: GgufFile) -> Summary:
+    keys = file.keys
+    converted = is_converted(keys)
+    empty: dict[str, Any] = {"sizes": {}, "behaviour": {}}
+    model = open_model(file) if converted else None
+    tokens = keys.get("tokenizer.ggml.tokens")
+    merges = keys.get("tokenizer.ggml.merges")
+    return Summary(
+        path=str(file.path),
+        kind="GGUF" if converted else "GGUF, not made from a VALL-E checkpoint",
+        n_bytes=file.size,
+        **(_describe_model(model) if model else empty),
+        tokenizer={
+            "model": keys.get("tokenizer.ggml.model"),
+            "pre": keys.get("tokenizer.ggml.pre"),
+            "tokens": len(tokens) if isinstance(tokens, list) else None,
+            "merges": len(merges) if isinstance(merges, list) else None,
+            "source": keys.get("valle.tokenizer.source"),
+            "reason": keys.get("valle.tokenizer.reason"),
+            "sha256": keys.get("valle.tokenizer.sha256"),
+        },
+        provenance={
+            name: value
+            for name, value in keys.items()
+            if name.startswith(("general.", "valle.source.", "valle.converter.", "valle.quantize."))
+        },
+        parts=tuple(_parts(model, {}, TOKEN_EMBEDDING)) if model else (),
+        groups=_group(
+            (name, tensor.ggml_type.name, math.prod(tensor.shape), tensor.n_bytes)
+            for name, tensor in file.tensors.items()
+        ),
+        notes=(),
+    )
+
+
+def _describe_model(model: Model) -> dict[str, Any]:
+    config = model.config
+    return {
+        "sizes": {
+            "width": config.n_embd,
+            "layers": config.n_layer,
+            "heads": config.n_head,
+            "key/value heads": config.n_head_kv,
+            "feed-forward width": config.n_ff,
+            "context": config.n_ctx_train,
+            "codebook levels": config.n_levels,
+            "codes a codebook": config.codebook_size,
+        },
+        "behaviour": {
+            "checkpoint version": config.version,
+            "capabilities": list(config.capabilities),
+            "positions": config.positions,
+            "NAR attention": config.nar_attention,
+            "prompt levels summed": config.sum_prompt,
+            "response levels summed": config.sum_response,
+            "codec": config.codec.name,
+            "sample rate (Hz)": config.codec.sample_rate or None,
+            "frame rate (1/s)": round(config.codec.frame_rate, 3) or None,
+            "languages": list(model.languages),
+            "tasks": list(model.tasks),
+            "tones": list(model.tones),
+        },
+    }
+
+
+def _parts(model: Model, sources: Mapping[str, str], fallback: str) -> Iterator[ModelPart]:
+    for table in model.tables:
+        source = sources.get(table.name, fallback)
+        yield ModelPart("table", table.name, table.first_row, table.n_rows, source)
+    for head in model.heads:
+        source = sources.get(f"head.{head.name}", fallback)
+        yield ModelPart("head", head.name, head.first_row, head.n_rows, source)
+
+
+def _group(tensors: Iterable[tuple[str, str, int, int]]) -> tuple[WeightGroup, ...]:
+    """Sum tensors up by purpose and type."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for name, kind, n_weights, n_bytes in tensors:
+        sums = groups.setdefault((_purpose(name), kind), [0, 0, 0])
+        for i, n in enumerate((1, n_weights, n_bytes)):
+            sums[i] += n
+    return tuple(WeightGroup(name, kind, *sums) for (name, kind), sums in groups.items())
+
+
+def _purpose(name: str) -> str:
+    """What a tensor of either kind of file is for."""
+    for purpose, marks in (
+        ("norms", ("norm",)),
+        ("attention", ("attn", "self_attn")),
+        ("feed-forward", ("ffn", "mlp")),
+        ("heads", ("classifier",)),
+        ("prompt tables", ("proms_emb",)),
+        ("response tables", ("resps_emb",)),
+        ("tables and heads", (TOKEN_EMBEDDING,)),
+        ("other tables", ("_emb.", "sep")),
+    ):
+        if any(mark in name for mark in marks):
+            return purpose
+    return "other"

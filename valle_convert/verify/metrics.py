@@ -1,0 +1,78 @@
+"""How far one set of logits is from another: the numbers of the field, row by row.
+
+All functions take logits [rows, classes] of the same shape; `reference` is the truth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Logits = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The distance between two sets of logits.
+
+    Attributes:
+        n_rows: predictions compared.
+        nmse: squared error over the energy of the reference.
+        kl_mean, kl_p99, kl_max: Kullback-Leibler divergence of the predicted distributions,
+            in nats a prediction.
+        best_code: the part of the predictions whose most likely code is the same.
+    """
+
+    n_rows: int
+    nmse: float
+    kl_mean: float
+    kl_p99: float
+    kl_max: float
+    best_code: float
+
+
+def agreement(reference: Logits, found: Logits) -> Agreement:
+    """Compare two sets of logits.
+
+    Raises:
+        ValueError: the shapes differ, or there is nothing to compare.
+    """
+    if reference.shape != found.shape or not reference.size:
+        raise ValueError(f"logits {list(found.shape)} against {list(reference.shape)}")
+    divergences = kl_divergence(reference, found)
+    same = reference.argmax(-1) == found.argmax(-1)
+    return Agreement(
+        n_rows=len(reference),
+        nmse=nmse(reference, found),
+        kl_mean=float(divergences.mean()),
+        kl_p99=float(np.quantile(divergences, 0.99)),
+        kl_max=float(divergences.max()),
+        best_code=float(same.mean()),
+    )
+
+
+def nmse(reference: Logits, found: Logits) -> float:
+    """Normalized mean square error: sum of squared errors over sum of squares."""
+    difference = found.astype(np.float64) - reference
+    energy = float(np.square(reference, dtype=np.float64).sum())
+    error = float(np.square(difference).sum())
+    if energy == 0.0:
+        return 0.0 if error == 0.0 else float("inf")
+    return error / energy
+
+
+def kl_divergence(reference: Logits, found: Logits) -> NDArray[np.float64]:
+    """KL(reference || found) of the softmax distributions, one value a row, in nats."""
+    p, q = log_softmax(reference), log_softmax(found)
+    divergence: NDArray[np.float64] = (np.exp(p) * (p - q)).sum(-1)
+    # Rounding can leave -1e-17 where the two are equal.
+    return np.maximum(divergence, 0.0)
+
+
+def log_softmax(logits: Logits) -> NDArray[np.float64]:
+    """Logarithm of the softmax over the last axis, in float64."""
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return result

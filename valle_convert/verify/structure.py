@@ -1,0 +1,161 @@
+"""Does the file say of itself what the checkpoint says, and does llama.cpp agree?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from valle_convert.checkpoint.read import sha256_of
+from valle_convert.errors import InputError
+from valle_convert.gguf_file import keys as gguf_keys
+from valle_convert.gguf_file.keys import Key
+from valle_convert.gguf_file.plan import GgufPlan
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.write import read_biases
+from valle_convert.report import Check
+from valle_convert.runtime.session import Session, read_probe_rows
+from valle_convert.session import open_model
+
+# What may differ without the file being another model: its name and authors, the number format
+# that llama-quantize changed, and the version of the converter.
+_FREE_PREFIXES = ("general.",)
+_FREE_KEYS = (gguf_keys.CONVERTER_KEY, "valle.source.name")
+_EXACT_GENERAL = "general.architecture"
+#: Keys that quantizing adds.
+QUANTIZE_PREFIX = "valle.quantize."
+_SHOWN = 5
+
+
+def check_structure(plan: GgufPlan, file: GgufFile, *, with_llama: bool) -> Iterator[Check]:
+    """Keys, tensors, provenance, and llama.cpp's own counts.
+
+    Args:
+        plan: made anew from the checkpoint.
+        file: the converted file.
+        with_llama: whether to load it with llama.cpp as well.
+    """
+    yield _check_model(plan, file)
+    yield _check_keys(plan, file)
+    tensors = _check_tensors(plan, file)
+    yield tensors
+    # A table of wrong shapes can make llama.cpp abort the process, and is refused already.
+    if with_llama and tensors.passed:
+        yield _check_llama(plan, file)
+
+
+def _check_model(plan: GgufPlan, file: GgufFile) -> Check:
+    """The valle.* keys, read by the reader that the decoders use."""
+    try:
+        model = open_model(file)
+    except InputError as error:
+        return Check("model description", passed=False, summary=str(error), values={})
+    same = (
+        model.config == plan.model.config
+        and model.tables == plan.model.tables
+        and [(h.name, h.first_row, h.n_rows) for h in model.heads]
+        == [(h.name, h.first_row, h.n_rows) for h in plan.model.heads]
+    )
+    return Check(
+        "model description",
+        passed=same,
+        summary=f"{len(model.tables)} tables and {len(model.heads)} heads "
+        f"{'as' if same else 'not as'} in the checkpoint",
+        values={"tables": len(model.tables), "heads": len(model.heads)},
+    )
+
+
+def _check_keys(plan: GgufPlan, file: GgufFile) -> Check:
+    """Every key of the plan stands in the file, with its type and value."""
+    deferred: dict[str, object] = {gguf_keys.SOURCE_SHA256_KEY: sha256_of(plan.checkpoint.path)}
+    if plan.description.biases:
+        deferred[gguf_keys.BIAS_KEY] = read_biases(plan)
+    faults: list[str] = []
+    n_compared = 0
+    for key in plan.keys:
+        free = key.name.startswith(_FREE_PREFIXES) and key.name != _EXACT_GENERAL
+        if free or key.name in _FREE_KEYS:
+            continue
+        n_compared += 1
+        faults += _key_faults(key, deferred.get(key.name, key.value), file)
+    expected = {key.name for key in plan.keys}
+    faults += [
+        f"{name} is there, and not expected"
+        for name in file.keys
+        if name.startswith("valle.")
+        and not name.startswith(QUANTIZE_PREFIX)
+        and name not in expected
+    ]
+    shown = "; ".join(faults[:_SHOWN])
+    return Check(
+        "keys",
+        passed=not faults,
+        summary=f"{len(faults)} of {n_compared} keys differ: {shown}"
+        if faults
+        else f"{n_compared} keys, each of the right type and value",
+        values={"compared": n_compared, "different": len(faults)},
+    )
+
+
+def _key_faults(key: Key, value: object, file: GgufFile) -> list[str]:
+    if key.name not in file.keys:
+        return [f"{key.name} is missing"]
+    found_type = file.key_types[key.name]
+    if found_type != key.type:
+        return [f"{key.name} is of type {found_type}, not {key.type}"]
+    found = file.keys[key.name]
+    if key.type == "f32":
+        # The file holds the nearest float32.
+        same = abs(found - float(value)) <= 1e-6 * abs(float(value))  # type: ignore[arg-type]
+    else:
+        same = found == value
+    return [] if same else [f"{key.name} is {found!r:.60}, not {value!r:.60}"]
+
+
+def _check_tensors(plan: GgufPlan, file: GgufFile) -> Check:
+    """Names and shapes; the types may be those of a quantized file."""
+    expected = {tensor.name: tensor.shape for tensor in plan.tensors}
+    found = {name: tensor.shape for name, tensor in file.tensors.items()}
+    faults = [f"{name} is missing" for name in expected if name not in found]
+    faults += [f"{name} is not expected" for name in found if name not in expected]
+    faults += [
+        f"{name} is {list(found[name])}, not {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    shown = "; ".join(faults[:_SHOWN])
+    return Check(
+        "tensor table",
+        passed=not faults,
+        summary=shown or f"{len(expected)} tensors of the right names and shapes",
+        values={"tensors": len(found), "faults": len(faults)},
+    )
+
+
+def _check_llama(plan: GgufPlan, file: GgufFile) -> Check:
+    """Stock llama.cpp loads the file and counts what the plan counts."""
+    config = plan.model.config
+    expected = {
+        "n_embd": config.n_embd,
+        "n_layer": config.n_layer,
+        "n_vocab": plan.tensors[0].shape[0],
+        "n_params": plan.n_weights,
+    }
+    try:
+        with Session(file.path, n_ctx=8, probe_rows=read_probe_rows(file)) as session:
+            found = {
+                "n_embd": session.n_embd,
+                "n_layer": session.n_layer,
+                "n_vocab": session.n_vocab,
+                "n_params": session.n_params,
+            }
+            scale = session.input_scale
+    except InputError as error:
+        return Check("llama.cpp", passed=False, summary=str(error), values={})
+    faults = [f"{name} {found[name]}, not {n}" for name, n in expected.items() if found[name] != n]
+    return Check(
+        "llama.cpp",
+        passed=not faults,
+        summary="; ".join(faults)
+        or f"loads it: {found['n_params']:,} weights, {found['n_vocab']:,} rows, "
+        f"inputs scaled by {scale:g}",
+        values={**found, "input_scale": scale},
+    )
