@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,10 @@ import pytest
 from hypothesis import settings
 from make_checkpoint import Shape, make_checkpoint
 from support import Cli, Result, golden_checkpoint
+
+# The networks of the tests are tiny and two workers share two cores: more threads only wait for
+# each other. torch reads this when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Two cores are shared with other workers: no deadline by the clock.
 settings.register_profile("valle", deadline=None, max_examples=60)

@@ -9,7 +9,6 @@ Exit codes: 0 done; 1 a check failed; 2 bad input or usage; 3 the machine cannot
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from types import FrameType
@@ -19,8 +18,9 @@ import typer
 from typer.core import TyperGroup
 
 from valle_convert import __version__
-from valle_convert.cli import console, convert, doctor, inspect, tokenize, verify
+from valle_convert.cli import console, convert, doctor, inspect, quantize, tokenize, verify
 from valle_convert.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, ValleConvertError
+from valle_convert.threads import wait_politely
 
 _DEFAULT_COMMAND = "convert"
 # What typer raises for a wrong command line. It brings a copy of click of its own in some versions
@@ -73,30 +73,29 @@ def _program(
     """The options of the program itself stand here; the commands do everything else."""
 
 
-for command in (convert, inspect, tokenize, verify, doctor):
+for command in (convert, inspect, tokenize, verify, quantize, doctor):
     command.register(app)
 
 
 def main() -> None:
     """Run the program and exit with a documented code."""
+    wait_politely()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        # A command that ends with `typer.Exit` makes this return its code.
-        code = app(standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else EXIT_OK)
+        # A command that ends with `typer.Exit` makes this return its code, Ctrl-C included.
+        returned = app(standalone_mode=False)
+        code = returned if isinstance(returned, int) else EXIT_OK
     except ValleConvertError as error:
         console.error(str(error))
-        sys.exit(error.exit_code)
+        code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        console.error("Interrupted; no unfinished file was left behind.")
-        sys.exit(EXIT_INTERRUPTED)
+        code = EXIT_INTERRUPTED
     except _UsageError as error:
         error.show()
-        sys.exit(EXIT_BAD_INPUT)
-    except BrokenPipeError:
-        # Whoever read our output has gone, as `| head` does; that is no failure of ours.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        code = EXIT_BAD_INPUT
+    if code == EXIT_INTERRUPTED:
+        console.error("Interrupted; no unfinished file was left behind.")
+    sys.exit(code)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from valle_convert.errors import EXIT_OK
 from valle_convert.progress import Advance
 
 
 def data(text: str) -> None:
-    """Print what was asked for."""
-    sys.stdout.write(text + "\n")
+    """Print what was asked for; whoever reads it may go away, as `| head` does."""
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Nobody reads on, and nothing has failed. The interpreter flushes stdout once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_OK)
 
 
 def data_json(value: Any) -> None:  # noqa: ANN401 - whatever JSON holds

@@ -5,6 +5,10 @@ It reads a checkpoint's own tensors under their own names and knows nothing of G
 
 from __future__ import annotations
 
-from valle_convert.reference.network import ReferenceNetwork
+from valle_convert.threads import wait_politely
+
+wait_politely()  # before torch is imported
+
+from valle_convert.reference.network import ReferenceNetwork  # noqa: E402
 
 __all__ = ["ReferenceNetwork"]

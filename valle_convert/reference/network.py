@@ -8,7 +8,7 @@ Shapes: n new elements, m elements so far (m >= n), d = n_embd, h = heads, k = d
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.gguf_file.keys import RMS_EPSILON, ROPE_BASE
+from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.model.description import Description
 from valle_convert.model.spec import Model
 from valle_convert.network import Outputs
@@ -55,8 +56,8 @@ class ReferenceNetwork:
             serves to show that the comparison notices.
 
     Attributes:
-        observe: called as `observe(linear, inputs [n, in])` before every linear layer of the
-            backbone, with the layer's GGUF name; for importance matrices.
+        observe: called as `observe(linear, inputs [n, in])` before every linear layer, with the
+            layer's GGUF name (`token_embd.weight` for the heads); for importance matrices.
     """
 
     def __init__(
@@ -151,9 +152,26 @@ class ReferenceNetwork:
             x = x + self._attention(i, layer, x, rotation, state, causal=causal)
             x = x + self._feed_forward(i, layer, x)
         hidden = _rms_norm(x, self._norm)[_index(outputs)]  # [n_out, d]
+        if self.observe is not None:
+            self.observe(TOKEN_EMBEDDING, hidden)
         logits = F.linear(hidden, self._heads[head], self._biases.get(head))
         result: NDArray[np.float32] = logits.numpy()
         return result
+
+    def step_many(
+        self,
+        embeddings: Sequence[NDArray[np.float32]],
+        positions: Sequence[NDArray[np.integer]],
+        *,
+        head: str,
+        outputs: Sequence[Outputs],
+    ) -> list[NDArray[np.float32]]:
+        """Run several causal sequences one after the other; see `Network.step_many`."""
+        given = zip(embeddings, positions, outputs, strict=True)
+        return [
+            self.step(one, places, head=head, outputs=wanted, sequence=i)
+            for i, (one, places, wanted) in enumerate(given)
+        ]
 
     def _attention(
         self,

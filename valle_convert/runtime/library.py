@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from valle_convert.errors import EnvironmentFault
+from valle_convert.threads import wait_politely
 
 INSTALL = "pip install 'valle-convert[llama]'"
 # The instruction sets are named one by one by the project's build script; this form works
@@ -168,6 +169,7 @@ def load_library() -> Library:
 
 
 def _import_binding() -> Any:  # noqa: ANN401 - a module without types
+    wait_politely()
     try:
         return importlib.import_module("llama_cpp.llama_cpp")
     except ModuleNotFoundError as error:

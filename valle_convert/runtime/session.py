@@ -47,6 +47,9 @@ Outputs = Sequence[int] | slice | NDArray[np.bool_] | NDArray[np.int64] | None
 
 ALL_COLUMNS = slice(None)
 CAUSAL_UBATCH = 512  # llama.cpp's default; longer causal batches are split by llama.cpp
+# Below this many weights, waiting for a second thread takes as long as it saves: measured, 11
+# million weights gain nothing and 39 million a third.
+SMALL_MODEL = 20_000_000
 PROBE_ROWS = 32  # rows of the token table looked at, evenly spread over it
 PROBE_SEGMENTS = 3
 NO_ROTATION = 1e-12  # a factor on positions; 0 would mean "as the file says"
@@ -96,7 +99,7 @@ class Session:
         n_ctx: positions of one sequence to make room for at once. A longer sequence makes
             the room grow by itself: the context is made again and the state moved over.
         n_seq: independent sequences, 0 to n_seq - 1.
-        n_threads: None for the cores that this process may use.
+        n_threads: None for the cores that this process may use, or one for a small model.
         cache_type: number format of cached keys and values. "f32" is the default since "f16"
             makes the logits of an f32 file seven times less exact (normalized mean square error
             against float64: 6e-8 and 4e-7 with 2 layers x 64, 1.3e-5 and 9.6e-5 with random
@@ -133,7 +136,6 @@ class Session:
             raise ValueError(f"n_ctx and n_seq count from 1, not {n_ctx} and {n_seq}")
         self.path = Path(path)
         self.n_seq = n_seq
-        self.n_threads = usable_cores() if n_threads is None else n_threads
         self._cache_type: CacheType = cache_type
         self._flash_attention = flash_attention
         self._segments_proven = False
@@ -143,6 +145,9 @@ class Session:
             prove_library()
             library = load_library()
         self._model = Model(library, self.path, use_mmap=use_mmap)
+        if n_threads is None:
+            n_threads = 1 if self._model.n_params < SMALL_MODEL else usable_cores()
+        self.n_threads = n_threads
         try:
             self._check_architecture()
             self._probe_rows = dict(

@@ -120,6 +120,11 @@ class LlamaTokenizer:
 
     Loads no tensors. Use it as a context manager, or call `close`. Not for several threads at
     once: the buffers are shared between calls.
+
+    Attributes:
+        library: llama.cpp's functions.
+        vocabulary: llama.cpp's handle, valid until `close`.
+        n_tokens: how many tokens there are.
     """
 
     def __init__(self, path: Path | str, *, max_text_bytes: int = MAX_TEXT_BYTES) -> None:
@@ -131,7 +136,7 @@ class LlamaTokenizer:
         """
         self._model: int | None = None
         library = load_library()
-        self._lib = lib = library.api
+        self.library = lib = library.api
         self._max_text_bytes = max_text_bytes
         params = lib.llama_model_default_params()
         params.vocab_only = True
@@ -143,8 +148,8 @@ class LlamaTokenizer:
                 f"llama.cpp does not load the vocabulary of {path}; convert the checkpoint again."
                 f"{library.log.explain(since)}"
             )
-        self._vocab = lib.llama_model_get_vocab(self._model)
-        self.n_tokens: int = lib.llama_vocab_n_tokens(self._vocab)
+        self.vocabulary = lib.llama_model_get_vocab(self._model)
+        self.n_tokens: int = lib.llama_vocab_n_tokens(self.vocabulary)
         # No byte gives more than one token; <bos>, </eos> and a space in front come on top.
         self._ids = (ctypes.c_int32 * (max_text_bytes + 8))()
         self._text = ctypes.create_string_buffer(4 * max_text_bytes)
@@ -169,8 +174,8 @@ class LlamaTokenizer:
                 f"The text has {len(data):,} bytes, expected at most {self._max_text_bytes:,}, "
                 "since llama.cpp's time can grow with the square of it; give it in parts."
             )
-        n = self._lib.llama_tokenize(
-            self._vocab, data, len(data), self._ids, len(self._ids), add_special, parse_special
+        n = self.library.llama_tokenize(
+            self.vocabulary, data, len(data), self._ids, len(self._ids), add_special, parse_special
         )
         if n < 0:
             raise RuntimeError(f"llama_tokenize wants room for {-n} tokens of {len(data)} bytes")
@@ -194,8 +199,8 @@ class LlamaTokenizer:
                 "give them in parts."
             )
         array = (ctypes.c_int32 * len(ids))(*ids)
-        n = self._lib.llama_detokenize(
-            self._vocab, array, len(ids), self._text, len(self._text), not special, special
+        n = self.library.llama_detokenize(
+            self.vocabulary, array, len(ids), self._text, len(self._text), not special, special
         )
         if n < 0:
             self._text = ctypes.create_string_buffer(-n)
@@ -209,19 +214,19 @@ class LlamaTokenizer:
             InputError: the id is not in the vocabulary.
         """
         self._check_id(id_)
-        text: bytes = self._lib.llama_vocab_get_text(self._vocab, id_)
+        text: bytes = self.library.llama_vocab_get_text(self.vocabulary, id_)
         return text.decode("utf-8", errors="replace")
 
     def show(self, ids: Sequence[int]) -> str:
         """Spell tokens for a reader: `[ˈɛ] [n] [<E2 80>]`."""
-        is_bpe = self._lib.llama_vocab_type(self._vocab) == self._lib.LLAMA_VOCAB_TYPE_BPE
+        is_bpe = self.library.llama_vocab_type(self.vocabulary) == self.library.LLAMA_VOCAB_TYPE_BPE
         pieces = map(self.piece, ids)
         return " ".join(f"[{readable(piece) if is_bpe else piece}]" for piece in pieces)
 
     def close(self) -> None:
         """Free the vocabulary; closing twice is harmless."""
         if self._model:
-            self._lib.llama_model_free(self._model)
+            self.library.llama_model_free(self._model)
             self._model = None
 
     def _check_id(self, id_: int) -> None:

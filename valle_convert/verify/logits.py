@@ -83,13 +83,16 @@ def check_logits(
         seed: of the inputs.
         advance: hears of each case done.
     """
-    grouped: dict[str, list[Case]] = {}
+    grouped: dict[str, list[tuple[Case, Case]]] = {}
     for utterance in utterances(reference.model, n_utterances, seed=seed):
+        # The file's own keys say how its inputs are composed, as they do for a decoder.
+        theirs = {case.name: case for case in cases(network.model, utterance)}
         for case in cases(reference.model, utterance):
-            grouped.setdefault(case.name, []).append(case)
+            pair = (case, theirs.get(case.name, case))
+            grouped.setdefault(case.name, []).append(pair)
     for name, group in grouped.items():
-        expected = np.concatenate([run_case(reference, case) for case in group])
-        found = np.concatenate([run_case(network, case) for case in group])
+        expected = np.concatenate([run_case(reference, case) for case, _ in group])
+        found = np.concatenate([run_case(network, case) for _, case in group])
         result = agreement(expected, found)
         advance(len(group))
         yield _judge(name, result, limits)

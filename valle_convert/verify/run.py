@@ -25,7 +25,9 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 #: What a conversion runs when it ends: everything but the networks.
 QUICK: tuple[Level, ...] = ("structure", "tensors", "tokenizer")
 
-N_TEXTS = 20_000
+#: The espeak-ng lines, all pairs of the published vocabulary's strings, and as many random texts
+#: as make it round.
+N_TEXTS = 100_000
 N_TEXTS_QUICK = 2_000
 N_UTTERANCES = 3
 _NEEDS_LLAMA = (

@@ -1,0 +1,161 @@
+"""Speed and memory of the conversion, each beside something run in the same call.
+
+convert    production-size float32 .sft and .pth to f16, against a plain numpy loop that maps,
+           casts and writes the same bytes; peak resident memory beyond the mapped file
+start      --help and --dry-run
+tokenize   valle-convert's calls of llama_tokenize against bare ctypes calls of it
+
+python benchmarks/bench_convert.py [--folder DIR] [--repeat 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "fixtures"))
+
+from make_checkpoint import PRODUCTION, make_checkpoint  # noqa: E402 - needs the path above
+
+MIB = 1 << 20
+PROGRAM = [sys.executable, "-m", "valle_convert"]
+
+# What the ratio is against: what any converter has to do, and nothing else.
+PLAIN_LOOP = """
+import json, sys
+import numpy as np
+source, target = sys.argv[1:]
+data = np.memmap(source, np.uint8, mode="r")
+length = int(data[:8].view("<u8")[0])
+header = json.loads(data[8:8 + length].tobytes())
+header.pop("__metadata__")
+with open(target, "wb") as file:
+    for entry in header.values():
+        start, end = entry["data_offsets"]
+        weights = data[8 + length + start:8 + length + end].view("<f4")
+        file.write(weights.astype(np.float16).tobytes())
+    file.flush()
+    import os
+    os.fsync(file.fileno())
+"""
+
+
+def timed(command: list[str], *, repeat: int, before: Callable[[], object]) -> tuple[float, int]:
+    """The median time of a command in seconds, and its largest peak memory in bytes."""
+    seconds, peaks = [], []
+    for _ in range(repeat):
+        before()
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds.append(time.perf_counter() - start)
+        if status:
+            sys.exit(f"{' '.join(command)} failed")
+        peaks.append(usage.ru_maxrss * 1024)
+    return statistics.median(seconds), max(peaks)
+
+
+def bench_conversion(folder: Path, repeat: int) -> dict[str, float]:
+    """Conversion over the plain loop, and memory beyond the mapped source."""
+    results: dict[str, float] = {}
+    sft, pth = folder / "production.sft", folder / "production.pth"
+    make_checkpoint(sft, PRODUCTION)
+    make_checkpoint(pth, PRODUCTION)
+    out = folder / "out.bin"
+
+    def warm(path: Path) -> Callable[[], object]:
+        """The source in the page cache, the output gone: the same start for both."""
+
+        def prepare() -> None:
+            out.unlink(missing_ok=True)
+            with path.open("rb") as file:
+                while file.read(64 * MIB):
+                    pass
+
+        return prepare
+
+    loop = [sys.executable, "-c", PLAIN_LOOP, str(sft), str(out)]
+    plain, _ = timed(loop, repeat=repeat, before=warm(sft))
+    results["plain loop, s"] = plain
+    for path in (sft, pth):
+        for verify in ("none", "quick"):
+            command = [*PROGRAM, str(path), str(out), "--outtype", "f16", "--verify", verify]
+            seconds, peak = timed(command, repeat=repeat, before=warm(path))
+            name = f"{path.suffix} to f16, --verify {verify}"
+            results[f"{name}, s"] = seconds
+            results[f"{name}, over the plain loop"] = seconds / plain
+            results[f"{name}, MiB beyond the mapped file"] = (peak - path.stat().st_size) / MIB
+    for arguments in (["--help"], [str(sft), "--dry-run"]):
+        command = [*PROGRAM, *arguments]
+        results[f"{arguments[-1]}, s"], _ = timed(command, repeat=5, before=lambda: None)
+    return results
+
+
+def bench_tokenizer(folder: Path, repeat: int) -> dict[str, float]:
+    """Our wrapper around llama_tokenize, over the bare call, on espeak-ng's lines."""
+    from valle_convert import plan_conversion, write_gguf
+    from valle_convert.tokenizer import corpus
+    from valle_convert.tokenizer.oracle import LlamaTokenizer
+
+    path = folder / "tokenizer.gguf"
+    write_gguf(plan_conversion(ROOT / "fixtures/golden/ar-nar-len/fp32.sft"), path, force=True)
+    lines = corpus.ipa_lines()
+    with LlamaTokenizer(path) as llama:
+        library, vocabulary = llama.library, llama.vocabulary
+        buffer = (ctypes.c_int32 * 4096)()
+        encoded = [line.encode() for line in lines]
+
+        def bare() -> None:
+            for data in encoded:
+                library.llama_tokenize(vocabulary, data, len(data), buffer, 4096, True, False)
+
+        def ours() -> None:
+            for line in lines:
+                llama.encode(line, add_special=True, parse_special=False)
+
+        times = {}
+        for name, function in (("bare", bare), ("ours", ours)):
+            laps = []
+            for _ in range(max(5, repeat)):
+                start = time.perf_counter()
+                function()
+                laps.append(time.perf_counter() - start)
+            times[name] = statistics.median(laps)
+    return {
+        "tokenize, lines per s": len(lines) / times["ours"],
+        "tokenize, over bare llama_tokenize": times["ours"] / times["bare"],
+    }
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Run it and print a table and JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--folder", type=Path, help="where to work; 5 GB are needed")
+    parser.add_argument("--repeat", type=int, default=3)
+    arguments = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        folder = Path(name)
+        results = bench_conversion(folder, arguments.repeat)
+        results |= bench_tokenizer(folder, arguments.repeat)
+    results["load average at the end"] = os.getloadavg()[0]
+    width = max(map(len, results))
+    for key, value in results.items():
+        print(f"{key:<{width}}  {value:10.3f}")
+    print(json.dumps({key: round(float(np.round(value, 4)), 4) for key, value in results.items()}))
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,303 @@
+"""The commands as people type them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from make_checkpoint import Shape, make_checkpoint
+from support import GOLDEN_NAMES, PROJECT, Cli, error_of, golden_checkpoint
+
+Convert = Callable[[str, str], Path]
+PROGRAM = [sys.executable, "-m", "valle_convert"]
+HEAVY = ("torch", "tokenizers", "llama_cpp", "transformers")
+
+
+def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # type: ignore[call-overload, no-any-return]
+        [*PROGRAM, *map(str, arguments)], capture_output=True, text=True, check=False, **options
+    )
+
+
+def modules_after(code: str) -> set[str]:
+    code += "\nimport sys; print('\\n'.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines())
+
+
+def test_help_imports_nothing_heavy() -> None:
+    loaded = modules_after("import valle_convert.cli")
+    assert loaded.isdisjoint({*HEAVY, "numpy", "gguf", "yaml"})
+
+
+def test_a_dry_run_imports_neither_torch_nor_llama_cpp() -> None:
+    path = golden_checkpoint("ar-nar-len")
+    loaded = modules_after(
+        "import sys\nfrom valle_convert.cli import main\n"
+        f"sys.argv = ['valle-convert', {str(path)!r}, '--dry-run']\n"
+        "try: main()\nexcept SystemExit as end: assert end.code == 0"
+    )
+    assert loaded.isdisjoint(HEAVY)
+
+
+def test_converting_safetensors_imports_no_torch(tmp_path: Path) -> None:
+    path = golden_checkpoint("ar-nar-len")
+    loaded = modules_after(
+        "from valle_convert import plan_conversion, write_gguf\n"
+        f"write_gguf(plan_conversion({str(path)!r}), {str(tmp_path / 'o.gguf')!r})"
+    )
+    assert loaded.isdisjoint(HEAVY)
+
+
+def test_the_main_job_needs_no_command_name(tmp_path: Path, cli: Cli) -> None:
+    path = golden_checkpoint("ar-nar-len")
+    assert cli(path, tmp_path / "a.gguf").code == 0
+    assert cli("convert", path, tmp_path / "b.gguf").code == 0
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+def test_a_conversion_tells_what_it_chose_and_checks_itself(tmp_path: Path, cli: Cli) -> None:
+    result = cli(golden_checkpoint("ar-nar-len"), tmp_path / "a.gguf")
+    assert result.out == ""
+    assert "tokenizer: built-in (no tokenizer.json lies beside the checkpoint" in result.err
+    assert "left out: dropout_token" in result.err
+    assert "PASSED: " in result.err
+
+
+def test_a_full_verification_can_be_asked_for(tmp_path: Path, cli: Cli) -> None:
+    path = golden_checkpoint("ar-nar-len")
+    result = cli(path, tmp_path / "a.gguf", "--verify", "full", "--json")
+    levels = json.loads(result.out)["verification"]["levels"]
+    assert [level["name"] for level in levels] == ["structure", "tensors", "tokenizer", "logits"]
+
+
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+def test_a_dry_run_prints_the_whole_plan_and_writes_nothing(
+    name: str, tmp_path: Path, cli: Cli
+) -> None:
+    path = golden_checkpoint(name)
+    shown = cli(path, "--dry-run")
+    assert shown.code == 0
+    for words in ("token_embd.weight", "prompt.7", "blk.1.ffn_down.weight", "valle.head.names"):
+        assert words in shown.out
+    plan = json.loads(cli(path, tmp_path / "o.gguf", "--dry-run", "--json").out)
+    assert list(tmp_path.iterdir()) == []
+    assert cli(path, tmp_path / "o.gguf", "--verify", "none").code == 0
+    assert plan["bytes"] == (tmp_path / "o.gguf").stat().st_size
+
+
+def test_a_dry_run_reads_no_weights(tmp_path: Path, cli: Cli) -> None:
+    # A hole of 200 GB where the weights are: reading it would take minutes.
+    path = tmp_path / "hole.sft"
+    make_checkpoint(path, Shape())
+    raw = path.read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    layers = 60
+    config = json.loads(header["__metadata__"]["config"])
+    config["size"] |= {"dim": 8192, "layers": layers, "heads": 64}
+    shape = Shape(dim=8192, layers=layers, heads=64)
+    from make_checkpoint import tensor_shapes
+
+    header = {"__metadata__": header["__metadata__"] | {"config": json.dumps(config)}}
+    offset = 0
+    for name, size in tensor_shapes(shape).items():
+        n = 4
+        for dimension in size:
+            n *= dimension
+        header[name] = {"dtype": "F32", "shape": list(size), "data_offsets": [offset, offset + n]}
+        offset += n
+    encoded = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        file.truncate(8 + len(encoded) + offset)
+    assert offset > 150e9
+    assert f"{layers * 9 + 2} tensors" in cli(path, "--dry-run").out
+    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    if free < offset:
+        assert "bytes free" in error_of(cli(path, tmp_path / "o.gguf"), 3)
+        assert [one.name for one in tmp_path.iterdir()] == ["hole.sft"]
+
+
+def test_metadata_comes_from_options_and_a_file_and_options_win(tmp_path: Path, cli: Cli) -> None:
+    from valle_convert.gguf_file.read import GgufFile
+
+    metadata = tmp_path / "m.json"
+    metadata.write_text('{"author": "file", "general.license": "mit", "tags": ["a", "b"]}')
+    out = tmp_path / "o.gguf"
+    path = golden_checkpoint("ar-nar-len")
+    assert cli(path, out, "--metadata", metadata, "--author", "option", "--name", "N").code == 0
+    keys = GgufFile(out).keys
+    assert keys["general.author"] == "option"
+    assert keys["general.license"] == "mit"
+    assert keys["general.tags"] == ["a", "b"]
+    assert keys["general.name"] == "N"
+
+
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+def test_inspect_shows_a_checkpoint_and_its_file_alike(
+    name: str, converted: Convert, cli: Cli
+) -> None:
+    one = json.loads(cli("inspect", golden_checkpoint(name), "--json").out)
+    other = json.loads(cli("inspect", converted(name, "f32"), "--json").out)
+    assert one["sizes"] == other["sizes"]
+    assert one["behaviour"] == other["behaviour"]
+    assert one["provenance"]["global_step"] == other["provenance"]["valle.source.global_step"]
+    rows = [
+        [(p["kind"], p["name"], p["first_row"], p["n_rows"]) for p in x["parts"]]
+        for x in (one, other)
+    ]
+    assert rows[0] == rows[1]
+    shown = cli("inspect", converted(name, "f16"))
+    for words in ("positions", "response.mask", "attention", "F16", "valle.source.sha256"):
+        assert words in shown.out
+
+
+def test_tokenize_shows_ids_of_both_and_agrees(converted: Convert, cli: Cli) -> None:
+    result = cli("tokenize", converted("ar-nar-len", "f32"), "həlˈoʊ wˈɜːld")
+    assert result.code == 0
+    llama, oracle = re.findall(r"(\[\d.*\])", result.out)
+    assert llama == oracle
+    assert json.loads(llama)[0] == 1
+    assert json.loads(llama)[-1] == 2
+    as_json = cli("tokenize", converted("ar-nar-len", "f32"), "a漢", "--no-special", "--json")
+    assert json.loads(as_json.out)["llama_cpp"]["ids"] == [16, 0]
+
+
+def test_tokenize_reads_many_lines(tmp_path: Path, converted: Convert, cli: Cli) -> None:
+    lines = tmp_path / "lines.txt"
+    lines.write_text("həlˈoʊ\n\nwˈɜːld <mask>\n'tɪz\n")
+    result = cli("tokenize", converted("ar-nar-len", "f32"), "--file", lines, "--parse-special")
+    assert result.code == 0
+    assert result.out.startswith("4 texts")
+
+
+def test_tokenize_ends_with_1_where_the_two_differ(
+    tmp_path: Path, converted: Convert, cli: Cli
+) -> None:
+    from valle_convert import plan_conversion
+    from valle_convert.gguf_file.pack import pack_header
+    from valle_convert.gguf_file.read import GgufFile
+
+    source = converted("ar-nar-len", "f32")
+    plan = plan_conversion(golden_checkpoint("ar-nar-len"), out_type="f32")
+    file = GgufFile(source)
+    keys = [replace(key, value=file.keys[key.name]) for key in plan.keys]
+    for i, key in enumerate(keys):
+        if key.name == "tokenizer.ggml.tokens":
+            tokens = list(key.value)
+            at, to = tokens.index("a"), tokens.index("b")
+            tokens[at], tokens[to] = "b", "a"
+            keys[i] = replace(key, value=tokens)
+    path = tmp_path / "swapped.gguf"
+    path.write_bytes(pack_header(keys, plan.tensors) + source.read_bytes()[-plan.data_bytes :])
+    result = cli("tokenize", path, "ab")
+    assert result.code == 1
+    assert "they differ" in result.err
+    lines = tmp_path / "lines.txt"
+    lines.write_text("s\nab\n")
+    many = cli("tokenize", path, "--file", lines)
+    assert many.code == 1
+    assert "2 texts, 7 tokens, 1 differences" in many.out
+
+
+@pytest.mark.parametrize("arguments", [[], ["text", "--file", "x"]], ids=["none", "both"])
+def test_tokenize_wants_a_text_or_a_file(
+    arguments: list[str], converted: Convert, cli: Cli
+) -> None:
+    assert cli("tokenize", converted("ar-nar-len", "f32"), *arguments).code == 2
+
+
+def test_doctor_tells_versions_library_and_probe(cli: Cli) -> None:
+    result = cli("doctor")
+    assert result.code in (0, 3)
+    for words in ("llama-cpp-python", "libllama", "self-test", "passed", "convert", "CPU features"):
+        assert words in result.out
+    report = json.loads(cli("doctor", "--json").out)
+    assert report["llama"]["problem"] is None
+    assert {"convert", "verify", "tokenize"} <= {
+        command["name"] for command in report["commands"] if not command["missing"]
+    }
+
+
+@pytest.mark.parametrize("command", ["convert", "inspect", "tokenize", "verify", "doctor"])
+def test_every_command_explains_itself(command: str, cli: Cli) -> None:
+    result = cli(command, "--help")
+    assert result.code == 0
+    assert "Usage: valle-convert" in result.out
+
+
+def test_wrong_usage_ends_with_2(cli: Cli) -> None:
+    assert cli("verify").code == 2
+    assert cli("convert", "--nonsense").code == 2
+
+
+def test_the_version_is_shown(cli: Cli) -> None:
+    from valle_convert import __version__
+
+    assert cli("--version").out.strip() == f"valle-convert {__version__}"
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=lambda how: how.name)
+def test_an_interrupted_conversion_leaves_nothing(how: signal.Signals, tmp_path: Path) -> None:
+    path = tmp_path / "in" / "a.sft"
+    path.parent.mkdir()
+    out = tmp_path / "out"
+    out.mkdir()
+    make_checkpoint(path, Shape(dim=1024, heads=16, layers=6))
+    process = subprocess.Popen(
+        [*PROGRAM, str(path), str(out / "o.gguf"), "--verify", "none"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    # The hidden file shows that it is writing.
+    deadline = time.monotonic() + 60
+    while not list(out.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.send_signal(how)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.splitlines()[-1] == "error: Interrupted; no unfinished file was left behind."
+    assert list(out.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    # A limit on the size of files makes the kernel refuse a write like a full disk does.
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+
+    out = tmp_path / "o.gguf"
+    result = run(golden_checkpoint("ar-nar-len"), out, preexec_fn=limit)
+    assert result.returncode == 3
+    assert "file too large; nothing was kept" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_ends_with_3(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    result = run(golden_checkpoint("ar-nar-len"), tmp_path / "o.gguf")
+    assert result.returncode == 3
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    arguments = [*PROGRAM, str(golden_checkpoint("ar-nar-len")), "--dry-run"]
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=PROJECT
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert "Traceback" not in process.stderr.read()
+        assert process.wait(timeout=60) == 0

@@ -1,0 +1,313 @@
+"""What a conversion writes: the contract's keys, every weight, and the same bytes each time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import ml_dtypes
+import numpy as np
+import pytest
+from make_checkpoint import Shape, config_of
+from safetensors import safe_open
+from safetensors.numpy import load_file
+from support import GOLDEN_NAMES, golden_checkpoint
+
+from valle_convert import __version__, plan_conversion, read_checkpoint, write_gguf
+from valle_convert.errors import EnvironmentFault
+from valle_convert.gguf_file.plan import GgufPlan
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.session import open_model
+
+Convert = Callable[[str, str], Path]
+
+
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+def test_every_key_of_the_contract_is_there_with_its_type(name: str, converted: Convert) -> None:
+    file = GgufFile(converted(name, "f32"))
+    types = {
+        "valle.format_version": "u32",
+        "valle.checkpoint_version": "u32",
+        "valle.capabilities": "[string]",
+        "valle.codec.name": "string",
+        "valle.codec.sample_rate": "u32",
+        "valle.codec.levels": "u32",
+        "valle.codec.codebook_size": "u32",
+        "valle.codec.frame_rate": "f32",
+        "valle.positions": "string",
+        "valle.nar_attention": "string",
+        "valle.sums.prompt": "bool",
+        "valle.sums.response": "bool",
+        "valle.languages": "[string]",
+        "valle.tasks": "[string]",
+        "valle.tones": "[string]",
+        "valle.table.names": "[string]",
+        "valle.table.first_rows": "[u32]",
+        "valle.table.row_counts": "[u32]",
+        "valle.head.names": "[string]",
+        "valle.head.first_rows": "[u32]",
+        "valle.head.row_counts": "[u32]",
+        "valle.tokenizer.true_ids": "[i32]",
+        "valle.source.sha256": "string",
+        "valle.source.name": "string",
+        "valle.source.global_step": "u64",
+        "valle.converter.version": "string",
+        "general.architecture": "string",
+        "general.file_type": "u32",
+        "general.quantization_version": "u32",
+    }
+    assert {key: file.key_types.get(key) for key in types} == types
+    assert file.keys["general.architecture"] == "gemma"
+    assert file.keys["valle.format_version"] == 1
+    assert file.keys["valle.converter.version"] == __version__
+    source = golden_checkpoint(name)
+    assert file.keys["valle.source.sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert file.keys["valle.source.name"] == source.name
+
+
+def test_the_keys_say_what_the_config_said(converted: Convert) -> None:
+    one = GgufFile(converted("ar-nar-len", "f32")).keys
+    other = GgufFile(converted("ar-nar-len-unified-causal", "f32")).keys
+    assert (one["valle.positions"], one["valle.nar_attention"]) == ("segment", "bidirectional")
+    assert (other["valle.positions"], other["valle.nar_attention"]) == ("unified", "causal")
+    assert "valle.head.bias" in one
+    assert "valle.head.bias" not in other
+    assert one["valle.languages"] == ["en", "ja", "de", "fr", "zh", "ko"]
+    assert one["valle.tasks"][:4] == ["tts", "tts-c", "ns", "sr"]
+    assert GgufFile(converted("single-classifier", "f32")).keys["valle.codec.name"] == (
+        "encodec-24khz"
+    )
+
+
+def test_tables_and_heads_stand_in_the_order_of_the_contract(converted: Convert) -> None:
+    model = open_model(GgufFile(converted("v6-text-head", "f32")))
+    levels = range(1, 8)
+    assert [table.name for table in model.tables] == [
+        *"phonemes text level language task length tone separator".split(),
+        *(f"prompt.{i}" for i in range(8)),
+        "response.ar",
+        *(f"response.{i}" for i in levels),
+        "response.mask",
+    ]
+    assert [head.name for head in model.heads] == [
+        "ar",
+        *(f"nar.{i}" for i in levels),
+        *"mask stt len text".split(),
+    ]
+    assert model.tables[0].first_row == 0
+
+
+@pytest.mark.parametrize("name", ["ar-nar-len", "ar-nar-len-unified-causal"])
+def test_rows_of_tables_and_heads_are_the_tensors_they_name(name: str, converted: Convert) -> None:
+    file = GgufFile(converted(name, "f32"))
+    model, rows = open_model(file), file.tensors["token_embd.weight"].rows()
+    tensors = load_file(golden_checkpoint(name))
+    sources = {
+        "phonemes": "text_emb.weight",
+        "separator": "sep",
+        "prompt.5": "proms_emb.embeddings.5.weight",
+        "response.ar": "resps_emb.embeddings.0.weight",
+        "response.3": "resps_emb.embeddings.3.weight",
+        "response.mask": "resps_emb.embeddings.8.weight",
+    }
+    for table, source in sources.items():
+        part = model.table(table)
+        found = rows[part.first_row : part.first_row + part.n_rows]
+        np.testing.assert_array_equal(found, tensors[source].reshape(-1, 64))
+    for k, head in enumerate(model.heads):
+        np.testing.assert_array_equal(rows[head.columns], tensors[f"classifiers.proj.{k}.weight"])
+        if head.bias is not None:
+            np.testing.assert_array_equal(
+                np.array(head.bias, np.float32), tensors[f"classifiers.proj.{k}.bias"]
+            )
+
+
+def test_heads_of_one_classifier_share_its_first_rows(converted: Convert) -> None:
+    model = open_model(GgufFile(converted("single-classifier", "f32")))
+    assert {head.first_row for head in model.heads} == {model.head("ar").first_row}
+    assert model.head("ar").n_rows == 1025
+    assert {model.head(f"nar.{i}").n_rows for i in range(1, 8)} == {1024}
+    with safe_open(golden_checkpoint("single-classifier"), framework="numpy") as file:
+        bias = file.get_tensor("classifier.bias")
+    np.testing.assert_array_equal(np.array(model.head("nar.4").bias, np.float32), bias[:1024])
+
+
+@pytest.mark.parametrize("out_type", ["f32", "f16", "bf16", "q8_0"])
+def test_the_same_input_gives_the_same_bytes(out_type: str, tmp_path: Path) -> None:
+    for name in "ab":
+        write_gguf(
+            plan_conversion(golden_checkpoint("v6-text-head"), out_type=out_type), tmp_path / name
+        )
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize("out_type", ["f32", "f16", "bf16", "q8_0"])
+def test_the_plan_says_the_size_to_the_byte(out_type: str, tmp_path: Path) -> None:
+    from valle_convert.gguf_file.write import header_of
+
+    plan = plan_conversion(golden_checkpoint("ar-nar-len"), out_type=out_type)
+    path = tmp_path / "out.gguf"
+    size = write_gguf(plan, path)
+    assert size == path.stat().st_size == len(header_of(plan)) + plan.data_bytes
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [("f32", "F32"), ("f16", "F16"), ("bf16", "BF16")],
+)
+@pytest.mark.parametrize("suffix", [".sft", ".safetensors", ".pth", ".pt"])
+def test_auto_keeps_the_type_of_every_container(
+    suffix: str, dtype: str, expected: str, tmp_path: Path, small_checkpoint: Callable[..., Path]
+) -> None:
+    path = small_checkpoint(f"source{suffix}", dtype)
+    write_gguf(plan_conversion(path), tmp_path / "out.gguf")
+    tensors = GgufFile(tmp_path / "out.gguf").tensors
+    assert {tensors[name].ggml_type.name for name in tensors if "norm" not in name} == {expected}
+    assert {tensors[name].ggml_type.name for name in tensors if "norm" in name} == {"F32"}
+
+
+def test_containers_hold_the_same_and_convert_to_the_same_weights(
+    tmp_path: Path, small_checkpoint: Callable[..., Path]
+) -> None:
+    data = []
+    for suffix in (".sft", ".pth"):
+        plan = plan_conversion(small_checkpoint(f"source{suffix}", "bf16"))
+        write_gguf(plan, tmp_path / "out.gguf", force=True)
+        data.append((tmp_path / "out.gguf").read_bytes()[-plan.data_bytes :])
+    assert data[0] == data[1]
+
+
+@pytest.mark.parametrize(
+    ("out_type", "dtype"), [("f16", np.float16), ("bf16", ml_dtypes.bfloat16), ("f32", np.float32)]
+)
+def test_numbers_are_rounded_to_nearest(out_type: str, dtype: type, converted: Convert) -> None:
+    source = load_file(golden_checkpoint("ar-nar-len"))["model.layers.1.mlp.down_proj.weight"]
+    file = GgufFile(converted("ar-nar-len", out_type))
+    found = file.tensors["blk.1.ffn_down.weight"].rows()
+    np.testing.assert_array_equal(found, source.astype(dtype).astype(np.float32))
+    # The gguf package rounds the same.
+    kind = file.tensors["blk.1.ffn_down.weight"].ggml_type
+    np.testing.assert_array_equal(
+        found, gguf.quants.dequantize(gguf.quants.quantize(source, kind), kind)
+    )
+
+
+def test_a_type_mixed_checkpoint_is_kept_without_loss(
+    tmp_path: Path, small_checkpoint: Callable[..., Path]
+) -> None:
+    import torch
+
+    path = small_checkpoint("a.pth")
+    loaded = torch.load(path, weights_only=True)
+    module = loaded["module"]
+    module["model.layers.0.mlp.up_proj.weight"] = module["model.layers.0.mlp.up_proj.weight"].half()
+    module["sep"] = module["sep"].bfloat16()
+    torch.save(loaded, path)
+    write_gguf(plan_conversion(path), tmp_path / "out.gguf")
+    tensors = GgufFile(tmp_path / "out.gguf").tensors
+    assert tensors["blk.0.ffn_up.weight"].ggml_type.name == "F16"
+    assert tensors["token_embd.weight"].ggml_type.name == "F32"
+
+
+def test_tensors_that_are_no_contiguous_blocks_are_read_right(
+    tmp_path: Path, small_checkpoint: Callable[..., Path]
+) -> None:
+    import torch
+
+    path = small_checkpoint("a.pth")
+    loaded = torch.load(path, weights_only=True)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    expected = loaded["module"][name].clone()
+    loaded["module"][name] = expected.t().contiguous().t()  # the same numbers, stored by columns
+    torch.save(loaded, path)
+    write_gguf(plan_conversion(path), tmp_path / "out.gguf")
+    found = GgufFile(tmp_path / "out.gguf").tensors["blk.0.attn_q.weight"].rows()
+    np.testing.assert_array_equal(found, expected.numpy())
+
+
+def test_training_counters_are_dropped_and_said_so(
+    small_checkpoint: Callable[..., Path],
+) -> None:
+    import torch
+
+    path = small_checkpoint("a.pth")
+    loaded = torch.load(path, weights_only=True)
+    loaded["module"]["metrics.accuracy"] = torch.zeros(3, dtype=torch.int64)
+    torch.save(loaded, path)
+    dropped = {d.source: d.reason for d in plan_conversion(path).description.dropped}
+    assert dropped.keys() == {"metrics.accuracy", "dropout_token"}
+    assert "training" in dropped["metrics.accuracy"]
+
+
+def test_a_bare_state_dict_takes_its_config_from_beside_or_by_hand(
+    tmp_path: Path, small_checkpoint: Callable[..., Path]
+) -> None:
+    import torch
+    import yaml
+
+    path = small_checkpoint("a.pth")
+    torch.save(torch.load(path, weights_only=True)["module"], path)
+    config = tmp_path / "mine.json"
+    config.write_text(json.dumps(config_of(Shape())))
+    by_hand = plan_conversion(read_checkpoint(path, config=config))
+    assert by_hand.checkpoint.config_source == "mine.json"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"models": [config_of(Shape())]}))
+    beside = plan_conversion(path)
+    assert beside.checkpoint.config_source == "config.yaml beside the checkpoint"
+    assert beside.model == by_hand.model
+
+
+def test_keys_given_by_hand_override_those_inside(
+    tmp_path: Path, small_checkpoint: Callable[..., Path]
+) -> None:
+    config = tmp_path / "config.json"
+    config.write_text('{"experimental": {"unified_position_ids": true}}')
+    path = small_checkpoint()
+    assert plan_conversion(path).model.config.positions == "segment"
+    plan = plan_conversion(read_checkpoint(path, config=config))
+    assert plan.model.config.positions == "unified"
+    assert plan.model.config.nar_attention == "bidirectional"
+    assert plan.checkpoint.config_source == "inside the checkpoint, overridden by config.json"
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    plan = plan_conversion(golden_checkpoint("ar-nar-len"))
+    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    last = replace(plan.tensors[-1], n_bytes=2 * free)
+    too_large: GgufPlan = replace(plan, tensors=(*plan.tensors[:-1], last))
+    with pytest.raises(EnvironmentFault, match=r"bytes free, and out\.gguf needs"):
+        write_gguf(too_large, tmp_path / "out.gguf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_file_knows_its_merged_lora(
+    tmp_path: Path, small_checkpoint: Callable[..., Path]
+) -> None:
+    from safetensors.numpy import save_file
+
+    lora = tmp_path / "lora.sft"
+    draw = np.random.default_rng(0)
+    target = "model.layers.0.self_attn.q_proj"
+    down, up = draw.standard_normal((4, 64)), draw.standard_normal((64, 4))
+    save_file(
+        {
+            f"{target}.lora_A": down.astype(np.float32),
+            f"{target}.lora_B": up.astype(np.float32),
+        },
+        lora,
+        {"config": json.dumps({"rank": 4, "alpha": 8, "rvq_levels": []})},
+    )
+    path = small_checkpoint()
+    plan = plan_conversion(read_checkpoint(path, lora=lora))
+    write_gguf(plan, tmp_path / "out.gguf")
+    file = GgufFile(tmp_path / "out.gguf")
+    expected = load_file(path)[f"{target}.weight"] + 2 * (up @ down)
+    np.testing.assert_allclose(
+        file.tensors["blk.0.attn_q.weight"].rows(), expected, rtol=0, atol=1e-5
+    )
+    assert file.keys["valle.source.lora"] == "lora.sft (1 weights, alpha 8)"

@@ -1,0 +1,105 @@
+"""The header, byte by byte: against literal bytes, and against the gguf package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support import GOLDEN_NAMES, golden_checkpoint
+
+from valle_convert import plan_conversion
+from valle_convert.gguf_file.keys import Key
+from valle_convert.gguf_file.pack import pack_header
+from valle_convert.gguf_file.plan import PlannedTensor
+from valle_convert.gguf_file.write import header_of
+
+TYPES = {
+    "u32": GGUFValueType.UINT32,
+    "i32": GGUFValueType.INT32,
+    "u64": GGUFValueType.UINT64,
+    "f32": GGUFValueType.FLOAT32,
+    "bool": GGUFValueType.BOOL,
+    "string": GGUFValueType.STRING,
+}
+
+
+def test_a_small_header_is_these_bytes() -> None:
+    keys = [Key("a", 7, "u32"), Key("bc", ["x", "é"], "[string]"), Key("d", True, "bool")]
+    tensor = PlannedTensor("t", (3, 32), GGMLQuantizationType.F16, 64, 192, ())
+    assert pack_header(keys, [tensor]) == (
+        b"GGUF" + b"\x03\0\0\0" + b"\x01\0\0\0\0\0\0\0" + b"\x03\0\0\0\0\0\0\0"
+        # the key a, of type 4 (u32): 7
+        b"\x01\0\0\0\0\0\0\0a" + b"\x04\0\0\0" + b"\x07\0\0\0"
+        # the key bc, of type 9 (array): two of type 8 (string)
+        b"\x02\0\0\0\0\0\0\0bc" + b"\x09\0\0\0" + b"\x08\0\0\0" + b"\x02\0\0\0\0\0\0\0"
+        b"\x01\0\0\0\0\0\0\0x" + b"\x02\0\0\0\0\0\0\0\xc3\xa9"
+        # the key d, of type 7 (bool)
+        b"\x01\0\0\0\0\0\0\0d" + b"\x07\0\0\0" + b"\x01"
+        # the tensor t has two dimensions, the fastest first, type 1 (f16), and lies at 64
+        b"\x01\0\0\0\0\0\0\0t" + b"\x02\0\0\0" + b"\x20\0\0\0\0\0\0\0" + b"\x03\0\0\0\0\0\0\0"
+        b"\x01\0\0\0" + b"\x40\0\0\0\0\0\0\0"
+    ).ljust(160, b"\0")
+
+
+def bytes_of_gguf_package(path: Path, keys: list[Key], tensors: list[PlannedTensor]) -> bytes:
+    writer = GGUFWriter(None, str(keys[0].value))
+    for key in keys[1:]:
+        if key.type.startswith("["):
+            writer.add_key_value(
+                key.name, key.value, GGUFValueType.ARRAY, sub_type=TYPES[key.type.strip("[]")]
+            )
+        else:
+            writer.add_key_value(key.name, key.value, TYPES[key.type])
+    for tensor in tensors:
+        writer.add_tensor_info(
+            tensor.name, tensor.shape, np.dtype(np.float32), tensor.n_bytes, tensor.ggml_type
+        )
+    writer.write_header_to_file(path)
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+def test_the_header_of_a_conversion_is_that_of_the_gguf_package(name: str, tmp_path: Path) -> None:
+    plan = plan_conversion(golden_checkpoint(name), out_type="f16")
+    expected = bytes_of_gguf_package(tmp_path / "x", list(plan.keys), list(plan.tensors))
+    found = header_of(plan)
+    assert found[: len(expected)] == expected
+    assert set(found[len(expected) :]) <= {0}
+    assert len(found) % 32 == 0
+
+
+VALUES = st.one_of(
+    st.tuples(st.just("u32"), st.integers(0, 2**32 - 1)),
+    st.tuples(st.just("i32"), st.integers(-(2**31), 2**31 - 1)),
+    st.tuples(st.just("u64"), st.integers(0, 2**64 - 1)),
+    st.tuples(st.just("f32"), st.floats(width=32, allow_nan=False)),
+    st.tuples(st.just("bool"), st.booleans()),
+    st.tuples(st.just("string"), st.text(max_size=9)),
+    st.tuples(st.just("[string]"), st.lists(st.text(max_size=5), min_size=1, max_size=5)),
+    st.tuples(st.just("[u32]"), st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=5)),
+    st.tuples(st.just("[f32]"), st.lists(st.floats(width=32, allow_nan=False), min_size=1)),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(values=st.dictionaries(st.text(min_size=1, max_size=8), VALUES, max_size=5))
+def test_any_keys_are_packed_as_the_gguf_package_packs_them(
+    tmp_path: Path, values: dict[str, tuple[str, object]]
+) -> None:
+    keys = [Key("general.architecture", "gemma", "string")]
+    keys += [Key(name, value, kind) for name, (kind, value) in values.items()]
+    expected = bytes_of_gguf_package(tmp_path / "x", keys, [])
+    assert pack_header(keys, [])[: len(expected)] == expected
+
+
+@pytest.mark.parametrize(("kind", "value"), [("u32", -1), ("u32", 2**32), ("[i32]", [2**31])])
+def test_a_number_that_does_not_fit_is_an_error(kind: str, value: object) -> None:
+    with pytest.raises(OverflowError):
+        pack_header([Key("a", value, kind)], [])

@@ -1,0 +1,104 @@
+"""The PyTorch reference computes what the original implementation computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from golden_cases import golden_cases
+from support import GOLDEN_NAMES, golden_checkpoint
+
+from valle_convert.checkpoint import read_checkpoint
+from valle_convert.model.families import describe
+from valle_convert.model.inputs import assemble
+from valle_convert.reference import ReferenceNetwork
+from valle_convert.verify.cases import cases, run_case, utterances
+
+# The bound that the project set itself; 4e-6 is reached.
+GOLDEN_TOLERANCE = 1e-4
+# Summing in another order moves a float32 logit of size one by this much.
+ROUNDING = 2e-5
+
+
+def network_of(path: Path) -> ReferenceNetwork:
+    checkpoint = read_checkpoint(path)
+    return ReferenceNetwork(checkpoint, describe(checkpoint))
+
+
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+def test_every_golden_logit_is_reproduced(name: str) -> None:
+    network = network_of(golden_checkpoint(name))
+    done = set()
+    for golden in golden_cases(name, network.model):
+        found = run_case(network, golden.case)
+        np.testing.assert_allclose(
+            found, golden.logits, rtol=0, atol=GOLDEN_TOLERANCE, err_msg=golden.case.name
+        )
+        done.add(golden.case.name)
+    assert {"ar", "nar1", "nar4", "nar7"} <= done
+    if "len" in network.model.config.capabilities:
+        assert {"len", "mask", "mask_null"} <= done
+
+
+def test_ns_is_among_the_golden_cases() -> None:
+    model = network_of(golden_checkpoint("ar-nar-len-unified-causal")).model
+    golden = golden_cases("ar-nar-len-unified-causal", model)
+    assert "ns" in [one.case.name for one in golden]
+
+
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+def test_a_sequence_continued_step_by_step_is_the_one_computed_at_once(name: str) -> None:
+    network = network_of(golden_checkpoint(name))
+    (utterance,) = utterances(network.model, 1)
+    by_name = {case.name: case for case in cases(network.model, utterance)}
+    at_once = run_case(network, by_name["ar"])
+    stepwise = run_case(network, by_name["ar one code a step"])
+    np.testing.assert_allclose(stepwise, at_once, rtol=0, atol=ROUNDING)
+
+
+def test_grouped_heads_are_ordinary_heads_whose_keys_and_values_are_repeated(
+    small_checkpoint: Callable[..., Path],
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    grouped = small_checkpoint("grouped.sft", heads=4, kv_heads=2)
+    full = small_checkpoint("full.sft", heads=4)
+    tensors = load_file(grouped)
+    for name, values in tensors.items():
+        if ".k_proj." in name or ".v_proj." in name:
+            heads = values.reshape(2, 16, 64)
+            tensors[name] = np.repeat(heads, 2, axis=0).reshape(64, 64)
+    from safetensors import safe_open
+
+    with safe_open(full, framework="numpy") as file:
+        metadata = file.metadata()
+    save_file(tensors, full, metadata)
+    one, other = network_of(grouped), network_of(full)
+    assert one.model.config.n_head_kv == 2
+    (utterance,) = utterances(one.model, 1)
+    for case in cases(one.model, utterance):
+        np.testing.assert_allclose(
+            run_case(one, case), run_case(other, case), rtol=0, atol=ROUNDING
+        )
+
+
+def test_both_directions_see_the_whole_response_and_causal_passes_do_not() -> None:
+    network = network_of(golden_checkpoint("ar-nar-len"))
+    (utterance,) = utterances(network.model, 1)
+    for case in cases(network.model, utterance):
+        if case.name not in ("ar", "nar.1"):
+            continue
+        inputs = assemble(network.model, case.segments, network.look_up)
+        changed = inputs.embeddings.copy()
+        changed[-1] += 1.0  # the last element
+        first = slice(inputs.last, inputs.last + 1)
+        results = []
+        for embeddings in (inputs.embeddings, changed):
+            network.reset()
+            results.append(
+                network.step(embeddings, inputs.positions, head=case.head, outputs=first)
+            )
+        moved = np.abs(results[0] - results[1]).max()
+        assert (moved > ROUNDING) == (case.name == "nar.1")

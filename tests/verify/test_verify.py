@@ -1,0 +1,299 @@
+"""The verdict: it passes what is right, in every layout, and fails what is wrong, by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from make_checkpoint import PRODUCTION, make_checkpoint
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from support import GOLDEN_NAMES, Cli, golden_checkpoint
+from torch.nn import functional as F  # noqa: N812
+
+from valle_convert import plan_conversion, read_checkpoint, verify_gguf, write_gguf
+from valle_convert.gguf_file.plan import GgufPlan
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.reference import ReferenceNetwork
+from valle_convert.report import Report
+from valle_convert.session import GgufNetwork
+from valle_convert.verify.cases import cases, utterances
+from valle_convert.verify.logits import check_logits, limits_for
+
+Convert = Callable[[str, str], Path]
+
+
+def failed(report: Report) -> list[str]:
+    return [check.name for check in report.failures]
+
+
+@pytest.mark.parametrize("out_type", ["f32", "f16", "bf16", "q8_0"])
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+def test_a_conversion_passes_on_every_level(name: str, out_type: str, converted: Convert) -> None:
+    report = verify_gguf(
+        plan_conversion(golden_checkpoint(name)),
+        converted(name, out_type),
+        levels=["structure", "tensors", "logits"],
+    )
+    assert report.passed, report.verdict()
+    assert not any(level.skipped for level in report.levels)
+    logits = {check.name.removeprefix("logits ") for check in report.levels[-1].checks}
+    expected = {"ar", "ar ns", "ar sr", "mask", "mask null", "stt", "ar one code a step"}
+    expected |= {f"nar.{level}" for level in range(1, 8)}
+    assert expected <= logits
+    assert ("len" in logits) == (name != "single-classifier")
+    assert ("text" in logits) == (name == "v6-text-head")
+
+
+def test_the_tokenizer_level_compares_a_hundred_thousand_strings(converted: Convert) -> None:
+    report = verify_gguf(
+        plan_conversion(golden_checkpoint("ar-nar-len")),
+        converted("ar-nar-len", "f32"),
+        levels=["tokenizer"],
+    )
+    (check,) = report.levels[0].checks
+    assert check.passed
+    assert check.values["texts"] == 100_000
+    assert check.values["differences"] == 0
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"levels": 9},
+        {"levels": 4, "audio_tokens": 100},
+        {"heads": 4, "kv_heads": 2},
+        {"dim": 96, "heads": 3, "layers": 3, "ffn": 3},
+        {"sums": False},
+        {"sums": "prom", "unified": True},
+        {"sums": "resp", "noncausal": False},
+        {"capabilities": ("ar", "nar", "lang"), "split": False, "bias": False},
+        {"version": 6, "bias": False, "langs": 4, "tasks": 9},
+        {"capabilities": ("ar", "nar", "len", "lang", "tone"), "tones": 3, "langs": 8},
+    ],
+    ids=str,
+)
+def test_every_layout_converts_and_verifies(
+    shape: dict[str, Any], tmp_path: Path, small_checkpoint: Callable[..., Path]
+) -> None:
+    plan = plan_conversion(small_checkpoint(**shape), out_type="f32")
+    write_gguf(plan, tmp_path / "out.gguf")
+    report = verify_gguf(plan, tmp_path / "out.gguf", levels=["structure", "tensors", "logits"])
+    assert report.passed, report.verdict()
+
+
+def logits_fail(path: Path, reference: ReferenceNetwork) -> list[str]:
+    """The cases that fail for this reference."""
+    file = GgufFile(path)
+    with GgufNetwork(file, n_threads=1) as network:
+        checks = check_logits(reference, network, limits_for(file)[1], n_utterances=1, seed=0)
+        return [check.name for check in checks if not check.passed]
+
+
+def all_cases(plan: GgufPlan) -> list[str]:
+    (utterance,) = utterances(plan.model, 1)
+    return [f"logits {case.name}" for case in cases(plan.model, utterance)]
+
+
+def test_silu_instead_of_gelu_fails_in_every_case(converted: Convert) -> None:
+    plan = plan_conversion(golden_checkpoint("ar-nar-len"))
+    path = converted("ar-nar-len", "f32")
+    exact = ReferenceNetwork(plan.checkpoint, plan.description)
+    silu = ReferenceNetwork(plan.checkpoint, plan.description, activation=F.silu)
+    assert logits_fail(path, exact) == []
+    assert logits_fail(path, silu) == all_cases(plan)
+
+
+def test_the_tanh_form_of_gelu_is_told_from_the_exact_one_by_no_limit(converted: Convert) -> None:
+    # llama.cpp computes that form: what separates the two is inside of what f32 allows.
+    plan = plan_conversion(golden_checkpoint("ar-nar-len"))
+    tanh = ReferenceNetwork(
+        plan.checkpoint, plan.description, activation=lambda x: F.gelu(x, approximate="tanh")
+    )
+    assert logits_fail(converted("ar-nar-len", "f32"), tanh) == []
+
+
+def changed_checkpoint(
+    tmp_path: Path, change: Callable[[dict[str, np.ndarray]], None], config: dict[str, Any]
+) -> Path:
+    """The golden checkpoint `ar-nar-len` with other weights, or switches of `experimental`."""
+    source = golden_checkpoint("ar-nar-len")
+    tensors = load_file(source)
+    change(tensors)
+    with safe_open(source, framework="numpy") as file:
+        metadata = file.metadata()
+    changed = json.loads(metadata["config"])
+    changed["experimental"] |= config
+    path = tmp_path / "fp32.sft"
+    save_file(tensors, path, metadata | {"config": json.dumps(changed)})
+    return path
+
+
+def permute_q_and_k(tensors: dict[str, np.ndarray]) -> None:
+    """What converters of LLaMA models do, and must not be done here."""
+    for name, weight in tensors.items():
+        if ".q_proj." in name or ".k_proj." in name:
+            halves = weight.reshape(2, 2, 16, 64)  # heads, halves, elements, inputs
+            tensors[name] = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(64, 64)
+
+
+def nothing(tensors: dict[str, np.ndarray]) -> None:
+    del tensors
+
+
+@pytest.mark.parametrize(
+    ("change", "config", "level", "words"),
+    [
+        (permute_q_and_k, {}, "tensors", "blk.0.attn_q.weight"),
+        (permute_q_and_k, {}, "logits", "logits ar"),
+        (nothing, {"unified_position_ids": True}, "structure", "valle.positions"),
+        (nothing, {"unified_position_ids": True}, "logits", "logits ar"),
+        (nothing, {"noncausal_masks": False}, "logits", "logits nar.1"),
+        (nothing, {"audio_embedding_sums": False}, "logits", "logits nar.7"),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_a_file_that_computes_something_else_fails(
+    change: Callable[[dict[str, np.ndarray]], None],
+    config: dict[str, Any],
+    level: Any,
+    words: str,
+    tmp_path: Path,
+) -> None:
+    wrong = plan_conversion(changed_checkpoint(tmp_path, change, config), out_type="f32")
+    write_gguf(wrong, tmp_path / "wrong.gguf")
+    right = plan_conversion(golden_checkpoint("ar-nar-len"))
+    report = verify_gguf(right, tmp_path / "wrong.gguf", levels=[level])
+    assert not report.passed
+    assert any(words in f"{check.name} {check.summary}" for check in report.failures)
+    assert report.verdict().startswith("FAILED: ")
+
+
+def test_one_wrong_bit_in_any_tensor_is_found(tmp_path: Path, converted: Convert) -> None:
+    source = converted("ar-nar-len", "f16")
+    plan = plan_conversion(golden_checkpoint("ar-nar-len"))
+    for name, tensor in GgufFile(source).tensors.items():
+        raw = bytearray(source.read_bytes())
+        raw[tensor.offset + tensor.n_bytes - 2] ^= 1
+        path = tmp_path / "bit.gguf"
+        path.write_bytes(raw)
+        assert failed(verify_gguf(plan, path, levels=["tensors"])) == [f"tensor {name}"]
+
+
+def test_noise_in_a_quantized_tensor_is_found(tmp_path: Path, converted: Convert) -> None:
+    source = converted("ar-nar-len", "q8_0")
+    plan = plan_conversion(golden_checkpoint("ar-nar-len"))
+    assert failed(verify_gguf(plan, source, levels=["tensors"])) == []
+    tensor = GgufFile(source).tensors["blk.1.ffn_up.weight"]
+    raw = bytearray(source.read_bytes())
+    # One block of 34 bytes in a thousand turned into noise.
+    at = tensor.offset + 34 * 100
+    raw[at + 2 : at + 34] = np.random.default_rng(0).bytes(32)
+    path = tmp_path / "noise.gguf"
+    path.write_bytes(raw)
+    assert failed(verify_gguf(plan, path, levels=["tensors"])) == ["tensor blk.1.ffn_up.weight"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("valle.source.sha256", "0" * 64),
+        ("valle.head.bias", None),
+        ("tokenizer.ggml.merges", None),
+        ("gemma.rope.freq_base", 20_000.0),
+    ],
+)
+def test_a_wrong_key_is_found(key: str, value: object, tmp_path: Path, converted: Convert) -> None:
+    from valle_convert.gguf_file.pack import pack_header
+
+    plan = plan_conversion(golden_checkpoint("ar-nar-len"), out_type="f32")
+    source = converted("ar-nar-len", "f32")
+    file = GgufFile(source)
+    keys = []
+    for planned in plan.keys:
+        found = file.keys[planned.name]
+        if planned.name == key:
+            found = found[::-1] if value is None else value
+        keys.append(replace(planned, value=found))
+    path = tmp_path / "key.gguf"
+    path.write_bytes(pack_header(keys, plan.tensors) + source.read_bytes()[-plan.data_bytes :])
+    report = verify_gguf(plan, path, levels=["structure"])
+    assert failed(report) == ["keys"]
+    assert key in report.failures[0].summary
+
+
+def test_a_vocabulary_without_a_merge_is_found(tmp_path: Path, converted: Convert) -> None:
+    from valle_convert.gguf_file.pack import pack_header
+
+    plan = plan_conversion(golden_checkpoint("ar-nar-len"), out_type="f32")
+    source = converted("ar-nar-len", "f32")
+    file = GgufFile(source)
+    keys = [replace(planned, value=file.keys[planned.name]) for planned in plan.keys]
+    keys = [
+        replace(key, value=key.value[:-1]) if key.name == "tokenizer.ggml.merges" else key
+        for key in keys
+    ]
+    path = tmp_path / "merges.gguf"
+    path.write_bytes(pack_header(keys, plan.tensors) + source.read_bytes()[-plan.data_bytes :])
+    report = verify_gguf(plan, path, levels=["tokenizer"])
+    assert failed(report) == ["tokenizer"]
+    assert "gives" in report.failures[0].summary
+
+
+def test_the_command_ends_with_1_and_names_the_worst_case(tmp_path: Path, cli: Cli) -> None:
+    wrong = changed_checkpoint(tmp_path, permute_q_and_k, {})
+    assert cli(wrong, tmp_path / "wrong.gguf", "--outtype", "f32").code == 0
+    right = golden_checkpoint("ar-nar-len")
+    report = tmp_path / "report.md"
+    result = cli("verify", right, tmp_path / "wrong.gguf", "--report", report)
+    assert result.code == 1
+    assert result.out.splitlines()[-1].startswith("FAILED: ")
+    assert "the worst is" in result.out
+    assert "| **FAIL** |" in report.read_text()
+    as_json = cli("verify", right, tmp_path / "wrong.gguf", "--level", "tensors", "--json")
+    assert as_json.code == 1
+    assert json.loads(as_json.out)["passed"] is False
+
+
+def test_the_command_ends_with_0_for_a_right_file(converted: Convert, cli: Cli) -> None:
+    path = converted("v6-text-head", "f16")
+    result = cli("verify", golden_checkpoint("v6-text-head"), path)
+    assert result.code == 0
+    assert result.out.splitlines()[-1].startswith("PASSED: ")
+
+
+def test_a_lora_is_verified_with_the_same_options(
+    tmp_path: Path, small_checkpoint: Callable[..., Path], cli: Cli
+) -> None:
+    draw = np.random.default_rng(0)
+    target = "model.layers.1.mlp.down_proj"
+    lora = tmp_path / "lora.sft"
+    save_file(
+        {
+            f"{target}.lora_A": draw.standard_normal((2, 256)).astype(np.float32),
+            f"{target}.lora_B": draw.standard_normal((64, 2)).astype(np.float32),
+        },
+        lora,
+        {"config": json.dumps({"rank": 2, "alpha": 2})},
+    )
+    path, out = small_checkpoint(), tmp_path / "out.gguf"
+    assert cli(path, out, "--lora", lora).code == 0
+    assert cli("verify", path, out, "--lora", lora).code == 0
+    without = cli("verify", path, out, "--level", "tensors")
+    assert without.code == 1
+    assert "blk.1.ffn_down.weight" in without.out
+
+
+@pytest.mark.slow
+def test_the_production_size_converts_and_verifies(tmp_path: Path) -> None:
+    path = tmp_path / "production.sft"
+    make_checkpoint(path, PRODUCTION)
+    plan = plan_conversion(read_checkpoint(path), out_type="f16")
+    write_gguf(plan, tmp_path / "out.gguf")
+    report = verify_gguf(plan, tmp_path / "out.gguf")
+    assert report.passed, report.verdict()
