@@ -1,0 +1,158 @@
+"""A LoRA is merged exactly, whichever way it is stored, or refused with the reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from valle_convert import read_checkpoint
+from valle_convert.errors import InputError, UnsupportedModelError
+from valle_convert.model.families import describe
+
+TARGET = "model.layers.0.self_attn.v_proj"
+DRAW = np.random.default_rng(3)
+DOWN = DRAW.standard_normal((4, 64)).astype(np.float32)  # lora_A: r, in
+UP = DRAW.standard_normal((64, 4)).astype(np.float32)  # lora_B: out, r
+ALPHA = 6.0
+UPDATE = ALPHA / 4 * (UP @ DOWN)
+
+
+def adapter_file(path: Path, tensors: dict[str, np.ndarray], **config: Any) -> Path:
+    save_file(tensors, path, {"config": json.dumps(config)})
+    return path
+
+
+def plain_pair() -> dict[str, np.ndarray]:
+    return {f"{TARGET}.lora_A": DOWN, f"{TARGET}.lora_B": UP}
+
+
+def merged(path: Path, **options: Any) -> np.ndarray:
+    checkpoint = read_checkpoint(path, **options)
+    describe(checkpoint)  # the adapter's tensors are not among the model's
+    return checkpoint.tensors.read(f"{TARGET}.weight").astype(np.float32)
+
+
+@pytest.fixture
+def source(small_checkpoint: Callable[..., Path]) -> Path:
+    return small_checkpoint()
+
+
+@pytest.fixture
+def expected(source: Path) -> np.ndarray:
+    return load_file(source)[f"{TARGET}.weight"] + UPDATE
+
+
+def test_from_a_safetensors_file(source: Path, expected: np.ndarray, tmp_path: Path) -> None:
+    lora = adapter_file(tmp_path / "lora.sft", plain_pair(), rank=4, alpha=ALPHA, rvq_levels=[])
+    np.testing.assert_allclose(merged(source, lora=lora), expected, atol=1e-6)
+
+
+def test_from_a_torch_file(source: Path, expected: np.ndarray, tmp_path: Path) -> None:
+    lora = tmp_path / "lora.pth"
+    tensors = {name: torch.from_numpy(values) for name, values in plain_pair().items()}
+    torch.save({"lora": tensors, "config": {"rank": 4, "alpha": ALPHA}}, lora)
+    np.testing.assert_allclose(merged(source, lora=lora), expected, atol=1e-6)
+
+
+def test_from_the_lora_key_inside_a_checkpoint(
+    small_checkpoint: Callable[..., Path], expected: np.ndarray
+) -> None:
+    path = small_checkpoint("inside.pth")
+    loaded = torch.load(path, weights_only=True)
+    loaded["lora"] = {name: torch.from_numpy(values) for name, values in plain_pair().items()}
+    loaded["config"]["lora"] = {"rank": 4, "alpha": ALPHA}
+    torch.save(loaded, path)
+    np.testing.assert_allclose(merged(path), expected, atol=1e-6)
+
+
+def test_from_parametrizations_among_the_weights(
+    small_checkpoint: Callable[..., Path], expected: np.ndarray
+) -> None:
+    path = small_checkpoint("parametrized.pth")
+    loaded = torch.load(path, weights_only=True)
+    module = loaded["module"]
+    parametrized = f"{TARGET}.parametrizations.weight"
+    module[f"{parametrized}.original"] = module.pop(f"{TARGET}.weight")
+    module[f"{parametrized}.0.lora_A"] = torch.from_numpy(DOWN)
+    module[f"{parametrized}.0.lora_B"] = torch.from_numpy(UP)
+    torch.save(loaded, path)
+    np.testing.assert_allclose(merged(path, lora_alpha=ALPHA), expected, atol=1e-6)
+
+
+def test_alpha_can_be_given_by_hand(source: Path, expected: np.ndarray, tmp_path: Path) -> None:
+    lora = adapter_file(tmp_path / "lora.sft", plain_pair())
+    np.testing.assert_allclose(merged(source, lora=lora, lora_alpha=ALPHA), expected, atol=1e-6)
+
+
+def test_the_merge_is_rounded_to_the_type_of_the_weight(
+    small_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = small_checkpoint("half.sft", "f16")
+    lora = adapter_file(tmp_path / "lora.sft", plain_pair(), alpha=ALPHA)
+    exact = load_file(path)[f"{TARGET}.weight"].astype(np.float32) + UPDATE
+    np.testing.assert_array_equal(
+        merged(path, lora=lora), exact.astype(np.float16).astype(np.float32)
+    )
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "words"),
+    [
+        ({"x": DOWN}, {"alpha": 1}, "holds no *.lora_A and *.lora_B tensors"),
+        ({f"{TARGET}.lora_A": DOWN}, {"alpha": 1}, "only lora_A of the pair"),
+        (plain_pair(), {}, "does not say the LoRA's alpha"),
+        (plain_pair(), {"alpha": 1, "rank": 8}, "rank 4, and the config says 8"),
+        (plain_pair(), {"alpha": "one"}, "alpha is 'one'"),
+        (plain_pair(), {"alpha": 1, "rvq_levels": "all"}, "rvq_levels is 'all'"),
+        (
+            {"model.layers.9.mlp.up_proj.lora_A": DOWN, "model.layers.9.mlp.up_proj.lora_B": UP},
+            {"alpha": 1},
+            "model.layers.9.mlp.up_proj.weight: the model has no such weight",
+        ),
+        (
+            {f"{TARGET}.lora_A": DOWN[:, :32], f"{TARGET}.lora_B": UP},
+            {"alpha": 1},
+            "lora_B [64, 4] times lora_A [4, 32]",
+        ),
+        (
+            {f"{TARGET}.lora_A": DOWN, f"{TARGET}.lora_B": UP.astype(np.int32)},
+            {"alpha": 1},
+            "types F32, F32, I32",
+        ),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused(
+    source: Path, tmp_path: Path, tensors: dict[str, np.ndarray], config: dict[str, Any], words: str
+) -> None:
+    lora = adapter_file(tmp_path / "lora.sft", tensors, **config)
+    with pytest.raises(InputError) as refused:
+        read_checkpoint(source, lora=lora)
+    assert words in str(refused.value)
+
+
+def test_an_adapter_for_some_levels_is_refused_by_name(source: Path, tmp_path: Path) -> None:
+    lora = adapter_file(tmp_path / "lora.sft", plain_pair(), alpha=1, rvq_levels=[0, 1])
+    with pytest.raises(UnsupportedModelError, match=r"codebook levels \[0, 1\] only"):
+        read_checkpoint(source, lora=lora)
+
+
+def test_two_adapters_are_refused(small_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    path = small_checkpoint("inside.pth")
+    loaded = torch.load(path, weights_only=True)
+    loaded["lora"] = {name: torch.from_numpy(values) for name, values in plain_pair().items()}
+    torch.save(loaded, path)
+    lora = adapter_file(tmp_path / "lora.sft", plain_pair(), alpha=1)
+    with pytest.raises(InputError, match="is a second"):
+        read_checkpoint(path, lora=lora)
+
+
+def test_alpha_without_an_adapter_is_refused(source: Path) -> None:
+    with pytest.raises(InputError, match="has no LoRA"):
+        read_checkpoint(source, lora_alpha=1.0)
