@@ -23,8 +23,8 @@ class Network(Protocol):
     """Embeddings in, logits of one head out, with a state for causal passes.
 
     The state is the sequence so far. A causal step appends to it: the first one after
-    `reset` lays down whole segments, the following continue the last segment. A step that
-    attends in both directions stands alone, and leaves the state empty.
+    `reset` lays down whole segments, the following continue the last segment, or begin one
+    more. A step that attends in both directions stands alone, and leaves the state empty.
     """
 
     @property
@@ -53,12 +53,31 @@ class Network(Protocol):
 
         Args:
             embeddings: [n, n_embd].
-            positions: [n]; a segment begins where they return to 0.
+            positions: [n]; a segment begins where they return to 0. Steps after the first may
+                begin one segment together, where the first had several.
             head: whose logits to give; it also tells whether attention is causal.
             outputs: which of the n elements give logits.
             sequence: which of the states of causal passes (guidance needs two).
 
         Returns:
             Logits [n_outputs, rows of the head], biases included.
+        """
+        ...
+
+    def step_many(
+        self,
+        embeddings: Sequence[NDArray[np.float32]],
+        positions: Sequence[NDArray[np.integer]],
+        *,
+        head: str,
+        outputs: Sequence[Outputs],
+    ) -> list[NDArray[np.float32]]:
+        """Run several causal sequences at once, none of which sees another.
+
+        What is given i-th belongs to sequence i, as in so many calls of `step`; it costs less
+        where the network can compute them together.
+
+        Returns:
+            For each sequence, logits [n_outputs, rows of the head].
         """
         ...

@@ -7,6 +7,7 @@ VALL-E; this module adds what it knows, and no arithmetic but a head's bias.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,7 +22,7 @@ from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.spec import Head, Model
 from valle_convert.network import Outputs
 from valle_convert.runtime.context import CacheType
-from valle_convert.runtime.session import Session, read_probe_rows
+from valle_convert.runtime.session import Pass, Session, read_probe_rows
 
 
 class GgufNetwork:
@@ -97,10 +98,30 @@ class GgufNetwork:
             embeddings,
             positions,
             causal=self._model.is_causal(head),
-            outputs=outputs if isinstance(outputs, slice) else np.asarray(outputs, np.int64),
+            outputs=_indices(outputs),
             columns=target.columns,
             sequence=sequence,
         )
+        return self._biased(head, logits)
+
+    def step_many(
+        self,
+        embeddings: Sequence[NDArray[np.float32]],
+        positions: Sequence[NDArray[np.integer]],
+        *,
+        head: str,
+        outputs: Sequence[Outputs],
+    ) -> list[NDArray[np.float32]]:
+        """Run several causal sequences in one batch; see `network.Network.step_many`."""
+        passes = [
+            Pass(one, places, _indices(wanted))
+            for one, places, wanted in zip(embeddings, positions, outputs, strict=True)
+        ]
+        columns = self._model.head(head).columns
+        found = self.session.step_many(passes, causal=True, columns=columns)
+        return [self._biased(head, logits) for logits in found]
+
+    def _biased(self, head: str, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         bias = self._biases.get(head)
         return logits if bias is None else logits + bias
 
@@ -118,6 +139,10 @@ class GgufNetwork:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _indices(outputs: Outputs) -> slice | NDArray[np.int64]:
+    return outputs if isinstance(outputs, slice) else np.asarray(outputs, np.int64)
 
 
 def open_model(file: GgufFile) -> Model:

@@ -1,0 +1,179 @@
+"""Audio files of every format, rate and number of channels, in and out."""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from valle_convert.audio import Audio, read_audio, write_wav
+from valle_convert.errors import InputError
+
+RATE = 24_000
+
+
+def tone(rate: int, seconds: float = 1.0, hertz: float = 440.0) -> NDArray[np.float32]:
+    times = np.arange(round(rate * seconds)) / rate
+    return (0.5 * np.sin(2 * np.pi * hertz * times)).astype(np.float32)
+
+
+def strongest(audio: Audio) -> float:
+    """The frequency that is loudest, in Hz."""
+    spectrum = np.abs(np.fft.rfft(audio.samples))
+    return float(np.argmax(spectrum)) / audio.seconds
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 24_000, 44_100, 48_000, 96_000])
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
+def test_any_rate_and_format_gives_the_same_sound(tmp_path: Path, rate: int, suffix: str) -> None:
+    path = tmp_path / f"tone.{suffix}"
+    soundfile.write(path, tone(rate), rate)
+    audio = read_audio(path, RATE)
+    assert audio.sample_rate == RATE
+    assert audio.seconds == pytest.approx(1.0, abs=0.01)
+    assert strongest(audio) == pytest.approx(440.0, abs=2.0)
+    middle = audio.samples[len(audio.samples) // 4 : -len(audio.samples) // 4]
+    assert np.abs(middle).max() == pytest.approx(0.5, abs=0.03)  # ogg is lossy
+
+
+def test_mp3_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "tone.mp3"
+    soundfile.write(path, tone(44_100), 44_100)
+    assert strongest(read_audio(path, RATE)) == pytest.approx(440.0, abs=2.0)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6])
+def test_channels_are_mixed_with_equal_parts(tmp_path: Path, channels: int) -> None:
+    path = tmp_path / "many.wav"
+    samples = np.zeros((1000, channels), np.float32)
+    samples[:, -1] = 0.6
+    soundfile.write(path, samples, RATE, subtype="FLOAT")
+    np.testing.assert_allclose(read_audio(path, RATE).samples, 0.6 / channels, rtol=1e-6)
+
+
+def test_a_file_of_many_blocks_is_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "long.wav"
+    samples = np.random.default_rng(0).uniform(-1, 1, 200_001).astype(np.float32)
+    soundfile.write(path, samples, RATE, subtype="FLOAT")
+    np.testing.assert_array_equal(read_audio(path, RATE).samples, samples)
+
+
+def test_resampling_leaves_nothing_of_what_the_new_rate_cannot_hold(tmp_path: Path) -> None:
+    path = tmp_path / "high.wav"
+    soundfile.write(path, tone(48_000, hertz=20_000), 48_000, subtype="FLOAT")
+    audio = read_audio(path, RATE)
+    middle = audio.samples[2_000:-2_000]
+    # 20 kHz would be heard at 4 kHz; soxr's stop band is 100 dB and more below.
+    assert np.abs(middle).max() < 1e-4
+
+
+def test_only_the_beginning_is_read_where_that_is_asked(tmp_path: Path) -> None:
+    path = tmp_path / "tone.wav"
+    soundfile.write(path, tone(RATE, 3.0), RATE, subtype="FLOAT")
+    audio = read_audio(path, RATE, max_seconds=0.5)
+    np.testing.assert_array_equal(audio.samples, tone(RATE, 0.5))
+
+
+def test_a_float_file_keeps_every_sample(tmp_path: Path) -> None:
+    loud = tone(RATE) * 3
+    written = write_wav(tmp_path / "out.wav", Audio(loud, RATE), sample_format="float32")
+    assert (written.gain, written.seconds) == (1.0, 1.0)
+    assert written.peak == pytest.approx(1.5, rel=1e-3)
+    np.testing.assert_array_equal(read_audio(written.path, RATE).samples, loud)
+
+
+def test_a_16_bit_file_within_full_scale_is_only_rounded(tmp_path: Path) -> None:
+    written = write_wav(tmp_path / "out.wav", Audio(tone(RATE), RATE))
+    assert written.gain == 1.0
+    stored, rate = soundfile.read(written.path, dtype="int16")
+    assert rate == RATE
+    assert soundfile.info(written.path).subtype == "PCM_16"
+    np.testing.assert_array_equal(stored, np.rint(tone(RATE).astype(np.float64) * 32767))
+
+
+@settings(max_examples=30)
+@given(peak=st.floats(1.001, 1e6))
+def test_a_16_bit_file_beyond_full_scale_is_made_quieter_and_never_clipped(
+    tmp_path_factory: pytest.TempPathFactory, peak: float
+) -> None:
+    path = tmp_path_factory.mktemp("loud") / "out.wav"
+    loud = (tone(RATE, 0.1) * 2 * peak).astype(np.float32)
+    written = write_wav(path, Audio(loud, RATE))
+    assert written.peak == pytest.approx(float(np.abs(loud).max()))
+    assert written.gain == pytest.approx(1 / written.peak)
+    stored, _ = soundfile.read(path, dtype="int16")
+    assert np.abs(stored.astype(np.int64)).max() == 32767
+    # The form is kept: every sample is the original one times the gain, rounded.
+    expected = loud.astype(np.float64) * written.gain * 32767
+    np.testing.assert_allclose(stored, expected, atol=0.5 + 1e-6)
+
+
+def test_silence_and_nothing_can_be_written(tmp_path: Path) -> None:
+    for n in (0, 100):
+        written = write_wav(tmp_path / f"{n}.wav", Audio(np.zeros(n, np.float32), RATE))
+        assert (written.peak, written.gain) == (0.0, 1.0)
+        assert soundfile.info(written.path).frames == n
+
+
+def test_a_file_that_exists_is_not_overwritten_unasked(tmp_path: Path) -> None:
+    path = tmp_path / "out.wav"
+    path.write_bytes(b"precious")
+    with pytest.raises(InputError, match="exists"):
+        write_wav(path, Audio(tone(RATE), RATE))
+    assert path.read_bytes() == b"precious"
+    write_wav(path, Audio(tone(RATE), RATE), force=True)
+    assert path.read_bytes()[:4] == b"RIFF"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def wav_bytes(samples: NDArray[np.float32], rate: int = RATE) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format="WAV", subtype="FLOAT")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "cannot be read as audio"),
+        (b"not audio at all, but text", "cannot be read as audio"),
+        (wav_bytes(tone(RATE))[:30], "cannot be read as audio"),
+        (wav_bytes(np.zeros(0, np.float32)), "length 0"),
+        (wav_bytes(np.array([0, np.nan], np.float32)), "no finite numbers"),
+        (wav_bytes(np.array([0, np.inf], np.float32)), "no finite numbers"),
+        (wav_bytes(tone(RATE), rate=1), "sample rate of 1 Hz"),
+    ],
+    ids=["empty", "text", "cut", "no-samples", "nan", "infinite", "rate"],
+)
+def test_a_hostile_file_is_refused_by_name(tmp_path: Path, data: bytes, words: str) -> None:
+    path = tmp_path / "bad.wav"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=words) as refusal:
+        read_audio(path, RATE)
+    assert str(path) in str(refusal.value)
+
+
+def test_a_header_that_promises_more_than_the_file_has_costs_no_memory(tmp_path: Path) -> None:
+    data = bytearray(wav_bytes(tone(RATE, 0.1)))
+    at = data.index(b"data") + 4
+    data[at : at + 4] = struct.pack("<I", 0xFFFFFF00)
+    path = tmp_path / "liar.wav"
+    path.write_bytes(data)
+    try:
+        audio = read_audio(path, RATE)
+    except InputError:
+        return
+    assert audio.seconds <= 0.2
+
+
+@pytest.mark.parametrize("name", ["missing.wav", "."])
+def test_a_file_that_cannot_be_opened_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=r"cannot be opened: (no such file|is a directory)"):
+        read_audio(tmp_path / name, RATE)

@@ -1,0 +1,209 @@
+"""EnCodec of the real architecture: codes in and out, and folders that are none."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_codec import save_codec
+from transformers import EncodecModel
+
+from valle_convert.audio import Audio, EncodecCodec, fit_prompt, prompt_audio
+from valle_convert.errors import EnvironmentFault, InputError
+
+RATE = 24_000
+
+
+def noise(seconds: float, level: float = 0.1, seed: int = 0) -> Audio:
+    n = round(seconds * RATE)
+    samples = level * np.random.default_rng(seed).standard_normal(n)
+    return Audio(samples.astype(np.float32), RATE)
+
+
+def test_audio_becomes_75_frames_a_second_of_8_levels(codec: EncodecCodec) -> None:
+    codes = codec.encode(noise(2.0))
+    assert codes.shape == (150, 8)
+    assert codes.dtype == np.int32
+    assert codes.min() >= 0
+    assert codes.max() < codec.codebook_size == 1024
+    assert all(len(np.unique(level)) > 10 for level in codes.T)
+    assert codec.description.name == "encodec-24khz"
+    assert (codec.description.sample_rate, codec.description.frame_rate) == (RATE, 75.0)
+
+
+def test_codes_and_audio_are_those_of_transformers_itself(
+    codec: EncodecCodec, codec_folder: Path
+) -> None:
+    model = EncodecModel.from_pretrained(codec_folder).eval()
+    audio = noise(1.0)
+    with torch.inference_mode():
+        encoded = model.encode(torch.from_numpy(audio.samples)[None, None], bandwidth=6.0)
+        decoded = model.decode(encoded.audio_codes, encoded.audio_scales)
+    codes = codec.encode(audio)
+    np.testing.assert_array_equal(codes, encoded.audio_codes[0, 0].T.numpy())
+    np.testing.assert_array_equal(codec.decode(codes).samples, decoded.audio_values[0, 0].numpy())
+
+
+def test_a_frame_of_codes_is_320_samples_of_audio(codec: EncodecCodec) -> None:
+    audio = codec.decode(np.zeros((7, 8), np.int32))
+    assert (len(audio.samples), audio.sample_rate) == (7 * 320, RATE)
+    assert len(codec.decode(np.zeros((0, 8), np.int32)).samples) == 0
+
+
+def test_fewer_levels_are_decoded_too(codec: EncodecCodec) -> None:
+    codes = codec.encode(noise(0.5))
+    rough, fine = codec.decode(codes[:, :1]), codec.decode(codes)
+    assert rough.samples.shape == fine.samples.shape
+    assert not np.array_equal(rough.samples, fine.samples)
+
+
+def test_a_codec_with_other_codebooks_finds_its_own_bandwidth(tmp_path: Path) -> None:
+    codec = EncodecCodec(save_codec(tmp_path, codebook_size=64))
+    assert codec.encode(noise(1.0)).shape == (75, 8)
+    assert codec.codebook_size == 64
+
+
+def test_a_codec_without_the_needed_levels_is_refused(codec_folder: Path) -> None:
+    with pytest.raises(InputError, match="bandwidths of 2, 4, 8 levels, and 9 are needed"):
+        EncodecCodec(codec_folder, n_levels=9)
+
+
+def test_loading_prints_nothing(codec_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    EncodecCodec(codec_folder)
+    assert capfd.readouterr() == ("", "")
+
+
+# ----------------------------------------------------------------------- hostile folders
+
+
+@pytest.fixture
+def copied(codec_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(codec_folder, tmp_path / "codec"))
+
+
+def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no readable config\.json"):
+        EncodecCodec(tmp_path)
+
+
+def test_a_folder_of_another_model_is_refused(copied: Path) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
+    with pytest.raises(InputError, match="type 'bert', where encodec"):
+        EncodecCodec(copied)
+
+
+def test_stereo_encodec_is_refused(copied: Path) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {"normalize": True}))
+    with pytest.raises(InputError, match="24 kHz one"):
+        EncodecCodec(copied)
+
+
+def test_weights_that_are_missing_are_never_made_up(copied: Path) -> None:
+    weights = load_file(copied / "model.safetensors")
+    name = min(weights)
+    del weights[name]
+    save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="no fitting weights for 1 tensors"):
+        EncodecCodec(copied)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff" * 100, b"\x08\x00\x00\x00\x00\x00\x00\x00{}"])
+def test_damaged_weights_are_refused(copied: Path, data: bytes) -> None:
+    (copied / "model.safetensors").write_bytes(data)
+    with pytest.raises(InputError, match="codec"):
+        EncodecCodec(copied)
+
+
+def test_a_folder_without_weights_is_refused(copied: Path) -> None:
+    (copied / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="cannot be loaded"):
+        EncodecCodec(copied)
+
+
+class _Exploit:
+    def __init__(self, target: Path) -> None:
+        self._target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self._target,))
+
+
+def test_a_pickle_in_the_place_of_weights_is_not_run(copied: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "ran"
+    (copied / "model.safetensors").unlink()
+    (copied / "pytorch_model.bin").write_bytes(pickle.dumps(_Exploit(trace)))
+    with pytest.raises(InputError, match="cannot be loaded"):
+        EncodecCodec(copied)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("source", ["./none", "/none/there", "a/b/c", "none"])
+def test_a_folder_that_is_not_there_is_no_name_on_the_hub(source: str) -> None:
+    with pytest.raises(InputError, match="no codec folder"):
+        EncodecCodec(source)
+
+
+def test_without_a_network_the_way_to_work_offline_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(EnvironmentFault, match=r"hf download nobody/no-codec --local-dir"):
+        EncodecCodec("nobody/no-codec")
+
+
+# -------------------------------------------------------------------------- voice prompts
+
+
+def test_a_prompt_begins_with_the_first_sound_and_says_what_is_left_out() -> None:
+    silence = np.zeros(RATE, np.float32)
+    audio = Audio(np.concatenate([silence, noise(4.0).samples]), RATE)
+    prompt, notices = prompt_audio(audio, 3.0, "voice.wav")
+    np.testing.assert_array_equal(prompt.samples, audio.samples[RATE : 4 * RATE])
+    assert notices == (
+        "voice.wav is 5.0 seconds long; the 3.0 seconds from 1.0 on serve as the voice",
+    )
+
+
+def test_a_whole_recording_is_taken_as_it_is() -> None:
+    audio = Audio(np.concatenate([np.zeros(RATE, np.float32), noise(1.0).samples]), RATE)
+    prompt, notices = prompt_audio(audio, None, "voice.wav")
+    assert (prompt, notices) == (audio, ())
+
+
+@pytest.mark.parametrize(
+    "audio",
+    [
+        Audio(np.zeros(RATE, np.float32), RATE),
+        noise(2.0, level=1e-4),
+        noise(0.1),
+        Audio(np.zeros(1, np.float32), RATE),
+    ],
+    ids=["silence", "hiss", "short", "one-sample"],
+)
+def test_a_recording_without_speech_is_refused(audio: Audio) -> None:
+    with pytest.raises(InputError, match=r"no speech in voice\.wav"):
+        prompt_audio(audio, 3.0, "voice.wav")
+
+
+def test_a_short_prompt_is_repeated_and_a_long_one_cut_with_a_notice() -> None:
+    codes = np.arange(16, dtype=np.int32).reshape(2, 8)
+    longer, told = fit_prompt(codes, 5, "v")
+    np.testing.assert_array_equal(longer, codes[[0, 1, 0, 1, 0]])
+    assert "2 frames of sound, fewer than the 5" in told[0]
+    shorter, told = fit_prompt(codes, 1, "v")
+    np.testing.assert_array_equal(shorter, codes[:1])
+    assert told == ("v has 2 frames; the first 1 serve as the voice",)
+    same, told = fit_prompt(codes, 2, "v")
+    np.testing.assert_array_equal(same, codes)
+    assert told == ()

@@ -1,0 +1,189 @@
+"""Files of codes: round trip, and hostile ones refused without unpickling or unpacking."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from valle_convert.audio import SavedCodes, read_codes, write_codes
+from valle_convert.errors import InputError
+from valle_convert.model.spec import CODECS, Codec, ModelConfig
+
+ENCODEC = CODECS[8, 1024]
+CODES = np.random.default_rng(0).integers(0, 1024, (30, 8)).astype(np.int32)
+CODES[0, 0], CODES[1, 1] = 0, 1023
+
+
+def config(n_levels: int = 8, codebook_size: int = 1024, codec: Codec = ENCODEC) -> ModelConfig:
+    return ModelConfig(
+        version=5,
+        capabilities=("ar", "nar"),
+        n_embd=64,
+        n_layer=1,
+        n_head=1,
+        n_head_kv=1,
+        n_ff=64,
+        n_ctx_train=100,
+        n_levels=n_levels,
+        codebook_size=codebook_size,
+        positions="segment",
+        nar_attention="causal",
+        sum_prompt=False,
+        sum_response=False,
+        codec=codec,
+    )
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "codes.npz"
+    write_codes(path, SavedCodes(CODES, ENCODEC, 1024))
+    return path
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    """Write the file again with other entries; None leaves one out."""
+    with np.load(path) as file:
+        entries = {**file, **changes}
+    np.savez(path, **{name: value for name, value in entries.items() if value is not None})
+
+
+def test_codes_come_back_as_they_were(path: Path) -> None:
+    saved = read_codes(path, config())
+    np.testing.assert_array_equal(saved.codes, CODES)
+    assert saved.codes.dtype == np.int32
+    assert (saved.codec, saved.codebook_size) == (ENCODEC, 1024)
+
+
+def test_the_file_is_plain_numpy(path: Path) -> None:
+    with np.load(path, allow_pickle=False) as file:
+        np.testing.assert_array_equal(file["codes"], CODES)
+        assert file["sample_rate"] == 24_000
+        assert file["frame_rate"] == 75.0
+        assert file["codec"] == "encodec-24khz"
+
+
+def test_a_file_is_not_overwritten_unasked(path: Path) -> None:
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="exists"):
+        write_codes(path, SavedCodes(CODES[:1], ENCODEC, 1024))
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"codes": None}, r"no file of codes \(it has no codes.npy"),
+        ({"codes": CODES.astype(np.float32)}, "float32.*integers"),
+        ({"codes": CODES[:, 0]}, r"\[30\].*integers"),
+        ({"codes": CODES[:0]}, r"\[0, 8\].*integers"),
+        ({"codes": CODES - 1000}, "codes from -"),
+        ({"codes": CODES + 1}, "to 1024, where 0 to 1023"),
+        ({"codes": np.array([[{}]], object)}, "no file of codes"),
+        ({"format_version": np.int64(2)}, "version 2"),
+        ({"format_version": np.array([1, 1])}, "format_version is no single value"),
+        ({"sample_rate": np.str_("fast")}, "sample_rate is no single value"),
+        ({"sample_rate": np.int64(-5)}, "no rates of speech"),
+        ({"frame_rate": np.float64("nan")}, "no rates of speech"),
+    ],
+)
+def test_a_file_with_a_wrong_entry_is_refused(
+    path: Path, changes: dict[str, Any], words: str
+) -> None:
+    rewrite(path, **changes)
+    with pytest.raises(InputError, match=words) as refusal:
+        read_codes(path)
+    assert str(path) in str(refusal.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04 broken", b"text"])
+def test_a_file_that_is_no_archive_is_refused(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "bad.npz"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="no file of codes"):
+        read_codes(path)
+
+
+@pytest.mark.parametrize("n_cut", [1, 50, 200])
+def test_a_file_that_was_cut_is_refused(path: Path, n_cut: int) -> None:
+    path.write_bytes(path.read_bytes()[:-n_cut])
+    with pytest.raises(InputError, match="no file of codes"):
+        read_codes(path)
+
+
+def test_any_flipped_byte_is_read_or_refused(path: Path) -> None:
+    data = path.read_bytes()
+    refused = 0
+    for i in range(len(data)):
+        path.write_bytes(data[:i] + bytes([data[i] ^ 0xFF]) + data[i + 1 :])
+        try:
+            read_codes(path)
+        except InputError:
+            refused += 1
+    assert refused > 10
+
+
+class _Exploit:
+    def __init__(self, target: Path) -> None:
+        self._target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self._target,))
+
+
+def test_a_pickle_in_the_file_is_not_run(path: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "ran"
+    rewrite(path, codes=np.array([_Exploit(trace)], object))
+    with pytest.raises(InputError, match="no file of codes"):
+        read_codes(path)
+    assert not trace.exists()
+    with zipfile.ZipFile(path) as archive:
+        stored = archive.read("codes.npy")
+    pickle.loads(stored[stored.index(b"\x80") :])  # noqa: S301 - shows that it was armed
+    assert trace.exists()
+
+
+def test_a_file_that_would_unpack_to_gigabytes_is_refused_unread(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data if name != "codes.npy" else bytes(70 << 20))
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(InputError, match="would unpack to more than"):
+        read_codes(path)
+
+
+def test_an_array_that_promises_more_than_it_has_makes_no_room(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data.replace(b"(30, 8), }       ", b"(99999999999,), }"))
+    with pytest.raises(InputError, match="no file of codes"):
+        read_codes(path)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be opened: no such file"):
+        read_codes(tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (config(n_levels=9), "8 levels with 1024.*9 levels of 1024"),
+        (config(codebook_size=1000), "8 levels with 1024.*8 levels of 1000"),
+        (config(codec=Codec("dac-44khz", 44_100, 86.1)), "encodec-24khz.*dac-44khz"),
+    ],
+)
+def test_codes_of_another_codec_than_the_models_are_refused(
+    path: Path, model: ModelConfig, words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        read_codes(path, model)

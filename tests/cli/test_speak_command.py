@@ -1,0 +1,545 @@
+"""`valle-convert speak` and `transcribe`, from what people type to the files they get."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from audio.small_codec import save_codec
+from support import Cli, Result, error_of, golden_checkpoint
+from transformers import EncodecConfig, EncodecModel
+
+from valle_convert.api import plan_conversion, write_gguf
+from valle_convert.audio import read_codes
+from valle_convert.cli.speak import _stop_on_interrupt
+
+Convert = Callable[[str, str], Path]
+
+CODES = 64  # a codebook, in the golden checkpoints
+RATE = 24_000
+FRAMES = 15  # of the 0.2 seconds below
+QUICK = "--max-seconds 0.2 --prompt-seconds 0.4 --steps 2 --temperature 0 --threads 1".split()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tiny models are slower on several threads, and very slow where workers share the cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_codec(tmp_path_factory.mktemp("encodec"), codebook_size=CODES)
+
+
+@pytest.fixture(scope="session")
+def voice(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stereo recording at another rate than the codec's, half a second long."""
+    path = tmp_path_factory.mktemp("voice") / "prompt.flac"
+    soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal((22_050, 2)), 44_100)
+    return path
+
+
+@pytest.fixture
+def gguf(converted: Convert) -> Path:
+    return converted("ar-nar-len", "q8_0")
+
+
+@pytest.fixture
+def speak(cli: Cli, gguf: Path, codec: Path) -> Cli:
+    """`speak(...)` with the model, the codec and quick settings given."""
+
+    def run(*arguments: object) -> Result:
+        return cli("speak", gguf, *arguments, "--codec", codec, *QUICK)
+
+    return run
+
+
+def done(result: Result) -> Result:
+    assert result.code == 0, result
+    return result
+
+
+# ------------------------------------------------------------------------------ the whole
+
+
+@pytest.mark.parametrize("mode", ["ar", "nar-len"])
+def test_text_and_a_wav_become_a_wav_on_a_quantized_file(
+    speak: Cli, voice: Path, tmp_path: Path, mode: str
+) -> None:
+    out, codes = tmp_path / "hello.wav", tmp_path / "hello.npz"
+    result = done(
+        speak(
+            *("Hello world.", "--voice", voice, "-o", out, "--save-codes", codes),
+            *("--mode", mode, "--seed", 7, "--json"),
+        )
+    )
+    info = soundfile.info(out)
+    assert (info.samplerate, info.channels, info.frames) == (RATE, 1, FRAMES * 320)
+    assert info.subtype == "PCM_16"
+    assert read_codes(codes).codes.shape == (FRAMES, 8)
+    told = json.loads(result.out)
+    (sentence,) = told["sentences"]
+    assert (sentence["phonemes"], sentence["mode"]) == ("həlˈoʊ wˈɜːld.", mode)
+    assert (told["file"], told["codes"], told["seed"]) == (str(out), str(codes), 7)
+    assert told["seconds"] == pytest.approx(0.2)
+    stages = ["load", "text", "voice", "length", "level_0", "levels", "codec"]
+    assert list(told["timings"]) == stages
+    spent = told["timings"]
+    assert all(spent[stage] > 0 for stage in stages if stage != "length" or mode == "nar-len")
+    computing = sum(spent.values()) - spent["load"]
+    assert told["real_time_factor"] == pytest.approx(computing / 0.2, rel=0.02)
+    assert "sentence 1: 15 frames, 8 levels, 0.2 s of audio" in result.err
+    assert f"note: {voice} is 0.5 seconds long; the 0.4 seconds from 0.0 on" in result.err
+    assert sorted(tmp_path.iterdir()) == [codes, out]
+
+
+def test_a_k_quant_speaks(
+    cli: Cli, codec: Path, voice: Path, tmp_path: Path, small_checkpoint: Callable[..., Path]
+) -> None:
+    # Rows of 256, so that every matrix gets the type itself.
+    source = small_checkpoint("wide.sft", dim=256, heads=4, text_tokens=8575)
+    model, out = tmp_path / "model.gguf", tmp_path / "hello.wav"
+    done(cli("quantize", source, model, "Q4_K_M", "--no-measure"))
+    done(cli("speak", model, "Hello world.", "--voice", voice, "-o", out, "--codec", codec, *QUICK))
+    assert soundfile.info(out).frames > 0
+
+
+def test_a_recording_is_transcribed_alike_as_sound_and_as_codes(
+    cli: Cli, gguf: Path, codec: Path, voice: Path, tmp_path: Path, speak: Cli
+) -> None:
+    limit = ["--max-phonemes", 12, "--language", "en", "--threads", 1]
+    heard = done(cli("transcribe", gguf, voice, "--codec", codec, *limit))
+    assert heard.out.strip()
+    as_json = done(cli("transcribe", gguf, voice, "--codec", codec, *limit, "--json"))
+    told = json.loads(as_json.out)
+    assert told["phonemes"] == heard.out.rstrip("\n")
+    assert 0 < len(told["ids"]) <= 12
+    assert all(seconds > 0 for seconds in told["timings"].values())
+    spoken, codes = tmp_path / "a.wav", tmp_path / "a.npz"
+    done(speak("Hello.", "-o", spoken, "--save-codes", codes, "--float"))
+    # No codec is needed for codes, and none is looked for.
+    assert done(cli("transcribe", gguf, codes, *limit)).out.strip()
+
+
+# ---------------------------------------------------------------------------- the options
+
+
+def test_phonemes_are_spoken_as_they_are_and_unknown_ones_told(speak: Cli, tmp_path: Path) -> None:
+    one, other, odd = (tmp_path / f"{i}.npz" for i in range(3))
+    done(speak("həlˈoʊ.", "--phonemes", "--save-codes", one))
+    done(speak("Hello.", "--language", "en", "--save-codes", other))
+    np.testing.assert_array_equal(read_codes(one).codes, read_codes(other).codes)
+    result = done(speak("həl€ˈoʊ", "--phonemes", "--save-codes", odd))
+    assert "note: the model's vocabulary lacks these phonemes of the text: € (U+20AC)" in result.err
+
+
+def test_a_seed_gives_the_same_speech_and_each_option_counts(
+    cli: Cli, gguf: Path, voice: Path, codec: Path, tmp_path: Path
+) -> None:
+    saved = tmp_path / "voice.npz"
+    settings = "--max-seconds 0.2 --prompt-seconds 0.4 --threads 1 --seed 3".split()
+
+    def codes(*options: object) -> np.ndarray:
+        out = tmp_path / "out.npz"
+        arguments = ["Computer. Voices.", "--save-codes", out, "--force", "--codec", codec]
+        done(cli("speak", gguf, *arguments, *settings, *options))
+        return read_codes(out).codes
+
+    plain = codes("--mode", "ar", "--voice", voice)
+    np.testing.assert_array_equal(plain, codes("--mode", "ar", "--voice", voice))
+    assert not saved.exists()
+    for change in (
+        ["--seed", 4],
+        ["--temperature", 0],
+        ["--guidance", 3],
+        ["--language", "de"],
+        ["--context-history", 1],
+        ["--top-k", 1],
+        ["--top-p", 0.01],
+        ["--min-p", 0.99],
+        ["--top-no", 0.1],
+        ["--repetition-penalty", 50],
+        ["--nar-temperature", 5],
+        ["--max-seconds", 0.25],
+        ["--prompt-seconds", 0.3],
+    ):
+        changed = codes("--mode", "ar", "--voice", voice, *change)
+        assert not np.array_equal(changed, plain), change
+    demasked = codes("--steps", 2)
+    for change in (["--steps", 4], ["--guidance", 9], ["--guidance-rescale", 0.0]):
+        assert not np.array_equal(codes("--steps", 2, *change), demasked), change
+
+
+def test_the_text_comes_from_stdin_where_asked(
+    speak: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def say(text: bytes) -> Result:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
+        return speak("-", "-o", tmp_path / "out.wav", "--json", "--force")
+
+    sentences = json.loads(done(say("One. Zwei für dich.".encode())).out)["sentences"]
+    assert [sentence["text"] for sentence in sentences] == ["One.", "Zwei für dich."]
+    assert "stdin is not UTF-8 (byte 1)" in error_of(say(b"a\xff"), 2)
+
+
+def test_saved_codes_are_sounded_again(speak: Cli, voice: Path, tmp_path: Path) -> None:
+    first, again, codes = (tmp_path / name for name in ("a.wav", "b.wav", "c.npz"))
+    done(speak("Hello.", "--voice", voice, "-o", first, "--save-codes", codes))
+    told = json.loads(done(speak("--codes", codes, "-o", again, "--json")).out)
+    assert again.read_bytes() == first.read_bytes()
+    assert told["file"] == str(again)
+
+
+def test_level_0_of_other_codes_can_be_taken(speak: Cli, voice: Path, tmp_path: Path) -> None:
+    whole, raised, other = (tmp_path / f"{i}.npz" for i in range(3))
+    done(speak("Hello.", "--voice", voice, "--save-codes", whole))
+    done(speak("Hello.", "--voice", voice, "--codes", whole, "--save-codes", raised))
+    np.testing.assert_array_equal(read_codes(raised).codes, read_codes(whole).codes)
+    done(speak("Goodbye.", "--codes", whole, "--save-codes", other))
+    np.testing.assert_array_equal(read_codes(other).codes[:, 0], read_codes(whole).codes[:, 0])
+    assert not np.array_equal(read_codes(other).codes, read_codes(whole).codes)
+
+
+def test_floats_are_written_where_asked(speak: Cli, tmp_path: Path) -> None:
+    out = tmp_path / "out.wav"
+    done(speak("Hello.", "-o", out, "--float"))
+    assert soundfile.info(out).subtype == "FLOAT"
+
+
+def test_nothing_is_clipped_silently(cli: Cli, gguf: Path, codec: Path, tmp_path: Path) -> None:
+    loud = tmp_path / "loud"
+    model = EncodecModel.from_pretrained(codec)
+    with torch.inference_mode():
+        for parameter in model.decoder.layers[-1].parameters():
+            parameter.mul_(1e4)
+    model.save_pretrained(loud)
+    out = tmp_path / "out.wav"
+    common = ["speak", gguf, "Hello.", "-o", out, "--codec", loud, "--force", *QUICK]
+    result = done(cli(*common, "--json"))
+    told = json.loads(result.out)
+    assert told["peak"] > 1
+    assert told["gain"] == pytest.approx(1 / told["peak"])
+    assert re.search(r"note: it would have been clipped, and is \d+\.\d dB quieter", result.err)
+    samples, _ = soundfile.read(out, dtype="int16")
+    assert np.abs(samples.astype(int)).max() == 32767
+    assert "beyond full scale" in done(cli(*common, "--float")).err
+    assert np.abs(soundfile.read(out)[0]).max() == pytest.approx(told["peak"], rel=1e-5)
+
+
+@pytest.mark.parametrize("task", ["vc", "ns", "sr"])
+def test_tasks_answer_a_recording_with_one_as_long(
+    speak: Cli, voice: Path, tmp_path: Path, task: str
+) -> None:
+    out, source = tmp_path / "out.wav", tmp_path / "source.wav"
+    soundfile.write(source, 0.1 * np.random.default_rng(5).standard_normal(RATE // 2), RATE)
+    said = ["Hello world.", "--voice", voice] if task == "vc" else []
+    done(speak(*said, "--task", task, "--source", source, "-o", out))
+    assert soundfile.info(out).frames == 38 * 320
+
+
+@pytest.mark.parametrize("named", [None, "encodec-24khz"], ids=["unknown", "encodec-24khz"])
+def test_a_codec_is_held_against_what_the_file_says(
+    cli: Cli, codec: Path, tmp_path: Path, named: str | None
+) -> None:
+    model, out = tmp_path / "model.gguf", tmp_path / "out.wav"
+    write_gguf(plan_conversion(golden_checkpoint("ar-nar-len"), codec=named), model)
+    common = ["speak", model, "Hello.", "-o", out, "--force", *QUICK]
+    done(cli(*common, "--codec", codec))
+    slow = tmp_path / "slow"
+    EncodecModel(
+        EncodecConfig(
+            upsampling_ratios=[8, 5, 4, 4],
+            num_filters=4,
+            hidden_size=16,
+            codebook_dim=16,
+            codebook_size=CODES,
+            target_bandwidths=[1.83],  # 8 levels of 6 bits, 38 times a second
+            num_lstm_layers=1,
+        )
+    ).save_pretrained(slow)
+    result = cli(*common, "--codec", slow)
+    if named is None:
+        done(result)  # levels and codes are all that such a file tells
+    else:
+        assert "24000 Hz and 37.5 frames a second, and the model was trained on" in error_of(
+            result, 2
+        )
+
+
+# ------------------------------------------------------------------------------ Ctrl-C
+
+
+def start(gguf: Path, codec: Path, out: Path, *options: str) -> subprocess.Popen[str]:
+    """The program in its own process, speaking a long text."""
+    text = " ".join(f"This is sentence number {i}." for i in range(400))
+    command = [sys.executable, "-m", "valle_convert", "speak", str(gguf), text, "-o", str(out)]
+    command += ["--codec", str(codec), "--language", "en", "--mode", "ar", *QUICK, *options]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def interrupt(process: subprocess.Popen[str], how: signal.Signals) -> str:
+    """Interrupt it when its second sentence is done."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("sentence 2:"):
+            break
+    process.send_signal(how)
+    _, rest = process.communicate(timeout=60)
+    return rest
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=lambda how: how.name)
+def test_an_interrupted_speech_leaves_nothing(
+    gguf: Path, codec: Path, tmp_path: Path, how: signal.Signals
+) -> None:
+    process = start(gguf, codec, tmp_path / "out.wav")
+    rest = interrupt(process, how)
+    assert process.returncode == 130, rest
+    assert "Traceback" not in rest
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=lambda how: how.name)
+def test_an_interrupted_speech_keeps_what_was_finished_where_asked(
+    gguf: Path, codec: Path, tmp_path: Path, how: signal.Signals
+) -> None:
+    out, codes = tmp_path / "out.wav", tmp_path / "out.npz"
+    process = start(gguf, codec, out, "--keep-partial", "--save-codes", str(codes))
+    rest = interrupt(process, how)
+    assert process.returncode == 130, rest
+    assert "Traceback" not in rest
+    whole = len(read_codes(codes).codes)
+    assert 2 * FRAMES <= whole < 400 * FRAMES
+    assert whole % FRAMES == 0
+    assert whole * 320 <= soundfile.info(out).frames < (whole + FRAMES) * 320
+
+
+def test_a_second_interrupt_aborts() -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    with _stop_on_interrupt(keep=True) as should_stop:
+        assert not should_stop()
+        signal.raise_signal(signal.SIGINT)
+        assert should_stop()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_terminal_shows_frames_seconds_and_the_real_time_factor(
+    gguf: Path, codec: Path, tmp_path: Path
+) -> None:
+    main, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (40, 160))
+    command = [sys.executable, "-m", "valle_convert", "speak", str(gguf), "Hello.", "--mode", "ar"]
+    command += ["-o", str(tmp_path / "o.wav"), "--codec", str(codec), "--threads", "1"]
+    environment = {**os.environ, "TQDM_MININTERVAL": "0"}
+    process = subprocess.Popen(
+        [*command, "--max-seconds", "8", "--temperature", "0"], stderr=terminal, env=environment
+    )
+    os.close(terminal)
+    shown = b""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            shown += os.read(main, 65_536)
+        except OSError:  # the other end is closed
+            break
+    assert process.wait(timeout=60) == 0
+    os.close(main)
+    text = shown.decode()
+    assert re.search(r"sentence 1, frames: .* of audio, \d+\.\d\d x real time", text)
+    assert "sentence 1, levels" in text
+
+
+# -------------------------------------------------------------------------------- refused
+
+
+def silent(folder: Path) -> Path:
+    path = folder / "silent.wav"
+    soundfile.write(path, np.zeros(RATE), RATE)
+    return path
+
+
+def no_audio(folder: Path) -> Path:
+    path = folder / "noise.wav"
+    path.write_bytes(os.urandom(5000))
+    return path
+
+
+Make = Callable[[Path], list[Any]]
+
+REFUSED: dict[str, tuple[Make, str]] = {
+    "nothing to say": (lambda _: ["..."], "nothing to say in the text '...'"),
+    "empty text": (lambda _: [""], "nothing to say"),
+    "phonemes without a sound": (lambda _: ["ˈː.", "--phonemes"], "nothing to say"),
+    "broken Unicode": (lambda _: ["a\udcff"], "no valid Unicode"),
+    "broken phonemes": (lambda _: ["a\udcff", "--phonemes"], "not valid Unicode"),
+    "silent voice": (lambda t: ["Hi.", "--voice", silent(t)], "There is no speech in"),
+    "voice that is no audio": (
+        lambda t: ["Hi.", "--voice", no_audio(t)],
+        "cannot be read as audio",
+    ),
+    "missing voice": (lambda t: ["Hi.", "--voice", t / "none.wav"], "no such file"),
+    "codes that are none": (
+        lambda t: ["--codes", shutil.copy(no_audio(t), t / "a.npz")],
+        "is no file of codes",
+    ),
+    "language": (lambda _: ["Hallo.", "--language", "nl"], "does not speak the language 'nl'"),
+    "script": (lambda _: ["Привет."], "the script Cyrillic"),
+    "too long": (lambda _: ["b" * 30_000, "--phonemes"], "made for 22750; give a shorter text"),
+    "temperature": (lambda _: ["Hi.", "--temperature", -1], "temperature is -1"),
+    "guidance": (lambda _: ["Hi.", "--guidance", "nan"], "guidance strength is nan"),
+    "seconds": (lambda _: ["Hi.", "--max-seconds", 0], "max-seconds is 0"),
+    "missing codec": (lambda t: ["Hi.", "--codec", t / "none"], "There is no codec folder"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_input_is_refused_in_a_sentence_and_leaves_nothing(
+    cli: Cli, gguf: Path, codec: Path, tmp_path: Path, name: str
+) -> None:
+    make, words = REFUSED[name]
+    out = tmp_path / "out" / "a.wav"
+    out.parent.mkdir()
+    arguments = make(tmp_path)
+    # The last of an option that is given twice counts.
+    result = cli("speak", gguf, "-o", out, "--codec", codec, *QUICK, *arguments)
+    message = error_of(result, 2)
+    assert words in message
+    assert message.endswith((".", ")"))
+    assert list(out.parent.iterdir()) == []
+
+
+def test_files_that_are_no_valle_are_refused(
+    cli: Cli, gguf: Path, codec: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.wav"
+    garbage, cut = tmp_path / "garbage.gguf", tmp_path / "cut.gguf"
+    garbage.write_bytes(os.urandom(5000))
+    cut.write_bytes(gguf.read_bytes()[:100_000])
+    other = tmp_path / "gemma.gguf"
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(other, "gemma")
+    writer.add_tensor("token_embd.weight", np.zeros((8, 64), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    for path in (garbage, cut, other, tmp_path / "none.gguf", tmp_path):
+        for command in (["speak", path, "Hi.", "-o", out], ["transcribe", path, out]):
+            assert str(path) in error_of(cli(*command, "--codec", codec), 2)
+    assert not out.exists()
+
+
+def test_a_codec_of_other_codes_is_refused(cli: Cli, gguf: Path, tmp_path: Path) -> None:
+    large = save_codec(tmp_path / "large", codebook_size=128)
+    result = cli("speak", gguf, "Hi.", "-o", tmp_path / "o.wav", "--codec", large)
+    assert "8 levels of 128 codes, and the model was trained on 8 levels of 64" in error_of(
+        result, 2
+    )
+
+
+def test_a_model_of_another_codec_speaks_codes_only(cli: Cli, tmp_path: Path) -> None:
+    model, out = tmp_path / "model.gguf", tmp_path / "out.npz"
+    write_gguf(plan_conversion(golden_checkpoint("ar-nar-len"), codec="dac-44khz"), model)
+    refused = cli("speak", model, "Hi.", "-o", tmp_path / "o.wav", *QUICK)
+    assert "speaks codes of dac-44khz, and this program can only sound" in error_of(refused, 2)
+    done(cli("speak", model, "Hi.", "--save-codes", out, *QUICK))
+    assert read_codes(out).codec.name == "dac-44khz"
+
+
+def test_a_mode_that_the_model_lacks_is_refused(
+    cli: Cli, converted: Convert, tmp_path: Path
+) -> None:
+    model, out = converted("single-classifier", "f32"), tmp_path / "o.npz"
+    result = cli("speak", model, "Hi.", "--save-codes", out, *QUICK, "--mode", "nar-len")
+    assert "use the mode ar" in error_of(result, 2)
+
+
+def test_outputs_are_not_overwritten_unasked(speak: Cli, voice: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.wav"
+    out.write_bytes(b"mine")
+    assert "--force to replace it" in error_of(speak("Hi.", "-o", out), 2)
+    assert out.read_bytes() == b"mine"
+    done(speak("Hi.", "-o", out, "--force"))
+    copy = tmp_path / "voice.flac"
+    shutil.copy(voice, copy)
+    lost = speak("Hi.", "--voice", copy, "-o", copy, "--force")
+    assert "is the input file itself" in error_of(lost, 2)
+    assert copy.read_bytes() == voice.read_bytes()
+    assert "does not exist" in error_of(speak("Hi.", "-o", tmp_path / "no" / "o.wav"), 2)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["Hi."],
+        ["-o", "o.wav"],
+        ["Hi.", "-o", "o.wav", "--source", "a.wav"],
+        ["Hi.", "-o", "o.wav", "--save-codes", "o.wav"],
+        ["--codes", "a.npz"],
+        ["--codes", "a.npz", "--save-codes", "b.npz"],
+        ["--task", "ns", "-o", "o.wav"],
+        ["--task", "ns", "--source", "a.wav", "--voice", "b.wav", "-o", "o.wav"],
+        ["--task", "vc", "--source", "a.wav", "-o", "o.wav"],
+        ["Hi.", "-o", "o.wav", "--mode", "best"],
+        ["Hi.", "-o", "o.wav", "--steps", "0"],
+        ["Hi.", "-o", "o.wav", "--threads", "0"],
+    ],
+    ids=" ".join,
+)
+def test_what_does_not_go_together_is_wrong_usage(
+    cli: Cli, gguf: Path, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = cli("speak", gguf, *arguments)
+    assert result.code == 2
+    assert "Invalid value" in result.err
+    assert "Traceback" not in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("module", ["soundfile", "transformers", "phonemizer", "espeakng_loader"])
+def test_a_missing_package_is_named_with_its_remedy(
+    gguf: Path, codec: Path, voice: Path, tmp_path: Path, module: str
+) -> None:
+    arguments = ["speak", gguf, "Hi.", "--voice", voice, "-o", tmp_path / "o.wav"]
+    code = (
+        f"import sys\nsys.modules[{module!r}] = None\n"
+        f"sys.argv = {['valle-convert', *map(str, [*arguments, '--codec', codec, *QUICK])]!r}\n"
+        "from valle_convert.cli import main\nmain()"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    message = error_of(Result(result.returncode, result.stdout, result.stderr), 3)
+    assert f"needs the Python package {module}" in message
+    assert "pip install 'valle-convert[speech]'" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_network_the_hub_is_named_with_what_to_do(gguf: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "valle_convert", "speak", str(gguf), "Hi."]
+    command += ["-o", str(tmp_path / "o.wav"), *QUICK]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    done_ = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    message = error_of(Result(done_.returncode, done_.stdout, done_.stderr), 3)
+    assert "hf download facebook/encodec_24khz --local-dir" in message
+    assert not (tmp_path / "o.wav").exists()

@@ -1,0 +1,452 @@
+"""What decoders do beyond the golden cases: ends, interruption, prefixes, guidance, tasks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from golden_models import SPEAKING, Golden, OpenNetwork, read_golden
+from hypothesis import given
+from hypothesis import strategies as st
+
+from valle_convert.decode import (
+    GREEDY,
+    ArOptions,
+    Guidance,
+    LengthOptions,
+    MaskedOptions,
+    NarOptions,
+    Prefix,
+    SamplingOptions,
+    SpeechOptions,
+    TranscribeOptions,
+    choose_mode,
+    decode_ar,
+    decode_masked,
+    decode_nar,
+    decode_speech,
+    decode_transcript,
+    frames_for,
+)
+from valle_convert.decode.masked import _n_hidden
+from valle_convert.errors import InputError
+from valle_convert.model.inputs import assemble, transcript_segments
+from valle_convert.model.spec import EOS_PHONEME
+from valle_convert.network import Network
+from valle_convert.progress import Advance
+
+FOLDER = "ar-nar-len"
+GREEDY_AR = ArOptions(GREEDY, max_frames=40)
+QUICK = SpeechOptions(
+    ar=GREEDY_AR,
+    masked=MaskedOptions(4, GREEDY),
+    length=LengthOptions(min_frames=6, max_frames=12),
+)
+
+
+@pytest.fixture
+def network(open_network: OpenNetwork) -> Network:
+    return open_network(FOLDER)
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    return read_golden(FOLDER)
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def after(n: int) -> Callable[[], bool]:
+    """Says stop at the question after the n-th."""
+    left = iter(range(n))
+    return lambda: next(left, None) is None
+
+
+class Watcher:
+    """A `Progress` that remembers how far each piece of work came."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int, int]] = []
+
+    @contextmanager
+    def __call__(self, label: str, total: int, unit: str) -> Iterator[Advance]:
+        del unit
+        done = 0
+
+        def advance(n: int) -> None:
+            nonlocal done
+            done += n
+
+        yield advance
+        self.seen.append((label, done, total))
+
+
+# ------------------------------------------------------------------------------- the AR
+
+
+def test_interrupted_ar_keeps_the_frames_so_far(network: Network, golden: Golden) -> None:
+    result = decode_ar(network, golden.condition, GREEDY_AR, rng(), should_stop=after(7))
+    assert result.end == "interrupted"
+    np.testing.assert_array_equal(result.codes, golden["gen.ar"][:7])
+
+
+def test_ar_with_no_room_for_a_frame_gives_none(network: Network, golden: Golden) -> None:
+    result = decode_ar(network, golden.condition, ArOptions(GREEDY, max_frames=0), rng())
+    assert (len(result.codes), result.end) == (0, "limit")
+
+
+@pytest.mark.parametrize("folder", SPEAKING)
+def test_ar_continues_a_prefix_as_if_it_had_spoken_it(
+    open_network: OpenNetwork, folder: str
+) -> None:
+    golden = read_golden(folder)
+    spoken = golden["gen.ar"][:11]
+    rest = ArOptions(GREEDY, max_frames=40 - len(spoken))
+    result = decode_ar(open_network(folder), golden.condition, rest, rng(), prefix=spoken)
+    np.testing.assert_array_equal(result.codes, golden["gen.ar"][11:])
+
+
+def test_ar_guidance_of_strength_1_changes_nothing(network: Network, golden: Golden) -> None:
+    options = replace(GREEDY_AR, guidance=Guidance(cfg_strength=1.0, cfg_rescale=0.0))
+    result = decode_ar(network, golden.condition, options, rng())
+    np.testing.assert_array_equal(result.codes, golden["gen.ar"])
+
+
+def test_ar_guidance_counts_and_strength_0_is_off(network: Network, golden: Golden) -> None:
+    strong = decode_ar(network, golden.condition, replace(GREEDY_AR, guidance=Guidance(3.0)), rng())
+    off = decode_ar(network, golden.condition, replace(GREEDY_AR, guidance=Guidance(0.0)), rng())
+    np.testing.assert_array_equal(off.codes, golden["gen.ar"])
+    assert not np.array_equal(strong.codes, golden["gen.ar"])
+
+
+def test_a_seed_gives_the_same_codes_again_and_another_seed_others(
+    network: Network, golden: Golden
+) -> None:
+    options = ArOptions(max_frames=30)
+    first, again, other = (
+        decode_ar(network, golden.condition, options, rng(seed)).codes for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_a_huge_repetition_penalty_makes_greedy_codes_differ(
+    network: Network, golden: Golden
+) -> None:
+    assert len(np.unique(golden["gen.ar"][:20])) < 20
+    options = ArOptions(SamplingOptions(temperature=0, repetition_penalty=1e6), max_frames=20)
+    codes = decode_ar(network, golden.condition, options, rng()).codes
+    assert len(np.unique(codes)) == len(codes)
+
+
+# --------------------------------------------------------------------------- NAR levels
+
+
+def test_interrupted_nar_keeps_the_levels_so_far(network: Network, golden: Golden) -> None:
+    result = decode_nar(
+        network, golden.condition, golden["gen.ar"], NarOptions(), rng(), should_stop=after(3)
+    )
+    assert result.end == "interrupted"
+    np.testing.assert_array_equal(result.codes, golden["gen.ar_nar"][:, :4])
+
+
+def test_nar_stops_at_the_wanted_level(network: Network, golden: Golden) -> None:
+    options = NarOptions(max_levels=2)
+    result = decode_nar(network, golden.condition, golden["gen.ar"], options, rng())
+    np.testing.assert_array_equal(result.codes, golden["gen.ar_nar"][:, :3])
+
+
+def test_nar_of_no_frames_is_no_frames(network: Network, golden: Golden) -> None:
+    nothing = np.zeros(0, np.int32)
+    result = decode_nar(network, golden.condition, nothing, NarOptions(), rng())
+    assert result.codes.shape == (0, 8)
+
+
+def test_nar_continues_a_prefix_as_if_it_had_spoken_it(network: Network, golden: Golden) -> None:
+    spoken = golden["gen.ar_nar"]
+    result = decode_nar(
+        network, golden.condition, spoken[10:, 0], NarOptions(), rng(), prefix=spoken[:10]
+    )
+    np.testing.assert_array_equal(result.codes, spoken[10:])
+
+
+# ---------------------------------------------------------------------------- demasking
+
+
+@given(n_frames=st.integers(1, 2000), n_steps=st.integers(1, 100))
+def test_demasking_hides_everything_first_and_fewer_frames_each_step(
+    n_frames: int, n_steps: int
+) -> None:
+    times = [step / max(n_steps - 1, 1) for step in range(n_steps)]
+    hidden = [_n_hidden(time, n_frames, step) for step, time in enumerate(times)]
+    assert hidden[0] == n_frames
+    assert all(later <= earlier for earlier, later in pairwise(hidden))
+    assert min(hidden) >= 1
+
+
+def test_demasking_interrupted_after_a_step_is_a_whole_draft(
+    network: Network, golden: Golden
+) -> None:
+    options = MaskedOptions(8, GREEDY)
+    result = decode_masked(network, golden.condition, 24, options, rng(), should_stop=after(1))
+    assert result.end == "interrupted"
+    assert result.codes.shape == (24,)
+    assert result.codes.max() < network.model.config.codebook_size
+
+
+def test_demasking_interrupted_before_a_step_is_nothing(network: Network, golden: Golden) -> None:
+    options = MaskedOptions(8, GREEDY)
+    result = decode_masked(network, golden.condition, 24, options, rng(), should_stop=after(0))
+    assert (len(result.codes), result.end) == (0, "interrupted")
+
+
+def test_demasking_in_one_step_is_the_best_code_of_a_masked_pass(
+    network: Network, golden: Golden
+) -> None:
+    one = decode_masked(network, golden.condition, 24, MaskedOptions(1, GREEDY), rng())
+    first_of_many = decode_masked(
+        network, golden.condition, 24, MaskedOptions(8, GREEDY), rng(), should_stop=after(1)
+    )
+    np.testing.assert_array_equal(one.codes, first_of_many.codes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"annealed_guidance": True}, {"score_hidden_only": True}],
+    ids=["annealed-guidance", "score-hidden-only"],
+)
+def test_the_options_of_demasking_count(
+    network: Network, golden: Golden, change: dict[str, bool]
+) -> None:
+    options = MaskedOptions(8, GREEDY, Guidance(3.0))
+    codes = [
+        decode_masked(network, golden.condition, 24, chosen, rng()).codes
+        for chosen in (options, replace(options, **change))
+    ]
+    assert not np.array_equal(*codes)
+
+
+def test_the_temperature_of_demasking_falls_to_argmax(network: Network, golden: Golden) -> None:
+    hot = MaskedOptions(1, SamplingOptions(temperature=50.0))
+    drawn = [decode_masked(network, golden.condition, 24, hot, rng(seed)).codes for seed in (1, 2)]
+    assert not np.array_equal(*drawn)
+
+
+def test_guidance_of_demasking_is_never_weaker_than_its_minimum(
+    network: Network, golden: Golden
+) -> None:
+    weak, least = (
+        decode_masked(
+            network, golden.condition, 24, MaskedOptions(4, GREEDY, Guidance(strength)), rng()
+        ).codes
+        for strength in (0.0, 2.5)
+    )
+    np.testing.assert_array_equal(weak, least)
+
+
+def test_demasking_hears_the_prefix(network: Network, golden: Golden) -> None:
+    options = MaskedOptions(4, GREEDY)
+    without = decode_masked(network, golden.condition, 24, options, rng()).codes
+    behind = decode_masked(
+        network, golden.condition, 24, options, rng(), prefix=golden["in.resp"][:, 0]
+    ).codes
+    assert behind.shape == (24,)
+    assert not np.array_equal(without, behind)
+
+
+# ------------------------------------------------------------------------------- length
+
+
+@pytest.mark.parametrize(
+    ("said", "frames"), [(0, 78), (75, 78), (200, 210), (900, 900), (9_711_118_561, 900)]
+)
+def test_a_duration_is_at_least_a_second_padded_and_at_most_the_limit(
+    said: int, frames: int
+) -> None:
+    assert frames_for(said, LengthOptions()) == frames
+
+
+# ------------------------------------------------------------------------------- speech
+
+
+def test_auto_takes_demasking_where_the_model_has_durations(open_network: OpenNetwork) -> None:
+    assert choose_mode(open_network("ar-nar-len").model) == "nar-len"
+    assert choose_mode(open_network("ar-nar-len").model, "ar") == "ar"
+    assert choose_mode(open_network("single-classifier").model) == "ar"
+
+
+def test_a_mode_that_the_model_cannot_do_is_refused(open_network: OpenNetwork) -> None:
+    with pytest.raises(InputError, match=r"nar-len.*ar, nar, lang; use the mode ar"):
+        choose_mode(open_network("single-classifier").model, "nar-len")
+
+
+def test_speech_in_the_mode_ar_is_ar_and_then_nar(network: Network, golden: Golden) -> None:
+    watcher = Watcher()
+    options = replace(QUICK, mode="ar")
+    speech = decode_speech(network, golden.condition, options, rng(), progress=watcher)
+    np.testing.assert_array_equal(speech.codes, golden["gen.ar_nar"])
+    assert (speech.mode, speech.end) == ("ar", "limit")
+    assert speech.seconds.level_0 > 0
+    assert speech.seconds.levels > 0
+    assert watcher.seen == [("frames", 40, 40), ("levels", 7, 7)]
+
+
+def test_speech_by_demasking_is_as_long_as_the_model_says(network: Network, golden: Golden) -> None:
+    watcher = Watcher()
+    speech = decode_speech(network, golden.condition, QUICK, rng(), progress=watcher)
+    # The model says 1119 frames, and 12 is the limit.
+    assert speech.codes.shape == (12, 8)
+    assert (speech.mode, speech.end) == ("nar-len", "limit")
+    assert speech.seconds.length > 0
+    assert watcher.seen == [("steps", 4, 4), ("levels", 7, 7)]
+
+
+def test_speech_of_a_given_length_is_whole(network: Network, golden: Golden) -> None:
+    speech = decode_speech(network, golden.condition, QUICK, rng(), n_frames=12)
+    assert (len(speech.codes), speech.end) == (12, "stop")
+
+
+def test_speech_interrupted_in_level_0_has_that_level_only(
+    network: Network, golden: Golden
+) -> None:
+    options = replace(QUICK, mode="ar")
+    speech = decode_speech(network, golden.condition, options, rng(), should_stop=after(5))
+    assert speech.end == "interrupted"
+    np.testing.assert_array_equal(speech.codes, golden["gen.ar_nar"][:5, :1])
+
+
+@pytest.mark.parametrize("mode", ["ar", "nar-len"])
+@pytest.mark.parametrize("task", ["ns", "sr"])
+def test_noise_tasks_answer_at_the_length_of_the_recording(
+    network: Network, golden: Golden, task: str, mode: str
+) -> None:
+    condition = replace(golden.condition, task=task)
+    options = replace(QUICK, mode=mode)
+    codes = decode_speech(network, condition, options, rng()).codes
+    plain = decode_speech(
+        network, golden.condition, options, rng(), n_frames=len(golden["in.prom"])
+    ).codes
+    assert len(codes) == len(golden["in.prom"])
+    assert not np.array_equal(codes, plain)
+
+
+def test_noise_tasks_without_a_recording_are_refused(network: Network, golden: Golden) -> None:
+    condition = replace(golden.condition, task="ns", prompt=None)
+    with pytest.raises(InputError, match="ns works on a recording"):
+        decode_speech(network, condition, QUICK, rng())
+
+
+def test_voice_conversion_follows_the_recording_it_starts_from(
+    network: Network, golden: Golden
+) -> None:
+    # With the recording shown in every step and none of it masked, what is drawn depends on it.
+    masked = MaskedOptions(4, GREEDY, vc_threshold=2.0, vc_mask_p=0.0)
+    options = replace(QUICK, masked=masked)
+    sources = [golden["in.resp"][:, 0], golden["in.resp"][::-1, 0]]
+    codes = [
+        decode_speech(network, golden.condition, options, rng(), source=source).codes
+        for source in sources
+    ]
+    assert [len(one) for one in codes] == [len(source) for source in sources]
+    assert not np.array_equal(*codes)
+
+
+def test_voice_conversion_with_every_code_masked_is_plain_demasking(
+    network: Network, golden: Golden
+) -> None:
+    masked = MaskedOptions(4, GREEDY, vc_threshold=2.0, vc_mask_p=1.0)
+    options = replace(QUICK, masked=masked)
+    source = golden["in.resp"][:, 0]
+    converted = decode_speech(network, golden.condition, options, rng(), source=source)
+    plain = decode_speech(network, golden.condition, options, rng(), n_frames=len(source))
+    np.testing.assert_array_equal(converted.codes, plain.codes)
+
+
+def test_voice_conversion_by_the_ar_is_refused(network: Network, golden: Golden) -> None:
+    options = replace(QUICK, mode="ar")
+    with pytest.raises(InputError, match="only the mode nar-len"):
+        decode_speech(network, golden.condition, options, rng(), source=golden["in.resp"][:, 0])
+
+
+def test_a_prefix_stands_in_front_of_text_and_speech(network: Network, golden: Golden) -> None:
+    condition = golden.condition
+    phonemes = np.asarray(condition.phonemes)
+    # The text cut in two: the first part as prefix gives the whole text again.
+    cut = 12
+    first = np.append(phonemes[:cut], EOS_PHONEME)
+    second = np.insert(phonemes[cut:], 0, 1)
+    prefix = Prefix(first, golden["gen.ar_nar"][:9])
+    np.testing.assert_array_equal(prefix.extend(second), phonemes)
+    options = replace(QUICK, mode="ar", ar=ArOptions(GREEDY, max_frames=31))
+    speech = decode_speech(
+        network, replace(condition, phonemes=second), options, rng(), prefix=prefix
+    )
+    np.testing.assert_array_equal(speech.codes, golden["gen.ar_nar"][9:])
+
+
+@pytest.mark.parametrize("mode", ["ar", "nar-len"])
+def test_a_text_too_long_for_the_model_is_refused(
+    network: Network, golden: Golden, mode: str
+) -> None:
+    condition = replace(golden.condition, phonemes=np.full(30_000, 5))
+    with pytest.raises(InputError, match=r"30\d\d\d elements.*made for 22750"):
+        decode_speech(network, condition, replace(QUICK, mode=mode), rng())
+
+
+# --------------------------------------------------------------------- speech to phonemes
+
+
+@pytest.mark.parametrize("folder", SPEAKING)
+def test_a_transcript_is_what_running_the_whole_sequence_each_time_gives(
+    open_network: OpenNetwork, folder: str
+) -> None:
+    network, golden = open_network(folder), read_golden(folder)
+    speech, language = golden["in.resp"], golden.condition.language
+    transcript = decode_transcript(network, speech, language, TranscribeOptions(25))
+    expected = [1]
+    while len(expected) <= 25:
+        segments = transcript_segments(network.model, speech, np.array(expected), language)
+        inputs = assemble(network.model, segments, network.look_up)
+        network.reset()
+        logits = network.step(inputs.embeddings, inputs.positions, head="stt", outputs=[-1])
+        expected.append(int(np.argmax(logits)))
+        if expected[-1] == EOS_PHONEME:
+            break
+    ended = expected[-1] == EOS_PHONEME
+    assert list(transcript.phonemes) == (expected[1:-1] if ended else expected[1:])
+    assert transcript.end == ("stop" if ended else "limit")
+
+
+def test_an_interrupted_transcript_keeps_the_phonemes_so_far(
+    network: Network, golden: Golden
+) -> None:
+    options = TranscribeOptions(10)
+    whole = decode_transcript(network, golden["in.resp"], 2, options)
+    part = decode_transcript(network, golden["in.resp"], 2, options, should_stop=after(4))
+    assert part.end == "interrupted"
+    assert part.phonemes == whole.phonemes[:4]
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: SamplingOptions(temperature=-1),
+        lambda: SamplingOptions(temperature=math.nan),
+        lambda: SamplingOptions(top_p=1.5),
+        lambda: SamplingOptions(repetition_penalty=0),
+        lambda: Guidance(cfg_strength=-1),
+        lambda: Guidance(cfg_rescale=2),
+        lambda: MaskedOptions(max_steps=0),
+        lambda: LengthOptions(duration_padding=0),
+    ],
+)
+def test_options_out_of_range_are_refused_with_their_value(build: Callable[[], object]) -> None:
+    with pytest.raises(InputError, match=r"is (-1|nan|1\.5|0|2), where"):
+        build()

@@ -1,0 +1,126 @@
+"""Phonemes by real espeak-ng."""
+
+from __future__ import annotations
+
+import builtins
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from valle_convert.errors import EnvironmentFault, InputError
+from valle_convert.extras import require
+from valle_convert.text import check_phonemes, to_phonemes, unknown_phonemes
+from valle_convert.text.phonemes import VOICES
+from valle_convert.tokenizer.choose import BUILT_IN, open_tokenizer
+from valle_convert.tokenizer.oracle import Setting
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "phonemes"),
+    [
+        ("en", "Hello, world! It's 5 o'clock.", "həlˈoʊ, wˈɜːld! ɪts fˈaɪv əklˈɑːk."),
+        ("de", "Guten Tag.", "ɡˈuːtən tˈɑːk."),
+        ("fr", "Ça va, l'été ?", "sa vˈa, letˈe ?"),
+        ("ko", "안녕하세요, 세계!", "ˈɐnnjʌŋhˌɐsejˌo, sˈeqje!"),
+        ("ja", "いいてんきですね。", "ˌiːte̞ŋkˌide̞sˈɯᵝne̞"),
+        ("zh", "你好，世界。", "niˉχˈɑuˉ s.ˈi._ tɕˈiɛ_"),
+    ],
+)
+def test_text_becomes_ipa_with_stress_and_punctuation(
+    language: str, text: str, phonemes: str
+) -> None:
+    assert to_phonemes(text, language) == phonemes
+
+
+def test_kanji_are_read_as_the_hiragana_that_they_stand_for() -> None:
+    assert to_phonemes("天気", "ja") == to_phonemes("てんき", "ja")
+
+
+def test_chinese_tones_are_marks_and_no_digits() -> None:
+    phonemes = to_phonemes("妈麻马骂吗，你好，世界。", "zh")
+    assert not set("12345") & set(phonemes)
+    assert len(set("ˇˉˊˋ_") & set(phonemes)) > 1
+
+
+def test_words_of_another_language_leave_no_flags() -> None:
+    phonemes = to_phonemes("Er sagte rendez-vous und New York, c'est la vie.", "de")
+    assert "(" not in phonemes
+
+
+def test_white_space_and_control_characters_only_part_words() -> None:
+    assert to_phonemes("Hello\n\tbig\x00world.", "en") == to_phonemes("Hello big world.", "en")
+
+
+def test_decomposed_letters_are_read_as_composed_ones() -> None:
+    assert to_phonemes("fu\u0308nf", "de") == to_phonemes("fünf", "de")
+
+
+@pytest.mark.parametrize("text", ["", "   ", "...", "\x00", "?!", "—", "「」"])
+@pytest.mark.parametrize("language", list(VOICES))
+def test_text_with_nothing_to_say_is_refused(text: str, language: str) -> None:
+    with pytest.raises(InputError, match="nothing to say"):
+        to_phonemes(text, language)
+
+
+def test_marks_alone_are_no_phonemes() -> None:
+    with pytest.raises(InputError, match="nothing to say"):
+        check_phonemes("ˈˌː. ˇ_")
+
+
+def test_an_unsupported_language_is_refused_with_those_that_are() -> None:
+    with pytest.raises(InputError, match=r"'tlh' is not supported.*en, de, fr, ja, zh, ko"):
+        to_phonemes("nuqneH", "tlh")
+
+
+def test_half_a_surrogate_pair_is_refused() -> None:
+    with pytest.raises(InputError, match="no valid Unicode"):
+        to_phonemes("a\ud800b", "en")
+
+
+@settings(deadline=None, max_examples=60)
+@given(text=st.text(max_size=60), language=st.sampled_from(list(VOICES)))
+def test_any_text_gives_phonemes_or_is_refused(text: str, language: str) -> None:
+    try:
+        phonemes = to_phonemes(text, language)
+    except InputError:
+        return
+    assert phonemes == phonemes.strip()
+    check_phonemes(phonemes)
+
+
+def test_unknown_phonemes_are_told_once_each_and_in_order() -> None:
+    oracle = open_tokenizer(BUILT_IN).oracle()
+    setting = Setting(add_special=True, parse_special=False)
+
+    def tokenize(phonemes: str) -> list[int]:
+        return oracle.encode_batch([phonemes], setting)[0]
+
+    assert unknown_phonemes("həlˈoʊ €¥ w€ld", tokenize) == ["€", "¥"]
+    assert unknown_phonemes(to_phonemes("Hello world.", "en"), tokenize) == []
+
+
+def test_a_missing_package_is_named_with_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "pykakasi", None)
+    with pytest.raises(EnvironmentFault, match=r"Reading kanji needs .*pykakasi.*\[speech\]"):
+        require("pykakasi", "Reading kanji")
+
+
+def test_a_library_that_does_not_load_is_told_like_a_missing_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = builtins.__import__
+
+    def refuse(name: str, *args: object, **kwargs: object) -> object:
+        if name == "_soundfile":
+            raise OSError("cannot load library 'libsndfile.so'")
+        return real(name, *args, **kwargs)  # type: ignore[arg-type]
+
+    for name in ("soundfile", "_soundfile"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(EnvironmentFault, match=r"soundfile.*cannot load library"):
+        require("soundfile", "Reading audio files")

@@ -1,0 +1,25 @@
+"""Sound and codes: `files` reads and writes audio, `codec` turns it into codes and back.
+
+`codes` keeps codes in a file, `voice` makes a prompt of a recording.
+"""
+
+from valle_convert.audio.codec import AudioCodec, EncodecCodec, check_codec_fits, open_codec
+from valle_convert.audio.codes import SavedCodes, read_codes, write_codes
+from valle_convert.audio.files import Audio, WrittenAudio, read_audio, write_wav
+from valle_convert.audio.voice import fit_prompt, prompt_audio
+
+__all__ = [
+    "Audio",
+    "AudioCodec",
+    "EncodecCodec",
+    "SavedCodes",
+    "WrittenAudio",
+    "check_codec_fits",
+    "fit_prompt",
+    "open_codec",
+    "prompt_audio",
+    "read_audio",
+    "read_codes",
+    "write_codes",
+    "write_wav",
+]

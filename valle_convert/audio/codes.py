@@ -1,0 +1,185 @@
+"""Codes of some speech in a `.npz` file, so that they can be kept, exchanged and decoded again.
+
+The file holds numpy arrays only: `codes` [frames, levels], and what they are codes of. Nothing
+in it is ever unpickled, and a file that would unpack to more than it may is refused unread.
+"""
+
+from __future__ import annotations
+
+import io
+import lzma
+import math
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.errors import InputError
+from valle_convert.files import atomic_output, describe_os_error
+from valle_convert.model.spec import Codec, ModelConfig
+
+FORMAT_VERSION = 1
+
+#: Five hours of eight levels; what it would unpack to is checked before anything is.
+_MAX_BYTES = 64 << 20
+#: What zipfile, its decompressors and numpy say to damaged files; RuntimeError is a password.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    SyntaxError,
+    tokenize.TokenError,
+    TypeError,
+    ValueError,
+)
+_ENTRIES = ("format_version", "codes", "codec", "codebook_size", "sample_rate", "frame_rate")
+
+
+@dataclass(frozen=True, eq=False)
+class SavedCodes:
+    """Codes with what is needed to decode them.
+
+    Attributes:
+        codes: [frames, levels], int32.
+        codec: which codec they belong to, with its rates.
+        codebook_size: all codes are below this.
+    """
+
+    codes: NDArray[np.int32]
+    codec: Codec
+    codebook_size: int
+
+
+def write_codes(
+    path: Path, saved: SavedCodes, *, force: bool = False, sources: Iterable[Path] = ()
+) -> None:
+    """Write a file of codes, or leave nothing.
+
+    Raises:
+        InputError, EnvironmentFault: as `files.atomic_output`.
+    """
+    with atomic_output(path, force=force, sources=sources) as file:
+        np.savez_compressed(
+            file,
+            format_version=np.int64(FORMAT_VERSION),
+            codes=saved.codes.astype(np.int32),
+            codec=np.str_(saved.codec.name),
+            codebook_size=np.int64(saved.codebook_size),
+            sample_rate=np.int64(saved.codec.sample_rate),
+            frame_rate=np.float64(saved.codec.frame_rate),
+        )
+
+
+def read_codes(path: Path, config: ModelConfig | None = None) -> SavedCodes:
+    """Read a file of codes.
+
+    Args:
+        path: of the file.
+        config: of the model that they are for; None for any.
+
+    Raises:
+        InputError: it is no such file, is damaged, or its codes are not the model's.
+    """
+    try:
+        entries = _read_entries(path)
+    except OSError as error:
+        raise InputError(
+            f"The file of codes {path} cannot be opened: {describe_os_error(error)}."
+        ) from error
+    except _DAMAGED as error:
+        raise InputError(
+            f"{path} is no file of codes ({error}); one is written with --save-codes."
+        ) from error
+    saved = _checked(path, entries)
+    if config is not None:
+        check_codes_fit(saved, config, str(path))
+    return saved
+
+
+def check_codes_fit(saved: SavedCodes, config: ModelConfig, where: str) -> None:
+    """Refuse codes that are not of the model's codec.
+
+    Raises:
+        InputError: levels, codebook or codec differ.
+    """
+    found = (saved.codes.shape[1], saved.codebook_size)
+    expected = (config.n_levels, config.codebook_size)
+    if found != expected:
+        raise InputError(
+            f"{where} has codes of {found[0]} levels with {found[1]} codes each, and the model's "
+            f"are {expected[0]} levels of {expected[1]}; encode the recording again, with the "
+            "model's codec."
+        )
+    names = {saved.codec.name, config.codec.name}
+    if len(names) > 1 and "unknown" not in names:
+        raise InputError(
+            f"{where} has codes of {saved.codec.name}, and the model speaks {config.codec.name}; "
+            "encode the recording again, with the model's codec."
+        )
+
+
+def _read_entries(path: Path) -> dict[str, NDArray[Any]]:
+    with path.open("rb") as raw, zipfile.ZipFile(raw) as archive:
+        sizes = {item.filename: item.file_size for item in archive.infolist()}
+        wanted = {f"{name}.npy" for name in _ENTRIES}
+        if missing := sorted(wanted - set(sizes)):
+            raise ValueError(f"it has no {', '.join(missing)}")
+        if sum(sizes[name] for name in wanted) > _MAX_BYTES:
+            raise ValueError(f"it would unpack to more than {_MAX_BYTES:,} bytes")
+        return {name: _read_array(archive.read(f"{name}.npy")) for name in _ENTRIES}
+
+
+def _read_array(data: bytes) -> NDArray[Any]:
+    """A stored array, if it is as long as its header says: numpy would make room first."""
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    if version != (1, 0):
+        raise ValueError(f"it has an array of the format {version[0]}.{version[1]}")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
+        raise ValueError("it has an array that is not as long as its header says")
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _checked(path: Path, entries: dict[str, NDArray[Any]]) -> SavedCodes:
+    codes = entries["codes"]
+    scalars = {name: entries[name] for name in _ENTRIES if name != "codes"}
+    kinds = {"codec": "U", "frame_rate": "f"}
+    for name, value in scalars.items():
+        if value.shape != () or value.dtype.kind != kinds.get(name, "i"):
+            raise InputError(f"{path}: {name} is no single value of its type; the file is damaged.")
+    version = int(scalars["format_version"])
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{path} is a file of codes of version {version}, and this program reads "
+            f"{FORMAT_VERSION}; update it, or write the file again."
+        )
+    size = int(scalars["codebook_size"])
+    sample_rate, frame_rate = int(scalars["sample_rate"]), float(scalars["frame_rate"])
+    if codes.ndim != 2 or codes.dtype.kind != "i" or 0 in codes.shape:
+        raise InputError(
+            f"{path}: codes are {codes.dtype} {list(codes.shape)}, where integers [frames, levels] "
+            "are expected."
+        )
+    if codes.min() < 0 or codes.max() >= size:
+        raise InputError(
+            f"{path} has codes from {codes.min()} to {codes.max()}, where 0 to {size - 1} is "
+            "expected; the file is damaged."
+        )
+    if not (0 <= sample_rate <= 1_000_000 and 0 <= frame_rate <= 100_000):
+        raise InputError(
+            f"{path}: {sample_rate} Hz and {frame_rate} frames a second are no rates of speech."
+        )
+    codec = Codec(str(scalars["codec"]), sample_rate, frame_rate)
+    return SavedCodes(codes.astype(np.int32), codec, size)

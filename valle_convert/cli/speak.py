@@ -1,0 +1,579 @@
+"""`valle-convert speak GGUF TEXT` and `valle-convert transcribe GGUF SPEECH`."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from valle_convert.cli import console
+from valle_convert.cli.options import ForceOption, JsonOption
+from valle_convert.errors import EXIT_INTERRUPTED, InputError
+from valle_convert.progress import Advance
+
+if TYPE_CHECKING:
+    from valle_convert.audio import WrittenAudio
+    from valle_convert.speak import Heard, Piece, Speaker, SpeakOptions, Spoken
+
+ModeChoice = Literal["auto", "ar", "nar-len"]
+TaskChoice = Literal["tts", "vc", "ns", "sr"]
+
+GgufArgument = Annotated[
+    Path,
+    typer.Argument(metavar="GGUF", help="A converted file, quantized or not.", show_default=False),
+]
+CodecOption = Annotated[
+    str | None,
+    typer.Option(
+        "--codec",
+        metavar="DIR|NAME",
+        help="A folder with an EnCodec's config.json and weights, or its name on the Hugging Face "
+        "hub. Without it, facebook/encodec_24khz.",
+        show_default=False,
+    ),
+]
+LanguageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--language", metavar="WORD", help="Such as en, de, fr, ja, zh, ko.", show_default=False
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        help="Without it, one for each core that may be used.",
+        min=1,
+        max=1024,
+        show_default=False,
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("speak")(speak)
+    app.command("transcribe")(transcribe)
+
+
+def speak(
+    gguf: GgufArgument,
+    text: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[TEXT]",
+            help="What to say; - reads it from stdin. May be left out with --codes and with the "
+            "tasks ns and sr.",
+            show_default=False,
+        ),
+    ] = None,
+    voice: Annotated[
+        Path | None,
+        typer.Option(
+            "--voice",
+            metavar="FILE",
+            help="A recording of the voice to speak in (wav, flac, ogg, mp3), or its codes (.npz). "
+            "Without it, the model chooses.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="OUT.wav", help="The sound.", show_default=False),
+    ] = None,
+    save_codes: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT.npz", help="The codes it is made of.", show_default=False),
+    ] = None,
+    codes: Annotated[
+        Path | None,
+        typer.Option(
+            "--codes",
+            metavar="FILE.npz",
+            help="Saved codes: sound them; or, with TEXT, keep their level 0 and decode the levels "
+            "above it anew.",
+            show_default=False,
+        ),
+    ] = None,
+    task: Annotated[
+        TaskChoice,
+        typer.Option(
+            help="tts speaks TEXT. On the recording --source, vc says its TEXT with its timing in "
+            "another --voice, ns takes the noise out and sr the speech."
+        ),
+    ] = "tts",
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="The recording (or codes) for vc, ns, sr.", show_default=False
+        ),
+    ] = None,
+    codec: CodecOption = None,
+    phonemes: Annotated[
+        bool, typer.Option("--phonemes", help="TEXT is IPA already, and one sentence.")
+    ] = False,
+    language: LanguageOption = None,
+    mode: Annotated[
+        ModeChoice, typer.Option(help="auto takes nar-len where the model has durations.")
+    ] = "auto",
+    steps: Annotated[int, typer.Option(help="Of demasking (nar-len).", min=1, max=1000)] = 25,
+    guidance: Annotated[
+        float, typer.Option(help="Strength; 0 is off. Demasking takes at least 2.5.")
+    ] = 0.0,
+    guidance_rescale: Annotated[
+        float, typer.Option(help="How far the spread of guided logits is brought back, 0 to 1.")
+    ] = 0.75,
+    max_seconds: Annotated[float, typer.Option(help="Of one sentence, at most.")] = 12.0,
+    duration_padding: Annotated[
+        float, typer.Option(help="Factor on the model's durations (nar-len).")
+    ] = 1.05,
+    prompt_seconds: Annotated[
+        float, typer.Option(help="How much of the voice is used; a shorter one is repeated.")
+    ] = 3.0,
+    context_history: Annotated[
+        int, typer.Option(help="How many sentences before are given along as context.")
+    ] = 0,
+    temperature: Annotated[float, typer.Option(help="Of level 0; 0 is the best code.")] = 1.0,
+    nar_temperature: Annotated[float, typer.Option(help="Of the levels above.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Keep so many codes; 0 keeps all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Keep codes of this probability together.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Keep codes this likely beside the best.")] = 0.0,
+    top_no: Annotated[
+        float, typer.Option(help="Keep logits so many deviations from the best; 0 keeps all.")
+    ] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="1 does nothing (ar).")] = 1.0,
+    repetition_penalty_decay: Annotated[
+        float, typer.Option(help="Power of the distance, times the penalty (ar).")
+    ] = 0.0,
+    length_penalty: Annotated[float, typer.Option(help="Above 0 is longer (ar).")] = 0.0,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="Gives the same speech again; else a new one.", min=0, show_default=False
+        ),
+    ] = None,
+    threads: ThreadsOption = None,
+    float_: Annotated[
+        bool, typer.Option("--float", help="Write 32-bit floats instead of 16-bit integers.")
+    ] = False,
+    keep_partial: Annotated[
+        bool,
+        typer.Option(
+            "--keep-partial",
+            help="On Ctrl-C, write what there is; a second Ctrl-C leaves nothing.",
+        ),
+    ] = False,
+    json_: JsonOption = False,
+    force: ForceOption = False,
+) -> None:
+    """Speak a text with a converted model, on stock llama.cpp.
+
+    Level 0 of the codes is decoded from left to right (ar) or by demasking (nar-len), the levels
+    above it in one pass each, and a codec turns them into sound. Long texts are spoken sentence by
+    sentence. Voices are given as recordings of any format, rate and number of channels.
+    """
+    _check_request(task, text, source, codes, voice, out, save_codes)
+    from valle_convert.audio import write_codes, write_wav
+    from valle_convert.files import check_target
+    from valle_convert.speak import is_codes_file
+
+    inputs = [one for one in (gguf, voice, source, codes) if one is not None]
+    for target in (out, save_codes):
+        if target is not None:
+            check_target(target, force=force, sources=inputs)
+    options = _options(
+        mode=mode,
+        language=language,
+        temperature=temperature,
+        nar_temperature=nar_temperature,
+        filters={"top_k": top_k, "top_p": top_p, "min_p": min_p, "top_no": top_no},
+        penalties={
+            "repetition_penalty": repetition_penalty,
+            "repetition_penalty_decay": repetition_penalty_decay,
+            "length_penalty": length_penalty,
+        },
+        guidance=guidance,
+        guidance_rescale=guidance_rescale,
+        max_steps=steps,
+        max_seconds=max_seconds,
+        duration_padding=duration_padding,
+        prompt_seconds=prompt_seconds,
+        context_history=context_history,
+        seed=seed,
+    )
+    said = _read_text(text)
+    recordings = [one for one in (voice, source) if one is not None]
+    needs_codec = out is not None or not all(is_codes_file(one) for one in recordings)
+    begin = time.perf_counter()
+    with _open_speaker(gguf, codec, threads, needs_codec=needs_codec) as speaker:
+        loaded = time.perf_counter() - begin
+        if codes is not None and said is None:
+            assert out is not None  # noqa: S101 - for the type checker; told apart above
+            _sound(speaker, codes, out, loaded, as_float=float_, as_json=json_, force=force)
+            return
+        with _stop_on_interrupt(keep_partial) as should_stop:
+            watch = _Watch(speaker.frame_rate)
+            spoken = _run(
+                speaker, task, said, voice, source, codes, options, phonemes, watch, should_stop
+            )
+    if task != "tts" or codes is not None:
+        for piece in spoken.pieces:
+            watch.finished(piece)
+    written: WrittenAudio | None = None
+    audio = spoken.audio
+    if out is not None and audio is not None:
+        kind: Literal["int16", "float32"] = "float32" if float_ else "int16"
+        written = write_wav(out, audio, force=force, sample_format=kind, sources=inputs)
+    keeps_codes = save_codes is not None and len(spoken.codes) > 0
+    if save_codes is not None and keeps_codes:
+        write_codes(save_codes, spoken.saved_codes, force=force, sources=inputs)
+    if json_:
+        kept = save_codes if keeps_codes else None
+        console.data_json(_spoken_json(spoken, written, kept, loaded))
+    _tell(spoken, written, save_codes if keeps_codes else None)
+    if not spoken.is_whole:
+        raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def transcribe(
+    gguf: GgufArgument,
+    speech: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SPEECH",
+            help="A recording (wav, flac, ogg, mp3), or its codes (.npz).",
+            show_default=False,
+        ),
+    ],
+    codec: CodecOption = None,
+    language: LanguageOption = None,
+    max_phonemes: Annotated[int, typer.Option(help="Where to end.", min=1, max=20_000)] = 900,
+    threads: ThreadsOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Print the phonemes of a recording, as the model hears them."""
+    from valle_convert.decode import TranscribeOptions
+    from valle_convert.speak import is_codes_file
+
+    begin = time.perf_counter()
+    with _open_speaker(gguf, codec, threads, needs_codec=not is_codes_file(speech)) as speaker:
+        loaded = time.perf_counter() - begin
+        heard = speaker.transcribe(
+            speech, language, TranscribeOptions(max_phonemes), progress=console.progress_bar
+        )
+    if json_:
+        console.data_json(_heard_json(heard, loaded))
+    else:
+        console.data(heard.phonemes)
+    for notice in heard.notices:
+        console.talk(f"note: {notice}")
+    if heard.end == "limit":
+        console.talk(f"note: there is more than the {max_phonemes} phonemes of --max-phonemes")
+
+
+# ------------------------------------------------------------------------------ arguments
+
+
+def _check_request(
+    task: TaskChoice,
+    text: str | None,
+    source: Path | None,
+    codes: Path | None,
+    voice: Path | None,
+    out: Path | None,
+    save_codes: Path | None,
+) -> None:
+    """Refuse what does not go together, before anything is opened."""
+    if out is None and (save_codes is None or (codes is not None and text is None)):
+        raise typer.BadParameter("give the file to write with -o OUT.wav.", param_hint="--out")
+    if out is not None and save_codes is not None and out.absolute() == save_codes.absolute():
+        raise typer.BadParameter("sound and codes need a file each.", param_hint="--save-codes")
+    if task == "tts":
+        if source is not None:
+            raise typer.BadParameter("only the tasks vc, ns and sr take it.", param_hint="--source")
+        if text is None and codes is None:
+            raise typer.BadParameter("give the text to say.", param_hint="TEXT")
+        if text is None and save_codes is not None:
+            raise typer.BadParameter("without TEXT, --codes stay.", param_hint="--save-codes")
+        return
+    if codes is not None:
+        raise typer.BadParameter(f"the task {task} takes --source.", param_hint="--codes")
+    if source is None:
+        raise typer.BadParameter(f"the task {task} needs a recording.", param_hint="--source")
+    if task == "vc" and (voice is None or text is None):
+        raise typer.BadParameter(
+            "the task vc needs a --voice, and as TEXT what the recording says.", param_hint="--task"
+        )
+    if task in ("ns", "sr") and voice is not None:
+        raise typer.BadParameter(f"the task {task} takes only --source.", param_hint="--voice")
+
+
+def _read_text(text: str | None) -> str | None:
+    if text != "-":
+        return text
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"The text on stdin is not UTF-8 (byte {error.start}); save it as UTF-8."
+        ) from error
+
+
+def _options(
+    *,
+    temperature: float,
+    nar_temperature: float,
+    filters: dict[str, Any],
+    penalties: dict[str, Any],
+    guidance: float,
+    guidance_rescale: float,
+    **others: Any,  # noqa: ANN401 - fields of SpeakOptions, by name
+) -> SpeakOptions:
+    from valle_convert.decode import Guidance, SamplingOptions
+    from valle_convert.speak import SpeakOptions
+
+    return SpeakOptions(
+        sampling=SamplingOptions(temperature=temperature, **filters, **penalties),
+        # A filter of level 0 does the levels above no good at their own temperature of 0.
+        nar_sampling=SamplingOptions(temperature=nar_temperature),
+        guidance=Guidance(guidance, guidance_rescale),
+        **others,
+    )
+
+
+# -------------------------------------------------------------------------------- running
+
+
+def _open_speaker(
+    gguf: Path, codec: str | None, threads: int | None, *, needs_codec: bool
+) -> Speaker:
+    """The speaker; what is wrong with the GGUF file is told before a codec is loaded."""
+    from valle_convert.audio import open_codec
+    from valle_convert.gguf_file.read import GgufFile
+    from valle_convert.session import open_model
+    from valle_convert.speak import Speaker
+
+    file = GgufFile(gguf)
+    opened = open_codec(codec, open_model(file).config) if needs_codec else None
+    return Speaker.open(file, codec=opened, n_threads=threads)
+
+
+def _run(
+    speaker: Speaker,
+    task: TaskChoice,
+    text: str | None,
+    voice: Path | None,
+    source: Path | None,
+    codes: Path | None,
+    options: SpeakOptions,
+    is_phonemes: bool,
+    watch: _Watch,
+    should_stop: Callable[[], bool],
+) -> Spoken:
+    """The one call that does the work."""
+    common: dict[str, Any] = {
+        "options": options,
+        "is_phonemes": is_phonemes,
+        "progress": watch,
+        "should_stop": should_stop,
+    }
+    if codes is not None:
+        return speaker.raise_levels(codes, text or "", voice, **common)
+    if task == "tts":
+        return speaker.speak(text or "", voice, **common, on_piece=watch.finished)
+    assert source is not None  # noqa: S101 - for the type checker; told apart before
+    if task == "vc":
+        assert voice is not None  # noqa: S101 - likewise
+        return speaker.convert(source, voice, text or "", **common)
+    return speaker.clean(source, task, text or "", **common)
+
+
+@contextmanager
+def _stop_on_interrupt(keep: bool) -> Iterator[Callable[[], bool]]:
+    """What decoders ask whether to stop; where something is to be kept, Ctrl-C makes it say yes.
+
+    Only the first: then the signals are what they were, so that a second one aborts.
+    """
+    if not keep:
+        yield lambda: False
+        return
+    stopped = False
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        nonlocal stopped
+        del signum, frame
+        stopped = True
+        restore()
+        console.talk("stopping; once more to abort")
+
+    for one in before:
+        signal.signal(one, stop)
+    try:
+        yield lambda: stopped
+    finally:
+        restore()
+
+
+class _Watch:
+    """A `progress.Progress` on stderr that also tells seconds of audio and the real-time factor."""
+
+    def __init__(self, frame_rate: float) -> None:
+        self._frame_rate = frame_rate
+        self._n_pieces = 0
+
+    @contextmanager
+    def __call__(self, label: str, total: int, unit: str) -> Iterator[Advance]:
+        shown = f"sentence {self._n_pieces + 1}, {label}"
+        with console.progress_bar(shown, total, unit) as advance:
+            if label != "frames":
+                yield advance
+                return
+            done, begin = 0, time.perf_counter()
+            bar = getattr(advance, "__self__", None)
+
+            def advance_frames(n: int) -> None:
+                nonlocal done
+                done += n
+                advance(n)
+                if bar is not None:
+                    seconds = done / self._frame_rate
+                    factor = (time.perf_counter() - begin) / seconds
+                    bar.set_postfix_str(
+                        f"{seconds:.1f} s of audio, {factor:.2f} x real time", refresh=False
+                    )
+
+            yield advance_frames
+
+    def finished(self, piece: Piece) -> None:
+        """Tell of a sentence that was spoken."""
+        self._n_pieces += 1
+        frames, levels = piece.codes.shape
+        seconds = frames / self._frame_rate
+        factor = piece.seconds.total / seconds if seconds else math.inf
+        quoted = f": {piece.text[:60]}" if piece.text else ""
+        console.talk(
+            f"sentence {self._n_pieces}: {frames} frames, {levels} levels, {seconds:.1f} s of "
+            f"audio, {factor:.2f} x real time ({piece.mode}, {piece.language}){quoted}"
+        )
+
+
+def _sound(
+    speaker: Speaker,
+    codes: Path,
+    out: Path,
+    loaded: float,
+    *,
+    as_float: bool,
+    as_json: bool,
+    force: bool,
+) -> None:
+    """Saved codes to a wav file, as they are."""
+    from valle_convert.audio import write_wav
+
+    begin = time.perf_counter()
+    audio = speaker.sound(codes)
+    seconds = time.perf_counter() - begin
+    kind: Literal["int16", "float32"] = "float32" if as_float else "int16"
+    written = write_wav(out, audio, force=force, sample_format=kind, sources=[codes])
+    if as_json:
+        timings = {"load": round(loaded, 4), "codec": round(seconds, 4)}
+        console.data_json({**_written_json(written), "timings": timings})
+    _tell_written(written)
+
+
+# -------------------------------------------------------------------------------- telling
+
+
+def _tell(spoken: Spoken, written: WrittenAudio | None, codes: Path | None) -> None:
+    for notice in spoken.notices:
+        console.talk(f"note: {notice}")
+    if written is not None:
+        _tell_written(written)
+    if codes is not None:
+        console.talk(f"wrote {codes}: {len(spoken.codes)} frames of {spoken.n_levels} levels")
+    factor = spoken.real_time_factor
+    if math.isfinite(factor):
+        console.talk(f"{factor:.2f} s of computing for a second of audio; seed {spoken.seed}")
+
+
+def _tell_written(written: WrittenAudio) -> None:
+    console.talk(f"wrote {written.path}: {written.seconds:.1f} s of audio")
+    if written.gain < 1:
+        quieter = -20 * math.log10(written.gain)
+        console.talk(
+            f"note: it would have been clipped, and is {quieter:.1f} dB quieter instead; --float "
+            "keeps every sample"
+        )
+    elif written.peak > 1:
+        console.talk(f"note: samples go up to {written.peak:.2f}, beyond full scale")
+
+
+def _spoken_json(
+    spoken: Spoken, written: WrittenAudio | None, codes: Path | None, loaded: float
+) -> dict[str, Any]:
+    factor = spoken.real_time_factor
+    return {
+        **_written_json(written),
+        "codes": None if codes is None else str(codes),
+        "interrupted": not spoken.is_whole,
+        "seed": spoken.seed,
+        "real_time_factor": round(factor, 4) if math.isfinite(factor) else None,
+        "timings": {"load": round(loaded, 4), **_timings(spoken.seconds)},
+        "notices": list(spoken.notices),
+        "sentences": [
+            {
+                "text": piece.text,
+                "phonemes": piece.phonemes,
+                "language": piece.language,
+                "mode": piece.mode,
+                "end": piece.end,
+                "frames": piece.codes.shape[0],
+                "levels": piece.codes.shape[1],
+                "timings": _timings(piece.seconds),
+            }
+            for piece in spoken.pieces
+        ],
+    }
+
+
+def _timings(seconds: object) -> dict[str, float]:
+    return {stage: round(value, 4) for stage, value in vars(seconds).items()}
+
+
+def _written_json(written: WrittenAudio | None) -> dict[str, Any]:
+    if written is None:
+        return {"file": None, "seconds": None, "peak": None, "gain": None}
+    return {
+        "file": str(written.path),
+        "seconds": round(written.seconds, 4),
+        "peak": written.peak,
+        "gain": written.gain,
+    }
+
+
+def _heard_json(heard: Heard, loaded: float) -> dict[str, Any]:
+    return {
+        "phonemes": heard.phonemes,
+        "ids": list(heard.ids),
+        "language": heard.language,
+        "end": heard.end,
+        "notices": list(heard.notices),
+        "timings": {
+            "load": round(loaded, 4),
+            "voice": round(heard.voice_seconds, 4),
+            "decode": round(heard.decode_seconds, 4),
+        },
+    }

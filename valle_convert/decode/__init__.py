@@ -1,0 +1,58 @@
+"""The decoding algorithms, on any `network.Network`: from a condition to codes and back.
+
+`speech` puts the stages together: `length` (how many frames), `ar` or `masked` (level 0) and `nar`
+(the levels above). `transcribe` goes the other way. `sampling` and `guidance` are the
+arithmetic on logits, `causal` the sequence that grows one element a step.
+"""
+
+from valle_convert.decode.ar import ArOptions, ArResult, decode_ar
+from valle_convert.decode.control import End, ShouldStop, never
+from valle_convert.decode.guidance import Guidance, guide
+from valle_convert.decode.length import LengthOptions, decode_length, frames_for
+from valle_convert.decode.masked import MaskedOptions, MaskedResult, decode_masked
+from valle_convert.decode.nar import NarOptions, NarResult, decode_nar
+from valle_convert.decode.sampling import GREEDY, SamplingOptions
+from valle_convert.decode.speech import (
+    Mode,
+    ModeChoice,
+    Prefix,
+    Speech,
+    SpeechOptions,
+    StageSeconds,
+    choose_mode,
+    decode_speech,
+)
+from valle_convert.decode.transcribe import TranscribeOptions, Transcript, decode_transcript
+
+__all__ = [
+    "GREEDY",
+    "ArOptions",
+    "ArResult",
+    "End",
+    "Guidance",
+    "LengthOptions",
+    "MaskedOptions",
+    "MaskedResult",
+    "Mode",
+    "ModeChoice",
+    "NarOptions",
+    "NarResult",
+    "Prefix",
+    "SamplingOptions",
+    "ShouldStop",
+    "Speech",
+    "SpeechOptions",
+    "StageSeconds",
+    "TranscribeOptions",
+    "Transcript",
+    "choose_mode",
+    "decode_ar",
+    "decode_length",
+    "decode_masked",
+    "decode_nar",
+    "decode_speech",
+    "decode_transcript",
+    "frames_for",
+    "guide",
+    "never",
+]

@@ -1,0 +1,123 @@
+"""Level 0 from left to right: each code is drawn from the logits of the one before.
+
+In: a condition. Out: codes [frames]. The network keeps the sequence, so a frame costs one
+element (two with guidance).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from valle_convert.decode.causal import CausalSequences
+from valle_convert.decode.control import End, ShouldStop, never
+from valle_convert.decode.guidance import Guidance, guide
+from valle_convert.decode.sampling import (
+    Codes,
+    Logits,
+    SamplingOptions,
+    penalize_length,
+    penalize_repetition,
+    sample,
+)
+from valle_convert.model.inputs import Condition, Segment, speech_segments
+from valle_convert.model.spec import Model
+from valle_convert.network import Network
+from valle_convert.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class ArOptions:
+    """How the AR decodes.
+
+    Attributes:
+        sampling: how a code is drawn.
+        guidance: off by default; it doubles the time.
+        max_frames: where to end at the latest (12 seconds of EnCodec).
+    """
+
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    guidance: Guidance = field(default_factory=Guidance)
+    max_frames: int = 900
+
+
+@dataclass(frozen=True, eq=False)
+class ArResult:
+    """Codes of level 0, [frames], without the stop code, and how it ended."""
+
+    codes: Codes
+    end: End
+
+
+def decode_ar(
+    network: Network,
+    condition: Condition,
+    options: ArOptions,
+    rng: np.random.Generator,
+    *,
+    prefix: Codes | None = None,
+    progress: Progress = silent,
+    should_stop: ShouldStop = never,
+) -> ArResult:
+    """Decode level 0 of a response, one frame a step.
+
+    Args:
+        network: whatever computes.
+        condition: text, voice, language; with a prefix, its phonemes stand first in the text.
+        options: sampling, guidance, limit.
+        rng: the source of randomness.
+        prefix: level 0 of what was said before, [frames]; not part of the result.
+        progress: advanced by one a frame.
+        should_stop: asked before every step.
+    """
+    model, sampling = network.model, options.sampling
+    spoken = np.zeros(0, np.int32) if prefix is None else prefix
+    conditions = [condition, condition.null()] if options.guidance.is_on else [condition]
+    requests = [_segments(model, one, spoken) for one in conditions]
+    taken = sum(len(segment) + 1 for segment in requests[0])
+    max_frames = min(options.max_frames, max(1, model.config.n_ctx_train - taken))
+    sequences = CausalSequences(network, requests, head="ar")
+    stop = model.config.special_code
+    codes = list(spoken)
+    n_frames = 0
+    end: End = "limit"
+    with progress("frames", max_frames, "frame") as advance:
+        while n_frames < max_frames:
+            if should_stop():
+                end = "interrupted"
+                break
+            if n_frames == 0:
+                rows = sequences.begin()
+            else:
+                rows = sequences.append("response.ar", codes[-1])
+            logits = _combine(rows, options.guidance)
+            logits = penalize_repetition(
+                logits,
+                np.array(codes, np.int32),
+                sampling.repetition_penalty,
+                sampling.repetition_penalty_decay,
+            )
+            logits = penalize_length(logits, stop, n_frames + 1, sampling.length_penalty)
+            code = int(sample(logits, sampling, rng)[0])
+            if code == stop:
+                end = "stop"
+                break
+            codes.append(code)
+            n_frames += 1
+            advance(1)
+    return ArResult(np.array(codes[len(spoken) :], np.int32), end)
+
+
+def _segments(model: Model, condition: Condition, spoken: Codes) -> list[Segment]:
+    """The segments with a response of what was spoken before, which may be nothing."""
+    leading = speech_segments(model, condition, 0, np.zeros(1, np.int32))[:-1]
+    response = Segment("response", ("response.ar",), np.asarray(spoken, np.int64).reshape(-1, 1))
+    return [*leading, response]
+
+
+def _combine(rows: Logits, guidance: Guidance) -> Logits:
+    """The logits to draw from, [1, codes + 1], of those of one or two conditions."""
+    if not guidance.is_on:
+        return rows
+    return guide(rows[:1], rows[1:], guidance.cfg_strength, guidance.cfg_rescale)

@@ -1,0 +1,55 @@
+"""Guidance: push the logits away from what the model says without text and voice."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from valle_convert.decode.sampling import Logits
+from valle_convert.errors import InputError
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How strongly the condition counts.
+
+    Attributes:
+        cfg_strength: 0 is off and costs nothing; else every pass is run a second time, for the
+            null condition.
+        cfg_rescale: how far (0 to 1) the spread of the guided logits is brought back to that of
+            the model's own, which high strengths blow up.
+    """
+
+    cfg_strength: float = 0.0
+    cfg_rescale: float = 0.75
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.cfg_strength < math.inf:
+            raise InputError(
+                f"The guidance strength is {self.cfg_strength}, where a number from 0 is expected."
+            )
+        if not 0 <= self.cfg_rescale <= 1:
+            raise InputError(
+                f"The guidance rescale is {self.cfg_rescale}, where 0 to 1 is expected."
+            )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the null condition is needed at all."""
+        return self.cfg_strength > 0
+
+
+def guide(full: Logits, null: Logits, strength: float, rescale: float) -> Logits:
+    """Combine a block of logits with those of the null condition, [rows, codes] each.
+
+    null + (full - null) * strength, its standard deviation over the whole block brought
+    towards that of `full` by `rescale`. Strength 0 gives the null condition's logits.
+    """
+    guided = null + (full - null) * np.float32(strength)
+    spread = float(guided.std(ddof=1, dtype=np.float64))
+    if rescale == 0 or spread == 0:
+        return guided
+    ratio = float(full.std(ddof=1, dtype=np.float64)) / spread
+    return guided * np.float32(rescale * ratio + (1 - rescale))

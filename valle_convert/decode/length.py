@@ -1,0 +1,61 @@
+"""How many frames a text takes: the model spells the number, digit by digit.
+
+The digits begin with a given 0 and end with the stop element, so that 0 2 3 1 stop is 231.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from valle_convert.decode.causal import CausalSequences
+from valle_convert.errors import InputError
+from valle_convert.model.inputs import Condition, length_segments
+from valle_convert.model.spec import LENGTH_STOP
+from valle_convert.network import Network
+
+MAX_DIGITS = 10
+
+
+@dataclass(frozen=True)
+class LengthOptions:
+    """What is made of the number that the model says.
+
+    Attributes:
+        duration_padding: it is multiplied by this, so that nothing is cut off at the end.
+        min_frames: and is no less than this before (one second of EnCodec).
+        max_frames: and no more than this in the end (12 seconds).
+    """
+
+    duration_padding: float = 1.05
+    min_frames: int = 75
+    max_frames: int = 900
+
+    def __post_init__(self) -> None:
+        if not 0 < self.duration_padding <= 100:
+            raise InputError(
+                f"The duration padding is {self.duration_padding}, where a factor above 0 and up "
+                "to 100 is expected."
+            )
+
+
+def decode_length(network: Network, condition: Condition) -> int:
+    """The number of frames that the model spells, as it is."""
+    segments = length_segments(network.model, condition, [0])
+    sequence = CausalSequences(network, [segments], head="len")
+    digits = "0"
+    logits = sequence.begin()
+    for place in range(MAX_DIGITS):
+        digit = min(int(np.argmax(logits)), LENGTH_STOP)
+        if digit == LENGTH_STOP:
+            break
+        digits += str(digit)
+        if place < MAX_DIGITS - 1:
+            logits = sequence.append("length", digit)
+    return int(digits)
+
+
+def frames_for(said: int, options: LengthOptions) -> int:
+    """How many frames to decode where the model said so many."""
+    return min(int(max(said, options.min_frames) * options.duration_padding), options.max_frames)

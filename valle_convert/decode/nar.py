@@ -1,0 +1,103 @@
+"""Levels 1 and above, all frames of a level in one pass, in place.
+
+In: level 0 [frames]. Out: all levels [frames, levels].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from valle_convert.decode.causal import assemble_within_context
+from valle_convert.decode.control import End, ShouldStop, never
+from valle_convert.decode.guidance import Guidance, guide
+from valle_convert.decode.sampling import GREEDY, Codes, Logits, SamplingOptions, sample
+from valle_convert.model.inputs import Condition, speech_segments
+from valle_convert.network import Network
+from valle_convert.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class NarOptions:
+    """How the levels above 0 are decoded.
+
+    Attributes:
+        sampling: the most likely code by default: higher temperatures are heard as noise. Its
+            penalties are not read.
+        guidance: off by default; it doubles the time.
+        max_levels: how many levels above 0 to decode; None for all of the model's.
+    """
+
+    sampling: SamplingOptions = GREEDY
+    guidance: Guidance = field(default_factory=Guidance)
+    max_levels: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class NarResult:
+    """Codes [frames, levels]; where interrupted, of the levels that were finished."""
+
+    codes: Codes
+    end: End
+
+
+def decode_nar(
+    network: Network,
+    condition: Condition,
+    level_0: Codes,
+    options: NarOptions,
+    rng: np.random.Generator,
+    *,
+    prefix: Codes | None = None,
+    progress: Progress = silent,
+    should_stop: ShouldStop = never,
+) -> NarResult:
+    """Decode the levels above 0 of a response.
+
+    Args:
+        network: whatever computes.
+        condition: text, voice, language; with a prefix, its phonemes stand first in the text.
+        level_0: [frames].
+        options: sampling, guidance, how many levels.
+        rng: the source of randomness.
+        prefix: what was said before, all levels, [frames, levels]; not part of the result.
+        progress: advanced by one a level.
+        should_stop: asked before every level.
+    """
+    codes = level_0.reshape(-1, 1).astype(np.int32)
+    n_levels = network.model.config.n_levels
+    if options.max_levels is not None:
+        n_levels = min(n_levels, options.max_levels + 1)
+    if not len(codes):
+        return NarResult(np.zeros((0, n_levels), np.int32), "stop")
+    guidance = options.guidance
+    end: End = "stop"
+    with progress("levels", n_levels - 1, "level") as advance:
+        for level in range(1, n_levels):
+            if should_stop():
+                end = "interrupted"
+                break
+            response = codes if prefix is None else np.concatenate([prefix[:, :level], codes])
+            logits = _pass(network, condition, level, response)[-len(codes) :]
+            if guidance.is_on:
+                null = _pass(network, condition.null(), level, response)[-len(codes) :]
+                logits = guide(logits, null, guidance.cfg_strength, guidance.cfg_rescale)
+            drawn = sample(logits, options.sampling, rng)
+            codes = np.concatenate([codes, drawn[:, None]], axis=1)
+            advance(1)
+    return NarResult(codes, end)
+
+
+def _pass(network: Network, condition: Condition, level: int, response: Codes) -> Logits:
+    """Logits of one level at every frame of the response, [frames, codes]."""
+    inputs = assemble_within_context(
+        network, speech_segments(network.model, condition, level, response)
+    )
+    network.reset()
+    return network.step(
+        inputs.embeddings,
+        inputs.positions,
+        head=f"nar.{level}",
+        outputs=slice(inputs.last, None),
+    )

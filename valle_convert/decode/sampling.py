@@ -1,0 +1,189 @@
+"""From logits to a choice: penalties, filters, temperature, and a draw.
+
+Every function is pure and works on a block of logits [rows, codes]; what is left out has a
+logit of minus infinity. The only randomness is the numpy generator that is passed in, so
+a seed gives the same codes on the same logits.
+
+    logits -> penalties (AR only) -> min-p -> top-k -> top-p -> top-n-sigma -> temperature -> draw
+
+Every filter keeps the most likely code of each row, so that temperature 0 is the argmax of the
+(penalized) logits whatever else is set.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.errors import InputError
+
+Logits = NDArray[np.float32]  # [rows, codes]
+Codes = NDArray[np.int32]
+
+NEVER = np.float32(-np.inf)
+
+
+def _check(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high or math.isinf(value):
+        limits = f"{low:g} or more" if math.isinf(high) else f"from {low:g} to {high:g}"
+        raise InputError(f"The option {name} is {value}, where a number {limits} is expected.")
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How codes are drawn; names and defaults are those of the checkpoints' own project.
+
+    Attributes:
+        temperature: 0 takes the most likely code; 1 draws by the model's probabilities.
+        top_k: keep that many codes (and those as likely as the last of them); 0 keeps all.
+        top_p: keep the fewest most likely codes that have this probability together.
+        min_p: keep codes at least this likely, relative to the most likely one.
+        top_no: keep logits within so many standard deviations of the highest; 0 keeps all.
+        repetition_penalty: weaken codes that were there before; 1 does nothing, AR only.
+        repetition_penalty_decay: power of the distance, which the penalty is multiplied by.
+        length_penalty: above 0 makes responses longer, below 0 shorter; AR only.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    top_no: float = 0.0
+    repetition_penalty: float = 1.0
+    repetition_penalty_decay: float = 0.0
+    length_penalty: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check("temperature", self.temperature, 0.0, math.inf)
+        _check("top-k", self.top_k, 0, math.inf)
+        _check("top-p", self.top_p, 0.0, 1.0)
+        _check("min-p", self.min_p, 0.0, 1.0)
+        _check("top-no", self.top_no, 0.0, math.inf)
+        _check("repetition-penalty", self.repetition_penalty, 1e-6, math.inf)
+        _check("repetition-penalty-decay", self.repetition_penalty_decay, -100.0, 100.0)
+        _check("length-penalty", self.length_penalty, -100.0, 100.0)
+
+
+GREEDY = SamplingOptions(temperature=0.0)
+
+
+def sample(
+    logits: Logits,
+    options: SamplingOptions,
+    rng: np.random.Generator,
+    *,
+    annealing: float = 1.0,
+) -> Codes:
+    """Filter and draw one code a row, [rows, codes] -> [rows].
+
+    Args:
+        logits: [rows, codes], penalized already where that is wanted.
+        options: filters and temperature; the penalties in it are not read.
+        rng: the source of randomness; not touched at temperature 0.
+        annealing: multiplies the temperature.
+    """
+    logits = keep_min_p(logits, options.min_p)
+    logits = keep_top_k(logits, options.top_k)
+    logits = keep_top_p(logits, options.top_p)
+    logits = keep_top_n_sigma(logits, options.top_no)
+    return draw(logits, options.temperature * annealing, rng)
+
+
+def draw(logits: Logits, temperature: float, rng: np.random.Generator) -> Codes:
+    """One code a row, in proportion to exp(logit / temperature); at 0 the first highest."""
+    if temperature > 0:
+        # The highest of logits with Gumbel noise falls on a code with its probability. The maximum
+        # is taken off first, so that no temperature, however small, overflows into a tie.
+        with np.errstate(over="ignore"):
+            scaled = (logits - logits.max(axis=-1, keepdims=True)).astype(np.float64) / temperature
+        chosen = np.argmax(scaled + rng.gumbel(size=logits.shape), axis=-1)
+    else:
+        chosen = np.argmax(logits, axis=-1)
+    return np.asarray(chosen, np.int32)
+
+
+def probabilities(logits: Logits) -> NDArray[np.float64]:
+    """Softmax over the codes of each row."""
+    shifted = np.exp((logits - logits.max(axis=-1, keepdims=True)).astype(np.float64))
+    result: NDArray[np.float64] = shifted / shifted.sum(axis=-1, keepdims=True)
+    return result
+
+
+def keep_min_p(logits: Logits, min_p: float) -> Logits:
+    """Leave out codes less likely than `min_p` times the most likely one of the row."""
+    if min_p <= 0:
+        return logits
+    return np.where(logits < logits.max(axis=-1, keepdims=True) + math.log(min_p), NEVER, logits)
+
+
+def keep_top_k(logits: Logits, top_k: int) -> Logits:
+    """Leave out codes less likely than the k-th of the row; ties with it stay."""
+    if not 0 < top_k < logits.shape[-1]:
+        return logits
+    last = np.partition(logits, -top_k, axis=-1)[..., -top_k, None]
+    return np.where(logits < last, NEVER, logits)
+
+
+def keep_top_p(logits: Logits, top_p: float) -> Logits:
+    """Keep the fewest most likely codes of each row whose probabilities reach `top_p`."""
+    if top_p >= 1:
+        return logits
+    order = np.argsort(-logits, axis=-1, kind="stable")
+    likely_first = np.take_along_axis(probabilities(logits), order, axis=-1)
+    before = np.cumsum(likely_first, axis=-1) - likely_first  # what more likely codes have together
+    outside = before >= top_p
+    outside[..., 0] = False
+    kept = np.take_along_axis(logits, order, axis=-1)
+    result = np.empty_like(logits)
+    np.put_along_axis(result, order, np.where(outside, NEVER, kept), axis=-1)
+    return result
+
+
+def keep_top_n_sigma(logits: Logits, n: float) -> Logits:
+    """Leave out logits more than n standard deviations below the highest of the row.
+
+    The deviation is that of the logits that earlier filters left, which makes the filter
+    the same at every temperature.
+    """
+    if n <= 0:
+        return logits
+    left = np.isfinite(logits)
+    count = left.sum(axis=-1, keepdims=True)
+    values = np.where(left, logits, 0).astype(np.float64)
+    mean = values.sum(axis=-1, keepdims=True) / count
+    squares = np.where(left, (values - mean) ** 2, 0).sum(axis=-1, keepdims=True)
+    deviation = np.sqrt(squares / np.maximum(count - 1, 1))
+    return np.where(logits < logits.max(axis=-1, keepdims=True) - n * deviation, NEVER, logits)
+
+
+def penalize_repetition(
+    logits: Logits, previous: Codes, factor: float, decay: float = 0.0
+) -> Logits:
+    """Weaken the codes that were there before, by `factor * distance ** decay`.
+
+    A code counts once, at its latest place; the distance of the code just before is 1. A
+    positive logit is divided, a negative one multiplied, so that the code never gains.
+    """
+    if factor == 1 or not len(previous):
+        return logits
+    from_latest = previous[::-1]
+    codes, places = np.unique(from_latest, return_index=True)
+    strength = factor * np.power(places + 1.0, decay, dtype=np.float64)
+    return _weaken(logits, codes, strength)
+
+
+def penalize_length(logits: Logits, stop: int, length: int, factor: float) -> Logits:
+    """Weaken the stop code by `length ** factor`, where `length` counts from 1."""
+    if factor == 0:
+        return logits
+    return _weaken(logits, np.array([stop]), np.array([float(length) ** factor]))
+
+
+def _weaken(logits: Logits, codes: NDArray[np.integer], strength: NDArray[np.float64]) -> Logits:
+    result = logits.copy()
+    there = logits[..., codes]
+    result[..., codes] = np.where(there > 0, there / strength, there * strength)
+    return result

@@ -1,0 +1,220 @@
+"""From a condition to all levels of a response: duration, level 0, the levels above.
+
+In the mode `ar`, level 0 comes from left to right and ends by itself; in the mode `nar-len`,
+the duration comes first, and then all of level 0 by demasking. NAR levels follow in both.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from valle_convert.decode.ar import ArOptions, decode_ar
+from valle_convert.decode.control import End, ShouldStop, never
+from valle_convert.decode.length import LengthOptions, decode_length, frames_for
+from valle_convert.decode.masked import MaskedOptions, decode_masked
+from valle_convert.decode.nar import NarOptions, decode_nar
+from valle_convert.decode.sampling import Codes
+from valle_convert.errors import InputError
+from valle_convert.model.inputs import Condition
+from valle_convert.model.spec import Model
+from valle_convert.network import Network
+from valle_convert.progress import Progress, silent
+
+Mode = Literal["ar", "nar-len"]
+ModeChoice = Literal["auto", "ar", "nar-len"]
+
+
+@dataclass(frozen=True)
+class SpeechOptions:
+    """How a response is decoded; the mode decides which of the parts are used."""
+
+    mode: ModeChoice = "auto"
+    ar: ArOptions = field(default_factory=ArOptions)
+    masked: MaskedOptions = field(default_factory=MaskedOptions)
+    length: LengthOptions = field(default_factory=LengthOptions)
+    nar: NarOptions = field(default_factory=NarOptions)
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """A piece of text that was spoken before and is continued.
+
+    Attributes:
+        phonemes: ids, with the marks around them, [n].
+        codes: what was spoken, [frames, levels].
+    """
+
+    phonemes: Codes
+    codes: Codes
+
+    def extend(self, phonemes: Codes) -> Codes:
+        """The phonemes of both pieces, with the marks around them once."""
+        return np.concatenate([self.phonemes[:-1], phonemes[1:]])
+
+
+@dataclass(frozen=True)
+class StageSeconds:
+    """How long each stage took."""
+
+    length: float = 0.0
+    level_0: float = 0.0
+    levels: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Speech:
+    """A decoded response.
+
+    Attributes:
+        codes: [frames, levels]; where interrupted, the frames and levels there are.
+        mode: how it was decoded.
+        end: how that ended; `limit` where speech was cut off at the maximum (ar), or was given
+            less time than the model said (nar-len).
+        seconds: of computing, by stage.
+    """
+
+    codes: Codes
+    mode: Mode
+    end: End
+    seconds: StageSeconds
+
+
+def choose_mode(model: Model, wanted: ModeChoice = "auto") -> Mode:
+    """The mode to decode in, by the model's capabilities.
+
+    Raises:
+        InputError: the model cannot do what is wanted, or cannot speak at all.
+    """
+    capabilities = model.config.capabilities
+    can: dict[Mode, bool] = {
+        "nar-len": "len" in capabilities and model.has_head("mask") and model.has_head("len"),
+        "ar": "ar" in capabilities and model.has_head("ar"),
+    }
+    possible = [mode for mode, able in can.items() if able]
+    if not possible:
+        raise InputError(
+            f"This model cannot speak: it has the capabilities {', '.join(capabilities)}, and "
+            "one of ar and len is needed."
+        )
+    if wanted == "auto":
+        return possible[0]
+    if wanted not in possible:
+        raise InputError(
+            f"This model cannot decode in the mode {wanted}: it has the capabilities "
+            f"{', '.join(capabilities)}; use the mode {possible[0]}."
+        )
+    return wanted
+
+
+def decode_speech(
+    network: Network,
+    condition: Condition,
+    options: SpeechOptions,
+    rng: np.random.Generator,
+    *,
+    n_frames: int | None = None,
+    prefix: Prefix | None = None,
+    source: Codes | None = None,
+    progress: Progress = silent,
+    should_stop: ShouldStop = never,
+) -> Speech:
+    """Decode all levels of a response.
+
+    Args:
+        network: whatever computes.
+        condition: what to say, in whose voice. Of the tasks `ns` and `sr`, the response is as long
+            as the prompt.
+        options: mode, sampling, guidance, limits.
+        rng: the source of randomness.
+        n_frames: how long the response is; None leaves it to the model.
+        prefix: the piece of text before, to be continued.
+        source: level 0 of a recording to speak like, [frames] (voice conversion); the response is
+            as long as it.
+        progress: shows frames, steps and levels.
+        should_stop: asked between steps.
+
+    Raises:
+        InputError: the model cannot do it, or the request is too long for it.
+    """
+    mode = choose_mode(network.model, options.mode)
+    if source is not None:
+        if mode != "nar-len":
+            raise InputError(
+                "Voice conversion begins with another recording's codes, which only the mode "
+                "nar-len can do; this model or --mode asks for ar."
+            )
+        n_frames = len(source)
+    elif condition.task != "tts":
+        if condition.prompt is None or not len(condition.prompt):
+            raise InputError(
+                f"The task {condition.task} works on a recording; give it as the voice."
+            )
+        n_frames = len(condition.prompt)
+    if prefix is not None:
+        phonemes = prefix.extend(np.asarray(condition.phonemes, np.int32))
+        continued = replace(condition, phonemes=phonemes)
+    else:
+        continued = condition
+
+    begin = time.perf_counter()
+    is_limited = False
+    if mode == "nar-len" and n_frames is None:
+        n_frames = frames_for(decode_length(network, condition), options.length)
+        is_limited = n_frames == options.length.max_frames
+    length_done = time.perf_counter()
+    before = None if prefix is None else prefix.codes[:, 0]
+    if mode == "ar":
+        ar_options = options.ar
+        if n_frames is not None:
+            ar_options = replace(ar_options, max_frames=n_frames)
+        spoken = decode_ar(
+            network,
+            continued,
+            ar_options,
+            rng,
+            prefix=before,
+            progress=progress,
+            should_stop=should_stop,
+        )
+        level_0, end = spoken.codes, spoken.end
+    else:
+        drawn = decode_masked(
+            network,
+            continued,
+            n_frames or 1,
+            options.masked,
+            rng,
+            prefix=before,
+            source=source,
+            progress=progress,
+            should_stop=should_stop,
+        )
+        level_0, end = drawn.codes, drawn.end
+        if is_limited and end == "stop":
+            end = "limit"
+    level_0_done = time.perf_counter()
+    raised = decode_nar(
+        network,
+        continued,
+        level_0,
+        options.nar,
+        rng,
+        prefix=None if prefix is None else prefix.codes,
+        progress=progress,
+        should_stop=should_stop,
+    )
+    done = time.perf_counter()
+    return Speech(
+        codes=raised.codes,
+        mode=mode,
+        end="interrupted" if raised.end == "interrupted" else end,
+        seconds=StageSeconds(
+            length=length_done - begin,
+            level_0=level_0_done - length_done,
+            levels=done - level_0_done,
+        ),
+    )

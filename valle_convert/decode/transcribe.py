@@ -1,0 +1,69 @@
+"""Speech to phonemes (stt): causal, the most likely phoneme each time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from valle_convert.decode.causal import CausalSequences
+from valle_convert.decode.control import End, ShouldStop, never
+from valle_convert.decode.sampling import Codes
+from valle_convert.model.inputs import transcript_segments
+from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME
+from valle_convert.network import Network
+from valle_convert.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class TranscribeOptions:
+    """Where to end at the latest."""
+
+    max_phonemes: int = 900
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """Phoneme ids without the marks around them, and how it ended."""
+
+    phonemes: tuple[int, ...]
+    end: End
+
+
+def decode_transcript(
+    network: Network,
+    speech: Codes,
+    language: int | None,
+    options: TranscribeOptions,
+    *,
+    progress: Progress = silent,
+    should_stop: ShouldStop = never,
+) -> Transcript:
+    """The phonemes of some speech.
+
+    Args:
+        network: whatever computes.
+        speech: [frames, levels].
+        language: its id.
+        options: the limit.
+        progress: advanced by one a phoneme.
+        should_stop: asked before every step.
+    """
+    start = np.array([BOS_PHONEME])
+    segments = transcript_segments(network.model, speech, start, language)
+    sequence = CausalSequences(network, [segments], head="stt")
+    phonemes: list[int] = []
+    end: End = "limit"
+    with progress("phonemes", options.max_phonemes, "phoneme") as advance:
+        while len(phonemes) < options.max_phonemes:
+            if should_stop():
+                end = "interrupted"
+                break
+            logits = sequence.append("phonemes", phonemes[-1]) if phonemes else sequence.begin()
+            phoneme = int(np.argmax(logits))
+            if phoneme == EOS_PHONEME:
+                end = "stop"
+                break
+            phonemes.append(phoneme)
+            advance(1)
+    return Transcript(tuple(phonemes), end)

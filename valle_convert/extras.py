@@ -1,0 +1,28 @@
+"""Packages that only speaking needs: imported where they are used, explained where missing."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from valle_convert.errors import EnvironmentFault
+
+
+def require(module: str, purpose: str) -> Any:  # noqa: ANN401 - a module is what it is
+    """Import a module of the extra `speech`.
+
+    Args:
+        module: its name, dots included.
+        purpose: what it is for, as the subject of a sentence ("Reading audio files").
+
+    Raises:
+        EnvironmentFault: it, or a library that it loads, is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError) as error:
+        package = module.partition(".")[0]
+        raise EnvironmentFault(
+            f"{purpose} needs the Python package {package}, which cannot be imported ({error}); "
+            "install it with: pip install 'valle-convert[speech]'"
+        ) from error

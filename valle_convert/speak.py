@@ -1,0 +1,865 @@
+"""Text and a voice in, speech out: the Python interface to everything that speaks.
+
+with Speaker.open("model.gguf", codec=EncodecCodec()) as speaker:
+    spoken = speaker.speak("Hello world.", "prompt.wav")
+    write_wav(Path("hello.wav"), spoken.audio)
+
+Long texts are spoken sentence by sentence; `pieces` gives each as soon as it is done. Nothing
+in here prints: what a user should know comes as `notices` in the result.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.audio.codec import AudioCodec, check_codec_fits
+from valle_convert.audio.codes import SavedCodes, check_codes_fit, read_codes
+from valle_convert.audio.files import Audio, read_audio
+from valle_convert.audio.voice import PROMPT_SECONDS, fit_prompt, prompt_audio
+from valle_convert.decode import (
+    GREEDY,
+    ArOptions,
+    End,
+    Guidance,
+    LengthOptions,
+    MaskedOptions,
+    Mode,
+    ModeChoice,
+    NarOptions,
+    Prefix,
+    SamplingOptions,
+    ShouldStop,
+    Speech,
+    SpeechOptions,
+    StageSeconds,
+    TranscribeOptions,
+    choose_mode,
+    decode_nar,
+    decode_speech,
+    decode_transcript,
+    never,
+)
+from valle_convert.errors import InputError
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.model.inputs import NULL_PHONEMES, Condition
+from valle_convert.model.spec import LANGUAGES, Codec
+from valle_convert.network import Network
+from valle_convert.progress import Progress, silent
+from valle_convert.text import (
+    check_phonemes,
+    detect_languages,
+    split_sentences,
+    to_phonemes,
+    unknown_phonemes,
+)
+
+Codes = NDArray[np.int32]
+
+#: Phonemes to the ids that the model was trained on, with the marks around them.
+Tokenize = Callable[[str], list[int]]
+#: And back, without the marks.
+Detokenize = Callable[[Sequence[int]], str]
+
+#: A recording, its codes, or a file of either.
+Recording = str | Path | Audio | SavedCodes
+
+#: Beyond this a recording is not read on: its codes would exceed every model's context.
+MAX_RECORDING_SECONDS = 600.0
+#: Where nothing tells the frame rate, seconds are counted as EnCodec's 75 frames.
+_DEFAULT_FRAME_RATE = 75.0
+_CODES_SUFFIX = ".npz"
+
+
+@dataclass(frozen=True)
+class SpeakOptions:
+    """How to speak.
+
+    Attributes:
+        mode: `auto` takes what the model is made for.
+        language: of the text; None detects it.
+        sampling: how codes of level 0 are drawn.
+        nar_sampling: how those of the levels above are.
+        guidance: of all levels. Demasking always has some, see `decode.masked`.
+        max_steps: of demasking.
+        max_seconds: of one sentence, at most.
+        duration_padding: the model's own durations are multiplied by this.
+        prompt_seconds: how much of a voice is used; a shorter one is repeated.
+        context_history: how many sentences before are given along as context.
+        seed: of all randomness; None takes one, and the result tells which.
+    """
+
+    mode: ModeChoice = "auto"
+    language: str | None = None
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    nar_sampling: SamplingOptions = GREEDY
+    guidance: Guidance = field(default_factory=Guidance)
+    max_steps: int = 25
+    max_seconds: float = 12.0
+    duration_padding: float = 1.05
+    prompt_seconds: float = PROMPT_SECONDS
+    context_history: int = 0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, high in (
+            ("max-seconds", self.max_seconds, MAX_RECORDING_SECONDS),
+            ("prompt-seconds", self.prompt_seconds, 60.0),
+        ):
+            if not 0.1 <= value <= high:
+                raise InputError(
+                    f"The option {name} is {value}, where 0.1 to {high:g} is expected."
+                )
+        if not 0 <= self.context_history <= 100:
+            raise InputError(
+                f"The option context-history is {self.context_history}, where 0 to 100 is expected."
+            )
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds of computing, by stage."""
+
+    text: float = 0.0
+    voice: float = 0.0
+    length: float = 0.0
+    level_0: float = 0.0
+    levels: float = 0.0
+    codec: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All stages together."""
+        return self.text + self.voice + self.length + self.level_0 + self.levels + self.codec
+
+    def __add__(self, other: Timings) -> Timings:
+        return Timings(
+            text=self.text + other.text,
+            voice=self.voice + other.voice,
+            length=self.length + other.length,
+            level_0=self.level_0 + other.level_0,
+            levels=self.levels + other.levels,
+            codec=self.codec + other.codec,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """One sentence, spoken.
+
+    Attributes:
+        text: as it was given; empty where there was none.
+        phonemes: IPA.
+        language: of the text.
+        codes: [frames, levels]; fewer levels than the model's where interrupted.
+        audio: None where the speaker has no codec.
+        mode: how level 0 was decoded.
+        end: `stop` where it is whole, `limit` where `max_seconds` was too short for it.
+        notices: what a user should know of it.
+        seconds: of computing.
+    """
+
+    text: str
+    phonemes: str
+    language: str
+    codes: Codes
+    audio: Audio | None
+    mode: Mode
+    end: End
+    notices: tuple[str, ...]
+    seconds: Timings
+
+
+@dataclass(frozen=True, eq=False)
+class Spoken:
+    """Everything that was spoken.
+
+    Attributes:
+        pieces: by sentence, in order. An interrupted text has those that were finished, and
+            what there is of the one that was being spoken.
+        n_levels: of the model.
+        codec: what the codes are of, with its rates; `unknown` where nobody told.
+        codebook_size: all codes are below this.
+        seed: that gives the same codes again.
+        is_whole: whether nothing interrupted it.
+    """
+
+    pieces: tuple[Piece, ...]
+    n_levels: int
+    codec: Codec
+    codebook_size: int
+    seed: int
+    is_whole: bool
+
+    @property
+    def codes(self) -> Codes:
+        """Those of all pieces that have every level, joined, [frames, levels]."""
+        whole = [piece.codes for piece in self.pieces if piece.codes.shape[1] == self.n_levels]
+        return np.concatenate([np.zeros((0, self.n_levels), np.int32), *whole])
+
+    @property
+    def saved_codes(self) -> SavedCodes:
+        """The same, as they go into a file."""
+        return SavedCodes(self.codes, self.codec, self.codebook_size)
+
+    @property
+    def audio(self) -> Audio | None:
+        """That of all pieces, joined; None where the speaker has no codec."""
+        parts = [piece.audio for piece in self.pieces if piece.audio is not None]
+        if not parts:
+            return None
+        return Audio(np.concatenate([part.samples for part in parts]), parts[0].sample_rate)
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Those of all pieces, each once."""
+        return tuple(dict.fromkeys(notice for piece in self.pieces for notice in piece.notices))
+
+    @property
+    def seconds(self) -> Timings:
+        """Computing time of all pieces."""
+        return sum((piece.seconds for piece in self.pieces), Timings())
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of computing for a second of sound; infinite where there is no sound."""
+        rate = self.codec.frame_rate or _DEFAULT_FRAME_RATE
+        frames = sum(len(piece.codes) for piece in self.pieces)
+        return self.seconds.total * rate / frames if frames else float("inf")
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A transcript.
+
+    Attributes:
+        phonemes: IPA, as far as the vocabulary can spell it.
+        ids: of the phonemes.
+        language: that the model was told.
+        end: `limit` where it did not come to an end by itself.
+        notices: what a user should know of it.
+        voice_seconds, decode_seconds: of computing.
+    """
+
+    phonemes: str
+    ids: tuple[int, ...]
+    language: str
+    end: End
+    notices: tuple[str, ...]
+    voice_seconds: float
+    decode_seconds: float
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A sentence, ready to be spoken."""
+
+    text: str
+    phonemes: str
+    language: str
+    ids: Codes
+    notices: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A voice, ready to be used."""
+
+    codes: Codes | None
+    notices: tuple[str, ...]
+    seconds: float
+
+
+class Speaker:
+    """A model that speaks. Close it, or use it as a context manager.
+
+    Args:
+        network: whatever computes.
+        tokenize: phonemes to ids.
+        detokenize: ids to phonemes; only `transcribe` needs it.
+        codec: between audio and codes; None speaks codes only, with voices given as codes.
+
+    Raises:
+        InputError: the codec is not the model's.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        *,
+        tokenize: Tokenize,
+        detokenize: Detokenize | None = None,
+        codec: AudioCodec | None = None,
+    ) -> None:
+        if codec is not None:
+            check_codec_fits(codec, network.model.config)
+        self._network = network
+        self._tokenize = tokenize
+        self._detokenize = detokenize
+        self._codec = codec
+        self._open = ExitStack()
+
+    @classmethod
+    def open(
+        cls,
+        gguf: str | Path | GgufFile,
+        *,
+        codec: AudioCodec | None = None,
+        n_threads: int | None = None,
+    ) -> Self:
+        """Open a converted file, or one that is parsed already, on stock llama.cpp.
+
+        Raises:
+            InputError: the file is no converted checkpoint, or the codec is not its model's.
+            EnvironmentFault: there is no usable llama.cpp.
+        """
+        from valle_convert.session import GgufNetwork
+        from valle_convert.tokenizer.compiled import TRUE_IDS_KEY
+        from valle_convert.tokenizer.oracle import LlamaTokenizer
+
+        with ExitStack() as stack:
+            file = gguf if isinstance(gguf, GgufFile) else GgufFile(Path(gguf))
+            network = GgufNetwork(file, n_threads=n_threads)
+            stack.callback(network.close)
+            llama = LlamaTokenizer(file.path)
+            stack.callback(llama.close)
+            true_ids: list[int] = network.file.keys[TRUE_IDS_KEY]
+
+            def tokenize(phonemes: str) -> list[int]:
+                ids = llama.encode(phonemes, add_special=True, parse_special=False)
+                return [true_ids[i] for i in ids]
+
+            speaker = cls(network, tokenize=tokenize, detokenize=llama.decode, codec=codec)
+            speaker._open = stack.pop_all()
+        return speaker
+
+    def close(self) -> None:
+        """Free what `open` opened."""
+        self._open.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def codec_description(self) -> Codec:
+        """What the codes are of: as the codec says, or else as the model does."""
+        return self._network.model.config.codec if self._codec is None else self._codec.description
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames a second."""
+        return self.codec_description.frame_rate or _DEFAULT_FRAME_RATE
+
+    # ------------------------------------------------------------------------- speaking
+
+    def speak(
+        self,
+        text: str,
+        voice: Recording | None = None,
+        options: SpeakOptions | None = None,
+        *,
+        is_phonemes: bool = False,
+        progress: Progress = silent,
+        should_stop: ShouldStop = never,
+        on_piece: Callable[[Piece], object] = lambda _piece: None,
+    ) -> Spoken:
+        """Speak a text; arguments and errors are those of `pieces`.
+
+        Interrupted by `should_stop`, it gives what there is. `on_piece` hears of each sentence as
+        soon as it is done.
+        """
+        options = _with_seed(options)
+        stopped = False
+
+        def noting_stop() -> bool:
+            # Interrupted between two sentences, the last piece is as whole as the others.
+            nonlocal stopped
+            stopped = stopped or should_stop()
+            return stopped
+
+        pieces: list[Piece] = []
+        for piece in self.pieces(
+            text,
+            voice,
+            options,
+            is_phonemes=is_phonemes,
+            progress=progress,
+            should_stop=noting_stop,
+        ):
+            on_piece(piece)
+            pieces.append(piece)
+        return self._spoken(pieces, options, is_whole=not stopped)
+
+    def pieces(
+        self,
+        text: str,
+        voice: Recording | None = None,
+        options: SpeakOptions | None = None,
+        *,
+        is_phonemes: bool = False,
+        progress: Progress = silent,
+        should_stop: ShouldStop = never,
+    ) -> Iterator[Piece]:
+        """Speak a text sentence by sentence, each given as soon as it is done.
+
+        All of the text is turned into phonemes before the first sentence is spoken, so that
+        what is wrong with it shows at once.
+
+        Args:
+            text: of any length.
+            voice: whose voice to speak in; None leaves it to the model.
+            options: how to speak.
+            is_phonemes: the text is IPA already, and one sentence.
+            progress: shows what is being decoded.
+            should_stop: asked between steps; where it says so, what there is of the sentence is
+                given, if there is any, and is the last.
+
+        Raises:
+            InputError: there is nothing to say, the language is not the model's, the voice is not
+                usable, or the text is too long.
+            EnvironmentFault: a package is missing.
+        """
+        options = _with_seed(options)
+        speech_options = self._speech_options(options)
+        choose_mode(self._network.model, options.mode)
+        lines = self._phoneme_line(text, options) if is_phonemes else self._lines(text, options)
+        prompt = self._prompt(voice, options.prompt_seconds, "the voice")
+        rng = np.random.default_rng(options.seed)
+        history: list[tuple[_Line, Codes]] = []
+        for i, line in enumerate(lines):
+            speech = decode_speech(
+                self._network,
+                self._condition(line, prompt),
+                speech_options,
+                rng,
+                prefix=_prefix(history, line, options.context_history),
+                progress=progress,
+                should_stop=should_stop,
+            )
+            if len(speech.codes):
+                history.append((line, speech.codes))
+                yield self._piece(line, prompt if i == 0 else replace(prompt, seconds=0.0), speech)
+            if speech.end == "interrupted":
+                return
+
+    def convert(
+        self,
+        source: Recording,
+        voice: Recording,
+        text: str,
+        options: SpeakOptions | None = None,
+        *,
+        is_phonemes: bool = False,
+        progress: Progress = silent,
+        should_stop: ShouldStop = never,
+    ) -> Spoken:
+        """Say what a recording says, with its timing, in another voice.
+
+        Args:
+            source: the recording.
+            voice: whose voice to speak in.
+            text: what the recording says.
+            options: how to speak; of the modes, only `nar-len` can do this.
+            is_phonemes: the text is IPA already.
+            progress: shows what is being decoded.
+            should_stop: asked between steps.
+
+        Raises:
+            InputError, EnvironmentFault: as `pieces`, and where the model has no `nar-len`.
+        """
+        options = _with_seed(options)
+        line = self._whole_line(text, options, is_phonemes=is_phonemes)
+        recording = self._prompt(source, None, "the recording")
+        prompt = self._prompt(voice, options.prompt_seconds, "the voice")
+        assert recording.codes is not None  # noqa: S101 - only no recording has no codes
+        speech = decode_speech(
+            self._network,
+            self._condition(line, prompt),
+            self._speech_options(options),
+            np.random.default_rng(options.seed),
+            source=recording.codes[:, 0],
+            progress=progress,
+            should_stop=should_stop,
+        )
+        both = _Prompt(
+            prompt.codes,
+            recording.notices + prompt.notices,
+            recording.seconds + prompt.seconds,
+        )
+        return self._spoken_at_once(self._piece(line, both, speech), options)
+
+    def clean(
+        self,
+        recording: Recording,
+        task: Literal["ns", "sr"],
+        text: str = "",
+        options: SpeakOptions | None = None,
+        *,
+        is_phonemes: bool = False,
+        progress: Progress = silent,
+        should_stop: ShouldStop = never,
+    ) -> Spoken:
+        """Take the noise out of a recording (`ns`), or the speech (`sr`).
+
+        Args:
+            recording: all of it is used, and the answer is as long.
+            task: what to do.
+            text: what is said in it; may be empty.
+            options: how to speak.
+            is_phonemes: the text is IPA already.
+            progress: shows what is being decoded.
+            should_stop: asked between steps.
+
+        Raises:
+            InputError, EnvironmentFault: as `pieces`, and where the model does not know the task.
+        """
+        model = self._network.model
+        if task not in model.tasks:
+            raise InputError(
+                f"This model does not know the task {task}; it knows {', '.join(model.tasks)}."
+            )
+        options = _with_seed(options)
+        if text:
+            line = self._whole_line(text, options, is_phonemes=is_phonemes)
+        else:
+            language = self._checked_language(options.language or self._languages[0])
+            line = _Line("", "", language, np.array(NULL_PHONEMES, np.int32), (), 0.0)
+        prompt = self._prompt(recording, None, "the recording")
+        speech = decode_speech(
+            self._network,
+            replace(self._condition(line, prompt), task=task),
+            self._speech_options(options),
+            np.random.default_rng(options.seed),
+            progress=progress,
+            should_stop=should_stop,
+        )
+        return self._spoken_at_once(self._piece(line, prompt, speech), options)
+
+    def raise_levels(
+        self,
+        saved: SavedCodes | str | Path,
+        text: str,
+        voice: Recording | None = None,
+        options: SpeakOptions | None = None,
+        *,
+        is_phonemes: bool = False,
+        progress: Progress = silent,
+        should_stop: ShouldStop = never,
+    ) -> Spoken:
+        """Keep level 0 of some codes, and decode the levels above it anew.
+
+        Args:
+            saved: the codes, or a file of them; only their level 0 is read.
+            text: what they say.
+            voice: whose voice to speak in.
+            options: how to speak.
+            is_phonemes: the text is IPA already.
+            progress: shows the levels.
+            should_stop: asked between levels.
+
+        Raises:
+            InputError, EnvironmentFault: as `pieces`, and where the codes are not the model's.
+        """
+        options = _with_seed(options)
+        line = self._whole_line(text, options, is_phonemes=is_phonemes)
+        level_0 = self._saved(saved, "the file of codes").codes[:, 0]
+        prompt = self._prompt(voice, options.prompt_seconds, "the voice")
+        begin = time.perf_counter()
+        raised = decode_nar(
+            self._network,
+            self._condition(line, prompt),
+            level_0,
+            self._speech_options(options).nar,
+            np.random.default_rng(options.seed),
+            progress=progress,
+            should_stop=should_stop,
+        )
+        seconds = StageSeconds(levels=time.perf_counter() - begin)
+        mode = choose_mode(self._network.model, options.mode)
+        speech = Speech(raised.codes, mode, raised.end, seconds)
+        return self._spoken_at_once(self._piece(line, prompt, speech), options)
+
+    def sound(self, codes: Codes | SavedCodes | str | Path) -> Audio:
+        """Codes [frames, levels or fewer], or a file of them, to audio.
+
+        Raises:
+            InputError: the speaker has no codec, or saved codes are not the model's.
+        """
+        if not isinstance(codes, np.ndarray):
+            codes = self._saved(codes, "the file of codes").codes
+        return self._needed_codec().decode(codes)
+
+    # ------------------------------------------------------------------------ listening
+
+    def transcribe(
+        self,
+        recording: Recording,
+        language: str | None = None,
+        options: TranscribeOptions | None = None,
+        *,
+        progress: Progress = silent,
+        should_stop: ShouldStop = never,
+    ) -> Heard:
+        """The phonemes of a recording.
+
+        Args:
+            recording: all of it is heard.
+            language: that is spoken; None takes the model's first.
+            options: the limit.
+            progress: shows the phonemes.
+            should_stop: asked between steps.
+
+        Raises:
+            InputError: the recording is silent or not readable, or the language is not the
+                model's.
+        """
+        model = self._network.model
+        if not model.has_head("stt"):
+            raise InputError("This model cannot transcribe: it has no head for the task stt.")
+        spoken = self._checked_language(language or self._languages[0])
+        prompt = self._prompt(recording, None, "the recording")
+        assert prompt.codes is not None  # noqa: S101 - only no recording has no codes
+        begin = time.perf_counter()
+        transcript = decode_transcript(
+            self._network,
+            prompt.codes,
+            self._language_id(spoken),
+            options or TranscribeOptions(),
+            progress=progress,
+            should_stop=should_stop,
+        )
+        return Heard(
+            phonemes="" if self._detokenize is None else self._detokenize(transcript.phonemes),
+            ids=transcript.phonemes,
+            language=spoken,
+            end=transcript.end,
+            notices=prompt.notices,
+            voice_seconds=prompt.seconds,
+            decode_seconds=time.perf_counter() - begin,
+        )
+
+    # ----------------------------------------------------------------------------- text
+
+    def _lines(self, text: str, options: SpeakOptions) -> list[_Line]:
+        """The sentences in which there is something to say."""
+        lines: list[_Line] = []
+        silent_parts: list[str] = []
+        refusal: InputError | None = None
+        sentences = split_sentences(text) or [""]
+        for sentence, language in zip(
+            sentences, self._languages_of(sentences, options), strict=True
+        ):
+            begin = time.perf_counter()
+            try:
+                phonemes = to_phonemes(sentence, language)
+            except InputError as error:
+                refusal = refusal or error
+                silent_parts.append(sentence)
+                continue
+            lines.append(self._line(sentence, phonemes, language, begin))
+        if not lines and refusal is not None:
+            raise refusal
+        if silent_parts:
+            notice = f"there is nothing to say in {', '.join(map(repr, silent_parts))}; left out"
+            lines[0] = replace(lines[0], notices=(*lines[0].notices, notice))
+        return lines
+
+    def _phoneme_line(self, phonemes: str, options: SpeakOptions) -> list[_Line]:
+        begin = time.perf_counter()
+        check_phonemes(phonemes)
+        language = self._checked_language(options.language or self._languages[0])
+        return [self._line("", phonemes, language, begin)]
+
+    def _whole_line(self, text: str, options: SpeakOptions, *, is_phonemes: bool) -> _Line:
+        """A text that is spoken at one go, however many sentences it has."""
+        if is_phonemes:
+            return self._phoneme_line(text, options)[0]
+        begin = time.perf_counter()
+        language = self._languages_of([text], options)[0]
+        return self._line(text, to_phonemes(text, language), language, begin)
+
+    def _line(self, text: str, phonemes: str, language: str, begin: float) -> _Line:
+        ids = self._tokenize(phonemes)
+        unknown = unknown_phonemes(phonemes, self._tokenize)
+        notices: tuple[str, ...] = ()
+        if unknown:
+            listed = " ".join(f"{one} (U+{ord(one):04X})" for one in unknown)
+            notices = (f"the model's vocabulary lacks these phonemes of the text: {listed}",)
+        seconds = time.perf_counter() - begin
+        return _Line(text, phonemes, language, np.array(ids, np.int32), notices, seconds)
+
+    @property
+    def _languages(self) -> tuple[str, ...]:
+        """Those that the model was told apart in training; of others it has all there are."""
+        return self._network.model.languages or LANGUAGES
+
+    def _languages_of(self, sentences: Sequence[str], options: SpeakOptions) -> list[str]:
+        if options.language is None:
+            return detect_languages(sentences, self._languages)
+        return [self._checked_language(options.language)] * len(sentences)
+
+    def _checked_language(self, language: str) -> str:
+        if language not in self._languages:
+            raise InputError(
+                f"This model does not speak the language {language!r}; its languages are "
+                f"{', '.join(self._languages)}."
+            )
+        return language
+
+    def _language_id(self, language: str) -> int | None:
+        model = self._network.model
+        return model.languages.index(language) if model.has_table("language") else None
+
+    # ---------------------------------------------------------------------------- voice
+
+    def _prompt(self, recording: Recording | None, seconds: float | None, name: str) -> _Prompt:
+        """The codes of a recording, cut or repeated to so many seconds; None takes all of it."""
+        if recording is None:
+            return _Prompt(None, (), 0.0)
+        begin = time.perf_counter()
+        notices: tuple[str, ...] = ()
+        if is_codes_file(recording) or isinstance(recording, SavedCodes):
+            codes = self._saved(recording, name).codes
+        else:
+            if isinstance(recording, str | Path):
+                name = str(recording)
+                rate = self._needed_codec().description.sample_rate
+                recording = read_audio(Path(recording), rate, max_seconds=MAX_RECORDING_SECONDS)
+            audio, notices = prompt_audio(recording, seconds, name)
+            codes = self._needed_codec().encode(audio)
+        if seconds is not None:
+            codes, more = fit_prompt(codes, max(1, round(seconds * self.frame_rate)), name)
+            notices += more
+        return _Prompt(codes, notices, time.perf_counter() - begin)
+
+    def _saved(self, codes: SavedCodes | str | Path, name: str) -> SavedCodes:
+        """Saved codes that are the model's."""
+        config = self._network.model.config
+        if isinstance(codes, SavedCodes):
+            check_codes_fit(codes, config, name)
+            return codes
+        return read_codes(Path(codes), config)
+
+    def _needed_codec(self) -> AudioCodec:
+        if self._codec is None:
+            raise InputError(
+                "Audio needs a codec, and none was given; give one with --codec, or work with "
+                f"files of codes ({_CODES_SUFFIX})."
+            )
+        return self._codec
+
+    # ----------------------------------------------------------------------- the pieces
+
+    def _condition(self, line: _Line, prompt: _Prompt) -> Condition:
+        return Condition(
+            phonemes=line.ids,
+            language=self._language_id(line.language),
+            prompt=prompt.codes,
+        )
+
+    def _speech_options(self, options: SpeakOptions) -> SpeechOptions:
+        max_frames = max(1, round(options.max_seconds * self.frame_rate))
+        return SpeechOptions(
+            mode=options.mode,
+            ar=ArOptions(options.sampling, options.guidance, max_frames),
+            masked=MaskedOptions(
+                options.max_steps,
+                options.sampling,
+                options.guidance,
+            ),
+            length=LengthOptions(
+                duration_padding=options.duration_padding,
+                min_frames=round(self.frame_rate),
+                max_frames=max_frames,
+            ),
+            nar=NarOptions(options.nar_sampling, options.guidance),
+        )
+
+    def _piece(self, line: _Line, prompt: _Prompt, speech: Speech) -> Piece:
+        begin = time.perf_counter()
+        audio = None if self._codec is None else self._codec.decode(speech.codes)
+        codec_seconds = time.perf_counter() - begin
+        notices = line.notices + prompt.notices
+        if speech.end == "limit" and line.text:
+            seconds = f"{len(speech.codes) / self.frame_rate:.1f} seconds"
+            if speech.mode == "ar":
+                what = f"did not end within {seconds} and is cut off there"
+            else:
+                what = f"has to fit into {seconds}, the limit"
+            notices += (f"{line.text[:40]!r} {what}",)
+        return Piece(
+            text=line.text,
+            phonemes=line.phonemes,
+            language=line.language,
+            codes=speech.codes,
+            audio=audio,
+            mode=speech.mode,
+            end=speech.end,
+            notices=notices,
+            seconds=Timings(
+                text=line.seconds,
+                voice=prompt.seconds,
+                length=speech.seconds.length,
+                level_0=speech.seconds.level_0,
+                levels=speech.seconds.levels,
+                codec=codec_seconds,
+            ),
+        )
+
+    def _spoken_at_once(self, piece: Piece, options: SpeakOptions) -> Spoken:
+        return self._spoken([piece], options, is_whole=piece.end != "interrupted")
+
+    def _spoken(self, pieces: list[Piece], options: SpeakOptions, *, is_whole: bool) -> Spoken:
+        config = self._network.model.config
+        assert options.seed is not None  # noqa: S101 - `_with_seed` was called first
+        return Spoken(
+            tuple(pieces),
+            config.n_levels,
+            self.codec_description,
+            config.codebook_size,
+            options.seed,
+            is_whole,
+        )
+
+
+def is_codes_file(recording: Recording) -> TypeGuard[str | Path]:
+    """Whether it names a file of codes, which needs no codec."""
+    return isinstance(recording, str | Path) and Path(recording).suffix.lower() == _CODES_SUFFIX
+
+
+def _with_seed(options: SpeakOptions | None) -> SpeakOptions:
+    options = options or SpeakOptions()
+    return options if options.seed is not None else replace(options, seed=secrets.randbits(32))
+
+
+def _prefix(history: list[tuple[_Line, Codes]], line: _Line, n: int) -> Prefix | None:
+    """What was said before, of the last `n` sentences as far as they are in the same language."""
+    recent = history[-n:] if n else []
+    same = [(said, codes) for said, codes in recent if said.language == line.language]
+    if not same:
+        return None
+    phonemes = np.concatenate(
+        [
+            *(said.ids[:-1] if i == 0 else said.ids[1:-1] for i, (said, _) in enumerate(same)),
+            line.ids[-1:],
+        ]
+    )
+    return Prefix(phonemes, np.concatenate([codes for _, codes in same]))

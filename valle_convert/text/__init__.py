@@ -1,0 +1,17 @@
+"""From text to phonemes: `languages` tells the language, `sentences` cuts, `phonemes` speaks IPA.
+
+All of it works offline; espeak-ng comes as a library inside a Python package.
+"""
+
+from valle_convert.text.languages import detect_language, detect_languages
+from valle_convert.text.phonemes import check_phonemes, to_phonemes, unknown_phonemes
+from valle_convert.text.sentences import split_sentences
+
+__all__ = [
+    "check_phonemes",
+    "detect_language",
+    "detect_languages",
+    "split_sentences",
+    "to_phonemes",
+    "unknown_phonemes",
+]

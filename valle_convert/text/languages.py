@@ -1,0 +1,93 @@
+"""Which language a text is in: by its script, and between en, de and fr by a small classifier."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from valle_convert.errors import InputError
+from valle_convert.extras import require
+from valle_convert.model.spec import LANGUAGES
+
+#: A script is the first word of its letters' Unicode names.
+_SCRIPTS = {"HIRAGANA": "ja", "KATAKANA": "ja", "CJK": "zh", "HANGUL": "ko", "LATIN": ""}
+_LATIN = ("en", "de", "fr")
+
+#: A Chinese, Japanese or Korean letter says as much as about so many Latin ones.
+_LATIN_LETTERS_WORTH = 3
+
+#: Below this the classifier only guesses (a single short word), and English is as good.
+_SURE = 0.5
+
+
+def detect_language(text: str, among: Sequence[str] = LANGUAGES) -> str:
+    """The language of a text, as the models name it: one of `among`.
+
+    The script of most of the text decides; Chinese characters with any kana among them are
+    Japanese. Latin letters without a clear language, and texts without letters, count as the
+    first of en, de and fr that is among the languages.
+
+    Raises:
+        InputError: the text is in a script or a language that is not among those.
+        EnvironmentFault: the classifier is not installed.
+    """
+    letters: Counter[str] = Counter()
+    for character in text:
+        if unicodedata.category(character).startswith("L"):
+            script = unicodedata.name(character, "").partition(" ")[0].partition("-")[0]
+            script = _SCRIPT_OF_VARIANT.get(script, script)
+            letters[script] += _LATIN_LETTERS_WORTH if _SCRIPTS.get(script) else 1
+    if letters["KATAKANA"]:
+        letters["HIRAGANA"] += letters.pop("KATAKANA")
+    if letters["HIRAGANA"]:
+        letters["HIRAGANA"] += letters.pop("CJK", 0)
+    script = letters.most_common(1)[0][0] if letters.total() else "LATIN"
+    if script not in _SCRIPTS:
+        raise InputError(
+            f"The text is written in the script {script.capitalize()}, which none of this model's "
+            f"languages uses ({', '.join(among)}); give the language with --language if it is "
+            "one of them."
+        )
+    language = _SCRIPTS[script] or _classify_latin(text, [one for one in _LATIN if one in among])
+    if language not in among:
+        raise InputError(
+            f"The text seems to be in the language {language or 'of Latin letters'}, which this "
+            f"model does not speak ({', '.join(among)}); give --language if that is wrong."
+        )
+    return language
+
+
+def detect_languages(sentences: Sequence[str], among: Sequence[str] = LANGUAGES) -> list[str]:
+    """The language of each sentence of a text; errors as `detect_language`.
+
+    Sentences in Latin letters are told together, since short ones are easily mistaken.
+    """
+    languages = [detect_language(sentence, among) for sentence in sentences]
+    latin = [one in _LATIN for one in languages]
+    if not any(latin):
+        return languages
+    together = " ".join(one for one, is_latin in zip(sentences, latin, strict=True) if is_latin)
+    language = detect_language(together, among)
+    return [language if is_latin else one for one, is_latin in zip(languages, latin, strict=True)]
+
+
+#: Letters whose Unicode names begin with another word than those of their script.
+_SCRIPT_OF_VARIANT = {"FULLWIDTH": "LATIN", "HALFWIDTH": "KATAKANA", "IDEOGRAPHIC": "CJK"}
+
+
+def _classify_latin(text: str, among: list[str]) -> str:
+    if len(among) < 2:
+        return among[0] if among else ""
+    language, probability = _classifier(tuple(among)).classify(text)
+    return str(language) if probability >= _SURE else among[0]
+
+
+@cache
+def _classifier(among: tuple[str, ...]) -> Any:  # noqa: ANN401 - the package has no types
+    langid = require("py3langid.langid", "Telling the language of a text")
+    identifier = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
+    identifier.set_languages(list(among))
+    return identifier
