@@ -24,14 +24,19 @@ from valle_convert.runtime.programs import PROGRAMS, Program, find_program
 DISTRIBUTION = "valle-convert"
 LLAMA = "llama.cpp"  # the library, as something that a command needs
 
-# What a command needs beyond the Python packages; `convert` and `inspect` are pure Python.
+SPEECH = "speech"  # the extra of that name: codec, phonemes, audio files
+
+# What a command needs beyond the packages that are always needed. `quantize` takes llama-quantize
+# where it finds it, and else the same routine of the library, which it measures with in any case.
 NEEDS: dict[str, tuple[str, ...]] = {
     "convert": (),
     "inspect": (),
     "tokenize": (LLAMA,),
     "verify": (LLAMA,),
-    "quantize": ("llama-quantize",),
-    "speak": (LLAMA,),
+    "quantize": (LLAMA,),
+    "imatrix": (),
+    "speak": (LLAMA, SPEECH),
+    "transcribe": (LLAMA, SPEECH),
 }
 
 
@@ -146,7 +151,7 @@ def examine(probe: Callable[[], ProbeResult] = prove_library) -> DoctorReport:
         packages=packages,
         llama=llama,
         programs=programs,
-        commands=examine_commands(packages, llama, programs),
+        commands=examine_commands(packages, llama),
     )
 
 
@@ -201,22 +206,20 @@ def examine_program(name: str) -> ProgramReport:
 
 
 def examine_commands(
-    packages: tuple[PackageReport, ...],
-    llama: LlamaReport,
-    programs: tuple[ProgramReport, ...],
+    packages: tuple[PackageReport, ...], llama: LlamaReport
 ) -> tuple[CommandReport, ...]:
     """For each command, every problem that it meets; all of them need the Python packages."""
-    common = [one.problem for one in packages if one.extra == ""]
-    problems = {LLAMA: llama.problem} | {one.name: one.problem for one in programs}
+
+    def problems_of(extra: str) -> list[str]:
+        return [one.problem for one in packages if one.extra == extra and one.problem is not None]
+
+    problems = {
+        LLAMA: [] if llama.problem is None else [llama.problem],
+        SPEECH: problems_of(SPEECH),
+    }
+    common = problems_of("")
     return tuple(
-        CommandReport(
-            name,
-            tuple(
-                problem
-                for problem in [*common, *(problems[need] for need in needs)]
-                if problem is not None
-            ),
-        )
+        CommandReport(name, (*common, *(problem for need in needs for problem in problems[need])))
         for name, needs in NEEDS.items()
     )
 

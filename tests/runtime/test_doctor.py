@@ -10,19 +10,17 @@ from valle_convert.doctor import (
     DISTRIBUTION,
     LLAMA,
     NEEDS,
+    SPEECH,
     LlamaReport,
     PackageReport,
-    ProgramReport,
     examine,
     examine_commands,
     parse_requirement,
 )
 from valle_convert.errors import EnvironmentFault
 from valle_convert.runtime.probe import ProbeResult
-from valle_convert.runtime.programs import PROGRAMS, Program
 
 WORKING = LlamaReport(Path("libllama.so"), "0.3.36", "CPU : AVX2 = 1", ProbeResult(True, 0.0), None)
-FOUND = tuple(ProgramReport(name, Program(name, Path(name), "PATH"), None) for name in PROGRAMS)
 NUMPY = PackageReport("numpy", "1.26", "2.4.6", "")
 
 
@@ -74,7 +72,9 @@ def test_nothing_found_is_a_report_and_no_error(
     missing = {command.name: command.missing for command in report.commands}
     assert missing["convert"] == missing["inspect"] == ()
     assert missing["speak"] == ("no library",)
-    assert "no program that can be run" in missing["quantize"][0]
+    assert missing["quantize"] == ("no library",)
+    programs = {program.name: program.problem for program in report.programs}
+    assert "no program that can be run" in (programs["llama-quantize"] or "")
 
 
 @pytest.mark.parametrize(
@@ -113,12 +113,15 @@ def test_versions_are_compared_as_numbers(installed: str | None, words: str | No
 
 def test_a_missing_package_stops_every_command_and_one_of_an_extra_none() -> None:
     missing = PackageReport("gguf", "0.17", None, "")
-    commands = examine_commands((NUMPY, missing), WORKING, FOUND)
+    commands = examine_commands((NUMPY, missing), WORKING)
     assert all("gguf is not installed" in command.missing[0] for command in commands)
+    codec = PackageReport("transformers", "5.0", None, "speech")
+    stopped = [c.name for c in examine_commands((NUMPY, codec), WORKING) if c.missing]
+    assert stopped == ["speak", "transcribe"]
     extra = PackageReport("pytest", "8.3", None, "dev")
-    assert not any(command.missing for command in examine_commands((NUMPY, extra), WORKING, FOUND))
+    assert not any(command.missing for command in examine_commands((NUMPY, extra), WORKING))
 
 
 def test_every_need_of_a_command_is_something_that_is_examined() -> None:
-    assert {need for needs in NEEDS.values() for need in needs} <= {LLAMA, *PROGRAMS}
+    assert {need for needs in NEEDS.values() for need in needs} <= {LLAMA, SPEECH}
     assert DISTRIBUTION == "valle-convert"

@@ -1,0 +1,166 @@
+"""The price of `valle-convert quantize` over llama-quantize alone, on the production size.
+
+    python benchmarks/bench_quantize.py [--runs 3] [--folder DIR]
+
+For each type: the time of the program by itself and of our command without measuring, best of
+some runs taken in turn, and the largest memory that the processes of each held together. Start
+of Python and two digests are a fixed price, so that it shows most in Q8_0, which takes two
+seconds. The ratio of CPU time stays the same on a machine that does other things too. Prints a
+Markdown table. Needs 2 GB of disk and some minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fixtures"))
+
+from make_checkpoint import PRODUCTION, make_checkpoint
+
+from valle_convert import plan_conversion, write_gguf
+from valle_convert.quantize.tool import find_quantizer
+
+TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS")
+#: What the command may cost: of the program's time, and beyond its memory.
+MAX_RATIO, MAX_EXTRA_MB = 1.15, 300
+_POLL = 0.02  # seconds between two looks at the memory
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one command took: by the clock, of the CPU (children included), of memory."""
+
+    seconds: float
+    cpu_seconds: float
+    megabytes: float
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where the files go; else a temporary one")
+    arguments = parser.parse_args()
+    program = find_quantizer().command[0]
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        folder = Path(name)
+        source = make_source(folder)
+        print(f"{source.name}: {source.stat().st_size / 2**20:.0f} MiB, {os.cpu_count()} cores\n")
+        print(
+            "| types | llama-quantize, s | valle-convert quantize, s | ratio | ratio of CPU time "
+            "| more memory, MB |"
+        )
+        print("|---|---:|---:|---:|---:|---:|")
+        for kind in TYPES:
+            print(row(kind, *best(program, source, folder, [kind], arguments.runs)), flush=True)
+        alone, command = best(program, source, folder, TYPES, arguments.runs)
+        print(row(", ".join(TYPES), alone, command))
+        print(
+            f"\nallowed: {MAX_RATIO} and {MAX_EXTRA_MB} MB; all types in one command: "
+            f"{command.seconds / alone.seconds:.2f}, {command.megabytes - alone.megabytes:+.0f} MB"
+        )
+
+
+def make_source(folder: Path) -> Path:
+    """The production-size file in F16."""
+    checkpoint = folder / "production.sft"
+    make_checkpoint(checkpoint, PRODUCTION, dtype="f16")
+    source = folder / "production-f16.gguf"
+    write_gguf(plan_conversion(checkpoint), source)
+    checkpoint.unlink()
+    return source
+
+
+def best(
+    program: str, source: Path, folder: Path, types: Sequence[str], runs: int
+) -> tuple[Run, Run]:
+    """The program's and our best, taken in turn so that both meet the same noise."""
+    pairs = [
+        (theirs(program, source, folder, types), ours(source, folder, types)) for _ in range(runs)
+    ]
+    return (
+        min((pair[0] for pair in pairs), key=lambda run: run.seconds),
+        min((pair[1] for pair in pairs), key=lambda run: run.seconds),
+    )
+
+
+def theirs(program: str, source: Path, folder: Path, types: Sequence[str]) -> Run:
+    """llama-quantize by itself, one type after the other."""
+    done = []
+    for kind in types:
+        out = folder / "theirs.gguf"
+        done.append(measure([program, str(source), str(out), kind]))
+        out.unlink()
+    return Run(
+        sum(run.seconds for run in done),
+        sum(run.cpu_seconds for run in done),
+        max(run.megabytes for run in done),
+    )
+
+
+def ours(source: Path, folder: Path, types: Sequence[str]) -> Run:
+    """Our command, from the start of Python to its end."""
+    command = [sys.executable, "-m", "valle_convert", "quantize", str(source)]
+    command += [str(folder / "ours"), "--types", ",".join(types), "--no-measure"]
+    done = measure(command)
+    for path in (folder / "ours").iterdir():
+        path.unlink()
+    return done
+
+
+def measure(command: list[str]) -> Run:
+    """Run a command; its time, and the most that it and its children held at once."""
+    start, before = time.perf_counter(), os.times()
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    peak = 0
+    while child.poll() is None:
+        peak = max(peak, sum(resident(pid) for pid in family(child.pid)))
+        time.sleep(_POLL)
+    seconds = time.perf_counter() - start
+    if child.returncode != 0:
+        raise SystemExit(f"{' '.join(command)} failed with exit code {child.returncode}")
+    after = os.times()
+    cpu = after.children_user + after.children_system
+    cpu -= before.children_user + before.children_system
+    return Run(seconds, cpu, peak / 1e6)
+
+
+def family(pid: int) -> Iterator[int]:
+    """A process and everything that it started."""
+    yield pid
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return
+    for child in children:
+        yield from family(int(child))
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process holds, mapped files included; 0 where it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+def row(name: str, alone: Run, command: Run) -> str:
+    """A line of the table."""
+    return (
+        f"| {name} | {alone.seconds:.2f} | {command.seconds:.2f} "
+        f"| {command.seconds / alone.seconds:.2f} "
+        f"| {command.cpu_seconds / alone.cpu_seconds:.2f} "
+        f"| {command.megabytes - alone.megabytes:+.0f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""A random network whose rows divide by 256, so that every type can be itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from make_checkpoint import Shape, make_checkpoint
+
+from valle_convert import plan_conversion, write_gguf
+from valle_convert.gguf_file.header import read_header
+from valle_convert.quantize.plan import Source
+from valle_convert.quantize.tool import Quantizer, find_quantizer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tests run beside each other; threads of PyTorch that wait for a core wait by spinning."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def checkpoint_256(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("wide") / "wide.sft"
+    make_checkpoint(path, Shape(dim=256, heads=4, layers=2, levels=3, seed=1))
+    return path
+
+
+@pytest.fixture(scope="session")
+def gguf_256(checkpoint_256: Path) -> Path:
+    path = checkpoint_256.with_name("wide-f16.gguf")
+    write_gguf(plan_conversion(checkpoint_256, out_type="f16"), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def source_256(gguf_256: Path) -> Source:
+    return Source(gguf_256, gguf_256.name, read_header(gguf_256))
+
+
+@pytest.fixture(scope="session")
+def program() -> Quantizer:
+    """The stock program, as `make llama-tools` builds it."""
+    found = find_quantizer()
+    assert found.kind == "llama-quantize", "run `make llama-tools` first"
+    return found
+
+
+@pytest.fixture(scope="session")
+def library() -> Quantizer:
+    """The same routine in the installed library."""
+    return find_quantizer("library")

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from support import Cli, error_of
+
+from valle_convert.gguf_file.header import read_header
+from valle_convert.gguf_file.keys import Key
+from valle_convert.quantize.compare import compare_files
+
+
+def test_a_file_is_the_same_as_its_copy(cli: Cli, gguf_256: Path, tmp_path: Path) -> None:
+    copy = shutil.copy(gguf_256, tmp_path / "copy.gguf")
+    assert compare_files(gguf_256, Path(copy)).same
+    result = cli("compare", gguf_256, copy, "--exit-code")
+    assert result.code == 0
+    assert result.out.startswith("the same: ")
+
+
+def test_a_changed_key_is_named_with_both_values(gguf_256: Path, tmp_path: Path) -> None:
+    header = read_header(gguf_256)
+    other = tmp_path / "other.gguf"
+    keys = [Key("general.name", "another", "string"), Key("extra", 5, "u32")]
+    other.write_bytes(
+        header.changed(keys, drop=["general.tags"]) + gguf_256.read_bytes()[header.data_start :]
+    )
+    found = compare_files(gguf_256, other)
+    assert {key.name: (key.first, key.second) for key in found.keys} == {
+        "general.name": ("'random'", "'another'"),
+        "general.tags": ("2 values: ['text-to-speech', 'vall-e']", None),
+        "extra": (None, "5"),
+    }
+    assert not found.tensors
+
+
+def test_a_changed_weight_is_measured(gguf_256: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.gguf"
+    shutil.copy(gguf_256, other)
+    header = read_header(other)
+    tensor = header.tensors["blk.0.attn_q.weight"]
+    with other.open("r+b") as file:
+        file.seek(header.data_start + tensor.offset)
+        weights = np.frombuffer(file.read(tensor.n_bytes), np.float16).copy()
+        before = weights[3]
+        weights[3] += np.float16(1)
+        file.seek(header.data_start + tensor.offset)
+        file.write(weights.tobytes())
+    (found,) = compare_files(gguf_256, other).tensors
+    assert found.name == "blk.0.attn_q.weight"
+    error = float(weights[3]) - float(before)
+    assert found.max_error == error
+    signal = float(np.square(weights.astype(np.float64)).sum()) - float(weights[3]) ** 2
+    signal += float(before) ** 2
+    assert found.snr_db is not None
+    assert math.isclose(found.snr_db, 10 * math.log10(signal / error**2), rel_tol=1e-9)
+
+
+def test_another_number_format_is_told_with_its_noise(
+    cli: Cli, converted: Callable[[str, str], Path]
+) -> None:
+    f32, f16, q8 = (converted("ar-nar-len", kind) for kind in ("f32", "f16", "q8_0"))
+    noise = {
+        kind: [
+            tensor.snr_db
+            for tensor in compare_files(f32, path).tensors
+            if tensor.snr_db is not None
+        ]
+        for kind, path in (("f16", f16), ("q8_0", q8))
+    }
+    assert min(noise["f16"]) > 60 > max(noise["q8_0"]) > 40
+    result = cli("compare", f32, q8, "--json", "--exit-code")
+    assert result.code == 1
+    value = json.loads(result.out)
+    assert value["same"] is False
+    assert all(tensor["first"].startswith("F32") for tensor in value["tensors"])
+    assert cli("compare", f32, q8).code == 0
+
+
+def test_other_tensors_and_shapes_are_named(converted: Callable[[str, str], Path]) -> None:
+    found = compare_files(converted("ar-nar-len", "f16"), converted("v6-text-head", "f16"))
+    shapes = {tensor.name: (tensor.first, tensor.second) for tensor in found.tensors}
+    first, second = shapes["token_embd.weight"]
+    assert first != second
+    assert first is not None
+    assert first.startswith("F16 [")
+
+
+def test_a_file_that_is_no_gguf_is_bad_input(cli: Cli, gguf_256: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("text")
+    assert "no whole GGUF file" in error_of(cli("compare", gguf_256, tmp_path / "text"), 2)

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from make_checkpoint import Shape, make_checkpoint
+
+from valle_convert.checkpoint import Checkpoint, read_checkpoint
+from valle_convert.errors import InputError
+from valle_convert.gguf_file.header import read_header
+from valle_convert.model.description import Description
+from valle_convert.model.families import describe
+from valle_convert.quantize.imatrix import Sums, made_of, make_imatrix, observe
+from valle_convert.quantize.imatrix_file import Entry, ImatrixFile, read_imatrix, write_imatrix
+from valle_convert.quantize.plan import ImatrixInput, Settings, Source, arguments_of
+from valle_convert.quantize.recipes import STOCK
+from valle_convert.quantize.sequences import Sequences, seeded
+from valle_convert.quantize.tool import Quantizer
+from valle_convert.quantize.types import FILE_TYPES
+from valle_convert.reference import ReferenceNetwork
+
+Opened = tuple[Checkpoint, Description]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    path = tmp_path_factory.mktemp("tiny") / "tiny.sft"
+    make_checkpoint(path, Shape(dim=32, heads=2, layers=1, levels=2, audio_tokens=16))
+    checkpoint = read_checkpoint(path)
+    return checkpoint, describe(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def made_256(checkpoint_256: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    checkpoint = read_checkpoint(checkpoint_256)
+    description = describe(checkpoint)
+    path = tmp_path_factory.mktemp("imatrix") / "m.gguf"
+    make_imatrix(checkpoint, description, seeded(description.model, 1, seed=0), path)
+    return path
+
+
+def test_stock_llama_quantize_takes_it_and_finds_every_matrix(
+    program: Quantizer, source_256: Source, made_256: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.gguf"
+    settings = Settings(STOCK, threads=1)
+    log = program.run(arguments_of(FILE_TYPES["IQ4_XS"], settings, source_256.path, out, made_256))
+    n = sum(len(tensor.shape) == 2 for tensor in source_256.header.tensors.values())
+    assert any(f"have {n} importance matrix entries" in line for line in log)
+    assert not any("did not find weights" in line for line in log)
+
+
+def test_types_that_cannot_be_made_without_are_made_with_it(
+    program: Quantizer, source_256: Source, made_256: Path, tmp_path: Path
+) -> None:
+    settings = Settings(STOCK, threads=1)
+    arguments = arguments_of(
+        FILE_TYPES["Q2_K_S"], settings, source_256.path, tmp_path / "o.gguf", made_256
+    )
+    program.run(arguments)
+    assert (tmp_path / "o.gguf").stat().st_size > 0
+
+
+def test_the_values_are_the_mean_squares_of_what_goes_into_each_matrix(tiny: Opened) -> None:
+    checkpoint, description = tiny
+    network = ReferenceNetwork(checkpoint, description)
+    (utterance,) = seeded(description.model, 1, seed=0)
+    sums = Sums()
+    observe(network, utterance, sums)
+    # What goes into ffn_down can be computed from what goes into gate and up: listen again.
+    inputs: dict[str, list[np.ndarray]] = {}
+    from valle_convert.verify.cases import cases, run_case
+
+    network.observe = lambda name, x: inputs.setdefault(name, []).append(x.numpy().copy())
+    for case in cases(description.model, utterance):
+        if not case.stepwise and case.head != "text":
+            run_case(network, case)
+    gate = np.array(checkpoint.tensors.read("model.layers.0.mlp.gate_proj.weight"), np.float64)
+    up = np.array(checkpoint.tensors.read("model.layers.0.mlp.up_proj.weight"), np.float64)
+    x = np.concatenate(inputs["blk.0.ffn_gate.weight"]).astype(np.float64)
+    from math import erf, sqrt
+
+    z = x @ gate.T
+    hidden = 0.5 * z * (1 + np.vectorize(erf)(z / sqrt(2))) * (x @ up.T)
+    expected = np.square(hidden).sum(0)
+    np.testing.assert_allclose(sums.squares["blk.0.ffn_down.weight"], expected, rtol=1e-4)
+    assert sums.counts["blk.0.ffn_down.weight"] == len(x)
+
+
+def test_every_head_and_mode_counts(tiny: Opened) -> None:
+    checkpoint, description = tiny
+    network = ReferenceNetwork(checkpoint, description)
+    (utterance,) = seeded(description.model, 1, seed=0)
+    heads: list[str] = []
+    real = network.step
+
+    def step(*arguments, head: str, **others):  # type: ignore[no-untyped-def] # noqa: ANN002, ANN003, ANN202
+        heads.append(head)
+        return real(*arguments, head=head, **others)
+
+    network.step = step  # type: ignore[method-assign]
+    sums = Sums()
+    observe(network, utterance, sums)
+    assert set(heads) == {"ar", "nar.1", "mask", "len", "stt"}
+    assert sums.n_passes == len(heads)
+    assert "token_embd.weight" in sums.squares
+    assert network.observe is None
+
+
+def make(opened: Opened, sequences: Sequences, target: Path, **options: object) -> bytes:
+    make_imatrix(*opened, sequences, target, **options)  # type: ignore[arg-type]
+    return target.read_bytes()
+
+
+@contextmanager
+def stopping_after(n: int) -> Iterator[Callable[..., object]]:
+    """A progress that is interrupted, as by Ctrl-C, after so many utterances."""
+    done = 0
+
+    @contextmanager
+    def progress(_label: str, _total: int, _unit: str) -> Iterator[Callable[[int], object]]:
+        def advance(step: int) -> None:
+            nonlocal done
+            done += step
+            if done > n:
+                raise KeyboardInterrupt
+
+        yield advance
+
+    yield progress
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_very_same_bytes(
+    tiny: Opened, tmp_path: Path
+) -> None:
+    sequences = seeded(tiny[1].model, 10, seed=5)
+    whole = make(tiny, sequences, tmp_path / "whole.gguf")
+    target = tmp_path / "resumed.gguf"
+    with stopping_after(9) as progress, pytest.raises(KeyboardInterrupt):
+        make(tiny, sequences, target, progress=progress)
+    state = tmp_path / ".resumed.gguf.state"
+    assert state.exists()
+    assert not target.exists()
+    seen: list[int] = []
+
+    @contextmanager
+    def count(_label: str, _total: int, _unit: str) -> Iterator[Callable[[int], object]]:
+        yield seen.append
+
+    assert make(tiny, sequences, target, resume=True, progress=count) == whole
+    assert seen[0] == 8  # from the last state on, not from the beginning
+    assert not state.exists()
+
+
+def test_the_state_of_other_work_is_refused(tiny: Opened, tmp_path: Path) -> None:
+    sequences = seeded(tiny[1].model, 9, seed=5)
+    with stopping_after(8) as progress, pytest.raises(KeyboardInterrupt):
+        make(tiny, sequences, tmp_path / "m.gguf", progress=progress)
+    with pytest.raises(InputError, match="state of other work"):
+        make(tiny, seeded(tiny[1].model, 9, seed=6), tmp_path / "m.gguf", resume=True)
+    (tmp_path / ".m.gguf.state").write_bytes(b"PK damaged")
+    with pytest.raises(InputError, match="damaged state"):
+        make(tiny, sequences, tmp_path / "m.gguf", resume=True)
+
+
+def test_two_runs_give_the_same_bytes(tiny: Opened, tmp_path: Path) -> None:
+    sequences = seeded(tiny[1].model, 2, seed=0)
+    assert make(tiny, sequences, tmp_path / "a") == make(tiny, sequences, tmp_path / "b")
+    assert made_of(tmp_path / "a", tiny[0], sequences)
+    assert not made_of(tmp_path / "a", tiny[0], seeded(tiny[1].model, 2, seed=1))
+
+
+def test_the_file_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    entries = {"a.weight": Entry(np.array([1, 4], np.float32), 2)}
+    path = tmp_path / "m.gguf"
+    write_imatrix(ImatrixFile(entries, ("speech",), 3, 7), path, force=False)
+    found = read_imatrix(path)
+    assert (found.datasets, found.chunk_count, found.chunk_size) == (("speech",), 3, 7)
+    assert found.entries["a.weight"].mean().tolist() == [0.5, 2.0]
+    assert Entry(np.zeros(2, np.float32), 0).mean().tolist() == [1.0, 1.0]
+    assert [key.name for key in found.keys("m.gguf")] == [
+        "quantize.imatrix.file",
+        "quantize.imatrix.dataset",
+        "quantize.imatrix.entries_count",
+        "quantize.imatrix.chunks_count",
+    ]
+    # A text that is too long for llama.cpp is cut between letters.
+    assert len(found.keys("ä" * 100)[0].value.encode()) == 126
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
+def test_values_that_are_no_sums_of_squares_are_refused(tmp_path: Path, value: float) -> None:
+    path = tmp_path / "m.gguf"
+    entries = {"a.weight": Entry(np.array([1, value], np.float32), 2)}
+    write_imatrix(ImatrixFile(entries, (), 1, 1), path, force=False)
+    with pytest.raises(InputError, match="no list of sums of squares"):
+        read_imatrix(path)
+
+
+def test_a_model_is_no_importance_matrix(gguf_256: Path) -> None:
+    with pytest.raises(InputError, match="no importance matrix"):
+        read_imatrix(gguf_256)
+
+
+def test_counts_are_kept_exactly(made_256: Path, source_256: Source) -> None:
+    found = read_imatrix(made_256)
+    header = read_header(made_256)
+    assert header.value("valle.imatrix.utterances") == 1
+    assert header.value("general.type") == "imatrix"
+    matrices = {n for n, t in source_256.header.tensors.items() if len(t.shape) == 2}
+    assert set(found.entries) == matrices
+    assert ImatrixInput(made_256, "m", found, "").contents is found
+    for name, entry in found.entries.items():
+        assert len(entry.sums) == source_256.header.tensors[name].shape[-1]
+        assert entry.count > 0

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+
+from valle_convert.errors import InputError
+from valle_convert.gguf_file.header import GGML_TYPES
+from valle_convert.quantize.recipes import RECIPES, check_tensor_type, matches, recipe_named
+from valle_convert.quantize.tool import Quantizer
+from valle_convert.quantize.types import COMMON, FILE_TYPES, file_type, ggml_type, parse_types
+
+
+def test_the_table_of_types_is_the_list_that_the_stock_program_prints(program: Quantizer) -> None:
+    said = subprocess.run([*program.command, "--help"], capture_output=True, text=True, check=False)
+    text = (said.stdout + said.stderr).partition("allowed quantization types")[2]
+    listed = {name: int(n) for n, name in re.findall(r"^ +(\d+) +or +(\w+) +:", text, re.MULTILINE)}
+    assert "COPY" in text
+    assert {one.name: one.number for one in FILE_TYPES.values() if one.base} == listed
+
+
+def test_the_common_types_are_eight_and_all_of_them_are_types() -> None:
+    assert len(set(COMMON)) == 8
+    assert {file_type(name).name for name in COMMON} == set(COMMON)
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [("Q8_0", 8.5), ("Q6_K", 6.5625), ("Q4_K", 4.5), ("Q5_0", 5.5), ("F16", 16.0), ("Q2_0", 2.25)],
+)
+def test_bits_of_a_weight_follow_from_the_blocks(name: str, bits: float) -> None:
+    assert GGML_TYPES[name].bits == bits
+
+
+def test_a_list_of_types_is_read_in_any_case_and_without_repetitions() -> None:
+    assert [one.name for one in parse_types("q8_0, Q4_K_M,Q8_0")] == ["Q8_0", "Q4_K_M"]
+
+
+@pytest.mark.parametrize("text", ["", " , ", "Q9_0", "Q8_0;Q6_K"])
+def test_a_list_that_names_no_type_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="type"):
+        parse_types(text)
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=str)
+def test_every_recipe_is_in_the_form_that_llama_quantize_takes(recipe: object) -> None:
+    assert recipe in RECIPES.values()
+    for item in recipe.tensor_types:  # type: ignore[attr-defined]
+        assert check_tensor_type(item) == item.lower()
+    assert recipe.reason  # type: ignore[attr-defined]
+
+
+def test_an_unknown_recipe_names_those_that_there_are() -> None:
+    with pytest.raises(InputError, match="embd-q8"):
+        recipe_named("best")
+
+
+@pytest.mark.parametrize("text", ["attn_v", "=q8_0", "attn_v=", "attn_v=Q4_K_M", "(=q8_0"])
+def test_a_tensor_type_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(InputError):
+        check_tensor_type(text)
+
+
+def test_a_pattern_is_searched_in_the_name_as_llama_quantize_does() -> None:
+    assert matches("ffn_down=q8_0", "blk.3.ffn_down.weight")
+    assert not matches("^ffn_down=q8_0", "blk.3.ffn_down.weight")
+
+
+def test_tensor_types_are_llama_cpps_names_in_any_case() -> None:
+    assert ggml_type("q4_k").number == 12
+    assert ggml_type("IQ4_NL").name == "IQ4_NL"

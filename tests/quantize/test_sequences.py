@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import golden_checkpoint
+
+from valle_convert.checkpoint import read_checkpoint
+from valle_convert.errors import InputError
+from valle_convert.model.families import describe
+from valle_convert.model.spec import Model
+from valle_convert.quantize.sequences import choose, read_utterance, seeded
+from valle_convert.verify.cases import cases
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return describe(read_checkpoint(golden_checkpoint("ar-nar-len"))).model
+
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Write an utterance that is right but for what is given; None leaves an array out."""
+
+    def write(name: str = "a.npz", **arrays: object) -> Path:
+        values: dict[str, object] = {
+            "phonemes": np.array([1, 30, 31, 2]),
+            "response": np.full((12, 8), 63),
+            "prompt": np.zeros((5, 8), np.int32),
+            "language": np.array(2),
+        }
+        values |= arrays
+        path = tmp_path / name
+        np.savez(path, **{k: v for k, v in values.items() if v is not None})  # type: ignore[arg-type]
+        return path
+
+    return write
+
+
+def test_an_utterance_is_read_as_it_was_written(model: Model, write: Write) -> None:
+    utterance = read_utterance(write(), model, seed=(0,))
+    assert utterance.condition.phonemes.tolist() == [1, 30, 31, 2]
+    assert utterance.condition.language == 2
+    assert utterance.condition.prompt is not None
+    assert utterance.condition.prompt.shape == (5, 8)
+    assert (utterance.response == 63).all()
+    assert utterance.digits.tolist() == [0, 1, 2]  # twelve frames
+    assert set(utterance.masked) <= {63, model.config.special_code}
+
+
+def test_prompt_and_language_may_be_left_out(model: Model, write: Write) -> None:
+    utterance = read_utterance(write(prompt=None, language=None), model, seed=(0,))
+    assert utterance.condition.prompt is None
+    assert utterance.condition.language == 0
+    assert len(list(cases(model, utterance))) > 10
+
+
+def test_an_array_in_fortran_order_is_the_same_array(model: Model, write: Write) -> None:
+    codes = np.arange(96).reshape(12, 8) % 64
+    plain = read_utterance(write(response=codes), model, seed=(0,))
+    turned = read_utterance(write("b.npz", response=np.asfortranarray(codes)), model, seed=(0,))
+    np.testing.assert_array_equal(plain.response, turned.response)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"phonemes": None}, "no array 'phonemes'"),
+        ({"response": None}, "no array 'response'"),
+        ({"response": np.full((12, 7), 1)}, r"shape \[12, 7\], where \[n, 8\]"),
+        ({"response": np.full((12, 8), 64)}, "holds 64, where 0 to 63"),
+        ({"response": np.full((12, 8), -1)}, "holds -1"),
+        ({"response": np.zeros((0, 8), int)}, "of shape"),
+        ({"phonemes": np.array([1.0, 2.0])}, "integers are expected"),
+        ({"phonemes": np.array([[1, 2]])}, r"shape \[1, 2\]"),
+        ({"phonemes": np.array([256])}, "holds 256"),
+        ({"language": np.array(6)}, "holds 6, where 0 to 5"),
+        ({"language": np.array([1, 2])}, "language is of shape"),
+        ({"prompt": np.full((5, 8), 99)}, "prompt holds 99"),
+        ({"phonemes": np.ones(22_750, int)}, "more than the model's context"),
+        ({"phonemes": np.ones(200_000, int)}, "more than a context holds"),
+        ({"phonemes": np.array([None, 1], object)}, "integers are expected"),
+    ],
+)
+def test_what_is_not_of_the_format_or_not_of_the_model_is_refused(
+    model: Model, write: Write, arrays: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        read_utterance(write(**arrays), model, seed=(0,))
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (print, ("executed",))
+
+
+def test_a_pickle_in_an_array_is_not_run(
+    model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.npz"
+    data = io.BytesIO()
+    np.lib.format.write_array(data, np.array([0], object), allow_pickle=True)
+    raw = data.getvalue()
+    header = raw[: raw.index(b"\n") + 1]
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("phonemes.npy", header + pickle.dumps(Bomb()))
+    with pytest.raises(InputError):
+        read_utterance(path, model, seed=(0,))
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_a_header_that_promises_terabytes_is_refused_before_memory_is_asked_for(
+    model: Model, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.npz"
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<i8", "fortran_order": False, "shape": (1 << 40,)}
+    )
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("phonemes.npy", header.getvalue())
+    with pytest.raises(InputError, match="more than a context holds"):
+        read_utterance(path, model, seed=(0,))
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_any_damage_is_bad_input(
+    model: Model, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, phonemes=np.array([1, 5, 2]), response=np.zeros((4, 8), np.int16))
+    raw = bytearray(buffer.getvalue())
+    for _ in range(data.draw(st.integers(1, 4))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / "damaged.npz"
+    path.write_bytes(raw[: data.draw(st.integers(0, len(raw)))])
+    with suppress(InputError):  # and nothing else
+        read_utterance(path, model, seed=(0,))
+
+
+def test_a_folder_without_utterances_is_refused(model: Model, tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(InputError, match=r"no folder with \.npz files"):
+            choose(model, folder, 0, seed=0)
+
+
+def test_given_utterances_come_in_the_order_of_their_names_and_their_bytes_count(
+    model: Model, write: Write, tmp_path: Path
+) -> None:
+    write("b.npz", phonemes=np.array([1, 9, 2]))
+    write("a.npz")
+    first = choose(model, tmp_path, 0, seed=0)
+    assert [len(one.condition.phonemes) for one in first] == [4, 3]
+    write("b.npz", phonemes=np.array([1, 8, 2]))
+    assert choose(model, tmp_path, 0, seed=0).digest != first.digest
+
+
+def test_seeded_utterances_are_many_different_ones_of_bounded_length(model: Model) -> None:
+    utterances = list(seeded(model, 20, seed=3))
+    assert len({one.response.tobytes() for one in utterances}) == 20
+    lengths = [len(one.response) for one in utterances]
+    assert max(lengths) == max(lengths[:8])  # they do not grow for ever
+    again = list(seeded(model, 20, seed=3))
+    assert all((a.response == b.response).all() for a, b in zip(utterances, again, strict=True))

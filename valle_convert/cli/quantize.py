@@ -1,0 +1,345 @@
+"""`valle-convert quantize`, `imatrix`, `compare`, `check-manifest`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from valle_convert.cli import console
+from valle_convert.cli.options import (
+    CheckpointArgument,
+    ConfigOption,
+    ForceOption,
+    JsonOption,
+    LoraAlphaOption,
+    LoraOption,
+)
+from valle_convert.errors import EXIT_FAILED_CHECK
+
+if TYPE_CHECKING:
+    from valle_convert.quantize.report import QuantizeReport
+
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="DIR",
+        help="Utterances as .npz files (phonemes, response, prompt, language); without them, "
+        "seeded random ones.",
+        show_default=False,
+    ),
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Of random utterances.", min=0)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("quantize")(quantize)
+    app.command("imatrix")(imatrix)
+    app.command("compare")(compare)
+    app.command("check-manifest")(check_manifest)
+
+
+def quantize(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="IN",
+            help="A converted .gguf file in F16, BF16 or F32, or a checkpoint, which is converted "
+            "first.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUTDIR|OUT.gguf",
+            help="A folder, or one file whose TYPE follows.",
+            show_default=False,
+        ),
+    ],
+    type_: Annotated[
+        str | None, typer.Argument(metavar="[TYPE]", help="Of OUT.gguf.", show_default=False)
+    ] = None,
+    types: Annotated[
+        str | None,
+        typer.Option(
+            "--types", metavar="LIST", help="Such as Q8_0,Q6_K,Q4_K_M.", show_default=False
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="What quality is measured against, in PyTorch; without it, the input file.",
+            show_default=False,
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    lora: LoraOption = None,
+    lora_alpha: LoraAlphaOption = None,
+    imatrix: Annotated[
+        str,
+        typer.Option(
+            "--imatrix",
+            metavar="auto|FILE|none",
+            help="Importance matrix. auto makes one of the checkpoint: with --data for all types, "
+            "else for those that need one.",
+        ),
+    ] = "auto",
+    imatrix_utterances: Annotated[
+        int, typer.Option(help="Random utterances for an importance matrix.", min=1)
+    ] = 32,
+    data: DataOption = None,
+    recipe: Annotated[
+        str, typer.Option(help="Named tensor types: stock, embd-f16, embd-q8, embd-q4, attn-q8.")
+    ] = "stock",
+    tensor_type: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN=TYPE",
+            help="As in llama-quantize, such as ffn_down=Q8_0; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    pure: Annotated[
+        bool, typer.Option("--pure", help="No mixtures: every matrix gets the type itself.")
+    ] = False,
+    allow_requantize: Annotated[
+        bool, typer.Option("--allow-requantize", help="Take an input that is quantized already.")
+    ] = False,
+    no_fallback: Annotated[
+        bool,
+        typer.Option("--no-fallback", help="Refuse types that some tensor's rows do not fit."),
+    ] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Measure quality and speed.")
+    ] = True,
+    utterances: Annotated[
+        int, typer.Option(help="How many utterances to measure quality on.", min=1)
+    ] = 2,
+    max_kl: Annotated[
+        float | None,
+        typer.Option(
+            help="Mean KL divergence allowed, in nats; else measured defaults by type.",
+            show_default=False,
+        ),
+    ] = None,
+    min_agreement: Annotated[
+        float | None,
+        typer.Option(
+            help="Part of the best codes to keep, such as 0.97; else measured defaults by type.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: SeedOption = 0,
+    threads: Annotated[
+        int, typer.Option(help="For llama-quantize and measuring; 0 for their own choice.", min=0)
+    ] = 0,
+    llama_quantize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH|library",
+            help="The program to use; `library` for the routine in llama-cpp-python. Without it, "
+            "$LLAMA_QUANTIZE, then PATH, then what `make llama-tools` built, then the library.",
+            show_default=False,
+        ),
+    ] = None,
+    log: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep llama-quantize's log.", show_default=False),
+    ] = None,
+    report: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the report as .json, .md or .html; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Predict types and sizes; write nothing.")
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Keep files of the folder that were made in the same way, by its manifest.",
+        ),
+    ] = False,
+    json_: JsonOption = False,
+    force: ForceOption = False,
+) -> None:
+    """Quantize with llama-quantize, measure what it costs, and judge it (exit code 1: too much).
+
+    A folder gets one file a type, manifest.json and SHA256SUMS. Quality is measured on stock
+    llama.cpp against the checkpoint: KL divergence, error and best codes by head and level.
+    """
+    from valle_convert.api import read_checkpoint
+    from valle_convert.quantize.options import Listener, Options
+    from valle_convert.quantize.origin import is_gguf
+    from valle_convert.quantize.plan import Settings
+    from valle_convert.quantize.recipes import check_tensor_type, recipe_named
+    from valle_convert.quantize.reports import LogFile, check_reports, write_reports
+    from valle_convert.quantize.run import quantize as run
+    from valle_convert.quantize.types import parse_types
+
+    if (type_ is None) == (types is None):
+        raise typer.BadParameter("give --types LIST, or one TYPE after OUT.gguf.")
+    reports = report or []
+    check_reports(reports, sources=[source], force=force)
+    if checkpoint is None and not is_gguf(source):
+        checkpoint = source
+    reference = (
+        None
+        if checkpoint is None
+        else read_checkpoint(checkpoint, config=config, lora=lora, lora_alpha=lora_alpha)
+    )
+    options = Options(
+        types=parse_types(types or type_ or ""),
+        tool=llama_quantize,
+        settings=Settings(
+            recipe_named(recipe),
+            tuple(check_tensor_type(item) for item in tensor_type or []),
+            allow_requantize=allow_requantize,
+            pure=pure,
+            threads=threads,
+        ),
+        imatrix=imatrix,
+        data=data,
+        measure=measure,
+        n_utterances=utterances,
+        n_imatrix=imatrix_utterances,
+        seed=seed,
+        max_kl=max_kl,
+        min_agreement=min_agreement,
+        allow_fallback=not no_fallback,
+        resume=resume,
+        force=force,
+        dry_run=dry_run,
+    )
+    with LogFile(log, force=force) as keep_log:
+        result = run(
+            source,
+            out,
+            options,
+            checkpoint=reference,
+            listener=Listener(console.progress_bar, console.talk, keep_log),
+        )
+    write_reports(result, reports, force=force)
+    if json_:
+        console.data_json(result.to_json())
+    else:
+        _show(result)
+    if not result.passed:
+        raise typer.Exit(EXIT_FAILED_CHECK)
+
+
+def imatrix(
+    checkpoint: CheckpointArgument,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="OUT.gguf", help="The file to write.")
+    ],
+    config: ConfigOption = None,
+    lora: LoraOption = None,
+    lora_alpha: LoraAlphaOption = None,
+    data: DataOption = None,
+    utterances: Annotated[int, typer.Option(help="How many random utterances.", min=1)] = 32,
+    seed: SeedOption = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was stopped.")
+    ] = False,
+    json_: JsonOption = False,
+    force: ForceOption = False,
+) -> None:
+    """Make an importance matrix for llama-quantize by running the PyTorch reference.
+
+    Every mode of the model is run over the utterances, and the mean square of each input column
+    of each matrix is written in llama.cpp's own format.
+    """
+    from valle_convert.api import read_checkpoint
+    from valle_convert.model.families import describe
+    from valle_convert.quantize.imatrix import make_imatrix
+    from valle_convert.quantize.sequences import choose
+
+    source = read_checkpoint(checkpoint, config=config, lora=lora, lora_alpha=lora_alpha)
+    description = describe(source)
+    sequences = choose(description.model, data, 0 if data else utterances, seed=seed)
+    console.talk(f"importance matrix of {sequences.description}")
+    made = make_imatrix(
+        source,
+        description,
+        sequences,
+        out,
+        resume=resume,
+        force=force,
+        progress=console.progress_bar,
+    )
+    if json_:
+        console.data_json(
+            {
+                "file": str(out),
+                "matrices": len(made.entries),
+                "passes": made.chunk_count,
+                "sequences": sequences.description,
+            }
+        )
+    else:
+        console.data(f"{out}: {len(made.entries)} matrices over {made.chunk_count} passes")
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A.gguf", show_default=False)],
+    second: Annotated[Path, typer.Argument(metavar="B.gguf", show_default=False)],
+    exit_code: Annotated[
+        bool, typer.Option("--exit-code", help="End with exit code 1 where the files differ.")
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Say what differs between two GGUF files, key by key and tensor by tensor."""
+    from valle_convert.quantize.compare import compare_files
+
+    result = compare_files(first, second, progress=console.progress_bar)
+    if json_:
+        console.data_json(result.to_json())
+    else:
+        for line in result.lines():
+            console.data(line)
+    if exit_code and not result.same:
+        raise typer.Exit(EXIT_FAILED_CHECK)
+
+
+def check_manifest(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR|manifest.json", help="What `quantize` wrote.", show_default=False
+        ),
+    ],
+    json_: JsonOption = False,
+) -> None:
+    """Hold the files of a folder against its manifest and SHA256SUMS (exit code 1: they differ)."""
+    from valle_convert.quantize.manifest import check_manifest as check
+
+    result = check(path, progress=console.progress_bar)
+    if json_:
+        console.data_json(result.to_json())
+    else:
+        for finding in result.findings:
+            console.data(f"{finding.name}: {finding.problem}")
+        console.data(result.verdict())
+    if not result.passed:
+        raise typer.Exit(EXIT_FAILED_CHECK)
+
+
+def _show(result: QuantizeReport) -> None:
+    header, rows = result.summary()
+    console.data(console.table(rows, header=header))
+    for file in result.files:
+        for fallback in file.fallbacks:
+            console.talk(f"{file.kind}: {fallback}")
+    for fact in result.facts():
+        console.talk(fact)
+    console.data(result.verdict())

@@ -1,0 +1,237 @@
+"""Two GGUF files, key by key and tensor by tensor: what differs, and by how much.
+
+Works on any two files, from their bytes; weights are read a few megabytes at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+
+from valle_convert.gguf_file.encode import decode
+from valle_convert.gguf_file.header import Header, TensorEntry, read_header
+from valle_convert.progress import Progress, silent
+
+_PIECE_WEIGHTS = 1 << 20
+_SHOWN = 60
+
+
+@dataclass(frozen=True)
+class KeyDifference:
+    """A key that differs; None where one of the files has none."""
+
+    name: str
+    first: str | None
+    second: str | None
+
+
+@dataclass(frozen=True)
+class TensorDifference:
+    """A tensor that differs.
+
+    Attributes:
+        name: the tensor.
+        first, second: type and shape in each file; None where it has none.
+        snr_db: signal of the first over the difference; infinite where the numbers are the
+            same, None where they cannot be compared.
+        max_error: the largest difference of two weights.
+        note: why the numbers are not compared.
+    """
+
+    name: str
+    first: str | None
+    second: str | None
+    snr_db: float | None = None
+    max_error: float | None = None
+    note: str = ""
+
+    def __str__(self) -> str:
+        """What differs, in words."""
+        sides = f"{self.name}: {self.first or '(none)'} | {self.second or '(none)'}"
+        if self.note:
+            return f"{sides}, {self.note}"
+        if self.snr_db is None:
+            return sides
+        if self.snr_db == math.inf:
+            return f"{sides}, the same numbers"
+        return f"{sides}, {self.snr_db:.1f} dB signal to noise, largest error {self.max_error:.2e}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What differs between two files."""
+
+    first: str
+    second: str
+    n_keys: int
+    n_tensors: int
+    keys: tuple[KeyDifference, ...]
+    tensors: tuple[TensorDifference, ...]
+
+    @property
+    def same(self) -> bool:
+        """Whether every key and tensor is the same, bit by bit."""
+        return not self.keys and not self.tensors
+
+    def lines(self) -> Iterator[str]:
+        """The comparison in words, a line a difference and one for the sum of it."""
+        for key in self.keys:
+            first, second = (value or "(none)" for value in (key.first, key.second))
+            yield f"key     {key.name}: {first} | {second}"
+        yield from (f"tensor  {tensor}" for tensor in self.tensors)
+        if self.same:
+            yield f"the same: {self.n_keys} keys and {self.n_tensors} tensors"
+        else:
+            yield (
+                f"{len(self.keys)} of {self.n_keys} keys and {len(self.tensors)} of "
+                f"{self.n_tensors} tensors differ"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """The comparison as plain values; docs/quantize.md describes them."""
+        return {
+            "schema_version": 1,
+            "first": self.first,
+            "second": self.second,
+            "same": self.same,
+            "keys_compared": self.n_keys,
+            "tensors_compared": self.n_tensors,
+            "keys": [
+                {"name": key.name, "first": key.first, "second": key.second} for key in self.keys
+            ],
+            "tensors": [
+                {
+                    "name": tensor.name,
+                    "first": tensor.first,
+                    "second": tensor.second,
+                    # JSON has no infinity: the numbers are the same, only their type differs.
+                    "equal_numbers": tensor.snr_db == math.inf,
+                    "snr_db": None if tensor.snr_db in (None, math.inf) else tensor.snr_db,
+                    "max_error": tensor.max_error,
+                    "note": tensor.note,
+                }
+                for tensor in self.tensors
+            ],
+        }
+
+
+def compare_files(first: Path, second: Path, *, progress: Progress = silent) -> Comparison:
+    """Compare two GGUF files.
+
+    Raises:
+        InputError: one of them is no whole GGUF file.
+    """
+    a, b = read_header(first), read_header(second)
+    keys = tuple(_compare_keys(a, b))
+    names = list(dict.fromkeys([*a.tensors, *b.tensors]))
+    tensors: list[TensorDifference] = []
+    total = sum(tensor.n_elements for tensor in a.tensors.values())
+    with (
+        first.open("rb") as file_a,
+        second.open("rb") as file_b,
+        progress("comparing", total, "weights") as advance,
+    ):
+        for name in names:
+            in_a, in_b = a.tensors.get(name), b.tensors.get(name)
+            if in_a is None or in_b is None or in_a.shape != in_b.shape:
+                tensors.append(TensorDifference(name, _show(in_a), _show(in_b)))
+            else:
+                difference = _compare_data(
+                    in_a, in_b, _pieces(file_a, a, in_a), _pieces(file_b, b, in_b)
+                )
+                if difference is not None:
+                    tensors.append(difference)
+            advance(in_a.n_elements if in_a else 0)
+    return Comparison(
+        str(first),
+        str(second),
+        n_keys=len({*a.key_names, *b.key_names}),
+        n_tensors=len(names),
+        keys=keys,
+        tensors=tuple(tensors),
+    )
+
+
+def _compare_keys(a: Header, b: Header) -> Iterator[KeyDifference]:
+    for name in dict.fromkeys([*a.key_names, *b.key_names]):
+        if name in a and name in b and a.raw(name) == b.raw(name):
+            continue
+        yield KeyDifference(
+            name,
+            _short(a.value(name)) if name in a else None,
+            _short(b.value(name)) if name in b else None,
+        )
+
+
+def _compare_data(
+    a: TensorEntry,
+    b: TensorEntry,
+    pieces_a: Iterator[NDArray[np.uint8]],
+    pieces_b: Iterator[NDArray[np.uint8]],
+) -> TensorDifference | None:
+    same_type = a.kind == b.kind
+    equal = same_type
+    signal = noise = largest = 0.0
+    note = ""
+    for raw_a, raw_b in zip(pieces_a, pieces_b, strict=True):
+        if same_type and np.array_equal(raw_a, raw_b):
+            if not note:
+                values = _numbers(raw_a, a)
+                signal += 0.0 if values is None else float(np.square(values, dtype="f8").sum())
+            continue
+        equal = False
+        x, y = _numbers(raw_a, a), _numbers(raw_b, b)
+        if x is None or y is None:
+            unknown = a.kind.name if x is None else b.kind.name
+            note = f"the gguf package cannot read {unknown}"
+            break
+        error = y.astype(np.float64) - x
+        signal += float(np.square(x, dtype=np.float64).sum())
+        noise += float(np.square(error).sum())
+        largest = max(largest, float(np.abs(error).max()))
+    if equal:
+        return None
+    if note:
+        return TensorDifference(a.name, _show(a), _show(b), note=note)
+    return TensorDifference(a.name, _show(a), _show(b), _decibels(signal, noise), largest)
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf
+
+
+def _pieces(file: Any, header: Header, tensor: TensorEntry) -> Iterator[NDArray[np.uint8]]:  # noqa: ANN401 - a binary file
+    """The rows of a tensor as bytes [rows, bytes of a row]; pieces of two files line up."""
+    row_bytes = tensor.kind.row_bytes(tensor.shape[-1])
+    n_rows = math.prod(tensor.shape[:-1])
+    step = max(1, _PIECE_WEIGHTS // tensor.shape[-1])
+    for start in range(0, n_rows, step):
+        n = min(step, n_rows - start)
+        file.seek(header.data_start + tensor.offset + start * row_bytes)
+        yield np.frombuffer(file.read(n * row_bytes), np.uint8).reshape(n, row_bytes)
+
+
+def _numbers(raw: NDArray[np.uint8], tensor: TensorEntry) -> NDArray[np.float32] | None:
+    try:
+        return decode(raw, GGMLQuantizationType(tensor.kind.number))
+    except (ValueError, NotImplementedError):
+        return None
+
+
+def _show(tensor: TensorEntry | None) -> str | None:
+    return None if tensor is None else f"{tensor.kind.name} {list(tensor.shape)}"
+
+
+def _short(value: object) -> str:
+    if isinstance(value, list):
+        return f"{len(value)} values: {value[:4]!r:.{_SHOWN}}"
+    return f"{value!r:.{_SHOWN}}"

@@ -1,0 +1,200 @@
+"""The report as one HTML page that needs nothing else: tables, and plots as inline SVG.
+
+Three questions, three plots: what does a megabyte buy (size against divergence), where is
+it lost (divergence by head and level), what does it gain (milliseconds beside F16).
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from valle_convert.errors import EnvironmentFault
+from valle_convert.quantize.measure import ALL
+from valle_convert.quantize.report import FileReport, QuantizeReport, by_head
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_BLUE, _RED, _GREY = "#2b6cb0", "#c53030", "#a0aec0"
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 84rem; margin: 2rem auto;
+       padding: 0 1rem; color: #1a202c; background: #fff; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+.verdict { padding: .6rem 1rem; border-left: .35rem solid #2f855a; background: #f0fff4; }
+.verdict.no { border-color: #c53030; background: #fff5f5; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .85rem; }
+th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap;
+         border-bottom: 1px solid #e2e8f0; }
+th:first-child, td:first-child { text-align: left; }
+.wide { overflow-x: auto; } svg { max-width: 100%; height: auto; }
+li { overflow-wrap: anywhere; }
+"""
+
+
+def to_html(report: QuantizeReport) -> str:
+    """The page.
+
+    Raises:
+        EnvironmentFault: matplotlib is not installed.
+    """
+    parts = [
+        f"<h1>Quantized: {html.escape(report.source)}</h1>",
+        f'<p class="verdict{"" if report.passed else " no"}">{html.escape(report.verdict())}</p>',
+        _table(*report.summary()),
+    ]
+    measured = [file for file in report.files if file.measured]
+    if measured:
+        rows = [*([report.baseline] if report.baseline else []), *measured]
+        parts += [
+            "<h2>What a megabyte buys</h2>",
+            _svg(plot_size(rows)),
+            "<h2>Where it is lost</h2>",
+            _svg(plot_heads(rows)),
+            "<h2>What it gains</h2>",
+            _svg(plot_speed(rows)),
+            "<h2>KL mean by head</h2>",
+            _table(*by_head(measured, "kl_mean")),
+            "<h2>Best code kept, by head</h2>",
+            _table(*by_head(measured, "best_code")),
+        ]
+    for file in report.files:
+        if file.fallbacks:
+            lines = [[f.tensor, str(f.n_columns), f.wanted, f.given] for f in file.fallbacks]
+            parts.append(f"<h2>Tensors that {html.escape(file.kind)} cannot hold</h2>")
+            parts.append(_table(["tensor", "columns", "type", "became"], lines))
+    facts = "".join(f"<li>{html.escape(fact)}</li>" for fact in report.facts())
+    parts.append(f"<h2>How it was done</h2><ul>{facts}</ul>")
+    title = html.escape(f"Quantized: {report.source}")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{_STYLE}</style></head>\n<body>\n"
+        + "\n".join(parts)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def plot_size(rows: list[FileReport]) -> Figure:
+    """Size against divergence, a point a file."""
+    figure, axes = _figure(8.5, 4.2)
+    # Neighbours take different sides, so that their names do not lie on each other.
+    for i, row in enumerate(sorted(rows, key=lambda row: row.n_bytes)):
+        assert row.measured is not None  # noqa: S101 - the caller chose such files
+        size, divergence = row.n_bytes / 2**20, row.measured.quality[ALL].kl_mean
+        failed = row.verdict is not None and not row.verdict.passed
+        color = _GREY if row.status == "input" else _RED if failed else _BLUE
+        # A divergence of nothing has no place on a logarithmic axis.
+        axes.scatter(size, max(divergence, 1e-12), s=60, color=color, zorder=3)
+        axes.annotate(
+            f"{row.kind} ({row.bits_per_weight:.2f} bits)",
+            (size, max(divergence, 1e-12)),
+            xytext=(-8, -4) if i % 2 else (8, 4),
+            textcoords="offset points",
+            ha="right" if i % 2 else "left",
+            va="top" if i % 2 else "bottom",
+            fontsize=9,
+        )
+    axes.set_yscale("log")
+    axes.set_xlabel("size of the file, MiB")
+    axes.set_ylabel("KL divergence, mean, nats")
+    axes.set_title("Size against divergence (lower left is better; grey: input, red: beyond limit)")
+    axes.margins(y=0.15)
+    low, high = axes.get_xlim()
+    axes.set_xlim(low - 0.2 * (high - low), high + 0.2 * (high - low))  # room for the names
+    return figure
+
+
+def plot_heads(rows: list[FileReport]) -> Figure:
+    """Divergence by head, a line a file."""
+    figure, axes = _figure(10, 4.4)
+    for i, row in enumerate(rows):
+        assert row.measured is not None  # noqa: S101 - the caller chose such files
+        quality = {head: one for head, one in row.measured.quality.items() if head != ALL}
+        values = [max(one.kl_mean, 1e-12) for one in quality.values()]
+        color = _GREY if row.status == "input" else f"C{i}"
+        axes.plot(list(quality), values, marker="o", label=row.kind, color=color)
+    axes.set_yscale("log")
+    axes.set_ylabel("KL divergence, mean, nats")
+    axes.set_title("Divergence by head: nar.1 to nar.7 are the levels above level 0")
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return figure
+
+
+def plot_speed(rows: list[FileReport]) -> Figure:
+    """Milliseconds of an AR step and of a NAR pass, a bar a file."""
+    from matplotlib.figure import Figure
+
+    check_matplotlib()
+    figure = Figure(figsize=(10, 0.9 + 0.42 * len(rows)), layout="constrained")
+    names = [row.kind for row in rows]
+    colors = [_GREY if row.status == "input" else _BLUE for row in rows]
+    for axes, title, values in zip(
+        figure.subplots(1, 2),
+        ("one AR step", "one NAR pass"),
+        (
+            [row.measured.speed.ar_step for row in rows if row.measured],
+            [row.measured.speed.nar_pass for row in rows if row.measured],
+        ),
+        strict=True,
+    ):
+        bars = axes.barh(names, values, color=colors, zorder=3)
+        labels = [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values]
+        axes.bar_label(bars, labels, padding=3, fontsize=9)
+        axes.invert_yaxis()
+        axes.set_xlabel("milliseconds, median")
+        axes.set_title(title)
+        axes.set_xlim(0, max(values) * 1.18)
+        _quiet(axes, "x")
+    return figure
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Any]:
+    check_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    _quiet(axes, "both")
+    return figure, axes
+
+
+def _quiet(axes: Any, grid: str) -> None:  # noqa: ANN401 - matplotlib's own
+    axes.grid(visible=True, axis=grid, color="#e2e8f0", zorder=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.title.set_fontsize(11)
+
+
+def check_matplotlib() -> None:
+    """Find out whether plots can be drawn, before there is anything to draw.
+
+    Raises:
+        EnvironmentFault: matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise EnvironmentFault(
+            "matplotlib is not installed, and the HTML report has plots; "
+            "pip install 'valle-convert[report]', or give a .md or .json file for the report."
+        )
+
+
+def _svg(figure: Figure) -> str:
+    """Inline SVG, the same bytes for the same figure."""
+    import matplotlib as mpl
+
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "valle-convert", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return re.sub(r"<\?xml.*?(?=<svg)", "", text, flags=re.DOTALL)
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'

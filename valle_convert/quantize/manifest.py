@@ -1,0 +1,288 @@
+"""What lies in a folder of quantized files: a manifest, SHA256SUMS, and how both are checked.
+
+    manifest.json   every file: how it was made, its digest, and one digest for each tensor
+    SHA256SUMS      the digests once more, for `sha256sum --check`
+
+Neither holds times or paths, so two runs give the same bytes. docs/quantize.md describes
+the fields.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from valle_convert.checkpoint.read import sha256_of
+from valle_convert.errors import InputError
+from valle_convert.files import describe_os_error, write_text_atomically
+from valle_convert.gguf_file.header import Header, read_header
+from valle_convert.progress import Progress, silent
+from valle_convert.quantize.make import MadeTensor
+
+MANIFEST = "manifest.json"
+SUMS = "SHA256SUMS"
+SCHEMA_VERSION = 1
+_MAX_BYTES = 64 << 20
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class ManifestFile:
+    """A file of the manifest.
+
+    Attributes:
+        name: in the folder of the manifest.
+        kind: its type, such as Q4_K_M, or `imatrix`.
+        n_bytes: its size.
+        sha256: of the whole file.
+        source_sha256: of the file that it was made from.
+        tool: name, version and digest of what made it.
+        arguments: the tool's, without paths.
+        imatrix_sha256: of the importance matrix; None where none was used.
+        tensors: in file order.
+    """
+
+    name: str
+    kind: str
+    n_bytes: int
+    sha256: str
+    source_sha256: str
+    tool: Mapping[str, str]
+    arguments: tuple[str, ...]
+    imatrix_sha256: str | None
+    tensors: tuple[MadeTensor, ...]
+
+    def made_like(self, other: ManifestFile) -> bool:
+        """Whether source, type, tool and options are the same."""
+        return (
+            self.name == other.name
+            and self.kind == other.kind
+            and self.source_sha256 == other.source_sha256
+            and dict(self.tool) == dict(other.tool)
+            and self.arguments == other.arguments
+            and self.imatrix_sha256 == other.imatrix_sha256
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry as plain values."""
+        return {
+            "name": self.name,
+            "type": self.kind,
+            "bytes": self.n_bytes,
+            "sha256": self.sha256,
+            "source_sha256": self.source_sha256,
+            "tool": dict(self.tool),
+            "arguments": list(self.arguments),
+            "imatrix_sha256": self.imatrix_sha256,
+            "tensors": [
+                {"type": values.pop("kind"), **values} for values in map(asdict, self.tensors)
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong with a file of a manifest."""
+
+    name: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class ManifestCheck:
+    """The result of checking a folder against its manifest."""
+
+    n_files: int
+    n_tensors: int
+    n_bytes: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every file is what the manifest says."""
+        return not self.findings
+
+    def verdict(self) -> str:
+        """One sentence."""
+        sizes = f"{self.n_files} files, {self.n_tensors} tensors, {self.n_bytes:,} bytes"
+        if self.passed:
+            return f"PASSED: {sizes}; all as the manifest and {SUMS} say."
+        names = ", ".join(dict.fromkeys(finding.name for finding in self.findings))
+        return f"FAILED: {len(self.findings)} findings ({names}) in {sizes}."
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as plain values."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "passed": self.passed,
+            "verdict": self.verdict(),
+            "files": self.n_files,
+            "tensors": self.n_tensors,
+            "bytes": self.n_bytes,
+            "findings": [asdict(finding) for finding in self.findings],
+        }
+
+
+def write_manifest(folder: Path, files: Sequence[ManifestFile]) -> None:
+    """Write manifest.json and SHA256SUMS; the files come in the order of their names.
+
+    Raises:
+        EnvironmentFault: the folder cannot be written to.
+    """
+    ordered = sorted(files, key=lambda file: file.name)
+    value = {
+        "schema_version": SCHEMA_VERSION,
+        "files": [file.to_json() for file in ordered],
+    }
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    write_text_atomically(folder / MANIFEST, text, force=True)
+    sums = "".join(f"{file.sha256}  {file.name}\n" for file in ordered)
+    write_text_atomically(folder / SUMS, sums, force=True)
+
+
+def read_manifest(path: Path) -> tuple[ManifestFile, ...]:
+    """Read a manifest; it is untrusted.
+
+    Raises:
+        InputError: it cannot be read, is no manifest, or names files outside of its folder.
+    """
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise InputError(f"{path} is larger than any manifest of this program.")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {describe_os_error(error)}.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no valid JSON: {error}.") from error
+    if not isinstance(value, dict) or value.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(f"{path} is no manifest of schema version {SCHEMA_VERSION}.")
+    try:
+        files = tuple(_parse(entry) for entry in value["files"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(f"{path} is no manifest of this program: {error!r:.200}.") from error
+    names = [file.name for file in files]
+    if len(set(names)) != len(names):
+        raise InputError(f"{path} names a file twice.")
+    return files
+
+
+def check_manifest(path: Path, *, progress: Progress = silent) -> ManifestCheck:
+    """Hold every file of a folder against its manifest, and SHA256SUMS against both.
+
+    Args:
+        path: the folder, or its manifest.json.
+        progress: hears of the bytes read.
+
+    Raises:
+        InputError: there is no manifest that can be read.
+    """
+    manifest = path / MANIFEST if path.is_dir() else path
+    files = read_manifest(manifest)
+    folder = manifest.parent
+    findings: list[Finding] = []
+    with progress("checking", sum(file.n_bytes for file in files), "B") as advance:
+        for file in files:
+            findings += [Finding(file.name, problem) for problem in _problems(folder, file)]
+            advance(file.n_bytes)
+    findings += _check_sums(folder, files)
+    return ManifestCheck(
+        n_files=len(files),
+        n_tensors=sum(len(file.tensors) for file in files),
+        n_bytes=sum(file.n_bytes for file in files),
+        findings=tuple(findings),
+    )
+
+
+def tensor_digests(path: Path, header: Header) -> tuple[MadeTensor, ...]:
+    """The digest of each tensor of a file, in the order of the data."""
+    made: list[MadeTensor] = []
+    with path.open("rb") as file:
+        for tensor in sorted(header.tensors.values(), key=lambda one: one.offset):
+            file.seek(header.data_start + tensor.offset)
+            digest = hashlib.sha256()
+            left = tensor.n_bytes
+            while left and (piece := file.read(min(left, 4 << 20))):
+                digest.update(piece)
+                left -= len(piece)
+            made.append(MadeTensor(tensor.name, tensor.kind.name, tensor.shape, digest.hexdigest()))
+    return tuple(made)
+
+
+def _problems(folder: Path, file: ManifestFile) -> list[str]:
+    path = folder / file.name
+    if not path.is_file():
+        return ["the file is missing"]
+    size = path.stat().st_size
+    if size != file.n_bytes:
+        return [f"{size:,} bytes, where the manifest says {file.n_bytes:,}"]
+    found = sha256_of(path)
+    if found == file.sha256:
+        return []
+    problems = [f"sha256 {found}, where the manifest says {file.sha256}"]
+    try:
+        tensors = {tensor.name: tensor for tensor in tensor_digests(path, read_header(path))}
+    except InputError as error:
+        return [*problems, str(error)]
+    different = [one.name for one in file.tensors if tensors.get(one.name) != one]
+    if different:
+        problems.append(f"{len(different)} tensors differ: {', '.join(different[:5])}")
+    else:
+        problems.append("the tensors are the same, so what differs is the metadata")
+    return problems
+
+
+def _check_sums(folder: Path, files: Sequence[ManifestFile]) -> list[Finding]:
+    try:
+        text = (folder / SUMS).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        return [Finding(SUMS, f"cannot be read: {error}")]
+    expected = "".join(f"{file.sha256}  {file.name}\n" for file in files)
+    if text != expected:
+        return [Finding(SUMS, "it does not say what the manifest says")]
+    return []
+
+
+def _parse(entry: Mapping[str, Any]) -> ManifestFile:
+    name = entry["name"]
+    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
+        raise ValueError(f"the name {name!r:.60} is not that of a file in its folder")
+    n_bytes = entry["bytes"]
+    if not isinstance(n_bytes, int) or n_bytes < 0:
+        raise ValueError(f"{name} has {n_bytes!r:.40} bytes")
+    imatrix = entry["imatrix_sha256"]
+    return ManifestFile(
+        name=name,
+        kind=_text(entry["type"]),
+        n_bytes=n_bytes,
+        sha256=_digest(entry["sha256"]),
+        source_sha256=_digest(entry["source_sha256"]),
+        tool={_text(key): _text(value) for key, value in entry["tool"].items()},
+        arguments=tuple(map(_text, entry["arguments"])),
+        imatrix_sha256=None if imatrix is None else _digest(imatrix),
+        tensors=tuple(
+            MadeTensor(
+                _text(one["name"]),
+                _text(one["type"]),
+                tuple(map(int, one["shape"])),
+                _digest(one["sha256"]),
+            )
+            for one in entry["tensors"]
+        ),
+    )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.40} is no text")
+    return value
+
+
+def _digest(value: object) -> str:
+    if not isinstance(value, str) or not _SHA256.fullmatch(value):
+        raise ValueError(f"{value!r:.80} is no SHA-256")
+    return value

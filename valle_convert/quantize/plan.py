@@ -1,0 +1,350 @@
+"""What quantizing will give, to the byte, before it runs.
+
+The plan is not a model of llama.cpp's rules but llama.cpp's own: its dry run names the type
+of every tensor and every tensor that had to be given another one. What a type takes follows
+from its blocks, and the header is the input's with the keys that are added.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from valle_convert import __version__
+from valle_convert.errors import EnvironmentFault, InputError
+from valle_convert.gguf_file.header import GgmlType, Header, TensorEntry
+from valle_convert.gguf_file.keys import Key
+from valle_convert.quantize.imatrix_file import ImatrixFile
+from valle_convert.quantize.recipes import Recipe, matches
+from valle_convert.quantize.tool import PROGRAM, Quantizer
+from valle_convert.quantize.types import FileType, ggml_type
+
+PREFIX = "valle.quantize."
+TENSOR_LINE = re.compile(
+    r"^\[ *(?P<i>\d+)/ *(?P<n>\d+)\] +(?P<name>\S+) +- +\[[^\]]*\], +type = +(?P<old>\w+), "
+    r"(?:size|converting).*?(?:\((?P<new>\w+)\))?$"
+)
+_FALLBACK_LINE = re.compile(
+    r"^warning: (?P<name>\S+) +- ncols +(?P<columns>\d+) not divisible by +\d+ "
+    r"\(required for type +(?P<wanted>\w+)\).*-> falling back to +(?P<given>\w+)"
+)
+_NEEDS_IMATRIX = "will require an imatrix"
+
+
+@dataclass(frozen=True)
+class ImatrixInput:
+    """An importance matrix file, read and hashed.
+
+    Attributes:
+        path: where it is.
+        name: its name for metadata and reports.
+        contents: what is in it.
+        sha256: of the file.
+    """
+
+    path: Path
+    name: str
+    contents: ImatrixFile
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """The file that is quantized.
+
+    Attributes:
+        path: where it is.
+        name: its name for metadata and reports.
+        header: its header.
+    """
+
+    path: Path
+    name: str
+    header: Header
+
+    @property
+    def n_weights(self) -> int:
+        """Elements of all tensors."""
+        return sum(tensor.n_elements for tensor in self.header.tensors.values())
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """A tensor that the type cannot hold.
+
+    Attributes:
+        tensor: its name.
+        n_columns: the length of its rows.
+        wanted: the type that its rows do not divide into.
+        given: what llama.cpp gives it instead.
+    """
+
+    tensor: str
+    n_columns: int
+    wanted: str
+    given: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.tensor}: rows of {self.n_columns} cannot be {self.wanted}, {self.given} it is"
+        )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What goes for all files of a run.
+
+    Attributes:
+        recipe: named tensor types.
+        tensor_types: further ones, which win over the recipe's; checked, pattern=type.
+        allow_requantize: whether quantized tensors may be quantized again.
+        pure: whether mixtures are switched off.
+        threads: for llama-quantize and for measuring; 0 for their own choice.
+    """
+
+    recipe: Recipe
+    tensor_types: tuple[str, ...] = ()
+    allow_requantize: bool = False
+    pure: bool = False
+    threads: int = 0
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """All tensor types in the order in which they are tried."""
+        return (*self.tensor_types, *(item.lower() for item in self.recipe.tensor_types))
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """One file before it is made.
+
+    Attributes:
+        source: what is quantized.
+        kind: the type asked for.
+        settings: what goes for all files.
+        imatrix: the importance matrix, if one is used.
+        tensors: in the order of the file, with their new types; offsets are not set.
+        fallbacks: the tensors that the type cannot hold.
+        needs_imatrix: whether it cannot be made without an importance matrix.
+        tool_version: which build said so.
+        n_bytes: the size of the file, exactly.
+    """
+
+    source: Source
+    kind: FileType
+    settings: Settings
+    imatrix: ImatrixInput | None
+    tensors: tuple[TensorEntry, ...]
+    fallbacks: tuple[Fallback, ...]
+    needs_imatrix: bool
+    tool_version: str
+    n_bytes: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of the tensor data."""
+        return bits_per_weight(self.tensors)
+
+    @property
+    def data_bytes(self) -> int:
+        """The tensor data, padding included."""
+        return sum(map(_stored, self.tensors))
+
+
+def bits_per_weight(tensors: Sequence[TensorEntry]) -> float:
+    """Bits a weight over all tensors, as llama-quantize counts them."""
+    n_weights = sum(tensor.n_elements for tensor in tensors)
+    return 8 * sum(tensor.n_bytes for tensor in tensors) / n_weights
+
+
+def make_plan(
+    quantizer: Quantizer,
+    source: Source,
+    kind: FileType,
+    settings: Settings,
+    imatrix: ImatrixInput | None = None,
+) -> FilePlan:
+    """Ask llama.cpp what it would do.
+
+    Raises:
+        InputError: the source is quantized already, and requantizing was not allowed.
+        EnvironmentFault: the tool failed, or has no dry run.
+    """
+    _check_source(source, kind, settings)
+    log = quantizer.run(
+        arguments_of(
+            kind, settings, source.path, None, imatrix.path if imatrix else None, dry_run=True
+        )
+    )
+    types = {
+        match["name"]: match["new"] or match["old"]
+        for match in map(TENSOR_LINE.match, log)
+        if match
+    }
+    missing = [name for name in source.header.tensors if name not in types]
+    if missing or len(types) != len(source.header.tensors):
+        raise EnvironmentFault(
+            f"The dry run of {quantizer.kind} ({quantizer.version_in(log)}) names "
+            f"{len(types)} tensors of {len(source.header.tensors)}, so its log is of another "
+            "version of llama.cpp; use the one that `make llama-tools` builds."
+        )
+    tensors = tuple(
+        TensorEntry(name, source.header.tensors[name].shape, ggml_type(new), 0)
+        for name, new in types.items()
+    )
+    version = quantizer.version_in(log)
+    header = source.header.changed(
+        keys_of(quantizer.kind, version, quantizer.sha256, source, kind, settings, imatrix)
+    )
+    return FilePlan(
+        source=source,
+        kind=kind,
+        settings=settings,
+        imatrix=imatrix,
+        tensors=tensors,
+        fallbacks=tuple(_fallbacks(log, source, kind, settings, tensors)),
+        needs_imatrix=any(_NEEDS_IMATRIX in line for line in log),
+        tool_version=version,
+        n_bytes=len(header) + sum(map(_stored, tensors)),
+    )
+
+
+def arguments_of(
+    kind: FileType,
+    settings: Settings,
+    source: Path | str,
+    target: Path | str | None,
+    imatrix: Path | str | None,
+    *,
+    dry_run: bool = False,
+) -> list[str]:
+    """The arguments of llama-quantize."""
+    arguments = ["--dry-run"] if dry_run else []
+    if settings.allow_requantize:
+        arguments.append("--allow-requantize")
+    if settings.pure:
+        arguments.append("--pure")
+    for item in settings.patterns:
+        arguments += ["--tensor-type", item]
+    if imatrix is not None:
+        arguments += ["--imatrix", str(imatrix)]
+    arguments.append(str(source))
+    if target is not None:
+        arguments.append(str(target))
+    arguments.append(kind.name)
+    if settings.threads:
+        arguments.append(str(settings.threads))
+    return arguments
+
+
+def shown_arguments(
+    source: Source, kind: FileType, settings: Settings, imatrix: ImatrixInput | None
+) -> tuple[str, ...]:
+    """The whole command for metadata and reports, with names in the place of paths."""
+    target = f"{Path(source.name).stem}-{kind.name}.gguf"
+    shown = arguments_of(kind, settings, source.name, target, imatrix.name if imatrix else None)
+    return (PROGRAM, *shown)
+
+
+def keys_of(
+    tool: str,
+    tool_version: str,
+    tool_sha256: str,
+    source: Source,
+    kind: FileType,
+    settings: Settings,
+    imatrix: ImatrixInput | None,
+    *,
+    source_sha256: str = "0" * 64,
+) -> list[Key]:
+    """What a quantized file says of how it was made; no paths, no times.
+
+    Its keys have a fixed size but for the names in them, so that a plan knows the header's size.
+    """
+    shown = shown_arguments(source, kind, settings, imatrix)
+    values: list[Key] = [
+        Key("general.quantization_version", 2, "u32"),
+        Key("general.file_type", _file_type_of(source, kind), "u32"),
+        Key(f"{PREFIX}type", kind.name, "string"),
+        Key(f"{PREFIX}tool", tool, "string"),
+        Key(f"{PREFIX}tool_version", tool_version, "string"),
+        Key(f"{PREFIX}tool_sha256", tool_sha256, "string"),
+        Key(f"{PREFIX}arguments", list(shown), "[string]"),
+        Key(f"{PREFIX}recipe", settings.recipe.name, "string"),
+        Key(f"{PREFIX}source_name", source.name, "string"),
+        Key(f"{PREFIX}source_sha256", source_sha256, "string"),
+        Key(f"{PREFIX}converter_version", __version__, "string"),
+    ]
+    if imatrix is not None:
+        values.append(Key(f"{PREFIX}imatrix_sha256", imatrix.sha256, "string"))
+        values += imatrix.contents.keys(imatrix.name)
+    return values
+
+
+def _file_type_of(source: Source, kind: FileType) -> int:
+    if kind.base is None:  # COPY keeps the input's
+        value = source.header.value("general.file_type", kind.number)
+        return value if isinstance(value, int) else kind.number
+    return kind.number
+
+
+def _check_source(source: Source, kind: FileType, settings: Settings) -> None:
+    quantized = [t for t in source.header.tensors.values() if t.kind.block > 1]
+    if quantized and kind.base is not None and not settings.allow_requantize:
+        raise InputError(
+            f"{source.name} is quantized already ({len(quantized)} tensors, such as "
+            f"{quantized[0].name} of type {quantized[0].kind.name}), and quantizing again adds its "
+            "errors to the new ones; take the F16, BF16 or F32 file, or give --allow-requantize."
+        )
+
+
+def _fallbacks(
+    log: Sequence[str],
+    source: Source,
+    kind: FileType,
+    settings: Settings,
+    tensors: Sequence[TensorEntry],
+) -> list[Fallback]:
+    """What llama.cpp says, and what it does without a word.
+
+    Where the head is the token embedding it takes Q8_0 for one that its rule would make Q6_K or
+    the type itself, if the rows do not divide; no warning comes of that.
+    """
+    found = {
+        match["name"]: Fallback(
+            match["name"],
+            int(match["columns"]),
+            match["wanted"].upper(),
+            match["given"].upper(),
+        )
+        for match in map(_FALLBACK_LINE.match, log)
+        if match
+    }
+    base = kind.base
+    for tensor in tensors:
+        if (
+            base is not None
+            and tensor.name not in found
+            and tensor.kind != source.header.tensors[tensor.name].kind
+            and tensor.shape[-1] % base.block
+            and not any(matches(item, tensor.name) for item in settings.patterns)
+        ):
+            found[tensor.name] = Fallback(
+                tensor.name, tensor.shape[-1], base.name, tensor.kind.name
+            )
+    return [found[tensor.name] for tensor in tensors if tensor.name in found]
+
+
+def _stored(tensor: TensorEntry) -> int:
+    return math.ceil(tensor.n_bytes / 32) * 32
+
+
+def describe_types(tensors: Sequence[TensorEntry]) -> dict[str, int]:
+    """How many weights have which type, most first."""
+    counts: dict[GgmlType, int] = {}
+    for tensor in tensors:
+        counts[tensor.kind] = counts.get(tensor.kind, 0) + tensor.n_elements
+    return {kind.name: n for kind, n in sorted(counts.items(), key=lambda item: -item[1])}

@@ -1,0 +1,216 @@
+"""The utterances that importance and quality are measured on: given ones, or seeded ones.
+
+A given utterance is one `.npz` file (`numpy.savez`), of integers:
+
+    phonemes  [n]               ids with the marks around them, as the tokenizer gives them
+    response  [frames, levels]  the codes of the speech
+    prompt    [frames, levels]  the codes of the voice; may be left out
+    language  []                its id; may be left out (0 then)
+
+Files are untrusted: every array's header is looked at before its data is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from valle_convert.errors import InputError
+from valle_convert.files import describe_os_error
+from valle_convert.model.inputs import Condition
+from valle_convert.model.spec import Model
+from valle_convert.verify.cases import Utterance, utterances
+
+# Seeded utterances grow a little from one to the next; after so many they begin short again.
+_PER_SEED = 8
+_MASKED_PART = 0.5
+_ARRAYS = ("phonemes", "response", "prompt", "language")
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Utterances that can be gone through again and again, and what they are.
+
+    Attributes:
+        model: whose phonemes and codes they are.
+        count: how many.
+        description: in words, for reports and metadata.
+        digest: a SHA-256 that changes with them.
+        files: the given ones; empty for seeded ones.
+        seed: of the seeded ones, and of what is masked.
+    """
+
+    model: Model
+    count: int
+    description: str
+    digest: str
+    files: tuple[Path, ...] = ()
+    seed: int = 0
+
+    def __iter__(self) -> Iterator[Utterance]:
+        if self.files:
+            for i, path in enumerate(self.files):
+                yield read_utterance(path, self.model, seed=(self.seed, i))
+            return
+        left = self.count
+        for block in range(-(-self.count // _PER_SEED)):
+            # Far apart, so that no two blocks of different seeds are the same.
+            seed = self.seed * 1_000_003 + block
+            yield from utterances(self.model, min(_PER_SEED, left), seed=seed)
+            left -= _PER_SEED
+
+
+def seeded(model: Model, count: int, *, seed: int) -> Sequences:
+    """Random phonemes and codes; the same for the same seed."""
+    text = f"{count} utterances of random phonemes and codes, seed {seed} (no real speech)"
+    return Sequences(model, count, text, hashlib.sha256(text.encode()).hexdigest(), seed=seed)
+
+
+def given(model: Model, folder: Path, *, seed: int, limit: int | None = None) -> Sequences:
+    """The `.npz` files of a folder, by name; all of them are checked now.
+
+    Raises:
+        InputError: there is none, or one of them is not of the format or not of this model.
+    """
+    try:
+        files = sorted(folder.glob("*.npz"))[:limit]
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {describe_os_error(error)}.") from error
+    if not files:
+        raise InputError(
+            f"{folder} is no folder with .npz files in it; each holds one utterance: the arrays "
+            "phonemes, response, prompt and language (docs/quantize.md)."
+        )
+    digest = hashlib.sha256()
+    for path in files:
+        read_utterance(path, model, seed=(seed, 0))
+        digest.update(f"{path.name} ".encode() + hashlib.sha256(path.read_bytes()).digest())
+    text = f"{len(files)} given utterances, sha256 {digest.hexdigest()[:16]}"
+    return Sequences(model, len(files), text, digest.hexdigest(), tuple(files), seed)
+
+
+def choose(model: Model, data: Path | None, count: int, *, seed: int) -> Sequences:
+    """The given utterances of a folder, or seeded ones where there is no folder."""
+    if data is not None:
+        return given(model, data, seed=seed, limit=count or None)
+    return seeded(model, count, seed=seed)
+
+
+def read_utterance(path: Path, model: Model, *, seed: tuple[int, ...]) -> Utterance:
+    """One utterance.
+
+    Args:
+        path: a `.npz` file.
+        model: whose tables its rows have to be in.
+        seed: of which frames are masked.
+
+    Raises:
+        InputError: the file is not of the format or not of this model.
+    """
+    config = model.config
+    arrays = _read_arrays(path, config.n_ctx_train * max(config.n_levels, 1))
+    for name in ("phonemes", "response"):
+        if name not in arrays:
+            raise InputError(f"{path} has no array {name!r}; see docs/quantize.md for the format.")
+    phonemes, response = arrays["phonemes"], arrays["response"]
+    prompt, language = arrays.get("prompt"), arrays.get("language")
+    _check(path, "phonemes", phonemes, (None,), model.table("phonemes").n_rows)
+    _check(path, "response", response, (None, config.n_levels), config.codebook_size)
+    if prompt is not None:
+        _check(path, "prompt", prompt, (None, config.n_levels), config.codebook_size)
+    n_languages = model.table("language").n_rows if model.has_table("language") else 0
+    if language is not None:
+        _check(path, "language", language, (), max(n_languages, 1))
+    n_elements = len(phonemes) + len(response) + (0 if prompt is None else len(prompt))
+    if n_elements + 16 > config.n_ctx_train:
+        raise InputError(
+            f"{path} has {n_elements:,} phonemes and frames, more than the model's context of "
+            f"{config.n_ctx_train:,}; cut it."
+        )
+    draw = np.random.default_rng(seed)
+    hidden = draw.random(len(response)) < _MASKED_PART
+    return Utterance(
+        condition=Condition(
+            phonemes=phonemes.astype(np.int64),
+            language=(0 if language is None else int(language)) if n_languages else None,
+            prompt=None if prompt is None else prompt.astype(np.int64),
+            tone=0 if "tone" in config.capabilities else None,
+        ),
+        response=response.astype(np.int64),
+        masked=np.where(hidden, config.special_code, response[:, 0]).astype(np.int64),
+        digits=np.array([0, *map(int, str(len(response)))]),
+    )
+
+
+def _check(
+    path: Path, name: str, array: NDArray[Any], shape: tuple[int | None, ...], n_rows: int
+) -> None:
+    fits = array.ndim == len(shape) and all(
+        wanted in (None, found) for wanted, found in zip(shape, array.shape, strict=True)
+    )
+    if not fits or not array.size:
+        words = ["n" if n is None else str(n) for n in shape]
+        raise InputError(
+            f"{path}: {name} is of shape {list(array.shape)}, where [{', '.join(words)}] is "
+            "expected."
+        )
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high >= n_rows:
+        raise InputError(
+            f"{path}: {name} holds {low if low < 0 else high}, where 0 to {n_rows - 1} is expected."
+        )
+
+
+def _read_arrays(path: Path, max_elements: int) -> dict[str, NDArray[Any]]:
+    """The arrays of the format, each read only if its header is that of few integers."""
+    arrays: dict[str, NDArray[Any]] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in _ARRAYS:
+                if f"{name}.npy" in archive.namelist():
+                    arrays[name] = _read_array(archive, name, max_elements)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {describe_os_error(error)}.") from error
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        ValueError,
+        EOFError,
+        RuntimeError,
+        NotImplementedError,
+        SyntaxError,
+        TypeError,
+    ) as error:
+        # What the standard library and numpy raise on damaged archives and headers.
+        raise InputError(f"{path} is no whole .npz file of utterances ({error}).") from error
+    return arrays
+
+
+def _read_array(archive: zipfile.ZipFile, name: str, max_elements: int) -> NDArray[Any]:
+    with archive.open(f"{name}.npy") as file:
+        version = npy.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{name} is of version {version} of the array format")
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran_order, dtype = read(file)
+        if dtype.kind not in "iu":
+            raise ValueError(f"{name} is of type {dtype}, where integers are expected")
+        n_elements = 1
+        for n in shape:
+            n_elements *= n
+        if n_elements > max_elements:
+            raise ValueError(f"{name} has {n_elements:,} elements, more than a context holds")
+        data = file.read(n_elements * dtype.itemsize)
+        if len(data) != n_elements * dtype.itemsize:
+            raise ValueError(f"{name} ends early")
+    array: NDArray[Any] = np.frombuffer(data, dtype)
+    return array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape)

@@ -1,0 +1,185 @@
+"""Who quantizes: the program llama-quantize, or the same routine in the installed library.
+
+Both run as a child process with the same arguments and write the same log, so nothing else
+here knows which of the two it is. The library goes into a child too, since a llama.cpp that
+was built for another CPU kills its process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from valle_convert.checkpoint.read import sha256_of
+from valle_convert.errors import EnvironmentFault, InputError
+from valle_convert.runtime.library import find_library
+from valle_convert.runtime.programs import find_program
+
+Kind = Literal["llama-quantize", "llama_model_quantize"]
+PROGRAM: Kind = "llama-quantize"
+LIBRARY: Kind = "llama_model_quantize"
+#: What `--llama-quantize` takes for the routine in the library.
+LIBRARY_WORD = "library"
+_WORKER = "valle_convert.quantize.worker"
+_TAIL = 12
+# How versions of the program say which build they are.
+_BUILD = re.compile(r"^(?:version: |.*\bbuild = )(.+)$")
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """Something that takes llama-quantize's arguments.
+
+    Attributes:
+        kind: the program or the library.
+        command: how it is started.
+        how: where it was found, in words.
+        version: of the library; of the program, what its log says, known when it has run.
+        sha256: of the program's file, or of the library's files.
+    """
+
+    kind: Kind
+    command: tuple[str, ...]
+    how: str
+    version: str
+    sha256: str
+
+    def run(
+        self,
+        arguments: Sequence[str],
+        *,
+        on_line: Callable[[str], object] = lambda _line: None,
+        keep_open: Sequence[int] = (),
+    ) -> list[str]:
+        """Run it to its end.
+
+        Args:
+            arguments: what llama-quantize takes.
+            on_line: hears of each line of its log as it comes.
+            keep_open: file descriptors that it inherits.
+
+        Returns:
+            The lines of its log.
+
+        Raises:
+            EnvironmentFault: it cannot be started, failed, or was killed; says its last lines.
+        """
+        lines: list[str] = []
+        try:
+            child = subprocess.Popen(  # noqa: S603 - the user's own program
+                [*self.command, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                pass_fds=tuple(keep_open),
+                env=_environment(),
+            )
+        except OSError as error:
+            raise EnvironmentFault(
+                f"{self.command[0]} cannot be started: {error.strerror}; give another with "
+                "--llama-quantize."
+            ) from error
+        assert child.stdout is not None  # noqa: S101 - it is a pipe
+        try:
+            with child.stdout:
+                for line in child.stdout:
+                    lines.append(line.rstrip("\n"))
+                    on_line(lines[-1])
+            code = child.wait()
+        finally:
+            # Ctrl-C or an error of ours: it must not go on working for nobody.
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+        if code != 0:
+            raise EnvironmentFault(_why_it_failed(self.kind, code, lines))
+        return lines
+
+    def version_in(self, log: Sequence[str]) -> str:
+        """Which build it is: what its log says, else what was known before."""
+        found = [match.group(1).strip() for match in map(_BUILD.match, log) if match]
+        return found[0] if found and self.kind == PROGRAM else self.version
+
+
+def find_quantizer(given: str | None = None) -> Quantizer:
+    """The program given, or in $LLAMA_QUANTIZE, in PATH, or built here; else the library.
+
+    Args:
+        given: a path, or "library" for the routine in the installed library.
+
+    Raises:
+        InputError: what was given cannot be run.
+        EnvironmentFault: there is neither program nor library.
+    """
+    if given == LIBRARY_WORD:
+        return _library("--llama-quantize")
+    if given is not None:
+        path = Path(given)
+        if not (path.is_file() and os.access(path, os.X_OK)):
+            raise InputError(
+                f"--llama-quantize is {given}, which is no program that can be run; give the path "
+                f"of llama-quantize, or the word {LIBRARY_WORD} for the routine in the installed "
+                "library."
+            )
+        return _program(path, "--llama-quantize")
+    try:
+        program = find_program(PROGRAM)
+    except EnvironmentFault as missing:
+        if find_library() is None:
+            raise EnvironmentFault(
+                f"{missing} Nor is llama-cpp-python installed, whose library has the same routine "
+                "(pip install 'valle-convert[llama]')."
+            ) from missing
+        return _library("no llama-quantize was found")
+    return _program(program.path, program.how)
+
+
+def _program(path: Path, how: str) -> Quantizer:
+    return Quantizer(PROGRAM, (str(path.absolute()),), how, "unknown", sha256_of(path))
+
+
+def _library(how: str) -> Quantizer:
+    library = find_library()
+    if library is None:
+        raise EnvironmentFault(
+            "llama.cpp's library was not found; pip install 'valle-convert[llama]'."
+        )
+    digest = hashlib.sha256()
+    # The routine is in libllama, the number formats in libggml-base.
+    for path in sorted({file.resolve() for file in library.parent.iterdir() if file.is_file()}):
+        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
+    version = f"llama-cpp-python {importlib.metadata.version('llama-cpp-python')}"
+    return Quantizer(LIBRARY, (sys.executable, "-m", _WORKER), how, version, digest.hexdigest())
+
+
+def _environment() -> dict[str, str]:
+    """The environment of the child: the worker must find this very package, installed or not."""
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _why_it_failed(kind: str, code: int, lines: Sequence[str]) -> str:
+    if code < 0:
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        what = f"{kind} was killed by {name}"
+    else:
+        what = f"{kind} failed with exit code {code}"
+    said = [line for line in lines if line.strip() and not line.startswith("llama_model_loader")]
+    tail = "\n  ".join(said[-_TAIL:]) or "(nothing)"
+    return f"{what}; no file was written. The last that it said:\n  {tail}"
