@@ -55,6 +55,7 @@ from valle_convert.model.inputs import NULL_PHONEMES, Condition
 from valle_convert.model.spec import LANGUAGES, Codec
 from valle_convert.network import Network
 from valle_convert.progress import Progress, silent
+from valle_convert.runtime.context import CacheType
 from valle_convert.text import (
     check_phonemes,
     detect_languages,
@@ -316,8 +317,16 @@ class Speaker:
         *,
         codec: AudioCodec | None = None,
         n_threads: int | None = None,
+        cache_type: CacheType = "f32",
     ) -> Self:
         """Open a converted file, or one that is parsed already, on stock llama.cpp.
+
+        Args:
+            gguf: the file.
+            codec: between audio and codes; None speaks codes only.
+            n_threads: None for the cores that this process may use.
+            cache_type: of keys and values. f16 makes passes in both directions faster and logits
+                a little less exact.
 
         Raises:
             InputError: the file is no converted checkpoint, or the codec is not its model's.
@@ -329,7 +338,7 @@ class Speaker:
 
         with ExitStack() as stack:
             file = gguf if isinstance(gguf, GgufFile) else GgufFile(Path(gguf))
-            network = GgufNetwork(file, n_threads=n_threads)
+            network = GgufNetwork(file, n_threads=n_threads, cache_type=cache_type)
             stack.callback(network.close)
             llama = LlamaTokenizer(file.path)
             stack.callback(llama.close)

@@ -271,6 +271,18 @@ def test_the_ids_are_those_of_the_original_tokenizer(speaker: Speaker) -> None:
         assert speaker._tokenize(phonemes) == oracle.encode_batch([phonemes], setting)[0]
 
 
+def test_a_cache_in_f16_is_used_and_nearly_as_exact(gguf: Path) -> None:
+    logits = []
+    for cache_type in ("f32", "f16"):
+        with Speaker.open(gguf, n_threads=1, cache_type=cache_type) as opened:
+            network = opened._network
+            x = network.look_up("response.ar", np.arange(30))
+            positions = np.arange(30, dtype=np.int32)
+            logits.append(network.step(x, positions, head="nar.1", outputs=slice(0, None)))
+    error = np.mean((logits[0] - logits[1]) ** 2) / np.mean(logits[0] ** 2)
+    assert 0 < error < 1e-3  # 3e-4 measured, on rows that no model sees alone
+
+
 def test_any_network_and_tokenizer_make_a_speaker(
     gguf: Path, codec: EncodecCodec, speaker: Speaker
 ) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 ModeChoice = Literal["auto", "ar", "nar-len"]
 TaskChoice = Literal["tts", "vc", "ns", "sr"]
+CacheChoice = Literal["f32", "f16"]
 
 GgufArgument = Annotated[
     Path,
@@ -161,6 +162,10 @@ def speak(
         ),
     ] = None,
     threads: ThreadsOption = None,
+    cache_type: Annotated[
+        CacheChoice,
+        typer.Option(help="Of keys and values; f16 is faster (nar-len) and a little less exact."),
+    ] = "f32",
     float_: Annotated[
         bool, typer.Option("--float", help="Write 32-bit floats instead of 16-bit integers.")
     ] = False,
@@ -213,7 +218,7 @@ def speak(
     recordings = [one for one in (voice, source) if one is not None]
     needs_codec = out is not None or not all(is_codes_file(one) for one in recordings)
     begin = time.perf_counter()
-    with _open_speaker(gguf, codec, threads, needs_codec=needs_codec) as speaker:
+    with _open_speaker(gguf, codec, threads, needs_codec, cache_type) as speaker:
         loaded = time.perf_counter() - begin
         if codes is not None and said is None:
             assert out is not None  # noqa: S101 - for the type checker; told apart above
@@ -264,7 +269,7 @@ def transcribe(
     from valle_convert.speak import is_codes_file
 
     begin = time.perf_counter()
-    with _open_speaker(gguf, codec, threads, needs_codec=not is_codes_file(speech)) as speaker:
+    with _open_speaker(gguf, codec, threads, not is_codes_file(speech)) as speaker:
         loaded = time.perf_counter() - begin
         heard = speaker.transcribe(
             speech, language, TranscribeOptions(max_phonemes), progress=console.progress_bar
@@ -353,7 +358,11 @@ def _options(
 
 
 def _open_speaker(
-    gguf: Path, codec: str | None, threads: int | None, *, needs_codec: bool
+    gguf: Path,
+    codec: str | None,
+    threads: int | None,
+    needs_codec: bool,
+    cache_type: CacheChoice = "f32",
 ) -> Speaker:
     """The speaker; what is wrong with the GGUF file is told before a codec is loaded."""
     from valle_convert.audio import open_codec
@@ -363,7 +372,7 @@ def _open_speaker(
 
     file = GgufFile(gguf)
     opened = open_codec(codec, open_model(file).config) if needs_codec else None
-    return Speaker.open(file, codec=opened, n_threads=threads)
+    return Speaker.open(file, codec=opened, n_threads=threads, cache_type=cache_type)
 
 
 def _run(
