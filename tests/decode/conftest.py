@@ -7,7 +7,8 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from golden_models import OpenNetwork, checkpoint_of, open_reference
+from golden_models import OpenNetwork, open_reference
+from support import golden_checkpoint
 
 from valle_convert.api import plan_conversion, write_gguf
 from valle_convert.network import Network
@@ -29,7 +30,7 @@ def open_network(
                     opened[folder] = open_reference(folder)
                 else:
                     file = tmp_path_factory.mktemp(folder) / "model.gguf"
-                    write_gguf(plan_conversion(checkpoint_of(folder)), file)
+                    write_gguf(plan_conversion(golden_checkpoint(folder)), file)
                     opened[folder] = stack.enter_context(GgufNetwork(file))
             return opened[folder]
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.header import Header, encode_key, read_header
+from valle_convert.gguf_file.header import Header, read_header
 from valle_convert.gguf_file.keys import Key
+from valle_convert.gguf_file.pack import pack_key
 from valle_convert.gguf_file.read import GgufFile
 
 
@@ -72,7 +73,7 @@ def test_a_value_of_every_type_comes_back(kind: str, value: object) -> None:
     header = Header(SMALL + DATA, "small")
     changed = Header(header.changed([Key("k", value, kind)]) + DATA, "changed")
     assert changed.value("k") == value
-    assert encode_key(Key("k", value, kind)).endswith(changed.raw("k"))
+    assert pack_key(Key("k", value, kind)).endswith(changed.raw("k"))
 
 
 def test_it_agrees_with_the_gguf_package_on_a_converted_file(

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import golden_checkpoint
 from transformers import EncodecConfig, EncodecModel
 
 from valle_convert.api import plan_conversion, write_gguf
 from valle_convert.audio import EncodecCodec
 from valle_convert.speak import Speaker
 
-GOLDEN = Path(__file__).parents[2] / "fixtures" / "golden"
 CODES = 64  # a codebook, in the golden checkpoints
 
 
@@ -41,7 +41,7 @@ def codec(tmp_path_factory: pytest.TempPathFactory) -> EncodecCodec:
 def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The golden checkpoint that is like the published reference model, in Q8_0."""
     path = tmp_path_factory.mktemp("gguf") / "model-q8_0.gguf"
-    write_gguf(plan_conversion(GOLDEN / "ar-nar-len" / "fp32.sft", out_type="q8_0"), path)
+    write_gguf(plan_conversion(golden_checkpoint("ar-nar-len"), out_type="q8_0"), path)
     return path
 
 

@@ -27,6 +27,7 @@ from gguf import GGML_QUANT_SIZES
 from valle_convert.errors import InputError
 from valle_convert.files import describe_os_error
 from valle_convert.gguf_file.keys import Key
+from valle_convert.gguf_file.pack import pack_key
 
 #: Types of values, in the numbering of the format.
 _TYPE_NAMES = "u8 i8 u16 i16 u32 i32 f32 bool string array u64 i64 f64".split()
@@ -207,7 +208,7 @@ class Header:
             keys: what to set; new ones come last, in this order.
             drop: what to leave out.
         """
-        new = {key.name: encode_key(key) for key in keys}
+        new = {key.name: pack_key(key) for key in keys}
         entries = [
             new.pop(name) if name in new else self._bytes[span.start : span.stop]
             for name, span in self._spans.items()
@@ -245,26 +246,6 @@ def header_of_open(file: BinaryIO, label: str) -> Header:
         raise InputError(f"{label} is empty, where a GGUF file is expected.")
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         return Header(mapped, label)
-
-
-def encode_key(key: Key) -> bytes:
-    """A key as it stands in a file."""
-    name = _encode_string(key.name)
-    if not key.type.startswith("["):
-        kind = _TYPE_NUMBERS[key.type]
-        return name + struct.pack("<I", kind) + _encode_value(key.type, key.value)
-    element = key.type.strip("[]")
-    values = b"".join(_encode_value(element, value) for value in key.value)
-    return name + struct.pack("<IIQ", _ARRAY, _TYPE_NUMBERS[element], len(key.value)) + values
-
-
-def _encode_value(kind: str, value: Any) -> bytes:  # noqa: ANN401 - of any type
-    return _encode_string(value) if kind == "string" else struct.pack(f"<{_SCALARS[kind]}", value)
-
-
-def _encode_string(text: str) -> bytes:
-    data = text.encode("utf-8")
-    return struct.pack("<Q", len(data)) + data
 
 
 class _Reader:

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from valle_convert.errors import InputError
 from valle_convert.files import atomic_output
-from valle_convert.gguf_file.header import GGML_TYPES, Header, encode_key, read_header
+from valle_convert.gguf_file.header import GGML_TYPES, Header, read_header
 from valle_convert.gguf_file.keys import Key
+from valle_convert.gguf_file.pack import pack_key
 
 _SUM, _COUNTS = ".in_sum2", ".counts"
 _ALIGNMENT = 32
@@ -114,7 +115,7 @@ def write_imatrix(
         [
             b"GGUF",
             struct.pack("<IQQ", _VERSION, len(data), len(keys)),
-            *map(encode_key, keys),
+            *map(pack_key, keys),
             *table,
         ]
     )
