@@ -12,7 +12,6 @@ from valle_convert.errors import InputError
 from valle_convert.tokenizer.bpe import PhonemeBpe
 from valle_convert.tokenizer.choose import (
     BUILT_IN,
-    check_rows,
     choose_tokenizer,
     open_tokenizer,
 )
@@ -97,17 +96,9 @@ def test_the_naive_vocabulary_of_old_models_is_named(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("n_rows", [0, 32, 255, 257])
-def test_another_number_of_rows_is_refused(
-    checkpoint: Path, published: PhonemeBpe, n_rows: int
-) -> None:
+def test_another_number_of_rows_is_refused(checkpoint: Path, n_rows: int) -> None:
     with pytest.raises(InputError, match=f"it has {n_rows} phoneme rows"):
         choose_tokenizer(None, checkpoint, None, n_rows)
-    with pytest.raises(InputError, match=f"it has {n_rows} phoneme rows"):
-        check_rows(published, n_rows)
-
-
-def test_the_right_number_of_rows_is_fine(published: PhonemeBpe) -> None:
-    check_rows(published, 256)
 
 
 def test_a_missing_named_file_is_refused(checkpoint: Path) -> None:

@@ -43,11 +43,6 @@ class BackboneTensor:
     target: str
     shape: tuple[int, ...]
 
-    @property
-    def is_vector(self) -> bool:
-        """Norm weights; they stay float32 in every file."""
-        return len(self.shape) == 1
-
 
 @dataclass(frozen=True)
 class BiasBlock:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from valle_convert.errors import InputError
 from valle_convert.tokenizer.bpe import PhonemeBpe, parse_bpe, read_file
 from valle_convert.tokenizer.compile import DEFAULT_PRE, compile_bpe, splitter_named
 from valle_convert.tokenizer.compiled import CompiledTokenizer
@@ -155,20 +154,6 @@ def choose_tokenizer(
         else f", its {len(symmap)} strings the checkpoint's own"
     )
     return TokenizerChoice(file, source, reason, agreement)
-
-
-def check_rows(tokenizer: PhonemeBpe | SentencePieceBpe, n_text_rows: int) -> None:
-    """Refuse a tokenizer that has not one id for each row of the phoneme embedding.
-
-    Raises:
-        InputError: the numbers differ.
-    """
-    problem = _row_problem(tokenizer, n_text_rows)
-    if problem is not None:
-        raise InputError(
-            f"The tokenizer does not fit the checkpoint: {problem}; "
-            "give the one that it was trained with (--tokenizer FILE)."
-        )
 
 
 def _row_problem(tokenizer: PhonemeBpe | SentencePieceBpe, n_text_rows: int) -> str | None:

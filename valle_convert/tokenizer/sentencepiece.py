@@ -17,10 +17,9 @@ from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import permutations
-from pathlib import Path
 
 from valle_convert.errors import InputError
-from valle_convert.tokenizer.bpe import MAX_ADDED_TOKENS, can_overlap, read_file
+from valle_convert.tokenizer.bpe import MAX_ADDED_TOKENS, can_overlap
 from valle_convert.tokenizer.compiled import CompiledTokenizer, TokenType, check_placeholders
 from valle_convert.tokenizer.problems import refusal, short
 
@@ -56,15 +55,6 @@ class SentencePieceBpe:
     def n_ids(self) -> int:
         """The number of ids, which is the number of phoneme rows that a model needs."""
         return len(self.pieces)
-
-
-def read_sentencepiece(path: Path) -> SentencePieceBpe:
-    """Read and check a `.model` file.
-
-    Raises:
-        InputError, EnvironmentFault: as `read_file` and `parse_sentencepiece`.
-    """
-    return parse_sentencepiece(read_file(path), str(path))
 
 
 def parse_sentencepiece(data: bytes, source: str) -> SentencePieceBpe:

@@ -41,7 +41,7 @@ class Limits:
 
 
 _T = GGMLQuantizationType
-_MEASURED = "ten times what was measured on the golden checkpoints"
+_MEASURED = "more than ten times what was measured on the golden checkpoints"
 
 #: By the type of most weights. Agreement counts ties: random networks, on which this was
 #: measured, have many codes of nearly the same logit, trained ones have few.
