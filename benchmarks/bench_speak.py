@@ -47,7 +47,7 @@ from valle_convert import plan_conversion, write_gguf
 from valle_convert.decode import ArOptions, Guidance, SamplingOptions, decode_ar
 from valle_convert.model.inputs import Condition, Inputs, assemble, speech_segments
 from valle_convert.model.spec import Model
-from valle_convert.network import Network
+from valle_convert.network.protocol import Network
 
 #: What is converted, and what llama-quantize makes of it.
 CONVERTED, QUANTIZED = ("F16",), ("Q8_0", "Q4_K_M")
@@ -184,8 +184,8 @@ def nar_inputs(network: Network) -> Inputs:
 
 def measure_file(path: Path, n_threads: int, plan: Plan, nar_only: bool) -> dict[str, Any]:
     """One file: ours beside bare llama.cpp, and the latter with other settings."""
-    from valle_convert.runtime.library import load_library
-    from valle_convert.session import GgufNetwork
+    from valle_convert.llama.library import load_library
+    from valle_convert.network.converted import GgufNetwork
 
     results: dict[str, Any] = {"bytes": path.stat().st_size}
     api = load_library().api
@@ -402,7 +402,7 @@ class Bare:
 
 def measure_reference(checkpoint: Path, n_threads: int, plan: Plan) -> dict[str, Any]:
     """The whole sequence again for one code more, and a NAR pass, in float32."""
-    from valle_convert.reference import ReferenceNetwork  # sets up threads before torch
+    from valle_convert.network.reference import ReferenceNetwork  # sets up threads before torch
 
     import torch  # isort: skip
 

@@ -16,17 +16,14 @@ from typing import TYPE_CHECKING
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint import read_checkpoint as _read_checkpoint
 from valle_convert.gguf_file.metadata import GeneralMetadata
-from valle_convert.gguf_file.plan import GgufPlan, make_plan
-from valle_convert.model.families import describe
-from valle_convert.model.spec import codec_named
+from valle_convert.gguf_file.plan import GgufPlan, plan_gguf
 from valle_convert.progress import Progress, silent
-from valle_convert.tokenizer.choose import choose_tokenizer
 from valle_convert.tokenizer.compile import DEFAULT_PRE
 
 if TYPE_CHECKING:
-    from valle_convert.report import Report
-    from valle_convert.session import GgufNetwork
-    from valle_convert.verify.run import Level
+    from valle_convert.network.converted import GgufNetwork
+    from valle_convert.verify.report import Report
+    from valle_convert.verify.run import LevelName
 
 PathLike = str | Path
 
@@ -71,20 +68,13 @@ def plan_conversion(
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = read_checkpoint(checkpoint)
-    description = describe(checkpoint, codec=None if codec is None else codec_named(codec))
-    choice = choose_tokenizer(
-        None if tokenizer is None else Path(tokenizer),
-        checkpoint.path,
-        checkpoint.symmap,
-        description.model.table("phonemes").n_rows,
-    )
-    return make_plan(
+    return plan_gguf(
         checkpoint,
-        description,
-        choice,
         out_type=out_type,
-        pre=tokenizer_pre,
-        metadata=metadata or GeneralMetadata(),
+        tokenizer=None if tokenizer is None else Path(tokenizer),
+        tokenizer_pre=tokenizer_pre,
+        codec=codec,
+        metadata=metadata,
     )
 
 
@@ -106,7 +96,7 @@ def verify_gguf(
     plan: GgufPlan,
     file: PathLike,
     *,
-    levels: Sequence[Level] | None = None,
+    levels: Sequence[LevelName] | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Report:
@@ -136,6 +126,6 @@ def open_session(file: PathLike, *, n_threads: int | None = None) -> GgufNetwork
         InputError: the file is no converted checkpoint.
         EnvironmentFault: there is no usable llama.cpp.
     """
-    from valle_convert.session import GgufNetwork
+    from valle_convert.network.converted import GgufNetwork
 
     return GgufNetwork(Path(file), n_threads=n_threads)

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import valle_convert
 from valle_convert.errors import ValleConvertError
-from valle_convert.runtime.cpu import cpu_features, cpu_name, features_of_interest, usable_cores
-from valle_convert.runtime.library import find_library, load_library
-from valle_convert.runtime.probe import ProbeResult, prove_library
-from valle_convert.runtime.programs import PROGRAMS, Program, find_program
+from valle_convert.llama.cpu import cpu_features, cpu_name, features_of_interest, usable_cores
+from valle_convert.llama.library import find_library, load_library
+from valle_convert.llama.probe import ProbeResult, prove_library
+from valle_convert.llama.programs import PROGRAMS, Program, find_program
 
 DISTRIBUTION = "valle-convert"
 LLAMA = "llama.cpp"  # the library, as something that a command needs

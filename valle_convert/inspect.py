@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from valle_convert.api import read_checkpoint
+from valle_convert.checkpoint import read_checkpoint
 from valle_convert.gguf_file.keys import is_converted
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.families import describe
 from valle_convert.model.spec import Model
-from valle_convert.session import open_model
+from valle_convert.network.converted import open_model
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from golden_models import OpenNetwork, open_reference
 from support import golden_checkpoint
 
 from valle_convert.api import plan_conversion, write_gguf
-from valle_convert.network import Network
-from valle_convert.session import GgufNetwork
+from valle_convert.network.converted import GgufNetwork
+from valle_convert.network.protocol import Network
 
 
 @pytest.fixture(scope="session")

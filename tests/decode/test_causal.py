@@ -12,7 +12,7 @@ from golden_models import BACK_ENDS, SPEAKING, OpenNetwork, read_golden
 
 from valle_convert.decode.causal import CausalSequences
 from valle_convert.model.inputs import assemble, speech_segments
-from valle_convert.network import Network
+from valle_convert.network.protocol import Network
 
 pytestmark = [
     pytest.mark.parametrize("open_network", BACK_ENDS, indirect=True),

@@ -37,7 +37,7 @@ from valle_convert.decode.masked import _n_hidden
 from valle_convert.errors import InputError
 from valle_convert.model.inputs import assemble, transcript_segments
 from valle_convert.model.spec import EOS_PHONEME
-from valle_convert.network import Network
+from valle_convert.network.protocol import Network
 from valle_convert.progress import Advance
 
 FOLDER = "ar-nar-len"

@@ -22,7 +22,7 @@ from valle_convert import __version__, plan_conversion, read_checkpoint, write_g
 from valle_convert.errors import EnvironmentFault
 from valle_convert.gguf_file.plan import GgufPlan
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.session import open_model
+from valle_convert.network.converted import open_model
 
 Convert = Callable[[str, str], Path]
 

@@ -13,6 +13,7 @@ from valle_convert.errors import InputError
 from valle_convert.gguf_file.header import read_header
 from valle_convert.model.description import Description
 from valle_convert.model.families import describe
+from valle_convert.network.reference import ReferenceNetwork
 from valle_convert.quantize.imatrix import Sums, made_of, make_imatrix, observe
 from valle_convert.quantize.imatrix_file import Entry, ImatrixFile, read_imatrix, write_imatrix
 from valle_convert.quantize.plan import ImatrixInput, Settings, Source, arguments_of
@@ -20,7 +21,6 @@ from valle_convert.quantize.recipes import STOCK
 from valle_convert.quantize.sequences import Sequences, seeded
 from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import FILE_TYPES
-from valle_convert.reference import ReferenceNetwork
 
 Opened = tuple[Checkpoint, Description]
 

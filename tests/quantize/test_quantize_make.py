@@ -14,7 +14,7 @@ from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.gguf_file.header import read_header
 from valle_convert.quantize.imatrix_file import Entry, ImatrixFile, read_imatrix, write_imatrix
 from valle_convert.quantize.make import make_file
-from valle_convert.quantize.plan import ImatrixInput, Settings, Source, arguments_of, make_plan
+from valle_convert.quantize.plan import ImatrixInput, Settings, Source, arguments_of, plan_file
 from valle_convert.quantize.recipes import STOCK
 from valle_convert.quantize.tool import Quantizer, find_quantizer
 from valle_convert.quantize.types import FILE_TYPES
@@ -81,7 +81,7 @@ def test_a_file_says_how_it_was_made_and_names_no_path(
     program: Quantizer, source_256: Source, imatrix: ImatrixInput, tmp_path: Path
 ) -> None:
     settings = Settings(STOCK, ("ffn_down=q6_k",), threads=1)
-    plan = make_plan(program, source_256, FILE_TYPES["Q4_K_M"], settings, imatrix)
+    plan = plan_file(program, source_256, FILE_TYPES["Q4_K_M"], settings, imatrix)
     done = make_file(program, plan, tmp_path / "out.gguf", source_sha256=lambda: SHA)
     header = read_header(done.path)
     said = {
@@ -111,7 +111,7 @@ def test_a_file_says_how_it_was_made_and_names_no_path(
 def test_every_key_of_the_source_is_still_there(
     program: Quantizer, source_256: Source, tmp_path: Path
 ) -> None:
-    plan = make_plan(program, source_256, FILE_TYPES["Q8_0"], SETTINGS)
+    plan = plan_file(program, source_256, FILE_TYPES["Q8_0"], SETTINGS)
     done = make_file(program, plan, tmp_path / "out.gguf", source_sha256=lambda: SHA)
     header = read_header(done.path)
     for name in source_256.header.key_names:
@@ -122,7 +122,7 @@ def test_every_key_of_the_source_is_still_there(
 def test_the_digests_are_those_of_the_file_and_of_its_tensors(
     program: Quantizer, source_256: Source, tmp_path: Path
 ) -> None:
-    plan = make_plan(program, source_256, FILE_TYPES["Q5_0"], SETTINGS)
+    plan = plan_file(program, source_256, FILE_TYPES["Q5_0"], SETTINGS)
     done = make_file(program, plan, tmp_path / "out.gguf", source_sha256=lambda: SHA)
     raw = done.path.read_bytes()
     header = read_header(done.path)
@@ -148,7 +148,7 @@ def test_progress_ends_at_the_whole_source(
         totals.append(total)
         yield steps.append
 
-    plan = make_plan(program, source_256, FILE_TYPES["Q8_0"], SETTINGS)
+    plan = plan_file(program, source_256, FILE_TYPES["Q8_0"], SETTINGS)
     make_file(program, plan, tmp_path / "o.gguf", source_sha256=lambda: SHA, progress=progress)
     assert [sum(steps)] == totals
     assert len(steps) == len(source_256.header.tensors)
@@ -157,7 +157,7 @@ def test_progress_ends_at_the_whole_source(
 def test_a_failure_shows_the_last_lines_and_leaves_nothing(
     program: Quantizer, source_256: Source, tmp_path: Path
 ) -> None:
-    plan = make_plan(program, source_256, FILE_TYPES["Q8_0"], SETTINGS)
+    plan = plan_file(program, source_256, FILE_TYPES["Q8_0"], SETTINGS)
     tool = script(tmp_path / "broken", 'echo "the model is upside down" >&2; exit 7')
     folder = tmp_path / "out"
     folder.mkdir()
@@ -171,13 +171,13 @@ def test_a_failure_shows_the_last_lines_and_leaves_nothing(
 def test_a_death_by_signal_is_named(source_256: Source, tmp_path: Path) -> None:
     tool = script(tmp_path / "crash", "kill -SEGV $$")
     with pytest.raises(EnvironmentFault, match="killed by SIGSEGV"):
-        make_plan(tool, source_256, FILE_TYPES["Q8_0"], SETTINGS)
+        plan_file(tool, source_256, FILE_TYPES["Q8_0"], SETTINGS)
 
 
 def test_a_program_that_makes_something_else_than_it_planned_is_caught(
     program: Quantizer, source_256: Source, tmp_path: Path
 ) -> None:
-    plan = make_plan(program, source_256, FILE_TYPES["Q8_0"], SETTINGS)
+    plan = plan_file(program, source_256, FILE_TYPES["Q8_0"], SETTINGS)
     # It calls the real program, with another type.
     tool = script(tmp_path / "other", f'"{program.command[0]}" "$1" "$2" Q5_0 1')
     with pytest.raises(EnvironmentFault, match=r"token_embd\.weight is .*Q6_K.*planned was .*Q8_0"):
@@ -188,7 +188,7 @@ def test_a_program_that_makes_something_else_than_it_planned_is_caught(
 def test_a_program_without_a_dry_run_is_refused_by_name(source_256: Source, tmp_path: Path) -> None:
     tool = script(tmp_path / "old", "echo 'main: build = 1 (old)'")
     with pytest.raises(EnvironmentFault, match=r"1 \(old\).*names 0 tensors"):
-        make_plan(tool, source_256, FILE_TYPES["Q8_0"], SETTINGS)
+        plan_file(tool, source_256, FILE_TYPES["Q8_0"], SETTINGS)
 
 
 def test_a_path_that_is_no_program_is_bad_input(tmp_path: Path) -> None:
@@ -201,8 +201,8 @@ def test_a_path_that_is_no_program_is_bad_input(tmp_path: Path) -> None:
 def test_without_a_program_the_library_is_taken(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    from valle_convert.llama import programs
     from valle_convert.quantize import tool
-    from valle_convert.runtime import programs
 
     monkeypatch.delenv("LLAMA_QUANTIZE", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))

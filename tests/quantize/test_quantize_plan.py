@@ -8,7 +8,7 @@ import pytest
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.header import read_header
 from valle_convert.quantize.make import make_file
-from valle_convert.quantize.plan import FilePlan, Settings, Source, describe_types, make_plan
+from valle_convert.quantize.plan import FilePlan, Settings, Source, describe_types, plan_file
 from valle_convert.quantize.recipes import RECIPES, STOCK
 from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import COMMON, FILE_TYPES
@@ -33,7 +33,7 @@ def made(program: Quantizer, plan: FilePlan, folder: Path) -> Path:
 def test_the_predicted_size_and_types_are_those_of_the_file(
     program: Quantizer, source_256: Source, tmp_path: Path, name: str
 ) -> None:
-    plan = make_plan(program, source_256, FILE_TYPES[name], SETTINGS)
+    plan = plan_file(program, source_256, FILE_TYPES[name], SETTINGS)
     path = made(program, plan, tmp_path)
     assert path.stat().st_size == plan.n_bytes
     found = read_header(path)
@@ -49,14 +49,14 @@ def test_the_predicted_size_and_types_are_those_of_the_file(
 def test_the_prediction_holds_where_rows_do_not_divide(
     program: Quantizer, narrow: Source, tmp_path: Path
 ) -> None:
-    plan = make_plan(program, narrow, FILE_TYPES["Q4_K_M"], SETTINGS)
+    plan = plan_file(program, narrow, FILE_TYPES["Q4_K_M"], SETTINGS)
     assert made(program, plan, tmp_path).stat().st_size == plan.n_bytes
 
 
 def test_every_tensor_that_a_type_cannot_hold_is_reported_also_the_one_that_llama_cpp_is_silent_on(
     program: Quantizer, narrow: Source
 ) -> None:
-    plan = make_plan(program, narrow, FILE_TYPES["Q4_K_M"], SETTINGS)
+    plan = plan_file(program, narrow, FILE_TYPES["Q4_K_M"], SETTINGS)
     expected = {
         name
         for name, tensor in narrow.header.tensors.items()
@@ -74,20 +74,20 @@ def test_what_the_user_chose_for_a_tensor_is_no_fallback(
     program: Quantizer, narrow: Source
 ) -> None:
     settings = Settings(STOCK, ("token_embd=q8_0",), threads=1)
-    plan = make_plan(program, narrow, FILE_TYPES["Q4_K_M"], settings)
+    plan = plan_file(program, narrow, FILE_TYPES["Q4_K_M"], settings)
     assert "token_embd.weight" not in {one.tensor for one in plan.fallbacks}
 
 
 @pytest.mark.parametrize("name", ["Q8_0", "F16", "BF16"])
 def test_types_of_short_blocks_fit_every_row(program: Quantizer, narrow: Source, name: str) -> None:
-    assert not make_plan(program, narrow, FILE_TYPES[name], SETTINGS).fallbacks
+    assert not plan_file(program, narrow, FILE_TYPES[name], SETTINGS).fallbacks
 
 
 def test_program_and_library_plan_the_same(
     program: Quantizer, library: Quantizer, narrow: Source
 ) -> None:
     ours, theirs = (
-        make_plan(tool, narrow, FILE_TYPES["Q3_K_M"], SETTINGS) for tool in (program, library)
+        plan_file(tool, narrow, FILE_TYPES["Q3_K_M"], SETTINGS) for tool in (program, library)
     )
     assert ours.tensors == theirs.tensors
     assert ours.fallbacks == theirs.fallbacks
@@ -98,7 +98,7 @@ def test_a_recipe_gives_its_types_to_the_tensors_that_it_names(
     program: Quantizer, source_256: Source, recipe: object
 ) -> None:
     stock, plan = (
-        make_plan(program, source_256, FILE_TYPES["Q4_K_M"], Settings(one, threads=1))
+        plan_file(program, source_256, FILE_TYPES["Q4_K_M"], Settings(one, threads=1))
         for one in (STOCK, recipe)  # type: ignore[arg-type]
     )
     before = {tensor.name: tensor.kind.name for tensor in stock.tensors}
@@ -113,13 +113,13 @@ def test_a_recipe_gives_its_types_to_the_tensors_that_it_names(
 
 def test_a_users_tensor_type_wins_over_the_recipes(program: Quantizer, source_256: Source) -> None:
     settings = Settings(RECIPES["embd-q8"], ("token_embd=q5_k",), threads=1)
-    plan = make_plan(program, source_256, FILE_TYPES["Q4_K_M"], settings)
+    plan = plan_file(program, source_256, FILE_TYPES["Q4_K_M"], settings)
     assert plan.tensors[1].name == "token_embd.weight"
     assert plan.tensors[1].kind.name == "Q5_K"
 
 
 def test_pure_gives_every_matrix_the_type_itself(program: Quantizer, source_256: Source) -> None:
-    plan = make_plan(
+    plan = plan_file(
         program, source_256, FILE_TYPES["Q4_K_M"], Settings(STOCK, pure=True, threads=1)
     )
     assert set(describe_types(plan.tensors)) == {"Q4_K", "F32"}
@@ -128,8 +128,8 @@ def test_pure_gives_every_matrix_the_type_itself(program: Quantizer, source_256:
 def test_a_type_that_needs_an_importance_matrix_says_so(
     program: Quantizer, source_256: Source
 ) -> None:
-    assert make_plan(program, source_256, FILE_TYPES["IQ2_XXS"], SETTINGS).needs_imatrix
-    assert not make_plan(program, source_256, FILE_TYPES["IQ4_XS"], SETTINGS).needs_imatrix
+    assert plan_file(program, source_256, FILE_TYPES["IQ2_XXS"], SETTINGS).needs_imatrix
+    assert not plan_file(program, source_256, FILE_TYPES["IQ4_XS"], SETTINGS).needs_imatrix
 
 
 def test_a_quantized_input_is_refused_unless_it_is_allowed(
@@ -138,6 +138,6 @@ def test_a_quantized_input_is_refused_unless_it_is_allowed(
     path = converted(NARROW, "q8_0")
     source = Source(path, path.name, read_header(path))
     with pytest.raises(InputError, match=r"quantized already .* --allow-requantize"):
-        make_plan(program, source, FILE_TYPES["Q5_0"], SETTINGS)
+        plan_file(program, source, FILE_TYPES["Q5_0"], SETTINGS)
     allowed = Settings(STOCK, allow_requantize=True, threads=1)
-    assert make_plan(program, source, FILE_TYPES["Q5_0"], allowed).n_bytes > 0
+    assert plan_file(program, source, FILE_TYPES["Q5_0"], allowed).n_bytes > 0

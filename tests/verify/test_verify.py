@@ -19,11 +19,11 @@ from torch.nn import functional as F  # noqa: N812
 from valle_convert import plan_conversion, read_checkpoint, verify_gguf, write_gguf
 from valle_convert.gguf_file.plan import GgufPlan
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.reference import ReferenceNetwork
-from valle_convert.report import Report
-from valle_convert.session import GgufNetwork
+from valle_convert.network.converted import GgufNetwork
+from valle_convert.network.reference import ReferenceNetwork
 from valle_convert.verify.cases import cases, utterances
 from valle_convert.verify.logits import check_logits, limits_for
+from valle_convert.verify.report import Report
 
 Convert = Callable[[str, str], Path]
 

@@ -25,7 +25,7 @@ from valle_convert.errors import EXIT_FAILED_CHECK
 
 if TYPE_CHECKING:
     from valle_convert.gguf_file.plan import GgufPlan
-    from valle_convert.report import Report
+    from valle_convert.verify.report import Report
 
 
 #: How much a conversion checks of its own result.

@@ -21,7 +21,8 @@ from valle_convert.progress import Advance
 
 if TYPE_CHECKING:
     from valle_convert.audio import WrittenAudio
-    from valle_convert.speak import Heard, Piece, Speaker, SpeakOptions, Spoken
+    from valle_convert.speech.results import Heard, Piece, SpeakOptions, Spoken
+    from valle_convert.speech.speaker import Speaker
 
 ModeChoice = Literal["auto", "ar", "nar-len"]
 TaskChoice = Literal["tts", "vc", "ns", "sr"]
@@ -188,7 +189,7 @@ def speak(
     _check_request(task, text, source, codes, voice, out, save_codes)
     from valle_convert.audio import write_codes, write_wav
     from valle_convert.files import check_target
-    from valle_convert.speak import is_codes_file
+    from valle_convert.speech.speaker import is_codes_file
 
     inputs = [one for one in (gguf, voice, source, codes) if one is not None]
     for target in (out, save_codes):
@@ -266,7 +267,7 @@ def transcribe(
 ) -> None:
     """Print the phonemes of a recording, as the model hears them."""
     from valle_convert.decode import TranscribeOptions
-    from valle_convert.speak import is_codes_file
+    from valle_convert.speech.speaker import is_codes_file
 
     begin = time.perf_counter()
     with _open_speaker(gguf, codec, threads, not is_codes_file(speech)) as speaker:
@@ -343,7 +344,7 @@ def _options(
     **others: Any,  # noqa: ANN401 - fields of SpeakOptions, by name
 ) -> SpeakOptions:
     from valle_convert.decode import Guidance, SamplingOptions
-    from valle_convert.speak import SpeakOptions
+    from valle_convert.speech.results import SpeakOptions
 
     return SpeakOptions(
         sampling=SamplingOptions(temperature=temperature, **filters, **penalties),
@@ -367,8 +368,8 @@ def _open_speaker(
     """The speaker; what is wrong with the GGUF file is told before a codec is loaded."""
     from valle_convert.audio import open_codec
     from valle_convert.gguf_file.read import GgufFile
-    from valle_convert.session import open_model
-    from valle_convert.speak import Speaker
+    from valle_convert.network.converted import open_model
+    from valle_convert.speech.speaker import Speaker
 
     file = GgufFile(gguf)
     opened = open_codec(codec, open_model(file).config) if needs_codec else None

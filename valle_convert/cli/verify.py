@@ -22,7 +22,7 @@ from valle_convert.cli.options import (
 from valle_convert.errors import EXIT_FAILED_CHECK
 
 if TYPE_CHECKING:
-    from valle_convert.report import Report
+    from valle_convert.verify.report import Report
 
 
 LevelChoice = Literal["all", "structure", "tensors", "tokenizer", "logits"]
@@ -66,7 +66,7 @@ def verify(
     from valle_convert.gguf_file.read import GgufFile
     from valle_convert.verify import LEVELS
     from valle_convert.verify import verify as run
-    from valle_convert.verify.plan import plan_like
+    from valle_convert.verify.expected import plan_like
 
     if report is not None:
         check_target(report, force=force, sources=(checkpoint, gguf))

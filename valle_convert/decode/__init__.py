@@ -1,4 +1,4 @@
-"""The decoding algorithms, on any `network.Network`: from a condition to codes and back.
+"""The decoding algorithms, on any `protocol.Network`: from a condition to codes and back.
 
 `speech` puts the stages together: `length` (how many frames), `ar` or `masked` (level 0) and `nar`
 (the levels above). `transcribe` goes the other way. `sampling` and `guidance` are the

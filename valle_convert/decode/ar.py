@@ -23,7 +23,7 @@ from valle_convert.decode.sampling import (
 )
 from valle_convert.model.inputs import Condition, Segment, speech_segments
 from valle_convert.model.spec import Model
-from valle_convert.network import Network
+from valle_convert.network.protocol import Network
 from valle_convert.progress import Progress, silent
 
 

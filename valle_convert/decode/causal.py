@@ -15,7 +15,7 @@ from valle_convert.decode.sampling import Logits
 from valle_convert.errors import InputError
 from valle_convert.model.inputs import Inputs, Segment, assemble
 from valle_convert.model.spec import Model
-from valle_convert.network import Network
+from valle_convert.network.protocol import Network
 
 
 class CausalSequences:

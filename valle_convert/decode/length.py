@@ -13,7 +13,7 @@ from valle_convert.decode.causal import CausalSequences
 from valle_convert.errors import InputError
 from valle_convert.model.inputs import Condition, length_segments
 from valle_convert.model.spec import LENGTH_STOP
-from valle_convert.network import Network
+from valle_convert.network.protocol import Network
 
 MAX_DIGITS = 10
 

@@ -24,7 +24,7 @@ from valle_convert.decode.guidance import Guidance, guide
 from valle_convert.decode.sampling import Codes, Logits, SamplingOptions, probabilities, sample
 from valle_convert.errors import InputError
 from valle_convert.model.inputs import Condition, speech_segments
-from valle_convert.network import Network
+from valle_convert.network.protocol import Network
 from valle_convert.progress import Progress, silent
 
 #: Weaker guidance than this gives incoherent speech.

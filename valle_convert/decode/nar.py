@@ -14,7 +14,7 @@ from valle_convert.decode.control import End, ShouldStop, never
 from valle_convert.decode.guidance import Guidance, guide
 from valle_convert.decode.sampling import GREEDY, Codes, Logits, SamplingOptions, sample
 from valle_convert.model.inputs import Condition, speech_segments
-from valle_convert.network import Network
+from valle_convert.network.protocol import Network
 from valle_convert.progress import Progress, silent
 
 

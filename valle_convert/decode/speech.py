@@ -21,7 +21,7 @@ from valle_convert.decode.sampling import Codes
 from valle_convert.errors import InputError
 from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import Model
-from valle_convert.network import Network
+from valle_convert.network.protocol import Network
 from valle_convert.progress import Progress, silent
 
 Mode = Literal["ar", "nar-len"]

@@ -11,7 +11,7 @@ from valle_convert.decode.control import End, ShouldStop, never
 from valle_convert.decode.sampling import Codes
 from valle_convert.model.inputs import transcript_segments
 from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME
-from valle_convert.network import Network
+from valle_convert.network.protocol import Network
 from valle_convert.progress import Progress, silent
 
 

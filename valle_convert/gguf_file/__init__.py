@@ -1,6 +1,6 @@
 """GGUF files: what will be in one (plan), making it (write), and what is in one (read).
 
-Description + tokenizer -> plan.make_plan -> GgufPlan -> write.write_plan -> file
+Description + tokenizer -> plan.plan_gguf -> GgufPlan -> write.write_plan -> file
 file -> read.GgufFile -> keys, tensors, rows
 """
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, LlamaFileType
@@ -21,13 +22,12 @@ from valle_convert.errors import InputError
 from valle_convert.gguf_file import keys as gguf_keys
 from valle_convert.gguf_file.encode import BF16, F16, F32, Q8_0, row_bytes
 from valle_convert.gguf_file.keys import Key
+from valle_convert.gguf_file.metadata import GeneralMetadata
 from valle_convert.model.description import Description
-from valle_convert.model.spec import Model
+from valle_convert.model.families import describe
+from valle_convert.model.spec import Model, codec_named
+from valle_convert.tokenizer.choose import TokenizerChoice, choose_tokenizer
 from valle_convert.tokenizer.compile import DEFAULT_PRE
-
-if TYPE_CHECKING:
-    from valle_convert.gguf_file.metadata import GeneralMetadata
-    from valle_convert.tokenizer.choose import TokenizerChoice
 
 ALIGNMENT = 32
 TOKEN_EMBEDDING = "token_embd.weight"  # noqa: S105 - a tensor
@@ -128,12 +128,51 @@ class GgufPlan:
         return padded(last.offset + last.n_bytes)
 
 
+def plan_gguf(
+    checkpoint: Checkpoint,
+    *,
+    out_type: str = "auto",
+    tokenizer: Path | None = None,
+    tokenizer_pre: str = DEFAULT_PRE,
+    codec: str | None = None,
+    metadata: GeneralMetadata | None = None,
+) -> GgufPlan:
+    """Decide everything about the GGUF file of a checkpoint, without reading weights.
+
+    Args:
+        checkpoint: the source.
+        out_type: a key of `OUT_TYPES`.
+        tokenizer: a tokenizer.json or SentencePiece .model; None chooses one, and says why.
+        tokenizer_pre: llama.cpp's pre-tokenizer, "qwen35" or "superbpe".
+        codec: name of the audio codec; None tells it by levels and codes.
+        metadata: values for the `general.*` keys.
+
+    Raises:
+        InputError: the checkpoint, its config or its tokenizer cannot be converted exactly.
+    """
+    description = describe(checkpoint, codec=None if codec is None else codec_named(codec))
+    choice = choose_tokenizer(
+        tokenizer,
+        checkpoint.path,
+        checkpoint.symmap,
+        description.model.table("phonemes").n_rows,
+    )
+    return lay_out(
+        checkpoint,
+        description,
+        choice,
+        out_type=out_type,
+        pre=tokenizer_pre,
+        metadata=metadata or GeneralMetadata(),
+    )
+
+
 def padded(n_bytes: int) -> int:
     """The size rounded up to the file's alignment."""
     return -(-n_bytes // ALIGNMENT) * ALIGNMENT
 
 
-def make_plan(
+def lay_out(
     checkpoint: Checkpoint,
     description: Description,
     tokenizer: TokenizerChoice,

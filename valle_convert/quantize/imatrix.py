@@ -40,7 +40,7 @@ from valle_convert.verify.cases import Utterance, cases, run_case
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from valle_convert.reference import ReferenceNetwork
+    from valle_convert.network.reference import ReferenceNetwork
 
 PREFIX = "valle.imatrix."
 _STATE_VERSION = 1
@@ -98,7 +98,7 @@ def make_imatrix(
         InputError: the target must not be written, or the state is of other work.
         EnvironmentFault: it cannot be written.
     """
-    from valle_convert.reference import ReferenceNetwork
+    from valle_convert.network.reference import ReferenceNetwork
 
     sources = (*checkpoint.inputs, *sequences.files)
     check_target(target, force=force, sources=sources)

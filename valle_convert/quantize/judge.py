@@ -80,13 +80,13 @@ def measure_all(
 
 
 def _reference(origin: Origin, options: Options, listener: Listener) -> tuple[Reference, Sequences]:
+    from valle_convert.network.converted import GgufNetwork
     from valle_convert.quantize.measure import make_reference
     from valle_convert.quantize.sequences import choose
-    from valle_convert.session import GgufNetwork
 
     count = options.n_utterances
     if origin.checkpoint is not None and origin.description is not None:
-        from valle_convert.reference import ReferenceNetwork
+        from valle_convert.network.reference import ReferenceNetwork
 
         sequences = choose(origin.description.model, options.data, count, seed=options.seed)
         network = ReferenceNetwork(origin.checkpoint, origin.description)
@@ -116,8 +116,8 @@ def _measure(
 ) -> tuple[Measured | None, str]:
     """Quality and speed, or why they could not be measured."""
     from valle_convert.gguf_file.read import GgufFile
+    from valle_convert.network.converted import GgufNetwork
     from valle_convert.quantize.measure import measure
-    from valle_convert.session import GgufNetwork
 
     known = {int(one) for one in GGMLQuantizationType}
     kinds = {tensor.kind for tensor in read_header(path).tensors.values()}

@@ -108,10 +108,11 @@ def _own_checkpoint(source: Path, given: Checkpoint | None) -> Checkpoint:
 
 
 def _convert(checkpoint: Checkpoint, target: Path, listener: Listener) -> None:
-    from valle_convert.api import plan_conversion, write_gguf
+    from valle_convert.gguf_file.plan import plan_gguf
+    from valle_convert.gguf_file.write import write_plan
 
     listener.talk(f"converting {checkpoint.path.name} first")
-    write_gguf(plan_conversion(checkpoint), target, progress=listener.progress)
+    write_plan(plan_gguf(checkpoint), target, progress=listener.progress)
 
 
 def _check_same_checkpoint(source: Source, checkpoint: Checkpoint) -> None:

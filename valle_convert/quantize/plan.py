@@ -160,7 +160,7 @@ def bits_per_weight(tensors: Sequence[TensorEntry]) -> float:
     return 8 * sum(tensor.n_bytes for tensor in tensors) / n_weights
 
 
-def make_plan(
+def plan_file(
     quantizer: Quantizer,
     source: Source,
     kind: FileType,

@@ -19,7 +19,7 @@ from valle_convert.files import check_free_space
 from valle_convert.quantize.imatrix_file import Entry, ImatrixFile, read_imatrix, write_imatrix
 from valle_convert.quantize.options import AUTO, NONE, Listener, Options
 from valle_convert.quantize.origin import Origin
-from valle_convert.quantize.plan import FilePlan, ImatrixInput, Source, make_plan
+from valle_convert.quantize.plan import FilePlan, ImatrixInput, Source, plan_file
 from valle_convert.quantize.tool import Quantizer
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def plan_all(
 ) -> list[FilePlan]:
     """All plans, with a stand-in for an importance matrix that is still to be made."""
     source, settings = origin.source, options.settings
-    plans = [make_plan(quantizer, source, kind, settings) for kind in options.types]
+    plans = [plan_file(quantizer, source, kind, settings) for kind in options.types]
     needing = [plan.kind.name for plan in plans if plan.needs_imatrix]
     makes = options.imatrix == AUTO and origin.checkpoint is not None
     imatrix: ImatrixInput | None = None
@@ -49,7 +49,7 @@ def plan_all(
     if imatrix is not None:
         everywhere = not makes or options.data is not None
         plans = [
-            make_plan(quantizer, source, plan.kind, settings, imatrix)
+            plan_file(quantizer, source, plan.kind, settings, imatrix)
             if plan.needs_imatrix or (everywhere and plan.kind.is_quantized)
             else plan
             for plan in plans

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import EnvironmentFault, InputError
+from valle_convert.llama.library import INSTALL, find_library
 from valle_convert.quantize.folder import file_report, make_all, tool_of
 from valle_convert.quantize.judge import measure_all
 from valle_convert.quantize.limits import limits_for
@@ -23,7 +24,6 @@ from valle_convert.quantize.plan import FilePlan, describe_types
 from valle_convert.quantize.planning import plan_all, with_real_imatrix
 from valle_convert.quantize.report import FileReport, QuantizeReport
 from valle_convert.quantize.tool import Quantizer, find_quantizer
-from valle_convert.runtime.library import INSTALL, find_library
 
 
 def quantize(

@@ -21,8 +21,8 @@ from typing import Literal
 
 from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.runtime.library import find_library
-from valle_convert.runtime.programs import find_program
+from valle_convert.llama.library import find_library
+from valle_convert.llama.programs import find_program
 
 Kind = Literal["llama-quantize", "llama_model_quantize"]
 PROGRAM: Kind = "llama-quantize"

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from valle_convert.errors import ValleConvertError
 from valle_convert.gguf_file.keys import Key
+from valle_convert.llama.library import load_library
 from valle_convert.quantize.imatrix_file import read_imatrix
 from valle_convert.quantize.recipes import check_tensor_type
 from valle_convert.quantize.types import FILE_TYPES, ggml_type
-from valle_convert.runtime.library import load_library
 
 # llama_model_kv_override: which member of the union holds.
 _TAG_INT, _TAG_STRING = 0, 3

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
 from valle_convert.errors import InputError
-from valle_convert.runtime.library import load_library
+from valle_convert.llama.library import load_library
 from valle_convert.tokenizer.byte_level import readable
 
 # llama.cpp's time grows with the square of the special tokens in a text: this many bytes of

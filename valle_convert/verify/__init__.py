@@ -10,6 +10,6 @@
 
 from __future__ import annotations
 
-from valle_convert.verify.run import LEVELS, Level, verify
+from valle_convert.verify.run import LEVELS, LevelName, verify
 
-__all__ = ["LEVELS", "Level", "verify"]
+__all__ = ["LEVELS", "LevelName", "verify"]

@@ -23,7 +23,7 @@ from valle_convert.model.inputs import (
     transcript_segments,
 )
 from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, LENGTH_STOP, Model
-from valle_convert.network import Network
+from valle_convert.network.protocol import Network
 
 Prediction = NDArray[np.float32]
 

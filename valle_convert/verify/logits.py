@@ -14,10 +14,10 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.network import Network
-from valle_convert.report import Check
+from valle_convert.metrics import Agreement, agreement
+from valle_convert.network.protocol import Network
 from valle_convert.verify.cases import Case, cases, run_case, utterances
-from valle_convert.verify.metrics import Agreement, agreement
+from valle_convert.verify.report import Check
 
 
 @dataclass(frozen=True)

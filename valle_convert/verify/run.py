@@ -9,21 +9,20 @@ from typing import Literal, get_args
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.plan import GgufPlan
 from valle_convert.gguf_file.read import GgufFile
+from valle_convert.llama.library import find_library
 from valle_convert.progress import Progress, silent
-from valle_convert.report import Check, Report
-from valle_convert.report import Level as LevelReport
-from valle_convert.runtime.library import find_library
 from valle_convert.tokenizer import corpus
 from valle_convert.tokenizer.check import compare
 from valle_convert.tokenizer.oracle import LlamaTokenizer
 from valle_convert.verify.logits import check_logits, limits_for, n_cases
+from valle_convert.verify.report import Check, Level, Report
 from valle_convert.verify.structure import check_structure
 from valle_convert.verify.tensors import check_tensors
 
-Level = Literal["structure", "tensors", "tokenizer", "logits"]
-LEVELS: tuple[Level, ...] = get_args(Level)
+LevelName = Literal["structure", "tensors", "tokenizer", "logits"]
+LEVELS: tuple[LevelName, ...] = get_args(LevelName)
 #: What a conversion runs when it ends: everything but the networks.
-QUICK: tuple[Level, ...] = ("structure", "tensors", "tokenizer")
+QUICK: tuple[LevelName, ...] = ("structure", "tensors", "tokenizer")
 
 #: The espeak-ng lines, all pairs of the published vocabulary's strings, and as many random texts
 #: as make it round.
@@ -40,7 +39,7 @@ def verify(
     plan: GgufPlan,
     file: GgufFile,
     *,
-    levels: Sequence[Level] = LEVELS,
+    levels: Sequence[LevelName] = LEVELS,
     n_texts: int = N_TEXTS,
     n_utterances: int = N_UTTERANCES,
     seed: int = 0,
@@ -61,13 +60,13 @@ def verify(
         EnvironmentFault: llama.cpp is there, and does not work on this machine.
     """
     with_llama = find_library() is not None
-    runners: dict[Level, Callable[[], Iterable[Check]]] = {
+    runners: dict[LevelName, Callable[[], Iterable[Check]]] = {
         "structure": lambda: check_structure(plan, file, with_llama=with_llama),
         "tensors": lambda: _tensors(plan, file, progress),
         "tokenizer": lambda: _tokenizer(plan, file, n_texts, seed, progress),
         "logits": lambda: _logits(plan, file, n_utterances, seed, progress),
     }
-    done: list[LevelReport] = []
+    done: list[Level] = []
     for name in levels:
         start = time.perf_counter()
         checks: tuple[Check, ...] = ()
@@ -78,7 +77,7 @@ def verify(
             skipped = "the structure is wrong, so llama.cpp is not asked to run the file"
         else:
             checks = tuple(runners[name]())
-        done.append(LevelReport(name, checks, time.perf_counter() - start, skipped))
+        done.append(Level(name, checks, time.perf_counter() - start, skipped))
     file_type, _ = limits_for(file)
     notes = [f"tokenizer: {plan.tokenizer.source} ({plan.tokenizer.reason})"]
     if not with_llama:
@@ -140,8 +139,8 @@ def _logits(
     seed: int,
     progress: Progress,
 ) -> list[Check]:
-    from valle_convert.reference import ReferenceNetwork
-    from valle_convert.session import GgufNetwork
+    from valle_convert.network.converted import GgufNetwork
+    from valle_convert.network.reference import ReferenceNetwork
 
     reference = ReferenceNetwork(plan.checkpoint, plan.description)
     _, limits = limits_for(file)

@@ -11,9 +11,9 @@ from valle_convert.gguf_file.keys import Key
 from valle_convert.gguf_file.plan import GgufPlan
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.write import read_biases
-from valle_convert.report import Check
-from valle_convert.runtime.session import Session, read_probe_rows
-from valle_convert.session import open_model
+from valle_convert.llama.session import Session
+from valle_convert.network.converted import open_model, read_probe_rows
+from valle_convert.verify.report import Check
 
 # What may differ without the file being another model: its name and authors, the number format
 # that llama-quantize changed, and the version of the converter.

@@ -20,7 +20,7 @@ from valle_convert.errors import InputError
 from valle_convert.gguf_file.encode import PLAIN_DTYPES, decode, encode
 from valle_convert.gguf_file.plan import GgufPlan, Part, PlannedTensor
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
-from valle_convert.report import Check
+from valle_convert.verify.report import Check
 
 _ROWS_AT_ONCE = 2048
 

@@ -1,6 +1,6 @@
 """What `probe` runs in a child process: llama.cpp at every kind of work that has killed one.
 
-`python -m valle_convert.runtime.selftest` writes a tiny random model, runs it as f32, f16,
+`python -m valle_convert.llama.selftest` writes a tiny random model, runs it as f32, f16,
 Q8_0 and Q4_K, in both directions and causally, and prints each stage before it begins, so
 that the parent knows how far a child came that died. The exit code is 0 where all logits
 are numbers and close to those of the f32 file.
@@ -12,13 +12,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+import gguf
 import numpy as np
 
 from valle_convert.errors import EnvironmentFault, ValleConvertError
-from valle_convert.runtime.library import Library, load_library
-from valle_convert.runtime.probe import STAGE
-from valle_convert.runtime.session import Session, nmse
-from valle_convert.runtime.tiny_gemma import GemmaShape, random_weights, write_gemma
+from valle_convert.llama.library import Library, load_library
+from valle_convert.llama.probe import STAGE
+from valle_convert.llama.session import Session
+from valle_convert.llama.tiny_gemma import GemmaShape, random_weights, write_gemma
+from valle_convert.metrics import nmse
 
 # Rows of 256, which K-quants need, and a batch that is large enough for llama.cpp to take its
 # matrix kernels (AMX among them) and not those for vectors.
@@ -60,11 +62,12 @@ def run(folder: Path) -> None:
     expected: dict[bool, np.ndarray[tuple[int, ...], np.dtype[np.float32]]] = {}
     for file_type in ("f32", *ALLOWED_NMSE):
         _say(f"decoding with {file_type.upper()} weights")
-        with Session(folder / f"{file_type}.gguf", n_threads=1, library=library) as session:
+        path = folder / f"{file_type}.gguf"
+        with Session(path, probe_rows=_token_rows(path), n_threads=1, library=library) as session:
             for causal in (False, True):
                 logits = session.step(inputs, positions, causal=causal, outputs=slice(None))
                 reference = expected.setdefault(causal, logits)
-                error = nmse(logits, reference)
+                error = nmse(reference, logits)
                 # Written so that NaN fails.
                 if not error <= ALLOWED_NMSE.get(file_type, 0.0):
                     raise EnvironmentFault(
@@ -87,6 +90,12 @@ def quantize_q4_k(library: Library, source: Path, target: Path) -> None:
     code = api.llama_model_quantize(str(source).encode(), str(target).encode(), parameters)
     if code != 0:
         raise EnvironmentFault(f"llama_model_quantize returned {code}.{library.log.explain(mark)}")
+
+
+def _token_rows(path: Path) -> dict[int, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
+    """The rows of the token table as the file's type leaves them, id -> [n_embd]."""
+    (table,) = (t for t in gguf.GGUFReader(path).tensors if t.name == "token_embd.weight")
+    return dict(enumerate(gguf.quants.dequantize(table.data, table.tensor_type)))
 
 
 def _say(stage: str) -> None:

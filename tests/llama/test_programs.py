@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.runtime.programs import find_program, variable_of
+from valle_convert.llama.programs import find_program, variable_of
 
 
 @pytest.fixture(autouse=True)

@@ -26,10 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from valle_convert.errors import EnvironmentFault
-from valle_convert.runtime.cpu import cpu_features
-from valle_convert.runtime.library import INSTALL, REBUILD, find_library
+from valle_convert.llama.cpu import cpu_features
+from valle_convert.llama.library import INSTALL, REBUILD, find_library
 
-SELFTEST = "valle_convert.runtime.selftest"
+SELFTEST = "valle_convert.llama.selftest"
 STAGE = "stage: "  # how a line of the child begins that says what it does next
 PROBE_VERSION = 1  # raise it when the self-test tries something new
 TIMEOUT = 300.0  # seconds; it takes one to three

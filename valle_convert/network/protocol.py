@@ -1,6 +1,6 @@
 """What decoders and the verifier need of a network, whoever computes it.
 
-`reference.ReferenceNetwork` (PyTorch, from a checkpoint) and `session.GgufNetwork` (stock
+`reference.ReferenceNetwork` (PyTorch, from a checkpoint) and `converted.GgufNetwork` (stock
 llama.cpp, from a converted file) both are one, so the same code runs on both and
 comparing them is short.
 """

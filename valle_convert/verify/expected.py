@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from valle_convert.api import plan_conversion
 from valle_convert.checkpoint import Checkpoint
-from valle_convert.gguf_file.plan import GgufPlan
+from valle_convert.gguf_file.plan import GgufPlan, plan_gguf
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.spec import CODECS, UNKNOWN_CODEC
 from valle_convert.tokenizer.compile import DEFAULT_PRE, SPLITTERS
@@ -34,7 +33,7 @@ def plan_like(
         pre = DEFAULT_PRE  # a SentencePiece vocabulary, or a fault that the verifier will name
 
     def plan(codec: str | None) -> GgufPlan:
-        return plan_conversion(checkpoint, tokenizer=tokenizer, tokenizer_pre=pre, codec=codec)
+        return plan_gguf(checkpoint, tokenizer=tokenizer, tokenizer_pre=pre, codec=codec)
 
     made = plan(codec)
     recorded = file.keys.get("valle.codec.name")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from valle_convert.runtime.tiny_gemma import GemmaShape
+from valle_convert.llama.tiny_gemma import GemmaShape
 
 Array = NDArray[np.float64]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from valle_convert.runtime.library import LOG_LINES, Log, find_library, load_library
+from valle_convert.llama.library import LOG_LINES, Log, find_library, load_library
 
 INFO, WARN, ERROR, CONTINUED = 2, 3, 4, 5
 
@@ -17,7 +17,7 @@ def report_of_loading(environment: dict[str, str], before: str = "") -> tuple[in
     program = (
         f"import sys\n{before}\n"
         "from valle_convert.errors import ValleConvertError\n"
-        "from valle_convert.runtime.library import load_library\n"
+        "from valle_convert.llama.library import load_library\n"
         "try:\n    load_library()\n"
         "except ValleConvertError as error:\n    print(error); sys.exit(error.exit_code)\n"
     )

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.runtime.library import Library
+from valle_convert.llama.library import Library
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int32]
@@ -29,7 +29,7 @@ CacheType = Literal["f16", "f32"]
 CELLS_PER_BLOCK = 256  # llama.cpp rounds a context up to blocks of this many cells
 
 
-class Model:
+class LlamaModel:
     """The weights of one GGUF file.
 
     Args:
@@ -131,7 +131,7 @@ class Context:
 
     def __init__(
         self,
-        model: Model,
+        model: LlamaModel,
         *,
         n_ctx: int,
         n_ubatch: int,

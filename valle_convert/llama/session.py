@@ -30,20 +30,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.gguf_file.read import GgufFile
-from valle_convert.runtime.context import (
+from valle_convert.llama.context import (
     BoolArray,
     CacheType,
     Context,
     FloatArray,
     IntArray,
-    Model,
+    LlamaModel,
 )
-from valle_convert.runtime.cpu import usable_cores
-from valle_convert.runtime.library import Library, load_library
-from valle_convert.runtime.probe import prove_library
+from valle_convert.llama.cpu import usable_cores
+from valle_convert.llama.library import Library, load_library
+from valle_convert.llama.probe import prove_library
+from valle_convert.metrics import nmse
 
-Outputs = Sequence[int] | slice | NDArray[np.bool_] | NDArray[np.int64] | None
+OutputRows = Sequence[int] | slice | NDArray[np.bool_] | NDArray[np.int64] | None
 
 ALL_COLUMNS = slice(None)
 CAUSAL_UBATCH = 512  # llama.cpp's default; longer causal batches are split by llama.cpp
@@ -66,7 +66,7 @@ class Pass:
 
     embeddings: ArrayLike  # [n, n_embd]
     positions: ArrayLike  # [n]
-    outputs: Outputs = None
+    outputs: OutputRows = None
 
 
 @dataclass
@@ -96,6 +96,8 @@ class Session:
 
     Args:
         path: a GGUF file of the `gemma` architecture.
+        probe_rows: token id -> its row in `token_embd.weight` [n_embd], for finding the
+            input scale; the likeliest to show it first.
         n_ctx: positions of one sequence to make room for at once. A longer sequence makes
             the room grow by itself: the context is made again and the state moved over.
         n_seq: independent sequences, 0 to n_seq - 1.
@@ -108,9 +110,6 @@ class Session:
         flash_attention: use the fused kernel. Off by default: it computes in f16 whatever the
             cache is, with the errors of an f16 cache, and a causal step takes 48 ms for 37.
         use_mmap: map the file instead of reading it.
-        probe_rows: token id -> its row in `token_embd.weight` [n_embd], for finding the
-            input scale, as `read_probe_rows` gives them. None parses the file for them, which
-            takes a second where the vocabulary has 36,000 tokens.
         library: a loaded library; None proves the machine's in a child process, then loads it.
 
     Raises:
@@ -123,13 +122,13 @@ class Session:
         self,
         path: str | Path,
         *,
+        probe_rows: Mapping[int, FloatArray],
         n_ctx: int = 512,
         n_seq: int = 1,
         n_threads: int | None = None,
         cache_type: CacheType = "f32",
         flash_attention: bool = False,
         use_mmap: bool = True,
-        probe_rows: Mapping[int, FloatArray] | None = None,
         library: Library | None = None,
     ) -> None:
         if n_ctx < 1 or n_seq < 1:
@@ -144,15 +143,13 @@ class Session:
         if library is None:
             prove_library()
             library = load_library()
-        self._model = Model(library, self.path, use_mmap=use_mmap)
+        self._model = LlamaModel(library, self.path, use_mmap=use_mmap)
         if n_threads is None:
             n_threads = 1 if self._model.n_params < SMALL_MODEL else usable_cores()
         self.n_threads = n_threads
         try:
             self._check_architecture()
-            self._probe_rows = dict(
-                read_probe_rows(GgufFile(self.path)) if probe_rows is None else probe_rows
-            )
+            self._probe_rows = dict(probe_rows)
             self.input_scale = self._find_input_scale()
             self._context = self._new_context(n_ctx * n_seq, CAUSAL_UBATCH)
         except BaseException:
@@ -208,7 +205,7 @@ class Session:
         positions: ArrayLike,
         *,
         causal: bool,
-        outputs: Outputs = None,
+        outputs: OutputRows = None,
         columns: slice = ALL_COLUMNS,
         sequence: int = 0,
     ) -> FloatArray:
@@ -354,7 +351,7 @@ class Session:
                 # segment alone needs none: its positions run on.
                 progress.offset = one.n if len(segments[sequence]) > 1 else 0
             elif one.positions[0] == 0:
-                tuck_away(context, sequence, progress.next_position)
+                park_segment(context, sequence, progress.next_position)
             for part in segments[sequence][:-1]:
                 logits = lay_segment(
                     context,
@@ -439,8 +436,8 @@ class Session:
 
                 expected = logits(np.array([token], dtype=np.int32))
                 # Fed as it is, the row is right if the graph multiplies it too.
-                multiplied = nmse(logits(row[None]), expected)
-                untouched = nmse(logits(row[None] * np.float32(root)), expected)
+                multiplied = nmse(expected, logits(row[None]))
+                untouched = nmse(expected, logits(row[None] * np.float32(root)))
                 errors.append((multiplied, untouched))
                 if multiplied <= SAME_NMSE and multiplied * CONTRAST < untouched:
                     return root
@@ -488,8 +485,8 @@ class Session:
             segments.append(_token_by_token(context, inputs[-1:], start=offset))
         with self._new_context(PROBE_SEGMENTS, 1, n_seq=1, rope_scale=NO_ROTATION) as context:
             reference = _token_by_token(context, inputs)
-        to_reference = nmse(np.concatenate(segments), reference)
-        to_running = nmse(np.concatenate(segments), running)
+        to_reference = nmse(reference, np.concatenate(segments))
+        to_running = nmse(running, np.concatenate(segments))
         # Attention of a model may be so flat that positions drown in the rounding of its weights
         # (Q4_K, measured: 6e-4 either way). Then the logits say nothing, and the keys decide.
         if not untouched or not to_reference < 2 * to_running:
@@ -597,18 +594,18 @@ def lay_segment(
         outputs,
         causal=True,
     )
-    tuck_away(context, sequence, n)
+    park_segment(context, sequence, n)
     return logits
 
 
-def tuck_away(context: Context, sequence: int, n: int) -> None:
+def park_segment(context: Context, sequence: int, n: int) -> None:
     """Lower a sequence's positions by `n`, its keys staying as they are in memory."""
     context.move(sequence, -n)
     context.drop_pending_rotation(sequence)
 
 
 def keys_stay_as_they_were(context: Context, inputs: FloatArray) -> bool:
-    """Whether `tuck_away` leaves every bit of the cache but the positions, also past a decode.
+    """Whether `park_segment` leaves every bit of the cache but the positions, also past a decode.
 
     A segment is decoded and tucked away, one more token is decoded (any pending rotation would
     be applied now) and removed, and the positions are moved forth again: the saved state has to
@@ -621,7 +618,7 @@ def keys_stay_as_they_were(context: Context, inputs: FloatArray) -> bool:
     n = len(inputs) - 1
     _token_by_token(context, inputs[:-1], start=n)
     before = context.save(0)
-    tuck_away(context, 0, n)
+    park_segment(context, 0, n)
     _token_by_token(context, inputs[-1:], start=n)
     context.remove(0, start=n)
     context.move(0, n)
@@ -669,39 +666,7 @@ def split_segments(positions: IntArray) -> list[slice]:
     return [slice(int(a), int(b)) for a, b in zip(starts, ends, strict=True)]
 
 
-def nmse(values: FloatArray, reference: FloatArray) -> float:
-    """Normalized mean square error: the energy of the difference over that of the reference."""
-    difference = values.astype(np.float64) - reference
-    return float(np.sum(difference**2) / max(np.sum(reference.astype(np.float64) ** 2), 1e-300))
-
-
-def read_probe_rows(file: GgufFile) -> dict[int, FloatArray]:
-    """A few rows of the token table of a GGUF file, as floats: id -> [n_embd].
-
-    Rows of middling size come first: there, both the row and the layers show in the logits.
-
-    Raises:
-        InputError: the file has no token table, or only zeros in it.
-    """
-    table = file.tensors.get("token_embd.weight")
-    if table is None:
-        raise InputError(
-            f"{file.path} has no tensor token_embd.weight; convert the checkpoint again."
-        )
-    ids = np.unique(np.linspace(0, table.shape[0] - 1, PROBE_ROWS).astype(np.int64))
-    rows = table.rows(ids)
-    sizes = np.sqrt(np.mean(rows**2, axis=1))
-    used = np.flatnonzero(sizes > 0)
-    if not len(used):
-        raise InputError(
-            f"The {len(ids)} rows of token_embd.weight looked at in {file.path} are all zero; "
-            "the file is not a converted model."
-        )
-    from_the_middle = used[np.argsort(np.abs(sizes[used] - np.median(sizes[used])), kind="stable")]
-    return {int(ids[i]): rows[i] for i in from_the_middle}
-
-
-def _wanted(outputs: Outputs, n: int) -> NDArray[np.int64]:
+def _wanted(outputs: OutputRows, n: int) -> NDArray[np.int64]:
     """The indices that an `outputs` argument stands for, in its order; negative ones resolved."""
     if outputs is None:
         return np.array([n - 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,13 +11,13 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from sessions import open_session
 
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.runtime.context import Context
-from valle_convert.runtime.library import load_library
-from valle_convert.runtime.selftest import quantize_q4_k
-from valle_convert.runtime.session import Session
-from valle_convert.runtime.tiny_gemma import GemmaShape, random_weights, write_gemma
+from valle_convert.llama.context import Context
+from valle_convert.llama.library import load_library
+from valle_convert.llama.selftest import quantize_q4_k
+from valle_convert.llama.tiny_gemma import GemmaShape, random_weights, write_gemma
 
 SHAPE = GemmaShape(n_embd=256, n_head=4, n_head_kv=4, n_layer=2, n_ff=256, n_vocab=300)
 WEIGHTS = random_weights(SHAPE, seed=0)
@@ -38,7 +39,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("file_type", ["f32", "f16", "q8_0", "q4_k"])
 def test_both_proofs_hold_for_every_type_of_weights(models: Path, file_type: str) -> None:
-    with Session(models / f"{file_type}.gguf", n_threads=1) as session:
+    with open_session(models / f"{file_type}.gguf", n_threads=1) as session:
         assert session.input_scale == 16.0  # sqrt(256): llama.cpp's gemma scales embeddings too
         session.step(tokens(5), SEGMENTS, causal=True)
         assert session.length() == 5
@@ -49,7 +50,7 @@ def test_the_proof_of_segments_fails_where_a_rotation_stays_pending(
 ) -> None:
     """A llama.cpp that saved pending rotations would behave as one that is never asked to."""
     monkeypatch.setattr(Context, "drop_pending_rotation", lambda _context, _sequence: None)
-    with Session(models / "f32.gguf", n_threads=1) as session:
+    with open_session(models / "f32.gguf", n_threads=1) as session:
         with pytest.raises(EnvironmentFault, match="does not keep the positions that restart"):
             session.step(tokens(5), SEGMENTS, causal=True)
         assert session.length() == 0
@@ -62,9 +63,9 @@ def test_the_logits_alone_would_show_a_rotation_that_stays_pending(
 ) -> None:
     """Each half of the proof has to see it without the other; here the keys are not looked at."""
     monkeypatch.setattr(Context, "drop_pending_rotation", lambda _context, _sequence: None)
-    monkeypatch.setattr("valle_convert.runtime.session.keys_stay_as_they_were", lambda *_: True)
+    monkeypatch.setattr("valle_convert.llama.session.keys_stay_as_they_were", lambda *_: True)
     with (
-        Session(models / "q4_k.gguf", n_threads=1) as session,
+        open_session(models / "q4_k.gguf", n_threads=1) as session,
         pytest.raises(EnvironmentFault, match="the keys in the cache stay as they were"),
     ):
         session.step(tokens(5), SEGMENTS, causal=True)
@@ -82,7 +83,7 @@ def test_the_proof_of_segments_fails_where_states_come_back_changed(
 
     monkeypatch.setattr(Context, "restore", damaged)
     with (
-        Session(models / "f32.gguf", n_threads=1) as session,
+        open_session(models / "f32.gguf", n_threads=1) as session,
         pytest.raises(EnvironmentFault, match="does not keep the positions that restart"),
     ):
         session.step(tokens(5), SEGMENTS, causal=True)
@@ -107,22 +108,22 @@ def test_a_token_table_of_zeros_is_refused(tmp_path: Path) -> None:
     table = np.zeros_like(WEIGHTS["token_embd.weight"])
     write_gemma(tmp_path / "zeros.gguf", SHAPE, {**WEIGHTS, "token_embd.weight": table})
     with pytest.raises(InputError, match="are all zero"):
-        Session(tmp_path / "zeros.gguf", n_threads=1)
+        open_session(tmp_path / "zeros.gguf", n_threads=1)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"absent.gguf is not a file"):
-        Session(tmp_path / "absent.gguf")
+        Session(tmp_path / "absent.gguf", probe_rows={})
 
 
 def test_a_broken_file_is_refused_in_llama_cpps_own_words(models: Path, tmp_path: Path) -> None:
     data = (models / "f32.gguf").read_bytes()
     (tmp_path / "short.gguf").write_bytes(data[: len(data) // 2])
     with pytest.raises(InputError, match=r"llama.cpp says: .*not within the file bounds"):
-        Session(tmp_path / "short.gguf")
+        Session(tmp_path / "short.gguf", probe_rows={})
     (tmp_path / "text.gguf").write_text("not a model at all")
     with pytest.raises(InputError, match=r"llama.cpp says: .*invalid magic"):
-        Session(tmp_path / "text.gguf")
+        Session(tmp_path / "text.gguf", probe_rows={})
 
 
 def test_a_file_with_a_tensor_too_many_is_refused_in_llama_cpps_own_words(tmp_path: Path) -> None:
@@ -141,7 +142,7 @@ def test_a_file_with_a_tensor_too_many_is_refused_in_llama_cpps_own_words(tmp_pa
     writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(InputError, match="wrong number of tensors"):
-        Session(tmp_path / "more.gguf")
+        open_session(tmp_path / "more.gguf")
 
 
 def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
@@ -150,11 +151,11 @@ def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
     # Same length, so that the file stays whole: all keys and the architecture itself.
     (tmp_path / "other.gguf").write_bytes(path.read_bytes().replace(b"gemma", b"llama"))
     with pytest.raises(InputError, match="architecture 'llama', expected 'gemma'"):
-        Session(tmp_path / "other.gguf")
+        open_session(tmp_path / "other.gguf")
 
 
 def test_a_refused_decode_says_what_llama_cpp_said_and_empties_the_sequence(models: Path) -> None:
-    with Session(models / "f32.gguf", n_threads=1) as session:
+    with open_session(models / "f32.gguf", n_threads=1) as session:
         session.step(tokens(5), SEGMENTS, causal=True)
         # Behind the session's back the cells are gone, so that its next position leaves a gap.
         session._open_context().move(0, -1)
@@ -166,7 +167,7 @@ def test_a_refused_decode_says_what_llama_cpp_said_and_empties_the_sequence(mode
 
 def test_metadata_is_read_whatever_its_length(tmp_path: Path) -> None:
     write_gemma(tmp_path / "tiny.gguf", SHAPE, WEIGHTS)
-    with Session(tmp_path / "tiny.gguf", n_threads=1) as session:
+    with open_session(tmp_path / "tiny.gguf", n_threads=1) as session:
         assert session.metadata("gemma.attention.head_count") == "4"
         assert session.metadata("no.such.key") is None
         assert (session.n_embd, session.n_vocab, session.n_layer) == (256, 300, 2)
@@ -175,8 +176,8 @@ def test_metadata_is_read_whatever_its_length(tmp_path: Path) -> None:
 def test_nothing_is_printed_by_a_session(models: Path) -> None:
     program = (
         "import sys, numpy as np\n"
-        "from valle_convert.runtime.session import Session\n"
-        "with Session(sys.argv[1], n_threads=1) as session:\n"
+        "from sessions import open_session\n"
+        "with open_session(sys.argv[1], n_threads=1) as session:\n"
         "    session.step(np.ones((4, 256)), [0, 1, 0, 1], causal=True)\n"
         "    session.step(np.ones((4, 256)), [0, 1, 0, 1], causal=False)\n"
     )
@@ -185,5 +186,6 @@ def test_nothing_is_printed_by_a_session(models: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
     )
     assert (child.returncode, child.stdout, child.stderr) == (0, "", "")

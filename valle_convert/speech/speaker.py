@@ -14,30 +14,23 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeGuard
 
 import numpy as np
-from numpy.typing import NDArray
 
 from valle_convert.audio.codec import AudioCodec, check_codec_fits
 from valle_convert.audio.codes import SavedCodes, check_codes_fit, read_codes
 from valle_convert.audio.files import Audio, read_audio
-from valle_convert.audio.voice import PROMPT_SECONDS, fit_prompt, prompt_audio
+from valle_convert.audio.voice import fit_prompt, prompt_audio
 from valle_convert.decode import (
-    GREEDY,
     ArOptions,
-    End,
-    Guidance,
     LengthOptions,
     MaskedOptions,
-    Mode,
-    ModeChoice,
     NarOptions,
     Prefix,
-    SamplingOptions,
     ShouldStop,
     Speech,
     SpeechOptions,
@@ -51,11 +44,21 @@ from valle_convert.decode import (
 )
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.read import GgufFile
+from valle_convert.llama.context import CacheType
 from valle_convert.model.inputs import NULL_PHONEMES, Condition
 from valle_convert.model.spec import LANGUAGES, Codec
-from valle_convert.network import Network
+from valle_convert.network.protocol import Network
 from valle_convert.progress import Progress, silent
-from valle_convert.runtime.context import CacheType
+from valle_convert.speech.results import (
+    DEFAULT_FRAME_RATE,
+    MAX_RECORDING_SECONDS,
+    Codes,
+    Heard,
+    Piece,
+    SpeakOptions,
+    Spoken,
+    Timings,
+)
 from valle_convert.text import (
     check_phonemes,
     detect_languages,
@@ -63,8 +66,6 @@ from valle_convert.text import (
     to_phonemes,
     unknown_phonemes,
 )
-
-Codes = NDArray[np.int32]
 
 #: Phonemes to the ids that the model was trained on, with the marks around them.
 Tokenize = Callable[[str], list[int]]
@@ -74,190 +75,7 @@ Detokenize = Callable[[Sequence[int]], str]
 #: A recording, its codes, or a file of either.
 Recording = str | Path | Audio | SavedCodes
 
-#: Beyond this a recording is not read on: its codes would exceed every model's context.
-MAX_RECORDING_SECONDS = 600.0
-#: Where nothing tells the frame rate, seconds are counted as EnCodec's 75 frames.
-_DEFAULT_FRAME_RATE = 75.0
 _CODES_SUFFIX = ".npz"
-
-
-@dataclass(frozen=True)
-class SpeakOptions:
-    """How to speak.
-
-    Attributes:
-        mode: `auto` takes what the model is made for.
-        language: of the text; None detects it.
-        sampling: how codes of level 0 are drawn.
-        nar_sampling: how those of the levels above are.
-        guidance: of all levels. Demasking always has some, see `decode.masked`.
-        max_steps: of demasking.
-        max_seconds: of one sentence, at most.
-        duration_padding: the model's own durations are multiplied by this.
-        prompt_seconds: how much of a voice is used; a shorter one is repeated.
-        context_history: how many sentences before are given along as context.
-        seed: of all randomness; None takes one, and the result tells which.
-    """
-
-    mode: ModeChoice = "auto"
-    language: str | None = None
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    nar_sampling: SamplingOptions = GREEDY
-    guidance: Guidance = field(default_factory=Guidance)
-    max_steps: int = 25
-    max_seconds: float = 12.0
-    duration_padding: float = 1.05
-    prompt_seconds: float = PROMPT_SECONDS
-    context_history: int = 0
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, value, high in (
-            ("max-seconds", self.max_seconds, MAX_RECORDING_SECONDS),
-            ("prompt-seconds", self.prompt_seconds, 60.0),
-        ):
-            if not 0.1 <= value <= high:
-                raise InputError(
-                    f"The option {name} is {value}, where 0.1 to {high:g} is expected."
-                )
-        if not 0 <= self.context_history <= 100:
-            raise InputError(
-                f"The option context-history is {self.context_history}, where 0 to 100 is expected."
-            )
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Seconds of computing, by stage."""
-
-    text: float = 0.0
-    voice: float = 0.0
-    length: float = 0.0
-    level_0: float = 0.0
-    levels: float = 0.0
-    codec: float = 0.0
-
-    @property
-    def total(self) -> float:
-        """All stages together."""
-        return self.text + self.voice + self.length + self.level_0 + self.levels + self.codec
-
-    def __add__(self, other: Timings) -> Timings:
-        return Timings(
-            text=self.text + other.text,
-            voice=self.voice + other.voice,
-            length=self.length + other.length,
-            level_0=self.level_0 + other.level_0,
-            levels=self.levels + other.levels,
-            codec=self.codec + other.codec,
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Piece:
-    """One sentence, spoken.
-
-    Attributes:
-        text: as it was given; empty where there was none.
-        phonemes: IPA.
-        language: of the text.
-        codes: [frames, levels]; fewer levels than the model's where interrupted.
-        audio: None where the speaker has no codec.
-        mode: how level 0 was decoded.
-        end: `stop` where it is whole, `limit` where `max_seconds` was too short for it.
-        notices: what a user should know of it.
-        seconds: of computing.
-    """
-
-    text: str
-    phonemes: str
-    language: str
-    codes: Codes
-    audio: Audio | None
-    mode: Mode
-    end: End
-    notices: tuple[str, ...]
-    seconds: Timings
-
-
-@dataclass(frozen=True, eq=False)
-class Spoken:
-    """Everything that was spoken.
-
-    Attributes:
-        pieces: by sentence, in order. An interrupted text has those that were finished, and
-            what there is of the one that was being spoken.
-        n_levels: of the model.
-        codec: what the codes are of, with its rates; `unknown` where nobody told.
-        codebook_size: all codes are below this.
-        seed: that gives the same codes again.
-        is_whole: whether nothing interrupted it.
-    """
-
-    pieces: tuple[Piece, ...]
-    n_levels: int
-    codec: Codec
-    codebook_size: int
-    seed: int
-    is_whole: bool
-
-    @property
-    def codes(self) -> Codes:
-        """Those of all pieces that have every level, joined, [frames, levels]."""
-        whole = [piece.codes for piece in self.pieces if piece.codes.shape[1] == self.n_levels]
-        return np.concatenate([np.zeros((0, self.n_levels), np.int32), *whole])
-
-    @property
-    def saved_codes(self) -> SavedCodes:
-        """The same, as they go into a file."""
-        return SavedCodes(self.codes, self.codec, self.codebook_size)
-
-    @property
-    def audio(self) -> Audio | None:
-        """That of all pieces, joined; None where the speaker has no codec."""
-        parts = [piece.audio for piece in self.pieces if piece.audio is not None]
-        if not parts:
-            return None
-        return Audio(np.concatenate([part.samples for part in parts]), parts[0].sample_rate)
-
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """Those of all pieces, each once."""
-        return tuple(dict.fromkeys(notice for piece in self.pieces for notice in piece.notices))
-
-    @property
-    def seconds(self) -> Timings:
-        """Computing time of all pieces."""
-        return sum((piece.seconds for piece in self.pieces), Timings())
-
-    @property
-    def real_time_factor(self) -> float:
-        """Seconds of computing for a second of sound; infinite where there is no sound."""
-        rate = self.codec.frame_rate or _DEFAULT_FRAME_RATE
-        frames = sum(len(piece.codes) for piece in self.pieces)
-        return self.seconds.total * rate / frames if frames else float("inf")
-
-
-@dataclass(frozen=True)
-class Heard:
-    """A transcript.
-
-    Attributes:
-        phonemes: IPA, as far as the vocabulary can spell it.
-        ids: of the phonemes.
-        language: that the model was told.
-        end: `limit` where it did not come to an end by itself.
-        notices: what a user should know of it.
-        voice_seconds, decode_seconds: of computing.
-    """
-
-    phonemes: str
-    ids: tuple[int, ...]
-    language: str
-    end: End
-    notices: tuple[str, ...]
-    voice_seconds: float
-    decode_seconds: float
 
 
 @dataclass(frozen=True)
@@ -332,7 +150,7 @@ class Speaker:
             InputError: the file is no converted checkpoint, or the codec is not its model's.
             EnvironmentFault: there is no usable llama.cpp.
         """
-        from valle_convert.session import GgufNetwork
+        from valle_convert.network.converted import GgufNetwork
         from valle_convert.tokenizer.compiled import TRUE_IDS_KEY
         from valle_convert.tokenizer.oracle import LlamaTokenizer
 
@@ -375,7 +193,7 @@ class Speaker:
     @property
     def frame_rate(self) -> float:
         """Frames a second."""
-        return self.codec_description.frame_rate or _DEFAULT_FRAME_RATE
+        return self.codec_description.frame_rate or DEFAULT_FRAME_RATE
 
     # ------------------------------------------------------------------------- speaking
 

@@ -1,7 +1,7 @@
-"""A converted file, opened on stock llama.cpp: `network.Network` with nothing assumed.
+"""A converted file, opened on stock llama.cpp: `protocol.Network` with nothing assumed.
 
 The file's keys say which rows are which table and head; the rows are read from the file
-itself, dequantized as they are needed. `runtime.Session` runs them and knows nothing of
+itself, dequantized as they are needed. `llama.Session` runs them and knows nothing of
 VALL-E; this module adds what it knows, and no arithmetic but a head's bias.
 """
 
@@ -19,14 +19,14 @@ from valle_convert.errors import InputError
 from valle_convert.gguf_file.keys import read_model
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
+from valle_convert.llama.context import CacheType
+from valle_convert.llama.session import PROBE_ROWS, Pass, Session
 from valle_convert.model.spec import Head, Model
-from valle_convert.network import Outputs
-from valle_convert.runtime.context import CacheType
-from valle_convert.runtime.session import Pass, Session, read_probe_rows
+from valle_convert.network.protocol import Outputs
 
 
 class GgufNetwork:
-    """A `network.Network` on stock llama.cpp. Close it, or use it as a context manager.
+    """A `protocol.Network` on stock llama.cpp. Close it, or use it as a context manager.
 
     Args:
         file: a converted file, or its path.
@@ -92,7 +92,7 @@ class GgufNetwork:
         outputs: Outputs,
         sequence: int = 0,
     ) -> NDArray[np.float32]:
-        """Run a batch; see `network.Network.step`."""
+        """Run a batch; see `protocol.Network.step`."""
         target: Head = self._model.head(head)
         logits = self.session.step(
             embeddings,
@@ -112,7 +112,7 @@ class GgufNetwork:
         head: str,
         outputs: Sequence[Outputs],
     ) -> list[NDArray[np.float32]]:
-        """Run several causal sequences in one batch; see `network.Network.step_many`."""
+        """Run several causal sequences in one batch; see `protocol.Network.step_many`."""
         passes = [
             Pass(one, places, _indices(wanted))
             for one, places, wanted in zip(embeddings, positions, outputs, strict=True)
@@ -139,6 +139,32 @@ class GgufNetwork:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def read_probe_rows(file: GgufFile) -> dict[int, NDArray[np.float32]]:
+    """A few rows of the token table of a GGUF file, as floats: id -> [n_embd].
+
+    Rows of middling size come first: there, both the row and the layers show in the logits.
+
+    Raises:
+        InputError: the file has no token table, or only zeros in it.
+    """
+    table = file.tensors.get(TOKEN_EMBEDDING)
+    if table is None:
+        raise InputError(
+            f"{file.path} has no tensor token_embd.weight; convert the checkpoint again."
+        )
+    ids = np.unique(np.linspace(0, table.shape[0] - 1, PROBE_ROWS).astype(np.int64))
+    rows = table.rows(ids)
+    sizes = np.sqrt(np.mean(rows**2, axis=1))
+    used = np.flatnonzero(sizes > 0)
+    if not len(used):
+        raise InputError(
+            f"The {len(ids)} rows of token_embd.weight looked at in {file.path} are all zero; "
+            "the file is not a converted model."
+        )
+    from_the_middle = used[np.argsort(np.abs(sizes[used] - np.median(sizes[used])), kind="stable")]
+    return {int(ids[i]): rows[i] for i in from_the_middle}
 
 
 def _indices(outputs: Outputs) -> slice | NDArray[np.int64]:

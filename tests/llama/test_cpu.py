@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 
-from valle_convert.runtime.cpu import (
+from valle_convert.llama.cpu import (
     cpu_features,
     cpu_name,
     features_of_interest,

@@ -1,7 +1,7 @@
 """VALL-E of versions 5 and 6 in PyTorch, float32, written to be read.
 
 In go embeddings and positions, out come the logits of one head. The decoder is a LLaMA
-with an exact (erf) GELU gate; see checkpoint.md's facts in docs/architecture.md.
+with an exact (erf) GELU gate; docs/architecture.md says why.
 
 Shapes: n new elements, m elements so far (m >= n), d = n_embd, h = heads, k = d / h.
 """
@@ -22,7 +22,7 @@ from valle_convert.gguf_file.keys import RMS_EPSILON, ROPE_BASE
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.model.description import Description
 from valle_convert.model.spec import Model
-from valle_convert.network import Outputs
+from valle_convert.network.protocol import Outputs
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class _State:
 
 
 class ReferenceNetwork:
-    """A `network.Network` on PyTorch.
+    """A `protocol.Network` on PyTorch.
 
     Args:
         checkpoint: the source of the weights; all of them are read.

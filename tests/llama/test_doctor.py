@@ -18,7 +18,7 @@ from valle_convert.doctor import (
     parse_requirement,
 )
 from valle_convert.errors import EnvironmentFault
-from valle_convert.runtime.probe import ProbeResult
+from valle_convert.llama.probe import ProbeResult
 
 WORKING = LlamaReport(Path("libllama.so"), "0.3.36", "CPU : AVX2 = 1", ProbeResult(True, 0.0), None)
 NUMPY = PackageReport("numpy", "1.26", "2.4.6", "")
@@ -42,7 +42,7 @@ def test_a_library_that_kills_its_probe_is_reported_and_never_loaded() -> None:
     program = (
         "import sys\n"
         "from valle_convert.doctor import examine\n"
-        "from valle_convert.runtime.probe import run_probe\n"
+        "from valle_convert.llama.probe import run_probe\n"
         "kill = 'import os; os.kill(os.getpid(), 11)'\n"
         "report = examine(lambda: run_probe([sys.executable, '-c', kill]))\n"
         "assert 'SIGSEGV' in report.llama.problem, report.llama\n"

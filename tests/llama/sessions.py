@@ -1,0 +1,14 @@
+"""Sessions on files that stand for themselves: their probe rows are read from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.llama.session import Session
+from valle_convert.network.converted import read_probe_rows
+
+
+def open_session(path: Path, **options: Any) -> Session:
+    return Session(path, probe_rows=read_probe_rows(GgufFile(path)), **options)
