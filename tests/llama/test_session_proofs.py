@@ -17,6 +17,7 @@ from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.llama.context import Context
 from valle_convert.llama.library import load_library
 from valle_convert.llama.selftest import quantize_q4_k
+from valle_convert.llama.session import Session
 from valle_convert.llama.tiny_gemma import GemmaShape, random_weights, write_gemma
 
 SHAPE = GemmaShape(n_embd=256, n_head=4, n_head_kv=4, n_layer=2, n_ff=256, n_vocab=300)
@@ -181,11 +182,13 @@ def test_nothing_is_printed_by_a_session(models: Path) -> None:
         "    session.step(np.ones((4, 256)), [0, 1, 0, 1], causal=True)\n"
         "    session.step(np.ones((4, 256)), [0, 1, 0, 1], causal=False)\n"
     )
+    here = Path(__file__).parent
+    folders = [here, here.parents[1]]  # of `sessions`, and of the package
     child = subprocess.run(
         [sys.executable, "-c", program, models / "q8_0.gguf"],
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))},
     )
     assert (child.returncode, child.stdout, child.stderr) == (0, "", "")
