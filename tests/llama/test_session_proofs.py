@@ -176,9 +176,9 @@ def test_metadata_is_read_whatever_its_length(tmp_path: Path) -> None:
 
 def test_nothing_is_printed_by_a_session(models: Path) -> None:
     program = (
-        "import sys, numpy as np\n"
+        "import sys, numpy as np\nfrom pathlib import Path\n"
         "from sessions import open_session\n"
-        "with open_session(sys.argv[1], n_threads=1) as session:\n"
+        "with open_session(Path(sys.argv[1]), n_threads=1) as session:\n"
         "    session.step(np.ones((4, 256)), [0, 1, 0, 1], causal=True)\n"
         "    session.step(np.ones((4, 256)), [0, 1, 0, 1], causal=False)\n"
     )
