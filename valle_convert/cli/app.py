@@ -18,7 +18,17 @@ import typer
 from typer.core import TyperGroup
 
 from valle_convert import __version__
-from valle_convert.cli import console, convert, doctor, inspect, quantize, speak, tokenize, verify
+from valle_convert.cli import (
+    codec,
+    console,
+    convert,
+    doctor,
+    inspect,
+    quantize,
+    speak,
+    tokenize,
+    verify,
+)
 from valle_convert.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, ValleConvertError
 from valle_convert.threads import wait_politely
 
@@ -73,7 +83,7 @@ def _program(
     """The options of the program itself stand here; the commands do everything else."""
 
 
-for command in (convert, inspect, tokenize, verify, quantize, speak, doctor):
+for command in (convert, inspect, tokenize, verify, quantize, speak, codec, doctor):
     command.register(app)
 
 

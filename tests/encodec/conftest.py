@@ -1,0 +1,43 @@
+"""The golden codec, and one of the real architecture with random weights, in every kind of file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from encodec_files import GOLDEN_ENCODEC, save_full_size
+
+
+@pytest.fixture(scope="session")
+def full_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as transformers saves it: the architecture of facebook/encodec_24khz."""
+    return save_full_size(tmp_path_factory.mktemp("full") / "encodec_24khz")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the golden folder, to be spoiled."""
+    return Path(shutil.copytree(GOLDEN_ENCODEC / "hf", tmp_path / "codec"))
+
+
+@pytest.fixture
+def configured(folder: Path) -> Callable[..., Path]:
+    """`configured(key=value)`: the golden folder with other entries in its config.json."""
+
+    def change(**changes: Any) -> Path:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        return folder
+
+    return change
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tiny models are slower on several threads, and very slow where workers share the cores."""
+    torch.set_num_threads(1)

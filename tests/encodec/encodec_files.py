@@ -1,0 +1,87 @@
+"""EnCodecs in every kind of file that is read, made of the golden folder and of random weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from support import GOLDEN
+from transformers import EncodecConfig, EncodecModel
+
+GOLDEN_ENCODEC = GOLDEN / "encodec-small"
+LAYOUT: dict[str, Any] = json.loads((GOLDEN_ENCODEC / "layout.json").read_text())
+LAYOUT_24KHZ: dict[str, Any] = json.loads((GOLDEN_ENCODEC / "layout-24khz.json").read_text())
+
+
+def golden(name: str) -> NDArray[Any]:
+    """A tensor of the golden file."""
+    with safe_open(GOLDEN_ENCODEC / "golden.safetensors", framework="numpy") as file:
+        tensor: NDArray[Any] = file.get_tensor(name)
+    return tensor
+
+
+def save_full_size(folder: Path) -> Path:
+    """The published architecture; codebooks drawn from what the encoder makes of noise."""
+    torch.manual_seed(0)
+    model = EncodecModel(EncodecConfig()).eval()
+    with torch.inference_mode():
+        left = model.encoder(0.1 * torch.randn(1, 1, 24_000 * 2))[0].T  # [frames, width]
+        for layer in model.quantizer.layers:
+            layer.codebook.embed.copy_(
+                torch.randn(1024, left.shape[1]) * left.std(0) + left.mean(0)
+            )
+            left = left - layer.codebook.decode(layer.codebook.encode(left[None]))[0]
+    model.save_pretrained(folder)
+    return folder
+
+
+def golden_tensors() -> dict[str, torch.Tensor]:
+    """The golden folder's, under the names of transformers 5."""
+    return load_file(GOLDEN_ENCODEC / "hf" / "model.safetensors")
+
+
+def with_old_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As older transformers saved them: weight_g and weight_v."""
+    return {
+        name.replace("parametrizations.weight.original0", "weight_g").replace(
+            "parametrizations.weight.original1", "weight_v"
+        ): tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def with_meta_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As Meta's `.th` has them."""
+    renamed = {}
+    for name, tensor in with_old_names(tensors).items():
+        stack, _, index, *rest = name.split(".")
+        if stack == "quantizer":
+            new = f"quantizer.vq.layers.{index}._{'.'.join(rest)}"
+        elif rest[0] == "lstm":
+            new = ".".join([stack, "model", index, *rest])
+        elif rest[0] == "conv":
+            upward = stack == "decoder" and index in {"3", "6", "9", "12"}
+            middle = "convtr.convtr" if upward else "conv.conv"
+            new = f"{stack}.model.{index}.{middle}.{rest[1]}"
+        else:
+            new = ".".join([stack, "model", index, *rest[:-1], "conv", rest[-1]])
+        renamed[new] = tensor
+    return renamed
+
+
+def save_shards(folder: Path, tensors: Mapping[str, torch.Tensor], n: int = 3) -> None:
+    """In the place of model.safetensors: shards and their index."""
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    names = list(tensors)
+    files = {name: f"model-{i % n + 1:05}-of-{n:05}.safetensors" for i, name in enumerate(names)}
+    for file in set(files.values()):
+        part = {name: tensors[name].contiguous() for name in names if files[name] == file}
+        save_file(part, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": files}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))

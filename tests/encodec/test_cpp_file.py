@@ -1,0 +1,358 @@
+"""The file of encodec.cpp: byte for byte, and never one that it would load and compute wrongly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from encodec_files import (
+    GOLDEN_ENCODEC,
+    LAYOUT,
+    LAYOUT_24KHZ,
+    golden_tensors,
+    save_shards,
+    with_meta_names,
+    with_old_names,
+)
+from safetensors.torch import save_file
+from support import Cli, error_of
+from transformers import EncodecConfig, EncodecModel
+
+from valle_convert.encodec import open_encodec, write_cpp_file
+from valle_convert.encodec.architecture import EncodecSpec
+from valle_convert.encodec.cpp_file import CppHeader, plan_cpp_file, read_cpp_layout
+from valle_convert.errors import InputError
+
+GOLDEN_FOLDER = GOLDEN_ENCODEC / "hf"
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def old_folder(folder: Path) -> Path:
+    save_file(with_old_names(golden_tensors()), folder / "model.safetensors")
+    return folder
+
+
+def sharded(folder: Path) -> Path:
+    save_shards(folder, golden_tensors())
+    return folder
+
+
+def metas(folder: Path) -> Path:
+    torch.save(with_meta_names(golden_tensors()), folder / "encodec.th")
+    return folder / "encodec.th"
+
+
+@pytest.mark.parametrize("make", [lambda folder: folder, old_folder, sharded, metas])
+def test_the_bytes_are_the_golden_ones_from_every_source(
+    folder: Path, make: Callable[[Path], Path]
+) -> None:
+    out = folder / "out.bin"
+    written = write_cpp_file(open_encodec(make(folder)), out)
+    assert out.stat().st_size == written.n_bytes == LAYOUT["f16"]["bytes"]
+    assert sha256(out) == LAYOUT["f16"]["sha256"]
+
+
+def test_float32_bytes_are_the_golden_ones_and_come_with_the_warning(tmp_path: Path) -> None:
+    out = tmp_path / "out.bin"
+    written = write_cpp_file(open_encodec(GOLDEN_FOLDER), out, out_type="f32")
+    assert out.stat().st_size == LAYOUT["f32"]["bytes"]
+    assert sha256(out) == LAYOUT["f32"]["sha256_with_torch_weight_norm"]
+    assert any("aborts at its first convolution" in note for note in written.notes)
+
+
+def test_every_tensor_lies_where_the_golden_table_says(tmp_path: Path) -> None:
+    out = tmp_path / "out.bin"
+    write_cpp_file(open_encodec(GOLDEN_FOLDER), out)
+    data = out.read_bytes()
+    header, tensors, problems = read_cpp_layout(out)
+    assert vars(header) == LAYOUT["header"]
+    assert not problems
+    assert [
+        {
+            "name": one.name,
+            "dims": list(one.dims),
+            "ftype": one.ftype,
+            "offset": one.offset,
+            "nbytes": one.n_bytes,
+            "sha256": hashlib.sha256(data[one.offset :][: one.n_bytes]).hexdigest(),
+        }
+        for one in tensors
+    ] == LAYOUT["tensors"]
+
+
+@pytest.mark.parametrize(("out_type", "column"), [("f16", 3), ("f32", 4)])
+def test_the_real_architecture_has_the_listed_layout(
+    full_size: Path, tmp_path: Path, out_type: Any, column: int
+) -> None:
+    out = tmp_path / "encodec.bin"
+    codec = open_encodec(full_size)
+    written = write_cpp_file(codec, out, out_type=out_type)
+    assert out.stat().st_size == written.n_bytes == LAYOUT_24KHZ[f"{out_type}_bytes"]
+    header, tensors, problems = read_cpp_layout(out)
+    assert not problems
+    numbers = (1, 128, 32, 7, 3, 1024, 24, 24_000, int(out_type == "f16"))
+    assert tuple(vars(header).values()) == numbers
+    assert (header, tensors) == plan_cpp_file(codec, out_type)
+    assert len(tensors) == 120
+    assert [[one.name, list(one.dims), one.offset] for one in tensors] == [
+        [row[0], row[1], row[column]] for row in LAYOUT_24KHZ["tensors"]
+    ]
+    if out_type == "f16":
+        assert [one.ftype for one in tensors] == [row[2] for row in LAYOUT_24KHZ["tensors"]]
+
+
+def test_the_front_of_a_file_is_as_literal_bytes_say(tmp_path: Path) -> None:
+    out = tmp_path / "out.bin"
+    write_cpp_file(open_encodec(GOLDEN_FOLDER), out)
+    bias = open_encodec(GOLDEN_FOLDER).read("encoder.model.0.conv.conv.bias")
+    assert out.read_bytes()[:94] == (
+        b"lmgg"
+        + struct.pack("<9i", 1, 16, 2, 7, 3, 1024, 6, 24_000, 1)
+        + struct.pack("<3i", 1, 30, 0)
+        + struct.pack("<i", 2)
+        + b"encoder.model.0.conv.conv.bias"
+        + bias.tobytes()
+    )
+
+
+@pytest.mark.parametrize(
+    ("bandwidth", "levels"), [(1, 1), (2, 2), (3, 4), (6, 8), (12, 16), (24, 32)]
+)
+def test_levels_are_counted_as_encodec_cpp_does(bandwidth: int, levels: int) -> None:
+    assert CppHeader(1, 128, 32, 7, 3, 1024, bandwidth, 24_000, 1).n_levels == levels
+
+
+def test_half_a_kilobit_is_said_by_a_whole_number_of_the_same_levels(
+    configured: Callable[..., Path],
+) -> None:
+    folder = configured(target_bandwidths=[1.5])
+    tensors = golden_tensors()
+    kept = {
+        k: v
+        for k, v in tensors.items()
+        if not k.startswith(tuple(f"quantizer.layers.{n}." for n in range(2, 8)))
+    }
+    save_file(kept, folder / "model.safetensors")
+    header, _ = plan_cpp_file(open_encodec(folder))
+    assert (header.bandwidth, header.n_levels) == (2, 2)
+
+
+# ----------------------------------------------------------------------------- refusals
+
+#: Everything that encodec.cpp would load and compute wrongly, or refuse or abort on.
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"pad_mode": "constant"}, "pad_mode is constant"),
+    ({"pad_mode": "replicate"}, "pad_mode is replicate"),
+    ({"use_causal_conv": False}, "use_causal_conv is false"),
+    ({"trim_right_ratio": 0.5}, r"trim_right_ratio is 0\.5"),
+    ({"normalize": True}, "normalize is true"),
+    ({"use_conv_shortcut": False}, "use_conv_shortcut is false"),
+    ({"num_lstm_layers": 1}, "num_lstm_layers is 1"),
+    ({"chunk_length_s": 1.0}, "chunk_length_s is 1"),
+    ({"sampling_rate": 16_000}, "sampling_rate is 16000"),
+    ({"upsampling_ratios": [8, 5, 4, 4]}, r"upsampling_ratios is \[8, 5, 4, 4\]"),
+    ({"upsampling_ratios": [8, 5, 2, 4]}, r"upsampling_ratios is \[8, 5, 2, 4\]"),
+    ({"last_kernel_size": 5}, "last_kernel_size is 5"),
+    ({"compress": 1}, "compress is 1"),
+    ({"num_residual_layers": 2}, "num_residual_layers is 2"),
+    ({"audio_channels": 2}, "audio_channels is 2"),
+    ({"norm_type": "time_group_norm"}, "norm_type is time_group_norm"),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), REFUSED, ids=str)
+def test_what_encodec_cpp_would_get_wrong_is_refused(
+    tmp_path: Path, cli: Cli, changes: dict[str, Any], words: str
+) -> None:
+    small = {"num_filters": 2, "hidden_size": 8, "codebook_dim": 8, "target_bandwidths": [6.0]}
+    fits = changes.get("use_causal_conv", True)
+    config = EncodecConfig(**(small | changes)) if fits else EncodecConfig(**small)
+    model = EncodecModel(config)
+    model.config.update(changes)
+    model.save_pretrained(tmp_path / "codec")
+    if changes.get("norm_type") == "time_group_norm":
+        with pytest.raises(InputError, match="unknown"):
+            open_encodec(tmp_path / "codec")
+        return
+    out = tmp_path / "out.bin"
+    error = error_of(cli("codec", tmp_path / "codec", out), 2)
+    with pytest.raises(InputError, match=words):
+        write_cpp_file(open_encodec(tmp_path / "codec"), out)
+    assert "cannot be made a file for encodec.cpp" in error
+    assert not out.exists()
+
+
+def test_codebooks_of_another_width_are_refused(tmp_path: Path) -> None:
+    config = {"model_type": "encodec", "hidden_size": 16, "codebook_dim": 8}
+    (tmp_path / "config.json").write_text(
+        json.dumps(json.loads((GOLDEN_FOLDER / "config.json").read_text()) | config)
+    )
+    tensors = golden_tensors()
+    for name in list(tensors):
+        if name.endswith((".embed", ".embed_avg")):
+            tensors[name] = tensors[name][:, :8].contiguous()
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="codebook_dim is 8"):
+        write_cpp_file(open_encodec(tmp_path), tmp_path / "out.bin")
+
+
+def test_more_than_32_codebooks_are_refused(configured: Callable[..., Path]) -> None:
+    folder = configured(target_bandwidths=[25.0])
+    tensors = golden_tensors()
+    for n in range(33):
+        tensors[f"quantizer.layers.{n}.codebook.embed"] = torch.zeros(1024, 16)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(InputError, match=r"33 codebooks, where encodec\.cpp has 32"):
+        write_cpp_file(open_encodec(folder), folder / "out.bin")
+
+
+def test_all_reasons_are_told_at_once(configured: Callable[..., Path]) -> None:
+    folder = configured(normalize=True, pad_mode="constant", trim_right_ratio=0.5)
+    with pytest.raises(InputError, match=r"pad_mode.*trim_right_ratio.*normalize"):
+        write_cpp_file(open_encodec(folder), folder / "out.bin")
+
+
+@pytest.mark.parametrize(
+    ("value", "fits"), [(65_504.0, True), (65_519.0, True), (65_520.0, False), (-1e30, False)]
+)
+def test_values_beyond_float16_are_refused_before_they_are_written(
+    folder: Path, value: float, fits: bool
+) -> None:
+    tensors = golden_tensors()
+    tensors["encoder.layers.13.lstm.weight_hh_l1"][3, 4] = value
+    save_file(tensors, folder / "model.safetensors")
+    out = folder / "out.bin"
+    if fits:
+        write_cpp_file(open_encodec(folder), out)
+        read = open_encodec(out).read("encoder.model.13.lstm.weight_hh_l1")
+        assert read[3, 4] == 65_504.0
+        return
+    with pytest.raises(InputError, match=r"weight_hh_l1 has values up to .* 65,504 at most"):
+        write_cpp_file(open_encodec(folder), out)
+    write_cpp_file(open_encodec(folder), out, out_type="f32")
+    assert open_encodec(out).read("encoder.model.13.lstm.weight_hh_l1")[3, 4] == np.float32(value)
+
+
+def test_nan_leaves_no_file(folder: Path) -> None:
+    tensors = golden_tensors()
+    tensors["decoder.layers.15.conv.bias"][0] = torch.nan
+    save_file(tensors, folder / "model.safetensors")
+    before = set(folder.iterdir())
+    with pytest.raises(InputError, match=r"decoder\.model\.15\.conv\.conv\.bias has 1 values"):
+        write_cpp_file(open_encodec(folder), folder / "out.bin")
+    assert set(folder.iterdir()) == before
+
+
+# ------------------------------------------------------------------------- reading them
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    write_cpp_file(open_encodec(GOLDEN_FOLDER), tmp_path / "golden.bin")
+    return tmp_path / "golden.bin"
+
+
+@pytest.mark.parametrize("kept", [41, 60, 90, 329_000, 658_017])
+def test_a_cut_file_is_refused_though_encodec_cpp_loads_it(written: Path, kept: int) -> None:
+    written.write_bytes(written.read_bytes()[:kept])
+    with pytest.raises(InputError, match=r"cut off|too many|no tensor"):
+        open_encodec(written)
+
+
+def test_a_file_cut_between_two_tensors_is_refused(written: Path) -> None:
+    last = LAYOUT["tensors"][-1]
+    end = LAYOUT["tensors"][-2]["offset"] + LAYOUT["tensors"][-2]["nbytes"]
+    written.write_bytes(written.read_bytes()[:end])
+    with pytest.raises(InputError, match=f"1 of 96 tensors are missing: {last['name']}"):
+        open_encodec(written)
+
+
+@pytest.mark.parametrize("extra", [1, 11, 12, 100])
+def test_bytes_behind_the_last_tensor_are_refused(written: Path, extra: int) -> None:
+    written.write_bytes(written.read_bytes() + bytes(extra))
+    with pytest.raises(InputError, match=r"too many at its end|no tensor"):
+        open_encodec(written)
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "words"),
+    [
+        (4, 2, "audio_channels is 2"),
+        (8, 17, "dims"),
+        (20, -1, "residual_kernel_size -1"),
+        (24, 1, "n_bins 1"),
+        (28, 25, "means 33 levels|33 codebooks"),
+        (32, 16_000, "sampling_rate is 16000"),
+        (36, 2001, "ftype 2001"),
+        (36, 0, r"has the type 1, where 0 is expected"),
+        (40, 4, "4 dims"),
+        (44, -5, "name of -5 bytes"),
+        (48, 7, "type 7"),
+        (52, 3, "dims"),
+        (52, -3, r"dims \[-3\]"),
+        (60, 0, "unknown"),
+    ],
+)
+def test_a_number_that_encodec_cpp_would_not_check_is_refused(
+    written: Path, offset: int, value: int, words: str
+) -> None:
+    data = bytearray(written.read_bytes())
+    data[offset : offset + 4] = struct.pack("<i", value)
+    written.write_bytes(data)
+    with pytest.raises(InputError, match=words):
+        open_encodec(written)
+
+
+def test_a_bias_of_one_element_may_have_a_dim(written: Path) -> None:
+    data = written.read_bytes()
+    name = b"decoder.model.15.conv.conv.bias"
+    at = data.index(name)
+    assert data[at - 12 : at] == struct.pack("<3i", 0, len(name), 0)
+    longer = data[: at - 12] + struct.pack("<4i", 1, len(name), 0, 1) + data[at:]
+    written.write_bytes(longer)
+    expected = open_encodec(GOLDEN_FOLDER).read(name.decode())
+    np.testing.assert_array_equal(open_encodec(written).read(name.decode()), expected)
+
+
+# ------------------------------------------------------------------------------- command
+
+
+def test_the_command_writes_the_golden_file(cli: Cli, tmp_path: Path) -> None:
+    out = tmp_path / "encodec.bin"
+    result = cli("codec", GOLDEN_FOLDER, out, "--json")
+    assert result.code == 0, result
+    assert sha256(out) == LAYOUT["f16"]["sha256"]
+    assert json.loads(result.out)["tensors"] == 96
+    assert "96 tensors, 658,018 bytes" in result.err
+    assert "exists" in error_of(cli("codec", GOLDEN_FOLDER, out), 2)
+    warned = cli("codec", GOLDEN_FOLDER, out, "--outtype", "f32", "--force")
+    assert warned.code == 0
+    assert "aborts at its first convolution" in warned.err
+
+
+def test_the_command_does_not_replace_its_input(cli: Cli, folder: Path) -> None:
+    out = folder / "golden.bin"
+    assert cli("codec", folder, out).code == 0
+    assert "input file itself" in error_of(cli("codec", out, out, "--force"), 2)
+
+
+def test_another_ending_is_a_mistake_of_usage(cli: Cli, tmp_path: Path) -> None:
+    result = cli("codec", GOLDEN_FOLDER, tmp_path / "out.pt")
+    assert result.code == 2
+    assert "must end in" in result.err
+
+
+def test_the_published_sizes_are_the_defaults() -> None:
+    spec = EncodecSpec(n_codebooks=32)
+    assert (spec.hop_length, spec.frame_rate, spec.bits_per_code) == (320, 75.0, 10)
+    assert [spec.levels_at(one) for one in spec.target_bandwidths] == [2, 4, 8, 16, 32]

@@ -1,0 +1,361 @@
+"""Every kind of file that holds an EnCodec gives the same codec; what is none is refused."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import numpy as np
+import pytest
+import torch
+from encodec_files import (
+    GOLDEN_ENCODEC,
+    golden_tensors,
+    save_shards,
+    with_meta_names,
+    with_old_names,
+)
+from safetensors.torch import save_file
+from transformers import EncodecModel
+
+from valle_convert.encodec import EncodecWeights, open_encodec, write_cpp_file
+from valle_convert.errors import EnvironmentFault, InputError
+
+GOLDEN_FOLDER = GOLDEN_ENCODEC / "hf"
+
+
+def assert_is_golden(codec: EncodecWeights) -> None:
+    expected = open_encodec(GOLDEN_FOLDER)
+    assert codec.spec == expected.spec
+    for entry in expected.tensors:
+        np.testing.assert_array_equal(codec.read(entry.name), expected.read(entry.name))
+
+
+def test_the_weights_are_those_that_transformers_computes_with() -> None:
+    model = EncodecModel.from_pretrained(GOLDEN_FOLDER)
+    codec = open_encodec(GOLDEN_FOLDER)
+    # Parametrized layers compute their weight when it is asked for.
+    for entry in codec.tensors:
+        value: Any = model
+        for part in entry.transformers_name.split("."):
+            value = value[int(part)] if part.isdigit() else getattr(value, part)
+        assert tuple(value.shape) == entry.shape
+        np.testing.assert_array_equal(codec.read(entry.name), value.detach().numpy())
+
+
+def test_nothing_but_headers_is_read_to_open_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from valle_convert.checkpoint.safetensors_file import SafetensorsFile
+
+    def read(*arguments: object) -> None:
+        raise AssertionError(arguments)
+
+    monkeypatch.setattr(SafetensorsFile, "read", read)
+    assert len(open_encodec(GOLDEN_FOLDER).tensors) == 96
+
+
+def test_the_older_naming_of_weight_norm_is_read(folder: Path) -> None:
+    tensors = with_old_names(golden_tensors())
+    assert any(name.endswith("weight_g") for name in tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert_is_golden(open_encodec(folder))
+
+
+@pytest.mark.parametrize("rename", [dict, with_old_names])
+def test_shards_are_read(folder: Path, rename: Callable[[Any], dict[str, torch.Tensor]]) -> None:
+    save_shards(folder, rename(golden_tensors()))
+    assert_is_golden(open_encodec(folder))
+
+
+def test_a_pickled_folder_is_read(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save(with_old_names(golden_tensors()), folder / "pytorch_model.bin")
+    assert_is_golden(open_encodec(folder))
+
+
+def test_metas_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "encodec_24khz-d7cc33bc.th"
+    torch.save(with_meta_names(golden_tensors()), path)
+    codec = open_encodec(path)
+    assert_is_golden(codec)
+    assert "rate and padding" in codec.notes[0]
+
+
+def test_a_model_in_the_hubs_cache_is_opened_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = tmp_path / "models--facebook--encodec_24khz"
+    snapshot = cached / "snapshots" / ("a" * 40)
+    shutil.copytree(GOLDEN_FOLDER, snapshot)
+    (snapshot / "README.md").write_text("---\ntags:\n- audio\nlicense: mit\n---\n# EnCodec\n")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    codec = open_encodec("facebook/encodec_24khz")
+    assert_is_golden(codec)
+    assert codec.license == "mit"
+    assert codec.url == "https://huggingface.co/facebook/encodec_24khz"
+
+
+def test_without_a_network_the_way_to_work_offline_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(EnvironmentFault, match=r"hf download nobody/no-codec --local-dir"):
+        open_encodec("nobody/no-codec")
+
+
+def test_a_file_of_encodec_cpp_is_read(tmp_path: Path) -> None:
+    golden = open_encodec(GOLDEN_FOLDER)
+    write_cpp_file(golden, tmp_path / "encodec.bin")
+    codec = open_encodec(tmp_path / "encodec.bin")
+    assert codec.spec.target_bandwidths == (6.0,)
+    for entry in golden.tensors:
+        value = golden.read(entry.name)
+        expected = value.astype(np.float16).astype(np.float32) if entry.is_weight else value
+        np.testing.assert_array_equal(codec.read(entry.name), expected)
+
+
+# ------------------------------------------------------------------------------- bad input
+
+
+def spoil(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    tensors = golden_tensors()
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("source", ["./none", "/none/there", "a/b/c", "none"])
+def test_what_is_not_there_is_no_name_on_the_hub(source: str) -> None:
+    with pytest.raises(InputError, match="no codec folder"):
+        open_encodec(source)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("bert", "type 'bert', where encodec is expected"),
+        ("dac", r"Descript Audio Codec.*\.npz"),
+        ("nemo_audio_codec", r"NeMo's codec.*\.npz"),
+        (None, "type None"),
+    ],
+)
+def test_a_folder_of_another_model_is_refused_with_what_is_possible(
+    configured: Callable[..., Path], kind: str | None, words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        open_encodec(configured(model_type=kind))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '"encodec"', "[" * 100_000])
+def test_a_config_that_is_none_is_refused(folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text)
+    with pytest.raises(InputError, match=r"config\.json"):
+        open_encodec(folder)
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no readable config\.json"):
+        open_encodec(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden_size": "16"}, "hidden_size is '16', where a whole number"),
+        (
+            {"num_filters": -2, "kernel_size": True},
+            r"num_filters is -2.*kernel_size is True",
+        ),
+        ({"num_filters": 10**12}, "num_filters is 1000000000000"),
+        ({"upsampling_ratios": [8, 0]}, "upsampling_ratios"),
+        ({"upsampling_ratios": 8}, "upsampling_ratios is 8, where a list"),
+        ({"target_bandwidths": []}, "target_bandwidths"),
+        ({"target_bandwidths": ["6"]}, "target_bandwidths"),
+        ({"normalize": 1}, "normalize is 1, where true or false"),
+        ({"pad_mode": 3}, "pad_mode is 3"),
+        ({"num_lstm_layers": 10**6}, "num_lstm_layers"),
+    ],
+    ids=str,
+)
+def test_a_config_with_impossible_values_is_refused(
+    configured: Callable[..., Path], changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        open_encodec(configured(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_size": 32},
+        {"num_filters": 4},
+        {"kernel_size": 5},
+        {"codebook_size": 512},
+        {"upsampling_ratios": [8, 5, 4, 4]},
+        {"compress": 1},
+    ],
+    ids=str,
+)
+def test_a_config_that_is_not_of_these_weights_is_refused(
+    configured: Callable[..., Path], changes: dict[str, Any]
+) -> None:
+    with pytest.raises(InputError, match="another shape or type"):
+        open_encodec(configured(**changes))
+
+
+def test_missing_tensors_are_named_together(folder: Path) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors["decoder.layers.15.conv.bias"]
+        del tensors["quantizer.layers.3.codebook.embed"]
+        del tensors["encoder.layers.0.conv.parametrizations.weight.original0"]
+
+    spoil(folder, change)
+    with pytest.raises(InputError, match=r"3 tensors are missing: encoder\.layers\.0") as refusal:
+        open_encodec(folder)
+    assert "quantizer.layers.3.codebook.embed" in str(refusal.value)
+    assert "decoder.layers.15.conv.bias" in str(refusal.value)
+
+
+def test_the_last_codebook_is_missed_too(folder: Path) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors["quantizer.layers.7.codebook.embed"]
+
+    spoil(folder, change)
+    with pytest.raises(InputError, match=r"1 tensors are missing: quantizer\.layers\.7"):
+        open_encodec(folder)
+
+
+def test_unknown_tensors_and_other_shapes_are_named(folder: Path) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["text_encoder.weight"] = torch.zeros(3)
+        tensors["encoder.layers.0.conv.bias"] = torch.zeros(3)
+        tensors["decoder.layers.0.conv.bias"] = torch.zeros(32, dtype=torch.int32)
+
+    spoil(folder, change)
+    with pytest.raises(InputError, match=r"unknown: text_encoder\.weight") as refusal:
+        open_encodec(folder)
+    assert "encoder.layers.0.conv.bias (F32 [3], expected [2])" in str(refusal.value)
+    assert "decoder.layers.0.conv.bias (I32" in str(refusal.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "quantizer.layers.2.codebook.embed",
+        "encoder.layers.3.conv.parametrizations.weight.original1",
+    ],
+)
+def test_values_that_are_no_numbers_are_refused_when_they_are_read(
+    folder: Path, name: str, value: float
+) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name].view(-1)[5] = value
+
+    spoil(folder, change)
+    codec = open_encodec(folder)
+    (entry,) = [
+        one
+        for one in codec.tensors
+        if one.transformers_name == name.replace("parametrizations.weight.original1", "weight")
+    ]
+    with pytest.raises(InputError, match="no finite numbers"):
+        codec.read(entry.name)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff" * 100, b"\x08\x00\x00\x00\x00\x00\x00\x00{}"])
+def test_damaged_weights_are_refused(folder: Path, data: bytes) -> None:
+    (folder / "model.safetensors").write_bytes(data)
+    with pytest.raises(InputError, match=r"safetensors|missing"):
+        open_encodec(folder)
+
+
+def test_a_missing_shard_is_named(folder: Path) -> None:
+    save_shards(folder, golden_tensors())
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(InputError, match=r"has no model-00002-of-00003"):
+        open_encodec(folder)
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", ".."])
+def test_an_index_does_not_lead_out_of_its_folder(folder: Path, name: str) -> None:
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"a": name}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match="same folder"):
+        open_encodec(folder)
+
+
+class _Exploit:
+    def __init__(self, target: Path) -> None:
+        self._target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self._target,))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "encodec.th"])
+def test_a_pickle_in_the_place_of_weights_is_not_run(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    trace = tmp_path / "ran"
+    (folder / "model.safetensors").unlink()
+    for save in (torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))):
+        save({"x": _Exploit(trace)}, folder / name)
+        with pytest.raises(InputError):
+            open_encodec(folder / name if name.endswith(".th") else folder)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "is empty"),
+        (b"RIFF1234", "begins with b'RIFF'"),
+        (b"lmgg" + bytes(10), "fewer than a header"),
+        (b"lmgg" + bytes(36), "in_channels 0"),
+    ],
+)
+def test_a_file_that_is_no_codec_is_refused(tmp_path: Path, data: bytes, words: str) -> None:
+    path = tmp_path / "codec.bin"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=words):
+        open_encodec(path)
+
+
+def test_the_weights_of_a_folder_alone_lead_to_the_folder() -> None:
+    with pytest.raises(InputError, match=r"give the folder, .*hf, with its config\.json"):
+        open_encodec(GOLDEN_FOLDER / "model.safetensors")
+
+
+def test_metas_48_khz_model_is_refused(tmp_path: Path) -> None:
+    tensors = with_meta_names(golden_tensors())
+    tensors["encoder.model.0.conv.norm.weight"] = torch.ones(2)
+    torch.save(tensors, tmp_path / "encodec_48khz.th")
+    with pytest.raises(InputError, match="48 kHz"):
+        open_encodec(tmp_path / "encodec_48khz.th")
+
+
+@pytest.mark.parametrize("state", [[1, 2], {}, {"best_state": {}, "xp.cfg": ""}, {"a": 1}])
+def test_other_files_of_torch_are_refused(tmp_path: Path, state: object) -> None:
+    torch.save(state, tmp_path / "other.th")
+    with pytest.raises(InputError, match=r"other\.th"):
+        open_encodec(tmp_path / "other.th")
+
+
+def test_metas_file_with_a_missing_tensor_is_refused(tmp_path: Path) -> None:
+    whole = with_meta_names(golden_tensors())
+    names = [name for name in whole if not name.endswith(("inited", "cluster_size", "embed_avg"))]
+    for name in names[::7]:
+        torch.save({k: v for k, v in whole.items() if k != name}, tmp_path / "cut.th")
+        if name == "quantizer.vq.layers.7._codebook.embed":
+            continue  # seven levels are a whole codec
+        with pytest.raises(InputError, match=r"cut\.th"):
+            open_encodec(tmp_path / "cut.th")

@@ -1,0 +1,469 @@
+"""What an EnCodec consists of: sizes in, layers and the table of tensors out.
+
+The encoder halves time and doubles channels from block to block (SEANet), the quantizer replaces
+each frame by one code a level, every level coding what the levels before it left, and the decoder
+is the encoder backwards (Défossez et al., "High Fidelity Neural Audio Compression", 2022).
+
+Tensors carry the names of Meta's own package, which are those of encodec.cpp's file as well;
+transformers has other words for the same layers with the same numbers:
+
+    encoder.model.3.conv.conv.weight                encoder.layers.3.conv.weight
+    decoder.model.3.convtr.convtr.weight            decoder.layers.3.conv.weight
+    decoder.model.4.block.1.conv.conv.bias          decoder.layers.4.block.1.conv.bias
+    encoder.model.13.lstm.weight_ih_l0              encoder.layers.13.lstm.weight_ih_l0
+    quantizer.vq.layers.0._codebook.embed           quantizer.layers.0.codebook.embed
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from valle_convert.errors import InputError
+
+#: Beyond these, a number is no size of a codec but a damaged config.
+_MAX_SIZE = 1 << 16
+_MAX_LAYERS = 64
+_MAX_CODEBOOKS = 1024
+_MAX_RATE = 1_000_000
+_PAD_MODES = ("reflect", "constant", "replicate")
+
+
+@dataclass(frozen=True)
+class EncodecSpec:
+    """Sizes and switches of an EnCodec, under the names of transformers' `EncodecConfig`.
+
+    The defaults are those of the published 24 kHz model, and of a config that leaves a key out.
+
+    Attributes:
+        audio_channels: 1 for mono.
+        sampling_rate: in Hz.
+        hidden_size: width of a frame between encoder and quantizer.
+        num_filters: channels after the first convolution.
+        kernel_size: of the first convolution of encoder and decoder.
+        last_kernel_size: of their last.
+        residual_kernel_size: of the first convolution of a residual block.
+        num_residual_layers: residual blocks a change of rate.
+        dilation_growth_rate: by which dilation grows from one of them to the next.
+        compress: by which a residual block narrows its channels.
+        num_lstm_layers: in encoder and decoder each.
+        upsampling_ratios: of the decoder, in order.
+        codebook_size: codes a codebook.
+        codebook_dim: width of a code's vector.
+        n_codebooks: levels that there are weights for.
+        target_bandwidths: in kbit/s, ascending.
+        use_causal_conv: whether convolutions look back only.
+        pad_mode: what stands before the first sample.
+        trim_right_ratio: where a transposed convolution is cut to length; 1 is the end.
+        use_conv_shortcut: whether the way around a residual block is a convolution.
+        norm_type: `weight_norm`, or a norm that is a layer of its own.
+        normalize: whether the loudness is coded apart.
+        chunk_length_s: in seconds, where audio is coded in pieces; None where in one.
+    """
+
+    n_codebooks: int
+    audio_channels: int = 1
+    sampling_rate: int = 24_000
+    hidden_size: int = 128
+    num_filters: int = 32
+    kernel_size: int = 7
+    last_kernel_size: int = 7
+    residual_kernel_size: int = 3
+    num_residual_layers: int = 1
+    dilation_growth_rate: int = 2
+    compress: int = 2
+    num_lstm_layers: int = 2
+    upsampling_ratios: tuple[int, ...] = (8, 5, 4, 2)
+    codebook_size: int = 1024
+    codebook_dim: int = 128
+    target_bandwidths: tuple[float, ...] = (1.5, 3.0, 6.0, 12.0, 24.0)
+    use_causal_conv: bool = True
+    pad_mode: str = "reflect"
+    trim_right_ratio: float = 1.0
+    use_conv_shortcut: bool = True
+    norm_type: str = "weight_norm"
+    normalize: bool = False
+    chunk_length_s: float | None = None
+
+    @property
+    def hop_length(self) -> int:
+        """Samples a frame."""
+        return math.prod(self.upsampling_ratios)
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames a second."""
+        return self.sampling_rate / self.hop_length
+
+    @property
+    def bits_per_code(self) -> int:
+        """Bits that a code takes where it is packed."""
+        return max(1, (self.codebook_size - 1).bit_length())
+
+    @property
+    def widest(self) -> int:
+        """Channels where time is shortest."""
+        return self.num_filters << len(self.upsampling_ratios)
+
+    def levels_at(self, bandwidth: float) -> int:
+        """The codebooks that a bandwidth in kbit/s pays for, at least one."""
+        bits = math.log2(self.codebook_size) * math.ceil(self.frame_rate)
+        return max(1, math.floor(bandwidth * 1000 / bits + 1e-9))
+
+
+def spec_from_config(config: Mapping[str, Any], n_codebooks: int, where: str) -> EncodecSpec:
+    """The spec that a transformers `config.json` tells, every value checked.
+
+    Args:
+        config: the parsed file.
+        n_codebooks: counted among the tensors.
+        where: the file, for messages.
+
+    Raises:
+        InputError: a value has the wrong type or cannot be; all of them are named.
+    """
+    problems: list[str] = []
+    known: dict[str, Any] = {}
+    for field in fields(EncodecSpec):
+        if field.name == "n_codebooks" or config.get(field.name) is None:
+            continue  # transformers, too, takes null for its default
+        try:
+            known[field.name] = _parsed(field.name, config[field.name])
+        except ValueError as error:
+            problems.append(f"{field.name} is {config[field.name]!r}, {error}")
+    if problems:
+        raise InputError(
+            f"{where} cannot be the config of an EnCodec: {'; '.join(problems)}; download it again."
+        )
+    # transformers takes the width of a frame where codebook_dim is left out.
+    known.setdefault("codebook_dim", known.get("hidden_size", EncodecSpec.hidden_size))
+    return EncodecSpec(n_codebooks=n_codebooks, **known)
+
+
+def _parsed(name: str, value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
+    if name == "upsampling_ratios":
+        if not isinstance(value, list) or not 1 <= len(value) <= 16:
+            raise ValueError("where a list of whole numbers is expected")
+        return tuple(_whole(one, 1024) for one in value)
+    if name == "target_bandwidths":
+        if not isinstance(value, list) or not value:
+            raise ValueError("where a list of kbit/s is expected")
+        return tuple(sorted(_positive(one) for one in value))
+    if name in {"use_causal_conv", "use_conv_shortcut", "normalize"}:
+        if not isinstance(value, bool):
+            raise ValueError("where true or false is expected")
+        return value
+    if name in {"pad_mode", "norm_type"}:
+        if not isinstance(value, str):
+            raise ValueError("where a word is expected")
+        return value
+    if name in {"trim_right_ratio", "chunk_length_s"}:
+        return _positive(value)
+    layers = {"num_residual_layers", "num_lstm_layers"}
+    limit = _MAX_RATE if name == "sampling_rate" else _MAX_LAYERS if name in layers else _MAX_SIZE
+    return _whole(value, limit)
+
+
+def _whole(value: Any, limit: int) -> int:  # noqa: ANN401 - whatever JSON holds
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
+        raise ValueError(f"where a whole number from 1 to {limit:,} is expected")
+    return value
+
+
+def _positive(value: Any) -> float:  # noqa: ANN401 - whatever JSON holds
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
+        raise ValueError("where a positive number is expected")
+    return float(value)
+
+
+# -------------------------------------------------------------------------------- layers
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A convolution over time; weight [n_out, n_in, kernel], bias [n_out]."""
+
+    name: str
+    n_in: int
+    n_out: int
+    kernel: int
+    stride: int = 1
+    dilation: int = 1
+
+
+@dataclass(frozen=True)
+class TransposedConvolution:
+    """A transposed convolution over time; weight [n_in, n_out, kernel], bias [n_out]."""
+
+    name: str
+    n_in: int
+    n_out: int
+    kernel: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Lstm:
+    """An LSTM over time with a way around it; gates in the order i, f, g, o."""
+
+    name: str
+    width: int
+    n_layers: int
+
+
+@dataclass(frozen=True)
+class Elu:
+    """The activation, ELU."""
+
+
+@dataclass(frozen=True)
+class ResidualBlock:
+    """ELU, `first`, ELU, `second`, and the shortcut (None: the input itself) added."""
+
+    first: Convolution
+    second: Convolution
+    shortcut: Convolution | None
+
+
+Layer = Convolution | TransposedConvolution | Lstm | Elu | ResidualBlock
+
+
+def encoder_layers(spec: EncodecSpec) -> tuple[Layer, ...]:
+    """From audio [channels, samples] to frames [hidden_size, frames]."""
+    made: list[Layer] = []
+    width = spec.num_filters
+    made.append(_convolution("encoder", 0, spec.audio_channels, width, spec.kernel_size))
+    for ratio in reversed(spec.upsampling_ratios):
+        for n in range(spec.num_residual_layers):
+            made.append(_block(spec, "encoder", len(made), width, n))
+        made.append(Elu())
+        made.append(_convolution("encoder", len(made), width, 2 * width, 2 * ratio, stride=ratio))
+        width *= 2
+    made.append(Lstm(f"encoder.model.{len(made)}.lstm", width, spec.num_lstm_layers))
+    made.append(Elu())
+    made.append(_convolution("encoder", len(made), width, spec.hidden_size, spec.last_kernel_size))
+    return tuple(made)
+
+
+def decoder_layers(spec: EncodecSpec) -> tuple[Layer, ...]:
+    """From frames [hidden_size, frames] to audio [channels, samples]."""
+    made: list[Layer] = []
+    width = spec.widest
+    made.append(_convolution("decoder", 0, spec.hidden_size, width, spec.kernel_size))
+    made.append(Lstm("decoder.model.1.lstm", width, spec.num_lstm_layers))
+    for ratio in spec.upsampling_ratios:
+        made.append(Elu())
+        name = f"decoder.model.{len(made)}.convtr.convtr"
+        made.append(TransposedConvolution(name, width, width // 2, 2 * ratio, ratio))
+        width //= 2
+        for n in range(spec.num_residual_layers):
+            made.append(_block(spec, "decoder", len(made), width, n))
+    made.append(Elu())
+    made.append(
+        _convolution("decoder", len(made), width, spec.audio_channels, spec.last_kernel_size)
+    )
+    return tuple(made)
+
+
+def _convolution(
+    stack: str, index: int, n_in: int, n_out: int, kernel: int, *, stride: int = 1
+) -> Convolution:
+    return Convolution(f"{stack}.model.{index}.conv.conv", n_in, n_out, kernel, stride)
+
+
+def _block(spec: EncodecSpec, stack: str, index: int, width: int, n: int) -> ResidualBlock:
+    name = f"{stack}.model.{index}"
+    narrow = max(1, width // spec.compress)
+    return ResidualBlock(
+        Convolution(
+            f"{name}.block.1.conv.conv",
+            width,
+            narrow,
+            spec.residual_kernel_size,
+            dilation=spec.dilation_growth_rate**n,
+        ),
+        Convolution(f"{name}.block.3.conv.conv", narrow, width, 1),
+        Convolution(f"{name}.shortcut.conv.conv", width, width, 1)
+        if spec.use_conv_shortcut
+        else None,
+    )
+
+
+# ------------------------------------------------------------------------------- tensors
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor of the codec.
+
+    Attributes:
+        name: Meta's and encodec.cpp's.
+        transformers_name: of the same layer there.
+        shape: as torch has it, slowest dimension first.
+    """
+
+    name: str
+    transformers_name: str
+    shape: tuple[int, ...]
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether it is a matrix that float16 files round; biases and codebooks are not."""
+        return "weight" in self.name
+
+    @property
+    def n_elements(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+
+def tensor_table(spec: EncodecSpec) -> tuple[TensorEntry, ...]:
+    """Every tensor of the codec, in the order of encodec.cpp's own converter."""
+    return (
+        *_stack_tensors(encoder_layers(spec)),
+        *(
+            TensorEntry(
+                codebook_name(n),
+                f"quantizer.layers.{n}.codebook.embed",
+                (spec.codebook_size, spec.codebook_dim),
+            )
+            for n in range(spec.n_codebooks)
+        ),
+        *_stack_tensors(decoder_layers(spec)),
+    )
+
+
+def codebook_name(level: int) -> str:
+    """The tensor of a level's codebook, [codebook_size, codebook_dim]."""
+    return f"quantizer.vq.layers.{level}._codebook.embed"
+
+
+def _stack_tensors(layers: tuple[Layer, ...]) -> Iterator[TensorEntry]:
+    for layer in layers:
+        match layer:
+            case Convolution():
+                yield from _with_bias(layer, (layer.n_out, layer.n_in, layer.kernel))
+            case TransposedConvolution():
+                yield from _with_bias(layer, (layer.n_in, layer.n_out, layer.kernel))
+            case ResidualBlock():
+                parts = (layer.first, layer.second, layer.shortcut)
+                yield from _stack_tensors(tuple(part for part in parts if part is not None))
+            case Lstm():
+                for n in range(layer.n_layers):
+                    for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+                        name = f"{layer.name}.{part}_l{n}"
+                        width = (layer.width,) if part.startswith("weight") else ()
+                        yield TensorEntry(
+                            name, name.replace(".model.", ".layers."), (4 * layer.width, *width)
+                        )
+            case Elu():
+                pass
+
+
+def _with_bias(
+    layer: Convolution | TransposedConvolution, shape: tuple[int, ...]
+) -> Iterator[TensorEntry]:
+    other = (
+        layer.name.replace(".model.", ".layers.")
+        .removesuffix(".conv")
+        .replace(".convtr.convtr", ".conv")
+    )
+    yield TensorEntry(f"{layer.name}.bias", f"{other}.bias", (layer.n_out,))
+    yield TensorEntry(f"{layer.name}.weight", f"{other}.weight", shape)
+
+
+# -------------------------------------------------------------------- what can be computed
+
+
+def check_computable(spec: EncodecSpec, where: str) -> None:
+    """Refuse what this project's encoder and decoder would compute wrongly.
+
+    Raises:
+        InputError: every reason is named.
+    """
+    reasons = []
+    if spec.audio_channels != 1:
+        reasons.append(f"it is for {spec.audio_channels} channels (audio_channels)")
+    if spec.normalize:
+        reasons.append("it codes the loudness apart (normalize)")
+    if spec.chunk_length_s is not None:
+        reasons.append(f"it works in chunks of {spec.chunk_length_s:g} s (chunk_length_s)")
+    if spec.norm_type != "weight_norm":
+        reasons.append(f"its layers are followed by {spec.norm_type} (norm_type)")
+    if not spec.use_causal_conv:
+        reasons.append("its convolutions look ahead (use_causal_conv)")
+    if spec.trim_right_ratio != 1.0:
+        reasons.append(f"it is trimmed by {spec.trim_right_ratio:g} (trim_right_ratio)")
+    if spec.pad_mode not in _PAD_MODES:
+        reasons.append(f"it pads with {spec.pad_mode!r} (pad_mode)")
+    if spec.codebook_dim != spec.hidden_size:
+        reasons.append(
+            f"its codebooks are {spec.codebook_dim} wide and its frames {spec.hidden_size} "
+            "(codebook_dim)"
+        )
+    if reasons:
+        raise InputError(
+            f"The codec {where} is no EnCodec of the 24 kHz kind, for one channel and causal: "
+            f"{'; '.join(reasons)}. VALL-E speaks facebook/encodec_24khz; codes of another codec "
+            "can be kept in .npz files, and are encoded and decoded by that codec's own program."
+        )
+
+
+#: Sizes that encodec.cpp has built in.
+CPP_RATIOS = (8, 5, 4, 2)
+CPP_MAX_CODEBOOKS = 32
+
+
+def check_runs_on_encodec_cpp(spec: EncodecSpec, where: str) -> None:
+    """Refuse what encodec.cpp would not load, would abort on, or would compute wrongly.
+
+    Its loader checks nothing of this; all that is known of what it has built in is here.
+
+    Raises:
+        InputError: every reason is named.
+    """
+    fixed: tuple[tuple[str, object, str], ...] = (
+        ("audio_channels", 1, "aborts"),
+        ("sampling_rate", 24_000, "takes another number of levels and writes 24000 Hz always"),
+        ("upsampling_ratios", CPP_RATIOS, "refuses it"),
+        ("last_kernel_size", spec.kernel_size, "refuses it"),
+        ("compress", 2, "refuses it"),
+        ("num_residual_layers", 1, "refuses it"),
+        ("codebook_dim", spec.hidden_size, "refuses it"),
+        ("norm_type", "weight_norm", "refuses it"),
+        ("num_lstm_layers", 2, "computes two, of other weights"),
+        ("pad_mode", "reflect", "pads by reflection always"),
+        ("use_causal_conv", True, "is causal always"),
+        ("trim_right_ratio", 1.0, "trims the end always"),
+        ("normalize", False, "leaves the loudness as it is"),
+        ("use_conv_shortcut", True, "takes shortcuts of whatever is in memory"),
+        ("chunk_length_s", None, "works in one piece"),
+    )
+    reasons = [
+        f"{name} is {_shown(getattr(spec, name))}, where encodec.cpp has {_shown(expected)} and "
+        f"{consequence}"
+        for name, expected, consequence in fixed
+        if getattr(spec, name) != expected
+    ]
+    if spec.n_codebooks > CPP_MAX_CODEBOOKS:
+        reasons.append(
+            f"it has {spec.n_codebooks} codebooks, where encodec.cpp has {CPP_MAX_CODEBOOKS} at "
+            "most and crashes"
+        )
+    if spec.codebook_size < 2:
+        reasons.append(f"its codebooks have {spec.codebook_size} code")
+    if reasons:
+        raise InputError(
+            f"The codec {where} cannot be made a file for encodec.cpp: {'; '.join(reasons)}. "
+            "Write a .gguf for this program instead, or take facebook/encodec_24khz."
+        )
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(list(value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,420 @@
+"""The file that encodec.cpp (and the fork that vall_e.cpp uses) loads.
+
+Little endian, without alignment, index or count:
+
+    int32 magic     0x67676d6c, the bytes "lmgg"
+    9 x int32       in_channels, hidden, n_filters, kernel_size, residual_kernel_size, n_bins,
+                    bandwidth (kbit/s), sample_rate, ftype (0 float32, 1 float16)
+    then tensors, until the end:
+      int32 x 3     n_dims, length of the name, type (0 float32, 1 float16)
+      int32 x n     the dims, fastest first
+      bytes         the name, not terminated
+      data          C order, slowest dim first
+
+ftype 1 means that every tensor with `weight` in its name is float16, and biases and codebooks are
+float32. Biases of one element have no dims at all. The loader checks names, dims and types of what
+is there and nothing else: missing tensors and cut files load without a word. So this module checks
+for it.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.encodec.architecture import (
+    CPP_MAX_CODEBOOKS,
+    EncodecSpec,
+    TensorEntry,
+    check_runs_on_encodec_cpp,
+    codebook_name,
+    tensor_table,
+)
+from valle_convert.encodec.weights import EncodecWeights, Tensor
+from valle_convert.errors import InputError
+from valle_convert.files import atomic_output, check_free_space, check_target, describe_os_error
+from valle_convert.progress import Progress, silent
+
+MAGIC = struct.pack("<i", 0x67676D6C)
+_HEADER = struct.Struct("<4s9i")
+_TENSOR = struct.Struct("<3i")
+_HEADER_FIELDS = (
+    "in_channels",
+    "hidden",
+    "n_filters",
+    "kernel_size",
+    "residual_kernel_size",
+    "n_bins",
+    "bandwidth",
+    "sample_rate",
+    "ftype",
+)
+_MAX_DIMS = 3
+_MAX_NAME = 256
+#: encodec.cpp stops reading where fewer bytes than a tensor's header are left.
+_MAX_IGNORED = _TENSOR.size - 1
+
+CppType = Literal["f16", "f32"]
+_FTYPES: Mapping[CppType, int] = {"f32": 0, "f16": 1}
+#: Halfway between the largest float16, 65504, and the next power of two: rounds to infinity.
+_FIRST_INFINITE = 65_520.0
+_DTYPES: Mapping[int, np.dtype[Any]] = {0: np.dtype("<f4"), 1: np.dtype("<f2")}
+
+F32_WARNING = (
+    "encodec.cpp loads a file of float32 and aborts at its first convolution, which wants float16; "
+    "only a program patched for it runs this file"
+)
+
+
+@dataclass(frozen=True)
+class CppHeader:
+    """The nine numbers at the front of the file."""
+
+    in_channels: int
+    hidden: int
+    n_filters: int
+    kernel_size: int
+    residual_kernel_size: int
+    n_bins: int
+    bandwidth: int
+    sample_rate: int
+    ftype: int
+
+    def pack(self) -> bytes:
+        """Magic and numbers, 40 bytes."""
+        return _HEADER.pack(MAGIC, *(getattr(self, name) for name in _HEADER_FIELDS))
+
+    @property
+    def n_levels(self) -> int:
+        """The levels that encodec.cpp makes of the bandwidth, in whole numbers as it counts."""
+        bits = int(math.log2(self.n_bins) * (self.sample_rate // 320))
+        return max(1, 1000 * self.bandwidth // max(1, bits))
+
+
+@dataclass(frozen=True)
+class CppTensor:
+    """One tensor as it stands in a file.
+
+    Attributes:
+        name: of the tensor.
+        dims: fastest first; none for a single number.
+        ftype: 0 float32, 1 float16.
+        offset: of the data in the file.
+        n_bytes: of the data, as the header of the tensor says.
+    """
+
+    name: str
+    dims: tuple[int, ...]
+    ftype: int
+    offset: int
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class WrittenCodec:
+    """What became of a codec.
+
+    Attributes:
+        path: of the file.
+        n_bytes: its size.
+        n_tensors: in it.
+        notes: what the user should know of it.
+    """
+
+    path: Path
+    n_bytes: int
+    n_tensors: int
+    notes: tuple[str, ...]
+
+
+# -------------------------------------------------------------------------------- writing
+
+
+def plan_cpp_file(
+    codec: EncodecWeights, out_type: CppType = "f16"
+) -> tuple[CppHeader, tuple[CppTensor, ...]]:
+    """Header and tensors of a file, without reading a weight.
+
+    Raises:
+        InputError: encodec.cpp would not load it, would abort, or compute it wrongly.
+    """
+    spec = codec.spec
+    check_runs_on_encodec_cpp(spec, codec.source)
+    header = CppHeader(
+        spec.audio_channels,
+        spec.hidden_size,
+        spec.num_filters,
+        spec.kernel_size,
+        spec.residual_kernel_size,
+        spec.codebook_size,
+        _whole_bandwidth(spec, codec.source),
+        spec.sampling_rate,
+        _FTYPES[out_type],
+    )
+    tensors = []
+    offset = _HEADER.size
+    for entry in codec.tensors:
+        ftype = header.ftype if entry.is_weight else 0
+        dims = () if entry.shape == (1,) else entry.shape[::-1]
+        offset += _TENSOR.size + 4 * len(dims) + len(entry.name)
+        n_bytes = entry.n_elements * _DTYPES[ftype].itemsize
+        tensors.append(CppTensor(entry.name, dims, ftype, offset, n_bytes))
+        offset += n_bytes
+    return header, tuple(tensors)
+
+
+def _whole_bandwidth(spec: EncodecSpec, source: str) -> int:
+    """The bandwidth in whole kbit/s, which is all the file can say, of the same levels.
+
+    Raises:
+        InputError: no whole number means as many levels, or there are fewer codebooks.
+    """
+    wanted = spec.levels_at(spec.target_bandwidths[-1])
+    asked = spec.target_bandwidths[-1]
+    for bandwidth in (int(asked), math.ceil(asked)):
+        if bandwidth < 1:
+            continue
+        header = CppHeader(1, 1, 1, 1, 1, spec.codebook_size, bandwidth, spec.sampling_rate, 1)
+        if header.n_levels == wanted <= min(spec.n_codebooks, CPP_MAX_CODEBOOKS):
+            return bandwidth
+    raise InputError(
+        f"The codec {source} has a bandwidth of {asked:g} kbit/s with {wanted} levels of "
+        f"{spec.codebook_size} codes, and encodec.cpp, which counts in whole kbit/s and knows "
+        f"{CPP_MAX_CODEBOOKS} levels at most, cannot say so."
+    )
+
+
+def write_cpp_file(
+    codec: EncodecWeights,
+    path: Path,
+    *,
+    out_type: CppType = "f16",
+    force: bool = False,
+    progress: Progress = silent,
+) -> WrittenCodec:
+    """Write the file, or leave nothing.
+
+    Memory holds one tensor at a time.
+
+    Raises:
+        InputError: as `plan_cpp_file`; a value is no number, or too large for float16; or as
+            `files.atomic_output`.
+        EnvironmentFault: as `files.atomic_output`.
+    """
+    check_target(path, force=force, sources=codec.files)
+    header, tensors = plan_cpp_file(codec, out_type)
+    size = tensors[-1].offset + tensors[-1].n_bytes
+    check_free_space(path, size)
+    with (
+        atomic_output(path, force=force, sources=codec.files) as file,
+        progress("writing", size, "B") as advance,
+    ):
+        file.write(header.pack())
+        for tensor in tensors:
+            name = tensor.name.encode()
+            file.write(_TENSOR.pack(len(tensor.dims), len(name), tensor.ftype))
+            file.write(struct.pack(f"<{len(tensor.dims)}i", *tensor.dims) + name)
+            _write_data(file, codec, tensor)
+            advance(tensor.n_bytes)
+        if file.tell() != size:
+            raise AssertionError(f"{path}: {file.tell():,} bytes written, {size:,} planned")
+    notes = (F32_WARNING,) if out_type == "f32" else ()
+    return WrittenCodec(path, size, len(tensors), codec.notes + notes)
+
+
+def _write_data(file: BinaryIO, codec: EncodecWeights, tensor: CppTensor) -> None:
+    values: NDArray[np.floating] = codec.read(tensor.name)
+    if tensor.ftype:
+        values = to_float16(values, f"The codec {codec.source}: the tensor {tensor.name}")
+    file.write(np.ascontiguousarray(values, _DTYPES[tensor.ftype]).data)
+
+
+def to_float16(values: Tensor, what: str) -> NDArray[np.float16]:
+    """Rounded to the nearest, ties to even.
+
+    Raises:
+        InputError: a value would become infinite.
+    """
+    largest = max(float(values.max(initial=0.0)), -float(values.min(initial=0.0)))
+    if largest >= _FIRST_INFINITE:
+        raise InputError(
+            f"{what} has values up to {largest:,.0f}, where float16 holds 65,504 at most; they "
+            "would become infinite. Write a .gguf with --outtype f32 for this program instead."
+        )
+    return values.astype(np.float16)
+
+
+# -------------------------------------------------------------------------------- reading
+
+
+def open_cpp_file(path: Path, source: str | None = None) -> EncodecWeights:
+    """Open a file of encodec.cpp as a codec, every tensor of it accounted for.
+
+    Raises:
+        InputError: it is no such file, is cut off, has tensors too few or too many, or numbers
+            that encodec.cpp cannot have.
+    """
+    header, tensors, problems = read_cpp_layout(path)
+    spec = spec_of_header(header, [tensor.name for tensor in tensors], path)
+    problems = [*problems, *layout_problems(header, tensors, spec)]
+    if problems:
+        shown = "; ".join(problems[:5]) + (" ..." if len(problems) > 5 else "")
+        raise InputError(
+            f"The codec {path} is no whole file of encodec.cpp: {shown}. Make it again with "
+            "`valle-convert codec`, or copy it again."
+        )
+    reader = CppReader(path, tensors)
+    return EncodecWeights(spec, source or str(path), "a file of encodec.cpp", reader, (path,))
+
+
+def read_cpp_layout(path: Path) -> tuple[CppHeader, tuple[CppTensor, ...], list[str]]:
+    """Header and tensors of a file as far as it goes, and what is wrong with its form.
+
+    Raises:
+        InputError: it cannot be read, is no such file, or is cut within the header.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            packed = file.read(_HEADER.size)
+            if len(packed) < _HEADER.size or not packed.startswith(MAGIC):
+                raise InputError(
+                    f"{path} is no file of encodec.cpp: it "
+                    + (
+                        f"has {len(packed)} bytes, fewer than a header"
+                        if len(packed) < _HEADER.size
+                        else f"begins with {packed[:4]!r}, where {MAGIC!r} is expected"
+                    )
+                    + "; make one with `valle-convert codec`."
+                )
+            header = CppHeader(*_HEADER.unpack(packed)[1:])
+            tensors, problems = _read_tensors(file, size)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {describe_os_error(error)}.") from error
+    return header, tensors, problems
+
+
+def _read_tensors(file: BinaryIO, size: int) -> tuple[tuple[CppTensor, ...], list[str]]:
+    tensors: list[CppTensor] = []
+    while (at := file.tell()) < size:
+        head = file.read(_TENSOR.size)
+        if len(head) < _TENSOR.size:
+            return tuple(tensors), [f"{len(head)} bytes too many at its end"]
+        n_dims, n_name, ftype = _TENSOR.unpack(head)
+        # Beyond three dims, encodec.cpp writes past the end of an array of its own.
+        if not 0 <= n_dims <= _MAX_DIMS or not 0 < n_name <= _MAX_NAME or ftype not in _DTYPES:
+            found = f"{n_dims} dims, a name of {n_name} bytes and the type {ftype}"
+            return tuple(tensors), [f"at byte {at:,} there is no tensor, but {found}"]
+        rest = file.read(4 * n_dims + n_name)
+        if len(rest) < 4 * n_dims + n_name:
+            return tuple(tensors), [f"it is cut off at byte {size:,}, in the header of a tensor"]
+        dims = struct.unpack(f"<{n_dims}i", rest[: 4 * n_dims])
+        name = rest[4 * n_dims :].decode("utf-8", "replace")
+        if any(dim < 1 for dim in dims):
+            return tuple(tensors), [f"the tensor {name!r} has the dims {list(dims)}"]
+        n_bytes = math.prod(dims) * _DTYPES[ftype].itemsize
+        tensor = CppTensor(name, dims, ftype, file.tell(), n_bytes)
+        if tensor.offset + n_bytes > size:
+            end = tensor.offset + n_bytes
+            return tuple(tensors), [f"it is cut off: {name} ends at {end:,} of {size:,} bytes"]
+        tensors.append(tensor)
+        file.seek(n_bytes, io.SEEK_CUR)
+    return tuple(tensors), []
+
+
+def spec_of_header(header: CppHeader, names: Iterable[str], path: Path) -> EncodecSpec:
+    """What encodec.cpp makes of the numbers: they, and what it has built in.
+
+    Raises:
+        InputError: a number cannot be.
+    """
+    if header.ftype not in _DTYPES:
+        raise InputError(
+            f"{path} has the ftype {header.ftype}, where 1 (float16) or 0 (float32) is expected."
+        )
+    held = set(names)
+    n_codebooks = sum(codebook_name(n) in held for n in range(CPP_MAX_CODEBOOKS + 1))
+    limits = {"sample_rate": 1_000_000, "in_channels": 2, "bandwidth": 1 << 16}
+    for name in _HEADER_FIELDS[:-1]:
+        value = getattr(header, name)
+        limit = limits.get(name, 1 << 14)
+        if not 1 <= value <= limit or (name == "n_bins" and value < 2):
+            raise InputError(
+                f"{path}: the header says {name} {value:,}, where 1 to {limit:,} is expected; the "
+                "file is damaged: make it again with `valle-convert codec`."
+            )
+    spec = EncodecSpec(
+        n_codebooks=max(n_codebooks, min(header.n_levels, CPP_MAX_CODEBOOKS)),
+        audio_channels=header.in_channels,
+        sampling_rate=header.sample_rate,
+        hidden_size=header.hidden,
+        num_filters=header.n_filters,
+        kernel_size=header.kernel_size,
+        last_kernel_size=header.kernel_size,
+        residual_kernel_size=header.residual_kernel_size,
+        codebook_size=header.n_bins,
+        codebook_dim=header.hidden,
+        target_bandwidths=(float(header.bandwidth),),
+    )
+    check_runs_on_encodec_cpp(spec, str(path))
+    return spec
+
+
+def layout_problems(
+    header: CppHeader, tensors: Iterable[CppTensor], spec: EncodecSpec
+) -> Iterator[str]:
+    """What encodec.cpp would refuse, and what it would load without a word and should not."""
+    expected = {entry.name: entry for entry in tensor_table(spec)}
+    if header.n_levels > CPP_MAX_CODEBOOKS:
+        yield f"its bandwidth of {header.bandwidth} kbit/s means {header.n_levels} levels"
+    seen: set[str] = set()
+    for tensor in tensors:
+        entry = expected.get(tensor.name)
+        if entry is None:
+            yield f"the tensor {tensor.name!r} is unknown"
+        elif tensor.name in seen:
+            yield f"the tensor {tensor.name} is there twice"
+        else:
+            yield from _tensor_problems(header, tensor, entry)
+        seen.add(tensor.name)
+    missing = [name for name in expected if name not in seen]
+    if missing:
+        yield (
+            f"{len(missing)} of {len(expected)} tensors are missing: {', '.join(missing[:3])}"
+            f"{' ...' if len(missing) > 3 else ''}"
+        )
+
+
+def _tensor_problems(header: CppHeader, tensor: CppTensor, entry: TensorEntry) -> Iterator[str]:
+    one = entry.shape == (1,) and tensor.dims == ()
+    if tensor.dims != entry.shape[::-1] and not one:
+        yield (
+            f"the tensor {tensor.name} has the dims {list(tensor.dims)}, where "
+            f"{list(entry.shape[::-1])} is expected"
+        )
+    ftype = header.ftype if entry.is_weight else 0
+    if tensor.ftype != ftype:
+        yield f"the tensor {tensor.name} has the type {tensor.ftype}, where {ftype} is expected"
+
+
+class CppReader:
+    """A `weights.TensorReader` over the data of a file, mapped and not copied."""
+
+    def __init__(self, path: Path, tensors: Iterable[CppTensor]) -> None:
+        self._tensors = {tensor.name: tensor for tensor in tensors}
+        self._data: np.memmap[tuple[int], np.dtype[np.uint8]] = np.memmap(path, np.uint8, mode="r")
+
+    def __call__(self, entry: TensorEntry) -> Tensor:
+        """One tensor in float32."""
+        tensor = self._tensors[entry.name]
+        raw = self._data[tensor.offset : tensor.offset + tensor.n_bytes]
+        values = np.frombuffer(raw.tobytes(), _DTYPES[tensor.ftype])
+        return np.asarray(values, np.float32).reshape(entry.shape)

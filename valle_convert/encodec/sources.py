@@ -1,0 +1,491 @@
+"""Where an EnCodec comes from: a folder of transformers, the hub, Meta's `.th`, encodec.cpp's file.
+
+transformers itself is not needed: a folder is a `config.json` and tensors in safetensors files or
+in older pickles, one or several of them (shards). Pickles are read by torch with `weights_only`,
+so that nothing in them is executed. A tensor with weight norm is stored in two parts, under one of
+two namings, and is folded where it is read:
+
+    conv.weight_g, conv.weight_v                                    Meta, older transformers
+    conv.parametrizations.weight.original0, .original1              transformers 5
+    conv.weight                                                     folded already
+
+The world is closed: every tensor of the source is one of the table, or a leftover of training that
+is named here, or an error; and every tensor of the table is there, or an error.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.checkpoint.safetensors_file import SafetensorsFile
+from valle_convert.checkpoint.source import WEIGHT_DTYPES, TensorSource, TensorSpec
+from valle_convert.checkpoint.torch_file import TorchTensors, load_torch_file
+from valle_convert.encodec.architecture import (
+    EncodecSpec,
+    TensorEntry,
+    codebook_name,
+    spec_from_config,
+    tensor_table,
+)
+from valle_convert.encodec.cpp_file import MAGIC, open_cpp_file
+from valle_convert.encodec.weights import EncodecWeights, Tensor
+from valle_convert.errors import EnvironmentFault, InputError
+from valle_convert.files import describe_os_error
+
+ENCODEC_24KHZ = "facebook/encodec_24khz"
+
+_CONFIG = "config.json"
+#: In this order, as transformers looks for them; an index names the shards.
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+_MAX_JSON_BYTES = 1 << 20
+
+#: The two parts of a weight with weight norm: magnitude and direction.
+_NORM_PARTS = (
+    ("weight_g", "weight_v"),
+    ("parametrizations.weight.original0", "parametrizations.weight.original1"),
+)
+#: Of training: whether a codebook has begun, how often a code was used, and its running sum.
+_LEFT_OUT = re.compile(
+    r"quantizer\.(?:vq\.)?layers\.\d+\._?codebook\.(?:inited|cluster_size|embed_avg)"
+)
+_CODEBOOK = re.compile(r"quantizer\.(?:vq\.)?layers\.(\d+)\._?codebook\.embed")
+_MAX_CODEBOOKS = 1024
+
+#: What other codecs call themselves in config.json, and what can be done with them.
+_OTHER_CODECS = {
+    "dac": "the Descript Audio Codec",
+    "nemo": "NeMo's codec",
+    "mimi": "Mimi",
+    "xcodec": "X-Codec",
+    "vocos": "Vocos",
+}
+
+
+def open_encodec(source: str | Path = ENCODEC_24KHZ) -> EncodecWeights:
+    """Open a codec without reading its weights.
+
+    Args:
+        source: a folder with `config.json` and weights; a `.th` file of Meta's; a `.bin` of
+            encodec.cpp; or a name on the hub, taken from its cache where it is there.
+
+    Raises:
+        InputError: it is no EnCodec, is damaged, incomplete, or not there.
+        EnvironmentFault: the hub cannot be reached.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return _open_folder(path, str(source))
+    if path.is_file():
+        return _open_file(path, str(source))
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or str(source).startswith("."):
+        raise InputError(
+            f"There is no codec folder or file {source}; give a folder with config.json and "
+            f"weights, a .th, .bin or .gguf file, or a name on the hub such as {ENCODEC_24KHZ}."
+        )
+    folder = _fetch(str(source))
+    opened = _open_folder(folder, str(source))
+    return replace(opened, url=f"https://huggingface.co/{source}")
+
+
+# -------------------------------------------------------------------------------- files
+
+
+def _open_file(path: Path, source: str) -> EncodecWeights:
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+    except OSError as error:
+        raise InputError(f"The codec {path} cannot be read: {describe_os_error(error)}.") from error
+    if head.startswith(MAGIC):
+        return open_cpp_file(path, source)
+    if head.startswith(b"PK\x03\x04") or head[:1] == b"\x80":
+        return _open_meta(path, source)
+    if len(head) == 8 and path.suffix == ".safetensors":
+        raise InputError(
+            f"The codec {path} is the weights of a folder; give the folder, {path.parent}, with "
+            "its config.json."
+        )
+    found = "is empty" if not head else f"begins with {head[:4]!r}"
+    raise InputError(
+        f"The file {path} is no codec: it {found}; give a folder with config.json and weights, a "
+        ".th file of Meta's, a .bin of encodec.cpp, or a .gguf of this program."
+    )
+
+
+def _open_meta(path: Path, source: str) -> EncodecWeights:
+    """Meta's `encodec_24khz-*.th`: a bare state dict, whose sizes tell the rest."""
+    state = load_torch_file(path)
+    if not isinstance(state, Mapping) or not state:
+        raise InputError(
+            f"The codec {path} holds a {type(state).__name__}, where the tensors of an EnCodec are "
+            "expected; give the .th file of the 24 kHz EnCodec."
+        )
+    if "best_state" in state or "xp.cfg" in state:
+        raise InputError(
+            f"The codec {path} is a training checkpoint of audiocraft, where the tensors of the "
+            "24 kHz EnCodec are expected; export its state dict first."
+        )
+    tensors = TorchTensors(path, state)
+    spec = _spec_from_tensors(tensors.specs, path)
+    reader = _FoldingReader(source, tensors, spec, [entry.name for entry in tensor_table(spec)])
+    return EncodecWeights(
+        spec,
+        source,
+        "Meta's .th file",
+        reader,
+        (path,),
+        url="https://github.com/facebookresearch/encodec",
+        notes=(
+            "a .th file says nothing of rate and padding; those of the published EnCodec are taken",
+        ),
+    )
+
+
+def _spec_from_tensors(specs: Mapping[str, TensorSpec], path: Path) -> EncodecSpec:
+    """Sizes from shapes; what shapes do not tell is as published."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, found in specs.items():
+        for _, direction in _NORM_PARTS:
+            if name.endswith("." + direction):
+                name = name.removesuffix(direction) + "weight"  # noqa: PLW2901
+        shapes[name] = found.shape
+
+    def shape(name: str, n_dims: int) -> tuple[int, ...]:
+        got = shapes.get(name, ())
+        if len(got) != n_dims or 0 in got:
+            raise InputError(
+                f"The codec {path} has no fitting tensor {name} ({list(got) or 'missing'}), where "
+                "the layers of Meta's 24 kHz EnCodec are expected; give encodec_24khz-*.th."
+            )
+        return got
+
+    if any(".norm." in name for name in shapes):
+        raise InputError(
+            f"The codec {path} is Meta's 48 kHz EnCodec (its layers have norms), whose codes "
+            "VALL-E does not speak; give encodec_24khz-*.th."
+        )
+    filters, channels, kernel = shape("encoder.model.0.conv.conv.weight", 3)
+    _, hidden, _ = shape("decoder.model.0.conv.conv.weight", 3)
+    pattern = re.compile(r"decoder\.model\.(\d+)\.convtr\.convtr\.weight")
+    upward = sorted(int(match[1]) for name in shapes if (match := pattern.fullmatch(name)))
+    ratios = tuple(shape(f"decoder.model.{n}.convtr.convtr.weight", 3)[2] // 2 for n in upward)
+    if math.prod(ratios) != EncodecSpec(n_codebooks=1).hop_length:
+        raise InputError(
+            f"The codec {path} makes one frame of {math.prod(ratios)} samples, and the 24 kHz "
+            "EnCodec one of 320; the rate of another cannot be told from its tensors: give "
+            "encodec_24khz-*.th, or a folder of transformers with its config.json."
+        )
+    blocks = {
+        name.split(".")[2] for name in shapes if re.match(r"decoder\.model\.\d+\.block", name)
+    }
+    first = min(blocks, key=int, default="4")
+    narrow, wide, residual_kernel = shape(f"decoder.model.{first}.block.1.conv.conv.weight", 3)
+    lstm = re.compile(r"decoder\.model\.1\.lstm\.weight_ih_l\d+")
+    ends = re.compile(r"decoder\.model\.(\d+)\.conv\.conv\.weight")
+    last = max((int(end[1]) for name in shapes if (end := ends.fullmatch(name))), default=0)
+    n_codebooks = _count_codebooks(shapes)
+    size, dim = shape(codebook_name(0), 2)
+    spec = EncodecSpec(
+        n_codebooks=n_codebooks,
+        audio_channels=channels,
+        hidden_size=hidden,
+        num_filters=filters,
+        kernel_size=kernel,
+        last_kernel_size=shape(f"decoder.model.{last}.conv.conv.weight", 3)[2],
+        residual_kernel_size=residual_kernel,
+        num_residual_layers=max(1, len(blocks) // max(1, len(ratios))),
+        compress=max(1, wide // narrow),
+        num_lstm_layers=sum(lstm.fullmatch(name) is not None for name in shapes),
+        upsampling_ratios=ratios,
+        codebook_size=size,
+        codebook_dim=dim,
+        use_conv_shortcut=any(".shortcut." in name for name in shapes),
+    )
+    # Of the published bandwidths, those that there are codebooks for.
+    paid = tuple(one for one in spec.target_bandwidths if spec.levels_at(one) <= n_codebooks)
+    everything = n_codebooks * spec.frame_rate * math.log2(max(2, size)) / 1000
+    return replace(spec, target_bandwidths=paid or (everything,))
+
+
+def _count_codebooks(names: Iterable[str]) -> int:
+    """Levels from 0 up to the highest that there is a codebook for."""
+    levels = [int(match[1]) for name in names if (match := _CODEBOOK.fullmatch(name))]
+    return min(max(levels, default=-1) + 1, _MAX_CODEBOOKS)
+
+
+# ------------------------------------------------------------------------------- folders
+
+
+def _open_folder(folder: Path, source: str) -> EncodecWeights:
+    config = _read_config(folder)
+    tensors, files = _folder_tensors(folder)
+    spec = spec_from_config(config, max(1, _count_codebooks(tensors.specs)), str(folder / _CONFIG))
+    # transformers makes as many codebooks as the highest bandwidth pays for.
+    n_expected = min(spec.levels_at(spec.target_bandwidths[-1]), _MAX_CODEBOOKS)
+    spec = replace(spec, n_codebooks=max(spec.n_codebooks, n_expected))
+    names = [entry.transformers_name for entry in tensor_table(spec)]
+    reader = _FoldingReader(source, tensors, spec, names)
+    return EncodecWeights(
+        spec,
+        source,
+        "a folder of transformers",
+        reader,
+        (folder / _CONFIG, *files),
+        license=_license_in_card(folder / "README.md"),
+    )
+
+
+def _read_config(folder: Path) -> Mapping[str, Any]:
+    config = _read_json(folder / _CONFIG, "a config.json of a model")
+    kind = config.get("model_type")
+    if kind == "encodec":
+        return config
+    name = next((words for key, words in _OTHER_CODECS.items() if key in str(kind).lower()), None)
+    if name is not None:
+        raise InputError(
+            f"The folder {folder} holds {name} (model_type {kind!r}), where an EnCodec is "
+            "expected. Codes of another codec can be spoken and kept as .npz files "
+            "(--save-codes, --voice CODES.npz); its own program turns them into sound."
+        )
+    raise InputError(
+        f"The folder {folder} holds a model of the type {kind!r}, where encodec is expected; give "
+        f"a folder of {ENCODEC_24KHZ}."
+    )
+
+
+def _read_json(path: Path, what: str) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            loaded = json.loads(file.read(_MAX_JSON_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = describe_os_error(error) if isinstance(error, OSError) else str(error)
+        raise InputError(
+            f"The codec folder {path.parent} has no readable {path.name}, where {what} is expected "
+            f"({reason}); download it again."
+        ) from error
+    if not isinstance(loaded, dict):
+        raise InputError(
+            f"{path} holds a {type(loaded).__name__}, where {what} is expected; download it again."
+        )
+    return loaded
+
+
+def _folder_tensors(folder: Path) -> tuple[TensorSource, tuple[Path, ...]]:
+    for name in _WEIGHT_FILES:
+        whole, index = folder / name, folder / f"{name}.index.json"
+        if whole.is_file():
+            return _open_tensors(whole), (whole,)
+        if index.is_file():
+            shards = _shard_names(index)
+            paths = tuple(folder / shard for shard in shards)
+            if missing := [path.name for path in paths if not path.is_file()]:
+                raise InputError(
+                    f"The codec folder {folder} has no {', '.join(missing)}, of which "
+                    f"{index.name} speaks; download it again."
+                )
+            return _Shards(folder, [_open_tensors(path) for path in paths]), (index, *paths)
+    raise InputError(
+        f"The codec folder {folder} has no weights, where {' or '.join(_WEIGHT_FILES)} (or shards "
+        "of one) is expected; download it again."
+    )
+
+
+def _shard_names(index: Path) -> list[str]:
+    weight_map = _read_json(index, "a list of shards").get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index} has no weight_map of tensors to files; download it again.")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name or name in {".", ".."}:
+            raise InputError(
+                f"{index} names the file {name!r}, where a name in the same folder is expected; "
+                "download it again."
+            )
+    return names
+
+
+def _open_tensors(path: Path) -> TensorSource:
+    if path.suffix == ".safetensors":
+        return SafetensorsFile(path)
+    state = load_torch_file(path)
+    if not isinstance(state, Mapping):
+        raise InputError(
+            f"{path} holds a {type(state).__name__}, where a dict of tensors is expected; "
+            "download it again."
+        )
+    return TorchTensors(path, state)
+
+
+class _Shards:
+    """Several files as one `TensorSource`.
+
+    Raises:
+        InputError: a tensor is in two of them.
+    """
+
+    def __init__(self, folder: Path, sources: Sequence[TensorSource]) -> None:
+        self._home: dict[str, TensorSource] = {}
+        self.specs: dict[str, TensorSpec] = {}
+        for source in sources:
+            for name, spec in source.specs.items():
+                if name in self._home:
+                    raise InputError(
+                        f"The codec folder {folder} has the tensor {name} in two shards; download "
+                        "it again."
+                    )
+                self._home[name] = source
+                self.specs[name] = spec
+
+    def read(self, name: str) -> NDArray[Any]:
+        return self._home[name].read(name)
+
+
+def _license_in_card(card: Path) -> str | None:
+    """The licence that a model card's front matter names."""
+    try:
+        text = card.read_text(encoding="utf-8")[:_MAX_JSON_BYTES]
+    except (OSError, UnicodeDecodeError):
+        return None
+    front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    found = front and re.search(r"^license:\s*([\w.+-]+)\s*$", front[1], re.MULTILINE)
+    return found[1] if found else None
+
+
+# --------------------------------------------------------------------------------- hub
+
+
+def _fetch(name: str) -> Path:
+    """The files of a model on the hub, in huggingface_hub's cache; downloaded where they are not.
+
+    Raises:
+        EnvironmentFault: they are not in the cache, and the hub cannot be reached or has no such
+            model.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    def get(file: str) -> Path | None:
+        try:
+            return Path(huggingface_hub.hf_hub_download(name, file))
+        except EntryNotFoundError:
+            # A file that the model does not have; its cousin for a cache without a network is an
+            # error of the connection too, and means that nothing is known of it.
+            return None
+        except (OSError, ValueError, HfHubHTTPError) as error:
+            raise _unreachable(name, error) from error
+
+    config = get(_CONFIG)
+    if config is None:
+        raise _unreachable(name, None)
+    get("README.md")
+    for weights in _WEIGHT_FILES:
+        if get(weights) is not None:
+            return config.parent
+        index = get(f"{weights}.index.json")
+        if index is not None:
+            for shard in _shard_names(index):
+                get(shard)
+            return config.parent
+    raise _unreachable(name, None)
+
+
+def _unreachable(name: str, error: Exception | None) -> EnvironmentFault:
+    lines = str(error).strip().splitlines() if error else []
+    reason = lines[0].rstrip(".")[:200] if lines else "it is not in the cache, or has no such file"
+    return EnvironmentFault(
+        f"The codec {name} cannot be had from the Hugging Face hub ({reason}). Where there is a "
+        f"network, download it once with: hf download {name} --local-dir encodec; then give "
+        "the folder, encodec, as the codec."
+    )
+
+
+# ----------------------------------------------------------------------------- the tensors
+
+
+class _FoldingReader:
+    """A `TensorReader` over a source whose weights may be split by weight norm.
+
+    Raises:
+        InputError: tensors are missing, unknown, of another shape or of no type of weights; all
+            of them are counted and the first few named.
+    """
+
+    def __init__(
+        self, source: str, tensors: TensorSource, spec: EncodecSpec, names: Sequence[str]
+    ) -> None:
+        self._source = source
+        self._tensors = tensors
+        #: Name of the table to the tensor, or to magnitude and direction.
+        self._parts: dict[str, tuple[str, ...]] = {}
+        missing, wrong = [], []
+        used: set[str] = set()
+        for entry, name in zip(tensor_table(spec), names, strict=True):
+            parts = self._find(name)
+            if parts is None:
+                missing.append(name)
+                continue
+            self._parts[entry.name] = parts
+            used.update(parts)
+            wrong.extend(self._mismatches(parts, entry.shape))
+        unknown = [
+            name for name in tensors.specs if name not in used and not _LEFT_OUT.fullmatch(name)
+        ]
+        problems = [
+            f"{len(found):,} tensors {what}: {', '.join(found[:5])}"
+            f"{' ...' if len(found) > 5 else ''}"
+            for found, what in (
+                (missing, "are missing"),
+                (wrong, "are of another shape or type than the sizes of the codec say"),
+                (unknown, "are unknown"),
+            )
+            if found
+        ]
+        if problems:
+            raise InputError(
+                f"The codec {source} is not whole, or is another model: {'; '.join(problems)}. "
+                f"Download it again, or give {ENCODEC_24KHZ}."
+            )
+
+    def _find(self, name: str) -> tuple[str, ...] | None:
+        specs = self._tensors.specs
+        if name in specs:
+            return (name,)
+        if not name.endswith(".weight"):
+            return None
+        base = name.removesuffix("weight")
+        for magnitude, direction in _NORM_PARTS:
+            if base + magnitude in specs and base + direction in specs:
+                return (base + magnitude, base + direction)
+        return None
+
+    def _mismatches(self, parts: tuple[str, ...], shape: tuple[int, ...]) -> list[str]:
+        expected = (shape,) if len(parts) == 1 else ((shape[0],) + (1,) * (len(shape) - 1), shape)
+        return [
+            f"{part} ({found.dtype_name} {list(found.shape)}, expected {list(wanted)})"
+            for part, wanted in zip(parts, expected, strict=True)
+            if (found := self._tensors.specs[part]).shape != wanted
+            or found.dtype not in WEIGHT_DTYPES
+        ]
+
+    def __call__(self, entry: TensorEntry) -> Tensor:
+        """One tensor in float32; v * g / norm(v) where it is split, the norm over dims 1 and up."""
+        parts = self._parts[entry.name]
+        if len(parts) == 1:
+            return np.ascontiguousarray(self._tensors.read(parts[0]), np.float32)
+        import torch
+
+        magnitude, direction = (
+            torch.from_numpy(np.array(self._tensors.read(part), np.float32)) for part in parts
+        )
+        # The one function whose float32 bits are those that torch itself computes with.
+        folded: Tensor = torch._weight_norm(direction, magnitude, 0).numpy()  # noqa: SLF001
+        return folded

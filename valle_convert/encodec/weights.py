@@ -1,0 +1,79 @@
+"""An EnCodec in hand: what it is, where it came from, and tensors read when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.encodec.architecture import EncodecSpec, TensorEntry, tensor_table
+from valle_convert.errors import InputError
+
+Tensor = NDArray[np.float32]
+
+
+class TensorReader(Protocol):
+    """`read(entry)`: one tensor in float32, of the shape of its entry."""
+
+    def __call__(self, entry: TensorEntry) -> Tensor:
+        """Read it.
+
+        Raises:
+            InputError: the data cannot be read.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class EncodecWeights:
+    """A codec whose every tensor is known to be there, and of its shape.
+
+    Attributes:
+        spec: its sizes and switches.
+        source: what was opened, as the user wrote it.
+        kind: of what it was read, in words.
+        reader: of the source.
+        files: every file that is read; no output may replace one.
+        license: of the weights, where the source says; else None.
+        url: where the weights are published, where known; else None.
+        notes: what the user should know.
+    """
+
+    spec: EncodecSpec
+    source: str
+    kind: str
+    reader: TensorReader
+    files: tuple[Path, ...]
+    license: str | None = None
+    url: str | None = None
+    notes: tuple[str, ...] = ()
+    _entries: Mapping[str, TensorEntry] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        entries = {entry.name: entry for entry in tensor_table(self.spec)}
+        object.__setattr__(self, "_entries", entries)
+
+    @property
+    def tensors(self) -> tuple[TensorEntry, ...]:
+        """Every tensor, in the order of encodec.cpp's file."""
+        return tuple(self._entries.values())
+
+    def read(self, name: str) -> Tensor:
+        """One tensor in float32, weight norm folded.
+
+        Raises:
+            InputError: it cannot be read, or holds NaN or infinity.
+        """
+        tensor = self.reader(self._entries[name])
+        broken = tensor.size - int(np.count_nonzero(np.isfinite(tensor)))
+        if broken:
+            raise InputError(
+                f"The codec {self.source}: the tensor {name} has {broken:,} values of "
+                f"{tensor.size:,} that are no finite numbers; the weights are damaged: download "
+                "them again."
+            )
+        return tensor
