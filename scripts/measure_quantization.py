@@ -23,13 +23,18 @@ sys.path.insert(0, str(PROJECT / "fixtures"))
 from make_checkpoint import Shape, make_checkpoint  # noqa: E402 - found by the line above
 
 from valle_convert.checkpoint import read_checkpoint  # noqa: E402
-from valle_convert.quantize.measure import ALL  # noqa: E402
-from valle_convert.quantize.options import Listener, Options  # noqa: E402
-from valle_convert.quantize.plan import Settings  # noqa: E402
-from valle_convert.quantize.recipes import RECIPES, STOCK  # noqa: E402
+from valle_convert.quantize.plan import Listener, Options  # noqa: E402
+from valle_convert.quantize.quality import ALL  # noqa: E402
 from valle_convert.quantize.report import FileReport  # noqa: E402
 from valle_convert.quantize.run import quantize  # noqa: E402
-from valle_convert.quantize.types import FILE_TYPES, FileType, parse_types  # noqa: E402
+from valle_convert.quantize.types import (  # noqa: E402
+    FILE_TYPES,
+    RECIPES,
+    STOCK,
+    FileType,
+    Recipe,
+    parse_types,
+)
 
 LIMITS = PROJECT / "valle_convert" / "quantize" / "data" / "limits.json"
 PAGE = PROJECT / "docs" / "quantize-measured.md"
@@ -61,14 +66,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for network, shape in NETWORKS.items():
-            for file in measure(folder, shape, types, Settings(STOCK, threads=1)):
+            for file in measure(folder, shape, types, STOCK):
                 measured.setdefault(file.kind, {})[network] = file
         recipes = {
             recipe.name: measure(
                 folder,
                 RECIPE_NETWORK,
                 parse_types(",".join(RECIPE_TYPES)),
-                Settings(recipe, threads=1),
+                recipe,
             )
             for recipe in RECIPES.values()
         }
@@ -100,7 +105,7 @@ def distinct_types() -> Iterator[FileType]:
 
 
 def measure(
-    folder: Path, shape: Shape, types: Sequence[FileType], settings: Settings
+    folder: Path, shape: Shape, types: Sequence[FileType], recipe: Recipe
 ) -> tuple[FileReport, ...]:
     """Quantize a random network and measure the files."""
     checkpoint = folder / f"random-{shape.seed}.sft"
@@ -108,8 +113,8 @@ def measure(
         make_checkpoint(checkpoint, shape)
     report = quantize(
         checkpoint,
-        folder / f"out-{shape.seed}-{settings.recipe.name}",
-        Options(types, settings=settings, n_imatrix=8, max_kl=1e9, min_agreement=0.0),
+        folder / f"out-{shape.seed}-{recipe.name}",
+        Options(tuple(types), recipe=recipe, threads=1, n_imatrix=8, max_kl=1e9, min_agreement=0.0),
         checkpoint=read_checkpoint(checkpoint),
         listener=Listener(talk=lambda text: print(text, flush=True)),
     )

@@ -78,7 +78,7 @@ def test_a_file_is_not_overwritten_unasked(path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"codes": None}, r"no file of codes \(it has no codes.npy"),
+        ({"codes": None}, r"no file of codes \(it has no array 'codes'"),
         ({"codes": CODES.astype(np.float32)}, "float32.*integers"),
         ({"codes": CODES[:, 0]}, r"\[30\].*integers"),
         ({"codes": CODES[:0]}, r"\[0, 8\].*integers"),

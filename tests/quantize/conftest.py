@@ -9,7 +9,7 @@ from make_checkpoint import Shape, make_checkpoint
 
 from valle_convert import plan_conversion, write_gguf
 from valle_convert.gguf_file.header import read_header
-from valle_convert.quantize.plan import Source
+from valle_convert.quantize.source import Source
 from valle_convert.quantize.tool import Quantizer, find_quantizer
 
 

@@ -14,13 +14,22 @@ from valle_convert.gguf_file.header import read_header
 from valle_convert.model.description import Description
 from valle_convert.model.families import describe
 from valle_convert.network.reference import ReferenceNetwork
-from valle_convert.quantize.imatrix import Sums, made_of, make_imatrix, observe
-from valle_convert.quantize.imatrix_file import Entry, ImatrixFile, read_imatrix, write_imatrix
-from valle_convert.quantize.plan import ImatrixInput, Settings, Source, arguments_of
-from valle_convert.quantize.recipes import STOCK
-from valle_convert.quantize.sequences import Sequences, seeded
+from valle_convert.quantize.imatrix import (
+    Entry,
+    ImatrixFile,
+    ImatrixInput,
+    Sums,
+    made_of,
+    make_imatrix,
+    observe,
+    read_imatrix,
+    write_imatrix,
+)
+from valle_convert.quantize.plan import Options, arguments_of
+from valle_convert.quantize.source import Source
 from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import FILE_TYPES
+from valle_convert.quantize.utterances import Utterances, seeded
 
 Opened = tuple[Checkpoint, Description]
 
@@ -46,7 +55,7 @@ def test_stock_llama_quantize_takes_it_and_finds_every_matrix(
     program: Quantizer, source_256: Source, made_256: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.gguf"
-    settings = Settings(STOCK, threads=1)
+    settings = Options(threads=1)
     log = program.run(arguments_of(FILE_TYPES["IQ4_XS"], settings, source_256.path, out, made_256))
     n = sum(len(tensor.shape) == 2 for tensor in source_256.header.tensors.values())
     assert any(f"have {n} importance matrix entries" in line for line in log)
@@ -56,7 +65,7 @@ def test_stock_llama_quantize_takes_it_and_finds_every_matrix(
 def test_types_that_cannot_be_made_without_are_made_with_it(
     program: Quantizer, source_256: Source, made_256: Path, tmp_path: Path
 ) -> None:
-    settings = Settings(STOCK, threads=1)
+    settings = Options(threads=1)
     arguments = arguments_of(
         FILE_TYPES["Q2_K_S"], settings, source_256.path, tmp_path / "o.gguf", made_256
     )
@@ -110,8 +119,8 @@ def test_every_head_and_mode_counts(tiny: Opened) -> None:
     assert network.observe is None
 
 
-def make(opened: Opened, sequences: Sequences, target: Path, **options: object) -> bytes:
-    make_imatrix(*opened, sequences, target, **options)  # type: ignore[arg-type]
+def make(opened: Opened, utterances: Utterances, target: Path, **options: object) -> bytes:
+    make_imatrix(*opened, utterances, target, **options)  # type: ignore[arg-type]
     return target.read_bytes()
 
 
@@ -136,11 +145,11 @@ def stopping_after(n: int) -> Iterator[Callable[..., object]]:
 def test_a_run_that_was_stopped_goes_on_to_the_very_same_bytes(
     tiny: Opened, tmp_path: Path
 ) -> None:
-    sequences = seeded(tiny[1].model, 10, seed=5)
-    whole = make(tiny, sequences, tmp_path / "whole.gguf")
+    utterances = seeded(tiny[1].model, 10, seed=5)
+    whole = make(tiny, utterances, tmp_path / "whole.gguf")
     target = tmp_path / "resumed.gguf"
     with stopping_after(9) as progress, pytest.raises(KeyboardInterrupt):
-        make(tiny, sequences, target, progress=progress)
+        make(tiny, utterances, target, progress=progress)
     state = tmp_path / ".resumed.gguf.state"
     assert state.exists()
     assert not target.exists()
@@ -150,26 +159,26 @@ def test_a_run_that_was_stopped_goes_on_to_the_very_same_bytes(
     def count(_label: str, _total: int, _unit: str) -> Iterator[Callable[[int], object]]:
         yield seen.append
 
-    assert make(tiny, sequences, target, resume=True, progress=count) == whole
+    assert make(tiny, utterances, target, resume=True, progress=count) == whole
     assert seen[0] == 8  # from the last state on, not from the beginning
     assert not state.exists()
 
 
 def test_the_state_of_other_work_is_refused(tiny: Opened, tmp_path: Path) -> None:
-    sequences = seeded(tiny[1].model, 9, seed=5)
+    utterances = seeded(tiny[1].model, 9, seed=5)
     with stopping_after(8) as progress, pytest.raises(KeyboardInterrupt):
-        make(tiny, sequences, tmp_path / "m.gguf", progress=progress)
+        make(tiny, utterances, tmp_path / "m.gguf", progress=progress)
     with pytest.raises(InputError, match="state of other work"):
         make(tiny, seeded(tiny[1].model, 9, seed=6), tmp_path / "m.gguf", resume=True)
     (tmp_path / ".m.gguf.state").write_bytes(b"PK damaged")
-    with pytest.raises(InputError, match="damaged state"):
-        make(tiny, sequences, tmp_path / "m.gguf", resume=True)
+    with pytest.raises(InputError, match="no state of an importance matrix"):
+        make(tiny, utterances, tmp_path / "m.gguf", resume=True)
 
 
 def test_two_runs_give_the_same_bytes(tiny: Opened, tmp_path: Path) -> None:
-    sequences = seeded(tiny[1].model, 2, seed=0)
-    assert make(tiny, sequences, tmp_path / "a") == make(tiny, sequences, tmp_path / "b")
-    assert made_of(tmp_path / "a", tiny[0], sequences)
+    utterances = seeded(tiny[1].model, 2, seed=0)
+    assert make(tiny, utterances, tmp_path / "a") == make(tiny, utterances, tmp_path / "b")
+    assert made_of(tmp_path / "a", tiny[0], utterances)
     assert not made_of(tmp_path / "a", tiny[0], seeded(tiny[1].model, 2, seed=1))
 
 

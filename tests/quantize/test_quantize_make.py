@@ -12,14 +12,20 @@ import pytest
 
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.gguf_file.header import read_header
-from valle_convert.quantize.imatrix_file import Entry, ImatrixFile, read_imatrix, write_imatrix
+from valle_convert.quantize.imatrix import (
+    Entry,
+    ImatrixFile,
+    ImatrixInput,
+    read_imatrix,
+    write_imatrix,
+)
 from valle_convert.quantize.make import make_file
-from valle_convert.quantize.plan import ImatrixInput, Settings, Source, arguments_of, plan_file
-from valle_convert.quantize.recipes import STOCK
+from valle_convert.quantize.plan import Options, arguments_of, plan_file
+from valle_convert.quantize.source import Source
 from valle_convert.quantize.tool import Quantizer, find_quantizer
 from valle_convert.quantize.types import FILE_TYPES
 
-SETTINGS = Settings(STOCK, threads=1)
+OPTIONS = Options(threads=1)
 SHA = "ab" * 32
 
 
@@ -50,7 +56,7 @@ def test_program_and_library_write_the_same_bytes(
     outputs = []
     for tool in (program, library):
         path = tmp_path / f"{tool.kind}.gguf"
-        tool.run(arguments_of(FILE_TYPES[name], SETTINGS, source_256.path, path, None))
+        tool.run(arguments_of(FILE_TYPES[name], OPTIONS, source_256.path, path, None))
         outputs.append(path.read_bytes())
     assert outputs[0] == outputs[1]
 
@@ -62,7 +68,7 @@ def test_they_do_so_with_an_importance_matrix_and_tensor_types_too(
     imatrix: ImatrixInput,
     tmp_path: Path,
 ) -> None:
-    settings = Settings(STOCK, ("attn_V=q6_K", r"blk\.1\.ffn_down=q8_0"), threads=1)
+    settings = Options(tensor_types=("attn_V=q6_K", r"blk\.1\.ffn_down=q8_0"), threads=1)
     outputs = []
     for tool in (program, library):
         path = tmp_path / f"{tool.kind}.gguf"
@@ -80,9 +86,9 @@ def test_they_do_so_with_an_importance_matrix_and_tensor_types_too(
 def test_a_file_says_how_it_was_made_and_names_no_path(
     program: Quantizer, source_256: Source, imatrix: ImatrixInput, tmp_path: Path
 ) -> None:
-    settings = Settings(STOCK, ("ffn_down=q6_k",), threads=1)
+    settings = Options(tensor_types=("ffn_down=q6_k",), threads=1)
     plan = plan_file(program, source_256, FILE_TYPES["Q4_K_M"], settings, imatrix)
-    done = make_file(program, plan, tmp_path / "out.gguf", source_sha256=lambda: SHA)
+    done = make_file(program, plan, tmp_path / "out.gguf")
     header = read_header(done.path)
     said = {
         name.removeprefix("valle.quantize."): header.value(name)
@@ -93,7 +99,7 @@ def test_a_file_says_how_it_was_made_and_names_no_path(
     assert said["tool"] == "llama-quantize"
     assert said["tool_version"] == plan.tool_version != "unknown"
     assert said["tool_sha256"] == hashlib.sha256(Path(program.command[0]).read_bytes()).hexdigest()
-    assert said["source_sha256"] == SHA
+    assert said["source_sha256"] == hashlib.sha256(source_256.path.read_bytes()).hexdigest()
     assert said["imatrix_sha256"] == SHA
     assert said["arguments"] == [
         *("llama-quantize", "--tensor-type", "ffn_down=q6_k", "--imatrix", "m.gguf"),
@@ -111,8 +117,8 @@ def test_a_file_says_how_it_was_made_and_names_no_path(
 def test_every_key_of_the_source_is_still_there(
     program: Quantizer, source_256: Source, tmp_path: Path
 ) -> None:
-    plan = plan_file(program, source_256, FILE_TYPES["Q8_0"], SETTINGS)
-    done = make_file(program, plan, tmp_path / "out.gguf", source_sha256=lambda: SHA)
+    plan = plan_file(program, source_256, FILE_TYPES["Q8_0"], OPTIONS)
+    done = make_file(program, plan, tmp_path / "out.gguf")
     header = read_header(done.path)
     for name in source_256.header.key_names:
         if name not in ("general.file_type", "general.quantization_version"):
@@ -122,8 +128,8 @@ def test_every_key_of_the_source_is_still_there(
 def test_the_digests_are_those_of_the_file_and_of_its_tensors(
     program: Quantizer, source_256: Source, tmp_path: Path
 ) -> None:
-    plan = plan_file(program, source_256, FILE_TYPES["Q5_0"], SETTINGS)
-    done = make_file(program, plan, tmp_path / "out.gguf", source_sha256=lambda: SHA)
+    plan = plan_file(program, source_256, FILE_TYPES["Q5_0"], OPTIONS)
+    done = make_file(program, plan, tmp_path / "out.gguf")
     raw = done.path.read_bytes()
     header = read_header(done.path)
     assert done.n_bytes == len(raw)
@@ -148,8 +154,8 @@ def test_progress_ends_at_the_whole_source(
         totals.append(total)
         yield steps.append
 
-    plan = plan_file(program, source_256, FILE_TYPES["Q8_0"], SETTINGS)
-    make_file(program, plan, tmp_path / "o.gguf", source_sha256=lambda: SHA, progress=progress)
+    plan = plan_file(program, source_256, FILE_TYPES["Q8_0"], OPTIONS)
+    make_file(program, plan, tmp_path / "o.gguf", progress=progress)
     assert [sum(steps)] == totals
     assert len(steps) == len(source_256.header.tensors)
 
@@ -157,13 +163,13 @@ def test_progress_ends_at_the_whole_source(
 def test_a_failure_shows_the_last_lines_and_leaves_nothing(
     program: Quantizer, source_256: Source, tmp_path: Path
 ) -> None:
-    plan = plan_file(program, source_256, FILE_TYPES["Q8_0"], SETTINGS)
+    plan = plan_file(program, source_256, FILE_TYPES["Q8_0"], OPTIONS)
     tool = script(tmp_path / "broken", 'echo "the model is upside down" >&2; exit 7')
     folder = tmp_path / "out"
     folder.mkdir()
     logs: list[str] = []
     with pytest.raises(EnvironmentFault, match=r"exit code 7(.|\n)*upside down"):
-        make_file(tool, plan, folder / "out.gguf", source_sha256=lambda: SHA, keep_log=logs.extend)
+        make_file(tool, plan, folder / "out.gguf", keep_log=logs.extend)
     assert list(folder.iterdir()) == []
     assert logs == ["the model is upside down"]
 
@@ -171,24 +177,24 @@ def test_a_failure_shows_the_last_lines_and_leaves_nothing(
 def test_a_death_by_signal_is_named(source_256: Source, tmp_path: Path) -> None:
     tool = script(tmp_path / "crash", "kill -SEGV $$")
     with pytest.raises(EnvironmentFault, match="killed by SIGSEGV"):
-        plan_file(tool, source_256, FILE_TYPES["Q8_0"], SETTINGS)
+        plan_file(tool, source_256, FILE_TYPES["Q8_0"], OPTIONS)
 
 
 def test_a_program_that_makes_something_else_than_it_planned_is_caught(
     program: Quantizer, source_256: Source, tmp_path: Path
 ) -> None:
-    plan = plan_file(program, source_256, FILE_TYPES["Q8_0"], SETTINGS)
+    plan = plan_file(program, source_256, FILE_TYPES["Q8_0"], OPTIONS)
     # It calls the real program, with another type.
     tool = script(tmp_path / "other", f'"{program.command[0]}" "$1" "$2" Q5_0 1')
     with pytest.raises(EnvironmentFault, match=r"token_embd\.weight is .*Q6_K.*planned was .*Q8_0"):
-        make_file(tool, plan, tmp_path / "out.gguf", source_sha256=lambda: SHA)
+        make_file(tool, plan, tmp_path / "out.gguf")
     assert not (tmp_path / "out.gguf").exists()
 
 
 def test_a_program_without_a_dry_run_is_refused_by_name(source_256: Source, tmp_path: Path) -> None:
     tool = script(tmp_path / "old", "echo 'main: build = 1 (old)'")
     with pytest.raises(EnvironmentFault, match=r"1 \(old\).*names 0 tensors"):
-        plan_file(tool, source_256, FILE_TYPES["Q8_0"], SETTINGS)
+        plan_file(tool, source_256, FILE_TYPES["Q8_0"], OPTIONS)
 
 
 def test_a_path_that_is_no_program_is_bad_input(tmp_path: Path) -> None:

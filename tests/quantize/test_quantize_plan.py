@@ -8,12 +8,12 @@ import pytest
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.header import read_header
 from valle_convert.quantize.make import make_file
-from valle_convert.quantize.plan import FilePlan, Settings, Source, describe_types, plan_file
-from valle_convert.quantize.recipes import RECIPES, STOCK
+from valle_convert.quantize.plan import FilePlan, Options, describe_types, plan_file
+from valle_convert.quantize.source import Source
 from valle_convert.quantize.tool import Quantizer
-from valle_convert.quantize.types import COMMON, FILE_TYPES
+from valle_convert.quantize.types import COMMON, FILE_TYPES, RECIPES, STOCK
 
-SETTINGS = Settings(STOCK, threads=1)
+OPTIONS = Options(threads=1)
 NARROW = "ar-nar-len"  # a golden checkpoint whose rows are 64
 
 
@@ -25,7 +25,7 @@ def narrow(converted: Callable[[str, str], Path]) -> Source:
 
 def made(program: Quantizer, plan: FilePlan, folder: Path) -> Path:
     path = folder / f"{plan.kind.name}.gguf"
-    make_file(program, plan, path, source_sha256=lambda: "1" * 64)
+    make_file(program, plan, path)
     return path
 
 
@@ -33,7 +33,7 @@ def made(program: Quantizer, plan: FilePlan, folder: Path) -> Path:
 def test_the_predicted_size_and_types_are_those_of_the_file(
     program: Quantizer, source_256: Source, tmp_path: Path, name: str
 ) -> None:
-    plan = plan_file(program, source_256, FILE_TYPES[name], SETTINGS)
+    plan = plan_file(program, source_256, FILE_TYPES[name], OPTIONS)
     path = made(program, plan, tmp_path)
     assert path.stat().st_size == plan.n_bytes
     found = read_header(path)
@@ -49,14 +49,14 @@ def test_the_predicted_size_and_types_are_those_of_the_file(
 def test_the_prediction_holds_where_rows_do_not_divide(
     program: Quantizer, narrow: Source, tmp_path: Path
 ) -> None:
-    plan = plan_file(program, narrow, FILE_TYPES["Q4_K_M"], SETTINGS)
+    plan = plan_file(program, narrow, FILE_TYPES["Q4_K_M"], OPTIONS)
     assert made(program, plan, tmp_path).stat().st_size == plan.n_bytes
 
 
 def test_every_tensor_that_a_type_cannot_hold_is_reported_also_the_one_that_llama_cpp_is_silent_on(
     program: Quantizer, narrow: Source
 ) -> None:
-    plan = plan_file(program, narrow, FILE_TYPES["Q4_K_M"], SETTINGS)
+    plan = plan_file(program, narrow, FILE_TYPES["Q4_K_M"], OPTIONS)
     expected = {
         name
         for name, tensor in narrow.header.tensors.items()
@@ -73,21 +73,21 @@ def test_every_tensor_that_a_type_cannot_hold_is_reported_also_the_one_that_llam
 def test_what_the_user_chose_for_a_tensor_is_no_fallback(
     program: Quantizer, narrow: Source
 ) -> None:
-    settings = Settings(STOCK, ("token_embd=q8_0",), threads=1)
+    settings = Options(tensor_types=("token_embd=q8_0",), threads=1)
     plan = plan_file(program, narrow, FILE_TYPES["Q4_K_M"], settings)
     assert "token_embd.weight" not in {one.tensor for one in plan.fallbacks}
 
 
 @pytest.mark.parametrize("name", ["Q8_0", "F16", "BF16"])
 def test_types_of_short_blocks_fit_every_row(program: Quantizer, narrow: Source, name: str) -> None:
-    assert not plan_file(program, narrow, FILE_TYPES[name], SETTINGS).fallbacks
+    assert not plan_file(program, narrow, FILE_TYPES[name], OPTIONS).fallbacks
 
 
 def test_program_and_library_plan_the_same(
     program: Quantizer, library: Quantizer, narrow: Source
 ) -> None:
     ours, theirs = (
-        plan_file(tool, narrow, FILE_TYPES["Q3_K_M"], SETTINGS) for tool in (program, library)
+        plan_file(tool, narrow, FILE_TYPES["Q3_K_M"], OPTIONS) for tool in (program, library)
     )
     assert ours.tensors == theirs.tensors
     assert ours.fallbacks == theirs.fallbacks
@@ -98,7 +98,7 @@ def test_a_recipe_gives_its_types_to_the_tensors_that_it_names(
     program: Quantizer, source_256: Source, recipe: object
 ) -> None:
     stock, plan = (
-        plan_file(program, source_256, FILE_TYPES["Q4_K_M"], Settings(one, threads=1))
+        plan_file(program, source_256, FILE_TYPES["Q4_K_M"], Options(recipe=one, threads=1))
         for one in (STOCK, recipe)  # type: ignore[arg-type]
     )
     before = {tensor.name: tensor.kind.name for tensor in stock.tensors}
@@ -112,24 +112,22 @@ def test_a_recipe_gives_its_types_to_the_tensors_that_it_names(
 
 
 def test_a_users_tensor_type_wins_over_the_recipes(program: Quantizer, source_256: Source) -> None:
-    settings = Settings(RECIPES["embd-q8"], ("token_embd=q5_k",), threads=1)
+    settings = Options(recipe=RECIPES["embd-q8"], tensor_types=("token_embd=q5_k",), threads=1)
     plan = plan_file(program, source_256, FILE_TYPES["Q4_K_M"], settings)
     assert plan.tensors[1].name == "token_embd.weight"
     assert plan.tensors[1].kind.name == "Q5_K"
 
 
 def test_pure_gives_every_matrix_the_type_itself(program: Quantizer, source_256: Source) -> None:
-    plan = plan_file(
-        program, source_256, FILE_TYPES["Q4_K_M"], Settings(STOCK, pure=True, threads=1)
-    )
+    plan = plan_file(program, source_256, FILE_TYPES["Q4_K_M"], Options(pure=True, threads=1))
     assert set(describe_types(plan.tensors)) == {"Q4_K", "F32"}
 
 
 def test_a_type_that_needs_an_importance_matrix_says_so(
     program: Quantizer, source_256: Source
 ) -> None:
-    assert plan_file(program, source_256, FILE_TYPES["IQ2_XXS"], SETTINGS).needs_imatrix
-    assert not plan_file(program, source_256, FILE_TYPES["IQ4_XS"], SETTINGS).needs_imatrix
+    assert plan_file(program, source_256, FILE_TYPES["IQ2_XXS"], OPTIONS).needs_imatrix
+    assert not plan_file(program, source_256, FILE_TYPES["IQ4_XS"], OPTIONS).needs_imatrix
 
 
 def test_a_quantized_input_is_refused_unless_it_is_allowed(
@@ -138,6 +136,6 @@ def test_a_quantized_input_is_refused_unless_it_is_allowed(
     path = converted(NARROW, "q8_0")
     source = Source(path, path.name, read_header(path))
     with pytest.raises(InputError, match=r"quantized already .* --allow-requantize"):
-        plan_file(program, source, FILE_TYPES["Q5_0"], SETTINGS)
-    allowed = Settings(STOCK, allow_requantize=True, threads=1)
+        plan_file(program, source, FILE_TYPES["Q5_0"], OPTIONS)
+    allowed = Options(allow_requantize=True, threads=1)
     assert plan_file(program, source, FILE_TYPES["Q5_0"], allowed).n_bytes > 0

@@ -7,9 +7,18 @@ import pytest
 
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.header import GGML_TYPES
-from valle_convert.quantize.recipes import RECIPES, check_tensor_type, matches, recipe_named
 from valle_convert.quantize.tool import Quantizer
-from valle_convert.quantize.types import COMMON, FILE_TYPES, file_type, ggml_type, parse_types
+from valle_convert.quantize.types import (
+    COMMON,
+    FILE_TYPES,
+    RECIPES,
+    check_tensor_type,
+    file_type,
+    ggml_type,
+    matches,
+    parse_types,
+    recipe_named,
+)
 
 
 def test_the_table_of_types_is_the_list_that_the_stock_program_prints(program: Quantizer) -> None:

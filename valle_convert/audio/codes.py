@@ -6,12 +6,6 @@ in it is ever unpickled, and a file that would unpack to more than it may is ref
 
 from __future__ import annotations
 
-import io
-import lzma
-import math
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,27 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.errors import InputError
-from valle_convert.files import atomic_output, describe_os_error
+from valle_convert.files import atomic_output
 from valle_convert.model.spec import Codec, ModelConfig
+from valle_convert.npz_file import read_npz
 
 FORMAT_VERSION = 1
 
 #: Five hours of eight levels; what it would unpack to is checked before anything is.
 _MAX_BYTES = 64 << 20
-#: What zipfile, its decompressors and numpy say to damaged files; RuntimeError is a password.
-_DAMAGED = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    SyntaxError,
-    tokenize.TokenError,
-    TypeError,
-    ValueError,
-)
 _ENTRIES = ("format_version", "codes", "codec", "codebook_size", "sample_rate", "frame_rate")
 
 
@@ -90,16 +71,13 @@ def read_codes(path: Path, config: ModelConfig | None = None) -> SavedCodes:
     Raises:
         InputError: it is no such file, is damaged, or its codes are not the model's.
     """
-    try:
-        entries = _read_entries(path)
-    except OSError as error:
-        raise InputError(
-            f"The file of codes {path} cannot be opened: {describe_os_error(error)}."
-        ) from error
-    except _DAMAGED as error:
-        raise InputError(
-            f"{path} is no file of codes ({error}); one is written with --save-codes."
-        ) from error
+    entries = read_npz(
+        path,
+        _ENTRIES,
+        max_bytes=_MAX_BYTES,
+        what="file of codes",
+        hint="one is written with --save-codes",
+    )
     saved = _checked(path, entries)
     if config is not None:
         check_codes_fit(saved, config, str(path))
@@ -126,30 +104,6 @@ def check_codes_fit(saved: SavedCodes, config: ModelConfig, where: str) -> None:
             f"{where} has codes of {saved.codec.name}, and the model speaks {config.codec.name}; "
             "encode the recording again, with the model's codec."
         )
-
-
-def _read_entries(path: Path) -> dict[str, NDArray[Any]]:
-    with path.open("rb") as raw, zipfile.ZipFile(raw) as archive:
-        sizes = {item.filename: item.file_size for item in archive.infolist()}
-        wanted = {f"{name}.npy" for name in _ENTRIES}
-        if missing := sorted(wanted - set(sizes)):
-            raise ValueError(f"it has no {', '.join(missing)}")
-        if sum(sizes[name] for name in wanted) > _MAX_BYTES:
-            raise ValueError(f"it would unpack to more than {_MAX_BYTES:,} bytes")
-        return {name: _read_array(archive.read(f"{name}.npy")) for name in _ENTRIES}
-
-
-def _read_array(data: bytes) -> NDArray[Any]:
-    """A stored array, if it is as long as its header says: numpy would make room first."""
-    file = io.BytesIO(data)
-    version = np.lib.format.read_magic(file)
-    if version != (1, 0):
-        raise ValueError(f"it has an array of the format {version[0]}.{version[1]}")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
-        raise ValueError("it has an array that is not as long as its header says")
-    file.seek(0)
-    return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _checked(path: Path, entries: dict[str, NDArray[Any]]) -> SavedCodes:

@@ -178,13 +178,11 @@ def quantize(
     llama.cpp against the checkpoint: KL divergence, error and best codes by head and level.
     """
     from valle_convert.api import read_checkpoint
-    from valle_convert.quantize.options import Listener, Options
-    from valle_convert.quantize.origin import is_gguf
-    from valle_convert.quantize.plan import Settings
-    from valle_convert.quantize.recipes import check_tensor_type, recipe_named
-    from valle_convert.quantize.reports import LogFile, check_reports, write_reports
+    from valle_convert.quantize.plan import Listener, Options
+    from valle_convert.quantize.report import LogFile, check_reports, write_reports
     from valle_convert.quantize.run import quantize as run
-    from valle_convert.quantize.types import parse_types
+    from valle_convert.quantize.source import is_gguf
+    from valle_convert.quantize.types import check_tensor_type, parse_types, recipe_named
 
     if (type_ is None) == (types is None):
         raise typer.BadParameter("give --types LIST, or one TYPE after OUT.gguf.")
@@ -200,13 +198,11 @@ def quantize(
     options = Options(
         types=parse_types(types or type_ or ""),
         tool=llama_quantize,
-        settings=Settings(
-            recipe_named(recipe),
-            tuple(check_tensor_type(item) for item in tensor_type or []),
-            allow_requantize=allow_requantize,
-            pure=pure,
-            threads=threads,
-        ),
+        recipe=recipe_named(recipe),
+        tensor_types=tuple(check_tensor_type(item) for item in tensor_type or []),
+        allow_requantize=allow_requantize,
+        pure=pure,
+        threads=threads,
         imatrix=imatrix,
         data=data,
         measure=measure,
@@ -262,16 +258,16 @@ def imatrix(
     from valle_convert.api import read_checkpoint
     from valle_convert.model.families import describe
     from valle_convert.quantize.imatrix import make_imatrix
-    from valle_convert.quantize.sequences import choose
+    from valle_convert.quantize.utterances import choose
 
     source = read_checkpoint(checkpoint, config=config, lora=lora, lora_alpha=lora_alpha)
     description = describe(source)
-    sequences = choose(description.model, data, 0 if data else utterances, seed=seed)
-    console.talk(f"importance matrix of {sequences.description}")
+    inputs = choose(description.model, data, 0 if data else utterances, seed=seed)
+    console.talk(f"importance matrix of {inputs.description}")
     made = make_imatrix(
         source,
         description,
-        sequences,
+        inputs,
         out,
         resume=resume,
         force=force,
@@ -283,7 +279,7 @@ def imatrix(
                 "file": str(out),
                 "matrices": len(made.entries),
                 "passes": made.chunk_count,
-                "sequences": sequences.description,
+                "sequences": inputs.description,
             }
         )
     else:

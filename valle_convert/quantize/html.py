@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from valle_convert.errors import EnvironmentFault
-from valle_convert.quantize.measure import ALL
+from valle_convert.quantize.quality import ALL
 from valle_convert.quantize.report import FileReport, QuantizeReport, by_head
 
 if TYPE_CHECKING:

@@ -1,14 +1,20 @@
-"""The importance matrix of a checkpoint: how large the inputs of every matrix are.
+"""The importance matrix: how large the inputs of every matrix are, column by column.
 
-In: utterances. Out: llama.cpp's file (imatrix_file.py). The PyTorch reference runs each of
-them in every mode (AR with and without prompt and condition, every NAR level, demasking,
-duration, transcription, and the tasks on recordings), and what goes into a linear layer is
-squared and summed, column by column, in float64. `token_embd.weight` counts as the head that
-it is: its inputs are the final hidden states.
+The file is llama.cpp's: a GGUF file of `general.type` "imatrix". For a matrix `X`
+[rows, columns] it has two float32 tensors: `X.in_sum2` [1, columns], the sum of the squares of
+every input column, and `X.counts` [1, 1], over how many inputs. llama-quantize divides the one
+by the other.
 
-One utterance is in memory at a time. The sums are kept on disk as they grow, so that a run
-that was stopped goes on where it was; since sums are added in the same order, the result is
-the same to the bit.
+    imatrix.datasets     [string]  what the inputs were, in words
+    imatrix.chunk_count  u32       passes of the network
+    imatrix.chunk_size   u32       elements of the longest of them
+
+It is made by running the PyTorch reference over utterances in every mode (AR with and without
+prompt and condition, every NAR level, demasking, duration, transcription, and the tasks on
+recordings). `token_embd.weight` counts as the head that it is: its inputs are the final hidden
+states. One utterance is in memory at a time. The sums are kept on disk as they grow, so that a
+run that was stopped goes on where it was; since sums are added in the same order, the result
+is the same to the bit.
 """
 
 from __future__ import annotations
@@ -16,7 +22,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+import struct
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,23 +36,194 @@ from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import InputError
 from valle_convert.files import atomic_output, check_target
-from valle_convert.gguf_file.header import read_header
+from valle_convert.gguf_file.header import GGML_TYPES, Header, read_header
 from valle_convert.gguf_file.keys import Key
-from valle_convert.model.description import Description
+from valle_convert.gguf_file.pack import pack_key
+from valle_convert.npz_file import read_npz
 from valle_convert.progress import Progress, silent
-from valle_convert.quantize.imatrix_file import Entry, ImatrixFile, write_imatrix
-from valle_convert.quantize.sequences import Sequences
-from valle_convert.verify.cases import Utterance, cases, run_case
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from valle_convert.model.description import Description
     from valle_convert.network.reference import ReferenceNetwork
+    from valle_convert.quantize.source import Source
+    from valle_convert.quantize.utterances import Utterances
+    from valle_convert.verify.cases import Utterance
 
 PREFIX = "valle.imatrix."
-_STATE_VERSION = 1
+_SUM, _COUNTS = ".in_sum2", ".counts"
+_ALIGNMENT = 32
+_F32 = GGML_TYPES["F32"].number
+_VERSION = 3  # of GGUF
+_MAX_TEXT = 127  # bytes of a string that llama.cpp's list of overrides holds
+_STATE_VERSION = 2
 _SAVE_EVERY = 8  # utterances
-_MARK = "state"
+_MAX_STATE = 1 << 30  # bytes; 12 layers of 1024 take one megabyte
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """What is known of one matrix.
+
+    Attributes:
+        sums: of the squares of each input column, float32 [columns].
+        count: over how many inputs.
+    """
+
+    sums: NDArray[np.float32]
+    count: int
+
+    def mean(self) -> NDArray[np.float32]:
+        """Mean squares as llama-quantize computes them: 1 where there was no input."""
+        if self.count == 0:
+            return np.ones_like(self.sums)
+        return np.ascontiguousarray(self.sums / np.float32(self.count))
+
+
+@dataclass(frozen=True, eq=False)
+class ImatrixFile:
+    """The contents of an importance matrix file.
+
+    Attributes:
+        entries: by the name of the matrix.
+        datasets: what the inputs were, in words.
+        chunk_count: sequences.
+        chunk_size: elements of the longest.
+        extra: further keys, of this project.
+    """
+
+    entries: Mapping[str, Entry]
+    datasets: tuple[str, ...]
+    chunk_count: int
+    chunk_size: int
+    extra: tuple[Key, ...] = field(default=())
+
+    def keys(self, file_name: str) -> list[Key]:
+        """What llama-quantize writes into a file that it made with this matrix."""
+        keys = [Key("quantize.imatrix.file", _cut(file_name), "string")]
+        if self.datasets:
+            keys.append(Key("quantize.imatrix.dataset", _cut(self.datasets[0]), "string"))
+        keys.append(Key("quantize.imatrix.entries_count", len(self.entries), "u32"))
+        if self.chunk_count > 0:
+            keys.append(Key("quantize.imatrix.chunks_count", self.chunk_count, "u32"))
+        return keys
+
+
+@dataclass(frozen=True)
+class ImatrixInput:
+    """An importance matrix file, read and hashed.
+
+    Attributes:
+        path: where it is.
+        name: its name for metadata and reports.
+        contents: what is in it.
+        sha256: of the file.
+    """
+
+    path: Path
+    name: str
+    contents: ImatrixFile
+    sha256: str
+
+    @classmethod
+    def read(cls, path: Path) -> ImatrixInput:
+        """Read and hash a file; its name is the path's."""
+        return cls(path, path.name, read_imatrix(path), sha256_of(path))
+
+
+def write_imatrix(
+    imatrix: ImatrixFile, target: Path, *, force: bool, sources: Sequence[Path] = ()
+) -> None:
+    """Write the file, or leave nothing.
+
+    Raises:
+        InputError: the target must not be written.
+        EnvironmentFault: it cannot be.
+    """
+    keys = [
+        Key("general.type", "imatrix", "string"),
+        Key("imatrix.datasets", list(imatrix.datasets), "[string]"),
+        Key("imatrix.chunk_count", imatrix.chunk_count, "u32"),
+        Key("imatrix.chunk_size", imatrix.chunk_size, "u32"),
+        *imatrix.extra,
+    ]
+    table: list[bytes] = []
+    data: list[bytes] = []
+    offset = 0
+    for name, entry in sorted(imatrix.entries.items()):
+        for suffix, values in (
+            (_SUM, entry.sums.reshape(1, -1)),
+            (_COUNTS, np.array([[entry.count]], np.float32)),
+        ):
+            text = (name + suffix).encode()
+            rows, columns = values.shape
+            table.append(struct.pack("<Q", len(text)) + text)
+            table.append(struct.pack("<IQQIQ", 2, columns, rows, _F32, offset))
+            raw = np.ascontiguousarray(values, "<f4").tobytes()
+            data.append(raw + bytes(-len(raw) % _ALIGNMENT))
+            offset += len(data[-1])
+    header = b"".join(
+        [
+            b"GGUF",
+            struct.pack("<IQQ", _VERSION, len(data), len(keys)),
+            *map(pack_key, keys),
+            *table,
+        ]
+    )
+    with atomic_output(target, force=force, sources=sources) as file:
+        file.write(header + bytes(-len(header) % _ALIGNMENT))
+        file.writelines(data)
+
+
+def read_imatrix(path: Path) -> ImatrixFile:
+    """Read an importance matrix file, ours or llama-imatrix's.
+
+    Raises:
+        InputError: it is none, or damaged; the older format that is no GGUF is refused, too.
+    """
+    header = read_header(path)
+    if header.value("general.type") != "imatrix":
+        raise InputError(
+            f"{path} is a GGUF file, but no importance matrix (general.type is "
+            f"{header.value('general.type')!r}); make one with `valle-convert imatrix`."
+        )
+    entries: dict[str, Entry] = {}
+    for name in header.tensors:
+        matrix = name.removesuffix(_SUM)
+        if matrix == name:
+            continue
+        sums, counts = _read(path, header, name), _read(path, header, matrix + _COUNTS)
+        if counts.size != 1 or not np.isfinite(sums).all() or (sums < 0).any():
+            raise InputError(
+                f"{path}: the entry of {matrix} is no list of sums of squares; make the "
+                "importance matrix again."
+            )
+        if not (np.isfinite(counts).all() and counts[0] >= 0):
+            raise InputError(f"{path}: the entry of {matrix} counts {counts[0]} inputs.")
+        entries[matrix] = Entry(sums, round(float(counts[0])))
+    if not entries:
+        raise InputError(f"{path} is an importance matrix without entries; make it again.")
+    datasets = header.value("imatrix.datasets", [])
+    chunk_count = header.value("imatrix.chunk_count", 0)
+    chunk_size = header.value("imatrix.chunk_size", 0)
+    if not isinstance(datasets, list) or not isinstance(chunk_count, int):
+        raise InputError(f"{path}: imatrix.datasets or imatrix.chunk_count is of a wrong type.")
+    return ImatrixFile(entries, tuple(map(str, datasets)), chunk_count, chunk_size)
+
+
+def _read(path: Path, header: Header, name: str) -> NDArray[np.float32]:
+    tensor = header.tensors.get(name)
+    if tensor is None or tensor.kind.name != "F32":
+        raise InputError(f"{path} has no tensor {name} of type F32; make the file again.")
+    with path.open("rb") as file:
+        file.seek(header.data_start + tensor.offset)
+        return np.frombuffer(file.read(tensor.n_bytes), "<f4")
+
+
+def _cut(text: str) -> str:
+    """As much of a text as llama.cpp keeps of it, cut between characters."""
+    return text.encode()[:_MAX_TEXT].decode(errors="ignore")
 
 
 @dataclass
@@ -76,7 +254,7 @@ class Sums:
 def make_imatrix(
     checkpoint: Checkpoint,
     description: Description,
-    sequences: Sequences,
+    utterances: Utterances,
     target: Path,
     *,
     resume: bool = False,
@@ -88,11 +266,11 @@ def make_imatrix(
     Args:
         checkpoint: the source of the weights.
         description: what its family said of it.
-        sequences: what it is run on.
+        utterances: what it is run on.
         target: the file; `.NAME.state` beside it keeps the sums while they grow.
         resume: go on with such a state, if it is of this very work.
         force: whether an existing file may be replaced.
-        progress: hears of each utterance.
+        progress: is told of each utterance.
 
     Raises:
         InputError: the target must not be written, or the state is of other work.
@@ -100,16 +278,16 @@ def make_imatrix(
     """
     from valle_convert.network.reference import ReferenceNetwork
 
-    sources = (*checkpoint.inputs, *sequences.files)
+    sources = (*checkpoint.inputs, *utterances.files)
     check_target(target, force=force, sources=sources)
     source_sha256 = sha256_of(checkpoint.path)
-    work = hashlib.sha256(f"{source_sha256} {checkpoint.lora} {sequences.digest}".encode())
-    state = target.with_name(f".{target.name}.{_MARK}")
+    work = hashlib.sha256(f"{source_sha256} {checkpoint.lora} {utterances.digest}".encode())
+    state = target.with_name(f".{target.name}.state")
     sums = _load(state, work.hexdigest()) if resume and state.exists() else Sums()
     network = ReferenceNetwork(checkpoint, description)
-    with progress("importance", sequences.count, "utterances") as advance:
+    with progress("importance", utterances.count, "utterances") as advance:
         advance(sums.n_utterances)
-        for i, utterance in enumerate(sequences):
+        for i, utterance in enumerate(utterances):
             if i < sums.n_utterances:
                 continue
             observe(network, utterance, sums)
@@ -121,13 +299,13 @@ def make_imatrix(
             name: Entry(squares.astype(np.float32), sums.counts[name])
             for name, squares in sums.squares.items()
         },
-        datasets=(sequences.description,),
+        datasets=(utterances.description,),
         chunk_count=sums.n_passes,
         chunk_size=sums.longest,
         extra=(
             Key(f"{PREFIX}source_sha256", source_sha256, "string"),
             Key(f"{PREFIX}source_lora", checkpoint.lora or "", "string"),
-            Key(f"{PREFIX}sequences_sha256", sequences.digest, "string"),
+            Key(f"{PREFIX}sequences_sha256", utterances.digest, "string"),
             Key(f"{PREFIX}utterances", sums.n_utterances, "u32"),
         ),
     )
@@ -137,7 +315,7 @@ def make_imatrix(
     return imatrix
 
 
-def made_of(path: Path, checkpoint: Checkpoint, sequences: Sequences) -> bool:
+def made_of(path: Path, checkpoint: Checkpoint, utterances: Utterances) -> bool:
     """Whether a file is the importance matrix of this checkpoint over these utterances."""
     try:
         header = read_header(path)
@@ -145,20 +323,22 @@ def made_of(path: Path, checkpoint: Checkpoint, sequences: Sequences) -> bool:
         return False
     names = ("sequences_sha256", "utterances", "source_lora", "source_sha256")
     *found, said = [header.value(PREFIX + name) for name in names]
-    wanted = [sequences.digest, sequences.count, checkpoint.lora or ""]
+    wanted = [utterances.digest, utterances.count, checkpoint.lora or ""]
     return found == wanted and bool(said == sha256_of(checkpoint.path))
 
 
 def observe(network: ReferenceNetwork, utterance: Utterance, sums: Sums) -> None:
     """Run one utterance in every mode and add up what goes into the matrices."""
+    from valle_convert.verify.cases import cases, run_case
+
     n_inputs = 0
 
-    def hear(name: str, inputs: Tensor) -> None:
+    def add(name: str, inputs: Tensor) -> None:
         nonlocal n_inputs
         n_inputs = max(n_inputs, len(inputs))
         sums.add(name, inputs.numpy())
 
-    network.observe = hear
+    network.observe = add
     try:
         for case in cases(network.model, utterance):
             # Element by element is the same inputs once more; the text head has no task.
@@ -176,41 +356,79 @@ def _save(state: Path, sums: Sums, work: str) -> None:
     facts = {
         "version": _STATE_VERSION,
         "work": work,
-        "counts": sums.counts,
+        "counts": {name: sums.counts[name] for name in sums.squares},
+        "columns": [len(values) for values in sums.squares.values()],
         "n_utterances": sums.n_utterances,
         "n_passes": sums.n_passes,
         "longest": sums.longest,
     }
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, facts=np.array(json.dumps(facts)), **_named(sums.squares))
+    squares = np.concatenate(list(sums.squares.values()))
+    np.savez(buffer, facts=np.array(json.dumps(facts)), squares=squares)
     with atomic_output(state, force=True) as file:
         file.write(buffer.getbuffer())
 
 
-def _named(squares: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
-    return {f"sum {name}": values for name, values in squares.items()}
-
-
 def _load(state: Path, work: str) -> Sums:
+    again = "remove it, or leave out --resume"
+    arrays = read_npz(
+        state,
+        ("facts", "squares"),
+        max_bytes=_MAX_STATE,
+        what="state of an importance matrix",
+        hint=again,
+    )
     try:
-        with np.load(state, allow_pickle=False) as arrays:
-            facts = json.loads(str(arrays["facts"]))
-            same = facts["version"] == _STATE_VERSION and facts["work"] == work
-            sums = Sums(
-                squares={str(name): arrays[f"sum {name}"] for name in facts["counts"]},
-                counts={str(name): int(n) for name, n in facts["counts"].items()},
-                n_utterances=int(facts["n_utterances"]),
-                n_passes=int(facts["n_passes"]),
-                longest=int(facts["longest"]),
-            )
-    except Exception as error:
-        # A damaged archive raises whatever zipfile, numpy and json raise.
-        raise InputError(
-            f"{state} is a damaged state ({error}); remove it, or leave out --resume."
-        ) from error
+        facts = json.loads(str(arrays["facts"]))
+        same = facts["version"] == _STATE_VERSION and facts["work"] == work
+        counts = {str(name): int(n) for name, n in facts["counts"].items()}
+        ends = np.cumsum([int(n) for n in facts["columns"]])
+        squares = np.split(arrays["squares"].astype(np.float64, casting="safe"), ends[:-1])
+        sums = Sums(
+            squares=dict(zip(counts, squares, strict=True)),
+            counts=counts,
+            n_utterances=int(facts["n_utterances"]),
+            n_passes=int(facts["n_passes"]),
+            longest=int(facts["longest"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{state} is a damaged state ({error}); {again}.") from error
     if not same:
         raise InputError(
-            f"{state} is the state of other work (another checkpoint, other utterances); "
-            "remove it, or leave out --resume."
+            f"{state} is the state of other work (another checkpoint, other utterances); {again}."
         )
     return sums
+
+
+def check_fits(imatrix: ImatrixInput, source: Source) -> None:
+    """Refuse a matrix of another model, whose columns would stop llama-quantize halfway.
+
+    Raises:
+        InputError: a tensor of it is not in the source, or has other columns.
+    """
+    for name, entry in imatrix.contents.entries.items():
+        tensor = source.header.tensors.get(name)
+        if tensor is None or tensor.shape[-1] != len(entry.sums):
+            found = "no such tensor" if tensor is None else f"{tensor.shape[-1]} columns"
+            raise InputError(
+                f"The importance matrix {imatrix.path} is of another model: it has {name} with "
+                f"{len(entry.sums)} columns, and {source.name} has {found}."
+            )
+
+
+def stand_in(source: Source, description: str, path: Path) -> ImatrixInput:
+    """A matrix of ones: llama.cpp plans by the entries, not by their values.
+
+    Args:
+        source: what will be quantized.
+        description: of the utterances that the real one will be made of.
+        path: where it is written.
+    """
+    entries = {
+        name: Entry(np.ones(tensor.shape[-1], np.float32), 1)
+        for name, tensor in source.header.tensors.items()
+        if len(tensor.shape) == 2
+    }
+    contents = ImatrixFile(entries, (description,), 1, 1)
+    write_imatrix(contents, path, force=True)
+    return ImatrixInput(path, f"{source.stem}-imatrix.gguf", contents, "0" * 64)

@@ -16,7 +16,7 @@ from importlib import resources
 from typing import Any
 
 from valle_convert.errors import InputError
-from valle_convert.quantize.measure import ALL, Measured
+from valle_convert.quantize.quality import ALL, Measured
 from valle_convert.quantize.types import FILE_TYPES, FileType
 
 

@@ -1,8 +1,9 @@
-"""One quantized file: made by llama-quantize, checked against the plan, signed, renamed.
+"""Quantized files: made by llama-quantize, checked against the plan, signed, renamed.
 
 llama-quantize writes into a file without a name beside the target, so that nothing is left
 whoever is killed when. Its result is then copied into place in one pass that changes the
-header (how the file was made) and computes every digest.
+header (how the file was made) and computes every digest. The files of a run are made one after
+the other, or kept, with a manifest that is right after each.
 """
 
 from __future__ import annotations
@@ -11,31 +12,42 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from valle_convert.errors import EnvironmentFault
+from valle_convert.checkpoint.read import sha256_of
+from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import atomic_output, check_target
-from valle_convert.gguf_file.header import Header, TensorEntry, header_of_open
+from valle_convert.gguf_file.header import Header, TensorEntry, header_of_open, read_header
 from valle_convert.progress import Progress, silent
-from valle_convert.quantize.plan import TENSOR_LINE, FilePlan, arguments_of, keys_of
+from valle_convert.quantize.imatrix import PREFIX as IMATRIX_PREFIX
+from valle_convert.quantize.imatrix import ImatrixInput
+from valle_convert.quantize.manifest import (
+    MANIFEST,
+    ManifestFile,
+    TensorDigest,
+    read_manifest,
+    tensor_digests,
+    write_manifest,
+)
+from valle_convert.quantize.plan import (
+    TENSOR_LINE,
+    FilePlan,
+    Listener,
+    Options,
+    arguments_of,
+    keys_of,
+    shown_arguments,
+)
+from valle_convert.quantize.source import Source
 from valle_convert.quantize.tool import Quantizer
 
 _PIECE = 4 << 20
-
-
-@dataclass(frozen=True)
-class MadeTensor:
-    """A tensor of a file that is there."""
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,7 @@ class MadeFile:
     path: Path
     n_bytes: int
     sha256: str
-    tensors: tuple[MadeTensor, ...]
+    tensors: tuple[TensorDigest, ...]
     log: tuple[str, ...]
 
 
@@ -62,7 +74,6 @@ def make_file(
     plan: FilePlan,
     target: Path,
     *,
-    source_sha256: Callable[[], str],
     force: bool = False,
     progress: Progress = silent,
     keep_log: Callable[[list[str]], object] = lambda _lines: None,
@@ -73,9 +84,8 @@ def make_file(
         quantizer: who does it.
         plan: what it is to become.
         target: the file.
-        source_sha256: gives the source's digest, which may be computed meanwhile.
         force: whether an existing file may be replaced.
-        progress: hears of the bytes of the source that are done.
+        progress: is told of the bytes of the source that are done.
         keep_log: gets the tool's log, also where it failed.
 
     Raises:
@@ -94,9 +104,9 @@ def make_file(
                 quantizer.sha256,
                 plan.source,
                 plan.kind,
-                plan.settings,
+                plan.options,
                 plan.imatrix,
-                source_sha256=source_sha256(),
+                source_sha256=plan.source.sha256,
             )
         )
         with atomic_output(target, force=force, sources=[plan.source.path]) as out:
@@ -126,7 +136,7 @@ def _run(
     handle = work.fileno()
     arguments = arguments_of(
         plan.kind,
-        plan.settings,
+        plan.options,
         plan.source.path,
         f"/dev/fd/{handle}",
         plan.imatrix.path if plan.imatrix else None,
@@ -135,13 +145,13 @@ def _run(
     try:
         with progress(label, sum(sizes.values()), "B") as advance:
 
-            def hear(line: str) -> None:
+            def follow(line: str) -> None:
                 log.append(line)
                 match = TENSOR_LINE.match(line)
                 if match:
                     advance(sizes.get(match["name"], 0))
 
-            return quantizer.run(arguments, on_line=hear, keep_open=[handle])
+            return quantizer.run(arguments, on_line=follow, keep_open=[handle])
     finally:
         keep_log(log)
 
@@ -165,7 +175,7 @@ def _check_types(quantizer: Quantizer, plan: FilePlan, header: Header) -> None:
 
 def _copy(
     work: BinaryIO, header: Header, new_header: bytes, out: BinaryIO
-) -> tuple[str, tuple[MadeTensor, ...]]:
+) -> tuple[str, tuple[TensorDigest, ...]]:
     """Header and data into the target; the file's and the tensors' digests, side by side."""
     out.write(new_header)
     out.flush()
@@ -174,7 +184,7 @@ def _copy(
     with ThreadPoolExecutor(max_workers=1) as pool:
         pending = pool.submit(_digest, whole, work, header.data_start, header.data_bytes)
         made = [
-            MadeTensor(
+            TensorDigest(
                 tensor.name,
                 tensor.kind.name,
                 tensor.shape,
@@ -212,3 +222,137 @@ def _digest(digest: hashlib._Hash, file: BinaryIO, start: int, n_bytes: int) -> 
 
 def _offset(tensor: TensorEntry) -> int:
     return tensor.offset
+
+
+@dataclass(frozen=True)
+class Made:
+    """A file that is there, with its plan."""
+
+    plan: FilePlan
+    path: Path
+    entry: ManifestFile
+    status: str
+    seconds: float
+
+
+def make_all(
+    quantizer: Quantizer,
+    source: Source,
+    plans: Sequence[FilePlan],
+    targets: Sequence[Path],
+    options: Options,
+    single: bool,
+    listener: Listener,
+) -> Iterator[Made]:
+    """Make or keep one file after the other; the manifest is right after each."""
+    folder = targets[0].parent
+    known = {} if single else _known_files(folder, options)
+    listed = dict(known)
+    replace_files = options.force or options.resume
+    kept = {
+        target: old
+        for plan, target in zip(plans, targets, strict=True)
+        if options.resume
+        and (old := _still_there(quantizer, source, plan, target, known)) is not None
+    }
+    for target in targets:
+        if target not in kept:
+            check_target(target, force=replace_files, sources=[source.path])
+    imatrix = next((plan.imatrix for plan in plans if plan.imatrix), None)
+    if imatrix is not None and not single and imatrix.path.parent == folder:
+        listed[imatrix.name] = _imatrix_entry(imatrix)
+    for plan, target in zip(plans, targets, strict=True):
+        start = time.perf_counter()
+        entry = kept.get(target)
+        if entry is not None:
+            listener.talk(f"kept {target.name}: source, type, tool and options are the same")
+        else:
+            done = make_file(
+                quantizer,
+                plan,
+                target,
+                force=replace_files,
+                progress=listener.progress,
+                keep_log=listener.keep_log,
+            )
+            if done.n_bytes != plan.n_bytes:
+                raise AssertionError(f"{done.n_bytes} bytes, planned were {plan.n_bytes}")
+            entry = _entry(quantizer, source, plan, done)
+            listener.talk(
+                f"wrote {target}: {done.n_bytes:,} bytes, {plan.bits_per_weight:.2f} bits a "
+                f"weight, {time.perf_counter() - start:.1f} s"
+            )
+            if not single:
+                listed[entry.name] = entry
+                write_manifest(folder, list(listed.values()))
+        status = "kept" if target in kept else "made"
+        yield Made(plan, target, entry, status, time.perf_counter() - start)
+    if not single:
+        write_manifest(folder, list(listed.values()))
+
+
+def _known_files(folder: Path, options: Options) -> dict[str, ManifestFile]:
+    """What the folder's manifest lists and still lies there; other types stay in it."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return {}
+    try:
+        files = read_manifest(path)
+    except InputError:
+        if options.force:
+            return {}
+        raise
+    return {file.name: file for file in files if (folder / file.name).is_file()}
+
+
+def _still_there(
+    quantizer: Quantizer,
+    source: Source,
+    plan: FilePlan,
+    target: Path,
+    known: dict[str, ManifestFile],
+) -> ManifestFile | None:
+    """The manifest's entry of a file that need not be made again."""
+    old = known.get(target.name)
+    if old is None or not target.is_file() or target.stat().st_size != old.n_bytes:
+        return None
+    wanted = _entry(quantizer, source, plan, MadeFile(target, 0, old.sha256, (), ()))
+    return old if old.made_like(wanted) and sha256_of(target) == old.sha256 else None
+
+
+def _entry(quantizer: Quantizer, source: Source, plan: FilePlan, done: MadeFile) -> ManifestFile:
+    return ManifestFile(
+        name=done.path.name,
+        kind=plan.kind.name,
+        n_bytes=done.n_bytes,
+        sha256=done.sha256,
+        source_sha256=source.sha256,
+        tool=tool_of(quantizer, plan),
+        arguments=shown_arguments(plan.source, plan.kind, plan.options, plan.imatrix),
+        imatrix_sha256=plan.imatrix.sha256 if plan.imatrix else None,
+        tensors=done.tensors,
+    )
+
+
+def _imatrix_entry(imatrix: ImatrixInput) -> ManifestFile:
+    header = read_header(imatrix.path)
+    return ManifestFile(
+        name=imatrix.name,
+        kind="imatrix",
+        n_bytes=imatrix.path.stat().st_size,
+        sha256=imatrix.sha256,
+        source_sha256=header.value(f"{IMATRIX_PREFIX}source_sha256"),
+        tool={"name": "valle-convert imatrix"},
+        arguments=(imatrix.contents.datasets[0],),
+        imatrix_sha256=None,
+        tensors=tensor_digests(imatrix.path, header),
+    )
+
+
+def tool_of(quantizer: Quantizer, plan: FilePlan) -> dict[str, str]:
+    """Who makes a file, for manifest and report."""
+    return {
+        "name": quantizer.kind,
+        "version": plan.tool_version,
+        "sha256": quantizer.sha256,
+    }

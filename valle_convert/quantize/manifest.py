@@ -22,13 +22,22 @@ from valle_convert.errors import InputError
 from valle_convert.files import describe_os_error, write_text_atomically
 from valle_convert.gguf_file.header import Header, read_header
 from valle_convert.progress import Progress, silent
-from valle_convert.quantize.make import MadeTensor
 
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
 SCHEMA_VERSION = 1
 _MAX_BYTES = 64 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class TensorDigest:
+    """A tensor of a file, and the SHA-256 of its data."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ class ManifestFile:
     tool: Mapping[str, str]
     arguments: tuple[str, ...]
     imatrix_sha256: str | None
-    tensors: tuple[MadeTensor, ...]
+    tensors: tuple[TensorDigest, ...]
 
     def made_like(self, other: ManifestFile) -> bool:
         """Whether source, type, tool and options are the same."""
@@ -176,7 +185,7 @@ def check_manifest(path: Path, *, progress: Progress = silent) -> ManifestCheck:
 
     Args:
         path: the folder, or its manifest.json.
-        progress: hears of the bytes read.
+        progress: is told of the bytes read.
 
     Raises:
         InputError: there is no manifest that can be read.
@@ -198,9 +207,9 @@ def check_manifest(path: Path, *, progress: Progress = silent) -> ManifestCheck:
     )
 
 
-def tensor_digests(path: Path, header: Header) -> tuple[MadeTensor, ...]:
+def tensor_digests(path: Path, header: Header) -> tuple[TensorDigest, ...]:
     """The digest of each tensor of a file, in the order of the data."""
-    made: list[MadeTensor] = []
+    made: list[TensorDigest] = []
     with path.open("rb") as file:
         for tensor in sorted(header.tensors.values(), key=lambda one: one.offset):
             file.seek(header.data_start + tensor.offset)
@@ -209,7 +218,9 @@ def tensor_digests(path: Path, header: Header) -> tuple[MadeTensor, ...]:
             while left and (piece := file.read(min(left, 4 << 20))):
                 digest.update(piece)
                 left -= len(piece)
-            made.append(MadeTensor(tensor.name, tensor.kind.name, tensor.shape, digest.hexdigest()))
+            made.append(
+                TensorDigest(tensor.name, tensor.kind.name, tensor.shape, digest.hexdigest())
+            )
     return tuple(made)
 
 
@@ -265,7 +276,7 @@ def _parse(entry: Mapping[str, Any]) -> ManifestFile:
         arguments=tuple(map(_text, entry["arguments"])),
         imatrix_sha256=None if imatrix is None else _digest(imatrix),
         tensors=tuple(
-            MadeTensor(
+            TensorDigest(
                 _text(one["name"]),
                 _text(one["type"]),
                 tuple(map(int, one["shape"])),

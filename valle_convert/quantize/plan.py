@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from valle_convert import __version__
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.gguf_file.header import GgmlType, Header, TensorEntry
+from valle_convert.gguf_file.header import GgmlType, TensorEntry
 from valle_convert.gguf_file.keys import Key
-from valle_convert.quantize.imatrix_file import ImatrixFile
-from valle_convert.quantize.recipes import Recipe, matches
+from valle_convert.progress import Progress, silent
+from valle_convert.quantize.imatrix import ImatrixInput
+from valle_convert.quantize.source import Source
 from valle_convert.quantize.tool import PROGRAM, Quantizer
-from valle_convert.quantize.types import FileType, ggml_type
+from valle_convert.quantize.types import STOCK, FileType, Recipe, ggml_type, matches
 
 PREFIX = "valle.quantize."
 TENSOR_LINE = re.compile(
@@ -32,43 +33,6 @@ _FALLBACK_LINE = re.compile(
     r"\(required for type +(?P<wanted>\w+)\).*-> falling back to +(?P<given>\w+)"
 )
 _NEEDS_IMATRIX = "will require an imatrix"
-
-
-@dataclass(frozen=True)
-class ImatrixInput:
-    """An importance matrix file, read and hashed.
-
-    Attributes:
-        path: where it is.
-        name: its name for metadata and reports.
-        contents: what is in it.
-        sha256: of the file.
-    """
-
-    path: Path
-    name: str
-    contents: ImatrixFile
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Source:
-    """The file that is quantized.
-
-    Attributes:
-        path: where it is.
-        name: its name for metadata and reports.
-        header: its header.
-    """
-
-    path: Path
-    name: str
-    header: Header
-
-    @property
-    def n_weights(self) -> int:
-        """Elements of all tensors."""
-        return sum(tensor.n_elements for tensor in self.header.tensors.values())
 
 
 @dataclass(frozen=True)
@@ -93,28 +57,68 @@ class Fallback:
         )
 
 
+AUTO, NONE = "auto", "none"
+
+
 @dataclass(frozen=True)
-class Settings:
-    """What goes for all files of a run.
+class Options:
+    """What the user wants.
 
     Attributes:
+        types: which files to make.
+        tool: a path of llama-quantize, "library", or None to search.
         recipe: named tensor types.
         tensor_types: further ones, which win over the recipe's; checked, pattern=type.
         allow_requantize: whether quantized tensors may be quantized again.
         pure: whether mixtures are switched off.
         threads: for llama-quantize and for measuring; 0 for their own choice.
+        imatrix: "auto", "none", or the path of a file. "auto" makes one of the checkpoint: with
+            given utterances for every type, else for those that cannot be made without.
+        data: a folder of utterances; None for seeded ones.
+        measure: whether quality and speed are measured.
+        n_utterances: how many are measured; of given ones, at most so many.
+        n_imatrix: seeded utterances that an importance matrix is made of; given ones all count.
+        seed: of seeded utterances.
+        max_kl, min_agreement: limits; None for the measured ones of each type.
+        allow_fallback: whether a tensor that the type cannot hold may get another one.
+        resume: keep files that are there and were made in the same way.
+        force: whether existing files may be replaced.
+        dry_run: plan only.
     """
 
-    recipe: Recipe
+    types: tuple[FileType, ...] = ()
+    tool: str | None = None
+    recipe: Recipe = STOCK
     tensor_types: tuple[str, ...] = ()
     allow_requantize: bool = False
     pure: bool = False
     threads: int = 0
+    imatrix: str = AUTO
+    data: Path | None = None
+    measure: bool = True
+    n_utterances: int = 2
+    n_imatrix: int = 32
+    seed: int = 0
+    max_kl: float | None = None
+    min_agreement: float | None = None
+    allow_fallback: bool = True
+    resume: bool = False
+    force: bool = False
+    dry_run: bool = False
 
     @property
     def patterns(self) -> tuple[str, ...]:
         """All tensor types in the order in which they are tried."""
         return (*self.tensor_types, *(item.lower() for item in self.recipe.tensor_types))
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Where a run reports: its progress, sentences, and the log of each run of llama-quantize."""
+
+    progress: Progress = silent
+    talk: Callable[[str], object] = lambda _text: None
+    keep_log: Callable[[list[str]], object] = lambda _lines: None
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ class FilePlan:
     Attributes:
         source: what is quantized.
         kind: the type asked for.
-        settings: what goes for all files.
+        options: what the user wants.
         imatrix: the importance matrix, if one is used.
         tensors: in the order of the file, with their new types; offsets are not set.
         fallbacks: the tensors that the type cannot hold.
@@ -135,7 +139,7 @@ class FilePlan:
 
     source: Source
     kind: FileType
-    settings: Settings
+    options: Options
     imatrix: ImatrixInput | None
     tensors: tuple[TensorEntry, ...]
     fallbacks: tuple[Fallback, ...]
@@ -164,7 +168,7 @@ def plan_file(
     quantizer: Quantizer,
     source: Source,
     kind: FileType,
-    settings: Settings,
+    options: Options,
     imatrix: ImatrixInput | None = None,
 ) -> FilePlan:
     """Ask llama.cpp what it would do.
@@ -173,10 +177,10 @@ def plan_file(
         InputError: the source is quantized already, and requantizing was not allowed.
         EnvironmentFault: the tool failed, or has no dry run.
     """
-    _check_source(source, kind, settings)
+    _check_source(source, kind, options)
     log = quantizer.run(
         arguments_of(
-            kind, settings, source.path, None, imatrix.path if imatrix else None, dry_run=True
+            kind, options, source.path, None, imatrix.path if imatrix else None, dry_run=True
         )
     )
     types = {
@@ -197,15 +201,15 @@ def plan_file(
     )
     version = quantizer.version_in(log)
     header = source.header.changed(
-        keys_of(quantizer.kind, version, quantizer.sha256, source, kind, settings, imatrix)
+        keys_of(quantizer.kind, version, quantizer.sha256, source, kind, options, imatrix)
     )
     return FilePlan(
         source=source,
         kind=kind,
-        settings=settings,
+        options=options,
         imatrix=imatrix,
         tensors=tensors,
-        fallbacks=tuple(_fallbacks(log, source, kind, settings, tensors)),
+        fallbacks=tuple(_fallbacks(log, source, kind, options, tensors)),
         needs_imatrix=any(_NEEDS_IMATRIX in line for line in log),
         tool_version=version,
         n_bytes=len(header) + sum(map(_stored, tensors)),
@@ -214,7 +218,7 @@ def plan_file(
 
 def arguments_of(
     kind: FileType,
-    settings: Settings,
+    options: Options,
     source: Path | str,
     target: Path | str | None,
     imatrix: Path | str | None,
@@ -223,11 +227,11 @@ def arguments_of(
 ) -> list[str]:
     """The arguments of llama-quantize."""
     arguments = ["--dry-run"] if dry_run else []
-    if settings.allow_requantize:
+    if options.allow_requantize:
         arguments.append("--allow-requantize")
-    if settings.pure:
+    if options.pure:
         arguments.append("--pure")
-    for item in settings.patterns:
+    for item in options.patterns:
         arguments += ["--tensor-type", item]
     if imatrix is not None:
         arguments += ["--imatrix", str(imatrix)]
@@ -235,17 +239,17 @@ def arguments_of(
     if target is not None:
         arguments.append(str(target))
     arguments.append(kind.name)
-    if settings.threads:
-        arguments.append(str(settings.threads))
+    if options.threads:
+        arguments.append(str(options.threads))
     return arguments
 
 
 def shown_arguments(
-    source: Source, kind: FileType, settings: Settings, imatrix: ImatrixInput | None
+    source: Source, kind: FileType, options: Options, imatrix: ImatrixInput | None
 ) -> tuple[str, ...]:
     """The whole command for metadata and reports, with names in the place of paths."""
     target = f"{Path(source.name).stem}-{kind.name}.gguf"
-    shown = arguments_of(kind, settings, source.name, target, imatrix.name if imatrix else None)
+    shown = arguments_of(kind, options, source.name, target, imatrix.name if imatrix else None)
     return (PROGRAM, *shown)
 
 
@@ -255,16 +259,16 @@ def keys_of(
     tool_sha256: str,
     source: Source,
     kind: FileType,
-    settings: Settings,
+    options: Options,
     imatrix: ImatrixInput | None,
     *,
     source_sha256: str = "0" * 64,
 ) -> list[Key]:
     """What a quantized file says of how it was made; no paths, no times.
 
-    Its keys have a fixed size but for the names in them, so that a plan knows the header's size.
+    Every value but the names in it has a fixed size, so that a plan knows the header's size.
     """
-    shown = shown_arguments(source, kind, settings, imatrix)
+    shown = shown_arguments(source, kind, options, imatrix)
     values: list[Key] = [
         Key("general.quantization_version", 2, "u32"),
         Key("general.file_type", _file_type_of(source, kind), "u32"),
@@ -273,7 +277,7 @@ def keys_of(
         Key(f"{PREFIX}tool_version", tool_version, "string"),
         Key(f"{PREFIX}tool_sha256", tool_sha256, "string"),
         Key(f"{PREFIX}arguments", list(shown), "[string]"),
-        Key(f"{PREFIX}recipe", settings.recipe.name, "string"),
+        Key(f"{PREFIX}recipe", options.recipe.name, "string"),
         Key(f"{PREFIX}source_name", source.name, "string"),
         Key(f"{PREFIX}source_sha256", source_sha256, "string"),
         Key(f"{PREFIX}converter_version", __version__, "string"),
@@ -291,9 +295,9 @@ def _file_type_of(source: Source, kind: FileType) -> int:
     return kind.number
 
 
-def _check_source(source: Source, kind: FileType, settings: Settings) -> None:
+def _check_source(source: Source, kind: FileType, options: Options) -> None:
     quantized = [t for t in source.header.tensors.values() if t.kind.block > 1]
-    if quantized and kind.base is not None and not settings.allow_requantize:
+    if quantized and kind.base is not None and not options.allow_requantize:
         raise InputError(
             f"{source.name} is quantized already ({len(quantized)} tensors, such as "
             f"{quantized[0].name} of type {quantized[0].kind.name}), and quantizing again adds its "
@@ -305,7 +309,7 @@ def _fallbacks(
     log: Sequence[str],
     source: Source,
     kind: FileType,
-    settings: Settings,
+    options: Options,
     tensors: Sequence[TensorEntry],
 ) -> list[Fallback]:
     """What llama.cpp says, and what it does without a word.
@@ -330,7 +334,7 @@ def _fallbacks(
             and tensor.name not in found
             and tensor.kind != source.header.tensors[tensor.name].kind
             and tensor.shape[-1] % base.block
-            and not any(matches(item, tensor.name) for item in settings.patterns)
+            and not any(matches(item, tensor.name) for item in options.patterns)
         ):
             found[tensor.name] = Fallback(
                 tensor.name, tensor.shape[-1], base.name, tensor.kind.name

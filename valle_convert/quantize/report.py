@@ -1,19 +1,24 @@
-"""What a run of `quantize` found, as plain values, text and Markdown (html.py draws it).
+"""What a run of `quantize` found, as plain values, JSON and Markdown (html.py draws it).
 
 Frozen; nothing here computes but the verdict. data/report.schema.json is the schema of the
-JSON form, and docs/quantize.md explains its fields.
+JSON form. A report's file tells its form by its extension; the tool's log is kept here too.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+from valle_convert.errors import InputError
+from valle_convert.files import check_target, write_text_atomically
 from valle_convert.quantize.limits import Verdict
-from valle_convert.quantize.measure import ALL, Measured
 from valle_convert.quantize.plan import Fallback
+from valle_convert.quantize.quality import ALL, Measured
 
 SCHEMA_VERSION = 1
 
@@ -92,7 +97,7 @@ class QuantizeReport:
         recipe: name and reason.
         tensor_types: further ones.
         reference: what quality is measured against, in words; empty where it is not measured.
-        sequences: the utterances, in words.
+        utterances: what quality is measured on, in words.
         baseline: the file in F16 that sizes and speeds stand beside; None where not measured.
         files: in the order asked for.
         notes: what the reader should know of the run.
@@ -104,7 +109,7 @@ class QuantizeReport:
     recipe: Mapping[str, str]
     tensor_types: tuple[str, ...]
     reference: str
-    sequences: str
+    utterances: str
     baseline: FileReport | None
     files: tuple[FileReport, ...]
     notes: tuple[str, ...] = ()
@@ -150,14 +155,14 @@ class QuantizeReport:
             "recipe": dict(self.recipe),
             "tensor_types": list(self.tensor_types),
             "reference": self.reference,
-            "sequences": self.sequences,
+            "sequences": self.utterances,
             "baseline": self.baseline.to_json() if self.baseline else None,
             "files": [file.to_json() for file in self.files],
             "notes": list(self.notes),
         }
 
     def summary(self) -> tuple[list[str], list[list[str]]]:
-        """Header and rows of the table that says it all; the baseline comes first."""
+        """Header and rows of the summary table; the baseline comes first."""
         rows = [*([self.baseline] if self.baseline else []), *self.files]
         base = self.baseline.n_bytes if self.baseline else 0
         header = ["type", "size, MiB", "bits/weight"]
@@ -214,7 +219,7 @@ class QuantizeReport:
             facts.append(f"tensor types: {', '.join(self.tensor_types)}")
         if self.reference:
             facts.append(f"measured against {self.reference}")
-            facts.append(f"over {self.sequences}")
+            facts.append(f"over {self.utterances}")
         facts += [
             f"{file.kind}: importance matrix {file.imatrix}" for file in self.files if file.imatrix
         ]
@@ -278,3 +283,69 @@ def _markdown_table(header: list[str], rows: list[list[str]]) -> Iterator[str]:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _to_html(report: QuantizeReport) -> str:
+    from valle_convert.quantize.html import to_html
+
+    return to_html(report)
+
+
+FORMS: dict[str, Callable[[QuantizeReport], str]] = {
+    ".json": lambda report: json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n",
+    ".md": QuantizeReport.to_markdown,
+    ".html": _to_html,
+}
+
+
+def check_reports(targets: Sequence[Path], *, sources: Sequence[Path], force: bool) -> None:
+    """Refuse a report that cannot be written, before an hour of work.
+
+    Raises:
+        InputError: the extension is of no form, or the target must not be written.
+        EnvironmentFault: matplotlib is missing, or the folder is not writable.
+    """
+    for target in targets:
+        if target.suffix not in FORMS:
+            raise InputError(
+                f"The report {target} ends in {target.suffix or 'nothing'!r}, where one of "
+                f"{', '.join(FORMS)} tells its form."
+            )
+        check_target(target, force=force, sources=sources)
+        if target.suffix == ".html":
+            from valle_convert.quantize.html import check_matplotlib
+
+            check_matplotlib()
+
+
+def write_reports(report: QuantizeReport, targets: Sequence[Path], *, force: bool) -> None:
+    """Write the report in every form asked for."""
+    for target in targets:
+        write_text_atomically(target, FORMS[target.suffix](report), force=force)
+
+
+class LogFile:
+    """Keeps what llama-quantize said, run after run, and writes it at the end, whatever happens.
+
+    Use it as a context manager; it gives the function that takes the lines of one run.
+    """
+
+    def __init__(self, target: Path | None, *, force: bool) -> None:
+        self._target = target
+        self._force = force
+        self._lines: list[str] = []
+        if target is not None:
+            check_target(target, force=force)
+
+    def __enter__(self) -> Callable[[list[str]], object]:
+        return self._lines.extend
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._target is not None and self._lines:
+            text = "\n".join(self._lines) + "\n"
+            write_text_atomically(self._target, text, force=self._force)

@@ -64,7 +64,7 @@ class Quantizer:
 
         Args:
             arguments: what llama-quantize takes.
-            on_line: hears of each line of its log as it comes.
+            on_line: is told of each line of its log as it comes.
             keep_open: file descriptors that it inherits.
 
         Returns:

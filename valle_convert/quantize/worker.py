@@ -3,7 +3,7 @@
     python -m valle_convert.quantize.worker [options] IN.gguf [OUT.gguf] TYPE [THREADS]
 
 The options are those that this project uses: --dry-run, --allow-requantize, --pure,
---tensor-type, --token-embedding-type, --imatrix. The log goes to stderr, in llama.cpp's words.
+--tensor-type, --imatrix. The log goes to stderr, in llama.cpp's words.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from valle_convert.errors import ValleConvertError
 from valle_convert.gguf_file.keys import Key
 from valle_convert.llama.library import load_library
-from valle_convert.quantize.imatrix_file import read_imatrix
-from valle_convert.quantize.recipes import check_tensor_type
-from valle_convert.quantize.types import FILE_TYPES, ggml_type
+from valle_convert.quantize.imatrix import read_imatrix
+from valle_convert.quantize.types import FILE_TYPES, check_tensor_type, ggml_type
 
 # llama_model_kv_override: which member of the union holds.
 _TAG_INT, _TAG_STRING = 0, 3
@@ -37,7 +36,6 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--allow-requantize", action="store_true")
     parser.add_argument("--pure", action="store_true")
     parser.add_argument("--tensor-type", action="append", default=[])
-    parser.add_argument("--token-embedding-type")
     parser.add_argument("--imatrix", type=Path)
     parser.add_argument("files_type_threads", nargs="+")
     options = parser.parse_args(arguments)
@@ -77,8 +75,6 @@ def _quantize(
     params.dry_run = options.dry_run
     params.allow_requantize = options.allow_requantize
     params.pure = options.pure
-    if options.token_embedding_type:
-        params.token_embedding_type = ggml_type(options.token_embedding_type).number
     if options.tensor_type:
         params.tt_overrides = _tensor_types(api, options.tensor_type)
     if options.imatrix:

@@ -6,38 +6,33 @@ A given utterance is one `.npz` file (`numpy.savez`), of integers:
     response  [frames, levels]  the codes of the speech
     prompt    [frames, levels]  the codes of the voice; may be left out
     language  []                its id; may be left out (0 then)
-
-Files are untrusted: every array's header is looked at before its data is read.
 """
 
 from __future__ import annotations
 
 import hashlib
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from valle_convert.errors import InputError
 from valle_convert.files import describe_os_error
 from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import Model
+from valle_convert.npz_file import read_npz
 from valle_convert.verify.cases import Utterance, utterances
 
 # Seeded utterances grow a little from one to the next; after so many they begin short again.
 _PER_SEED = 8
 _MASKED_PART = 0.5
-_ARRAYS = ("phonemes", "response", "prompt", "language")
 
 
 @dataclass(frozen=True)
-class Sequences:
+class Utterances:
     """Utterances that can be gone through again and again, and what they are.
 
     Attributes:
@@ -69,13 +64,13 @@ class Sequences:
             left -= _PER_SEED
 
 
-def seeded(model: Model, count: int, *, seed: int) -> Sequences:
+def seeded(model: Model, count: int, *, seed: int) -> Utterances:
     """Random phonemes and codes; the same for the same seed."""
     text = f"{count} utterances of random phonemes and codes, seed {seed} (no real speech)"
-    return Sequences(model, count, text, hashlib.sha256(text.encode()).hexdigest(), seed=seed)
+    return Utterances(model, count, text, hashlib.sha256(text.encode()).hexdigest(), seed=seed)
 
 
-def given(model: Model, folder: Path, *, seed: int, limit: int | None = None) -> Sequences:
+def given(model: Model, folder: Path, *, seed: int, limit: int | None = None) -> Utterances:
     """The `.npz` files of a folder, by name; all of them are checked now.
 
     Raises:
@@ -95,10 +90,10 @@ def given(model: Model, folder: Path, *, seed: int, limit: int | None = None) ->
         read_utterance(path, model, seed=(seed, 0))
         digest.update(f"{path.name} ".encode() + hashlib.sha256(path.read_bytes()).digest())
     text = f"{len(files)} given utterances, sha256 {digest.hexdigest()[:16]}"
-    return Sequences(model, len(files), text, digest.hexdigest(), tuple(files), seed)
+    return Utterances(model, len(files), text, digest.hexdigest(), tuple(files), seed)
 
 
-def choose(model: Model, data: Path | None, count: int, *, seed: int) -> Sequences:
+def choose(model: Model, data: Path | None, count: int, *, seed: int) -> Utterances:
     """The given utterances of a folder, or seeded ones where there is no folder."""
     if data is not None:
         return given(model, data, seed=seed, limit=count or None)
@@ -117,10 +112,15 @@ def read_utterance(path: Path, model: Model, *, seed: tuple[int, ...]) -> Uttera
         InputError: the file is not of the format or not of this model.
     """
     config = model.config
-    arrays = _read_arrays(path, config.n_ctx_train * max(config.n_levels, 1))
-    for name in ("phonemes", "response"):
-        if name not in arrays:
-            raise InputError(f"{path} has no array {name!r}; see docs/quantize.md for the format.")
+    arrays = read_npz(
+        path,
+        ("phonemes", "response"),
+        # As many 64-bit integers as a context of frames has codes, and the headers.
+        max_bytes=8 * (config.n_ctx_train + 1024) * max(config.n_levels, 1),
+        what=".npz file of an utterance",
+        hint="docs/quantize.md has the format",
+        optional=("prompt", "language"),
+    )
     phonemes, response = arrays["phonemes"], arrays["response"]
     prompt, language = arrays.get("prompt"), arrays.get("language")
     _check(path, "phonemes", phonemes, (None,), model.table("phonemes").n_rows)
@@ -154,6 +154,8 @@ def read_utterance(path: Path, model: Model, *, seed: tuple[int, ...]) -> Uttera
 def _check(
     path: Path, name: str, array: NDArray[Any], shape: tuple[int | None, ...], n_rows: int
 ) -> None:
+    if array.dtype.kind not in "iu":
+        raise InputError(f"{path}: {name} is of type {array.dtype}, where integers are expected.")
     fits = array.ndim == len(shape) and all(
         wanted in (None, found) for wanted, found in zip(shape, array.shape, strict=True)
     )
@@ -168,49 +170,3 @@ def _check(
         raise InputError(
             f"{path}: {name} holds {low if low < 0 else high}, where 0 to {n_rows - 1} is expected."
         )
-
-
-def _read_arrays(path: Path, max_elements: int) -> dict[str, NDArray[Any]]:
-    """The arrays of the format, each read only if its header is that of few integers."""
-    arrays: dict[str, NDArray[Any]] = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in _ARRAYS:
-                if f"{name}.npy" in archive.namelist():
-                    arrays[name] = _read_array(archive, name, max_elements)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {describe_os_error(error)}.") from error
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        ValueError,
-        EOFError,
-        RuntimeError,
-        NotImplementedError,
-        SyntaxError,
-        TypeError,
-    ) as error:
-        # What the standard library and numpy raise on damaged archives and headers.
-        raise InputError(f"{path} is no whole .npz file of utterances ({error}).") from error
-    return arrays
-
-
-def _read_array(archive: zipfile.ZipFile, name: str, max_elements: int) -> NDArray[Any]:
-    with archive.open(f"{name}.npy") as file:
-        version = npy.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"{name} is of version {version} of the array format")
-        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran_order, dtype = read(file)
-        if dtype.kind not in "iu":
-            raise ValueError(f"{name} is of type {dtype}, where integers are expected")
-        n_elements = 1
-        for n in shape:
-            n_elements *= n
-        if n_elements > max_elements:
-            raise ValueError(f"{name} has {n_elements:,} elements, more than a context holds")
-        data = file.read(n_elements * dtype.itemsize)
-        if len(data) != n_elements * dtype.itemsize:
-            raise ValueError(f"{name} ends early")
-    array: NDArray[Any] = np.frombuffer(data, dtype)
-    return array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape)

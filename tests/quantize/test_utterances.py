@@ -17,7 +17,7 @@ from valle_convert.checkpoint import read_checkpoint
 from valle_convert.errors import InputError
 from valle_convert.model.families import describe
 from valle_convert.model.spec import Model
-from valle_convert.quantize.sequences import choose, read_utterance, seeded
+from valle_convert.quantize.utterances import choose, read_utterance, seeded
 from valle_convert.verify.cases import cases
 
 
@@ -89,8 +89,8 @@ def test_an_array_in_fortran_order_is_the_same_array(model: Model, write: Write)
         ({"language": np.array([1, 2])}, "language is of shape"),
         ({"prompt": np.full((5, 8), 99)}, "prompt holds 99"),
         ({"phonemes": np.ones(22_750, int)}, "more than the model's context"),
-        ({"phonemes": np.ones(200_000, int)}, "more than a context holds"),
-        ({"phonemes": np.array([None, 1], object)}, "integers are expected"),
+        ({"phonemes": np.ones(300_000, int)}, "unpack to more than"),
+        ({"phonemes": np.array([None, 1], object)}, "as long as its header says"),
     ],
 )
 def test_what_is_not_of_the_format_or_not_of_the_model_is_refused(
@@ -130,7 +130,8 @@ def test_a_header_that_promises_terabytes_is_refused_before_memory_is_asked_for(
     )
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("phonemes.npy", header.getvalue())
-    with pytest.raises(InputError, match="more than a context holds"):
+        archive.writestr("response.npy", header.getvalue())
+    with pytest.raises(InputError, match="as long as its header says"):
         read_utterance(path, model, seed=(0,))
 
 

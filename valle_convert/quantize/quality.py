@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.decode import GREEDY, ArOptions, NarOptions, decode_ar, decode_nar
-from valle_convert.metrics import kl_divergence
+from valle_convert.metrics import Agreement, kl_divergence
 from valle_convert.model.inputs import Condition, assemble, speech_segments
 from valle_convert.network.protocol import Network
 from valle_convert.progress import Advance
@@ -31,25 +31,6 @@ GREEDY_FRAMES = 32
 # A request of everyday size: four seconds of EnCodec after three seconds of voice.
 _SPEED_PHONEMES, _SPEED_PROMPT, _SPEED_FRAMES = 60, 225, 300
 _SPEED_STEPS, _SPEED_PASSES = 16, 3
-
-
-@dataclass(frozen=True)
-class Quality:
-    """How far some predictions are from the reference's.
-
-    Attributes:
-        n_rows: predictions compared.
-        kl_mean, kl_p99, kl_max: Kullback-Leibler divergence in nats a prediction.
-        nmse: squared error of the logits over the energy of the reference's.
-        best_code: part of the predictions whose most likely code is the same.
-    """
-
-    n_rows: int
-    kl_mean: float
-    kl_p99: float
-    kl_max: float
-    nmse: float
-    best_code: float
 
 
 @dataclass(frozen=True)
@@ -89,13 +70,13 @@ class Speed:
 class Measured:
     """Everything about one file; `quality` by head, and over all under `all`."""
 
-    quality: dict[str, Quality]
+    quality: dict[str, Agreement]
     greedy: Greedy
     speed: Speed
 
 
 @dataclass(frozen=True, eq=False)
-class Reference:
+class Expected:
     """What the files are held against, computed once.
 
     Attributes:
@@ -111,10 +92,10 @@ class Reference:
     spoken: tuple[NDArray[np.int32], ...]
 
 
-def make_reference(
+def run_reference(
     network: Network, name: str, utterances: Iterable[Utterance], advance: Advance
-) -> Reference:
-    """Run the reference over the utterances; `advance` hears of each."""
+) -> Expected:
+    """Run the reference over the utterances; `advance` is told of each."""
     done: list[tuple[Case, NDArray[np.float32]]] = []
     conditions: list[Condition] = []
     spoken: list[NDArray[np.int32]] = []
@@ -124,24 +105,24 @@ def make_reference(
         conditions.append(condition)
         spoken.append(_finish(network, condition, _speak(network, condition)))
         advance(1)
-    return Reference(name, tuple(done), tuple(conditions), tuple(spoken))
+    return Expected(name, tuple(done), tuple(conditions), tuple(spoken))
 
 
-def measure(network: Network, reference: Reference, advance: Advance) -> Measured:
-    """Hold a network against the reference; `advance` hears of each pass."""
+def measure(network: Network, expected: Expected, advance: Advance) -> Measured:
+    """Hold a network against the reference; `advance` is told of each pass."""
     tallies: dict[str, list[_Rows]] = {}
-    for case, expected in reference.cases:
-        tallies.setdefault(case.head, []).append(_compare(expected, run_case(network, case)))
+    for case, logits in expected.cases:
+        tallies.setdefault(case.head, []).append(_compare(logits, run_case(network, case)))
         advance(1)
     quality = {ALL: _quality(list(chain.from_iterable(tallies.values())))}
     quality |= {head: _quality(rows) for head, rows in tallies.items()}
-    return Measured(quality, measure_greedy(network, reference), measure_speed(network))
+    return Measured(quality, measure_greedy(network, expected), measure_speed(network))
 
 
-def measure_greedy(network: Network, reference: Reference) -> Greedy:
+def measure_greedy(network: Network, expected: Expected) -> Greedy:
     """Speak the same, without randomness; the NAR finishes what the *reference's* AR said."""
     n_frames = n_equal = n_before = n_codes = n_codes_equal = 0
-    for condition, spoken in zip(reference.conditions, reference.spoken, strict=True):
+    for condition, spoken in zip(expected.conditions, expected.spoken, strict=True):
         frames = len(spoken)
         found = _speak(network, condition)[:frames]
         same = np.zeros(frames, bool)
@@ -155,7 +136,7 @@ def measure_greedy(network: Network, reference: Reference) -> Greedy:
     return Greedy(
         ar_frames=n_frames,
         ar_equal=n_equal / n_frames if n_frames else 1.0,
-        ar_before_first=n_before / len(reference.spoken) if reference.spoken else 0.0,
+        ar_before_first=n_before / len(expected.spoken) if expected.spoken else 0.0,
         nar_codes=n_codes,
         nar_equal=n_codes_equal / n_codes if n_codes else 1.0,
     )
@@ -221,10 +202,10 @@ def _compare(expected: NDArray[np.float32], found: NDArray[np.float32]) -> _Rows
     )
 
 
-def _quality(rows: Sequence[_Rows]) -> Quality:
+def _quality(rows: Sequence[_Rows]) -> Agreement:
     divergences = np.concatenate([one.divergences for one in rows])
     energy = sum(one.energy for one in rows)
-    return Quality(
+    return Agreement(
         n_rows=len(divergences),
         kl_mean=float(divergences.mean()),
         kl_p99=float(np.quantile(divergences, 0.99)),
