@@ -1,23 +1,20 @@
-"""EnCodec of the real architecture: codes in and out, and folders that are none."""
+"""EnCodec as speaking uses it: codes in and out, and the voice in front."""
 
 from __future__ import annotations
 
 import json
-import pickle
 import shutil
 from pathlib import Path
-from typing import Any
 
-import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from small_codec import save_codec
 from transformers import EncodecModel
 
 from valle_convert.audio import Audio, EncodecCodec, fit_prompt, prompt_audio
-from valle_convert.errors import EnvironmentFault, InputError
+from valle_convert.encodec import open_encodec
+from valle_convert.errors import InputError
 
 RATE = 24_000
 
@@ -49,7 +46,8 @@ def test_codes_and_audio_are_those_of_transformers_itself(
         decoded = model.decode(encoded.audio_codes, encoded.audio_scales)
     codes = codec.encode(audio)
     np.testing.assert_array_equal(codes, encoded.audio_codes[0, 0].T.numpy())
-    np.testing.assert_array_equal(codec.decode(codes).samples, decoded.audio_values[0, 0].numpy())
+    expected = decoded.audio_values[0, 0].numpy()
+    np.testing.assert_allclose(codec.decode(codes).samples, expected, rtol=0, atol=1e-5)
 
 
 def test_a_frame_of_codes_is_320_samples_of_audio(codec: EncodecCodec) -> None:
@@ -72,8 +70,22 @@ def test_a_codec_with_other_codebooks_finds_its_own_bandwidth(tmp_path: Path) ->
 
 
 def test_a_codec_without_the_needed_levels_is_refused(codec_folder: Path) -> None:
-    with pytest.raises(InputError, match="bandwidths of 2, 4, 8 levels, and 9 are needed"):
+    with pytest.raises(InputError, match="has 8 levels, and 9 are needed"):
         EncodecCodec(codec_folder, n_levels=9)
+
+
+def test_a_stereo_codec_is_refused(tmp_path: Path, codec_folder: Path) -> None:
+    config = json.loads((codec_folder / "config.json").read_text())
+    shutil.copytree(codec_folder, tmp_path / "codec")
+    (tmp_path / "codec" / "config.json").write_text(json.dumps(config | {"normalize": True}))
+    with pytest.raises(InputError, match=r"no EnCodec of the 24 kHz kind.*\(normalize\).*\.npz"):
+        EncodecCodec(tmp_path / "codec")
+
+
+def test_codes_that_are_none_of_the_codecs_are_a_mistake(codec: EncodecCodec) -> None:
+    for codes in (np.full((3, 8), -1), np.full((3, 8), 1024), np.zeros((3, 9))):
+        with pytest.raises(ValueError, match="codes"):
+            codec.decode(codes.astype(np.int32))
 
 
 def test_loading_prints_nothing(codec_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -81,85 +93,20 @@ def test_loading_prints_nothing(codec_folder: Path, capfd: pytest.CaptureFixture
     assert capfd.readouterr() == ("", "")
 
 
-# ----------------------------------------------------------------------- hostile folders
-
-
-@pytest.fixture
-def copied(codec_folder: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(codec_folder, tmp_path / "codec"))
-
-
-def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no readable config\.json"):
-        EncodecCodec(tmp_path)
-
-
-def test_a_folder_of_another_model_is_refused(copied: Path) -> None:
-    config = json.loads((copied / "config.json").read_text())
-    (copied / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
-    with pytest.raises(InputError, match="type 'bert', where encodec"):
-        EncodecCodec(copied)
-
-
-def test_stereo_encodec_is_refused(copied: Path) -> None:
-    config = json.loads((copied / "config.json").read_text())
-    (copied / "config.json").write_text(json.dumps(config | {"normalize": True}))
-    with pytest.raises(InputError, match="24 kHz one"):
-        EncodecCodec(copied)
-
-
-def test_weights_that_are_missing_are_never_made_up(copied: Path) -> None:
-    weights = load_file(copied / "model.safetensors")
-    name = min(weights)
-    del weights[name]
-    save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match="no fitting weights for 1 tensors"):
-        EncodecCodec(copied)
-
-
-@pytest.mark.parametrize("data", [b"", b"\xff" * 100, b"\x08\x00\x00\x00\x00\x00\x00\x00{}"])
-def test_damaged_weights_are_refused(copied: Path, data: bytes) -> None:
-    (copied / "model.safetensors").write_bytes(data)
-    with pytest.raises(InputError, match="codec"):
-        EncodecCodec(copied)
-
-
-def test_a_folder_without_weights_is_refused(copied: Path) -> None:
-    (copied / "model.safetensors").unlink()
-    with pytest.raises(InputError, match="cannot be loaded"):
-        EncodecCodec(copied)
-
-
-class _Exploit:
-    def __init__(self, target: Path) -> None:
-        self._target = target
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self._target,))
-
-
-def test_a_pickle_in_the_place_of_weights_is_not_run(copied: Path, tmp_path: Path) -> None:
-    trace = tmp_path / "ran"
-    (copied / "model.safetensors").unlink()
-    (copied / "pytorch_model.bin").write_bytes(pickle.dumps(_Exploit(trace)))
-    with pytest.raises(InputError, match="cannot be loaded"):
-        EncodecCodec(copied)
-    assert not trace.exists()
-
-
-@pytest.mark.parametrize("source", ["./none", "/none/there", "a/b/c", "none"])
-def test_a_folder_that_is_not_there_is_no_name_on_the_hub(source: str) -> None:
-    with pytest.raises(InputError, match="no codec folder"):
-        EncodecCodec(source)
-
-
-def test_without_a_network_the_way_to_work_offline_is_told(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_the_encoder_is_read_when_something_is_encoded(
+    codec_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(EnvironmentFault, match=r"hf download nobody/no-codec --local-dir"):
-        EncodecCodec("nobody/no-codec")
+    weights = open_encodec(codec_folder)
+    read: list[str] = []
+    original = type(weights).read
+    monkeypatch.setattr(
+        type(weights), "read", lambda self, name: read.append(name) or original(self, name)
+    )
+    codec = EncodecCodec(weights)
+    codec.decode(np.zeros((10, 8), np.int32))
+    assert not any(name.startswith("encoder.") for name in read)
+    codec.encode(noise(0.1))
+    assert any(name.startswith("encoder.") for name in read)
 
 
 # -------------------------------------------------------------------------- voice prompts

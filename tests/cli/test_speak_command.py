@@ -517,7 +517,7 @@ def test_what_does_not_go_together_is_wrong_usage(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("module", ["soundfile", "transformers", "phonemizer", "espeakng_loader"])
+@pytest.mark.parametrize("module", ["soundfile", "soxr", "phonemizer", "espeakng_loader"])
 def test_a_missing_package_is_named_with_its_remedy(
     gguf: Path, codec: Path, voice: Path, tmp_path: Path, module: str
 ) -> None:

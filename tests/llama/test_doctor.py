@@ -115,8 +115,8 @@ def test_a_missing_package_stops_every_command_and_one_of_an_extra_none() -> Non
     missing = PackageReport("gguf", "0.17", None, "")
     commands = examine_commands((NUMPY, missing), WORKING)
     assert all("gguf is not installed" in command.missing[0] for command in commands)
-    codec = PackageReport("transformers", "5.0", None, "speech")
-    stopped = [c.name for c in examine_commands((NUMPY, codec), WORKING) if c.missing]
+    sound = PackageReport("soundfile", "0.14", None, "speech")
+    stopped = [c.name for c in examine_commands((NUMPY, sound), WORKING) if c.missing]
     assert stopped == ["speak", "transcribe"]
     extra = PackageReport("pytest", "8.3", None, "dev")
     assert not any(command.missing for command in examine_commands((NUMPY, extra), WORKING))

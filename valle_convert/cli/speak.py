@@ -36,9 +36,9 @@ CodecOption = Annotated[
     str | None,
     typer.Option(
         "--codec",
-        metavar="DIR|NAME",
-        help="A folder with an EnCodec's config.json and weights, or its name on the Hugging Face "
-        "hub. Without it, facebook/encodec_24khz.",
+        metavar="FILE|DIR|NAME",
+        help="An EnCodec: a .bin or .th file, a folder with its config.json and weights, or its "
+        "name on the Hugging Face hub. Without it, facebook/encodec_24khz.",
         show_default=False,
     ),
 ]

@@ -1,0 +1,369 @@
+"""EnCodec in PyTorch, one stretch of time after the other: memory does not grow with the audio.
+
+Every convolution keeps the end of its input, every transposed convolution the part of its output
+that the next stretch is added to, every LSTM its state; so the stretches give what the whole
+gives. Padding is that of transformers: the start of a recording is reflected, and so is its end
+where a stride does not divide it. Only causal models can be computed so (`check_computable`).
+
+`rounding="encodec.cpp"` computes as that program does: weights and inputs of convolutions, the
+matrices of LSTMs and the vectors that they multiply are rounded to float16; sums, biases, gates,
+residuals and distances stay float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.encodec.architecture import (
+    Convolution,
+    Elu,
+    Layer,
+    Lstm,
+    ResidualBlock,
+    TransposedConvolution,
+    check_computable,
+    codebook_name,
+    decoder_layers,
+    encoder_layers,
+)
+from valle_convert.encodec.weights import EncodecWeights
+
+if TYPE_CHECKING:
+    import torch
+
+Rounding = Literal["none", "encodec.cpp"]
+Advance = Callable[[int], object]
+
+#: Frames of a stretch: one second, of which the widest layers take 3 MB. Five are no faster, and
+#: ten minutes of the published model then take 1.3 GB and not 0.54, since they fragment the heap.
+_STRETCH_FRAMES = 75
+
+#: One layer: input [1, channels, time] and whether it is the last of the recording; output alike.
+_Step = Callable[["torch.Tensor", bool], "torch.Tensor"]
+
+
+class EncodecEncoder:
+    """Audio to codes.
+
+    Args:
+        codec: whose weights are read here, those of the decoder excepted.
+        n_levels: how many of its codebooks to use.
+        rounding: whose arithmetic.
+
+    Raises:
+        InputError: it is no codec that can be computed here, or weights cannot be read.
+    """
+
+    def __init__(
+        self, codec: EncodecWeights, n_levels: int, *, rounding: Rounding = "none"
+    ) -> None:
+        check_computable(codec.spec, codec.source)
+        self._spec = codec.spec
+        self._stack = _Stack(codec, "encoder", encoder_layers(codec.spec), rounding)
+        self._codebooks = _codebooks(codec, n_levels)
+        # |e|^2 of every code, once.
+        self._norms = [book.T.pow(2).sum(0, keepdim=True) for book in self._codebooks]
+
+    def encode(
+        self, samples: NDArray[np.float32], advance: Advance = lambda _n: None
+    ) -> NDArray[np.int32]:
+        """Samples [n] of the codec's rate to codes [frames, levels]; n / 320 frames, rounded up.
+
+        `advance` hears of every stretch of samples.
+        """
+        import torch
+
+        levels = len(self._codebooks)
+        steps = self._stack.steps()
+        length = self._stack.stretch * self._spec.hop_length
+        codes = [np.zeros((0, levels), np.int32)]
+        with torch.inference_mode():
+            for start, is_last in _stretches(len(samples), length):
+                part = np.array(samples[start : start + length], np.float32)
+                frames = _run(steps, torch.from_numpy(part)[None, None], is_last)
+                codes.append(self._quantize(frames[0].T).numpy().astype(np.int32))
+                advance(len(part))
+        return np.concatenate(codes)
+
+    def _quantize(self, frames: torch.Tensor) -> torch.Tensor:
+        """Frames [n, width] to codes [n, levels]: every level codes what is left."""
+        import torch
+
+        left, codes = frames, []
+        for book, norm in zip(self._codebooks, self._norms, strict=True):
+            # The terms in the order of transformers, so that ties round alike.
+            distances = -(left.pow(2).sum(1, keepdim=True) - 2 * left @ book.T + norm)
+            nearest = distances.max(dim=-1).indices
+            left = left - torch.nn.functional.embedding(nearest, book)
+            codes.append(nearest)
+        return torch.stack(codes, dim=1)
+
+
+class EncodecDecoder:
+    """Codes to audio.
+
+    Args:
+        codec: whose weights are read here, those of the encoder excepted.
+        n_levels: the most levels that codes will have.
+        rounding: whose arithmetic.
+
+    Raises:
+        InputError: it is no codec that can be computed here, or weights cannot be read.
+    """
+
+    def __init__(
+        self, codec: EncodecWeights, n_levels: int, *, rounding: Rounding = "none"
+    ) -> None:
+        check_computable(codec.spec, codec.source)
+        self._spec = codec.spec
+        self._stack = _Stack(codec, "decoder", decoder_layers(codec.spec), rounding)
+        self._codebooks = _codebooks(codec, n_levels)
+
+    def decode(
+        self, codes: NDArray[np.integer], advance: Advance = lambda _n: None
+    ) -> NDArray[np.float32]:
+        """Codes [frames, levels or fewer] to samples [frames * 320].
+
+        `advance` hears of every stretch of frames.
+        """
+        import torch
+
+        steps = self._stack.steps()
+        length = self._stack.stretch
+        samples = np.zeros(len(codes) * self._spec.hop_length, np.float32)
+        at = 0
+        with torch.inference_mode():
+            for start, is_last in _stretches(len(codes), length):
+                part = codes[start : start + length]
+                audio = _run(steps, self._look_up(part), is_last)[0, 0]
+                samples[at : at + len(audio)] = audio.numpy()
+                at += len(audio)
+                advance(len(part))
+        return samples
+
+    def _look_up(self, codes: NDArray[np.integer]) -> torch.Tensor:
+        """Codes [n, levels] to the sum of their vectors, [1, width, n]."""
+        import torch
+
+        indices = torch.from_numpy(np.array(codes, np.int64))
+        total = torch.zeros(len(codes), self._spec.codebook_dim)
+        for level, book in enumerate(self._codebooks[: codes.shape[1]]):
+            total = total + torch.nn.functional.embedding(indices[:, level], book)
+        return total.T[None]
+
+
+def _stretches(n: int, length: int) -> Iterator[tuple[int, bool]]:
+    """Where stretches begin, and whether each is the last."""
+    for start in range(0, n, length):
+        yield start, start + length >= n
+
+
+def _run(steps: list[_Step], values: torch.Tensor, is_last: bool) -> torch.Tensor:
+    for step in steps:
+        values = step(values, is_last)
+    return values
+
+
+def _codebooks(codec: EncodecWeights, n_levels: int) -> list[torch.Tensor]:
+    """Of the first levels, [codes, width] each."""
+    import torch
+
+    return [torch.tensor(codec.read(codebook_name(n))) for n in range(n_levels)]
+
+
+def _rounded(values: torch.Tensor) -> torch.Tensor:
+    """To float16 and back."""
+    return values.half().float()
+
+
+# ------------------------------------------------------------------------------ the layers
+
+
+class _Stack:
+    """The encoder or the decoder: layers and their weights, read once.
+
+    Attributes:
+        stretch: frames of a stretch; more than any convolution looks back, whatever its size.
+    """
+
+    def __init__(
+        self, codec: EncodecWeights, name: str, layers: tuple[Layer, ...], rounding: Rounding
+    ) -> None:
+        import torch
+
+        self._layers = layers
+        self.rounds = rounding == "encodec.cpp"
+        self.pad_mode = codec.spec.pad_mode
+        self._weights: dict[str, torch.Tensor] = {}
+        for entry in codec.tensors:
+            if entry.name.startswith(f"{name}."):
+                tensor = torch.tensor(codec.read(entry.name))
+                rounds = self.rounds and entry.is_weight
+                self._weights[entry.name] = _rounded(tensor) if rounds else tensor
+        blocks = [layer for layer in layers if isinstance(layer, ResidualBlock)]
+        convolutions = [
+            *(layer for layer in layers if isinstance(layer, Convolution)),
+            *(block.first for block in blocks),
+        ]
+        reach = max(one.kernel * one.dilation for one in convolutions)
+        self.stretch = max(_STRETCH_FRAMES, 2 * reach)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._weights[name]
+
+    def steps(self) -> list[_Step]:
+        """The layers with no state yet, for one recording."""
+        return [self._step(layer) for layer in self._layers]
+
+    def _step(self, layer: Layer) -> _Step:
+        match layer:
+            case Convolution():
+                return _ConvolutionStep(layer, self)
+            case TransposedConvolution():
+                return _TransposedStep(layer, self)
+            case Lstm():
+                return _LstmStep(layer, self)
+            case ResidualBlock():
+                return _ResidualStep(layer, self)
+            case Elu():
+                return _elu_in_place
+
+
+def _elu_in_place(values: torch.Tensor, is_last: bool) -> torch.Tensor:
+    """ELU, over its input: what a layer gives is nobody else's."""
+    import torch
+
+    del is_last
+    return torch.nn.functional.elu(values, inplace=True)
+
+
+class _ConvolutionStep:
+    def __init__(self, layer: Convolution, stack: _Stack) -> None:
+        self._layer, self._rounds, self._pad_mode = layer, stack.rounds, stack.pad_mode
+        self._weight, self._bias = stack[f"{layer.name}.weight"], stack[f"{layer.name}.bias"]
+        #: What stands before a sample: so many samples, reflected at the start of a recording.
+        self._reach = (layer.kernel - 1) * layer.dilation + 1 - layer.stride
+        self._before: torch.Tensor | None = None
+
+    def __call__(self, values: torch.Tensor, is_last: bool) -> torch.Tensor:
+        import torch
+
+        layer = self._layer
+        if self._rounds:
+            values = _rounded(values)
+        # A stretch that is not the last is a whole number of strides.
+        right = -values.shape[-1] % layer.stride if is_last else 0
+        left = self._reach if self._before is None else 0
+        if self._before is not None:
+            values = torch.cat([self._before, values], dim=-1)
+        if self._reach and not is_last:
+            self._before = values[..., values.shape[-1] - self._reach :].clone()
+        if left or right:
+            values = _pad(values, left, right, self._pad_mode)
+        return torch.nn.functional.conv1d(
+            values, self._weight, self._bias, layer.stride, dilation=layer.dilation
+        )
+
+
+def _pad(values: torch.Tensor, left: int, right: int, mode: str) -> torch.Tensor:
+    """As transformers pads: what is too short to be reflected gets zeros behind it meanwhile."""
+    import torch
+
+    short = max(left, right) - values.shape[-1] + 1
+    if mode != "reflect" or short <= 0:
+        return torch.nn.functional.pad(values, (left, right), mode)
+    values = torch.nn.functional.pad(values, (0, short))
+    return torch.nn.functional.pad(values, (left, right), mode)[..., :-short]
+
+
+class _TransposedStep:
+    def __init__(self, layer: TransposedConvolution, stack: _Stack) -> None:
+        self._layer, self._rounds = layer, stack.rounds
+        self._weight, self._bias = stack[f"{layer.name}.weight"], stack[f"{layer.name}.bias"]
+        self._overlap: torch.Tensor | None = None
+
+    def __call__(self, values: torch.Tensor, is_last: bool) -> torch.Tensor:
+        import torch
+
+        if self._rounds:
+            values = _rounded(values)
+        n = values.shape[-1] * self._layer.stride
+        made = torch.nn.functional.conv_transpose1d(
+            values, self._weight, self._bias, self._layer.stride
+        )
+        if self._overlap is not None:
+            made[..., : self._overlap.shape[-1]] += self._overlap
+        if not is_last:
+            # The bias is in it already, and will be added to what comes as well.
+            self._overlap = made[..., n:] - self._bias[None, :, None]
+        return made[..., :n]
+
+
+class _LstmStep:
+    def __init__(self, layer: Lstm, stack: _Stack) -> None:
+        import torch
+
+        self._layer, self._rounds = layer, stack.rounds
+        with torch.device("meta"):
+            module = torch.nn.LSTM(layer.width, layer.width, layer.n_layers)
+        state = {name: stack[f"{layer.name}.{name}"] for name, _ in module.named_parameters()}
+        module.load_state_dict(state, assign=True)
+        self._module = module
+        self._state: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def __call__(self, values: torch.Tensor, is_last: bool) -> torch.Tensor:
+        del is_last
+        sequence = values.permute(2, 0, 1)  # [time, 1, width]
+        if self._rounds:
+            made = self._rounded(sequence)
+        else:
+            made, self._state = self._module(sequence, self._state)
+        return (made + sequence).permute(1, 2, 0).contiguous()
+
+    def _rounded(self, sequence: torch.Tensor) -> torch.Tensor:
+        """Step by step, x_t and h_t rounded where they meet a matrix."""
+        import torch
+
+        width, n_layers = self._layer.width, self._layer.n_layers
+        if self._state is None:
+            zeros = torch.zeros(n_layers, 1, width)
+            self._state = (zeros, zeros)
+        hidden_states, cell_states = [], []
+        for n in range(n_layers):
+            w_ih, w_hh, b_ih, b_hh = (
+                getattr(self._module, f"{part}_l{n}")
+                for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            )
+            hidden, cell = self._state[0][n], self._state[1][n]
+            from_input = _rounded(sequence) @ w_ih.T + b_ih
+            outputs = []
+            for at_t in from_input:
+                gates = at_t + _rounded(hidden) @ w_hh.T + b_hh
+                i, f, g, o = gates.chunk(4, dim=-1)
+                cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+                hidden = o.sigmoid() * cell.tanh()
+                outputs.append(hidden)
+            sequence = torch.stack(outputs)
+            hidden_states.append(hidden)
+            cell_states.append(cell)
+        self._state = (torch.stack(hidden_states), torch.stack(cell_states))
+        return sequence
+
+
+class _ResidualStep:
+    def __init__(self, layer: ResidualBlock, stack: _Stack) -> None:
+        self._first = _ConvolutionStep(layer.first, stack)
+        self._second = _ConvolutionStep(layer.second, stack)
+        self._shortcut = None if layer.shortcut is None else _ConvolutionStep(layer.shortcut, stack)
+
+    def __call__(self, values: torch.Tensor, is_last: bool) -> torch.Tensor:
+        import torch
+
+        made = self._first(torch.nn.functional.elu(values), is_last)
+        made = self._second(torch.nn.functional.elu(made, inplace=True), is_last)
+        around = values if self._shortcut is None else self._shortcut(values, is_last)
+        return made.add_(around)
