@@ -5,52 +5,10 @@ All functions take logits [rows, classes] of the same shape; `reference` is the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 Logits = NDArray[np.floating]
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """The distance between two sets of logits.
-
-    Attributes:
-        n_rows: predictions compared.
-        nmse: squared error over the energy of the reference.
-        kl_mean, kl_p99, kl_max: Kullback-Leibler divergence of the predicted distributions,
-            in nats a prediction.
-        best_code: the part of the predictions whose most likely code is the same.
-    """
-
-    n_rows: int
-    nmse: float
-    kl_mean: float
-    kl_p99: float
-    kl_max: float
-    best_code: float
-
-
-def agreement(reference: Logits, found: Logits) -> Agreement:
-    """Compare two sets of logits.
-
-    Raises:
-        ValueError: the shapes differ, or there is nothing to compare.
-    """
-    if reference.shape != found.shape or not reference.size:
-        raise ValueError(f"logits {list(found.shape)} against {list(reference.shape)}")
-    divergences = kl_divergence(reference, found)
-    same = reference.argmax(-1) == found.argmax(-1)
-    return Agreement(
-        n_rows=len(reference),
-        nmse=nmse(reference, found),
-        kl_mean=float(divergences.mean()),
-        kl_p99=float(np.quantile(divergences, 0.99)),
-        kl_max=float(divergences.max()),
-        best_code=float(same.mean()),
-    )
 
 
 def nmse(reference: Logits, found: Logits) -> float:
