@@ -3,7 +3,7 @@
 Both networks get the same seeded utterances: llama.cpp reads the file, and the PyTorch
 reference reads the file's own weights through the plan of its checkpoint. So what the number
 format cost the weights, which is the tensors' level to judge, is on both sides, and what is
-left is small enough to see a wrong activation in a 4-bit file. `agreement` says what may differ.
+left is small enough to see a wrong activation in a 4-bit file. `deviation` says what may differ.
 
 Against the checkpoint itself the same logits may differ by what the number formats of the file
 should cost, rounding or noise, found out on the same network.
@@ -25,8 +25,8 @@ from valle_convert.network.emulation import gelu_from_table, input_rounding
 from valle_convert.network.protocol import Network
 from valle_convert.network.reference import ReferenceNetwork
 from valle_convert.network.weights import ConvertedTensors, RoundedTensors
-from valle_convert.verify.agreement import FLOOR, NOISE_FACTOR, OUTLIER_FACTOR, hold_against
 from valle_convert.verify.cases import Case, cases, run_case, utterances
+from valle_convert.verify.deviation import FLOOR, NOISE_FACTOR, OUTLIER_FACTOR, hold_against
 from valle_convert.verify.report import Check
 
 #: To the checkpoint, as a multiple of what the number format should cost: 1.3 was measured at most.

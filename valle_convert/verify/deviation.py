@@ -25,7 +25,7 @@ FLOOR = 1e-10
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Deviation:
     """How far logits are from the exact ones, beside what rounding explains.
 
     Attributes:
@@ -73,7 +73,7 @@ class Agreement:
         return self.decided == 0 and self.badness <= 1.0
 
 
-def hold_against(exact: Logits, emulated: Logits, found: Logits) -> Agreement:
+def hold_against(exact: Logits, emulated: Logits, found: Logits) -> Deviation:
     """Compare logits with the exact ones.
 
     Raises:
@@ -96,7 +96,7 @@ def hold_against(exact: Logits, emulated: Logits, found: Logits) -> Agreement:
     margins = exact[rows, best].astype(np.float64) - exact[rows, their_best]
     # Two logits, each off by as much as one alone may be.
     tie = 2 * np.sqrt(OUTLIER_FACTOR * max(noise, FLOOR * energy))
-    return Agreement(
+    return Deviation(
         n_rows=len(exact),
         nmse=relative(float(error.mean())),
         noise=relative(noise),
