@@ -1,4 +1,4 @@
-"""What is in a checkpoint or a GGUF file, as one frozen summary."""
+"""What is in a checkpoint, a GGUF file or a codec, as one frozen summary."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from valle_convert.checkpoint import read_checkpoint
+from valle_convert.encodec.cpp_file import (
+    F32_WARNING,
+    CppTensor,
+    is_cpp_codec,
+    layout_problems,
+    read_cpp_layout,
+    spec_of_header,
+)
 from valle_convert.gguf_file.keys import is_converted
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
@@ -73,11 +81,13 @@ def inspect_file(
     lora: Path | None = None,
     lora_alpha: float | None = None,
 ) -> Summary:
-    """Look into a checkpoint or a GGUF file, without reading weights.
+    """Look into a checkpoint, a GGUF file or a codec of encodec.cpp, without reading weights.
 
     Raises:
-        InputError: it is neither, is damaged, or is a checkpoint that cannot be converted.
+        InputError: it is none of them, is damaged, or is a checkpoint that cannot be converted.
     """
+    if is_cpp_codec(path):
+        return _inspect_cpp_codec(path)
     if _is_gguf(path):
         return _inspect_gguf(GgufFile(path))
     return _inspect_checkpoint(path, config, lora, lora_alpha)
@@ -160,6 +170,45 @@ def _inspect_gguf(file: GgufFile) -> Summary:
     )
 
 
+def _inspect_cpp_codec(path: Path) -> Summary:
+    header, tensors, form = read_cpp_layout(path)
+    spec = spec_of_header(header, [tensor.name for tensor in tensors], path)
+    problems = [*form, *layout_problems(header, tensors, spec)]
+    held = sum(tensor.name.startswith("quantizer.") for tensor in tensors)
+    return Summary(
+        path=str(path),
+        kind="EnCodec, as encodec.cpp loads it",
+        n_bytes=path.stat().st_size,
+        sizes={**vars(header), "tensors": len(tensors), "codebooks": held},
+        behaviour={
+            "samples a frame": spec.hop_length,
+            "frame rate (1/s)": spec.frame_rate,
+            "levels at its bandwidth": header.n_levels,
+        },
+        tokenizer={},
+        provenance={},
+        parts=(),
+        groups=_group_codec(tensors),
+        notes=(
+            *(f"the file is damaged: {problem}" for problem in problems),
+            *((F32_WARNING,) if header.ftype == 0 else ()),
+        ),
+    )
+
+
+def _group_codec(tensors: Iterable[CppTensor]) -> tuple[WeightGroup, ...]:
+    """Sum the tensors of a codec up by part and type."""
+    return _sum_up(
+        (
+            tensor.name.partition(".")[0],
+            "F16" if tensor.ftype else "F32",
+            math.prod(tensor.dims),
+            tensor.n_bytes,
+        )
+        for tensor in tensors
+    )
+
+
 def _describe_model(model: Model) -> dict[str, Any]:
     config = model.config
     return {
@@ -201,9 +250,14 @@ def _parts(model: Model, sources: Mapping[str, str], fallback: str) -> Iterator[
 
 def _group(tensors: Iterable[tuple[str, str, int, int]]) -> tuple[WeightGroup, ...]:
     """Sum tensors up by purpose and type."""
+    return _sum_up((_purpose(name), kind, weights, size) for name, kind, weights, size in tensors)
+
+
+def _sum_up(tensors: Iterable[tuple[str, str, int, int]]) -> tuple[WeightGroup, ...]:
+    """One group for each purpose and type, in the order that they come."""
     groups: dict[tuple[str, str], list[int]] = {}
-    for name, kind, n_weights, n_bytes in tensors:
-        sums = groups.setdefault((_purpose(name), kind), [0, 0, 0])
+    for purpose, kind, n_weights, n_bytes in tensors:
+        sums = groups.setdefault((purpose, kind), [0, 0, 0])
         for i, n in enumerate((1, n_weights, n_bytes)):
             sums[i] += n
     return tuple(WeightGroup(name, kind, *sums) for (name, kind), sums in groups.items())

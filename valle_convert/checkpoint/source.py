@@ -51,15 +51,7 @@ class TensorSpec:
         return self.n_elements * (self.dtype.itemsize if self.dtype else 0)
 
 
-class TensorReader(Protocol):
-    """Tensors by name, for who knows what there is."""
-
-    def read(self, name: str) -> NDArray[Any]:
-        """One tensor; it may be a read-only view of a file."""
-        ...
-
-
-class TensorSource(TensorReader, Protocol):
+class TensorSource(Protocol):
     """Tensors by name; `read` may be called for any name of `specs`, in any order."""
 
     @property

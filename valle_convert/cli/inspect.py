@@ -1,4 +1,4 @@
-"""`valle-convert inspect FILE`: what is in a checkpoint or a GGUF file."""
+"""`valle-convert inspect FILE`: what is in a checkpoint, a GGUF file or a codec."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ def inspect(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="A checkpoint, or a GGUF file made from one.", show_default=False
+            metavar="FILE",
+            help="A checkpoint, a GGUF file made from one, or a codec's .bin.",
+            show_default=False,
         ),
     ],
     config: ConfigOption = None,
@@ -37,18 +39,21 @@ def inspect(
         return
     console.data(f"{summary.path}: {summary.kind}, {console.n_bytes(summary.n_bytes)}")
     for title, values in summary.sections():
+        if not values:
+            continue
         console.data(f"\n{title}")
         console.data(console.table([(name, _show(value)) for name, value in values.items()]))
-    console.data("\ntables and heads")
-    console.data(
-        console.table(
-            [
-                (part.kind, part.name, f"{part.first_row:,}", f"{part.n_rows:,}", part.source)
-                for part in summary.parts
-            ],
-            header=("kind", "name", "first row", "rows", "source"),
+    if summary.parts:
+        console.data("\ntables and heads")
+        console.data(
+            console.table(
+                [
+                    (part.kind, part.name, f"{part.first_row:,}", f"{part.n_rows:,}", part.source)
+                    for part in summary.parts
+                ],
+                header=("kind", "name", "first row", "rows", "source"),
+            )
         )
-    )
     console.data("\nweights")
     console.data(
         console.table(

@@ -19,12 +19,13 @@ from valle_convert.cli.options import (
     ReportOption,
     TokenizerOption,
 )
+from valle_convert.errors import EXIT_FAILED_CHECK
 
 if TYPE_CHECKING:
     from valle_convert.verify.report import Report
 
 
-LevelChoice = Literal["all", "structure", "tensors", "tokenizer", "logits"]
+LevelChoice = Literal["all", "structure", "tensors", "tokenizer", "logits", "sound"]
 
 
 def register(app: typer.Typer) -> None:
@@ -37,7 +38,9 @@ def verify(
     gguf: Annotated[
         Path,
         typer.Argument(
-            metavar="GGUF", help="A file converted from it, quantized or not.", show_default=False
+            metavar="GGUF",
+            help="A file converted from it, quantized or not; or the .bin of a codec.",
+            show_default=False,
         ),
     ],
     level: Annotated[
@@ -48,6 +51,15 @@ def verify(
     lora_alpha: LoraAlphaOption = None,
     tokenizer: TokenizerOption = None,
     codec: CodecOption = None,
+    recording: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="For a codec: what to encode and decode (wav, flac, ogg, mp3). Without it, a "
+            "synthesized voice.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the random texts and inputs.", min=0)] = 0,
     json_: JsonOption = False,
     report: ReportOption = None,
@@ -55,15 +67,16 @@ def verify(
 ) -> None:
     """Prove that a GGUF file is its checkpoint, or say where it is not (exit code 1).
 
-    What was asked for and cannot run on this machine ends with NOT VERIFIED and exit code 3.
-
     structure: stock llama.cpp loads it, and every key and count is as planned. tensors: every
     weight is read back and compared. tokenizer: llama.cpp gives the ids of the tokenizer's own
-    library. logits: llama.cpp computes what PyTorch computes from the file's weights, for every
-    head and task, to within what its rounding costs. Give the same --config,
-    --lora, --tokenizer and --codec as for the conversion.
+    library. logits: llama.cpp computes what the PyTorch reference computes, for every head and
+    task. Give the same --config, --lora, --tokenizer and --codec as for the conversion.
+
+    With an EnCodec in the place of CHECKPOINT and its .bin in that of GGUF: structure, tensors, and
+    sound, which is what encodec.cpp will compute of a recording, level by level.
     """
     from valle_convert.api import read_checkpoint
+    from valle_convert.encodec.cpp_file import is_cpp_codec
     from valle_convert.files import check_target, write_text_atomically
     from valle_convert.gguf_file.read import GgufFile
     from valle_convert.verify import LEVELS
@@ -72,23 +85,50 @@ def verify(
 
     if report is not None:
         check_target(report, force=force, sources=(checkpoint, gguf))
-    source = read_checkpoint(checkpoint, config=config, lora=lora, lora_alpha=lora_alpha)
-    file = GgufFile(gguf)
-    result = run(
-        plan_like(file, source, tokenizer=tokenizer, codec=codec),
-        file,
-        levels=LEVELS if level == "all" else (level,),
-        seed=seed,
-        progress=console.progress_bar,
-    )
+    result: Report
+    if is_cpp_codec(gguf):
+        result = _verify_codec(str(checkpoint), gguf, level, recording)
+    elif level == "sound" or recording is not None:
+        name = "--level" if level == "sound" else "--recording"
+        raise typer.BadParameter("only the files of codecs are heard.", param_hint=name)
+    else:
+        source = read_checkpoint(checkpoint, config=config, lora=lora, lora_alpha=lora_alpha)
+        file = GgufFile(gguf)
+        result = run(
+            plan_like(file, source, tokenizer=tokenizer, codec=codec),
+            file,
+            levels=LEVELS if level == "all" else (level,),
+            seed=seed,
+            progress=console.progress_bar,
+        )
     if report is not None:
         write_text_atomically(report, result.to_markdown(), force=force)
     if json_:
         console.data_json(result.to_json())
     else:
         _show(result)
-    if result.exit_code:
-        raise typer.Exit(result.exit_code)
+    if not result.passed:
+        raise typer.Exit(EXIT_FAILED_CHECK)
+
+
+def _verify_codec(source: str, path: Path, level: LevelChoice, recording: Path | None) -> Report:
+    """The verdict on a file of encodec.cpp."""
+    from valle_convert.audio import read_audio
+    from valle_convert.encodec import open_encodec
+    from valle_convert.verify.codec_file import CODEC_LEVELS, verify_codec
+
+    if level == "tokenizer" or level == "logits":  # noqa: PLR1714 - this way the type is narrowed
+        raise typer.BadParameter("a codec has none.", param_hint="--level")
+    codec = open_encodec(source)
+    heard = None if recording is None else read_audio(recording, codec.spec.sampling_rate)
+    return verify_codec(
+        codec,
+        path,
+        levels=CODEC_LEVELS if level == "all" else (level,),
+        samples=None if heard is None else heard.samples,
+        recording=str(recording),
+        progress=console.progress_bar,
+    )
 
 
 def _show(result: Report) -> None:
@@ -96,7 +136,7 @@ def _show(result: Report) -> None:
     for level in result.levels:
         console.data(f"{level.name} ({level.seconds:.1f} s)")
         if level.skipped:
-            console.data(f"  not run: {level.skipped}")
+            console.data(f"  skipped: {level.skipped}")
         checks = level.checks
         if level.name == "tensors" and level.worst is not None:
             failed = [check for check in checks if not check.passed]

@@ -255,6 +255,15 @@ def to_float16(values: Tensor, what: str) -> NDArray[np.float16]:
 # -------------------------------------------------------------------------------- reading
 
 
+def is_cpp_codec(path: Path) -> bool:
+    """Whether a file is one of encodec.cpp, by its first bytes, or else by its name."""
+    if not path.is_file():
+        return path.suffix == ".bin"
+    with path.open("rb") as file:
+        head = file.read(len(MAGIC))
+    return head == MAGIC or (path.suffix == ".bin" and not head.startswith(b"GGUF"))
+
+
 def open_cpp_file(path: Path, source: str | None = None) -> EncodecWeights:
     """Open a file of encodec.cpp as a codec, every tensor of it accounted for.
 

@@ -75,19 +75,28 @@ class EncodecEncoder:
 
         `advance` hears of every stretch of samples.
         """
+        codes = [np.zeros((0, len(self._codebooks)), np.int32)]
+        codes += [self._quantize(frames).numpy() for frames in self._frames(samples, advance)]
+        return np.concatenate(codes)
+
+    def frames(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Samples [n] to what is quantized, [frames, width]."""
+        made = [np.zeros((0, self._spec.hidden_size), np.float32)]
+        made += [frames.numpy() for frames in self._frames(samples, lambda _n: None)]
+        return np.concatenate(made)
+
+    def _frames(self, samples: NDArray[np.float32], advance: Advance) -> Iterator[torch.Tensor]:
+        """Frames [n, width] of one stretch after the other."""
         import torch
 
-        levels = len(self._codebooks)
         steps = self._stack.steps()
         length = self._stack.stretch * self._spec.hop_length
-        codes = [np.zeros((0, levels), np.int32)]
-        with torch.inference_mode():
-            for start, is_last in _stretches(len(samples), length):
-                part = np.array(samples[start : start + length], np.float32)
-                frames = _run(steps, torch.from_numpy(part)[None, None], is_last)
-                codes.append(self._quantize(frames[0].T).numpy().astype(np.int32))
-                advance(len(part))
-        return np.concatenate(codes)
+        for start, is_last in _stretches(len(samples), length):
+            part = np.array(samples[start : start + length], np.float32)
+            with torch.inference_mode():
+                frames = _run(steps, torch.from_numpy(part)[None, None], is_last)[0].T
+            yield frames
+            advance(len(part))
 
     def _quantize(self, frames: torch.Tensor) -> torch.Tensor:
         """Frames [n, width] to codes [n, levels]: every level codes what is left."""
@@ -100,7 +109,7 @@ class EncodecEncoder:
             nearest = distances.max(dim=-1).indices
             left = left - torch.nn.functional.embedding(nearest, book)
             codes.append(nearest)
-        return torch.stack(codes, dim=1)
+        return torch.stack(codes, dim=1).int()
 
 
 class EncodecDecoder:

