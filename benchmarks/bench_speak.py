@@ -411,7 +411,7 @@ def measure_reference(checkpoint: Path, n_threads: int, plan: Plan) -> dict[str,
 
     torch.set_num_threads(n_threads)
     source = read_checkpoint(checkpoint)
-    network = ReferenceNetwork(source, describe(source))
+    network = ReferenceNetwork(source.tensors, describe(source))
     model = network.model
     results: dict[str, Any] = {"ar_whole_ms": {}}
     for n_frames in (1, 50, 400):

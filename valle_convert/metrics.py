@@ -33,26 +33,6 @@ class Agreement:
     best_code: float
 
 
-def agreement(reference: Logits, found: Logits) -> Agreement:
-    """Compare two sets of logits.
-
-    Raises:
-        ValueError: the shapes differ, or there is nothing to compare.
-    """
-    if reference.shape != found.shape or not reference.size:
-        raise ValueError(f"logits {list(found.shape)} against {list(reference.shape)}")
-    divergences = kl_divergence(reference, found)
-    same = reference.argmax(-1) == found.argmax(-1)
-    return Agreement(
-        n_rows=len(reference),
-        nmse=nmse(reference, found),
-        kl_mean=float(divergences.mean()),
-        kl_p99=float(np.quantile(divergences, 0.99)),
-        kl_max=float(divergences.max()),
-        best_code=float(same.mean()),
-    )
-
-
 def nmse(reference: Logits, found: Logits) -> float:
     """Normalized mean square error: sum of squared errors over sum of squares."""
     difference = found.astype(np.float64) - reference

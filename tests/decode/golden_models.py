@@ -43,4 +43,4 @@ def read_golden(folder: str) -> Golden:
 
 def open_reference(folder: str) -> ReferenceNetwork:
     checkpoint = read_checkpoint(golden_checkpoint(folder))
-    return ReferenceNetwork(checkpoint, describe(checkpoint))
+    return ReferenceNetwork(checkpoint.tensors, describe(checkpoint))

@@ -24,7 +24,7 @@ ROUNDING = 2e-5
 
 def network_of(path: Path) -> ReferenceNetwork:
     checkpoint = read_checkpoint(path)
-    return ReferenceNetwork(checkpoint, describe(checkpoint))
+    return ReferenceNetwork(checkpoint.tensors, describe(checkpoint))
 
 
 @pytest.mark.parametrize("name", GOLDEN_NAMES)

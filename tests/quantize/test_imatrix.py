@@ -75,7 +75,7 @@ def test_types_that_cannot_be_made_without_are_made_with_it(
 
 def test_the_values_are_the_mean_squares_of_what_goes_into_each_matrix(tiny: Opened) -> None:
     checkpoint, description = tiny
-    network = ReferenceNetwork(checkpoint, description)
+    network = ReferenceNetwork(checkpoint.tensors, description)
     (utterance,) = seeded(description.model, 1, seed=0)
     sums = Sums()
     observe(network, utterance, sums)
@@ -101,7 +101,7 @@ def test_the_values_are_the_mean_squares_of_what_goes_into_each_matrix(tiny: Ope
 
 def test_every_head_and_mode_counts(tiny: Opened) -> None:
     checkpoint, description = tiny
-    network = ReferenceNetwork(checkpoint, description)
+    network = ReferenceNetwork(checkpoint.tensors, description)
     (utterance,) = seeded(description.model, 1, seed=0)
     heads: list[str] = []
     real = network.step

@@ -14,15 +14,18 @@ from make_checkpoint import PRODUCTION, make_checkpoint
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from support import GOLDEN_NAMES, Cli, golden_checkpoint
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from valle_convert import plan_conversion, read_checkpoint, verify_gguf, write_gguf
 from valle_convert.gguf_file.plan import GgufPlan
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.network.converted import GgufNetwork
+from valle_convert.network.emulation import input_rounding
 from valle_convert.network.reference import ReferenceNetwork
+from valle_convert.network.weights import ConvertedTensors
 from valle_convert.verify.cases import cases, utterances
-from valle_convert.verify.logits import check_logits, limits_for
+from valle_convert.verify.logits import Yardstick, check_logits
 from valle_convert.verify.report import Report
 
 Convert = Callable[[str, str], Path]
@@ -87,11 +90,14 @@ def test_every_layout_converts_and_verifies(
     assert report.passed, report.verdict()
 
 
-def logits_fail(path: Path, reference: ReferenceNetwork) -> list[str]:
-    """The cases that fail for this reference."""
+def logits_fail(plan: GgufPlan, path: Path, **changed: ReferenceNetwork) -> list[str]:
+    """The cases that fail where the yardstick is another one."""
     file = GgufFile(path)
+    yardstick = Yardstick(plan, file)
+    for name, network in changed.items():
+        setattr(yardstick, name, network)
     with GgufNetwork(file, n_threads=1) as network:
-        checks = check_logits(reference, network, limits_for(file)[1], n_utterances=1, seed=0)
+        checks = check_logits(yardstick, network, n_utterances=1, seed=0)
         return [check.name for check in checks if not check.passed]
 
 
@@ -100,22 +106,38 @@ def all_cases(plan: GgufPlan) -> list[str]:
     return [f"logits {case.name}" for case in cases(plan.model, utterance)]
 
 
-def test_silu_instead_of_gelu_fails_in_every_case(converted: Convert) -> None:
+def silu_from_table(x: Tensor) -> Tensor:
+    """SiLU with the rounding that llama.cpp gives its activation."""
+    return F.silu(x.half().float()).half().float()
+
+
+@pytest.mark.parametrize("out_type", ["f32", "f16", "q8_0"])
+def test_silu_instead_of_gelu_fails_in_every_case(converted: Convert, out_type: str) -> None:
     plan = plan_conversion(golden_checkpoint("ar-nar-len"))
-    path = converted("ar-nar-len", "f32")
-    exact = ReferenceNetwork(plan.checkpoint, plan.description)
-    silu = ReferenceNetwork(plan.checkpoint, plan.description, activation=F.silu)
-    assert logits_fail(path, exact) == []
-    assert logits_fail(path, silu) == all_cases(plan)
+    path = converted("ar-nar-len", out_type)
+    file = GgufFile(path)
+    kinds = {name: tensor.ggml_type.name for name, tensor in file.tensors.items()}
+    tensors = ConvertedTensors(plan, file)
+    exact = ReferenceNetwork(tensors, plan.description, activation=F.silu)
+    emulated = ReferenceNetwork(
+        tensors,
+        plan.description,
+        activation=silu_from_table,
+        round_inputs=input_rounding(kinds),
+    )
+    assert logits_fail(plan, path) == []
+    assert logits_fail(plan, path, exact=exact, emulated=emulated) == all_cases(plan)
 
 
 def test_the_tanh_form_of_gelu_is_told_from_the_exact_one_by_no_limit(converted: Convert) -> None:
     # llama.cpp computes that form: what separates the two is inside of what f32 allows.
     plan = plan_conversion(golden_checkpoint("ar-nar-len"))
     tanh = ReferenceNetwork(
-        plan.checkpoint, plan.description, activation=lambda x: F.gelu(x, approximate="tanh")
+        plan.checkpoint.tensors,
+        plan.description,
+        activation=lambda x: F.gelu(x, approximate="tanh"),
     )
-    assert logits_fail(converted("ar-nar-len", "f32"), tanh) == []
+    assert logits_fail(plan, converted("ar-nar-len", "f32"), exact=tanh) == []
 
 
 def changed_checkpoint(

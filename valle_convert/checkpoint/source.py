@@ -51,7 +51,15 @@ class TensorSpec:
         return self.n_elements * (self.dtype.itemsize if self.dtype else 0)
 
 
-class TensorSource(Protocol):
+class TensorReader(Protocol):
+    """Tensors by name, for who knows what there is."""
+
+    def read(self, name: str) -> NDArray[Any]:
+        """One tensor; it may be a read-only view of a file."""
+        ...
+
+
+class TensorSource(TensorReader, Protocol):
     """Tensors by name; `read` may be called for any name of `specs`, in any order."""
 
     @property

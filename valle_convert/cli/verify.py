@@ -19,7 +19,6 @@ from valle_convert.cli.options import (
     ReportOption,
     TokenizerOption,
 )
-from valle_convert.errors import EXIT_FAILED_CHECK
 
 if TYPE_CHECKING:
     from valle_convert.verify.report import Report
@@ -67,10 +66,13 @@ def verify(
 ) -> None:
     """Prove that a GGUF file is its checkpoint, or say where it is not (exit code 1).
 
+    What was asked for and cannot run on this machine ends with NOT VERIFIED and exit code 3.
+
     structure: stock llama.cpp loads it, and every key and count is as planned. tensors: every
     weight is read back and compared. tokenizer: llama.cpp gives the ids of the tokenizer's own
-    library. logits: llama.cpp computes what the PyTorch reference computes, for every head and
-    task. Give the same --config, --lora, --tokenizer and --codec as for the conversion.
+    library. logits: llama.cpp computes what PyTorch computes from the file's weights, for every
+    head and task, to within what its rounding costs. Give the same --config,
+    --lora, --tokenizer and --codec as for the conversion.
 
     With an EnCodec in the place of CHECKPOINT and its .bin in that of GGUF: structure, tensors, and
     sound, which is what encodec.cpp will compute of a recording, level by level.
@@ -107,8 +109,8 @@ def verify(
         console.data_json(result.to_json())
     else:
         _show(result)
-    if not result.passed:
-        raise typer.Exit(EXIT_FAILED_CHECK)
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
 
 
 def _verify_codec(source: str, path: Path, level: LevelChoice, recording: Path | None) -> Report:
@@ -136,7 +138,7 @@ def _show(result: Report) -> None:
     for level in result.levels:
         console.data(f"{level.name} ({level.seconds:.1f} s)")
         if level.skipped:
-            console.data(f"  skipped: {level.skipped}")
+            console.data(f"  not run: {level.skipped}")
         checks = level.checks
         if level.name == "tensors" and level.worst is not None:
             failed = [check for check in checks if not check.passed]

@@ -25,6 +25,7 @@ _POSITIONS: dict[str, Positions] = {"segment": "segment", "unified": "unified"}
 _ATTENTIONS: dict[str, Attention] = {"bidirectional": "bidirectional", "causal": "causal"}
 
 BIAS_KEY = "valle.head.bias"
+TRUE_IDS_KEY = "valle.tokenizer.true_ids"
 SOURCE_SHA256_KEY = "valle.source.sha256"
 CONVERTER_KEY = "valle.converter.version"
 FILE_TYPE_KEY = "general.file_type"

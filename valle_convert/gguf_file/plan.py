@@ -274,7 +274,11 @@ def _place(
         if len(shape) == 1:
             ggml_type = F32  # norms; llama.cpp multiplies by them in float32
         else:
-            ggml_type = forced or _common_type([specs[part.source] for part in parts])
+            ggml_type = (
+                forced
+                if forced is not None
+                else _common_type([specs[part.source] for part in parts])
+            )
         try:
             n_bytes = math.prod(shape[:-1]) * row_bytes(ggml_type, shape[-1])
         except ValueError as error:
@@ -283,8 +287,9 @@ def _place(
         tensors.append(PlannedTensor(name, shape, ggml_type, offset, n_bytes, parts))
         offset += padded(n_bytes)
     if faults:
+        asked = "auto" if forced is None else forced.name.lower()
         raise InputError(
-            f"The type {forced.name.lower() if forced else 'auto'} cannot hold these tensors: "
+            f"The type {asked} cannot hold these tensors: "
             f"{'; '.join(faults[:5])}{' ...' if len(faults) > 5 else ''}; use --outtype f16."
         )
     return tuple(tensors)

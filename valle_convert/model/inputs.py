@@ -22,6 +22,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from valle_convert.errors import InputError
 from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, Model
 
 IntArray = NDArray[np.integer]
@@ -147,10 +148,19 @@ def transcript_segments(
         response: the speech, [frames, levels].
         phonemes: ids so far, beginning with `BOS_PHONEME`, [n].
         language: id.
+
+    Raises:
+        InputError: the model has one level only.
+        ValueError: a code or shape is out of the model's range.
     """
     # All levels but the last; level 0 speaks through the AR's table, the others through those
     # that NAR levels read them from.
     n_terms = model.config.n_levels - 1
+    if n_terms == 0:
+        raise InputError(
+            "A model of one codebook level cannot transcribe: it would read all levels but the "
+            "last, which are none."
+        )
     tables = tuple("response.ar" if i == 0 else f"response.{i + 1}" for i in range(n_terms))
     codes = np.asarray(response)
     if codes.ndim != 2 or codes.shape[1] < n_terms:

@@ -17,12 +17,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 
-from valle_convert.checkpoint import Checkpoint
-from valle_convert.gguf_file.keys import RMS_EPSILON, ROPE_BASE
-from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
+from valle_convert.checkpoint.source import TensorReader
 from valle_convert.model.description import Description
 from valle_convert.model.spec import Model
 from valle_convert.network.protocol import Outputs
+
+#: Of every RMSNorm, and of the rotary embedding. They stand in no config of these checkpoints; the
+#: writer has its own, so that a wrong one there is noticed here.
+RMS_EPSILON = 1e-6
+ROPE_BASE = 10_000.0
+#: The name that the inputs of all heads go by, since llama.cpp has them in one matrix.
+HEADS = "token_embd.weight"
+
+
+def _as_it_is(name: str, inputs: Tensor) -> Tensor:
+    del name
+    return inputs
 
 
 @dataclass(frozen=True)
@@ -49,11 +59,13 @@ class ReferenceNetwork:
     """A `protocol.Network` on PyTorch.
 
     Args:
-        checkpoint: the source of the weights; all of them are read.
+        tensors: gives the weights by the checkpoint's names; all of them are read.
         description: what its family said of it. Its list of tensors is complete, so that a
             missing or a misshaped one has been refused before.
-        activation: of the feed-forward gate; any but the exact GELU computes something else, and
-            serves to show that the comparison notices.
+        activation: of the feed-forward gate; the exact GELU is what the checkpoint means.
+        round_inputs: called as `round_inputs(linear, inputs [n, in])` before every linear layer,
+            with the layer's GGUF name (`token_embd.weight` for the heads); what it returns is
+            multiplied. `network.emulation` has those of llama.cpp.
 
     Attributes:
         observe: called as `observe(linear, inputs [n, in])` before every linear layer, with the
@@ -62,15 +74,17 @@ class ReferenceNetwork:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        tensors: TensorReader,
         description: Description,
         *,
         activation: Callable[[Tensor], Tensor] = F.gelu,
+        round_inputs: Callable[[str, Tensor], Tensor] = _as_it_is,
     ) -> None:
         self._model = description.model
         self._activation = activation
+        self._round_inputs = round_inputs
         self.observe: Callable[[str, Tensor], None] | None = None
-        read = checkpoint.tensors.read
+        read = tensors.read
         config = self._model.config
 
         def tensor(name: str) -> Tensor:
@@ -152,9 +166,7 @@ class ReferenceNetwork:
             x = x + self._attention(i, layer, x, rotation, state, causal=causal)
             x = x + self._feed_forward(i, layer, x)
         hidden = _rms_norm(x, self._norm)[_index(outputs)]  # [n_out, d]
-        if self.observe is not None:
-            self.observe(TOKEN_EMBEDDING, hidden)
-        logits = F.linear(hidden, self._heads[head], self._biases.get(head))
+        logits = self._linear(HEADS, hidden, self._heads[head], self._biases.get(head))
         result: NDArray[np.float32] = logits.numpy()
         return result
 
@@ -218,10 +230,10 @@ class ReferenceNetwork:
         up = self._linear(f"blk.{i}.ffn_up.weight", normed, layer.up)
         return self._linear(f"blk.{i}.ffn_down.weight", gate * up, layer.down)
 
-    def _linear(self, name: str, x: Tensor, weight: Tensor) -> Tensor:
+    def _linear(self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if self.observe is not None:
             self.observe(name, x)
-        return F.linear(x, weight)
+        return F.linear(self._round_inputs(name, x), weight, bias)
 
 
 def _index(outputs: Outputs) -> slice | Tensor:

@@ -284,7 +284,7 @@ def make_imatrix(
     work = hashlib.sha256(f"{source_sha256} {checkpoint.lora} {utterances.digest}".encode())
     state = target.with_name(f".{target.name}.state")
     sums = _load(state, work.hexdigest()) if resume and state.exists() else Sums()
-    network = ReferenceNetwork(checkpoint, description)
+    network = ReferenceNetwork(checkpoint.tensors, description)
     with progress("importance", utterances.count, "utterances") as advance:
         advance(sums.n_utterances)
         for i, utterance in enumerate(utterances):

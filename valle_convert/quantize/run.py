@@ -317,7 +317,7 @@ def _expected(source: Source, options: Options, listener: Listener) -> tuple[Exp
         from valle_convert.network.reference import ReferenceNetwork
 
         checkpoint, description = source.reference.checkpoint, source.reference.description
-        network = ReferenceNetwork(checkpoint, description)
+        network = ReferenceNetwork(checkpoint.tensors, description)
         return run(network, f"{checkpoint.path.name} in PyTorch, float32")
     with GgufNetwork(source.path, n_threads=options.threads or None) as file:
         return run(file, f"{source.name} on llama.cpp (no checkpoint was given)")

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+from valle_convert.errors import EXIT_ENVIRONMENT, EXIT_FAILED_CHECK, EXIT_OK
 
 REPORT_SCHEMA_VERSION = 1
+Outcome = Literal["passed", "failed", "not verified"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,14 @@ class Check:
 
 @dataclass(frozen=True)
 class Level:
-    """One level of verification: its checks, or why it was skipped."""
+    """One level of verification.
+
+    Attributes:
+        name: of the level.
+        checks: what was found.
+        seconds: that it took.
+        skipped: why some of it, or all, could not run; None where all of it ran.
+    """
 
     name: str
     checks: tuple[Check, ...]
@@ -45,8 +55,13 @@ class Level:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed. A skipped level has not failed, and has not passed either."""
-        return all(check.passed for check in self.checks)
+        """Whether all of it ran, and nothing failed."""
+        return self.skipped is None and not self.failed
+
+    @property
+    def failed(self) -> bool:
+        """Whether a check failed. A level that could not run has neither failed nor passed."""
+        return any(not check.passed for check in self.checks)
 
     @property
     def worst(self) -> Check | None:
@@ -74,9 +89,24 @@ class Report:
     notes: tuple[str, ...] = ()
 
     @property
+    def outcome(self) -> Outcome:
+        """The verdict: `passed` only where everything that was asked for ran."""
+        if self.failures:
+            return "failed"
+        complete = all(level.skipped is None for level in self.levels)
+        return (
+            "passed" if complete and any(level.checks for level in self.levels) else "not verified"
+        )
+
+    @property
     def passed(self) -> bool:
-        """Whether no check failed."""
-        return all(level.passed for level in self.levels)
+        """Whether everything that was asked for ran, and nothing failed."""
+        return self.outcome == "passed"
+
+    @property
+    def exit_code(self) -> int:
+        """What a program ends with: 0 passed, 1 failed, 3 not verified."""
+        return {"passed": EXIT_OK, "failed": EXIT_FAILED_CHECK}.get(self.outcome, EXIT_ENVIRONMENT)
 
     @property
     def failures(self) -> tuple[Check, ...]:
@@ -85,11 +115,21 @@ class Report:
 
     def verdict(self) -> str:
         """One sentence: the verdict, and the worst case by name where it is no."""
-        skipped = [level.name for level in self.levels if level.skipped]
-        left_out = f" ({', '.join(skipped)} skipped)" if skipped else ""
+        reasons: dict[str, list[str]] = {}
+        for level in self.levels:
+            if level.skipped:
+                part = f"{level.name} in part" if level.checks else level.name
+                reasons.setdefault(level.skipped, []).append(part)
+        missing = "; ".join(f"{', '.join(names)}: {why}" for why, names in reasons.items())
+        left_out = f" (not run: {missing})" if missing else ""
         n = sum(len(level.checks) for level in self.levels)
-        if self.passed:
-            return f"PASSED: {n} checks of {self.file} against {self.checkpoint}{left_out}."
+        if self.outcome == "passed":
+            return f"PASSED: {n} checks of {self.file} against {self.checkpoint}."
+        if self.outcome == "not verified":
+            return (
+                f"NOT VERIFIED: {self.file} against {self.checkpoint}: {missing or 'nothing ran'}; "
+                f"{n} other checks passed."
+            )
         worst = max(self.failures, key=lambda check: check.badness)
         return (
             f"FAILED: {len(self.failures)} of {n} checks of {self.file} against {self.checkpoint}"
@@ -102,6 +142,7 @@ class Report:
         return {
             "schema_version": REPORT_SCHEMA_VERSION,
             "passed": self.passed,
+            "outcome": self.outcome,
             "verdict": self.verdict(),
             "checkpoint": self.checkpoint,
             "file": self.file,
@@ -136,8 +177,7 @@ class Report:
         for level in self.levels:
             lines += ["", f"## {level.name} ({level.seconds:.1f} s)", ""]
             if level.skipped:
-                lines.append(f"Skipped: {level.skipped}")
-                continue
+                lines += [f"**Not run: {level.skipped}**", ""]
             lines += ["| check | verdict | found | allowed |", "|---|---|---|---|"]
             lines += [
                 f"| {_cell(check.name)} | {'pass' if check.passed else '**FAIL**'} "

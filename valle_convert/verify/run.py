@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, get_args
 
 from valle_convert.errors import InputError
+from valle_convert.gguf_file.keys import TRUE_IDS_KEY
 from valle_convert.gguf_file.plan import GgufPlan
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.library import find_library
+from valle_convert.llama.probe import prove_library
 from valle_convert.progress import Progress, silent
 from valle_convert.tokenizer import corpus
 from valle_convert.tokenizer.check import compare
 from valle_convert.tokenizer.oracle import LlamaTokenizer
-from valle_convert.verify.logits import check_logits, limits_for, n_cases
 from valle_convert.verify.report import Check, Level, Report
-from valle_convert.verify.structure import check_structure
+from valle_convert.verify.structure import check_structure, what_llama_must_not_see
 from valle_convert.verify.tensors import check_tensors
 
 LevelName = Literal["structure", "tensors", "tokenizer", "logits"]
@@ -66,23 +68,31 @@ def verify(
         "tokenizer": lambda: _tokenizer(plan, file, n_texts, seed, progress),
         "logits": lambda: _logits(plan, file, n_utterances, seed, progress),
     }
+    danger = what_llama_must_not_see(plan, file)
     done: list[Level] = []
     for name in levels:
         start = time.perf_counter()
         checks: tuple[Check, ...] = ()
-        skipped = None
-        if name in ("tokenizer", "logits") and not with_llama:
-            skipped = _NEEDS_LLAMA
-        elif name in ("tokenizer", "logits") and any(not level.passed for level in done[:1]):
-            skipped = "the structure is wrong, so llama.cpp is not asked to run the file"
-        else:
+        skipped = None if with_llama or name == "tensors" else _NEEDS_LLAMA
+        if name in ("structure", "tensors"):
+            checks = tuple(runners[name]())
+        elif with_llama and danger:
+            # llama.cpp aborts the whole process on some of these.
+            checks = (Check(name, passed=False, summary=f"not run, since {danger}", values={}),)
+        elif with_llama:
             checks = tuple(runners[name]())
         done.append(Level(name, checks, time.perf_counter() - start, skipped))
-    file_type, _ = limits_for(file)
-    notes = [f"tokenizer: {plan.tokenizer.source} ({plan.tokenizer.reason})"]
-    if not with_llama:
-        notes.append(_NEEDS_LLAMA)
-    return Report(str(plan.checkpoint.path), str(file.path), file_type, tuple(done), tuple(notes))
+    notes = (f"tokenizer: {plan.tokenizer.source} ({plan.tokenizer.reason})",)
+    return Report(str(plan.checkpoint.path), str(file.path), main_type(file), tuple(done), notes)
+
+
+def main_type(file: GgufFile) -> str:
+    """The type that most of the file's weights have, such as `Q4_K`."""
+    sizes: dict[str, int] = {}
+    for tensor in file.tensors.values():
+        name = tensor.ggml_type.name
+        sizes[name] = sizes.get(name, 0) + math.prod(tensor.shape)
+    return max(sizes, key=lambda name: sizes[name], default="none")
 
 
 def _tensors(plan: GgufPlan, file: GgufFile, progress: Progress) -> list[Check]:
@@ -94,7 +104,10 @@ def _tokenizer(
     plan: GgufPlan, file: GgufFile, n_texts: int, seed: int, progress: Progress
 ) -> list[Check]:
     source = plan.tokenizer.file
-    true_ids = file.keys["valle.tokenizer.true_ids"]
+    true_ids = file.keys.get(TRUE_IDS_KEY)
+    if not isinstance(true_ids, list) or not all(isinstance(i, int) for i in true_ids):
+        words = f"{TRUE_IDS_KEY} is missing, or no list of ids"
+        return [Check("tokenizer", passed=False, summary=words, values={})]
     with (
         LlamaTokenizer(file.path) as llama,
         progress("comparing tokenizers", n_texts, "texts") as advance,
@@ -140,25 +153,17 @@ def _logits(
     progress: Progress,
 ) -> list[Check]:
     from valle_convert.network.converted import GgufNetwork
-    from valle_convert.network.reference import ReferenceNetwork
+    from valle_convert.verify.logits import Yardstick, check_logits, n_passes
 
-    reference = ReferenceNetwork(plan.checkpoint, plan.description)
-    _, limits = limits_for(file)
+    prove_library()  # so that what fails from here on is not this machine's llama.cpp
     try:
+        yardstick = Yardstick(plan, file)
+        yardstick.check_finite(seed)
         network = GgufNetwork(file)
     except InputError as error:
-        return [Check("logits", passed=False, summary=str(error), values={})]
-    with (
-        network,
-        progress("comparing logits", n_cases(reference, n_utterances), "passes") as advance,
-    ):
+        return [Check("logits", passed=False, summary=str(error), values={}, badness=math.inf)]
+    total = n_passes(plan.model, n_utterances)
+    with network, progress("comparing logits", total, "passes") as advance:
         return list(
-            check_logits(
-                reference,
-                network,
-                limits,
-                n_utterances=n_utterances,
-                seed=seed,
-                advance=advance,
-            )
+            check_logits(yardstick, network, n_utterances=n_utterances, seed=seed, advance=advance)
         )

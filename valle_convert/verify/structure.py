@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
+
+import numpy as np
 
 from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import InputError
@@ -18,7 +21,14 @@ from valle_convert.verify.report import Check
 # What may differ without the file being another model: its name and authors, the number format
 # that llama-quantize changed, and the version of the converter.
 _FREE_PREFIXES = ("general.",)
-_FREE_KEYS = (gguf_keys.CONVERTER_KEY, "valle.source.name")
+_FREE_KEYS = (
+    gguf_keys.CONVERTER_KEY,
+    # Where a file lay, and how it was chosen; what was in it is compared by its contents.
+    "valle.source.name",
+    "valle.source.lora",
+    "valle.tokenizer.source",
+    "valle.tokenizer.reason",
+)
 _EXACT_GENERAL = "general.architecture"
 #: Keys that quantizing adds.
 QUANTIZE_PREFIX = "valle.quantize."
@@ -35,11 +45,39 @@ def check_structure(plan: GgufPlan, file: GgufFile, *, with_llama: bool) -> Iter
     """
     yield _check_model(plan, file)
     yield _check_keys(plan, file)
-    tensors = _check_tensors(plan, file)
-    yield tensors
-    # A table of wrong shapes can make llama.cpp abort the process, and is refused already.
-    if with_llama and tensors.passed:
+    yield _check_tensors(plan, file)
+    if with_llama and not what_llama_must_not_see(plan, file):
         yield _check_llama(plan, file)
+
+
+def what_llama_must_not_see(plan: GgufPlan, file: GgufFile) -> str:
+    """Why llama.cpp should not be given a file: sizes or shapes on which it may abort; else "".
+
+    Keys of other kinds, such as epsilon or positions, may be wrong: it computes something then,
+    and the comparison shows what.
+    """
+    faults = _tensor_faults(plan, file)
+    if not faults:
+        sizes = [key for key in plan.keys if key.type == "u32" or key.name == _EXACT_GENERAL]
+        for key in sizes:
+            if key.name == _EXACT_GENERAL or key.name.startswith(f"{gguf_keys.ARCHITECTURE}."):
+                faults += _key_faults(key, key.value, file)
+    if not faults:
+        tokens = file.keys.get("tokenizer.ggml.tokens")
+        n_rows = plan.tensors[0].shape[0]
+        if not isinstance(tokens, list) or len(tokens) != n_rows:
+            faults.append(f"tokenizer.ggml.tokens is no list of {n_rows} tokens")
+    if not faults:
+        try:
+            model = open_model(file)
+        except InputError as error:
+            return str(error)
+        same = model.tables == plan.model.tables and model.config.n_levels == (
+            plan.model.config.n_levels
+        )
+        if not same:
+            faults.append("its tables are not the checkpoint's")
+    return "; ".join(faults[:_SHOWN])
 
 
 def _check_model(plan: GgufPlan, file: GgufFile) -> Check:
@@ -71,11 +109,13 @@ def _check_keys(plan: GgufPlan, file: GgufFile) -> Check:
     faults: list[str] = []
     n_compared = 0
     for key in plan.keys:
-        free = key.name.startswith(_FREE_PREFIXES) and key.name != _EXACT_GENERAL
-        if free or key.name in _FREE_KEYS:
+        if key.name.startswith(_FREE_PREFIXES) and key.name != _EXACT_GENERAL:
             continue
         n_compared += 1
-        faults += _key_faults(key, deferred.get(key.name, key.value), file)
+        if key.name in _FREE_KEYS:
+            faults += [] if key.name in file.keys else [f"{key.name} is missing"]
+        else:
+            faults += _key_faults(key, deferred.get(key.name, key.value), file)
     expected = {key.name for key in plan.keys}
     faults += [
         f"{name} is there, and not expected"
@@ -103,15 +143,23 @@ def _key_faults(key: Key, value: object, file: GgufFile) -> list[str]:
         return [f"{key.name} is of type {found_type}, not {key.type}"]
     found = file.keys[key.name]
     if key.type == "f32":
-        # The file holds the nearest float32.
-        same = abs(found - float(value)) <= 1e-6 * abs(float(value))  # type: ignore[arg-type]
-    else:
-        same = found == value
-    return [] if same else [f"{key.name} is {found!r:.60}, not {value!r:.60}"]
+        value = float(np.float32(cast("float", value)))  # the nearest that a file can hold
+    return [] if found == value else [f"{key.name} is {found!r:.60}, not {value!r:.60}"]
 
 
 def _check_tensors(plan: GgufPlan, file: GgufFile) -> Check:
     """Names and shapes; the types may be those of a quantized file."""
+    faults = _tensor_faults(plan, file)
+    return Check(
+        "tensor table",
+        passed=not faults,
+        summary="; ".join(faults[:_SHOWN])
+        or f"{len(plan.tensors)} tensors of the right names and shapes",
+        values={"tensors": len(file.tensors), "faults": len(faults)},
+    )
+
+
+def _tensor_faults(plan: GgufPlan, file: GgufFile) -> list[str]:
     expected = {tensor.name: tensor.shape for tensor in plan.tensors}
     found = {name: tensor.shape for name, tensor in file.tensors.items()}
     faults = [f"{name} is missing" for name in expected if name not in found]
@@ -121,13 +169,7 @@ def _check_tensors(plan: GgufPlan, file: GgufFile) -> Check:
         for name, shape in expected.items()
         if name in found and found[name] != shape
     ]
-    shown = "; ".join(faults[:_SHOWN])
-    return Check(
-        "tensor table",
-        passed=not faults,
-        summary=shown or f"{len(expected)} tensors of the right names and shapes",
-        values={"tensors": len(found), "faults": len(faults)},
-    )
+    return faults
 
 
 def _check_llama(plan: GgufPlan, file: GgufFile) -> Check:

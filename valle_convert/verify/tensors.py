@@ -13,36 +13,64 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES
 from numpy.typing import NDArray
 
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.encode import PLAIN_DTYPES, decode, encode
+from valle_convert.gguf_file.encode import PLAIN_DTYPES, decode, encode, nominal_decibels
 from valle_convert.gguf_file.plan import GgufPlan, Part, PlannedTensor
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
 from valle_convert.verify.report import Check
 
 _ROWS_AT_ONCE = 2048
 
-# A uniform quantizer gains 6.02 dB a bit. Of the bits of a block some go into scales, and
-# weights are not uniform: llama.cpp's types reach 6.02 * bits - 10 dB on normally distributed
-# weights, q2_k to q8_0 alike, within 3 dB. What is below this line is not quantization.
-_DB_PER_BIT = 6.02
-_DB_MARGIN = 14.0
+# What is further below the type's nominal ratio than this is not quantization.
+_DB_MARGIN = 4.0
 _DB_FLOOR = 1.0
+# A table of few rows may lie below the whole.
+_DB_PART_MARGIN = 6.0
+# Correlation of errors and weights that is no scale, where there are weights enough to tell.
+_ALONG = 0.4
+_ENOUGH_WEIGHTS = 4096
+_SHOWN = 3
 
 
 @dataclass
 class _Tally:
-    """What was found in one tensor."""
+    """What was found in a tensor, or in a part of one."""
 
+    where: str = ""
     n_weights: int = 0
     n_different: int = 0
     signal: float = 0.0
     noise: float = 0.0
+    product: float = 0.0  # of weights and errors, summed
     max_error: float = 0.0
     max_relative: float = 0.0  # error over the largest weight of its row
-    where: str = ""
+
+    def add(self, weights: NDArray[np.float32], found: NDArray[np.float32]) -> None:
+        """Take rows [n, columns] as they should be, and as they are."""
+        signed = found.astype(np.float64) - weights
+        error = np.abs(signed)
+        largest = np.abs(weights).max(axis=-1, keepdims=True)
+        self.signal += float(np.square(weights, dtype=np.float64).sum())
+        self.noise += float(np.square(signed).sum())
+        self.product += float((signed * weights).sum())
+        relative = float((error / np.maximum(largest, np.finfo(np.float32).tiny)).max())
+        # Written so that NaN stays.
+        if not relative <= self.max_relative:
+            self.max_relative = relative
+        self.max_error = max(self.max_error, float(error.max()))
+        self.n_weights += weights.size
+
+    def merge(self, other: _Tally) -> None:
+        """Take another tally's weights too."""
+        if not other.max_relative <= self.max_relative:
+            self.max_relative, self.where = other.max_relative, other.where
+        self.max_error = max(self.max_error, other.max_error)
+        self.signal += other.signal
+        self.noise += other.noise
+        self.product += other.product
+        self.n_weights += other.n_weights
 
     @property
     def decibels(self) -> float:
@@ -50,6 +78,23 @@ class _Tally:
         if self.noise == 0.0:
             return math.inf
         return 10 * math.log10(self.signal / self.noise) if self.signal else -math.inf
+
+    def fault(self, least: float) -> str | None:
+        """What is wrong with it, if anything is; NaN is."""
+        if not self.decibels >= least:
+            return f"has {self.decibels:.1f} dB signal to noise, not {least:.1f}"
+        if not self.max_relative <= 1.0:
+            return f"has an error of {self.max_relative:.1%} of its row's largest weight"
+        if self.noise > 0.0 and self.n_weights >= _ENOUGH_WEIGHTS:
+            # The nearest of some values errs against the weight by the noise itself. A wrong scale
+            # errs along with the weight, or against it, by all of it.
+            along = abs(self.product) / math.sqrt(self.signal * self.noise)
+            if along > max(_ALONG, 2 * math.sqrt(self.noise / self.signal)):
+                return (
+                    f"has errors that follow the weights (correlation {along:.2f}), as a wrong "
+                    "scale makes them"
+                )
+        return None
 
 
 def check_tensors(
@@ -60,7 +105,7 @@ def check_tensors(
     Args:
         plan: made anew from the checkpoint.
         file: the converted file.
-        advance: hears of the number of weights compared.
+        advance: called with the number of weights compared.
     """
     for planned in plan.tensors:
         found = file.tensors.get(planned.name)
@@ -117,41 +162,50 @@ def _check_plain(
 def _check_quantized(
     plan: GgufPlan, planned: PlannedTensor, found: TensorInfo, advance: Callable[[int], object]
 ) -> Check:
-    tally = _Tally()
+    """The tensor as a whole, and every table and head in it by itself."""
+    parts: dict[str, _Tally] = {}
     for part, source, data in _rows(plan, planned, found):
-        weights = source.astype(np.float32)
-        error = np.abs(decode(data, found.ggml_type) - weights)
-        largest = np.abs(weights).max(axis=-1, keepdims=True)
-        tally.signal += float(np.square(weights, dtype=np.float64).sum())
-        tally.noise += float(np.square(error, dtype=np.float64).sum())
-        relative = float((error / np.maximum(largest, np.finfo(np.float32).tiny)).max())
-        if not relative <= tally.max_relative:
-            tally.max_relative, tally.where = relative, part.label
-        tally.max_error = max(tally.max_error, float(error.max()))
-        tally.n_weights += weights.size
-        advance(weights.size)
-    block, n_bytes = GGML_QUANT_SIZES[found.ggml_type]
-    bits = 8 * n_bytes / block
-    least = max(_DB_FLOOR, _DB_PER_BIT * bits - _DB_MARGIN)
-    # No format puts a weight further off than the largest of its row.
-    passed = tally.decibels >= least and tally.max_relative <= 1.0
+        tally = parts.setdefault(part.label, _Tally(where=part.label))
+        tally.add(source.astype(np.float32), decode(data, found.ggml_type))
+        advance(source.size)
+    whole = _Tally()
+    for tally in parts.values():
+        whole.merge(tally)
+    least = max(_DB_FLOOR, nominal_decibels(found.ggml_type) - _DB_MARGIN)
+    least_part = max(_DB_FLOOR, least - _DB_PART_MARGIN)
+    faults = [
+        f"{tally.where} {fault}"
+        for tally in parts.values()
+        if (fault := tally.fault(least_part)) is not None
+    ]
+    weakest = min(parts.values(), key=lambda tally: tally.decibels)
     name = found.ggml_type.name
+    passed = not faults and whole.fault(least) is None
     return Check(
         f"tensor {planned.name}",
         passed=passed,
-        summary=f"{name}: {tally.decibels:.1f} dB signal to noise, largest error "
-        f"{tally.max_error:.2e} ({tally.max_relative:.1%} of its row's largest, {tally.where})",
+        summary=f"{name}: {whole.decibels:.1f} dB signal to noise"
+        + (f" ({weakest.decibels:.1f} in {weakest.where})" if len(parts) > 1 else "")
+        + f", largest error {whole.max_error:.2e} ({whole.max_relative:.1%} of its row's largest, "
+        f"{whole.where})" + "".join(f"; {fault}" for fault in faults[:_SHOWN]),
         values={
             "type": name,
-            "weights": tally.n_weights,
-            "snr_db": tally.decibels,
-            "max_error": tally.max_error,
-            "max_relative_error": tally.max_relative,
+            "weights": whole.n_weights,
+            "snr_db": whole.decibels,
+            "weakest_part": weakest.where,
+            "weakest_part_snr_db": weakest.decibels,
+            "max_error": whole.max_error,
+            "max_relative_error": whole.max_relative,
         },
-        limit=f"at least {least:.1f} dB ({_DB_PER_BIT} dB for each of {bits:.2f} bits, "
-        f"less {_DB_MARGIN:g}), no error above its row's largest",
-        badness=max(10 ** ((least - tally.decibels) / 10), tally.max_relative),
+        limit=f"at least {least:.1f} dB ({_DB_MARGIN:g} less than the type reaches on random "
+        f"weights), {least_part:.1f} in each table or head; no error above its row's "
+        "largest; errors that do not follow the weights",
+        badness=_badness(whole, least) if passed else math.inf,
     )
+
+
+def _badness(tally: _Tally, least: float) -> float:
+    return max(10 ** ((least - tally.decibels) / 10), tally.max_relative)
 
 
 def _rows(

@@ -1,0 +1,51 @@
+"""Checkpoints that nobody chose by hand: random sizes, switches and number types, from a seed."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from make_checkpoint import DTYPES
+
+OUT_TYPES = ("auto", "f32", "f16", "bf16", "q8_0")
+
+
+def random_shape(seed: int, *, width: int | None = None) -> dict[str, Any]:
+    """Arguments of `make_checkpoint.Shape`.
+
+    Args:
+        seed: of all choices, and of the weights.
+        width: of the model; None for one that hardly any block size divides.
+    """
+    draw = random.Random(seed)  # noqa: S311 - no secret
+    heads = draw.choice([1, 2, 3, 4])
+    dim = heads * draw.choice([16, 32, 48, 64]) if width is None else width
+    if width is not None:
+        heads = draw.choice([1, 2, 4])
+    return {
+        "dim": dim,
+        "heads": heads,
+        "layers": draw.randint(1, 4),
+        "kv_heads": draw.choice([n for n in range(1, heads + 1) if heads % n == 0]),
+        "ffn": draw.choice([1, 2, 3, 4]),
+        "levels": draw.randint(1, 9),
+        "audio_tokens": draw.choice([2, 10, 64, 100, 257]),
+        "text_tokens": draw.choice([1, 5, 32]),
+        "langs": draw.randint(1, 8),
+        "tasks": 9,
+        "version": draw.choice([5, 6]),
+        "split": draw.random() < 0.8,
+        "bias": draw.random() < 0.5,
+        "sums": draw.choice([True, False, "prom", "resp"]),
+        "unified": draw.random() < 0.4,
+        "noncausal": draw.random() < 0.6,
+        "capabilities": draw.choice(
+            [("ar", "nar", "len", "lang"), ("ar", "nar", "lang"), ("ar", "nar", "len")]
+        ),
+        "seed": seed,
+    }
+
+
+def random_dtype(seed: int) -> str:
+    """The number type of the checkpoint; all three come up equally often."""
+    return list(DTYPES)[seed % len(DTYPES)]

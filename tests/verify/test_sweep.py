@@ -1,0 +1,58 @@
+"""Nothing right fails: random shapes and types, each converted, read back and verified."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from gguf import GGMLQuantizationType, GGUFReader
+from make_checkpoint import Shape, make_checkpoint
+from random_shapes import OUT_TYPES, random_dtype, random_shape
+
+from valle_convert import plan_conversion, verify_gguf, write_gguf
+from valle_convert.errors import InputError
+
+N_QUICK, N_SLOW = 6, 200
+_TYPES = {
+    "f32": GGMLQuantizationType.F32,
+    "f16": GGMLQuantizationType.F16,
+    "bf16": GGMLQuantizationType.BF16,
+    "q8_0": GGMLQuantizationType.Q8_0,
+}
+
+
+def check(seed: int, folder: Path) -> None:
+    shape, dtype = Shape(**random_shape(seed)), random_dtype(seed)
+    checkpoint = folder / "random.sft"
+    make_checkpoint(checkpoint, shape, dtype=dtype)
+    for out_type in OUT_TYPES:
+        path = folder / f"{out_type}.gguf"
+        if out_type == "q8_0" and shape.dim % 32:
+            with pytest.raises(InputError, match=f"rows of {shape.dim}"):
+                plan_conversion(checkpoint, out_type=out_type)
+            continue
+        plan = plan_conversion(checkpoint, out_type=out_type)
+        write_gguf(plan, path)
+        wanted = _TYPES[dtype if out_type == "auto" else out_type]
+        for tensor in GGUFReader(path).tensors:
+            is_matrix = len(tensor.shape) > 1
+            assert tensor.tensor_type == (wanted if is_matrix else GGMLQuantizationType.F32), (
+                shape,
+                dtype,
+                out_type,
+                tensor.name,
+            )
+        report = verify_gguf(plan, path, levels=["structure", "tensors", "logits"])
+        assert report.passed, (shape, dtype, out_type, report.verdict())
+        path.unlink()
+
+
+@pytest.mark.parametrize("seed", range(1000, 1000 + N_QUICK))
+def test_a_few_random_shapes_pass_in_every_type(seed: int, tmp_path: Path) -> None:
+    check(seed, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(N_SLOW))
+def test_random_shapes_pass_in_every_type(seed: int, tmp_path: Path) -> None:
+    check(seed, tmp_path)

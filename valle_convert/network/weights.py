@@ -1,0 +1,100 @@
+"""The weights of a GGUF file under the names that they had in the checkpoint.
+
+A plan says where each row of a file comes from; read backwards, it makes a converted file a
+source of tensors like a checkpoint, with what its number format left of them. And what the
+number format should leave of them is known without the file.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+
+from valle_convert.errors import InputError
+from valle_convert.gguf_file.encode import F32, PLAIN_DTYPES, nominal_decibels
+from valle_convert.gguf_file.keys import BIAS_KEY
+from valle_convert.gguf_file.plan import GgufPlan, Part, PlannedTensor
+from valle_convert.gguf_file.read import GgufFile
+
+
+class ConvertedTensors:
+    """A `TensorReader` of a converted file.
+
+    Args:
+        plan: of the checkpoint that the file was made from.
+        file: has the tensors of the plan, in their shapes; their types are its own.
+    """
+
+    def __init__(self, plan: GgufPlan, file: GgufFile) -> None:
+        self._file = file
+        self._parts: dict[str, tuple[PlannedTensor, Part]] = {}
+        for tensor in plan.tensors:
+            for part in tensor.parts:
+                # Copies of rows, such as those of the tokenizer's aliases, come last.
+                self._parts.setdefault(part.source, (tensor, part))
+        self._biases: dict[str, tuple[int, int]] = {}
+        start = 0
+        for bias in plan.description.biases:
+            known = self._biases.get(bias.source, (0, 0))
+            # Heads that share a source have the same values, some more of them than others.
+            if bias.n_rows > known[1] - known[0]:
+                self._biases[bias.source] = (start, start + bias.n_rows)
+            start += bias.n_rows
+
+    def read(self, name: str) -> NDArray[Any]:
+        """One tensor as float32, with the rows that the file has of it.
+
+        Raises:
+            InputError: a number in it is not finite, or it is not there.
+        """
+        if name in self._biases:
+            found = self._file.keys.get(BIAS_KEY, [])
+            where, values = BIAS_KEY, np.array(found[slice(*self._biases[name])], np.float32)
+        else:
+            tensor, part = self._parts[name]
+            where, rows = tensor.name, slice(part.first_row, part.first_row + part.n_rows)
+            stored = self._file.tensors[tensor.name]
+            values = stored.rows() if len(tensor.shape) == 1 else stored.rows(rows)
+        if not np.isfinite(values).all():
+            raise InputError(
+                f"{where} of {self._file.path} holds a number that is none (NaN or infinite) where "
+                f"{name} of the checkpoint should stand; convert the checkpoint again."
+            )
+        return values
+
+
+class RoundedTensors:
+    """A `TensorReader` of a checkpoint, with what a file's number formats should leave of it.
+
+    A plain type rounds; a quantized one adds seeded noise of the size that the type is known for.
+
+    Args:
+        plan: of the checkpoint.
+        types: the type of each tensor by its GGUF name.
+    """
+
+    def __init__(self, plan: GgufPlan, types: Mapping[str, GGMLQuantizationType]) -> None:
+        self._tensors = plan.checkpoint.tensors
+        self._types = {
+            part.source: types[tensor.name] for tensor in plan.tensors for part in tensor.parts
+        }
+
+    def read(self, name: str) -> NDArray[Any]:
+        """One tensor as float32."""
+        weights = self._tensors.read(name).astype(np.float32)
+        ggml_type = self._types.get(name, F32)
+        if ggml_type in PLAIN_DTYPES:
+            with np.errstate(over="ignore"):
+                return weights.astype(PLAIN_DTYPES[ggml_type]).astype(np.float32)
+        draw = np.random.default_rng(zlib.crc32(name.encode()))
+        sizes = np.sqrt(np.square(weights).mean(-1, keepdims=True))
+        scale = np.float32(10 ** (-max(1.0, nominal_decibels(ggml_type)) / 20))
+        noisy: NDArray[np.float32] = weights + sizes * scale * draw.standard_normal(
+            weights.shape, dtype=np.float32
+        )
+        return noisy
