@@ -4,17 +4,20 @@
 """
 
 from valle_convert.audio.codec import AudioCodec, EncodecCodec, check_codec_fits, open_codec
-from valle_convert.audio.codes import SavedCodes, read_codes, write_codes
+from valle_convert.audio.codes import SavedCodes, check_codes_target, read_codes, write_codes
+from valle_convert.audio.ecdc import EcdcOrder
 from valle_convert.audio.files import Audio, WrittenAudio, read_audio, write_wav
 from valle_convert.audio.voice import fit_prompt, prompt_audio
 
 __all__ = [
     "Audio",
     "AudioCodec",
+    "EcdcOrder",
     "EncodecCodec",
     "SavedCodes",
     "WrittenAudio",
     "check_codec_fits",
+    "check_codes_target",
     "fit_prompt",
     "open_codec",
     "prompt_audio",

@@ -1,4 +1,6 @@
-"""Codes of some speech in a `.npz` file, so that they can be kept, exchanged and decoded again.
+"""Codes of some speech in a file, so that they can be kept, exchanged and decoded again.
+
+EnCodec's own programs exchange `.ecdc` (module `ecdc`); ours is a `.npz`, of any codec.
 
 The file holds numpy arrays only: `codes` [frames, levels], and what they are codes of. Nothing
 in it is ever unpickled, and a file that would unpack to more than it may is refused unread.
@@ -14,12 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from valle_convert.audio.ecdc import ECDC_SUFFIX, EcdcOrder, read_ecdc, write_ecdc
 from valle_convert.errors import InputError
 from valle_convert.files import atomic_output
-from valle_convert.model.spec import Codec, ModelConfig
+from valle_convert.model.spec import CODECS, Codec, ModelConfig
 from valle_convert.npz_file import read_npz
 
 FORMAT_VERSION = 1
+CODES_SUFFIXES = (".npz", ECDC_SUFFIX)
+#: What an `.ecdc` can hold; a model that does not say its codec may have the same.
+_ECDC_CODECS, _ECDC_CODES = ("encodec-24khz", "unknown"), 1024
 
 #: Five hours of eight levels; what it would unpack to is checked before anything is.
 _MAX_BYTES = 64 << 20
@@ -41,14 +47,53 @@ class SavedCodes:
     codebook_size: int
 
 
-def write_codes(
-    path: Path, saved: SavedCodes, *, force: bool = False, sources: Iterable[Path] = ()
-) -> None:
-    """Write a file of codes, or leave nothing.
+def is_codes_path(path: Path) -> bool:
+    """Whether a file of that name holds codes, and not sound."""
+    return path.suffix.lower() in CODES_SUFFIXES
+
+
+def check_codes_target(path: Path, codes: SavedCodes | ModelConfig) -> None:
+    """Refuse a file that cannot hold such codes, or those of such a model.
 
     Raises:
-        InputError, EnvironmentFault: as `files.atomic_output`.
+        InputError: it is an `.ecdc`, and the codes are none of the 24 kHz EnCodec's.
     """
+    if path.suffix.lower() != ECDC_SUFFIX:
+        return
+    if codes.codec.name not in _ECDC_CODECS or codes.codebook_size != _ECDC_CODES:
+        raise InputError(
+            f"{path}: .ecdc files hold codes of encodec-24khz below {_ECDC_CODES}, and these "
+            f"are of {codes.codec.name} below {codes.codebook_size}; write a .npz instead."
+        )
+
+
+def write_codes(
+    path: Path,
+    saved: SavedCodes,
+    *,
+    order: EcdcOrder = "frame",
+    force: bool = False,
+    sources: Iterable[Path] = (),
+) -> tuple[str, ...]:
+    """Write a file of codes, or leave nothing.
+
+    Args:
+        path: of the file; `.ecdc` is written for EnCodec's own programs, everything else is numpy.
+        saved: what to write.
+        order: of the codes in an `.ecdc`.
+        force: whether a file that exists may be replaced.
+        sources: files that must not be overwritten, whatever `force` says.
+
+    Returns:
+        What the user should know of it.
+
+    Raises:
+        InputError, EnvironmentFault: as `files.atomic_output`; the codes are none of the 24 kHz
+            EnCodec's, and the file is an `.ecdc`.
+    """
+    if path.suffix.lower() == ECDC_SUFFIX:
+        check_codes_target(path, saved)
+        return write_ecdc(path, saved.codes, order, force=force, sources=sources)
     with atomic_output(path, force=force, sources=sources) as file:
         np.savez_compressed(
             file,
@@ -59,18 +104,33 @@ def write_codes(
             sample_rate=np.int64(saved.codec.sample_rate),
             frame_rate=np.float64(saved.codec.frame_rate),
         )
+    return ()
 
 
-def read_codes(path: Path, config: ModelConfig | None = None) -> SavedCodes:
+def read_codes(
+    path: Path, config: ModelConfig | None = None, *, order: EcdcOrder | None = None
+) -> SavedCodes:
     """Read a file of codes.
+
+    An `.ecdc` may have more levels than the model; those above are left out, since a level refines
+    what is below it.
 
     Args:
         path: of the file.
         config: of the model that they are for; None for any.
+        order: of the codes in an `.ecdc`; None to tell it by the file.
 
     Raises:
         InputError: it is no such file, is damaged, or its codes are not the model's.
     """
+    if path.suffix.lower() == ECDC_SUFFIX:
+        codes = read_ecdc(path, order)
+        if config is not None:
+            codes = codes[:, : config.n_levels]
+        saved = SavedCodes(codes, CODECS[8, _ECDC_CODES], _ECDC_CODES)
+        if config is not None:
+            check_codes_fit(saved, config, str(path))
+        return saved
     entries = read_npz(
         path,
         _ENTRIES,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
 
 import typer
 
@@ -20,13 +20,14 @@ from valle_convert.errors import EXIT_INTERRUPTED, InputError
 from valle_convert.progress import Advance
 
 if TYPE_CHECKING:
-    from valle_convert.audio import WrittenAudio
+    from valle_convert.audio import SavedCodes, WrittenAudio
     from valle_convert.speech.results import Heard, Piece, SpeakOptions, Spoken
     from valle_convert.speech.speaker import Speaker
 
 ModeChoice = Literal["auto", "ar", "nar-len"]
 TaskChoice = Literal["tts", "vc", "ns", "sr"]
 CacheChoice = Literal["f32", "f16"]
+OrderChoice = Literal["frame", "level"]
 
 GgufArgument = Annotated[
     Path,
@@ -39,6 +40,15 @@ CodecOption = Annotated[
         metavar="FILE|DIR|NAME",
         help="An EnCodec: a .bin or .th file, a folder with its config.json and weights, or its "
         "name on the Hugging Face hub. Without it, facebook/encodec_24khz.",
+        show_default=False,
+    ),
+]
+EcdcOrderOption = Annotated[
+    OrderChoice | None,
+    typer.Option(
+        "--ecdc-order",
+        help="Of the codes in .ecdc files: frame by frame as in Meta's encodec, or level by level "
+        "as in encodec.cpp. Without it, a file that is read tells, and frame is written.",
         show_default=False,
     ),
 ]
@@ -82,8 +92,8 @@ def speak(
         typer.Option(
             "--voice",
             metavar="FILE",
-            help="A recording of the voice to speak in (wav, flac, ogg, mp3), or its codes (.npz). "
-            "Without it, the model chooses.",
+            help="A recording of the voice to speak in (wav, flac, ogg, mp3), or its codes (.npz, "
+            ".ecdc). Without it, the model chooses.",
             show_default=False,
         ),
     ] = None,
@@ -93,15 +103,19 @@ def speak(
     ] = None,
     save_codes: Annotated[
         Path | None,
-        typer.Option(metavar="OUT.npz", help="The codes it is made of.", show_default=False),
+        typer.Option(
+            metavar="OUT.npz",
+            help="The codes it is made of; as OUT.ecdc for EnCodec's own programs.",
+            show_default=False,
+        ),
     ] = None,
     codes: Annotated[
         Path | None,
         typer.Option(
             "--codes",
-            metavar="FILE.npz",
-            help="Saved codes: sound them; or, with TEXT, keep their level 0 and decode the levels "
-            "above it anew.",
+            metavar="FILE",
+            help="Saved codes (.npz, .ecdc): sound them; or, with TEXT, keep their level 0 and "
+            "decode the levels above it anew.",
             show_default=False,
         ),
     ] = None,
@@ -119,6 +133,7 @@ def speak(
         ),
     ] = None,
     codec: CodecOption = None,
+    ecdc_order: EcdcOrderOption = None,
     phonemes: Annotated[
         bool, typer.Option("--phonemes", help="TEXT is IPA already, and one sentence.")
     ] = False,
@@ -219,16 +234,28 @@ def speak(
     recordings = [one for one in (voice, source) if one is not None]
     needs_codec = out is not None or not all(is_codes_file(one) for one in recordings)
     begin = time.perf_counter()
+    if save_codes is not None:
+        _check_codes_target(gguf, save_codes)
     with _open_speaker(gguf, codec, threads, needs_codec, cache_type) as speaker:
         loaded = time.perf_counter() - begin
-        if codes is not None and said is None:
+        saved_codes = _ordered(codes, gguf, ecdc_order)
+        if saved_codes is not None and said is None:
             assert out is not None  # noqa: S101 - for the type checker; told apart above
-            _sound(speaker, codes, out, loaded, as_float=float_, as_json=json_, force=force)
+            _sound(speaker, saved_codes, out, loaded, as_float=float_, as_json=json_, force=force)
             return
         with _stop_on_interrupt(keep_partial) as should_stop:
             watch = _Watch(speaker.frame_rate)
             spoken = _run(
-                speaker, task, said, voice, source, codes, options, phonemes, watch, should_stop
+                speaker,
+                task,
+                said,
+                _ordered(voice, gguf, ecdc_order),
+                _ordered(source, gguf, ecdc_order),
+                saved_codes,
+                options,
+                phonemes,
+                watch,
+                should_stop,
             )
     if task != "tts" or codes is not None:
         for piece in spoken.pieces:
@@ -240,7 +267,10 @@ def speak(
         written = write_wav(out, audio, force=force, sample_format=kind, sources=inputs)
     keeps_codes = save_codes is not None and len(spoken.codes) > 0
     if save_codes is not None and keeps_codes:
-        write_codes(save_codes, spoken.saved_codes, force=force, sources=inputs)
+        order = ecdc_order or "frame"
+        saved = spoken.saved_codes
+        for note in write_codes(save_codes, saved, order=order, force=force, sources=inputs):
+            console.talk(f"note: {note}")
     if json_:
         kept = save_codes if keeps_codes else None
         console.data_json(_spoken_json(spoken, written, kept, loaded))
@@ -255,11 +285,12 @@ def transcribe(
         Path,
         typer.Argument(
             metavar="SPEECH",
-            help="A recording (wav, flac, ogg, mp3), or its codes (.npz).",
+            help="A recording (wav, flac, ogg, mp3), or its codes (.npz, .ecdc).",
             show_default=False,
         ),
     ],
     codec: CodecOption = None,
+    ecdc_order: EcdcOrderOption = None,
     language: LanguageOption = None,
     max_phonemes: Annotated[int, typer.Option(help="Where to end.", min=1, max=20_000)] = 900,
     threads: ThreadsOption = None,
@@ -273,7 +304,10 @@ def transcribe(
     with _open_speaker(gguf, codec, threads, not is_codes_file(speech)) as speaker:
         loaded = time.perf_counter() - begin
         heard = speaker.transcribe(
-            speech, language, TranscribeOptions(max_phonemes), progress=console.progress_bar
+            _ordered(speech, gguf, ecdc_order),
+            language,
+            TranscribeOptions(max_phonemes),
+            progress=console.progress_bar,
         )
     if json_:
         console.data_json(_heard_json(heard, loaded))
@@ -376,13 +410,37 @@ def _open_speaker(
     return Speaker.open(file, codec=opened, n_threads=threads, cache_type=cache_type)
 
 
+def _check_codes_target(gguf: Path, target: Path) -> None:
+    """Refuse a file that cannot hold the model's codes before they are computed."""
+    from valle_convert.audio import check_codes_target
+    from valle_convert.gguf_file.read import GgufFile
+    from valle_convert.network.converted import open_model
+
+    check_codes_target(target, open_model(GgufFile(gguf)).config)
+
+
+@overload
+def _ordered(path: Path, gguf: Path, order: OrderChoice | None) -> Path | SavedCodes: ...
+@overload
+def _ordered(path: None, gguf: Path, order: OrderChoice | None) -> None: ...
+def _ordered(path: Path | None, gguf: Path, order: OrderChoice | None) -> Path | SavedCodes | None:
+    """A file as it is; or its codes where it is an `.ecdc` and the user told their order."""
+    from valle_convert.audio import read_codes
+    from valle_convert.gguf_file.read import GgufFile
+    from valle_convert.network.converted import open_model
+
+    if path is None or order is None or path.suffix.lower() != ".ecdc":
+        return path
+    return read_codes(path, open_model(GgufFile(gguf)).config, order=order)
+
+
 def _run(
     speaker: Speaker,
     task: TaskChoice,
     text: str | None,
-    voice: Path | None,
-    source: Path | None,
-    codes: Path | None,
+    voice: Path | SavedCodes | None,
+    source: Path | SavedCodes | None,
+    codes: Path | SavedCodes | None,
     options: SpeakOptions,
     is_phonemes: bool,
     watch: _Watch,
@@ -482,7 +540,7 @@ class _Watch:
 
 def _sound(
     speaker: Speaker,
-    codes: Path,
+    codes: Path | SavedCodes,
     out: Path,
     loaded: float,
     *,
@@ -497,7 +555,7 @@ def _sound(
     audio = speaker.sound(codes)
     seconds = time.perf_counter() - begin
     kind: Literal["int16", "float32"] = "float32" if as_float else "int16"
-    written = write_wav(out, audio, force=force, sample_format=kind, sources=[codes])
+    written = write_wav(out, audio, force=force, sample_format=kind)
     if as_json:
         timings = {"load": round(loaded, 4), "codec": round(seconds, 4)}
         console.data_json({**_written_json(written), "timings": timings})

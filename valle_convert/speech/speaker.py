@@ -22,7 +22,13 @@ from typing import Literal, Self, TypeGuard
 import numpy as np
 
 from valle_convert.audio.codec import AudioCodec, check_codec_fits
-from valle_convert.audio.codes import SavedCodes, check_codes_fit, read_codes
+from valle_convert.audio.codes import (
+    CODES_SUFFIXES,
+    SavedCodes,
+    check_codes_fit,
+    is_codes_path,
+    read_codes,
+)
 from valle_convert.audio.files import Audio, read_audio
 from valle_convert.audio.voice import fit_prompt, prompt_audio
 from valle_convert.decode import (
@@ -74,8 +80,6 @@ Detokenize = Callable[[Sequence[int]], str]
 
 #: A recording, its codes, or a file of either.
 Recording = str | Path | Audio | SavedCodes
-
-_CODES_SUFFIX = ".npz"
 
 
 @dataclass(frozen=True)
@@ -589,7 +593,7 @@ class Speaker:
         if self._codec is None:
             raise InputError(
                 "Audio needs a codec, and none was given; give one with --codec, or work with "
-                f"files of codes ({_CODES_SUFFIX})."
+                f"files of codes ({', '.join(CODES_SUFFIXES)})."
             )
         return self._codec
 
@@ -669,7 +673,7 @@ class Speaker:
 
 def is_codes_file(recording: Recording) -> TypeGuard[str | Path]:
     """Whether it names a file of codes, which needs no codec."""
-    return isinstance(recording, str | Path) and Path(recording).suffix.lower() == _CODES_SUFFIX
+    return isinstance(recording, str | Path) and is_codes_path(Path(recording))
 
 
 def _with_seed(options: SpeakOptions | None) -> SpeakOptions:
