@@ -1,28 +1,138 @@
-"""Files that are either whole or not there.
+"""Files that are either whole or not there, and what is true of every path of a command line.
 
-Everything this project writes goes through `atomic_output`: the data is written to a
-hidden file beside the target, flushed to the disk, and renamed over the target at the
-end. On any error, Ctrl-C included, the hidden file is removed and the target is as it
-was.
+Everything this project writes goes through `atomic_output`: the data is written to a file
+without a name in the folder of the target, flushed to the disk, and given its name at the
+end. On any error, Ctrl-C and `kill -9` included, nothing is left and the target is as it
+was. Where the system has no unnamed files (all but Linux, and some file systems), a hidden
+file takes its place; it is locked as long as its writer lives, so that the next run knows
+one that was left by a run that was killed, and removes it.
+
+What is no regular file is never replaced: pipes and character devices are written into when
+the data is complete, everything else is refused. Of a symbolic link, the file that it points
+to is written.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import re
+import secrets
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from valle_convert.errors import EnvironmentFault, InputError
+from valle_convert.errors import EnvironmentFault, InputError, ValleConvertError
+
+#: Of everything that is temporary. It is short, so that the target's own name may have 255 bytes.
+_PREFIX = ".valle-convert-"
+_PARTIAL, _SCRATCH = ".partial", ".scratch"
+_TEMPORARY = re.compile(
+    rf"{re.escape(_PREFIX)}[0-9a-f]{{16}}({re.escape(_PARTIAL)}|{re.escape(_SCRATCH)})"
+)
+
+#: Faults of the machine; all other errors of the system are about what was given.
+_MACHINE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ESTALE,
+    errno.ETXTBSY,
+    errno.EBUSY,
+}
+_NO_UNNAMED_FILES = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL, errno.ENOSYS}
+_DESCRIPTOR = re.compile(r"/(?:dev|proc/(?:self|thread-self|\d+))/fd/(\d+)")
+_MAX_LINKS = 40
 
 
 def describe_os_error(error: OSError) -> str:
     """The system's own words for an error, in lower case, without numbers and paths."""
     return (error.strerror or str(error)).lower()
+
+
+def os_fault(words: str, error: OSError, advice: str = "") -> ValleConvertError:
+    """The error to raise for one of the system: whose fault it is follows from its number.
+
+    Args:
+        words: what failed, such as `The config a.yaml cannot be read`.
+        error: of the system.
+        advice: what to do, if that helps.
+
+    Returns:
+        An `EnvironmentFault` for permissions, disks and limits, else an `InputError`.
+    """
+    kind = EnvironmentFault if error.errno in _MACHINE else InputError
+    if not advice and error.errno in {errno.EACCES, errno.EPERM}:
+        advice = "change its permissions, or run as a user who may."
+    return kind(f"{words}: {describe_os_error(error)}{'; ' + advice if advice else '.'}")
+
+
+# --------------------------------------------------------------------------------- inputs
+
+
+def check_input_file(path: Path, what: str = "file") -> None:
+    """Refuse a path to read from that is no regular file, such as a pipe, which may wait forever.
+
+    Raises:
+        InputError: there is nothing, or something else.
+        EnvironmentFault: this user may not look.
+    """
+    found = _stat(path, f"The {what} {path}")
+    if found is None:
+        raise InputError(f"There is no {what} {path}; check the path.")
+    if stat.S_ISDIR(found.st_mode):
+        raise InputError(f"{path} is a directory, where a {what} is expected; give a file in it.")
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(
+            f"{path} is {_kind(found.st_mode)}, where a {what} is expected that can be read from "
+            "any place; write it to a file first."
+        )
+
+
+# -------------------------------------------------------------------------------- outputs
+
+
+def check_outputs(
+    outputs: Mapping[str, Path | None], *, inputs: Iterable[Path | None], force: bool
+) -> None:
+    """Hold every path that a command writes against all that it reads, and against each other.
+
+    Paths are compared by the files that they lead to, not by how they are spelled. A folder among
+    the inputs stands for everything in it.
+
+    Args:
+        outputs: by the name of their argument or option; None for those not given.
+        inputs: all paths that are read; None for those not given.
+        force: whether files that exist may be replaced.
+
+    Raises:
+        InputError, EnvironmentFault: as `check_target`, or two outputs are one file.
+    """
+    reads = [one for one in inputs if one is not None]
+    names: dict[tuple[object, ...], str] = {}
+    for name, target in outputs.items():
+        if target is None:
+            continue
+        check_target(target, force=force, sources=reads)
+        for identity in _identities(target):
+            if identity in names:
+                raise InputError(
+                    f"{names[identity]} and {name} are one file, {target}, of which only the last "
+                    "would be left; give each its own."
+                )
+            names[identity] = name
 
 
 def check_target(target: Path, *, force: bool, sources: Iterable[Path] = ()) -> None:
@@ -31,31 +141,33 @@ def check_target(target: Path, *, force: bool, sources: Iterable[Path] = ()) -> 
     Args:
         target: the file that will be written.
         force: whether a file that exists may be replaced.
-        sources: the inputs; a target that is one of them is refused even with `force`.
+        sources: the inputs; a target that is one of them, or is in a folder that is one, is
+            refused even with `force`.
 
     Raises:
         InputError: the target is a directory, is an input, exists without `force`, or its
             folder does not exist.
-        EnvironmentFault: the folder cannot be written to.
+        EnvironmentFault: the folder or the file cannot be written to.
     """
-    folder = target.parent
-    if target.is_dir():
-        raise InputError(
-            f"The output {target} is a directory, where the name of a file is expected; "
-            f"give a file in it, for example {target / 'model.gguf'}."
-        )
-    for source in sources:
-        if target.exists() and source.exists() and target.samefile(source):
+    words = f"The output {target}"
+    found = _stat(target, words)
+    if found is not None and not stat.S_ISREG(found.st_mode):
+        _check_stream(target, found)
+        return
+    if _descriptor(target) is not None:
+        return  # a file that was opened by whoever started this program
+    if found is not None:
+        for source in sources:
+            _refuse_input(target, found, source)
+        if not force:
             raise InputError(
-                f"The output {target} is the input file itself, which would be lost; "
-                "give another name for the output."
+                f"{words} exists and is not overwritten; give another name, or --force to replace "
+                "it."
             )
-    if target.exists() and not force:
-        raise InputError(
-            f"The output {target} exists and is not overwritten; "
-            "give another name, or --force to replace it."
-        )
-    if not folder.is_dir():
+    target = _resolve(target)
+    folder = target.parent
+    about = _stat(folder, f"The folder {folder} of the output {target.name}")
+    if about is None or not stat.S_ISDIR(about.st_mode):
         raise InputError(
             f"The folder {folder} of the output {target.name} does not exist; "
             f"make it first (mkdir -p {folder})."
@@ -65,6 +177,13 @@ def check_target(target: Path, *, force: bool, sources: Iterable[Path] = ()) -> 
             f"The folder {folder} cannot be written to by this user; "
             "choose another folder for the output, or change its permissions."
         )
+    if found is not None and about.st_mode & stat.S_ISVTX:
+        user = os.geteuid()
+        if user not in {0, found.st_uid, about.st_uid}:
+            raise EnvironmentFault(
+                f"{words} belongs to another user, and in the folder {folder} nobody may replace "
+                "what others own; give another name."
+            )
 
 
 def check_free_space(target: Path, n_bytes: int) -> None:
@@ -73,45 +192,40 @@ def check_free_space(target: Path, n_bytes: int) -> None:
     Raises:
         EnvironmentFault: fewer than `n_bytes` are free on the disk of `target`.
     """
-    free = shutil.disk_usage(target.parent).free
+    folder = Path(tempfile.gettempdir()) if is_stream(target) else _resolve(target).parent
+    free = shutil.disk_usage(folder).free
     if free < n_bytes:
         raise EnvironmentFault(
-            f"The disk of {target.parent} has {free:,} bytes free, and {target.name} needs "
+            f"The disk of {folder} has {free:,} bytes free, and {target.name} needs "
             f"{n_bytes:,}; free {n_bytes - free:,} bytes or write elsewhere."
         )
+
+
+def is_stream(target: Path) -> bool:
+    """Whether what is written there goes away: a pipe, a device, or standard output."""
+    if _descriptor(target) is not None:
+        return True
+    found = _stat(target, f"The output {target}")
+    return found is not None and not stat.S_ISREG(found.st_mode)
 
 
 @contextmanager
 def atomic_output(target: Path, *, force: bool, sources: Iterable[Path] = ()) -> Iterator[BinaryIO]:
     """Open a file that appears under its name only once it is complete.
 
-    Yields a binary file, readable and seekable, in the folder of `target`.
+    Yields a binary file, readable and seekable.
 
     Raises:
         InputError, EnvironmentFault: as `check_target`, and where the disk refuses a write.
     """
     check_target(target, force=force, sources=sources)
     try:
-        handle, name = tempfile.mkstemp(
-            prefix=f".{target.name}.", suffix=".partial", dir=target.parent
-        )
-    except OSError as error:
-        raise EnvironmentFault(
-            f"No file can be made in {target.parent}: {describe_os_error(error)}; "
-            "choose another folder for the output."
-        ) from error
-    partial = Path(name)
-    try:
-        with os.fdopen(handle, "w+b") as file:
+        with _stream_output(target) if is_stream(target) else _file_output(target, force) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        _apply_umask(partial)
-        if force:
-            partial.replace(target)
-        else:
-            _rename_without_overwriting(partial, target)
-        _sync_folder(target.parent)
+    except BrokenPipeError as error:
+        raise EnvironmentFault(
+            f"Writing {target} failed: whoever reads from it went away; not all was written."
+        ) from error
     except OSError as error:
         # ENOSPC, EDQUOT and EFBIG are about the output; an error with another number and a file
         # name of its own came from elsewhere and is not ours to explain.
@@ -121,9 +235,6 @@ def atomic_output(target: Path, *, force: bool, sources: Iterable[Path] = ()) ->
                 "Free some space or write elsewhere."
             ) from error
         raise
-    finally:
-        with suppress(FileNotFoundError):
-            partial.unlink()
 
 
 def write_text_atomically(
@@ -131,25 +242,229 @@ def write_text_atomically(
 ) -> None:
     """Write a small UTF-8 text file by way of `atomic_output`."""
     with atomic_output(target, force=force, sources=sources) as file:
-        file.write(text.encode("utf-8"))
+        file.write(text.encode("utf-8", errors="backslashreplace"))
 
 
-def _apply_umask(path: Path) -> None:
-    """Give a file made by mkstemp (mode 0600) the mode that `open` would have given it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
+# ---------------------------------------------------------------------- folders and locks
+
+
+@contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """A hidden folder for large temporary files, gone at the end.
+
+    It is locked as long as this process lives. Where a run was killed, the next one that writes
+    into `parent` removes what it left.
+
+    Raises:
+        InputError, EnvironmentFault: no folder can be made there.
+    """
+    remove_stale(parent)
+    try:
+        folder, handle = _new_locked(parent, _SCRATCH)
+    except OSError as error:
+        raise os_fault(f"No folder can be made in {parent}", error) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Keep other runs of this program that ask for the same out of a folder; leaves nothing.
+
+    Raises:
+        InputError: another run is at work in it.
+        EnvironmentFault: it cannot be opened.
+    """
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise os_fault(f"The folder {folder} cannot be opened", error) from error
+    try:
+        if not _lock(handle):
+            raise InputError(
+                f"Another run of valle-convert is writing into {folder}; wait until it is done, or "
+                "give another folder."
+            )
+        yield
+    finally:
+        os.close(handle)
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove what runs of this program that were killed have left in a folder.
+
+    Whatever a living process still writes is locked by it, and stays.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            found = [Path(entry.path) for entry in entries if _TEMPORARY.fullmatch(entry.name)]
+    except OSError:
+        return
+    for path in found:
+        with suppress(OSError):
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                if not _lock(handle):
+                    continue
+                if stat.S_ISDIR(os.fstat(handle).st_mode):
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+            finally:
+                os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """Lock an open file or folder until it is closed; False where another process has it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # a file system without locks
+    return True
+
+
+def _new_name(folder: Path, suffix: str) -> Path:
+    return folder / f"{_PREFIX}{secrets.token_hex(8)}{suffix}"
+
+
+def _new_locked(parent: Path, suffix: str) -> tuple[Path, int]:
+    """A hidden file, or folder for scratch, and its locked descriptor."""
+    while True:
+        path = _new_name(parent, suffix)
+        if suffix == _SCRATCH:
+            path.mkdir()
+            handle = os.open(path, os.O_RDONLY)
+        else:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        # Another run may have taken it for a stale one before it was locked.
+        if _lock(handle) and path.exists():
+            return path, handle
+        os.close(handle)
+
+
+# -------------------------------------------------------------------------- how it is done
+
+
+@contextmanager
+def _file_output(target: Path, force: bool) -> Iterator[BinaryIO]:
+    """A regular file, by way of one without a name, or with a hidden one."""
+    target = _resolve(target)
+    folder = target.parent
+    remove_stale(folder)
+    partial: Path | None = None
+    try:
+        try:
+            handle = _open_unnamed(folder)
+            if handle is None:
+                partial, handle = _new_locked(folder, _PARTIAL)
+        except OSError as error:
+            raise EnvironmentFault(
+                f"No file can be made in {folder}: {describe_os_error(error)}; "
+                "choose another folder for the output."
+            ) from error
+        with os.fdopen(handle, "w+b") as file:
+            _lock(file.fileno())
+            yield file
+            file.flush()
+            found = _stat(target, f"The output {target}")
+            if found is not None and force:
+                # Who replaces a file keeps who may read it.
+                with suppress(OSError):
+                    os.fchmod(file.fileno(), stat.S_IMODE(found.st_mode))
+            os.fsync(file.fileno())
+            try:
+                if force:
+                    if partial is None:
+                        partial = _new_name(folder, _PARTIAL)
+                        _name(file, partial)
+                    partial.replace(target)
+                elif partial is None:
+                    _name(file, target)
+                else:
+                    _rename_without_overwriting(partial, target)
+            except FileExistsError:
+                raise InputError(
+                    f"The output {target} was made by another program in the meantime and is not "
+                    "overwritten; give another name, or --force to replace it."
+                ) from None
+            except PermissionError as error:
+                raise os_fault(
+                    f"The output {target} cannot be replaced", error, "give another name."
+                ) from error
+        _sync_folder(folder)
+    finally:
+        if partial is not None:
+            with suppress(FileNotFoundError):
+                partial.unlink()
+
+
+@contextmanager
+def _stream_output(target: Path) -> Iterator[BinaryIO]:
+    """A pipe or a device, which gets all of it at the end, since it cannot be gone back in."""
+    with tempfile.TemporaryFile() as file:
+        yield file
+        file.seek(0)
+        with open_stream(target) as stream:
+            shutil.copyfileobj(file, stream, 1 << 20)
+
+
+def open_stream(target: Path) -> BinaryIO:
+    """Open what `is_stream` says yes to, for writing piece by piece.
+
+    Raises:
+        InputError, EnvironmentFault: it cannot be opened.
+    """
+    try:
+        descriptor = _descriptor(target)
+        if descriptor is not None:
+            return os.fdopen(os.dup(descriptor), "wb")
+        return target.open("wb")
+    except OSError as error:
+        raise os_fault(f"The output {target} cannot be opened", error) from error
+
+
+def _open_unnamed(folder: Path) -> int | None:
+    """A file without a name in a folder; None where the system or the file system has none."""
+    flag = getattr(os, "O_TMPFILE", 0)
+    if not flag or not Path("/proc/self/fd").is_dir():
+        return None
+    try:
+        return os.open(folder, flag | os.O_RDWR | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in _NO_UNNAMED_FILES:
+            return None
+        raise
+
+
+def _name(file: BinaryIO, path: Path) -> None:
+    """Give an unnamed file a name that nothing has.
+
+    Raises:
+        FileExistsError: something has it.
+    """
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        # Only with a descriptor does os.link follow the link that /proc/self/fd/N is.
+        os.link(f"/proc/self/fd/{file.fileno()}", path.name, dst_dir_fd=folder)
+    finally:
+        os.close(folder)
 
 
 def _rename_without_overwriting(partial: Path, target: Path) -> None:
-    """Rename, but refuse where the target came into being while the data was written."""
+    """Rename, but refuse where the target came into being while the data was written.
+
+    Raises:
+        FileExistsError: it did.
+    """
     try:
         os.link(partial, target)
     except FileExistsError:
-        raise InputError(
-            f"The output {target} was made by another program in the meantime and is not "
-            "overwritten; give another name, or --force to replace it."
-        ) from None
+        raise
     except OSError:
         # A file system without hard links: the check at the start has to be enough.
         partial.replace(target)
@@ -165,3 +480,104 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+# -------------------------------------------------------------------------- what paths are
+
+
+def _stat(path: Path, words: str) -> os.stat_result | None:
+    """What a path leads to; None for nothing.
+
+    Raises:
+        InputError, EnvironmentFault: the system does not say.
+    """
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise os_fault(f"{words} cannot be used", error) from error
+    except ValueError as error:
+        raise InputError(f"{words!r} cannot be used: {error}.") from error
+
+
+def _kind(mode: int) -> str:
+    for test, words in (
+        (stat.S_ISFIFO, "a pipe"),
+        (stat.S_ISSOCK, "a socket"),
+        (stat.S_ISCHR, "a device"),
+        (stat.S_ISBLK, "a disk"),
+        (stat.S_ISDIR, "a directory"),
+    ):
+        if test(mode):
+            return words
+    return "no regular file"
+
+
+def _check_stream(target: Path, found: os.stat_result) -> None:
+    """Let pipes and character devices through, and refuse everything else that is no file."""
+    if stat.S_ISDIR(found.st_mode):
+        raise InputError(
+            f"The output {target} is a directory, where the name of a file is expected; "
+            f"give a file in it, for example {target / 'model.gguf'}."
+        )
+    if not (stat.S_ISFIFO(found.st_mode) or stat.S_ISCHR(found.st_mode)):
+        raise InputError(
+            f"The output {target} is {_kind(found.st_mode)}, which is not written to; give the "
+            "name of a file."
+        )
+    if _descriptor(target) is None and not os.access(target, os.W_OK):
+        raise EnvironmentFault(
+            f"The output {target} cannot be written to by this user; give another one."
+        )
+
+
+def _refuse_input(target: Path, found: os.stat_result, source: Path) -> None:
+    about = _stat(source, str(source))
+    if about is None:
+        return
+    if os.path.samestat(found, about):
+        raise InputError(
+            f"The output {target} is the input file itself ({source}), which would be lost; "
+            "give another name for the output."
+        )
+    if stat.S_ISDIR(about.st_mode) and _resolve(target).is_relative_to(source.resolve()):
+        raise InputError(
+            f"The output {target} is a file of the input {source}, which would be lost; "
+            "give another name for the output."
+        )
+
+
+def _descriptor(path: Path) -> int | None:
+    """The number of the open file that a path such as /dev/stdout stands for, or None."""
+    text = os.path.abspath(path)  # noqa: PTH100 - symbolic links are followed one by one
+    for _ in range(_MAX_LINKS):
+        match = _DESCRIPTOR.fullmatch(text)
+        if match:
+            return int(match.group(1))
+        try:
+            link = os.readlink(text)  # noqa: PTH115 - a string is wanted
+        except (OSError, ValueError):
+            return None
+        text = os.path.normpath(os.path.join(os.path.dirname(text), link))  # noqa: PTH118, PTH120
+    return None
+
+
+def _resolve(target: Path) -> Path:
+    """The file that a symbolic link points to, there or not; every other path as it is."""
+    try:
+        return Path(os.path.realpath(target)) if target.is_symlink() else target
+    except OSError as error:
+        raise os_fault(f"The output {target} cannot be used", error) from error
+
+
+def _identities(target: Path) -> list[tuple[object, ...]]:
+    """What tells that two outputs are one file; nothing for pipes and devices."""
+    if is_stream(target):
+        descriptor = _descriptor(target)
+        return [] if descriptor is None else [("open", descriptor)]
+    found = _stat(target, f"The output {target}")
+    names: list[tuple[object, ...]] = [("name", os.path.realpath(target))]
+    if found is not None:
+        names.append(("file", found.st_dev, found.st_ino))
+    return names

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,18 @@ def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[st
     return subprocess.run(  # type: ignore[call-overload, no-any-return]
         [*PROGRAM, *map(str, arguments)], capture_output=True, text=True, check=False, **options
     )
+
+
+def wait_until_writing(process: subprocess.Popen[str], folder: Path) -> None:
+    """Until the process has a file open in a folder, with or without a name."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for opened in Path(f"/proc/{process.pid}/fd").iterdir():
+            with suppress(OSError):
+                if str(opened.readlink()).startswith(str(folder)):
+                    return
+        time.sleep(0.001)
+    raise AssertionError(f"nothing was written into {folder}")
 
 
 def modules_after(code: str) -> set[str]:
@@ -259,10 +272,7 @@ def test_an_interrupted_conversion_leaves_nothing(how: signal.Signals, tmp_path:
         stderr=subprocess.PIPE,
         text=True,
     )
-    # The hidden file shows that it is writing.
-    deadline = time.monotonic() + 60
-    while not list(out.iterdir()) and time.monotonic() < deadline:
-        time.sleep(0.001)
+    wait_until_writing(process, out)
     process.send_signal(how)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -282,6 +292,71 @@ def test_a_disk_that_fills_up_is_told_and_leaves_nothing(tmp_path: Path) -> None
     assert "file too large; nothing was kept" in result.stderr
     assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_conversion_leaves_nothing(tmp_path: Path) -> None:
+    path, out = tmp_path / "a.sft", tmp_path / "out"
+    out.mkdir()
+    make_checkpoint(path, Shape(dim=1024, heads=16, layers=6))
+    arguments = [*PROGRAM, str(path), str(out / "o.gguf"), "--verify", "none"]
+    with subprocess.Popen(arguments, stderr=subprocess.DEVNULL, text=True) as process:
+        wait_until_writing(process, out)
+        process.kill()
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["convert", "speak"])
+def test_devices_and_pipes_are_written_into_and_never_replaced(
+    name: str, tmp_path: Path, cli: Cli, converted: Convert
+) -> None:
+    null = tmp_path / "null.wav"
+    null.symlink_to("/dev/null")
+    before = null.stat()
+    checkpoint = golden_checkpoint("ar-nar-len")
+    if name == "convert":
+        result = cli(checkpoint, null, "--force")
+        assert "nothing was verified" in result.err
+        refused = cli(checkpoint, null, "--verify", "full")
+        assert (refused.code, "cannot be read back" in refused.err) == (2, True)
+    else:
+        result = cli(
+            *("speak", converted("ar-nar-len", "q8_0"), "Hi.", "--save-codes", null, "--force"),
+            *("--max-seconds", "0.1", "--threads", 1),
+        )
+    assert result.code == 0, result
+    assert null.is_symlink()
+    after = null.stat()
+    assert (before.st_ino, before.st_rdev) == (after.st_ino, after.st_rdev)
+
+
+def test_a_conversion_goes_through_a_pipe_as_into_a_file(tmp_path: Path, cli: Cli) -> None:
+    path = golden_checkpoint("ar-nar-len")
+    assert cli(path, tmp_path / "o.gguf", "--verify", "none").code == 0
+    done = subprocess.run([*PROGRAM, str(path), "/dev/stdout"], capture_output=True, check=True)
+    assert done.stdout == (tmp_path / "o.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("option", ["--config", "--lora", "--tokenizer", "--metadata"])
+def test_no_companion_file_is_overwritten(option: str, tmp_path: Path, cli: Cli) -> None:
+    companion, link = tmp_path / "companion", tmp_path / "link"
+    companion.write_text("precious")
+    link.symlink_to(companion)
+    for out in (companion, link):
+        message = error_of(
+            cli(golden_checkpoint("ar-nar-len"), out, option, companion, "--force"), 2
+        )
+        assert "is the input file itself" in message
+    assert companion.read_text() == "precious"
+
+
+def test_a_tokenizer_beside_the_checkpoint_is_no_output(tmp_path: Path, cli: Cli) -> None:
+    checkpoint = tmp_path / "a.sft"
+    checkpoint.write_bytes(golden_checkpoint("ar-nar-len").read_bytes())
+    beside = tmp_path / "tokenizer.json"
+    beside.write_bytes((PROJECT / "valle_convert/tokenizer/data/tokenizer.json").read_bytes())
+    before = beside.read_bytes()
+    assert "is the input file itself" in error_of(cli(checkpoint, beside, "--force"), 2)
+    assert beside.read_bytes() == before
 
 
 def test_a_folder_where_no_file_can_be_made_ends_with_3() -> None:

@@ -93,7 +93,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         # A command that ends with `typer.Exit` makes this return its code, Ctrl-C included.
-        returned = app(standalone_mode=False)
+        returned = app(standalone_mode=False, prog_name="valle-convert")
         code = returned if isinstance(returned, int) else EXIT_OK
     except ValleConvertError as error:
         console.error(str(error))

@@ -52,11 +52,11 @@ def codec(
     nothing, so everything that they would get wrong is refused here, with the reason.
     """
     from valle_convert.encodec import open_encodec, write_cpp_file
-    from valle_convert.files import check_target
+    from valle_convert.files import check_outputs
 
     if out.suffix != ".bin":
         raise typer.BadParameter("the file must end in .bin.", param_hint="OUT.bin")
-    check_target(out, force=force)
+    check_outputs({"OUT.bin": out}, inputs=[Path(source)], force=force)
     written = write_cpp_file(
         open_encodec(source), out, out_type=out_type, force=force, progress=console.progress_bar
     )

@@ -107,12 +107,21 @@ def convert(
     not pass its own verification is kept, with exit code 1.
     """
     from valle_convert.api import plan_conversion, read_checkpoint
+    from valle_convert.files import check_outputs, is_stream
     from valle_convert.gguf_file.metadata import GeneralMetadata
 
     if out is None and not dry_run:
         raise typer.BadParameter(
             "Give the file to write, or --dry-run to see the plan.", param_hint="OUT.gguf"
         )
+    if out is not None and not dry_run:
+        check_outputs(
+            {"OUT.gguf": out}, inputs=[checkpoint, config, lora, tokenizer, metadata], force=force
+        )
+        if verify == "full" and is_stream(out):
+            raise typer.BadParameter(
+                f"{out} cannot be read back; give a file, or --verify none.", param_hint="--verify"
+            )
     options: dict[str, Any] = {
         "name": name,
         "author": author,
@@ -138,6 +147,9 @@ def convert(
     size = _write(plan, out, force=force)
     seconds = time.perf_counter() - start
     console.talk(f"wrote {out}: {console.n_bytes(size)} in {seconds:.1f} s")
+    if is_stream(out):
+        verify = "none"
+        console.talk(f"note: {out} is no file that could be read back, so nothing was verified")
     report = _verify(plan, out, verify)
     if json_:
         console.data_json(

@@ -203,13 +203,14 @@ def speak(
     """
     _check_request(task, text, source, codes, voice, out, save_codes)
     from valle_convert.audio import write_codes, write_wav
-    from valle_convert.files import check_target
+    from valle_convert.files import check_outputs
     from valle_convert.speech.speaker import is_codes_file
 
     inputs = [one for one in (gguf, voice, source, codes) if one is not None]
-    for target in (out, save_codes):
-        if target is not None:
-            check_target(target, force=force, sources=inputs)
+    codec_files = [Path(codec)] if codec is not None else []
+    check_outputs(
+        {"--out": out, "--save-codes": save_codes}, inputs=[*inputs, *codec_files], force=force
+    )
     options = _options(
         mode=mode,
         language=language,
@@ -334,8 +335,6 @@ def _check_request(
     """Refuse what does not go together, before anything is opened."""
     if out is None and (save_codes is None or (codes is not None and text is None)):
         raise typer.BadParameter("give the file to write with -o OUT.wav.", param_hint="--out")
-    if out is not None and save_codes is not None and out.absolute() == save_codes.absolute():
-        raise typer.BadParameter("sound and codes need a file each.", param_hint="--save-codes")
     if task == "tts":
         if source is not None:
             raise typer.BadParameter("only the tasks vc, ns and sr take it.", param_hint="--source")

@@ -117,6 +117,11 @@ class GgufPlan:
         return self.description.model
 
     @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Every file that was read, which no output may replace."""
+        return (*self.checkpoint.inputs, self.tokenizer.file.path)
+
+    @property
     def n_weights(self) -> int:
         """Elements of all tensors."""
         return sum(tensor.n_elements for tensor in self.tensors)

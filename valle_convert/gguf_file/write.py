@@ -64,7 +64,7 @@ def write_plan(
         InputError: the target must not be written, or a weight is not finite.
         EnvironmentFault: the disk is full, or the folder is not writable.
     """
-    check_target(target, force=force, sources=plan.checkpoint.inputs)
+    check_target(target, force=force, sources=plan.inputs)
     values: dict[str, Any] = {}
     if plan.description.biases:
         values[BIAS_KEY] = read_biases(plan)
@@ -79,7 +79,7 @@ def write_plan(
 
     with (
         ThreadPoolExecutor(max_workers=1) as pool,
-        atomic_output(target, force=force, sources=plan.checkpoint.inputs) as file,
+        atomic_output(target, force=force, sources=plan.inputs) as file,
     ):
         digest = pool.submit(sha256_of, plan.checkpoint.path, keep_going)
         try:

@@ -1,0 +1,295 @@
+"""Outputs are whole or not there, and nothing but what was asked for is touched."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from valle_convert import files
+from valle_convert.errors import EnvironmentFault, InputError
+from valle_convert.files import (
+    atomic_output,
+    check_free_space,
+    check_outputs,
+    check_target,
+    locked_folder,
+    remove_stale,
+    scratch_folder,
+    write_text_atomically,
+)
+
+PROJECT = Path(__file__).parents[1]
+
+
+@pytest.fixture(params=["unnamed", "hidden"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to a file: without a name until the end, and hidden."""
+    if request.param == "hidden":
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("way")
+class TestRegularFiles:
+    def test_a_file_appears_when_it_is_whole(self, tmp_path: Path) -> None:
+        target = tmp_path / "a.txt"
+        with atomic_output(target, force=False) as file:
+            file.write(b"whole")
+            assert not target.exists()
+        assert target.read_bytes() == b"whole"
+        assert list(tmp_path.iterdir()) == [target]
+
+    def test_an_error_leaves_what_was_there(self, tmp_path: Path) -> None:
+        target = tmp_path / "a.txt"
+        target.write_text("old")
+
+        def fail() -> None:
+            with atomic_output(target, force=True) as file:
+                file.write(b"half")
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            fail()
+        assert target.read_text() == "old"
+        assert list(tmp_path.iterdir()) == [target]
+
+    def test_a_file_that_came_in_between_stays(self, tmp_path: Path) -> None:
+        target = tmp_path / "a.txt"
+
+        def lose() -> None:
+            with atomic_output(target, force=False) as file:
+                file.write(b"late")
+                target.write_text("first")
+
+        with pytest.raises(InputError, match="made by another program in the meantime"):
+            lose()
+        assert target.read_text() == "first"
+        assert list(tmp_path.iterdir()) == [target]
+
+    def test_permissions_are_the_ones_of_the_user_or_of_the_file_before(
+        self, tmp_path: Path
+    ) -> None:
+        before = os.umask(0o027)
+        try:
+            write_text_atomically(tmp_path / "new", "", force=False)
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o640
+        (tmp_path / "new").chmod(0o600)
+        write_text_atomically(tmp_path / "new", "", force=True)
+        assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o600
+
+    def test_a_link_keeps_pointing_to_what_is_written(self, tmp_path: Path) -> None:
+        (tmp_path / "there").mkdir()
+        target, link = tmp_path / "there" / "a.txt", tmp_path / "link.txt"
+        link.symlink_to(target)
+        write_text_atomically(link, "new", force=False)
+        write_text_atomically(link, "newer", force=True)
+        assert link.is_symlink()
+        assert target.read_text() == "newer"
+
+    def test_a_name_may_have_255_bytes_and_no_more(self, tmp_path: Path) -> None:
+        write_text_atomically(tmp_path / ("x" * 255), "text", force=False)
+        write_text_atomically(tmp_path / ("x" * 255), "text", force=True)
+        with pytest.raises(InputError, match="file name too long"):
+            write_text_atomically(tmp_path / ("x" * 256), "text", force=False)
+
+    @pytest.mark.parametrize("force", [False, True])
+    def test_a_killed_run_leaves_nothing_that_the_next_does_not_remove(
+        self, tmp_path: Path, force: bool, way: str
+    ) -> None:
+        code = (
+            "import os, signal, sys, time\n"
+            + ("del os.O_TMPFILE\n" if way == "hidden" else "")
+            + "from pathlib import Path\nfrom valle_convert.files import atomic_output\n"
+            f"with atomic_output(Path(sys.argv[1]), force={force}) as file:\n"
+            "    file.write(b'x' * 100_000); file.flush()\n"
+            "    print('writing', flush=True); time.sleep(60)\n"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / "a.txt")],
+            stdout=subprocess.PIPE,
+            cwd=PROJECT,
+        ) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            during = list(tmp_path.iterdir())
+            remove_stale(tmp_path)
+            assert list(tmp_path.iterdir()) == during, "what a living run writes was removed"
+            process.send_signal(signal.SIGKILL)
+        assert len(during) == (way == "hidden")
+        write_text_atomically(tmp_path / "b.txt", "", force=False)
+        assert [path.name for path in tmp_path.iterdir()] == ["b.txt"]
+
+
+def test_a_pipe_gets_the_data_and_stays_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    received: list[bytes] = []
+    reader = threading.Thread(target=lambda: received.append(pipe.read_bytes()))
+    reader.start()
+    with atomic_output(pipe, force=False) as file:
+        file.write(b"....")
+        file.seek(0)
+        file.write(b"data")
+    reader.join(10)
+    assert received == [b"data"]
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_the_null_device_stays_what_it_is(force: bool, tmp_path: Path) -> None:
+    before = Path("/dev/null").stat()
+    write_text_atomically(Path("/dev/null"), "text", force=force)
+    link = tmp_path / "link"
+    link.symlink_to("/dev/null")
+    write_text_atomically(link, "text", force=force)
+    after = Path("/dev/null").stat()
+    assert (before.st_ino, before.st_rdev) == (after.st_ino, after.st_rdev)
+    check_free_space(Path("/dev/null"), 1)
+
+
+def test_standard_output_is_written_to_where_it_stands(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom valle_convert.files import *\n"
+        "print('before', flush=True)\n"
+        "write_text_atomically(Path('/dev/stdout'), 'text\\n', force=False)\nprint('after')"
+    )
+    out = tmp_path / "log"
+    out.write_text("old\n")
+    with out.open("a") as file:
+        subprocess.run([sys.executable, "-c", code], stdout=file, check=True, cwd=PROJECT)
+    assert out.read_text() == "old\nbefore\ntext\nafter\n"
+
+
+def test_a_full_device_is_told() -> None:
+    with pytest.raises(EnvironmentFault, match="/dev/full failed: no space left"):
+        write_text_atomically(Path("/dev/full"), "text", force=True)
+
+
+def test_a_socket_and_a_folder_are_refused(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        with pytest.raises(InputError, match="is a socket, which is not written to"):
+            check_target(tmp_path / "socket", force=True)
+    with pytest.raises(InputError, match="is a directory"):
+        check_target(tmp_path, force=True)
+
+
+def test_links_in_a_circle_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(InputError, match="too many levels of symbolic links"):
+        check_target(tmp_path / "a", force=True)
+
+
+AS_NOBODY = (
+    "import os, sys\nfrom pathlib import Path\nfrom valle_convert.files import *\n"
+    "from valle_convert.errors import EnvironmentFault\nos.setresuid(65534, 65534, 65534)\n"
+    "try: check_target(Path(sys.argv[1]), force=True)\n"
+    "except EnvironmentFault as error: print(error)"
+)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [(0o1777, "belongs to another user"), (0o700, "permission denied"), (0o755, "cannot be wri")],
+)
+def test_what_other_users_own_is_told_before_any_work(
+    tmp_path: Path, mode: int, words: str
+) -> None:
+    for parent in [tmp_path, *tmp_path.parents][:3]:
+        parent.chmod(0o755)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.txt").write_text("of root")
+    folder.chmod(mode)
+    arguments = [sys.executable, "-c", AS_NOBODY, str(folder / "a.txt")]
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd=PROJECT, check=True)
+    assert words in done.stdout, done
+
+
+# --------------------------------------------------------------- outputs against the rest
+
+
+def test_an_output_is_held_against_every_input_by_file(tmp_path: Path) -> None:
+    source, hard, soft = tmp_path / "in", tmp_path / "hard", tmp_path / "soft"
+    source.write_text("precious")
+    hard.hardlink_to(source)
+    soft.symlink_to(source)
+    (tmp_path / "sub").mkdir()
+    for target in (source, hard, soft, tmp_path / "sub" / ".." / "in"):
+        with pytest.raises(InputError, match="is the input file itself"):
+            check_outputs({"OUT": target}, inputs=[None, source], force=True)
+    with pytest.raises(InputError, match="is a file of the input"):
+        check_outputs({"OUT": source}, inputs=[tmp_path], force=True)
+    check_outputs({"OUT": tmp_path / "new"}, inputs=[source, tmp_path], force=False)
+
+
+def test_two_outputs_are_never_one_file(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "new")
+    (tmp_path / "sub").mkdir()
+    for other in (tmp_path / "new", link, tmp_path / "sub" / ".." / "new"):
+        with pytest.raises(InputError, match="OUT and --log are one file"):
+            check_outputs({"OUT": tmp_path / "new", "--log": other}, inputs=[], force=False)
+    null = Path("/dev/null")
+    check_outputs({"OUT": null, "--log": null, "--report": None}, inputs=[], force=False)
+    with pytest.raises(InputError, match="are one file"):
+        check_outputs({"OUT": Path("/dev/stdout"), "--log": Path("/dev/fd/1")}, inputs=[], force=1)
+
+
+# ----------------------------------------------------------------------- folders and locks
+
+
+def test_a_folder_for_scratch_is_gone_in_the_end_and_after_a_kill_with_the_next(
+    tmp_path: Path,
+) -> None:
+    with scratch_folder(tmp_path) as folder:
+        (folder / "big").write_text("x")
+        remove_stale(tmp_path)
+        assert (folder / "big").exists()
+    assert list(tmp_path.iterdir()) == []
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom valle_convert.files import *\n"
+        "with scratch_folder(Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'big').write_text('x'); print('there', flush=True); time.sleep(60)"
+    )
+    arguments = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, cwd=PROJECT) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.kill()
+    assert len(list(tmp_path.iterdir())) == 1
+    with scratch_folder(tmp_path) as folder:
+        assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_folder_takes_one_run_at_a_time(tmp_path: Path) -> None:
+    with locked_folder(tmp_path):  # noqa: SIM117 - the second is what is tested
+        with pytest.raises(InputError, match="Another run"), locked_folder(tmp_path):
+            pass
+    with locked_folder(tmp_path):
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_others_are_left_alone(tmp_path: Path) -> None:
+    mine = [".valle-convert-notes.partial", ".a.gguf.x.partial", ".valle-convert-", "a.partial"]
+    for name in mine:
+        (tmp_path / name).write_text("of the user")
+    (tmp_path / f"{files._PREFIX}{'0' * 16}.partial").symlink_to(tmp_path / "a.partial")
+    before = time.monotonic()
+    os.mkfifo(tmp_path / f"{files._PREFIX}{'1' * 16}.partial")
+    remove_stale(tmp_path)
+    assert time.monotonic() - before < 10
+    assert {name for name in mine if (tmp_path / name).exists()} == set(mine)
