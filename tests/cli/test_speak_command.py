@@ -486,6 +486,10 @@ def test_outputs_are_not_overwritten_unasked(speak: Cli, voice: Path, tmp_path: 
     assert "is the input file itself" in error_of(lost, 2)
     assert copy.read_bytes() == voice.read_bytes()
     assert "does not exist" in error_of(speak("Hi.", "-o", tmp_path / "no" / "o.wav"), 2)
+    link, other = tmp_path / "link.wav", tmp_path / "other.wav"
+    link.symlink_to(other)
+    both = speak("Hi.", "-o", other, "--save-codes", link)
+    assert "--out and --save-codes are one file" in error_of(both, 2)
 
 
 @pytest.mark.parametrize(
@@ -494,7 +498,6 @@ def test_outputs_are_not_overwritten_unasked(speak: Cli, voice: Path, tmp_path: 
         ["Hi."],
         ["-o", "o.wav"],
         ["Hi.", "-o", "o.wav", "--source", "a.wav"],
-        ["Hi.", "-o", "o.wav", "--save-codes", "o.wav"],
         ["--codes", "a.npz"],
         ["--codes", "a.npz", "--save-codes", "b.npz"],
         ["--task", "ns", "-o", "o.wav"],
