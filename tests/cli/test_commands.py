@@ -49,7 +49,7 @@ def modules_after(code: str) -> set[str]:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    loaded = modules_after("import valle_convert.cli")
+    loaded = modules_after("import valle_convert.cli.app")
     assert loaded.isdisjoint({*HEAVY, "numpy", "gguf", "yaml"})
 
 

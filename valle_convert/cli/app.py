@@ -9,9 +9,9 @@ Exit codes: 0 done; 1 a check failed; 2 bad input or usage; 3 the machine cannot
 
 from __future__ import annotations
 
-import signal
+import difflib
+import os
 import sys
-from types import FrameType
 from typing import Any
 
 import typer
@@ -24,12 +24,20 @@ from valle_convert.cli import (
     convert,
     doctor,
     inspect,
+    interrupt,
     quantize,
     speak,
+    streams,
     tokenize,
     verify,
 )
-from valle_convert.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, ValleConvertError
+from valle_convert.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_ENVIRONMENT,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    ValleConvertError,
+)
 from valle_convert.threads import wait_politely
 
 _DEFAULT_COMMAND = "convert"
@@ -45,8 +53,20 @@ class _DefaultCommandGroup(TyperGroup):
         # Options of the program itself, such as --help, stay in front.
         known = self.commands.keys() | {"--help", "-h", "--version", "--install-completion"}
         if args and args[0] not in known and not args[0].startswith("--show-completion"):
+            _refuse_misspelt(args[0], [*self.commands])
             args = [_DEFAULT_COMMAND, *args]
         return super().parse_args(ctx, args)
+
+
+def _refuse_misspelt(word: str, commands: list[str]) -> None:
+    """Tell a command with a typing error from a checkpoint."""
+    if word.startswith("-") or "." in word or "/" in word or os.path.lexists(word):
+        return
+    near = difflib.get_close_matches(word.lower(), commands, n=1, cutoff=0.6)
+    if near:
+        raise _UsageError(
+            f"There is no command, and no checkpoint, {word!r}. Did you mean {near[0]}?"
+        )
 
 
 app = typer.Typer(
@@ -87,10 +107,11 @@ for command in (convert, inspect, tokenize, verify, quantize, speak, codec, doct
     command.register(app)
 
 
-def main() -> None:
+def run() -> None:
     """Run the program and exit with a documented code."""
+    streams.mend()
     wait_politely()
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt.during_work()
     try:
         # A command that ends with `typer.Exit` makes this return its code, Ctrl-C included.
         returned = app(standalone_mode=False, prog_name="valle-convert")
@@ -103,12 +124,17 @@ def main() -> None:
     except _UsageError as error:
         error.show()
         code = EXIT_BAD_INPUT
+    except Exception:
+        # An import that is interrupted half way may end in any error.
+        if not interrupt.requested():
+            raise
+        code = EXIT_INTERRUPTED
+    interrupt.after_work(code)
     if code == EXIT_INTERRUPTED:
-        console.error("Interrupted; no unfinished file was left behind.")
+        console.talk(interrupt.MESSAGE)
+    sys.stdout.flush()
+    lost = streams.lost_output()
+    if lost is not None:
+        console.error(f"Not all that was printed could be written to standard output: {lost}.")
+        code = code or EXIT_ENVIRONMENT
     sys.exit(code)
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    """Let SIGTERM clean up like Ctrl-C."""
-    del signum, frame
-    raise KeyboardInterrupt

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from valle_convert.errors import EXIT_OK
 from valle_convert.progress import Advance
 
 
 def data(text: str) -> None:
-    """Print what was asked for; whoever reads it may go away, as `| head` does."""
-    try:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Nobody reads on, and nothing has failed. The interpreter flushes stdout once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_OK)
+    """Print what was asked for."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def data_json(value: Any) -> None:  # noqa: ANN401 - whatever JSON holds
-    """Print what was asked for, as JSON."""
-    data(json.dumps(value, indent=2, ensure_ascii=False))
+    """Print what was asked for, as JSON; a number that is not finite is null, as JSON has none."""
+    value = _finite(value)
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    data(text)
 
 
 def talk(text: str) -> None:
@@ -88,3 +88,11 @@ def n_bytes(n: int) -> str:
 
 def _is_number(text: str) -> bool:
     return text.replace(",", "").replace(".", "").replace("%", "").strip().isdigit()
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,163 @@
+"""A verdict outlives its readers, and a signal ends the program in one line."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support import PROJECT, golden_checkpoint
+
+PROGRAM = [sys.executable, "-m", "valle_convert"]
+CHECKPOINT = str(golden_checkpoint("ar-nar-len"))
+GONE = "reader gone"
+
+
+@pytest.fixture
+def damaged(converted: Callable[[str, str], Path], tmp_path: Path) -> Path:
+    """A converted file with one weight changed."""
+    path = tmp_path / "damaged.gguf"
+    data = bytearray(converted("ar-nar-len", "f32").read_bytes())
+    data[-500:-496] = b"\0\0\0@"
+    path.write_bytes(data)
+    return path
+
+
+def run_with(streams: dict[int, str | None], *arguments: str) -> tuple[int, str]:
+    """Run with descriptors closed (None), opened on a path, or a pipe that nobody reads."""
+
+    def prepare() -> None:
+        for number, what in streams.items():
+            if what is None:
+                os.close(number)
+                continue
+            if what == GONE:
+                reader, opened = os.pipe()
+                os.close(reader)
+            else:
+                opened = os.open(what, os.O_RDWR)
+            os.dup2(opened, number)
+            os.close(opened)
+
+    done = subprocess.run(
+        [*PROGRAM, *arguments],
+        capture_output=True,
+        check=False,
+        cwd=PROJECT,
+        preexec_fn=prepare,
+    )
+    return done.returncode, done.stderr.decode()
+
+
+@pytest.mark.parametrize("stdout", [None, GONE, "/dev/full", "/dev/null"], ids=str)
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_no_reader_turns_a_failed_verdict_into_another(
+    damaged: Path, stdout: str | None, form: str
+) -> None:
+    options = ["--level", "tensors", *(["--json"] if form == "json" else [])]
+    code, err = run_with({1: stdout}, "verify", CHECKPOINT, str(damaged), *options)
+    assert code == 1, err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "closed", [c for n in (1, 2, 3) for c in itertools.combinations(range(3), n)]
+)
+def test_the_work_is_done_whichever_streams_are_closed(
+    closed: tuple[int, ...], tmp_path: Path, converted: Callable[[str, str], Path]
+) -> None:
+    out = tmp_path / "o.gguf"
+    code, err = run_with(dict.fromkeys(closed), CHECKPOINT, str(out), "--outtype", "f32")
+    assert (code, "Traceback" in err) == (0, False)
+    assert out.read_bytes() == converted("ar-nar-len", "f32").read_bytes()
+    assert run_with(dict.fromkeys(closed), "inspect", str(tmp_path / "nothing"))[0] == 2
+
+
+@pytest.mark.parametrize("arguments", [["inspect", CHECKPOINT], ["--help"], ["--version"]])
+def test_data_that_a_full_disk_does_not_take_are_told(arguments: list[str]) -> None:
+    code, err = run_with({1: "/dev/full"}, *arguments)
+    assert code == 3
+    assert "could be written to standard output: no space left on device" in err
+    assert "Traceback" not in err
+    assert run_with({1: "/dev/full", 2: "/dev/full"}, *arguments)[0] == 3
+    assert run_with({1: GONE}, *arguments)[0] == 0
+
+
+def test_any_encoding_of_the_terminal_will_do(converted: Callable[[str, str], Path]) -> None:
+    for encoding in ("ascii", "latin-1", "utf-16"):
+        done = subprocess.run(
+            [*PROGRAM, "tokenize", str(converted("ar-nar-len", "f32")), "həlˈoʊ", "--json"],
+            capture_output=True,
+            check=True,
+            cwd=PROJECT,
+            env=os.environ | {"PYTHONIOENCODING": encoding},
+        )
+        assert json.loads(done.stdout.decode(encoding))["text"] == "həlˈoʊ"
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=lambda how: how.name)
+def test_a_signal_while_modules_are_imported_is_no_traceback(how: signal.Signals) -> None:
+    # main() is there from the first: what comes before it is Python's own start.
+    code = (
+        "import os, sys, threading, time\nfrom valle_convert.cli import interrupt, main\n"
+        "ready = interrupt.before_work\n"
+        "def start():\n"
+        "    ready()\n"
+        "    threading.Timer(float(sys.argv.pop()), os.kill, (os.getpid(), int(sys.argv.pop())))"
+        ".start()\n"
+        "interrupt.before_work = start\nmain()\n"
+    )
+    for delay in (0.0, 0.01, 0.03, 0.06, 0.1, 0.15):
+        done = subprocess.run(
+            [sys.executable, "-c", code, "inspect", CHECKPOINT, str(int(how)), str(delay)],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=PROJECT,
+        )
+        assert done.returncode in {0, 130}
+        if done.returncode:
+            assert done.stderr == "error: Interrupted; no unfinished file was left behind.\n"
+        assert done.returncode == 130 or delay > 0.05
+
+
+SWALLOWED = """
+import os, signal, sys, time
+from valle_convert.cli import app, interrupt
+
+class Swallows:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{signal})
+        for _ in range(1000):
+            pass
+
+def work():
+    one = Swallows()
+    del one
+    time.sleep(30)
+
+app.app = lambda **_: work()
+app.run()
+"""
+
+
+@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM"])
+def test_a_signal_that_a_destructor_swallows_ends_the_program_all_the_same(how: str) -> None:
+    before = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", SWALLOWED.format(signal=how)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=PROJECT,
+    )
+    assert done.returncode == 130
+    assert done.stderr == "error: Interrupted; no unfinished file was left behind.\n"
+    assert time.monotonic() - before < 20
