@@ -19,7 +19,7 @@ from valle_convert.encodec.cpp_file import (
 )
 from valle_convert.gguf_file.keys import is_converted
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
-from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.read import GgufFile, is_gguf
 from valle_convert.model.families import describe
 from valle_convert.model.spec import Model
 from valle_convert.network.converted import open_model
@@ -88,16 +88,9 @@ def inspect_file(
     """
     if is_cpp_codec(path):
         return _inspect_cpp_codec(path)
-    if _is_gguf(path):
+    if path.is_file() and is_gguf(path):
         return _inspect_gguf(GgufFile(path))
     return _inspect_checkpoint(path, config, lora, lora_alpha)
-
-
-def _is_gguf(path: Path) -> bool:
-    if not path.is_file():
-        return False  # the reader of checkpoints says what is wrong
-    with path.open("rb") as file:
-        return file.read(4) == b"GGUF"
 
 
 def _inspect_checkpoint(

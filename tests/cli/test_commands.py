@@ -198,7 +198,7 @@ def test_tokenize_ends_with_1_where_the_two_differ(
     tmp_path: Path, converted: Convert, cli: Cli
 ) -> None:
     from valle_convert import plan_conversion
-    from valle_convert.gguf_file.pack import pack_header
+    from valle_convert.gguf_file.header import pack_header
     from valle_convert.gguf_file.read import GgufFile
 
     source = converted("ar-nar-len", "f32")

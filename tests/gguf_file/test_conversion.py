@@ -18,8 +18,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 from support import GOLDEN_NAMES, golden_checkpoint
 
-from valle_convert import __version__, plan_conversion, read_checkpoint, write_gguf
-from valle_convert.errors import EnvironmentFault
+from valle_convert import __version__, plan_conversion, read_checkpoint, verify_gguf, write_gguf
+from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.gguf_file.plan import GgufPlan
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.network.converted import open_model
@@ -156,6 +156,31 @@ def test_the_plan_says_the_size_to_the_byte(out_type: str, tmp_path: Path) -> No
     assert size == path.stat().st_size == len(header_of(plan)) + plan.data_bytes
 
 
+@pytest.mark.parametrize("out_type", ["f32", "f16", "bf16", "q8_0"])
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+def test_the_type_that_is_asked_for_is_the_type_that_is_written(
+    out_type: str, dtype: str, tmp_path: Path, small_checkpoint: Callable[..., Path]
+) -> None:
+    path = small_checkpoint("source.sft", dtype)
+    plan = plan_conversion(path, out_type=out_type)
+    write_gguf(plan, tmp_path / "out.gguf")
+    tensors = GgufFile(tmp_path / "out.gguf").tensors
+    found = {tensors[name].ggml_type.name for name in tensors if "norm" not in name}
+    assert found == {out_type.upper()}
+    assert verify_gguf(plan, tmp_path / "out.gguf", levels=["tensors"]).passed
+
+
+def test_an_output_type_is_known_in_capitals_and_another_is_refused_with_the_choices() -> None:
+    path = golden_checkpoint("ar-nar-len")
+    assert plan_conversion(path, out_type="F16").tensors == (
+        plan_conversion(path, out_type="f16").tensors
+    )
+    with pytest.raises(
+        InputError, match="no output type 'q4_k'; there are auto, f32, f16, bf16, q8_0"
+    ):
+        plan_conversion(path, out_type="q4_k")
+
+
 @pytest.mark.parametrize(
     ("dtype", "expected"),
     [("f32", "F32"), ("f16", "F16"), ("bf16", "BF16")],
@@ -191,7 +216,7 @@ def test_numbers_are_rounded_to_nearest(out_type: str, dtype: type, converted: C
     found = file.tensors["blk.1.ffn_down.weight"].rows()
     np.testing.assert_array_equal(found, source.astype(dtype).astype(np.float32))
     # The gguf package rounds the same.
-    kind = file.tensors["blk.1.ffn_down.weight"].ggml_type
+    kind = gguf.GGMLQuantizationType[out_type.upper()]
     np.testing.assert_array_equal(
         found, gguf.quants.dequantize(gguf.quants.quantize(source, kind), kind)
     )
@@ -278,7 +303,7 @@ def test_keys_given_by_hand_override_those_inside(
 def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path: Path) -> None:
     plan = plan_conversion(golden_checkpoint("ar-nar-len"))
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
-    last = replace(plan.tensors[-1], n_bytes=2 * free)
+    last = replace(plan.tensors[-1], shape=(free,))
     too_large: GgufPlan = replace(plan, tensors=(*plan.tensors[:-1], last))
     with pytest.raises(EnvironmentFault, match=r"bytes free, and out\.gguf needs"):
         write_gguf(too_large, tmp_path / "out.gguf")

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from support import GOLDEN_NAMES, golden_checkpoint
 
 from valle_convert import plan_conversion
-from valle_convert.gguf_file.keys import Key
-from valle_convert.gguf_file.pack import pack_header
-from valle_convert.gguf_file.plan import PlannedTensor
+from valle_convert.gguf_file.header import Key, TensorEntry, pack_header
+from valle_convert.gguf_file.types import F16
 from valle_convert.gguf_file.write import header_of
 
 TYPES = {
@@ -29,7 +28,7 @@ TYPES = {
 
 def test_a_small_header_is_these_bytes() -> None:
     keys = [Key("a", 7, "u32"), Key("bc", ["x", "é"], "[string]"), Key("d", True, "bool")]
-    tensor = PlannedTensor("t", (3, 32), GGMLQuantizationType.F16, 64, 192, ())
+    tensor = TensorEntry("t", (3, 32), F16, 64)
     assert pack_header(keys, [tensor]) == (
         b"GGUF" + b"\x03\0\0\0" + b"\x01\0\0\0\0\0\0\0" + b"\x03\0\0\0\0\0\0\0"
         # the key a, of type 4 (u32): 7
@@ -45,7 +44,7 @@ def test_a_small_header_is_these_bytes() -> None:
     ).ljust(160, b"\0")
 
 
-def bytes_of_gguf_package(path: Path, keys: list[Key], tensors: list[PlannedTensor]) -> bytes:
+def bytes_of_gguf_package(path: Path, keys: list[Key], tensors: list[TensorEntry]) -> bytes:
     writer = GGUFWriter(None, str(keys[0].value))
     for key in keys[1:]:
         if key.type.startswith("["):
@@ -56,7 +55,11 @@ def bytes_of_gguf_package(path: Path, keys: list[Key], tensors: list[PlannedTens
             writer.add_key_value(key.name, key.value, TYPES[key.type])
     for tensor in tensors:
         writer.add_tensor_info(
-            tensor.name, tensor.shape, np.dtype(np.float32), tensor.n_bytes, tensor.ggml_type
+            tensor.name,
+            tensor.shape,
+            np.dtype(np.float32),
+            tensor.n_bytes,
+            GGMLQuantizationType(tensor.ggml_type.number),
         )
     writer.write_header_to_file(path)
     writer.write_kv_data_to_file()

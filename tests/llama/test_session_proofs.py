@@ -16,7 +16,7 @@ from sessions import open_session
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.llama.context import Context
 from valle_convert.llama.library import load_library
-from valle_convert.llama.selftest import quantize_q4_k
+from valle_convert.llama.selftest import quantize_file
 from valle_convert.llama.session import Session
 from valle_convert.llama.tiny_gemma import GemmaShape, random_weights, write_gemma
 
@@ -34,7 +34,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     for file_type in ("f32", "f16", "q8_0"):
         write_gemma(folder / f"{file_type}.gguf", SHAPE, WEIGHTS, file_type=file_type)
-    quantize_q4_k(load_library(), folder / "f32.gguf", folder / "q4_k.gguf")
+    quantize_file(load_library(), folder / "f32.gguf", folder / "q4_k.gguf", "Q4_K_S")
     return folder
 
 

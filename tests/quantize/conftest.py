@@ -8,7 +8,7 @@ import pytest
 from make_checkpoint import Shape, make_checkpoint
 
 from valle_convert import plan_conversion, write_gguf
-from valle_convert.gguf_file.header import read_header
+from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize.source import Source
 from valle_convert.quantize.tool import Quantizer, find_quantizer
 
@@ -37,7 +37,7 @@ def gguf_256(checkpoint_256: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def source_256(gguf_256: Path) -> Source:
-    return Source(gguf_256, gguf_256.name, read_header(gguf_256))
+    return Source(gguf_256, gguf_256.name, GgufFile(gguf_256))
 
 
 @pytest.fixture(scope="session")

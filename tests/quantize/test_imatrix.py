@@ -10,7 +10,7 @@ from make_checkpoint import Shape, make_checkpoint
 
 from valle_convert.checkpoint import Checkpoint, read_checkpoint
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.header import read_header
+from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.description import Description
 from valle_convert.model.families import describe
 from valle_convert.network.reference import ReferenceNetwork
@@ -216,9 +216,9 @@ def test_a_model_is_no_importance_matrix(gguf_256: Path) -> None:
 
 def test_counts_are_kept_exactly(made_256: Path, source_256: Source) -> None:
     found = read_imatrix(made_256)
-    header = read_header(made_256)
-    assert header.value("valle.imatrix.utterances") == 1
-    assert header.value("general.type") == "imatrix"
+    header = GgufFile(made_256)
+    assert header.keys["valle.imatrix.utterances"] == 1
+    assert header.keys["general.type"] == "imatrix"
     matrices = {n for n, t in source_256.header.tensors.items() if len(t.shape) == 2}
     assert set(found.entries) == matrices
     assert ImatrixInput(made_256, "m", found, "").contents is found

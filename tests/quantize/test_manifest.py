@@ -8,7 +8,7 @@ import pytest
 from support import Cli, error_of
 
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.header import read_header
+from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize.manifest import check_manifest, read_manifest
 
 
@@ -35,7 +35,7 @@ def test_a_folder_as_it_was_made_passes(cli: Cli, folder: Path) -> None:
 
 def test_a_changed_weight_is_found_and_its_tensor_named(cli: Cli, folder: Path) -> None:
     path = folder / "wide-Q8_0.gguf"
-    header = read_header(path)
+    header = GgufFile(path)
     tensor = header.tensors["blk.1.attn_v.weight"]
     flip(path, header.data_start + tensor.offset + 5)
     result = cli("check-manifest", folder, "--json")

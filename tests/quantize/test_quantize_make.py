@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.gguf_file.header import read_header
+from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize.imatrix import (
     Entry,
     ImatrixFile,
@@ -89,10 +89,10 @@ def test_a_file_says_how_it_was_made_and_names_no_path(
     settings = Options(tensor_types=("ffn_down=q6_k",), threads=1)
     plan = plan_file(program, source_256, FILE_TYPES["Q4_K_M"], settings, imatrix)
     done = make_file(program, plan, tmp_path / "out.gguf")
-    header = read_header(done.path)
+    header = GgufFile(done.path)
     said = {
-        name.removeprefix("valle.quantize."): header.value(name)
-        for name in header.key_names
+        name.removeprefix("valle.quantize."): header.keys[name]
+        for name in header.keys
         if name.startswith("valle.quantize.")
     }
     assert said["type"] == "Q4_K_M"
@@ -105,10 +105,10 @@ def test_a_file_says_how_it_was_made_and_names_no_path(
         *("llama-quantize", "--tensor-type", "ffn_down=q6_k", "--imatrix", "m.gguf"),
         *(source_256.name, "wide-f16-Q4_K_M.gguf", "Q4_K_M", "1"),
     ]
-    assert header.value("quantize.imatrix.file") == "m.gguf"
-    assert header.value("quantize.imatrix.dataset") == "random"
-    assert header.value("quantize.imatrix.chunks_count") == 5
-    assert header.value("general.file_type") == FILE_TYPES["Q4_K_M"].number
+    assert header.keys["quantize.imatrix.file"] == "m.gguf"
+    assert header.keys["quantize.imatrix.dataset"] == "random"
+    assert header.keys["quantize.imatrix.chunks_count"] == 5
+    assert header.keys["general.file_type"] == FILE_TYPES["Q4_K_M"].number
     folders = {str(tmp_path), str(source_256.path.parent), str(Path(program.command[0]).parent)}
     text = done.path.read_bytes()[: header.data_start]
     assert not any(folder.encode() in text for folder in folders)
@@ -119,8 +119,8 @@ def test_every_key_of_the_source_is_still_there(
 ) -> None:
     plan = plan_file(program, source_256, FILE_TYPES["Q8_0"], OPTIONS)
     done = make_file(program, plan, tmp_path / "out.gguf")
-    header = read_header(done.path)
-    for name in source_256.header.key_names:
+    header = GgufFile(done.path)
+    for name in source_256.header.keys:
         if name not in ("general.file_type", "general.quantization_version"):
             assert header.raw(name) == source_256.header.raw(name)
 
@@ -131,7 +131,7 @@ def test_the_digests_are_those_of_the_file_and_of_its_tensors(
     plan = plan_file(program, source_256, FILE_TYPES["Q5_0"], OPTIONS)
     done = make_file(program, plan, tmp_path / "out.gguf")
     raw = done.path.read_bytes()
-    header = read_header(done.path)
+    header = GgufFile(done.path)
     assert done.n_bytes == len(raw)
     assert done.sha256 == hashlib.sha256(raw).hexdigest()
     for tensor in done.tensors:

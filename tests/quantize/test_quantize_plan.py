@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.header import read_header
+from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize.make import make_file
 from valle_convert.quantize.plan import FilePlan, Options, describe_types, plan_file
 from valle_convert.quantize.source import Source
@@ -20,7 +20,7 @@ NARROW = "ar-nar-len"  # a golden checkpoint whose rows are 64
 @pytest.fixture
 def narrow(converted: Callable[[str, str], Path]) -> Source:
     path = converted(NARROW, "f16")
-    return Source(path, path.name, read_header(path))
+    return Source(path, path.name, GgufFile(path))
 
 
 def made(program: Quantizer, plan: FilePlan, folder: Path) -> Path:
@@ -36,9 +36,9 @@ def test_the_predicted_size_and_types_are_those_of_the_file(
     plan = plan_file(program, source_256, FILE_TYPES[name], OPTIONS)
     path = made(program, plan, tmp_path)
     assert path.stat().st_size == plan.n_bytes
-    found = read_header(path)
-    assert {t.name: t.kind for t in found.tensors.values()} == {
-        t.name: t.kind for t in plan.tensors
+    found = GgufFile(path)
+    assert {t.name: t.ggml_type for t in found.tensors.values()} == {
+        t.name: t.ggml_type for t in plan.tensors
     }
     bits = 8 * sum(t.n_bytes for t in found.tensors.values())
     assert plan.bits_per_weight == pytest.approx(bits / source_256.n_weights)
@@ -64,7 +64,7 @@ def test_every_tensor_that_a_type_cannot_hold_is_reported_also_the_one_that_llam
     }
     assert {one.tensor for one in plan.fallbacks} == expected
     assert "token_embd.weight" in expected  # llama.cpp's log has no warning of it
-    given = {tensor.name: tensor.kind.name for tensor in plan.tensors}
+    given = {tensor.name: tensor.ggml_type.name for tensor in plan.tensors}
     for one in plan.fallbacks:
         assert one.given == given[one.tensor] != one.wanted
         assert one.n_columns == 64
@@ -101,21 +101,21 @@ def test_a_recipe_gives_its_types_to_the_tensors_that_it_names(
         plan_file(program, source_256, FILE_TYPES["Q4_K_M"], Options(recipe=one, threads=1))
         for one in (STOCK, recipe)  # type: ignore[arg-type]
     )
-    before = {tensor.name: tensor.kind.name for tensor in stock.tensors}
+    before = {tensor.name: tensor.ggml_type.name for tensor in stock.tensors}
     for tensor in plan.tensors:
         named = [
             item.partition("=")[2]
             for item in recipe.tensor_types  # type: ignore[attr-defined]
             if item.partition("=")[0] in tensor.name and len(tensor.shape) == 2
         ]
-        assert tensor.kind.name == (named[0] if named else before[tensor.name])
+        assert tensor.ggml_type.name == (named[0] if named else before[tensor.name])
 
 
 def test_a_users_tensor_type_wins_over_the_recipes(program: Quantizer, source_256: Source) -> None:
     settings = Options(recipe=RECIPES["embd-q8"], tensor_types=("token_embd=q5_k",), threads=1)
     plan = plan_file(program, source_256, FILE_TYPES["Q4_K_M"], settings)
     assert plan.tensors[1].name == "token_embd.weight"
-    assert plan.tensors[1].kind.name == "Q5_K"
+    assert plan.tensors[1].ggml_type.name == "Q5_K"
 
 
 def test_pure_gives_every_matrix_the_type_itself(program: Quantizer, source_256: Source) -> None:
@@ -134,7 +134,7 @@ def test_a_quantized_input_is_refused_unless_it_is_allowed(
     program: Quantizer, converted: Callable[[str, str], Path]
 ) -> None:
     path = converted(NARROW, "q8_0")
-    source = Source(path, path.name, read_header(path))
+    source = Source(path, path.name, GgufFile(path))
     with pytest.raises(InputError, match=r"quantized already .* --allow-requantize"):
         plan_file(program, source, FILE_TYPES["Q5_0"], OPTIONS)
     allowed = Options(allow_requantize=True, threads=1)

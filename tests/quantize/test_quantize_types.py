@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.header import GGML_TYPES
+from valle_convert.gguf_file.types import GGML_TYPES
 from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import (
     COMMON,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from make_checkpoint import PRODUCTION, make_checkpoint
+from make_checkpoint import PRODUCTION, VOCABULARY, make_checkpoint
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from support import GOLDEN_NAMES, Cli, golden_checkpoint
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from valle_convert import plan_conversion, read_checkpoint, verify_gguf, write_gguf
+from valle_convert.checkpoint.read import sha256_of
 from valle_convert.gguf_file.plan import GgufPlan
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.network.converted import GgufNetwork
@@ -173,6 +174,7 @@ def nothing(tensors: dict[str, np.ndarray]) -> None:
     [
         (permute_q_and_k, {}, "tensors", "blk.0.attn_q.weight"),
         (permute_q_and_k, {}, "logits", "logits ar"),
+        (nothing, {"audio_embedding_sums": "prom"}, "logits", "logits nar.5"),
         (nothing, {"unified_position_ids": True}, "structure", "valle.positions"),
         (nothing, {"unified_position_ids": True}, "logits", "logits ar"),
         (nothing, {"noncausal_masks": False}, "logits", "logits nar.1"),
@@ -188,9 +190,13 @@ def test_a_file_that_computes_something_else_fails(
     tmp_path: Path,
 ) -> None:
     wrong = plan_conversion(changed_checkpoint(tmp_path, change, config), out_type="f32")
-    write_gguf(wrong, tmp_path / "wrong.gguf")
+    path = tmp_path / "wrong.gguf"
+    write_gguf(wrong, path)
     right = plan_conversion(golden_checkpoint("ar-nar-len"))
-    report = verify_gguf(right, tmp_path / "wrong.gguf", levels=[level])
+    # The file claims to be of the right checkpoint: else nothing more would be looked at.
+    digests = (sha256_of(plan.checkpoint.path).encode() for plan in (wrong, right))
+    path.write_bytes(path.read_bytes().replace(*digests))
+    report = verify_gguf(right, path, levels=[level])
     assert not report.passed
     assert any(words in f"{check.name} {check.summary}" for check in report.failures)
     assert report.verdict().startswith("FAILED: ")
@@ -201,7 +207,7 @@ def test_one_wrong_bit_in_any_tensor_is_found(tmp_path: Path, converted: Convert
     plan = plan_conversion(golden_checkpoint("ar-nar-len"))
     for name, tensor in GgufFile(source).tensors.items():
         raw = bytearray(source.read_bytes())
-        raw[tensor.offset + tensor.n_bytes - 2] ^= 1
+        raw[tensor.start + tensor.n_bytes - 2] ^= 1
         path = tmp_path / "bit.gguf"
         path.write_bytes(raw)
         assert failed(verify_gguf(plan, path, levels=["tensors"])) == [f"tensor {name}"]
@@ -214,7 +220,7 @@ def test_noise_in_a_quantized_tensor_is_found(tmp_path: Path, converted: Convert
     tensor = GgufFile(source).tensors["blk.1.ffn_up.weight"]
     raw = bytearray(source.read_bytes())
     # One block of 34 bytes in a thousand turned into noise.
-    at = tensor.offset + 34 * 100
+    at = tensor.start + 34 * 100
     raw[at + 2 : at + 34] = np.random.default_rng(0).bytes(32)
     path = tmp_path / "noise.gguf"
     path.write_bytes(raw)
@@ -231,7 +237,7 @@ def test_noise_in_a_quantized_tensor_is_found(tmp_path: Path, converted: Convert
     ],
 )
 def test_a_wrong_key_is_found(key: str, value: object, tmp_path: Path, converted: Convert) -> None:
-    from valle_convert.gguf_file.pack import pack_header
+    from valle_convert.gguf_file.header import pack_header
 
     plan = plan_conversion(golden_checkpoint("ar-nar-len"), out_type="f32")
     source = converted("ar-nar-len", "f32")
@@ -245,12 +251,13 @@ def test_a_wrong_key_is_found(key: str, value: object, tmp_path: Path, converted
     path = tmp_path / "key.gguf"
     path.write_bytes(pack_header(keys, plan.tensors) + source.read_bytes()[-plan.data_bytes :])
     report = verify_gguf(plan, path, levels=["structure"])
-    assert failed(report) == ["keys"]
-    assert key in report.failures[0].summary
+    (failure,) = report.failures
+    assert (failure.name, report.exit_code) == ("source" if "sha256" in key else "keys", 1)
+    assert "another checkpoint" in failure.summary if "sha256" in key else key in failure.summary
 
 
 def test_a_vocabulary_without_a_merge_is_found(tmp_path: Path, converted: Convert) -> None:
-    from valle_convert.gguf_file.pack import pack_header
+    from valle_convert.gguf_file.header import pack_header
 
     plan = plan_conversion(golden_checkpoint("ar-nar-len"), out_type="f32")
     source = converted("ar-nar-len", "f32")
@@ -308,7 +315,71 @@ def test_a_lora_is_verified_with_the_same_options(
     assert cli("verify", path, out, "--lora", lora).code == 0
     without = cli("verify", path, out, "--level", "tensors")
     assert without.code == 1
-    assert "blk.1.ffn_down.weight" in without.out
+    assert "made with the LoRA lora.sft (1 weights, alpha 2) merged; give it with --lora" in (
+        without.out
+    )
+    other = tmp_path / "elsewhere" / "other.sft"
+    other.parent.mkdir()
+    tensors = load_file(lora)
+    tensors[f"{target}.lora_B"] *= 2
+    save_file(tensors, other, {"config": json.dumps({"rank": 2, "alpha": 2})})
+    wrong = cli("verify", path, out, "--lora", other, "--level", "tensors")
+    assert wrong.code == 1
+    assert "blk.1.ffn_down.weight" in wrong.out
+    # The same LoRA under another name is the same.
+    same = lora.rename(other.with_name("same.sft"))
+    assert cli("verify", path, out, "--lora", same).code == 0
+
+
+def test_another_checkpoint_is_told_at_once(
+    tmp_path: Path, small_checkpoint: Callable[..., Path], cli: Cli
+) -> None:
+    path, out = small_checkpoint(seed=1), tmp_path / "out.gguf"
+    assert cli(path, out).code == 0
+    other = small_checkpoint("other.sft", seed=2)
+    result = cli("verify", other, out, "--json")
+    assert result.code == 1
+    (level,) = json.loads(result.out)["levels"]
+    (check,) = level["checks"]
+    assert check["name"] == "source"
+    assert "was made of another checkpoint (small.sft" in check["summary"]
+
+
+def test_the_same_tokenizer_from_another_place_is_the_same(
+    tmp_path: Path, small_checkpoint: Callable[..., Path], cli: Cli
+) -> None:
+    path, out = small_checkpoint(), tmp_path / "out.gguf"
+    assert cli(path, out).code == 0
+    copy = tmp_path / "elsewhere" / "mine.json"
+    copy.parent.mkdir()
+    copy.write_bytes(VOCABULARY.read_bytes())
+    assert cli("verify", path, out, "--tokenizer", copy).code == 0
+
+
+@pytest.mark.parametrize("level", ["all", "structure", "tokenizer", "logits"])
+def test_what_cannot_run_is_not_verified(
+    level: str, converted: Convert, cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A machine without llama.cpp's library: it is looked for in an empty folder."""
+    path = converted("ar-nar-len", "f16")
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
+    result = cli("verify", golden_checkpoint("ar-nar-len"), path, "--level", level)
+    assert result.code == 3
+    assert result.out.splitlines()[-1].startswith("NOT VERIFIED: ")
+    assert "llama-cpp-python is not installed" in result.out.splitlines()[-1]
+
+
+def test_epsilon_and_rotary_base_of_the_reference_are_its_own(
+    converted: Convert, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong constant in the writer is noticed, since the reference has it from elsewhere."""
+    plan = plan_conversion(golden_checkpoint("ar-nar-len"))
+    path = converted("ar-nar-len", "f32")
+    for name, value in (("RMS_EPSILON", 1e-3), ("ROPE_BASE", 500.0)):
+        with monkeypatch.context() as changed:
+            changed.setattr(f"valle_convert.network.reference.{name}", value)
+            assert logits_fail(plan, path) == all_cases(plan)
+    assert logits_fail(plan, path) == []
 
 
 @pytest.mark.slow

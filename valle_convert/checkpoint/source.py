@@ -51,7 +51,7 @@ class TensorSpec:
         return self.n_elements * (self.dtype.itemsize if self.dtype else 0)
 
 
-class TensorReader(Protocol):
+class NamedTensors(Protocol):
     """Tensors by name, for who knows what there is."""
 
     def read(self, name: str) -> NDArray[Any]:
@@ -59,7 +59,7 @@ class TensorReader(Protocol):
         ...
 
 
-class TensorSource(TensorReader, Protocol):
+class TensorSource(NamedTensors, Protocol):
     """Tensors by name; `read` may be called for any name of `specs`, in any order."""
 
     @property

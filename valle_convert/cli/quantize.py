@@ -178,10 +178,10 @@ def quantize(
     llama.cpp against the checkpoint: KL divergence, error and best codes by head and level.
     """
     from valle_convert.api import read_checkpoint
+    from valle_convert.gguf_file.read import is_gguf
     from valle_convert.quantize.plan import Listener, Options
     from valle_convert.quantize.report import LogFile, check_reports, write_reports
     from valle_convert.quantize.run import quantize as run
-    from valle_convert.quantize.source import is_gguf
     from valle_convert.quantize.types import check_tensor_type, parse_types, recipe_named
 
     if (type_ is None) == (types is None):
@@ -295,7 +295,7 @@ def compare(
     json_: JsonOption = False,
 ) -> None:
     """Say what differs between two GGUF files, key by key and tensor by tensor."""
-    from valle_convert.quantize.compare import compare_files
+    from valle_convert.gguf_file.compare import compare_files
 
     result = compare_files(first, second, progress=console.progress_bar)
     if json_:

@@ -80,10 +80,7 @@ def verify(
     from valle_convert.api import read_checkpoint
     from valle_convert.encodec.cpp_file import is_cpp_codec
     from valle_convert.files import check_target, write_text_atomically
-    from valle_convert.gguf_file.read import GgufFile
-    from valle_convert.verify import LEVELS
-    from valle_convert.verify import verify as run
-    from valle_convert.verify.expected import plan_like
+    from valle_convert.verify import LEVELS, verify_path
 
     if report is not None:
         check_target(report, force=force, sources=(checkpoint, gguf))
@@ -94,11 +91,11 @@ def verify(
         name = "--level" if level == "sound" else "--recording"
         raise typer.BadParameter("only the files of codecs are heard.", param_hint=name)
     else:
-        source = read_checkpoint(checkpoint, config=config, lora=lora, lora_alpha=lora_alpha)
-        file = GgufFile(gguf)
-        result = run(
-            plan_like(file, source, tokenizer=tokenizer, codec=codec),
-            file,
+        result = verify_path(
+            read_checkpoint(checkpoint, config=config, lora=lora, lora_alpha=lora_alpha),
+            gguf,
+            tokenizer=tokenizer,
+            codec=codec,
             levels=LEVELS if level == "all" else (level,),
             seed=seed,
             progress=console.progress_bar,

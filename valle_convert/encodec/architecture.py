@@ -295,7 +295,7 @@ def _block(spec: EncodecSpec, stack: str, index: int, width: int, n: int) -> Res
 
 
 @dataclass(frozen=True)
-class TensorEntry:
+class CodecTensor:
     """One tensor of the codec.
 
     Attributes:
@@ -319,12 +319,12 @@ class TensorEntry:
         return math.prod(self.shape)
 
 
-def tensor_table(spec: EncodecSpec) -> tuple[TensorEntry, ...]:
+def tensor_table(spec: EncodecSpec) -> tuple[CodecTensor, ...]:
     """Every tensor of the codec, in the order of encodec.cpp's own converter."""
     return (
         *_stack_tensors(encoder_layers(spec)),
         *(
-            TensorEntry(
+            CodecTensor(
                 codebook_name(n),
                 f"quantizer.layers.{n}.codebook.embed",
                 (spec.codebook_size, spec.codebook_dim),
@@ -340,7 +340,7 @@ def codebook_name(level: int) -> str:
     return f"quantizer.vq.layers.{level}._codebook.embed"
 
 
-def _stack_tensors(layers: tuple[Layer, ...]) -> Iterator[TensorEntry]:
+def _stack_tensors(layers: tuple[Layer, ...]) -> Iterator[CodecTensor]:
     for layer in layers:
         match layer:
             case Convolution():
@@ -355,7 +355,7 @@ def _stack_tensors(layers: tuple[Layer, ...]) -> Iterator[TensorEntry]:
                     for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
                         name = f"{layer.name}.{part}_l{n}"
                         width = (layer.width,) if part.startswith("weight") else ()
-                        yield TensorEntry(
+                        yield CodecTensor(
                             name, name.replace(".model.", ".layers."), (4 * layer.width, *width)
                         )
             case Elu():
@@ -364,14 +364,14 @@ def _stack_tensors(layers: tuple[Layer, ...]) -> Iterator[TensorEntry]:
 
 def _with_bias(
     layer: Convolution | TransposedConvolution, shape: tuple[int, ...]
-) -> Iterator[TensorEntry]:
+) -> Iterator[CodecTensor]:
     other = (
         layer.name.replace(".model.", ".layers.")
         .removesuffix(".conv")
         .replace(".convtr.convtr", ".conv")
     )
-    yield TensorEntry(f"{layer.name}.bias", f"{other}.bias", (layer.n_out,))
-    yield TensorEntry(f"{layer.name}.weight", f"{other}.weight", shape)
+    yield CodecTensor(f"{layer.name}.bias", f"{other}.bias", (layer.n_out,))
+    yield CodecTensor(f"{layer.name}.weight", f"{other}.weight", shape)
 
 
 # -------------------------------------------------------------------- what can be computed

@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 
 from valle_convert.encodec.architecture import (
     CPP_MAX_CODEBOOKS,
+    CodecTensor,
     EncodecSpec,
-    TensorEntry,
     check_runs_on_encodec_cpp,
     codebook_name,
     tensor_table,
@@ -402,7 +402,7 @@ def layout_problems(
         )
 
 
-def _tensor_problems(header: CppHeader, tensor: CppTensor, entry: TensorEntry) -> Iterator[str]:
+def _tensor_problems(header: CppHeader, tensor: CppTensor, entry: CodecTensor) -> Iterator[str]:
     one = entry.shape == (1,) and tensor.dims == ()
     if tensor.dims != entry.shape[::-1] and not one:
         yield (
@@ -421,7 +421,7 @@ class CppReader:
         self._tensors = {tensor.name: tensor for tensor in tensors}
         self._data: np.memmap[tuple[int], np.dtype[np.uint8]] = np.memmap(path, np.uint8, mode="r")
 
-    def __call__(self, entry: TensorEntry) -> Tensor:
+    def __call__(self, entry: CodecTensor) -> Tensor:
         """One tensor in float32."""
         tensor = self._tensors[entry.name]
         raw = self._data[tensor.offset : tensor.offset + tensor.n_bytes]

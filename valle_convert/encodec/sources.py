@@ -30,8 +30,8 @@ from valle_convert.checkpoint.safetensors_file import SafetensorsFile
 from valle_convert.checkpoint.source import WEIGHT_DTYPES, TensorSource, TensorSpec
 from valle_convert.checkpoint.torch_file import TorchTensors, load_torch_file
 from valle_convert.encodec.architecture import (
+    CodecTensor,
     EncodecSpec,
-    TensorEntry,
     codebook_name,
     spec_from_config,
     tensor_table,
@@ -476,7 +476,7 @@ class _FoldingReader:
             or found.dtype not in WEIGHT_DTYPES
         ]
 
-    def __call__(self, entry: TensorEntry) -> Tensor:
+    def __call__(self, entry: CodecTensor) -> Tensor:
         """One tensor in float32; v * g / norm(v) where it is split, the norm over dims 1 and up."""
         parts = self._parts[entry.name]
         if len(parts) == 1:

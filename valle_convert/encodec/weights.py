@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from valle_convert.encodec.architecture import EncodecSpec, TensorEntry, tensor_table
+from valle_convert.encodec.architecture import CodecTensor, EncodecSpec, tensor_table
 from valle_convert.errors import InputError
 
 Tensor = NDArray[np.float32]
@@ -19,7 +19,7 @@ Tensor = NDArray[np.float32]
 class TensorReader(Protocol):
     """`read(entry)`: one tensor in float32, of the shape of its entry."""
 
-    def __call__(self, entry: TensorEntry) -> Tensor:
+    def __call__(self, entry: CodecTensor) -> Tensor:
         """Read it.
 
         Raises:
@@ -51,14 +51,14 @@ class EncodecWeights:
     license: str | None = None
     url: str | None = None
     notes: tuple[str, ...] = ()
-    _entries: Mapping[str, TensorEntry] = field(init=False, repr=False, compare=False)
+    _entries: Mapping[str, CodecTensor] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         entries = {entry.name: entry for entry in tensor_table(self.spec)}
         object.__setattr__(self, "_entries", entries)
 
     @property
-    def tensors(self) -> tuple[TensorEntry, ...]:
+    def tensors(self) -> tuple[CodecTensor, ...]:
         """Every tensor, in the order of encodec.cpp's file."""
         return tuple(self._entries.values())
 

@@ -6,46 +6,27 @@ package's. NaN and infinity are refused, and so is a number too large for float1
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
+from gguf import GGMLQuantizationType, quants
 from numpy.typing import NDArray
 
-from valle_convert.checkpoint.source import BFLOAT16, FLOAT16, FLOAT32
 from valle_convert.errors import InputError
+from valle_convert.gguf_file.types import BF16, F16, GGML_TYPES, PLAIN_DTYPES, GgmlType
 
-F32 = GGMLQuantizationType.F32
-F16 = GGMLQuantizationType.F16
-BF16 = GGMLQuantizationType.BF16
-Q8_0 = GGMLQuantizationType.Q8_0
-
-#: The types whose elements are numpy's own, so that a tensor of them can be compared bit by bit.
-PLAIN_DTYPES: dict[GGMLQuantizationType, np.dtype[Any]] = {
-    F32: FLOAT32,
-    F16: FLOAT16,
-    BF16: BFLOAT16,
+# The types whose elements are numpy's own, those that no weight has among them.
+_NUMBERS: Mapping[GgmlType, np.dtype[Any]] = {
+    **PLAIN_DTYPES,
+    **{GGML_TYPES[f"I{8 * n}"]: np.dtype(f"<i{n}") for n in (1, 2, 4, 8)},
+    GGML_TYPES["F64"]: np.dtype("<f8"),
 }
-
 # The exponent bits, all ones in infinity and NaN.
-_EXPONENTS = {F16: np.uint16(0x7C00), BF16: np.uint16(0x7F80)}
+_EXPONENTS: Mapping[GgmlType, np.uint16] = {F16: np.uint16(0x7C00), BF16: np.uint16(0x7F80)}
 
 
-def row_bytes(ggml_type: GGMLQuantizationType, n_columns: int) -> int:
-    """Size of one row.
-
-    Raises:
-        ValueError: the type cannot hold rows of that length.
-    """
-    block: int
-    n_bytes: int
-    block, n_bytes = GGML_QUANT_SIZES[ggml_type]
-    if n_columns % block:
-        raise ValueError(f"rows of {n_columns} do not divide into blocks of {block}")
-    return n_columns // block * n_bytes
-
-
-def encode(rows: NDArray[Any], ggml_type: GGMLQuantizationType, name: str) -> NDArray[Any]:
+def encode(rows: NDArray[Any], ggml_type: GgmlType, name: str) -> NDArray[Any]:
     """Rows in the given type.
 
     Args:
@@ -72,35 +53,56 @@ def encode(rows: NDArray[Any], ggml_type: GGMLQuantizationType, name: str) -> ND
         if not finite:
             _refuse_not_finite(rows, name)
         return encoded
-    values = np.ascontiguousarray(rows, FLOAT32)
+    values = np.ascontiguousarray(rows, np.float32)
     if not np.isfinite(values).all():
         _refuse_not_finite(values, name)
-    quantized: NDArray[Any] = quants.quantize(values, ggml_type)
+    quantized: NDArray[Any] = quants.quantize(values, _of_package(ggml_type))
     return quantized
 
 
-def decode(data: NDArray[Any], ggml_type: GGMLQuantizationType) -> NDArray[np.float32]:
-    """Rows of a GGUF type as float32; `data` is [n, bytes of a row] or of the type itself."""
-    plain = PLAIN_DTYPES.get(ggml_type)
-    if plain is not None:
-        return data.view(plain).astype(np.float32)
-    values: NDArray[np.float32] = quants.dequantize(data, ggml_type)
+def decode(data: NDArray[Any], ggml_type: GgmlType) -> NDArray[np.float32]:
+    """Rows of a GGUF type as float32; `data` is [n, bytes of a row] or of the type itself.
+
+    Raises:
+        InputError: neither numpy nor the gguf package can.
+    """
+    # What overflows in a damaged file becomes infinite or NaN, which the caller judges.
+    with np.errstate(all="ignore"):
+        if ggml_type in _NUMBERS:
+            return data.view(_NUMBERS[ggml_type]).astype(np.float32)
+        try:
+            values: NDArray[np.float32] = quants.dequantize(data, _of_package(ggml_type))
+        except (ValueError, NotImplementedError):  # a type that it does not know, or only names
+            raise InputError(
+                f"the gguf package cannot read numbers of the type {ggml_type.name}"
+            ) from None
     return values
 
 
-def nominal_decibels(ggml_type: GGMLQuantizationType) -> float:
+def nominal_decibels(ggml_type: GgmlType) -> float:
     """The ratio of signal to noise that a quantized type reaches on normally distributed weights.
 
     A uniform quantizer gains 6.02 dB a bit; of the bits of a block some go into scales, and weights
     are not uniform. llama.cpp's types from Q2_K to Q8_0 lie within 3 dB of this line.
     """
-    block, n_bytes = GGML_QUANT_SIZES[ggml_type]
-    decibels: float = 6.02 * 8 * n_bytes / block - 10.0
-    return decibels
+    return 6.02 * ggml_type.bits - 10.0
+
+
+def can_decode(ggml_type: GgmlType) -> bool:
+    """Whether rows of a type can be read as numbers."""
+    try:
+        decode(np.zeros(ggml_type.block_bytes, np.uint8), ggml_type)
+    except InputError:
+        return False
+    return True
+
+
+def _of_package(ggml_type: GgmlType) -> GGMLQuantizationType:
+    return GGMLQuantizationType(ggml_type.number)
 
 
 def _refuse_not_finite(rows: NDArray[Any], name: str) -> None:
-    values = np.asarray(rows, FLOAT32)
+    values = np.asarray(rows, np.float32)
     not_finite = np.argwhere(~np.isfinite(values))
     if len(not_finite):
         where = [int(index) for index in not_finite[0]]

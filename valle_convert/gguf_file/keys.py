@@ -1,17 +1,16 @@
 """The metadata of a converted file: one list, read by the writer and by the reader.
 
-A key has a name, a value and a type, written as `u32`, `f32`, `bool`, `string`, and in
-brackets for an array. docs/gguf-keys.md lists their meaning.
+docs/gguf-keys.md lists their meaning.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from valle_convert.errors import InputError
+from valle_convert.gguf_file.header import Key
 from valle_convert.model.spec import Attention, Codec, Head, Model, ModelConfig, Positions, Table
 
 T = TypeVar("T")
@@ -27,23 +26,9 @@ _ATTENTIONS: dict[str, Attention] = {"bidirectional": "bidirectional", "causal":
 BIAS_KEY = "valle.head.bias"
 TRUE_IDS_KEY = "valle.tokenizer.true_ids"
 SOURCE_SHA256_KEY = "valle.source.sha256"
+SOURCE_LORA_KEY = "valle.source.lora"
 CONVERTER_KEY = "valle.converter.version"
 FILE_TYPE_KEY = "general.file_type"
-
-
-@dataclass(frozen=True)
-class Key:
-    """One entry of the metadata.
-
-    Attributes:
-        deferred: the value is known only when the weights are read; `value` is then a
-            placeholder of the same size.
-    """
-
-    name: str
-    value: Any
-    type: str
-    deferred: bool = False
 
 
 def architecture_keys(config: ModelConfig) -> Iterator[Key]:

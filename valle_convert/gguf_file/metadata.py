@@ -15,7 +15,7 @@ from typing import Any
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError
 from valle_convert.files import describe_os_error
-from valle_convert.gguf_file.keys import Key
+from valle_convert.gguf_file.header import Key
 from valle_convert.model.spec import Model
 
 #: Names of the GGUF specification that a user may set, with their type.

@@ -6,40 +6,35 @@ tested without weights; writing only streams it, and verifying reads it backward
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, LlamaFileType
+from gguf import GGML_QUANT_VERSION, LlamaFileType
 
 from valle_convert import __version__
 from valle_convert.checkpoint import Checkpoint, TensorSpec
-from valle_convert.checkpoint.source import BFLOAT16, FLOAT16, FLOAT32
 from valle_convert.errors import InputError
 from valle_convert.gguf_file import keys as gguf_keys
-from valle_convert.gguf_file.encode import BF16, F16, F32, Q8_0, row_bytes
-from valle_convert.gguf_file.keys import Key
+from valle_convert.gguf_file.header import Key, TensorEntry, padded
 from valle_convert.gguf_file.metadata import GeneralMetadata
+from valle_convert.gguf_file.types import BF16, F16, F32, PLAIN_DTYPES, Q8_0, GgmlType
 from valle_convert.model.description import Description
 from valle_convert.model.families import describe
 from valle_convert.model.spec import Model, codec_named
 from valle_convert.tokenizer.choose import TokenizerChoice, choose_tokenizer
 from valle_convert.tokenizer.compile import DEFAULT_PRE
 
-ALIGNMENT = 32
 TOKEN_EMBEDDING = "token_embd.weight"  # noqa: S105 - a tensor
 #: What `--outtype` takes; `auto` keeps the type of the checkpoint.
-OUT_TYPES: dict[str, GGMLQuantizationType | None] = {
+OUT_TYPES: dict[str, GgmlType | None] = {
     "auto": None,
     "f32": F32,
     "f16": F16,
     "bf16": BF16,
     "q8_0": Q8_0,
 }
-_TYPE_OF: dict[np.dtype[Any], GGMLQuantizationType] = {FLOAT32: F32, FLOAT16: F16, BFLOAT16: BF16}
+_TYPE_OF = {dtype: ggml_type for ggml_type, dtype in PLAIN_DTYPES.items()}
 _FILE_TYPES = {
     F32: LlamaFileType.ALL_F32,
     F16: LlamaFileType.MOSTLY_F16,
@@ -68,29 +63,14 @@ class Part:
 
 
 @dataclass(frozen=True)
-class PlannedTensor:
+class PlannedTensor(TensorEntry):
     """One tensor of the file.
 
     Attributes:
-        name: llama.cpp's name.
-        shape: rows first; one number for a vector.
-        ggml_type: the type of its elements.
-        offset: from the start of the file's tensor data, in bytes.
-        n_bytes: without padding.
         parts: what it is made of, in row order, without gaps.
     """
 
-    name: str
-    shape: tuple[int, ...]
-    ggml_type: GGMLQuantizationType
-    offset: int
-    n_bytes: int
     parts: tuple[Part, ...]
-
-    @property
-    def n_elements(self) -> int:
-        """The number of weights."""
-        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -146,7 +126,7 @@ def plan_gguf(
 
     Args:
         checkpoint: the source.
-        out_type: a key of `OUT_TYPES`.
+        out_type: a key of `OUT_TYPES`, in capitals or not.
         tokenizer: a tokenizer.json or SentencePiece .model; None chooses one, and says why.
         tokenizer_pre: llama.cpp's pre-tokenizer, "qwen35" or "superbpe".
         codec: name of the audio codec; None tells it by levels and codes.
@@ -172,11 +152,6 @@ def plan_gguf(
     )
 
 
-def padded(n_bytes: int) -> int:
-    """The size rounded up to the file's alignment."""
-    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
-
-
 def lay_out(
     checkpoint: Checkpoint,
     description: Description,
@@ -192,12 +167,13 @@ def lay_out(
         checkpoint: the source.
         description: what its family said of it.
         tokenizer: the chosen tokenizer; its extra rows follow the model's own.
-        out_type: a key of `OUT_TYPES`.
+        out_type: a key of `OUT_TYPES`, in capitals or not.
         pre: llama.cpp's pre-tokenizer.
         metadata: the `general.*` values that the user gave.
 
     Raises:
-        InputError: the type cannot hold the rows of some tensors; all are named.
+        InputError: there is no such type, or it cannot hold the rows of some tensors; all are
+            named.
     """
     model = description.model
     compiled = tokenizer.compile(placeholder_names(description), pre)
@@ -219,7 +195,7 @@ def lay_out(
         (t.target, t.shape, (Part(t.target, t.source, 0, t.shape[0]),))
         for t in description.backbone
     ]
-    tensors = _place(wanted, checkpoint.tensors.specs, OUT_TYPES[out_type])
+    tensors = _place(wanted, checkpoint.tensors.specs, _out_type(out_type))
     keys = [
         Key("general.architecture", gguf_keys.ARCHITECTURE, "string"),
         *metadata.keys(checkpoint, model, sum(tensor.n_elements for tensor in tensors)),
@@ -252,6 +228,13 @@ def placeholder_names(description: Description) -> list[str]:
     ]
 
 
+def _out_type(name: str) -> GgmlType | None:
+    """The type that is asked for, in capitals or not; None for the checkpoint's own."""
+    if name.lower() not in OUT_TYPES:
+        raise InputError(f"There is no output type {name!r}; there are {', '.join(OUT_TYPES)}.")
+    return OUT_TYPES[name.lower()]
+
+
 def _source_keys(checkpoint: Checkpoint) -> list[Key]:
     keys = [
         Key("valle.source.name", checkpoint.path.name, "string"),
@@ -261,7 +244,7 @@ def _source_keys(checkpoint: Checkpoint) -> list[Key]:
     if isinstance(step, int) and not isinstance(step, bool) and 0 <= step < 1 << 64:
         keys.append(Key("valle.source.global_step", step, "u64"))
     if checkpoint.lora is not None:
-        keys.append(Key("valle.source.lora", checkpoint.lora, "string"))
+        keys.append(Key(gguf_keys.SOURCE_LORA_KEY, checkpoint.lora, "string"))
     keys.append(Key(gguf_keys.CONVERTER_KEY, __version__, "string"))
     return keys
 
@@ -269,7 +252,7 @@ def _source_keys(checkpoint: Checkpoint) -> list[Key]:
 def _place(
     wanted: list[tuple[str, tuple[int, ...], tuple[Part, ...]]],
     specs: Mapping[str, TensorSpec],
-    forced: GGMLQuantizationType | None,
+    forced: GgmlType | None,
 ) -> tuple[PlannedTensor, ...]:
     """Give every tensor its type and its place."""
     tensors: list[PlannedTensor] = []
@@ -278,29 +261,27 @@ def _place(
     for name, shape, parts in wanted:
         if len(shape) == 1:
             ggml_type = F32  # norms; llama.cpp multiplies by them in float32
+        elif forced is not None:
+            ggml_type = forced
         else:
-            ggml_type = (
-                forced
-                if forced is not None
-                else _common_type([specs[part.source] for part in parts])
-            )
+            ggml_type = _common_type([specs[part.source] for part in parts])
         try:
-            n_bytes = math.prod(shape[:-1]) * row_bytes(ggml_type, shape[-1])
+            tensor = PlannedTensor(name, shape, ggml_type, offset, parts)
+            offset += padded(tensor.n_bytes)
         except ValueError as error:
             faults.append(f"{name}: {error}")
             continue
-        tensors.append(PlannedTensor(name, shape, ggml_type, offset, n_bytes, parts))
-        offset += padded(n_bytes)
+        tensors.append(tensor)
     if faults:
-        asked = "auto" if forced is None else forced.name.lower()
+        name = "auto" if forced is None else forced.name.lower()
         raise InputError(
-            f"The type {asked} cannot hold these tensors: "
+            f"The type {name} cannot hold these tensors: "
             f"{'; '.join(faults[:5])}{' ...' if len(faults) > 5 else ''}; use --outtype f16."
         )
     return tuple(tensors)
 
 
-def _common_type(specs: list[TensorSpec]) -> GGMLQuantizationType:
+def _common_type(specs: list[TensorSpec]) -> GgmlType:
     """The type that holds all of them without loss."""
     types = {_TYPE_OF[spec.dtype] for spec in specs if spec.dtype in _TYPE_OF}
     return types.pop() if len(types) == 1 else F32
@@ -308,7 +289,7 @@ def _common_type(specs: list[TensorSpec]) -> GGMLQuantizationType:
 
 def _file_type(tensors: tuple[PlannedTensor, ...]) -> LlamaFileType:
     """llama.cpp's word for the file: the type that most of its bytes have."""
-    sizes: dict[GGMLQuantizationType, int] = {}
+    sizes: dict[GgmlType, int] = {}
     for tensor in tensors:
         sizes[tensor.ggml_type] = sizes.get(tensor.ggml_type, 0) + tensor.n_bytes
     return _FILE_TYPES[max(sizes, key=lambda ggml_type: sizes[ggml_type])]

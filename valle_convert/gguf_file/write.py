@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import EnvironmentFault
 from valle_convert.files import atomic_output, check_free_space, check_target
-from valle_convert.gguf_file.encode import F32, encode
+from valle_convert.gguf_file.encode import encode
+from valle_convert.gguf_file.header import pack_header, padded
 from valle_convert.gguf_file.keys import BIAS_KEY, SOURCE_SHA256_KEY
-from valle_convert.gguf_file.pack import pack_header
-from valle_convert.gguf_file.plan import GgufPlan, PlannedTensor, padded
+from valle_convert.gguf_file.plan import GgufPlan, PlannedTensor
+from valle_convert.gguf_file.types import F32
 from valle_convert.progress import Progress, silent
 
 # Large enough that numpy's cost per call vanishes, small enough to stay in the cache's reach.

@@ -54,7 +54,7 @@ def run(folder: Path) -> None:
     for file_type in ("f32", "f16", "q8_0"):
         write_gemma(folder / f"{file_type}.gguf", SHAPE, weights, file_type=file_type)
     _say("quantizing to Q4_K")
-    quantize_q4_k(library, folder / "f32.gguf", folder / "q4_k.gguf")
+    quantize_file(library, folder / "f32.gguf", folder / "q4_k.gguf", "Q4_K_S")
 
     generator = np.random.default_rng(1)
     inputs = generator.standard_normal((BATCH, SHAPE.n_embd), dtype=np.float32)
@@ -76,15 +76,21 @@ def run(folder: Path) -> None:
                     )
 
 
-def quantize_q4_k(library: Library, source: Path, target: Path) -> None:
+def quantize_file(library: Library, source: Path, target: Path, kind: str) -> None:
     """Quantize a GGUF file with llama.cpp's own function.
+
+    Args:
+        library: does it.
+        source: a file of a plain type.
+        target: the file to write.
+        kind: llama.cpp's word for the mixture, such as `Q4_K_M`.
 
     Raises:
         EnvironmentFault: it fails; with its log.
     """
     api = library.api
     parameters = api.llama_model_quantize_default_params()
-    parameters.ftype = api.LLAMA_FTYPE_MOSTLY_Q4_K_S
+    parameters.ftype = getattr(api, f"LLAMA_FTYPE_MOSTLY_{kind}")
     parameters.nthread = 1
     mark = library.log.mark()
     code = api.llama_model_quantize(str(source).encode(), str(target).encode(), parameters)

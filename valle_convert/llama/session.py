@@ -435,6 +435,11 @@ class Session:
                     return context.decode(inputs, zero, zero, one, causal=True).copy()
 
                 expected = logits(np.array([token], dtype=np.int32))
+                if not np.isfinite(expected).all():
+                    raise InputError(
+                        f"{self.path} gives no numbers (NaN or infinite) for token {token}, so "
+                        "that a weight in it is damaged or far too large; convert it again."
+                    )
                 # Fed as it is, the row is right if the graph multiplies it too.
                 multiplied = nmse(expected, logits(row[None]))
                 untouched = nmse(expected, logits(row[None] * np.float32(root)))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 
-from valle_convert.checkpoint.source import TensorReader
+from valle_convert.checkpoint.source import NamedTensors
 from valle_convert.model.description import Description
 from valle_convert.model.spec import Model
 from valle_convert.network.protocol import Outputs
@@ -74,7 +74,7 @@ class ReferenceNetwork:
 
     def __init__(
         self,
-        tensors: TensorReader,
+        tensors: NamedTensors,
         description: Description,
         *,
         activation: Callable[[Tensor], Tensor] = F.gelu,

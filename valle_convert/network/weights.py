@@ -12,18 +12,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.encode import F32, PLAIN_DTYPES, nominal_decibels
+from valle_convert.gguf_file.encode import nominal_decibels
 from valle_convert.gguf_file.keys import BIAS_KEY
 from valle_convert.gguf_file.plan import GgufPlan, Part, PlannedTensor
 from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.types import F32, PLAIN_DTYPES, GgmlType
 
 
 class ConvertedTensors:
-    """A `TensorReader` of a converted file.
+    """A `NamedTensors` of a converted file.
 
     Args:
         plan: of the checkpoint that the file was made from.
@@ -69,7 +69,7 @@ class ConvertedTensors:
 
 
 class RoundedTensors:
-    """A `TensorReader` of a checkpoint, with what a file's number formats should leave of it.
+    """A `NamedTensors` of a checkpoint, with what a file's number formats should leave of it.
 
     A plain type rounds; a quantized one adds seeded noise of the size that the type is known for.
 
@@ -78,7 +78,7 @@ class RoundedTensors:
         types: the type of each tensor by its GGUF name.
     """
 
-    def __init__(self, plan: GgufPlan, types: Mapping[str, GGMLQuantizationType]) -> None:
+    def __init__(self, plan: GgufPlan, types: Mapping[str, GgmlType]) -> None:
         self._tensors = plan.checkpoint.tensors
         self._types = {
             part.source: types[tensor.name] for tensor in plan.tensors for part in tensor.parts

@@ -22,7 +22,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import struct
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -36,9 +35,9 @@ from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import InputError
 from valle_convert.files import atomic_output, check_target
-from valle_convert.gguf_file.header import GGML_TYPES, Header, read_header
-from valle_convert.gguf_file.keys import Key
-from valle_convert.gguf_file.pack import pack_key
+from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.types import F32
 from valle_convert.npz_file import read_npz
 from valle_convert.progress import Progress, silent
 
@@ -53,8 +52,6 @@ if TYPE_CHECKING:
 
 PREFIX = "valle.imatrix."
 _SUM, _COUNTS = ".in_sum2", ".counts"
-_ALIGNMENT = 32
-_F32 = GGML_TYPES["F32"].number
 _VERSION = 3  # of GGUF
 _MAX_TEXT = 127  # bytes of a string that llama.cpp's list of overrides holds
 _STATE_VERSION = 2
@@ -148,31 +145,17 @@ def write_imatrix(
         Key("imatrix.chunk_size", imatrix.chunk_size, "u32"),
         *imatrix.extra,
     ]
-    table: list[bytes] = []
+    tensors: list[TensorEntry] = []
     data: list[bytes] = []
     offset = 0
     for name, entry in sorted(imatrix.entries.items()):
-        for suffix, values in (
-            (_SUM, entry.sums.reshape(1, -1)),
-            (_COUNTS, np.array([[entry.count]], np.float32)),
-        ):
-            text = (name + suffix).encode()
-            rows, columns = values.shape
-            table.append(struct.pack("<Q", len(text)) + text)
-            table.append(struct.pack("<IQQIQ", 2, columns, rows, _F32, offset))
-            raw = np.ascontiguousarray(values, "<f4").tobytes()
-            data.append(raw + bytes(-len(raw) % _ALIGNMENT))
+        for suffix, values in ((_SUM, entry.sums), (_COUNTS, np.array([entry.count]))):
+            tensors.append(TensorEntry(name + suffix, (1, len(values)), F32, offset))
+            raw = values.astype("<f4").tobytes()
+            data.append(raw.ljust(padded(len(raw)), b"\0"))
             offset += len(data[-1])
-    header = b"".join(
-        [
-            b"GGUF",
-            struct.pack("<IQQ", _VERSION, len(data), len(keys)),
-            *map(pack_key, keys),
-            *table,
-        ]
-    )
     with atomic_output(target, force=force, sources=sources) as file:
-        file.write(header + bytes(-len(header) % _ALIGNMENT))
+        file.write(pack_header(keys, tensors))
         file.writelines(data)
 
 
@@ -182,18 +165,19 @@ def read_imatrix(path: Path) -> ImatrixFile:
     Raises:
         InputError: it is none, or damaged; the older format that is no GGUF is refused, too.
     """
-    header = read_header(path)
-    if header.value("general.type") != "imatrix":
+    file = GgufFile(path)
+    keys = file.keys
+    if keys.get("general.type") != "imatrix":
         raise InputError(
             f"{path} is a GGUF file, but no importance matrix (general.type is "
-            f"{header.value('general.type')!r}); make one with `valle-convert imatrix`."
+            f"{keys.get('general.type')!r}); make one with `valle-convert imatrix`."
         )
     entries: dict[str, Entry] = {}
-    for name in header.tensors:
+    for name in file.tensors:
         matrix = name.removesuffix(_SUM)
         if matrix == name:
             continue
-        sums, counts = _read(path, header, name), _read(path, header, matrix + _COUNTS)
+        sums, counts = _read(file, name), _read(file, matrix + _COUNTS)
         if counts.size != 1 or not np.isfinite(sums).all() or (sums < 0).any():
             raise InputError(
                 f"{path}: the entry of {matrix} is no list of sums of squares; make the "
@@ -204,21 +188,19 @@ def read_imatrix(path: Path) -> ImatrixFile:
         entries[matrix] = Entry(sums, round(float(counts[0])))
     if not entries:
         raise InputError(f"{path} is an importance matrix without entries; make it again.")
-    datasets = header.value("imatrix.datasets", [])
-    chunk_count = header.value("imatrix.chunk_count", 0)
-    chunk_size = header.value("imatrix.chunk_size", 0)
+    datasets = keys.get("imatrix.datasets", [])
+    chunk_count = keys.get("imatrix.chunk_count", 0)
+    chunk_size = keys.get("imatrix.chunk_size", 0)
     if not isinstance(datasets, list) or not isinstance(chunk_count, int):
         raise InputError(f"{path}: imatrix.datasets or imatrix.chunk_count is of a wrong type.")
     return ImatrixFile(entries, tuple(map(str, datasets)), chunk_count, chunk_size)
 
 
-def _read(path: Path, header: Header, name: str) -> NDArray[np.float32]:
-    tensor = header.tensors.get(name)
-    if tensor is None or tensor.kind.name != "F32":
-        raise InputError(f"{path} has no tensor {name} of type F32; make the file again.")
-    with path.open("rb") as file:
-        file.seek(header.data_start + tensor.offset)
-        return np.frombuffer(file.read(tensor.n_bytes), "<f4")
+def _read(file: GgufFile, name: str) -> NDArray[np.float32]:
+    tensor = file.tensors.get(name)
+    if tensor is None or tensor.ggml_type != F32:
+        raise InputError(f"{file.path} has no tensor {name} of type F32; make the file again.")
+    return tensor.rows().reshape(-1)
 
 
 def _cut(text: str) -> str:
@@ -318,11 +300,11 @@ def make_imatrix(
 def made_of(path: Path, checkpoint: Checkpoint, utterances: Utterances) -> bool:
     """Whether a file is the importance matrix of this checkpoint over these utterances."""
     try:
-        header = read_header(path)
+        keys = GgufFile(path).keys
     except InputError:
         return False
     names = ("sequences_sha256", "utterances", "source_lora", "source_sha256")
-    *found, said = [header.value(PREFIX + name) for name in names]
+    *found, said = [keys.get(PREFIX + name) for name in names]
     wanted = [utterances.digest, utterances.count, checkpoint.lora or ""]
     return found == wanted and bool(said == sha256_of(checkpoint.path))
 

@@ -23,7 +23,8 @@ from typing import BinaryIO
 from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import atomic_output, check_target
-from valle_convert.gguf_file.header import Header, TensorEntry, header_of_open, read_header
+from valle_convert.gguf_file.header import TensorEntry
+from valle_convert.gguf_file.read import GgufFile
 from valle_convert.progress import Progress, silent
 from valle_convert.quantize.imatrix import PREFIX as IMATRIX_PREFIX
 from valle_convert.quantize.imatrix import ImatrixInput
@@ -95,7 +96,7 @@ def make_file(
     check_target(target, force=force, sources=[plan.source.path])
     with _unnamed_file(target.parent) as work:
         log = _run(quantizer, plan, work, progress, keep_log)
-        header = header_of_open(work, f"what {quantizer.kind} wrote")
+        header = GgufFile(Path(f"what {quantizer.kind} wrote"), work)
         _check_types(quantizer, plan, header)
         new_header = header.changed(
             keys_of(
@@ -156,10 +157,10 @@ def _run(
         keep_log(log)
 
 
-def _check_types(quantizer: Quantizer, plan: FilePlan, header: Header) -> None:
+def _check_types(quantizer: Quantizer, plan: FilePlan, header: GgufFile) -> None:
     """The result is what the dry run said, tensor by tensor."""
-    expected = {tensor.name: (tensor.shape, tensor.kind.name) for tensor in plan.tensors}
-    found = {name: (t.shape, t.kind.name) for name, t in header.tensors.items()}
+    expected = {tensor.name: (tensor.shape, tensor.ggml_type.name) for tensor in plan.tensors}
+    found = {name: (t.shape, t.ggml_type.name) for name, t in header.tensors.items()}
     if found != expected:
         different = [
             name for name in {**expected, **found} if found.get(name) != expected.get(name)
@@ -174,7 +175,7 @@ def _check_types(quantizer: Quantizer, plan: FilePlan, header: Header) -> None:
 
 
 def _copy(
-    work: BinaryIO, header: Header, new_header: bytes, out: BinaryIO
+    work: BinaryIO, header: GgufFile, new_header: bytes, out: BinaryIO
 ) -> tuple[str, tuple[TensorDigest, ...]]:
     """Header and data into the target; the file's and the tensors' digests, side by side."""
     out.write(new_header)
@@ -186,7 +187,7 @@ def _copy(
         made = [
             TensorDigest(
                 tensor.name,
-                tensor.kind.name,
+                tensor.ggml_type.name,
                 tensor.shape,
                 _digest(hashlib.sha256(), work, header.data_start + tensor.offset, tensor.n_bytes),
             )
@@ -335,17 +336,17 @@ def _entry(quantizer: Quantizer, source: Source, plan: FilePlan, done: MadeFile)
 
 
 def _imatrix_entry(imatrix: ImatrixInput) -> ManifestFile:
-    header = read_header(imatrix.path)
+    header = GgufFile(imatrix.path)
     return ManifestFile(
         name=imatrix.name,
         kind="imatrix",
         n_bytes=imatrix.path.stat().st_size,
         sha256=imatrix.sha256,
-        source_sha256=header.value(f"{IMATRIX_PREFIX}source_sha256"),
+        source_sha256=header.keys[f"{IMATRIX_PREFIX}source_sha256"],
         tool={"name": "valle-convert imatrix"},
         arguments=(imatrix.contents.datasets[0],),
         imatrix_sha256=None,
-        tensors=tensor_digests(imatrix.path, header),
+        tensors=tensor_digests(header),
     )
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import InputError
 from valle_convert.files import describe_os_error, write_text_atomically
-from valle_convert.gguf_file.header import Header, read_header
+from valle_convert.gguf_file.read import GgufFile
 from valle_convert.progress import Progress, silent
 
 MANIFEST = "manifest.json"
@@ -207,21 +207,17 @@ def check_manifest(path: Path, *, progress: Progress = silent) -> ManifestCheck:
     )
 
 
-def tensor_digests(path: Path, header: Header) -> tuple[TensorDigest, ...]:
+def tensor_digests(file: GgufFile) -> tuple[TensorDigest, ...]:
     """The digest of each tensor of a file, in the order of the data."""
-    made: list[TensorDigest] = []
-    with path.open("rb") as file:
-        for tensor in sorted(header.tensors.values(), key=lambda one: one.offset):
-            file.seek(header.data_start + tensor.offset)
-            digest = hashlib.sha256()
-            left = tensor.n_bytes
-            while left and (piece := file.read(min(left, 4 << 20))):
-                digest.update(piece)
-                left -= len(piece)
-            made.append(
-                TensorDigest(tensor.name, tensor.kind.name, tensor.shape, digest.hexdigest())
-            )
-    return tuple(made)
+    return tuple(
+        TensorDigest(
+            tensor.name,
+            tensor.ggml_type.name,
+            tensor.shape,
+            hashlib.sha256(tensor.data.data).hexdigest(),
+        )
+        for tensor in file.tensors.values()
+    )
 
 
 def _problems(folder: Path, file: ManifestFile) -> list[str]:
@@ -236,7 +232,7 @@ def _problems(folder: Path, file: ManifestFile) -> list[str]:
         return []
     problems = [f"sha256 {found}, where the manifest says {file.sha256}"]
     try:
-        tensors = {tensor.name: tensor for tensor in tensor_digests(path, read_header(path))}
+        tensors = {tensor.name: tensor for tensor in tensor_digests(GgufFile(path))}
     except InputError as error:
         return [*problems, str(error)]
     different = [one.name for one in file.tensors if tensors.get(one.name) != one]

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from valle_convert import __version__
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.gguf_file.header import GgmlType, TensorEntry
-from valle_convert.gguf_file.keys import Key
+from valle_convert.gguf_file.header import Key, TensorEntry
+from valle_convert.gguf_file.types import GgmlType
 from valle_convert.progress import Progress, silent
 from valle_convert.quantize.imatrix import ImatrixInput
 from valle_convert.quantize.source import Source
@@ -290,18 +290,19 @@ def keys_of(
 
 def _file_type_of(source: Source, kind: FileType) -> int:
     if kind.base is None:  # COPY keeps the input's
-        value = source.header.value("general.file_type", kind.number)
+        value = source.header.keys.get("general.file_type", kind.number)
         return value if isinstance(value, int) else kind.number
     return kind.number
 
 
 def _check_source(source: Source, kind: FileType, options: Options) -> None:
-    quantized = [t for t in source.header.tensors.values() if t.kind.block > 1]
+    quantized = [t for t in source.header.tensors.values() if t.ggml_type.block > 1]
     if quantized and kind.base is not None and not options.allow_requantize:
         raise InputError(
             f"{source.name} is quantized already ({len(quantized)} tensors, such as "
-            f"{quantized[0].name} of type {quantized[0].kind.name}), and quantizing again adds its "
-            "errors to the new ones; take the F16, BF16 or F32 file, or give --allow-requantize."
+            f"{quantized[0].name} of type {quantized[0].ggml_type.name}), and quantizing again "
+            "adds its errors to the new ones; take the F16, BF16 or F32 file, or give "
+            "--allow-requantize."
         )
 
 
@@ -332,12 +333,12 @@ def _fallbacks(
         if (
             base is not None
             and tensor.name not in found
-            and tensor.kind != source.header.tensors[tensor.name].kind
+            and tensor.ggml_type != source.header.tensors[tensor.name].ggml_type
             and tensor.shape[-1] % base.block
             and not any(matches(item, tensor.name) for item in options.patterns)
         ):
             found[tensor.name] = Fallback(
-                tensor.name, tensor.shape[-1], base.name, tensor.kind.name
+                tensor.name, tensor.shape[-1], base.name, tensor.ggml_type.name
             )
     return [found[tensor.name] for tensor in tensors if tensor.name in found]
 
@@ -350,5 +351,5 @@ def describe_types(tensors: Sequence[TensorEntry]) -> dict[str, int]:
     """How many weights have which type, most first."""
     counts: dict[GgmlType, int] = {}
     for tensor in tensors:
-        counts[tensor.kind] = counts.get(tensor.kind, 0) + tensor.n_elements
+        counts[tensor.ggml_type] = counts.get(tensor.ggml_type, 0) + tensor.n_elements
     return {kind.name: n for kind, n in sorted(counts.items(), key=lambda item: -item[1])}

@@ -17,12 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gguf import GGMLQuantizationType
-
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import check_free_space
-from valle_convert.gguf_file.header import read_header
+from valle_convert.gguf_file.encode import can_decode
+from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
+from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.library import INSTALL, find_library
 from valle_convert.quantize.imatrix import ImatrixInput, check_fits, made_of, make_imatrix, stand_in
 from valle_convert.quantize.limits import judge, limits_for
@@ -274,7 +274,7 @@ def measure_all(
     """
     expected, utterances = _expected(source, options, listener)
     base_path, base_kind = _baseline(quantizer, source, options)
-    tensors = tuple(read_header(base_path).tensors.values())
+    tensors = tuple(GgufFile(base_path).tensors.values())
     measured, _ = _measure(base_path, base_kind, expected, options, listener)
     baseline = FileReport(
         name=source.name if base_path == source.path else f"{source.stem}-F16.gguf",
@@ -339,17 +339,15 @@ def _measure(
     path: Path, kind: str, expected: Expected, options: Options, listener: Listener
 ) -> tuple[Measured | None, str]:
     """Quality and speed, or why they could not be measured."""
-    from valle_convert.gguf_file.read import GgufFile
     from valle_convert.network.converted import GgufNetwork
     from valle_convert.quantize.quality import measure
 
-    known = {int(one) for one in GGMLQuantizationType}
-    kinds = {tensor.kind for tensor in read_header(path).tensors.values()}
-    unknown = sorted(one.name for one in kinds if one.number not in known)
-    if unknown:
-        return None, f"not measured: the gguf package cannot read {', '.join(unknown)} yet"
+    file = GgufFile(path)
+    table = file.tensors[TOKEN_EMBEDDING].ggml_type
+    if not can_decode(table):
+        return None, f"not measured: the gguf package cannot read {table.name} yet"
     with (
-        GgufNetwork(GgufFile(path), n_threads=options.threads or None) as network,
+        GgufNetwork(file, n_threads=options.threads or None) as network,
         listener.progress(f"measuring {kind}", len(expected.cases), "passes") as advance,
     ):
         return measure(network, expected, advance), ""

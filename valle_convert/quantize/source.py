@@ -18,9 +18,9 @@ from valle_convert.checkpoint import Checkpoint, read_checkpoint
 from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import describe_os_error
-from valle_convert.gguf_file.header import Header, read_header
 from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY, is_converted
 from valle_convert.gguf_file.plan import plan_gguf
+from valle_convert.gguf_file.read import GgufFile, is_gguf
 from valle_convert.gguf_file.write import write_plan
 from valle_convert.model.description import Description
 from valle_convert.progress import Progress
@@ -51,7 +51,7 @@ class Source:
 
     path: Path
     name: str
-    header: Header
+    header: GgufFile
     reference: Reference | None = None
     digest: Future[str] | None = None
     scratch: Path = Path()
@@ -110,10 +110,10 @@ def open_source(
             path, name = scratch / "source.gguf", f"{path.stem}.gguf"
             talk(f"converting {checkpoint.path.name} first")
             write_plan(plan_gguf(checkpoint), path, progress=progress)
-        header = read_header(path)
+        header = GgufFile(path)
         if checkpoint is not None and from_gguf:
             _check_same_checkpoint(name, header, checkpoint)
-        if measure and not is_converted(dict.fromkeys(header.key_names, True)):
+        if measure and not is_converted(header.keys):
             raise InputError(
                 f"{path} is no converted VALL-E checkpoint, so its quality cannot be measured; "
                 "give --no-measure to quantize it all the same."
@@ -133,8 +133,8 @@ def _own_checkpoint(source: Path, given: Checkpoint | None) -> Checkpoint:
     return given
 
 
-def _check_same_checkpoint(name: str, header: Header, checkpoint: Checkpoint) -> None:
-    said = header.value(SOURCE_SHA256_KEY)
+def _check_same_checkpoint(name: str, header: GgufFile, checkpoint: Checkpoint) -> None:
+    said = header.keys.get(SOURCE_SHA256_KEY)
     found = sha256_of(checkpoint.path)
     if said is not None and said != found:
         raise InputError(
@@ -142,19 +142,6 @@ def _check_same_checkpoint(name: str, header: Header, checkpoint: Checkpoint) ->
             f"source has sha256 {said}, and this one {found}; give the right one, or leave out "
             "--checkpoint."
         )
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether a file is a GGUF file, by its first four letters; else it is a checkpoint, or none.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return file.read(4) == b"GGUF"
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {describe_os_error(error)}.") from error
 
 
 def _make_folder(folder: Path) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.header import GGML_TYPES, GgmlType
+from valle_convert.gguf_file.types import GGML_TYPES, GgmlType
 
 
 @dataclass(frozen=True)

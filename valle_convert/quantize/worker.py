@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.errors import ValleConvertError
-from valle_convert.gguf_file.keys import Key
+from valle_convert.gguf_file.header import Key
 from valle_convert.llama.library import load_library
 from valle_convert.quantize.imatrix import read_imatrix
 from valle_convert.quantize.types import FILE_TYPES, check_tensor_type, ggml_type

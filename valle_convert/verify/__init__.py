@@ -10,6 +10,6 @@
 
 from __future__ import annotations
 
-from valle_convert.verify.run import LEVELS, LevelName, verify
+from valle_convert.verify.run import LEVELS, LevelName, verify, verify_path
 
-__all__ = ["LEVELS", "LevelName", "verify"]
+__all__ = ["LEVELS", "LevelName", "verify", "verify_path"]

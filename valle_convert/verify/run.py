@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Literal, get_args
 
+from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.keys import TRUE_IDS_KEY
 from valle_convert.gguf_file.plan import GgufPlan
-from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.read import GgufFile, is_gguf
 from valle_convert.llama.library import find_library
 from valle_convert.llama.probe import prove_library
 from valle_convert.progress import Progress, silent
 from valle_convert.tokenizer import corpus
 from valle_convert.tokenizer.check import compare
 from valle_convert.tokenizer.oracle import LlamaTokenizer
+from valle_convert.verify.expected import plan_like
 from valle_convert.verify.report import Check, Level, Report
-from valle_convert.verify.structure import check_structure, what_llama_must_not_see
+from valle_convert.verify.structure import check_source, check_structure, what_llama_must_not_see
 from valle_convert.verify.tensors import check_tensors
 
 LevelName = Literal["structure", "tensors", "tokenizer", "logits"]
@@ -68,13 +71,18 @@ def verify(
         "tokenizer": lambda: _tokenizer(plan, file, n_texts, seed, progress),
         "logits": lambda: _logits(plan, file, n_utterances, seed, progress),
     }
+    source = check_source(plan.checkpoint, file)
+    if source is not None and not source.passed:
+        return _judged_at_once(plan.checkpoint, file.path, source, main_type(file))
     danger = what_llama_must_not_see(plan, file)
     done: list[Level] = []
     for name in levels:
         start = time.perf_counter()
         checks: tuple[Check, ...] = ()
         skipped = None if with_llama or name == "tensors" else _NEEDS_LLAMA
-        if name in ("structure", "tensors"):
+        if name == "structure":
+            checks = (*([source] if source else []), *runners[name]())
+        elif name == "tensors":
             checks = tuple(runners[name]())
         elif with_llama and danger:
             # llama.cpp aborts the whole process on some of these.
@@ -84,6 +92,53 @@ def verify(
         done.append(Level(name, checks, time.perf_counter() - start, skipped))
     notes = (f"tokenizer: {plan.tokenizer.source} ({plan.tokenizer.reason})",)
     return Report(str(plan.checkpoint.path), str(file.path), main_type(file), tuple(done), notes)
+
+
+def verify_path(
+    checkpoint: Checkpoint,
+    path: Path,
+    *,
+    tokenizer: Path | None = None,
+    codec: str | None = None,
+    levels: Sequence[LevelName] = LEVELS,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Report:
+    """Hold a file that may be anything against a checkpoint, with the choices that it shows.
+
+    What is wrong with the file is a failed check, however early it shows.
+
+    Args:
+        checkpoint: with its LoRA, if one is merged.
+        path: of the file.
+        tokenizer: as for the conversion, where one was given.
+        codec: likewise.
+        levels: which levels to run.
+        seed: of texts and inputs.
+        progress: shows the long levels.
+
+    Raises:
+        InputError: the file cannot be read or is no GGUF file, or the checkpoint or the tokenizer
+            cannot be converted.
+        EnvironmentFault: llama.cpp is there, and does not work on this machine.
+    """
+    try:
+        file = GgufFile(path)
+    except InputError as error:
+        if not is_gguf(path):
+            raise
+        damage = Check("file", passed=False, summary=str(error), values={}, badness=math.inf)
+        return _judged_at_once(checkpoint, path, damage, "none")
+    source = check_source(checkpoint, file)
+    if source is not None and not source.passed:
+        return _judged_at_once(checkpoint, path, source, main_type(file))
+    plan = plan_like(file, checkpoint, tokenizer=tokenizer, codec=codec)
+    return verify(plan, file, levels=levels, seed=seed, progress=progress)
+
+
+def _judged_at_once(checkpoint: Checkpoint, path: Path, check: Check, file_type: str) -> Report:
+    """The report where one look is enough to fail, and nothing else would tell more."""
+    return Report(str(checkpoint.path), str(path), file_type, (Level("structure", (check,), 0.0),))
 
 
 def main_type(file: GgufFile) -> str:

@@ -7,10 +7,11 @@ from typing import cast
 
 import numpy as np
 
+from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import InputError
 from valle_convert.gguf_file import keys as gguf_keys
-from valle_convert.gguf_file.keys import Key
+from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.plan import GgufPlan
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.write import read_biases
@@ -23,9 +24,10 @@ from valle_convert.verify.report import Check
 _FREE_PREFIXES = ("general.",)
 _FREE_KEYS = (
     gguf_keys.CONVERTER_KEY,
+    gguf_keys.SOURCE_SHA256_KEY,  # `check_source` compares it
     # Where a file lay, and how it was chosen; what was in it is compared by its contents.
     "valle.source.name",
-    "valle.source.lora",
+    gguf_keys.SOURCE_LORA_KEY,
     "valle.tokenizer.source",
     "valle.tokenizer.reason",
 )
@@ -48,6 +50,40 @@ def check_structure(plan: GgufPlan, file: GgufFile, *, with_llama: bool) -> Iter
     yield _check_tensors(plan, file)
     if with_llama and not what_llama_must_not_see(plan, file):
         yield _check_llama(plan, file)
+
+
+def check_source(checkpoint: Checkpoint, file: GgufFile) -> Check | None:
+    """Was the file made of this checkpoint at all? None where it does not say.
+
+    Args:
+        checkpoint: what it is held against; with a LoRA, if one is merged.
+        file: says of which file, and whether with a LoRA, it was made.
+    """
+    said = file.keys.get(gguf_keys.SOURCE_SHA256_KEY)
+    if not isinstance(said, str):
+        return None
+    found = sha256_of(checkpoint.path)
+    lora = file.keys.get(gguf_keys.SOURCE_LORA_KEY)
+    fault = ""
+    if said != found:
+        fault = (
+            f"{file.path.name} was made of another checkpoint "
+            f"({file.keys.get('valle.source.name')}, sha256 {said[:16]}...) than "
+            f"{checkpoint.path.name} (sha256 {found[:16]}...); give the one that it was made of"
+        )
+    elif lora is not None and checkpoint.lora is None:
+        fault = f"{file.path.name} was made with the LoRA {lora} merged; give it with --lora"
+    elif lora is None and checkpoint.lora is not None:
+        fault = (
+            f"{file.path.name} was made without a LoRA, and {checkpoint.lora} is merged into the "
+            "checkpoint; leave out --lora, or convert again"
+        )
+    return Check(
+        "source",
+        passed=not fault,
+        summary=fault or f"made of {checkpoint.path.name} (sha256 {found[:16]}...)",
+        values={"sha256": said, "checkpoint_sha256": found},
+    )
 
 
 def what_llama_must_not_see(plan: GgufPlan, file: GgufFile) -> str:
@@ -103,7 +139,7 @@ def _check_model(plan: GgufPlan, file: GgufFile) -> Check:
 
 def _check_keys(plan: GgufPlan, file: GgufFile) -> Check:
     """Every key of the plan stands in the file, with its type and value."""
-    deferred: dict[str, object] = {gguf_keys.SOURCE_SHA256_KEY: sha256_of(plan.checkpoint.path)}
+    deferred: dict[str, object] = {}
     if plan.description.biases:
         deferred[gguf_keys.BIAS_KEY] = read_biases(plan)
     faults: list[str] = []
@@ -112,7 +148,7 @@ def _check_keys(plan: GgufPlan, file: GgufFile) -> Check:
         if key.name.startswith(_FREE_PREFIXES) and key.name != _EXACT_GENERAL:
             continue
         n_compared += 1
-        if key.name in _FREE_KEYS:
+        if key.name in _FREE_KEYS:  # it has to be there, with whatever value
             faults += [] if key.name in file.keys else [f"{key.name} is missing"]
         else:
             faults += _key_faults(key, deferred.get(key.name, key.value), file)

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.encode import PLAIN_DTYPES, decode, encode, nominal_decibels
+from valle_convert.gguf_file.encode import decode, encode, nominal_decibels
 from valle_convert.gguf_file.plan import GgufPlan, Part, PlannedTensor
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
+from valle_convert.gguf_file.types import PLAIN_DTYPES
 from valle_convert.verify.report import Check
 
 _ROWS_AT_ONCE = 2048

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
+from valle_convert.errors import InputError
 from valle_convert.gguf_file.encode import decode
-from valle_convert.gguf_file.header import Header, TensorEntry, read_header
+from valle_convert.gguf_file.read import GgufFile, TensorInfo
 from valle_convert.progress import Progress, silent
 
 _PIECE_WEIGHTS = 1 << 20
@@ -128,74 +128,65 @@ def compare_files(first: Path, second: Path, *, progress: Progress = silent) -> 
     Raises:
         InputError: one of them is no whole GGUF file.
     """
-    a, b = read_header(first), read_header(second)
+    a, b = GgufFile(first), GgufFile(second)
     keys = tuple(_compare_keys(a, b))
     names = list(dict.fromkeys([*a.tensors, *b.tensors]))
     tensors: list[TensorDifference] = []
     total = sum(tensor.n_elements for tensor in a.tensors.values())
-    with (
-        first.open("rb") as file_a,
-        second.open("rb") as file_b,
-        progress("comparing", total, "weights") as advance,
-    ):
+    with progress("comparing", total, "weights") as advance:
         for name in names:
             in_a, in_b = a.tensors.get(name), b.tensors.get(name)
             if in_a is None or in_b is None or in_a.shape != in_b.shape:
                 tensors.append(TensorDifference(name, _show(in_a), _show(in_b)))
             else:
-                difference = _compare_data(
-                    in_a, in_b, _pieces(file_a, a, in_a), _pieces(file_b, b, in_b)
-                )
+                difference = _compare_data(in_a, in_b)
                 if difference is not None:
                     tensors.append(difference)
             advance(in_a.n_elements if in_a else 0)
     return Comparison(
         str(first),
         str(second),
-        n_keys=len({*a.key_names, *b.key_names}),
+        n_keys=len({*a.keys, *b.keys}),
         n_tensors=len(names),
         keys=keys,
         tensors=tuple(tensors),
     )
 
 
-def _compare_keys(a: Header, b: Header) -> Iterator[KeyDifference]:
-    for name in dict.fromkeys([*a.key_names, *b.key_names]):
-        if name in a and name in b and a.raw(name) == b.raw(name):
+def _compare_keys(a: GgufFile, b: GgufFile) -> Iterator[KeyDifference]:
+    for name in dict.fromkeys([*a.keys, *b.keys]):
+        if name in a.keys and name in b.keys and a.raw(name) == b.raw(name):
             continue
         yield KeyDifference(
             name,
-            _short(a.value(name)) if name in a else None,
-            _short(b.value(name)) if name in b else None,
+            _short(a.keys[name]) if name in a.keys else None,
+            _short(b.keys[name]) if name in b.keys else None,
         )
 
 
-def _compare_data(
-    a: TensorEntry,
-    b: TensorEntry,
-    pieces_a: Iterator[NDArray[np.uint8]],
-    pieces_b: Iterator[NDArray[np.uint8]],
-) -> TensorDifference | None:
-    same_type = a.kind == b.kind
+def _compare_data(a: TensorInfo, b: TensorInfo) -> TensorDifference | None:
+    same_type = a.ggml_type == b.ggml_type
     equal = same_type
     signal = noise = largest = 0.0
     note = ""
-    for raw_a, raw_b in zip(pieces_a, pieces_b, strict=True):
-        if same_type and np.array_equal(raw_a, raw_b):
-            if not note:
-                values = _numbers(raw_a, a)
-                signal += 0.0 if values is None else float(np.square(values, dtype="f8").sum())
+    for raw_a, raw_b in zip(_pieces(a), _pieces(b), strict=True):
+        same = same_type and np.array_equal(raw_a, raw_b)
+        equal = equal and same
+        if note:
             continue
-        equal = False
-        x, y = _numbers(raw_a, a), _numbers(raw_b, b)
-        if x is None or y is None:
-            unknown = a.kind.name if x is None else b.kind.name
-            note = f"the gguf package cannot read {unknown}"
-            break
-        error = y.astype(np.float64) - x
+        try:
+            x = decode(raw_a, a.ggml_type)
+            y = x if same else decode(raw_b, b.ggml_type)
+        except InputError as fault:
+            note = str(fault)
+            continue
         signal += float(np.square(x, dtype=np.float64).sum())
-        noise += float(np.square(error).sum())
-        largest = max(largest, float(np.abs(error).max()))
+        if not same:
+            error = y.astype(np.float64) - x
+            noise += float(np.square(error).sum())
+            largest = max(largest, float(np.abs(error).max()))
+    if not math.isfinite(signal + noise):
+        note = "not every number is finite"
     if equal:
         return None
     if note:
@@ -209,26 +200,16 @@ def _decibels(signal: float, noise: float) -> float:
     return 10 * math.log10(signal / noise) if signal else -math.inf
 
 
-def _pieces(file: Any, header: Header, tensor: TensorEntry) -> Iterator[NDArray[np.uint8]]:  # noqa: ANN401 - a binary file
+def _pieces(tensor: TensorInfo) -> Iterator[NDArray[np.uint8]]:
     """The rows of a tensor as bytes [rows, bytes of a row]; pieces of two files line up."""
-    row_bytes = tensor.kind.row_bytes(tensor.shape[-1])
-    n_rows = math.prod(tensor.shape[:-1])
+    rows = tensor.data.reshape(-1, tensor.data.shape[-1])
     step = max(1, _PIECE_WEIGHTS // tensor.shape[-1])
-    for start in range(0, n_rows, step):
-        n = min(step, n_rows - start)
-        file.seek(header.data_start + tensor.offset + start * row_bytes)
-        yield np.frombuffer(file.read(n * row_bytes), np.uint8).reshape(n, row_bytes)
+    for start in range(0, len(rows), step):
+        yield rows[start : start + step]
 
 
-def _numbers(raw: NDArray[np.uint8], tensor: TensorEntry) -> NDArray[np.float32] | None:
-    try:
-        return decode(raw, GGMLQuantizationType(tensor.kind.number))
-    except (ValueError, NotImplementedError):
-        return None
-
-
-def _show(tensor: TensorEntry | None) -> str | None:
-    return None if tensor is None else f"{tensor.kind.name} {list(tensor.shape)}"
+def _show(tensor: TensorInfo | None) -> str | None:
+    return None if tensor is None else f"{tensor.ggml_type.name} {list(tensor.shape)}"
 
 
 def _short(value: object) -> str:

@@ -7,41 +7,48 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from support import Cli, error_of
 
-from valle_convert.gguf_file.header import read_header
-from valle_convert.gguf_file.keys import Key
-from valle_convert.quantize.compare import compare_files
+from valle_convert.gguf_file.compare import compare_files
+from valle_convert.gguf_file.header import Key
+from valle_convert.gguf_file.read import GgufFile
 
 
-def test_a_file_is_the_same_as_its_copy(cli: Cli, gguf_256: Path, tmp_path: Path) -> None:
-    copy = shutil.copy(gguf_256, tmp_path / "copy.gguf")
-    assert compare_files(gguf_256, Path(copy)).same
-    result = cli("compare", gguf_256, copy, "--exit-code")
+@pytest.fixture
+def golden(converted: Callable[[str, str], Path]) -> Path:
+    return converted("ar-nar-len", "f16")
+
+
+def test_a_file_is_the_same_as_its_copy(cli: Cli, golden: Path, tmp_path: Path) -> None:
+    copy = shutil.copy(golden, tmp_path / "copy.gguf")
+    assert compare_files(golden, Path(copy)).same
+    result = cli("compare", golden, copy, "--exit-code")
     assert result.code == 0
     assert result.out.startswith("the same: ")
 
 
-def test_a_changed_key_is_named_with_both_values(gguf_256: Path, tmp_path: Path) -> None:
-    header = read_header(gguf_256)
+def test_a_changed_key_is_named_with_both_values(golden: Path, tmp_path: Path) -> None:
+    header = GgufFile(golden)
+    name = header.keys["general.name"]
     other = tmp_path / "other.gguf"
     keys = [Key("general.name", "another", "string"), Key("extra", 5, "u32")]
     other.write_bytes(
-        header.changed(keys, drop=["general.tags"]) + gguf_256.read_bytes()[header.data_start :]
+        header.changed(keys, drop=["general.tags"]) + golden.read_bytes()[header.data_start :]
     )
-    found = compare_files(gguf_256, other)
+    found = compare_files(golden, other)
     assert {key.name: (key.first, key.second) for key in found.keys} == {
-        "general.name": ("'random'", "'another'"),
+        "general.name": (repr(name), "'another'"),
         "general.tags": ("2 values: ['text-to-speech', 'vall-e']", None),
         "extra": (None, "5"),
     }
     assert not found.tensors
 
 
-def test_a_changed_weight_is_measured(gguf_256: Path, tmp_path: Path) -> None:
+def test_a_changed_weight_is_measured(golden: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.gguf"
-    shutil.copy(gguf_256, other)
-    header = read_header(other)
+    shutil.copy(golden, other)
+    header = GgufFile(other)
     tensor = header.tensors["blk.0.attn_q.weight"]
     with other.open("r+b") as file:
         file.seek(header.data_start + tensor.offset)
@@ -50,7 +57,7 @@ def test_a_changed_weight_is_measured(gguf_256: Path, tmp_path: Path) -> None:
         weights[3] += np.float16(1)
         file.seek(header.data_start + tensor.offset)
         file.write(weights.tobytes())
-    (found,) = compare_files(gguf_256, other).tensors
+    (found,) = compare_files(golden, other).tensors
     assert found.name == "blk.0.attn_q.weight"
     error = float(weights[3]) - float(before)
     assert found.max_error == error
@@ -90,6 +97,6 @@ def test_other_tensors_and_shapes_are_named(converted: Callable[[str, str], Path
     assert first.startswith("F16 [")
 
 
-def test_a_file_that_is_no_gguf_is_bad_input(cli: Cli, gguf_256: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_no_gguf_is_bad_input(cli: Cli, golden: Path, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("text")
-    assert "no whole GGUF file" in error_of(cli("compare", gguf_256, tmp_path / "text"), 2)
+    assert "no whole GGUF file" in error_of(cli("compare", golden, tmp_path / "text"), 2)

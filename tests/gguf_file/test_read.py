@@ -1,0 +1,402 @@
+"""The one reader: against literal bytes, and each fault of a file by its own sentence."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf_bytes import array, entry, key, string, whole
+from hypothesis import given
+from hypothesis import strategies as st
+
+from valle_convert.errors import InputError
+from valle_convert.gguf_file.header import Key, pack_key
+from valle_convert.gguf_file.read import GgufFile
+
+U8, U32, F32, BOOL, STRING, ARRAY, U64 = 0, 4, 6, 7, 8, 9, 10
+
+#: Two keys, one tensor of 2 x 32 in Q8_0, written out by hand.
+SMALL = (
+    b"GGUF"
+    + struct.pack("<IQQ", 3, 1, 2)
+    + string("general.architecture")
+    + struct.pack("<I", 8)
+    + string("gemma")
+    + string("some.list")
+    + struct.pack("<IIQ", 9, 4, 2)
+    + struct.pack("<II", 7, 9)
+    + string("t.weight")
+    + struct.pack("<IQQIQ", 2, 32, 2, 8, 0)
+)
+SMALL += bytes(-len(SMALL) % 32)
+DATA = bytes(range(64)) + bytes(4) + bytes(28)
+
+
+def parse(data: bytes) -> GgufFile:
+    return GgufFile(Path("made.gguf"), data)
+
+
+def reason(data: bytes) -> str:
+    """Why it is refused."""
+    with pytest.raises(InputError) as caught:
+        parse(data)
+    text = str(caught.value)
+    assert text.startswith("made.gguf is no whole GGUF file: ")
+    assert text.endswith("; convert or copy it again.")
+    return text.removeprefix("made.gguf is no whole GGUF file: ").partition(";")[0]
+
+
+def test_a_file_is_read_from_its_literal_bytes() -> None:
+    file = parse(SMALL + DATA)
+    assert dict(file.keys) == {"general.architecture": "gemma", "some.list": [7, 9]}
+    assert file.key_types == {"general.architecture": "string", "some.list": "[u32]"}
+    (tensor,) = file.tensors.values()
+    assert (tensor.name, tensor.shape, tensor.ggml_type.name, tensor.n_bytes) == (
+        "t.weight",
+        (2, 32),
+        "Q8_0",
+        2 * 34,
+    )
+    assert (tensor.offset, tensor.start) == (0, len(SMALL))
+    assert tensor.data.shape == (2, 34)
+    assert tensor.data.tobytes() == DATA[:68]
+    # A block of Q8_0 is a float16 scale and 32 int8.
+    scale = np.frombuffer(DATA[34:36], np.float16).astype(np.float32)
+    expected = scale * np.frombuffer(DATA[36:68], np.int8)
+    np.testing.assert_array_equal(tensor.rows([1]), [expected])
+    assert (file.data_start, file.data_bytes, file.size) == (len(SMALL), 96, len(SMALL) + 96)
+
+
+def test_unchanged_it_is_written_as_it_was() -> None:
+    assert parse(SMALL + DATA).changed([]) == SMALL
+
+
+def test_a_key_that_is_there_keeps_its_place_and_a_new_one_comes_last() -> None:
+    file = parse(SMALL + DATA)
+    keys = [Key("new", ["a", "é"], "[string]"), Key("general.architecture", "llama", "string")]
+    changed = parse(file.changed(keys, drop=["some.list"]) + DATA)
+    assert dict(changed.keys) == {"general.architecture": "llama", "new": ["a", "é"]}
+    assert list(changed.keys) == ["general.architecture", "new"]
+    assert changed.tensors == file.tensors
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [("u32", 7), ("i32", -7), ("u64", 1 << 40), ("f32", 0.5), ("bool", True), ("[i32]", [-1, 2])],
+)
+def test_a_value_of_every_type_comes_back(kind: str, value: object) -> None:
+    changed = parse(parse(SMALL + DATA).changed([Key("k", value, kind)]) + DATA)
+    assert changed.keys["k"] == value
+    assert changed.key_types["k"] == kind
+    assert pack_key(Key("k", value, kind)).endswith(changed.raw("k"))
+
+
+def one_key(name: str | bytes, kind: int, value: bytes) -> bytes:
+    return whole([key(name, kind, value)])
+
+
+def tensors(*rows: tuple[str | bytes, list[int], int, int], data: int = 0) -> bytes:
+    return whole(tensors=[entry(*row) for row in rows], data=bytes(data))
+
+
+FAULTS = {
+    "another magic": (b"GGML" + bytes(40), "it does not begin with the four letters GGUF"),
+    "nothing behind the magic": (b"GGUF", "it ends within the beginning, 4 bytes in"),
+    "version 1": (whole(version=1), "it is of version 1 of the format, where .* 2 or 3"),
+    "version 4": (whole(version=4), "it is of version 4 of the format"),
+    "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "in big-endian byte order"),
+    "2^62 keys": (whole(n_keys=1 << 62), "has 4611686018427387904 keys, where 131,072"),
+    "more keys than bytes": (whole(n_keys=9), "has 9 keys, more than its 32 bytes hold"),
+    "2^63 tensors": (whole(n_tensors=1 << 63), "has 9223372036854775808 tensors, where"),
+    "more tensors than bytes": (whole(n_tensors=2), "has 2 tensors, more than its 32 bytes"),
+    "a key missing": (
+        whole([key("a", U32, bytes(4))], n_keys=2)[:48],
+        "it ends within the name of a key 1",
+    ),
+    "an empty key": (one_key("", U8, b"\0"), "a key 0 has a name of 0 bytes"),
+    "a key with a zero": (one_key("a\0b", U8, b"\0"), r"the name 'a\\x00b' of a key 0"),
+    "a key of 2^64-1 bytes": (
+        whole([struct.pack("<Q", (1 << 64) - 1) + bytes(8)]),
+        "a key 0 has a name of 18446744073709551615 bytes, where 1 to 65535",
+    ),
+    "a key that is not UTF-8": (one_key(b"\xff", U8, b"\0"), "key 0 has a string that is not UTF"),
+    "a key twice": (
+        whole([key("a", U8, b"\0"), key("a", U8, b"\1")]),
+        "the key 'a' is there twice",
+    ),
+    "a value of an unknown type": (one_key("a", 13, bytes(8)), "key 'a' is of the unknown type 13"),
+    "a list of an unknown type": (
+        one_key("a", ARRAY, array(99, 1, bytes(8))),
+        "key 'a' is of the unknown type 99",
+    ),
+    "a list of lists": (
+        one_key("a", ARRAY, array(ARRAY, 1, array(U8, 1, b"\0"))),
+        "key 'a' is an array of arrays",
+    ),
+    "a list of 2^40": (
+        one_key("a", ARRAY, array(U32, 1 << 40, b"")),
+        "key 'a' brings the elements of all arrays to 1099511627776, where 8,388,608 are allowed",
+    ),
+    "a list beyond the file": (
+        one_key("a", ARRAY, array(U32, 100, b"")),
+        "it ends within the key 'a', 64 bytes in",
+    ),
+    "strings beyond the file": (
+        one_key("a", ARRAY, array(STRING, 1000, b"")),
+        "it ends within the key 'a', 64 bytes in",
+    ),
+    "a string beyond the file": (
+        one_key("a", STRING, struct.pack("<Q", 1 << 63)),
+        "string 0 of the key 'a' has 9223372036854775808 bytes, more than the file has left",
+    ),
+    "a string that is not UTF-8": (
+        one_key("a", STRING, string(b"\xc3(")),
+        "the key 'a' has a string that is not UTF-8",
+    ),
+    "a long string that is not UTF-8": (
+        one_key("a", ARRAY, array(STRING, 2, string(b"a" * 200) + string(b"b" * 200 + b"\xff"))),
+        "the key 'a' has a string that is not UTF-8",
+    ),
+    "a letter across two strings": (
+        # The first byte of the second length, 0x80, would end the letter.
+        one_key("a", ARRAY, array(STRING, 2, string(b"\xc2") + string(b"b" * 0x80))),
+        "the key 'a' has a string that is not UTF-8",
+    ),
+    "a bool of 2": (one_key("a", BOOL, b"\2"), "the key 'a' has a bool that is neither 0 nor 1"),
+    "a bool of 2 in a list": (
+        one_key("a", ARRAY, array(BOOL, 3, b"\0\1\2")),
+        "the key 'a' has a bool that is neither 0 nor 1",
+    ),
+    "an alignment of 0": (
+        one_key("general.alignment", U32, struct.pack("<I", 0)),
+        "general.alignment is 0, where a power of two from 8 to 65536",
+    ),
+    "an alignment of 48": (
+        one_key("general.alignment", U32, struct.pack("<I", 48)),
+        "general.alignment is 48",
+    ),
+    "an alignment of 4": (
+        one_key("general.alignment", U32, struct.pack("<I", 4)),
+        "general.alignment is 4",
+    ),
+    "a huge alignment": (
+        one_key("general.alignment", U32, struct.pack("<I", 1 << 31)),
+        "general.alignment is 2147483648",
+    ),
+    "an alignment in u64": (
+        one_key("general.alignment", U64, struct.pack("<Q", 32)),
+        "general.alignment is of type u64, where u32 is expected",
+    ),
+    "an alignment in a string": (
+        one_key("general.alignment", STRING, string("32")),
+        "general.alignment is of type string",
+    ),
+    "an empty tensor name": (tensors(("", [1], 0, 0)), "a tensor has a name of 0 bytes"),
+    "a tensor name of 64 bytes": (
+        tensors(("t" * 64, [1], 0, 0)),
+        "a tensor has a name of 64 bytes, where 1 to 63 are expected",
+    ),
+    "a tensor name that is not UTF-8": (
+        tensors((b"t\xff", [1], 0, 0)),
+        "the name of a tensor has a string that is not UTF-8",
+    ),
+    "a tensor twice": (
+        tensors(("t", [1], 0, 0), ("t", [1], 0, 32), data=64),
+        "the tensor 't' is there twice",
+    ),
+    "no dimensions": (tensors(("t", [], 0, 0)) + bytes(32), "tensor 't' has 0 dimensions"),
+    "5 dimensions": (tensors(("t", [1] * 5, 0, 0)), "'t' has 5 dimensions, where 1 to 4"),
+    "2^32-1 dimensions": (
+        whole(tensors=[string("t") + struct.pack("<I", 0xFFFFFFFF) + bytes(24)]),
+        "the tensor 't' has 4294967295 dimensions",
+    ),
+    "a dimension of 0": (
+        tensors(("t", [4, 0], 0, 0)),
+        r"the tensor 't' of shape \[0, 4\] has no elements",
+    ),
+    "a product above 2^64": (
+        tensors(("t", [1 << 32, 1 << 32, 1 << 32], 0, 0)),
+        r"the tensor 't' of shape .* exceeds 63 bits",
+    ),
+    "a product of 2^64 + 32": (
+        tensors(("t", [32, (1 << 59) + 1], 0, 0), data=128),
+        "exceeds 63 bits",
+    ),
+    "an unknown type": (tensors(("t", [32], 77, 0)), "tensor 't' is of the unknown type 77"),
+    "a removed type": (tensors(("t", [32], 4, 0)), "tensor 't' is of the unknown type 4"),
+    "rows that are no blocks": (
+        tensors(("t", [31], 8, 0)),
+        "the tensor 't' cannot be Q8_0: rows of 31 do not divide into blocks of 32",
+    ),
+    "an offset out of line": (
+        tensors(("t", [1], 0, 8), data=64),
+        "data of 't' begins at 8, which is no multiple of the alignment 32",
+    ),
+    "an offset of 2^64-32": (tensors(("t", [1], 0, (1 << 64) - 32), data=64), "exceeds 63 bits"),
+    "an overlap": (
+        tensors(("a", [16], 0, 0), ("b", [16], 0, 32), data=128),
+        "the data of 'b' begins at 32 and overlaps with that of 'a', where 64 is next",
+    ),
+    "a hole": (
+        tensors(("a", [1], 0, 0), ("b", [1], 0, 64), data=96),
+        "the data of 'b' begins at 64 and leaves a hole after that of 'a', where 32 is next",
+    ),
+    "a hole in front": (
+        tensors(("a", [1], 0, 32), data=64),
+        "the data of 'a' begins at 32 and leaves a hole after that of the beginning",
+    ),
+    "data beyond the end": (
+        tensors(("t", [1024, 1024], 0, 0), data=64),
+        "the data of 't' ends at byte 4,194,400, and the file has 160",
+    ),
+    "more data than any disk": (
+        tensors(("t", [1 << 40, 1 << 20], 0, 0), data=64),
+        "the data of 't' ends at byte 4,611,686,018,427,388,000, and the file has 160",
+    ),
+    "bytes behind the last tensor": (
+        tensors(("t", [1], 0, 0), data=33),
+        "1 bytes follow the last tensor",
+    ),
+    "bytes behind no tensor": (whole(data=b"PK"), "2 bytes follow the last tensor"),
+}
+
+
+@pytest.mark.parametrize(("data", "expected"), FAULTS.values(), ids=FAULTS.keys())
+def test_each_fault_has_its_own_sentence(data: bytes, expected: str) -> None:
+    found = reason(data)
+    assert re.search(expected, found), found
+
+
+@pytest.mark.parametrize(
+    ("keys", "found"),
+    [
+        ({"split.no": 1, "split.count": 3}, "split.no 1, split.count 3"),
+        ({"split.count": 2}, "split.no 0, split.count 2"),
+        ({"split.no": 2}, "split.no 2, split.count 0"),
+    ],
+)
+def test_a_part_of_a_split_model_is_refused_where_the_whole_is_needed(
+    keys: dict[str, int], found: str
+) -> None:
+    data = whole([key(name, 2, struct.pack("<H", value)) for name, value in keys.items()])
+    with pytest.raises(InputError, match=f"made.gguf is one part of a split model .{found}.*merge"):
+        parse(data)
+    assert dict(GgufFile(Path("x"), data, allow_part=True).keys) == keys
+
+
+def test_a_split_into_one_is_whole() -> None:
+    parse(whole([key("split.no", 2, b"\0\0"), key("split.count", 2, b"\1\0")]))
+
+
+def test_a_split_key_of_a_wrong_type_is_refused() -> None:
+    with pytest.raises(InputError, match="split model"):
+        parse(whole([key("split.count", STRING, string("2"))]))
+
+
+@pytest.mark.parametrize("alignment", [8, 16, 32, 64, 4096])
+def test_another_alignment_is_read_and_kept(alignment: int) -> None:
+    first, second = bytes(range(1, 5)), bytes(range(5, 13))
+    data = first + bytes(-4 % alignment) + second + bytes(-8 % alignment)
+    raw = whole(
+        [key("general.alignment", U32, struct.pack("<I", alignment))],
+        [entry("a", [1], 0, 0), entry("b", [2], 0, alignment)],
+        data,
+        alignment=alignment,
+    )
+    file = parse(raw)
+    assert file.data_start % alignment == 0
+    assert [t.data.tobytes() for t in file.tensors.values()] == [first, second]
+    changed = parse(file.changed([Key("new", "x" * 100, "string")]) + raw[file.data_start :])
+    assert [t.data.tobytes() for t in changed.tensors.values()] == [first, second]
+    assert (changed.alignment, changed.data_start % alignment) == (alignment, 0)
+
+
+def test_the_last_padding_may_be_missing() -> None:
+    assert parse((SMALL + DATA)[:-28]).tensors["t.weight"].data.nbytes == 68
+    assert reason((SMALL + DATA)[:-29]).startswith("the data of 't.weight' ends at byte")
+
+
+def test_a_file_without_tensors_is_one() -> None:
+    padding = parse(one_key("a", U32, bytes(4)))
+    assert (padding.data_bytes, list(padding.tensors), padding.keys["a"]) == (0, [], 0)
+    parse(b"GGUF" + struct.pack("<IQQ", 3, 0, 0))
+
+
+def test_hostile_sizes_cost_no_time_and_no_memory(tmp_path: Path) -> None:
+    """A 49-byte file that claims 2^40 elements, as large as it says, made of a hole."""
+    claims = [
+        (one_key("a", ARRAY, array(element, 1 << 40, b"")), size)
+        for element in (U8, STRING, F32)
+        for size in (49, 1 << 41)
+    ]
+    claims.append((whole([struct.pack("<Q", 1 << 40)], n_keys=1), 1 << 41))
+    claims.append((one_key("a", STRING, struct.pack("<Q", 1 << 40)), 1 << 41))
+    tracemalloc.start()
+    try:
+        for data, size in claims:
+            path = tmp_path / "hostile.gguf"
+            path.write_bytes(data)
+            os.truncate(path, size)
+            start = time.process_time()
+            with pytest.raises(InputError, match=r"hostile\.gguf is no whole GGUF file"):
+                GgufFile(path)
+            # Not a measurement: the difference to walking over 2^40 elements is that to forever.
+            assert time.process_time() - start < 10
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
+
+
+@given(st.integers(0, len(SMALL + DATA) - 29))
+def test_a_file_that_ends_early_is_refused(length: int) -> None:
+    with pytest.raises(InputError, match="no whole GGUF file"):
+        parse((SMALL + DATA)[:length])
+
+
+@given(st.integers(0, len(SMALL) - 1), st.integers(0, 255))
+def test_damaged_bytes_are_read_or_refused_and_nothing_else(at: int, byte: int) -> None:
+    damaged = bytearray(SMALL + DATA)
+    damaged[at] = byte
+    try:
+        file = parse(bytes(damaged))
+        dict(file.keys)
+        for tensor in file.tensors.values():
+            tensor.rows()
+    except InputError:
+        pass
+
+
+def test_what_is_no_file_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"absent\.gguf cannot be read: no such file"):
+        GgufFile(tmp_path / "absent.gguf")
+    (tmp_path / "empty.gguf").touch()
+    with pytest.raises(InputError, match=r"empty\.gguf is empty, where a GGUF file is expected"):
+        GgufFile(tmp_path / "empty.gguf")
+    with pytest.raises(InputError, match="is a directory, where a GGUF file is expected"):
+        GgufFile(tmp_path)
+    os.mkfifo(tmp_path / "pipe.gguf")
+    with pytest.raises(InputError, match=r"pipe\.gguf is no regular file"):
+        GgufFile(tmp_path / "pipe.gguf")
+
+
+def test_numbers_of_a_type_that_nobody_can_read_name_file_and_tensor() -> None:
+    file = parse(tensors(("t", [64], 42, 0), data=32))
+    assert file.tensors["t"].ggml_type.name == "Q2_0"
+    with pytest.raises(InputError, match=r"^made\.gguf, t: the gguf package cannot read .* Q2_0"):
+        file.tensors["t"].rows()
+
+
+def test_it_stays_mapped_as_long_as_its_data_lives(
+    converted: Callable[[str, str], Path],
+) -> None:
+    path = converted("ar-nar-len", "q8_0")
+    data = GgufFile(path).tensors["token_embd.weight"].data
+    tensor = GgufFile(path).tensors["token_embd.weight"]
+    assert data.tobytes() == path.read_bytes()[tensor.start : tensor.start + tensor.n_bytes]
