@@ -7,11 +7,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import bench_codec
 import bench_convert
 import bench_quantize
 import bench_speak
 
 if __name__ == "__main__":
-    for benchmark in (bench_convert, bench_quantize, bench_speak):
+    for benchmark in (bench_convert, bench_quantize, bench_speak, bench_codec):
         print(f"\n{benchmark.__name__}\n")
         benchmark.main([])

@@ -11,12 +11,12 @@ from typing import Any
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.encodec.cpp_file import (
     F32_WARNING,
-    CppTensor,
     is_cpp_codec,
     layout_problems,
     read_cpp_layout,
     spec_of_header,
 )
+from valle_convert.encodec.gguf_codec import is_gguf_codec, open_gguf_codec
 from valle_convert.gguf_file.keys import is_converted
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile, is_gguf
@@ -89,7 +89,8 @@ def inspect_file(
     if is_cpp_codec(path):
         return _inspect_cpp_codec(path)
     if path.is_file() and is_gguf(path):
-        return _inspect_gguf(GgufFile(path))
+        file = GgufFile(path)
+        return _inspect_gguf_codec(file) if is_gguf_codec(file) else _inspect_gguf(file)
     return _inspect_checkpoint(path, config, lora, lora_alpha)
 
 
@@ -181,7 +182,15 @@ def _inspect_cpp_codec(path: Path) -> Summary:
         tokenizer={},
         provenance={},
         parts=(),
-        groups=_group_codec(tensors),
+        groups=_sum_up(
+            (
+                tensor.name.partition(".")[0],
+                "F16" if tensor.ftype else "F32",
+                math.prod(tensor.dims),
+                tensor.n_bytes,
+            )
+            for tensor in tensors
+        ),
         notes=(
             *(f"the file is damaged: {problem}" for problem in problems),
             *((F32_WARNING,) if header.ftype == 0 else ()),
@@ -189,16 +198,27 @@ def _inspect_cpp_codec(path: Path) -> Summary:
     )
 
 
-def _group_codec(tensors: Iterable[CppTensor]) -> tuple[WeightGroup, ...]:
-    """Sum the tensors of a codec up by part and type."""
-    return _sum_up(
-        (
-            tensor.name.partition(".")[0],
-            "F16" if tensor.ftype else "F32",
-            math.prod(tensor.dims),
-            tensor.n_bytes,
-        )
-        for tensor in tensors
+def _inspect_gguf_codec(file: GgufFile) -> Summary:
+    codec = open_gguf_codec(file.path)
+    spec = codec.spec
+    return Summary(
+        path=str(file.path),
+        kind="EnCodec, as GGUF",
+        n_bytes=file.size,
+        sizes={**asdict(spec), "tensors": len(codec.tensors)},
+        behaviour={"samples a frame": spec.hop_length, "frame rate (1/s)": spec.frame_rate},
+        tokenizer={},
+        provenance={
+            name: file.keys[name]
+            for name in file.keys
+            if name.startswith(("general.", "encodec.source.", "encodec.converter."))
+        },
+        parts=(),
+        groups=_sum_up(
+            (name.partition(".")[0], tensor.ggml_type.name, tensor.n_elements, tensor.n_bytes)
+            for name, tensor in file.tensors.items()
+        ),
+        notes=(),
     )
 
 

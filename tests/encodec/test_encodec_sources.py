@@ -21,7 +21,7 @@ from encodec_files import (
     with_old_names,
 )
 from safetensors.torch import save_file
-from transformers import EncodecModel
+from transformers import EncodecConfig, EncodecModel
 
 from valle_convert.encodec import EncodecWeights, open_encodec, write_cpp_file
 from valle_convert.errors import EnvironmentFault, InputError
@@ -83,6 +83,19 @@ def test_metas_file_is_read(tmp_path: Path) -> None:
     codec = open_encodec(path)
     assert_is_golden(codec)
     assert "rate and padding" in codec.notes[0]
+
+
+@pytest.mark.parametrize("name", ["encodec.th", "pytorch_model.bin"])
+def test_bare_pickles_of_older_torch_are_read(folder: Path, name: str) -> None:
+    rename = with_meta_names if name.endswith(".th") else with_old_names
+    (folder / "model.safetensors").unlink()
+    tensors = rename(golden_tensors())
+    torch.save(tensors, folder / name, _use_new_zipfile_serialization=False)
+    assert (folder / name).read_bytes()[:1] == b"\x80"
+    assert_is_golden(open_encodec(folder / name if name.endswith(".th") else folder))
+    (folder / name).write_bytes((folder / name).read_bytes()[:5_000])
+    with pytest.raises(InputError, match="download it again"):
+        open_encodec(folder / name if name.endswith(".th") else folder)
 
 
 def test_a_model_in_the_hubs_cache_is_opened_without_a_network(
@@ -333,6 +346,39 @@ def test_a_file_that_is_no_codec_is_refused(tmp_path: Path, data: bytes, words: 
 def test_the_weights_of_a_folder_alone_lead_to_the_folder() -> None:
     with pytest.raises(InputError, match=r"give the folder, .*hf, with its config\.json"):
         open_encodec(GOLDEN_FOLDER / "model.safetensors")
+
+
+def test_the_published_48_khz_model_is_refused_by_name(tmp_path: Path) -> None:
+    config = EncodecConfig(
+        audio_channels=2,
+        sampling_rate=48_000,
+        norm_type="time_group_norm",
+        normalize=True,
+        chunk_length_s=1.0,
+        overlap=0.01,
+        use_causal_conv=False,
+        target_bandwidths=[3.0, 6.0],
+        num_filters=2,
+        hidden_size=8,
+        codebook_dim=8,
+    )
+    EncodecModel(config).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"stereo music at 48 kHz.*\.npz"):
+        open_encodec(tmp_path)
+
+
+def test_nemo_and_dac_are_refused_with_what_is_possible(tmp_path: Path) -> None:
+    (tmp_path / "codec.nemo").write_bytes(b"./model_config.yaml" + bytes(600))
+    state = {"quantizer.quantizers.0.codebook.weight": torch.zeros(1024, 8)}
+    torch.save({"state_dict": state, "metadata": {"kwargs": {}}}, tmp_path / "weights_44khz.pth")
+    torch.save(state, tmp_path / "bare.pth")
+    for name, words in (
+        ("codec.nemo", "NeMo"),
+        ("weights_44khz.pth", "Descript"),
+        ("bare.pth", "Descript"),
+    ):
+        with pytest.raises(InputError, match=rf"{words}.*as \.npz files"):
+            open_encodec(tmp_path / name)
 
 
 def test_metas_48_khz_model_is_refused(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.errors import InputError
-from valle_convert.files import atomic_output, describe_os_error
+from valle_convert.files import atomic_output, os_fault
 
 EcdcOrder = Literal["frame", "level"]
 ECDC_SUFFIX = ".ecdc"
@@ -55,9 +55,7 @@ def read_ecdc(path: Path, order: EcdcOrder | None = None) -> NDArray[np.int32]:
     try:
         data = path.read_bytes() if path.stat().st_size <= _MAX_SAMPLES else b""
     except OSError as error:
-        raise InputError(
-            f"The file of codes {path} cannot be opened: {describe_os_error(error)}."
-        ) from error
+        raise os_fault(f"The file of codes {path} cannot be opened", error) from error
     text, packed = _split(path, data)
     n_frames, n_levels = _parse(path, text)
     expected = -(-n_frames * n_levels * _BITS // 8)

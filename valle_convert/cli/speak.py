@@ -38,8 +38,8 @@ CodecOption = Annotated[
     typer.Option(
         "--codec",
         metavar="FILE|DIR|NAME",
-        help="An EnCodec: a .bin or .th file, a folder with its config.json and weights, or its "
-        "name on the Hugging Face hub. Without it, facebook/encodec_24khz.",
+        help="An EnCodec: a .gguf, .bin or .th file, a folder with its config.json and weights, or "
+        "its name on the Hugging Face hub. Without it, facebook/encodec_24khz.",
         show_default=False,
     ),
 ]

@@ -38,7 +38,7 @@ def verify(
         Path,
         typer.Argument(
             metavar="GGUF",
-            help="A file converted from it, quantized or not; or the .bin of a codec.",
+            help="A file converted from it, quantized or not; or the .bin or .gguf of a codec.",
             show_default=False,
         ),
     ],
@@ -74,18 +74,19 @@ def verify(
     head and task, to within what its rounding costs. Give the same --config,
     --lora, --tokenizer and --codec as for the conversion.
 
-    With an EnCodec in the place of CHECKPOINT and its .bin in that of GGUF: structure, tensors, and
-    sound, which is what encodec.cpp will compute of a recording, level by level.
+    With an EnCodec in the place of CHECKPOINT and its .bin or .gguf in that of GGUF: structure,
+    tensors, and sound, which is what encodec.cpp, or this program, will compute of a recording,
+    level by level.
     """
     from valle_convert.api import read_checkpoint
-    from valle_convert.encodec.cpp_file import is_cpp_codec
     from valle_convert.files import check_target, write_text_atomically
     from valle_convert.verify import LEVELS, verify_path
+    from valle_convert.verify.codec_file import is_codec_file
 
     if report is not None:
         check_target(report, force=force, sources=(checkpoint, gguf))
     result: Report
-    if is_cpp_codec(gguf):
+    if is_codec_file(gguf):
         result = _verify_codec(str(checkpoint), gguf, level, recording)
     elif level == "sound" or recording is not None:
         name = "--level" if level == "sound" else "--recording"
@@ -111,7 +112,7 @@ def verify(
 
 
 def _verify_codec(source: str, path: Path, level: LevelChoice, recording: Path | None) -> Report:
-    """The verdict on a file of encodec.cpp."""
+    """The verdict on the file of a codec."""
     from valle_convert.audio import read_audio
     from valle_convert.encodec import open_encodec
     from valle_convert.verify.codec_file import CODEC_LEVELS, verify_codec

@@ -1,4 +1,4 @@
-"""Where an EnCodec comes from: a folder of transformers, the hub, Meta's `.th`, encodec.cpp's file.
+"""Where an EnCodec comes from: a folder of transformers, the hub, and files of four programs.
 
 transformers itself is not needed: a folder is a `config.json` and tensors in safetensors files or
 in older pickles, one or several of them (shards). Pickles are read by torch with `weights_only`,
@@ -37,9 +37,10 @@ from valle_convert.encodec.architecture import (
     tensor_table,
 )
 from valle_convert.encodec.cpp_file import MAGIC, open_cpp_file
+from valle_convert.encodec.gguf_codec import open_gguf_codec
 from valle_convert.encodec.weights import EncodecWeights, Tensor
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.files import describe_os_error
+from valle_convert.files import describe_os_error, os_fault
 
 ENCODEC_24KHZ = "facebook/encodec_24khz"
 
@@ -60,7 +61,7 @@ _LEFT_OUT = re.compile(
 _CODEBOOK = re.compile(r"quantizer\.(?:vq\.)?layers\.(\d+)\._?codebook\.embed")
 _MAX_CODEBOOKS = 1024
 
-#: What other codecs call themselves in config.json, and what can be done with them.
+#: What other codecs call themselves in config.json.
 _OTHER_CODECS = {
     "dac": "the Descript Audio Codec",
     "nemo": "NeMo's codec",
@@ -68,14 +69,20 @@ _OTHER_CODECS = {
     "xcodec": "X-Codec",
     "vocos": "Vocos",
 }
+#: What can be done with them, and with EnCodecs of another kind.
+_ELSEWHERE = (
+    "Codes of another codec can be spoken and kept as .npz files (--save-codes, --voice "
+    "CODES.npz); its own program turns them into sound."
+)
 
 
 def open_encodec(source: str | Path = ENCODEC_24KHZ) -> EncodecWeights:
     """Open a codec without reading its weights.
 
     Args:
-        source: a folder with `config.json` and weights; a `.th` file of Meta's; a `.bin` of
-            encodec.cpp; or a name on the hub, taken from its cache where it is there.
+        source: a folder with `config.json` and weights; a `.gguf` of this program; a `.bin` of
+            encodec.cpp; a `.th` file of Meta's; or a name on the hub, taken from its cache where
+            it is there.
 
     Raises:
         InputError: it is no EnCodec, is damaged, incomplete, or not there.
@@ -104,11 +111,17 @@ def _open_file(path: Path, source: str) -> EncodecWeights:
         with path.open("rb") as file:
             head = file.read(8)
     except OSError as error:
-        raise InputError(f"The codec {path} cannot be read: {describe_os_error(error)}.") from error
+        raise os_fault(f"The codec {path} cannot be read", error) from error
     if head.startswith(MAGIC):
         return open_cpp_file(path, source)
+    if head.startswith(b"GGUF"):
+        return open_gguf_codec(path, source)
     if head.startswith(b"PK\x03\x04") or head[:1] == b"\x80":
         return _open_meta(path, source)
+    if path.suffix == ".nemo":
+        raise InputError(
+            f"The file {path} is a model of NeMo's, where an EnCodec is expected. {_ELSEWHERE}"
+        )
     if len(head) == 8 and path.suffix == ".safetensors":
         raise InputError(
             f"The codec {path} is the weights of a folder; give the folder, {path.parent}, with "
@@ -123,7 +136,7 @@ def _open_file(path: Path, source: str) -> EncodecWeights:
 
 def _open_meta(path: Path, source: str) -> EncodecWeights:
     """Meta's `encodec_24khz-*.th`: a bare state dict, whose sizes tell the rest."""
-    state = load_torch_file(path)
+    state = _load_pickle(path)
     if not isinstance(state, Mapping) or not state:
         raise InputError(
             f"The codec {path} holds a {type(state).__name__}, where the tensors of an EnCodec are "
@@ -133,6 +146,12 @@ def _open_meta(path: Path, source: str) -> EncodecWeights:
         raise InputError(
             f"The codec {path} is a training checkpoint of audiocraft, where the tensors of the "
             "24 kHz EnCodec are expected; export its state dict first."
+        )
+    inner = state.get("state_dict", state)
+    if isinstance(inner, Mapping) and any("quantizer.quantizers." in str(name) for name in inner):
+        raise InputError(
+            f"The codec {path} is the Descript Audio Codec, where an EnCodec is expected. "
+            f"{_ELSEWHERE}"
         )
     tensors = TorchTensors(path, state)
     spec = _spec_from_tensors(tensors.specs, path)
@@ -170,15 +189,15 @@ def _spec_from_tensors(specs: Mapping[str, TensorSpec], path: Path) -> EncodecSp
 
     if any(".norm." in name for name in shapes):
         raise InputError(
-            f"The codec {path} is Meta's 48 kHz EnCodec (its layers have norms), whose codes "
-            "VALL-E does not speak; give encodec_24khz-*.th."
+            f"The codec {path} is Meta's 48 kHz EnCodec (its layers have norms), where the one of "
+            f"24 kHz is expected; give encodec_24khz-*.th. {_ELSEWHERE}"
         )
     filters, channels, kernel = shape("encoder.model.0.conv.conv.weight", 3)
     _, hidden, _ = shape("decoder.model.0.conv.conv.weight", 3)
     pattern = re.compile(r"decoder\.model\.(\d+)\.convtr\.convtr\.weight")
     upward = sorted(int(match[1]) for name in shapes if (match := pattern.fullmatch(name)))
     ratios = tuple(shape(f"decoder.model.{n}.convtr.convtr.weight", 3)[2] // 2 for n in upward)
-    if math.prod(ratios) != EncodecSpec(n_codebooks=1).hop_length:
+    if len(ratios) > 16 or math.prod(ratios) != EncodecSpec(n_codebooks=1).hop_length:
         raise InputError(
             f"The codec {path} makes one frame of {math.prod(ratios)} samples, and the 24 kHz "
             "EnCodec one of 320; the rate of another cannot be told from its tensors: give "
@@ -229,6 +248,11 @@ def _open_folder(folder: Path, source: str) -> EncodecWeights:
     config = _read_config(folder)
     tensors, files = _folder_tensors(folder)
     spec = spec_from_config(config, max(1, _count_codebooks(tensors.specs)), str(folder / _CONFIG))
+    if spec.norm_type != EncodecSpec.norm_type:
+        raise InputError(
+            f"The codec {folder} has layers with {spec.norm_type}, like the EnCodec for stereo "
+            f"music at 48 kHz, where the one of 24 kHz is expected ({ENCODEC_24KHZ}). {_ELSEWHERE}"
+        )
     # transformers makes as many codebooks as the highest bandwidth pays for.
     n_expected = min(spec.levels_at(spec.target_bandwidths[-1]), _MAX_CODEBOOKS)
     spec = replace(spec, n_codebooks=max(spec.n_codebooks, n_expected))
@@ -253,8 +277,7 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     if name is not None:
         raise InputError(
             f"The folder {folder} holds {name} (model_type {kind!r}), where an EnCodec is "
-            "expected. Codes of another codec can be spoken and kept as .npz files "
-            "(--save-codes, --voice CODES.npz); its own program turns them into sound."
+            f"expected. {_ELSEWHERE}"
         )
     raise InputError(
         f"The folder {folder} holds a model of the type {kind!r}, where encodec is expected; give "
@@ -316,13 +339,32 @@ def _shard_names(index: Path) -> list[str]:
 def _open_tensors(path: Path) -> TensorSource:
     if path.suffix == ".safetensors":
         return SafetensorsFile(path)
-    state = load_torch_file(path)
+    state = _load_pickle(path)
     if not isinstance(state, Mapping):
         raise InputError(
             f"{path} holds a {type(state).__name__}, where a dict of tensors is expected; "
             "download it again."
         )
     return TorchTensors(path, state)
+
+
+def _load_pickle(path: Path) -> object:
+    """What torch.save wrote, in its zip or as a bare pickle as before torch 1.6; nothing is run."""
+    with path.open("rb") as file:
+        is_bare = file.read(1) == b"\x80"
+    if not is_bare:
+        return load_torch_file(path)
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # An untrusted file, at which torch raises whatever its parts raise.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{path} cannot be read as tensors of torch.save, and nothing else in it is loaded "
+            f"({reason[:200]}); download it again, or save it again with a new torch."
+        ) from error
 
 
 class _Shards:

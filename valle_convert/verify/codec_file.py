@@ -1,19 +1,20 @@
-"""`verify` for the codec: a file of encodec.cpp against what it was made of.
+"""`verify` for the codec: a file of encodec.cpp, or one in GGUF, against what it was made of.
 
 * structure: header and table of tensors, with what encodec.cpp makes of each fault; its loader
   takes a file that is cut off, or lacks tensors, without a word.
 * tensors: every value against the source's.
-* sound: codes of a recording and the sound of those codes, computed as encodec.cpp does from the
-  file (float16 where it has float16) and in float32 from the source.
+* sound: codes of a recording and the sound of those codes, computed from the file as its program
+  does (encodec.cpp: float16 where it has float16) and in float32 from the source.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +22,17 @@ from numpy.typing import NDArray
 from valle_convert.encodec.cpp_file import (
     F32_WARNING,
     CppReader,
-    CppTensor,
+    is_cpp_codec,
     layout_problems,
-    open_cpp_file,
     plan_cpp_file,
     read_cpp_layout,
 )
-from valle_convert.encodec.streaming import EncodecDecoder, EncodecEncoder
-from valle_convert.encodec.weights import EncodecWeights
+from valle_convert.encodec.gguf_codec import is_gguf_codec, open_gguf_codec
+from valle_convert.encodec.streaming import EncodecDecoder, EncodecEncoder, Rounding
+from valle_convert.encodec.weights import EncodecWeights, TensorReader
 from valle_convert.errors import InputError
+from valle_convert.gguf_file.read import GgufFile, is_gguf
+from valle_convert.gguf_file.types import F16
 from valle_convert.progress import Advance, Progress, silent
 from valle_convert.verify.report import Check, Level, Report
 
@@ -51,6 +54,34 @@ _FLOAT32_STEP, _FLOAT32_TINY = 2.0**-21, 1e-12
 _MIN_SNR_DB = 45.0
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """A file as far as it could be read.
+
+    Attributes:
+        file_type: of its matrices.
+        structure: what was found of its form.
+        is_f16: for each tensor that is there and of the right dims, whether it is float16.
+        reader: of these.
+        rounding: whose arithmetic computes with it.
+        notes: of the file.
+    """
+
+    file_type: str
+    structure: tuple[Check, ...]
+    is_f16: Mapping[str, bool]
+    reader: TensorReader
+    rounding: Rounding
+    notes: tuple[str, ...] = ()
+
+
+def is_codec_file(path: Path) -> bool:
+    """Whether a file is a codec's, of encodec.cpp or in GGUF."""
+    if is_cpp_codec(path):
+        return True
+    return path.is_file() and is_gguf(path) and is_gguf_codec(GgufFile(path))
+
+
 def verify_codec(
     source: EncodecWeights,
     path: Path,
@@ -60,7 +91,7 @@ def verify_codec(
     recording: str = "",
     progress: Progress = silent,
 ) -> Report:
-    """Hold a file of encodec.cpp against the codec that it was made of.
+    """Hold a file against the codec that it was made of.
 
     Args:
         source: that codec.
@@ -72,53 +103,48 @@ def verify_codec(
         progress: shows the long levels.
 
     Raises:
-        InputError: the file is none of encodec.cpp, the source cannot be made one, or the
-            recording is too short for that program.
+        InputError: the file is no codec's, the source cannot be made one of its kind, or the
+            recording is too short for encodec.cpp.
     """
     samples, heard = _ten_seconds(source, samples, recording)
-    header, found, form = read_cpp_layout(path)
-    f32 = header.ftype == 0
-    planned, expected = plan_cpp_file(source, "f32" if f32 else "f16")
-    runners: dict[CodecLevelName, Callable[[], Iterable[Check]]] = {
-        "structure": lambda: [
-            _check_header(vars(header), vars(planned)),
-            *_check_layout([*form, *layout_problems(header, found, source.spec)], len(expected)),
-        ],
-        "tensors": lambda: _tensors(source, path, found, progress),
-        "sound": lambda: _sound(source, path, samples, progress),
-    }
+    judged = _read_cpp(source, path) if is_cpp_codec(path) else _read_gguf(source, path)
+    total = sum(entry.n_elements for entry in source.tensors)
     done: list[Level] = []
-    whole = True
     for name in levels:
         start = time.perf_counter()
         checks: tuple[Check, ...] = ()
         skipped = None
-        if name == "sound" and not whole:
-            skipped = "the file is not whole, and encodec.cpp computes with what is in memory then"
+        if name == "structure":
+            checks = judged.structure
+        elif name == "tensors":
+            with progress("comparing tensors", total, "weights") as advance:
+                checks = tuple(_compare(source, judged, advance))
+        elif all(check.passed for check in judged.structure):
+            checks = tuple(_sound(source, path, judged, samples, progress))
         else:
-            checks = tuple(runners[name]())
-        level = Level(name, checks, time.perf_counter() - start, skipped)
-        whole = whole and (name != "structure" or level.passed)
-        done.append(level)
+            skipped = "the file is not whole, and what is computed of it is anybody's guess"
+        done.append(Level(name, checks, time.perf_counter() - start, skipped))
     notes = [f"sound: {heard}"] if "sound" in levels else []
-    if f32:
-        notes.append(F32_WARNING)
     return Report(
-        source.source, str(path), "F32" if f32 else "F16", tuple(done), (*source.notes, *notes)
+        source.source,
+        str(path),
+        judged.file_type,
+        tuple(done),
+        (*source.notes, *judged.notes, *notes),
     )
 
 
 # ----------------------------------------------------------------------------- structure
 
 
-def _check_header(found: dict[str, int], planned: dict[str, int]) -> Check:
+def _check_header(found: Mapping[str, Any], planned: Mapping[str, Any]) -> Check:
     wrong = {name: value for name, value in found.items() if value != planned[name]}
     differences = [f"{name} is {value}, expected {planned[name]}" for name, value in wrong.items()]
     return Check(
         "header",
         passed=not wrong,
-        summary="; ".join(differences) or "all nine numbers are the source's",
-        values={"found": found, "expected": planned},
+        summary="; ".join(differences) or f"all {len(found)} numbers are the source's",
+        values={"found": dict(found), "expected": dict(planned)},
         badness=float(len(wrong)),
     )
 
@@ -139,35 +165,54 @@ def _check_layout(problems: Sequence[str], n_tensors: int) -> Iterator[Check]:
         )
 
 
+def _read_cpp(source: EncodecWeights, path: Path) -> _Judged:
+    header, found, form = read_cpp_layout(path)
+    is_f32 = header.ftype == 0
+    planned, expected = plan_cpp_file(source, "f32" if is_f32 else "f16")
+    problems = [*form, *layout_problems(header, found, source.spec)]
+    sizes = {entry.name: entry.n_elements for entry in source.tensors}
+    return _Judged(
+        "F32" if is_f32 else "F16",
+        (
+            _check_header(vars(header), vars(planned)),
+            *_check_layout(problems, len(expected)),
+        ),
+        {one.name: one.ftype == 1 for one in found if math.prod(one.dims) == sizes.get(one.name)},
+        CppReader(path, found),
+        "encodec.cpp",
+        (F32_WARNING,) if is_f32 else (),
+    )
+
+
+def _read_gguf(source: EncodecWeights, path: Path) -> _Judged:
+    file = GgufFile(path)
+    opened = open_gguf_codec(path)
+    planned, found = asdict(source.spec), asdict(opened.spec)
+    is_f16 = {name: tensor.ggml_type == F16 for name, tensor in file.tensors.items()}
+    return _Judged(
+        "F16" if any(is_f16.values()) else "F32",
+        (
+            _check_header(found, planned),
+            *_check_layout((), len(source.tensors)),
+        ),
+        is_f16 if found == planned else {},
+        opened.reader,
+        "none",
+    )
+
+
 # ------------------------------------------------------------------------------- tensors
 
 
-def _tensors(
-    source: EncodecWeights, path: Path, found: Sequence[CppTensor], progress: Progress
-) -> list[Check]:
-    total = sum(entry.n_elements for entry in source.tensors)
-    with progress("comparing tensors", total, "weights") as advance:
-        return list(_compare(source, path, found, advance))
-
-
-def _compare(
-    source: EncodecWeights, path: Path, found: Sequence[CppTensor], advance: Advance
-) -> Iterator[Check]:
-    there = {tensor.name: tensor for tensor in found}
-    reader = CppReader(path, found)
+def _compare(source: EncodecWeights, judged: _Judged, advance: Advance) -> Iterator[Check]:
     for entry in source.tensors:
-        tensor = there.get(entry.name)
-        if tensor is None:
-            yield Check(
-                entry.name, passed=False, summary="it is missing", values={}, badness=math.inf
-            )
-            continue
-        if math.prod(tensor.dims) != entry.n_elements:
-            summary = f"its dims are {list(tensor.dims)}, expected {list(entry.shape[::-1])}"
+        is_f16 = judged.is_f16.get(entry.name)
+        if is_f16 is None:
+            summary = "it is missing, or of other dims"
             yield Check(entry.name, passed=False, summary=summary, values={}, badness=math.inf)
             continue
-        wanted, got = source.read(entry.name), reader(entry)
-        yield _compare_one(entry.name, wanted, got, is_f16=tensor.ftype == 1)
+        wanted, got = source.read(entry.name), judged.reader(entry)
+        yield _compare_one(entry.name, wanted, got, is_f16=is_f16)
         advance(entry.n_elements)
 
 
@@ -228,20 +273,24 @@ def synthesized_speech(seconds: float = 4.0, sample_rate: int = 24_000) -> NDArr
 
 
 def _sound(
-    source: EncodecWeights, path: Path, samples: NDArray[np.float32], progress: Progress
+    source: EncodecWeights,
+    path: Path,
+    judged: _Judged,
+    samples: NDArray[np.float32],
+    progress: Progress,
 ) -> list[Check]:
     n_levels = min(_N_LEVELS, source.spec.n_codebooks)
-    file = open_cpp_file(path)
-    with progress("computing as encodec.cpp does", n_levels + 1, "passes") as advance:
+    file = EncodecWeights(source.spec, str(path), "", judged.reader, (path,))
+    with progress("encoding and decoding", n_levels + 1, "passes") as advance:
         encoders = (
             EncodecEncoder(source, n_levels),
-            EncodecEncoder(file, n_levels, rounding="encodec.cpp"),
+            EncodecEncoder(file, n_levels, rounding=judged.rounding),
         )
         wanted, theirs = (encoder.encode(samples) for encoder in encoders)
         checks = [_encoder_check(_snr_db(*(encoder.frames(samples) for encoder in encoders)))]
         advance(1)
         plain = EncodecDecoder(source, n_levels)
-        rounded = EncodecDecoder(file, n_levels, rounding="encodec.cpp")
+        rounded = EncodecDecoder(file, n_levels, rounding=judged.rounding)
         for level in range(1, n_levels + 1):
             same = float((wanted[:, level - 1] == theirs[:, level - 1]).mean())
             # The same codes through both decoders: what differs is rounding alone.

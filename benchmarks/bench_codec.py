@@ -1,0 +1,145 @@
+"""The codec: its files against the bytes of them, encoding and decoding against transformers.
+
+    python benchmarks/bench_codec.py [--seconds 20] [--repeat 5] [--threads 1] [--long 600]
+
+On EnCodec's published architecture with random weights (8 levels):
+
+* export: `write_cpp_file` and `write_gguf_codec` over reading the source's bytes and writing as
+  many as the result has, with fsync, in turns;
+* encode and decode: seconds for a second of audio, this project's and transformers', in turns;
+* memory: the largest resident size of a process that encodes and decodes --long seconds.
+
+Prints a table, then JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from transformers import EncodecConfig, EncodecModel
+from transformers.utils import logging
+
+from valle_convert.audio import Audio, EncodecCodec
+from valle_convert.encodec import open_encodec, write_cpp_file, write_gguf_codec
+
+RATE = 24_000
+LONG = """
+import resource, sys
+import numpy as np
+from valle_convert.audio import Audio, EncodecCodec
+codec = EncodecCodec(sys.argv[1])
+samples = 0.1 * np.random.default_rng(0).standard_normal(int(sys.argv[2]) * 24_000, np.float32)
+codec.decode(codec.encode(Audio(samples, 24_000)))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def in_turns(repeat: int, **tasks: Callable[[], object]) -> dict[str, float]:
+    """The median time of each after a run that is not counted; all meet the same noise."""
+    times: dict[str, list[float]] = {name: [] for name in tasks}
+    for n in range(repeat + 1):
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            task()
+            if n:
+                times[name].append(time.perf_counter() - start)
+    return {name: median(found) for name, found in times.items()}
+
+
+def copy_bytes(source: Path, target: Path, n_bytes: int) -> None:
+    """Read all of a file and write so many of its bytes to the disk."""
+    data = source.read_bytes()
+    with target.open("wb") as file:
+        file.write(
+            (data * (n_bytes // len(data) + 1))[:n_bytes] if n_bytes > len(data) else data[:n_bytes]
+        )
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def bench_export(folder: Path, source: Path, repeat: int) -> dict[str, float]:
+    """Times of export, of the bytes alone, and their ratios."""
+    codec = open_encodec(source)
+    weights, out = source / "model.safetensors", folder / "out"
+    results = {}
+    for name, write in (("cpp", write_cpp_file), ("gguf", write_gguf_codec)):
+        for kind in ("f16", "f32"):
+            size = write(codec, out, out_type=kind, force=True).n_bytes  # type: ignore[operator]
+            times = in_turns(
+                repeat,
+                export=lambda: write(codec, out, out_type=kind, force=True),  # type: ignore[operator]  # noqa: B023
+                plain=lambda: copy_bytes(weights, out, size),  # noqa: B023
+            )
+            results[f"export {name} {kind} (s)"] = times["export"]
+            results[f"export {name} {kind} over reading and writing the bytes"] = (
+                times["export"] / times["plain"]
+            )
+    return results
+
+
+def bench_speed(source: Path, seconds: float, repeat: int) -> dict[str, float]:
+    """Seconds for a second of audio, and ratios."""
+    model = EncodecModel.from_pretrained(source).eval()
+    codec = EncodecCodec(source)
+    samples = 0.1 * np.random.default_rng(0).standard_normal(round(seconds * RATE), np.float32)
+    audio, tensor = Audio(samples, RATE), torch.from_numpy(samples)[None, None]
+    codes = codec.encode(audio)
+    theirs = torch.from_numpy(codes.T.astype(np.int64))[None, None]
+    with torch.inference_mode():
+        times = in_turns(
+            repeat,
+            encode=lambda: codec.encode(audio),
+            encode_transformers=lambda: model.encode(tensor, bandwidth=6.0),
+            decode=lambda: codec.decode(codes),
+            decode_transformers=lambda: model.decode(theirs, [None]),
+        )
+    results = {f"{name} (s a second of audio)": t / seconds for name, t in times.items()}
+    for name in ("encode", "decode"):
+        results[f"{name} over transformers"] = times[name] / times[f"{name}_transformers"]
+    return results
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Run it and print a table and JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--long", type=int, default=600, help="seconds for the memory; 0 for none")
+    arguments = parser.parse_args(argv)
+    logging.disable_progress_bar()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = EncodecModel(EncodecConfig())
+        for layer in model.quantizer.layers:
+            layer.codebook.embed.normal_()
+        model.save_pretrained(folder / "codec")
+        results = bench_export(folder, folder / "codec", arguments.repeat)
+        results |= bench_speed(folder / "codec", arguments.seconds, arguments.repeat)
+        if arguments.long:
+            command = [sys.executable, "-c", LONG, str(folder / "codec"), str(arguments.long)]
+            run = subprocess.run(command, capture_output=True, text=True, check=True)
+            results[f"memory of {arguments.long} s there and back (MiB)"] = float(run.stdout)
+    results["load average at the end"] = os.getloadavg()[0]
+    width = max(map(len, results))
+    for key, value in results.items():
+        print(f"{key:<{width}}  {value:10.3f}")
+    print(json.dumps({key: round(value, 4) for key, value in results.items()}))
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,327 @@
+"""A codec as GGUF: what goes in comes out, the gguf package reads it, and nothing is made up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from encodec_files import GOLDEN_ENCODEC, golden, golden_tensors
+from gguf import GGUFReader
+from safetensors.torch import save_file
+from support import Cli, error_of
+from transformers import EncodecConfig, EncodecModel
+
+from valle_convert.audio import Audio, EncodecCodec
+from valle_convert.encodec import open_encodec, write_cpp_file, write_gguf_codec
+from valle_convert.encodec.gguf_codec import plan_gguf_codec
+from valle_convert.encodec.streaming import EncodecDecoder, EncodecEncoder
+from valle_convert.encodec.weights import EncodecWeights
+from valle_convert.errors import InputError
+from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
+from valle_convert.gguf_file.types import F16
+from valle_convert.metrics import nmse
+from valle_convert.verify.codec_file import verify_codec
+
+GOLDEN_FOLDER = GOLDEN_ENCODEC / "hf"
+KEYS = """
+    general.architecture general.type general.name encodec.source.name encodec.source.sha256
+    encodec.converter.version general.file_type encodec.format_version encodec.sampling_rate
+    encodec.audio_channels encodec.upsampling_ratios encodec.n_codebooks encodec.codebook_size
+    encodec.codebook_dim encodec.target_bandwidths encodec.hidden_size encodec.num_filters
+    encodec.kernel_size encodec.last_kernel_size encodec.residual_kernel_size
+    encodec.num_residual_layers encodec.dilation_growth_rate encodec.compress
+    encodec.num_lstm_layers encodec.use_causal_conv encodec.use_conv_shortcut encodec.pad_mode
+    encodec.trim_right_ratio
+    """.split()
+
+
+@pytest.fixture
+def codec() -> EncodecWeights:
+    return open_encodec(GOLDEN_FOLDER)
+
+
+@pytest.mark.parametrize("out_type", ["f16", "f32"])
+def test_what_goes_in_comes_out(codec: EncodecWeights, tmp_path: Path, out_type: Any) -> None:
+    path = tmp_path / "codec.gguf"
+    written = write_gguf_codec(codec, path, out_type=out_type)
+    assert written.n_bytes == path.stat().st_size
+    read = open_encodec(path)
+    assert read.spec == codec.spec
+    for entry in codec.tensors:
+        value = codec.read(entry.name)
+        if out_type == "f16" and entry.is_weight:
+            value = value.astype(np.float16).astype(np.float32)
+        np.testing.assert_array_equal(read.read(entry.name), value)
+
+
+def test_the_keys_are_the_documented_ones(codec: EncodecWeights) -> None:
+    keys, _ = plan_gguf_codec(codec)
+    assert [key.name for key in keys] == KEYS
+    docs = (Path(__file__).parents[2] / "docs" / "codec.md").read_text()
+    for name in KEYS:
+        assert name in docs or f"`.{name.rpartition('.')[2]}`" in docs, name
+
+
+def test_the_gguf_package_reads_the_same(codec: EncodecWeights, tmp_path: Path) -> None:
+    path = tmp_path / "codec.gguf"
+    write_gguf_codec(codec, path, license_="mit", url="https://example.org/codec")
+    reader = GGUFReader(path)
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    assert fields["general.architecture"] == "encodec"
+    assert fields["general.license"] == "mit"
+    assert fields["general.source.url"] == "https://example.org/codec"
+    assert fields["encodec.upsampling_ratios"] == [8, 5, 4, 2]
+    assert fields["encodec.target_bandwidths"] == [1.5, 3.0, 6.0]
+    assert [tensor.name for tensor in reader.tensors] == [one.name for one in codec.tensors]
+    for tensor, entry in zip(reader.tensors, codec.tensors, strict=True):
+        assert tuple(map(int, reversed(tensor.shape))) == entry.shape
+        value = codec.read(entry.name)
+        np.testing.assert_array_equal(tensor.data, value.astype(tensor.data.dtype))
+
+
+def test_in_float32_codes_and_sound_are_those_of_the_source(
+    codec: EncodecWeights, tmp_path: Path
+) -> None:
+    write_gguf_codec(codec, tmp_path / "codec.gguf", out_type="f32")
+    read = open_encodec(tmp_path / "codec.gguf")
+    codes = golden("codes.transformers").T
+    np.testing.assert_array_equal(EncodecEncoder(read, 8).encode(golden("audio")), codes)
+    assert nmse(EncodecDecoder(read, 8).decode(codes), golden("decoded.transformers")) < 1e-6
+
+
+def test_another_architecture_keeps_all_of_itself(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    config = EncodecConfig(
+        num_filters=4,
+        hidden_size=8,
+        codebook_dim=8,
+        num_lstm_layers=1,
+        num_residual_layers=2,
+        dilation_growth_rate=3,
+        use_conv_shortcut=False,
+        pad_mode="constant",
+        upsampling_ratios=[5, 4, 2],
+        sampling_rate=16_000,
+        target_bandwidths=[1.2, 2.4],
+        codebook_size=64,
+    )
+    EncodecModel(config).save_pretrained(tmp_path / "hf")
+    codec = open_encodec(tmp_path / "hf")
+    write_gguf_codec(codec, tmp_path / "codec.gguf")
+    assert open_encodec(tmp_path / "codec.gguf").spec == codec.spec
+    # And it can be written again, from itself.
+    write_gguf_codec(open_encodec(tmp_path / "codec.gguf"), tmp_path / "again.gguf")
+    assert open_encodec(tmp_path / "again.gguf").spec == codec.spec
+
+
+def test_the_real_architecture_is_as_large_as_its_weights(full_size: Path, tmp_path: Path) -> None:
+    path = tmp_path / "codec.gguf"
+    codec = open_encodec(full_size)
+    write_gguf_codec(codec, path)
+    weights = sum(one.n_elements * (2 if one.is_weight else 4) for one in codec.tensors)
+    assert weights < path.stat().st_size < weights * 1.001
+
+
+def test_a_codec_of_encodec_cpp_becomes_gguf_and_back(
+    codec: EncodecWeights, tmp_path: Path
+) -> None:
+    write_cpp_file(codec, tmp_path / "a.bin")
+    write_gguf_codec(open_encodec(tmp_path / "a.bin"), tmp_path / "b.gguf")
+    write_cpp_file(open_encodec(tmp_path / "b.gguf"), tmp_path / "c.bin")
+    assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "c.bin").read_bytes()
+
+
+def test_every_kind_of_file_speaks(codec: EncodecWeights, tmp_path: Path) -> None:
+    write_gguf_codec(codec, tmp_path / "a.gguf")
+    write_cpp_file(codec, tmp_path / "a.bin")
+    audio = Audio(golden("audio"), 24_000)
+    expected = EncodecCodec(GOLDEN_FOLDER).encode(audio)
+    for name in ("a.gguf", "a.bin"):
+        opened = EncodecCodec(tmp_path / name)
+        codes = opened.encode(audio)
+        # Rounded weights move a code here and there.
+        assert (codes == expected).mean() > 0.9
+        assert opened.decode(codes).samples.shape == audio.samples.shape
+
+
+# ------------------------------------------------------------------------------- bad input
+
+
+def rewritten(codec: EncodecWeights, path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """The file with other keys and tensors: `change` is given both, by name."""
+    keys, tensors = plan_gguf_codec(codec)
+    things: dict[str, Any] = {key.name: key for key in keys}
+    things |= {tensor.name: tensor for tensor in tensors}
+    change(things)
+    kept = [one for one in things.values() if isinstance(one, TensorEntry)]
+    placed, offset = [], 0
+    for tensor in kept:
+        placed.append(replace(tensor, offset=offset))
+        offset += padded(tensor.n_bytes)
+    header = pack_header([one for one in things.values() if isinstance(one, Key)], placed)
+    path.write_bytes(header + bytes(offset))
+    return path
+
+
+def without(*names: str) -> Callable[[dict[str, Any]], None]:
+    def change(things: dict[str, Any]) -> None:
+        for name in names:
+            del things[name]
+
+    return change
+
+
+def with_key(name: str, value: Any, kind: str) -> Callable[[dict[str, Any]], None]:
+    def change(things: dict[str, Any]) -> None:
+        things[name] = Key(name, value, kind)
+
+    return change
+
+
+def with_tensor(name: str, shape: tuple[int, ...]) -> Callable[[dict[str, Any]], None]:
+    def change(things: dict[str, Any]) -> None:
+        things[name] = TensorEntry(name, shape, F16, 0)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            with_key("general.architecture", "gemma", "string"),
+            "architecture 'gemma', where a codec",
+        ),
+        (without("general.architecture"), "architecture None"),
+        (with_key("encodec.format_version", 2, "u32"), "format 2"),
+        (without("encodec.pad_mode", "encodec.compress"), "no encodec.compress, encodec.pad_mode"),
+        (with_key("encodec.n_codebooks", 10**9, "u32"), "n_codebooks is 1000000000"),
+        (with_key("encodec.n_codebooks", "8", "string"), "n_codebooks is '8'"),
+        (with_key("encodec.hidden_size", 32, "u32"), "expected"),
+        (with_key("encodec.hidden_size", 0, "u32"), "hidden_size is 0"),
+        (with_key("encodec.upsampling_ratios", [8, 5], "[u32]"), "is missing"),
+        (with_key("encodec.pad_mode", 3, "u32"), "pad_mode is 3"),
+        (without("decoder.model.15.conv.conv.bias"), "15.conv.conv.bias is missing"),
+        (without("quantizer.vq.layers.7._codebook.embed"), "layers.7._codebook.embed is missing"),
+        (with_tensor("text.weight", (3,)), "text.weight is unknown"),
+        (with_tensor("decoder.model.15.conv.conv.bias", (2,)), r"\[2\], expected \[1\]"),
+    ],
+)
+def test_a_file_that_is_not_whole_is_refused(
+    codec: EncodecWeights, tmp_path: Path, change: Callable[[dict[str, Any]], None], words: str
+) -> None:
+    path = rewritten(codec, tmp_path / "codec.gguf", change)
+    pattern = words if "\\" in words else words.replace(".", r"\.")
+    with pytest.raises(InputError, match=pattern):
+        open_encodec(path)
+
+
+@pytest.mark.parametrize("kept", [3, 100, 5_000, 300_000, 661_000])
+def test_a_cut_file_is_refused(codec: EncodecWeights, tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "codec.gguf"
+    write_gguf_codec(codec, path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(InputError, match=r"codec\.gguf"):
+        open_encodec(path)
+
+
+def test_values_beyond_float16_and_nan_leave_no_file(folder: Path) -> None:
+    for value in (1e6, torch.nan):
+        tensors = golden_tensors()
+        tensors["encoder.layers.13.lstm.weight_hh_l1"][3, 4] = value
+        save_file(tensors, folder / "model.safetensors")
+        with pytest.raises(InputError, match="weight_hh_l1"):
+            write_gguf_codec(open_encodec(folder), folder / "codec.gguf")
+        assert not (folder / "codec.gguf").exists()
+
+
+def test_what_cannot_be_computed_is_not_written(
+    configured: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="look ahead"):
+        write_gguf_codec(open_encodec(configured(use_causal_conv=False)), tmp_path / "a.gguf")
+
+
+# ------------------------------------------------------------------------------- commands
+
+
+def test_the_commands_write_verify_and_show_it(cli: Cli, tmp_path: Path) -> None:
+    out = tmp_path / "codec.gguf"
+    result = cli("codec", GOLDEN_FOLDER, out, "--license", "mit")
+    assert result.code == 0, result
+    assert "licence" not in result.err
+    verified = cli("verify", GOLDEN_FOLDER, out, "--recording", GOLDEN_ENCODEC / "speech.wav")
+    assert verified.code == 0, verified
+    assert "PASSED: 107 checks" in verified.out
+    summary = json.loads(cli("inspect", out, "--json").out)
+    assert summary["kind"] == "EnCodec, as GGUF"
+    assert summary["provenance"]["general.license"] == "mit"
+    assert sum(group["n_tensors"] for group in summary["groups"]) == 96
+    assert (
+        "a .bin has no place"
+        in cli("codec", GOLDEN_FOLDER, tmp_path / "a.bin", "--license", "mit").err
+    )
+    assert "does not say its licence" in cli("codec", GOLDEN_FOLDER, tmp_path / "b.gguf").err
+
+
+def test_a_changed_value_and_other_sizes_fail(codec: EncodecWeights, tmp_path: Path) -> None:
+    path = rewritten(codec, tmp_path / "zeros.gguf", lambda _things: None)
+    report = verify_codec(codec, path, levels=("structure", "tensors"))
+    assert report.levels[0].passed
+    assert len(report.failures) > 50
+    changed = with_key("encodec.target_bandwidths", [6.0], "[f64]")
+    other = rewritten(codec, tmp_path / "other.gguf", changed)
+    report = verify_codec(codec, other, levels=("structure", "sound"))
+    assert [check.name for check in report.failures] == ["header"]
+    assert report.levels[1].skipped
+
+
+def test_a_codec_that_does_not_fit_the_model_is_refused(
+    cli: Cli, tmp_path: Path, converted: Callable[[str, str], Path], codec: EncodecWeights
+) -> None:
+    write_gguf_codec(codec, tmp_path / "codec.gguf")
+    model = converted("ar-nar-len", "f32")  # 64 codes a codebook
+    out = tmp_path / "o.wav"
+    error = error_of(cli("speak", model, "Hi.", "-o", out, "--codec", tmp_path / "codec.gguf"), 2)
+    assert "8 levels of 1024 codes, and the model was trained on 8 levels of 64" in error
+    error = error_of(cli("speak", model, "Hi.", "-o", out, "--codec", model), 2)
+    assert "architecture 'gemma', where a codec" in error
+
+
+def test_a_model_and_a_codec_in_gguf_are_all_that_speaking_needs(
+    cli: Cli, tmp_path: Path, converted: Callable[[str, str], Path], codec: EncodecWeights
+) -> None:
+    write_gguf_codec(codec, tmp_path / "codec.gguf")
+    model = converted("single-classifier", "f32")  # 8 levels of 1024 codes, as the golden codec
+    quick = "--max-seconds 0.2 --prompt-seconds 0.4 --temperature 0 --threads 1".split()
+    voice = ("--voice", GOLDEN_ENCODEC / "speech.wav", "--codec", tmp_path / "codec.gguf")
+    result = cli("speak", model, "Hello.", *voice, "-o", tmp_path / "o.wav", *quick)
+    assert result.code == 0, result
+    assert (tmp_path / "o.wav").stat().st_size > 44
+
+
+def test_speech_and_phonemes_are_those_of_the_folder(
+    cli: Cli, tmp_path: Path, converted: Callable[[str, str], Path]
+) -> None:
+    from audio.small_codec import save_codec
+
+    folder = save_codec(tmp_path / "hf", codebook_size=64)
+    write_gguf_codec(open_encodec(folder), tmp_path / "codec.gguf", out_type="f32")
+    model, speech = converted("ar-nar-len", "f32"), GOLDEN_ENCODEC / "speech.wav"
+    quick = "--max-seconds 0.2 --prompt-seconds 0.4 --steps 2 --temperature 0 --threads 1".split()
+    made = {}
+    for codec in (folder, tmp_path / "codec.gguf"):
+        out = tmp_path / "o.wav"
+        arguments = ["Hello.", "--voice", speech, "--codec", codec, "-o", out, "--force", *quick]
+        result = cli("speak", model, *arguments)
+        assert result.code == 0, result
+        heard = cli("transcribe", model, speech, "--codec", codec, "--max-phonemes", 20)
+        assert heard.code == 0, heard
+        made[codec] = (out.read_bytes(), heard.out)
+    assert len(set(made.values())) == 1

@@ -1,0 +1,251 @@
+"""A codec as a GGUF file beside the model's: `general.architecture` is `encodec`.
+
+The keys `encodec.*` are the fields of `EncodecSpec` under their own names, tensors are those of
+`tensor_table` under Meta's names, weight norm folded: matrices of float16 or float32, biases and
+codebooks of float32. docs/codec.md lists both. llama.cpp has no graph for it; this project, and
+whoever reads GGUF, does not need one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from gguf import LlamaFileType
+from numpy.typing import NDArray
+
+from valle_convert import __version__
+from valle_convert.checkpoint.read import sha256_of
+from valle_convert.encodec.architecture import (
+    CodecTensor,
+    EncodecSpec,
+    check_computable,
+    spec_from_config,
+    tensor_table,
+)
+from valle_convert.encodec.cpp_file import WrittenCodec, to_float16
+from valle_convert.encodec.weights import EncodecWeights, Tensor
+from valle_convert.errors import InputError
+from valle_convert.files import atomic_output, check_free_space, check_target
+from valle_convert.gguf_file.encode import encode
+from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.types import F16, F32, GgmlType
+from valle_convert.progress import Progress, silent
+
+ARCHITECTURE = "encodec"
+FORMAT_VERSION = 1
+_PREFIX = f"{ARCHITECTURE}."
+_MAX_CODEBOOKS = 1024
+
+CodecType = Literal["f16", "f32"]
+_TYPES: Mapping[CodecType, GgmlType] = {"f16": F16, "f32": F32}
+_FILE_TYPES = {F16: LlamaFileType.MOSTLY_F16, F32: LlamaFileType.ALL_F32}
+
+#: The type of each key; those of weight norm and of other kinds of codec are left out, since the
+#: file has none.
+_KEY_TYPES: Mapping[str, str] = {
+    "sampling_rate": "u32",
+    "audio_channels": "u32",
+    "upsampling_ratios": "[u32]",
+    "n_codebooks": "u32",
+    "codebook_size": "u32",
+    "codebook_dim": "u32",
+    "target_bandwidths": "[f64]",
+    "hidden_size": "u32",
+    "num_filters": "u32",
+    "kernel_size": "u32",
+    "last_kernel_size": "u32",
+    "residual_kernel_size": "u32",
+    "num_residual_layers": "u32",
+    "dilation_growth_rate": "u32",
+    "compress": "u32",
+    "num_lstm_layers": "u32",
+    "use_causal_conv": "bool",
+    "use_conv_shortcut": "bool",
+    "pad_mode": "string",
+    "trim_right_ratio": "f32",
+}
+
+
+# -------------------------------------------------------------------------------- writing
+
+
+def plan_gguf_codec(
+    codec: EncodecWeights,
+    out_type: CodecType = "f16",
+    *,
+    license_: str | None = None,
+    url: str | None = None,
+) -> tuple[tuple[Key, ...], tuple[TensorEntry, ...]]:
+    """Keys and tensors of a file; of the source, only what it is told by is read, and hashed.
+
+    Args:
+        codec: what to write.
+        out_type: of the matrices.
+        license_: of the weights, where the source does not say or is wrong.
+        url: where they come from, likewise.
+
+    Raises:
+        InputError: it is no codec that can be computed from the file.
+    """
+    check_computable(codec.spec, codec.source)
+    values = asdict(codec.spec)
+    weights = max(codec.files, key=lambda path: path.stat().st_size)
+    about = {
+        "general.name": Path(codec.source).stem,
+        "general.license": license_ or codec.license,
+        "general.source.url": url or codec.url,
+        f"{_PREFIX}source.name": weights.name,
+        f"{_PREFIX}source.sha256": sha256_of(weights),
+        f"{_PREFIX}converter.version": __version__,
+    }
+    matrices = _TYPES[out_type]
+    keys = (
+        Key("general.architecture", ARCHITECTURE, "string"),
+        Key("general.type", "model", "string"),
+        *(Key(name, value, "string") for name, value in about.items() if value),
+        Key("general.file_type", int(_FILE_TYPES[matrices]), "u32"),
+        Key(f"{_PREFIX}format_version", FORMAT_VERSION, "u32"),
+        *(Key(_PREFIX + name, values[name], kind) for name, kind in _KEY_TYPES.items()),
+    )
+    tensors, offset = [], 0
+    for entry in codec.tensors:
+        kind = matrices if entry.is_weight else F32
+        tensor = TensorEntry(entry.name, entry.shape, kind, offset)
+        tensors.append(tensor)
+        offset += padded(tensor.n_bytes)
+    return keys, tuple(tensors)
+
+
+def write_gguf_codec(
+    codec: EncodecWeights,
+    path: Path,
+    *,
+    out_type: CodecType = "f16",
+    license_: str | None = None,
+    url: str | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+) -> WrittenCodec:
+    """Write the file, or leave nothing. Memory holds one tensor at a time.
+
+    Raises:
+        InputError: as `plan_gguf_codec`; a value is no number, or too large for float16; or as
+            `files.atomic_output`.
+        EnvironmentFault: as `files.atomic_output`.
+    """
+    check_target(path, force=force, sources=codec.files)
+    keys, tensors = plan_gguf_codec(codec, out_type, license_=license_, url=url)
+    header = pack_header(keys, tensors)
+    size = len(header) + sum(padded(tensor.n_bytes) for tensor in tensors)
+    check_free_space(path, size)
+    with (
+        atomic_output(path, force=force, sources=codec.files) as file,
+        progress("writing", size, "B") as advance,
+    ):
+        n_written = file.write(header)
+        for tensor in tensors:
+            values: NDArray[np.floating] = codec.read(tensor.name)
+            if tensor.ggml_type == F16:
+                values = to_float16(values, f"The codec {codec.source}: the tensor {tensor.name}")
+            data = encode(values, tensor.ggml_type, tensor.name)
+            n_written += file.write(data.reshape(-1).view(np.uint8).data)
+            n_written += file.write(bytes(padded(tensor.n_bytes) - tensor.n_bytes))
+            advance(padded(tensor.n_bytes))
+        if n_written != size:
+            raise AssertionError(f"{path}: {n_written:,} bytes written, {size:,} planned")
+    notes = list(codec.notes)
+    if not any(key.name == "general.license" for key in keys):
+        notes.append("the source does not say its licence; tell it with --license")
+    return WrittenCodec(path, size, len(tensors), tuple(notes))
+
+
+# -------------------------------------------------------------------------------- reading
+
+
+def is_gguf_codec(file: GgufFile) -> bool:
+    """Whether a GGUF file says that it is a codec."""
+    return bool(file.keys.get("general.architecture") == ARCHITECTURE)
+
+
+def open_gguf_codec(path: Path, source: str | None = None) -> EncodecWeights:
+    """Open a codec that `write_gguf_codec` wrote, or somebody else by the same rules.
+
+    Raises:
+        InputError: it is no GGUF file, none of a codec, or not whole.
+    """
+    file = GgufFile(path)
+    where = source or str(path)
+    if not is_gguf_codec(file):
+        raise InputError(
+            f"{where} is a GGUF file of the architecture "
+            f"{file.keys.get('general.architecture')!r}, where a codec ({ARCHITECTURE}) is "
+            "expected; write one with `valle-convert codec CODEC OUT.gguf`."
+        )
+    spec = _read_spec(file, where)
+    _check_tensors(file, spec, where)
+
+    def read(entry: CodecTensor) -> Tensor:
+        return file.tensors[entry.name].rows().reshape(entry.shape)
+
+    told = {name: file.keys.get(f"general.{name}") for name in ("license", "source.url")}
+    text = {name: value if isinstance(value, str) else None for name, value in told.items()}
+    return EncodecWeights(
+        spec,
+        where,
+        "a GGUF file",
+        read,
+        (path,),
+        license=text["license"],
+        url=text["source.url"],
+    )
+
+
+def _read_spec(file: GgufFile, where: str) -> EncodecSpec:
+    version = file.keys.get(f"{_PREFIX}format_version")
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{where} is a codec of the format {version!r}, and this program reads "
+            f"{FORMAT_VERSION}; update it, or write the file again."
+        )
+    missing = [_PREFIX + name for name in _KEY_TYPES if _PREFIX + name not in file.keys]
+    if missing:
+        raise InputError(
+            f"{where} has no {', '.join(missing)}; write it again with `valle-convert codec`."
+        )
+    config: dict[str, Any] = {name: file.keys[_PREFIX + name] for name in _KEY_TYPES}
+    n_codebooks = config.pop("n_codebooks")
+    if not isinstance(n_codebooks, int) or not 1 <= n_codebooks <= _MAX_CODEBOOKS:
+        raise InputError(
+            f"{where}: {_PREFIX}n_codebooks is {n_codebooks!r}, where 1 to {_MAX_CODEBOOKS} is "
+            "expected; the file is damaged."
+        )
+    return spec_from_config(config, n_codebooks, where)
+
+
+def _check_tensors(file: GgufFile, spec: EncodecSpec, where: str) -> None:
+    """All of them, each of its shape and of a type that can be read; nothing else."""
+    expected = {entry.name: entry for entry in tensor_table(spec)}
+    problems = [f"{name} is missing" for name in expected if name not in file.tensors]
+    for name, tensor in file.tensors.items():
+        entry = expected.get(name)
+        if entry is None:
+            problems.append(f"{name} is unknown")
+        elif tensor.shape != entry.shape:
+            problems.append(f"{name} is {list(tensor.shape)}, expected {list(entry.shape)}")
+        elif tensor.ggml_type not in _TYPES.values():
+            problems.append(f"{name} is of the type {tensor.ggml_type.name}, expected F16 or F32")
+    if problems:
+        raise InputError(
+            f"The codec {where} is not whole: {_listed(problems)}; write it again with "
+            "`valle-convert codec`."
+        )
+
+
+def _listed(problems: Sequence[str]) -> str:
+    more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+    return "; ".join(problems[:5]) + more
