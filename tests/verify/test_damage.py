@@ -20,6 +20,7 @@ from valle_convert.llama.library import load_library
 from valle_convert.llama.selftest import quantize_file
 from valle_convert.verify.report import Report
 from valle_convert.verify.run import verify, verify_path
+from valle_convert.verify.whole import verify_whole
 
 TYPES = ("F16", "Q8_0", "Q4_K_M")
 SHAPE = Shape(dim=256, heads=4, layers=2, ffn=2, levels=3, audio_tokens=32)
@@ -83,6 +84,33 @@ def test_a_broken_file_is_a_failed_check(
     report = verify_path(read_checkpoint(folder / "right.sft"), path)
     assert [check.name for check in report.failures] == ["file"]
     assert report.exit_code == 1
+
+
+def test_a_file_alone_tells_whether_it_is_as_it_was_written(folder: Path, tmp_path: Path) -> None:
+    report = verify_whole(folder / "F16.gguf")
+    assert report.passed, report.verdict()
+    (origin,) = report.notes
+    assert "made of right.sft with sha256 " in origin
+    # By llama-quantize itself, which copies all keys.
+    assert verify_whole(folder / "Q4_K_M.gguf").outcome == "not verified"
+    data = (folder / "F16.gguf").read_bytes()
+    start = GgufFile(folder / "F16.gguf").data_start
+    path = tmp_path / "changed.gguf"
+    for at in (data.index(b"valle.positions") + 30, start + 1000, len(data) - 40):
+        changed = bytearray(data)
+        changed[at] ^= 2
+        path.write_bytes(changed)
+        report = verify_whole(path)
+        assert report.exit_code == 1
+        assert [check.name for check in report.failures] == ["header" if at < start else "data"]
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_file_alone_notices_every_damage(name: str, folder: Path, tmp_path: Path) -> None:
+    parts = take_apart(folder / "F16.gguf")
+    DAMAGES[name](parts)
+    put_together(parts, tmp_path / "damaged.gguf")
+    assert verify_whole(tmp_path / "damaged.gguf").outcome == "failed"
 
 
 def test_the_table_in_the_docs_names_every_damage() -> None:

@@ -35,13 +35,15 @@ def register(app: typer.Typer) -> None:
 def verify(
     checkpoint: CheckpointArgument,
     gguf: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
             metavar="GGUF",
-            help="A file converted from it, quantized or not; or the .bin or .gguf of a codec.",
+            help="A file converted from it, quantized or not; or the .bin or .gguf of a codec. With a "
+            "converted file alone in the place of CHECKPOINT: whether it is as it was written, and "
+            "of which checkpoint.",
             show_default=False,
         ),
-    ],
+    ] = None,
     level: Annotated[
         LevelChoice, typer.Option(help="One level of the proof, or all of them.")
     ] = "all",
@@ -80,13 +82,19 @@ def verify(
     """
     from valle_convert.api import read_checkpoint
     from valle_convert.files import check_target, write_text_atomically
-    from valle_convert.verify import LEVELS, verify_path
+    from valle_convert.gguf_file.read import is_gguf
+    from valle_convert.verify import LEVELS, verify_path, verify_whole
     from valle_convert.verify.codec_file import is_codec_file
 
     if report is not None:
-        check_target(report, force=force, sources=(checkpoint, gguf))
+        sources = [path for path in (checkpoint, gguf) if path is not None]
+        check_target(report, force=force, sources=sources)
     result: Report
-    if is_codec_file(gguf):
+    if gguf is None:
+        if not is_gguf(checkpoint):
+            raise typer.BadParameter("Give the file that was converted from it.", param_hint="GGUF")
+        result = verify_whole(checkpoint, progress=console.progress_bar)
+    elif is_codec_file(gguf):
         result = _verify_codec(str(checkpoint), gguf, level, recording)
     elif level == "sound" or recording is not None:
         name = "--level" if level == "sound" else "--recording"

@@ -27,6 +27,13 @@ BIAS_KEY = "valle.head.bias"
 TRUE_IDS_KEY = "valle.tokenizer.true_ids"
 SOURCE_SHA256_KEY = "valle.source.sha256"
 SOURCE_LORA_KEY = "valle.source.lora"
+#: SHA-256 of the tensors' data with its padding, and of all before it, with zeros in the place of
+#: the two digests; and the file type then. They let a file be checked without its checkpoint.
+DATA_DIGEST_KEY = "valle.digest.data"
+HEADER_DIGEST_KEY = "valle.digest.header"
+DIGEST_TYPE_KEY = "valle.digest.file_type"
+DIGEST_KEYS = (DATA_DIGEST_KEY, HEADER_DIGEST_KEY, DIGEST_TYPE_KEY)
+NO_DIGEST = "0" * 64
 CONVERTER_KEY = "valle.converter.version"
 FILE_TYPE_KEY = "general.file_type"
 

@@ -212,6 +212,11 @@ def lay_out(
         n_biases = sum(bias.n_rows for bias in description.biases)
         keys.append(Key(gguf_keys.BIAS_KEY, [0.0] * n_biases, "[f32]", deferred=True))
     keys += _source_keys(checkpoint)
+    keys += [
+        Key(gguf_keys.DIGEST_TYPE_KEY, int(_file_type(tensors)), "u32"),
+        Key(gguf_keys.DATA_DIGEST_KEY, gguf_keys.NO_DIGEST, "string", deferred=True),
+        Key(gguf_keys.HEADER_DIGEST_KEY, gguf_keys.NO_DIGEST, "string", deferred=True),
+    ]
     return GgufPlan(
         checkpoint=checkpoint,
         description=description,
@@ -238,7 +243,7 @@ def _out_type(name: str) -> GgmlType | None:
 def _source_keys(checkpoint: Checkpoint) -> list[Key]:
     keys = [
         Key("valle.source.name", checkpoint.path.name, "string"),
-        Key(gguf_keys.SOURCE_SHA256_KEY, "0" * 64, "string", deferred=True),
+        Key(gguf_keys.SOURCE_SHA256_KEY, gguf_keys.NO_DIGEST, "string", deferred=True),
     ]
     step = checkpoint.stats.get("global_step")
     if isinstance(step, int) and not isinstance(step, bool) and 0 <= step < 1 << 64:

@@ -1,16 +1,20 @@
 """A plan becomes a file: the header, then tensor after tensor, in pieces of a few megabytes.
 
-The source is hashed by a second thread while the weights are read, so its SHA-256 costs
-no time of its own; the header, written first with a placeholder of the same length, is
-written again at the end. Peak memory is one piece, plus the mapped source.
+The source is hashed by a second thread while the weights are read, and the data by a third
+while it is written, so that the two SHA-256 cost little time of their own; the header,
+written first with placeholders of the same length, is written again at the end. Peak memory
+is two pieces, plus the mapped source.
 """
 
 from __future__ import annotations
 
+import hashlib
+import struct
 import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,13 +26,22 @@ from valle_convert.errors import EnvironmentFault
 from valle_convert.files import atomic_output, check_free_space, check_target
 from valle_convert.gguf_file.encode import encode
 from valle_convert.gguf_file.header import pack_header, padded
-from valle_convert.gguf_file.keys import BIAS_KEY, SOURCE_SHA256_KEY
+from valle_convert.gguf_file.keys import (
+    BIAS_KEY,
+    DATA_DIGEST_KEY,
+    HEADER_DIGEST_KEY,
+    NO_DIGEST,
+    SOURCE_SHA256_KEY,
+)
 from valle_convert.gguf_file.plan import GgufPlan, PlannedTensor
-from valle_convert.gguf_file.types import F32
+from valle_convert.gguf_file.types import F32, STRING
 from valle_convert.progress import Progress, silent
 
 # Large enough that numpy's cost per call vanishes, small enough to stay in the cache's reach.
 _PIECE_BYTES = 8 << 20
+# Type and length of a digest in a header, and one that is none yet.
+_STRING = struct.pack("<IQ", STRING, len(NO_DIGEST))
+_ZEROS = _STRING + NO_DIGEST.encode()
 
 
 class _CancelledError(Exception):
@@ -79,25 +92,48 @@ def write_plan(
             raise _CancelledError
 
     with (
-        ThreadPoolExecutor(max_workers=1) as pool,
+        ThreadPoolExecutor(max_workers=2) as pool,
         atomic_output(target, force=force, sources=plan.inputs) as file,
     ):
         digest = pool.submit(sha256_of, plan.checkpoint.path, keep_going)
+        data_digest = hashlib.sha256()
+        pending: Future[None] | None = None
         try:
             _write(file, header)
             with progress("writing", size, "B") as advance:
                 advance(len(header))
                 for tensor in plan.tensors:
-                    for piece in pieces(plan, tensor):
-                        advance(_write(file, piece))
-                    padding = padded(tensor.n_bytes) - tensor.n_bytes
-                    advance(_write(file, bytes(padding)))
+                    padding = bytes(padded(tensor.n_bytes) - tensor.n_bytes)
+                    encoded = map(_bytes_of, pieces(plan, tensor))
+                    for view in chain(encoded, (memoryview(padding),)):
+                        # One piece is hashed while the next is made.
+                        if pending is not None:
+                            pending.result()
+                        pending = pool.submit(data_digest.update, view)
+                        advance(_write(file, view))
+            if pending is not None:
+                pending.result()
             values[SOURCE_SHA256_KEY] = digest.result()
+            values[DATA_DIGEST_KEY] = data_digest.hexdigest()
+            values[HEADER_DIGEST_KEY] = header_digest(header_of(plan, values), values)
             file.seek(0)
             _write(file, header_of(plan, values))
         finally:
             stop.set()
     return size
+
+
+def header_digest(header: bytes, digests: Mapping[str, Any]) -> str:
+    """The SHA-256 of a header, with zeros in the place of the digests that stand in it.
+
+    Args:
+        header: everything before the data.
+        digests: what stands there under `DATA_DIGEST_KEY` and `HEADER_DIGEST_KEY`, if anything.
+    """
+    for name in (DATA_DIGEST_KEY, HEADER_DIGEST_KEY):
+        digest = str(digests.get(name, NO_DIGEST)).encode()
+        header = header.replace(name.encode() + _STRING + digest, name.encode() + _ZEROS)
+    return hashlib.sha256(header).hexdigest()
 
 
 def pieces(plan: GgufPlan, tensor: PlannedTensor) -> Iterator[NDArray[Any]]:
@@ -131,13 +167,13 @@ def read_biases(plan: GgufPlan) -> list[float]:
     return values
 
 
-def _write(file: BinaryIO, data: NDArray[Any] | bytes) -> int:
+def _bytes_of(data: NDArray[Any]) -> memoryview:
+    return data.reshape(-1).view(np.uint8).data
+
+
+def _write(file: BinaryIO, data: memoryview | bytes) -> int:
     """Write all of it, or say how much of it went through."""
-    view = (
-        memoryview(data).cast("B")
-        if isinstance(data, bytes)
-        else data.reshape(-1).view(np.uint8).data
-    )
+    view = memoryview(data)
     written = file.write(view)
     if written != view.nbytes:
         raise EnvironmentFault(

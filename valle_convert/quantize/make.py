@@ -24,6 +24,7 @@ from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import atomic_output, check_target
 from valle_convert.gguf_file.header import TensorEntry
+from valle_convert.gguf_file.keys import DIGEST_KEYS
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.progress import Progress, silent
 from valle_convert.quantize.imatrix import PREFIX as IMATRIX_PREFIX
@@ -108,7 +109,8 @@ def make_file(
                 plan.options,
                 plan.imatrix,
                 source_sha256=plan.source.sha256,
-            )
+            ),
+            drop=DIGEST_KEYS,
         )
         with atomic_output(target, force=force, sources=[plan.source.path]) as out:
             sha256, tensors = _copy(work, header, new_header, out)

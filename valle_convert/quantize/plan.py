@@ -16,6 +16,7 @@ from pathlib import Path
 from valle_convert import __version__
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.gguf_file.header import Key, TensorEntry
+from valle_convert.gguf_file.keys import DIGEST_KEYS
 from valle_convert.gguf_file.types import GgmlType
 from valle_convert.progress import Progress, silent
 from valle_convert.quantize.imatrix import ImatrixInput
@@ -201,7 +202,8 @@ def plan_file(
     )
     version = quantizer.version_in(log)
     header = source.header.changed(
-        keys_of(quantizer.kind, version, quantizer.sha256, source, kind, options, imatrix)
+        keys_of(quantizer.kind, version, quantizer.sha256, source, kind, options, imatrix),
+        drop=DIGEST_KEYS,
     )
     return FilePlan(
         source=source,

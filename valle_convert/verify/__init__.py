@@ -11,5 +11,6 @@
 from __future__ import annotations
 
 from valle_convert.verify.run import LEVELS, LevelName, verify, verify_path
+from valle_convert.verify.whole import verify_whole
 
-__all__ = ["LEVELS", "LevelName", "verify", "verify_path"]
+__all__ = ["LEVELS", "LevelName", "verify", "verify_path", "verify_whole"]

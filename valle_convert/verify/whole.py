@@ -1,0 +1,110 @@
+"""Is a converted file as it was written, and of which checkpoint? Told without the checkpoint.
+
+`convert` stores the digests of what it writes. Quantizing leaves them out: a folder that
+`quantize` made is checked against its manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from pathlib import Path
+
+from valle_convert.errors import InputError
+from valle_convert.gguf_file.keys import (
+    DATA_DIGEST_KEY,
+    DIGEST_TYPE_KEY,
+    FILE_TYPE_KEY,
+    HEADER_DIGEST_KEY,
+    SOURCE_LORA_KEY,
+    SOURCE_SHA256_KEY,
+)
+from valle_convert.gguf_file.read import GgufFile, is_gguf
+from valle_convert.gguf_file.write import header_digest
+from valle_convert.progress import Progress, silent
+from valle_convert.verify.report import Check, Level, Report
+from valle_convert.verify.run import main_type
+
+_PIECE = 8 << 20
+_NO_DIGESTS = (
+    "the file holds no digests of its own (quantized, or converted by an earlier version): give "
+    "its checkpoint, or see check-manifest for a folder of quantized files"
+)
+_QUANTIZED_SINCE = (
+    "the file was quantized since its digests were stored, by a program that kept them: give its "
+    "checkpoint"
+)
+
+
+def verify_whole(path: Path, *, progress: Progress = silent) -> Report:
+    """Hold a converted file against the digests that were stored in it.
+
+    Args:
+        path: of the file.
+        progress: shows the bytes that are read.
+
+    Raises:
+        InputError: it cannot be read, or is no GGUF file.
+    """
+    start = time.perf_counter()
+    try:
+        file = GgufFile(path)
+    except InputError as error:
+        if not is_gguf(path):
+            raise
+        damage = Check("file", passed=False, summary=str(error), values={}, badness=math.inf)
+        return Report("its own digests", str(path), "none", (Level("whole", (damage,), 0.0),))
+    checks: tuple[Check, ...] = ()
+    skipped = None
+    stored = [file.keys.get(key) for key in (DATA_DIGEST_KEY, HEADER_DIGEST_KEY)]
+    if None in stored:
+        skipped = _NO_DIGESTS
+    elif file.keys.get(DIGEST_TYPE_KEY) != file.keys.get(FILE_TYPE_KEY):
+        skipped = _QUANTIZED_SINCE
+    else:
+        checks = (_check_data(file, progress), _check_header(file))
+    level = Level("whole", checks, time.perf_counter() - start, skipped)
+    return Report("its own digests", str(path), main_type(file), (level,), (origin_of(file),))
+
+
+def origin_of(file: GgufFile) -> str:
+    """One sentence on the checkpoint that a file says it was made of."""
+    said = file.keys.get(SOURCE_SHA256_KEY)
+    if said is None:
+        return "it does not say of which checkpoint it was made"
+    lora = file.keys.get(SOURCE_LORA_KEY)
+    merged = f", with the LoRA {lora} merged" if lora else ""
+    return f"made of {file.keys.get('valle.source.name')} with sha256 {said}{merged}"
+
+
+def _check_data(file: GgufFile, progress: Progress) -> Check:
+    digest = hashlib.sha256()
+    with (
+        file.path.open("rb") as opened,
+        progress("reading", file.data_bytes, "B") as advance,
+    ):
+        opened.seek(file.data_start)
+        while piece := opened.read(_PIECE):
+            digest.update(piece)
+            advance(len(piece))
+    return _compared("data", str(file.keys[DATA_DIGEST_KEY]), digest.hexdigest())
+
+
+def _check_header(file: GgufFile) -> Check:
+    with file.path.open("rb") as opened:
+        header = opened.read(file.data_start)
+    return _compared("header", str(file.keys[HEADER_DIGEST_KEY]), header_digest(header, file.keys))
+
+
+def _compared(name: str, stored: str, found: str) -> Check:
+    same = stored == found
+    return Check(
+        name,
+        passed=same,
+        summary=f"sha256 {found[:16]}... as it was written"
+        if same
+        else f"sha256 {found[:16]}..., and {stored[:16]}... was written: it was changed since",
+        values={"sha256": found, "stored": stored},
+        badness=0.0 if same else math.inf,
+    )
