@@ -35,6 +35,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "verify": (LLAMA,),
     "quantize": (LLAMA,),
     "imatrix": (),
+    "codec": (),
     "speak": (LLAMA, SPEECH),
     "transcribe": (LLAMA, SPEECH),
 }

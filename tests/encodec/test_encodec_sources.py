@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,18 @@ from encodec_files import (
     with_meta_names,
     with_old_names,
 )
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from transformers import EncodecConfig, EncodecModel
 
 from valle_convert.encodec import EncodecWeights, open_encodec, write_cpp_file
+from valle_convert.encodec.cpp_file import plan_cpp_file
+from valle_convert.encodec.gguf_codec import plan_gguf_codec
 from valle_convert.errors import EnvironmentFault, InputError
 
 GOLDEN_FOLDER = GOLDEN_ENCODEC / "hf"
+CONFIG = json.loads((GOLDEN_FOLDER / "config.json").read_text())
 
 
 def assert_is_golden(codec: EncodecWeights) -> None:
@@ -194,6 +200,7 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
         ({"normalize": 1}, "normalize is 1, where true or false"),
         ({"pad_mode": 3}, "pad_mode is 3"),
         ({"num_lstm_layers": 10**6}, "num_lstm_layers"),
+        ({"codebook_size": 1}, "codebook_size is 1, where a whole number from 2"),
     ],
     ids=str,
 )
@@ -202,6 +209,49 @@ def test_a_config_with_impossible_values_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=words):
         open_encodec(configured(**changes))
+
+
+JSON_VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-1, 70_000),
+    st.floats(),
+    st.sampled_from(["reflect", "constant", "", "weight_norm"]),
+    st.lists(st.one_of(st.integers(0, 9), st.floats(0, 30)), max_size=5),
+    st.just([1024] * 16),
+    st.just({}),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.dictionaries(st.sampled_from(sorted(CONFIG)), JSON_VALUES, max_size=3))
+def test_any_config_opens_or_is_refused(
+    configured: Callable[..., Path], changes: dict[str, Any]
+) -> None:
+    folder = configured(**(CONFIG | changes))
+    try:
+        codec = open_encodec(folder)
+        for make in (plan_cpp_file, plan_gguf_codec):
+            with suppress(InputError):
+                make(codec)
+    except InputError as error:
+        assert str(folder) in str(error)  # noqa: PT017 - nothing else may be raised
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_tensors_under_metas_names_open_or_are_refused(
+    tmp_path: Path, data: st.DataObject
+) -> None:
+    tensors = with_meta_names(golden_tensors())
+    for name in data.draw(st.lists(st.sampled_from(sorted(tensors)), min_size=1, max_size=3)):
+        shape = data.draw(st.one_of(st.none(), st.lists(st.integers(0, 9), max_size=4)))
+        tensors.pop(name, None)
+        if shape is not None:
+            tensors[name] = torch.zeros(shape)
+    torch.save(tensors, tmp_path / "any.th")
+    with suppress(InputError):
+        open_encodec(tmp_path / "any.th")
 
 
 @pytest.mark.parametrize(

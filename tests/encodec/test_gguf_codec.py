@@ -279,7 +279,18 @@ def test_a_changed_value_and_other_sizes_fail(codec: EncodecWeights, tmp_path: P
     other = rewritten(codec, tmp_path / "other.gguf", changed)
     report = verify_codec(codec, other, levels=("structure", "sound"))
     assert [check.name for check in report.failures] == ["header"]
+    assert "target_bandwidths is (6.0,), expected (1.5, 3.0, 6.0)" in report.failures[0].summary
     assert report.levels[1].skipped
+
+
+def test_a_codec_of_other_sizes_is_compared_where_it_can_be(
+    codec: EncodecWeights, tmp_path: Path, full_size: Path
+) -> None:
+    write_gguf_codec(open_encodec(full_size), tmp_path / "large.gguf")
+    report = verify_codec(codec, tmp_path / "large.gguf", levels=("structure", "tensors"))
+    assert "hidden_size is 128, expected 16" in report.levels[0].checks[0].summary
+    assert all(not check.passed for check in report.levels[1].checks)
+    assert "of other dims" in report.levels[1].checks[0].summary
 
 
 def test_a_codec_that_does_not_fit_the_model_is_refused(

@@ -163,12 +163,12 @@ def _parsed(name: str, value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
         return _positive(value)
     layers = {"num_residual_layers", "num_lstm_layers"}
     limit = _MAX_RATE if name == "sampling_rate" else _MAX_LAYERS if name in layers else _MAX_SIZE
-    return _whole(value, limit)
+    return _whole(value, limit, least=2 if name == "codebook_size" else 1)
 
 
-def _whole(value: Any, limit: int) -> int:  # noqa: ANN401 - whatever JSON holds
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
-        raise ValueError(f"where a whole number from 1 to {limit:,} is expected")
+def _whole(value: Any, limit: int, least: int = 1) -> int:  # noqa: ANN401 - whatever JSON holds
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= limit:
+        raise ValueError(f"where a whole number from {least} to {limit:,} is expected")
     return value
 
 
@@ -452,8 +452,6 @@ def check_runs_on_encodec_cpp(spec: EncodecSpec, where: str) -> None:
             f"it has {spec.n_codebooks} codebooks, where encodec.cpp has {CPP_MAX_CODEBOOKS} at "
             "most and crashes"
         )
-    if spec.codebook_size < 2:
-        reasons.append(f"its codebooks have {spec.codebook_size} code")
     if reasons:
         raise InputError(
             f"The codec {where} cannot be made a file for encodec.cpp: {'; '.join(reasons)}. "

@@ -178,9 +178,9 @@ def _spec_from_tensors(specs: Mapping[str, TensorSpec], path: Path) -> EncodecSp
                 name = name.removesuffix(direction) + "weight"  # noqa: PLW2901
         shapes[name] = found.shape
 
-    def shape(name: str, n_dims: int) -> tuple[int, ...]:
+    def shape(name: str, n_dims: int, least: int = 1) -> tuple[int, ...]:
         got = shapes.get(name, ())
-        if len(got) != n_dims or 0 in got:
+        if len(got) != n_dims or min(got) == 0 or got[0] < least:
             raise InputError(
                 f"The codec {path} has no fitting tensor {name} ({list(got) or 'missing'}), where "
                 "the layers of Meta's 24 kHz EnCodec are expected; give encodec_24khz-*.th."
@@ -212,7 +212,7 @@ def _spec_from_tensors(specs: Mapping[str, TensorSpec], path: Path) -> EncodecSp
     ends = re.compile(r"decoder\.model\.(\d+)\.conv\.conv\.weight")
     last = max((int(end[1]) for name in shapes if (end := ends.fullmatch(name))), default=0)
     n_codebooks = _count_codebooks(shapes)
-    size, dim = shape(codebook_name(0), 2)
+    size, dim = shape(codebook_name(0), 2, least=2)
     spec = EncodecSpec(
         n_codebooks=n_codebooks,
         audio_channels=channels,

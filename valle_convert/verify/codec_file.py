@@ -188,14 +188,19 @@ def _read_gguf(source: EncodecWeights, path: Path) -> _Judged:
     file = GgufFile(path)
     opened = open_gguf_codec(path)
     planned, found = asdict(source.spec), asdict(opened.spec)
-    is_f16 = {name: tensor.ggml_type == F16 for name, tensor in file.tensors.items()}
+    shapes = {entry.name: entry.shape for entry in source.tensors}
+    is_f16 = {
+        name: tensor.ggml_type == F16
+        for name, tensor in file.tensors.items()
+        if tensor.shape == shapes.get(name)
+    }
     return _Judged(
         "F16" if any(is_f16.values()) else "F32",
         (
             _check_header(found, planned),
             *_check_layout((), len(source.tensors)),
         ),
-        is_f16 if found == planned else {},
+        is_f16,
         opened.reader,
         "none",
     )
