@@ -116,7 +116,13 @@ def verify_gguf(
     from valle_convert.gguf_file.read import GgufFile
     from valle_convert.verify.run import LEVELS, verify
 
-    return verify(plan, GgufFile(Path(file)), levels=levels or LEVELS, seed=seed, progress=progress)
+    return verify(
+        plan,
+        GgufFile(Path(file)),
+        levels=LEVELS if levels is None else levels,
+        seed=seed,
+        progress=progress,
+    )
 
 
 def open_session(file: PathLike, *, n_threads: int | None = None) -> GgufNetwork:

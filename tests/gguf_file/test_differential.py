@@ -1,0 +1,180 @@
+"""Our reader against the gguf package's: the same of valid files, and of damaged ones we take."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from valle_convert.errors import InputError
+from valle_convert.gguf_file.encode import can_decode
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.types import GGML_TYPES
+
+# The package has sizes for these and cannot dequantize them, or neither.
+PACKAGE_TYPES = [kind for kind in GGMLQuantizationType if kind in gguf.GGML_QUANT_SIZES]
+BOUNDS = {
+    GGUFValueType.UINT8: (0, 255),
+    GGUFValueType.INT8: (-128, 127),
+    GGUFValueType.UINT16: (0, 2**16 - 1),
+    GGUFValueType.INT16: (-(2**15), 2**15 - 1),
+    GGUFValueType.UINT32: (0, 2**32 - 1),
+    GGUFValueType.INT32: (-(2**31), 2**31 - 1),
+    GGUFValueType.UINT64: (0, 2**64 - 1),
+    GGUFValueType.INT64: (-(2**63), 2**63 - 1),
+}
+#: The package leaves these to numpy.
+NUMPY = {"I8", "I16", "I32", "I64", "F64"}
+NAMES = st.text(
+    st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=15
+).filter(lambda name: len(name.encode()) < 60 and not name.startswith("GGUF."))
+
+
+def scalars(kind: GGUFValueType) -> st.SearchStrategy[Any]:
+    if kind in BOUNDS:
+        low, high = BOUNDS[kind]
+        return st.integers(low, high)
+    if kind == GGUFValueType.BOOL:
+        return st.booleans()
+    if kind == GGUFValueType.STRING:
+        return st.text(st.characters(codec="utf-8"), max_size=40)
+    return st.floats(width=32 if kind == GGUFValueType.FLOAT32 else 64)
+
+
+KINDS = [kind for kind in GGUFValueType if kind != GGUFValueType.ARRAY]
+
+
+@st.composite
+def keys(draw: st.DrawFn) -> tuple[Any, GGUFValueType, GGUFValueType | None]:
+    kind = draw(st.sampled_from(KINDS))
+    if draw(st.booleans()):
+        return draw(scalars(kind)), kind, None
+    # The package cannot write an empty array.
+    values = draw(st.lists(scalars(kind), min_size=1, max_size=5))
+    return values, GGUFValueType.ARRAY, kind
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> tuple[GGMLQuantizationType, tuple[int, ...], bytes]:
+    kind = draw(st.sampled_from(PACKAGE_TYPES))
+    block, n_bytes = gguf.GGML_QUANT_SIZES[kind]
+    n_rows = draw(st.lists(st.integers(1, 3), max_size=3))
+    n_blocks = draw(st.integers(1, 2 if block > 1 else 7))
+    raw = draw(st.randoms(use_true_random=False)).randbytes(math.prod(n_rows) * n_blocks * n_bytes)
+    return kind, (*n_rows, n_blocks * block), raw
+
+
+def write(
+    path: Path,
+    metadata: dict[str, tuple[Any, GGUFValueType, GGUFValueType | None]],
+    contents: dict[str, tuple[GGMLQuantizationType, tuple[int, ...], bytes]],
+    alignment: int,
+) -> None:
+    writer = GGUFWriter(path, "gemma")
+    if alignment != 32:
+        writer.add_custom_alignment(alignment)
+    for name, (value, kind, inner) in metadata.items():
+        writer.add_key_value(name, value, kind, sub_type=inner)
+    for name, (kind, shape, raw) in contents.items():
+        rows = np.frombuffer(raw, np.uint8).reshape(*shape[:-1], -1)
+        writer.add_tensor(name, rows, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal, where NaN is itself."""
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b or (isinstance(a, float) and math.isnan(a) and math.isnan(b))
+
+
+def check_alike(path: Path) -> None:
+    ours, theirs = GgufFile(path), GGUFReader(path)
+    fields = {name: f for name, f in theirs.fields.items() if not name.startswith("GGUF.")}
+    assert list(ours.keys) == list(fields)
+    for name, entry in fields.items():
+        assert same(ours.keys[name], entry.contents()), name
+        words = ours.key_types[name].strip("[]")
+        kind = entry.types[-1].name.lower()
+        for long, short in (("uint", "u"), ("int", "i"), ("float", "f")):
+            kind = kind.replace(long, short)
+        assert words == kind
+        assert ours.key_types[name].startswith("[") == (entry.types[0] == GGUFValueType.ARRAY)
+    assert list(ours.tensors) == [tensor.name for tensor in theirs.tensors]
+    for tensor in theirs.tensors:
+        mine = ours.tensors[tensor.name]
+        assert mine.ggml_type.name == tensor.tensor_type.name
+        assert mine.shape == tuple(int(n) for n in reversed(tensor.shape))
+        assert (mine.start, mine.n_bytes) == (int(tensor.data_offset), int(tensor.n_bytes))
+        assert mine.data.tobytes() == np.array(tensor.data).tobytes()
+        if not can_decode(mine.ggml_type):
+            continue
+        if mine.ggml_type.name in NUMPY:
+            expected = np.array(tensor.data).astype(np.float32)
+        else:
+            raw = mine.data if mine.ggml_type.block > 1 else np.array(tensor.data)
+            expected = gguf.quants.dequantize(raw, tensor.tensor_type)
+        assert np.array_equal(mine.rows().ravel(), np.ravel(expected), equal_nan=True)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.dictionaries(NAMES, keys(), max_size=6),
+    st.dictionaries(NAMES, tensors(), max_size=4),
+    st.sampled_from([8, 16, 32, 64, 256]),
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # random bytes as scales
+def test_a_valid_file_is_read_as_the_gguf_package_reads_it(
+    metadata: dict[str, Any], contents: dict[str, Any], alignment: int
+) -> None:
+    metadata.pop("general.architecture", None)
+    metadata.pop("general.alignment", None)
+    metadata = {name: value for name, value in metadata.items() if not name.startswith("split.")}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "any.gguf"
+        write(path, metadata, contents, alignment)
+        check_alike(path)
+
+
+@settings(max_examples=400)
+@given(st.data())
+def test_a_damaged_file_is_refused_or_read_as_the_gguf_package_reads_it(
+    data: st.DataObject,
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "any.gguf"
+        metadata = {
+            "a.words": (["one", "two"], GGUFValueType.ARRAY, GGUFValueType.STRING),
+            "a.number": (7, GGUFValueType.UINT32, None),
+        }
+        zeros = GGMLQuantizationType.Q8_0, (2, 32), bytes(68)
+        write(path, metadata, {"x": zeros, "y": (GGMLQuantizationType.F32, (3,), bytes(12))}, 32)
+        raw = bytearray(path.read_bytes())
+        header = GgufFile(path).data_start
+        for _ in range(data.draw(st.integers(1, 3))):
+            at = data.draw(st.integers(0, header - 1))
+            raw[at] = data.draw(st.sampled_from([0, 1, 2, 8, 31, 127, 128, 255]))
+        path.write_bytes(raw)
+        try:
+            GgufFile(path)
+        except InputError:
+            return
+        check_alike(path)
+
+
+def test_the_table_of_types_is_the_packages_and_one_more() -> None:
+    sizes = {kind.name: size for kind, size in gguf.GGML_QUANT_SIZES.items()}
+    ours = {kind.name: (kind.block, kind.block_bytes) for kind in GGML_TYPES.values()}
+    assert ours.keys() - sizes.keys() <= {"Q2_0"}
+    assert {name: ours[name] for name in sizes} == sizes
