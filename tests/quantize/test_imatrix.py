@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from make_checkpoint import Shape, make_checkpoint
 
-from valle_convert.checkpoint import Checkpoint, read_checkpoint
+from valle_convert.checkpoint import read_checkpoint
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.model.description import Description
 from valle_convert.model.families import describe
 from valle_convert.network.reference import ReferenceNetwork
 from valle_convert.quantize.imatrix import (
@@ -26,20 +25,18 @@ from valle_convert.quantize.imatrix import (
     write_imatrix,
 )
 from valle_convert.quantize.plan import Options, arguments_of
-from valle_convert.quantize.source import Source
+from valle_convert.quantize.source import Reference, Source
 from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import FILE_TYPES
 from valle_convert.quantize.utterances import Utterances, seeded
 
-Opened = tuple[Checkpoint, Description]
-
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     path = tmp_path_factory.mktemp("tiny") / "tiny.sft"
     make_checkpoint(path, Shape(dim=32, heads=2, layers=1, levels=2, audio_tokens=16))
     checkpoint = read_checkpoint(path)
-    return checkpoint, describe(checkpoint)
+    return Reference(checkpoint, describe(checkpoint))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +44,8 @@ def made_256(checkpoint_256: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     checkpoint = read_checkpoint(checkpoint_256)
     description = describe(checkpoint)
     path = tmp_path_factory.mktemp("imatrix") / "m.gguf"
-    make_imatrix(checkpoint, description, seeded(description.model, 1, seed=0), path)
+    reference = Reference(checkpoint, description)
+    make_imatrix(reference, seeded(description.model, 1, seed=0), path)
     return path
 
 
@@ -73,8 +71,8 @@ def test_types_that_cannot_be_made_without_are_made_with_it(
     assert (tmp_path / "o.gguf").stat().st_size > 0
 
 
-def test_the_values_are_the_mean_squares_of_what_goes_into_each_matrix(tiny: Opened) -> None:
-    checkpoint, description = tiny
+def test_the_values_are_the_mean_squares_of_what_goes_into_each_matrix(tiny: Reference) -> None:
+    checkpoint, description = tiny.checkpoint, tiny.description
     network = ReferenceNetwork(checkpoint.tensors, description)
     (utterance,) = seeded(description.model, 1, seed=0)
     sums = Sums()
@@ -99,8 +97,8 @@ def test_the_values_are_the_mean_squares_of_what_goes_into_each_matrix(tiny: Ope
     assert sums.counts["blk.0.ffn_down.weight"] == len(x)
 
 
-def test_every_head_and_mode_counts(tiny: Opened) -> None:
-    checkpoint, description = tiny
+def test_every_head_and_mode_counts(tiny: Reference) -> None:
+    checkpoint, description = tiny.checkpoint, tiny.description
     network = ReferenceNetwork(checkpoint.tensors, description)
     (utterance,) = seeded(description.model, 1, seed=0)
     heads: list[str] = []
@@ -119,8 +117,8 @@ def test_every_head_and_mode_counts(tiny: Opened) -> None:
     assert network.observe is None
 
 
-def make(opened: Opened, utterances: Utterances, target: Path, **options: object) -> bytes:
-    make_imatrix(*opened, utterances, target, **options)  # type: ignore[arg-type]
+def make(opened: Reference, utterances: Utterances, target: Path, **options: object) -> bytes:
+    make_imatrix(opened, utterances, target, **options)  # type: ignore[arg-type]
     return target.read_bytes()
 
 
@@ -143,9 +141,9 @@ def stopping_after(n: int) -> Iterator[Callable[..., object]]:
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_very_same_bytes(
-    tiny: Opened, tmp_path: Path
+    tiny: Reference, tmp_path: Path
 ) -> None:
-    utterances = seeded(tiny[1].model, 10, seed=5)
+    utterances = seeded(tiny.description.model, 10, seed=5)
     whole = make(tiny, utterances, tmp_path / "whole.gguf")
     target = tmp_path / "resumed.gguf"
     with stopping_after(9) as progress, pytest.raises(KeyboardInterrupt):
@@ -164,22 +162,22 @@ def test_a_run_that_was_stopped_goes_on_to_the_very_same_bytes(
     assert not state.exists()
 
 
-def test_the_state_of_other_work_is_refused(tiny: Opened, tmp_path: Path) -> None:
-    utterances = seeded(tiny[1].model, 9, seed=5)
+def test_the_state_of_other_work_is_refused(tiny: Reference, tmp_path: Path) -> None:
+    utterances = seeded(tiny.description.model, 9, seed=5)
     with stopping_after(8) as progress, pytest.raises(KeyboardInterrupt):
         make(tiny, utterances, tmp_path / "m.gguf", progress=progress)
     with pytest.raises(InputError, match="state of other work"):
-        make(tiny, seeded(tiny[1].model, 9, seed=6), tmp_path / "m.gguf", resume=True)
+        make(tiny, seeded(tiny.description.model, 9, seed=6), tmp_path / "m.gguf", resume=True)
     (tmp_path / ".m.gguf.state").write_bytes(b"PK damaged")
     with pytest.raises(InputError, match="no state of an importance matrix"):
         make(tiny, utterances, tmp_path / "m.gguf", resume=True)
 
 
-def test_two_runs_give_the_same_bytes(tiny: Opened, tmp_path: Path) -> None:
-    utterances = seeded(tiny[1].model, 2, seed=0)
+def test_two_runs_give_the_same_bytes(tiny: Reference, tmp_path: Path) -> None:
+    utterances = seeded(tiny.description.model, 2, seed=0)
     assert make(tiny, utterances, tmp_path / "a") == make(tiny, utterances, tmp_path / "b")
-    assert made_of(tmp_path / "a", tiny[0], utterances)
-    assert not made_of(tmp_path / "a", tiny[0], seeded(tiny[1].model, 2, seed=1))
+    assert made_of(tmp_path / "a", tiny.checkpoint, utterances)
+    assert not made_of(tmp_path / "a", tiny.checkpoint, seeded(tiny.description.model, 2, seed=1))
 
 
 def test_the_file_comes_back_as_it_was_written(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_a_file_says_how_it_was_made_and_names_no_path(
     assert said["imatrix_sha256"] == SHA
     assert said["arguments"] == [
         *("llama-quantize", "--tensor-type", "ffn_down=q6_k", "--imatrix", "m.gguf"),
-        *(source_256.name, "wide-f16-Q4_K_M.gguf", "Q4_K_M", "1"),
+        *(source_256.name, "wide-f16-Q4_K_M.gguf", "Q4_K_M"),
     ]
     assert header.keys["quantize.imatrix.file"] == "m.gguf"
     assert header.keys["quantize.imatrix.dataset"] == "random"
@@ -194,10 +194,25 @@ def test_a_program_that_makes_something_else_than_it_planned_is_caught(
     assert not (tmp_path / "out.gguf").exists()
 
 
-def test_a_program_without_a_dry_run_is_refused_by_name(source_256: Source, tmp_path: Path) -> None:
-    tool = script(tmp_path / "old", "echo 'main: build = 1 (old)'")
-    with pytest.raises(EnvironmentFault, match=r"1 \(old\).*names 0 tensors"):
-        plan_file(tool, source_256, FILE_TYPES["Q8_0"], OPTIONS)
+def test_a_log_in_other_words_is_no_prediction_and_the_file_is_made_all_the_same(
+    program: Quantizer, source_256: Source, tmp_path: Path
+) -> None:
+    # The real program, whose every "type" is "kind" from a version to come on.
+    words = f'"{program.command[0]}" "$@" > "{tmp_path}/log" 2>&1; code=$?'
+    tool = script(tmp_path / "newer", f'{words}\nsed "s/type/kind/g" "{tmp_path}/log"; exit $code')
+    plan = plan_file(tool, source_256, FILE_TYPES["Q8_0"], OPTIONS)
+    assert (plan.tensors, plan.n_bytes) == (None, None)
+    done = make_file(tool, plan, tmp_path / "out.gguf")
+    kinds = {tensor.ggml_type.name for tensor in GgufFile(done.path).tensors.values()}
+    assert kinds == {"Q8_0", "F32"}
+
+
+def test_a_file_that_cannot_be_executed_is_one_sentence(source_256: Source, tmp_path: Path) -> None:
+    path = tmp_path / "noise"
+    path.write_bytes(bytes(range(256)))
+    path.chmod(0o755)
+    with pytest.raises(EnvironmentFault, match="cannot be started"):
+        plan_file(find_quantizer(str(path)), source_256, FILE_TYPES["Q8_0"], OPTIONS)
 
 
 def test_a_path_that_is_no_program_is_bad_input(tmp_path: Path) -> None:

@@ -8,7 +8,13 @@ import pytest
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize.make import make_file
-from valle_convert.quantize.plan import FilePlan, Options, describe_types, plan_file
+from valle_convert.quantize.plan import (
+    FilePlan,
+    Options,
+    bits_per_weight,
+    describe_types,
+    plan_file,
+)
 from valle_convert.quantize.source import Source
 from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import COMMON, FILE_TYPES, RECIPES, STOCK
@@ -37,11 +43,13 @@ def test_the_predicted_size_and_types_are_those_of_the_file(
     path = made(program, plan, tmp_path)
     assert path.stat().st_size == plan.n_bytes
     found = GgufFile(path)
+    assert plan.tensors is not None
     assert {t.name: t.ggml_type for t in found.tensors.values()} == {
         t.name: t.ggml_type for t in plan.tensors
     }
     bits = 8 * sum(t.n_bytes for t in found.tensors.values())
-    assert plan.bits_per_weight == pytest.approx(bits / source_256.n_weights)
+    n_weights = sum(t.n_elements for t in source_256.header.tensors.values())
+    assert bits_per_weight(plan.tensors) == pytest.approx(bits / n_weights)
     assert not plan.fallbacks
     assert not plan.needs_imatrix
 

@@ -97,9 +97,12 @@ def test_resume_keeps_what_was_made_in_the_same_way_and_makes_the_rest(
     ]
 
 
-@pytest.mark.parametrize("change", ["bytes", "option", "tool"])
-def test_resume_makes_a_file_again_whose_hash_options_or_tool_differ(
-    cli: Cli, gguf_256: Path, quick: Path, change: str
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [("bytes", "bytes are not"), ("option", "other options"), ("tool", "by llama-quantize")],
+)
+def test_resume_with_force_makes_a_file_again_whose_hash_options_or_tool_differ_and_says_why(
+    cli: Cli, gguf_256: Path, quick: Path, change: str, reason: str
 ) -> None:
     options = {
         "option": ["--tensor-type", "ffn_down=q8_0"],
@@ -111,8 +114,13 @@ def test_resume_makes_a_file_again_whose_hash_options_or_tool_differ(
         raw[-1] ^= 1
         path.write_bytes(raw)
     arguments = ["--types", "Q4_0", "--resume", "--json", *QUICK, *options.get(change, [])]
-    result = cli("quantize", gguf_256, quick, *arguments)
+    before = contents(quick)
+    assert reason in error_of(cli("quantize", gguf_256, quick, *arguments), 2)
+    assert contents(quick) == before
+    result = cli("quantize", gguf_256, quick, *arguments, "--force")
     assert json.loads(result.out)["files"][0]["status"] == "made"
+    assert "wide-Q4_0.gguf is made again: it" in result.err
+    assert reason in result.err
     assert check_manifest(quick).passed
 
 
@@ -195,7 +203,7 @@ def test_a_tensor_that_does_not_fit_is_reported_and_no_fallback_refuses_it(
     } in (fallbacks)
     refused = cli("quantize", narrow, tmp_path / "b", *arguments, "--no-fallback")
     assert "--no-fallback" in error_of(refused, 2)
-    assert list((tmp_path / "b").iterdir()) == []
+    assert not (tmp_path / "b").exists()
 
 
 # ------------------------------------------------------------------- quality and its verdict
@@ -463,7 +471,7 @@ def test_a_full_disk_is_known_before(
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1_000_000))
     result = cli("quantize", gguf_256, tmp_path / "out", "--types", "Q8_0,Q4_0", *QUICK)
     assert "1,000,000 bytes free" in error_of(result, 3)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 # ------------------------------------------------------------------------- every type, slow

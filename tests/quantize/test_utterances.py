@@ -154,7 +154,7 @@ def test_any_damage_is_bad_input(
 def test_a_folder_without_utterances_is_refused(model: Model, tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(InputError, match=r"no folder with \.npz files"):
-            choose(model, folder, 0, seed=0)
+            choose(model, folder, None, seed=0)
 
 
 def test_given_utterances_come_in_the_order_of_their_names_and_their_bytes_count(
@@ -162,10 +162,10 @@ def test_given_utterances_come_in_the_order_of_their_names_and_their_bytes_count
 ) -> None:
     write("b.npz", phonemes=np.array([1, 9, 2]))
     write("a.npz")
-    first = choose(model, tmp_path, 0, seed=0)
+    first = choose(model, tmp_path, None, seed=0)
     assert [len(one.condition.phonemes) for one in first] == [4, 3]
     write("b.npz", phonemes=np.array([1, 8, 2]))
-    assert choose(model, tmp_path, 0, seed=0).digest != first.digest
+    assert choose(model, tmp_path, None, seed=0).digest != first.digest
 
 
 def test_seeded_utterances_are_many_different_ones_of_bounded_length(model: Model) -> None:

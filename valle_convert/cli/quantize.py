@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -118,8 +119,14 @@ def quantize(
         bool, typer.Option("--measure/--no-measure", help="Measure quality and speed.")
     ] = True,
     utterances: Annotated[
-        int, typer.Option(help="How many utterances to measure quality on.", min=1)
-    ] = 2,
+        int | None,
+        typer.Option(
+            help="How many utterances to measure quality on, at most. Without it, all of --data, "
+            "or 2 random ones.",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
     max_kl: Annotated[
         float | None,
         typer.Option(
@@ -166,7 +173,15 @@ def quantize(
         bool,
         typer.Option(
             "--resume",
-            help="Keep files of the folder that were made in the same way, by its manifest.",
+            help="Keep files of the folder that were made in the same way, by its manifest, and "
+            "make the rest.",
+        ),
+    ] = False,
+    prune: Annotated[
+        bool,
+        typer.Option(
+            "--prune",
+            help="Remove files of earlier runs, by the folder's manifest, that are not of --types.",
         ),
     ] = False,
     json_: JsonOption = False,
@@ -179,6 +194,7 @@ def quantize(
     """
     from valle_convert.api import read_checkpoint
     from valle_convert.gguf_file.read import is_gguf
+    from valle_convert.quantize.manifest import made_folder
     from valle_convert.quantize.plan import Listener, Options
     from valle_convert.quantize.report import LogFile, check_reports, write_reports
     from valle_convert.quantize.run import quantize as run
@@ -187,14 +203,6 @@ def quantize(
     if (type_ is None) == (types is None):
         raise typer.BadParameter("give --types LIST, or one TYPE after OUT.gguf.")
     reports = report or []
-    check_reports(reports, sources=[source], force=force)
-    if checkpoint is None and not is_gguf(source):
-        checkpoint = source
-    reference = (
-        None
-        if checkpoint is None
-        else read_checkpoint(checkpoint, config=config, lora=lora, lora_alpha=lora_alpha)
-    )
     options = Options(
         types=parse_types(types or type_ or ""),
         tool=llama_quantize,
@@ -213,10 +221,23 @@ def quantize(
         min_agreement=min_agreement,
         allow_fallback=not no_fallback,
         resume=resume,
+        prune=prune,
         force=force,
         dry_run=dry_run,
     )
-    with LogFile(log, force=force) as keep_log:
+    with ExitStack() as held:
+        # Reports and log may lie in the folder that is to come.
+        if any(target.parent == out for target in [*reports, *([log] if log else [])]):
+            held.enter_context(made_folder(out))
+        check_reports(reports, sources=[source], force=force)
+        keep_log = held.enter_context(LogFile(log, force=force))
+        if checkpoint is None and not is_gguf(source):
+            checkpoint = source
+        reference = (
+            None
+            if checkpoint is None
+            else read_checkpoint(checkpoint, config=config, lora=lora, lora_alpha=lora_alpha)
+        )
         result = run(
             source,
             out,
@@ -224,7 +245,7 @@ def quantize(
             checkpoint=reference,
             listener=Listener(console.progress_bar, console.talk, keep_log),
         )
-    write_reports(result, reports, force=force)
+        write_reports(result, reports, force=force)
     if json_:
         console.data_json(result.to_json())
     else:
@@ -258,15 +279,15 @@ def imatrix(
     from valle_convert.api import read_checkpoint
     from valle_convert.model.families import describe
     from valle_convert.quantize.imatrix import make_imatrix
+    from valle_convert.quantize.source import Reference
     from valle_convert.quantize.utterances import choose
 
     source = read_checkpoint(checkpoint, config=config, lora=lora, lora_alpha=lora_alpha)
     description = describe(source)
-    inputs = choose(description.model, data, 0 if data else utterances, seed=seed)
+    inputs = choose(description.model, data, None if data else utterances, seed=seed)
     console.talk(f"importance matrix of {inputs.description}")
     made = make_imatrix(
-        source,
-        description,
+        Reference(source, description),
         inputs,
         out,
         resume=resume,
@@ -333,9 +354,6 @@ def check_manifest(
 def _show(result: QuantizeReport) -> None:
     header, rows = result.summary()
     console.data(console.table(rows, header=header))
-    for file in result.files:
-        for fallback in file.fallbacks:
-            console.talk(f"{file.kind}: {fallback}")
     for fact in result.facts():
         console.talk(fact)
     console.data(result.verdict())

@@ -79,22 +79,31 @@ def write_plan(
         EnvironmentFault: the disk is full, or the folder is not writable.
     """
     check_target(target, force=force, sources=plan.inputs)
+    check_free_space(target, len(header_of(plan)) + plan.data_bytes)
+    with atomic_output(target, force=force, sources=plan.inputs) as file:
+        return write_plan_to(plan, file, progress=progress)
+
+
+def write_plan_to(plan: GgufPlan, file: BinaryIO, *, progress: Progress = silent) -> int:
+    """Write all of an open file, from its beginning; returns its size in bytes.
+
+    Raises:
+        InputError: a weight is not finite.
+        EnvironmentFault: the disk is full.
+    """
+    file.seek(0)
     values: dict[str, Any] = {}
     if plan.description.biases:
         values[BIAS_KEY] = read_biases(plan)
     header = header_of(plan, values)
     size = len(header) + plan.data_bytes
-    check_free_space(target, size)
     stop = threading.Event()
 
     def keep_going(_n: int) -> None:
         if stop.is_set():
             raise _CancelledError
 
-    with (
-        ThreadPoolExecutor(max_workers=2) as pool,
-        atomic_output(target, force=force, sources=plan.inputs) as file,
-    ):
+    with ThreadPoolExecutor(max_workers=2) as pool:
         digest = pool.submit(sha256_of, plan.checkpoint.path, keep_going)
         data_digest = hashlib.sha256()
         pending: Future[None] | None = None

@@ -24,7 +24,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,9 +44,8 @@ from valle_convert.progress import Progress, silent
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from valle_convert.model.description import Description
     from valle_convert.network.reference import ReferenceNetwork
-    from valle_convert.quantize.source import Source
+    from valle_convert.quantize.source import Reference, Scratch, Source
     from valle_convert.quantize.utterances import Utterances
     from valle_convert.verify.cases import Utterance
 
@@ -56,6 +55,8 @@ _VERSION = 3  # of GGUF
 _MAX_TEXT = 127  # bytes of a string that llama.cpp's list of overrides holds
 _STATE_VERSION = 2
 _SAVE_EVERY = 8  # utterances
+#: The digest of a matrix that stands in for one which is still to be made.
+NOT_MADE_YET = "0" * 64
 _MAX_STATE = 1 << 30  # bytes; 12 layers of 1024 take one megabyte
 
 
@@ -123,6 +124,11 @@ class ImatrixInput:
     contents: ImatrixFile
     sha256: str
 
+    @property
+    def is_made(self) -> bool:
+        """Whether it is the real one, and does not stand in for one that is still to be made."""
+        return self.sha256 != NOT_MADE_YET
+
     @classmethod
     def read(cls, path: Path) -> ImatrixInput:
         """Read and hash a file; its name is the path's."""
@@ -138,6 +144,12 @@ def write_imatrix(
         InputError: the target must not be written.
         EnvironmentFault: it cannot be.
     """
+    with atomic_output(target, force=force, sources=sources) as file:
+        file.write(encode_imatrix(imatrix))
+
+
+def encode_imatrix(imatrix: ImatrixFile) -> bytes:
+    """The file as bytes."""
     keys = [
         Key("general.type", "imatrix", "string"),
         Key("imatrix.datasets", list(imatrix.datasets), "[string]"),
@@ -154,9 +166,7 @@ def write_imatrix(
             raw = values.astype("<f4").tobytes()
             data.append(raw.ljust(padded(len(raw)), b"\0"))
             offset += len(data[-1])
-    with atomic_output(target, force=force, sources=sources) as file:
-        file.write(pack_header(keys, tensors))
-        file.writelines(data)
+    return b"".join([pack_header(keys, tensors), *data])
 
 
 def read_imatrix(path: Path) -> ImatrixFile:
@@ -234,8 +244,7 @@ class Sums:
 
 
 def make_imatrix(
-    checkpoint: Checkpoint,
-    description: Description,
+    reference: Reference,
     utterances: Utterances,
     target: Path,
     *,
@@ -246,8 +255,7 @@ def make_imatrix(
     """Collect and write the importance matrix of a checkpoint.
 
     Args:
-        checkpoint: the source of the weights.
-        description: what its family said of it.
+        reference: the checkpoint.
         utterances: what it is run on.
         target: the file; `.NAME.state` beside it keeps the sums while they grow.
         resume: go on with such a state, if it is of this very work.
@@ -258,15 +266,34 @@ def make_imatrix(
         InputError: the target must not be written, or the state is of other work.
         EnvironmentFault: it cannot be written.
     """
+    sources = (*reference.checkpoint.inputs, *utterances.files)
+    check_target(target, force=force, sources=sources)
+    state = target.with_name(f".{target.name}.state")
+    imatrix = collect_imatrix(reference, utterances, state=state, resume=resume, progress=progress)
+    write_imatrix(imatrix, target, force=force, sources=sources)
+    with suppress(FileNotFoundError):
+        state.unlink()
+    return imatrix
+
+
+def collect_imatrix(
+    reference: Reference,
+    utterances: Utterances,
+    *,
+    state: Path | None = None,
+    resume: bool = False,
+    progress: Progress = silent,
+) -> ImatrixFile:
+    """Run a checkpoint on utterances; `state` and the rest as in `make_imatrix`."""
     from valle_convert.network.reference import ReferenceNetwork
 
-    sources = (*checkpoint.inputs, *utterances.files)
-    check_target(target, force=force, sources=sources)
+    checkpoint = reference.checkpoint
     source_sha256 = sha256_of(checkpoint.path)
-    work = hashlib.sha256(f"{source_sha256} {checkpoint.lora} {utterances.digest}".encode())
-    state = target.with_name(f".{target.name}.state")
-    sums = _load(state, work.hexdigest()) if resume and state.exists() else Sums()
-    network = ReferenceNetwork(checkpoint.tensors, description)
+    work = hashlib.sha256(
+        f"{source_sha256} {checkpoint.lora} {utterances.digest}".encode()
+    ).hexdigest()
+    sums = _load(state, work) if resume and state is not None and state.exists() else Sums()
+    network = ReferenceNetwork(checkpoint.tensors, reference.description)
     with progress("importance", utterances.count, "utterances") as advance:
         advance(sums.n_utterances)
         for i, utterance in enumerate(utterances):
@@ -274,9 +301,9 @@ def make_imatrix(
                 continue
             observe(network, utterance, sums)
             advance(1)
-            if sums.n_utterances % _SAVE_EVERY == 0:
-                _save(state, sums, work.hexdigest())
-    imatrix = ImatrixFile(
+            if state is not None and sums.n_utterances % _SAVE_EVERY == 0:
+                _save(state, sums, work)
+    return ImatrixFile(
         entries={
             name: Entry(squares.astype(np.float32), sums.counts[name])
             for name, squares in sums.squares.items()
@@ -291,10 +318,6 @@ def make_imatrix(
             Key(f"{PREFIX}utterances", sums.n_utterances, "u32"),
         ),
     )
-    write_imatrix(imatrix, target, force=force, sources=sources)
-    with suppress(FileNotFoundError):
-        state.unlink()
-    return imatrix
 
 
 def made_of(path: Path, checkpoint: Checkpoint, utterances: Utterances) -> bool:
@@ -398,13 +421,13 @@ def check_fits(imatrix: ImatrixInput, source: Source) -> None:
             )
 
 
-def stand_in(source: Source, description: str, path: Path) -> ImatrixInput:
+def stand_in(source: Source, description: str, scratch: Scratch) -> ImatrixInput:
     """A matrix of ones: llama.cpp plans by the entries, not by their values.
 
     Args:
         source: what will be quantized.
         description: of the utterances that the real one will be made of.
-        path: where it is written.
+        scratch: where it is written.
     """
     entries = {
         name: Entry(np.ones(tensor.shape[-1], np.float32), 1)
@@ -412,5 +435,15 @@ def stand_in(source: Source, description: str, path: Path) -> ImatrixInput:
         if len(tensor.shape) == 2
     }
     contents = ImatrixFile(entries, (description,), 1, 1)
-    write_imatrix(contents, path, force=True)
-    return ImatrixInput(path, f"{source.stem}-imatrix.gguf", contents, "0" * 64)
+    return replace(
+        in_scratch(contents, f"{source.stem}-imatrix.gguf", scratch), sha256=NOT_MADE_YET
+    )
+
+
+def in_scratch(contents: ImatrixFile, name: str, scratch: Scratch) -> ImatrixInput:
+    """An importance matrix for the time of a run."""
+    data = encode_imatrix(contents)
+    file, path = scratch.new()
+    file.write(data)
+    file.flush()
+    return ImatrixInput(path, name, contents, hashlib.sha256(data).hexdigest())

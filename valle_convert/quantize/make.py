@@ -11,11 +11,10 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -31,6 +30,7 @@ from valle_convert.quantize.imatrix import PREFIX as IMATRIX_PREFIX
 from valle_convert.quantize.imatrix import ImatrixInput
 from valle_convert.quantize.manifest import (
     MANIFEST,
+    SUMS,
     ManifestFile,
     TensorDigest,
     read_manifest,
@@ -39,14 +39,17 @@ from valle_convert.quantize.manifest import (
 )
 from valle_convert.quantize.plan import (
     TENSOR_LINE,
+    Fallback,
     FilePlan,
     Listener,
     Options,
     arguments_of,
+    bits_per_weight,
+    fallbacks_of,
     keys_of,
     shown_arguments,
 )
-from valle_convert.quantize.source import Source
+from valle_convert.quantize.source import Scratch
 from valle_convert.quantize.tool import Quantizer
 
 _PIECE = 4 << 20
@@ -54,7 +57,7 @@ _PIECE = 4 << 20
 
 @dataclass(frozen=True)
 class MadeFile:
-    """A file that is there, and its digests.
+    """A file that was just made, and its digests.
 
     Attributes:
         path: where.
@@ -76,6 +79,7 @@ def make_file(
     plan: FilePlan,
     target: Path,
     *,
+    scratch: Scratch | None = None,
     force: bool = False,
     progress: Progress = silent,
     keep_log: Callable[[list[str]], object] = lambda _lines: None,
@@ -86,6 +90,7 @@ def make_file(
         quantizer: who does it.
         plan: what it is to become.
         target: the file.
+        scratch: takes what the tool writes; None for one on the target's disk.
         force: whether an existing file may be replaced.
         progress: is told of the bytes of the source that are done.
         keep_log: gets the tool's log, also where it failed.
@@ -95,54 +100,43 @@ def make_file(
         EnvironmentFault: the tool failed, or did something else than it said in the plan.
     """
     check_target(target, force=force, sources=[plan.source.path])
-    with _unnamed_file(target.parent) as work:
-        log = _run(quantizer, plan, work, progress, keep_log)
-        header = GgufFile(Path(f"what {quantizer.kind} wrote"), work)
-        _check_types(quantizer, plan, header)
-        new_header = header.changed(
-            keys_of(
-                quantizer.kind,
-                plan.tool_version,
-                quantizer.sha256,
-                plan.source,
-                plan.kind,
-                plan.options,
-                plan.imatrix,
-                source_sha256=plan.source.sha256,
-            ),
-            drop=DIGEST_KEYS,
-        )
-        with atomic_output(target, force=force, sources=[plan.source.path]) as out:
-            sha256, tensors = _copy(work, header, new_header, out)
-            n_bytes = out.tell()
+    with closing(Scratch(target.parent)) as own:
+        work, work_path = (scratch or own).new()
+        with work:
+            log = _run(quantizer, plan, work_path, progress, keep_log)
+            header = GgufFile(Path(f"what {quantizer.kind} wrote"), work)
+            if plan.tensors is not None:
+                _check_types(quantizer, plan.tensors, header)
+            new_header = header.changed(
+                keys_of(
+                    quantizer.kind,
+                    plan.tool_version,
+                    quantizer.sha256,
+                    plan.source,
+                    plan.kind,
+                    plan.options,
+                    plan.imatrix,
+                    source_sha256=plan.source.sha256,
+                ),
+                drop=DIGEST_KEYS,
+            )
+            with atomic_output(target, force=force, sources=[plan.source.path]) as out:
+                sha256, tensors = _copy(work, header, new_header, out)
+                n_bytes = out.tell()
     return MadeFile(target, n_bytes, sha256, tensors, tuple(log))
-
-
-def _unnamed_file(folder: Path) -> BinaryIO:
-    try:
-        return tempfile.TemporaryFile(dir=folder)
-    except OSError as error:
-        raise EnvironmentFault(
-            f"No file can be made in {folder}: {error.strerror}; choose another folder."
-        ) from error
 
 
 def _run(
     quantizer: Quantizer,
     plan: FilePlan,
-    work: BinaryIO,
+    work: Path,
     progress: Progress,
     keep_log: Callable[[list[str]], object],
 ) -> list[str]:
     log: list[str] = []
     sizes = {name: tensor.n_bytes for name, tensor in plan.source.header.tensors.items()}
-    handle = work.fileno()
     arguments = arguments_of(
-        plan.kind,
-        plan.options,
-        plan.source.path,
-        f"/dev/fd/{handle}",
-        plan.imatrix.path if plan.imatrix else None,
+        plan.kind, plan.options, plan.source.path, work, plan.imatrix.path if plan.imatrix else None
     )
     label = f"quantizing {plan.kind.name}"
     try:
@@ -154,14 +148,14 @@ def _run(
                 if match:
                     advance(sizes.get(match["name"], 0))
 
-            return quantizer.run(arguments, on_line=follow, keep_open=[handle])
+            return quantizer.run(arguments, on_line=follow)
     finally:
         keep_log(log)
 
 
-def _check_types(quantizer: Quantizer, plan: FilePlan, header: GgufFile) -> None:
+def _check_types(quantizer: Quantizer, planned: Sequence[TensorEntry], header: GgufFile) -> None:
     """The result is what the dry run said, tensor by tensor."""
-    expected = {tensor.name: (tensor.shape, tensor.ggml_type.name) for tensor in plan.tensors}
+    expected = {tensor.name: (tensor.shape, tensor.ggml_type.name) for tensor in planned}
     found = {name: (t.shape, t.ggml_type.name) for name, t in header.tensors.items()}
     if found != expected:
         different = [
@@ -227,109 +221,216 @@ def _offset(tensor: TensorEntry) -> int:
     return tensor.offset
 
 
+# ------------------------------------------------------------------- all files of a run
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file of the run, before it is made.
+
+    Attributes:
+        plan: what it is to become.
+        path: where.
+        kept: the manifest's entry of a file that is there and need not be made again.
+        reason: why a file that is there is made again; empty where there is none.
+    """
+
+    plan: FilePlan
+    path: Path
+    kept: ManifestFile | None = None
+    reason: str = ""
+
+
 @dataclass(frozen=True)
 class Made:
-    """A file that is there, with its plan."""
+    """A file that is there, with its plan.
+
+    Attributes:
+        plan: what it was to become.
+        path: where.
+        entry: of the manifest.
+        tensors: what is in it, by its own header.
+        fallbacks: the tensors that the type cannot hold.
+        status: "made" or "kept".
+        seconds: what making it took.
+    """
 
     plan: FilePlan
     path: Path
     entry: ManifestFile
+    tensors: tuple[TensorEntry, ...]
+    fallbacks: tuple[Fallback, ...]
     status: str
     seconds: float
 
 
-def make_all(
+def outputs_of(
     quantizer: Quantizer,
-    source: Source,
     plans: Sequence[FilePlan],
     targets: Sequence[Path],
+    known: Mapping[str, ManifestFile],
     options: Options,
-    single: bool,
+) -> list[Output]:
+    """What has to be made; refuses to replace what is there.
+
+    A file is kept with --resume where the manifest lists it, it was made in the same way, and
+    its bytes are those of then. As long as source or importance matrix are still to be made, what
+    depends on them is taken to be the same.
+
+    Raises:
+        InputError: a file is there that is not kept, and there is no --force.
+        EnvironmentFault: the folder cannot be written to.
+    """
+    outputs: list[Output] = []
+    for plan, target in zip(plans, targets, strict=True):
+        old = known.get(target.name)
+        if not target.exists():
+            outputs.append(Output(plan, target))
+            continue
+        reason = _difference(quantizer, plan, target, old)
+        if options.resume and old is not None and not reason:
+            outputs.append(Output(plan, target, kept=old))
+            continue
+        if not options.force and options.resume:
+            raise InputError(
+                f"The output {target} is there, and --resume does not keep it, since {reason}; "
+                "give --force to make it again, or another folder."
+            )
+        if not options.force and old is not None:
+            raise InputError(
+                f"The output {target} exists and is not overwritten. It is of an earlier run, by "
+                f"the folder's {MANIFEST}: --resume keeps what was made in the same way and makes "
+                "the rest, --force makes all of it again."
+            )
+        check_target(target, force=options.force, sources=[plan.source.path])
+        outputs.append(Output(plan, target, reason=reason))
+    return outputs
+
+
+def _difference(
+    quantizer: Quantizer, plan: FilePlan, target: Path, old: ManifestFile | None
+) -> str:
+    """Why a file that is there is not what would be made; empty where it is."""
+    if old is None:
+        return "no manifest lists it"
+    arguments = shown_arguments(plan.source, plan.kind, plan.options, plan.imatrix)
+    tool = tool_of(quantizer, plan)
+    if old.kind != plan.kind.name:
+        return f"it is of type {old.kind}"
+    if plan.source.is_complete and old.source_sha256 != plan.source.sha256:
+        return "it was made of another source"
+    if dict(old.tool) != tool:
+        return f"it was made by {old.tool.get('name')} {old.tool.get('version')}"
+    if old.arguments != arguments:
+        return f"it was made with other options ({' '.join(old.arguments)})"
+    imatrix = plan.imatrix
+    if (imatrix is None or imatrix.is_made) and old.imatrix_sha256 != (
+        imatrix.sha256 if imatrix else None
+    ):
+        return "it was made with another importance matrix"
+    if not target.is_file() or target.stat().st_size != old.n_bytes:
+        return "its size is not that of the manifest"
+    if sha256_of(target) != old.sha256:
+        return "its bytes are not those of the manifest"
+    return ""
+
+
+def make_all(
+    quantizer: Quantizer,
+    outputs: Sequence[Output],
+    listed: dict[str, ManifestFile] | None,
+    options: Options,
+    scratch: Scratch,
     listener: Listener,
 ) -> Iterator[Made]:
-    """Make or keep one file after the other; the manifest is right after each."""
-    folder = targets[0].parent
-    known = {} if single else _known_files(folder, options)
-    listed = dict(known)
-    replace_files = options.force or options.resume
-    kept = {
-        target: old
-        for plan, target in zip(plans, targets, strict=True)
-        if options.resume
-        and (old := _still_there(quantizer, source, plan, target, known)) is not None
-    }
-    for target in targets:
-        if target not in kept:
-            check_target(target, force=replace_files, sources=[source.path])
-    imatrix = next((plan.imatrix for plan in plans if plan.imatrix), None)
-    if imatrix is not None and not single and imatrix.path.parent == folder:
-        listed[imatrix.name] = _imatrix_entry(imatrix)
-    for plan, target in zip(plans, targets, strict=True):
+    """Make or keep one file after the other.
+
+    Args:
+        quantizer: who does it.
+        outputs: in the order wanted.
+        listed: the folder's manifest so far, which is kept right after each file; None for
+            a single file, which has none.
+        options: what the user wants.
+        scratch: takes what the tool writes.
+        listener: is told what is done.
+    """
+    for output in outputs:
         start = time.perf_counter()
-        entry = kept.get(target)
-        if entry is not None:
+        plan, target = output.plan, output.path
+        log: tuple[str, ...] = ()
+        if output.kept is not None:
             listener.talk(f"kept {target.name}: source, type, tool and options are the same")
+            entry = output.kept
         else:
+            if output.reason:
+                listener.talk(f"{target.name} is made again: {output.reason}")
             done = make_file(
                 quantizer,
                 plan,
                 target,
-                force=replace_files,
+                scratch=scratch,
+                force=options.force,
                 progress=listener.progress,
                 keep_log=listener.keep_log,
             )
-            if done.n_bytes != plan.n_bytes:
-                raise AssertionError(f"{done.n_bytes} bytes, planned were {plan.n_bytes}")
-            entry = _entry(quantizer, source, plan, done)
+            log = done.log
+            entry = _entry(quantizer, plan, done)
+        tensors = tuple(GgufFile(target).tensors.values())
+        seconds = time.perf_counter() - start
+        if output.kept is None:
             listener.talk(
-                f"wrote {target}: {done.n_bytes:,} bytes, {plan.bits_per_weight:.2f} bits a "
-                f"weight, {time.perf_counter() - start:.1f} s"
+                f"wrote {target}: {entry.n_bytes:,} bytes, {bits_per_weight(tensors):.2f} bits a "
+                f"weight, {seconds:.1f} s"
             )
-            if not single:
+            if listed is not None:
                 listed[entry.name] = entry
-                write_manifest(folder, list(listed.values()))
-        status = "kept" if target in kept else "made"
-        yield Made(plan, target, entry, status, time.perf_counter() - start)
-    if not single:
-        write_manifest(folder, list(listed.values()))
+                write_manifest(target.parent, list(listed.values()))
+        yield Made(
+            plan,
+            target,
+            entry,
+            tensors,
+            fallbacks_of(log, plan.source, plan.kind, options, tensors)
+            if plan.tensors is None
+            else plan.fallbacks,
+            "made" if output.kept is None else "kept",
+            seconds,
+        )
 
 
-def _known_files(folder: Path, options: Options) -> dict[str, ManifestFile]:
-    """What the folder's manifest lists and still lies there; other types stay in it."""
+def known_files(folder: Path, *, force: bool) -> dict[str, ManifestFile]:
+    """What the folder's manifest lists and still lies there.
+
+    Raises:
+        InputError: the folder has a manifest or sums that are not of this program, which a run
+            would replace, and there is no `force`.
+    """
     path = folder / MANIFEST
     if not path.exists():
+        if (folder / SUMS).exists() and not force:
+            raise InputError(
+                f"{folder} has {SUMS} and no {MANIFEST}, so it is not of this program and is not "
+                "overwritten; give another folder, or --force."
+            )
         return {}
     try:
         files = read_manifest(path)
-    except InputError:
-        if options.force:
+    except InputError as error:
+        if force:
             return {}
-        raise
+        raise InputError(
+            f"{str(error).rstrip('.')}, and is not overwritten; give another folder, or --force."
+        ) from error
     return {file.name: file for file in files if (folder / file.name).is_file()}
 
 
-def _still_there(
-    quantizer: Quantizer,
-    source: Source,
-    plan: FilePlan,
-    target: Path,
-    known: dict[str, ManifestFile],
-) -> ManifestFile | None:
-    """The manifest's entry of a file that need not be made again."""
-    old = known.get(target.name)
-    if old is None or not target.is_file() or target.stat().st_size != old.n_bytes:
-        return None
-    wanted = _entry(quantizer, source, plan, MadeFile(target, 0, old.sha256, (), ()))
-    return old if old.made_like(wanted) and sha256_of(target) == old.sha256 else None
-
-
-def _entry(quantizer: Quantizer, source: Source, plan: FilePlan, done: MadeFile) -> ManifestFile:
+def _entry(quantizer: Quantizer, plan: FilePlan, done: MadeFile) -> ManifestFile:
     return ManifestFile(
         name=done.path.name,
         kind=plan.kind.name,
         n_bytes=done.n_bytes,
         sha256=done.sha256,
-        source_sha256=source.sha256,
+        source_sha256=plan.source.sha256,
         tool=tool_of(quantizer, plan),
         arguments=shown_arguments(plan.source, plan.kind, plan.options, plan.imatrix),
         imatrix_sha256=plan.imatrix.sha256 if plan.imatrix else None,
@@ -337,7 +438,8 @@ def _entry(quantizer: Quantizer, source: Source, plan: FilePlan, done: MadeFile)
     )
 
 
-def _imatrix_entry(imatrix: ImatrixInput) -> ManifestFile:
+def imatrix_entry(imatrix: ImatrixInput) -> ManifestFile:
+    """The manifest's entry of an importance matrix that was made for a folder."""
     header = GgufFile(imatrix.path)
     return ManifestFile(
         name=imatrix.name,

@@ -12,13 +12,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from valle_convert.checkpoint.read import sha256_of
-from valle_convert.errors import InputError
+from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import describe_os_error, write_text_atomically
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.progress import Progress, silent
@@ -65,17 +67,6 @@ class ManifestFile:
     arguments: tuple[str, ...]
     imatrix_sha256: str | None
     tensors: tuple[TensorDigest, ...]
-
-    def made_like(self, other: ManifestFile) -> bool:
-        """Whether source, type, tool and options are the same."""
-        return (
-            self.name == other.name
-            and self.kind == other.kind
-            and self.source_sha256 == other.source_sha256
-            and dict(self.tool) == dict(other.tool)
-            and self.arguments == other.arguments
-            and self.imatrix_sha256 == other.imatrix_sha256
-        )
 
     def to_json(self) -> dict[str, Any]:
         """The entry as plain values."""
@@ -199,12 +190,49 @@ def check_manifest(path: Path, *, progress: Progress = silent) -> ManifestCheck:
             findings += [Finding(file.name, problem) for problem in _problems(folder, file)]
             advance(file.n_bytes)
     findings += _check_sums(folder, files)
+    findings += [
+        Finding(name, "no manifest lists it")
+        for name in unlisted_models(folder, [file.name for file in files])
+    ]
     return ManifestCheck(
         n_files=len(files),
         n_tensors=sum(len(file.tensors) for file in files),
         n_bytes=sum(file.n_bytes for file in files),
         findings=tuple(findings),
     )
+
+
+def unlisted_models(folder: Path, listed: Iterable[str]) -> list[str]:
+    """The `.gguf` files of a folder that a manifest does not list."""
+    return sorted({path.name for path in folder.glob("*.gguf")} - set(listed))
+
+
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """A folder for files to come; it is gone again where none has come.
+
+    Raises:
+        InputError: it is a file.
+        EnvironmentFault: it cannot be made.
+    """
+    missing = list(takewhile(lambda path: not path.exists(), [folder, *folder.parents]))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(
+            f"The output {folder} is a file, where a folder is expected; give one that ends in "
+            ".gguf for a single file."
+        ) from None
+    except OSError as error:
+        raise EnvironmentFault(
+            f"The folder {folder} cannot be made: {describe_os_error(error)}."
+        ) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # something lies in it
+            for path in missing:
+                path.rmdir()
 
 
 def tensor_digests(file: GgufFile) -> tuple[TensorDigest, ...]:

@@ -2,22 +2,25 @@
 
 The plan is not a model of llama.cpp's rules but llama.cpp's own: its dry run names the type
 of every tensor and every tensor that had to be given another one. What a type takes follows
-from its blocks, and the header is the input's with the keys that are added.
+from its blocks, and the header is the input's with the keys that are added. Where a version of
+llama.cpp says it in other words there is no prediction; the file is made all the same, and its
+own header says what became of it.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from valle_convert import __version__
-from valle_convert.errors import EnvironmentFault, InputError
+from valle_convert.errors import InputError
 from valle_convert.gguf_file.header import Key, TensorEntry
 from valle_convert.gguf_file.keys import DIGEST_KEYS
-from valle_convert.gguf_file.types import GgmlType
+from valle_convert.gguf_file.types import GGML_TYPES, GgmlType
 from valle_convert.progress import Progress, silent
 from valle_convert.quantize.imatrix import ImatrixInput
 from valle_convert.quantize.source import Source
@@ -52,10 +55,15 @@ class Fallback:
     wanted: str
     given: str
 
-    def __str__(self) -> str:
-        return (
-            f"{self.tensor}: rows of {self.n_columns} cannot be {self.wanted}, {self.given} it is"
-        )
+
+def describe_fallbacks(fallbacks: Sequence[Fallback]) -> str:
+    """All of them in one line: `13 tensors (rows of 64) cannot be Q4_K: 12 became Q5_0, 1 Q8_0`."""
+    columns = ", ".join(str(n) for n in sorted({one.n_columns for one in fallbacks}))
+    wanted = " or ".join(dict.fromkeys(one.wanted for one in fallbacks))
+    given = Counter(one.given for one in fallbacks).most_common()
+    became = ", ".join(f"{n} became {name}" for name, n in given)
+    tensors = "1 tensor" if len(fallbacks) == 1 else f"{len(fallbacks)} tensors"
+    return f"{tensors} (rows of {columns}) cannot be {wanted}: {became}"
 
 
 AUTO, NONE = "auto", "none"
@@ -77,12 +85,14 @@ class Options:
             given utterances for every type, else for those that cannot be made without.
         data: a folder of utterances; None for seeded ones.
         measure: whether quality and speed are measured.
-        n_utterances: how many are measured; of given ones, at most so many.
+        n_utterances: how many are measured, at most; None for all that are given, or for two
+            seeded ones.
         n_imatrix: seeded utterances that an importance matrix is made of; given ones all count.
         seed: of seeded utterances.
         max_kl, min_agreement: limits; None for the measured ones of each type.
         allow_fallback: whether a tensor that the type cannot hold may get another one.
         resume: keep files that are there and were made in the same way.
+        prune: remove files that the folder's manifest lists and that are not of this run.
         force: whether existing files may be replaced.
         dry_run: plan only.
     """
@@ -97,13 +107,14 @@ class Options:
     imatrix: str = AUTO
     data: Path | None = None
     measure: bool = True
-    n_utterances: int = 2
+    n_utterances: int | None = None
     n_imatrix: int = 32
     seed: int = 0
     max_kl: float | None = None
     min_agreement: float | None = None
     allow_fallback: bool = True
     resume: bool = False
+    prune: bool = False
     force: bool = False
     dry_run: bool = False
 
@@ -131,32 +142,28 @@ class FilePlan:
         kind: the type asked for.
         options: what the user wants.
         imatrix: the importance matrix, if one is used.
-        tensors: in the order of the file, with their new types; offsets are not set.
-        fallbacks: the tensors that the type cannot hold.
+        tensors: in the order of the file, with their new types; offsets are not set. None where
+            the log of the dry run was not understood.
+        fallbacks: the tensors that the type cannot hold, as far as they are known.
         needs_imatrix: whether it cannot be made without an importance matrix.
         tool_version: which build said so.
-        n_bytes: the size of the file, exactly.
+        n_bytes: the size of the file, exactly; None where it is not known.
     """
 
     source: Source
     kind: FileType
     options: Options
     imatrix: ImatrixInput | None
-    tensors: tuple[TensorEntry, ...]
+    tensors: tuple[TensorEntry, ...] | None
     fallbacks: tuple[Fallback, ...]
     needs_imatrix: bool
     tool_version: str
-    n_bytes: int
+    n_bytes: int | None
 
     @property
-    def bits_per_weight(self) -> float:
-        """Of the tensor data."""
-        return bits_per_weight(self.tensors)
-
-    @property
-    def data_bytes(self) -> int:
-        """The tensor data, padding included."""
-        return sum(map(_stored, self.tensors))
+    def most_bytes(self) -> int:
+        """How much disk the file takes at most."""
+        return self.source.n_bytes if self.n_bytes is None else self.n_bytes
 
 
 def bits_per_weight(tensors: Sequence[TensorEntry]) -> float:
@@ -176,7 +183,7 @@ def plan_file(
 
     Raises:
         InputError: the source is quantized already, and requantizing was not allowed.
-        EnvironmentFault: the tool failed, or has no dry run.
+        EnvironmentFault: the tool failed.
     """
     _check_source(source, kind, options)
     log = quantizer.run(
@@ -189,32 +196,31 @@ def plan_file(
         for match in map(TENSOR_LINE.match, log)
         if match
     }
-    missing = [name for name in source.header.tensors if name not in types]
-    if missing or len(types) != len(source.header.tensors):
-        raise EnvironmentFault(
-            f"The dry run of {quantizer.kind} ({quantizer.version_in(log)}) names "
-            f"{len(types)} tensors of {len(source.header.tensors)}, so its log is of another "
-            "version of llama.cpp; use the one that `make llama-tools` builds."
-        )
-    tensors = tuple(
-        TensorEntry(name, source.header.tensors[name].shape, ggml_type(new), 0)
-        for name, new in types.items()
-    )
     version = quantizer.version_in(log)
-    header = source.header.changed(
-        keys_of(quantizer.kind, version, quantizer.sha256, source, kind, options, imatrix),
-        drop=DIGEST_KEYS,
+    tensors, n_bytes = None, None
+    understood = types.keys() == source.header.tensors.keys() and all(
+        name.upper() in GGML_TYPES for name in types.values()
     )
+    if understood:
+        tensors = tuple(
+            TensorEntry(name, source.header.tensors[name].shape, ggml_type(new), 0)
+            for name, new in types.items()
+        )
+        header = source.header.changed(
+            keys_of(quantizer.kind, version, quantizer.sha256, source, kind, options, imatrix),
+            drop=DIGEST_KEYS,
+        )
+        n_bytes = len(header) + sum(map(_stored, tensors))
     return FilePlan(
         source=source,
         kind=kind,
         options=options,
         imatrix=imatrix,
         tensors=tensors,
-        fallbacks=tuple(_fallbacks(log, source, kind, options, tensors)),
+        fallbacks=fallbacks_of(log, source, kind, options, tensors or ()),
         needs_imatrix=any(_NEEDS_IMATRIX in line for line in log),
         tool_version=version,
-        n_bytes=len(header) + sum(map(_stored, tensors)),
+        n_bytes=n_bytes,
     )
 
 
@@ -249,8 +255,11 @@ def arguments_of(
 def shown_arguments(
     source: Source, kind: FileType, options: Options, imatrix: ImatrixInput | None
 ) -> tuple[str, ...]:
-    """The whole command for metadata and reports, with names in the place of paths."""
+    """The whole command for metadata and reports: names in the place of paths, and no number of
+    threads, which changes nothing in the file.
+    """
     target = f"{Path(source.name).stem}-{kind.name}.gguf"
+    options = replace(options, threads=0)
     shown = arguments_of(kind, options, source.name, target, imatrix.name if imatrix else None)
     return (PROGRAM, *shown)
 
@@ -308,14 +317,14 @@ def _check_source(source: Source, kind: FileType, options: Options) -> None:
         )
 
 
-def _fallbacks(
+def fallbacks_of(
     log: Sequence[str],
     source: Source,
     kind: FileType,
     options: Options,
     tensors: Sequence[TensorEntry],
-) -> list[Fallback]:
-    """What llama.cpp says, and what it does without a word.
+) -> tuple[Fallback, ...]:
+    """Which tensors got another type: what llama.cpp says, and what it does without a word.
 
     Where the head is the token embedding it takes Q8_0 for one that its rule would make Q6_K or
     the type itself, if the rows do not divide; no warning comes of that.
@@ -342,7 +351,7 @@ def _fallbacks(
             found[tensor.name] = Fallback(
                 tensor.name, tensor.shape[-1], base.name, tensor.ggml_type.name
             )
-    return [found[tensor.name] for tensor in tensors if tensor.name in found]
+    return tuple(found[tensor.name] for tensor in tensors if tensor.name in found)
 
 
 def _stored(tensor: TensorEntry) -> int:

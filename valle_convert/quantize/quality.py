@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.decode import GREEDY, ArOptions, NarOptions, decode_ar, decode_nar
-from valle_convert.metrics import Agreement, kl_divergence
+from valle_convert.metrics import kl_divergence
 from valle_convert.model.inputs import Condition, assemble, speech_segments
 from valle_convert.network.protocol import Network
 from valle_convert.progress import Advance
@@ -31,6 +31,25 @@ GREEDY_FRAMES = 32
 # A request of everyday size: four seconds of EnCodec after three seconds of voice.
 _SPEED_PHONEMES, _SPEED_PROMPT, _SPEED_FRAMES = 60, 225, 300
 _SPEED_STEPS, _SPEED_PASSES = 16, 3
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How far some predictions are from those that are right.
+
+    Attributes:
+        n_rows: predictions compared.
+        kl_mean, kl_p99, kl_max: Kullback-Leibler divergence in nats a prediction.
+        nmse: squared error of the logits over the energy of the right ones.
+        best_code: part of the predictions whose most likely code is the same.
+    """
+
+    n_rows: int
+    kl_mean: float
+    kl_p99: float
+    kl_max: float
+    nmse: float
+    best_code: float
 
 
 @dataclass(frozen=True)
@@ -70,7 +89,7 @@ class Speed:
 class Measured:
     """Everything about one file; `quality` by head, and over all under `all`."""
 
-    quality: dict[str, Agreement]
+    quality: dict[str, Quality]
     greedy: Greedy
     speed: Speed
 
@@ -202,10 +221,10 @@ def _compare(expected: NDArray[np.float32], found: NDArray[np.float32]) -> _Rows
     )
 
 
-def _quality(rows: Sequence[_Rows]) -> Agreement:
+def _quality(rows: Sequence[_Rows]) -> Quality:
     divergences = np.concatenate([one.divergences for one in rows])
     energy = sum(one.energy for one in rows)
-    return Agreement(
+    return Quality(
         n_rows=len(divergences),
         kl_mean=float(divergences.mean()),
         kl_p99=float(np.quantile(divergences, 0.99)),

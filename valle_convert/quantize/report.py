@@ -17,7 +17,7 @@ from typing import Any
 from valle_convert.errors import InputError
 from valle_convert.files import check_target, write_text_atomically
 from valle_convert.quantize.limits import Verdict
-from valle_convert.quantize.plan import Fallback
+from valle_convert.quantize.plan import Fallback, describe_fallbacks
 from valle_convert.quantize.quality import ALL, Measured
 
 SCHEMA_VERSION = 1
@@ -32,8 +32,8 @@ class FileReport:
         kind: its type.
         status: "planned" (dry run), "made", "kept" (by --resume), or "input" for what it is
             compared with.
-        n_bytes: its size; predicted where it is only planned.
-        bits_per_weight: over all tensors.
+        n_bytes: its size; predicted where it is only planned, 0 where that failed.
+        bits_per_weight: over all tensors; 0 likewise.
         weights: how many weights have which type.
         fallbacks: tensors that the type cannot hold, and what they became.
         sha256: of the file; None where it is only planned.
@@ -65,8 +65,8 @@ class FileReport:
             "name": self.name,
             "type": self.kind,
             "status": self.status,
-            "bytes": self.n_bytes,
-            "bits_per_weight": round(self.bits_per_weight, 4),
+            "bytes": self.n_bytes or None,
+            "bits_per_weight": round(self.bits_per_weight, 4) or None,
             "weights_by_type": dict(self.weights),
             "fallbacks": [asdict(one) for one in self.fallbacks],
             "sha256": self.sha256,
@@ -101,6 +101,7 @@ class QuantizeReport:
         baseline: the file in F16 that sizes and speeds stand beside; None where not measured.
         files: in the order asked for.
         notes: what the reader should know of the run.
+        dry_run: whether all of it is only planned.
     """
 
     source: str
@@ -113,6 +114,7 @@ class QuantizeReport:
     baseline: FileReport | None
     files: tuple[FileReport, ...]
     notes: tuple[str, ...] = ()
+    dry_run: bool = False
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -132,10 +134,11 @@ class QuantizeReport:
     def verdict(self) -> str:
         """One sentence."""
         n, kept = len(self.files), sum(file.status == "kept" for file in self.files)
-        total = sum(file.n_bytes for file in self.files)
-        if any(file.status == "planned" for file in self.files):
-            return f"PLANNED: {n} files, {total:,} bytes; nothing was written."
         again = f", {kept} of them kept from before" if kept else ""
+        if self.dry_run:
+            sizes = [file.n_bytes for file in self.files]
+            total = f", {sum(sizes):,} bytes" if all(sizes) else ""
+            return f"PLANNED: {n} files{total}{again}; nothing was written."
         judged = [file for file in self.files if file.verdict]
         if not judged:
             return f"DONE: {n} files{again}; their quality was not measured."
@@ -173,7 +176,11 @@ class QuantizeReport:
         header.append("verdict")
         table: list[list[str]] = []
         for row in rows:
-            line = [row.kind, f"{row.n_bytes / 2**20:.2f}", f"{row.bits_per_weight:.3f}"]
+            line = [
+                row.kind,
+                f"{row.n_bytes / 2**20:.2f}" if row.n_bytes else "?",
+                f"{row.bits_per_weight:.3f}" if row.bits_per_weight else "?",
+            ]
             if with_quality:
                 line.append(f"{row.n_bytes / base:.1%}" if base else "")
                 line += _quality_cells(row)
@@ -224,7 +231,7 @@ class QuantizeReport:
             f"{file.kind}: importance matrix {file.imatrix}" for file in self.files if file.imatrix
         ]
         facts += [
-            f"{file.kind}: {len(file.fallbacks)} tensors cannot have the type and got another"
+            f"{file.kind}: {describe_fallbacks(file.fallbacks)}"
             for file in self.files
             if file.fallbacks
         ]

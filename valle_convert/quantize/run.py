@@ -12,21 +12,46 @@ names and sizes; the real one is made when everything else has been checked.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.files import check_free_space
+from valle_convert.files import check_free_space, check_target, locked_folder
 from valle_convert.gguf_file.encode import can_decode
+from valle_convert.gguf_file.keys import is_converted
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.library import INSTALL, find_library
-from valle_convert.quantize.imatrix import ImatrixInput, check_fits, made_of, make_imatrix, stand_in
+from valle_convert.quantize.imatrix import (
+    ImatrixInput,
+    check_fits,
+    collect_imatrix,
+    in_scratch,
+    made_of,
+    make_imatrix,
+    stand_in,
+)
 from valle_convert.quantize.limits import judge, limits_for
-from valle_convert.quantize.make import Made, make_all, tool_of
+from valle_convert.quantize.make import (
+    Made,
+    Output,
+    imatrix_entry,
+    known_files,
+    make_all,
+    outputs_of,
+    tool_of,
+)
+from valle_convert.quantize.manifest import (
+    ManifestFile,
+    made_folder,
+    unlisted_models,
+    write_manifest,
+)
 from valle_convert.quantize.plan import (
     AUTO,
     NONE,
@@ -35,11 +60,12 @@ from valle_convert.quantize.plan import (
     Options,
     arguments_of,
     bits_per_weight,
+    describe_fallbacks,
     describe_types,
     plan_file,
 )
 from valle_convert.quantize.report import FileReport, QuantizeReport
-from valle_convert.quantize.source import Source, open_source
+from valle_convert.quantize.source import Scratch, Source, model_of, open_source
 from valle_convert.quantize.tool import Quantizer, find_quantizer
 from valle_convert.quantize.types import FILE_TYPES
 
@@ -68,28 +94,37 @@ def quantize(
 
     Raises:
         InputError: something given cannot be used.
-        EnvironmentFault: no tool, no space, no permission, or the tool failed.
+        EnvironmentFault: no tool, no space, no permission, another run at work in the folder, or
+            the tool failed.
     """
     listener = listener or Listener()
     single = out.suffix == ".gguf"
     folder = out.parent if single else out
     _check_options(out, options, single=single)
+    if single:
+        check_target(out, force=options.force, sources=[path])
     if options.measure:
         for kind in options.types:
             limits_for(kind, options.max_kl, options.min_agreement)  # refused now, if at all
     quantizer = find_quantizer(options.tool)
-    with open_source(
-        path,
-        None if options.dry_run else folder,
-        checkpoint,
-        measure=options.measure,
-        talk=listener.talk,
-        progress=listener.progress,
-    ) as source:
-        plans = plan_all(quantizer, source, options, folder, single=single)
+    place = Path(tempfile.gettempdir()) if options.dry_run else folder
+    with closing(Scratch(place)) as scratch, ExitStack() as held:
+        source = open_source(path, checkpoint, scratch, measure=options.measure)
+        utterances = _Utterances.of(source, options)
+        if not single and not options.dry_run:
+            held.enter_context(made_folder(folder))
+            held.enter_context(locked_folder(folder))
+        known = {} if single else known_files(folder, force=options.force)
+        run = _Run(quantizer, source, utterances, options, scratch, listener)
+        plans = run.plan()
         targets = [
             out if single else folder / f"{source.stem}-{plan.kind.name}.gguf" for plan in plans
         ]
+        outputs = outputs_of(quantizer, plans, targets, known, options)
+        imatrix_path = None if single else folder / f"{source.stem}-imatrix.gguf"
+        makes_imatrix = any(plan.imatrix and not plan.imatrix.is_made for plan in plans)
+        if makes_imatrix and imatrix_path is not None:
+            run.check_imatrix_target(imatrix_path)
         report = QuantizeReport(
             source=source.name,
             source_sha256=None,
@@ -99,16 +134,29 @@ def quantize(
             reference="",
             utterances="",
             baseline=None,
-            files=tuple(map(_planned, plans, targets)),
+            files=tuple(map(_planned, outputs)),
             notes=tuple(_notes(source, plans)),
+            dry_run=options.dry_run,
         )
         if options.dry_run:
             return report
-        plans = _with_real_imatrix(source, plans, options, folder, single, listener)
-        made = list(make_all(quantizer, source, plans, targets, options, single, listener))
+        _check_space(source, outputs, folder)
+        if not source.is_complete:
+            listener.talk(f"converting {path.name} first")
+        source.complete(listener.progress)
+        if makes_imatrix:
+            plans = run.with_real_imatrix(plans, imatrix_path)
+        outputs = outputs_of(quantizer, plans, targets, known, options)
+        listed = None if single else dict(known)
+        imatrix = next((plan.imatrix for plan in plans if plan.imatrix), None)
+        if listed is not None and imatrix is not None and imatrix.path == imatrix_path:
+            listed[imatrix.name] = imatrix_entry(imatrix)
+        made = list(make_all(quantizer, outputs, listed, options, scratch, listener))
         report = replace(report, source_sha256=source.sha256, files=tuple(map(_done, made)))
+        if listed is not None:
+            report = replace(report, notes=(*report.notes, *run.finish(folder, listed, made)))
         if options.measure:
-            report = measure_all(report, quantizer, source, made, options, listener)
+            report = run.measure(report, made)
         return report
 
 
@@ -117,8 +165,11 @@ def _check_options(out: Path, options: Options, *, single: bool) -> None:
         raise InputError(
             f"{out} is one file, and {len(options.types)} types are asked for; give a folder."
         )
-    if single and options.resume:
-        raise InputError("--resume goes by the manifest of a folder; give a folder for the output.")
+    for name, given in (("--resume", options.resume), ("--prune", options.prune)):
+        if single and given:
+            raise InputError(
+                f"{name} goes by the manifest of a folder; give a folder for the output."
+            )
     if options.measure and not options.dry_run and find_library() is None:
         raise EnvironmentFault(
             "llama-cpp-python is not installed, and quality is measured with its llama.cpp; "
@@ -126,228 +177,294 @@ def _check_options(out: Path, options: Options, *, single: bool) -> None:
         )
 
 
-def _notes(source: Source, plans: Sequence[FilePlan]) -> list[str]:
-    notes = [plan.kind.note for plan in plans if plan.kind.note]
+def _notes(source: Source, plans: Sequence[FilePlan]) -> Iterator[str]:
+    yield from (plan.kind.note for plan in plans if plan.kind.note)
     if source.reference is None:
-        notes.append(
+        yield (
             "no checkpoint was given, so files are held against the input file on llama.cpp: "
             "what its own number format lost is not seen"
         )
-    return notes
+    unknown = [plan for plan in plans if plan.tensors is None]
+    if unknown:
+        yield (
+            f"the log of {unknown[0].tool_version} is in words that this program does not know, so "
+            f"types and sizes of {', '.join(plan.kind.name for plan in unknown)} were not "
+            "predicted; those of the files that were made are from their own headers"
+        )
 
 
-def _planned(plan: FilePlan, target: Path) -> FileReport:
+def _planned(output: Output) -> FileReport:
+    plan = output.plan
     return FileReport(
-        name=target.name,
+        name=output.path.name,
         kind=plan.kind.name,
-        status="planned",
-        n_bytes=plan.n_bytes,
-        bits_per_weight=plan.bits_per_weight,
-        weights=describe_types(plan.tensors),
+        status="kept" if output.kept else "planned",
+        n_bytes=plan.n_bytes or 0,
+        bits_per_weight=bits_per_weight(plan.tensors) if plan.tensors else 0.0,
+        weights=describe_types(plan.tensors or ()),
         fallbacks=plan.fallbacks,
         imatrix=plan.imatrix.name if plan.imatrix else None,
     )
 
 
 def _done(made: Made) -> FileReport:
-    return replace(
-        _planned(made.plan, made.path),
+    return FileReport(
+        name=made.path.name,
+        kind=made.plan.kind.name,
         status=made.status,
         n_bytes=made.entry.n_bytes,
+        bits_per_weight=bits_per_weight(made.tensors),
+        weights=describe_types(made.tensors),
+        fallbacks=made.fallbacks,
         sha256=made.entry.sha256,
+        imatrix=made.plan.imatrix.name if made.plan.imatrix else None,
         seconds=made.seconds,
     )
 
 
-# ------------------------------------------------------------------------------ all plans
-
-
-def plan_all(
-    quantizer: Quantizer, source: Source, options: Options, folder: Path, *, single: bool
-) -> list[FilePlan]:
-    """All plans, with a stand-in for an importance matrix that is still to be made."""
-    plans = [plan_file(quantizer, source, kind, options) for kind in options.types]
-    needing = [plan.kind.name for plan in plans if plan.needs_imatrix]
-    makes = options.imatrix == AUTO and source.reference is not None
-    imatrix: ImatrixInput | None = None
-    if options.imatrix not in (AUTO, NONE):
-        imatrix = ImatrixInput.read(Path(options.imatrix))
-        check_fits(imatrix, source)
-    elif makes and (needing or options.data):
-        description = _calibration(source, options).description
-        imatrix = stand_in(source, description, source.scratch / "stand-in.gguf")
-    elif needing:
-        raise InputError(
-            f"{', '.join(needing)} cannot be made without an importance matrix; "
-            "give --imatrix FILE, or --checkpoint so that one can be made."
-        )
-    if imatrix is not None:
-        everywhere = not makes or options.data is not None
-        plans = [
-            plan_file(quantizer, source, plan.kind, options, imatrix)
-            if plan.needs_imatrix or (everywhere and plan.kind.is_quantized)
-            else plan
-            for plan in plans
-        ]
-    fallbacks = [(plan.kind.name, one) for plan in plans for one in plan.fallbacks]
-    if fallbacks and not options.allow_fallback:
-        shown = "; ".join(f"{name}: {one}" for name, one in fallbacks[:5])
-        raise InputError(
-            f"{len(fallbacks)} tensors cannot have the type asked for, and --no-fallback was "
-            f"given: {shown}{' ...' if len(fallbacks) > 5 else ''}. Choose types whose blocks the "
-            "rows divide into (Q8_0, Q5_0, Q4_0: 32; K and IQ types: 256)."
-        )
-    if not options.dry_run:
-        # Every file, and the unnamed one that the largest is copied from.
-        sizes = [plan.n_bytes for plan in plans]
-        name = plans[0].kind.name if single else f"the {len(plans)} files"
-        check_free_space(folder / name, sum(sizes) + max(sizes))
-    return plans
-
-
-def _calibration(source: Source, options: Options) -> Utterances:
-    """The utterances of an importance matrix; only a checkpoint has one made."""
-    from valle_convert.quantize.utterances import choose
-
-    if source.reference is None:
-        raise AssertionError("an importance matrix is made of a checkpoint")
-    count = 0 if options.data else options.n_imatrix
-    return choose(source.reference.description.model, options.data, count, seed=options.seed)
-
-
-def _with_real_imatrix(
-    source: Source,
-    plans: list[FilePlan],
-    options: Options,
-    folder: Path,
-    single: bool,
-    listener: Listener,
-) -> list[FilePlan]:
-    """Make the importance matrix that stands in so far, unless the user gave one."""
-    planned = next((plan.imatrix for plan in plans if plan.imatrix), None)
-    if planned is None or options.imatrix != AUTO or source.reference is None:
-        return plans
-    checkpoint, description = source.reference.checkpoint, source.reference.description
-    utterances = _calibration(source, options)
-    path = (source.scratch if single else folder) / planned.name
-    if options.resume and path.exists() and made_of(path, checkpoint, utterances):
-        listener.talk(f"kept {path.name}")
-    else:
-        listener.talk(f"importance matrix of {utterances.description}")
-        make_imatrix(
-            checkpoint,
-            description,
-            utterances,
-            path,
-            resume=options.resume,
-            force=options.force or options.resume,
-            progress=listener.progress,
-        )
-    real = ImatrixInput.read(path)
-    return [replace(plan, imatrix=real) if plan.imatrix else plan for plan in plans]
-
-
-# ------------------------------------------------------------------------------ quality
-
-
-def measure_all(
-    report: QuantizeReport,
-    quantizer: Quantizer,
-    source: Source,
-    made: Sequence[Made],
-    options: Options,
-    listener: Listener,
-) -> QuantizeReport:
-    """The report with quality, speed and verdict of every file.
-
-    Args:
-        report: of the files as they were made.
-        quantizer: makes the F16 file that speeds stand beside, where the input is none.
-        source: the input and the checkpoint.
-        made: the files, in the order of the report.
-        options: utterances, limits, threads.
-        listener: is told of each pass.
-
-    Raises:
-        InputError: given utterances are not of the format or not of this model.
-        EnvironmentFault: llama.cpp does not work on this machine.
+def _check_space(source: Source, outputs: Sequence[Output], folder: Path) -> None:
+    """Every file that is made, and the unnamed ones: what the largest is copied from, and the
+    conversion of a checkpoint.
     """
-    expected, utterances = _expected(source, options, listener)
-    base_path, base_kind = _baseline(quantizer, source, options)
-    tensors = tuple(GgufFile(base_path).tensors.values())
-    measured, _ = _measure(base_path, base_kind, expected, options, listener)
-    baseline = FileReport(
-        name=source.name if base_path == source.path else f"{source.stem}-F16.gguf",
-        kind=base_kind,
-        status="input",
-        n_bytes=base_path.stat().st_size,
-        bits_per_weight=bits_per_weight(tensors),
-        weights=describe_types(tensors),
-        measured=measured,
-    )
-    files: list[FileReport] = []
-    for one, file in zip(made, report.files, strict=True):
-        limits = limits_for(one.plan.kind, options.max_kl, options.min_agreement)
-        measured, note = _measure(one.path, one.plan.kind.name, expected, options, listener)
-        verdict = judge(measured, limits) if measured and limits else None
-        if measured and not limits:
-            note = "not judged: no limits were measured for it; give --max-kl or --min-agreement"
-        files.append(replace(file, measured=measured, verdict=verdict, note=note))
-    return replace(
-        report,
-        reference=expected.name,
-        utterances=utterances.description,
-        baseline=baseline,
-        files=tuple(files),
-    )
+    sizes = [output.plan.most_bytes for output in outputs if output.kept is None]
+    needed = sum(sizes) + max(sizes, default=0)
+    if not source.is_complete:
+        needed += source.n_bytes
+    name = f"the {len(sizes)} files" if len(sizes) > 1 else "the file"
+    check_free_space(folder / name, needed)
 
 
-def _expected(source: Source, options: Options, listener: Listener) -> tuple[Expected, Utterances]:
-    from valle_convert.network.converted import GgufNetwork
-    from valle_convert.quantize.quality import run_reference
-    from valle_convert.quantize.utterances import choose
+@dataclass(frozen=True)
+class _Utterances:
+    """What is measured, and what an importance matrix is made of; None for what no model has."""
 
-    def run(network: Network, name: str) -> tuple[Expected, Utterances]:
-        count = options.n_utterances
-        utterances = choose(network.model, options.data, count, seed=options.seed)
-        with listener.progress("reference", utterances.count, "utterances") as advance:
-            return run_reference(network, name, utterances, advance), utterances
+    measured: Utterances | None
+    calibration: Utterances | None
 
-    if source.reference is not None:
-        from valle_convert.network.reference import ReferenceNetwork
+    @classmethod
+    def of(cls, source: Source, options: Options) -> _Utterances:
+        """Given ones are read and checked now; a model that is not ours has none."""
+        from valle_convert.quantize.utterances import choose
 
-        checkpoint, description = source.reference.checkpoint, source.reference.description
-        network = ReferenceNetwork(checkpoint.tensors, description)
-        return run(network, f"{checkpoint.path.name} in PyTorch, float32")
-    with GgufNetwork(source.path, n_threads=options.threads or None) as file:
-        return run(file, f"{source.name} on llama.cpp (no checkpoint was given)")
-
-
-def _baseline(quantizer: Quantizer, source: Source, options: Options) -> tuple[Path, str]:
-    """The F16 file that sizes and speeds stand beside; made for that where the input is none."""
-    kinds = describe_types(tuple(source.header.tensors.values()))
-    main = next(iter(kinds))
-    if main not in ("F32", "BF16"):
-        return source.path, main
-    path = source.scratch / "f16.gguf"
-    kind = FILE_TYPES["F16"]
-    quantizer.run(arguments_of(kind, Options(threads=options.threads), source.path, path, None))
-    return path, kind.name
+        if not is_converted(source.header.keys):
+            return cls(None, None)
+        model, data, seed = model_of(source), options.data, options.seed
+        n_imatrix = None if data else options.n_imatrix
+        return cls(
+            choose(model, data, options.n_utterances, seed=seed),
+            choose(model, data, n_imatrix, seed=seed),
+        )
 
 
-def _measure(
-    path: Path, kind: str, expected: Expected, options: Options, listener: Listener
-) -> tuple[Measured | None, str]:
-    """Quality and speed, or why they could not be measured."""
-    from valle_convert.network.converted import GgufNetwork
-    from valle_convert.quantize.quality import measure
+@dataclass(frozen=True)
+class _Run:
+    """What every step of a run needs."""
 
-    file = GgufFile(path)
-    table = file.tensors[TOKEN_EMBEDDING].ggml_type
-    if not can_decode(table):
-        return None, f"not measured: the gguf package cannot read {table.name} yet"
-    with (
-        GgufNetwork(file, n_threads=options.threads or None) as network,
-        listener.progress(f"measuring {kind}", len(expected.cases), "passes") as advance,
-    ):
-        return measure(network, expected, advance), ""
+    quantizer: Quantizer
+    source: Source
+    utterances: _Utterances
+    options: Options
+    scratch: Scratch
+    listener: Listener
+
+    # ------------------------------------------------------------------------ all plans
+
+    def plan(self) -> list[FilePlan]:
+        """All plans, with a stand-in for an importance matrix that is still to be made."""
+        quantizer, source, options = self.quantizer, self.source, self.options
+        plans = [plan_file(quantizer, source, kind, options) for kind in options.types]
+        needing = [plan.kind.name for plan in plans if plan.needs_imatrix]
+        calibration = self.utterances.calibration if source.reference else None
+        makes = options.imatrix == AUTO and calibration is not None
+        imatrix: ImatrixInput | None = None
+        if options.imatrix not in (AUTO, NONE):
+            imatrix = ImatrixInput.read(Path(options.imatrix))
+            check_fits(imatrix, source)
+        elif makes and calibration is not None and (needing or options.data):
+            imatrix = stand_in(source, calibration.description, self.scratch)
+        elif needing:
+            raise InputError(
+                f"{', '.join(needing)} cannot be made without an importance matrix; "
+                "give --imatrix FILE, or --checkpoint so that one can be made."
+            )
+        if imatrix is not None:
+            everywhere = not makes or options.data is not None
+            plans = [
+                plan_file(quantizer, source, plan.kind, options, imatrix)
+                if plan.needs_imatrix or (everywhere and plan.kind.is_quantized)
+                else plan
+                for plan in plans
+            ]
+        falling = [plan for plan in plans if plan.fallbacks]
+        if falling and not options.allow_fallback:
+            shown = "; ".join(
+                f"{plan.kind.name}: {describe_fallbacks(plan.fallbacks)}" for plan in falling
+            )
+            raise InputError(
+                f"Not every tensor can have the type asked for, and --no-fallback was given: "
+                f"{shown}. Choose types whose blocks the rows divide into (Q8_0, Q5_0, Q4_0: 32; "
+                "K and IQ types: 256)."
+            )
+        return plans
+
+    def check_imatrix_target(self, path: Path) -> None:
+        """Refuse to replace a file that is no importance matrix of this very work."""
+        if path.exists() and not (self.options.resume and self._is_made(path)):
+            check_target(path, force=self.options.force)
+
+    def _is_made(self, path: Path) -> bool:
+        reference, utterances = self.source.reference, self.utterances.calibration
+        return (
+            reference is not None
+            and utterances is not None
+            and made_of(path, reference.checkpoint, utterances)
+        )
+
+    def with_real_imatrix(self, plans: list[FilePlan], path: Path | None) -> list[FilePlan]:
+        """The plans with the importance matrix that stands in so far, made now.
+
+        Args:
+            plans: with the stand-in.
+            path: where it is kept; None for nowhere.
+        """
+        reference, utterances = self.source.reference, self.utterances.calibration
+        if reference is None or utterances is None:
+            return plans
+        progress, options = self.listener.progress, self.options
+        if path is None:
+            self.listener.talk(f"importance matrix of {utterances.description}")
+            contents = collect_imatrix(reference, utterances, progress=progress)
+            real = in_scratch(contents, f"{self.source.stem}-imatrix.gguf", self.scratch)
+        else:
+            if options.resume and path.exists() and self._is_made(path):
+                self.listener.talk(f"kept {path.name}")
+            else:
+                self.listener.talk(f"importance matrix of {utterances.description}")
+                make_imatrix(
+                    reference,
+                    utterances,
+                    path,
+                    resume=options.resume,
+                    force=options.force,
+                    progress=progress,
+                )
+            real = ImatrixInput.read(path)
+        return [replace(plan, imatrix=real) if plan.imatrix else plan for plan in plans]
+
+    # ------------------------------------------------------------------------ the folder
+
+    def finish(
+        self, folder: Path, listed: dict[str, ManifestFile], made: Sequence[Made]
+    ) -> list[str]:
+        """Write the manifest, and say what else lies in the folder."""
+        ours = {one.path.name for one in made}
+        ours |= {one.plan.imatrix.name for one in made if one.plan.imatrix}
+        others = sorted(listed.keys() - ours)
+        notes: list[str] = []
+        if others and self.options.prune:
+            for name in others:
+                del listed[name]
+            # The manifest first: whoever is killed in between has a file too many, none missing.
+            write_manifest(folder, list(listed.values()))
+            for name in others:
+                (folder / name).unlink(missing_ok=True)
+            notes.append(f"removed from {folder.name}, since not asked for: {', '.join(others)}")
+        elif others:
+            notes.append(
+                f"{folder.name} still has files of earlier runs, which this one has not judged: "
+                f"{', '.join(others)}; --prune removes them"
+            )
+        write_manifest(folder, list(listed.values()))
+        unlisted = unlisted_models(folder, listed)
+        if unlisted:
+            notes.append(f"{folder.name} has files that no manifest lists: {', '.join(unlisted)}")
+        return notes
+
+    # ------------------------------------------------------------------------ quality
+
+    def measure(self, report: QuantizeReport, made: Sequence[Made]) -> QuantizeReport:
+        """The report with quality, speed and verdict of every file.
+
+        Raises:
+            EnvironmentFault: llama.cpp does not work on this machine.
+        """
+        expected = self._expected()
+        base_path, base_kind = self._baseline()
+        tensors = tuple(GgufFile(base_path).tensors.values())
+        measured, _ = self._measure(base_path, base_kind, expected)
+        source = self.source
+        baseline = FileReport(
+            name=source.name if base_path == source.path else f"{source.stem}-F16.gguf",
+            kind=base_kind,
+            status="input",
+            n_bytes=base_path.stat().st_size,
+            bits_per_weight=bits_per_weight(tensors),
+            weights=describe_types(tensors),
+            measured=measured,
+        )
+        files: list[FileReport] = []
+        for one, file in zip(made, report.files, strict=True):
+            limits = limits_for(one.plan.kind, self.options.max_kl, self.options.min_agreement)
+            measured, note = self._measure(one.path, one.plan.kind.name, expected)
+            verdict = judge(measured, limits) if measured and limits else None
+            if measured and not limits:
+                note = "not judged: no limits were measured for it"
+            files.append(replace(file, measured=measured, verdict=verdict, note=note))
+        return replace(
+            report,
+            reference=expected.name,
+            utterances=self._measured_utterances.description,
+            baseline=baseline,
+            files=tuple(files),
+        )
+
+    @property
+    def _measured_utterances(self) -> Utterances:
+        if self.utterances.measured is None:
+            raise AssertionError("open_source refuses to measure what is no model of ours")
+        return self.utterances.measured
+
+    def _expected(self) -> Expected:
+        from valle_convert.network.converted import GgufNetwork
+        from valle_convert.quantize.quality import run_reference
+
+        utterances, source = self._measured_utterances, self.source
+
+        def run(network: Network, name: str) -> Expected:
+            with self.listener.progress("reference", utterances.count, "utterances") as advance:
+                return run_reference(network, name, utterances, advance)
+
+        if source.reference is not None:
+            from valle_convert.network.reference import ReferenceNetwork
+
+            checkpoint, description = source.reference.checkpoint, source.reference.description
+            network = ReferenceNetwork(checkpoint.tensors, description)
+            return run(network, f"{checkpoint.path.name} in PyTorch, float32")
+        with GgufNetwork(source.path, n_threads=self.options.threads or None) as file:
+            return run(file, f"{source.name} on llama.cpp (no checkpoint was given)")
+
+    def _baseline(self) -> tuple[Path, str]:
+        """The F16 file that sizes and speeds stand beside; made where the input is none."""
+        main = next(iter(describe_types(tuple(self.source.header.tensors.values()))))
+        if main not in ("F32", "BF16"):
+            return self.source.path, main
+        _, path = self.scratch.new()
+        kind, options = FILE_TYPES["F16"], Options(threads=self.options.threads)
+        self.quantizer.run(arguments_of(kind, options, self.source.path, path, None))
+        return path, kind.name
+
+    def _measure(self, path: Path, kind: str, expected: Expected) -> tuple[Measured | None, str]:
+        """Quality and speed, or why they could not be measured."""
+        from valle_convert.gguf_file.read import GgufFile
+        from valle_convert.network.converted import GgufNetwork
+        from valle_convert.quantize.quality import measure
+
+        table = GgufFile(path).tensors[TOKEN_EMBEDDING].ggml_type
+        if not can_decode(table):
+            return None, f"not measured: the gguf package cannot read {table.name} yet"
+        n_threads = self.options.threads or None
+        with (
+            GgufNetwork(GgufFile(path), n_threads=n_threads) as network,
+            self.listener.progress(f"measuring {kind}", len(expected.cases), "passes") as advance,
+        ):
+            return measure(network, expected, advance), ""

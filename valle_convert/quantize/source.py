@@ -1,31 +1,74 @@
 """What is quantized: a converted file, or a checkpoint, which is converted first.
 
 In: a path, and the checkpoint that quality is measured against. Out: `Source`, with the GGUF
-file that llama-quantize reads, its digest, and a scratch folder that is removed at the end.
+file that llama-quantize reads. Converting takes time and disk, and llama.cpp plans by a file's
+header alone. So a checkpoint's source is at first that header, followed by nothing (a sparse
+file); everything is checked with it, and `Source.complete` fills in the weights when all is well.
+
+What is needed only during the run lies in files without a name (`Scratch`), which the system
+removes with the process, however that ends.
 """
 
 from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 from valle_convert.checkpoint import Checkpoint, read_checkpoint
 from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import describe_os_error
-from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY, is_converted
-from valle_convert.gguf_file.plan import plan_gguf
+from valle_convert.gguf_file.keys import SOURCE_LORA_KEY, SOURCE_SHA256_KEY, is_converted
+from valle_convert.gguf_file.plan import GgufPlan, plan_gguf
 from valle_convert.gguf_file.read import GgufFile, is_gguf
-from valle_convert.gguf_file.write import write_plan
+from valle_convert.gguf_file.write import header_of, write_plan_to
 from valle_convert.model.description import Description
-from valle_convert.progress import Progress
+from valle_convert.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from valle_convert.model.spec import Model
 
 _TYPE_SUFFIX = re.compile(r"[-_.](f16|f32|bf16)$", re.IGNORECASE)
+
+
+class Scratch:
+    """Files without a name, for the time of a run.
+
+    Args:
+        folder: on whose disk they lie; they show nowhere. It need not be there yet.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        while not folder.exists():
+            folder = folder.parent
+        self._folder = folder
+        self._files = ExitStack()
+
+    def new(self) -> tuple[BinaryIO, Path]:
+        """An empty file, and a path that this process and its children can open it by.
+
+        Raises:
+            EnvironmentFault: the disk takes no file.
+        """
+        try:
+            file = self._files.enter_context(
+                tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - the stack closes it
+            )
+        except OSError as error:
+            raise EnvironmentFault(
+                f"No file can be made in {self._folder}: {describe_os_error(error)}; "
+                "choose another folder."
+            ) from error
+        return file, Path(f"/dev/fd/{file.fileno()}")
+
+    def close(self) -> None:
+        """Give the files back."""
+        self._files.close()
 
 
 @dataclass(frozen=True)
@@ -36,7 +79,7 @@ class Reference:
     description: Description
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Source:
     """The file that is quantized.
 
@@ -45,21 +88,46 @@ class Source:
         name: its name for metadata and reports.
         header: its header.
         reference: the checkpoint, where there is one.
-        digest: of the file, where it is being computed already.
-        scratch: a folder that is removed at the end.
+        conversion: the plan of a checkpoint's conversion; None for a file that was there.
     """
 
     path: Path
     name: str
     header: GgufFile
     reference: Reference | None = None
-    digest: Future[str] | None = None
-    scratch: Path = Path()
+    conversion: GgufPlan | None = None
+    _file: BinaryIO | None = None
+    _digest: Future[str] | None = None
+
+    def complete(self, progress: Progress = silent) -> None:
+        """Convert the checkpoint, where it is one, and start to compute the digest.
+
+        Raises:
+            InputError: a weight is not finite.
+            EnvironmentFault: the disk is full.
+        """
+        if self.conversion is not None and self._file is not None:
+            try:
+                write_plan_to(self.conversion, self._file, progress=progress)
+                self._file.flush()
+            except OSError as error:
+                raise EnvironmentFault(
+                    f"The conversion of {self.name} cannot be written: "
+                    f"{describe_os_error(error)}; free some space or write elsewhere."
+                ) from error
+        pool = ThreadPoolExecutor(max_workers=1)
+        self._digest = pool.submit(sha256_of, self.path)
+        pool.shutdown(wait=False)
 
     @property
     def sha256(self) -> str:
-        """Of the file."""
-        return sha256_of(self.path) if self.digest is None else self.digest.result()
+        """Of the file, which has to be complete."""
+        return sha256_of(self.path) if self._digest is None else self._digest.result()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the weights are in the file; until then it has a header only."""
+        return self.conversion is None or self._digest is not None
 
     @property
     def stem(self) -> str:
@@ -67,58 +135,61 @@ class Source:
         return _TYPE_SUFFIX.sub("", Path(self.name).stem)
 
     @property
-    def n_weights(self) -> int:
-        """Elements of all tensors."""
-        return sum(tensor.n_elements for tensor in self.header.tensors.values())
+    def n_bytes(self) -> int:
+        """The size of the file."""
+        return self.path.stat().st_size
 
 
-@contextmanager
 def open_source(
-    path: Path,
-    folder: Path | None,
-    checkpoint: Checkpoint | None,
-    *,
-    measure: bool,
-    talk: Callable[[str], object],
-    progress: Progress,
-) -> Iterator[Source]:
-    """The source file with everything about it; a checkpoint is converted into the scratch.
+    path: Path, checkpoint: Checkpoint | None, scratch: Scratch, *, measure: bool
+) -> Source:
+    """The source with everything about it.
 
     Args:
         path: a converted file or a checkpoint.
-        folder: where the scratch goes; None for the system's place, where nothing is written.
         checkpoint: what quality is measured against; a checkpoint as `path` is its own.
+        scratch: takes the conversion of a checkpoint.
         measure: whether quality will be measured, which takes a model of ours.
-        talk: is told of a conversion.
-        progress: is told of its bytes.
 
     Raises:
         InputError: the two do not belong together, or the file is of no use.
-        EnvironmentFault: the folder cannot be written to.
+        EnvironmentFault: the disk takes no file.
     """
     from valle_convert.model.families import describe
 
-    from_gguf = is_gguf(path)
-    if not from_gguf:
+    if not is_gguf(path):
         checkpoint = _own_checkpoint(path, checkpoint)
-    reference = None if checkpoint is None else Reference(checkpoint, describe(checkpoint))
-    if folder is not None:
-        _make_folder(folder)
-    with _scratch(folder) as scratch, ThreadPoolExecutor(max_workers=1) as pool:
-        name = path.name
-        if checkpoint is not None and not from_gguf:
-            path, name = scratch / "source.gguf", f"{path.stem}.gguf"
-            talk(f"converting {checkpoint.path.name} first")
-            write_plan(plan_gguf(checkpoint), path, progress=progress)
-        header = GgufFile(path)
-        if checkpoint is not None and from_gguf:
-            _check_same_checkpoint(name, header, checkpoint)
-        if measure and not is_converted(header.keys):
-            raise InputError(
-                f"{path} is no converted VALL-E checkpoint, so its quality cannot be measured; "
-                "give --no-measure to quantize it all the same."
-            )
-        yield Source(path, name, header, reference, pool.submit(sha256_of, path), scratch)
+        reference = Reference(checkpoint, describe(checkpoint))
+        conversion = plan_gguf(checkpoint)
+        file, file_path = scratch.new()
+        header = header_of(conversion)
+        file.write(header)
+        file.truncate(len(header) + conversion.data_bytes)  # flushes
+        name = f"{path.stem}.gguf"
+        return Source(file_path, name, GgufFile(file_path), reference, conversion, file)
+    opened = GgufFile(path)
+    if measure and not is_converted(opened.keys):
+        raise InputError(
+            f"{path} is no converted VALL-E checkpoint, so its quality cannot be measured; "
+            "give --no-measure to quantize it all the same."
+        )
+    if checkpoint is None:
+        return Source(path, path.name, opened)
+    _check_same_checkpoint(path.name, opened, checkpoint)
+    return Source(path, path.name, opened, Reference(checkpoint, describe(checkpoint)))
+
+
+def model_of(source: Source) -> Model:
+    """What the source describes.
+
+    Raises:
+        InputError: it is no converted checkpoint, or its keys are not consistent.
+    """
+    if source.reference is not None:
+        return source.reference.description.model
+    from valle_convert.network.converted import open_model
+
+    return open_model(GgufFile(source.path))
 
 
 def _own_checkpoint(source: Path, given: Checkpoint | None) -> Checkpoint:
@@ -142,31 +213,21 @@ def _check_same_checkpoint(name: str, header: GgufFile, checkpoint: Checkpoint) 
             f"source has sha256 {said}, and this one {found}; give the right one, or leave out "
             "--checkpoint."
         )
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
+    merged = header.keys.get(SOURCE_LORA_KEY)
+    if said is None or _weights_of(merged) == _weights_of(checkpoint.lora):
+        return
+    if merged is None:
         raise InputError(
-            f"The output {folder} is a file, where a folder is expected; give one that ends in "
-            ".gguf for a single file."
-        ) from None
-    except OSError as error:
-        raise EnvironmentFault(
-            f"The folder {folder} cannot be made: {describe_os_error(error)}."
-        ) from error
-
-
-@contextmanager
-def _scratch(folder: Path | None) -> Iterator[Path]:
-    try:
-        scratch = tempfile.TemporaryDirectory(
-            prefix=".valle-quantize-", dir=folder, ignore_cleanup_errors=True
+            f"{name} was converted without a LoRA, and the weights it would be measured against "
+            f"have one merged: {checkpoint.lora}; leave out --lora."
         )
-    except OSError as error:
-        raise EnvironmentFault(
-            f"No file can be made in {folder}: {describe_os_error(error)}; choose another folder."
-        ) from error
-    with scratch as name:
-        yield Path(name)
+    raise InputError(
+        f"{name} was converted with a LoRA merged: {merged}. The weights it would be measured "
+        f"against have {checkpoint.lora or 'none'}; give the same with --lora and --lora-alpha, "
+        "or leave out --checkpoint."
+    )
+
+
+def _weights_of(lora: object) -> str:
+    """What a conversion says of a LoRA, but for its file's name: `(96 weights, alpha 16)`."""
+    return "" if lora is None else str(lora).rpartition(" (")[2]

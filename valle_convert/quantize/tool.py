@@ -2,13 +2,15 @@
 
 Both run as a child process with the same arguments and write the same log, so nothing else
 here knows which of the two it is. The library goes into a child too, since a llama.cpp that
-was built for another CPU kills its process.
+was built for another CPU kills its process. The child ends when this process does, also where
+that is killed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import io
 import os
 import re
 import signal
@@ -31,6 +33,21 @@ LIBRARY: Kind = "llama_model_quantize"
 LIBRARY_WORD = "library"
 _WORKER = "valle_convert.quantize.worker"
 _TAIL = 12
+# Linux sends the signal when the parent ends; it survives exec, and costs the start of a bare
+# Python, 25 ms. (subprocess could do it between fork and exec, where a process with threads may
+# hang.)
+_PR_SET_PDEATHSIG = 1
+_END_WITH_PARENT = f"""
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, signal.SIGKILL)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(1)
+try:
+    os.execv(sys.argv[2], sys.argv[2:])
+except OSError as error:
+    sys.exit(f"{{sys.argv[2]}} cannot be started: {{error.strerror}}")
+"""
+_OPEN_FILE = re.compile(r"/dev/fd/(\d+)")
 # How versions of the program say which build they are.
 _BUILD = re.compile(r"^(?:version: |.*\bbuild = )(.+)$")
 
@@ -58,14 +75,13 @@ class Quantizer:
         arguments: Sequence[str],
         *,
         on_line: Callable[[str], object] = lambda _line: None,
-        keep_open: Sequence[int] = (),
     ) -> list[str]:
         """Run it to its end.
 
         Args:
-            arguments: what llama-quantize takes.
+            arguments: what llama-quantize takes; files that are given as `/dev/fd/N` are open
+                in the child too.
             on_line: is told of each line of its log as it comes.
-            keep_open: file descriptors that it inherits.
 
         Returns:
             The lines of its log.
@@ -76,14 +92,14 @@ class Quantizer:
         lines: list[str] = []
         try:
             child = subprocess.Popen(  # noqa: S603 - the user's own program
-                [*self.command, *arguments],
+                [*_end_with_parent(), *self.command, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
                 encoding="utf-8",
                 errors="replace",
-                pass_fds=tuple(keep_open),
+                pass_fds=[int(m[1]) for m in map(_OPEN_FILE.fullmatch, arguments) if m],
                 env=_environment(),
             )
         except OSError as error:
@@ -91,15 +107,14 @@ class Quantizer:
                 f"{self.command[0]} cannot be started: {error.strerror}; give another with "
                 "--llama-quantize."
             ) from error
-        assert child.stdout is not None  # noqa: S101 - it is a pipe
         try:
-            with child.stdout:
-                for line in child.stdout:
+            with child.stdout or io.StringIO() as log:
+                for line in log:
                     lines.append(line.rstrip("\n"))
                     on_line(lines[-1])
             code = child.wait()
         finally:
-            # Ctrl-C or an error of ours: it must not go on working for nobody.
+            # Ctrl-C or an error of ours: nobody needs its result.
             if child.poll() is None:
                 child.kill()
                 child.wait()
@@ -162,6 +177,13 @@ def _library(how: str) -> Quantizer:
         digest.update(f"{path.name} {sha256_of(path)}\n".encode())
     version = f"llama-cpp-python {importlib.metadata.version('llama-cpp-python')}"
     return Quantizer(LIBRARY, (sys.executable, "-m", _WORKER), how, version, digest.hexdigest())
+
+
+def _end_with_parent() -> tuple[str, ...]:
+    """What is put before a command so that it is killed when this process ends."""
+    if not sys.platform.startswith("linux"):
+        return ()
+    return (sys.executable, "-I", "-S", "-c", _END_WITH_PARENT, str(os.getpid()))
 
 
 def _environment() -> dict[str, str]:

@@ -28,6 +28,7 @@ from valle_convert.verify.cases import Utterance, utterances
 
 # Seeded utterances grow a little from one to the next; after so many they begin short again.
 _PER_SEED = 8
+_N_SEEDED = 2
 _MASKED_PART = 0.5
 
 
@@ -93,11 +94,18 @@ def given(model: Model, folder: Path, *, seed: int, limit: int | None = None) ->
     return Utterances(model, len(files), text, digest.hexdigest(), tuple(files), seed)
 
 
-def choose(model: Model, data: Path | None, count: int, *, seed: int) -> Utterances:
-    """The given utterances of a folder, or seeded ones where there is no folder."""
+def choose(model: Model, data: Path | None, count: int | None, *, seed: int) -> Utterances:
+    """The given utterances of a folder, or seeded ones where there is no folder.
+
+    Args:
+        model: whose they are.
+        data: the folder.
+        count: at most so many; None for all given ones, or two seeded ones.
+        seed: of seeded ones, and of what is masked.
+    """
     if data is not None:
-        return given(model, data, seed=seed, limit=count or None)
-    return seeded(model, count, seed=seed)
+        return given(model, data, seed=seed, limit=count)
+    return seeded(model, _N_SEEDED if count is None else count, seed=seed)
 
 
 def read_utterance(path: Path, model: Model, *, seed: tuple[int, ...]) -> Utterance:
