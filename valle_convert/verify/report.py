@@ -123,12 +123,14 @@ class Report:
         missing = "; ".join(f"{', '.join(names)}: {why}" for why, names in reasons.items())
         left_out = f" (not run: {missing})" if missing else ""
         n = sum(len(level.checks) for level in self.levels)
+        ran = ", ".join(level.name for level in self.levels if level.checks)
         if self.outcome == "passed":
-            return f"PASSED: {n} checks of {self.file} against {self.checkpoint}."
+            return f"PASSED: {n} checks ({ran}) of {self.file} against {self.checkpoint}."
         if self.outcome == "not verified":
+            passed = f"; {n} other checks passed ({ran})" if ran else ""
             return (
-                f"NOT VERIFIED: {self.file} against {self.checkpoint}: {missing or 'nothing ran'}; "
-                f"{n} other checks passed."
+                f"NOT VERIFIED: {self.file} against {self.checkpoint}: {missing or 'nothing ran'}"
+                f"{passed}."
             )
         worst = max(self.failures, key=lambda check: check.badness)
         return (
