@@ -14,6 +14,7 @@ to is written.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import fcntl
 import os
@@ -62,6 +63,11 @@ def describe_os_error(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
+def valid_utf8(text: str) -> str:
+    """A text for a file, with what is no UTF-8 in it (of a file's name, say) as U+FFFD."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+
+
 def os_fault(words: str, error: OSError, advice: str = "") -> ValleConvertError:
     """The error to raise for one of the system: whose fault it is follows from its number.
 
@@ -74,9 +80,21 @@ def os_fault(words: str, error: OSError, advice: str = "") -> ValleConvertError:
         An `EnvironmentFault` for permissions, disks and limits, else an `InputError`.
     """
     kind = EnvironmentFault if error.errno in _MACHINE else InputError
+    if not advice and error.errno == errno.ENOENT and isinstance(error.filename, str):
+        advice = _suggest(Path(error.filename))
     if not advice and error.errno in {errno.EACCES, errno.EPERM}:
         advice = "change its permissions, or run as a user who may."
     return kind(f"{words}: {describe_os_error(error)}{'; ' + advice if advice else '.'}")
+
+
+def _suggest(path: Path) -> str:
+    """Advice on a path that leads nowhere: the nearest name in its folder."""
+    try:
+        there = [one.name for one in path.parent.iterdir()]
+    except OSError:
+        there = []
+    near = difflib.get_close_matches(path.name, there, n=1, cutoff=0.7)
+    return f"did you mean {path.with_name(near[0])}?" if near else "check the path."
 
 
 # --------------------------------------------------------------------------------- inputs
@@ -89,9 +107,9 @@ def check_input_file(path: Path, what: str = "file") -> None:
         InputError: there is nothing, or something else.
         EnvironmentFault: this user may not look.
     """
-    found = _stat(path, f"The {what} {path}")
+    found = stat_of(path, f"The {what} {path}")
     if found is None:
-        raise InputError(f"There is no {what} {path}; check the path.")
+        raise InputError(f"There is no {what} {path}; {_suggest(path)}")
     if stat.S_ISDIR(found.st_mode):
         raise InputError(f"{path} is a directory, where a {what} is expected; give a file in it.")
     if not stat.S_ISREG(found.st_mode):
@@ -99,6 +117,28 @@ def check_input_file(path: Path, what: str = "file") -> None:
             f"{path} is {_kind(found.st_mode)}, where a {what} is expected that can be read from "
             "any place; write it to a file first."
         )
+
+
+def read_small_file(path: Path, what: str, max_bytes: int) -> bytes:
+    """All of a file that the user names, or of a pipe; no more than it may have.
+
+    Raises:
+        InputError: there is no such file, or it is too large.
+        EnvironmentFault: the system does not let it be read.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as error:
+        raise os_fault(f"The {what} {path} cannot be read", error) from error
+    except ValueError as error:
+        raise InputError(f"The {what} {str(path)!r} cannot be read: {error}.") from error
+    if len(data) > max_bytes:
+        raise InputError(
+            f"The {what} {path} has more than {max_bytes:,} bytes, where at most that many are "
+            "expected; give another file."
+        )
+    return data
 
 
 # -------------------------------------------------------------------------------- outputs
@@ -150,7 +190,7 @@ def check_target(target: Path, *, force: bool, sources: Iterable[Path] = ()) -> 
         EnvironmentFault: the folder or the file cannot be written to.
     """
     words = f"The output {target}"
-    found = _stat(target, words)
+    found = stat_of(target, words)
     if found is not None and not stat.S_ISREG(found.st_mode):
         _check_stream(target, found)
         return
@@ -166,7 +206,7 @@ def check_target(target: Path, *, force: bool, sources: Iterable[Path] = ()) -> 
             )
     target = _resolve(target)
     folder = target.parent
-    about = _stat(folder, f"The folder {folder} of the output {target.name}")
+    about = stat_of(folder, f"The folder {folder} of the output {target.name}")
     if about is None or not stat.S_ISDIR(about.st_mode):
         raise InputError(
             f"The folder {folder} of the output {target.name} does not exist; "
@@ -205,7 +245,7 @@ def is_stream(target: Path) -> bool:
     """Whether what is written there goes away: a pipe, a device, or standard output."""
     if _descriptor(target) is not None:
         return True
-    found = _stat(target, f"The output {target}")
+    found = stat_of(target, f"The output {target}")
     return found is not None and not stat.S_ISREG(found.st_mode)
 
 
@@ -371,7 +411,7 @@ def _file_output(target: Path, force: bool) -> Iterator[BinaryIO]:
             _lock(file.fileno())
             yield file
             file.flush()
-            found = _stat(target, f"The output {target}")
+            found = stat_of(target, f"The output {target}")
             if found is not None and force:
                 # Who replaces a file keeps who may read it.
                 with suppress(OSError):
@@ -485,7 +525,7 @@ def _sync_folder(folder: Path) -> None:
 # -------------------------------------------------------------------------- what paths are
 
 
-def _stat(path: Path, words: str) -> os.stat_result | None:
+def stat_of(path: Path, words: str) -> os.stat_result | None:
     """What a path leads to; None for nothing.
 
     Raises:
@@ -533,7 +573,7 @@ def _check_stream(target: Path, found: os.stat_result) -> None:
 
 
 def _refuse_input(target: Path, found: os.stat_result, source: Path) -> None:
-    about = _stat(source, str(source))
+    about = stat_of(source, str(source))
     if about is None:
         return
     if os.path.samestat(found, about):
@@ -576,7 +616,7 @@ def _identities(target: Path) -> list[tuple[object, ...]]:
     if is_stream(target):
         descriptor = _descriptor(target)
         return [] if descriptor is None else [("open", descriptor)]
-    found = _stat(target, f"The output {target}")
+    found = stat_of(target, f"The output {target}")
     names: list[tuple[object, ...]] = [("name", os.path.realpath(target))]
     if found is not None:
         names.append(("file", found.st_dev, found.st_ino))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from valle_convert.encodec.cpp_file import (
     spec_of_header,
 )
 from valle_convert.encodec.gguf_codec import is_gguf_codec, open_gguf_codec
+from valle_convert.files import check_input_file, os_fault
 from valle_convert.gguf_file.keys import is_converted
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile, is_gguf
@@ -86,6 +88,8 @@ def inspect_file(
     Raises:
         InputError: it is none of them, is damaged, or is a checkpoint that cannot be converted.
     """
+    if not os.path.isdir(path):  # noqa: PTH112 - no exception for a folder that cannot be entered
+        check_input_file(path)
     if is_cpp_codec(path):
         return _inspect_cpp_codec(path)
     if path.is_file() and is_gguf(path):

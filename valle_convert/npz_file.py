@@ -20,7 +20,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from valle_convert.errors import InputError
-from valle_convert.files import describe_os_error
+from valle_convert.files import check_input_file, os_fault
 
 #: What zipfile, its decompressors and numpy raise on damage; RuntimeError is a password.
 _DAMAGED = (
@@ -60,6 +60,7 @@ def read_npz(
     Raises:
         InputError: it cannot be read, is damaged, or lacks an array.
     """
+    check_input_file(path, what)
     try:
         with path.open("rb") as raw, zipfile.ZipFile(raw) as archive:
             sizes = {item.filename: item.file_size for item in archive.infolist()}
@@ -70,9 +71,7 @@ def read_npz(
                 raise ValueError(f"it would unpack to more than {max_bytes:,} bytes")
             return {name: _read_array(archive.read(f"{name}.npy")) for name in there}
     except OSError as error:
-        raise InputError(
-            f"The {what} {path} cannot be opened: {describe_os_error(error)}."
-        ) from error
+        raise os_fault(f"The {what} {path} cannot be opened", error) from error
     except _DAMAGED as error:
         raise InputError(f"{path} is no {what} ({error}){hint and f'; {hint}'}.") from error
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from support import Cli, error_of
 
 from valle_convert import read_checkpoint
 from valle_convert.errors import InputError, UnsupportedModelError
@@ -156,3 +157,23 @@ def test_two_adapters_are_refused(small_checkpoint: Callable[..., Path], tmp_pat
 def test_alpha_without_an_adapter_is_refused(source: Path) -> None:
     with pytest.raises(InputError, match="has no LoRA"):
         read_checkpoint(source, lora_alpha=1.0)
+
+
+@pytest.mark.parametrize("alpha", [1e38, -1e38, 1e12])
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+def test_a_merge_that_leaves_the_numbers_is_the_loras_fault(
+    alpha: float, dtype: str, small_checkpoint: Callable[..., Path], tmp_path: Path, cli: Cli
+) -> None:
+    source, out = small_checkpoint(dtype=dtype), tmp_path / "o.gguf"
+    lora = adapter_file(tmp_path / "lora.sft", plain_pair(), rank=4)
+    message = error_of(cli(source, out, "--lora", lora, "--lora-alpha", alpha), 2)
+    assert "merging the LoRA makes" in message
+    assert f"a weight of {TARGET}.weight" in message
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("alpha", ["nan", "inf"])
+def test_an_alpha_that_is_no_number_is_refused(source: Path, alpha: str, tmp_path: Path) -> None:
+    lora = adapter_file(tmp_path / "lora.sft", plain_pair(), rank=4)
+    with pytest.raises(InputError, match="must be finite"):
+        read_checkpoint(source, lora=lora, lora_alpha=float(alpha))

@@ -169,6 +169,21 @@ def zip_with_a_lying_table(path: Path) -> None:
     path.write_bytes(raw)
 
 
+def flipped_bit(entry: str) -> Callable[[Path], None]:
+    """A torch file with one bit of one entry of its zip changed."""
+
+    def make(path: Path) -> None:
+        make_checkpoint(path, Shape())
+        with zipfile.ZipFile(path) as archive:
+            (found,) = [one for one in archive.infolist() if one.filename.endswith(f"/{entry}")]
+            content = archive.read(found)
+        raw = bytearray(path.read_bytes())
+        raw[raw.index(content) + len(content) // 2] ^= 1
+        path.write_bytes(raw)
+
+    return make
+
+
 def other_zip(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "no checkpoint")
@@ -316,6 +331,21 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     ),
     "NaN": ("a.sft", set_value("rvq_l_emb.weight", np.nan), "rvq_l_emb.weight holds nan at [0, 7]"),
     "infinity": ("a.sft", set_value("model.norm.weight", np.inf), "model.norm.weight holds inf"),
+    "a huge number": (
+        "a.sft",
+        set_value("model.norm.weight", 1e38),
+        "model.norm.weight holds 1e+38, and with weights beyond 1e+09 no network computes",
+    ),
+    "a tensor that is not what was saved": (
+        "a.pth",
+        flipped_bit("data/3"),
+        "data/3 is not what was written, by its checksum",
+    ),
+    "a pickle that is not what was saved": (
+        "a.pth",
+        flipped_bit("data.pkl"),
+        "data.pkl is not what was written, by its checksum",
+    ),
     "NaN in a bias": ("a.sft", set_value("classifiers.proj.2.bias", np.nan), "proj.2.bias holds"),
     "version 7": (
         "a.sft",
@@ -423,6 +453,17 @@ def test_float16_is_refused_for_a_number_that_it_cannot_hold(tmp_path: Path, cli
     message = error_of(cli(path, tmp_path / "o.gguf", "--outtype", "f16"), 2)
     assert "sep holds 1e+06, more than float16 can (65504)" in message
     assert cli(path, tmp_path / "o.gguf", "--outtype", "bf16", "--verify", "none").code == 0
+
+
+def test_a_torch_file_without_checksums_is_taken(tmp_path: Path, cli: Cli) -> None:
+    path = tmp_path / "a.pth"
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        make_checkpoint(path, Shape())
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert cli(path, tmp_path / "o.gguf").code == 0
 
 
 def test_a_type_that_rows_do_not_fit_is_refused(tmp_path: Path, cli: Cli) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from valle_convert.errors import InputError
 from valle_convert.extras import require
-from valle_convert.files import atomic_output, describe_os_error
+from valle_convert.files import atomic_output, check_input_file, os_fault
 
 Samples = NDArray[np.float32]
 SampleFormat = Literal["int16", "float32"]
@@ -78,6 +78,7 @@ def read_audio(path: Path, sample_rate: int, *, max_seconds: float | None = None
     """
     sound = require("soundfile", "Reading audio files")
     soxr = require("soxr", "Resampling audio")
+    check_input_file(path, "audio file")
     try:
         with path.open("rb") as raw, sound.SoundFile(raw) as file:
             rate = int(file.samplerate)
@@ -90,9 +91,7 @@ def read_audio(path: Path, sample_rate: int, *, max_seconds: float | None = None
             blocks = file.blocks(_BLOCK_FRAMES, frames=limit, dtype="float32", always_2d=True)
             mixed = [block.mean(axis=1) for block in blocks]
     except OSError as error:
-        raise InputError(
-            f"The audio file {path} cannot be opened: {describe_os_error(error)}."
-        ) from error
+        raise os_fault(f"The audio file {path} cannot be opened", error) from error
     except sound.SoundFileError as error:
         raise InputError(
             f"{path} cannot be read as audio: {str(error).rstrip('.')}; give a wav, flac, ogg or "

@@ -11,15 +11,17 @@ adapter.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from valle_convert.checkpoint.source import WEIGHT_DTYPES, TensorSource, TensorSpec
+from valle_convert.checkpoint.source import LARGEST_WEIGHT, WEIGHT_DTYPES, TensorSource, TensorSpec
 from valle_convert.errors import InputError, UnsupportedModelError
 
 _PARAMETRIZED = ".parametrizations.weight.original"
@@ -95,6 +97,7 @@ class MergedTensors:
             self._source_names[name] = source_name
             specs[name] = TensorSpec(name, spec.dtype, spec.dtype_name, spec.shape)
         self.specs: Mapping[str, TensorSpec] = MappingProxyType(specs)
+        self._scale = scale
         self._pairs = self._resolve(scale)
 
     @property
@@ -110,7 +113,16 @@ class MergedTensors:
             return weight
         up = self._adapters.read(adapter.up).astype(np.float32)
         down = self._adapters.read(adapter.down).astype(np.float32)
-        merged = weight.astype(np.float32) + np.float32(adapter.scale) * (up @ down)
+        with np.errstate(over="ignore", invalid="ignore"):
+            merged = weight.astype(np.float32) + np.float32(adapter.scale) * (up @ down)
+        largest = min(LARGEST_WEIGHT, float(ml_dtypes.finfo(weight.dtype).max))
+        if not (np.abs(merged) <= largest).all():
+            worst = np.nan_to_num(np.abs(merged), nan=np.inf).max()
+            raise InputError(
+                f"{self._scale.where}: merging the LoRA makes {worst:g} of a weight of {name}, "
+                f"where at most {largest:g} is expected; its alpha is {self._scale.alpha:g}: "
+                "check it (--lora-alpha), or give the LoRA that was trained on this checkpoint."
+            )
         return merged.astype(weight.dtype)
 
     def _resolve(self, scale: LoraScale) -> dict[str, _Adapter]:
@@ -130,11 +142,7 @@ class MergedTensors:
                 "and one set of merged weights cannot serve the others unchanged; supported are "
                 "LoRAs for all levels (rvq_levels empty)."
             )
-        if scale.alpha is None:
-            raise InputError(
-                f"{scale.where} does not say the LoRA's alpha, and nothing else tells it; "
-                "give it with --lora-alpha."
-            )
+        alpha = _checked_alpha(scale)
         faults: list[str] = []
         pairs: dict[str, _Adapter] = {}
         for target, sides in found.items():
@@ -167,13 +175,24 @@ class MergedTensors:
             if scale.rank is not None and scale.rank != rank:
                 faults.append(f"{target}: rank {rank}, and the config says {scale.rank}")
                 continue
-            pairs[target] = _Adapter(sides["A"], sides["B"], scale.alpha / rank)
+            pairs[target] = _Adapter(sides["A"], sides["B"], alpha / rank)
         if faults:
             raise InputError(
                 f"{scale.where}: the LoRA does not fit the model: {'; '.join(faults)}. "
                 "Give the LoRA that was trained on this checkpoint."
             )
         return pairs
+
+
+def _checked_alpha(scale: LoraScale) -> float:
+    if scale.alpha is None:
+        raise InputError(
+            f"{scale.where} does not say the LoRA's alpha, and nothing else tells it; "
+            "give it with --lora-alpha."
+        )
+    if not math.isfinite(scale.alpha):
+        raise InputError(f"{scale.where}: the LoRA's alpha is {scale.alpha}, and must be finite.")
+    return scale.alpha
 
 
 def has_adapters(names: Iterable[str]) -> bool:

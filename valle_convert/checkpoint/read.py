@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from valle_convert.checkpoint.safetensors_file import SafetensorsFile
 from valle_convert.checkpoint.source import TensorSource
 from valle_convert.checkpoint.torch_file import TorchTensors, load_torch_file
 from valle_convert.errors import InputError, UnsupportedModelError
-from valle_convert.files import describe_os_error
+from valle_convert.files import check_input_file, os_fault, read_small_file
 
 SAFETENSORS_SUFFIXES = (".sft", ".safetensors")
 TORCH_SUFFIXES = (".pth", ".pt")
@@ -135,7 +136,7 @@ def _read_container(path: Path) -> _Contents:
 
 
 def _first_bytes(path: Path) -> bytes:
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - no exception for a folder that cannot be entered
         if (path / "latest").is_file() or list(path.glob("*/mp_rank_00_model_states.pt")):
             raise UnsupportedModelError(
                 f"{path} is a training directory of DeepSpeed, where a file is expected; "
@@ -144,13 +145,12 @@ def _first_bytes(path: Path) -> bytes:
         raise InputError(
             f"{path} is a directory, where a checkpoint file is expected; {_SUPPORTED}."
         )
+    check_input_file(path)
     try:
         with path.open("rb") as file:
             return file.read(512)
-    except FileNotFoundError:
-        raise InputError(f"There is no file {path}; check the path.") from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {describe_os_error(error)}.") from error
+        raise os_fault(f"{path} cannot be read", error) from error
 
 
 def _check_suffix(path: Path, suffix: str, expected: tuple[str, ...], what: str) -> None:
@@ -257,20 +257,9 @@ def _load_config(path: Path) -> Mapping[str, Any]:
     import yaml
 
     try:
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise InputError(
-                f"The config {path} has {path.stat().st_size:,} bytes, where at most "
-                f"{_MAX_CONFIG_BYTES:,} are expected; give the model's config.yaml or .json."
-            )
-        text = path.read_text(encoding="utf-8")
+        text = read_small_file(path, "config", _MAX_CONFIG_BYTES).decode("utf-8")
         # JSON is YAML, so one parser reads both.
         loaded = yaml.safe_load(text)
-    except FileNotFoundError:
-        raise InputError(f"There is no config file {path}; check --config.") from None
-    except OSError as error:
-        raise InputError(
-            f"The config {path} cannot be read: {describe_os_error(error)}."
-        ) from error
     except (UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"The config {path} is neither YAML nor JSON: {reason}.") from error

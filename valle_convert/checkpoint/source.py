@@ -20,6 +20,10 @@ BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
 FLOAT16: np.dtype[Any] = np.dtype(np.float16)
 FLOAT32: np.dtype[Any] = np.dtype(np.float32)
 
+#: Trained weights stay below 1e4 or so. Beyond this, a product of two activations, squared by the
+#: norm after it, is infinite in float32, so that no program computes logits of such a model.
+LARGEST_WEIGHT = 1e9
+
 #: The types that weights may have; everything else is refused where a weight is expected.
 WEIGHT_DTYPES = (FLOAT32, FLOAT16, BFLOAT16)
 

@@ -3,15 +3,18 @@
 The pickle is loaded by torch with `weights_only=True`, which builds tensors, containers
 and plain values and nothing else; there is no option to turn that off. The tensors are
 mapped from the file. Before torch sees the file, the zip's table of contents is checked,
-so that a small file cannot claim terabytes.
+so that a small file cannot claim terabytes. The checksums of that table are held against the
+pickle at once, and against the tensors before the first of them is read.
 """
 
 from __future__ import annotations
 
 import pickle
+import tempfile
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -21,6 +24,7 @@ from numpy.typing import NDArray
 
 from valle_convert.checkpoint.source import BFLOAT16, TensorSpec
 from valle_convert.errors import InputError
+from valle_convert.files import valid_utf8
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 # A VALL-E checkpoint's pickle has some hundred tensors and a vocabulary: tens of KiB.
 _MAX_PICKLE_BYTES = 64 << 20
 _MAX_ENTRIES = 100_000
+_PIECE_BYTES = 1 << 20
 
 
 def load_torch_file(path: Path) -> object:
@@ -44,7 +49,8 @@ def load_torch_file(path: Path) -> object:
         with warnings.catch_warnings():
             # torch warns that mapped memory is read-only; nothing here writes to it.
             warnings.simplefilter("ignore")
-            loaded: object = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            with _utf8_path(path) as name:
+                loaded: object = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path} is refused, because its pickle holds more than tensors and plain values, and "
@@ -59,6 +65,18 @@ def load_torch_file(path: Path) -> object:
             "copy or download it again."
         ) from error
     return loaded
+
+
+@contextmanager
+def _utf8_path(path: Path) -> Iterator[Path]:
+    """The path, or one that torch can open where it is no UTF-8."""
+    if valid_utf8(str(path)) == str(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="valle-convert-") as folder:
+        link = Path(folder) / f"checkpoint{path.suffix}"
+        link.symlink_to(path.absolute())
+        yield link
 
 
 class TorchTensors:
@@ -110,12 +128,20 @@ class TorchTensors:
                 "save the model's plain state_dict()."
             )
         self._path = path
+        self._is_checked = False
         self.specs: Mapping[str, TensorSpec] = MappingProxyType(specs)
 
     def read(self, name: str) -> NDArray[Any]:
-        """One tensor; a view of the mapped file where it is contiguous there."""
+        """One tensor; a view of the mapped file where it is contiguous there.
+
+        Raises:
+            InputError: numpy has no such type, or the file's checksums are not those of its data.
+        """
         import torch
 
+        if not self._is_checked:
+            check_sums(self._path)
+            self._is_checked = True
         spec = self.specs[name]
         if spec.dtype is None:
             raise InputError(
@@ -126,6 +152,39 @@ class TorchTensors:
         if tensor.dtype == torch.bfloat16:
             return tensor.view(torch.int16).numpy().view(BFLOAT16)
         return tensor.numpy()
+
+
+def check_sums(path: Path, *, pickle_only: bool = False) -> None:
+    """Hold the entries of a zip file against their checksums.
+
+    A file that was saved without checksums (torch's `set_crc32_options(False)`) has 0 for each, and
+    nothing to compare with.
+
+    Args:
+        path: a file that `_check_zip` let through.
+        pickle_only: leave the tensors out.
+
+    Raises:
+        InputError: an entry is not what was written, or cannot be read.
+    """
+    name = ""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if not any(entry.CRC for entry in entries):
+                return
+            for entry in entries:
+                name = entry.filename
+                if pickle_only and not name.endswith("data.pkl"):
+                    continue
+                with archive.open(entry) as file:
+                    while file.read(_PIECE_BYTES):
+                        pass
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError) as error:
+        raise InputError(
+            f"{path} is damaged: the entry {name} is not what was written, by its checksum "
+            f"({_first_line(error)}); copy or download it again."
+        ) from error
 
 
 def _check_zip(path: Path) -> None:
@@ -157,6 +216,7 @@ def _check_zip(path: Path) -> None:
             f"entries inside a file of {size:,} bytes, or compressed entries, which torch.save "
             "never writes; save it again with torch.save."
         )
+    check_sums(path, pickle_only=True)
 
 
 def _first_line(error: Exception) -> str:

@@ -75,3 +75,9 @@ ReportOption = Annotated[
         show_default=False,
     ),
 ]
+
+
+def check_utf8(text: str) -> None:
+    """Refuse a TEXT of the command line with bytes in it that are no UTF-8."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise typer.BadParameter("the text is not valid UTF-8.", param_hint="TEXT")

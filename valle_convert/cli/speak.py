@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
 import typer
 
 from valle_convert.cli import console
-from valle_convert.cli.options import ForceOption, JsonOption
+from valle_convert.cli.options import ForceOption, JsonOption, check_utf8
 from valle_convert.errors import EXIT_INTERRUPTED, InputError
 from valle_convert.progress import Advance
 
@@ -357,6 +357,8 @@ def _check_request(
 
 def _read_text(text: str | None) -> str | None:
     if text != "-":
+        if text is not None:
+            check_utf8(text)
         return text
     try:
         return sys.stdin.buffer.read().decode("utf-8")

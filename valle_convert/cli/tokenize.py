@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from valle_convert.cli import console
-from valle_convert.cli.options import JsonOption
+from valle_convert.cli.options import JsonOption, check_utf8
 from valle_convert.errors import EXIT_FAILED_CHECK, InputError
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ def tokenize(
     """
     if (text is None) == (file is None):
         raise typer.BadParameter("Give either TEXT or --file FILE.", param_hint="TEXT")
+    if text is not None:
+        check_utf8(text)
     from valle_convert.gguf_file.read import GgufFile
     from valle_convert.tokenizer.check import compare
     from valle_convert.tokenizer.compiled import TRUE_IDS_KEY
@@ -127,6 +129,8 @@ def _lines(path: Path) -> Iterator[str]:
     Raises:
         InputError: it cannot be read, is empty, or is not UTF-8.
     """
+    from valle_convert.files import os_fault
+
     n = 0
     try:
         with path.open(encoding="utf-8", newline="\n") as file:
@@ -136,7 +140,7 @@ def _lines(path: Path) -> Iterator[str]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 after line {n} ({error.reason}).") from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+        raise os_fault(f"{path} cannot be read", error) from error
     if n == 0:
         raise InputError(f"{path} is empty, where a text a line is expected.")
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -261,10 +262,13 @@ def to_float16(values: Tensor, what: str) -> NDArray[np.float16]:
 
 def is_cpp_codec(path: Path) -> bool:
     """Whether a file is one of encodec.cpp, by its first bytes, or else by its name."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 - no exception where a folder cannot be entered
         return path.suffix == ".bin"
-    with path.open("rb") as file:
-        head = file.read(len(MAGIC))
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(MAGIC))
+    except OSError as error:
+        raise os_fault(f"{path} cannot be read", error) from error
     return head == MAGIC or (path.suffix == ".bin" and not head.startswith(b"GGUF"))
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,7 @@ from valle_convert.encodec.cpp_file import MAGIC, open_cpp_file
 from valle_convert.encodec.gguf_codec import open_gguf_codec
 from valle_convert.encodec.weights import EncodecWeights, Tensor
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.files import describe_os_error, os_fault
+from valle_convert.files import check_input_file, describe_os_error, os_fault, stat_of
 
 ENCODEC_24KHZ = "facebook/encodec_24khz"
 
@@ -89,9 +90,11 @@ def open_encodec(source: str | Path = ENCODEC_24KHZ) -> EncodecWeights:
         EnvironmentFault: the hub cannot be reached.
     """
     path = Path(source)
-    if path.is_dir():
+    found = stat_of(path, f"The codec {path}")
+    if found is not None and stat.S_ISDIR(found.st_mode):
         return _open_folder(path, str(source))
-    if path.is_file():
+    if found is not None:
+        check_input_file(path, "codec")
         return _open_file(path, str(source))
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or str(source).startswith("."):
         raise InputError(

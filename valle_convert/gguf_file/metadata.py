@@ -14,7 +14,7 @@ from typing import Any
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError
-from valle_convert.files import describe_os_error
+from valle_convert.files import read_small_file, valid_utf8
 from valle_convert.gguf_file.header import Key
 from valle_convert.model.spec import Model
 
@@ -41,6 +41,7 @@ ALLOWED: dict[str, str] = {
     "tags": "[string]",
     "languages": "[string]",
 }
+_MAX_BYTES = 1 << 20
 _DEFAULT_TAGS = ["text-to-speech", "vall-e"]
 
 
@@ -70,6 +71,10 @@ class GeneralMetadata:
                 or any(not isinstance(item, str) for item in value)
             ):
                 faults.append(f"{name} is {value!r}, where a list of strings is expected")
+            else:
+                texts = [value] if isinstance(value, str) else value
+                if any(valid_utf8(text) != text for text in texts):
+                    faults.append(f"{name} is not valid UTF-8")
         if faults:
             raise InputError(f"{self.where}: {'; '.join(faults)}.")
 
@@ -83,11 +88,7 @@ class GeneralMetadata:
         values: dict[str, Any] = {}
         if path is not None:
             try:
-                loaded = json.loads(path.read_text(encoding="utf-8"))
-            except OSError as error:
-                raise InputError(
-                    f"The metadata file {path} cannot be read: {describe_os_error(error)}."
-                ) from error
+                loaded = json.loads(read_small_file(path, "metadata file", _MAX_BYTES))
             except (ValueError, RecursionError) as error:
                 raise InputError(f"The metadata file {path} is no valid JSON: {error}.") from error
             if not isinstance(loaded, dict):

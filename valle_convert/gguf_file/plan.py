@@ -7,7 +7,7 @@ tested without weights; writing only streams it, and verifying reads it backward
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gguf import GGML_QUANT_VERSION, LlamaFileType
@@ -15,6 +15,7 @@ from gguf import GGML_QUANT_VERSION, LlamaFileType
 from valle_convert import __version__
 from valle_convert.checkpoint import Checkpoint, TensorSpec
 from valle_convert.errors import InputError
+from valle_convert.files import valid_utf8
 from valle_convert.gguf_file import keys as gguf_keys
 from valle_convert.gguf_file.header import Key, TensorEntry, padded
 from valle_convert.gguf_file.metadata import GeneralMetadata
@@ -221,9 +222,18 @@ def lay_out(
         checkpoint=checkpoint,
         description=description,
         tokenizer=tokenizer,
-        keys=tuple(keys),
+        keys=tuple(_valid(key) for key in keys),
         tensors=tensors,
     )
+
+
+def _valid(key: Key) -> Key:
+    """The key with nothing in it that is no UTF-8, as names of files may have."""
+    if key.type == "string":
+        return replace(key, value=valid_utf8(key.value))
+    if key.type == "[string]":
+        return replace(key, value=[valid_utf8(text) for text in key.value])
+    return key
 
 
 def placeholder_names(description: Description) -> list[str]:

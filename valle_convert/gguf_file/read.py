@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.errors import InputError
-from valle_convert.files import describe_os_error
+from valle_convert.files import check_input_file, os_fault
 from valle_convert.gguf_file.encode import decode
 from valle_convert.gguf_file.header import (
     ALIGNMENT,
@@ -102,7 +102,7 @@ def is_gguf(path: Path) -> bool:
         with path.open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {describe_os_error(error)}.") from error
+        raise os_fault(f"{path} cannot be read", error) from error
 
 
 class GgufFile:
@@ -490,15 +490,12 @@ def _quote(name: str) -> str:
 
 
 def _map_path(path: Path) -> mmap.mmap:
+    check_input_file(path, "GGUF file")
     try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            what = "a directory" if stat.S_ISDIR(mode) else "no regular file"
-            raise InputError(f"{path} is {what}, where a GGUF file is expected.")
         with path.open("rb") as file:
             return _map(file, str(path))
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {describe_os_error(error)}.") from error
+        raise os_fault(f"{path} cannot be read", error) from error
 
 
 def _map(file: BinaryIO, label: str) -> mmap.mmap:

@@ -11,6 +11,7 @@ dangling by the time it is read.
 from __future__ import annotations
 
 import ctypes
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -52,7 +53,7 @@ class LlamaModel:
         parameters.load_mode = api.LLAMA_LOAD_MODE_MMAP if use_mmap else api.LLAMA_LOAD_MODE_NONE
         parameters.n_gpu_layers = 0
         mark = library.log.mark()
-        self._handle = api.llama_model_load_from_file(str(path).encode(), parameters)
+        self._handle = api.llama_model_load_from_file(os.fsencode(path), parameters)
         if not self._handle:
             raise InputError(
                 f"llama.cpp {library.binding_version} does not load {path}."

@@ -75,7 +75,7 @@ def probe_and_remember(folder: Path, command: Sequence[str] | None = None) -> Pr
             f"install its Python binding: {INSTALL}"
         )
     mark = folder / f"llama-probe-{fingerprint(library)}.json"
-    if mark.is_file():
+    if os.path.isfile(mark):  # noqa: PTH113 - no exception where the folder cannot be entered
         return ProbeResult(remembered=True, seconds=0.0)
     start = time.monotonic()
     run_probe(command)

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from itertools import permutations, product
 from pathlib import Path
 
-from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.files import describe_os_error
+from valle_convert.errors import InputError
+from valle_convert.files import os_fault
 from valle_convert.tokenizer.problems import refusal, short
 
 # A phoneme vocabulary takes 20 kB; the largest tokenizer.json of a language model, 40 MB.
@@ -119,10 +119,7 @@ def read_file(path: Path) -> bytes:
             "use the built-in vocabulary."
         ) from None
     except OSError as error:
-        raise EnvironmentFault(
-            f"The tokenizer {path} cannot be read: {describe_os_error(error)}; "
-            "check its permissions."
-        ) from error
+        raise os_fault(f"The tokenizer {path} cannot be read", error) from error
     if not data:
         raise InputError(
             f"The tokenizer {path} is empty (0 bytes); copy it again from where it came from."

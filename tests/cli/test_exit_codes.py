@@ -1,0 +1,148 @@
+"""Exit codes by cause, as the README has them: 0 done, 1 a check failed, 2 bad input, 3 machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from support import Cli, error_of, golden_checkpoint
+
+CHECKPOINT = golden_checkpoint("ar-nar-len")
+#: Every command that reads a file, with FILE for that file and OUT for what it would write.
+READERS = {
+    "convert": "convert FILE OUT.gguf",
+    "convert --config": "convert CHECKPOINT OUT.gguf --config FILE",
+    "convert --lora": "convert CHECKPOINT OUT.gguf --lora FILE",
+    "convert --tokenizer": "convert CHECKPOINT OUT.gguf --tokenizer FILE",
+    "convert --metadata": "convert CHECKPOINT OUT.gguf --metadata FILE",
+    "inspect": "inspect FILE",
+    "inspect --config": "inspect CHECKPOINT --config FILE",
+    "verify GGUF": "verify CHECKPOINT FILE",
+    "verify CHECKPOINT": "verify FILE GGUF",
+    "tokenize": "tokenize FILE a",
+    "tokenize --file": "tokenize GGUF --file FILE",
+    "speak": "speak FILE Hi. --save-codes OUT.npz",
+    "speak --voice": "speak GGUF Hi. --save-codes OUT.npz --voice FILE.npz",
+    "speak --codes": "speak GGUF Hi. --save-codes OUT.npz --codes FILE.npz",
+    "speak --source": "speak GGUF Hi. --save-codes OUT.npz --task ns --source FILE.npz",
+    "transcribe": "transcribe GGUF FILE.npz",
+    "codec": "codec FILE.bin OUT.bin",
+}
+#: These read small text and take it from a pipe as well (`--config <(...)`).
+TAKE_PIPES = {"convert --config", "convert --metadata", "inspect --config", "tokenize --file"}
+
+
+@pytest.fixture
+def arguments(converted: Callable[[str, str], Path], tmp_path: Path) -> Callable[..., list[str]]:
+    """`arguments(command, file)`: the words of a line of READERS."""
+    gguf = converted("ar-nar-len", "q8_0")
+
+    def words(command: str, file: Path) -> list[str]:
+        made = []
+        for word in READERS[command].split():
+            name, dot, suffix = word.partition(".")
+            if name == "FILE":
+                path = file.with_name(file.name + dot + suffix)
+                if path != file and os.path.lexists(file):
+                    file.rename(path)
+                made.append(str(path))
+            elif name == "OUT":
+                made.append(str(tmp_path / f"out{dot}{suffix}"))
+            else:
+                made.append({"CHECKPOINT": str(CHECKPOINT), "GGUF": str(gguf)}.get(word, word))
+        return made
+
+    return words
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_a_file_that_is_not_there_ends_with_2(
+    command: str, tmp_path: Path, cli: Cli, arguments: Callable[..., list[str]]
+) -> None:
+    message = error_of(cli(*arguments(command, tmp_path / "nothing")), 2)
+    assert "nothing" in message
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_a_name_that_is_too_long_ends_with_2(
+    command: str, tmp_path: Path, cli: Cli, arguments: Callable[..., list[str]]
+) -> None:
+    assert error_of(cli(*arguments(command, tmp_path / ("x" * 300))), 2)
+
+
+@pytest.mark.parametrize("command", sorted(READERS.keys() - TAKE_PIPES))
+def test_a_pipe_where_a_file_is_needed_is_refused_and_not_waited_for(
+    command: str, tmp_path: Path, cli: Cli, arguments: Callable[..., list[str]]
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    message = error_of(cli(*arguments(command, pipe)), 2)
+    assert "pipe" in message.replace(str(pipe), "") or "not a regular file" in message
+
+
+@pytest.mark.parametrize("command", sorted(READERS.keys() - {"codec"}))
+def test_a_socket_ends_with_2(
+    command: str, tmp_path: Path, cli: Cli, arguments: Callable[..., list[str]]
+) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        assert error_of(cli(*arguments(command, tmp_path / "socket")), 2)
+
+
+@pytest.mark.parametrize("option", ["--config", "--metadata"])
+def test_a_small_file_is_taken_from_a_pipe_and_not_read_without_end(
+    option: str, tmp_path: Path, cli: Cli
+) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b'{"name": "piped"}')
+    os.close(writer)
+    out = tmp_path / "o.gguf"
+    assert cli(CHECKPOINT, out, option, f"/dev/fd/{reader}", "--verify", "none").code == 0
+    os.close(reader)
+    message = error_of(cli(CHECKPOINT, out, option, "/dev/zero", "--force"), 2)
+    assert "where at most that many are expected" in message
+
+
+@contextmanager
+def forbidden(path: Path, how: str) -> Iterator[None]:
+    """A file that others may not read, or in a folder that they may not enter."""
+    path.parent.chmod(0o755)
+    for parent in path.parents[2:4]:
+        parent.chmod(0o755)
+    if how == "file":
+        path.chmod(0)
+        yield
+        path.chmod(0o644)
+    else:
+        path.parent.chmod(0)
+        yield
+        path.parent.chmod(0o755)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize("how", ["file", "folder"])
+@pytest.mark.parametrize("command", READERS)
+def test_a_file_that_may_not_be_read_ends_with_3(
+    command: str, how: str, tmp_path: Path, cli: Cli, arguments: Callable[..., list[str]]
+) -> None:
+    tmp_path.chmod(0o777)  # there the command may write
+    file = tmp_path / "closed" / "file"
+    file.parent.mkdir()
+    file.write_bytes(CHECKPOINT.read_bytes())
+    words = arguments(command, file)
+    (there,) = file.parent.iterdir()
+    for word in words:
+        if "pytest" in word:
+            Path(word).parent.chmod(0o777)
+    cli(*words)  # what is imported on the way is imported by root
+    with forbidden(there, how):
+        os.seteuid(65534)
+        try:
+            result = cli(*words)
+        finally:
+            os.seteuid(0)
+    assert "permission denied" in error_of(result, 3)

@@ -1,0 +1,80 @@
+"""Names of files that are not UTF-8 are names of files all the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+import pytest
+from support import PROJECT, Cli, error_of, golden_checkpoint
+
+PROGRAM = [sys.executable, "-m", "valle_convert"]
+
+
+@pytest.mark.parametrize("name", ["ar-nar-len", "v6-text-head"], ids=["safetensors", "torch"])
+def test_a_name_that_is_not_utf8_goes_all_the_way(name: str, tmp_path: Path) -> None:
+    original = golden_checkpoint(name)
+    checkpoint = os.fsencode(tmp_path) + b"/\xff\xe9" + original.suffix.encode()
+    out, codes = checkpoint + b".gguf", checkpoint + b".npz"
+    with open(checkpoint, "wb") as file:  # noqa: PTH123 - a name of bytes
+        file.write(original.read_bytes())
+    (tmp_path / "plain").mkdir()
+    plain = tmp_path / "plain" / f"a{original.suffix}"
+    plain.write_bytes(original.read_bytes())
+
+    def run(*arguments: bytes | str | Path) -> bytes:
+        done = subprocess.run([*PROGRAM, *arguments], capture_output=True, check=False, cwd=PROJECT)
+        assert done.returncode == 0, done
+        return done.stdout
+
+    run(checkpoint, out, "--outtype", "f32")
+    run("verify", checkpoint, out)
+    for path in (checkpoint, out):
+        assert "\\udcff\\udce9" in run("inspect", path).decode("utf-8")
+        assert json.loads(run("inspect", path, "--json"))["path"] == os.fsdecode(path)
+    run("tokenize", out, "həlˈoʊ")
+    run("speak", out, "Hi.", "--save-codes", codes, "--max-seconds", "0.1", "--threads", "1")
+    again = ["--save-codes", checkpoint + b".2.npz", "--threads", "1"]
+    run("speak", out, "Hi.", "--codes", codes, *again)
+
+    copy = tmp_path / "copy.gguf"
+    os.rename(out, copy)  # noqa: PTH104 - likewise
+    reader = gguf.GGUFReader(copy)
+    for field in ("general.name", "valle.source.file"):
+        if field in reader.fields:
+            bytes(reader.fields[field].parts[-1]).decode("utf-8")
+    run(plain, tmp_path / "plain.gguf", "--outtype", "f32")
+    size = (tmp_path / "plain.gguf").stat().st_size
+    assert abs(copy.stat().st_size - size) < 1000
+
+
+@pytest.mark.parametrize("option", ["--name", "--author", "--description", "--tag"])
+def test_metadata_that_is_not_utf8_is_refused(option: str, tmp_path: Path, cli: Cli) -> None:
+    text = os.fsdecode(b"\xff\xfe")
+    out = tmp_path / "o.gguf"
+    assert "is not valid UTF-8" in error_of(
+        cli(golden_checkpoint("ar-nar-len"), out, option, text), 2
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_config_with_half_a_character_is_no_traceback(tmp_path: Path, cli: Cli) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text('{"name": "a\\ud800b"}')
+    out = tmp_path / "o.gguf"
+    result = cli(golden_checkpoint("ar-nar-len"), out, "--config", config)
+    assert result.code == 0, result
+    name = bytes(gguf.GGUFReader(out).fields["general.name"].parts[-1])
+    assert name.decode("utf-8") == "a\ufffdb"
+
+
+@pytest.mark.parametrize("command", ["speak", "tokenize"])
+def test_a_text_that_is_not_utf8_is_refused(command: str, tmp_path: Path, cli: Cli) -> None:
+    out = ["--save-codes", tmp_path / "o.npz"] if command == "speak" else []
+    result = cli(command, "model.gguf", os.fsdecode(b"a\xff"), *out)
+    assert result.code == 2
+    assert "the text is not valid UTF-8" in result.err
