@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,11 +27,19 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     """Run `valle-convert` in this process; arguments are turned into strings."""
     from valle_convert.cli import main
 
+    handlers = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+
     def run(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["valle-convert", *map(str, arguments)])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
+        try:
+            with pytest.raises(SystemExit) as ended:
+                main()
+        finally:
+            # A program ends here, and this process goes on.
+            for one, handler in handlers.items():
+                signal.signal(one, handler)
         captured = capsys.readouterr()
         code = ended.value.code
         assert isinstance(code, int)

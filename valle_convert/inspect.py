@@ -18,7 +18,7 @@ from valle_convert.encodec.cpp_file import (
     spec_of_header,
 )
 from valle_convert.encodec.gguf_codec import is_gguf_codec, open_gguf_codec
-from valle_convert.files import check_input_file, os_fault
+from valle_convert.files import check_input_file
 from valle_convert.gguf_file.keys import is_converted
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile, is_gguf
@@ -92,7 +92,7 @@ def inspect_file(
         check_input_file(path)
     if is_cpp_codec(path):
         return _inspect_cpp_codec(path)
-    if path.is_file() and is_gguf(path):
+    if is_gguf(path):
         file = GgufFile(path)
         return _inspect_gguf_codec(file) if is_gguf_codec(file) else _inspect_gguf(file)
     return _inspect_checkpoint(path, config, lora, lora_alpha)

@@ -396,7 +396,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
         lambda t: ["Hi.", "--voice", no_audio(t)],
         "cannot be read as audio",
     ),
-    "missing voice": (lambda t: ["Hi.", "--voice", t / "none.wav"], "no such file"),
+    "missing voice": (lambda t: ["Hi.", "--voice", t / "none.wav"], "There is no audio file"),
     "codes that are none": (
         lambda t: ["--codes", shutil.copy(no_audio(t), t / "a.npz")],
         "is no file of codes",

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from valle_convert.errors import InputError
+
 #: Number formats of `--outtype`.
 OutType = Literal["auto", "f32", "f16", "bf16", "q8_0"]
 #: llama.cpp's pre-tokenizers that are exact for phonemes.
@@ -80,4 +82,4 @@ ReportOption = Annotated[
 def check_utf8(text: str) -> None:
     """Refuse a TEXT of the command line with bytes in it that are no UTF-8."""
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise typer.BadParameter("the text is not valid UTF-8.", param_hint="TEXT")
+        raise InputError("The text is not valid UTF-8; save it as UTF-8, and give it again.")

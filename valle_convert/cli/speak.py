@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
 import typer
 
 from valle_convert.cli import console
-from valle_convert.cli.options import ForceOption, JsonOption, check_utf8
+from valle_convert.cli.options import ForceOption, JsonOption
 from valle_convert.errors import EXIT_INTERRUPTED, InputError
 from valle_convert.progress import Advance
 
@@ -357,8 +358,6 @@ def _check_request(
 
 def _read_text(text: str | None) -> str | None:
     if text != "-":
-        if text is not None:
-            check_utf8(text)
         return text
     try:
         return sys.stdin.buffer.read().decode("utf-8")
@@ -486,7 +485,8 @@ def _stop_on_interrupt(keep: bool) -> Iterator[Callable[[], bool]]:
         del signum, frame
         stopped = True
         restore()
-        console.talk("stopping; once more to abort")
+        # Not by way of a stream, which this signal may have interrupted in the middle of a line.
+        os.write(2, b"stopping; once more to abort\n")
 
     for one in before:
         signal.signal(one, stop)

@@ -99,9 +99,7 @@ def _of_package(ggml_type: GgmlType) -> GGMLQuantizationType:
     return GGMLQuantizationType(ggml_type.number)
 
 
-def _check_size(
-    encoded: NDArray[Any], ggml_type: GgmlType, rows: NDArray[Any], name: str
-) -> None:
+def _check_size(encoded: NDArray[Any], ggml_type: GgmlType, rows: NDArray[Any], name: str) -> None:
     """Refuse numbers that are not finite, or too large."""
     largest = _LARGEST_BITS[ggml_type]
     bits = encoded.view(largest.dtype)

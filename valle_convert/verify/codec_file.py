@@ -79,7 +79,12 @@ def is_codec_file(path: Path) -> bool:
     """Whether a file is a codec's, of encodec.cpp or in GGUF."""
     if is_cpp_codec(path):
         return True
-    return path.is_file() and is_gguf(path) and is_gguf_codec(GgufFile(path))
+    if not is_gguf(path):
+        return False
+    try:
+        return is_gguf_codec(GgufFile(path))
+    except InputError:
+        return False  # a damaged file is for the verdict on models
 
 
 def verify_codec(
