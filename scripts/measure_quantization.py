@@ -1,9 +1,8 @@
-"""Measure every type and recipe, and write the default limits and their table.
+"""Measure every type and recipe on random networks, and write the page with the numbers.
 
     python scripts/measure_quantization.py [--types Q8_0,Q4_K_M]
 
-Writes valle_convert/quantize/data/limits.json (the worst of the networks below, by type) and
-docs/quantize-measured.md (what was measured, recipes included). Takes ten to twenty minutes.
+Writes docs/quantize-measured.md. Takes ten to twenty minutes.
 """
 
 # ruff: noqa: T201 - a script, and it prints.
@@ -11,7 +10,6 @@ docs/quantize-measured.md (what was measured, recipes included). Takes ten to tw
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -36,12 +34,8 @@ from valle_convert.quantize.types import (  # noqa: E402
     parse_types,
 )
 
-LIMITS = PROJECT / "valle_convert" / "quantize" / "data" / "limits.json"
 PAGE = PROJECT / "docs" / "quantize-measured.md"
-#: A file may be so many times as far off as the worst network here. Two was too close: error grows
-#: with depth, and a random network of the production size (12 layers) came near it.
-MARGIN = 3.0
-#: Where the limits come from. Rows of 256, so that every type can be itself.
+#: Rows of 256, so that every type can be itself.
 NETWORKS = {
     "random, 256 x 2, bidirectional": Shape(dim=256, heads=4, layers=2, seed=1),
     "random, 256 x 2, unified, causal": Shape(
@@ -57,11 +51,9 @@ RECIPE_TYPES = ("Q6_K", "Q4_K_M", "Q3_K_M")
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--types", help="only these; the others keep their limits")
+    parser.add_argument("--types", help="only these")
     given = parser.parse_args().types
     types = parse_types(given) if given else tuple(distinct_types())
-    # The limits in force must not stop the measurement of new ones.
-    table = json.loads(LIMITS.read_text(encoding="utf-8")) if given else {"types": {}}
     measured: dict[str, dict[str, FileReport]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -77,20 +69,6 @@ def main() -> None:
             )
             for recipe in RECIPES.values()
         }
-    for kind, files in measured.items():
-        quality = [file.measured.quality[ALL] for file in files.values() if file.measured]
-        if quality:
-            table["types"][kind] = {
-                "kl_mean": float(f"{max(one.kl_mean for one in quality):.3g}"),
-                "best_code": float(f"{min(one.best_code for one in quality):.4g}"),
-            }
-    table = {
-        "made_by": "scripts/measure_quantization.py",
-        "margin": MARGIN,
-        "networks": list(NETWORKS),
-        "types": dict(sorted(table["types"].items())),
-    }
-    LIMITS.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text("\n".join(page(measured, recipes)) + "\n", encoding="utf-8")
 
 
@@ -114,7 +92,7 @@ def measure(
     report = quantize(
         checkpoint,
         folder / f"out-{shape.seed}-{recipe.name}",
-        Options(tuple(types), recipe=recipe, threads=1, n_imatrix=8, max_kl=1e9, min_agreement=0.0),
+        Options(tuple(types), recipe=recipe, threads=1, n_imatrix=8),
         checkpoint=read_checkpoint(checkpoint),
         listener=Listener(talk=lambda text: print(text, flush=True)),
     )
@@ -146,11 +124,6 @@ def page(
         files = measured[kind]
         cells = [cell(file) for file in files.values()]
         yield f"| {kind} | {files[networks[0]].bits_per_weight:.2f} | {' | '.join(cells)} |"
-    yield ""
-    yield (
-        f"The default limits are {MARGIN:g} times the worst of these (of the KL, and of the part "
-        "of the best codes that changed)."
-    )
     yield ""
     yield "## Recipes"
     yield ""

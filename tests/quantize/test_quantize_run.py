@@ -17,7 +17,6 @@ from make_checkpoint import Shape, make_checkpoint
 from support import Cli, error_of
 
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.quantize.limits import limits_for
 from valle_convert.quantize.manifest import check_manifest, read_manifest
 from valle_convert.quantize.types import COMMON, FILE_TYPES
 from valle_convert.verify.structure import check_structure
@@ -236,9 +235,12 @@ def test_the_json_report_is_of_its_schema(measured: dict[str, Any]) -> None:
     jsonschema.validate(json.loads(measured[".json"]), schema())
 
 
-def test_files_keep_the_measured_limits_of_their_types(measured: dict[str, Any]) -> None:
+def test_files_are_right_by_their_checkpoint(measured: dict[str, Any]) -> None:
     assert measured["report"].passed
-    assert measured["report"].verdict().startswith("PASSED: 2 of 3")
+    assert "2 right by their checkpoint" in measured["report"].verdict()
+    assert [file.verified and file.verified.outcome for file in measured["report"].files] == [
+        *("passed", "passed", None),
+    ]
 
 
 def test_fewer_bits_are_further_off_in_every_head(measured: dict[str, Any]) -> None:
@@ -258,9 +260,9 @@ def test_a_type_that_the_gguf_package_does_not_know_is_measured_all_the_same(
     measured: dict[str, Any],
 ) -> None:
     q2 = measured["report"].files[2]
-    assert (q2.kind, q2.status, q2.verdict) == ("Q2_0", "made", None)
+    assert (q2.kind, q2.status, q2.verified) == ("Q2_0", "made", None)
     assert q2.measured is not None
-    assert "not judged" in q2.note
+    assert "not verified" in q2.note
     assert q2.note in measured[".md"]
 
 
@@ -317,7 +319,118 @@ def test_limits_that_a_file_does_not_keep_are_exit_code_1_and_the_file_stays(
     assert said["files"][0]["limits"]["max_kl"] == 1e-9
 
 
-def test_damaged_weights_are_beyond_the_default_limits(
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["Q2_0", "--pure", "--max-kl", "1e-9", "--utterances", "1"],
+        ["Q8_0", "--min-agreement", "0.5", "--no-measure"],
+    ],
+)
+def test_a_limit_that_was_given_and_not_measured_is_exit_code_3(
+    cli: Cli, gguf_256: Path, tmp_path: Path, arguments: list[str]
+) -> None:
+    result = cli("quantize", gguf_256, tmp_path / "o.gguf", *arguments, "--threads", 1, "--json")
+    report = json.loads(result.out)
+    assert (result.code, report["passed"]) == (3, False)
+    assert report["verdict"].startswith("NOT MEASURED: ")
+
+
+def test_limits_by_type_hold_for_their_types_alone(
+    cli: Cli, gguf_256: Path, tmp_path: Path
+) -> None:
+    limits = ["--max-kl", "Q8_0=1,Q4_0=1e-12", "--types", "Q8_0,Q4_0"]
+    result = cli("quantize", gguf_256, tmp_path / "out", *limits, *MEASURED, "--json")
+    assert result.code == 1
+    failed = {file["type"]: bool(file["failures"]) for file in json.loads(result.out)["files"]}
+    assert failed == {"Q8_0": False, "Q4_0": True}
+
+
+def test_a_run_is_no_worse_than_itself_and_worse_than_a_better_one(
+    cli: Cli, gguf_256: Path, tmp_path: Path
+) -> None:
+    earlier = tmp_path / "earlier.json"
+    common = ["quantize", gguf_256, tmp_path / "o.gguf", "Q4_0", *MEASURED]
+    assert cli(*common, "--report", earlier).code == 0
+    again = [*common, "--force", "--no-worse-than", earlier]
+    assert cli(*again).code == 0
+    report = json.loads(earlier.read_text())
+    quality = report["files"][0]["quality"]["all"]
+    quality["kl_mean"] /= 2
+    earlier.write_text(json.dumps(report))
+    assert "allowed" in cli(*again).out
+    assert cli(*again).code == 1
+    assert cli(*again, "--margin", 2.1).code == 0
+    assert "same --data" in error_of(cli(*again, "--seed", 5), 2)
+    new = cli("quantize", gguf_256, tmp_path / "n.gguf", "Q8_0", "--no-worse-than", earlier)
+    assert "has not measured Q8_0" in error_of(new, 2)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"files": [{"type": "Q8_0"}]}', "\0"])
+def test_what_is_no_report_of_an_earlier_run_is_refused(
+    cli: Cli, gguf_256: Path, tmp_path: Path, text: str
+) -> None:
+    path = tmp_path / "r.json"
+    path.write_text(text)
+    arguments = [tmp_path / "o.gguf", "Q8_0", "--no-worse-than", path]
+    error_of(cli("quantize", gguf_256, *arguments), 2)
+
+
+def test_a_copy_of_a_16_bit_file_is_right(cli: Cli, checkpoint_256: Path, tmp_path: Path) -> None:
+    source = tmp_path / "bf16.gguf"
+    assert cli(checkpoint_256, source, "--outtype", "bf16", "--verify", "none").code == 0
+    arguments = ["COPY", "--checkpoint", checkpoint_256, *MEASURED]
+    result = cli("quantize", source, tmp_path / "o.gguf", *arguments)
+    assert result.code == 0, result.out
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_the_table_fits_the_terminal_and_the_reports_have_all_of_it(
+    measured: dict[str, Any], width: int
+) -> None:
+    from valle_convert.cli import console
+
+    report = measured["report"]
+    header, rows = report.summary(width)
+    assert max(map(len, console.table(rows, header=header).splitlines())) <= width
+    assert {"type", "size, MiB", "verdict"} <= set(header)
+    assert len(report.legend(width)) == len(header)
+    everything, _ = report.summary()
+    assert len(everything) == 14
+    for form in (".md", ".html"):
+        for name in everything:
+            assert f"{name}: " in measured[form]
+
+
+def test_a_report_says_when_by_what_and_of_which_checkpoint(
+    measured: dict[str, Any], checkpoint_256: Path
+) -> None:
+    report = json.loads(measured[".json"])
+    digest = hashlib.sha256(checkpoint_256.read_bytes()).hexdigest()
+    assert report["checkpoint"] == {"name": checkpoint_256.name, "sha256": digest}
+    for form in (".md", ".html"):
+        assert report["date"] in measured[form]
+        assert digest in measured[form]
+        assert f"valle-convert {report['converter_version']}" in measured[form]
+
+
+def test_fallbacks_are_one_line_a_file(cli: Cli, converted: Any, tmp_path: Path) -> None:
+    result = cli("quantize", converted("ar-nar-len", "f16"), tmp_path / "o.gguf", "Q4_K_M", *QUICK)
+    (line,) = [line for line in result.err.splitlines() if "cannot be" in line]
+    assert re.fullmatch(r"Q4_K_M: \d+ tensors \(rows of 64\) cannot be Q4_K.*: \d+ became .*", line)
+
+
+def test_all_given_utterances_are_measured(cli: Cli, gguf_256: Path, tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    (tmp_path / "data").mkdir()
+    for i in range(5):
+        response = draw.integers(0, 64, (6, 3))
+        np.savez(tmp_path / "data" / f"{i}.npz", phonemes=np.array([1, 40, 2]), response=response)
+    arguments = ["Q8_0", "--data", tmp_path / "data", "--threads", 1, "--json"]
+    result = cli("quantize", gguf_256, tmp_path / "o.gguf", *arguments)
+    assert "5 given utterances" in json.loads(result.out)["sequences"]
+
+
+def test_damaged_weights_are_found_whatever_the_limits(
     cli: Cli, gguf_256: Path, checkpoint_256: Path, tmp_path: Path
 ) -> None:
     # A file that says it comes of the checkpoint, with a layer's weights turned round.
@@ -367,27 +480,6 @@ def test_given_utterances_are_what_is_measured_and_what_importance_is_made_of(
     assert report["files"][0]["imatrix"] == "wide-imatrix.gguf"
 
 
-def test_a_limit_of_every_type_was_measured() -> None:
-    for kind in FILE_TYPES.values():
-        limits = limits_for(kind)
-        if kind.name == "Q2_0":  # the gguf package cannot read it yet
-            assert limits is None
-            continue
-        assert limits is not None
-        assert limits.max_kl > 0
-        assert 0 <= limits.min_agreement < 1
-    assert limits_for(FILE_TYPES["Q4_K"]) == limits_for(FILE_TYPES["Q4_K_M"])
-
-
-def test_a_users_limit_stands_beside_the_measured_one() -> None:
-    default, own = (limits_for(FILE_TYPES["Q8_0"], max_kl) for max_kl in (None, 0.5))
-    assert default is not None
-    assert own is not None
-    assert own.max_kl == 0.5
-    assert own.min_agreement == default.min_agreement
-    assert own.why.startswith("--max-kl; ")
-
-
 # -------------------------------------------------------------------------------- refusals
 
 
@@ -407,6 +499,10 @@ def test_a_users_limit_stands_beside_the_measured_one() -> None:
         (["o.gguf", "Q8_0", "--report", "r.txt"], "tells its form"),
         (["o.gguf", "Q8_0", "--max-kl", "nan"], "--max-kl is nan"),
         (["o.gguf", "Q8_0", "--min-agreement", "97"], "from 0 to 1"),
+        (["o.gguf", "Q8_0", "--max-kl", "Q8_O=1e-3"], "Did you mean Q8_0?"),
+        (["o.gguf", "Q8_0", "--max-kl", "Q4_0=1e-3"], "not among the types"),
+        (["o.gguf", "Q8_0", "--max-kl", "1e-3,1e-2"], "two limits"),
+        (["o.gguf", "Q8_0", "--no-worse-than", "absent.json"], "cannot be read"),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence_and_exit_code_2(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -128,19 +130,33 @@ def quantize(
         ),
     ] = None,
     max_kl: Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            help="Mean KL divergence allowed, in nats; else measured defaults by type.",
+            metavar="LIMIT|TYPE=LIMIT,...",
+            help="Mean KL divergence allowed, in nats: 0.01, or Q8_0=1e-3,Q4_K_M=1e-2.",
             show_default=False,
         ),
     ] = None,
     min_agreement: Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            help="Part of the best codes to keep, such as 0.97; else measured defaults by type.",
+            metavar="PART|TYPE=PART,...",
+            help="Part of the best codes to keep: 0.97, or by type.",
             show_default=False,
         ),
     ] = None,
+    no_worse_than: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="REPORT.json",
+            help="Allow what an earlier run measured, by --margin.",
+            show_default=False,
+        ),
+    ] = None,
+    margin: Annotated[
+        float,
+        typer.Option(help="Factor by which divergence and changed codes may be worse.", min=1.0),
+    ] = 1.1,
     seed: SeedOption = 0,
     threads: Annotated[
         int, typer.Option(help="For llama-quantize and measuring; 0 for their own choice.", min=0)
@@ -194,6 +210,7 @@ def quantize(
     """
     from valle_convert.api import read_checkpoint
     from valle_convert.gguf_file.read import is_gguf
+    from valle_convert.quantize.limits import parse_limits
     from valle_convert.quantize.manifest import made_folder
     from valle_convert.quantize.plan import Listener, Options
     from valle_convert.quantize.report import LogFile, check_reports, write_reports
@@ -217,8 +234,10 @@ def quantize(
         n_utterances=utterances,
         n_imatrix=imatrix_utterances,
         seed=seed,
-        max_kl=max_kl,
-        min_agreement=min_agreement,
+        max_kl=parse_limits(max_kl, "--max-kl"),
+        min_agreement=parse_limits(min_agreement, "--min-agreement", highest=1.0),
+        no_worse_than=no_worse_than,
+        margin=margin,
         allow_fallback=not no_fallback,
         resume=resume,
         prune=prune,
@@ -250,8 +269,8 @@ def quantize(
         console.data_json(result.to_json())
     else:
         _show(result)
-    if not result.passed:
-        raise typer.Exit(EXIT_FAILED_CHECK)
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
 
 
 def imatrix(
@@ -352,8 +371,10 @@ def check_manifest(
 
 
 def _show(result: QuantizeReport) -> None:
-    header, rows = result.summary()
+    # A pipe takes all columns; a terminal takes what fits.
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    header, rows = result.summary(width)
     console.data(console.table(rows, header=header))
-    for fact in result.facts():
-        console.talk(fact)
+    for line in [*result.legend(width), *result.facts()]:
+        console.talk(line)
     console.data(result.verdict())

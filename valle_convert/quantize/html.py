@@ -68,6 +68,8 @@ def to_html(report: QuantizeReport) -> str:
             parts.append(_table(["tensor", "columns", "type", "became"], lines))
     facts = "".join(f"<li>{html.escape(fact)}</li>" for fact in report.facts())
     parts.append(f"<h2>How it was done</h2><ul>{facts}</ul>")
+    legend = "".join(f"<li>{html.escape(line)}</li>" for line in report.legend())
+    parts.append(f"<h2>What the columns mean</h2><ul>{legend}</ul>")
     title = html.escape(f"Quantized: {report.source}")
     return (
         '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">'
@@ -85,7 +87,7 @@ def plot_size(rows: list[FileReport]) -> Figure:
     for i, row in enumerate(sorted(rows, key=lambda row: row.n_bytes)):
         assert row.measured is not None  # noqa: S101 - the caller chose such files
         size, divergence = row.n_bytes / 2**20, row.measured.quality[ALL].kl_mean
-        failed = row.verdict is not None and not row.verdict.passed
+        failed = bool(row.faults)
         color = _GREY if row.status == "input" else _RED if failed else _BLUE
         # A divergence of nothing has no place on a logarithmic axis.
         axes.scatter(size, max(divergence, 1e-12), s=60, color=color, zorder=3)

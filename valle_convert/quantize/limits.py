@@ -1,23 +1,30 @@
-"""How far a file of a type may be from the checkpoint, and where that comes from.
+"""What a user allows a file to lose, and whether it keeps that.
 
-The defaults are measured: data/limits.json holds the worst of several random networks, as
-scripts/measure_quantization.py wrote it, and a file may be `margin` times as far off. Random
-networks are a hard case: many of their codes have nearly the same logit, which a trained
-network's have not. Who has a trained checkpoint should set limits of their own.
+Nothing is allowed or forbidden by default: what is bearable depends on the model. Limits are
+given by number, for all types or by type, and by the report of an earlier run. Whether a file
+is right at all (its weights those of the checkpoint, its logits those of its weights) is
+another question, which `verify` answers.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from valle_convert.errors import InputError
+from valle_convert.files import os_fault
 from valle_convert.quantize.quality import ALL, Measured
-from valle_convert.quantize.types import FILE_TYPES, FileType
+from valle_convert.quantize.types import FileType, file_type
+
+#: Divergence in nats below which two runs differ by rounding alone: another processor adds up in
+#: another order. F16 files measured 4e-7.
+KL_FLOOR = 1e-6
+MARGIN = 1.1
+_MAX_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -25,8 +32,8 @@ class Limits:
     """What a file has to keep.
 
     Attributes:
-        max_kl: mean divergence over all predictions, at most, in nats.
-        min_agreement: part of the best codes that stay, at least.
+        max_kl: mean divergence over all predictions, at most, in nats; infinite for no limit.
+        min_agreement: part of the best codes that stay, at least; 0 for no limit.
         why: where the two come from.
     """
 
@@ -34,101 +41,173 @@ class Limits:
     min_agreement: float
     why: str
 
-    def __post_init__(self) -> None:
-        if not self.max_kl >= 0:
-            raise InputError(f"--max-kl is {self.max_kl}, where a number from 0 on is expected.")
-        if not 0 <= self.min_agreement <= 1:
-            raise InputError(
-                f"--min-agreement is {self.min_agreement}, where a part from 0 to 1 is expected."
+    def failures(self, measured: Measured) -> tuple[str, ...]:
+        """What is beyond a limit, in words, with the worst head; not-a-number always is."""
+        total = measured.quality[ALL]
+        heads = {name: one for name, one in measured.quality.items() if name != ALL}
+        found: list[str] = []
+        if not total.kl_mean <= self.max_kl:
+            worst = max(heads, key=lambda name: heads[name].kl_mean)
+            found.append(
+                f"KL mean {total.kl_mean:.2e}, allowed {self.max_kl:.2e} (worst in {worst}: "
+                f"{heads[worst].kl_mean:.2e})"
             )
+        if not total.best_code >= self.min_agreement:
+            worst = min(heads, key=lambda name: heads[name].best_code)
+            found.append(
+                f"best code kept in {total.best_code:.2%}, required {self.min_agreement:.2%} "
+                f"(worst in {worst}: {heads[worst].best_code:.2%})"
+            )
+        return tuple(found)
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Whether a file keeps its limits; `failures` in words, the worst value by head named."""
+class Earlier:
+    """What an earlier run measured, from its JSON report.
 
-    limits: Limits
-    failures: tuple[str, ...]
+    Attributes:
+        name: of the report.
+        utterances: what it was measured on, in words.
+        quality: over all predictions, by type: mean divergence, part of best codes, predictions.
+    """
 
-    @property
-    def passed(self) -> bool:
-        """Whether nothing is beyond its limit."""
-        return not self.failures
+    name: str
+    utterances: str
+    quality: Mapping[str, tuple[float, float, int]]
 
 
-def limits_for(
-    kind: FileType, max_kl: float | None = None, min_agreement: float | None = None
-) -> Limits | None:
-    """The user's limits, and the measured ones of the type for what the user left open.
+@dataclass(frozen=True)
+class Gates:
+    """Everything that the user limits.
 
-    None for a type that was never measured and for which the user gave no limit.
+    Attributes:
+        max_kl, min_agreement: by type; the empty name stands for all others.
+        earlier: a run that must not have been better.
+        margin: by what factor divergence and changed codes may exceed those of `earlier`.
+    """
+
+    max_kl: Mapping[str, float]
+    min_agreement: Mapping[str, float]
+    earlier: Earlier | None = None
+    margin: float = MARGIN
+
+    def limits_of(self, kind: FileType) -> Limits | None:
+        """What holds for a type: the strictest of all; None where nothing does."""
+        max_kl, min_agreement, why = math.inf, 0.0, []
+        for option, values in (("--max-kl", self.max_kl), ("--min-agreement", self.min_agreement)):
+            value = values.get(kind.name, values.get(""))
+            if value is not None:
+                why.append(option)
+                if values is self.max_kl:
+                    max_kl = value
+                else:
+                    min_agreement = value
+        if self.earlier is not None and kind.name in self.earlier.quality:
+            kl_mean, best_code, n_rows = self.earlier.quality[kind.name]
+            max_kl = min(max_kl, max(self.margin * kl_mean, KL_FLOOR))
+            # One prediction more may change: a code between two that are nearly equal.
+            changed = self.margin * (1 - best_code) + 1 / n_rows
+            min_agreement = max(min_agreement, 1 - changed)
+            why.append(f"no worse than {self.earlier.name} by a factor of {self.margin:g}")
+        return Limits(max_kl, min_agreement, "; ".join(why)) if why else None
+
+    def check_types(self, kinds: Sequence[FileType]) -> None:
+        """Refuse limits of types that are not made, which would limit nothing.
+
+        Raises:
+            InputError: there are such, or the earlier run has not measured a type.
+        """
+        made = {kind.name for kind in kinds}
+        for option, values in (("--max-kl", self.max_kl), ("--min-agreement", self.min_agreement)):
+            idle = sorted(values.keys() - made - {""})
+            if idle:
+                raise InputError(
+                    f"{option} has a limit for {', '.join(idle)}, which is not among the types "
+                    f"asked for: {', '.join(sorted(made))}."
+                )
+        if self.earlier is not None and (new := sorted(made - self.earlier.quality.keys())):
+            raise InputError(
+                f"{self.earlier.name} has not measured {', '.join(new)}, so that there is nothing "
+                "to be no worse than; leave out these types, or measure them in a run without "
+                "--no-worse-than first."
+            )
+
+    def check_utterances(self, utterances: str) -> None:
+        """Refuse an earlier run that was measured on something else.
+
+        Raises:
+            InputError: it was.
+        """
+        if self.earlier is not None and self.earlier.utterances != utterances:
+            raise InputError(
+                f"{self.earlier.name} was measured over {self.earlier.utterances}, and this run "
+                f"over {utterances}; give the same --data, --utterances and --seed."
+            )
+
+
+def parse_limits(text: str | None, option: str, highest: float = math.inf) -> dict[str, float]:
+    """A list such as `1e-2` or `Q8_0=1e-3,Q4_K_M=1e-2`, by type; "" for a number without one.
 
     Raises:
-        InputError: a limit of the user's is none.
+        InputError: a part is no number from 0 to `highest`, a type is none, or one comes twice.
     """
-    default = _measured_limits(kind)
-    given = {"--max-kl": max_kl, "--min-agreement": min_agreement}
-    why = [name for name, value in given.items() if value is not None]
-    if default is None and not why:
-        return None
-    if default is not None and len(why) < len(given):
-        why.append(default.why)
-    # What is open, and was not measured, is not limited.
-    open_kl, open_agreement = (
-        (math.inf, 0.0) if default is None else (default.max_kl, default.min_agreement)
-    )
-    return Limits(
-        max_kl=open_kl if max_kl is None else max_kl,
-        min_agreement=open_agreement if min_agreement is None else min_agreement,
-        why="; ".join(why),
-    )
+    values: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in (text or "").split(","))):
+        name, equals, number = part.rpartition("=")
+        kind = file_type(name).name if equals else ""
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not 0 <= value <= highest:
+            expected = "from 0 on" if highest == math.inf else f"from 0 to {highest:g}"
+            raise InputError(
+                f"{option} is {part}, where a number {expected} is expected, or a list such as "
+                "Q8_0=0.001,Q4_K_M=0.01."
+            )
+        if kind in values:
+            raise InputError(f"{option} has two limits for {kind or 'all types'}; give one.")
+        values[kind] = value
+    if text is not None and not values:
+        raise InputError(f"{option} is empty; give a number.")
+    return values
 
 
-def _measured_limits(kind: FileType) -> Limits | None:
-    table = _table()
-    name = _measured_name(kind)
-    row = table["types"].get(name)
-    if row is None:
-        return None
-    margin = table["margin"]
-    return Limits(
-        max_kl=margin * row["kl_mean"],
-        min_agreement=max(0.0, 1 - margin * (1 - row["best_code"])),
-        why=f"{margin:g} times what {name} measured on random networks",
-    )
+def read_earlier(path: Path) -> Earlier:
+    """What the JSON report of an earlier run measured.
+
+    Raises:
+        InputError: it is no such report, or has measured nothing.
+        EnvironmentFault: it cannot be read by this user.
+    """
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise InputError(f"{path} is larger than any report of this program.")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise os_fault(f"The report {path} cannot be read", error) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no valid JSON: {error}.") from error
+    try:
+        quality = {
+            str(file["type"]): _total(file["quality"][ALL])
+            for file in value["files"]
+            if file["quality"] is not None
+        }
+        utterances = str(value["sequences"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} is no report of `quantize` ({error!r:.100}); give the .json file that a run "
+            "wrote with --report."
+        ) from error
+    if not quality:
+        raise InputError(f"{path} has no file whose quality was measured.")
+    return Earlier(path.name, utterances, quality)
 
 
-def judge(measured: Measured, limits: Limits) -> Verdict:
-    """Hold what was measured against the limits."""
-    total = measured.quality[ALL]
-    heads = {name: one for name, one in measured.quality.items() if name != ALL}
-    failures: list[str] = []
-    # Not-a-number is beyond every limit.
-    if not total.kl_mean <= limits.max_kl:
-        worst = max(heads, key=lambda name: heads[name].kl_mean)
-        failures.append(
-            f"KL mean {total.kl_mean:.2e}, allowed {limits.max_kl:.2e} (worst in {worst}: "
-            f"{heads[worst].kl_mean:.2e})"
-        )
-    if not total.best_code >= limits.min_agreement:
-        worst = min(heads, key=lambda name: heads[name].best_code)
-        failures.append(
-            f"best code kept in {total.best_code:.2%}, required {limits.min_agreement:.2%} "
-            f"(worst in {worst}: {heads[worst].best_code:.2%})"
-        )
-    return Verdict(limits, tuple(failures))
-
-
-def _measured_name(kind: FileType) -> str:
-    """Aliases (Q4_K for Q4_K_M) share a number; the longest of their names was measured."""
-    if kind.base is None:
-        return "F32"
-    same = [one.name for one in FILE_TYPES.values() if one.number == kind.number and one.base]
-    return max(same, key=len)
-
-
-@functools.cache
-def _table() -> dict[str, Any]:
-    path = resources.files("valle_convert.quantize") / "data" / "limits.json"
-    table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return table
+def _total(entry: Mapping[str, Any]) -> tuple[float, float, int]:
+    kl_mean, best_code = float(entry["kl_mean"]), float(entry["best_code"])
+    n_rows = int(entry["n_rows"])
+    if not (kl_mean >= 0 and 0 <= best_code <= 1 and n_rows > 0):
+        raise ValueError("a value is out of its range")
+    return kl_mean, best_code, n_rows

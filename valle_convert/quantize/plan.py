@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from valle_convert import __version__
@@ -89,7 +89,9 @@ class Options:
             seeded ones.
         n_imatrix: seeded utterances that an importance matrix is made of; given ones all count.
         seed: of seeded utterances.
-        max_kl, min_agreement: limits; None for the measured ones of each type.
+        max_kl, min_agreement: limits by type, as `limits.parse_limits` gives them.
+        no_worse_than: the JSON report of an earlier run.
+        margin: by what factor this one may be worse.
         allow_fallback: whether a tensor that the type cannot hold may get another one.
         resume: keep files that are there and were made in the same way.
         prune: remove files that the folder's manifest lists and that are not of this run.
@@ -110,8 +112,10 @@ class Options:
     n_utterances: int | None = None
     n_imatrix: int = 32
     seed: int = 0
-    max_kl: float | None = None
-    min_agreement: float | None = None
+    max_kl: Mapping[str, float] = field(default_factory=dict)
+    min_agreement: Mapping[str, float] = field(default_factory=dict)
+    no_worse_than: Path | None = None
+    margin: float = 1.1
     allow_fallback: bool = True
     resume: bool = False
     prune: bool = False

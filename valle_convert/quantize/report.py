@@ -9,18 +9,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from valle_convert.errors import InputError
+from valle_convert import __version__
+from valle_convert.errors import EXIT_ENVIRONMENT, EXIT_FAILED_CHECK, EXIT_OK, InputError
 from valle_convert.files import check_target, write_text_atomically
-from valle_convert.quantize.limits import Verdict
+from valle_convert.quantize.limits import Limits
 from valle_convert.quantize.plan import Fallback, describe_fallbacks
 from valle_convert.quantize.quality import ALL, Measured
+from valle_convert.verify.report import Report
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,9 @@ class FileReport:
         imatrix: the name of the importance matrix; None where none was used.
         seconds: what making it took.
         measured: quality and speed; None where they were not measured.
-        verdict: None where nothing was measured.
+        verified: whether it is right at all; None where that was not looked at.
+        limits: what the user allows; None where nothing is limited.
+        failures: what is beyond the limits, in words.
         note: what the reader should know.
     """
 
@@ -55,12 +60,29 @@ class FileReport:
     imatrix: str | None = None
     seconds: float = 0.0
     measured: Measured | None = None
-    verdict: Verdict | None = None
+    verified: Report | None = None
+    limits: Limits | None = None
+    failures: tuple[str, ...] = ()
     note: str = ""
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Why it does not pass: it is wrong, or loses more than it may."""
+        wrong = self.verified is not None and self.verified.outcome == "failed"
+        return ((self.verified.verdict(),) if wrong and self.verified else ()) + self.failures
+
+    @property
+    def open_questions(self) -> tuple[str, ...]:
+        """What was to be judged and could not be."""
+        found: list[str] = []
+        if self.limits is not None and self.measured is None:
+            found.append(f"limits were given ({self.limits.why})")
+        if self.verified is not None and self.verified.outcome == "not verified":
+            found.append(self.verified.verdict())
+        return tuple(found)
 
     def to_json(self) -> dict[str, Any]:
         """The entry as plain values."""
-        limits = self.verdict.limits if self.verdict else None
         return {
             "name": self.name,
             "type": self.kind,
@@ -77,11 +99,14 @@ class FileReport:
             else {head: asdict(one) for head, one in self.measured.quality.items()},
             "greedy": None if self.measured is None else asdict(self.measured.greedy),
             "speed": None if self.measured is None else asdict(self.measured.speed),
+            "verified": None
+            if self.verified is None
+            else {"outcome": self.verified.outcome, "verdict": self.verified.verdict()},
             "limits": None
-            if limits is None
+            if self.limits is None
             # JSON has no infinity: what is not limited is null.
-            else {n: None if v == math.inf else v for n, v in asdict(limits).items()},
-            "failures": None if self.verdict is None else list(self.verdict.failures),
+            else {n: None if v == math.inf else v for n, v in asdict(self.limits).items()},
+            "failures": list(self.faults),
             "note": self.note,
         }
 
@@ -101,6 +126,8 @@ class QuantizeReport:
         baseline: the file in F16 that sizes and speeds stand beside; None where not measured.
         files: in the order asked for.
         notes: what the reader should know of the run.
+        checkpoint: name and digest of what the source was converted from, where it is known.
+        date: of the run, UTC.
         dry_run: whether all of it is only planned.
     """
 
@@ -114,37 +141,53 @@ class QuantizeReport:
     baseline: FileReport | None
     files: tuple[FileReport, ...]
     notes: tuple[str, ...] = ()
+    checkpoint: Mapping[str, str] | None = None
+    date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     dry_run: bool = False
 
     @property
-    def failures(self) -> tuple[str, ...]:
-        """What is beyond its limit, in words."""
-        return tuple(
-            f"{file.name}: {failure}"
-            for file in self.files
-            if file.verdict
-            for failure in file.verdict.failures
-        )
+    def faults(self) -> tuple[str, ...]:
+        """Why files do not pass, in words."""
+        return tuple(f"{file.name}: {fault}" for file in self.files for fault in file.faults)
+
+    @property
+    def open_questions(self) -> tuple[str, ...]:
+        """What was to be judged and could not be, in words."""
+        return tuple(f"{file.name}: {one}" for file in self.files for one in file.open_questions)
 
     @property
     def passed(self) -> bool:
-        """Whether no file is beyond its limits."""
-        return not self.failures
+        """Whether everything that was to be judged was, and passed."""
+        return not self.faults and (self.dry_run or not self.open_questions)
+
+    @property
+    def exit_code(self) -> int:
+        """What a program ends with: 0 passed, 1 failed, 3 not measured."""
+        return EXIT_OK if self.passed else EXIT_FAILED_CHECK if self.faults else EXIT_ENVIRONMENT
 
     def verdict(self) -> str:
         """One sentence."""
         n, kept = len(self.files), sum(file.status == "kept" for file in self.files)
+        files = "1 file" if n == 1 else f"{n} files"
         again = f", {kept} of them kept from before" if kept else ""
         if self.dry_run:
             sizes = [file.n_bytes for file in self.files]
             total = f", {sum(sizes):,} bytes" if all(sizes) else ""
-            return f"PLANNED: {n} files{total}{again}; nothing was written."
-        judged = [file for file in self.files if file.verdict]
-        if not judged:
-            return f"DONE: {n} files{again}; their quality was not measured."
-        if self.passed:
-            return f"PASSED: {len(judged)} of {n} files{again} keep their limits."
-        return f"FAILED: {'; '.join(self.failures)}."
+            return f"PLANNED: {files}{total}{again}; nothing was written."
+        if self.faults:
+            return f"FAILED: {'; '.join(self.faults)}."
+        if self.open_questions:
+            return f"NOT MEASURED: {'; '.join(self.open_questions)}."
+        right = sum(file.verified is not None for file in self.files)
+        limited = sum(file.limits is not None for file in self.files)
+        done = f"{files}{again}; "
+        if not any(file.measured for file in self.files):
+            return f"DONE: {done}their quality was not measured."
+        if not right and not limited:
+            return f"DONE: {done}measured, and judged by nothing: no checkpoint and no limits."
+        words = [f"{right} right by their checkpoint"] if right else []
+        words.append(f"{limited} within the limits given" if limited else "no limits were given")
+        return f"PASSED: {done}{', '.join(words)}."
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain values."""
@@ -152,6 +195,9 @@ class QuantizeReport:
             "schema_version": SCHEMA_VERSION,
             "passed": self.passed,
             "verdict": self.verdict(),
+            "date": self.date,
+            "converter_version": __version__,
+            "checkpoint": None if self.checkpoint is None else dict(self.checkpoint),
             "source": self.source,
             "source_sha256": self.source_sha256,
             "tool": dict(self.tool),
@@ -164,28 +210,36 @@ class QuantizeReport:
             "notes": list(self.notes),
         }
 
-    def summary(self) -> tuple[list[str], list[list[str]]]:
-        """Header and rows of the summary table; the baseline comes first."""
-        rows = [*([self.baseline] if self.baseline else []), *self.files]
-        base = self.baseline.n_bytes if self.baseline else 0
-        header = ["type", "size, MiB", "bits/weight"]
-        with_quality = any(row.measured for row in rows)
-        if with_quality:
-            header += ["of F16", "KL mean", "KL p99", "KL max", "NMSE", "best code"]
-            header += ["AR equal", "NAR equal", "AR step, ms", "NAR pass, ms"]
-        header.append("verdict")
-        table: list[list[str]] = []
-        for row in rows:
-            line = [
-                row.kind,
-                f"{row.n_bytes / 2**20:.2f}" if row.n_bytes else "?",
-                f"{row.bits_per_weight:.3f}" if row.bits_per_weight else "?",
-            ]
-            if with_quality:
-                line.append(f"{row.n_bytes / base:.1%}" if base else "")
-                line += _quality_cells(row)
-            table.append([*line, _verdict_word(row)])
-        return header, table
+    def columns(self, width: int | None = None) -> list[Column]:
+        """The columns of the summary table; where they are wider than `width`, the most important.
+
+        The type, the size and the verdict always stay.
+        """
+        rows = self.rows()
+        shown = [one for one in COLUMNS if any(one.cell(self, row) for row in rows)]
+        while width is not None and self._width(shown) > width and len(shown) > _MIN_COLUMNS:
+            shown.remove(max(shown, key=lambda one: one.rank))
+        return shown
+
+    def _width(self, columns: Sequence[Column]) -> int:
+        rows = self.rows()
+        cells = (max(len(one.name), *(len(one.cell(self, row)) for row in rows)) for one in columns)
+        return sum(cells) + 2 * (len(columns) - 1)
+
+    def rows(self) -> list[FileReport]:
+        """The baseline, where there is one, and the files."""
+        return [*([self.baseline] if self.baseline else []), *self.files]
+
+    def summary(self, width: int | None = None) -> tuple[list[str], list[list[str]]]:
+        """Header and rows of the summary table; see `columns`."""
+        shown = self.columns(width)
+        return [one.name for one in shown], [
+            [one.cell(self, row) for one in shown] for row in self.rows()
+        ]
+
+    def legend(self, width: int | None = None) -> list[str]:
+        """What each column means, a line each."""
+        return [f"{one.name}: {one.meaning}" for one in self.columns(width)]
 
     def to_markdown(self) -> str:
         """A page for a CI job's summary."""
@@ -199,6 +253,8 @@ class QuantizeReport:
         yield from _markdown_table(*self.summary())
         yield ""
         yield from (f"- {_cell(line)}" for line in self.facts())
+        yield from ("", "## What the columns mean", "")
+        yield from (f"- {_cell(line)}" for line in self.legend())
         for file in self.files:
             if file.fallbacks:
                 yield from (
@@ -220,7 +276,12 @@ class QuantizeReport:
     def facts(self) -> list[str]:
         """How it was done, a sentence each."""
         tool = self.tool
-        facts = [f"tool: {tool['name']} {tool['version']} ({tool['found']})"]
+        facts = [f"{self.date}, valle-convert {__version__}"]
+        if self.checkpoint is not None:
+            facts.append(
+                f"checkpoint: {self.checkpoint['name']}, sha256 {self.checkpoint['sha256']}"
+            )
+        facts.append(f"tool: {tool['name']} {tool['version']} ({tool['found']})")
         facts.append(f"recipe: {self.recipe['name']} ({self.recipe['reason']})")
         if self.tensor_types:
             facts.append(f"tensor types: {', '.join(self.tensor_types)}")
@@ -236,11 +297,10 @@ class QuantizeReport:
             if file.fallbacks
         ]
         for file in self.files:
-            if file.verdict:
-                limits = file.verdict.limits
+            if file.limits:
                 facts.append(
-                    f"{file.kind} may have a mean KL of {limits.max_kl:.2e} and has to keep "
-                    f"{limits.min_agreement:.1%} of the best codes ({limits.why})"
+                    f"{file.kind} may have a mean KL of {file.limits.max_kl:.2e} and has to keep "
+                    f"{file.limits.min_agreement:.1%} of the best codes ({file.limits.why})"
                 )
         facts += [f"{file.kind}: {file.note}" for file in self.files if file.note]
         return facts + list(self.notes)
@@ -257,24 +317,121 @@ def by_head(files: list[FileReport], value: str) -> tuple[list[str], list[list[s
     return ["head", *(file.kind for file in files)], rows
 
 
-def _quality_cells(row: FileReport) -> list[str]:
-    if row.measured is None:
-        return [""] * 9
-    total, greedy, speed = row.measured.quality[ALL], row.measured.greedy, row.measured.speed
-    return [
-        *(f"{value:.2e}" for value in (total.kl_mean, total.kl_p99, total.kl_max, total.nmse)),
-        f"{total.best_code:.2%}",
-        f"{greedy.ar_equal:.1%}",
-        f"{greedy.nar_equal:.1%}",
-        f"{speed.ar_step:.2f}",
-        f"{speed.nar_pass:.1f}",
-    ]
+@dataclass(frozen=True)
+class Column:
+    """A column of the summary table.
+
+    Attributes:
+        name: its header.
+        rank: the highest goes first where a terminal is narrow.
+        meaning: in one line.
+        cell: what stands in the row of a file.
+    """
+
+    name: str
+    rank: int
+    meaning: str
+    cell: Callable[[QuantizeReport, FileReport], str]
+
+
+def _total(name: str, form: str) -> Callable[[QuantizeReport, FileReport], str]:
+    return lambda _report, row: (
+        format(getattr(row.measured.quality[ALL], name), form) if row.measured else ""
+    )
+
+
+def _greedy(name: str) -> Callable[[QuantizeReport, FileReport], str]:
+    return lambda _report, row: (
+        format(getattr(row.measured.greedy, name), ".1%") if row.measured else ""
+    )
+
+
+def _speed(name: str, form: str) -> Callable[[QuantizeReport, FileReport], str]:
+    return lambda _report, row: (
+        format(getattr(row.measured.speed, name), form) if row.measured else ""
+    )
+
+
+def _of_input(report: QuantizeReport, row: FileReport) -> str:
+    base = report.baseline
+    return f"{row.n_bytes / base.n_bytes:.1%}" if base else ""
 
 
 def _verdict_word(row: FileReport) -> str:
-    if row.verdict is None:
-        return "" if row.status == "input" else row.status
-    return "pass" if row.verdict.passed else "FAIL"
+    if row.status in ("input", "planned"):
+        return row.status
+    if row.faults:
+        return "FAIL"
+    if row.open_questions:
+        return "not measured"
+    return "pass" if row.verified or row.limits else row.status
+
+
+_MIN_COLUMNS = 3
+COLUMNS = (
+    Column("type", 0, "of the file, as llama-quantize spells it", lambda _report, row: row.kind),
+    Column(
+        "size, MiB",
+        1,
+        "of the file",
+        lambda _report, row: f"{row.n_bytes / 2**20:.2f}" if row.n_bytes else "?",
+    ),
+    Column(
+        "bits/weight",
+        4,
+        "size of the weights over their number",
+        lambda _report, row: f"{row.bits_per_weight:.3f}" if row.bits_per_weight else "?",
+    ),
+    Column("of F16", 9, "size over that of the first row", _of_input),
+    Column(
+        "KL mean",
+        2,
+        "how far the predicted distributions are from the reference's: Kullback-Leibler "
+        "divergence, mean over all predictions, in nats; 0 is the same",
+        _total("kl_mean", ".2e"),
+    ),
+    Column("KL p99", 11, "the same, 99 % of the predictions are below", _total("kl_p99", ".2e")),
+    Column("KL max", 12, "the same, the worst prediction", _total("kl_max", ".2e")),
+    Column(
+        "NMSE",
+        10,
+        "squared error of the logits over the squared logits of the reference; 0 is the same",
+        _total("nmse", ".2e"),
+    ),
+    Column(
+        "best code",
+        3,
+        "predictions whose most likely code is the reference's",
+        _total("best_code", ".2%"),
+    ),
+    Column(
+        "AR equal",
+        7,
+        "codes of level 0 that stay the same when speaking without randomness",
+        _greedy("ar_equal"),
+    ),
+    Column(
+        "NAR equal",
+        8,
+        "codes of the levels above that stay the same, over the reference's level 0",
+        _greedy("nar_equal"),
+    ),
+    Column(
+        "AR step, ms",
+        5,
+        "median time of one code of level 0, on this machine",
+        _speed("ar_step", ".2f"),
+    ),
+    Column(
+        "NAR pass, ms", 6, "median time of one pass over a level above", _speed("nar_pass", ".1f")
+    ),
+    Column(
+        "verdict",
+        0,
+        "pass: right by its checkpoint, and within the limits given",
+        lambda _report, row: _verdict_word(row),
+    ),
+)
 
 
 def _number(value: float, name: str) -> str:

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from valle_convert.checkpoint import Checkpoint
+from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import check_free_space, check_target, locked_folder
 from valle_convert.gguf_file.encode import can_decode
-from valle_convert.gguf_file.keys import is_converted
+from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY, is_converted
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.library import INSTALL, find_library
@@ -36,7 +37,7 @@ from valle_convert.quantize.imatrix import (
     make_imatrix,
     stand_in,
 )
-from valle_convert.quantize.limits import judge, limits_for
+from valle_convert.quantize.limits import Gates, read_earlier
 from valle_convert.quantize.make import (
     Made,
     Output,
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from valle_convert.network.protocol import Network
     from valle_convert.quantize.quality import Expected, Measured
     from valle_convert.quantize.utterances import Utterances
+    from valle_convert.verify.report import Report
 
 
 def quantize(
@@ -103,19 +105,25 @@ def quantize(
     _check_options(out, options, single=single)
     if single:
         check_target(out, force=options.force, sources=[path])
-    if options.measure:
-        for kind in options.types:
-            limits_for(kind, options.max_kl, options.min_agreement)  # refused now, if at all
+    gates = Gates(
+        options.max_kl,
+        options.min_agreement,
+        read_earlier(options.no_worse_than) if options.no_worse_than else None,
+        options.margin,
+    )
+    gates.check_types(options.types)
     quantizer = find_quantizer(options.tool)
     place = Path(tempfile.gettempdir()) if options.dry_run else folder
     with closing(Scratch(place)) as scratch, ExitStack() as held:
         source = open_source(path, checkpoint, scratch, measure=options.measure)
         utterances = _Utterances.of(source, options)
+        if utterances.measured is not None:
+            gates.check_utterances(utterances.measured.description)
         if not single and not options.dry_run:
             held.enter_context(made_folder(folder))
             held.enter_context(locked_folder(folder))
         known = {} if single else known_files(folder, force=options.force)
-        run = _Run(quantizer, source, utterances, options, scratch, listener)
+        run = _Run(quantizer, source, utterances, gates, options, scratch, listener)
         plans = run.plan()
         targets = [
             out if single else folder / f"{source.stem}-{plan.kind.name}.gguf" for plan in plans
@@ -136,6 +144,7 @@ def quantize(
             baseline=None,
             files=tuple(map(_planned, outputs)),
             notes=tuple(_notes(source, plans)),
+            checkpoint=_checkpoint_of(source),
             dry_run=options.dry_run,
         )
         if options.dry_run:
@@ -157,7 +166,17 @@ def quantize(
             report = replace(report, notes=(*report.notes, *run.finish(folder, listed, made)))
         if options.measure:
             report = run.measure(report, made)
-        return report
+        return run.judge(report)
+
+
+def _checkpoint_of(source: Source) -> dict[str, str] | None:
+    """Name and digest of the checkpoint that the files come from, as far as it is known."""
+    if source.reference is not None:
+        path = source.reference.checkpoint.path
+        return {"name": path.name, "sha256": sha256_of(path)}
+    keys = source.header.keys
+    digest, name = keys.get(SOURCE_SHA256_KEY), keys.get("valle.source.name")
+    return {"name": str(name), "sha256": digest} if isinstance(digest, str) else None
 
 
 def _check_options(out: Path, options: Options, *, single: bool) -> None:
@@ -181,8 +200,8 @@ def _notes(source: Source, plans: Sequence[FilePlan]) -> Iterator[str]:
     yield from (plan.kind.note for plan in plans if plan.kind.note)
     if source.reference is None:
         yield (
-            "no checkpoint was given, so files are held against the input file on llama.cpp: "
-            "what its own number format lost is not seen"
+            "no checkpoint was given, so files are measured against the input file on llama.cpp "
+            "and not verified: what is wrong with the input, or was lost in it, is not seen"
         )
     unknown = [plan for plan in plans if plan.tensors is None]
     if unknown:
@@ -263,6 +282,7 @@ class _Run:
     quantizer: Quantizer
     source: Source
     utterances: _Utterances
+    gates: Gates
     options: Options
     scratch: Scratch
     listener: Listener
@@ -404,12 +424,10 @@ class _Run:
         )
         files: list[FileReport] = []
         for one, file in zip(made, report.files, strict=True):
-            limits = limits_for(one.plan.kind, self.options.max_kl, self.options.min_agreement)
             measured, note = self._measure(one.path, one.plan.kind.name, expected)
-            verdict = judge(measured, limits) if measured and limits else None
-            if measured and not limits:
-                note = "not judged: no limits were measured for it"
-            files.append(replace(file, measured=measured, verdict=verdict, note=note))
+            verified, why_not = self._verify(one.path)
+            notes = "; ".join(filter(None, (note, why_not)))
+            files.append(replace(file, measured=measured, verified=verified, note=notes))
         return replace(
             report,
             reference=expected.name,
@@ -417,6 +435,34 @@ class _Run:
             baseline=baseline,
             files=tuple(files),
         )
+
+    def _verify(self, path: Path) -> tuple[Report | None, str]:
+        """Whether a file is right: the checkpoint's weights, and the logits that follow of them."""
+        from valle_convert.verify.run import verify_path
+
+        if self.source.reference is None:
+            return None, ""
+        types = {tensor.ggml_type for tensor in GgufFile(path).tensors.values()}
+        unknown = sorted(one.name for one in types if not can_decode(one))
+        if unknown:
+            return None, f"not verified: the gguf package cannot read {', '.join(unknown)} yet"
+        report = verify_path(
+            self.source.reference.checkpoint,
+            path,
+            levels=("structure", "tensors", "logits"),
+            seed=self.options.seed,
+            progress=self.listener.progress,
+        )
+        return report, ""
+
+    def judge(self, report: QuantizeReport) -> QuantizeReport:
+        """The report with the user's limits, and what is beyond them."""
+        files: list[FileReport] = []
+        for kind, file in zip(self.options.types, report.files, strict=True):
+            limits = self.gates.limits_of(kind)
+            failures = limits.failures(file.measured) if limits and file.measured else ()
+            files.append(replace(file, limits=limits, failures=failures))
+        return replace(report, files=tuple(files))
 
     @property
     def _measured_utterances(self) -> Utterances:

@@ -11,8 +11,9 @@ What recipes gain and cost: docs/quantize-measured.md.
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from valle_convert.errors import InputError
@@ -71,6 +72,11 @@ FILE_TYPES: Mapping[str, FileType] = _table()
 COMMON = ("Q8_0", "Q6_K", "Q5_K_M", "Q5_0", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M")
 
 
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name.strip().upper(), names, n=1)
+    return f". Did you mean {near[0]}?" if near else ";"
+
+
 def file_type(name: str) -> FileType:
     """The type of that name, in capitals or not.
 
@@ -80,7 +86,8 @@ def file_type(name: str) -> FileType:
     found = FILE_TYPES.get(name.strip().upper())
     if found is None:
         raise InputError(
-            f"There is no type {name.strip()!r}; llama-quantize has {', '.join(FILE_TYPES)}."
+            f"There is no type {name.strip()!r}{_nearest(name, FILE_TYPES)} llama-quantize has "
+            f"{', '.join(FILE_TYPES)}."
         )
     return found
 
@@ -106,7 +113,8 @@ def ggml_type(name: str) -> GgmlType:
     found = GGML_TYPES.get(name.strip().upper())
     if found is None:
         raise InputError(
-            f"There is no tensor type {name.strip()!r}; llama.cpp has {', '.join(GGML_TYPES)}."
+            f"There is no tensor type {name.strip()!r}{_nearest(name, GGML_TYPES)} llama.cpp has "
+            f"{', '.join(GGML_TYPES)}."
         )
     return found
 
