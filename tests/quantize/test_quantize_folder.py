@@ -88,6 +88,20 @@ def test_an_output_that_is_the_input_is_refused_even_with_force(
     assert source.read_bytes() == gguf_256.read_bytes()
 
 
+@pytest.mark.parametrize("name", ["o.gguf", "wide.sft"])
+def test_a_log_is_neither_the_output_nor_an_input(
+    cli: Cli, checkpoint_256: Path, tmp_path: Path, name: str
+) -> None:
+    source = tmp_path / "wide.sft"
+    shutil.copy(checkpoint_256, source)
+    arguments = [tmp_path / "o.gguf", "Q8_0", "--log", tmp_path / name, "--force", *QUICK]
+    error_of(cli("quantize", source, *arguments), 2)
+    assert source.read_bytes() == checkpoint_256.read_bytes()
+    result = cli("quantize", source, tmp_path, "--types", "Q8_0", "--log", tmp_path / "a.gguf")
+    assert result.code == 2
+    assert list(contents(tmp_path)) == ["wide.sft"]
+
+
 def test_a_half_made_folder_is_told_of_resume(cli: Cli, gguf_256: Path, made: Path) -> None:
     result = cli("quantize", gguf_256, made, "--types", "Q8_0,Q5_0", *QUICK)
     assert "--resume keeps" in error_of(result, 2)

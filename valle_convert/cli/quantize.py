@@ -209,9 +209,10 @@ def quantize(
     llama.cpp against the checkpoint: KL divergence, error and best codes by head and level.
     """
     from valle_convert.api import read_checkpoint
+    from valle_convert.files import check_outputs
     from valle_convert.gguf_file.read import is_gguf
     from valle_convert.quantize.limits import parse_limits
-    from valle_convert.quantize.manifest import made_folder
+    from valle_convert.quantize.manifest import MANIFEST, SUMS, made_folder
     from valle_convert.quantize.plan import Listener, Options
     from valle_convert.quantize.report import LogFile, check_reports, write_reports
     from valle_convert.quantize.run import quantize as run
@@ -220,6 +221,7 @@ def quantize(
     if (type_ is None) == (types is None):
         raise typer.BadParameter("give --types LIST, or one TYPE after OUT.gguf.")
     reports = report or []
+    matrix = Path(imatrix) if imatrix not in ("auto", "none") else None
     options = Options(
         types=parse_types(types or type_ or ""),
         tool=llama_quantize,
@@ -248,6 +250,16 @@ def quantize(
         # Reports and log may lie in the folder that is to come.
         if any(target.parent == out for target in [*reports, *([log] if log else [])]):
             held.enter_context(made_folder(out))
+        written = {"--log": log} | {f"--report {one}": one for one in reports}
+        for name, target in written.items():
+            ours = target is not None and target.parent == out
+            if ours and target and (target.suffix == ".gguf" or target.name in (MANIFEST, SUMS)):
+                raise typer.BadParameter(f"{name} is {target}, which is made of quantized files.")
+        check_outputs(
+            {"OUT": out if out.suffix == ".gguf" else None, **written},
+            inputs=[source, checkpoint, config, lora, data, no_worse_than, matrix],
+            force=force,
+        )
         check_reports(reports, sources=[source], force=force)
         keep_log = held.enter_context(LogFile(log, force=force))
         if checkpoint is None and not is_gguf(source):
