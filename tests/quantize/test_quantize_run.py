@@ -495,7 +495,7 @@ def test_given_utterances_are_what_is_measured_and_what_importance_is_made_of(
         (["o.gguf", "Q8_0", "--llama-quantize", "/nowhere"], "no program that can be run"),
         (["o.gguf", "IQ2_XXS"], "without an importance matrix"),
         (["o.gguf", "IQ2_XXS", "--imatrix", "none"], "without an importance matrix"),
-        (["o.gguf", "Q4_0", "--imatrix", "absent.gguf"], "cannot be read"),
+        (["o.gguf", "Q4_0", "--imatrix", "absent.gguf"], "There is no"),
         (["o.gguf", "Q8_0", "--report", "r.txt"], "tells its form"),
         (["o.gguf", "Q8_0", "--max-kl", "nan"], "--max-kl is nan"),
         (["o.gguf", "Q8_0", "--min-agreement", "97"], "from 0 to 1"),
