@@ -14,6 +14,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +260,17 @@ def test_a_codec_is_held_against_what_the_file_says(
     cli: Cli, codec: Path, tmp_path: Path, named: str | None
 ) -> None:
     model, out = tmp_path / "model.gguf", tmp_path / "out.wav"
-    write_gguf(plan_conversion(golden_checkpoint("ar-nar-len"), codec=named), model)
+    plan = plan_conversion(golden_checkpoint("ar-nar-len"))
+    if named is not None:
+        says = {"name": named, "sample_rate": RATE, "frame_rate": 75.0}
+        keys = (
+            replace(k, value=says.get(k.name.removeprefix("valle.codec."), k.value))
+            for k in plan.keys
+            if k.name.startswith("valle.codec.")
+        )
+        told = {key.name: key for key in keys}
+        plan = replace(plan, keys=tuple(told.get(key.name, key) for key in plan.keys))
+    write_gguf(plan, model)
     common = ["speak", model, "Hello.", "-o", out, "--force", *QUICK]
     done(cli(*common, "--codec", codec))
     slow = tmp_path / "slow"
@@ -281,6 +292,28 @@ def test_a_codec_is_held_against_what_the_file_says(
         assert "24000 Hz and 37.5 frames a second, and the model was trained on" in error_of(
             result, 2
         )
+
+
+def test_a_codec_that_cannot_fit_is_refused_before_the_hub_is_asked(
+    cli: Cli, gguf: Path, tmp_path: Path
+) -> None:
+    before = time.monotonic()
+    message = error_of(cli("speak", gguf, "Hi.", "-o", tmp_path / "o.wav"), 2)
+    assert "trained on 8 levels of 64 codes" in message
+    assert time.monotonic() - before < 30  # five tries of the hub take longer
+
+
+def test_a_codec_whose_codes_are_not_the_models_is_not_recorded(cli: Cli, tmp_path: Path) -> None:
+    out = tmp_path / "o.gguf"
+    refused = cli(golden_checkpoint("ar-nar-len"), out, "--codec", "encodec-24khz")
+    assert "has 8 levels of 1024 codes, and the model was trained on 8" in error_of(refused, 2)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("word", ["EN", "en-US", "en_GB"])
+def test_a_language_may_be_written_with_its_region(speak: Cli, tmp_path: Path, word: str) -> None:
+    result = done(speak("Hi.", "--language", word, "--save-codes", tmp_path / "a.npz", "--json"))
+    assert json.loads(result.out)["sentences"][0]["language"] == "en"
 
 
 # ------------------------------------------------------------------------------ Ctrl-C

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -171,6 +172,49 @@ def test_a_text_interrupted_at_once_is_nothing(speaker: Speaker) -> None:
     assert spoken.codes.shape == (0, 8)
     assert spoken.audio is None
     assert spoken.real_time_factor == float("inf")
+
+
+class StopsAtOnce(GgufNetwork):
+    """A model that draws the stop code first, in its first `n` sentences."""
+
+    def __init__(self, file: Path, n: int) -> None:
+        super().__init__(file, n_threads=1)
+        self.n = n
+
+    def step(self, *arguments: Any, **options: Any) -> Any:
+        return self._stop(super().step(*arguments, **options), options["head"])
+
+    def step_many(self, *arguments: Any, **options: Any) -> Any:
+        many = super().step_many(*arguments, **options)
+        return [self._stop(rows, options["head"]) for rows in many]
+
+    def _stop(self, rows: np.ndarray, head: str) -> np.ndarray:
+        if head != "ar" or self.n == 0:
+            return rows
+        self.n -= 1
+        rows = rows.copy()
+        rows[:, self.model.config.special_code] = 1e4
+        return rows
+
+
+@pytest.mark.parametrize(("n", "spoken"), [(1, 2), (3, 1), (6, 0)])
+def test_a_sentence_that_the_model_ends_at_once_is_drawn_again_and_then_told(
+    gguf: Path, codec: EncodecCodec, n: int, spoken: int
+) -> None:
+    with StopsAtOnce(gguf, n) as network:
+        speaker = Speaker(network, tokenize=lambda _text: [1, 20, 30, 2], codec=codec)
+        options = SpeakOptions(mode="ar", language="en", max_seconds=0.2, seed=1)
+        if not spoken:
+            with pytest.raises(InputError, match="There is nothing to write: the model said noth"):
+                speaker.speak("One. Two.", None, options)
+            return
+        said = speaker.speak("One. Two.", None, options)
+    assert len(said.pieces) == 2
+    assert sum(len(piece.codes) > 0 for piece in said.pieces) == spoken
+    told = [notice for notice in said.notices if "said nothing for 'One.'" in notice]
+    assert len(told) == 2 - spoken
+    assert said.audio is not None
+    assert len(said.audio.samples) == len(said.codes) * 320
 
 
 def test_a_sentence_that_does_not_fit_the_limit_is_told(speaker: Speaker, voice: Path) -> None:

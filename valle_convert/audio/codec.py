@@ -28,6 +28,8 @@ Codes = NDArray[np.int32]
 
 #: Its name in converted files.
 ENCODEC_NAME = "encodec-24khz"
+#: Codes of each level of the published model.
+_PUBLISHED_CODES = 1024
 
 
 class AudioCodec(Protocol):
@@ -96,6 +98,12 @@ def open_codec(source: str | Path | None, config: ModelConfig) -> EncodecCodec:
         raise InputError(
             f"The model speaks codes of {config.codec.name}, and this program can only sound those "
             f"of {ENCODEC_NAME}; give voices as codes (.npz), and write codes with --save-codes."
+        )
+    if source is None and config.codebook_size != _PUBLISHED_CODES:
+        raise InputError(
+            f"The model was trained on {config.n_levels} levels of {config.codebook_size} codes, "
+            f"and {ENCODEC_24KHZ} has {_PUBLISHED_CODES} codes a level; give the model's codec "
+            "with --codec, or work with files of codes (.npz)."
         )
     codec = EncodecCodec(ENCODEC_24KHZ if source is None else source, n_levels=config.n_levels)
     check_codec_fits(codec, config)

@@ -22,7 +22,7 @@ from valle_convert.gguf_file.metadata import GeneralMetadata
 from valle_convert.gguf_file.types import BF16, F16, F32, PLAIN_DTYPES, Q8_0, GgmlType
 from valle_convert.model.description import Description
 from valle_convert.model.families import describe
-from valle_convert.model.spec import Model, codec_named
+from valle_convert.model.spec import CODECS, Model, ModelConfig, codec_named
 from valle_convert.tokenizer.choose import TokenizerChoice, choose_tokenizer
 from valle_convert.tokenizer.compile import DEFAULT_PRE
 
@@ -137,6 +137,8 @@ def plan_gguf(
         InputError: the checkpoint, its config or its tokenizer cannot be converted exactly.
     """
     description = describe(checkpoint, codec=None if codec is None else codec_named(codec))
+    if codec is not None:
+        _check_codec(codec, description.model.config)
     choice = choose_tokenizer(
         tokenizer,
         checkpoint.path,
@@ -225,6 +227,17 @@ def lay_out(
         keys=tuple(_valid(key) for key in keys),
         tensors=tensors,
     )
+
+
+def _check_codec(name: str, config: ModelConfig) -> None:
+    """Refuse a codec by name whose codes cannot be the model's."""
+    for (n_levels, n_codes), codec in CODECS.items():
+        if codec.name == name and (config.n_levels > n_levels or config.codebook_size != n_codes):
+            raise InputError(
+                f"The codec {name} has {n_levels} levels of {n_codes} codes, and the model was "
+                f"trained on {config.n_levels} levels of {config.codebook_size}; leave --codec "
+                "out, or give the codec of the training."
+            )
 
 
 def _valid(key: Key) -> Key:

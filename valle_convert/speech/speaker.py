@@ -82,6 +82,10 @@ Detokenize = Callable[[Sequence[int]], str]
 Recording = str | Path | Audio | SavedCodes
 
 
+#: How often a sentence is drawn that the model ends before its first frame.
+_MAX_DRAWS = 3
+
+
 @dataclass(frozen=True)
 class _Line:
     """A sentence, ready to be spoken."""
@@ -237,6 +241,8 @@ class Speaker:
         ):
             on_piece(piece)
             pieces.append(piece)
+        if pieces and not any(len(piece.codes) for piece in pieces):
+            raise InputError(f"There is nothing to write: {pieces[0].notices[-1]}.")
         return self._spoken(pieces, options, is_whole=not stopped)
 
     def pieces(
@@ -285,8 +291,23 @@ class Speaker:
                 progress=progress,
                 should_stop=should_stop,
             )
+            draws = 1
+            while speech.end == "stop" and not len(speech.codes) and draws < _MAX_DRAWS:
+                if options.sampling.temperature == 0:
+                    break  # it would come out the same
+                draws += 1
+                speech = decode_speech(
+                    self._network,
+                    self._condition(line, prompt),
+                    speech_options,
+                    rng,
+                    prefix=_prefix(history, line, options.context_history),
+                    progress=progress,
+                    should_stop=should_stop,
+                )
             if len(speech.codes):
                 history.append((line, speech.codes))
+            if len(speech.codes) or speech.end == "stop":
                 yield self._piece(line, prompt if i == 0 else replace(prompt, seconds=0.0), speech)
             if speech.end == "interrupted":
                 return
@@ -548,12 +569,15 @@ class Speaker:
         return [self._checked_language(options.language)] * len(sentences)
 
     def _checked_language(self, language: str) -> str:
-        if language not in self._languages:
-            raise InputError(
-                f"This model does not speak the language {language!r}; its languages are "
-                f"{', '.join(self._languages)}."
-            )
-        return language
+        # en-US, en_GB and EN are en to the models, which know no regions.
+        plain = language.lower().replace("_", "-").partition("-")[0]
+        for known in self._languages:
+            if known in (language, plain):
+                return known
+        raise InputError(
+            f"This model does not speak the language {language!r}; its languages are "
+            f"{', '.join(self._languages)}."
+        )
 
     def _language_id(self, language: str) -> int | None:
         model = self._network.model
@@ -626,7 +650,11 @@ class Speaker:
 
     def _piece(self, line: _Line, prompt: _Prompt, speech: Speech) -> Piece:
         begin = time.perf_counter()
-        audio = None if self._codec is None else self._codec.decode(speech.codes)
+        audio = None
+        if self._codec is not None:
+            rate = self._codec.description.sample_rate
+            silence = Audio(np.zeros(0, np.float32), rate)
+            audio = self._codec.decode(speech.codes) if len(speech.codes) else silence
         codec_seconds = time.perf_counter() - begin
         notices = line.notices + prompt.notices
         if speech.end == "limit" and line.text:
@@ -636,6 +664,13 @@ class Speaker:
             else:
                 what = f"has to fit into {seconds}, the limit"
             notices += (f"{line.text[:40]!r} {what}",)
+        if not len(speech.codes):
+            said = repr((line.text or line.phonemes)[:40])
+            notice = (
+                f"the model said nothing for {said}, but ended at once; try another --seed, "
+                "--temperature or --voice, or --mode nar-len"
+            )
+            notices += (notice,)
         return Piece(
             text=line.text,
             phonemes=line.phonemes,
