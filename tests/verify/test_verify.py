@@ -94,12 +94,11 @@ def test_every_layout_converts_and_verifies(
 def logits_fail(plan: GgufPlan, path: Path, **changed: ReferenceNetwork) -> list[str]:
     """The cases that fail where the yardstick is another one."""
     file = GgufFile(path)
-    yardstick = Yardstick(plan, file)
+    yardstick = Yardstick(plan, file, n_utterances=1, seed=0)
     for name, network in changed.items():
-        setattr(yardstick, name, network)
+        setattr(yardstick, name, yardstick.run(network))
     with GgufNetwork(file, n_threads=1) as network:
-        checks = check_logits(yardstick, network, n_utterances=1, seed=0)
-        return [check.name for check in checks if not check.passed]
+        return [check.name for check in check_logits(yardstick, network) if not check.passed]
 
 
 def all_cases(plan: GgufPlan) -> list[str]:

@@ -11,7 +11,8 @@ should cost, rounding or noise, found out on the same network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 
 import numpy as np
@@ -25,7 +26,7 @@ from valle_convert.network.emulation import gelu_from_table, input_rounding
 from valle_convert.network.protocol import Network
 from valle_convert.network.reference import ReferenceNetwork
 from valle_convert.network.weights import ConvertedTensors, RoundedTensors
-from valle_convert.verify.cases import Case, cases, run_case, utterances
+from valle_convert.verify.cases import cases, run_case, utterances
 from valle_convert.verify.deviation import FLOOR, NOISE_FACTOR, OUTLIER_FACTOR, hold_against
 from valle_convert.verify.report import Check
 
@@ -37,90 +38,104 @@ _TOO_LARGE = (
 )
 
 
+Predictions = Mapping[str, Logits]
+
+
 class Yardstick:
-    """What a right file gives, computed in PyTorch from the file's own weights.
+    """What a right file gives: the logits of every case, [predictions, rows of the head].
+
+    The networks are computed one after the other, so that only one is in memory.
+
+    Args:
+        plan: of the checkpoint that the file was made from.
+        file: the file.
+        n_utterances: seeded inputs for each case.
+        seed: of the inputs.
+        advance: called with the number of passes done; `n_passes` has the total.
 
     Attributes:
-        exact: the file's weights, in float32.
+        exact: with the file's weights, in float32.
         emulated: the same, rounded as llama.cpp rounds.
-        meant: the checkpoint's weights, in float32.
-        degraded: the checkpoint's weights, with what the file's types should leave of them.
+        meant: with the checkpoint's weights, in float32; of the first utterance only.
+        degraded: the same, with what the file's types should leave of the weights.
 
     Raises:
-        InputError: a weight of the file is not finite.
+        InputError: a weight of the file is not finite, or far too large.
     """
 
-    def __init__(self, plan: GgufPlan, file: GgufFile) -> None:
+    def __init__(
+        self,
+        plan: GgufPlan,
+        file: GgufFile,
+        *,
+        n_utterances: int,
+        seed: int,
+        advance: Callable[[int], object] = lambda _n: None,
+    ) -> None:
+        self._utterances = tuple(utterances(plan.model, n_utterances, seed=seed))
+        self._advance = advance
         tensors = ConvertedTensors(plan, file)
         types = {name: tensor.ggml_type for name, tensor in file.tensors.items()}
-        self.exact = ReferenceNetwork(tensors, plan.description)
-        self.emulated = ReferenceNetwork(
-            tensors,
-            plan.description,
-            activation=gelu_from_table,
-            round_inputs=input_rounding({name: kind.name for name, kind in types.items()}),
-        )
-        self.meant = ReferenceNetwork(plan.checkpoint.tensors, plan.description)
-        self.degraded = ReferenceNetwork(RoundedTensors(plan, types), plan.description)
-
-    def check_finite(self, seed: int) -> None:
-        """Try one pass before llama.cpp is asked for it.
-
-        Raises:
-            InputError: the weights give numbers that are none.
-        """
-        (utterance,) = utterances(self.exact.model, 1, seed=seed)
-        first = next(cases(self.exact.model, utterance))
-        if not np.isfinite(run_case(self.exact, first)).all():
+        self.exact = self.run(ReferenceNetwork(tensors, plan.description))
+        if not all(np.isfinite(logits).all() for logits in self.exact.values()):
             raise InputError(
                 "the weights give numbers that are none (NaN or infinite), in PyTorch too: one of "
                 "them is far too large"
             )
+        self.emulated = self.run(
+            ReferenceNetwork(
+                tensors,
+                plan.description,
+                activation=gelu_from_table,
+                round_inputs=input_rounding({name: kind.name for name, kind in types.items()}),
+            )
+        )
+        # Of what the number format costs, one utterance tells enough, in less time.
+        self.meant = self.run(
+            ReferenceNetwork(plan.checkpoint.tensors, plan.description), first_only=True
+        )
+        self.degraded = self.run(
+            ReferenceNetwork(RoundedTensors(plan, types), plan.description), first_only=True
+        )
+
+    def run(self, network: Network, *, first_only: bool = False) -> Predictions:
+        """The logits of every case; a network of a file composes its inputs by its own keys."""
+        found: dict[str, list[Logits]] = {}
+        for utterance in self._utterances[: 1 if first_only else None]:
+            for case in cases(network.model, utterance):
+                found.setdefault(case.name, []).append(run_case(network, case))
+                self._advance(1)
+        return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def check_logits(
-    yardstick: Yardstick,
-    network: Network,
-    *,
-    n_utterances: int,
-    seed: int,
-    advance: Callable[[int], object] = lambda _n: None,
-) -> Iterator[Check]:
+def check_logits(yardstick: Yardstick, network: Network) -> Iterator[Check]:
     """One check for each head and task.
 
     Args:
         yardstick: what the file should give.
         network: the file on llama.cpp.
-        n_utterances: seeded inputs for each case.
-        seed: of the inputs.
-        advance: called with the number of utterances done in each case.
     """
-    model = yardstick.exact.model
-    pairs: dict[str, list[tuple[Case, Case]]] = {}
-    for utterance in utterances(model, n_utterances, seed=seed):
-        # The file's own keys say how its inputs are composed, as they do for a decoder.
-        theirs = {case.name: case for case in cases(network.model, utterance)}
-        for case in cases(model, utterance):
-            pairs.setdefault(case.name, []).append((case, theirs.get(case.name, case)))
-    for name, group in pairs.items():
-        ours = [case for case, _ in group]
-        exact = _run(yardstick.exact, ours)
-        emulated = _run(yardstick.emulated, ours)
-        found = _run(network, [case for _, case in group])
-        # Of what the number format costs, one utterance tells enough, in half of the time.
-        meant, degraded = (_run(one, ours[:1]) for one in (yardstick.meant, yardstick.degraded))
-        advance(len(group))
-        yield _judge(name, exact, emulated, found, meant, degraded)
+    found = yardstick.run(network)
+    for name, exact in yardstick.exact.items():
+        logits = found.get(name)
+        if logits is None or logits.shape != exact.shape:
+            words = "the file describes no such head or task, or another one"
+            yield Check(f"logits {name}", passed=False, summary=words, values={}, badness=math.inf)
+            continue
+        yield _judge(
+            name,
+            exact,
+            yardstick.emulated[name],
+            logits,
+            yardstick.meant[name],
+            yardstick.degraded[name],
+        )
 
 
 def n_passes(model: Model, n_utterances: int) -> int:
-    """How far `check_logits` will advance, for a progress bar."""
+    """How many passes a `Yardstick` and `check_logits` take together."""
     (first,) = utterances(model, 1)
-    return n_utterances * len(list(cases(model, first)))
-
-
-def _run(network: Network, group: list[Case]) -> Logits:
-    return np.concatenate([run_case(network, case) for case in group])
+    return (3 * n_utterances + 2) * len(list(cases(model, first)))
 
 
 def _judge(

@@ -211,14 +211,12 @@ def _logits(
     from valle_convert.verify.logits import Yardstick, check_logits, n_passes
 
     prove_library()  # so that what fails from here on is not this machine's llama.cpp
-    try:
-        yardstick = Yardstick(plan, file)
-        yardstick.check_finite(seed)
-        network = GgufNetwork(file)
-    except InputError as error:
-        return [Check("logits", passed=False, summary=str(error), values={}, badness=math.inf)]
     total = n_passes(plan.model, n_utterances)
-    with network, progress("comparing logits", total, "passes") as advance:
-        return list(
-            check_logits(yardstick, network, n_utterances=n_utterances, seed=seed, advance=advance)
-        )
+    with progress("comparing logits", total, "passes") as advance:
+        try:
+            yardstick = Yardstick(plan, file, n_utterances=n_utterances, seed=seed, advance=advance)
+            network = GgufNetwork(file)
+        except InputError as error:
+            return [Check("logits", passed=False, summary=str(error), values={}, badness=math.inf)]
+        with network:
+            return list(check_logits(yardstick, network))
