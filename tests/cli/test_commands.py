@@ -377,3 +377,16 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         process.stdout.close()
         assert "Traceback" not in process.stderr.read()
         assert process.wait(timeout=60) == 0
+
+
+def test_characters_that_the_vocabulary_lacks_are_marked(converted: Convert, cli: Cli) -> None:
+    path = converted("ar-nar-len", "f32")
+    assert "note: the vocabulary lacks € (U+20AC)" in cli("tokenize", path, "həl€o").err
+    assert "lacks" not in cli("tokenize", path, "həlˈoʊ").err
+
+
+@pytest.mark.parametrize("word", ["inspekt", "verfiy", "speek"])
+def test_a_command_with_a_typing_error_is_guessed(word: str, cli: Cli) -> None:
+    result = cli(word, "model.gguf")
+    assert result.code == 2
+    assert "Did you mean" in result.err

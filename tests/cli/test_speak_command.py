@@ -28,7 +28,7 @@ from transformers import EncodecConfig, EncodecModel
 
 from valle_convert.api import plan_conversion, write_gguf
 from valle_convert.audio import read_codes
-from valle_convert.cli.speak import _stop_on_interrupt
+from valle_convert.cli.speak import _stop_on_interrupt, _tell_threads
 
 Convert = Callable[[str, str], Path]
 
@@ -308,6 +308,41 @@ def test_a_codec_whose_codes_are_not_the_models_is_not_recorded(cli: Cli, tmp_pa
     refused = cli(golden_checkpoint("ar-nar-len"), out, "--codec", "encodec-24khz")
     assert "has 8 levels of 1024 codes, and the model was trained on 8" in error_of(refused, 2)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [("flac", "FLAC"), ("OGG", "OGG"), ("wav", "WAV")])
+def test_sound_is_written_as_its_name_says(
+    speak: Cli, tmp_path: Path, suffix: str, kind: str
+) -> None:
+    out = tmp_path / f"a.{suffix}"
+    done(speak("Hi.", "-o", out))
+    assert soundfile.info(out).format == kind
+
+
+def test_threads_beyond_the_cores_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    _tell_threads(1)
+    assert capsys.readouterr().err == ""
+    _tell_threads(1024)
+    assert "note: 1024 threads on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a.mp3", "a.m4a", "a"])
+def test_sound_of_another_format_is_refused(speak: Cli, tmp_path: Path, name: str) -> None:
+    message = error_of(speak("Hi.", "-o", tmp_path / name), 2)
+    assert "give one that ends in .wav, .flac, .ogg" in message
+    floats = speak("Hi.", "-o", tmp_path / "a.flac", "--float")
+    assert "cannot hold 32-bit floats" in error_of(floats, 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sound_goes_to_stdout(gguf: Path, codec: Path) -> None:
+    arguments = ["speak", gguf, "Hi.", "-o", "-", "--codec", codec, *QUICK]
+    process = subprocess.run(
+        [sys.executable, "-m", "valle_convert", *map(str, arguments)],
+        capture_output=True,
+        check=True,
+    )
+    assert soundfile.info(io.BytesIO(process.stdout)).frames == FRAMES * 320
 
 
 @pytest.mark.parametrize("word", ["EN", "en-US", "en_GB"])

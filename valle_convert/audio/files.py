@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from valle_convert.errors import InputError
 from valle_convert.extras import require
-from valle_convert.files import atomic_output, check_input_file, os_fault
+from valle_convert.files import atomic_output, check_input_file, is_stream, os_fault
 
 Samples = NDArray[np.float32]
 SampleFormat = Literal["int16", "float32"]
@@ -24,6 +24,8 @@ SampleFormat = Literal["int16", "float32"]
 #: Rates outside of these are no sound, but damaged headers; a rate of 1 Hz would be 24,000 times
 #: as long at 24 kHz.
 _RATES = range(1_000, 1_000_001)
+#: What sound is written as, by the name of the file.
+FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG"}
 _BLOCK_FRAMES = 1 << 16
 _INT16_FULL_SCALE = 32767
 
@@ -115,7 +117,7 @@ def write_wav(
     sample_format: SampleFormat = "int16",
     sources: Iterable[Path] = (),
 ) -> WrittenAudio:
-    """Write a wav file, or leave nothing.
+    """Write a wav, flac or ogg file, by its name, or leave nothing.
 
     16-bit samples cannot go beyond full scale. Audio that does is made quieter as a whole, just
     as far as needed, and the result says so (`gain`); nothing is ever clipped. float32 files keep
@@ -131,18 +133,39 @@ def write_wav(
     Raises:
         InputError, EnvironmentFault: as `files.atomic_output`; soundfile is not installed.
     """
+    kind = audio_format(path, sample_format)
     peak = float(np.abs(audio.samples).max(initial=0.0))
     with atomic_output(path, force=force, sources=sources) as file:
-        gain = _write_samples(file, audio, sample_format, peak)
+        gain = _write_samples(file, audio, sample_format, peak, kind)
     return WrittenAudio(path, audio.seconds, peak, gain)
 
 
-def _write_samples(file: BinaryIO, audio: Audio, sample_format: SampleFormat, peak: float) -> float:
+def audio_format(path: Path, sample_format: SampleFormat = "int16") -> str:
+    """The format of an audio file by its name; a pipe or a device gets wav.
+
+    Raises:
+        InputError: it is none that is written here, or does not hold such samples.
+    """
+    known = FORMATS.get(path.suffix.lower())
+    if known is None and not is_stream(path):
+        raise InputError(
+            f"The sound {path} has a name that ends in {path.suffix or 'nothing'}; give one that "
+            f"ends in {', '.join(FORMATS)}."
+        )
+    if known is not None and known != "WAV" and sample_format == "float32":
+        raise InputError(f"{path} cannot hold 32-bit floats; leave --float out, or write a .wav.")
+    return known or "WAV"
+
+
+def _write_samples(
+    file: BinaryIO, audio: Audio, sample_format: SampleFormat, peak: float, kind: str
+) -> float:
     sound = require("soundfile", "Writing audio files")
     if sample_format == "float32":
         sound.write(file, audio.samples, audio.sample_rate, format="WAV", subtype="FLOAT")
         return 1.0
     gain = min(1.0, 1.0 / peak) if peak > 0 else 1.0
     scaled = np.rint(audio.samples.astype(np.float64) * (gain * _INT16_FULL_SCALE))
-    sound.write(file, scaled.astype(np.int16), audio.sample_rate, format="WAV", subtype="PCM_16")
+    subtype = "VORBIS" if kind == "OGG" else "PCM_16"
+    sound.write(file, scaled.astype(np.int16), audio.sample_rate, format=kind, subtype=subtype)
     return gain

@@ -100,7 +100,13 @@ def speak(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="OUT.wav", help="The sound.", show_default=False),
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="OUT.wav",
+            help="The sound: .wav, .flac or .ogg; - for a wav on stdout.",
+            show_default=False,
+        ),
     ] = None,
     save_codes: Annotated[
         Path | None,
@@ -202,8 +208,13 @@ def speak(
     above it in one pass each, and a codec turns them into sound. Long texts are spoken sentence by
     sentence. Voices are given as recordings of any format, rate and number of channels.
     """
+    if out is not None and str(out) == "-":
+        if json_:
+            raise typer.BadParameter("the sound goes to stdout already.", param_hint="--json")
+        out = Path("/dev/stdout")
     _check_request(task, text, source, codes, voice, out, save_codes)
     from valle_convert.audio import write_codes, write_wav
+    from valle_convert.audio.files import audio_format
     from valle_convert.files import check_outputs
     from valle_convert.speech.speaker import is_codes_file
 
@@ -212,6 +223,9 @@ def speak(
     check_outputs(
         {"--out": out, "--save-codes": save_codes}, inputs=[*inputs, *codec_files], force=force
     )
+    if out is not None:
+        audio_format(out, "float32" if float_ else "int16")
+    _tell_threads(threads)
     options = _options(
         mode=mode,
         language=language,
@@ -354,6 +368,17 @@ def _check_request(
         )
     if task in ("ns", "sr") and voice is not None:
         raise typer.BadParameter(f"the task {task} takes only --source.", param_hint="--voice")
+
+
+def _tell_threads(threads: int | None) -> None:
+    from valle_convert.llama.cpu import usable_cores
+
+    cores = usable_cores()
+    if threads is not None and threads > cores:
+        console.talk(
+            f"note: {threads} threads on {cores} usable cores wait for each other; --threads "
+            f"{cores} is faster"
+        )
 
 
 def _read_text(text: str | None) -> str | None:

@@ -60,6 +60,7 @@ def tokenize(
     if text is not None:
         check_utf8(text)
     from valle_convert.gguf_file.read import GgufFile
+    from valle_convert.text import unknown_phonemes
     from valle_convert.tokenizer.check import compare
     from valle_convert.tokenizer.compiled import TRUE_IDS_KEY
     from valle_convert.tokenizer.oracle import LlamaTokenizer, Setting
@@ -86,6 +87,15 @@ def tokenize(
             (expected,) = oracle.encode_batch([str(text)], setting)
             one = _OneText(str(text), llama.show(ids), ids, [true_ids[i] for i in ids], expected)
             one.show(source.kind, as_json=json_)
+            unknown = unknown_phonemes(
+                str(text),
+                lambda part: [
+                    true_ids[i] for i in llama.encode(part, add_special=False, parse_special=False)
+                ],
+            )
+            if unknown:
+                listed = " ".join(f"{one} (U+{ord(one):04X})" for one in unknown)
+                console.talk(f"note: the vocabulary lacks {listed}")
             agree = one.agree
     if not agree:
         raise typer.Exit(EXIT_FAILED_CHECK)
