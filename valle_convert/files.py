@@ -87,6 +87,10 @@ def os_fault(words: str, error: OSError, advice: str = "") -> ValleConvertError:
     return kind(f"{words}: {describe_os_error(error)}{'; ' + advice if advice else '.'}")
 
 
+def _a(what: str) -> str:
+    return f"{'an' if what[0] in 'aeiou' else 'a'} {what}"
+
+
 def _suggest(path: Path) -> str:
     """Advice on a path that leads nowhere: the nearest name in its folder."""
     try:
@@ -111,11 +115,11 @@ def check_input_file(path: Path, what: str = "file") -> None:
     if found is None:
         raise InputError(f"There is no {what} {path}; {_suggest(path)}")
     if stat.S_ISDIR(found.st_mode):
-        raise InputError(f"{path} is a directory, where a {what} is expected; give a file in it.")
+        raise InputError(f"{path} is a directory, where {_a(what)} is expected; give a file in it.")
     if not stat.S_ISREG(found.st_mode):
         raise InputError(
-            f"{path} is {_kind(found.st_mode)}, where a {what} is expected that can be read from "
-            "any place; write it to a file first."
+            f"{path} is {_kind(found.st_mode)}, where {_a(what)} is expected that can be read "
+            "from any place; write it to a file first."
         )
 
 
