@@ -1,4 +1,4 @@
-"""Packages that only speaking needs: imported where they are used, explained where missing."""
+"""Packages that not everybody needs: imported where they are used, explained where missing."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 from valle_convert.errors import EnvironmentFault
 
 
-def require(module: str, purpose: str) -> Any:  # noqa: ANN401 - a module is what it is
-    """Import a module of the extra `speech`.
+def require(module: str, purpose: str, *, extra: str = "speech") -> Any:  # noqa: ANN401
+    """Import a module of an extra.
 
     Args:
         module: its name, dots included.
         purpose: what it is for, as the subject of a sentence ("Reading audio files").
+        extra: which one.
 
     Raises:
         EnvironmentFault: it, or a library that it loads, is not installed.
@@ -24,5 +25,5 @@ def require(module: str, purpose: str) -> Any:  # noqa: ANN401 - a module is wha
         package = module.partition(".")[0]
         raise EnvironmentFault(
             f"{purpose} needs the Python package {package}, which cannot be imported ({error}); "
-            "install it with: pip install 'valle-convert[speech]'"
+            f"install it with: pip install 'valle-convert[{extra}]'"
         ) from error

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.audio.files import Audio
+from valle_convert.audio.world import WORLD_NAME, WorldCodec, is_world_codec
 from valle_convert.encodec.architecture import check_computable
 from valle_convert.encodec.sources import ENCODEC_24KHZ, open_encodec
 from valle_convert.encodec.streaming import EncodecDecoder, EncodecEncoder
@@ -83,17 +84,29 @@ def check_codec_fits(codec: AudioCodec, config: ModelConfig) -> None:
         )
 
 
-def open_codec(source: str | Path | None, config: ModelConfig) -> EncodecCodec:
+def open_codec(source: str | Path | None, config: ModelConfig) -> AudioCodec:
     """The codec of a model, refused before it is loaded where the model has another.
 
     Args:
-        source: as `encodec.open_encodec`; None for the published 24 kHz EnCodec from the hub.
+        source: a file of `world.WorldCodec`, or as `encodec.open_encodec`; None for the published
+            24 kHz EnCodec from the hub.
         config: of the model.
 
     Raises:
-        InputError: the model's codec is not EnCodec; or as `EncodecCodec` and `check_codec_fits`.
-        EnvironmentFault: as `EncodecCodec`.
+        InputError: this program has no such codec as the model's; or as `WorldCodec`,
+            `EncodecCodec` and `check_codec_fits`.
+        EnvironmentFault: as `WorldCodec` and `EncodecCodec`.
     """
+    if source is not None and is_world_codec(source):
+        world = WorldCodec(source)
+        check_codec_fits(world, config)
+        return world
+    if config.codec.name == WORLD_NAME:
+        raise InputError(
+            f"The model speaks codes of {WORLD_NAME}, and "
+            + ("no codec was given" if source is None else f"{source} is no such codec")
+            + "; give the model's codec with --codec, such as miniature/codec.safetensors."
+        )
     if config.codec.name not in {ENCODEC_NAME, "unknown"}:
         raise InputError(
             f"The model speaks codes of {config.codec.name}, and this program can only sound those "

@@ -62,7 +62,8 @@ CodecOption = Annotated[
     typer.Option(
         "--codec",
         metavar="NAME",
-        help="encodec-24khz, dac-44khz or nemo-44khz. Without it, levels and codebook size tell.",
+        help="encodec-24khz, dac-44khz, nemo-44khz or world-rvq. Without it, levels and codebook "
+        "size tell.",
         show_default=False,
     ),
 ]

@@ -36,7 +36,7 @@ class Codec:
     """The audio codec whose codes the model speaks.
 
     Attributes:
-        name: `encodec-24khz`, `dac-44khz`, `nemo-44khz`, or `unknown`.
+        name: `encodec-24khz`, `dac-44khz`, `nemo-44khz`, `world-rvq`, or `unknown`.
         sample_rate: in Hz; 0 where unknown.
         frame_rate: frames (one code a level) per second; 0 where unknown.
     """
@@ -51,6 +51,7 @@ CODECS: dict[tuple[int, int], Codec] = {
     (8, 1024): Codec("encodec-24khz", 24_000, 75.0),
     (9, 1024): Codec("dac-44khz", 44_100, 44_100 / 512),
     (8, 1000): Codec("nemo-44khz", 44_100, 44_100 / 512),
+    (4, 256): Codec("world-rvq", 24_000, 40.0),
 }
 UNKNOWN_CODEC = Codec("unknown", 0, 0.0)
 

@@ -1,0 +1,208 @@
+"""Short English sentences spoken by espeak-ng in a few voices, from a seed.
+
+The same seed gives the same texts, voices, phonemes and, in a new process, the same samples (the
+library goes on where the last sentence left it); `digest` says so. Nothing of it is kept in the
+repository. A sentence belongs to the training or the test set by a hash of
+its text alone; sentences with one of the `UNSEEN` words are never trained on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.text.phonemes import to_phonemes
+
+SAMPLE_RATE = 24_000
+#: espeak-ng's voice and pitch (0 .. 100).
+VOICES: dict[str, tuple[str, int]] = {
+    "plain": ("en-us", 45),
+    "female": ("en-us+f3", 55),
+}
+
+_ADJECTIVES = "red blue green old new big small good long dark cold warm fast kind quiet".split()
+_NOUNS = (
+    "cat dog house tree river garden window table book road city world morning winter bird "
+    "mother brother teacher child friend boat fire water song story paper letter moon"
+).split()
+_VERBS = "sees finds likes takes keeps wants knows paints opens follows leaves needs".split()
+_PAST = "saw found took kept gave lost heard made read left".split()
+_PLACES = "in the house,by the river,on the road,at night,in winter,after school,near here".split(
+    ","
+)
+_NUMBERS = "one two three four five six seven eight nine ten".split()
+_GREETINGS = "hello,good morning,thank you,goodbye,welcome,please come,good night".split(",")
+_PEOPLE = "my friend,dear mother,world,everybody,little bird,old man,brother,Peter,Anna".split(",")
+#: Nouns that no training sentence has.
+UNSEEN = "hammer orange village pilot sugar".split()
+
+#: One sentence in so many is for testing.
+_TEST_SHARE = 12
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One spoken sentence.
+
+    Attributes:
+        text: what is said.
+        voice: one of `VOICES`.
+        phonemes: IPA, as the converter writes it for the text.
+        samples: trimmed of silence, [n], at `SAMPLE_RATE`.
+    """
+
+    text: str
+    voice: str
+    phonemes: str
+    samples: NDArray[np.float32]
+
+
+def sentences(seed: int, nouns: Sequence[str] = ()) -> Iterator[str]:
+    """Sentences without end, some of them more than once.
+
+    Args:
+        seed: which ones.
+        nouns: in place of those of training.
+    """
+    choose = random.Random(seed).choice  # noqa: S311 - no secret
+    things = list(nouns) or _NOUNS
+    while True:
+        kind = choose("sssppnngavq")
+        if kind == "s":
+            text = f"the {choose(things)} {choose(_VERBS)} the {choose(things)}"
+        elif kind == "p":
+            text = f"{choose(('we', 'they', 'she', 'I'))} {choose(_PAST)} a {choose(things)}"
+            text += choose(("", " " + choose(_PLACES)))
+        elif kind == "n":
+            text = " ".join(choose(_NUMBERS) for _ in range(choose((2, 3, 4))))
+        elif kind == "g":
+            text = f"{choose(_GREETINGS)} {choose(_PEOPLE)}"
+        elif kind == "a":
+            text = f"a {choose(_ADJECTIVES)} {choose(_ADJECTIVES)} {choose(things)}"
+        elif kind == "v":
+            text = f"the {choose(_ADJECTIVES)} {choose(things)} is {choose(_ADJECTIVES)}"
+        else:
+            text = f"where is the {choose(_ADJECTIVES)} {choose(things)}"
+        mark = "?" if kind == "q" else choose(("", ".", ".", "."))
+        yield text[0].upper() + text[1:] + mark
+
+
+def is_test(text: str) -> bool:
+    """Whether a sentence is kept out of training, with any mark at its end."""
+    bare = text.rstrip(".?").lower()
+    if bare == "hello world" or not set(bare.split()).isdisjoint(UNSEEN):
+        return True
+    digest = hashlib.sha256(bare.encode()).digest()
+    return int.from_bytes(digest[:4], "little") % _TEST_SHARE == 0
+
+
+def training_set(seed: int, n: int) -> Iterator[Utterance]:
+    """Utterances to train on, the voices in turn."""
+    yield from _spoken((text for text in sentences(seed) if not is_test(text)), n)
+
+
+def held_out_texts(seed: int, n: int, *, unseen: bool = False) -> list[str]:
+    """Different sentences that no training set has; `unseen`: with words that it has not either."""
+    source = sentences(seed, UNSEEN if unseen else ())
+    found: dict[str, str] = {}
+    for text in source:
+        bare = text.rstrip(".?").lower()
+        new_word = not set(bare.split()).isdisjoint(UNSEEN)
+        if is_test(text) and new_word == unseen:
+            found.setdefault(bare, bare[0].upper() + bare[1:] + ("?" if "?" in text else "."))
+        if len(found) == n:
+            return list(found.values())
+    raise AssertionError("sentences have no end")
+
+
+def speak(text: str, voice: str) -> Utterance:
+    """One utterance."""
+    return Utterance(
+        text, voice, to_phonemes(text, "en"), _trimmed(_Espeak.only().say(text, voice))
+    )
+
+
+def digest(utterances: Sequence[Utterance]) -> str:
+    """SHA-256 of all texts, voices, phonemes and samples, as 16-bit."""
+    total = hashlib.sha256()
+    for one in utterances:
+        total.update(f"{one.voice}\0{one.text}\0{one.phonemes}\0".encode())
+        total.update((one.samples * 32767).round().astype("<i2").tobytes())
+    return total.hexdigest()
+
+
+def _spoken(texts: Iterator[str], n: int) -> Iterator[Utterance]:
+    names = list(VOICES)
+    for i in range(n):
+        yield speak(next(texts), names[i % len(names)])
+
+
+def _trimmed(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Without the silence at both ends, but for 20 ms."""
+    loud = np.flatnonzero(np.abs(samples) > 0.01)
+    if not len(loud):
+        return samples
+    edge = SAMPLE_RATE // 50
+    return samples[max(0, loud[0] - edge) : loud[-1] + edge]
+
+
+class _Espeak:
+    """The library of espeakng-loader, used as espeak-ng's speak_lib.h says."""
+
+    _SYNCHRONOUS = 2  # AUDIO_OUTPUT_SYNCHRONOUS
+    _PITCH = 3  # espeakPITCH
+    _UTF8 = 1  # espeakCHARS_UTF8
+
+    def __init__(self) -> None:
+        import espeakng_loader
+
+        self._library = ctypes.CDLL(espeakng_loader.get_library_path())
+        data = str(espeakng_loader.get_data_path()).encode()
+        self._rate = self._library.espeak_Initialize(self._SYNCHRONOUS, 0, data, 0)
+        if self._rate <= 0:
+            raise RuntimeError("espeak-ng cannot be used; install espeakng-loader anew")
+        self._chunks: list[NDArray[np.int16]] = []
+        callback = ctypes.CFUNCTYPE(
+            ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
+        )
+        self._callback = callback(self._take)  # kept, or it would be collected
+        self._library.espeak_SetSynthCallback(self._callback)
+
+    @staticmethod
+    @cache
+    def only() -> _Espeak:
+        """The one of this process: the library has one state."""
+        return _Espeak()
+
+    def _take(self, samples: Any, n: int, _events: Any) -> int:  # noqa: ANN401 - ctypes
+        if samples and n:
+            self._chunks.append(np.ctypeslib.as_array(samples, (n,)).copy())
+        return 0
+
+    def say(self, text: str, voice: str) -> NDArray[np.float32]:
+        """Samples at `SAMPLE_RATE`, [n]."""
+        import soxr
+
+        name, pitch = VOICES[voice]
+        self._chunks.clear()
+        self._library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # of breath and flutter
+        failed = self._library.espeak_SetVoiceByName(name.encode())
+        failed = failed or self._library.espeak_SetParameter(self._PITCH, pitch, 0)
+        said = text.encode()
+        failed = failed or self._library.espeak_Synth(
+            said, ctypes.c_size_t(len(said) + 1), 0, 0, 0, self._UTF8, None, None
+        )
+        self._library.espeak_Synchronize()
+        if failed or not self._chunks:
+            raise RuntimeError(f"espeak-ng did not say {text!r} in the voice {name}")
+        samples = np.concatenate(self._chunks).astype(np.float32) / 32768
+        result: NDArray[np.float32] = soxr.resample(samples, self._rate, SAMPLE_RATE)
+        return result

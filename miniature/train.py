@@ -1,0 +1,314 @@
+"""Train the miniature for so many minutes, and go on where the last run ended.
+
+    python -m miniature.train build/miniature --minutes 60
+
+The schedule goes by the share of the minutes that has been trained for, all runs together; to go
+on, give the same folder and more minutes. In the folder are the corpus as codes (`corpus.npz`),
+everything that resuming needs (`state.pt`), the losses (`log.jsonl`) and `miniature.sft`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch.nn import functional as F  # noqa: N812 - everybody's name for it
+
+from miniature import corpus
+from miniature.network import IGNORE, LEVELS, Example, Network, export
+from valle_convert.audio.files import Audio
+from valle_convert.audio.world import WorldCodec
+from valle_convert.files import atomic_output
+from valle_convert.model.inputs import (
+    Condition,
+    Segment,
+    length_segments,
+    speech_segments,
+    transcript_segments,
+)
+from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, LENGTH_STOP, Model
+from valle_convert.tokenizer.choose import BUILT_IN
+
+CODEC = Path(__file__).parent / "codec.safetensors"
+ENGLISH = 0
+_BATCH = 16
+_TASKS = {"ar": 0.47, "nar": 0.20, "mask": 0.21, "len": 0.06, "stt": 0.06}
+_NULL = 0.12
+PROMPT_FRAMES = (18, 33)
+#: For this share of the time, only utterances of so many frames are used.
+_SHORT_SHARE, _SHORT_FRAMES = 0.5, 42
+_PEAK_RATE, _FINAL_SHARE, _WARM_UP = 2e-3, 0.05, 100
+_SAVE_SECONDS, _LOG_STEPS = 120.0, 50
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """One utterance as the network knows it."""
+
+    phonemes: NDArray[np.int64]  # with the marks around them
+    codes: NDArray[np.int32]  # [frames, levels]
+    voice: str
+
+
+def main() -> None:
+    """Train until the minutes are over."""
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0])
+    arguments.add_argument("folder", type=Path)
+    arguments.add_argument("--minutes", type=float, required=True)
+    arguments.add_argument("--utterances", type=int, default=3000)
+    arguments.add_argument("--seed", type=int, default=1)
+    given = arguments.parse_args()
+    torch.set_num_threads(1)
+    given.folder.mkdir(parents=True, exist_ok=True)
+    spoken, digest = load_corpus(given.folder / "corpus.npz", given.seed, given.utterances)
+    print(f"{len(spoken)} utterances, SHA-256 {digest}", flush=True)
+    Trainer(spoken, digest, given.folder, given.seed, given.minutes * 60).run()
+
+
+def tokenize(phonemes: str) -> NDArray[np.int64]:
+    """Ids of the built-in vocabulary, with the marks around them."""
+    ids = _vocabulary().encode(phonemes, add_special_tokens=False).ids
+    return np.array([BOS_PHONEME, *ids, EOS_PHONEME], np.int64)
+
+
+@cache
+def _vocabulary() -> Tokenizer:
+    return Tokenizer.from_file(str(BUILT_IN))
+
+
+def encode(utterances: Sequence[corpus.Utterance], codec: WorldCodec) -> list[Spoken]:
+    """Utterances to ids and codes."""
+    return [
+        Spoken(
+            tokenize(one.phonemes),
+            codec.encode(Audio(one.samples, corpus.SAMPLE_RATE)),
+            one.voice,
+        )
+        for one in utterances
+    ]
+
+
+def load_corpus(path: Path, seed: int, n: int) -> tuple[list[Spoken], str]:
+    """The training set, made where the file does not have it, and its digest."""
+    if not path.exists():
+        utterances = list(corpus.training_set(seed, n))
+        spoken = encode(utterances, WorldCodec(CODEC))
+        with atomic_output(path, force=True) as file:
+            np.savez_compressed(
+                file,
+                phonemes=np.concatenate([one.phonemes for one in spoken]),
+                codes=np.concatenate([one.codes for one in spoken]),
+                sizes=np.array([(len(one.phonemes), len(one.codes)) for one in spoken]),
+                voices=np.array([one.voice for one in spoken]),
+                digest=np.array(corpus.digest(utterances)),
+                made_with=np.array((seed, n)),
+            )
+    with np.load(path) as file:
+        if tuple(file["made_with"]) != (seed, n):
+            raise SystemExit(
+                f"{path} is of another seed or size; delete it, or name another folder"
+            )
+        ends = file["sizes"].cumsum(0)[:-1]
+        phonemes, codes = (
+            np.split(file["phonemes"], ends[:, 0]),
+            np.split(file["codes"], ends[:, 1]),
+        )
+        voices, digest = file["voices"].tolist(), str(file["digest"])
+    return [Spoken(*one) for one in zip(phonemes, codes, voices, strict=True)], digest
+
+
+def example(
+    model: Model,
+    task: str,
+    said: Spoken,
+    prompt: NDArray[np.int32] | None,
+    rng: np.random.Generator,
+) -> Example:
+    """One sequence of a task: "ar", "nar.<level>", "mask", "len" or "stt".
+
+    Args:
+        model: the layout.
+        task: also the head's name.
+        said: what is to be learnt.
+        prompt: of the voice, [frames, levels]; None for the null condition.
+        rng: says what is masked.
+    """
+    codes = said.codes
+    condition = Condition(said.phonemes, ENGLISH, prompt)
+    if prompt is None:
+        condition = condition.null()
+    if task == "ar":
+        segments = speech_segments(model, condition, 0, codes[:, 0])
+        targets = np.append(codes[:, 0], model.config.special_code)
+        return _example(segments, task, targets, back=1)
+    if task == "mask":
+        share = math.cos(rng.random() * math.pi / 2)
+        hidden = np.zeros(len(codes), bool)
+        n_hidden = max(1, round(share * len(codes)))
+        hidden[rng.choice(len(codes), n_hidden, replace=False)] = True
+        shown = np.where(hidden, model.config.special_code, codes[:, 0])
+        segments = speech_segments(model, condition, 0, shown, masked=True)
+        return _example(segments, task, np.where(hidden, codes[:, 0], IGNORE))
+    if task == "len":
+        digits = [int(digit) for digit in str(len(codes))]
+        segments = length_segments(model, condition, [0, *digits])
+        return _example(segments, task, np.array([*digits, LENGTH_STOP]))
+    if task == "stt":
+        segments = transcript_segments(model, codes, said.phonemes[:-1], ENGLISH)
+        return _example(segments, task, said.phonemes[1:])
+    level = int(task.removeprefix("nar."))
+    return _example(speech_segments(model, condition, level, codes), task, codes[:, level])
+
+
+def _example(
+    segments: list[Segment], head: str, targets: NDArray[Any], *, back: int = 0
+) -> Example:
+    first = sum(len(one) + 1 for one in segments[:-1])
+    return Example(segments, head, first - back, targets.astype(np.int64))
+
+
+class Trainer:
+    """One training, in as many runs as it takes."""
+
+    def __init__(
+        self, spoken: Sequence[Spoken], digest: str, folder: Path, seed: int, budget: float
+    ) -> None:
+        self._spoken, self._digest = spoken, digest
+        self._folder, self._budget, self._seed = folder, budget, seed
+        self._network = Network(seed)
+        self._optimizer = torch.optim.AdamW(
+            self._network.parameters(), lr=_PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01
+        )
+        self._elapsed, self._step = 0.0, 0
+        if self._state.exists():
+            self._resume()
+        self._rng = np.random.default_rng((seed, self._step))
+        by_length = sorted(spoken, key=lambda one: len(one.codes))
+        n_short = sum(len(one.codes) <= _SHORT_FRAMES for one in by_length)
+        self._by_length, self._n_short = by_length, n_short
+        self._of_voice: dict[str, list[Spoken]] = defaultdict(list)
+        for one in spoken:
+            self._of_voice[one.voice].append(one)
+
+    @property
+    def step(self) -> int:
+        """How many steps it was trained for, in all runs."""
+        return self._step
+
+    @property
+    def _state(self) -> Path:
+        return self._folder / "state.pt"
+
+    def run(self) -> None:
+        """Train, log and save until the time is over."""
+        sums: dict[str, list[float]] = defaultdict(list)
+        saved = began = time.monotonic()
+        before = self._elapsed
+        while self._elapsed < self._budget:
+            for head, found in self._train_step():
+                sums[head].append(found)
+            self._step += 1
+            self._elapsed = before + time.monotonic() - began
+            if self._step % _LOG_STEPS == 0:
+                self._log(sums)
+                sums.clear()
+            if time.monotonic() - saved > _SAVE_SECONDS:
+                self.save()
+                saved = time.monotonic()
+        self.save()
+
+    def _log(self, sums: Mapping[str, Sequence[float]]) -> None:
+        """Mean loss by head since the last line."""
+        means = {head: round(float(np.mean(found)), 4) for head, found in sorted(sums.items())}
+        line = json.dumps({"step": self._step, "seconds": round(self._elapsed), **means})
+        print(line, flush=True)
+        with (self._folder / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(line + "\n")
+
+    def _train_step(self) -> list[tuple[str, float]]:
+        done = self._elapsed / self._budget
+        rate = _PEAK_RATE * min(1.0, (self._step + 1) / _WARM_UP)
+        rate *= _FINAL_SHARE + (1 - _FINAL_SHARE) * (1 + math.cos(math.pi * done)) / 2
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        examples = self._batch(short=done < _SHORT_SHARE)
+        losses = [
+            F.cross_entropy(logits, torch.from_numpy(one.targets), ignore_index=IGNORE)
+            for logits, one in zip(self._network(examples), examples, strict=True)
+        ]
+        self._optimizer.zero_grad()
+        torch.autograd.backward(torch.stack(losses).mean())
+        torch.nn.utils.clip_grad_norm_(self._network.parameters(), 1.0)
+        self._optimizer.step()
+        return [(one.head, loss.item()) for one, loss in zip(examples, losses, strict=True)]
+
+    def _batch(self, *, short: bool) -> list[Example]:
+        """Examples of neighbouring lengths, of all tasks."""
+        rng = self._rng
+        n = self._n_short if short else len(self._by_length)
+        around = min(n, 20 * _BATCH)
+        start = int(rng.integers(0, n - around + 1))
+        found = []
+        for i in rng.integers(start, start + around, _BATCH):
+            said = self._by_length[i]
+            task = str(rng.choice(list(_TASKS), p=list(_TASKS.values())))
+            if task == "nar":
+                task = f"nar.{rng.integers(1, LEVELS)}"
+            null = rng.random() < _NULL and task not in {"len", "stt"}
+            prompt = None if null else self._prompt(said)
+            found.append(example(self._network.model, task, said, prompt, rng))
+        return found
+
+    def _prompt(self, said: Spoken) -> NDArray[np.int32]:
+        """Some of another utterance of the voice."""
+        others = self._of_voice[said.voice]
+        other = said
+        while other is said:
+            other = others[int(self._rng.integers(len(others)))]
+        n = min(int(self._rng.integers(*PROMPT_FRAMES)), len(other.codes))
+        start = int(self._rng.integers(len(other.codes) - n + 1))
+        return other.codes[start : start + n]
+
+    def _resume(self) -> None:
+        state = torch.load(self._state, weights_only=True)
+        if state["digest"] != self._digest:
+            raise SystemExit(f"{self._state} was trained on another corpus; name another folder")
+        self._network.load(state["weights"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._elapsed, self._step = state["elapsed"], state["step"]
+
+    def save(self) -> None:
+        """Write what resuming needs, and the checkpoint."""
+        state = {
+            "digest": self._digest,
+            "weights": self._network.named_weights(),
+            "optimizer": self._optimizer.state_dict(),
+            "elapsed": self._elapsed,
+            "step": self._step,
+        }
+        with atomic_output(self._state, force=True) as file:
+            torch.save(state, file)
+        vocabulary = json.loads(BUILT_IN.read_text())["model"]["vocab"]
+        stats = {
+            "global_step": self._step,
+            "micro_step": self._step,
+            "global_samples": self._step * _BATCH,
+            "tokens_processed": 0,
+        }
+        export(self._network, self._folder / "miniature.sft", vocabulary, stats)
+
+
+if __name__ == "__main__":
+    main()

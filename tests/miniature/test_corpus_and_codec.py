@@ -1,0 +1,169 @@
+"""The miniature's corpus is the same every time, and its codec keeps what was said."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import PROJECT
+
+from miniature import corpus
+from miniature.evaluate import nearest
+from valle_convert.audio import Audio, open_codec
+from valle_convert.audio.world import WORLD_NAME, WorldCodec, analyse, is_world_codec
+from valle_convert.errors import InputError
+from valle_convert.model.spec import Codec, ModelConfig
+
+CODEC = PROJECT / "miniature" / "codec.safetensors"
+
+
+@pytest.fixture(scope="module")
+def codec() -> WorldCodec:
+    return WorldCodec(CODEC)
+
+
+@pytest.fixture(scope="module")
+def said() -> list[corpus.Utterance]:
+    return [corpus.speak(text, "plain") for text in corpus.held_out_texts(7, 12)]
+
+
+def config(codec: Codec, n_levels: int = 4, codebook_size: int = 256) -> ModelConfig:
+    return ModelConfig(
+        version=5,
+        capabilities=("ar", "nar"),
+        n_embd=64,
+        n_layer=1,
+        n_head=1,
+        n_head_kv=1,
+        n_ff=64,
+        n_ctx_train=512,
+        n_levels=n_levels,
+        codebook_size=codebook_size,
+        positions="segment",
+        nar_attention="bidirectional",
+        sum_prompt=True,
+        sum_response=True,
+        codec=codec,
+    )
+
+
+def digest_of_a_new_process(seed: int) -> str:
+    program = (
+        f"from miniature import corpus; print(corpus.digest([*corpus.training_set({seed}, 6)]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_the_corpus_is_the_same_every_time() -> None:
+    first = digest_of_a_new_process(3)
+    assert digest_of_a_new_process(3) == first
+    assert digest_of_a_new_process(4) != first
+
+
+def test_test_sentences_and_unseen_words_are_never_trained_on() -> None:
+    source = corpus.sentences(1)
+    trained = {text for text in (next(source) for _ in range(5000)) if not corpus.is_test(text)}
+    words = {word for text in trained for word in text.lower().rstrip(".?").split()}
+    assert len(words) > 90
+    assert words.isdisjoint(corpus.UNSEEN)
+    bare = {text.lower().rstrip(".?") for text in trained}
+    for unseen in (False, True):
+        held_out = {
+            text.lower().rstrip(".?") for text in corpus.held_out_texts(1, 40, unseen=unseen)
+        }
+        assert held_out.isdisjoint(bare)
+        for text in held_out:
+            assert set(text.split()).isdisjoint(corpus.UNSEEN) != unseen
+    assert "hello world" not in bare
+
+
+def test_every_voice_has_a_pitch_of_its_own() -> None:
+    heights = {}
+    for voice in corpus.VOICES:
+        frames = analyse(
+            corpus.speak("The river is cold.", voice).samples, WorldCodec(CODEC).settings
+        )
+        heights[voice] = np.exp(np.median(frames[frames[:, 0] > 0, 1]))
+    assert heights["female"] > 1.3 * heights["plain"] > 90
+
+
+def test_words_voicing_and_pitch_survive_the_codec(
+    codec: WorldCodec, said: list[corpus.Utterance]
+) -> None:
+    originals = [analyse(one.samples, codec.settings) for one in said]
+    for i, one in enumerate(said):
+        codes = codec.encode(Audio(one.samples, corpus.SAMPLE_RATE))
+        assert codes.shape == (len(originals[i]), 4)
+        sound = codec.decode(codes)
+        assert sound.sample_rate == corpus.SAMPLE_RATE
+        assert abs(sound.seconds - len(one.samples) / corpus.SAMPLE_RATE) < 0.05
+        again = analyse(sound.samples, codec.settings)
+        assert nearest(again, originals) == i
+        kept = codec.frames(codes)
+        voiced, was_voiced = kept[:, 0] > 0.5, originals[i][:, 0] > 0.5
+        assert (voiced == was_voiced).mean() > 0.9
+        both = voiced & was_voiced
+        assert (
+            np.median(np.abs(kept[both, 1] - originals[i][both, 1])) < np.log(2) / 12
+        )  # a semitone
+
+
+def test_each_level_adds_to_the_likeness(codec: WorldCodec, said: list[corpus.Utterance]) -> None:
+    scaled = [codec.scaled(analyse(one.samples, codec.settings)) for one in said]
+    codes = [codec.encode(Audio(one.samples, corpus.SAMPLE_RATE)) for one in said]
+    left = [
+        np.mean(
+            [
+                ((codec.scaled(codec.frames(code[:, :n]))[:, 2:] - frames[:, 2:]) ** 2)
+                .sum(1)
+                .mean()
+                for code, frames in zip(codes, scaled, strict=True)
+            ]
+        )
+        for n in range(1, 5)
+    ]
+    assert left == sorted(left, reverse=True)
+    assert left[-1] < 0.5 * left[0]
+
+
+def test_codes_of_another_codec_are_a_mistake(codec: WorldCodec) -> None:
+    with pytest.raises(ValueError, match="codes from 0 to 256 of 256"):
+        codec.decode(np.array([[0, 256]], np.int32))
+    with pytest.raises(ValueError, match="5 levels"):
+        codec.decode(np.zeros((3, 5), np.int32))
+    assert len(codec.decode(np.zeros((0, 4), np.int32)).samples) == 0
+
+
+def test_the_models_codec_is_opened_and_no_other(codec: WorldCodec) -> None:
+    world = codec.description
+    assert (world.name, world.sample_rate, world.frame_rate) == (WORLD_NAME, 24_000, 40.0)
+    assert isinstance(open_codec(CODEC, config(world)), WorldCodec)
+    with pytest.raises(InputError, match="4 levels of 256 codes, and the model was trained on 8"):
+        open_codec(CODEC, config(Codec("encodec-24khz", 24_000, 75.0), 8, 1024))
+    with pytest.raises(InputError, match="world-rvq, and no codec was given"):
+        open_codec(None, config(world))
+    with pytest.raises(InputError, match="is no such codec"):
+        open_codec(PROJECT / "fixtures", config(world))
+
+
+def test_a_damaged_codec_file_is_refused(tmp_path: Path) -> None:
+    whole = CODEC.read_bytes()
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(whole[:-1000])
+    assert is_world_codec(cut)
+    with pytest.raises(InputError, match="cannot be read as a world-rvq codec"):
+        WorldCodec(cut)
+    nan = tmp_path / "nan.safetensors"
+    nan.write_bytes(whole[:-4] + np.float32("nan").tobytes())
+    with pytest.raises(InputError, match="is damaged"):
+        WorldCodec(nan)
+    with pytest.raises(InputError, match="has 4 levels, and 5 are needed"):
+        WorldCodec(CODEC, n_levels=5)
+    assert not is_world_codec(tmp_path)
+    assert not is_world_codec(PROJECT / "README.md")
