@@ -29,6 +29,8 @@ sys.path.insert(0, str(ROOT / "fixtures"))
 
 from make_checkpoint import PRODUCTION, make_checkpoint  # noqa: E402 - needs the path above
 
+from valle_convert.checkpoint.torch_file import check_sums  # noqa: E402 - likewise
+
 MIB = 1 << 20
 PROGRAM = [sys.executable, "-m", "valle_convert"]
 
@@ -86,6 +88,9 @@ def bench_conversion(folder: Path, repeat: int) -> dict[str, float]:
 
         return prepare
 
+    start = time.perf_counter()
+    check_sums(pth)
+    results["checksums of the .pth, s"] = time.perf_counter() - start
     loop = [sys.executable, "-c", PLAIN_LOOP, str(sft), str(out)]
     plain, _ = timed(loop, repeat=repeat, before=warm(sft))
     results["plain loop, s"] = plain

@@ -170,7 +170,7 @@ def test_an_array_that_promises_more_than_it_has_makes_no_room(path: Path) -> No
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be opened: no such file"):
+    with pytest.raises(InputError, match="There is no file of codes"):
         read_codes(tmp_path / "none.npz")
 
 
