@@ -34,14 +34,15 @@ from valle_convert.audio import Audio, EncodecCodec
 from valle_convert.encodec import open_encodec, write_cpp_file, write_gguf_codec
 
 RATE = 24_000
+# VmHWM is of this process alone; ru_maxrss would be the parent's where that was larger.
 LONG = """
-import resource, sys
+import sys
 import numpy as np
 from valle_convert.audio import Audio, EncodecCodec
 codec = EncodecCodec(sys.argv[1])
 samples = 0.1 * np.random.default_rng(0).standard_normal(int(sys.argv[2]) * 24_000, np.float32)
 codec.decode(codec.encode(Audio(samples, 24_000)))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024)
 """
 
 

@@ -82,11 +82,18 @@ def _utf8_path(path: Path) -> Iterator[Path]:
 class TorchTensors:
     """A `TensorSource` over the tensors of a loaded state dict.
 
+    Args:
+        path: of the file, whose checksums are compared before the first tensor is read.
+        state: tensors by name.
+        has_checksums: whether it is a zip; the bare pickles of older torch have none.
+
     Raises:
         InputError: a value is no dense tensor on the CPU.
     """
 
-    def __init__(self, path: Path, state: Mapping[str, object]) -> None:
+    def __init__(
+        self, path: Path, state: Mapping[str, object], *, has_checksums: bool = True
+    ) -> None:
         import torch
 
         self._tensors: dict[str, torch.Tensor] = {}
@@ -128,7 +135,7 @@ class TorchTensors:
                 "save the model's plain state_dict()."
             )
         self._path = path
-        self._is_checked = False
+        self._is_checked = not has_checksums
         self.specs: Mapping[str, TensorSpec] = MappingProxyType(specs)
 
     def read(self, name: str) -> NDArray[Any]:

@@ -156,7 +156,7 @@ def _open_meta(path: Path, source: str) -> EncodecWeights:
             f"The codec {path} is the Descript Audio Codec, where an EnCodec is expected. "
             f"{_ELSEWHERE}"
         )
-    tensors = TorchTensors(path, state)
+    tensors = TorchTensors(path, state, has_checksums=not _is_bare_pickle(path))
     spec = _spec_from_tensors(tensors.specs, path)
     reader = _FoldingReader(source, tensors, spec, [entry.name for entry in tensor_table(spec)])
     return EncodecWeights(
@@ -348,14 +348,12 @@ def _open_tensors(path: Path) -> TensorSource:
             f"{path} holds a {type(state).__name__}, where a dict of tensors is expected; "
             "download it again."
         )
-    return TorchTensors(path, state)
+    return TorchTensors(path, state, has_checksums=not _is_bare_pickle(path))
 
 
 def _load_pickle(path: Path) -> object:
     """What torch.save wrote, in its zip or as a bare pickle as before torch 1.6; nothing is run."""
-    with path.open("rb") as file:
-        is_bare = file.read(1) == b"\x80"
-    if not is_bare:
+    if not _is_bare_pickle(path):
         return load_torch_file(path)
     import torch
 
@@ -368,6 +366,11 @@ def _load_pickle(path: Path) -> object:
             f"{path} cannot be read as tensors of torch.save, and nothing else in it is loaded "
             f"({reason[:200]}); download it again, or save it again with a new torch."
         ) from error
+
+
+def _is_bare_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1) == b"\x80"
 
 
 class _Shards:
