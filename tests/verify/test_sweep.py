@@ -11,6 +11,8 @@ from random_shapes import OUT_TYPES, random_dtype, random_shape
 
 from valle_convert import plan_conversion, verify_gguf, write_gguf
 from valle_convert.errors import InputError
+from valle_convert.llama.library import load_library
+from valle_convert.llama.selftest import quantize_file
 
 N_QUICK, N_SLOW = 6, 200
 _TYPES = {
@@ -56,3 +58,15 @@ def test_a_few_random_shapes_pass_in_every_type(seed: int, tmp_path: Path) -> No
 @pytest.mark.parametrize("seed", range(N_SLOW))
 def test_random_shapes_pass_in_every_type(seed: int, tmp_path: Path) -> None:
     check(seed, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["F32", "BF16", "Q4_K_M", "IQ3_S", "Q2_K", "TQ1_0"])
+def test_a_quantized_file_of_a_converted_one_passes(kind: str, tmp_path: Path) -> None:
+    """Rounded to float16 first, which is not what one rounding gives."""
+    shape = Shape(**random_shape(7, width=256))
+    make_checkpoint(tmp_path / "random.sft", shape, dtype="f32")
+    plan = plan_conversion(tmp_path / "random.sft", out_type="f16")
+    write_gguf(plan, tmp_path / "f16.gguf")
+    quantize_file(load_library(), tmp_path / "f16.gguf", tmp_path / "out.gguf", kind)
+    report = verify_gguf(plan, tmp_path / "out.gguf", levels=["structure", "tensors", "logits"])
+    assert report.passed, report.verdict()

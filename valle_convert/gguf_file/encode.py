@@ -77,6 +77,15 @@ def decode(data: NDArray[Any], ggml_type: GgmlType) -> NDArray[np.float32]:
     return values
 
 
+def roundings(ggml_type: GgmlType) -> tuple[str | None, ...]:
+    """The ways in which weights come to a plain type: at once (None), or by way of another one.
+
+    A file that was converted to float16 and then quantized to `BF16` is rounded twice, which is not
+    what one rounding gives.
+    """
+    return (None, *(kind.name for kind in (F16, BF16) if kind != ggml_type))
+
+
 def nominal_decibels(ggml_type: GgmlType) -> float:
     """The ratio of signal to noise that a quantized type reaches on normally distributed weights.
 

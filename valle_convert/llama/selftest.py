@@ -90,7 +90,8 @@ def quantize_file(library: Library, source: Path, target: Path, kind: str) -> No
     """
     api = library.api
     parameters = api.llama_model_quantize_default_params()
-    parameters.ftype = getattr(api, f"LLAMA_FTYPE_MOSTLY_{kind}")
+    words = "ALL" if kind == "F32" else "MOSTLY"
+    parameters.ftype = getattr(api, f"LLAMA_FTYPE_{words}_{kind}")
     parameters.nthread = 1
     mark = library.log.mark()
     code = api.llama_model_quantize(str(source).encode(), str(target).encode(), parameters)

@@ -8,18 +8,17 @@ number format should leave of them is known without the file.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.encode import nominal_decibels
+from valle_convert.gguf_file.encode import nominal_decibels, roundings
 from valle_convert.gguf_file.keys import BIAS_KEY
 from valle_convert.gguf_file.plan import GgufPlan, Part, PlannedTensor
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.gguf_file.types import F32, PLAIN_DTYPES, GgmlType
+from valle_convert.gguf_file.types import F32, GGML_TYPES, PLAIN_DTYPES, GgmlType
 
 
 class ConvertedTensors:
@@ -75,13 +74,17 @@ class RoundedTensors:
 
     Args:
         plan: of the checkpoint.
-        types: the type of each tensor by its GGUF name.
+        file: has the tensors of the plan, in its own types. Where it can have come to a plain type
+            in several ways, it tells in which.
     """
 
-    def __init__(self, plan: GgufPlan, types: Mapping[str, GgmlType]) -> None:
+    def __init__(self, plan: GgufPlan, file: GgufFile) -> None:
         self._tensors = plan.checkpoint.tensors
+        self._stored = ConvertedTensors(plan, file)
         self._types = {
-            part.source: types[tensor.name] for tensor in plan.tensors for part in tensor.parts
+            part.source: file.tensors[tensor.name].ggml_type
+            for tensor in plan.tensors
+            for part in tensor.parts
         }
 
     def read(self, name: str) -> NDArray[Any]:
@@ -89,8 +92,7 @@ class RoundedTensors:
         weights = self._tensors.read(name).astype(np.float32)
         ggml_type = self._types.get(name, F32)
         if ggml_type in PLAIN_DTYPES:
-            with np.errstate(over="ignore"):
-                return weights.astype(PLAIN_DTYPES[ggml_type]).astype(np.float32)
+            return self._rounded(name, weights, ggml_type)
         draw = np.random.default_rng(zlib.crc32(name.encode()))
         sizes = np.sqrt(np.square(weights).mean(-1, keepdims=True))
         scale = np.float32(10 ** (-max(1.0, nominal_decibels(ggml_type)) / 20))
@@ -98,3 +100,23 @@ class RoundedTensors:
             weights.shape, dtype=np.float32
         )
         return noisy
+
+    def _rounded(
+        self, name: str, weights: NDArray[np.float32], ggml_type: GgmlType
+    ) -> NDArray[np.float32]:
+        if name not in self._types:  # a bias, which is a key
+            return weights
+        stored = self._stored.read(name)
+        at_once, *others = (
+            _round(_round(weights, between or "F32"), ggml_type.name)
+            for between in roundings(ggml_type)
+        )
+        for one in others:
+            if np.array_equal(one.reshape(-1, one.shape[-1])[: len(stored)], stored):
+                return one
+        return at_once
+
+
+def _round(weights: NDArray[np.float32], kind: str) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        return weights.astype(PLAIN_DTYPES[GGML_TYPES[kind]]).astype(np.float32)

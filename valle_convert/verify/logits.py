@@ -95,7 +95,7 @@ class Yardstick:
             ReferenceNetwork(plan.checkpoint.tensors, plan.description), first_only=True
         )
         self.degraded = self.run(
-            ReferenceNetwork(RoundedTensors(plan, types), plan.description), first_only=True
+            ReferenceNetwork(RoundedTensors(plan, file), plan.description), first_only=True
         )
 
     def run(self, network: Network, *, first_only: bool = False) -> Predictions:

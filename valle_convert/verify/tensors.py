@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.encode import decode, encode, nominal_decibels
+from valle_convert.gguf_file.encode import decode, encode, nominal_decibels, roundings
 from valle_convert.gguf_file.plan import GgufPlan, Part, PlannedTensor
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
-from valle_convert.gguf_file.types import PLAIN_DTYPES
+from valle_convert.gguf_file.types import GGML_TYPES, PLAIN_DTYPES
 from valle_convert.verify.report import Check
 
 _ROWS_AT_ONCE = 2048
@@ -129,24 +129,19 @@ def check_tensors(
 def _check_plain(
     plan: GgufPlan, planned: PlannedTensor, found: TensorInfo, advance: Callable[[int], object]
 ) -> Check:
-    tally = _Tally()
-    rounded = False
-    for part, source, data in _rows(plan, planned, found):
-        rounded = rounded or source.dtype != PLAIN_DTYPES[found.ggml_type]
-        try:
-            expected = encode(source, found.ggml_type, part.source)
-        except InputError as error:
-            return Check(f"tensor {planned.name}", passed=False, summary=str(error), values={})
-        actual = np.ascontiguousarray(data).view(expected.dtype).reshape(expected.shape)
-        bits = f"u{expected.dtype.itemsize}"
-        different = expected.view(bits) != actual.view(bits)
-        n = int(np.count_nonzero(different))
-        if n and not tally.n_different:
-            tally.where = f"{part.label} (from {part.source})"
-        tally.n_different += n
-        tally.n_weights += expected.size
-        advance(expected.size)
-    how = "exactly rounded" if rounded else "bit for bit"
+    """The tensor is the exactly rounded one: at once, or by way of a plain file in between."""
+    try:
+        tally, rounded = _count_different(plan, planned, found, None)
+        way = "exactly rounded" if rounded else "bit for bit"
+        for between in roundings(found.ggml_type)[1:] if tally.n_different else ():
+            other, _ = _count_different(plan, planned, found, between)
+            if not other.n_different:
+                tally = other
+                way = f"exactly rounded, to {between} and from there to {found.ggml_type.name}"
+                break
+    except InputError as error:
+        return Check(f"tensor {planned.name}", passed=False, summary=str(error), values={})
+    advance(tally.n_weights)
     name = found.ggml_type.name
     return Check(
         f"tensor {planned.name}",
@@ -154,10 +149,31 @@ def _check_plain(
         summary=f"{name}: {tally.n_different:,} of {tally.n_weights:,} weights differ, "
         f"first in {tally.where}"
         if tally.n_different
-        else f"{name}: {tally.n_weights:,} weights equal, {how}",
+        else f"{name}: {tally.n_weights:,} weights equal, {way}",
         values={"type": name, "weights": tally.n_weights, "different": tally.n_different},
         badness=math.inf if tally.n_different else 0.0,
     )
+
+
+def _count_different(
+    plan: GgufPlan, planned: PlannedTensor, found: TensorInfo, between: str | None
+) -> tuple[_Tally, bool]:
+    """Count the weights that are not the rounded ones; and whether any had to be rounded."""
+    tally = _Tally()
+    rounded = False
+    for part, source, data in _rows(plan, planned, found):
+        rounded = rounded or source.dtype != PLAIN_DTYPES[found.ggml_type]
+        if between is not None:
+            source = encode(source, GGML_TYPES[between], part.source)  # noqa: PLW2901
+        expected = encode(source, found.ggml_type, part.source)
+        actual = np.ascontiguousarray(data).view(expected.dtype).reshape(expected.shape)
+        bits = f"u{expected.dtype.itemsize}"
+        n = int(np.count_nonzero(expected.view(bits) != actual.view(bits)))
+        if n and not tally.n_different:
+            tally.where = f"{part.label} (from {part.source})"
+        tally.n_different += n
+        tally.n_weights += expected.size
+    return tally, rounded
 
 
 def _check_quantized(
