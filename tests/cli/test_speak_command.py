@@ -525,9 +525,12 @@ def test_a_codec_of_other_codes_is_refused(cli: Cli, gguf: Path, tmp_path: Path)
     )
 
 
-def test_a_model_of_another_codec_speaks_codes_only(cli: Cli, tmp_path: Path) -> None:
+def test_a_model_of_another_codec_speaks_codes_only(
+    cli: Cli, tmp_path: Path, small_checkpoint: Callable[..., Path]
+) -> None:
     model, out = tmp_path / "model.gguf", tmp_path / "out.npz"
-    write_gguf(plan_conversion(golden_checkpoint("ar-nar-len"), codec="dac-44khz"), model)
+    checkpoint = small_checkpoint(levels=9, audio_tokens=1024, dim=32)
+    write_gguf(plan_conversion(checkpoint, codec="dac-44khz"), model)
     refused = cli("speak", model, "Hi.", "-o", tmp_path / "o.wav", *QUICK)
     assert "speaks codes of dac-44khz, and this program can only sound" in error_of(refused, 2)
     done(cli("speak", model, "Hi.", "--save-codes", out, *QUICK))
@@ -606,7 +609,10 @@ def test_a_missing_package_is_named_with_its_remedy(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_network_the_hub_is_named_with_what_to_do(gguf: Path, tmp_path: Path) -> None:
+def test_without_a_network_the_hub_is_named_with_what_to_do(
+    converted: Convert, tmp_path: Path
+) -> None:
+    gguf = converted("single-classifier", "f32")  # of EnCodec's size
     command = [sys.executable, "-m", "valle_convert", "speak", str(gguf), "Hi."]
     command += ["-o", str(tmp_path / "o.wav"), *QUICK]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
