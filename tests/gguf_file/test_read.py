@@ -8,6 +8,7 @@ import struct
 import time
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.header import Key, pack_key
 from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.types import GgmlType
 
 U8, U32, F32, BOOL, STRING, ARRAY, U64 = 0, 4, 6, 7, 8, 9, 10
 
@@ -230,6 +232,7 @@ FAULTS = {
         "exceeds 63 bits",
     ),
     "an unknown type": (tensors(("t", [32], 77, 0)), "tensor 't' is of the unknown type 77"),
+    "a type that no file has": (tensors(("t", [32], 9, 0)), "'t' is of the unknown type 9"),
     "a removed type": (tensors(("t", [32], 4, 0)), "tensor 't' is of the unknown type 4"),
     "rows that are no blocks": (
         tensors(("t", [31], 8, 0)),
@@ -387,10 +390,10 @@ def test_what_is_no_file_says_so(tmp_path: Path) -> None:
 
 
 def test_numbers_of_a_type_that_nobody_can_read_name_file_and_tensor() -> None:
-    file = parse(tensors(("t", [64], 42, 0), data=32))
-    assert file.tensors["t"].ggml_type.name == "Q2_0"
-    with pytest.raises(InputError, match=r"^made\.gguf, t: the gguf package cannot read .* Q2_0"):
-        file.tensors["t"].rows()
+    tensor = parse(tensors(("t", [256], 0, 0), data=1024)).tensors["t"]
+    later = replace(tensor, ggml_type=GgmlType("LATER", 99, 256, 292))
+    with pytest.raises(InputError, match=r"^made\.gguf, t: the gguf package cannot read .* LATER"):
+        later.rows()
 
 
 def test_it_stays_mapped_as_long_as_its_data_lives(

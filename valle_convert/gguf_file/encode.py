@@ -24,6 +24,11 @@ _NUMBERS: Mapping[GgmlType, np.dtype[Any]] = {
     **{GGML_TYPES[f"I{8 * n}"]: np.dtype(f"<i{n}") for n in (1, 2, 4, 8)},
     GGML_TYPES["F64"]: np.dtype("<f8"),
 }
+# What the gguf package does not read: bits of a code, and how far one code is from the next.
+_FEW_BITS: Mapping[GgmlType, tuple[int, int]] = {
+    GGML_TYPES["Q1_0"]: (1, 2),
+    GGML_TYPES["Q2_0"]: (2, 1),
+}
 # The bits of the largest number allowed, without the sign; those of infinity and NaN are larger.
 _LARGEST_BITS: Mapping[GgmlType, np.unsignedinteger[Any]] = {
     F32: np.float32(LARGEST_WEIGHT).view(np.uint32),
@@ -62,15 +67,17 @@ def decode(data: NDArray[Any], ggml_type: GgmlType) -> NDArray[np.float32]:
     """Rows of a GGUF type as float32; `data` is [n, bytes of a row] or of the type itself.
 
     Raises:
-        InputError: neither numpy nor the gguf package can.
+        InputError: the type is younger than what can be read here.
     """
     # What overflows in a damaged file becomes infinite or NaN, which the caller judges.
     with np.errstate(all="ignore"):
         if ggml_type in _NUMBERS:
             return data.view(_NUMBERS[ggml_type]).astype(np.float32)
+        if ggml_type in _FEW_BITS:
+            return _decode_few_bits(data, ggml_type)
         try:
             values: NDArray[np.float32] = quants.dequantize(data, _of_package(ggml_type))
-        except (ValueError, NotImplementedError):  # a type that it does not know, or only names
+        except (ValueError, NotImplementedError):  # one that it does not know, or only names
             raise InputError(
                 f"the gguf package cannot read numbers of the type {ggml_type.name}"
             ) from None
@@ -96,12 +103,27 @@ def nominal_decibels(ggml_type: GgmlType) -> float:
 
 
 def can_decode(ggml_type: GgmlType) -> bool:
-    """Whether rows of a type can be read as numbers."""
+    """Whether rows of a type can be read as numbers; only those of a type to come cannot."""
     try:
         decode(np.zeros(ggml_type.block_bytes, np.uint8), ggml_type)
     except InputError:
         return False
     return True
+
+
+def _decode_few_bits(data: NDArray[Any], ggml_type: GgmlType) -> NDArray[np.float32]:
+    """Blocks of a float16 scale and 16 bytes of codes, the lowest bits first.
+
+    One bit means -1 or 1 times the scale, two bits -1, 0, 1 or 2 times (ggml-quants.c).
+    """
+    n_bits, step = _FEW_BITS[ggml_type]
+    blocks = data.reshape(*data.shape[:-1], -1, ggml_type.block_bytes)
+    scales = np.ascontiguousarray(blocks[..., :2]).view(np.float16).astype(np.float32)
+    shifts = np.arange(0, 8, n_bits, dtype=np.uint8)
+    codes = blocks[..., 2:, np.newaxis] >> shifts & np.uint8((1 << n_bits) - 1)
+    levels = codes.reshape(*blocks.shape[:-1], -1).astype(np.float32) * step - 1
+    values: NDArray[np.float32] = (scales * levels).reshape(*data.shape[:-1], -1)
+    return values
 
 
 def _of_package(ggml_type: GgmlType) -> GGMLQuantizationType:

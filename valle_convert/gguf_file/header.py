@@ -84,13 +84,8 @@ def pack_header(keys: Sequence[Key], tensors: Sequence[TensorEntry]) -> bytes:
     Raises:
         OverflowError: a value does not fit its type.
     """
-    table: list[bytes] = []
-    for tensor in tensors:
-        dimensions = tensor.shape[::-1]
-        table.append(_string(tensor.name))
-        table.append(struct.pack(f"<I{len(dimensions)}Q", len(dimensions), *dimensions))
-        table.append(struct.pack("<IQ", tensor.ggml_type.number, tensor.offset))
     alignment = next((key.value for key in keys if key.name == ALIGNMENT_KEY), ALIGNMENT)
+    table = map(pack_tensor, tensors)
     return join_header(list(map(pack_key, keys)), len(tensors), table, alignment)
 
 
@@ -110,6 +105,14 @@ def join_header(
 def pack_key(key: Key) -> bytes:
     """One key with its value."""
     return _string(key.name) + _value(key.type, key.value)
+
+
+def pack_tensor(tensor: TensorEntry) -> bytes:
+    """One row of the table of tensors."""
+    dimensions = tensor.shape[::-1]
+    shape = struct.pack(f"<I{len(dimensions)}Q", len(dimensions), *dimensions)
+    place = struct.pack("<IQ", tensor.ggml_type.number, tensor.offset)
+    return _string(tensor.name) + shape + place
 
 
 def _value(kind: str, value: Any) -> bytes:  # noqa: ANN401 - of the type that `kind` says

@@ -33,6 +33,7 @@ from valle_convert.gguf_file.header import (
     TensorEntry,
     join_header,
     pack_key,
+    pack_tensor,
     padded,
 )
 from valle_convert.gguf_file.types import ARRAY, SCALARS, STRING, TYPE_OF_NUMBER, VALUE_TYPES
@@ -253,16 +254,35 @@ class GgufFile:
             keys: what to set; new ones come last, in this order. The alignment cannot be set.
             drop: what to leave out.
         """
-        buffer = self._contents.buffer
+        table = self._contents.buffer[self._keys_end : self._tables_end]
+        entries = self._entries(keys, drop)
+        return join_header(entries, len(self.tensors), [table], self.alignment, self._version)
+
+    def write_aligned(self, out: BinaryIO) -> None:
+        """Write the same keys and tensors, aligned as files are that do not say how.
+
+        llama-quantize aligns what it writes to 32 bytes, and keeps a key that says otherwise.
+        """
+        tensors: list[TensorEntry] = []
+        end = 0
+        for tensor in self.tensors.values():
+            tensors.append(TensorEntry(tensor.name, tensor.shape, tensor.ggml_type, end))
+            end += padded(tensor.n_bytes)
+        entries = self._entries((), (ALIGNMENT_KEY,))
+        table = map(pack_tensor, tensors)
+        out.write(join_header(entries, len(tensors), table, ALIGNMENT, self._version))
+        for tensor in self.tensors.values():
+            out.write(tensor.data.data)
+            out.write(bytes(padded(tensor.n_bytes) - tensor.n_bytes))
+
+    def _entries(self, keys: Sequence[Key], drop: Sequence[str]) -> list[bytes]:
         new = {key.name: pack_key(key) for key in keys}
         entries = [
-            new.pop(name) if name in new else buffer[span.start : span.stop]
+            new.pop(name) if name in new else self._contents.buffer[span.start : span.stop]
             for name, span in self._spans.items()
             if name not in drop
         ]
-        entries += new.values()
-        table = buffer[self._keys_end : self._tables_end]
-        return join_header(entries, len(self.tensors), [table], self.alignment, self._version)
+        return [*entries, *new.values()]
 
 
 class _DamageError(Exception):

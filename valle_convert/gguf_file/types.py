@@ -43,9 +43,16 @@ class GgmlType:
         return 8 * self.block_bytes / self.block
 
 
+# Forms of numbers within a computation, which no file has; llama.cpp and the gguf package do not
+# even agree on the size of a Q8_1.
+_NOT_IN_FILES = ("Q8_1", "Q8_K")
 # Q2_0 is younger than the newest gguf package: 64 two-bit values and a scale in float16.
 _TYPES = [
-    *(GgmlType(kind.name, int(kind), *size) for kind, size in GGML_QUANT_SIZES.items()),
+    *(
+        GgmlType(kind.name, int(kind), *size)
+        for kind, size in GGML_QUANT_SIZES.items()
+        if kind.name not in (*_NOT_IN_FILES, "Q2_0")
+    ),
     GgmlType("Q2_0", 42, 64, 18),
 ]
 GGML_TYPES: Mapping[str, GgmlType] = {kind.name: kind for kind in _TYPES}

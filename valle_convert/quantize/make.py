@@ -99,7 +99,7 @@ def make_file(
         InputError: the target must not be written.
         EnvironmentFault: the tool failed, or did something else than it said in the plan.
     """
-    check_target(target, force=force, sources=[plan.source.path])
+    check_target(target, force=force, sources=[plan.source.given])
     with closing(Scratch(target.parent)) as own:
         work, work_path = (scratch or own).new()
         with work:
@@ -120,7 +120,7 @@ def make_file(
                 ),
                 drop=DIGEST_KEYS,
             )
-            with atomic_output(target, force=force, sources=[plan.source.path]) as out:
+            with atomic_output(target, force=force, sources=[plan.source.given]) as out:
                 sha256, tensors = _copy(work, header, new_header, out)
                 n_bytes = out.tell()
     return MadeFile(target, n_bytes, sha256, tensors, tuple(log))
@@ -302,7 +302,7 @@ def outputs_of(
                 f"the folder's {MANIFEST}: --resume keeps what was made in the same way and makes "
                 "the rest, --force makes all of it again."
             )
-        check_target(target, force=options.force, sources=[plan.source.path])
+        check_target(target, force=options.force, sources=[plan.source.given])
         outputs.append(Output(plan, target, reason=reason))
     return outputs
 

@@ -23,6 +23,7 @@ from valle_convert.checkpoint import Checkpoint, read_checkpoint
 from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import describe_os_error
+from valle_convert.gguf_file.header import ALIGNMENT
 from valle_convert.gguf_file.keys import SOURCE_LORA_KEY, SOURCE_SHA256_KEY, is_converted
 from valle_convert.gguf_file.plan import GgufPlan, plan_gguf
 from valle_convert.gguf_file.read import GgufFile, is_gguf
@@ -89,6 +90,7 @@ class Source:
         header: its header.
         reference: the checkpoint, where there is one.
         conversion: the plan of a checkpoint's conversion; None for a file that was there.
+        original: the user's file, where `path` is a copy of it with another alignment.
     """
 
     path: Path
@@ -96,6 +98,7 @@ class Source:
     header: GgufFile
     reference: Reference | None = None
     conversion: GgufPlan | None = None
+    original: Path | None = None
     _file: BinaryIO | None = None
     _digest: Future[str] | None = None
 
@@ -116,13 +119,18 @@ class Source:
                     f"{describe_os_error(error)}; free some space or write elsewhere."
                 ) from error
         pool = ThreadPoolExecutor(max_workers=1)
-        self._digest = pool.submit(sha256_of, self.path)
+        self._digest = pool.submit(sha256_of, self.given)
         pool.shutdown(wait=False)
+
+    @property
+    def given(self) -> Path:
+        """The file that the user named, or the conversion of the checkpoint."""
+        return self.path if self.original is None else self.original
 
     @property
     def sha256(self) -> str:
         """Of the file, which has to be complete."""
-        return sha256_of(self.path) if self._digest is None else self._digest.result()
+        return sha256_of(self.given) if self._digest is None else self._digest.result()
 
     @property
     def is_complete(self) -> bool:
@@ -137,7 +145,7 @@ class Source:
     @property
     def n_bytes(self) -> int:
         """The size of the file."""
-        return self.path.stat().st_size
+        return self.given.stat().st_size
 
 
 def open_source(
@@ -173,10 +181,24 @@ def open_source(
             f"{path} is no converted VALL-E checkpoint, so its quality cannot be measured; "
             "give --no-measure to quantize it all the same."
         )
-    if checkpoint is None:
-        return Source(path, path.name, opened)
-    _check_same_checkpoint(path.name, opened, checkpoint)
-    return Source(path, path.name, opened, Reference(checkpoint, describe(checkpoint)))
+    if not opened.tensors:
+        raise InputError(f"{path} has no tensors, so there is nothing to quantize in it.")
+    source = Source(path, path.name, opened)
+    if checkpoint is not None:
+        _check_same_checkpoint(path.name, opened, checkpoint)
+        source.reference = Reference(checkpoint, describe(checkpoint))
+    if opened.alignment != ALIGNMENT:
+        file, source.path = scratch.new()
+        try:
+            opened.write_aligned(file)
+            file.flush()
+        except OSError as error:
+            raise EnvironmentFault(
+                f"{path.name} cannot be copied to be aligned to {ALIGNMENT} bytes: "
+                f"{describe_os_error(error)}; free some space or write elsewhere."
+            ) from error
+        source.original, source.header = path, GgufFile(source.path)
+    return source
 
 
 def model_of(source: Source) -> Model:

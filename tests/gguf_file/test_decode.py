@@ -1,0 +1,86 @@
+"""Numbers of every type, as the installed llama.cpp itself makes them of the same bytes."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from valle_convert.gguf_file.encode import can_decode, decode, encode
+from valle_convert.gguf_file.types import GGML_TYPES, PLAIN_DTYPES, Q8_0, GgmlType
+from valle_convert.llama.library import find_library
+
+
+class Traits(ctypes.Structure):
+    """`ggml_type_traits` of ggml.h."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.c_void_p),
+        ("from_float_ref", ctypes.c_void_p),
+    )
+
+
+@pytest.fixture(scope="module")
+def traits_of() -> Callable[[GgmlType], Traits]:
+    found = find_library()
+    assert found is not None
+    (path,) = found.parent.glob("libggml-base.so")
+    library = ctypes.CDLL(str(path))
+    library.ggml_get_type_traits.restype = ctypes.POINTER(Traits)
+
+    def traits(kind: GgmlType) -> Traits:
+        value: Traits = library.ggml_get_type_traits(kind.number)[0]
+        return value
+
+    return traits
+
+
+@pytest.mark.parametrize("kind", GGML_TYPES.values(), ids=GGML_TYPES.keys())
+def test_llama_cpp_makes_the_same_numbers_of_the_same_bytes(
+    kind: GgmlType, traits_of: Callable[[GgmlType], Traits]
+) -> None:
+    traits = traits_of(kind)
+    assert (traits.type_name or b"").decode().upper() == kind.name
+    assert (traits.blck_size, traits.type_size) == (kind.block, kind.block_bytes)
+    assert can_decode(kind)
+    if not traits.to_float:
+        assert kind.block == 1
+        return
+    raw: NDArray[Any] = np.random.default_rng(kind.number).integers(
+        0, 256, (64, 3 * kind.block_bytes), dtype=np.uint8
+    )
+    expected = np.empty((64, 3 * kind.block), np.float32)
+    convert = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+    convert(traits.to_float)(raw.ctypes.data, expected.ctypes.data, expected.size)
+    found = decode(raw, kind)
+    assert found.shape == expected.shape
+    np.testing.assert_array_equal(found, expected)
+    # A vector is a row without its matrix.
+    np.testing.assert_array_equal(decode(raw[5], kind), expected[5])
+
+
+@pytest.mark.parametrize("kind", [*PLAIN_DTYPES, Q8_0], ids=lambda kind: kind.name)
+def test_what_is_written_is_what_llama_cpp_reads(
+    kind: GgmlType, traits_of: Callable[[GgmlType], Traits]
+) -> None:
+    rows = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)
+    encoded = encode(rows, kind, "rows")
+    traits = traits_of(kind)
+    found = np.empty_like(rows)
+    if traits.to_float:
+        convert = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+        convert(traits.to_float)(encoded.ctypes.data, found.ctypes.data, found.size)
+    else:
+        found = encoded.copy()
+    error = np.abs(found - rows).max(axis=1) / np.abs(rows).max(axis=1)
+    # Half a step of 127 in Q8_0, half a unit of 8 bits in BF16.
+    assert error.max() <= {"F32": 0, "F16": 2**-11, "BF16": 2**-8}.get(kind.name, 0.51 / 127)
