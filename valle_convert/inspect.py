@@ -93,7 +93,7 @@ def inspect_file(
     if is_cpp_codec(path):
         return _inspect_cpp_codec(path)
     if is_gguf(path):
-        file = GgufFile(path)
+        file = GgufFile(path, allow_part=True)
         return _inspect_gguf_codec(file) if is_gguf_codec(file) else _inspect_gguf(file)
     return _inspect_checkpoint(path, config, lora, lora_alpha)
 
@@ -155,17 +155,28 @@ def _inspect_gguf(file: GgufFile) -> Summary:
             "sha256": keys.get("valle.tokenizer.sha256"),
         },
         provenance={
-            name: value
-            for name, value in keys.items()
-            if name.startswith(("general.", "valle.source.", "valle.converter.", "valle.quantize."))
+            name: keys[name]
+            for name in keys
+            if name.startswith(
+                ("general.", "split.", "valle.source.", "valle.converter.", "valle.quantize.")
+            )
         },
         parts=tuple(_parts(model, {}, TOKEN_EMBEDDING)) if model else (),
         groups=_group(
             (name, tensor.ggml_type.name, math.prod(tensor.shape), tensor.n_bytes)
             for name, tensor in file.tensors.items()
         ),
-        notes=(),
+        notes=tuple(_notes(file)),
     )
+
+
+def _notes(file: GgufFile) -> Iterator[str]:
+    """What a user should know of a file that somebody else made."""
+    if file.is_part:
+        yield "one part of a split model: nothing but inspect takes it"
+    for name in file.keys:
+        if name.startswith("tokenizer.chat_template"):
+            yield f"{name}: a program that other programs may run, {len(file.raw(name)):,} bytes"
 
 
 def _inspect_cpp_codec(path: Path) -> Summary:

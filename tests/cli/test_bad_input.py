@@ -266,6 +266,8 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "another zip": ("a.pth", other_zip, "not one of torch.save"),
     "a list in a torch file": ("a.pth", save_torch([1, 2]), "holds a list"),
     "a module that is no dict": ("a.pth", save_torch({"module": [1]}), "is a list, where a dict"),
+    "a module that is a tensor": ("a.pth", save_torch({"module": torch.zeros(3)}), "is a Tensor"),
+    "a module that is 0": ("a.pth", save_torch({"module": 0}), "is a int, where a dict"),
     "values that are no tensors": (
         "a.pth",
         save_torch({"module": {"sep": "text"}, "config": {"version": 5}}),

@@ -213,7 +213,7 @@ def _read_torch(path: Path) -> _Contents:
         return _Contents("torch", TorchTensors(path, loaded), {})
     parts: dict[str, TensorSource] = {}
     for key in ("module", "lora"):
-        state = loaded.get(key) or {}
+        state = {} if loaded.get(key) is None else loaded[key]
         if not isinstance(state, Mapping):
             raise InputError(
                 f"{path}: the entry {key!r} is a {type(state).__name__}, where a dict of tensors "

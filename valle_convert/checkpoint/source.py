@@ -52,7 +52,7 @@ class TensorSpec:
     @property
     def n_bytes(self) -> int:
         """The size in the container; 0 for a type that numpy does not have."""
-        return self.n_elements * (self.dtype.itemsize if self.dtype else 0)
+        return self.n_elements * (0 if self.dtype is None else self.dtype.itemsize)
 
 
 class NamedTensors(Protocol):

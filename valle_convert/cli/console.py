@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from valle_convert.progress import Advance
+from valle_convert.strict_json import to_json_text
 
 
 def data(text: str) -> None:
@@ -20,12 +19,11 @@ def data(text: str) -> None:
 
 def data_json(value: Any) -> None:  # noqa: ANN401 - whatever JSON holds
     """Print what was asked for, as JSON; a number that is not finite is null, as JSON has none."""
-    value = _finite(value)
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    text = to_json_text(value)
     try:
         text.encode(sys.stdout.encoding)
     except UnicodeEncodeError:
-        text = json.dumps(value, indent=2, allow_nan=False)
+        text = to_json_text(value, ascii_only=True)
     data(text)
 
 
@@ -88,11 +86,3 @@ def n_bytes(n: int) -> str:
 
 def _is_number(text: str) -> bool:
     return text.replace(",", "").replace(".", "").replace("%", "").strip().isdigit()
-
-
-def _finite(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

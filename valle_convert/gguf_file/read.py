@@ -48,6 +48,7 @@ _MAX_ELEMENTS = 1 << 23  # of all arrays together
 _MAX_HEADER_BYTES = 128 << 20
 _MAX_ALIGNMENT = 1 << 16
 _MAX_COUNT = (1 << 63) - 1  # elements of a tensor, in llama.cpp's int64
+_SPLIT_NUMBER, _SPLIT_COUNT = "split.no", "split.count"
 _SHOWN = 60  # characters of a name in a message
 
 
@@ -225,13 +226,18 @@ class GgufFile:
 
     def _refuse_part(self) -> None:
         """llama.cpp would load further files by their names, which nobody has looked into."""
-        number, count = self.keys.get("split.no", 0), self.keys.get("split.count", 0)
-        if number != 0 or count not in (0, 1):
+        if self.is_part:
+            number, count = (self.keys.get(name) for name in (_SPLIT_NUMBER, _SPLIT_COUNT))
             raise InputError(
-                f"{self.path} is one part of a split model (split.no {number!r:.20}, split.count "
-                f"{count!r:.20}), where a whole one is expected; join the parts with "
-                "`llama-gguf-split --merge`."
+                f"{self.path} is one part of a split model ({_SPLIT_NUMBER} {number!r:.20}, "
+                f"{_SPLIT_COUNT} {count!r:.20}), where a whole one is expected; join the parts "
+                "with `llama-gguf-split --merge`."
             )
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it is one of several files of a split model."""
+        return self.keys.get(_SPLIT_NUMBER, 0) != 0 or self.keys.get(_SPLIT_COUNT, 0) not in (0, 1)
 
     @cached_property
     def key_types(self) -> Mapping[str, str]:

@@ -6,7 +6,6 @@ JSON form. A report's file tells its form by its extension; the tool's log is ke
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,6 +20,7 @@ from valle_convert.files import check_target, write_text_atomically
 from valle_convert.quantize.limits import Limits
 from valle_convert.quantize.plan import Fallback, describe_fallbacks
 from valle_convert.quantize.quality import ALL, Measured
+from valle_convert.strict_json import to_json_text
 from valle_convert.verify.report import Report
 
 SCHEMA_VERSION = 2
@@ -456,7 +456,7 @@ def _to_html(report: QuantizeReport) -> str:
 
 
 FORMS: dict[str, Callable[[QuantizeReport], str]] = {
-    ".json": lambda report: json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n",
+    ".json": lambda report: to_json_text(report.to_json()) + "\n",
     ".md": QuantizeReport.to_markdown,
     ".html": _to_html,
 }

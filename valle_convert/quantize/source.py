@@ -174,7 +174,7 @@ def open_source(
         file.write(header)
         file.truncate(len(header) + conversion.data_bytes)  # flushes
         name = f"{path.stem}.gguf"
-        return Source(file_path, name, GgufFile(file_path), reference, conversion, file)
+        return Source(file_path, name, GgufFile(file_path), reference, conversion, _file=file)
     opened = GgufFile(path)
     if measure and not is_converted(opened.keys):
         raise InputError(

@@ -1,0 +1,107 @@
+"""GGUF files that are no converted checkpoint: one sentence for each command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support import Cli, error_of, golden_checkpoint
+
+from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.types import F32
+
+ARCHITECTURE = Key("general.architecture", "gemma", "string")
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    """A file with one tensor that no model of ours has."""
+    path = tmp_path / "foreign.gguf"
+    path.write_bytes(pack_header([ARCHITECTURE], [TensorEntry("x", (1,), F32, 0)]) + bytes(32))
+    return path
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Path:
+    path = tmp_path / "empty.gguf"
+    path.write_bytes(pack_header([ARCHITECTURE], []))
+    return path
+
+
+@pytest.mark.parametrize("level", ["all", "structure", "tensors", "tokenizer", "logits"])
+def test_verify_says_that_they_are_not_the_checkpoint(
+    level: str, foreign: Path, empty: Path, cli: Cli
+) -> None:
+    for path in (foreign, empty):
+        result = cli("verify", golden_checkpoint("ar-nar-len"), path, "--level", level)
+        assert result.code == 1
+        assert result.out.splitlines()[-1].startswith("FAILED: ")
+        assert "token_embd.weight" in result.out
+
+
+def test_speak_and_tokenize_want_a_converted_file(
+    foreign: Path, empty: Path, tmp_path: Path, cli: Cli
+) -> None:
+    for path in (foreign, empty):
+        assert "no converted checkpoint" in error_of(cli("tokenize", path, "a"), 2)
+        spoken = cli("speak", path, "Hi.", "-o", tmp_path / "o.wav")
+        assert "no converted checkpoint" in error_of(spoken, 2)
+
+
+def test_a_file_without_tensors_has_nothing_to_quantize(
+    empty: Path, tmp_path: Path, cli: Cli
+) -> None:
+    result = cli("quantize", empty, tmp_path / "o.gguf", "Q8_0", "--no-measure")
+    assert "has no tensors, so there is nothing to quantize" in error_of(result, 2)
+
+
+def test_inspect_names_what_other_programs_would_run_or_load(tmp_path: Path, cli: Cli) -> None:
+    path = tmp_path / "part.gguf"
+    keys = [
+        ARCHITECTURE,
+        Key("tokenizer.chat_template", "{{ evil }}", "string"),
+        Key("split.no", 0, "u16"),
+        Key("split.count", 2, "u16"),
+    ]
+    path.write_bytes(pack_header(keys, []))
+    result = cli("inspect", path)
+    assert result.code == 0
+    assert "tokenizer.chat_template: a program that other programs may run" in result.err
+    assert "one part of a split model" in result.err
+    for command in (["tokenize", path, "a"], ["compare", path, path], ["verify", path, path]):
+        assert cli(*command).code == 2
+    assert "one part of a split model" in error_of(cli("tokenize", path, "a"), 2)
+
+
+def test_a_file_of_another_alignment_is_quantized_like_any(
+    converted_f16: Path, tmp_path: Path, cli: Cli
+) -> None:
+    source = GgufFile(converted_f16)
+    other = tmp_path / "aligned.gguf"
+    keys = [Key("general.alignment", 128, "u32")]
+    keys += [Key(name, source.keys[name], source.key_types[name]) for name in source.keys]
+    entries: list[TensorEntry] = []
+    data, offset = b"", 0
+    for tensor in source.tensors.values():
+        entries.append(TensorEntry(tensor.name, tensor.shape, tensor.ggml_type, offset))
+        data += tensor.data.tobytes().ljust(padded(tensor.n_bytes, 128), b"\0")
+        offset = len(data)
+    other.write_bytes(pack_header(keys, entries) + data)
+    for path, out in ((converted_f16, "a.gguf"), (other, "b.gguf")):
+        assert cli("quantize", path, tmp_path / out, "Q8_0", "--no-measure").code == 0
+    a, b = (GgufFile(tmp_path / name) for name in ("a.gguf", "b.gguf"))
+    assert b.alignment == 32
+    assert b.keys["valle.quantize.source_sha256"] != a.keys["valle.quantize.source_sha256"]
+    assert a.tensors == b.tensors
+    for name, tensor in a.tensors.items():
+        assert tensor.data.tobytes() == b.tensors[name].data.tobytes()
+    # The user's own file is the input, not the copy that the tool reads.
+    protected = cli("quantize", other, other, "Q8_0", "--no-measure", "--force")
+    assert "is the input file itself" in error_of(protected, 2)
+
+
+@pytest.fixture
+def converted_f16(converted: object) -> Path:
+    path: Path = converted("ar-nar-len", "f16")  # type: ignore[operator]
+    return path
