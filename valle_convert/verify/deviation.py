@@ -76,14 +76,20 @@ class Deviation:
 def hold_against(exact: Logits, emulated: Logits, found: Logits) -> Deviation:
     """Compare logits with the exact ones.
 
+    Args:
+        exact: [predictions, codes].
+        emulated: of the first predictions, as many as it has.
+        found: of all of them.
+
     Raises:
         ValueError: the shapes differ, or there is nothing to compare.
     """
-    if not exact.shape == emulated.shape == found.shape or not exact.size:
+    known = exact[: len(emulated)]
+    if exact.shape != found.shape or known.shape != emulated.shape or not known.size:
         raise ValueError(f"logits {found.shape}, {emulated.shape} against {exact.shape}")
     energy = float(np.square(exact, dtype=np.float64).mean())
     error = np.square(found.astype(np.float64) - exact)
-    noise = float(np.square(emulated.astype(np.float64) - exact).mean())
+    noise = float(np.square(emulated.astype(np.float64) - known).mean())
 
     def relative(value: float) -> float:
         # Logits that are all zero allow no error.

@@ -55,8 +55,8 @@ class Yardstick:
 
     Attributes:
         exact: with the file's weights, in float32.
-        emulated: the same, rounded as llama.cpp rounds.
-        meant: with the checkpoint's weights, in float32; of the first utterance only.
+        emulated: the same, rounded as llama.cpp rounds; of the first utterance only, like the rest.
+        meant: with the checkpoint's weights, in float32.
         degraded: the same, with what the file's types should leave of the weights.
 
     Raises:
@@ -82,15 +82,16 @@ class Yardstick:
                 "the weights give numbers that are none (NaN or infinite), in PyTorch too: one of "
                 "them is far too large"
             )
+        # Of what rounding and the number format cost, one utterance tells enough, in less time.
         self.emulated = self.run(
             ReferenceNetwork(
                 tensors,
                 plan.description,
                 activation=gelu_from_table,
                 round_inputs=input_rounding({name: kind.name for name, kind in types.items()}),
-            )
+            ),
+            first_only=True,
         )
-        # Of what the number format costs, one utterance tells enough, in less time.
         self.meant = self.run(
             ReferenceNetwork(plan.checkpoint.tensors, plan.description), first_only=True
         )
@@ -135,7 +136,7 @@ def check_logits(yardstick: Yardstick, network: Network) -> Iterator[Check]:
 def n_passes(model: Model, n_utterances: int) -> int:
     """How many passes a `Yardstick` and `check_logits` take together."""
     (first,) = utterances(model, 1)
-    return (3 * n_utterances + 2) * len(list(cases(model, first)))
+    return (2 * n_utterances + 3) * len(list(cases(model, first)))
 
 
 def _judge(
