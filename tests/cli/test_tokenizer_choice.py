@@ -9,13 +9,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import sentencepiece
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from support import Cli, error_of, golden_checkpoint
 
+from valle_convert.audio import Audio, write_wav
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.tokenizer.choose import BUILT_IN
 from valle_convert.tokenizer.corpus import ipa_lines
@@ -32,7 +35,7 @@ def without_symmap(small_checkpoint: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
-def sentencepiece_model(tmp_path: Path) -> Path:
+def sentencepiece_model(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     # 256 pieces of phonemes would leave no room for 256 byte tokens: the rows grow instead.
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -46,6 +49,7 @@ def sentencepiece_model(tmp_path: Path) -> Path:
         remove_extra_whitespaces=False,
         num_threads=1,
         minloglevel=2,
+        **getattr(request, "param", {}),
     )
     path = tmp_path / "phonemes.model"
     path.write_bytes(model.getvalue())
@@ -54,8 +58,6 @@ def sentencepiece_model(tmp_path: Path) -> Path:
 
 def with_phoneme_rows(path: Path, n_rows: int) -> None:
     """Give a checkpoint a phoneme table, and a head of phonemes, of so many rows."""
-    import numpy as np
-
     tensors = load_file(path)
     draw = np.random.default_rng(0)
     for name in ("text_emb.weight", "classifiers.proj.9.weight"):
@@ -101,6 +103,98 @@ def test_a_sentencepiece_model_is_refused_for_a_checkpoint_with_another_vocabula
         cli(small_checkpoint(), tmp_path / "o.gguf", "--tokenizer", sentencepiece_model), 2
     )
     assert "does not fit the tokenizer phonemes.model" in message
+
+
+def end_swapped_with_begin(document: dict[str, Any]) -> None:
+    template = document["post_processor"]["special_tokens"]
+    template["<bos>"]["ids"], template["</eos>"]["ids"] = [2], [1]
+
+
+def begin_is_mask(document: dict[str, Any]) -> None:
+    document["post_processor"]["special_tokens"]["<bos>"]["ids"] = [3]
+
+
+def unknown_is_mask(document: dict[str, Any]) -> None:
+    document["model"]["unk_token"] = "<mask>"  # noqa: S105 - a token of text
+
+
+def without_template_and_renumbered(document: dict[str, Any]) -> None:
+    document["post_processor"] = None
+    vocab = document["model"]["vocab"]
+    vocab["<bos>"], vocab["<mask>"] = 3, 1
+    for token in document["added_tokens"]:
+        token["id"] = vocab[token["content"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "ids"),
+    [
+        (end_swapped_with_begin, "0, 2 and 1"),
+        (begin_is_mask, "0, 3 and 2"),
+        (unknown_is_mask, "3, 1 and 2"),
+        (without_template_and_renumbered, "0, 3 and 2"),
+    ],
+)
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_tokenizer_json_with_other_special_ids_than_the_network_is_refused(
+    change: Callable[[dict[str, Any]], None],
+    ids: str,
+    *,
+    beside: bool,
+    without_symmap: Path,
+    tmp_path: Path,
+    cli: Cli,
+) -> None:
+    document = json.loads(BUILT_IN.read_bytes())
+    change(document)
+    path = without_symmap.with_name("tokenizer.json") if beside else tmp_path / "mine.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    out = tmp_path / "o.gguf"
+    message = error_of(cli(without_symmap, out, *([] if beside else ["--tokenizer", path])), 2)
+    assert path.name in message
+    assert f"the ids {ids}, where 0, 1 and 2 are expected" in message
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("sentencepiece_model", "ids"),
+    [
+        ({"unk_id": 3, "bos_id": 0, "eos_id": 1}, "3, 0 and 1"),
+        ({"bos_id": 2, "eos_id": 1}, "0, 2 and 1"),
+    ],
+    indirect=["sentencepiece_model"],
+)
+def test_a_sentencepiece_model_with_other_special_ids_than_the_network_is_refused(
+    without_symmap: Path, sentencepiece_model: Path, ids: str, tmp_path: Path, cli: Cli
+) -> None:
+    with_phoneme_rows(without_symmap, 600)
+    out = tmp_path / "o.gguf"
+    message = error_of(cli(without_symmap, out, "--tokenizer", sentencepiece_model), 2)
+    assert f"the ids {ids}, where 0, 1 and 2 are expected" in message
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["bos_token_id", "eos_token_id", "unknown_token_id"])
+def test_a_converted_file_with_another_special_id_is_refused_by_every_reader(
+    name: str, tmp_path: Path, cli: Cli
+) -> None:
+    source, out = golden_checkpoint("ar-nar-len"), tmp_path / "out.gguf"
+    assert cli(source, out).code == 0
+    key = f"tokenizer.ggml.{name}".encode()
+    data = bytearray(out.read_bytes())
+    place = data.index(key) + len(key) + 4  # behind the name stands the type, u32
+    found = int.from_bytes(data[place : place + 4], "little")
+    data[place : place + 4] = (7).to_bytes(4, "little")
+    out.write_bytes(data)
+    fault = f"tokenizer.ggml.{name} is 7, where {found} is expected"
+    voice = tmp_path / "voice.wav"
+    write_wav(voice, Audio(np.zeros(24_000, np.float32), 24_000))
+    speak = ("speak", out, "hello", "--voice", voice, "-o", tmp_path / "said.wav")
+    for command in (("inspect", out), speak, ("quantize", out, tmp_path / "q8.gguf", "Q8_0")):
+        assert fault in error_of(cli(*command), 2)
+    verified = cli("verify", source, out)
+    assert verified.code == 1
+    assert fault in verified.out + verified.err
 
 
 def test_a_tokenizer_beside_the_checkpoint_is_taken_and_said_so(

@@ -11,7 +11,18 @@ from typing import Any, TypeVar
 
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.header import Key
-from valle_convert.model.spec import Attention, Codec, Head, Model, ModelConfig, Positions, Table
+from valle_convert.model.spec import (
+    BOS_PHONEME,
+    EOS_PHONEME,
+    UNKNOWN_PHONEME,
+    Attention,
+    Codec,
+    Head,
+    Model,
+    ModelConfig,
+    Positions,
+    Table,
+)
 
 T = TypeVar("T")
 
@@ -25,6 +36,12 @@ _ATTENTIONS: dict[str, Attention] = {"bidirectional": "bidirectional", "causal":
 
 BIAS_KEY = "valle.head.bias"
 TRUE_IDS_KEY = "valle.tokenizer.true_ids"
+#: The tokenizer's keys whose values the network's phoneme rows fix.
+SPECIAL_IDS = {
+    "tokenizer.ggml.unknown_token_id": UNKNOWN_PHONEME,
+    "tokenizer.ggml.bos_token_id": BOS_PHONEME,
+    "tokenizer.ggml.eos_token_id": EOS_PHONEME,
+}
 SOURCE_SHA256_KEY = "valle.source.sha256"
 SOURCE_LORA_KEY = "valle.source.lora"
 #: SHA-256 of the tensors' data with its padding, and of all before it, with zeros in the place of
@@ -102,8 +119,8 @@ def read_model(keys: Mapping[str, Any], n_token_rows: int, path: Path) -> Model:
 
     Raises:
         InputError: the file is no converted VALL-E, is of a later format, or its keys are
-            missing, of a wrong type, or point outside of the token embedding; all faults in
-            one message.
+            missing, of a wrong type, point outside of the token embedding, or give <unk>,
+            <bos> or </eos> another id than `SPECIAL_IDS`; all faults in one message.
     """
     if not is_converted(keys):
         raise InputError(
@@ -155,9 +172,11 @@ def read_model(keys: Mapping[str, Any], n_token_rows: int, path: Path) -> Model:
         tones=reader.words("valle.tones", optional=True),
     )
     _check_contents(reader, model)
+    for name, id_ in SPECIAL_IDS.items():
+        reader.expect(name, id_)
     if reader.faults:
         raise InputError(
-            f"{path}: the valle.* keys are not consistent: {'; '.join(reader.faults)}. "
+            f"{path}: its keys are not consistent: {'; '.join(reader.faults)}. "
             "Convert the checkpoint again."
         )
     return model
@@ -241,6 +260,11 @@ class _KeyReader:
         if isinstance(value, int) and not isinstance(value, bool):
             return value
         return self._fault(name, value, "a whole number", 0)
+
+    def expect(self, name: str, expected: int) -> None:
+        value = self._get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or value != expected:
+            self._fault(name, value, str(expected), None)
 
     def real(self, name: str) -> float:
         value = self._get(name)

@@ -25,6 +25,7 @@ from valle_convert.model.families import describe
 from valle_convert.model.spec import CODECS, Model, ModelConfig, codec_named
 from valle_convert.tokenizer.choose import TokenizerChoice, choose_tokenizer
 from valle_convert.tokenizer.compile import DEFAULT_PRE
+from valle_convert.tokenizer.compiled import CompiledTokenizer
 
 TOKEN_EMBEDDING = "token_embd.weight"  # noqa: S105 - a tensor
 #: What `--outtype` takes; `auto` keeps the type of the checkpoint.
@@ -175,11 +176,12 @@ def lay_out(
         metadata: the `general.*` values that the user gave.
 
     Raises:
-        InputError: there is no such type, or it cannot hold the rows of some tensors; all are
-            named.
+        InputError: there is no such type, or it cannot hold the rows of some tensors (all are
+            named); the tokenizer has other ids for <unk>, <bos> or </eos> than the network.
     """
     model = description.model
     compiled = tokenizer.compile(placeholder_names(description), pre)
+    _check_special_ids(compiled, tokenizer)
     parts = [Part(b.label, b.source, b.first_row, b.n_rows) for b in description.rows]
     if compiled.extra_rows:
         parts.append(
@@ -227,6 +229,20 @@ def lay_out(
         keys=tuple(_valid(key) for key in keys),
         tensors=tensors,
     )
+
+
+def _check_special_ids(compiled: CompiledTokenizer, tokenizer: TokenizerChoice) -> None:
+    found = {name: value for name, value, _ in compiled.metadata() if name in gguf_keys.SPECIAL_IDS}
+    if found != gguf_keys.SPECIAL_IDS:
+        unknown, bos, eos = (found[name] for name in gguf_keys.SPECIAL_IDS)
+        expected = "{}, {} and {}".format(*gguf_keys.SPECIAL_IDS.values())
+        raise InputError(
+            f"The tokenizer {tokenizer.file.path} gives the unknown token and the tokens that "
+            f"begin and end a text the ids {unknown}, {bos} and {eos}, where {expected} are "
+            "expected: the network reads the marks around phonemes, the null condition of guidance "
+            "and the end of a transcript at these rows. Give the tokenizer that the checkpoint was "
+            "trained with; one with other ids cannot be converted."
+        )
 
 
 def _check_codec(name: str, config: ModelConfig) -> None:

@@ -24,7 +24,9 @@ LANGUAGES = ("en", "ja", "de", "fr", "zh", "ko")
 TASKS = ("tts", "tts-c", "ns", "sr", "tse", "soe", "mask", "eoe", "stt")
 TONES = ("neutral",)
 
-#: Phoneme ids that every model gives a meaning: the marks around a phoneme string.
+#: Phoneme ids that every model gives a meaning: what is no known phoneme, and the marks around a
+#: phoneme string. A network is trained with these rows, so a tokenizer with others is refused.
+UNKNOWN_PHONEME = 0
 BOS_PHONEME = 1
 EOS_PHONEME = 2
 #: Element of the length table that ends a duration; 0-9 are digits.

@@ -16,6 +16,7 @@ from typing import Any
 
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.extras import require
+from valle_convert.model.spec import UNKNOWN_PHONEME
 
 #: espeak-ng's voice for each language of the models.
 VOICES = {
@@ -29,8 +30,6 @@ VOICES = {
 
 #: espeak-ng writes Mandarin tones as digits; the models' vocabulary has these marks for them.
 _TONE_MARKS = str.maketrans({"1": "ˇ", "2": "ˉ", "3": "ˊ", "4": "ˋ", "5": "_"})
-
-UNKNOWN_ID = 0
 
 _log = logging.getLogger(__name__)
 _log.setLevel(logging.ERROR)  # its warnings count words, and tell of flags that are taken off
@@ -78,11 +77,11 @@ def unknown_phonemes(phonemes: str, tokenize: Callable[[str], Sequence[int]]) ->
 
     Args:
         phonemes: IPA.
-        tokenize: gives the ids of a string, with `UNKNOWN_ID` for what is unknown.
+        tokenize: gives the ids of a string, with `UNKNOWN_PHONEME` for what is unknown.
     """
-    if UNKNOWN_ID not in tokenize(phonemes):
+    if UNKNOWN_PHONEME not in tokenize(phonemes):
         return []
-    return [one for one in dict.fromkeys(phonemes) if UNKNOWN_ID in tokenize(one)]
+    return [one for one in dict.fromkeys(phonemes) if UNKNOWN_PHONEME in tokenize(one)]
 
 
 def _is_sound(character: str) -> bool:
