@@ -110,7 +110,7 @@ def read_checkpoint(
 
 
 def sha256_of(path: Path, advance: Callable[[int], object] = lambda _n: None) -> str:
-    """The SHA-256 of a file as 64 hexadecimal digits; `advance` hears of every chunk read."""
+    """The SHA-256 of a file, 64 hexadecimal digits; `advance` gets the size of each chunk."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_HASH_CHUNK):

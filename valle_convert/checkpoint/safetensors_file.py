@@ -5,7 +5,7 @@
     bytes               the data; offsets count from here
 
 The safetensors library checks the header (lengths, overlaps, holes, offsets beyond the
-end), and only then do we map the data ourselves, because its numpy side has no bfloat16.
+end). After that the data is mapped here, because the library's numpy side has no bfloat16.
 torch is not imported.
 """
 

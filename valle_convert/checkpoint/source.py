@@ -56,7 +56,7 @@ class TensorSpec:
 
 
 class NamedTensors(Protocol):
-    """Tensors by name, for who knows what there is."""
+    """Tensors by name; which names there are is known from elsewhere."""
 
     def read(self, name: str) -> NDArray[Any]:
         """One tensor; it may be a read-only view of a file."""

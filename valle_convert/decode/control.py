@@ -14,5 +14,5 @@ End = Literal["stop", "limit", "interrupted"]
 
 
 def never() -> bool:
-    """The `ShouldStop` of a decoding that nobody interrupts."""
+    """A `ShouldStop` that never stops the decoding."""
     return False

@@ -388,7 +388,7 @@ def spec_of_header(header: CppHeader, names: Iterable[str], path: Path) -> Encod
 def layout_problems(
     header: CppHeader, tensors: Iterable[CppTensor], spec: EncodecSpec
 ) -> Iterator[str]:
-    """What encodec.cpp would refuse, and what it would load without a word and should not."""
+    """What encodec.cpp would refuse, or load without an error and compute wrongly."""
     expected = {entry.name: entry for entry in tensor_table(spec)}
     if header.n_levels > CPP_MAX_CODEBOOKS:
         yield f"its bandwidth of {header.bandwidth} kbit/s means {header.n_levels} levels"

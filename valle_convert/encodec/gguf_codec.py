@@ -2,8 +2,8 @@
 
 The keys `encodec.*` are the fields of `EncodecSpec` under their own names, tensors are those of
 `tensor_table` under Meta's names, weight norm folded: matrices of float16 or float32, biases and
-codebooks of float32. docs/codec.md lists both. llama.cpp has no graph for it; this project, and
-whoever reads GGUF, does not need one.
+codebooks of float32. docs/codec.md lists both. llama.cpp has no graph for it,
+but any reader of GGUF can read its keys and tensors.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class EncodecEncoder:
     ) -> NDArray[np.int32]:
         """Samples [n] of the codec's rate to codes [frames, levels]; n / 320 frames, rounded up.
 
-        `advance` hears of every stretch of samples.
+        `advance` is called after every stretch with its number of samples.
         """
         codes = [np.zeros((0, len(self._codebooks)), np.int32)]
         codes += [self._quantize(frames).numpy() for frames in self._frames(samples, advance)]
@@ -137,7 +137,7 @@ class EncodecDecoder:
     ) -> NDArray[np.float32]:
         """Codes [frames, levels or fewer] to samples [frames * 320].
 
-        `advance` hears of every stretch of frames.
+        `advance` is called after every stretch with its number of frames.
         """
         import torch
 
@@ -243,7 +243,7 @@ class _Stack:
 
 
 def _elu_in_place(values: torch.Tensor, is_last: bool) -> torch.Tensor:
-    """ELU, over its input: what a layer gives is nobody else's."""
+    """ELU in place: the output of a layer is used by the next one only."""
     import torch
 
     del is_last

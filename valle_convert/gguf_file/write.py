@@ -69,7 +69,7 @@ def write_plan(
         plan: what to write.
         target: the file.
         force: whether an existing file may be replaced.
-        progress: hears of the bytes written.
+        progress: shows the number of bytes written.
 
     Returns:
         The size of the file in bytes.

@@ -612,7 +612,7 @@ def park_segment(context: Context, sequence: int, n: int) -> None:
 def keys_stay_as_they_were(context: Context, inputs: FloatArray) -> bool:
     """Whether `park_segment` leaves every bit of the cache but the positions, also past a decode.
 
-    A segment is decoded and tucked away, one more token is decoded (any pending rotation would
+    A segment is decoded and parked, one more token is decoded (any pending rotation would
     be applied now) and removed, and the positions are moved forth again: the saved state has to
     be the one from before.
 

@@ -1,7 +1,7 @@
 """What a VALL-E model is: its sizes and switches, its input tables, its heads.
 
     checkpoint -> families.describe -> Description (Model + where every tensor goes)
-    GGUF keys  -> metadata.read_model -> Model
+    GGUF keys  -> gguf_file.keys.read_model -> Model
 
 `Model` is the same whether it came from a checkpoint or from a converted file. The
 writer, the session, the reference and the verifier all read it; none of them keeps a

@@ -1,7 +1,7 @@
 """What a family says of a checkpoint: the model, and where each of its tensors goes.
 
-A family (`v5.py`) fills a `Description`; the mapping turns it into the plan of a GGUF
-file. The world is closed: every tensor of the source is a row block, a backbone tensor
+A family (`v5.py`) fills a `Description`; `gguf_file.plan.lay_out` turns it into the plan of a
+GGUF file. Nothing is passed over: every tensor of the source is a row block, a backbone tensor
 or a bias, or is listed as dropped with the reason.
 """
 

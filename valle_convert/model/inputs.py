@@ -153,8 +153,8 @@ def transcript_segments(
         InputError: the model has one level only.
         ValueError: a code or shape is out of the model's range.
     """
-    # All levels but the last; level 0 speaks through the AR's table, the others through those
-    # that NAR levels read them from.
+    # All levels but the last. Level 0 is looked up in the AR's table, the others in the tables
+    # from which the NAR levels take them.
     n_terms = model.config.n_levels - 1
     if n_terms == 0:
         raise InputError(

@@ -1,4 +1,4 @@
-"""The frozen description of a model. Parsed once, at the edge; inside, it is valid.
+"""The immutable description of a model. Its readers check it, so that its users need not.
 
 All rows of the model's input tables and output heads lie one after the other in one
 matrix, the token embedding of the converted file:
@@ -19,7 +19,8 @@ from valle_convert.errors import InputError
 Positions = Literal["segment", "unified"]
 Attention = Literal["bidirectional", "causal"]
 
-#: Names in id order; checkpoint.md of the format. A model may have fewer of them.
+#: Names in id order, as the training project numbers them. A model may have fewer of them.
+#: Row i of the tables `language`, `task` and `tone` belongs to name i.
 LANGUAGES = ("en", "ja", "de", "fr", "zh", "ko")
 TASKS = ("tts", "tts-c", "ns", "sr", "tse", "soe", "mask", "eoe", "stt")
 TONES = ("neutral",)

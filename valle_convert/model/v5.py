@@ -3,7 +3,7 @@
 Read from top to bottom: the switches of the config, the sizes, the input tables, the
 heads, the backbone, what is dropped, and `describe`, which puts them together.
 
-The tricks that make the model an ordinary `gemma` for llama.cpp:
+What makes the model an ordinary `gemma` for llama.cpp:
 * its input tables and heads are all rows of one tied token embedding (inputs are fed as
   sums of rows, and the logits of a head are a slice of all logits);
 * the backbone is taken over under other names, unchanged: q and k are not permuted,
@@ -55,7 +55,7 @@ _SIZES = {
 }
 _DEFAULT_SIZE = {"resp_levels": 8, "audio_tokens": 1024, "text_tokens": 8575}
 _CAPABILITIES = ("ar", "nar", "len", "lang", "tone")
-_DEFAULT_CONTEXT = 22_750  # what the training project writes where nobody chose a length
+_DEFAULT_CONTEXT = 22_750  # what the training project writes unless a length is set
 
 #: Switches of `experimental` that the forward pass of versions 5 and 6 does not read: they
 #: steer training, or belong to version 7.
@@ -246,7 +246,7 @@ def _read_size(
 def _refuse_unsupported(
     config: Mapping[str, Any], experimental: Mapping[str, Any], where: str
 ) -> None:
-    """Refuse by name, all at once, whatever would change the result in a way we do not build."""
+    """Refuse, in one message, every switch that would change the result in a way not supported."""
     refused: list[str] = []
     if config.get("arch_type", "llama") != "llama":
         refused.append(f"arch_type {config['arch_type']!r} (supported: 'llama')")
@@ -262,7 +262,7 @@ def _refuse_unsupported(
         ("size.", size if isinstance(size, Mapping) else {}, _SIZE_KEYS),
         ("experimental.", experimental, _READ | _WITHOUT_EFFECT | _MUST_BE.keys()),
     ):
-        # A switch that nobody knows may change the result, unless it is off.
+        # An unknown switch may change the result, unless it is off.
         refused += [
             f"{prefix}{key} {value!r} (not known here)"
             for key, value in mapping.items()
@@ -589,7 +589,7 @@ def _heads(
 
 
 class _Collector:
-    """Ticks off the tensors that are understood, and gathers everything that is wrong."""
+    """Marks the tensors that are understood, and gathers everything that is wrong."""
 
     def __init__(self, specs: Mapping[str, TensorSpec]) -> None:
         self.specs = specs
@@ -656,5 +656,6 @@ def _count(specs: Mapping[str, TensorSpec], template: str) -> int:
     """One more than the highest number in a numbered name, so that a gap shows as missing."""
     pattern = re.compile(re.escape(template).replace(r"\{\}", r"(\d{1,9})"))
     numbers = {int(found[1]) for name in specs if (found := pattern.fullmatch(name))}
-    # A number beyond the count of all tensors is no layer, but a name made to keep us busy.
+    # Layers are numbered without a gap, so no number can reach the count of all tensors. One that
+    # does is not counted, or one hostile name would make a billion layers to be looked for.
     return max((number + 1 for number in numbers if number < len(specs)), default=0)

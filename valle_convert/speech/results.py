@@ -129,7 +129,7 @@ class Spoken:
         pieces: by sentence, in order. An interrupted text has those that were finished, and
             what there is of the one that was being spoken.
         n_levels: of the model.
-        codec: what the codes are of, with its rates; `unknown` where nobody told.
+        codec: what the codes are of, with its rates; `unknown` where neither codec nor model says.
         codebook_size: all codes are below this.
         seed: that gives the same codes again.
         is_whole: whether nothing interrupted it.

@@ -218,8 +218,8 @@ class Speaker:
     ) -> Spoken:
         """Speak a text; arguments and errors are those of `pieces`.
 
-        Interrupted by `should_stop`, it gives what there is. `on_piece` hears of each sentence as
-        soon as it is done.
+        Interrupted by `should_stop`, it gives what there is. `on_piece` is called with each
+        sentence as soon as it is done.
         """
         options = _with_seed(options)
         stopped = False

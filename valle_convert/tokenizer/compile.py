@@ -1,7 +1,7 @@
 """`PhonemeBpe` -> the vocabulary of llama.cpp's `gpt2` type that gives the same ids.
 
 That type works on bytes: it splits a text by a fixed regular expression, spells each piece in
-bytes, merges neighbours by rank, and drops what is no token in the end. Three tricks turn it
+bytes, merges neighbours by rank, and drops what is no token in the end. Three measures turn it
 into a BPE of characters in which several strings share an id:
 
 * The first merges put the bytes of every known character together. Lead and continuation

@@ -1,4 +1,4 @@
-"""Texts to compare two tokenizers on, from real ones to such as nobody writes.
+"""Texts to compare two tokenizers on, from real phonemes to random characters.
 
 In go the strings of a vocabulary and a number; out come that many texts, all different, in
 the same order every time:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from valle_convert.errors import InputError
 
-# Beyond this many nobody reads on; the count says how many there are.
+# More would hide the advice at the end of the message; the rest is counted.
 MAX_SHOWN = 12
 
 

@@ -221,6 +221,11 @@ def _can_be_merged(text: str, pieces: AbstractSet[str]) -> bool:
 
 
 # --- the file's own form: protobuf, of which only the fields that matter are read -------------
+#
+# sentencepiece's generated module is not used: that of release 0.2.3 needs protobuf 7.36.1 or
+# later, so no program that keeps to protobuf 6 could be installed beside this one; and it takes
+# what is refused here: a field of a wrong wire type, an unknown model_type and an unknown type of
+# a piece are passed over, and their defaults stand.
 
 
 class _MalformedError(ValueError):
