@@ -2,8 +2,9 @@
 
 EnCodec's own programs exchange `.ecdc` (module `ecdc`); ours is a `.npz`, of any codec.
 
-The file holds numpy arrays only: `codes` [frames, levels], and what they are codes of. Nothing
-in it is ever unpickled, and a file that would unpack to more than it may is refused unread.
+The file holds numpy arrays only: `codes` [frames, levels], what they are codes of, and the
+phonemes of a single sentence, which only `quantize.utterances` reads. Nothing in it is ever
+unpickled, and a file that would unpack to more than it may is refused unread.
 """
 
 from __future__ import annotations
@@ -40,11 +41,16 @@ class SavedCodes:
         codes: [frames, levels], int32.
         codec: which codec they belong to, with its rates.
         codebook_size: all codes are below this.
+        phonemes: the ids of what is said, with the marks around them, where it is one sentence
+            and known; so the file can serve as an utterance to measure on.
+        language: its id, where there is one.
     """
 
     codes: NDArray[np.int32]
     codec: Codec
     codebook_size: int
+    phonemes: tuple[int, ...] = ()
+    language: int | None = None
 
 
 def is_codes_path(path: Path) -> bool:
@@ -94,9 +100,15 @@ def write_codes(
     if path.suffix.lower() == ECDC_SUFFIX:
         check_codes_target(path, saved)
         return write_ecdc(path, saved.codes, order, force=force, sources=sources)
+    said: dict[str, NDArray[Any]] = {}
+    if saved.phonemes:
+        said["phonemes"] = np.array(saved.phonemes, np.int32)
+        if saved.language is not None:
+            said["language"] = np.array(saved.language, np.int32)
     with atomic_output(path, force=force, sources=sources) as file:
         np.savez_compressed(
             file,
+            **said,  # type: ignore[arg-type]
             format_version=np.int64(FORMAT_VERSION),
             codes=saved.codes.astype(np.int32),
             codec=np.str_(saved.codec.name),

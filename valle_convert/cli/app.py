@@ -29,6 +29,7 @@ from valle_convert.cli import (
     speak,
     streams,
     tokenize,
+    utterances,
     verify,
 )
 from valle_convert.errors import (
@@ -103,7 +104,7 @@ def _program(
     """The options of the program itself stand here; the commands do everything else."""
 
 
-for command in (convert, inspect, tokenize, verify, quantize, speak, codec, doctor):
+for command in (convert, inspect, tokenize, verify, quantize, utterances, speak, codec, doctor):
     command.register(app)
 
 

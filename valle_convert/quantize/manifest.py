@@ -208,7 +208,9 @@ def unlisted_models(folder: Path, listed: Iterable[str]) -> list[str]:
 
 
 @contextmanager
-def made_folder(folder: Path) -> Iterator[None]:
+def made_folder(
+    folder: Path, advice: str = "give one that ends in .gguf for a single file."
+) -> Iterator[None]:
     """A folder for files to come; it is gone again where none has come.
 
     Raises:
@@ -220,8 +222,7 @@ def made_folder(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise InputError(
-            f"The output {folder} is a file, where a folder is expected; give one that ends in "
-            ".gguf for a single file."
+            f"The output {folder} is a file, where a folder is expected; {advice}"
         ) from None
     except OSError as error:
         raise EnvironmentFault(

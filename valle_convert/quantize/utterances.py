@@ -6,12 +6,15 @@ A given utterance is one `.npz` file (`numpy.savez`), of integers:
     response  [frames, levels]  the codes of the speech
     prompt    [frames, levels]  the codes of the voice; may be left out
     language  []                its id; may be left out (0 then)
+
+What `speak --save-codes` writes of one sentence is taken as well: its `codes` are the response.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from valle_convert.audio.codes import read_codes
 from valle_convert.errors import InputError
 from valle_convert.files import describe_os_error
 from valle_convert.model.inputs import Condition
@@ -89,7 +93,7 @@ def given(model: Model, folder: Path, *, seed: int, limit: int | None = None) ->
     digest = hashlib.sha256()
     for path in files:
         read_utterance(path, model, seed=(seed, 0))
-        digest.update(f"{path.name} ".encode() + hashlib.sha256(path.read_bytes()).digest())
+        digest.update(os.fsencode(f"{path.name} ") + hashlib.sha256(path.read_bytes()).digest())
     text = f"{len(files)} given utterances, sha256 {digest.hexdigest()[:16]}"
     return Utterances(model, len(files), text, digest.hexdigest(), tuple(files), seed)
 
@@ -122,13 +126,59 @@ def read_utterance(path: Path, model: Model, *, seed: tuple[int, ...]) -> Uttera
     config = model.config
     arrays = read_npz(
         path,
-        ("phonemes", "response"),
+        (),
         # As many 64-bit integers as a context of frames has codes, and the headers.
         max_bytes=8 * (config.n_ctx_train + 1024) * max(config.n_levels, 1),
         what=".npz file of an utterance",
         hint="docs/quantize.md has the format",
-        optional=("prompt", "language"),
+        optional=("phonemes", "response", "prompt", "language", "codes"),
     )
+    codes = arrays.pop("codes", None)
+    if codes is not None and "response" not in arrays:
+        # A file of codes; whether they are the model's is said in its own words.
+        arrays["response"] = read_codes(path, config).codes
+        if "phonemes" not in arrays:
+            raise InputError(
+                f"{path} is a file of codes and does not tell what is said in it: it has no array "
+                "'phonemes', which speak saves with the codes of a single sentence; make an "
+                f"utterance of it: valle-convert utterances {path} --text TEXT --model GGUF DIR."
+            )
+    if missing := [name for name in ("phonemes", "response") if name not in arrays]:
+        raise InputError(
+            f"{path} is no .npz file of an utterance (it has no array "
+            f"{', '.join(map(repr, missing))}); docs/quantize.md has the format."
+        )
+    check_utterance(path, arrays, model)
+    phonemes, response = arrays["phonemes"], arrays["response"]
+    prompt, language = arrays.get("prompt"), arrays.get("language")
+    hidden = np.random.default_rng(seed).random(len(response)) < _MASKED_PART
+    return Utterance(
+        condition=Condition(
+            phonemes=phonemes.astype(np.int64),
+            language=(0 if language is None else int(language))
+            if model.has_table("language")
+            else None,
+            prompt=None if prompt is None else prompt.astype(np.int64),
+            tone=0 if "tone" in config.capabilities else None,
+        ),
+        response=response.astype(np.int64),
+        masked=np.where(hidden, config.special_code, response[:, 0]).astype(np.int64),
+        digits=np.array([0, *map(int, str(len(response)))]),
+    )
+
+
+def check_utterance(path: Path, arrays: Mapping[str, NDArray[Any]], model: Model) -> None:
+    """Refuse what is not of the format, or not of the model.
+
+    Args:
+        path: where it comes from, for messages.
+        arrays: phonemes and response, and prompt and language where there are any.
+        model: whose tables the rows have to be in.
+
+    Raises:
+        InputError: as said.
+    """
+    config = model.config
     phonemes, response = arrays["phonemes"], arrays["response"]
     prompt, language = arrays.get("prompt"), arrays.get("language")
     _check(path, "phonemes", phonemes, (None,), model.table("phonemes").n_rows)
@@ -144,19 +194,6 @@ def read_utterance(path: Path, model: Model, *, seed: tuple[int, ...]) -> Uttera
             f"{path} has {n_elements:,} phonemes and frames, more than the model's context of "
             f"{config.n_ctx_train:,}; cut it."
         )
-    draw = np.random.default_rng(seed)
-    hidden = draw.random(len(response)) < _MASKED_PART
-    return Utterance(
-        condition=Condition(
-            phonemes=phonemes.astype(np.int64),
-            language=(0 if language is None else int(language)) if n_languages else None,
-            prompt=None if prompt is None else prompt.astype(np.int64),
-            tone=0 if "tone" in config.capabilities else None,
-        ),
-        response=response.astype(np.int64),
-        masked=np.where(hidden, config.special_code, response[:, 0]).astype(np.int64),
-        digits=np.array([0, *map(int, str(len(response)))]),
-    )
 
 
 def _check(

@@ -108,6 +108,8 @@ class Piece:
         end: `stop` where it is whole, `limit` where `max_seconds` was too short for it.
         notices: what a user should know of it.
         seconds: of computing.
+        ids: of the phonemes, with the marks around them.
+        language_id: the model's; None where it tells no languages apart.
     """
 
     text: str
@@ -119,6 +121,8 @@ class Piece:
     end: End
     notices: tuple[str, ...]
     seconds: Timings
+    ids: tuple[int, ...] = ()
+    language_id: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,8 +154,11 @@ class Spoken:
 
     @property
     def saved_codes(self) -> SavedCodes:
-        """The same, as they go into a file."""
-        return SavedCodes(self.codes, self.codec, self.codebook_size)
+        """The same, as they go into a file; with the phonemes where they are one whole sentence."""
+        if len(self.pieces) != 1 or not self.is_whole:
+            return SavedCodes(self.codes, self.codec, self.codebook_size)
+        (piece,) = self.pieces
+        return SavedCodes(self.codes, self.codec, self.codebook_size, piece.ids, piece.language_id)
 
     @property
     def audio(self) -> Audio | None:

@@ -68,6 +68,7 @@ from valle_convert.speech.results import (
 from valle_convert.text import (
     check_phonemes,
     detect_languages,
+    known_language,
     split_sentences,
     to_phonemes,
     unknown_phonemes,
@@ -569,15 +570,7 @@ class Speaker:
         return [self._checked_language(options.language)] * len(sentences)
 
     def _checked_language(self, language: str) -> str:
-        # en-US, en_GB and EN are en to the models, which know no regions.
-        plain = language.lower().replace("_", "-").partition("-")[0]
-        for known in self._languages:
-            if known in (language, plain):
-                return known
-        raise InputError(
-            f"This model does not speak the language {language!r}; its languages are "
-            f"{', '.join(self._languages)}."
-        )
+        return known_language(language, self._languages)
 
     def _language_id(self, language: str) -> int | None:
         model = self._network.model
@@ -688,6 +681,9 @@ class Speaker:
                 levels=speech.seconds.levels,
                 codec=codec_seconds,
             ),
+            # Without a text (noise, or speech to take out) these are no phonemes of it.
+            ids=tuple(map(int, line.ids)) if line.phonemes else (),
+            language_id=self._language_id(line.language),
         )
 
     def _spoken_at_once(self, piece: Piece, options: SpeakOptions) -> Spoken:

@@ -3,7 +3,7 @@
 All of it works offline; espeak-ng comes as a library inside a Python package.
 """
 
-from valle_convert.text.languages import detect_language, detect_languages
+from valle_convert.text.languages import detect_language, detect_languages, known_language
 from valle_convert.text.phonemes import check_phonemes, to_phonemes, unknown_phonemes
 from valle_convert.text.sentences import split_sentences
 
@@ -11,6 +11,7 @@ __all__ = [
     "check_phonemes",
     "detect_language",
     "detect_languages",
+    "known_language",
     "split_sentences",
     "to_phonemes",
     "unknown_phonemes",

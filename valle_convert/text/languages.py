@@ -60,6 +60,21 @@ def detect_language(text: str, among: Sequence[str] = LANGUAGES) -> str:
     return language
 
 
+def known_language(word: str, among: Sequence[str] = LANGUAGES) -> str:
+    """The one of the languages that a user means: en-US, en_GB and EN are en to the models.
+
+    Raises:
+        InputError: none of them.
+    """
+    plain = word.lower().replace("_", "-").partition("-")[0]
+    for known in among:
+        if known in (word, plain):
+            return known
+    raise InputError(
+        f"This model does not speak the language {word!r}; its languages are {', '.join(among)}."
+    )
+
+
 def detect_languages(sentences: Sequence[str], among: Sequence[str] = LANGUAGES) -> list[str]:
     """The language of each sentence of a text; errors as `detect_language`.
 

@@ -1,0 +1,238 @@
+"""`valle-convert utterances`: from recordings and texts to what `quantize --data` takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from audio.small_codec import save_codec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import Cli, error_of
+
+from valle_convert.audio import EncodecCodec, SavedCodes, read_audio, write_codes
+from valle_convert.errors import InputError
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.model.spec import Model
+from valle_convert.network.converted import open_model
+from valle_convert.quantize.recordings import Recorded, read_list, utterance_names
+from valle_convert.quantize.utterances import choose, read_utterance
+from valle_convert.speech.speaker import Speaker
+
+CODES = 64  # a codebook, in the golden checkpoints
+WORDS = ["Hello world, this is a test.", "Guten Morgen, wie geht es dir heute?"]
+
+
+@pytest.fixture(scope="session")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_codec(tmp_path_factory.mktemp("encodec"), codebook_size=CODES)
+
+
+@pytest.fixture(scope="session")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two recordings, of another rate than the codec's, one in stereo."""
+    folder = tmp_path_factory.mktemp("recordings")
+    rng = np.random.default_rng(0)
+    paths = [folder / "one.flac", folder / "two.wav"]
+    soundfile.write(paths[0], 0.1 * rng.standard_normal((22_050, 2)), 44_100)
+    soundfile.write(paths[1], 0.1 * rng.standard_normal(12_000), 16_000)
+    return paths
+
+
+@pytest.fixture
+def gguf(converted: Callable[[str, str], Path]) -> Path:
+    return converted("ar-nar-len", "q8_0")
+
+
+@pytest.fixture
+def model(gguf: Path) -> Model:
+    return open_model(GgufFile(gguf))
+
+
+@pytest.fixture
+def saved(tmp_path: Path, model: Model) -> Callable[..., Path]:
+    """A file of 20 frames of codes, as `speak --save-codes` writes it."""
+
+    def save(name: str = "codes.npz", levels: int = 8, **said: tuple[int, ...]) -> Path:
+        codes = np.random.default_rng(1).integers(0, CODES, (20, levels)).astype(np.int32)
+        write_codes(tmp_path / name, SavedCodes(codes, model.config.codec, CODES, **said))  # type: ignore[arg-type]
+        return tmp_path / name
+
+    return save
+
+
+def test_recordings_and_texts_become_utterances_that_quantize_takes(
+    cli: Cli, gguf: Path, model: Model, codec: Path, recordings: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / "data"
+    texts = [word for text in WORDS for word in ("--text", text)]
+    given = ["--model", gguf, "--codec", codec, "--voice", recordings[0]]
+    result = cli("utterances", *recordings, out, *texts, *given, "--json")
+    assert result.code == 0, result
+    told = json.loads(result.out)["utterances"]
+    assert [one["language"] for one in told] == ["en", "de"]
+    assert told[0]["phonemes"].startswith("həlˈoʊ wˈɜːld")
+    chosen = choose(model, out, None, seed=0)
+    assert [path.name for path in chosen.files] == ["0001-one.npz", "0002-two.npz"]
+    encodec = EncodecCodec(codec)
+    for utterance, path, one in zip(chosen, recordings, told, strict=True):
+        codes = encodec.encode(read_audio(path, 24_000))
+        np.testing.assert_array_equal(utterance.response, codes)
+        assert utterance.condition.language == model.languages.index(one["language"])
+        assert utterance.condition.prompt is not None
+        assert utterance.condition.prompt.shape == (225, 8)  # three seconds
+        result = cli("tokenize", gguf, one["phonemes"], "--json")
+        ids = json.loads(result.out)["llama_cpp"]["ids"]
+        assert utterance.condition.phonemes.tolist() == ids
+
+
+def test_a_list_names_recordings_beside_it_and_codes_need_no_codec(
+    cli: Cli, gguf: Path, model: Model, saved: Callable[..., Path], tmp_path: Path
+) -> None:
+    saved()
+    line = "codes.npz\thəlˈoʊ\r\n\n".encode()
+    (tmp_path / "list.tsv").write_bytes(b"\xef\xbb\xbf" + line)
+    out = tmp_path / "data"
+    given = ["--list", tmp_path / "list.tsv", "--model", gguf]
+    result = cli("utterances", out, *given, "--phonemes", "--language", "fr-CA", "--json")
+    assert result.code == 0, result
+    (utterance,) = choose(model, out, None, seed=0)
+    assert utterance.response.shape == (20, 8)
+    assert utterance.condition.language == model.languages.index("fr")
+    assert utterance.condition.prompt is None
+    again = cli("utterances", out, *given, "--phonemes")
+    assert "--force" in error_of(again, 2)
+    assert cli("utterances", out, *given, "--phonemes", "--force", "--json").code == 0
+
+
+def test_names_that_are_not_utf_8_are_names(
+    gguf: Path, model: Model, saved: Callable[..., Path], tmp_path: Path
+) -> None:
+    saved(os.fsdecode(b"\xff.npz"))
+    (tmp_path / "list.tsv").write_bytes(b"\xff.npz\tHello.\n")
+    out = tmp_path / os.fsdecode(b"\xfe")
+    command = [sys.executable, "-m", "valle_convert", "utterances", out]
+    command += ["--list", tmp_path / "list.tsv", "--model", gguf, "--json"]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["utterances"]) == 1
+    assert len(list(choose(model, out, None, seed=0))) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{one}", "{two}", "--text", "Hello."], "2 recordings and 1 texts"),
+        (["absent.wav", "--text", "Hello."], "no recording absent.wav"),
+        (["{one}", "--text", "Hello.", "--language", "xx"], "language 'xx'"),
+        (["{one}", "--text", "..."], "nothing to say"),
+        (["{one}", "--text", "Hello.", "--codec", "{large}"], "1024 codes"),
+        (["{codes}", "--text", "Hello.", "--voice", "absent.wav"], "no recording absent.wav"),
+        (["{few}", "--text", "Hello."], "codes of 4 levels"),
+        (["{broken}", "--text", "Hello.", "--codec", "{codec}"], "broken.wav"),
+        (["--list", "{bad}"], "line 1 has 1 tab-separated fields"),
+        (["--list", "{bad}", "--text", "a"], "give either it"),
+        ([], "give recordings"),
+        (["{codes}", "--text", "Hello.", "--model", "absent.gguf"], "absent.gguf"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_written(
+    cli: Cli,
+    gguf: Path,
+    codec: Path,
+    recordings: list[Path],
+    saved: Callable[..., Path],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    arguments: list[str],
+    message: str,
+) -> None:
+    names = {
+        "one": recordings[0],
+        "two": recordings[1],
+        "codec": codec,
+        "codes": saved(),
+        "few": saved("few.npz", levels=4),
+        "large": save_codec(tmp_path_factory.mktemp("large")),
+        "broken": tmp_path / "broken.wav",
+        "bad": tmp_path / "bad.tsv",
+    }
+    (tmp_path / "broken.wav").write_bytes(b"RIFF no sound")
+    (tmp_path / "bad.tsv").write_text("one.wav Hello.\n")
+    filled = [one.format(**names) for one in arguments]
+    where = [] if "--model" in filled else ["--model", gguf]
+    n = next((i for i, one in enumerate(filled) if one.startswith("--")), len(filled))
+    out = tmp_path / "data"
+    result = cli("utterances", *filled[:n], out, *filled[n:], *where)
+    assert result.code == 2, result
+    assert message in " ".join(result.err.split())
+    assert "Traceback" not in result.err
+    assert not out.exists()
+
+
+def test_one_bad_recording_of_several_leaves_nothing(
+    cli: Cli, gguf: Path, codec: Path, recordings: list[Path], tmp_path: Path
+) -> None:
+    silent = tmp_path / "silent.wav"
+    soundfile.write(silent, np.zeros(24_000), 24_000)
+    texts = ["--text", WORDS[0], "--text", WORDS[0]]
+    given = ["--model", gguf, "--codec", codec]
+    result = cli("utterances", recordings[0], silent, tmp_path / "data", *texts, *given)
+    assert "no speech in" in error_of(result, 2)
+    assert not (tmp_path / "data").exists()
+
+
+def test_what_speak_saves_of_one_sentence_is_an_utterance(
+    gguf: Path, model: Model, codec: Path, tmp_path: Path
+) -> None:
+    from valle_convert.speech.results import SpeakOptions
+
+    with Speaker.open(gguf, codec=EncodecCodec(codec), n_threads=1) as speaker:
+        options = SpeakOptions(mode="ar", language="de", max_seconds=0.2, seed=1)
+        one = speaker.speak("Guten Morgen.", options=options)
+        two = speaker.speak("Guten Morgen. Wie geht es?", options=options)
+    write_codes(tmp_path / "one.npz", one.saved_codes)
+    utterance = read_utterance(tmp_path / "one.npz", model, seed=(0,))
+    np.testing.assert_array_equal(utterance.response, one.codes)
+    assert utterance.condition.language == model.languages.index("de")
+    assert utterance.condition.phonemes.tolist() == list(one.pieces[0].ids)
+    assert len(one.pieces[0].ids) > 5
+    write_codes(tmp_path / "two.npz", two.saved_codes)
+    with pytest.raises(InputError, match=r"not tell what is said in it.*two\.npz --text"):
+        read_utterance(tmp_path / "two.npz", model, seed=(0,))
+
+
+def test_saved_codes_of_another_codec_are_no_utterance(
+    model: Model, saved: Callable[..., Path]
+) -> None:
+    path = saved(levels=4, phonemes=(1, 30, 2))
+    with pytest.raises(InputError, match="has codes of 4 levels"):
+        read_utterance(path, model, seed=(0,))
+
+
+def test_names_of_utterances_keep_the_order_and_fit() -> None:
+    recorded = [Recorded(Path("x" * 251 + ".wav"), ""), *[Recorded(Path("a.wav"), "")] * 10]
+    names = utterance_names(recorded)
+    assert names == sorted(names)
+    assert len(set(names)) == 11
+    assert max(len(name) for name in names) <= 255
+
+
+@settings(max_examples=60)
+@given(st.binary(max_size=200))
+def test_any_list_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.tsv"
+    path.write_bytes(data)
+    try:
+        found = read_list(path)
+    except InputError:
+        return
+    assert found
+    assert all("\t" not in one.text for one in found)
