@@ -1,5 +1,5 @@
 # What people type and what CI calls are the same targets.
-#   make demo    environment, a fixture checkpoint, convert, verify, the report on screen
+#   make demo    environment, the miniature: convert, verify, quantize, speak «Hello world.»
 #   make test    lint, types and all tests but the slow ones
 
 SHELL := /bin/bash
@@ -12,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$((n < 2 ? n : 2)))
-DEMO := fixtures/golden/ar-nar-len/fp32.sft
+DEMO := miniature/miniature.sft
 OUT := build/demo
 
 .PHONY: help setup demo test test-all lint types check bench fixtures llama-tools clean
@@ -34,11 +34,15 @@ $(STAMP): pyproject.toml constraints.txt scripts/build_llama_tools.py
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[llama,speech,report,miniature,dev]'
 	touch $@
 
-demo: $(STAMP) ## Convert a checkpoint that the original implementation wrote, and verify it
+demo: $(STAMP) llama-tools ## Convert the miniature, verify it, quantize it, and speak into build/demo/hello.wav
 	mkdir -p $(OUT)
-	$(BIN)/valle-convert $(DEMO) $(OUT)/demo.gguf --force --verify none
-	$(BIN)/valle-convert inspect $(OUT)/demo.gguf
-	$(BIN)/valle-convert verify $(DEMO) $(OUT)/demo.gguf --report $(OUT)/report.md --force
+	$(BIN)/valle-convert $(DEMO) $(OUT)/miniature.gguf --force --verify none
+	$(BIN)/valle-convert inspect $(OUT)/miniature.gguf
+	$(BIN)/valle-convert verify $(DEMO) $(OUT)/miniature.gguf --report $(OUT)/report.md --force
+	$(BIN)/valle-convert quantize $(OUT)/miniature.gguf $(OUT)/miniature-Q4_K_M.gguf Q4_K_M --no-measure --force
+	$(BIN)/valle-convert speak $(OUT)/miniature-Q4_K_M.gguf "Hello world." -o $(OUT)/hello.wav --force \
+	  --codec miniature/codec.safetensors --voice miniature/voice-plain.flac --prompt-seconds 0.8 \
+	  --mode ar --temperature 0.6 --seed 1
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -48,7 +48,7 @@ _TASKS = {"ar": 0.47, "nar": 0.20, "mask": 0.21, "len": 0.06, "stt": 0.06}
 _NULL = 0.12
 PROMPT_FRAMES = (18, 33)
 #: For this share of the time, only utterances of so many frames are used.
-_SHORT_SHARE, _SHORT_FRAMES = 0.5, 42
+_SHORT_SHARE, _SHORT_FRAMES = 0.25, 42
 _PEAK_RATE, _FINAL_SHARE, _WARM_UP = 2e-3, 0.05, 100
 _SAVE_SECONDS, _LOG_STEPS = 120.0, 50
 
@@ -69,12 +69,20 @@ def main() -> None:
     arguments.add_argument("--minutes", type=float, required=True)
     arguments.add_argument("--utterances", type=int, default=3000)
     arguments.add_argument("--seed", type=int, default=1)
+    arguments.add_argument("--other-corpus", action="store_true", help="go on, on another one")
     given = arguments.parse_args()
     torch.set_num_threads(1)
     given.folder.mkdir(parents=True, exist_ok=True)
     spoken, digest = load_corpus(given.folder / "corpus.npz", given.seed, given.utterances)
     print(f"{len(spoken)} utterances, SHA-256 {digest}", flush=True)
-    Trainer(spoken, digest, given.folder, given.seed, given.minutes * 60).run()
+    Trainer(
+        spoken,
+        digest,
+        given.folder,
+        given.seed,
+        given.minutes * 60,
+        other_corpus=given.other_corpus,
+    ).run()
 
 
 def tokenize(phonemes: str) -> NDArray[np.int64]:
@@ -183,7 +191,14 @@ class Trainer:
     """One training, in as many runs as it takes."""
 
     def __init__(
-        self, spoken: Sequence[Spoken], digest: str, folder: Path, seed: int, budget: float
+        self,
+        spoken: Sequence[Spoken],
+        digest: str,
+        folder: Path,
+        seed: int,
+        budget: float,
+        *,
+        other_corpus: bool = False,
     ) -> None:
         self._spoken, self._digest = spoken, digest
         self._folder, self._budget, self._seed = folder, budget, seed
@@ -192,8 +207,9 @@ class Trainer:
             self._network.parameters(), lr=_PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01
         )
         self._elapsed, self._step = 0.0, 0
+        self._corpora: list[list[int | str]] = [[0, digest]]
         if self._state.exists():
-            self._resume()
+            self._resume(other_corpus=other_corpus)
         self._rng = np.random.default_rng((seed, self._step))
         by_length = sorted(spoken, key=lambda one: len(one.codes))
         n_short = sum(len(one.codes) <= _SHORT_FRAMES for one in by_length)
@@ -281,10 +297,17 @@ class Trainer:
         start = int(self._rng.integers(len(other.codes) - n + 1))
         return other.codes[start : start + n]
 
-    def _resume(self) -> None:
+    def _resume(self, *, other_corpus: bool) -> None:
         state = torch.load(self._state, weights_only=True)
-        if state["digest"] != self._digest:
-            raise SystemExit(f"{self._state} was trained on another corpus; name another folder")
+        last = str(state["corpora"][-1][1]) if "corpora" in state else str(state["digest"])
+        self._corpora = list(state.get("corpora", [[0, last]]))
+        if last != self._digest:
+            if not other_corpus:
+                raise SystemExit(
+                    f"{self._state} was trained on another corpus; name another folder, or give "
+                    "--other-corpus to go on with this one"
+                )
+            self._corpora.append([state["step"], self._digest])
         self._network.load(state["weights"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._elapsed, self._step = state["elapsed"], state["step"]
@@ -292,7 +315,7 @@ class Trainer:
     def save(self) -> None:
         """Write what resuming needs, and the checkpoint."""
         state = {
-            "digest": self._digest,
+            "corpora": self._corpora,  # from which step on, which
             "weights": self._network.named_weights(),
             "optimizer": self._optimizer.state_dict(),
             "elapsed": self._elapsed,

@@ -77,6 +77,7 @@ def test_it_learns_and_goes_on_where_it_was(spoken: list[Spoken], tmp_path: Path
     assert after["stt"] < before["stt"]
     with pytest.raises(SystemExit, match="another corpus"):
         Trainer(spoken, "other", tmp_path, 1, 12.0)
+    assert Trainer(spoken, "other", tmp_path, 1, 12.0, other_corpus=True).step == second.step
 
 
 def losses_of(path: Path, spoken: list[Spoken]) -> dict[str, float]:
