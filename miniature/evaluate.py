@@ -76,18 +76,14 @@ def as_markdown(found: dict[str, Any], texts: Sequence[str]) -> str:
     lines = [
         "# Quality of the miniature, by what is said",
         "",
-        (
-            f"Written by `python -m miniature.evaluate --markdown`, on {len(texts)} sentences that no "
-            f"training has seen, a fifth of them with words that it has not seen either. The "
-            "checkpoint is computed by PyTorch, the .gguf files by stock llama.cpp."
-        ),
+        f"Written by `python -m miniature.evaluate --markdown`, on {len(texts)} sentences that no",
+        "training has seen, a fifth of them with words that it has not seen either. The checkpoint",
+        "is computed by PyTorch, the .gguf files by stock llama.cpp.",
         "",
-        (
-            "* Retrieval: how often the recording of the asked sentence, among all of them, is the "
-            "nearest to what was said (dynamic time warping over spectral envelopes), with the 95 % "
-            f"interval of so few sentences. AR at temperature {TEMPERATURE}, NAR-len at its defaults. "
-            f"The recordings through the codec alone: {codec:.2f}."
-        ),
+        "* Retrieval: how often the recording of the asked sentence, among all of them, is the",
+        "  nearest to what was said (dynamic time warping over spectral envelopes), with the 95 %",
+        f"  interval of so few sentences. AR at temperature {TEMPERATURE}, NAR-len at defaults.",
+        f"  The recordings through the codec alone: {codec:.2f}.",
         "* NLL: nats a true code, everything before it given. 5.55 is chance for a codebook.",
         "* PER: edits a phoneme id of what `transcribe` hears in the recordings.",
         "",
