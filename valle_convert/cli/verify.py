@@ -81,14 +81,16 @@ def verify(
     level by level.
     """
     from valle_convert.api import read_checkpoint
-    from valle_convert.files import check_target, write_text_atomically
+    from valle_convert.files import check_outputs, write_text_atomically
     from valle_convert.gguf_file.read import is_gguf
     from valle_convert.verify import LEVELS, verify_path, verify_whole
     from valle_convert.verify.codec_file import is_codec_file
 
-    if report is not None:
-        sources = [path for path in (checkpoint, gguf) if path is not None]
-        check_target(report, force=force, sources=sources)
+    check_outputs(
+        {"--report": report},
+        inputs=[checkpoint, gguf, config, lora, tokenizer, recording],
+        force=force,
+    )
     result: Report
     if gguf is None:
         if not is_gguf(checkpoint):

@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -34,7 +35,7 @@ from numpy.typing import NDArray
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import InputError
-from valle_convert.files import atomic_output, check_target
+from valle_convert.files import atomic_output, check_target, valid_utf8
 from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F32
@@ -132,7 +133,7 @@ class ImatrixInput:
     @classmethod
     def read(cls, path: Path) -> ImatrixInput:
         """Read and hash a file; its name is the path's."""
-        return cls(path, path.name, read_imatrix(path), sha256_of(path))
+        return cls(path, valid_utf8(path.name), read_imatrix(path), sha256_of(path))
 
 
 def write_imatrix(
@@ -215,7 +216,7 @@ def _read(file: GgufFile, name: str) -> NDArray[np.float32]:
 
 def _cut(text: str) -> str:
     """As much of a text as llama.cpp keeps of it, cut between characters."""
-    return text.encode()[:_MAX_TEXT].decode(errors="ignore")
+    return valid_utf8(text).encode()[:_MAX_TEXT].decode(errors="ignore")
 
 
 @dataclass
@@ -260,7 +261,7 @@ def make_imatrix(
         target: the file; `.NAME.state` beside it keeps the sums while they grow.
         resume: go on with such a state, if it is of this very work.
         force: whether an existing file may be replaced.
-        progress: is told of each utterance.
+        progress: shows how many utterances are done.
 
     Raises:
         InputError: the target must not be written, or the state is of other work.
@@ -290,7 +291,7 @@ def collect_imatrix(
     checkpoint = reference.checkpoint
     source_sha256 = sha256_of(checkpoint.path)
     work = hashlib.sha256(
-        f"{source_sha256} {checkpoint.lora} {utterances.digest}".encode()
+        os.fsencode(f"{source_sha256} {checkpoint.lora} {utterances.digest}")
     ).hexdigest()
     sums = _load(state, work) if resume and state is not None and state.exists() else Sums()
     network = ReferenceNetwork(checkpoint.tensors, reference.description)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from valle_convert.errors import InputError
-from valle_convert.files import os_fault
+from valle_convert.files import os_fault, valid_utf8
 from valle_convert.quantize.quality import ALL, Measured
 from valle_convert.quantize.types import FileType, file_type
 
@@ -202,7 +202,7 @@ def read_earlier(path: Path) -> Earlier:
         ) from error
     if not quality:
         raise InputError(f"{path} has no file whose quality was measured.")
-    return Earlier(path.name, utterances, quality)
+    return Earlier(valid_utf8(path.name), utterances, quality)
 
 
 def _total(entry: Mapping[str, Any]) -> tuple[float, float, int]:

@@ -14,14 +14,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.files import atomic_output, check_target
+from valle_convert.files import atomic_output, check_target, os_fault
 from valle_convert.gguf_file.header import TensorEntry
 from valle_convert.gguf_file.keys import DIGEST_KEYS
 from valle_convert.gguf_file.read import GgufFile
@@ -92,7 +92,7 @@ def make_file(
         target: the file.
         scratch: takes what the tool writes; None for one on the target's disk.
         force: whether an existing file may be replaced.
-        progress: is told of the bytes of the source that are done.
+        progress: shows the bytes of the source that are done.
         keep_log: gets the tool's log, also where it failed.
 
     Raises:
@@ -135,12 +135,12 @@ def _run(
 ) -> list[str]:
     log: list[str] = []
     sizes = {name: tensor.n_bytes for name, tensor in plan.source.header.tensors.items()}
-    arguments = arguments_of(
-        plan.kind, plan.options, plan.source.path, work, plan.imatrix.path if plan.imatrix else None
-    )
     label = f"quantizing {plan.kind.name}"
     try:
-        with progress(label, sum(sizes.values()), "B") as advance:
+        with (
+            _nameless(plan.imatrix) as imatrix,
+            progress(label, sum(sizes.values()), "B") as advance,
+        ):
 
             def follow(line: str) -> None:
                 log.append(line)
@@ -148,9 +148,26 @@ def _run(
                 if match:
                     advance(sizes.get(match["name"], 0))
 
+            arguments = arguments_of(plan.kind, plan.options, plan.source.path, work, imatrix)
             return quantizer.run(arguments, on_line=follow)
     finally:
         keep_log(log)
+
+
+@contextmanager
+def _nameless(imatrix: ImatrixInput | None) -> Iterator[Path | None]:
+    """A path without the matrix's name, which llama.cpp writes into the file, cut after 127 bytes:
+    a string that no reader takes, where the name is not UTF-8 or is cut inside of a character.
+    """
+    if imatrix is None:
+        yield None
+        return
+    try:
+        file = imatrix.path.open("rb")
+    except OSError as error:
+        raise os_fault(f"The importance matrix {imatrix.path} cannot be read", error) from error
+    with file:
+        yield Path(f"/dev/fd/{file.fileno()}")
 
 
 def _check_types(quantizer: Quantizer, planned: Sequence[TensorEntry], header: GgufFile) -> None:

@@ -24,6 +24,7 @@ from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import describe_os_error, write_text_atomically
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.progress import Progress, silent
+from valle_convert.strict_json import to_json_text
 
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
@@ -139,8 +140,7 @@ def write_manifest(folder: Path, files: Sequence[ManifestFile]) -> None:
         "schema_version": SCHEMA_VERSION,
         "files": [file.to_json() for file in ordered],
     }
-    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-    write_text_atomically(folder / MANIFEST, text, force=True)
+    write_text_atomically(folder / MANIFEST, to_json_text(value) + "\n", force=True)
     sums = "".join(f"{file.sha256}  {file.name}\n" for file in ordered)
     write_text_atomically(folder / SUMS, sums, force=True)
 
@@ -176,7 +176,7 @@ def check_manifest(path: Path, *, progress: Progress = silent) -> ManifestCheck:
 
     Args:
         path: the folder, or its manifest.json.
-        progress: is told of the bytes read.
+        progress: shows the bytes read.
 
     Raises:
         InputError: there is no manifest that can be read.

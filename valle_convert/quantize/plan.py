@@ -18,6 +18,7 @@ from pathlib import Path
 
 from valle_convert import __version__
 from valle_convert.errors import InputError
+from valle_convert.files import valid_utf8
 from valle_convert.gguf_file.header import Key, TensorEntry
 from valle_convert.gguf_file.keys import DIGEST_KEYS
 from valle_convert.gguf_file.types import GGML_TYPES, GgmlType
@@ -265,7 +266,7 @@ def shown_arguments(
     target = f"{Path(source.name).stem}-{kind.name}.gguf"
     options = replace(options, threads=0)
     shown = arguments_of(kind, options, source.name, target, imatrix.name if imatrix else None)
-    return (PROGRAM, *shown)
+    return (PROGRAM, *map(valid_utf8, shown))
 
 
 def keys_of(

@@ -114,7 +114,7 @@ class Expected:
 def run_reference(
     network: Network, name: str, utterances: Iterable[Utterance], advance: Advance
 ) -> Expected:
-    """Run the reference over the utterances; `advance` is told of each."""
+    """Run the reference over the utterances; `advance` is called after each."""
     done: list[tuple[Case, NDArray[np.float32]]] = []
     conditions: list[Condition] = []
     spoken: list[NDArray[np.int32]] = []
@@ -128,7 +128,7 @@ def run_reference(
 
 
 def measure(network: Network, expected: Expected, advance: Advance) -> Measured:
-    """Hold a network against the reference; `advance` is told of each pass."""
+    """Hold a network against the reference; `advance` is called after each pass."""
     tallies: dict[str, list[_Rows]] = {}
     for case, logits in expected.cases:
         tallies.setdefault(case.head, []).append(_compare(logits, run_case(network, case)))

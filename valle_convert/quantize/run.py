@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.files import check_free_space, check_target, locked_folder
+from valle_convert.files import check_free_space, check_target, locked_folder, valid_utf8
 from valle_convert.gguf_file.encode import can_decode
 from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY, is_converted
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
@@ -173,7 +173,7 @@ def _checkpoint_of(source: Source) -> dict[str, str] | None:
     """Name and digest of the checkpoint that the files come from, as far as it is known."""
     if source.reference is not None:
         path = source.reference.checkpoint.path
-        return {"name": path.name, "sha256": sha256_of(path)}
+        return {"name": valid_utf8(path.name), "sha256": sha256_of(path)}
     keys = source.header.keys
     digest, name = keys.get(SOURCE_SHA256_KEY), keys.get("valle.source.name")
     return {"name": str(name), "sha256": digest} if isinstance(digest, str) else None
@@ -215,7 +215,7 @@ def _notes(source: Source, plans: Sequence[FilePlan]) -> Iterator[str]:
 def _planned(output: Output) -> FileReport:
     plan = output.plan
     return FileReport(
-        name=output.path.name,
+        name=valid_utf8(output.path.name),
         kind=plan.kind.name,
         status="kept" if output.kept else "planned",
         n_bytes=plan.n_bytes or 0,
@@ -228,7 +228,7 @@ def _planned(output: Output) -> FileReport:
 
 def _done(made: Made) -> FileReport:
     return FileReport(
-        name=made.path.name,
+        name=valid_utf8(made.path.name),
         kind=made.plan.kind.name,
         status=made.status,
         n_bytes=made.entry.n_bytes,
@@ -388,7 +388,9 @@ class _Run:
             write_manifest(folder, list(listed.values()))
             for name in others:
                 (folder / name).unlink(missing_ok=True)
-            notes.append(f"removed from {folder.name}, since not asked for: {', '.join(others)}")
+            notes.append(
+                f"removed from {valid_utf8(folder.name)}, since not asked for: {', '.join(others)}"
+            )
         elif others:
             notes.append(
                 f"{folder.name} still has files of earlier runs, which this one has not judged: "

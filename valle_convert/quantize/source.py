@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from valle_convert.checkpoint import Checkpoint, read_checkpoint
 from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.files import describe_os_error
+from valle_convert.files import describe_os_error, valid_utf8
 from valle_convert.gguf_file.header import ALIGNMENT
 from valle_convert.gguf_file.keys import SOURCE_LORA_KEY, SOURCE_SHA256_KEY, is_converted
 from valle_convert.gguf_file.plan import GgufPlan, plan_gguf
@@ -86,7 +86,8 @@ class Source:
 
     Attributes:
         path: where it is.
-        name: its name for metadata and reports.
+        name: its name for metadata, reports and the files made of it; what is no UTF-8 in it is
+            U+FFFD, since manifests and GGUF strings hold nothing else.
         header: its header.
         reference: the checkpoint, where there is one.
         conversion: the plan of a checkpoint's conversion; None for a file that was there.
@@ -173,7 +174,7 @@ def open_source(
         header = header_of(conversion)
         file.write(header)
         file.truncate(len(header) + conversion.data_bytes)  # flushes
-        name = f"{path.stem}.gguf"
+        name = f"{valid_utf8(path.stem)}.gguf"
         return Source(file_path, name, GgufFile(file_path), reference, conversion, _file=file)
     opened = GgufFile(path)
     if measure and not is_converted(opened.keys):
@@ -183,7 +184,7 @@ def open_source(
         )
     if not opened.tensors:
         raise InputError(f"{path} has no tensors, so there is nothing to quantize in it.")
-    source = Source(path, path.name, opened)
+    source = Source(path, valid_utf8(path.name), opened)
     if checkpoint is not None:
         _check_same_checkpoint(path.name, opened, checkpoint)
         source.reference = Reference(checkpoint, describe(checkpoint))

@@ -81,7 +81,7 @@ class Quantizer:
         Args:
             arguments: what llama-quantize takes; files that are given as `/dev/fd/N` are open
                 in the child too.
-            on_line: is told of each line of its log as it comes.
+            on_line: called with each line of its log as it comes.
 
         Returns:
             The lines of its log.

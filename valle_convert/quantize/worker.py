@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -82,7 +83,9 @@ def _quantize(
         means = {name: entry.mean() for name, entry in imatrix.entries.items()}
         params.imatrix = _importance(api, means)
         params.kv_overrides = _overrides(api, imatrix.keys(str(options.imatrix)))
-    code: int = api.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(params))
+    code: int = api.llama_model_quantize(
+        os.fsencode(source), os.fsencode(target), ctypes.byref(params)
+    )
     return code
 
 
@@ -90,7 +93,7 @@ def _tensor_types(api: Any, values: Sequence[str]) -> Any:  # noqa: ANN401 - cty
     pairs = [check_tensor_type(value).split("=", 1) for value in values]
     array = (api.llama_model_tensor_override * (len(pairs) + 1))()
     for i, (pattern, name) in enumerate(pairs):
-        array[i].pattern = pattern.encode()
+        array[i].pattern = os.fsencode(pattern)
         array[i].type = ggml_type(name).number
     return array  # the last element stays zero, which ends the list
 

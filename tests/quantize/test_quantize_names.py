@@ -1,0 +1,111 @@
+"""Names that are not UTF-8, and numbers that JSON does not have, go through `quantize`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+import jsonschema
+import pytest
+from support import PROJECT, Cli, error_of
+
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.quantize.limits import Limits
+from valle_convert.quantize.quality import Greedy, Measured, Quality, Speed
+from valle_convert.quantize.report import FORMS, FileReport, QuantizeReport
+
+PROGRAM = [sys.executable, "-m", "valle_convert"]
+
+
+def refuse(name: str) -> NoReturn:
+    raise AssertionError(f"{name} is no JSON")
+
+
+def run(*arguments: str | bytes | Path) -> str:
+    done = subprocess.run([*PROGRAM, *arguments], capture_output=True, check=False, cwd=PROJECT)
+    assert done.returncode == 0, done
+    return done.stdout.decode("utf-8")
+
+
+@pytest.mark.parametrize("tool", ["llama-quantize", "library"])
+def test_names_that_are_not_utf8(tool: str, checkpoint_256: Path, tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path)
+    checkpoint, matrix = folder + b"/\xff.sft", folder + b"/\xff-m.gguf"
+    Path(os.fsdecode(checkpoint)).write_bytes(checkpoint_256.read_bytes())
+    by = ["--llama-quantize", tool] if tool == "library" else []
+    out, report = folder + b"/\xfe", folder + b"/\xfd.json"
+    run("imatrix", checkpoint, "-o", matrix, "--utterances", "1")
+    given = ["--types", "Q4_K", "--no-measure", "--threads", "1", *by]
+    run("quantize", checkpoint, out, *given, "--report", report, "--imatrix", matrix)
+    (made,) = Path(os.fsdecode(out)).glob("*.gguf")
+    assert made.name == "\ufffd-Q4_K.gguf"
+    keys = GgufFile(made).keys
+    assert keys["valle.quantize.source_name"] == "\ufffd.gguf"
+    assert keys["quantize.imatrix.file"] == "\ufffd-m.gguf"
+    assert "PASSED" in run("check-manifest", out)
+    told = json.loads(Path(os.fsdecode(report)).read_bytes())
+    assert told["files"][0]["name"] == made.name
+    assert told["checkpoint"]["name"] == "\ufffd.sft"
+    run("quantize", checkpoint, out, *given, "--imatrix", matrix, "--resume")
+    # And one file, of a name that is the user's own.
+    single = folder + b"/\xfc.gguf"
+    converted = folder + b"/\xfb.gguf"
+    run(checkpoint, converted)
+    printed = run("quantize", converted, single, "Q8_0", "--no-measure", "--json", *by)
+    assert json.loads(printed)["files"][0]["name"] == "\ufffd.gguf"
+    source = GgufFile(Path(os.fsdecode(single))).keys["valle.quantize.source_name"]
+    assert source == "\ufffd.gguf"
+
+
+def test_a_report_with_numbers_that_json_has_not_is_json() -> None:
+    nan, inf = math.nan, math.inf
+    file = FileReport(
+        name="a.gguf",
+        kind="Q8_0",
+        status="made",
+        n_bytes=10,
+        bits_per_weight=8.5,
+        weights={"Q8_0": 3},
+        fallbacks=(),
+        measured=Measured(
+            {"all": Quality(5, nan, inf, inf, nan, 0.5)},
+            Greedy(3, nan, 0.0, 5, nan),
+            Speed(1.0, 2.0, 40),
+        ),
+        limits=Limits(inf, 0.9, "given"),
+    )
+    report = QuantizeReport(
+        source="a.gguf",
+        source_sha256=None,
+        tool={"name": "llama-quantize", "version": "1", "sha256": "0" * 64, "found": "PATH"},
+        recipe={"name": "stock", "reason": ""},
+        tensor_types=(),
+        reference="",
+        utterances="",
+        baseline=replace(file, limits=None),
+        files=(file,),
+    )
+    value = json.loads(FORMS[".json"](report), parse_constant=refuse)
+    assert value["files"][0]["quality"]["all"]["kl_mean"] is None
+    assert value["files"][0]["limits"]["max_kl"] is None
+    path = PROJECT / "valle_convert" / "quantize" / "data" / "report.schema.json"
+    distance = json.loads(path.read_text(encoding="utf-8"))["$defs"]["distance"]
+    jsonschema.validate(value["files"][0]["quality"]["all"]["kl_mean"], distance)
+
+
+def test_the_report_of_verify_is_none_of_its_inputs(
+    cli: Cli, checkpoint_256: Path, gguf_256: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("{}\n")
+    result = cli(
+        "verify", checkpoint_256, gguf_256, "--config", config, "--report", config, "--force"
+    )
+    assert "input file itself" in error_of(result, 2)
+    assert config.read_text() == "{}\n"
