@@ -59,6 +59,7 @@ def tokenize(
         raise typer.BadParameter("Give either TEXT or --file FILE.", param_hint="TEXT")
     if text is not None:
         check_utf8(text)
+    from valle_convert.gguf_file.loadable import check_loadable
     from valle_convert.gguf_file.read import GgufFile
     from valle_convert.text import unknown_phonemes
     from valle_convert.tokenizer.check import compare
@@ -68,6 +69,7 @@ def tokenize(
 
     converted = GgufFile(gguf)
     source = recorded_tokenizer(converted.keys, gguf, tokenizer)
+    check_loadable(converted)
     oracle = source.oracle()
     setting = Setting(special, parse_special)
     if setting not in oracle.settings:

@@ -55,6 +55,16 @@ CONVERTER_KEY = "valle.converter.version"
 FILE_TYPE_KEY = "general.file_type"
 
 
+#: The names of all that `architecture_keys` gives, without the architecture in front.
+ARCHITECTURE_KEYS = frozenset(
+    """
+    context_length embedding_length block_count feed_forward_length attention.head_count
+    attention.head_count_kv attention.key_length attention.value_length
+    attention.layer_norm_rms_epsilon rope.dimension_count rope.freq_base
+    """.split()
+)
+
+
 def architecture_keys(config: ModelConfig) -> Iterator[Key]:
     """What llama.cpp reads to build the graph."""
     prefix = ARCHITECTURE

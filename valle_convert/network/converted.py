@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.keys import read_model
+from valle_convert.gguf_file.loadable import check_loadable
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.context import CacheType
@@ -55,6 +56,7 @@ class GgufNetwork:
     ) -> None:
         self.file = file if isinstance(file, GgufFile) else GgufFile(file)
         self._model = open_model(self.file)
+        check_loadable(self.file)
         self._embedding = self.file.tensors[TOKEN_EMBEDDING]
         self._biases = {
             head.name: np.array(head.bias, np.float32)
@@ -178,9 +180,9 @@ def open_model(file: GgufFile) -> Model:
         InputError: the file is no converted checkpoint, or its keys are not consistent.
     """
     embedding = file.tensors.get(TOKEN_EMBEDDING)
-    if embedding is None:
+    if embedding is None or len(embedding.shape) != 2:
         raise InputError(
-            f"{file.path} has no tensor {TOKEN_EMBEDDING}, so it is no converted checkpoint; "
+            f"{file.path} has no matrix {TOKEN_EMBEDDING}, so it is no converted checkpoint; "
             "convert one with `valle-convert CHECKPOINT OUT.gguf`."
         )
     return read_model(file.keys, embedding.shape[0], file.path)

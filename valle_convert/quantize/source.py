@@ -25,6 +25,7 @@ from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import describe_os_error, valid_utf8
 from valle_convert.gguf_file.header import ALIGNMENT
 from valle_convert.gguf_file.keys import SOURCE_LORA_KEY, SOURCE_SHA256_KEY, is_converted
+from valle_convert.gguf_file.loadable import check_loadable
 from valle_convert.gguf_file.plan import GgufPlan, plan_gguf
 from valle_convert.gguf_file.read import GgufFile, is_gguf
 from valle_convert.gguf_file.write import header_of, write_plan_to
@@ -182,6 +183,8 @@ def open_source(
             f"{path} is no converted VALL-E checkpoint, so its quality cannot be measured; "
             "give --no-measure to quantize it all the same."
         )
+    if is_converted(opened.keys):
+        check_loadable(opened)
     if not opened.tensors:
         raise InputError(f"{path} has no tensors, so there is nothing to quantize in it.")
     source = Source(path, valid_utf8(path.name), opened)

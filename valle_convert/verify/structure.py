@@ -12,6 +12,7 @@ from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import InputError
 from valle_convert.gguf_file import keys as gguf_keys
 from valle_convert.gguf_file.header import Key
+from valle_convert.gguf_file.loadable import dangers
 from valle_convert.gguf_file.plan import GgufPlan
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.write import read_biases
@@ -92,7 +93,7 @@ def what_llama_must_not_see(plan: GgufPlan, file: GgufFile) -> str:
     Keys of other kinds, such as epsilon or positions, may be wrong: it computes something then,
     and the comparison shows what.
     """
-    faults = _tensor_faults(plan, file)
+    faults = _tensor_faults(plan, file) or list(dangers(file))
     if not faults:
         sizes = [key for key in plan.keys if key.type == "u32" or key.name == _EXACT_GENERAL]
         for key in sizes:

@@ -1,0 +1,86 @@
+"""What stock llama.cpp aborts, dies or never ends on, though the file is well-formed GGUF.
+
+llama.cpp throws for most of what is wrong with a model, and that is caught; some of it is an
+assertion, which ends the process. So a file of the architecture `gemma` is looked at before it is
+loaded. tests/gguf_file/test_loadable.py gives each case to llama.cpp in a child process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from valle_convert.errors import InputError
+from valle_convert.gguf_file.keys import ARCHITECTURE, ARCHITECTURE_KEYS
+from valle_convert.gguf_file.read import GgufFile
+
+_MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
+#: No kernel multiplies matrices of these.
+_NOT_OF_WEIGHTS = ("I8", "I16", "I32", "I64", "F64")
+_TOKENS = "tokenizer.ggml.tokens"
+_IDS = ("bos", "eos", "unknown")
+
+
+def check_loadable(file: GgufFile) -> None:
+    """Refuse what llama.cpp would not survive.
+
+    Raises:
+        InputError: it is something of that; all of it in one message.
+    """
+    found = list(dangers(file))
+    if found:
+        raise InputError(
+            f"{file.path} would make llama.cpp abort: {'; '.join(found)}. Convert the checkpoint "
+            "again."
+        )
+
+
+def dangers(file: GgufFile) -> Iterator[str]:
+    """What llama.cpp would not survive, in words."""
+    architecture = file.keys.get("general.architecture")
+    if architecture != ARCHITECTURE:
+        yield f"general.architecture is {architecture!r:.40}, where {ARCHITECTURE!r} is expected"
+        return
+    prefix = f"{ARCHITECTURE}."
+    unknown = [name for name in file.keys if name.startswith(prefix)]
+    unknown = [name for name in unknown if name.removeprefix(prefix) not in ARCHITECTURE_KEYS]
+    if unknown:
+        yield f"{', '.join(unknown[:5])} would make another graph"
+    yield from _size_dangers(file)
+    for tensor in file.tensors.values():
+        kind, is_vector = tensor.ggml_type.name, len(tensor.shape) == 1
+        if kind in _NOT_OF_WEIGHTS or (is_vector and kind != "F32"):
+            expected = "F32" if is_vector else "a type of weights"
+            yield f"the tensor {tensor.name!r:.70} is {kind}, where {expected} is expected"
+    yield from _vocabulary_dangers(file)
+
+
+def _size_dangers(file: GgufFile) -> Iterator[str]:
+    def number(name: str) -> int | float:
+        value = file.keys.get(f"{ARCHITECTURE}.{name}")
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return value
+        return -1
+
+    n_layer = number("block_count")
+    if not 1 <= n_layer <= _MAX_LAYERS:
+        yield f"{n_layer} layers, where 1 to {_MAX_LAYERS} are allowed"
+    n_rotated, n_head = number("rope.dimension_count"), number("attention.key_length")
+    if not 2 <= n_rotated <= n_head or n_rotated % 2:
+        yield f"{n_rotated} of the {n_head} elements of a head are rotated, which has to be even"
+    epsilon = number("attention.layer_norm_rms_epsilon")
+    if not epsilon >= 0:  # NaN is not
+        yield f"an epsilon of {epsilon}"
+
+
+def _vocabulary_dangers(file: GgufFile) -> Iterator[str]:
+    tokens = file.keys.get(_TOKENS)
+    if file.key_types.get(_TOKENS) != "[string]" or not tokens:
+        yield f"{_TOKENS} is no list of strings"
+        return
+    if len(set(tokens)) != len(tokens):
+        yield f"{len(tokens) - len(set(tokens))} of its tokens have a text that another one has"
+    for name in _IDS:
+        key = f"tokenizer.ggml.{name}_token_id"
+        token = file.keys.get(key)
+        if not isinstance(token, int) or not 0 <= token < len(tokens):
+            yield f"{key} is {token!r:.40}, where one of {len(tokens)} tokens is expected"
