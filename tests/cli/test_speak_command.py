@@ -393,10 +393,14 @@ def test_an_interrupted_speech_keeps_what_was_finished_where_asked(
     rest = interrupt(process, how)
     assert process.returncode == 130, rest
     assert "Traceback" not in rest
+    seconds = soundfile.info(out).duration
     whole = len(read_codes(codes).codes)
     assert 2 * FRAMES <= whole < 400 * FRAMES
     assert whole % FRAMES == 0
     assert whole * 320 <= soundfile.info(out).frames < (whole + FRAMES) * 320
+    kept = f"kept {out} ({seconds:.1f} s of audio) and {codes} ({whole} frames)."
+    assert rest.splitlines()[-1] == f"error: Interrupted; {kept}"
+    assert sorted(tmp_path.iterdir()) == [codes, out]
 
 
 def test_a_second_interrupt_aborts() -> None:

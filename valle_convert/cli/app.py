@@ -132,7 +132,7 @@ def run() -> None:
         code = EXIT_INTERRUPTED
     interrupt.after_work(code)
     if code == EXIT_INTERRUPTED:
-        console.talk(interrupt.MESSAGE)
+        console.talk(interrupt.message())
     sys.stdout.flush()
     lost = streams.lost_output()
     if lost is not None:

@@ -19,6 +19,7 @@ _AGAIN_AFTER = 0.01  # seconds
 MESSAGE = "error: Interrupted; no unfinished file was left behind."
 
 _requested = False
+_kept: tuple[str, ...] = ()
 
 
 def before_work() -> None:
@@ -29,8 +30,8 @@ def before_work() -> None:
 
 def during_work() -> None:
     """Let a signal raise KeyboardInterrupt, and see to it that nothing swallows it."""
-    global _requested  # noqa: PLW0603 - signals are the process's, and so is this
-    _requested = False
+    global _requested, _kept
+    _requested, _kept = False, ()
     for one in _SIGNALS:
         signal.signal(one, _raise)
     sys.unraisablehook = _unraisable
@@ -40,6 +41,17 @@ def after_work(code: int) -> None:
     """Let a signal change nothing any more, since the exit code stands."""
     for one in _SIGNALS:
         signal.signal(one, lambda *_: os._exit(code))
+
+
+def keep(*what: str) -> None:
+    """Note what an interrupted command wrote all the same, such as `out.wav (2 sentences)`."""
+    global _kept  # noqa: PLW0603 - likewise
+    _kept = what
+
+
+def message() -> str:
+    """How an interrupted program ends."""
+    return f"error: Interrupted; kept {' and '.join(_kept)}." if _kept else MESSAGE
 
 
 def requested() -> bool:

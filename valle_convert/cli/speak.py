@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
 
 import typer
 
-from valle_convert.cli import console
+from valle_convert.cli import console, interrupt
 from valle_convert.cli.options import ForceOption, JsonOption
 from valle_convert.errors import EXIT_INTERRUPTED, InputError
 from valle_convert.progress import Advance
@@ -593,6 +593,8 @@ def _sound(
 
 
 def _tell(spoken: Spoken, written: WrittenAudio | None, codes: Path | None) -> None:
+    if not spoken.is_whole:
+        _note_kept(spoken, written, codes)
     for notice in spoken.notices:
         console.talk(f"note: {notice}")
     if written is not None:
@@ -602,6 +604,16 @@ def _tell(spoken: Spoken, written: WrittenAudio | None, codes: Path | None) -> N
     factor = spoken.real_time_factor
     if math.isfinite(factor):
         console.talk(f"{factor:.2f} s of computing for a second of audio; seed {spoken.seed}")
+
+
+def _note_kept(spoken: Spoken, written: WrittenAudio | None, codes: Path | None) -> None:
+    """What an interrupted speech wrote, for the last line of the program."""
+    kept = []
+    if written is not None:
+        kept.append(f"{written.path} ({written.seconds:.1f} s of audio)")
+    if codes is not None:
+        kept.append(f"{codes} ({len(spoken.codes)} frames)")
+    interrupt.keep(*kept)
 
 
 def _tell_written(written: WrittenAudio) -> None:
