@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -205,17 +206,14 @@ AS_NOBODY = (
     ("mode", "words"),
     [(0o1777, "belongs to another user"), (0o700, "permission denied"), (0o755, "cannot be wri")],
 )
-def test_what_other_users_own_is_told_before_any_work(
-    tmp_path: Path, mode: int, words: str
-) -> None:
-    for parent in [tmp_path, *tmp_path.parents][:3]:
-        parent.chmod(0o755)
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    (folder / "a.txt").write_text("of root")
-    folder.chmod(mode)
-    arguments = [sys.executable, "-c", AS_NOBODY, str(folder / "a.txt")]
-    done = subprocess.run(arguments, capture_output=True, text=True, cwd=PROJECT, check=True)
+def test_what_other_users_own_is_told_before_any_work(mode: int, words: str) -> None:
+    # Not in pytest's own folders, which nobody else may enter.
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "a.txt").write_text("of root")
+        folder.chmod(mode)
+        arguments = [sys.executable, "-c", AS_NOBODY, str(folder / "a.txt")]
+        done = subprocess.run(arguments, capture_output=True, text=True, cwd=PROJECT, check=True)
     assert words in done.stdout, done
 
 

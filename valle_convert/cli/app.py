@@ -130,6 +130,8 @@ def run() -> None:
         if not interrupt.requested():
             raise
         code = EXIT_INTERRUPTED
+    if interrupt.waits():
+        code = EXIT_INTERRUPTED
     interrupt.after_work(code)
     if code == EXIT_INTERRUPTED:
         console.talk(interrupt.message())

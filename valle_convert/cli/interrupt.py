@@ -4,7 +4,8 @@ While modules are imported there is nothing to clean up, and an exception could 
 the middle of anything: `before_work` ends the process at once. `during_work` raises
 KeyboardInterrupt in the main thread, so that every `finally` runs. Python swallows
 exceptions in some places (destructors, callbacks from C); there the interruption is
-raised again a moment later, until it gets through.
+raised again a moment later, until it gets through. It waits for a module that is being imported
+meanwhile, since C code in there prints tracebacks of its own.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import sys
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_AGAIN_AFTER = 0.01  # seconds
+_AGAIN_AFTER = 0.002  # seconds
+_LONGEST_IMPORT = 5.0  # seconds that an interruption waits for one: torch takes two
 MESSAGE = "error: Interrupted; no unfinished file was left behind."
 
 _requested = False
+_n_waits = 0
 _kept: tuple[str, ...] = ()
 
 
@@ -39,6 +42,7 @@ def during_work() -> None:
 
 def after_work(code: int) -> None:
     """Let a signal change nothing any more, since the exit code stands."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
     for one in _SIGNALS:
         signal.signal(one, lambda *_: os._exit(code))
 
@@ -59,21 +63,44 @@ def requested() -> bool:
     return _requested
 
 
+def waits() -> bool:
+    """Whether an interruption still waits for an import to end."""
+    return signal.getitimer(signal.ITIMER_REAL)[0] > 0
+
+
 def _end() -> None:
     os.write(2, f"{MESSAGE}\n".encode())
     os._exit(130)
 
 
 def _raise(signum: int, frame: FrameType | None) -> None:
-    global _requested  # noqa: PLW0603 - likewise
-    del signum, frame
+    global _requested, _n_waits  # noqa: PLW0603 - likewise
+    if signum != signal.SIGALRM:
+        _n_waits = 0
     _requested = True
-    raise KeyboardInterrupt
+    if _is_importing(frame) and _n_waits * _AGAIN_AFTER < _LONGEST_IMPORT:
+        _n_waits += 1
+        _raise_later()
+    else:
+        raise KeyboardInterrupt
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported; numpy's C code prints what comes up in the middle."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _raise_later() -> None:
+    signal.signal(signal.SIGALRM, _raise)
+    signal.setitimer(signal.ITIMER_REAL, _AGAIN_AFTER)
 
 
 def _unraisable(swallowed: sys.UnraisableHookArgs) -> None:
     if issubclass(swallowed.exc_type, KeyboardInterrupt):
-        signal.signal(signal.SIGALRM, _raise)
-        signal.setitimer(signal.ITIMER_REAL, _AGAIN_AFTER)
+        _raise_later()
     else:
         sys.__unraisablehook__(swallowed)
