@@ -85,11 +85,15 @@ def sample(
         rng: the source of randomness; not touched at temperature 0.
         annealing: multiplies the temperature.
     """
+    return draw(filtered(logits, options), options.temperature * annealing, rng)
+
+
+def filtered(logits: Logits, options: SamplingOptions) -> Logits:
+    """What the filters leave, [rows, codes] -> [rows, codes]; neither temperature nor penalties."""
     logits = keep_min_p(logits, options.min_p)
     logits = keep_top_k(logits, options.top_k)
     logits = keep_top_p(logits, options.top_p)
-    logits = keep_top_n_sigma(logits, options.top_no)
-    return draw(logits, options.temperature * annealing, rng)
+    return keep_top_n_sigma(logits, options.top_no)
 
 
 def draw(logits: Logits, temperature: float, rng: np.random.Generator) -> Codes:

@@ -50,13 +50,14 @@ class VallexNetwork(Protocol):
         ...
 
     def begin_ar(
-        self, text: VallexText, prompt: NDArray[np.int32], *, n_copies: int = 1
+        self, text: VallexText, prompt: NDArray[np.int32], *, room: int, n_copies: int = 1
     ) -> NDArray[np.float32]:
         """Lay down text, begin and the prompt's codes; what was there before is forgotten.
 
         Args:
             text: the prompt's and what is to be said; at least one symbol.
             prompt: level 0, [frames]; may be empty.
+            room: how many codes may follow in each copy.
             n_copies: of the sequence, each of which goes on by itself.
 
         Returns:

@@ -1,0 +1,228 @@
+"""VALL-E X's decoding, on a chain whose probabilities are known."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from valle_convert.decode import GREEDY, SamplingOptions
+from valle_convert.decode.vallex import (
+    MAX_CODES_A_SYMBOL,
+    VallexOptions,
+    decode_vallex,
+    decode_vallex_ar,
+    log_probabilities,
+)
+from valle_convert.errors import InputError
+from valle_convert.network.vallex_protocol import VallexText
+
+Ids = NDArray[np.int32]
+
+N_CODES, N_LEVELS = 5, 8
+STOP = N_CODES
+NO_VOICE = np.zeros((0, N_LEVELS), np.int32)
+
+
+def text_of(*symbols: int) -> VallexText:
+    return VallexText(np.array(symbols, np.int32), np.zeros(len(symbols), np.int32))
+
+
+class Chain:
+    """A Markov chain: the next code depends on the one before, and stop gets likelier.
+
+    Levels above count up: at level q the code is (level 0 + q + prompt's frames) modulo all.
+    """
+
+    n_levels = N_LEVELS
+    codebook_size = N_CODES
+
+    def __init__(self, stop_at: int | None = None, seed: int = 0) -> None:
+        self.table = np.random.default_rng(seed).normal(size=(N_CODES, N_CODES + 1))
+        self.stop_at = stop_at
+        self.sequences: list[list[int]] = []
+        self.room = 0
+
+    def logits_after(self, codes: Sequence[int], n_prompt: int) -> NDArray[np.float32]:
+        row = self.table[codes[-1] if codes else 0].astype(np.float32)
+        if self.stop_at is not None:
+            row[STOP] = 50.0 if len(codes) - n_prompt >= self.stop_at else -50.0
+        return row
+
+    def begin_ar(
+        self, text: VallexText, prompt: Ids, *, room: int, n_copies: int = 1
+    ) -> NDArray[np.float32]:
+        assert len(text) > 0
+        self.n_prompt, self.room = len(prompt), room
+        self.sequences = [prompt.tolist() for _ in range(n_copies)]
+        return self.logits_after(prompt.tolist(), self.n_prompt)[None]
+
+    def step_ar(self, copies: Sequence[int], codes: Ids) -> NDArray[np.float32]:
+        assert list(copies) == sorted(set(copies))
+        for i, code in zip(copies, codes.tolist(), strict=True):
+            assert 0 <= code < N_CODES
+            self.sequences[i].append(code)
+            assert len(self.sequences[i]) - self.n_prompt <= self.room
+        return np.stack([self.logits_after(self.sequences[i], self.n_prompt) for i in copies])
+
+    def pass_nar(self, text: VallexText, prompt: Ids, codes: Ids) -> NDArray[np.float32]:
+        assert len(text) > 0
+        assert prompt.shape[1] == N_LEVELS
+        level = codes.shape[1]
+        wanted = (codes[:, 0] + level + len(prompt)) % N_CODES
+        logits = np.zeros((len(codes), N_CODES), np.float32)
+        logits[np.arange(len(codes)), wanted] = 1.0
+        return logits
+
+
+def after(n: int) -> Callable[[], bool]:
+    left = iter(range(n))
+    return lambda: next(left, None) is None
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+@pytest.mark.parametrize("n_prompt", [0, 3])
+def test_it_ends_at_stop_and_every_level_is_decoded_in_place(n_prompt: int) -> None:
+    prompt = np.ones((n_prompt, N_LEVELS), np.int32)
+    options = VallexOptions(GREEDY)
+    speech = decode_vallex(Chain(stop_at=4), text_of(7, 8), prompt, options, rng())
+    assert (speech.codes.shape, speech.end, speech.mode) == ((4, N_LEVELS), "stop", "ar")
+    for level in range(1, N_LEVELS):
+        expected = (speech.codes[:, 0] + level + n_prompt) % N_CODES
+        np.testing.assert_array_equal(speech.codes[:, level], expected)
+    again = decode_vallex(Chain(stop_at=4), text_of(7, 8), prompt, options, rng(9))
+    np.testing.assert_array_equal(speech.codes, again.codes)
+
+
+@pytest.mark.parametrize("symbols", [(7,), (7, 8, 9)])
+def test_it_ends_after_16_codes_a_symbol(symbols: tuple[int, ...]) -> None:
+    network = Chain(stop_at=10_000)
+    codes, end = decode_vallex_ar(
+        network, text_of(*symbols), NO_VOICE[:, 0], VallexOptions(), rng()
+    )
+    assert (len(codes), end) == (16 * len(symbols), "limit")
+    assert MAX_CODES_A_SYMBOL == 16
+    assert network.room == 16 * len(symbols)
+
+
+def test_a_limit_of_the_user_ends_it_earlier() -> None:
+    options = VallexOptions(max_frames=5)
+    codes, end = decode_vallex_ar(Chain(stop_at=10_000), text_of(7), NO_VOICE[:, 0], options, rng())
+    assert (len(codes), end) == (5, "limit")
+
+
+def test_stop_at_the_first_step_gives_no_frames_and_no_levels() -> None:
+    speech = decode_vallex(Chain(stop_at=0), text_of(7), NO_VOICE, VallexOptions(), rng())
+    assert (speech.codes.shape, speech.end) == ((0, N_LEVELS), "stop")
+
+
+def drawn_codes(network: Chain, options: VallexOptions, seed: int) -> tuple[int, ...]:
+    codes, _ = decode_vallex_ar(network, text_of(7), NO_VOICE[:, 0], options, rng(seed))
+    return tuple(codes.tolist())
+
+
+def test_codes_are_drawn_by_the_probabilities_of_the_chain() -> None:
+    network = Chain()
+    options = VallexOptions(SamplingOptions(temperature=0.7), max_frames=1)
+    n = 4000
+    counts = Counter(drawn_codes(network, options, seed) for seed in range(n))
+    scaled = np.exp(network.table[0] / 0.7)
+    expected = scaled / scaled.sum()
+    found = [counts[i,] / n for i in range(N_CODES)] + [counts[()] / n]
+    # Three standard deviations of a frequency of 4000 draws are 0.024 at most.
+    np.testing.assert_allclose(found, expected, atol=0.025)
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("n_prompt", [0, 4])
+def test_of_several_continuations_the_one_with_the_best_score_wins(
+    length_penalty: float, n_prompt: int
+) -> None:
+    sampling = SamplingOptions(temperature=1.3, top_k=4)
+    prompt = np.arange(n_prompt, dtype=np.int32)
+    options = VallexOptions(sampling, best_of=6, length_penalty=length_penalty)
+    n_different = 0
+    for seed in range(20):
+        network = Chain(seed=seed)
+        codes, end = decode_vallex_ar(network, text_of(7), prompt, options, rng(seed))
+        # What all the copies were, replayed: the network keeps them, but for each one's last code
+        # where that was the 16th.
+        scores = {}
+        for sequence in network.sequences:
+            own = sequence[n_prompt:]
+            if len(own) < MAX_CODES_A_SYMBOL - 1:
+                scores[tuple(own)] = score(network, prompt, own, options)
+        if len(scores) < options.best_of or end != "stop":
+            continue
+        assert max(scores, key=lambda one: scores[one]) == tuple(codes.tolist())
+        n_different += len(set(scores)) > 1
+    assert n_different > 3
+
+
+def score(network: Chain, prompt: Ids, codes: Sequence[int], options: VallexOptions) -> float:
+    """The sum of log probabilities up to and with stop, over a power of the length."""
+    total = 0.0
+    sequence = prompt.tolist()
+    for code in [*codes, STOP]:
+        logits = network.logits_after(sequence, len(prompt)).astype(np.float64)
+        kept = np.sort(logits)[-options.sampling.top_k :]
+        scaled = np.exp(kept / options.sampling.temperature)
+        total += math.log(np.exp(logits[code] / options.sampling.temperature) / scaled.sum())
+        sequence.append(code)
+    return total / (1 + len(prompt) + len(codes)) ** options.length_penalty
+
+
+def test_one_of_several_may_end_while_others_go_on() -> None:
+    lengths = set()
+    for seed in range(10):
+        network = Chain(seed=3)
+        decode_vallex_ar(network, text_of(7), NO_VOICE[:, 0], VallexOptions(best_of=5), rng(seed))
+        lengths |= {len(one) for one in network.sequences}
+    assert len(lengths) > 2
+
+
+def test_the_best_codes_need_no_second_copy() -> None:
+    network = Chain(stop_at=3)
+    decode_vallex_ar(network, text_of(7), NO_VOICE[:, 0], VallexOptions(GREEDY, best_of=5), rng())
+    assert len(network.sequences) == 1
+
+
+@pytest.mark.parametrize("best_of", [1, 3])
+def test_interrupted_it_gives_what_there_is(best_of: int) -> None:
+    options = VallexOptions(best_of=best_of)
+    network = Chain(stop_at=10)
+    speech = decode_vallex(network, text_of(7), NO_VOICE, options, rng(), should_stop=after(3))
+    assert (speech.codes.shape, speech.end) == ((3, 1), "interrupted")
+    speech = decode_vallex(
+        network, text_of(7), NO_VOICE, options, rng(), should_stop=after(10 + 1 + 2)
+    )
+    assert (speech.codes.shape, speech.end) == ((10, 3), "interrupted")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"best_of": 0}, "best-of is 0"),
+        ({"best_of": 65}, "1 to 64"),
+        ({"length_penalty": math.nan}, "length-penalty is nan"),
+    ],
+)
+def test_impossible_options_are_refused(options: dict[str, float], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        VallexOptions(**options)  # type: ignore[arg-type]
+
+
+def test_log_probabilities_are_those_of_the_softmax_and_0_for_the_best_code() -> None:
+    logits = np.array([[0.0, 1.0, -np.inf], [3.0, 3.0, 3.0]], np.float32)
+    codes = np.array([1, 0], np.int32)
+    expected = [math.log(math.e**2 / (1 + math.e**2)), math.log(1 / 3)]
+    np.testing.assert_allclose(log_probabilities(logits, codes, 0.5), expected, rtol=1e-12)
+    np.testing.assert_array_equal(log_probabilities(logits, codes, 0.0), [0, 0])
+    assert np.isfinite(log_probabilities(logits, codes, 1e-308)).all()
