@@ -20,7 +20,7 @@ from valle_convert.gguf_file import keys as gguf_keys
 from valle_convert.gguf_file.header import Key, TensorEntry, padded
 from valle_convert.gguf_file.metadata import GeneralMetadata
 from valle_convert.gguf_file.types import BF16, F16, F32, PLAIN_DTYPES, Q8_0, GgmlType
-from valle_convert.model.description import Description
+from valle_convert.model.description import BiasBlock, Description
 from valle_convert.model.families import describe
 from valle_convert.model.spec import CODECS, Model, ModelConfig, codec_named
 from valle_convert.tokenizer.choose import TokenizerChoice, choose_tokenizer
@@ -76,32 +76,28 @@ class PlannedTensor(TensorEntry):
 
 
 @dataclass(frozen=True)
-class GgufPlan:
-    """A GGUF file before it is written.
+class FilePlan:
+    """A GGUF file of any family before it is written.
 
     Attributes:
         checkpoint: the source of the weights.
-        description: what its family said of it: model, biases, dropped tensors, notes.
-        tokenizer: the choice of tokenizer that its vocabulary was compiled from.
         keys: the metadata in file order, `general.architecture` first.
         tensors: in file order.
     """
 
     checkpoint: Checkpoint
-    description: Description
-    tokenizer: TokenizerChoice
     keys: tuple[Key, ...]
     tensors: tuple[PlannedTensor, ...]
 
     @property
-    def model(self) -> Model:
-        """What the file describes."""
-        return self.description.model
+    def biases(self) -> tuple[BiasBlock, ...]:
+        """The heads' biases, which are a key; most families have none."""
+        return ()
 
     @property
     def inputs(self) -> tuple[Path, ...]:
         """Every file that was read, which no output may replace."""
-        return (*self.checkpoint.inputs, self.tokenizer.file.path)
+        return self.checkpoint.inputs
 
     @property
     def n_weights(self) -> int:
@@ -113,6 +109,34 @@ class GgufPlan:
         """Size of the tensor data, padding included."""
         last = self.tensors[-1]
         return padded(last.offset + last.n_bytes)
+
+
+@dataclass(frozen=True)
+class GgufPlan(FilePlan):
+    """The one file of a checkpoint of versions 5 and 6.
+
+    Attributes:
+        description: what its family said of it: model, biases, dropped tensors, notes.
+        tokenizer: the choice of tokenizer that its vocabulary was compiled from.
+    """
+
+    description: Description
+    tokenizer: TokenizerChoice
+
+    @property
+    def model(self) -> Model:
+        """What the file describes."""
+        return self.description.model
+
+    @property
+    def biases(self) -> tuple[BiasBlock, ...]:
+        """The heads' biases."""
+        return self.description.biases
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Every file that was read, which no output may replace."""
+        return (*self.checkpoint.inputs, self.tokenizer.file.path)
 
 
 def plan_gguf(
@@ -200,11 +224,11 @@ def lay_out(
         (t.target, t.shape, (Part(t.target, t.source, 0, t.shape[0]),))
         for t in description.backbone
     ]
-    tensors = _place(wanted, checkpoint.tensors.specs, _out_type(out_type))
+    tensors = place_tensors(wanted, checkpoint.tensors.specs, out_type_named(out_type))
     keys = [
         Key("general.architecture", gguf_keys.ARCHITECTURE, "string"),
         *metadata.keys(checkpoint, model, sum(tensor.n_elements for tensor in tensors)),
-        Key(gguf_keys.FILE_TYPE_KEY, int(_file_type(tensors)), "u32"),
+        Key(gguf_keys.FILE_TYPE_KEY, int(file_type_of(tensors)), "u32"),
         Key("general.quantization_version", GGML_QUANT_VERSION, "u32"),
         *gguf_keys.architecture_keys(model.config),
         *(Key(name, value, kind) for name, value, kind in compiled.metadata()),
@@ -216,17 +240,13 @@ def lay_out(
     if description.biases:
         n_biases = sum(bias.n_rows for bias in description.biases)
         keys.append(Key(gguf_keys.BIAS_KEY, [0.0] * n_biases, "[f32]", deferred=True))
-    keys += _source_keys(checkpoint)
-    keys += [
-        Key(gguf_keys.DIGEST_TYPE_KEY, int(_file_type(tensors)), "u32"),
-        Key(gguf_keys.DATA_DIGEST_KEY, gguf_keys.NO_DIGEST, "string", deferred=True),
-        Key(gguf_keys.HEADER_DIGEST_KEY, gguf_keys.NO_DIGEST, "string", deferred=True),
-    ]
+    keys += source_keys(checkpoint)
+    keys += digest_keys(tensors)
     return GgufPlan(
         checkpoint=checkpoint,
         description=description,
         tokenizer=tokenizer,
-        keys=tuple(_valid(key) for key in keys),
+        keys=tuple(valid_key(key) for key in keys),
         tensors=tensors,
     )
 
@@ -256,7 +276,7 @@ def _check_codec(name: str, config: ModelConfig) -> None:
             )
 
 
-def _valid(key: Key) -> Key:
+def valid_key(key: Key) -> Key:
     """The key with nothing in it that is no UTF-8, as names of files may have."""
     if key.type == "string":
         return replace(key, value=valid_utf8(key.value))
@@ -272,14 +292,24 @@ def placeholder_names(description: Description) -> list[str]:
     ]
 
 
-def _out_type(name: str) -> GgmlType | None:
+def out_type_named(name: str) -> GgmlType | None:
     """The type that is asked for, in capitals or not; None for the checkpoint's own."""
     if name.lower() not in OUT_TYPES:
         raise InputError(f"There is no output type {name!r}; there are {', '.join(OUT_TYPES)}.")
     return OUT_TYPES[name.lower()]
 
 
-def _source_keys(checkpoint: Checkpoint) -> list[Key]:
+def digest_keys(tensors: tuple[PlannedTensor, ...]) -> list[Key]:
+    """By which a file is checked without its checkpoint; the digests are known when written."""
+    return [
+        Key(gguf_keys.DIGEST_TYPE_KEY, int(file_type_of(tensors)), "u32"),
+        Key(gguf_keys.DATA_DIGEST_KEY, gguf_keys.NO_DIGEST, "string", deferred=True),
+        Key(gguf_keys.HEADER_DIGEST_KEY, gguf_keys.NO_DIGEST, "string", deferred=True),
+    ]
+
+
+def source_keys(checkpoint: Checkpoint) -> list[Key]:
+    """Where the weights come from, and what converted them."""
     keys = [
         Key("valle.source.name", checkpoint.path.name, "string"),
         Key(gguf_keys.SOURCE_SHA256_KEY, gguf_keys.NO_DIGEST, "string", deferred=True),
@@ -293,12 +323,21 @@ def _source_keys(checkpoint: Checkpoint) -> list[Key]:
     return keys
 
 
-def _place(
+def place_tensors(
     wanted: list[tuple[str, tuple[int, ...], tuple[Part, ...]]],
     specs: Mapping[str, TensorSpec],
     forced: GgmlType | None,
 ) -> tuple[PlannedTensor, ...]:
-    """Give every tensor its type and its place."""
+    """Give every tensor its type and its place.
+
+    Args:
+        wanted: name, shape and parts of each, in file order.
+        specs: of every source that a part names.
+        forced: the type of all matrices; None for the sources' own. Vectors are F32.
+
+    Raises:
+        InputError: the type cannot hold the rows of some tensors; all are named.
+    """
     tensors: list[PlannedTensor] = []
     faults: list[str] = []
     offset = 0
@@ -331,7 +370,7 @@ def _common_type(specs: list[TensorSpec]) -> GgmlType:
     return types.pop() if len(types) == 1 else F32
 
 
-def _file_type(tensors: tuple[PlannedTensor, ...]) -> LlamaFileType:
+def file_type_of(tensors: tuple[PlannedTensor, ...]) -> LlamaFileType:
     """llama.cpp's word for the file: the type that most of its bytes have."""
     sizes: dict[GgmlType, int] = {}
     for tensor in tensors:

@@ -33,7 +33,7 @@ from valle_convert.gguf_file.keys import (
     NO_DIGEST,
     SOURCE_SHA256_KEY,
 )
-from valle_convert.gguf_file.plan import GgufPlan, PlannedTensor
+from valle_convert.gguf_file.plan import FilePlan, PlannedTensor
 from valle_convert.gguf_file.types import F32, STRING
 from valle_convert.progress import Progress, silent
 
@@ -48,7 +48,7 @@ class _CancelledError(Exception):
     """The hashing thread was told to stop, because the writing failed."""
 
 
-def header_of(plan: GgufPlan, values: Mapping[str, Any] | None = None) -> bytes:
+def header_of(plan: FilePlan, values: Mapping[str, Any] | None = None) -> bytes:
     """Everything before the tensor data: keys, tensor table, padding.
 
     Args:
@@ -61,7 +61,7 @@ def header_of(plan: GgufPlan, values: Mapping[str, Any] | None = None) -> bytes:
 
 
 def write_plan(
-    plan: GgufPlan, target: Path, *, force: bool = False, progress: Progress = silent
+    plan: FilePlan, target: Path, *, force: bool = False, progress: Progress = silent
 ) -> int:
     """Write the file, or leave nothing.
 
@@ -84,7 +84,7 @@ def write_plan(
         return write_plan_to(plan, file, progress=progress)
 
 
-def write_plan_to(plan: GgufPlan, file: BinaryIO, *, progress: Progress = silent) -> int:
+def write_plan_to(plan: FilePlan, file: BinaryIO, *, progress: Progress = silent) -> int:
     """Write all of an open file, from its beginning; returns its size in bytes.
 
     Raises:
@@ -93,7 +93,7 @@ def write_plan_to(plan: GgufPlan, file: BinaryIO, *, progress: Progress = silent
     """
     file.seek(0)
     values: dict[str, Any] = {}
-    if plan.description.biases:
+    if plan.biases:
         values[BIAS_KEY] = read_biases(plan)
     header = header_of(plan, values)
     size = len(header) + plan.data_bytes
@@ -145,7 +145,7 @@ def header_digest(header: bytes, digests: Mapping[str, Any]) -> str:
     return hashlib.sha256(header).hexdigest()
 
 
-def pieces(plan: GgufPlan, tensor: PlannedTensor) -> Iterator[NDArray[Any]]:
+def pieces(plan: FilePlan, tensor: PlannedTensor) -> Iterator[NDArray[Any]]:
     """The encoded bytes of a planned tensor, in order, a few megabytes at a time."""
     for part in tensor.parts:
         source = plan.checkpoint.tensors.read(part.source)
@@ -163,14 +163,14 @@ def pieces(plan: GgufPlan, tensor: PlannedTensor) -> Iterator[NDArray[Any]]:
             yield encode(rows, tensor.ggml_type, part.source)
 
 
-def read_biases(plan: GgufPlan) -> list[float]:
+def read_biases(plan: FilePlan) -> list[float]:
     """The heads' biases one after the other, as float32 values.
 
     Raises:
         InputError: one is not finite.
     """
     values: list[float] = []
-    for bias in plan.description.biases:
+    for bias in plan.biases:
         source = plan.checkpoint.tensors.read(bias.source)[: bias.n_rows]
         values += encode(source.astype(np.float32), F32, bias.source).tolist()
     return values

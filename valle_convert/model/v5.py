@@ -18,9 +18,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from valle_convert.checkpoint import Checkpoint, TensorSpec
-from valle_convert.checkpoint.source import WEIGHT_DTYPES
+from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError, UnsupportedModelError
+from valle_convert.model.collector import Collector, count_numbered
 from valle_convert.model.description import (
     BackboneTensor,
     BiasBlock,
@@ -402,7 +402,7 @@ def describe(checkpoint: Checkpoint, codec: Codec | None) -> Description:
     """Understand a checkpoint of version 5 or 6; see `families.describe`."""
     switches = _read_switches(checkpoint)
     specs = checkpoint.tensors.specs
-    collector = _Collector(specs)
+    collector = Collector(specs)
 
     def rows_of(name: str) -> int:
         spec = specs.get(name)
@@ -410,11 +410,11 @@ def describe(checkpoint: Checkpoint, codec: Codec | None) -> Description:
 
     sizes = _Sizes(
         n_embd=switches.dim,
-        n_levels=_count(specs, "proms_emb.embeddings.{}.weight"),
+        n_levels=count_numbered(specs, "proms_emb.embeddings.{}.weight"),
         codebook_size=rows_of("proms_emb.embeddings.0.weight"),
         n_phonemes=rows_of("text_emb.weight"),
     )
-    n_layer = _count(specs, "model.layers.{}.input_layernorm.weight")
+    n_layer = count_numbered(specs, "model.layers.{}.input_layernorm.weight")
     n_ff = rows_of("model.layers.0.mlp.gate_proj.weight")
     n_head_kv = switches.kv_heads or switches.heads
     _check_claims(collector, switches, sizes, n_layer, n_ff, rows_of)
@@ -454,7 +454,11 @@ def describe(checkpoint: Checkpoint, codec: Codec | None) -> Description:
     backbone = _backbone(n_layer, dims)
     for tensor in backbone:
         collector.take(tensor.source, tensor.shape)
-    dropped += collector.finish(checkpoint, _DROPPED)
+    dropped += collector.finish(
+        f"{checkpoint.path} does not fit its config ({checkpoint.config_source})",
+        "Give the config that belongs to these weights with --config.",
+        _DROPPED,
+    )
 
     found = CODECS.get((sizes.n_levels, sizes.codebook_size), UNKNOWN_CODEC)
     notes: list[str] = []
@@ -500,7 +504,7 @@ def describe(checkpoint: Checkpoint, codec: Codec | None) -> Description:
 
 
 def _check_claims(
-    collector: _Collector,
+    collector: Collector,
     switches: _Switches,
     sizes: _Sizes,
     n_layer: int,
@@ -525,7 +529,7 @@ def _check_claims(
             collector.compare(words, claimed, found[words])
 
 
-def _is_split(collector: _Collector, switches: _Switches) -> bool:
+def _is_split(collector: Collector, switches: _Switches) -> bool:
     single = "classifier.weight" in collector.specs
     split = "classifiers.proj.0.weight" in collector.specs
     if switches.split is not None and single != split and switches.split is not split:
@@ -537,7 +541,7 @@ def _is_split(collector: _Collector, switches: _Switches) -> bool:
 
 
 def _heads(
-    collector: _Collector,
+    collector: Collector,
     switches: _Switches,
     head_rows: list[tuple[str, int]],
     first_row: int,
@@ -586,76 +590,3 @@ def _heads(
             n_rows = collector.specs["classifier.weight"].shape[0]
         collector.take(bias.source, (n_rows,))
     return heads, blocks, biases, dropped
-
-
-class _Collector:
-    """Marks the tensors that are understood, and gathers everything that is wrong."""
-
-    def __init__(self, specs: Mapping[str, TensorSpec]) -> None:
-        self.specs = specs
-        self.faults: list[str] = []
-        self._missing: list[str] = []
-        self._taken: set[str] = set()
-
-    def take(self, name: str, shape: tuple[int, ...]) -> None:
-        """Expect a weight of that shape."""
-        spec = self.specs.get(name)
-        if spec is None:
-            self._missing.append(f"{name} {list(shape)}")
-            return
-        if name in self._taken:
-            return
-        self._taken.add(name)
-        if spec.shape != shape:
-            self.faults.append(f"{name} is {list(spec.shape)}, and {list(shape)} is expected")
-        elif spec.dtype not in WEIGHT_DTYPES:
-            self.faults.append(
-                f"{name} is of type {spec.dtype_name}, and float32, float16 or bfloat16 is expected"
-            )
-
-    def compare(self, words: str, claimed: int, found: int) -> None:
-        """Expect that the config and the weights agree on a number."""
-        if claimed != found:
-            self.faults.append(f"{words}: {claimed} by the config, {found} by the weights")
-
-    def finish(
-        self, checkpoint: Checkpoint, known: tuple[tuple[re.Pattern[str], str], ...]
-    ) -> list[Dropped]:
-        """Report all faults at once; else, list what is dropped."""
-        dropped: list[Dropped] = []
-        unexpected: list[str] = []
-        for name, spec in self.specs.items():
-            if name in self._taken:
-                continue
-            reason = next((why for pattern, why in known if pattern.fullmatch(name)), None)
-            if reason is None:
-                unexpected.append(f"{name} {list(spec.shape)}")
-            else:
-                dropped.append(Dropped(name, reason))
-        parts = []
-        if self.faults:
-            parts.append("; ".join(self.faults))
-        if self._missing:
-            parts.append(f"missing: {_listing(self._missing)}")
-        if unexpected:
-            parts.append(f"unexpected: {_listing(unexpected)}")
-        if parts:
-            raise InputError(
-                f"{checkpoint.path} does not fit its config ({checkpoint.config_source}): "
-                f"{'; '.join(parts)}. Give the config that belongs to these weights with --config."
-            )
-        return dropped
-
-
-def _listing(items: list[str]) -> str:
-    shown = ", ".join(items[:20])
-    return f"{shown}, and {len(items) - 20} more" if len(items) > 20 else shown
-
-
-def _count(specs: Mapping[str, TensorSpec], template: str) -> int:
-    """One more than the highest number in a numbered name, so that a gap shows as missing."""
-    pattern = re.compile(re.escape(template).replace(r"\{\}", r"(\d{1,9})"))
-    numbers = {int(found[1]) for name in specs if (found := pattern.fullmatch(name))}
-    # Layers are numbered without a gap, so no number can reach the count of all tensors. One that
-    # does is not counted, or one hostile name would make a billion layers to be looked for.
-    return max((number + 1 for number in numbers if number < len(specs)), default=0)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.encode import nominal_decibels, roundings
 from valle_convert.gguf_file.keys import BIAS_KEY
-from valle_convert.gguf_file.plan import GgufPlan, Part, PlannedTensor
+from valle_convert.gguf_file.plan import FilePlan, Part, PlannedTensor
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F32, GGML_TYPES, PLAIN_DTYPES, GgmlType
 
@@ -29,7 +29,7 @@ class ConvertedTensors:
         file: has the tensors of the plan, in their shapes; their types are its own.
     """
 
-    def __init__(self, plan: GgufPlan, file: GgufFile) -> None:
+    def __init__(self, plan: FilePlan, file: GgufFile) -> None:
         self._file = file
         self._parts: dict[str, tuple[PlannedTensor, Part]] = {}
         for tensor in plan.tensors:
@@ -38,7 +38,7 @@ class ConvertedTensors:
                 self._parts.setdefault(part.source, (tensor, part))
         self._biases: dict[str, tuple[int, int]] = {}
         start = 0
-        for bias in plan.description.biases:
+        for bias in plan.biases:
             known = self._biases.get(bias.source, (0, 0))
             # Heads that share a source have the same values, some more of them than others.
             if bias.n_rows > known[1] - known[0]:
@@ -78,7 +78,7 @@ class RoundedTensors:
             in several ways, it tells in which.
     """
 
-    def __init__(self, plan: GgufPlan, file: GgufFile) -> None:
+    def __init__(self, plan: FilePlan, file: GgufFile) -> None:
         self._tensors = plan.checkpoint.tensors
         self._stored = ConvertedTensors(plan, file)
         self._types = {

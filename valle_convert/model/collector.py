@@ -1,0 +1,90 @@
+"""Every tensor of a checkpoint is expected, or dropped with a reason; all faults in one error."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from valle_convert.checkpoint import TensorSpec
+from valle_convert.checkpoint.source import WEIGHT_DTYPES
+from valle_convert.errors import InputError
+from valle_convert.model.description import Dropped
+
+
+class Collector:
+    """Marks the tensors that are understood, and gathers everything that is wrong."""
+
+    def __init__(self, specs: Mapping[str, TensorSpec]) -> None:
+        self.specs = specs
+        self.faults: list[str] = []
+        self._missing: list[str] = []
+        self._taken: set[str] = set()
+
+    def take(self, name: str, shape: tuple[int, ...]) -> None:
+        """Expect a weight of that shape."""
+        spec = self.specs.get(name)
+        if spec is None:
+            self._missing.append(f"{name} {list(shape)}")
+            return
+        if name in self._taken:
+            return
+        self._taken.add(name)
+        if spec.shape != shape:
+            self.faults.append(f"{name} is {list(spec.shape)}, and {list(shape)} is expected")
+        elif spec.dtype not in WEIGHT_DTYPES:
+            self.faults.append(
+                f"{name} is of type {spec.dtype_name}, and float32, float16 or bfloat16 is expected"
+            )
+
+    def compare(self, words: str, claimed: int, found: int) -> None:
+        """Expect that the config and the weights agree on a number."""
+        if claimed != found:
+            self.faults.append(f"{words}: {claimed} by the config, {found} by the weights")
+
+    def finish(
+        self, complaint: str, advice: str, known: tuple[tuple[re.Pattern[str], str], ...]
+    ) -> list[Dropped]:
+        """List what is dropped, or report all faults at once.
+
+        Args:
+            complaint: the first half of the report's sentence, without a colon.
+            advice: its end.
+            known: names that are dropped, with the reason.
+
+        Raises:
+            InputError: there are faults.
+        """
+        dropped: list[Dropped] = []
+        unexpected: list[str] = []
+        for name, spec in self.specs.items():
+            if name in self._taken:
+                continue
+            reason = next((why for pattern, why in known if pattern.fullmatch(name)), None)
+            if reason is None:
+                unexpected.append(f"{name} {list(spec.shape)}")
+            else:
+                dropped.append(Dropped(name, reason))
+        parts = []
+        if self.faults:
+            parts.append("; ".join(self.faults))
+        if self._missing:
+            parts.append(f"missing: {_listing(self._missing)}")
+        if unexpected:
+            parts.append(f"unexpected: {_listing(unexpected)}")
+        if parts:
+            raise InputError(f"{complaint}: {'; '.join(parts)}. {advice}")
+        return dropped
+
+
+def _listing(items: list[str]) -> str:
+    shown = ", ".join(items[:20])
+    return f"{shown}, and {len(items) - 20} more" if len(items) > 20 else shown
+
+
+def count_numbered(specs: Mapping[str, TensorSpec], template: str) -> int:
+    """One more than the highest number in a numbered name, so that a gap shows as missing."""
+    pattern = re.compile(re.escape(template).replace(r"\{\}", r"(\d{1,9})"))
+    numbers = {int(found[1]) for name in specs if (found := pattern.fullmatch(name))}
+    # Layers are numbered without a gap, so no number can reach the count of all tensors. One that
+    # does is not counted, or one hostile name would make a billion layers to be looked for.
+    return max((number + 1 for number in numbers if number < len(specs)), default=0)
