@@ -3,6 +3,9 @@
 The container is told by the first bytes of the file and must agree with its extension.
 A config comes from inside the file, or from `config.yaml` beside a file that has none;
 keys given by the user (`--config`) override both, and where each came from is kept.
+
+icefall's trainer, that of VALL-E X, saves its parameters as keys beside the weights (`model`).
+They are the config of such a file; one without them needs none, since its tensors tell.
 """
 
 from __future__ import annotations
@@ -10,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +31,12 @@ TORCH_SUFFIXES = (".pth", ".pt")
 _SUPPORTED = "supported are .sft, .safetensors, .pth and .pt"
 _MAX_CONFIG_BYTES = 1 << 20
 _HASH_CHUNK = 4 << 20
+#: How the models of that trainer name their parts.
+_ICEFALL_NAME = re.compile(
+    r"(ar|nar)_(decoder|text_embedding|audio_embeddings?|predict_layers?|stage_embeddings)\."
+)
+#: The count of batches in a file of icefall's trainer.
+_ICEFALL_STEP = "batch_idx_train"
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,13 @@ def read_checkpoint(
     """
     contents = _read_container(path)
     companions: list[Path] = []
-    model_config, config_source = _find_config(path, contents.extras, config, companions)
+    model_config, config_source = _find_config(
+        path,
+        contents.extras,
+        config,
+        companions,
+        needs_none=has_icefall_names(contents.tensors.specs),
+    )
     tensors, merged = _merge_lora(path, contents, model_config, lora, lora_alpha)
     if lora is not None:
         companions.append(lora)
@@ -107,6 +123,11 @@ def read_checkpoint(
         lora=merged,
         companions=tuple(companions),
     )
+
+
+def has_icefall_names(names: Iterable[str]) -> bool:
+    """Whether tensors are named as those of VALL-E X and its relatives, which icefall trains."""
+    return any(_ICEFALL_NAME.match(name) for name in names)
 
 
 def sha256_of(path: Path, advance: Callable[[int], object] = lambda _n: None) -> str:
@@ -209,6 +230,8 @@ def _read_torch(path: Path) -> _Contents:
             f"{path} holds a {type(loaded).__name__}, where a dict of tensors, or one with the key "
             "'module', is expected; save the checkpoint with the training project's export."
         )
+    if isinstance(loaded.get("model"), Mapping) and "module" not in loaded:
+        return _icefall_contents(path, loaded)
     if "module" not in loaded and "lora" not in loaded:
         return _Contents("torch", TorchTensors(path, loaded), {})
     parts: dict[str, TensorSource] = {}
@@ -225,11 +248,28 @@ def _read_torch(path: Path) -> _Contents:
     return _Contents("torch", parts["module"], extras, lora)
 
 
+def _icefall_contents(path: Path, loaded: Mapping[str, Any]) -> _Contents:
+    """The weights and the plain parameters; states of the training stay on the disk."""
+    plain = {
+        key: value
+        for key, value in loaded.items()
+        if isinstance(key, str) and isinstance(value, str | bool | int | float)
+    }
+    stats = {"global_step": plain[_ICEFALL_STEP]} if _ICEFALL_STEP in plain else {}
+    tensors = TorchTensors(path, loaded["model"])
+    return _Contents("torch", tensors, {"config": plain, "stats": stats})
+
+
 # -------------------------------------------------------------------------------- config
 
 
 def _find_config(
-    path: Path, extras: Mapping[str, Any], given: Path | None, companions: list[Path]
+    path: Path,
+    extras: Mapping[str, Any],
+    given: Path | None,
+    companions: list[Path],
+    *,
+    needs_none: bool,
 ) -> tuple[Mapping[str, Any], str]:
     inside = _mapping(path, extras, "config")
     beside = path.with_name("config.yaml")
@@ -241,6 +281,8 @@ def _find_config(
         companions.append(beside)
     elif given is not None:
         config, source = {}, ""
+    elif needs_none:
+        config, source = {}, "none, and the tensors tell"
     else:
         raise InputError(
             f"{path} has no config, and no config.yaml lies beside it; heads, positions and "

@@ -1,10 +1,12 @@
 """`.pth` / `.pt`: what `torch.save` writes since torch 1.6, a zip of a pickle and raw tensors.
 
 The pickle is loaded by torch with `weights_only=True`, which builds tensors, containers
-and plain values and nothing else; there is no option to turn that off. The tensors are
-mapped from the file. Before torch sees the file, the zip's table of contents is checked,
-so that a small file cannot claim terabytes. The checksums of that table are held against the
-pickle at once, and against the tensors before the first of them is read.
+and plain values and nothing else; there is no option to turn that off. Whatever else a pickle
+names (paths, numpy's numbers, a namespace of arguments) becomes a `StandIn`, so that nothing of
+the file is imported or called. The tensors are mapped from the file. Before torch sees the file,
+the zip's table of contents is checked, so that a small file cannot claim terabytes. The
+checksums of that table are held against the pickle at once, and against the tensors before the
+first of them is read.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,14 +35,36 @@ if TYPE_CHECKING:
 _MAX_PICKLE_BYTES = 64 << 20
 _MAX_ENTRIES = 100_000
 _PIECE_BYTES = 1 << 20
+#: Modules that no training keeps values of. A pickle that names one was made to do harm, and is
+#: refused, although a stand-in would be harmless.
+_HARMFUL = frozenset(
+    "builtins ctypes importlib multiprocessing nt os pickle posix pty runpy shutil socket "
+    "subprocess sys tempfile threading webbrowser".split()
+)
+
+
+class StandIn:
+    """In the place of an object of a pickle that is no tensor, container or plain value.
+
+    It takes whatever the pickle gives it, and keeps nothing.
+    """
+
+    def __new__(cls, *_arguments: object, **_options: object) -> Self:
+        """Whatever the class that it stands for was made of."""
+        return super().__new__(cls)
+
+    def __init__(self, *_arguments: object, **_options: object) -> None:
+        """Likewise."""
+
+    def __setstate__(self, state: object) -> None:
+        """Of any form: a numpy type's is a tuple."""
 
 
 def load_torch_file(path: Path) -> object:
     """The object inside a `.pth` file, tensors mapped from it.
 
     Raises:
-        InputError: the file is damaged, or its pickle asks for anything but tensors and
-            plain values.
+        InputError: the file is damaged, or its pickle names what no checkpoint holds.
     """
     _check_zip(path)
     import torch
@@ -50,7 +74,13 @@ def load_torch_file(path: Path) -> object:
             # torch warns that mapped memory is read-only; nothing here writes to it.
             warnings.simplefilter("ignore")
             with _utf8_path(path) as name:
-                loaded: object = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
+                foreign = torch.serialization.get_unsafe_globals_in_checkpoint(name)
+                harmful = any(one.partition(".")[0] in _HARMFUL for one in foreign)
+                stand_ins = [] if harmful else [(StandIn, one) for one in foreign]
+                with torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
+                    loaded: object = torch.load(
+                        name, map_location="cpu", weights_only=True, mmap=True
+                    )
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path} is refused, because its pickle holds more than tensors and plain values, and "

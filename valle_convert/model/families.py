@@ -12,6 +12,7 @@ from valle_convert.errors import InputError, UnsupportedModelError
 from valle_convert.model import v5
 from valle_convert.model.description import Description
 from valle_convert.model.spec import Codec
+from valle_convert.model.vallex import is_vallex, refuse_amphion
 
 _FAMILIES: dict[int, Callable[[Checkpoint, Codec | None], Description]] = {
     5: v5.describe,
@@ -31,6 +32,12 @@ def describe(checkpoint: Checkpoint, *, codec: Codec | None = None) -> Descripti
         UnsupportedModelError: the version, architecture or a switch is refused by name.
         InputError: config and weights disagree, or tensors are missing or unexpected.
     """
+    refuse_amphion(checkpoint)
+    if is_vallex(checkpoint):
+        raise UnsupportedModelError(
+            f"{checkpoint.path} is a checkpoint of VALL-E X or a relative of it, of which several "
+            f"files are made, and this takes models of one file; {_SUPPORTED}."
+        )
     version = checkpoint.config.get("version")
     if not isinstance(version, int) or isinstance(version, bool):
         raise InputError(

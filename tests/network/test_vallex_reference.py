@@ -1,0 +1,57 @@
+"""The PyTorch reference of VALL-E X against the original implementation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from vallex_golden import CHECKPOINT, all_logits, golden, greedy_codes, tensors
+
+from valle_convert.checkpoint import read_checkpoint
+from valle_convert.metrics import nmse
+from valle_convert.model.vallex import describe_vallex, fold_norm
+from valle_convert.network.vallex_reference import VallexReference
+
+#: Both are float32; 5e-13 was measured at most.
+SAME = 1e-11
+
+
+@pytest.fixture(scope="module")
+def reference() -> VallexReference:
+    checkpoint = read_checkpoint(CHECKPOINT)
+    return VallexReference(checkpoint.tensors, describe_vallex(checkpoint).model)
+
+
+@pytest.mark.parametrize("prefix", ["", "noprompt."])
+def test_every_golden_logit_comes_out_of_the_reference(
+    prefix: str, reference: VallexReference
+) -> None:
+    given = golden(prefix)
+    assert {"ar", "nar1", "nar7"} <= given.logits.keys()
+    found = all_logits(reference, given)
+    errors = {name: nmse(logits, found[name]) for name, logits in given.logits.items()}
+    assert {name: error for name, error in errors.items() if not error <= SAME} == {}
+
+
+@pytest.mark.parametrize("prefix", ["", "noprompt."])
+def test_greedy_codes_are_the_originals(prefix: str, reference: VallexReference) -> None:
+    given = golden(prefix)
+    np.testing.assert_array_equal(greedy_codes(reference, given), given.codes)
+
+
+def test_copies_of_a_sequence_go_on_by_themselves(reference: VallexReference) -> None:
+    given = golden("")
+    first = reference.begin(given.text, given.prompt[:, 0], n_sequences=3)
+    level0 = given.codes[:, 0]
+    reference.step(level0[[0, 0, 0]])
+    logits = reference.step(level0[[1, 1]], [0, 2])
+    other = reference.step(level0[[5]], [1])
+    assert nmse(given.logits["ar"][0], first) <= SAME
+    assert nmse(given.logits["ar"][[2, 2]], logits) <= SAME
+    assert nmse(logits[:1], other) > 1e-3
+
+
+def test_a_norm_with_its_stage_folded_in_is_the_originals() -> None:
+    folded = fold_norm(
+        read_checkpoint(CHECKPOINT).tensors.read, "nar_decoder.layers.0.norm1", level=3
+    )
+    np.testing.assert_allclose(folded, tensors()["debug.nar_norm1.layer0.level3"], rtol=1e-5)
