@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from support import GOLDEN
 
-from valle_convert.network.vallex import SymbolText, VallexNetwork
+from valle_convert.network.vallex import ComposedNetwork
+from valle_convert.network.vallex_protocol import VallexNetwork, VallexText
 
 CHECKPOINT = GOLDEN / "valle-x-small" / "vallex-checkpoint.pt"
 
@@ -26,9 +27,9 @@ class Golden:
         logits: of `ar` [frames + 1, codes + 1], and of some of `nar1` .. `nar7` [frames, codes].
     """
 
-    text: SymbolText
-    prompt: NDArray[np.int64]
-    codes: NDArray[np.int64]
+    text: VallexText
+    prompt: NDArray[np.int32]
+    codes: NDArray[np.int32]
     logits: dict[str, NDArray[np.float32]]
 
 
@@ -43,39 +44,40 @@ def golden(prefix: str) -> Golden:
     """With a voice (`""`), or without (`noprompt.`)."""
     found = tensors()
     symbols, languages = found[f"{prefix}in.text"], found[f"{prefix}in.text_languages"]
-    prompt = np.zeros((0, 8), np.int64)
+    prompt = np.zeros((0, 8), np.int32)
     if not prefix:
         # The prompt is English: language 0.
         before = found["in.text_prompt"]
         symbols = np.concatenate([before, symbols])
         languages = np.concatenate([np.zeros_like(before), languages])
-        prompt = found["in.prompt_codes"]
+        prompt = found["in.prompt_codes"].astype(np.int32)
+    codes = found[f"{prefix}gen.codes"].astype(np.int32)
     start = f"{prefix}logits."
     logits = {name.removeprefix(start): x for name, x in found.items() if name.startswith(start)}
-    return Golden(SymbolText(symbols, languages), prompt, found[f"{prefix}gen.codes"], logits)
+    text = VallexText(symbols.astype(np.int32), languages.astype(np.int32))
+    return Golden(text, prompt, codes, logits)
 
 
-def all_logits(network: VallexNetwork, given: Golden) -> dict[str, NDArray[np.float32]]:
+def all_logits(network: ComposedNetwork, given: Golden) -> dict[str, NDArray[np.float32]]:
     """What a network makes of it, for each of the golden logits."""
     return {
         name: network.continued(given.text, given.prompt[:, 0], given.codes[:, 0])
         if name == "ar"
-        else network.refine(int(name[3:]), given.text, given.prompt, given.codes)
+        else network.pass_nar(given.text, given.prompt, given.codes[:, : int(name[3:])])
         for name in given.logits
     }
 
 
-def greedy_codes(network: VallexNetwork, given: Golden) -> NDArray[np.int64]:
+def greedy_codes(network: VallexNetwork, given: Golden) -> NDArray[np.int32]:
     """Level 0 code by code until stop, then level by level, the best of each."""
-    model = network.model
     codes: list[int] = []
-    logits = network.begin(given.text, given.prompt[:, 0])
-    while (best := int(logits.argmax())) != model.stop_code:
+    logits = network.begin_ar(given.text, given.prompt[:, 0])
+    while (best := int(logits.argmax())) != network.codebook_size:
         codes.append(best)
         assert len(codes) <= 16 * len(given.text.symbols)
-        logits = network.step(np.array([best]))[0]
-    frames = np.array(codes)[:, None]
-    for level in range(1, model.n_levels):
-        best_codes = network.refine(level, given.text, given.prompt, frames).argmax(-1)
-        frames = np.concatenate([frames, best_codes[:, None]], 1)
+        logits = network.step_ar([0], np.array([best], np.int32))
+    frames = np.array(codes, np.int32)[:, None]
+    for _ in range(1, network.n_levels):
+        best_codes = network.pass_nar(given.text, given.prompt, frames).argmax(-1)
+        frames = np.concatenate([frames, best_codes[:, None].astype(np.int32)], 1)
     return frames

@@ -40,12 +40,12 @@ def test_greedy_codes_are_the_originals(prefix: str, reference: VallexReference)
 
 def test_copies_of_a_sequence_go_on_by_themselves(reference: VallexReference) -> None:
     given = golden("")
-    first = reference.begin(given.text, given.prompt[:, 0], n_sequences=3)
+    first = reference.begin_ar(given.text, given.prompt[:, 0], n_copies=3)
     level0 = given.codes[:, 0]
-    reference.step(level0[[0, 0, 0]])
-    logits = reference.step(level0[[1, 1]], [0, 2])
-    other = reference.step(level0[[5]], [1])
-    assert nmse(given.logits["ar"][0], first) <= SAME
+    reference.step_ar([0, 1, 2], level0[[0, 0, 0]])
+    logits = reference.step_ar([0, 2], level0[[1, 1]])
+    other = reference.step_ar([1], level0[[5]])
+    assert nmse(given.logits["ar"][:1], first) <= SAME
     assert nmse(given.logits["ar"][[2, 2]], logits) <= SAME
     assert nmse(logits[:1], other) > 1e-3
 

@@ -35,6 +35,8 @@ _HASH_CHUNK = 4 << 20
 _ICEFALL_NAME = re.compile(
     r"(ar|nar)_(decoder|text_embedding|audio_embeddings?|predict_layers?|stage_embeddings)\."
 )
+#: Amphion's VALL-E v2, a LLaMA of Hugging Face inside another module. Only its refusal needs this.
+AMPHION_NAME = re.compile(r"model\.(model|lm_head)\..*|(phone|prompt)_embedder\..*")
 #: The count of batches in a file of icefall's trainer.
 _ICEFALL_STEP = "batch_idx_train"
 
@@ -107,7 +109,8 @@ def read_checkpoint(
         contents.extras,
         config,
         companions,
-        needs_none=has_icefall_names(contents.tensors.specs),
+        needs_none=has_icefall_names(contents.tensors.specs)
+        or any(AMPHION_NAME.fullmatch(name) for name in contents.tensors.specs),
     )
     tensors, merged = _merge_lora(path, contents, model_config, lora, lora_alpha)
     if lora is not None:

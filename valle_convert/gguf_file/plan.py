@@ -76,7 +76,7 @@ class PlannedTensor(TensorEntry):
 
 
 @dataclass(frozen=True)
-class FilePlan:
+class PlannedFile:
     """A GGUF file of any family before it is written.
 
     Attributes:
@@ -112,7 +112,7 @@ class FilePlan:
 
 
 @dataclass(frozen=True)
-class GgufPlan(FilePlan):
+class GgufPlan(PlannedFile):
     """The one file of a checkpoint of versions 5 and 6.
 
     Attributes:

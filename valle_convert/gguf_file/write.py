@@ -33,7 +33,7 @@ from valle_convert.gguf_file.keys import (
     NO_DIGEST,
     SOURCE_SHA256_KEY,
 )
-from valle_convert.gguf_file.plan import FilePlan, PlannedTensor
+from valle_convert.gguf_file.plan import PlannedFile, PlannedTensor
 from valle_convert.gguf_file.types import F32, STRING
 from valle_convert.progress import Progress, silent
 
@@ -48,7 +48,7 @@ class _CancelledError(Exception):
     """The hashing thread was told to stop, because the writing failed."""
 
 
-def header_of(plan: FilePlan, values: Mapping[str, Any] | None = None) -> bytes:
+def header_of(plan: PlannedFile, values: Mapping[str, Any] | None = None) -> bytes:
     """Everything before the tensor data: keys, tensor table, padding.
 
     Args:
@@ -61,7 +61,7 @@ def header_of(plan: FilePlan, values: Mapping[str, Any] | None = None) -> bytes:
 
 
 def write_plan(
-    plan: FilePlan, target: Path, *, force: bool = False, progress: Progress = silent
+    plan: PlannedFile, target: Path, *, force: bool = False, progress: Progress = silent
 ) -> int:
     """Write the file, or leave nothing.
 
@@ -84,7 +84,7 @@ def write_plan(
         return write_plan_to(plan, file, progress=progress)
 
 
-def write_plan_to(plan: FilePlan, file: BinaryIO, *, progress: Progress = silent) -> int:
+def write_plan_to(plan: PlannedFile, file: BinaryIO, *, progress: Progress = silent) -> int:
     """Write all of an open file, from its beginning; returns its size in bytes.
 
     Raises:
@@ -145,7 +145,7 @@ def header_digest(header: bytes, digests: Mapping[str, Any]) -> str:
     return hashlib.sha256(header).hexdigest()
 
 
-def pieces(plan: FilePlan, tensor: PlannedTensor) -> Iterator[NDArray[Any]]:
+def pieces(plan: PlannedFile, tensor: PlannedTensor) -> Iterator[NDArray[Any]]:
     """The encoded bytes of a planned tensor, in order, a few megabytes at a time."""
     for part in tensor.parts:
         source = plan.checkpoint.tensors.read(part.source)
@@ -163,7 +163,7 @@ def pieces(plan: FilePlan, tensor: PlannedTensor) -> Iterator[NDArray[Any]]:
             yield encode(rows, tensor.ggml_type, part.source)
 
 
-def read_biases(plan: FilePlan) -> list[float]:
+def read_biases(plan: PlannedFile) -> list[float]:
     """The heads' biases one after the other, as float32 values.
 
     Raises:

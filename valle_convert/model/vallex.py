@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.checkpoint import Checkpoint, TensorSource, TensorSpec
-from valle_convert.checkpoint.read import has_icefall_names
+from valle_convert.checkpoint.read import AMPHION_NAME, has_icefall_names
 from valle_convert.checkpoint.source import FLOAT32
 from valle_convert.errors import InputError, UnsupportedModelError
 from valle_convert.model.collector import Collector, count_numbered
@@ -39,11 +39,8 @@ from valle_convert.model.spec import (
     Table,
     names_in_order,
 )
+from valle_convert.model.vallex_symbols import VALLEX_LANGUAGES, VALLEX_SYMBOLS
 
-#: In the network's own order; the project's voice files number them otherwise.
-VALLEX_LANGUAGES = ("en", "zh", "ja")
-#: Symbols that the text front end makes; a model may have further rows, which nothing uses.
-N_SYMBOLS = 70
 #: The factor in front of GELU: normalized mean square error 6e-13 with the one, 9e-10 with the
 #: other, where the rounding of float16 costs 4e-7.
 FACTOR_F32, FACTOR = 4096, 256
@@ -235,17 +232,13 @@ def _refuse_relatives(checkpoint: Checkpoint) -> None:
         raise UnsupportedModelError(f"{checkpoint.path} {why}; {_SUPPORTED}.")
 
 
-#: Names of Amphion's VALL-E v2, whose AR is a LLaMA of Hugging Face inside another module.
-_AMPHION = re.compile(r"model\.(model\.layers|lm_head)\..*|(phone|prompt)_embedder\..*")
-
-
 def refuse_amphion(checkpoint: Checkpoint) -> None:
     """Refuse the one relative whose names are not those of this trainer.
 
     Raises:
         UnsupportedModelError: it is that.
     """
-    found = next((name for name in checkpoint.tensors.specs if _AMPHION.fullmatch(name)), None)
+    found = next((name for name in checkpoint.tensors.specs if AMPHION_NAME.fullmatch(name)), None)
     if found is not None and checkpoint.config.get("version") is None:
         raise UnsupportedModelError(
             f"{checkpoint.path} is one of the two files of Amphion's VALL-E v2 (it has {found}), "
@@ -344,8 +337,10 @@ def describe_vallex(
             f"there are {n_levels} tables nar_audio_embeddings.*, where 2 or more are expected: "
             "it has no NAR"
         )
-    if n_text < N_SYMBOLS:
-        collector.faults.append(f"{n_text} rows of text, and {N_SYMBOLS} symbols are expected")
+    if n_text < len(VALLEX_SYMBOLS):
+        collector.faults.append(
+            f"{n_text} rows of text, and {len(VALLEX_SYMBOLS)} symbols are expected"
+        )
     ar = _take_net(collector, "ar", n_text, n_languages, {"audio": n_codes + 2})
     audio = {f"audio.{i}": n_codes + (i == 0) for i in range(n_levels)}
     nar = _take_net(collector, "nar", n_text, n_languages, audio)

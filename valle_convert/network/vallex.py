@@ -1,11 +1,6 @@
-"""VALL-E X as the decoders see it: text and codes in, logits out, on whatever computes them.
+"""The inputs of VALL-E X's networks: rows of tables, languages and positions, summed.
 
-`VallexNetwork` composes the inputs (rows of tables, languages, positions); PyTorch and stock
-llama.cpp are its two backends and get nothing but finished rows. The order of calls is
-
-    begin(text, prompt)      the text in both directions, then begin and prompt, causally
-    step(codes)              one code for each sequence, after which the next is asked for
-    refine(level, ...)       one pass of the NAR, which needs nothing of the former
+PyTorch and stock llama.cpp are the two backends of what is here; they get finished rows.
 
 Shapes: n rows, d = n_embd, A = codebook_size, R = n_levels.
 """
@@ -14,38 +9,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.model.vallex import Net, VallexModel
+from valle_convert.network.vallex_protocol import VallexText
 
 Rows = NDArray[np.float32]
 Ids = NDArray[np.integer]
 
 
-@dataclass(frozen=True, eq=False)
-class SymbolText:
-    """Symbols with a language each; the prompt's come first, the text's follow at once.
-
-    Attributes:
-        symbols: [n] ids.
-        languages: [n] ids in the networks' order (en 0, zh 1, ja 2).
-    """
-
-    symbols: Ids
-    languages: Ids
-
-    def __post_init__(self) -> None:
-        if self.symbols.shape != self.languages.shape or self.symbols.ndim != 1:
-            raise ValueError(f"symbols {self.symbols.shape}, languages {self.languages.shape}")
-        if not len(self.symbols):
-            raise ValueError("a text has at least one symbol")
-
-
-class VallexNetwork(ABC):
-    """AR and NAR of one model, and the state of the AR's sequences."""
+class ComposedNetwork(ABC):
+    """A `VallexNetwork`: AR and NAR of one model, and the state of the AR's copies."""
 
     def __init__(self, model: VallexModel) -> None:
         self._model = model
@@ -56,6 +32,16 @@ class VallexNetwork(ABC):
         """Tables, heads and sizes."""
         return self._model
 
+    @property
+    def n_levels(self) -> int:
+        """Codes a frame."""
+        return self._model.n_levels
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes a level, and the id of stop."""
+        return self._model.codebook_size
+
     # ---- what a backend offers
 
     @abstractmethod
@@ -63,8 +49,13 @@ class VallexNetwork(ABC):
         """Rows of an input table of `ar` or `nar`, [n] -> [n, d]."""
 
     @abstractmethod
-    def _read_text(self, rows: Rows) -> None:
-        """Forget all sequences; give the text [n, d] to sequence 0, in both directions."""
+    def _read_text(self, rows: Rows, room: int) -> None:
+        """Forget all sequences; give the text [n, d] to sequence 0, in both directions.
+
+        Args:
+            rows: of the text.
+            room: rows that will follow in all sequences together, as far as that is known.
+        """
 
     @abstractmethod
     def _append(self, rows: Rows, sequences: Sequence[int], n_outputs: int) -> Rows:
@@ -84,86 +75,52 @@ class VallexNetwork(ABC):
 
     # ---- decoding
 
-    def begin(self, text: SymbolText, prompt: Ids, *, n_sequences: int = 1) -> Rows:
-        """Forget everything and start over: text, begin, and the prompt's codes of level 0.
-
-        Args:
-            text: the prompt's symbols and the text's.
-            prompt: [frames], the prompt's codes of level 0; empty without a voice.
-            n_sequences: how many continuations of it there will be.
-
-        Returns:
-            Logits of the first code, [A + 1]; the last of them is stop.
-        """
-        codes = np.concatenate([[self._model.begin_code], prompt])
-        self._read_text(self._text_rows(self._model.ar, text))
+    def begin_ar(self, text: VallexText, prompt: Ids, *, room: int = 0, n_copies: int = 1) -> Rows:
+        """Lay down text, begin and the prompt's codes; see `VallexNetwork.begin_ar`."""
+        codes = np.concatenate([[self._model.begin_code], prompt]).astype(np.int64)
+        self._read_text(self._text_rows(self._model.ar, text), len(codes) + n_copies * room)
         logits = self._append(self._audio_rows(codes, 0), [0], 1)
-        if n_sequences > 1:
-            self._fork(n_sequences)
-        self._lengths = [len(codes)] * n_sequences
-        return logits.reshape(-1)
+        if n_copies > 1:
+            self._fork(n_copies)
+        self._lengths = [len(codes)] * n_copies
+        return logits
 
-    def step(self, codes: Ids, sequences: Sequence[int] | None = None) -> Rows:
-        """Append one code of level 0 to each of some sequences.
-
-        Args:
-            codes: [n], one for each sequence.
-            sequences: which; None for the first n.
-
-        Returns:
-            Logits of the code after it, [n, A + 1].
-        """
-        chosen = range(len(codes)) if sequences is None else sequences
-        rows = np.concatenate(
-            [
-                self._audio_rows(np.array([code]), self._lengths[i])
-                for code, i in zip(codes, chosen, strict=True)
-            ]
-        )
-        for i in chosen:
+    def step_ar(self, copies: Sequence[int], codes: Ids) -> Rows:
+        """Add a code to some of the copies; see `VallexNetwork.step_ar`."""
+        given = [
+            self._audio_rows(np.array([code]), self._lengths[i])
+            for i, code in zip(copies, codes, strict=True)
+        ]
+        for i in copies:
             self._lengths[i] += 1
-        return self._append(rows, list(chosen), len(rows))
+        return self._append(np.concatenate(given), copies, len(given))
 
-    def continued(self, text: SymbolText, prompt: Ids, codes: Ids) -> Rows:
+    def continued(self, text: VallexText, prompt: Ids, codes: Ids) -> Rows:
         """The logits of every code of a given speech and of what follows it, in one pass.
 
         Args:
-            text: as for `begin`.
+            text: as for `begin_ar`.
             prompt: likewise.
             codes: [frames] of level 0.
 
         Returns:
             [frames + 1, A + 1]; row i is after i codes.
         """
-        given = np.concatenate([[self._model.begin_code], prompt, codes])
-        self._read_text(self._text_rows(self._model.ar, text))
+        given = np.concatenate([[self._model.begin_code], prompt, codes]).astype(np.int64)
+        self._read_text(self._text_rows(self._model.ar, text), len(given))
         self._lengths = [len(given)]
         return self._append(self._audio_rows(given, 0), [0], len(codes) + 1)
 
-    def refine(
-        self,
-        level: int,
-        text: SymbolText,
-        prompt: NDArray[np.integer],
-        codes: NDArray[np.integer],
+    def pass_nar(
+        self, text: VallexText, prompt: NDArray[np.integer], codes: NDArray[np.integer]
     ) -> Rows:
-        """The logits of one level, given those below.
-
-        Args:
-            level: from 1 on.
-            text: the prompt's symbols and the text's.
-            prompt: [frames, R]; no frames without a voice.
-            codes: [frames, at least `level`], the levels known so far.
-
-        Returns:
-            [frames, A].
-        """
-        net = self._model.nar
-        if not 1 <= level < self._model.n_levels or codes.shape[1] < level or not len(codes):
-            raise ValueError(f"level {level} of codes {codes.shape}")
+        """One level above those that are there; see `VallexNetwork.pass_nar`."""
+        net, level = self._model.nar, codes.shape[1]
+        if not 1 <= level < self.n_levels or not len(codes):
+            raise ValueError(f"codes {codes.shape} of a model of {self.n_levels} levels")
         frames = [
-            self._summed(prompt[:, : self._model.n_levels]),
-            self._summed(codes[:, :level]),
+            self._summed(prompt),
+            self._summed(codes),
         ]
         audio = np.concatenate(frames)
         audio += net.audio_scale * positions(0, len(audio), net.n_embd)
@@ -172,7 +129,7 @@ class VallexNetwork(ABC):
 
     # ---- inputs
 
-    def _text_rows(self, net: Net, text: SymbolText) -> Rows:
+    def _text_rows(self, net: Net, text: VallexText) -> Rows:
         rows = self.look_up(net.name, "text", text.symbols)
         rows = rows + self.look_up(net.name, "language", text.languages)
         return rows + net.text_scale * positions(0, len(rows), net.n_embd)

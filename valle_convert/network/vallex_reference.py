@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 
 from valle_convert.checkpoint.source import NamedTensors
 from valle_convert.model.vallex import Net, VallexModel, table_source
-from valle_convert.network.vallex import Ids, Rows, VallexNetwork
+from valle_convert.network.vallex import ComposedNetwork, Ids, Rows
 
 #: Of every LayerNorm; the writer has its own, so that a wrong one there is noticed here.
 NORM_EPSILON = 1e-5
@@ -45,7 +45,7 @@ class Arithmetic:
 EXACT = Arithmetic()
 
 
-class VallexReference(VallexNetwork):
+class VallexReference(ComposedNetwork):
     """A `VallexNetwork` on PyTorch.
 
     Args:
@@ -81,7 +81,8 @@ class VallexReference(VallexNetwork):
         found: Rows = self._weight(table_source(net, table)).numpy()[ids]
         return found
 
-    def _read_text(self, rows: Rows) -> None:
+    def _read_text(self, rows: Rows, room: int) -> None:
+        del room
         self._caches = [[]]
         self._run(self._model.ar, rows, self._caches[0], causal=False, level=0)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.encode import nominal_decibels, roundings
 from valle_convert.gguf_file.keys import BIAS_KEY
-from valle_convert.gguf_file.plan import FilePlan, Part, PlannedTensor
+from valle_convert.gguf_file.plan import Part, PlannedFile, PlannedTensor
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F32, GGML_TYPES, PLAIN_DTYPES, GgmlType
 
@@ -29,7 +29,7 @@ class ConvertedTensors:
         file: has the tensors of the plan, in their shapes; their types are its own.
     """
 
-    def __init__(self, plan: FilePlan, file: GgufFile) -> None:
+    def __init__(self, plan: PlannedFile, file: GgufFile) -> None:
         self._file = file
         self._parts: dict[str, tuple[PlannedTensor, Part]] = {}
         for tensor in plan.tensors:
@@ -78,7 +78,7 @@ class RoundedTensors:
             in several ways, it tells in which.
     """
 
-    def __init__(self, plan: FilePlan, file: GgufFile) -> None:
+    def __init__(self, plan: PlannedFile, file: GgufFile) -> None:
         self._tensors = plan.checkpoint.tensors
         self._stored = ConvertedTensors(plan, file)
         self._types = {

@@ -13,7 +13,7 @@ from valle_convert.errors import InputError
 from valle_convert.gguf_file import keys as gguf_keys
 from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.loadable import dangers
-from valle_convert.gguf_file.plan import FilePlan, GgufPlan
+from valle_convert.gguf_file.plan import GgufPlan, PlannedFile
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.write import read_biases
 from valle_convert.llama.session import Session
@@ -138,7 +138,7 @@ def _check_model(plan: GgufPlan, file: GgufFile) -> Check:
     )
 
 
-def _check_keys(plan: FilePlan, file: GgufFile) -> Check:
+def _check_keys(plan: PlannedFile, file: GgufFile) -> Check:
     """Every key of the plan stands in the file, with its type and value."""
     deferred: dict[str, object] = {}
     if plan.biases:
@@ -186,7 +186,7 @@ def _key_faults(key: Key, value: object, file: GgufFile) -> list[str]:
     return [] if found == value else [f"{key.name} is {found!r:.60}, not {value!r:.60}"]
 
 
-def _check_tensors(plan: FilePlan, file: GgufFile) -> Check:
+def _check_tensors(plan: PlannedFile, file: GgufFile) -> Check:
     """Names and shapes; the types may be those of a quantized file."""
     faults = _tensor_faults(plan, file)
     return Check(
@@ -198,7 +198,7 @@ def _check_tensors(plan: FilePlan, file: GgufFile) -> Check:
     )
 
 
-def _tensor_faults(plan: FilePlan, file: GgufFile) -> list[str]:
+def _tensor_faults(plan: PlannedFile, file: GgufFile) -> list[str]:
     expected = {tensor.name: tensor.shape for tensor in plan.tensors}
     found = {name: tensor.shape for name, tensor in file.tensors.items()}
     faults = [f"{name} is missing" for name in expected if name not in found]

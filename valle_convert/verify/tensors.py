@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.encode import decode, encode, nominal_decibels, roundings
-from valle_convert.gguf_file.plan import FilePlan, Part, PlannedTensor
+from valle_convert.gguf_file.plan import Part, PlannedFile, PlannedTensor
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
 from valle_convert.gguf_file.types import GGML_TYPES, PLAIN_DTYPES
 from valle_convert.verify.report import Check
@@ -99,7 +99,7 @@ class _Tally:
 
 
 def check_tensors(
-    plan: FilePlan, file: GgufFile, advance: Callable[[int], object] = lambda _n: None
+    plan: PlannedFile, file: GgufFile, advance: Callable[[int], object] = lambda _n: None
 ) -> Iterator[Check]:
     """One check a tensor.
 
@@ -127,7 +127,7 @@ def check_tensors(
 
 
 def _check_plain(
-    plan: FilePlan, planned: PlannedTensor, found: TensorInfo, advance: Callable[[int], object]
+    plan: PlannedFile, planned: PlannedTensor, found: TensorInfo, advance: Callable[[int], object]
 ) -> Check:
     """The tensor is the exactly rounded one: at once, or by way of a plain file in between."""
     try:
@@ -156,7 +156,7 @@ def _check_plain(
 
 
 def _count_different(
-    plan: FilePlan, planned: PlannedTensor, found: TensorInfo, between: str | None
+    plan: PlannedFile, planned: PlannedTensor, found: TensorInfo, between: str | None
 ) -> tuple[_Tally, bool]:
     """Count the weights that are not the rounded ones; and whether any had to be rounded."""
     tally = _Tally()
@@ -177,7 +177,7 @@ def _count_different(
 
 
 def _check_quantized(
-    plan: FilePlan, planned: PlannedTensor, found: TensorInfo, advance: Callable[[int], object]
+    plan: PlannedFile, planned: PlannedTensor, found: TensorInfo, advance: Callable[[int], object]
 ) -> Check:
     """The tensor as a whole, and every table and head in it by itself."""
     parts: dict[str, _Tally] = {}
@@ -226,7 +226,7 @@ def _badness(tally: _Tally, least: float) -> float:
 
 
 def _rows(
-    plan: FilePlan, planned: PlannedTensor, found: TensorInfo
+    plan: PlannedFile, planned: PlannedTensor, found: TensorInfo
 ) -> Iterator[tuple[Part, NDArray[Any], NDArray[Any]]]:
     """Rows of the checkpoint beside the same rows of the file, some thousand at a time."""
     if len(planned.shape) == 1:

@@ -1,0 +1,183 @@
+"""VALL-E X files: what is read of their container, and which of their relatives are refused."""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import pathlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from make_vallex import DTYPES, VallexShape, make_vallex, vallex_state
+
+from valle_convert.checkpoint import read_checkpoint
+from valle_convert.errors import InputError, UnsupportedModelError
+from valle_convert.model.families import describe
+from valle_convert.model.vallex import VallexDescription, describe_vallex, is_vallex
+
+State = dict[str, torch.Tensor]
+
+
+def describe_file(path: Path, **options: Any) -> VallexDescription:
+    checkpoint = read_checkpoint(path, **options)
+    assert is_vallex(checkpoint)
+    return describe_vallex(checkpoint)
+
+
+def make_file(path: Path) -> None:
+    path.touch()
+
+
+class Runs:
+    """A pickle that runs something unless it is not called."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return make_file, (self.path,)
+
+
+def test_paths_numbers_and_namespaces_are_passed_over_and_nothing_is_called(tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    make_vallex(
+        tmp_path / "x.pt",
+        VallexShape(),
+        manifest_dir=pathlib.PurePosixPath("data"),
+        best_valid_loss=np.float64(2.5),
+        best=np.arange(3),
+        dtypes={"float": np.dtype(np.float32)},
+        arguments=argparse.Namespace(lr=0.05, where=pathlib.PosixPath("x")),
+        started=dt.datetime(2023, 8, 1, tzinfo=dt.UTC),
+        surprise=Runs(ran),
+        optimizer={"state": {0: {"delta": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]},
+    )
+    description = describe_file(tmp_path / "x.pt")
+    assert description.model.ar.n_head == 4
+    assert description.checkpoint.stats == {"global_step": 800_000}
+    assert not ran.exists()
+
+
+def test_weights_are_read_under_the_names_of_the_file_in_every_type(tmp_path: Path) -> None:
+    for dtype in DTYPES:
+        state = make_vallex(tmp_path / f"{dtype}.pt", VallexShape(), dtype=dtype)
+        tensors = describe_file(tmp_path / f"{dtype}.pt").checkpoint.tensors
+        for name, tensor in state.items():
+            np.testing.assert_array_equal(
+                tensors.read(name).astype(np.float32), tensor.float().numpy()
+            )
+
+
+def test_heads_come_from_the_container_or_the_width_or_the_user(tmp_path: Path) -> None:
+    config = tmp_path / "heads.yaml"
+    config.write_text("nhead: 2")
+    shape = VallexShape(dim=128, heads=8)
+    make_vallex(tmp_path / "said.pt", shape)
+    make_vallex(tmp_path / "unsaid.pt", shape, nhead=None)
+    assert describe_file(tmp_path / "said.pt").model.nar.n_head == 8
+    assert describe_file(tmp_path / "unsaid.pt").model.nar.n_head == 2  # 64 wide
+    assert describe_file(tmp_path / "said.pt", config=config).model.ar.n_head == 2
+    torch.save(vallex_state(VallexShape(dim=96)), tmp_path / "bare.pt")
+    assert describe_file(tmp_path / "bare.pt", config=config).model.ar.n_head == 2
+    with pytest.raises(InputError, match=r"width 96 is no multiple of 64; give .* --config"):
+        describe_file(tmp_path / "bare.pt")
+    config.write_text("nhead: 5")
+    with pytest.raises(InputError, match="nhead is 5, which does not divide the width 96"):
+        describe_file(tmp_path / "bare.pt", config=config)
+
+
+def test_a_tied_head_is_its_table_and_another_one_has_rows_of_its_own(tmp_path: Path) -> None:
+    make_vallex(tmp_path / "tied.pt", VallexShape(levels=4))
+    nar = describe_file(tmp_path / "tied.pt").model.nar
+    assert [nar.head(f"nar.{i}").first_row for i in (1, 2)] == [
+        nar.table(f"audio.{i}").first_row for i in (2, 3)
+    ]
+    state = vallex_state(VallexShape(levels=4))
+    changed = state["nar_predict_layers.1.weight"].clone()
+    changed[5, 7] += 1
+    state["nar_predict_layers.1.weight"] = changed
+    torch.save({"model": state, "nhead": 4}, tmp_path / "other.pt")
+    other = describe_file(tmp_path / "other.pt").model.nar
+    assert other.head("nar.1") == nar.head("nar.1")
+    assert other.head("nar.2").first_row >= max(t.first_row + t.n_rows for t in nar.tables)
+    assert other.n_rows == nar.n_rows + 64
+
+
+def test_a_large_weight_makes_the_activation_factor_smaller(tmp_path: Path) -> None:
+    state = vallex_state(VallexShape())
+    for largest, factor in ((15.0, 4096), (16.0, 2048), (-300.0, 128)):
+        state["nar_decoder.layers.1.linear1.bias"][3] = largest
+        torch.save({"model": state, "nhead": 4}, tmp_path / "x.pt")
+        description = describe_vallex(read_checkpoint(tmp_path / "x.pt"), factor=4096)
+        assert description.model.activation_factor == factor
+        assert any("activation factor" in note for note in description.notes) == (factor < 4096)
+    state["nar_decoder.layers.1.linear1.bias"][3] = 2000
+    torch.save({"model": state, "nhead": 4}, tmp_path / "x.pt")
+    with pytest.raises(InputError, match="linear1 is 2000"):
+        describe_file(tmp_path / "x.pt")
+
+
+def without(*beginnings: str) -> Callable[[State], State]:
+    return lambda state: {k: v for k, v in state.items() if not k.startswith(beginnings)}
+
+
+def plus(**tensors: tuple[int, ...]) -> Callable[[State], State]:
+    return lambda state: (
+        state | {name.replace("__", "."): torch.zeros(shape) for name, shape in tensors.items()}
+    )
+
+
+def amphion(_state: State) -> State:
+    return {"model.model.embed_tokens.weight": torch.zeros(8, 8)}
+
+
+RELATIVES: dict[str, tuple[Callable[[State], State], dict[str, object], str]] = {
+    "no languages": (
+        without("ar_language_embedding", "nar_language_embedding"),
+        {},
+        "VALL-E of lifeiteng/vall-e",
+    ),
+    "a prenet": (plus(ar_text_prenet__1__weight=(64, 64, 5)), {}, "has a prenet"),
+    "VALL-F": (
+        plus(ar_decoder__layers__0__multihead_attn__in_proj_weight=(192, 64)),
+        {},
+        "is a VALL-F",
+    ),
+    "post-norm": (without("ar_decoder.norm.", "nar_decoder.norm."), {}, "after each layer"),
+    "post-norm by its word": (lambda state: state, {"norm_first": False}, "after each layer"),
+    "another prefix mode": (lambda state: state, {"prefix_mode": 4}, "prefix_mode 4"),
+    "Amphion": (amphion, {}, "Amphion's VALL-E v2"),
+}
+
+
+@pytest.mark.parametrize("kind", RELATIVES)
+def test_a_relative_is_refused_by_name(kind: str, tmp_path: Path) -> None:
+    change, container, words = RELATIVES[kind]
+    state = change(vallex_state(VallexShape()))
+    torch.save(
+        {"model": state, "nhead": 4, **container} if kind != "Amphion" else state, tmp_path / "x.pt"
+    )
+    checkpoint = read_checkpoint(tmp_path / "x.pt")
+    with pytest.raises(UnsupportedModelError, match=words):
+        describe_vallex(checkpoint) if is_vallex(checkpoint) else describe(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (without("nar_decoder.layers.1.linear2.bias"), r"missing: nar_decoder.layers.1.linear2"),
+        (plus(ar_decoder__extra=(3,)), r"unexpected: ar_decoder.extra \[3\]"),
+        (plus(ar_audio_embedding__word_embeddings__weight=(65, 64)), r"\[66, 64\] is expected"),
+        (without("nar_audio_embeddings"), "it has no NAR"),
+    ],
+)
+def test_what_is_not_laid_out_like_it_is_an_error_that_names_it(
+    change: Callable[[State], State], words: str, tmp_path: Path
+) -> None:
+    torch.save({"model": change(vallex_state(VallexShape())), "nhead": 4}, tmp_path / "x.pt")
+    with pytest.raises(InputError, match=words):
+        describe_file(tmp_path / "x.pt")
