@@ -109,7 +109,7 @@ def _inspect_checkpoint(
     return Summary(
         path=str(path),
         kind=f"checkpoint ({checkpoint.container})",
-        n_bytes=path.stat().st_size,
+        n_bytes=sum(one.stat().st_size for one in checkpoint.weights),
         **_describe_model(description.model),
         tokenizer={
             "vocabulary": f"{len(checkpoint.symmap)} strings in the checkpoint"
@@ -127,6 +127,7 @@ def _inspect_checkpoint(
             (name, spec.dtype_name, spec.n_elements, spec.n_bytes) for name, spec in specs.items()
         ),
         notes=(
+            *checkpoint.notes,
             *(f"left out when converted: {d.source} ({d.reason})" for d in description.dropped),
             *description.notes,
         ),

@@ -227,7 +227,7 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a training directory": (
         "a.pth",
         lambda path: (path.mkdir(), (path / "latest").write_text("1")),
-        "training directory of DeepSpeed",
+        "latest names the folder 1, which is not there",
     ),
     "a text file": ("a.sft", text("hello\n"), "is a text file"),
     "JSON": ("a.sft", text('{"config": 1}'), "is a text file"),

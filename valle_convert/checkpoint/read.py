@@ -1,8 +1,11 @@
 """The one way in: a path, and what the user says about it, become a `Checkpoint`.
 
+    path -> folder.find_weights -> a file or an index -> container -> LoRA merged -> Checkpoint
+
 The container is told by the first bytes of the file and must agree with its extension.
-A config comes from inside the file, or from `config.yaml` beside a file that has none;
-keys given by the user (`--config`) override both, and where each came from is kept.
+A config comes from inside the file, or from `config.yaml` beside a file that has none (above it,
+for the state of a training); keys given by the user (`--config`) override both, and where each
+came from is kept.
 
 icefall's trainer, that of VALL-E X, saves its parameters as keys beside the weights (`model`).
 They are the config of such a file; one without them needs none, since its tensors tell.
@@ -12,23 +15,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from valle_convert.checkpoint.folder import (
+    INDEX_SUFFIX,
+    SAFETENSORS_SUFFIXES,
+    TORCH_SUFFIXES,
+    DiskTree,
+    Found,
+    Tree,
+    find_config,
+    find_weights,
+    found_file,
+    is_deepspeed,
+    is_shard,
+)
 from valle_convert.checkpoint.lora import LoraScale, MergedTensors, has_adapters
 from valle_convert.checkpoint.safetensors_file import SafetensorsFile
+from valle_convert.checkpoint.sharded import ShardedTensors
 from valle_convert.checkpoint.source import TensorSource
 from valle_convert.checkpoint.torch_file import TorchTensors, load_torch_file
 from valle_convert.errors import InputError, UnsupportedModelError
 from valle_convert.files import check_input_file, os_fault, read_small_file
 
-SAFETENSORS_SUFFIXES = (".sft", ".safetensors")
-TORCH_SUFFIXES = (".pth", ".pt")
-_SUPPORTED = "supported are .sft, .safetensors, .pth and .pt"
+_SUPPORTED = "supported are .sft, .safetensors, .pth and .pt, and folders with one of them"
 _MAX_CONFIG_BYTES = 1 << 20
 _HASH_CHUNK = 4 << 20
 #: How the models of that trainer name their parts.
@@ -43,11 +57,11 @@ _ICEFALL_STEP = "batch_idx_train"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that a checkpoint file, and what the user said about it, tells.
+    """Everything that a checkpoint, and what the user said about it, tells.
 
     Attributes:
-        path: the file of the weights.
-        container: "safetensors" or "torch".
+        path: the file of the weights, or the index of several.
+        container: how the weights are stored, in words.
         tensors: the weights by name, with any LoRA merged.
         config: the training project's description of the model.
         config_source: where `config` came from, in words.
@@ -55,6 +69,10 @@ class Checkpoint:
         stats: training counters, where the file carries them.
         lora: what was merged, in words; None where nothing was.
         companions: further input files (config, LoRA), which no output may replace.
+        notes: what was chosen on the way to the weights.
+        given: the file or folder as the user named it; None where it is `path`.
+        shards: the files of the weights, where they are several.
+        folder_title: what the folder of the weights calls the model.
     """
 
     path: Path
@@ -66,11 +84,40 @@ class Checkpoint:
     stats: Mapping[str, Any]
     lora: str | None = None
     companions: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
+    given: Path | None = None
+    shards: tuple[Path, ...] = ()
+    folder_title: str = ""
+
+    @property
+    def weights(self) -> tuple[Path, ...]:
+        """Every file of weights."""
+        return self.shards or (self.path,)
+
+    @property
+    def title(self) -> str:
+        """What the model is called, if its config does not say."""
+        return self.folder_title or self.path.stem
 
     @property
     def inputs(self) -> tuple[Path, ...]:
         """Every file that was read."""
-        return (self.path, *self.companions)
+        return (self.path, *self.weights, *self.companions)
+
+    def sha256(self, advance: Callable[[int], object] = lambda _n: None) -> str:
+        """The SHA-256 of the file of the weights, 64 hexadecimal digits.
+
+        Of several files it is that of what `sha256sum` prints of them, in the order of their names.
+
+        Args:
+            advance: gets the size of each chunk that was read.
+        """
+        digests = [sha256_of(path, advance) for path in self.weights]
+        if len(digests) == 1:
+            return digests[0]
+        lines = zip(digests, self.weights, strict=True)
+        listing = "".join(f"{digest}  {path.name}\n" for digest, path in lines)
+        return hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -81,6 +128,7 @@ class _Contents:
     tensors: TensorSource
     extras: Mapping[str, Any]  # config, userdata, stats ...
     lora: TensorSource | None = None
+    shards: tuple[Path, ...] = ()
 
 
 def read_checkpoint(
@@ -93,38 +141,49 @@ def read_checkpoint(
     """Open a checkpoint without reading its weights.
 
     Args:
-        path: a `.pth`, `.pt`, `.sft` or `.safetensors` file of the VALL-E family.
+        path: a `.pth`, `.pt`, `.sft` or `.safetensors` file of the VALL-E family, the index of
+            several, or a folder that holds one of them: a training's, its parent, a state's.
         config: YAML or JSON whose keys override the config inside the file.
         lora: a LoRA file to merge into the weights.
         lora_alpha: the LoRA's alpha, where its file does not say.
 
     Raises:
-        InputError: a file is missing, damaged, dangerous, or not what it says it is.
+        InputError: a file is missing, damaged, dangerous, or not what it says it is; or a folder
+            holds several models.
         UnsupportedModelError: the file is whole, but of a kind that is refused by name.
     """
-    contents = _read_container(path)
+    tree = DiskTree()
+    found = find_weights(tree, path) if tree.is_folder(path) else found_file(tree, path)
+    file = tree.get(found.weights)
+    contents = _read_container(file, tree, found.weights)
     companions: list[Path] = []
     model_config, config_source = _find_config(
-        path,
+        file,
         contents.extras,
         config,
+        tree,
+        found,
         companions,
         needs_none=has_icefall_names(contents.tensors.specs)
         or any(AMPHION_NAME.fullmatch(name) for name in contents.tensors.specs),
     )
-    tensors, merged = _merge_lora(path, contents, model_config, lora, lora_alpha)
+    tensors, merged = _merge_lora(file, contents, model_config, lora, lora_alpha)
     if lora is not None:
         companions.append(lora)
     return Checkpoint(
-        path=path,
+        path=file,
         container=contents.container,
         tensors=tensors,
         config=model_config,
         config_source=config_source,
-        symmap=_symmap(path, contents.extras),
-        stats=_mapping(path, contents.extras, "stats") or {},
+        symmap=_symmap(file, contents.extras),
+        stats=_mapping(file, contents.extras, "stats") or {},
         lora=merged,
         companions=tuple(companions),
+        notes=found.notes,
+        given=path,
+        shards=contents.shards,
+        folder_title=found.title,
     )
 
 
@@ -146,35 +205,55 @@ def sha256_of(path: Path, advance: Callable[[int], object] = lambda _n: None) ->
 # ---------------------------------------------------------------------------- containers
 
 
-def _read_container(path: Path) -> _Contents:
+def _read_container(path: Path, tree: Tree, place: PurePath) -> _Contents:
+    """Parse a file, and the shards beside it where it is an index.
+
+    Args:
+        path: of the file.
+        tree: where it was found.
+        place: its place there.
+    """
     head = _first_bytes(path)
     suffix = path.suffix.lower()
     if head.startswith(b"PK\x03\x04"):
         _check_suffix(path, suffix, TORCH_SUFFIXES, "a file of torch.save")
-        return _read_torch(path)
+        return _read_torch(path, is_deepspeed=is_deepspeed(place.name))
     # A safetensors header begins with its length, and its JSON with a brace.
-    if len(head) > 8 and head[8:9] == b"{":
+    if len(head) > 8 and head[8:9] == b"{" and not place.name.endswith(INDEX_SUFFIX):
         _check_suffix(path, suffix, SAFETENSORS_SUFFIXES, "a safetensors file")
-        return _read_safetensors(path)
+        _refuse_shard(tree, place)
+        file = SafetensorsFile(path)
+        return _Contents("safetensors", file, _extras(path, file.metadata))
+    if place.name.endswith(INDEX_SUFFIX):
+        names = tree.files(place.parent)
+
+        def beside(name: str) -> Path | None:
+            return tree.get(place.parent / name) if name in names else None
+
+        shards = ShardedTensors(path, beside)
+        extras = _extras(path, shards.metadata)
+        return _Contents("safetensors, sharded", shards, extras, shards=shards.paths)
     raise InputError(_explain_unknown(path, head, suffix))
 
 
 def _first_bytes(path: Path) -> bytes:
-    if os.path.isdir(path):  # noqa: PTH112 - no exception for a folder that cannot be entered
-        if (path / "latest").is_file() or list(path.glob("*/mp_rank_00_model_states.pt")):
-            raise UnsupportedModelError(
-                f"{path} is a training directory of DeepSpeed, where a file is expected; "
-                "export it to .sft or .pth with the training project first."
-            )
-        raise InputError(
-            f"{path} is a directory, where a checkpoint file is expected; {_SUPPORTED}."
-        )
     check_input_file(path)
     try:
         with path.open("rb") as file:
             return file.read(512)
     except OSError as error:
         raise os_fault(f"{path} cannot be read", error) from error
+
+
+def _refuse_shard(tree: Tree, place: PurePath) -> None:
+    if not is_shard(place.name):
+        return
+    indexes = [name for name in tree.files(place.parent) if name.endswith(INDEX_SUFFIX)]
+    if indexes:
+        raise InputError(
+            f"{tree.name(place)} is one shard of several; give their index, "
+            f"{tree.name(place.parent / indexes[0])}."
+        )
 
 
 def _check_suffix(path: Path, suffix: str, expected: tuple[str, ...], what: str) -> None:
@@ -210,24 +289,24 @@ def _explain_unknown(path: Path, head: bytes, suffix: str) -> str:
     return f"{path} is of no known checkpoint format; {_SUPPORTED}."
 
 
-def _read_safetensors(path: Path) -> _Contents:
-    file = SafetensorsFile(path)
+def _extras(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What the metadata of safetensors says of the model."""
     extras: dict[str, Any] = {}
     for key in ("config", "userdata", "stats"):
-        if key not in file.metadata:
+        if key not in metadata:
             continue
         try:
-            extras[key] = json.loads(file.metadata[key])
+            extras[key] = json.loads(metadata[key])
         except (ValueError, RecursionError) as error:
             raise InputError(
                 f"{path}: the metadata entry {key!r} is not valid JSON ({error}); "
                 "export the checkpoint again."
             ) from error
-    return _Contents("safetensors", file, extras)
+    return extras
 
 
-def _read_torch(path: Path) -> _Contents:
-    loaded = load_torch_file(path)
+def _read_torch(path: Path, *, is_deepspeed: bool) -> _Contents:
+    loaded = load_torch_file(path, plain_only=is_deepspeed)
     if not isinstance(loaded, Mapping):
         raise InputError(
             f"{path} holds a {type(loaded).__name__}, where a dict of tensors, or one with the key "
@@ -247,8 +326,16 @@ def _read_torch(path: Path) -> _Contents:
             )
         parts[key] = TorchTensors(path, state)
     extras = {key: loaded[key] for key in ("config", "userdata", "stats") if key in loaded}
-    lora = parts["lora"] if parts["lora"].specs else None
-    return _Contents("torch", parts["module"], extras, lora)
+    if not is_deepspeed:
+        lora = parts["lora"] if parts["lora"].specs else None
+        return _Contents("torch", parts["module"], extras, lora)
+    if not any(spec.n_elements for spec in parts["module"].specs.values()):
+        raise UnsupportedModelError(
+            f"{path} is a state of DeepSpeed without the weights, which its optimizer's files hold "
+            "(ZeRO stage 3); export it to .sft with the training project first."
+        )
+    extras.setdefault("stats", {"global_step": loaded.get("global_steps")})
+    return _Contents("torch, DeepSpeed", parts["module"], extras)
 
 
 def _icefall_contents(path: Path, loaded: Mapping[str, Any]) -> _Contents:
@@ -270,17 +357,21 @@ def _find_config(
     path: Path,
     extras: Mapping[str, Any],
     given: Path | None,
+    tree: Tree,
+    found: Found,
     companions: list[Path],
     *,
     needs_none: bool,
 ) -> tuple[Mapping[str, Any], str]:
     inside = _mapping(path, extras, "config")
-    beside = path.with_name("config.yaml")
+    place = find_config(tree, found) if inside is None else None
     config: Mapping[str, Any]
     if inside is not None:
         config, source = inside, "inside the checkpoint"
-    elif beside.is_file():
-        config, source = _load_config(beside), f"{beside.name} beside the checkpoint"
+    elif place is not None:
+        beside = tree.get(place)
+        where = "beside" if place.parent == found.weights.parent else "above"
+        config, source = _load_config(beside, found), f"{place.name} {where} the checkpoint"
         companions.append(beside)
     elif given is not None:
         config, source = {}, ""
@@ -288,17 +379,18 @@ def _find_config(
         config, source = {}, "none, and the tensors tell"
     else:
         raise InputError(
-            f"{path} has no config, and no config.yaml lies beside it; heads, positions and "
+            f"{path} has no config, and no config.yaml lies beside it"
+            f"{' or above' if found.is_training else ''}; heads, positions and "
             "attention cannot be told from the weights: give them with --config config.yaml."
         )
     if given is not None:
-        config = _overlay(config, _load_config(given))
+        config = _overlay(config, _load_config(given, found))
         companions.append(given)
         source = f"{source}, overridden by {given.name}" if source else given.name
     return config, source
 
 
-def _load_config(path: Path) -> Mapping[str, Any]:
+def _load_config(path: Path, found: Found) -> Mapping[str, Any]:
     import yaml
 
     try:
@@ -308,15 +400,37 @@ def _load_config(path: Path) -> Mapping[str, Any]:
     except (UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"The config {path} is neither YAML nor JSON: {reason}.") from error
-    # The training project's own config.yaml lists its models.
-    if isinstance(loaded, dict) and isinstance(loaded.get("models"), list) and loaded["models"]:
-        loaded = loaded["models"][0]
+    # The training project's own config.yaml has its models under a key, and other things beside.
+    models = loaded.get("models") or loaded.get("model") if isinstance(loaded, dict) else None
+    if isinstance(models, list) and models:
+        loaded = _model_of(models, path, found)
+    elif isinstance(models, dict):
+        loaded = models
     if not isinstance(loaded, dict):
         raise InputError(
             f"The config {path} holds a {type(loaded).__name__}, where keys and values are "
             "expected, for example `version: 5`."
         )
     return loaded
+
+
+def _model_of(models: list[Any], path: Path, found: Found) -> object:
+    """The one model of a config's list that the weights are of, by the name of their folder.
+
+    A folder is called after its model, and what the training project appends: `ar+nar-llama-8`.
+    """
+    if len(models) == 1:
+        return models[0]
+    names = [str(model.get("name")) if isinstance(model, dict) else "" for model in models]
+    fitting = [name for name in names if f"{found.title}-".startswith(f"{name}-")]
+    longest = max(fitting, key=len, default=None)
+    if longest is None or names.count(longest) > 1:
+        raise InputError(
+            f"The config {path} describes {len(models)} models ({', '.join(names)}), and none, or "
+            f"more than one, is called like {found.title}; give a file with the right one with "
+            "--config."
+        )
+    return models[names.index(longest)]
 
 
 def _overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -377,7 +491,7 @@ def _merge_lora(
             "leave out --lora, or give the checkpoint without the adapter."
         )
     if lora is not None:
-        adapter = _read_container(lora)
+        adapter = _read_container(lora, DiskTree(), lora)
         # The file of an adapter alone has it under `lora` (torch) or as its only tensors.
         tensors = adapter.lora or adapter.tensors
         scale = _lora_scale(_mapping(lora, adapter.extras, "config") or {}, str(lora))

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 
 from valle_convert.checkpoint.source import BFLOAT16, TensorSpec
 from valle_convert.errors import InputError
+from valle_convert.files import check_input_file, os_fault
 
 _LENGTH = struct.Struct("<Q")
 
@@ -49,10 +50,12 @@ class SafetensorsFile:
 
     Raises:
         InputError: the file is no valid safetensors file.
+        EnvironmentFault: the system does not let it be read.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        check_input_file(path)
         try:
             with safe_open(path, framework="numpy") as file:
                 self.metadata: dict[str, str] = dict(file.metadata() or {})
@@ -61,6 +64,8 @@ class SafetensorsFile:
                 f"{path} is not a whole safetensors file ({error}); "
                 "copy or download it again, and compare its size with the original's."
             ) from error
+        except OSError as error:
+            raise os_fault(f"{path} cannot be read", error) from error
         with path.open("rb") as stream:
             (length,) = _LENGTH.unpack(stream.read(_LENGTH.size))
             header: dict[str, Any] = json.loads(stream.read(length))

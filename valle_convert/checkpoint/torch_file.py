@@ -12,6 +12,7 @@ first of them is read.
 from __future__ import annotations
 
 import pickle
+import re
 import tempfile
 import warnings
 import zipfile
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _MAX_PICKLE_BYTES = 64 << 20
 _MAX_ENTRIES = 100_000
 _PIECE_BYTES = 1 << 20
+_UNSUPPORTED = re.compile(r"Unsupported (?:global|class): (?:GLOBAL )?(\S+)")
 #: Modules that no training keeps values of. A pickle that names one was made to do harm, and is
 #: refused, although a stand-in would be harmless.
 _HARMFUL = frozenset(
@@ -60,8 +62,13 @@ class StandIn:
         """Of any form: a numpy type's is a tuple."""
 
 
-def load_torch_file(path: Path) -> object:
+def load_torch_file(path: Path, *, plain_only: bool = False) -> object:
     """The object inside a `.pth` file, tensors mapped from it.
+
+    Args:
+        path: of the file.
+        plain_only: refuse every object that is no tensor, container or plain value, instead of
+            putting a `StandIn` in its place.
 
     Raises:
         InputError: the file is damaged, or its pickle names what no checkpoint holds.
@@ -75,17 +82,22 @@ def load_torch_file(path: Path) -> object:
             warnings.simplefilter("ignore")
             with _utf8_path(path) as name:
                 foreign = torch.serialization.get_unsafe_globals_in_checkpoint(name)
-                harmful = any(one.partition(".")[0] in _HARMFUL for one in foreign)
+                harmful = plain_only or any(one.partition(".")[0] in _HARMFUL for one in foreign)
                 stand_ins = [] if harmful else [(StandIn, one) for one in foreign]
                 with torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
                     loaded: object = torch.load(
                         name, map_location="cpu", weights_only=True, mmap=True
                     )
     except pickle.UnpicklingError as error:
+        # torch goes on to explain how the class could be allowed, which is no advice for a file
+        # of somebody else.
+        reason = _first_line(error)
+        asked = _UNSUPPORTED.search(reason)
         raise InputError(
             f"{path} is refused, because its pickle holds more than tensors and plain values, and "
-            f"loading it could run code: {_first_line(error)} "
-            "Save it again with tensors, dicts, lists, strings and numbers only."
+            f"loading it could run code: {f'it asks for {asked[1]}.' if asked else reason} "
+            "Save it again with tensors, dicts, lists, strings and numbers only, or export it to "
+            ".sft with the training project."
         ) from error
     except Exception as error:
         # The file is untrusted and torch's reader raises whatever its parts raise (RuntimeError,

@@ -194,6 +194,8 @@ def _verify(plan: GgufPlan, out: Path, choice: VerifyChoice) -> Report | None:
 def _tell_choices(plan: GgufPlan) -> None:
     """Everything that was decided for the user."""
     checkpoint = plan.checkpoint
+    for note in checkpoint.notes:
+        console.talk(f"note: {note}")
     console.talk(f"config: {checkpoint.config_source}")
     console.talk(
         f"tokenizer: {plan.tokenizer.source} ({plan.tokenizer.reason}; {plan.tokenizer.agreement})"

@@ -18,7 +18,8 @@ CheckpointArgument = Annotated[
     Path,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="A trained checkpoint: .pth, .pt, .sft or .safetensors.",
+        help="A trained checkpoint: .pth, .pt, .sft or .safetensors, the index of several, or a "
+        "folder with one of them, such as a training's.",
         show_default=False,
     ),
 ]
@@ -28,7 +29,8 @@ ConfigOption = Annotated[
         "--config",
         metavar="FILE",
         help="YAML or JSON whose keys override the checkpoint's config, or stand for a missing "
-        "one. Without it, a config.yaml beside a checkpoint that has none is used.",
+        "one. Without it, a config.yaml beside a checkpoint that has none (above it, in a "
+        "training folder) is used.",
         show_default=False,
     ),
 ]

@@ -105,7 +105,7 @@ class GeneralMetadata:
         from gguf.utility import model_weight_count_rounded_notation
 
         values: dict[str, Any] = {
-            "name": checkpoint.config.get("name") or checkpoint.path.stem,
+            "name": checkpoint.config.get("name") or checkpoint.title,
             "tags": _DEFAULT_TAGS,
         }
         spoken = [name for name in model.languages if len(name) == 2]

@@ -21,7 +21,6 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import EnvironmentFault
 from valle_convert.files import atomic_output, check_free_space, check_target
 from valle_convert.gguf_file.encode import encode
@@ -104,7 +103,7 @@ def write_plan_to(plan: PlannedFile, file: BinaryIO, *, progress: Progress = sil
             raise _CancelledError
 
     with ThreadPoolExecutor(max_workers=2) as pool:
-        digest = pool.submit(sha256_of, plan.checkpoint.path, keep_going)
+        digest = pool.submit(plan.checkpoint.sha256, keep_going)
         data_digest = hashlib.sha256()
         pending: Future[None] | None = None
         try:

@@ -289,7 +289,7 @@ def collect_imatrix(
     from valle_convert.network.reference import ReferenceNetwork
 
     checkpoint = reference.checkpoint
-    source_sha256 = sha256_of(checkpoint.path)
+    source_sha256 = checkpoint.sha256()
     work = hashlib.sha256(
         os.fsencode(f"{source_sha256} {checkpoint.lora} {utterances.digest}")
     ).hexdigest()
@@ -330,7 +330,7 @@ def made_of(path: Path, checkpoint: Checkpoint, utterances: Utterances) -> bool:
     names = ("sequences_sha256", "utterances", "source_lora", "source_sha256")
     *found, said = [keys.get(PREFIX + name) for name in names]
     wanted = [utterances.digest, utterances.count, checkpoint.lora or ""]
-    return found == wanted and bool(said == sha256_of(checkpoint.path))
+    return found == wanted and bool(said == checkpoint.sha256())
 
 
 def observe(network: ReferenceNetwork, utterance: Utterance, sums: Sums) -> None:

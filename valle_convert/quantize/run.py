@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from valle_convert.checkpoint import Checkpoint
-from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import check_free_space, check_target, locked_folder, valid_utf8
 from valle_convert.gguf_file.encode import can_decode
@@ -172,8 +171,8 @@ def quantize(
 def _checkpoint_of(source: Source) -> dict[str, str] | None:
     """Name and digest of the checkpoint that the files come from, as far as it is known."""
     if source.reference is not None:
-        path = source.reference.checkpoint.path
-        return {"name": valid_utf8(path.name), "sha256": sha256_of(path)}
+        checkpoint = source.reference.checkpoint
+        return {"name": valid_utf8(checkpoint.path.name), "sha256": checkpoint.sha256()}
     keys = source.header.keys
     digest, name = keys.get(SOURCE_SHA256_KEY), keys.get("valle.source.name")
     return {"name": str(name), "sha256": digest} if isinstance(digest, str) else None

@@ -175,7 +175,7 @@ def open_source(
         header = header_of(conversion)
         file.write(header)
         file.truncate(len(header) + conversion.data_bytes)  # flushes
-        name = f"{valid_utf8(path.stem)}.gguf"
+        name = f"{valid_utf8(checkpoint.title)}.gguf"
         return Source(file_path, name, GgufFile(file_path), reference, conversion, _file=file)
     opened = GgufFile(path)
     if measure and not is_converted(opened.keys):
@@ -222,17 +222,17 @@ def _own_checkpoint(source: Path, given: Checkpoint | None) -> Checkpoint:
     """The checkpoint that the source itself is."""
     if given is None:
         return read_checkpoint(source)
-    if not given.path.samefile(source):
+    if source != given.given and not given.path.samefile(source):
         raise InputError(
             f"{source} is a checkpoint, which its files are held against; leave out --checkpoint "
-            f"{given.path}."
+            f"{given.given or given.path}."
         )
     return given
 
 
 def _check_same_checkpoint(name: str, header: GgufFile, checkpoint: Checkpoint) -> None:
     said = header.keys.get(SOURCE_SHA256_KEY)
-    found = sha256_of(checkpoint.path)
+    found = checkpoint.sha256()
     if said is not None and said != found:
         raise InputError(
             f"{name} was converted from another checkpoint than {checkpoint.path}: its "

@@ -8,7 +8,6 @@ from typing import cast
 import numpy as np
 
 from valle_convert.checkpoint import Checkpoint
-from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import InputError
 from valle_convert.gguf_file import keys as gguf_keys
 from valle_convert.gguf_file.header import Key
@@ -63,7 +62,7 @@ def check_source(checkpoint: Checkpoint, file: GgufFile) -> Check | None:
     said = file.keys.get(gguf_keys.SOURCE_SHA256_KEY)
     if not isinstance(said, str):
         return None
-    found = sha256_of(checkpoint.path)
+    found = checkpoint.sha256()
     lora = file.keys.get(gguf_keys.SOURCE_LORA_KEY)
     fault = ""
     if said != found:

@@ -1,0 +1,123 @@
+"""One checkpoint in every form in which people have them."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+import yaml
+from make_checkpoint import DTYPES, Shape, config_of, make_checkpoint, tensors, userdata
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+def arrays_of(shape: Shape, dtype: str = "f32") -> Arrays:
+    """The tensors that `make_checkpoint` writes."""
+    return {name: values.astype(DTYPES[dtype][1]) for name, values in tensors(shape)}
+
+
+def torch_state(arrays: Arrays) -> dict[str, torch.Tensor]:
+    def tensor(values: np.ndarray[Any, Any]) -> torch.Tensor:
+        if values.dtype == ml_dtypes.bfloat16:
+            return torch.from_numpy(values.view(np.int16).copy()).view(torch.bfloat16)
+        return torch.from_numpy(values.copy())
+
+    return {name: tensor(values) for name, values in arrays.items()}
+
+
+def write_safetensors(path: Path, arrays: Arrays, metadata: dict[str, str] | None = None) -> None:
+    kinds = {dtype: name for name, dtype in DTYPES.values()}
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    offset = 0
+    for name, values in arrays.items():
+        header[name] = {
+            "dtype": kinds[values.dtype],
+            "shape": list(values.shape),
+            "data_offsets": [offset, offset + values.nbytes],
+        }
+        offset += values.nbytes
+    encoded = json.dumps(header).encode()
+    data = b"".join(values.tobytes() for values in arrays.values())
+    path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + data)
+
+
+def write_config(folder: Path, *shapes: Shape, key: str = "models") -> None:
+    """A config.yaml as the training project has them: the models under a key."""
+    configs = [config_of(shape) | {"name": f"model{i}"} for i, shape in enumerate(shapes)]
+    content = {"dataset": {"workers": 2}, key: configs if key == "models" else configs[0]}
+    (folder / "config.yaml").write_text(yaml.safe_dump(content))
+
+
+def local_training(folder: Path, shape: Shape, dtype: str = "f32", suffix: str = ".sft") -> Path:
+    """The folder of the training project's own back end; its state has no config, no symmap."""
+    inner = folder / "1000"
+    inner.mkdir(parents=True)
+    (folder / "latest").write_text("1000")
+    arrays, stats = arrays_of(shape, dtype), {"global_step": 1000 + shape.seed}
+    if suffix == ".sft":
+        write_safetensors(inner / "state.sft", arrays, {"stats": json.dumps(stats)})
+    else:
+        torch.save({"module": torch_state(arrays), "stats": stats}, inner / "state.pth")
+    (inner / "optimizer.pth").write_bytes(b"\x80\x04never opened")
+    write_config(folder, shape)
+    return folder
+
+
+def deepspeed_training(folder: Path, shape: Shape, dtype: str = "f32", **more: Any) -> Path:
+    """The folder of DeepSpeed: much beside the weights in the state, and the optimizer's files."""
+    inner = folder / "global_step1000"
+    inner.mkdir(parents=True)
+    (folder / "latest").write_text("global_step1000\n")
+    arrays = arrays_of(shape, dtype)
+    state = {
+        "module": OrderedDict(torch_state(arrays)),
+        "buffer_names": [],
+        "optimizer": None,
+        "param_shapes": [OrderedDict((k, torch.Size(v.shape)) for k, v in arrays.items())],
+        "frozen_param_shapes": None,
+        "shared_params": {},
+        "lr_scheduler": None,
+        "data_sampler": None,
+        "sparse_tensor_module_names": set(),
+        "skipped_steps": 0,
+        "global_steps": 1000 + shape.seed,
+        "global_samples": 16_000,
+        "dp_world_size": 1,
+        "mp_world_size": 1,
+        "ds_config": {"train_micro_batch_size_per_gpu": 8, "fp16": {"enabled": True}},
+        "ds_version": "0.15.1",
+        **more,
+    }
+    torch.save(state, inner / "mp_rank_00_model_states.pt")
+    for name in ("bf16_zero_pp_rank_0", "zero_pp_rank_0"):
+        (inner / f"{name}_mp_rank_00_optim_states.pt").write_bytes(b"\x80\x04never opened")
+    write_config(folder, shape)
+    return folder
+
+
+def sharded(folder: Path, shape: Shape, dtype: str = "f32", n_shards: int = 3) -> Path:
+    """Shards, and the index of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = arrays_of(shape, dtype)
+    names = [f"model-{i + 1:05}-of-{n_shards:05}.safetensors" for i in range(n_shards)]
+    places = {name: names[i % n_shards] for i, name in enumerate(arrays)}
+    metadata = {"config": json.dumps(config_of(shape)), "userdata": json.dumps(userdata())}
+    for one in names:
+        part = {name: values for name, values in arrays.items() if places[name] == one}
+        write_safetensors(folder / one, part, metadata)
+    index = folder / "model.safetensors.index.json"
+    size = sum(values.nbytes for values in arrays.values())
+    index.write_text(json.dumps({"metadata": {"total_size": size}, "weight_map": places}))
+    return index
+
+
+def plain(path: Path, shape: Shape, dtype: str = "f32") -> Path:
+    """The form that everything else is compared with."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    make_checkpoint(path, shape, dtype=dtype)
+    return path

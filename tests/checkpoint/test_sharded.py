@@ -1,0 +1,215 @@
+"""Shards and their index are one checkpoint, or everything that is wrong with them is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoint.containers import arrays_of, plain, sharded, write_safetensors
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from make_checkpoint import Shape
+from support import Cli, error_of
+from verify.random_shapes import random_dtype, random_shape
+
+from valle_convert import read_checkpoint
+from valle_convert.checkpoint.read import sha256_of
+from valle_convert.model.families import describe
+
+SHAPE = Shape(dim=32, layers=1, levels=2, audio_tokens=10)
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Path:
+    return sharded(tmp_path / "m", SHAPE)
+
+
+@pytest.mark.parametrize("seed", range(9))
+def test_any_shape_type_and_number_of_shards(tmp_path: Path, seed: int) -> None:
+    shape, dtype = Shape(**random_shape(seed)), random_dtype(seed)
+    path = sharded(tmp_path, shape, dtype, n_shards=1 + seed)
+    for given_path in (path, tmp_path):
+        checkpoint = read_checkpoint(given_path)
+        describe(checkpoint)
+        expected = arrays_of(shape, dtype)
+        assert set(checkpoint.tensors.specs) == set(expected)
+        for name, values in expected.items():
+            found = checkpoint.tensors.read(name)
+            assert found.dtype == values.dtype
+            np.testing.assert_array_equal(found.view(np.uint8), values.view(np.uint8))
+
+
+def test_converted_and_verified(index: Path, tmp_path: Path, cli: Cli) -> None:
+    out, flat = tmp_path / "out.gguf", plain(tmp_path / "flat.sft", SHAPE)
+    result = cli(index, out, "--verify", "full")
+    assert result.code == 0, result.err
+    assert cli("verify", index.parent, out, "--level", "structure").code == 0
+    assert cli("compare", out, out).code == 0
+    assert cli("verify", flat, out, "--level", "structure").code == 1  # not those files
+
+
+def test_the_digest_is_that_of_the_listing_of_sha256sum(index: Path, tmp_path: Path) -> None:
+    shards = sorted(index.parent.glob("*.safetensors"))
+    listing = tmp_path / "SHA256SUMS"
+    listing.write_text("".join(f"{sha256_of(path)}  {path.name}\n" for path in shards))
+    checkpoint = read_checkpoint(index)
+    assert checkpoint.sha256() == sha256_of(listing)
+    assert set(checkpoint.inputs) == {index, *shards}
+
+
+def test_a_shard_is_no_output(index: Path, cli: Cli, untouched: Callable[[], None]) -> None:
+    untouched()
+    shard = sorted(index.parent.glob("*.safetensors"))[1]
+    assert "input" in error_of(cli(index, shard, "--force"), 2)
+
+
+def changed(**changes: Any) -> Callable[[Path, dict[str, Any]], None]:
+    return lambda _, index: index.update(changes)
+
+
+def entry(name: str, value: Any) -> Callable[[Path, dict[str, Any]], None]:
+    return lambda _, index: index["weight_map"].update({name: value})
+
+
+def remove_shards(folder: Path, index: dict[str, Any]) -> None:
+    del index["metadata"]
+    (folder / "model-00002-of-00003.safetensors").unlink()
+
+
+def remove_shard_and_invent_a_tensor(folder: Path, index: dict[str, Any]) -> None:
+    remove_shards(folder, index)
+    index["weight_map"]["a.weight"] = "model-00001-of-00003.safetensors"
+
+
+def unlist(_: Path, index: dict[str, Any]) -> None:
+    del index["weight_map"]["sep"]
+
+
+def hold_twice(folder: Path, _: dict[str, Any]) -> None:
+    rest = {"sep": np.zeros(32, np.float32)}
+    for path in folder.glob("*-00003-of-00003.safetensors"):
+        arrays = arrays_of(SHAPE)
+        index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+        mine = {name: arrays[name] for name in arrays if index[name] == path.name}
+        write_safetensors(path, mine | rest)
+
+
+def contradict(folder: Path, index: dict[str, Any]) -> None:
+    path = folder / "model-00001-of-00003.safetensors"
+    arrays = arrays_of(SHAPE)
+    mine = {n: a for n, a in arrays.items() if index["weight_map"][n] == path.name}
+    write_safetensors(path, mine, {"config": "{}"})
+
+
+def cut(folder: Path, _: dict[str, Any]) -> None:
+    path = folder / "model-00001-of-00003.safetensors"
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def make_folder(folder: Path, _: dict[str, Any]) -> None:
+    path = folder / "model-00001-of-00003.safetensors"
+    path.unlink()
+    path.mkdir()
+
+
+def break_link(folder: Path, _: dict[str, Any]) -> None:
+    path = folder / "model-00001-of-00003.safetensors"
+    path.unlink()
+    path.symlink_to(folder / "gone")
+
+
+SHARD = "model-00001-of-00003.safetensors"
+DAMAGES: dict[str, tuple[Callable[[Path, dict[str, Any]], None], tuple[str, ...]]] = {
+    "a missing shard": (
+        remove_shards,
+        ("missing shards: model-00002-of-00003.safetensors (11 tensors)",),
+    ),
+    "a missing shard and a missing tensor": (
+        remove_shard_and_invent_a_tensor,
+        ("missing shards: model-00002", f"missing tensors: a.weight (of {SHARD})"),
+    ),
+    "a tensor in another shard": (
+        entry("sep", "model-00002-of-00003.safetensors"),
+        ("missing tensors: sep (of model-00002-of-00003.safetensors)",),
+    ),
+    "a tensor that is not listed": (unlist, (f"does not list: sep (in {SHARD})",)),
+    "a tensor in two shards": (hold_twice, ("tensors in several shards: sep (in",)),
+    "shards that contradict each other": (contradict, ("contradict each other", "'config'")),
+    "a shard that was cut off": (cut, ("not a whole safetensors file",)),
+    "a folder for a shard": (make_folder, ("missing shards: model-00001",)),
+    "a link that leads nowhere": (break_link, ("There is no file",)),
+    "a path above": (entry("sep", f"../{SHARD}"), (f"names '../{SHARD}', where names of",)),
+    "an absolute path": (entry("sep", "/etc/passwd"), ("names '/etc/passwd', where names of",)),
+    "a path below": (entry("sep", "a/b.safetensors"), ("names 'a/b.safetensors', where",)),
+    "a path of Windows": (entry("sep", "..\\b.safetensors"), ("where names of safetensors",)),
+    "two lines": (entry("sep", "a\nb.safetensors"), ("where names of safetensors",)),
+    "a NUL": (entry("sep", "a\0.safetensors"), ("where names of safetensors",)),
+    "another file": (entry("sep", "config.json"), ("names 'config.json', where names of",)),
+    "a number": (entry("sep", 3), ("names 3, where names of safetensors files",)),
+    "no map": (changed(weight_map=None), ("has no weight_map",)),
+    "an empty map": (changed(weight_map={}), ("has no weight_map",)),
+    "a list for a map": (changed(weight_map=[1]), ("has no weight_map",)),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_what_is_wrong_is_named(case: str, index: Path, tmp_path: Path, cli: Cli) -> None:
+    damage, words = DAMAGES[case]
+    content = json.loads(index.read_text())
+    damage(index.parent, content)
+    index.write_text(json.dumps(content))
+    for path in (index, index.parent):
+        message = error_of(cli(path, tmp_path / "out.gguf"), 2)
+        assert all(word in message for word in words), message
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_entries_that_stand_twice_are_refused(index: Path, cli: Cli) -> None:
+    text = index.read_text().replace('"weight_map": {', f'"weight_map": {{"sep": "{SHARD}", ')
+    index.write_text(text)
+    assert "has entries twice: sep" in error_of(cli("inspect", index), 2)
+
+
+@pytest.mark.parametrize("content", ["", "[", "null", "[1]", "\xff", "[" * 100_000, '{"a": 1}'])
+def test_an_index_that_is_none(content: str, index: Path, cli: Cli) -> None:
+    index.write_text(content, encoding="latin-1")
+    message = error_of(cli("inspect", index), 2)
+    assert "The index" in message
+
+
+def test_one_shard_alone_leads_to_the_index(index: Path, cli: Cli) -> None:
+    message = error_of(cli("inspect", index.with_name(SHARD)), 2)
+    assert f"is one shard of several; give their index, {index}" in message
+
+
+def test_shards_without_an_index(index: Path, cli: Cli) -> None:
+    index.unlink()
+    message = error_of(cli("inspect", index.parent), 2)
+    assert "without the *.safetensors.index.json that lists their tensors" in message
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_bytes_that_were_changed_are_refused_or_harmless(
+    data: st.DataObject, tmp_path: Path, cli: Cli
+) -> None:
+    folder = tmp_path / "m"
+    shutil.rmtree(folder, ignore_errors=True)
+    sharded(folder, SHAPE, n_shards=2)
+    path = data.draw(st.sampled_from(sorted(folder.iterdir())))
+    raw = path.read_bytes()
+    at = data.draw(st.integers(0, min(len(raw) - 1, 3000)))
+    path.write_bytes(raw[:at] + data.draw(st.binary(max_size=8)) + raw[at + 4 :])
+    out = tmp_path / "out.gguf"
+    result = cli(folder, out, "--verify", "none")
+    if result.code == 0:
+        out.unlink()
+    else:
+        error_of(result, 2)
+        assert not out.exists()

@@ -1,0 +1,287 @@
+"""Training folders of both back ends give the weights of the state that `latest` names."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoint.containers import (
+    arrays_of,
+    deepspeed_training,
+    local_training,
+    plain,
+    torch_state,
+    write_config,
+    write_safetensors,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from make_checkpoint import DTYPES, Shape
+from support import Cli, error_of
+from verify.random_shapes import random_dtype, random_shape
+
+from valle_convert import plan_conversion, read_checkpoint, verify_gguf, write_gguf
+from valle_convert.errors import InputError
+from valle_convert.model.families import describe
+
+SHAPE = Shape(dim=32, layers=1, levels=2, audio_tokens=10)
+Make = Callable[..., Path]
+MAKERS: dict[str, Make] = {
+    "local, .sft": local_training,
+    "local, .pth": lambda folder, shape, dtype="f32": local_training(folder, shape, dtype, ".pth"),
+    "DeepSpeed": deepspeed_training,
+}
+
+
+@pytest.fixture(params=MAKERS)
+def make(request: pytest.FixtureRequest) -> Make:
+    return MAKERS[request.param]
+
+
+def same_weights(path: Path, shape: Shape, dtype: str = "f32") -> None:
+    checkpoint = read_checkpoint(path)
+    describe(checkpoint)
+    expected = arrays_of(shape, dtype)
+    assert set(checkpoint.tensors.specs) == set(expected)
+    for name, values in expected.items():
+        found = checkpoint.tensors.read(name)
+        assert found.dtype == values.dtype
+        np.testing.assert_array_equal(found.view(np.uint8), values.view(np.uint8))
+
+
+def test_folder_parent_and_tags_folder_are_one_model(make: Make, tmp_path: Path) -> None:
+    folder = make(tmp_path / "training" / "ckpt" / "ar+nar", SHAPE)
+    (tag,) = [path for path in folder.iterdir() if path.is_dir()]
+    (state,) = [path for path in tag.iterdir() if "optim" not in path.name]
+    found = [
+        read_checkpoint(path) for path in (folder, folder.parent, folder.parent.parent, tag, state)
+    ]
+    assert {one.path for one in found} == {state}
+    assert {one.title for one in found} == {"ar+nar"}
+    assert {one.stats["global_step"] for one in found} == {1000}
+    same_weights(folder, SHAPE)
+
+
+def test_a_folder_is_found_where_the_user_stands(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(make(tmp_path / "ar+nar", SHAPE))
+    assert read_checkpoint(Path()).title == "ar+nar"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_shape_and_type_comes_out_as_it_went_in(make: Make, tmp_path: Path, seed: int) -> None:
+    shape, dtype = Shape(**random_shape(seed)), random_dtype(seed)
+    same_weights(make(tmp_path / "a", shape, dtype), shape, dtype)
+
+
+def test_the_optimizers_files_are_not_opened(make: Make, tmp_path: Path) -> None:
+    folder = make(tmp_path / "a", SHAPE)
+    optimizers = [path for path in folder.rglob("*") if "optim" in path.name]
+    assert optimizers
+    for path in optimizers:
+        path.unlink()
+        path.mkdir()  # whoever opens it fails
+    same_weights(folder, SHAPE)
+
+
+@pytest.mark.parametrize("key", ["models", "model"])
+@pytest.mark.parametrize("levels_up", range(4))
+def test_the_config_lies_beside_or_above(tmp_path: Path, key: str, levels_up: int) -> None:
+    folder = local_training(tmp_path / "root" / "ckpt" / "m", SHAPE)
+    (folder / "config.yaml").unlink()
+    place = [folder / "1000", folder, folder.parent, folder.parent.parent][levels_up]
+    write_config(place, SHAPE, key=key)
+    checkpoint = read_checkpoint(folder)
+    assert checkpoint.companions == (place / "config.yaml",)
+    assert describe(checkpoint).model.config.n_embd == 32
+
+
+def test_of_several_models_in_a_config_the_folders_name_decides(
+    tmp_path: Path,
+) -> None:
+    folder = local_training(tmp_path / "model1-llama-8", SHAPE)
+    write_config(folder, Shape(dim=64), SHAPE)
+    same_weights(folder, SHAPE)
+
+
+def test_no_config_at_all_is_asked_for(tmp_path: Path, cli: Cli) -> None:
+    folder = local_training(tmp_path / "m", SHAPE)
+    (folder / "config.yaml").unlink()
+    message = error_of(cli("inspect", folder), 2)
+    assert "no config.yaml lies beside it or above" in message
+    assert "--config" in message
+
+
+def test_a_config_of_other_models_is_no_guess(tmp_path: Path, cli: Cli) -> None:
+    folder = local_training(tmp_path / "other", SHAPE)
+    write_config(folder, Shape(dim=64), SHAPE)
+    message = error_of(cli("inspect", folder), 2)
+    assert "describes 2 models (model0, model1)" in message
+
+
+def test_several_models_are_all_named(make: Make, tmp_path: Path, cli: Cli) -> None:
+    for name in ("first", "second"):
+        make(tmp_path / "ckpt" / name, SHAPE)
+    message = error_of(cli(tmp_path / "ckpt", tmp_path / "out.gguf"), 2)
+    assert "2 models, where one is expected" in message
+    assert f"{tmp_path / 'ckpt' / 'first'}, {tmp_path / 'ckpt' / 'second'}" in message
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_a_lora_beside_is_no_second_model(make: Make, tmp_path: Path) -> None:
+    folder = make(tmp_path / "ckpt" / "m", SHAPE)
+    (folder.parent / "lora").mkdir()
+    write_safetensors(folder.parent / "lora" / "lora.sft", {"a.lora_A": np.zeros(2, np.float32)})
+    same_weights(folder.parent, SHAPE)
+
+
+def test_a_folder_with_one_file_is_that_file(tmp_path: Path) -> None:
+    path = plain(tmp_path / "models" / "ckpt" / "ar+nar-len-llama-8" / "ckpt" / "fp32.sft", SHAPE)
+    found = read_checkpoint(tmp_path / "models" / "ckpt" / "ar+nar-len-llama-8")
+    assert (found.path, found.title) == (path, "ar+nar-len-llama-8")
+
+
+def test_converted_and_verified_from_a_training_folder(
+    make: Make, tmp_path: Path, cli: Cli
+) -> None:
+    folder, out = make(tmp_path / "m", SHAPE), tmp_path / "out.gguf"
+    result = cli(folder, out, "--verify", "full")
+    assert result.code == 0, result.err
+    assert cli("verify", folder, out, "--level", "tensors").code == 0
+    for command in (("inspect", folder), ("inspect", out), ("verify", out)):
+        assert cli(*command).code == 0
+    error_of(cli(folder, folder / "1000.gguf", "--dry-run", "--config", folder), 2)
+
+
+def test_a_file_of_the_folder_is_no_output(make: Make, tmp_path: Path, cli: Cli) -> None:
+    folder = make(tmp_path / "m", SHAPE)
+    message = error_of(cli(folder, folder / "latest", "--force"), 2)
+    assert "a file of the input" in message
+    assert (folder / "latest").read_text().strip() in [path.name for path in folder.iterdir()]
+
+
+TAGS = {
+    "a path": "../../etc",
+    "an absolute path": "/etc",
+    "the folder above": "..",
+    "the folder itself": ".",
+    "two lines": "1000\n../x",
+    "nothing": "",
+    "a backslash": "..\\x",
+    "no text": b"\xff\xfe\x00".decode("latin-1"),
+    "a NUL": "10\x0000",
+    "too long": "1" * 300,
+}
+
+
+@pytest.mark.parametrize("tag", TAGS.values(), ids=TAGS.keys())
+def test_latest_names_a_folder_beside_it_or_is_refused(
+    tag: str, make: Make, tmp_path: Path, cli: Cli
+) -> None:
+    folder = make(tmp_path / "m", SHAPE)
+    (folder / "latest").write_text(tag, encoding="latin-1")
+    message = error_of(cli(folder, tmp_path / "out.gguf"), 2)
+    assert "where the name of a folder beside it is expected" in message
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_a_latest_that_is_not_there_is_answered_with_those_that_are(
+    make: Make, tmp_path: Path, cli: Cli
+) -> None:
+    folder = make(tmp_path / "m", SHAPE)
+    (tag,) = [path.name for path in folder.iterdir() if path.is_dir()]
+    (folder / "latest").write_text("7")
+    message = error_of(cli("inspect", folder), 2)
+    assert f"names the folder 7, which is not there; there are: {tag}" in message
+
+
+def test_a_class_in_a_state_of_deepspeed_is_named(tmp_path: Path, cli: Cli) -> None:
+    folder = deepspeed_training(tmp_path / "m", SHAPE, args=argparse.Namespace(local_rank=0))
+    message = error_of(cli(folder, tmp_path / "out.gguf"), 2)
+    assert "it asks for argparse.Namespace" in message
+    assert "safe_globals" not in message
+
+
+def test_weights_that_lie_elsewhere_are_missed_by_name(tmp_path: Path, cli: Cli) -> None:
+    empty = torch_state({"sep": np.zeros(0, np.float32)})
+    folder = deepspeed_training(tmp_path / "m", SHAPE, module=empty)
+    assert "ZeRO stage 3" in error_of(cli("inspect", folder), 2)
+
+
+def test_a_model_over_several_ranks_is_refused(tmp_path: Path, cli: Cli) -> None:
+    folder = deepspeed_training(tmp_path / "m", SHAPE)
+    first = folder / "global_step1000" / "mp_rank_00_model_states.pt"
+    shutil.copy(first, first.with_name("mp_rank_01_model_states.pt"))
+    for path in (folder, first.parent, first):
+        assert "split over 2 ranks" in error_of(cli("inspect", path), 2)
+
+
+def test_two_states_in_one_folder_are_no_guess(tmp_path: Path, cli: Cli) -> None:
+    folder = local_training(tmp_path / "m", SHAPE)
+    (folder / "1000" / "state.pth").write_bytes(b"")
+    message = error_of(cli("inspect", folder), 2)
+    assert "state.pth, state.sft, where one state is expected" in message
+    same_weights(folder / "1000" / "state.sft", SHAPE)
+
+
+@pytest.mark.parametrize("content", ["nothing", "a lora", "a readme"])
+def test_a_folder_without_weights_says_what_is_expected(
+    content: str, tmp_path: Path, cli: Cli
+) -> None:
+    folder = tmp_path / "m"
+    folder.mkdir()
+    if content == "a lora":
+        write_safetensors(folder / "lora.sft", {"a.lora_A": np.zeros(2, np.float32)})
+    elif content == "a readme":
+        (folder / "README.md").write_text("hello")
+    message = error_of(cli("inspect", folder), 2)
+    assert "is a directory" in message
+    assert ("--lora" in message) == (content == "a lora")
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_state_is_refused(data: st.DataObject, tmp_path: Path, cli: Cli) -> None:
+    """Bytes cut off or replaced anywhere in `latest`, the config or the state."""
+    folder = tmp_path / "m"
+    shutil.rmtree(folder, ignore_errors=True)
+    data.draw(st.sampled_from(list(MAKERS.values())))(folder, SHAPE)
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and "optim" not in p.name)
+    path = data.draw(st.sampled_from(files))
+    raw = path.read_bytes()
+    at = data.draw(st.integers(0, min(len(raw) - 1, 4000)))
+    path.write_bytes(raw[:at] + data.draw(st.sampled_from([b"", b"\xff\0../\n{", b"["])))
+    out = tmp_path / "out.gguf"
+    result = cli(folder, out, "--verify", "none")
+    if result.code == 0:  # a config that lost its end, say, may still be one
+        out.unlink()
+    else:
+        error_of(result, 2)
+        assert not out.exists()
+
+
+def test_all_types_convert_alike(make: Make, tmp_path: Path) -> None:
+    """The file of a training folder has the tensors of the plain checkpoint's, byte for byte."""
+    for dtype in DTYPES:
+        folder = make(tmp_path / dtype, SHAPE, dtype)
+        flat = plain(tmp_path / f"{dtype}.sft", SHAPE, dtype)
+        plans = [plan_conversion(folder), plan_conversion(flat)]
+        sizes = [write_gguf(plan, tmp_path / f"{i}{dtype}") for i, plan in enumerate(plans)]
+        data = [
+            (tmp_path / f"{i}{dtype}").read_bytes()[-plan.data_bytes :]
+            for i, plan in enumerate(plans)
+        ]
+        assert data[0] == data[1]
+        assert min(sizes) > plans[0].data_bytes
+        assert verify_gguf(plans[0], tmp_path / f"0{dtype}", levels=["structure", "tensors"]).passed
+
+
+def test_a_folder_that_is_not_there_is_answered_with_one_that_is(tmp_path: Path) -> None:
+    local_training(tmp_path / "training", SHAPE)
+    with pytest.raises(InputError, match="did you mean"):
+        read_checkpoint(tmp_path / "trainig")

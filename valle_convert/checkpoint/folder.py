@@ -1,0 +1,311 @@
+"""Folders: which file in one holds the weights, and where its config lies.
+
+    ckpt/ar+nar/latest                                   the tag, in the training project's folders
+    ckpt/ar+nar/<tag>/state.sft or state.pth             its own back end
+    ckpt/ar+nar/<tag>/mp_rank_00_model_states.pt         DeepSpeed
+    anything/*.safetensors.index.json                    shards (`sharded.py`)
+    anything/model.safetensors or fp32.sft or one file   everything else
+
+A folder is seen through a `Tree`, which lists names and gives files: `DiskTree` here, the hub's in
+`hub.py`. Files of an optimizer are never opened, nor asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Protocol
+
+from valle_convert.errors import InputError, UnsupportedModelError, ValleConvertError
+from valle_convert.files import os_fault, read_small_file
+
+SAFETENSORS_SUFFIXES = (".sft", ".safetensors")
+TORCH_SUFFIXES = (".pth", ".pt")
+INDEX_SUFFIX = ".safetensors.index.json"
+CONFIG = "config.yaml"
+
+_LATEST = "latest"
+_STATES = ("state.sft", "state.pth")
+_DEEPSPEED = re.compile(r"mp_rank_(\d+)_model_states\.pt")
+#: What lies beside weights and is none: the optimizer's, and adapters.
+_NO_WEIGHTS = re.compile(r"(optimizer|lora|(bf16_|fp16_)?zero_pp_rank_).*|.*_optim_states\.pt")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
+_MAX_TAG_BYTES = 4096
+# Above the weights: the tag's folder, the model's, `ckpt`, and the one of the whole training.
+_CONFIG_DEPTH = 4
+_USUAL = (*(f"fp32{one}" for one in SAFETENSORS_SUFFIXES + TORCH_SUFFIXES), "model.safetensors")
+_SHOWN = 12
+
+
+class Tree(Protocol):
+    """Folders and files below some root."""
+
+    def is_folder(self, path: PurePath) -> bool:
+        """Whether there is a folder of that name."""
+        ...
+
+    def files(self, folder: PurePath) -> list[str]:
+        """The names of the files in a folder, sorted."""
+        ...
+
+    def folders(self, folder: PurePath) -> list[str]:
+        """The names of the folders in a folder, sorted."""
+        ...
+
+    def get(self, path: PurePath) -> Path:
+        """A file, on this machine.
+
+        Raises:
+            InputError: there is none.
+            EnvironmentFault: it cannot be had.
+        """
+        ...
+
+    def name(self, path: PurePath) -> str:
+        """What to call a path in a message, such that a user can give it back."""
+        ...
+
+
+class DiskTree:
+    """The disk."""
+
+    def is_folder(self, path: PurePath) -> bool:
+        """Whether there is a folder of that name."""
+        return os.path.isdir(path)  # noqa: PTH112 - no exception for what cannot be entered
+
+    def files(self, folder: PurePath) -> list[str]:
+        """The names of the files in a folder, sorted."""
+        return [name for name, is_folder in self._entries(folder) if not is_folder]
+
+    def folders(self, folder: PurePath) -> list[str]:
+        """The names of the folders in a folder, sorted."""
+        return [name for name, is_folder in self._entries(folder) if is_folder]
+
+    def get(self, path: PurePath) -> Path:
+        """The path itself."""
+        return Path(path)
+
+    def name(self, path: PurePath) -> str:
+        """The path itself."""
+        return str(path)
+
+    @staticmethod
+    def _entries(folder: PurePath) -> list[tuple[str, bool]]:
+        try:
+            with os.scandir(folder) as entries:
+                return sorted((entry.name, entry.is_dir()) for entry in entries)
+        except OSError as error:
+            raise os_fault(f"The folder {folder} cannot be read", error) from error
+
+
+@dataclass(frozen=True)
+class Found:
+    """The weights of a folder.
+
+    Attributes:
+        weights: the file, or the index of several.
+        title: what the model is called, if its config does not say.
+        is_training: whether they are the state of a training, whose config lies above.
+        notes: what was chosen on the way, in words.
+    """
+
+    weights: PurePath
+    title: str
+    is_training: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def find_weights(tree: Tree, folder: PurePath) -> Found:
+    """Look for the one model of a folder.
+
+    Raises:
+        InputError: there is none, there are several (all are named), or `latest` names no folder
+            beside it.
+        UnsupportedModelError: the state is split in a way that is not read.
+    """
+    found = _look_into(tree, folder)
+    if found is not None:
+        return found
+    models = list(_models_below(tree, folder, depth=2))
+    if len(models) == 1:
+        below = _look_into(tree, models[0])
+        assert below is not None  # noqa: S101 - it was just seen
+        return below
+    if models:
+        shown = [tree.name(model) for model in models[:_SHOWN]]
+        more = f", and {len(models) - _SHOWN} more" if len(models) > _SHOWN else ""
+        raise InputError(
+            f"{tree.name(folder)} holds {len(models)} models, where one is expected: "
+            f"{', '.join(shown)}{more}; give one of them."
+        )
+    if any(name.startswith("lora.") for name in tree.files(folder)):
+        raise InputError(
+            f"{tree.name(folder)} is a directory that holds a LoRA alone; give the checkpoint that "
+            "it was trained on, and this one with --lora."
+        )
+    raise InputError(
+        f"{tree.name(folder)} is a directory without a checkpoint in it; expected is a training "
+        f"folder (latest, state.sft, mp_rank_00_model_states.pt), one with *{INDEX_SUFFIX}, or "
+        f"one with one of {', '.join(SAFETENSORS_SUFFIXES + TORCH_SUFFIXES)}: give the file itself."
+    )
+
+
+def found_file(tree: Tree, path: PurePath) -> Found:
+    """The weights where the user names their file; a training's state is known by its name.
+
+    Raises:
+        UnsupportedModelError: the state is split in a way that is not read.
+    """
+    if _DEEPSPEED.fullmatch(path.name):
+        _state(tree, path.parent, [one for one in tree.files(path.parent) if one not in _STATES])
+    elif path.name not in _STATES:
+        is_index = path.name.endswith(INDEX_SUFFIX)
+        return Found(path, path.name.removesuffix(INDEX_SUFFIX) if is_index else path.stem)
+    return Found(path, _title(path.parent.parent), is_training=True)
+
+
+def find_config(tree: Tree, found: Found) -> PurePath | None:
+    """The config.yaml beside the weights or, of a training, above them."""
+    folder = found.weights.parent
+    for _ in range(_CONFIG_DEPTH if found.is_training else 1):
+        if tree.is_folder(folder) and CONFIG in tree.files(folder):
+            return folder / CONFIG
+        if folder == folder.parent:
+            break
+        folder = folder.parent
+    return None
+
+
+def is_deepspeed(name: str) -> bool:
+    """Whether a file's name is that of a state of DeepSpeed."""
+    return _DEEPSPEED.fullmatch(name) is not None
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file's name is that of one shard of several."""
+    return _SHARD.search(name) is not None
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether an untrusted name is that of an entry of the folder it stands in: no path."""
+    return (
+        isinstance(name, str)
+        and 0 < len(name) <= 255
+        and name not in (".", "..")
+        and name.isprintable()
+        and not set(name) & set("/\\")
+    )
+
+
+def _look_into(tree: Tree, folder: PurePath) -> Found | None:
+    """The weights that a folder itself has; None where it has none."""
+    names = tree.files(folder)
+    if _LATEST in names:
+        return _at_latest(tree, folder)
+    state = _state(tree, folder, names)
+    if state is not None:
+        return Found(folder / state, _title(folder.parent), is_training=True)
+    for kind, choices in _choices(names):
+        if len(choices) == 1:
+            return Found(folder / choices[0], _title(folder))
+        if choices:
+            raise InputError(
+                f"{tree.name(folder)} holds {len(choices)} {kind}, where one is expected: "
+                f"{', '.join(choices[:_SHOWN])}; give one of these files."
+            )
+    shards = [name for name in names if is_shard(name)]
+    if shards:
+        raise InputError(
+            f"{tree.name(folder)} holds shards ({shards[0]} ...) without the *{INDEX_SUFFIX} that "
+            "lists their tensors; copy or download it too."
+        )
+    return None
+
+
+def _at_latest(tree: Tree, folder: PurePath) -> Found:
+    """The state that `latest` names."""
+    path = folder / _LATEST
+    raw = read_small_file(tree.get(path), "file", _MAX_TAG_BYTES)
+    tag = raw.decode("utf-8", errors="replace").strip()
+    if not is_plain_name(tag):
+        raise InputError(
+            f"{tree.name(path)} holds {tag!r:.80}, where the name of a folder beside it is "
+            "expected, such as 1000; give the folder of the state to convert."
+        )
+    inner = folder / tag
+    if not tree.is_folder(inner):
+        there = ", ".join(tree.folders(folder)[:_SHOWN]) or "none"
+        raise InputError(
+            f"{tree.name(path)} names the folder {tag}, which is not there; there are: {there}. "
+            "Give the folder of the state to convert."
+        )
+    state = _state(tree, inner, tree.files(inner))
+    if state is None:
+        raise InputError(
+            f"{tree.name(inner)}, which {_LATEST} names, holds none of {', '.join(_STATES)} and "
+            "mp_rank_00_model_states.pt; give the folder of another state."
+        )
+    note = f"{tree.name(path)} names {tag}"
+    return Found(inner / state, _title(folder), is_training=True, notes=(note,))
+
+
+def _state(tree: Tree, folder: PurePath, names: list[str]) -> str | None:
+    """The file of a training's state in the folder of a tag."""
+    states = [name for name in names if name in _STATES]
+    ranks = [name for name in names if _DEEPSPEED.fullmatch(name)]
+    if len(states) + bool(ranks) > 1:
+        raise InputError(
+            f"{tree.name(folder)} holds {', '.join(states + ranks[:1])}, where one state is "
+            "expected; give the file to convert."
+        )
+    if len(ranks) > 1:
+        raise UnsupportedModelError(
+            f"{tree.name(folder)} holds a model that DeepSpeed has split over {len(ranks)} ranks "
+            f"({ranks[0]} to {ranks[-1]}), where one is expected; export it to .sft with the "
+            "training project first."
+        )
+    return next(iter(states + ranks), None)
+
+
+def _choices(names: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Kinds of files that hold weights, the surest first; of the first that is there, one counts.
+
+    What the training project exports is called fp32, and what transformers writes, model.
+    """
+    files = [
+        name
+        for name in names
+        if name.lower().endswith(SAFETENSORS_SUFFIXES + TORCH_SUFFIXES)
+        and not _NO_WEIGHTS.fullmatch(name)
+        and not is_shard(name)
+    ]
+    indexes = [name for name in names if name.endswith(INDEX_SUFFIX)]
+    yield "indexes and files of weights", indexes + [name for name in files if name in _USUAL]
+    yield "files of weights", files
+
+
+def _models_below(tree: Tree, folder: PurePath, depth: int) -> Iterator[PurePath]:
+    """Folders inside that hold weights, the nearest ones."""
+    for name in tree.folders(folder):
+        inner = folder / name
+        try:
+            names = tree.files(inner)
+        except ValleConvertError:
+            continue  # a folder that this user may not look into
+        if (
+            any(name == _LATEST or name in _STATES or is_shard(name) for name in names)
+            or any(_DEEPSPEED.fullmatch(name) for name in names)
+            or any(choices for _, choices in _choices(names))
+        ):
+            yield inner
+        elif depth > 1:
+            yield from _models_below(tree, inner, depth - 1)
+
+
+def _title(folder: PurePath) -> str:
+    """The name of a model's folder; `ckpt` is no name."""
+    path = folder if folder.name else PurePath(os.path.abspath(folder))  # noqa: PTH100 - or "."
+    return path.parent.name if path.name == "ckpt" and path.parent.name else path.name

@@ -1,0 +1,158 @@
+"""`*.safetensors.index.json`: one state dict in several safetensors files.
+
+    {"metadata": {...}, "weight_map": {tensor: file beside the index, ...}}
+
+In: an index, and a way to the files beside it. Out: one `TensorSource` over all of them. An index
+is untrusted: its files are names, not paths, and it has to name exactly what the files hold.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from numpy.typing import NDArray
+
+from valle_convert.checkpoint.folder import SAFETENSORS_SUFFIXES, is_plain_name
+from valle_convert.checkpoint.safetensors_file import SafetensorsFile
+from valle_convert.checkpoint.source import TensorSpec
+from valle_convert.errors import InputError
+from valle_convert.files import read_small_file
+
+_MAX_INDEX_BYTES = 16 << 20
+_SHOWN = 5
+
+
+class ShardedTensors:
+    """A `TensorSource` over the shards of an index.
+
+    Args:
+        index: the file.
+        get: gives the file beside it of a name, or None where there is none.
+
+    Attributes:
+        paths: of the shards, in the order of their names.
+        metadata: the strings of all shards' `__metadata__`.
+
+    Raises:
+        InputError: the index is damaged or names paths; shards or tensors are missing, stand in two
+            shards, or are in none (all are named); two shards' metadata contradict each other.
+    """
+
+    def __init__(self, index: Path, get: Callable[[str], Path | None]) -> None:
+        weight_map = _read_index(index)
+        found = {name: get(name) for name in sorted(set(weight_map.values()))}
+        files = {name: SafetensorsFile(path) for name, path in found.items() if path is not None}
+        _check(index, weight_map, files)
+        self.paths = tuple(path for path in found.values() if path is not None)
+        self.metadata = _merge(index, {name: file.metadata for name, file in files.items()})
+        self._files = {name: files[shard] for name, shard in weight_map.items()}
+        self.specs: Mapping[str, TensorSpec] = MappingProxyType(
+            {name: spec for file in files.values() for name, spec in file.specs.items()}
+        )
+
+    def read(self, name: str) -> NDArray[Any]:
+        """One tensor as a read-only view of its mapped shard."""
+        return self._files[name].read(name)
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """The shard of every tensor."""
+    twice: list[str] = []
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            counts = Counter(name for name, _ in pairs)
+            twice.extend(name for name, n in counts.items() if n > 1)
+        return found
+
+    try:
+        index = json.loads(
+            read_small_file(path, "index", _MAX_INDEX_BYTES), object_pairs_hook=unique
+        )
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"The index {path} is not valid JSON ({error}); copy or download it again."
+        ) from error
+    if twice:
+        raise InputError(
+            f"The index {path} has entries twice: {_some(twice)}; one of each is "
+            "expected: save the model again."
+        )
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(
+            f"The index {path} has no weight_map, where one from tensors to files is expected; "
+            "copy or download it again."
+        )
+    strange = sorted(
+        {
+            f"{shard!r:.80}"
+            for shard in weight_map.values()
+            if not is_plain_name(shard) or not shard.endswith(SAFETENSORS_SUFFIXES)
+        }
+    )
+    if strange:
+        raise InputError(
+            f"The index {path} names {_some(strange)}, where names of safetensors files beside it "
+            "are expected; save the model again."
+        )
+    return weight_map
+
+
+def _check(
+    index: Path, weight_map: Mapping[str, str], files: Mapping[str, SafetensorsFile]
+) -> None:
+    """Hold the index against the shards, and name all that is wrong in one error."""
+    faults: list[str] = []
+    shards = sorted(set(weight_map.values()) - files.keys())
+    if shards:
+        held = [sum(shard == one for shard in weight_map.values()) for one in shards]
+        faults.append(
+            "missing shards: "
+            + _some([f"{one} ({n} tensors)" for one, n in zip(shards, held, strict=True)])
+        )
+    places: dict[str, list[str]] = {}
+    for shard, file in files.items():
+        for name in file.specs:
+            places.setdefault(name, []).append(shard)
+    missing = [
+        f"{name} (of {shard})"
+        for name, shard in weight_map.items()
+        if shard in files and shard not in places.get(name, ())
+    ]
+    if missing:
+        faults.append(f"missing tensors: {_some(missing)}")
+    twice = [f"{name} (in {', '.join(some)})" for name, some in places.items() if len(some) > 1]
+    if twice:
+        faults.append(f"tensors in several shards: {_some(twice)}")
+    unlisted = [f"{name} (in {some[0]})" for name, some in places.items() if name not in weight_map]
+    if unlisted:
+        faults.append(f"tensors that it does not list: {_some(unlisted)}")
+    if faults:
+        raise InputError(
+            f"The index {index} does not fit the files beside it: {'; '.join(faults)}. Copy or "
+            "download the whole folder again."
+        )
+
+
+def _merge(index: Path, metadata: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    merged: dict[str, str] = {}
+    for shard, entries in metadata.items():
+        for key, value in entries.items():
+            if merged.setdefault(key, value) != value:
+                raise InputError(
+                    f"The shards of {index} contradict each other: the metadata entry {key!r} of "
+                    f"{shard} is not that of the shards before it; save the model again."
+                )
+    return merged
+
+
+def _some(items: list[str]) -> str:
+    shown = ", ".join(items[:_SHOWN])
+    return f"{shown}, and {len(items) - _SHOWN} more" if len(items) > _SHOWN else shown
