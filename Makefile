@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt scripts/build_llama_tools.py
 	$(BIN)/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
 	CMAKE_ARGS="$$($(BIN)/python scripts/build_llama_tools.py --print-cmake-args)" \
 	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) \
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[llama,speech,report,miniature,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[llama,speech,vallex,japanese,report,miniature,dev]'
 	touch $@
 
 demo: $(STAMP) ## Convert the miniature, verify it, quantize it, and speak into build/demo/hello.wav

@@ -1,0 +1,268 @@
+"""Mandarin for VALL-E X: jieba cuts words, pypinyin reads them, and a table spells syllables.
+
+>>> chinese_symbols("我想要零花钱。")[0]
+'wo↓↑ ʃiɑŋ↓↑iɑʊ↓ liŋ↑xwa→tʃʰjɛn↑.'
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+import warnings
+from functools import cache
+from typing import Any
+
+from valle_convert.extras import require
+
+#: The parts of a syllable in bopomofo, with examples in pinyin.
+INITIALS = {
+    "ㄅ": "p⁼",  # b
+    "ㄆ": "pʰ",  # p
+    "ㄇ": "m",
+    "ㄈ": "f",
+    "ㄉ": "t⁼",  # d
+    "ㄊ": "tʰ",  # t
+    "ㄋ": "n",
+    "ㄌ": "l",
+    "ㄍ": "k⁼",  # g
+    "ㄎ": "kʰ",  # k
+    "ㄏ": "x",  # h
+    "ㄐ": "tʃ⁼",  # j
+    "ㄑ": "tʃʰ",  # q
+    "ㄒ": "ʃ",  # x
+    "ㄓ": "ts`⁼",  # zh
+    "ㄔ": "ts`ʰ",  # ch
+    "ㄕ": "s`",  # sh
+    "ㄖ": "ɹ`",  # r
+    "ㄗ": "ts⁼",  # z
+    "ㄘ": "tsʰ",  # c
+    "ㄙ": "s",
+}
+FINALS = {
+    "ㄚ": "a",
+    "ㄛ": "o",
+    "ㄜ": "ə",  # e in ge
+    "ㄝ": "ɛ",  # ê
+    "ㄞ": "aɪ",
+    "ㄟ": "eɪ",
+    "ㄠ": "ɑʊ",
+    "ㄡ": "oʊ",
+    "ㄢ": "an",
+    "ㄣ": "ən",  # en
+    "ㄤ": "ɑŋ",
+    "ㄥ": "əŋ",  # eng
+    "ㄦ": "əɹ`",  # er
+    "ㄇ": "m",  # hm
+    "ㄧ": "i",
+    "ㄧㄚ": "ja",
+    "ㄧㄛ": "jo",
+    "ㄧㄝ": "iɛ",
+    "ㄧㄞ": "jaɪ",
+    "ㄧㄠ": "iɑʊ",
+    "ㄧㄡ": "joʊ",  # iu
+    "ㄧㄢ": "jɛn",
+    "ㄧㄣ": "in",
+    "ㄧㄤ": "iɑŋ",
+    "ㄧㄥ": "iŋ",
+    "ㄨ": "u",
+    "ㄨㄚ": "wa",
+    "ㄨㄛ": "wo",
+    "ㄨㄞ": "waɪ",
+    "ㄨㄟ": "weɪ",  # ui
+    "ㄨㄢ": "wan",
+    "ㄨㄣ": "wən",  # un
+    "ㄨㄤ": "uɑŋ",
+    "ㄨㄥ": "ʊŋ",  # ong
+    "ㄩ": "ɥ",
+    "ㄩㄝ": "ɥɛ",
+    "ㄩㄢ": "ɥæn",
+    "ㄩㄣ": "ɥn",
+    "ㄩㄥ": "jʊŋ",  # iong
+}
+#: What stands for the vowel of zhi and zi, which bopomofo does not write.
+_SYLLABIC = {**dict.fromkeys("ㄓㄔㄕㄖ", "ɹ`"), **dict.fromkeys("ㄗㄘㄙ", "ɹ")}
+#: The first tone has no mark in bopomofo, the neutral one none in the symbols.
+TONES = {"": "→", "ˊ": "↑", "ˇ": "↓↑", "ˋ": "↓", "˙": ""}
+_LABIALS = "ㄅㄆㄇㄈ"
+
+#: The Chinese names of Latin letters.
+_LETTERS = {
+    "a": "ㄟ",
+    "b": "ㄅㄧˋ",
+    "c": "ㄒㄧ",
+    "d": "ㄉㄧˋ",
+    "e": "ㄧˋ",
+    "f": "ㄞˊ ㄈㄨˊ",
+    "g": "ㄐㄧˋ",
+    "h": "ㄟˊ ㄑㄩˇ",
+    "i": "ㄞˋ",
+    "j": "ㄓㄟˋ",
+    "k": "ㄎㄟˋ",
+    "l": "ㄞˊ ㄌㄨˊ",
+    "m": "ㄞˊ ㄇㄨˇ",
+    "n": "ㄣ",
+    "o": "ㄡ",
+    "p": "ㄆㄧˋ",
+    "q": "ㄎㄧㄡ",
+    "r": "ㄚˋ",
+    "s": "ㄞˊ ㄙ",
+    "t": "ㄊㄧˋ",
+    "u": "ㄧㄡ",
+    "v": "ㄨㄟ",
+    "w": "ㄉㄚˊ ㄅㄨˋ ㄌㄧㄡˋ",
+    "x": "ㄞˋ ㄎㄜˋ ㄙ",
+    "y": "ㄨㄞˋ",
+    "z": "ㄗㄟˋ",
+}
+#: Punctuation: what it becomes. What is not here and cannot be read is not said.
+_PUNCTUATION = {
+    **{mark: mark for mark in ".,!?-~…"},
+    **dict.fromkeys("。．｡", "."),
+    **dict.fromkeys("，、；：;:､", ","),
+    "！": "!",
+    "？": "?",
+    **dict.fromkeys("—–―−－", "-"),
+    **dict.fromkeys("～〜", "~"),
+    **dict.fromkeys("\"'“”‘’「」『』（）()《》〈〉【】〔〕[]{}«»·・_/\\|*^`", ""),
+}
+_SIGNS = {
+    "&": "和",
+    "+": "加",
+    "=": "等于",
+    "@": "艾特",
+    "$": "美元",
+    "€": "欧元",
+    "￥": "元",
+    "¥": "元",
+    "℃": "摄氏度",
+    "°": "度",
+    "#": "井号",
+}
+
+_HANZI = r"㐀-䶿一-鿿豈-﫿〇\U00020000-\U0003ffff"
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?)[%％]")
+_YEAR = re.compile(r"(?<!\d)(\d{4})(?=年)")
+_NEGATIVE = re.compile(rf"(?<![\w{_HANZI}])[-−](?=\d)")
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_MAX_DIGITS = 16  # what cn2an names
+
+_SYLLABLE = re.compile(
+    rf"(?P<initial>[{''.join(INITIALS)}]?)(?P<final>[ㄚ-ㄩㄇ]*)(?P<tone>[ˊˇˋ˙]?)"
+)
+
+
+def chinese_symbols(text: str) -> tuple[str, list[str]]:
+    """A text in the network's symbols, with blanks between words.
+
+    Returns:
+        The symbols, and the characters of the text that cannot be said in Chinese.
+
+    Raises:
+        EnvironmentFault: a package is not installed.
+    """
+    parts: list[str] = []
+    unsaid: list[str] = []
+    for word in _words(_expanded(text)):
+        if word.isspace():
+            parts.append(" ")
+            continue
+        if re.search(f"[{_HANZI}]", word):
+            parts.append(" ")
+        for piece in _readings(word):
+            spelled = _spell(piece)
+            if spelled is not None:
+                parts.append(spelled)
+                continue
+            for character in piece:
+                if character.lower() in _LETTERS:
+                    parts.extend(spell_syllable(one) for one in _LETTERS[character.lower()].split())
+                elif character in _PUNCTUATION:
+                    parts.append(_PUNCTUATION[character])
+                else:
+                    unsaid.append(character)
+    symbols = re.sub(r"\.{3,}", "…", re.sub(r"\s+", " ", "".join(parts)))
+    return re.sub(r" (?=[.,!?…~-])", "", symbols).strip(), list(dict.fromkeys(unsaid))
+
+
+def spell_syllable(bopomofo: str) -> str:
+    """One syllable in bopomofo with its tone mark, in the network's symbols.
+
+    >>> spell_syllable("ㄓㄨㄥ"), spell_syllable("ㄕˋ"), spell_syllable("ㄅㄛˊ")
+    ('ts`⁼ʊŋ→', 's`ɹ`↓', 'p⁼wo↑')
+
+    Raises:
+        ValueError: it is none.
+    """
+    spelled = _spell(bopomofo)
+    if spelled is None:
+        raise ValueError(bopomofo)
+    return spelled
+
+
+def _spell(bopomofo: str) -> str | None:
+    syllable = _SYLLABLE.fullmatch(bopomofo)
+    if syllable is None:
+        return None
+    initial, final, tone = syllable["initial"], syllable["final"], syllable["tone"]
+    if initial and not final:
+        if initial not in _SYLLABIC:
+            return None
+        vowel = _SYLLABIC[initial]
+    elif final not in FINALS:
+        return None
+    else:
+        vowel = "wo" if final == "ㄛ" and initial in _LABIALS and initial else FINALS[final]
+    return INITIALS.get(initial, "") + vowel + TONES[tone]
+
+
+def _expanded(text: str) -> str:
+    """Letters and digits of usual width, and numbers and signs in Chinese."""
+    text = "".join(map(_plain, text))
+    text = _PERCENT.sub(r"百分之\1", text)
+    text = _YEAR.sub(lambda n: _in_chinese(n[1], "direct"), text)
+    text = _NEGATIVE.sub("负", text)
+    text = _NUMBER.sub(lambda n: _in_chinese(n[0], "low"), text)
+    return "".join(_SIGNS.get(one, one) for one in text)
+
+
+def _plain(character: str) -> str:
+    category = unicodedata.category(character)
+    if category == "Nd":
+        return str(unicodedata.decimal(character))
+    if category in ("Cf", "Mn"):
+        return ""
+    if category == "Cc":
+        return " "
+    is_wide = character.isalnum() or character in "％／．－"
+    return unicodedata.normalize("NFKC", character) if is_wide else character
+
+
+def _in_chinese(number: str, mode: str) -> str:
+    whole = number.partition(".")[0]
+    if len(whole) > _MAX_DIGITS or (len(whole) > 1 and whole[0] == "0"):
+        mode = "direct"
+    numbers = require("cn2an", "Reading Chinese numbers", extra="vallex")
+    return str(numbers.an2cn(str(number), mode))
+
+
+def _words(text: str) -> list[str]:
+    return list(_jieba().cut(text))
+
+
+@cache
+def _jieba() -> Any:  # noqa: ANN401 - the package has no types
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it imports pkg_resources, which is deprecated
+        jieba = require("jieba", "Cutting Chinese words", extra="vallex")
+    tokenizer = jieba.Tokenizer()
+    # Left to itself, it would unmarshal a cache from the folder of temporary files, where
+    # anybody can have put it.
+    tokenizer.FREQ, tokenizer.total = tokenizer.gen_pfdict(tokenizer.get_dict_file())
+    tokenizer.initialized = True
+    return tokenizer
+
+
+def _readings(word: str) -> list[str]:
+    """Bopomofo of each character of a word; what is no Chinese character, as it is."""
+    pypinyin = require("pypinyin", "Reading Chinese", extra="vallex")
+    return list(pypinyin.lazy_pinyin(word, style=pypinyin.Style.BOPOMOFO))
