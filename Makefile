@@ -12,10 +12,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$((n < 2 ? n : 2)))
+MINUTES ?= 5
 DEMO := miniature/miniature.sft
 OUT := build/demo
 
-.PHONY: help setup demo test test-all lint types check bench fixtures llama-tools clean
+.PHONY: help setup demo test test-all lint types check fuzz bench fixtures llama-tools clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -58,6 +59,9 @@ test: check llama-tools ## Everything that CI runs: lint, types, tests
 
 test-all: check llama-tools ## The slow tests too: a million strings, the production size
 	$(BIN)/pytest -n $(JOBS)
+
+fuzz: $(STAMP) ## Hostile inputs for every reader, for MINUTES (5); findings in build/fuzz
+	$(BIN)/python -m fuzz --minutes $(MINUTES)
 
 bench: $(STAMP) llama-tools ## Measure speed and memory; takes minutes and 4 GB of disk
 	$(BIN)/python benchmarks/run.py

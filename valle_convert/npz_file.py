@@ -64,6 +64,9 @@ def read_npz(
     try:
         with path.open("rb") as raw, zipfile.ZipFile(raw) as archive:
             sizes = {item.filename: item.file_size for item in archive.infolist()}
+            if any(item.compress_size > path.stat().st_size for item in archive.infolist()):
+                # zipfile makes room for as much before it reads.
+                raise ValueError("an entry is said to be larger than the file")
             if missing := [name for name in names if f"{name}.npy" not in sizes]:
                 raise ValueError(f"it has no array {', '.join(map(repr, missing))}")
             there = [*names, *(name for name in optional if f"{name}.npy" in sizes)]

@@ -10,10 +10,11 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
+from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fuzz.oracles import same_gguf
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import GGML_TYPES
@@ -35,10 +36,6 @@ BOUNDS = {
     GGUFValueType.UINT64: (0, 2**64 - 1),
     GGUFValueType.INT64: (-(2**63), 2**63 - 1),
 }
-#: The package leaves these to numpy.
-NUMPY = {"I8", "I16", "I32", "I64", "F64"}
-#: The package does not make numbers of these; test_decode.py has llama.cpp do it.
-NOT_READ = {"Q1_0", "Q2_0"}
 NAMES = st.text(
     st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=15
 ).filter(lambda name: len(name.encode()) < 60 and not name.startswith("GGUF."))
@@ -98,42 +95,6 @@ def write(
     writer.close()
 
 
-def same(a: Any, b: Any) -> bool:
-    """Equal, where NaN is itself."""
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b or (isinstance(a, float) and math.isnan(a) and math.isnan(b))
-
-
-def check_alike(path: Path) -> None:
-    ours, theirs = GgufFile(path), GGUFReader(path)
-    fields = {name: f for name, f in theirs.fields.items() if not name.startswith("GGUF.")}
-    assert list(ours.keys) == list(fields)
-    for name, entry in fields.items():
-        assert same(ours.keys[name], entry.contents()), name
-        words = ours.key_types[name].strip("[]")
-        kind = entry.types[-1].name.lower()
-        for long, short in (("uint", "u"), ("int", "i"), ("float", "f")):
-            kind = kind.replace(long, short)
-        assert words == kind
-        assert ours.key_types[name].startswith("[") == (entry.types[0] == GGUFValueType.ARRAY)
-    assert list(ours.tensors) == [tensor.name for tensor in theirs.tensors]
-    for tensor in theirs.tensors:
-        mine = ours.tensors[tensor.name]
-        assert mine.ggml_type.name == tensor.tensor_type.name
-        assert mine.shape == tuple(int(n) for n in reversed(tensor.shape))
-        assert (mine.start, mine.n_bytes) == (int(tensor.data_offset), int(tensor.n_bytes))
-        assert mine.data.tobytes() == np.array(tensor.data).tobytes()
-        if mine.ggml_type.name in NOT_READ:
-            continue
-        if mine.ggml_type.name in NUMPY:
-            expected = np.array(tensor.data).astype(np.float32)
-        else:
-            raw = mine.data if mine.ggml_type.block > 1 else np.array(tensor.data)
-            expected = gguf.quants.dequantize(raw, tensor.tensor_type)
-        assert np.array_equal(mine.rows().ravel(), np.ravel(expected), equal_nan=True)
-
-
 @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.dictionaries(NAMES, keys(), max_size=6),
@@ -150,7 +111,7 @@ def test_a_valid_file_is_read_as_the_gguf_package_reads_it(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "any.gguf"
         write(path, metadata, contents, alignment)
-        check_alike(path)
+        same_gguf(path)
 
 
 U32S = [0, 1, 2, 4, 5, 8, 9, 12, 13, 31, 48, 64, 77, 2**16, 2**31, 2**32 - 1]
@@ -241,13 +202,13 @@ def test_a_damaged_file_is_refused_or_read_as_the_gguf_package_reads_it(data: by
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "any.gguf"
         path.write_bytes(data)
-        check_alike(path)
+        same_gguf(path)
 
 
 def test_the_file_that_is_damaged_is_a_valid_one(tmp_path: Path) -> None:
     path = tmp_path / "any.gguf"
     path.write_bytes(b"".join(Parts().fields))
-    check_alike(path)
+    same_gguf(path)
     assert list(GgufFile(path).tensors) == ["x", "y", "z"]
 
 

@@ -35,6 +35,7 @@ from valle_convert.checkpoint.folder import (
     is_shard,
 )
 from valle_convert.checkpoint.lora import LoraScale, MergedTensors, has_adapters
+from valle_convert.checkpoint.plain_values import check_plain, is_plain, load_yaml
 from valle_convert.checkpoint.safetensors_file import SafetensorsFile
 from valle_convert.checkpoint.sharded import ShardedTensors
 from valle_convert.checkpoint.source import TensorSource
@@ -177,7 +178,7 @@ def read_checkpoint(
         config=model_config,
         config_source=config_source,
         symmap=_symmap(file, contents.extras),
-        stats=_mapping(file, contents.extras, "stats") or {},
+        stats=_stats(contents.extras),
         lora=merged,
         companions=tuple(companions),
         notes=found.notes,
@@ -391,13 +392,10 @@ def _find_config(
 
 
 def _load_config(path: Path, found: Found) -> Mapping[str, Any]:
-    import yaml
-
     try:
-        text = read_small_file(path, "config", _MAX_CONFIG_BYTES).decode("utf-8")
         # JSON is YAML, so one parser reads both.
-        loaded = yaml.safe_load(text)
-    except (UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
+        loaded = load_yaml(read_small_file(path, "config", _MAX_CONFIG_BYTES).decode("utf-8"))
+    except ValueError as error:  # of the encoding, too
         reason = " ".join(str(error).split())
         raise InputError(f"The config {path} is neither YAML nor JSON: {reason}.") from error
     # The training project's own config.yaml has its models under a key, and other things beside.
@@ -411,6 +409,10 @@ def _load_config(path: Path, found: Found) -> Mapping[str, Any]:
             f"The config {path} holds a {type(loaded).__name__}, where keys and values are "
             "expected, for example `version: 5`."
         )
+    try:
+        check_plain(loaded)
+    except ValueError as error:
+        raise InputError(f"The config {path} is refused: {error}; correct it.") from error
     return loaded
 
 
@@ -450,12 +452,26 @@ def _mapping(path: Path, extras: Mapping[str, Any], key: str) -> Mapping[str, An
     value = extras.get(key)
     if value is None:
         return None
+    try:
+        check_plain(value)
+    except ValueError as error:
+        raise InputError(
+            f"{path}: the entry {key!r} is refused: {error}; export the checkpoint again."
+        ) from error
     if not isinstance(value, Mapping):
         raise InputError(
             f"{path}: the entry {key!r} is a {type(value).__name__}, where a dict is expected; "
             "export the checkpoint again."
         )
     return value
+
+
+def _stats(extras: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The counters that can be shown; nothing is computed from them."""
+    stats = extras.get("stats")
+    if not isinstance(stats, Mapping):
+        return {}
+    return {str(key): value for key, value in stats.items() if is_plain(value)}
 
 
 def _symmap(path: Path, extras: Mapping[str, Any]) -> Mapping[str, int] | None:

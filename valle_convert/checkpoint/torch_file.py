@@ -11,8 +11,10 @@ first of them is read.
 
 from __future__ import annotations
 
+import mmap
 import pickle
 import re
+import struct
 import tempfile
 import warnings
 import zipfile
@@ -43,6 +45,9 @@ _HARMFUL = frozenset(
     "builtins ctypes importlib multiprocessing nt os pickle posix pty runpy shutil socket "
     "subprocess sys tempfile threading webbrowser".split()
 )
+# What stands before an entry: magic, version, flags, method, time, date, checksum, two sizes, and
+# the lengths of its name and of the extra field.
+_LOCAL = struct.Struct("<4s5H3I2H")
 
 
 class StandIn:
@@ -130,7 +135,8 @@ class TorchTensors:
         has_checksums: whether it is a zip; the bare pickles of older torch have none.
 
     Raises:
-        InputError: a value is no dense tensor on the CPU.
+        InputError: a value is no dense tensor on the CPU, or the pickle and the zip do not agree on
+            the size of a tensor's data.
     """
 
     def __init__(
@@ -176,6 +182,8 @@ class TorchTensors:
                 f"{', '.join(strange[:5])}{' ...' if len(strange) > 5 else ''}; "
                 "save the model's plain state_dict()."
             )
+        if has_checksums:
+            _check_storages(path, self._tensors)
         self._path = path
         self._is_checked = not has_checksums
         self.specs: Mapping[str, TensorSpec] = MappingProxyType(specs)
@@ -236,16 +244,124 @@ def check_sums(path: Path, *, pickle_only: bool = False) -> None:
         ) from error
 
 
-def _check_zip(path: Path) -> None:
-    """Refuse what `torch.save` never writes: compression, or more bytes than the file has."""
+def _check_storages(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Hold what the pickle says of the data of tensors against the entries of the zip.
+
+    torch maps as many bytes as the pickle asks for, across the end of an entry too. Where the file
+    is mapped, nothing tells but the storages themselves: they lie as far from each other as the
+    entries do, and each is as long as its entry.
+
+    Raises:
+        InputError: they do not.
+    """
+    storages = {
+        storage.data_ptr(): (storage.nbytes(), name)
+        for name, tensor in tensors.items()
+        if (storage := tensor.untyped_storage()).nbytes()
+    }
+    if not storages:
+        return
+    with _open_zip(path) as archive:
+        sizes = _data_offsets(path, archive)
+    first = min(storages)
+    starts = (first - offset for offset in sizes)
+    # A file is mapped at the beginning of a page.
+    for start in (one for one in starts if one % mmap.PAGESIZE == 0):
+        wrong = [
+            name for at, (n_bytes, name) in storages.items() if sizes.get(at - start) != n_bytes
+        ]
+        if not wrong:
+            return
+    raise InputError(
+        f"{path} is damaged: its pickle and its zip table do not agree on the size of the data of "
+        f"tensors, one of {', '.join(sorted(name for _, name in storages.values())[:3])}...; copy "
+        "or download it again."
+    )
+
+
+def _data_offsets(path: Path, archive: zipfile.ZipFile) -> dict[int, int]:
+    """Where the contents of each entry of a zip begin, and how many bytes they have.
+
+    A zip says everything twice: in a table at its end, which zipfile reads, and before each entry,
+    where torch looks as well. Here both say the same, and no entry lies in another.
+
+    Raises:
+        InputError: they do not.
+    """
+    found: dict[int, int] = {}
+    end = 0
+    entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
+    with path.open("rb") as file:
+        for entry in entries:
+            fits = entry.header_offset >= end  # which is below zero where the table is damaged
+            if fits:
+                file.seek(entry.header_offset)
+                header = file.read(_LOCAL.size)
+                fits = len(header) == _LOCAL.size
+            if fits:
+                magic, _, flags, method, _, _, *sums, n_name, n_extra = _LOCAL.unpack(header)
+                # With the third bit set, checksum and sizes stand behind the data.
+                known = [0, 0, 0] if flags & 8 else [entry.CRC, *[entry.compress_size] * 2]
+                name = file.read(n_name)
+                start = entry.header_offset + _LOCAL.size + n_name + n_extra
+                end = start + entry.compress_size
+                fits = (
+                    magic == b"PK\3\4"
+                    and (flags, method) == (entry.flag_bits, entry.compress_type)
+                    and not flags & 1  # encrypted
+                    and not entry.filename.endswith("/")
+                    and not entry.external_attr & 0x10  # a folder, for MS-DOS and torch
+                    and (
+                        sums == known or (flags & 8 and sums[0] == entry.CRC) or 0xFFFFFFFF in sums
+                    )
+                    and name.decode("utf-8", "replace") == entry.orig_filename
+                    and entry.compress_size == entry.file_size
+                    and end <= archive.start_dir
+                )
+            if not fits:
+                raise InputError(
+                    f"{path} is refused: its zip table and the entry {entry.filename!r:.70} itself "
+                    "do not say the same, so that what is in it depends on the reader; save it "
+                    "again with torch.save."
+                )
+            found[start] = entry.file_size
+    return found
+
+
+@contextmanager
+def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The zip of `torch.save`.
+
+    Raises:
+        InputError: it is none, or is cut off.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
+        archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise InputError(
             f"{path} begins like a file of torch.save, but is cut off or damaged "
             f"({_first_line(error)}); copy or download it again."
         ) from error
+    with archive:
+        yield archive
+
+
+def _check_zip(path: Path) -> None:
+    """Refuse what `torch.save` never writes: compression, or more bytes than the file has."""
+    with _open_zip(path) as archive:
+        _check_entries(path, archive)
+        _data_offsets(path, archive)
+    check_sums(path, pickle_only=True)
+
+
+def _check_entries(path: Path, archive: zipfile.ZipFile) -> None:
+    entries = archive.infolist()
+    names = [entry.filename for entry in entries]
+    if len(set(names)) != len(names):
+        raise InputError(
+            f"{path} is refused: its zip table has an entry twice, so that what is in it depends "
+            "on the reader; save it again with torch.save."
+        )
     pickles = [entry for entry in entries if entry.filename.endswith("data.pkl")]
     if len(pickles) != 1:
         raise InputError(
@@ -265,7 +381,6 @@ def _check_zip(path: Path) -> None:
             f"entries inside a file of {size:,} bytes, or compressed entries, which torch.save "
             "never writes; save it again with torch.save."
         )
-    check_sums(path, pickle_only=True)
 
 
 def _first_line(error: Exception) -> str:

@@ -77,8 +77,10 @@ def _vocabulary_dangers(file: GgufFile) -> Iterator[str]:
     if file.key_types.get(_TOKENS) != "[string]" or not tokens:
         yield f"{_TOKENS} is no list of strings"
         return
-    if len(set(tokens)) != len(tokens):
-        yield f"{len(tokens) - len(set(tokens))} of its tokens have a text that another one has"
+    # llama.cpp's own texts end at the first zero, and it names those that are empty.
+    texts = {text.partition("\0")[0] or f"[EMPTY_{i}]" for i, text in enumerate(tokens)}
+    if len(texts) != len(tokens):
+        yield f"{len(tokens) - len(texts)} of its tokens have a text that another one has"
     for name in _IDS:
         key = f"tokenizer.ggml.{name}_token_id"
         token = file.keys.get(key)

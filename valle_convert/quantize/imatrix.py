@@ -397,7 +397,14 @@ def _load(state: Path, work: str) -> Sums:
             n_passes=int(facts["n_passes"]),
             longest=int(facts["longest"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise InputError(f"{state} is a damaged state ({error}); {again}.") from error
     if not same:
         raise InputError(

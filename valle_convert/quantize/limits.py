@@ -195,7 +195,7 @@ def read_earlier(path: Path) -> Earlier:
             if file["quality"] is not None
         }
         utterances = str(value["sequences"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"{path} is no report of `quantize` ({error!r:.100}); give the .json file that a run "
             "wrote with --report."

@@ -163,7 +163,7 @@ def read_manifest(path: Path) -> tuple[ManifestFile, ...]:
         raise InputError(f"{path} is no manifest of schema version {SCHEMA_VERSION}.")
     try:
         files = tuple(_parse(entry) for entry in value["files"])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise InputError(f"{path} is no manifest of this program: {error!r:.200}.") from error
     names = [file.name for file in files]
     if len(set(names)) != len(names):

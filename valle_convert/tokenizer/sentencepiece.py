@@ -155,15 +155,20 @@ def _find_problems(proto: _Proto) -> Iterator[str]:
             f"it has no byte fallback ({len(missing)} of 256 byte pieces are missing): llama.cpp "
             "cannot tokenize a character that is no piece without them"
         )
-    for name, id_, wanted in (
-        ("unk_id", proto.unk_id, TokenType.UNKNOWN),
-        ("bos_id", proto.bos_id, TokenType.CONTROL),
-        ("eos_id", proto.eos_id, TokenType.CONTROL),
+    for name, id_, piece, wanted in (
+        ("unk_id", proto.unk_id, proto.unk_piece, TokenType.UNKNOWN),
+        ("bos_id", proto.bos_id, proto.bos_piece, TokenType.CONTROL),
+        ("eos_id", proto.eos_id, proto.eos_piece, TokenType.CONTROL),
     ):
         if not 0 <= id_ < len(proto.pieces) or proto.types[id_] != wanted:
             yield (
                 f"its {name} is {id_}, expected the id of a piece of type {wanted.name.lower()}: "
                 "VALL-E puts <bos> and </eos> around all phonemes"
+            )
+        elif proto.pieces[id_] != piece:
+            yield (
+                f"its {name} is {id_}, which is the piece {short(proto.pieces[id_])}, and "
+                f"SentencePiece looks for {short(piece)}"
             )
     yield from _find_piece_problems(proto)
 
@@ -244,6 +249,9 @@ class _Proto:
     unk_id: int = 0
     bos_id: int = 1
     eos_id: int = 2
+    unk_piece: str = "<unk>"
+    bos_piece: str = "<s>"
+    eos_piece: str = "</s>"
     normalizer: str = ""
     charsmap: bytes = b""
     add_dummy_prefix: bool = True
@@ -267,6 +275,9 @@ def _read_proto(data: bytes) -> _Proto:
             proto.unk_id = _as_int(options.get(40, 0))
             proto.bos_id = _as_int(options.get(41, 1))
             proto.eos_id = _as_int(options.get(42, 2))
+            proto.unk_piece = _as_text(options.get(45, b"<unk>"))
+            proto.bos_piece = _as_text(options.get(46, b"<s>"))
+            proto.eos_piece = _as_text(options.get(47, b"</s>"))
         elif number == 3:
             options = dict(_fields(_as_bytes(value)))
             proto.normalizer = _as_text(options.get(1, b""))

@@ -1,0 +1,159 @@
+"""What we take, held against the readers of the formats' own projects."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from valle_convert.gguf_file.read import GgufFile
+
+if TYPE_CHECKING:
+    from valle_convert.checkpoint import TensorSource
+    from valle_convert.tokenizer.choose import TokenizerFile
+
+#: The gguf package leaves these to numpy.
+NUMPY_TYPES = {"I8", "I16", "I32", "I64", "F64"}
+#: It does not make numbers of these; tests/gguf_file/test_decode.py has llama.cpp do it.
+NOT_READ_TYPES = {"Q1_0", "Q2_0"}
+
+
+class DisagreementError(AssertionError):
+    """We take what another reader refuses, or reads otherwise."""
+
+
+def _hold(same: bool, what: str) -> None:
+    if not same:
+        raise DisagreementError(what)
+
+
+def same_value(a: Any, b: Any) -> bool:  # noqa: ANN401 - of any type
+    """Equal, where NaN is itself."""
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same_value, a, b))
+    return a == b or (isinstance(a, float) and math.isnan(a) and math.isnan(b))
+
+
+def same_gguf(path: Path) -> None:
+    """Hold a file that we take against the gguf package: keys, types, places, data, numbers.
+
+    Raises:
+        DisagreementError: something differs.
+    """
+    import gguf
+
+    ours, theirs = GgufFile(path, allow_part=True), gguf.GGUFReader(path)
+    fields = {name: field for name, field in theirs.fields.items() if name[:5] != "GGUF."}
+    _hold([name for name in ours.keys if name[:5] != "GGUF."] == list(fields), "the keys")
+    for name, field in fields.items():
+        _hold(same_value(ours.keys[name], field.contents()), f"the value of {name}")
+        kind = field.types[-1].name.lower()
+        for long, short in (("uint", "u"), ("int", "i"), ("float", "f")):
+            kind = kind.replace(long, short)
+        if field.types[0] == gguf.GGUFValueType.ARRAY:
+            # Of an empty array, the package does not keep the type.
+            kind = f"[{kind}]" if len(field.types) > 1 else ours.key_types[name]
+        _hold(ours.key_types[name] == kind, f"the type of {name}")
+    _hold(list(ours.tensors) == [tensor.name for tensor in theirs.tensors], "the tensors")
+    for tensor in theirs.tensors:
+        mine = ours.tensors[tensor.name]
+        _hold(mine.ggml_type.name == tensor.tensor_type.name, f"the type of {tensor.name}")
+        shape = tuple(int(n) for n in reversed(tensor.shape))
+        _hold(mine.shape == shape, f"the shape of {tensor.name}")
+        place = (int(tensor.data_offset), int(tensor.n_bytes))
+        _hold((mine.start, mine.n_bytes) == place, f"the place of {tensor.name}")
+        _hold(mine.data.tobytes() == np.array(tensor.data).tobytes(), f"the data of {tensor.name}")
+        if mine.ggml_type.name in NOT_READ_TYPES:
+            continue
+        if mine.ggml_type.name in NUMPY_TYPES:
+            expected = np.array(tensor.data).astype(np.float32)
+        else:
+            raw = mine.data if mine.ggml_type.block > 1 else np.array(tensor.data)
+            with np.errstate(all="ignore"):
+                expected = gguf.quants.dequantize(raw, tensor.tensor_type)
+        same = np.array_equal(mine.rows().ravel(), np.ravel(expected), equal_nan=True)
+        _hold(same, f"the numbers of {tensor.name}")
+
+
+def same_safetensors(path: Path) -> None:
+    """Hold a file that we take against the safetensors library's torch side.
+
+    Raises:
+        DisagreementError: something differs.
+    """
+    import torch
+    from safetensors import safe_open
+
+    from valle_convert.checkpoint.safetensors_file import SafetensorsFile
+
+    ours = SafetensorsFile(path)
+    with safe_open(path, framework="pt") as theirs:
+        _hold(ours.metadata == (theirs.metadata() or {}), "the metadata")
+        _hold(set(ours.specs) == set(theirs.keys()), "the names")
+        for name, spec in ours.specs.items():
+            if spec.dtype is None:
+                continue
+            tensor = theirs.get_tensor(name)
+            _hold(tuple(tensor.shape) == spec.shape, f"the shape of {name}")
+            raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            mine = ours.read(name)
+            _hold(mine.dtype == spec.dtype, f"the type of {name}")
+            _hold(mine.tobytes() == raw, f"the data of {name}")
+
+
+def same_torch(path: Path, ours: TensorSource) -> None:
+    """Hold the tensors of a file that we take against those that torch loads without mapping.
+
+    Raises:
+        DisagreementError: something differs.
+    """
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+        except pickle.UnpicklingError:
+            return  # it has objects of other kinds, for which we put stand-ins
+    theirs = loaded.get("module", loaded)
+    _hold(list(ours.specs) == list(theirs), "the names")
+    for name, spec in ours.specs.items():
+        if spec.dtype is None:
+            continue
+        mine, tensor = ours.read(name), theirs[name]
+        _hold(tuple(tensor.shape) == mine.shape == spec.shape, f"the shape of {name}")
+        raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        _hold(np.ascontiguousarray(mine).tobytes() == raw, f"the data of {name}")
+
+
+def loads_tokenizer(opened: TokenizerFile) -> None:
+    """Let the library that made a tokenizer load and use it, and hold its ids to ours.
+
+    Raises:
+        DisagreementError: its vocabulary has ids that we do not know of.
+    """
+    from valle_convert.errors import InputError
+
+    try:
+        oracle = opened.oracle()
+    except InputError:
+        return  # said in its own words, before anything is compiled
+    n_ids = opened.tokenizer.n_ids
+    texts = ["", "abc cr", "a\u0281b\u02c8 <mask>x", "</eos><unk>"]
+    for setting in oracle.settings:
+        for ids in oracle.encode_batch(texts, setting):
+            _hold(all(0 <= one < n_ids for one in ids), f"ids {ids} of {n_ids}")
+
+
+def loads_npz(path: Path) -> None:
+    """Let numpy read the arrays that we took.
+
+    Raises:
+        DisagreementError: it reads none of them.
+    """
+    with np.load(path, allow_pickle=False) as archive:
+        _hold(len(archive.files) > 0, "no arrays")

@@ -1,0 +1,405 @@
+"""Targets in processes with limits: memory, time, files, and what may be called.
+
+A worker makes input after input, reads it and looks around: whatever is raised that is no refusal,
+a file that was not there before, a file touched elsewhere, a program started, memory beyond the
+limit, more than ten seconds, and its own death are findings. The parent knows by a counter in
+shared memory which input a worker was at when it died or hung, and goes on behind it.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import resource
+import signal
+import struct
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any, NoReturn
+
+from fuzz.targets import TARGETS, Files, Target
+
+SECONDS_PER_INPUT = 10
+MEMORY_BYTES = 1 << 30
+#: A worker that is stuck where no signal of Python's reaches it is killed after so long.
+_STUCK_SECONDS = 30
+_COUNTERS = struct.Struct("<4Q")  # next input, accepted, refused, findings
+#: What no reader has any business doing.
+_FORBIDDEN = (
+    "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile", "os.fork", "os.forkpty",
+    "subprocess.Popen", "socket.connect", "socket.bind", "socket.getaddrinfo", "pty.spawn",
+    "webbrowser.open", "ftplib.connect", "urllib.Request", "ctypes.dlopen",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What went wrong with one input.
+
+    Attributes:
+        target: which.
+        seed: of the run.
+        index: of the input.
+        what: exception, "left behind", "hang", "memory", "killed by SIGSEGV" ...
+        where: the innermost places of this project; findings of one place are one.
+        detail: the traceback, or words.
+    """
+
+    target: str
+    seed: int
+    index: int
+    what: str
+    where: str
+    detail: str
+
+
+@dataclass
+class Count:
+    """What became of the inputs of a target; one line of the log."""
+
+    target: str
+    seed: int
+    first: int
+    inputs: int = 0
+    accepted: int = 0
+    refused: int = 0
+    findings: int = 0
+    seconds: float = 0.0
+    peak_mb: float = 0.0
+
+
+class _HangError(BaseException):
+    """No `except Exception` of a reader may swallow it."""
+
+
+class _ForbiddenError(BaseException):
+    """Likewise."""
+
+
+def make_input(target: Target, seed: int, index: int) -> Files:
+    """The files of an input; the same for the same three."""
+    return target.make(Random(f"{target.name}/{seed}/{index}"))
+
+
+# -------------------------------------------------------------------------------- one input
+
+
+class Bench:
+    """A folder to read in, and a guard over all that happens meanwhile."""
+
+    def __init__(self, root: Path) -> None:
+        self.folder = root / "in"
+        self.temporary = root / "tmp"
+        for path in (self.folder, self.temporary):
+            path.mkdir()
+        tempfile.tempdir = str(self.temporary)
+        self._root = str(root)
+        self._is_reading = False
+        sys.addaudithook(self._audit)
+
+    def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self._is_reading:
+            return
+        if event in _FORBIDDEN:
+            raise _ForbiddenError(f"{event} {arguments!r:.300}")
+        if event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
+            path = os.fspath(arguments[0]) if not isinstance(arguments[0], int) else ""
+            if isinstance(path, bytes):
+                path = os.fsdecode(path)
+            if path and not path.startswith((self._root, "/dev/null")):
+                raise _ForbiddenError(f"{path!r} was opened for writing")
+
+    def read(self, target: Target, files: Files) -> str:
+        """Write the files, read them, look around; "accepted" or "refused".
+
+        Raises:
+            Exception: whatever is a finding.
+        """
+        from valle_convert.errors import ValleConvertError
+
+        for name, data in files.items():
+            (self.folder / name).write_bytes(data)
+        signal.setitimer(signal.ITIMER_REAL, SECONDS_PER_INPUT)
+        self._is_reading = True
+        try:
+            target.read(self.folder)
+        except ValleConvertError as error:
+            verdict = "refused"
+            check_message(str(error))
+        else:
+            verdict = "accepted"
+        finally:
+            self._is_reading = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            left = self._clear(files)
+        if left:
+            raise AssertionError(f"left behind: {left}")
+        return verdict
+
+    def _clear(self, files: Files) -> list[str]:
+        left = [path.name for path in self.temporary.rglob("*")]
+        for path in self.folder.iterdir():
+            if path.name not in files:
+                left.append(path.name)
+            path.unlink()
+        return left
+
+
+def check_message(text: str) -> None:
+    """Hold a refusal to what a user can read: one sentence of a bearable length.
+
+    Raises:
+        AssertionError: it is none.
+    """
+    if not text or len(text) > 20_000 or "Traceback" in text:
+        raise AssertionError(f"a message of {len(text):,} characters: {text[:200]!r}")
+
+
+def finding_of(target: Target, seed: int, index: int, error: BaseException) -> Finding:
+    """An exception as a finding; where it is, by the innermost frames of this project."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "valle_convert" in frame.filename] or list(frames)
+    where = " < ".join(f"{Path(frame.filename).name}:{frame.name}" for frame in reversed(ours[-2:]))
+    what = "hang" if isinstance(error, _HangError) else type(error).__name__
+    detail = "".join(traceback.format_exception(error))[-4000:]
+    return Finding(target.name, seed, index, what, where, detail)
+
+
+def check_seeds(bench: Bench, target: Target) -> None:
+    """Read the files that a target starts from.
+
+    Raises:
+        RuntimeError: one of them is not taken, so that everything would be refused.
+    """
+    for files in target.valid():
+        if bench.read(target, files) != "accepted":
+            raise RuntimeError(f"{target.name}: a valid input was refused")
+
+
+# --------------------------------------------------------------------------------- workers
+
+
+def run_worker(
+    target: Target,
+    root: Path,
+    seed: int,
+    first: int,
+    seconds: float,
+    counters: mmap.mmap,
+    findings: Path,
+    most: int | None = None,
+) -> Count:
+    """Read inputs until the time is over or there have been as many as asked for."""
+    warnings.simplefilter("ignore")
+    signal.signal(signal.SIGALRM, _on_alarm)
+    bench = Bench(root)
+    check_seeds(bench, target)
+    limit_memory()
+    count = Count(target.name, seed, first)
+    started = time.monotonic()
+    index = first
+    while time.monotonic() - started < seconds and (most is None or count.inputs < most):
+        _COUNTERS.pack_into(counters, 0, index, count.accepted, count.refused, count.findings)
+        files = make_input(target, seed, index)
+        try:
+            verdict = bench.read(target, files)
+            if verdict == "accepted":
+                count.accepted += 1
+            else:
+                count.refused += 1
+        except (Exception, _HangError, _ForbiddenError) as error:  # each is a finding
+            count.findings += 1
+            keep(finding_of(target, seed, index, error), findings)
+        index += 1
+        count.inputs += 1
+    _COUNTERS.pack_into(counters, 0, index, count.accepted, count.refused, count.findings)
+    count.seconds = time.monotonic() - started
+    count.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return count
+
+
+def limit_memory() -> None:
+    """A gigabyte of address space beyond what this process has."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    limit = pages * resource.getpagesize() + MEMORY_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _on_alarm(_number: int, _frame: object) -> NoReturn:
+    raise _HangError(f"longer than {SECONDS_PER_INPUT} seconds")
+
+
+def keep(finding: Finding, folder: Path) -> None:
+    """Append a finding to the list of its target."""
+    with (folder / f"{finding.target}.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(finding)) + "\n")
+
+
+@dataclass
+class Run:
+    """All targets in turn, each in a process of its own.
+
+    Attributes:
+        out: a folder for counts, findings and how far each target has come.
+        seed: of all inputs.
+        targets: which ones.
+    """
+
+    out: Path
+    seed: int = 0
+    targets: Mapping[str, Target] = field(default_factory=lambda: TARGETS)
+
+    def __post_init__(self) -> None:
+        self.findings.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def findings(self) -> Path:
+        """The folder of findings."""
+        return self.out / "findings"
+
+    @property
+    def log(self) -> Path:
+        """Counts, one line for each time that a target had its turn."""
+        return self.out / "counts.jsonl"
+
+    def counts(self) -> list[Count]:
+        """Everything that was run so far with this seed."""
+        if not self.log.exists():
+            return []
+        lines = self.log.read_text(encoding="utf-8").splitlines()
+        found = [Count(**json.loads(line)) for line in lines]
+        return [count for count in found if count.seed == self.seed]
+
+    def next_index(self, name: str) -> int:
+        """The first input that a target has not had."""
+        ends = [one.first + one.inputs for one in self.counts() if one.target == name]
+        return max(ends, default=0)
+
+    def for_seconds(self, seconds: float, slice_seconds: float = 60.0) -> Iterator[Count]:
+        """Give every target its share of the time, in turns; each count is logged when it is."""
+        shares = sum(target.share for target in self.targets.values())
+        turns = max(1, round(seconds / (slice_seconds * len(self.targets))))
+        for _ in range(turns):
+            for target in self.targets.values():
+                yield self.turn(target, seconds / turns * target.share / shares)
+
+    def turn(self, target: Target, seconds: float, most: int | None = None) -> Count:
+        """One target for some time, in as many processes as it kills."""
+        total = Count(target.name, self.seed, self.next_index(target.name))
+        started = time.monotonic()
+        while (left := seconds - (time.monotonic() - started)) > 0:
+            wanted = None if most is None else most - total.inputs
+            if wanted == 0:
+                break
+            is_done = self._one_process(target, left, total, wanted)
+            if is_done:
+                break
+        total.seconds = round(time.monotonic() - started, 2)
+        total.peak_mb = round(total.peak_mb, 1)
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(total)) + "\n")
+        return total
+
+    def _one_process(self, target: Target, seconds: float, total: Count, most: int | None) -> bool:
+        """Run a worker to its end; False where it died or was killed in the middle."""
+        first = total.first + total.inputs
+        counters = mmap.mmap(-1, _COUNTERS.size)
+        _COUNTERS.pack_into(counters, 0, first, 0, 0, 0)
+        with tempfile.TemporaryDirectory(prefix="fuzz-", dir=_fast_folder()) as name:
+            root = Path(name)
+            result = root / "result.json"
+            sys.stdout.flush()
+            child = os.fork()
+            if child == 0:
+                _be_worker(target, root, self.seed, first, seconds, counters, self.findings, most)
+            status, is_stuck = _wait(child, counters)
+            index, accepted, refused, findings = _COUNTERS.unpack_from(counters, 0)
+            total.accepted += accepted
+            total.refused += refused
+            total.findings += findings
+            printed = (root / "printed").read_text(encoding="utf-8", errors="replace")
+            if result.exists():
+                count = Count(**json.loads(result.read_text(encoding="utf-8")))
+                total.inputs += count.inputs
+                total.peak_mb = max(total.peak_mb, count.peak_mb)
+                return True
+        code = os.waitstatus_to_exitcode(status)
+        if code > 0:
+            raise RuntimeError(f"the worker of {target.name} ended with {code}: {printed[-3000:]}")
+        what = "hang" if is_stuck else f"killed by {signal.Signals(-code).name}"
+        finding = Finding(target.name, self.seed, index, what, "outside of Python", printed[-4000:])
+        keep(finding, self.findings)
+        total.findings += 1
+        total.inputs += index + 1 - first
+        return False
+
+
+def _be_worker(target: Target, root: Path, *arguments: Any) -> NoReturn:  # noqa: ANN401
+    """The child's part of a fork: work, write the result, and end without any cleaning up."""
+    code = 1
+    try:
+        # Some libraries print what they think of a damaged file.
+        handle = os.open(root / "printed", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for descriptor in (1, 2):
+            os.dup2(handle, descriptor)
+        count = run_worker(target, root, *arguments)
+        (root / "result.json").write_text(json.dumps(asdict(count)), encoding="utf-8")
+        code = 0
+    except BaseException:
+        os.write(2, traceback.format_exc().encode("utf-8", "replace"))
+    finally:
+        os._exit(code)
+
+
+def _wait(child: int, counters: mmap.mmap) -> tuple[int, bool]:
+    """Wait for a worker; kill it where it has not come to another input for long."""
+    last, since = -1, time.monotonic()
+    while True:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return status, False
+        (index, *_) = _COUNTERS.unpack_from(counters, 0)
+        if index != last:
+            last, since = index, time.monotonic()
+        elif time.monotonic() - since > _STUCK_SECONDS:
+            os.kill(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
+            return status, True
+        time.sleep(0.05)
+
+
+def _fast_folder() -> str | None:
+    """Memory, where there is some: a disk would be what is measured."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - a folder of its own
+
+
+# --------------------------------------------------------------------------------- reports
+
+
+def distinct(folder: Path) -> list[tuple[Finding, int]]:
+    """Findings by target, kind and place: the first of each, and how many there are."""
+    found: dict[tuple[str, str, str], list[Finding]] = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            one = Finding(**json.loads(line))
+            found.setdefault((one.target, one.what, one.where), []).append(one)
+    return [(ones[0], len(ones)) for ones in found.values()]
+
+
+def save_input(target: Target, seed: int, index: int, folder: Path) -> Sequence[Path]:
+    """Write the files of an input, to look at or to keep."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, data in make_input(target, seed, index).items():
+        paths.append(folder / name)
+        paths[-1].write_bytes(data)
+    return paths

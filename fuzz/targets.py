@@ -1,0 +1,900 @@
+"""What is read, of what it is made, and whose reader it is held against.
+
+A target makes the files of an input from a random generator alone, and reads them as the program
+does. A reader may refuse (`ValleConvertError`); what it takes is read to the end and compared with
+the format's own library where there is one. Anything else that is raised is a finding.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from fuzz import formats, oracles, seeds
+from fuzz.mutate import (
+    TEXTS,
+    damage_bytes,
+    damage_fields,
+    damage_pickle,
+    damage_tree,
+    number_bytes,
+    pickle_opcodes,
+    tree_bytes,
+)
+
+Files = Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One kind of input.
+
+    Attributes:
+        name: of it.
+        make: the files of an input, by name.
+        read: reads them in a folder; raises `ValleConvertError` where it refuses.
+        valid: the files that mutations start from, which have to be taken.
+        share: of the running time, relative to the others.
+    """
+
+    name: str
+    make: Callable[[Random], Files]
+    read: Callable[[Path], None]
+    valid: Callable[[], Sequence[Files]]
+    share: float = 1.0
+
+
+def _damaged(rng: Random, fields: list[bytes]) -> bytes:
+    """Fields or bytes, whichever."""
+    if rng.randrange(3):
+        return damage_fields(rng, fields)
+    return damage_bytes(rng, b"".join(fields))
+
+
+# ----------------------------------------------------------------------------------- GGUF
+
+
+@cache
+def _gguf_fields(seed: str) -> list[bytes]:
+    return formats.gguf_fields(getattr(seeds, seed)())
+
+
+def _make_gguf(rng: Random) -> Files:
+    return {"x.gguf": _damaged(rng, _gguf_fields("gguf_file"))}
+
+
+def _read_gguf(folder: Path) -> None:
+    from valle_convert.gguf_file.read import GgufFile
+
+    path = folder / "x.gguf"
+    GgufFile(path)
+    oracles.same_gguf(path)
+
+
+def _make_model(rng: Random) -> Files:
+    """A converted file with other keys and tensors, well-formed or not."""
+    from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
+    from valle_convert.gguf_file.types import GGML_TYPES
+
+    if rng.randrange(3) == 0:
+        return {"x.gguf": _damaged(rng, _gguf_fields("converted"))}
+    keys, tensors = _converted_parts()
+    chosen = rng.sample(sorted(keys), 6)
+    tree = damage_tree(rng, json.loads(json.dumps({name: keys[name][0] for name in chosen})))
+    tree = tree if isinstance(tree, dict) else {chosen[0]: tree}
+    changed = []
+    for name, (value, kind) in keys.items():
+        new = tree.pop(name, value) if rng.randrange(2) else value
+        changed.append((name, new, kind))
+    changed += [(str(name), value, "string") for name, value in tree.items()]
+    if rng.randrange(4) == 0:
+        del changed[rng.randrange(len(changed))]
+    entries, data, offset = [], [], 0
+    for name, (shape, kind, raw) in tensors.items():
+        if rng.randrange(40) == 0:
+            kind = rng.choice(list(GGML_TYPES))  # noqa: PLW2901
+        if rng.randrange(60) == 0:
+            shape = (*shape[:-1], max(1, shape[-1] + rng.randrange(-1, 2)))  # noqa: PLW2901
+        try:
+            entry = TensorEntry(name, shape, GGML_TYPES[kind], offset)
+            n_bytes = entry.n_bytes
+        except ValueError:
+            continue
+        entries.append(entry)
+        data.append(raw[:n_bytes].ljust(padded(n_bytes), b"\0"))
+        offset += len(data[-1])
+    packed = []
+    for name, value, kind in changed:
+        try:
+            pack_header([Key(name, value, kind)], [])
+        except (ValueError, TypeError, OverflowError, AttributeError, struct.error):
+            continue
+        packed.append(Key(name, value, kind))
+    return {"x.gguf": b"".join([pack_header(packed, entries), *data])}
+
+
+@cache
+def _converted_parts() -> tuple[dict[str, tuple[Any, str]], dict[str, tuple[Any, str, bytes]]]:
+    from valle_convert.gguf_file.read import GgufFile
+
+    file = GgufFile(Path("converted.gguf"), seeds.converted())
+    keys = {name: (file.keys[name], file.key_types[name]) for name in file.keys}
+    tensors = {
+        name: (tensor.shape, tensor.ggml_type.name, tensor.data.tobytes())
+        for name, tensor in file.tensors.items()
+    }
+    return keys, tensors
+
+
+def _read_model(folder: Path) -> None:
+    from valle_convert.gguf_file.loadable import check_loadable
+    from valle_convert.gguf_file.read import GgufFile
+    from valle_convert.inspect import inspect_file
+    from valle_convert.network.converted import open_model, read_probe_rows
+
+    path = folder / "x.gguf"
+    json.dumps(inspect_file(path).to_json())
+    file = GgufFile(path)
+    open_model(file)
+    read_probe_rows(file)
+    check_loadable(file)
+
+
+def _read_vocabulary(folder: Path) -> None:
+    """What the program lets through, llama.cpp has to survive: it runs in this very process."""
+    from valle_convert.gguf_file.loadable import check_loadable
+    from valle_convert.gguf_file.read import GgufFile
+    from valle_convert.tokenizer.oracle import LlamaTokenizer
+
+    path = folder / "x.gguf"
+    check_loadable(GgufFile(path))
+    with LlamaTokenizer(path) as llama:
+        for text in ("", "h\u0259l\u02c8o\u028a <mask> \U0001f600", "</eos><unk>"):
+            llama.encode(text, add_special=True, parse_special=True)
+
+
+def _make_imatrix(rng: Random) -> Files:
+    return {"x.gguf": _damaged(rng, _gguf_fields("imatrix"))}
+
+
+def _read_imatrix(folder: Path) -> None:
+    from valle_convert.quantize.imatrix import encode_imatrix, read_imatrix
+
+    read = read_imatrix(folder / "x.gguf")
+    encode_imatrix(read)
+    read.keys("x.gguf")
+
+
+def _make_state(rng: Random) -> Files:
+    facts, squares = seeds.imatrix_state()
+    facts = json.loads(json.dumps(facts))
+    if rng.randrange(4):
+        text = tree_bytes(rng, damage_tree(rng, facts)).decode("utf-8", "replace")
+    else:
+        text, squares = json.dumps(facts), damage_bytes(rng, squares)
+    letters = np.array(text).astype("<U")
+    header = repr({"descr": f"<U{len(text)}", "fortran_order": False, "shape": ()}).encode()
+    return {
+        "x.npz": formats.zip_of(
+            [("facts.npy", formats.npy_of(header, letters.tobytes())), ("squares.npy", squares)]
+        )
+    }
+
+
+def _read_state(folder: Path) -> None:
+    from valle_convert.quantize.imatrix import _load
+
+    _load(folder / "x.npz", "w")
+
+
+# ---------------------------------------------------------------------------- safetensors
+
+
+@cache
+def _safetensors_tree() -> tuple[str, bytes]:
+    header, data = formats.safetensors_parts(seeds.safetensors_file())
+    return header.decode(), data
+
+
+def _make_safetensors(rng: Random) -> Files:
+    text, data = _safetensors_tree()
+    header = text.encode()
+    match rng.randrange(5):
+        case 0:
+            made = damage_bytes(rng, formats.safetensors_of(header, data))
+        case 1:
+            made = number_bytes(rng, 8) + header + data
+        case _:
+            header = tree_bytes(rng, damage_tree(rng, json.loads(text)))
+            header += b" " * rng.choice((0, 0, 1, -len(header) % 8))
+            made = formats.safetensors_of(header, data)
+    return {"x.safetensors": made}
+
+
+def _read_safetensors(folder: Path) -> None:
+    from valle_convert.checkpoint.safetensors_file import SafetensorsFile
+
+    path = folder / "x.safetensors"
+    SafetensorsFile(path)
+    oracles.same_safetensors(path)
+
+
+# ---------------------------------------------------------------------------------- torch
+
+
+@cache
+def _torch_parts() -> tuple[list[bytes], list[tuple[str, bytes]], list[bytes]]:
+    data = seeds.torch_zip()
+    entries = formats.zip_entries(data)
+    (pickled,) = [entry for name, entry in entries if name.endswith("data.pkl")]
+    return formats.zip_fields(data), entries, pickle_opcodes(pickled)
+
+
+def _make_zip(rng: Random) -> Files:
+    """The zip itself: headers against directory, sizes, names, flags, the rest."""
+    fields, entries, _ = _torch_parts()
+    if rng.randrange(3):
+        return {"x.pth": _damaged(rng, fields)}
+    entries = [
+        (damage_bytes(rng, name.encode(), 1).decode("utf-8", "replace"), data)
+        if rng.randrange(6) == 0
+        else (name, damage_bytes(rng, data, 1) if rng.randrange(6) == 0 else data)
+        for name, data in entries
+        for _ in range(rng.choice((0, 1, 1, 1, 1, 1, 1, 2)))
+    ]
+    method = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
+    return {"x.pth": formats.zip_of(entries, method)}
+
+
+def _make_pickle(rng: Random) -> Files:
+    """A right zip around a wrong pickle."""
+    _, entries, opcodes = _torch_parts()
+    pickled = damage_pickle(rng, opcodes)
+    made = [(name, pickled if name.endswith("data.pkl") else data) for name, data in entries]
+    return {"x.pth": formats.zip_of(made)}
+
+
+def _read_torch(folder: Path) -> None:
+    from valle_convert.checkpoint.read import read_checkpoint
+    from valle_convert.errors import ValleConvertError
+    from valle_convert.model.families import describe
+
+    path = folder / "x.pth"
+    checkpoint = read_checkpoint(path)
+    oracles.same_torch(path, checkpoint.tensors)
+    json.dumps(dict(checkpoint.stats))
+    with suppress(ValleConvertError):  # it is no whole model, and may say so
+        describe(checkpoint)
+
+
+@cache
+def _legacy_opcodes() -> list[bytes]:
+    data = seeds.torch_zip(legacy=True)
+    # Five pickles, one after the other, and the storages.
+    found: list[bytes] = []
+    for _ in range(5):
+        opcodes = pickle_opcodes_of_first(data)
+        found += opcodes
+        data = data[sum(map(len, opcodes)) :]
+    return [*found, data]
+
+
+def pickle_opcodes_of_first(data: bytes) -> list[bytes]:
+    """The opcodes of the first of several pickles."""
+    import pickletools
+
+    end = next(
+        at + 1 for op, _, at in pickletools.genops(data) if op.name == "STOP" and at is not None
+    )
+    return pickle_opcodes(data[:end])
+
+
+def _make_legacy(rng: Random) -> Files:
+    opcodes = _legacy_opcodes()
+    return {"x.th": damage_pickle(rng, opcodes) if rng.randrange(3) else _damaged(rng, opcodes)}
+
+
+def _read_legacy(folder: Path) -> None:
+    from valle_convert.encodec.sources import _open_tensors
+
+    source = _open_tensors(folder / "x.th")
+    for name in source.specs:
+        if source.specs[name].dtype is not None:
+            source.read(name)
+
+
+# ---------------------------------------------------------------- checkpoints and configs
+
+
+@cache
+def _checkpoint_parts() -> tuple[str, bytes]:
+    header, data = formats.safetensors_parts(seeds.checkpoint())
+    tree = json.loads(header)
+    # The vocabulary is another target's; here it would drown the rest.
+    tree["__metadata__"]["userdata"] = "{}"
+    return json.dumps(tree), data
+
+
+def _make_checkpoint(rng: Random) -> Files:
+    text, data = _checkpoint_parts()
+    tree = json.loads(text)
+    told = tree["__metadata__"]
+    match rng.randrange(6):
+        case 0:
+            tree = damage_tree(rng, tree, 2)
+        case 1:
+            told["userdata"] = tree_bytes(
+                rng, damage_tree(rng, {"symmap": {"a": 1, "<unk>": 0}})
+            ).decode("utf-8", "replace")
+        case 2:
+            told["stats"] = tree_bytes(
+                rng, damage_tree(rng, {"global_step": 1, "b": [1, {"c": "x"}]})
+            ).decode("utf-8", "replace")
+        case 3:
+            names = [name for name in tree if name != "__metadata__"]
+            for _ in range(rng.randrange(1, 4)):
+                one = tree.pop(rng.choice(names), None)
+                if one is not None and rng.randrange(2):
+                    tree[rng.choice((*names, *TEXTS))] = one
+        case _:
+            told["config"] = tree_bytes(rng, damage_tree(rng, json.loads(told["config"]))).decode(
+                "utf-8", "replace"
+            )
+    try:
+        header = json.dumps(tree).encode()
+    except (ValueError, RecursionError):
+        header = b"{}"
+    return {"x.sft": formats.safetensors_of(header, data)}
+
+
+def _read_checkpoint(folder: Path) -> None:
+    from valle_convert.checkpoint.read import read_checkpoint
+    from valle_convert.gguf_file.header import pack_header
+    from valle_convert.gguf_file.plan import plan_gguf
+    from valle_convert.inspect import inspect_file
+
+    path = folder / "x.sft"
+    checkpoint = read_checkpoint(path)
+    plan = plan_gguf(checkpoint, out_type="auto")
+    pack_header(plan.keys, plan.tensors)
+    inspect_file(path)
+
+
+_YAML = (
+    "&a {v}", "*a", "<<: *a", '!!python/object/apply:os.system ["echo"]', "!!binary YQ==",
+    "!!python/name:os.system", "!!omap [a: 1]", "!!float x", "!!int x", "!!timestamp x", "1:30:00",
+    "2024-01-01", "2024-13-41", "0o7", "0x", "1_000", ".inf", ".nan", "~", "? [a]\n: b",
+    "!!set {a}",
+    "|\n  text", ">-\n  text", "'", '"\\ud800"', '"\\x"', "%YAML 9.9\n---", "- a\n- b", "...",
+    "---\na: 1\n---\nb: 2", "\t", "@", "`", "[" * 300, "{" * 300, "1" * 5000, "1:" * 3000 + "1",
+    "#", "", "yes", "NO", "=", "!", "!a b", "{a: &x [*x]}", "&x [*x, *x]", "{[]: 1}", "{{}: 1}",
+    "? *a\n: 1", "!!map [1]", "!!str {}", "!!null x", "!!bool x", "0x" + "f" * 999,
+    "!!pairs [a: 1]",
+)  # fmt: skip
+
+
+def _make_config(rng: Random) -> Files:
+    tree = json.loads(json.dumps(seeds.config()))
+    match rng.randrange(4):
+        case 0:
+            text = tree_bytes(rng, damage_tree(rng, tree))
+        case 1:
+            text = _yaml_lines(rng, tree, rng.choice(_YAML)).encode("utf-8", "surrogatepass")
+        case _:
+            lines = _yaml_lines(rng, damage_tree(rng, tree), rng.choice(_YAML))
+            text = lines.encode("utf-8", "surrogatepass")
+            if rng.randrange(3) == 0:
+                text = damage_bytes(rng, text, 2)
+    return {"config.yaml": text}
+
+
+def _yaml_lines(rng: Random, tree: Any, put: str) -> str:  # noqa: ANN401 - any JSON
+    """A tree in block style, one of whose values is another text."""
+    try:
+        lines = _block(tree, 0) if isinstance(tree, dict) else [json.dumps(tree)]
+    except (ValueError, RecursionError):
+        lines = ["a: 1"]
+    for _ in range(rng.randrange(3)):
+        at = rng.randrange(len(lines)) if lines else 0
+        if not lines:
+            break
+        key, colon, _ = lines[at].partition(": ")
+        lines[at] = f"{key}{colon}{put}" if rng.randrange(4) else put
+    return "\n".join(lines)
+
+
+def _block(tree: dict[Any, Any], depth: int) -> list[str]:
+    lines = []
+    for key, value in tree.items():
+        start = "  " * depth + json.dumps(str(key), ensure_ascii=False)
+        if isinstance(value, dict) and value:
+            lines += [start + ":", *_block(value, depth + 1)]
+        else:
+            lines.append(f"{start}: {json.dumps(value, ensure_ascii=False)}")
+    return lines
+
+
+@cache
+def _weights_without_config() -> bytes:
+    text, data = _checkpoint_parts()
+    tree = json.loads(text)
+    del tree["__metadata__"]
+    return formats.safetensors_of(json.dumps(tree).encode(), data)
+
+
+def _read_config(folder: Path) -> None:
+    from valle_convert.checkpoint.read import read_checkpoint
+    from valle_convert.model.families import describe
+
+    # Beside the weights: written here, since it is no part of the input.
+    path = folder / "x.sft"
+    path.write_bytes(_weights_without_config())
+    try:
+        describe(read_checkpoint(path))
+    finally:
+        path.unlink()
+
+
+@cache
+def _lora_parts() -> tuple[str, bytes, list[bytes], list[tuple[str, bytes]]]:
+    header, data = formats.safetensors_parts(seeds.lora())
+    entries = formats.zip_entries(seeds.lora(".pth"))
+    (pickled,) = [entry for name, entry in entries if name.endswith("data.pkl")]
+    return header.decode(), data, pickle_opcodes(pickled), entries
+
+
+def _make_lora(rng: Random) -> Files:
+    text, data, opcodes, entries = _lora_parts()
+    if rng.randrange(3) == 0:
+        pickled = damage_pickle(rng, opcodes)
+        made = [(name, pickled if name.endswith("data.pkl") else one) for name, one in entries]
+        return {"x.pth": formats.zip_of(made)}
+    tree = json.loads(text)
+    if rng.randrange(2):
+        told = damage_tree(rng, {"rank": 2, "alpha": 4, "rvq_levels": [], "lora": {"rank": 2}})
+        tree["__metadata__"]["config"] = tree_bytes(rng, told).decode("utf-8", "replace")
+    else:
+        tree = damage_tree(rng, tree)
+    return {"x.sft": formats.safetensors_of(tree_bytes(rng, tree), data)}
+
+
+def _read_lora(folder: Path) -> None:
+    from valle_convert.checkpoint.read import read_checkpoint
+
+    (lora,) = folder.iterdir()
+    path = folder / "base.sft"
+    path.write_bytes(seeds.checkpoint())
+    try:
+        tensors = read_checkpoint(path, lora=lora).tensors
+        for name in tensors.specs:
+            if "attn" in name:
+                tensors.read(name)
+    finally:
+        path.unlink()
+
+
+def _make_metadata(rng: Random) -> Files:
+    tree = {"author": "a", "general.license": "mit", "tags": ["x", "y"], "languages": ["en"]}
+    return {"x.json": tree_bytes(rng, damage_tree(rng, tree))}
+
+
+def _read_metadata(folder: Path) -> None:
+    from valle_convert.gguf_file.metadata import GeneralMetadata
+
+    GeneralMetadata.read(folder / "x.json", {})
+
+
+# ----------------------------------------------------------------------------- tokenizers
+
+
+def _make_tokenizer(rng: Random) -> Files:
+    return {"x.json": tree_bytes(rng, damage_tree(rng, json.loads(seeds.tokenizer_json()), 2))}
+
+
+def _read_tokenizer(folder: Path) -> None:
+    from valle_convert.tokenizer.choose import open_tokenizer
+
+    opened = open_tokenizer(folder / "x.json")
+    opened.compile(["<row:0>", "<row:1>"])
+    oracles.loads_tokenizer(opened)
+
+
+@cache
+def _pieces() -> list[tuple[int, int, bytes]]:
+    return formats.proto_message(seeds.sentencepiece_model())
+
+
+def _make_sentencepiece(rng: Random) -> Files:
+    message = list(_pieces())
+    if rng.randrange(4) == 0:
+        return {"x.model": damage_bytes(rng, formats.proto_bytes(message))}
+    for _ in range(rng.randrange(1, 4)):
+        at = rng.choice(
+            (rng.randrange(len(message)), rng.randrange(3), len(message) - 1 - rng.randrange(8))
+        )
+        number, wire, value = message[at]
+        match rng.randrange(6):
+            case 0:
+                del message[at]
+            case 1:
+                message.insert(rng.randrange(len(message)), message[at])
+            case 2:
+                message[at] = (rng.choice((1, 2, 3, 4, 5, 9999)), wire, value)
+            case _:
+                inner = formats.proto_message(value)
+                place = rng.randrange(len(inner)) if inner else 0
+                if inner:
+                    inner[place] = _damaged_field(rng, inner[place])
+                if rng.randrange(3) == 0:
+                    inner.append(
+                        (
+                            rng.choice((1, 2, 3, 24, 35, 40, 41, 42)),
+                            0,
+                            formats.varint(rng.getrandbits(64)),
+                        )
+                    )
+                message[at] = (number, wire, formats.proto_bytes(inner))
+    return {"x.model": formats.proto_bytes(message)}
+
+
+def _damaged_field(rng: Random, field: tuple[int, int, bytes]) -> tuple[int, int, bytes]:
+    number, wire, value = field
+    if wire == 0:
+        return (
+            number,
+            0,
+            formats.varint(rng.choice((0, 1, 2, 3, 4, 5, 6, 7, 300, -1, 1 << 31, 1 << 63))),
+        )
+    if wire == 5:
+        score = rng.choice((0.0, -1.0, 5.0, math.nan, math.inf, 1e38))
+        return number, 5, struct.pack("<f", score)
+    text = rng.choice((*TEXTS, "ab", "abc", "a", "b", "nmt_nfkc")).encode("utf-8", "surrogatepass")
+    return number, wire, text if rng.randrange(2) else damage_bytes(rng, value, 1)
+
+
+def _read_sentencepiece(folder: Path) -> None:
+    from valle_convert.tokenizer.choose import open_tokenizer
+
+    opened = open_tokenizer(folder / "x.model")
+    opened.compile(["<row:0>", "<row:1>"])
+    oracles.loads_tokenizer(opened)
+
+
+# ----------------------------------------------------------------------------------- codecs
+
+
+def _make_codec_gguf(rng: Random) -> Files:
+    return {"x.gguf": _damaged(rng, _gguf_fields("codec_gguf"))}
+
+
+def _read_codec(folder: Path) -> None:
+    from valle_convert.encodec.sources import open_encodec
+
+    paths = list(folder.iterdir())
+    codec = open_encodec(folder if (folder / "config.json").exists() else paths[0])
+    for tensor in codec.tensors[:40]:
+        codec.read(tensor.name)
+
+
+@cache
+def _cpp_fields() -> list[bytes]:
+    return formats.encodec_cpp_fields(seeds.codec_cpp())
+
+
+def _make_codec_cpp(rng: Random) -> Files:
+    return {"x.bin": _damaged(rng, _cpp_fields())}
+
+
+@cache
+def _folder_parts(shards: bool) -> dict[str, bytes]:
+    return seeds.codec_folder(shards=shards)
+
+
+def _make_codec_folder(rng: Random) -> Files:
+    files = dict(_folder_parts(bool(rng.randrange(2))))
+    weights = [name for name in files if name.endswith(".safetensors")]
+    index = "model.safetensors.index.json"
+    match rng.randrange(5):
+        case 0 | 1:
+            files["config.json"] = tree_bytes(
+                rng, damage_tree(rng, json.loads(files["config.json"]))
+            )
+        case 2 if index in files:
+            files[index] = tree_bytes(rng, damage_tree(rng, json.loads(files[index])))
+        case 3:
+            header, data = formats.safetensors_parts(files[weights[0]])
+            header = tree_bytes(rng, damage_tree(rng, json.loads(header)))
+            files[weights[0]] = formats.safetensors_of(header, data)
+        case _:
+            name = rng.choice(list(files))
+            if rng.randrange(3):
+                files[name] = damage_bytes(rng, files[name])
+            else:
+                del files[name]
+    return files
+
+
+def _read_codec_folder(folder: Path) -> None:
+    from valle_convert.encodec.sources import open_encodec
+
+    codec = open_encodec(folder)
+    for tensor in codec.tensors[:40]:
+        codec.read(tensor.name)
+
+
+# ------------------------------------------------------------------------- sound and codes
+
+_SOUNDS = ("FLAC", "OGG", "MP3", "AIFF")
+
+
+@cache
+def _wav_fields() -> list[bytes]:
+    return formats.riff_fields(seeds.wav())
+
+
+def _make_sound(rng: Random) -> Files:
+    if rng.randrange(3):
+        return {"x.wav": _damaged(rng, _wav_fields())}
+    kind = rng.choice(_SOUNDS)
+    return {f"x.{kind.lower()}": damage_bytes(rng, seeds.other_sound(kind), 6)}
+
+
+def _read_sound(folder: Path) -> None:
+    from valle_convert.audio.files import read_audio
+
+    (path,) = folder.iterdir()
+    audio = read_audio(path, 24_000, max_seconds=60.0)
+    if not np.isfinite(audio.samples).all():
+        raise oracles.DisagreementError("samples that are no numbers")
+
+
+def _make_npz(rng: Random) -> Files:
+    utterance = bool(rng.randrange(2))
+    arrays = dict(seeds.codes_npz(utterance=utterance))
+    if rng.randrange(4) == 0:
+        return {"x.npz": _damaged(rng, formats.zip_fields(seeds.codes_zip()))}
+    for _ in range(rng.randrange(1, 3)):
+        name = rng.choice(list(arrays))
+        match rng.randrange(6):
+            case 0:
+                new = rng.choice((*arrays, *TEXTS)).encode("utf-8", "replace").decode()
+                arrays[new] = arrays.pop(name)
+            case 1:
+                arrays[name] = damage_bytes(rng, arrays[name])
+            case _:
+                arrays[name] = _damaged_array(rng)
+    method = rng.choice(
+        (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+    )
+    return {"x.npz": formats.zip_of(list(arrays.items()), method)}
+
+
+def _damaged_array(rng: Random) -> bytes:
+    """An array of any type and shape, whose data may be of another size."""
+    kind = rng.choice(
+        (
+            "<i4",
+            "<i8",
+            "<u8",
+            "<f4",
+            "<f8",
+            "|b1",
+            "|O",
+            "<U3",
+            "<M8[s]",
+            "|V4",
+            "<c8",
+            ">i4",
+            "|S3",
+            "<i4,<i4",
+        )
+    )
+    shape = tuple(
+        rng.choice((0, 1, 2, 3, 6, -1, 1 << 20, 1 << 40, 1 << 62)) for _ in range(rng.randrange(4))
+    )
+    header: Any = {"descr": kind, "fortran_order": bool(rng.randrange(2)), "shape": shape}
+    if rng.randrange(5) == 0:
+        header = damage_tree(rng, header)
+    text = repr(header).encode("utf-8", "surrogatepass")
+    if rng.randrange(8) == 0:
+        text = rng.choice(
+            (b"(" * 3000, b"{'descr': __import__('os')}", b"'" * 50_000, b"\0", b"{'a':" * 99)
+        )
+    count = math.prod(abs(n) for n in shape)
+    data = (
+        rng.randbytes(count * 4) if count < 1000 and rng.randrange(2) else bytes(rng.randrange(64))
+    )
+    return formats.npy_of(text, data, rng.choice(((1, 0), (1, 0), (2, 0), (3, 0), (9, 9))))
+
+
+def _read_npz(folder: Path) -> None:
+    from valle_convert.audio.codes import read_codes
+    from valle_convert.errors import ValleConvertError
+    from valle_convert.quantize.utterances import read_utterance
+
+    path = folder / "x.npz"
+    refused: list[ValleConvertError] = []
+    for read in (read_codes, lambda path: read_utterance(path, _model(), seed=(0,))):
+        try:
+            read(path)
+        except ValleConvertError as error:
+            refused.append(error)
+    if len(refused) == 2:
+        raise refused[0]
+    oracles.loads_npz(path)
+
+
+@cache
+def _model() -> Any:  # noqa: ANN401 - a Model
+    from valle_convert.gguf_file.read import GgufFile
+    from valle_convert.network.converted import open_model
+
+    return open_model(GgufFile(Path("converted.gguf"), seeds.converted()))
+
+
+def _make_ecdc(rng: Random) -> Files:
+    data = seeds.ecdc()
+    (length,) = struct.unpack_from(">I", data, 5)
+    text, packed = data[9 : 9 + length], data[9 + length :]
+    if rng.randrange(3) == 0:
+        return {"x.ecdc": damage_fields(rng, [data[:4], data[4:5], data[5:9], text, packed])}
+    text = tree_bytes(rng, damage_tree(rng, json.loads(text), 2))
+    return {"x.ecdc": data[:5] + struct.pack(">I", len(text)) + text + packed}
+
+
+def _read_ecdc(folder: Path) -> None:
+    from valle_convert.audio.codes import read_codes
+
+    read_codes(folder / "x.ecdc")
+
+
+# ------------------------------------------------------------------------ folders, reports
+
+
+def _make_manifest(rng: Random) -> Files:
+    files = dict(seeds.manifest())
+    if rng.randrange(3):
+        files["manifest.json"] = tree_bytes(
+            rng, damage_tree(rng, json.loads(files["manifest.json"]))
+        )
+    else:
+        name = rng.choice(list(files))
+        files[name] = damage_bytes(rng, files[name])
+    return files
+
+
+def _read_manifest(folder: Path) -> None:
+    from valle_convert.quantize.manifest import check_manifest
+
+    json.dumps(check_manifest(folder).to_json())
+
+
+_REPORT = {
+    "sequences": "2 utterances",
+    "files": [
+        {"type": "Q8_0", "quality": {"all": {"kl_mean": 0.1, "best_code": 0.9, "n_rows": 7}}},
+        {"type": "F16", "quality": None},
+    ],
+}
+
+
+def _make_report(rng: Random) -> Files:
+    tree = damage_tree(rng, json.loads(json.dumps(_REPORT)))
+    return {"x.json": tree_bytes(rng, tree)}
+
+
+def _read_report(folder: Path) -> None:
+    from valle_convert.quantize.limits import read_earlier
+
+    read_earlier(folder / "x.json")
+
+
+def _make_list(rng: Random) -> Files:
+    lines = [b"a.wav\tsome text", "b.wav\tzw\u00f6lf".encode(), b"", b"/c.wav\tx\r"]
+    return {"x.tsv": damage_fields(rng, [part for line in lines for part in (line, b"\n")])}
+
+
+def _read_list(folder: Path) -> None:
+    from valle_convert.quantize.recordings import read_list
+
+    read_list(folder / "x.tsv")
+
+
+# -------------------------------------------------------------------------------- the table
+
+
+def _one(name: str, make: Callable[[], bytes]) -> Callable[[], list[Files]]:
+    return lambda: [{name: make()}]
+
+
+TARGETS: Mapping[str, Target] = {
+    target.name: target
+    for target in (
+        Target("gguf", _make_gguf, _read_gguf, _one("x.gguf", seeds.gguf_file), 2.0),
+        Target("model", _make_model, _read_model, _one("x.gguf", seeds.converted), 2.0),
+        Target("vocabulary", _make_model, _read_vocabulary, _one("x.gguf", seeds.converted), 2.0),
+        Target("imatrix", _make_imatrix, _read_imatrix, _one("x.gguf", seeds.imatrix)),
+        Target("state", _make_state, _read_state, list),
+        Target(
+            "safetensors",
+            _make_safetensors,
+            _read_safetensors,
+            _one("x.safetensors", seeds.safetensors_file),
+            2.0,
+        ),
+        Target("zip", _make_zip, _read_torch, _one("x.pth", seeds.torch_zip), 2.0),
+        Target("pickle", _make_pickle, _read_torch, _one("x.pth", seeds.torch_zip), 2.0),
+        Target(
+            "legacy-pickle",
+            _make_legacy,
+            _read_legacy,
+            _one("x.th", lambda: seeds.torch_zip(legacy=True)),
+        ),
+        Target(
+            "checkpoint", _make_checkpoint, _read_checkpoint, _one("x.sft", seeds.checkpoint), 2.0
+        ),
+        Target(
+            "config",
+            _make_config,
+            _read_config,
+            lambda: [{"config.yaml": json.dumps(seeds.config()).encode()}],
+            2.0,
+        ),
+        Target(
+            "lora",
+            _make_lora,
+            _read_lora,
+            lambda: [{"x.sft": seeds.lora()}, {"x.pth": seeds.lora(".pth")}],
+        ),
+        Target(
+            "metadata", _make_metadata, _read_metadata, _one("x.json", lambda: b'{"author": "a"}')
+        ),
+        Target(
+            "tokenizer", _make_tokenizer, _read_tokenizer, _one("x.json", seeds.tokenizer_json), 2.0
+        ),
+        Target(
+            "sentencepiece",
+            _make_sentencepiece,
+            _read_sentencepiece,
+            _one("x.model", seeds.sentencepiece_model),
+        ),
+        Target("codec-gguf", _make_codec_gguf, _read_codec, _one("x.gguf", seeds.codec_gguf)),
+        Target("codec-cpp", _make_codec_cpp, _read_codec, _one("x.bin", seeds.codec_cpp)),
+        Target(
+            "codec-folder",
+            _make_codec_folder,
+            _read_codec_folder,
+            lambda: [_folder_parts(False), _folder_parts(True)],
+        ),
+        Target(
+            "sound",
+            _make_sound,
+            _read_sound,
+            lambda: (
+                [{"x.wav": seeds.wav()}]
+                + [{f"x.{k.lower()}": seeds.other_sound(k)} for k in _SOUNDS]
+            ),
+        ),
+        Target("npz", _make_npz, _read_npz, _one("x.npz", seeds.codes_zip)),
+        Target("ecdc", _make_ecdc, _read_ecdc, _one("x.ecdc", seeds.ecdc)),
+        Target("manifest", _make_manifest, _read_manifest, lambda: [seeds.manifest()]),
+        Target(
+            "report",
+            _make_report,
+            _read_report,
+            _one("x.json", lambda: json.dumps(_REPORT).encode()),
+        ),
+        Target("list", _make_list, _read_list, _one("x.tsv", lambda: b"a.wav\tb\n")),
+    )
+}

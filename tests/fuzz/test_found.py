@@ -1,0 +1,266 @@
+"""What fuzzing found, each as the smallest input that shows it; docs/security.md lists them."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from make_checkpoint import Shape, config_of
+from support import Cli, error_of
+
+from fuzz import formats, seeds
+from valle_convert.checkpoint.plain_values import check_plain, load_yaml
+from valle_convert.checkpoint.read import read_checkpoint
+from valle_convert.encodec.sources import open_encodec
+from valle_convert.errors import InputError
+from valle_convert.gguf_file.loadable import dangers
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.npz_file import read_npz
+from valle_convert.quantize.imatrix import _load
+from valle_convert.quantize.limits import read_earlier
+from valle_convert.quantize.manifest import read_manifest
+from valle_convert.tokenizer.choose import open_tokenizer
+
+# ------------------------------------------------------------------------------ configs
+
+NINE = ",".join("x" * 9)
+YAML_BOMBS = {
+    "lists of lists": f"a0: &a0 [{NINE}]\n"
+    + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)),
+    "merged mappings": "a0: &a0 {x: 1}\n"
+    + "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}], y{i}: 1}}\n" for i in range(1, 40)),
+    "a list in itself": "a: &a [*a]",
+    "a number in base 60": "a: 1" + ":1" * 300_000,
+    "a long number": "a: 0x" + "f" * 5_000,
+    "no boolean": "a: !!bool x",
+    "no time": "a: !!timestamp x",
+    "a letter that is none": "a: \x00",
+    "nested": "[" * 3_000,
+}
+
+
+@pytest.mark.parametrize("text", YAML_BOMBS.values(), ids=YAML_BOMBS.keys())
+def test_a_config_that_unfolds_or_is_of_no_type_is_refused_at_once(
+    text: str, tmp_path: Path, cli: Cli, small_checkpoint: Callable[..., Path]
+) -> None:
+    started = time.process_time()
+    with pytest.raises(ValueError):  # noqa: PT011 - the words are YAML's
+        load_yaml(text)
+    assert time.process_time() - started < 10
+    (tmp_path / "config.yaml").write_text(text)
+    said = error_of(cli("inspect", small_checkpoint(), "--config", tmp_path / "config.yaml"), 2)
+    assert "is neither YAML nor JSON" in said
+
+
+def test_what_yaml_names_twice_is_taken_twice() -> None:
+    assert load_yaml("a: &a [1, 2]\nb: {c: *a, d: *a}") == {
+        "a": [1, 2],
+        "b": {"c": [1, 2], "d": [1, 2]},
+    }
+
+
+def circle() -> object:
+    made: list[object] = []
+    made.append(made)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (circle(), "holds itself"),
+        (10**30, "more than 64 bits"),
+        (torch.zeros(2), "a Tensor, where a plain value"),
+        ([[0] * 1000] * 1000, "unfolds into more"),
+    ],
+)
+def test_a_pickled_config_is_of_plain_values(value: object, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=words):
+        check_plain({"a": value})
+    config = config_of(Shape()) | {"name": value}
+    torch.save({"module": {"a": torch.ones(1)}, "config": config}, tmp_path / "x.pth")
+    with pytest.raises(InputError, match=f"'config' is refused: .*{words}"):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+def test_a_counter_that_cannot_be_shown_is_left_out(tmp_path: Path) -> None:
+    stats = {"global_step": 3, "loss": torch.ones(1)}
+    saved = {"module": {"a": torch.ones(1)}, "config": config_of(Shape()), "stats": stats}
+    torch.save(saved, tmp_path / "x.pth")
+    assert read_checkpoint(tmp_path / "x.pth").stats == {"global_step": 3}
+
+
+# -------------------------------------------------------------------------- torch's zips
+
+
+def saved(path: Path) -> Path:
+    state = {"a": torch.arange(12.0), "b": torch.arange(8.0)}
+    torch.save({"module": state, "config": config_of(Shape())}, path)
+    return path
+
+
+def test_a_pickle_that_asks_for_more_data_than_its_entry_has_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.pth")
+    entries = []
+    for name, data in formats.zip_entries(path.read_bytes()):
+        if name.endswith("data.pkl"):
+            assert data.count(b"K\x0c") == 2  # elements of the storage, and the shape
+        entries.append((name, data.replace(b"K\x0c", b"K\x0d") if "data.pkl" in name else data))
+    path.write_bytes(formats.zip_of(entries))
+    assert torch.load(path, mmap=True, weights_only=True)["module"]["a"].shape == (13,)
+    with pytest.raises(InputError, match=r"do not agree on the size of the data .* one of a, b"):
+        read_checkpoint(path)
+
+
+def in_the_table(field: int, value: bytes) -> Callable[[list[bytes]], None]:
+    """Change a field of the table's first entry."""
+
+    def change(fields: list[bytes]) -> None:
+        at = next(i for i, one in enumerate(fields) if one == b"PK\1\2")
+        assert len(fields[at + field]) == len(value)
+        fields[at + field] = value
+
+    return change
+
+
+def before_the_entry(field: int, value: bytes) -> Callable[[list[bytes]], None]:
+    """Change a field before the data of the second entry."""
+
+    def change(fields: list[bytes]) -> None:
+        at = [i for i, one in enumerate(fields) if one == b"PK\3\4"][1]
+        assert len(fields[at + field]) == len(value)
+        fields[at + field] = value
+
+    return change
+
+
+ZIPS = {
+    "a folder by its attributes": in_the_table(15, struct.pack("<I", 0x10)),
+    "encrypted": in_the_table(3, struct.pack("<H", 1)),
+    "a place below zero": in_the_table(16, struct.pack("<I", 0x7FFFFFF0)),
+    "no entry there": before_the_entry(0, b"PK\3\5"),
+    "other flags": before_the_entry(2, struct.pack("<H", 0)),
+    "another method": before_the_entry(3, struct.pack("<H", 8)),
+    "a longer name": before_the_entry(9, struct.pack("<H", 60)),
+    "another name": before_the_entry(11, b"right/.format_versioN"),
+}
+
+
+@pytest.mark.parametrize("change", ZIPS.values(), ids=ZIPS.keys())
+def test_a_zip_says_the_same_of_an_entry_in_both_places(
+    change: Callable[[list[bytes]], None], tmp_path: Path
+) -> None:
+    fields = formats.zip_fields(saved(tmp_path / "right.pth").read_bytes())
+    change(fields)
+    (tmp_path / "x.pth").write_bytes(b"".join(fields))
+    with pytest.raises(InputError, match=r"do not say the same|cut off or damaged|is damaged"):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+def test_an_entry_twice_is_refused(tmp_path: Path) -> None:
+    entries = formats.zip_entries(saved(tmp_path / "right.pth").read_bytes())
+    (tmp_path / "x.pth").write_bytes(formats.zip_of([*entries, entries[-1]]))
+    with pytest.raises(InputError, match="an entry twice"):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+# --------------------------------------------------------------------------- llama.cpp
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("\0hidden", None), ("\0hidden", "\0other"), ("", "[EMPTY_700]"), ("a\0b", "a")],
+)
+def test_tokens_that_llama_cpp_cuts_or_names_alike_are_told(old: str, new: str | None) -> None:
+    file = GgufFile(Path("x.gguf"), seeds.converted())
+    keys = dict(file.keys)
+    tokens = list(keys["tokenizer.ggml.tokens"])
+    tokens[700] = tokens[0] + old if old.startswith("\0") else old
+    if new is not None:
+        tokens[701] = tokens[0] + new if new.startswith("\0") else new
+    keys["tokenizer.ggml.tokens"] = tokens
+    file.keys = keys
+    assert any("have a text that another one has" in one for one in dangers(file))
+
+
+# ------------------------------------------------------------------- reports, states, arrays
+
+
+@pytest.mark.parametrize("shape", ["[1e999]", "[NaN]", "[[]]"])
+def test_a_manifest_with_a_size_that_is_no_number_is_refused(shape: str, tmp_path: Path) -> None:
+    text = seeds.manifest()["manifest.json"].decode()
+    tree = json.loads(text)
+    tree["files"][0]["tensors"][0]["shape"] = "SHAPE"
+    (tmp_path / "manifest.json").write_text(json.dumps(tree).replace('"SHAPE"', shape))
+    with pytest.raises(InputError, match="no manifest of this program"):
+        read_manifest(tmp_path / "manifest.json")
+
+
+@pytest.mark.parametrize("n", ["1e999", "1" + "0" * 400])
+def test_a_report_with_a_number_beyond_all_numbers_is_refused(n: str, tmp_path: Path) -> None:
+    quality = '{"all": {"kl_mean": N, "best_code": 0.5, "n_rows": N}}'.replace("N", n)
+    files = f'[{{"type": "Q8_0", "quality": {quality}}}]'
+    (tmp_path / "x.json").write_text(f'{{"sequences": "x", "files": {files}}}')
+    with pytest.raises(InputError, match="is no report of"):
+        read_earlier(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("facts", ["[" * 100_000, '{"version": 2, "work": "w", "counts": 1e999}'])
+def test_a_state_with_hostile_facts_is_refused(facts: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", facts=np.array(facts), squares=np.zeros(2))
+    with pytest.raises(InputError, match="is a damaged state"):
+        _load(tmp_path / "x.npz", "w")
+
+
+def test_an_archive_that_says_an_entry_is_larger_than_it_all_is_refused(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a.npy", b"x" * 100)
+    fields = formats.zip_fields(buffer.getvalue())
+    at = fields.index(b"PK\1\2")
+    fields[at + 8] = struct.pack("<I", 0xFFFFFFF0)
+    (tmp_path / "x.npz").write_bytes(b"".join(fields))
+    with pytest.raises(InputError, match="larger than the file"):
+        read_npz(tmp_path / "x.npz", ["a"], max_bytes=1 << 20, what="file")
+
+
+# --------------------------------------------------------------------- tokenizers, codecs
+
+
+def test_a_piece_that_sentencepiece_does_not_find_is_told(tmp_path: Path) -> None:
+    (tmp_path / "x.model").write_bytes(seeds.sentencepiece_model().replace(b"</s>", b"<!s>"))
+    with pytest.raises(InputError, match=r"eos_id is 2, which is the piece '<!s>', and Sent"):
+        open_tokenizer(tmp_path / "x.model")
+
+
+def test_other_names_of_the_marks_are_taken_where_the_model_says_so(tmp_path: Path) -> None:
+    message = formats.proto_message(seeds.sentencepiece_model())
+    renamed = [
+        (number, wire, value.replace(b"</s>", b"<!s>") if number == 1 else value)
+        for number, wire, value in message
+    ]
+    (at,) = [i for i, (number, _, _) in enumerate(renamed) if number == 2]
+    number, wire, options = renamed[at]
+    renamed[at] = (number, wire, options + formats.proto_bytes([(47, 2, b"<!s>")]))
+    (tmp_path / "x.model").write_bytes(formats.proto_bytes(renamed))
+    opened = open_tokenizer(tmp_path / "x.model")
+    for setting in opened.oracle().settings:
+        (ids,) = opened.oracle().encode_batch(["ab"], setting)
+        assert (ids[-1] == 2) == setting.add_special
+
+
+def test_a_shard_whose_name_is_too_long_is_missing(tmp_path: Path) -> None:
+    for name, data in seeds.codec_folder(shards=True).items():
+        (tmp_path / name).write_bytes(data)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("model-1.", "x" * 300 + "."))
+    with pytest.raises(InputError, match=r"has no x{300}"):
+        open_encodec(tmp_path)
