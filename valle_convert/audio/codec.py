@@ -23,7 +23,7 @@ from valle_convert.encodec.sources import ENCODEC_24KHZ, open_encodec
 from valle_convert.encodec.streaming import EncodecDecoder, EncodecEncoder
 from valle_convert.encodec.weights import EncodecWeights
 from valle_convert.errors import InputError
-from valle_convert.model.spec import Codec, ModelConfig
+from valle_convert.model.spec import Codec, CodeFormat
 
 Codes = NDArray[np.int32]
 
@@ -60,7 +60,7 @@ class AudioCodec(Protocol):
         ...
 
 
-def check_codec_fits(codec: AudioCodec, config: ModelConfig) -> None:
+def check_codec_fits(codec: AudioCodec, config: CodeFormat) -> None:
     """Refuse a codec whose codes are not the model's.
 
     Raises:
@@ -84,7 +84,7 @@ def check_codec_fits(codec: AudioCodec, config: ModelConfig) -> None:
         )
 
 
-def open_codec(source: str | Path | None, config: ModelConfig) -> AudioCodec:
+def open_codec(source: str | Path | None, config: CodeFormat) -> AudioCodec:
     """The codec of a model, refused before it is loaded where the model has another.
 
     Args:

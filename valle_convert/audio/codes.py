@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from valle_convert.audio.ecdc import ECDC_SUFFIX, EcdcOrder, read_ecdc, write_ecdc
 from valle_convert.errors import InputError
 from valle_convert.files import atomic_output
-from valle_convert.model.spec import CODECS, Codec, ModelConfig
+from valle_convert.model.spec import CODECS, Codec, CodeFormat
 from valle_convert.npz_file import read_npz
 
 FORMAT_VERSION = 1
@@ -58,7 +58,7 @@ def is_codes_path(path: Path) -> bool:
     return path.suffix.lower() in CODES_SUFFIXES
 
 
-def check_codes_target(path: Path, codes: SavedCodes | ModelConfig) -> None:
+def check_codes_target(path: Path, codes: SavedCodes | CodeFormat) -> None:
     """Refuse a file that cannot hold such codes, or those of such a model.
 
     Raises:
@@ -120,7 +120,7 @@ def write_codes(
 
 
 def read_codes(
-    path: Path, config: ModelConfig | None = None, *, order: EcdcOrder | None = None
+    path: Path, config: CodeFormat | None = None, *, order: EcdcOrder | None = None
 ) -> SavedCodes:
     """Read a file of codes.
 
@@ -156,7 +156,7 @@ def read_codes(
     return saved
 
 
-def check_codes_fit(saved: SavedCodes, config: ModelConfig, where: str) -> None:
+def check_codes_fit(saved: SavedCodes, config: CodeFormat, where: str) -> None:
     """Refuse codes that are not of the model's codec.
 
     Raises:

@@ -12,7 +12,7 @@ matrix, the token embedding of the converted file:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from valle_convert.errors import InputError
 
@@ -70,6 +70,25 @@ def codec_named(name: str) -> Codec:
             return codec
     names = ", ".join(codec.name for codec in CODECS.values())
     raise InputError(f"There is no codec {name!r}; the supported ones are {names}.")
+
+
+class CodeFormat(Protocol):
+    """What is to be known of a model, of whatever family, to exchange codes with it."""
+
+    @property
+    def n_levels(self) -> int:
+        """Codes a frame."""
+        ...
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes a level, without stop and the like."""
+        ...
+
+    @property
+    def codec(self) -> Codec:
+        """What they are codes of."""
+        ...
 
 
 @dataclass(frozen=True)
