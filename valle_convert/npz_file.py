@@ -38,6 +38,18 @@ _DAMAGED = (
 )
 
 
+def npz_names(path: Path, what: str) -> tuple[str, ...]:
+    """The arrays that an archive says it has; InputError where it is none, see `read_npz`."""
+    check_input_file(path, what)
+    try:
+        with path.open("rb") as raw, zipfile.ZipFile(raw) as archive:
+            return tuple(name.removesuffix(".npy") for name in archive.namelist())
+    except OSError as error:
+        raise os_fault(f"The {what} {path} cannot be opened", error) from error
+    except _DAMAGED as error:
+        raise InputError(f"{path} is no {what} ({error}).") from error
+
+
 def read_npz(
     path: Path,
     names: Sequence[str],
@@ -87,7 +99,9 @@ def _read_array(data: bytes) -> NDArray[Any]:
         raise ValueError(f"it has an array of the format {version[0]}.{version[1]}")
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     shape, _, dtype = read(file)
-    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
+    if dtype.hasobject:
+        raise ValueError("it has an array of Python objects, which are never unpickled")
+    if math.prod(shape) * dtype.itemsize != len(data) - file.tell():
         raise ValueError("it has an array that is not as long as its header says")
     file.seek(0)
     return np.lib.format.read_array(file, allow_pickle=False)

@@ -90,7 +90,7 @@ def test_an_array_in_fortran_order_is_the_same_array(model: Model, write: Write)
         ({"prompt": np.full((5, 8), 99)}, "prompt holds 99"),
         ({"phonemes": np.ones(22_750, int)}, "more than the model's context"),
         ({"phonemes": np.ones(300_000, int)}, "unpack to more than"),
-        ({"phonemes": np.array([None, 1], object)}, "as long as its header says"),
+        ({"phonemes": np.array([None, 1], object)}, "Python objects"),
     ],
 )
 def test_what_is_not_of_the_format_or_not_of_the_model_is_refused(

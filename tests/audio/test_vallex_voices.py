@@ -1,0 +1,162 @@
+"""Voice files of VALL-E X's own project, right ones, wrong ones and hostile ones."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from valle_convert.audio import SavedCodes, is_vallex_voice, read_vallex_voice, write_codes
+from valle_convert.errors import InputError
+from valle_convert.model.spec import CODECS, Codec
+from valle_convert.model.vallex_symbols import symbol_ids
+
+
+@dataclass(frozen=True)
+class Format:
+    n_levels: int = 8
+    codebook_size: int = 1024
+    codec: Codec = CODECS[8, 1024]
+
+
+SAID = "haɪ_ðɛɹ."
+CODES = np.random.default_rng(0).integers(0, 1024, (1, 161, 8))
+CODES[0, 0, 0], CODES[0, 1, 1] = 0, 1023
+
+
+def voice(path: Path, **changes: Any) -> Path:
+    """As that project writes them; None leaves an array out."""
+    arrays: dict[str, Any] = {
+        "audio_tokens": CODES,
+        "text_tokens": np.array([symbol_ids(SAID)]),
+        "lang_code": 2,
+        **changes,
+    }
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+    return path
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "voice.npz"
+
+
+@pytest.mark.parametrize(("code", "network_id"), [(0, 1), (1, 2), (2, 0)])
+def test_a_voice_comes_with_what_it_says_in_the_networks_numbering(
+    path: Path, code: int, network_id: int
+) -> None:
+    found = read_vallex_voice(voice(path, lang_code=code), Format())
+    np.testing.assert_array_equal(found.codes, CODES[0])
+    assert (found.codes.dtype, found.symbols.dtype) == (np.int32, np.int32)
+    assert found.symbols.tolist() == symbol_ids(SAID)
+    assert found.languages.tolist() == [network_id] * len(SAID)
+
+
+def test_language_codes_of_other_shapes_and_integers_are_read_as_well(path: Path) -> None:
+    for code in (np.array([2], np.int32), np.array([[2]], np.uint8)):
+        assert read_vallex_voice(voice(path, lang_code=code), Format()).languages[0] == 0
+    compact = CODES.astype(np.uint16)
+    np.testing.assert_array_equal(
+        read_vallex_voice(voice(path, audio_tokens=compact), Format()).codes, CODES[0]
+    )
+
+
+def test_they_are_told_from_our_own_files_of_codes(path: Path, tmp_path: Path) -> None:
+    assert is_vallex_voice(voice(path))
+    own = tmp_path / "codes.npz"
+    write_codes(own, SavedCodes(CODES[0].astype(np.int32), CODECS[8, 1024], 1024))
+    assert not is_vallex_voice(own)
+    assert not is_vallex_voice(tmp_path / "prompt.wav")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"audio_tokens": None}, "it has no array 'audio_tokens'"),
+        ({"lang_code": None}, "it has no array 'lang_code'"),
+        ({"lang_code": 3}, "lang_code is 3, where one of 0 zh, 1 ja, 2 en is expected"),
+        ({"lang_code": -1}, "lang_code is -1"),
+        ({"lang_code": "en"}, "lang_code is <U2 .*one integer"),
+        ({"lang_code": [0, 1]}, r"lang_code is int64 \[2\]"),
+        ({"audio_tokens": CODES[0]}, r"audio_tokens is int64 \[161, 8\].*\[1, frames, levels\]"),
+        ({"audio_tokens": CODES.astype(float)}, "audio_tokens is float64"),
+        ({"audio_tokens": CODES[:, :0]}, r"audio_tokens is int64 \[1, 0, 8\]"),
+        ({"audio_tokens": CODES - 1}, "from 0 on are expected"),
+        ({"audio_tokens": CODES + 1}, "has the code 1024, where 0 to 1023"),
+        ({"audio_tokens": CODES[:, :, :4]}, "4 levels with 1024 codes each"),
+        ({"text_tokens": [symbol_ids(SAID)] * 2}, r"text_tokens is int64 \[2, 8\]"),
+        ({"text_tokens": [[5, 70]]}, "has the symbol 70, where 0 to 69"),
+        ({"text_tokens": np.zeros((1, 0), int)}, r"text_tokens is int64 \[1, 0\]"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_a_sentence(
+    path: Path, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError, match=said) as refused:
+        read_vallex_voice(voice(path, **changes), Format())
+    assert str(path) in str(refused.value)
+
+
+def test_a_voice_of_more_codes_than_the_model_has_is_refused(path: Path) -> None:
+    with pytest.raises(InputError, match="where 0 to 63 are expected"):
+        read_vallex_voice(voice(path), Format(codebook_size=64))
+
+
+class _Trap:
+    """Unpickled, it would leave a file behind."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.mark,))
+
+
+@pytest.mark.parametrize("name", ["audio_tokens", "text_tokens", "lang_code"])
+def test_python_objects_are_refused_and_never_unpickled(
+    path: Path, tmp_path: Path, name: str
+) -> None:
+    mark = tmp_path / "mark"
+    trap = np.array([_Trap(mark)], object)
+    voice(path, **{name: trap})
+    with pytest.raises(InputError, match="Python objects, which are never unpickled"):
+        read_vallex_voice(path, Format())
+    assert not mark.exists()
+    with zipfile.ZipFile(path) as archive:
+        stored = archive.read(f"{name}.npy")
+    pickle.loads(stored[stored.index(b"\x80") :])  # noqa: S301 - shows that it was armed
+    assert mark.exists()
+
+
+def test_any_flipped_byte_is_read_or_refused(path: Path) -> None:
+    data = voice(path, audio_tokens=CODES[:, :3]).read_bytes()
+    refused = 0
+    for i in range(len(data)):
+        path.write_bytes(data[:i] + bytes([data[i] ^ 0xFF]) + data[i + 1 :])
+        try:
+            read_vallex_voice(path, Format())
+        except InputError:
+            refused += 1
+    assert refused > 10
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("audio_tokens", "text_tokens", "lang_code"):
+            archive.writestr(f"{name}.npy", bytes(20 << 20))
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(InputError, match="would unpack to more than"):
+        read_vallex_voice(path, Format())
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"no archive at all" * 100])
+def test_what_is_no_archive_is_refused(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    for read in (is_vallex_voice, lambda file: read_vallex_voice(file, Format())):
+        with pytest.raises(InputError, match="voice file of VALL-E X"):
+            read(path)
