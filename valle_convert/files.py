@@ -23,8 +23,9 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -278,6 +279,51 @@ def atomic_output(target: Path, *, force: bool, sources: Iterable[Path] = ()) ->
                 f"Writing {target} failed: {describe_os_error(error)}; nothing was kept. "
                 "Free some space or write elsewhere."
             ) from error
+        raise
+
+
+@contextmanager
+def atomic_outputs(
+    targets: Sequence[Path], *, force: bool, sources: Iterable[Path] = ()
+) -> Iterator[list[BinaryIO]]:
+    """Open files that belong together: all of them appear once all are complete, or none.
+
+    They get their names one right after the other, the first one last, so that who waits for it
+    finds the others. Where one cannot get its name, those that had theirs lose it again; what
+    `force` has replaced by then stays replaced.
+
+    Raises:
+        InputError, EnvironmentFault: as `check_target`, one of them is a pipe or a device, and
+            where the disk refuses a write.
+    """
+    sources = list(sources)
+    for target in targets:
+        if is_stream(target):
+            raise InputError(
+                f"The output {target} is no regular file, and {len(targets)} files are written "
+                "beside each other; give the name of a file."
+            )
+    named: list[Path] = []
+
+    def note(target: Path, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            named.append(target)
+
+    try:
+        with ExitStack() as stack:
+            opened: list[BinaryIO] = []
+            for target in targets:
+                stack.push(partial(note, target))  # called after the file has got its name
+                opened.append(
+                    stack.enter_context(atomic_output(target, force=force, sources=sources))
+                )
+            yield opened
+            for file in opened:
+                file.flush()
+                os.fsync(file.fileno())
+    except BaseException:
+        for target in () if force else named:
+            target.unlink(missing_ok=True)
         raise
 
 

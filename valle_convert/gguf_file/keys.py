@@ -34,6 +34,8 @@ ROPE_BASE = 10_000.0
 _POSITIONS: dict[str, Positions] = {"segment": "segment", "unified": "unified"}
 _ATTENTIONS: dict[str, Attention] = {"bidirectional": "bidirectional", "causal": "causal"}
 
+#: Missing in files of versions 5 and 6.
+FAMILY_KEY = "valle.family"
 BIAS_KEY = "valle.head.bias"
 TRUE_IDS_KEY = "valle.tokenizer.true_ids"
 #: The tokenizer's keys whose values the network's phoneme rows fix.
@@ -104,9 +106,14 @@ def model_keys(model: Model) -> Iterator[Key]:
         # GGUF has no empty arrays: a model without languages has no such key.
         if words:
             yield Key(f"valle.{name}", list(words), "[string]")
+    yield from row_keys(model.tables, model.heads)
+
+
+def row_keys(tables: tuple[Table, ...], heads: tuple[Head, ...]) -> Iterator[Key]:
+    """Which rows of the token embedding are which table and head; `KeyReader.ranges` reads them."""
     ranges: tuple[tuple[str, tuple[Table, ...] | tuple[Head, ...]], ...] = (
-        ("table", model.tables),
-        ("head", model.heads),
+        ("table", tables),
+        ("head", heads),
     )
     for kind, entries in ranges:
         yield Key(f"valle.{kind}.names", [entry.name for entry in entries], "[string]")
@@ -137,7 +144,12 @@ def read_model(keys: Mapping[str, Any], n_token_rows: int, path: Path) -> Model:
             f"{path} is a GGUF file without the valle.* keys, so it is no converted VALL-E "
             "checkpoint; convert one with `valle-convert CHECKPOINT OUT.gguf`."
         )
-    reader = _KeyReader(keys)
+    if FAMILY_KEY in keys:
+        raise InputError(
+            f"{path} is a part of a VALL-E X, which is a set of files and of no use to this "
+            "command; convert, verify, inspect and quantize know such sets."
+        )
+    reader = KeyReader(keys)
     version = reader.number("valle.format_version")
     if version != FORMAT_VERSION:
         raise InputError(
@@ -192,7 +204,7 @@ def read_model(keys: Mapping[str, Any], n_token_rows: int, path: Path) -> Model:
     return model
 
 
-def _read_heads(reader: _KeyReader, n_token_rows: int) -> tuple[Head, ...]:
+def _read_heads(reader: KeyReader, n_token_rows: int) -> tuple[Head, ...]:
     ranges = reader.ranges("head", n_token_rows)
     bias = reader.keys.get(BIAS_KEY)
     total = sum(n_rows for _, _, n_rows in ranges)
@@ -212,7 +224,7 @@ def _read_heads(reader: _KeyReader, n_token_rows: int) -> tuple[Head, ...]:
     return tuple(heads)
 
 
-def _check_contents(reader: _KeyReader, model: Model) -> None:
+def _check_contents(reader: KeyReader, model: Model) -> None:
     """What the decoders rely on: tables side by side, every table and head of every level."""
     config = model.config
     if not 0 < config.n_levels <= 64:
@@ -249,7 +261,7 @@ def _check_contents(reader: _KeyReader, model: Model) -> None:
 
 
 def _check_ranges(
-    reader: _KeyReader, kind: str, found: Mapping[str, int], expected: Mapping[str, int | None]
+    reader: KeyReader, kind: str, found: Mapping[str, int], expected: Mapping[str, int | None]
 ) -> None:
     for name, n_rows in expected.items():
         if name not in found:
@@ -258,7 +270,7 @@ def _check_ranges(
             reader.faults.append(f"the {kind} {name} has {found[name]} rows, not {n_rows}")
 
 
-class _KeyReader:
+class KeyReader:
     """Typed access to keys of an untrusted file; faults are gathered, not raised."""
 
     def __init__(self, keys: Mapping[str, Any]) -> None:
@@ -266,37 +278,44 @@ class _KeyReader:
         self.faults: list[str] = []
 
     def number(self, name: str) -> int:
+        """A whole number, else 0."""
         value = self._get(name)
         if isinstance(value, int) and not isinstance(value, bool):
             return value
         return self._fault(name, value, "a whole number", 0)
 
     def expect(self, name: str, expected: int) -> None:
+        """That number, and no other."""
         value = self._get(name)
         if not isinstance(value, int) or isinstance(value, bool) or value != expected:
             self._fault(name, value, str(expected), None)
 
     def real(self, name: str) -> float:
+        """A number with a point, else 0."""
         value = self._get(name)
         return value if isinstance(value, float) else self._fault(name, value, "a number", 0.0)
 
     def flag(self, name: str) -> bool:
+        """True or false, else false."""
         value = self._get(name)
         return (
             value if isinstance(value, bool) else self._fault(name, value, "a flag", default=False)
         )
 
     def text(self, name: str) -> str:
+        """A string, else an empty one."""
         value = self._get(name)
         return value if isinstance(value, str) else self._fault(name, value, "a string", "")
 
     def choice(self, name: str, choices: Mapping[str, T]) -> T:
+        """What a string stands for, else the first choice."""
         value = self._get(name)
         if isinstance(value, str) and value in choices:
             return choices[value]
         return self._fault(name, value, " or ".join(choices), next(iter(choices.values())))
 
     def words(self, name: str, *, optional: bool = False) -> tuple[str, ...]:
+        """A list of strings, else none."""
         value = self._get(name)
         if value is None and optional:
             return ()

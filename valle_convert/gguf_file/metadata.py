@@ -7,7 +7,7 @@ specification without `general.`; an option wins over the file.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError
 from valle_convert.files import read_small_file, valid_utf8
 from valle_convert.gguf_file.header import Key
-from valle_convert.model.spec import Model
 
 #: Names of the GGUF specification that a user may set, with their type.
 ALLOWED: dict[str, str] = {
@@ -100,7 +99,9 @@ class GeneralMetadata:
         values |= {name: value for name, value in options.items() if value is not None}
         return cls(values, f"The metadata file {path}" if path else "The metadata options")
 
-    def keys(self, checkpoint: Checkpoint, model: Model, n_weights: int) -> Iterator[Key]:
+    def keys(
+        self, checkpoint: Checkpoint, languages: Sequence[str], n_weights: int
+    ) -> Iterator[Key]:
         """All `general.*` keys but architecture and file type; what is not given is derived."""
         from gguf.utility import model_weight_count_rounded_notation
 
@@ -108,7 +109,7 @@ class GeneralMetadata:
             "name": checkpoint.config.get("name") or checkpoint.title,
             "tags": _DEFAULT_TAGS,
         }
-        spoken = [name for name in model.languages if len(name) == 2]
+        spoken = [name for name in languages if len(name) == 2]
         if spoken:
             values["languages"] = spoken
         values |= self.values

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from gguf import GGML_QUANT_VERSION, LlamaFileType
 
@@ -22,7 +23,7 @@ from valle_convert.gguf_file.metadata import GeneralMetadata
 from valle_convert.gguf_file.types import BF16, F16, F32, PLAIN_DTYPES, Q8_0, GgmlType
 from valle_convert.model.description import BiasBlock, Description
 from valle_convert.model.families import describe
-from valle_convert.model.spec import CODECS, Model, ModelConfig, codec_named
+from valle_convert.model.spec import CODECS, Model, codec_named
 from valle_convert.tokenizer.choose import TokenizerChoice, choose_tokenizer
 from valle_convert.tokenizer.compile import DEFAULT_PRE
 from valle_convert.tokenizer.compiled import CompiledTokenizer
@@ -99,6 +100,11 @@ class PlannedFile:
         """Every file that was read, which no output may replace."""
         return self.checkpoint.inputs
 
+    def late_values(self, source_sha256: str) -> dict[str, Any]:
+        """Values of deferred keys that follow from the digest of the source, if there are any."""
+        del source_sha256
+        return {}
+
     @property
     def n_weights(self) -> int:
         """Elements of all tensors."""
@@ -162,8 +168,9 @@ def plan_gguf(
         InputError: the checkpoint, its config or its tokenizer cannot be converted exactly.
     """
     description = describe(checkpoint, codec=None if codec is None else codec_named(codec))
+    config = description.model.config
     if codec is not None:
-        _check_codec(codec, description.model.config)
+        check_codec(codec, config.n_levels, config.codebook_size)
     choice = choose_tokenizer(
         tokenizer,
         checkpoint.path,
@@ -227,7 +234,7 @@ def lay_out(
     tensors = place_tensors(wanted, checkpoint.tensors.specs, out_type_named(out_type))
     keys = [
         Key("general.architecture", gguf_keys.ARCHITECTURE, "string"),
-        *metadata.keys(checkpoint, model, sum(tensor.n_elements for tensor in tensors)),
+        *metadata.keys(checkpoint, model.languages, sum(tensor.n_elements for tensor in tensors)),
         Key(gguf_keys.FILE_TYPE_KEY, int(file_type_of(tensors)), "u32"),
         Key("general.quantization_version", GGML_QUANT_VERSION, "u32"),
         *gguf_keys.architecture_keys(model.config),
@@ -265,13 +272,13 @@ def _check_special_ids(compiled: CompiledTokenizer, tokenizer: TokenizerChoice) 
         )
 
 
-def _check_codec(name: str, config: ModelConfig) -> None:
-    """Refuse a codec by name whose codes cannot be the model's."""
+def check_codec(name: str, levels: int, codes: int) -> None:
+    """Refuse a codec by name whose codes cannot be those of a model with so many."""
     for (n_levels, n_codes), codec in CODECS.items():
-        if codec.name == name and (config.n_levels > n_levels or config.codebook_size != n_codes):
+        if codec.name == name and (levels > n_levels or codes != n_codes):
             raise InputError(
                 f"The codec {name} has {n_levels} levels of {n_codes} codes, and the model was "
-                f"trained on {config.n_levels} levels of {config.codebook_size}; leave --codec "
+                f"trained on {levels} levels of {codes}; leave --codec "
                 "out, or give the codec of the training."
             )
 

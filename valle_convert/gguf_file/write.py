@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.errors import EnvironmentFault
-from valle_convert.files import atomic_output, check_free_space, check_target
+from valle_convert.files import atomic_output, atomic_outputs, check_free_space, check_target
 from valle_convert.gguf_file.encode import encode
 from valle_convert.gguf_file.header import pack_header, padded
 from valle_convert.gguf_file.keys import (
@@ -34,6 +34,7 @@ from valle_convert.gguf_file.keys import (
 )
 from valle_convert.gguf_file.plan import PlannedFile, PlannedTensor
 from valle_convert.gguf_file.types import F32, STRING
+from valle_convert.gguf_file.vallex import SetPlan
 from valle_convert.progress import Progress, silent
 
 # Large enough that numpy's cost per call vanishes, small enough to stay in the cache's reach.
@@ -83,8 +84,20 @@ def write_plan(
         return write_plan_to(plan, file, progress=progress)
 
 
-def write_plan_to(plan: PlannedFile, file: BinaryIO, *, progress: Progress = silent) -> int:
+def write_plan_to(
+    plan: PlannedFile,
+    file: BinaryIO,
+    *,
+    source: Future[str] | None = None,
+    progress: Progress = silent,
+) -> int:
     """Write all of an open file, from its beginning; returns its size in bytes.
+
+    Args:
+        plan: what to write.
+        file: readable and seekable.
+        source: the SHA-256 of the checkpoint, where somebody computes it already.
+        progress: shows the number of bytes written.
 
     Raises:
         InputError: a weight is not finite.
@@ -103,7 +116,7 @@ def write_plan_to(plan: PlannedFile, file: BinaryIO, *, progress: Progress = sil
             raise _CancelledError
 
     with ThreadPoolExecutor(max_workers=2) as pool:
-        digest = pool.submit(plan.checkpoint.sha256, keep_going)
+        digest = source or pool.submit(plan.checkpoint.sha256, keep_going)
         data_digest = hashlib.sha256()
         pending: Future[None] | None = None
         try:
@@ -122,6 +135,7 @@ def write_plan_to(plan: PlannedFile, file: BinaryIO, *, progress: Progress = sil
             if pending is not None:
                 pending.result()
             values[SOURCE_SHA256_KEY] = digest.result()
+            values |= plan.late_values(digest.result())
             values[DATA_DIGEST_KEY] = data_digest.hexdigest()
             values[HEADER_DIGEST_KEY] = header_digest(header_of(plan, values), values)
             file.seek(0)
@@ -188,3 +202,47 @@ def _write(file: BinaryIO, data: memoryview | bytes) -> int:
             f"Only {written:,} of {view.nbytes:,} bytes were written; the disk may be full."
         )
     return written
+
+
+def write_set(
+    plan: SetPlan, target: Path, *, force: bool = False, progress: Progress = silent
+) -> dict[Path, int]:
+    """Write all files of a set, or leave nothing.
+
+    Args:
+        plan: what to write.
+        target: the AR's file; the others lie beside it, named after it.
+        force: whether existing files may be replaced.
+        progress: shows the number of bytes written, file by file.
+
+    Returns:
+        The size of each file in bytes.
+
+    Raises:
+        InputError: a file must not be written, or a weight is not finite.
+        EnvironmentFault: the disk is full, or the folder is not writable.
+    """
+    files = plan.files(target)
+    inputs = plan.ar.inputs
+    total = sum(len(header_of(part)) + part.data_bytes for part in files.values())
+    for path in files:
+        check_target(path, force=force, sources=inputs)
+    check_free_space(target, total)
+    stop = threading.Event()
+
+    def keep_going(_n: int) -> None:
+        if stop.is_set():
+            raise _CancelledError
+
+    with (
+        ThreadPoolExecutor(max_workers=1) as pool,
+        atomic_outputs(list(files), force=force, sources=inputs) as opened,
+    ):
+        digest = pool.submit(plan.ar.checkpoint.sha256, keep_going)
+        try:
+            return {
+                path: write_plan_to(part, file, source=digest, progress=progress)
+                for (path, part), file in zip(files.items(), opened, strict=True)
+            }
+        finally:
+            stop.set()

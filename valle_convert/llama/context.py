@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -31,29 +32,47 @@ CELLS_PER_BLOCK = 256  # llama.cpp rounds a context up to blocks of this many ce
 
 
 class LlamaModel:
-    """The weights of one GGUF file.
+    """The weights of one GGUF file, or of the parts of a split one.
 
     Args:
         library: from `load_library`.
         path: the GGUF file.
         use_mmap: map the file instead of reading it; pages that no pass touches stay on disk.
+        further_parts: the files that `path`, the first part, is split into besides.
+        repack: whether weights may be copied into an order that some kernels are faster with;
+            what is copied is not shared with another model that maps the same file.
 
     Raises:
         InputError: the file does not exist or llama.cpp does not load it; with its log.
     """
 
-    def __init__(self, library: Library, path: Path, *, use_mmap: bool) -> None:
+    def __init__(
+        self,
+        library: Library,
+        path: Path,
+        *,
+        use_mmap: bool,
+        further_parts: Sequence[Path] = (),
+        repack: bool = True,
+    ) -> None:
         self.library = library
         self.path = path
         self._handle: Any = None
-        if not path.is_file():
-            raise InputError(f"The model {path} is not a file; give the path of a GGUF file.")
+        for part in (path, *further_parts):
+            if not part.is_file():
+                raise InputError(f"The model {part} is not a file; give the path of a GGUF file.")
         api = library.api
         parameters = api.llama_model_default_params()
         parameters.load_mode = api.LLAMA_LOAD_MODE_MMAP if use_mmap else api.LLAMA_LOAD_MODE_NONE
         parameters.n_gpu_layers = 0
+        parameters.use_extra_bufts = repack
         mark = library.log.mark()
-        self._handle = api.llama_model_load_from_file(os.fsencode(path), parameters)
+        if further_parts:
+            paths = [os.fsencode(part) for part in (path, *further_parts)]
+            array = (ctypes.c_char_p * len(paths))(*paths)
+            self._handle = api.llama_model_load_from_splits(array, len(paths), parameters)
+        else:
+            self._handle = api.llama_model_load_from_file(os.fsencode(path), parameters)
         if not self._handle:
             raise InputError(
                 f"llama.cpp {library.binding_version} does not load {path}."
@@ -283,6 +302,10 @@ class Context:
     def remove(self, sequence: int, start: int = 0) -> None:
         """Empty the cache of one sequence, from position `start` on."""
         self._api.llama_memory_seq_rm(self._memory, sequence, start, -1)
+
+    def copy(self, source: int, target: int) -> None:
+        """Make `target`, which has to be empty, hold what `source` holds; the cells are shared."""
+        self._api.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
     def move(self, sequence: int, by: int) -> None:
         """Add `by` to all positions of a sequence; its keys are rotated at the next decode."""

@@ -260,7 +260,25 @@ _LAYER: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("linear2.weight", "ffn_down.weight", ("d", "f")),
     ("linear2.bias", "ffn_down.bias", ("d",)),
 )
+#: The divisor behind the activation. The gguf package's table of names has another one.
+ACT_SCALES = "ffn.act.scales"
 _SCALED = ("linear1.weight", "linear1.bias")
+
+
+def net_shapes(net: Net, n_token_rows: int) -> tuple[dict[str, tuple[int, ...]], ...]:
+    """The tensors of a network's file by name: those that all levels share, and the norms."""
+    dims = {"d": net.n_embd, "3d": 3 * net.n_embd, "f": net.n_ff}
+    shared: dict[str, tuple[int, ...]] = {"token_embd.weight": (n_token_rows, net.n_embd)}
+    for layer in range(net.n_layer):
+        for _, target, shape in _LAYER:
+            shared[f"blk.{layer}.{target}"] = tuple(dims[one] for one in shape)
+        shared[f"blk.{layer}.{ACT_SCALES}"] = (net.n_ff,)
+    norms: dict[str, tuple[int, ...]] = {
+        f"{target}.{kind}": (net.n_embd,)
+        for _, target in norm_names(net.n_layer)
+        for kind in ("weight", "bias")
+    }
+    return shared, norms
 
 
 def norm_names(n_layer: int) -> Iterator[tuple[str, str]]:
@@ -537,7 +555,7 @@ def _layers(
             yield BackboneTensor(name, f"blk.{layer}.{target}", spec.shape)
         divisor = TensorSpec(f"{factor} of {net.name} layer {layer}", FLOAT32, "", (net.n_ff,))
         name = tensors.add(divisor, lambda: np.full(net.n_ff, factor, np.float32))
-        yield BackboneTensor(name, f"blk.{layer}.ffn.act.scales", divisor.shape)
+        yield BackboneTensor(name, f"blk.{layer}.{ACT_SCALES}", divisor.shape)
 
 
 def _plain_norms(net: Net) -> Iterator[BackboneTensor]:

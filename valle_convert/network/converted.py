@@ -143,10 +143,15 @@ class GgufNetwork:
         self.close()
 
 
-def read_probe_rows(file: GgufFile) -> dict[int, NDArray[np.float32]]:
+def read_probe_rows(file: GgufFile, n_rows: int | None = None) -> dict[int, NDArray[np.float32]]:
     """A few rows of the token table of a GGUF file, as floats: id -> [n_embd].
 
     Rows of middling size come first: there, both the row and the layers show in the logits.
+
+    Args:
+        file: has the table.
+        n_rows: how many of its rows are looked at, from the first on, where what follows are copies
+            of one row; None for all.
 
     Raises:
         InputError: the file has no token table, or only zeros in it.
@@ -156,7 +161,7 @@ def read_probe_rows(file: GgufFile) -> dict[int, NDArray[np.float32]]:
         raise InputError(
             f"{file.path} has no tensor token_embd.weight; convert the checkpoint again."
         )
-    ids = np.unique(np.linspace(0, table.shape[0] - 1, PROBE_ROWS).astype(np.int64))
+    ids = np.unique(np.linspace(0, (n_rows or table.shape[0]) - 1, PROBE_ROWS).astype(np.int64))
     rows = table.rows(ids)
     sizes = np.sqrt(np.mean(rows**2, axis=1))
     used = np.flatnonzero(sizes > 0)

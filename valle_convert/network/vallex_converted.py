@@ -1,0 +1,117 @@
+"""A converted VALL-E X on stock llama.cpp: the AR's file, and the NAR's body with its first parts.
+
+Tables are read from the files themselves, dequantized as they are needed. The body is mapped
+once for all levels; one level at a time has a cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.vallex import VallexSet, open_set
+from valle_convert.llama.context import CacheType
+from valle_convert.llama.mpt import MptSession
+from valle_convert.network.converted import read_probe_rows
+from valle_convert.network.vallex import ComposedNetwork, Ids, Rows
+
+
+class VallexGguf(ComposedNetwork):
+    """A `VallexNetwork` on stock llama.cpp. Close it, or use it as a context manager.
+
+    Args:
+        files: an opened set, or the path of its AR.
+        n_threads: None for the cores that this process may use.
+        cache_type: number format of the cached keys and values.
+
+    Attributes:
+        files: the set.
+
+    Raises:
+        InputError: files are missing, damaged, or of different sets.
+        EnvironmentFault: there is no usable llama.cpp.
+    """
+
+    def __init__(
+        self,
+        files: VallexSet | Path,
+        *,
+        n_threads: int | None = None,
+        cache_type: CacheType = "f32",
+    ) -> None:
+        self.files = files if isinstance(files, VallexSet) else open_set(files)
+        super().__init__(self.files.model)
+        self._n_threads = n_threads
+        self._cache_type: CacheType = cache_type
+        self._levels: dict[int, MptSession] = {}
+        self._active = 0  # the level that has a cache
+        ar = self.files.ar
+        self._ar = self._open(ar, [])
+        try:
+            self._nar(1)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, first: GgufFile, others: list[GgufFile]) -> MptSession:
+        with_rows, net = (others[0], self._model.nar) if others else (first, self._model.ar)
+        return MptSession(
+            first.path,
+            [other.path for other in others],
+            probe_rows=read_probe_rows(with_rows, net.n_rows),
+            activation_factor=self._model.activation_factor,
+            n_threads=self._n_threads,
+            cache_type=self._cache_type,
+            proven=bool(self._levels),  # all levels are one graph
+        )
+
+    def _nar(self, level: int) -> MptSession:
+        if level not in self._levels:
+            self._levels[level] = self._open(self.files.levels[level - 1], [self.files.body])
+        return self._levels[level]
+
+    def look_up(self, net: str, table: str, ids: Ids) -> Rows:
+        """Rows of an input table, [n] -> [n, d], dequantized from the mapped file."""
+        file, part = (
+            (self.files.ar, self._model.ar) if net == "ar" else (self.files.body, self._model.nar)
+        )
+        return file.tensors[TOKEN_EMBEDDING].rows(part.table(table).first_row + np.asarray(ids))
+
+    def _read_text(self, rows: Rows, room: int) -> None:
+        self._ar.read(rows, room=room)
+
+    def _append(self, rows: Rows, sequences: Sequence[int], n_outputs: int) -> Rows:
+        return self._ar.append(rows, sequences, n_outputs, self._model.ar.head("ar").columns)
+
+    def _fork(self, n: int) -> None:
+        self._ar.fork(n)
+
+    def _run_nar(self, level: int, rows: Rows, n_outputs: int) -> Rows:
+        if self._active not in (0, level):
+            self._levels[self._active].release()
+        self._active = level
+        columns = self._model.nar.head(f"nar.{level}").columns
+        return self._nar(level).both_ways(rows, n_outputs, columns)
+
+    def close(self) -> None:
+        """Free what llama.cpp holds."""
+        self._ar.close()
+        for session in self._levels.values():
+            session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
