@@ -13,6 +13,7 @@ docs/gguf-keys.md lists the keys.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -223,6 +224,22 @@ def plan_vallex(
 
 
 _FLOAT32 = ("float32", "F32")
+
+
+def symbol_tokenizer_json() -> bytes:
+    """The symbols as a tokenizer.json of Hugging Face, in the form of the project's `bpe_69`."""
+    vocab = {symbol: i for i, symbol in enumerate(VALLEX_SYMBOLS)}
+    special = VALLEX_SYMBOLS[:N_SPECIAL_SYMBOLS]
+    document = {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": vocab[name], "content": name, "special": True}
+            | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+            for name in special
+        ],
+        "model": {"type": "BPE", "unk_token": "[UNK]", "vocab": vocab, "merges": []},
+    }
+    return json.dumps(document).encode()
 
 
 @cache

@@ -99,6 +99,11 @@ class VallexGguf(ComposedNetwork):
         columns = self._model.nar.head(f"nar.{level}").columns
         return self._nar(level).both_ways(rows, n_outputs, columns)
 
+    def count_weights(self) -> list[int]:
+        """What llama.cpp counts in the AR, and in each level from 1 on, all of which it loads."""
+        levels = (self._nar(level).n_params for level in range(1, self.n_levels))
+        return [self._ar.n_params, *levels]
+
     def close(self) -> None:
         """Free what llama.cpp holds."""
         self._ar.close()

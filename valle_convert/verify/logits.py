@@ -122,7 +122,7 @@ def check_logits(yardstick: Yardstick, network: Network) -> Iterator[Check]:
             words = "the file describes no such head or task, or another one"
             yield Check(f"logits {name}", passed=False, summary=words, values={}, badness=math.inf)
             continue
-        yield _judge(
+        yield judge_logits(
             name,
             exact,
             yardstick.emulated[name],
@@ -138,7 +138,7 @@ def n_passes(model: Model, n_utterances: int) -> int:
     return (3 * n_utterances + 2) * len(list(cases(model, first)))
 
 
-def _judge(
+def judge_logits(
     name: str,
     exact: Logits,
     emulated: Logits,
@@ -146,6 +146,16 @@ def _judge(
     meant: Logits,
     degraded: Logits,
 ) -> Check:
+    """Judge the logits of one case, all [predictions, codes].
+
+    Args:
+        name: of the case.
+        exact: with the file's weights, in float32.
+        emulated: the same, rounded as llama.cpp rounds.
+        found: llama.cpp's.
+        meant: with the checkpoint's weights, in float32; may be the first predictions only.
+        degraded: the same, with what the file's types should leave of the weights.
+    """
     label = f"logits {name}"
     for logits, words in (
         (exact, "the weights themselves give numbers that are none: a weight is far too large"),

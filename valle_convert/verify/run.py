@@ -34,7 +34,7 @@ QUICK: tuple[LevelName, ...] = ("structure", "tensors", "tokenizer")
 N_TEXTS = 100_000
 N_TEXTS_QUICK = 2_000
 N_UTTERANCES = 3
-_NEEDS_LLAMA = (
+NEEDS_LLAMA = (
     "llama-cpp-python is not installed (pip install 'valle-convert[llama]'), so stock llama.cpp "
     "could not be asked"
 )
@@ -79,7 +79,7 @@ def verify(
     for name in levels:
         start = time.perf_counter()
         checks: tuple[Check, ...] = ()
-        skipped = None if with_llama or name == "tensors" else _NEEDS_LLAMA
+        skipped = None if with_llama or name == "tensors" else NEEDS_LLAMA
         if name == "structure":
             checks = (*([source] if source else []), *runners[name]())
         elif name == "tensors":

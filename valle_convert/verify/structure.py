@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import cast
 
 import numpy as np
@@ -46,8 +47,8 @@ def check_structure(plan: GgufPlan, file: GgufFile, *, with_llama: bool) -> Iter
         with_llama: whether to load it with llama.cpp as well.
     """
     yield _check_model(plan, file)
-    yield _check_keys(plan, file)
-    yield _check_tensors(plan, file)
+    yield check_keys(plan, file)
+    yield check_tensor_table(plan, file)
     if with_llama and not what_llama_must_not_see(plan, file):
         yield _check_llama(plan, file)
 
@@ -137,9 +138,17 @@ def _check_model(plan: GgufPlan, file: GgufFile) -> Check:
     )
 
 
-def _check_keys(plan: PlannedFile, file: GgufFile) -> Check:
-    """Every key of the plan stands in the file, with its type and value."""
-    deferred: dict[str, object] = {}
+def check_keys(
+    plan: PlannedFile, file: GgufFile, late_values: Mapping[str, object] = MappingProxyType({})
+) -> Check:
+    """Every key of the plan stands in the file, with its type and value.
+
+    Args:
+        plan: made anew from the checkpoint.
+        file: the file to judge.
+        late_values: of the keys that are known when a file is written; biases need none.
+    """
+    deferred = dict(late_values)
     if plan.biases:
         deferred[gguf_keys.BIAS_KEY] = read_biases(plan)
     faults: list[str] = []
@@ -185,7 +194,7 @@ def _key_faults(key: Key, value: object, file: GgufFile) -> list[str]:
     return [] if found == value else [f"{key.name} is {found!r:.60}, not {value!r:.60}"]
 
 
-def _check_tensors(plan: PlannedFile, file: GgufFile) -> Check:
+def check_tensor_table(plan: PlannedFile, file: GgufFile) -> Check:
     """Names and shapes; the types may be those of a quantized file."""
     faults = _tensor_faults(plan, file)
     return Check(
