@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.checkpoint import Checkpoint
-from valle_convert.checkpoint.read import sha256_of
 from valle_convert.checkpoint.source import NamedTensors
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY, TRUE_IDS_KEY
@@ -165,7 +164,7 @@ def _structure(plan: SetPlan, files: VallexSet, *, with_llama: bool) -> Iterator
     )
     if len(plan.levels) != len(files.levels):
         return
-    digest = sha256_of(plan.ar.checkpoint.path)
+    digest = plan.ar.checkpoint.sha256()
     for name, part, file in _parts(plan, files):
         yield _named(check_keys(part, file, part.late_values(digest)), name)
         yield _named(check_tensor_table(part, file), name)
