@@ -11,15 +11,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from valle_convert.api import (
         open_session,
+        open_vallex,
         plan_conversion,
+        plan_vallex,
         read_checkpoint,
         verify_gguf,
         write_gguf,
+        write_set,
     )
 
 __version__ = "0.1.0"
 
-__all__ = ["open_session", "plan_conversion", "read_checkpoint", "verify_gguf", "write_gguf"]
+__all__ = [
+    "open_session",
+    "open_vallex",
+    "plan_conversion",
+    "plan_vallex",
+    "read_checkpoint",
+    "verify_gguf",
+    "write_gguf",
+    "write_set",
+]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name stands for

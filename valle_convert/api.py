@@ -21,7 +21,9 @@ from valle_convert.progress import Progress, silent
 from valle_convert.tokenizer.compile import DEFAULT_PRE
 
 if TYPE_CHECKING:
+    from valle_convert.gguf_file.vallex import SetPlan
     from valle_convert.network.converted import GgufNetwork
+    from valle_convert.network.vallex_converted import VallexGguf
     from valle_convert.verify.report import Report
     from valle_convert.verify.run import LevelName
 
@@ -123,6 +125,42 @@ def verify_gguf(
         seed=seed,
         progress=progress,
     )
+
+
+def plan_vallex(
+    checkpoint: PathLike | Checkpoint,
+    *,
+    out_type: str = "auto",
+    codec: str | None = None,
+    metadata: GeneralMetadata | None = None,
+) -> SetPlan:
+    """Decide everything about the files of a VALL-E X; see `gguf_file.vallex.plan_vallex`."""
+    from valle_convert.gguf_file.vallex import plan_vallex as plan
+
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = read_checkpoint(checkpoint)
+    return plan(checkpoint, out_type=out_type, codec=codec, metadata=metadata)
+
+
+def write_set(
+    plan: SetPlan, target: PathLike, *, force: bool = False, progress: Progress = silent
+) -> dict[Path, int]:
+    """Write all files of a VALL-E X, or leave nothing; see `gguf_file.write.write_set`."""
+    from valle_convert.gguf_file.write import write_set as write
+
+    return write(plan, Path(target), force=force, progress=progress)
+
+
+def open_vallex(file: PathLike, *, n_threads: int | None = None) -> VallexGguf:
+    """Open a converted VALL-E X by the file of its AR, on stock llama.cpp; a context manager.
+
+    Raises:
+        InputError: a file is missing, damaged, or of another set.
+        EnvironmentFault: there is no usable llama.cpp.
+    """
+    from valle_convert.network.vallex_converted import VallexGguf
+
+    return VallexGguf(Path(file), n_threads=n_threads)
 
 
 def open_session(file: PathLike, *, n_threads: int | None = None) -> GgufNetwork:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from valle_convert.checkpoint import read_checkpoint
+from valle_convert.checkpoint import Checkpoint, read_checkpoint
 from valle_convert.encodec.cpp_file import (
     F32_WARNING,
     is_cpp_codec,
@@ -22,8 +22,11 @@ from valle_convert.files import check_input_file
 from valle_convert.gguf_file.keys import is_converted
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile, is_gguf
+from valle_convert.gguf_file.vallex import AR, LEVEL_KEY, PART_KEY, is_vallex_part, open_set
 from valle_convert.model.families import describe
 from valle_convert.model.spec import Model
+from valle_convert.model.vallex import VallexModel, describe_vallex, is_vallex
+from valle_convert.model.vallex_symbols import VALLEX_SYMBOLS
 from valle_convert.network.converted import open_model
 
 
@@ -102,6 +105,8 @@ def _inspect_checkpoint(
     path: Path, config: Path | None, lora: Path | None, lora_alpha: float | None
 ) -> Summary:
     checkpoint = read_checkpoint(path, config=config, lora=lora, lora_alpha=lora_alpha)
+    if is_vallex(checkpoint):
+        return _inspect_vallex_checkpoint(checkpoint)
     description = describe(checkpoint)
     sources = {block.label: block.source for block in description.rows}
     single = sources.get("head.classifier", "")
@@ -134,8 +139,113 @@ def _inspect_checkpoint(
     )
 
 
+def _inspect_vallex_checkpoint(checkpoint: Checkpoint) -> Summary:
+    description = describe_vallex(checkpoint)
+    sources = {
+        (net, block.label): block.source
+        for net, part in (("ar", description.ar), ("nar", description.nar))
+        for block in part.rows
+    }
+    return Summary(
+        path=str(checkpoint.path),
+        kind=f"VALL-E X checkpoint ({checkpoint.container})",
+        n_bytes=checkpoint.path.stat().st_size,
+        **_describe_vallex(description.model),
+        tokenizer={"vocabulary": f"the {len(VALLEX_SYMBOLS)} symbols of VALL-E X"},
+        provenance={
+            "config": checkpoint.config_source,
+            **{key: checkpoint.stats[key] for key in sorted(checkpoint.stats)},
+        },
+        parts=tuple(_vallex_parts(description.model, sources)),
+        groups=_group(
+            (name, spec.dtype_name, spec.n_elements, spec.n_bytes)
+            for name, spec in checkpoint.tensors.specs.items()
+        ),
+        notes=(
+            *(f"left out when converted: {d.source} ({d.reason})" for d in description.dropped),
+            *description.notes,
+        ),
+    )
+
+
+def _inspect_vallex_part(file: GgufFile) -> Summary:
+    """The whole set by its AR; of another part, what is in that file."""
+    keys, part = file.keys, file.keys.get(PART_KEY)
+    files = open_set(file.path) if part == AR else None
+    held = files.files if files else (file,)
+    level = f" {keys[LEVEL_KEY]}" if LEVEL_KEY in keys else ""
+    empty: dict[str, Any] = {"sizes": {}, "behaviour": {}}
+    note = "one part of a set: give the file of the AR to see the whole"
+    return Summary(
+        path=str(file.path),
+        kind=f"GGUF, VALL-E X, {len(held)} files" if files else f"GGUF, VALL-E X: {part}{level}",
+        n_bytes=sum(one.size for one in held),
+        **(_describe_vallex(files.model) if files else empty),
+        tokenizer={"model": keys.get("tokenizer.ggml.model")},
+        provenance=_provenance(file),
+        parts=tuple(_vallex_parts(files.model, {})) if files else (),
+        groups=_group(
+            (name, tensor.ggml_type.name, math.prod(tensor.shape), tensor.n_bytes)
+            for one in held
+            for name, tensor in one.tensors.items()
+        ),
+        notes=tuple(str(one.path) for one in held[1:]) if files else (note,),
+    )
+
+
+def _describe_vallex(model: VallexModel) -> dict[str, Any]:
+    sizes = {
+        words: " and ".join(dict.fromkeys(str(getattr(net, key)) for net in (model.ar, model.nar)))
+        for words, key in (
+            ("width", "n_embd"),
+            ("layers", "n_layer"),
+            ("heads", "n_head"),
+            ("feed-forward width", "n_ff"),
+        )
+    }
+    return {
+        "sizes": {
+            **sizes,
+            "codebook levels": model.n_levels,
+            "codes a codebook": model.codebook_size,
+            "text rows": model.n_text,
+        },
+        "behaviour": {
+            "attention": "AR: text in both directions, audio causally; NAR: in both directions",
+            "activation": f"ReLU, as GELU with the factor {model.activation_factor}",
+            "languages": list(model.languages),
+            "codec": model.codec.name,
+            "sample rate (Hz)": model.codec.sample_rate or None,
+            "frame rate (1/s)": round(model.codec.frame_rate, 3) or None,
+        },
+    }
+
+
+def _vallex_parts(
+    model: VallexModel, sources: Mapping[tuple[str, str], str]
+) -> Iterator[ModelPart]:
+    for net in (model.ar, model.nar):
+        for table in net.tables:
+            source = sources.get((net.name, table.name), TOKEN_EMBEDDING)
+            name = f"{net.name}: {table.name}"
+            yield ModelPart("table", name, table.first_row, table.n_rows, source)
+        for head in net.heads:
+            twins = [table.name for table in net.tables if table.first_row == head.first_row]
+            source = sources.get((net.name, f"head.{head.name}"), TOKEN_EMBEDDING)
+            source = f"the rows of {twins[0]}" if twins else source
+            name = f"{net.name}: {head.name}"
+            yield ModelPart("head", name, head.first_row, head.n_rows, source)
+
+
+def _provenance(file: GgufFile) -> dict[str, Any]:
+    kept = ("general.", "split.", "valle.source.", "valle.converter.", "valle.quantize.")
+    return {name: file.keys[name] for name in file.keys if name.startswith(kept)}
+
+
 def _inspect_gguf(file: GgufFile) -> Summary:
     keys = file.keys
+    if is_vallex_part(keys):
+        return _inspect_vallex_part(file)
     converted = is_converted(keys)
     empty: dict[str, Any] = {"sizes": {}, "behaviour": {}}
     model = open_model(file) if converted else None
@@ -155,13 +265,7 @@ def _inspect_gguf(file: GgufFile) -> Summary:
             "reason": keys.get("valle.tokenizer.reason"),
             "sha256": keys.get("valle.tokenizer.sha256"),
         },
-        provenance={
-            name: keys[name]
-            for name in keys
-            if name.startswith(
-                ("general.", "split.", "valle.source.", "valle.converter.", "valle.quantize.")
-            )
-        },
+        provenance=_provenance(file),
         parts=tuple(_parts(model, {}, TOKEN_EMBEDDING)) if model else (),
         groups=_group(
             (name, tensor.ggml_type.name, math.prod(tensor.shape), tensor.n_bytes)
@@ -297,12 +401,12 @@ def _purpose(name: str) -> str:
     for purpose, marks in (
         ("norms", ("norm",)),
         ("attention", ("attn", "self_attn")),
-        ("feed-forward", ("ffn", "mlp")),
-        ("heads", ("classifier",)),
+        ("feed-forward", ("ffn", "mlp", "linear1", "linear2")),
+        ("heads", ("classifier", "predict_layer")),
         ("prompt tables", ("proms_emb",)),
         ("response tables", ("resps_emb",)),
         ("tables and heads", (TOKEN_EMBEDDING,)),
-        ("other tables", ("_emb.", "sep")),
+        ("other tables", ("_emb.", "embedding", "sep")),
     ):
         if any(mark in name for mark in marks):
             return purpose

@@ -23,7 +23,8 @@ from valle_convert.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from valle_convert.gguf_file.plan import GgufPlan
+    from valle_convert.gguf_file.plan import GgufPlan, PlannedFile
+    from valle_convert.gguf_file.vallex import SetPlan
     from valle_convert.verify.report import Report
 
 
@@ -103,12 +104,16 @@ def convert(
     """Convert a checkpoint to GGUF. This is the main job, and needs no command name.
 
     The result is an ordinary `gemma` model for stock llama.cpp; what is VALL-E about it stands
-    in its valle.* keys. Nothing is left behind where the conversion fails, and a file that does
-    not pass its own verification is kept, with exit code 1.
+    in its valle.* keys. Of a VALL-E X (vallex-checkpoint.pt) it is a set of `mpt` files: OUT.gguf
+    (the AR), OUT-nar.gguf, and OUT-nar-1.gguf to OUT-nar-7.gguf beside it.
+
+    Nothing is left behind where the conversion fails, and a file that does not pass its own
+    verification is kept, with exit code 1.
     """
-    from valle_convert.api import plan_conversion, read_checkpoint
+    from valle_convert.api import plan_conversion, plan_vallex, read_checkpoint
     from valle_convert.files import check_outputs, is_stream
     from valle_convert.gguf_file.metadata import GeneralMetadata
+    from valle_convert.model.vallex import is_vallex
 
     if out is None and not dry_run:
         raise typer.BadParameter(
@@ -130,13 +135,24 @@ def convert(
         "source.url": source_url,
         "tags": tag or None,
     }
+    opened = read_checkpoint(checkpoint, config=config, lora=lora, lora_alpha=lora_alpha)
+    general = GeneralMetadata.read(metadata, options)
+    if is_vallex(opened):
+        _refuse_for_sets({"--tokenizer": tokenizer, "--lora": lora, "--lora-alpha": lora_alpha})
+        plan_of_set = plan_vallex(opened, out_type=out_type, codec=codec, metadata=general)
+        if dry_run:
+            _show_set(plan_of_set, out or Path("OUT.gguf"), as_json=json_)
+        else:
+            assert out is not None  # noqa: S101 - for the type checker; told apart above
+            _convert_set(plan_of_set, out, verify, force=force, as_json=json_)
+        return
     plan = plan_conversion(
-        read_checkpoint(checkpoint, config=config, lora=lora, lora_alpha=lora_alpha),
+        opened,
         out_type=out_type,
         tokenizer=tokenizer,
         tokenizer_pre=tokenizer_pre,
         codec=codec,
-        metadata=GeneralMetadata.read(metadata, options),
+        metadata=general,
     )
     if dry_run:
         _show_plan(plan, as_json=json_)
@@ -161,11 +177,65 @@ def convert(
                 "verification": report.to_json() if report else None,
             }
         )
+    _end_with(report, verify)
+
+
+def _end_with(report: Report | None, choice: VerifyChoice) -> None:
+    """Say the verdict, and end with its exit code where it is no."""
     if report is not None:
         console.talk(report.verdict())
         # The quick check is whatever this machine can do; what was asked for by name has to run.
-        if report.failures or (verify == "full" and report.exit_code):
+        if report.failures or (choice == "full" and report.exit_code):
             raise typer.Exit(report.exit_code)
+
+
+def _refuse_for_sets(given: dict[str, object]) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise typer.BadParameter(
+                "a VALL-E X takes none: its symbols are fixed, and no LoRA of it is known.",
+                param_hint=name,
+            )
+
+
+def _convert_set(
+    plan: SetPlan, out: Path, choice: VerifyChoice, *, force: bool, as_json: bool
+) -> None:
+    """Write the files of a VALL-E X, and check them."""
+    from valle_convert.api import write_set
+    from valle_convert.verify.run import LEVELS, N_TEXTS_QUICK, QUICK
+    from valle_convert.verify.vallex import N_TEXTS, verify_set
+
+    _tell_set(plan)
+    start = time.perf_counter()
+    sizes = write_set(plan, out, force=force, progress=console.progress_bar)
+    seconds = time.perf_counter() - start
+    total = console.n_bytes(sum(sizes.values()))
+    names = [path.name for path in sizes]
+    console.talk(
+        f"wrote {out}, {names[1]} and {names[2]} to {names[-1]}: {total} in {seconds:.1f} s"
+    )
+    report = None
+    if choice != "none":
+        full = choice == "full"
+        report = verify_set(
+            plan,
+            out,
+            levels=LEVELS if full else QUICK,
+            n_texts=N_TEXTS if full else N_TEXTS_QUICK,
+            progress=console.progress_bar,
+        )
+    if as_json:
+        console.data_json(
+            {
+                "file": str(out),
+                "files": {str(path): size for path, size in sizes.items()},
+                "bytes": sum(sizes.values()),
+                "seconds": round(seconds, 3),
+                "verification": report.to_json() if report else None,
+            }
+        )
+    _end_with(report, choice)
 
 
 def _write(plan: GgufPlan, out: Path, *, force: bool) -> int:
@@ -208,14 +278,59 @@ def _tell_choices(plan: GgufPlan) -> None:
         console.talk(f"note: {note}")
 
 
+def _tell_set(plan: SetPlan) -> None:
+    """Everything that was decided for the user."""
+    description = plan.description
+    model = description.model
+    console.talk(f"config: {plan.ar.checkpoint.config_source}")
+    console.talk(
+        f"attention heads: {model.ar.n_head}; activation factor: {model.activation_factor}"
+    )
+    for note in (*description.checkpoint.notes, *description.notes):
+        console.talk(f"note: {note}")
+
+
+def _show_set(plan: SetPlan, out: Path, *, as_json: bool) -> None:
+    files = plan.files(out)
+    description = plan.description
+    if as_json:
+        checkpoint = plan.ar.checkpoint
+        console.data_json(
+            {
+                "checkpoint": str(checkpoint.path),
+                "container": checkpoint.container,
+                "config_source": checkpoint.config_source,
+                "files": {path.name: _file_json(part) for path, part in files.items()},
+                "dropped": [vars(one) for one in description.dropped],
+                "notes": list(description.notes),
+            }
+        )
+        return
+    for path, part in files.items():
+        console.data(f"file {path.name}\n")
+        _show_file(part)
+        console.data("")
+    console.data("left out")
+    console.data(console.table([(d.source, d.reason) for d in description.dropped]) or "nothing")
+    _tell_set(plan)
+
+
 def _show_plan(plan: GgufPlan, *, as_json: bool) -> None:
+    if as_json:
+        console.data_json(_plan_json(plan))
+        return
+    _show_file(plan)
+    console.data("\nleft out")
+    console.data(
+        console.table([(d.source, d.reason) for d in plan.description.dropped]) or "nothing"
+    )
+    _tell_choices(plan)
+
+
+def _show_file(plan: PlannedFile) -> None:
     from valle_convert.gguf_file.write import header_of
 
-    header_bytes = len(header_of(plan))
-    size = header_bytes + plan.data_bytes
-    if as_json:
-        console.data_json(_plan_json(plan, header_bytes, size))
-        return
+    size = len(header_of(plan)) + plan.data_bytes
     console.data("keys")
     console.data(
         console.table([(key.name, key.type, _brief(key.value, key.deferred)) for key in plan.keys])
@@ -232,15 +347,10 @@ def _show_plan(plan: GgufPlan, *, as_json: bool) -> None:
                 for part in tensor.parts
             ]
     console.data(console.table(rows, header=("name", "type", "shape", "bytes", "source")))
-    console.data("\nleft out")
-    console.data(
-        console.table([(d.source, d.reason) for d in plan.description.dropped]) or "nothing"
-    )
     console.data(f"\n{len(plan.tensors)} tensors, {plan.n_weights:,} weights, {size:,} bytes")
-    _tell_choices(plan)
 
 
-def _plan_json(plan: GgufPlan, header_bytes: int, size: int) -> dict[str, Any]:
+def _plan_json(plan: GgufPlan) -> dict[str, Any]:
     return {
         "checkpoint": str(plan.checkpoint.path),
         "container": plan.checkpoint.container,
@@ -251,8 +361,19 @@ def _plan_json(plan: GgufPlan, header_bytes: int, size: int) -> dict[str, Any]:
             "reason": plan.tokenizer.reason,
             "sha256": plan.tokenizer.sha256,
         },
+        **_file_json(plan),
+        "dropped": [{"source": d.source, "reason": d.reason} for d in plan.description.dropped],
+        "notes": list(plan.description.notes),
+    }
+
+
+def _file_json(plan: PlannedFile) -> dict[str, Any]:
+    from valle_convert.gguf_file.write import header_of
+
+    header_bytes = len(header_of(plan))
+    return {
         "header_bytes": header_bytes,
-        "bytes": size,
+        "bytes": header_bytes + plan.data_bytes,
         "keys": [
             {
                 "name": key.name,
@@ -281,8 +402,6 @@ def _plan_json(plan: GgufPlan, header_bytes: int, size: int) -> dict[str, Any]:
             }
             for tensor in plan.tensors
         ],
-        "dropped": [{"source": d.source, "reason": d.reason} for d in plan.description.dropped],
-        "notes": list(plan.description.notes),
     }
 
 

@@ -76,6 +76,8 @@ def verify(
     head and task, to within what its rounding costs. Give the same --config,
     --lora, --tokenizer and --codec as for the conversion.
 
+    A VALL-E X is a set of files: give that of its AR, the others lie beside it.
+
     With an EnCodec in the place of CHECKPOINT and its .bin or .gguf in that of GGUF: structure,
     tensors, and sound, which is what encodec.cpp, or this program, will compute of a recording,
     level by level.
@@ -83,8 +85,10 @@ def verify(
     from valle_convert.api import read_checkpoint
     from valle_convert.files import check_outputs, write_text_atomically
     from valle_convert.gguf_file.read import is_gguf
+    from valle_convert.model.vallex import is_vallex
     from valle_convert.verify import LEVELS, verify_path, verify_whole
     from valle_convert.verify.codec_file import is_codec_file
+    from valle_convert.verify.vallex import verify_vallex_path
 
     check_outputs(
         {"--report": report},
@@ -102,15 +106,27 @@ def verify(
         name = "--level" if level == "sound" else "--recording"
         raise typer.BadParameter("only the files of codecs are heard.", param_hint=name)
     else:
-        result = verify_path(
-            read_checkpoint(checkpoint, config=config, lora=lora, lora_alpha=lora_alpha),
-            gguf,
-            tokenizer=tokenizer,
-            codec=codec,
-            levels=LEVELS if level == "all" else (level,),
-            seed=seed,
-            progress=console.progress_bar,
-        )
+        opened = read_checkpoint(checkpoint, config=config, lora=lora, lora_alpha=lora_alpha)
+        levels = LEVELS if level == "all" else (level,)
+        if is_vallex(opened):
+            result = verify_vallex_path(
+                opened,
+                gguf,
+                codec=codec,
+                levels=levels,
+                seed=seed,
+                progress=console.progress_bar,
+            )
+        else:
+            result = verify_path(
+                opened,
+                gguf,
+                tokenizer=tokenizer,
+                codec=codec,
+                levels=levels,
+                seed=seed,
+                progress=console.progress_bar,
+            )
     if report is not None:
         write_text_atomically(report, result.to_markdown(), force=force)
     if json_:

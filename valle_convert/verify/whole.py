@@ -21,6 +21,7 @@ from valle_convert.gguf_file.keys import (
     SOURCE_SHA256_KEY,
 )
 from valle_convert.gguf_file.read import GgufFile, is_gguf
+from valle_convert.gguf_file.vallex import VallexSet, is_vallex_part, open_set
 from valle_convert.gguf_file.write import header_digest
 from valle_convert.progress import Progress, silent
 from valle_convert.verify.report import Check, Level, Report
@@ -50,22 +51,37 @@ def verify_whole(path: Path, *, progress: Progress = silent) -> Report:
     start = time.perf_counter()
     try:
         file = GgufFile(path)
+        if is_vallex_part(file.keys):
+            return _whole_set(open_set(path), progress)
     except InputError as error:
         if not is_gguf(path):
             raise
         damage = Check("file", passed=False, summary=str(error), values={}, badness=math.inf)
         return Report("its own digests", str(path), "none", (Level("whole", (damage,), 0.0),))
-    checks: tuple[Check, ...] = ()
-    skipped = None
-    stored = [file.keys.get(key) for key in (DATA_DIGEST_KEY, HEADER_DIGEST_KEY)]
-    if None in stored:
-        skipped = _NO_DIGESTS
-    elif file.keys.get(DIGEST_TYPE_KEY) != file.keys.get(FILE_TYPE_KEY):
-        skipped = _QUANTIZED_SINCE
-    else:
-        checks = (_check_data(file, progress), _check_header(file))
+    checks, skipped = _check_digests(file, progress)
     level = Level("whole", checks, time.perf_counter() - start, skipped)
     return Report("its own digests", str(path), main_type(file), (level,), (origin_of(file),))
+
+
+def _whole_set(files: VallexSet, progress: Progress) -> Report:
+    """One level for each file."""
+    levels = []
+    for file in files.files:
+        start = time.perf_counter()
+        checks, skipped = _check_digests(file, progress)
+        levels.append(Level(file.path.name, checks, time.perf_counter() - start, skipped))
+    ar = files.ar
+    return Report("its own digests", str(ar.path), main_type(ar), tuple(levels), (origin_of(ar),))
+
+
+def _check_digests(file: GgufFile, progress: Progress) -> tuple[tuple[Check, ...], str | None]:
+    """Data and header, or why they cannot be told."""
+    stored = [file.keys.get(key) for key in (DATA_DIGEST_KEY, HEADER_DIGEST_KEY)]
+    if None in stored:
+        return (), _NO_DIGESTS
+    if file.keys.get(DIGEST_TYPE_KEY) != file.keys.get(FILE_TYPE_KEY):
+        return (), _QUANTIZED_SINCE
+    return (_check_data(file, progress), _check_header(file)), None
 
 
 def origin_of(file: GgufFile) -> str:
