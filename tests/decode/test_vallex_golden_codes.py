@@ -1,11 +1,16 @@
-"""VALL-E X's greedy codes of the original, through our decoder."""
+"""VALL-E X's greedy codes of the original, through our decoder, on PyTorch and on llama.cpp."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from vallex_golden import CHECKPOINT, golden
 
+from valle_convert.api import open_vallex, plan_vallex, write_set
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.decode import GREEDY, SamplingOptions, VallexOptions, decode_vallex
 from valle_convert.model.vallex import describe_vallex
@@ -13,10 +18,18 @@ from valle_convert.network.vallex_protocol import VallexNetwork
 from valle_convert.network.vallex_reference import VallexReference
 
 
-@pytest.fixture(scope="module")
-def network() -> VallexNetwork:
+@pytest.fixture(scope="module", params=["PyTorch", "llama.cpp"])
+def network(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[VallexNetwork]:
     checkpoint = read_checkpoint(CHECKPOINT)
-    return VallexReference(checkpoint.tensors, describe_vallex(checkpoint).model)
+    if request.param == "PyTorch":
+        yield VallexReference(checkpoint.tensors, describe_vallex(checkpoint).model)
+        return
+    path = tmp_path_factory.mktemp("set") / "out.gguf"
+    write_set(plan_vallex(checkpoint), path)
+    with open_vallex(path, n_threads=1) as opened:
+        yield opened
 
 
 @pytest.mark.parametrize("prefix", ["", "noprompt."])
@@ -41,8 +54,9 @@ def test_all_levels_of_the_golden_codes_come_out_and_end_by_stop(
     assert speech.codes.dtype == np.int32
 
 
-def test_several_continuations_are_drawn_each_for_itself(network: VallexNetwork) -> None:
-    """The winner is one that a single continuation could have been, in length and codes."""
+def test_several_continuations_are_drawn_and_a_seed_gives_them_again(
+    network: VallexNetwork,
+) -> None:
     given = golden("")
     options = VallexOptions(SamplingOptions(temperature=1.0), best_of=4, max_frames=30)
     first, again = (
@@ -51,4 +65,27 @@ def test_several_continuations_are_drawn_each_for_itself(network: VallexNetwork)
     )
     np.testing.assert_array_equal(first.codes, again.codes)
     assert first.codes.shape[0] <= 30
+    alone = decode_vallex(
+        network, given.text, given.prompt, replace(options, best_of=1), np.random.default_rng(3)
+    )
+    assert not np.array_equal(first.codes, alone.codes)
     assert 0 <= first.codes.min() <= first.codes.max() < network.codebook_size
+
+
+def test_what_is_drawn_is_the_same_on_both(tmp_path: Path) -> None:
+    """Copies of sequences that grow apart, one of which may end before the others."""
+    checkpoint = read_checkpoint(CHECKPOINT)
+    reference = VallexReference(checkpoint.tensors, describe_vallex(checkpoint).model)
+    write_set(plan_vallex(checkpoint), tmp_path / "out.gguf")
+    options = VallexOptions(SamplingOptions(temperature=0.9), best_of=3, max_frames=60)
+    with open_vallex(tmp_path / "out.gguf", n_threads=1) as converted:
+        for prefix, seed in (("", 0), ("", 1), ("noprompt.", 2), ("noprompt.", 3)):
+            given = golden(prefix)
+            found, expected = (
+                decode_vallex(
+                    network, given.text, given.prompt, options, np.random.default_rng(seed)
+                )
+                for network in (converted, reference)
+            )
+            np.testing.assert_array_equal(found.codes, expected.codes)
+            assert found.end == expected.end
