@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint import read_checkpoint as _read_checkpoint
+from valle_convert.errors import InputError
 from valle_convert.gguf_file.metadata import GeneralMetadata
 from valle_convert.gguf_file.plan import GgufPlan, plan_gguf
 from valle_convert.progress import Progress, silent
@@ -38,11 +39,48 @@ def read_checkpoint(
     lora_alpha: float | None = None,
 ) -> Checkpoint:
     """Open a checkpoint without reading its weights; see `checkpoint.read_checkpoint`."""
-    return _read_checkpoint(
-        Path(path),
-        config=None if config is None else Path(config),
-        lora=None if lora is None else Path(lora),
-        lora_alpha=lora_alpha,
+    try:
+        return _read_checkpoint(
+            Path(path),
+            config=None if config is None else Path(config),
+            lora=None if lora is None else Path(lora),
+            lora_alpha=lora_alpha,
+        )
+    except InputError:
+        from valle_convert.gguf_file.old import refuse_old
+
+        if Path(path).is_file():
+            refuse_old(Path(path))
+        raise
+
+
+def plan_repair(
+    old: PathLike,
+    *,
+    config: PathLike | None = None,
+    biases: PathLike | None = None,
+    tokenizer: PathLike | None = None,
+) -> GgufPlan:
+    """Plan the right file of a GGUF file that was made the old way; see `gguf_file.old`.
+
+    Args:
+        old: the file; its quantized rows are moved as they are.
+        config: what it does not say, where that is not as in the published models.
+        biases: the checkpoint that it was made of, which has the heads' biases.
+        tokenizer: as for `plan_conversion`.
+
+    Raises:
+        InputError: it is no such file, or the checkpoint is of another model.
+    """
+    from valle_convert.gguf_file.old import read_old
+
+    return plan_gguf(
+        read_old(
+            Path(old),
+            config=None if config is None else Path(config),
+            biases=None if biases is None else read_checkpoint(biases),
+        ),
+        tokenizer=None if tokenizer is None else Path(tokenizer),
     )
 
 

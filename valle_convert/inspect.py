@@ -20,6 +20,7 @@ from valle_convert.encodec.cpp_file import (
 from valle_convert.encodec.gguf_codec import is_gguf_codec, open_gguf_codec
 from valle_convert.files import check_input_file
 from valle_convert.gguf_file.keys import is_converted
+from valle_convert.gguf_file.old import is_old, why_wrong
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile, is_gguf
 from valle_convert.gguf_file.vallex import AR, LEVEL_KEY, PART_KEY, is_vallex_part, open_set
@@ -28,6 +29,11 @@ from valle_convert.model.spec import Model
 from valle_convert.model.vallex import VallexModel, describe_vallex, is_vallex
 from valle_convert.model.vallex_symbols import VALLEX_SYMBOLS
 from valle_convert.network.converted import open_model
+
+_FOREIGN = {
+    False: "GGUF, not made from a VALL-E checkpoint",
+    True: "GGUF of a VALL-E, made the old way",
+}
 
 
 @dataclass(frozen=True)
@@ -253,7 +259,7 @@ def _inspect_gguf(file: GgufFile) -> Summary:
     merges = keys.get("tokenizer.ggml.merges")
     return Summary(
         path=str(file.path),
-        kind="GGUF" if converted else "GGUF, not made from a VALL-E checkpoint",
+        kind="GGUF" if converted else _FOREIGN[is_old(file)],
         n_bytes=file.size,
         **(_describe_model(model) if model else empty),
         tokenizer={
@@ -277,6 +283,8 @@ def _inspect_gguf(file: GgufFile) -> Summary:
 
 def _notes(file: GgufFile) -> Iterator[str]:
     """What a user should know of a file that somebody else made."""
+    if is_old(file):
+        yield why_wrong(file.path)
     if file.is_part:
         yield "one part of a split model: nothing but inspect takes it"
     for name in file.keys:

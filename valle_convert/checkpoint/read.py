@@ -17,7 +17,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -38,7 +38,7 @@ from valle_convert.checkpoint.lora import LoraScale, MergedTensors, has_adapters
 from valle_convert.checkpoint.plain_values import check_plain, is_plain, load_yaml
 from valle_convert.checkpoint.safetensors_file import SafetensorsFile
 from valle_convert.checkpoint.sharded import ShardedTensors
-from valle_convert.checkpoint.source import TensorSource
+from valle_convert.checkpoint.source import CarriedVocabulary, TensorSource
 from valle_convert.checkpoint.torch_file import TorchTensors, load_torch_file
 from valle_convert.errors import InputError, UnsupportedModelError
 from valle_convert.files import check_input_file, os_fault, read_small_file
@@ -74,6 +74,11 @@ class Checkpoint:
         given: the file or folder as the user named it; None where it is `path`.
         shards: the files of the weights, where they are several.
         folder_title: what the folder of the weights calls the model.
+        vocabulary: strings and merges, where an export carries them.
+        assumed: what the file does not say, and is taken to be as in the published models.
+        lost: what the training project's checkpoint had, and the file has no more.
+        origin: more on where the weights come from; it stands in the converted file, under
+            `valle.source.` and these names.
     """
 
     path: Path
@@ -89,6 +94,10 @@ class Checkpoint:
     given: Path | None = None
     shards: tuple[Path, ...] = ()
     folder_title: str = ""
+    vocabulary: CarriedVocabulary | None = None
+    assumed: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+    origin: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def weights(self) -> tuple[Path, ...]:
@@ -372,7 +381,7 @@ def _find_config(
     elif place is not None:
         beside = tree.get(place)
         where = "beside" if place.parent == found.weights.parent else "above"
-        config, source = _load_config(beside, found), f"{place.name} {where} the checkpoint"
+        config, source = load_config(beside, found), f"{place.name} {where} the checkpoint"
         companions.append(beside)
     elif given is not None:
         config, source = {}, ""
@@ -385,13 +394,22 @@ def _find_config(
             "attention cannot be told from the weights: give them with --config config.yaml."
         )
     if given is not None:
-        config = _overlay(config, _load_config(given, found))
+        config = overlay(config, load_config(given, found))
         companions.append(given)
         source = f"{source}, overridden by {given.name}" if source else given.name
     return config, source
 
 
-def _load_config(path: Path, found: Found) -> Mapping[str, Any]:
+def load_config(path: Path, found: Found) -> Mapping[str, Any]:
+    """The keys of a config file, YAML or JSON.
+
+    Args:
+        path: of the file.
+        found: tells the model where the file lists several.
+
+    Raises:
+        InputError: it cannot be read, or holds no keys.
+    """
     try:
         # JSON is YAML, so one parser reads both.
         loaded = load_yaml(read_small_file(path, "config", _MAX_CONFIG_BYTES).decode("utf-8"))
@@ -435,13 +453,13 @@ def _model_of(models: list[Any], path: Path, found: Found) -> object:
     return models[names.index(longest)]
 
 
-def _overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """`below` with every key of `above` in place of its own, dicts merged key by key."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
         both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged[key] = _overlay(old, value) if both else value  # type: ignore[arg-type]
+        merged[key] = overlay(old, value) if both else value  # type: ignore[arg-type]
     return merged
 
 

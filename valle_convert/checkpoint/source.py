@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import ml_dtypes
 import numpy as np
@@ -77,4 +77,32 @@ class TensorSource(NamedTensors, Protocol):
         Raises:
             InputError: the data cannot be read.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class CarriedVocabulary:
+    """What a container of an export says of the tokenizer.
+
+    Attributes:
+        strings: of the phonemes, with their ids; one of several strings that share an id, perhaps.
+        merges: pairs by rank.
+        document: the two as a tokenizer.json, which is none if strings are missing in it.
+    """
+
+    strings: Mapping[str, int]
+    merges: tuple[tuple[str, ...], ...]
+    document: bytes
+
+
+@runtime_checkable
+class BlockSource(TensorSource, Protocol):
+    """A source of numbers that are stored in blocks of a type that numpy does not have.
+
+    `read` gives such a tensor as float32, and its spec's `dtype_name` is llama.cpp's name of the
+    type.
+    """
+
+    def read_blocks(self, name: str) -> NDArray[np.uint8] | None:
+        """The rows as they are stored, [n, bytes of a row]; None where numpy has the type."""
         ...

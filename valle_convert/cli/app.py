@@ -26,6 +26,7 @@ from valle_convert.cli import (
     inspect,
     interrupt,
     quantize,
+    repair,
     speak,
     streams,
     tokenize,
@@ -104,7 +105,18 @@ def _program(
     """The options of the program itself stand here; the commands do everything else."""
 
 
-for command in (convert, inspect, tokenize, verify, quantize, utterances, speak, codec, doctor):
+for command in (
+    convert,
+    inspect,
+    tokenize,
+    verify,
+    repair,
+    quantize,
+    utterances,
+    speak,
+    codec,
+    doctor,
+):
     command.register(app)
 
 

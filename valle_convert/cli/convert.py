@@ -111,7 +111,7 @@ def convert(
     verification is kept, with exit code 1.
     """
     from valle_convert.api import plan_conversion, plan_vallex, read_checkpoint
-    from valle_convert.files import check_outputs, is_stream
+    from valle_convert.files import check_outputs
     from valle_convert.gguf_file.metadata import GeneralMetadata
     from valle_convert.model.vallex import is_vallex
 
@@ -123,10 +123,7 @@ def convert(
         check_outputs(
             {"OUT.gguf": out}, inputs=[checkpoint, config, lora, tokenizer, metadata], force=force
         )
-        if verify == "full" and is_stream(out):
-            raise typer.BadParameter(
-                f"{out} cannot be read back; give a file, or --verify none.", param_hint="--verify"
-            )
+        check_readable(out, verify)
     options: dict[str, Any] = {
         "name": name,
         "author": author,
@@ -158,6 +155,25 @@ def convert(
         _show_plan(plan, as_json=json_)
         return
     assert out is not None  # noqa: S101 - for the type checker; told apart above
+    carry_out(plan, out, verify, force=force, as_json=json_)
+
+
+def check_readable(out: Path, verify: VerifyChoice) -> None:
+    """Refuse a full check of what cannot be read back."""
+    from valle_convert.files import is_stream
+
+    if verify == "full" and is_stream(out):
+        raise typer.BadParameter(
+            f"{out} cannot be read back; give a file, or --verify none.", param_hint="--verify"
+        )
+
+
+def carry_out(
+    plan: GgufPlan, out: Path, verify: VerifyChoice, *, force: bool, as_json: bool
+) -> None:
+    """Write a planned file, check it, and tell of both."""
+    from valle_convert.files import is_stream
+
     _tell_choices(plan)
     start = time.perf_counter()
     size = _write(plan, out, force=force)
@@ -167,7 +183,7 @@ def convert(
         verify = "none"
         console.talk(f"note: {out} is no file that could be read back, so nothing was verified")
     report = _verify(plan, out, verify)
-    if json_:
+    if as_json:
         console.data_json(
             {
                 "file": str(out),
@@ -272,6 +288,10 @@ def _tell_choices(plan: GgufPlan) -> None:
     )
     if checkpoint.lora:
         console.talk(f"LoRA merged: {checkpoint.lora}")
+    for assumed in checkpoint.assumed:
+        console.talk(f"assumed, since the file does not say: {assumed} (else give --config)")
+    for lost in checkpoint.lost:
+        console.talk(f"lost on the way to this file, and not in the result: {lost}")
     for dropped in plan.description.dropped:
         console.talk(f"left out: {dropped.source} ({dropped.reason})")
     for note in plan.description.notes:

@@ -49,6 +49,16 @@ LoraAlphaOption = Annotated[
         show_default=False,
     ),
 ]
+BiasesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--biases",
+        metavar="CHECKPOINT",
+        help="For a GGUF file made the old way: the checkpoint that it was made of, which still "
+        "has the heads' biases.",
+        show_default=False,
+    ),
+]
 TokenizerOption = Annotated[
     Path | None,
     typer.Option(

@@ -60,6 +60,7 @@ def tokenize(
     if text is not None:
         check_utf8(text)
     from valle_convert.gguf_file.loadable import check_loadable
+    from valle_convert.gguf_file.old import is_old, why_wrong
     from valle_convert.gguf_file.read import GgufFile
     from valle_convert.text import unknown_phonemes
     from valle_convert.tokenizer.check import compare
@@ -68,6 +69,8 @@ def tokenize(
     from valle_convert.tokenizer.recorded import recorded_tokenizer
 
     converted = GgufFile(gguf)
+    if is_old(converted):
+        raise InputError(why_wrong(gguf))
     source = recorded_tokenizer(converted.keys, gguf, tokenizer)
     check_loadable(converted)
     oracle = source.oracle()

@@ -9,6 +9,7 @@ import typer
 
 from valle_convert.cli import console
 from valle_convert.cli.options import (
+    BiasesOption,
     CheckpointArgument,
     CodecOption,
     ConfigOption,
@@ -61,6 +62,7 @@ def verify(
             show_default=False,
         ),
     ] = None,
+    biases: BiasesOption = None,
     seed: Annotated[int, typer.Option(help="Of the random texts and inputs.", min=0)] = 0,
     json_: JsonOption = False,
     report: ReportOption = None,
@@ -78,12 +80,16 @@ def verify(
 
     A VALL-E X is a set of files: give that of its AR, the others lie beside it.
 
+    With the GGUF file made the old way in the place of CHECKPOINT, and what `repair` made of it in
+    that of GGUF: against the weights of the old one.
+
     With an EnCodec in the place of CHECKPOINT and its .bin or .gguf in that of GGUF: structure,
     tensors, and sound, which is what encodec.cpp, or this program, will compute of a recording,
     level by level.
     """
     from valle_convert.api import read_checkpoint
     from valle_convert.files import check_outputs, write_text_atomically
+    from valle_convert.gguf_file.old import read_old
     from valle_convert.gguf_file.read import is_gguf
     from valle_convert.model.vallex import is_vallex
     from valle_convert.verify import LEVELS, verify_path, verify_whole
@@ -92,7 +98,7 @@ def verify(
 
     check_outputs(
         {"--report": report},
-        inputs=[checkpoint, gguf, config, lora, tokenizer, recording],
+        inputs=[checkpoint, gguf, config, lora, tokenizer, recording, biases],
         force=force,
     )
     result: Report
@@ -106,7 +112,15 @@ def verify(
         name = "--level" if level == "sound" else "--recording"
         raise typer.BadParameter("only the files of codecs are heard.", param_hint=name)
     else:
-        opened = read_checkpoint(checkpoint, config=config, lora=lora, lora_alpha=lora_alpha)
+        opened = (
+            read_old(
+                checkpoint,
+                config=config,
+                biases=None if biases is None else read_checkpoint(biases),
+            )
+            if is_gguf(checkpoint)
+            else read_checkpoint(checkpoint, config=config, lora=lora, lora_alpha=lora_alpha)
+        )
         levels = LEVELS if level == "all" else (level,)
         if is_vallex(opened):
             result = verify_vallex_path(

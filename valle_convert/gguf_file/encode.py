@@ -63,6 +63,49 @@ def encode(rows: NDArray[Any], ggml_type: GgmlType, name: str) -> NDArray[Any]:
     return quantized
 
 
+#: Where the float16 scales of a block lie, in bytes.
+_SCALES: Mapping[str, tuple[int, ...]] = {
+    "Q4_0": (0,),
+    "Q4_1": (0, 2),
+    "Q5_0": (0,),
+    "Q5_1": (0, 2),
+    "Q8_0": (0,),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
+}
+_EXPONENT = np.uint16(0x7C00)
+
+
+def check_blocks(blocks: NDArray[np.uint8], ggml_type: GgmlType, name: str) -> None:
+    """Refuse quantized rows [n, bytes of a row] that stand for numbers which are none.
+
+    A block's numbers are whole multiples of its scales, at most some thousand of them, so they are
+    finite, and no larger than a network can compute with, where its scales in float16 are finite.
+
+    Raises:
+        InputError: a scale is infinite or NaN.
+    """
+    places = _SCALES.get(ggml_type.name)
+    if places is None:
+        good = bool(np.isfinite(decode(blocks, ggml_type)).all())
+    else:
+        each = blocks.reshape(-1, ggml_type.block_bytes)
+        good = True
+        for place in places:
+            scales = np.ascontiguousarray(each[:, place : place + 2]).view(np.uint16)
+            good = good and not ((scales & _EXPONENT) == _EXPONENT).any()
+    if not good:
+        raise InputError(
+            f"The tensor {name} holds numbers that are none (NaN or infinite) in a block of "
+            f"{ggml_type.name}; the file is damaged: copy it again."
+        )
+
+
 def decode(data: NDArray[Any], ggml_type: GgmlType) -> NDArray[np.float32]:
     """Rows of a GGUF type as float32; `data` is [n, bytes of a row] or of the type itself.
 

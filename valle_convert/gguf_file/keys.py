@@ -46,6 +46,12 @@ SPECIAL_IDS = {
 }
 SOURCE_SHA256_KEY = "valle.source.sha256"
 SOURCE_LORA_KEY = "valle.source.lora"
+#: What the source did not say and was assumed, and what its checkpoint had and it has no more.
+SOURCE_ASSUMED_KEY = "valle.source.assumed"
+SOURCE_LOST_KEY = "valle.source.lost"
+SOURCE_PREFIX = "valle.source."
+#: What container the weights were in, where it was not the training project's own.
+SOURCE_FORMAT_KEY = "valle.source.format"
 #: SHA-256 of the tensors' data with its padding, and of all before it, with zeros in the place of
 #: the two digests; and the file type then. They let a file be checked without its checkpoint.
 DATA_DIGEST_KEY = "valle.digest.data"

@@ -20,7 +20,15 @@ from valle_convert.files import valid_utf8
 from valle_convert.gguf_file import keys as gguf_keys
 from valle_convert.gguf_file.header import Key, TensorEntry, padded
 from valle_convert.gguf_file.metadata import GeneralMetadata
-from valle_convert.gguf_file.types import BF16, F16, F32, PLAIN_DTYPES, Q8_0, GgmlType
+from valle_convert.gguf_file.types import (
+    BF16,
+    F16,
+    F32,
+    GGML_TYPES,
+    PLAIN_DTYPES,
+    Q8_0,
+    GgmlType,
+)
 from valle_convert.model.description import BiasBlock, Description
 from valle_convert.model.families import describe
 from valle_convert.model.spec import CODECS, Model, codec_named
@@ -43,6 +51,10 @@ _FILE_TYPES = {
     F16: LlamaFileType.MOSTLY_F16,
     BF16: LlamaFileType.MOSTLY_BF16,
     Q8_0: LlamaFileType.MOSTLY_Q8_0,
+    **{
+        GGML_TYPES[name.removesuffix("_M")]: LlamaFileType[f"MOSTLY_{name}"]
+        for name in "Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K_M Q4_K_M Q5_K_M Q6_K IQ4_NL IQ4_XS".split()
+    },
 }
 
 
@@ -176,6 +188,7 @@ def plan_gguf(
         checkpoint.path,
         checkpoint.symmap,
         description.model.table("phonemes").n_rows,
+        carried=checkpoint.vocabulary,
     )
     return lay_out(
         checkpoint,
@@ -326,6 +339,14 @@ def source_keys(checkpoint: Checkpoint) -> list[Key]:
         keys.append(Key("valle.source.global_step", step, "u64"))
     if checkpoint.lora is not None:
         keys.append(Key(gguf_keys.SOURCE_LORA_KEY, checkpoint.lora, "string"))
+    if checkpoint.assumed:
+        keys.append(Key(gguf_keys.SOURCE_ASSUMED_KEY, list(checkpoint.assumed), "[string]"))
+    if checkpoint.lost:
+        keys.append(Key(gguf_keys.SOURCE_LOST_KEY, list(checkpoint.lost), "[string]"))
+    for name, words in checkpoint.origin.items():
+        value = words if isinstance(words, str) else list(words)
+        kind = "string" if isinstance(words, str) else "[string]"
+        keys.append(Key(f"{gguf_keys.SOURCE_PREFIX}{name}", value, kind))
     keys.append(Key(gguf_keys.CONVERTER_KEY, __version__, "string"))
     return keys
 
@@ -372,9 +393,19 @@ def place_tensors(
 
 
 def _common_type(specs: list[TensorSpec]) -> GgmlType:
-    """The type that holds all of them without loss."""
-    types = {_TYPE_OF[spec.dtype] for spec in specs if spec.dtype in _TYPE_OF}
-    return types.pop() if len(types) == 1 else F32
+    """The type that holds all of them without loss; float16 where they are of several quantized."""
+    types = {stored_type(spec) for spec in specs}
+    if len(types) == 1:
+        return types.pop()
+    return F32 if types <= PLAIN_DTYPES.keys() else F16
+
+
+def stored_type(spec: TensorSpec) -> GgmlType:
+    """The type of a source tensor in its own container."""
+    quantized = GGML_TYPES.get(spec.dtype_name)
+    if quantized is not None and quantized not in PLAIN_DTYPES:
+        return quantized
+    return F32 if spec.dtype is None else _TYPE_OF.get(spec.dtype, F32)
 
 
 def file_type_of(tensors: tuple[PlannedTensor, ...]) -> LlamaFileType:
@@ -382,4 +413,5 @@ def file_type_of(tensors: tuple[PlannedTensor, ...]) -> LlamaFileType:
     sizes: dict[GgmlType, int] = {}
     for tensor in tensors:
         sizes[tensor.ggml_type] = sizes.get(tensor.ggml_type, 0) + tensor.n_bytes
-    return _FILE_TYPES[max(sizes, key=lambda ggml_type: sizes[ggml_type])]
+    most = max(sizes, key=lambda ggml_type: sizes[ggml_type])
+    return _FILE_TYPES.get(most, LlamaFileType.GUESSED)

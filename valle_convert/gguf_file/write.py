@@ -21,9 +21,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from valle_convert.checkpoint.source import BlockSource, TensorSource
 from valle_convert.errors import EnvironmentFault
 from valle_convert.files import atomic_output, atomic_outputs, check_free_space, check_target
-from valle_convert.gguf_file.encode import encode
+from valle_convert.gguf_file.encode import check_blocks, encode
 from valle_convert.gguf_file.header import pack_header, padded
 from valle_convert.gguf_file.keys import (
     BIAS_KEY,
@@ -32,8 +33,8 @@ from valle_convert.gguf_file.keys import (
     NO_DIGEST,
     SOURCE_SHA256_KEY,
 )
-from valle_convert.gguf_file.plan import PlannedFile, PlannedTensor
-from valle_convert.gguf_file.types import F32, STRING
+from valle_convert.gguf_file.plan import Part, PlannedFile, PlannedTensor
+from valle_convert.gguf_file.types import F32, STRING, GgmlType
 from valle_convert.gguf_file.vallex import SetPlan
 from valle_convert.progress import Progress, silent
 
@@ -160,8 +161,13 @@ def header_digest(header: bytes, digests: Mapping[str, Any]) -> str:
 
 def pieces(plan: PlannedFile, tensor: PlannedTensor) -> Iterator[NDArray[Any]]:
     """The encoded bytes of a planned tensor, in order, a few megabytes at a time."""
+    tensors = plan.checkpoint.tensors
     for part in tensor.parts:
-        source = plan.checkpoint.tensors.read(part.source)
+        stored = stored_blocks(tensors, part.source, tensor.ggml_type)
+        if stored is not None:
+            yield from _moved(stored, part, tensor.ggml_type)
+            continue
+        source = tensors.read(part.source)
         if len(tensor.shape) == 1:
             yield encode(source, tensor.ggml_type, part.source)
             continue
@@ -174,6 +180,29 @@ def pieces(plan: PlannedFile, tensor: PlannedTensor) -> Iterator[NDArray[Any]]:
             else:
                 rows = source[np.asarray(part.gather[start:stop])]
             yield encode(rows, tensor.ggml_type, part.source)
+
+
+def stored_blocks(
+    tensors: TensorSource, name: str, ggml_type: GgmlType
+) -> NDArray[np.uint8] | None:
+    """The rows of a source tensor in a quantized type that they have already, [n, bytes]."""
+    if not isinstance(tensors, BlockSource) or tensors.specs[name].dtype_name != ggml_type.name:
+        return None
+    return tensors.read_blocks(name)
+
+
+def _moved(
+    stored: NDArray[np.uint8], part: Part, ggml_type: GgmlType
+) -> Iterator[NDArray[np.uint8]]:
+    """Quantized rows as they are, once their scales are known to be numbers."""
+    step = max(1, _PIECE_BYTES // stored.shape[1])
+    for start in range(0, part.n_rows, step):
+        stop = min(start + step, part.n_rows)
+        rows = stored[start:stop]
+        if part.gather is not None:
+            rows = stored[np.asarray(part.gather[start:stop])]
+        check_blocks(rows, ggml_type, part.source)
+        yield np.ascontiguousarray(rows)
 
 
 def read_biases(plan: PlannedFile) -> list[float]:

@@ -348,7 +348,7 @@ def _head_rows(
     heads += [("mask", n_codes), ("stt", sizes.n_phonemes)]
     if "len" in capabilities:
         heads.append(("len", LENGTH_STOP + 1))
-    if version >= 6 and split:
+    if version >= 6 and split and text_rows:
         heads.append(("text", text_rows))
     return heads
 
@@ -356,7 +356,7 @@ def _head_rows(
 # ----------------------------------------------------------------------- the backbone
 
 #: Source, target, and shape in terms of the sizes, for every layer.
-_LAYER: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+LAYER_TENSORS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("input_layernorm", "attn_norm", ("n_embd",)),
     ("self_attn.q_proj", "attn_q", ("n_embd", "n_embd")),
     ("self_attn.k_proj", "attn_k", ("n_embd_kv", "n_embd")),
@@ -377,7 +377,7 @@ def _backbone(n_layer: int, dims: Mapping[str, int]) -> list[BackboneTensor]:
             shape=tuple(dims[dim] for dim in shape),
         )
         for layer in range(n_layer)
-        for source, target, shape in _LAYER
+        for source, target, shape in LAYER_TENSORS
     ]
     tensors.append(BackboneTensor("model.norm.weight", "output_norm.weight", (dims["n_embd"],)))
     return tensors

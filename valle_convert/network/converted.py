@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.keys import read_model
 from valle_convert.gguf_file.loadable import check_loadable
+from valle_convert.gguf_file.old import is_old, why_wrong
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.context import CacheType
@@ -185,6 +186,8 @@ def open_model(file: GgufFile) -> Model:
         InputError: the file is no converted checkpoint, or its keys are not consistent.
     """
     embedding = file.tensors.get(TOKEN_EMBEDDING)
+    if is_old(file):
+        raise InputError(why_wrong(file.path))
     if embedding is None or len(embedding.shape) != 2:
         raise InputError(
             f"{file.path} has no matrix {TOKEN_EMBEDDING}, so it is no converted checkpoint; "

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.encode import nominal_decibels, roundings
 from valle_convert.gguf_file.keys import BIAS_KEY
+from valle_convert.gguf_file.old import rounded_types
 from valle_convert.gguf_file.plan import Part, PlannedFile, PlannedTensor
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F32, GGML_TYPES, PLAIN_DTYPES, GgmlType
@@ -81,11 +82,7 @@ class RoundedTensors:
     def __init__(self, plan: PlannedFile, file: GgufFile) -> None:
         self._tensors = plan.checkpoint.tensors
         self._stored = ConvertedTensors(plan, file)
-        self._types = {
-            part.source: file.tensors[tensor.name].ggml_type
-            for tensor in plan.tensors
-            for part in tensor.parts
-        }
+        self._types = rounded_types(plan, file)
 
     def read(self, name: str) -> NDArray[Any]:
         """One tensor as float32."""

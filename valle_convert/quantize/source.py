@@ -26,6 +26,7 @@ from valle_convert.files import describe_os_error, valid_utf8
 from valle_convert.gguf_file.header import ALIGNMENT
 from valle_convert.gguf_file.keys import SOURCE_LORA_KEY, SOURCE_SHA256_KEY, is_converted
 from valle_convert.gguf_file.loadable import check_loadable
+from valle_convert.gguf_file.old import is_old, why_wrong
 from valle_convert.gguf_file.plan import GgufPlan, plan_gguf
 from valle_convert.gguf_file.read import GgufFile, is_gguf
 from valle_convert.gguf_file.write import header_of, write_plan_to
@@ -178,6 +179,8 @@ def open_source(
         name = f"{valid_utf8(checkpoint.title)}.gguf"
         return Source(file_path, name, GgufFile(file_path), reference, conversion, _file=file)
     opened = GgufFile(path)
+    if is_old(opened):
+        raise InputError(why_wrong(path))
     if measure and not is_converted(opened.keys):
         raise InputError(
             f"{path} is no converted VALL-E checkpoint, so its quality cannot be measured; "

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from valle_convert.tokenizer.bpe import PhonemeBpe, parse_bpe, read_file
 from valle_convert.tokenizer.compile import DEFAULT_PRE, compile_bpe, splitter_named
@@ -24,6 +24,9 @@ from valle_convert.tokenizer.sentencepiece import (
     compile_sentencepiece,
     parse_sentencepiece,
 )
+
+if TYPE_CHECKING:
+    from valle_convert.checkpoint.source import CarriedVocabulary
 
 FILE_NAME = "tokenizer.json"
 BUILT_IN = Path(__file__).with_name("data") / FILE_NAME
@@ -114,7 +117,12 @@ def open_tokenizer(path: Path) -> TokenizerFile:
 
 
 def choose_tokenizer(
-    explicit: Path | None, checkpoint: Path, symmap: Mapping[str, int] | None, n_text_rows: int
+    explicit: Path | None,
+    checkpoint: Path,
+    symmap: Mapping[str, int] | None,
+    n_text_rows: int,
+    *,
+    carried: CarriedVocabulary | None = None,
 ) -> TokenizerChoice:
     """Find the tokenizer of a checkpoint and check that it is its own.
 
@@ -123,6 +131,8 @@ def choose_tokenizer(
         checkpoint: the checkpoint's file, or its folder.
         symmap: the checkpoint's own strings and ids, if it carries them.
         n_text_rows: the number of rows of its phoneme embedding.
+        carried: what an export carries of its tokenizer. The built-in one is taken where it is
+            the same, with strings perhaps that the export has lost.
 
     Raises:
         InputError: the tokenizer cannot be converted, or disagrees with the checkpoint; all
@@ -138,7 +148,19 @@ def choose_tokenizer(
     else:
         file, source = open_tokenizer(BUILT_IN), "built-in"
         reason = f"no {FILE_NAME} lies beside the checkpoint"
+        if carried is not None:
+            strings, merges = carried.strings, carried.merges
+            if _differences(file.tokenizer, carried):
+                document = carried.document
+                own = parse_bpe(document, str(checkpoint))
+                digest = hashlib.sha256(document).hexdigest()
+                file, source = TokenizerFile(checkpoint, own, document, digest), "carried"
+                reason = "the built-in one differs from what the file carries"
+            else:
+                reason = f"the file's {len(strings)} strings and {len(merges)} merges are in it"
     problems = _disagreements(file.tokenizer, symmap, n_text_rows)
+    if carried is not None:
+        problems += _differences(file.tokenizer, carried)
     if problems:
         what = f"the tokenizer {source}" if source != "built-in" else "the built-in tokenizer"
         raise refusal(
@@ -148,12 +170,26 @@ def choose_tokenizer(
             f"(--tokenizer FILE), or copy it into {folder}.",
         )
     agreement = f"its {file.tokenizer.n_ids} ids are the checkpoint's {n_text_rows} rows"
-    agreement += (
-        ", and the checkpoint carries no vocabulary to compare with"
-        if symmap is None
-        else f", its {len(symmap)} strings the checkpoint's own"
-    )
+    if symmap is not None:
+        agreement += f", its {len(symmap)} strings the checkpoint's own"
+    elif carried is None:
+        agreement += ", and the checkpoint carries no vocabulary to compare with"
     return TokenizerChoice(file, source, reason, agreement)
+
+
+def _differences(tokenizer: PhonemeBpe | SentencePieceBpe, carried: CarriedVocabulary) -> list[str]:
+    """Where a tokenizer is not what an export carries, with more strings for some ids perhaps."""
+    if not isinstance(tokenizer, PhonemeBpe):
+        return []  # a program of another kind, whose merges have no ranks to compare
+    problems = [
+        f"{short(string)} has the id {id_} in the file, and {_id_name(tokenizer.vocab.get(string))}"
+        " in the tokenizer"
+        for string, id_ in carried.strings.items()
+        if tokenizer.vocab.get(string) != id_
+    ]
+    if carried.merges != tokenizer.merges:
+        problems.append(f"its {len(tokenizer.merges)} merges are not the file's")
+    return problems
 
 
 def _row_problem(tokenizer: PhonemeBpe | SentencePieceBpe, n_text_rows: int) -> str | None:

@@ -10,7 +10,8 @@ from typing import Literal, get_args
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.keys import TRUE_IDS_KEY
+from valle_convert.gguf_file.keys import SOURCE_FORMAT_KEY, TRUE_IDS_KEY
+from valle_convert.gguf_file.old import FORMAT, as_repaired
 from valle_convert.gguf_file.plan import GgufPlan
 from valle_convert.gguf_file.read import GgufFile, is_gguf
 from valle_convert.llama.library import find_library
@@ -132,6 +133,8 @@ def verify_path(
     source = check_source(checkpoint, file)
     if source is not None and not source.passed:
         return _judged_at_once(checkpoint, path, source, main_type(file))
+    if SOURCE_FORMAT_KEY in file.keys and checkpoint.container != FORMAT:
+        checkpoint = as_repaired(checkpoint, file)
     plan = plan_like(file, checkpoint, tokenizer=tokenizer, codec=codec)
     return verify(plan, file, levels=levels, seed=seed, progress=progress)
 

@@ -13,6 +13,7 @@ from valle_convert.errors import InputError
 from valle_convert.gguf_file import keys as gguf_keys
 from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.loadable import dangers
+from valle_convert.gguf_file.old import OLD_TYPES_KEY
 from valle_convert.gguf_file.plan import GgufPlan, PlannedFile
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.write import read_biases
@@ -31,6 +32,12 @@ _FREE_KEYS = (
     gguf_keys.SOURCE_LORA_KEY,
     "valle.tokenizer.source",
     "valle.tokenizer.reason",
+    # What was missing in the source is held against the checkpoint by what it leads to.
+    gguf_keys.SOURCE_FORMAT_KEY,
+    gguf_keys.SOURCE_ASSUMED_KEY,
+    gguf_keys.SOURCE_LOST_KEY,
+    OLD_TYPES_KEY,
+    f"{gguf_keys.SOURCE_PREFIX}biases_sha256",
 )
 _EXACT_GENERAL = "general.architecture"
 #: Keys that quantizing adds.
@@ -61,7 +68,10 @@ def check_source(checkpoint: Checkpoint, file: GgufFile) -> Check | None:
         file: says of which file, and whether with a LoRA, it was made.
     """
     said = file.keys.get(gguf_keys.SOURCE_SHA256_KEY)
-    if not isinstance(said, str):
+    format_ = file.keys.get(gguf_keys.SOURCE_FORMAT_KEY)
+    # A file that was made of an export of the checkpoint does not know it.
+    made_of_another = format_ is not None and format_ != checkpoint.origin.get("format")
+    if not isinstance(said, str) or made_of_another:
         return None
     found = checkpoint.sha256()
     lora = file.keys.get(gguf_keys.SOURCE_LORA_KEY)
@@ -170,6 +180,7 @@ def check_keys(
         if name.startswith("valle.")
         and not name.startswith(QUANTIZE_PREFIX)
         and name not in expected
+        and name not in _FREE_KEYS
     ]
     shown = "; ".join(faults[:_SHOWN])
     return Check(

@@ -8,7 +8,7 @@ must keep its error inside the bound of its blocks and its noise below the signa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.encode import decode, encode, nominal_decibels, roundings
+from valle_convert.gguf_file.old import rounded_types
 from valle_convert.gguf_file.plan import Part, PlannedFile, PlannedTensor
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
-from valle_convert.gguf_file.types import GGML_TYPES, PLAIN_DTYPES
+from valle_convert.gguf_file.types import GGML_TYPES, PLAIN_DTYPES, GgmlType
+from valle_convert.gguf_file.write import stored_blocks
 from valle_convert.verify.report import Check
 
 _ROWS_AT_ONCE = 2048
@@ -108,6 +110,7 @@ def check_tensors(
         file: the converted file.
         advance: called with the number of weights compared.
     """
+    rounded = rounded_types(plan, file)
     for planned in plan.tensors:
         found = file.tensors.get(planned.name)
         if found is None or found.shape != planned.shape:
@@ -120,10 +123,17 @@ def check_tensors(
                 badness=math.inf,
             )
             continue
-        if found.ggml_type in PLAIN_DTYPES:
+        if all(
+            stored_blocks(plan.checkpoint.tensors, part.source, found.ggml_type) is not None
+            for part in planned.parts
+        ):
+            yield _check_moved(plan, planned, found, advance)
+            continue
+        types = {part.label: rounded[part.source] for part in planned.parts}
+        if all(kind in PLAIN_DTYPES for kind in types.values()):
             yield _check_plain(plan, planned, found, advance)
         else:
-            yield _check_quantized(plan, planned, found, advance)
+            yield _check_quantized(plan, planned, found, types, advance)
 
 
 def _check_plain(
@@ -176,10 +186,47 @@ def _count_different(
     return tally, rounded
 
 
-def _check_quantized(
+def _check_moved(
     plan: PlannedFile, planned: PlannedTensor, found: TensorInfo, advance: Callable[[int], object]
 ) -> Check:
-    """The tensor as a whole, and every table and head in it by itself."""
+    """The rows are those of the source, bit for bit: quantized there already, and never again."""
+    data = found.data.reshape(planned.shape[0], -1)
+    different: list[str] = []
+    n_rows = 0
+    for part in planned.parts:
+        stored = stored_blocks(plan.checkpoint.tensors, part.source, found.ggml_type)
+        for start in range(0, part.n_rows if stored is not None else 0, _ROWS_AT_ONCE):
+            stop = min(start + _ROWS_AT_ONCE, part.n_rows)
+            index = slice(start, stop) if part.gather is None else list(part.gather[start:stop])
+            actual = data[part.first_row + start : part.first_row + stop]
+            wrong = int((stored[index] != actual).any(axis=-1).sum())  # type: ignore[index]
+            n_rows += wrong
+            different += [part.label] if wrong else []
+            advance((stop - start) * planned.shape[-1])
+    name = found.ggml_type.name
+    return Check(
+        f"tensor {planned.name}",
+        passed=not n_rows,
+        summary=f"{name}: {n_rows:,} of {planned.shape[0]:,} rows are not the source's, "
+        f"first in {different[0]}"
+        if n_rows
+        else f"{name}: {planned.shape[0]:,} rows moved, bit for bit",
+        values={"type": name, "weights": planned.n_elements, "different_rows": n_rows},
+        badness=math.inf if n_rows else 0.0,
+    )
+
+
+def _check_quantized(
+    plan: PlannedFile,
+    planned: PlannedTensor,
+    found: TensorInfo,
+    types: Mapping[str, GgmlType],
+    advance: Callable[[int], object],
+) -> Check:
+    """The tensor as a whole, and every table and head in it by itself.
+
+    `types` has for each of its parts the type that its weights were rounded to.
+    """
     parts: dict[str, _Tally] = {}
     for part, source, data in _rows(plan, planned, found):
         tally = parts.setdefault(part.label, _Tally(where=part.label))
@@ -188,12 +235,13 @@ def _check_quantized(
     whole = _Tally()
     for tally in parts.values():
         whole.merge(tally)
-    least = max(_DB_FLOOR, nominal_decibels(found.ggml_type) - _DB_MARGIN)
-    least_part = max(_DB_FLOOR, least - _DB_PART_MARGIN)
+    coarsest = min(types.values(), key=lambda kind: kind.bits)
+    least = max(_DB_FLOOR, nominal_decibels(coarsest) - _DB_MARGIN)
+    least_part = _least_of_part(coarsest)
     faults = [
-        f"{tally.where} {fault}"
-        for tally in parts.values()
-        if (fault := tally.fault(least_part)) is not None
+        f"{label} {fault}"
+        for label, tally in parts.items()
+        if (fault := tally.fault(_least_of_part(types[label]))) is not None
     ]
     weakest = min(parts.values(), key=lambda tally: tally.decibels)
     name = found.ggml_type.name
@@ -219,6 +267,12 @@ def _check_quantized(
         "largest; errors that do not follow the weights",
         badness=_badness(whole, least) if passed else math.inf,
     )
+
+
+def _least_of_part(ggml_type: GgmlType) -> float:
+    """The ratio of signal to noise, in dB, that a table or head of a type has to have."""
+    least = max(_DB_FLOOR, nominal_decibels(ggml_type) - _DB_MARGIN)
+    return max(_DB_FLOOR, least - _DB_PART_MARGIN)
 
 
 def _badness(tally: _Tally, least: float) -> float:

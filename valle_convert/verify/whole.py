@@ -20,6 +20,7 @@ from valle_convert.gguf_file.keys import (
     SOURCE_LORA_KEY,
     SOURCE_SHA256_KEY,
 )
+from valle_convert.gguf_file.old import is_old, why_wrong
 from valle_convert.gguf_file.read import GgufFile, is_gguf
 from valle_convert.gguf_file.vallex import VallexSet, is_vallex_part, open_set
 from valle_convert.gguf_file.write import header_digest
@@ -58,6 +59,8 @@ def verify_whole(path: Path, *, progress: Progress = silent) -> Report:
             raise
         damage = Check("file", passed=False, summary=str(error), values={}, badness=math.inf)
         return Report("its own digests", str(path), "none", (Level("whole", (damage,), 0.0),))
+    if is_old(file):
+        raise InputError(why_wrong(path))
     checks, skipped = _check_digests(file, progress)
     level = Level("whole", checks, time.perf_counter() - start, skipped)
     return Report("its own digests", str(path), main_type(file), (level,), (origin_of(file),))

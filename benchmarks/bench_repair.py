@@ -1,0 +1,67 @@
+"""Repairing a GGUF file of production size that was made the old way, over a plain copy of it.
+
+The copy reads and writes the same number of bytes, with fsync; both start with the source in the
+page cache. `--verify none`: what is measured is the moving of rows and the two digests.
+
+python benchmarks/bench_repair.py [--folder DIR] [--repeat 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from bench_convert import MIB, PRODUCTION, PROGRAM, ROOT, make_checkpoint, timed
+
+sys.path.insert(0, str(ROOT / "tests" / "verify"))
+
+from old_files import make_old
+
+PLAIN_COPY = """
+import os, sys
+with open(sys.argv[1], "rb") as source, open(sys.argv[2], "wb") as target:
+    while piece := source.read(8 << 20):
+        target.write(piece)
+    target.flush()
+    os.fsync(target.fileno())
+"""
+
+
+def main() -> None:
+    """Run it and print a table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--folder", type=Path, help="where to work; 3 GB are needed")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--types", default="F16,Q8_0,Q4_K_M")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        folder = Path(name)
+        checkpoint, old, out = (folder / one for one in ("p.sft", "old.gguf", "out.gguf"))
+        make_checkpoint(checkpoint, PRODUCTION, dtype="f16")
+        for kind in arguments.types.split(","):
+            make_old(checkpoint, old, kind)
+
+            def prepare() -> None:
+                out.unlink(missing_ok=True)
+                with old.open("rb") as file:
+                    while file.read(64 * MIB):
+                        pass
+
+            copy = [sys.executable, "-c", PLAIN_COPY, str(old), str(out)]
+            plain, _ = timed(copy, repeat=arguments.repeat, before=prepare)
+            for verify in ("none", "quick"):
+                command = [*PROGRAM, "repair", str(old), str(out), "--verify", verify]
+                seconds, peak = timed(command, repeat=arguments.repeat, before=prepare)
+                print(
+                    f"{kind:8} {old.stat().st_size / MIB:6.0f} MiB  --verify {verify:5}  "
+                    f"{seconds:6.2f} s, a copy {plain:5.2f} s, ratio {seconds / plain:5.2f}, "
+                    f"{(peak - old.stat().st_size) / MIB:5.0f} MiB beyond the mapped source"
+                )
+    print(f"load average at the end {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,341 @@
+"""The Hugging Face export of a checkpoint: two matrices that hold all tables and all heads.
+
+    model.embed_tokens.weight   the input tables, one after the other
+    lm_head.weight              each head at the rows of "its" table
+    model.layers.*, model.norm  as in the checkpoint
+
+GGUF files that were made the old way hold the same two matrices. The rows are told by the names
+that the export gave their tokens, such as `<|RVQ:0|>`, else by the order of the tables and the
+sizes in the config. `ExportedTensors` gives the tensors of the checkpoint back; what the export
+does not say stands in `assumed_config`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.checkpoint.source import TensorSource, TensorSpec
+from valle_convert.errors import InputError
+
+EMBEDDINGS = "model.embed_tokens.weight"
+HEADS = "lm_head.weight"
+_BACKBONE = ("model.layers.", "model.norm.")
+
+_TEXT, _LENGTH = "text_emb.weight", "len_emb.weight"
+_PROMPT, _RESPONSE = "proms_emb.embeddings.{}.weight", "resps_emb.embeddings.{}.weight"
+#: Names of tokens: the last group is the row's own, one before it the number of the table.
+_NAMES: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"<\|RVQ:(\d+)\|>"), "rvq_l_emb.weight"),
+    (re.compile(r"<\|lang:([^|]+)\|>"), "langs_emb.weight"),
+    (re.compile(r"<\|task:([^|]+)\|>"), "tasks_emb.weight"),
+    (re.compile(r"<\|len:(\d+)\|>"), _LENGTH),
+    (re.compile(r"<\|tone:([^|]+)\|>"), "tones_emb.weight"),
+    (re.compile(r"<\|sep\|>"), "sep"),
+    (re.compile(r"<\|P\|(\d+)\|(\d+)\|>"), _PROMPT),
+    (re.compile(r"<\|R\|AR\|(0):0\|(\d+)\|>"), _RESPONSE),
+    (re.compile(r"<\|R\|NAR\|0:(0)\|(\d+)\|>"), _RESPONSE.format("last")),
+    (re.compile(r"<\|R\|NAR\|\d+:(\d+)\|(\d+)\|>"), _RESPONSE),
+)
+#: Sizes of the published models, which the config may override.
+_PUBLISHED = {"langs": 6, "tasks": 9, "tones": 1}
+_PUBLISHED_SIZES = {"phoneme_tokens": 256, "resp_levels": 8, "audio_tokens": 1024}
+_LENGTH_ROWS = 11
+#: What a table's words are called in a config, whose number they are.
+COUNTED = {"langs": "langs_emb.weight", "tasks": "tasks_emb.weight", "tones": "tones_emb.weight"}
+
+
+@dataclass(frozen=True)
+class ExportRows:
+    """Rows of one of the two matrices that were one tensor of the checkpoint.
+
+    Attributes:
+        matrix: `EMBEDDINGS` or `HEADS`.
+        first_row: where they begin.
+        n_rows: how many.
+        words: what the rows' own names say, such as `en`; empty where they have none.
+    """
+
+    matrix: str
+    first_row: int
+    n_rows: int
+    words: tuple[str, ...] = ()
+
+
+class ExportSource(TensorSource, Protocol):
+    """The tensors of an export under their names in it, of which rows can be read."""
+
+    def read_rows(self, name: str, rows: slice) -> NDArray[Any]:
+        """Rows of a matrix, in the type of its spec."""
+        ...
+
+    def read_blocks(self, name: str, rows: slice) -> NDArray[np.uint8] | None:
+        """Rows as they are stored, [n, bytes of a row], where the spec's type is not theirs."""
+        ...
+
+
+class ExportedTensors:
+    """A `TensorSource` of the checkpoint that an export was made of, and a `BlockSource`.
+
+    Args:
+        export: the tensors under the names of the export.
+        rows: by the checkpoint's names, which rows of the two matrices they are.
+        where: of the file, for messages.
+
+    Raises:
+        InputError: one of the two matrices is missing, or there are tensors of other names.
+    """
+
+    def __init__(self, export: ExportSource, rows: Mapping[str, ExportRows], where: str) -> None:
+        self._export = export
+        self._rows = rows
+        missing = [name for name in (EMBEDDINGS, HEADS) if name not in export.specs]
+        others = [
+            name
+            for name in export.specs
+            if name not in (EMBEDDINGS, HEADS, "lm_head.bias") and not name.startswith(_BACKBONE)
+        ]
+        if missing or others:
+            faults = [f"missing: {', '.join(missing)}"] if missing else []
+            faults += [f"unexpected: {', '.join(others[:10])}"] if others else []
+            raise InputError(
+                f"{where} is no whole export of a VALL-E checkpoint: {'; '.join(faults)}; "
+                "export the checkpoint again."
+            )
+        specs: dict[str, TensorSpec] = {}
+        for name, part in rows.items():
+            matrix = export.specs[part.matrix]
+            shape = (part.n_rows, *matrix.shape[1:])
+            specs[name] = TensorSpec(
+                name, matrix.dtype, matrix.dtype_name, shape[1:] if name == "sep" else shape
+            )
+        specs |= {n: spec for n, spec in export.specs.items() if n.startswith(_BACKBONE)}
+        self.specs: Mapping[str, TensorSpec] = MappingProxyType(specs)
+
+    def read(self, name: str) -> NDArray[Any]:
+        """One tensor, in the type of its spec."""
+        part = self._rows.get(name)
+        if part is None:
+            return self._export.read(name)
+        rows = slice(part.first_row, part.first_row + part.n_rows)
+        return self._export.read_rows(part.matrix, rows).reshape(self.specs[name].shape)
+
+    def read_blocks(self, name: str) -> NDArray[np.uint8] | None:
+        """The rows as they are stored, see `BlockSource`."""
+        part = self._rows.get(name)
+        if part is None:
+            return self._export.read_blocks(name, slice(None))
+        rows = slice(part.first_row, part.first_row + part.n_rows)
+        return self._export.read_blocks(part.matrix, rows)
+
+
+# --------------------------------------------------------------------------------- rows
+
+
+def rows_of_export(
+    names: Sequence[str], n_rows: int, config: Mapping[str, Any], where: str
+) -> dict[str, ExportRows]:
+    """Which rows of the two matrices were which tensor of the checkpoint.
+
+    Args:
+        names: of the tokens, by row; names that tell nothing leave it to the table.
+        n_rows: of either matrix.
+        config: what the user says of the model; its sizes tell where names do not.
+        where: of the file, for messages.
+
+    Raises:
+        InputError: names or sizes do not account for every row.
+    """
+    if is_named(names):
+        if len(names) != n_rows:
+            raise InputError(
+                f"{where}: {len(names)} tokens have names, and the matrices {n_rows} rows; "
+                "export the checkpoint again."
+            )
+        tables = _tables_by_name(names, where)
+    else:
+        tables = _tables_by_size(n_rows, config, where)
+    return tables | _heads(tables, "len" in _capabilities(tables, config))
+
+
+def is_named(names: Sequence[str]) -> bool:
+    """Whether the tokens have the names that the export gives the rows after the phonemes."""
+    return "<|RVQ:0|>" in names and "<|sep|>" in names
+
+
+def _tables_by_name(names: Sequence[str], where: str) -> dict[str, ExportRows]:
+    firsts: dict[str, int] = {}
+    words: dict[str, list[str]] = {}
+    start = names.index("<|RVQ:0|>")
+    previous = ""
+    for row, name in enumerate(names[start:], start):
+        table, word = _table_of(name)
+        # A row out of order, or one more of a table that has ended, would be another one's.
+        if table is None or (table != previous and table in firsts):
+            raise InputError(
+                f"{where}: row {row} is named {name!r:.60}, which is no row of VALL-E's tables "
+                "in their order; export the checkpoint again."
+            )
+        firsts.setdefault(table, row)
+        known = words.setdefault(table, [])
+        if word.isdecimal() and int(word) != len(known):
+            raise InputError(
+                f"{where}: row {row} is named {name!r:.60}, and number {len(known)} is next; "
+                "export the checkpoint again."
+            )
+        known.append(word)
+        previous = table
+    n_levels = sum(name.startswith("proms_emb.") for name in firsts)
+    tables = {_TEXT: ExportRows(EMBEDDINGS, 0, start)}
+    for table, first in firsts.items():
+        source = table.replace("last", str(n_levels))
+        own = tuple(word for word in words[table] if not word.isdecimal())
+        tables[source] = ExportRows(EMBEDDINGS, first, len(words[table]), own)
+    return tables
+
+
+def _table_of(name: str) -> tuple[str | None, str]:
+    """The table that a token's name tells, and the row's own word in it."""
+    for pattern, table in _NAMES:
+        found = pattern.fullmatch(name)
+        if found is not None:
+            groups = found.groups()
+            return table.format(*groups[:-1]), groups[-1] if groups else "0"
+    return None, ""
+
+
+def _tables_by_size(n_rows: int, config: Mapping[str, Any], where: str) -> dict[str, ExportRows]:
+    sizes = config.get("size")
+    details = sizes if isinstance(sizes, Mapping) else {}
+    n = {key: config.get(key, default) for key, default in _PUBLISHED.items()}
+    n |= {key: details.get(key, default) for key, default in _PUBLISHED_SIZES.items()}
+    wrong = [f"{key} {value!r}" for key, value in n.items() if not _is_count(value)]
+    if wrong:
+        raise InputError(f"{where}: {', '.join(wrong)}, where a whole number is expected.")
+    levels, codes = n["resp_levels"], n["audio_tokens"]
+    counts = [
+        (_TEXT, n["phoneme_tokens"]),
+        ("rvq_l_emb.weight", levels),
+        ("langs_emb.weight", n["langs"]),
+        ("tasks_emb.weight", n["tasks"]),
+        (_LENGTH, _LENGTH_ROWS),
+        ("tones_emb.weight", n["tones"]),
+        ("sep", 1),
+        *((_PROMPT.format(i), codes) for i in range(levels)),
+        *((_RESPONSE.format(i), codes + (i in (0, levels))) for i in range(levels + 1)),
+    ]
+    total = sum(count for _, count in counts)
+    if total != n_rows:
+        said = ", ".join(f"{key} {value}" for key, value in n.items())
+        raise InputError(
+            f"{where}: the rows have no names, and with {said} there would be {total} of them, "
+            f"where {n_rows} are; give the sizes with --config."
+        )
+    tables: dict[str, ExportRows] = {}
+    first = 0
+    for name, count in counts:
+        if count:
+            tables[name] = ExportRows(EMBEDDINGS, first, count)
+        first += count
+    return tables
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 24
+
+
+def _heads(tables: Mapping[str, ExportRows], with_length: bool) -> dict[str, ExportRows]:
+    """Each head at the rows of its table."""
+    n_levels = sum(name.startswith("proms_emb.") for name in tables)
+    of_tables = [_RESPONSE.format(level) for level in range(n_levels + 1)]
+    of_tables += [_TEXT, *([_LENGTH] if with_length else [])]
+    heads: dict[str, ExportRows] = {}
+    for k, table in enumerate(of_tables):
+        rows = tables.get(table)
+        if rows is not None:
+            # The mask code is never predicted.
+            n_rows = rows.n_rows - (k == n_levels)
+            heads[f"classifiers.proj.{k}.weight"] = ExportRows(HEADS, rows.first_row, n_rows)
+    return heads
+
+
+# ------------------------------------------------------------------------------- config
+
+#: What an export does not say, with what the published `ar+nar-len` models have.
+_ASSUMED: tuple[tuple[str, object, str], ...] = (
+    ("unified_position_ids", False, "positions begin anew in every segment"),
+    ("noncausal_masks", True, "NAR passes attend in both directions"),
+    ("audio_embedding_sums", True, "the levels of a frame are summed"),
+)
+
+
+def assumed_config(
+    rows: Mapping[str, ExportRows],
+    given: Mapping[str, Any],
+    *,
+    name: str,
+    dim: int,
+    heads: int,
+    kv_heads: int,
+    layers: int,
+    context: int,
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The config of an exported checkpoint, before `given` is laid over it, and what is assumed.
+
+    Args:
+        rows: what the matrices hold.
+        given: what the user says of the model; what stands in it is not assumed.
+        name: of the model.
+        dim: its width.
+        heads: of attention.
+        kv_heads: likewise.
+        layers: how many.
+        context: positions that it was made for.
+    """
+    experimental = given.get("experimental")
+    said: Mapping[str, Any] = experimental if isinstance(experimental, Mapping) else {}
+    capabilities = _capabilities(rows, given)
+    assumed = [words for key, _, words in _ASSUMED if key not in said]
+    if "version" not in given:
+        assumed.append("version 5")
+    if "capabilities" not in given:
+        assumed.append(f"capabilities {', '.join(capabilities)}")
+    config = {
+        "name": name,
+        "version": 5,
+        "size": {
+            "dim": dim,
+            "heads": heads,
+            "layers": layers,
+            "resp_levels": sum(source.startswith("proms_emb.") for source in rows),
+            "audio_tokens": rows[_PROMPT.format(0)].n_rows if _PROMPT.format(0) in rows else 0,
+            "phoneme_tokens": rows[_TEXT].n_rows,
+        },
+        **{key: rows[table].n_rows if table in rows else 0 for key, table in COUNTED.items()},
+        "arch_type": "llama",
+        "capabilities": capabilities,
+        "experimental": {
+            "split_classifiers": True,
+            "classifiers_bias": False,
+            "kv_heads": kv_heads,
+            "max_position_embeddings": context,
+            **{key: value for key, value, _ in _ASSUMED},
+        },
+    }
+    return config, tuple(assumed)
+
+
+def _capabilities(tables: Mapping[str, ExportRows], given: Mapping[str, Any]) -> list[str]:
+    """Those that the user names, else those of the published models that the tables allow."""
+    named = given.get("capabilities")
+    if isinstance(named, list):
+        return named
+    found = ["ar", "nar"]
+    found += ["len"] if _LENGTH in tables else []
+    return [*found, "lang"] if "langs_emb.weight" in tables else found

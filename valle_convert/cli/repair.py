@@ -1,0 +1,62 @@
+"""`valle-convert repair OLD.gguf NEW.gguf`: the right file of one that was made the old way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from valle_convert.cli.convert import VerifyChoice, carry_out, check_readable
+from valle_convert.cli.options import (
+    BiasesOption,
+    ConfigOption,
+    ForceOption,
+    JsonOption,
+    TokenizerOption,
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("repair")(repair)
+
+
+def repair(
+    old: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OLD.gguf",
+            help="A VALL-E that was made into GGUF as a `llama` model, quantized or not.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Argument(metavar="NEW.gguf", help="The file to write.", show_default=False)
+    ],
+    config: ConfigOption = None,
+    biases: BiasesOption = None,
+    tokenizer: TokenizerOption = None,
+    verify: Annotated[
+        VerifyChoice,
+        typer.Option(
+            help="What to check of the result: quick (structure, tensors, tokenizer), full (the "
+            "logits of every head too), none."
+        ),
+    ] = "quick",
+    json_: JsonOption = False,
+    force: ForceOption = False,
+) -> None:
+    """Make the right file of a GGUF file that was made the old way and speaks wrongly.
+
+    Quantized rows are moved bit for bit, and nothing is quantized a second time; only where tables
+    and heads are of two types, both become float16. What the old file does not say is taken to be
+    as in the published models, and said; --config tells otherwise.
+    """
+    from valle_convert.api import plan_repair
+    from valle_convert.files import check_outputs
+
+    check_outputs({"NEW.gguf": out}, inputs=[old, config, biases, tokenizer], force=force)
+    check_readable(out, verify)
+    plan = plan_repair(old, config=config, biases=biases, tokenizer=tokenizer)
+    carry_out(plan, out, verify, force=force, as_json=json_)
