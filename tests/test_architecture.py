@@ -24,6 +24,7 @@ SHELVES = (
     ("audio", "network"),
     ("decode",),
     ("speech", "verify"),
+    ("listening",),
     ("quantize",),
     ("doctor", "inspect"),
     ("api",),

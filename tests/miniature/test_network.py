@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,13 @@ import torch
 from support import PROJECT
 
 from miniature import corpus
-from miniature.evaluate import losses
 from miniature.network import Network, export
-from miniature.train import Spoken, Trainer, encode, example
+from miniature.train import ENGLISH, Spoken, Trainer, encode, example
 from valle_convert.audio.world import WorldCodec
 from valle_convert.checkpoint import read_checkpoint
+from valle_convert.listening.likelihood import lessons, unlikelihood
 from valle_convert.model.families import describe
-from valle_convert.model.inputs import assemble
+from valle_convert.model.inputs import Condition, assemble
 from valle_convert.network.reference import ReferenceNetwork
 from valle_convert.tokenizer.choose import BUILT_IN
 
@@ -82,4 +83,10 @@ def test_it_learns_and_goes_on_where_it_was(spoken: list[Spoken], tmp_path: Path
 
 def losses_of(path: Path, spoken: list[Spoken]) -> dict[str, float]:
     checkpoint = read_checkpoint(path)
-    return losses(ReferenceNetwork(checkpoint.tensors, describe(checkpoint)), spoken)
+    network = ReferenceNetwork(checkpoint.tensors, describe(checkpoint))
+    found = defaultdict(list)
+    for i, one in enumerate(spoken):
+        condition = Condition(one.phonemes, ENGLISH, spoken[i - 2].codes[:20])
+        for lesson in lessons(network.model, condition, one.codes, np.random.default_rng(i)):
+            found[lesson.head].append(unlikelihood(network, lesson).mean())
+    return {head: float(np.mean(values)) for head, values in found.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ from valle_convert.cli.options import (
     LoraAlphaOption,
     LoraOption,
 )
+from valle_convert.cli.speak import CodecOption
 from valle_convert.errors import EXIT_FAILED_CHECK
 
 if TYPE_CHECKING:
@@ -145,6 +147,79 @@ def quantize(
             show_default=False,
         ),
     ] = None,
+    listen: Annotated[
+        bool,
+        typer.Option(
+            "--listen",
+            help="Let every file speak the sentences of --data or --sentences, and measure what is "
+            "said: how likely the true codes are, which sentence is heard, how far the sound is "
+            "off.",
+        ),
+    ] = False,
+    sentences: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.txt",
+            help="Texts for --listen, one a line; the F16 file speaks what files are held against.",
+            show_default=False,
+        ),
+    ] = None,
+    voice: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The voice of --sentences: a recording, or codes. Without it, the model chooses.",
+            show_default=False,
+        ),
+    ] = None,
+    prompt_seconds: Annotated[
+        float,
+        typer.Option(
+            help="How much of the --voice of --sentences is used; a shorter one is repeated.",
+            min=0.1,
+            max=60,
+        ),
+    ] = 3.0,
+    codec: CodecOption = None,
+    asr: Annotated[
+        str | None,
+        typer.Option(
+            "--asr",
+            metavar="CMD",
+            help="A recogniser for --listen: a command that gets the path of a wav (at {}, or "
+            "last) and prints the words.",
+            show_default=False,
+        ),
+    ] = None,
+    listen_temperature: Annotated[
+        float,
+        typer.Option(help="Of the AR for --listen, where it is not greedy; 0: only greedy.", min=0),
+    ] = 0.6,
+    max_nll: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIMIT|TYPE=LIMIT,...",
+            help="How much less likely than to the F16 file the true codes may be, in nats a code "
+            "(--listen).",
+            show_default=False,
+        ),
+    ] = None,
+    min_retrieval: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PART|TYPE=PART,...",
+            help="Part of the sentences that have to be said right (--listen).",
+            show_default=False,
+        ),
+    ] = None,
+    max_wer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RATE|TYPE=RATE,...",
+            help="Word error rate allowed (--listen, --asr).",
+            show_default=False,
+        ),
+    ] = None,
     no_worse_than: Annotated[
         Path | None,
         typer.Option(
@@ -206,7 +281,8 @@ def quantize(
     """Quantize with llama-quantize, measure what it costs, and judge it (exit code 1: too much).
 
     A folder gets one file a type, manifest.json and SHA256SUMS. Quality is measured on stock
-    llama.cpp against the checkpoint: KL divergence, error and best codes by head and level.
+    llama.cpp against the checkpoint: KL divergence, error and best codes by head and level; with
+    --listen, also by what is said.
     """
     from valle_convert.api import read_checkpoint
     from valle_convert.files import check_outputs
@@ -220,6 +296,19 @@ def quantize(
 
     if (type_ is None) == (types is None):
         raise typer.BadParameter("give --types LIST, or one TYPE after OUT.gguf.")
+    _check_needs(
+        "--listen",
+        listen,
+        {
+            "--sentences": sentences,
+            "--asr": asr,
+            "--codec": codec,
+            "--max-nll": max_nll,
+            "--min-retrieval": min_retrieval,
+        },
+    )
+    _check_needs("--sentences", sentences, {"--voice": voice})
+    _check_needs("--asr", asr, {"--max-wer": max_wer})
     reports = report or []
     matrix = Path(imatrix) if imatrix not in ("auto", "none") else None
     options = Options(
@@ -238,6 +327,16 @@ def quantize(
         seed=seed,
         max_kl=parse_limits(max_kl, "--max-kl"),
         min_agreement=parse_limits(min_agreement, "--min-agreement", highest=1.0),
+        listen=listen,
+        sentences=sentences,
+        voice=voice,
+        prompt_seconds=prompt_seconds,
+        codec=codec,
+        asr=asr,
+        listen_temperature=listen_temperature,
+        max_nll=parse_limits(max_nll, "--max-nll"),
+        min_retrieval=parse_limits(min_retrieval, "--min-retrieval", highest=1.0),
+        max_wer=parse_limits(max_wer, "--max-wer"),
         no_worse_than=no_worse_than,
         margin=margin,
         allow_fallback=not no_fallback,
@@ -245,6 +344,7 @@ def quantize(
         prune=prune,
         force=force,
         dry_run=dry_run,
+        command=shlex.join(["valle-convert", *sys.argv[1:]]),
     )
     with ExitStack() as held:
         # Reports and log may lie in the folder that is to come.
@@ -257,7 +357,10 @@ def quantize(
                 raise typer.BadParameter(f"{name} is {target}, which is made of quantized files.")
         check_outputs(
             {"OUT": out if out.suffix == ".gguf" else None, **written},
-            inputs=[source, checkpoint, config, lora, data, no_worse_than, matrix],
+            inputs=[
+                *(source, checkpoint, config, lora, data, no_worse_than, matrix),
+                *(sentences, voice, Path(codec) if codec else None),
+            ],
             force=force,
         )
         check_reports(reports, sources=[source], force=force)
@@ -382,11 +485,22 @@ def check_manifest(
         raise typer.Exit(EXIT_FAILED_CHECK)
 
 
+def _check_needs(name: str, there: object, given: dict[str, object]) -> None:
+    """Refuse options that mean nothing without another one."""
+    idle = [option for option, value in given.items() if value is not None]
+    if idle and not there:
+        raise typer.BadParameter(f"{', '.join(idle)} means nothing without {name}; give both.")
+
+
 def _show(result: QuantizeReport) -> None:
     # A pipe takes all columns; a terminal takes what fits.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     header, rows = result.summary(width)
     console.data(console.table(rows, header=header))
+    for title, (columns, cells) in list(result.heard())[:1]:  # a report has all of them
+        console.talk(f"{title}:\n{console.table(cells, header=columns)}")
     for line in [*result.legend(width), *result.facts()]:
         console.talk(line)
+    if result.recommendation():
+        console.data(result.recommendation())
     console.data(result.verdict())

@@ -134,6 +134,7 @@ def utterances(
             opened,
             codec=None if all(map(is_codes_path, heard)) else open_codec(codec, opened.config),
             voice=voice,
+            is_phonemes=phonemes,
             progress=console.progress_bar,
         )
         write_utterances(made, out, force=force, sources=sources)

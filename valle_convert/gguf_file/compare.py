@@ -122,6 +122,15 @@ class Comparison:
         }
 
 
+def signal_to_noise(first: TensorInfo, second: TensorInfo) -> float | None:
+    """Signal of the first tensor over the difference, in dB; None where it cannot be told.
+
+    Infinite where the numbers are the same.
+    """
+    difference = _compare_data(first, second)
+    return math.inf if difference is None else difference.snr_db
+
+
 def compare_files(first: Path, second: Path, *, progress: Progress = silent) -> Comparison:
     """Compare two GGUF files.
 

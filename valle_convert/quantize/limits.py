@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from valle_convert.errors import InputError
 from valle_convert.files import os_fault, valid_utf8
+from valle_convert.listening.listen import NLL, RETRIEVAL, WORDS, Listened, Measure
 from valle_convert.quantize.quality import ALL, Measured
 from valle_convert.quantize.types import FileType, file_type
 
@@ -34,12 +35,53 @@ class Limits:
     Attributes:
         max_kl: mean divergence over all predictions, at most, in nats; infinite for no limit.
         min_agreement: part of the best codes that stay, at least; 0 for no limit.
-        why: where the two come from.
+        why: where they come from.
+        max_nll: how much less likely the held-out codes may be than to the F16 file, at most, in
+            nats a code; infinite for no limit.
+        min_retrieval: part of the sentences that are said right, at least; 0 for no limit.
+        max_wer: word error rate, at most; infinite for no limit.
     """
 
     max_kl: float
     min_agreement: float
     why: str
+    max_nll: float = math.inf
+    min_retrieval: float = 0.0
+    max_wer: float = math.inf
+
+    def __str__(self) -> str:
+        """What holds, in words."""
+        words = {
+            f"may have a mean KL of {self.max_kl:.2e}": self.max_kl < math.inf,
+            f"has to keep {self.min_agreement:.1%} of the best codes": self.min_agreement > 0,
+            f"may be worse than F16 by {self.max_nll:.4f} nats a code": self.max_nll < math.inf,
+            f"has to say {self.min_retrieval:.1%} right": self.min_retrieval > 0,
+            f"may have a word error rate of {self.max_wer:.1%}": self.max_wer < math.inf,
+        }
+        return f"{' and '.join(word for word, given in words.items() if given)} ({self.why})"
+
+    @property
+    def on_speech(self) -> bool:
+        """Whether anything of it is measured by listening."""
+        return self.max_nll < math.inf or self.min_retrieval > 0 or self.max_wer < math.inf
+
+    @property
+    def on_predictions(self) -> bool:
+        """Whether anything of it is measured on predictions."""
+        return self.max_kl < math.inf or self.min_agreement > 0
+
+    def failures_of_speech(self, file: Listened, base: Listened) -> tuple[str, ...]:
+        """The same for what was said, beside what the F16 file says."""
+        found: list[str] = []
+        nll = _mean(file, NLL) - _mean(base, NLL)
+        retrieval, wer = _mean(file, RETRIEVAL), _mean(file, WORDS)
+        if self.max_nll < math.inf and not nll <= self.max_nll:
+            found.append(f"NLL {nll:+.4f} nats a code to F16, allowed {self.max_nll:+.4f}")
+        if self.min_retrieval > 0 and not retrieval >= self.min_retrieval:
+            found.append(f"said right in {retrieval:.1%}, required {self.min_retrieval:.1%}")
+        if self.max_wer < math.inf and not wer <= self.max_wer:
+            found.append(f"word error rate {wer:.1%}, allowed {self.max_wer:.1%}")
+        return tuple(found)
 
     def failures(self, measured: Measured) -> tuple[str, ...]:
         """What is beyond a limit, in words, with the worst head; not-a-number always is."""
@@ -84,24 +126,38 @@ class Gates:
         max_kl, min_agreement: by type; the empty name stands for all others.
         earlier: a run that must not have been better.
         margin: by what factor divergence and changed codes may exceed those of `earlier`.
+        max_nll, min_retrieval, max_wer: as the first two, of what is said.
     """
 
     max_kl: Mapping[str, float]
     min_agreement: Mapping[str, float]
     earlier: Earlier | None = None
     margin: float = MARGIN
+    max_nll: Mapping[str, float] = field(default_factory=dict)
+    min_retrieval: Mapping[str, float] = field(default_factory=dict)
+    max_wer: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def by_option(self) -> dict[str, Mapping[str, float]]:
+        """All limits by number."""
+        return {
+            "--max-kl": self.max_kl,
+            "--min-agreement": self.min_agreement,
+            "--max-nll": self.max_nll,
+            "--min-retrieval": self.min_retrieval,
+            "--max-wer": self.max_wer,
+        }
 
     def limits_of(self, kind: FileType) -> Limits | None:
         """What holds for a type: the strictest of all; None where nothing does."""
-        max_kl, min_agreement, why = math.inf, 0.0, []
-        for option, values in (("--max-kl", self.max_kl), ("--min-agreement", self.min_agreement)):
-            value = values.get(kind.name, values.get(""))
-            if value is not None:
-                why.append(option)
-                if values is self.max_kl:
-                    max_kl = value
-                else:
-                    min_agreement = value
+        given = {
+            option: values.get(kind.name, values.get("", math.nan))
+            for option, values in self.by_option.items()
+            if kind.name in values or "" in values
+        }
+        why = list(given)
+        max_kl = given.get("--max-kl", math.inf)
+        min_agreement = given.get("--min-agreement", 0.0)
         if self.earlier is not None and kind.name in self.earlier.quality:
             kl_mean, best_code, n_rows = self.earlier.quality[kind.name]
             max_kl = min(max_kl, max(self.margin * kl_mean, KL_FLOOR))
@@ -109,7 +165,16 @@ class Gates:
             changed = self.margin * (1 - best_code) + 1 / n_rows
             min_agreement = max(min_agreement, 1 - changed)
             why.append(f"no worse than {self.earlier.name} by a factor of {self.margin:g}")
-        return Limits(max_kl, min_agreement, "; ".join(why)) if why else None
+        if not why:
+            return None
+        return Limits(
+            max_kl,
+            min_agreement,
+            "; ".join(why),
+            given.get("--max-nll", math.inf),
+            given.get("--min-retrieval", 0.0),
+            given.get("--max-wer", math.inf),
+        )
 
     def check_types(self, kinds: Sequence[FileType]) -> None:
         """Refuse limits of types that are not made, which would limit nothing.
@@ -118,7 +183,7 @@ class Gates:
             InputError: there are such, or the earlier run has not measured a type.
         """
         made = {kind.name for kind in kinds}
-        for option, values in (("--max-kl", self.max_kl), ("--min-agreement", self.min_agreement)):
+        for option, values in self.by_option.items():
             idle = sorted(values.keys() - made - {""})
             if idle:
                 raise InputError(
@@ -203,6 +268,11 @@ def read_earlier(path: Path) -> Earlier:
     if not quality:
         raise InputError(f"{path} has no file whose quality was measured.")
     return Earlier(valid_utf8(path.name), utterances, quality)
+
+
+def _mean(listened: Listened, measure: Measure) -> float:
+    tally = listened.total(measure)
+    return math.nan if tally is None else tally.mean
 
 
 def _total(entry: Mapping[str, Any]) -> tuple[float, float, int]:

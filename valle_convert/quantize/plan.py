@@ -91,6 +91,14 @@ class Options:
         n_imatrix: seeded utterances that an importance matrix is made of; given ones all count.
         seed: of seeded utterances.
         max_kl, min_agreement: limits by type, as `limits.parse_limits` gives them.
+        listen: whether files speak, and what they say is measured.
+        sentences: texts to speak, one a line; None for the given utterances.
+        voice: whose voice the texts are spoken in; None leaves it to the model.
+        prompt_seconds: how much of the voice is used.
+        codec: as `audio.codec.open_codec`.
+        asr: the command of a recogniser; None for none.
+        listen_temperature: of the AR where codes are drawn.
+        max_nll, min_retrieval, max_wer: limits of what is said, by type.
         no_worse_than: the JSON report of an earlier run.
         margin: by what factor this one may be worse.
         allow_fallback: whether a tensor that the type cannot hold may get another one.
@@ -98,6 +106,7 @@ class Options:
         prune: remove files that the folder's manifest lists and that are not of this run.
         force: whether existing files may be replaced.
         dry_run: plan only.
+        command: that all of this was given in, for the report.
     """
 
     types: tuple[FileType, ...] = ()
@@ -115,6 +124,16 @@ class Options:
     seed: int = 0
     max_kl: Mapping[str, float] = field(default_factory=dict)
     min_agreement: Mapping[str, float] = field(default_factory=dict)
+    listen: bool = False
+    sentences: Path | None = None
+    voice: Path | None = None
+    prompt_seconds: float = 3.0
+    codec: str | None = None
+    asr: str | None = None
+    listen_temperature: float = 0.6
+    max_nll: Mapping[str, float] = field(default_factory=dict)
+    min_retrieval: Mapping[str, float] = field(default_factory=dict)
+    max_wer: Mapping[str, float] = field(default_factory=dict)
     no_worse_than: Path | None = None
     margin: float = 1.1
     allow_fallback: bool = True
@@ -122,6 +141,7 @@ class Options:
     prune: bool = False
     force: bool = False
     dry_run: bool = False
+    command: str = ""
 
     @property
     def patterns(self) -> tuple[str, ...]:

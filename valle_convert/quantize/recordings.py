@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,7 +81,7 @@ class MadeUtterance:
     name: str
     source: Path
     said: Said
-    arrays: dict[str, NDArray[np.int32]]
+    arrays: dict[str, NDArray[Any]]
     notices: tuple[str, ...]
 
 
@@ -152,6 +153,7 @@ def make_utterances(
     *,
     codec: AudioCodec | None = None,
     voice: Path | None = None,
+    is_phonemes: bool = False,
     progress: Progress = silent,
 ) -> list[MadeUtterance]:
     """Turn recordings into codes, and put them together with what is said.
@@ -162,6 +164,7 @@ def make_utterances(
         model: whose levels and context they have to fit.
         codec: the model's; None where all recordings are codes.
         voice: a recording of the voice, or its codes, as prompt of all of them; None for none.
+        is_phonemes: the texts are IPA, and no words to keep.
         progress: shows the recordings.
 
     Raises:
@@ -171,14 +174,11 @@ def make_utterances(
     prompt: Codes | None = None
     notices: tuple[str, ...] = ()
     if voice is not None:
-        prompt, notices = _codes(voice, model, codec, PROMPT_SECONDS)
-        rate = model.config.codec.frame_rate or DEFAULT_FRAME_RATE
-        prompt, more = fit_prompt(prompt, max(1, round(PROMPT_SECONDS * rate)), str(voice))
-        notices += more
+        prompt, notices = voice_prompt(voice, model, codec)
     made = []
     with progress("recordings", len(recorded), "") as advance:
         for one, line, name in zip(recorded, said, utterance_names(recorded), strict=True):
-            arrays: dict[str, NDArray[np.int32]] = {
+            arrays: dict[str, NDArray[Any]] = {
                 "phonemes": np.array(line.ids, np.int32),
                 "response": _codes(one.path, model, codec, None)[0],
             }
@@ -187,10 +187,27 @@ def make_utterances(
             if model.has_table("language"):
                 arrays["language"] = np.array(model.languages.index(line.language), np.int32)
             check_utterance(one.path, arrays, model)
+            if not is_phonemes:
+                arrays["text"] = np.array(one.text)
             made.append(MadeUtterance(name, one.path, line, arrays, line.notices + notices))
             notices = ()
             advance(1)
     return made
+
+
+def voice_prompt(
+    voice: Path, model: Model, codec: AudioCodec | None, seconds: float = PROMPT_SECONDS
+) -> tuple[Codes, tuple[str, ...]]:
+    """The codes of a voice [frames, levels], so many seconds of it, and notices.
+
+    Raises:
+        InputError: it cannot be used.
+        EnvironmentFault: a package is missing.
+    """
+    prompt, notices = _codes(voice, model, codec, seconds)
+    rate = model.config.codec.frame_rate or DEFAULT_FRAME_RATE
+    prompt, more = fit_prompt(prompt, max(1, round(seconds * rate)), str(voice))
+    return prompt, notices + more
 
 
 def write_utterances(

@@ -17,13 +17,39 @@ from typing import Any
 from valle_convert import __version__
 from valle_convert.errors import EXIT_ENVIRONMENT, EXIT_FAILED_CHECK, EXIT_OK, InputError
 from valle_convert.files import check_target, write_text_atomically
+from valle_convert.listening.listen import MEASURES, NLL, RETRIEVAL, WORDS, Listened, Measure
 from valle_convert.quantize.limits import Limits
+from valle_convert.quantize.listening import (
+    Listening,
+    listened_to_json,
+    places_of,
+    smallest_within,
+    table_of,
+)
 from valle_convert.quantize.plan import Fallback, describe_fallbacks
 from valle_convert.quantize.quality import ALL, Measured
 from valle_convert.strict_json import to_json_text
 from valle_convert.verify.report import Report
 
 SCHEMA_VERSION = 2
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """A matrix of a file.
+
+    Attributes:
+        name: llama.cpp's.
+        kind: its type.
+        bits: a weight.
+        snr_db: the input's weights over what the type changed of them; infinite where nothing
+            changed, None where it could not be told.
+    """
+
+    name: str
+    kind: str
+    bits: float
+    snr_db: float | None
 
 
 @dataclass(frozen=True)
@@ -44,6 +70,9 @@ class FileReport:
         seconds: what making it took.
         measured: quality and speed; None where they were not measured.
         verified: whether it is right at all; None where that was not looked at.
+        listened: what it says; None where nobody listened.
+        tensors: its matrices; empty where they were not measured.
+        beyond_noise: in what it says worse than F16, in words; None where nobody listened.
         limits: what the user allows; None where nothing is limited.
         failures: what is beyond the limits, in words.
         note: what the reader should know.
@@ -61,6 +90,9 @@ class FileReport:
     seconds: float = 0.0
     measured: Measured | None = None
     verified: Report | None = None
+    listened: Listened | None = None
+    beyond_noise: tuple[str, ...] | None = None
+    tensors: tuple[TensorReport, ...] = ()
     limits: Limits | None = None
     failures: tuple[str, ...] = ()
     note: str = ""
@@ -75,14 +107,18 @@ class FileReport:
     def open_questions(self) -> tuple[str, ...]:
         """What was to be judged and could not be."""
         found: list[str] = []
-        if self.limits is not None and self.measured is None:
-            found.append(f"limits were given ({self.limits.why})")
+        limits = self.limits
+        if limits is not None and (
+            (limits.on_predictions and self.measured is None)
+            or (limits.on_speech and self.listened is None)
+        ):
+            found.append(f"limits were given ({limits.why})")
         if self.verified is not None and self.verified.outcome == "not verified":
             found.append(self.verified.verdict())
         return tuple(found)
 
-    def to_json(self) -> dict[str, Any]:
-        """The entry as plain values."""
+    def to_json(self, base: Listened | None = None) -> dict[str, Any]:
+        """The entry as plain values; what is said is held against that of another file, `base`."""
         return {
             "name": self.name,
             "type": self.kind,
@@ -99,9 +135,15 @@ class FileReport:
             else {head: asdict(one) for head, one in self.measured.quality.items()},
             "greedy": None if self.measured is None else asdict(self.measured.greedy),
             "speed": None if self.measured is None else asdict(self.measured.speed),
+            "tensors": [
+                {"name": one.name, "type": one.kind, "bits": one.bits, "snr_db": one.snr_db}
+                for one in self.tensors
+            ],
             "verified": None
             if self.verified is None
             else {"outcome": self.verified.outcome, "verdict": self.verified.verdict()},
+            "listened": None if self.listened is None else listened_to_json(self.listened, base),
+            "beyond_noise": None if self.beyond_noise is None else list(self.beyond_noise),
             "limits": None
             if self.limits is None
             # JSON has no infinity: what is not limited is null.
@@ -126,6 +168,8 @@ class QuantizeReport:
         baseline: the file in F16 that sizes and speeds stand beside; None where not measured.
         files: in the order asked for.
         notes: what the reader should know of the run.
+        listening: what files were held against that spoke; None where nobody listened.
+        command: that makes and measures the same again.
         checkpoint: name and digest of what the source was converted from, where it is known.
         date: of the run, UTC.
         dry_run: whether all of it is only planned.
@@ -141,6 +185,8 @@ class QuantizeReport:
     baseline: FileReport | None
     files: tuple[FileReport, ...]
     notes: tuple[str, ...] = ()
+    listening: Listening | None = None
+    command: str = ""
     checkpoint: Mapping[str, str] | None = None
     date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     dry_run: bool = False
@@ -164,6 +210,25 @@ class QuantizeReport:
     def exit_code(self) -> int:
         """What a program ends with: 0 passed, 1 failed, 3 not measured."""
         return EXIT_OK if self.passed else EXIT_FAILED_CHECK if self.faults else EXIT_ENVIRONMENT
+
+    def recommendation(self) -> str:
+        """Which file to take, by what was heard; empty where nobody listened."""
+        if self.listening is None:
+            return ""
+        heard = [
+            (file.kind, file.n_bytes, file.listened)
+            for file in self.files
+            if file.listened is not None and not file.faults
+        ]
+        n = len(self.listening.names)
+        best = smallest_within(self.listening, heard)
+        if best is None:
+            return f"None of these types is within the noise of F16, by {n} sentences."
+        return (
+            f"{best} is the smallest of these types within the noise of F16, by {n} sentences: its "
+            "NLL is not worse by more than a standard error, and what it says is not worse by more "
+            "than chance explains. More sentences tell finer differences."
+        )
 
     def verdict(self) -> str:
         """One sentence."""
@@ -206,7 +271,13 @@ class QuantizeReport:
             "reference": self.reference,
             "sequences": self.utterances,
             "baseline": self.baseline.to_json() if self.baseline else None,
-            "files": [file.to_json() for file in self.files],
+            "files": [
+                file.to_json(self.listening.baseline if self.listening else None)
+                for file in self.files
+            ],
+            "listening": None if self.listening is None else self.listening.to_json(),
+            "recommendation": self.recommendation() or None,
+            "command": self.command,
             "notes": list(self.notes),
         }
 
@@ -250,6 +321,8 @@ class QuantizeReport:
         yield ""
         yield f"**{_cell(self.verdict())}**"
         yield ""
+        if self.recommendation():
+            yield from (_cell(self.recommendation()), "")
         yield from _markdown_table(*self.summary())
         yield ""
         yield from (f"- {_cell(line)}" for line in self.facts())
@@ -266,12 +339,56 @@ class QuantizeReport:
                         [[f.tensor, str(f.n_columns), f.wanted, f.given] for f in file.fallbacks],
                     ),
                 )
+        if self.listening is not None:
+            for title, table in self.heard():
+                yield from ("", f"## {title}", "", *_markdown_table(*table))
+            yield ""
+            yield from (f"- {_cell(line)}" for line in self.heard_legend())
         measured = [file for file in self.files if file.measured]
         if measured:
             yield from ("", "## KL mean by head", "")
             yield from _markdown_table(*by_head(measured, "kl_mean"))
             yield from ("", "## Best code kept, by head", "")
             yield from _markdown_table(*by_head(measured, "best_code"))
+
+    def heard(self) -> Iterator[tuple[str, tuple[list[str], list[list[str]]]]]:
+        """Tables of what was said, each with a title."""
+        listening = self.listening
+        if listening is None:
+            return
+        files = [
+            ("F16", listening.baseline),
+            (f"F16 again ({listening.repeat_how})", listening.repeat),
+        ]
+        files += [(file.kind, file.listened) for file in self.files if file.listened]
+        if listening.recordings is not None:
+            files.insert(0, ("recordings", listening.recordings))
+        yield "What is said", table_of(files, listening.baseline)
+        for measure in MEASURES.values():
+            if len(listening.baseline.places(measure)) > 2:
+                spoken = [one for one in files if one[0] != "recordings"]
+                yield (
+                    f"{measure.title} by {'head' if measure is NLL else 'way of speaking'}",
+                    (places_of(measure, spoken)),
+                )
+
+    def heard_legend(self) -> Iterator[str]:
+        """What the tables of `heard` mean, a line each."""
+        listening = self.listening
+        if listening is None:
+            return
+        for measure in MEASURES.values():
+            if listening.baseline.total(measure):
+                better = "high" if measure.is_better_high else "low"
+                yield f"{measure.title}: {measure.meaning}; {better} is better"
+        yield (
+            "means, with 95 % intervals by bootstrap over the sentences; «difference»: to F16, "
+            "the same sentences drawn together. «F16 again» is the noise floor: nothing but seed "
+            "and threads differ"
+        )
+        yield f"recordings: {listening.references}; codec: {listening.codec}"
+        if listening.recogniser:
+            yield f"recogniser: {listening.recogniser}"
 
     def facts(self) -> list[str]:
         """How it was done, a sentence each."""
@@ -298,11 +415,15 @@ class QuantizeReport:
         ]
         for file in self.files:
             if file.limits:
-                facts.append(
-                    f"{file.kind} may have a mean KL of {file.limits.max_kl:.2e} and has to keep "
-                    f"{file.limits.min_agreement:.1%} of the best codes ({file.limits.why})"
-                )
+                facts.append(f"{file.kind} {file.limits}")
         facts += [f"{file.kind}: {file.note}" for file in self.files if file.note]
+        facts += [
+            f"{file.kind} is beyond the noise of F16: {'; '.join(file.beyond_noise)}"
+            for file in self.files
+            if file.beyond_noise
+        ]
+        if self.command:
+            facts.append(f"again: {self.command}")
         return facts + list(self.notes)
 
 
@@ -352,6 +473,19 @@ def _speed(name: str, form: str) -> Callable[[QuantizeReport, FileReport], str]:
     )
 
 
+def _heard(measure: Measure) -> Callable[[QuantizeReport, FileReport], str]:
+    def cell(report: QuantizeReport, row: FileReport) -> str:
+        listened = row.listened
+        if row.status == "input" and report.listening is not None:
+            listened = report.listening.baseline
+        tally = listened.total(measure) if listened else None
+        if tally is None:
+            return ""
+        return f"{tally.mean:.3f}" if measure.unit else f"{tally.mean:.1%}"
+
+    return cell
+
+
 def _of_input(report: QuantizeReport, row: FileReport) -> str:
     base = report.baseline
     return f"{row.n_bytes / base.n_bytes:.1%}" if base else ""
@@ -371,6 +505,12 @@ _MIN_COLUMNS = 3
 COLUMNS = (
     Column("type", 0, "of the file, as llama-quantize spells it", lambda _report, row: row.kind),
     Column(
+        "verdict",
+        0,
+        "pass: right by its checkpoint, and within the limits given",
+        lambda _report, row: _verdict_word(row),
+    ),
+    Column(
         "size, MiB",
         1,
         "of the file",
@@ -382,6 +522,7 @@ COLUMNS = (
         "size of the weights over their number",
         lambda _report, row: f"{row.bits_per_weight:.3f}" if row.bits_per_weight else "?",
     ),
+    *(Column(one.title, 2, one.meaning, _heard(one)) for one in (NLL, RETRIEVAL, WORDS)),
     Column("of F16", 9, "size over that of the first row", _of_input),
     Column(
         "KL mean",
@@ -424,12 +565,6 @@ COLUMNS = (
     ),
     Column(
         "NAR pass, ms", 6, "median time of one pass over a level above", _speed("nar_pass", ".1f")
-    ),
-    Column(
-        "verdict",
-        0,
-        "pass: right by its checkpoint, and within the limits given",
-        lambda _report, row: _verdict_word(row),
     ),
 )
 

@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import check_free_space, check_target, locked_folder, valid_utf8
+from valle_convert.gguf_file.compare import signal_to_noise
 from valle_convert.gguf_file.encode import can_decode
 from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY, is_converted
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.library import INSTALL, find_library
+from valle_convert.quantize.audience import Audience
 from valle_convert.quantize.imatrix import (
     ImatrixInput,
     check_fits,
@@ -64,13 +66,15 @@ from valle_convert.quantize.plan import (
     describe_types,
     plan_file,
 )
-from valle_convert.quantize.report import FileReport, QuantizeReport
+from valle_convert.quantize.report import FileReport, QuantizeReport, TensorReport
 from valle_convert.quantize.source import Scratch, Source, model_of, open_source
 from valle_convert.quantize.tool import Quantizer, find_quantizer
 from valle_convert.quantize.types import FILE_TYPES
 
 if TYPE_CHECKING:
+    from valle_convert.listening.listen import Listened, ListeningTest
     from valle_convert.network.protocol import Network
+    from valle_convert.quantize.listening import Listening
     from valle_convert.quantize.quality import Expected, Measured
     from valle_convert.quantize.utterances import Utterances
     from valle_convert.verify.report import Report
@@ -109,6 +113,9 @@ def quantize(
         options.min_agreement,
         read_earlier(options.no_worse_than) if options.no_worse_than else None,
         options.margin,
+        options.max_nll,
+        options.min_retrieval,
+        options.max_wer,
     )
     gates.check_types(options.types)
     quantizer = find_quantizer(options.tool)
@@ -122,7 +129,8 @@ def quantize(
             held.enter_context(made_folder(folder))
             held.enter_context(locked_folder(folder))
         known = {} if single else known_files(folder, force=options.force)
-        run = _Run(quantizer, source, utterances, gates, options, scratch, listener)
+        audience = None if not options.listen else Audience.of(source, utterances.measured, options)
+        run = _Run(quantizer, source, utterances, gates, options, scratch, listener, audience)
         plans = run.plan()
         targets = [
             out if single else folder / f"{source.stem}-{plan.kind.name}.gguf" for plan in plans
@@ -145,6 +153,7 @@ def quantize(
             notes=tuple(_notes(source, plans)),
             checkpoint=_checkpoint_of(source),
             dry_run=options.dry_run,
+            command=valid_utf8(options.command),
         )
         if options.dry_run:
             return report
@@ -209,6 +218,13 @@ def _notes(source: Source, plans: Sequence[FilePlan]) -> Iterator[str]:
             f"types and sizes of {', '.join(plan.kind.name for plan in unknown)} were not "
             "predicted; those of the files that were made are from their own headers"
         )
+
+
+def _tensors(source: GgufFile, file: GgufFile) -> Iterator[TensorReport]:
+    for name, tensor in file.tensors.items():
+        if len(tensor.shape) == 2:
+            noise = signal_to_noise(source.tensors[name], tensor)
+            yield TensorReport(name, tensor.ggml_type.name, tensor.ggml_type.bits, noise)
 
 
 def _planned(output: Output) -> FileReport:
@@ -285,6 +301,7 @@ class _Run:
     options: Options
     scratch: Scratch
     listener: Listener
+    audience: Audience | None = None
 
     # ------------------------------------------------------------------------ all plans
 
@@ -423,19 +440,44 @@ class _Run:
             weights=describe_types(tensors),
             measured=measured,
         )
+        listening: Listening | None = None
+        test: ListeningTest | None = None
+        if self.audience is not None:
+            listening, test = self.audience.listen_to_baseline(
+                base_path, self.options, self.listener.progress
+            )
         files: list[FileReport] = []
         for one, file in zip(made, report.files, strict=True):
             measured, note = self._measure(one.path, one.plan.kind.name, expected)
+            if measured is not None and listening is not None and test is not None:
+                listened = self._listen(one.path, one.plan.kind.name, test)
+                beyond = listening.beyond_noise(listened)
+                file = replace(file, listened=listened, beyond_noise=beyond)  # noqa: PLW2901
             verified, why_not = self._verify(one.path)
             notes = "; ".join(filter(None, (note, why_not)))
-            files.append(replace(file, measured=measured, verified=verified, note=notes))
+            files.append(
+                replace(
+                    file,
+                    measured=measured,
+                    verified=verified,
+                    note=notes,
+                    tensors=tuple(_tensors(self.source.header, GgufFile(one.path))),
+                )
+            )
         return replace(
             report,
             reference=expected.name,
             utterances=self._measured_utterances.description,
             baseline=baseline,
             files=tuple(files),
+            listening=listening,
         )
+
+    def _listen(self, path: Path, kind: str, test: ListeningTest) -> Listened:
+        from valle_convert.network.converted import GgufNetwork
+
+        with GgufNetwork(path, n_threads=self.options.threads or None) as network:
+            return test.listen(network, self.listener.progress, f"listening to {kind}")
 
     def _verify(self, path: Path) -> tuple[Report | None, str]:
         """Whether a file is right: the checkpoint's weights, and the logits that follow of them."""
@@ -462,6 +504,8 @@ class _Run:
         for kind, file in zip(self.options.types, report.files, strict=True):
             limits = self.gates.limits_of(kind)
             failures = limits.failures(file.measured) if limits and file.measured else ()
+            if limits and file.listened and report.listening:
+                failures += limits.failures_of_speech(file.listened, report.listening.baseline)
             files.append(replace(file, limits=limits, failures=failures))
         return replace(report, files=tuple(files))
 

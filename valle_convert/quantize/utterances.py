@@ -6,6 +6,7 @@ A given utterance is one `.npz` file (`numpy.savez`), of integers:
     response  [frames, levels]  the codes of the speech
     prompt    [frames, levels]  the codes of the voice; may be left out
     language  []                its id; may be left out (0 then)
+    text      []                the words, a string; may be left out
 
 What `speak --save-codes` writes of one sentence is taken as well: its `codes` are the response.
 """
@@ -131,9 +132,14 @@ def read_utterance(path: Path, model: Model, *, seed: tuple[int, ...]) -> Uttera
         max_bytes=8 * (config.n_ctx_train + 1024) * max(config.n_levels, 1),
         what=".npz file of an utterance",
         hint="docs/quantize.md has the format",
-        optional=("phonemes", "response", "prompt", "language", "codes"),
+        optional=("phonemes", "response", "prompt", "language", "codes", "text"),
     )
     codes = arrays.pop("codes", None)
+    text = arrays.pop("text", np.array(""))
+    if text.dtype.kind != "U" or text.shape:
+        raise InputError(
+            f"{path}: text is {text.dtype} {list(text.shape)}, where one string is expected."
+        )
     if codes is not None and "response" not in arrays:
         # A file of codes; whether they are the model's is said in its own words.
         arrays["response"] = read_codes(path, config).codes
@@ -164,6 +170,7 @@ def read_utterance(path: Path, model: Model, *, seed: tuple[int, ...]) -> Uttera
         response=response.astype(np.int64),
         masked=np.where(hidden, config.special_code, response[:, 0]).astype(np.int64),
         digits=np.array([0, *map(int, str(len(response)))]),
+        text=str(text),
     )
 
 

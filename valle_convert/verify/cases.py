@@ -42,12 +42,14 @@ class Utterance:
         response: [frames, levels].
         masked: level 0 of the response with mask codes in it, [frames].
         digits: a duration so far, beginning with 0.
+        text: the words, where they are known.
     """
 
     condition: Condition
     response: NDArray[np.int64]
     masked: NDArray[np.int64]
     digits: NDArray[np.int64]
+    text: str = ""
 
 
 @dataclass(frozen=True)

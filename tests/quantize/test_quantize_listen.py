@@ -1,0 +1,222 @@
+"""`quantize --listen` on the trained miniature: real speech, measured, judged and reported."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from support import PROJECT, Cli, error_of
+
+from miniature.evaluate import held_out, write_data
+from valle_convert import plan_conversion, write_gguf
+from valle_convert.listening.listen import (
+    DISTANCE,
+    NLL,
+    RETRIEVAL,
+    WORDS,
+    Listened,
+)
+from valle_convert.listening.measures import Tally
+from valle_convert.quantize.listening import Listening, pareto_front, smallest_within
+
+MINIATURE = PROJECT / "miniature" / "miniature.sft"
+CODEC = ("--codec", PROJECT / "miniature" / "codec.safetensors")
+QUICK = ("--imatrix", "none", "--threads", "1")
+#: Hears the text of a file beside it, whatever is said: what it makes of speech is not tested here.
+DEAF = "print('the old man')"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("held-out")
+    write_data(held_out(5, 3), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def f16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("miniature") / "miniature-f16.gguf"
+    write_gguf(plan_conversion(MINIATURE), path)
+    return path
+
+
+def schema() -> dict[str, Any]:
+    path = resources.files("valle_convert.quantize") / "data" / "report.schema.json"
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return value
+
+
+def test_what_files_say_is_measured_judged_and_reported(
+    cli: Cli, f16: Path, data: Path, tmp_path: Path
+) -> None:
+    reports = [tmp_path / f"report{suffix}" for suffix in (".json", ".md")]
+    result = cli(
+        *("quantize", f16, tmp_path / "out", "--types", "Q8_0,Q2_K", "--listen", "--data", data),
+        *("--asr", f'{sys.executable} -c "{DEAF}"', "--max-nll", "Q8_0=0.05,Q2_K=0.001"),
+        *("--max-wer", "Q8_0=0.1", "--utterances", 2, *CODEC, *QUICK),
+        *(word for path in reports for word in ("--report", path)),
+    )
+    assert result.code == 1, result.err
+    report = json.loads(reports[0].read_text())
+    jsonschema.validate(report, schema())
+    q8, q2 = report["files"]
+    # Which bits are gone shows in the likelihood of two sentences already.
+    assert 0 <= abs(q8["listened"]["nll"]["all"]["difference"]["mean"]) < 0.02
+    assert q2["listened"]["nll"]["all"]["difference"]["mean"] > 0.02
+    heads = {"ar", "nar.1", "nar.2", "nar.3", "mask", "len", "stt", "all"}
+    assert set(q2["listened"]["nll"]) == heads
+    ways = {"ar greedy", "ar sampled", "nar-len greedy", "nar-len sampled", "all"}
+    for measure in ("retrieval", "mel_cepstral_distance", "duration_error", "word_error_rate"):
+        assert set(q2["listened"][measure]) == ways
+    # The noise floor: nothing is drawn where the truth is given.
+    repeat = report["listening"]["repeat"]["nll"]["all"]["difference"]
+    assert abs(repeat["mean"]) < 1e-3
+    assert report["listening"]["recordings"]["word_error_rate"]["all"]["mean"] > 0.5
+    # Every limit that was given is judged, and named.
+    (worse,) = q2["failures"]
+    assert worse.startswith("NLL +")
+    assert [one.split()[0] for one in q8["failures"]] == ["word"]
+    assert "FAILED" in result.out
+    assert "valle-convert quantize" in report["command"]
+    page = reports[1].read_text()
+    for title in ("## What is said", "## NLL by head", "## said right by way of speaking"):
+        assert title in page
+
+
+def test_sentences_without_recordings_are_held_against_what_f16_says(
+    cli: Cli, f16: Path, tmp_path: Path
+) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("The old man sees the river.\nwe saw a boat near here\n", encoding="utf-8")
+    result = cli(
+        *("quantize", f16, tmp_path / "o.gguf", "Q8_0", "--listen", "--sentences", texts),
+        *("--voice", PROJECT / "miniature" / "voice-plain.flac", "--prompt-seconds", 0.8),
+        *("--listen-temperature", 0),
+        *("--utterances", 2, *CODEC, *QUICK, "--json"),
+    )
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
+    jsonschema.validate(report, schema())
+    assert report["listening"]["sentences"][0] == "The old man sees the river."
+    assert "F16 file itself" in report["listening"]["references"]
+    (file,) = report["files"]
+    assert set(file["listened"]["retrieval"]) == {
+        "ar greedy",
+        "nar-len greedy",
+        "nar-len sampled",
+        "all",
+    }
+    # What the network said is likelier to it than what anybody says.
+    assert file["listened"]["nll"]["ar"]["mean"] < 1.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "--listen needs something to say"),
+        (["--data", "DATA", "--no-measure"], "leave out --no-measure"),
+        (["--data", "DATA", "--asr", "no-such-recogniser"], "no-such-recogniser"),
+        (["--data", "DATA", "--asr", "a 'b"], "which is no command"),
+        (["--data", "DATA", "--utterances", "1"], "there is one only"),
+        (["--sentences", "ONE"], "has 1 sentences, where two or more"),
+        (["--sentences", "LATIN"], "is not UTF-8"),
+        (["--sentences", "absent.txt"], "absent.txt"),
+    ],
+)
+def test_what_cannot_be_listened_to_is_refused_before_anything_is_made(
+    cli: Cli, f16: Path, data: Path, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    (tmp_path / "one.txt").write_text("Only one.\n", encoding="utf-8")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n\nand one more\n")
+    names = {"DATA": data, "ONE": tmp_path / "one.txt", "LATIN": tmp_path / "latin.txt"}
+    given = [str(names.get(one, one)) for one in arguments]
+    out = tmp_path / "out"
+    result = cli("quantize", f16, out, "--types", "Q8_0", "--listen", *given, *CODEC, *QUICK)
+    code = 3 if "no-such" in words else 2
+    assert words in error_of(result, code)
+    assert not out.exists()
+
+
+def test_the_model_s_codec_is_asked_for(cli: Cli, f16: Path, data: Path, tmp_path: Path) -> None:
+    arguments = ("--types", "Q8_0", "--listen", "--data", data, *QUICK)
+    result = cli("quantize", f16, tmp_path / "out", *arguments)
+    assert "give the model's codec with --codec" in error_of(result, 2)
+
+
+def test_a_recogniser_needs_the_words(cli: Cli, f16: Path, data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "wordless"
+    folder.mkdir()
+    for path in data.glob("*.npz"):
+        with np.load(path) as arrays:
+            kept = {name: arrays[name] for name in arrays.files if name != "text"}
+        np.savez(folder / path.name, **kept)
+    arguments = ("--types", "Q8_0", "--listen", "--data", folder, "--asr", sys.executable)
+    result = cli("quantize", f16, tmp_path / "out", *arguments, *CODEC, *QUICK)
+    assert "does not tell the words" in error_of(result, 2)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--asr", "true"),
+        ("--max-nll", "0.1"),
+        ("--listen", "--voice", "a.wav"),
+        ("--listen", "--max-wer", "0.1"),
+    ],
+)
+def test_options_that_mean_nothing_alone_are_refused(
+    cli: Cli, f16: Path, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    result = cli("quantize", f16, tmp_path / "out", "--types", "Q8_0", *arguments)
+    assert result.code == 2
+    assert "means nothing without" in result.err
+
+
+# ------------------------------------------------------------------------ recommendation
+
+
+def said(nll: list[float], right: list[float]) -> Listened:
+    return Listened(
+        {
+            (NLL.name, "all"): Tally.each(nll),
+            (RETRIEVAL.name, "all"): Tally.each(right),
+            (DISTANCE.name, "all"): Tally.each([6.0] * len(nll)),
+            (WORDS.name, "all"): Tally.each([0.1] * len(nll)),
+        }
+    )
+
+
+def test_the_smallest_type_that_nothing_tells_from_f16_is_recommended() -> None:
+    nll = [3.0, 3.2, 2.8, 3.1, 2.9, 3.0, 3.3, 2.7]
+    base = said(nll, [1.0] * 8)
+    listening = Listening(base, base, "", None, None, "", "", ("a",) * 8)
+    error = base.tallies[NLL.name, "all"].estimate().error
+    fine = said([one + 0.5 * error for one in nll], [1.0] * 8)
+    less_likely = said([one + 1.5 * error for one in nll], [1.0] * 8)
+    misheard = said(nll, [0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0])
+    slip = said(nll, [0.0, *[1.0] * 7])
+    assert not listening.beyond_noise(fine)
+    assert not listening.beyond_noise(slip)  # one of eight is chance
+    assert [one.split()[0] for one in listening.beyond_noise(less_likely)] == ["NLL"]
+    assert [one.split()[0] for one in listening.beyond_noise(misheard)] == ["said"]
+    files = [("Q8_0", 80, base), ("Q4", 40, fine), ("Q3", 30, less_likely), ("Q2", 20, misheard)]
+    assert smallest_within(listening, files) == "Q4"
+    assert smallest_within(listening, files[2:]) is None
+
+
+def test_what_was_not_measured_is_not_within_the_noise() -> None:
+    base = said([3.0, 3.1], [1.0, 1.0])
+    broken = said([float("nan")] * 2, [1.0, 1.0])
+    listening = Listening(base, base, "", None, None, "", "", ("a", "b"))
+    assert listening.beyond_noise(broken)
+
+
+def test_the_front_has_what_none_is_both_smaller_and_better_than() -> None:
+    files = {"a": (10, 0.5), "b": (20, 0.6), "c": (30, 0.1), "d": (30, 0.2), "e": (40, 0.1)}
+    assert list(pareto_front(files)) == ["a", "c"]

@@ -1,0 +1,108 @@
+"""How likely the true codes of some speech are to a model, head by head, teacher forced.
+
+Everything before a code is the truth, so nothing is drawn, and one utterance gives hundreds of
+predictions: of all that can be measured of a quantized speaker, the number that tells two types
+apart with the fewest sentences.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.model.inputs import (
+    Condition,
+    Segment,
+    assemble,
+    length_segments,
+    speech_segments,
+    transcript_segments,
+)
+from valle_convert.model.spec import LENGTH_STOP, Model
+from valle_convert.network.protocol import Network
+
+Codes = NDArray[np.integer]
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """One pass in which the truth is known.
+
+    Attributes:
+        head: whose logits are asked for.
+        segments: what goes in.
+        outputs: the elements that predict, [n].
+        targets: what is true there, [n].
+    """
+
+    head: str
+    segments: tuple[Segment, ...]
+    outputs: NDArray[np.int64]
+    targets: NDArray[np.int64]
+
+
+def lessons(
+    model: Model, condition: Condition, codes: Codes, rng: np.random.Generator
+) -> Iterator[Lesson]:
+    """What a model of these capabilities can be asked of an utterance.
+
+    Args:
+        model: sizes and capabilities.
+        condition: its phonemes, language and prompt.
+        codes: the speech, [frames, levels].
+        rng: says what is masked: a part cos(u pi / 2) of the frames, u uniform, as in training.
+    """
+    capabilities, n, levels = model.config.capabilities, len(codes), model.config.n_levels
+    level_0 = np.asarray(codes)[:, 0]
+    if "ar" in capabilities and model.has_head("ar"):
+        segments = speech_segments(model, condition, 0, level_0)
+        yield _lesson("ar", segments, [*level_0, model.config.special_code], back=1)
+    for level in range(1, levels):
+        segments = speech_segments(model, condition, level, codes)
+        yield _lesson(f"nar.{level}", segments, codes[:, level])
+    if "len" in capabilities and model.has_head("mask"):
+        n_hidden = max(1, round(math.cos(rng.random() * math.pi / 2) * n))
+        hidden = np.sort(rng.choice(n, n_hidden, replace=False))
+        shown = level_0.copy()
+        shown[hidden] = model.config.special_code
+        segments = speech_segments(model, condition, 0, shown, masked=True)
+        yield _lesson("mask", segments, level_0[hidden], among=hidden)
+    if "len" in capabilities and model.has_head("len"):
+        digits = [int(digit) for digit in str(n)]
+        segments = length_segments(model, condition, [0, *digits])
+        yield _lesson("len", segments, [*digits, LENGTH_STOP])
+    if model.has_head("stt") and levels > 1:
+        phonemes = np.asarray(condition.phonemes)
+        segments = transcript_segments(model, codes, phonemes[:-1], condition.language)
+        yield _lesson("stt", segments, phonemes[1:])
+
+
+def unlikelihood(network: Network, lesson: Lesson) -> NDArray[np.float64]:
+    """The negative log likelihood of each target, in nats, [n]."""
+    network.reset()
+    inputs = assemble(network.model, lesson.segments, network.look_up)
+    logits = network.step(
+        inputs.embeddings, inputs.positions, head=lesson.head, outputs=lesson.outputs
+    ).astype(np.float64)
+    highest = logits.max(1)
+    total = highest + np.log(np.exp(logits - highest[:, None]).sum(1))
+    found: NDArray[np.float64] = total - logits[np.arange(len(logits)), lesson.targets]
+    return found
+
+
+def _lesson(
+    head: str,
+    segments: list[Segment],
+    targets: Codes | list[int],
+    *,
+    back: int = 0,
+    among: NDArray[np.int64] | None = None,
+) -> Lesson:
+    """Targets of the last segment's elements; `back` before them, or only `among` them."""
+    first = sum(len(one) + 1 for one in segments[:-1]) - back
+    rows = np.arange(len(targets)) if among is None else among
+    return Lesson(head, tuple(segments), first + rows, np.array(targets, np.int64))

@@ -1,0 +1,394 @@
+"""One model and held-out sentences: how likely their codes are to it, and what it says for them.
+
+    ListeningTest     the sentences, with their recordings as sound and as mel cepstra
+    .listen(network)  -> Listened: what was counted of each sentence, and some of the sound
+
+Each sentence is spoken in every way that the model's capabilities allow, with a seed of its own,
+so that two models can be held against each other sentence by sentence.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.audio.codec import AudioCodec
+from valle_convert.audio.files import Audio
+from valle_convert.decode import (
+    GREEDY,
+    ArOptions,
+    LengthOptions,
+    MaskedOptions,
+    NarOptions,
+    SamplingOptions,
+    SpeechOptions,
+    TranscribeOptions,
+    decode_speech,
+    decode_transcript,
+)
+from valle_convert.decode.speech import Mode, choose_mode
+from valle_convert.errors import InputError
+from valle_convert.listening.likelihood import lessons, unlikelihood
+from valle_convert.listening.measures import (
+    Tally,
+    edit_distance,
+    mel_cepstra,
+    mel_cepstral_distance,
+    normalized,
+    plain_words,
+)
+from valle_convert.listening.recogniser import Recogniser
+from valle_convert.model.inputs import Condition
+from valle_convert.model.spec import Model
+from valle_convert.network.protocol import Network
+from valle_convert.progress import Advance, Progress, silent
+
+Codes = NDArray[np.integer]
+
+#: Under this stands what is counted over all heads, or all ways of speaking.
+EVERYWHERE = "all"
+AR_TEMPERATURE = 0.6
+#: A way may take so many times the recording's frames, and a second more.
+_MOST_FRAMES = 2
+#: Heads that give no codes, and are not in the mean over all codes.
+_NO_CODES = ("len", "stt")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is measured.
+
+    Attributes:
+        name: in JSON.
+        title: in tables.
+        unit: of its values; empty for a part of 1.
+        is_better_high: which way is better.
+        meaning: in one line.
+    """
+
+    name: str
+    title: str
+    unit: str
+    is_better_high: bool
+    meaning: str
+
+
+NLL = Measure(
+    "nll",
+    "NLL",
+    "nats a code",
+    False,
+    "negative log likelihood of the held-out codes, everything before each given; over all heads "
+    "that give codes",
+)
+PHONEMES = Measure(
+    "phoneme_error_rate",
+    "PER",
+    "",
+    False,
+    "edits a phoneme of what the model transcribes of the recordings",
+)
+RETRIEVAL = Measure(
+    "retrieval",
+    "said right",
+    "",
+    True,
+    "part of the sentences whose own recording is, of all of them, the nearest to what was said "
+    "(dynamic time warping over normalized mel cepstra)",
+)
+DISTANCE = Measure(
+    "mel_cepstral_distance",
+    "MCD",
+    "dB",
+    False,
+    "mel cepstral distance to the recording, both stretched to the same time",
+)
+DURATION = Measure(
+    "duration_error",
+    "duration",
+    "",
+    False,
+    "difference of the duration to the recording's, as a part of that",
+)
+WORDS = Measure(
+    "word_error_rate", "WER", "", False, "edits a word of what the recogniser hears in it"
+)
+CHARACTERS = Measure(
+    "character_error_rate", "CER", "", False, "edits a letter of what the recogniser hears in it"
+)
+MEASURES: Mapping[str, Measure] = {
+    one.name: one for one in (NLL, PHONEMES, RETRIEVAL, DISTANCE, DURATION, WORDS, CHARACTERS)
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Sentence:
+    """A held-out sentence.
+
+    Attributes:
+        name: for reports.
+        text: the words; empty where they are not known.
+        condition: what it is spoken from.
+        codes: the recording's, [frames, levels].
+        recording: as sound; None for what the codec makes of the codes.
+    """
+
+    name: str
+    text: str
+    condition: Condition
+    codes: Codes
+    recording: Audio | None = None
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of speaking: a mode, greedy or drawn at a temperature."""
+
+    mode: Mode
+    temperature: float
+
+    @property
+    def name(self) -> str:
+        """`ar greedy`, `nar-len sampled` and so on."""
+        return f"{self.mode} {'sampled' if self.temperature else 'greedy'}"
+
+    def options(self, n_frames: int, frame_rate: float) -> SpeechOptions:
+        """For a sentence whose recording has so many frames."""
+        sampling = SamplingOptions(temperature=self.temperature) if self.temperature else GREEDY
+        second = max(1, round(frame_rate))
+        most = _MOST_FRAMES * n_frames + second
+        return SpeechOptions(
+            self.mode,
+            ar=ArOptions(sampling=sampling, max_frames=most),
+            masked=MaskedOptions(sampling=sampling),
+            length=LengthOptions(min_frames=second, max_frames=most),
+            nar=NarOptions(sampling=GREEDY),
+        )
+
+
+def ways_of(model: Model, ar_temperature: float = AR_TEMPERATURE) -> tuple[Way, ...]:
+    """How a model can speak; demasking is drawn at the temperature 1, which falls as it goes."""
+    found: list[Way] = []
+    modes: tuple[Mode, ...] = ("ar", "nar-len")
+    for mode in modes:
+        try:
+            choose_mode(model, mode)
+        except InputError:
+            continue
+        temperature = ar_temperature if mode == "ar" else 1.0
+        found += [Way(mode, 0.0), *([Way(mode, temperature)] if temperature else [])]
+    return tuple(found)
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """What was said for a sentence in one way; None where nothing was."""
+
+    sentence: int
+    way: str
+    audio: Audio | None
+
+
+@dataclass(frozen=True, eq=False)
+class Listened:
+    """One model.
+
+    Attributes:
+        tallies: by measure and place: a head, a way of speaking, or `EVERYWHERE`.
+        clips: of the first sentences.
+    """
+
+    tallies: Mapping[tuple[str, str], Tally]
+    clips: tuple[Clip, ...] = ()
+
+    def places(self, measure: Measure) -> list[str]:
+        """Where it was measured, all places together last."""
+        return [place for name, place in self.tallies if name == measure.name]
+
+    def total(self, measure: Measure) -> Tally | None:
+        """Over all places; None where it was not measured."""
+        return self.tallies.get((measure.name, EVERYWHERE))
+
+
+class ListeningTest:
+    """Sentences to speak, and what they should sound like.
+
+    Args:
+        sentences: at least two, all of one model.
+        codec: between its codes and sound.
+        model: whose ways of speaking are tried.
+        ar_temperature: of the AR where it is drawn.
+        seed: of everything drawn.
+        n_clips: of so many sentences, the sound is kept.
+        recogniser: hears words; every sentence then needs a text.
+
+    Raises:
+        InputError: there are too few sentences, one has no text, or the model cannot speak.
+    """
+
+    def __init__(
+        self,
+        sentences: Sequence[Sentence],
+        codec: AudioCodec,
+        model: Model,
+        *,
+        ar_temperature: float = AR_TEMPERATURE,
+        seed: int = 0,
+        n_clips: int = 0,
+        recogniser: Recogniser | None = None,
+    ) -> None:
+        choose_mode(model)
+        if len(sentences) < 2:
+            raise InputError(
+                "Listening compares what is said with the recordings of all sentences, and there "
+                "is one only; give more utterances."
+            )
+        if recogniser is not None:
+            silent_ones = [one.name for one in sentences if not plain_words(one.text)]
+            if silent_ones:
+                raise InputError(
+                    f"{silent_ones[0]} does not tell the words that are said in it "
+                    f"({len(silent_ones)} of {len(sentences)} do not), which --asr is held "
+                    "against; make it anew with `valle-convert utterances` and --text."
+                )
+        self.sentences, self.codec, self.seed = tuple(sentences), codec, seed
+        self.ways = ways_of(model, ar_temperature)
+        self.n_clips = n_clips
+        self._recogniser = recogniser
+        self.recordings = [
+            codec.decode(np.asarray(one.codes, np.int32))
+            if one.recording is None
+            else one.recording
+            for one in sentences
+        ]
+        self._cepstra = [mel_cepstra(one) for one in self.recordings]
+        self._normalized = [normalized(one) for one in self._cepstra]
+
+    @property
+    def n_steps(self) -> int:
+        """How often `listen` advances its progress."""
+        return len(self.sentences) * (1 + len(self.ways))
+
+    def recordings_alone(self) -> Listened:
+        """What the recogniser hears in the recordings themselves, and the codec in between."""
+        codec = self.codec
+        again = [codec.decode(np.asarray(one.codes, np.int32)) for one in self.sentences]
+        found = dict(self._sounds("recording", again))
+        return Listened(found | _pooled(found))
+
+    def listen(
+        self, network: Network, progress: Progress = silent, label: str = "listening"
+    ) -> Listened:
+        """Measure one model."""
+        found: dict[tuple[str, str], Tally] = {}
+        clips: list[Clip] = []
+        with progress(label, self.n_steps, "sentences") as advance:
+            found |= self._likelihoods(network, advance)
+            for i, way in enumerate(self.ways):
+                said: list[Audio | None] = []
+                for n in range(len(self.sentences)):
+                    said.append(self._say(network, way, n, (self.seed, i, n)))
+                    advance(1)
+                found |= self._sounds(way.name, said)
+                clips += [Clip(n, way.name, said[n]) for n in range(min(self.n_clips, len(said)))]
+        return Listened(found | _pooled(found), tuple(clips))
+
+    # ------------------------------------------------------------------------------- codes
+
+    def _likelihoods(
+        self, network: Network, advance: Advance
+    ) -> Iterator[tuple[tuple[str, str], Tally]]:
+        nats: dict[str, list[tuple[float, int]]] = defaultdict(list)
+        edits: list[tuple[float, int]] = []
+        for n, sentence in enumerate(self.sentences):
+            # What is masked is the same for every model and seed.
+            rng = np.random.default_rng(n)
+            for lesson in lessons(network.model, sentence.condition, sentence.codes, rng):
+                values = unlikelihood(network, lesson)
+                nats[lesson.head].append((float(values.sum()), len(values)))
+            if "stt" in nats:
+                true = np.asarray(sentence.condition.phonemes)[1:-1].tolist()
+                network.reset()
+                heard = decode_transcript(
+                    network,
+                    np.asarray(sentence.codes, np.int32),
+                    sentence.condition.language,
+                    TranscribeOptions(2 * len(true) + 10),
+                ).phonemes
+                edits.append((edit_distance(heard, true), len(true)))
+            advance(1)
+        for head, counted in nats.items():
+            yield (NLL.name, head), _tally(counted)
+        if edits:
+            yield (PHONEMES.name, "stt"), _tally(edits)
+
+    # ------------------------------------------------------------------------------- sound
+
+    def _say(self, network: Network, way: Way, n: int, seed: tuple[int, ...]) -> Audio | None:
+        sentence = self.sentences[n]
+        network.reset()
+        codes = decode_speech(
+            network,
+            sentence.condition,
+            way.options(len(sentence.codes), self.codec.description.frame_rate),
+            np.random.default_rng(seed),
+        ).codes
+        return self.codec.decode(codes) if len(codes) else None
+
+    def _sounds(
+        self, place: str, said: Sequence[Audio | None]
+    ) -> Iterator[tuple[tuple[str, str], Tally]]:
+        """What was said, held against the recordings."""
+        right, distances, durations = [], [], []
+        for n, (audio, recording) in enumerate(zip(said, self.recordings, strict=True)):
+            if audio is None:
+                right.append(0.0)
+                distances.append(float("nan"))
+                durations.append(1.0)
+                continue
+            cepstra = mel_cepstra(audio)
+            words = mel_cepstral_distance(normalized(cepstra), self._normalized)
+            right.append(float(self._is_same(int(words.argmin()), n)))
+            distances.append(float(mel_cepstral_distance(cepstra, [self._cepstra[n]])[0]))
+            durations.append(abs(audio.seconds - recording.seconds) / recording.seconds)
+        yield (RETRIEVAL.name, place), Tally.each(right)
+        yield (DISTANCE.name, place), Tally.each(distances)
+        yield (DURATION.name, place), Tally.each(durations)
+        if self._recogniser is not None:
+            yield from self._words(self._recogniser, place, said)
+
+    def _is_same(self, found: int, n: int) -> bool:
+        """Whether two recordings are of the same sentence."""
+        a, b = (np.asarray(self.sentences[i].condition.phonemes) for i in (found, n))
+        return found == n or np.array_equal(a, b)
+
+    def _words(
+        self, recogniser: Recogniser, place: str, said: Sequence[Audio | None]
+    ) -> Iterator[tuple[tuple[str, str], Tally]]:
+        words, letters = [], []
+        for sentence, audio in zip(self.sentences, said, strict=True):
+            true = plain_words(sentence.text)
+            heard = [] if audio is None else plain_words(recogniser.hear(audio))
+            words.append((edit_distance(heard, true), len(true)))
+            spelled = " ".join(true)
+            letters.append((edit_distance(" ".join(heard), spelled), len(spelled)))
+        yield (WORDS.name, place), _tally(words)
+        yield (CHARACTERS.name, place), _tally(letters)
+
+
+def _tally(values: Sequence[tuple[float, int]]) -> Tally:
+    of_what, out_of = np.array(values, np.float64).T
+    return Tally(of_what, out_of)
+
+
+def _pooled(found: Mapping[tuple[str, str], Tally]) -> dict[tuple[str, str], Tally]:
+    """Each measure over all its places."""
+    by_measure: dict[str, list[Tally]] = defaultdict(list)
+    for (measure, place), tally in found.items():
+        if not (measure == NLL.name and place in _NO_CODES):
+            by_measure[measure].append(tally)
+    return {(name, EVERYWHERE): Tally.pooled(all_) for name, all_ in by_measure.items()}
