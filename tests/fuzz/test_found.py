@@ -19,6 +19,7 @@ from support import Cli, error_of
 from fuzz import formats, seeds
 from valle_convert.checkpoint.plain_values import check_plain, load_yaml
 from valle_convert.checkpoint.read import read_checkpoint
+from valle_convert.checkpoint.safetensors_file import SafetensorsFile
 from valle_convert.encodec.sources import open_encodec
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.loadable import dangers
@@ -26,7 +27,7 @@ from valle_convert.gguf_file.read import GgufFile
 from valle_convert.npz_file import read_npz
 from valle_convert.quantize.imatrix import _load
 from valle_convert.quantize.limits import read_earlier
-from valle_convert.quantize.manifest import read_manifest
+from valle_convert.quantize.manifest import check_manifest, read_manifest
 from valle_convert.tokenizer.choose import open_tokenizer
 
 # ------------------------------------------------------------------------------ configs
@@ -264,3 +265,35 @@ def test_a_shard_whose_name_is_too_long_is_missing(tmp_path: Path) -> None:
     index.write_text(index.read_text().replace("model-1.", "x" * 300 + "."))
     with pytest.raises(InputError, match=r"has no x{300}"):
         open_encodec(tmp_path)
+
+
+# ------------------------------------------------------------------ names, shapes, folders
+
+
+def test_a_header_with_a_name_twice_or_hundreds_of_dimensions_is_refused(tmp_path: Path) -> None:
+    entry = {"dtype": "U8", "shape": [1] * 65, "data_offsets": [0, 1]}
+    (tmp_path / "x.sft").write_bytes(
+        formats.safetensors_of(json.dumps({"a": entry}).encode(), b"1")
+    )
+    with pytest.raises(InputError, match=r"'a' has 65 dimensions"):
+        SafetensorsFile(tmp_path / "x.sft")
+    entry["shape"] = [1]
+    twice = json.dumps({"a": entry, "b": 0}).replace('"b": 0', f'"a": {json.dumps(entry)}')
+    (tmp_path / "x.sft").write_bytes(formats.safetensors_of(twice.encode(), b"1"))
+    with pytest.raises(InputError, match="a name twice"):
+        SafetensorsFile(tmp_path / "x.sft")
+
+
+def test_a_manifest_whose_file_has_too_long_a_name_finds_it_missing(tmp_path: Path) -> None:
+    for name, data in seeds.manifest().items():
+        (tmp_path / name).write_bytes(data)
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"m.gguf"', f'"{"x" * 300}"'))
+    assert not check_manifest(tmp_path).passed
+
+
+def test_a_tensor_larger_than_its_data_is_refused(tmp_path: Path) -> None:
+    huge = torch.zeros(1).expand(1 << 20, 1 << 20)
+    torch.save({"module": {"a": huge}, "config": config_of(Shape())}, tmp_path / "x.pth")
+    with pytest.raises(InputError, match=r"no dense tensors: a \(Tensor\)"):
+        read_checkpoint(tmp_path / "x.pth")

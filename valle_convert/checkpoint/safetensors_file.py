@@ -42,6 +42,32 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
+#: What numpy's arrays may have at most.
+_MAX_DIMENSIONS = 64
+
+
+def _parse_header(path: Path, data: bytes) -> dict[str, Any]:
+    """The JSON that the library has checked, but for what it lets through."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise InputError(
+                f"{path} is refused: its header has a name twice, so that what is in it depends on "
+                "the reader; save the tensors again."
+            )
+        return found
+
+    header: dict[str, Any] = json.loads(data, object_pairs_hook=unique)
+    for name, entry in header.items():
+        if len(entry.get("shape", ())) > _MAX_DIMENSIONS:
+            raise InputError(
+                f"{path}: the tensor {name[:70]!r} has {len(entry['shape'])} dimensions, where at "
+                f"most {_MAX_DIMENSIONS} are expected; save the tensors again."
+            )
+    return header
+
+
 class SafetensorsFile:
     """A `TensorSource` over one safetensors file.
 
@@ -68,7 +94,7 @@ class SafetensorsFile:
             raise os_fault(f"{path} cannot be read", error) from error
         with path.open("rb") as stream:
             (length,) = _LENGTH.unpack(stream.read(_LENGTH.size))
-            header: dict[str, Any] = json.loads(stream.read(length))
+            header = _parse_header(path, stream.read(length))
         header.pop("__metadata__", None)
         data_start = _LENGTH.size + length
         specs: dict[str, TensorSpec] = {}

@@ -15,6 +15,7 @@ import mmap
 import pickle
 import re
 import struct
+import sys
 import tempfile
 import warnings
 import zipfile
@@ -39,11 +40,32 @@ _MAX_PICKLE_BYTES = 64 << 20
 _MAX_ENTRIES = 100_000
 _PIECE_BYTES = 1 << 20
 _UNSUPPORTED = re.compile(r"Unsupported (?:global|class): (?:GLOBAL )?(\S+)")
-#: Modules that no training keeps values of. A pickle that names one was made to do harm, and is
-#: refused, although a stand-in would be harmless.
+#: Values of Python's own library that trainings keep beside tensors. What else it has, does
+#: something; a pickle that names that was made to do harm, and is refused, although a stand-in
+#: would be harmless.
+_VALUES = frozenset(
+    """
+    argparse.Namespace collections.Counter collections.OrderedDict collections.defaultdict
+    collections.deque copyreg._reconstructor datetime.date datetime.datetime datetime.time
+    datetime.timedelta datetime.timezone decimal.Decimal fractions.Fraction types.SimpleNamespace
+    uuid.UUID builtins.bytearray builtins.complex builtins.frozenset builtins.object builtins.range
+    builtins.set builtins.slice _codecs.encode
+    """.split()
+)
+_PATH = re.compile(r"pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path")
+_NUMPY = re.compile(
+    r"numpy\.((_?core\.(multiarray|numeric)\.)?(scalar|dtype|ndarray|_reconstruct|_frombuffer)|"
+    r"dtypes\.\w+|random\.\w+\.__\w+|(u?int|float|complex|bool|str|bytes)\d*_?)"
+)
+#: Beyond Python's library: what loads, compiles, installs or evaluates, and Python 2's old names.
 _HARMFUL = frozenset(
-    "builtins ctypes importlib multiprocessing nt os pickle posix pty runpy shutil socket "
-    "subprocess sys tempfile threading webbrowser".split()
+    "IPython __builtin__ cPickle cloudpickle commands copy_reg dill distutils joblib numexpr "
+    "pandas pip pkg_resources setuptools wheel".split()
+)
+_HARMFUL_TORCH = tuple(
+    f"torch.{name}"
+    for name in "load hub serialization utils.cpp_extension jit package fx ops _C _dynamo "
+    "_inductor storage._load multiprocessing distributed.rpc testing".split()
 )
 # What stands before an entry: magic, version, flags, method, time, date, checksum, two sizes, and
 # the lengths of its name and of the extra field.
@@ -87,7 +109,7 @@ def load_torch_file(path: Path, *, plain_only: bool = False) -> object:
             warnings.simplefilter("ignore")
             with _utf8_path(path) as name:
                 foreign = torch.serialization.get_unsafe_globals_in_checkpoint(name)
-                harmful = plain_only or any(one.partition(".")[0] in _HARMFUL for one in foreign)
+                harmful = plain_only or any(map(_is_harmful, foreign))
                 stand_ins = [] if harmful else [(StandIn, one) for one in foreign]
                 with torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
                     loaded: object = torch.load(
@@ -112,6 +134,18 @@ def load_torch_file(path: Path, *, plain_only: bool = False) -> object:
             "copy or download it again."
         ) from error
     return loaded
+
+
+def _is_harmful(name: str) -> bool:
+    """Whether no training's pickle has a global of that name, but those of attackers do."""
+    module = name.partition(".")[0]
+    if module in sys.stdlib_module_names or module == name:
+        return name not in _VALUES and not _PATH.fullmatch(name)
+    if module == "numpy":
+        return _NUMPY.fullmatch(name) is None
+    return module in _HARMFUL or any(
+        name == one or name.startswith(f"{one}.") for one in _HARMFUL_TORCH
+    )
 
 
 @contextmanager
@@ -166,6 +200,8 @@ class TorchTensors:
                 or value.layout != torch.strided
                 or value.is_quantized
                 or value.device.type != "cpu"
+                # Made of fewer numbers, each of which stands for many: it would unfold.
+                or value.numel() * value.element_size() > value.untyped_storage().nbytes()
             ):
                 strange.append(f"{name!s} ({type(value).__name__})")
                 continue

@@ -1,0 +1,66 @@
+"""What an attack is, and payloads that leave a canary."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+#: `{}` is the hostile path, `{out}` a name that is free.
+CHECKPOINT = ("inspect {}", "{} {out}.gguf --verify none", "{} {out}.gguf --dry-run")
+CONVERTED = ("verify {}", "tokenize {} a", "quantize {} {out}.gguf Q8_0 --no-measure")
+CODEC = ("codec {} {out}.gguf",)
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One hostile input.
+
+    Attributes:
+        tries: what it tries, in words.
+        make: writes it into a folder and gives its path; gets the canary's path, too.
+        commands: what has to refuse it.
+    """
+
+    tries: str
+    make: Callable[[Path, Path], Path]
+    commands: tuple[str, ...] = CHECKPOINT
+
+
+class Calls:
+    """Pickled, it is a call of a function with arguments."""
+
+    def __init__(self, function: Callable[..., object], *arguments: object) -> None:
+        self._call = function, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        """The call."""
+        return self._call
+
+
+def touch(canary: Path) -> Calls:
+    """The classic: a command of the shell."""
+    return Calls(os.system, f"touch '{canary}'")
+
+
+def python(canary: Path) -> str:
+    """The same in Python."""
+    return f"open({str(canary)!r}, 'w').close()"
+
+
+def dumped(value: object, protocol: int = 2) -> bytes:
+    """As a pickle."""
+    return pickle.dumps(value, protocol)
+
+
+def called(module: str, name: str, *arguments: object) -> bytes:
+    """A pickle that calls a function by its name, which need not be there to write it."""
+    values = b"".join(dumped(one)[2:-1] for one in arguments)
+    return b"\x80\x02c" + f"{module}\n{name}\n".encode() + b"(" + values + b"tR."
+
+
+def looked_up(module: str, name: str) -> bytes:
+    """A pickle that only imports a module, and gets something of it."""
+    return b"\x80\x02c" + f"{module}\n{name}\n".encode() + b"."

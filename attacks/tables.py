@@ -1,0 +1,459 @@
+"""Attacks by way of headers and texts: safetensors, GGUF, YAML, JSON, arrays, sound, folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from attacks.attack import CHECKPOINT, CODEC, CONVERTED, Attack, dumped, touch
+from fuzz import formats, seeds
+
+Made = Callable[[Path, Path], Path]
+
+
+def _bytes(name: str, data: Callable[[], bytes]) -> Made:
+    def make(folder: Path, _canary: Path) -> Path:
+        path = folder / name
+        path.write_bytes(data())
+        return path
+
+    return make
+
+
+# ---------------------------------------------------------------------------- safetensors
+
+
+def _safetensors(change: Callable[[dict[str, Any]], object], more: bytes = b"") -> Made:
+    """A right checkpoint with another header."""
+
+    def make(folder: Path, _canary: Path) -> Path:
+        header, data = formats.safetensors_parts(seeds.checkpoint())
+        tree = json.loads(header)
+        change(tree)
+        path = folder / "x.sft"
+        path.write_bytes(formats.safetensors_of(json.dumps(tree).encode(), data) + more)
+        return path
+
+    return make
+
+
+def _set(name: str, key: str, value: object) -> Callable[[dict[str, Any]], object]:
+    return lambda tree: tree[name].update({key: value})
+
+
+def _huge_header(folder: Path, _canary: Path) -> Path:
+    path = folder / "x.sft"
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", 200 << 20) + b"{")
+        file.truncate(210 << 20)
+    return path
+
+
+def _many(folder: Path, _canary: Path) -> Path:
+    header = {
+        f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(100_000)
+    }
+    header["__metadata__"] = {"config": json.dumps(seeds.config())}
+    path = folder / "x.sft"
+    path.write_bytes(formats.safetensors_of(json.dumps(header).encode(), b""))
+    return path
+
+
+def _twice(folder: Path, _canary: Path) -> Path:
+    header, data = formats.safetensors_parts(seeds.checkpoint())
+    entry = json.dumps({"sep": json.loads(header)["dropout_token"]}).encode()
+    path = folder / "x.sft"
+    path.write_bytes(formats.safetensors_of(entry[:-1] + b"," + header[1:], data))
+    return path
+
+
+def _polyglot(folder: Path, canary: Path) -> Path:
+    """Safetensors from the front, a zip with a call in its pickle from the end."""
+    inner = formats.zip_of([("archive/data.pkl", dumped(touch(canary)))])
+    path = folder / "x.sft"
+    path.write_bytes(seeds.checkpoint() + inner)
+    return path
+
+
+# ---------------------------------------------------------------------------------- texts
+
+_NINE = ",".join("x" * 9)
+YAML = {
+    "yaml-python": "a: !!python/object/apply:os.system ['touch CANARY']",
+    "yaml-new": "a: !!python/object/new:os.system ['touch CANARY']",
+    "yaml-name": "a: !!python/name:os.system",
+    "yaml-module": "a: !!python/module:antigravity",
+    "yaml-laughs": f"a0: &a0 [{_NINE}]\n"
+    + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+    + "capabilities: *a11\n",
+    "yaml-merges": "a0: &a0 {x: 1}\n"
+    + "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}], y{i}: 1}}\n" for i in range(1, 50)),
+    "yaml-circle": "capabilities: &a [*a]",
+    "yaml-base-60": "version: 1" + ":1" * 400_000,
+    "yaml-deep": "a: " + "[" * 100_000,
+    "yaml-long": "version: 0x" + "f" * 900_000,
+}
+
+
+def _config(text: str) -> Made:
+    def make(folder: Path, canary: Path) -> Path:
+        header, data = formats.safetensors_parts(seeds.checkpoint())
+        tree = json.loads(header)
+        del tree["__metadata__"]
+        path = folder / "x.sft"
+        path.write_bytes(formats.safetensors_of(json.dumps(tree).encode(), data))
+        (folder / "config.yaml").write_text(text.replace("CANARY", str(canary)))
+        return path
+
+    return make
+
+
+def _tokenizer(name: str, data: Callable[[], bytes]) -> Made:
+    """A hostile tokenizer beside a right checkpoint."""
+
+    def make(folder: Path, _canary: Path) -> Path:
+        (folder / "x.sft").write_bytes(seeds.checkpoint())
+        (folder / name).write_bytes(data())
+        return folder / "x.sft"
+
+    return make
+
+
+def _normalizing() -> bytes:
+    tree = json.loads(seeds.tokenizer_json())
+    tree["pre_tokenizer"] = {
+        "type": "Split",
+        "pattern": {"Regex": "(a+)+$"},
+        "behavior": "Isolated",
+    }
+    return json.dumps(tree).encode()
+
+
+def _strings_without_end() -> bytes:
+    """Each merge doubles how many strings share an id."""
+    tree = json.loads(seeds.tokenizer_json())
+    vocab, merges = tree["model"]["vocab"], []
+    left = "r"
+    for i in range(12, 60):
+        merges.append(f"{left} r")
+        vocab[left + "r"] = i
+        left += "r"
+    tree["model"]["merges"] = merges
+    return json.dumps(tree).encode()
+
+
+# ----------------------------------------------------------------------------------- GGUF
+
+
+def _gguf(
+    change: Callable[[list[bytes]], object] = lambda _: None, more: bytes = b"", cut: int = 0
+) -> Made:
+    def make(folder: Path, _canary: Path) -> Path:
+        *header, data = formats.gguf_fields(seeds.converted(), 1)
+        data = data[-sum(map(len, header)) % 32 :]
+        change(header)
+        written = b"".join(header)
+        path = folder / "x.gguf"
+        path.write_bytes(written + bytes(-len(written) % 32) + data + more)
+        if cut:
+            os.truncate(path, path.stat().st_size - cut)
+        return path
+
+    return make
+
+
+def _at(name: bytes, n: int, value: bytes) -> Callable[[list[bytes]], object]:
+    """Set the nth field behind a name."""
+
+    def change(fields: list[bytes]) -> None:
+        at = fields.index(name) + n
+        if len(fields[at]) != len(value):
+            raise ValueError(f"the field has {len(fields[at])} bytes")
+        fields[at] = value
+
+    return change
+
+
+def _key(name: bytes, kind: int, value: bytes) -> Callable[[list[bytes]], object]:
+    """A key more, in front of all."""
+
+    def change(fields: list[bytes]) -> None:
+        fields[3] = struct.pack("<Q", int.from_bytes(fields[3], "little") + 1)
+        fields.insert(4, struct.pack("<Q", len(name)) + name + struct.pack("<I", kind) + value)
+
+    return change
+
+
+def _u64(value: int) -> bytes:
+    return struct.pack("<Q", value)
+
+
+_ALIGNMENT = b"general.alignment"
+_TABLE = b"token_embd.weight"  # name, n_dims, dims, type, offset
+GGUF: Mapping[str, tuple[str, Callable[[list[bytes]], object]]] = {
+    "gguf-tensors": ("2 to the 63rd tensors", lambda f: f.__setitem__(2, _u64(1 << 63))),
+    "gguf-keys": ("2 to the 40th keys", lambda f: f.__setitem__(3, _u64(1 << 40))),
+    "gguf-string": (
+        "a name of 2 to the 64th bytes",
+        lambda f: f.__setitem__(4, _u64((1 << 64) - 1)),
+    ),
+    "gguf-no-dims": ("a tensor without dimensions", _at(_TABLE, 1, bytes(4))),
+    "gguf-many-dims": ("a tensor of five dimensions", _at(_TABLE, 1, b"\5\0\0\0")),
+    "gguf-zero-dim": ("a dimension of nothing", _at(_TABLE, 2, _u64(0))),
+    "gguf-overflow": ("dimensions whose product wraps around", _at(_TABLE, 3, _u64((1 << 61) + 1))),
+    "gguf-type": ("a type that is none", _at(_TABLE, 4, b"\xff\0\0\0")),
+    "gguf-offset": ("data before the file", _at(_TABLE, 5, _u64((1 << 64) - 32))),
+    "gguf-unaligned": ("data that is not aligned", _at(_TABLE, 5, _u64(1))),
+    "gguf-alignment-0": ("an alignment of 0", _key(_ALIGNMENT, 4, bytes(4))),
+    "gguf-alignment-3": ("an alignment of 3", _key(_ALIGNMENT, 4, b"\3\0\0\0")),
+    "gguf-alignment-huge": ("an alignment of 2 GiB", _key(_ALIGNMENT, 4, b"\0\0\0\x80")),
+    "gguf-alignment-text": ("an alignment in words", _key(_ALIGNMENT, 8, _u64(1) + b"8")),
+    "gguf-empty-key": ("a key without a name", _key(b"", 4, bytes(4))),
+    "gguf-key-twice": (
+        "a key that is there twice",
+        _key(b"general.architecture", 8, _u64(5) + b"llama"),
+    ),
+    "gguf-array": ("an array of 2 to the 62nd", _key(b"a", 9, b"\4\0\0\0" + _u64(1 << 62))),
+    "gguf-nested": (
+        "arrays in arrays",
+        _key(b"a", 9, b"\x09\0\0\0" + _u64(1) + b"\4\0\0\0" + _u64(0)),
+    ),
+    "gguf-split": ("a part that makes llama.cpp open others", _key(b"split.count", 2, b"\2\0")),
+    "gguf-big-endian": ("the other order of bytes", lambda f: f.__setitem__(1, f[1][::-1])),
+    "gguf-experts": (
+        "a key that makes another graph",
+        _key(b"gemma.expert_count", 4, b"\xff\xff\0\0"),
+    ),
+}
+
+# --------------------------------------------------------------------------- arrays, sound
+
+
+def _npz(
+    arrays: Callable[[Path], list[tuple[str, bytes]]], method: int = zipfile.ZIP_STORED
+) -> Made:
+    def make(folder: Path, canary: Path) -> Path:
+        path = folder / "x.npz"
+        path.write_bytes(formats.zip_of(arrays(canary), method))
+        return path
+
+    return make
+
+
+def _pickled_array(canary: Path) -> list[tuple[str, bytes]]:
+    header = b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }"
+    arrays = dict(seeds.codes_npz())
+    arrays["codes.npy"] = formats.npy_of(header, dumped(touch(canary)))
+    return list(arrays.items())
+
+
+def _large_array(_canary: Path) -> list[tuple[str, bytes]]:
+    header = b"{'descr': '<i4', 'fortran_order': False, 'shape': (1099511627776, 8), }"
+    arrays = dict(seeds.codes_npz())
+    arrays["codes.npy"] = formats.npy_of(header, bytes(32))
+    return list(arrays.items())
+
+
+def _packed_array(_canary: Path) -> list[tuple[str, bytes]]:
+    header = b"{'descr': '<i4', 'fortran_order': False, 'shape': (25000000, 2), }"
+    arrays = dict(seeds.codes_npz())
+    arrays["codes.npy"] = formats.npy_of(header, bytes(200_000_000))
+    return list(arrays.items())
+
+
+def _evaluated(_canary: Path) -> list[tuple[str, bytes]]:
+    header = b"__import__('os').system('true')"
+    arrays = dict(seeds.codes_npz())
+    arrays["codes.npy"] = formats.npy_of(header, b"")
+    return list(arrays.items())
+
+
+#: A model that is right, so that the voice is what is refused; `tests/attacks` gives it.
+VOICE = ("speak {model} a --phonemes --voice {} -o {out}.wav --codec {codec}",)
+
+
+def _wav(rate: int, size: int) -> bytes:
+    head = b"fmt " + struct.pack("<IHHIIHH", 16, 1, 1, rate, 2 * rate & 0xFFFFFFFF, 2, 16)
+    return (
+        b"RIFF"
+        + struct.pack("<I", size)
+        + b"WAVE"
+        + head
+        + b"data"
+        + struct.pack("<I", size)
+        + bytes(64)
+    )
+
+
+# ---------------------------------------------------------------------------------- folders
+
+
+def _codec_index(shard: str) -> Made:
+    def make(folder: Path, _canary: Path) -> Path:
+        for name, data in seeds.codec_folder(shards=True).items():
+            (folder / name).write_bytes(data)
+        index = folder / "model.safetensors.index.json"
+        tree = json.loads(index.read_text())
+        first = next(iter(tree["weight_map"]))
+        tree["weight_map"][first] = shard
+        index.write_text(json.dumps(tree))
+        return folder
+
+    return make
+
+
+def _checkpoint_index(shard: str) -> Made:
+    def make(folder: Path, _canary: Path) -> Path:
+        (folder / "a.safetensors").write_bytes(seeds.checkpoint())
+        names = [
+            name
+            for name in json.loads(formats.safetensors_parts(seeds.checkpoint())[0])
+            if name[0] != "_"
+        ]
+        weight_map = dict.fromkeys(names, "a.safetensors") | {names[0]: shard}
+        path = folder / "x.safetensors.index.json"
+        path.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+        return path
+
+    return make
+
+
+def _latest(tag: str) -> Made:
+    def make(folder: Path, _canary: Path) -> Path:
+        training = folder / "training"
+        training.mkdir()
+        (training / "latest").write_text(tag)
+        return training
+
+    return make
+
+
+def _manifest(name: str) -> Made:
+    def make(folder: Path, _canary: Path) -> Path:
+        inner = folder / "set"
+        inner.mkdir()
+        for file, data in seeds.manifest().items():
+            (inner / file).write_bytes(data)
+        tree = json.loads((inner / "manifest.json").read_text())
+        tree["files"][0]["name"] = name
+        (inner / "manifest.json").write_text(json.dumps(tree))
+        return inner
+
+    return make
+
+
+def _pipe(folder: Path, _canary: Path) -> Path:
+    os.mkfifo(folder / "x.sft")
+    return folder / "x.sft"
+
+
+def _link_to_device(folder: Path, _canary: Path) -> Path:
+    (folder / "x.sft").symlink_to("/dev/zero")
+    return folder / "x.sft"
+
+
+TABLES: Mapping[str, Attack] = {
+    "header-200-mb": Attack("a header of 200 MB of nothing", _huge_header),
+    "header-100000": Attack("100,000 tensors", _many),
+    "header-length": Attack(
+        "a header as long as the memory",
+        _bytes("x.sft", lambda: b"\xff" * 8 + seeds.checkpoint()[8:]),
+    ),
+    "header-twice": Attack("a tensor that is there twice", _twice),
+    "header-overlap": Attack(
+        "two tensors in one place", _safetensors(_set("dropout_token", "data_offsets", [0, 32]))
+    ),
+    "header-hole": Attack(
+        "a hole between tensors", _safetensors(lambda tree: tree.pop("dropout_token"))
+    ),
+    "header-backwards": Attack(
+        "data that ends before it begins", _safetensors(_set("sep", "data_offsets", [32, 0]))
+    ),
+    "header-negative": Attack("a negative dimension", _safetensors(_set("sep", "shape", [-8]))),
+    "header-overflow": Attack(
+        "a shape whose product wraps around", _safetensors(_set("sep", "shape", [1 << 62, 8]))
+    ),
+    "header-dimensions": Attack(
+        "a tensor of 300 dimensions", _safetensors(_set("sep", "shape", [1] * 300 + [8]))
+    ),
+    "header-trailing": Attack("bytes behind the data", _safetensors(lambda _: None, bytes(8))),
+    "header-json-tail": Attack(
+        "bytes behind the JSON",
+        _bytes(
+            "x.sft",
+            lambda: formats.safetensors_of(
+                formats.safetensors_parts(seeds.checkpoint())[0] + b'{"a": 1}',
+                formats.safetensors_parts(seeds.checkpoint())[1],
+            ),
+        ),
+    ),
+    "header-infinite": Attack(
+        "a config with numbers that are none",
+        _safetensors(lambda t: t["__metadata__"].update(config='{"version": 1e999, "size": NaN}')),
+    ),
+    "header-deep": Attack(
+        "a config nested 100,000 deep",
+        _safetensors(lambda tree: tree["__metadata__"].update(config="[" * 100_000)),
+    ),
+    "polyglot": Attack("safetensors in front, a pickle's zip behind", _polyglot),
+    **{
+        name: Attack(f"a config of YAML that begins {text[:24]!r}", _config(text))
+        for name, text in YAML.items()
+    },
+    "tokenizer-regex": Attack(
+        "a regular expression that never ends",
+        _tokenizer("tokenizer.json", _normalizing),
+        CHECKPOINT[1:],
+    ),
+    "tokenizer-strings": Attack(
+        "merges that double the strings of an id each time",
+        _tokenizer("tokenizer.json", _strings_without_end),
+        CHECKPOINT[1:],
+    ),
+    "tokenizer-deep": Attack(
+        "JSON nested 100,000 deep",
+        _tokenizer("tokenizer.json", lambda: b"[" * 100_000),
+        CHECKPOINT[1:],
+    ),
+    **{name: Attack(words, _gguf(change), CONVERTED) for name, (words, change) in GGUF.items()},
+    "gguf-trailing": Attack("bytes behind the last tensor", _gguf(more=bytes(64)), CONVERTED),
+    "gguf-cut": Attack("data that is cut off", _gguf(cut=100), CONVERTED),
+    "npz-pickle": Attack("a pickled array", _npz(_pickled_array), VOICE),
+    "npz-huge": Attack("an array of 32 terabytes", _npz(_large_array), VOICE),
+    "npz-bomb": Attack(
+        "200 megabytes of zeros in 200 kilobytes", _npz(_packed_array, zipfile.ZIP_DEFLATED), VOICE
+    ),
+    "npz-eval": Attack("Python in the header of an array", _npz(_evaluated), VOICE),
+    "wav-rate": Attack("a rate of 1 Hz", _bytes("x.wav", lambda: _wav(1, 100)), VOICE),
+    "wav-size": Attack(
+        "four gigabytes of sound in 64 bytes",
+        _bytes("x.wav", lambda: _wav(24_000, 0xFFFFFFF0)),
+        VOICE,
+    ),
+    "codec-index-path": Attack(
+        "a shard outside of the folder", _codec_index("../../etc/passwd"), CODEC
+    ),
+    "codec-index-absolute": Attack(
+        "a shard with an absolute path", _codec_index("/etc/passwd"), CODEC
+    ),
+    "index-path": Attack("a shard outside of the folder", _checkpoint_index("../a.safetensors")),
+    "index-absolute": Attack("a shard with an absolute path", _checkpoint_index("/etc/passwd")),
+    "index-itself": Attack(
+        "an index that names itself", _checkpoint_index("x.safetensors.index.json")
+    ),
+    "latest-path": Attack("a tag outside of the folder", _latest("../../etc")),
+    "latest-long": Attack("a tag of a megabyte", _latest("x" * (1 << 20))),
+    "manifest-path": Attack(
+        "a file outside of the folder", _manifest("../../etc/passwd"), ("check-manifest {}",)
+    ),
+    "manifest-absolute": Attack(
+        "a file with an absolute path", _manifest("/etc/passwd"), ("check-manifest {}",)
+    ),
+    "pipe": Attack("a pipe that nobody writes into", _pipe),
+    "device": Attack("a device without an end", _link_to_device),
+}

@@ -1,0 +1,72 @@
+"""Every hostile file is refused by every command that reads such files, and nothing of it runs."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import PROJECT, Cli, error_of
+
+from attacks.attack import dumped, touch
+from attacks.catalogue import ATTACKS
+from fuzz import seeds
+
+
+@pytest.fixture(scope="session")
+def companions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What is right, beside which something hostile is given."""
+    folder = tmp_path_factory.mktemp("right")
+    (folder / "model.gguf").write_bytes(seeds.converted())
+    (folder / "codec.gguf").write_bytes(seeds.codec_gguf())
+    return {"model": folder / "model.gguf", "codec": folder / "codec.gguf"}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_it_is_refused_before_anything_of_it_runs(
+    name: str,
+    tmp_path: Path,
+    companions: dict[str, Path],
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given, canary = tmp_path / "given", tmp_path / "canary"
+    given.mkdir()
+    path = ATTACKS[name].make(given, canary)
+    monkeypatch.chdir(given)
+    # Where an import would look first.
+    monkeypatch.syspath_prepend(given)
+    before = sorted(tmp_path.rglob("*"))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for command in ATTACKS[name].commands:
+        words = command.format(str(path), out=str(tmp_path / "out"), **companions).split()
+        result = cli(*words)
+        if words[0] == "verify":  # whose verdict it is
+            assert result.code == 1
+            assert result.out.splitlines()[-1].startswith("FAILED: ")
+        else:
+            assert len(error_of(result, 2)) < 3000
+        assert not canary.exists()
+    assert sorted(tmp_path.rglob("*")) == before
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 1024
+    assert grown < 1024, f"{grown:,.0f} MB"
+
+
+def test_the_canary_sings_where_a_file_is_loaded_without_care(tmp_path: Path) -> None:
+    code = "import pickle, sys; pickle.load(open(sys.argv[1], 'rb'))"
+    (tmp_path / "x").write_bytes(dumped(touch(tmp_path / "canary")))
+    subprocess.run([sys.executable, "-c", code, tmp_path / "x"], check=True)
+    assert (tmp_path / "canary").exists()
+
+
+def test_they_are_listed_and_made(tmp_path: Path) -> None:
+    run = [sys.executable, "-m", "attacks"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([".", "fixtures"])}
+    options = {"cwd": PROJECT, "env": environment, "capture_output": True, "text": True}
+    listed = subprocess.run(run, check=True, **options)  # type: ignore[call-overload]
+    assert len(listed.stdout.splitlines()) == len(ATTACKS)
+    made = subprocess.run([*run, "reduce", tmp_path], check=True, **options)  # type: ignore[call-overload]
+    assert Path(made.stdout.strip()).read_bytes()
