@@ -37,6 +37,8 @@ def read_checkpoint(
     config: PathLike | None = None,
     lora: PathLike | None = None,
     lora_alpha: float | None = None,
+    revision: str | None = None,
+    progress: Progress = silent,
 ) -> Checkpoint:
     """Open a checkpoint without reading its weights; see `checkpoint.read_checkpoint`."""
     try:
@@ -45,6 +47,8 @@ def read_checkpoint(
             config=None if config is None else Path(config),
             lora=None if lora is None else Path(lora),
             lora_alpha=lora_alpha,
+            revision=revision,
+            progress=progress,
         )
     except InputError:
         from valle_convert.gguf_file.old import refuse_old

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from valle_convert.checkpoint import Checkpoint, read_checkpoint
+from valle_convert.checkpoint.hub import is_on_hub
 from valle_convert.encodec.cpp_file import (
     F32_WARNING,
     is_cpp_codec,
@@ -18,6 +20,7 @@ from valle_convert.encodec.cpp_file import (
     spec_of_header,
 )
 from valle_convert.encodec.gguf_codec import is_gguf_codec, open_gguf_codec
+from valle_convert.errors import InputError
 from valle_convert.files import check_input_file
 from valle_convert.gguf_file.keys import is_converted
 from valle_convert.gguf_file.old import is_old, why_wrong
@@ -29,6 +32,7 @@ from valle_convert.model.spec import Model
 from valle_convert.model.vallex import VallexModel, describe_vallex, is_vallex
 from valle_convert.model.vallex_symbols import VALLEX_SYMBOLS
 from valle_convert.network.converted import open_model
+from valle_convert.progress import Progress, silent
 
 _FOREIGN = {
     False: "GGUF, not made from a VALL-E checkpoint",
@@ -91,12 +95,22 @@ def inspect_file(
     config: Path | None = None,
     lora: Path | None = None,
     lora_alpha: float | None = None,
+    revision: str | None = None,
+    progress: Progress = silent,
 ) -> Summary:
     """Look into a checkpoint, a GGUF file or a codec of encodec.cpp, without reading weights.
 
+    Of safetensors on the hub, nothing but the header is downloaded.
+
     Raises:
         InputError: it is none of them, is damaged, or is a checkpoint that cannot be converted.
+        EnvironmentFault: it is on the hub, which cannot be reached.
     """
+    if is_on_hub(path):
+        with tempfile.TemporaryDirectory(prefix="valle-convert-") as folder:
+            return _inspect_on_hub(path, config, lora, lora_alpha, revision, progress, Path(folder))
+    if revision is not None:
+        raise InputError(f"--revision is given, and {path} is no place on the hub (hf:...).")
     if not os.path.isdir(path):  # noqa: PTH112 - no exception for a folder that cannot be entered
         check_input_file(path)
     if is_cpp_codec(path):
@@ -104,13 +118,38 @@ def inspect_file(
     if is_gguf(path):
         file = GgufFile(path, allow_part=True)
         return _inspect_gguf_codec(file) if is_gguf_codec(file) else _inspect_gguf(file)
-    return _inspect_checkpoint(path, config, lora, lora_alpha)
+    return _inspect_checkpoint(
+        read_checkpoint(path, config=config, lora=lora, lora_alpha=lora_alpha, progress=progress)
+    )
 
 
-def _inspect_checkpoint(
-    path: Path, config: Path | None, lora: Path | None, lora_alpha: float | None
+def _inspect_on_hub(
+    path: Path,
+    config: Path | None,
+    lora: Path | None,
+    lora_alpha: float | None,
+    revision: str | None,
+    progress: Progress,
+    folder: Path,
 ) -> Summary:
-    checkpoint = read_checkpoint(path, config=config, lora=lora, lora_alpha=lora_alpha)
+    """A checkpoint whose safetensors are headers in a folder that is gone afterwards."""
+    try:
+        return _inspect_checkpoint(
+            read_checkpoint(
+                path,
+                config=config,
+                lora=lora,
+                lora_alpha=lora_alpha,
+                revision=revision,
+                progress=progress,
+                headers_in=folder,
+            )
+        )
+    except InputError as error:
+        raise type(error)(str(error).replace(f"{folder}/", f"{path}: ")) from error
+
+
+def _inspect_checkpoint(checkpoint: Checkpoint) -> Summary:
     if is_vallex(checkpoint):
         return _inspect_vallex_checkpoint(checkpoint)
     description = describe(checkpoint)
@@ -118,7 +157,7 @@ def _inspect_checkpoint(
     single = sources.get("head.classifier", "")
     specs = checkpoint.tensors.specs
     return Summary(
-        path=str(path),
+        path=str(checkpoint.given or checkpoint.path),
         kind=f"checkpoint ({checkpoint.container})",
         n_bytes=sum(one.stat().st_size for one in checkpoint.weights),
         **_describe_model(description.model),
@@ -131,6 +170,11 @@ def _inspect_checkpoint(
             "name": checkpoint.config.get("name"),
             "config": checkpoint.config_source,
             "lora": checkpoint.lora,
+            **(
+                {"repository": checkpoint.hub.repository, "commit": checkpoint.hub.revision}
+                if checkpoint.hub
+                else {}
+            ),
             **{key: checkpoint.stats[key] for key in sorted(checkpoint.stats)},
         },
         parts=tuple(_parts(description.model, sources, single)),

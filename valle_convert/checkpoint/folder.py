@@ -168,7 +168,10 @@ def found_file(tree: Tree, path: PurePath) -> Found:
 
 
 def find_config(tree: Tree, found: Found) -> PurePath | None:
-    """The config.yaml beside the weights or, of a training, above them."""
+    """The config.yaml beside the weights or, of a training, above them.
+
+    The published models' lie elsewhere: `models/config.<name>.yaml` for `models/ckpt/<name>`.
+    """
     folder = found.weights.parent
     for _ in range(_CONFIG_DEPTH if found.is_training else 1):
         if tree.is_folder(folder) and CONFIG in tree.files(folder):
@@ -176,6 +179,10 @@ def find_config(tree: Tree, found: Found) -> PurePath | None:
         if folder == folder.parent:
             break
         folder = folder.parent
+    for folder in found.weights.parents:
+        if folder.name == "ckpt" and folder != found.weights.parent:
+            name = f"config.{_title(found.weights.parent)}.yaml"
+            return folder.parent / name if name in tree.files(folder.parent) else None
     return None
 
 

@@ -1,6 +1,6 @@
 """The one way in: a path, and what the user says about it, become a `Checkpoint`.
 
-    path -> folder.find_weights -> a file or an index -> container -> LoRA merged -> Checkpoint
+    path or hf:... -> folder.find_weights -> file or index -> container -> LoRA merged -> Checkpoint
 
 The container is told by the first bytes of the file and must agree with its extension.
 A config comes from inside the file, or from `config.yaml` beside a file that has none (above it,
@@ -18,7 +18,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from valle_convert.checkpoint.folder import (
@@ -34,6 +34,7 @@ from valle_convert.checkpoint.folder import (
     is_deepspeed,
     is_shard,
 )
+from valle_convert.checkpoint.hub import HubOrigin, HubTree, is_on_hub, parse_location
 from valle_convert.checkpoint.lora import LoraScale, MergedTensors, has_adapters
 from valle_convert.checkpoint.plain_values import check_plain, is_plain, load_yaml
 from valle_convert.checkpoint.safetensors_file import SafetensorsFile
@@ -42,8 +43,10 @@ from valle_convert.checkpoint.source import CarriedVocabulary, TensorSource
 from valle_convert.checkpoint.torch_file import TorchTensors, load_torch_file
 from valle_convert.errors import InputError, UnsupportedModelError
 from valle_convert.files import check_input_file, os_fault, read_small_file
+from valle_convert.progress import Progress, silent
 
 _SUPPORTED = "supported are .sft, .safetensors, .pth and .pt, and folders with one of them"
+_TOKENIZER = "tokenizer.json"
 _MAX_CONFIG_BYTES = 1 << 20
 _HASH_CHUNK = 4 << 20
 #: How the models of that trainer name their parts.
@@ -79,6 +82,7 @@ class Checkpoint:
         lost: what the training project's checkpoint had, and the file has no more.
         origin: more on where the weights come from; it stands in the converted file, under
             `valle.source.` and these names.
+        hub: the repository and commit on the Hugging Face hub, where the files come from there.
     """
 
     path: Path
@@ -98,6 +102,7 @@ class Checkpoint:
     assumed: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
     origin: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    hub: HubOrigin | None = None
 
     @property
     def weights(self) -> tuple[Path, ...]:
@@ -121,8 +126,18 @@ class Checkpoint:
 
         Args:
             advance: gets the size of each chunk that was read.
+
+        Raises:
+            InputError: the Hugging Face hub gives another one for a file.
         """
         digests = [sha256_of(path, advance) for path in self.weights]
+        for path, digest in zip(self.weights, digests, strict=True):
+            said = self.hub.sha256.get(path, digest) if self.hub else digest
+            if said != digest:
+                raise InputError(
+                    f"{path} is damaged: its sha256 is {digest}, and the Hugging Face hub gives "
+                    f"{said}; remove it, and {path.resolve()}, and run the command again."
+                )
         if len(digests) == 1:
             return digests[0]
         lines = zip(digests, self.weights, strict=True)
@@ -147,23 +162,32 @@ def read_checkpoint(
     config: Path | None = None,
     lora: Path | None = None,
     lora_alpha: float | None = None,
+    revision: str | None = None,
+    progress: Progress = silent,
+    headers_in: Path | None = None,
 ) -> Checkpoint:
     """Open a checkpoint without reading its weights.
 
     Args:
         path: a `.pth`, `.pt`, `.sft` or `.safetensors` file of the VALL-E family, the index of
-            several, or a folder that holds one of them: a training's, its parent, a state's.
+            several, or a folder that holds one of them: a training's, its parent, a state's; or a
+            place on the Hugging Face hub, see `checkpoint.hub`.
         config: YAML or JSON whose keys override the config inside the file.
         lora: a LoRA file to merge into the weights.
         lora_alpha: the LoRA's alpha, where its file does not say.
+        revision: of a place on the hub: a commit, branch or tag.
+        progress: shows downloads.
+        headers_in: a folder for stand-ins of safetensors on the hub that hold the header alone, so
+            that nothing else of them is downloaded; their weights cannot be read.
 
     Raises:
         InputError: a file is missing, damaged, dangerous, or not what it says it is; or a folder
             holds several models.
         UnsupportedModelError: the file is whole, but of a kind that is refused by name.
+        EnvironmentFault: the hub cannot be reached, or does not let this user in.
     """
-    tree = DiskTree()
-    found = find_weights(tree, path) if tree.is_folder(path) else found_file(tree, path)
+    tree, place = _locate(path, revision, progress, headers_in)
+    found = find_weights(tree, place) if tree.is_folder(place) else found_file(tree, place)
     file = tree.get(found.weights)
     contents = _read_container(file, tree, found.weights)
     companions: list[Path] = []
@@ -177,7 +201,9 @@ def read_checkpoint(
         needs_none=has_icefall_names(contents.tensors.specs)
         or any(AMPHION_NAME.fullmatch(name) for name in contents.tensors.specs),
     )
-    tensors, merged = _merge_lora(file, contents, model_config, lora, lora_alpha)
+    if isinstance(tree, HubTree) and _TOKENIZER in tree.files(found.weights.parent):
+        tree.get(found.weights.parent / _TOKENIZER)  # it is looked for beside the weights
+    tensors, merged = _merge_lora(file, contents, model_config, lora, lora_alpha, progress)
     if lora is not None:
         companions.append(lora)
     return Checkpoint(
@@ -190,16 +216,39 @@ def read_checkpoint(
         stats=_stats(contents.extras),
         lora=merged,
         companions=tuple(companions),
-        notes=found.notes,
+        notes=(*_notes_of(tree), *found.notes),
         given=path,
         shards=contents.shards,
         folder_title=found.title,
+        origin={"revision": tree.commit} if isinstance(tree, HubTree) else {},
+        hub=tree.origin if isinstance(tree, HubTree) else None,
     )
 
 
 def has_icefall_names(names: Iterable[str]) -> bool:
     """Whether tensors are named as those of VALL-E X and its relatives, which icefall trains."""
     return any(_ICEFALL_NAME.match(name) for name in names)
+
+
+def _locate(
+    path: Path, revision: str | None, progress: Progress, headers_in: Path | None
+) -> tuple[Tree, PurePath]:
+    """Where a path of the user leads: the disk or a commit on the hub, and the place there."""
+    if is_on_hub(path):
+        location = parse_location(str(path), revision)
+        tree = HubTree(location, progress=progress, headers_in=headers_in)
+        return tree, tree.resolve()
+    if revision is not None:
+        raise InputError(
+            f"--revision {revision} is given, and {path} is no place on the hub (hf:OWNER/REPO)."
+        )
+    return DiskTree(), path
+
+
+def _notes_of(tree: Tree) -> tuple[str, ...]:
+    if not isinstance(tree, HubTree):
+        return ()
+    return (f"{tree.name(PurePosixPath('.'))} is at commit {tree.commit}", *tree.notes)
 
 
 def sha256_of(path: Path, advance: Callable[[int], object] = lambda _n: None) -> str:
@@ -512,6 +561,7 @@ def _merge_lora(
     config: Mapping[str, Any],
     lora: Path | None,
     alpha: float | None,
+    progress: Progress,
 ) -> tuple[TensorSource, str | None]:
     """Add at most one adapter: one in a file, one in the checkpoint's `lora` key or among its own
     tensors.
@@ -525,7 +575,8 @@ def _merge_lora(
             "leave out --lora, or give the checkpoint without the adapter."
         )
     if lora is not None:
-        adapter = _read_container(lora, DiskTree(), lora)
+        tree, place = _locate(lora, None, progress, None)
+        adapter = _read_container(tree.get(place), tree, place)
         # The file of an adapter alone has it under `lora` (torch) or as its only tensors.
         tensors = adapter.lora or adapter.tensors
         scale = _lora_scale(_mapping(lora, adapter.extras, "config") or {}, str(lora))

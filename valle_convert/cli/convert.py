@@ -18,6 +18,7 @@ from valle_convert.cli.options import (
     LoraAlphaOption,
     LoraOption,
     OutType,
+    RevisionOption,
     TokenizerOption,
     TokenizerPre,
 )
@@ -57,6 +58,7 @@ def convert(
     config: ConfigOption = None,
     lora: LoraOption = None,
     lora_alpha: LoraAlphaOption = None,
+    revision: RevisionOption = None,
     tokenizer: TokenizerOption = None,
     tokenizer_pre: Annotated[
         TokenizerPre, typer.Option(help="llama.cpp's pre-tokenizer; both give the same ids.")
@@ -132,7 +134,14 @@ def convert(
         "source.url": source_url,
         "tags": tag or None,
     }
-    opened = read_checkpoint(checkpoint, config=config, lora=lora, lora_alpha=lora_alpha)
+    opened = read_checkpoint(
+        checkpoint,
+        config=config,
+        lora=lora,
+        lora_alpha=lora_alpha,
+        revision=revision,
+        progress=console.progress_bar,
+    )
     general = GeneralMetadata.read(metadata, options)
     if is_vallex(opened):
         _refuse_for_sets({"--tokenizer": tokenizer, "--lora": lora, "--lora-alpha": lora_alpha})

@@ -8,7 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from valle_convert.cli import console
-from valle_convert.cli.options import ConfigOption, JsonOption, LoraAlphaOption, LoraOption
+from valle_convert.cli.options import (
+    ConfigOption,
+    JsonOption,
+    LoraAlphaOption,
+    LoraOption,
+    RevisionOption,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -21,19 +27,28 @@ def inspect(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="A checkpoint, a GGUF file made from one, or a codec's .bin.",
+            help="A checkpoint (on the hub, too, of whose safetensors the header alone is read), a "
+            "GGUF file made from one, or a codec's .bin.",
             show_default=False,
         ),
     ],
     config: ConfigOption = None,
     lora: LoraOption = None,
     lora_alpha: LoraAlphaOption = None,
+    revision: RevisionOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Show sizes, capabilities, tables and heads, tokenizer, types, bytes and provenance."""
     from valle_convert.inspect import inspect_file
 
-    summary = inspect_file(file, config=config, lora=lora, lora_alpha=lora_alpha)
+    summary = inspect_file(
+        file,
+        config=config,
+        lora=lora,
+        lora_alpha=lora_alpha,
+        revision=revision,
+        progress=console.progress_bar,
+    )
     if json_:
         console.data_json(summary.to_json())
         return

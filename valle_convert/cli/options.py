@@ -18,8 +18,9 @@ CheckpointArgument = Annotated[
     Path,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="A trained checkpoint: .pth, .pt, .sft or .safetensors, the index of several, or a "
-        "folder with one of them, such as a training's.",
+        help="A trained checkpoint: .pth, .pt, .sft or .safetensors, the index of several, a "
+        "folder with one of them, such as a training's; or hf:OWNER/REPO/MODEL, or "
+        "hf:OWNER/REPO@REVISION:PATH, on the Hugging Face hub.",
         show_default=False,
     ),
 ]
@@ -56,6 +57,15 @@ BiasesOption = Annotated[
         metavar="CHECKPOINT",
         help="For a GGUF file made the old way: the checkpoint that it was made of, which still "
         "has the heads' biases.",
+        show_default=False,
+    ),
+]
+RevisionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--revision",
+        metavar="REVISION",
+        help="Commit, branch or tag of a checkpoint on the hub, as hf:OWNER/REPO@REVISION.",
         show_default=False,
     ),
 ]

@@ -19,6 +19,7 @@ from valle_convert.cli.options import (
     JsonOption,
     LoraAlphaOption,
     LoraOption,
+    RevisionOption,
 )
 from valle_convert.cli.speak import CodecOption
 from valle_convert.errors import EXIT_FAILED_CHECK
@@ -85,6 +86,7 @@ def quantize(
     config: ConfigOption = None,
     lora: LoraOption = None,
     lora_alpha: LoraAlphaOption = None,
+    revision: RevisionOption = None,
     imatrix: Annotated[
         str,
         typer.Option(
@@ -367,10 +369,21 @@ def quantize(
         keep_log = held.enter_context(LogFile(log, force=force))
         if checkpoint is None and not is_gguf(source):
             checkpoint = source
+        if checkpoint is None and revision is not None:
+            raise typer.BadParameter(
+                "only a checkpoint on the hub has one.", param_hint="--revision"
+            )
         reference = (
             None
             if checkpoint is None
-            else read_checkpoint(checkpoint, config=config, lora=lora, lora_alpha=lora_alpha)
+            else read_checkpoint(
+                checkpoint,
+                config=config,
+                lora=lora,
+                lora_alpha=lora_alpha,
+                revision=revision,
+                progress=console.progress_bar,
+            )
         )
         result = run(
             source,
@@ -396,6 +409,7 @@ def imatrix(
     config: ConfigOption = None,
     lora: LoraOption = None,
     lora_alpha: LoraAlphaOption = None,
+    revision: RevisionOption = None,
     data: DataOption = None,
     utterances: Annotated[int, typer.Option(help="How many random utterances.", min=1)] = 32,
     seed: SeedOption = 0,
@@ -416,7 +430,14 @@ def imatrix(
     from valle_convert.quantize.source import Reference
     from valle_convert.quantize.utterances import choose
 
-    source = read_checkpoint(checkpoint, config=config, lora=lora, lora_alpha=lora_alpha)
+    source = read_checkpoint(
+        checkpoint,
+        config=config,
+        lora=lora,
+        lora_alpha=lora_alpha,
+        revision=revision,
+        progress=console.progress_bar,
+    )
     description = describe(source)
     inputs = choose(description.model, data, None if data else utterances, seed=seed)
     console.talk(f"importance matrix of {inputs.description}")

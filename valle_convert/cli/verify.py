@@ -18,6 +18,7 @@ from valle_convert.cli.options import (
     LoraAlphaOption,
     LoraOption,
     ReportOption,
+    RevisionOption,
     TokenizerOption,
 )
 
@@ -51,6 +52,7 @@ def verify(
     config: ConfigOption = None,
     lora: LoraOption = None,
     lora_alpha: LoraAlphaOption = None,
+    revision: RevisionOption = None,
     tokenizer: TokenizerOption = None,
     codec: CodecOption = None,
     recording: Annotated[
@@ -103,7 +105,7 @@ def verify(
     )
     result: Report
     if gguf is None:
-        if not is_gguf(checkpoint):
+        if revision is not None or not is_gguf(checkpoint):
             raise typer.BadParameter("Give the file that was converted from it.", param_hint="GGUF")
         result = verify_whole(checkpoint, progress=console.progress_bar)
     elif is_codec_file(gguf):
@@ -119,7 +121,14 @@ def verify(
                 biases=None if biases is None else read_checkpoint(biases),
             )
             if is_gguf(checkpoint)
-            else read_checkpoint(checkpoint, config=config, lora=lora, lora_alpha=lora_alpha)
+            else read_checkpoint(
+                checkpoint,
+                config=config,
+                lora=lora,
+                lora_alpha=lora_alpha,
+                revision=revision,
+                progress=console.progress_bar,
+            )
         )
         levels = LEVELS if level == "all" else (level,)
         if is_vallex(opened):

@@ -52,6 +52,7 @@ SOURCE_LOST_KEY = "valle.source.lost"
 SOURCE_PREFIX = "valle.source."
 #: What container the weights were in, where it was not the training project's own.
 SOURCE_FORMAT_KEY = "valle.source.format"
+SOURCE_REVISION_KEY = "valle.source.revision"
 #: SHA-256 of the tensors' data with its padding, and of all before it, with zeros in the place of
 #: the two digests; and the file type then. They let a file be checked without its checkpoint.
 DATA_DIGEST_KEY = "valle.digest.data"

@@ -37,6 +37,7 @@ ALLOWED: dict[str, str] = {
     "source.doi": "string",
     "source.uuid": "string",
     "source.repo_url": "string",
+    "source.huggingface.repository": "string",
     "tags": "[string]",
     "languages": "[string]",
 }
@@ -109,6 +110,8 @@ class GeneralMetadata:
             "name": checkpoint.config.get("name") or checkpoint.title,
             "tags": _DEFAULT_TAGS,
         }
+        if checkpoint.hub is not None:
+            values["source.huggingface.repository"] = checkpoint.hub.repository
         spoken = [name for name in languages if len(name) == 2]
         if spoken:
             values["languages"] = spoken

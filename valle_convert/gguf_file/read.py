@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from valle_convert.checkpoint.hub import is_on_hub
 from valle_convert.errors import InputError
 from valle_convert.files import check_input_file, os_fault
 from valle_convert.gguf_file.encode import decode
@@ -98,6 +99,8 @@ def is_gguf(path: Path) -> bool:
     Raises:
         InputError: it cannot be read.
     """
+    if is_on_hub(path):
+        return False
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return False  # a pipe is not waited for

@@ -39,6 +39,8 @@ _FREE_KEYS = (
     OLD_TYPES_KEY,
     f"{gguf_keys.SOURCE_PREFIX}biases_sha256",
 )
+#: What a file may say or not: the same weights may have come from the hub.
+_OPTIONAL_KEYS = (gguf_keys.SOURCE_REVISION_KEY,)
 _EXACT_GENERAL = "general.architecture"
 #: Keys that quantizing adds.
 QUANTIZE_PREFIX = "valle.quantize."
@@ -164,7 +166,8 @@ def check_keys(
     faults: list[str] = []
     n_compared = 0
     for key in plan.keys:
-        if key.name.startswith(_FREE_PREFIXES) and key.name != _EXACT_GENERAL:
+        is_free = key.name.startswith(_FREE_PREFIXES) and key.name != _EXACT_GENERAL
+        if is_free or key.name in _OPTIONAL_KEYS:
             continue
         n_compared += 1
         if key.name in gguf_keys.DIGEST_KEYS:
@@ -173,7 +176,7 @@ def check_keys(
             faults += [] if key.name in file.keys else [f"{key.name} is missing"]
         else:
             faults += _key_faults(key, deferred.get(key.name, key.value), file)
-    expected = {key.name for key in plan.keys}
+    expected = {*_OPTIONAL_KEYS, *(key.name for key in plan.keys)}
     faults += [
         f"{name} is there, and not expected"
         for name in file.keys

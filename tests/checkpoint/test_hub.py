@@ -1,0 +1,558 @@
+"""Checkpoints on the hub, through the real huggingface_hub, from a small hub on 127.0.0.1."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from checkpoint.containers import (
+    arrays_of,
+    deepspeed_training,
+    local_training,
+    plain,
+    sharded,
+    write_safetensors,
+)
+from checkpoint.small_hub import SmallHub, small_hub
+from huggingface_hub import constants
+from make_checkpoint import Shape, config_of
+from support import PROJECT, Cli, error_of
+
+from valle_convert import read_checkpoint
+from valle_convert.checkpoint.hub import parse_location
+from valle_convert.errors import InputError
+from valle_convert.gguf_file.read import GgufFile
+
+SHAPE = Shape(dim=64, layers=1, levels=2, audio_tokens=64)
+REPO = "ecker/vall-e"
+NAME = "ar+nar-len-llama-8"
+OTHER = "ar+nar-llama-8"
+WEIGHTS = f"models/ckpt/{NAME}/ckpt/fp32.sft"
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """A repository with the layout of the published one."""
+    folder = tmp_path_factory.mktemp("published")
+    plain(folder / WEIGHTS, SHAPE, "f16")
+    bare = folder / "models" / "ckpt" / OTHER / "fp32.sft"
+    bare.parent.mkdir()
+    write_safetensors(bare, arrays_of(SHAPE, "bf16"))
+    config = {"models": [config_of(SHAPE)]}
+    (folder / "models" / f"config.{OTHER}.yaml").write_text(yaml.safe_dump(config))
+    (folder / "README.md").write_text("a card")
+    lora = folder / "loras" / "someone" / "lora.sft"
+    lora.parent.mkdir(parents=True)
+    lora.write_bytes(b"large")
+    return files_below(folder)
+
+
+def point_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What HF_ENDPOINT does, which the library reads when it is imported."""
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+@pytest.fixture
+def hub(
+    published: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[SmallHub]:
+    """The small hub, and huggingface_hub with a cache of the test's own, pointed to it."""
+    with small_hub() as one:
+        one.add(REPO, published)
+        point_to(one.url, monkeypatch)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HTTP_PROXY", "http_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        yield one
+
+
+def commit_of(hub: SmallHub, branch: str = "main") -> str:
+    return hub.repositories[REPO].branches[branch]
+
+
+def nothing_left(tmp_path: Path) -> bool:
+    return not [path for path in tmp_path.rglob("*") if path.suffix in (".gguf", ".incomplete")]
+
+
+# ------------------------------------------------------------------------- what is taken
+
+
+@pytest.mark.parametrize(
+    "place", [f"hf:{REPO}/{NAME}", f"hf:{REPO}:{WEIGHTS}", f"hf:{REPO}@main:models/ckpt/{NAME}"]
+)
+def test_a_model_is_converted_and_says_where_it_is_from(
+    place: str, hub: SmallHub, tmp_path: Path, cli: Cli
+) -> None:
+    out = tmp_path / "out.gguf"
+    result = cli(place, out)
+    assert result.code == 0, result.err
+    keys = GgufFile(out).keys
+    assert keys["general.source.huggingface.repository"] == REPO
+    assert keys["valle.source.revision"] == commit_of(hub)
+    assert keys["valle.source.sha256"] == hub.digest(REPO, WEIGHTS)
+    assert keys["valle.source.name"] == "fp32.sft"
+    assert f"is at commit {commit_of(hub)}" in result.err
+    # Nothing else was downloaded, and the file once.
+    fetched = {r.path for r in hub.requests if r.method == "GET" and "/api/" not in r.path}
+    assert fetched == {f"/store/{REPO}/{commit_of(hub)}/{WEIGHTS}"}
+    assert hub.sent("/store/") == len(hub.repositories[REPO].commits[commit_of(hub)][WEIGHTS])
+    assert cli("verify", place, out, "--level", "structure").code == 0
+    assert hub.sent("/store/") == len(hub.repositories[REPO].commits[commit_of(hub)][WEIGHTS])
+
+
+def test_a_file_from_the_hub_verifies_against_a_copy_and_the_other_way_round(
+    hub: SmallHub, published: dict[str, bytes], tmp_path: Path, cli: Cli
+) -> None:
+    copy = tmp_path / "fp32.sft"
+    copy.write_bytes(published[WEIGHTS])
+    for source, other in ((f"hf:{REPO}/{NAME}", copy), (copy, f"hf:{REPO}/{NAME}")):
+        out = tmp_path / f"{len(str(source))}.gguf"
+        assert cli(source, out, "--verify", "none").code == 0
+        assert cli("verify", other, out, "--level", "structure").code == 0
+    assert hub.requests
+
+
+def test_a_config_of_the_published_layout_is_found(hub: SmallHub, tmp_path: Path, cli: Cli) -> None:
+    result = cli(f"hf:{REPO}/{OTHER}", tmp_path / "out.gguf", "--verify", "none")
+    assert result.code == 0, result.err
+    assert f"config.{OTHER}.yaml above the checkpoint" in result.err
+    assert len({r.path for r in hub.requests if "/store/" in r.path}) == 1
+
+
+def test_a_revision_is_a_branch_or_a_commit(hub: SmallHub, tmp_path: Path, cli: Cli) -> None:
+    flat = plain(tmp_path / "flat.sft", Shape(dim=64, layers=1, levels=2, audio_tokens=64, seed=5))
+    first = commit_of(hub)
+    other = hub.add(REPO, {"fp32.sft": flat.read_bytes()}, "other")
+    second = hub.add(REPO, {"x/fp32.sft": flat.read_bytes()})
+    found = {}
+    for i, arguments in enumerate(
+        [
+            (f"hf:{REPO}@other",),
+            (f"hf:{REPO}", "--revision", "other"),
+            (f"hf:{REPO}@{first}:models/ckpt/{NAME}",),
+            (f"hf:{REPO}/{NAME}@{first}",),
+            (f"hf:{REPO}",),
+        ]
+    ):
+        out = tmp_path / f"{i}.gguf"
+        result = cli(*arguments, out, "--verify", "none")
+        assert result.code == 0, result.err
+        found[i] = GgufFile(out).keys["valle.source.revision"]
+    assert list(found.values()) == [other, other, first, first, second]
+
+
+@pytest.mark.parametrize("make", [local_training, deepspeed_training, sharded])
+def test_every_form_of_a_folder_is_read(
+    make: object, hub: SmallHub, tmp_path: Path, cli: Cli
+) -> None:
+    folder = tmp_path / "m"
+    make(folder / "a", SHAPE, "f16")  # type: ignore[operator]
+    hub.add("me/training", files_below(folder) | {"big.sft.bak": b"0" * 1000})
+    out, local = tmp_path / "hub.gguf", tmp_path / "local.gguf"
+    result = cli("hf:me/training:a", out)
+    assert result.code == 0, result.err
+    assert cli(folder / "a", local).code == 0
+    assert GgufFile(out).keys["valle.source.sha256"] == GgufFile(local).keys["valle.source.sha256"]
+    assert cli("compare", out, local).code in (0, 1)
+    assert not [r for r in hub.requests if "optim" in r.path or "bak" in r.path]
+
+
+def test_a_tokenizer_beside_the_weights_is_taken(
+    hub: SmallHub, published: dict[str, bytes], tmp_path: Path, cli: Cli
+) -> None:
+    tokenizer = PROJECT / "valle_convert" / "tokenizer" / "data" / "tokenizer.json"
+    files = {"fp32.sft": published[WEIGHTS], "tokenizer.json": tokenizer.read_bytes()}
+    hub.add("me/one", files)
+    result = cli("hf:me/one", tmp_path / "out.gguf", "--verify", "none")
+    assert result.code == 0, result.err
+    assert "found beside the checkpoint" in result.err
+
+
+def test_quantize_and_imatrix_take_it_too(hub: SmallHub, tmp_path: Path, cli: Cli) -> None:
+    place = f"hf:{REPO}/{NAME}"
+    result = cli("imatrix", place, "-o", tmp_path / "m.gguf", "--utterances", "1")
+    assert result.code == 0, result.err
+    result = cli("quantize", place, tmp_path / "q", "--types", "Q8_0", "--no-measure")
+    assert result.code == 0, result.err
+    assert (tmp_path / "q" / f"{NAME}-Q8_0.gguf").is_file()
+    assert (
+        cli("verify", place, tmp_path / "q" / f"{NAME}-Q8_0.gguf", "--level", "structure").code == 0
+    )
+    assert len({r.path for r in hub.requests if "/store/" in r.path}) == 1
+
+
+# --------------------------------------------------------------------------- headers alone
+
+
+def test_inspect_reads_the_header_alone(hub: SmallHub, tmp_path: Path, cli: Cli) -> None:
+    big = Shape(dim=256, layers=4, levels=8, audio_tokens=256)
+    flat = plain(tmp_path / "big.sft", big)
+    hub.add("me/big", {"fp32.sft": flat.read_bytes(), "README.md": b"hello"})
+    result = cli("inspect", "hf:me/big", "--json")
+    assert result.code == 0, result.err
+    found, local = json.loads(result.out), json.loads(cli("inspect", flat, "--json").out)
+    assert found["path"] == "hf:me/big"
+    assert found["provenance"]["commit"] == hub.repositories["me/big"].branches["main"]
+    for part in ("sizes", "behaviour", "tokenizer", "parts", "groups", "n_bytes"):
+        assert found[part] == local[part]
+    assert hub.sent("/store/") < 200_000 < flat.stat().st_size
+    assert {r.range for r in hub.requests if "/store/" in r.path} == {"bytes=0-131071"}
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_header_longer_than_the_first_range_is_read_to_its_end(
+    hub: SmallHub, tmp_path: Path, cli: Cli
+) -> None:
+    path = tmp_path / "long.sft"
+    metadata = {"config": json.dumps(config_of(SHAPE)), "notes": "x" * 300_000}
+    write_safetensors(path, arrays_of(SHAPE), metadata)
+    hub.add("me/long", {"long.sft": path.read_bytes()})
+    assert cli("inspect", "hf:me/long").code == 0
+    assert len([r for r in hub.requests if "/store/" in r.path]) == 2
+
+
+def test_a_server_without_ranges_sends_no_more_than_is_read(
+    hub: SmallHub, tmp_path: Path, cli: Cli
+) -> None:
+    hub.knows_ranges = False
+    assert cli("inspect", f"hf:{REPO}/{NAME}").code == 0
+    path = tmp_path / "long.sft"
+    metadata = {"config": json.dumps(config_of(SHAPE)), "notes": "x" * 300_000}
+    write_safetensors(path, arrays_of(SHAPE), metadata)
+    hub.add("me/long", {"long.sft": path.read_bytes()})
+    assert cli("inspect", "hf:me/long").code == 0
+
+
+def test_shards_are_inspected_by_their_headers(hub: SmallHub, tmp_path: Path, cli: Cli) -> None:
+    index = sharded(tmp_path / "m", SHAPE)
+    hub.add("me/shards", files_below(index.parent))
+    local = json.loads(cli("inspect", index, "--json").out)
+    found = json.loads(cli("inspect", "hf:me/shards", "--json").out)
+    assert found["groups"] == local["groups"]
+    assert found["n_bytes"] == local["n_bytes"]
+
+
+@pytest.mark.parametrize("raw", [b"", b"short", b"\xff" * 200, b"\x40\0\0\0\0\0\0\0{" + b" " * 90])
+def test_what_is_no_safetensors_is_refused_by_its_place(
+    raw: bytes, hub: SmallHub, cli: Cli
+) -> None:
+    hub.add("me/bad", {"fp32.sft": raw})
+    message = error_of(cli("inspect", "hf:me/bad"), 2)
+    assert "hf:me/bad: fp32.sft" in message
+    assert "valle-convert-" not in message
+
+
+def test_what_is_in_the_cache_is_looked_into_there(hub: SmallHub, tmp_path: Path, cli: Cli) -> None:
+    assert cli(f"hf:{REPO}/{NAME}", tmp_path / "out.gguf", "--verify", "none").code == 0
+    hub.requests.clear()
+    assert cli("inspect", f"hf:{REPO}/{NAME}").code == 0
+    assert not [r for r in hub.requests if "/store/" in r.path]
+
+
+# ----------------------------------------------------------------------------- bad networks
+
+
+def test_a_cut_download_is_resumed_where_it_was_cut(
+    hub: SmallHub,
+    published: dict[str, bytes],
+    tmp_path: Path,
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # what is kept before a cut
+    hub.cut_after, hub.cuts_left = 10_000, 2
+    result = cli(f"hf:{REPO}/{NAME}", tmp_path / "out.gguf", "--verify", "none")
+    assert result.code == 0, result.err
+    ranges = [r.range for r in hub.requests if "/store/" in r.path and r.method == "GET"]
+    assert ranges == [None, "bytes=10000-", "bytes=20000-"]
+    assert hub.sent("/store/") == len(published[WEIGHTS])
+    assert GgufFile(tmp_path / "out.gguf").keys["valle.source.sha256"] == hub.digest(REPO, WEIGHTS)
+
+
+def test_wrong_bytes_are_told_by_their_digest(
+    hub: SmallHub, published: dict[str, bytes], tmp_path: Path, cli: Cli
+) -> None:
+    raw = bytearray(published[WEIGHTS])
+    raw[-7] ^= 1
+    hub.wrong_bytes = bytes(raw)
+    message = error_of(cli(f"hf:{REPO}/{NAME}", tmp_path / "out.gguf"), 2)
+    assert "is damaged: its sha256 is" in message
+    assert f"the Hugging Face hub gives {hub.digest(REPO, WEIGHTS)}" in message
+    assert nothing_left(tmp_path)
+    hub.gives_digests = False  # the cache knows it by the ETag
+    message = error_of(cli(f"hf:{REPO}/{NAME}", tmp_path / "out.gguf"), 2)
+    assert "is damaged: its sha256 is" in message
+
+
+def test_a_file_that_ends_early_is_no_file(
+    hub: SmallHub, published: dict[str, bytes], tmp_path: Path, cli: Cli
+) -> None:
+    hub.wrong_bytes = published[WEIGHTS][:-100]
+    message = error_of(cli(f"hf:{REPO}/{NAME}", tmp_path / "out.gguf"), 3)
+    assert "cannot be downloaded" in message
+    assert nothing_left(tmp_path)
+
+
+@pytest.mark.parametrize("command", ["convert", "inspect"])
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_hub_out_of_order(
+    status: int, command: str, hub: SmallHub, tmp_path: Path, cli: Cli
+) -> None:
+    hub.status = status
+    out = () if command == "inspect" else (tmp_path / "out.gguf",)
+    message = error_of(cli(command, f"hf:{REPO}/{NAME}", *out), 3)
+    assert f"the hub answers {status}" in message
+    assert nothing_left(tmp_path)
+
+
+def test_no_network(
+    hub: SmallHub, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    point_to(f"http://127.0.0.1:{port}", monkeypatch)
+    for command in (("inspect", f"hf:{REPO}/{NAME}"), (f"hf:{REPO}/{NAME}", tmp_path / "o.gguf")):
+        message = error_of(cli(*command), 3)
+        assert "the hub cannot be reached" in message
+        assert "the cache has nothing of ecker/vall-e at main" in message
+    assert nothing_left(tmp_path)
+    assert not hub.requests
+
+
+def test_no_network_but_in_the_cache(
+    hub: SmallHub, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli(f"hf:{REPO}/{NAME}", tmp_path / "a.gguf", "--verify", "none").code == 0
+    hub.requests.clear()
+    point_to("http://127.0.0.1:9", monkeypatch)
+    for options in ((), ("--revision", "main"), ("--revision", commit_of(hub))):
+        out = tmp_path / f"b{len(options)}{options[-1:]}.gguf".replace("/", "")
+        result = cli(f"hf:{REPO}/{NAME}", out, "--verify", "none", *options)
+        assert result.code == 0, result.err
+        assert "is taken from the cache" in result.err
+        assert "the hub cannot be reached" in result.err
+        assert out.read_bytes() == (tmp_path / "a.gguf").read_bytes()
+
+
+def test_offline_and_in_the_cache(
+    hub: SmallHub, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli(f"hf:{REPO}/{NAME}", tmp_path / "a.gguf", "--verify", "none").code == 0
+    hub.requests.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    result = cli(f"hf:{REPO}/{NAME}", tmp_path / "b.gguf", "--verify", "none")
+    assert result.code == 0, result.err
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    assert cli("inspect", f"hf:{REPO}/{NAME}").code == 0
+    message = error_of(cli("inspect", f"hf:{REPO}/{OTHER}"), 2)
+    assert f"has no model {OTHER}; near are {NAME}" in message
+    message = error_of(cli("inspect", f"hf:{REPO}/{NAME}@v2"), 3)
+    assert "the cache has nothing of ecker/vall-e at v2" in message
+    assert not hub.requests
+
+
+def test_offline_and_not_in_the_cache(
+    hub: SmallHub, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    message = error_of(cli(f"hf:{REPO}/{NAME}", tmp_path / "out.gguf"), 3)
+    assert "HF_HUB_OFFLINE is set, and the cache has nothing of ecker/vall-e" in message
+    assert nothing_left(tmp_path)
+    assert not hub.requests
+
+
+# ------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("command", ["convert", "inspect"])
+def test_what_is_not_there_is_answered_with_what_is(
+    command: str, hub: SmallHub, tmp_path: Path, cli: Cli
+) -> None:
+    out = () if command == "inspect" else (tmp_path / "out.gguf",)
+    for place, words in {
+        "hf:ecker/nothing/x": "There is no model ecker/nothing",
+        f"hf:{REPO}/ar+nar-len-llama": f"has no model ar+nar-len-llama; near are {NAME}",
+        f"hf:{REPO}/zzz": f"has no model zzz; there are {NAME}, {OTHER}",
+        f"hf:{REPO}:models/ckpt/{NAME}/fp32.sft": WEIGHTS,
+        f"hf:{REPO}:x/README.md": "no file or folder x/README.md; near are README.md",
+        f"hf:{REPO}/{NAME}@v9": "has no revision v9",
+        f"hf:{REPO}:models/ckpt": f"holds 2 models, where one is expected: "
+        f"hf:{REPO}:models/ckpt/{NAME}/ckpt, hf:{REPO}:models/ckpt/{OTHER}",
+        f"hf:{REPO}:loras/someone": "a LoRA alone",
+        f"hf:{REPO}:README.md": "is a text file",
+    }.items():
+        message = error_of(cli(command, place, *out), 2)
+        assert words in message
+    assert nothing_left(tmp_path)
+    assert not hub.sent("/store/") or command == "convert"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hf:",
+        "hf:ecker",
+        "hf:ecker/",
+        "hf:/vall-e",
+        "hf:ecker/vall-e@",
+        "hf:ecker/vall-e:../x.sft",
+        "hf:ecker/vall-e:/etc/passwd",
+        "hf:ecker/vall-e:a\\b",
+        "hf:ecker/vall-e/../x",
+        "hf:ecker/vall-e/a:b",
+        "hf:ecker/vall-e@a\nb:c",
+        "hf:ecker/vall-e@../..:c",
+        "hf:ecker/va ll-e",
+        "hf:a--b/c..d",
+    ],
+)
+def test_a_place_of_another_form_asks_nobody(
+    text: str, hub: SmallHub, tmp_path: Path, cli: Cli
+) -> None:
+    error_of(cli("inspect", text), 2)
+    error_of(cli(text, tmp_path / "out.gguf"), 2)
+    assert not hub.requests
+
+
+def test_two_revisions_are_one_too_many(hub: SmallHub, cli: Cli, tmp_path: Path) -> None:
+    message = error_of(cli("inspect", f"hf:{REPO}@main", "--revision", "main"), 2)
+    assert "names the revision main, and --revision main; give one" in message
+    flat = plain(tmp_path / "a.sft", SHAPE)
+    for command in ("inspect", "convert"):
+        out = () if command == "inspect" else (tmp_path / "out.gguf",)
+        message = error_of(cli(command, flat, *out, "--revision", "main"), 2)
+        assert "is no place on the hub" in message
+    assert not hub.requests
+
+
+@pytest.mark.parametrize("command", ["convert", "inspect"])
+def test_a_gated_repository_says_what_to_do(
+    command: str, hub: SmallHub, tmp_path: Path, cli: Cli
+) -> None:
+    hub.repositories[REPO].is_gated = True
+    out = () if command == "inspect" else (tmp_path / "out.gguf",)
+    message = error_of(cli(command, f"hf:{REPO}/{NAME}", *out), 3)
+    assert "is gated" in message
+    assert f"{hub.url}/{REPO}" in message
+    assert nothing_left(tmp_path)
+
+
+def test_a_private_repository_opens_to_its_token(
+    hub: SmallHub, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repositories[REPO].token = "hf_right"  # noqa: S105 - of the small hub
+    command = (f"hf:{REPO}/{NAME}", tmp_path / "out.gguf", "--verify", "none")
+    assert "set HF_TOKEN" in error_of(cli(*command), 2)
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    assert "set HF_TOKEN" in error_of(cli(*command), 2)
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
+    result = cli(*command)
+    assert result.code == 0, result.err
+    assert "hf_right" not in result.err
+    assert b"hf_right" not in (tmp_path / "out.gguf").read_bytes()
+    assert cli("inspect", f"hf:{REPO}/{NAME}").code == 0
+    seen = {r.authorization for r in hub.requests if "/store/" in r.path and r.method == "GET"}
+    assert seen == {None}  # the token is not for the store
+
+
+def test_a_server_that_is_no_hub(
+    tmp_path: Path, cli: Cli, hub: SmallHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point_to(f"{hub.url}/elsewhere", monkeypatch)
+    message = error_of(cli(f"hf:{REPO}/{NAME}", tmp_path / "out.gguf"), 2)
+    assert "There is no model" in message
+
+
+def test_a_hostile_listing_leads_nowhere(hub: SmallHub, tmp_path: Path, cli: Cli) -> None:
+    evil = "../../../evil.sft"
+    hub.add("me/evil", {evil: b"x", "a/../../b.sft": b"x", "latest": b"../../x", "/abs.sft": b"x"})
+    for place in ("hf:me/evil", "hf:me/evil:a", f"hf:me/evil:{evil}"):
+        for command in (("inspect", place), (place, tmp_path / "out.gguf")):
+            error_of(cli(*command), 2)
+    assert not list(tmp_path.parent.rglob("*evil.sft"))
+
+
+# ------------------------------------------------------------------- the program as it is run
+
+
+def test_the_environment_is_the_librarys(published: dict[str, bytes], tmp_path: Path) -> None:
+    """HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE, as a user sets them."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+
+    def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        environment = clean | {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(PROJECT)} | more
+        program = [sys.executable, "-m", "valle_convert", *arguments]
+        return subprocess.run(
+            program, env=environment, capture_output=True, text=True, check=False, timeout=300
+        )
+
+    with small_hub() as hub:
+        hub.add(REPO, published)
+        hub.repositories[REPO].token = "hf_right"  # noqa: S105 - of the small hub
+        place, out = f"hf:{REPO}/{NAME}", str(tmp_path / "out.gguf")
+        online = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_right"}
+        result = run("convert", place, out, "--verify", "none", **online)
+        assert result.returncode == 0, result.stderr
+        assert (tmp_path / "home" / "hub" / "models--ecker--vall-e").is_dir()
+    again = str(tmp_path / "again.gguf")
+    result = run("convert", place, again, "--verify", "none", HF_HUB_OFFLINE="1")
+    assert result.returncode == 0, result.stderr
+    assert Path(again).read_bytes() == Path(out).read_bytes()
+    result = run("inspect", place, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "empty"))
+    assert result.returncode == 3
+    assert result.stderr.count("\n") == 1
+
+
+def test_progress_is_shown(hub: SmallHub, tmp_path: Path) -> None:
+    from collections.abc import Iterator as Iter
+    from contextlib import contextmanager
+
+    shown: list[tuple[str, int, str, int]] = []
+
+    @contextmanager
+    def progress(label: str, total: int, unit: str) -> Iter[object]:
+        done = 0
+
+        def advance(n: int) -> None:
+            nonlocal done
+            done += n
+
+        yield advance
+        shown.append((label, total, unit, done))
+
+    hub.cut_after, hub.cuts_left = 10_000, 1
+    read_checkpoint(Path(f"hf:{REPO}/{NAME}"), progress=progress)  # type: ignore[arg-type]
+    size = len(hub.repositories[REPO].commits[commit_of(hub)][WEIGHTS])
+    assert [(total, unit, done) for _, total, unit, done in shown] == [(size, "B", size)]
+    assert shown[0][0].startswith("downloading")
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_locations() -> None:
+    found = parse_location("hf:ecker/vall-e@refs/pr/1:models/a b+c.sft")
+    assert (found.repository, found.revision) == ("ecker/vall-e", "refs/pr/1")
+    assert str(found.path) == "models/a b+c.sft"
+    assert parse_location("hf:a/b").path.as_posix() == "."
+    assert parse_location("hf:a/b/m@r").revision == "r"
+    with pytest.raises(InputError):
+        parse_location("hf:a/b@r", "s")

@@ -1,0 +1,505 @@
+"""Checkpoints on the Hugging Face hub: `hf:OWNER/REPO...` becomes a `Tree` of a commit.
+
+    hf:ecker/vall-e/ar+nar-len-llama-8               a model, by the layout of that repository
+    hf:ecker/vall-e@hf                               the folder of a branch
+    hf:ecker/vall-e@4f2a91c:models/ckpt/x/fp32.sft   a file or folder of a commit, branch or tag
+
+One request lists the files of the commit that the revision is at; after that, nothing but the files
+that are needed is downloaded, all of this commit. Cache, endpoint, token and offline mode are those
+of huggingface_hub. Without a network, or offline, the files that its cache has of the revision are
+the list.
+
+To look into safetensors on the hub, their headers are enough: they are read by HTTP ranges into
+files that have the size of the whole, and no data (`headers_in`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any
+
+from valle_convert.checkpoint.folder import SAFETENSORS_SUFFIXES
+from valle_convert.errors import EnvironmentFault, InputError, ValleConvertError
+from valle_convert.extras import require
+from valle_convert.files import describe_os_error
+from valle_convert.progress import Progress, silent
+
+PREFIX = "hf:"
+#: Where a published model lies in its repository.
+_MODELS = PurePosixPath("models/ckpt")
+
+_LOCATION = re.compile(
+    r"hf:(?P<repository>[\w.-]+/[\w.-]+)(/(?P<inside>[^@:]+))?(@(?P<revision>[^:]+))?(:(?P<path>.*))?",
+    re.ASCII,
+)
+_FORMS = "hf:OWNER/REPO/MODEL, hf:OWNER/REPO@REVISION or hf:OWNER/REPO@REVISION:PATH"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+# What is asked for first: a header of a checkpoint with its vocabulary has some 60 kB.
+_HEAD_BYTES = 1 << 17
+_MAX_HEADER_BYTES = 100_000_000  # of the safetensors library
+_TIMEOUT = 30.0  # seconds without an answer
+_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Location:
+    """A place on the hub.
+
+    Attributes:
+        text: as the user wrote it.
+        repository: `OWNER/REPO`.
+        revision: a commit, branch or tag; None for the main branch.
+        path: a file or folder of it; for the whole, ".".
+        is_loose: whether `path` may be the name of a model, too.
+    """
+
+    text: str
+    repository: str
+    revision: str | None
+    path: PurePosixPath
+    is_loose: bool
+
+
+@dataclass(frozen=True)
+class HubOrigin:
+    """Where on the hub the files of a checkpoint come from.
+
+    Attributes:
+        repository: `OWNER/REPO`.
+        revision: the commit, 40 hexadecimal digits.
+        sha256: by file on this machine, of those that the hub gives one for.
+    """
+
+    repository: str
+    revision: str
+    sha256: Mapping[Path, str]
+
+
+@dataclass(frozen=True)
+class _RemoteFile:
+    size: int | None
+    sha256: str | None
+    cached: Path | None = None
+
+
+def is_on_hub(path: PurePath) -> bool:
+    """Whether a path of a command line is a place on the hub."""
+    return str(path).startswith(PREFIX)
+
+
+def parse_location(text: str, revision: str | None = None) -> Location:
+    """Read `hf:...`.
+
+    Args:
+        text: as the user wrote it.
+        revision: of `--revision`.
+
+    Raises:
+        InputError: it has another form, or a path in it leads out of the repository, or there are
+            two revisions.
+    """
+    match = _LOCATION.fullmatch(text)
+    inside, path = (match["inside"], match["path"]) if match else (None, None)
+    if match is None or (inside and path) or not text.isprintable():
+        raise InputError(f"{text!r} is no place on the Hugging Face hub; expected is {_FORMS}.")
+    if revision is not None and match["revision"] is not None:
+        raise InputError(
+            f"{text} names the revision {match['revision']}, and --revision {revision}; give one."
+        )
+    place = PurePosixPath(path or inside or ".")
+    if place.is_absolute() or ".." in place.parts or "\\" in str(place):
+        raise InputError(
+            f"{text} names the path {str(place)!r}, where one inside of the repository is expected."
+        )
+    wanted = revision if revision is not None else match["revision"]
+    if wanted is not None and (
+        not wanted.isprintable() or ".." in wanted or not wanted.strip("/ ")
+    ):
+        raise InputError(
+            f"{wanted!r} is no revision; give a commit, a branch or a tag of {match['repository']}."
+        )
+    return Location(text, match["repository"], wanted, place, is_loose=inside is not None)
+
+
+class HubTree:
+    """The files of one commit, downloaded as they are asked for; a `Tree`.
+
+    Args:
+        location: the repository and revision.
+        progress: shows downloads.
+        headers_in: a folder for stand-ins of safetensors files, with their header alone; None to
+            download them.
+
+    Attributes:
+        commit: the hash.
+        notes: what the user should know of where the files come from.
+
+    Raises:
+        InputError: there is no such repository or revision.
+        EnvironmentFault: the hub cannot be reached, or does not let this user in, and its cache has
+            nothing of it.
+    """
+
+    def __init__(
+        self, location: Location, *, progress: Progress = silent, headers_in: Path | None = None
+    ) -> None:
+        self._hub = require("huggingface_hub", "Reading from the Hugging Face hub", extra="hub")
+        from huggingface_hub import constants
+
+        self._constants = constants
+        self._location = location
+        self._progress = progress
+        self._headers_in = headers_in
+        self._got: dict[PurePosixPath, Path] = {}
+        self.notes: tuple[str, ...] = ()
+        self.commit, listing = self._list()
+        self._files = {PurePosixPath(name): file for name, file in listing.items()}
+        self._folders = {parent for path in self._files for parent in path.parents}
+
+    def resolve(self) -> PurePosixPath:
+        """The file or folder that the location names, be it by a model's name.
+
+        Raises:
+            InputError: there is none; those with similar names are listed.
+        """
+        path = self._location.path
+        if path in self._files or path in self._folders:
+            return path
+        if self._location.is_loose and _MODELS / path in self._folders:
+            return _MODELS / path
+        raise InputError(self._no_such(path))
+
+    def is_folder(self, path: PurePath) -> bool:
+        """Whether there is a folder of that name."""
+        return path in self._folders
+
+    def files(self, folder: PurePath) -> list[str]:
+        """The names of the files in a folder, sorted."""
+        return sorted(path.name for path in self._files if path.parent == folder)
+
+    def folders(self, folder: PurePath) -> list[str]:
+        """The names of the folders in a folder, sorted."""
+        found = [path.name for path in self._folders if path.parent == folder]
+        return sorted(name for name in found if name)
+
+    def name(self, path: PurePath) -> str:
+        """The place on the hub, in the user's form."""
+        revision = self._location.revision
+        at = "" if revision is None else f"@{revision}"
+        inside = "" if str(path) == "." else f":{path}"
+        return f"{PREFIX}{self._location.repository}{at}{inside}"
+
+    def get(self, path: PurePath) -> Path:
+        """A file, from the cache or downloaded; of safetensors a stand-in, where that is enough.
+
+        Raises:
+            InputError: there is none.
+            EnvironmentFault: it cannot be had, or not be kept.
+        """
+        place = PurePosixPath(path)
+        if place not in self._files:
+            raise InputError(self._no_such(place))
+        if place not in self._got:
+            cached = self._files[place].cached
+            if cached is not None:
+                self._got[place] = cached
+            elif self._headers_in is not None and place.suffix in SAFETENSORS_SUFFIXES:
+                self._got[place] = self._stand_in(place, self._headers_in)
+            else:
+                self._got[place] = self._download(place)
+        return self._got[place]
+
+    @property
+    def origin(self) -> HubOrigin:
+        """Where the files come from that were asked for so far."""
+        digests: dict[Path, str] = {}
+        for place, path in self._got.items():
+            # The cache calls the blob of a large file by the ETag, which is its SHA-256.
+            said = self._files[place].sha256 or path.resolve().name
+            if _SHA256.fullmatch(said):
+                digests[path] = said
+        return HubOrigin(self._location.repository, self.commit, digests)
+
+    # ------------------------------------------------------------------------------ listing
+
+    def _list(self) -> tuple[str, dict[str, _RemoteFile]]:
+        where = self._location
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+        if self._constants.HF_HUB_OFFLINE:
+            return self._list_cache("HF_HUB_OFFLINE is set", None)
+        try:
+            info = self._hub.HfApi().model_info(
+                where.repository, revision=where.revision, files_metadata=True, timeout=_TIMEOUT
+            )
+        except HfHubHTTPError as error:
+            if error.response.status_code < 500:
+                raise self._refusal(error, None) from error
+            return self._list_cache(f"the hub answers {error.response.status_code}", error)
+        except HFValidationError as error:
+            raise InputError(
+                f"{where.repository} is no name of a repository: {_words(error)}."
+            ) from error
+        except _transport_errors() as error:
+            return self._list_cache(f"the hub cannot be reached ({_words(error)})", error)
+        files = {}
+        for one in info.siblings or ():
+            digest = one.lfs.sha256 if one.lfs else None
+            size = one.lfs.size if one.lfs else one.size
+            name = PurePosixPath(one.rfilename)
+            if not name.is_absolute() and ".." not in name.parts:
+                files[str(name)] = _RemoteFile(size, digest)
+        if not _COMMIT.fullmatch(str(info.sha)):
+            raise EnvironmentFault(
+                f"{self._constants.ENDPOINT} does not answer as the Hugging Face hub does: it "
+                f"gives no commit for {where.repository}; check HF_ENDPOINT."
+            )
+        return str(info.sha), files
+
+    def _list_cache(
+        self, reason: str, error: Exception | None
+    ) -> tuple[str, dict[str, _RemoteFile]]:
+        """What the cache has of the revision."""
+        where = self._location
+        revision = where.revision or "main"
+        for commit, refs, files in self._cached_revisions():
+            if revision in refs or commit == revision:
+                self.notes = (
+                    f"{reason}: {where.repository} at {commit[:12]} is taken from the cache",
+                )
+                return commit, files
+        raise EnvironmentFault(
+            f"{where.text} cannot be had: {reason}, and the cache has nothing of "
+            f"{where.repository} at {revision}; download it once where there is a network "
+            f"(hf download {where.repository} --revision {revision}), or give a file."
+        ) from error
+
+    def _cached_revisions(self) -> Iterator[tuple[str, frozenset[str], dict[str, _RemoteFile]]]:
+        from huggingface_hub.errors import CacheNotFound
+
+        try:
+            repositories = self._hub.scan_cache_dir(self._constants.HF_HUB_CACHE).repos
+        except (CacheNotFound, OSError, ValueError):
+            return
+        for one in repositories:
+            if one.repo_type != "model" or one.repo_id != self._location.repository:
+                continue
+            for revision in one.revisions:
+                files = {
+                    file.file_path.relative_to(revision.snapshot_path).as_posix(): _RemoteFile(
+                        file.size_on_disk, None, file.file_path
+                    )
+                    for file in revision.files
+                }
+                yield revision.commit_hash, revision.refs, files
+
+    # ------------------------------------------------------------------------------ download
+
+    def _download(self, place: PurePosixPath) -> Path:
+        # Asked for by its branch, the first file makes the cache note which commit that is at, so
+        # that it is found without a network. The others are of the same commit, whatever happens.
+        revision = self.commit if self._got else self._location.revision
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            found = Path(
+                self._hub.hf_hub_download(
+                    self._location.repository,
+                    str(place),
+                    revision=revision,
+                    tqdm_class=_bar_class(self._progress),
+                )
+            )
+        except HfHubHTTPError as error:
+            raise self._refusal(error, place) from error
+        except _transport_errors() as error:
+            cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
+            raise self._unreachable(
+                place, cause if isinstance(cause, Exception) else error
+            ) from error
+        if self.commit not in found.parts:
+            raise EnvironmentFault(
+                f"{self.name(PurePosixPath('.'))} has changed while it was read, from commit "
+                f"{self.commit[:12]} to another; run the command again."
+            )
+        return found
+
+    def _stand_in(self, place: PurePosixPath, folder: Path) -> Path:
+        """A file of the size of the whole with nothing but the header of safetensors in it."""
+        found = self._hub.try_to_load_from_cache(
+            self._location.repository, str(place), revision=self.commit
+        )
+        if isinstance(found, str):
+            return Path(found)
+        with self._faults(place):
+            head, size = self._range(place, 0, _HEAD_BYTES)
+            header = 8 + int.from_bytes(head[:8], "little")
+            if len(head) < header <= min(size, _MAX_HEADER_BYTES):
+                head += self._range(place, len(head), header)[0]
+        path = folder / place
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                file.write(head[: min(header, len(head))])
+                file.truncate(size)
+        except OSError as error:
+            raise EnvironmentFault(
+                f"No file of {size:,} bytes can be made in {folder}: {describe_os_error(error)}."
+            ) from error
+        return path
+
+    def _range(self, place: PurePosixPath, start: int, stop: int) -> tuple[bytes, int]:
+        """Bytes of a file, or as many as it has of them, and the size of the whole."""
+        utils = require("huggingface_hub.utils", "Reading from the Hugging Face hub", extra="hub")
+        url = self._hub.hf_hub_url(self._location.repository, str(place), revision=self.commit)
+        headers = utils.build_hf_headers() | {
+            "Range": f"bytes={start}-{stop - 1}",
+            "Accept-Encoding": "identity",
+        }
+        with utils.get_session().stream("GET", url, headers=headers, timeout=_TIMEOUT) as response:
+            if response.status_code == 416:  # an empty file
+                return b"", 0
+            utils.hf_raise_for_status(response)
+            # A server that knows no ranges sends all; no more than is asked for is taken.
+            skip = 0 if response.status_code == 206 else start
+            data = b""
+            for piece in response.iter_bytes():
+                data += piece
+                if len(data) >= skip + stop - start:
+                    break
+            said = response.headers.get("Content-Range", "").rpartition("/")[2]
+            size = said if response.status_code == 206 else response.headers.get("Content-Length")
+        known = self._files[place].size
+        total = int(size) if size and size.isdigit() else known if known is not None else len(data)
+        return data[skip : skip + stop - start], total
+
+    # -------------------------------------------------------------------------------- faults
+
+    @contextmanager
+    def _faults(self, place: PurePosixPath) -> Iterator[None]:
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            yield
+        except HfHubHTTPError as error:
+            raise self._refusal(error, place) from error
+        except _transport_errors() as error:
+            raise self._unreachable(place, error) from error
+
+    def _refusal(self, error: Any, place: PurePosixPath | None) -> ValleConvertError:  # noqa: ANN401 - of a library that is imported late
+        """What to say where the hub answers, and the answer is no."""
+        from huggingface_hub.errors import (
+            DisabledRepoError,
+            GatedRepoError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+
+        where = self._location
+        url = f"{self._constants.ENDPOINT}/{where.repository}"
+        status = error.response.status_code
+        if isinstance(error, GatedRepoError):
+            return EnvironmentFault(
+                f"{where.repository} is gated: its owners want its terms accepted; do that at "
+                f"{url}, and set HF_TOKEN to a token of that account (or run: hf auth login)."
+            )
+        if isinstance(error, DisabledRepoError):
+            return EnvironmentFault(
+                f"The hub has disabled the access to {where.repository} ({url})."
+            )
+        if isinstance(error, RevisionNotFoundError):
+            return InputError(
+                f"{where.repository} has no revision {where.revision}; give a branch, a tag or a "
+                f"commit that {url}/tree/main lists."
+            )
+        if isinstance(error, RepositoryNotFoundError) or (status == 404 and place is None):
+            return InputError(
+                f"There is no model {where.repository} at {self._constants.ENDPOINT}, or none that "
+                "this user may see; check the name, or set HF_TOKEN where it is private."
+            )
+        if status in (401, 403):
+            return EnvironmentFault(
+                f"The hub does not let this user read {where.repository} ({status}); check "
+                "HF_TOKEN (hf auth whoami), and what that token may do."
+            )
+        what = where.text if place is None else self.name(place)
+        return EnvironmentFault(f"{what} cannot be had: the hub answers {status}; try again later.")
+
+    def _unreachable(self, place: PurePosixPath, error: Exception) -> EnvironmentFault:
+        return EnvironmentFault(
+            f"{self.name(place)} cannot be downloaded: {_words(error)}; check the network and the "
+            "room on the disk, and run the command again."
+        )
+
+    def _no_such(self, path: PurePosixPath) -> str:
+        """The refusal of a path, with what is there instead."""
+        where = self._location
+        at = f"{where.repository} at {where.revision or 'main'}"
+        models = self.folders(_MODELS) if _MODELS in self._folders else []
+        if where.is_loose and models:
+            near = difflib.get_close_matches(str(path), models, n=3, cutoff=0.4)
+            shown = near or models[:_SHOWN]
+            return (
+                f"{at} has no model {path}; {'near' if near else 'there'} are {', '.join(shown)}."
+            )
+        names = sorted(map(str, self._files))
+        near = difflib.get_close_matches(str(path), names, n=3, cutoff=0.4)
+        near += [name for name in names if PurePosixPath(name).name == path.name][:3]
+        shown = list(dict.fromkeys(near)) or names[:_SHOWN]
+        there = f"{'near' if near else 'there'} are {', '.join(shown)}" if shown else "it is empty"
+        return f"{at} has no file or folder {path}; {there}."
+
+
+def _transport_errors() -> tuple[type[Exception], ...]:
+    """Whatever the library raises where no answer comes, or none that it understands.
+
+    Its HTTP client has changed over time; the base of that one's errors is a base of its own.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    bases = [base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)]
+    return (*bases, OSError, ValueError)
+
+
+def _words(error: Exception) -> str:
+    """An error of a library in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return describe_os_error(error)
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:200].rstrip(".")
+
+
+def _bar_class(progress: Progress) -> type[Any]:
+    """A class of bars for huggingface_hub that reports to `progress`."""
+    from tqdm import tqdm
+
+    class Bar(tqdm):  # type: ignore[type-arg]
+        """Draws nothing itself."""
+
+        def __init__(self, *_: object, **options: Any) -> None:  # noqa: ANN401 - whatever tqdm takes
+            total, done = int(options.get("total") or 0), int(options.get("initial") or 0)
+            super().__init__(total=total, initial=done, disable=True)
+            words = f"downloading {options.get('desc') or ''}".strip()
+            self._shown = progress(words, total, "B")
+            self._advance = self._shown.__enter__()
+            self._advance(done)
+            self._is_open = True
+
+        def update(self, n: float | None = 1) -> bool | None:
+            """More bytes are there, or fewer, where a download begins again."""
+            self._advance(int(n or 0))
+            return None
+
+        def close(self) -> None:
+            """The file is there, or will not be."""
+            if getattr(self, "_is_open", False):
+                self._is_open = False
+                self._shown.__exit__(None, None, None)
+
+    return Bar
