@@ -264,9 +264,22 @@ def atomic_output(target: Path, *, force: bool, sources: Iterable[Path] = ()) ->
         InputError, EnvironmentFault: as `check_target`, and where the disk refuses a write.
     """
     check_target(target, force=force, sources=sources)
+    with (
+        explained_writes(target),
+        _stream_output(target) if is_stream(target) else _file_output(target, force) as file,
+    ):
+        yield file
+
+
+@contextmanager
+def explained_writes(target: Path) -> Iterator[None]:
+    """Turn what the system says of a write that failed into one sentence about the target.
+
+    Raises:
+        EnvironmentFault: no reader is left, or the disk refuses.
+    """
     try:
-        with _stream_output(target) if is_stream(target) else _file_output(target, force) as file:
-            yield file
+        yield
     except BrokenPipeError as error:
         raise EnvironmentFault(
             f"Writing {target} failed: whoever reads from it went away; not all was written."

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from valle_convert.audio import Audio, read_audio, write_wav
+from valle_convert.audio import Audio, AudioWriter, read_audio, write_wav
+from valle_convert.audio.files import SampleFormat
 from valle_convert.errors import InputError
 
 RATE = 24_000
@@ -113,6 +116,77 @@ def test_a_16_bit_file_beyond_full_scale_is_made_quieter_and_never_clipped(
     # The form is kept: every sample is the original one times the gain, rounded.
     expected = loud.astype(np.float64) * written.gain * 32767
     np.testing.assert_allclose(stored, expected, atol=0.5 + 1e-6)
+
+
+@settings(max_examples=25)
+@given(
+    peaks=st.lists(st.floats(0.0, 4.0), min_size=1, max_size=5),
+    kind=st.sampled_from([".wav", ".flac"]),
+)
+def test_a_file_is_the_same_in_pieces_and_at_once(
+    tmp_path_factory: pytest.TempPathFactory, peaks: list[float], kind: str
+) -> None:
+    folder = tmp_path_factory.mktemp("pieces")
+    pieces = [tone(RATE, 0.02) * np.float32(2 * peak) for peak in peaks]
+    with AudioWriter(folder / f"pieces{kind}") as writer:
+        assert writer.written is None
+        for piece in pieces:
+            writer.add(Audio(piece, RATE))
+    at_once = write_wav(folder / f"whole{kind}", Audio(np.concatenate(pieces), RATE))
+    assert writer.written == replace(at_once, path=folder / f"pieces{kind}")
+    assert (folder / f"pieces{kind}").read_bytes() == (folder / f"whole{kind}").read_bytes()
+
+
+def test_a_file_of_an_interrupted_work_is_not_there(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with AudioWriter(tmp_path / "a.wav") as writer:
+            writer.add(Audio(tone(RATE), RATE))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    with AudioWriter(tmp_path / "b.wav"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("sample_format", "dtype"), [("int16", "<i2"), ("float32", "<f4")])
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_pipe_gets_each_piece_at_once_and_never_a_clipped_one(
+    tmp_path: Path, sample_format: SampleFormat, dtype: str, raw: bool
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    pieces = [tone(RATE, 0.02) * np.float32(height) for height in (1, 4, 1)]
+    received = []
+    try:
+        with AudioWriter(pipe, sample_format=sample_format, raw=raw) as writer:
+            for piece in pieces:
+                writer.add(Audio(piece, RATE))
+                received.append(os.read(reading, 1 << 16))
+    finally:
+        os.close(reading)
+    if not raw:
+        assert soundfile.info(io.BytesIO(b"".join(received))).frames == 3 * len(pieces[0])
+        assert received[0][:4] == b"RIFF"
+        received[0] = received[0][44:]
+    found = [np.frombuffer(one, dtype).astype(np.float64) for one in received]
+    quieter = 1 / np.abs(pieces[1]).max()
+    for samples, piece, gain in zip(found, pieces, (1.0, quieter, quieter), strict=True):
+        if sample_format == "float32":
+            np.testing.assert_array_equal(samples, piece)
+        else:
+            np.testing.assert_allclose(samples, piece * gain * 32767, atol=0.5 + 1e-3)
+    assert writer.written is not None
+    assert writer.written.gain == pytest.approx(1.0 if sample_format == "float32" else quieter)
+
+
+def test_pieces_at_different_rates_are_a_mistake(tmp_path: Path) -> None:
+    with AudioWriter(tmp_path / "a.wav") as writer:
+        writer.add(Audio(tone(RATE), RATE))
+        with pytest.raises(ValueError, match="16000 Hz, after"):
+            writer.add(Audio(tone(RATE), 16_000))
 
 
 def test_silence_and_nothing_can_be_written(tmp_path: Path) -> None:

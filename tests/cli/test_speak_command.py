@@ -28,7 +28,7 @@ from transformers import EncodecConfig, EncodecModel
 
 from valle_convert.api import plan_conversion, write_gguf
 from valle_convert.audio import read_codes
-from valle_convert.cli.speak import _stop_on_interrupt, _tell_threads
+from valle_convert.cli.speak import _duration, _stop_on_interrupt, _tell_threads
 
 Convert = Callable[[str, str], Path]
 
@@ -345,6 +345,60 @@ def test_sound_goes_to_stdout(gguf: Path, codec: Path) -> None:
     assert soundfile.info(io.BytesIO(process.stdout)).frames == FRAMES * 320
 
 
+@pytest.mark.parametrize("append", [False, True])
+def test_sound_that_stdout_takes_to_a_file_knows_its_length_where_it_can(
+    gguf: Path, codec: Path, tmp_path: Path, append: bool
+) -> None:
+    path = tmp_path / "a.wav"
+    arguments = ["speak", gguf, "Hi. You too.", "-o", "-", "--codec", codec, "--language", "en"]
+    with path.open("ab" if append else "wb") as file:
+        subprocess.run(
+            [sys.executable, "-m", "valle_convert", *map(str, arguments), *QUICK],
+            stdout=file,
+            stderr=subprocess.DEVNULL,
+            check=True,
+        )
+    n_bytes = int.from_bytes(path.read_bytes()[40:44], "little")
+    assert n_bytes == (0xFFFFFFFF if append else 2 * FRAMES * 320 * 2)
+    assert soundfile.info(path).frames == 2 * FRAMES * 320
+
+
+def test_a_pipe_gets_each_sentence_as_soon_as_it_is_done(gguf: Path, codec: Path) -> None:
+    with start(gguf, codec, Path("-"), "--raw") as process:
+        assert process.stdout is not None
+        first = process.stdout.buffer.read(FRAMES * 320 * 2)
+        assert process.poll() is None  # 399 are still to come
+        process.kill()
+        process.communicate()
+    assert np.frombuffer(first, "<i2").any()
+
+
+def test_samples_without_a_header_go_to_streams_only(speak: Cli, tmp_path: Path) -> None:
+    refused = speak("Hi.", "-o", tmp_path / "a.wav", "--raw")
+    assert refused.code == 2
+    assert "only -o -, a pipe or a device" in refused.err
+
+
+def test_a_long_text_tells_how_many_sentences_and_how_long_it_takes(
+    speak: Cli, tmp_path: Path
+) -> None:
+    text = "This is one. This is two. And this."
+    result = done(speak(text, "--language", "en", "-o", tmp_path / "a.wav"))
+    told = result.err.splitlines()
+    assert told[0].startswith("loading ")
+    assert re.fullmatch(r"speaking 3 sentences, \d+ phonemes", told[1])
+    assert re.match(r"sentence 1 of 3: .* \(.*\), \d+ s left: This is one\.", told[2])
+    assert re.match(r"sentence 3 of 3: .* \(.*\): And this\.", told[4])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.2, "1 s"), (59, "59 s"), (60, "1 min 0 s"), (3599.5, "1 h 0 min"), (7500, "2 h 5 min")],
+)
+def test_durations_are_told_as_people_say_them(seconds: float, words: str) -> None:
+    assert _duration(seconds) == words
+
+
 @pytest.mark.parametrize("word", ["EN", "en-US", "en_GB"])
 def test_a_language_may_be_written_with_its_region(speak: Cli, tmp_path: Path, word: str) -> None:
     result = done(speak("Hi.", "--language", word, "--save-codes", tmp_path / "a.npz", "--json"))
@@ -366,7 +420,7 @@ def interrupt(process: subprocess.Popen[str], how: signal.Signals) -> str:
     """Interrupt it when its second sentence is done."""
     assert process.stderr is not None
     for line in process.stderr:
-        if line.startswith("sentence 2:"):
+        if line.startswith("sentence 2 of 400:"):
             break
     process.send_signal(how)
     _, rest = process.communicate(timeout=60)

@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
@@ -21,7 +21,7 @@ from valle_convert.errors import EXIT_INTERRUPTED, InputError
 from valle_convert.progress import Advance
 
 if TYPE_CHECKING:
-    from valle_convert.audio import SavedCodes, WrittenAudio
+    from valle_convert.audio import AudioWriter, SavedCodes, WrittenAudio
     from valle_convert.speech.results import Heard, Piece, SpeakOptions, Spoken
     from valle_convert.speech.speaker import Speaker
 
@@ -105,7 +105,7 @@ def speak(
             "--out",
             "-o",
             metavar="OUT.wav",
-            help="The sound: .wav, .flac or .ogg; - for a wav on stdout.",
+            help="The sound: .wav, .flac or .ogg; - for a wav on stdout, sentence by sentence.",
             show_default=False,
         ),
     ] = None,
@@ -193,6 +193,13 @@ def speak(
     float_: Annotated[
         bool, typer.Option("--float", help="Write 32-bit floats instead of 16-bit integers.")
     ] = False,
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw",
+            help="With -o - or a pipe: samples without a header, little endian, one channel.",
+        ),
+    ] = False,
     keep_partial: Annotated[
         bool,
         typer.Option(
@@ -207,15 +214,15 @@ def speak(
 
     Level 0 of the codes is decoded from left to right (ar) or by demasking (nar-len), the levels
     above it in one pass each, and a codec turns them into sound. Long texts are spoken sentence by
-    sentence. Voices are given as recordings of any format, rate and number of channels.
+    sentence, and a pipe gets each as soon as it is done. Voices are given as recordings of any
+    format, rate and number of channels.
     """
     if out is not None and str(out) == "-":
         if json_:
             raise typer.BadParameter("the sound goes to stdout already.", param_hint="--json")
         out = Path("/dev/stdout")
     _check_request(task, text, source, codes, voice, out, save_codes)
-    from valle_convert.audio import write_codes, write_wav
-    from valle_convert.audio.files import audio_format
+    from valle_convert.audio import write_codes
     from valle_convert.files import check_outputs
     from valle_convert.speech.speaker import is_codes_file
 
@@ -224,8 +231,7 @@ def speak(
     check_outputs(
         {"--out": out, "--save-codes": save_codes}, inputs=[*inputs, *codec_files], force=force
     )
-    if out is not None:
-        audio_format(out, "float32" if float_ else "int16")
+    sink = _sink(out, inputs, as_float=float_, raw=raw, force=force)
     _tell_threads(threads)
     options = _options(
         mode=mode,
@@ -253,15 +259,15 @@ def speak(
     begin = time.perf_counter()
     if save_codes is not None:
         _check_codes_target(gguf, save_codes)
+    console.talk(f"loading {gguf}" + (" and the codec" if needs_codec else ""))
     with _open_speaker(gguf, codec, threads, needs_codec, cache_type) as speaker:
         loaded = time.perf_counter() - begin
         saved_codes = _ordered(codes, gguf, ecdc_order)
         if saved_codes is not None and said is None:
-            assert out is not None  # noqa: S101 - for the type checker; told apart above
-            _sound(speaker, saved_codes, out, loaded, as_float=float_, as_json=json_, force=force)
+            assert sink is not None  # noqa: S101 - for the type checker; told apart above
+            _sound(speaker, saved_codes, sink, loaded, as_json=json_)
             return
-        with _stop_on_interrupt(keep_partial) as should_stop:
-            watch = _Watch(speaker.frame_rate)
+        with sink or nullcontext(), _stop_on_interrupt(keep_partial) as should_stop:
             spoken = _run(
                 speaker,
                 task,
@@ -271,17 +277,10 @@ def speak(
                 saved_codes,
                 options,
                 phonemes,
-                watch,
+                _Watch(speaker.frame_rate, sink),
                 should_stop,
             )
-    if task != "tts" or codes is not None:
-        for piece in spoken.pieces:
-            watch.finished(piece)
-    written: WrittenAudio | None = None
-    audio = spoken.audio
-    if out is not None and audio is not None:
-        kind: Literal["int16", "float32"] = "float32" if float_ else "int16"
-        written = write_wav(out, audio, force=force, sample_format=kind, sources=inputs)
+    written = None if sink is None else sink.written
     keeps_codes = save_codes is not None and len(spoken.codes) > 0
     if save_codes is not None and keeps_codes:
         order = ecdc_order or "frame"
@@ -369,6 +368,26 @@ def _check_request(
         )
     if task in ("ns", "sr") and voice is not None:
         raise typer.BadParameter(f"the task {task} takes only --source.", param_hint="--voice")
+
+
+def _sink(
+    out: Path | None, inputs: list[Path], *, as_float: bool, raw: bool, force: bool
+) -> AudioWriter | None:
+    """Where the sound goes, not touched yet."""
+    from valle_convert.audio import AudioWriter
+    from valle_convert.files import is_stream
+
+    if raw and (out is None or not is_stream(out)):
+        raise typer.BadParameter("only -o -, a pipe or a device gets it.", param_hint="--raw")
+    if out is None:
+        return None
+    return AudioWriter(
+        out,
+        force=force,
+        sample_format="float32" if as_float else "int16",
+        raw=raw,
+        sources=inputs,
+    )
 
 
 def _tell_threads(threads: int | None) -> None:
@@ -479,15 +498,27 @@ def _run(
         "progress": watch,
         "should_stop": should_stop,
     }
+    if task == "tts" and codes is None:
+        return speaker.speak(
+            text or "",
+            voice,
+            **common,
+            on_piece=watch.finished,
+            on_sentences=watch.begins,
+            keep_audio=False,
+        )
     if codes is not None:
-        return speaker.raise_levels(codes, text or "", voice, **common)
-    if task == "tts":
-        return speaker.speak(text or "", voice, **common, on_piece=watch.finished)
-    assert source is not None  # noqa: S101 - for the type checker; told apart before
-    if task == "vc":
-        assert voice is not None  # noqa: S101 - likewise
-        return speaker.convert(source, voice, text or "", **common)
-    return speaker.clean(source, task, text or "", **common)
+        spoken = speaker.raise_levels(codes, text or "", voice, **common)
+    else:
+        assert source is not None  # noqa: S101 - for the type checker; told apart before
+        if task in ("ns", "sr"):
+            spoken = speaker.clean(source, task, text or "", **common)
+        else:
+            assert voice is not None  # noqa: S101 - likewise
+            spoken = speaker.convert(source, voice, text or "", **common)
+    for piece in spoken.pieces:
+        watch.finished(piece)
+    return spoken
 
 
 @contextmanager
@@ -523,16 +554,28 @@ def _stop_on_interrupt(keep: bool) -> Iterator[Callable[[], bool]]:
 
 
 class _Watch:
-    """A `progress.Progress` on stderr that also tells seconds of audio and the real-time factor."""
+    """A `progress.Progress` on stderr that tells of sentences as well, and passes their sound on.
 
-    def __init__(self, frame_rate: float) -> None:
-        self._frame_rate = frame_rate
-        self._n_pieces = 0
+    Args:
+        frame_rate: frames a second.
+        sink: where the sound goes; None where codes alone are wanted.
+    """
+
+    def __init__(self, frame_rate: float, sink: AudioWriter | None) -> None:
+        self._frame_rate, self._sink = frame_rate, sink
+        self._n_done, self._lengths = 0, [1]
+        self._began = time.perf_counter()
+
+    def begins(self, phonemes: Sequence[str]) -> None:
+        """Say what is going to be done, now that all of the text is known to be sayable."""
+        self._lengths = [max(1, len(one)) for one in phonemes]
+        if len(phonemes) > 1:
+            console.talk(f"speaking {len(phonemes)} sentences, {sum(self._lengths)} phonemes")
+        self._began = time.perf_counter()
 
     @contextmanager
     def __call__(self, label: str, total: int, unit: str) -> Iterator[Advance]:
-        shown = f"sentence {self._n_pieces + 1}, {label}"
-        with console.progress_bar(shown, total, unit) as advance:
+        with console.progress_bar(f"{self._name}, {label}", total, unit) as advance:
             if label != "frames":
                 yield advance
                 return
@@ -552,37 +595,57 @@ class _Watch:
 
             yield advance_frames
 
+    @property
+    def _name(self) -> str:
+        n = len(self._lengths)
+        return f"sentence {self._n_done + 1}" + (f" of {n}" if n > 1 else "")
+
     def finished(self, piece: Piece) -> None:
-        """Tell of a sentence that was spoken."""
-        self._n_pieces += 1
+        """Pass on a sentence that was spoken, and tell of it."""
+        if self._sink is not None and piece.audio is not None:
+            self._sink.add(piece.audio)
+        name = self._name
+        self._n_done += 1
         frames, levels = piece.codes.shape
         seconds = frames / self._frame_rate
         factor = piece.seconds.total / seconds if seconds else math.inf
         quoted = f": {piece.text[:60]}" if piece.text else ""
         console.talk(
-            f"sentence {self._n_pieces}: {frames} frames, {levels} levels, {seconds:.1f} s of "
-            f"audio, {factor:.2f} x real time ({piece.mode}, {piece.language}){quoted}"
+            f"{name}: {frames} frames, {levels} levels, {seconds:.1f} s of audio, {factor:.2f} x "
+            f"real time ({piece.mode}, {piece.language}){self._left()}{quoted}"
         )
+
+    def _left(self) -> str:
+        """The time that is left, if a phoneme of the rest takes what one took so far."""
+        rest = sum(self._lengths[self._n_done :])
+        if not rest:
+            return ""
+        took = time.perf_counter() - self._began
+        left = took * rest / sum(self._lengths[: self._n_done])
+        return f", {_duration(left)} left"
+
+
+def _duration(seconds: float) -> str:
+    """As people say it: `40 s`, `3 min 20 s`, `2 h 5 min`."""
+    whole = math.ceil(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def _sound(
-    speaker: Speaker,
-    codes: Path | SavedCodes,
-    out: Path,
-    loaded: float,
-    *,
-    as_float: bool,
-    as_json: bool,
-    force: bool,
+    speaker: Speaker, codes: Path | SavedCodes, sink: AudioWriter, loaded: float, *, as_json: bool
 ) -> None:
-    """Saved codes to a wav file, as they are."""
-    from valle_convert.audio import write_wav
-
+    """Saved codes to sound, as they are."""
     begin = time.perf_counter()
     audio = speaker.sound(codes)
     seconds = time.perf_counter() - begin
-    kind: Literal["int16", "float32"] = "float32" if as_float else "int16"
-    written = write_wav(out, audio, force=force, sample_format=kind)
+    with sink:
+        sink.add(audio)
+    written = sink.written
+    assert written is not None  # noqa: S101 - something was added
     if as_json:
         timings = {"load": round(loaded, 4), "codec": round(seconds, 4)}
         console.data_json({**_written_json(written), "timings": timings})

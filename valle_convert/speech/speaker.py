@@ -79,6 +79,8 @@ Tokenize = Callable[[str], list[int]]
 #: And back, without the marks.
 Detokenize = Callable[[Sequence[int]], str]
 
+#: Told the phonemes of every sentence that is going to be spoken.
+OnSentences = Callable[[Sequence[str]], object]
 #: A recording, its codes, or a file of either.
 Recording = str | Path | Audio | SavedCodes
 
@@ -216,11 +218,14 @@ class Speaker:
         progress: Progress = silent,
         should_stop: ShouldStop = never,
         on_piece: Callable[[Piece], object] = lambda _piece: None,
+        on_sentences: OnSentences = lambda _phonemes: None,
+        keep_audio: bool = True,
     ) -> Spoken:
         """Speak a text; arguments and errors are those of `pieces`.
 
         Interrupted by `should_stop`, it gives what there is. `on_piece` is called with each
-        sentence as soon as it is done.
+        sentence as soon as it is done; without `keep_audio`, nobody else gets its sound, and
+        memory does not grow with it.
         """
         options = _with_seed(options)
         stopped = False
@@ -239,9 +244,10 @@ class Speaker:
             is_phonemes=is_phonemes,
             progress=progress,
             should_stop=noting_stop,
+            on_sentences=on_sentences,
         ):
             on_piece(piece)
-            pieces.append(piece)
+            pieces.append(piece if keep_audio else replace(piece, audio=None))
         if pieces and not any(len(piece.codes) for piece in pieces):
             raise InputError(f"There is nothing to write: {pieces[0].notices[-1]}.")
         return self._spoken(pieces, options, is_whole=not stopped)
@@ -255,6 +261,7 @@ class Speaker:
         is_phonemes: bool = False,
         progress: Progress = silent,
         should_stop: ShouldStop = never,
+        on_sentences: OnSentences = lambda _phonemes: None,
     ) -> Iterator[Piece]:
         """Speak a text sentence by sentence, each given as soon as it is done.
 
@@ -269,6 +276,7 @@ class Speaker:
             progress: shows what is being decoded.
             should_stop: asked between steps; where it says so, what there is of the sentence is
                 given, if there is any, and is the last.
+            on_sentences: called once, before the first is spoken, with the phonemes of all.
 
         Raises:
             InputError: there is nothing to say, the language is not the model's, the voice is not
@@ -280,6 +288,7 @@ class Speaker:
         choose_mode(self._network.model, options.mode)
         lines = self._phoneme_line(text, options) if is_phonemes else self._lines(text, options)
         prompt = self._prompt(voice, options.prompt_seconds, "the voice")
+        on_sentences([line.phonemes for line in lines])
         rng = np.random.default_rng(options.seed)
         history: list[tuple[_Line, Codes]] = []
         for i, line in enumerate(lines):
