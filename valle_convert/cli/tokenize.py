@@ -30,7 +30,7 @@ def tokenize(
         typer.Argument(metavar="GGUF", help="A converted file.", show_default=False),
     ],
     text: Annotated[
-        str | None, typer.Argument(metavar="TEXT", help="Phonemes.", show_default=False)
+        str | None, typer.Argument(metavar="TEXT", help="Phonemes or symbols.", show_default=False)
     ] = None,
     file: Annotated[
         Path | None,
@@ -62,18 +62,26 @@ def tokenize(
     from valle_convert.gguf_file.loadable import check_loadable
     from valle_convert.gguf_file.old import is_old, why_wrong
     from valle_convert.gguf_file.read import GgufFile
+    from valle_convert.gguf_file.vallex import open_if_vallex, symbol_tokenizer_json
     from valle_convert.text import unknown_phonemes
     from valle_convert.tokenizer.check import compare
     from valle_convert.tokenizer.compiled import TRUE_IDS_KEY
-    from valle_convert.tokenizer.oracle import LlamaTokenizer, Setting
+    from valle_convert.tokenizer.oracle import HuggingFaceOracle, LlamaTokenizer, Oracle, Setting
     from valle_convert.tokenizer.recorded import recorded_tokenizer
 
-    converted = GgufFile(gguf)
-    if is_old(converted):
-        raise InputError(why_wrong(gguf))
-    source = recorded_tokenizer(converted.keys, gguf, tokenizer)
-    check_loadable(converted)
-    oracle = source.oracle()
+    oracle: Oracle
+    if (vallex := open_if_vallex(gguf)) is not None:
+        if tokenizer is not None:
+            raise InputError("VALL-E X has one table of symbols; leave --tokenizer out.")
+        converted = vallex.ar
+        kind, oracle = "bpe", HuggingFaceOracle(symbol_tokenizer_json())
+    else:
+        converted = GgufFile(gguf)
+        if is_old(converted):
+            raise InputError(why_wrong(gguf))
+        source = recorded_tokenizer(converted.keys, gguf, tokenizer)
+        kind, oracle = source.kind, source.oracle()
+        check_loadable(converted)
     setting = Setting(special, parse_special)
     if setting not in oracle.settings:
         raise InputError(
@@ -91,7 +99,7 @@ def tokenize(
             ids = llama.encode(str(text), add_special=special, parse_special=parse_special)
             (expected,) = oracle.encode_batch([str(text)], setting)
             one = _OneText(str(text), llama.show(ids), ids, [true_ids[i] for i in ids], expected)
-            one.show(source.kind, as_json=json_)
+            one.show(kind, as_json=json_)
             unknown = unknown_phonemes(
                 str(text),
                 lambda part: [

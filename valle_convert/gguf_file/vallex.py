@@ -348,6 +348,15 @@ def is_vallex_part(keys: Mapping[str, Any]) -> bool:
     return keys.get(gguf_keys.FAMILY_KEY) == VALLEX_FAMILY
 
 
+def open_if_vallex(path: Path) -> VallexSet | None:
+    """The set that a file belongs to, as `open_set`; None where it is of no VALL-E X.
+
+    Raises:
+        InputError: it is no GGUF file, or as `open_set`.
+    """
+    return open_set(path) if is_vallex_part(GgufFile(path, allow_part=True).keys) else None
+
+
 def open_set(path: Path) -> VallexSet:
     """Open the set that an AR's file names, with all that llama.cpp relies on checked.
 
