@@ -252,12 +252,19 @@ def _notes_of(tree: Tree) -> tuple[str, ...]:
 
 
 def sha256_of(path: Path, advance: Callable[[int], object] = lambda _n: None) -> str:
-    """The SHA-256 of a file, 64 hexadecimal digits; `advance` gets the size of each chunk."""
+    """The SHA-256 of a file, 64 hexadecimal digits; `advance` gets the size of each chunk.
+
+    Raises:
+        InputError, EnvironmentFault: it cannot be read to its end.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_HASH_CHUNK):
-            digest.update(chunk)
-            advance(len(chunk))
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_HASH_CHUNK):
+                digest.update(chunk)
+                advance(len(chunk))
+    except OSError as error:
+        raise os_fault(f"{path} cannot be read to its end", error) from error
     return digest.hexdigest()
 
 

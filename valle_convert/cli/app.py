@@ -10,6 +10,7 @@ Exit codes: 0 done; 1 a check failed; 2 bad input or usage; 3 the machine cannot
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import sys
 from typing import Any
@@ -25,6 +26,7 @@ from valle_convert.cli import (
     doctor,
     inspect,
     interrupt,
+    lost_data,
     quantize,
     repair,
     speak,
@@ -40,6 +42,7 @@ from valle_convert.errors import (
     EXIT_OK,
     ValleConvertError,
 )
+from valle_convert.files import os_fault
 from valle_convert.threads import wait_politely
 
 _DEFAULT_COMMAND = "convert"
@@ -125,6 +128,7 @@ def run() -> None:
     streams.mend()
     wait_politely()
     interrupt.during_work()
+    lost_data.tell()
     try:
         # A command that ends with `typer.Exit` makes this return its code, Ctrl-C included.
         returned = app(standalone_mode=False, prog_name="valle-convert")
@@ -134,6 +138,13 @@ def run() -> None:
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
+    except OSError as error:
+        # Any read may meet a broken disk, and no code of ours foresees it everywhere.
+        if error.errno not in {errno.EIO, errno.ESTALE, errno.ENXIO}:
+            raise
+        fault = os_fault(f"{error.filename or 'A file'} cannot be read or written", error)
+        console.error(str(fault))
+        code = fault.exit_code
     except _UsageError as error:
         error.show()
         code = EXIT_BAD_INPUT

@@ -1,0 +1,536 @@
+"""What is left when a run is killed, interrupted, or let down by the machine; counted.
+
+    python scripts/faults.py [--kills 60] [--seed 0] [--only convert,imatrix] [--json counts.json]
+
+Every operation writes over files of an earlier run, and into an empty folder. After each fault
+there is the old file or the whole new one, by its bytes; whatever else lies there must be known as
+a temporary file and be gone with the next run; and no child lives on. The table at the end is the
+one of docs/security.md. Disks of memory, broken disks and other users need root; elsewhere those
+faults are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+PROJECT = Path(__file__).parents[1]
+PROGRAM = [sys.executable, "-m", "valle_convert"]
+#: Reads everything, since Python itself may lie in a home of root's, and writes where nobody may.
+_AS_NOBODY = (
+    *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
+    *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search", "--"),
+)
+_ENDED_SECONDS = 10.0
+#: What is left of a fault, for each file: as it was, whole and new, or neither.
+OLD, NEW, MIXED, BROKEN = "old", "new", "mixed", "BROKEN"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One command that writes.
+
+    Attributes:
+        name: of the row.
+        arguments: by the folder of inputs and that of outputs.
+        outputs: the files that it writes.
+        first: the same with other inputs, whose outputs are the old files.
+    """
+
+    name: str
+    arguments: Callable[[Path, Path], list[object]]
+    first: Callable[[Path, Path], list[object]]
+    outputs: tuple[str, ...]
+
+
+def _quantize(source: str) -> Callable[[Path, Path], list[object]]:
+    return lambda given, out: [
+        *(
+            "quantize",
+            given / source,
+            out / "set",
+            "--types",
+            "Q8_0,Q4_0",
+            "--no-measure",
+            "--force",
+        )
+    ]
+
+
+OPERATIONS = (
+    Operation(
+        "convert",
+        lambda given, out: [given / "model.sft", out / "o.gguf", "--verify", "none", "--force"],
+        lambda given, out: [
+            *(given / "model.sft", out / "o.gguf", "--verify", "none", "--outtype", "q8_0")
+        ],
+        ("o.gguf",),
+    ),
+    Operation(
+        "quantize",
+        lambda given, out: [
+            *("quantize", given / "model.gguf", out / "q.gguf", "Q4_K_M", "--no-measure", "--force")
+        ],
+        lambda given, out: [
+            *("quantize", given / "model.gguf", out / "q.gguf", "Q5_K_M", "--no-measure")
+        ],
+        ("q.gguf",),
+    ),
+    Operation(
+        "quantize, a folder",
+        _quantize("model.gguf"),
+        _quantize("sub/model.gguf"),
+        tuple(
+            f"set/{name}"
+            for name in ("model-Q8_0.gguf", "model-Q4_0.gguf", "manifest.json", "SHA256SUMS")
+        ),
+    ),
+    Operation(
+        "imatrix",
+        lambda given, out: [
+            *("imatrix", given / "small.sft", "--out", out / "i.gguf", "--utterances", 2, "--force")
+        ],
+        lambda given, out: [
+            *("imatrix", given / "small.sft", "--out", out / "i.gguf", "--utterances", 1)
+        ],
+        ("i.gguf",),
+    ),
+    Operation(
+        "repair",
+        lambda given, out: [
+            *("repair", given / "wrong.gguf", out / "r.gguf", "--verify", "none", "--force")
+        ],
+        lambda given, out: ["repair", given / "other.gguf", out / "r.gguf", "--verify", "none"],
+        ("r.gguf",),
+    ),
+    Operation(
+        "codec",
+        lambda given, out: ["codec", given / "codec", out / "c.gguf", "--force"],
+        lambda given, out: ["codec", given / "codec", out / "c.gguf", "--outtype", "f32"],
+        ("c.gguf",),
+    ),
+)
+
+
+def run(
+    arguments: Sequence[object], *, before: Sequence[str] = (), **options: object
+) -> subprocess.CompletedProcess[str]:
+    """The program to its end; `before` stands in front of its name."""
+    return subprocess.run(  # type: ignore[call-overload, no-any-return]
+        [*before, *PROGRAM, *map(str, arguments)],
+        check=False,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        cwd=PROJECT,
+        **options,
+    )
+
+
+def prepare(folder: Path) -> None:
+    """The inputs of all operations."""
+    from old_files import make_old
+
+    shutil.copy(PROJECT / "miniature" / "miniature.sft", folder / "model.sft")
+    shutil.copy(PROJECT / "fixtures/golden/ar-nar-len/fp32.sft", folder / "small.sft")
+    shutil.copytree(PROJECT / "fixtures/golden/encodec-small/hf", folder / "codec")
+    for name, kind in (("wrong.gguf", "F16"), ("other.gguf", "F32")):
+        make_old(folder / "small.sft", folder / name, kind)
+    (folder / "sub").mkdir()
+    for name, kind in (("model.gguf", "f16"), ("sub/model.gguf", "f32")):
+        made = run([folder / "model.sft", folder / name, "--verify", "none", "--outtype", kind])
+        made.check_returncode()
+
+
+def digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Of the files that are there."""
+    return {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in names
+        if (folder / name).exists()
+    }
+
+
+class Stage:
+    """An operation whose old and new outputs are known.
+
+    Attributes:
+        seconds: of a run that nothing happens to.
+        n_bytes: of the largest output.
+    """
+
+    def __init__(self, operation: Operation, given: Path, folder: Path) -> None:
+        self.operation = operation
+        self.given = given
+        made = []
+        for which in (operation.first, operation.arguments, operation.arguments):
+            out = Path(tempfile.mkdtemp(dir=folder))
+            started = time.monotonic()
+            done = run(which(given, out))
+            self.seconds = time.monotonic() - started
+            if done.returncode:
+                raise RuntimeError(f"{operation.name} fails by itself: {done.stderr}")
+            made.append(out)
+        self.old_folder = made[0]
+        self._old, self._new, again = (digests(one, operation.outputs) for one in made)
+        if self._new != again or set(self._new) != set(operation.outputs):
+            raise RuntimeError(f"{operation.name} writes other bytes each time: nothing to compare")
+        if any(self._old[name] == self._new[name] for name in self._new):
+            raise RuntimeError(f"{operation.name}: the old files are the new ones")
+        self.n_bytes = max((made[1] / name).stat().st_size for name in operation.outputs)
+
+    @contextmanager
+    def folder(self, parent: Path | None = None, *, with_old: bool) -> Iterator[Path]:
+        """A folder of outputs, empty or with the old ones."""
+        with tempfile.TemporaryDirectory(dir=parent) as name:
+            out = Path(name)
+            if with_old:
+                for path in self.old_folder.rglob("*"):
+                    target = out / path.relative_to(self.old_folder)
+                    if path.is_dir():
+                        target.mkdir()
+                    else:
+                        target.write_bytes(path.read_bytes())
+            yield out
+
+    def arguments(self, out: Path) -> list[str]:
+        """The command line."""
+        return [*PROGRAM, *map(str, self.operation.arguments(self.given, out))]
+
+    def judge(self, out: Path, *, with_old: bool) -> tuple[str, int]:
+        """What is left: old, new, mixed (of several files, each whole), or BROKEN; and how many
+        temporary files the next run has to remove.
+        """
+        from valle_convert.files import remove_stale
+
+        names = self.operation.outputs
+        left = set(_files(out))
+        for folder in {out, *(path.parent for path in (out / name for name in names))}:
+            remove_stale(folder)
+        strangers = set(_files(out)) - set(names)
+        found = digests(out, names)
+        states = set()
+        for name in names:
+            if found.get(name) == self._new[name]:
+                states.add(NEW)
+            elif found.get(name) == (self._old[name] if with_old else None):
+                states.add(OLD)
+            else:
+                states.add(MIXED if self._is_between(out / name) else BROKEN)
+        verdict = states.pop() if len(states) == 1 else BROKEN if BROKEN in states else MIXED
+        return (BROKEN if strangers else verdict), len(left - set(_files(out)))
+
+    def _is_between(self, path: Path) -> bool:
+        """Whether it is a list of files, whole, of the time when some of them were new."""
+        from valle_convert.quantize.manifest import MANIFEST, SUMS, read_manifest
+
+        known = {*self._old.values(), *self._new.values()}
+        if path.name == MANIFEST and path.exists():
+            return {one.sha256 for one in read_manifest(path)} <= known
+        if path.name == SUMS and path.exists():
+            return {line.split("  ")[0] for line in path.read_text().splitlines()} <= known
+        return False
+
+
+def _files(folder: Path) -> list[str]:
+    return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+
+
+def _children_are_gone(session: int) -> bool:
+    """Whether all processes of a session end within a few seconds."""
+    end = time.monotonic() + _ENDED_SECONDS
+    while time.monotonic() < end:
+        if not list(_living(session)):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _living(session: int) -> Iterator[int]:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                state, _, _, of = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+                if int(of) == session and state != "Z":
+                    yield int(entry.name)
+
+
+# ------------------------------------------------------------------------------- the faults
+
+
+def signals(stage: Stage, sent: Sequence[signal.Signals], n: int, rng: Random) -> Counter[str]:
+    """Send signals to a run at a random moment; the last of several closely behind the first."""
+    counts: Counter[str] = Counter()
+    for i in range(n):
+        with_old = bool(i % 2)
+        with stage.folder(with_old=with_old) as out:
+            process = subprocess.Popen(
+                stage.arguments(out),
+                cwd=PROJECT,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+            with suppress(subprocess.TimeoutExpired):
+                # Half of them near the end, where files get their names.
+                begin = 0.6 * stage.seconds if i % 4 > 1 else 0.0
+                process.wait(rng.uniform(begin, 1.05 * stage.seconds))
+            for one in sent:
+                process.send_signal(one)
+                time.sleep(0.02 if len(sent) > 1 else 0)
+            _, err = process.communicate()
+            if not _children_are_gone(process.pid):
+                counts["child left"] += 1
+            verdict, temporary = stage.judge(out, with_old=with_old)
+            counts[verdict] += 1
+            counts["temporaries"] += temporary
+            counts["tracebacks"] += b"Traceback" in err
+            counts[f"exit {process.returncode}"] += 1
+    return counts
+
+
+def fails(
+    stage: Stage, out: Path, *, with_old: bool, given: Path | None = None, **options: object
+) -> Counter[str]:
+    """Run to the end under some fault, and look."""
+    done = run(stage.operation.arguments(given or stage.given, out), **options)
+    verdict, temporary = stage.judge(out, with_old=with_old)
+    return Counter(
+        {
+            verdict: 1,
+            "temporaries": temporary,
+            "tracebacks": int("Traceback" in done.stderr),
+            f"exit {done.returncode}": 1,
+        }
+    )
+
+
+def full_disk(stage: Stage, n: int, rng: Random, disk: Path) -> Counter[str]:
+    """A disk of memory that is full after a part of the output."""
+    counts: Counter[str] = Counter()
+    for i in range(n):
+        with_old = bool(i % 2)
+        room = int(rng.uniform(0.02, 0.95) * stage.n_bytes)
+        old = sum(path.stat().st_size + 8192 for path in stage.old_folder.rglob("*"))
+        with mounted("tmpfs", disk, size=room + with_old * old + 65_536):  # noqa: SIM117
+            with stage.folder(disk, with_old=with_old) as out:
+                counts += fails(stage, out, with_old=with_old)
+    return counts
+
+
+def file_limit(stage: Stage, n: int, rng: Random) -> Counter[str]:
+    """No file may be larger than a part of the output, as with a quota."""
+    counts: Counter[str] = Counter()
+    for i in range(n):
+        limit = int(rng.uniform(0.02, 0.95) * stage.n_bytes)
+
+        def set_limit(limit: int = limit) -> None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+        with_old = bool(i % 2)
+        with stage.folder(with_old=with_old) as out:
+            counts += fails(stage, out, with_old=with_old, preexec_fn=set_limit)
+    return counts
+
+
+def read_only(stage: Stage) -> Counter[str]:
+    """A folder of root's, and a run of nobody's."""
+    counts: Counter[str] = Counter()
+    for with_old in (False, True):
+        with stage.folder(with_old=with_old) as out:
+            for path in (out, *out.rglob("*")):
+                path.chmod(0o755 if path.is_dir() else 0o644)
+            counts += fails(stage, out, with_old=with_old, before=_AS_NOBODY)
+    return counts
+
+
+def at_once(stage: Stage, n: int) -> Counter[str]:
+    """Two runs into the same outputs at the same time."""
+    counts: Counter[str] = Counter()
+    for i in range(n):
+        with stage.folder(with_old=bool(i % 2)) as out:
+            both = [
+                subprocess.Popen(
+                    stage.arguments(out),
+                    cwd=PROJECT,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                )
+                for _ in range(2)
+            ]
+            errors = [one.communicate()[1] for one in both]
+            verdict, temporary = stage.judge(out, with_old=bool(i % 2))
+            counts[verdict] += 1
+            counts["temporaries"] += temporary
+            counts["tracebacks"] += sum(b"Traceback" in err for err in errors)
+            for one in both:
+                counts[f"exit {one.returncode}"] += 1
+    return counts
+
+
+def bad_disk(stage: Stage, n: int, rng: Random, mount: Path) -> Counter[str]:
+    """Inputs on a disk that gives errors from some place of each large file on."""
+    counts: Counter[str] = Counter()
+    for i in range(n):
+        with_old = bool(i % 2)
+        with (
+            failing(stage.given, mount, rng.uniform(0.05, 0.95)),
+            stage.folder(with_old=with_old) as out,
+        ):
+            counts += fails(stage, out, with_old=with_old, given=mount)
+    return counts
+
+
+def cut_off(stage: Stage, n: int, rng: Random, folder: Path) -> Counter[str]:
+    """Inputs that another program cuts off while they are read."""
+    counts: Counter[str] = Counter()
+    for i in range(n):
+        with_old = bool(i % 2)
+        copy = folder / "copy"
+        shutil.copytree(stage.given, copy)
+        largest = max((path for path in copy.rglob("*") if path.is_file()), key=_size)
+        with stage.folder(with_old=with_old) as out:
+            process = subprocess.Popen(
+                [*PROGRAM, *map(str, stage.operation.arguments(copy, out))],
+                cwd=PROJECT,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(rng.uniform(0, stage.seconds))
+            for path in {largest, *(one for one in copy.rglob("*") if _size(one) > 1 << 20)}:
+                os.truncate(path, int(rng.uniform(0, 0.9) * _size(path)))
+            _, err = process.communicate()
+            verdict, temporary = stage.judge(out, with_old=with_old)
+        shutil.rmtree(copy)
+        counts[verdict] += 1
+        counts["temporaries"] += temporary
+        counts["tracebacks"] += b"Traceback" in err
+        counts[f"exit {process.returncode}"] += 1
+    return counts
+
+
+# --------------------------------------------------------------------------------- machines
+
+
+def _as_root(*arguments: object) -> None:
+    subprocess.run([*map(str, arguments)], check=True, capture_output=True)
+
+
+@contextmanager
+def mounted(kind: str, folder: Path, *, size: int) -> Iterator[None]:
+    """A disk of memory."""
+    folder.mkdir(exist_ok=True)
+    _as_root("mount", "-t", kind, "-o", f"size={size}", kind, folder)
+    try:
+        yield
+    finally:
+        _as_root("umount", folder)
+
+
+@contextmanager
+def failing(folder: Path, mount: Path, part: float) -> Iterator[None]:
+    """A folder, seen through `failing_disk.py`."""
+    mount.mkdir(exist_ok=True)
+    server = Path(__file__).with_name("failing_disk.py")
+    command = [sys.executable, server, folder, mount, part]
+    with subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None  # noqa: S101 - for the type checker
+        if process.stdout.readline() != b"mounted\n":
+            raise RuntimeError("FUSE cannot be had here")
+        try:
+            yield
+        finally:
+            _as_root("umount", mount)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+# ------------------------------------------------------------------------------------ table
+
+
+def table(rows: Mapping[tuple[str, str], Counter[str]]) -> Iterator[str]:
+    """Markdown: one row for each fault and operation."""
+    yield (
+        "| fault | operation | runs | old files kept | whole new ones | some of each, all whole | "
+        "anything else | temporaries left, and removed | tracebacks | children left | exit codes |"
+    )
+    yield "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|---|"
+    for (fault, operation), counts in rows.items():
+        runs = sum(counts[one] for one in (OLD, NEW, MIXED, BROKEN))
+        codes = {key.removeprefix("exit "): n for key, n in counts.items() if key[:5] == "exit "}
+        told = ", ".join(f"{code}: {n}" for code, n in sorted(codes.items()))
+        columns = (OLD, NEW, MIXED, BROKEN, "temporaries", "tracebacks", "child left")
+        cells = " | ".join(str(counts[one]) for one in columns)
+        yield f"| {fault} | {operation} | {runs} | {cells} | {told} |"
+
+
+def faults_of(
+    stage: Stage, kills: int, rng: Random, folder: Path
+) -> Iterator[tuple[str, Counter[str]]]:
+    """All faults of one operation; a few of each that is not `kill -9`."""
+    few = max(2, kills // 10)
+    yield "`kill -9`", signals(stage, [signal.SIGKILL], kills, rng)
+    yield "SIGTERM", signals(stage, [signal.SIGTERM], few, rng)
+    yield "Ctrl-C twice", signals(stage, [signal.SIGINT, signal.SIGINT], few, rng)
+    yield "two runs at once", at_once(stage, few)
+    yield "largest file (RLIMIT_FSIZE)", file_limit(stage, few, rng)
+    if os.geteuid() == 0:
+        yield "full disk (tmpfs)", full_disk(stage, few, rng, folder / "disk")
+        yield "folder of another user", read_only(stage)
+        yield "read errors (FUSE)", bad_disk(stage, few, rng, folder / "failing")
+    yield "inputs cut off while read", cut_off(stage, few, rng, folder)
+
+
+def main() -> int:
+    """Run; 1 where anything but an old or a new file was left."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kills", type=int, default=60, help="for each operation")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", help="operations, with commas between")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    sys.path[:0] = [str(PROJECT), str(PROJECT / "fixtures"), str(PROJECT / "tests" / "verify")]
+    rows: dict[tuple[str, str], Counter[str]] = {}
+    only = given.only.split(",") if given.only else [one.name for one in OPERATIONS]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # nobody reads the inputs
+        inputs = folder / "given"
+        inputs.mkdir()
+        prepare(inputs)
+        for operation in OPERATIONS:
+            if operation.name not in only:
+                continue
+            stage = Stage(operation, inputs, folder)
+            for fault, counts in faults_of(stage, given.kills, Random(given.seed), folder):
+                rows[fault, operation.name] = counts
+                print(fault, "|", operation.name, "|", dict(counts), file=sys.stderr, flush=True)
+    print("\n".join(table(rows)))
+    if given.json:
+        said = [{"fault": one[0], "operation": one[1], **n} for one, n in rows.items()]
+        given.json.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+    bad = sum(counts[BROKEN] + counts["child left"] for counts in rows.values())
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

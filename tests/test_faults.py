@@ -1,0 +1,96 @@
+"""A small run of scripts/faults.py: what is left is the old file or the whole new one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+from support import PROJECT
+
+sys.path[:0] = [str(PROJECT / "tests" / "verify")]  # old_files, which makes what is repaired
+
+from scripts import faults  # noqa: E402
+from scripts.faults import BROKEN, NEW, OLD, OPERATIONS, Stage, faults_of, prepare, table  # noqa: E402
+
+ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    # Another user has to come by, and pytest's own folders let nobody in.
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        given = folder / "given"
+        given.mkdir()
+        prepare(given)
+        yield Stage(OPERATIONS[0], given, folder)
+
+
+def test_whatever_happens_the_old_file_or_the_whole_new_one_is_left(
+    stage: Stage, tmp_path: Path
+) -> None:
+    rows: dict[tuple[str, str], Counter[str]] = {}
+    for fault, counts in faults_of(stage, 8, Random(0), tmp_path):  # noqa: S311
+        assert counts[BROKEN] == counts["child left"] == counts["tracebacks"] == 0, (fault, counts)
+        assert counts[OLD] + counts[NEW] >= 2, (fault, counts)
+        rows[fault, "convert"] = counts
+    assert rows["`kill -9`", "convert"]["exit -9"] > 0
+    assert rows["SIGTERM", "convert"]["exit 130"] > 0
+    assert rows["largest file (RLIMIT_FSIZE)", "convert"] == {OLD: 2, "exit 3": 2}
+    if os.geteuid() == 0:
+        for fault in ("full disk (tmpfs)", "folder of another user", "read errors (FUSE)"):
+            assert rows[fault, "convert"] == {OLD: 2, "exit 3": 2}, fault
+    lines = list(table(rows))
+    assert len({line.count("|") for line in lines}) == 1
+    assert len(lines) == 2 + len(rows)
+
+
+def test_a_half_file_and_a_strange_one_are_noticed(stage: Stage) -> None:
+    with stage.folder(with_old=True) as out:
+        assert stage.judge(out, with_old=True) == (OLD, 0)
+        (out / ".valle-convert-0123456789abcdef.partial").write_bytes(b"half")
+        assert stage.judge(out, with_old=True) == (OLD, 1)
+        target = out / "o.gguf"
+        target.write_bytes(target.read_bytes()[:-1])
+        assert stage.judge(out, with_old=True) == (BROKEN, 0)
+    with stage.folder(with_old=False) as out:
+        assert stage.judge(out, with_old=False) == (OLD, 0)
+        (out / "stranger").touch()
+        assert stage.judge(out, with_old=False) == (BROKEN, 0)
+
+
+@ROOT_ONLY
+@pytest.mark.parametrize("command", ["inspect", "codec"])
+def test_a_disk_that_fails_is_told_in_a_sentence(
+    stage: Stage, tmp_path: Path, command: str
+) -> None:
+    arguments = {
+        "inspect": ["{}/model.gguf", tmp_path / "o.gguf", "--verify", "none"],
+        "codec": ["codec", "{}/codec", tmp_path / "c.gguf"],
+    }[command]
+    with faults.failing(stage.given, tmp_path / "disk", 0.3):
+        words = [str(one).format(tmp_path / "disk") for one in arguments]
+        done = faults.run(words)
+    assert done.returncode in (2, 3)
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_what_is_mapped_and_then_cut_off_ends_in_a_sentence(tmp_path: Path) -> None:
+    code = (
+        "import mmap, os, sys\nfrom valle_convert.cli import lost_data\nlost_data.tell()\n"
+        "file = open(sys.argv[1], 'r+b'); data = mmap.mmap(file.fileno(), 0)\n"
+        "os.ftruncate(file.fileno(), 0); data[70_000]"
+    )
+    (tmp_path / "x").write_bytes(bytes(100_000))
+    run = [sys.executable, "-c", code, str(tmp_path / "x")]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=PROJECT, check=False)
+    assert done.returncode == 3, done
+    assert done.stderr.startswith("error: A file that is being read became unreadable")
