@@ -159,6 +159,19 @@ def imatrix() -> bytes:
     return encode_imatrix(ImatrixFile(entries, ("words",), 2, 8))
 
 
+@cache
+def _folder() -> Any:  # noqa: ANN401 - a TemporaryDirectory, which goes with this process
+    return tempfile.TemporaryDirectory()
+
+
+@cache
+def converted_path() -> Path:
+    """The same as a file, for llama.cpp; made before there are workers."""
+    path = Path(_folder().name) / "model.gguf"
+    path.write_bytes(converted())
+    return path
+
+
 # -------------------------------------------------------------------------------- codecs
 
 
@@ -376,5 +389,6 @@ def warm() -> None:
     from valle_convert.llama.library import load_library
 
     load_library()
+    converted_path()
     torch.set_num_threads(1)
     _ = (gguf, safetensors, sentencepiece, soundfile, soxr, tokenizers, yaml, valle_convert)

@@ -23,6 +23,7 @@ import numpy as np
 
 from fuzz import formats, oracles, seeds
 from fuzz.mutate import (
+    NUMBERS,
     TEXTS,
     damage_bytes,
     damage_fields,
@@ -162,6 +163,111 @@ def _read_vocabulary(folder: Path) -> None:
     with LlamaTokenizer(path) as llama:
         for text in ("", "h\u0259l\u02c8o\u028a <mask> \U0001f600", "</eos><unk>"):
             llama.encode(text, add_special=True, parse_special=True)
+
+
+def _make_text(rng: Random) -> Files:
+    """A text of any bytes, and ids, of which some are none."""
+    parts = [
+        "h\u0259l\u02c8o\u028a",
+        "<mask>",
+        "</eos>",
+        "<unk>",
+        " ",
+        "\u0301",
+        "\U0001f600",
+        "\0",
+    ]
+    text = "".join(rng.choice((*parts, *TEXTS)) for _ in range(rng.randrange(20)))
+    data = text.encode("utf-8", "surrogatepass")
+    if rng.randrange(2):
+        data = damage_bytes(rng, data)
+    if rng.randrange(500) == 0:
+        data = (data or b"'") * (100_000 // max(1, len(data)))
+    ids = [rng.choice((rng.randrange(-2, 1000), rng.choice(NUMBERS))) for _ in range(8)]
+    return {"text": data, "ids": json.dumps(ids).encode()}
+
+
+def _read_text(folder: Path) -> None:
+    llama = _tokenizer_of_llama()
+    # What is no UTF-8 comes as half surrogates, as from a command line.
+    text = (folder / "text").read_bytes().decode("utf-8", "surrogateescape")
+    for flag in (False, True):
+        ids = llama.encode(text, add_special=flag, parse_special=flag)
+        llama.show(ids)
+        llama.decode(ids, special=flag)
+    llama.decode(json.loads((folder / "ids").read_bytes()))
+
+
+@cache
+def _tokenizer_of_llama() -> Any:  # noqa: ANN401 - a LlamaTokenizer
+    from valle_convert.tokenizer.oracle import LlamaTokenizer
+
+    return LlamaTokenizer(seeds.converted_path())
+
+
+_RIGHT_CALL = {
+    "n": 2,
+    "width": 8,
+    "value": 0.5,
+    "positions": [0, 1],
+    "causal": True,
+    "outputs": None,
+    "sequence": 0,
+}
+
+
+def _make_calls(rng: Random) -> Files:
+    """Calls of the session: shapes, positions, outputs, sequences, some of which cannot be."""
+    calls = []
+    for _ in range(rng.randrange(1, 4)):
+        n = rng.choice((0, 1, 2, 3, 5, 17))
+        first = rng.randrange(1, n + 1) if n else 0
+        positions = [*range(first), *range(n - first)]
+        if rng.randrange(3) == 0:
+            positions = [rng.choice((0, 1, 2, -1, 7, *NUMBERS[-12:])) for _ in range(n)]
+        calls.append(
+            {
+                "n": n if rng.randrange(5) else n + 1,
+                "width": rng.choice((8, 8, 8, 8, 7, 0)),
+                "value": rng.choice((0.5, 0.5, 0.5, 1e30, "nan", "inf")),
+                "positions": positions,
+                "causal": bool(rng.randrange(2)),
+                "outputs": rng.choice((None, None, [0], [-1], [n], [0, 0], [1 << 40], [])),
+                "sequence": rng.choice((0, 0, 0, 1, 2, -1, 1 << 40)),
+            }
+        )
+    return {"calls": json.dumps(calls).encode()}
+
+
+def _read_calls(folder: Path) -> None:
+    from valle_convert.errors import InputError
+
+    session = _session()
+    try:
+        for call in json.loads((folder / "calls").read_bytes()):
+            embeddings = np.full((call["n"], call["width"]), float(call["value"]), np.float32)
+            session.step(
+                embeddings,
+                np.array(call["positions"]),
+                causal=call["causal"],
+                outputs=call["outputs"],
+                sequence=call["sequence"],
+            )
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    finally:
+        session.reset()
+
+
+@cache
+def _session() -> Any:  # noqa: ANN401 - a Session
+    from valle_convert.gguf_file.read import GgufFile
+    from valle_convert.llama.session import Session
+    from valle_convert.network.converted import read_probe_rows
+
+    path = seeds.converted_path()
+    rows = read_probe_rows(GgufFile(path))
+    return Session(path, n_ctx=32, n_seq=2, n_threads=1, probe_rows=rows)
 
 
 def _make_imatrix(rng: Random) -> Files:
@@ -824,6 +930,18 @@ TARGETS: Mapping[str, Target] = {
         Target("gguf", _make_gguf, _read_gguf, _one("x.gguf", seeds.gguf_file), 2.0),
         Target("model", _make_model, _read_model, _one("x.gguf", seeds.converted), 2.0),
         Target("vocabulary", _make_model, _read_vocabulary, _one("x.gguf", seeds.converted), 2.0),
+        Target(
+            "text",
+            _make_text,
+            _read_text,
+            lambda: [{"text": "h\u0259l\u02c8o\u028a".encode(), "ids": b"[1, 2]"}],
+        ),
+        Target(
+            "session",
+            _make_calls,
+            _read_calls,
+            lambda: [{"calls": json.dumps([_RIGHT_CALL]).encode()}],
+        ),
         Target("imatrix", _make_imatrix, _read_imatrix, _one("x.gguf", seeds.imatrix)),
         Target("state", _make_state, _read_state, list),
         Target(

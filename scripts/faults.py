@@ -327,7 +327,7 @@ def full_disk(stage: Stage, n: int, rng: Random, disk: Path) -> Counter[str]:
         with_old = bool(i % 2)
         room = int(rng.uniform(0.02, 0.95) * stage.n_bytes)
         old = sum(path.stat().st_size + 8192 for path in stage.old_folder.rglob("*"))
-        with mounted("tmpfs", disk, size=room + with_old * old + 65_536):  # noqa: SIM117
+        with mounted("tmpfs", disk, size=room + with_old * old + 12_288):  # noqa: SIM117
             with stage.folder(disk, with_old=with_old) as out:
                 counts += fails(stage, out, with_old=with_old)
     return counts
@@ -487,7 +487,7 @@ def faults_of(
     stage: Stage, kills: int, rng: Random, folder: Path
 ) -> Iterator[tuple[str, Counter[str]]]:
     """All faults of one operation; a few of each that is not `kill -9`."""
-    few = max(2, kills // 10)
+    few = max(2, kills // 20)
     yield "`kill -9`", signals(stage, [signal.SIGKILL], kills, rng)
     yield "SIGTERM", signals(stage, [signal.SIGTERM], few, rng)
     yield "Ctrl-C twice", signals(stage, [signal.SIGINT, signal.SIGINT], few, rng)

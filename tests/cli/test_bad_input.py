@@ -372,6 +372,11 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
         with_config(x__unified_position_ids="no"),
         "unified_position_ids is 'no'",
     ),
+    "a context of nothing": (
+        "a.sft",
+        with_config(x__max_position_embeddings=0),
+        "max_position_embeddings is 0, where a length is expected",
+    ),
     "unknown capabilities": ("a.sft", with_config(capabilities=["sing"]), "capabilities is"),
     "heads that do not divide": (
         "a.sft",

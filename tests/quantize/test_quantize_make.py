@@ -194,6 +194,18 @@ def test_a_program_that_makes_something_else_than_it_planned_is_caught(
     assert not (tmp_path / "out.gguf").exists()
 
 
+@pytest.mark.parametrize("n_bytes", [0, 100, 100_000])
+def test_a_damaged_file_of_the_program_is_the_machines_fault(
+    program: Quantizer, source_256: Source, tmp_path: Path, n_bytes: int
+) -> None:
+    plan = plan_file(program, source_256, FILE_TYPES["Q8_0"], OPTIONS)
+    real = f'"{program.command[0]}" "$1" "$2" Q8_0 1 && truncate -s {n_bytes} "$2"'
+    tool = script(tmp_path / "forgetful", real)
+    with pytest.raises(EnvironmentFault, match="ended without an error, and yet: what llama-q"):
+        make_file(tool, plan, tmp_path / "out.gguf")
+    assert not (tmp_path / "out.gguf").exists()
+
+
 def test_a_log_in_other_words_is_no_prediction_and_the_file_is_made_all_the_same(
     program: Quantizer, source_256: Source, tmp_path: Path
 ) -> None:

@@ -191,8 +191,10 @@ def _read_switches(checkpoint: Checkpoint) -> _Switches:
         sum_response=sums in (True, "resp"),
         unified=flag("unified_position_ids"),
         noncausal=flag("noncausal_masks"),
-        context=count(experimental, "max_position_embeddings", 0) or _DEFAULT_CONTEXT,
+        context=count(experimental, "max_position_embeddings", _DEFAULT_CONTEXT),
     )
+    if not switches.context:
+        faults.append("experimental.max_position_embeddings is 0, where a length is expected")
     if heads < 1 or dim < 1 or dim % heads or (dim // heads) % 2:
         faults.append(
             f"{heads} heads do not divide the width {dim} into an even number of elements"

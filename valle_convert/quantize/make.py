@@ -104,7 +104,15 @@ def make_file(
         work, work_path = (scratch or own).new()
         with work:
             log = _run(quantizer, plan, work_path, progress, keep_log)
-            header = GgufFile(Path(f"what {quantizer.kind} wrote"), work)
+            try:
+                header = GgufFile(Path(f"what {quantizer.kind} wrote"), work)
+            except InputError as error:
+                # Of the tool's making, and not of the user's.
+                raise EnvironmentFault(
+                    f"{quantizer.kind} ended without an error, and yet: {error} The tool at "
+                    f"{' '.join(quantizer.command)} does not work here; build it again (make "
+                    "llama-tools), or take another with --llama-quantize."
+                ) from error
             if plan.tensors is not None:
                 _check_types(quantizer, plan.tensors, header)
             new_header = header.changed(
