@@ -2,8 +2,8 @@
 
 A worker makes input after input, reads it and looks around: whatever is raised that is no refusal,
 a file that was not there before, a file touched elsewhere, a program started, memory beyond the
-limit, more than ten seconds of the processor, and its own death are findings. The parent knows by a counter in
-shared memory which input a worker was at when it died or hung, and goes on behind it.
+limit, more than ten seconds of the processor, and its own death are findings. The parent knows by a
+counter in shared memory which input a worker was at when it died or hung, and goes on behind it.
 """
 
 from __future__ import annotations
