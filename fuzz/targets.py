@@ -576,13 +576,14 @@ def _make_lora(rng: Random) -> Files:
 
 
 def _read_lora(folder: Path) -> None:
+    from valle_convert.checkpoint.lora import LoraFile
     from valle_convert.checkpoint.read import read_checkpoint
 
     (lora,) = folder.iterdir()
     path = folder / "base.sft"
     path.write_bytes(seeds.checkpoint())
     try:
-        tensors = read_checkpoint(path, lora=lora).tensors
+        tensors = read_checkpoint(path, lora=[LoraFile(lora)]).tensors
         for name in tensors.specs:
             if "attn" in name:
                 tensors.read(name)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint import read_checkpoint as _read_checkpoint
+from valle_convert.checkpoint.lora import lora_files
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.metadata import GeneralMetadata
 from valle_convert.gguf_file.plan import GgufPlan, plan_gguf
@@ -22,6 +23,7 @@ from valle_convert.progress import Progress, silent
 from valle_convert.tokenizer.compile import DEFAULT_PRE
 
 if TYPE_CHECKING:
+    from valle_convert.gguf_file.adapter import Adapter
     from valle_convert.gguf_file.vallex import SetPlan
     from valle_convert.network.converted import GgufNetwork
     from valle_convert.network.vallex_converted import VallexGguf
@@ -35,17 +37,21 @@ def read_checkpoint(
     path: PathLike,
     *,
     config: PathLike | None = None,
-    lora: PathLike | None = None,
+    lora: PathLike | Sequence[PathLike] = (),
     lora_alpha: float | None = None,
+    lora_scale: float = 1.0,
     revision: str | None = None,
     progress: Progress = silent,
 ) -> Checkpoint:
-    """Open a checkpoint without reading its weights; see `checkpoint.read_checkpoint`."""
+    """Open a checkpoint without reading its weights; see `checkpoint.read_checkpoint`.
+
+    LoRAs in `lora` are merged, each as `FILE` or `FILE@SCALE`; `lora_scale` scales all of them.
+    """
     try:
         return _read_checkpoint(
             Path(path),
             config=None if config is None else Path(config),
-            lora=None if lora is None else Path(lora),
+            lora=lora_files(lora, lora_scale),
             lora_alpha=lora_alpha,
             revision=revision,
             progress=progress,
@@ -134,6 +140,50 @@ def write_gguf(
     from valle_convert.gguf_file.write import write_plan
 
     return write_plan(plan, Path(target), force=force, progress=progress)
+
+
+def write_lora(
+    base: PathLike,
+    lora: PathLike,
+    target: PathLike,
+    *,
+    out_type: str = "f32",
+    config: PathLike | None = None,
+    lora_alpha: float | None = None,
+    lora_scale: float = 1.0,
+    force: bool = False,
+) -> Adapter:
+    """Write a LoRA as a GGUF adapter of a converted file, and read it back.
+
+    Args:
+        base: the converted file, quantized or not, or its checkpoint.
+        lora: the adapter's file, or a checkpoint that holds one.
+        target: the file to write.
+        out_type: "f32" or "f16".
+        config: of the checkpoint, where `base` is one without.
+        lora_alpha: where the adapter does not say it.
+        lora_scale: by what it is multiplied.
+        force: whether an existing file may be replaced.
+
+    Raises:
+        InputError: the adapter is of another model, or the target must not be written.
+        UnsupportedModelError: it changes tables or heads, which llama.cpp cannot.
+        EnvironmentFault: the disk is full, or the folder is not writable.
+    """
+    from valle_convert.checkpoint.read import open_lora
+    from valle_convert.gguf_file.adapter import AdapterBase, read_adapter, write_adapter
+    from valle_convert.gguf_file.read import GgufFile, is_gguf
+
+    base, lora, target = Path(base), Path(lora), Path(target)
+    if is_gguf(base):
+        fits = AdapterBase.of_gguf(GgufFile(base))
+    else:
+        fits = AdapterBase.of_checkpoint(read_checkpoint(base, config=config))
+    (given,) = lora_files([lora], lora_scale)
+    pairs = open_lora(given, fits.specs, alpha=lora_alpha, kept_apart=True)
+    inputs = [base, given.path]
+    write_adapter(fits, pairs, given.path, target, out_type=out_type, force=force, inputs=inputs)
+    return read_adapter(GgufFile(target), fits)
 
 
 def verify_gguf(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from valle_convert.checkpoint import Checkpoint, read_checkpoint
 from valle_convert.checkpoint.hub import is_on_hub
+from valle_convert.checkpoint.lora import LoraFile
 from valle_convert.encodec.cpp_file import (
     F32_WARNING,
     is_cpp_codec,
@@ -93,7 +94,7 @@ def inspect_file(
     path: Path,
     *,
     config: Path | None = None,
-    lora: Path | None = None,
+    lora: Sequence[LoraFile] = (),
     lora_alpha: float | None = None,
     revision: str | None = None,
     progress: Progress = silent,
@@ -126,7 +127,7 @@ def inspect_file(
 def _inspect_on_hub(
     path: Path,
     config: Path | None,
-    lora: Path | None,
+    lora: Sequence[LoraFile],
     lora_alpha: float | None,
     revision: str | None,
     progress: Progress,

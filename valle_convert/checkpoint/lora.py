@@ -1,19 +1,21 @@
-"""A low-rank adapter, merged into the weights as they are read.
+"""Low-rank adapters, merged into the weights as they are read, or kept apart.
 
-For a linear `X` the adapter holds `X.lora_A` (r, in) and `X.lora_B` (out, r), and the
-merged weight is `W' = W + (alpha / rank) * B A`, computed in float32 and rounded to the
-type of W. Adapters trained by torch's parametrizations name the same three tensors
-`X.parametrizations.weight.original` and `X.parametrizations.weight.0.lora_A/B`.
+For a linear `X` an adapter holds `X.lora_A` (r, in) and `X.lora_B` (out, r), and the merged weight
+is `W' = W + scale (alpha / rank) B A`, computed in float32 and rounded to the type of W; scale is
+the user's, 1 unless given. Adapters trained by torch's parametrizations name the same three tensors
+`X.parametrizations.weight.original` and `X.parametrizations.weight.0.lora_A/B`. Of an embedding
+table the two are the other way round: (rows, r) and (r, width).
 
-`MergedTensors` is itself a `TensorSource`: nothing downstream knows that there was an
-adapter.
+`LoraPairs` are the pairs of one adapter, checked against a model. `MergedTensors` is itself a
+`TensorSource`: nothing downstream knows that there was an adapter.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -63,31 +65,189 @@ class LoraScale:
             where=where,
         )
 
+    def with_alpha(self, alpha: float | None) -> LoraScale:
+        """The same with another alpha, where one is given."""
+        return self if alpha is None else replace(self, alpha=alpha)
+
 
 @dataclass(frozen=True)
-class _Adapter:
-    down: str  # lora_A
-    up: str  # lora_B
-    scale: float  # alpha / rank
+class LoraFile:
+    """An adapter that the user gives, and by what its update is multiplied."""
+
+    path: Path
+    factor: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str, factor: float = 1.0) -> LoraFile:
+        """`FILE` or `FILE@SCALE`; a file whose own name ends so is that file.
+
+        Raises:
+            InputError: the scale is no finite number.
+        """
+        name, at, number = text.rpartition("@")
+        if not at or Path(text).exists():
+            return cls(Path(text), factor)
+        try:
+            scale = float(number)
+        except ValueError:
+            return cls(Path(text), factor)
+        if not math.isfinite(scale):
+            raise InputError(f"--lora {text}: the scale is {number}, and must be finite.")
+        return cls(Path(name), factor * scale)
 
 
-class MergedTensors:
-    """The tensors of `base` with the adapter's update added; the adapter's own names are gone.
+def lora_files(
+    given: str | Path | Sequence[str | Path] | None, factor: float = 1.0
+) -> tuple[LoraFile, ...]:
+    """The adapters that a user gives, each as `FILE` or `FILE@SCALE`; `factor` scales them all.
+
+    Raises:
+        InputError: a scale is not finite.
+    """
+    if not math.isfinite(factor):
+        raise InputError(f"--lora-scale is {factor}, and must be finite.")
+    texts = [given] if isinstance(given, str | Path) else given or ()
+    return tuple(LoraFile.parse(str(text), factor) for text in texts)
+
+
+@dataclass(frozen=True)
+class LoraPair:
+    """The two matrices that change one weight.
+
+    Attributes:
+        target: the weight.
+        down: the name of lora_A in the adapter.
+        up: of lora_B.
+        scale: by what their product is multiplied: alpha / rank, and the user's factor.
+        is_table: whether the weight is an embedding table, whose update is A B.
+    """
+
+    target: str
+    down: str
+    up: str
+    scale: float
+    is_table: bool
+
+
+class LoraPairs:
+    """One adapter that fits a model.
 
     Args:
-        base: the model's tensors, which may hold adapter tensors themselves.
-        adapters: a source with `*.lora_A` / `*.lora_B` tensors; it may be `base`.
+        adapters: a source with `*.lora_A` / `*.lora_B` tensors, others among them perhaps.
         scale: the adapter's config.
+        specs: the weights of the model, under their plain names.
+        factor: the user's scale.
+
+    Attributes:
+        by_target: a pair for each weight that it changes.
+        alpha: of its config.
+        factor: the user's scale.
+        levels: the codebook levels that it is for; empty for all.
+        where: the file, for messages.
 
     Raises:
         InputError: a pair is incomplete, its base weight is missing, or shapes do not fit; all
             faults in one message.
-        UnsupportedModelError: the adapter is for some codebook levels only.
     """
 
-    def __init__(self, base: TensorSource, adapters: TensorSource, scale: LoraScale) -> None:
-        self._base = base
+    def __init__(
+        self,
+        adapters: TensorSource,
+        scale: LoraScale,
+        specs: Mapping[str, TensorSpec],
+        factor: float = 1.0,
+    ) -> None:
         self._adapters = adapters
+        self.where = scale.where
+        self.levels = scale.levels
+        self.alpha = _checked_alpha(scale)
+        self.factor = factor
+        found: dict[str, dict[str, str]] = {}
+        for name in adapters.specs:
+            if _is_adapter(name):
+                target, side = _adapter_target(name)
+                found.setdefault(target, {})[side] = name
+        if not found:
+            raise InputError(
+                f"{scale.where} holds no *.lora_A and *.lora_B tensors; give a LoRA file, "
+                "or leave out --lora."
+            )
+        faults: list[str] = []
+        self.by_target: dict[str, LoraPair] = {}
+        for target, sides in found.items():
+            pair = self._pair(target, sides, scale, specs, factor)
+            if isinstance(pair, str):
+                faults.append(f"{target}: {pair}")
+            else:
+                self.by_target[target] = pair
+        if faults:
+            raise InputError(
+                f"{scale.where}: the LoRA does not fit the model: {'; '.join(faults)}. "
+                "Give the LoRA that was trained on this checkpoint."
+            )
+
+    def _pair(
+        self,
+        target: str,
+        sides: Mapping[str, str],
+        scale: LoraScale,
+        specs: Mapping[str, TensorSpec],
+        factor: float,
+    ) -> LoraPair | str:
+        """The pair, or what is wrong with it."""
+        if set(sides) != {"A", "B"}:
+            return f"only lora_{next(iter(sides))} of the pair is there"
+        down, up = self._adapters.specs[sides["A"]], self._adapters.specs[sides["B"]]
+        weight = specs.get(target)
+        if weight is None:
+            return "the model has no such weight"
+        if any(spec.dtype not in WEIGHT_DTYPES for spec in (down, up, weight)):
+            return f"types {weight.dtype_name}, {down.dtype_name}, {up.dtype_name}"
+        is_pair = len(down.shape) == len(up.shape) == 2
+        if (
+            is_pair
+            and (up.shape[0], down.shape[1]) == weight.shape
+            and down.shape[0] == up.shape[1]
+        ):
+            rank, is_table = down.shape[0], False
+        elif (
+            is_pair
+            and not target.startswith("model.")
+            and (down.shape[0], up.shape[1]) == weight.shape
+            and down.shape[1] == up.shape[0]
+        ):
+            rank, is_table = up.shape[0], True
+        else:
+            return (
+                f"lora_B {list(up.shape)} times lora_A {list(down.shape)} is not "
+                f"of the weight's shape {list(weight.shape)}"
+            )
+        if scale.rank is not None and scale.rank != rank:
+            return f"rank {rank}, and the config says {scale.rank}"
+        return LoraPair(target, sides["A"], sides["B"], factor * self.alpha / rank, is_table)
+
+    def read(self, pair: LoraPair) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """lora_A and lora_B as float32."""
+        down, up = (self._adapters.read(name) for name in (pair.down, pair.up))
+        return down.astype(np.float32), up.astype(np.float32)
+
+    def update(self, target: str) -> NDArray[np.float32] | None:
+        """What is added to a weight, in its shape; None where the adapter does not change it."""
+        pair = self.by_target.get(target)
+        if pair is None:
+            return None
+        down, up = self.read(pair)
+        with np.errstate(over="ignore", invalid="ignore"):
+            product = down @ up if pair.is_table else up @ down
+            update: NDArray[np.float32] = np.float32(pair.scale) * product
+        return update
+
+
+class PlainNames:
+    """The tensors of `base` without those of an adapter, under their plain names."""
+
+    def __init__(self, base: TensorSource) -> None:
+        self._base = base
         self._source_names: dict[str, str] = {}
         specs: dict[str, TensorSpec] = {}
         for source_name, spec in base.specs.items():
@@ -97,91 +257,57 @@ class MergedTensors:
             self._source_names[name] = source_name
             specs[name] = TensorSpec(name, spec.dtype, spec.dtype_name, spec.shape)
         self.specs: Mapping[str, TensorSpec] = MappingProxyType(specs)
-        self._scale = scale
-        self._pairs = self._resolve(scale)
-
-    @property
-    def n_merged(self) -> int:
-        """How many weights the adapter changes."""
-        return len(self._pairs)
 
     def read(self, name: str) -> NDArray[Any]:
-        """One tensor, merged where the adapter has a pair for it."""
-        weight = self._base.read(self._source_names[name])
-        adapter = self._pairs.get(name)
-        if adapter is None:
+        """One tensor, as it is in `base`."""
+        return self._base.read(self._source_names[name])
+
+
+class MergedTensors:
+    """The tensors of `base` with the updates of adapters added.
+
+    Args:
+        base: the model's tensors.
+        adapters: what was checked against them.
+
+    Raises:
+        UnsupportedModelError: an adapter is for some codebook levels only.
+    """
+
+    def __init__(self, base: PlainNames, adapters: Sequence[LoraPairs]) -> None:
+        self._base = base
+        self._adapters = tuple(adapters)
+        self.specs = base.specs
+        for one in adapters:
+            if one.levels:
+                raise UnsupportedModelError(
+                    f"{one.where}: the LoRA is for the codebook levels {list(one.levels)} only, "
+                    "and one set of merged weights cannot serve the others unchanged; keep it "
+                    "apart (`valle-convert lora BASE LORA OUT.gguf`), and give that with --lora "
+                    "to speak."
+                )
+
+    def read(self, name: str) -> NDArray[Any]:
+        """One tensor, merged where an adapter has a pair for it."""
+        weight = self._base.read(name)
+        updates = [(one, one.update(name)) for one in self._adapters]
+        given = [(one, update) for one, update in updates if update is not None]
+        if not given:
             return weight
-        up = self._adapters.read(adapter.up).astype(np.float32)
-        down = self._adapters.read(adapter.down).astype(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
-            merged = weight.astype(np.float32) + np.float32(adapter.scale) * (up @ down)
+            merged = weight.astype(np.float32)
+            for _, update in given:
+                merged = merged + update
         largest = min(LARGEST_WEIGHT, float(ml_dtypes.finfo(weight.dtype).max))
         if not (np.abs(merged) <= largest).all():
             worst = np.nan_to_num(np.abs(merged), nan=np.inf).max()
+            one = given[-1][0]
             raise InputError(
-                f"{self._scale.where}: merging the LoRA makes {worst:g} of a weight of {name}, "
-                f"where at most {largest:g} is expected; its alpha is {self._scale.alpha:g}: "
+                f"{one.where}: merging the LoRA makes {worst:g} of a weight of {name}, "
+                f"where at most {largest:g} is expected; its alpha is {one.alpha:g}: "
                 "check it (--lora-alpha), or give the LoRA that was trained on this checkpoint."
             )
         return merged.astype(weight.dtype)
-
-    def _resolve(self, scale: LoraScale) -> dict[str, _Adapter]:
-        found: dict[str, dict[str, str]] = {}
-        for name in self._adapters.specs:
-            if _is_adapter(name):
-                target, side = _adapter_target(name)
-                found.setdefault(target, {})[side] = name
-        if not found:
-            raise InputError(
-                f"{scale.where} holds no *.lora_A and *.lora_B tensors; give a LoRA file, "
-                "or leave out --lora."
-            )
-        if scale.levels:
-            raise UnsupportedModelError(
-                f"{scale.where}: the LoRA is for the codebook levels {list(scale.levels)} only, "
-                "and one set of merged weights cannot serve the others unchanged; supported are "
-                "LoRAs for all levels (rvq_levels empty)."
-            )
-        alpha = _checked_alpha(scale)
-        faults: list[str] = []
-        pairs: dict[str, _Adapter] = {}
-        for target, sides in found.items():
-            if set(sides) != {"A", "B"}:
-                faults.append(f"{target}: only lora_{next(iter(sides))} of the pair is there")
-                continue
-            down = self._adapters.specs[sides["A"]]
-            up = self._adapters.specs[sides["B"]]
-            weight = self.specs.get(target)
-            if weight is None:
-                faults.append(f"{target}: the model has no such weight")
-                continue
-            if any(spec.dtype not in WEIGHT_DTYPES for spec in (down, up, weight)):
-                faults.append(
-                    f"{target}: types {weight.dtype_name}, {down.dtype_name}, {up.dtype_name}"
-                )
-                continue
-            if (
-                len(down.shape) != 2
-                or len(up.shape) != 2
-                or up.shape[1] != down.shape[0]
-                or weight.shape != (up.shape[0], down.shape[1])
-            ):
-                faults.append(
-                    f"{target}: lora_B {list(up.shape)} times lora_A {list(down.shape)} is not "
-                    f"of the weight's shape {list(weight.shape)}"
-                )
-                continue
-            rank = down.shape[0]
-            if scale.rank is not None and scale.rank != rank:
-                faults.append(f"{target}: rank {rank}, and the config says {scale.rank}")
-                continue
-            pairs[target] = _Adapter(sides["A"], sides["B"], alpha / rank)
-        if faults:
-            raise InputError(
-                f"{scale.where}: the LoRA does not fit the model: {'; '.join(faults)}. "
-                "Give the LoRA that was trained on this checkpoint."
-            )
-        return pairs
 
 
 def _checked_alpha(scale: LoraScale) -> float:
@@ -198,6 +324,11 @@ def _checked_alpha(scale: LoraScale) -> float:
 def has_adapters(names: Iterable[str]) -> bool:
     """Whether any of the names is one of an adapter, or of a parametrized weight."""
     return any(_is_adapter(name) or name.endswith(_PARAMETRIZED) for name in names)
+
+
+def adapted_weights(tensors: TensorSource) -> list[str]:
+    """The weights that the adapters among some tensors change."""
+    return sorted({_adapter_target(name)[0] for name in tensors.specs if _is_adapter(name)})
 
 
 def _is_adapter(name: str) -> bool:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
@@ -35,11 +35,19 @@ from valle_convert.checkpoint.folder import (
     is_shard,
 )
 from valle_convert.checkpoint.hub import HubOrigin, HubTree, is_on_hub, parse_location
-from valle_convert.checkpoint.lora import LoraScale, MergedTensors, has_adapters
+from valle_convert.checkpoint.lora import (
+    LoraFile,
+    LoraPairs,
+    LoraScale,
+    MergedTensors,
+    PlainNames,
+    adapted_weights,
+    has_adapters,
+)
 from valle_convert.checkpoint.plain_values import check_plain, is_plain, load_yaml
 from valle_convert.checkpoint.safetensors_file import SafetensorsFile
 from valle_convert.checkpoint.sharded import ShardedTensors
-from valle_convert.checkpoint.source import CarriedVocabulary, TensorSource
+from valle_convert.checkpoint.source import CarriedVocabulary, TensorSource, TensorSpec
 from valle_convert.checkpoint.torch_file import TorchTensors, load_torch_file
 from valle_convert.errors import InputError, UnsupportedModelError
 from valle_convert.files import check_input_file, os_fault, read_small_file
@@ -160,7 +168,7 @@ def read_checkpoint(
     path: Path,
     *,
     config: Path | None = None,
-    lora: Path | None = None,
+    lora: Sequence[LoraFile] = (),
     lora_alpha: float | None = None,
     revision: str | None = None,
     progress: Progress = silent,
@@ -173,7 +181,7 @@ def read_checkpoint(
             several, or a folder that holds one of them: a training's, its parent, a state's; or a
             place on the Hugging Face hub, see `checkpoint.hub`.
         config: YAML or JSON whose keys override the config inside the file.
-        lora: a LoRA file to merge into the weights.
+        lora: files of LoRAs to merge into the weights.
         lora_alpha: the LoRA's alpha, where its file does not say.
         revision: of a place on the hub: a commit, branch or tag.
         progress: shows downloads.
@@ -204,8 +212,7 @@ def read_checkpoint(
     if isinstance(tree, HubTree) and _TOKENIZER in tree.files(found.weights.parent):
         tree.get(found.weights.parent / _TOKENIZER)  # it is looked for beside the weights
     tensors, merged = _merge_lora(file, contents, model_config, lora, lora_alpha, progress)
-    if lora is not None:
-        companions.append(lora)
+    companions += [one.path for one in lora]
     return Checkpoint(
         path=file,
         container=contents.container,
@@ -566,39 +573,70 @@ def _merge_lora(
     path: Path,
     contents: _Contents,
     config: Mapping[str, Any],
-    lora: Path | None,
+    given: Sequence[LoraFile],
     alpha: float | None,
     progress: Progress,
 ) -> tuple[TensorSource, str | None]:
-    """Add at most one adapter: one in a file, one in the checkpoint's `lora` key or among its own
-    tensors.
-    """
+    """Add adapters: one in the checkpoint's `lora` key or among its own tensors, and given ones."""
     inside = contents.lora
     if inside is None and has_adapters(contents.tensors.specs):
         inside = contents.tensors
-    if lora is not None and inside is not None:
-        raise InputError(
-            f"{path} holds a LoRA already, and --lora {lora} is a second; one can be merged: "
-            "leave out --lora, or give the checkpoint without the adapter."
-        )
-    if lora is not None:
-        tree, place = _locate(lora, None, progress, None)
-        adapter = _read_container(tree.get(place), tree, place)
-        # The file of an adapter alone has it under `lora` (torch) or as its only tensors.
-        tensors = adapter.lora or adapter.tensors
-        scale = _lora_scale(_mapping(lora, adapter.extras, "config") or {}, str(lora))
-        source, words = tensors, lora.name
-    elif inside is not None:
-        scale = _lora_scale(config, str(path))
-        source, words = inside, "inside the checkpoint"
-    else:
+    if inside is None and not given:
         if alpha is not None:
             raise InputError(f"--lora-alpha is given, but {path} has no LoRA, and --lora is not.")
         return contents.tensors, None
-    if alpha is not None:
-        scale = LoraScale(scale.rank, alpha, scale.levels, scale.where)
-    merged = MergedTensors(contents.tensors, source, scale)
-    return merged, f"{words} ({merged.n_merged} weights, alpha {scale.alpha:g})"
+    base = PlainNames(contents.tensors)
+    adapters: list[LoraPairs] = []
+    words: list[str] = []
+    if inside is not None:
+        scale = _lora_scale(config, str(path))
+        adapters.append(LoraPairs(inside, scale.with_alpha(alpha), base.specs))
+        words.append(_lora_words("inside the checkpoint", adapters[-1], 1.0))
+    for one in given:
+        adapters.append(open_lora(one, base.specs, alpha=alpha, progress=progress))
+        words.append(_lora_words(one.path.name, adapters[-1], one.factor))
+    return MergedTensors(base, adapters), ", ".join(words)
+
+
+def open_lora(
+    given: LoraFile,
+    specs: Mapping[str, TensorSpec],
+    *,
+    alpha: float | None = None,
+    kept_apart: bool = False,
+    progress: Progress = silent,
+) -> LoraPairs:
+    """Open the file of an adapter and check it against the weights of a model.
+
+    Args:
+        given: the file, or a checkpoint with an adapter in it.
+        specs: the weights.
+        alpha: of the adapter, where its file does not say.
+        kept_apart: whether it is to be applied by llama.cpp, to the layers only.
+        progress: shows what is downloaded.
+
+    Raises:
+        InputError: it is no such file, or is an adapter of another model.
+        UnsupportedModelError: llama.cpp cannot apply it.
+    """
+    tree, place = _locate(given.path, None, progress, None)
+    adapter = _read_container(tree.get(place), tree, place)
+    # The file of an adapter alone has it under `lora` (torch) or as its only tensors.
+    tensors = adapter.lora or adapter.tensors
+    scale = _lora_scale(_mapping(given.path, adapter.extras, "config") or {}, str(given.path))
+    others = [name for name in adapted_weights(tensors) if not name.startswith("model.layers.")]
+    if kept_apart and others:
+        raise UnsupportedModelError(
+            f"{given.path} changes {', '.join(others[:5])}{' ...' if len(others) > 5 else ''}: "
+            "tables and heads are rows of one matrix in a converted file, to which stock llama.cpp "
+            "applies no adapter; merge it when you convert (--lora)."
+        )
+    return LoraPairs(tensors, scale.with_alpha(alpha), specs, given.factor)
+
+
+def _lora_words(name: str, adapter: LoraPairs, factor: float) -> str:
+    scaled = "" if factor == 1.0 else f", scale {factor:g}"
+    return f"{name} ({len(adapter.by_target)} weights, alpha {adapter.alpha:g}{scaled})"
 
 
 def _lora_scale(config: Mapping[str, Any], where: str) -> LoraScale:

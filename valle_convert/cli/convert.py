@@ -17,10 +17,12 @@ from valle_convert.cli.options import (
     JsonOption,
     LoraAlphaOption,
     LoraOption,
+    LoraScaleOption,
     OutType,
     RevisionOption,
     TokenizerOption,
     TokenizerPre,
+    paths_of,
 )
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ def convert(
     config: ConfigOption = None,
     lora: LoraOption = None,
     lora_alpha: LoraAlphaOption = None,
+    lora_scale: LoraScaleOption = 1.0,
     revision: RevisionOption = None,
     tokenizer: TokenizerOption = None,
     tokenizer_pre: Annotated[
@@ -123,7 +126,9 @@ def convert(
         )
     if out is not None and not dry_run:
         check_outputs(
-            {"OUT.gguf": out}, inputs=[checkpoint, config, lora, tokenizer, metadata], force=force
+            {"OUT.gguf": out},
+            inputs=[checkpoint, config, *paths_of(lora), tokenizer, metadata],
+            force=force,
         )
         check_readable(out, verify)
     options: dict[str, Any] = {
@@ -137,8 +142,9 @@ def convert(
     opened = read_checkpoint(
         checkpoint,
         config=config,
-        lora=lora,
+        lora=lora or (),
         lora_alpha=lora_alpha,
+        lora_scale=lora_scale,
         revision=revision,
         progress=console.progress_bar,
     )

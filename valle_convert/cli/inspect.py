@@ -13,6 +13,7 @@ from valle_convert.cli.options import (
     JsonOption,
     LoraAlphaOption,
     LoraOption,
+    LoraScaleOption,
     RevisionOption,
 )
 
@@ -35,16 +36,18 @@ def inspect(
     config: ConfigOption = None,
     lora: LoraOption = None,
     lora_alpha: LoraAlphaOption = None,
+    lora_scale: LoraScaleOption = 1.0,
     revision: RevisionOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Show sizes, capabilities, tables and heads, tokenizer, types, bytes and provenance."""
+    from valle_convert.checkpoint.lora import lora_files
     from valle_convert.inspect import inspect_file
 
     summary = inspect_file(
         file,
         config=config,
-        lora=lora,
+        lora=lora_files(lora, lora_scale),
         lora_alpha=lora_alpha,
         revision=revision,
         progress=console.progress_bar,

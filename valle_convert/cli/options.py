@@ -36,10 +36,18 @@ ConfigOption = Annotated[
     ),
 ]
 LoraOption = Annotated[
-    Path | None,
+    list[str] | None,
     typer.Option(
-        "--lora", metavar="FILE", help="A LoRA to merge into the weights.", show_default=False
+        "--lora",
+        metavar="FILE[@SCALE]",
+        help="A LoRA to merge into the weights; may be given several times, each with a scale of "
+        "its own (a.sft@0.5).",
+        show_default=False,
     ),
+]
+LoraScaleOption = Annotated[
+    float,
+    typer.Option("--lora-scale", metavar="SCALE", help="By what every LoRA is multiplied."),
 ]
 LoraAlphaOption = Annotated[
     float | None,
@@ -100,6 +108,13 @@ ReportOption = Annotated[
         show_default=False,
     ),
 ]
+
+
+def paths_of(lora: list[str] | None) -> list[Path]:
+    """The files of `--lora`, without their scales."""
+    from valle_convert.checkpoint.lora import lora_files
+
+    return [one.path for one in lora_files(lora)]
 
 
 def check_utf8(text: str) -> None:

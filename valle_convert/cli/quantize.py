@@ -19,7 +19,9 @@ from valle_convert.cli.options import (
     JsonOption,
     LoraAlphaOption,
     LoraOption,
+    LoraScaleOption,
     RevisionOption,
+    paths_of,
 )
 from valle_convert.cli.speak import CodecOption
 from valle_convert.errors import EXIT_FAILED_CHECK
@@ -86,6 +88,7 @@ def quantize(
     config: ConfigOption = None,
     lora: LoraOption = None,
     lora_alpha: LoraAlphaOption = None,
+    lora_scale: LoraScaleOption = 1.0,
     revision: RevisionOption = None,
     imatrix: Annotated[
         str,
@@ -360,7 +363,7 @@ def quantize(
         check_outputs(
             {"OUT": out if out.suffix == ".gguf" else None, **written},
             inputs=[
-                *(source, checkpoint, config, lora, data, no_worse_than, matrix),
+                *(source, checkpoint, config, *paths_of(lora), data, no_worse_than, matrix),
                 *(sentences, voice, Path(codec) if codec else None),
             ],
             force=force,
@@ -379,8 +382,9 @@ def quantize(
             else read_checkpoint(
                 checkpoint,
                 config=config,
-                lora=lora,
+                lora=lora or (),
                 lora_alpha=lora_alpha,
+                lora_scale=lora_scale,
                 revision=revision,
                 progress=console.progress_bar,
             )
@@ -409,6 +413,7 @@ def imatrix(
     config: ConfigOption = None,
     lora: LoraOption = None,
     lora_alpha: LoraAlphaOption = None,
+    lora_scale: LoraScaleOption = 1.0,
     revision: RevisionOption = None,
     data: DataOption = None,
     utterances: Annotated[int, typer.Option(help="How many random utterances.", min=1)] = 32,
@@ -433,8 +438,9 @@ def imatrix(
     source = read_checkpoint(
         checkpoint,
         config=config,
-        lora=lora,
+        lora=lora or (),
         lora_alpha=lora_alpha,
+        lora_scale=lora_scale,
         revision=revision,
         progress=console.progress_bar,
     )

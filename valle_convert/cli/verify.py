@@ -17,9 +17,11 @@ from valle_convert.cli.options import (
     JsonOption,
     LoraAlphaOption,
     LoraOption,
+    LoraScaleOption,
     ReportOption,
     RevisionOption,
     TokenizerOption,
+    paths_of,
 )
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ def verify(
     config: ConfigOption = None,
     lora: LoraOption = None,
     lora_alpha: LoraAlphaOption = None,
+    lora_scale: LoraScaleOption = 1.0,
     revision: RevisionOption = None,
     tokenizer: TokenizerOption = None,
     codec: CodecOption = None,
@@ -100,7 +103,7 @@ def verify(
 
     check_outputs(
         {"--report": report},
-        inputs=[checkpoint, gguf, config, lora, tokenizer, recording, biases],
+        inputs=[checkpoint, gguf, config, *paths_of(lora), tokenizer, recording, biases],
         force=force,
     )
     result: Report
@@ -124,8 +127,9 @@ def verify(
             else read_checkpoint(
                 checkpoint,
                 config=config,
-                lora=lora,
+                lora=lora or (),
                 lora_alpha=lora_alpha,
+                lora_scale=lora_scale,
                 revision=revision,
                 progress=console.progress_bar,
             )

@@ -109,6 +109,23 @@ class LlamaModel:
                 return buffer.value.decode("utf-8", errors="replace")
             size = n + 1
 
+    def load_adapter(self, path: Path) -> Any:  # noqa: ANN401 - an opaque pointer
+        """A LoRA that contexts of this model may use; it is freed with the model.
+
+        Raises:
+            InputError: llama.cpp does not load it; with its log.
+        """
+        api = self.library.api
+        mark = self.library.log.mark()
+        adapter = api.llama_adapter_lora_init(self.handle, os.fsencode(path))
+        if not adapter:
+            raise InputError(
+                f"llama.cpp {self.library.binding_version} does not take {path} as an adapter of "
+                f"{self.path}.{self.library.log.explain(mark)} Make it again with "
+                "`valle-convert lora`."
+            )
+        return adapter
+
     def close(self) -> None:
         """Free the weights; contexts of this model must be closed before."""
         if self._handle:
@@ -294,6 +311,18 @@ class Context:
         return np.ctypeslib.as_array(
             ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), (n_out, self.model.n_vocab)
         )
+
+    def use_adapters(self, adapters: Sequence[tuple[Any, float]]) -> None:
+        """Compute with these adapters from now on, each scaled, and with no other.
+
+        Raises:
+            EnvironmentFault: llama.cpp refuses.
+        """
+        n = len(adapters)
+        handles = (self._api.llama_adapter_lora_p_ctypes * n)(*(one for one, _ in adapters))
+        scales = (ctypes.c_float * n)(*(scale for _, scale in adapters))
+        if self._api.llama_set_adapters_lora(self.handle, handles, n, scales) != 0:
+            raise EnvironmentFault("llama.cpp does not switch to other adapters.")
 
     def clear(self) -> None:
         """Empty the cache of every sequence."""

@@ -217,6 +217,11 @@ class Model:
         return not in_place or self.config.nar_attention == "causal"
 
 
+def level_of_head(head: str) -> int:
+    """The codebook level of a head's passes: of `nar.q` it is q; of all others 0, as they say."""
+    return int(head.removeprefix("nar.")) if head.startswith("nar.") else 0
+
+
 def names_in_order(known: tuple[str, ...], n: int) -> tuple[str, ...]:
     """The first `n` known names; ids beyond the known ones are called `unnamed-<id>`."""
     return tuple(known[i] if i < len(known) else f"unnamed-{i}" for i in range(n))

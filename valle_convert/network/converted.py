@@ -15,7 +15,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from valle_convert.checkpoint.lora import LoraFile
 from valle_convert.errors import InputError
+from valle_convert.gguf_file.adapter import open_adapter
 from valle_convert.gguf_file.keys import read_model
 from valle_convert.gguf_file.loadable import check_loadable
 from valle_convert.gguf_file.old import is_old, why_wrong
@@ -23,7 +25,7 @@ from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.context import CacheType
 from valle_convert.llama.session import PROBE_ROWS, Pass, Session
-from valle_convert.model.spec import Head, Model
+from valle_convert.model.spec import Head, Model, level_of_head
 from valle_convert.network.protocol import Outputs
 
 
@@ -36,9 +38,12 @@ class GgufNetwork:
         n_seq: independent causal sequences; guidance needs two.
         n_threads: None for the cores that this process may use.
         cache_type: number format of the cached keys and values.
+        adapters: LoRAs kept apart, each as a file and its scale; one for some codebook levels
+            is on in the passes of these only.
 
     Attributes:
         file: the parsed file.
+        adapters: as opened.
         session: what runs it.
 
     Raises:
@@ -54,10 +59,12 @@ class GgufNetwork:
         n_seq: int = 2,
         n_threads: int | None = None,
         cache_type: CacheType = "f32",
+        adapters: Sequence[LoraFile] = (),
     ) -> None:
         self.file = file if isinstance(file, GgufFile) else GgufFile(file)
         self._model = open_model(self.file)
         check_loadable(self.file)
+        self.adapters = tuple(open_adapter(one, self.file) for one in adapters)
         self._embedding = self.file.tensors[TOKEN_EMBEDDING]
         self._biases = {
             head.name: np.array(head.bias, np.float32)
@@ -71,6 +78,7 @@ class GgufNetwork:
             n_threads=n_threads,
             cache_type=cache_type,
             probe_rows=read_probe_rows(self.file),
+            adapters=[one.path for one in self.adapters],
         )
 
     @property
@@ -96,6 +104,7 @@ class GgufNetwork:
         sequence: int = 0,
     ) -> NDArray[np.float32]:
         """Run a batch; see `protocol.Network.step`."""
+        self._switch_adapters(head)
         target: Head = self._model.head(head)
         logits = self.session.step(
             embeddings,
@@ -120,9 +129,17 @@ class GgufNetwork:
             Pass(one, places, _indices(wanted))
             for one, places, wanted in zip(embeddings, positions, outputs, strict=True)
         ]
+        self._switch_adapters(head)
         columns = self._model.head(head).columns
         found = self.session.step_many(passes, causal=True, columns=columns)
         return [self._biased(head, logits) for logits in found]
+
+    def _switch_adapters(self, head: str) -> None:
+        if self.adapters:
+            level = level_of_head(head)
+            self.session.use_adapters(
+                [one.factor if one.is_for(level) else 0.0 for one in self.adapters]
+            )
 
     def _biased(self, head: str, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         bias = self._biases.get(head)

@@ -258,5 +258,5 @@ def _check_same_checkpoint(name: str, header: GgufFile, checkpoint: Checkpoint) 
 
 
 def _weights_of(lora: object) -> str:
-    """What a conversion says of a LoRA, but for its file's name: `(96 weights, alpha 16)`."""
-    return "" if lora is None else str(lora).rpartition(" (")[2]
+    """What a conversion says of LoRAs, but for their files' names: `(96 weights, alpha 16)`."""
+    return ", ".join(re.findall(r"\((\d+ weights, [^()]*)\)", str(lora or "")))
