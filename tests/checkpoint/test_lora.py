@@ -144,16 +144,6 @@ def test_an_adapter_for_some_levels_is_refused_by_name(source: Path, tmp_path: P
         read_checkpoint(source, lora=lora)
 
 
-def test_two_adapters_are_refused(small_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    path = small_checkpoint("inside.pth")
-    loaded = torch.load(path, weights_only=True)
-    loaded["lora"] = {name: torch.from_numpy(values) for name, values in plain_pair().items()}
-    torch.save(loaded, path)
-    lora = adapter_file(tmp_path / "lora.sft", plain_pair(), alpha=1)
-    with pytest.raises(InputError, match="is a second"):
-        read_checkpoint(path, lora=lora)
-
-
 def test_alpha_without_an_adapter_is_refused(source: Path) -> None:
     with pytest.raises(InputError, match="has no LoRA"):
         read_checkpoint(source, lora_alpha=1.0)

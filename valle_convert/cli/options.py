@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from valle_convert.errors import InputError
+
+if TYPE_CHECKING:
+    from valle_convert.checkpoint.lora import LoraFile
 
 #: Number formats of `--outtype`.
 OutType = Literal["auto", "f32", "f16", "bf16", "q8_0"]
@@ -41,7 +44,17 @@ LoraOption = Annotated[
         "--lora",
         metavar="FILE[@SCALE]",
         help="A LoRA to merge into the weights; may be given several times, each with a scale of "
-        "its own (a.sft@0.5).",
+        "its own (a.sft@0.5). `verify` and `quantize` take one kept apart, too (see `lora`).",
+        show_default=False,
+    ),
+]
+KeptLoraOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="FILE.gguf[@SCALE]",
+        help="A LoRA that was kept apart (see `lora`), applied while llama.cpp runs; may be given "
+        "several times.",
         show_default=False,
     ),
 ]
@@ -115,6 +128,19 @@ def paths_of(lora: list[str] | None) -> list[Path]:
     from valle_convert.checkpoint.lora import lora_files
 
     return [one.path for one in lora_files(lora)]
+
+
+def split_loras(
+    lora: list[str] | None, factor: float = 1.0
+) -> tuple[list[str], tuple[LoraFile, ...]]:
+    """What is to be merged, as it was given, and the adapters that are kept apart."""
+    from valle_convert.checkpoint.lora import lora_files
+    from valle_convert.gguf_file.adapter import is_adapter
+
+    given = list(zip(lora or [], lora_files(lora, factor), strict=True))
+    apart = [one.path.is_file() and is_adapter(one.path) for _, one in given]
+    merged = [text for (text, _), is_apart in zip(given, apart, strict=True) if not is_apart]
+    return merged, tuple(one for (_, one), is_apart in zip(given, apart, strict=True) if is_apart)
 
 
 def check_utf8(text: str) -> None:

@@ -22,6 +22,7 @@ from valle_convert.cli.options import (
     LoraScaleOption,
     RevisionOption,
     paths_of,
+    split_loras,
 )
 from valle_convert.cli.speak import CodecOption
 from valle_convert.errors import EXIT_FAILED_CHECK
@@ -316,6 +317,7 @@ def quantize(
     _check_needs("--asr", asr, {"--max-wer": max_wer})
     reports = report or []
     matrix = Path(imatrix) if imatrix not in ("auto", "none") else None
+    merged, adapters = split_loras(lora, lora_scale)
     options = Options(
         types=parse_types(types or type_ or ""),
         tool=llama_quantize,
@@ -330,6 +332,7 @@ def quantize(
         n_utterances=utterances,
         n_imatrix=imatrix_utterances,
         seed=seed,
+        adapters=adapters,
         max_kl=parse_limits(max_kl, "--max-kl"),
         min_agreement=parse_limits(min_agreement, "--min-agreement", highest=1.0),
         listen=listen,
@@ -382,7 +385,7 @@ def quantize(
             else read_checkpoint(
                 checkpoint,
                 config=config,
-                lora=lora or (),
+                lora=merged,
                 lora_alpha=lora_alpha,
                 lora_scale=lora_scale,
                 revision=revision,

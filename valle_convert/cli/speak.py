@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
 import typer
 
 from valle_convert.cli import console, interrupt
-from valle_convert.cli.options import ForceOption, JsonOption
+from valle_convert.cli.options import (
+    ForceOption,
+    JsonOption,
+    KeptLoraOption,
+    LoraScaleOption,
+    paths_of,
+)
 from valle_convert.errors import EXIT_INTERRUPTED, InputError
 from valle_convert.progress import Advance
 
@@ -89,6 +95,8 @@ def speak(
             show_default=False,
         ),
     ] = None,
+    lora: KeptLoraOption = None,
+    lora_scale: LoraScaleOption = 1.0,
     voice: Annotated[
         Path | None,
         typer.Option(
@@ -229,7 +237,9 @@ def speak(
     inputs = [one for one in (gguf, voice, source, codes) if one is not None]
     codec_files = [Path(codec)] if codec is not None else []
     check_outputs(
-        {"--out": out, "--save-codes": save_codes}, inputs=[*inputs, *codec_files], force=force
+        {"--out": out, "--save-codes": save_codes},
+        inputs=[*inputs, *codec_files, *paths_of(lora)],
+        force=force,
     )
     sink = _sink(out, inputs, as_float=float_, raw=raw, force=force)
     _tell_threads(threads)
@@ -260,7 +270,9 @@ def speak(
     if save_codes is not None:
         _check_codes_target(gguf, save_codes)
     console.talk(f"loading {gguf}" + (" and the codec" if needs_codec else ""))
-    with _open_speaker(gguf, codec, threads, needs_codec, cache_type) as speaker:
+    with _open_speaker(
+        gguf, codec, threads, needs_codec, cache_type, (lora, lora_scale)
+    ) as speaker:
         loaded = time.perf_counter() - begin
         saved_codes = _ordered(codes, gguf, ecdc_order)
         if saved_codes is not None and said is None:
@@ -443,16 +455,21 @@ def _open_speaker(
     threads: int | None,
     needs_codec: bool,
     cache_type: CacheChoice = "f32",
+    loras: tuple[list[str] | None, float] = (None, 1.0),
 ) -> Speaker:
     """The speaker; what is wrong with the GGUF file is told before a codec is loaded."""
     from valle_convert.audio import open_codec
+    from valle_convert.checkpoint.lora import lora_files
     from valle_convert.gguf_file.read import GgufFile
     from valle_convert.network.converted import open_model
     from valle_convert.speech.speaker import Speaker
 
     file = GgufFile(gguf)
+    adapters = lora_files(*loras)
     opened = open_codec(codec, open_model(file).config) if needs_codec else None
-    return Speaker.open(file, codec=opened, n_threads=threads, cache_type=cache_type)
+    return Speaker.open(
+        file, codec=opened, n_threads=threads, cache_type=cache_type, adapters=adapters
+    )
 
 
 def _check_codes_target(gguf: Path, target: Path) -> None:

@@ -22,6 +22,7 @@ from valle_convert.cli.options import (
     RevisionOption,
     TokenizerOption,
     paths_of,
+    split_loras,
 )
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def verify(
     from valle_convert.verify.codec_file import is_codec_file
     from valle_convert.verify.vallex import verify_vallex_path
 
+    merged, adapters = split_loras(lora, lora_scale)
     check_outputs(
         {"--report": report},
         inputs=[checkpoint, gguf, config, *paths_of(lora), tokenizer, recording, biases],
@@ -127,7 +129,7 @@ def verify(
             else read_checkpoint(
                 checkpoint,
                 config=config,
-                lora=lora or (),
+                lora=merged,
                 lora_alpha=lora_alpha,
                 lora_scale=lora_scale,
                 revision=revision,
@@ -152,6 +154,7 @@ def verify(
                 codec=codec,
                 levels=levels,
                 seed=seed,
+                adapters=adapters,
                 progress=console.progress_bar,
             )
     if report is not None:

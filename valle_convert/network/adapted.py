@@ -8,13 +8,34 @@ of its head's level.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from valle_convert.gguf_file.adapter import Adapter
+from valle_convert.checkpoint.source import NamedTensors
+from valle_convert.gguf_file.adapter import AdaptedTensors, Adapter
+from valle_convert.model.description import Description
 from valle_convert.model.spec import Model, level_of_head
 from valle_convert.network.protocol import Network, Outputs
+
+
+def adapted_reference(
+    tensors: NamedTensors,
+    description: Description,
+    adapters: Sequence[Adapter],
+    **options: Any,  # noqa: ANN401 - those of `ReferenceNetwork`
+) -> Network:
+    """The PyTorch reference with adapters, each in the passes of its levels."""
+    from valle_convert.network.reference import ReferenceNetwork
+
+    if not adapters:
+        return ReferenceNetwork(tensors, description, **options)
+
+    def make(chosen: Sequence[Adapter]) -> Network:
+        return ReferenceNetwork(AdaptedTensors(tensors, chosen), description, **options)
+
+    return AdaptedNetwork(adapters, make)
 
 
 class AdaptedNetwork:

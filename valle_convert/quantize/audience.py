@@ -106,7 +106,7 @@ class Audience:
 
         n_threads = options.threads or os.cpu_count() or 1
         audience = self
-        with GgufNetwork(path, n_threads=n_threads) as network:
+        with GgufNetwork(path, n_threads=n_threads, adapters=options.adapters) as network:
             if options.sentences is not None:
                 spoken = speak_references(
                     network,
@@ -121,7 +121,7 @@ class Audience:
             baseline = test.listen(network, progress, "listening to F16")
         others = replace(options, seed=options.seed + 1)
         n_others = 1 if n_threads > 1 else 2
-        with GgufNetwork(path, n_threads=n_others) as network:
+        with GgufNetwork(path, n_threads=n_others, adapters=options.adapters) as network:
             again = audience.test(network.model, others)
             repeat = again.listen(network, progress, "listening to F16 again")
         listening = Listening(

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from valle_convert import __version__
+from valle_convert.checkpoint.lora import LoraFile
 from valle_convert.errors import InputError
 from valle_convert.files import valid_utf8
 from valle_convert.gguf_file.header import Key, TensorEntry
@@ -90,6 +91,7 @@ class Options:
             seeded ones.
         n_imatrix: seeded utterances that an importance matrix is made of; given ones all count.
         seed: of seeded utterances.
+        adapters: LoRAs kept apart, with which files are measured and checked.
         max_kl, min_agreement: limits by type, as `limits.parse_limits` gives them.
         listen: whether files speak, and what they say is measured.
         sentences: texts to speak, one a line; None for the given utterances.
@@ -122,6 +124,7 @@ class Options:
     n_utterances: int | None = None
     n_imatrix: int = 32
     seed: int = 0
+    adapters: tuple[LoraFile, ...] = ()
     max_kl: Mapping[str, float] = field(default_factory=dict)
     min_agreement: Mapping[str, float] = field(default_factory=dict)
     listen: bool = False

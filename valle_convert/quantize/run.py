@@ -73,6 +73,7 @@ from valle_convert.quantize.types import FILE_TYPES
 
 if TYPE_CHECKING:
     from valle_convert.listening.listen import Listened, ListeningTest
+    from valle_convert.network.converted import GgufNetwork
     from valle_convert.network.protocol import Network
     from valle_convert.quantize.listening import Listening
     from valle_convert.quantize.quality import Expected, Measured
@@ -473,10 +474,16 @@ class _Run:
             listening=listening,
         )
 
-    def _listen(self, path: Path, kind: str, test: ListeningTest) -> Listened:
+    def _open(self, path: Path) -> GgufNetwork:
+        """A file on llama.cpp, with the adapters that it is measured with."""
         from valle_convert.network.converted import GgufNetwork
 
-        with GgufNetwork(path, n_threads=self.options.threads or None) as network:
+        n_threads = self.options.threads or None
+        return GgufNetwork(path, n_threads=n_threads, adapters=self.options.adapters)
+
+    def _listen(self, path: Path, kind: str, test: ListeningTest) -> Listened:
+
+        with self._open(path) as network:
             return test.listen(network, self.listener.progress, f"listening to {kind}")
 
     def _verify(self, path: Path) -> tuple[Report | None, str]:
@@ -494,6 +501,7 @@ class _Run:
             path,
             levels=("structure", "tensors", "logits"),
             seed=self.options.seed,
+            adapters=self.options.adapters,
             progress=self.listener.progress,
         )
         return report, ""
@@ -516,7 +524,6 @@ class _Run:
         return self.utterances.measured
 
     def _expected(self) -> Expected:
-        from valle_convert.network.converted import GgufNetwork
         from valle_convert.quantize.quality import run_reference
 
         utterances, source = self._measured_utterances, self.source
@@ -526,12 +533,15 @@ class _Run:
                 return run_reference(network, name, utterances, advance)
 
         if source.reference is not None:
-            from valle_convert.network.reference import ReferenceNetwork
+            from valle_convert.gguf_file.adapter import open_adapter
+            from valle_convert.network.adapted import adapted_reference
 
             checkpoint, description = source.reference.checkpoint, source.reference.description
-            network = ReferenceNetwork(checkpoint.tensors, description)
-            return run(network, f"{checkpoint.path.name} in PyTorch, float32")
-        with GgufNetwork(source.path, n_threads=self.options.threads or None) as file:
+            adapters = [open_adapter(one, source.header) for one in self.options.adapters]
+            network = adapted_reference(checkpoint.tensors, description, adapters)
+            names = "".join(f", with {one.path.name}" for one in adapters)
+            return run(network, f"{checkpoint.path.name} in PyTorch, float32{names}")
+        with self._open(source.path) as file:
             return run(file, f"{source.name} on llama.cpp (no checkpoint was given)")
 
     def _baseline(self) -> tuple[Path, str]:
@@ -547,15 +557,13 @@ class _Run:
     def _measure(self, path: Path, kind: str, expected: Expected) -> tuple[Measured | None, str]:
         """Quality and speed, or why they could not be measured."""
         from valle_convert.gguf_file.read import GgufFile
-        from valle_convert.network.converted import GgufNetwork
         from valle_convert.quantize.quality import measure
 
         table = GgufFile(path).tensors[TOKEN_EMBEDDING].ggml_type
         if not can_decode(table):
             return None, f"not measured: the gguf package cannot read {table.name} yet"
-        n_threads = self.options.threads or None
         with (
-            GgufNetwork(GgufFile(path), n_threads=n_threads) as network,
+            self._open(path) as network,
             self.listener.progress(f"measuring {kind}", len(expected.cases), "passes") as advance,
         ):
             return measure(network, expected, advance), ""

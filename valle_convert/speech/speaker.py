@@ -31,6 +31,7 @@ from valle_convert.audio.codes import (
 )
 from valle_convert.audio.files import Audio, read_audio
 from valle_convert.audio.voice import fit_prompt, prompt_audio
+from valle_convert.checkpoint.lora import LoraFile
 from valle_convert.decode import (
     ArOptions,
     LengthOptions,
@@ -147,6 +148,7 @@ class Speaker:
         codec: AudioCodec | None = None,
         n_threads: int | None = None,
         cache_type: CacheType = "f32",
+        adapters: Sequence[LoraFile] = (),
     ) -> Self:
         """Open a converted file, or one that is parsed already, on stock llama.cpp.
 
@@ -156,6 +158,7 @@ class Speaker:
             n_threads: None for the cores that this process may use.
             cache_type: of keys and values. f16 makes passes in both directions faster and logits
                 a little less exact.
+            adapters: LoRAs kept apart, applied while it runs.
 
         Raises:
             InputError: the file is no converted checkpoint, or the codec is not its model's.
@@ -167,7 +170,9 @@ class Speaker:
 
         with ExitStack() as stack:
             file = gguf if isinstance(gguf, GgufFile) else GgufFile(Path(gguf))
-            network = GgufNetwork(file, n_threads=n_threads, cache_type=cache_type)
+            network = GgufNetwork(
+                file, n_threads=n_threads, cache_type=cache_type, adapters=adapters
+            )
             stack.callback(network.close)
             llama = LlamaTokenizer(file.path)
             stack.callback(llama.close)

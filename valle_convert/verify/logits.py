@@ -12,19 +12,22 @@ should cost, rounding or noise, found out on the same network.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
+from valle_convert.checkpoint.source import NamedTensors
 from valle_convert.errors import InputError
+from valle_convert.gguf_file.adapter import Adapter
 from valle_convert.gguf_file.plan import GgufPlan
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.metrics import Logits, kl_divergence, nmse
 from valle_convert.model.spec import Model
+from valle_convert.network.adapted import adapted_reference
 from valle_convert.network.emulation import gelu_from_table, input_rounding
 from valle_convert.network.protocol import Network
-from valle_convert.network.reference import ReferenceNetwork
 from valle_convert.network.weights import ConvertedTensors, RoundedTensors
 from valle_convert.verify.cases import cases, run_case, utterances
 from valle_convert.verify.deviation import FLOOR, NOISE_FACTOR, hold_against
@@ -51,6 +54,7 @@ class Yardstick:
         file: the file.
         n_utterances: seeded inputs for each case.
         seed: of the inputs.
+        adapters: LoRAs kept apart, which are merged here as llama.cpp applies them.
         advance: called with the number of passes done; `n_passes` has the total.
 
     Attributes:
@@ -70,33 +74,33 @@ class Yardstick:
         *,
         n_utterances: int,
         seed: int,
+        adapters: Sequence[Adapter] = (),
         advance: Callable[[int], object] = lambda _n: None,
     ) -> None:
         self._utterances = tuple(utterances(plan.model, n_utterances, seed=seed))
         self._advance = advance
+
+        def network(tensors: NamedTensors, **options: Any) -> Network:  # noqa: ANN401
+            return adapted_reference(tensors, plan.description, adapters, **options)
+
         tensors = ConvertedTensors(plan, file)
         types = {name: tensor.ggml_type for name, tensor in file.tensors.items()}
-        self.exact = self.run(ReferenceNetwork(tensors, plan.description))
+        self.exact = self.run(network(tensors))
         if not all(np.isfinite(logits).all() for logits in self.exact.values()):
             raise InputError(
                 "the weights give numbers that are none (NaN or infinite), in PyTorch too: one of "
                 "them is far too large"
             )
         self.emulated = self.run(
-            ReferenceNetwork(
+            network(
                 tensors,
-                plan.description,
                 activation=gelu_from_table,
                 round_inputs=input_rounding({name: kind.name for name, kind in types.items()}),
             )
         )
         # Of what the number format costs, one utterance tells enough, in less time.
-        self.meant = self.run(
-            ReferenceNetwork(plan.checkpoint.tensors, plan.description), first_only=True
-        )
-        self.degraded = self.run(
-            ReferenceNetwork(RoundedTensors(plan, file), plan.description), first_only=True
-        )
+        self.meant = self.run(network(plan.checkpoint.tensors), first_only=True)
+        self.degraded = self.run(network(RoundedTensors(plan, file)), first_only=True)
 
     def run(self, network: Network, *, first_only: bool = False) -> Predictions:
         """The logits of every case; a network of a file composes its inputs by its own keys."""

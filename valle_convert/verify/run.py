@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from valle_convert.checkpoint import Checkpoint
+from valle_convert.checkpoint.lora import LoraFile
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.keys import SOURCE_FORMAT_KEY, TRUE_IDS_KEY
 from valle_convert.gguf_file.old import FORMAT, as_repaired
@@ -49,6 +50,7 @@ def verify(
     n_texts: int = N_TEXTS,
     n_utterances: int = N_UTTERANCES,
     seed: int = 0,
+    adapters: Sequence[LoraFile] = (),
     progress: Progress = silent,
 ) -> Report:
     """Hold a converted file against the plan of its checkpoint.
@@ -60,6 +62,7 @@ def verify(
         n_texts: strings for the tokenizer.
         n_utterances: seeded inputs for each head and task.
         seed: of texts and inputs.
+        adapters: LoRAs kept apart, with which the logits are computed.
         progress: shows the long levels.
 
     Raises:
@@ -70,7 +73,7 @@ def verify(
         "structure": lambda: check_structure(plan, file, with_llama=with_llama),
         "tensors": lambda: _tensors(plan, file, progress),
         "tokenizer": lambda: _tokenizer(plan, file, n_texts, seed, progress),
-        "logits": lambda: _logits(plan, file, n_utterances, seed, progress),
+        "logits": lambda: _logits(plan, file, n_utterances, seed, adapters, progress),
     }
     source = check_source(plan.checkpoint, file)
     if source is not None and not source.passed:
@@ -103,6 +106,7 @@ def verify_path(
     codec: str | None = None,
     levels: Sequence[LevelName] = LEVELS,
     seed: int = 0,
+    adapters: Sequence[LoraFile] = (),
     progress: Progress = silent,
 ) -> Report:
     """Hold a file that may be anything against a checkpoint, with the choices that it shows.
@@ -116,6 +120,7 @@ def verify_path(
         codec: likewise.
         levels: which levels to run.
         seed: of texts and inputs.
+        adapters: LoRAs kept apart, with which the logits are computed.
         progress: shows the long levels.
 
     Raises:
@@ -136,7 +141,7 @@ def verify_path(
     if SOURCE_FORMAT_KEY in file.keys and checkpoint.container != FORMAT:
         checkpoint = as_repaired(checkpoint, file)
     plan = plan_like(file, checkpoint, tokenizer=tokenizer, codec=codec)
-    return verify(plan, file, levels=levels, seed=seed, progress=progress)
+    return verify(plan, file, levels=levels, seed=seed, adapters=adapters, progress=progress)
 
 
 def _judged_at_once(checkpoint: Checkpoint, path: Path, check: Check, file_type: str) -> Report:
@@ -208,17 +213,27 @@ def _logits(
     file: GgufFile,
     n_utterances: int,
     seed: int,
+    adapters: Sequence[LoraFile],
     progress: Progress,
 ) -> list[Check]:
+    from valle_convert.gguf_file.adapter import open_adapter
     from valle_convert.network.converted import GgufNetwork
     from valle_convert.verify.logits import Yardstick, check_logits, n_passes
 
+    opened = [open_adapter(one, file) for one in adapters]
     prove_library()  # so that what fails from here on is not this machine's llama.cpp
     total = n_passes(plan.model, n_utterances)
     with progress("comparing logits", total, "passes") as advance:
         try:
-            yardstick = Yardstick(plan, file, n_utterances=n_utterances, seed=seed, advance=advance)
-            network = GgufNetwork(file)
+            yardstick = Yardstick(
+                plan,
+                file,
+                n_utterances=n_utterances,
+                seed=seed,
+                adapters=opened,
+                advance=advance,
+            )
+            network = GgufNetwork(file, adapters=adapters)
         except InputError as error:
             return [Check("logits", passed=False, summary=str(error), values={}, badness=math.inf)]
         with network:

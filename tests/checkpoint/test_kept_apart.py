@@ -1,0 +1,321 @@
+"""A LoRA kept apart does on stock llama.cpp what it does merged, in the passes that it is for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from support import Cli, error_of
+
+from valle_convert import plan_conversion, read_checkpoint, write_gguf
+from valle_convert.api import write_lora
+from valle_convert.checkpoint.lora import LoraFile
+from valle_convert.gguf_file.adapter import open_adapter
+from valle_convert.gguf_file.header import Key
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.metrics import nmse
+from valle_convert.model.spec import level_of_head
+from valle_convert.network.converted import GgufNetwork
+from valle_convert.verify.cases import cases, run_case, utterances
+
+#: Set for this project on f32; 4e-9 was measured.
+MAX_NMSE = 1e-6
+SHAPES = {
+    "self_attn.q_proj": (64, 64),
+    "self_attn.k_proj": (32, 64),
+    "self_attn.o_proj": (64, 64),
+    "mlp.gate_proj": (256, 64),
+    "mlp.down_proj": (64, 256),
+}
+
+
+def lora_file(path: Path, *, seed: int = 1, dtype: Any = np.float32, **config: Any) -> Path:
+    """An adapter of rank 4 of every matrix of `SHAPES`, as the training project writes it."""
+    draw = np.random.default_rng(seed)
+    tensors = {}
+    for layer in range(2):
+        for name, (rows, columns) in SHAPES.items():
+            where = f"model.layers.{layer}.{name}"
+            down, up = draw.standard_normal((4, columns)), draw.standard_normal((rows, 4))
+            tensors[f"{where}.lora_A"] = (0.2 * down).astype(dtype)
+            tensors[f"{where}.lora_B"] = (0.2 * up).astype(dtype)
+    save_file(tensors, path, {"config": json.dumps({"rank": 4, "alpha": 6.0, **config})})
+    return path
+
+
+@pytest.fixture
+def checkpoint(small_checkpoint: Callable[..., Path]) -> Path:
+    return small_checkpoint(heads=4, kv_heads=2)
+
+
+def converted_to(path: Path, checkpoint: Any, out_type: str = "f32") -> Path:
+    write_gguf(plan_conversion(checkpoint, out_type=out_type), path)
+    return path
+
+
+def logits(path: Path, adapters: list[LoraFile] | None = None) -> dict[str, np.ndarray]:
+    with GgufNetwork(path, n_threads=1, adapters=adapters or []) as network:
+        (utterance,) = utterances(network.model, 1)
+        found = [(case, run_case(network, case)) for case in cases(network.model, utterance)]
+    return {case.name: values for case, values in found}
+
+
+def errors(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, float]:
+    return {name: nmse(values, found[name]) for name, values in expected.items()}
+
+
+@pytest.mark.parametrize(("dtype", "out_type"), [(np.float32, "f32"), (np.float16, "f16")])
+@pytest.mark.parametrize("base", ["gguf", "checkpoint"])
+def test_the_logits_are_those_of_the_merged_file(
+    base: str, dtype: Any, out_type: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    lora = lora_file(tmp_path / "lora.sft", dtype=dtype)
+    plain = converted_to(tmp_path / "base.gguf", checkpoint)
+    merged = converted_to(tmp_path / "merged.gguf", read_checkpoint(checkpoint, lora=lora))
+    given = plain if base == "gguf" else checkpoint
+    write_lora(given, lora, tmp_path / "adapter.gguf", out_type=out_type)
+    expected = logits(merged)
+    found = logits(plain, [LoraFile(tmp_path / "adapter.gguf")])
+    # float16 matrices let llama.cpp round their inputs.
+    assert max(errors(found, expected).values()) < (MAX_NMSE if out_type == "f32" else 1e-5)
+    assert min(errors(logits(plain), expected).values()) > 1e-2
+
+
+def test_a_quantized_base_takes_the_same_adapter(checkpoint: Path, tmp_path: Path) -> None:
+    lora = lora_file(tmp_path / "lora.sft")
+    base = converted_to(tmp_path / "base.gguf", checkpoint, "q8_0")
+    merged = converted_to(tmp_path / "merged.gguf", read_checkpoint(checkpoint, lora=lora))
+    write_lora(checkpoint, lora, tmp_path / "adapter.gguf")
+    found = logits(base, [LoraFile(tmp_path / "adapter.gguf")])
+    assert max(errors(found, logits(merged)).values()) < 1e-2
+
+
+def test_several_adapters_with_scales_are_merged_or_applied_alike(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    one, two = (lora_file(tmp_path / f"{i}.sft", seed=i) for i in (1, 2))
+    base = converted_to(tmp_path / "base.gguf", checkpoint)
+    opened = read_checkpoint(checkpoint, lora=[f"{one}@0.5", f"{two}@-2"], lora_scale=0.5)
+    assert (
+        opened.lora
+        == "1.sft (10 weights, alpha 6, scale 0.25), 2.sft (10 weights, alpha 6, scale -1)"
+    )
+    name = "model.layers.1.mlp.down_proj"
+    updates = [
+        6 / 4 * load_file(path)[f"{name}.lora_B"] @ load_file(path)[f"{name}.lora_A"]
+        for path in (one, two)
+    ]
+    expected = load_file(checkpoint)[f"{name}.weight"] + 0.25 * updates[0] - updates[1]
+    np.testing.assert_allclose(opened.tensors.read(f"{name}.weight"), expected, atol=1e-6)
+    for path in (one, two):
+        write_lora(base, path, path.with_suffix(".gguf"))
+    apart = [LoraFile(one.with_suffix(".gguf"), 0.25), LoraFile(two.with_suffix(".gguf"), -1.0)]
+    merged = converted_to(tmp_path / "merged.gguf", opened)
+    assert max(errors(logits(base, apart), logits(merged)).values()) < MAX_NMSE
+
+
+@pytest.mark.parametrize("levels", [[0], [1, 4, 7], [0, 2]])
+def test_an_adapter_for_some_levels_is_on_in_their_passes_only(
+    levels: list[int], checkpoint: Path, tmp_path: Path
+) -> None:
+    everywhere = lora_file(tmp_path / "all.sft")
+    lora = lora_file(tmp_path / "lora.sft", rvq_levels=levels)
+    base = converted_to(tmp_path / "base.gguf", checkpoint)
+    write_lora(base, lora, tmp_path / "adapter.gguf")
+    on = logits(converted_to(tmp_path / "m.gguf", read_checkpoint(checkpoint, lora=everywhere)))
+    off = logits(base)
+    found = logits(base, [LoraFile(tmp_path / "adapter.gguf")])
+    for name in found:
+        level = level_of_head(name.split()[0])
+        assert nmse((on if level in levels else off)[name], found[name]) < MAX_NMSE
+        assert nmse((off if level in levels else on)[name], found[name]) > 1e-2
+    assert {level_of_head(name.split()[0]) for name in found} == set(range(8))
+
+
+def test_an_adapter_survives_a_context_that_grows(checkpoint: Path, tmp_path: Path) -> None:
+    base = converted_to(tmp_path / "base.gguf", checkpoint)
+    write_lora(base, lora_file(tmp_path / "lora.sft"), tmp_path / "adapter.gguf")
+    given = [LoraFile(tmp_path / "adapter.gguf")]
+    with (
+        GgufNetwork(base, n_threads=1, adapters=given, n_ctx=2000) as roomy,
+        GgufNetwork(base, n_threads=1, adapters=given, n_ctx=1) as narrow,
+    ):
+        draw = np.random.default_rng(0)
+        inputs = draw.standard_normal((900, 64)).astype(np.float32)
+        for network in (roomy, narrow):
+            network.step(inputs[:400], np.arange(400), head="ar", outputs=[399])
+        first, second = (
+            network.step(inputs[400:], np.arange(400, 900), head="ar", outputs=[499])
+            for network in (roomy, narrow)
+        )
+    assert nmse(first, second) < MAX_NMSE
+
+
+def test_verify_and_quantize_measure_with_it(checkpoint: Path, tmp_path: Path, cli: Cli) -> None:
+    lora = lora_file(tmp_path / "lora.sft", rvq_levels=[0, 3])
+    base, adapter = tmp_path / "base.gguf", tmp_path / "adapter.gguf"
+    converted_to(base, checkpoint, "f16")
+    said = cli("lora", base, lora, adapter)
+    assert said.code == 0
+    assert "10 weights, alpha 6, codebook levels: 0, 3" in said.err
+    verified = cli("verify", checkpoint, base, "--level", "logits", "--lora", adapter)
+    assert verified.code == 0, verified.out
+    out, report = tmp_path / "q8.gguf", tmp_path / "report.json"
+    command = ["quantize", base, out, "Q8_0", "--checkpoint", checkpoint, "--lora", adapter]
+    result = cli(*command, "--utterances", 1, "--report", report)
+    assert result.code == 0, result.err
+    written = json.loads(report.read_text())
+    assert "with adapter.gguf" in written["reference"]
+    (file,) = written["files"]
+    assert file["quality"]["all"]["kl_mean"] < 1e-2
+
+
+def test_speech_follows_the_adapter(checkpoint: Path, tmp_path: Path, cli: Cli) -> None:
+    lora = lora_file(tmp_path / "lora.sft")
+    base = converted_to(tmp_path / "base.gguf", checkpoint)
+    merged = converted_to(tmp_path / "merged.gguf", read_checkpoint(checkpoint, lora=lora))
+    write_lora(base, lora, tmp_path / "a.gguf")
+    spoken = {}
+    for name, path, given in (
+        ("plain", base, []),
+        ("merged", merged, []),
+        ("apart", base, ["--lora", tmp_path / "a.gguf"]),
+        ("off", base, ["--lora", f"{tmp_path / 'a.gguf'}@0"]),
+    ):
+        out = tmp_path / f"{name}.npz"
+        how = ["--mode", "ar", "--temperature", 0, "--max-seconds", 0.3, "--seed", 1]
+        result = cli("speak", path, "Hi.", "--save-codes", out, *how, *given)
+        assert result.code == 0, result.err
+        with np.load(out) as saved:
+            spoken[name] = saved["codes"]
+    np.testing.assert_array_equal(spoken["apart"], spoken["merged"])
+    np.testing.assert_array_equal(spoken["off"], spoken["plain"])
+    assert spoken["plain"].shape != spoken["merged"].shape or (
+        (spoken["plain"] != spoken["merged"]).any()
+    )
+
+
+def test_a_wrong_adapter_fails_the_verdict(checkpoint: Path, tmp_path: Path) -> None:
+    """What llama.cpp computes is held against the merged weights: a scale of 1.2 shows."""
+    from valle_convert.verify.logits import Yardstick, check_logits
+
+    base = converted_to(tmp_path / "base.gguf", checkpoint)
+    write_lora(base, lora_file(tmp_path / "lora.sft"), tmp_path / "adapter.gguf")
+    plan, file = plan_conversion(checkpoint, out_type="f32"), GgufFile(base)
+    given = LoraFile(tmp_path / "adapter.gguf")
+    yardstick = Yardstick(plan, file, n_utterances=1, seed=0, adapters=[open_adapter(given, file)])
+    for factor, fails in ((1.0, False), (1.2, True)):
+        scaled = [LoraFile(given.path, factor)]
+        with GgufNetwork(base, n_threads=1, adapters=scaled) as network:
+            checks = list(check_logits(yardstick, network))
+        assert all(check.passed != fails for check in checks)
+
+
+def test_what_does_not_fit_is_refused(
+    checkpoint: Path, small_checkpoint: Callable[..., Path], tmp_path: Path, cli: Cli
+) -> None:
+    lora, adapter = lora_file(tmp_path / "lora.sft"), tmp_path / "adapter.gguf"
+    base = converted_to(tmp_path / "base.gguf", checkpoint)
+    write_lora(base, lora, adapter)
+    other = converted_to(
+        tmp_path / "other.gguf", small_checkpoint("o.sft", heads=4, kv_heads=2, seed=3)
+    )
+    message = error_of(cli("verify", checkpoint, base, "--level", "logits", "--lora", base), 2)
+    assert "GGUF file already" in message
+    spoken = tmp_path / "spoken.npz"
+    message = error_of(cli("speak", other, "a", "--lora", adapter, "--save-codes", spoken), 2)
+    assert "was made for the checkpoint with sha256" in message
+    assert not spoken.exists()
+    with pytest.raises(Exception, match="was made for the checkpoint with sha256"):
+        GgufNetwork(other, n_threads=1, adapters=[LoraFile(adapter)])
+    wide = small_checkpoint("w.sft", dim=128, heads=4)
+    message = error_of(cli("lora", wide, lora, tmp_path / "x.gguf"), 2)
+    assert "the LoRA does not fit the model" in message
+    message = error_of(cli("lora", lora, lora, tmp_path / "x.gguf"), 2)
+    assert not (tmp_path / "x.gguf").exists()
+    with pytest.raises(Exception, match="no LoRA that was kept apart"):
+        open_adapter(LoraFile(base), GgufFile(base))
+    assert error_of(cli("lora", base, lora, adapter), 2)  # exists
+    assert error_of(cli("lora", base, lora, base, "--force"), 2)
+
+
+def test_tables_and_heads_can_be_merged_only(checkpoint: Path, tmp_path: Path, cli: Cli) -> None:
+    draw = np.random.default_rng(0)
+    head, table = (
+        {
+            f"{name}.lora_A": draw.standard_normal(a).astype("f"),
+            f"{name}.lora_B": draw.standard_normal(b).astype("f"),
+        }
+        for name, a, b in (
+            ("classifiers.proj.0", (4, 64), (65, 4)),
+            ("text_emb", (256, 4), (4, 64)),
+        )
+    )
+    for i, tensors in enumerate((head, table)):
+        path = tmp_path / f"{i}.sft"
+        save_file(tensors, path, {"config": json.dumps({"alpha": 2.0})})
+        message = error_of(cli("lora", checkpoint, path, tmp_path / "x.gguf"), 2)
+        assert "stock llama.cpp applies no adapter; merge it" in message
+        merged = read_checkpoint(checkpoint, lora=path)
+        (name,) = {key.rsplit(".", 1)[0] for key in tensors}
+        down, up = tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"]
+        update = 0.5 * (up @ down if i == 0 else down @ up)
+        np.testing.assert_allclose(
+            merged.tensors.read(f"{name}.weight"),
+            load_file(checkpoint)[f"{name}.weight"] + update,
+            atol=1e-5,
+        )
+
+
+def test_a_damaged_adapter_is_refused_before_llama_cpp_sees_it(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    base = converted_to(tmp_path / "base.gguf", checkpoint)
+    adapter = tmp_path / "adapter.gguf"
+    write_lora(base, lora_file(tmp_path / "lora.sft"), adapter)
+    file, whole = GgufFile(adapter), adapter.read_bytes()
+    for keys, words in (
+        ([Key("adapter.type", "dora", "string")], "no lora of the architecture"),
+        ([Key("adapter.lora.alpha", 0.0, "f32")], "adapter.lora.alpha is 0.0"),
+        ([Key("adapter.lora.alpha", float("nan"), "f32")], "adapter.lora.alpha is nan"),
+        ([Key("valle.adapter.levels", ["a"], "[string]")], "valle.adapter.levels"),
+        ([Key("general.architecture", "llama", "string")], "no lora of the architecture"),
+    ):
+        odd = tmp_path / "odd.gguf"
+        odd.write_bytes(file.changed(keys) + whole[file.data_start :])
+        with pytest.raises(Exception, match=words):
+            open_adapter(LoraFile(odd), GgufFile(base))
+    renamed = whole.replace(b"blk.1.attn_q.weight.lora_a", b"blk.1.attn_q.weight.lora_c")
+    odd.write_bytes(renamed)
+    with pytest.raises(Exception, match="no adapter for"):
+        open_adapter(LoraFile(odd), GgufFile(base))
+
+
+def test_an_adapter_inside_a_checkpoint_and_one_beside_add_up(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    lora = lora_file(tmp_path / "lora.sft")
+    loaded = load_file(checkpoint)
+    inside = tmp_path / "inside.pth"
+    adapter = {name: torch.from_numpy(values) for name, values in load_file(lora).items()}
+    config = dict(read_checkpoint(checkpoint).config)
+    torch.save(
+        {
+            "module": {name: torch.from_numpy(values) for name, values in loaded.items()},
+            "lora": adapter,
+            "config": {**config, "lora": {"rank": 4, "alpha": 6.0}},
+        },
+        inside,
+    )
+    name = "model.layers.0.self_attn.q_proj.weight"
+    once = read_checkpoint(inside).tensors.read(name)
+    twice = read_checkpoint(inside, lora=lora).tensors.read(name)
+    np.testing.assert_allclose(twice - once, once - loaded[name], atol=1e-5)
+    write_lora(checkpoint, inside, tmp_path / "from-inside.gguf")
