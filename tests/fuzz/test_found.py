@@ -277,6 +277,8 @@ def test_a_header_with_a_name_twice_or_hundreds_of_dimensions_is_refused(tmp_pat
     )
     with pytest.raises(InputError, match=r"'a' has 65 dimensions"):
         SafetensorsFile(tmp_path / "x.sft")
+    (tmp_path / "x.sft").write_bytes(formats.safetensors_of(b'{"__metadata__": null}', b""))
+    assert not SafetensorsFile(tmp_path / "x.sft").specs
     entry["shape"] = [1]
     twice = json.dumps({"a": entry, "b": 0}).replace('"b": 0', f'"a": {json.dumps(entry)}')
     (tmp_path / "x.sft").write_bytes(formats.safetensors_of(twice.encode(), b"1"))

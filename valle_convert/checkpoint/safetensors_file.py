@@ -60,7 +60,7 @@ def _parse_header(path: Path, data: bytes) -> dict[str, Any]:
 
     header: dict[str, Any] = json.loads(data, object_pairs_hook=unique)
     for name, entry in header.items():
-        if len(entry.get("shape", ())) > _MAX_DIMENSIONS:
+        if isinstance(entry, dict) and len(entry.get("shape", ())) > _MAX_DIMENSIONS:
             raise InputError(
                 f"{path}: the tensor {name[:70]!r} has {len(entry['shape'])} dimensions, where at "
                 f"most {_MAX_DIMENSIONS} are expected; save the tensors again."

@@ -286,13 +286,14 @@ def quantize(
 ) -> None:
     """Quantize with llama-quantize, measure what it costs, and judge it (exit code 1: too much).
 
-    A folder gets one file a type, manifest.json and SHA256SUMS. Quality is measured on stock
+    A folder gets one file a type, manifest.json, SHA256SUMS and sbom.cdx.json. Quality is measured on stock
     llama.cpp against the checkpoint: KL divergence, error and best codes by head and level; with
     --listen, also by what is said.
     """
     from valle_convert.api import read_checkpoint
     from valle_convert.files import check_outputs
     from valle_convert.gguf_file.read import is_gguf
+    from valle_convert.quantize.bill import BILL
     from valle_convert.quantize.limits import parse_limits
     from valle_convert.quantize.manifest import MANIFEST, SUMS, made_folder
     from valle_convert.quantize.plan import Listener, Options
@@ -361,7 +362,11 @@ def quantize(
         written = {"--log": log} | {f"--report {one}": one for one in reports}
         for name, target in written.items():
             ours = target is not None and target.parent == out
-            if ours and target and (target.suffix == ".gguf" or target.name in (MANIFEST, SUMS)):
+            if (
+                ours
+                and target
+                and (target.suffix == ".gguf" or target.name in (MANIFEST, SUMS, BILL))
+            ):
                 raise typer.BadParameter(f"{name} is {target}, which is made of quantized files.")
         check_outputs(
             {"OUT": out if out.suffix == ".gguf" else None, **written},
