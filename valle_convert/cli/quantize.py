@@ -286,8 +286,8 @@ def quantize(
 ) -> None:
     """Quantize with llama-quantize, measure what it costs, and judge it (exit code 1: too much).
 
-    A folder gets one file a type, manifest.json, SHA256SUMS and sbom.cdx.json. Quality is measured on stock
-    llama.cpp against the checkpoint: KL divergence, error and best codes by head and level; with
+    A folder gets one file a type, manifest.json, SHA256SUMS and sbom.cdx.json. Quality is
+    measured on stock llama.cpp against the checkpoint: KL divergence, error and best codes by head and level; with
     --listen, also by what is said.
     """
     from valle_convert.api import read_checkpoint

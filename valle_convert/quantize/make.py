@@ -26,6 +26,7 @@ from valle_convert.gguf_file.header import TensorEntry
 from valle_convert.gguf_file.keys import DIGEST_KEYS
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.progress import Progress, silent
+from valle_convert.quantize.bill import BILL
 from valle_convert.quantize.imatrix import PREFIX as IMATRIX_PREFIX
 from valle_convert.quantize.imatrix import ImatrixInput
 from valle_convert.quantize.manifest import (
@@ -432,9 +433,10 @@ def known_files(folder: Path, *, force: bool) -> dict[str, ManifestFile]:
     """
     path = folder / MANIFEST
     if not path.exists():
-        if (folder / SUMS).exists() and not force:
+        there = [name for name in (SUMS, BILL) if (folder / name).exists()]
+        if there and not force:
             raise InputError(
-                f"{folder} has {SUMS} and no {MANIFEST}, so it is not of this program and is not "
+                f"{folder} has {there[0]} and no {MANIFEST}, so it is not of this program and is not "
                 "overwritten; give another folder, or --force."
             )
         return {}
