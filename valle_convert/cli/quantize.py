@@ -286,20 +286,26 @@ def quantize(
 ) -> None:
     """Quantize with llama-quantize, measure what it costs, and judge it (exit code 1: too much).
 
+    A VALL-E X is quantized as a set: IN is the file of its AR, and so is what is made.
+
     A folder gets one file a type, manifest.json, SHA256SUMS and sbom.cdx.json. Quality is
-    measured on stock llama.cpp against the checkpoint: KL divergence, error and best codes by head and level; with
+    measured on stock llama.cpp against the checkpoint: KL divergence, error and best codes by
+    head and level; with
     --listen, also by what is said.
     """
     from valle_convert.api import read_checkpoint
     from valle_convert.files import check_outputs
-    from valle_convert.gguf_file.read import is_gguf
+    from valle_convert.gguf_file.read import GgufFile, is_gguf
+    from valle_convert.gguf_file.vallex import is_vallex_part
+    from valle_convert.model.vallex import is_vallex
     from valle_convert.quantize.bill import BILL
     from valle_convert.quantize.limits import parse_limits
     from valle_convert.quantize.manifest import MANIFEST, SUMS, made_folder
     from valle_convert.quantize.plan import Listener, Options
     from valle_convert.quantize.report import LogFile, check_reports, write_reports
-    from valle_convert.quantize.run import quantize as run
+    from valle_convert.quantize.run import quantize as quantize_one
     from valle_convert.quantize.types import check_tensor_type, parse_types, recipe_named
+    from valle_convert.quantize.vallex import quantize_set
 
     if (type_ is None) == (types is None):
         raise typer.BadParameter("give --types LIST, or one TYPE after OUT.gguf.")
@@ -397,6 +403,12 @@ def quantize(
                 progress=console.progress_bar,
             )
         )
+        is_set = (
+            is_vallex_part(GgufFile(source, allow_part=True).keys)
+            if is_gguf(source)
+            else reference is not None and is_vallex(reference)
+        )
+        run = quantize_set if is_set else quantize_one
         result = run(
             source,
             out,

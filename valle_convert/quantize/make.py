@@ -104,18 +104,10 @@ def make_file(
     with closing(Scratch(target.parent)) as own:
         work, work_path = (scratch or own).new()
         with work:
-            log = _run(quantizer, plan, work_path, progress, keep_log)
-            try:
-                header = GgufFile(Path(f"what {quantizer.kind} wrote"), work)
-            except InputError as error:
-                # Of the tool's making, and not of the user's.
-                raise EnvironmentFault(
-                    f"{quantizer.kind} ended without an error, and yet: {error} The tool at "
-                    f"{' '.join(quantizer.command)} does not work here; build it again (make "
-                    "llama-tools), or take another with --llama-quantize."
-                ) from error
+            log = run_quantizer(quantizer, plan, work_path, progress, keep_log)
+            header = open_written(quantizer, work)
             if plan.tensors is not None:
-                _check_types(quantizer, plan.tensors, header)
+                check_types(quantizer, plan.tensors, header)
             new_header = header.changed(
                 keys_of(
                     quantizer.kind,
@@ -130,18 +122,36 @@ def make_file(
                 drop=DIGEST_KEYS,
             )
             with atomic_output(target, force=force, sources=[plan.source.given]) as out:
-                sha256, tensors = _copy(work, header, new_header, out)
+                sha256, tensors = copy_file(work, header, new_header, out)
                 n_bytes = out.tell()
     return MadeFile(target, n_bytes, sha256, tensors, tuple(log))
 
 
-def _run(
+def open_written(quantizer: Quantizer, work: BinaryIO) -> GgufFile:
+    """What the tool has written.
+
+    Raises:
+        EnvironmentFault: it is no whole GGUF file.
+    """
+    try:
+        return GgufFile(Path(f"what {quantizer.kind} wrote"), work)
+    except InputError as error:
+        # Of the tool's making, and not of the user's.
+        raise EnvironmentFault(
+            f"{quantizer.kind} ended without an error, and yet: {error} The tool at "
+            f"{' '.join(quantizer.command)} does not work here; build it again (make "
+            "llama-tools), or take another with --llama-quantize."
+        ) from error
+
+
+def run_quantizer(
     quantizer: Quantizer,
     plan: FilePlan,
     work: Path,
     progress: Progress,
     keep_log: Callable[[list[str]], object],
 ) -> list[str]:
+    """Quantize into an open file; `keep_log` gets the log, also where it failed."""
     log: list[str] = []
     sizes = {name: tensor.n_bytes for name, tensor in plan.source.header.tensors.items()}
     label = f"quantizing {plan.kind.name}"
@@ -179,7 +189,7 @@ def _nameless(imatrix: ImatrixInput | None) -> Iterator[Path | None]:
         yield Path(f"/dev/fd/{file.fileno()}")
 
 
-def _check_types(quantizer: Quantizer, planned: Sequence[TensorEntry], header: GgufFile) -> None:
+def check_types(quantizer: Quantizer, planned: Sequence[TensorEntry], header: GgufFile) -> None:
     """The result is what the dry run said, tensor by tensor."""
     expected = {tensor.name: (tensor.shape, tensor.ggml_type.name) for tensor in planned}
     found = {name: (t.shape, t.ggml_type.name) for name, t in header.tensors.items()}
@@ -196,7 +206,7 @@ def _check_types(quantizer: Quantizer, planned: Sequence[TensorEntry], header: G
         )
 
 
-def _copy(
+def copy_file(
     work: BinaryIO, header: GgufFile, new_header: bytes, out: BinaryIO
 ) -> tuple[str, tuple[TensorDigest, ...]]:
     """Header and data into the target; the file's and the tensors' digests, side by side."""

@@ -129,12 +129,12 @@ def run_reference(
 
 def measure(network: Network, expected: Expected, advance: Advance) -> Measured:
     """Hold a network against the reference; `advance` is called after each pass."""
-    tallies: dict[str, list[_Rows]] = {}
+    tallies: dict[str, list[Rows]] = {}
     for case, logits in expected.cases:
-        tallies.setdefault(case.head, []).append(_compare(logits, run_case(network, case)))
+        tallies.setdefault(case.head, []).append(compare_rows(logits, run_case(network, case)))
         advance(1)
-    quality = {ALL: _quality(list(chain.from_iterable(tallies.values())))}
-    quality |= {head: _quality(rows) for head, rows in tallies.items()}
+    quality = {ALL: quality_of(list(chain.from_iterable(tallies.values())))}
+    quality |= {head: quality_of(rows) for head, rows in tallies.items()}
     return Measured(quality, measure_greedy(network, expected), measure_speed(network))
 
 
@@ -203,7 +203,7 @@ def measure_speed(network: Network) -> Speed:
 
 
 @dataclass(frozen=True, eq=False)
-class _Rows:
+class Rows:
     """The comparison of one case, prediction by prediction."""
 
     divergences: NDArray[np.float64]
@@ -212,8 +212,9 @@ class _Rows:
     energy: float
 
 
-def _compare(expected: NDArray[np.float32], found: NDArray[np.float32]) -> _Rows:
-    return _Rows(
+def compare_rows(expected: NDArray[np.float32], found: NDArray[np.float32]) -> Rows:
+    """Hold logits against those that are right, both [predictions, codes]."""
+    return Rows(
         divergences=kl_divergence(expected, found),
         same=expected.argmax(-1) == found.argmax(-1),
         error=float(np.square(found.astype(np.float64) - expected).sum()),
@@ -221,7 +222,8 @@ def _compare(expected: NDArray[np.float32], found: NDArray[np.float32]) -> _Rows
     )
 
 
-def _quality(rows: Sequence[_Rows]) -> Quality:
+def quality_of(rows: Sequence[Rows]) -> Quality:
+    """The quality over several cases."""
     divergences = np.concatenate([one.divergences for one in rows])
     energy = sum(one.energy for one in rows)
     return Quality(

@@ -1,0 +1,167 @@
+"""Quantized sets of VALL-E X, with real llama-quantize."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from make_vallex import VallexShape, make_vallex
+from support import Cli, error_of
+from vallex_golden import CHECKPOINT
+
+from valle_convert.checkpoint import read_checkpoint
+from valle_convert.errors import InputError
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.vallex import VallexSet, open_set, plan_vallex, set_paths
+from valle_convert.gguf_file.write import write_set
+from valle_convert.quantize.plan import Options
+from valle_convert.quantize.types import parse_types
+from valle_convert.quantize.vallex import quantize_set
+
+#: Rows that K-quants divide into.
+WIDE = VallexShape(dim=256, heads=4, layers=2, ffn=1, levels=3, codes=64)
+
+
+@pytest.fixture(scope="module")
+def golden_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("golden") / "golden-F16.gguf"
+    write_set(plan_vallex(read_checkpoint(CHECKPOINT), out_type="f16"), path)
+    return path
+
+
+def options(types: str, **others: object) -> Options:
+    return Options(types=parse_types(types), **others)  # type: ignore[arg-type]
+
+
+def test_sets_are_made_measured_verified_and_listed(
+    golden_set: Path, cli: Cli, tmp_path: Path
+) -> None:
+    out, report = tmp_path / "out", tmp_path / "report.json"
+    made = cli(
+        "quantize",
+        golden_set,
+        out,
+        "--types",
+        "Q8_0,Q4_0",
+        "--checkpoint",
+        CHECKPOINT,
+        "--report",
+        report,
+    )
+    assert made.code == 0, made
+    paths = [set_paths(out / f"golden-{kind}.gguf", 7) for kind in ("Q8_0", "Q4_0")]
+    listed = {path.name for path in out.iterdir()} - {"manifest.json", "SHA256SUMS"}
+    assert listed == {path.name for group in paths for path in group}
+    assert cli("check-manifest", out).code == 0
+    assert cli("verify", CHECKPOINT, paths[1][0]).code == 0
+    found = json.loads(report.read_text())
+    assert found["passed"]
+    q8, q4 = found["files"]
+    assert q8["bytes"] == sum(path.stat().st_size for path in paths[0])
+    assert 0 < q8["quality"]["all"]["kl_mean"] < q4["quality"]["all"]["kl_mean"]
+    assert set(q8["quality"]) == {"all", "ar", *(f"nar.{i}" for i in range(1, 8))}
+    assert q8["verified"]["outcome"] == "passed"
+    for path, original in zip(paths[0], set_paths(golden_set, 7), strict=True):
+        same = path.read_bytes() == original.read_bytes()
+        assert same == ("-nar-" in path.name)
+    body = GgufFile(paths[1][1], allow_part=True)
+    assert body.tensors["blk.1.ffn_up.weight"].ggml_type.name == "Q4_0"
+    assert body.keys["valle.quantize.type"] == "Q4_0"
+
+
+def test_the_plan_knows_the_sizes(golden_set: Path, cli: Cli, tmp_path: Path) -> None:
+    for source in (golden_set, CHECKPOINT):
+        run = ("quantize", source, tmp_path / "out", "--types", "Q8_0,Q5_1", "--no-measure")
+        planned = cli(*run, "--dry-run", "--json")
+        assert planned.code == 0, planned
+        assert list(tmp_path.iterdir()) == []
+        made = cli(*run, "--json")
+        assert made.code == 0, made
+        sizes = [
+            [file["bytes"] for file in json.loads(result.out)["files"]]
+            for result in (planned, made)
+        ]
+        assert sizes[0] == sizes[1]
+        for path in (tmp_path / "out").iterdir():
+            path.unlink()
+        (tmp_path / "out").rmdir()
+
+
+def test_the_body_is_the_same_with_every_first_part(golden_set: Path, tmp_path: Path) -> None:
+    paths = set_paths(golden_set, 7)
+    bodies = []
+    for first in (0, 3):
+        # The first part that the body is put together with is that of the first level.
+        folder = tmp_path / str(first)
+        folder.mkdir()
+        renamed = set_paths(folder / "x.gguf", 7)
+        for source, target in zip(paths, renamed, strict=True):
+            target.write_bytes(source.read_bytes())
+        files = open_set(renamed[0])
+        turned = replace(files, levels=files.levels[first:] + files.levels[:first])
+        quantize_turned(turned, folder / "out.gguf")
+        bodies.append((folder / "out-nar.gguf").read_bytes())
+    assert bodies[0] == bodies[1]
+
+
+def quantize_turned(files: VallexSet, out: Path) -> None:
+    from valle_convert.quantize import vallex
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vallex, "open_set", lambda _path: files)
+        quantize_set(files.ar.path, out, options("Q4_0", measure=False))
+
+
+@pytest.mark.parametrize("kind", ["Q4_K_M", "IQ2_XXS", "IQ3_XXS", "BF16"])
+def test_a_checkpoint_is_converted_and_quantized_at_once(kind: str, tmp_path: Path) -> None:
+    """IQ2_XXS needs an importance matrix, which is made of the checkpoint."""
+    make_vallex(tmp_path / "wide.pt", WIDE)
+    checkpoint = read_checkpoint(tmp_path / "wide.pt")
+    report = quantize_set(
+        tmp_path / "wide.pt",
+        tmp_path / "out",
+        options(kind, n_imatrix=2, n_utterances=1),
+        checkpoint=checkpoint,
+    )
+    assert report.passed, report.verdict()
+    assert (report.files[0].imatrix is not None) == kind.startswith("IQ")
+    assert open_set(tmp_path / "out" / f"wide-{kind}.gguf").model.n_levels == 3
+
+
+def test_one_set_is_made_by_its_name_and_nothing_is_replaced(
+    golden_set: Path, cli: Cli, tmp_path: Path
+) -> None:
+    out = tmp_path / "small.gguf"
+    set_paths(out, 7)[4].write_bytes(b"mine")
+    run = ("quantize", golden_set, out, "Q8_0", "--no-measure")
+    assert "small-nar-3.gguf exists" in error_of(cli(*run), 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["small-nar-3.gguf"]
+    assert cli(*run, "--force").code == 0
+    assert sorted(tmp_path.iterdir()) == sorted(set_paths(out, 7))
+
+
+def test_what_is_wrong_before_is_seen_after(golden_set: Path, cli: Cli, tmp_path: Path) -> None:
+    paths = set_paths(tmp_path / "bad.gguf", 7)
+    for source, target in zip(set_paths(golden_set, 7), paths, strict=True):
+        target.write_bytes(source.read_bytes())
+    tensor = GgufFile(paths[1], allow_part=True).tensors["blk.0.attn_output.weight"]
+    contents = bytearray(paths[1].read_bytes())
+    contents[tensor.start : tensor.start + tensor.n_bytes] = bytes(tensor.n_bytes)
+    paths[1].write_bytes(contents)
+    made = cli(
+        "quantize", paths[0], tmp_path / "out", "--types", "Q8_0", "--checkpoint", CHECKPOINT
+    )
+    assert made.code == 1, made
+
+
+def test_what_is_not_for_sets_is_refused(golden_set: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--resume, --data cannot be used with a VALL-E X"):
+        quantize_set(golden_set, tmp_path, options("Q8_0", resume=True, data=tmp_path))
+    with pytest.raises(InputError, match="one set, and 2 types"):
+        quantize_set(golden_set, tmp_path / "x.gguf", options("Q8_0,Q4_0"))
+    make_vallex(tmp_path / "wide.pt", WIDE)
+    write_set(plan_vallex(read_checkpoint(tmp_path / "wide.pt")), tmp_path / "wide.gguf")
+    with pytest.raises(InputError, match="cannot be made without an importance matrix"):
+        quantize_set(tmp_path / "wide.gguf", tmp_path / "out", options("IQ2_XXS"))

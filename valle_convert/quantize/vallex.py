@@ -1,0 +1,703 @@
+"""Quantized sets of VALL-E X: the AR and the NAR's body by llama-quantize, the first parts as
+they are.
+
+llama-quantize takes one file. So the body is put together with the first part of level 1 for
+it, which is a complete model, and what comes out is taken apart again: the levels differ in
+vectors only, which are never quantized, so that the body is the same whichever level it was
+made with (measured: byte for byte).
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from valle_convert import __version__
+from valle_convert.checkpoint import Checkpoint, read_checkpoint
+from valle_convert.checkpoint.read import sha256_of
+from valle_convert.decode.sampling import GREEDY
+from valle_convert.decode.vallex import VallexOptions, decode_vallex_ar, decode_vallex_nar
+from valle_convert.errors import EnvironmentFault, InputError
+from valle_convert.files import (
+    atomic_outputs,
+    check_free_space,
+    check_target,
+    locked_folder,
+    scratch_folder,
+    valid_utf8,
+)
+from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
+from valle_convert.gguf_file.keys import DIGEST_KEYS
+from valle_convert.gguf_file.read import GgufFile, TensorInfo, is_gguf
+from valle_convert.gguf_file.vallex import VallexSet, open_set, plan_vallex, set_paths
+from valle_convert.gguf_file.write import header_of, write_set
+from valle_convert.llama.library import INSTALL, find_library
+from valle_convert.metrics import Logits
+from valle_convert.model.vallex import describe_vallex
+from valle_convert.network.vallex import ComposedNetwork
+from valle_convert.network.vallex_protocol import VallexText
+from valle_convert.quantize.imatrix import Entry, ImatrixFile, ImatrixInput, Sums, in_scratch
+from valle_convert.quantize.limits import Gates, read_earlier
+from valle_convert.quantize.make import check_types, copy_file, known_files, open_written, run_quantizer, tool_of
+from valle_convert.quantize.manifest import (
+    ManifestFile,
+    made_folder,
+    tensor_digests,
+    unlisted_models,
+    write_manifest,
+)
+from valle_convert.quantize.plan import (
+    AUTO,
+    NONE,
+    FilePlan,
+    Listener,
+    Options,
+    bits_per_weight,
+    describe_fallbacks,
+    describe_types,
+    keys_of,
+    plan_file,
+    shown_arguments,
+)
+from valle_convert.quantize.quality import (
+    ALL,
+    GREEDY_FRAMES,
+    Greedy,
+    Measured,
+    Rows,
+    Speed,
+    compare_rows,
+    quality_of,
+)
+from valle_convert.quantize.report import FileReport, QuantizeReport
+from valle_convert.quantize.source import Scratch, Source
+from valle_convert.quantize.tool import Quantizer, find_quantizer
+from valle_convert.quantize.types import FileType
+from valle_convert.verify.vallex import (
+    VallexUtterance,
+    run_vallex_cases,
+    vallex_utterances,
+    verify_vallex_path,
+)
+
+if TYPE_CHECKING:
+    from valle_convert.verify.report import Report
+
+_SPLIT = "split."
+_N_UTTERANCES = 2
+# A request of everyday size, as for the other family.
+_SPEED_SYMBOLS, _SPEED_PROMPT, _SPEED_FRAMES, _SPEED_STEPS = 60, 225, 300, 16
+
+
+@dataclass(frozen=True)
+class _SetPlan:
+    """What a set is to become in one type.
+
+    Attributes:
+        kind: the type.
+        ar: of the AR.
+        nar: of the body with a first part.
+        paths: of the files to come, the AR first.
+        n_bytes: of all of them, exactly; 0 where it is not known.
+    """
+
+    kind: FileType
+    ar: FilePlan
+    nar: FilePlan
+    paths: list[Path]
+    n_bytes: int
+
+    @property
+    def tensors(self) -> tuple[TensorEntry, ...]:
+        return (*(self.ar.tensors or ()), *(self.nar.tensors or ()))
+
+
+def quantize_set(
+    path: Path,
+    out: Path,
+    options: Options,
+    *,
+    checkpoint: Checkpoint | None = None,
+    listener: Listener | None = None,
+) -> QuantizeReport:
+    """Make quantized sets, one a type, and say how good they are.
+
+    Args:
+        path: the AR of a converted set, or a checkpoint, which is converted first.
+        out: a folder, or the `.gguf` file of an AR where `options.types` is one type.
+        options: everything else; `resume`, `prune` and `data` are not for sets.
+        checkpoint: what quality is measured against; a checkpoint as `path` is its own.
+        listener: is told what is done.
+
+    Raises:
+        InputError: something given cannot be used.
+        EnvironmentFault: no tool, no space, no permission, or the tool failed.
+    """
+    listener = listener or Listener()
+    single = out.suffix == ".gguf"
+    folder = out.parent if single else out
+    _check_options(out, options, single=single)
+    gates = Gates(
+        options.max_kl,
+        options.min_agreement,
+        read_earlier(options.no_worse_than) if options.no_worse_than else None,
+        options.margin,
+    )
+    gates.check_types(options.types)
+    quantizer = find_quantizer(options.tool)
+    with ExitStack() as held:
+        if not single and not options.dry_run:
+            held.enter_context(made_folder(folder))
+            held.enter_context(locked_folder(folder))
+        room = Path(tempfile.gettempdir()) if options.dry_run else folder
+        work = held.enter_context(scratch_folder(room))
+        scratch = held.enter_context(closing(Scratch(room)))
+        known = {} if single else known_files(folder, force=options.force)
+        files, name = _source_set(path, checkpoint, work, options, listener)
+        ar = Source(files.ar.path, valid_utf8(name), files.ar)
+        nar = _whole_nar(files, work, empty=options.dry_run)
+        imatrices = _imatrices(quantizer, (ar, nar), options, checkpoint, scratch, listener)
+        plans = [
+            _plan(quantizer, files, ar, nar, kind, options, imatrices, out, single=single)
+            for kind in options.types
+        ]
+        for plan in plans:
+            for target in plan.paths if folder.is_dir() else ():
+                check_target(target, force=options.force, sources=[path])
+        report = _first_report(name, quantizer, plans, files, checkpoint, options)
+        if options.dry_run:
+            return report
+        sizes = [plan.n_bytes or sum(file.size for file in files.files) for plan in plans]
+        check_free_space(folder / f"{name} in {len(plans)} types", sum(sizes) + max(sizes))
+        done: list[FileReport] = []
+        for plan in plans:
+            start = time.perf_counter()
+            entries, tensors = _make(quantizer, plan, files, scratch, options, listener)
+            seconds = time.perf_counter() - start
+            n_bytes = sum(entry.n_bytes for entry in entries)
+            listener.talk(
+                f"wrote {plan.paths[0]} and {len(entries) - 1} files beside it: {n_bytes:,} bytes, "
+                f"{bits_per_weight(tensors):.2f} bits a weight, {seconds:.1f} s"
+            )
+            if not single:
+                known |= {entry.name: entry for entry in entries}
+                write_manifest(folder, list(known.values()))
+            done.append(
+                FileReport(
+                    name=valid_utf8(plan.paths[0].name),
+                    kind=plan.kind.name,
+                    status="made",
+                    n_bytes=n_bytes,
+                    bits_per_weight=bits_per_weight(tensors),
+                    weights=describe_types(tensors),
+                    fallbacks=(*plan.ar.fallbacks, *plan.nar.fallbacks),
+                    sha256=entries[0].sha256,
+                    imatrix=plan.ar.imatrix.name if plan.ar.imatrix else None,
+                    seconds=seconds,
+                    note=f"a set of {len(entries)} files; the digest is that of the first",
+                )
+            )
+        notes = report.notes
+        if not single and (unlisted := unlisted_models(folder, known)):
+            notes += (f"{folder.name} has files that no manifest lists: {', '.join(unlisted)}",)
+        report = replace(
+            report, source_sha256=sha256_of(files.ar.path), files=tuple(done), notes=notes
+        )
+        if options.measure:
+            report = _measured(report, plans, files, checkpoint, options, listener)
+    judged = []
+    for kind, file in zip(options.types, report.files, strict=True):
+        limits = gates.limits_of(kind)
+        failures = limits.failures(file.measured) if limits and file.measured else ()
+        judged.append(replace(file, limits=limits, failures=failures))
+    return replace(report, files=tuple(judged))
+
+
+def _check_options(out: Path, options: Options, *, single: bool) -> None:
+    if single and len(options.types) != 1:
+        raise InputError(
+            f"{out} is one set, and {len(options.types)} types are asked for; give a folder."
+        )
+    unknown = {
+        "--resume": options.resume,
+        "--prune": options.prune,
+        "--data": options.data is not None,
+        "--imatrix FILE": options.imatrix not in (AUTO, NONE),
+    }
+    given = [name for name, is_given in unknown.items() if is_given]
+    if given:
+        raise InputError(
+            f"{', '.join(given)} cannot be used with a VALL-E X, whose files are made as a set; "
+            "leave it out."
+        )
+    if options.measure and not options.dry_run and find_library() is None:
+        raise EnvironmentFault(
+            "llama-cpp-python is not installed, and quality is measured with its llama.cpp; "
+            f"{INSTALL}, or give --no-measure."
+        )
+
+
+# ------------------------------------------------------------------------------- the source
+
+
+def _source_set(
+    path: Path, checkpoint: Checkpoint | None, work: Path, options: Options, listener: Listener
+) -> tuple[VallexSet, str]:
+    """The set to quantize, and the name of its AR; a checkpoint is converted into `work`."""
+    if is_gguf(path):
+        return open_set(path), path.name
+    plan = plan_vallex(checkpoint or read_checkpoint(path))
+    target = work / f"{path.stem}.gguf"
+    if options.dry_run:
+        for name, part in plan.files(target).items():
+            with name.open("wb") as file:
+                file.write(header_of(part))
+                file.truncate(file.tell() + part.data_bytes)
+            # What is checked of the contents: the divisors.
+            _fill(name, plan.description.model.activation_factor)
+    else:
+        listener.talk(f"converting {path.name} first")
+        write_set(plan, target, progress=listener.progress)
+    return open_set(target), target.name
+
+
+def _fill(path: Path, factor: int) -> None:
+    """Write the divisors of a file that has a header only."""
+    tensors = GgufFile(path, allow_part=True).tensors.values()
+    with path.open("r+b") as file:
+        for tensor in tensors:
+            if tensor.name.endswith(".act.scales"):
+                file.seek(tensor.start)
+                file.write(np.full(tensor.n_elements, factor, np.float32).tobytes())
+
+
+def _whole_nar(files: VallexSet, work: Path, *, empty: bool) -> Source:
+    """Body and first part of level 1 as one file."""
+    first, body = files.levels[0], files.body
+    keys = [key for key in _keys(first) if not key.name.startswith(_SPLIT)]
+    path = work / "nar.gguf"
+    with path.open("wb") as out:
+        _write_tensors(out, keys, [*first.tensors.values(), *body.tensors.values()], empty=empty)
+    return Source(path, valid_utf8(body.path.name), GgufFile(path), original=body.path)
+
+
+def _keys(file: GgufFile) -> list[Key]:
+    """All but the digests, which hold for what was converted only."""
+    names = [name for name in file.keys if name not in DIGEST_KEYS]
+    return [Key(name, file.keys[name], file.key_types[name]) for name in names]
+
+
+def _write_tensors(
+    out: BinaryIO, keys: Sequence[Key], tensors: Sequence[TensorInfo], *, empty: bool = False
+) -> None:
+    """A file with keys and tensors of others; `empty` leaves the data to be zeros."""
+    entries: list[TensorEntry] = []
+    end = 0
+    for tensor in tensors:
+        entries.append(TensorEntry(tensor.name, tensor.shape, tensor.ggml_type, end))
+        end += padded(tensor.n_bytes)
+    out.write(pack_header(keys, entries))
+    if empty:
+        out.truncate(out.tell() + end)
+        return
+    for tensor in tensors:
+        out.write(tensor.data.data)
+        out.write(bytes(padded(tensor.n_bytes) - tensor.n_bytes))
+
+
+# --------------------------------------------------------------------------------- the plan
+
+
+def _plan(
+    quantizer: Quantizer,
+    files: VallexSet,
+    ar: Source,
+    nar: Source,
+    kind: FileType,
+    options: Options,
+    imatrices: Sequence[ImatrixInput | None],
+    out: Path,
+    *,
+    single: bool,
+) -> _SetPlan:
+    plans = [
+        plan_file(quantizer, source, kind, options, imatrix)
+        for source, imatrix in zip((ar, nar), imatrices, strict=True)
+    ]
+    falling = [one for plan in plans for one in plan.fallbacks]
+    if falling and not options.allow_fallback:
+        raise InputError(
+            "Not every tensor can have the type asked for, and --no-fallback was given: "
+            f"{kind.name}: {describe_fallbacks(falling)}. Choose types whose blocks the rows "
+            "divide into (Q8_0, Q5_0, Q4_0: 32; K and IQ types: 256)."
+        )
+    if any(plan.needs_imatrix and plan.imatrix is None for plan in plans):
+        raise InputError(
+            f"{kind.name} cannot be made without an importance matrix; give --checkpoint so that "
+            "one can be made."
+        )
+    path = out if single else out / f"{ar.stem}-{kind.name}.gguf"
+    n_bytes = 0
+    if plans[0].n_bytes is not None and plans[1].tensors is not None:
+        body = [tensor for tensor in plans[1].tensors if tensor.name in files.body.tensors]
+        n_bytes = plans[0].n_bytes + sum(file.size for file in files.levels)
+        n_bytes += len(pack_header(_body_keys(quantizer, plans[1], files.body), body))
+        n_bytes += sum(padded(tensor.n_bytes) for tensor in body)
+    return _SetPlan(kind, plans[0], plans[1], set_paths(path, len(files.levels)), n_bytes)
+
+
+def _body_keys(quantizer: Quantizer, plan: FilePlan, body: GgufFile) -> list[Key]:
+    """Those of the body, and how it was made; llama-quantize has none of the former."""
+    made = _made_keys(quantizer, plan)
+    names = {key.name for key in made}
+    return [*(key for key in _keys(body) if key.name not in names), *made]
+
+
+def _made_keys(quantizer: Quantizer, plan: FilePlan) -> list[Key]:
+    return keys_of(
+        quantizer.kind,
+        plan.tool_version,
+        quantizer.sha256,
+        plan.source,
+        plan.kind,
+        plan.options,
+        plan.imatrix,
+        source_sha256=plan.source.sha256,
+    )
+
+
+def _first_report(
+    name: str,
+    quantizer: Quantizer,
+    plans: Sequence[_SetPlan],
+    files: VallexSet,
+    checkpoint: Checkpoint | None,
+    options: Options,
+) -> QuantizeReport:
+    notes = [plan.kind.note for plan in plans if plan.kind.note]
+    if checkpoint is None:
+        notes.append(
+            "no checkpoint was given, so sets are measured against the input on llama.cpp and not "
+            "verified: what is wrong with the input, or was lost in it, is not seen"
+        )
+    keys = files.ar.keys
+    return QuantizeReport(
+        source=valid_utf8(name),
+        source_sha256=None,
+        tool=tool_of(quantizer, plans[0].ar) | {"found": quantizer.how},
+        recipe={"name": options.recipe.name, "reason": options.recipe.reason},
+        tensor_types=options.tensor_types,
+        reference="",
+        utterances="",
+        baseline=None,
+        files=tuple(
+            FileReport(
+                name=valid_utf8(plan.paths[0].name),
+                kind=plan.kind.name,
+                status="planned",
+                n_bytes=plan.n_bytes,
+                bits_per_weight=bits_per_weight(plan.tensors) if plan.tensors else 0.0,
+                weights=describe_types(plan.tensors),
+                fallbacks=(*plan.ar.fallbacks, *plan.nar.fallbacks),
+                note=f"a set of {len(plan.paths)} files",
+            )
+            for plan in plans
+        ),
+        notes=tuple(notes),
+        checkpoint={
+            "name": str(keys["valle.source.name"]),
+            "sha256": str(keys["valle.source.sha256"]),
+        },
+        dry_run=options.dry_run,
+    )
+
+
+# ---------------------------------------------------------------------------------- making
+
+
+def _make(
+    quantizer: Quantizer,
+    plan: _SetPlan,
+    files: VallexSet,
+    scratch: Scratch,
+    options: Options,
+    listener: Listener,
+) -> tuple[list[ManifestFile], list[TensorEntry]]:
+    """All files of a type, or none; the manifest's entries, and the tensors of AR and body."""
+    with atomic_outputs(plan.paths, force=options.force) as opened:
+        with _quantized(quantizer, plan.ar, scratch, listener) as (work, header):
+            new_header = header.changed(_made_keys(quantizer, plan.ar), drop=DIGEST_KEYS)
+            copy_file(work, header, new_header, opened[0])
+        with _quantized(quantizer, plan.nar, scratch, listener) as (_, header):
+            shared = [t for t in header.tensors.values() if t.name in files.body.tensors]
+            _write_tensors(opened[1], _body_keys(quantizer, plan.nar, files.body), shared)
+        for level, target in zip(files.levels, opened[2:], strict=True):
+            with level.path.open("rb") as part:
+                shutil.copyfileobj(part, target)
+    arguments = [shown_arguments(p.source, p.kind, options, p.imatrix) for p in (plan.ar, plan.nar)]
+    entries: list[ManifestFile] = []
+    tensors: list[TensorEntry] = []
+    for i, (path, source) in enumerate(zip(plan.paths, files.files, strict=True)):
+        made = GgufFile(path, allow_part=True)
+        if i < 2:
+            tensors += made.tensors.values()
+        one = (plan.ar, plan.nar)[min(i, 1)]
+        copied = {"name": "valle-convert", "version": __version__}
+        entries.append(
+            ManifestFile(
+                name=path.name,
+                kind=plan.kind.name,
+                n_bytes=made.size,
+                sha256=sha256_of(path),
+                source_sha256=sha256_of(source.path),
+                tool=tool_of(quantizer, one) if i < 2 else copied,
+                arguments=arguments[i] if i < 2 else ("copy",),
+                imatrix_sha256=one.imatrix.sha256 if i < 2 and one.imatrix else None,
+                tensors=tensor_digests(made),
+            )
+        )
+    return entries, tensors
+
+
+@contextmanager
+def _quantized(
+    quantizer: Quantizer, plan: FilePlan, scratch: Scratch, listener: Listener
+) -> Iterator[tuple[BinaryIO, GgufFile]]:
+    """What llama-quantize makes of one file, in a file without a name."""
+    work, path = scratch.new()
+    with work:
+        run_quantizer(quantizer, plan, path, listener.progress, listener.keep_log)
+        header = open_written(quantizer, work)
+        if plan.tensors is not None:
+            check_types(quantizer, plan.tensors, header)
+        yield work, header
+
+
+# ------------------------------------------------------------------------ importance matrix
+
+
+def _imatrices(
+    quantizer: Quantizer,
+    sources: Sequence[Source],
+    options: Options,
+    checkpoint: Checkpoint | None,
+    scratch: Scratch,
+    listener: Listener,
+) -> list[ImatrixInput | None]:
+    """One for the AR and one for the NAR, where a type needs them and there is a checkpoint.
+
+    They are collected in the reference, and are not kept.
+    """
+    needed = options.imatrix == AUTO and any(
+        plan_file(quantizer, sources[0], kind, options).needs_imatrix for kind in options.types
+    )
+    if not needed or checkpoint is None or options.dry_run:
+        return [None, None]
+    from torch import Tensor
+
+    from valle_convert.network.vallex_reference import VallexReference
+
+    model = describe_vallex(checkpoint).model
+    network = VallexReference(checkpoint.tensors, model)
+    sums = {"ar": Sums(), "nar": Sums()}
+
+    def observe(net: str, name: str, inputs: Tensor) -> None:
+        sums[net].add(name, inputs.numpy())
+
+    network.observe = observe
+    n = options.n_imatrix
+    words = f"{n} seeded random utterances"
+    listener.talk(f"importance matrices of {words}")
+    with listener.progress("importance", n, "utterances") as advance:
+        for utterance in vallex_utterances(model, n, seed=options.seed):
+            for _ in run_vallex_cases(network, utterance):
+                pass
+            advance(1)
+    made: list[ImatrixInput | None] = []
+    for net, source in zip(("ar", "nar"), sources, strict=True):
+        entries = {
+            name: Entry(squares.astype(np.float32), sums[net].counts[name])
+            for name, squares in sums[net].squares.items()
+        }
+        contents = ImatrixFile(entries, (words,), n, 0)
+        made.append(in_scratch(contents, f"{source.stem}-imatrix.gguf", scratch))
+    return made
+
+
+# --------------------------------------------------------------------------------- measuring
+
+
+@dataclass(frozen=True, eq=False)
+class _Expected:
+    """What sets are held against, computed once."""
+
+    name: str
+    utterances: tuple[VallexUtterance, ...]
+    cases: tuple[tuple[str, Logits], ...]
+    spoken: tuple[np.ndarray[tuple[int, ...], np.dtype[np.int32]], ...]
+
+
+def _measured(
+    report: QuantizeReport,
+    plans: Sequence[_SetPlan],
+    files: VallexSet,
+    checkpoint: Checkpoint | None,
+    options: Options,
+    listener: Listener,
+) -> QuantizeReport:
+    """The report with quality, speed and verdict of every set."""
+    from valle_convert.network.vallex_converted import VallexGguf
+
+    n = options.n_utterances or _N_UTTERANCES
+    utterances = tuple(vallex_utterances(files.model, n, seed=options.seed))
+    n_threads = options.threads or None
+    if checkpoint is None:
+        with VallexGguf(files, n_threads=n_threads) as network:
+            name = f"{report.source} on llama.cpp (no checkpoint was given)"
+            expected = _expect(network, name, utterances, listener)
+    else:
+        from valle_convert.network.vallex_reference import VallexReference
+
+        model = describe_vallex(checkpoint).model
+        expected = _expect(
+            VallexReference(checkpoint.tensors, model),
+            f"{checkpoint.path.name} in PyTorch, float32",
+            utterances,
+            listener,
+        )
+
+    def measure(one: VallexSet, kind: str) -> Measured:
+        with VallexGguf(one, n_threads=n_threads) as network:
+            return _measure(network, expected, kind, listener)
+
+    tensors = [*files.ar.tensors.values(), *files.body.tensors.values()]
+    baseline = FileReport(
+        name=report.source,
+        kind=next(iter(describe_types(tensors))),
+        status="input",
+        n_bytes=sum(file.size for file in files.files),
+        bits_per_weight=bits_per_weight(tensors),
+        weights=describe_types(tensors),
+        measured=measure(files, "the input"),
+    )
+    done: list[FileReport] = []
+    for plan, file in zip(plans, report.files, strict=True):
+        verified: Report | None = None
+        if checkpoint is not None:
+            verified = verify_vallex_path(
+                checkpoint,
+                plan.paths[0],
+                levels=("structure", "tensors", "logits"),
+                seed=options.seed,
+                progress=listener.progress,
+            )
+        measured = measure(open_set(plan.paths[0]), plan.kind.name)
+        done.append(replace(file, measured=measured, verified=verified))
+    return replace(
+        report,
+        reference=expected.name,
+        utterances=f"{n} seeded random utterances",
+        baseline=baseline,
+        files=tuple(done),
+    )
+
+
+def _expect(
+    network: ComposedNetwork,
+    name: str,
+    utterances: tuple[VallexUtterance, ...],
+    listener: Listener,
+) -> _Expected:
+    cases: list[tuple[str, Logits]] = []
+    spoken = []
+    with listener.progress("reference", len(utterances), "utterances") as advance:
+        for one in utterances:
+            cases += run_vallex_cases(network, one)
+            spoken.append(_finish(network, one, _speak(network, one)))
+            advance(1)
+    return _Expected(name, utterances, tuple(cases), tuple(spoken))
+
+
+def _measure(
+    network: ComposedNetwork, expected: _Expected, kind: str, listener: Listener
+) -> Measured:
+    tallies: dict[str, list[Rows]] = {}
+    with listener.progress(f"measuring {kind}", len(expected.cases), "passes") as advance:
+        found = (case for one in expected.utterances for case in run_vallex_cases(network, one))
+        for (name, logits), (_, ours) in zip(expected.cases, found, strict=True):
+            tallies.setdefault(name.split()[0], []).append(compare_rows(logits, ours))
+            advance(1)
+    quality = {ALL: quality_of([one for rows in tallies.values() for one in rows])}
+    quality |= {head: quality_of(rows) for head, rows in tallies.items()}
+    return Measured(quality, _greedy(network, expected), _speed(network))
+
+
+def _greedy(network: ComposedNetwork, expected: _Expected) -> Greedy:
+    frames = equal = before = codes = codes_equal = 0
+    for given, spoken in zip(expected.utterances, expected.spoken, strict=True):
+        n = len(spoken)
+        found = _speak(network, given)[:n]
+        same = np.zeros(n, bool)
+        same[: len(found)] = found == spoken[: len(found), 0]
+        frames += n
+        equal += int(same.sum())
+        before += n if same.all() else int(same.argmin())
+        finished = _finish(network, given, spoken[:, 0])
+        codes += finished[:, 1:].size
+        codes_equal += int((finished[:, 1:] == spoken[:, 1:]).sum())
+    return Greedy(
+        ar_frames=frames,
+        ar_equal=equal / frames if frames else 1.0,
+        ar_before_first=before / len(expected.spoken) if expected.spoken else 0.0,
+        nar_codes=codes,
+        nar_equal=codes_equal / codes if codes else 1.0,
+    )
+
+
+def _speak(
+    network: ComposedNetwork, given: VallexUtterance
+) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
+    options = VallexOptions(sampling=GREEDY, max_frames=GREEDY_FRAMES)
+    rng = np.random.default_rng(0)
+    return decode_vallex_ar(network, given.text, given.prompt[:, 0], options, rng)[0]
+
+
+def _finish(
+    network: ComposedNetwork,
+    given: VallexUtterance,
+    level_0: np.ndarray[tuple[int, ...], np.dtype[np.int32]],
+) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
+    rng = np.random.default_rng(0)
+    return decode_vallex_nar(network, given.text, given.prompt, level_0, GREEDY, rng)[0]
+
+
+def _speed(network: ComposedNetwork) -> Speed:
+    """Time AR steps and NAR passes on a request of everyday size."""
+    draw = np.random.default_rng(0)
+    symbols = draw.integers(5, 70, _SPEED_SYMBOLS, dtype=np.int32)
+    text = VallexText(symbols, np.zeros(_SPEED_SYMBOLS, np.int32))
+    n = _SPEED_PROMPT + _SPEED_FRAMES
+    codes = draw.integers(0, network.codebook_size, (n, network.n_levels), dtype=np.int32)
+    network.begin_ar(text, codes[: n - _SPEED_STEPS, 0], room=_SPEED_STEPS)
+    steps, passes = [], []
+    for code in codes[n - _SPEED_STEPS :, :1]:
+        start = time.perf_counter()
+        network.step_ar([0], code)
+        steps.append(time.perf_counter() - start)
+    for level in range(1, min(4, network.n_levels)):
+        start = time.perf_counter()
+        network.pass_nar(text, codes[:_SPEED_PROMPT], codes[_SPEED_PROMPT:, :level])
+        passes.append(time.perf_counter() - start)
+    return Speed(
+        ar_step=1000 * float(np.median(steps)),
+        nar_pass=1000 * float(np.median(passes)),
+        n_positions=_SPEED_SYMBOLS + n,
+    )
