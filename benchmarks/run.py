@@ -11,8 +11,9 @@ import bench_codec
 import bench_convert
 import bench_quantize
 import bench_speak
+import bench_vallex
 
 if __name__ == "__main__":
-    for benchmark in (bench_convert, bench_quantize, bench_speak, bench_codec):
+    for benchmark in (bench_convert, bench_quantize, bench_speak, bench_codec, bench_vallex):
         print(f"\n{benchmark.__name__}\n")
         benchmark.main([])

@@ -1,0 +1,139 @@
+"""VALL-E X at the published size, beside what runs in the same call.
+
+convert    vallex-checkpoint.pt to a set in f16, against a plain loop that casts and writes it
+step       a code of the AR through the session, against llama.cpp's own decode of one row
+pass       a level of the NAR through the session, against llama.cpp's own decode of the same rows
+switch     from one level to another: a cache for the next, and the first load of its part
+memory     the process's share of mapped pages before and after all levels are loaded
+
+python benchmarks/bench_vallex.py [--folder DIR] [--threads N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "fixtures"))
+
+from make_vallex import PUBLISHED, make_vallex  # noqa: E402 - needs the path above
+
+from valle_convert import open_vallex, plan_vallex, write_set  # noqa: E402 - likewise
+from valle_convert.checkpoint.read import read_checkpoint  # noqa: E402 - likewise
+from valle_convert.network.vallex_protocol import VallexText  # noqa: E402 - likewise
+
+N_TEXT, N_PROMPT, N_FRAMES = 60, 225, 300
+
+
+def milliseconds(run: Callable[..., object], *given: object, **named: object) -> float:
+    """How long a call takes."""
+    start = time.perf_counter()
+    run(*given, **named)
+    return 1000 * (time.perf_counter() - start)
+
+
+def share() -> float:
+    """The process's share of all pages that it maps, MiB."""
+    for line in Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def bench_conversion(checkpoint: Path, out: Path, repeat: int) -> dict[str, float]:
+    """The set, against reading every tensor, casting it and writing it."""
+    tensors = read_checkpoint(checkpoint).tensors
+
+    def loop() -> None:
+        with out.with_name("loop.bin").open("wb") as file:
+            for name in tensors.specs:
+                file.write(np.ascontiguousarray(tensors.read(name), np.float16).tobytes())
+
+    def convert() -> None:
+        write_set(plan_vallex(checkpoint, out_type="f16"), out, force=True)
+
+    loops, ours = [], []
+    for _ in range(repeat):
+        loops.append(milliseconds(loop))
+        ours.append(milliseconds(convert))
+    out.with_name("loop.bin").unlink()
+    ratio = statistics.median(ours) / statistics.median(loops)
+    return {"convert_s": statistics.median(ours) / 1000, "convert_over_loop": ratio}
+
+
+def bench_session(path: Path, threads: int, repeat: int) -> dict[str, float]:
+    """Steps, passes and switches, each beside llama.cpp's own, one after the other in turn."""
+    draw = np.random.default_rng(0)
+    text = VallexText(draw.integers(5, 70, N_TEXT, dtype=np.int32), np.zeros(N_TEXT, np.int32))
+    codes = draw.integers(0, 1024, (N_PROMPT + N_FRAMES, 8), dtype=np.int32)
+    prompt, frames = codes[:N_PROMPT], codes[N_PROMPT:]
+    n = N_TEXT + len(codes)
+    with open_vallex(path, n_threads=threads) as network:
+        network.begin_ar(text, codes[:, 0], room=200)
+        context = network._ar._context
+        assert context is not None  # noqa: S101 - begin_ar made it
+        row = network.look_up("ar", "audio", codes[:1, 0])
+        one, zero = np.ones(1, np.bool_), np.zeros(1, np.int32)
+        bare, steps = [], []
+        for i in range(4 * repeat):
+            place = np.array([n + 1 + i], np.int32)
+            bare.append(milliseconds(context.decode, row, place, zero, one, causal=True))
+            context.remove(0, start=n + 1 + i)
+            steps.append(milliseconds(network.step_ar, [0], codes[i : i + 1, 0]))
+        results = {
+            "ar_step_ms": statistics.median(steps),
+            "ar_step_over_llama": statistics.median(steps) / statistics.median(bare),
+        }
+        network.pass_nar(text, prompt, frames[:, :1])
+        before = share()
+        loads = [milliseconds(network._nar, level) for level in range(2, 8)]
+        passes, bare = [], []
+        rows = draw.standard_normal((n, network.model.nar.n_embd), dtype=np.float32)
+        places, ids = np.arange(n, dtype=np.int32), np.zeros(n, np.int32)
+        wanted = places >= n - N_FRAMES
+        for level in range(1, 1 + min(repeat, 7)):
+            passes.append(milliseconds(network.pass_nar, text, prompt, frames[:, :level]))
+            context = network._nar(level)._context
+            assert context is not None  # noqa: S101 - the pass made it
+            context.clear()
+            bare.append(milliseconds(context.decode, rows, places, ids, wanted, causal=False))
+        switches = []
+        for level in (2, 3, 4, 5):
+            session = network._nar(level)
+            switches.append(milliseconds(session._empty, n, n_ubatch=n))
+            session.release()
+        return results | {
+            "nar_pass_ms": statistics.median(passes),
+            "nar_pass_over_llama": statistics.median(passes) / statistics.median(bare),
+            "load_ms": statistics.median(loads),
+            "switch_ms": statistics.median(switches),
+            "memory_of_six_more_levels_mib": share() - before,
+        }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run all of it and print JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=None)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeat", type=int, default=5)
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        checkpoint, out = Path(folder) / "published.pt", Path(folder) / "f16.gguf"
+        make_vallex(checkpoint, PUBLISHED)
+        results = bench_conversion(checkpoint, out, options.repeat)
+        results |= bench_session(out, options.threads, options.repeat)
+    print(json.dumps({name: round(value, 3) for name, value in results.items()}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
