@@ -46,7 +46,14 @@ from valle_convert.network.vallex import ComposedNetwork
 from valle_convert.network.vallex_protocol import VallexText
 from valle_convert.quantize.imatrix import Entry, ImatrixFile, ImatrixInput, Sums, in_scratch
 from valle_convert.quantize.limits import Gates, read_earlier
-from valle_convert.quantize.make import check_types, copy_file, known_files, open_written, run_quantizer, tool_of
+from valle_convert.quantize.make import (
+    check_types,
+    copy_file,
+    known_files,
+    open_written,
+    run_quantizer,
+    tool_of,
+)
 from valle_convert.quantize.manifest import (
     ManifestFile,
     made_folder,
