@@ -52,7 +52,11 @@ def test_sets_are_made_measured_verified_and_listed(
     )
     assert made.code == 0, made
     paths = [set_paths(out / f"golden-{kind}.gguf", 7) for kind in ("Q8_0", "Q4_0")]
-    listed = {path.name for path in out.iterdir()} - {"manifest.json", "SHA256SUMS"}
+    listed = {path.name for path in out.iterdir()} - {
+        "manifest.json",
+        "SHA256SUMS",
+        "sbom.cdx.json",
+    }
     assert listed == {path.name for group in paths for path in group}
     assert cli("check-manifest", out).code == 0
     assert cli("verify", CHECKPOINT, paths[1][0]).code == 0

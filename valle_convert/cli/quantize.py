@@ -290,8 +290,7 @@ def quantize(
 
     A folder gets one file a type, manifest.json, SHA256SUMS and sbom.cdx.json. Quality is
     measured on stock llama.cpp against the checkpoint: KL divergence, error and best codes by
-    head and level; with
-    --listen, also by what is said.
+    head and level; with --listen, also by what is said.
     """
     from valle_convert.api import read_checkpoint
     from valle_convert.files import check_outputs

@@ -446,8 +446,8 @@ def known_files(folder: Path, *, force: bool) -> dict[str, ManifestFile]:
         there = [name for name in (SUMS, BILL) if (folder / name).exists()]
         if there and not force:
             raise InputError(
-                f"{folder} has {there[0]} and no {MANIFEST}, so it is not of this program and is not "
-                "overwritten; give another folder, or --force."
+                f"{folder} has {there[0]} and no {MANIFEST}, so it is not of this program and is "
+                "not overwritten; give another folder, or --force."
             )
         return {}
     try:
