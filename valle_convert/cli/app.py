@@ -24,6 +24,7 @@ from valle_convert.cli import (
     console,
     convert,
     doctor,
+    export,
     inspect,
     interrupt,
     lora,
@@ -112,6 +113,7 @@ def _program(
 for command in (
     convert,
     inspect,
+    export,
     tokenize,
     verify,
     repair,

@@ -50,6 +50,10 @@ SOURCE_LORA_KEY = "valle.source.lora"
 SOURCE_ASSUMED_KEY = "valle.source.assumed"
 SOURCE_LOST_KEY = "valle.source.lost"
 SOURCE_PREFIX = "valle.source."
+#: The config of the checkpoint and its phoneme strings with their ids, as JSON, so that `export`
+#: gives both back as they were.
+SOURCE_CONFIG_KEY = "valle.source.config"
+SOURCE_SYMMAP_KEY = "valle.source.symmap"
 #: What container the weights were in, where it was not the training project's own.
 SOURCE_FORMAT_KEY = "valle.source.format"
 SOURCE_REVISION_KEY = "valle.source.revision"

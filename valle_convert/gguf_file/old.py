@@ -83,7 +83,11 @@ def refuse_old(path: Path) -> None:
     Raises:
         InputError: it is one.
     """
-    if is_gguf(path) and is_old(GgufFile(path, allow_part=True)):
+    try:
+        found = is_gguf(path) and is_old(GgufFile(path, allow_part=True))
+    except InputError:  # damaged: whoever reads it says so
+        return
+    if found:
         raise InputError(why_wrong(path))
 
 

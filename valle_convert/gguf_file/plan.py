@@ -6,6 +6,7 @@ tested without weights; writing only streams it, and verifying reads it backward
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,7 @@ from valle_convert.tokenizer.compile import DEFAULT_PRE
 from valle_convert.tokenizer.compiled import CompiledTokenizer
 
 TOKEN_EMBEDDING = "token_embd.weight"  # noqa: S105 - a tensor
+_MAX_JSON = 1 << 20
 #: What `--outtype` takes; `auto` keeps the type of the checkpoint.
 OUT_TYPES: dict[str, GgmlType | None] = {
     "auto": None,
@@ -261,6 +263,13 @@ def lay_out(
         n_biases = sum(bias.n_rows for bias in description.biases)
         keys.append(Key(gguf_keys.BIAS_KEY, [0.0] * n_biases, "[f32]", deferred=True))
     keys += source_keys(checkpoint)
+    for name, said in (
+        (gguf_keys.SOURCE_CONFIG_KEY, checkpoint.config),
+        (gguf_keys.SOURCE_SYMMAP_KEY, checkpoint.symmap),
+    ):
+        text = _json_of(said)
+        if text is not None:
+            keys.append(Key(name, text, "string"))
     keys += digest_keys(tensors)
     return GgufPlan(
         checkpoint=checkpoint,
@@ -326,6 +335,17 @@ def digest_keys(tensors: tuple[PlannedTensor, ...]) -> list[Key]:
         Key(gguf_keys.DATA_DIGEST_KEY, gguf_keys.NO_DIGEST, "string", deferred=True),
         Key(gguf_keys.HEADER_DIGEST_KEY, gguf_keys.NO_DIGEST, "string", deferred=True),
     ]
+
+
+def _json_of(value: Mapping[str, Any] | None) -> str | None:
+    """A mapping as JSON; None where there is none, or JSON has no words for it."""
+    if value is None:
+        return None
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return text if len(text) <= _MAX_JSON else None
 
 
 def source_keys(checkpoint: Checkpoint) -> list[Key]:

@@ -505,6 +505,79 @@ def describe(checkpoint: Checkpoint, codec: Codec | None) -> Description:
     )
 
 
+def description_of(model: Model) -> Description:
+    """Where the rows and tensors of a converted file came from, told by its model alone.
+
+    Args:
+        model: as read from the file's keys.
+    """
+    config = model.config
+    sizes = _Sizes(
+        n_embd=config.n_embd,
+        n_levels=config.n_levels,
+        codebook_size=config.codebook_size,
+        n_phonemes=model.table("phonemes").n_rows,
+    )
+    sources = {rule.name: rule.source for rule in _table_rules(sizes, config.capabilities)}
+    rows = [RowBlock(t.name, sources[t.name], t.first_row, t.n_rows) for t in model.tables]
+    biases: list[BiasBlock] = []
+    split = len({head.first_row for head in model.heads}) == len(model.heads)
+    for k, head in enumerate(model.heads):
+        source = f"classifiers.proj.{k}" if split else "classifier"
+        if split:
+            name = f"head.{head.name}"
+            rows.append(RowBlock(name, f"{source}.weight", head.first_row, head.n_rows))
+        if head.bias is not None:
+            biases.append(BiasBlock(head.name, f"{source}.bias", head.n_rows))
+    if not split:
+        first = model.heads[0].first_row
+        n_rows = max(head.n_rows for head in model.heads)
+        rows.append(RowBlock("head.classifier", "classifier.weight", first, n_rows))
+    dims = {
+        "n_embd": config.n_embd,
+        "n_embd_kv": config.n_embd_head * config.n_head_kv,
+        "n_ff": config.n_ff,
+    }
+    backbone = _backbone(config.n_layer, dims)
+    return Description(model, tuple(rows), tuple(backbone), tuple(biases), (), ())
+
+
+def config_of(model: Model, name: str) -> dict[str, Any]:
+    """A config that says of a checkpoint what the keys of a converted file say."""
+    config = model.config
+    rows = {table.name: table.n_rows for table in model.tables}
+    size = {
+        "dim": config.n_embd,
+        "heads": config.n_head,
+        "layers": config.n_layer,
+        "resp_levels": config.n_levels,
+        "audio_tokens": config.codebook_size,
+        "text_tokens": rows.get("text", _DEFAULT_SIZE["text_tokens"]),
+        "phoneme_tokens": rows["phonemes"],
+    }
+    sums = {(True, True): True, (False, False): False, (True, False): "prom"}
+    return {
+        "name": name,
+        "version": config.version,
+        "size": size,
+        "tasks": rows["task"],
+        "langs": rows.get("language", 0),
+        "tones": rows.get("tone", 0),
+        "experts": 1,
+        "arch_type": "llama",
+        "capabilities": list(config.capabilities),
+        "experimental": {
+            "split_classifiers": len({head.first_row for head in model.heads}) == len(model.heads),
+            "classifiers_bias": model.heads[0].bias is not None,
+            "audio_embedding_sums": sums.get((config.sum_prompt, config.sum_response), "resp"),
+            "unified_position_ids": config.positions == "unified",
+            "noncausal_masks": config.nar_attention == "bidirectional",
+            "kv_heads": 0 if config.n_head_kv == config.n_head else config.n_head_kv,
+            "max_position_embeddings": config.n_ctx_train,
+        },
+    }
+
+
 def _check_claims(
     collector: Collector,
     switches: _Switches,

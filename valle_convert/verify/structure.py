@@ -40,7 +40,12 @@ _FREE_KEYS = (
     f"{gguf_keys.SOURCE_PREFIX}biases_sha256",
 )
 #: What a file may say or not: the same weights may have come from the hub.
-_OPTIONAL_KEYS = (gguf_keys.SOURCE_REVISION_KEY,)
+#: And earlier versions did not write the config, which other keys are compared by.
+_OPTIONAL_KEYS = (
+    gguf_keys.SOURCE_REVISION_KEY,
+    gguf_keys.SOURCE_CONFIG_KEY,
+    gguf_keys.SOURCE_SYMMAP_KEY,
+)
 _EXACT_GENERAL = "general.architecture"
 #: Keys that quantizing adds.
 QUANTIZE_PREFIX = "valle.quantize."

@@ -1,0 +1,72 @@
+"""`valle-convert export GGUF DIR`: a converted file back to a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from valle_convert.cli import console
+from valle_convert.cli.options import ForceOption, JsonOption, TokenizerOption
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("export")(export)
+
+
+def export(
+    gguf: Annotated[
+        Path,
+        typer.Argument(
+            metavar="GGUF", help="A converted file, quantized or not.", show_default=False
+        ),
+    ],
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="The folder for the result.", show_default=False),
+    ],
+    format_: Annotated[
+        Literal["sft", "hf"],
+        typer.Option(
+            "--format",
+            help="sft: the training project's own (fp32.sft, with its config). hf: its Hugging "
+            "Face layout (model.safetensors, config.json, tokenizer.json).",
+        ),
+    ] = "sft",
+    dtype: Annotated[
+        Literal["auto", "f32", "f16", "bf16"],
+        typer.Option(help="Of the numbers; auto keeps the file's, and makes quantized ones f32."),
+    ] = "auto",
+    tokenizer: TokenizerOption = None,
+    json_: JsonOption = False,
+    force: ForceOption = False,
+) -> None:
+    """Write a converted file back as a checkpoint.
+
+    Of a plain file, fp32.sft has the numbers, the config and the phoneme strings that the
+    checkpoint had, bit for bit; of a quantized one, the numbers that are left.
+    """
+    from valle_convert.gguf_file.export import export_file
+
+    done = export_file(
+        gguf,
+        folder,
+        format_=format_,
+        dtype=dtype,
+        tokenizer=tokenizer,
+        force=force,
+        progress=console.progress_bar,
+    )
+    for note in done.notes:
+        console.talk(f"note: {note}")
+    for path, size in done.files.items():
+        console.talk(f"wrote {path}: {console.n_bytes(size)}")
+    if json_:
+        console.data_json(
+            {
+                "files": {str(path): size for path, size in done.files.items()},
+                "notes": list(done.notes),
+            }
+        )
