@@ -104,7 +104,7 @@ def test_a_rounded_file_gives_what_is_left(
     if dtype == "f16":
         right = right.astype(np.float16).astype(np.float32)
     np.testing.assert_array_equal(found, right)
-    if dtype != "f16" or out_type == "f16":
+    if dtype != "f16":  # which rounds the norms as well
         plan = plan_conversion(back, out_type=out_type)
         assert all(check.passed for check in check_tensors(plan, GgufFile(middle)))
 
