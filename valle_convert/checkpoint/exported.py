@@ -169,6 +169,11 @@ def is_named(names: Sequence[str]) -> bool:
     return "<|RVQ:0|>" in names and "<|sep|>" in names
 
 
+def is_row_name(name: str) -> bool:
+    """Whether a token's name is one that the export gives a row after the phonemes."""
+    return _table_of(name)[0] is not None
+
+
 def _tables_by_name(names: Sequence[str], where: str) -> dict[str, ExportRows]:
     firsts: dict[str, int] = {}
     words: dict[str, list[str]] = {}

@@ -17,7 +17,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
@@ -33,6 +33,15 @@ from valle_convert.checkpoint.folder import (
     found_file,
     is_deepspeed,
     is_shard,
+)
+from valle_convert.checkpoint.hf_export import (
+    CONFIG_FILE,
+    FORMAT,
+    LOST,
+    TOKENIZER_FILE,
+    Export,
+    is_export,
+    read_export,
 )
 from valle_convert.checkpoint.hub import HubOrigin, HubTree, is_on_hub, parse_location
 from valle_convert.checkpoint.lora import (
@@ -54,7 +63,6 @@ from valle_convert.files import check_input_file, os_fault, read_small_file
 from valle_convert.progress import Progress, silent
 
 _SUPPORTED = "supported are .sft, .safetensors, .pth and .pt, and folders with one of them"
-_TOKENIZER = "tokenizer.json"
 _MAX_CONFIG_BYTES = 1 << 20
 _HASH_CHUNK = 4 << 20
 #: How the models of that trainer name their parts.
@@ -88,6 +96,7 @@ class Checkpoint:
         vocabulary: strings and merges, where an export carries them.
         assumed: what the file does not say, and is taken to be as in the published models.
         lost: what the training project's checkpoint had, and the file has no more.
+        words: by table, what the names of its rows say, where they have names.
         origin: more on where the weights come from; it stands in the converted file, under
             `valle.source.` and these names.
         hub: the repository and commit on the Hugging Face hub, where the files come from there.
@@ -109,6 +118,7 @@ class Checkpoint:
     vocabulary: CarriedVocabulary | None = None
     assumed: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
+    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     origin: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     hub: HubOrigin | None = None
 
@@ -199,6 +209,11 @@ def read_checkpoint(
     file = tree.get(found.weights)
     contents = _read_container(file, tree, found.weights)
     companions: list[Path] = []
+    export = _read_export(contents, tree, found, config, companions)
+    if export is not None:
+        name = f"{FORMAT}, {contents.container}"
+        extras = {"config": export.config}
+        contents = replace(contents, container=name, tensors=export.tensors, extras=extras)
     model_config, config_source = _find_config(
         file,
         contents.extras,
@@ -209,8 +224,10 @@ def read_checkpoint(
         needs_none=has_icefall_names(contents.tensors.specs)
         or any(AMPHION_NAME.fullmatch(name) for name in contents.tensors.specs),
     )
-    if isinstance(tree, HubTree) and _TOKENIZER in tree.files(found.weights.parent):
-        tree.get(found.weights.parent / _TOKENIZER)  # it is looked for beside the weights
+    if isinstance(tree, HubTree):
+        _beside(tree, found, TOKENIZER_FILE)  # which is looked for beside the weights
+    if export is not None:
+        config_source = config_source.replace("inside the checkpoint", "assumed")
     tensors, merged = _merge_lora(file, contents, model_config, lora, lora_alpha, progress)
     companions += [one.path for one in lora]
     return Checkpoint(
@@ -226,10 +243,46 @@ def read_checkpoint(
         notes=(*_notes_of(tree), *found.notes),
         given=path,
         shards=contents.shards,
-        folder_title=found.title,
-        origin={"revision": tree.commit} if isinstance(tree, HubTree) else {},
+        folder_title=_title_of(tree, found),
+        assumed=() if export is None else export.assumed,
+        lost=() if export is None else LOST,
+        words={} if export is None else export.words,
+        origin=({} if export is None else {"format": FORMAT})
+        | ({"revision": tree.commit} if isinstance(tree, HubTree) else {}),
         hub=tree.origin if isinstance(tree, HubTree) else None,
     )
+
+
+def _read_export(
+    contents: _Contents, tree: Tree, found: Found, config: Path | None, companions: list[Path]
+) -> Export | None:
+    """What the container holds, where it is an export of Hugging Face."""
+    if not is_export(contents.tensors):
+        return None
+    files = [_beside(tree, found, name) for name in (CONFIG_FILE, TOKENIZER_FILE)]
+    companions += [path for path in files if path is not None]
+    return read_export(
+        contents.tensors,
+        tree.get(found.weights),
+        config=files[0],
+        tokenizer=files[1],
+        given={} if config is None else load_config(config, found),
+        title=_title_of(tree, found),
+    )
+
+
+def _beside(tree: Tree, found: Found, name: str) -> Path | None:
+    """A file in the folder of the weights, if it is there."""
+    folder = found.weights.parent
+    return tree.get(folder / name) if name in tree.files(folder) else None
+
+
+def _title_of(tree: Tree, found: Found) -> str:
+    """A model's name; an export's file, and the root of a repository, have none of their own."""
+    title = found.title if found.title != "model" else found.weights.parent.name
+    if not title and isinstance(tree, HubTree):
+        return tree.origin.repository.rpartition("/")[2]
+    return title or found.title
 
 
 def has_icefall_names(names: Iterable[str]) -> bool:

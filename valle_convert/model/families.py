@@ -53,4 +53,23 @@ def describe(checkpoint: Checkpoint, *, codec: Codec | None = None) -> Descripti
         else:
             kind = f"version {version}, which is not known"
         raise UnsupportedModelError(f"{checkpoint.path} is a checkpoint of {kind}; {_SUPPORTED}.")
-    return family(checkpoint, codec)
+    description = family(checkpoint, codec)
+    _check_words(checkpoint, description)
+    return description
+
+
+def _check_words(checkpoint: Checkpoint, description: Description) -> None:
+    """Where rows have names of their own, hold them against those that go by the numbers."""
+    model = description.model
+    for table, known in (
+        ("langs_emb.weight", model.languages),
+        ("tasks_emb.weight", model.tasks),
+        ("tones_emb.weight", model.tones),
+    ):
+        words = checkpoint.words.get(table, known)
+        for row, (word, expected) in enumerate(zip(words, known, strict=False)):
+            if word != expected and not expected.startswith("unnamed-"):
+                raise InputError(
+                    f"{checkpoint.path}: row {row} of {table} is called {word!r:.40}, where "
+                    f"{expected!r} is expected; a model with another numbering cannot be converted."
+                )

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from itertools import permutations, product
 from pathlib import Path
 
+from valle_convert.checkpoint.exported import is_row_name
 from valle_convert.errors import InputError
 from valle_convert.files import os_fault
 from valle_convert.tokenizer.problems import refusal, short
@@ -326,7 +327,7 @@ def _read_vocab(value: Json, problems: list[str]) -> dict[str, int] | None:
             problems.append(f"the vocabulary string {short(string)} is empty or not valid Unicode")
         elif not isinstance(id_, int) or isinstance(id_, bool) or id_ < 0:
             problems.append(f"the id of {short(string)} is {short(id_)}, expected a whole number")
-        else:
+        elif not is_row_name(string):  # an export names the network's other rows here, too
             vocab[string] = id_
     if len(problems) > before:
         return None

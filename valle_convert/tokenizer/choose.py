@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from valle_convert.checkpoint.source import CarriedVocabulary
 
 FILE_NAME = "tokenizer.json"
+#: In a tokenizer.json of the Hugging Face export only.
+ROW_MARK = b"<|RVQ:0|>"
 BUILT_IN = Path(__file__).with_name("data") / FILE_NAME
 
 
@@ -145,6 +147,9 @@ def choose_tokenizer(
         file, source, reason = open_tokenizer(explicit), explicit.name, "given by --tokenizer"
     elif beside.is_file():
         file, source, reason = open_tokenizer(beside), beside.name, "found beside the checkpoint"
+        if ROW_MARK in file.data and file.tokenizer == open_tokenizer(BUILT_IN).tokenizer:
+            file, source = open_tokenizer(BUILT_IN), "built-in"
+            reason = f"the export's {beside.name} is the same, but for the names of its other rows"
     else:
         file, source = open_tokenizer(BUILT_IN), "built-in"
         reason = f"no {FILE_NAME} lies beside the checkpoint"

@@ -1,0 +1,476 @@
+"""The Hugging Face export gives the checkpoint's logits, less what it lost, and says what it lost.
+
+The judge is the golden logits of the checkpoint that the original exported, less its biases.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from checkpoint.containers import Arrays, arrays_of, write_safetensors
+from golden_cases import golden_cases
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from make_checkpoint import DTYPES, Shape
+from safetensors.numpy import load_file
+from support import GOLDEN, Cli, error_of, golden_checkpoint
+from verify.random_shapes import random_dtype, random_shape
+
+from valle_convert import plan_conversion, read_checkpoint, verify_gguf, write_gguf
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.metrics import nmse
+from valle_convert.model.families import describe
+from valle_convert.model.spec import LANGUAGES, TASKS
+from valle_convert.network.converted import GgufNetwork
+from valle_convert.network.reference import ReferenceNetwork
+from valle_convert.verify.cases import run_case
+
+EXPORT = GOLDEN / "hf-export"
+#: As for every golden case: 4.4e-7 is measured at most.
+MAX_NMSE = 1e-6
+#: PyTorch against PyTorch differs by its order of summing only.
+MAX_NMSE_REFERENCE = 1e-10
+
+
+def say(path: Path, **config: Any) -> Path:
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.fixture
+def two_heads(tmp_path: Path) -> Path:
+    """What nothing in the golden export tells."""
+    return say(tmp_path / "heads.yaml", size={"heads": 2})
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Path:
+    """A copy of the golden export that tests may change."""
+    return Path(shutil.copytree(EXPORT, tmp_path / "export"))
+
+
+# ------------------------------------------------------------------------------ the judge
+
+
+def test_the_golden_logits_less_the_biases_come_out_of_both_networks(
+    tmp_path: Path, two_heads: Path
+) -> None:
+    checkpoint = read_checkpoint(EXPORT, config=two_heads)
+    out = tmp_path / "out.gguf"
+    write_gguf(plan_conversion(checkpoint, out_type="f32"), out)
+    weights = load_file(golden_checkpoint("ar-nar-len"))
+    description = describe(checkpoint)
+    reference = ReferenceNetwork(checkpoint.tensors, description)
+    heads = [head.name for head in description.model.heads]
+    errors: dict[str, float] = {}
+    exact: dict[str, float] = {}
+    with GgufNetwork(out, n_threads=1) as network:
+        for golden in golden_cases("ar-nar-len", network.model):
+            k = heads.index(golden.case.head)
+            bias = weights[f"classifiers.proj.{k}.bias"]
+            assert np.abs(bias).max() > 0.01  # the judge would not notice a lost one otherwise
+            expected = golden.logits - bias
+            errors[golden.case.name] = nmse(expected, run_case(network, golden.case))
+            exact[golden.case.name] = nmse(expected, run_case(reference, golden.case))
+    assert {"ar", "nar1", "nar4", "nar7", "mask", "mask_null", "len"} <= errors.keys()
+    assert max(errors.values()) <= MAX_NMSE, errors
+    assert max(exact.values()) <= MAX_NMSE_REFERENCE, exact
+
+
+def test_converted_and_verified_and_recorded(tmp_path: Path, two_heads: Path, cli: Cli) -> None:
+    out = tmp_path / "out.gguf"
+    for source in (EXPORT, EXPORT / "model.safetensors"):
+        result = cli(source, out, "--config", two_heads, "--verify", "full", "--force")
+        assert result.code == 0, result.err
+        assert result.err.count("assumed, since the file does not say") == 5
+        assert "lost on the way to this file, and not in the result: the biases" in result.err
+    keys = GgufFile(out).keys
+    assert keys["valle.source.format"] == "Hugging Face export"
+    assert keys["valle.source.lost"] == [
+        "the biases of the heads, if it had any",
+        "the table and the head of raw text",
+    ]
+    assert "positions begin anew in every segment" in keys["valle.source.assumed"]
+    assert keys["valle.tokenizer.source"] == "built-in"
+    assert "valle.head.bias" not in keys
+    assert cli("verify", EXPORT, out, "--config", two_heads, "--level", "logits").code == 0
+    # What the export was made of is held against what it can have of it.
+    original = golden_checkpoint("ar-nar-len")
+    assert cli("verify", original, out, "--level", "tensors").code == 0
+    looked = cli("inspect", EXPORT, "--config", two_heads)
+    assert "lost on the way to this file: the biases of the heads" in looked.err
+    assert cli("verify", out).code == 0
+
+
+def test_quantized_from_the_export(tmp_path: Path, cli: Cli) -> None:
+    shape = Shape(dim=256, heads=4, layers=1, levels=2, langs=6, bias=False)
+    folder = write_export(tmp_path / "e", shape)
+    config = say(tmp_path / "c.yaml", size={"heads": 4})
+    result = cli(
+        "quantize", folder, tmp_path / "q", "--types", "Q8_0", "--no-measure", "--config", config
+    )
+    assert result.code == 0, result.err
+    assert (tmp_path / "q" / "e-Q8_0.gguf").is_file()
+    made = tmp_path / "q" / "e-Q8_0.gguf"
+    assert cli("verify", folder, made, "--config", config, "--level", "tensors").code == 0
+
+
+# ------------------------------------------------------------------- what is said of a model
+
+
+def test_contradictory_heads_need_the_users_word(tmp_path: Path, cli: Cli) -> None:
+    for command in (("inspect", EXPORT), (EXPORT, tmp_path / "out.gguf")):
+        message = error_of(cli(*command), 2)
+        assert "config.json says 16 heads" in message
+        assert "the width 64 is not 16 times 64" in message
+        assert "--config (size: {heads: N})" in message
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_the_published_width_needs_no_word(tmp_path: Path) -> None:
+    folder = write_export(tmp_path / "e", Shape(dim=1024, heads=16, layers=1, levels=1, ffn=1))
+    checkpoint = read_checkpoint(folder)
+    assert describe(checkpoint).model.config.n_head == 16
+    assert "16 heads" in checkpoint.assumed
+    (folder / "config.json").unlink()
+    assert describe(read_checkpoint(folder)).model.config.n_head == 16
+
+
+def test_a_number_that_somebody_corrected_is_believed(export: Path) -> None:
+    change_json(export / "config.json", num_attention_heads=2)
+    assert describe(read_checkpoint(export)).model.config.n_head == 2
+
+
+@pytest.mark.parametrize("heads", [0, 3, 64, "16", None, 16.0, True, -2])
+def test_heads_that_do_not_divide_the_width_are_no_heads(
+    heads: object, export: Path, cli: Cli
+) -> None:
+    change_json(export / "config.json", num_attention_heads=heads)
+    message = error_of(cli("inspect", export), 2)
+    assert "nothing tells their number" in message
+
+
+def test_what_is_assumed_is_changed_by_the_user(export: Path, tmp_path: Path) -> None:
+    said = {
+        "version": 6 - 1,
+        "size": {"heads": 2},
+        "capabilities": ["ar", "nar", "len", "lang"],
+        "experimental": {
+            "unified_position_ids": True,
+            "noncausal_masks": False,
+            "audio_embedding_sums": "prom",
+        },
+    }
+    checkpoint = read_checkpoint(export, config=say(tmp_path / "c.yaml", **said))
+    config = describe(checkpoint).model.config
+    assert (config.positions, config.nar_attention) == ("unified", "causal")
+    assert (config.sum_prompt, config.sum_response) == (True, False)
+    assert checkpoint.assumed == ()
+
+
+def test_another_arithmetic_is_another_network(export: Path, cli: Cli) -> None:
+    for key, value in {
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 5e5,
+        "rope_scaling": {"type": "linear", "factor": 2.0},
+        "model_type": "mistral",
+        "attention_bias": True,
+        "rope_parameters": {"rope_theta": 5e5},
+    }.items():
+        shutil.copy(EXPORT / "config.json", export / "config.json")
+        change_json(export / "config.json", **{key: value})
+        if key == "rope_parameters":
+            document = json.loads((export / "config.json").read_text())
+            del document["rope_theta"]
+            (export / "config.json").write_text(json.dumps(document))
+        message = error_of(cli("inspect", export), 2)
+        assert "computes something else than VALL-E" in message
+        assert (key if key != "rope_parameters" else "rope_theta") in message
+
+
+# -------------------------------------------------------------------------- which rows are which
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def change_vocabulary(path: Path, change: Callable[[dict[str, int]], None]) -> None:
+    document = json.loads(path.read_text())
+    change(document["model"]["vocab"])
+    path.write_text(json.dumps(document))
+
+
+def export_arrays(shape: Shape, dtype: str) -> tuple[Arrays, list[str], Arrays]:
+    """The two matrices and the backbone, the names of the rows, and the original's tensors."""
+    own = arrays_of(shape, dtype)
+    n = shape.levels
+    tables: list[tuple[str, list[str], int | None]] = [
+        ("text_emb.weight", [""] * 256, n + 1),
+        ("rvq_l_emb.weight", [f"<|RVQ:{i}|>" for i in range(n)], None),
+        (
+            "langs_emb.weight",
+            [f"<|lang:{name_of(LANGUAGES, i)}|>" for i in range(shape.langs)],
+            None,
+        ),
+        ("tasks_emb.weight", [f"<|task:{name_of(TASKS, i)}|>" for i in range(shape.tasks)], None),
+        (
+            "len_emb.weight",
+            [f"<|len:{i}|>" for i in range(11)],
+            n + 2 if "len" in shape.capabilities else None,
+        ),
+        ("tones_emb.weight", ["<|tone:neutral|>"], None),
+        ("sep", ["<|sep|>"], None),
+    ]
+    tables += [
+        (f"proms_emb.embeddings.{i}.weight", [f"<|P|{i}|{c}|>" for c in codes(shape)], None)
+        for i in range(n)
+    ]
+    for i in range(n + 1):
+        label = "AR|0:0" if i == 0 else "NAR|0:0" if i == n else f"NAR|{i - 1}:{i}"
+        rows = [f"<|R|{label}|{c}|>" for c in range(shape.audio_tokens + (i in (0, n)))]
+        tables.append((f"resps_emb.embeddings.{i}.weight", rows, i))
+    draw = np.random.default_rng(7)
+    inputs, outputs, names = [], [], []
+    for name, rows, head in tables:
+        table = np.atleast_2d(own[name])
+        # Rows of no head are random initialization.
+        block = draw.standard_normal(table.shape).astype(np.float32).astype(table.dtype)
+        if head is not None:
+            weights = own[f"classifiers.proj.{head}.weight"]
+            block[: len(weights)] = weights
+        inputs.append(table)
+        outputs.append(block)
+        names += rows
+    arrays = {
+        "model.embed_tokens.weight": np.concatenate(inputs),
+        "lm_head.weight": np.concatenate(outputs),
+        "lm_head.bias": draw.standard_normal(len(names))
+        .astype(np.float32)
+        .astype(DTYPES[dtype][1]),
+        **{name: own[name] for name in own if name.startswith("model.")},
+    }
+    return arrays, names, own
+
+
+def codes(shape: Shape) -> range:
+    return range(shape.audio_tokens)
+
+
+def name_of(known: tuple[str, ...], i: int) -> str:
+    return known[i] if i < len(known) else f"x{i}"
+
+
+def write_export(folder: Path, shape: Shape, dtype: str = "f32", *, named: bool = True) -> Path:
+    """An export as the original writes it, of a random checkpoint."""
+    folder.mkdir(parents=True)
+    arrays, names, _ = export_arrays(shape, dtype)
+    write_safetensors(folder / "model.safetensors", arrays, {"format": "pt"})
+    shutil.copy(EXPORT / "config.json", folder / "config.json")
+    document = json.loads((EXPORT / "tokenizer.json").read_text())
+    vocabulary = {name: id_ for name, id_ in document["model"]["vocab"].items() if id_ < 256}
+    if named:
+        vocabulary |= {name: id_ for id_, name in enumerate(names) if id_ >= 256}
+    document["model"]["vocab"] = vocabulary
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    return folder
+
+
+def exported_shape(seed: int) -> Shape:
+    """A random shape of those that the export can hold."""
+    sizes = random_shape(seed) | {"split": True, "version": 5}
+    return Shape(**sizes)
+
+
+def told(path: Path, shape: Shape) -> Path:
+    """What the user has to say of it."""
+    return say(
+        path,
+        size={
+            "heads": shape.heads,
+            "resp_levels": shape.levels,
+            "audio_tokens": shape.audio_tokens,
+        },
+        langs=shape.langs,
+        capabilities=list(shape.capabilities),
+        experimental={
+            "unified_position_ids": shape.unified,
+            "noncausal_masks": shape.noncausal,
+            "audio_embedding_sums": shape.sums,
+        },
+    )
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("seed", range(10))
+def test_any_shape_and_type_comes_out_as_it_went_in(seed: int, named: bool, tmp_path: Path) -> None:
+    shape, dtype = exported_shape(seed), random_dtype(seed)
+    folder = write_export(tmp_path / "e", shape, dtype, named=named)
+    checkpoint = read_checkpoint(folder, config=told(tmp_path / "c.yaml", shape))
+    model = describe(checkpoint).model
+    own = export_arrays(shape, dtype)[2]
+    specs = checkpoint.tensors.specs
+    gone = {name for name in own if name not in specs}
+    assert {name for name in gone if not name.endswith(".bias")} <= {
+        "raw_text_emb.weight",
+        "dropout_token",
+    }
+    for name in specs:
+        found = checkpoint.tensors.read(name)
+        assert found.dtype == own[name].dtype
+        np.testing.assert_array_equal(found.view(np.uint8), own[name].view(np.uint8), name)
+    assert model.config.n_head == shape.heads
+    assert model.config.n_head_kv == shape.kv_heads
+
+
+@pytest.mark.parametrize("seed", [1, 4])
+def test_a_random_export_converts_and_verifies(seed: int, tmp_path: Path) -> None:
+    shape = exported_shape(seed)
+    folder = write_export(tmp_path / "e", shape, random_dtype(seed))
+    checkpoint = read_checkpoint(folder, config=told(tmp_path / "c.yaml", shape))
+    plan = plan_conversion(checkpoint)
+    write_gguf(plan, tmp_path / "out.gguf")
+    report = verify_gguf(plan, tmp_path / "out.gguf", levels=["structure", "tensors", "logits"])
+    assert report.passed, report.verdict()
+
+
+def test_names_are_surer_than_the_table(export: Path, two_heads: Path) -> None:
+    """The table of lengths moved before that of languages, and its names with it."""
+    arrays = load_file(export / "model.safetensors")
+    order = [*range(264), *range(279, 290), *range(264, 279), *range(290, 1382)]
+    moved = {name: arrays[name][order] for name in ("model.embed_tokens.weight", "lm_head.weight")}
+    write_safetensors(export / "model.safetensors", arrays | moved)
+    place = {old: new for new, old in enumerate(order)}
+    change_vocabulary(
+        export / "tokenizer.json", lambda v: v.update({name: place[i] for name, i in v.items()})
+    )
+    right = read_checkpoint(EXPORT, config=two_heads)
+    found = read_checkpoint(export, config=two_heads)
+    describe(found)
+    for name in right.tensors.specs:
+        np.testing.assert_array_equal(found.tensors.read(name), right.tensors.read(name))
+
+
+def rename(old: str, new: str) -> Callable[[dict[str, int]], None]:
+    return lambda vocabulary: vocabulary.update({new: vocabulary.pop(old)})
+
+
+def swap(a: str, b: str) -> Callable[[dict[str, int]], None]:
+    def change(vocabulary: dict[str, int]) -> None:
+        vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
+
+    return change
+
+
+DAMAGES: dict[str, tuple[Callable[[dict[str, int]], None], str]] = {
+    "a row of another name": (rename("<|P|3|7|>", "<|Q|3|7|>"), "is no row of VALL-E's tables"),
+    "a row without a name": (lambda v: v.__delitem__("<|P|3|7|>"), "is no row of VALL-E's tables"),
+    "two rows in each other's place": (swap("<|P|3|7|>", "<|P|3|8|>"), "number 7 is next"),
+    "rows of two tables swapped": (swap("<|P|3|63|>", "<|P|4|0|>"), "is no row of VALL-E's tables"),
+    "languages in another order": (swap("<|lang:en|>", "<|lang:ja|>"), "row 0 of langs_emb"),
+    "one row more": (lambda v: v.update({"<|R|NAR|0:0|65|>": 1382}), "1383 tokens have names"),
+    "one row fewer": (lambda v: v.__delitem__("<|R|NAR|0:0|64|>"), "1381 tokens have names"),
+    "an id of a billion": (lambda v: v.update({"<|sep|>": 10**9}), "ids below 16,777,216"),
+    "an id that is no number": (lambda v: v.update({"<|sep|>": "x"}), "names and ids"),  # type: ignore[dict-item]
+}
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_names_that_do_not_account_for_every_row_are_refused(
+    case: str, export: Path, two_heads: Path, tmp_path: Path, cli: Cli
+) -> None:
+    change, words = DAMAGES[case]
+    change_vocabulary(export / "tokenizer.json", change)
+    message = error_of(cli(export, tmp_path / "out.gguf", "--config", two_heads), 2)
+    assert words in message
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_without_names_the_sizes_have_to_be_said(
+    export: Path, two_heads: Path, tmp_path: Path, cli: Cli
+) -> None:
+    (export / "tokenizer.json").unlink()
+    message = error_of(cli("inspect", export, "--config", two_heads), 2)
+    assert "the rows have no names" in message
+    config = say(tmp_path / "c.yaml", size={"heads": 2, "audio_tokens": 64})
+    assert cli("inspect", export, "--config", config).code == 0
+
+
+def test_shards_of_an_export_are_one(export: Path, two_heads: Path) -> None:
+    arrays = load_file(export / "model.safetensors")
+    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    places = {name: names[i % 2] for i, name in enumerate(arrays)}
+    for one in names:
+        write_safetensors(export / one, {n: a for n, a in arrays.items() if places[n] == one})
+    (export / "model.safetensors").unlink()
+    index = export / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    right, found = (read_checkpoint(one, config=two_heads) for one in (EXPORT, export))
+    for name in right.tensors.specs:
+        np.testing.assert_array_equal(found.tensors.read(name), right.tensors.read(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", ""),
+        ("config.json", "[1]"),
+        ("config.json", "[" * 100_000),
+        ("config.json", '{"num_attention_heads": 1e999, "a": ' + "9" * 5000 + "}"),
+        ("tokenizer.json", "{"),
+        ("tokenizer.json", "null"),
+        ("tokenizer.json", '{"model": 3}'),
+        ("tokenizer.json", '{"model": {"vocab": [1]}}'),
+    ],
+)
+def test_files_beside_that_are_damaged(
+    name: str, content: str, export: Path, tmp_path: Path, cli: Cli
+) -> None:
+    (export / name).write_text(content)
+    message = error_of(cli(export, tmp_path / "out.gguf"), 2)
+    assert name in message
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_missing_and_misshaped_matrices_are_named(export: Path, two_heads: Path, cli: Cli) -> None:
+    arrays = load_file(export / "model.safetensors")
+    for change, words in (
+        ({"lm_head.weight": None}, "lm_head.weight of one shape"),
+        ({"lm_head.weight": arrays["lm_head.weight"][:-1]}, "[[1381, 64], [1382, 64]]"),
+        ({"model.norm.weight": None}, "missing: model.norm.weight"),
+        ({"other.weight": arrays["model.norm.weight"]}, "unexpected: other.weight"),
+    ):
+        kept = {n: a for n, a in (arrays | change).items() if a is not None}  # type: ignore[operator]
+        write_safetensors(export / "model.safetensors", kept)
+        message = error_of(cli("inspect", export, "--config", two_heads), 2)
+        assert words in message
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_bytes_that_were_changed_are_refused_or_harmless(
+    data: st.DataObject, tmp_path: Path, cli: Cli
+) -> None:
+    folder = tmp_path / "e"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(EXPORT, folder)
+    config = say(tmp_path / "c.yaml", size={"heads": 2})
+    name = data.draw(st.sampled_from(["config.json", "tokenizer.json", "model.safetensors"]))
+    raw = (folder / name).read_bytes()
+    at = data.draw(st.integers(0, min(len(raw) - 1, 40_000)))
+    (folder / name).write_bytes(raw[:at] + data.draw(st.binary(max_size=6)) + raw[at + 3 :])
+    out = tmp_path / "out.gguf"
+    result = cli(folder, out, "--verify", "none", "--config", config)
+    if result.code == 0:
+        out.unlink()
+    else:
+        error_of(result, 2)
+        assert not out.exists()

@@ -1,0 +1,252 @@
+"""The Hugging Face export as a folder: `model.safetensors`, `config.json`, `tokenizer.json`.
+
+In: the tensors of the first, whole or in shards, and the two others where they are there. Out: the
+checkpoint's tensors and config, with what was lost on the way and what had to be assumed. Which
+rows are which is told by `exported.py`.
+
+`config.json` says the same of every model, 16 heads and 12 layers, and nothing of positions,
+attention or sums. What it says of the arithmetic is held against what VALL-E computes; its number
+of heads is believed where the width agrees with it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.checkpoint.exported import (
+    EMBEDDINGS,
+    HEADS,
+    ExportedTensors,
+    assumed_config,
+    rows_of_export,
+)
+from valle_convert.checkpoint.plain_values import check_plain
+from valle_convert.checkpoint.source import TensorSource
+from valle_convert.errors import InputError, UnsupportedModelError
+from valle_convert.files import read_small_file
+
+FORMAT = "Hugging Face export"
+CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
+#: What was in the training project's checkpoint, and is in no export.
+LOST = ("the biases of the heads, if it had any", "the table and the head of raw text")
+
+_MAX_JSON_BYTES = 64 << 20
+_MAX_ROWS = 1 << 24
+#: What every export says, and the width of one head in every published model.
+_EXPORTED_HEADS, _HEAD_WIDTH = 16, 64
+_DEFAULT_CONTEXT = 22_500
+#: What the network computes; with another value, a file is no VALL-E.
+_ARITHMETIC: dict[str, tuple[object, ...]] = {
+    "model_type": ("llama",),
+    "hidden_act": ("gelu",),
+    "rms_norm_eps": (1e-6,),
+    "rope_theta": (10_000.0,),
+    "rope_scaling": (None,),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+}
+
+
+@dataclass(frozen=True)
+class Export:
+    """An export, understood.
+
+    Attributes:
+        tensors: under the names of the checkpoint that it was made of.
+        config: of that checkpoint, before the user's is laid over it.
+        words: by table, what the names of its rows say, such as `en`.
+        assumed: what the export does not say, in words.
+    """
+
+    tensors: TensorSource
+    config: Mapping[str, Any]
+    words: Mapping[str, tuple[str, ...]]
+    assumed: tuple[str, ...]
+
+
+def is_export(tensors: TensorSource) -> bool:
+    """Whether tensors are named as those of an export."""
+    return EMBEDDINGS in tensors.specs and "text_emb.weight" not in tensors.specs
+
+
+def read_export(
+    tensors: TensorSource,
+    path: Path,
+    *,
+    config: Path | None,
+    tokenizer: Path | None,
+    given: Mapping[str, Any],
+    title: str,
+) -> Export:
+    """Understand an export.
+
+    Args:
+        tensors: of the files of weights.
+        path: of one of them, for messages.
+        config: `config.json`, where it is there.
+        tokenizer: `tokenizer.json`, likewise; without names in it, the sizes tell the rows.
+        given: what the user says of the model.
+        title: what to call it.
+
+    Raises:
+        InputError: a file is damaged; tensors or rows are missing; nothing tells the heads.
+        UnsupportedModelError: `config.json` is of a network that computes something else.
+    """
+    said = {} if config is None else _read_json(config)
+    _check_arithmetic(said, config)
+    widths = [spec.shape for name, spec in tensors.specs.items() if name in (EMBEDDINGS, HEADS)]
+    if len(set(widths)) != 1 or len(widths) != 2 or len(widths[0]) != 2:
+        raise InputError(
+            f"{path} is no whole export of a VALL-E checkpoint: {EMBEDDINGS} and {HEADS} of one "
+            f"shape, rows and width, are expected, and {[list(shape) for shape in widths]} found; "
+            "export the checkpoint again."
+        )
+    n_rows, width = widths[0]
+    names = [] if tokenizer is None else _row_names(tokenizer)
+    rows = rows_of_export(names, n_rows, given, str(path))
+    heads, is_given = _heads(said, given, width, path)
+    own, assumed = assumed_config(
+        rows,
+        given,
+        name=title,
+        dim=width,
+        heads=heads,
+        kv_heads=_kv_heads(tensors, heads, width, path),
+        layers=_n_layers(tensors),
+        context=_context(said),
+    )
+    return Export(
+        tensors=ExportedTensors(_Rows(tensors), rows, str(path)),
+        config=own,
+        words={name: part.words for name, part in rows.items() if part.words},
+        assumed=assumed if is_given else (*assumed, f"{heads} heads"),
+    )
+
+
+class _Rows:
+    """Rows of the tensors of a file, see `exported.ExportSource`."""
+
+    def __init__(self, tensors: TensorSource) -> None:
+        self._tensors = tensors
+        self.specs = tensors.specs
+
+    def read(self, name: str) -> NDArray[Any]:
+        return self._tensors.read(name)
+
+    def read_rows(self, name: str, rows: slice) -> NDArray[Any]:
+        return self._tensors.read(name)[rows]
+
+    def read_blocks(self, name: str, rows: slice) -> NDArray[np.uint8] | None:
+        del name, rows
+        return None  # numpy has the types of safetensors
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        loaded = json.loads(read_small_file(path, "file", _MAX_JSON_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} is no valid JSON ({error}); copy or download it again."
+        ) from error
+    if not isinstance(loaded, dict):
+        raise InputError(
+            f"{path} holds a {type(loaded).__name__}, where an object is expected; copy or "
+            "download it again."
+        )
+    return loaded
+
+
+def _check_arithmetic(said: Mapping[str, Any], path: Path | None) -> None:
+    try:
+        check_plain(said)
+    except ValueError as error:
+        raise InputError(f"{path} is refused: {error}; copy or download it again.") from error
+    rope = said.get("rope_parameters")
+    values = dict(rope) | dict(said) if isinstance(rope, Mapping) else said
+    wrong = [
+        f"{key} {values[key]!r:.40} (supported: {expected[0]!r})"
+        for key, expected in _ARITHMETIC.items()
+        if key in values and values[key] not in expected
+    ]
+    if wrong:
+        raise UnsupportedModelError(
+            f"{path} is of a network that computes something else than VALL-E: {'; '.join(wrong)}; "
+            "give the export of a VALL-E checkpoint."
+        )
+
+
+def _row_names(path: Path) -> list[str]:
+    """The names of all ids; "" for an id without one."""
+    document = _read_json(path)
+    model = document.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocabulary, dict) or any(
+        not isinstance(id_, int) or isinstance(id_, bool) or not 0 <= id_ < _MAX_ROWS
+        for id_ in vocabulary.values()
+    ):
+        raise InputError(
+            f"{path} has no model.vocab of names and ids below {_MAX_ROWS:,}; copy or download it "
+            "again."
+        )
+    names = [""] * (max(vocabulary.values(), default=-1) + 1)
+    for name, id_ in vocabulary.items():
+        names[id_] = name
+    return names
+
+
+def _heads(
+    said: Mapping[str, Any], given: Mapping[str, Any], width: int, path: Path
+) -> tuple[int, bool]:
+    """The number of heads, and whether the user gave it; tensors do not tell it."""
+    size = given.get("size")
+    wanted = size.get("heads") if isinstance(size, Mapping) else None
+    if wanted is not None or isinstance(size, str | int | float):
+        # Whether it fits is checked with the rest of the config.
+        return (wanted if _is_count(wanted) else _EXPORTED_HEADS), True
+    heads = said.get("num_attention_heads", _EXPORTED_HEADS)
+    divides = _is_count(heads) and width % heads == 0 and width // heads % 2 == 0
+    # Another number than that of every export was put there by somebody who knows.
+    if divides and (heads != _EXPORTED_HEADS or width == heads * _HEAD_WIDTH):
+        return heads, False
+    raise InputError(
+        f"{path}: config.json says {heads!r:.20} heads, as that of every export does, and the "
+        f"width {width} is not {_EXPORTED_HEADS} times {_HEAD_WIDTH}, as in the published models, "
+        "so that nothing tells their number; give it with --config (size: {heads: N})."
+    )
+
+
+def _kv_heads(tensors: TensorSource, heads: int, width: int, path: Path) -> int:
+    """Key/value heads, by the rows of their matrix; 0 for as many as heads."""
+    spec = tensors.specs.get("model.layers.0.self_attn.k_proj.weight")
+    n_rows = spec.shape[0] if spec is not None and spec.shape else width
+    if n_rows == width:
+        return 0
+    if width % heads or n_rows % (width // heads):
+        raise InputError(
+            f"{path}: {n_rows} rows of keys are no whole number of heads of {width} / {heads}; "
+            "give the right number of heads with --config (size: {heads: N})."
+        )
+    return n_rows // (width // heads)
+
+
+def _n_layers(tensors: TensorSource) -> int:
+    """By the highest number among as many layers as there are tensors."""
+    found = [name.split(".")[2] for name in tensors.specs if name.startswith("model.layers.")]
+    numbers = [int(one) for one in found if one.isascii() and one.isdecimal() and len(one) < 10]
+    return max((n + 1 for n in numbers if n < len(tensors.specs)), default=0)
+
+
+def _context(said: Mapping[str, Any]) -> int:
+    value = said.get("max_position_embeddings")
+    return value if _is_count(value) else _DEFAULT_CONTEXT
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 24
