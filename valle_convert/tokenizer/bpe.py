@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from itertools import permutations, product
 from pathlib import Path
 
-from valle_convert.checkpoint.exported import is_row_name
 from valle_convert.errors import InputError
 from valle_convert.files import os_fault
 from valle_convert.tokenizer.problems import refusal, short
@@ -327,7 +326,7 @@ def _read_vocab(value: Json, problems: list[str]) -> dict[str, int] | None:
             problems.append(f"the vocabulary string {short(string)} is empty or not valid Unicode")
         elif not isinstance(id_, int) or isinstance(id_, bool) or id_ < 0:
             problems.append(f"the id of {short(string)} is {short(id_)}, expected a whole number")
-        elif not is_row_name(string):  # an export names the network's other rows here, too
+        elif not _is_row_name(string):  # an export names the network's other rows here, too
             vocab[string] = id_
     if len(problems) > before:
         return None
@@ -340,6 +339,15 @@ def _read_vocab(value: Json, problems: list[str]) -> dict[str, int] | None:
         )
         return None
     return vocab
+
+
+def _is_row_name(string: str) -> bool:
+    if not string.startswith("<|"):
+        return False
+    # It loads numpy, which nothing else here needs.
+    from valle_convert.checkpoint.exported import is_row_name
+
+    return is_row_name(string)
 
 
 def _read_merges(value: Json, problems: list[str]) -> list[tuple[str, str]] | None:
