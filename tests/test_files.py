@@ -19,6 +19,7 @@ from valle_convert import files
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import (
     atomic_output,
+    atomic_outputs,
     check_free_space,
     check_outputs,
     check_target,
@@ -291,3 +292,42 @@ def test_names_of_others_are_left_alone(tmp_path: Path) -> None:
     remove_stale(tmp_path)
     assert time.monotonic() - before < 10
     assert {name for name in mine if (tmp_path / name).exists()} == set(mine)
+
+
+def test_files_that_belong_together_appear_together_or_not_at_all(tmp_path: Path) -> None:
+    targets = [tmp_path / name for name in ("first", "second", "third")]
+
+    def fail() -> None:
+        with atomic_outputs(targets, force=False) as files:
+            files[0].write(b"1")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+    def write_all(force: bool, between: Path | None = None) -> None:
+        with atomic_outputs(targets, force=force) as files:
+            for i, file in enumerate(files):
+                file.write(b"%d" % i)
+            assert not any(target.exists() for target in targets) or force
+            if between is not None:
+                between.write_bytes(b"mine")
+
+    # Names are given from the last to the first: the others have theirs when this one fails.
+    with pytest.raises(InputError, match="first was made by another program"):
+        write_all(force=False, between=targets[0])
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
+    assert targets[0].read_bytes() == b"mine"
+    targets[0].unlink()
+    write_all(force=False)
+    assert [target.read_bytes() for target in targets] == [b"0", b"1", b"2"]
+    with pytest.raises(InputError, match="exists"):
+        write_all(force=False)
+    write_all(force=True)
+    with (
+        pytest.raises(InputError, match="no regular file"),
+        atomic_outputs([tmp_path / "a", Path("/dev/null")], force=False),
+    ):
+        pass
+    assert not (tmp_path / "a").exists()

@@ -10,18 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from make_vallex import make_vallex
+from make_vallex import PUBLISHED, make_vallex
 from support import Cli, error_of
 from vallex_golden import CHECKPOINT
 from vallex_shapes import OUT_TYPES, random_vallex
 
 from valle_convert.checkpoint import read_checkpoint
+from valle_convert.decode.vallex import VallexOptions, decode_vallex
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.vallex import SetPlan, open_set, plan_vallex, set_paths
 from valle_convert.gguf_file.write import write_set
 from valle_convert.model.vallex import Net
 from valle_convert.network.vallex import ComposedNetwork, Rows
+from valle_convert.network.vallex_converted import VallexGguf
 from valle_convert.network.vallex_protocol import VallexText
 from valle_convert.network.vallex_reference import Arithmetic, VallexReference
 from valle_convert.verify.report import Report
@@ -362,3 +364,27 @@ def test_what_a_set_has_no_use_for_is_refused(cli: Cli, tmp_path: Path) -> None:
 def test_a_report_is_a_report(make: Make) -> None:
     report: Report = verify_set(make("f16")[0], make("f16")[1], levels=["structure"])
     assert report.to_json()["passed"]
+
+
+@pytest.mark.slow
+def test_the_published_size_converts_verifies_and_speaks(tmp_path: Path) -> None:
+    """12 x 1024, both networks, 1.5 GB in float32, of random weights."""
+    make_vallex(tmp_path / "published.pt", PUBLISHED)
+    checkpoint = read_checkpoint(tmp_path / "published.pt")
+    plan = plan_vallex(checkpoint, out_type="f16")
+    assert plan.ar.n_weights + plan.body.n_weights > 300e6
+    write_set(plan, tmp_path / "published.gguf")
+    report = verify_set(
+        plan, tmp_path / "published.gguf", n_utterances=1, levels=["structure", "logits"]
+    )
+    assert report.passed, report.verdict()
+    (utterance,) = vallex_utterances(plan.description.model, 1)
+    with VallexGguf(tmp_path / "published.gguf") as network:
+        speech = decode_vallex(
+            network,
+            utterance.text,
+            utterance.prompt,
+            VallexOptions(max_frames=8),
+            np.random.default_rng(0),
+        )
+    assert speech.codes.shape == (8, 8)

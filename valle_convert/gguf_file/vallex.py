@@ -445,10 +445,12 @@ def _model_of(ar: GgufFile, body: GgufFile, level: GgufFile) -> VallexModel:
     ]
     model, codes = models[0], models[0].codebook_size
     faults = [fault for reader in readers for fault in reader.faults]
+    if not all(net.tables and net.heads for net in nets):
+        faults.append("there are no tables or no heads")
     if not faults and models[0] != models[1]:
         faults.append("AR and NAR are of different models")
-    n_text, n_languages = nets[0].tables[0].n_rows, len(model.languages)
-    common = {"text": n_text, "language": n_languages}
+    n_text = nets[0].tables[0].n_rows if nets[0].tables else 0
+    common = {"text": n_text, "language": len(model.languages)}
     audio = {f"audio.{i}": codes + (i == 0) for i in range(model.n_levels)}
     heads = {f"nar.{i}": codes for i in range(1, model.n_levels)}
     for net, tables, wanted in (

@@ -271,6 +271,11 @@ class MptSession:
                 expected = context.decode(
                     np.array([token], np.int32), zero, zero, one, causal=True
                 ).copy()
+                if not np.isfinite(expected).all():
+                    raise InputError(
+                        f"{self._model.path} gives no numbers (NaN or infinite) for token {token}, "
+                        "so that a weight in it is damaged or far too large; convert it again."
+                    )
                 context.clear()
                 found = context.decode(row[None], zero, zero, one, causal=True).copy()
                 context.clear()
@@ -306,27 +311,29 @@ class MptSession:
                 ).copy()
 
             forth = run(rows, causal=False)
-            together = run(rows, n, causal=True)
+            after = run(rows, n, causal=True)
             context.remove(0, start=n)
-            one_by_one = np.concatenate(
-                [run(row[None], n + i, causal=True) for i, row in enumerate(rows)]
-            )
+            other_end = run(np.concatenate([rows[:-1], rows[:1]]), n, causal=True)
             context.clear()
             back = run(rows[::-1], causal=False)[::-1]
             context.clear()
             alone = run(rows, causal=True)
-        # Without positions, the order of rows that all see each other is nothing.
-        seen, unseen = nmse(forth, back), nmse(forth, alone)
-        causal, blind = nmse(together, one_by_one), nmse(together, alone)
-        for same, other in ((seen, unseen), (causal, blind)):
-            if not (same <= SAME_NMSE and same * CONTRAST < other):
-                raise self._fault(
-                    f"does not attend as {self._model.path} needs it: rows in both directions "
-                    f"depend on their order by {seen:.1e}, and differ by {unseen:.1e} from causal "
-                    f"ones; causal rows after them differ by {causal:.1e} when they are decoded "
-                    f"one by one, and by {blind:.1e} from rows that see no text (normalized mean "
-                    "square)"
-                )
+        # Without positions, the order of rows that all see each other is nothing. Batches of one
+        # size run through the same kernels, so that what does not matter changes hardly a bit.
+        order, both_ways = nmse(forth, back), nmse(forth, alone)
+        later, text = nmse(after[:-1], other_end[:-1]), nmse(after, alone)
+        if not (
+            max(order, later) <= SAME_NMSE
+            and order * CONTRAST < both_ways
+            and later * CONTRAST < text
+        ):
+            raise self._fault(
+                f"does not attend as {self._model.path} needs it: the logits of rows in both "
+                f"directions change by {order:.1e} with their order, and by {both_ways:.1e} when "
+                f"they are causal; those of causal rows behind them change by {later:.1e} with "
+                f"what comes later, and by {text:.1e} without what is before (normalized mean "
+                "square)"
+            )
 
     def _fault(self, what: str) -> EnvironmentFault:
         return EnvironmentFault(

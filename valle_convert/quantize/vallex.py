@@ -140,7 +140,7 @@ def quantize_set(
     Args:
         path: the AR of a converted set, or a checkpoint, which is converted first.
         out: a folder, or the `.gguf` file of an AR where `options.types` is one type.
-        options: everything else; `resume`, `prune` and `data` are not for sets.
+        options: everything else; `resume`, `prune`, `data` and `listen` are not for sets.
         checkpoint: what quality is measured against; a checkpoint as `path` is its own.
         listener: is told what is done.
 
@@ -237,6 +237,7 @@ def _check_options(out: Path, options: Options, *, single: bool) -> None:
         "--resume": options.resume,
         "--prune": options.prune,
         "--data": options.data is not None,
+        "--listen": options.listen,
         "--imatrix FILE": options.imatrix not in (AUTO, NONE),
     }
     given = [name for name, is_given in unknown.items() if is_given]

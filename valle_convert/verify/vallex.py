@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.source import NamedTensors
-from valle_convert.errors import InputError
+from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY, TRUE_IDS_KEY
 from valle_convert.gguf_file.plan import PlannedFile
 from valle_convert.gguf_file.read import GgufFile
@@ -186,7 +186,7 @@ def _loads(files: VallexSet) -> Check:
     try:
         with VallexGguf(files) as network:
             found = network.count_weights()
-    except InputError as error:
+    except (InputError, EnvironmentFault) as error:  # the machine was found to work
         return Check("llama.cpp", passed=False, summary=str(error), values={}, badness=math.inf)
     levels = len(files.levels)
     expected = [
@@ -360,7 +360,7 @@ def _logits(
                 plan, files, n_utterances=n_utterances, seed=seed, advance=advance
             )
             network = VallexGguf(files)
-        except InputError as error:
+        except (InputError, EnvironmentFault) as error:
             return [Check("logits", passed=False, summary=str(error), values={}, badness=math.inf)]
         with network:
             return list(check_vallex_logits(yardstick, network))
