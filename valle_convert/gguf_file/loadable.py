@@ -51,7 +51,7 @@ def dangers(file: GgufFile) -> Iterator[str]:
         if kind in _NOT_OF_WEIGHTS or (is_vector and kind != "F32"):
             expected = "F32" if is_vector else "a type of weights"
             yield f"the tensor {tensor.name!r:.70} is {kind}, where {expected} is expected"
-    yield from _vocabulary_dangers(file)
+    yield from vocabulary_dangers(file)
 
 
 def _size_dangers(file: GgufFile) -> Iterator[str]:
@@ -72,7 +72,8 @@ def _size_dangers(file: GgufFile) -> Iterator[str]:
         yield f"an epsilon of {epsilon}"
 
 
-def _vocabulary_dangers(file: GgufFile) -> Iterator[str]:
+def vocabulary_dangers(file: GgufFile) -> Iterator[str]:
+    """What is wrong with the tokens of a file, in words."""
     tokens = file.keys.get(_TOKENS)
     if file.key_types.get(_TOKENS) != "[string]" or not tokens:
         yield f"{_TOKENS} is no list of strings"

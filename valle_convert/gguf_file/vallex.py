@@ -28,6 +28,7 @@ from valle_convert.files import check_input_file
 from valle_convert.gguf_file import keys as gguf_keys
 from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.keys import KeyReader
+from valle_convert.gguf_file.loadable import vocabulary_dangers
 from valle_convert.gguf_file.metadata import GeneralMetadata
 from valle_convert.gguf_file.plan import (
     TOKEN_EMBEDDING,
@@ -80,6 +81,7 @@ _MPT_KEYS = {
     "attention.layer_norm_epsilon": "f32",
     "vocab_size": "u32",
 }
+_TOKENIZER, _NO_VOCABULARY = "tokenizer.ggml.model", "no_vocab"
 _SHOWN = 5
 
 
@@ -285,7 +287,7 @@ def _architecture_keys(net: Net, n_tokens: int) -> Iterator[Key]:
 
 def _tokenizer_keys(tokenizer: CompiledTokenizer | None) -> Iterator[Key]:
     if tokenizer is None:
-        yield Key("tokenizer.ggml.model", "no_vocab", "string")
+        yield Key(_TOKENIZER, _NO_VOCABULARY, "string")
         return
     yield from (Key(name, value, kind) for name, value, kind in tokenizer.metadata())
 
@@ -510,6 +512,12 @@ def _read_net(name: str, keys: GgufFile, shared: list[GgufFile], norms: list[Ggu
     # NaN is not larger than 0; any other value is seen when logits are compared.
     if not reader.real(f"{prefix}attention.layer_norm_epsilon") > 0:
         faults.append("the epsilon is no number above 0")
+    if name == "ar":
+        faults += vocabulary_dangers(keys)
+    elif [key for key in keys.keys if key.startswith("tokenizer.")] != [_TOKENIZER] or (
+        keys.keys[_TOKENIZER] != _NO_VOCABULARY
+    ):
+        faults.append("it has a vocabulary, where none is expected")
     if keys.keys.get("valle.attention") != _ATTENTION[name]:
         faults.append(f"valle.attention is not {_ATTENTION[name]!r}")
     if not 1 <= net.n_layer <= 512 or net.n_head < 1 or net.n_embd < 2 or net.n_embd % net.n_head:
