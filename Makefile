@@ -6,6 +6,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+# What is built has no time in it but that of the last commit.
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 1704067200)
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,10 +15,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$((n < 2 ? n : 2)))
 MINUTES ?= 5
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 DEMO := miniature/miniature.sft
 OUT := build/demo
 
-.PHONY: help setup demo test test-all lint types check fuzz bench fixtures llama-tools clean
+.PHONY: help setup locked wheel demo test test-all lint types check fuzz bench fixtures llama-tools clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -34,6 +37,15 @@ $(STAMP): pyproject.toml constraints.txt scripts/build_llama_tools.py
 	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) \
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[llama,speech,vallex,japanese,report,miniature,dev]'
 	touch $@
+
+locked: ## Make the environment in .venv with every file checked by its hash (requirements.lock)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes $(addprefix --extra-index-url ,$(TORCH_INDEX)) -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $(STAMP)
+
+wheel: ## Build the wheel, the same bytes each time
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 demo: $(STAMP) ## Convert the miniature, verify it, quantize it, and speak into build/demo/hello.wav
 	mkdir -p $(OUT)
