@@ -104,7 +104,8 @@ def use(installed: Path, folder: Path, extra: str) -> None:
     folder.mkdir()
     program = installed / "bin/valle-convert"
     shutil.copy(PROJECT / "miniature/miniature.sft", folder / "model.sft")
-    where = run([installed / "bin/python", "-c", "import valle_convert as v; print(v.__file__)"])
+    asked = "import valle_convert; print(valle_convert.__file__)"
+    where = run([installed / "bin/python", "-c", asked], cwd=folder)
     if str(installed) not in where.stdout:
         raise RuntimeError(f"not the wheel is used, but {where.stdout}")
     run([program, "--version"])
@@ -120,7 +121,7 @@ def use(installed: Path, folder: Path, extra: str) -> None:
     if not spoken.stderr.splitlines()[-1].startswith("error: "):
         raise RuntimeError(f"no sentence in: {spoken.stderr}")
     if extra:
-        run([installed / "bin/python", "-c", IMPORTS[extra]])
+        run([installed / "bin/python", "-c", IMPORTS[extra]], cwd=folder)
 
 
 def main() -> None:

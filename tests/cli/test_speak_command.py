@@ -198,6 +198,7 @@ def test_the_text_comes_from_stdin_where_asked(
     sentences = json.loads(done(say("One. Zwei für dich.".encode())).out)["sentences"]
     assert [sentence["text"] for sentence in sentences] == ["One.", "Zwei für dich."]
     assert "stdin is not UTF-8 (byte 1)" in error_of(say(b"a\xff"), 2)
+    assert "more than 1,048,576 bytes" in error_of(say(b"Hi. " * 2_500_000), 2)
 
 
 def test_saved_codes_are_sounded_again(speak: Cli, voice: Path, tmp_path: Path) -> None:

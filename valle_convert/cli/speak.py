@@ -77,6 +77,9 @@ ThreadsOption = Annotated[
     ),
 ]
 
+#: Of a text by stdin: about a day of speech.
+_MAX_TEXT_BYTES = 1 << 20
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
@@ -416,8 +419,14 @@ def _tell_threads(threads: int | None) -> None:
 def _read_text(text: str | None) -> str | None:
     if text != "-":
         return text
+    data = sys.stdin.buffer.read(_MAX_TEXT_BYTES + 1)
+    if len(data) > _MAX_TEXT_BYTES:
+        raise InputError(
+            f"The text on stdin has more than {_MAX_TEXT_BYTES:,} bytes, which is about a day of "
+            "speech; give it in parts."
+        )
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(
             f"The text on stdin is not UTF-8 (byte {error.start}); save it as UTF-8."

@@ -84,11 +84,18 @@ def _ends_sentence(text: str, start: int, mark: re.Match[str]) -> bool:
 def _fitting(sentence: str, max_size: int) -> list[str]:
     """Cut a sentence as gently as possible into pieces that fit."""
     pieces: list[str] = []
-    while (room := _room(sentence, max_size)) < len(sentence):
-        cut = _cut_within(sentence, room)
-        pieces.append(sentence[:cut].rstrip())
-        sentence = sentence[cut:].lstrip()
-    return [*pieces, sentence] if sentence else pieces
+    start = 0
+    while start < len(sentence):
+        if sentence[start].isspace():
+            start += 1
+            continue
+        # No character is smaller than 1, so what fits is in here, however long the sentence is.
+        near = sentence[start : start + max_size + 1]
+        room = _room(near, max_size)
+        cut = room if room == len(near) else _cut_within(near, room)
+        pieces.append(near[:cut].rstrip())
+        start += cut
+    return pieces
 
 
 def _room(sentence: str, max_size: int) -> int:
