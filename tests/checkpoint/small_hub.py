@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import threading
+from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 LARGE = (".sft", ".safetensors", ".pth", ".pt")
 _API = re.compile(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?")
+_WRITE = re.compile(r"/api/models/([^/]+/[^/]+)/(preupload|commit|paths-info)/(.+)")
 _RESOLVE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
@@ -58,6 +60,12 @@ class SmallHub:
     gives_digests: bool = True
     #: In the place of what the store has.
     wrong_bytes: bytes | None = None
+    #: Whose token may write; what was uploaded, by its digest; the messages of commits.
+    writer: str = "writer"
+    uploads: dict[str, bytes] = field(default_factory=dict)
+    messages: list[str] = field(default_factory=list)
+    #: What is wrong with every card.
+    card_error: str | None = None
     #: An answer to everything.
     status: int | None = None
 
@@ -113,6 +121,94 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         self._answer()
+
+    def do_PUT(self) -> None:
+        """A large file, to the place that the batch named: its digest."""
+        self.hub.uploads[self.path.rsplit("/", 1)[-1]] = self._body()
+        self._send(200, b"")
+
+    def do_POST(self) -> None:
+        """What `create_commit` asks for, and `get_paths_info`."""
+        path, raw = unquote(urlsplit(self.path).path), self._body()
+        write = _WRITE.fullmatch(path)
+        if self.hub.status is not None:
+            self._send(self.hub.status, b"{}")
+        elif path == "/api/validate-yaml":
+            bad = self.hub.card_error
+            errors = [] if bad is None else [{"message": bad}]
+            self._json(200 if bad is None else 400, {"errors": errors, "warnings": []})
+        elif path.endswith(".git/info/lfs/objects/batch"):
+            objects = [
+                {**one, "actions": {"upload": {"href": f"{self.hub.url}/upload/{one['oid']}"}}}
+                for one in json.loads(raw)["objects"]
+            ]
+            self._json(200, {"transfer": "basic", "objects": objects})
+        elif write is None:
+            self._send(404, b"nothing here")
+        else:
+            self._write(write[1], write[2], write[3], raw)
+
+    def _write(self, name: str, verb: str, branch: str, raw: bytes) -> None:
+        found = self._files(name, branch)
+        if found is None:
+            return
+        _, files = found
+        if verb == "paths-info":
+            wanted = set(parse_qs(raw.decode()).get("paths", []))
+            self._json(200, [self._info(path, files[path]) for path in wanted & files.keys()])
+        elif self.headers.get("Authorization") != f"Bearer {self.hub.writer}":
+            self._send(403, b"")
+        elif verb == "preupload":
+            asked = [one["path"] for one in json.loads(raw)["files"]]
+            modes = [
+                {
+                    "path": path,
+                    "uploadMode": "lfs" if path.endswith(".gguf") else "regular",
+                    "shouldIgnore": False,
+                }
+                for path in asked
+            ]
+            self._json(200, {"files": modes})
+        else:
+            self._commit(name, branch, files, raw)
+
+    def _commit(self, name: str, branch: str, before: dict[str, bytes], raw: bytes) -> None:
+        files = dict(before)
+        for line in raw.splitlines():
+            entry = json.loads(line)
+            value = entry["value"]
+            if entry["key"] == "header":
+                self.hub.messages.append(value["summary"])
+            elif entry["key"] == "lfsFile":
+                files[value["path"]] = self.hub.uploads[value["oid"]]
+            elif entry["key"] == "file":
+                files[value["path"]] = b64decode(value["content"])
+        commit = self.hub.add(name, files, branch)
+        url = f"{self.hub.url}/{name}/commit/{commit}"
+        self._json(200, {"commitUrl": url, "commitOid": commit, "success": True})
+
+    def _info(self, path: str, raw: bytes) -> dict[str, Any]:
+        is_large = path.endswith(".gguf")
+        if self.hub.wrong_bytes is not None and is_large:
+            raw = self.hub.wrong_bytes
+        info = {"type": "file", "path": path, "size": len(raw), "oid": _git_hash(raw)}
+        if not is_large:
+            return info
+        digest = hashlib.sha256(raw).hexdigest()
+        return {**info, "lfs": {"oid": digest, "size": len(raw), "pointerSize": 134}}
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def _json(self, status: int, value: object) -> None:
+        self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def _answer(self) -> None:
         url = urlsplit(self.path)
@@ -215,7 +311,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         sent = 0
         cut = may_be_cut and hub.cuts_left > 0 and hub.cut_after is not None
-        if self.command == "GET":
+        if self.command != "HEAD":
             part = body[: hub.cut_after] if cut else body
             try:
                 self.wfile.write(part)

@@ -244,10 +244,10 @@ class HubTree:
             return self._list_cache(f"the hub answers {error.response.status_code}", error)
         except HFValidationError as error:
             raise InputError(
-                f"{where.repository} is no name of a repository: {_words(error)}."
+                f"{where.repository} is no name of a repository: {words_of(error)}."
             ) from error
-        except _transport_errors() as error:
-            return self._list_cache(f"the hub cannot be reached ({_words(error)})", error)
+        except transport_errors() as error:
+            return self._list_cache(f"the hub cannot be reached ({words_of(error)})", error)
         files = {}
         for one in info.siblings or ():
             digest = one.lfs.sha256 if one.lfs else None
@@ -318,7 +318,7 @@ class HubTree:
             )
         except HfHubHTTPError as error:
             raise self._refusal(error, place) from error
-        except _transport_errors() as error:
+        except transport_errors() as error:
             cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
             raise self._unreachable(
                 place, cause if isinstance(cause, Exception) else error
@@ -389,7 +389,7 @@ class HubTree:
             yield
         except HfHubHTTPError as error:
             raise self._refusal(error, place) from error
-        except _transport_errors() as error:
+        except transport_errors() as error:
             raise self._unreachable(place, error) from error
 
     def _refusal(self, error: Any, place: PurePosixPath | None) -> ValleConvertError:  # noqa: ANN401 - of a library that is imported late
@@ -433,8 +433,8 @@ class HubTree:
 
     def _unreachable(self, place: PurePosixPath, error: Exception) -> EnvironmentFault:
         return EnvironmentFault(
-            f"{self.name(place)} cannot be downloaded: {_words(error)}; check the network and the "
-            "room on the disk, and run the command again."
+            f"{self.name(place)} cannot be downloaded: {words_of(error)}; check the network and "
+            "the room on the disk, and run the command again."
         )
 
     def _no_such(self, path: PurePosixPath) -> str:
@@ -456,7 +456,7 @@ class HubTree:
         return f"{at} has no file or folder {path}; {there}."
 
 
-def _transport_errors() -> tuple[type[Exception], ...]:
+def transport_errors() -> tuple[type[Exception], ...]:
     """Whatever the library raises where no answer comes, or none that it understands.
 
     Its HTTP client has changed over time; the base of that one's errors is a base of its own.
@@ -467,7 +467,7 @@ def _transport_errors() -> tuple[type[Exception], ...]:
     return (*bases, OSError, ValueError)
 
 
-def _words(error: Exception) -> str:
+def words_of(error: Exception) -> str:
     """An error of a library in one line."""
     if isinstance(error, OSError) and error.strerror:
         return describe_os_error(error)

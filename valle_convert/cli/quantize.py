@@ -7,7 +7,7 @@ import shutil
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -281,6 +281,28 @@ def quantize(
             help="Remove files of earlier runs, by the folder's manifest, that are not of --types.",
         ),
     ] = False,
+    name_files: Annotated[
+        Literal["type", "convention"],
+        typer.Option(
+            help="How files of a folder are called: type (name-Q8_0.gguf), or by the GGUF naming "
+            "convention (VALL-E-ar-nar-len-229M-v5.0-Q8_0.gguf), with the keys that say the same.",
+        ),
+    ] = "type",
+    quantized_by: Annotated[
+        str | None, typer.Option(help="general.quantized_by.", show_default=False)
+    ] = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME",
+            help="general.base_model.*: the model on the hub. Without it, what the input says.",
+            show_default=False,
+        ),
+    ] = None,
+    license_: Annotated[
+        str | None,
+        typer.Option("--license", help="general.license, an SPDX word.", show_default=False),
+    ] = None,
     json_: JsonOption = False,
     force: ForceOption = False,
 ) -> None:
@@ -298,6 +320,7 @@ def quantize(
     from valle_convert.gguf_file.vallex import is_vallex_part
     from valle_convert.model.vallex import is_vallex
     from valle_convert.quantize.bill import BILL
+    from valle_convert.quantize.identity import Identity
     from valle_convert.quantize.limits import parse_limits
     from valle_convert.quantize.manifest import MANIFEST, SUMS, made_folder
     from valle_convert.quantize.plan import Listener, Options
@@ -339,6 +362,7 @@ def quantize(
         n_imatrix=imatrix_utterances,
         seed=seed,
         adapters=adapters,
+        identity=Identity(name_files, quantized_by, base_model, license_),
         max_kl=parse_limits(max_kl, "--max-kl"),
         min_agreement=parse_limits(min_agreement, "--min-agreement", highest=1.0),
         listen=listen,

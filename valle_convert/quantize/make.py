@@ -368,6 +368,10 @@ def _difference(
         return "its size is not that of the manifest"
     if sha256_of(target) != old.sha256:
         return "its bytes are not those of the manifest"
+    keys = GgufFile(target).keys
+    for key in plan.options.identity.keys(plan.source.header.keys):
+        if keys.get(key.name) != key.value:
+            return f"its {key.name} is another one"
     return ""
 
 

@@ -24,6 +24,7 @@ from valle_convert.gguf_file.header import Key, TensorEntry
 from valle_convert.gguf_file.keys import DIGEST_KEYS
 from valle_convert.gguf_file.types import GGML_TYPES, GgmlType
 from valle_convert.progress import Progress, silent
+from valle_convert.quantize.identity import Identity, convention_name
 from valle_convert.quantize.imatrix import ImatrixInput
 from valle_convert.quantize.source import Source
 from valle_convert.quantize.tool import PROGRAM, Quantizer
@@ -91,6 +92,7 @@ class Options:
             seeded ones.
         n_imatrix: seeded utterances that an importance matrix is made of; given ones all count.
         seed: of seeded utterances.
+        identity: what files are called, and say of themselves.
         adapters: LoRAs kept apart, with which files are measured and checked.
         max_kl, min_agreement: limits by type, as `limits.parse_limits` gives them.
         listen: whether files speak, and what they say is measured.
@@ -125,6 +127,7 @@ class Options:
     n_imatrix: int = 32
     seed: int = 0
     adapters: tuple[LoraFile, ...] = ()
+    identity: Identity = field(default_factory=Identity)
     max_kl: Mapping[str, float] = field(default_factory=dict)
     min_agreement: Mapping[str, float] = field(default_factory=dict)
     listen: bool = False
@@ -286,10 +289,17 @@ def shown_arguments(
     """The whole command for metadata and reports: names in the place of paths, and no number of
     threads, which changes nothing in the file.
     """
-    target = f"{Path(source.name).stem}-{kind.name}.gguf"
+    target = file_name(source, kind, options)
     options = replace(options, threads=0)
     shown = arguments_of(kind, options, source.name, target, imatrix.name if imatrix else None)
     return (PROGRAM, *map(valid_utf8, shown))
+
+
+def file_name(source: Source, kind: FileType, options: Options) -> str:
+    """What a file of a folder is called."""
+    if options.identity.naming == "convention":
+        return f"{convention_name(source.header.keys, kind.name)}.gguf"
+    return f"{source.stem}-{kind.name}.gguf"
 
 
 def keys_of(
@@ -321,6 +331,7 @@ def keys_of(
         Key(f"{PREFIX}source_sha256", source_sha256, "string"),
         Key(f"{PREFIX}converter_version", __version__, "string"),
     ]
+    values += options.identity.keys(source.header.keys)
     if imatrix is not None:
         values.append(Key(f"{PREFIX}imatrix_sha256", imatrix.sha256, "string"))
         values += imatrix.contents.keys(imatrix.name)

@@ -64,6 +64,7 @@ from valle_convert.quantize.plan import (
     bits_per_weight,
     describe_fallbacks,
     describe_types,
+    file_name,
     plan_file,
 )
 from valle_convert.quantize.report import FileReport, QuantizeReport, TensorReport
@@ -134,7 +135,7 @@ def quantize(
         run = _Run(quantizer, source, utterances, gates, options, scratch, listener, audience)
         plans = run.plan()
         targets = [
-            out if single else folder / f"{source.stem}-{plan.kind.name}.gguf" for plan in plans
+            out if single else folder / file_name(source, plan.kind, options) for plan in plans
         ]
         outputs = outputs_of(quantizer, plans, targets, known, options)
         imatrix_path = None if single else folder / f"{source.stem}-imatrix.gguf"

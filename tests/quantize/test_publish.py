@@ -1,0 +1,306 @@
+"""A folder of quantized files gets names, a card and one commit, which the hub has bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from checkpoint.small_hub import SmallHub, small_hub
+from huggingface_hub import constants
+from make_checkpoint import Shape, make_checkpoint
+from support import Cli, error_of
+
+from valle_convert import plan_conversion, write_gguf
+from valle_convert.gguf_file.metadata import GeneralMetadata
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.quantize.card import read_folder
+from valle_convert.quantize.identity import base_name, convention_name
+from valle_convert.quantize.manifest import check_manifest
+
+# The library gives its HTTP client files in a way that the client does not like any more.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+REPO = "someone/VALL-E-random-GGUF"
+CONVENTION = re.compile(r"VALL-E-random-[\d.]+[KM]-v5\.0-(Q8_0|Q4_K_M|Q2_K)\.gguf")
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three types of a small random network, named by the convention, measured."""
+    from valle_convert.quantize.identity import Identity
+    from valle_convert.quantize.plan import Options
+    from valle_convert.quantize.report import write_reports
+    from valle_convert.quantize.run import quantize
+    from valle_convert.quantize.types import parse_types
+
+    folder = tmp_path_factory.mktemp("published")
+    checkpoint, source = folder / "random.sft", folder / "random.gguf"
+    make_checkpoint(checkpoint, Shape(dim=256, heads=4, layers=1, levels=3, seed=1))
+    metadata = GeneralMetadata({"license": "agpl-3.0", "description": "Random; says nothing."})
+    write_gguf(plan_conversion(checkpoint, out_type="f16", metadata=metadata), source)
+    from valle_convert import read_checkpoint
+
+    options = Options(
+        types=parse_types("Q8_0,Q4_K_M,Q2_K"),
+        n_utterances=1,
+        identity=Identity("convention", "Someone", "ecker/vall-e"),
+    )
+    report = quantize(source, folder / "out", options, checkpoint=read_checkpoint(checkpoint))
+    write_reports(report, [folder / "report.json"], force=False)
+    return folder
+
+
+@pytest.fixture
+def folder(quantized: Path, tmp_path: Path) -> Path:
+    """The folder as `quantize` left it."""
+    out = tmp_path / "out"
+    out.mkdir()
+    for path in (quantized / "out").iterdir():
+        (out / path.name).write_bytes(path.read_bytes())
+    (out / "report.json").write_bytes((quantized / "report.json").read_bytes())
+    return out
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallHub]:
+    with small_hub() as one:
+        one.add(REPO, {".gitattributes": b"*.gguf filter=lfs"})
+        monkeypatch.setattr(constants, "ENDPOINT", one.url)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        for name in ("HUGGING_FACE_HUB_TOKEN", "HTTP_PROXY", "http_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("HF_TOKEN", one.writer)
+        yield one
+
+
+def front_matter(path: Path) -> dict[str, Any]:
+    _, matter, _ = path.read_text(encoding="utf-8").split("---\n", 2)
+    loaded: dict[str, Any] = yaml.safe_load(matter)
+    return loaded
+
+
+def table_of(path: Path) -> list[list[str]]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| `")]
+    return [[cell.strip() for cell in row] for row in rows]
+
+
+def test_files_are_named_by_the_convention_and_say_the_same(folder: Path) -> None:
+    models = sorted(path for path in folder.glob("*.gguf"))
+    assert len(models) == 3
+    for path in models:
+        assert CONVENTION.fullmatch(path.name), path.name
+        keys = GgufFile(path).keys
+        assert keys["general.basename"] == "VALL-E-random"
+        assert keys["general.version"] == "v5.0"
+        assert keys["general.size_label"] in path.name
+        assert keys["general.quantized_by"] == "Someone"
+        assert keys["general.base_model.count"] == 1
+        assert keys["general.base_model.0.organization"] == "ecker"
+        assert keys["general.base_model.0.repo_url"] == "https://huggingface.co/ecker/vall-e"
+        assert keys["general.license"] == "agpl-3.0"
+        assert keys["general.languages"] == ["en", "ja", "de", "fr", "zh", "ko"]
+    assert check_manifest(folder).passed
+
+
+PUBLISHED = {
+    "general.name": "ar+nar-len",
+    "valle.checkpoint_version": 6,
+    "general.size_label": "229M",
+}
+
+
+@pytest.mark.parametrize(
+    ("keys", "name"),
+    [
+        (PUBLISHED, "VALL-E-ar-nar-len-229M-v6.0-Q8_0"),
+        ({"general.name": "VALL-E mine/2", "general.version": "1.1"}, "VALL-E-mine-2-v1.1-Q8_0"),
+        ({"general.basename": "Base", "general.finetune": "my voice"}, "Base-my-voice-Q8_0"),
+        ({}, "VALL-E-Q8_0"),
+    ],
+)
+def test_names_follow_from_the_keys(keys: dict[str, Any], name: str) -> None:
+    assert convention_name(keys, "Q8_0") == name
+    assert name.startswith(base_name(keys))
+
+
+def test_a_dry_run_writes_the_card_only(folder: Path, hub: SmallHub, cli: Cli) -> None:
+    before = {path.name for path in folder.iterdir()}
+    result = cli("publish", folder, REPO, "--dry-run", "--json")
+    assert result.code == 0, result.err
+    assert {path.name for path in folder.iterdir()} == before | {"README.md"}
+    assert hub.requests == []
+    assert json.loads(result.out)["commit"] is None
+    # Nor does anything leave without a name.
+    assert "nothing was sent" in cli("publish", folder, "--force").err
+    assert hub.requests == []
+
+
+def test_the_card_says_what_was_measured(folder: Path, cli: Cli) -> None:
+    assert cli("publish", folder, REPO, "--dry-run").code == 0
+    card = folder / "README.md"
+    matter = front_matter(card)
+    assert matter["base_model"] == "ecker/vall-e"
+    assert matter["base_model_relation"] == "quantized"
+    assert matter["pipeline_tag"] == "text-to-speech"
+    assert matter["license"] == "agpl-3.0"
+    assert matter["language"] == ["en", "ja", "de", "fr", "zh", "ko"]
+    assert {"gguf", "text-to-speech"} <= set(matter["tags"])
+    report = json.loads((folder / "report.json").read_text())
+    by_name = {file["name"]: file for file in report["files"]}
+    rows = table_of(card)
+    assert [row[1] for row in rows] == ["Q2_K", "Q4_K_M", "Q8_0"]
+    for name, kind, size, bits, kl, best, _ in rows:
+        file = by_name[name.strip("`")]
+        quality = file["quality"]["all"]
+        assert kind == file["type"]
+        assert float(size.removesuffix(" MiB")) == pytest.approx(file["bytes"] / 2**20, abs=0.06)
+        assert float(bits) == pytest.approx(file["bits_per_weight"], abs=0.006)
+        assert float(kl) == pytest.approx(quality["kl_mean"], rel=0.06)
+        assert float(best.rstrip("%")) / 100 == pytest.approx(quality["best_code"], abs=1e-3)
+    text = card.read_text()
+    for file in report["files"]:
+        assert f"{file['sha256']}  {file['name']}" in text
+    best = read_folder(folder).best()
+    assert best is not None
+    close = [one for one in by_name.values() if one["quality"]["all"]["kl_mean"] <= 1e-2]
+    smallest = min(close, key=lambda one: one["bytes"], default=None)
+    if smallest is not None:
+        assert best.entry.name == smallest["name"]
+    assert f"`{best.entry.name}`" in text.split("## Which one")[1].split("##")[0]
+    assert f"hf download {REPO} {best.entry.name}" in text
+    assert "Verified: 3 of 3 files" in text
+    assert report["reference"].split()[0] in text
+
+
+def test_publishing_is_one_commit_that_the_hub_has_bit_for_bit(
+    folder: Path, hub: SmallHub, cli: Cli
+) -> None:
+    result = cli("publish", folder, REPO, "--json", "--message", "Three types")
+    assert result.code == 0, result.err
+    said = json.loads(result.out)
+    assert hub.messages == ["Three types"]
+    commit = hub.repositories[REPO].branches["main"]
+    assert said["commit"] == commit
+    there = hub.repositories[REPO].commits[commit]
+    sent = {path.name: path.read_bytes() for path in folder.iterdir()}
+    del sent["report.json"]  # measured here, and none of the manifest's
+    assert there == sent | {".gitattributes": b"*.gguf filter=lfs"}
+    assert said["files"] == {name: len(raw) for name, raw in sent.items()}
+    writes = [one for one in hub.requests if "/commit/" in one.path]
+    assert len(writes) == 1
+
+
+def test_other_bytes_on_the_hub_are_noticed(folder: Path, hub: SmallHub, cli: Cli) -> None:
+    hub.wrong_bytes = b"other"
+    message = error_of(cli("publish", folder, REPO), 3)
+    assert "The hub has other bytes of VALL-E-random" in message
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "words"),
+    [
+        ("token", 3, "does not let this user write"),
+        ("repository", 2, "There is no model someone/else on the hub"),
+        ("name", 2, "no OWNER/NAME"),
+        ("card", 2, "The hub refuses the card: Invalid metadata in README.md"),
+        ("offline", 3, "while HF_HUB_OFFLINE is set"),
+        ("down", 3, "was not published"),
+    ],
+)
+def test_a_refusal_is_one_sentence_and_no_commit(
+    fault: str,
+    code: int,
+    words: str,
+    folder: Path,
+    hub: SmallHub,
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    repository = {"repository": "someone/else", "name": "a/b/c"}.get(fault, REPO)
+    if fault == "token":
+        monkeypatch.setenv("HF_TOKEN", "reader")
+    elif fault == "card":
+        hub.card_error = '"license" must be one of'
+    elif fault == "offline":
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    elif fault == "down":
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    message = error_of(cli("publish", folder, repository), code)
+    assert words in message
+    assert hub.messages == []
+    if fault != "down":
+        assert list(hub.repositories[REPO].commits.values()) == [
+            {".gitattributes": b"*.gguf filter=lfs"}
+        ]
+
+
+def test_a_folder_that_is_not_as_it_was_written_is_refused(
+    folder: Path, hub: SmallHub, cli: Cli
+) -> None:
+    model = next(folder.glob("*Q2_K.gguf"))
+    whole = model.read_bytes()
+    model.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert f"{model.name}: sha256" in error_of(cli("publish", folder, REPO), 2)
+    model.write_bytes(whole)
+    (folder / "stranger.gguf").write_bytes(b"GGUF")
+    assert "stranger.gguf: no manifest lists it" in error_of(cli("publish", folder, REPO), 2)
+    (folder / "stranger.gguf").unlink()
+    report = json.loads((folder / "report.json").read_text())
+    report["files"][0]["sha256"] = hashlib.sha256(b"").hexdigest()
+    other = folder.with_name("other.json")
+    other.write_text(json.dumps(report))
+    message = error_of(cli("publish", folder, REPO, "--report", other), 2)
+    assert "is not of these files" in message
+    other.write_text("[]")
+    assert error_of(cli("publish", folder, REPO, "--report", other), 2)
+    assert not (folder / "README.md").exists()
+    assert error_of(cli("publish", folder.parent, REPO), 2)
+    assert hub.requests == []
+
+
+def test_a_card_of_somebody_else_is_not_overwritten(folder: Path, cli: Cli) -> None:
+    card = folder / "README.md"
+    card.write_text("mine")
+    assert "is there and is another card" in error_of(cli("publish", folder), 2)
+    assert card.read_text() == "mine"
+    assert cli("publish", folder, "--force").code == 0
+    assert cli("publish", folder).code == 0  # the same again
+
+
+def test_without_a_report_nothing_is_recommended(folder: Path, cli: Cli) -> None:
+    (folder / "report.json").unlink()
+    assert cli("publish", folder, "--license", "mit", "--base-model", "a/b").code == 0
+    text = (folder / "README.md").read_text()
+    assert "None of the files was measured" in text
+    assert front_matter(folder / "README.md")["license"] == "mit"
+    assert front_matter(folder / "README.md")["base_model"] == "a/b"
+    assert error_of(cli("publish", folder, "--base-model", "a", "--force"), 2)
+
+
+def test_words_of_files_are_no_markup() -> None:
+    from valle_convert.quantize.card import _plain
+
+    assert _plain("a\nb") == "a b"
+    assert "<script>" not in _plain("<script>x</script>")
+    assert _plain("[x](http://evil)").startswith("\\[x\\]")
+
+
+def test_resume_makes_a_file_again_whose_words_are_other_ones(
+    quantized: Path, folder: Path, cli: Cli
+) -> None:
+    command = ["quantize", quantized / "random.gguf", folder, "--types", "Q8_0", "--no-measure"]
+    named = ["--name-files", "convention", "--quantized-by", "Someone"]
+    same = cli(*command, *named, "--base-model", "ecker/vall-e", "--resume")
+    assert same.code == 0, same.err
+    assert "kept VALL-E-random" in same.err
+    other = cli(*command, *named, "--base-model", "other/one", "--resume", "--force")
+    assert "its general.base_model.0.name is another one" in other.err

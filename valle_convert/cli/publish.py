@@ -1,0 +1,102 @@
+"""`valle-convert publish DIR [OWNER/NAME]`: a folder of quantized files for the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from valle_convert.cli import console
+from valle_convert.cli.options import ForceOption, JsonOption
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("publish")(publish)
+
+
+def publish(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="What `quantize` wrote.", show_default=False),
+    ],
+    repository: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[OWNER/NAME]",
+            help="A model on the Hugging Face hub, which is there already. Without it, nothing "
+            "leaves this machine.",
+            show_default=False,
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help="The JSON report of the run (`quantize --report`), whose measurements the card "
+            "shows. Without it, report.json in the folder, if it is there.",
+            show_default=False,
+        ),
+    ] = None,
+    license_: Annotated[
+        str | None,
+        typer.Option("--license", help="Of the model, an SPDX word.", show_default=False),
+    ] = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME",
+            help="The model on the hub that was quantized. Without it, what the files say.",
+            show_default=False,
+        ),
+    ] = None,
+    message: Annotated[str | None, typer.Option(help="Of the commit.", show_default=False)] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write the card only; send nothing.")
+    ] = False,
+    json_: JsonOption = False,
+    force: ForceOption = False,
+) -> None:
+    """Write the card of a folder, and with a repository's name, commit both to the hub.
+
+    The folder is held against its manifest first. The card (README.md) has the front matter that
+    the hub reads, a table of the files with what was measured, which one to take, how they were
+    made and verified, how to run them, and checksums. After the one commit, the hub's digests are
+    compared with those here.
+    """
+    from valle_convert.errors import InputError
+    from valle_convert.files import write_text_atomically
+    from valle_convert.quantize.card import CARD, CardWords, card_of, read_folder
+    from valle_convert.quantize.identity import Identity
+    from valle_convert.quantize.publish import publish_folder
+
+    Identity(base_model=base_model)
+    read = read_folder(folder, report)
+    text = card_of(read, CardWords(license_, base_model, repository))
+    path = folder / CARD
+    old = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+    if old is not None and old != text and not force:
+        raise InputError(
+            f"{path} is there and is another card; give --force to write it anew, or edit and keep "
+            "it by publishing with `hf upload`."
+        )
+    if old != text:
+        write_text_atomically(path, text, force=True)
+    console.talk(f"wrote {path}")
+    result = None
+    if repository is not None and not dry_run:
+        result = publish_folder(read, repository, message=message)
+        console.talk(f"published {len(result.files)} files: {result.url}")
+    elif repository is None:
+        console.talk("nothing was sent; give OWNER/NAME to publish")
+    if json_:
+        console.data_json(
+            {
+                "card": str(path),
+                "recommended": best.entry.name if (best := read.best()) else None,
+                "commit": result.commit if result else None,
+                "url": result.url if result else None,
+                "files": dict(result.files) if result else {},
+            }
+        )
