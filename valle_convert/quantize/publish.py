@@ -112,6 +112,8 @@ def _is_same(info: Any, path: Path) -> bool:  # noqa: ANN401 - of a library that
 def _faults(repository: str) -> Iterator[None]:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
+    # A thread that uploads ends in the last.
+    transport: tuple[type[Exception], ...] = (*transport_errors(), RuntimeError)
     try:
         yield
     except RepositoryNotFoundError as error:
@@ -132,7 +134,7 @@ def _faults(repository: str) -> Iterator[None]:
             f"{repository} was not published: the hub answers {status} ({words_of(error)}); "
             "nothing was committed, try again later."
         ) from error
-    except (*transport_errors(), RuntimeError) as error:  # the last of threads that upload
+    except transport as error:
         if isinstance(error, ValueError) and "metadata" in str(error).lower():
             raise InputError(f"The hub refuses the card: {words_of(error)}.") from error
         raise EnvironmentFault(

@@ -44,6 +44,7 @@ from valle_convert.metrics import Logits
 from valle_convert.model.vallex import describe_vallex
 from valle_convert.network.vallex import ComposedNetwork
 from valle_convert.network.vallex_protocol import VallexText
+from valle_convert.quantize.identity import Identity
 from valle_convert.quantize.imatrix import Entry, ImatrixFile, ImatrixInput, Sums, in_scratch
 from valle_convert.quantize.limits import Gates, read_earlier
 from valle_convert.quantize.make import (
@@ -238,6 +239,8 @@ def _check_options(out: Path, options: Options, *, single: bool) -> None:
         "--prune": options.prune,
         "--data": options.data is not None,
         "--listen": options.listen,
+        "--lora": bool(options.adapters),
+        "--name-files, --quantized-by, --base-model, --license": options.identity != Identity(),
         "--imatrix FILE": options.imatrix not in (AUTO, NONE),
     }
     given = [name for name, is_given in unknown.items() if is_given]
