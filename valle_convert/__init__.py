@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         plan_vallex,
         read_checkpoint,
         verify_gguf,
+        verify_set,
         write_gguf,
         write_set,
     )
@@ -31,6 +32,7 @@ __all__ = [
     "plan_vallex",
     "read_checkpoint",
     "verify_gguf",
+    "verify_set",
     "write_gguf",
     "write_set",
 ]

@@ -243,6 +243,38 @@ def write_set(
     return write(plan, Path(target), force=force, progress=progress)
 
 
+def verify_set(
+    plan: SetPlan,
+    file: PathLike,
+    *,
+    levels: Sequence[LevelName] | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Report:
+    """Hold a converted (or quantized) VALL-E X against the plan of its checkpoint.
+
+    Args:
+        plan: of the checkpoint, with the activation factor that the files should have.
+        file: of the AR.
+        levels: of "structure", "tensors", "tokenizer", "logits"; None for all.
+        seed: of the strings and inputs that are tried.
+        progress: shows the long levels.
+
+    Raises:
+        EnvironmentFault: llama.cpp is there, and does not work on this machine.
+    """
+    from valle_convert.verify.run import LEVELS
+    from valle_convert.verify.vallex import verify_set as verify
+
+    return verify(
+        plan,
+        Path(file),
+        levels=LEVELS if levels is None else levels,
+        seed=seed,
+        progress=progress,
+    )
+
+
 def open_vallex(file: PathLike, *, n_threads: int | None = None) -> VallexGguf:
     """Open a converted VALL-E X by the file of its AR, on stock llama.cpp; a context manager.
 

@@ -242,7 +242,9 @@ def _inspect_vallex_part(file: GgufFile) -> Summary:
             for one in held
             for name, tensor in one.tensors.items()
         ),
-        notes=tuple(str(one.path) for one in held[1:]) if files else (note,),
+        notes=(f"its other files: {', '.join(one.path.name for one in held[1:])}",)
+        if files
+        else (note,),
     )
 
 

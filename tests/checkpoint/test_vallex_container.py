@@ -54,10 +54,12 @@ def test_paths_numbers_and_namespaces_are_passed_over_and_nothing_is_called(tmp_
         arguments=argparse.Namespace(lr=0.05, where=pathlib.PosixPath("x")),
         started=dt.datetime(2023, 8, 1, tzinfo=dt.UTC),
         surprise=Runs(ran),
+        model_avg={"ar_text_position.alpha": torch.full((1,), 7.0)},
         optimizer={"state": {0: {"delta": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]},
     )
     description = describe_file(tmp_path / "x.pt")
     assert description.model.ar.n_head == 4
+    assert description.model.ar.text_scale != 7.0
     assert description.checkpoint.stats == {"global_step": 800_000}
     assert not ran.exists()
 
