@@ -27,6 +27,7 @@ from valle_convert.llama.mpt import MptSession
 from valle_convert.metrics import nmse
 from valle_convert.network.converted import open_model, read_probe_rows
 from valle_convert.network.vallex_converted import VallexGguf
+from valle_convert.network.vallex_protocol import VallexText
 from valle_convert.network.vallex_reference import VallexReference
 from valle_convert.tokenizer.oracle import LlamaTokenizer
 
@@ -238,3 +239,21 @@ def test_a_gelu_without_its_factor_is_no_relu() -> None:
         prove_relu(factor)
     with pytest.raises(EnvironmentFault, match="does not compute ReLU"):
         prove_relu(1)
+
+
+def test_long_texts_and_speech_fit_and_short_ones_after_them(golden_set: Converted) -> None:
+    """A batch without a mask beyond `n_ubatch` would abort the process."""
+    draw = np.random.default_rng(0)
+    with VallexGguf(golden_set("f32"), n_threads=1) as network:
+        reference = VallexReference(read_checkpoint(CHECKPOINT).tensors, network.model)
+        for n_text, n_prompt, n in ((3, 0, 2), (700, 300, 900), (40, 5, 600), (1, 0, 1)):
+            text = VallexText(
+                draw.integers(0, 70, n_text, dtype=np.int32),
+                draw.integers(0, 3, n_text, dtype=np.int32),
+            )
+            codes = draw.integers(0, 64, (n_prompt + n, 8), dtype=np.int32)
+            prompt, frames = codes[:n_prompt], codes[n_prompt:]
+            ar = [one.continued(text, prompt[:, 0], frames[:, 0]) for one in (reference, network)]
+            nar = [one.pass_nar(text, prompt, frames[:, :7]) for one in (reference, network)]
+            assert nmse(*ar) <= MAX_NMSE["f32"], n_text
+            assert nmse(*nar) <= MAX_NMSE["f32"], n_text
