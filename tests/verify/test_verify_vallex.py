@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from make_vallex import PUBLISHED, make_vallex
+from make_vallex import PUBLISHED, VallexShape, make_vallex, vallex_state
 from support import Cli, error_of
 from vallex_golden import CHECKPOINT
 from vallex_shapes import OUT_TYPES, random_vallex
@@ -95,6 +95,23 @@ def check(seed: int, folder: Path) -> None:
 @pytest.mark.parametrize("seed", range(3000, 3004))
 def test_a_few_random_shapes_pass_in_every_type(seed: int, tmp_path: Path) -> None:
     check(seed, tmp_path)
+
+
+@pytest.mark.parametrize("largest", [20.0, 300.0, 700.0])
+def test_a_large_weight_costs_no_more_than_its_smaller_factor(
+    largest: float, tmp_path: Path
+) -> None:
+    state = vallex_state(VallexShape(levels=3))
+    state["nar_decoder.layers.1.linear1.bias"][3] = largest
+    state["ar_decoder.layers.0.linear1.weight"][3, 5] = -largest
+    torch.save({"model": state, "nhead": 4}, tmp_path / "large.pt")
+    checkpoint = read_checkpoint(tmp_path / "large.pt")
+    for out_type in ("f32", "f16"):
+        plan = plan_vallex(checkpoint, out_type=out_type)
+        assert plan.description.model.activation_factor * largest < 65504
+        write_set(plan, tmp_path / f"{out_type}.gguf")
+        report = verify_vallex_path(checkpoint, tmp_path / f"{out_type}.gguf")
+        assert report.passed, report.verdict()
 
 
 @pytest.mark.slow

@@ -15,10 +15,10 @@ import numpy as np
 
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.types import F32
 from valle_convert.gguf_file.vallex import VallexSet, open_set
 from valle_convert.llama.context import CacheType
 from valle_convert.llama.mpt import MptSession
-from valle_convert.model.vallex import FACTOR
 from valle_convert.network.converted import read_probe_rows
 from valle_convert.network.vallex import ComposedNetwork, Ids, Rows
 
@@ -51,7 +51,7 @@ class VallexGguf(ComposedNetwork):
         self.files = files if isinstance(files, VallexSet) else open_set(files)
         super().__init__(self.files.model)
         self._n_threads = n_threads
-        is_f32 = self.files.model.activation_factor > FACTOR
+        is_f32 = self.files.body.tensors["blk.0.ffn_up.weight"].ggml_type == F32
         self._cache_types: tuple[CacheType, CacheType] = (
             cache_type or "f32",
             cache_type or ("f32" if is_f32 else "f16"),
