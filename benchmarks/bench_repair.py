@@ -9,9 +9,11 @@ python benchmarks/bench_repair.py [--folder DIR] [--repeat 3]
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from bench_convert import MIB, PRODUCTION, PROGRAM, ROOT, make_checkpoint, timed
@@ -40,9 +42,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         checkpoint, old, out = (folder / one for one in ("p.sft", "old.gguf", "out.gguf"))
-        make_checkpoint(checkpoint, PRODUCTION, dtype="f16")
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            pool.submit(make_checkpoint, checkpoint, PRODUCTION, dtype="f16").result()
         for kind in arguments.types.split(","):
-            make_old(checkpoint, old, kind)
+            # In a process of its own: what a child used is counted from its parent's size on.
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                pool.submit(make_old, checkpoint, old, kind).result()
 
             def prepare() -> None:
                 out.unlink(missing_ok=True)

@@ -226,6 +226,44 @@ def test_random_checkpoints_keep_every_row_in_the_hugging_face_layout(
         assert values.reshape(right[name][1].shape).tobytes() == right[name][1].tobytes(), name
 
 
+@pytest.mark.parametrize("seed", [None, *range(6)])
+def test_the_hugging_face_layout_is_read_back(seed: int | None, tmp_path: Path, cli: Cli) -> None:
+    """By the reader of exports, which knows nothing of who wrote them."""
+    source, middle = tmp_path / "source.sft", tmp_path / "middle.gguf"
+    shape: dict[str, Any] = {} if seed is None else random_shape(seed)
+    shape |= {"split": True, "version": 5, "langs": 4, "levels": max(2, shape.get("levels", 8))}
+    make_checkpoint(source, Shape(**shape), dtype=list(DTYPES)[(seed or 0) % 3])
+    write_gguf(plan_conversion(source), middle)
+    export_file(middle, tmp_path / "hf", format_="hf")
+    said = read_checkpoint(source).config
+    keys = ("unified_position_ids", "noncausal_masks", "audio_embedding_sums")
+    told = {
+        "capabilities": said["capabilities"],
+        "size": {"heads": said["size"]["heads"]},
+        "experimental": {key: said["experimental"][key] for key in keys},
+    }
+    config = tmp_path / "told.json"
+    config.write_text(json.dumps(told))
+    back, right = read_checkpoint(tmp_path / "hf", config=config), read_checkpoint(source)
+    assert describe(back).model.config == describe(right).model.config
+    assert {*right.tensors.specs} - {*back.tensors.specs} <= {
+        "raw_text_emb.weight",
+        "dropout_token",
+        *(name for name in right.tensors.specs if name.endswith(".bias")),
+    }
+    for name in back.tensors.specs:
+        one, other = (np.asarray(each.tensors.read(name)) for each in (back, right))
+        assert one.dtype == other.dtype, name
+        assert one.tobytes() == other.tobytes(), name
+    again = tmp_path / "again.gguf"
+    made = cli(tmp_path / "hf", again, "--config", config)
+    assert made.code == 0, made.err
+    for against in ([tmp_path / "hf", "--config", config], [source]):
+        path, *options = against
+        verdict = cli("verify", path, again, *options, "--level", "structure")
+        assert verdict.code == 0, verdict.out
+
+
 def test_a_repaired_file_is_exported(tmp_path: Path, cli: Cli) -> None:
     repaired = tmp_path / "new.gguf"
     write_gguf(plan_repair(GOLDEN / "old-gguf" / "f16.gguf"), repaired)

@@ -12,7 +12,7 @@ from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.lora import LoraFile
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.keys import SOURCE_FORMAT_KEY, TRUE_IDS_KEY
-from valle_convert.gguf_file.old import FORMAT, as_repaired
+from valle_convert.gguf_file.old import as_repaired
 from valle_convert.gguf_file.plan import GgufPlan
 from valle_convert.gguf_file.read import GgufFile, is_gguf
 from valle_convert.llama.library import find_library
@@ -138,7 +138,7 @@ def verify_path(
     source = check_source(checkpoint, file)
     if source is not None and not source.passed:
         return _judged_at_once(checkpoint, path, source, main_type(file))
-    if SOURCE_FORMAT_KEY in file.keys and checkpoint.container != FORMAT:
+    if file.keys.get(SOURCE_FORMAT_KEY) not in (None, checkpoint.origin.get("format")):
         checkpoint = as_repaired(checkpoint, file)
     plan = plan_like(file, checkpoint, tokenizer=tokenizer, codec=codec)
     return verify(plan, file, levels=levels, seed=seed, adapters=adapters, progress=progress)
