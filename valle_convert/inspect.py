@@ -23,7 +23,7 @@ from valle_convert.encodec.cpp_file import (
 from valle_convert.encodec.gguf_codec import is_gguf_codec, open_gguf_codec
 from valle_convert.errors import InputError
 from valle_convert.files import check_input_file
-from valle_convert.gguf_file.keys import is_converted
+from valle_convert.gguf_file.keys import SOURCE_CONFIG_KEY, SOURCE_SYMMAP_KEY, is_converted
 from valle_convert.gguf_file.old import is_old, why_wrong
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile, is_gguf
@@ -34,11 +34,6 @@ from valle_convert.model.vallex import VallexModel, describe_vallex, is_vallex
 from valle_convert.model.vallex_symbols import VALLEX_SYMBOLS
 from valle_convert.network.converted import open_model
 from valle_convert.progress import Progress, silent
-
-_FOREIGN = {
-    False: "GGUF, not made from a VALL-E checkpoint",
-    True: "GGUF of a VALL-E, made the old way",
-}
 
 
 @dataclass(frozen=True)
@@ -293,8 +288,11 @@ def _vallex_parts(
 
 
 def _provenance(file: GgufFile) -> dict[str, Any]:
-    kept = ("general.", "split.", "valle.source.", "valle.converter.", "valle.quantize.")
-    return {name: file.keys[name] for name in file.keys if name.startswith(kept)}
+    ours = ("source", "converter", "quantize", "adapter")
+    kept = ("general.", "split.", "adapter.", *(f"valle.{name}." for name in ours))
+    long = (SOURCE_CONFIG_KEY, SOURCE_SYMMAP_KEY)
+    names = [name for name in file.keys if name.startswith(kept) and name not in long]
+    return {name: file.keys[name] for name in names}
 
 
 def _inspect_gguf(file: GgufFile) -> Summary:
@@ -308,7 +306,7 @@ def _inspect_gguf(file: GgufFile) -> Summary:
     merges = keys.get("tokenizer.ggml.merges")
     return Summary(
         path=str(file.path),
-        kind="GGUF" if converted else _FOREIGN[is_old(file)],
+        kind="GGUF" if converted else _kind_of_foreign(file),
         n_bytes=file.size,
         **(_describe_model(model) if model else empty),
         tokenizer={
@@ -328,6 +326,14 @@ def _inspect_gguf(file: GgufFile) -> Summary:
         ),
         notes=tuple(_notes(file)),
     )
+
+
+def _kind_of_foreign(file: GgufFile) -> str:
+    if is_old(file):
+        return "GGUF of a VALL-E, made the old way"
+    if file.keys.get("general.type") == "adapter":
+        return "GGUF, a LoRA kept apart"
+    return "GGUF, not made from a VALL-E checkpoint"
 
 
 def _notes(file: GgufFile) -> Iterator[str]:
