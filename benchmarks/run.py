@@ -8,12 +8,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import bench_codec
+import bench_containers
 import bench_convert
 import bench_quantize
 import bench_speak
 import bench_vallex
 
 if __name__ == "__main__":
-    for benchmark in (bench_convert, bench_quantize, bench_speak, bench_codec, bench_vallex):
+    for benchmark in (
+        bench_convert,
+        bench_containers,
+        bench_quantize,
+        bench_speak,
+        bench_codec,
+        bench_vallex,
+    ):
         print(f"\n{benchmark.__name__}\n")
         benchmark.main([])

@@ -30,18 +30,19 @@ _BACKBONE = ("model.layers.", "model.norm.")
 
 _TEXT, _LENGTH = "text_emb.weight", "len_emb.weight"
 _PROMPT, _RESPONSE = "proms_emb.embeddings.{}.weight", "resps_emb.embeddings.{}.weight"
-#: Names of tokens: the last group is the row's own, one before it the number of the table.
+#: Names of tokens: the last group is the row's own, one before it the number of the table. Those of
+#: the large tables stand first, since each name is tried in turn.
 _NAMES: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"<\|P\|(\d+)\|(\d+)\|>"), _PROMPT),
+    (re.compile(r"<\|R\|NAR\|\d+:([1-9]\d*)\|(\d+)\|>"), _RESPONSE),
+    (re.compile(r"<\|R\|AR\|(0):0\|(\d+)\|>"), _RESPONSE),
+    (re.compile(r"<\|R\|NAR\|0:(0)\|(\d+)\|>"), _RESPONSE.format("last")),
     (re.compile(r"<\|RVQ:(\d+)\|>"), "rvq_l_emb.weight"),
     (re.compile(r"<\|lang:([^|]+)\|>"), "langs_emb.weight"),
     (re.compile(r"<\|task:([^|]+)\|>"), "tasks_emb.weight"),
     (re.compile(r"<\|len:(\d+)\|>"), _LENGTH),
     (re.compile(r"<\|tone:([^|]+)\|>"), "tones_emb.weight"),
     (re.compile(r"<\|sep\|>"), "sep"),
-    (re.compile(r"<\|P\|(\d+)\|(\d+)\|>"), _PROMPT),
-    (re.compile(r"<\|R\|AR\|(0):0\|(\d+)\|>"), _RESPONSE),
-    (re.compile(r"<\|R\|NAR\|0:(0)\|(\d+)\|>"), _RESPONSE.format("last")),
-    (re.compile(r"<\|R\|NAR\|\d+:(\d+)\|(\d+)\|>"), _RESPONSE),
 )
 #: Sizes of the published models, which the config may override.
 _PUBLISHED = {"langs": 6, "tasks": 9, "tones": 1}

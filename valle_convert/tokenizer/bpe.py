@@ -322,11 +322,13 @@ def _read_vocab(value: Json, problems: list[str]) -> dict[str, int] | None:
     vocab: dict[str, int] = {}
     before = len(problems)
     for string, id_ in value.items():
+        if _is_row_name(string):
+            continue  # an export names the network's other rows here, too
         if not string or not _is_text(string):
             problems.append(f"the vocabulary string {short(string)} is empty or not valid Unicode")
         elif not isinstance(id_, int) or isinstance(id_, bool) or id_ < 0:
             problems.append(f"the id of {short(string)} is {short(id_)}, expected a whole number")
-        elif not _is_row_name(string):  # an export names the network's other rows here, too
+        else:
             vocab[string] = id_
     if len(problems) > before:
         return None

@@ -147,8 +147,9 @@ def choose_tokenizer(
         file, source, reason = open_tokenizer(explicit), explicit.name, "given by --tokenizer"
     elif beside.is_file():
         file, source, reason = open_tokenizer(beside), beside.name, "found beside the checkpoint"
-        if ROW_MARK in file.data and file.tokenizer == open_tokenizer(BUILT_IN).tokenizer:
-            file, source = open_tokenizer(BUILT_IN), "built-in"
+        built_in = open_tokenizer(BUILT_IN) if ROW_MARK in file.data else None
+        if built_in is not None and file.tokenizer == built_in.tokenizer:
+            file, source = built_in, "built-in"
             reason = f"the export's {beside.name} is the same, but for the names of its other rows"
     else:
         file, source = open_tokenizer(BUILT_IN), "built-in"
