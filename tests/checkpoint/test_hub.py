@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from checkpoint.containers import (
+    EXPORT,
     arrays_of,
     deepspeed_training,
     local_training,
@@ -175,6 +176,22 @@ def test_every_form_of_a_folder_is_read(
     assert GgufFile(out).keys["valle.source.sha256"] == GgufFile(local).keys["valle.source.sha256"]
     assert cli("compare", out, local).code in (0, 1)
     assert not [r for r in hub.requests if "optim" in r.path or "bak" in r.path]
+
+
+def test_an_export_on_a_branch_is_read(hub: SmallHub, tmp_path: Path, cli: Cli) -> None:
+    hub.add(REPO, files_below(EXPORT), "hf")
+    config, out = tmp_path / "heads.yaml", tmp_path / "out.gguf"
+    config.write_text("size: {heads: 2}")
+    looked = cli("inspect", f"hf:{REPO}@hf", "--config", config)
+    assert looked.code == 0, looked.err
+    assert "lost on the way to this file: the biases" in looked.err
+    result = cli(f"hf:{REPO}", out, "--revision", "hf", "--config", config)
+    assert result.code == 0, result.err
+    keys = GgufFile(out).keys
+    assert keys["general.name"] == "vall-e"
+    assert keys["valle.source.revision"] == commit_of(hub, "hf")
+    assert keys["valle.source.format"] == "Hugging Face export"
+    assert "config.json says 16 heads" in error_of(cli("inspect", f"hf:{REPO}@hf"), 2)
 
 
 def test_a_tokenizer_beside_the_weights_is_taken(

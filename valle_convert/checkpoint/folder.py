@@ -163,7 +163,8 @@ def found_file(tree: Tree, path: PurePath) -> Found:
         _state(tree, path.parent, [one for one in tree.files(path.parent) if one not in _STATES])
     elif path.name not in _STATES:
         is_index = path.name.endswith(INDEX_SUFFIX)
-        return Found(path, path.name.removesuffix(INDEX_SUFFIX) if is_index else path.stem)
+        title = path.name.removesuffix(INDEX_SUFFIX) if is_index else path.stem
+        return Found(path, _title(path.parent) if title == "model" else title)
     return Found(path, _title(path.parent.parent), is_training=True)
 
 
@@ -314,5 +315,7 @@ def _models_below(tree: Tree, folder: PurePath, depth: int) -> Iterator[PurePath
 
 def _title(folder: PurePath) -> str:
     """The name of a model's folder; `ckpt` is no name."""
-    path = folder if folder.name else PurePath(os.path.abspath(folder))  # noqa: PTH100 - or "."
+    path = folder
+    if folder.name in ("", "..") and isinstance(folder, Path):
+        path = folder.resolve()  # the root of a repository on the hub has no name at all
     return path.parent.name if path.name == "ckpt" and path.parent.name else path.name

@@ -278,11 +278,10 @@ def _beside(tree: Tree, found: Found, name: str) -> Path | None:
 
 
 def _title_of(tree: Tree, found: Found) -> str:
-    """A model's name; an export's file, and the root of a repository, have none of their own."""
-    title = found.title if found.title != "model" else found.weights.parent.name
-    if not title and isinstance(tree, HubTree):
+    """A model's name; at the root of a repository, the repository's."""
+    if not found.title and isinstance(tree, HubTree):
         return tree.origin.repository.rpartition("/")[2]
-    return title or found.title
+    return found.title
 
 
 def has_icefall_names(names: Iterable[str]) -> bool:
