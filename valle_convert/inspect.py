@@ -6,12 +6,12 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from valle_convert.checkpoint import Checkpoint, read_checkpoint
-from valle_convert.checkpoint.hub import is_on_hub
+from valle_convert.checkpoint.hub import fetch_file, is_on_hub
 from valle_convert.checkpoint.lora import LoraFile
 from valle_convert.encodec.cpp_file import (
     F32_WARNING,
@@ -96,12 +96,14 @@ def inspect_file(
 ) -> Summary:
     """Look into a checkpoint, a GGUF file or a codec of encodec.cpp, without reading weights.
 
-    Of safetensors on the hub, nothing but the header is downloaded.
+    Of safetensors on the hub, nothing but the header is downloaded; of other files there, all.
 
     Raises:
         InputError: it is none of them, is damaged, or is a checkpoint that cannot be converted.
         EnvironmentFault: it is on the hub, which cannot be reached.
     """
+    if is_on_hub(path) and path.suffix == ".gguf":
+        return replace(inspect_file(fetch_file(path, revision, progress)), path=str(path))
     if is_on_hub(path):
         with tempfile.TemporaryDirectory(prefix="valle-convert-") as folder:
             return _inspect_on_hub(path, config, lora, lora_alpha, revision, progress, Path(folder))

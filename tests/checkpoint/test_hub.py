@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -246,6 +246,20 @@ def test_a_header_longer_than_the_first_range_is_read_to_its_end(
     hub.add("me/long", {"long.sft": path.read_bytes()})
     assert cli("inspect", "hf:me/long").code == 0
     assert len([r for r in hub.requests if "/store/" in r.path]) == 2
+
+
+def test_a_gguf_file_on_the_hub_is_looked_into(
+    hub: SmallHub, converted: Callable[[str, str], Path], cli: Cli
+) -> None:
+    path = converted("ar-nar-len", "f16")
+    hub.add("me/files", {"VALL-E-F16.gguf": path.read_bytes(), "README.md": b"hello"})
+    result = cli("inspect", "hf:me/files:VALL-E-F16.gguf", "--json")
+    assert result.code == 0, result.err
+    found, local = json.loads(result.out), json.loads(cli("inspect", path, "--json").out)
+    assert found.pop("path") == "hf:me/files:VALL-E-F16.gguf"
+    assert found == {name: value for name, value in local.items() if name != "path"}
+    message = error_of(cli("inspect", "hf:me/files:VALL-E-F32.gguf"), 2)
+    assert "near are VALL-E-F16.gguf" in message
 
 
 def test_a_server_without_ranges_sends_no_more_than_is_read(

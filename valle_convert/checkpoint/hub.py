@@ -127,6 +127,16 @@ def parse_location(text: str, revision: str | None = None) -> Location:
     return Location(text, match["repository"], wanted, place, is_loose=inside is not None)
 
 
+def fetch_file(path: PurePath, revision: str | None, progress: Progress) -> Path:
+    """A file on the hub that is no checkpoint, such as a GGUF file, downloaded.
+
+    Raises:
+        InputError, EnvironmentFault: as `HubTree`.
+    """
+    tree = HubTree(parse_location(str(path), revision), progress=progress)
+    return tree.get(tree.resolve())
+
+
 class HubTree:
     """The files of one commit, downloaded as they are asked for; a `Tree`.
 
