@@ -114,6 +114,23 @@ def test_a_large_weight_costs_no_more_than_its_smaller_factor(
         assert report.passed, report.verdict()
 
 
+def test_networks_of_two_widths_pass(tmp_path: Path) -> None:
+    """The trainer's `scale_factor`: a NAR of another width, with heads of the same size."""
+    wide, narrow = VallexShape(dim=96, heads=3, layers=1), VallexShape(dim=64, heads=2, layers=3)
+    state = {
+        **{name: x for name, x in vallex_state(wide).items() if name.startswith("ar_")},
+        **{name: x for name, x in vallex_state(narrow).items() if name.startswith("nar_")},
+    }
+    container = {"model": state, "nhead": 3, "decoder_dim": 96}
+    torch.save(container, tmp_path / "two.pt")
+    checkpoint = read_checkpoint(tmp_path / "two.pt")
+    write_set(plan_vallex(checkpoint), tmp_path / "two.gguf")
+    model = open_set(tmp_path / "two.gguf").model
+    assert (model.ar.n_head, model.nar.n_head, model.nar.n_layer) == (3, 2, 3)
+    report = verify_vallex_path(checkpoint, tmp_path / "two.gguf")
+    assert report.passed, report.verdict()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(60))
 def test_random_shapes_pass_in_every_type(seed: int, tmp_path: Path) -> None:
