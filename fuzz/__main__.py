@@ -20,7 +20,7 @@ sys.path[:0] = [str(PROJECT / "fixtures")]
 def main() -> int:
     """Run; 1 where something was found."""
     from fuzz import seeds
-    from fuzz.runner import Bench, Run, distinct, make_input
+    from fuzz.runner import Bench, Run, distinct, make_input, table
     from fuzz.targets import TARGETS
 
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
@@ -30,7 +30,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=PROJECT / "build" / "fuzz")
     parser.add_argument("--again", nargs=2, metavar=("TARGET", "INDEX"), help="one input")
+    parser.add_argument("--table", action="store_true", help="of all runs so far, and no more")
     given = parser.parse_args()
+    if given.table:
+        print("\n".join(table(Run(given.out, given.seed).counts())))
+        return 0
     seeds.warm()
     if given.again:
         name, index = given.again

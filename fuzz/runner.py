@@ -127,7 +127,9 @@ class Bench:
         from valle_convert.errors import ValleConvertError
 
         for name, data in files.items():
-            (self.folder / name).write_bytes(data)
+            path = self.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
         signal.setitimer(signal.ITIMER_PROF, SECONDS_PER_INPUT)
         self._is_reading = True
         try:
@@ -147,9 +149,13 @@ class Bench:
 
     def _clear(self, files: Files) -> list[str]:
         left = [path.name for path in self.temporary.rglob("*")]
-        for path in self.folder.iterdir():
-            if path.name not in files:
-                left.append(path.name)
+        for path in sorted(self.folder.rglob("*"), reverse=True):
+            name = str(path.relative_to(self.folder))
+            if path.is_dir():
+                path.rmdir()
+                continue
+            if name not in files:
+                left.append(name)
             path.unlink()
         return left
 
@@ -396,11 +402,28 @@ def distinct(folder: Path) -> list[tuple[Finding, int]]:
     return [(ones[0], len(ones)) for ones in found.values()]
 
 
+def table(counts: Sequence[Count]) -> Iterator[str]:
+    """Markdown: what became of all inputs, target by target."""
+    yield "| target | inputs | taken | refused | findings | seconds | memory, MB |"
+    yield "|---|--:|--:|--:|--:|--:|--:|"
+    names = list(dict.fromkeys(count.target for count in counts))
+    for name in [*names, ""]:
+        ones = [count for count in counts if name in ("", count.target)]
+        sums = [
+            sum(getattr(count, field) for count in ones)
+            for field in ("inputs", "accepted", "refused", "findings", "seconds")
+        ]
+        peak = max((count.peak_mb for count in ones), default=0.0)
+        cells = " | ".join(f"{one:,.0f}" for one in (*sums, peak))
+        yield f"| {name or '**all**'} | {cells} |"
+
+
 def save_input(target: Target, seed: int, index: int, folder: Path) -> Sequence[Path]:
     """Write the files of an input, to look at or to keep."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, data in make_input(target, seed, index).items():
         paths.append(folder / name)
+        paths[-1].parent.mkdir(parents=True, exist_ok=True)
         paths[-1].write_bytes(data)
     return paths

@@ -553,6 +553,86 @@ def _read_config(folder: Path) -> None:
 
 
 @cache
+def _folders() -> dict[str, Files]:
+    """Shards with their index and config; the folders of a training; an export."""
+    text, data = _checkpoint_parts()
+    tree = json.loads(text)
+    config = json.dumps(json.loads(tree.pop("__metadata__")["config"])).encode()
+    names = sorted(tree, key=lambda name: tree[name]["data_offsets"])
+    middle = tree[names[len(names) // 2]]["data_offsets"][0]
+    shards, homes = {}, {}
+    for i, (begin, end) in enumerate(((0, middle), (middle, len(data))), 1):
+        home = f"model-{i:05}-of-00002.safetensors"
+        header = {
+            name: {**one, "data_offsets": [at - begin for at in one["data_offsets"]]}
+            for name, one in tree.items()
+            if begin <= one["data_offsets"][0] < end
+        }
+        homes |= dict.fromkeys(header, home)
+        shards[home] = formats.safetensors_of(json.dumps(header).encode(), data[begin:end])
+    index = {"metadata": {"total_size": len(data)}, "weight_map": homes}
+    golden = Path(__file__).parents[1] / "fixtures" / "golden" / "hf-export"
+    # Every export says 16 heads, which is corrected here, so that nothing has to be asked.
+    exported = json.loads((golden / "config.json").read_bytes())
+    exported |= {"num_attention_heads": 2, "num_key_value_heads": 2}
+    return {
+        "shards": {
+            **shards,
+            "model.safetensors.index.json": json.dumps(index).encode(),
+            "config.yaml": config,
+        },
+        "training": {
+            "latest": b"1000\n",
+            "1000/state.sft": _weights_without_config(),
+            "config.yaml": config,
+        },
+        "export": {
+            "config.json": json.dumps(exported).encode(),
+            "tokenizer.json": (golden / "tokenizer.json").read_bytes(),
+            "model.safetensors": (golden / "model.safetensors").read_bytes(),
+        },
+    }
+
+
+def _make_folder(rng: Random) -> Files:
+    files = dict(_folders()[rng.choice(("shards", "shards", "training", "export"))])
+    name = rng.choice(list(files))
+    match rng.randrange(6):
+        case 0:
+            del files[name]
+        case 1:
+            files[rng.choice(("a.sft", "fp32.sft", "latest", "1000", "lora.sft", "state.pth"))] = (
+                files.pop(name)
+            )
+        case 2:
+            files[name] = damage_bytes(rng, files[name])
+        case _ if name.endswith((".json", ".yaml")):
+            files[name] = tree_bytes(rng, damage_tree(rng, json.loads(files[name])))
+        case _ if name.endswith((".safetensors", ".sft")):
+            header, data = formats.safetensors_parts(files[name])
+            header = tree_bytes(rng, damage_tree(rng, json.loads(header)))
+            files[name] = formats.safetensors_of(header, data)
+        case _:
+            files[name] = rng.choice(TEXTS).encode("utf-8", "surrogatepass")
+    # A file cannot be where a folder has to be.
+    folders = {one.partition("/")[0] for one in files if "/" in one}
+    return {one: data for one, data in files.items() if one not in folders}
+
+
+def _read_folder(folder: Path) -> None:
+    from valle_convert.checkpoint.read import read_checkpoint
+    from valle_convert.errors import ValleConvertError
+    from valle_convert.model.families import describe
+
+    checkpoint = read_checkpoint(folder)
+    with suppress(ValleConvertError):  # an export does not tell everything
+        describe(checkpoint)
+    for name in list(checkpoint.tensors.specs)[:5]:
+        if checkpoint.tensors.specs[name].dtype is not None:
+            checkpoint.tensors.read(name)
+
+
+@cache
 def _lora_parts() -> tuple[str, bytes, list[bytes], list[tuple[str, bytes]]]:
     header, data = formats.safetensors_parts(seeds.lora())
     entries = formats.zip_entries(seeds.lora(".pth"))
@@ -970,6 +1050,7 @@ TARGETS: Mapping[str, Target] = {
             lambda: [{"config.yaml": json.dumps(seeds.config()).encode()}],
             2.0,
         ),
+        Target("folder", _make_folder, _read_folder, lambda: list(_folders().values())),
         Target(
             "lora",
             _make_lora,

@@ -117,7 +117,7 @@ def use(installed: Path, folder: Path, extra: str) -> None:
         run([program, "verify", "model.sft", "model.gguf"], cwd=folder)
     elif "pip install" not in done.stderr:
         raise RuntimeError(f"no advice in: {done.stderr}")
-    spoken = run([program, "speak", "model.gguf", "a", "-o", "a.wav"], [3], cwd=folder)
+    spoken = run([program, "speak", "model.gguf", "a", "-o", "a.wav"], [2, 3], cwd=folder)
     if not spoken.stderr.splitlines()[-1].startswith("error: "):
         raise RuntimeError(f"no sentence in: {spoken.stderr}")
     if extra:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import PROJECT
 
-from fuzz.runner import Run, distinct, make_input
+from fuzz.runner import Run, distinct, make_input, table
 from fuzz.targets import TARGETS, Files, Target
 
 #: In a process of its own: memory is limited there, and llama.cpp has no threads of other tests.
@@ -124,4 +124,7 @@ def test_every_reader_stands_a_short_run(tmp_path: Path) -> None:
         # A target of which everything is refused, or nothing, tests one half of a reader.
         assert count["accepted"] > 0 < count["refused"], name
     # The next run goes on behind it.
-    assert Run(tmp_path, seed=7).next_index("gguf") == 150
+    run_so_far = Run(tmp_path, seed=7)
+    assert run_so_far.next_index("gguf") == 150
+    *_, last = table(run_so_far.counts())
+    assert last.startswith(f"| **all** | {150 * len(TARGETS):,} | ")
