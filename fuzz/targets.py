@@ -560,7 +560,8 @@ def _folders() -> dict[str, Files]:
     config = json.dumps(json.loads(tree.pop("__metadata__")["config"])).encode()
     names = sorted(tree, key=lambda name: tree[name]["data_offsets"])
     middle = tree[names[len(names) // 2]]["data_offsets"][0]
-    shards, homes = {}, {}
+    shards: dict[str, bytes] = {}
+    homes: dict[str, str] = {}
     for i, (begin, end) in enumerate(((0, middle), (middle, len(data))), 1):
         home = f"model-{i:05}-of-00002.safetensors"
         header = {
