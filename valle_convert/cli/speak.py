@@ -235,7 +235,7 @@ def speak(
     _check_request(task, text, source, codes, voice, out, save_codes)
     from valle_convert.audio import write_codes
     from valle_convert.files import check_outputs
-    from valle_convert.speech.speaker import is_codes_file
+    from valle_convert.speech.common import is_codes_file
 
     inputs = [one for one in (gguf, voice, source, codes) if one is not None]
     codec_files = [Path(codec)] if codec is not None else []
@@ -329,7 +329,7 @@ def transcribe(
 ) -> None:
     """Print the phonemes of a recording, as the model hears them."""
     from valle_convert.decode import TranscribeOptions
-    from valle_convert.speech.speaker import is_codes_file
+    from valle_convert.speech.common import is_codes_file
 
     begin = time.perf_counter()
     with _open_speaker(gguf, codec, threads, not is_codes_file(speech)) as speaker:

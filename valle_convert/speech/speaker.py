@@ -10,24 +10,18 @@ in here prints: what a user should know comes as `notices` in the result.
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self, TypeGuard
+from typing import Literal, Self
 
 import numpy as np
 
-from valle_convert.audio.codec import AudioCodec, check_codec_fits
+from valle_convert.audio.codec import AudioCodec
 from valle_convert.audio.codes import (
-    CODES_SUFFIXES,
     SavedCodes,
-    check_codes_fit,
-    is_codes_path,
-    read_codes,
 )
 from valle_convert.audio.files import Audio, read_audio
 from valle_convert.audio.voice import fit_prompt, prompt_audio
@@ -53,11 +47,17 @@ from valle_convert.errors import InputError
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.context import CacheType
 from valle_convert.model.inputs import NULL_PHONEMES, Condition
-from valle_convert.model.spec import LANGUAGES, Codec
+from valle_convert.model.spec import LANGUAGES
 from valle_convert.network.protocol import Network
 from valle_convert.progress import Progress, silent
+from valle_convert.speech.common import (
+    MAX_DRAWS,
+    CodeSpeaker,
+    OnSentences,
+    is_codes_file,
+    new_seed,
+)
 from valle_convert.speech.results import (
-    DEFAULT_FRAME_RATE,
     MAX_RECORDING_SECONDS,
     Codes,
     Heard,
@@ -80,14 +80,8 @@ Tokenize = Callable[[str], list[int]]
 #: And back, without the marks.
 Detokenize = Callable[[Sequence[int]], str]
 
-#: Told the phonemes of every sentence that is going to be spoken.
-OnSentences = Callable[[Sequence[str]], object]
 #: A recording, its codes, or a file of either.
 Recording = str | Path | Audio | SavedCodes
-
-
-#: How often a sentence is drawn that the model ends before its first frame.
-_MAX_DRAWS = 3
 
 
 @dataclass(frozen=True)
@@ -111,7 +105,7 @@ class _Prompt:
     seconds: float
 
 
-class Speaker:
+class Speaker(CodeSpeaker[SpeakOptions, Recording]):
     """A model that speaks. Close it, or use it as a context manager.
 
     Args:
@@ -132,13 +126,10 @@ class Speaker:
         detokenize: Detokenize | None = None,
         codec: AudioCodec | None = None,
     ) -> None:
-        if codec is not None:
-            check_codec_fits(codec, network.model.config)
+        super().__init__(network.model.config, codec)
         self._network = network
         self._tokenize = tokenize
         self._detokenize = detokenize
-        self._codec = codec
-        self._open = ExitStack()
 
     @classmethod
     def open(
@@ -186,76 +177,7 @@ class Speaker:
             speaker._open = stack.pop_all()
         return speaker
 
-    def close(self) -> None:
-        """Free what `open` opened."""
-        self._open.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    @property
-    def codec_description(self) -> Codec:
-        """What the codes are of: as the codec says, or else as the model does."""
-        return self._network.model.config.codec if self._codec is None else self._codec.description
-
-    @property
-    def frame_rate(self) -> float:
-        """Frames a second."""
-        return self.codec_description.frame_rate or DEFAULT_FRAME_RATE
-
     # ------------------------------------------------------------------------- speaking
-
-    def speak(
-        self,
-        text: str,
-        voice: Recording | None = None,
-        options: SpeakOptions | None = None,
-        *,
-        is_phonemes: bool = False,
-        progress: Progress = silent,
-        should_stop: ShouldStop = never,
-        on_piece: Callable[[Piece], object] = lambda _piece: None,
-        on_sentences: OnSentences = lambda _phonemes: None,
-        keep_audio: bool = True,
-    ) -> Spoken:
-        """Speak a text; arguments and errors are those of `pieces`.
-
-        Interrupted by `should_stop`, it gives what there is. `on_piece` is called with each
-        sentence as soon as it is done; without `keep_audio`, nobody else gets its sound, and
-        memory does not grow with it.
-        """
-        options = _with_seed(options)
-        stopped = False
-
-        def noting_stop() -> bool:
-            # Interrupted between two sentences, the last piece is as whole as the others.
-            nonlocal stopped
-            stopped = stopped or should_stop()
-            return stopped
-
-        pieces: list[Piece] = []
-        for piece in self.pieces(
-            text,
-            voice,
-            options,
-            is_phonemes=is_phonemes,
-            progress=progress,
-            should_stop=noting_stop,
-            on_sentences=on_sentences,
-        ):
-            on_piece(piece)
-            pieces.append(piece if keep_audio else replace(piece, audio=None))
-        if pieces and not any(len(piece.codes) for piece in pieces):
-            raise InputError(f"There is nothing to write: {pieces[0].notices[-1]}.")
-        return self._spoken(pieces, options, is_whole=not stopped)
 
     def pieces(
         self,
@@ -288,7 +210,7 @@ class Speaker:
                 usable, or the text is too long.
             EnvironmentFault: a package is missing.
         """
-        options = _with_seed(options)
+        options = self._with_seed(options)
         speech_options = self._speech_options(options)
         choose_mode(self._network.model, options.mode)
         lines = self._phoneme_line(text, options) if is_phonemes else self._lines(text, options)
@@ -307,7 +229,7 @@ class Speaker:
                 should_stop=should_stop,
             )
             draws = 1
-            while speech.end == "stop" and not len(speech.codes) and draws < _MAX_DRAWS:
+            while speech.end == "stop" and not len(speech.codes) and draws < MAX_DRAWS:
                 if options.sampling.temperature == 0:
                     break  # it would come out the same
                 draws += 1
@@ -352,7 +274,7 @@ class Speaker:
         Raises:
             InputError, EnvironmentFault: as `pieces`, and where the model has no `nar-len`.
         """
-        options = _with_seed(options)
+        options = self._with_seed(options)
         line = self._whole_line(text, options, is_phonemes=is_phonemes)
         recording = self._prompt(source, None, "the recording")
         prompt = self._prompt(voice, options.prompt_seconds, "the voice")
@@ -403,7 +325,7 @@ class Speaker:
             raise InputError(
                 f"This model does not know the task {task}; it knows {', '.join(model.tasks)}."
             )
-        options = _with_seed(options)
+        options = self._with_seed(options)
         if text:
             line = self._whole_line(text, options, is_phonemes=is_phonemes)
         else:
@@ -445,7 +367,7 @@ class Speaker:
         Raises:
             InputError, EnvironmentFault: as `pieces`, and where the codes are not the model's.
         """
-        options = _with_seed(options)
+        options = self._with_seed(options)
         line = self._whole_line(text, options, is_phonemes=is_phonemes)
         level_0 = self._saved(saved, "the file of codes").codes[:, 0]
         prompt = self._prompt(voice, options.prompt_seconds, "the voice")
@@ -463,16 +385,6 @@ class Speaker:
         mode = choose_mode(self._network.model, options.mode)
         speech = Speech(raised.codes, mode, raised.end, seconds)
         return self._spoken_at_once(self._piece(line, prompt, speech), options)
-
-    def sound(self, codes: Codes | SavedCodes | str | Path) -> Audio:
-        """Codes [frames, levels or fewer], or a file of them, to audio.
-
-        Raises:
-            InputError: the speaker has no codec, or saved codes are not the model's.
-        """
-        if not isinstance(codes, np.ndarray):
-            codes = self._saved(codes, "the file of codes").codes
-        return self._needed_codec().decode(codes)
 
     # ------------------------------------------------------------------------ listening
 
@@ -612,22 +524,6 @@ class Speaker:
             notices += more
         return _Prompt(codes, notices, time.perf_counter() - begin)
 
-    def _saved(self, codes: SavedCodes | str | Path, name: str) -> SavedCodes:
-        """Saved codes that are the model's."""
-        config = self._network.model.config
-        if isinstance(codes, SavedCodes):
-            check_codes_fit(codes, config, name)
-            return codes
-        return read_codes(Path(codes), config)
-
-    def _needed_codec(self) -> AudioCodec:
-        if self._codec is None:
-            raise InputError(
-                "Audio needs a codec, and none was given; give one with --codec, or work with "
-                f"files of codes ({', '.join(CODES_SUFFIXES)})."
-            )
-        return self._codec
-
     # ----------------------------------------------------------------------- the pieces
 
     def _condition(self, line: _Line, prompt: _Prompt) -> Condition:
@@ -657,11 +553,7 @@ class Speaker:
 
     def _piece(self, line: _Line, prompt: _Prompt, speech: Speech) -> Piece:
         begin = time.perf_counter()
-        audio = None
-        if self._codec is not None:
-            rate = self._codec.description.sample_rate
-            silence = Audio(np.zeros(0, np.float32), rate)
-            audio = self._codec.decode(speech.codes) if len(speech.codes) else silence
+        audio = self._sounding(speech.codes)
         codec_seconds = time.perf_counter() - begin
         notices = line.notices + prompt.notices
         if speech.end == "limit" and line.text:
@@ -700,30 +592,12 @@ class Speaker:
             language_id=self._language_id(line.language),
         )
 
+    def _with_seed(self, options: SpeakOptions | None) -> SpeakOptions:
+        options = options or SpeakOptions()
+        return options if options.seed is not None else replace(options, seed=new_seed())
+
     def _spoken_at_once(self, piece: Piece, options: SpeakOptions) -> Spoken:
         return self._spoken([piece], options, is_whole=piece.end != "interrupted")
-
-    def _spoken(self, pieces: list[Piece], options: SpeakOptions, *, is_whole: bool) -> Spoken:
-        config = self._network.model.config
-        assert options.seed is not None  # noqa: S101 - `_with_seed` was called first
-        return Spoken(
-            tuple(pieces),
-            config.n_levels,
-            self.codec_description,
-            config.codebook_size,
-            options.seed,
-            is_whole,
-        )
-
-
-def is_codes_file(recording: Recording) -> TypeGuard[str | Path]:
-    """Whether it names a file of codes, which needs no codec."""
-    return isinstance(recording, str | Path) and is_codes_path(Path(recording))
-
-
-def _with_seed(options: SpeakOptions | None) -> SpeakOptions:
-    options = options or SpeakOptions()
-    return options if options.seed is not None else replace(options, seed=secrets.randbits(32))
 
 
 def _prefix(history: list[tuple[_Line, Codes]], line: _Line, n: int) -> Prefix | None:
