@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
-from support import GOLDEN, Cli, error_of
+import soundfile
+from audio.small_codec import save_codec
+from support import Cli, error_of, golden_checkpoint
+from vallex_golden import CHECKPOINT, golden
 
-from valle_convert.api import plan_vallex, write_set
+from valle_convert.api import plan_conversion, plan_vallex, write_gguf, write_set
+from valle_convert.audio import read_codes
+from valle_convert.decode import GREEDY
 from valle_convert.model.vallex_symbols import symbol_ids
-
-CHECKPOINT = GOLDEN / "valle-x-small" / "vallex-checkpoint.pt"
+from valle_convert.speech.vallex_speaker import VallexSpeaker, VallexSpeakOptions
 
 
 @pytest.fixture(scope="module")
@@ -36,3 +41,151 @@ def test_tokenize_takes_no_other_tokenizer_and_no_other_part(converted: Path, cl
     for other in ("out-nar.gguf", "out-nar-3.gguf"):
         result = cli("tokenize", converted.with_name(other), "a")
         assert "give the file of the AR" in error_of(result, 2)
+
+
+# ------------------------------------------------------------------------------ speaking
+
+QUICK = "--temperature 0 --max-seconds 0.2 --threads 1".split()
+FRAMES = 15  # of 0.2 seconds
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_codec(tmp_path_factory.mktemp("encodec"), codebook_size=64)
+
+
+@pytest.fixture
+def voice(tmp_path: Path) -> Path:
+    """A voice file as the model's own project writes them."""
+    path = tmp_path / "voice.npz"
+    np.savez(
+        path,
+        audio_tokens=golden("").prompt[None].astype(np.int64),
+        text_tokens=np.array([symbol_ids("haɪ_ðɛɹ.")]),
+        lang_code=2,
+    )
+    return path
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Path:
+    path = tmp_path / "prompt.flac"
+    soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal((22_050, 2)), 44_100)
+    return path
+
+
+def test_text_and_a_voice_file_become_sound_and_codes(
+    converted: Path, codec: Path, voice: Path, tmp_path: Path, cli: Cli
+) -> None:
+    out, codes = tmp_path / "hello.wav", tmp_path / "hello.npz"
+    given = ["-o", out, "--save-codes", codes, "--voice", voice, "--codec", codec, "--json", *QUICK]
+    result = cli("speak", converted, "[EN]Hello.[EN][ZH]你好。[ZH]", *given)
+    assert result.code == 0, result.err
+    told = json.loads(result.out)
+    assert [one["phonemes"] for one in told["sentences"]] == ["hɛˈloʊ.", "ni↓↑xɑʊ↓↑."]
+    assert [one["language"] for one in told["sentences"]] == ["en", "zh"]
+    assert soundfile.info(out).frames == sum(one["frames"] for one in told["sentences"]) * 320
+    with VallexSpeaker.open(converted, n_threads=1) as speaker:
+        options = VallexSpeakOptions(sampling=GREEDY, max_seconds=0.2)
+        expected = speaker.speak("[EN]Hello.[EN][ZH]你好。[ZH]", voice, options)
+    np.testing.assert_array_equal(read_codes(codes).codes, expected.codes)
+
+
+def test_codes_alone_need_no_codec(converted: Path, voice: Path, tmp_path: Path, cli: Cli) -> None:
+    codes = tmp_path / "hello.npz"
+    result = cli("speak", converted, "Hello.", "--save-codes", codes, "--voice", voice, *QUICK)
+    assert result.code == 0, result.err
+    assert read_codes(codes).codes.shape == (FRAMES, 8)
+    assert "'Hello.' did not end within 0.2 seconds" in result.err
+    # And they are a voice themselves, with what they say.
+    again = tmp_path / "again.npz"
+    given = ["--voice", codes, "--save-codes", again, *QUICK]
+    result = cli("speak", converted, "Hello.", *given)
+    assert "--voice-text" in error_of(result, 2)
+    result = cli("speak", converted, "Hello.", "--voice-text", "Hello.", *given)
+    assert result.code == 0, result.err
+
+
+def test_a_recording_is_a_voice_with_its_transcript(
+    converted: Path, codec: Path, recording: Path, tmp_path: Path, cli: Cli
+) -> None:
+    given = ["-o", tmp_path / "a.wav", "--voice", recording, "--codec", codec, *QUICK]
+    result = cli("speak", converted, "Hello.", *given)
+    assert f"what is said in {recording}" in error_of(result, 2)
+    assert not (tmp_path / "a.wav").exists()
+    result = cli("speak", converted, "Hello.", *given, "--voice-text", "[EN]Hi there.[EN]")
+    assert result.code == 0, result.err
+
+
+def test_its_own_options_and_symbols_are_known(converted: Path, tmp_path: Path, cli: Cli) -> None:
+    codes = tmp_path / "a.npz"
+    drawn = "--best-of 3 --length-penalty 0.5 --accent ja --seed 4 --max-seconds 0.2".split()
+    given = ["--save-codes", codes, "--force", "--threads", "1"]
+    result = cli("speak", converted, "hɛˈloʊ c.", "--phonemes", *drawn, *given)
+    assert result.code == 0, result.err
+    assert "symbols lack these, which are left out: c (U+0063)" in result.err
+    with VallexSpeaker.open(converted, n_threads=1) as speaker:
+        options = VallexSpeakOptions(
+            best_of=3, length_penalty=0.5, accent="ja", seed=4, max_seconds=0.2
+        )
+        expected = speaker.speak("hɛˈloʊ .", None, options, is_phonemes=True)
+    np.testing.assert_array_equal(read_codes(codes).codes, expected.codes)
+
+
+def test_level_0_of_saved_codes_is_kept(
+    converted: Path, voice: Path, tmp_path: Path, cli: Cli
+) -> None:
+    codes, raised = tmp_path / "a.npz", tmp_path / "b.npz"
+    given = ["--voice", voice, *QUICK]
+    assert cli("speak", converted, "Hello.", "--save-codes", codes, *given).code == 0
+    kept = ["--codes", codes, "--save-codes", raised]
+    assert cli("speak", converted, "Hello.", *kept, *given).code == 0
+    np.testing.assert_array_equal(read_codes(raised).codes, read_codes(codes).codes)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("--steps 3 --guidance 1", "no use for --steps, --guidance"),
+        ("--mode nar-len", "no use for --mode nar-len"),
+        ("--prompt-seconds 2", "no use for --prompt-seconds"),
+        ("--language de", "does not speak the language 'de'"),
+        ("--voice-text Hi", "no voice was given"),
+        ("--accent fr", "does not speak the language 'fr'"),
+        ("--best-of 0", "best-of is 0"),
+    ],
+)
+def test_what_it_cannot_do_is_refused_in_one_sentence(
+    converted: Path, tmp_path: Path, cli: Cli, given: str, said: str
+) -> None:
+    result = cli("speak", converted, "Hi.", "--save-codes", tmp_path / "a.npz", *given.split())
+    assert said in error_of(result, 2)
+    assert not (tmp_path / "a.npz").exists()
+
+
+def test_no_file_of_the_set_is_overwritten(converted: Path, cli: Cli) -> None:
+    for name in ("out.gguf", "out-nar.gguf", "out-nar-7.gguf"):
+        target = converted.with_name(name)
+        before = target.read_bytes()
+        result = cli("speak", converted, "Hi.", "--save-codes", target, "--force", *QUICK)
+        assert result.code == 2
+        assert target.read_bytes() == before
+
+
+def test_its_options_are_refused_for_other_models(
+    golden_gguf: Path, tmp_path: Path, cli: Cli
+) -> None:
+    for given in (["--best-of", "2"], ["--voice-text", "Hi"], ["--accent", "en"]):
+        result = cli("speak", golden_gguf, "Hi.", "--save-codes", tmp_path / "a.npz", *given)
+        assert f"Only VALL-E X takes {given[0]}" in error_of(result, 2)
+
+
+@pytest.fixture(scope="module")
+def golden_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("v5") / "model.gguf"
+    write_gguf(plan_conversion(golden_checkpoint("ar-nar-len"), out_type="f32"), path)
+    return path
+
+
+def test_it_does_not_transcribe(converted: Path, voice: Path, cli: Cli) -> None:
+    assert "part of a VALL-E X" in error_of(cli("transcribe", converted, voice), 2)

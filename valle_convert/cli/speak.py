@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, overload
 
 import typer
 
@@ -28,13 +28,32 @@ from valle_convert.progress import Advance
 
 if TYPE_CHECKING:
     from valle_convert.audio import AudioWriter, SavedCodes, WrittenAudio
+    from valle_convert.gguf_file.vallex import VallexSet
+    from valle_convert.model.spec import CodeFormat
     from valle_convert.speech.results import Heard, Piece, SpeakOptions, Spoken
     from valle_convert.speech.speaker import Speaker
+    from valle_convert.speech.vallex_speaker import VallexSpeaker, VallexSpeakOptions
 
 ModeChoice = Literal["auto", "ar", "nar-len"]
 TaskChoice = Literal["tts", "vc", "ns", "sr"]
 CacheChoice = Literal["f32", "f16"]
 OrderChoice = Literal["frame", "level"]
+
+#: Options that mean nothing to the other family; given all the same, they are refused.
+_OF_VALLEX_ONLY = ("voice_text", "best_of", "accent")
+_NOT_OF_VALLEX = (
+    *(
+        "lora",
+        "lora_scale",
+        "task",
+        "source",
+        "steps",
+        "guidance",
+        "guidance_rescale",
+        "duration_padding",
+    ),
+    *("prompt_seconds", "context_history", "repetition_penalty", "repetition_penalty_decay"),
+)
 
 GgufArgument = Annotated[
     Path,
@@ -88,6 +107,7 @@ def register(app: typer.Typer) -> None:
 
 
 def speak(
+    context: typer.Context,
     gguf: GgufArgument,
     text: Annotated[
         str | None,
@@ -105,8 +125,16 @@ def speak(
         typer.Option(
             "--voice",
             metavar="FILE",
-            help="A recording of the voice to speak in (wav, flac, ogg, mp3), or its codes (.npz, "
-            ".ecdc). Without it, the model chooses.",
+            help="A recording of the voice to speak in (wav, flac, ogg, mp3), its codes (.npz, "
+            ".ecdc), or a voice file of VALL-E X (.npz). Without it, the model chooses.",
+            show_default=False,
+        ),
+    ] = None,
+    voice_text: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="VALL-E X: what a recording or codes given as --voice say.",
             show_default=False,
         ),
     ] = None,
@@ -167,7 +195,13 @@ def speak(
     guidance_rescale: Annotated[
         float, typer.Option(help="How far the spread of guided logits is brought back, 0 to 1.")
     ] = 0.75,
-    max_seconds: Annotated[float, typer.Option(help="Of one sentence, at most.")] = 12.0,
+    max_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Of one sentence, at most. Without it, 12; VALL-E X: 16 frames a symbol.",
+            show_default=False,
+        ),
+    ] = None,
     duration_padding: Annotated[
         float, typer.Option(help="Factor on the model's durations (nar-len).")
     ] = 1.05,
@@ -189,7 +223,25 @@ def speak(
     repetition_penalty_decay: Annotated[
         float, typer.Option(help="Power of the distance, times the penalty (ar).")
     ] = 0.0,
-    length_penalty: Annotated[float, typer.Option(help="Above 0 is longer (ar).")] = 0.0,
+    length_penalty: Annotated[
+        float | None,
+        typer.Option(
+            help="Above 0 is longer (ar). Without it, 0; VALL-E X: power of the length in "
+            "--best-of, 1.",
+            show_default=False,
+        ),
+    ] = None,
+    best_of: Annotated[
+        int, typer.Option(help="VALL-E X: draw so many, keep the most probable one.")
+    ] = 1,
+    accent: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORD",
+            help="VALL-E X: speak all of the text in the accent of en, zh or ja.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -228,16 +280,21 @@ def speak(
     sentence, and a pipe gets each as soon as it is done. Voices are given as recordings of any
     format, rate and number of channels.
     """
+    given = dict(locals())
     if out is not None and str(out) == "-":
         if json_:
             raise typer.BadParameter("the sound goes to stdout already.", param_hint="--json")
         out = Path("/dev/stdout")
     _check_request(task, text, source, codes, voice, out, save_codes)
-    from valle_convert.audio import write_codes
+    from valle_convert.audio import check_codes_target, write_codes
     from valle_convert.files import check_outputs
+    from valle_convert.gguf_file.vallex import open_if_vallex
     from valle_convert.speech.common import is_codes_file
 
-    inputs = [one for one in (gguf, voice, source, codes) if one is not None]
+    vallex = open_if_vallex(gguf)
+    _check_family(context, vallex)
+    inputs = [gguf] if vallex is None else [file.path for file in vallex.files]
+    inputs += [one for one in (voice, source, codes) if one is not None]
     codec_files = [Path(codec)] if codec is not None else []
     check_outputs(
         {"--out": out, "--save-codes": save_codes},
@@ -246,35 +303,19 @@ def speak(
     )
     sink = _sink(out, inputs, as_float=float_, raw=raw, force=force)
     _tell_threads(threads)
-    options = _options(
-        mode=mode,
-        language=language,
-        temperature=temperature,
-        nar_temperature=nar_temperature,
-        filters={"top_k": top_k, "top_p": top_p, "min_p": min_p, "top_no": top_no},
-        penalties={
-            "repetition_penalty": repetition_penalty,
-            "repetition_penalty_decay": repetition_penalty_decay,
-            "length_penalty": length_penalty,
-        },
-        guidance=guidance,
-        guidance_rescale=guidance_rescale,
-        max_steps=steps,
-        max_seconds=max_seconds,
-        duration_padding=duration_padding,
-        prompt_seconds=prompt_seconds,
-        context_history=context_history,
-        seed=seed,
-    )
+    options = (_options if vallex is None else _vallex_options)(given)
     said = _read_text(text)
     recordings = [one for one in (voice, source) if one is not None]
     needs_codec = out is not None or not all(is_codes_file(one) for one in recordings)
     begin = time.perf_counter()
     if save_codes is not None:
-        _check_codes_target(gguf, save_codes)
+        check_codes_target(save_codes, _code_format(gguf))
     console.talk(f"loading {gguf}" + (" and the codec" if needs_codec else ""))
-    with _open_speaker(
-        gguf, codec, threads, needs_codec, cache_type, (lora, lora_scale)
+    opening = (codec, threads, needs_codec, cache_type)
+    with (
+        _open_speaker(gguf, *opening, (lora, lora_scale))
+        if vallex is None
+        else _open_vallex_speaker(vallex, *opening)
     ) as speaker:
         loaded = time.perf_counter() - begin
         saved_codes = _ordered(codes, gguf, ecdc_order)
@@ -433,26 +474,69 @@ def _read_text(text: str | None) -> str | None:
         ) from error
 
 
-def _options(
-    *,
-    temperature: float,
-    nar_temperature: float,
-    filters: dict[str, Any],
-    penalties: dict[str, Any],
-    guidance: float,
-    guidance_rescale: float,
-    **others: Any,  # noqa: ANN401 - fields of SpeakOptions, by name
-) -> SpeakOptions:
+def _check_family(context: typer.Context, vallex: VallexSet | None) -> None:
+    """Refuse options that the model's family has no use for."""
+    foreign = _OF_VALLEX_ONLY if vallex is None else _NOT_OF_VALLEX
+    # click has a class for where a value comes from, which typer does not offer.
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in foreign
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    ]
+    if context.params["mode"] == "nar-len" and vallex is not None:
+        given.append("--mode nar-len")
+    if given:
+        listed = ", ".join(given)
+        raise InputError(
+            f"Only VALL-E X takes {listed}, and this model is another; leave it out."
+            if vallex is None
+            else f"VALL-E X has no use for {listed}; leave it out."
+        )
+
+
+def _options(given: dict[str, Any]) -> SpeakOptions:
+    """What the command line says, for versions 5 and 6."""
     from valle_convert.decode import Guidance, SamplingOptions
     from valle_convert.speech.results import SpeakOptions
 
+    same = ("mode", "language", "duration_padding", "prompt_seconds", "context_history", "seed")
     return SpeakOptions(
-        sampling=SamplingOptions(temperature=temperature, **filters, **penalties),
+        sampling=SamplingOptions(
+            **_filters(given),
+            repetition_penalty=given["repetition_penalty"],
+            repetition_penalty_decay=given["repetition_penalty_decay"],
+            length_penalty=given["length_penalty"] or 0.0,
+        ),
         # A filter of level 0 does the levels above no good at their own temperature of 0.
-        nar_sampling=SamplingOptions(temperature=nar_temperature),
-        guidance=Guidance(guidance, guidance_rescale),
-        **others,
+        nar_sampling=SamplingOptions(temperature=given["nar_temperature"]),
+        guidance=Guidance(given["guidance"], given["guidance_rescale"]),
+        max_steps=given["steps"],
+        **{name: given[name] for name in same},
+        **_unless_none(given, "max_seconds"),
     )
+
+
+def _vallex_options(given: dict[str, Any]) -> VallexSpeakOptions:
+    """What the command line says, for VALL-E X."""
+    from valle_convert.decode import SamplingOptions
+    from valle_convert.speech.vallex_speaker import VallexSpeakOptions
+
+    same = ("language", "voice_text", "accent", "best_of", "seed")
+    return VallexSpeakOptions(
+        sampling=SamplingOptions(**_filters(given)),
+        nar_sampling=SamplingOptions(temperature=given["nar_temperature"]),
+        **{name: given[name] for name in same},
+        **_unless_none(given, "max_seconds", "length_penalty"),
+    )
+
+
+def _filters(given: dict[str, Any]) -> dict[str, Any]:
+    return {name: given[name] for name in ("temperature", "top_k", "top_p", "min_p", "top_no")}
+
+
+def _unless_none(given: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Those that the user gave; the others keep their family's default."""
+    return {name: given[name] for name in names if given[name] is not None}
 
 
 # -------------------------------------------------------------------------------- running
@@ -481,13 +565,29 @@ def _open_speaker(
     )
 
 
-def _check_codes_target(gguf: Path, target: Path) -> None:
-    """Refuse a file that cannot hold the model's codes before they are computed."""
-    from valle_convert.audio import check_codes_target
+def _open_vallex_speaker(
+    vallex: VallexSet,
+    codec: str | None,
+    threads: int | None,
+    needs_codec: bool,
+    cache_type: CacheChoice,
+) -> VallexSpeaker:
+    """The speaker of a set of files that is opened already."""
+    from valle_convert.audio import open_codec
+    from valle_convert.speech.vallex_speaker import VallexSpeaker
+
+    opened = open_codec(codec, vallex.model) if needs_codec else None
+    return VallexSpeaker.open(vallex, codec=opened, n_threads=threads, cache_type=cache_type)
+
+
+def _code_format(gguf: Path) -> CodeFormat:
+    """What codes the model speaks, of whichever family it is."""
     from valle_convert.gguf_file.read import GgufFile
+    from valle_convert.gguf_file.vallex import open_if_vallex
     from valle_convert.network.converted import open_model
 
-    check_codes_target(target, open_model(GgufFile(gguf)).config)
+    vallex = open_if_vallex(gguf)
+    return open_model(GgufFile(gguf)).config if vallex is None else vallex.model
 
 
 @overload
@@ -497,22 +597,20 @@ def _ordered(path: None, gguf: Path, order: OrderChoice | None) -> None: ...
 def _ordered(path: Path | None, gguf: Path, order: OrderChoice | None) -> Path | SavedCodes | None:
     """A file as it is; or its codes where it is an `.ecdc` and the user told their order."""
     from valle_convert.audio import read_codes
-    from valle_convert.gguf_file.read import GgufFile
-    from valle_convert.network.converted import open_model
 
     if path is None or order is None or path.suffix.lower() != ".ecdc":
         return path
-    return read_codes(path, open_model(GgufFile(gguf)).config, order=order)
+    return read_codes(path, _code_format(gguf), order=order)
 
 
 def _run(
-    speaker: Speaker,
+    speaker: Speaker | VallexSpeaker,
     task: TaskChoice,
     text: str | None,
     voice: Path | SavedCodes | None,
     source: Path | SavedCodes | None,
     codes: Path | SavedCodes | None,
-    options: SpeakOptions,
+    options: SpeakOptions | VallexSpeakOptions,
     is_phonemes: bool,
     watch: _Watch,
     should_stop: Callable[[], bool],
@@ -537,6 +635,7 @@ def _run(
         spoken = speaker.raise_levels(codes, text or "", voice, **common)
     else:
         assert source is not None  # noqa: S101 - for the type checker; told apart before
+        speaker = cast("Speaker", speaker)  # VALL-E X has no other task
         if task in ("ns", "sr"):
             spoken = speaker.clean(source, task, text or "", **common)
         else:
@@ -662,7 +761,12 @@ def _duration(seconds: float) -> str:
 
 
 def _sound(
-    speaker: Speaker, codes: Path | SavedCodes, sink: AudioWriter, loaded: float, *, as_json: bool
+    speaker: Speaker | VallexSpeaker,
+    codes: Path | SavedCodes,
+    sink: AudioWriter,
+    loaded: float,
+    *,
+    as_json: bool,
 ) -> None:
     """Saved codes to sound, as they are."""
     begin = time.perf_counter()

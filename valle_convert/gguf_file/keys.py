@@ -158,7 +158,7 @@ def read_model(keys: Mapping[str, Any], n_token_rows: int, path: Path) -> Model:
     if FAMILY_KEY in keys:
         raise InputError(
             f"{path} is a part of a VALL-E X, which is a set of files and of no use to this "
-            "command; convert, verify, inspect and quantize know such sets."
+            "command; convert, verify, inspect, quantize, tokenize and speak know such sets."
         )
     reader = KeyReader(keys)
     version = reader.number("valle.format_version")
