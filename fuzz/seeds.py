@@ -289,8 +289,8 @@ def other_sound(kind: str) -> bytes:
 
 
 @cache
-def codes_npz(*, utterance: bool = False) -> dict[str, bytes]:
-    """The arrays of a file of codes, or of an utterance, as they are stored."""
+def codes_npz(kind: str = "codes") -> dict[str, bytes]:
+    """The arrays of a file of codes, of an utterance or a voice, as they are stored."""
     from numpy.lib import format as npy
 
     codes = np.arange(6, dtype=np.int32).reshape(3, 2)
@@ -302,7 +302,10 @@ def codes_npz(*, utterance: bool = False) -> dict[str, bytes]:
         "sample_rate": np.int64(24_000),
         "frame_rate": np.float64(75.0),
     }
-    if utterance:
+    if kind == "voice":
+        arrays = {"audio_tokens": codes[None], "text_tokens": np.array([[5, 69, 0]])}
+        arrays["lang_code"] = np.array(2)
+    if kind == "utterance":
         arrays = {"phonemes": np.array([1, 5, 2]), "response": codes, "prompt": codes}
         arrays["language"] = np.array(0)
     stored = {}

@@ -848,8 +848,7 @@ def _read_sound(folder: Path) -> None:
 
 
 def _make_npz(rng: Random) -> Files:
-    utterance = bool(rng.randrange(2))
-    arrays = dict(seeds.codes_npz(utterance=utterance))
+    arrays = dict(seeds.codes_npz(rng.choice(("codes", "utterance", "voice"))))
     if rng.randrange(4) == 0:
         return {"x.npz": _damaged(rng, formats.zip_fields(seeds.codes_zip()))}
     for _ in range(rng.randrange(1, 3)):
@@ -908,17 +907,23 @@ def _damaged_array(rng: Random) -> bytes:
 
 def _read_npz(folder: Path) -> None:
     from valle_convert.audio.codes import read_codes
+    from valle_convert.audio.vallex_voice import read_vallex_voice
     from valle_convert.errors import ValleConvertError
     from valle_convert.quantize.utterances import read_utterance
 
     path = folder / "x.npz"
     refused: list[ValleConvertError] = []
-    for read in (read_codes, lambda path: read_utterance(path, _model(), seed=(0,))):
+    readers: tuple[Callable[[Path], object], ...] = (
+        read_codes,
+        lambda path: read_utterance(path, _model(), seed=(0,)),
+        lambda path: read_vallex_voice(path, _model().config),
+    )
+    for read in readers:
         try:
             read(path)
         except ValleConvertError as error:
             refused.append(error)
-    if len(refused) == 2:
+    if len(refused) == len(readers):
         raise refused[0]
     oracles.loads_npz(path)
 

@@ -42,18 +42,9 @@ OrderChoice = Literal["frame", "level"]
 #: Options that mean nothing to the other family; given all the same, they are refused.
 _OF_VALLEX_ONLY = ("voice_text", "best_of", "accent")
 _NOT_OF_VALLEX = (
-    *(
-        "lora",
-        "lora_scale",
-        "task",
-        "source",
-        "steps",
-        "guidance",
-        "guidance_rescale",
-        "duration_padding",
-    ),
-    *("prompt_seconds", "context_history", "repetition_penalty", "repetition_penalty_decay"),
-)
+    "task source lora lora_scale steps guidance guidance_rescale duration_padding prompt_seconds "
+    "context_history repetition_penalty repetition_penalty_decay"
+).split()
 
 GgufArgument = Annotated[
     Path,
