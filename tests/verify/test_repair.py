@@ -208,6 +208,23 @@ def test_verify_holds_it_against_the_old_file_and_against_the_checkpoint(
     assert cli("verify", golden_checkpoint("ar-nar-len-unified-causal"), out).code == 1
 
 
+def test_a_repaired_file_is_quantized_and_measured_against_its_checkpoint(
+    tmp_path: Path, cli: Cli
+) -> None:
+    new = tmp_path / "new.gguf"
+    assert cli("repair", OLD / "f16.gguf", new, "--verify", "none").code == 0
+    command = ["quantize", new, tmp_path / "q8.gguf", "Q8_0", "--utterances", 1]
+    report = tmp_path / "report.json"
+    result = cli(*command, "--checkpoint", CHECKPOINT, "--report", report)
+    assert result.code == 0, result.err
+    (file,) = json.loads(report.read_text())["files"]
+    assert file["verified"]["outcome"] == "passed"
+    assert file["quality"]["all"]["nmse"] < MAX_NMSE["q8_0"]
+    other = golden_checkpoint("ar-nar-len-unified-causal")
+    wrong = cli(*command, "--checkpoint", other, "--force")
+    assert wrong.code != 0
+
+
 @pytest.mark.parametrize("tensor", ["token_embd.weight", "blk.1.attn_k.weight"])
 def test_a_row_in_a_wrong_place_is_noticed(tensor: str, tmp_path: Path) -> None:
     old, out = OLD / "q8_0.gguf", tmp_path / "new.gguf"

@@ -24,9 +24,14 @@ from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import describe_os_error, valid_utf8
 from valle_convert.gguf_file.header import ALIGNMENT
-from valle_convert.gguf_file.keys import SOURCE_LORA_KEY, SOURCE_SHA256_KEY, is_converted
+from valle_convert.gguf_file.keys import (
+    SOURCE_FORMAT_KEY,
+    SOURCE_LORA_KEY,
+    SOURCE_SHA256_KEY,
+    is_converted,
+)
 from valle_convert.gguf_file.loadable import check_loadable
-from valle_convert.gguf_file.old import is_old, why_wrong
+from valle_convert.gguf_file.old import as_repaired, is_old, why_wrong
 from valle_convert.gguf_file.plan import GgufPlan, plan_gguf
 from valle_convert.gguf_file.read import GgufFile, is_gguf
 from valle_convert.gguf_file.write import header_of, write_plan_to
@@ -192,7 +197,10 @@ def open_source(
         raise InputError(f"{path} has no tensors, so there is nothing to quantize in it.")
     source = Source(path, valid_utf8(path.name), opened)
     if checkpoint is not None:
-        _check_same_checkpoint(path.name, opened, checkpoint)
+        if opened.keys.get(SOURCE_FORMAT_KEY) in (None, checkpoint.origin.get("format")):
+            _check_same_checkpoint(path.name, opened, checkpoint)
+        else:  # made of an export, which does not know its checkpoint: the weights will tell
+            checkpoint = as_repaired(checkpoint, opened)
         source.reference = Reference(checkpoint, describe(checkpoint))
     if opened.alignment != ALIGNMENT:
         file, source.path = scratch.new()
