@@ -289,7 +289,7 @@ def shown_arguments(
     """The whole command for metadata and reports: names in the place of paths, and no number of
     threads, which changes nothing in the file.
     """
-    target = file_name(source, kind, options)
+    target = f"{Path(source.name).stem}-{kind.name}.gguf"
     options = replace(options, threads=0)
     shown = arguments_of(kind, options, source.name, target, imatrix.name if imatrix else None)
     return (PROGRAM, *map(valid_utf8, shown))
