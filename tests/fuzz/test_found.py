@@ -277,6 +277,10 @@ def test_a_header_with_a_name_twice_or_hundreds_of_dimensions_is_refused(tmp_pat
     )
     with pytest.raises(InputError, match=r"'a' has 65 dimensions"):
         SafetensorsFile(tmp_path / "x.sft")
+    empty = {"dtype": "F32", "shape": [0, 1 << 40, 1 << 40], "data_offsets": [0, 0]}
+    (tmp_path / "x.sft").write_bytes(formats.safetensors_of(json.dumps({"a": empty}).encode(), b""))
+    with pytest.raises(InputError, match="dimensions that no machine can count"):
+        SafetensorsFile(tmp_path / "x.sft")
     (tmp_path / "x.sft").write_bytes(formats.safetensors_of(b'{"__metadata__": null}', b""))
     assert not SafetensorsFile(tmp_path / "x.sft").specs
     entry["shape"] = [1]

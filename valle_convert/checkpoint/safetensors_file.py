@@ -12,6 +12,7 @@ torch is not imported.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,6 +45,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 
 #: What numpy's arrays may have at most.
 _MAX_DIMENSIONS = 64
+_MAX_ELEMENTS = 1 << 56
 
 
 def _parse_header(path: Path, data: bytes) -> dict[str, Any]:
@@ -60,9 +62,16 @@ def _parse_header(path: Path, data: bytes) -> dict[str, Any]:
 
     header: dict[str, Any] = json.loads(data, object_pairs_hook=unique)
     for name, entry in header.items():
-        if isinstance(entry, dict) and len(entry.get("shape", ())) > _MAX_DIMENSIONS:
+        shape = entry.get("shape", ()) if isinstance(entry, dict) else ()
+        # One dimension of nothing makes a tensor empty, and numpy still multiplies the others.
+        if math.prod(max(n, 1) for n in shape) > _MAX_ELEMENTS:
             raise InputError(
-                f"{path}: the tensor {name[:70]!r} has {len(entry['shape'])} dimensions, where at "
+                f"{path}: the tensor {name[:70]!r} has dimensions that no machine can count; save "
+                "the tensors again."
+            )
+        if len(shape) > _MAX_DIMENSIONS:
+            raise InputError(
+                f"{path}: the tensor {name[:70]!r} has {len(shape)} dimensions, where at "
                 f"most {_MAX_DIMENSIONS} are expected; save the tensors again."
             )
     return header
