@@ -6,6 +6,7 @@ input is made again by its seed.
 
 from __future__ import annotations
 
+import copy
 import json
 import pickletools
 from collections.abc import Sequence
@@ -161,13 +162,18 @@ def tree_bytes(rng: Random, tree: Json) -> bytes:
 def _value(rng: Random, old: Json) -> Json:
     """Another value: of the same kind more often than not."""
     if isinstance(old, bool):
-        return not old if rng.randrange(2) else rng.choice(VALUES)
+        return not old if rng.randrange(2) else _known(rng)
     if isinstance(old, int) and rng.randrange(3):
         return rng.choice((old + 1, old - 1, -old, old * 2, 0, rng.choice(NUMBERS)))
     if isinstance(old, str) and rng.randrange(3):
         return rng.choice((*TEXTS, old + "x", old[1:], old * 2))
     kind = rng.randrange(3)
-    return json.loads(json.dumps(rng.choice(VALUES))) if kind else rng.choice(TEXTS)
+    return _known(rng) if kind else rng.choice(TEXTS)
+
+
+def _known(rng: Random) -> Json:
+    """A value of the list; a copy, since what is put into a tree is damaged further."""
+    return copy.deepcopy(rng.choice(VALUES))
 
 
 def _places(tree: Json, rng: Random) -> list[tuple[Any, Any]]:

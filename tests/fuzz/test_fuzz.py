@@ -15,10 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import PROJECT
 
+from fuzz.mutate import VALUES
 from fuzz.runner import Run, distinct, make_input, table
 from fuzz.targets import TARGETS, Files, Target
 
 #: In a process of its own: memory is limited there, and llama.cpp has no threads of other tests.
+#: As it is when nothing was made yet.
+KNOWN = json.dumps(VALUES)
 RUN = [sys.executable, "-m", "fuzz"]
 
 
@@ -110,6 +113,14 @@ def test_a_target_that_refuses_what_is_right_is_no_test(tmp_path: Path) -> None:
 def test_an_input_is_made_again_by_its_number(name: str, index: int) -> None:
     once, again = (make_input(TARGETS[name], 0, index) for _ in range(2))
     assert once == again
+
+
+def test_what_was_made_before_changes_nothing() -> None:
+    alone = {index: make_input(TARGETS["report"], 3, index) for index in (5_000, 5_001)}
+    for index in range(3_000):
+        make_input(TARGETS["report"], 3, index)
+    assert {index: make_input(TARGETS["report"], 3, index) for index in alone} == alone
+    assert json.dumps(VALUES) == KNOWN
 
 
 def test_every_reader_stands_a_short_run(tmp_path: Path) -> None:
