@@ -85,7 +85,7 @@ PLANTED = {
 }
 
 
-@pytest.mark.parametrize(("read", "what"), PLANTED.items(), ids=str)
+@pytest.mark.parametrize(("read", "what"), PLANTED.items(), ids=[read.__name__ for read in PLANTED])
 def test_what_is_planted_is_found(
     read: Callable[[Path], None], what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
