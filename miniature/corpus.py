@@ -2,8 +2,8 @@
 
 The same seed gives the same texts, voices, phonemes and, in a new process, the same samples (the
 library goes on where the last sentence left it); `digest` says so. Nothing of it is kept in the
-repository. A sentence belongs to the training or the test set by a hash of
-its text alone; sentences with one of the `UNSEEN` words are never trained on.
+repository. A sentence belongs to the training, the validation or the test set by a hash of its
+text alone; sentences with one of the `words.UNSEEN` are never trained on.
 """
 
 from __future__ import annotations
@@ -14,11 +14,23 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from miniature.words import (
+    ADJECTIVES,
+    GREETINGS,
+    NOUNS,
+    NUMBERS,
+    PAST,
+    PLACES,
+    UNSEEN,
+    VERBS,
+    WHOM,
+)
 from valle_convert.text.phonemes import to_phonemes
 
 SAMPLE_RATE = 24_000
@@ -26,26 +38,13 @@ SAMPLE_RATE = 24_000
 VOICES: dict[str, tuple[str, int]] = {
     "plain": ("en-us", 45),
     "female": ("en-us+f3", 55),
+    "deep": ("en-us+m5", 20),
 }
 
-_ADJECTIVES = "red blue green old new big small good long dark cold warm fast kind quiet".split()
-_NOUNS = (
-    "cat dog house tree river garden window table book road city world morning winter bird "
-    "mother brother teacher child friend boat fire water song story paper letter moon"
-).split()
-_VERBS = "sees finds likes takes keeps wants knows paints opens follows leaves needs".split()
-_PAST = "saw found took kept gave lost heard made read left".split()
-_PLACES = "in the house,by the river,on the road,at night,in winter,after school,near here".split(
-    ","
-)
-_NUMBERS = "one two three four five six seven eight nine ten".split()
-_GREETINGS = "hello,good morning,thank you,goodbye,welcome,please come,good night".split(",")
-_PEOPLE = "my friend,dear mother,world,everybody,little bird,old man,brother,Peter,Anna".split(",")
-#: Nouns that no training sentence has.
-UNSEEN = "hammer orange village pilot sugar".split()
-
-#: One sentence in so many is for testing.
+#: One sentence in so many is for testing, and one is for validation.
 _TEST_SHARE = 12
+#: Utterances that one process says: the library goes on where the last one left it.
+_CHUNK = 250
 
 
 @dataclass(frozen=True)
@@ -73,40 +72,51 @@ def sentences(seed: int, nouns: Sequence[str] = ()) -> Iterator[str]:
         nouns: in place of those of training.
     """
     choose = random.Random(seed).choice  # noqa: S311 - no secret
-    things = list(nouns) or _NOUNS
+    things = list(nouns) or NOUNS
     while True:
         kind = choose("sssppnngavq")
         if kind == "s":
-            text = f"the {choose(things)} {choose(_VERBS)} the {choose(things)}"
+            text = f"the {choose(things)} {choose(VERBS)} the {choose(things)}"
         elif kind == "p":
-            text = f"{choose(('we', 'they', 'she', 'I'))} {choose(_PAST)} a {choose(things)}"
-            text += choose(("", " " + choose(_PLACES)))
+            text = f"{choose(('we', 'they', 'she', 'I'))} {choose(PAST)} {_a(choose(things))}"
+            text += choose(("", " " + choose(PLACES)))
         elif kind == "n":
-            text = " ".join(choose(_NUMBERS) for _ in range(choose((2, 3, 4))))
+            text = " ".join(choose(NUMBERS) for _ in range(choose((2, 3, 4))))
         elif kind == "g":
-            text = f"{choose(_GREETINGS)} {choose(_PEOPLE)}"
+            text = f"{choose(GREETINGS)} {choose(WHOM)}"
         elif kind == "a":
-            text = f"a {choose(_ADJECTIVES)} {choose(_ADJECTIVES)} {choose(things)}"
+            text = f"{_a(choose(ADJECTIVES))} {choose(ADJECTIVES)} {choose(things)}"
         elif kind == "v":
-            text = f"the {choose(_ADJECTIVES)} {choose(things)} is {choose(_ADJECTIVES)}"
+            text = f"the {choose(ADJECTIVES)} {choose(things)} is {choose(ADJECTIVES)}"
         else:
-            text = f"where is the {choose(_ADJECTIVES)} {choose(things)}"
+            text = f"where is the {choose(ADJECTIVES)} {choose(things)}"
         mark = "?" if kind == "q" else choose(("", ".", ".", "."))
         yield text[0].upper() + text[1:] + mark
 
 
-def is_test(text: str) -> bool:
-    """Whether a sentence is kept out of training, with any mark at its end."""
+def part_of(text: str) -> str:
+    """One of "training", "validation" and "test"; the same with any mark at the end."""
     bare = text.rstrip(".?").lower()
     if bare == "hello world" or not set(bare.split()).isdisjoint(UNSEEN):
-        return True
-    digest = hashlib.sha256(bare.encode()).digest()
-    return int.from_bytes(digest[:4], "little") % _TEST_SHARE == 0
+        return "test"
+    drawn = int.from_bytes(hashlib.sha256(bare.encode()).digest()[:4], "little") % _TEST_SHARE
+    return {0: "test", 1: "validation"}.get(drawn, "training")
+
+
+def to_be_said(part: str, seed: int, n: int) -> list[list[tuple[str, str]]]:
+    """Texts and voices (in turn) of one part, [n] in chunks.
+
+    A chunk is for one new process: what the library says depends a little on what it said before.
+    """
+    texts = (text for text in sentences(seed) if part_of(text) == part)
+    pairs = list(zip(islice(texts, n), cycle(VOICES), strict=False))
+    return [pairs[i : i + _CHUNK] for i in range(0, n, _CHUNK)]
 
 
 def training_set(seed: int, n: int) -> Iterator[Utterance]:
-    """Utterances to train on, the voices in turn."""
-    yield from _spoken((text for text in sentences(seed) if not is_test(text)), n)
+    """Utterances to train on, all of them said by this process."""
+    for pairs in to_be_said("training", seed, n):
+        yield from (speak(text, voice) for text, voice in pairs)
 
 
 def held_out_texts(seed: int, n: int, *, unseen: bool = False) -> list[str]:
@@ -116,7 +126,7 @@ def held_out_texts(seed: int, n: int, *, unseen: bool = False) -> list[str]:
     for text in source:
         bare = text.rstrip(".?").lower()
         new_word = not set(bare.split()).isdisjoint(UNSEEN)
-        if is_test(text) and new_word == unseen:
+        if part_of(text) == "test" and new_word == unseen:
             found.setdefault(bare, bare[0].upper() + bare[1:] + ("?" if "?" in text else "."))
         if len(found) == n:
             return list(found.values())
@@ -130,19 +140,15 @@ def speak(text: str, voice: str) -> Utterance:
     )
 
 
-def digest(utterances: Sequence[Utterance]) -> str:
-    """SHA-256 of all texts, voices, phonemes and samples, as 16-bit."""
-    total = hashlib.sha256()
-    for one in utterances:
-        total.update(f"{one.voice}\0{one.text}\0{one.phonemes}\0".encode())
-        total.update((one.samples * 32767).round().astype("<i2").tobytes())
-    return total.hexdigest()
+def digest(utterance: Utterance) -> bytes:
+    """SHA-256 of text, voice, phonemes and samples, as 16-bit."""
+    total = hashlib.sha256(f"{utterance.voice}\0{utterance.text}\0{utterance.phonemes}\0".encode())
+    total.update((utterance.samples * 32767).round().astype("<i2").tobytes())
+    return total.digest()
 
 
-def _spoken(texts: Iterator[str], n: int) -> Iterator[Utterance]:
-    names = list(VOICES)
-    for i in range(n):
-        yield speak(next(texts), names[i % len(names)])
+def _a(thing: str) -> str:
+    return f"an {thing}" if thing[0] in "aeiou" else f"a {thing}"
 
 
 def _trimmed(samples: NDArray[np.float32]) -> NDArray[np.float32]:

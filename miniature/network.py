@@ -28,6 +28,8 @@ from valle_convert.model.v5 import describe
 
 WIDTH, LAYERS, HEADS, FFN = 256, 4, 4, 2
 LEVELS, CODES, PHONEMES = 4, 256, 256
+#: In training, of the embeddings and of what each layer adds.
+DROPOUT = 0.1
 _RMS_EPSILON, _ROPE_BASE = 1e-6, 10_000.0
 #: Of a target that is not learnt.
 IGNORE = -100
@@ -167,6 +169,7 @@ class Network(nn.Module):
             ]
         )
         x = F.embedding(rows, table).sum(2)  # [batch, n, WIDTH]
+        x = F.dropout(x, DROPOUT, self.training)
         n = x.shape[1]
         places = torch.arange(n)
         causal = torch.tensor([self.model.is_causal(one.head) for one in examples])
@@ -176,8 +179,10 @@ class Network(nn.Module):
         angles = positions[..., None] * self._frequencies
         cos, sin = angles.cos()[:, None], angles.sin()[:, None]
         for i in range(LAYERS):
-            x = x + self._attention(f"model.layers.{i}.", x, cos, sin, mask)
-            x = x + self._feed_forward(f"model.layers.{i}.", x)
+            mixed = self._attention(f"model.layers.{i}.", x, cos, sin, mask)
+            x = x + F.dropout(mixed, DROPOUT, self.training)
+            fed = self._feed_forward(f"model.layers.{i}.", x)
+            x = x + F.dropout(fed, DROPOUT, self.training)
         x = _norm(x, self.weight("model.norm.weight"))
         return self._logits(x, examples)
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import defaultdict
 from pathlib import Path
+
+#: Before the name of a head, of sentences that are not trained on.
+VALIDATION = "validation."
 
 
 def main() -> None:
@@ -18,16 +22,26 @@ def main() -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    read = map(json.loads, given.log.read_text(encoding="utf-8").splitlines())
     # A run that was killed goes on from where it was saved, before some of its last lines.
-    by_step = {line["step"]: line for line in read}
+    by_step: dict[int, dict[str, float]] = defaultdict(dict)
+    for text in given.log.read_text(encoding="utf-8").splitlines():
+        line = json.loads(text)
+        by_step[line["step"]].update(line)
     lines = [by_step[step] for step in sorted(by_step)]
-    heads = sorted({head for line in lines for head in line} - {"step", "seconds"})
+    names = sorted({name for line in lines for name in line} - {"step", "seconds"})
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for head in heads:
-        found = [(line["step"], line[head]) for line in lines if head in line]
-        axes.plot(*zip(*found, strict=True), label=head)
-    axes.set(xlabel="step", ylabel="training loss, nats a code", ylim=(0, 6))
+    for head in [name for name in names if not name.startswith(VALIDATION)]:
+        for name, style in ((head, "-"), (VALIDATION + head, "o--")):
+            found = [(line["step"], line[name]) for line in lines if name in line]
+            if style == "-":
+                (drawn,) = axes.plot(*zip(*found, strict=True), label=head)
+            elif found:
+                axes.plot(*zip(*found, strict=True), style, color=drawn.get_color(), markersize=3)
+    axes.set(
+        xlabel="step (dots: sentences of validation, without dropout)",
+        ylabel="loss, nats a code",
+        ylim=(0, 6),
+    )
     axes.grid(alpha=0.3)
     axes.legend(ncols=2)
     figure.savefig(given.out, dpi=110)

@@ -4,17 +4,22 @@
 
 The schedule goes by the share of the minutes that has been trained for, all runs together; to go
 on, give the same folder and more minutes. In the folder are the corpus as codes (`corpus.npz`),
-everything that resuming needs (`state.pt`), the losses (`log.jsonl`) and `miniature.sft`.
+everything that resuming needs (`state.pt`), the losses (`log.jsonl`; those of the validation set
+as `validation.<head>`) and `miniature.sft`.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
+import multiprocessing
+import os
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch.nn import functional as F  # noqa: N812 - everybody's name for it
+from tqdm import tqdm
 
 from miniature import corpus
 from miniature.network import IGNORE, LEVELS, Example, Network, export
@@ -47,10 +53,11 @@ _BATCH = 16
 _TASKS = {"ar": 0.47, "nar": 0.20, "mask": 0.21, "len": 0.06, "stt": 0.06}
 _NULL = 0.12
 PROMPT_FRAMES = (18, 33)
-#: For this share of the time, only utterances of so many frames are used.
-_SHORT_SHARE, _SHORT_FRAMES = 0.25, 42
+#: At first only the shortest share of the utterances; all of them after a share of the time.
+_SHORTEST_SHARE, _GROWING_SHARE = 0.3, 0.15
 _PEAK_RATE, _FINAL_SHARE, _WARM_UP = 2e-3, 0.05, 100
 _SAVE_SECONDS, _LOG_STEPS = 120.0, 50
+_VALIDATION_STEPS, _N_VALIDATION = 500, 45
 
 
 @dataclass(frozen=True)
@@ -69,20 +76,17 @@ def main() -> None:
     arguments.add_argument("--minutes", type=float, required=True)
     arguments.add_argument("--utterances", type=int, default=3000)
     arguments.add_argument("--seed", type=int, default=1)
-    arguments.add_argument("--other-corpus", action="store_true", help="go on, on another one")
     given = arguments.parse_args()
     torch.set_num_threads(1)
     given.folder.mkdir(parents=True, exist_ok=True)
-    spoken, digest = load_corpus(given.folder / "corpus.npz", given.seed, given.utterances)
+    validation, _ = load_corpus(
+        given.folder / "validation.npz", "validation", given.seed, _N_VALIDATION
+    )
+    spoken, digest = load_corpus(
+        given.folder / "corpus.npz", "training", given.seed, given.utterances
+    )
     print(f"{len(spoken)} utterances, SHA-256 {digest}", flush=True)
-    Trainer(
-        spoken,
-        digest,
-        given.folder,
-        given.seed,
-        given.minutes * 60,
-        other_corpus=given.other_corpus,
-    ).run()
+    Trainer(spoken, digest, given.folder, given.seed, given.minutes * 60, validation).run()
 
 
 def tokenize(phonemes: str) -> NDArray[np.int64]:
@@ -108,11 +112,22 @@ def encode(utterances: Sequence[corpus.Utterance], codec: WorldCodec) -> list[Sp
     ]
 
 
-def load_corpus(path: Path, seed: int, n: int) -> tuple[list[Spoken], str]:
-    """The training set, made where the file does not have it, and its digest."""
+def load_corpus(path: Path, part: str, seed: int, n: int) -> tuple[list[Spoken], str]:
+    """The utterances of `corpus.to_be_said`, made where the file does not have them, and a digest.
+
+    The digest is SHA-256 of every utterance's `corpus.digest`, one after the other.
+    """
     if not path.exists():
-        utterances = list(corpus.training_set(seed, n))
-        spoken = encode(utterances, WorldCodec(CODEC))
+        chunks = corpus.to_be_said(part, seed, n)
+        spoken, digest = [], hashlib.sha256()
+        with ProcessPoolExecutor(
+            os.cpu_count(), multiprocessing.get_context("spawn"), max_tasks_per_child=1
+        ) as pool:
+            for said, digests in tqdm(
+                pool.map(_say, chunks), f"speaking ({part})", len(chunks), unit="chunk"
+            ):
+                spoken += said
+                digest.update(digests)
         with atomic_output(path, force=True) as file:
             np.savez_compressed(
                 file,
@@ -120,7 +135,7 @@ def load_corpus(path: Path, seed: int, n: int) -> tuple[list[Spoken], str]:
                 codes=np.concatenate([one.codes for one in spoken]),
                 sizes=np.array([(len(one.phonemes), len(one.codes)) for one in spoken]),
                 voices=np.array([one.voice for one in spoken]),
-                digest=np.array(corpus.digest(utterances)),
+                digest=np.array(digest.hexdigest()),
                 made_with=np.array((seed, n)),
             )
     with np.load(path) as file:
@@ -133,8 +148,16 @@ def load_corpus(path: Path, seed: int, n: int) -> tuple[list[Spoken], str]:
             np.split(file["phonemes"], ends[:, 0]),
             np.split(file["codes"], ends[:, 1]),
         )
-        voices, digest = file["voices"].tolist(), str(file["digest"])
-    return [Spoken(*one) for one in zip(phonemes, codes, voices, strict=True)], digest
+        voices, hexdigest = file["voices"].tolist(), str(file["digest"])
+    return [Spoken(*one) for one in zip(phonemes, codes, voices, strict=True)], hexdigest
+
+
+def _say(pairs: Sequence[tuple[str, str]]) -> tuple[list[Spoken], bytes]:
+    """One chunk, in a process of its own."""
+    torch.set_num_threads(1)
+    utterances = [corpus.speak(text, voice) for text, voice in pairs]
+    digests = b"".join(corpus.digest(one) for one in utterances)
+    return encode(utterances, WorldCodec(CODEC)), digests
 
 
 def example(
@@ -197,8 +220,7 @@ class Trainer:
         folder: Path,
         seed: int,
         budget: float,
-        *,
-        other_corpus: bool = False,
+        validation: Sequence[Spoken] = (),
     ) -> None:
         self._spoken, self._digest = spoken, digest
         self._folder, self._budget, self._seed = folder, budget, seed
@@ -207,16 +229,15 @@ class Trainer:
             self._network.parameters(), lr=_PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01
         )
         self._elapsed, self._step = 0.0, 0
-        self._corpora: list[list[int | str]] = [[0, digest]]
         if self._state.exists():
-            self._resume(other_corpus=other_corpus)
+            self._resume()
         self._rng = np.random.default_rng((seed, self._step))
         by_length = sorted(spoken, key=lambda one: len(one.codes))
-        n_short = sum(len(one.codes) <= _SHORT_FRAMES for one in by_length)
-        self._by_length, self._n_short = by_length, n_short
+        self._by_length = by_length
         self._of_voice: dict[str, list[Spoken]] = defaultdict(list)
         for one in spoken:
             self._of_voice[one.voice].append(one)
+        self._validation = self._examples_to_validate(validation)
 
     @property
     def step(self) -> int:
@@ -240,18 +261,43 @@ class Trainer:
             if self._step % _LOG_STEPS == 0:
                 self._log(sums)
                 sums.clear()
+            if self._step % _VALIDATION_STEPS == 0 and self._validation:
+                self._log(self.validate(), "validation.")
             if time.monotonic() - saved > _SAVE_SECONDS:
                 self.save()
                 saved = time.monotonic()
         self.save()
 
-    def _log(self, sums: Mapping[str, Sequence[float]]) -> None:
-        """Mean loss by head since the last line."""
-        means = {head: round(float(np.mean(found)), 4) for head, found in sorted(sums.items())}
+    def _log(self, found: Mapping[str, Sequence[float]], prefix: str = "") -> None:
+        """Mean loss by head."""
+        means = {prefix + head: round(float(np.mean(found[head])), 4) for head in sorted(found)}
         line = json.dumps({"step": self._step, "seconds": round(self._elapsed), **means})
         print(line, flush=True)
         with (self._folder / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(line + "\n")
+
+    def _examples_to_validate(self, spoken: Sequence[Spoken]) -> list[Example]:
+        """Of every task and utterance, the same each time; by length, so that batches fit."""
+        rng = np.random.default_rng(self._seed)
+        tasks = [task for task in _TASKS if task != "nar"]
+        tasks += [f"nar.{level}" for level in range(1, LEVELS)]
+        found = []
+        for said in sorted(spoken, key=lambda one: len(one.codes)):
+            prompt = self._of_voice[said.voice][0].codes[: PROMPT_FRAMES[1] - 1]
+            found += [example(self._network.model, task, said, prompt, rng) for task in tasks]
+        return found
+
+    def validate(self) -> dict[str, list[float]]:
+        """Losses (nats) by head over sentences that are not trained on."""
+        found: dict[str, list[float]] = defaultdict(list)
+        self._network.eval()
+        with torch.no_grad():
+            for i in range(0, len(self._validation), _BATCH):
+                batch = self._validation[i : i + _BATCH]
+                for one, loss in zip(batch, _losses(self._network, batch), strict=True):
+                    found[one.head].append(loss.item())
+        self._network.train()
+        return found
 
     def _train_step(self) -> list[tuple[str, float]]:
         done = self._elapsed / self._budget
@@ -259,21 +305,20 @@ class Trainer:
         rate *= _FINAL_SHARE + (1 - _FINAL_SHARE) * (1 + math.cos(math.pi * done)) / 2
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        examples = self._batch(short=done < _SHORT_SHARE)
-        losses = [
-            F.cross_entropy(logits, torch.from_numpy(one.targets), ignore_index=IGNORE)
-            for logits, one in zip(self._network(examples), examples, strict=True)
-        ]
+        grown = min(1.0, done / _GROWING_SHARE)
+        examples = self._batch(_SHORTEST_SHARE + (1 - _SHORTEST_SHARE) * grown)
+        with torch.autocast("cpu", torch.bfloat16):  # 0.73 of the time of float32
+            losses = _losses(self._network, examples)
         self._optimizer.zero_grad()
         torch.autograd.backward(torch.stack(losses).mean())
         torch.nn.utils.clip_grad_norm_(self._network.parameters(), 1.0)
         self._optimizer.step()
         return [(one.head, loss.item()) for one, loss in zip(examples, losses, strict=True)]
 
-    def _batch(self, *, short: bool) -> list[Example]:
-        """Examples of neighbouring lengths, of all tasks."""
+    def _batch(self, share: float) -> list[Example]:
+        """Examples of neighbouring lengths, of all tasks, out of the shortest share."""
         rng = self._rng
-        n = self._n_short if short else len(self._by_length)
+        n = round(share * len(self._by_length))
         around = min(n, 20 * _BATCH)
         start = int(rng.integers(0, n - around + 1))
         found = []
@@ -297,17 +342,10 @@ class Trainer:
         start = int(self._rng.integers(len(other.codes) - n + 1))
         return other.codes[start : start + n]
 
-    def _resume(self, *, other_corpus: bool) -> None:
+    def _resume(self) -> None:
         state = torch.load(self._state, weights_only=True)
-        last = str(state["corpora"][-1][1]) if "corpora" in state else str(state["digest"])
-        self._corpora = list(state.get("corpora", [[0, last]]))
-        if last != self._digest:
-            if not other_corpus:
-                raise SystemExit(
-                    f"{self._state} was trained on another corpus; name another folder, or give "
-                    "--other-corpus to go on with this one"
-                )
-            self._corpora.append([state["step"], self._digest])
+        if state["digest"] != self._digest:
+            raise SystemExit(f"{self._state} is of another corpus; name another folder")
         self._network.load(state["weights"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._elapsed, self._step = state["elapsed"], state["step"]
@@ -315,7 +353,7 @@ class Trainer:
     def save(self) -> None:
         """Write what resuming needs, and the checkpoint."""
         state = {
-            "corpora": self._corpora,  # from which step on, which
+            "digest": self._digest,
             "weights": self._network.named_weights(),
             "optimizer": self._optimizer.state_dict(),
             "elapsed": self._elapsed,
@@ -331,6 +369,14 @@ class Trainer:
             "tokens_processed": 0,
         }
         export(self._network, self._folder / "miniature.sft", vocabulary, stats)
+
+
+def _losses(network: Network, examples: Sequence[Example]) -> list[torch.Tensor]:
+    """Mean loss of each example."""
+    return [
+        F.cross_entropy(logits.float(), torch.from_numpy(one.targets), ignore_index=IGNORE)
+        for logits, one in zip(network(examples), examples, strict=True)
+    ]
 
 
 if __name__ == "__main__":
