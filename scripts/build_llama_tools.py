@@ -1,7 +1,8 @@
 """Build stock `llama-quantize` and `llama-tokenize` from the source that the binding vendors.
 
 In: the pin `llama-cpp-python==X` of constraints.txt. Out: two standalone programs in
-`.cache/llama.cpp/X/bin`, beside `build.json`, which says what they were built from.
+`.cache/llama.cpp/X/bin`, beside `build.json`, which says what they were built from. A copy stays
+in the user's own cache, so that the next clone of the project need not compile.
 
 The wheel of llama-cpp-python has the libraries and none of the programs, but its source package
 holds the whole of llama.cpp in `vendor/llama.cpp`: building from there makes programs and library
@@ -80,6 +81,12 @@ def main() -> int:
         default=PROJECT / ".cache" / "llama.cpp",
         help="where the programs go, under VERSION/bin (default: the project's .cache/llama.cpp)",
     )
+    parser.add_argument(
+        "--shared-cache",
+        type=Path,
+        default=shared_cache(),
+        help="where a copy is kept for other clones (default: the user's cache folder)",
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilers at a time")
     only = parser.add_mutually_exclusive_group()
     only.add_argument(
@@ -102,7 +109,8 @@ def main() -> int:
         if arguments.print_bin:
             print(target)
             return 0
-        build(version, target, cpu_args, jobs=arguments.jobs)
+        shared = arguments.shared_cache / version
+        build(version, target, cpu_args, jobs=arguments.jobs, shared=shared)
     except BuildError as error:
         print(f"build_llama_tools: {error}", file=sys.stderr)
         return 3
@@ -111,6 +119,13 @@ def main() -> int:
 
 class BuildError(Exception):
     """The programs cannot be built; the message says why and what to do."""
+
+
+def shared_cache() -> Path:
+    """Of this user, for all clones of the project, by the XDG rules."""
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    home = given if given.is_absolute() else Path.home() / ".cache"
+    return home / "valle-convert" / "llama.cpp"
 
 
 def read_pin(constraints: Path) -> str:
@@ -155,10 +170,11 @@ def cmake_args_for_cpu(flags: frozenset[str] | None) -> list[str]:
     return args
 
 
-def build(version: str, target: Path, cpu_args: list[str], *, jobs: int) -> None:
+def build(version: str, target: Path, cpu_args: list[str], *, jobs: int, shared: Path) -> None:
     """Make `target` hold the programs; do nothing where it already holds exactly these.
 
-    The folder appears by a rename at the end, so a build that was stopped is never used.
+    The folder appears by a rename at the end, so a build that was stopped is never used. What
+    `shared` holds of the same recipe is taken from there, and what is built is left there.
     """
     cmake_args = [*cpu_args, *PROGRAM_CMAKE_ARGS]
     recipe: dict[str, object] = {
@@ -168,6 +184,9 @@ def build(version: str, target: Path, cpu_args: list[str], *, jobs: int) -> None
     }
     if is_built(target, recipe):
         print(f"llama.cpp's programs are built: {target}")
+        return
+    if is_built(shared, recipe) and put(shared, target):
+        print(f"llama.cpp's programs were built before: {shared}, now in {target}")
         return
     for tool in ("cmake", "c++"):
         if shutil.which(tool) is None:
@@ -188,10 +207,31 @@ def build(version: str, target: Path, cpu_args: list[str], *, jobs: int) -> None
             prove_standalone(finished / program)
         shutil.copy2(source / "LICENSE", finished / "LICENSE.llama.cpp")
         (finished / STAMP).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
-        if target.exists():
-            target.rename(work / "replaced")
-        finished.rename(target)
+        move(finished, target, work / "replaced")
+    put(target, shared)
     print(f"llama.cpp's programs are built: {target}")
+
+
+def put(source: Path, target: Path) -> bool:
+    """Copy a folder of programs that start; False where that cannot be done, which is no error."""
+    try:
+        for program in PROGRAMS:
+            prove_standalone(source / program)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".copying-", dir=target.parent) as name:
+            shutil.copytree(source, Path(name) / "bin")
+            move(Path(name) / "bin", target, Path(name) / "replaced")
+    except (OSError, BuildError, subprocess.SubprocessError) as error:
+        print(f"{source} was not copied to {target}: {error}", flush=True)
+        return False
+    return True
+
+
+def move(folder: Path, target: Path, replaced: Path) -> None:
+    """Rename a finished folder to its place."""
+    if target.exists():
+        target.rename(replaced)
+    folder.rename(target)
 
 
 def is_built(target: Path, recipe: dict[str, object]) -> bool:
@@ -233,8 +273,13 @@ def compile_programs(source: Path, folder: Path, cmake_args: list[str], *, jobs:
     print(f"building {', '.join(PROGRAMS)} with {' '.join(cmake_args)}", flush=True)
     configure = ["cmake", "-S", str(source), "-B", str(folder), *cmake_args]
     run([*configure, "-Wno-dev"], "configuring llama.cpp")
-    make = ["cmake", "--build", str(folder), "--parallel", str(max(jobs, 1))]
-    run([*make, "--target", *PROGRAMS], "compiling llama.cpp")
+    make = ["cmake", "--build", str(folder), "--target", *PROGRAMS, "--parallel"]
+    try:
+        run([*make, str(max(jobs, 1))], "compiling llama.cpp")
+    except BuildError as error:
+        # A compiler that was killed for want of memory, say: what is compiled already stays.
+        print(f"{error}\ntrying once more, one file at a time", flush=True)
+        run([*make, "1"], "compiling llama.cpp, one file at a time,")
 
 
 def prove_standalone(program: Path) -> None:
@@ -250,12 +295,17 @@ def prove_standalone(program: Path) -> None:
 
 
 def run(command: list[str], what: str) -> None:
-    """Run a program quietly; where it fails, show the end of what it said."""
+    """Run a program quietly; where it fails, show its errors and the end of what it said."""
     answer = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
     if answer.returncode != 0:
-        tail = "\n".join(answer.stdout.splitlines()[-30:])
+        lines = answer.stdout.splitlines()
+        # Compilers run side by side, so that the error may stand far above the end.
+        wrong = [
+            line for line in lines[:-15] if re.search(r"error|fatal|killed", line, re.IGNORECASE)
+        ]
+        tail = "\n".join([*wrong[:15], *lines[-15:]])
         raise BuildError(f"{what} failed (exit code {answer.returncode}):\n{tail}")
 
 

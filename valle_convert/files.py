@@ -17,6 +17,7 @@ from __future__ import annotations
 import difflib
 import errno
 import fcntl
+import json
 import os
 import re
 import secrets
@@ -27,7 +28,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from valle_convert.errors import EnvironmentFault, InputError, ValleConvertError
 
@@ -124,13 +125,21 @@ def check_input_file(path: Path, what: str = "file") -> None:
         )
 
 
-def read_small_file(path: Path, what: str, max_bytes: int) -> bytes:
-    """All of a file that the user names, or of a pipe; no more than it may have.
+def read_small_file(path: Path, what: str, max_bytes: int, *, pipe: bool = False) -> bytes:
+    """All of a file; no more than it may have.
+
+    Args:
+        path: of the file.
+        what: it is, for messages.
+        max_bytes: that it may have.
+        pipe: whether it may be a pipe, which is waited for.
 
     Raises:
         InputError: there is no such file, or it is too large.
         EnvironmentFault: the system does not let it be read.
     """
+    if not pipe:
+        check_input_file(path, what)
     try:
         with path.open("rb") as file:
             data = file.read(max_bytes + 1)
@@ -144,6 +153,29 @@ def read_small_file(path: Path, what: str, max_bytes: int) -> bytes:
             "expected; give another file."
         )
     return data
+
+
+def read_json_object(
+    path: Path, what: str, max_bytes: int, *, pipe: bool = False
+) -> dict[str, Any]:
+    """The object that a JSON file holds; arguments as of `read_small_file`.
+
+    Raises:
+        InputError: there is no such file, or it is too large, or holds no JSON object.
+        EnvironmentFault: the system does not let it be read.
+    """
+    try:
+        loaded = json.loads(read_small_file(path, what, max_bytes, pipe=pipe))
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"The {what} {path} is no valid JSON ({error}); copy it again or give another."
+        ) from error
+    if not isinstance(loaded, dict):
+        raise InputError(
+            f"The {what} {path} holds a JSON {type(loaded).__name__}, where an object is expected; "
+            "give another file."
+        )
+    return loaded
 
 
 # -------------------------------------------------------------------------------- outputs

@@ -31,6 +31,12 @@ READERS = {
     "speak --source": "speak GGUF Hi. --save-codes OUT.npz --task ns --source FILE.npz",
     "transcribe": "transcribe GGUF FILE.npz",
     "codec": "codec FILE.bin OUT.bin",
+    "repair": "repair FILE.gguf OUT.gguf",
+    "export": "export FILE.gguf OUT",
+    "lora": "lora GGUF FILE.sft OUT.gguf",
+    "imatrix": "imatrix FILE.sft -o OUT.gguf",
+    "publish": "publish FILE",
+    "check-manifest": "check-manifest FILE",
 }
 #: These read small text and take it from a pipe as well (`--config <(...)`).
 TAKE_PIPES = {"convert --config", "convert --metadata", "inspect --config", "tokenize --file"}

@@ -411,7 +411,7 @@ def test_a_language_may_be_written_with_its_region(speak: Cli, tmp_path: Path, w
 
 def start(gguf: Path, codec: Path, out: Path, *options: str) -> subprocess.Popen[str]:
     """The program in its own process, speaking a long text."""
-    text = " ".join(f"This is sentence number {i}." for i in range(400))
+    text = " ".join(f"This is number {i} of many." for i in range(400))
     command = [sys.executable, "-m", "valle_convert", "speak", str(gguf), text, "-o", str(out)]
     command += ["--codec", str(codec), "--language", "en", "--mode", "ar", *QUICK, *options]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -180,7 +180,7 @@ def test_a_config_that_is_none_is_refused(folder: Path, text: str) -> None:
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no readable config\.json"):
+    with pytest.raises(InputError, match=r"no config of the codec .*config\.json"):
         open_encodec(tmp_path)
 
 

@@ -96,6 +96,35 @@ def test_what_is_built_by_the_same_recipe_is_not_built_again(
     assert not script.is_built(tmp_path, recipe)
 
 
+def programs(folder: Path, script: ModuleType, said: str) -> None:
+    folder.mkdir(parents=True)
+    for name in script.PROGRAMS:
+        (folder / name).write_text(f"#!/bin/sh\necho {said}\n")
+        (folder / name).chmod(0o755)
+    (folder / script.STAMP).write_text("{}")
+
+
+def test_programs_of_another_clone_are_copied_whole_if_they_start(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    programs(tmp_path / "shared", script, "usage")
+    target = tmp_path / "clone" / "bin"
+    assert script.put(tmp_path / "shared", target)
+    assert script.is_built(target, {})
+    programs(tmp_path / "other", script, "wrong libc")
+    assert not script.put(tmp_path / "other", target)
+    assert "usage" in (target / script.PROGRAMS[0]).read_text()
+    assert [one.name for one in target.parent.iterdir()] == ["bin"]
+
+
+def test_the_error_of_a_build_is_shown_though_much_was_said_after_it(script: ModuleType) -> None:
+    said = "print('a.cpp:1: error: no such thing'); [print('in', i) for i in range(99)]; exit(2)"
+    with pytest.raises(script.BuildError) as caught:
+        script.run([sys.executable, "-c", said], "compiling")
+    assert "no such thing" in str(caught.value)
+    assert "in 98" in str(caught.value)
+
+
 def test_the_arguments_for_the_binding_are_printed_alone() -> None:
     child = subprocess.run(
         [sys.executable, SCRIPT, "--print-cmake-args"], capture_output=True, text=True, check=True

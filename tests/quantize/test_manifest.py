@@ -136,4 +136,4 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_a_folder_without_a_manifest_is_bad_input(cli: Cli, tmp_path: Path) -> None:
-    assert "cannot be read" in error_of(cli("check-manifest", tmp_path), 2)
+    assert "There is no manifest" in error_of(cli("check-manifest", tmp_path), 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from importlib import resources
 from pathlib import Path
@@ -112,8 +113,8 @@ def test_sentences_without_recordings_are_held_against_what_f16_says(
         "nar-len sampled",
         "all",
     }
-    # What the network said is likelier to it than what anybody says.
-    assert file["listened"]["nll"]["ar"]["mean"] < 1.5
+    # What the network said is likelier to it than chance; the AR head sees what the other said.
+    assert file["listened"]["nll"]["ar"]["mean"] < math.log(256)
 
 
 @pytest.mark.parametrize(

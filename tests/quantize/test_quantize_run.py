@@ -502,7 +502,7 @@ def test_given_utterances_are_what_is_measured_and_what_importance_is_made_of(
         (["o.gguf", "Q8_0", "--max-kl", "Q8_O=1e-3"], "Did you mean Q8_0?"),
         (["o.gguf", "Q8_0", "--max-kl", "Q4_0=1e-3"], "not among the types"),
         (["o.gguf", "Q8_0", "--max-kl", "1e-3,1e-2"], "two limits"),
-        (["o.gguf", "Q8_0", "--no-worse-than", "absent.json"], "cannot be read"),
+        (["o.gguf", "Q8_0", "--no-worse-than", "absent.json"], "There is no report"),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence_and_exit_code_2(

@@ -163,8 +163,10 @@ def found_file(tree: Tree, path: PurePath) -> Found:
         _state(tree, path.parent, [one for one in tree.files(path.parent) if one not in _STATES])
     elif path.name not in _STATES:
         is_index = path.name.endswith(INDEX_SUFFIX)
-        title = path.name.removesuffix(INDEX_SUFFIX) if is_index else path.stem
-        return Found(path, _title(path.parent) if title == "model" else title)
+        # transformers calls every file so; a user's `model.sft` is a name of the user's.
+        if path.name in {"model.safetensors", f"model{INDEX_SUFFIX}"}:
+            return Found(path, _title(path.parent))
+        return Found(path, path.name.removesuffix(INDEX_SUFFIX) if is_index else path.stem)
     return Found(path, _title(path.parent.parent), is_training=True)
 
 

@@ -11,7 +11,6 @@ of heads is believed where the width agrees with it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from valle_convert.checkpoint.exported import (
 from valle_convert.checkpoint.plain_values import check_plain
 from valle_convert.checkpoint.source import TensorSource
 from valle_convert.errors import InputError, UnsupportedModelError
-from valle_convert.files import read_small_file
+from valle_convert.files import read_json_object
 
 FORMAT = "Hugging Face export"
 CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
@@ -99,7 +98,7 @@ def read_export(
         InputError: a file is damaged; tensors or rows are missing; nothing tells the heads.
         UnsupportedModelError: `config.json` is of a network that computes something else.
     """
-    said = {} if config is None else _read_json(config)
+    said = {} if config is None else read_json_object(config, "file", _MAX_JSON_BYTES)
     _check_arithmetic(said, config)
     widths = [spec.shape for name, spec in tensors.specs.items() if name in (EMBEDDINGS, HEADS)]
     if len(set(widths)) != 1 or len(widths) != 2 or len(widths[0]) != 2:
@@ -148,21 +147,6 @@ class _Rows:
         return None  # numpy has the types of safetensors
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        loaded = json.loads(read_small_file(path, "file", _MAX_JSON_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path} is no valid JSON ({error}); copy or download it again."
-        ) from error
-    if not isinstance(loaded, dict):
-        raise InputError(
-            f"{path} holds a {type(loaded).__name__}, where an object is expected; copy or "
-            "download it again."
-        )
-    return loaded
-
-
 def _check_arithmetic(said: Mapping[str, Any], path: Path | None) -> None:
     try:
         check_plain(said)
@@ -184,7 +168,7 @@ def _check_arithmetic(said: Mapping[str, Any], path: Path | None) -> None:
 
 def _row_names(path: Path) -> list[str]:
     """The names of all ids; "" for an id without one."""
-    document = _read_json(path)
+    document = read_json_object(path, "file", _MAX_JSON_BYTES)
     model = document.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(vocabulary, dict) or any(

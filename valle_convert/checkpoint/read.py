@@ -527,7 +527,9 @@ def load_config(path: Path, found: Found) -> Mapping[str, Any]:
     """
     try:
         # JSON is YAML, so one parser reads both.
-        loaded = load_yaml(read_small_file(path, "config", _MAX_CONFIG_BYTES).decode("utf-8"))
+        loaded = load_yaml(
+            read_small_file(path, "config", _MAX_CONFIG_BYTES, pipe=True).decode("utf-8")
+        )
     except ValueError as error:  # of the encoding, too
         reason = " ".join(str(error).split())
         raise InputError(f"The config {path} is neither YAML nor JSON: {reason}.") from error

@@ -145,8 +145,9 @@ def run() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
     except OSError as error:
-        # Any read may meet a broken disk, and no code of ours foresees it everywhere.
-        if error.errno not in {errno.EIO, errno.ESTALE, errno.ENXIO}:
+        # Any read may meet a broken disk, and any look at a path a name that is too long or a
+        # folder that is closed; no code of ours foresees it everywhere.
+        if error.filename is None and error.errno not in {errno.EIO, errno.ESTALE, errno.ENXIO}:
             raise
         fault = os_fault(f"{error.filename or 'A file'} cannot be read or written", error)
         console.error(str(fault))

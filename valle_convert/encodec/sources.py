@@ -15,7 +15,6 @@ is named here, or an error; and every tensor of the table is there, or an error.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -42,7 +41,7 @@ from valle_convert.encodec.cpp_file import MAGIC, open_cpp_file
 from valle_convert.encodec.gguf_codec import open_gguf_codec
 from valle_convert.encodec.weights import EncodecWeights, Tensor
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.files import check_input_file, describe_os_error, os_fault, stat_of
+from valle_convert.files import check_input_file, os_fault, read_json_object, stat_of
 
 ENCODEC_24KHZ = "facebook/encodec_24khz"
 
@@ -273,7 +272,7 @@ def _open_folder(folder: Path, source: str) -> EncodecWeights:
 
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
-    config = _read_json(folder / _CONFIG, "a config.json of a model")
+    config = read_json_object(folder / _CONFIG, "config of the codec", _MAX_JSON_BYTES)
     kind = config.get("model_type")
     if kind == "encodec":
         return config
@@ -287,23 +286,6 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
         f"The folder {folder} holds a model of the type {kind!r}, where encodec is expected; give "
         f"a folder of {ENCODEC_24KHZ}."
     )
-
-
-def _read_json(path: Path, what: str) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            loaded = json.loads(file.read(_MAX_JSON_BYTES))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = describe_os_error(error) if isinstance(error, OSError) else str(error)
-        raise InputError(
-            f"The codec folder {path.parent} has no readable {path.name}, where {what} is expected "
-            f"({reason}); download it again."
-        ) from error
-    if not isinstance(loaded, dict):
-        raise InputError(
-            f"{path} holds a {type(loaded).__name__}, where {what} is expected; download it again."
-        )
-    return loaded
 
 
 def _folder_tensors(folder: Path) -> tuple[TensorSource, tuple[Path, ...]]:
@@ -328,7 +310,7 @@ def _folder_tensors(folder: Path) -> tuple[TensorSource, tuple[Path, ...]]:
 
 
 def _shard_names(index: Path) -> list[str]:
-    weight_map = _read_json(index, "a list of shards").get("weight_map")
+    weight_map = read_json_object(index, "list of shards", _MAX_JSON_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index} has no weight_map of tensors to files; download it again.")
     names = sorted({str(name) for name in weight_map.values()})

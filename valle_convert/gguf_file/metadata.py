@@ -6,7 +6,6 @@ specification without `general.`; an option wins over the file.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError
-from valle_convert.files import read_small_file, valid_utf8
+from valle_convert.files import read_json_object, valid_utf8
 from valle_convert.gguf_file.header import Key
 
 #: Names of the GGUF specification that a user may set, with their type.
@@ -87,15 +86,7 @@ class GeneralMetadata:
         """
         values: dict[str, Any] = {}
         if path is not None:
-            try:
-                loaded = json.loads(read_small_file(path, "metadata file", _MAX_BYTES))
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"The metadata file {path} is no valid JSON: {error}.") from error
-            if not isinstance(loaded, dict):
-                raise InputError(
-                    f"The metadata file {path} holds a {type(loaded).__name__}, where an object "
-                    'such as {"author": "..."} is expected.'
-                )
+            loaded = read_json_object(path, "metadata file", _MAX_BYTES, pipe=True)
             values = {name.removeprefix("general."): value for name, value in loaded.items()}
         values |= {name: value for name, value in options.items() if value is not None}
         return cls(values, f"The metadata file {path}" if path else "The metadata options")

@@ -173,7 +173,7 @@ def read_sentences(
         InputError: the file cannot be read, or a text or the voice cannot be used.
         EnvironmentFault: a package is missing.
     """
-    data = read_small_file(path, "list of sentences", _MAX_SENTENCES_BYTES)
+    data = read_small_file(path, "list of sentences", _MAX_SENTENCES_BYTES, pipe=True)
     try:
         lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:

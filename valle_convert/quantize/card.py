@@ -8,7 +8,6 @@ the files' keys   name, license, languages, what the model was made of and has l
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import Any
 
 from valle_convert import __version__
 from valle_convert.errors import InputError
-from valle_convert.files import read_small_file
+from valle_convert.files import read_json_object
 from valle_convert.gguf_file.keys import SOURCE_ASSUMED_KEY, SOURCE_LOST_KEY, is_converted
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize.manifest import (
@@ -154,11 +153,8 @@ def _read_report(folder: Path, given: Path | None) -> Mapping[str, Any] | None:
     path = folder / REPORT if given is None else given
     if given is None and not path.is_file():
         return None
-    try:
-        loaded = json.loads(read_small_file(path, "report", _MAX_REPORT))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"The report {path} is no valid JSON: {error}.") from error
-    if not isinstance(loaded, dict) or not isinstance(loaded.get("files"), list):
+    loaded = read_json_object(path, "report", _MAX_REPORT)
+    if not isinstance(loaded.get("files"), list):
         raise InputError(
             f"The report {path} is none that `quantize --report {REPORT}` wrote; give that one."
         )

@@ -8,7 +8,6 @@ another question, which `verify` answers.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from valle_convert.errors import InputError
-from valle_convert.files import os_fault, valid_utf8
+from valle_convert.files import read_json_object, valid_utf8
 from valle_convert.listening.listen import NLL, RETRIEVAL, WORDS, Listened, Measure
 from valle_convert.quantize.quality import ALL, Measured
 from valle_convert.quantize.types import FileType, file_type
@@ -245,14 +244,7 @@ def read_earlier(path: Path) -> Earlier:
         InputError: it is no such report, or has measured nothing.
         EnvironmentFault: it cannot be read by this user.
     """
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise InputError(f"{path} is larger than any report of this program.")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise os_fault(f"The report {path} cannot be read", error) from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no valid JSON: {error}.") from error
+    value = read_json_object(path, "report", _MAX_BYTES)
     try:
         quality = {
             str(file["type"]): _total(file["quality"][ALL])

@@ -23,7 +23,12 @@ from typing import Any
 
 from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import EnvironmentFault, InputError, ValleConvertError
-from valle_convert.files import describe_os_error, read_small_file, write_text_atomically
+from valle_convert.files import (
+    describe_os_error,
+    read_json_object,
+    read_small_file,
+    write_text_atomically,
+)
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.progress import Progress, silent
 from valle_convert.quantize.bill import BILL, bill_of_materials, digests_in_bill
@@ -155,17 +160,11 @@ def read_manifest(path: Path) -> tuple[ManifestFile, ...]:
     """Read a manifest; it is untrusted.
 
     Raises:
-        InputError: it cannot be read, is no manifest, or names files outside of its folder.
+        InputError: it is not there, is no manifest, or names files outside of its folder.
+        EnvironmentFault: this user may not read it.
     """
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise InputError(f"{path} is larger than any manifest of this program.")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {describe_os_error(error)}.") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no valid JSON: {error}.") from error
-    if not isinstance(value, dict) or value.get("schema_version") != SCHEMA_VERSION:
+    value = read_json_object(path, "manifest", _MAX_BYTES)
+    if value.get("schema_version") != SCHEMA_VERSION:
         raise InputError(f"{path} is no manifest of schema version {SCHEMA_VERSION}.")
     try:
         files = tuple(_parse(entry) for entry in value["files"])
@@ -282,8 +281,8 @@ def _problems(folder: Path, file: ManifestFile) -> list[str]:
 
 def _check_sums(folder: Path, files: Sequence[ManifestFile]) -> list[Finding]:
     try:
-        text = (folder / SUMS).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_small_file(folder / SUMS, "list of digests", _MAX_BYTES).decode("utf-8")
+    except (UnicodeDecodeError, ValleConvertError) as error:
         return [Finding(SUMS, f"cannot be read: {error}")]
     expected = "".join(f"{file.sha256}  {file.name}\n" for file in files)
     if text != expected:

@@ -92,7 +92,7 @@ def read_list(path: Path) -> list[Recorded]:
         InputError: it cannot be read, is empty, or a line is not of that form.
     """
     found = []
-    data = read_small_file(path, "list", _MAX_LIST_BYTES).removeprefix(b"\xef\xbb\xbf")
+    data = read_small_file(path, "list", _MAX_LIST_BYTES, pipe=True).removeprefix(b"\xef\xbb\xbf")
     for number, line in enumerate(data.split(b"\n"), 1):
         fields = line.removesuffix(b"\r").split(b"\t")
         if fields == [b""]:
