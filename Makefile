@@ -19,7 +19,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 DEMO := miniature/miniature.sft
 OUT := build/demo
 
-.PHONY: help setup locked wheel demo test test-all lint types check fuzz bench fixtures llama-tools clean
+.PHONY: help setup locked wheel demo test test-all lint types check fuzz bench fixtures browser llama-tools clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -81,6 +81,11 @@ bench: $(STAMP) llama-tools ## Measure speed and memory; takes minutes and 4 GB 
 fixtures: $(STAMP) ## Make the generated files again
 	$(BIN)/python tokenizer/build.py
 	$(BIN)/python fixtures/make_ipa.py
+
+browser: ## A Chromium for the test of the HTML report, where there is none and apt-get can be used
+	@command -v chromium google-chrome >/dev/null || { apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } || \
+	  echo "no Chromium could be installed: the test of the HTML report is skipped, and says so"
 
 llama-tools: $(STAMP) ## Build stock llama-quantize and llama-tokenize from the source package
 	$(BIN)/python scripts/build_llama_tools.py

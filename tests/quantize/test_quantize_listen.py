@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
+import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 from support import PROJECT, Cli, error_of
 
 from miniature.evaluate import held_out, write_data
@@ -25,6 +30,7 @@ from valle_convert.listening.listen import (
 )
 from valle_convert.listening.measures import Tally
 from valle_convert.quantize.listening import Listening, pareto_front, smallest_within
+from valle_convert.quantize.report import FORMS
 
 MINIATURE = PROJECT / "miniature" / "miniature.sft"
 CODEC = ("--codec", PROJECT / "miniature" / "codec.safetensors")
@@ -53,18 +59,30 @@ def schema() -> dict[str, Any]:
     return value
 
 
-def test_what_files_say_is_measured_judged_and_reported(
-    cli: Cli, f16: Path, data: Path, tmp_path: Path
-) -> None:
-    reports = [tmp_path / f"report{suffix}" for suffix in (".json", ".md")]
-    result = cli(
-        *("quantize", f16, tmp_path / "out", "--types", "Q8_0,Q2_K", "--listen", "--data", data),
+@pytest.fixture(scope="module")
+def heard(f16: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the reports of a run in which two types are beyond their limits."""
+    folder = tmp_path_factory.mktemp("heard")
+    arguments = [
+        *("quantize", f16, folder / "out", "--types", "Q8_0,Q2_K", "--listen", "--data", data),
         *("--asr", f'{sys.executable} -c "{DEAF}"', "--max-nll", "Q8_0=0.05,Q2_K=0.001"),
         *("--max-wer", "Q8_0=0.1", "--utterances", 2, *CODEC, *QUICK),
-        *(word for path in reports for word in ("--report", path)),
+        *(word for suffix in FORMS for word in ("--report", folder / f"report{suffix}")),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "valle_convert", *map(str, arguments)],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert result.code == 1, result.err
-    report = json.loads(reports[0].read_text())
+    assert done.returncode == 1, done.stderr
+    assert "FAILED" in done.stdout
+    return folder
+
+
+def test_what_files_say_is_measured_judged_and_reported(heard: Path) -> None:
+    report = json.loads((heard / "report.json").read_text())
     jsonschema.validate(report, schema())
     q8, q2 = report["files"]
     # Which bits are gone shows in the likelihood of two sentences already.
@@ -83,9 +101,11 @@ def test_what_files_say_is_measured_judged_and_reported(
     (worse,) = q2["failures"]
     assert worse.startswith("NLL +")
     assert [one.split()[0] for one in q8["failures"]] == ["word"]
-    assert "FAILED" in result.out
     assert "valle-convert quantize" in report["command"]
-    page = reports[1].read_text()
+    assert {one["type"] for one in q2["tensors"]} == {"Q2_K", "Q3_K", "Q6_K"}
+    noise = {one["name"]: one["snr_db"] for one in q2["tensors"]}
+    assert noise["blk.0.ffn_up.weight"] < noise["token_embd.weight"]
+    page = (heard / "report.md").read_text()
     for title in ("## What is said", "## NLL by head", "## said right by way of speaking"):
         assert title in page
 
@@ -177,6 +197,62 @@ def test_options_that_mean_nothing_alone_are_refused(
     result = cli("quantize", f16, tmp_path / "out", "--types", "Q8_0", *arguments)
     assert result.code == 2
     assert "means nothing without" in result.err
+
+
+# ------------------------------------------------------------------------------ the page
+
+#: What a page is asked in the browser, once its sound has loaded.
+LOADED = "() => [...document.querySelectorAll('audio')].every(one => one.readyState >= 1)"
+SOUNDS = "() => [...document.querySelectorAll('audio')].map(one => [one.duration, !!one.error])"
+WIDTHS = "() => [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+PLAYED = "async () => { const one = document.querySelector('audio'); await one.play(); }"
+PLAYING = "() => document.querySelector('audio').currentTime > 0.1"
+VERDICT = (
+    "() => document.querySelectorAll('table')[0].rows[2].cells[1].getBoundingClientRect().right"
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    found = [os.environ.get("CHROMIUM"), *map(shutil.which, ("chromium", "google-chrome"))]
+    programs = [one for one in found if one]
+    if not programs:
+        pytest.skip("no Chromium here: `make browser`, or name one in $CHROMIUM")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=programs[0],
+            args=["--no-sandbox", "--autoplay-policy=no-user-gesture-required", "--mute-audio"],
+        )
+        yield chromium
+        chromium.close()
+
+
+@pytest.mark.parametrize("width", [1200, 400])
+def test_the_page_is_whole_in_a_browser(browser: Browser, heard: Path, width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    said: list[str] = []
+    fetched: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: fetched.append(request.url))
+    address = (heard / "report.html").as_uri()
+    page.goto(address)
+    page.wait_for_function(LOADED)
+    # Two recordings; two sentences in four ways by F16 and two types.
+    sounds = page.evaluate(SOUNDS)
+    assert len(sounds) == 2 + 2 * 4 * 3
+    assert all(seconds > 0.1 and not failed for seconds, failed in sounds)
+    page.evaluate(PLAYED)
+    page.wait_for_function(PLAYING)
+    shown, window = page.evaluate(WIDTHS)
+    assert shown <= window == width
+    assert page.evaluate(VERDICT) < width
+    for text in ("FAILED", "smallest of these types", "Tensor by tensor", "valle-convert quantize"):
+        assert page.get_by_text(text).first.is_visible()
+    assert page.locator("svg").count() == 4
+    assert said == []
+    assert [one for one in fetched if not one.startswith("data:")] == [address]
+    page.close()
 
 
 # ------------------------------------------------------------------------ recommendation

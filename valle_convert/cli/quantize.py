@@ -153,6 +153,31 @@ def quantize(
             show_default=False,
         ),
     ] = None,
+    scan: Annotated[
+        bool,
+        typer.Option(
+            "--scan",
+            help="Measure how much each matrix minds each type. Without --types, choose a type for "
+            "each by it: the best mixture of --target-bits, or the smallest within --max-kl.",
+        ),
+    ] = False,
+    scan_types: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Tensor types that --scan tries. Without it, Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,Q8_0.",
+            show_default=False,
+        ),
+    ] = None,
+    target_bits: Annotated[
+        float | None,
+        typer.Option(
+            help="Bits a weight of the mixture that --scan chooses, over all matrices.",
+            min=1,
+            max=16,
+            show_default=False,
+        ),
+    ] = None,
     listen: Annotated[
         bool,
         typer.Option(
@@ -329,8 +354,11 @@ def quantize(
     from valle_convert.quantize.types import check_tensor_type, parse_types, recipe_named
     from valle_convert.quantize.vallex import quantize_set
 
-    if (type_ is None) == (types is None):
+    if (type_ is not None and types is not None) or not (type_ or types or scan):
         raise typer.BadParameter("give --types LIST, or one TYPE after OUT.gguf.")
+    _check_needs("--scan", scan, {"--scan-types": scan_types, "--target-bits": target_bits})
+    if target_bits is not None and (type_ or types):
+        raise typer.BadParameter("--target-bits chooses the types itself; leave out --types.")
     _check_needs(
         "--listen",
         listen,
@@ -348,7 +376,7 @@ def quantize(
     matrix = Path(imatrix) if imatrix not in ("auto", "none") else None
     merged, adapters = split_loras(lora, lora_scale)
     options = Options(
-        types=parse_types(types or type_ or ""),
+        types=() if scan and not (types or type_) else parse_types(types or type_ or ""),
         tool=llama_quantize,
         recipe=recipe_named(recipe),
         tensor_types=tuple(check_tensor_type(item) for item in tensor_type or []),
@@ -375,6 +403,9 @@ def quantize(
         max_nll=parse_limits(max_nll, "--max-nll"),
         min_retrieval=parse_limits(min_retrieval, "--min-retrieval", highest=1.0),
         max_wer=parse_limits(max_wer, "--max-wer"),
+        scan=scan,
+        scan_types=tuple(one.strip() for one in (scan_types or "").split(",") if one.strip()),
+        target_bits=target_bits,
         no_worse_than=no_worse_than,
         margin=margin,
         allow_fallback=not no_fallback,
@@ -563,10 +594,15 @@ def _check_needs(name: str, there: object, given: dict[str, object]) -> None:
 
 
 def _show(result: QuantizeReport) -> None:
+    from valle_convert.quantize.report import SCAN_TITLE
+
     # A pipe takes all columns; a terminal takes what fits.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     header, rows = result.summary(width)
     console.data(console.table(rows, header=header))
+    if result.scan:
+        columns, cells = result.sensitivities()
+        console.data(f"{SCAN_TITLE}:\n{console.table(cells, header=columns)}")
     for title, (columns, cells) in list(result.heard())[:1]:  # a report has all of them
         console.talk(f"{title}:\n{console.table(cells, header=columns)}")
     for line in [*result.legend(width), *result.facts()]:

@@ -17,6 +17,7 @@ import numpy as np
 from valle_convert.audio.codec import AudioCodec, open_codec
 from valle_convert.decode import choose_mode, decode_speech
 from valle_convert.errors import InputError
+from valle_convert.extras import require
 from valle_convert.files import read_small_file, valid_utf8
 from valle_convert.listening.listen import ListeningTest, Sentence, ways_of
 from valle_convert.listening.recogniser import Recogniser
@@ -62,6 +63,7 @@ class Audience:
         """
         if not options.measure:
             raise InputError("--listen measures files; leave out --no-measure.")
+        require("soundfile", "Sound for recognisers and reports")
         model = model_of(source)
         choose_mode(model)  # whether it can speak at all
         recogniser = None if options.asr is None else Recogniser(options.asr)

@@ -20,7 +20,13 @@ from valle_convert.listening.listen import NLL
 from valle_convert.quantize import html_sound
 from valle_convert.quantize.listening import Listening, pareto_front
 from valle_convert.quantize.quality import ALL
-from valle_convert.quantize.report import FileReport, QuantizeReport, TensorReport, by_head
+from valle_convert.quantize.report import (
+    SCAN_TITLE,
+    FileReport,
+    QuantizeReport,
+    TensorReport,
+    by_head,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,10 +45,11 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap;
          border-bottom: 1px solid #e2e8f0; }
 th:first-child, td:first-child { text-align: left; }
-.wide { overflow-x: auto; } svg { max-width: 100%; height: auto; }
+.wide { overflow-x: auto; } svg { max-width: 100%; min-width: 34rem; height: auto; }
 li, code, summary { overflow-wrap: anywhere; } code { white-space: pre-wrap; }
 .advice { padding: .6rem 1rem; border-left: .35rem solid #2b6cb0; background: #ebf8ff; }
-.map td { border: 1px solid #fff; text-align: center; } .map td:first-child { text-align: left; }
+.map th { text-align: center; } .map td { border: 1px solid #fff; text-align: center; }
+.map td:first-child { text-align: left; }
 """
 
 
@@ -84,6 +91,8 @@ def to_html(report: QuantizeReport) -> str:
             ),
             *(_tensor_map(file) for file in measured if file.tensors),
         ]
+    if report.scan:
+        parts += [f"<h2>{SCAN_TITLE}</h2>", _table(*report.sensitivities())]
     for file in report.files:
         if file.fallbacks:
             lines = [[f.tensor, str(f.n_columns), f.wanted, f.given] for f in file.fallbacks]
@@ -194,6 +203,7 @@ def plot_likelihood(report: QuantizeReport, listening: Listening) -> Figure:
     _draw_front(axes, points)
     axes.set_xlabel("size of the file, MiB")
     axes.set_ylabel("NLL, nats a code more than F16")
+    axes.margins(x=0.12)  # room for the names
     axes.set_title("Size against likelihood of the true codes (grey: beyond the noise of F16)")
     axes.legend(frameon=False, fontsize=9)
     return figure
@@ -327,8 +337,8 @@ def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "valle-convert", "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    return re.sub(r"<\?xml.*?(?=<svg)", "", text, flags=re.DOTALL)
+    text = re.sub(r"<\?xml.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)
+    return f'<div class="wide">{text}</div>'
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:

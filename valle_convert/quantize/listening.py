@@ -124,7 +124,8 @@ def table_of(
         for one in measures:
             tally, other = file.total(one), base.total(one) if base else None
             row.append(in_words(tally.estimate()) if tally else "")
-            row.append(in_words(tally.minus(other), "+") if tally and other else "")
+            compared = tally is not other
+            row.append(in_words(tally.minus(other), "+") if tally and other and compared else "")
         rows.append(row)
     return header, rows
 

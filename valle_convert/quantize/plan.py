@@ -109,6 +109,10 @@ class Options:
         resume: keep files that are there and were made in the same way.
         prune: remove files that the folder's manifest lists and that are not of this run.
         force: whether existing files may be replaced.
+        scan: whether every matrix is tried in every type of `scan_types`.
+        scan_types: names of tensor types; empty for the usual ones.
+        target_bits: a weight, of the mixture that a scan chooses where `types` is empty; None for
+            the smallest one within the limit of divergence.
         dry_run: plan only.
         command: that all of this was given in, for the report.
     """
@@ -146,6 +150,9 @@ class Options:
     resume: bool = False
     prune: bool = False
     force: bool = False
+    scan: bool = False
+    scan_types: tuple[str, ...] = ()
+    target_bits: float | None = None
     dry_run: bool = False
     command: str = ""
 

@@ -28,6 +28,7 @@ from valle_convert.quantize.listening import (
 )
 from valle_convert.quantize.plan import Fallback, describe_fallbacks
 from valle_convert.quantize.quality import ALL, Measured
+from valle_convert.quantize.scan import Sensitivity
 from valle_convert.strict_json import to_json_text
 from valle_convert.verify.report import Report
 
@@ -170,6 +171,7 @@ class QuantizeReport:
         notes: what the reader should know of the run.
         listening: what files were held against that spoke; None where nobody listened.
         command: that makes and measures the same again.
+        scan: every matrix in every type; empty where it was not asked for.
         checkpoint: name and digest of what the source was converted from, where it is known.
         date: of the run, UTC.
         dry_run: whether all of it is only planned.
@@ -187,6 +189,7 @@ class QuantizeReport:
     notes: tuple[str, ...] = ()
     listening: Listening | None = None
     command: str = ""
+    scan: tuple[Sensitivity, ...] = ()
     checkpoint: Mapping[str, str] | None = None
     date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     dry_run: bool = False
@@ -278,6 +281,10 @@ class QuantizeReport:
             "listening": None if self.listening is None else self.listening.to_json(),
             "recommendation": self.recommendation() or None,
             "command": self.command,
+            "scan": [
+                {"tensor": one.tensor, "type": one.kind, "bits": one.bits, "kl": one.kl}
+                for one in self.scan
+            ],
             "notes": list(self.notes),
         }
 
@@ -344,12 +351,28 @@ class QuantizeReport:
                 yield from ("", f"## {title}", "", *_markdown_table(*table))
             yield ""
             yield from (f"- {_cell(line)}" for line in self.heard_legend())
+        if self.scan:
+            yield from ("", f"## {SCAN_TITLE}", "")
+            yield from _markdown_table(*self.sensitivities())
         measured = [file for file in self.files if file.measured]
         if measured:
             yield from ("", "## KL mean by head", "")
             yield from _markdown_table(*by_head(measured, "kl_mean"))
             yield from ("", "## Best code kept, by head", "")
             yield from _markdown_table(*by_head(measured, "best_code"))
+
+    def sensitivities(self) -> tuple[list[str], list[list[str]]]:
+        """The scan: a row a matrix, the most sensitive first, a column a type."""
+        kinds = sorted({(one.bits, one.kind) for one in self.scan})
+        by_tensor: dict[str, dict[str, float]] = {}
+        for one in self.scan:
+            by_tensor.setdefault(one.tensor, {})[one.kind] = one.kl
+        order = sorted(by_tensor, key=lambda name: -max(by_tensor[name].values()))
+        rows = []
+        for name in order:
+            found = [by_tensor[name].get(kind) for _, kind in kinds]
+            rows.append([name, *("" if kl is None else f"{kl:.2e}" for kl in found)])
+        return ["matrix", *(kind for _, kind in kinds)], rows
 
     def heard(self) -> Iterator[tuple[str, tuple[list[str], list[list[str]]]]]:
         """Tables of what was said, each with a title."""
@@ -501,6 +524,7 @@ def _verdict_word(row: FileReport) -> str:
     return "pass" if row.verified or row.limits else row.status
 
 
+SCAN_TITLE = "Sensitivity: KL with one matrix of the type, all others as they were"
 _MIN_COLUMNS = 3
 COLUMNS = (
     Column("type", 0, "of the file, as llama-quantize spells it", lambda _report, row: row.kind),

@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from valle_convert.network.protocol import Network
     from valle_convert.quantize.listening import Listening
     from valle_convert.quantize.quality import Expected, Measured
+    from valle_convert.quantize.scan import Sensitivity
     from valle_convert.quantize.utterances import Utterances
     from valle_convert.verify.report import Report
 
@@ -107,19 +108,10 @@ def quantize(
     listener = listener or Listener()
     single = out.suffix == ".gguf"
     folder = out.parent if single else out
-    _check_options(out, options, single=single)
+    _check_options(out, options, single=single, chooses=options.scan and not options.types)
     if single:
         check_target(out, force=options.force, sources=[path])
-    gates = Gates(
-        options.max_kl,
-        options.min_agreement,
-        read_earlier(options.no_worse_than) if options.no_worse_than else None,
-        options.margin,
-        options.max_nll,
-        options.min_retrieval,
-        options.max_wer,
-    )
-    gates.check_types(options.types)
+    gates = _gates(options)
     quantizer = find_quantizer(options.tool)
     place = Path(tempfile.gettempdir()) if options.dry_run else folder
     with closing(Scratch(place)) as scratch, ExitStack() as held:
@@ -132,6 +124,7 @@ def quantize(
             held.enter_context(locked_folder(folder))
         known = {} if single else known_files(folder, force=options.force)
         audience = None if not options.listen else Audience.of(source, utterances.measured, options)
+        options, scanned = _scan(quantizer, source, utterances, options, scratch, listener)
         run = _Run(quantizer, source, utterances, gates, options, scratch, listener, audience)
         plans = run.plan()
         targets = [
@@ -156,6 +149,7 @@ def quantize(
             checkpoint=_checkpoint_of(source),
             dry_run=options.dry_run,
             command=valid_utf8(options.command),
+            scan=scanned,
         )
         if options.dry_run:
             return report
@@ -189,8 +183,73 @@ def _checkpoint_of(source: Source) -> dict[str, str] | None:
     return {"name": str(name), "sha256": digest} if isinstance(digest, str) else None
 
 
-def _check_options(out: Path, options: Options, *, single: bool) -> None:
-    if single and len(options.types) != 1:
+def _gates(options: Options) -> Gates:
+    gates = Gates(
+        options.max_kl,
+        options.min_agreement,
+        read_earlier(options.no_worse_than) if options.no_worse_than else None,
+        options.margin,
+        options.max_nll,
+        options.min_retrieval,
+        options.max_wer,
+    )
+    if options.types:  # a scan chooses, where there are none
+        gates.check_types(options.types)
+    return gates
+
+
+def _scan(
+    quantizer: Quantizer,
+    source: Source,
+    utterances: _Utterances,
+    options: Options,
+    scratch: Scratch,
+    listener: Listener,
+) -> tuple[Options, tuple[Sensitivity, ...]]:
+    """Every matrix in every type, and the options with the mixture, where one is to be chosen;
+    nothing where no scan was asked for.
+    """
+    if not options.scan:
+        return options, ()
+    from valle_convert.gguf_file.plan import plan_gguf
+    from valle_convert.quantize.scan import SCANNED, Scan, choose_mixture, mixture_within
+    from valle_convert.quantize.types import ggml_type
+
+    kinds = tuple(map(ggml_type, options.scan_types or SCANNED))
+    if source.reference is None or utterances.measured is None:
+        raise InputError("--scan exchanges matrices of the checkpoint; give it with --checkpoint.")
+    source.complete(listener.progress)
+    plan = source.conversion or plan_gguf(source.reference.checkpoint)
+    scan = Scan(quantizer, source, source.reference, plan, utterances.measured, options, scratch)
+    found = scan.run(kinds, listener.progress)
+    if options.types:
+        return options, tuple(found)
+    weights = {name: tensor.n_elements for name, tensor in source.header.tensors.items()}
+    if options.target_bits is not None:
+        mixture = choose_mixture(found, weights, target_bits=options.target_bits)
+        why = f"chosen by sensitivity for {options.target_bits:g} bits a weight"
+    else:
+        limit = options.max_kl[""]
+        mixture = mixture_within(scan, found, weights, limit)
+        why = f"chosen by sensitivity for a KL of {limit:g}"
+    return replace(options, types=(mixture.file_type,), recipe=mixture.recipe(why)), tuple(found)
+
+
+def _check_options(out: Path, options: Options, *, single: bool, chooses: bool) -> None:
+    if options.scan and options.dry_run:
+        raise InputError("--scan measures; leave out --dry-run.")
+    if chooses and options.target_bits is None and "" not in options.max_kl:
+        raise InputError(
+            "--scan chooses the types itself where there is no --types; say for what, with "
+            "--target-bits or --max-kl."
+        )
+    if chooses and any(
+        name for values in (options.max_kl, options.min_agreement) for name in values
+    ):
+        raise InputError(
+            "--scan without --types chooses one mixture; give limits without the name of a type."
+        )
+    if single and len(options.types) != 1 and not chooses:
         raise InputError(
             f"{out} is one file, and {len(options.types)} types are asked for; give a folder."
         )

@@ -117,6 +117,8 @@ class Source:
             InputError: a weight is not finite.
             EnvironmentFault: the disk is full.
         """
+        if self._digest is not None:
+            return
         if self.conversion is not None and self._file is not None:
             try:
                 write_plan_to(self.conversion, self._file, progress=progress)

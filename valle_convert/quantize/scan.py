@@ -1,0 +1,327 @@
+"""How much each matrix minds each type, and which types to choose by that.
+
+Every candidate type is made once of the whole file, by llama.cpp. Then one matrix after the other
+is taken from there, all others left as the checkpoint has them, and PyTorch tells how far the
+predictions move: Kullback-Leibler divergence, mean over every head and task. To first order the
+divergences of independent small errors add up, so that the best mixture of a given size is found
+without trying mixtures: from the smallest type everywhere, the upgrade that saves the most
+divergence a byte comes first (the lower convex hull of each matrix, merged).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.checkpoint.source import NamedTensors
+from valle_convert.errors import InputError
+from valle_convert.gguf_file.encode import can_decode
+from valle_convert.gguf_file.plan import GgufPlan
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.types import GgmlType
+from valle_convert.metrics import kl_divergence
+from valle_convert.network.weights import ConvertedTensors
+from valle_convert.progress import Progress
+from valle_convert.quantize.plan import Options, arguments_of
+from valle_convert.quantize.source import Reference, Scratch, Source
+from valle_convert.quantize.tool import Quantizer
+from valle_convert.quantize.types import FILE_TYPES, FileType, Recipe
+from valle_convert.quantize.utterances import Utterances
+from valle_convert.verify.cases import Case, cases, run_case
+
+#: What is tried, smallest first: none of them needs an importance matrix.
+SCANNED = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
+#: A mixture is chosen for a divergence a little below the one allowed: llama.cpp rounds the inputs
+#: of a matrix too, which the scan does not see.
+_ROOM = 0.9
+_TRIES = 6
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """One matrix in one type, everything else as it was.
+
+    Attributes:
+        tensor: its name.
+        kind: what became of it; llama.cpp gives another type where rows do not divide.
+        bits: a weight.
+        n_bytes: what it takes.
+        kl: mean divergence of the predictions, in nats.
+    """
+
+    tensor: str
+    kind: str
+    bits: float
+    n_bytes: int
+    kl: float
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A type for each matrix.
+
+    Attributes:
+        kinds: by tensor.
+        bits: a weight, over all of these matrices.
+        predicted_kl: the sum of their divergences.
+    """
+
+    kinds: Mapping[str, str]
+    bits: float
+    predicted_kl: float
+
+    @property
+    def file_type(self) -> FileType:
+        """The type that most matrices have, as the type of a file."""
+        name, _ = Counter(self.kinds.values()).most_common(1)[0]
+        return FILE_TYPES[name if name in FILE_TYPES else "F16"]
+
+    def recipe(self, why: str) -> Recipe:
+        """It as tensor types for llama-quantize."""
+        return Recipe(
+            "scan",
+            tuple(_patterns(self.kinds)),
+            f"{why}: {self.bits:.2f} bits a weight, predicted KL {self.predicted_kl:.2e}",
+        )
+
+
+class Scan:
+    """A checkpoint whose matrices can be exchanged one by one.
+
+    Args:
+        quantizer: makes the types.
+        source: the complete file.
+        reference: its checkpoint.
+        plan: of the conversion, which says what each matrix is made of.
+        utterances: what predictions are made of.
+        options: threads, and an importance matrix where one is given.
+        scratch: takes a file a type.
+    """
+
+    def __init__(
+        self,
+        quantizer: Quantizer,
+        source: Source,
+        reference: Reference,
+        plan: GgufPlan,
+        utterances: Utterances,
+        options: Options,
+        scratch: Scratch,
+    ) -> None:
+        self._quantizer, self._source, self._reference = quantizer, source, reference
+        self._plan, self._options, self._scratch = plan, options, scratch
+        self._sources = {
+            tensor.name: [part.source for part in tensor.parts]
+            for tensor in plan.tensors
+            if len(tensor.shape) == 2
+        }
+        self._files: dict[str, GgufFile] = {}
+        self._made: dict[tuple[str, str], ConvertedTensors] = {}
+        base = self._network({})
+        self._expected = [
+            (case, run_case(base, case))
+            for utterance in utterances
+            for case in cases(base.model, utterance)
+            if not case.stepwise and case.head != "text"
+        ]
+
+    def run(self, kinds: Sequence[GgmlType], progress: Progress) -> list[Sensitivity]:
+        """Every matrix in every type.
+
+        Raises:
+            InputError: a type cannot be read back.
+            EnvironmentFault: llama-quantize failed.
+        """
+        for kind in kinds:
+            self._make(kind, progress)
+        found: dict[tuple[str, str], Sensitivity] = {}
+        with progress("scanning", len(self._sources) * len(self._files), "matrices") as advance:
+            for name in self._sources:
+                for file in self._files.values():
+                    tensor = file.tensors[name]
+                    key = name, tensor.ggml_type.name
+                    if key not in found:  # a type that does not fit becomes one that is tried too
+                        kl = self.divergence({name: key[1]})
+                        bits = tensor.ggml_type.bits
+                        found[key] = Sensitivity(*key, bits, tensor.n_bytes, kl)
+                    advance(1)
+        return list(found.values())
+
+    def divergence(self, kinds: Mapping[str, str]) -> float:
+        """The mean divergence with these matrices in these types, in nats."""
+        network = self._network(kinds)
+        total = [kl_divergence(expected, run_case(network, case)) for case, expected in self._cases]
+        return float(np.concatenate(total).mean())
+
+    @property
+    def _cases(self) -> Iterator[tuple[Case, NDArray[np.float32]]]:
+        return iter(self._expected)
+
+    def _make(self, kind: GgmlType, progress: Progress) -> None:
+        if not can_decode(kind):
+            raise InputError(f"The type {kind.name} cannot be read back, which a scan needs.")
+        _, path = self._scratch.new()
+        options = Options(
+            threads=self._options.threads, tensor_types=(f"weight={kind.name.lower()}",)
+        )
+        imatrix = self._options.imatrix
+        given = None if imatrix in ("auto", "none") else Path(imatrix)
+        of_file = FILE_TYPES[kind.name if kind.name in FILE_TYPES else "Q8_0"]
+        with progress(f"making {kind.name}", 1, "") as advance:
+            self._quantizer.run(arguments_of(of_file, options, self._source.path, path, given))
+            advance(1)
+        file = self._files[kind.name] = GgufFile(path)
+        weights = ConvertedTensors(self._plan, file)
+        for name in self._sources:
+            self._made.setdefault((name, file.tensors[name].ggml_type.name), weights)
+
+    def _network(self, kinds: Mapping[str, str]) -> Any:  # noqa: ANN401 - torch comes late
+        from valle_convert.network.reference import ReferenceNetwork
+
+        exchanged = {
+            source: self._made[name, kind]
+            for name, kind in kinds.items()
+            for source in self._sources[name]
+            if kind != _KEPT
+        }
+        tensors = _Exchanged(self._reference.checkpoint.tensors, exchanged)
+        return ReferenceNetwork(tensors, self._reference.description)
+
+
+@dataclass(frozen=True)
+class _Exchanged:
+    """A checkpoint's tensors, some of them from elsewhere; a `NamedTensors`."""
+
+    base: NamedTensors
+    others: Mapping[str, NamedTensors]
+
+    def read(self, name: str) -> NDArray[Any]:
+        whole = self.base.read(name)
+        if name not in self.others:
+            return whole
+        found = self.others[name].read(name)
+        if found.shape == whole.shape:
+            return found
+        # A file has no rows that nothing reads.
+        flat = whole.astype(np.float32).reshape(-1, whole.shape[-1])
+        flat[: len(found.reshape(-1, whole.shape[-1]))] = found.reshape(-1, whole.shape[-1])
+        result: NDArray[Any] = flat.reshape(whole.shape)
+        return result
+
+
+#: A matrix that stays as the conversion has it.
+_KEPT = "F16"
+
+
+def choose_mixture(
+    sensitivities: Sequence[Sensitivity],
+    weights: Mapping[str, int],
+    *,
+    target_bits: float | None = None,
+    max_kl: float | None = None,
+) -> Mixture:
+    """The mixture with the least divergence of a size, or the smallest of a divergence.
+
+    Args:
+        sensitivities: of a scan; every matrix may stay in F16, too.
+        weights: how many each matrix has.
+        target_bits: a weight at most, over all matrices.
+        max_kl: predicted divergence at most, in nats.
+
+    Raises:
+        InputError: even the smallest types take more, or even F16 everywhere is not enough.
+    """
+    steps: dict[str, list[Sensitivity]] = {}
+    by_tensor: dict[str, list[Sensitivity]] = defaultdict(list)
+    for one in sensitivities:
+        by_tensor[one.tensor].append(one)
+    for name, found in by_tensor.items():
+        kept = Sensitivity(name, _KEPT, 16.0, 2 * weights[name], 0.0)
+        steps[name] = _hull([*found, kept])
+    at = dict.fromkeys(steps, 0)
+    n_bytes = sum(hull[0].n_bytes for hull in steps.values())
+    kl = sum(hull[0].kl for hull in steps.values())
+    n_weights = sum(weights[name] for name in steps)
+    budget = float("inf") if target_bits is None else target_bits * n_weights / 8
+    if n_bytes > budget:
+        raise InputError(
+            f"--target-bits is {target_bits:g}, and the smallest types of the scan take "
+            f"{8 * n_bytes / n_weights:.2f} bits a weight; give more bits, or smaller types."
+        )
+    queue = [_upgrade(name, hull, 0) for name, hull in steps.items() if len(hull) > 1]
+    heapq.heapify(queue)
+    while queue and (max_kl is None or kl > max_kl):
+        _, name = heapq.heappop(queue)
+        now, then = steps[name][at[name]], steps[name][at[name] + 1]
+        if n_bytes + then.n_bytes - now.n_bytes > budget:
+            continue  # a smaller matrix may still fit
+        at[name] += 1
+        n_bytes += then.n_bytes - now.n_bytes
+        kl += then.kl - now.kl
+        if at[name] + 1 < len(steps[name]):
+            heapq.heappush(queue, _upgrade(name, steps[name], at[name]))
+    kinds = {name: hull[at[name]].kind for name, hull in steps.items()}
+    return Mixture(kinds, 8 * n_bytes / n_weights, max(kl, 0.0))
+
+
+def mixture_within(
+    scan: Scan, sensitivities: Sequence[Sensitivity], weights: Mapping[str, int], max_kl: float
+) -> Mixture:
+    """The smallest mixture whose divergence, computed and not only summed up, is within a limit.
+
+    Raises:
+        InputError: there is none.
+    """
+    aim = _ROOM * max_kl
+    for _ in range(_TRIES):
+        mixture = choose_mixture(sensitivities, weights, max_kl=aim)
+        found = scan.divergence(mixture.kinds)
+        if found <= _ROOM * max_kl:
+            return replace(mixture, predicted_kl=found)
+        aim *= _ROOM * _ROOM * max_kl / found
+    raise InputError(
+        f"No mixture of these types was found whose KL is below {max_kl:g}; give a higher --max-kl."
+    )
+
+
+def _upgrade(name: str, hull: Sequence[Sensitivity], i: int) -> tuple[float, str]:
+    """What the next type up saves, a byte; the most comes first."""
+    now, then = hull[i], hull[i + 1]
+    return (then.kl - now.kl) / (then.n_bytes - now.n_bytes), name
+
+
+def _hull(found: Sequence[Sensitivity]) -> list[Sensitivity]:
+    """Types by size of which each is better than any mixture of its neighbours."""
+    hull: list[Sensitivity] = []
+    for one in sorted(found, key=lambda one: (one.n_bytes, one.kl)):
+        if hull and one.kl >= hull[-1].kl:
+            continue
+        while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-2], one):
+            hull.pop()
+        hull.append(one)
+    return hull
+
+
+def _slope(a: Sensitivity, b: Sensitivity) -> float:
+    return (b.kl - a.kl) / (b.n_bytes - a.n_bytes)
+
+
+def _patterns(kinds: Mapping[str, str]) -> Iterator[str]:
+    """`pattern=TYPE` for llama-quantize, layers of one kind and type together."""
+    layers: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name, kind in kinds.items():
+        block, dot, rest = name.removeprefix("blk.").partition(".")
+        if name.startswith("blk.") and dot and block.isdigit():
+            layers[rest, kind].append(block)
+        else:
+            yield f"{name.replace('.', chr(92) + '.')}={kind}"
+    for (rest, kind), blocks in layers.items():
+        numbers = "|".join(blocks)
+        yield f"blk\\.({numbers})\\.{rest.replace('.', chr(92) + '.')}={kind}"
