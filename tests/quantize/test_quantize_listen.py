@@ -247,7 +247,7 @@ def test_the_page_is_whole_in_a_browser(browser: Browser, heard: Path, width: in
     shown, window = page.evaluate(WIDTHS)
     assert shown <= window == width
     assert page.evaluate(VERDICT) < width
-    for text in ("FAILED", "smallest of these types", "Tensor by tensor", "valle-convert quantize"):
+    for text in ("FAILED", "within the noise of F16", "Tensor by tensor", "valle-convert quantize"):
         assert page.get_by_text(text).first.is_visible()
     assert page.locator("svg").count() == 4
     assert said == []

@@ -40,7 +40,7 @@ networks = st.dictionaries(
 
 
 @given(networks, st.floats(2.7, 16.0))
-def test_no_mixture_on_the_hull_of_that_size_is_better(
+def test_a_mixture_has_its_size_and_is_no_worse_than_one_type_for_all(
     network: dict[str, tuple[int, list[float]]], target: float
 ) -> None:
     weights = {name: 800 * n for name, (n, _) in network.items()}
@@ -48,7 +48,18 @@ def test_no_mixture_on_the_hull_of_that_size_is_better(
     mixture = choose_mixture(sensitivities(losses, weights), weights, target_bits=target)
     assert mixture.bits <= target
     assert mixture.predicted_kl == pytest.approx(loss(mixture.kinds, losses), abs=1e-9)
-    # Where greedy choice stops exactly at a size, nothing of that size loses less.
+    smallest = dict.fromkeys(losses, "Q2_K")
+    assert mixture.predicted_kl <= loss(smallest, losses) + 1e-9
+
+
+@given(networks, st.floats(1e-6, 1.0))
+def test_no_mixture_of_the_size_of_a_chosen_one_loses_less(
+    network: dict[str, tuple[int, list[float]]], limit: float
+) -> None:
+    weights = {name: 800 * n for name, (n, _) in network.items()}
+    losses = {name: sorted(found, reverse=True) for name, (_, found) in network.items()}
+    mixture = choose_mixture(sensitivities(losses, weights), weights, max_kl=limit)
+    assert mixture.predicted_kl <= limit
     for kinds in itertools.product([*KINDS, "F16"], repeat=len(losses)):
         other = dict(zip(losses, kinds, strict=True))
         if bits(other, weights) <= mixture.bits:

@@ -226,7 +226,7 @@ class QuantizeReport:
         n = len(self.listening.names)
         best = smallest_within(self.listening, heard)
         if best is None:
-            return f"None of these types is within the noise of F16, by {n} sentences."
+            return f"None of the files that pass is within the noise of F16, by {n} sentences."
         return (
             f"{best} is the smallest of these types within the noise of F16, by {n} sentences: its "
             "NLL is not worse by more than a standard error, and what it says is not worse by more "

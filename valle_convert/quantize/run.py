@@ -238,16 +238,16 @@ def _scan(
 def _check_options(out: Path, options: Options, *, single: bool, chooses: bool) -> None:
     if options.scan and options.dry_run:
         raise InputError("--scan measures; leave out --dry-run.")
-    if chooses and options.target_bits is None and "" not in options.max_kl:
-        raise InputError(
-            "--scan chooses the types itself where there is no --types; say for what, with "
-            "--target-bits or --max-kl."
-        )
     if chooses and any(
         name for values in (options.max_kl, options.min_agreement) for name in values
     ):
         raise InputError(
             "--scan without --types chooses one mixture; give limits without the name of a type."
+        )
+    if chooses and options.target_bits is None and "" not in options.max_kl:
+        raise InputError(
+            "--scan chooses the types itself where there is no --types; say for what, with "
+            "--target-bits or --max-kl."
         )
     if single and len(options.types) != 1 and not chooses:
         raise InputError(
