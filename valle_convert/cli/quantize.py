@@ -333,11 +333,11 @@ def quantize(
 ) -> None:
     """Quantize with llama-quantize, measure what it costs, and judge it (exit code 1: too much).
 
-    A VALL-E X is quantized as a set: IN is the file of its AR, and so is what is made.
+        A VALL-E X is quantized as a set: IN is the file of its AR, and so is what is made.
 
-    A folder gets one file a type, manifest.json, SHA256SUMS and sbom.cdx.json. Quality is
-    measured on stock llama.cpp against the checkpoint: KL divergence, error and best codes by
-    head and level; with --listen, also by what is said.
+        A folder gets one file a type, manifest.json, SHA256SUMS and sbom.cdx.json. Quality is
+        measured on stock llama.cpp against the checkpoint: KL divergence, error and best codes by
+        head and level; with --listen, also by what is said.
     """
     from valle_convert.api import read_checkpoint
     from valle_convert.files import check_outputs
