@@ -333,11 +333,11 @@ def quantize(
 ) -> None:
     """Quantize with llama-quantize, measure what it costs, and judge it (exit code 1: too much).
 
-        A VALL-E X is quantized as a set: IN is the file of its AR, and so is what is made.
+    A VALL-E X is quantized as a set: IN is the file of its AR, and so is what is made.
 
-        A folder gets one file a type, manifest.json, SHA256SUMS and sbom.cdx.json. Quality is
-        measured on stock llama.cpp against the checkpoint: KL divergence, error and best codes by
-        head and level; with --listen, also by what is said.
+    A folder gets one file a type, manifest.json, SHA256SUMS and sbom.cdx.json. Quality is
+    measured on stock llama.cpp against the checkpoint: KL divergence, error and best codes by
+    head and level; with --listen, also by what is said.
     """
     from valle_convert.api import read_checkpoint
     from valle_convert.files import check_outputs
@@ -356,22 +356,24 @@ def quantize(
 
     if (type_ is not None and types is not None) or not (type_ or types or scan):
         raise typer.BadParameter("give --types LIST, or one TYPE after OUT.gguf.")
-    _check_needs("--scan", scan, {"--scan-types": scan_types, "--target-bits": target_bits})
+    _check_needs(
+        ("--scan", scan, {"--scan-types": scan_types, "--target-bits": target_bits}),
+        (
+            "--listen",
+            listen,
+            {
+                "--sentences": sentences,
+                "--asr": asr,
+                "--codec": codec,
+                "--max-nll": max_nll,
+                "--min-retrieval": min_retrieval,
+            },
+        ),
+        ("--sentences", sentences, {"--voice": voice}),
+        ("--asr", asr, {"--max-wer": max_wer}),
+    )
     if target_bits is not None and (type_ or types):
         raise typer.BadParameter("--target-bits chooses the types itself; leave out --types.")
-    _check_needs(
-        "--listen",
-        listen,
-        {
-            "--sentences": sentences,
-            "--asr": asr,
-            "--codec": codec,
-            "--max-nll": max_nll,
-            "--min-retrieval": min_retrieval,
-        },
-    )
-    _check_needs("--sentences", sentences, {"--voice": voice})
-    _check_needs("--asr", asr, {"--max-wer": max_wer})
     reports = report or []
     matrix = Path(imatrix) if imatrix not in ("auto", "none") else None
     merged, adapters = split_loras(lora, lora_scale)
@@ -586,11 +588,12 @@ def check_manifest(
         raise typer.Exit(EXIT_FAILED_CHECK)
 
 
-def _check_needs(name: str, there: object, given: dict[str, object]) -> None:
+def _check_needs(*needs: tuple[str, object, dict[str, object]]) -> None:
     """Refuse options that mean nothing without another one."""
-    idle = [option for option, value in given.items() if value is not None]
-    if idle and not there:
-        raise typer.BadParameter(f"{', '.join(idle)} means nothing without {name}; give both.")
+    for name, there, given in needs:
+        idle = [option for option, value in given.items() if value is not None]
+        if idle and not there:
+            raise typer.BadParameter(f"{', '.join(idle)} means nothing without {name}; give both.")
 
 
 def _show(result: QuantizeReport) -> None:

@@ -239,6 +239,7 @@ def _check_options(out: Path, options: Options, *, single: bool) -> None:
         "--prune": options.prune,
         "--data": options.data is not None,
         "--listen": options.listen,
+        "--scan": options.scan,
         "--lora": bool(options.adapters),
         "--name-files, --quantized-by, --base-model, --license": options.identity != Identity(),
         "--imatrix FILE": options.imatrix not in (AUTO, NONE),
