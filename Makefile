@@ -83,8 +83,8 @@ fixtures: $(STAMP) ## Make the generated files again
 	$(BIN)/python fixtures/make_ipa.py
 
 browser: ## A Chromium for the test of the HTML report, where there is none and apt-get can be used
-	@command -v chromium google-chrome >/dev/null || { apt-get update -qq && \
-	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } || \
+	@command -v chromium google-chrome >/dev/null || { timeout 120 apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install -y -qq --no-install-recommends chromium; } || \
 	  echo "no Chromium could be installed: the test of the HTML report is skipped, and says so"
 
 llama-tools: $(STAMP) ## Build stock llama-quantize and llama-tokenize from the source package

@@ -52,6 +52,7 @@ ELSEWHERE = {
     "CHECKPOINT := ": "tests/quantize/test_ci.py",
     "size: {heads": "tests/checkpoint/test_hf_export.py",
     "valle-convert vallex-checkpoint.pt": "tests/cli/test_vallex_commands.py",
+    "valle-convert quantize model.sft scanned/": "tests/quantize/test_scan.py",
     "valle-convert quantize model.sft heard/": "tests/quantize/test_quantize_listen.py",
 }
 #: Pages whose commands have placeholders, or need a LoRA, an old file or a hub.
