@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from miniature import corpus
+from miniature.words import UNSEEN
 from valle_convert.audio import read_audio
 from valle_convert.extras import require
 from valle_convert.listening.measures import plain_words
@@ -51,7 +52,7 @@ def main() -> None:
 def language_model() -> Iterator[str]:
     """A bigram model in the ARPA format, with absolute discounting."""
     texts = [*islice(corpus.sentences(_SEEDS[0]), _SENTENCES)]
-    texts += islice(corpus.sentences(_SEEDS[1], corpus.UNSEEN), _SENTENCES // 10)
+    texts += islice(corpus.sentences(_SEEDS[1], UNSEEN), _SENTENCES // 10)
     lines = [["<s>", *plain_words(text), "</s>"] for text in texts]
     ones = Counter(word for line in lines for word in line)
     pairs = Counter(pair for line in lines for pair in pairwise(line))
