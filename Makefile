@@ -6,9 +6,6 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-# What is built has no time in it but that of the last commit.
-export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 1704067200)
-
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -44,6 +41,9 @@ locked: ## Make the environment in .venv with every file checked by its hash (re
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $(STAMP)
 
+# Its only time is that of the last commit. Not for all targets: llama.cpp's build takes the variable
+# for the wish to build for every processor there is.
+wheel: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 1704067200)
 wheel: ## Build the wheel, the same bytes each time
 	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .
 

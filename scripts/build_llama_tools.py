@@ -36,9 +36,9 @@ STAMP = "build.json"
 
 # A native build is refused on purpose. On some virtual machines the CPU announces AMX and faults
 # on its first instruction: a native llama.cpp then dies with SIGSEGV on the first batch of a
-# quantized model. So every instruction set is named, AMX is not among them, and one that
-# llama.cpp assumes but this CPU lacks is switched off.
-ASSUMED_BY_LLAMA_CPP = {
+# quantized model. So every instruction set is named, on or off, and AMX is not among them. Without
+# a name, these are on, but off where SOURCE_DATE_EPOCH is set: then AVX-512 does not compile.
+ON_IF_THERE = {
     "GGML_SSE42": {"sse4_2"},
     "GGML_AVX": {"avx"},
     "GGML_AVX2": {"avx2"},
@@ -163,7 +163,7 @@ def cmake_args_for_cpu(flags: frozenset[str] | None) -> list[str]:
     if flags is None:
         return args
     args += [
-        f"-D{name}=OFF" for name, needed in ASSUMED_BY_LLAMA_CPP.items() if not needed <= flags
+        f"-D{name}={'ON' if needed <= flags else 'OFF'}" for name, needed in ON_IF_THERE.items()
     ]
     if OFF_UNLESS_NAMED["GGML_AVX512"] <= flags:
         args += [f"-D{name}=ON" for name, needed in OFF_UNLESS_NAMED.items() if needed <= flags]

@@ -69,6 +69,8 @@ def build(folder: Path) -> Path:
     run([builder / "bin/python", "-m", "pip", "install", "--quiet", "hatchling"])
     os.environ["SOURCE_DATE_EPOCH"] = EPOCH
     run([builder / "bin/python", "-m", "hatchling", "build", "-t", "wheel"], cwd=copy)
+    # To llama.cpp's build it means: no instruction set that is not named.
+    del os.environ["SOURCE_DATE_EPOCH"]
     (wheel,) = (copy / "dist").glob("*.whl")
     return wheel
 

@@ -17,6 +17,12 @@ SKYLAKE = HASWELL | {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
 SAPPHIRE = SKYLAKE | {"avx512vbmi", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8"}
 
 
+def switches(**changed: str) -> list[str]:
+    """Each set named: what llama.cpp takes without a name hangs on the environment."""
+    names = ("SSE42", "AVX", "AVX2", "BMI2", "FMA", "F16C")
+    return [f"-DGGML_{name}={changed.get(name, 'ON')}" for name in names]
+
+
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("build_llama_tools", SCRIPT)
@@ -31,14 +37,15 @@ def script() -> ModuleType:
     ("flags", "expected"),
     [
         (None, []),
-        (OLD_XEON, ["-DGGML_AVX2=OFF", "-DGGML_BMI2=OFF", "-DGGML_FMA=OFF"]),
-        (HASWELL, []),
-        (SKYLAKE, ["-DGGML_AVX512=ON"]),
+        (OLD_XEON, switches(AVX2="OFF", BMI2="OFF", FMA="OFF")),
+        (HASWELL, switches()),
+        (SKYLAKE, [*switches(), "-DGGML_AVX512=ON"]),
         # Half of AVX-512 is none of it for llama.cpp, whatever else is announced.
-        (HASWELL | {"avx512f", "avx512_vnni"}, []),
+        (HASWELL | {"avx512f", "avx512_vnni"}, switches()),
         (
             SAPPHIRE,
             [
+                *switches(),
                 "-DGGML_AVX512=ON",
                 "-DGGML_AVX512_VBMI=ON",
                 "-DGGML_AVX512_VNNI=ON",
