@@ -18,13 +18,16 @@ import valle_convert
 from valle_convert.errors import ValleConvertError
 from valle_convert.llama.cpu import cpu_features, cpu_name, features_of_interest, usable_cores
 from valle_convert.llama.library import find_library, load_library
+from valle_convert.llama.mpt import prove_mpt
 from valle_convert.llama.probe import ProbeResult, prove_library
 from valle_convert.llama.programs import PROGRAMS, Program, find_program
 
 DISTRIBUTION = "valle-convert"
 LLAMA = "llama.cpp"  # the library, as something that a command needs
+MPT = "mpt"  # likewise: its graph of a VALL-E X
 
 SPEECH = "speech"  # the extra of that name: codec, phonemes, audio files
+VALLEX = "vallex"  # likewise: the readers of VALL-E X's texts
 
 # What a command needs beyond the packages that are always needed. `quantize` takes llama-quantize
 # where it finds it, and else the same routine of the library, which it measures with in any case.
@@ -38,6 +41,9 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "codec": (),
     "speak": (LLAMA, SPEECH),
     "transcribe": (LLAMA, SPEECH),
+    "verify (VALL-E X)": (LLAMA, MPT),
+    "quantize (VALL-E X)": (LLAMA, MPT),
+    "speak (VALL-E X)": (LLAMA, MPT, SPEECH, VALLEX),
 }
 
 
@@ -81,6 +87,8 @@ class LlamaReport:
         system_info: what llama.cpp says it was built with; None where it was not loaded.
         probe: how its self-test went; None where it failed or could not be run.
         problem: why it cannot be used and what to do; None where it works.
+        mpt_problem: why the sets of a VALL-E X cannot be run on it, though it works; None where
+            they can, or where it was not loaded.
     """
 
     path: Path | None
@@ -88,6 +96,7 @@ class LlamaReport:
     system_info: str | None
     probe: ProbeResult | None
     problem: str | None
+    mpt_problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -195,6 +204,10 @@ def examine_llama(probe: Callable[[], ProbeResult]) -> LlamaReport:
         system_info = load_library().system_info()
     except ValleConvertError as error:
         return LlamaReport(path, version, None, None, str(error))
+    try:
+        prove_mpt()
+    except ValleConvertError as error:
+        return LlamaReport(path, version, system_info, result, None, str(error))
     return LlamaReport(path, version, system_info, result, None)
 
 
@@ -216,7 +229,9 @@ def examine_commands(
 
     problems = {
         LLAMA: [] if llama.problem is None else [llama.problem],
+        MPT: [] if llama.mpt_problem is None else [llama.mpt_problem],
         SPEECH: problems_of(SPEECH),
+        VALLEX: problems_of(VALLEX),
     }
     common = problems_of("")
     return tuple(

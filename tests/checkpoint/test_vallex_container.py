@@ -169,6 +169,18 @@ def test_a_relative_is_refused_by_name(kind: str, tmp_path: Path) -> None:
         describe_vallex(checkpoint) if is_vallex(checkpoint) else describe(checkpoint)
 
 
+@pytest.mark.parametrize("name", ["valle_ar_mls_196000.bin", "valle_nar", "x.ckpt"])
+def test_amphion_is_known_by_what_is_in_the_file_whatever_it_is_called(
+    name: str, tmp_path: Path
+) -> None:
+    torch.save(amphion({}), tmp_path / name)
+    with pytest.raises(UnsupportedModelError, match=r"Amphion's VALL-E v2"):
+        describe(read_checkpoint(tmp_path / name))
+    torch.save(vallex_state(VallexShape()), tmp_path / name)
+    with pytest.raises(InputError, match="rename it to end in"):
+        read_checkpoint(tmp_path / name)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -43,6 +43,18 @@ def test_tokenize_takes_no_other_tokenizer_and_no_other_part(converted: Path, cl
         assert "give the file of the AR" in error_of(result, 2)
 
 
+def test_inspect_shows_no_row_without_a_value(converted: Path, cli: Cli) -> None:
+    """The golden codec of 64 codes is none that has a rate."""
+    for file in (converted, CHECKPOINT):
+        shown = cli("inspect", file).out
+        assert "codec" in shown
+        assert "rate" not in shown
+        assert not [line for line in shown.splitlines() if line.endswith(" ")]
+        assert (
+            json.loads(cli("inspect", file, "--json").out)["behaviour"]["frame rate (1/s)"] is None
+        )
+
+
 # ------------------------------------------------------------------------------ speaking
 
 QUICK = "--temperature 0 --max-seconds 0.2 --threads 1".split()

@@ -4,13 +4,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 
 from valle_convert.doctor import (
     DISTRIBUTION,
     LLAMA,
+    MPT,
     NEEDS,
     SPEECH,
+    VALLEX,
     LlamaReport,
     PackageReport,
     examine,
@@ -18,6 +22,7 @@ from valle_convert.doctor import (
     parse_requirement,
 )
 from valle_convert.errors import EnvironmentFault
+from valle_convert.llama.mpt import prove_relu
 from valle_convert.llama.probe import ProbeResult
 
 WORKING = LlamaReport(Path("libllama.so"), "0.3.36", "CPU : AVX2 = 1", ProbeResult(True, 0.0), None)
@@ -56,6 +61,39 @@ def test_a_library_that_kills_its_probe_is_reported_and_never_loaded() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert (child.returncode, child.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "broken"),
+    [
+        ("blk.0.ffn.act.scales", np.ones(64, np.float32)),  # plain GELU
+        ("blk.0.attn_output.weight", np.zeros((32, 32), np.float32)),  # nothing attends
+        ("token_embd.weight", None),  # a part without a tensor does not load
+    ],
+)
+def test_a_llama_cpp_that_computes_vall_e_x_wrongly_is_reported_for_its_commands_alone(
+    name: str, broken: np.ndarray | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a llama.cpp with another graph would give, by another file."""
+    original = gguf.GGUFWriter.add_tensor
+
+    def add(writer: gguf.GGUFWriter, found: str, tensor: np.ndarray) -> None:
+        if found != name:
+            original(writer, found, tensor)
+        elif broken is not None:
+            original(writer, found, broken)
+
+    prove_relu.cache_clear()
+    assert examine().llama.mpt_problem is None
+    prove_relu.cache_clear()
+    monkeypatch.setattr(gguf.GGUFWriter, "add_tensor", add)
+    report = examine()
+    prove_relu.cache_clear()
+    assert report.llama.problem is None
+    assert "llama.cpp" in (report.llama.mpt_problem or "")
+    broken_commands = {command.name for command in report.commands if command.missing}
+    assert broken_commands >= {"speak (VALL-E X)", "verify (VALL-E X)", "quantize (VALL-E X)"}
+    assert not broken_commands & {"verify", "quantize"}
 
 
 def test_nothing_found_is_a_report_and_no_error(
@@ -117,11 +155,14 @@ def test_a_missing_package_stops_every_command_and_one_of_an_extra_none() -> Non
     assert all("gguf is not installed" in command.missing[0] for command in commands)
     sound = PackageReport("soundfile", "0.14", None, "speech")
     stopped = [c.name for c in examine_commands((NUMPY, sound), WORKING) if c.missing]
-    assert stopped == ["speak", "transcribe"]
+    assert stopped == ["speak", "transcribe", "speak (VALL-E X)"]
+    pinyin = PackageReport("pypinyin", "0.50", None, "vallex")
+    stopped = [c.name for c in examine_commands((NUMPY, pinyin), WORKING) if c.missing]
+    assert stopped == ["speak (VALL-E X)"]
     extra = PackageReport("pytest", "8.3", None, "dev")
     assert not any(command.missing for command in examine_commands((NUMPY, extra), WORKING))
 
 
 def test_every_need_of_a_command_is_something_that_is_examined() -> None:
-    assert {need for needs in NEEDS.values() for need in needs} <= {LLAMA, SPEECH}
+    assert {need for needs in NEEDS.values() for need in needs} <= {LLAMA, MPT, SPEECH, VALLEX}
     assert DISTRIBUTION == "valle-convert"

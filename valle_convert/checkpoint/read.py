@@ -341,6 +341,8 @@ def _read_container(path: Path, tree: Tree, place: PurePath) -> _Contents:
     head = _first_bytes(path)
     suffix = path.suffix.lower()
     if head.startswith(b"PK\x03\x04"):
+        if suffix not in TORCH_SUFFIXES and (other := _amphion_contents(path)):
+            return other
         _check_suffix(path, suffix, TORCH_SUFFIXES, "a file of torch.save")
         return _read_torch(path, is_deepspeed=is_deepspeed(place.name))
     # A safetensors header begins with its length, and its JSON with a brace.
@@ -461,6 +463,16 @@ def _read_torch(path: Path, *, is_deepspeed: bool) -> _Contents:
         )
     extras.setdefault("stats", {"global_step": loaded.get("global_steps")})
     return _Contents("torch, DeepSpeed", parts["module"], extras)
+
+
+def _amphion_contents(path: Path) -> _Contents | None:
+    """Amphion's files, which are called `.bin`: they are refused for what they are."""
+    try:
+        contents = _read_torch(path, is_deepspeed=False)
+    except InputError:
+        return None
+    found = any(AMPHION_NAME.fullmatch(name) for name in contents.tensors.specs)
+    return contents if found else None
 
 
 def _icefall_contents(path: Path, loaded: Mapping[str, Any]) -> _Contents:

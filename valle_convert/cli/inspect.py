@@ -57,10 +57,11 @@ def inspect(
         return
     console.data(f"{summary.path}: {summary.kind}, {console.n_bytes(summary.n_bytes)}")
     for title, values in summary.sections():
-        if not values:
+        known = [(name, _show(value)) for name, value in values.items() if value is not None]
+        if not known:
             continue
         console.data(f"\n{title}")
-        console.data(console.table([(name, _show(value)) for name, value in values.items()]))
+        console.data(console.table(known))
     if summary.parts:
         console.data("\ntables and heads")
         console.data(
@@ -99,4 +100,4 @@ def _show(value: Any) -> str:  # noqa: ANN401 - a value of a report
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    return "" if value is None else str(value)
+    return str(value)

@@ -19,7 +19,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import gguf
 import numpy as np
 
 from valle_convert.errors import EnvironmentFault, InputError
@@ -28,6 +27,7 @@ from valle_convert.llama.cpu import usable_cores
 from valle_convert.llama.library import load_library
 from valle_convert.llama.probe import prove_library
 from valle_convert.llama.session import CAUSAL_UBATCH, CONTRAST, SAME_NMSE, SMALL_MODEL
+from valle_convert.llama.tiny_mpt import MPT_WIDTH, random_mpt, write_mpt
 from valle_convert.metrics import nmse
 
 #: llama.cpp's own limit, LLAMA_MAX_SEQ, is no lower.
@@ -37,6 +37,7 @@ _FIRST_ROOM = 1024
 #: GELU's distance from ReLU falls with the third power of k: 6e-8 of the logits at 64, measured,
 #: 9e-10 at 256 and 6e-13 at 4096, where float32 begins. Without the divisor it is 1e-2.
 _RELU_NMSE_AT_64, _RELU_FLOOR = 1e-6, 1e-11
+_PROVEN_FACTOR = 256  # of files that are no f32
 
 
 class MptSession:
@@ -351,45 +352,10 @@ def prove_relu(factor: int) -> None:
         EnvironmentFault: it is not.
     """
     library = load_library()
-    width, n_ff, n_rows = 32, 64, 32
-    draw = np.random.default_rng(0)
-
-    def normal(*shape: int) -> FloatArray:
-        return draw.standard_normal(shape, dtype=np.float32) / np.float32(np.sqrt(shape[-1]))
-
-    table, up, down = normal(n_rows, width), normal(n_ff, width), normal(width, n_ff)
-    up_bias = normal(n_ff)
-    ones, zeros = np.ones(width, np.float32), np.zeros(width, np.float32)
+    weights = random_mpt(attention=False)
+    inputs = np.random.default_rng(1).standard_normal((16, MPT_WIDTH), dtype=np.float32)
     with tempfile.TemporaryDirectory(prefix="valle-convert-") as folder:
-        path = Path(folder) / "relu.gguf"
-        writer = gguf.GGUFWriter(path, "mpt")
-        writer.add_context_length(64)
-        writer.add_embedding_length(width)
-        writer.add_block_count(1)
-        writer.add_feed_forward_length(n_ff)
-        writer.add_head_count(1)
-        writer.add_layer_norm_eps(1e-5)
-        writer.add_vocab_size(n_rows)
-        writer.add_tokenizer_model("no_vocab")
-        for name, tensor in {
-            "token_embd.weight": table,
-            "output_norm.weight": ones,
-            "blk.0.attn_norm.weight": ones,
-            "blk.0.attn_qkv.weight": np.zeros((3 * width, width), np.float32),
-            "blk.0.attn_output.weight": np.zeros((width, width), np.float32),
-            "blk.0.ffn_norm.weight": ones,
-            "blk.0.ffn_up.weight": up * factor,
-            "blk.0.ffn_up.bias": up_bias * factor,
-            "blk.0.ffn.act.scales": np.full(n_ff, factor, np.float32),
-            "blk.0.ffn_down.weight": down,
-            "blk.0.ffn_down.bias": zeros,
-        }.items():
-            writer.add_tensor(name, tensor)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        inputs = draw.standard_normal((16, width), dtype=np.float32)
+        (path,) = write_mpt(Path(folder), weights, factor)
         with (
             LlamaModel(library, path, use_mmap=False) as model,
             Context(
@@ -409,8 +375,9 @@ def prove_relu(factor: int) -> None:
                 np.ones(16, np.bool_),
                 causal=False,
             ).copy()
-    hidden = np.maximum(_normalized(inputs) @ up.T + up_bias, 0) @ down.T
-    error = nmse(_normalized(inputs + hidden) @ table.T, found)
+    up, down = weights["blk.0.ffn_up.weight"], weights["blk.0.ffn_down.weight"]
+    hidden = np.maximum(_normalized(inputs) @ up.T + weights["blk.0.ffn_up.bias"], 0) @ down.T
+    error = nmse(_normalized(inputs + hidden) @ weights["token_embd.weight"].T, found)
     allowed = max(_RELU_FLOOR, _RELU_NMSE_AT_64 * min(1.0, 64 / factor) ** 3)
     if not error <= allowed:
         raise EnvironmentFault(
@@ -419,6 +386,24 @@ def prove_relu(factor: int) -> None:
             f"{allowed:.1e} is allowed (normalized mean square); use the version of "
             "llama-cpp-python that this program was tested with (constraints.txt)."
         )
+
+
+def prove_mpt() -> None:
+    """Find out on a small split model that llama.cpp computes what a VALL-E X needs.
+
+    Raises:
+        EnvironmentFault: it does not.
+    """
+    weights = random_mpt(attention=True)
+    rows = dict(enumerate(weights["token_embd.weight"][:4]))
+    with tempfile.TemporaryDirectory(prefix="valle-convert-") as folder:
+        first, *others = write_mpt(Path(folder), weights, _PROVEN_FACTOR, split=True)
+        try:
+            MptSession(
+                first, others, probe_rows=rows, activation_factor=_PROVEN_FACTOR, n_threads=1
+            ).close()
+        except InputError as error:  # of a file of our own making
+            raise EnvironmentFault(str(error)) from error
 
 
 def _normalized(x: FloatArray) -> FloatArray:
