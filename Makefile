@@ -37,6 +37,8 @@ $(STAMP): pyproject.toml constraints.txt scripts/build_llama_tools.py
 
 locked: ## Make the environment in .venv with every file checked by its hash (requirements.lock)
 	$(PYTHON) -m venv $(VENV)
+	CMAKE_ARGS="$$($(BIN)/python scripts/build_llama_tools.py --print-cmake-args)" \
+	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) \
 	$(BIN)/python -m pip install --quiet --require-hashes $(addprefix --extra-index-url ,$(TORCH_INDEX)) -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $(STAMP)

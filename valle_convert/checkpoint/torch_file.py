@@ -27,10 +27,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from zlib_ng import zlib_ng
 
 from valle_convert.checkpoint.source import BFLOAT16, TensorSpec
 from valle_convert.errors import InputError
-from valle_convert.files import valid_utf8
+from valle_convert.files import os_fault, valid_utf8
 
 if TYPE_CHECKING:
     import torch
@@ -258,26 +259,31 @@ def check_sums(path: Path, *, pickle_only: bool = False) -> None:
         pickle_only: leave the tensors out.
 
     Raises:
-        InputError: an entry is not what was written, or cannot be read.
+        InputError: an entry is not what was written, or is cut off.
+        EnvironmentFault: the file cannot be read.
     """
-    name = ""
+    with _open_zip(path) as archive:
+        entries = _data_offsets(path, archive)
+    if not any(entry.CRC for entry in entries.values()):
+        return
+    piece = memoryview(bytearray(_PIECE_BYTES))
     try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            if not any(entry.CRC for entry in entries):
-                return
-            for entry in entries:
-                name = entry.filename
-                if pickle_only and not name.endswith("data.pkl"):
+        with path.open("rb", buffering=0) as file:
+            for start, entry in entries.items():
+                if pickle_only and not entry.filename.endswith("data.pkl"):
                     continue
-                with archive.open(entry) as file:
-                    while file.read(_PIECE_BYTES):
-                        pass
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError) as error:
-        raise InputError(
-            f"{path} is damaged: the entry {name} is not what was written, by its checksum "
-            f"({_first_line(error)}); copy or download it again."
-        ) from error
+                file.seek(start)
+                left, found = entry.file_size, 0
+                while left and (n_bytes := file.readinto(piece[: min(left, _PIECE_BYTES)])):
+                    found = zlib_ng.crc32(piece[:n_bytes], found)
+                    left -= n_bytes
+                if left or found != entry.CRC:
+                    raise InputError(
+                        f"{path} is damaged: the entry {entry.filename} is not what was written, "
+                        "by its checksum; copy or download it again."
+                    )
+    except OSError as error:
+        raise os_fault(f"{path} cannot be read", error) from error
 
 
 def _check_storages(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -298,7 +304,8 @@ def _check_storages(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     if not storages:
         return
     with _open_zip(path) as archive:
-        sizes = _data_offsets(path, archive)
+        entries = _data_offsets(path, archive)
+    sizes = {start: entry.file_size for start, entry in entries.items()}
     first = min(storages)
     starts = (first - offset for offset in sizes)
     # A file is mapped at the beginning of a page.
@@ -315,8 +322,8 @@ def _check_storages(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     )
 
 
-def _data_offsets(path: Path, archive: zipfile.ZipFile) -> dict[int, int]:
-    """Where the contents of each entry of a zip begin, and how many bytes they have.
+def _data_offsets(path: Path, archive: zipfile.ZipFile) -> dict[int, zipfile.ZipInfo]:
+    """The entries of a zip by where their contents begin.
 
     A zip says everything twice: in a table at its end, which zipfile reads, and before each entry,
     where torch looks as well. Here both say the same, and no entry lies in another.
@@ -324,7 +331,7 @@ def _data_offsets(path: Path, archive: zipfile.ZipFile) -> dict[int, int]:
     Raises:
         InputError: they do not.
     """
-    found: dict[int, int] = {}
+    found: dict[int, zipfile.ZipInfo] = {}
     end = 0
     entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
     with path.open("rb") as file:
@@ -360,7 +367,7 @@ def _data_offsets(path: Path, archive: zipfile.ZipFile) -> dict[int, int]:
                     "do not say the same, so that what is in it depends on the reader; save it "
                     "again with torch.save."
                 )
-            found[start] = entry.file_size
+            found[start] = entry
     return found
 
 
