@@ -5,7 +5,7 @@ process that has everything imported; the sources are in the page cache, the hub
 processor's time of all threads is compared, as the machine may be busy. What reads with torch
 is compared with the plain `.pth`, too.
 
-python benchmarks/bench_containers.py [--folder DIR] [--repeat 5] [--width 512]
+python benchmarks/bench_containers.py [--folder DIR] [--repeat 5] [--width 1024] [--layers 12]
 """
 
 from __future__ import annotations
@@ -66,12 +66,15 @@ def make_all(folder: Path, shape: Shape) -> dict[str, Callable[[], Path]]:
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Run it and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, help="where to work; 1 GB is needed")
+    parser.add_argument("--folder", type=Path, help="where to work; 5 GB are needed")
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--width", type=int, default=512, help="512 makes files of 90 MiB")
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--layers", type=int, default=12)
     arguments = parser.parse_args(argv)
     width = arguments.width
-    shape = Shape(dim=width, heads=width // 64, layers=6, audio_tokens=1024, bias=False)
+    shape = Shape(
+        dim=width, heads=width // 64, layers=arguments.layers, audio_tokens=1024, bias=False
+    )
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)

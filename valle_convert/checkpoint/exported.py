@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -206,6 +207,8 @@ def _tables_by_name(names: Sequence[str], where: str) -> dict[str, ExportRows]:
     return tables
 
 
+# Every name is looked at twice: for its row, and for being no string of the vocabulary.
+@lru_cache(1 << 15)
 def _table_of(name: str) -> tuple[str | None, str]:
     """The table that a token's name tells, and the row's own word in it."""
     for pattern, table in _NAMES:
