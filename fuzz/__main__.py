@@ -14,7 +14,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["GGML_NO_BACKTRACE"] = "1"
 PROJECT = Path(__file__).parents[1]
-sys.path[:0] = [str(PROJECT / "fixtures")]
+sys.path[:0] = [str(PROJECT / "fixtures"), str(PROJECT / "tests")]
 
 
 def main() -> int:

@@ -129,6 +129,52 @@ def converted() -> bytes:
 
 
 @cache
+def vallex() -> bytes:
+    """A checkpoint of VALL-E X, eight wide and one layer deep, in the container of icefall."""
+    from make_vallex import VallexShape, make_vallex
+
+    shape = VallexShape(dim=8, heads=2, layers=1, levels=3, codes=8, text_rows=72, languages=3)
+    return _written(lambda path: make_vallex(path, shape), "model.pt")
+
+
+@cache
+def vallex_set() -> dict[str, bytes]:
+    """The files that are made of it."""
+    from valle_convert.api import plan_vallex, write_set
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "model.pt").write_bytes(vallex())
+        write_set(plan_vallex(folder / "model.pt"), folder / "x.gguf")
+        return {path.name: path.read_bytes() for path in folder.glob("*.gguf")}
+
+
+@cache
+def old_gguf() -> bytes:
+    """A file that was made the old way, of the small checkpoint."""
+    from verify.old_files import make_old
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "model.sft", Path(folder) / "old.gguf"
+        source.write_bytes(checkpoint())
+        make_old(source, target, "F16")
+        return target.read_bytes()
+
+
+@cache
+def adapter() -> bytes:
+    """The LoRA, kept apart from the converted file."""
+    from valle_convert.api import write_lora
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "base.gguf").write_bytes(converted())
+        (folder / "lora.sft").write_bytes(lora())
+        write_lora(folder / "base.gguf", folder / "lora.sft", folder / "out.gguf")
+        return (folder / "out.gguf").read_bytes()
+
+
+@cache
 def gguf_file() -> bytes:
     """A GGUF file with a key of every type, and tensors of some."""
     from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded

@@ -85,12 +85,17 @@ def _read_gguf(folder: Path) -> None:
 
 def _make_model(rng: Random) -> Files:
     """A converted file with other keys and tensors, well-formed or not."""
+    if rng.randrange(3) == 0:
+        return {"x.gguf": _damaged(rng, _gguf_fields("converted"))}
+    return {"x.gguf": _rebuilt(rng, seeds.converted())}
+
+
+def _rebuilt(rng: Random, data: bytes) -> bytes:
+    """A GGUF file with other keys, types and shapes."""
     from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
     from valle_convert.gguf_file.types import GGML_TYPES
 
-    if rng.randrange(3) == 0:
-        return {"x.gguf": _damaged(rng, _gguf_fields("converted"))}
-    keys, tensors = _converted_parts()
+    keys, tensors = _gguf_parts(data)
     chosen = rng.sample(sorted(keys), 6)
     tree = damage_tree(rng, json.loads(json.dumps({name: keys[name][0] for name in chosen})))
     tree = tree if isinstance(tree, dict) else {chosen[0]: tree}
@@ -101,7 +106,7 @@ def _make_model(rng: Random) -> Files:
     changed += [(str(name), value, "string") for name, value in tree.items()]
     if rng.randrange(4) == 0:
         del changed[rng.randrange(len(changed))]
-    entries, data, offset = [], [], 0
+    entries, values, offset = [], [], 0
     for name, (shape, kind, raw) in tensors.items():
         if rng.randrange(40) == 0:
             kind = rng.choice(list(GGML_TYPES))  # noqa: PLW2901
@@ -113,8 +118,8 @@ def _make_model(rng: Random) -> Files:
         except ValueError:
             continue
         entries.append(entry)
-        data.append(raw[:n_bytes].ljust(padded(n_bytes), b"\0"))
-        offset += len(data[-1])
+        values.append(raw[:n_bytes].ljust(padded(n_bytes), b"\0"))
+        offset += len(values[-1])
     packed = []
     for name, value, kind in changed:
         try:
@@ -122,14 +127,16 @@ def _make_model(rng: Random) -> Files:
         except (ValueError, TypeError, OverflowError, AttributeError, struct.error):
             continue
         packed.append(Key(name, value, kind))
-    return {"x.gguf": b"".join([pack_header(packed, entries), *data])}
+    return b"".join([pack_header(packed, entries), *values])
 
 
 @cache
-def _converted_parts() -> tuple[dict[str, tuple[Any, str]], dict[str, tuple[Any, str, bytes]]]:
+def _gguf_parts(
+    data: bytes,
+) -> tuple[dict[str, tuple[Any, str]], dict[str, tuple[Any, str, bytes]]]:
     from valle_convert.gguf_file.read import GgufFile
 
-    file = GgufFile(Path("converted.gguf"), seeds.converted())
+    file = GgufFile(Path("seed.gguf"), data, allow_part=True)
     keys = {name: (file.keys[name], file.key_types[name]) for name in file.keys}
     tensors = {
         name: (tensor.shape, tensor.ggml_type.name, tensor.data.tobytes())
@@ -952,6 +959,104 @@ def _read_ecdc(folder: Path) -> None:
     read_codes(folder / "x.ecdc")
 
 
+# ------------------------------------------------------- VALL-E X, old files and adapters
+
+
+@cache
+def _vallex_parts() -> tuple[list[tuple[str, bytes]], list[bytes]]:
+    entries = formats.zip_entries(seeds.vallex())
+    (pickled,) = [entry for name, entry in entries if name.endswith("data.pkl")]
+    return entries, pickle_opcodes(pickled)
+
+
+def _make_vallex(rng: Random) -> Files:
+    """The container of icefall: its pickle, and the entries around it."""
+    entries, opcodes = _vallex_parts()
+    if rng.randrange(4) == 0:
+        return {"x.pt": damage_bytes(rng, seeds.vallex())}
+    pickled = damage_pickle(rng, opcodes)
+    made = [(name, pickled if name.endswith("data.pkl") else one) for name, one in entries]
+    return {"x.pt": formats.zip_of(made)}
+
+
+def _read_vallex(folder: Path) -> None:
+    from valle_convert.checkpoint.read import read_checkpoint
+    from valle_convert.gguf_file.vallex import plan_vallex
+    from valle_convert.gguf_file.write import header_of
+
+    plan = plan_vallex(read_checkpoint(folder / "x.pt"), out_type="auto")
+    for part in plan.files(folder / "x.gguf").values():
+        header_of(part)
+
+
+def _make_set(rng: Random) -> Files:
+    """A converted VALL-E X: one file damaged, missing, or in the place of another."""
+    files = dict(seeds.vallex_set())
+    one, other = rng.sample(sorted(files), 2)
+    match rng.randrange(6):
+        case 0:
+            del files[one]
+        case 1:
+            files[one] = files[other]
+        case 2:
+            files[one] = _damaged(rng, formats.gguf_fields(files[one]))
+        case _:
+            files[one] = _rebuilt(rng, files[one])
+    return files
+
+
+def _read_set(folder: Path) -> None:
+    """What is let through, llama.cpp has to survive: it runs in this very process."""
+    from valle_convert.inspect import inspect_file
+    from valle_convert.network.vallex_converted import VallexGguf
+
+    path = folder / "x.gguf"
+    json.dumps(inspect_file(path).to_json())
+    with VallexGguf(path, n_threads=1) as network:
+        network.model  # noqa: B018
+
+
+def _make_old(rng: Random) -> Files:
+    """A file that was made the old way."""
+    data = seeds.old_gguf()
+    if rng.randrange(3) == 0:
+        return {"x.gguf": _damaged(rng, formats.gguf_fields(data))}
+    return {"x.gguf": _rebuilt(rng, data)}
+
+
+def _read_old(folder: Path) -> None:
+    from valle_convert.api import plan_repair
+    from valle_convert.gguf_file.read import GgufFile
+    from valle_convert.gguf_file.write import header_of, pieces
+    from valle_convert.inspect import inspect_file
+
+    path = folder / "x.gguf"
+    GgufFile(path)
+    json.dumps(inspect_file(path).to_json())
+    plan = plan_repair(path)
+    header_of(plan)
+    for tensor in plan.tensors:
+        for _ in pieces(plan, tensor):
+            pass
+
+
+def _make_adapter(rng: Random) -> Files:
+    """A LoRA that was kept apart."""
+    data = seeds.adapter()
+    if rng.randrange(3) == 0:
+        return {"x.gguf": _damaged(rng, formats.gguf_fields(data))}
+    return {"x.gguf": _rebuilt(rng, data)}
+
+
+def _read_adapter(folder: Path) -> None:
+    from valle_convert.checkpoint.lora import LoraFile
+    from valle_convert.gguf_file.adapter import open_adapter
+    from valle_convert.gguf_file.read import GgufFile
+
+    base = GgufFile(Path("converted.gguf"), seeds.converted())
+    open_adapter(LoraFile(folder / "x.gguf"), base)
+
+
 # ------------------------------------------------------------------------ folders, reports
 
 
@@ -1101,6 +1206,10 @@ TARGETS: Mapping[str, Target] = {
             _read_report,
             _one("x.json", lambda: json.dumps(_REPORT).encode()),
         ),
+        Target("vallex", _make_vallex, _read_vallex, _one("x.pt", seeds.vallex)),
+        Target("set", _make_set, _read_set, lambda: [seeds.vallex_set()]),
+        Target("old", _make_old, _read_old, _one("x.gguf", seeds.old_gguf)),
+        Target("adapter", _make_adapter, _read_adapter, _one("x.gguf", seeds.adapter)),
         Target("list", _make_list, _read_list, _one("x.tsv", lambda: b"a.wav\tb\n")),
     )
 }

@@ -1,6 +1,6 @@
 """What is left when a run is killed, interrupted, or let down by the machine; counted.
 
-    python scripts/faults.py [--kills 60] [--seed 0] [--only convert,imatrix] [--json counts.json]
+    python scripts/faults.py [--kills 60] [--seed 0] [--only convert imatrix] [--json counts.json]
 
 Every operation writes over files of an earlier run, and into an empty folder. After each fault
 there is the old file or the whole new one, by its bytes; whatever else lies there must be known as
@@ -127,6 +127,34 @@ OPERATIONS = (
         lambda given, out: ["codec", given / "codec", out / "c.gguf", "--outtype", "f32"],
         ("c.gguf",),
     ),
+    Operation(
+        "export",
+        lambda given, out: ["export", given / "model.gguf", out / "e", "--force"],
+        lambda given, out: ["export", given / "sub/model.gguf", out / "e"],
+        ("e/fp32.sft",),
+    ),
+    Operation(
+        "export, Hugging Face",
+        lambda given, out: [
+            *("export", given / "model.gguf", out / "e", "--format", "hf", "--force")
+        ],
+        lambda given, out: ["export", given / "small.gguf", out / "e", "--format", "hf"],
+        tuple(
+            f"e/{name}"
+            for name in (
+                *("model.safetensors", "config.json"),
+                *("tokenizer.json", "tokenizer_config.json"),
+            )
+        ),
+    ),
+    Operation(
+        "convert, VALL-E X",
+        lambda given, out: [given / "x.pt", out / "x.gguf", "--verify", "none", "--force"],
+        lambda given, out: [
+            *(given / "x.pt", out / "x.gguf", "--verify", "none", "--outtype", "q8_0")
+        ],
+        ("x.gguf", "x-nar.gguf", *(f"x-nar-{level}.gguf" for level in range(1, 8))),
+    ),
 )
 
 
@@ -151,12 +179,17 @@ def prepare(folder: Path) -> None:
 
     shutil.copy(PROJECT / "miniature" / "miniature.sft", folder / "model.sft")
     shutil.copy(PROJECT / "fixtures/golden/ar-nar-len/fp32.sft", folder / "small.sft")
+    shutil.copy(PROJECT / "fixtures/golden/valle-x-small/vallex-checkpoint.pt", folder / "x.pt")
     shutil.copytree(PROJECT / "fixtures/golden/encodec-small/hf", folder / "codec")
     for name, kind in (("wrong.gguf", "F16"), ("other.gguf", "F32")):
         make_old(folder / "small.sft", folder / name, kind)
     (folder / "sub").mkdir()
-    for name, kind in (("model.gguf", "f16"), ("sub/model.gguf", "f32")):
-        made = run([folder / "model.sft", folder / name, "--verify", "none", "--outtype", kind])
+    for source, name, kind in (
+        ("model.sft", "model.gguf", "f16"),
+        ("model.sft", "sub/model.gguf", "f32"),
+        ("small.sft", "small.gguf", "f32"),
+    ):
+        made = run([folder / source, folder / name, "--verify", "none", "--outtype", kind])
         made.check_returncode()
 
 
@@ -193,7 +226,7 @@ class Stage:
         self._old, self._new, again = (digests(one, operation.outputs) for one in made)
         if self._new != again or set(self._new) != set(operation.outputs):
             raise RuntimeError(f"{operation.name} writes other bytes each time: nothing to compare")
-        if any(self._old[name] == self._new[name] for name in self._new):
+        if self._old == self._new:
             raise RuntimeError(f"{operation.name}: the old files are the new ones")
         self.n_bytes = max((made[1] / name).stat().st_size for name in operation.outputs)
 
@@ -229,6 +262,8 @@ class Stage:
         found = digests(out, names)
         states = set()
         for name in names:
+            if with_old and found.get(name) == self._old[name] == self._new[name]:
+                continue  # it tells nothing
             if found.get(name) == self._new[name]:
                 states.add(NEW)
             elif found.get(name) == (self._old[name] if with_old else None):
@@ -511,12 +546,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=60, help="for each operation")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", help="operations, with commas between")
+    parser.add_argument("--only", nargs="+", help="names of operations")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     sys.path[:0] = [str(PROJECT), str(PROJECT / "fixtures"), str(PROJECT / "tests" / "verify")]
     rows: dict[tuple[str, str], Counter[str]] = {}
-    only = given.only.split(",") if given.only else [one.name for one in OPERATIONS]
+    only = given.only or [one.name for one in OPERATIONS]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)  # nobody reads the inputs
