@@ -25,6 +25,7 @@ from checkpoint.small_hub import SmallHub, small_hub
 from huggingface_hub import constants
 from make_checkpoint import Shape, config_of
 from support import PROJECT, Cli, error_of
+from verify.old_files import make_old
 
 from valle_convert import read_checkpoint
 from valle_convert.checkpoint.hub import parse_location
@@ -577,6 +578,64 @@ def test_progress_is_shown(hub: SmallHub, tmp_path: Path) -> None:
     assert [(total, unit, done) for _, total, unit, done in shown] == [(size, "B", size)]
     assert shown[0][0].startswith("downloading")
     assert not (tmp_path / "out.gguf").exists()
+
+
+def test_every_command_takes_a_gguf_file_of_the_hub(
+    hub: SmallHub, published: dict[str, bytes], tmp_path: Path, cli: Cli
+) -> None:
+    (tmp_path / "fp32.sft").write_bytes(published[WEIGHTS])
+    assert cli(tmp_path / "fp32.sft", tmp_path / "m.gguf", "--verify", "none").code == 0
+    make_old(tmp_path / "fp32.sft", tmp_path / "old.gguf")
+    hub.add("me/files", {n: (tmp_path / n).read_bytes() for n in ("m.gguf", "old.gguf")})
+    model, old = "hf:me/files:m.gguf", "hf:me/files:old.gguf"
+    codes = tmp_path / "codes.npz"
+    for command in (
+        ("verify", model),
+        ("verify", f"hf:{REPO}/{NAME}", model, "--level", "structure"),
+        ("tokenize", model, "həlˈoʊ"),
+        (
+            "speak",
+            model,
+            "--phonemes",
+            "həlˈoʊ",
+            "--save-codes",
+            codes,
+            "--max-seconds",
+            "0.2",
+            "--language",
+            "en",
+        ),
+        ("transcribe", model, codes),
+        ("export", model, tmp_path / "export"),
+        ("repair", old, tmp_path / "repaired.gguf", "--verify", "none"),
+        ("quantize", model, tmp_path / "q8.gguf", "Q8_0", "--no-measure"),
+        ("compare", model, tmp_path / "m.gguf", "--exit-code"),
+    ):
+        result = cli(*command)
+        assert result.code == 0, (command, result.err)
+    # Each was downloaded once.
+    assert hub.sent(".gguf") == sum(
+        (tmp_path / name).stat().st_size for name in ("m.gguf", "old.gguf")
+    )
+    message = error_of(cli("tokenize", f"hf:{REPO}/{NAME}", "a"), 2)
+    assert "is no GGUF file" in message
+    assert "no file" in error_of(cli("tokenize", "hf:me/files:n.gguf", "a"), 2)
+
+
+def test_of_a_vall_e_x_every_file_of_the_set_is_had(
+    hub: SmallHub, tmp_path: Path, cli: Cli
+) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    source = PROJECT / "fixtures" / "golden" / "valle-x-small" / "vallex-checkpoint.pt"
+    assert cli(source, made / "x.gguf", "--verify", "none").code == 0
+    files = {path.name: path.read_bytes() for path in made.iterdir()}
+    hub.add("me/x", files | {"other.bin": b"large"})
+    assert cli("verify", source, "hf:me/x:x.gguf", "--level", "structure").code == 0
+    assert hub.sent(".gguf") == sum(map(len, files.values()))
+    del files["x-nar-3.gguf"]
+    hub.add("me/part", files)
+    assert "x-nar-3.gguf" in error_of(cli("tokenize", "hf:me/part:x.gguf", "a"), 2)
 
 
 def test_locations() -> None:

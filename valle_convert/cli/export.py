@@ -9,6 +9,7 @@ import typer
 
 from valle_convert.cli import console
 from valle_convert.cli.options import ForceOption, JsonOption, TokenizerOption
+from valle_convert.cli.remote import local_gguf
 
 
 def register(app: typer.Typer) -> None:
@@ -51,7 +52,7 @@ def export(
     from valle_convert.gguf_file.export import export_file
 
     done = export_file(
-        gguf,
+        local_gguf(gguf),
         folder,
         format_=format_,
         dtype=dtype,

@@ -15,6 +15,7 @@ from valle_convert.cli.options import (
     LoraAlphaOption,
     LoraScaleOption,
 )
+from valle_convert.cli.remote import local_gguf
 
 
 def register(app: typer.Typer) -> None:
@@ -64,7 +65,7 @@ def lora(
 
     check_outputs({"OUT.gguf": out}, inputs=[base, source, config], force=force)
     written = write_lora(
-        base,
+        local_gguf(base, or_checkpoint=True),
         source,
         out,
         out_type=out_type,

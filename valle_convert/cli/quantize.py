@@ -24,6 +24,7 @@ from valle_convert.cli.options import (
     paths_of,
     split_loras,
 )
+from valle_convert.cli.remote import local_gguf
 from valle_convert.cli.speak import CodecOption
 from valle_convert.errors import EXIT_FAILED_CHECK
 
@@ -440,6 +441,7 @@ def quantize(
         )
         check_reports(reports, sources=[source], force=force)
         keep_log = held.enter_context(LogFile(log, force=force))
+        source = local_gguf(source, or_checkpoint=True)
         if checkpoint is None and not is_gguf(source):
             checkpoint = source
         if checkpoint is None and revision is not None:
@@ -555,7 +557,7 @@ def compare(
     """Say what differs between two GGUF files, key by key and tensor by tensor."""
     from valle_convert.gguf_file.compare import compare_files
 
-    result = compare_files(first, second, progress=console.progress_bar)
+    result = compare_files(local_gguf(first), local_gguf(second), progress=console.progress_bar)
     if json_:
         console.data_json(result.to_json())
     else:

@@ -15,6 +15,7 @@ from valle_convert.cli.options import (
     JsonOption,
     TokenizerOption,
 )
+from valle_convert.cli.remote import local_gguf
 
 
 def register(app: typer.Typer) -> None:
@@ -58,5 +59,6 @@ def repair(
 
     check_outputs({"NEW.gguf": out}, inputs=[old, config, biases, tokenizer], force=force)
     check_readable(out, verify)
+    old = local_gguf(old)
     plan = plan_repair(old, config=config, biases=biases, tokenizer=tokenizer)
     carry_out(plan, out, verify, force=force, as_json=json_)

@@ -23,6 +23,7 @@ from valle_convert.cli.options import (
     LoraScaleOption,
     paths_of,
 )
+from valle_convert.cli.remote import local_gguf
 from valle_convert.errors import EXIT_INTERRUPTED, InputError
 from valle_convert.progress import Advance
 
@@ -48,7 +49,12 @@ _NOT_OF_VALLEX = (
 
 GgufArgument = Annotated[
     Path,
-    typer.Argument(metavar="GGUF", help="A converted file, quantized or not.", show_default=False),
+    typer.Argument(
+        metavar="GGUF",
+        help="A converted file, quantized or not; or hf:OWNER/REPO:NAME.gguf on the Hugging Face "
+        "hub.",
+        show_default=False,
+    ),
 ]
 CodecOption = Annotated[
     str | None,
@@ -282,6 +288,7 @@ def speak(
     from valle_convert.gguf_file.vallex import open_if_vallex
     from valle_convert.speech.common import is_codes_file
 
+    gguf = local_gguf(gguf)
     vallex = open_if_vallex(gguf)
     _check_family(context, vallex)
     inputs = [gguf] if vallex is None else [file.path for file in vallex.files]
@@ -364,6 +371,7 @@ def transcribe(
     from valle_convert.speech.common import is_codes_file
 
     begin = time.perf_counter()
+    gguf = local_gguf(gguf)
     with _open_speaker(gguf, codec, threads, not is_codes_file(speech)) as speaker:
         loaded = time.perf_counter() - begin
         heard = speaker.transcribe(

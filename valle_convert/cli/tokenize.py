@@ -11,6 +11,7 @@ import typer
 
 from valle_convert.cli import console
 from valle_convert.cli.options import JsonOption, check_utf8
+from valle_convert.cli.remote import local_gguf
 from valle_convert.errors import EXIT_FAILED_CHECK, InputError
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def tokenize(
     from valle_convert.tokenizer.oracle import HuggingFaceOracle, LlamaTokenizer, Oracle, Setting
     from valle_convert.tokenizer.recorded import recorded_tokenizer
 
+    gguf = local_gguf(gguf)
     oracle: Oracle
     if (vallex := open_if_vallex(gguf)) is not None:
         if tokenizer is not None:

@@ -9,6 +9,7 @@ import typer
 
 from valle_convert.cli import console
 from valle_convert.cli.options import ForceOption, JsonOption, check_utf8
+from valle_convert.cli.remote import local_gguf
 from valle_convert.cli.speak import CodecOption, LanguageOption
 from valle_convert.errors import InputError
 
@@ -108,6 +109,7 @@ def utterances(
     sources += [one for one in (list_, voice, Path(codec) if codec else None) if one is not None]
     heard = [*(one.path for one in recorded), *([voice] if voice else [])]
     _check_recordings(heard)
+    model = local_gguf(model)
     file = GgufFile(model)
     opened = open_model(file)
     true_ids = file.keys[TRUE_IDS_KEY]

@@ -24,6 +24,7 @@ from valle_convert.cli.options import (
     paths_of,
     split_loras,
 )
+from valle_convert.cli.remote import local_gguf
 
 if TYPE_CHECKING:
     from valle_convert.verify.report import Report
@@ -108,6 +109,9 @@ def verify(
         inputs=[checkpoint, gguf, config, *paths_of(lora), tokenizer, recording, biases],
         force=force,
     )
+    checkpoint = local_gguf(checkpoint, or_checkpoint=True)
+    if gguf is not None:
+        gguf = local_gguf(gguf)
     result: Report
     if gguf is None:
         if revision is not None or not is_gguf(checkpoint):

@@ -372,12 +372,8 @@ def open_set(path: Path) -> VallexSet:
     if not is_vallex_part(ar.keys):
         raise InputError(f"{path} is no file of a VALL-E X; `valle-convert inspect` tells more.")
     _check_kind(ar, AR, 0)
-    shapes = KeyReader(ar.keys)
-    n_levels = shapes.number("valle.codec.levels")
-    if not 2 <= n_levels <= 64:
-        raise InputError(f"{path}: valle.codec.levels is {n_levels}; convert the checkpoint again.")
     parts: list[GgufFile] = []
-    for i, beside in enumerate(set_paths(path, n_levels - 1)[1:]):
+    for i, beside in enumerate(set_paths(path, n_parts_of(ar))[1:]):
         check_input_file(beside, f"part of {path.name}")
         part = GgufFile(beside, allow_part=True)
         _check_kind(part, LEVEL if i else BODY, i)
@@ -391,6 +387,20 @@ def open_set(path: Path) -> VallexSet:
     body, *levels = parts
     model = _read_model(ar, body, levels)
     return VallexSet(model, ar, body, tuple(levels))
+
+
+def n_parts_of(ar: GgufFile) -> int:
+    """How many first parts belong to an AR's file.
+
+    Raises:
+        InputError: it does not say, or says what cannot be.
+    """
+    n_levels = KeyReader(ar.keys).number("valle.codec.levels")
+    if not 2 <= n_levels <= 64:
+        raise InputError(
+            f"{ar.path}: valle.codec.levels is {n_levels}; convert the checkpoint again."
+        )
+    return n_levels - 1
 
 
 def _check_kind(file: GgufFile, kind: str, level: int) -> None:

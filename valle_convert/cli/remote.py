@@ -1,0 +1,44 @@
+"""GGUF files of a command line that are on the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from valle_convert.cli import console
+
+
+def local_gguf(path: Path, *, or_checkpoint: bool = False) -> Path:
+    """A GGUF file, downloaded into the hub's cache where `path` is on the hub.
+
+    Of a VALL-E X, every file of the set is.
+
+    Args:
+        path: as the user wrote it.
+        or_checkpoint: whether it may be a checkpoint as well; then it is left as it is.
+
+    Raises:
+        InputError: it is no GGUF file, or is not there.
+        EnvironmentFault: the hub cannot be reached.
+    """
+    from valle_convert.checkpoint.hub import HubTree, is_on_hub, parse_location
+    from valle_convert.errors import InputError
+
+    if not is_on_hub(path) or (or_checkpoint and path.suffix != ".gguf"):
+        return path
+    if path.suffix != ".gguf":
+        raise InputError(
+            f"{path} is no GGUF file, where hf:OWNER/REPO:NAME.gguf or a file here is expected; "
+            f"convert it first: valle-convert {path} OUT.gguf."
+        )
+    from valle_convert.gguf_file.read import GgufFile, is_gguf
+    from valle_convert.gguf_file.vallex import AR, PART_KEY, is_vallex_part, n_parts_of, set_paths
+
+    tree = HubTree(parse_location(str(path)), progress=console.progress_bar)
+    place = tree.resolve()
+    local = tree.get(place)
+    if is_gguf(local):
+        file = GgufFile(local, allow_part=True)
+        if is_vallex_part(file.keys) and file.keys.get(PART_KEY) == AR:
+            for part in set_paths(Path(place), n_parts_of(file))[1:]:
+                tree.get(part)
+    return local
