@@ -20,7 +20,9 @@ import numpy as np
 import pytest
 import soundfile
 from make_checkpoint import Shape, make_checkpoint
+from quantize.test_vallex_imatrix import voice_file
 from support import GOLDEN, PROJECT
+from vallex_golden import CHECKPOINT as VALLEX
 
 from valle_convert import plan_conversion, write_gguf
 
@@ -36,6 +38,8 @@ NEEDED = {
         "a.wav",
         "b.flac",
         "list.tsv",
+        "vallex-checkpoint.pt",
+        "voices",
     ],
     "docs/speak.md": [
         "model.gguf",
@@ -51,7 +55,7 @@ ELSEWHERE = {
     "name: ": "tests/quantize/test_ci.py",
     "CHECKPOINT := ": "tests/quantize/test_ci.py",
     "size: {heads": "tests/checkpoint/test_hf_export.py",
-    "valle-convert vallex-checkpoint.pt": "tests/cli/test_vallex_commands.py",
+    "valle-convert vallex-checkpoint.pt out.gguf": "tests/cli/test_vallex_commands.py",
     "valle-convert quantize model.sft scanned/": "tests/quantize/test_scan.py",
     "valle-convert quantize model.sft heard/": "tests/quantize/test_quantize_listen.py",
 }
@@ -143,6 +147,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("prompt.wav", "speech.wav", "a.wav", "b.flac"):
         soundfile.write(folder / name, 0.1 * rng.standard_normal(24_000), 24_000)
     (folder / "list.tsv").write_text("a.wav\tHello world.\nb.flac\tHow are you?\n")
+    shutil.copy(VALLEX, folder / "vallex-checkpoint.pt")
+    (folder / "voices").mkdir()
+    for n in (30, 41):
+        voice_file(folder / "voices" / f"{n}.npz", n)
     (folder / "text.txt").write_text("One. Two.\n")
     snapshot = folder / "hub" / "hub" / "models--facebook--encodec_24khz" / "snapshots" / ("a" * 40)
     shutil.copytree(GOLDEN / "encodec-small" / "hf", snapshot)
@@ -186,7 +194,8 @@ def run(prepared: Path, script: str, folder: Path | None = None) -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in PAGES_ELSEWHERE])
 def test_a_page_does_what_it_says(page: str, prepared: Path, tmp_path: Path) -> None:
     for name in NEEDED.get(page, []):
-        shutil.copy(prepared / name, tmp_path / name)
+        copy = shutil.copytree if (prepared / name).is_dir() else shutil.copy
+        copy(prepared / name, tmp_path / name)
     for block in blocks(page):
         if block.language == "python":
             program = f"from __future__ import annotations\n{block.text}\n"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from make_vallex import VallexShape, make_vallex
+from quantize.test_vallex_imatrix import voice_file
 from support import Cli, error_of
 from vallex_golden import CHECKPOINT
 
@@ -160,9 +161,129 @@ def test_what_is_wrong_before_is_seen_after(golden_set: Path, cli: Cli, tmp_path
     assert made.code == 1, made
 
 
+# ------------------------------------------------------------------------ the folder
+
+
+def made_at(folder: Path, name: str) -> list[int]:
+    return [path.stat().st_mtime_ns for path in set_paths(folder / name, 7)]
+
+
+def test_resume_keeps_whole_sets_and_prune_removes_what_is_not_asked_for(
+    golden_set: Path, cli: Cli, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run = ("quantize", golden_set, out, "--no-measure", "--json", "--types")
+    assert cli(*run, "Q8_0").code == 0
+    times = made_at(out, "golden-Q8_0.gguf")
+    assert "of an earlier run" in error_of(cli(*run, "Q8_0,Q4_0"), 2)
+    planned = cli(*run, "Q8_0,Q4_0", "--resume", "--dry-run")
+    assert [one["status"] for one in json.loads(planned.out)["files"]] == ["kept", "planned"]
+    both = cli(*run, "Q8_0,Q4_0", "--resume")
+    assert [one["status"] for one in json.loads(both.out)["files"]] == ["kept", "made"]
+    assert made_at(out, "golden-Q8_0.gguf") == times
+    assert cli("check-manifest", out).code == 0
+    # The bytes are those of a run that makes both at once.
+    other = tmp_path / "other"
+    assert cli("quantize", golden_set, other, "--no-measure", "--types", "Q8_0,Q4_0").code == 0
+    for path in other.iterdir():
+        assert path.read_bytes() == (out / path.name).read_bytes(), path.name
+    left = cli(*run, "Q4_0", "--resume")
+    assert "golden-Q8_0-nar-7.gguf" in " ".join(json.loads(left.out)["notes"])
+    assert cli(*run, "Q4_0", "--resume", "--prune").code == 0
+    names = {path.name for path in out.glob("*.gguf")}
+    assert names == {path.name for path in set_paths(out / "golden-Q4_0.gguf", 7)}
+    assert cli("check-manifest", out).code == 0
+
+
+@pytest.mark.parametrize("which", [0, 1, 5])
+def test_a_set_with_a_file_that_is_missing_or_changed_is_not_kept(
+    which: int, golden_set: Path, cli: Cli, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run = ("quantize", golden_set, out, "--no-measure", "--types", "Q8_0")
+    assert cli(*run).code == 0
+    path = set_paths(out / "golden-Q8_0.gguf", 7)[which]
+    contents = path.read_bytes()
+    path.write_bytes(contents[:-1] + bytes([contents[-1] ^ 1]))
+    assert f"{path.name} is there, and --resume does not keep it, since its bytes" in error_of(
+        cli(*run, "--resume"), 2
+    )
+    path.unlink()
+    assert f"{path.name} of its set is missing" in error_of(cli(*run, "--resume"), 2)
+    assert cli(*run, "--resume", "--force").code == 0
+    assert path.read_bytes() == contents
+
+
+def test_sets_of_another_source_are_not_kept(golden_set: Path, cli: Cli, tmp_path: Path) -> None:
+    out, other = tmp_path / "out", tmp_path / "golden-f16.gguf"
+    assert cli("quantize", golden_set, out, "--no-measure", "--types", "Q8_0").code == 0
+    make_vallex(tmp_path / "other.pt", VallexShape(seed=9))
+    write_set(plan_vallex(read_checkpoint(tmp_path / "other.pt"), out_type="f16"), other)
+    found = cli("quantize", other, out, "--no-measure", "--types", "Q8_0", "--resume")
+    assert "made of another source" in error_of(found, 2)
+
+
+def test_a_checkpoint_is_gone_on_with_as_well(cli: Cli, tmp_path: Path) -> None:
+    """Given utterances: then there is a matrix for every type, kept in the folder."""
+    (tmp_path / "data").mkdir()
+    for i in range(2):
+        voice_file(tmp_path / "data" / f"{i}.npz", 20 + i, seed=i)
+    out = tmp_path / "out"
+    run = ("quantize", CHECKPOINT, out, "--data", tmp_path / "data", "--json", "--types")
+    made = cli(*run, "Q4_0")
+    assert made.code == 0, made
+    report = json.loads(made.out)
+    assert report["sequences"].startswith("2 given utterances")
+    assert report["files"][0]["imatrix"] == "vallex-checkpoint-imatrix.gguf"
+    matrices = [out / f"vallex-checkpoint-imatrix{part}.gguf" for part in ("", "-nar")]
+    times = [path.stat().st_mtime_ns for path in matrices]
+    assert cli("check-manifest", out).code == 0
+    for extra in ("--dry-run", "--no-measure"):
+        again = cli(*run, "Q4_0,Q5_0", "--resume", extra)
+        assert again.code == 0, again
+        status = [one["status"] for one in json.loads(again.out)["files"]]
+        assert status == ["kept", "planned" if extra == "--dry-run" else "made"]
+        assert [path.stat().st_mtime_ns for path in matrices] == times
+    voice_file(tmp_path / "data" / "2.npz", 30)
+    again = cli(*run, "Q4_0,Q5_0", "--resume", "--no-measure")
+    assert "imatrix.gguf exists" in error_of(again, 2)
+
+
+def test_files_are_named_by_the_convention_and_say_who_made_them(
+    golden_set: Path, cli: Cli, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    made = cli(
+        *("quantize", golden_set, out, "--types", "Q8_0", "--no-measure", "--json"),
+        *("--name-files", "convention", "--quantized-by", "me", "--base-model", "a/b"),
+    )
+    assert made.code == 0, made
+    (name,) = [one["name"] for one in json.loads(made.out)["files"]]
+    assert name.startswith("vallex-checkpoint-127K")
+    assert name.endswith("-Q8_0.gguf")
+    files = open_set(out / name)
+    for file in (files.ar, files.body):
+        assert file.keys["general.quantized_by"] == "me"
+        assert file.keys["general.base_model.0.name"] == "b"
+    assert cli("verify", CHECKPOINT, out / name).code == 0
+
+
+def test_an_earlier_run_is_held_against_on_the_same_utterances_only(
+    golden_set: Path, cli: Cli, tmp_path: Path
+) -> None:
+    first = tmp_path / "first.json"
+    run = ("quantize", golden_set, "--types", "Q8_0", "--checkpoint", CHECKPOINT)
+    assert cli(*run[:2], tmp_path / "a", *run[2:], "--report", first).code == 0
+    later = (*run[:2], tmp_path / "b", *run[2:], "--no-worse-than", first)
+    assert "give the same --data" in error_of(cli(*later, "--seed", 4), 2)
+    assert cli(*later).code == 0
+
+
 def test_what_is_not_for_sets_is_refused(golden_set: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--resume, --data cannot be used with a VALL-E X"):
-        quantize_set(golden_set, tmp_path, options("Q8_0", resume=True, data=tmp_path))
+    with pytest.raises(InputError, match="--listen, --scan cannot be used with a VALL-E X"):
+        quantize_set(golden_set, tmp_path, options("Q8_0", listen=True, scan=True))
+    with pytest.raises(InputError, match="--prune goes by the manifest of a folder"):
+        quantize_set(golden_set, tmp_path / "x.gguf", options("Q8_0", prune=True))
     with pytest.raises(InputError, match="one set, and 2 types"):
         quantize_set(golden_set, tmp_path / "x.gguf", options("Q8_0,Q4_0"))
     make_vallex(tmp_path / "wide.pt", WIDE)

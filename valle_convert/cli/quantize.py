@@ -7,7 +7,7 @@ import shutil
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -36,8 +36,8 @@ DataOption = Annotated[
     typer.Option(
         "--data",
         metavar="DIR",
-        help="Utterances as .npz files (phonemes, response, prompt, language); without them, "
-        "seeded random ones.",
+        help="Utterances as .npz files (phonemes, response, prompt, language; of a VALL-E X, voice "
+        "files); without them, seeded random ones.",
         show_default=False,
     ),
 ]
@@ -505,10 +505,12 @@ def imatrix(
     """Make an importance matrix for llama-quantize by running the PyTorch reference.
 
     Every mode of the model is run over the utterances, and the mean square of each input column
-    of each matrix is written in llama.cpp's own format.
+    of each matrix is written in llama.cpp's own format. A VALL-E X gets two files, OUT.gguf of
+    its AR and OUT-nar.gguf of its NAR.
     """
     from valle_convert.api import read_checkpoint
     from valle_convert.model.families import describe
+    from valle_convert.model.vallex import describe_vallex, is_vallex
     from valle_convert.quantize.imatrix import make_imatrix
     from valle_convert.quantize.source import Reference
     from valle_convert.quantize.utterances import choose
@@ -522,28 +524,39 @@ def imatrix(
         revision=revision,
         progress=console.progress_bar,
     )
-    description = describe(source)
-    inputs = choose(description.model, data, None if data else utterances, seed=seed)
-    console.talk(f"importance matrix of {inputs.description}")
-    made = make_imatrix(
-        Reference(source, description),
-        inputs,
-        out,
-        resume=resume,
-        force=force,
-        progress=console.progress_bar,
-    )
+    given: dict[str, Any] = {"resume": resume, "force": force, "progress": console.progress_bar}
+    count = None if data else utterances
+    if is_vallex(source):
+        from valle_convert.quantize.vallex_imatrix import (
+            choose_vallex,
+            imatrix_paths,
+            make_vallex_imatrix,
+        )
+
+        spoken = choose_vallex(describe_vallex(source).model, data, count, seed=seed)
+        words, paths = spoken.description, imatrix_paths(out)
+        console.talk(f"importance matrices of {words}")
+        made = make_vallex_imatrix(source, spoken, out, **given)
+    else:
+        description = describe(source)
+        inputs = choose(description.model, data, count, seed=seed)
+        words, paths = inputs.description, [out]
+        console.talk(f"importance matrix of {words}")
+        made = [make_imatrix(Reference(source, description), inputs, out, **given)]
+    n_matrices, n_passes = sum(len(one.entries) for one in made), made[0].chunk_count
     if json_:
         console.data_json(
             {
                 "file": str(out),
-                "matrices": len(made.entries),
-                "passes": made.chunk_count,
-                "sequences": inputs.description,
+                "files": list(map(str, paths)),
+                "matrices": n_matrices,
+                "passes": n_passes,
+                "sequences": words,
             }
         )
     else:
-        console.data(f"{out}: {len(made.entries)} matrices over {made.chunk_count} passes")
+        shown = " and ".join(map(str, paths))
+        console.data(f"{shown}: {n_matrices} matrices over {n_passes} passes")
 
 
 def compare(

@@ -12,9 +12,10 @@ by the other.
 It is made by running the PyTorch reference over utterances in every mode (AR with and without
 prompt and condition, every NAR level, demasking, duration, transcription, and the tasks on
 recordings). `token_embd.weight` counts as the head that it is: its inputs are the final hidden
-states. One utterance is in memory at a time. The sums are kept on disk as they grow, so that a
-run that was stopped goes on where it was; since sums are added in the same order, the result
-is the same to the bit.
+states. A VALL-E X has a file for each network (`vallex_imatrix.py`), since the tensors of the two
+have the same names. One utterance is in memory at a time. The sums are kept on disk as they grow,
+so that a run that was stopped goes on where it was; since sums are added in the same order, the
+result is the same to the bit.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from valle_convert.verify.cases import Utterance
 
 PREFIX = "valle.imatrix."
+_PART = f"{PREFIX}part"
 _SUM, _COUNTS = ".in_sum2", ".counts"
 _VERSION = 3  # of GGUF
 _MAX_TEXT = 127  # bytes of a string that llama.cpp's list of overrides holds
@@ -90,6 +92,8 @@ class ImatrixFile:
         chunk_count: sequences.
         chunk_size: elements of the longest.
         extra: further keys, of this project.
+        part: which of several networks of a model it is of; empty for the only one, and in files
+            that do not say it.
     """
 
     entries: Mapping[str, Entry]
@@ -97,6 +101,7 @@ class ImatrixFile:
     chunk_count: int
     chunk_size: int
     extra: tuple[Key, ...] = field(default=())
+    part: str = ""
 
     def keys(self, file_name: str) -> list[Key]:
         """What llama-quantize writes into a file that it made with this matrix."""
@@ -156,6 +161,7 @@ def encode_imatrix(imatrix: ImatrixFile) -> bytes:
         Key("imatrix.datasets", list(imatrix.datasets), "[string]"),
         Key("imatrix.chunk_count", imatrix.chunk_count, "u32"),
         Key("imatrix.chunk_size", imatrix.chunk_size, "u32"),
+        *([Key(_PART, imatrix.part, "string")] if imatrix.part else []),
         *imatrix.extra,
     ]
     tensors: list[TensorEntry] = []
@@ -204,7 +210,14 @@ def read_imatrix(path: Path) -> ImatrixFile:
     chunk_size = keys.get("imatrix.chunk_size", 0)
     if not isinstance(datasets, list) or not isinstance(chunk_count, int):
         raise InputError(f"{path}: imatrix.datasets or imatrix.chunk_count is of a wrong type.")
-    return ImatrixFile(entries, tuple(map(str, datasets)), chunk_count, chunk_size)
+    part = keys.get(_PART, "")
+    return ImatrixFile(
+        entries,
+        tuple(map(str, datasets)),
+        chunk_count,
+        chunk_size,
+        part=part if isinstance(part, str) else "",
+    )
 
 
 def _read(file: GgufFile, name: str) -> NDArray[np.float32]:
@@ -217,6 +230,35 @@ def _read(file: GgufFile, name: str) -> NDArray[np.float32]:
 def _cut(text: str) -> str:
     """As much of a text as llama.cpp keeps of it, cut between characters."""
     return valid_utf8(text).encode()[:_MAX_TEXT].decode(errors="ignore")
+
+
+Example_co = TypeVar("Example_co", covariant=True)
+
+
+class Calibration(Protocol[Example_co]):
+    """What a network is run on: `utterances.Utterances`, or those of another family."""
+
+    @property
+    def count(self) -> int:
+        """How many examples there are."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """Of all of them, in words."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """A SHA-256 that changes with them."""
+        ...
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """That they are in; none where they are drawn."""
+        ...
+
+    def __iter__(self) -> Iterator[Example_co]: ...
 
 
 @dataclass
@@ -289,39 +331,73 @@ def collect_imatrix(
     from valle_convert.network.reference import ReferenceNetwork
 
     checkpoint = reference.checkpoint
+    network = ReferenceNetwork(checkpoint.tensors, reference.description)
+    sums = collect_sums(
+        checkpoint,
+        utterances,
+        lambda utterance, sums: observe(network, utterance, sums),
+        state=state,
+        resume=resume,
+        progress=progress,
+    )
+    return imatrix_of(sums, checkpoint, utterances)
+
+
+def collect_sums(
+    checkpoint: Checkpoint,
+    utterances: Calibration[Example_co],
+    add: Callable[[Example_co, Sums], None],
+    *,
+    state: Path | None,
+    resume: bool,
+    progress: Progress,
+) -> Sums:
+    """Go through all utterances; `add` runs one and adds what it gives to the sums."""
     source_sha256 = checkpoint.sha256()
     work = hashlib.sha256(
         os.fsencode(f"{source_sha256} {checkpoint.lora} {utterances.digest}")
     ).hexdigest()
     sums = _load(state, work) if resume and state is not None and state.exists() else Sums()
-    network = ReferenceNetwork(checkpoint.tensors, reference.description)
     with progress("importance", utterances.count, "utterances") as advance:
         advance(sums.n_utterances)
         for i, utterance in enumerate(utterances):
             if i < sums.n_utterances:
                 continue
-            observe(network, utterance, sums)
+            add(utterance, sums)
+            sums.n_utterances += 1
             advance(1)
             if state is not None and sums.n_utterances % _SAVE_EVERY == 0:
                 _save(state, sums, work)
+    return sums
+
+
+def imatrix_of(
+    sums: Sums, checkpoint: Checkpoint, utterances: Calibration[object], part: str = ""
+) -> ImatrixFile:
+    """The file of what was collected; of a part, whose names begin with it and a blank."""
+    prefix = f"{part} " if part else ""
     return ImatrixFile(
         entries={
-            name: Entry(squares.astype(np.float32), sums.counts[name])
+            name.removeprefix(prefix): Entry(squares.astype(np.float32), sums.counts[name])
             for name, squares in sums.squares.items()
+            if name.startswith(prefix)
         },
         datasets=(utterances.description,),
         chunk_count=sums.n_passes,
         chunk_size=sums.longest,
         extra=(
-            Key(f"{PREFIX}source_sha256", source_sha256, "string"),
+            Key(f"{PREFIX}source_sha256", checkpoint.sha256(), "string"),
             Key(f"{PREFIX}source_lora", checkpoint.lora or "", "string"),
             Key(f"{PREFIX}sequences_sha256", utterances.digest, "string"),
             Key(f"{PREFIX}utterances", sums.n_utterances, "u32"),
         ),
+        part=part,
     )
 
 
-def made_of(path: Path, checkpoint: Checkpoint, utterances: Utterances) -> bool:
+def made_of(
+    path: Path, checkpoint: Checkpoint, utterances: Calibration[object], part: str = ""
+) -> bool:
     """Whether a file is the importance matrix of this checkpoint over these utterances."""
     try:
         keys = GgufFile(path).keys
@@ -330,7 +406,8 @@ def made_of(path: Path, checkpoint: Checkpoint, utterances: Utterances) -> bool:
     names = ("sequences_sha256", "utterances", "source_lora", "source_sha256")
     *found, said = [keys.get(PREFIX + name) for name in names]
     wanted = [utterances.digest, utterances.count, checkpoint.lora or ""]
-    return found == wanted and bool(said == checkpoint.sha256())
+    same = found == wanted and keys.get(_PART, "") == part
+    return same and bool(said == checkpoint.sha256())
 
 
 def observe(network: ReferenceNetwork, utterance: Utterance, sums: Sums) -> None:
@@ -355,7 +432,6 @@ def observe(network: ReferenceNetwork, utterance: Utterance, sums: Sums) -> None
     finally:
         network.observe = None
     sums.longest = max(sums.longest, n_inputs)
-    sums.n_utterances += 1
 
 
 def _save(state: Path, sums: Sums, work: str) -> None:
@@ -429,11 +505,12 @@ def check_fits(imatrix: ImatrixInput, source: Source) -> None:
             )
 
 
-def stand_in(source: Source, description: str, scratch: Scratch) -> ImatrixInput:
+def stand_in(source: Source, name: str, description: str, scratch: Scratch) -> ImatrixInput:
     """A matrix of ones: llama.cpp plans by the entries, not by their values.
 
     Args:
         source: what will be quantized.
+        name: of the file that the real one will be.
         description: of the utterances that the real one will be made of.
         scratch: where it is written.
     """
@@ -443,9 +520,7 @@ def stand_in(source: Source, description: str, scratch: Scratch) -> ImatrixInput
         if len(tensor.shape) == 2
     }
     contents = ImatrixFile(entries, (description,), 1, 1)
-    return replace(
-        in_scratch(contents, f"{source.stem}-imatrix.gguf", scratch), sha256=NOT_MADE_YET
-    )
+    return replace(in_scratch(contents, name, scratch), sha256=NOT_MADE_YET)
 
 
 def in_scratch(contents: ImatrixFile, name: str, scratch: Scratch) -> ImatrixInput:

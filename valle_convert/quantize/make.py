@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.files import atomic_output, check_target, os_fault
+from valle_convert.files import atomic_output, check_target, os_fault, valid_utf8
 from valle_convert.gguf_file.header import TensorEntry
 from valle_convert.gguf_file.keys import DIGEST_KEYS
 from valle_convert.gguf_file.read import GgufFile
@@ -36,6 +36,7 @@ from valle_convert.quantize.manifest import (
     TensorDigest,
     read_manifest,
     tensor_digests,
+    unlisted_models,
     write_manifest,
 )
 from valle_convert.quantize.plan import (
@@ -323,29 +324,52 @@ def outputs_of(
         if not target.exists():
             outputs.append(Output(plan, target))
             continue
-        reason = _difference(quantizer, plan, target, old)
-        if options.resume and old is not None and not reason:
+        reason = difference(quantizer, plan, target, old)
+        if is_kept(target, old, reason, options, [plan.source.given]):
             outputs.append(Output(plan, target, kept=old))
-            continue
-        if not options.force and options.resume:
-            raise InputError(
-                f"The output {target} is there, and --resume does not keep it, since {reason}; "
-                "give --force to make it again, or another folder."
-            )
-        if not options.force and old is not None:
-            raise InputError(
-                f"The output {target} exists and is not overwritten. It is of an earlier run, by "
-                f"the folder's {MANIFEST}: --resume keeps what was made in the same way and makes "
-                "the rest, --force makes all of it again."
-            )
-        check_target(target, force=options.force, sources=[plan.source.given])
-        outputs.append(Output(plan, target, reason=reason))
+        else:
+            outputs.append(Output(plan, target, reason=reason))
     return outputs
 
 
-def _difference(
-    quantizer: Quantizer, plan: FilePlan, target: Path, old: ManifestFile | None
-) -> str:
+def is_kept(
+    target: Path,
+    old: ManifestFile | None,
+    reason: str,
+    options: Options,
+    sources: Sequence[Path],
+) -> bool:
+    """Whether an output that is there stays; where not, it may be replaced.
+
+    Args:
+        target: the output.
+        old: its entry in the manifest.
+        reason: why it is not what would be made; empty where it is.
+        options: what the user wants.
+        sources: what must not be replaced in any case.
+
+    Raises:
+        InputError: it is neither to stay nor to be replaced.
+        EnvironmentFault: the folder cannot be written to.
+    """
+    if options.resume and old is not None and not reason:
+        return True
+    if not options.force and options.resume:
+        raise InputError(
+            f"The output {target} is there, and --resume does not keep it, since {reason}; "
+            "give --force to make it again, or another folder."
+        )
+    if not options.force and old is not None:
+        raise InputError(
+            f"The output {target} exists and is not overwritten. It is of an earlier run, by "
+            f"the folder's {MANIFEST}: --resume keeps what was made in the same way and makes "
+            "the rest, --force makes all of it again."
+        )
+    check_target(target, force=options.force, sources=sources)
+    return False
+
+
+def difference(quantizer: Quantizer, plan: FilePlan, target: Path, old: ManifestFile | None) -> str:
     """Why a file that is there is not what would be made; empty where it is."""
     if old is None:
         return "no manifest lists it"
@@ -368,7 +392,7 @@ def _difference(
         return "its size is not that of the manifest"
     if sha256_of(target) != old.sha256:
         return "its bytes are not those of the manifest"
-    keys = GgufFile(target).keys
+    keys = GgufFile(target, allow_part=True).keys
     for key in plan.options.identity.keys(plan.source.header.keys):
         if keys.get(key.name) != key.value:
             return f"its {key.name} is another one"
@@ -436,6 +460,41 @@ def make_all(
             "made" if output.kept is None else "kept",
             seconds,
         )
+
+
+def settle_folder(
+    folder: Path, listed: dict[str, ManifestFile], ours: Container[str], *, prune: bool
+) -> list[str]:
+    """Write the manifest at the end of a run, and say what else lies in the folder.
+
+    Args:
+        folder: whose manifest it is.
+        listed: what the manifest lists, of earlier runs too.
+        ours: names of this run's files.
+        prune: whether the others are removed.
+    """
+    others = sorted(name for name in listed if name not in ours)
+    notes: list[str] = []
+    if others and prune:
+        for name in others:
+            del listed[name]
+        # The manifest first: whoever is killed in between has a file too many, none missing.
+        write_manifest(folder, list(listed.values()))
+        for name in others:
+            (folder / name).unlink(missing_ok=True)
+        notes.append(
+            f"removed from {valid_utf8(folder.name)}, since not asked for: {', '.join(others)}"
+        )
+    elif others:
+        notes.append(
+            f"{folder.name} still has files of earlier runs, which this one has not judged: "
+            f"{', '.join(others)}; --prune removes them"
+        )
+    write_manifest(folder, list(listed.values()))
+    unlisted = unlisted_models(folder, listed)
+    if unlisted:
+        notes.append(f"{folder.name} has files that no manifest lists: {', '.join(unlisted)}")
+    return notes
 
 
 def known_files(folder: Path, *, force: bool) -> dict[str, ManifestFile]:

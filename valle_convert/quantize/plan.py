@@ -25,8 +25,8 @@ from valle_convert.gguf_file.keys import DIGEST_KEYS
 from valle_convert.gguf_file.types import GGML_TYPES, GgmlType
 from valle_convert.progress import Progress, silent
 from valle_convert.quantize.identity import Identity, convention_name
-from valle_convert.quantize.imatrix import ImatrixInput
-from valle_convert.quantize.source import Source
+from valle_convert.quantize.imatrix import ImatrixInput, check_fits, stand_in
+from valle_convert.quantize.source import Scratch, Source
 from valle_convert.quantize.tool import PROGRAM, Quantizer
 from valle_convert.quantize.types import STOCK, FileType, Recipe, ggml_type, matches
 
@@ -260,6 +260,76 @@ def plan_file(
         tool_version=version,
         n_bytes=n_bytes,
     )
+
+
+def plan_files(
+    quantizer: Quantizer,
+    sources: Sequence[Source],
+    options: Options,
+    given: Sequence[ImatrixInput],
+    *,
+    names: Sequence[str],
+    calibration: str | None,
+    scratch: Scratch,
+) -> list[tuple[FilePlan, ...]]:
+    """Plans of all types, each with one for each source, which belong together.
+
+    An importance matrix that is still to be made has a stand-in.
+
+    Args:
+        quantizer: says what it would do.
+        sources: the files of one model.
+        options: what the user wants.
+        given: the matrices that `options.imatrix` names, one for each source; else none.
+        names: of those that are to be made.
+        calibration: what they would be made of; None where they cannot be.
+        scratch: takes the stand-ins.
+
+    Raises:
+        InputError: a type needs a matrix and there is none, a given one is of another model, or a
+            tensor cannot have its type and must not have another.
+        EnvironmentFault: the tool failed.
+    """
+    rows = [
+        tuple(plan_file(quantizer, source, kind, options) for source in sources)
+        for kind in options.types
+    ]
+    needing = {row[0].kind.name for row in rows if any(plan.needs_imatrix for plan in row)}
+    makes = options.imatrix == AUTO and calibration is not None
+    matrices = list(given)
+    if matrices:
+        for matrix, source in zip(matrices, sources, strict=True):
+            check_fits(matrix, source)
+    elif makes and calibration is not None and (needing or options.data):
+        matrices = [
+            stand_in(source, name, calibration, scratch)
+            for source, name in zip(sources, names, strict=True)
+        ]
+    elif needing:
+        raise InputError(
+            f"{', '.join(k.name for k in options.types if k.name in needing)} cannot be made "
+            "without an importance matrix; give --imatrix FILE, or --checkpoint so that one can "
+            "be made."
+        )
+    everywhere = not makes or options.data is not None
+    for i, row in enumerate(rows if matrices else []):
+        kind = row[0].kind
+        if kind.name in needing or (everywhere and kind.is_quantized):
+            rows[i] = tuple(
+                plan_file(quantizer, source, kind, options, matrix)
+                for source, matrix in zip(sources, matrices, strict=True)
+            )
+    falling = {row[0].kind.name: [one for plan in row for one in plan.fallbacks] for row in rows}
+    if any(falling.values()) and not options.allow_fallback:
+        shown = "; ".join(
+            f"{kind}: {describe_fallbacks(found)}" for kind, found in falling.items() if found
+        )
+        raise InputError(
+            f"Not every tensor can have the type asked for, and --no-fallback was given: "
+            f"{shown}. Choose types whose blocks the rows divide into (Q8_0, Q5_0, Q4_0: 32; "
+            "K and IQ types: 256)."
+        )
+    return rows
 
 
 def arguments_of(

@@ -31,12 +31,10 @@ from valle_convert.llama.library import INSTALL, find_library
 from valle_convert.quantize.audience import Audience
 from valle_convert.quantize.imatrix import (
     ImatrixInput,
-    check_fits,
     collect_imatrix,
     in_scratch,
     made_of,
     make_imatrix,
-    stand_in,
 )
 from valle_convert.quantize.limits import Gates, read_earlier
 from valle_convert.quantize.make import (
@@ -46,13 +44,12 @@ from valle_convert.quantize.make import (
     known_files,
     make_all,
     outputs_of,
+    settle_folder,
     tool_of,
 )
 from valle_convert.quantize.manifest import (
     ManifestFile,
     made_folder,
-    unlisted_models,
-    write_manifest,
 )
 from valle_convert.quantize.plan import (
     AUTO,
@@ -62,10 +59,9 @@ from valle_convert.quantize.plan import (
     Options,
     arguments_of,
     bits_per_weight,
-    describe_fallbacks,
     describe_types,
     file_name,
-    plan_file,
+    plan_files,
 )
 from valle_convert.quantize.report import FileReport, QuantizeReport, TensorReport
 from valle_convert.quantize.source import Scratch, Source, model_of, open_source
@@ -111,7 +107,7 @@ def quantize(
     _check_options(out, options, single=single, chooses=options.scan and not options.types)
     if single:
         check_target(out, force=options.force, sources=[path])
-    gates = _gates(options)
+    gates = gates_of(options)
     quantizer = find_quantizer(options.tool)
     place = Path(tempfile.gettempdir()) if options.dry_run else folder
     with closing(Scratch(place)) as scratch, ExitStack() as held:
@@ -183,7 +179,12 @@ def _checkpoint_of(source: Source) -> dict[str, str] | None:
     return {"name": str(name), "sha256": digest} if isinstance(digest, str) else None
 
 
-def _gates(options: Options) -> Gates:
+def gates_of(options: Options) -> Gates:
+    """The limits that files are judged by.
+
+    Raises:
+        InputError: one is of a type that is not made, or the earlier report cannot be read.
+    """
     gates = Gates(
         options.max_kl,
         options.min_agreement,
@@ -368,41 +369,19 @@ class _Run:
 
     def plan(self) -> list[FilePlan]:
         """All plans, with a stand-in for an importance matrix that is still to be made."""
-        quantizer, source, options = self.quantizer, self.source, self.options
-        plans = [plan_file(quantizer, source, kind, options) for kind in options.types]
-        needing = [plan.kind.name for plan in plans if plan.needs_imatrix]
-        calibration = self.utterances.calibration if source.reference else None
-        makes = options.imatrix == AUTO and calibration is not None
-        imatrix: ImatrixInput | None = None
-        if options.imatrix not in (AUTO, NONE):
-            imatrix = ImatrixInput.read(Path(options.imatrix))
-            check_fits(imatrix, source)
-        elif makes and calibration is not None and (needing or options.data):
-            imatrix = stand_in(source, calibration.description, self.scratch)
-        elif needing:
-            raise InputError(
-                f"{', '.join(needing)} cannot be made without an importance matrix; "
-                "give --imatrix FILE, or --checkpoint so that one can be made."
-            )
-        if imatrix is not None:
-            everywhere = not makes or options.data is not None
-            plans = [
-                plan_file(quantizer, source, plan.kind, options, imatrix)
-                if plan.needs_imatrix or (everywhere and plan.kind.is_quantized)
-                else plan
-                for plan in plans
-            ]
-        falling = [plan for plan in plans if plan.fallbacks]
-        if falling and not options.allow_fallback:
-            shown = "; ".join(
-                f"{plan.kind.name}: {describe_fallbacks(plan.fallbacks)}" for plan in falling
-            )
-            raise InputError(
-                f"Not every tensor can have the type asked for, and --no-fallback was given: "
-                f"{shown}. Choose types whose blocks the rows divide into (Q8_0, Q5_0, Q4_0: 32; "
-                "K and IQ types: 256)."
-            )
-        return plans
+        options, calibration = self.options, self.utterances.calibration
+        makes = self.source.reference is not None and calibration is not None
+        given = options.imatrix not in (AUTO, NONE)
+        rows = plan_files(
+            self.quantizer,
+            [self.source],
+            options,
+            [ImatrixInput.read(Path(options.imatrix))] if given else [],
+            names=[f"{self.source.stem}-imatrix.gguf"],
+            calibration=calibration.description if calibration is not None and makes else None,
+            scratch=self.scratch,
+        )
+        return [plan for (plan,) in rows]
 
     def check_imatrix_target(self, path: Path) -> None:
         """Refuse to replace a file that is no importance matrix of this very work."""
@@ -456,28 +435,7 @@ class _Run:
         """Write the manifest, and say what else lies in the folder."""
         ours = {one.path.name for one in made}
         ours |= {one.plan.imatrix.name for one in made if one.plan.imatrix}
-        others = sorted(listed.keys() - ours)
-        notes: list[str] = []
-        if others and self.options.prune:
-            for name in others:
-                del listed[name]
-            # The manifest first: whoever is killed in between has a file too many, none missing.
-            write_manifest(folder, list(listed.values()))
-            for name in others:
-                (folder / name).unlink(missing_ok=True)
-            notes.append(
-                f"removed from {valid_utf8(folder.name)}, since not asked for: {', '.join(others)}"
-            )
-        elif others:
-            notes.append(
-                f"{folder.name} still has files of earlier runs, which this one has not judged: "
-                f"{', '.join(others)}; --prune removes them"
-            )
-        write_manifest(folder, list(listed.values()))
-        unlisted = unlisted_models(folder, listed)
-        if unlisted:
-            notes.append(f"{folder.name} has files that no manifest lists: {', '.join(unlisted)}")
-        return notes
+        return settle_folder(folder, listed, ours, prune=self.options.prune)
 
     # ------------------------------------------------------------------------ quality
 

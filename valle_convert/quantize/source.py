@@ -98,7 +98,8 @@ class Source:
         header: its header.
         reference: the checkpoint, where there is one.
         conversion: the plan of a checkpoint's conversion; None for a file that was there.
-        original: the user's file, where `path` is a copy of it with another alignment.
+        original: the user's file, where `path` is a copy of it in another form.
+        is_empty: whether it is a header with nothing behind it, for a dry run.
     """
 
     path: Path
@@ -107,6 +108,7 @@ class Source:
     reference: Reference | None = None
     conversion: GgufPlan | None = None
     original: Path | None = None
+    is_empty: bool = False
     _file: BinaryIO | None = None
     _digest: Future[str] | None = None
 
@@ -145,7 +147,7 @@ class Source:
     @property
     def is_complete(self) -> bool:
         """Whether the weights are in the file; until then it has a header only."""
-        return self.conversion is None or self._digest is not None
+        return not self.is_empty and (self.conversion is None or self._digest is not None)
 
     @property
     def stem(self) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,9 @@ from valle_convert.model.spec import Model
 from valle_convert.npz_file import read_npz
 from valle_convert.verify.cases import Utterance, utterances
 
+N_SEEDED = 2
 # Seeded utterances grow a little from one to the next; after so many they begin short again.
 _PER_SEED = 8
-_N_SEEDED = 2
 _MASKED_PART = 0.5
 
 
@@ -62,18 +62,26 @@ class Utterances:
             for i, path in enumerate(self.files):
                 yield read_utterance(path, self.model, seed=(self.seed, i))
             return
-        left = self.count
-        for block in range(-(-self.count // _PER_SEED)):
-            # Far apart, so that no two blocks of different seeds are the same.
-            seed = self.seed * 1_000_003 + block
-            yield from utterances(self.model, min(_PER_SEED, left), seed=seed)
-            left -= _PER_SEED
+        for n, seed in seeded_blocks(self.count, self.seed):
+            yield from utterances(self.model, n, seed=seed)
+
+
+def seeded_blocks(count: int, seed: int) -> Iterator[tuple[int, int]]:
+    """How many utterances to draw of which seed, until there are `count`."""
+    for block, start in enumerate(range(0, count, _PER_SEED)):
+        # Far apart, so that no two blocks of different seeds are the same.
+        yield min(_PER_SEED, count - start), seed * 1_000_003 + block
 
 
 def seeded(model: Model, count: int, *, seed: int) -> Utterances:
     """Random phonemes and codes; the same for the same seed."""
-    text = f"{count} utterances of random phonemes and codes, seed {seed} (no real speech)"
+    text = describe_seeded(count, seed)
     return Utterances(model, count, text, hashlib.sha256(text.encode()).hexdigest(), seed=seed)
+
+
+def describe_seeded(count: int, seed: int) -> str:
+    """Seeded utterances in words."""
+    return f"{count} utterances of random phonemes and codes, seed {seed} (no real speech)"
 
 
 def given(model: Model, folder: Path, *, seed: int, limit: int | None = None) -> Utterances:
@@ -82,21 +90,37 @@ def given(model: Model, folder: Path, *, seed: int, limit: int | None = None) ->
     Raises:
         InputError: there is none, or one of them is not of the format or not of this model.
     """
+    files = utterance_files(folder, limit, "phonemes, response, prompt and language")
+    for path in files:
+        read_utterance(path, model, seed=(seed, 0))
+    text, digest = describe_files(files)
+    return Utterances(model, len(files), text, digest, files, seed)
+
+
+def utterance_files(folder: Path, limit: int | None, arrays: str) -> tuple[Path, ...]:
+    """The first `.npz` files of a folder, by name.
+
+    Raises:
+        InputError: there is none; `arrays` says what one should hold.
+    """
     try:
-        files = sorted(folder.glob("*.npz"))[:limit]
+        files = tuple(sorted(folder.glob("*.npz"))[:limit])
     except OSError as error:
         raise InputError(f"{folder} cannot be read: {describe_os_error(error)}.") from error
     if not files:
         raise InputError(
             f"{folder} is no folder with .npz files in it; each holds one utterance: the arrays "
-            "phonemes, response, prompt and language (docs/quantize.md)."
+            f"{arrays} (docs/quantize.md)."
         )
+    return files
+
+
+def describe_files(files: Sequence[Path]) -> tuple[str, str]:
+    """Files of utterances in words, and a SHA-256 of their names and contents."""
     digest = hashlib.sha256()
     for path in files:
-        read_utterance(path, model, seed=(seed, 0))
         digest.update(os.fsencode(f"{path.name} ") + hashlib.sha256(path.read_bytes()).digest())
-    text = f"{len(files)} given utterances, sha256 {digest.hexdigest()[:16]}"
-    return Utterances(model, len(files), text, digest.hexdigest(), tuple(files), seed)
+    return f"{len(files)} given utterances, sha256 {digest.hexdigest()[:16]}", digest.hexdigest()
 
 
 def choose(model: Model, data: Path | None, count: int | None, *, seed: int) -> Utterances:
@@ -110,7 +134,7 @@ def choose(model: Model, data: Path | None, count: int | None, *, seed: int) -> 
     """
     if data is not None:
         return given(model, data, seed=seed, limit=count)
-    return seeded(model, _N_SEEDED if count is None else count, seed=seed)
+    return seeded(model, N_SEEDED if count is None else count, seed=seed)
 
 
 def read_utterance(path: Path, model: Model, *, seed: tuple[int, ...]) -> Utterance:

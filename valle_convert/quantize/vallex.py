@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import (
     atomic_outputs,
     check_free_space,
+    check_input_file,
     check_target,
     locked_folder,
     scratch_folder,
@@ -41,25 +42,27 @@ from valle_convert.gguf_file.vallex import VallexSet, open_set, plan_vallex, set
 from valle_convert.gguf_file.write import header_of, write_set
 from valle_convert.llama.library import INSTALL, find_library
 from valle_convert.metrics import Logits
-from valle_convert.model.vallex import describe_vallex
+from valle_convert.model.vallex import VallexModel, describe_vallex
 from valle_convert.network.vallex import ComposedNetwork
 from valle_convert.network.vallex_protocol import VallexText
-from valle_convert.quantize.identity import Identity
-from valle_convert.quantize.imatrix import Entry, ImatrixFile, ImatrixInput, Sums, in_scratch
-from valle_convert.quantize.limits import Gates, read_earlier
+from valle_convert.quantize.imatrix import ImatrixInput, in_scratch, made_of
+from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.make import (
     check_types,
     copy_file,
+    difference,
+    imatrix_entry,
+    is_kept,
     known_files,
     open_written,
     run_quantizer,
+    settle_folder,
     tool_of,
 )
 from valle_convert.quantize.manifest import (
     ManifestFile,
     made_folder,
     tensor_digests,
-    unlisted_models,
     write_manifest,
 )
 from valle_convert.quantize.plan import (
@@ -69,10 +72,10 @@ from valle_convert.quantize.plan import (
     Listener,
     Options,
     bits_per_weight,
-    describe_fallbacks,
     describe_types,
+    file_name,
     keys_of,
-    plan_file,
+    plan_files,
     shown_arguments,
 )
 from valle_convert.quantize.quality import (
@@ -86,21 +89,24 @@ from valle_convert.quantize.quality import (
     quality_of,
 )
 from valle_convert.quantize.report import FileReport, QuantizeReport
+from valle_convert.quantize.run import gates_of
 from valle_convert.quantize.source import Scratch, Source
 from valle_convert.quantize.tool import Quantizer, find_quantizer
 from valle_convert.quantize.types import FileType
-from valle_convert.verify.vallex import (
-    VallexUtterance,
-    run_vallex_cases,
-    vallex_utterances,
-    verify_vallex_path,
+from valle_convert.quantize.vallex_imatrix import (
+    NETS,
+    VallexUtterances,
+    choose_vallex,
+    collect_vallex_imatrix,
+    imatrix_paths,
+    make_vallex_imatrix,
 )
+from valle_convert.verify.vallex import VallexUtterance, run_vallex_cases, verify_vallex_path
 
 if TYPE_CHECKING:
     from valle_convert.verify.report import Report
 
 _SPLIT = "split."
-_N_UTTERANCES = 2
 # A request of everyday size, as for the other family.
 _SPEED_SYMBOLS, _SPEED_PROMPT, _SPEED_FRAMES, _SPEED_STEPS = 60, 225, 300, 16
 
@@ -125,7 +131,117 @@ class _SetPlan:
 
     @property
     def tensors(self) -> tuple[TensorEntry, ...]:
+        """Those of both as far as they are known, the levels' norms once."""
         return (*(self.ar.tensors or ()), *(self.nar.tensors or ()))
+
+    @property
+    def matrices(self) -> tuple[ImatrixInput, ...]:
+        """The importance matrices of AR and NAR, where they are used."""
+        return tuple(plan.imatrix for plan in (self.ar, self.nar) if plan.imatrix)
+
+    @property
+    def names(self) -> Iterator[str]:
+        """Of the files of a folder that belong to it."""
+        yield from (path.name for path in self.paths)
+        yield from (one.name for one in self.matrices)
+
+    def with_matrices(self, real: Sequence[ImatrixInput]) -> _SetPlan:
+        """The plan with these in the place of stand-ins."""
+        if not self.matrices:
+            return self
+        ar, nar = real
+        return replace(self, ar=replace(self.ar, imatrix=ar), nar=replace(self.nar, imatrix=nar))
+
+
+@dataclass(frozen=True)
+class _Matrices:
+    """The importance matrices of a run: given ones, or those that can be made.
+
+    Attributes:
+        given: paths, of AR and NAR; none where they are made.
+        paths: where made ones are kept; none for nowhere.
+        names: of made ones.
+        checkpoint: that they are made of; None where they cannot be.
+        calibration: what it is run on.
+    """
+
+    given: list[Path]
+    paths: list[Path]
+    names: list[str]
+    checkpoint: Checkpoint | None
+    calibration: VallexUtterances
+
+    @classmethod
+    def of(
+        cls,
+        ar: Source,
+        model: VallexModel,
+        checkpoint: Checkpoint | None,
+        folder: Path | None,
+        options: Options,
+    ) -> _Matrices:
+        """As the options say."""
+        usual = imatrix_paths(Path(f"{ar.stem}-imatrix.gguf"))
+        is_given = options.imatrix not in (AUTO, NONE)
+        n = None if options.data else options.n_imatrix
+        return cls(
+            imatrix_paths(Path(options.imatrix)) if is_given else [],
+            [folder / one.name for one in usual] if folder else [],
+            [one.name for one in usual],
+            checkpoint,
+            choose_vallex(model, options.data, n, seed=options.seed),
+        )
+
+    def read_given(self) -> list[ImatrixInput]:
+        """The given ones, each held against the network that it is for."""
+        found = []
+        for path, net in zip(self.given, NETS, strict=False):
+            check_input_file(path, f"importance matrix of the {net.upper()}")
+            found.append(ImatrixInput.read(path))
+            if found[-1].contents.part not in ("", net):
+                raise InputError(
+                    f"{path} is the importance matrix of the {found[-1].contents.part.upper()}, "
+                    f"where that of the {net.upper()} is expected; give the AR's, and keep the "
+                    "other's name (as `imatrix` wrote them)."
+                )
+        return found
+
+    def are_made_for(self, plans: Sequence[_SetPlan]) -> bool:
+        """Whether they are still to be made."""
+        return any(not one.is_made for plan in plans for one in plan.matrices)
+
+    def check_targets(self, options: Options) -> None:
+        """Refuse to replace a file that is no importance matrix of this very work."""
+        if not (options.resume and self._are_made()):
+            for path in self.paths if self.paths and self.paths[0].parent.is_dir() else ():
+                check_target(path, force=options.force)
+
+    def _are_made(self) -> bool:
+        return self.checkpoint is not None and all(
+            path.exists() and made_of(path, self.checkpoint, self.calibration, net)
+            for path, net in zip(self.paths, NETS, strict=True)
+        )
+
+    def make(self, listener: Listener, options: Options, scratch: Scratch) -> list[ImatrixInput]:
+        """Make them, or keep those that are there."""
+        if self.checkpoint is None:
+            raise AssertionError("a stand-in is planned only where the real one can be made")
+        if options.resume and self.paths and self._are_made():
+            listener.talk(f"kept {self.paths[0].name} and {self.paths[1].name}")
+            return [ImatrixInput.read(path) for path in self.paths]
+        listener.talk(f"importance matrices of {self.calibration.description}")
+        if self.paths:
+            make_vallex_imatrix(
+                self.checkpoint,
+                self.calibration,
+                self.paths[0],
+                resume=options.resume,
+                force=options.force,
+                progress=listener.progress,
+            )
+            return [ImatrixInput.read(path) for path in self.paths]
+        made = collect_vallex_imatrix(self.checkpoint, self.calibration, progress=listener.progress)
+        return [in_scratch(one, name, scratch) for one, name in zip(made, self.names, strict=True)]
 
 
 def quantize_set(
@@ -141,7 +257,7 @@ def quantize_set(
     Args:
         path: the AR of a converted set, or a checkpoint, which is converted first.
         out: a folder, or the `.gguf` file of an AR where `options.types` is one type.
-        options: everything else; `resume`, `prune`, `data` and `listen` are not for sets.
+        options: everything else; `listen`, `scan` and `adapters` are not for sets.
         checkpoint: what quality is measured against; a checkpoint as `path` is its own.
         listener: is told what is done.
 
@@ -153,74 +269,69 @@ def quantize_set(
     single = out.suffix == ".gguf"
     folder = out.parent if single else out
     _check_options(out, options, single=single)
-    gates = Gates(
-        options.max_kl,
-        options.min_agreement,
-        read_earlier(options.no_worse_than) if options.no_worse_than else None,
-        options.margin,
-    )
-    gates.check_types(options.types)
+    gates = gates_of(options)
     quantizer = find_quantizer(options.tool)
     with ExitStack() as held:
-        if not single and not options.dry_run:
-            held.enter_context(made_folder(folder))
-            held.enter_context(locked_folder(folder))
-        room = Path(tempfile.gettempdir()) if options.dry_run else folder
-        work = held.enter_context(scratch_folder(room))
-        scratch = held.enter_context(closing(Scratch(room)))
+        work, scratch = _places(folder, held, options, single=single)
         known = {} if single else known_files(folder, force=options.force)
         files, name = _source_set(path, checkpoint, work, options, listener)
-        ar = Source(files.ar.path, valid_utf8(name), files.ar)
+        # Of a checkpoint there are no more than headers in a dry run.
+        empty = options.dry_run and not is_gguf(path)
+        ar = Source(files.ar.path, valid_utf8(name), files.ar, is_empty=empty)
         nar = _whole_nar(files, work, empty=options.dry_run)
-        imatrices = _imatrices(quantizer, (ar, nar), options, checkpoint, scratch, listener)
-        plans = [
-            _plan(quantizer, files, ar, nar, kind, options, imatrices, out, single=single)
-            for kind in options.types
-        ]
-        for plan in plans:
-            for target in plan.paths if folder.is_dir() else ():
-                check_target(target, force=options.force, sources=[path])
-        report = _first_report(name, quantizer, plans, files, checkpoint, options)
+        nar.is_empty = empty
+        measured = choose_vallex(files.model, options.data, options.n_utterances, seed=options.seed)
+        gates.check_utterances(measured.description)
+        matrices = _Matrices.of(ar, files.model, checkpoint, None if single else folder, options)
+        plans = _plans(quantizer, files, (ar, nar), options, matrices, out, scratch)
+        if matrices.are_made_for(plans):
+            matrices.check_targets(options)
+        sources = [path, *(file.path for file in files.files), *matrices.given]
+        kept = [_kept(quantizer, plan, files, known, options, sources) for plan in plans]
+        report = _first_report(name, quantizer, plans, kept, files, checkpoint, options)
         if options.dry_run:
             return report
-        sizes = [plan.n_bytes or sum(file.size for file in files.files) for plan in plans]
-        check_free_space(folder / f"{name} in {len(plans)} types", sum(sizes) + max(sizes))
-        done: list[FileReport] = []
-        for plan in plans:
-            start = time.perf_counter()
-            entries, tensors = _make(quantizer, plan, files, scratch, options, listener)
-            seconds = time.perf_counter() - start
-            n_bytes = sum(entry.n_bytes for entry in entries)
-            listener.talk(
-                f"wrote {plan.paths[0]} and {len(entries) - 1} files beside it: {n_bytes:,} bytes, "
-                f"{bits_per_weight(tensors):.2f} bits a weight, {seconds:.1f} s"
+        _check_space(folder / f"{name} in {len(plans)} types", plans, kept, files)
+        ar.complete()
+        nar.complete()
+        listed = dict(known)
+        if matrices.are_made_for(plans):
+            real = matrices.make(listener, options, scratch)
+            plans = [plan.with_matrices(real) for plan in plans]
+            kept = [_kept(quantizer, plan, files, known, options, sources) for plan in plans]
+            listed |= {one.name: imatrix_entry(one) for one in real if matrices.paths}
+        done = []
+        for plan, entries in zip(plans, kept, strict=True):
+            one = _make_or_keep(
+                quantizer, plan, entries, files, scratch, options, sources, listener
             )
+            listed |= {entry.name: entry for entry in one[0]}
             if not single:
-                known |= {entry.name: entry for entry in entries}
-                write_manifest(folder, list(known.values()))
-            done.append(
-                FileReport(
-                    name=valid_utf8(plan.paths[0].name),
-                    kind=plan.kind.name,
-                    status="made",
-                    n_bytes=n_bytes,
-                    bits_per_weight=bits_per_weight(tensors),
-                    weights=describe_types(tensors),
-                    fallbacks=(*plan.ar.fallbacks, *plan.nar.fallbacks),
-                    sha256=entries[0].sha256,
-                    imatrix=plan.ar.imatrix.name if plan.ar.imatrix else None,
-                    seconds=seconds,
-                    note=f"a set of {len(entries)} files; the digest is that of the first",
-                )
-            )
+                write_manifest(folder, list(listed.values()))
+            done.append(one[1])
         notes = report.notes
-        if not single and (unlisted := unlisted_models(folder, known)):
-            notes += (f"{folder.name} has files that no manifest lists: {', '.join(unlisted)}",)
-        report = replace(
-            report, source_sha256=sha256_of(files.ar.path), files=tuple(done), notes=notes
-        )
+        if not single:
+            ours = {name for plan in plans for name in plan.names}
+            notes += tuple(settle_folder(folder, listed, ours, prune=options.prune))
+        report = replace(report, source_sha256=ar.sha256, files=tuple(done), notes=notes)
         if options.measure:
-            report = _measured(report, plans, files, checkpoint, options, listener)
+            report = _measured(report, plans, files, checkpoint, measured, options, listener)
+    return _judged(report, gates, options)
+
+
+def _places(
+    folder: Path, held: ExitStack, options: Options, *, single: bool
+) -> tuple[Path, Scratch]:
+    """The output's folder, made and locked; where files of the run lie, with and without names."""
+    if not single and not options.dry_run:
+        held.enter_context(made_folder(folder))
+        held.enter_context(locked_folder(folder))
+    room = Path(tempfile.gettempdir()) if options.dry_run else folder
+    return held.enter_context(scratch_folder(room)), held.enter_context(closing(Scratch(room)))
+
+
+def _judged(report: QuantizeReport, gates: Gates, options: Options) -> QuantizeReport:
+    """The report with the user's limits, and what is beyond them."""
     judged = []
     for kind, file in zip(options.types, report.files, strict=True):
         limits = gates.limits_of(kind)
@@ -229,26 +340,37 @@ def quantize_set(
     return replace(report, files=tuple(judged))
 
 
+def _check_space(
+    target: Path, plans: Sequence[_SetPlan], kept: Sequence[Sequence[object]], files: VallexSet
+) -> None:
+    """Every file that is made, and the largest once more, from which the tool's work is copied."""
+    whole = sum(file.size for file in files.files)
+    sizes = [
+        plan.n_bytes or whole for plan, entries in zip(plans, kept, strict=True) if not entries
+    ]
+    check_free_space(target, sum(sizes) + max(sizes, default=0))
+
+
 def _check_options(out: Path, options: Options, *, single: bool) -> None:
     if single and len(options.types) != 1:
         raise InputError(
             f"{out} is one set, and {len(options.types)} types are asked for; give a folder."
         )
+    for name, is_given in (("--resume", options.resume), ("--prune", options.prune)):
+        if single and is_given:
+            raise InputError(
+                f"{name} goes by the manifest of a folder; give a folder for the output."
+            )
     unknown = {
-        "--resume": options.resume,
-        "--prune": options.prune,
-        "--data": options.data is not None,
         "--listen": options.listen,
         "--scan": options.scan,
         "--lora": bool(options.adapters),
-        "--name-files, --quantized-by, --base-model, --license": options.identity != Identity(),
-        "--imatrix FILE": options.imatrix not in (AUTO, NONE),
     }
     given = [name for name, is_given in unknown.items() if is_given]
     if given:
         raise InputError(
-            f"{', '.join(given)} cannot be used with a VALL-E X, whose files are made as a set; "
-            "leave it out."
+            f"{', '.join(given)} cannot be used with a VALL-E X, of which it knows nothing; leave "
+            "it out."
         )
     if options.measure and not options.dry_run and find_library() is None:
         raise EnvironmentFault(
@@ -328,52 +450,96 @@ def _write_tensors(
 # --------------------------------------------------------------------------------- the plan
 
 
-def _plan(
+def _plans(
     quantizer: Quantizer,
     files: VallexSet,
-    ar: Source,
-    nar: Source,
-    kind: FileType,
+    sources: tuple[Source, Source],
     options: Options,
-    imatrices: Sequence[ImatrixInput | None],
+    matrices: _Matrices,
     out: Path,
-    *,
-    single: bool,
-) -> _SetPlan:
-    plans = [
-        plan_file(quantizer, source, kind, options, imatrix)
-        for source, imatrix in zip((ar, nar), imatrices, strict=True)
-    ]
-    falling = [one for plan in plans for one in plan.fallbacks]
-    if falling and not options.allow_fallback:
-        raise InputError(
-            "Not every tensor can have the type asked for, and --no-fallback was given: "
-            f"{kind.name}: {describe_fallbacks(falling)}. Choose types whose blocks the rows "
-            "divide into (Q8_0, Q5_0, Q4_0: 32; K and IQ types: 256)."
-        )
-    if any(plan.needs_imatrix and plan.imatrix is None for plan in plans):
-        raise InputError(
-            f"{kind.name} cannot be made without an importance matrix; give --checkpoint so that "
-            "one can be made."
-        )
-    path = out if single else out / f"{ar.stem}-{kind.name}.gguf"
-    n_bytes = 0
-    if plans[0].n_bytes is not None and plans[1].tensors is not None:
-        body = [tensor for tensor in plans[1].tensors if tensor.name in files.body.tensors]
-        n_bytes = plans[0].n_bytes + sum(file.size for file in files.levels)
-        n_bytes += len(pack_header(_body_keys(quantizer, plans[1], files.body), body))
-        n_bytes += sum(padded(tensor.n_bytes) for tensor in body)
-    return _SetPlan(kind, plans[0], plans[1], set_paths(path, len(files.levels)), n_bytes)
+    scratch: Scratch,
+) -> list[_SetPlan]:
+    """What becomes of AR and NAR in each type, where, and how large it will be."""
+    rows = plan_files(
+        quantizer,
+        sources,
+        options,
+        matrices.read_given(),
+        names=matrices.names,
+        calibration=matrices.calibration.description if matrices.checkpoint else None,
+        scratch=scratch,
+    )
+    plans = []
+    for ar, nar in rows:
+        path = out if out.suffix == ".gguf" else out / file_name(ar.source, ar.kind, options)
+        n_bytes = 0
+        if ar.n_bytes is not None and nar.tensors is not None:
+            body = [tensor for tensor in nar.tensors if tensor.name in files.body.tensors]
+            n_bytes = ar.n_bytes + sum(file.size for file in files.levels)
+            keys = _body_keys(quantizer, nar, files.body, "0" * 64)
+            n_bytes += len(pack_header(keys, body))
+            n_bytes += sum(padded(tensor.n_bytes) for tensor in body)
+        plans.append(_SetPlan(ar.kind, ar, nar, set_paths(path, len(files.levels)), n_bytes))
+    return plans
 
 
-def _body_keys(quantizer: Quantizer, plan: FilePlan, body: GgufFile) -> list[Key]:
+def _kept(
+    quantizer: Quantizer,
+    plan: _SetPlan,
+    files: VallexSet,
+    known: Mapping[str, ManifestFile],
+    options: Options,
+    sources: Sequence[Path],
+) -> list[ManifestFile]:
+    """The manifest's entries of a set that need not be made again; none of one that is made.
+
+    Raises:
+        InputError: a file is there that is neither to stay nor to be replaced.
+    """
+    there = [path for path in plan.paths if path.exists()]
+    if not there:
+        if plan.paths[0].parent.is_dir():
+            check_target(plan.paths[0], force=options.force, sources=sources)
+        return []
+    missing = [path.name for path in plan.paths if path not in there]
+    reasons: list[tuple[Path, str]] = []
+    for path, file, one in zip(
+        plan.paths, files.files, (plan.ar, plan.nar, *[None] * len(files.levels)), strict=True
+    ):
+        old = known.get(path.name)
+        if path not in there:
+            continue
+        if one is not None:
+            reason = difference(quantizer, one, path, old)
+        elif old is None:
+            reason = "no manifest lists it"
+        elif sha256_of(path) != old.sha256:
+            reason = "its bytes are not those of the manifest"
+        elif plan.ar.source.is_complete and old.sha256 != sha256_of(file.path):
+            reason = "it was made of another source"
+        else:
+            reason = ""
+        reasons.append((path, reason))
+    path, reason = next(((p, r) for p, r in reasons if r), (there[0], ""))
+    if not reason and missing:
+        reason = f"{missing[0]} of its set is missing"
+    if is_kept(path, known.get(path.name), reason, options, sources):
+        return [known[path.name] for path in plan.paths]
+    for path in there:
+        is_kept(path, known.get(path.name), reason, options, sources)
+    return []
+
+
+def _body_keys(
+    quantizer: Quantizer, plan: FilePlan, body: GgufFile, source_sha256: str
+) -> list[Key]:
     """Those of the body, and how it was made; llama-quantize has none of the former."""
-    made = _made_keys(quantizer, plan)
+    made = _made_keys(quantizer, plan, source_sha256)
     names = {key.name for key in made}
     return [*(key for key in _keys(body) if key.name not in names), *made]
 
 
-def _made_keys(quantizer: Quantizer, plan: FilePlan) -> list[Key]:
+def _made_keys(quantizer: Quantizer, plan: FilePlan, source_sha256: str) -> list[Key]:
     return keys_of(
         quantizer.kind,
         plan.tool_version,
@@ -382,7 +548,7 @@ def _made_keys(quantizer: Quantizer, plan: FilePlan) -> list[Key]:
         plan.kind,
         plan.options,
         plan.imatrix,
-        source_sha256=plan.source.sha256,
+        source_sha256=source_sha256,
     )
 
 
@@ -390,6 +556,7 @@ def _first_report(
     name: str,
     quantizer: Quantizer,
     plans: Sequence[_SetPlan],
+    kept: Sequence[Sequence[ManifestFile]],
     files: VallexSet,
     checkpoint: Checkpoint | None,
     options: Options,
@@ -414,14 +581,15 @@ def _first_report(
             FileReport(
                 name=valid_utf8(plan.paths[0].name),
                 kind=plan.kind.name,
-                status="planned",
+                status="kept" if entries else "planned",
                 n_bytes=plan.n_bytes,
                 bits_per_weight=bits_per_weight(plan.tensors) if plan.tensors else 0.0,
                 weights=describe_types(plan.tensors),
                 fallbacks=(*plan.ar.fallbacks, *plan.nar.fallbacks),
+                imatrix=plan.ar.imatrix.name if plan.ar.imatrix else None,
                 note=f"a set of {len(plan.paths)} files",
             )
-            for plan in plans
+            for plan, entries in zip(plans, kept, strict=True)
         ),
         notes=tuple(notes),
         checkpoint={
@@ -429,7 +597,51 @@ def _first_report(
             "sha256": str(keys["valle.source.sha256"]),
         },
         dry_run=options.dry_run,
+        command=valid_utf8(options.command),
     )
+
+
+def _make_or_keep(
+    quantizer: Quantizer,
+    plan: _SetPlan,
+    kept: list[ManifestFile],
+    files: VallexSet,
+    scratch: Scratch,
+    options: Options,
+    sources: Sequence[Path],
+    listener: Listener,
+) -> tuple[list[ManifestFile], FileReport]:
+    """A set's entries of the manifest, and its row of the report."""
+    start = time.perf_counter()
+    if kept:
+        listener.talk(f"kept {plan.paths[0].name} and the files of its set")
+    entries = kept or _make(quantizer, plan, files, scratch, options, sources, listener)
+    seconds = time.perf_counter() - start
+    tensors = [
+        tensor
+        for path in plan.paths[:2]
+        for tensor in GgufFile(path, allow_part=True).tensors.values()
+    ]
+    n_bytes = sum(entry.n_bytes for entry in entries)
+    if not kept:
+        listener.talk(
+            f"wrote {plan.paths[0]} and {len(entries) - 1} files beside it: {n_bytes:,} bytes, "
+            f"{bits_per_weight(tensors):.2f} bits a weight, {seconds:.1f} s"
+        )
+    report = FileReport(
+        name=valid_utf8(plan.paths[0].name),
+        kind=plan.kind.name,
+        status="kept" if kept else "made",
+        n_bytes=n_bytes,
+        bits_per_weight=bits_per_weight(tensors),
+        weights=describe_types(tensors),
+        fallbacks=(*plan.ar.fallbacks, *plan.nar.fallbacks),
+        sha256=entries[0].sha256,
+        imatrix=plan.ar.imatrix.name if plan.ar.imatrix else None,
+        seconds=seconds,
+        note=f"a set of {len(entries)} files; the digest is that of the first",
+    )
+    return entries, report
 
 
 # ---------------------------------------------------------------------------------- making
@@ -441,26 +653,26 @@ def _make(
     files: VallexSet,
     scratch: Scratch,
     options: Options,
+    sources: Sequence[Path],
     listener: Listener,
-) -> tuple[list[ManifestFile], list[TensorEntry]]:
-    """All files of a type, or none; the manifest's entries, and the tensors of AR and body."""
-    with atomic_outputs(plan.paths, force=options.force) as opened:
+) -> list[ManifestFile]:
+    """All files of a type, or none; the manifest's entries."""
+    with atomic_outputs(plan.paths, force=options.force, sources=sources) as opened:
         with _quantized(quantizer, plan.ar, scratch, listener) as (work, header):
-            new_header = header.changed(_made_keys(quantizer, plan.ar), drop=DIGEST_KEYS)
+            made_keys = _made_keys(quantizer, plan.ar, plan.ar.source.sha256)
+            new_header = header.changed(made_keys, drop=DIGEST_KEYS)
             copy_file(work, header, new_header, opened[0])
         with _quantized(quantizer, plan.nar, scratch, listener) as (_, header):
             shared = [t for t in header.tensors.values() if t.name in files.body.tensors]
-            _write_tensors(opened[1], _body_keys(quantizer, plan.nar, files.body), shared)
+            keys = _body_keys(quantizer, plan.nar, files.body, plan.nar.source.sha256)
+            _write_tensors(opened[1], keys, shared)
         for level, target in zip(files.levels, opened[2:], strict=True):
             with level.path.open("rb") as part:
                 shutil.copyfileobj(part, target)
     arguments = [shown_arguments(p.source, p.kind, options, p.imatrix) for p in (plan.ar, plan.nar)]
     entries: list[ManifestFile] = []
-    tensors: list[TensorEntry] = []
     for i, (path, source) in enumerate(zip(plan.paths, files.files, strict=True)):
         made = GgufFile(path, allow_part=True)
-        if i < 2:
-            tensors += made.tensors.values()
         one = (plan.ar, plan.nar)[min(i, 1)]
         copied = {"name": "valle-convert", "version": __version__}
         entries.append(
@@ -476,7 +688,7 @@ def _make(
                 tensors=tensor_digests(made),
             )
         )
-    return entries, tensors
+    return entries
 
 
 @contextmanager
@@ -491,57 +703,6 @@ def _quantized(
         if plan.tensors is not None:
             check_types(quantizer, plan.tensors, header)
         yield work, header
-
-
-# ------------------------------------------------------------------------ importance matrix
-
-
-def _imatrices(
-    quantizer: Quantizer,
-    sources: Sequence[Source],
-    options: Options,
-    checkpoint: Checkpoint | None,
-    scratch: Scratch,
-    listener: Listener,
-) -> list[ImatrixInput | None]:
-    """One for the AR and one for the NAR, where a type needs them and there is a checkpoint.
-
-    They are collected in the reference, and are not kept.
-    """
-    needed = options.imatrix == AUTO and any(
-        plan_file(quantizer, sources[0], kind, options).needs_imatrix for kind in options.types
-    )
-    if not needed or checkpoint is None or options.dry_run:
-        return [None, None]
-    from torch import Tensor
-
-    from valle_convert.network.vallex_reference import VallexReference
-
-    model = describe_vallex(checkpoint).model
-    network = VallexReference(checkpoint.tensors, model)
-    sums = {"ar": Sums(), "nar": Sums()}
-
-    def observe(net: str, name: str, inputs: Tensor) -> None:
-        sums[net].add(name, inputs.numpy())
-
-    network.observe = observe
-    n = options.n_imatrix
-    words = f"{n} seeded random utterances"
-    listener.talk(f"importance matrices of {words}")
-    with listener.progress("importance", n, "utterances") as advance:
-        for utterance in vallex_utterances(model, n, seed=options.seed):
-            for _ in run_vallex_cases(network, utterance):
-                pass
-            advance(1)
-    made: list[ImatrixInput | None] = []
-    for net, source in zip(("ar", "nar"), sources, strict=True):
-        entries = {
-            name: Entry(squares.astype(np.float32), sums[net].counts[name])
-            for name, squares in sums[net].squares.items()
-        }
-        contents = ImatrixFile(entries, (words,), n, 0)
-        made.append(in_scratch(contents, f"{source.stem}-imatrix.gguf", scratch))
-    return made
 
 
 # --------------------------------------------------------------------------------- measuring
@@ -562,14 +723,14 @@ def _measured(
     plans: Sequence[_SetPlan],
     files: VallexSet,
     checkpoint: Checkpoint | None,
+    given: VallexUtterances,
     options: Options,
     listener: Listener,
 ) -> QuantizeReport:
     """The report with quality, speed and verdict of every set."""
     from valle_convert.network.vallex_converted import VallexGguf
 
-    n = options.n_utterances or _N_UTTERANCES
-    utterances = tuple(vallex_utterances(files.model, n, seed=options.seed))
+    utterances = tuple(given)
     n_threads = options.threads or None
     if checkpoint is None:
         with VallexGguf(files, n_threads=n_threads) as network:
@@ -616,7 +777,7 @@ def _measured(
     return replace(
         report,
         reference=expected.name,
-        utterances=f"{n} seeded random utterances",
+        utterances=given.description,
         baseline=baseline,
         files=tuple(done),
     )

@@ -1,0 +1,316 @@
+"""Importance matrices of a VALL-E X, one for the AR and one for the NAR."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from make_vallex import VallexShape, make_vallex, vallex_state
+from numpy.typing import NDArray
+from quantize.test_imatrix import stopping_after
+from support import Cli, error_of
+from torch import nn
+from vallex_golden import CHECKPOINT
+
+from valle_convert.checkpoint import read_checkpoint
+from valle_convert.errors import InputError
+from valle_convert.gguf_file.vallex import open_set, plan_vallex
+from valle_convert.gguf_file.write import write_set
+from valle_convert.model.vallex import VallexModel, describe_vallex, fold_norm
+from valle_convert.network.vallex_reference import VallexReference
+from valle_convert.quantize.imatrix import read_imatrix
+from valle_convert.quantize.plan import Options, arguments_of
+from valle_convert.quantize.tool import Quantizer
+from valle_convert.quantize.types import FILE_TYPES
+from valle_convert.quantize.vallex_imatrix import (
+    choose_vallex,
+    imatrix_paths,
+    make_vallex_imatrix,
+    read_vallex_utterance,
+)
+from valle_convert.verify.vallex import n_vallex_cases, run_vallex_cases
+
+#: Rows that K-quants divide into.
+WIDE = VallexShape(dim=256, heads=4, layers=1, ffn=1, levels=3, codes=64)
+#: Of sums of squares in float32, whoever computes them.
+SAME = 1e-4
+
+
+def model_of(path: Path) -> VallexModel:
+    return describe_vallex(read_checkpoint(path)).model
+
+
+def voice_file(path: Path, n_frames: int, seed: int = 0, *, levels: int = 8) -> Path:
+    """As VALL-E X's own project writes them."""
+    draw = np.random.default_rng(seed)
+    np.savez(
+        path,
+        audio_tokens=draw.integers(0, 64, (1, n_frames, levels)),
+        text_tokens=draw.integers(5, 70, (1, 12)),
+        lang_code=np.array(0),
+    )
+    return path
+
+
+# ------------------------------------------------------------------------- the numbers
+
+
+class Recorded(VallexReference):
+    """Keeps the rows of every pass: the net, the level, how many rows are text, all rows."""
+
+    passes: list[tuple[str, int, int, torch.Tensor, int]]
+
+    def _read_text(self, rows: NDArray[np.float32], room: int) -> None:
+        self.text = rows
+        super()._read_text(rows, room)
+
+    def _append(
+        self, rows: NDArray[np.float32], sequences: Sequence[int], n_outputs: int
+    ) -> NDArray[np.float32]:
+        whole = torch.from_numpy(np.concatenate([self.text, rows]))
+        self.passes.append(("ar", 0, len(self.text), whole, n_outputs))
+        return super()._append(rows, sequences, n_outputs)
+
+    def _run_nar(
+        self, level: int, rows: NDArray[np.float32], n_outputs: int
+    ) -> NDArray[np.float32]:
+        whole = torch.from_numpy(np.array(rows))
+        self.passes.append(("nar", level, len(rows), whole, n_outputs))
+        return super()._run_nar(level, rows, n_outputs)
+
+
+def torch_layer(
+    state: dict[str, torch.Tensor], net: str, i: int, level: int, heads: int
+) -> nn.Module:
+    """PyTorch's own layer with the weights of one of the checkpoint's."""
+    prefix = f"{net}_decoder.layers.{i}."
+    own = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix) and ".norm" not in name
+    }
+    for norm in ("norm1", "norm2"):
+        if net == "ar":
+            values = [state[f"{prefix}{norm}.{kind}"] for kind in ("weight", "bias")]
+        else:
+            folded = fold_norm(lambda name: state[name].numpy(), prefix + norm, level)
+            values = list(torch.from_numpy(folded))
+        own |= {f"{norm}.weight": values[0], f"{norm}.bias": values[1]}
+    width, n_ff = own["linear1.weight"].shape[1], own["linear1.weight"].shape[0]
+    layer = nn.TransformerEncoderLayer(
+        width, heads, n_ff, dropout=0.0, batch_first=True, norm_first=True
+    )
+    layer.load_state_dict(own)
+    return layer
+
+
+def test_sums_are_those_of_what_goes_into_pytorchs_own_layers(tmp_path: Path) -> None:
+    """Hooks on `nn.TransformerEncoderLayer`, of the same rows: AR with its mask, and all levels."""
+    checkpoint = read_checkpoint(CHECKPOINT)
+    source = checkpoint.tensors
+    state = {name: torch.from_numpy(np.array(source.read(name))) for name in source.specs}
+    model = model_of(CHECKPOINT)
+    utterances = choose_vallex(model, None, 1, seed=3)
+    made = make_vallex_imatrix(checkpoint, utterances, tmp_path / "m.gguf")
+    network = Recorded(checkpoint.tensors, model)
+    network.passes = []
+    (utterance,) = utterances
+    for _ in zip(
+        range(n_vallex_cases(model) - 1), run_vallex_cases(network, utterance), strict=False
+    ):
+        pass
+    sums: dict[tuple[str, str], NDArray[np.float64]] = {}
+    counts: dict[tuple[str, str], int] = {}
+
+    def add(net: str, name: str, x: torch.Tensor) -> None:
+        values = x.detach().double().reshape(-1, x.shape[-1])
+        sums[net, name] = sums.get((net, name), 0) + values.square().sum(0).numpy()
+        counts[net, name] = counts.get((net, name), 0) + len(values)
+
+    assert len(network.passes) == n_vallex_cases(model) - 1 == 11
+    for net, level, n_text, rows, n_outputs in network.passes:
+        n = len(rows)
+        hidden = torch.ones(n, n, dtype=torch.bool).triu(1)
+        hidden[:, :n_text] = False
+        hidden[:n_text, n_text:] = True
+        x = rows[None]
+        for i in range(2):
+            layer = torch_layer(state, net, i, level, heads=4)
+            layer.linear1.register_forward_pre_hook(
+                lambda _m, given, net=net, i=i: add(net, f"blk.{i}.ffn_up.weight", given[0])
+            )
+            layer.linear2.register_forward_pre_hook(
+                lambda _m, given, net=net, i=i: add(net, f"blk.{i}.ffn_down.weight", given[0])
+            )
+            normed = layer.norm1(x)
+            add(net, f"blk.{i}.attn_qkv.weight", normed)
+            # Its attention with nothing behind it gives what goes into the last matrix.
+            mixing = nn.MultiheadAttention(64, 4, batch_first=True)
+            mixing.in_proj_weight, mixing.in_proj_bias = (
+                layer.self_attn.in_proj_weight,
+                layer.self_attn.in_proj_bias,
+            )
+            nn.init.eye_(mixing.out_proj.weight)
+            mixed = mixing(normed, normed, normed, attn_mask=hidden, need_weights=False)[0]
+            add(net, f"blk.{i}.attn_output.weight", mixed)
+            x = layer(x, src_mask=hidden)
+        if net == "ar":
+            values = [state[f"ar_decoder.norm.{kind}"] for kind in ("weight", "bias")]
+        else:
+            folded = fold_norm(lambda name: state[name].numpy(), "nar_decoder.norm", level)
+            values = list(torch.from_numpy(folded))
+        last = nn.functional.layer_norm(x, (64,), *values)
+        add(net, "token_embd.weight", last[:, n - n_outputs :])
+    for net, one in zip(("ar", "nar"), made, strict=True):
+        assert set(one.entries) == {name for kind, name in sums if kind == net}
+        for name, entry in one.entries.items():
+            assert entry.count == counts[net, name], name
+            np.testing.assert_allclose(entry.sums, sums[net, name], rtol=SAME, err_msg=name)
+    # What was written is what was collected, and says whose it is.
+    for path, net, one in zip(imatrix_paths(tmp_path / "m.gguf"), ("ar", "nar"), made, strict=True):
+        found = read_imatrix(path)
+        assert found.part == net
+        assert found.entries.keys() == one.entries.keys()
+        for name, entry in one.entries.items():
+            np.testing.assert_array_equal(found.entries[name].sums, entry.sums)
+
+
+# --------------------------------------------------------------------------- the files
+
+
+def test_the_command_writes_two_files_that_stock_llama_quantize_takes(
+    program: Quantizer, cli: Cli, tmp_path: Path
+) -> None:
+    make_vallex(tmp_path / "wide.pt", WIDE)
+    result = cli(
+        "imatrix", tmp_path / "wide.pt", "-o", tmp_path / "m.gguf", "--utterances", 1, "--json"
+    )
+    assert result.code == 0, result
+    told = json.loads(result.out)
+    assert told["files"] == [str(tmp_path / name) for name in ("m.gguf", "m-nar.gguf")]
+    assert told["matrices"] == 2 * 5
+    write_set(
+        plan_vallex(read_checkpoint(tmp_path / "wide.pt"), out_type="f16"), tmp_path / "w.gguf"
+    )
+    given = arguments_of(
+        FILE_TYPES["IQ2_XXS"],
+        Options(threads=1),
+        tmp_path / "w.gguf",
+        tmp_path / "o.gguf",
+        tmp_path / "m.gguf",
+    )
+    log = program.run(given)
+    assert any("have 5 importance matrix entries" in line for line in log)
+    assert not any("did not find weights" in line for line in log)
+    again = error_of(cli("imatrix", tmp_path / "wide.pt", "-o", tmp_path / "m.gguf"), 2)
+    assert "m.gguf exists" in again
+    (tmp_path / "m.gguf").unlink()
+    again = error_of(cli("imatrix", tmp_path / "wide.pt", "-o", tmp_path / "m.gguf"), 2)
+    assert "m-nar.gguf exists" in again
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_very_same_bytes(tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(CHECKPOINT)
+    utterances = choose_vallex(model_of(CHECKPOINT), None, 10, seed=5)
+    make_vallex_imatrix(checkpoint, utterances, tmp_path / "whole.gguf")
+    target = tmp_path / "resumed.gguf"
+    with stopping_after(9) as progress, pytest.raises(KeyboardInterrupt):
+        make_vallex_imatrix(checkpoint, utterances, target, progress=progress)
+    assert [path.name for path in tmp_path.glob("*resumed*")] == [".resumed.gguf.state"]
+    make_vallex_imatrix(checkpoint, utterances, target, resume=True)
+    for one, other in zip(
+        imatrix_paths(tmp_path / "whole.gguf"), imatrix_paths(target), strict=True
+    ):
+        assert one.read_bytes() == other.read_bytes()
+    assert not list(tmp_path.glob(".*"))
+
+
+# -------------------------------------------------------------------- what they are for
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose inputs differ in size by column, as those of trained networks do."""
+    path = tmp_path_factory.mktemp("uneven") / "uneven.pt"
+    state = vallex_state(WIDE)
+    draw = torch.Generator().manual_seed(1)
+    for name, tensor in state.items():
+        if ".norm" in name and name.endswith("weight") and "project_layer" not in name:
+            tensor.copy_(torch.exp(torch.randn(tensor.shape, generator=draw)))
+    torch.save({"model": state, "nhead": WIDE.heads}, path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["Q2_K", "IQ4_XS"])
+def test_a_type_is_better_with_the_matrix_than_without(
+    kind: str, uneven: Path, cli: Cli, tmp_path: Path
+) -> None:
+    assert cli("imatrix", uneven, "-o", tmp_path / "m.gguf", "--utterances", 4).code == 0
+    found = {}
+    for name, imatrix in (("with", tmp_path / "m.gguf"), ("without", "none")):
+        made = cli(
+            "quantize", uneven, tmp_path / f"{name}.gguf", kind, "--imatrix", imatrix, "--json"
+        )
+        assert made.code == 0, made
+        (found[name],) = json.loads(made.out)["files"]
+    assert found["with"]["imatrix"] == "m.gguf"
+    assert found["without"]["imatrix"] is None
+    for head in ("ar", "nar.1", "nar.2"):
+        better, worse = (found[name]["quality"][head]["kl_mean"] for name in ("with", "without"))
+        assert better < 0.9 * worse, head
+    files = open_set(tmp_path / "with.gguf")
+    for file, name in ((files.ar, "m.gguf"), (files.body, "m-nar.gguf")):
+        assert file.keys["quantize.imatrix.file"] == name
+        assert file.keys["quantize.imatrix.entries_count"] == 5
+
+
+def test_a_matrix_of_the_other_network_or_of_none_is_refused(
+    uneven: Path, cli: Cli, tmp_path: Path
+) -> None:
+    assert cli("imatrix", uneven, "-o", tmp_path / "m.gguf", "--utterances", 1).code == 0
+    run = ("quantize", uneven, tmp_path / "o.gguf", "Q2_K", "--no-measure", "--imatrix")
+    assert "of the NAR, where that of the AR" in error_of(cli(*run, tmp_path / "m-nar.gguf"), 2)
+    (tmp_path / "m-nar.gguf").rename(tmp_path / "n.gguf")
+    assert "importance matrix of the NAR" in error_of(cli(*run, tmp_path / "m.gguf"), 2)
+    make_vallex(tmp_path / "other.pt", VallexShape(layers=1))
+    assert (
+        cli("imatrix", tmp_path / "other.pt", "-o", tmp_path / "x.gguf", "--utterances", 1).code
+        == 0
+    )
+    assert "is of another model" in error_of(cli(*run, tmp_path / "x.gguf"), 2)
+    assert not (tmp_path / "o.gguf").exists()
+
+
+# -------------------------------------------------------------------------- utterances
+
+
+def test_a_voice_file_is_an_utterance_whose_beginning_is_the_prompt(tmp_path: Path) -> None:
+    model = model_of(CHECKPOINT)
+    for n_frames, n_prompt in ((2, 1), (301, 150), (600, 225)):
+        given = read_vallex_utterance(voice_file(tmp_path / "v.npz", n_frames), model)
+        assert (len(given.prompt), len(given.codes)) == (n_prompt, n_frames - n_prompt)
+        assert (given.text.languages == 1).all()  # 0 in such a file, Chinese, is 1 of the network
+        assert len(given.text) == 12
+
+
+@pytest.mark.parametrize(
+    ("n_frames", "levels", "words"),
+    [(1, 8, "1 frames"), (4000, 8, "4,000 frames"), (9, 4, "4 levels")],
+)
+def test_a_voice_that_cannot_be_measured_on_is_refused_before_anything_is_made(
+    n_frames: int, levels: int, words: str, cli: Cli, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    voice_file(tmp_path / "data" / "v.npz", n_frames, levels=levels)
+    run = ("imatrix", CHECKPOINT, "-o", tmp_path / "m.gguf", "--data", tmp_path / "data")
+    assert words in error_of(cli(*run), 2)
+    assert not list(tmp_path.glob("*.gguf"))
+
+
+def test_a_folder_without_voices_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="voice file of VALL-E X"):
+        choose_vallex(model_of(CHECKPOINT), tmp_path, None, seed=0)

@@ -1,0 +1,192 @@
+"""What a VALL-E X is measured on, and its importance matrices: one for the AR, one for the NAR.
+
+The tensors of both networks have the same names, so that one file cannot hold both:
+
+    out.gguf       of the AR
+    out-nar.gguf   of the NAR's body
+
+Each says in `valle.imatrix.part` which it is. Both are made in one run of the PyTorch reference:
+the AR in one pass, every level of the NAR, both with and without a prompt.
+
+Given utterances are voice files as VALL-E X's own project writes them (`audio.vallex_voice`),
+which hold codes with what is said. The first three seconds, or half of it, are the prompt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from valle_convert.audio.vallex_voice import read_vallex_voice
+from valle_convert.checkpoint import Checkpoint
+from valle_convert.errors import InputError
+from valle_convert.files import atomic_outputs, check_target
+from valle_convert.gguf_file.vallex import set_paths
+from valle_convert.model.vallex import VallexModel, describe_vallex
+from valle_convert.network.vallex_protocol import VallexText
+from valle_convert.progress import Progress, silent
+from valle_convert.quantize.imatrix import (
+    Calibration,
+    ImatrixFile,
+    Sums,
+    collect_sums,
+    encode_imatrix,
+    imatrix_of,
+)
+from valle_convert.quantize.utterances import (
+    N_SEEDED,
+    describe_files,
+    describe_seeded,
+    seeded_blocks,
+    utterance_files,
+)
+from valle_convert.verify.vallex import (
+    VallexUtterance,
+    n_vallex_cases,
+    run_vallex_cases,
+    vallex_utterances,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: The networks, in the order of their files.
+NETS = ("ar", "nar")
+_ARRAYS = "audio_tokens, text_tokens and lang_code of a voice file of VALL-E X"
+_PROMPT_FRAMES = 225
+#: Symbols and frames: a minute of speech, as the original's first table of positions.
+_MAX_ELEMENTS = 4000
+
+
+@dataclass(frozen=True)
+class VallexUtterances:
+    """Utterances that can be gone through again and again; a `Calibration`.
+
+    Attributes:
+        model: whose symbols and codes they are.
+        count: how many.
+        description: in words.
+        digest: a SHA-256 that changes with them.
+        files: the given ones; empty for seeded ones.
+        seed: of the seeded ones.
+    """
+
+    model: VallexModel
+    count: int
+    description: str
+    digest: str
+    files: tuple[Path, ...] = ()
+    seed: int = 0
+
+    def __iter__(self) -> Iterator[VallexUtterance]:
+        if self.files:
+            yield from (read_vallex_utterance(path, self.model) for path in self.files)
+            return
+        for n, seed in seeded_blocks(self.count, self.seed):
+            yield from vallex_utterances(self.model, n, seed=seed)
+
+
+def choose_vallex(
+    model: VallexModel, data: Path | None, count: int | None, *, seed: int
+) -> VallexUtterances:
+    """As `utterances.choose`: those of a folder, all of which are checked now, or seeded ones.
+
+    Raises:
+        InputError: there is none in the folder, or one is no voice file of this model.
+    """
+    if data is None:
+        n = N_SEEDED if count is None else count
+        text = describe_seeded(n, seed)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        return VallexUtterances(model, n, text, digest, seed=seed)
+    files = utterance_files(data, count, _ARRAYS)
+    for path in files:
+        read_vallex_utterance(path, model)
+    text, digest = describe_files(files)
+    return VallexUtterances(model, len(files), text, digest, files, seed)
+
+
+def read_vallex_utterance(path: Path, model: VallexModel) -> VallexUtterance:
+    """One utterance of a voice file.
+
+    Raises:
+        InputError: it is no such file, is of another model, too short, or too long.
+    """
+    voice = read_vallex_voice(path, model)
+    n_frames, n_symbols = len(voice.codes), len(voice.symbols)
+    if n_frames < 2 or n_frames + n_symbols > _MAX_ELEMENTS:
+        raise InputError(
+            f"{path} has {n_symbols:,} symbols and {n_frames:,} frames, where at least 2 frames "
+            f"and at most {_MAX_ELEMENTS:,} of both are expected; take another piece of speech."
+        )
+    n_prompt = min(_PROMPT_FRAMES, n_frames // 2)
+    text = VallexText(voice.symbols, voice.languages)
+    return VallexUtterance(text, voice.codes[:n_prompt], voice.codes[n_prompt:])
+
+
+def imatrix_paths(target: Path) -> list[Path]:
+    """Where the matrices of AR and NAR lie, by the path of the first."""
+    return set_paths(target, 0)
+
+
+def make_vallex_imatrix(
+    checkpoint: Checkpoint,
+    utterances: Calibration[VallexUtterance],
+    target: Path,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    progress: Progress = silent,
+) -> list[ImatrixFile]:
+    """Collect and write both matrices; arguments and errors are those of `make_imatrix`.
+
+    Returns:
+        Those of AR and NAR.
+    """
+    sources = (*checkpoint.inputs, *utterances.files)
+    paths = imatrix_paths(target)
+    for path in paths:
+        check_target(path, force=force, sources=sources)
+    state = target.with_name(f".{target.name}.state")
+    made = collect_vallex_imatrix(
+        checkpoint, utterances, state=state, resume=resume, progress=progress
+    )
+    with atomic_outputs(paths, force=force, sources=sources) as files:
+        for file, one in zip(files, made, strict=True):
+            file.write(encode_imatrix(one))
+    with suppress(FileNotFoundError):
+        state.unlink()
+    return made
+
+
+def collect_vallex_imatrix(
+    checkpoint: Checkpoint,
+    utterances: Calibration[VallexUtterance],
+    *,
+    state: Path | None = None,
+    resume: bool = False,
+    progress: Progress = silent,
+) -> list[ImatrixFile]:
+    """Run a checkpoint on utterances; `state` and the rest as in `make_imatrix`."""
+    from valle_convert.network.vallex_reference import VallexReference
+
+    model = describe_vallex(checkpoint).model
+    network = VallexReference(checkpoint.tensors, model)
+
+    def add(utterance: VallexUtterance, sums: Sums) -> None:
+        def observe(net: str, name: str, inputs: Tensor) -> None:
+            sums.add(f"{net} {name}", inputs.numpy())
+            sums.longest = max(sums.longest, len(inputs))
+
+        network.observe = observe
+        # The last case is the AR code by code: the same inputs once more.
+        n = n_vallex_cases(model) - 1
+        sums.n_passes += sum(1 for _ in islice(run_vallex_cases(network, utterance), n))
+
+    sums = collect_sums(checkpoint, utterances, add, state=state, resume=resume, progress=progress)
+    return [imatrix_of(sums, checkpoint, utterances, net) for net in NETS]
