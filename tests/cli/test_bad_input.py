@@ -534,7 +534,7 @@ def test_an_output_is_required(source: Path, cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("[1]", "holds a list"),
+        ("[1]", "holds a JSON list"),
         ("{", "is no valid JSON"),
         ('{"colour": "red"}', "'colour' is none of"),
         ('{"author": 3}', "author is 3"),
