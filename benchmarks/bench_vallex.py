@@ -3,8 +3,9 @@
 convert    vallex-checkpoint.pt to a set in f16, against a plain loop that casts and writes it
 step       a code of the AR through the session, against llama.cpp's own decode of one row
 pass       a level of the NAR through the session, against llama.cpp's own decode of the same rows
-switch     from one level to another: a cache for the next, and the first load of its part
-memory     the process's share of mapped pages before and after all levels are loaded
+switch     from one level to another, by processor time and by the clock, the least of many
+memory     the process's own pages, and its share of mapped ones, over those of the AR, after all
+           levels have spoken
 
 python benchmarks/bench_vallex.py [--folder DIR] [--threads N]
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -43,12 +45,11 @@ def milliseconds(run: Callable[..., object], *given: object, **named: object) ->
     return 1000 * (time.process_time() - start)
 
 
-def share() -> float:
-    """The process's share of all pages that it maps, MiB."""
-    for line in Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) / 1024
-    return 0.0
+def pages() -> tuple[float, float]:
+    """The process's share of all pages that it maps, and of those without a file, MiB."""
+    lines = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()
+    found = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines[1:]}
+    return found["Pss"], found["Pss_Anon"]
 
 
 def bench_conversion(checkpoint: Path, out: Path, repeat: int) -> dict[str, float]:
@@ -95,30 +96,39 @@ def bench_session(path: Path, threads: int, repeat: int) -> dict[str, float]:
             "ar_step_ms": statistics.median(steps),
             "ar_step_over_llama": statistics.median(steps) / statistics.median(bare),
         }
-        network.pass_nar(text, prompt, frames[:, :1])
-        before = share()
-        loads = [milliseconds(network._nar, level) for level in range(2, 8)]
+        before = pages()
         passes, bare = [], []
         rows = draw.standard_normal((n, network.model.nar.n_embd), dtype=np.float32)
         places, ids = np.arange(n, dtype=np.int32), np.zeros(n, np.int32)
         wanted = places >= n - N_FRAMES
-        for level in range(1, 1 + min(repeat, 7)):
+        for level in range(1, 8):
             passes.append(milliseconds(network.pass_nar, text, prompt, frames[:, :level]))
-            context = network._nar(level)._context
+            context = network._nar._context
             assert context is not None  # noqa: S101 - the pass made it
+            if level > repeat:
+                continue
             context.clear()
             bare.append(milliseconds(context.decode, rows, places, ids, wanted, causal=False))
-        switches = []
-        for level in (2, 3, 4, 5):
-            session = network._nar(level)
-            switches.append(milliseconds(session._empty, n, n_ubatch=n))
-            session.release()
+        after = pages()
+
+        def switch(level: int) -> None:
+            network._switch(level)
+            network._nar._empty(n, n_ubatch=n)
+
+        cpu, clock = [], []
+        for i in range(20 * repeat):
+            start = time.perf_counter()
+            cpu.append(milliseconds(switch, 1 + i % 7))
+            clock.append(1000 * (time.perf_counter() - start))
         return results | {
             "nar_pass_ms": statistics.median(passes),
             "nar_pass_over_llama": statistics.median(passes) / statistics.median(bare),
-            "load_ms": statistics.median(loads),
-            "switch_ms": statistics.median(switches),
-            "memory_of_six_more_levels_mib": share() - before,
+            "switch_cpu_ms": statistics.median(cpu),
+            "switch_clock_least_ms": min(clock),
+            "switch_clock_median_ms": statistics.median(clock),
+            "nar_mib": after[0] - before[0],
+            "nar_own_mib": after[1] - before[1],
+            "load_average": os.getloadavg()[0],
         }
 
 

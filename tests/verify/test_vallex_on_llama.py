@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -257,3 +257,90 @@ def test_long_texts_and_speech_fit_and_short_ones_after_them(golden_set: Convert
             nar = [one.pass_nar(text, prompt, frames[:, :7]) for one in (reference, network)]
             assert nmse(*ar) <= MAX_NMSE["f32"], n_text
             assert nmse(*nar) <= MAX_NMSE["f32"], n_text
+
+
+# ------------------------------------------------------------------- one model for all levels
+
+
+def probe(session: MptSession, rows: np.ndarray) -> np.ndarray:
+    return session.both_ways(rows, len(rows), slice(None))
+
+
+@pytest.mark.parametrize("out_type", MAX_NMSE)
+def test_an_exchanged_level_gives_the_bits_of_its_own_file(
+    out_type: str, golden_set: Converted
+) -> None:
+    files = open_set(golden_set(out_type))
+    rows = np.random.default_rng(0).standard_normal((40, 64), dtype=np.float32)
+    found = {}
+    with VallexGguf(files, n_threads=1) as network:
+        for level in (1, 7, 2, 2, 5, 3, 6, 4, 1):
+            network._switch(level)
+            found.setdefault(level, []).append(probe(network._nar, rows))
+    for level, ours in found.items():
+        with MptSession(
+            files.levels[level - 1].path,
+            [files.body.path],
+            probe_rows={},
+            activation_factor=files.model.activation_factor,
+            n_threads=1,
+            cache_type="f32" if out_type == "f32" else "f16",
+            proven=True,
+        ) as session:
+            theirs = probe(session, rows)
+        for one in ours:
+            np.testing.assert_array_equal(one, theirs)
+
+
+def test_a_llama_cpp_that_keeps_copies_of_norms_is_refused(
+    golden_set: Converted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MptSession, "exchange", lambda _session, pieces: list(pieces))
+    with pytest.raises(EnvironmentFault, match="does not compute with what is written"):
+        VallexGguf(golden_set("f16"))
+
+
+def test_an_exchange_that_was_interrupted_is_done_again(golden_set: Converted) -> None:
+    rows = np.random.default_rng(0).standard_normal((8, 64), dtype=np.float32)
+    with VallexGguf(golden_set("f16"), n_threads=1) as network:
+        network._switch(3)
+        expected = probe(network._nar, rows)
+        real = network._nar.exchange
+
+        def half(pieces: Iterable[tuple[int, memoryview]]) -> None:
+            given = list(pieces)
+            real(given[: len(given) // 2])
+            raise KeyboardInterrupt
+
+        network._nar.exchange = half  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            network._switch(4)
+        network._nar.exchange = real  # type: ignore[method-assign]
+        network._switch(3)
+        np.testing.assert_array_equal(probe(network._nar, rows), expected)
+
+
+def test_the_files_stay_as_they_are_and_no_descriptor_is_left(golden_set: Converted) -> None:
+    paths = set_paths(golden_set("f16"), 7)
+    before = [path.read_bytes() for path in paths]
+    counts = []
+    for _ in range(3):
+        with VallexGguf(paths[0]) as network:
+            network._switch(5)
+        counts.append(len(list(Path("/dev/fd").iterdir())))
+    assert counts[1] == counts[2]
+    assert [path.read_bytes() for path in paths] == before
+
+
+def test_a_level_of_another_graph_is_refused(golden_set: Converted, tmp_path: Path) -> None:
+    """Since the first level's describes that of all."""
+    paths = set_paths(tmp_path / "x.gguf", 7)
+    for source, target in zip(set_paths(golden_set("f16"), 7), paths, strict=True):
+        target.write_bytes(source.read_bytes())
+    contents = paths[4].read_bytes()
+    name = b"mpt.attention.layer_norm_epsilon"
+    start = contents.index(name) + len(name) + 4
+    changed = contents[:start] + np.float32(1e-3).tobytes() + contents[start + 4 :]
+    paths[4].write_bytes(changed)
+    with pytest.raises(InputError, match=r"x-nar-3.gguf describes another model"):
+        open_set(paths[0])

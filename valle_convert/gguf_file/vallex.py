@@ -424,12 +424,18 @@ def _read_model(ar: GgufFile, body: GgufFile, levels: list[GgufFile]) -> VallexM
     model = _model_of(ar, body, levels[0])
     for file in levels[1:]:
         other = _model_of(ar, body, file)
-        if other != model:
+        # All levels are computed by the graph that one of them describes.
+        if other != model or _graph_keys(file) != _graph_keys(levels[0]):
             raise InputError(
                 f"{file.path} describes another model than {levels[0].path}; convert the "
                 "checkpoint again."
             )
     return model
+
+
+def _graph_keys(file: GgufFile) -> dict[str, Any]:
+    prefix = f"{VALLEX_ARCHITECTURE}."
+    return {key: value for key, value in file.keys.items() if key.startswith(prefix)}
 
 
 def _model_of(ar: GgufFile, body: GgufFile, level: GgufFile) -> VallexModel:

@@ -40,7 +40,8 @@ class LlamaModel:
         use_mmap: map the file instead of reading it; pages that no pass touches stay on disk.
         further_parts: the files that `path`, the first part, is split into besides.
         repack: whether weights may be copied into an order that some kernels are faster with;
-            what is copied is not shared with another model that maps the same file.
+            what is copied does not change with the file that was mapped.
+        opened_as: what llama.cpp opens in the place of `path`, which stays the name in messages.
 
     Raises:
         InputError: the file does not exist or llama.cpp does not load it; with its log.
@@ -54,6 +55,7 @@ class LlamaModel:
         use_mmap: bool,
         further_parts: Sequence[Path] = (),
         repack: bool = True,
+        opened_as: Path | None = None,
     ) -> None:
         self.library = library
         self.path = path
@@ -68,11 +70,13 @@ class LlamaModel:
         parameters.use_extra_bufts = repack
         mark = library.log.mark()
         if further_parts:
-            paths = [os.fsencode(part) for part in (path, *further_parts)]
+            paths = [os.fsencode(part) for part in (opened_as or path, *further_parts)]
             array = (ctypes.c_char_p * len(paths))(*paths)
             self._handle = api.llama_model_load_from_splits(array, len(paths), parameters)
         else:
-            self._handle = api.llama_model_load_from_file(os.fsencode(path), parameters)
+            self._handle = api.llama_model_load_from_file(
+                os.fsencode(opened_as or path), parameters
+            )
         if not self._handle:
             raise InputError(
                 f"llama.cpp {library.binding_version} does not load {path}."

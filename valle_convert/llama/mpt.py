@@ -8,20 +8,26 @@ at load, on the loaded model where it can show them, and refused where they do n
 * a row fed as an embedding gives the logits of its id: inputs are not scaled;
 * rows decoded in both directions do see each other, and a causal row sees none after it;
 * GELU behind a factor k, with the divisor k behind it, is ReLU (on a model made for it).
+
+Models that differ in their first part only, and there in the values of their tensors, need one
+model and one context: llama.cpp maps a copy of the first part, and what is written into the copy
+is what it computes with (`MptSession.exchange`).
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 import numpy as np
 
 from valle_convert.errors import EnvironmentFault, InputError
+from valle_convert.files import check_input_file, describe_os_error
 from valle_convert.llama.context import CacheType, Context, FloatArray, LlamaModel
 from valle_convert.llama.cpu import usable_cores
 from valle_convert.llama.library import load_library
@@ -50,6 +56,7 @@ class MptSession:
         activation_factor: k, of this file.
         n_threads: None for the cores that this process may use, or one for a small model.
         cache_type: number format of cached keys and values.
+        exchangeable: whether tensors of the first part will be exchanged; a copy of it is mapped.
         proven: whether another model of the same graph has passed all proofs here.
 
     Raises:
@@ -66,18 +73,33 @@ class MptSession:
         activation_factor: int,
         n_threads: int | None = None,
         cache_type: CacheType = "f32",
+        exchangeable: bool = False,
         proven: bool = False,
     ) -> None:
         self._context: Context | None = None
+        self._copy: BinaryIO | None = None
         self._cache_type: CacheType = cache_type
         self._lengths: list[int] = []  # rows of each sequence
         self._n_cells = 0  # of all of them together, shared ones counted once
         prove_library()
         library = load_library()
-        # Parts are shared by several models, which repacked weights are not.
-        self._model = LlamaModel(
-            library, path, use_mmap=True, further_parts=further_parts, repack=not further_parts
-        )
+        opened_as = None
+        if exchangeable:
+            self._copy = _copy_without_name(path)
+            opened_as = Path(f"/dev/fd/{self._copy.fileno()}")
+        try:
+            # Repacked weights are copies, which do not change with the file.
+            self._model = LlamaModel(
+                library,
+                path,
+                use_mmap=True,
+                further_parts=further_parts,
+                repack=not further_parts,
+                opened_as=opened_as,
+            )
+        except BaseException:
+            self._close_copy()
+            raise
         small = self._model.n_params < SMALL_MODEL
         self.n_threads = n_threads or (1 if small else usable_cores())
         try:
@@ -162,8 +184,25 @@ class MptSession:
         context = self._empty(len(rows), n_ubatch=len(rows))
         return self._decode(context, rows, [0], n_outputs, columns, causal=False)
 
-    def release(self) -> None:
-        """Give back the cache; the weights stay."""
+    def exchange(self, pieces: Iterable[tuple[int, memoryview]]) -> None:
+        """Compute with other values of the first part's tensors; every sequence is forgotten.
+
+        Args:
+            pieces: where in the file they begin, and their bytes.
+
+        Raises:
+            EnvironmentFault: the disk of temporary files is full.
+        """
+        if self._copy is None:
+            raise ValueError(f"{self._model.path} was not opened to be exchanged")
+        self._lengths, self._n_cells = [], 0
+        try:
+            for start, data in pieces:
+                os.pwrite(self._copy.fileno(), data, start)
+        except OSError as error:
+            raise _no_copy(self._model.path, error) from error
+
+    def _release(self) -> None:
         if self._context is not None:
             self._context.close()
             self._context = None
@@ -171,8 +210,13 @@ class MptSession:
 
     def close(self) -> None:
         """Free everything; closing twice is no error."""
-        self.release()
+        self._release()
         self._model.close()
+        self._close_copy()
+
+    def _close_copy(self) -> None:
+        if self._copy is not None:
+            self._copy.close()
 
     def __enter__(self) -> Self:
         return self
@@ -231,7 +275,7 @@ class MptSession:
             if n_cells <= self._context.n_ctx and n_ubatch <= self._context.n_ubatch:
                 self._context.clear()
                 return self._context
-            self.release()
+            self._release()
         self._context = self._new_context(n_cells, max(n_ubatch, min(n_cells, CAUSAL_UBATCH)))
         return self._context
 
@@ -342,6 +386,26 @@ class MptSession:
             "valle-convert verify; use the version of llama-cpp-python that this program was "
             "tested with (constraints.txt)."
         )
+
+
+def _copy_without_name(path: Path) -> BinaryIO:
+    """A copy that the system removes with the process, however that ends."""
+    check_input_file(path, "model")
+    contents = path.read_bytes()
+    try:
+        copy = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the session
+        copy.write(contents)
+        copy.seek(0)  # flushes; where descriptors share their place, llama.cpp reads from here
+    except OSError as error:
+        raise _no_copy(path, error) from error
+    return copy
+
+
+def _no_copy(path: Path, error: OSError) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"{path} cannot be copied to {tempfile.gettempdir()}: {describe_os_error(error)}; free "
+        "some space, or set TMPDIR."
+    )
 
 
 @functools.cache

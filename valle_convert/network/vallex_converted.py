@@ -1,7 +1,9 @@
 """A converted VALL-E X on stock llama.cpp: the AR's file, and the NAR's body with its first parts.
 
-Tables are read from the files themselves, dequantized as they are needed. The body is mapped
-once for all levels; one level at a time has a cache.
+Tables are read from the files themselves, dequantized as they are needed. All levels are one model
+with one cache: the norms of the level that is wanted are written into a copy of a first part that
+llama.cpp has mapped. That it computes with them is proved at load, against a level that it loaded
+from its own file.
 """
 
 from __future__ import annotations
@@ -13,14 +15,19 @@ from typing import Self
 
 import numpy as np
 
+from valle_convert.errors import EnvironmentFault
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F32
 from valle_convert.gguf_file.vallex import VallexSet, open_set
 from valle_convert.llama.context import CacheType
 from valle_convert.llama.mpt import MptSession
+from valle_convert.metrics import nmse
 from valle_convert.network.converted import read_probe_rows
 from valle_convert.network.vallex import ComposedNetwork, Ids, Rows
+
+#: The bits are the same, measured on f32, f16 and Q8_0, but for how threads share the work.
+_SAME_NMSE = 1e-9
 
 
 class VallexGguf(ComposedNetwork):
@@ -31,14 +38,14 @@ class VallexGguf(ComposedNetwork):
         n_threads: None for the cores that this process may use.
         cache_type: number format of the cached keys and values. None takes f32, but f16 for the NAR
             of files that are no f32: it costs less than their own rounding (7e-7 for 5e-7 with
-            f16), and a level's cache, which is made anew in each pass, is there in half the time.
+            f16), and is half as large.
 
     Attributes:
         files: the set.
 
     Raises:
         InputError: files are missing, damaged, or of different sets.
-        EnvironmentFault: there is no usable llama.cpp.
+        EnvironmentFault: there is no usable llama.cpp, or an assumption about it does not hold.
     """
 
     def __init__(
@@ -56,32 +63,71 @@ class VallexGguf(ComposedNetwork):
             cache_type or "f32",
             cache_type or ("f32" if is_f32 else "f16"),
         )
-        self._levels: dict[int, MptSession] = {}
-        self._active = 0  # the level that has a cache
-        ar = self.files.ar
-        self._ar = self._open(ar, [])
+        self._level = 1  # whose norms the NAR computes with
+        self._ar = self._open(self.files.ar)
         try:
-            self._nar(1)
+            self._nar = self._open(self.files.levels[0], exchangeable=True)
+        except BaseException:
+            self._ar.close()
+            raise
+        try:
+            self._prove_exchange()
         except BaseException:
             self.close()
             raise
 
-    def _open(self, first: GgufFile, others: list[GgufFile]) -> MptSession:
-        with_rows, net = (others[0], self._model.nar) if others else (first, self._model.ar)
+    def _open(
+        self, first: GgufFile, *, exchangeable: bool = False, proven: bool = False
+    ) -> MptSession:
+        is_ar = first is self.files.ar
+        with_rows, net = (first, self._model.ar) if is_ar else (self.files.body, self._model.nar)
         return MptSession(
             first.path,
-            [other.path for other in others],
+            [] if is_ar else [self.files.body.path],
             probe_rows=read_probe_rows(with_rows, net.n_rows),
             activation_factor=self._model.activation_factor,
             n_threads=self._n_threads,
-            cache_type=self._cache_types[bool(others)],
-            proven=bool(self._levels),  # all levels are one graph
+            cache_type=self._cache_types[not is_ar],
+            exchangeable=exchangeable,
+            proven=proven,
         )
 
-    def _nar(self, level: int) -> MptSession:
-        if level not in self._levels:
-            self._levels[level] = self._open(self.files.levels[level - 1], [self.files.body])
-        return self._levels[level]
+    def _prove_exchange(self) -> None:
+        """The norms of the last level, written over those of the first, are what is computed with.
+
+        Raises:
+            EnvironmentFault: they are not.
+        """
+        last = self.n_levels - 1
+        if last == 1:
+            return
+        probe = read_probe_rows(self.files.body, self._model.nar.n_rows)
+        rows, columns = np.stack(list(probe.values())[:3]), slice(None)
+        with self._open(self.files.levels[-1], proven=True) as loaded:
+            expected = loaded.both_ways(rows, len(rows), columns)
+        self._switch(last)
+        found = self._nar.both_ways(rows, len(rows), columns)
+        # What is no number is said where it is computed with, or by `verify`.
+        same = np.array_equal(expected, found, equal_nan=True)
+        if not same and not nmse(expected, found) <= _SAME_NMSE:
+            raise EnvironmentFault(
+                "llama.cpp does not compute with what is written into a file that it has mapped: "
+                f"the logits of {self.files.levels[-1].path} are not those of the same norms over "
+                "another level's. Check the files with valle-convert verify; use the version of "
+                "llama-cpp-python that this program was tested with (constraints.txt)."
+            )
+
+    def _switch(self, level: int) -> None:
+        """Let the NAR compute with the norms of a level."""
+        if level == self._level:
+            return
+        places = self.files.levels[0].tensors
+        self._level = 0  # should it be stopped in between
+        self._nar.exchange(
+            (places[name].start, tensor.data.data)
+            for name, tensor in self.files.levels[level - 1].tensors.items()
+        )
+        self._level = level
 
     def look_up(self, net: str, table: str, ids: Ids) -> Rows:
         """Rows of an input table, [n] -> [n, d], dequantized from the mapped file."""
@@ -100,22 +146,21 @@ class VallexGguf(ComposedNetwork):
         self._ar.fork(n)
 
     def _run_nar(self, level: int, rows: Rows, n_outputs: int) -> Rows:
-        if self._active not in (0, level):
-            self._levels[self._active].release()
-        self._active = level
-        columns = self._model.nar.head(f"nar.{level}").columns
-        return self._nar(level).both_ways(rows, n_outputs, columns)
+        self._switch(level)
+        return self._nar.both_ways(rows, n_outputs, self._model.nar.head(f"nar.{level}").columns)
 
     def count_weights(self) -> list[int]:
         """What llama.cpp counts in the AR, and in each level from 1 on, all of which it loads."""
-        levels = (self._nar(level).n_params for level in range(1, self.n_levels))
-        return [self._ar.n_params, *levels]
+        counts = [self._ar.n_params]
+        for level in self.files.levels:
+            with self._open(level, proven=True) as session:
+                counts.append(session.n_params)
+        return counts
 
     def close(self) -> None:
         """Free what llama.cpp holds."""
         self._ar.close()
-        for session in self._levels.values():
-            session.close()
+        self._nar.close()
 
     def __enter__(self) -> Self:
         return self
