@@ -26,7 +26,9 @@ import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -58,6 +60,8 @@ _MACHINE = {
 _NO_UNNAMED_FILES = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL, errno.ENOSYS}
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/(?:self|thread-self|\d+))/fd/(\d+)")
 _MAX_LINKS = 40
+#: What the work at hand reads; see `protected`.
+_inputs: ContextVar[tuple[Path, ...]] = ContextVar("inputs", default=())
 
 
 def describe_os_error(error: OSError) -> str:
@@ -181,6 +185,21 @@ def read_json_object(
 # -------------------------------------------------------------------------------- outputs
 
 
+@contextmanager
+def protected(inputs: Iterable[Path | None]) -> Iterator[None]:
+    """Let nothing that is written meanwhile replace what is read: no file of a set, list or card.
+
+    Args:
+        inputs: files, or folders with all that is in them; None for those not given.
+    """
+    more = tuple(one for one in inputs if one is not None)
+    token = _inputs.set((*_inputs.get(), *more))
+    try:
+        yield
+    finally:
+        _inputs.reset(token)
+
+
 def check_outputs(
     outputs: Mapping[str, Path | None], *, inputs: Iterable[Path | None], force: bool
 ) -> None:
@@ -218,8 +237,8 @@ def check_target(target: Path, *, force: bool, sources: Iterable[Path] = ()) -> 
     Args:
         target: the file that will be written.
         force: whether a file that exists may be replaced.
-        sources: the inputs; a target that is one of them, or is in a folder that is one, is
-            refused even with `force`.
+        sources: the inputs, beside those that are `protected`; a target that is one of them, or
+            is in a folder that is one, is refused even with `force`.
 
     Raises:
         InputError: the target is a directory, is an input, exists without `force`, or its
@@ -234,7 +253,7 @@ def check_target(target: Path, *, force: bool, sources: Iterable[Path] = ()) -> 
     if _descriptor(target) is not None:
         return  # a file that was opened by whoever started this program
     if found is not None:
-        for source in sources:
+        for source in (*sources, *_inputs.get()):
             _refuse_input(target, found, source)
         if not force:
             raise InputError(
@@ -338,16 +357,10 @@ def atomic_outputs(
     `force` has replaced by then stays replaced.
 
     Raises:
-        InputError, EnvironmentFault: as `check_target`, one of them is a pipe or a device, and
-            where the disk refuses a write.
+        InputError, EnvironmentFault: as `check_set`, and where the disk refuses a write.
     """
     sources = list(sources)
-    for target in targets:
-        if is_stream(target):
-            raise InputError(
-                f"The output {target} is no regular file, and {len(targets)} files are written "
-                "beside each other; give the name of a file."
-            )
+    check_set(targets, force=force, sources=sources)
     named: list[Path] = []
 
     def note(target: Path, kind: type[BaseException] | None, *_: object) -> None:
@@ -372,6 +385,21 @@ def atomic_outputs(
         raise
 
 
+def check_set(targets: Sequence[Path], *, force: bool, sources: Iterable[Path] = ()) -> None:
+    """Refuse files that belong together where one of them cannot or must not be written.
+
+    Raises:
+        InputError, EnvironmentFault: as `check_outputs`, or one of them is a pipe or a device.
+    """
+    check_outputs({target.name: target for target in targets}, inputs=sources, force=force)
+    for target in targets:
+        if is_stream(target):
+            raise InputError(
+                f"The output {target} is no regular file, where one is needed that can be read "
+                "back or lies beside others; give the name of a file."
+            )
+
+
 def write_text_atomically(
     target: Path, text: str, *, force: bool, sources: Iterable[Path] = ()
 ) -> None:
@@ -381,6 +409,35 @@ def write_text_atomically(
 
 
 # ---------------------------------------------------------------------- folders and locks
+
+
+@contextmanager
+def made_folder(
+    folder: Path, advice: str = "give one that ends in .gguf for a single file."
+) -> Iterator[None]:
+    """A folder for files to come; it is gone again where none has come.
+
+    Raises:
+        InputError: it is a file.
+        EnvironmentFault: it cannot be made.
+    """
+    missing = list(takewhile(lambda path: not path.exists(), [folder, *folder.parents]))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(
+            f"The output {folder} is a file, where a folder is expected; {advice}"
+        ) from None
+    except OSError as error:
+        raise EnvironmentFault(
+            f"The folder {folder} cannot be made: {describe_os_error(error)}."
+        ) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # something lies in it
+            for path in missing:
+                path.rmdir()
 
 
 @contextmanager

@@ -145,6 +145,7 @@ def test_a_file_that_may_not_be_read_ends_with_3(
         if "pytest" in word:
             Path(word).parent.chmod(0o777)
     cli(*words)  # what is imported on the way is imported by root
+    (tmp_path / "out.gguf").unlink(missing_ok=True)
     with forbidden(there, how):
         os.seteuid(65534)
         try:

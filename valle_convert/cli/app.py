@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import difflib
 import errno
+import math
 import os
 import sys
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
+from typer.models import TyperPath
 
 from valle_convert import __version__
 from valle_convert.cli import (
@@ -52,6 +54,39 @@ _DEFAULT_COMMAND = "convert"
 # What typer raises for a wrong command line. It brings a copy of click of its own in some versions
 # and uses click in others; this is the name that both have.
 _UsageError: Any = typer.BadParameter.__bases__[0]
+
+
+class _Command(TyperCommand):
+    """A command none of whose arguments has a value that no command can use."""
+
+    def __init__(self, *args: Any, **others: Any) -> None:  # noqa: ANN401 - click's or typer's
+        super().__init__(*args, **others)
+        for param in self.params:
+            if isinstance(param.type, TyperPath):
+                param.type.readable = False  # whoever reads it says why not, with exit code 3
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - click's or typer's
+        for param in self.params:
+            given = ctx.params.get(param.name)
+            for value in given if isinstance(given, list | tuple) else [given]:
+                problem = _problem(param, value)
+                if problem:
+                    # Options by their name, arguments by that in the usage.
+                    name = param.opts[-1] if param.param_type_name == "option" else param.metavar
+                    raise typer.BadParameter(problem, param_hint=name)
+        return super().invoke(ctx)
+
+
+def _problem(param: Any, value: object) -> str:  # noqa: ANN401 - click's or typer's
+    """Why a value is none; empty for nearly all."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value} is not finite, and has to be."
+    if isinstance(param.type, TyperPath):
+        if value == "":
+            return "the name is empty; give that of a file."
+        if value == "-" and not param.type.allow_dash:
+            return "- is the name of no file; give one, or /dev/stdin or /dev/stdout."
+    return ""
 
 
 class _DefaultCommandGroup(TyperGroup):
@@ -127,6 +162,8 @@ for command in (
     doctor,
 ):
     command.register(app)
+for registered in app.registered_commands:
+    registered.cls = _Command
 
 
 def run() -> None:

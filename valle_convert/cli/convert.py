@@ -152,6 +152,9 @@ def convert(
     if is_vallex(opened):
         _refuse_for_sets({"--tokenizer": tokenizer, "--lora": lora, "--lora-alpha": lora_alpha})
         plan_of_set = plan_vallex(opened, out_type=out_type, codec=codec, metadata=general)
+        if out is not None and not dry_run:
+            names = {f"OUT.gguf ({path.name})": path for path in plan_of_set.files(out)}
+            check_outputs(names, inputs=[*opened.inputs, config, metadata], force=force)
         if dry_run:
             _show_set(plan_of_set, out or Path("OUT.gguf"), as_json=json_)
         else:

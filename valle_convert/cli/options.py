@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -121,6 +122,23 @@ ReportOption = Annotated[
         show_default=False,
     ),
 ]
+
+
+def refuse_idle(reason: str, given: Mapping[str, object]) -> None:
+    """Refuse options that would change nothing.
+
+    Args:
+        reason: why they would not.
+        given: by name; None, False, and empty lists for those that were not given.
+
+    Raises:
+        typer.BadParameter: one was given.
+    """
+    idle = [name for name, value in given.items() if value not in (None, False, [], ())]
+    if idle:
+        raise typer.BadParameter(
+            f"{reason}, so it would change nothing; leave it out.", param_hint=", ".join(idle)
+        )
 
 
 def paths_of(lora: list[str] | None) -> list[Path]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from valle_convert.cli import console
-from valle_convert.cli.options import ForceOption, JsonOption
+from valle_convert.cli.options import ForceOption, JsonOption, refuse_idle
 
 
 def register(app: typer.Typer) -> None:
@@ -66,15 +66,21 @@ def publish(
     compared with those here.
     """
     from valle_convert.errors import InputError
-    from valle_convert.files import write_text_atomically
-    from valle_convert.quantize.card import CARD, CardWords, card_of, read_folder
-    from valle_convert.quantize.identity import Identity
-    from valle_convert.quantize.publish import publish_folder
+    from valle_convert.files import check_set, write_text_atomically
+    from valle_convert.quantize.card import CARD, REPORT, CardWords, card_of, read_folder
+    from valle_convert.quantize.identity import Identity, check_repository
+    from valle_convert.quantize.publish import files_of, publish_folder
 
     Identity(base_model=base_model)
+    if repository is not None:
+        check_repository(repository, repository)
+    else:
+        refuse_idle("no OWNER/NAME is given", {"--message": message})
     read = read_folder(folder, report)
     text = card_of(read, CardWords(license_, base_model, repository))
     path = folder / CARD
+    inputs = [one for name, one in files_of(read).items() if name != CARD]
+    check_set([path], force=True, sources=[*inputs, report or folder / REPORT])
     old = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
     if old is not None and old != text and not force:
         raise InputError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,6 +22,7 @@ from valle_convert.cli.options import (
     LoraScaleOption,
     RevisionOption,
     paths_of,
+    refuse_idle,
     split_loras,
 )
 from valle_convert.cli.remote import local_gguf
@@ -29,6 +30,10 @@ from valle_convert.cli.speak import CodecOption
 from valle_convert.errors import EXIT_FAILED_CHECK
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from valle_convert.checkpoint import Checkpoint
+    from valle_convert.model.vallex import VallexModel
     from valle_convert.quantize.report import QuantizeReport
 
 DataOption = Annotated[
@@ -341,14 +346,11 @@ def quantize(
     head and level; with --listen, also by what is said.
     """
     from valle_convert.api import read_checkpoint
-    from valle_convert.files import check_outputs
-    from valle_convert.gguf_file.read import GgufFile, is_gguf
-    from valle_convert.gguf_file.vallex import is_vallex_part
-    from valle_convert.model.vallex import is_vallex
-    from valle_convert.quantize.bill import BILL
+    from valle_convert.files import check_outputs, made_folder
+    from valle_convert.gguf_file.read import is_gguf
+    from valle_convert.gguf_file.vallex import set_paths
     from valle_convert.quantize.identity import Identity
     from valle_convert.quantize.limits import parse_limits
-    from valle_convert.quantize.manifest import MANIFEST, SUMS, made_folder
     from valle_convert.quantize.plan import Listener, Options
     from valle_convert.quantize.report import LogFile, check_reports, write_reports
     from valle_convert.quantize.run import quantize as quantize_one
@@ -423,31 +425,20 @@ def quantize(
         if any(target.parent == out for target in [*reports, *([log] if log else [])]):
             held.enter_context(made_folder(out))
         written = {"--log": log} | {f"--report {one}": one for one in reports}
-        for name, target in written.items():
-            ours = target is not None and target.parent == out
-            if (
-                ours
-                and target
-                and (target.suffix == ".gguf" or target.name in (MANIFEST, SUMS, BILL))
-            ):
-                raise typer.BadParameter(f"{name} is {target}, which is made of quantized files.")
-        check_outputs(
-            {"OUT": out if out.suffix == ".gguf" else None, **written},
-            inputs=[
-                *(source, checkpoint, config, *paths_of(lora), data, no_worse_than, matrix),
-                *(sentences, voice, Path(codec) if codec else None),
-            ],
-            force=force,
-        )
-        check_reports(reports, sources=[source], force=force)
-        keep_log = held.enter_context(LogFile(log, force=force))
+        _check_beside(written, out)
+        read = [
+            *(source, checkpoint, config, *paths_of(lora), data, no_worse_than, matrix),
+            *(sentences, voice, Path(codec) if codec else None),
+        ]
+        single = out.suffix == ".gguf"
+        check_outputs({"OUT": out if single else None, **written}, inputs=read, force=force)
+        check_reports(reports, force=force)
         source = local_gguf(source, or_checkpoint=True)
         if checkpoint is None and not is_gguf(source):
             checkpoint = source
-        if checkpoint is None and revision is not None:
-            raise typer.BadParameter(
-                "only a checkpoint on the hub has one.", param_hint="--revision"
-            )
+        if checkpoint is None:
+            given = {"--config": config, "--lora": merged, "--lora-alpha": lora_alpha}
+            refuse_idle("there is no checkpoint", {**given, "--revision": revision})
         reference = (
             None
             if checkpoint is None
@@ -461,12 +452,17 @@ def quantize(
                 progress=console.progress_bar,
             )
         )
-        is_set = (
-            is_vallex_part(GgufFile(source, allow_part=True).keys)
-            if is_gguf(source)
-            else reference is not None and is_vallex(reference)
-        )
-        run = quantize_set if is_set else quantize_one
+        # Shards, and the other files of a set, are known now.
+        read += reference.inputs if reference is not None else ()
+        set_model = _set_model(source, reference)
+        made = [out]
+        if set_model is not None:
+            read += set_paths(source, set_model.n_levels - 1) if is_gguf(source) else ()
+            made = set_paths(out, set_model.n_levels - 1)
+        outputs = {f"OUT ({path.name})": path for path in made if single}
+        check_outputs({**outputs, **written}, inputs=read, force=force)
+        keep_log = held.enter_context(LogFile(log, force=force))
+        run = quantize_one if set_model is None else quantize_set
         result = run(
             source,
             out,
@@ -475,12 +471,33 @@ def quantize(
             listener=Listener(console.progress_bar, console.talk, keep_log),
         )
         write_reports(result, reports, force=force)
-    if json_:
-        console.data_json(result.to_json())
-    else:
-        _show(result)
-    if result.exit_code:
-        raise typer.Exit(result.exit_code)
+    _end_with(result, as_json=json_)
+
+
+def _check_beside(written: Mapping[str, Path | None], folder: Path) -> None:
+    """Refuse a log or report that has the name of what is made in the folder."""
+    from valle_convert.quantize.bill import BILL
+    from valle_convert.quantize.manifest import MANIFEST, SUMS
+
+    for name, target in written.items():
+        if target is None or target.parent != folder:
+            continue
+        if target.suffix == ".gguf" or target.name in (MANIFEST, SUMS, BILL):
+            raise typer.BadParameter(f"{name} is {target}, which is made of quantized files.")
+
+
+def _set_model(source: Path, reference: Checkpoint | None) -> VallexModel | None:
+    """What a VALL-E X is, whose files are a set; None for every other model."""
+    from valle_convert.gguf_file.read import is_gguf
+    from valle_convert.gguf_file.vallex import open_if_vallex
+    from valle_convert.model.vallex import describe_vallex, is_vallex
+
+    if is_gguf(source):
+        files = open_if_vallex(source)
+        return None if files is None else files.model
+    if reference is not None and is_vallex(reference):
+        return describe_vallex(reference).model
+    return None
 
 
 def imatrix(
@@ -509,12 +526,14 @@ def imatrix(
     its AR and OUT-nar.gguf of its NAR.
     """
     from valle_convert.api import read_checkpoint
+    from valle_convert.files import check_outputs
     from valle_convert.model.families import describe
     from valle_convert.model.vallex import describe_vallex, is_vallex
     from valle_convert.quantize.imatrix import make_imatrix
     from valle_convert.quantize.source import Reference
     from valle_convert.quantize.utterances import choose
 
+    check_outputs({"--out": out}, inputs=[checkpoint, config, *paths_of(lora), data], force=force)
     source = read_checkpoint(
         checkpoint,
         config=config,
@@ -536,13 +555,15 @@ def imatrix(
         spoken = choose_vallex(describe_vallex(source).model, data, count, seed=seed)
         words, paths = spoken.description, imatrix_paths(out)
         console.talk(f"importance matrices of {words}")
-        made = make_vallex_imatrix(source, spoken, out, **given)
+        with _told_of_sums(out):
+            made = make_vallex_imatrix(source, spoken, out, **given)
     else:
         description = describe(source)
         inputs = choose(description.model, data, count, seed=seed)
         words, paths = inputs.description, [out]
         console.talk(f"importance matrix of {words}")
-        made = [make_imatrix(Reference(source, description), inputs, out, **given)]
+        with _told_of_sums(out):
+            made = [make_imatrix(Reference(source, description), inputs, out, **given)]
     n_matrices, n_passes = sum(len(one.entries) for one in made), made[0].chunk_count
     if json_:
         console.data_json(
@@ -557,6 +578,19 @@ def imatrix(
     else:
         shown = " and ".join(map(str, paths))
         console.data(f"{shown}: {n_matrices} matrices over {n_passes} passes")
+
+
+@contextmanager
+def _told_of_sums(out: Path) -> Iterator[None]:
+    """After Ctrl-C, say that what was computed so far is kept."""
+    from valle_convert.quantize.imatrix import state_of
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (state := state_of(out)).exists():
+            interrupt.keep(f"{state}, from which --resume goes on")
+        raise
 
 
 def compare(
@@ -609,6 +643,15 @@ def _check_needs(*needs: tuple[str, object, dict[str, object]]) -> None:
         idle = [option for option, value in given.items() if value is not None]
         if idle and not there:
             raise typer.BadParameter(f"{', '.join(idle)} means nothing without {name}; give both.")
+
+
+def _end_with(result: QuantizeReport, *, as_json: bool) -> None:
+    if as_json:
+        console.data_json(result.to_json())
+    else:
+        _show(result)
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
 
 
 def _show(result: QuantizeReport) -> None:

@@ -141,6 +141,7 @@ def speak(
             "--out",
             "-o",
             metavar="OUT.wav",
+            allow_dash=True,
             help="The sound: .wav, .flac or .ogg; - for a wav on stdout, sentence by sentence.",
             show_default=False,
         ),

@@ -98,7 +98,8 @@ def verify(
     from valle_convert.files import check_outputs, write_text_atomically
     from valle_convert.gguf_file.old import read_old
     from valle_convert.gguf_file.read import is_gguf
-    from valle_convert.model.vallex import is_vallex
+    from valle_convert.gguf_file.vallex import set_paths
+    from valle_convert.model.vallex import describe_vallex, is_vallex
     from valle_convert.verify import LEVELS, verify_path, verify_whole
     from valle_convert.verify.codec_file import is_codec_file
     from valle_convert.verify.vallex import verify_vallex_path
@@ -140,6 +141,10 @@ def verify(
                 progress=console.progress_bar,
             )
         )
+        # Shards, and the other files of a set, are known now.
+        n_parts = describe_vallex(opened).model.n_levels - 1 if is_vallex(opened) else 0
+        read = [*opened.inputs, *set_paths(gguf, n_parts)]
+        check_outputs({"--report": report}, inputs=read, force=force)
         levels = LEVELS if level == "all" else (level,)
         if is_vallex(opened):
             result = verify_vallex_path(

@@ -26,7 +26,7 @@ from valle_convert import __version__
 from valle_convert.checkpoint import Checkpoint, TensorSpec
 from valle_convert.checkpoint.lora import LoraFile, LoraPairs
 from valle_convert.checkpoint.read import sha256_of
-from valle_convert.checkpoint.source import FLOAT32, NamedTensors
+from valle_convert.checkpoint.source import FLOAT32, LARGEST_WEIGHT, NamedTensors
 from valle_convert.errors import InputError
 from valle_convert.files import atomic_output, check_target, valid_utf8
 from valle_convert.gguf_file.encode import encode
@@ -196,9 +196,14 @@ def write_adapter(
             data.append(encoded.tobytes().ljust(padded(entry.n_bytes), b"\0"))
             offset += padded(entry.n_bytes)
     alpha = pairs.alpha * pairs.factor
-    if not float(np.float32(alpha)):
+    if not alpha or abs(alpha) < float(np.finfo(np.float32).tiny):
         raise InputError(
             f"{source}: its alpha is 0, so it changes nothing (and llama.cpp would take it for 1)."
+        )
+    if not abs(alpha) <= LARGEST_WEIGHT:
+        raise InputError(
+            f"{source}: its alpha is {alpha:g}, where at most {LARGEST_WEIGHT:g} is "
+            "expected; check --lora-alpha and --lora-scale."
         )
     keys = [
         Key("general.architecture", ARCHITECTURE, "string"),

@@ -26,7 +26,7 @@ from valle_convert.checkpoint import Checkpoint, TensorSpec
 from valle_convert.checkpoint.exported import EMBEDDINGS, HEADS, ExportRows, layout_of_export
 from valle_convert.checkpoint.source import BFLOAT16, FLOAT16, FLOAT32
 from valle_convert.errors import InputError, UnsupportedModelError
-from valle_convert.files import atomic_outputs, check_free_space
+from valle_convert.files import atomic_outputs, check_free_space, check_set, made_folder
 from valle_convert.gguf_file.keys import (
     BIAS_KEY,
     SOURCE_CONFIG_KEY,
@@ -220,19 +220,32 @@ def export_file(
         contents, notes = _hf_files(file, model, tensors, tokenizer)
         names = _HF_NAMES
     targets = [folder / name for name in names]
-    folder.mkdir(parents=True, exist_ok=True)
-    check_free_space(targets[0], sum(size for size, _ in contents))
-    with (
-        atomic_outputs(targets, force=force, sources=[path]) as opened,
-        progress("writing", sum(size for size, _ in contents), "B") as advance,
-    ):
-        for stream, (_, write) in zip(opened, contents, strict=True):
-            write(stream, advance)
+    inputs = [path, *([tokenizer] if tokenizer else [])]
+    with made_folder(folder, "give another name."):
+        check_set(targets, force=force, sources=inputs)
+        check_free_space(targets[0], sum(size for size, _ in contents))
+        _write(contents, targets, inputs, force=force, progress=progress)
     sizes = {target: size for target, (size, _) in zip(targets, contents, strict=True)}
     return Exported(sizes, tuple(notes))
 
 
-_Write = Callable[[BinaryIO, Callable[[int], object]], None]
+def _write(
+    contents: Sequence[tuple[int, _WriteTo]],
+    targets: Sequence[Path],
+    inputs: Sequence[Path],
+    *,
+    force: bool,
+    progress: Progress,
+) -> None:
+    with (
+        atomic_outputs(targets, force=force, sources=inputs) as opened,
+        progress("writing", sum(size for size, _ in contents), "B") as advance,
+    ):
+        for stream, (_, write) in zip(opened, contents, strict=True):
+            write(stream, advance)
+
+
+_WriteTo = Callable[[BinaryIO, Callable[[int], object]], None]
 
 
 def _safetensors(
@@ -240,7 +253,7 @@ def _safetensors(
     entries: Sequence[tuple[str, TensorSpec]],
     metadata: Mapping[str, str],
     pieces: Callable[[str], Iterator[NDArray[Any]]] | None = None,
-) -> tuple[int, _Write]:
+) -> tuple[int, _WriteTo]:
     """The size of a safetensors file, and what writes it, a few megabytes at a time."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
@@ -264,7 +277,7 @@ def _safetensors(
     return 8 + len(text) + end, write
 
 
-def _document(value: object) -> tuple[int, _Write]:
+def _document(value: object) -> tuple[int, _WriteTo]:
     data = (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode()
 
     def write(stream: BinaryIO, advance: Callable[[int], object]) -> None:
@@ -335,7 +348,7 @@ def _strings(file: GgufFile, tokenizer: Path | None, notes: list[str]) -> dict[s
 
 def _hf_files(
     file: GgufFile, model: Model, tensors: BackTensors, tokenizer: Path | None
-) -> tuple[list[tuple[int, _Write]], list[str]]:
+) -> tuple[list[tuple[int, _WriteTo]], list[str]]:
     """The four files, and what the layout loses."""
     if "classifier.weight" in tensors.specs:
         raise UnsupportedModelError(

@@ -22,6 +22,20 @@ _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB = "https://huggingface.co"
 
 
+def check_repository(name: str, words: str) -> None:
+    """Refuse what is no `OWNER/NAME` of a model on the hub.
+
+    Args:
+        name: that was given.
+        words: what it is called in the message.
+
+    Raises:
+        InputError: it is none.
+    """
+    if not _REPOSITORY.fullmatch(name):
+        raise InputError(f"{words} is no OWNER/NAME of a model on the hub, such as ecker/vall-e.")
+
+
 @dataclass(frozen=True)
 class Identity:
     """What the user says of the files.
@@ -42,11 +56,8 @@ class Identity:
     license: str | None = None
 
     def __post_init__(self) -> None:
-        if self.base_model is not None and not _REPOSITORY.fullmatch(self.base_model):
-            raise InputError(
-                f"--base-model {self.base_model} is no OWNER/NAME of a model on the hub, such as "
-                "ecker/vall-e."
-            )
+        if self.base_model is not None:
+            check_repository(self.base_model, f"--base-model {self.base_model}")
 
     def keys(self, source: Mapping[str, Any]) -> Iterator[Key]:
         """The `general.*` keys that follow, for files of a source with these keys."""

@@ -25,10 +25,10 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import InputError
-from valle_convert.files import atomic_output, check_target, valid_utf8
+from valle_convert.files import atomic_output, check_target, is_stream, valid_utf8
 from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F32
@@ -57,6 +57,7 @@ _SUM, _COUNTS = ".in_sum2", ".counts"
 _VERSION = 3  # of GGUF
 _MAX_TEXT = 127  # bytes of a string that llama.cpp's list of overrides holds
 _STATE_VERSION = 2
+_AGAIN = "remove it, or leave out --resume"
 _SAVE_EVERY = 8  # utterances
 #: The digest of a matrix that stands in for one which is still to be made.
 NOT_MADE_YET = "0" * 64
@@ -300,7 +301,7 @@ def make_imatrix(
     Args:
         reference: the checkpoint.
         utterances: what it is run on.
-        target: the file; `.NAME.state` beside it keeps the sums while they grow.
+        target: the file; the one of `state_of` keeps the sums while they grow.
         resume: go on with such a state, if it is of this very work.
         force: whether an existing file may be replaced.
         progress: shows how many utterances are done.
@@ -311,12 +312,59 @@ def make_imatrix(
     """
     sources = (*reference.checkpoint.inputs, *utterances.files)
     check_target(target, force=force, sources=sources)
-    state = target.with_name(f".{target.name}.state")
-    imatrix = collect_imatrix(reference, utterances, state=state, resume=resume, progress=progress)
-    write_imatrix(imatrix, target, force=force, sources=sources)
-    with suppress(FileNotFoundError):
-        state.unlink()
+    with kept_sums(target, resume=resume, force=force) as state:
+        imatrix = collect_imatrix(
+            reference, utterances, state=state, resume=resume, progress=progress
+        )
+        write_imatrix(imatrix, target, force=force, sources=sources)
     return imatrix
+
+
+@contextmanager
+def kept_sums(target: Path, *, resume: bool, force: bool) -> Iterator[Path | None]:
+    """Where the sums of an importance matrix are kept, until it is done; None beside a device.
+
+    Args:
+        target: the importance matrix.
+        resume: whether they may be there already.
+        force: whether something else that lies there may be replaced.
+
+    Raises:
+        InputError: something else lies there.
+    """
+    if is_stream(target):
+        yield None
+        return
+    state = state_of(target)
+    if not resume and os.path.lexists(state):
+        _check_ours(state, force=force)
+    yield state
+    state.unlink(missing_ok=True)
+
+
+def state_of(target: Path) -> Path:
+    """Where the sums of an importance matrix are kept while they grow."""
+    name = f".{target.name}.state"
+    if len(os.fsencode(name)) > 255:
+        name = f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()}.state"
+    return target.with_name(name)
+
+
+def _check_ours(state: Path, *, force: bool) -> None:
+    """Refuse to replace, and to remove in the end, a file that no run of this program left.
+
+    Raises:
+        InputError: it is one, and there is no `force`.
+    """
+    try:
+        _facts(state)
+    except InputError as error:
+        if force and state.is_file() and not state.is_symlink():
+            return
+        raise InputError(
+            f"The sums of an importance matrix are kept in {state} while they grow, and that is "
+            "there and is something else; move it away, or give another name for the output."
+        ) from error
 
 
 def collect_imatrix(
@@ -451,15 +499,19 @@ def _save(state: Path, sums: Sums, work: str) -> None:
         file.write(buffer.getbuffer())
 
 
-def _load(state: Path, work: str) -> Sums:
-    again = "remove it, or leave out --resume"
-    arrays = read_npz(
+def _facts(state: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of a state."""
+    return read_npz(
         state,
         ("facts", "squares"),
         max_bytes=_MAX_STATE,
         what="state of an importance matrix",
-        hint=again,
+        hint=_AGAIN,
     )
+
+
+def _load(state: Path, work: str) -> Sums:
+    arrays = _facts(state)
     try:
         facts = json.loads(str(arrays["facts"]))
         same = facts["version"] == _STATE_VERSION and facts["work"] == work
@@ -481,10 +533,10 @@ def _load(state: Path, work: str) -> Sums:
         OverflowError,
         RecursionError,
     ) as error:
-        raise InputError(f"{state} is a damaged state ({error}); {again}.") from error
+        raise InputError(f"{state} is a damaged state ({error}); {_AGAIN}.") from error
     if not same:
         raise InputError(
-            f"{state} is the state of other work (another checkpoint, other utterances); {again}."
+            f"{state} is the state of other work (another checkpoint, other utterances); {_AGAIN}."
         )
     return sums
 

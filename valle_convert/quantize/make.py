@@ -505,6 +505,8 @@ def known_files(folder: Path, *, force: bool) -> dict[str, ManifestFile]:
             would replace, and there is no `force`.
     """
     path = folder / MANIFEST
+    for name in (MANIFEST, SUMS, BILL):
+        check_target(folder / name, force=True)  # they may be links to what is read
     if not path.exists():
         there = [name for name in (SUMS, BILL) if (folder / name).exists()]
         if there and not force:

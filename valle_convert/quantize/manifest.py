@@ -14,17 +14,14 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from valle_convert.checkpoint.read import sha256_of
-from valle_convert.errors import EnvironmentFault, InputError, ValleConvertError
+from valle_convert.errors import InputError, ValleConvertError
 from valle_convert.files import (
-    describe_os_error,
     read_json_object,
     read_small_file,
     write_text_atomically,
@@ -211,35 +208,6 @@ def check_manifest(path: Path, *, progress: Progress = silent) -> ManifestCheck:
 def unlisted_models(folder: Path, listed: Iterable[str]) -> list[str]:
     """The `.gguf` files of a folder that a manifest does not list."""
     return sorted({path.name for path in folder.glob("*.gguf")} - set(listed))
-
-
-@contextmanager
-def made_folder(
-    folder: Path, advice: str = "give one that ends in .gguf for a single file."
-) -> Iterator[None]:
-    """A folder for files to come; it is gone again where none has come.
-
-    Raises:
-        InputError: it is a file.
-        EnvironmentFault: it cannot be made.
-    """
-    missing = list(takewhile(lambda path: not path.exists(), [folder, *folder.parents]))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise InputError(
-            f"The output {folder} is a file, where a folder is expected; {advice}"
-        ) from None
-    except OSError as error:
-        raise EnvironmentFault(
-            f"The folder {folder} cannot be made: {describe_os_error(error)}."
-        ) from error
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # something lies in it
-            for path in missing:
-                path.rmdir()
 
 
 def tensor_digests(file: GgufFile) -> tuple[TensorDigest, ...]:

@@ -12,11 +12,12 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from valle_convert import __version__
+from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.lora import LoraFile
 from valle_convert.errors import InputError
 from valle_convert.files import valid_utf8
@@ -160,6 +161,24 @@ class Options:
     def patterns(self) -> tuple[str, ...]:
         """All tensor types in the order in which they are tried."""
         return (*self.tensor_types, *(item.lower() for item in self.recipe.tensor_types))
+
+
+def inputs_of(path: Path, checkpoint: Checkpoint | None, options: Options) -> Iterator[Path]:
+    """Every file that a run reads, which nothing that it writes may replace.
+
+    Args:
+        path: the file that is quantized.
+        checkpoint: what it is measured against.
+        options: everything else.
+    """
+    yield path
+    yield from checkpoint.inputs if checkpoint is not None else ()
+    yield from (one.path for one in options.adapters)
+    yield from options.data.glob("*.npz") if options.data is not None else ()
+    if options.imatrix not in (AUTO, NONE):
+        yield Path(options.imatrix)
+    more = (options.no_worse_than, options.sentences, options.voice, options.codec)
+    yield from (Path(one) for one in more if one is not None)
 
 
 @dataclass(frozen=True)

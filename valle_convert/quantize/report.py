@@ -621,7 +621,7 @@ FORMS: dict[str, Callable[[QuantizeReport], str]] = {
 }
 
 
-def check_reports(targets: Sequence[Path], *, sources: Sequence[Path], force: bool) -> None:
+def check_reports(targets: Sequence[Path], *, force: bool) -> None:
     """Refuse a report that cannot be written, before an hour of work.
 
     Raises:
@@ -634,7 +634,7 @@ def check_reports(targets: Sequence[Path], *, sources: Sequence[Path], force: bo
                 f"The report {target} ends in {target.suffix or 'nothing'!r}, where one of "
                 f"{', '.join(FORMS)} tells its form."
             )
-        check_target(target, force=force, sources=sources)
+        check_target(target, force=force)
         if target.suffix == ".html":
             from valle_convert.quantize.html import check_matplotlib
 

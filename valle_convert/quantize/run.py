@@ -21,7 +21,14 @@ from typing import TYPE_CHECKING
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.files import check_free_space, check_target, locked_folder, valid_utf8
+from valle_convert.files import (
+    check_free_space,
+    check_target,
+    locked_folder,
+    made_folder,
+    protected,
+    valid_utf8,
+)
 from valle_convert.gguf_file.compare import signal_to_noise
 from valle_convert.gguf_file.encode import can_decode
 from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY, is_converted
@@ -49,7 +56,6 @@ from valle_convert.quantize.make import (
 )
 from valle_convert.quantize.manifest import (
     ManifestFile,
-    made_folder,
 )
 from valle_convert.quantize.plan import (
     AUTO,
@@ -61,6 +67,7 @@ from valle_convert.quantize.plan import (
     bits_per_weight,
     describe_types,
     file_name,
+    inputs_of,
     plan_files,
 )
 from valle_convert.quantize.report import FileReport, QuantizeReport, TensorReport
@@ -105,12 +112,14 @@ def quantize(
     single = out.suffix == ".gguf"
     folder = out.parent if single else out
     _check_options(out, options, single=single, chooses=options.scan and not options.types)
-    if single:
-        check_target(out, force=options.force, sources=[path])
     gates = gates_of(options)
     quantizer = find_quantizer(options.tool)
     place = Path(tempfile.gettempdir()) if options.dry_run else folder
-    with closing(Scratch(place)) as scratch, ExitStack() as held:
+    with ExitStack() as held:
+        held.enter_context(protected(inputs_of(path, checkpoint, options)))
+        if single:
+            check_target(out, force=options.force)
+        scratch = held.enter_context(closing(Scratch(place)))
         source = open_source(path, checkpoint, scratch, measure=options.measure)
         utterances = _Utterances.of(source, options)
         if utterances.measured is not None:

@@ -32,6 +32,8 @@ from valle_convert.files import (
     check_input_file,
     check_target,
     locked_folder,
+    made_folder,
+    protected,
     scratch_folder,
     valid_utf8,
 )
@@ -61,7 +63,6 @@ from valle_convert.quantize.make import (
 )
 from valle_convert.quantize.manifest import (
     ManifestFile,
-    made_folder,
     tensor_digests,
     write_manifest,
 )
@@ -74,6 +75,7 @@ from valle_convert.quantize.plan import (
     bits_per_weight,
     describe_types,
     file_name,
+    inputs_of,
     keys_of,
     plan_files,
     shown_arguments,
@@ -272,6 +274,7 @@ def quantize_set(
     gates = gates_of(options)
     quantizer = find_quantizer(options.tool)
     with ExitStack() as held:
+        held.enter_context(protected(inputs_of(path, checkpoint, options)))
         work, scratch = _places(folder, held, options, single=single)
         known = {} if single else known_files(folder, force=options.force)
         files, name = _source_set(path, checkpoint, work, options, listener)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING
 from valle_convert.audio.vallex_voice import read_vallex_voice
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError
-from valle_convert.files import atomic_outputs, check_target
+from valle_convert.files import atomic_outputs, check_set
 from valle_convert.gguf_file.vallex import set_paths
 from valle_convert.model.vallex import VallexModel, describe_vallex
 from valle_convert.network.vallex_protocol import VallexText
@@ -37,6 +36,7 @@ from valle_convert.quantize.imatrix import (
     collect_sums,
     encode_imatrix,
     imatrix_of,
+    kept_sums,
 )
 from valle_convert.quantize.utterances import (
     N_SEEDED,
@@ -150,17 +150,14 @@ def make_vallex_imatrix(
     """
     sources = (*checkpoint.inputs, *utterances.files)
     paths = imatrix_paths(target)
-    for path in paths:
-        check_target(path, force=force, sources=sources)
-    state = target.with_name(f".{target.name}.state")
-    made = collect_vallex_imatrix(
-        checkpoint, utterances, state=state, resume=resume, progress=progress
-    )
-    with atomic_outputs(paths, force=force, sources=sources) as files:
-        for file, one in zip(files, made, strict=True):
-            file.write(encode_imatrix(one))
-    with suppress(FileNotFoundError):
-        state.unlink()
+    check_set(paths, force=force, sources=sources)
+    with kept_sums(target, resume=resume, force=force) as state:
+        made = collect_vallex_imatrix(
+            checkpoint, utterances, state=state, resume=resume, progress=progress
+        )
+        with atomic_outputs(paths, force=force, sources=sources) as files:
+            for file, one in zip(files, made, strict=True):
+                file.write(encode_imatrix(one))
     return made
 
 

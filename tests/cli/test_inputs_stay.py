@@ -1,0 +1,221 @@
+"""What a command reads is never replaced by what it writes, whichever of its files that is."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from support import Cli, error_of, golden_checkpoint
+from vallex_golden import CHECKPOINT as VALLEX
+
+from valle_convert.checkpoint import read_checkpoint
+from valle_convert.gguf_file.vallex import plan_vallex, set_paths
+from valle_convert.gguf_file.write import write_set
+
+CHECKPOINT = golden_checkpoint("ar-nar-len")
+LOST = "which would be lost"
+
+
+@pytest.fixture
+def vallex(tmp_path: Path) -> Path:
+    path = tmp_path / "x.gguf"
+    write_set(plan_vallex(read_checkpoint(VALLEX), out_type="f16"), path)
+    return path
+
+
+@pytest.fixture
+def quantized(tmp_path: Path, converted: Callable[[str, str], Path], cli: Cli) -> Path:
+    """A folder of quantized files with a report of them."""
+    folder = tmp_path / "set"
+    source = converted("ar-nar-len", "f16")
+    made = cli(
+        *("quantize", source, folder, "--types", "Q8_0", "--no-measure"),
+        *("--report", folder / "report.json"),
+    )
+    assert made.code == 0, made
+    return folder
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link], ids=["symbolic", "hard"])
+def test_no_file_of_a_set_is_replaced_by_one_of_another(
+    link: Callable[[Path, Path], None], vallex: Path, tmp_path: Path, cli: Cli
+) -> None:
+    before = [path.read_bytes() for path in set_paths(vallex, 7)]
+    (tmp_path / "out").mkdir()
+    link(tmp_path / "x-nar.gguf", tmp_path / "out" / "y-nar.gguf")
+    out = tmp_path / "out" / "y.gguf"
+    run = ("quantize", vallex, out, "Q8_0", "--no-measure", "--force")
+    assert LOST in error_of(cli(*run), 2)
+    assert [path.read_bytes() for path in set_paths(vallex, 7)] == before
+    assert list(out.parent.iterdir()) == [out.parent / "y-nar.gguf"]
+
+
+@pytest.mark.parametrize("option", ["--log", "--report"])
+def test_no_file_of_a_set_is_replaced_by_a_log_or_report(
+    option: str, vallex: Path, tmp_path: Path, cli: Cli
+) -> None:
+    other = tmp_path / ("x-nar.gguf" if option == "--log" else "r.json")
+    if option == "--report":
+        other.symlink_to(tmp_path / "x-nar-3.gguf")
+    before = other.read_bytes()
+    run = ("quantize", vallex, tmp_path / "y.gguf", "Q8_0", "--no-measure", "--force")
+    assert LOST in error_of(cli(*run, option, other), 2)
+    assert other.read_bytes() == before
+    message = error_of(cli(*run[:-1], "--log", tmp_path / "y-nar.gguf"), 2)
+    assert "are one file" in message
+    assert not (tmp_path / "y.gguf").exists()
+
+
+def test_the_report_of_verify_replaces_no_file_of_a_set(
+    vallex: Path, tmp_path: Path, cli: Cli
+) -> None:
+    run = ("verify", VALLEX, vallex, "--level", "structure", "--force", "--report")
+    assert LOST in error_of(cli(*run, tmp_path / "x-nar.gguf"), 2)
+
+
+def test_metadata_is_not_replaced_by_a_file_of_the_set(tmp_path: Path, cli: Cli) -> None:
+    metadata = tmp_path / "x-nar.gguf"
+    metadata.write_text('{"author": "me"}')
+    run = (VALLEX, tmp_path / "x.gguf", "--metadata", metadata, "--force", "--verify", "none")
+    assert LOST in error_of(cli(*run), 2)
+    assert metadata.read_text() == '{"author": "me"}'
+
+
+@pytest.mark.parametrize("name", ["m-Q8_0.gguf", "manifest.json", "SHA256SUMS", "sbom.cdx.json"])
+def test_no_file_of_a_folder_replaces_the_checkpoint(name: str, tmp_path: Path, cli: Cli) -> None:
+    checkpoint, source = tmp_path / "c.sft", tmp_path / "m.gguf"
+    shutil.copy(CHECKPOINT, checkpoint)
+    assert cli(checkpoint, source, "--outtype", "f16", "--verify", "none").code == 0
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).symlink_to(checkpoint)
+    run = ("quantize", source, out, "--types", "Q8_0", "--no-measure", "--force")
+    assert LOST in error_of(cli(*run, "--checkpoint", checkpoint), 2)
+    assert checkpoint.read_bytes() == CHECKPOINT.read_bytes()
+    assert [path.name for path in out.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["report.json", "manifest.json", "*-Q8_0.gguf"])
+def test_the_card_replaces_nothing_that_is_published(name: str, quantized: Path, cli: Cli) -> None:
+    (path,) = quantized.glob(name)
+    before = path.read_bytes()
+    (quantized / "README.md").symlink_to(path.name)
+    assert LOST in error_of(cli("publish", quantized, "--force"), 2)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_card_is_a_file(kind: str, quantized: Path, cli: Cli) -> None:
+    """The hub is sent what it reads back."""
+    card = quantized / "README.md"
+    if kind == "pipe":
+        os.mkfifo(card)
+    else:
+        card.symlink_to("/dev/null")
+    assert "is no regular file" in error_of(cli("publish", quantized, "--force"), 2)
+
+
+def test_the_tokenizer_of_an_export_stays(tmp_path: Path, cli: Cli) -> None:
+    from valle_convert.tokenizer.choose import BUILT_IN
+
+    tokenizer = tmp_path / "tokenizer.json"
+    shutil.copy(BUILT_IN, tokenizer)
+    out = tmp_path / "m.gguf"
+    assert cli(CHECKPOINT, out, "--verify", "none").code == 0
+    run = ("export", out, tmp_path, "--format", "hf", "--tokenizer", tokenizer, "--force")
+    assert LOST in error_of(cli(*run), 2)
+    assert tokenizer.read_bytes() == BUILT_IN.read_bytes()
+
+
+def test_an_export_goes_into_a_folder_only(
+    converted: Callable[[str, str], Path], tmp_path: Path, cli: Cli
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    source = converted("ar-nar-len", "f16")
+    for there in (file, "/dev/null"):
+        assert "where a folder is expected" in error_of(cli("export", source, there), 2)
+    assert file.read_text() == "mine"
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "fp32.sft").symlink_to(tmp_path / "nothing" / "x")
+    assert "does not exist" in error_of(cli("export", source, out), 2)
+
+
+def test_the_sums_of_an_importance_matrix_replace_nothing(tmp_path: Path, cli: Cli) -> None:
+    mine = tmp_path / ".i.gguf.state"
+    mine.write_text("mine")
+    run = ("imatrix", CHECKPOINT, "--out", tmp_path / "i.gguf", "--utterances", "1")
+    assert "is something else" in error_of(cli(*run), 2)
+    assert mine.read_text() == "mine"
+    assert not (tmp_path / "i.gguf").exists()
+
+
+def test_no_sums_are_kept_beside_a_device_and_any_name_will_do(
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from valle_convert.quantize import imatrix
+
+    monkeypatch.setattr(imatrix, "_SAVE_EVERY", 1)
+    (tmp_path / "null").symlink_to("/dev/null")
+    seen: list[Path] = []
+    save = imatrix._save
+    monkeypatch.setattr(
+        imatrix, "_save", lambda state, *rest: (seen.append(state), save(state, *rest))
+    )
+    run = ("imatrix", CHECKPOINT, "--utterances", "1", "--out")
+    assert cli(*run, tmp_path / "null").code == 0
+    assert seen == []
+    assert cli(*run, tmp_path / ("n" * 255)).code == 0
+    assert len(seen) == 1
+    assert [len(path.name) for path in tmp_path.iterdir() if path.name != "null"] == [255]
+
+
+@pytest.mark.parametrize("factor", ["1e38", "1e300"])
+def test_an_adapter_that_cannot_be_right_is_not_written(
+    factor: str, tmp_path: Path, converted: Callable[[str, str], Path], cli: Cli
+) -> None:
+    adapter = tmp_path / "a.sft"
+    where = "model.layers.0.self_attn.q_proj"
+    pair = {f"{where}.lora_A": np.ones((4, 64)), f"{where}.lora_B": np.ones((64, 4))}
+    config = {"config": json.dumps({"rank": 4, "alpha": 6.0})}
+    save_file({name: values.astype(np.float32) for name, values in pair.items()}, adapter, config)
+    out = tmp_path / "a.gguf"
+    out.write_text("mine")
+    source = converted("ar-nar-len", "f16")
+    run = ("lora", source, adapter, out, "--lora-scale", factor, "--force")
+    assert "at most 1e+09 is expected" in error_of(cli(*run), 2)
+    assert out.read_text() == "mine"
+    assert "is no regular file" in error_of(cli("lora", source, adapter, "/dev/null"), 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("export GGUF EMPTY", "the name is empty"),
+        ("convert CHECKPOINT -", "- is the name of no file"),
+        ("quantize GGUF OUT Q8_0 --log EMPTY", "the name is empty"),
+        ("quantize GGUF OUT Q8_0 --margin nan --no-worse-than x", "nan is not finite"),
+        ("quantize GGUF OUT Q8_0 --scan --target-bits nan", "nan is not finite"),
+        ("speak GGUF Hi --save-codes OUT --guidance inf", "inf is not finite"),
+        ("publish OUT owner --dry-run", "is no OWNER/NAME"),
+        ("publish OUT --message words", "would change nothing"),
+        ("quantize GGUF OUT Q8_0 --lora x.sft", "there is no checkpoint"),
+        ("quantize GGUF OUT Q8_0 --config x.yaml", "there is no checkpoint"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused(
+    arguments: str, words: str, converted: Callable[[str, str], Path], tmp_path: Path, cli: Cli
+) -> None:
+    known = {"GGUF": str(converted("ar-nar-len", "f16")), "EMPTY": "", "OUT": f"{tmp_path}/o.gguf"}
+    known["CHECKPOINT"] = str(CHECKPOINT)
+    result = cli(*(known.get(word, word) for word in arguments.split()))
+    assert result.code == 2, result
+    assert words in result.err
+    assert list(tmp_path.iterdir()) == []
