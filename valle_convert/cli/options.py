@@ -68,7 +68,7 @@ LoraAlphaOption = Annotated[
     typer.Option(
         "--lora-alpha",
         metavar="ALPHA",
-        help="The LoRA's alpha, where its file does not say.",
+        help="The LoRA's alpha; without it, what its file says.",
         show_default=False,
     ),
 ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from valle_convert.cli import console
+from valle_convert.cli import console, interrupt
 from valle_convert.cli.options import (
     CheckpointArgument,
     ConfigOption,

@@ -505,7 +505,7 @@ def known_files(folder: Path, *, force: bool) -> dict[str, ManifestFile]:
             would replace, and there is no `force`.
     """
     path = folder / MANIFEST
-    for name in (MANIFEST, SUMS, BILL):
+    for name in (MANIFEST, SUMS, BILL) if folder.is_dir() else ():
         check_target(folder / name, force=True)  # they may be links to what is read
     if not path.exists():
         there = [name for name in (SUMS, BILL) if (folder / name).exists()]
