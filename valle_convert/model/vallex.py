@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -304,7 +305,7 @@ def fold_norm(read: Callable[[str], NDArray[Any]], norm: str, level: int) -> NDA
         Weight and bias, [2, n_embd].
     """
     stage, weight, bias, matrix, offset = (
-        read(name).astype(np.float32)
+        read(name).astype(np.float32, copy=False)
         for name in (
             f"nar_stage_embeddings.{level - 1}.word_embeddings.weight",
             f"{norm}.norm.weight",
@@ -399,7 +400,8 @@ def describe_vallex(
             f"no known codec has {n_levels} levels of {n_codes} codes; the files say `unknown` "
             "(give it with --codec)"
         )
-    levels = tuple(tuple(_level_norms(tensors, read, nar, level)) for level in range(1, n_levels))
+    folded = _folding(read, n_levels)
+    levels = tuple(tuple(_level_norms(tensors, folded, nar, i)) for i in range(1, n_levels))
     return VallexDescription(
         model=VallexModel(
             ar=ar,
@@ -548,7 +550,8 @@ def _layers(
                 scaled = replace(spec, name=f"{name} x {factor}")
 
                 def multiplied(name: str = name) -> NDArray[np.float32]:
-                    product: NDArray[np.float32] = read(name).astype(np.float32) * factor
+                    values = read(name).astype(np.float32, copy=False)
+                    product: NDArray[np.float32] = values * np.float32(factor)
                     return product
 
                 name = tensors.add(scaled, multiplied)
@@ -565,8 +568,24 @@ def _plain_norms(net: Net) -> Iterator[BackboneTensor]:
             yield BackboneTensor(name, f"{target}.{kind}", (net.n_embd,))
 
 
+def _folding(
+    read: Callable[[str], NDArray[Any]], n_levels: int
+) -> Callable[[str, int], NDArray[np.float32]]:
+    """`fold_norm` of all levels at once, so that a norm's matrix is read once and not for each."""
+
+    @cache
+    def folded(norm: str) -> list[NDArray[np.float32]]:  # of 12 x 1024, 1.4 MB in all
+        once = cache(read)
+        return [fold_norm(once, norm, level) for level in range(1, n_levels)]
+
+    return lambda norm, level: folded(norm)[level - 1]
+
+
 def _level_norms(
-    tensors: ComputedTensors, read: Callable[[str], NDArray[Any]], net: Net, level: int
+    tensors: ComputedTensors,
+    fold: Callable[[str, int], NDArray[np.float32]],
+    net: Net,
+    level: int,
 ) -> Iterator[BackboneTensor]:
     for source, target in norm_names(net.n_layer):
         norm = f"{net.name}_decoder.{source}"
@@ -574,7 +593,7 @@ def _level_norms(
             spec = TensorSpec(f"{norm}.{kind} at level {level}", FLOAT32, "", (net.n_embd,))
 
             def folded(norm: str = norm, i: int = i) -> NDArray[np.float32]:
-                values: NDArray[np.float32] = fold_norm(read, norm, level)[i]
+                values: NDArray[np.float32] = fold(norm, level)[i]
                 return values
 
             name = tensors.add(spec, folded)
