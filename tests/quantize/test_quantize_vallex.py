@@ -17,7 +17,7 @@ from valle_convert.errors import InputError
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.vallex import VallexSet, open_set, plan_vallex, set_paths
 from valle_convert.gguf_file.write import write_set
-from valle_convert.quantize.plan import Options
+from valle_convert.quantize.plan import Listener, Options
 from valle_convert.quantize.types import parse_types
 from valle_convert.quantize.vallex import quantize_set
 
@@ -247,6 +247,30 @@ def test_a_checkpoint_is_gone_on_with_as_well(cli: Cli, tmp_path: Path) -> None:
     voice_file(tmp_path / "data" / "2.npz", 30)
     again = cli(*run, "Q4_0,Q5_0", "--resume", "--no-measure")
     assert "imatrix.gguf exists" in error_of(again, 2)
+
+
+def test_what_is_wrong_is_told_before_a_checkpoint_is_converted(tmp_path: Path) -> None:
+    said: list[str] = []
+    listener = Listener(talk=said.append)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "vallex-checkpoint-Q8_0-nar.gguf").write_bytes(b"mine")
+    for given, words in (
+        (options("Q8_0", data=tmp_path / "data"), "voice file of VALL-E X"),
+        (options("Q8_0"), "Q8_0-nar.gguf exists"),
+        (options("Q4_K_M", allow_fallback=False), "--no-fallback was given"),
+        (options("IQ2_XXS", imatrix="none"), "without an importance matrix"),
+    ):
+        with pytest.raises(InputError, match=words):
+            quantize_set(
+                CHECKPOINT,
+                tmp_path / "out",
+                given,
+                checkpoint=read_checkpoint(CHECKPOINT),
+                listener=listener,
+            )
+    assert said == []
+    assert len(list((tmp_path / "out").iterdir())) == 1
 
 
 def test_files_are_named_by_the_convention_and_say_who_made_them(

@@ -273,6 +273,9 @@ def quantize_set(
     _check_options(out, options, single=single)
     gates = gates_of(options)
     quantizer = find_quantizer(options.tool)
+    if not is_gguf(path) and not options.dry_run:
+        # All that can be wrong is seen in headers, before a checkpoint is converted.
+        quantize_set(path, out, replace(options, dry_run=True), checkpoint=checkpoint)
     with ExitStack() as held:
         held.enter_context(protected(inputs_of(path, checkpoint, options)))
         work, scratch = _places(folder, held, options, single=single)
