@@ -271,7 +271,10 @@ def quantize(
     ] = 1.1,
     seed: SeedOption = 0,
     threads: Annotated[
-        int, typer.Option(help="For llama-quantize and measuring; 0 for their own choice.", min=0)
+        int,
+        typer.Option(
+            help="For llama-quantize and measuring; 0 for their own choice.", min=0, max=1024
+        ),
     ] = 0,
     llama_quantize: Annotated[
         str | None,
@@ -370,9 +373,12 @@ def quantize(
                 "--codec": codec,
                 "--max-nll": max_nll,
                 "--min-retrieval": min_retrieval,
+                "--listen-temperature": _changed(listen_temperature, 0.6),
             },
         ),
         ("--sentences", sentences, {"--voice": voice}),
+        ("--voice", voice, {"--prompt-seconds": _changed(prompt_seconds, 3.0)}),
+        ("--no-worse-than", no_worse_than, {"--margin": _changed(margin, 1.1)}),
         ("--asr", asr, {"--max-wer": max_wer}),
     )
     if target_bits is not None and (type_ or types):
@@ -484,6 +490,11 @@ def _check_beside(written: Mapping[str, Path | None], folder: Path) -> None:
             continue
         if target.suffix == ".gguf" or target.name in (MANIFEST, SUMS, BILL):
             raise typer.BadParameter(f"{name} is {target}, which is made of quantized files.")
+
+
+def _changed(value: float, usual: float) -> float | None:
+    """A number that is not what stands where nothing is given."""
+    return None if value == usual else value
 
 
 def _set_model(source: Path, reference: Checkpoint | None) -> VallexModel | None:

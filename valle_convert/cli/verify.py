@@ -22,15 +22,29 @@ from valle_convert.cli.options import (
     RevisionOption,
     TokenizerOption,
     paths_of,
+    refuse_idle,
     split_loras,
 )
 from valle_convert.cli.remote import local_gguf
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from valle_convert.verify.report import Report
 
 
 LevelChoice = Literal["all", "structure", "tensors", "tokenizer", "logits", "sound"]
+
+
+_CONVERSION = ("--config", "--lora", "--lora-alpha", "--tokenizer", "--codec", "--biases")
+#: By what is verified: which options change nothing, and why.
+_UNUSED = {
+    "alone": ("a file alone is held against its own digests", ("--level", *_CONVERSION)),
+    "codec": ("a codec is not converted with it", (*_CONVERSION, "--revision")),
+    "set": ("a VALL-E X takes none", ("--lora", "--lora-alpha", "--tokenizer", "--biases")),
+    "old": ("nothing is merged into old files", ("--lora", "--lora-alpha", "--revision")),
+    "checkpoint": ("a checkpoint has its biases", ("--biases",)),
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -114,11 +128,23 @@ def verify(
     if gguf is not None:
         gguf = local_gguf(gguf)
     result: Report
+    given: dict[str, object] = {
+        "--level": None if level == "all" else level,
+        "--config": config,
+        "--lora": lora,
+        "--lora-alpha": lora_alpha,
+        "--revision": revision,
+        "--tokenizer": tokenizer,
+        "--codec": codec,
+        "--biases": biases,
+    }
     if gguf is None:
+        _refuse_unused("alone", given)
         if revision is not None or not is_gguf(checkpoint):
             raise typer.BadParameter("Give the file that was converted from it.", param_hint="GGUF")
         result = verify_whole(checkpoint, progress=console.progress_bar)
     elif is_codec_file(gguf):
+        _refuse_unused("codec", given)
         result = _verify_codec(str(checkpoint), gguf, level, recording)
     elif level == "sound" or recording is not None:
         name = "--level" if level == "sound" else "--recording"
@@ -146,6 +172,10 @@ def verify(
         read = [*opened.inputs, *set_paths(gguf, n_parts)]
         check_outputs({"--report": report}, inputs=read, force=force)
         levels = LEVELS if level == "all" else (level,)
+        old = {"--lora": merged} if is_gguf(checkpoint) else {}
+        _refuse_unused(
+            "set" if is_vallex(opened) else "old" if old else "checkpoint", {**given, **old}
+        )
         if is_vallex(opened):
             result = verify_vallex_path(
                 opened,
@@ -174,6 +204,12 @@ def verify(
         _show(result)
     if result.exit_code:
         raise typer.Exit(result.exit_code)
+
+
+def _refuse_unused(kind: str, given: Mapping[str, object]) -> None:
+    """Refuse options that this kind of verification takes no notice of."""
+    reason, names = _UNUSED[kind]
+    refuse_idle(reason, {name: given[name] for name in names})
 
 
 def _verify_codec(source: str, path: Path, level: LevelChoice, recording: Path | None) -> Report:

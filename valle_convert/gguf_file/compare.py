@@ -6,8 +6,8 @@ Works on any two files, from their bytes; weights are read a few megabytes at a 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.encode import decode
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
+from valle_convert.gguf_file.vallex import is_vallex_ar, open_set
 from valle_convert.progress import Progress, silent
 
 _PIECE_WEIGHTS = 1 << 20
@@ -132,34 +133,61 @@ def signal_to_noise(first: TensorInfo, second: TensorInfo) -> float | None:
 
 
 def compare_files(first: Path, second: Path, *, progress: Progress = silent) -> Comparison:
-    """Compare two GGUF files.
+    """Compare two GGUF files, or two sets of a VALL-E X by the files of their ARs.
 
     Raises:
-        InputError: one of them is no whole GGUF file.
+        InputError: one of them is no whole GGUF file or set.
     """
-    a, b = GgufFile(first), GgufFile(second)
-    keys = tuple(_compare_keys(a, b))
-    names = list(dict.fromkeys([*a.tensors, *b.tensors]))
+    pairs = _pairs(first, second)
+    keys: list[KeyDifference] = []
     tensors: list[TensorDifference] = []
-    total = sum(tensor.n_elements for tensor in a.tensors.values())
+    n_keys = n_tensors = 0
+    total = sum(tensor.n_elements for _, a, _ in pairs for tensor in a.tensors.values())
     with progress("comparing", total, "weights") as advance:
-        for name in names:
-            in_a, in_b = a.tensors.get(name), b.tensors.get(name)
-            if in_a is None or in_b is None or in_a.shape != in_b.shape:
-                tensors.append(TensorDifference(name, _show(in_a), _show(in_b)))
-            else:
-                difference = _compare_data(in_a, in_b)
-                if difference is not None:
-                    tensors.append(difference)
-            advance(in_a.n_elements if in_a else 0)
+        for words, a, b in pairs:
+            keys += [replace(one, name=words + one.name) for one in _compare_keys(a, b)]
+            n_keys += len({*a.keys, *b.keys})
+            found = _compare_tensors(a, b, advance)
+            tensors += [replace(one, name=words + one.name) for one in found]
+            n_tensors += len({*a.tensors, *b.tensors})
     return Comparison(
         str(first),
         str(second),
-        n_keys=len({*a.keys, *b.keys}),
-        n_tensors=len(names),
-        keys=keys,
+        n_keys=n_keys,
+        n_tensors=n_tensors,
+        keys=tuple(keys),
         tensors=tuple(tensors),
     )
+
+
+def _pairs(first: Path, second: Path) -> list[tuple[str, GgufFile, GgufFile]]:
+    """What is held against each other: for sets, every file, with words for which it is."""
+    a, b = GgufFile(first, allow_part=True), GgufFile(second, allow_part=True)
+    if not (is_vallex_ar(a.keys) and is_vallex_ar(b.keys)):
+        return [("", a, b)]
+    sets = open_set(first), open_set(second)
+    n_levels = [len(one.levels) for one in sets]
+    if n_levels[0] != n_levels[1]:
+        raise InputError(
+            f"{first} is a set of {n_levels[0]} levels above 0, and {second} of {n_levels[1]}; "
+            "compare their files one by one."
+        )
+    words = ["ar ", "nar ", *(f"nar-{level} " for level in range(1, n_levels[0] + 1))]
+    return list(zip(words, sets[0].files, sets[1].files, strict=True))
+
+
+def _compare_tensors(
+    a: GgufFile, b: GgufFile, advance: Callable[[int], object]
+) -> Iterator[TensorDifference]:
+    for name in dict.fromkeys([*a.tensors, *b.tensors]):
+        in_a, in_b = a.tensors.get(name), b.tensors.get(name)
+        if in_a is None or in_b is None or in_a.shape != in_b.shape:
+            yield TensorDifference(name, _show(in_a), _show(in_b))
+        else:
+            difference = _compare_data(in_a, in_b)
+            if difference is not None:
+                yield difference
+        advance(in_a.n_elements if in_a else 0)
 
 
 def _compare_keys(a: GgufFile, b: GgufFile) -> Iterator[KeyDifference]:

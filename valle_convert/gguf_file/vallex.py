@@ -350,6 +350,11 @@ def is_vallex_part(keys: Mapping[str, Any]) -> bool:
     return keys.get(gguf_keys.FAMILY_KEY) == VALLEX_FAMILY
 
 
+def is_vallex_ar(keys: Mapping[str, Any]) -> bool:
+    """Whether they say that it is the file which a set is named by."""
+    return is_vallex_part(keys) and keys.get(PART_KEY) == AR
+
+
 def open_if_vallex(path: Path) -> VallexSet | None:
     """The set that a file belongs to, as `open_set`; None where it is of no VALL-E X.
 

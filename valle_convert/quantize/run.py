@@ -115,12 +115,12 @@ def quantize(
     gates = gates_of(options)
     quantizer = find_quantizer(options.tool)
     place = Path(tempfile.gettempdir()) if options.dry_run else folder
-    with ExitStack() as held:
-        held.enter_context(protected(inputs_of(path, checkpoint, options)))
+    with protected(inputs_of(path, checkpoint, options)), ExitStack() as held:
         if single:
             check_target(out, force=options.force)
         scratch = held.enter_context(closing(Scratch(place)))
         source = open_source(path, checkpoint, scratch, measure=options.measure)
+        _check_adapters(source, options)
         utterances = _Utterances.of(source, options)
         if utterances.measured is not None:
             gates.check_utterances(utterances.measured.description)
@@ -176,6 +176,27 @@ def quantize(
         if options.measure:
             report = run.measure(report, made)
         return run.judge(report)
+
+
+def _check_adapters(source: Source, options: Options) -> None:
+    """Refuse LoRAs of other models, before an hour of work.
+
+    Raises:
+        InputError: one does not fit, or none of them would be used.
+    """
+    if not options.adapters:
+        return
+    from valle_convert.gguf_file.adapter import AdapterBase, read_adapter
+
+    if not options.measure:
+        raise InputError(
+            "A LoRA that is kept apart is for measuring only; leave out --lora, or --no-measure."
+        )
+    base = AdapterBase.of_gguf(source.header)
+    if not source.is_complete and source.reference is not None:
+        base = AdapterBase.of_checkpoint(source.reference.checkpoint)
+    for one in options.adapters:
+        read_adapter(GgufFile(one.path), base)
 
 
 def _checkpoint_of(source: Source) -> dict[str, str] | None:

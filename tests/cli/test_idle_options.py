@@ -1,0 +1,125 @@
+"""No option that changes nothing is passed over in silence, and no set is judged by one file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from make_checkpoint import Shape, make_checkpoint
+from safetensors.numpy import save_file
+from support import GOLDEN, Cli, error_of, golden_checkpoint
+from vallex_golden import CHECKPOINT as VALLEX
+
+from valle_convert.api import write_lora
+from valle_convert.checkpoint import read_checkpoint
+from valle_convert.gguf_file.vallex import plan_vallex, set_paths
+from valle_convert.gguf_file.write import write_set
+
+CHECKPOINT = golden_checkpoint("ar-nar-len")
+OLD = GOLDEN / "old-gguf" / "f16.gguf"
+
+
+@pytest.fixture(scope="module")
+def vallex(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("vallex") / "x.gguf"
+    write_set(plan_vallex(read_checkpoint(VALLEX), out_type="f16"), path)
+    return path
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Callable[[Path], Path]:
+    """Of the base that is given."""
+
+    def make(base: Path) -> Path:
+        source, out = tmp_path / "lora.sft", tmp_path / "lora.gguf"
+        where = "model.layers.0.self_attn.q_proj"
+        pair = {f"{where}.lora_A": np.ones((4, 64)), f"{where}.lora_B": np.ones((64, 4))}
+        save_file(
+            {name: values.astype(np.float32) for name, values in pair.items()},
+            source,
+            {"config": json.dumps({"rank": 4, "alpha": 6.0})},
+        )
+        write_lora(base, source, out, force=True)
+        return out
+
+    return make
+
+
+def test_a_lora_is_not_passed_over_by_the_verdict_on_a_set(
+    vallex: Path, adapter: Callable[[Path], Path], cli: Cli
+) -> None:
+    given = adapter(CHECKPOINT)
+    result = cli("verify", VALLEX, vallex, "--level", "structure", "--lora", given)
+    assert result.code == 2, result
+    assert "a VALL-E X takes none" in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        ("verify GGUF --level logits", "--level"),
+        ("verify GGUF --tokenizer x.json", "--tokenizer"),
+        ("verify GGUF --lora x.sft", "--lora"),
+        ("verify CHECKPOINT GGUF --biases CHECKPOINT", "--biases"),
+        ("verify OLD GGUF --lora-alpha 3", "--lora-alpha"),
+        ("verify VALLEX SET --tokenizer x.json", "--tokenizer"),
+        ("quantize GGUF OUT Q8_0 --margin 2", "--margin"),
+        ("quantize GGUF OUT Q8_0 --listen --prompt-seconds 2", "--prompt-seconds"),
+        ("quantize GGUF OUT Q8_0 --listen-temperature 1", "--listen-temperature"),
+        ("quantize GGUF OUT Q8_0 --threads 99999999", "--threads"),
+    ],
+)
+def test_options_without_effect_are_refused(
+    arguments: str,
+    option: str,
+    converted: Callable[[str, str], Path],
+    vallex: Path,
+    tmp_path: Path,
+    cli: Cli,
+) -> None:
+    known = {"GGUF": converted("ar-nar-len", "f16"), "CHECKPOINT": CHECKPOINT, "VALLEX": VALLEX}
+    known |= {"OLD": OLD, "SET": vallex, "OUT": tmp_path / "o.gguf"}
+    result = cli(*(known.get(word, word) for word in arguments.split()))
+    assert result.code == 2, result
+    assert option in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("from_checkpoint", [True, False])
+def test_a_lora_of_another_model_is_refused_before_anything_is_made(
+    from_checkpoint: bool, adapter: Callable[[Path], Path], tmp_path: Path, cli: Cli
+) -> None:
+    other, source = tmp_path / "other.sft", tmp_path / "other.gguf"
+    make_checkpoint(other, Shape(heads=4, kv_heads=2))
+    assert cli(other, source, "--outtype", "f16", "--verify", "none").code == 0
+    given, out = adapter(CHECKPOINT), tmp_path / "out.gguf"
+    run = ("quantize", other if from_checkpoint else source, out, "Q8_0", "--lora", given)
+    assert "is no adapter for" in error_of(cli(*run, "--checkpoint", other), 2)
+    assert not out.exists()
+    own = adapter(other)
+    run = (*run[:-1], own, "--checkpoint", other)
+    assert "is for measuring only" in error_of(cli(*run, "--no-measure"), 2)
+    assert cli(*run, "--utterances", "1").code == 0
+
+
+def test_sets_are_compared_whole(vallex: Path, tmp_path: Path, cli: Cli) -> None:
+    copies = set_paths(tmp_path / "y.gguf", 7)
+    for path, copy in zip(set_paths(vallex, 7), copies, strict=True):
+        shutil.copy(path, copy)
+    run = ("compare", vallex, copies[0], "--exit-code")
+    same = cli(*run)
+    assert same.code == 0, same
+    data = bytearray(copies[5].read_bytes())
+    data[-40] ^= 0x10
+    copies[5].write_bytes(data)
+    found = cli(*run, "--json")
+    assert found.code == 1, found
+    (tensor,) = json.loads(found.out)["tensors"]
+    assert tensor["name"].startswith("nar-4 ")
+    assert cli("compare", set_paths(vallex, 7)[5], copies[5], "--exit-code").code == 1
+    copies[3].unlink()
+    assert "There is no part of" in error_of(cli(*run), 2)
