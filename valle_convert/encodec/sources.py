@@ -41,6 +41,7 @@ from valle_convert.encodec.cpp_file import MAGIC, open_cpp_file
 from valle_convert.encodec.gguf_codec import open_gguf_codec
 from valle_convert.encodec.weights import EncodecWeights, Tensor
 from valle_convert.errors import EnvironmentFault, InputError
+from valle_convert.extras import require
 from valle_convert.files import check_input_file, os_fault, read_json_object, stat_of
 
 ENCODEC_24KHZ = "facebook/encodec_24khz"
@@ -402,7 +403,7 @@ def _fetch(name: str) -> Path:
         EnvironmentFault: they are not in the cache, and the hub cannot be reached or has no such
             model.
     """
-    import huggingface_hub
+    huggingface_hub = require("huggingface_hub", "A codec on the Hugging Face hub", extra="hub")
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
     def get(file: str) -> Path | None:

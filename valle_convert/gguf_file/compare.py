@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.encode import decode
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
-from valle_convert.gguf_file.vallex import is_vallex_ar, open_set
+from valle_convert.gguf_file.vallex import is_vallex_ar, is_vallex_part, open_set
 from valle_convert.progress import Progress, silent
 
 _PIECE_WEIGHTS = 1 << 20
@@ -162,7 +162,7 @@ def compare_files(first: Path, second: Path, *, progress: Progress = silent) -> 
 
 def _pairs(first: Path, second: Path) -> list[tuple[str, GgufFile, GgufFile]]:
     """What is held against each other: for sets, every file, with words for which it is."""
-    a, b = GgufFile(first, allow_part=True), GgufFile(second, allow_part=True)
+    a, b = _open(first), _open(second)
     if not (is_vallex_ar(a.keys) and is_vallex_ar(b.keys)):
         return [("", a, b)]
     sets = open_set(first), open_set(second)
@@ -174,6 +174,12 @@ def _pairs(first: Path, second: Path) -> list[tuple[str, GgufFile, GgufFile]]:
         )
     words = ["ar ", "nar ", *(f"nar-{level} " for level in range(1, n_levels[0] + 1))]
     return list(zip(words, sets[0].files, sets[1].files, strict=True))
+
+
+def _open(path: Path) -> GgufFile:
+    """A whole file, or any of a VALL-E X, some of which llama.cpp takes for parts."""
+    file = GgufFile(path, allow_part=True)
+    return file if is_vallex_part(file.keys) else GgufFile(path)
 
 
 def _compare_tensors(

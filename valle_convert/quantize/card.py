@@ -121,7 +121,7 @@ def read_folder(path: Path, report: Path | None = None) -> Folder:
     """
     checked = check_manifest(path)
     if not checked.passed:
-        found = "; ".join(f"{one.name}: {one.problem}" for one in checked.findings[:5])
+        found = "; ".join(f"{one.name}: {one.problem.rstrip('.')}" for one in checked.findings[:5])
         raise InputError(
             f"{path} is not as `quantize` wrote it: {found}. Quantize again, and publish that."
         )

@@ -76,6 +76,7 @@ from valle_convert.quantize.tool import Quantizer, find_quantizer
 from valle_convert.quantize.types import FILE_TYPES
 
 if TYPE_CHECKING:
+    from valle_convert.gguf_file.adapter import Adapter
     from valle_convert.listening.listen import Listened, ListeningTest
     from valle_convert.network.converted import GgufNetwork
     from valle_convert.network.protocol import Network
@@ -186,17 +187,30 @@ def _check_adapters(source: Source, options: Options) -> None:
     """
     if not options.adapters:
         return
-    from valle_convert.gguf_file.adapter import AdapterBase, read_adapter
-
     if not options.measure:
         raise InputError(
             "A LoRA that is kept apart is for measuring only; leave out --lora, or --no-measure."
         )
-    base = AdapterBase.of_gguf(source.header)
-    if not source.is_complete and source.reference is not None:
+    _adapters(source, options)
+
+
+def _adapters(source: Source, options: Options) -> list[Adapter]:
+    """The LoRAs that are kept apart, opened.
+
+    Raises:
+        InputError: one does not fit.
+    """
+    from valle_convert.gguf_file.adapter import AdapterBase, read_adapter
+
+    if source.conversion is not None and source.reference is not None:
+        # The header of a file that is converted on the way has no digest of its checkpoint.
         base = AdapterBase.of_checkpoint(source.reference.checkpoint)
-    for one in options.adapters:
-        read_adapter(GgufFile(one.path), base)
+    else:
+        base = AdapterBase.of_gguf(source.header)
+    return [
+        replace(read_adapter(GgufFile(one.path), base), factor=one.factor)
+        for one in options.adapters
+    ]
 
 
 def _checkpoint_of(source: Source) -> dict[str, str] | None:
@@ -581,11 +595,10 @@ class _Run:
                 return run_reference(network, name, utterances, advance)
 
         if source.reference is not None:
-            from valle_convert.gguf_file.adapter import open_adapter
             from valle_convert.network.adapted import adapted_reference
 
             checkpoint, description = source.reference.checkpoint, source.reference.description
-            adapters = [open_adapter(one, source.header) for one in self.options.adapters]
+            adapters = _adapters(source, self.options)
             network = adapted_reference(checkpoint.tensors, description, adapters)
             names = "".join(f", with {one.path.name}" for one in adapters)
             return run(network, f"{checkpoint.path.name} in PyTorch, float32{names}")
