@@ -106,6 +106,17 @@ def test_a_lora_of_another_model_is_refused_before_anything_is_made(
     assert cli(*run, "--utterances", "1").code == 0
 
 
+def test_a_tensor_type_for_nothing_is_told(
+    converted: Callable[[str, str], Path], tmp_path: Path, cli: Cli
+) -> None:
+    run = ("quantize", converted("ar-nar-len", "f16"), tmp_path / "o.gguf", "Q8_0", "--no-measure")
+    patterns = ("--tensor-type", "zzz=Q8_0", "--tensor-type", "ffn_up=Q5_0")
+    result = cli(*run, *patterns)
+    assert result.code == 0, result
+    assert "--tensor-type zzz=q8_0 matches no tensor" in result.err
+    assert "ffn_up=q5_0 matches" not in result.err
+
+
 def test_sets_are_compared_whole(vallex: Path, tmp_path: Path, cli: Cli) -> None:
     copies = set_paths(tmp_path / "y.gguf", 7)
     for path, copy in zip(set_paths(vallex, 7), copies, strict=True):

@@ -73,7 +73,7 @@ from valle_convert.quantize.plan import (
 from valle_convert.quantize.report import FileReport, QuantizeReport, TensorReport
 from valle_convert.quantize.source import Scratch, Source, model_of, open_source
 from valle_convert.quantize.tool import Quantizer, find_quantizer
-from valle_convert.quantize.types import FILE_TYPES
+from valle_convert.quantize.types import FILE_TYPES, matches
 
 if TYPE_CHECKING:
     from valle_convert.gguf_file.adapter import Adapter
@@ -312,6 +312,9 @@ def _check_options(out: Path, options: Options, *, single: bool, chooses: bool) 
 
 def _notes(source: Source, plans: Sequence[FilePlan]) -> Iterator[str]:
     yield from (plan.kind.note for plan in plans if plan.kind.note)
+    for given in dict.fromkeys(one for plan in plans for one in plan.options.tensor_types):
+        if not any(matches(given, name) for name in source.header.tensors):
+            yield f"--tensor-type {given} matches no tensor of {source.name}, so it changes nothing"
     if source.reference is None:
         yield (
             "no checkpoint was given, so files are measured against the input file on llama.cpp "
