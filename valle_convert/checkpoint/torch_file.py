@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _MAX_PICKLE_BYTES = 64 << 20
 _MAX_ENTRIES = 100_000
 _PIECE_BYTES = 1 << 20
+_LAST_BYTES = 1 << 16
 _UNSUPPORTED = re.compile(r"Unsupported (?:global|class): (?:GLOBAL )?(\S+)")
 #: Values of Python's own library that trainings keep beside tensors. What else it has, does
 #: something; a pickle that names that was made to do harm, and is refused, although a stand-in
@@ -377,7 +378,15 @@ def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
 
     Raises:
         InputError: it is none, or is cut off.
+        EnvironmentFault: the disk fails.
     """
+    try:
+        with path.open("rb") as file:
+            # To zipfile, a disk that fails here is a file that is no zip.
+            file.seek(max(0, path.stat().st_size - _LAST_BYTES))
+            file.read()
+    except OSError as error:
+        raise os_fault(f"{path} cannot be read", error) from error
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
