@@ -532,7 +532,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "script": (lambda _: ["Привет."], "the script Cyrillic"),
     "too long": (lambda _: ["b" * 30_000, "--phonemes"], "made for 22750; give a shorter text"),
     "temperature": (lambda _: ["Hi.", "--temperature", -1], "temperature is -1"),
-    "guidance": (lambda _: ["Hi.", "--guidance", "nan"], "guidance strength is nan"),
+    "guidance": (lambda _: ["Hi.", "--guidance", "-1"], "guidance strength is -1"),
     "seconds": (lambda _: ["Hi.", "--max-seconds", 0], "max-seconds is 0"),
     "missing codec": (lambda t: ["Hi.", "--codec", t / "none"], "There is no codec folder"),
 }
