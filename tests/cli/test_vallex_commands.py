@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,20 @@ def test_tokenize_takes_no_other_tokenizer_and_no_other_part(converted: Path, cl
     for other in ("out-nar.gguf", "out-nar-3.gguf"):
         result = cli("tokenize", converted.with_name(other), "a")
         assert "give the file of the AR" in error_of(result, 2)
+
+
+def test_a_set_with_a_file_missing_fails_in_one_sentence(
+    converted: Path, tmp_path: Path, cli: Cli
+) -> None:
+    for path in converted.parent.glob("*.gguf"):
+        if not path.name.endswith("-nar-3.gguf"):
+            shutil.copy(path, tmp_path)
+    result = cli("verify", CHECKPOINT, tmp_path / converted.name)
+    assert result.code == 1
+    said = (result.out + result.err).splitlines()
+    (line,) = [line for line in said if line.startswith("FAILED")]
+    assert "nar-3.gguf" in line
+    assert line.endswith("?")  # and no period behind it
 
 
 def test_inspect_shows_no_row_without_a_value(converted: Path, cli: Cli) -> None:

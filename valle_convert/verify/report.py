@@ -133,10 +133,11 @@ class Report:
                 f"{passed}."
             )
         worst = max(self.failures, key=lambda check: check.badness)
+        said = worst.summary + (f", allowed: {worst.limit}" if worst.limit else "")
+        end = "" if said.endswith((".", "?")) else "."  # of a sentence that a reader said
         return (
             f"FAILED: {len(self.failures)} of {n} checks of {self.file} against {self.checkpoint}"
-            f"{left_out}; the worst is {worst.name}: {worst.summary}"
-            f"{f', allowed: {worst.limit}' if worst.limit else ''}."
+            f"{left_out}; the worst is {worst.name}: {said}{end}"
         )
 
     def to_json(self) -> dict[str, Any]:
