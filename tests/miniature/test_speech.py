@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from valle_convert.listening.listen import (
     Listened,
     ListeningTest,
     Measure,
+    Sentence,
 )
 from valle_convert.listening.measures import (
     Estimate,
@@ -59,9 +61,15 @@ def run(arguments: list[str]) -> None:
     subprocess.run([sys.executable, "-m", "valle_convert", *arguments], cwd=PROJECT, check=True)
 
 
+@cache
+def recorded(n: int) -> list[Sentence]:
+    """The same for every file: espeak-ng draws the noise in its voices anew each time."""
+    return held_out(5, n)
+
+
 def heard(path: Path, n: int) -> Listened:
     with opened(path) as network:
-        return ListeningTest(held_out(5, n), WorldCodec(CODEC), network.model).listen(network)
+        return ListeningTest(recorded(n), WorldCodec(CODEC), network.model).listen(network)
 
 
 def estimate(listened: Listened, measure: Measure) -> Estimate:
