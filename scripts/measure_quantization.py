@@ -41,7 +41,7 @@ from valle_convert.quantize.types import (  # noqa: E402
     parse_types,
     recipe_named,
 )
-from valle_convert.quantize.utterances import given, seeded  # noqa: E402
+from valle_convert.quantize.utterances import Utterances  # noqa: E402
 
 PAGE = PROJECT / "docs" / "quantize-measured.md"
 MODEL = PROJECT / "miniature" / "miniature.sft"
@@ -84,8 +84,8 @@ def measure_all(folder: Path, types: Sequence[FileType], n: int) -> Found:
     write_data(held_out(_CALIBRATION_SEED, N_CALIBRATION), folder / "calibration")
     write_data(held_out(_SEED, n), folder / "data")
     for name, utterances in {
-        "real": given(model, folder / "calibration", seed=0),
-        "noise": seeded(model, N_CALIBRATION, seed=0),
+        "real": Utterances.given(model, folder / "calibration", seed=0),
+        "noise": Utterances.seeded(model, N_CALIBRATION, seed=0),
     }.items():
         print(f"importance matrix of {utterances.description}", flush=True)
         make_imatrix(reference, utterances, folder / f"{name}.gguf")

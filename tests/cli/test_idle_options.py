@@ -66,6 +66,7 @@ def test_a_lora_is_not_passed_over_by_the_verdict_on_a_set(
         ("verify GGUF --lora x.sft", "--lora"),
         ("verify CHECKPOINT GGUF --biases CHECKPOINT", "--biases"),
         ("verify OLD GGUF --lora-alpha 3", "--lora-alpha"),
+        ("verify OLD GGUF --lora-alpha 0", "--lora-alpha"),
         ("verify VALLEX SET --tokenizer x.json", "--tokenizer"),
         ("quantize GGUF OUT Q8_0 --margin 2", "--margin"),
         ("quantize GGUF OUT Q8_0 --listen --prompt-seconds 2", "--prompt-seconds"),

@@ -28,7 +28,7 @@ from valle_convert.quantize.plan import Options, arguments_of
 from valle_convert.quantize.source import Reference, Source
 from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import FILE_TYPES
-from valle_convert.quantize.utterances import Utterances, seeded
+from valle_convert.quantize.utterances import Utterances
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def made_256(checkpoint_256: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     description = describe(checkpoint)
     path = tmp_path_factory.mktemp("imatrix") / "m.gguf"
     reference = Reference(checkpoint, description)
-    make_imatrix(reference, seeded(description.model, 1, seed=0), path)
+    make_imatrix(reference, Utterances.seeded(description.model, 1, seed=0), path)
     return path
 
 
@@ -74,7 +74,7 @@ def test_types_that_cannot_be_made_without_are_made_with_it(
 def test_the_values_are_the_mean_squares_of_what_goes_into_each_matrix(tiny: Reference) -> None:
     checkpoint, description = tiny.checkpoint, tiny.description
     network = ReferenceNetwork(checkpoint.tensors, description)
-    (utterance,) = seeded(description.model, 1, seed=0)
+    (utterance,) = Utterances.seeded(description.model, 1, seed=0)
     sums = Sums()
     observe(network, utterance, sums)
     # What goes into ffn_down can be computed from what goes into gate and up: listen again.
@@ -100,7 +100,7 @@ def test_the_values_are_the_mean_squares_of_what_goes_into_each_matrix(tiny: Ref
 def test_every_head_and_mode_counts(tiny: Reference) -> None:
     checkpoint, description = tiny.checkpoint, tiny.description
     network = ReferenceNetwork(checkpoint.tensors, description)
-    (utterance,) = seeded(description.model, 1, seed=0)
+    (utterance,) = Utterances.seeded(description.model, 1, seed=0)
     heads: list[str] = []
     real = network.step
 
@@ -143,7 +143,7 @@ def stopping_after(n: int) -> Iterator[Callable[..., object]]:
 def test_a_run_that_was_stopped_goes_on_to_the_very_same_bytes(
     tiny: Reference, tmp_path: Path
 ) -> None:
-    utterances = seeded(tiny.description.model, 10, seed=5)
+    utterances = Utterances.seeded(tiny.description.model, 10, seed=5)
     whole = make(tiny, utterances, tmp_path / "whole.gguf")
     target = tmp_path / "resumed.gguf"
     with stopping_after(9) as progress, pytest.raises(KeyboardInterrupt):
@@ -163,21 +163,28 @@ def test_a_run_that_was_stopped_goes_on_to_the_very_same_bytes(
 
 
 def test_the_state_of_other_work_is_refused(tiny: Reference, tmp_path: Path) -> None:
-    utterances = seeded(tiny.description.model, 9, seed=5)
+    utterances = Utterances.seeded(tiny.description.model, 9, seed=5)
     with stopping_after(8) as progress, pytest.raises(KeyboardInterrupt):
         make(tiny, utterances, tmp_path / "m.gguf", progress=progress)
     with pytest.raises(InputError, match="state of other work"):
-        make(tiny, seeded(tiny.description.model, 9, seed=6), tmp_path / "m.gguf", resume=True)
+        make(
+            tiny,
+            Utterances.seeded(tiny.description.model, 9, seed=6),
+            tmp_path / "m.gguf",
+            resume=True,
+        )
     (tmp_path / ".m.gguf.state").write_bytes(b"PK damaged")
     with pytest.raises(InputError, match="no state of an importance matrix"):
         make(tiny, utterances, tmp_path / "m.gguf", resume=True)
 
 
 def test_two_runs_give_the_same_bytes(tiny: Reference, tmp_path: Path) -> None:
-    utterances = seeded(tiny.description.model, 2, seed=0)
+    utterances = Utterances.seeded(tiny.description.model, 2, seed=0)
     assert make(tiny, utterances, tmp_path / "a") == make(tiny, utterances, tmp_path / "b")
     assert made_of(tmp_path / "a", tiny.checkpoint, utterances)
-    assert not made_of(tmp_path / "a", tiny.checkpoint, seeded(tiny.description.model, 2, seed=1))
+    assert not made_of(
+        tmp_path / "a", tiny.checkpoint, Utterances.seeded(tiny.description.model, 2, seed=1)
+    )
 
 
 def test_the_file_comes_back_as_it_was_written(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from valle_convert.checkpoint import read_checkpoint
 from valle_convert.errors import InputError
 from valle_convert.model.families import describe
 from valle_convert.model.spec import Model
-from valle_convert.quantize.utterances import choose, read_utterance, seeded
+from valle_convert.quantize.utterances import Utterances, read_utterance
 from valle_convert.verify.cases import cases
 
 
@@ -154,7 +154,7 @@ def test_any_damage_is_bad_input(
 def test_a_folder_without_utterances_is_refused(model: Model, tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(InputError, match=r"no folder with \.npz files"):
-            choose(model, folder, None, seed=0)
+            Utterances.choose(model, folder, None, seed=0)
 
 
 def test_given_utterances_come_in_the_order_of_their_names_and_their_bytes_count(
@@ -162,16 +162,16 @@ def test_given_utterances_come_in_the_order_of_their_names_and_their_bytes_count
 ) -> None:
     write("b.npz", phonemes=np.array([1, 9, 2]))
     write("a.npz")
-    first = choose(model, tmp_path, None, seed=0)
+    first = Utterances.choose(model, tmp_path, None, seed=0)
     assert [len(one.condition.phonemes) for one in first] == [4, 3]
     write("b.npz", phonemes=np.array([1, 8, 2]))
-    assert choose(model, tmp_path, None, seed=0).digest != first.digest
+    assert Utterances.choose(model, tmp_path, None, seed=0).digest != first.digest
 
 
 def test_seeded_utterances_are_many_different_ones_of_bounded_length(model: Model) -> None:
-    utterances = list(seeded(model, 20, seed=3))
+    utterances = list(Utterances.seeded(model, 20, seed=3))
     assert len({one.response.tobytes() for one in utterances}) == 20
     lengths = [len(one.response) for one in utterances]
     assert max(lengths) == max(lengths[:8])  # they do not grow for ever
-    again = list(seeded(model, 20, seed=3))
+    again = list(Utterances.seeded(model, 20, seed=3))
     assert all((a.response == b.response).all() for a, b in zip(utterances, again, strict=True))

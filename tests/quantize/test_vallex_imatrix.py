@@ -27,7 +27,7 @@ from valle_convert.quantize.plan import Options, arguments_of
 from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import FILE_TYPES
 from valle_convert.quantize.vallex_imatrix import (
-    choose_vallex,
+    VallexUtterances,
     imatrix_paths,
     make_vallex_imatrix,
     read_vallex_utterance,
@@ -114,7 +114,7 @@ def test_sums_are_those_of_what_goes_into_pytorchs_own_layers(tmp_path: Path) ->
     source = checkpoint.tensors
     state = {name: torch.from_numpy(np.array(source.read(name))) for name in source.specs}
     model = model_of(CHECKPOINT)
-    utterances = choose_vallex(model, None, 1, seed=3)
+    utterances = VallexUtterances.choose(model, None, 1, seed=3)
     made = make_vallex_imatrix(checkpoint, utterances, tmp_path / "m.gguf")
     network = Recorded(checkpoint.tensors, model)
     network.passes = []
@@ -215,7 +215,7 @@ def test_the_command_writes_two_files_that_stock_llama_quantize_takes(
 
 def test_a_run_that_was_stopped_goes_on_to_the_very_same_bytes(tmp_path: Path) -> None:
     checkpoint = read_checkpoint(CHECKPOINT)
-    utterances = choose_vallex(model_of(CHECKPOINT), None, 10, seed=5)
+    utterances = VallexUtterances.choose(model_of(CHECKPOINT), None, 10, seed=5)
     make_vallex_imatrix(checkpoint, utterances, tmp_path / "whole.gguf")
     target = tmp_path / "resumed.gguf"
     with stopping_after(9) as progress, pytest.raises(KeyboardInterrupt):
@@ -313,4 +313,4 @@ def test_a_voice_that_cannot_be_measured_on_is_refused_before_anything_is_made(
 
 def test_a_folder_without_voices_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="voice file of VALL-E X"):
-        choose_vallex(model_of(CHECKPOINT), tmp_path, None, seed=0)
+        VallexUtterances.choose(model_of(CHECKPOINT), tmp_path, None, seed=0)

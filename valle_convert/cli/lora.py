@@ -55,10 +55,10 @@ def lora(
 ) -> None:
     """Make of a LoRA a GGUF adapter, which stays apart from the converted file.
 
-    Stock llama.cpp applies it at run time (llama_adapter_lora_init, llama-cli --lora) to the base,
-    quantized or not; `speak`, `verify` and `quantize` take it with --lora or --adapter. A LoRA for
-    some codebook levels (rvq_levels) is switched on in the passes of these only, which merging
-    cannot do.
+    Stock llama.cpp applies it at run time (llama_adapter_lora_init, --lora of its programs) to the
+    base, quantized or not; `speak`, `verify` and `quantize` take it with --lora. A LoRA for some
+    codebook levels (rvq_levels) is switched on in the passes of these only, which merging cannot
+    do.
     """
     from valle_convert.api import write_lora
     from valle_convert.files import check_outputs

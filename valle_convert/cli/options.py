@@ -134,7 +134,12 @@ def refuse_idle(reason: str, given: Mapping[str, object]) -> None:
     Raises:
         typer.BadParameter: one was given.
     """
-    idle = [name for name, value in given.items() if value not in (None, False, [], ())]
+    # By identity: 0 is a value, and is equal to False.
+    idle = [
+        name
+        for name, value in given.items()
+        if not (value is None or value is False or value in ([], ()))
+    ]
     if idle:
         raise typer.BadParameter(
             f"{reason}, so it would change nothing; leave it out.", param_hint=", ".join(idle)

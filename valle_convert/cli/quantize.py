@@ -373,12 +373,12 @@ def quantize(
                 "--codec": codec,
                 "--max-nll": max_nll,
                 "--min-retrieval": min_retrieval,
-                "--listen-temperature": _changed(listen_temperature, 0.6),
+                "--listen-temperature": _changed(listen_temperature, Options.listen_temperature),
             },
         ),
         ("--sentences", sentences, {"--voice": voice}),
-        ("--voice", voice, {"--prompt-seconds": _changed(prompt_seconds, 3.0)}),
-        ("--no-worse-than", no_worse_than, {"--margin": _changed(margin, 1.1)}),
+        ("--voice", voice, {"--prompt-seconds": _changed(prompt_seconds, Options.prompt_seconds)}),
+        ("--no-worse-than", no_worse_than, {"--margin": _changed(margin, Options.margin)}),
         ("--asr", asr, {"--max-wer": max_wer}),
     )
     if target_bits is not None and (type_ or types):
@@ -542,7 +542,7 @@ def imatrix(
     from valle_convert.model.vallex import describe_vallex, is_vallex
     from valle_convert.quantize.imatrix import make_imatrix
     from valle_convert.quantize.source import Reference
-    from valle_convert.quantize.utterances import choose
+    from valle_convert.quantize.utterances import Utterances
 
     check_outputs({"--out": out}, inputs=[checkpoint, config, *paths_of(lora), data], force=force)
     source = read_checkpoint(
@@ -558,19 +558,19 @@ def imatrix(
     count = None if data else utterances
     if is_vallex(source):
         from valle_convert.quantize.vallex_imatrix import (
-            choose_vallex,
+            VallexUtterances,
             imatrix_paths,
             make_vallex_imatrix,
         )
 
-        spoken = choose_vallex(describe_vallex(source).model, data, count, seed=seed)
+        spoken = VallexUtterances.choose(describe_vallex(source).model, data, count, seed=seed)
         words, paths = spoken.description, imatrix_paths(out)
         console.talk(f"importance matrices of {words}")
         with _told_of_sums(out):
             made = make_vallex_imatrix(source, spoken, out, **given)
     else:
         description = describe(source)
-        inputs = choose(description.model, data, count, seed=seed)
+        inputs = Utterances.choose(description.model, data, count, seed=seed)
         words, paths = inputs.description, [out]
         console.talk(f"importance matrix of {words}")
         with _told_of_sums(out):
@@ -612,7 +612,10 @@ def compare(
     ] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Say what differs between two GGUF files, key by key and tensor by tensor."""
+    """Say what differs between two GGUF files, key by key and tensor by tensor.
+
+    Of two sets of a VALL-E X, given by the files of their ARs, every file is compared.
+    """
     from valle_convert.gguf_file.compare import compare_files
 
     result = compare_files(local_gguf(first), local_gguf(second), progress=console.progress_bar)

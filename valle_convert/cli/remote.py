@@ -31,14 +31,14 @@ def local_gguf(path: Path, *, or_checkpoint: bool = False) -> Path:
             f"convert it first: valle-convert {path} OUT.gguf."
         )
     from valle_convert.gguf_file.read import GgufFile, is_gguf
-    from valle_convert.gguf_file.vallex import AR, PART_KEY, is_vallex_part, n_parts_of, set_paths
+    from valle_convert.gguf_file.vallex import is_vallex_ar, n_parts_of, set_paths
 
     tree = HubTree(parse_location(str(path)), progress=console.progress_bar)
     place = tree.resolve()
     local = tree.get(place)
     if is_gguf(local):
         file = GgufFile(local, allow_part=True)
-        if is_vallex_part(file.keys) and file.keys.get(PART_KEY) == AR:
+        if is_vallex_ar(file.keys):
             for part in set_paths(Path(place), n_parts_of(file))[1:]:
                 tree.get(part)
     return local

@@ -172,10 +172,9 @@ def verify(
         read = [*opened.inputs, *set_paths(gguf, n_parts)]
         check_outputs({"--report": report}, inputs=read, force=force)
         levels = LEVELS if level == "all" else (level,)
-        old = {"--lora": merged} if is_gguf(checkpoint) else {}
-        _refuse_unused(
-            "set" if is_vallex(opened) else "old" if old else "checkpoint", {**given, **old}
-        )
+        kind = "set" if is_vallex(opened) else "old" if is_gguf(checkpoint) else "checkpoint"
+        # Of an old file only what would be merged is idle: one that was kept apart is applied.
+        _refuse_unused(kind, {**given, "--lora": merged if kind == "old" else lora})
         if is_vallex(opened):
             result = verify_vallex_path(
                 opened,

@@ -8,7 +8,7 @@
     valle.adapter.levels       [u32], of an adapter for some codebook levels only
     valle.adapter.base_sha256  of the checkpoint that its base was made of
 
-Any program of llama.cpp takes such a file (`llama-cli --lora`); the levels are this project's word,
+Any program of llama.cpp takes such a file (`--lora`); the levels are this project's word,
 which the session heeds by switching the adapter on and off between passes. Tables and heads are
 rows of one matrix, to which llama.cpp applies no adapter: a LoRA that changes them is refused.
 """
@@ -196,7 +196,7 @@ def write_adapter(
             data.append(encoded.tobytes().ljust(padded(entry.n_bytes), b"\0"))
             offset += padded(entry.n_bytes)
     alpha = pairs.alpha * pairs.factor
-    if not alpha or abs(alpha) < float(np.finfo(np.float32).tiny):
+    if abs(alpha) < float(np.finfo(np.float32).tiny):
         raise InputError(
             f"{source}: its alpha is 0, so it changes nothing (and llama.cpp would take it for 1)."
         )

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from valle_convert.network.reference import ReferenceNetwork
     from valle_convert.quantize.source import Reference, Scratch, Source
-    from valle_convert.quantize.utterances import Utterances
+    from valle_convert.quantize.utterances import Calibration, Utterances
     from valle_convert.verify.cases import Utterance
 
 PREFIX = "valle.imatrix."
@@ -233,33 +233,7 @@ def _cut(text: str) -> str:
     return valid_utf8(text).encode()[:_MAX_TEXT].decode(errors="ignore")
 
 
-Example_co = TypeVar("Example_co", covariant=True)
-
-
-class Calibration(Protocol[Example_co]):
-    """What a network is run on: `utterances.Utterances`, or those of another family."""
-
-    @property
-    def count(self) -> int:
-        """How many examples there are."""
-        ...
-
-    @property
-    def description(self) -> str:
-        """Of all of them, in words."""
-        ...
-
-    @property
-    def digest(self) -> str:
-        """A SHA-256 that changes with them."""
-        ...
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """That they are in; none where they are drawn."""
-        ...
-
-    def __iter__(self) -> Iterator[Example_co]: ...
+Example = TypeVar("Example")
 
 
 @dataclass
@@ -393,8 +367,8 @@ def collect_imatrix(
 
 def collect_sums(
     checkpoint: Checkpoint,
-    utterances: Calibration[Example_co],
-    add: Callable[[Example_co, Sums], None],
+    utterances: Calibration[Any, Example],
+    add: Callable[[Example, Sums], None],
     *,
     state: Path | None,
     resume: bool,
@@ -420,7 +394,7 @@ def collect_sums(
 
 
 def imatrix_of(
-    sums: Sums, checkpoint: Checkpoint, utterances: Calibration[object], part: str = ""
+    sums: Sums, checkpoint: Checkpoint, utterances: Calibration[Any, Any], part: str = ""
 ) -> ImatrixFile:
     """The file of what was collected; of a part, whose names begin with it and a blank."""
     prefix = f"{part} " if part else ""
@@ -444,7 +418,7 @@ def imatrix_of(
 
 
 def made_of(
-    path: Path, checkpoint: Checkpoint, utterances: Calibration[object], part: str = ""
+    path: Path, checkpoint: Checkpoint, utterances: Calibration[Any, Any], part: str = ""
 ) -> bool:
     """Whether a file is the importance matrix of this checkpoint over these utterances."""
     try:

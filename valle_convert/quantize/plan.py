@@ -314,12 +314,13 @@ def plan_files(
         for kind in options.types
     ]
     needing = {row[0].kind.name for row in rows if any(plan.needs_imatrix for plan in row)}
-    makes = options.imatrix == AUTO and calibration is not None
+    if options.imatrix != AUTO:
+        calibration = None
     matrices = list(given)
     if matrices:
         for matrix, source in zip(matrices, sources, strict=True):
             check_fits(matrix, source)
-    elif makes and calibration is not None and (needing or options.data):
+    elif calibration is not None and (needing or options.data):
         matrices = [
             stand_in(source, name, calibration, scratch)
             for source, name in zip(sources, names, strict=True)
@@ -330,7 +331,7 @@ def plan_files(
             "without an importance matrix; give --imatrix FILE, or --checkpoint so that one can "
             "be made."
         )
-    everywhere = not makes or options.data is not None
+    everywhere = calibration is None or options.data is not None
     for i, row in enumerate(rows if matrices else []):
         kind = row[0].kind
         if kind.name in needing or (everywhere and kind.is_quantized):

@@ -73,7 +73,7 @@ from valle_convert.quantize.plan import (
 from valle_convert.quantize.report import FileReport, QuantizeReport, TensorReport
 from valle_convert.quantize.source import Scratch, Source, model_of, open_source
 from valle_convert.quantize.tool import Quantizer, find_quantizer
-from valle_convert.quantize.types import FILE_TYPES, matches
+from valle_convert.quantize.types import FILE_TYPES, ggml_type, matches
 
 if TYPE_CHECKING:
     from valle_convert.gguf_file.adapter import Adapter
@@ -258,7 +258,6 @@ def _scan(
         return options, ()
     from valle_convert.gguf_file.plan import plan_gguf
     from valle_convert.quantize.scan import SCANNED, Scan, choose_mixture, mixture_within
-    from valle_convert.quantize.types import ggml_type
 
     kinds = tuple(map(ggml_type, options.scan_types or SCANNED))
     if source.reference is None or utterances.measured is None:
@@ -387,15 +386,15 @@ class _Utterances:
     @classmethod
     def of(cls, source: Source, options: Options) -> _Utterances:
         """Given ones are read and checked now; a model that is not ours has none."""
-        from valle_convert.quantize.utterances import choose
+        from valle_convert.quantize.utterances import Utterances
 
         if not is_converted(source.header.keys):
             return cls(None, None)
         model, data, seed = model_of(source), options.data, options.seed
         n_imatrix = None if data else options.n_imatrix
         return cls(
-            choose(model, data, options.n_utterances, seed=seed),
-            choose(model, data, n_imatrix, seed=seed),
+            Utterances.choose(model, data, options.n_utterances, seed=seed),
+            Utterances.choose(model, data, n_imatrix, seed=seed),
         )
 
 
@@ -416,8 +415,8 @@ class _Run:
 
     def plan(self) -> list[FilePlan]:
         """All plans, with a stand-in for an importance matrix that is still to be made."""
-        options, calibration = self.options, self.utterances.calibration
-        makes = self.source.reference is not None and calibration is not None
+        options = self.options
+        calibration = self.utterances.calibration if self.source.reference is not None else None
         given = options.imatrix not in (AUTO, NONE)
         rows = plan_files(
             self.quantizer,
@@ -425,7 +424,7 @@ class _Run:
             options,
             [ImatrixInput.read(Path(options.imatrix))] if given else [],
             names=[f"{self.source.stem}-imatrix.gguf"],
-            calibration=calibration.description if calibration is not None and makes else None,
+            calibration=None if calibration is None else calibration.description,
             scratch=self.scratch,
         )
         return [plan for (plan,) in rows]

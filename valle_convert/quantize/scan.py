@@ -11,11 +11,12 @@ divergence a byte comes first (the lower convex hull of each matrix, merged).
 from __future__ import annotations
 
 import heapq
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +30,15 @@ from valle_convert.gguf_file.types import GgmlType
 from valle_convert.metrics import kl_divergence
 from valle_convert.network.weights import ConvertedTensors
 from valle_convert.progress import Progress
-from valle_convert.quantize.plan import Options, arguments_of
+from valle_convert.quantize.plan import AUTO, NONE, Options, arguments_of
 from valle_convert.quantize.source import Reference, Scratch, Source
 from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import FILE_TYPES, FileType, Recipe
 from valle_convert.quantize.utterances import Utterances
-from valle_convert.verify.cases import Case, cases, run_case
+from valle_convert.verify.cases import cases, run_case
+
+if TYPE_CHECKING:
+    from valle_convert.network.reference import ReferenceNetwork
 
 #: What is tried, smallest first: none of them needs an importance matrix.
 SCANNED = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
@@ -42,6 +46,8 @@ SCANNED = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 #: of a matrix too, which the scan does not see.
 _ROOM = 0.9
 _TRIES = 6
+#: A matrix that stays as the conversion has it.
+_KEPT = "F16"
 
 
 @dataclass(frozen=True)
@@ -157,12 +163,10 @@ class Scan:
     def divergence(self, kinds: Mapping[str, str]) -> float:
         """The mean divergence with these matrices in these types, in nats."""
         network = self._network(kinds)
-        total = [kl_divergence(expected, run_case(network, case)) for case, expected in self._cases]
+        total = [
+            kl_divergence(expected, run_case(network, case)) for case, expected in self._expected
+        ]
         return float(np.concatenate(total).mean())
-
-    @property
-    def _cases(self) -> Iterator[tuple[Case, NDArray[np.float32]]]:
-        return iter(self._expected)
 
     def _make(self, kind: GgmlType, progress: Progress) -> None:
         if not can_decode(kind):
@@ -172,7 +176,7 @@ class Scan:
             threads=self._options.threads, tensor_types=(f"weight={kind.name.lower()}",)
         )
         imatrix = self._options.imatrix
-        given = None if imatrix in ("auto", "none") else Path(imatrix)
+        given = None if imatrix in (AUTO, NONE) else Path(imatrix)
         of_file = FILE_TYPES[kind.name if kind.name in FILE_TYPES else "Q8_0"]
         with progress(f"making {kind.name}", 1, "") as advance:
             self._quantizer.run(arguments_of(of_file, options, self._source.path, path, given))
@@ -182,7 +186,7 @@ class Scan:
         for name in self._sources:
             self._made.setdefault((name, file.tensors[name].ggml_type.name), weights)
 
-    def _network(self, kinds: Mapping[str, str]) -> Any:  # noqa: ANN401 - torch comes late
+    def _network(self, kinds: Mapping[str, str]) -> ReferenceNetwork:
         from valle_convert.network.reference import ReferenceNetwork
 
         exchanged = {
@@ -214,10 +218,6 @@ class _Exchanged:
         flat[: len(found.reshape(-1, whole.shape[-1]))] = found.reshape(-1, whole.shape[-1])
         result: NDArray[Any] = flat.reshape(whole.shape)
         return result
-
-
-#: A matrix that stays as the conversion has it.
-_KEPT = "F16"
 
 
 def choose_mixture(
@@ -321,7 +321,7 @@ def _patterns(kinds: Mapping[str, str]) -> Iterator[str]:
         if name.startswith("blk.") and dot and block.isdigit():
             layers[rest, kind].append(block)
         else:
-            yield f"{name.replace('.', chr(92) + '.')}={kind}"
+            yield f"{re.escape(name)}={kind}"
     for (rest, kind), blocks in layers.items():
         numbers = "|".join(blocks)
-        yield f"blk\\.({numbers})\\.{rest.replace('.', chr(92) + '.')}={kind}"
+        yield f"blk\\.({numbers})\\.{re.escape(rest)}={kind}"

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,12 +38,16 @@ _PER_SEED = 8
 _MASKED_PART = 0.5
 
 
+ModelT = TypeVar("ModelT")
+Example_co = TypeVar("Example_co", covariant=True)
+
+
 @dataclass(frozen=True)
-class Utterances:
-    """Utterances that can be gone through again and again, and what they are.
+class Calibration(ABC, Generic[ModelT, Example_co]):
+    """Examples that can be gone through again and again, and what they are.
 
     Attributes:
-        model: whose phonemes and codes they are.
+        model: whose symbols and codes they are.
         count: how many.
         description: in words, for reports and metadata.
         digest: a SHA-256 that changes with them.
@@ -50,54 +55,94 @@ class Utterances:
         seed: of the seeded ones, and of what is masked.
     """
 
-    model: Model
+    #: What a file of one holds, in words.
+    arrays: ClassVar[str]
+
+    model: ModelT
     count: int
     description: str
     digest: str
     files: tuple[Path, ...] = ()
     seed: int = 0
 
-    def __iter__(self) -> Iterator[Utterance]:
+    @classmethod
+    def seeded(cls, model: ModelT, count: int, *, seed: int) -> Self:
+        """Random symbols and codes; the same for the same seed."""
+        text = f"{count} utterances of random phonemes and codes, seed {seed} (no real speech)"
+        return cls(model, count, text, hashlib.sha256(text.encode()).hexdigest(), seed=seed)
+
+    @classmethod
+    def given(cls, model: ModelT, folder: Path, *, seed: int, limit: int | None = None) -> Self:
+        """The `.npz` files of a folder, by name; all of them are checked now.
+
+        Raises:
+            InputError: there is none, or one of them is not of the format or not of this model.
+        """
+        files = _files_of(folder, limit, cls.arrays)
+        digest = hashlib.sha256()
+        for path in files:
+            digest.update(os.fsencode(f"{path.name} ") + hashlib.sha256(path.read_bytes()).digest())
+        sha256 = digest.hexdigest()
+        text = f"{len(files)} given utterances, sha256 {sha256[:16]}"
+        found = cls(model, len(files), text, sha256, files, seed)
+        for path in files:
+            found.read(path, 0)
+        return found
+
+    @classmethod
+    def choose(cls, model: ModelT, data: Path | None, count: int | None, *, seed: int) -> Self:
+        """The given ones of a folder, or seeded ones where there is no folder.
+
+        Args:
+            model: whose they are.
+            data: the folder.
+            count: at most so many; None for all given ones, or two seeded ones.
+            seed: of seeded ones, and of what is masked.
+
+        Raises:
+            InputError: as `given`.
+        """
+        if data is not None:
+            return cls.given(model, data, seed=seed, limit=count)
+        return cls.seeded(model, N_SEEDED if count is None else count, seed=seed)
+
+    def __iter__(self) -> Iterator[Example_co]:
         if self.files:
-            for i, path in enumerate(self.files):
-                yield read_utterance(path, self.model, seed=(self.seed, i))
+            yield from (self.read(path, i) for i, path in enumerate(self.files))
             return
-        for n, seed in seeded_blocks(self.count, self.seed):
-            yield from utterances(self.model, n, seed=seed)
+        for block, start in enumerate(range(0, self.count, _PER_SEED)):
+            # Far apart, so that no two blocks of different seeds are the same.
+            seed = self.seed * 1_000_003 + block
+            yield from self.draw(min(_PER_SEED, self.count - start), seed)
+
+    @abstractmethod
+    def read(self, path: Path, number: int) -> Example_co:
+        """One of a file, the `number`th.
+
+        Raises:
+            InputError: it is not of the format or not of the model.
+        """
+
+    @abstractmethod
+    def draw(self, n: int, seed: int) -> Iterable[Example_co]:
+        """So many random ones."""
 
 
-def seeded_blocks(count: int, seed: int) -> Iterator[tuple[int, int]]:
-    """How many utterances to draw of which seed, until there are `count`."""
-    for block, start in enumerate(range(0, count, _PER_SEED)):
-        # Far apart, so that no two blocks of different seeds are the same.
-        yield min(_PER_SEED, count - start), seed * 1_000_003 + block
+class Utterances(Calibration[Model, Utterance]):
+    """What models of the versions 5 and 6 are run on."""
+
+    arrays = "phonemes, response, prompt and language"
+
+    def read(self, path: Path, number: int) -> Utterance:
+        """See `read_utterance`; the number tells what is masked."""
+        return read_utterance(path, self.model, seed=(self.seed, number))
+
+    def draw(self, n: int, seed: int) -> Iterable[Utterance]:
+        """See `verify.cases.utterances`."""
+        return utterances(self.model, n, seed=seed)
 
 
-def seeded(model: Model, count: int, *, seed: int) -> Utterances:
-    """Random phonemes and codes; the same for the same seed."""
-    text = describe_seeded(count, seed)
-    return Utterances(model, count, text, hashlib.sha256(text.encode()).hexdigest(), seed=seed)
-
-
-def describe_seeded(count: int, seed: int) -> str:
-    """Seeded utterances in words."""
-    return f"{count} utterances of random phonemes and codes, seed {seed} (no real speech)"
-
-
-def given(model: Model, folder: Path, *, seed: int, limit: int | None = None) -> Utterances:
-    """The `.npz` files of a folder, by name; all of them are checked now.
-
-    Raises:
-        InputError: there is none, or one of them is not of the format or not of this model.
-    """
-    files = utterance_files(folder, limit, "phonemes, response, prompt and language")
-    for path in files:
-        read_utterance(path, model, seed=(seed, 0))
-    text, digest = describe_files(files)
-    return Utterances(model, len(files), text, digest, files, seed)
-
-
-def utterance_files(folder: Path, limit: int | None, arrays: str) -> tuple[Path, ...]:
+def _files_of(folder: Path, limit: int | None, arrays: str) -> tuple[Path, ...]:
     """The first `.npz` files of a folder, by name.
 
     Raises:
@@ -113,28 +158,6 @@ def utterance_files(folder: Path, limit: int | None, arrays: str) -> tuple[Path,
             f"{arrays} (docs/quantize.md)."
         )
     return files
-
-
-def describe_files(files: Sequence[Path]) -> tuple[str, str]:
-    """Files of utterances in words, and a SHA-256 of their names and contents."""
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(os.fsencode(f"{path.name} ") + hashlib.sha256(path.read_bytes()).digest())
-    return f"{len(files)} given utterances, sha256 {digest.hexdigest()[:16]}", digest.hexdigest()
-
-
-def choose(model: Model, data: Path | None, count: int | None, *, seed: int) -> Utterances:
-    """The given utterances of a folder, or seeded ones where there is no folder.
-
-    Args:
-        model: whose they are.
-        data: the folder.
-        count: at most so many; None for all given ones, or two seeded ones.
-        seed: of seeded ones, and of what is masked.
-    """
-    if data is not None:
-        return given(model, data, seed=seed, limit=count)
-    return seeded(model, N_SEEDED if count is None else count, seed=seed)
 
 
 def read_utterance(path: Path, model: Model, *, seed: tuple[int, ...]) -> Utterance:

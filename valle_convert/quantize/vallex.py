@@ -98,7 +98,6 @@ from valle_convert.quantize.types import FileType
 from valle_convert.quantize.vallex_imatrix import (
     NETS,
     VallexUtterances,
-    choose_vallex,
     collect_vallex_imatrix,
     imatrix_paths,
     make_vallex_imatrix,
@@ -191,7 +190,7 @@ class _Matrices:
             [folder / one.name for one in usual] if folder else [],
             [one.name for one in usual],
             checkpoint,
-            choose_vallex(model, options.data, n, seed=options.seed),
+            VallexUtterances.choose(model, options.data, n, seed=options.seed),
         )
 
     def read_given(self) -> list[ImatrixInput]:
@@ -286,7 +285,9 @@ def quantize_set(
         ar = Source(files.ar.path, valid_utf8(name), files.ar, is_empty=empty)
         nar = _whole_nar(files, work, empty=options.dry_run)
         nar.is_empty = empty
-        measured = choose_vallex(files.model, options.data, options.n_utterances, seed=options.seed)
+        measured = VallexUtterances.choose(
+            files.model, options.data, options.n_utterances, seed=options.seed
+        )
         gates.check_utterances(measured.description)
         matrices = _Matrices.of(ar, files.model, checkpoint, None if single else folder, options)
         plans = _plans(quantizer, files, (ar, nar), options, matrices, out, scratch)
@@ -397,12 +398,12 @@ def _source_set(
     plan = plan_vallex(checkpoint or read_checkpoint(path))
     target = work / f"{path.stem}.gguf"
     if options.dry_run:
-        for name, part in plan.files(target).items():
-            with name.open("wb") as file:
+        for place, part in plan.files(target).items():
+            with place.open("wb") as file:
                 file.write(header_of(part))
                 file.truncate(file.tell() + part.data_bytes)
             # What is checked of the contents: the divisors.
-            _fill(name, plan.description.model.activation_factor)
+            _fill(place, plan.description.model.activation_factor)
     else:
         listener.talk(f"converting {path.name} first")
         write_set(plan, target, progress=listener.progress)

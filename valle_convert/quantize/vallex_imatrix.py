@@ -14,9 +14,7 @@ which hold codes with what is said. The first three seconds, or half of it, are 
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +28,6 @@ from valle_convert.model.vallex import VallexModel, describe_vallex
 from valle_convert.network.vallex_protocol import VallexText
 from valle_convert.progress import Progress, silent
 from valle_convert.quantize.imatrix import (
-    Calibration,
     ImatrixFile,
     Sums,
     collect_sums,
@@ -38,13 +35,7 @@ from valle_convert.quantize.imatrix import (
     imatrix_of,
     kept_sums,
 )
-from valle_convert.quantize.utterances import (
-    N_SEEDED,
-    describe_files,
-    describe_seeded,
-    seeded_blocks,
-    utterance_files,
-)
+from valle_convert.quantize.utterances import Calibration
 from valle_convert.verify.vallex import (
     VallexUtterance,
     n_vallex_cases,
@@ -57,58 +48,24 @@ if TYPE_CHECKING:
 
 #: The networks, in the order of their files.
 NETS = ("ar", "nar")
-_ARRAYS = "audio_tokens, text_tokens and lang_code of a voice file of VALL-E X"
 _PROMPT_FRAMES = 225
 #: Symbols and frames: a minute of speech, as the original's first table of positions.
 _MAX_ELEMENTS = 4000
 
 
-@dataclass(frozen=True)
-class VallexUtterances:
-    """Utterances that can be gone through again and again; a `Calibration`.
+class VallexUtterances(Calibration[VallexModel, VallexUtterance]):
+    """What a VALL-E X is run on."""
 
-    Attributes:
-        model: whose symbols and codes they are.
-        count: how many.
-        description: in words.
-        digest: a SHA-256 that changes with them.
-        files: the given ones; empty for seeded ones.
-        seed: of the seeded ones.
-    """
+    arrays = "audio_tokens, text_tokens and lang_code of a voice file of VALL-E X"
 
-    model: VallexModel
-    count: int
-    description: str
-    digest: str
-    files: tuple[Path, ...] = ()
-    seed: int = 0
+    def read(self, path: Path, number: int) -> VallexUtterance:
+        """See `read_vallex_utterance`; nothing in it is drawn."""
+        del number
+        return read_vallex_utterance(path, self.model)
 
-    def __iter__(self) -> Iterator[VallexUtterance]:
-        if self.files:
-            yield from (read_vallex_utterance(path, self.model) for path in self.files)
-            return
-        for n, seed in seeded_blocks(self.count, self.seed):
-            yield from vallex_utterances(self.model, n, seed=seed)
-
-
-def choose_vallex(
-    model: VallexModel, data: Path | None, count: int | None, *, seed: int
-) -> VallexUtterances:
-    """As `utterances.choose`: those of a folder, all of which are checked now, or seeded ones.
-
-    Raises:
-        InputError: there is none in the folder, or one is no voice file of this model.
-    """
-    if data is None:
-        n = N_SEEDED if count is None else count
-        text = describe_seeded(n, seed)
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        return VallexUtterances(model, n, text, digest, seed=seed)
-    files = utterance_files(data, count, _ARRAYS)
-    for path in files:
-        read_vallex_utterance(path, model)
-    text, digest = describe_files(files)
-    return VallexUtterances(model, len(files), text, digest, files, seed)
+    def draw(self, n: int, seed: int) -> Iterable[VallexUtterance]:
+        """See `verify.vallex.vallex_utterances`."""
+        return vallex_utterances(self.model, n, seed=seed)
 
 
 def read_vallex_utterance(path: Path, model: VallexModel) -> VallexUtterance:
@@ -136,7 +93,7 @@ def imatrix_paths(target: Path) -> list[Path]:
 
 def make_vallex_imatrix(
     checkpoint: Checkpoint,
-    utterances: Calibration[VallexUtterance],
+    utterances: VallexUtterances,
     target: Path,
     *,
     resume: bool = False,
@@ -163,7 +120,7 @@ def make_vallex_imatrix(
 
 def collect_vallex_imatrix(
     checkpoint: Checkpoint,
-    utterances: Calibration[VallexUtterance],
+    utterances: VallexUtterances,
     *,
     state: Path | None = None,
     resume: bool = False,
