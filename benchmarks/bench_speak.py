@@ -185,7 +185,7 @@ def nar_inputs(network: Network) -> Inputs:
 def measure_file(path: Path, n_threads: int, plan: Plan, nar_only: bool) -> dict[str, Any]:
     """One file: ours beside bare llama.cpp, and the latter with other settings."""
     from valle_convert.llama.library import load_library
-    from valle_convert.network.converted import GgufNetwork
+    from valle_convert.families.v5.on_llama import GgufNetwork
 
     results: dict[str, Any] = {"bytes": path.stat().st_size}
     api = load_library().api
@@ -402,7 +402,7 @@ class Bare:
 
 def measure_reference(checkpoint: Path, n_threads: int, plan: Plan) -> dict[str, Any]:
     """The whole sequence again for one code more, and a NAR pass, in float32."""
-    from valle_convert.network.reference import ReferenceNetwork  # sets up threads before torch
+    from valle_convert.families.v5.reference import ReferenceNetwork  # sets up threads before torch
 
     import torch  # isort: skip
 

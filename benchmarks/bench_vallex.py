@@ -31,7 +31,7 @@ from make_vallex import PUBLISHED, make_vallex  # noqa: E402 - needs the path ab
 
 from valle_convert import open_vallex, plan_vallex, write_set  # noqa: E402 - likewise
 from valle_convert.checkpoint.read import read_checkpoint  # noqa: E402 - likewise
-from valle_convert.network.vallex_protocol import VallexText  # noqa: E402 - likewise
+from valle_convert.families.vallex.protocol import VallexText  # noqa: E402 - likewise
 
 N_TEXT, N_PROMPT, N_FRAMES = 60, 225, 300
 

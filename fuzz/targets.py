@@ -149,7 +149,7 @@ def _read_model(folder: Path) -> None:
     from valle_convert.gguf_file.loadable import check_loadable
     from valle_convert.gguf_file.read import GgufFile
     from valle_convert.inspect import inspect_file
-    from valle_convert.network.converted import open_model, read_probe_rows
+    from valle_convert.families.v5.on_llama import open_model, read_probe_rows
 
     path = folder / "x.gguf"
     json.dumps(inspect_file(path).to_json())
@@ -270,7 +270,7 @@ def _read_calls(folder: Path) -> None:
 def _session() -> Any:  # noqa: ANN401 - a Session
     from valle_convert.gguf_file.read import GgufFile
     from valle_convert.llama.session import Session
-    from valle_convert.network.converted import read_probe_rows
+    from valle_convert.families.v5.on_llama import read_probe_rows
 
     path = seeds.converted_path()
     rows = read_probe_rows(GgufFile(path))
@@ -914,7 +914,7 @@ def _damaged_array(rng: Random) -> bytes:
 
 def _read_npz(folder: Path) -> None:
     from valle_convert.audio.codes import read_codes
-    from valle_convert.audio.vallex_voice import read_vallex_voice
+    from valle_convert.families.vallex.voice import read_vallex_voice
     from valle_convert.errors import ValleConvertError
     from valle_convert.quantize.utterances import read_utterance
 
@@ -938,7 +938,7 @@ def _read_npz(folder: Path) -> None:
 @cache
 def _model() -> Any:  # noqa: ANN401 - a Model
     from valle_convert.gguf_file.read import GgufFile
-    from valle_convert.network.converted import open_model
+    from valle_convert.families.v5.on_llama import open_model
 
     return open_model(GgufFile(Path("converted.gguf"), seeds.converted()))
 
@@ -981,7 +981,7 @@ def _make_vallex(rng: Random) -> Files:
 
 def _read_vallex(folder: Path) -> None:
     from valle_convert.checkpoint.read import read_checkpoint
-    from valle_convert.gguf_file.vallex import plan_vallex
+    from valle_convert.families.vallex.files import plan_vallex
     from valle_convert.gguf_file.write import header_of
 
     plan = plan_vallex(read_checkpoint(folder / "x.pt"), out_type="auto")
@@ -1008,7 +1008,7 @@ def _make_set(rng: Random) -> Files:
 def _read_set(folder: Path) -> None:
     """What is let through, llama.cpp has to survive: it runs in this very process."""
     from valle_convert.inspect import inspect_file
-    from valle_convert.network.vallex_converted import VallexGguf
+    from valle_convert.families.vallex.on_llama import VallexGguf
 
     path = folder / "x.gguf"
     json.dumps(inspect_file(path).to_json())
@@ -1049,7 +1049,7 @@ def _make_adapter(rng: Random) -> Files:
 
 def _read_adapter(folder: Path) -> None:
     from valle_convert.checkpoint.lora import LoraFile
-    from valle_convert.gguf_file.adapter import open_adapter
+    from valle_convert.families.v5.adapter import open_adapter
     from valle_convert.gguf_file.read import GgufFile
 
     base = GgufFile(Path("converted.gguf"), seeds.converted())

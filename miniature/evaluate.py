@@ -26,9 +26,9 @@ from valle_convert.listening.listen import MEASURES, Listened, ListeningTest, Se
 from valle_convert.listening.recogniser import Recogniser
 from valle_convert.model.families import describe
 from valle_convert.model.inputs import Condition
-from valle_convert.network.converted import GgufNetwork
+from valle_convert.families.v5.on_llama import GgufNetwork
 from valle_convert.network.protocol import Network
-from valle_convert.network.reference import ReferenceNetwork
+from valle_convert.families.v5.reference import ReferenceNetwork
 from valle_convert.quantize.listening import listened_to_json, places_of, table_of
 from valle_convert.strict_json import to_json_text
 

@@ -18,7 +18,7 @@ from valle_convert.model.inputs import (
     speech_segments,
 )
 from valle_convert.model.spec import Model
-from valle_convert.verify.cases import Case
+from valle_convert.families.v5.trials import Case
 
 # The notes of the golden files: "len tokens [0,1,9]".
 DIGITS = np.array([0, 1, 9])

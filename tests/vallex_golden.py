@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from support import GOLDEN
 
-from valle_convert.network.vallex import ComposedNetwork
-from valle_convert.network.vallex_protocol import VallexNetwork, VallexText
+from valle_convert.families.vallex.composed import ComposedNetwork
+from valle_convert.families.vallex.protocol import VallexNetwork, VallexText
 
 CHECKPOINT = GOLDEN / "valle-x-small" / "vallex-checkpoint.pt"
 

@@ -23,10 +23,10 @@ from valle_convert.progress import Progress, silent
 from valle_convert.tokenizer.compile import DEFAULT_PRE
 
 if TYPE_CHECKING:
-    from valle_convert.gguf_file.adapter import Adapter
-    from valle_convert.gguf_file.vallex import SetPlan
-    from valle_convert.network.converted import GgufNetwork
-    from valle_convert.network.vallex_converted import VallexGguf
+    from valle_convert.families.v5.adapter import Adapter
+    from valle_convert.families.vallex.files import SetPlan
+    from valle_convert.families.v5.on_llama import GgufNetwork
+    from valle_convert.families.vallex.on_llama import VallexGguf
     from valle_convert.verify.report import Report
     from valle_convert.verify.run import LevelName
 
@@ -57,7 +57,7 @@ def read_checkpoint(
             progress=progress,
         )
     except InputError:
-        from valle_convert.gguf_file.old import refuse_old
+        from valle_convert.families.v5.old import refuse_old
 
         if Path(path).is_file():
             refuse_old(Path(path))
@@ -82,7 +82,7 @@ def plan_repair(
     Raises:
         InputError: it is no such file, or the checkpoint is of another model.
     """
-    from valle_convert.gguf_file.old import read_old
+    from valle_convert.families.v5.old import read_old
 
     return plan_gguf(
         read_old(
@@ -172,7 +172,7 @@ def write_lora(
     """
     from valle_convert.checkpoint.read import open_lora
     from valle_convert.files import check_set
-    from valle_convert.gguf_file.adapter import AdapterBase, read_adapter, write_adapter
+    from valle_convert.families.v5.adapter import AdapterBase, read_adapter, write_adapter
     from valle_convert.gguf_file.read import GgufFile, is_gguf
 
     base, lora, target = Path(base), Path(lora), Path(target)
@@ -229,7 +229,7 @@ def plan_vallex(
     metadata: GeneralMetadata | None = None,
 ) -> SetPlan:
     """Decide everything about the files of a VALL-E X; see `gguf_file.vallex.plan_vallex`."""
-    from valle_convert.gguf_file.vallex import plan_vallex as plan
+    from valle_convert.families.vallex.files import plan_vallex as plan
 
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = read_checkpoint(checkpoint)
@@ -266,7 +266,7 @@ def verify_set(
         EnvironmentFault: llama.cpp is there, and does not work on this machine.
     """
     from valle_convert.verify.run import LEVELS
-    from valle_convert.verify.vallex import verify_set as verify
+    from valle_convert.families.vallex.trials import verify_set as verify
 
     return verify(
         plan,
@@ -284,7 +284,7 @@ def open_vallex(file: PathLike, *, n_threads: int | None = None) -> VallexGguf:
         InputError: a file is missing, damaged, or of another set.
         EnvironmentFault: there is no usable llama.cpp.
     """
-    from valle_convert.network.vallex_converted import VallexGguf
+    from valle_convert.families.vallex.on_llama import VallexGguf
 
     return VallexGguf(Path(file), n_threads=n_threads)
 
@@ -296,6 +296,6 @@ def open_session(file: PathLike, *, n_threads: int | None = None) -> GgufNetwork
         InputError: the file is no converted checkpoint.
         EnvironmentFault: there is no usable llama.cpp.
     """
-    from valle_convert.network.converted import GgufNetwork
+    from valle_convert.families.v5.on_llama import GgufNetwork
 
     return GgufNetwork(Path(file), n_threads=n_threads)

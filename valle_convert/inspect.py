@@ -24,15 +24,15 @@ from valle_convert.encodec.gguf_codec import is_gguf_codec, open_gguf_codec
 from valle_convert.errors import InputError
 from valle_convert.files import check_input_file
 from valle_convert.gguf_file.keys import SOURCE_CONFIG_KEY, SOURCE_SYMMAP_KEY, is_converted
-from valle_convert.gguf_file.old import is_old, why_wrong
+from valle_convert.families.v5.old import is_old, why_wrong
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile, is_gguf
-from valle_convert.gguf_file.vallex import AR, LEVEL_KEY, PART_KEY, is_vallex_part, open_set
+from valle_convert.families.vallex.files import AR, LEVEL_KEY, PART_KEY, is_vallex_part, open_set
 from valle_convert.model.families import describe
 from valle_convert.model.spec import Model
-from valle_convert.model.vallex import VallexModel, describe_vallex, is_vallex
-from valle_convert.model.vallex_symbols import VALLEX_SYMBOLS
-from valle_convert.network.converted import open_model
+from valle_convert.families.vallex.facts import VallexModel, describe_vallex, is_vallex
+from valle_convert.families.vallex.symbols import VALLEX_SYMBOLS
+from valle_convert.families.v5.on_llama import open_model
 from valle_convert.progress import Progress, silent
 
 

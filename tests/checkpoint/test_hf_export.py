@@ -27,9 +27,9 @@ from valle_convert import plan_conversion, read_checkpoint, verify_gguf, write_g
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.metrics import nmse
 from valle_convert.model.families import describe
-from valle_convert.network.converted import GgufNetwork
-from valle_convert.network.reference import ReferenceNetwork
-from valle_convert.verify.cases import run_case
+from valle_convert.families.v5.on_llama import GgufNetwork
+from valle_convert.families.v5.reference import ReferenceNetwork
+from valle_convert.families.v5.trials import run_case
 
 EXPORT = GOLDEN / "hf-export"
 #: As for every golden case: 4.4e-7 is measured at most.

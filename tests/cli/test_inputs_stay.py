@@ -15,7 +15,7 @@ from support import Cli, error_of, golden_checkpoint
 from vallex_golden import CHECKPOINT as VALLEX
 
 from valle_convert.checkpoint import read_checkpoint
-from valle_convert.gguf_file.vallex import plan_vallex, set_paths
+from valle_convert.families.vallex.files import plan_vallex, set_paths
 from valle_convert.gguf_file.write import write_set
 
 CHECKPOINT = golden_checkpoint("ar-nar-len")

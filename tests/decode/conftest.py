@@ -11,7 +11,7 @@ from golden_models import OpenNetwork, open_reference
 from support import golden_checkpoint
 
 from valle_convert.api import plan_conversion, write_gguf
-from valle_convert.network.converted import GgufNetwork
+from valle_convert.families.v5.on_llama import GgufNetwork
 from valle_convert.network.protocol import Network
 
 

@@ -13,9 +13,9 @@ from vallex_golden import CHECKPOINT, golden
 from valle_convert.api import open_vallex, plan_vallex, write_set
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.decode import GREEDY, SamplingOptions, VallexOptions, decode_vallex
-from valle_convert.model.vallex import describe_vallex
-from valle_convert.network.vallex_protocol import VallexNetwork
-from valle_convert.network.vallex_reference import VallexReference
+from valle_convert.families.vallex.facts import describe_vallex
+from valle_convert.families.vallex.protocol import VallexNetwork
+from valle_convert.families.vallex.reference import VallexReference
 
 
 @pytest.fixture(scope="module", params=["PyTorch", "llama.cpp"])

@@ -22,7 +22,7 @@ from valle_convert import __version__, plan_conversion, read_checkpoint, verify_
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.gguf_file.plan import GgufPlan
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.network.converted import open_model
+from valle_convert.families.v5.on_llama import open_model
 
 Convert = Callable[[str, str], Path]
 

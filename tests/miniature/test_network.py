@@ -19,7 +19,7 @@ from valle_convert.checkpoint import read_checkpoint
 from valle_convert.listening.likelihood import lessons, unlikelihood
 from valle_convert.model.families import describe
 from valle_convert.model.inputs import Condition, assemble
-from valle_convert.network.reference import ReferenceNetwork
+from valle_convert.families.v5.reference import ReferenceNetwork
 from valle_convert.tokenizer.choose import BUILT_IN
 
 TASKS = ("ar", "nar.1", "nar.3", "mask", "len", "stt")

@@ -34,7 +34,7 @@ from valle_convert.listening.measures import (
     normalized,
 )
 from valle_convert.speech.results import SpeakOptions
-from valle_convert.speech.speaker import Speaker
+from valle_convert.families.v5.speech import Speaker
 
 FOLDER = PROJECT / "miniature"
 CODEC = FOLDER / "codec.safetensors"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from valle_convert.model.spec import UNKNOWN_PHONEME
-from valle_convert.model.vallex_symbols import (
+from valle_convert.families.vallex.symbols import (
     N_SPECIAL_SYMBOLS,
     UNKNOWN_SYMBOL,
     VALLEX_LANGUAGES,

@@ -13,8 +13,8 @@ from support import GOLDEN_NAMES, golden_checkpoint
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.model.families import describe
 from valle_convert.model.inputs import assemble
-from valle_convert.network.reference import ReferenceNetwork
-from valle_convert.verify.cases import cases, run_case, utterances
+from valle_convert.families.v5.reference import ReferenceNetwork
+from valle_convert.families.v5.trials import cases, run_case, utterances
 
 # The bound that the project set itself; 4e-6 is reached.
 GOLDEN_TOLERANCE = 1e-4

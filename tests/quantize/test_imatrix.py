@@ -12,7 +12,7 @@ from valle_convert.checkpoint import read_checkpoint
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.families import describe
-from valle_convert.network.reference import ReferenceNetwork
+from valle_convert.families.v5.reference import ReferenceNetwork
 from valle_convert.quantize.imatrix import (
     Entry,
     ImatrixFile,
@@ -79,7 +79,7 @@ def test_the_values_are_the_mean_squares_of_what_goes_into_each_matrix(tiny: Ref
     observe(network, utterance, sums)
     # What goes into ffn_down can be computed from what goes into gate and up: listen again.
     inputs: dict[str, list[np.ndarray]] = {}
-    from valle_convert.verify.cases import cases, run_case
+    from valle_convert.families.v5.trials import cases, run_case
 
     network.observe = lambda name, x: inputs.setdefault(name, []).append(x.numpy().copy())
     for case in cases(description.model, utterance):

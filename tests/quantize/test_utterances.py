@@ -18,7 +18,7 @@ from valle_convert.errors import InputError
 from valle_convert.model.families import describe
 from valle_convert.model.spec import Model
 from valle_convert.quantize.utterances import Utterances, read_utterance
-from valle_convert.verify.cases import cases
+from valle_convert.families.v5.trials import cases
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from valle_convert.model.vallex_symbols import unknown_symbols
-from valle_convert.text.vallex import japanese
-from valle_convert.text.vallex.japanese import (
+from valle_convert.families.vallex.symbols import unknown_symbols
+from valle_convert.families.vallex.text import japanese
+from valle_convert.families.vallex.text.japanese import (
     Phone,
     has_openjtalk,
     japanese_symbols,

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.model.vallex_symbols import UNKNOWN_SYMBOL, symbol_ids
-from valle_convert.text.vallex import (
+from valle_convert.families.vallex.symbols import UNKNOWN_SYMBOL, symbol_ids
+from valle_convert.families.vallex.text import (
     TaggedText,
     spell,
     spell_symbols,
@@ -121,7 +121,7 @@ def test_symbols_that_are_given_stay_as_they_are() -> None:
 def test_a_missing_package_is_named_with_what_to_install(
     monkeypatch: pytest.MonkeyPatch, module: str, language: str, extra: str
 ) -> None:
-    from valle_convert.text.vallex import chinese
+    from valle_convert.families.vallex.text import chinese
 
     chinese._jieba.cache_clear()
     monkeypatch.setitem(sys.modules, module, None)
@@ -134,7 +134,7 @@ def test_a_missing_package_is_named_with_what_to_install(
 def test_without_pyopenjtalk_japanese_is_spoken_and_its_lack_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from valle_convert.text.vallex import japanese
+    from valle_convert.families.vallex.text import japanese
 
     monkeypatch.setitem(sys.modules, "pyopenjtalk", None)
     monkeypatch.setattr(japanese, "_openjtalk", japanese._openjtalk.__wrapped__)

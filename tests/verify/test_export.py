@@ -18,7 +18,7 @@ from support import GOLDEN, GOLDEN_NAMES, Cli, error_of, golden_checkpoint
 
 from valle_convert import plan_conversion, plan_repair, read_checkpoint, write_gguf
 from valle_convert.checkpoint.exported import rows_of_export
-from valle_convert.gguf_file.export import export_file
+from valle_convert.families.v5.export import export_file
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.families import describe
 from valle_convert.quantize.tool import find_quantizer

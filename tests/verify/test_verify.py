@@ -21,11 +21,11 @@ from valle_convert import plan_conversion, read_checkpoint, verify_gguf, write_g
 from valle_convert.checkpoint.read import sha256_of
 from valle_convert.gguf_file.plan import GgufPlan
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.network.converted import GgufNetwork
-from valle_convert.network.emulation import input_rounding
-from valle_convert.network.reference import ReferenceNetwork
+from valle_convert.families.v5.on_llama import GgufNetwork
+from valle_convert.network.arithmetic import input_rounding
+from valle_convert.families.v5.reference import ReferenceNetwork
 from valle_convert.network.weights import ConvertedTensors
-from valle_convert.verify.cases import cases, utterances
+from valle_convert.families.v5.trials import cases, utterances
 from valle_convert.verify.logits import Yardstick, check_logits
 from valle_convert.verify.report import Report
 
@@ -376,7 +376,7 @@ def test_epsilon_and_rotary_base_of_the_reference_are_its_own(
     path = converted("ar-nar-len", "f32")
     for name, value in (("RMS_EPSILON", 1e-3), ("ROPE_BASE", 500.0)):
         with monkeypatch.context() as changed:
-            changed.setattr(f"valle_convert.network.reference.{name}", value)
+            changed.setattr(f"valle_convert.families.v5.reference.{name}", value)
             assert logits_fail(plan, path) == all_cases(plan)
     assert logits_fail(plan, path) == []
 

@@ -16,18 +16,18 @@ from vallex_golden import CHECKPOINT
 from vallex_shapes import OUT_TYPES, random_vallex
 
 from valle_convert.checkpoint import read_checkpoint
-from valle_convert.decode.vallex import VallexOptions, decode_vallex
+from valle_convert.families.vallex.decode import VallexOptions, decode_vallex
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.gguf_file.vallex import SetPlan, open_set, plan_vallex, set_paths
+from valle_convert.families.vallex.files import SetPlan, open_set, plan_vallex, set_paths
 from valle_convert.gguf_file.write import write_set
-from valle_convert.model.vallex import Net
-from valle_convert.network.vallex import ComposedNetwork, Rows
-from valle_convert.network.vallex_converted import VallexGguf
-from valle_convert.network.vallex_protocol import VallexText
-from valle_convert.network.vallex_reference import Arithmetic, VallexReference
+from valle_convert.families.vallex.facts import Net
+from valle_convert.families.vallex.composed import ComposedNetwork, Rows
+from valle_convert.families.vallex.on_llama import VallexGguf
+from valle_convert.families.vallex.protocol import VallexText
+from valle_convert.families.vallex.reference import Arithmetic, VallexReference
 from valle_convert.verify.report import Report
-from valle_convert.verify.vallex import (
+from valle_convert.families.vallex.trials import (
     VallexYardstick,
     check_vallex_logits,
     n_vallex_cases,

@@ -27,7 +27,7 @@ from valle_convert.cli.options import (
 
 if TYPE_CHECKING:
     from valle_convert.gguf_file.plan import GgufPlan, PlannedFile
-    from valle_convert.gguf_file.vallex import SetPlan
+    from valle_convert.families.vallex.files import SetPlan
     from valle_convert.verify.report import Report
 
 
@@ -118,7 +118,7 @@ def convert(
     from valle_convert.api import plan_conversion, plan_vallex, read_checkpoint
     from valle_convert.files import check_outputs
     from valle_convert.gguf_file.metadata import GeneralMetadata
-    from valle_convert.model.vallex import is_vallex
+    from valle_convert.families.vallex.facts import is_vallex
 
     if out is None and not dry_run:
         raise typer.BadParameter(
@@ -238,7 +238,7 @@ def _convert_set(
     """Write the files of a VALL-E X, and check them."""
     from valle_convert.api import write_set
     from valle_convert.verify.run import LEVELS, N_TEXTS_QUICK, QUICK
-    from valle_convert.verify.vallex import N_TEXTS, verify_set
+    from valle_convert.families.vallex.trials import N_TEXTS, verify_set
 
     _tell_set(plan)
     start = time.perf_counter()
@@ -378,11 +378,11 @@ def _show_file(plan: PlannedFile) -> None:
     for tensor in plan.tensors:
         shape = " x ".join(str(n) for n in tensor.shape)
         rows.append((tensor.name, tensor.ggml_type.name, shape, f"{tensor.n_bytes:,}", ""))
-        rows[-1] = (*rows[-1][:4], tensor.parts[0].source if len(tensor.parts) == 1 else "")
-        if len(tensor.parts) > 1:
+        rows[-1] = (*rows[-1][:4], tensor.spans[0].source if len(tensor.spans) == 1 else "")
+        if len(tensor.spans) > 1:
             rows += [
-                (f"  {part.label}", "", f"rows {part.first_row}+{part.n_rows}", "", part.source)
-                for part in tensor.parts
+                (f"  {span.label}", "", f"rows {span.first_row}+{span.n_rows}", "", span.source)
+                for span in tensor.spans
             ]
     console.data(console.table(rows, header=("name", "type", "shape", "bytes", "source")))
     console.data(f"\n{len(plan.tensors)} tensors, {plan.n_weights:,} weights, {size:,} bytes")
@@ -428,14 +428,14 @@ def _file_json(plan: PlannedFile) -> dict[str, Any]:
                 "shape": list(tensor.shape),
                 "offset": tensor.offset,
                 "bytes": tensor.n_bytes,
-                "parts": [
+                "spans": [
                     {
-                        "label": part.label,
-                        "source": part.source,
-                        "first_row": part.first_row,
-                        "rows": part.n_rows,
+                        "label": span.label,
+                        "source": span.source,
+                        "first_row": span.first_row,
+                        "rows": span.n_rows,
                     }
-                    for part in tensor.parts
+                    for span in tensor.spans
                 ],
             }
             for tensor in plan.tensors

@@ -49,7 +49,7 @@ def export(
     Of a plain file, fp32.sft has the numbers, the config and the phoneme strings that the
     checkpoint had, bit for bit; of a quantized one, the numbers that are left.
     """
-    from valle_convert.gguf_file.export import export_file
+    from valle_convert.families.v5.export import export_file
 
     done = export_file(
         local_gguf(gguf),

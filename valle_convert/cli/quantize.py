@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from valle_convert.checkpoint import Checkpoint
-    from valle_convert.model.vallex import VallexModel
+    from valle_convert.families.vallex.facts import VallexModel
     from valle_convert.quantize.report import QuantizeReport
 
 DataOption = Annotated[
@@ -351,7 +351,7 @@ def quantize(
     from valle_convert.api import read_checkpoint
     from valle_convert.files import check_outputs, made_folder
     from valle_convert.gguf_file.read import is_gguf
-    from valle_convert.gguf_file.vallex import set_paths
+    from valle_convert.families.vallex.files import set_paths
     from valle_convert.quantize.identity import Identity
     from valle_convert.quantize.limits import parse_limits
     from valle_convert.quantize.plan import Listener, Options
@@ -500,8 +500,8 @@ def _changed(value: float, usual: float) -> float | None:
 def _set_model(source: Path, reference: Checkpoint | None) -> VallexModel | None:
     """What a VALL-E X is, whose files are a set; None for every other model."""
     from valle_convert.gguf_file.read import is_gguf
-    from valle_convert.gguf_file.vallex import open_if_vallex
-    from valle_convert.model.vallex import describe_vallex, is_vallex
+    from valle_convert.families.vallex.files import open_if_vallex
+    from valle_convert.families.vallex.facts import describe_vallex, is_vallex
 
     if is_gguf(source):
         files = open_if_vallex(source)
@@ -539,7 +539,7 @@ def imatrix(
     from valle_convert.api import read_checkpoint
     from valle_convert.files import check_outputs
     from valle_convert.model.families import describe
-    from valle_convert.model.vallex import describe_vallex, is_vallex
+    from valle_convert.families.vallex.facts import describe_vallex, is_vallex
     from valle_convert.quantize.imatrix import make_imatrix
     from valle_convert.quantize.source import Reference
     from valle_convert.quantize.utterances import Utterances

@@ -31,7 +31,7 @@ def local_gguf(path: Path, *, or_checkpoint: bool = False) -> Path:
             f"convert it first: valle-convert {path} OUT.gguf."
         )
     from valle_convert.gguf_file.read import GgufFile, is_gguf
-    from valle_convert.gguf_file.vallex import is_vallex_ar, n_parts_of, set_paths
+    from valle_convert.families.vallex.files import is_vallex_ar, n_parts_of, set_paths
 
     tree = HubTree(parse_location(str(path)), progress=console.progress_bar)
     place = tree.resolve()

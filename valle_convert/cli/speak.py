@@ -29,11 +29,11 @@ from valle_convert.progress import Advance
 
 if TYPE_CHECKING:
     from valle_convert.audio import AudioWriter, SavedCodes, WrittenAudio
-    from valle_convert.gguf_file.vallex import VallexSet
+    from valle_convert.families.vallex.files import VallexSet
     from valle_convert.model.spec import CodeFormat
     from valle_convert.speech.results import Heard, Piece, SpeakOptions, Spoken
-    from valle_convert.speech.speaker import Speaker
-    from valle_convert.speech.vallex_speaker import VallexSpeaker, VallexSpeakOptions
+    from valle_convert.families.v5.speech import Speaker
+    from valle_convert.families.vallex.speech import VallexSpeaker, VallexSpeakOptions
 
 ModeChoice = Literal["auto", "ar", "nar-len"]
 TaskChoice = Literal["tts", "vc", "ns", "sr"]
@@ -286,7 +286,7 @@ def speak(
     _check_request(task, text, source, codes, voice, out, save_codes)
     from valle_convert.audio import check_codes_target, write_codes
     from valle_convert.files import check_outputs
-    from valle_convert.gguf_file.vallex import open_if_vallex
+    from valle_convert.families.vallex.files import open_if_vallex
     from valle_convert.speech.common import is_codes_file
 
     gguf = local_gguf(gguf)
@@ -519,7 +519,7 @@ def _options(given: dict[str, Any]) -> SpeakOptions:
 def _vallex_options(given: dict[str, Any]) -> VallexSpeakOptions:
     """What the command line says, for VALL-E X."""
     from valle_convert.decode import SamplingOptions
-    from valle_convert.speech.vallex_speaker import VallexSpeakOptions
+    from valle_convert.families.vallex.speech import VallexSpeakOptions
 
     same = ("language", "voice_text", "accent", "best_of", "seed")
     return VallexSpeakOptions(
@@ -554,8 +554,8 @@ def _open_speaker(
     from valle_convert.audio import open_codec
     from valle_convert.checkpoint.lora import lora_files
     from valle_convert.gguf_file.read import GgufFile
-    from valle_convert.network.converted import open_model
-    from valle_convert.speech.speaker import Speaker
+    from valle_convert.families.v5.on_llama import open_model
+    from valle_convert.families.v5.speech import Speaker
 
     file = GgufFile(gguf)
     adapters = lora_files(*loras)
@@ -574,7 +574,7 @@ def _open_vallex_speaker(
 ) -> VallexSpeaker:
     """The speaker of a set of files that is opened already."""
     from valle_convert.audio import open_codec
-    from valle_convert.speech.vallex_speaker import VallexSpeaker
+    from valle_convert.families.vallex.speech import VallexSpeaker
 
     opened = open_codec(codec, vallex.model) if needs_codec else None
     return VallexSpeaker.open(vallex, codec=opened, n_threads=threads, cache_type=cache_type)
@@ -583,8 +583,8 @@ def _open_vallex_speaker(
 def _code_format(gguf: Path) -> CodeFormat:
     """What codes the model speaks, of whichever family it is."""
     from valle_convert.gguf_file.read import GgufFile
-    from valle_convert.gguf_file.vallex import open_if_vallex
-    from valle_convert.network.converted import open_model
+    from valle_convert.families.vallex.files import open_if_vallex
+    from valle_convert.families.v5.on_llama import open_model
 
     vallex = open_if_vallex(gguf)
     return open_model(GgufFile(gguf)).config if vallex is None else vallex.model

@@ -61,9 +61,9 @@ def tokenize(
     if text is not None:
         check_utf8(text)
     from valle_convert.gguf_file.loadable import check_loadable
-    from valle_convert.gguf_file.old import is_old, why_wrong
+    from valle_convert.families.v5.old import is_old, why_wrong
     from valle_convert.gguf_file.read import GgufFile
-    from valle_convert.gguf_file.vallex import open_if_vallex, symbol_tokenizer_json
+    from valle_convert.families.vallex.files import open_if_vallex, symbol_tokenizer_json
     from valle_convert.text import unknown_phonemes
     from valle_convert.tokenizer.check import compare
     from valle_convert.tokenizer.compiled import TRUE_IDS_KEY

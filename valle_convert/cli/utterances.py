@@ -93,7 +93,7 @@ def utterances(
     from valle_convert.audio.codes import is_codes_path
     from valle_convert.files import check_outputs, locked_folder, made_folder
     from valle_convert.gguf_file.read import GgufFile
-    from valle_convert.network.converted import open_model
+    from valle_convert.families.v5.on_llama import open_model
     from valle_convert.quantize.recordings import (
         make_utterances,
         say_all,

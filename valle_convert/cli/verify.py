@@ -110,13 +110,13 @@ def verify(
     """
     from valle_convert.api import read_checkpoint
     from valle_convert.files import check_outputs, write_text_atomically
-    from valle_convert.gguf_file.old import read_old
+    from valle_convert.families.v5.old import read_old
     from valle_convert.gguf_file.read import is_gguf
-    from valle_convert.gguf_file.vallex import set_paths
-    from valle_convert.model.vallex import describe_vallex, is_vallex
+    from valle_convert.families.vallex.files import set_paths
+    from valle_convert.families.vallex.facts import describe_vallex, is_vallex
     from valle_convert.verify import LEVELS, verify_path, verify_whole
     from valle_convert.verify.codec_file import is_codec_file
-    from valle_convert.verify.vallex import verify_vallex_path
+    from valle_convert.families.vallex.trials import verify_vallex_path
 
     merged, adapters = split_loras(lora, lora_scale)
     check_outputs(

@@ -24,7 +24,7 @@ from valle_convert.decode.speech import (
     decode_speech,
 )
 from valle_convert.decode.transcribe import TranscribeOptions, Transcript, decode_transcript
-from valle_convert.decode.vallex import VallexOptions, decode_vallex
+from valle_convert.families.vallex.decode import VallexOptions, decode_vallex
 
 __all__ = [
     "GREEDY",

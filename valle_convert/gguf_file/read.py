@@ -157,7 +157,7 @@ class GgufFile:
                 f"{path} is no whole GGUF file: {error}; convert or copy it again."
             ) from None
         if not allow_part:
-            self._refuse_part()
+            self.refuse_part()
 
     def _parse(self, reader: _Reader) -> None:
         self._version, n_tensors, n_keys = reader.start()
@@ -227,8 +227,12 @@ class GgufFile:
         if n_more > 0:
             raise _DamageError(f"{n_more:,} bytes follow the last tensor")
 
-    def _refuse_part(self) -> None:
-        """llama.cpp would load further files by their names, which nobody has looked into."""
+    def refuse_part(self) -> None:
+        """Refuse a part of a split model: llama.cpp would load further files by their names.
+
+        Raises:
+            InputError: it is one.
+        """
         if self.is_part:
             number, count = (self.keys.get(name) for name in (_SPLIT_NUMBER, _SPLIT_COUNT))
             raise InputError(

@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError, UnsupportedModelError
-from valle_convert.model import v5
+from valle_convert.families.v5 import facts as v5
 from valle_convert.model.description import Description
 from valle_convert.model.spec import Codec
-from valle_convert.model.vallex import is_vallex, refuse_amphion
+from valle_convert.families.vallex.facts import is_vallex, refuse_amphion
 
 _FAMILIES: dict[int, Callable[[Checkpoint, Codec | None], Description]] = {
     5: v5.describe,

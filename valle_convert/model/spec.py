@@ -189,6 +189,21 @@ class Model:
     tasks: tuple[str, ...]
     tones: tuple[str, ...]
 
+    @property
+    def n_levels(self) -> int:
+        """Codebooks a frame of audio has."""
+        return self.config.n_levels
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes a codebook has, without the stop and mask codes."""
+        return self.config.codebook_size
+
+    @property
+    def codec(self) -> Codec:
+        """The audio codec."""
+        return self.config.codec
+
     def table(self, name: str) -> Table:
         """The table of that name; KeyError where the model has none."""
         for table in self.tables:

@@ -104,7 +104,7 @@ class Audience:
         self, path: Path, options: Options, progress: Progress
     ) -> tuple[Listening, ListeningTest]:
         """What the F16 file says, and says again; where there are no recordings, it speaks them."""
-        from valle_convert.network.converted import GgufNetwork
+        from valle_convert.families.v5.on_llama import GgufNetwork
 
         n_threads = options.threads or os.cpu_count() or 1
         audience = self

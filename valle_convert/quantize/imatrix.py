@@ -46,10 +46,10 @@ from valle_convert.progress import Progress, silent
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from valle_convert.network.reference import ReferenceNetwork
+    from valle_convert.families.v5.reference import ReferenceNetwork
     from valle_convert.quantize.source import Reference, Scratch, Source
     from valle_convert.quantize.utterances import Calibration, Utterances
-    from valle_convert.verify.cases import Utterance
+    from valle_convert.families.v5.trials import Utterance
 
 PREFIX = "valle.imatrix."
 _PART = f"{PREFIX}part"
@@ -350,7 +350,7 @@ def collect_imatrix(
     progress: Progress = silent,
 ) -> ImatrixFile:
     """Run a checkpoint on utterances; `state` and the rest as in `make_imatrix`."""
-    from valle_convert.network.reference import ReferenceNetwork
+    from valle_convert.families.v5.reference import ReferenceNetwork
 
     checkpoint = reference.checkpoint
     network = ReferenceNetwork(checkpoint.tensors, reference.description)
@@ -434,7 +434,7 @@ def made_of(
 
 def observe(network: ReferenceNetwork, utterance: Utterance, sums: Sums) -> None:
     """Run one utterance in every mode and add up what goes into the matrices."""
-    from valle_convert.verify.cases import cases, run_case
+    from valle_convert.families.v5.trials import cases, run_case
 
     n_inputs = 0
 

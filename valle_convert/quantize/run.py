@@ -76,9 +76,9 @@ from valle_convert.quantize.tool import Quantizer, find_quantizer
 from valle_convert.quantize.types import FILE_TYPES, ggml_type, matches
 
 if TYPE_CHECKING:
-    from valle_convert.gguf_file.adapter import Adapter
+    from valle_convert.families.v5.adapter import Adapter
     from valle_convert.listening.listen import Listened, ListeningTest
-    from valle_convert.network.converted import GgufNetwork
+    from valle_convert.families.v5.on_llama import GgufNetwork
     from valle_convert.network.protocol import Network
     from valle_convert.quantize.listening import Listening
     from valle_convert.quantize.quality import Expected, Measured
@@ -200,7 +200,7 @@ def _adapters(source: Source, options: Options) -> list[Adapter]:
     Raises:
         InputError: one does not fit.
     """
-    from valle_convert.gguf_file.adapter import AdapterBase, read_adapter
+    from valle_convert.families.v5.adapter import AdapterBase, read_adapter
 
     if source.conversion is not None and source.reference is not None:
         # The header of a file that is converted on the way has no digest of its checkpoint.
@@ -540,7 +540,7 @@ class _Run:
 
     def _open(self, path: Path) -> GgufNetwork:
         """A file on llama.cpp, with the adapters that it is measured with."""
-        from valle_convert.network.converted import GgufNetwork
+        from valle_convert.families.v5.on_llama import GgufNetwork
 
         n_threads = self.options.threads or None
         return GgufNetwork(path, n_threads=n_threads, adapters=self.options.adapters)
@@ -597,7 +597,7 @@ class _Run:
                 return run_reference(network, name, utterances, advance)
 
         if source.reference is not None:
-            from valle_convert.network.adapted import adapted_reference
+            from valle_convert.families.v5.adapted import adapted_reference
 
             checkpoint, description = source.reference.checkpoint, source.reference.description
             adapters = _adapters(source, self.options)

@@ -35,10 +35,10 @@ from valle_convert.quantize.source import Reference, Scratch, Source
 from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import FILE_TYPES, FileType, Recipe
 from valle_convert.quantize.utterances import Utterances
-from valle_convert.verify.cases import cases, run_case
+from valle_convert.families.v5.trials import cases, run_case
 
 if TYPE_CHECKING:
-    from valle_convert.network.reference import ReferenceNetwork
+    from valle_convert.families.v5.reference import ReferenceNetwork
 
 #: What is tried, smallest first: none of them needs an importance matrix.
 SCANNED = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
@@ -124,7 +124,7 @@ class Scan:
         self._quantizer, self._source, self._reference = quantizer, source, reference
         self._plan, self._options, self._scratch = plan, options, scratch
         self._sources = {
-            tensor.name: [part.source for part in tensor.parts]
+            tensor.name: [span.source for span in tensor.spans]
             for tensor in plan.tensors
             if len(tensor.shape) == 2
         }
@@ -187,7 +187,7 @@ class Scan:
             self._made.setdefault((name, file.tensors[name].ggml_type.name), weights)
 
     def _network(self, kinds: Mapping[str, str]) -> ReferenceNetwork:
-        from valle_convert.network.reference import ReferenceNetwork
+        from valle_convert.families.v5.reference import ReferenceNetwork
 
         exchanged = {
             source: self._made[name, kind]

@@ -31,7 +31,7 @@ from valle_convert.gguf_file.keys import (
     is_converted,
 )
 from valle_convert.gguf_file.loadable import check_loadable
-from valle_convert.gguf_file.old import as_repaired, is_old, why_wrong
+from valle_convert.families.v5.old import as_repaired, is_old, why_wrong
 from valle_convert.gguf_file.plan import GgufPlan, plan_gguf
 from valle_convert.gguf_file.read import GgufFile, is_gguf
 from valle_convert.gguf_file.write import header_of, write_plan_to
@@ -228,7 +228,7 @@ def model_of(source: Source) -> Model:
     """
     if source.reference is not None:
         return source.reference.description.model
-    from valle_convert.network.converted import open_model
+    from valle_convert.families.v5.on_llama import open_model
 
     return open_model(GgufFile(source.path))
 

@@ -19,13 +19,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from valle_convert.audio.vallex_voice import read_vallex_voice
+from valle_convert.families.vallex.voice import read_vallex_voice
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError
 from valle_convert.files import atomic_outputs, check_set
-from valle_convert.gguf_file.vallex import set_paths
-from valle_convert.model.vallex import VallexModel, describe_vallex
-from valle_convert.network.vallex_protocol import VallexText
+from valle_convert.families.vallex.files import set_paths
+from valle_convert.families.vallex.facts import VallexModel, describe_vallex
+from valle_convert.families.vallex.protocol import VallexText
 from valle_convert.progress import Progress, silent
 from valle_convert.quantize.imatrix import (
     ImatrixFile,
@@ -36,7 +36,7 @@ from valle_convert.quantize.imatrix import (
     kept_sums,
 )
 from valle_convert.quantize.utterances import Calibration
-from valle_convert.verify.vallex import (
+from valle_convert.families.vallex.trials import (
     VallexUtterance,
     n_vallex_cases,
     run_vallex_cases,
@@ -127,7 +127,7 @@ def collect_vallex_imatrix(
     progress: Progress = silent,
 ) -> list[ImatrixFile]:
     """Run a checkpoint on utterances; `state` and the rest as in `make_imatrix`."""
-    from valle_convert.network.vallex_reference import VallexReference
+    from valle_convert.families.vallex.reference import VallexReference
 
     model = describe_vallex(checkpoint).model
     network = VallexReference(checkpoint.tensors, model)

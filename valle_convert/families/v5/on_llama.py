@@ -8,32 +8,28 @@ VALL-E; this module adds what it knows, and no arithmetic but a head's bias.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.checkpoint.lora import LoraFile
-from valle_convert.errors import InputError
-from valle_convert.gguf_file.adapter import open_adapter
-from valle_convert.gguf_file.keys import read_model
-from valle_convert.gguf_file.loadable import check_loadable
-from valle_convert.gguf_file.old import is_old, why_wrong
+from valle_convert.closing import Closing
+from valle_convert.families.v5.adapter import open_adapter
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.context import CacheType
-from valle_convert.llama.session import PROBE_ROWS, Pass, Session
+from valle_convert.llama.session import Pass, Session
 from valle_convert.model.spec import Head, Model, level_of_head
+from valle_convert.network.probe import read_probe_rows
 from valle_convert.network.protocol import Outputs
 
 
-class GgufNetwork:
+class GgufNetwork(Closing):
     """A `protocol.Network` on stock llama.cpp. Close it, or use it as a context manager.
 
     Args:
-        file: a converted file, or its path.
+        file: a converted file.
+        model: as its keys describe it.
         n_ctx: positions to make room for at once; longer sequences make more room by themselves.
         n_seq: independent causal sequences; guidance needs two.
         n_threads: None for the cores that this process may use.
@@ -53,7 +49,8 @@ class GgufNetwork:
 
     def __init__(
         self,
-        file: GgufFile | Path,
+        file: GgufFile,
+        model: Model,
         *,
         n_ctx: int = 512,
         n_seq: int = 2,
@@ -61,9 +58,8 @@ class GgufNetwork:
         cache_type: CacheType = "f32",
         adapters: Sequence[LoraFile] = (),
     ) -> None:
-        self.file = file if isinstance(file, GgufFile) else GgufFile(file)
-        self._model = open_model(self.file)
-        check_loadable(self.file)
+        self.file = file
+        self._model = model
         self.adapters = tuple(open_adapter(one, self.file) for one in adapters)
         self._embedding = self.file.tensors[TOKEN_EMBEDDING]
         self._biases = {
@@ -149,65 +145,6 @@ class GgufNetwork:
         """Free what llama.cpp holds."""
         self.session.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-def read_probe_rows(file: GgufFile, n_rows: int | None = None) -> dict[int, NDArray[np.float32]]:
-    """A few rows of the token table of a GGUF file, as floats: id -> [n_embd].
-
-    Rows of middling size come first: there, both the row and the layers show in the logits.
-
-    Args:
-        file: has the table.
-        n_rows: how many of its rows are looked at, from the first on, where what follows are copies
-            of one row; None for all.
-
-    Raises:
-        InputError: the file has no token table, or only zeros in it.
-    """
-    table = file.tensors.get(TOKEN_EMBEDDING)
-    if table is None:
-        raise InputError(
-            f"{file.path} has no tensor token_embd.weight; convert the checkpoint again."
-        )
-    ids = np.unique(np.linspace(0, (n_rows or table.shape[0]) - 1, PROBE_ROWS).astype(np.int64))
-    rows = table.rows(ids)
-    sizes = np.sqrt(np.mean(rows**2, axis=1))
-    used = np.flatnonzero(sizes > 0)
-    if not len(used):
-        raise InputError(
-            f"The {len(ids)} rows of token_embd.weight looked at in {file.path} are all zero; "
-            "the file is not a converted model."
-        )
-    from_the_middle = used[np.argsort(np.abs(sizes[used] - np.median(sizes[used])), kind="stable")]
-    return {int(ids[i]): rows[i] for i in from_the_middle}
-
 
 def _indices(outputs: Outputs) -> slice | NDArray[np.int64]:
     return outputs if isinstance(outputs, slice) else np.asarray(outputs, np.int64)
-
-
-def open_model(file: GgufFile) -> Model:
-    """The model that a converted file describes.
-
-    Raises:
-        InputError: the file is no converted checkpoint, or its keys are not consistent.
-    """
-    embedding = file.tensors.get(TOKEN_EMBEDDING)
-    if is_old(file):
-        raise InputError(why_wrong(file.path))
-    if embedding is None or len(embedding.shape) != 2:
-        raise InputError(
-            f"{file.path} has no matrix {TOKEN_EMBEDDING}, so it is no converted checkpoint; "
-            "convert one with `valle-convert CHECKPOINT OUT.gguf`."
-        )
-    return read_model(file.keys, embedding.shape[0], file.path)

@@ -8,40 +8,44 @@ from its own file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from types import TracebackType
-from typing import Self
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from valle_convert.closing import Closing
 from valle_convert.errors import EnvironmentFault
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F32
-from valle_convert.gguf_file.vallex import VallexSet, open_set
+from valle_convert.families.vallex.facts import VallexModel
 from valle_convert.llama.context import CacheType
 from valle_convert.llama.mpt import MptSession
 from valle_convert.metrics import nmse
-from valle_convert.network.converted import read_probe_rows
-from valle_convert.network.vallex import ComposedNetwork, Ids, Rows
+from valle_convert.network.probe import read_probe_rows
+from valle_convert.families.vallex.composed import ComposedNetwork, Ids, Rows
 
 #: The bits are the same, measured on f32, f16 and Q8_0, but for how threads share the work.
 _SAME_NMSE = 1e-9
+
+
+@dataclass(frozen=True)
+class _Files:
+    ar: GgufFile
+    body: GgufFile
+    levels: tuple[GgufFile, ...]
 
 
 class VallexGguf(ComposedNetwork):
     """A `VallexNetwork` on stock llama.cpp. Close it, or use it as a context manager.
 
     Args:
-        files: an opened set, or the path of its AR.
+        files: by part.
+        model: as their keys describe it.
         n_threads: None for the cores that this process may use.
         cache_type: number format of the cached keys and values. None takes f32, but f16 for the NAR
             of files that are no f32: it costs less than their own rounding (7e-7 for 5e-7 with
             f16), and is half as large.
-
-    Attributes:
-        files: the set.
 
     Raises:
         InputError: files are missing, damaged, or of different sets.
@@ -50,23 +54,25 @@ class VallexGguf(ComposedNetwork):
 
     def __init__(
         self,
-        files: VallexSet | Path,
+        files: Mapping[str, GgufFile],
+        model: VallexModel,
         *,
         n_threads: int | None = None,
         cache_type: CacheType | None = None,
     ) -> None:
-        self.files = files if isinstance(files, VallexSet) else open_set(files)
-        super().__init__(self.files.model)
+        super().__init__(model)
+        ar, body, *levels = files.values()
+        self._files = _Files(ar, body, tuple(levels))
         self._n_threads = n_threads
-        is_f32 = self.files.body.tensors["blk.0.ffn_up.weight"].ggml_type == F32
+        is_f32 = self._files.body.tensors["blk.0.ffn_up.weight"].ggml_type == F32
         self._cache_types: tuple[CacheType, CacheType] = (
             cache_type or "f32",
             cache_type or ("f32" if is_f32 else "f16"),
         )
         self._level = 1  # whose norms the NAR computes with
-        self._ar = self._open(self.files.ar)
+        self._ar = self._open(self._files.ar)
         try:
-            self._nar = self._open(self.files.levels[0], exchangeable=True)
+            self._nar = self._open(self._files.levels[0], exchangeable=True)
         except BaseException:
             self._ar.close()
             raise
@@ -79,11 +85,11 @@ class VallexGguf(ComposedNetwork):
     def _open(
         self, first: GgufFile, *, exchangeable: bool = False, proven: bool = False
     ) -> MptSession:
-        is_ar = first is self.files.ar
-        with_rows, net = (first, self._model.ar) if is_ar else (self.files.body, self._model.nar)
+        is_ar = first is self._files.ar
+        with_rows, net = (first, self._model.ar) if is_ar else (self._files.body, self._model.nar)
         return MptSession(
             first.path,
-            [] if is_ar else [self.files.body.path],
+            [] if is_ar else [self._files.body.path],
             probe_rows=read_probe_rows(with_rows, net.n_rows),
             activation_factor=self._model.activation_factor,
             n_threads=self._n_threads,
@@ -101,9 +107,9 @@ class VallexGguf(ComposedNetwork):
         last = self.n_levels - 1
         if last == 1:
             return
-        probe = read_probe_rows(self.files.body, self._model.nar.n_rows)
+        probe = read_probe_rows(self._files.body, self._model.nar.n_rows)
         rows, columns = np.stack(list(probe.values())[:3]), slice(None)
-        with self._open(self.files.levels[-1], proven=True) as loaded:
+        with self._open(self._files.levels[-1], proven=True) as loaded:
             expected = loaded.both_ways(rows, len(rows), columns)
         self._switch(last)
         found = self._nar.both_ways(rows, len(rows), columns)
@@ -112,7 +118,7 @@ class VallexGguf(ComposedNetwork):
         if not same and not nmse(expected, found) <= _SAME_NMSE:
             raise EnvironmentFault(
                 "llama.cpp does not compute with what is written into a file that it has mapped: "
-                f"the logits of {self.files.levels[-1].path} are not those of the same norms over "
+                f"the logits of {self._files.levels[-1].path} are not those of the same norms over "
                 "another level's. Check the files with valle-convert verify; use the version of "
                 "llama-cpp-python that this program was tested with (constraints.txt)."
             )
@@ -121,18 +127,18 @@ class VallexGguf(ComposedNetwork):
         """Let the NAR compute with the norms of a level."""
         if level == self._level:
             return
-        places = self.files.levels[0].tensors
+        places = self._files.levels[0].tensors
         self._level = 0  # should it be stopped in between
         self._nar.exchange(
             (places[name].start, tensor.data.data)
-            for name, tensor in self.files.levels[level - 1].tensors.items()
+            for name, tensor in self._files.levels[level - 1].tensors.items()
         )
         self._level = level
 
     def look_up(self, net: str, table: str, ids: Ids) -> Rows:
         """Rows of an input table, [n] -> [n, d], dequantized from the mapped file."""
         file, part = (
-            (self.files.ar, self._model.ar) if net == "ar" else (self.files.body, self._model.nar)
+            (self._files.ar, self._model.ar) if net == "ar" else (self._files.body, self._model.nar)
         )
         return file.tensors[TOKEN_EMBEDDING].rows(part.table(table).first_row + np.asarray(ids))
 
@@ -152,7 +158,7 @@ class VallexGguf(ComposedNetwork):
     def count_weights(self) -> list[int]:
         """What llama.cpp counts in the AR, and in each level from 1 on, all of which it loads."""
         counts = [self._ar.n_params]
-        for level in self.files.levels:
+        for level in self._files.levels:
             with self._open(level, proven=True) as session:
                 counts.append(session.n_params)
         return counts
@@ -161,14 +167,3 @@ class VallexGguf(ComposedNetwork):
         """Free what llama.cpp holds."""
         self._ar.close()
         self._nar.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -4,7 +4,7 @@
 What the network learned is how its own project writes each language; espeak-ng's IPA is not it.
 """
 
-from valle_convert.text.vallex.tagged import (
+from valle_convert.families.vallex.text.tagged import (
     SpelledText,
     TaggedText,
     spell,

@@ -7,20 +7,21 @@ Shapes: n rows, d = n_embd, A = codebook_size, R = n_levels.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from valle_convert.model.vallex import Net, VallexModel
-from valle_convert.network.vallex_protocol import VallexText
+from valle_convert.closing import Closing
+from valle_convert.families.vallex.facts import Net, VallexModel
+from valle_convert.families.vallex.protocol import VallexText
 
 Rows = NDArray[np.float32]
 Ids = NDArray[np.integer]
 
 
-class ComposedNetwork(ABC):
+class ComposedNetwork(Closing):
     """A `VallexNetwork`: AR and NAR of one model, and the state of the AR's copies."""
 
     def __init__(self, model: VallexModel) -> None:

@@ -33,13 +33,13 @@ from valle_convert.gguf_file.keys import (
     SOURCE_SYMMAP_KEY,
     read_model,
 )
-from valle_convert.gguf_file.old import is_old, why_wrong
+from valle_convert.families.v5.old import is_old, why_wrong
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import PLAIN_DTYPES
 from valle_convert.model.families import describe
 from valle_convert.model.spec import Model
-from valle_convert.model.v5 import config_of, description_of
+from valle_convert.families.v5.facts import config_of, contents_of
 from valle_convert.progress import Progress, silent
 from valle_convert.tokenizer.bpe import PhonemeBpe
 from valle_convert.tokenizer.recorded import recorded_tokenizer
@@ -80,7 +80,7 @@ class BackTensors:
     def __init__(self, file: GgufFile, model: Model, dtype: np.dtype[Any] | None = None) -> None:
         self._file = file
         self._places: dict[str, _Place] = {}
-        description = description_of(model)
+        description = contents_of(model)
         specs: dict[str, TensorSpec] = {}
 
         def add(name: str, shape: tuple[int, ...], place: _Place, found: np.dtype[Any]) -> None:

@@ -25,7 +25,7 @@ from valle_convert.decode.sampling import (
 )
 from valle_convert.decode.speech import Speech, StageSeconds
 from valle_convert.errors import InputError
-from valle_convert.network.vallex_protocol import VallexNetwork, VallexText
+from valle_convert.families.vallex.protocol import VallexNetwork, VallexText
 from valle_convert.progress import Progress, silent
 
 #: The AR ends after so many codes a text row, the prompt's rows counted too.

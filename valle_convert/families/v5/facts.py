@@ -24,6 +24,7 @@ from valle_convert.model.collector import Collector, count_numbered
 from valle_convert.model.description import (
     BackboneTensor,
     BiasBlock,
+    Contents,
     Description,
     Dropped,
     RowBlock,
@@ -42,6 +43,11 @@ from valle_convert.model.spec import (
     Table,
     names_in_order,
 )
+
+#: The name of the only part.
+PART = "model"
+VERSIONS = (5, 6)
+_SUPPORTED = "supported are " + " and ".join(map(str, VERSIONS))
 
 # ------------------------------------------------------------------------- the config
 
@@ -400,8 +406,42 @@ _DROPPED: tuple[tuple[re.Pattern[str], str], ...] = (
 # --------------------------------------------------------------------------- describe
 
 
-def describe(checkpoint: Checkpoint, codec: Codec | None) -> Description:
-    """Understand a checkpoint of version 5 or 6; see `families.describe`."""
+def check_version(checkpoint: Checkpoint) -> None:
+    """Refuse every version but 5 and 6.
+
+    Raises:
+        UnsupportedModelError: it is another version.
+        InputError: the config does not say.
+    """
+    version = checkpoint.config.get("version")
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise InputError(
+            f"{checkpoint.path}: the config ({checkpoint.config_source}) gives version {version!r},"
+            f" where a whole number is expected ({_SUPPORTED}); add it with --config."
+        )
+    if version in VERSIONS:
+        return
+    if version == 7:
+        kind = "version 7 (the nemo family, all codebooks at once)"
+    elif version < min(VERSIONS):
+        kind = f"version {version} (older than the layout with one head a level)"
+    else:
+        kind = f"version {version}, which is not known"
+    raise UnsupportedModelError(f"{checkpoint.path} is a checkpoint of {kind}; {_SUPPORTED}.")
+
+
+def describe(checkpoint: Checkpoint, codec: Codec | None = None) -> Description[Model]:
+    """Understand a checkpoint of version 5 or 6.
+
+    Args:
+        checkpoint: an open checkpoint.
+        codec: the audio codec, where the user gives it; else it follows from levels and codes.
+
+    Raises:
+        UnsupportedModelError: the version, architecture or a switch is refused by name.
+        InputError: config and weights disagree, or tensors are missing or unexpected.
+    """
+    check_version(checkpoint)
     switches = _read_switches(checkpoint)
     specs = checkpoint.tensors.specs
     collector = Collector(specs)
@@ -495,17 +535,33 @@ def describe(checkpoint: Checkpoint, codec: Codec | None) -> Description:
         tasks=names_in_order(TASKS, rows_of("tasks_emb.weight")),
         tones=names_in_order(TONES, rows_of("tones_emb.weight")),
     )
+    _check_words(checkpoint, model)
     return Description(
-        model=model,
-        rows=tuple(rows),
-        backbone=tuple(backbone),
-        biases=tuple(biases),
-        dropped=tuple(dropped),
-        notes=tuple(notes),
+        model,
+        checkpoint.tensors,
+        {PART: Contents(tuple(rows), tuple(backbone), tuple(biases))},
+        tuple(dropped),
+        tuple(notes),
     )
 
 
-def description_of(model: Model) -> Description:
+def _check_words(checkpoint: Checkpoint, model: Model) -> None:
+    """Where rows have names of their own, compare them with those that go by the numbers."""
+    for table, known in (
+        ("langs_emb.weight", model.languages),
+        ("tasks_emb.weight", model.tasks),
+        ("tones_emb.weight", model.tones),
+    ):
+        words = checkpoint.words.get(table, known)
+        for row, (word, expected) in enumerate(zip(words, known, strict=False)):
+            if word != expected and not expected.startswith("unnamed-"):
+                raise InputError(
+                    f"{checkpoint.path}: row {row} of {table} is called {word!r:.40}, where "
+                    f"{expected!r} is expected; a model with another numbering cannot be converted."
+                )
+
+
+def contents_of(model: Model) -> Contents:
     """Where the rows and tensors of a converted file came from, told by its model alone.
 
     Args:
@@ -539,7 +595,7 @@ def description_of(model: Model) -> Description:
         "n_ff": config.n_ff,
     }
     backbone = _backbone(config.n_layer, dims)
-    return Description(model, tuple(rows), tuple(backbone), tuple(biases), (), ())
+    return Contents(tuple(rows), tuple(backbone), tuple(biases))
 
 
 def config_of(model: Model, name: str) -> dict[str, Any]:

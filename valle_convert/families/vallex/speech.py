@@ -22,7 +22,7 @@ import numpy as np
 from valle_convert.audio.codec import AudioCodec
 from valle_convert.audio.codes import SavedCodes
 from valle_convert.audio.files import Audio, read_audio
-from valle_convert.audio.vallex_voice import (
+from valle_convert.families.vallex.voice import (
     MAX_VOICE_SECONDS,
     VallexVoice,
     is_vallex_voice,
@@ -39,13 +39,13 @@ from valle_convert.decode import (
     decode_vallex,
     never,
 )
-from valle_convert.decode.vallex import decode_vallex_nar
+from valle_convert.families.vallex.decode import decode_vallex_nar
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.vallex import VallexSet
+from valle_convert.families.vallex.files import VallexSet
 from valle_convert.llama.context import CacheType
-from valle_convert.model.vallex_symbols import VALLEX_LANGUAGES, symbol_ids
-from valle_convert.network.vallex import ComposedNetwork
-from valle_convert.network.vallex_protocol import VallexText
+from valle_convert.families.vallex.symbols import VALLEX_LANGUAGES, symbol_ids
+from valle_convert.families.vallex.composed import ComposedNetwork
+from valle_convert.families.vallex.protocol import VallexText
 from valle_convert.progress import Progress, silent
 from valle_convert.speech.common import (
     MAX_DRAWS,
@@ -62,7 +62,7 @@ from valle_convert.speech.results import (
     Timings,
 )
 from valle_convert.text import known_language
-from valle_convert.text.vallex import (
+from valle_convert.families.vallex.text import (
     SpelledText,
     TaggedText,
     spell,
@@ -156,7 +156,7 @@ class VallexSpeaker(CodeSpeaker[VallexSpeakOptions, VoiceSource]):
             InputError: the files are no converted VALL-E X, or the codec is not its.
             EnvironmentFault: there is no usable llama.cpp.
         """
-        from valle_convert.network.vallex_converted import VallexGguf
+        from valle_convert.families.vallex.on_llama import VallexGguf
 
         with ExitStack() as stack:
             opened = files if isinstance(files, VallexSet) else Path(files)

@@ -14,13 +14,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from valle_convert.errors import InputError
-from valle_convert.model.vallex_symbols import VALLEX_LANGUAGES, unknown_symbols
+from valle_convert.families.vallex.symbols import VALLEX_LANGUAGES, unknown_symbols
 from valle_convert.text.languages import detect_languages, known_language
 from valle_convert.text.phonemes import check_phonemes
 from valle_convert.text.sentences import split_sentences
-from valle_convert.text.vallex.chinese import chinese_symbols
-from valle_convert.text.vallex.english import english_symbols
-from valle_convert.text.vallex.japanese import has_openjtalk, japanese_symbols
+from valle_convert.families.vallex.text.chinese import chinese_symbols
+from valle_convert.families.vallex.text.english import english_symbols
+from valle_convert.families.vallex.text.japanese import has_openjtalk, japanese_symbols
 
 #: How each language is read: the symbols, and the characters that cannot be said.
 _READERS: dict[str, Callable[[str], tuple[str, list[str]]]] = {

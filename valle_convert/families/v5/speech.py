@@ -155,7 +155,7 @@ class Speaker(CodeSpeaker[SpeakOptions, Recording]):
             InputError: the file is no converted checkpoint, or the codec is not its model's.
             EnvironmentFault: there is no usable llama.cpp.
         """
-        from valle_convert.network.converted import GgufNetwork
+        from valle_convert.families.v5.on_llama import GgufNetwork
         from valle_convert.tokenizer.compiled import TRUE_IDS_KEY
         from valle_convert.tokenizer.oracle import LlamaTokenizer
 

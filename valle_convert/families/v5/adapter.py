@@ -40,7 +40,7 @@ from valle_convert.gguf_file.keys import (
 )
 from valle_convert.gguf_file.read import GgufFile, TensorInfo, is_gguf
 from valle_convert.gguf_file.types import F16, F32, GgmlType
-from valle_convert.model.v5 import LAYER_TENSORS
+from valle_convert.families.v5.facts import LAYER_TENSORS
 
 LEVELS_KEY = "valle.adapter.levels"
 BASE_SHA256_KEY = "valle.adapter.base_sha256"

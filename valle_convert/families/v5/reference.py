@@ -18,8 +18,11 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 
 from valle_convert.checkpoint.source import NamedTensors
+from valle_convert.closing import Closing
+from valle_convert.families.v5.facts import PART
 from valle_convert.model.description import Description
 from valle_convert.model.spec import Model
+from valle_convert.network.arithmetic import EXACT, Arithmetic
 from valle_convert.network.protocol import Outputs
 
 #: Of every RMSNorm, and of the rotary embedding. They stand in no config of these checkpoints; the
@@ -28,11 +31,6 @@ RMS_EPSILON = 1e-6
 ROPE_BASE = 10_000.0
 #: The name that the inputs of all heads go by, since llama.cpp has them in one matrix.
 HEADS = "token_embd.weight"
-
-
-def _as_it_is(name: str, inputs: Tensor) -> Tensor:
-    del name
-    return inputs
 
 
 @dataclass(frozen=True)
@@ -55,35 +53,32 @@ class _State:
     cache: list[tuple[Tensor, Tensor]]
 
 
-class ReferenceNetwork:
+class ReferenceNetwork(Closing):
     """A `protocol.Network` on PyTorch.
 
     Args:
         tensors: gives the weights by the checkpoint's names; all of them are read.
         description: what its family said of it. Its list of tensors is complete, so that a
             missing or a misshaped one has been refused before.
-        activation: of the feed-forward gate; the exact GELU is what the checkpoint means.
-        round_inputs: called as `round_inputs(linear, inputs [n, in])` before every linear layer,
-            with the layer's GGUF name (`token_embd.weight` for the heads); what it returns is
-            multiplied. `network.emulation` has those of llama.cpp.
+        arithmetic: how layers compute.
 
     Attributes:
-        observe: called as `observe(linear, inputs [n, in])` before every linear layer, with the
-            layer's GGUF name (`token_embd.weight` for the heads); for importance matrices.
+        observe: called as `observe(part, linear, inputs [n, in])` before every linear layer, with
+            the layer's GGUF name (`token_embd.weight` for the heads); for importance matrices.
     """
 
     def __init__(
         self,
         tensors: NamedTensors,
-        description: Description,
+        description: Description[Model],
         *,
-        activation: Callable[[Tensor], Tensor] = F.gelu,
-        round_inputs: Callable[[str, Tensor], Tensor] = _as_it_is,
+        arithmetic: Arithmetic = EXACT,
     ) -> None:
         self._model = description.model
-        self._activation = activation
-        self._round_inputs = round_inputs
-        self.observe: Callable[[str, Tensor], None] | None = None
+        self._activation = arithmetic.activation or F.gelu
+        self._round_inputs = arithmetic.round_inputs
+        self.observe: Callable[[str, str, Tensor], None] | None = None
+        contents = description.contents[PART]
         read = tensors.read
         config = self._model.config
 
@@ -93,20 +88,20 @@ class ReferenceNetwork:
 
         self._tables = {
             block.label: tensor(block.source).reshape(-1, config.n_embd)[: block.n_rows]
-            for block in description.rows
+            for block in contents.rows
             if not block.label.startswith("head.")
         }
         # By place in the model's row order, since heads may share rows.
         head_rows = {
             block.first_row: tensor(block.source)[: block.n_rows]
-            for block in description.rows
+            for block in contents.rows
             if block.label.startswith("head.")
         }
         self._heads = {
             head.name: head_rows[head.first_row][: head.n_rows] for head in self._model.heads
         }
         self._biases = {
-            bias.head: tensor(bias.source)[: bias.n_rows] for bias in description.biases
+            bias.head: tensor(bias.source)[: bias.n_rows] for bias in contents.biases
         }
         layer_name = "model.layers.{}.{}.weight"
         self._layers = [
@@ -141,6 +136,9 @@ class ReferenceNetwork:
     def reset(self) -> None:
         """Forget the sequences so far."""
         self._states.clear()
+
+    def close(self) -> None:
+        """Nothing is held that PyTorch does not free by itself."""
 
     @torch.inference_mode()
     def step(
@@ -232,8 +230,8 @@ class ReferenceNetwork:
 
     def _linear(self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if self.observe is not None:
-            self.observe(name, x)
-        return F.linear(self._round_inputs(name, x), weight, bias)
+            self.observe(PART, name, x)
+        return F.linear(self._round_inputs(PART, name, x), weight, bias)
 
 
 def _index(outputs: Outputs) -> slice | Tensor:

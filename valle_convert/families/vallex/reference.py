@@ -7,7 +7,6 @@ the writer's does not repeat here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 
 from valle_convert.checkpoint.source import NamedTensors
-from valle_convert.model.vallex import Net, VallexModel, table_source
-from valle_convert.network.vallex import ComposedNetwork, Ids, Rows
+from valle_convert.families.vallex.facts import Net, VallexModel, table_source
+from valle_convert.families.vallex.composed import ComposedNetwork, Ids, Rows
+from valle_convert.network.arithmetic import EXACT, Arithmetic
 
 #: Of every LayerNorm; the writer has its own, so that a wrong one there is noticed here.
 NORM_EPSILON = 1e-5
@@ -24,25 +24,6 @@ NORM_EPSILON = 1e-5
 HEADS = "token_embd.weight"
 
 _Cache = list[tuple[Tensor, Tensor]]  # keys and values [heads, n, d / heads] of each layer
-#: A norm of the NAR for a level: weight and bias.
-NormOf = Callable[[str, int], tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """What a matrix product and an activation are; `network.emulation` has llama.cpp's.
-
-    Attributes:
-        activation: of the feed-forward.
-        round_inputs: called as `round_inputs(net, linear, inputs [n, in])` with the layer's GGUF
-            name before every linear layer; what it returns is multiplied.
-    """
-
-    activation: Callable[[Tensor], Tensor] = F.relu
-    round_inputs: Callable[[str, str, Tensor], Tensor] = lambda _net, _name, x: x
-
-
-EXACT = Arithmetic()
 
 
 class VallexReference(ComposedNetwork):
@@ -52,11 +33,10 @@ class VallexReference(ComposedNetwork):
         tensors: gives the weights by the checkpoint's names; each is read when it is needed first.
         model: what the family said of the checkpoint.
         arithmetic: how layers compute.
-        norm_of: the NAR's norms by their names (`nar_decoder.norm`) and level, where they do not
-            come of the stage vectors in `tensors`.
+        folded: whether `tensors` have the NAR's norms of each level, and no stage vectors.
 
     Attributes:
-        observe: called as `observe(net, linear, inputs [n, in])` before every linear layer; for
+        observe: called as `observe(part, linear, inputs [n, in])` before every linear layer; for
             importance matrices.
     """
 
@@ -66,15 +46,19 @@ class VallexReference(ComposedNetwork):
         model: VallexModel,
         *,
         arithmetic: Arithmetic = EXACT,
-        norm_of: NormOf | None = None,
+        folded: bool = False,
     ) -> None:
         super().__init__(model)
         self._tensors = tensors
         self._arithmetic = arithmetic
-        self._norm_of = norm_of or self._folded
+        self._activation = arithmetic.activation or F.relu
+        self._norm_of = self._stored if folded else self._folded
         self._weights: dict[str, Tensor] = {}
         self._caches: list[_Cache] = []
         self.observe: Callable[[str, str, Tensor], None] | None = None
+
+    def close(self) -> None:
+        """Nothing is held that PyTorch does not free by itself."""
 
     def look_up(self, net: str, table: str, ids: Ids) -> Rows:
         """Rows of an input table, [n] -> [n, d]."""
@@ -115,7 +99,7 @@ class VallexReference(ComposedNetwork):
             x = x + self._attention(net, i, self._norm(layer + ".norm1", level, x), cache, causal)
             hidden = self._norm(layer + ".norm2", level, x)
             hidden = self._linear(net, f"blk.{i}.ffn_up.weight", f"{layer}.linear1.", hidden)
-            hidden = self._arithmetic.activation(hidden)
+            hidden = self._activation(hidden)
             x = x + self._linear(net, f"blk.{i}.ffn_down.weight", f"{layer}.linear2.", hidden)
         return self._norm(f"{net.name}_decoder.norm", level, x)
 
@@ -142,6 +126,12 @@ class VallexReference(ComposedNetwork):
         else:
             weight, bias = self._weight(f"{name}.weight"), self._weight(f"{name}.bias")
         return F.layer_norm(x, (x.shape[-1],), weight, bias, NORM_EPSILON)
+
+    def _stored(self, name: str, level: int) -> tuple[Tensor, Tensor]:
+        return (
+            self._weight(f"{name}.weight at level {level}"),
+            self._weight(f"{name}.bias at level {level}"),
+        )
 
     def _folded(self, name: str, level: int) -> tuple[Tensor, Tensor]:
         """The adaptive norm as it is written in the original: gain * norm(x) + shift."""

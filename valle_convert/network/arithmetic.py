@@ -1,8 +1,8 @@
-"""What llama.cpp's arithmetic does to a network, in PyTorch.
+"""How the layers of a network compute, and what llama.cpp's arithmetic does to it, in PyTorch.
 
 On the CPU llama.cpp rounds what goes into a matrix product to a type that follows from the
 weights' (float16 for float16, blocks of 8-bit numbers for all quantized types), and looks
-GELU up in a table of float16. This module does the same to a `ReferenceNetwork`. Its logits
+GELU up in a table of float16. This module does the same to a reference network. Its logits
 are not llama.cpp's bit for bit, since sums are rounded in another order, but they are as
 far off from the exact ones, on whatever network it is. That makes it the measure of what a
 right file may differ by.
@@ -11,6 +11,7 @@ right file may differ by.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,21 +23,46 @@ _LARGEST = 127  # of an 8-bit number
 _GELU_TABLE_ENDS = 10.0
 
 
+def _as_it_is(part: str, name: str, inputs: Tensor) -> Tensor:
+    del part, name
+    return inputs
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What a matrix product and an activation are.
+
+    Attributes:
+        activation: of the feed-forward; None for the one that the checkpoint means.
+        round_inputs: called as `round_inputs(part, linear, inputs [n, in])` with the layer's GGUF
+            name before every linear layer; what it returns is multiplied.
+    """
+
+    activation: Callable[[Tensor], Tensor] | None = None
+    round_inputs: Callable[[str, str, Tensor], Tensor] = _as_it_is
+
+
+#: Float32 throughout.
+EXACT = Arithmetic()
+
+
 def gelu_from_table(x: Tensor) -> Tensor:
     """GELU as ggml's CPU backend has it: the tanh form, of and in float16 between -10 and 10."""
     table = F.gelu(x.half().float(), approximate="tanh").half().float()
     return torch.where(x.abs() < _GELU_TABLE_ENDS, table, F.relu(x))
 
 
-def input_rounding(types: Mapping[str, str]) -> Callable[[str, Tensor], Tensor]:
+def input_rounding(
+    types: Mapping[str, Mapping[str, str]],
+) -> Callable[[str, str, Tensor], Tensor]:
     """How inputs of each linear layer are rounded before they are multiplied.
 
     Args:
-        types: the type of each matrix by its GGUF name, such as `Q4_K`.
+        types: the type of each matrix, such as `Q4_K`, by part and GGUF name.
     """
 
-    def round_inputs(name: str, x: Tensor) -> Tensor:
-        kind = types[name]
+    def round_inputs(part: str, name: str, x: Tensor) -> Tensor:
+        kind = types[part][name]
         if kind == "F32":
             return x
         if kind == "F16":

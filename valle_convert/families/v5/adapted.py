@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.checkpoint.source import NamedTensors
-from valle_convert.gguf_file.adapter import AdaptedTensors, Adapter
+from valle_convert.closing import Closing
+from valle_convert.families.v5.adapter import AdaptedTensors, Adapter
 from valle_convert.model.description import Description
 from valle_convert.model.spec import Model, level_of_head
 from valle_convert.network.protocol import Network, Outputs
@@ -22,12 +23,12 @@ from valle_convert.network.protocol import Network, Outputs
 
 def adapted_reference(
     tensors: NamedTensors,
-    description: Description,
+    description: Description[Model],
     adapters: Sequence[Adapter],
     **options: Any,  # noqa: ANN401 - those of `ReferenceNetwork`
 ) -> Network:
     """The PyTorch reference with adapters, each in the passes of its levels."""
-    from valle_convert.network.reference import ReferenceNetwork
+    from valle_convert.families.v5.reference import ReferenceNetwork
 
     if not adapters:
         return ReferenceNetwork(tensors, description, **options)
@@ -38,7 +39,7 @@ def adapted_reference(
     return AdaptedNetwork(adapters, make)
 
 
-class AdaptedNetwork:
+class AdaptedNetwork(Closing):
     """A `protocol.Network` that computes each pass with the adapters of its level.
 
     Args:
@@ -74,6 +75,9 @@ class AdaptedNetwork:
         """Forget the sequences so far."""
         for network in self._networks.values():
             network.reset()
+
+    def close(self) -> None:
+        """Nothing is held that PyTorch does not free by itself."""
 
     def step(
         self,

@@ -40,11 +40,10 @@ from valle_convert.gguf_file.plan import TOKEN_EMBEDDING, PlannedFile, stored_ty
 from valle_convert.gguf_file.read import GgufFile, TensorInfo, is_gguf
 from valle_convert.gguf_file.types import F32, GGML_TYPES, PLAIN_DTYPES, GgmlType
 from valle_convert.model.spec import LANGUAGES, TASKS, TONES
-from valle_convert.model.v5 import LAYER_TENSORS
+from valle_convert.families.v5.facts import LAYER_TENSORS
 
 FORMAT = "gguf, made the old way"
-_OLD_TYPES = "old_types"
-OLD_TYPES_KEY = SOURCE_PREFIX + _OLD_TYPES
+_OLD_TYPES = OLD_TYPES_KEY.removeprefix(SOURCE_PREFIX)
 _WHAT = "VALL-E that was made into GGUF the old way"
 _ARCHITECTURE = "llama"
 _OUTPUT = "output.weight"
@@ -179,35 +178,6 @@ def as_repaired(checkpoint: Checkpoint, file: GgufFile) -> Checkpoint:
         config=overlay(checkpoint.config, {"experimental": experimental}),
         stats={},
     )
-
-
-def rounded_types(plan: PlannedFile, file: GgufFile) -> dict[str, GgmlType]:
-    """By the names of the checkpoint, the types that its weights were rounded to for a file.
-
-    That is the type in the file, but for a repaired one: its token embedding may be float16 where
-    the old file had quantized tables and heads, and what comes from the old file is rounded no
-    more.
-
-    Args:
-        plan: of the checkpoint, or of the old file, that the file is held against.
-        file: tells its types.
-    """
-    specs = plan.checkpoint.tensors.specs
-    old = [GGML_TYPES.get(name) for name in open_names(file, OLD_TYPES_KEY)]
-    types: dict[str, GgmlType] = {}
-    for tensor in plan.tensors:
-        if tensor.name not in file.tensors:
-            continue
-        found = file.tensors[tensor.name].ggml_type
-        for part in tensor.parts:
-            kind = found
-            if plan.checkpoint.container == FORMAT:
-                kind = F32 if stored_type(specs[part.source]) == found else found
-            elif tensor.name == TOKEN_EMBEDDING and len(old) == 2:
-                before = old[part.label.startswith("head.")] or found
-                kind = min(found, before, key=lambda one: one.bits)
-            types.setdefault(part.source, kind)
-    return types
 
 
 def open_names(file: GgufFile, key: str) -> list[str]:

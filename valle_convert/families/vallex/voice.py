@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from valle_convert.audio.codes import SavedCodes, check_codes_fit
 from valle_convert.errors import InputError
 from valle_convert.model.spec import CodeFormat
-from valle_convert.model.vallex_symbols import (
+from valle_convert.families.vallex.symbols import (
     VALLEX_LANGUAGES,
     VALLEX_SYMBOLS,
     VOICE_FILE_LANGUAGES,

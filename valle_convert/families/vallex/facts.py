@@ -20,18 +20,25 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from valle_convert.checkpoint import Checkpoint, TensorSource, TensorSpec
+from valle_convert.checkpoint import Checkpoint, TensorSpec
 from valle_convert.checkpoint.read import AMPHION_NAME, has_icefall_names
 from valle_convert.checkpoint.source import FLOAT32
 from valle_convert.errors import InputError, UnsupportedModelError
 from valle_convert.model.collector import Collector, count_numbered
-from valle_convert.model.description import BackboneTensor, Dropped, RowBlock
+from valle_convert.model.description import (
+    BackboneTensor,
+    ComputedTensors,
+    Contents,
+    Description,
+    Dropped,
+    Recovered,
+    RowBlock,
+)
 from valle_convert.model.spec import (
     CODECS,
     UNKNOWN_CODEC,
@@ -40,7 +47,7 @@ from valle_convert.model.spec import (
     Table,
     names_in_order,
 )
-from valle_convert.model.vallex_symbols import VALLEX_LANGUAGES, VALLEX_SYMBOLS
+from valle_convert.families.vallex.symbols import VALLEX_LANGUAGES, VALLEX_SYMBOLS
 
 #: The factor in front of GELU: normalized mean square error 6e-13 with the one, 9e-10 with the
 #: other, where the rounding of float16 costs 4e-7.
@@ -123,72 +130,7 @@ class VallexModel:
         return self.codebook_size + 1
 
 
-@dataclass(frozen=True)
-class NetDescription:
-    """Where the tensors of one network go.
-
-    Attributes:
-        rows: what the token embedding is made of, in row order, without gaps.
-        backbone: every other tensor that does not differ among levels.
-        levels: for each level from 1 on the tensors that do; none for the AR.
-    """
-
-    rows: tuple[RowBlock, ...]
-    backbone: tuple[BackboneTensor, ...]
-    levels: tuple[tuple[BackboneTensor, ...], ...] = ()
-
-
-@dataclass(frozen=True)
-class VallexDescription:
-    """A VALL-E X checkpoint, understood.
-
-    Attributes:
-        model: sizes, tables, heads.
-        checkpoint: the source, with the computed tensors among its own.
-        ar, nar: where everything goes.
-        dropped: what is left out, with reasons.
-        notes: things worth telling the user.
-    """
-
-    model: VallexModel
-    checkpoint: Checkpoint
-    ar: NetDescription
-    nar: NetDescription
-    dropped: tuple[Dropped, ...]
-    notes: tuple[str, ...]
-
-
-class ComputedTensors:
-    """A `TensorSource` with tensors that are computed of its own."""
-
-    def __init__(self, source: TensorSource) -> None:
-        self._source = source
-        self._recipes: dict[str, Callable[[], NDArray[Any]]] = {}
-        self._specs = dict(source.specs)
-
-    @property
-    def specs(self) -> Mapping[str, TensorSpec]:
-        """Every tensor, those of the file first."""
-        return MappingProxyType(self._specs)
-
-    def add(self, spec: TensorSpec, recipe: Callable[[], NDArray[Any]]) -> str:
-        """Offer a tensor under a further name, which is returned."""
-        self._specs[spec.name] = spec
-        self._recipes[spec.name] = recipe
-        return spec.name
-
-    def read(self, name: str) -> NDArray[Any]:
-        """One tensor; what is computed is float32."""
-        recipe = self._recipes.get(name)
-        return self._source.read(name) if recipe is None else recipe()
-
-
 # ------------------------------------------------------------------- which model it is
-
-
-def is_vallex(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint is one of VALL-E X or of a relative, by the names of its tensors."""
-    return has_icefall_names(checkpoint.tensors.specs)
 
 
 #: What a relative is told by: a name that it has, and what it is then.
@@ -233,18 +175,27 @@ def _refuse_relatives(checkpoint: Checkpoint) -> None:
         raise UnsupportedModelError(f"{checkpoint.path} {why}; {_SUPPORTED}.")
 
 
-def refuse_amphion(checkpoint: Checkpoint) -> None:
-    """Refuse the one relative whose names are not those of this trainer.
+def is_icefall(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint is one of VALL-E X or of a relative, by the names of its tensors."""
+    return has_icefall_names(checkpoint.tensors.specs)
 
-    Raises:
-        UnsupportedModelError: it is that.
-    """
-    found = next((name for name in checkpoint.tensors.specs if AMPHION_NAME.fullmatch(name)), None)
-    if found is not None and checkpoint.config.get("version") is None:
+
+def is_amphion(checkpoint: Checkpoint) -> bool:
+    """Whether it is the one relative whose names are not those of this trainer."""
+    return checkpoint.config.get("version") is None and _amphion_name(checkpoint) is not None
+
+
+def _amphion_name(checkpoint: Checkpoint) -> str | None:
+    return next((name for name in checkpoint.tensors.specs if AMPHION_NAME.fullmatch(name)), None)
+
+
+def _refuse_amphion(checkpoint: Checkpoint) -> None:
+    if is_amphion(checkpoint):
         raise UnsupportedModelError(
-            f"{checkpoint.path} is one of the two files of Amphion's VALL-E v2 (it has {found}), "
-            "a LLaMA with one vocabulary and another codec (SpeechTokenizer), which is not "
-            "converted; supported are VALL-E X, and versions 5 and 6 of e-c-k-e-r/vall-e."
+            f"{checkpoint.path} is one of the two files of Amphion's VALL-E v2 (it has "
+            f"{_amphion_name(checkpoint)}), a LLaMA with one vocabulary and another codec "
+            "(SpeechTokenizer), which is not converted; supported are VALL-E X, and versions 5 "
+            "and 6 of e-c-k-e-r/vall-e."
         )
 
 
@@ -322,16 +273,16 @@ def fold_norm(read: Callable[[str], NDArray[Any]], norm: str, level: int) -> NDA
 # --------------------------------------------------------------------------- describe
 
 
-def describe_vallex(
+def describe(
     checkpoint: Checkpoint, codec: Codec | None = None, *, factor: int = FACTOR
-) -> VallexDescription:
+) -> Description[VallexModel]:
     """Understand a checkpoint of VALL-E X.
 
     A few weights are read: the factors on positions, heads and tables that may be the same, and
     `linear1`, whose largest value bounds the activation factor.
 
     Args:
-        checkpoint: an open checkpoint, for which `is_vallex` holds.
+        checkpoint: an open checkpoint.
         codec: the audio codec, where the user gives it; else it is told by levels and codes.
         factor: the activation factor, unless a weight is too large for it.
 
@@ -339,6 +290,7 @@ def describe_vallex(
         UnsupportedModelError: it is a relative that computes something else.
         InputError: tensors are missing, unexpected or of wrong shapes.
     """
+    _refuse_amphion(checkpoint)
     _refuse_relatives(checkpoint)
     specs = checkpoint.tensors.specs
     collector = Collector(specs)
@@ -393,31 +345,33 @@ def describe_vallex(
         )
     ar, ar_rows, _ = _rows(nets[0], read)
     nar, nar_rows, same = _rows(nets[1], read)
-    dropped += same
+    recovered: dict[str, Recovered] = {}
     found = CODECS.get((n_levels, n_codes), UNKNOWN_CODEC)
     if codec is None and found is UNKNOWN_CODEC:
         notes.append(
             f"no known codec has {n_levels} levels of {n_codes} codes; the files say `unknown` "
             "(give it with --codec)"
         )
+    recovered |= {source: Recovered(table) for source, table in same.items()}
+    dropped += [Dropped(source, f"the same as {table}") for source, table in same.items()]
     folded = _folding(read, n_levels)
-    levels = tuple(tuple(_level_norms(tensors, folded, nar, i)) for i in range(1, n_levels))
-    return VallexDescription(
-        model=VallexModel(
-            ar=ar,
-            nar=nar,
-            n_levels=n_levels,
-            codebook_size=n_codes,
-            languages=names_in_order(VALLEX_LANGUAGES, n_languages),
-            activation_factor=factor,
-            codec=codec or found,
-        ),
-        checkpoint=replace(checkpoint, tensors=tensors),
-        ar=NetDescription(ar_rows, (*_layers(tensors, read, ar, factor), *_plain_norms(ar))),
-        nar=NetDescription(nar_rows, tuple(_layers(tensors, read, nar, factor)), levels),
-        dropped=tuple(dropped),
-        notes=tuple(notes),
+    model = VallexModel(
+        ar=ar,
+        nar=nar,
+        n_levels=n_levels,
+        codebook_size=n_codes,
+        languages=names_in_order(VALLEX_LANGUAGES, n_languages),
+        activation_factor=factor,
+        codec=codec or found,
     )
+    contents = {
+        "ar": Contents(ar_rows, (*_layers(tensors, recovered, read, ar, factor), *_plain_norms(ar))),
+        "nar": Contents(nar_rows, tuple(_layers(tensors, recovered, read, nar, factor))),
+    }
+    for level in range(1, n_levels):
+        norms = tuple(_level_norms(tensors, folded, nar, level))
+        contents[f"nar-{level}"] = Contents(backbone=norms)
+    return Description(model, tensors, contents, tuple(dropped), tuple(notes), recovered)
 
 
 def _take_net(
@@ -504,13 +458,14 @@ def _largest_up(checkpoint: Checkpoint, nets: tuple[Net, ...]) -> float:
 
 def _rows(
     net: Net, read: Callable[[str], NDArray[Any]]
-) -> tuple[Net, tuple[RowBlock, ...], list[Dropped]]:
-    """The rows of tables and heads, a head that is some table not written twice."""
+) -> tuple[Net, tuple[RowBlock, ...], dict[str, str]]:
+    """The rows of tables and heads; last, which heads are tables and are not written twice."""
     rows = [
         RowBlock(table.name, table_source(net.name, table.name), table.first_row, table.n_rows)
         for table in net.tables
     ]
-    next_row, heads, same = net.n_rows, [], []
+    next_row, heads = net.n_rows, []
+    same: dict[str, str] = {}
     sources = ["ar_predict_layer.weight"]
     if net.name == "nar":
         n_levels = sum(table.name.startswith("audio.") for table in net.tables)
@@ -523,7 +478,7 @@ def _rows(
         )
         if twin is not None and np.array_equal(weights, read(table_source("nar", twin.name))):
             heads.append(Head(name, twin.first_row, twin.n_rows))
-            same.append(Dropped(source, f"the same as {table_source('nar', twin.name)}"))
+            same[source] = table_source("nar", twin.name)
             continue
         heads.append(Head(name, next_row, len(weights)))
         rows.append(RowBlock(f"head.{name}", source, next_row, len(weights)))
@@ -539,9 +494,18 @@ def _rows(
 
 
 def _layers(
-    tensors: ComputedTensors, read: Callable[[str], NDArray[Any]], net: Net, factor: int
+    tensors: ComputedTensors,
+    recovered: dict[str, Recovered],
+    read: Callable[[str], NDArray[Any]],
+    net: Net,
+    factor: int,
 ) -> Iterator[BackboneTensor]:
     """The layers without their norms; `ffn_up` multiplied, and the divisor behind it."""
+
+    def divided(values: NDArray[Any]) -> NDArray[np.float32]:  # by a power of two: no bit is lost
+        quotient: NDArray[np.float32] = values / np.float32(factor)
+        return quotient
+
     for layer in range(net.n_layer):
         for source, target, _ in _LAYER:
             name = f"{net.name}_decoder.layers.{layer}.{source}"
@@ -554,7 +518,8 @@ def _layers(
                     product: NDArray[np.float32] = values * np.float32(factor)
                     return product
 
-                name = tensors.add(scaled, multiplied)
+                plain, name = name, tensors.add(scaled, multiplied)
+                recovered[plain] = Recovered(name, divided)
             yield BackboneTensor(name, f"blk.{layer}.{target}", spec.shape)
         divisor = TensorSpec(f"{factor} of {net.name} layer {layer}", FLOAT32, "", (net.n_ff,))
         name = tensors.add(divisor, lambda: np.full(net.n_ff, factor, np.float32))
