@@ -20,7 +20,6 @@ from valle_convert.errors import InputError
 from valle_convert.gguf_file.metadata import GeneralMetadata
 from valle_convert.gguf_file.plan import GgufPlan, plan_gguf
 from valle_convert.progress import Progress, silent
-from valle_convert.tokenizer.compile import DEFAULT_PRE
 
 if TYPE_CHECKING:
     from valle_convert.gguf_file.adapter import Adapter
@@ -99,7 +98,6 @@ def plan_conversion(
     *,
     out_type: str = "auto",
     tokenizer: PathLike | None = None,
-    tokenizer_pre: str = DEFAULT_PRE,
     codec: str | None = None,
     metadata: GeneralMetadata | None = None,
 ) -> GgufPlan:
@@ -109,7 +107,6 @@ def plan_conversion(
         checkpoint: a path, or what `read_checkpoint` gave.
         out_type: "auto" (the checkpoint's own), "f32", "f16", "bf16" or "q8_0".
         tokenizer: a tokenizer.json or SentencePiece .model; None chooses one, and says why.
-        tokenizer_pre: llama.cpp's pre-tokenizer, "qwen35" or "superbpe".
         codec: name of the audio codec; None tells it by levels and codes.
         metadata: values for the `general.*` keys.
 
@@ -122,7 +119,6 @@ def plan_conversion(
         checkpoint,
         out_type=out_type,
         tokenizer=None if tokenizer is None else Path(tokenizer),
-        tokenizer_pre=tokenizer_pre,
         codec=codec,
         metadata=metadata,
     )

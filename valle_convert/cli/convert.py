@@ -21,7 +21,6 @@ from valle_convert.cli.options import (
     OutType,
     RevisionOption,
     TokenizerOption,
-    TokenizerPre,
     paths_of,
 )
 
@@ -63,9 +62,6 @@ def convert(
     lora_scale: LoraScaleOption = 1.0,
     revision: RevisionOption = None,
     tokenizer: TokenizerOption = None,
-    tokenizer_pre: Annotated[
-        TokenizerPre, typer.Option(help="llama.cpp's pre-tokenizer; both give the same ids.")
-    ] = "qwen35",
     codec: CodecOption = None,
     metadata: Annotated[
         Path | None,
@@ -165,7 +161,6 @@ def convert(
         opened,
         out_type=out_type,
         tokenizer=tokenizer,
-        tokenizer_pre=tokenizer_pre,
         codec=codec,
         metadata=general,
     )

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 #: Number formats of `--outtype`.
 OutType = Literal["auto", "f32", "f16", "bf16", "q8_0"]
-#: llama.cpp's pre-tokenizers that are exact for phonemes.
-TokenizerPre = Literal["qwen35", "superbpe"]
 
 CheckpointArgument = Annotated[
     Path,

@@ -34,7 +34,6 @@ from valle_convert.model.description import BiasBlock, Description
 from valle_convert.model.families import describe
 from valle_convert.model.spec import CODECS, Model, codec_named
 from valle_convert.tokenizer.choose import TokenizerChoice, choose_tokenizer
-from valle_convert.tokenizer.compile import DEFAULT_PRE
 from valle_convert.tokenizer.compiled import CompiledTokenizer
 
 TOKEN_EMBEDDING = "token_embd.weight"  # noqa: S105 - a tensor
@@ -164,7 +163,6 @@ def plan_gguf(
     *,
     out_type: str = "auto",
     tokenizer: Path | None = None,
-    tokenizer_pre: str = DEFAULT_PRE,
     codec: str | None = None,
     metadata: GeneralMetadata | None = None,
 ) -> GgufPlan:
@@ -174,7 +172,6 @@ def plan_gguf(
         checkpoint: the source.
         out_type: a key of `OUT_TYPES`, in capitals or not.
         tokenizer: a tokenizer.json or SentencePiece .model; None chooses one, and says why.
-        tokenizer_pre: llama.cpp's pre-tokenizer, "qwen35" or "superbpe".
         codec: name of the audio codec; None tells it by levels and codes.
         metadata: values for the `general.*` keys.
 
@@ -197,7 +194,6 @@ def plan_gguf(
         description,
         choice,
         out_type=out_type,
-        pre=tokenizer_pre,
         metadata=metadata or GeneralMetadata(),
     )
 
@@ -208,7 +204,6 @@ def lay_out(
     tokenizer: TokenizerChoice,
     *,
     out_type: str = "auto",
-    pre: str = DEFAULT_PRE,
     metadata: GeneralMetadata,
 ) -> GgufPlan:
     """Lay out the file, without reading weights.
@@ -218,7 +213,6 @@ def lay_out(
         description: what its family said of it.
         tokenizer: the chosen tokenizer; its extra rows follow the model's own.
         out_type: a key of `OUT_TYPES`, in capitals or not.
-        pre: llama.cpp's pre-tokenizer.
         metadata: the `general.*` values that the user gave.
 
     Raises:
@@ -226,7 +220,7 @@ def lay_out(
             named); the tokenizer has other ids for <unk>, <bos> or </eos> than the network.
     """
     model = description.model
-    compiled = tokenizer.compile(placeholder_names(description), pre)
+    compiled = tokenizer.compile(placeholder_names(description))
     _check_special_ids(compiled, tokenizer)
     parts = [Part(b.label, b.source, b.first_row, b.n_rows) for b in description.rows]
     if compiled.extra_rows:

@@ -59,7 +59,7 @@ from valle_convert.model.vallex import (
 )
 from valle_convert.model.vallex_symbols import N_SPECIAL_SYMBOLS, VALLEX_SYMBOLS
 from valle_convert.tokenizer.bpe import AddedToken, PhonemeBpe
-from valle_convert.tokenizer.compile import DEFAULT_PRE, compile_bpe
+from valle_convert.tokenizer.compile import compile_bpe
 from valle_convert.tokenizer.compiled import CompiledTokenizer
 
 VALLEX_ARCHITECTURE = "mpt"
@@ -267,7 +267,7 @@ def symbol_tokenizer(net: Net) -> CompiledTokenizer:
         names += [f"<{table.name}:{row}>" for row in range(table.n_rows)]
     for head in net.heads:
         names += [f"<head.{head.name}:{row}>" for row in range(head.n_rows)]
-    return compile_bpe(bpe, names, DEFAULT_PRE)
+    return compile_bpe(bpe, names)
 
 
 def _architecture_keys(net: Net, n_tokens: int) -> Iterator[Key]:

@@ -1,8 +1,7 @@
 """The plan that a given file should have come from.
 
-Most of a plan follows from the checkpoint. What a user could choose without changing what
-the file computes (the splitter of the tokenizer, the name of an unknown codec) is taken from
-the file.
+Nearly all of a plan follows from the checkpoint. The name of an unknown codec, which a user could
+choose without changing what the file computes, is taken from the file.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from valle_convert.checkpoint import Checkpoint
 from valle_convert.gguf_file.plan import GgufPlan, plan_gguf
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.spec import CODECS, UNKNOWN_CODEC
-from valle_convert.tokenizer.compile import DEFAULT_PRE, SPLITTERS
 
 
 def plan_like(
@@ -28,16 +26,9 @@ def plan_like(
     Raises:
         InputError: the checkpoint or the tokenizer cannot be converted.
     """
-    pre = file.keys.get("tokenizer.ggml.pre")
-    if pre not in SPLITTERS:
-        pre = DEFAULT_PRE  # a SentencePiece vocabulary, or a fault that the verifier will name
-
-    def plan(codec: str | None) -> GgufPlan:
-        return plan_gguf(checkpoint, tokenizer=tokenizer, tokenizer_pre=pre, codec=codec)
-
-    made = plan(codec)
+    made = plan_gguf(checkpoint, tokenizer=tokenizer, codec=codec)
     recorded = file.keys.get("valle.codec.name")
     known = {known_codec.name for known_codec in CODECS.values()}
     if codec is None and made.model.config.codec is UNKNOWN_CODEC and recorded in known:
-        return plan(recorded)
+        return plan_gguf(checkpoint, tokenizer=tokenizer, codec=recorded)
     return made
