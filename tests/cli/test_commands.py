@@ -141,16 +141,15 @@ def test_a_dry_run_reads_no_weights(tmp_path: Path, cli: Cli) -> None:
         assert [one.name for one in tmp_path.iterdir()] == ["hole.sft"]
 
 
-def test_metadata_comes_from_options_and_a_file_and_options_win(tmp_path: Path, cli: Cli) -> None:
+def test_metadata_comes_from_a_file_and_a_name_that_is_given_wins(tmp_path: Path, cli: Cli) -> None:
     from valle_convert.gguf_file.read import GgufFile
 
     metadata = tmp_path / "m.json"
-    metadata.write_text('{"author": "file", "general.license": "mit", "tags": ["a", "b"]}')
+    metadata.write_text('{"name": "file", "general.license": "mit", "tags": ["a", "b"]}')
     out = tmp_path / "o.gguf"
     path = golden_checkpoint("ar-nar-len")
-    assert cli(path, out, "--metadata", metadata, "--author", "option", "--name", "N").code == 0
+    assert cli(path, out, "--metadata", metadata, "--name", "N").code == 0
     keys = GgufFile(out).keys
-    assert keys["general.author"] == "option"
     assert keys["general.license"] == "mit"
     assert keys["general.tags"] == ["a", "b"]
     assert keys["general.name"] == "N"

@@ -67,27 +67,13 @@ def convert(
         Path | None,
         typer.Option(
             metavar="FILE.json",
-            help='Values for the general.* keys, such as {"author": "...", "license": "mit"}.',
+            help="JSON with values for the general.* keys: author, license, description, "
+            "source.url, tags and the others of the GGUF specification.",
             show_default=False,
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="general.name; else the config's.", show_default=False)
-    ] = None,
-    author: Annotated[str | None, typer.Option(help="general.author.", show_default=False)] = None,
-    license_: Annotated[
-        str | None,
-        typer.Option("--license", help="general.license, an SPDX word.", show_default=False),
-    ] = None,
-    description: Annotated[
-        str | None, typer.Option(help="general.description.", show_default=False)
-    ] = None,
-    source_url: Annotated[
-        str | None, typer.Option(help="general.source.url.", show_default=False)
-    ] = None,
-    tag: Annotated[
-        list[str] | None,
-        typer.Option(help="general.tags; may be given several times.", show_default=False),
+        str | None, typer.Option(help="general.name; else that of the file, else of the config.", show_default=False)
     ] = None,
     verify: Annotated[
         VerifyChoice,
@@ -127,14 +113,6 @@ def convert(
             force=force,
         )
         check_readable(out, verify)
-    options: dict[str, Any] = {
-        "name": name,
-        "author": author,
-        "license": license_,
-        "description": description,
-        "source.url": source_url,
-        "tags": tag or None,
-    }
     opened = read_checkpoint(
         checkpoint,
         config=config,
@@ -144,7 +122,7 @@ def convert(
         revision=revision,
         progress=console.progress_bar,
     )
-    general = GeneralMetadata.read(metadata, options)
+    general = GeneralMetadata.read(metadata, name)
     if is_vallex(opened):
         _refuse_for_sets({"--tokenizer": tokenizer, "--lora": lora, "--lora-alpha": lora_alpha})
         plan_of_set = plan_vallex(opened, out_type=out_type, codec=codec, metadata=general)
