@@ -189,7 +189,7 @@ def test_an_adapter_that_cannot_be_right_is_not_written(
     out = tmp_path / "a.gguf"
     out.write_text("mine")
     source = converted("ar-nar-len", "f16")
-    run = ("lora", source, adapter, out, "--lora-scale", factor, "--force")
+    run = ("lora", source, f"{adapter}@{factor}", out, "--force")
     assert "at most 1e+09 is expected" in error_of(cli(*run), 2)
     assert out.read_text() == "mine"
     assert "is no regular file" in error_of(cli("lora", source, adapter, "/dev/null"), 2)

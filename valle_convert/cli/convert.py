@@ -17,9 +17,7 @@ from valle_convert.cli.options import (
     JsonOption,
     LoraAlphaOption,
     LoraOption,
-    LoraScaleOption,
     OutType,
-    RevisionOption,
     TokenizerOption,
     paths_of,
 )
@@ -59,8 +57,6 @@ def convert(
     config: ConfigOption = None,
     lora: LoraOption = None,
     lora_alpha: LoraAlphaOption = None,
-    lora_scale: LoraScaleOption = 1.0,
-    revision: RevisionOption = None,
     tokenizer: TokenizerOption = None,
     codec: CodecOption = None,
     metadata: Annotated[
@@ -118,8 +114,6 @@ def convert(
         config=config,
         lora=lora or (),
         lora_alpha=lora_alpha,
-        lora_scale=lora_scale,
-        revision=revision,
         progress=console.progress_bar,
     )
     general = GeneralMetadata.read(metadata, name)

@@ -20,7 +20,6 @@ from valle_convert.cli.options import (
     ForceOption,
     JsonOption,
     KeptLoraOption,
-    LoraScaleOption,
     paths_of,
 )
 from valle_convert.cli.remote import local_gguf
@@ -43,7 +42,7 @@ OrderChoice = Literal["frame", "level"]
 #: Options that mean nothing to the other family; given all the same, they are refused.
 _OF_VALLEX_ONLY = ("voice_text", "best_of", "accent")
 _NOT_OF_VALLEX = (
-    "task source lora lora_scale steps guidance guidance_rescale duration_padding prompt_seconds "
+    "task source lora steps guidance guidance_rescale duration_padding prompt_seconds "
     "context_history repetition_penalty repetition_penalty_decay"
 ).split()
 
@@ -116,7 +115,6 @@ def speak(
         ),
     ] = None,
     lora: KeptLoraOption = None,
-    lora_scale: LoraScaleOption = 1.0,
     voice: Annotated[
         Path | None,
         typer.Option(
@@ -312,7 +310,7 @@ def speak(
     console.talk(f"loading {gguf}" + (" and the codec" if needs_codec else ""))
     opening = (codec, threads, needs_codec, cache_type)
     with (
-        _open_speaker(gguf, *opening, (lora, lora_scale))
+        _open_speaker(gguf, *opening, lora)
         if vallex is None
         else _open_vallex_speaker(vallex, *opening)
     ) as speaker:
@@ -548,7 +546,7 @@ def _open_speaker(
     threads: int | None,
     needs_codec: bool,
     cache_type: CacheChoice = "f32",
-    loras: tuple[list[str] | None, float] = (None, 1.0),
+    lora: list[str] | None = None,
 ) -> Speaker:
     """The speaker; what is wrong with the GGUF file is told before a codec is loaded."""
     from valle_convert.audio import open_codec
@@ -558,7 +556,7 @@ def _open_speaker(
     from valle_convert.speech.speaker import Speaker
 
     file = GgufFile(gguf)
-    adapters = lora_files(*loras)
+    adapters = lora_files(lora)
     opened = open_codec(codec, open_model(file).config) if needs_codec else None
     return Speaker.open(
         file, codec=opened, n_threads=threads, cache_type=cache_type, adapters=adapters
