@@ -29,7 +29,6 @@ from verify.old_files import make_old
 
 from valle_convert import read_checkpoint
 from valle_convert.checkpoint.hub import parse_location
-from valle_convert.errors import InputError
 from valle_convert.gguf_file.read import GgufFile
 
 SHAPE = Shape(dim=64, layers=1, levels=2, audio_tokens=64)

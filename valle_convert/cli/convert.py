@@ -69,7 +69,10 @@ def convert(
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="general.name; else that of the file, else of the config.", show_default=False)
+        str | None,
+        typer.Option(
+            help="general.name; else that of the file, else of the config.", show_default=False
+        ),
     ] = None,
     verify: Annotated[
         VerifyChoice,
@@ -108,7 +111,6 @@ def convert(
             inputs=[checkpoint, config, *paths_of(lora), tokenizer, metadata],
             force=force,
         )
-        check_readable(out, verify)
     opened = read_checkpoint(
         checkpoint,
         config=config,
@@ -143,30 +145,15 @@ def convert(
     carry_out(plan, out, verify, force=force, as_json=json_)
 
 
-def check_readable(out: Path, verify: VerifyChoice) -> None:
-    """Refuse a full check of what cannot be read back."""
-    from valle_convert.files import is_stream
-
-    if verify == "full" and is_stream(out):
-        raise typer.BadParameter(
-            f"{out} cannot be read back; give a file, or --verify none.", param_hint="--verify"
-        )
-
-
 def carry_out(
     plan: GgufPlan, out: Path, verify: VerifyChoice, *, force: bool, as_json: bool
 ) -> None:
     """Write a planned file, check it, and tell of both."""
-    from valle_convert.files import is_stream
-
     _tell_choices(plan)
     start = time.perf_counter()
     size = _write(plan, out, force=force)
     seconds = time.perf_counter() - start
     console.talk(f"wrote {out}: {console.n_bytes(size)} in {seconds:.1f} s")
-    if is_stream(out):
-        verify = "none"
-        console.talk(f"note: {out} is no file that could be read back, so nothing was verified")
     report = _verify(plan, out, verify)
     if as_json:
         console.data_json(

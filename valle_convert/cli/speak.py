@@ -283,7 +283,7 @@ def speak(
         out = Path("/dev/stdout")
     _check_request(task, text, source, codes, voice, out, save_codes)
     from valle_convert.audio import check_codes_target, write_codes
-    from valle_convert.files import check_outputs
+    from valle_convert.files import check_outputs, is_stream
     from valle_convert.gguf_file.vallex import open_if_vallex
     from valle_convert.speech.common import is_codes_file
 
@@ -294,7 +294,7 @@ def speak(
     inputs += [one for one in (voice, source, codes) if one is not None]
     codec_files = [Path(codec)] if codec is not None else []
     check_outputs(
-        {"--out": out, "--save-codes": save_codes},
+        {"--out": None if out is None or is_stream(out) else out, "--save-codes": save_codes},
         inputs=[*inputs, *codec_files, *paths_of(lora)],
         force=force,
     )
