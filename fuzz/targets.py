@@ -687,7 +687,7 @@ def _make_metadata(rng: Random) -> Files:
 def _read_metadata(folder: Path) -> None:
     from valle_convert.gguf_file.metadata import GeneralMetadata
 
-    GeneralMetadata.read(folder / "x.json", {})
+    GeneralMetadata.read(folder / "x.json")
 
 
 # ----------------------------------------------------------------------------- tokenizers

@@ -20,7 +20,6 @@ from valle_convert.errors import InputError
 from valle_convert.gguf_file.metadata import GeneralMetadata
 from valle_convert.gguf_file.plan import GgufPlan, plan_gguf
 from valle_convert.progress import Progress, silent
-from valle_convert.tokenizer.compile import DEFAULT_PRE
 
 if TYPE_CHECKING:
     from valle_convert.families.v5.adapter import Adapter
@@ -39,21 +38,18 @@ def read_checkpoint(
     config: PathLike | None = None,
     lora: PathLike | Sequence[PathLike] = (),
     lora_alpha: float | None = None,
-    lora_scale: float = 1.0,
-    revision: str | None = None,
     progress: Progress = silent,
 ) -> Checkpoint:
     """Open a checkpoint without reading its weights; see `checkpoint.read_checkpoint`.
 
-    LoRAs in `lora` are merged, each as `FILE` or `FILE@SCALE`; `lora_scale` scales all of them.
+    LoRAs in `lora` are merged, each as `FILE` or `FILE@SCALE`.
     """
     try:
         return _read_checkpoint(
             Path(path),
             config=None if config is None else Path(config),
-            lora=lora_files(lora, lora_scale),
+            lora=lora_files(lora),
             lora_alpha=lora_alpha,
-            revision=revision,
             progress=progress,
         )
     except InputError:
@@ -99,7 +95,6 @@ def plan_conversion(
     *,
     out_type: str = "auto",
     tokenizer: PathLike | None = None,
-    tokenizer_pre: str = DEFAULT_PRE,
     codec: str | None = None,
     metadata: GeneralMetadata | None = None,
 ) -> GgufPlan:
@@ -109,7 +104,6 @@ def plan_conversion(
         checkpoint: a path, or what `read_checkpoint` gave.
         out_type: "auto" (the checkpoint's own), "f32", "f16", "bf16" or "q8_0".
         tokenizer: a tokenizer.json or SentencePiece .model; None chooses one, and says why.
-        tokenizer_pre: llama.cpp's pre-tokenizer, "qwen35" or "superbpe".
         codec: name of the audio codec; None tells it by levels and codes.
         metadata: values for the `general.*` keys.
 
@@ -122,7 +116,6 @@ def plan_conversion(
         checkpoint,
         out_type=out_type,
         tokenizer=None if tokenizer is None else Path(tokenizer),
-        tokenizer_pre=tokenizer_pre,
         codec=codec,
         metadata=metadata,
     )
@@ -150,19 +143,17 @@ def write_lora(
     out_type: str = "f32",
     config: PathLike | None = None,
     lora_alpha: float | None = None,
-    lora_scale: float = 1.0,
     force: bool = False,
 ) -> Adapter:
     """Write a LoRA as a GGUF adapter of a converted file, and read it back.
 
     Args:
         base: the converted file, quantized or not, or its checkpoint.
-        lora: the adapter's file, or a checkpoint that holds one.
+        lora: `FILE` or `FILE@SCALE`, of the adapter or of a checkpoint that holds one.
         target: the file to write.
         out_type: "f32" or "f16".
         config: of the checkpoint, where `base` is one without.
         lora_alpha: where the adapter does not say it.
-        lora_scale: by what it is multiplied.
         force: whether an existing file may be replaced.
 
     Raises:
@@ -175,13 +166,13 @@ def write_lora(
     from valle_convert.families.v5.adapter import AdapterBase, read_adapter, write_adapter
     from valle_convert.gguf_file.read import GgufFile, is_gguf
 
-    base, lora, target = Path(base), Path(lora), Path(target)
+    base, target = Path(base), Path(target)
     check_set([target], force=force, sources=[base])
     if is_gguf(base):
         fits = AdapterBase.of_gguf(GgufFile(base))
     else:
         fits = AdapterBase.of_checkpoint(read_checkpoint(base, config=config))
-    (given,) = lora_files([lora], lora_scale)
+    (given,) = lora_files([lora])
     pairs = open_lora(given, fits.specs, alpha=lora_alpha, kept_apart=True)
     inputs = [base, given.path]
     write_adapter(fits, pairs, given.path, target, out_type=out_type, force=force, inputs=inputs)

@@ -7,9 +7,8 @@ was. Where the system has no unnamed files (all but Linux, and some file systems
 file takes its place; it is locked as long as its writer lives, so that the next run knows
 one that was left by a run that was killed, and removes it.
 
-What is no regular file is never replaced: pipes and character devices are written into when
-the data is complete, everything else is refused. Of a symbolic link, the file that it points
-to is written.
+What is no regular file is never replaced and, but for sound, not written into. Of a symbolic link,
+the file that it points to is written.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ import re
 import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
@@ -58,8 +56,6 @@ _MACHINE = {
     errno.EBUSY,
 }
 _NO_UNNAMED_FILES = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL, errno.ENOSYS}
-_DESCRIPTOR = re.compile(r"/(?:dev|proc/(?:self|thread-self|\d+))/fd/(\d+)")
-_MAX_LINKS = 40
 #: What the work at hand reads; see `protected`.
 _inputs: ContextVar[tuple[Path, ...]] = ContextVar("inputs", default=())
 
@@ -241,18 +237,14 @@ def check_target(target: Path, *, force: bool, sources: Iterable[Path] = ()) -> 
             is in a folder that is one, is refused even with `force`.
 
     Raises:
-        InputError: the target is a directory, is an input, exists without `force`, or its
-            folder does not exist.
+        InputError: the target is a directory, a pipe or a device, is an input, exists without
+            `force`, or its folder does not exist.
         EnvironmentFault: the folder or the file cannot be written to.
     """
     words = f"The output {target}"
     found = stat_of(target, words)
-    if found is not None and not stat.S_ISREG(found.st_mode):
-        _check_stream(target, found)
-        return
-    if _descriptor(target) is not None:
-        return  # a file that was opened by whoever started this program
     if found is not None:
+        _check_regular(target, found)
         for source in (*sources, *_inputs.get()):
             _refuse_input(target, found, source)
         if not force:
@@ -288,7 +280,7 @@ def check_free_space(target: Path, n_bytes: int) -> None:
     Raises:
         EnvironmentFault: fewer than `n_bytes` are free on the disk of `target`.
     """
-    folder = Path(tempfile.gettempdir()) if is_stream(target) else _resolve(target).parent
+    folder = _resolve(target).parent
     free = shutil.disk_usage(folder).free
     if free < n_bytes:
         raise EnvironmentFault(
@@ -299,10 +291,10 @@ def check_free_space(target: Path, n_bytes: int) -> None:
 
 def is_stream(target: Path) -> bool:
     """Whether what is written there goes away: a pipe, a device, or standard output."""
-    if _descriptor(target) is not None:
-        return True
     found = stat_of(target, f"The output {target}")
-    return found is not None and not stat.S_ISREG(found.st_mode)
+    return found is not None and (
+        stat.S_ISFIFO(found.st_mode) or stat.S_ISCHR(found.st_mode) or _is_stdout(found)
+    )
 
 
 @contextmanager
@@ -315,10 +307,7 @@ def atomic_output(target: Path, *, force: bool, sources: Iterable[Path] = ()) ->
         InputError, EnvironmentFault: as `check_target`, and where the disk refuses a write.
     """
     check_target(target, force=force, sources=sources)
-    with (
-        explained_writes(target),
-        _stream_output(target) if is_stream(target) else _file_output(target, force) as file,
-    ):
+    with explained_writes(target), _file_output(target, force) as file:
         yield file
 
 
@@ -389,15 +378,9 @@ def check_set(targets: Sequence[Path], *, force: bool, sources: Iterable[Path] =
     """Refuse files that belong together where one of them cannot or must not be written.
 
     Raises:
-        InputError, EnvironmentFault: as `check_outputs`, or one of them is a pipe or a device.
+        InputError, EnvironmentFault: as `check_outputs`.
     """
     check_outputs({target.name: target for target in targets}, inputs=sources, force=force)
-    for target in targets:
-        if is_stream(target):
-            raise InputError(
-                f"The output {target} is no regular file, where one is needed that can be read "
-                "back or lies beside others; give the name of a file."
-            )
 
 
 def write_text_atomically(
@@ -595,16 +578,6 @@ def _file_output(target: Path, force: bool) -> Iterator[BinaryIO]:
                 partial.unlink()
 
 
-@contextmanager
-def _stream_output(target: Path) -> Iterator[BinaryIO]:
-    """A pipe or a device, which gets all of it at the end, since it cannot be gone back in."""
-    with tempfile.TemporaryFile() as file:
-        yield file
-        file.seek(0)
-        with open_stream(target) as stream:
-            shutil.copyfileobj(file, stream, 1 << 20)
-
-
 def open_stream(target: Path) -> BinaryIO:
     """Open what `is_stream` says yes to, for writing piece by piece.
 
@@ -612,10 +585,8 @@ def open_stream(target: Path) -> BinaryIO:
         InputError, EnvironmentFault: it cannot be opened.
     """
     try:
-        descriptor = _descriptor(target)
-        if descriptor is not None:
-            return os.fdopen(os.dup(descriptor), "wb")
-        return target.open("wb")
+        # Opened anew, a file on standard output would be written from its beginning.
+        return os.fdopen(os.dup(1), "wb") if _is_stdout(target.stat()) else target.open("wb")
     except OSError as error:
         raise os_fault(f"The output {target} cannot be opened", error) from error
 
@@ -706,22 +677,25 @@ def _kind(mode: int) -> str:
     return "no regular file"
 
 
-def _check_stream(target: Path, found: os.stat_result) -> None:
-    """Let pipes and character devices through, and refuse everything else that is no file."""
+def _check_regular(target: Path, found: os.stat_result) -> None:
     if stat.S_ISDIR(found.st_mode):
         raise InputError(
             f"The output {target} is a directory, where the name of a file is expected; "
             f"give a file in it, for example {target / 'model.gguf'}."
         )
-    if not (stat.S_ISFIFO(found.st_mode) or stat.S_ISCHR(found.st_mode)):
+    if _is_stdout(found) or not stat.S_ISREG(found.st_mode):
+        kind = "standard output" if _is_stdout(found) else _kind(found.st_mode)
         raise InputError(
-            f"The output {target} is {_kind(found.st_mode)}, which is not written to; give the "
-            "name of a file."
+            f"The output {target} is {kind}, where a file is needed that can be read back; give "
+            "the name of a file."
         )
-    if _descriptor(target) is None and not os.access(target, os.W_OK):
-        raise EnvironmentFault(
-            f"The output {target} cannot be written to by this user; give another one."
-        )
+
+
+def _is_stdout(found: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(found, os.fstat(1))
+    except OSError:
+        return False  # it is closed
 
 
 def _refuse_input(target: Path, found: os.stat_result, source: Path) -> None:
@@ -740,21 +714,6 @@ def _refuse_input(target: Path, found: os.stat_result, source: Path) -> None:
         )
 
 
-def _descriptor(path: Path) -> int | None:
-    """The number of the open file that a path such as /dev/stdout stands for, or None."""
-    text = os.path.abspath(path)  # noqa: PTH100 - symbolic links are followed one by one
-    for _ in range(_MAX_LINKS):
-        match = _DESCRIPTOR.fullmatch(text)
-        if match:
-            return int(match.group(1))
-        try:
-            link = os.readlink(text)  # noqa: PTH115 - a string is wanted
-        except (OSError, ValueError):
-            return None
-        text = os.path.normpath(os.path.join(os.path.dirname(text), link))  # noqa: PTH118, PTH120
-    return None
-
-
 def _resolve(target: Path) -> Path:
     """The file that a symbolic link points to, there or not; every other path as it is."""
     try:
@@ -764,10 +723,7 @@ def _resolve(target: Path) -> Path:
 
 
 def _identities(target: Path) -> list[tuple[object, ...]]:
-    """What tells that two outputs are one file; nothing for pipes and devices."""
-    if is_stream(target):
-        descriptor = _descriptor(target)
-        return [] if descriptor is None else [("open", descriptor)]
+    """What tells that two outputs are one file."""
     found = stat_of(target, f"The output {target}")
     names: list[tuple[object, ...]] = [("name", os.path.realpath(target))]
     if found is not None:

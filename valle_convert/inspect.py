@@ -91,7 +91,6 @@ def inspect_file(
     config: Path | None = None,
     lora: Sequence[LoraFile] = (),
     lora_alpha: float | None = None,
-    revision: str | None = None,
     progress: Progress = silent,
 ) -> Summary:
     """Look into a checkpoint, a GGUF file or a codec of encodec.cpp, without reading weights.
@@ -103,12 +102,10 @@ def inspect_file(
         EnvironmentFault: it is on the hub, which cannot be reached.
     """
     if is_on_hub(path) and path.suffix == ".gguf":
-        return replace(inspect_file(fetch_file(path, revision, progress)), path=str(path))
+        return replace(inspect_file(fetch_file(path, progress)), path=str(path))
     if is_on_hub(path):
         with tempfile.TemporaryDirectory(prefix="valle-convert-") as folder:
-            return _inspect_on_hub(path, config, lora, lora_alpha, revision, progress, Path(folder))
-    if revision is not None:
-        raise InputError(f"--revision is given, and {path} is no place on the hub (hf:...).")
+            return _inspect_on_hub(path, config, lora, lora_alpha, progress, Path(folder))
     if not os.path.isdir(path):  # noqa: PTH112 - no exception for a folder that cannot be entered
         check_input_file(path)
     if is_cpp_codec(path):
@@ -126,7 +123,6 @@ def _inspect_on_hub(
     config: Path | None,
     lora: Sequence[LoraFile],
     lora_alpha: float | None,
-    revision: str | None,
     progress: Progress,
     folder: Path,
 ) -> Summary:
@@ -138,7 +134,6 @@ def _inspect_on_hub(
                 config=config,
                 lora=lora,
                 lora_alpha=lora_alpha,
-                revision=revision,
                 progress=progress,
                 headers_in=folder,
             )

@@ -29,7 +29,6 @@ from verify.old_files import make_old
 
 from valle_convert import read_checkpoint
 from valle_convert.checkpoint.hub import parse_location
-from valle_convert.errors import InputError
 from valle_convert.gguf_file.read import GgufFile
 
 SHAPE = Shape(dim=64, layers=1, levels=2, audio_tokens=64)
@@ -150,7 +149,6 @@ def test_a_revision_is_a_branch_or_a_commit(hub: SmallHub, tmp_path: Path, cli: 
     for i, arguments in enumerate(
         [
             (f"hf:{REPO}@other",),
-            (f"hf:{REPO}", "--revision", "other"),
             (f"hf:{REPO}@{first}:models/ckpt/{NAME}",),
             (f"hf:{REPO}/{NAME}@{first}",),
             (f"hf:{REPO}",),
@@ -160,7 +158,7 @@ def test_a_revision_is_a_branch_or_a_commit(hub: SmallHub, tmp_path: Path, cli: 
         result = cli(*arguments, out, "--verify", "none")
         assert result.code == 0, result.err
         found[i] = GgufFile(out).keys["valle.source.revision"]
-    assert list(found.values()) == [other, other, first, first, second]
+    assert list(found.values()) == [other, first, first, second]
 
 
 @pytest.mark.parametrize("make", [local_training, deepspeed_training, sharded])
@@ -186,7 +184,7 @@ def test_an_export_on_a_branch_is_read(hub: SmallHub, tmp_path: Path, cli: Cli) 
     looked = cli("inspect", f"hf:{REPO}@hf", "--config", config)
     assert looked.code == 0, looked.err
     assert "lost on the way to this file: the biases" in looked.err
-    result = cli(f"hf:{REPO}", out, "--revision", "hf", "--config", config)
+    result = cli(f"hf:{REPO}@hf", out, "--config", config)
     assert result.code == 0, result.err
     keys = GgufFile(out).keys
     assert keys["general.name"] == "vall-e"
@@ -377,9 +375,9 @@ def test_no_network_but_in_the_cache(
     assert cli(f"hf:{REPO}/{NAME}", tmp_path / "a.gguf", "--verify", "none").code == 0
     hub.requests.clear()
     point_to("http://127.0.0.1:9", monkeypatch)
-    for options in ((), ("--revision", "main"), ("--revision", commit_of(hub))):
-        out = tmp_path / f"b{len(options)}{options[-1:]}.gguf".replace("/", "")
-        result = cli(f"hf:{REPO}/{NAME}", out, "--verify", "none", *options)
+    for revision in ("", "@main", f"@{commit_of(hub)}"):
+        out = tmp_path / f"b{revision}.gguf"
+        result = cli(f"hf:{REPO}/{NAME}{revision}", out, "--verify", "none")
         assert result.code == 0, result.err
         assert "is taken from the cache" in result.err
         assert "the hub cannot be reached" in result.err
@@ -463,17 +461,6 @@ def test_a_place_of_another_form_asks_nobody(
 ) -> None:
     error_of(cli("inspect", text), 2)
     error_of(cli(text, tmp_path / "out.gguf"), 2)
-    assert not hub.requests
-
-
-def test_two_revisions_are_one_too_many(hub: SmallHub, cli: Cli, tmp_path: Path) -> None:
-    message = error_of(cli("inspect", f"hf:{REPO}@main", "--revision", "main"), 2)
-    assert "names the revision main, and --revision main; give one" in message
-    flat = plain(tmp_path / "a.sft", SHAPE)
-    for command in ("inspect", "convert"):
-        out = () if command == "inspect" else (tmp_path / "out.gguf",)
-        message = error_of(cli(command, flat, *out, "--revision", "main"), 2)
-        assert "is no place on the hub" in message
     assert not hub.requests
 
 
@@ -644,5 +631,3 @@ def test_locations() -> None:
     assert str(found.path) == "models/a b+c.sft"
     assert parse_location("hf:a/b").path.as_posix() == "."
     assert parse_location("hf:a/b/m@r").revision == "r"
-    with pytest.raises(InputError):
-        parse_location("hf:a/b@r", "s")

@@ -100,7 +100,7 @@ def test_several_adapters_with_scales_are_merged_or_applied_alike(
 ) -> None:
     one, two = (lora_file(tmp_path / f"{i}.sft", seed=i) for i in (1, 2))
     base = converted_to(tmp_path / "base.gguf", checkpoint)
-    opened = read_checkpoint(checkpoint, lora=[f"{one}@0.5", f"{two}@-2"], lora_scale=0.5)
+    opened = read_checkpoint(checkpoint, lora=[f"{one}@0.25", f"{two}@-1"])
     assert (
         opened.lora
         == "1.sft (10 weights, alpha 6, scale 0.25), 2.sft (10 weights, alpha 6, scale -1)"

@@ -6,7 +6,6 @@ channels count alike. Resampling is soxr's at its highest quality.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import struct
 import tempfile
@@ -259,6 +258,8 @@ class AudioWriter:
 
 def _place(out: BinaryIO) -> int | None:
     """Where a file on standard output stands; None where it cannot be gone back to."""
+    import fcntl  # which Windows has not
+
     if not out.seekable() or fcntl.fcntl(out.fileno(), fcntl.F_GETFL) & os.O_APPEND:
         return None
     return out.tell()

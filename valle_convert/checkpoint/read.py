@@ -180,7 +180,6 @@ def read_checkpoint(
     config: Path | None = None,
     lora: Sequence[LoraFile] = (),
     lora_alpha: float | None = None,
-    revision: str | None = None,
     progress: Progress = silent,
     headers_in: Path | None = None,
 ) -> Checkpoint:
@@ -193,7 +192,6 @@ def read_checkpoint(
         config: YAML or JSON whose keys override the config inside the file.
         lora: files of LoRAs to merge into the weights.
         lora_alpha: the LoRA's alpha, where its file does not say.
-        revision: of a place on the hub: a commit, branch or tag.
         progress: shows downloads.
         headers_in: a folder for stand-ins of safetensors on the hub that hold the header alone, so
             that nothing else of them is downloaded; their weights cannot be read.
@@ -204,7 +202,7 @@ def read_checkpoint(
         UnsupportedModelError: the file is whole, but of a kind that is refused by name.
         EnvironmentFault: the hub cannot be reached, or does not let this user in.
     """
-    tree, place = _locate(path, revision, progress, headers_in)
+    tree, place = _locate(path, progress, headers_in)
     found = find_weights(tree, place) if tree.is_folder(place) else found_file(tree, place)
     file = tree.get(found.weights)
     contents = _read_container(file, tree, found.weights)
@@ -289,18 +287,11 @@ def has_icefall_names(names: Iterable[str]) -> bool:
     return any(_ICEFALL_NAME.match(name) for name in names)
 
 
-def _locate(
-    path: Path, revision: str | None, progress: Progress, headers_in: Path | None
-) -> tuple[Tree, PurePath]:
+def _locate(path: Path, progress: Progress, headers_in: Path | None) -> tuple[Tree, PurePath]:
     """Where a path of the user leads: the disk or a commit on the hub, and the place there."""
     if is_on_hub(path):
-        location = parse_location(str(path), revision)
-        tree = HubTree(location, progress=progress, headers_in=headers_in)
+        tree = HubTree(parse_location(str(path)), progress=progress, headers_in=headers_in)
         return tree, tree.resolve()
-    if revision is not None:
-        raise InputError(
-            f"--revision {revision} is given, and {path} is no place on the hub (hf:OWNER/REPO)."
-        )
     return DiskTree(), path
 
 
@@ -685,7 +676,7 @@ def open_lora(
         InputError: it is no such file, or is an adapter of another model.
         UnsupportedModelError: llama.cpp cannot apply it.
     """
-    tree, place = _locate(given.path, None, progress, None)
+    tree, place = _locate(given.path, progress, None)
     adapter = _read_container(tree.get(place), tree, place)
     # The file of an adapter alone has it under `lora` (torch) or as its only tensors.
     tensors = adapter.lora or adapter.tensors

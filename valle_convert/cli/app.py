@@ -85,7 +85,7 @@ def _problem(param: Any, value: object) -> str:  # noqa: ANN401 - click's or typ
         if value == "":
             return "the name is empty; give that of a file."
         if value == "-" and not param.type.allow_dash:
-            return "- is the name of no file; give one, or /dev/stdin or /dev/stdout."
+            return "- is the name of no file; give one."
     return ""
 
 

@@ -17,11 +17,8 @@ from valle_convert.cli.options import (
     JsonOption,
     LoraAlphaOption,
     LoraOption,
-    LoraScaleOption,
     OutType,
-    RevisionOption,
     TokenizerOption,
-    TokenizerPre,
     paths_of,
 )
 
@@ -60,38 +57,22 @@ def convert(
     config: ConfigOption = None,
     lora: LoraOption = None,
     lora_alpha: LoraAlphaOption = None,
-    lora_scale: LoraScaleOption = 1.0,
-    revision: RevisionOption = None,
     tokenizer: TokenizerOption = None,
-    tokenizer_pre: Annotated[
-        TokenizerPre, typer.Option(help="llama.cpp's pre-tokenizer; both give the same ids.")
-    ] = "qwen35",
     codec: CodecOption = None,
     metadata: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE.json",
-            help='Values for the general.* keys, such as {"author": "...", "license": "mit"}.',
+            help="JSON with values for the general.* keys: author, license, description, "
+            "source.url, tags and the others of the GGUF specification.",
             show_default=False,
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="general.name; else the config's.", show_default=False)
-    ] = None,
-    author: Annotated[str | None, typer.Option(help="general.author.", show_default=False)] = None,
-    license_: Annotated[
         str | None,
-        typer.Option("--license", help="general.license, an SPDX word.", show_default=False),
-    ] = None,
-    description: Annotated[
-        str | None, typer.Option(help="general.description.", show_default=False)
-    ] = None,
-    source_url: Annotated[
-        str | None, typer.Option(help="general.source.url.", show_default=False)
-    ] = None,
-    tag: Annotated[
-        list[str] | None,
-        typer.Option(help="general.tags; may be given several times.", show_default=False),
+        typer.Option(
+            help="general.name; else that of the file, else of the config.", show_default=False
+        ),
     ] = None,
     verify: Annotated[
         VerifyChoice,
@@ -130,25 +111,14 @@ def convert(
             inputs=[checkpoint, config, *paths_of(lora), tokenizer, metadata],
             force=force,
         )
-        check_readable(out, verify)
-    options: dict[str, Any] = {
-        "name": name,
-        "author": author,
-        "license": license_,
-        "description": description,
-        "source.url": source_url,
-        "tags": tag or None,
-    }
     opened = read_checkpoint(
         checkpoint,
         config=config,
         lora=lora or (),
         lora_alpha=lora_alpha,
-        lora_scale=lora_scale,
-        revision=revision,
         progress=console.progress_bar,
     )
-    general = GeneralMetadata.read(metadata, options)
+    general = GeneralMetadata.read(metadata, name)
     if is_vallex(opened):
         _refuse_for_sets({"--tokenizer": tokenizer, "--lora": lora, "--lora-alpha": lora_alpha})
         plan_of_set = plan_vallex(opened, out_type=out_type, codec=codec, metadata=general)
@@ -165,7 +135,6 @@ def convert(
         opened,
         out_type=out_type,
         tokenizer=tokenizer,
-        tokenizer_pre=tokenizer_pre,
         codec=codec,
         metadata=general,
     )
@@ -176,30 +145,15 @@ def convert(
     carry_out(plan, out, verify, force=force, as_json=json_)
 
 
-def check_readable(out: Path, verify: VerifyChoice) -> None:
-    """Refuse a full check of what cannot be read back."""
-    from valle_convert.files import is_stream
-
-    if verify == "full" and is_stream(out):
-        raise typer.BadParameter(
-            f"{out} cannot be read back; give a file, or --verify none.", param_hint="--verify"
-        )
-
-
 def carry_out(
     plan: GgufPlan, out: Path, verify: VerifyChoice, *, force: bool, as_json: bool
 ) -> None:
     """Write a planned file, check it, and tell of both."""
-    from valle_convert.files import is_stream
-
     _tell_choices(plan)
     start = time.perf_counter()
     size = _write(plan, out, force=force)
     seconds = time.perf_counter() - start
     console.talk(f"wrote {out}: {console.n_bytes(size)} in {seconds:.1f} s")
-    if is_stream(out):
-        verify = "none"
-        console.talk(f"note: {out} is no file that could be read back, so nothing was verified")
     report = _verify(plan, out, verify)
     if as_json:
         console.data_json(

@@ -19,8 +19,6 @@ from valle_convert.cli.options import (
     JsonOption,
     LoraAlphaOption,
     LoraOption,
-    LoraScaleOption,
-    RevisionOption,
     paths_of,
     refuse_idle,
     split_loras,
@@ -95,8 +93,6 @@ def quantize(
     config: ConfigOption = None,
     lora: LoraOption = None,
     lora_alpha: LoraAlphaOption = None,
-    lora_scale: LoraScaleOption = 1.0,
-    revision: RevisionOption = None,
     imatrix: Annotated[
         str,
         typer.Option(
@@ -385,7 +381,7 @@ def quantize(
         raise typer.BadParameter("--target-bits chooses the types itself; leave out --types.")
     reports = report or []
     matrix = Path(imatrix) if imatrix not in ("auto", "none") else None
-    merged, adapters = split_loras(lora, lora_scale)
+    merged, adapters = split_loras(lora)
     options = Options(
         types=() if scan and not (types or type_) else parse_types(types or type_ or ""),
         tool=llama_quantize,
@@ -444,7 +440,7 @@ def quantize(
             checkpoint = source
         if checkpoint is None:
             given = {"--config": config, "--lora": merged, "--lora-alpha": lora_alpha}
-            refuse_idle("there is no checkpoint", {**given, "--revision": revision})
+            refuse_idle("there is no checkpoint", given)
         reference = (
             None
             if checkpoint is None
@@ -453,8 +449,6 @@ def quantize(
                 config=config,
                 lora=merged,
                 lora_alpha=lora_alpha,
-                lora_scale=lora_scale,
-                revision=revision,
                 progress=console.progress_bar,
             )
         )
@@ -519,8 +513,6 @@ def imatrix(
     config: ConfigOption = None,
     lora: LoraOption = None,
     lora_alpha: LoraAlphaOption = None,
-    lora_scale: LoraScaleOption = 1.0,
-    revision: RevisionOption = None,
     data: DataOption = None,
     utterances: Annotated[int, typer.Option(help="How many random utterances.", min=1)] = 32,
     seed: SeedOption = 0,
@@ -550,8 +542,6 @@ def imatrix(
         config=config,
         lora=lora or (),
         lora_alpha=lora_alpha,
-        lora_scale=lora_scale,
-        revision=revision,
         progress=console.progress_bar,
     )
     given: dict[str, Any] = {"resume": resume, "force": force, "progress": console.progress_bar}

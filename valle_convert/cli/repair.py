@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from valle_convert.cli.convert import VerifyChoice, carry_out, check_readable
+from valle_convert.cli.convert import VerifyChoice, carry_out
 from valle_convert.cli.options import (
     BiasesOption,
     ConfigOption,
@@ -58,7 +58,6 @@ def repair(
     from valle_convert.files import check_outputs
 
     check_outputs({"NEW.gguf": out}, inputs=[old, config, biases, tokenizer], force=force)
-    check_readable(out, verify)
     old = local_gguf(old)
     plan = plan_repair(old, config=config, biases=biases, tokenizer=tokenizer)
     carry_out(plan, out, verify, force=force, as_json=json_)

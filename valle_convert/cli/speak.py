@@ -20,7 +20,6 @@ from valle_convert.cli.options import (
     ForceOption,
     JsonOption,
     KeptLoraOption,
-    LoraScaleOption,
     paths_of,
 )
 from valle_convert.cli.remote import local_gguf
@@ -43,7 +42,7 @@ OrderChoice = Literal["frame", "level"]
 #: Options that mean nothing to the other family; given all the same, they are refused.
 _OF_VALLEX_ONLY = ("voice_text", "best_of", "accent")
 _NOT_OF_VALLEX = (
-    "task source lora lora_scale steps guidance guidance_rescale duration_padding prompt_seconds "
+    "task source lora steps guidance guidance_rescale duration_padding prompt_seconds "
     "context_history repetition_penalty repetition_penalty_decay"
 ).split()
 
@@ -116,7 +115,6 @@ def speak(
         ),
     ] = None,
     lora: KeptLoraOption = None,
-    lora_scale: LoraScaleOption = 1.0,
     voice: Annotated[
         Path | None,
         typer.Option(
@@ -285,8 +283,8 @@ def speak(
         out = Path("/dev/stdout")
     _check_request(task, text, source, codes, voice, out, save_codes)
     from valle_convert.audio import check_codes_target, write_codes
-    from valle_convert.files import check_outputs
-    from valle_convert.families.vallex.files import open_if_vallex
+    from valle_convert.files import check_outputs, is_stream
+
     from valle_convert.speech.common import is_codes_file
 
     gguf = local_gguf(gguf)
@@ -296,7 +294,7 @@ def speak(
     inputs += [one for one in (voice, source, codes) if one is not None]
     codec_files = [Path(codec)] if codec is not None else []
     check_outputs(
-        {"--out": out, "--save-codes": save_codes},
+        {"--out": None if out is None or is_stream(out) else out, "--save-codes": save_codes},
         inputs=[*inputs, *codec_files, *paths_of(lora)],
         force=force,
     )
@@ -312,7 +310,7 @@ def speak(
     console.talk(f"loading {gguf}" + (" and the codec" if needs_codec else ""))
     opening = (codec, threads, needs_codec, cache_type)
     with (
-        _open_speaker(gguf, *opening, (lora, lora_scale))
+        _open_speaker(gguf, *opening, lora)
         if vallex is None
         else _open_vallex_speaker(vallex, *opening)
     ) as speaker:
@@ -548,7 +546,7 @@ def _open_speaker(
     threads: int | None,
     needs_codec: bool,
     cache_type: CacheChoice = "f32",
-    loras: tuple[list[str] | None, float] = (None, 1.0),
+    lora: list[str] | None = None,
 ) -> Speaker:
     """The speaker; what is wrong with the GGUF file is told before a codec is loaded."""
     from valle_convert.audio import open_codec
@@ -558,7 +556,7 @@ def _open_speaker(
     from valle_convert.families.v5.speech import Speaker
 
     file = GgufFile(gguf)
-    adapters = lora_files(*loras)
+    adapters = lora_files(lora)
     opened = open_codec(codec, open_model(file).config) if needs_codec else None
     return Speaker.open(
         file, codec=opened, n_threads=threads, cache_type=cache_type, adapters=adapters

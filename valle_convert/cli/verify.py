@@ -17,9 +17,7 @@ from valle_convert.cli.options import (
     JsonOption,
     LoraAlphaOption,
     LoraOption,
-    LoraScaleOption,
     ReportOption,
-    RevisionOption,
     TokenizerOption,
     paths_of,
     refuse_idle,
@@ -40,9 +38,9 @@ _CONVERSION = ("--config", "--lora", "--lora-alpha", "--tokenizer", "--codec", "
 #: By what is verified: which options change nothing, and why.
 _UNUSED = {
     "alone": ("a file alone is held against its own digests", ("--level", *_CONVERSION)),
-    "codec": ("a codec is not converted with it", (*_CONVERSION, "--revision")),
+    "codec": ("a codec is not converted with it", _CONVERSION),
     "set": ("a VALL-E X takes none", ("--lora", "--lora-alpha", "--tokenizer", "--biases")),
-    "old": ("nothing is merged into old files", ("--lora", "--lora-alpha", "--revision")),
+    "old": ("nothing is merged into old files", ("--lora", "--lora-alpha")),
     "checkpoint": ("a checkpoint has its biases", ("--biases",)),
 }
 
@@ -70,8 +68,6 @@ def verify(
     config: ConfigOption = None,
     lora: LoraOption = None,
     lora_alpha: LoraAlphaOption = None,
-    lora_scale: LoraScaleOption = 1.0,
-    revision: RevisionOption = None,
     tokenizer: TokenizerOption = None,
     codec: CodecOption = None,
     recording: Annotated[
@@ -118,7 +114,7 @@ def verify(
     from valle_convert.verify.codec_file import is_codec_file
     from valle_convert.families.vallex.trials import verify_vallex_path
 
-    merged, adapters = split_loras(lora, lora_scale)
+    merged, adapters = split_loras(lora)
     check_outputs(
         {"--report": report},
         inputs=[checkpoint, gguf, config, *paths_of(lora), tokenizer, recording, biases],
@@ -133,14 +129,13 @@ def verify(
         "--config": config,
         "--lora": lora,
         "--lora-alpha": lora_alpha,
-        "--revision": revision,
         "--tokenizer": tokenizer,
         "--codec": codec,
         "--biases": biases,
     }
     if gguf is None:
         _refuse_unused("alone", given)
-        if revision is not None or not is_gguf(checkpoint):
+        if not is_gguf(checkpoint):
             raise typer.BadParameter("Give the file that was converted from it.", param_hint="GGUF")
         result = verify_whole(checkpoint, progress=console.progress_bar)
     elif is_codec_file(gguf):
@@ -162,8 +157,6 @@ def verify(
                 config=config,
                 lora=merged,
                 lora_alpha=lora_alpha,
-                lora_scale=lora_scale,
-                revision=revision,
                 progress=console.progress_bar,
             )
         )

@@ -203,7 +203,7 @@ def write_adapter(
     if not abs(alpha) <= LARGEST_WEIGHT:
         raise InputError(
             f"{source}: its alpha is {alpha:g}, where at most {LARGEST_WEIGHT:g} is "
-            "expected; check --lora-alpha and --lora-scale."
+            "expected; check --lora-alpha and its scale."
         )
     keys = [
         Key("general.architecture", ARCHITECTURE, "string"),
