@@ -214,8 +214,13 @@ def export_file(
 
 
 def _write(
-    tensors: BackTensors, metadata: Mapping[str, str], target: Path, inputs: Sequence[Path],
-    *, force: bool, progress: Progress,
+    tensors: BackTensors,
+    metadata: Mapping[str, str],
+    target: Path,
+    inputs: Sequence[Path],
+    *,
+    force: bool,
+    progress: Progress,
 ) -> int:
     """Write a safetensors file, a few megabytes at a time; its size."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
