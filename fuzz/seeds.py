@@ -369,15 +369,6 @@ def codes_zip() -> bytes:
 
 
 @cache
-def ecdc() -> bytes:
-    """Codes as EnCodec's own programs exchange them."""
-    from valle_convert.audio.ecdc import write_ecdc
-
-    codes = np.arange(6, dtype=np.int32).reshape(3, 2)
-    return _written(lambda path: write_ecdc(path, codes), "codes.ecdc")
-
-
-@cache
 def imatrix_state() -> tuple[dict[str, Any], bytes]:
     """The facts, and the sums as numpy stores them."""
     from numpy.lib import format as npy

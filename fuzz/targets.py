@@ -943,22 +943,6 @@ def _model() -> Any:  # noqa: ANN401 - a Model
     return open_model(GgufFile(Path("converted.gguf"), seeds.converted()))
 
 
-def _make_ecdc(rng: Random) -> Files:
-    data = seeds.ecdc()
-    (length,) = struct.unpack_from(">I", data, 5)
-    text, packed = data[9 : 9 + length], data[9 + length :]
-    if rng.randrange(3) == 0:
-        return {"x.ecdc": damage_fields(rng, [data[:4], data[4:5], data[5:9], text, packed])}
-    text = tree_bytes(rng, damage_tree(rng, json.loads(text), 2))
-    return {"x.ecdc": data[:5] + struct.pack(">I", len(text)) + text + packed}
-
-
-def _read_ecdc(folder: Path) -> None:
-    from valle_convert.audio.codes import read_codes
-
-    read_codes(folder / "x.ecdc")
-
-
 # ------------------------------------------------------- VALL-E X, old files and adapters
 
 
@@ -1197,7 +1181,6 @@ TARGETS: Mapping[str, Target] = {
             ),
         ),
         Target("npz", _make_npz, _read_npz, _one("x.npz", seeds.codes_zip)),
-        Target("ecdc", _make_ecdc, _read_ecdc, _one("x.ecdc", seeds.ecdc)),
         Target("manifest", _make_manifest, _read_manifest, lambda: [seeds.manifest()]),
         Target(
             "report",

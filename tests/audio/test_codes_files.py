@@ -68,6 +68,13 @@ def test_the_file_is_plain_numpy(path: Path) -> None:
         assert file["codec"] == "encodec-24khz"
 
 
+@pytest.mark.parametrize("name", ["codes", "codes.ecdc", "codes.npz.txt"])
+def test_a_name_that_would_not_be_read_back_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=r"give one that ends in \.npz"):
+        write_codes(tmp_path / name, SavedCodes(CODES, ENCODEC, 1024))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_is_not_overwritten_unasked(path: Path) -> None:
     before = path.read_bytes()
     with pytest.raises(InputError, match="exists"):

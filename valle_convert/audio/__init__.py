@@ -6,7 +6,6 @@ voices of VALL-E X's own project.
 
 from valle_convert.audio.codec import AudioCodec, EncodecCodec, check_codec_fits, open_codec
 from valle_convert.audio.codes import SavedCodes, check_codes_target, read_codes, write_codes
-from valle_convert.audio.ecdc import EcdcOrder
 from valle_convert.audio.files import Audio, AudioWriter, WrittenAudio, read_audio, write_wav
 from valle_convert.families.vallex.voice import VallexVoice, is_vallex_voice, read_vallex_voice
 from valle_convert.audio.voice import fit_prompt, prompt_audio
@@ -15,7 +14,6 @@ __all__ = [
     "Audio",
     "AudioCodec",
     "AudioWriter",
-    "EcdcOrder",
     "EncodecCodec",
     "SavedCodes",
     "VallexVoice",

@@ -28,14 +28,6 @@ def export(
         Path,
         typer.Argument(metavar="DIR", help="The folder for the result.", show_default=False),
     ],
-    format_: Annotated[
-        Literal["sft", "hf"],
-        typer.Option(
-            "--format",
-            help="sft: the training project's own (fp32.sft, with its config). hf: its Hugging "
-            "Face layout (model.safetensors, config.json, tokenizer.json).",
-        ),
-    ] = "sft",
     dtype: Annotated[
         Literal["auto", "f32", "f16", "bf16"],
         typer.Option(help="Of the numbers; auto keeps the file's, and makes quantized ones f32."),
@@ -54,7 +46,6 @@ def export(
     done = export_file(
         local_gguf(gguf),
         folder,
-        format_=format_,
         dtype=dtype,
         tokenizer=tokenizer,
         force=force,
@@ -62,12 +53,8 @@ def export(
     )
     for note in done.notes:
         console.talk(f"note: {note}")
-    for path, size in done.files.items():
-        console.talk(f"wrote {path}: {console.n_bytes(size)}")
+    console.talk(f"wrote {done.path}: {console.n_bytes(done.n_bytes)}")
     if json_:
         console.data_json(
-            {
-                "files": {str(path): size for path, size in done.files.items()},
-                "notes": list(done.notes),
-            }
+            {"file": str(done.path), "bytes": done.n_bytes, "notes": list(done.notes)}
         )

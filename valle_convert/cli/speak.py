@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, overload
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -27,9 +27,8 @@ from valle_convert.errors import EXIT_INTERRUPTED, InputError
 from valle_convert.progress import Advance
 
 if TYPE_CHECKING:
-    from valle_convert.audio import AudioWriter, SavedCodes, WrittenAudio
+    from valle_convert.audio import AudioWriter, WrittenAudio
     from valle_convert.families.vallex.files import VallexSet
-    from valle_convert.model.spec import CodeFormat
     from valle_convert.speech.results import Heard, Piece, SpeakOptions, Spoken
     from valle_convert.families.v5.speech import Speaker
     from valle_convert.families.vallex.speech import VallexSpeaker, VallexSpeakOptions
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 ModeChoice = Literal["auto", "ar", "nar-len"]
 TaskChoice = Literal["tts", "vc", "ns", "sr"]
 CacheChoice = Literal["f32", "f16"]
-OrderChoice = Literal["frame", "level"]
 
 #: Options that mean nothing to the other family; given all the same, they are refused.
 _OF_VALLEX_ONLY = ("voice_text", "best_of", "accent")
@@ -63,15 +61,6 @@ CodecOption = Annotated[
         help="An EnCodec: a .gguf, .bin or .th file, a folder with its config.json and weights, or "
         "its name on the Hugging Face hub; or the miniature's codec.safetensors. Without it, "
         "facebook/encodec_24khz.",
-        show_default=False,
-    ),
-]
-EcdcOrderOption = Annotated[
-    OrderChoice | None,
-    typer.Option(
-        "--ecdc-order",
-        help="Of the codes in .ecdc files: frame by frame as in Meta's encodec, or level by level "
-        "as in encodec.cpp. Without it, a file that is read tells, and frame is written.",
         show_default=False,
     ),
 ]
@@ -120,8 +109,8 @@ def speak(
         typer.Option(
             "--voice",
             metavar="FILE",
-            help="A recording of the voice to speak in (wav, flac, ogg, mp3), its codes (.npz, "
-            ".ecdc), or a voice file of VALL-E X (.npz). Without it, the model chooses.",
+            help="A recording of the voice to speak in (wav, flac, ogg, mp3), its codes "
+            "(.npz), or a voice file of VALL-E X (.npz). Without it, the model chooses.",
             show_default=False,
         ),
     ] = None,
@@ -148,7 +137,7 @@ def speak(
         Path | None,
         typer.Option(
             metavar="OUT.npz",
-            help="The codes it is made of; as OUT.ecdc for EnCodec's own programs.",
+            help="The codes it is made of.",
             show_default=False,
         ),
     ] = None,
@@ -157,7 +146,7 @@ def speak(
         typer.Option(
             "--codes",
             metavar="FILE",
-            help="Saved codes (.npz, .ecdc): sound them; or, with TEXT, keep their level 0 and "
+            help="Saved codes (.npz): sound them; or, with TEXT, keep their level 0 and "
             "decode the levels above it anew.",
             show_default=False,
         ),
@@ -176,7 +165,6 @@ def speak(
         ),
     ] = None,
     codec: CodecOption = None,
-    ecdc_order: EcdcOrderOption = None,
     phonemes: Annotated[
         bool, typer.Option("--phonemes", help="TEXT is IPA already, and one sentence.")
     ] = False,
@@ -298,6 +286,8 @@ def speak(
         inputs=[*inputs, *codec_files, *paths_of(lora)],
         force=force,
     )
+    if save_codes is not None:
+        check_codes_target(save_codes)
     sink = _sink(out, inputs, as_float=float_, raw=raw, force=force)
     _tell_threads(threads)
     options = (_options if vallex is None else _vallex_options)(given)
@@ -305,8 +295,6 @@ def speak(
     recordings = [one for one in (voice, source) if one is not None]
     needs_codec = out is not None or not all(is_codes_file(one) for one in recordings)
     begin = time.perf_counter()
-    if save_codes is not None:
-        check_codes_target(save_codes, _code_format(gguf))
     console.talk(f"loading {gguf}" + (" and the codec" if needs_codec else ""))
     opening = (codec, threads, needs_codec, cache_type)
     with (
@@ -315,19 +303,18 @@ def speak(
         else _open_vallex_speaker(vallex, *opening)
     ) as speaker:
         loaded = time.perf_counter() - begin
-        saved_codes = _ordered(codes, gguf, ecdc_order)
-        if saved_codes is not None and said is None:
+        if codes is not None and said is None:
             assert sink is not None  # noqa: S101 - for the type checker; told apart above
-            _sound(speaker, saved_codes, sink, loaded, as_json=json_)
+            _sound(speaker, codes, sink, loaded, as_json=json_)
             return
         with sink or nullcontext(), _stop_on_interrupt(keep_partial) as should_stop:
             spoken = _run(
                 speaker,
                 task,
                 said,
-                _ordered(voice, gguf, ecdc_order),
-                _ordered(source, gguf, ecdc_order),
-                saved_codes,
+                voice,
+                source,
+                codes,
                 options,
                 phonemes,
                 _Watch(speaker.frame_rate, sink),
@@ -336,10 +323,7 @@ def speak(
     written = None if sink is None else sink.written
     keeps_codes = save_codes is not None and len(spoken.codes) > 0
     if save_codes is not None and keeps_codes:
-        order = ecdc_order or "frame"
-        saved = spoken.saved_codes
-        for note in write_codes(save_codes, saved, order=order, force=force, sources=inputs):
-            console.talk(f"note: {note}")
+        write_codes(save_codes, spoken.saved_codes, force=force, sources=inputs)
     if json_:
         kept = save_codes if keeps_codes else None
         console.data_json(_spoken_json(spoken, written, kept, loaded))
@@ -354,12 +338,11 @@ def transcribe(
         Path,
         typer.Argument(
             metavar="SPEECH",
-            help="A recording (wav, flac, ogg, mp3), or its codes (.npz, .ecdc).",
+            help="A recording (wav, flac, ogg, mp3), or its codes (.npz).",
             show_default=False,
         ),
     ],
     codec: CodecOption = None,
-    ecdc_order: EcdcOrderOption = None,
     language: LanguageOption = None,
     max_phonemes: Annotated[int, typer.Option(help="Where to end.", min=1, max=20_000)] = 900,
     threads: ThreadsOption = None,
@@ -374,7 +357,7 @@ def transcribe(
     with _open_speaker(gguf, codec, threads, not is_codes_file(speech)) as speaker:
         loaded = time.perf_counter() - begin
         heard = speaker.transcribe(
-            _ordered(speech, gguf, ecdc_order),
+            speech,
             language,
             TranscribeOptions(max_phonemes),
             progress=console.progress_bar,
@@ -578,36 +561,13 @@ def _open_vallex_speaker(
     return VallexSpeaker.open(vallex, codec=opened, n_threads=threads, cache_type=cache_type)
 
 
-def _code_format(gguf: Path) -> CodeFormat:
-    """What codes the model speaks, of whichever family it is."""
-    from valle_convert.gguf_file.read import GgufFile
-    from valle_convert.families.vallex.files import open_if_vallex
-    from valle_convert.families.v5.on_llama import open_model
-
-    vallex = open_if_vallex(gguf)
-    return open_model(GgufFile(gguf)).config if vallex is None else vallex.model
-
-
-@overload
-def _ordered(path: Path, gguf: Path, order: OrderChoice | None) -> Path | SavedCodes: ...
-@overload
-def _ordered(path: None, gguf: Path, order: OrderChoice | None) -> None: ...
-def _ordered(path: Path | None, gguf: Path, order: OrderChoice | None) -> Path | SavedCodes | None:
-    """A file as it is; or its codes where it is an `.ecdc` and the user told their order."""
-    from valle_convert.audio import read_codes
-
-    if path is None or order is None or path.suffix.lower() != ".ecdc":
-        return path
-    return read_codes(path, _code_format(gguf), order=order)
-
-
 def _run(
     speaker: Speaker | VallexSpeaker,
     task: TaskChoice,
     text: str | None,
-    voice: Path | SavedCodes | None,
-    source: Path | SavedCodes | None,
-    codes: Path | SavedCodes | None,
+    voice: Path | None,
+    source: Path | None,
+    codes: Path | None,
     options: SpeakOptions | VallexSpeakOptions,
     is_phonemes: bool,
     watch: _Watch,
@@ -760,7 +720,7 @@ def _duration(seconds: float) -> str:
 
 def _sound(
     speaker: Speaker | VallexSpeaker,
-    codes: Path | SavedCodes,
+    codes: Path,
     sink: AudioWriter,
     loaded: float,
     *,

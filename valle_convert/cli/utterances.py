@@ -29,7 +29,7 @@ def utterances(
         list[Path] | None,
         typer.Argument(
             metavar="[AUDIO]...",
-            help="Recordings (wav, flac, ogg, mp3), or codes (.npz, .ecdc).",
+            help="Recordings (wav, flac, ogg, mp3), or codes (.npz).",
             show_default=False,
         ),
     ] = None,

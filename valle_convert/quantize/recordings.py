@@ -41,7 +41,7 @@ class Recorded:
     """A recording, and what is said in it.
 
     Attributes:
-        path: wav, flac, ogg or mp3; or codes (.npz, .ecdc).
+        path: wav, flac, ogg or mp3; or codes (.npz).
         text: the words, or IPA.
     """
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from valle_convert.audio.codec import AudioCodec, check_codec_fits
 from valle_convert.audio.codes import (
-    CODES_SUFFIXES,
+    CODES_SUFFIX,
     SavedCodes,
     check_codes_fit,
     is_codes_path,
@@ -182,7 +182,7 @@ class CodeSpeaker(ABC, Generic[OptionsT, VoiceT]):
         if self._codec is None:
             raise InputError(
                 "Audio needs a codec, and none was given; give one with --codec, or work with "
-                f"files of codes ({', '.join(CODES_SUFFIXES)})."
+                f"files of codes ({CODES_SUFFIX})."
             )
         return self._codec
 

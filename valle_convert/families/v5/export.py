@@ -1,32 +1,28 @@
-"""A converted file back to what it was made of: a `.sft`, or the Hugging Face layout.
+"""A converted file back to a `.sft`, the training project's own file.
 
 The keys tell which rows were which tensor, so the way back needs no checkpoint. Numbers keep their
 type; quantized ones become float32, which holds them exactly. The file carries its checkpoint's
 config and phoneme strings, and where an earlier version did not write them, they follow from the
-other keys and from the tokenizer.
-
-    fp32.sft                                   safetensors; config, symmap, stats as metadata
-    model.safetensors, config.json,            the layout of `checkpoint.exported`
-    tokenizer.json, tokenizer_config.json
+other keys and from the tokenizer. `fp32.sft` is safetensors with config, symmap and stats as
+metadata.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.checkpoint import Checkpoint, TensorSpec
-from valle_convert.checkpoint.exported import EMBEDDINGS, HEADS, ExportRows, layout_of_export
 from valle_convert.checkpoint.source import BFLOAT16, FLOAT16, FLOAT32
-from valle_convert.errors import InputError, UnsupportedModelError
-from valle_convert.files import atomic_outputs, check_free_space, check_set, made_folder
+from valle_convert.errors import InputError
+from valle_convert.files import atomic_output, check_free_space, check_set, made_folder
 from valle_convert.gguf_file.keys import (
     BIAS_KEY,
     SOURCE_CONFIG_KEY,
@@ -44,7 +40,6 @@ from valle_convert.progress import Progress, silent
 from valle_convert.tokenizer.bpe import PhonemeBpe
 from valle_convert.tokenizer.recorded import recorded_tokenizer
 
-ExportFormat = Literal["sft", "hf"]
 #: What `--dtype` takes; `auto` keeps the file's own.
 DTYPES: Mapping[str, np.dtype[Any] | None] = {
     "auto": None,
@@ -53,9 +48,7 @@ DTYPES: Mapping[str, np.dtype[Any] | None] = {
     "bf16": BFLOAT16,
 }
 SFT_NAME = "fp32.sft"
-_HF_NAMES = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")
 _DTYPE_NAMES = {FLOAT32: "F32", FLOAT16: "F16", BFLOAT16: "BF16"}
-_TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _PIECE_ROWS = 4096
 
 
@@ -166,11 +159,13 @@ class Exported:
     """What was written.
 
     Attributes:
-        files: the paths with their sizes in bytes.
+        path: of the file.
+        n_bytes: its size.
         notes: what was made up, or is not in the result, in words.
     """
 
-    files: Mapping[Path, int]
+    path: Path
+    n_bytes: int
     notes: tuple[str, ...]
 
 
@@ -178,7 +173,6 @@ def export_file(
     path: Path,
     folder: Path,
     *,
-    format_: ExportFormat = "sft",
     dtype: str = "auto",
     tokenizer: Path | None = None,
     force: bool = False,
@@ -188,17 +182,15 @@ def export_file(
 
     Args:
         path: the file, quantized or not.
-        folder: takes the files; it is made where it is not there.
-        format_: "sft", the training project's own, or "hf", its Hugging Face layout.
+        folder: takes the file; it is made where it is not there.
         dtype: a key of `DTYPES`.
         tokenizer: the one that the file was converted with, where it is not the built-in one.
         force: whether existing files may be replaced.
         progress: shows the bytes written.
 
     Raises:
-        InputError: it is no converted file, its config contradicts its tensors, or a target must
-            not be written.
-        UnsupportedModelError: the layout cannot hold the model.
+        InputError: it is no converted file, its config contradicts its tensors, or the target
+            must not be written.
         EnvironmentFault: the disk is full, or the folder is not writable.
     """
     file = GgufFile(path)
@@ -212,52 +204,28 @@ def export_file(
         )
     model = read_model(file.keys, embedding.shape[0], path)
     tensors = BackTensors(file, model, DTYPES[dtype])
-    if format_ == "sft":
-        documents, notes = _sft_metadata(file, model, tensors, tokenizer)
-        contents = [_safetensors(tensors, list(tensors.specs.items()), documents)]
-        names: Sequence[str] = (SFT_NAME,)
-    else:
-        contents, notes = _hf_files(file, model, tensors, tokenizer)
-        names = _HF_NAMES
-    targets = [folder / name for name in names]
+    documents, notes = _metadata(file, model, tensors, tokenizer)
+    target = folder / SFT_NAME
     inputs = [path, *([tokenizer] if tokenizer else [])]
     with made_folder(folder, "give another name."):
-        check_set(targets, force=force, sources=inputs)
-        check_free_space(targets[0], sum(size for size, _ in contents))
-        _write(contents, targets, inputs, force=force, progress=progress)
-    sizes = {target: size for target, (size, _) in zip(targets, contents, strict=True)}
-    return Exported(sizes, tuple(notes))
+        check_set([target], force=force, sources=inputs)
+        size = _write(tensors, documents, target, inputs, force=force, progress=progress)
+    return Exported(target, size, tuple(notes))
 
 
 def _write(
-    contents: Sequence[tuple[int, _WriteTo]],
-    targets: Sequence[Path],
+    tensors: BackTensors,
+    metadata: Mapping[str, str],
+    target: Path,
     inputs: Sequence[Path],
     *,
     force: bool,
     progress: Progress,
-) -> None:
-    with (
-        atomic_outputs(targets, force=force, sources=inputs) as opened,
-        progress("writing", sum(size for size, _ in contents), "B") as advance,
-    ):
-        for stream, (_, write) in zip(opened, contents, strict=True):
-            write(stream, advance)
-
-
-_WriteTo = Callable[[BinaryIO, Callable[[int], object]], None]
-
-
-def _safetensors(
-    tensors: BackTensors,
-    entries: Sequence[tuple[str, TensorSpec]],
-    metadata: Mapping[str, str],
-    pieces: Callable[[str], Iterator[NDArray[Any]]] | None = None,
-) -> tuple[int, _WriteTo]:
-    """The size of a safetensors file, and what writes it, a few megabytes at a time."""
+) -> int:
+    """Write a safetensors file, a few megabytes at a time; its size."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
-    for name, spec in entries:
+    for name, spec in tensors.specs.items():
         header[name] = {
             "dtype": spec.dtype_name,
             "shape": list(spec.shape),
@@ -266,24 +234,17 @@ def _safetensors(
         end += spec.n_bytes
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text = text.ljust(-(-len(text) // 8) * 8)
-    read = pieces or tensors.pieces
-
-    def write(stream: BinaryIO, advance: Callable[[int], object]) -> None:
+    size = 8 + len(text) + end
+    check_free_space(target, size)
+    with (
+        atomic_output(target, force=force, sources=inputs) as stream,
+        progress("writing", size, "B") as advance,
+    ):
         advance(stream.write(len(text).to_bytes(8, "little") + text))
-        for name, _ in entries:
-            for piece in read(name):
+        for name in tensors.specs:
+            for piece in tensors.pieces(name):
                 advance(stream.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data))
-
-    return 8 + len(text) + end, write
-
-
-def _document(value: object) -> tuple[int, _WriteTo]:
-    data = (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode()
-
-    def write(stream: BinaryIO, advance: Callable[[int], object]) -> None:
-        advance(stream.write(data))
-
-    return len(data), write
+    return size
 
 
 def _json_key(file: GgufFile, key: str) -> dict[str, Any] | None:
@@ -299,7 +260,7 @@ def _json_key(file: GgufFile, key: str) -> dict[str, Any] | None:
     return value
 
 
-def _sft_metadata(
+def _metadata(
     file: GgufFile, model: Model, tensors: BackTensors, tokenizer: Path | None
 ) -> tuple[dict[str, str], list[str]]:
     """The entries of the header, each a JSON string, and what has to be said of them."""
@@ -341,115 +302,3 @@ def _strings(file: GgufFile, tokenizer: Path | None, notes: list[str]) -> dict[s
         notes.append("its tokenizer is not at hand (--tokenizer), so there is no symmap")
         return None
     return dict(found.vocab) if isinstance(found, PhonemeBpe) else None
-
-
-# ------------------------------------------------------------------------ Hugging Face
-
-
-def _hf_files(
-    file: GgufFile, model: Model, tensors: BackTensors, tokenizer: Path | None
-) -> tuple[list[tuple[int, _WriteTo]], list[str]]:
-    """The four files, and what the layout loses."""
-    if "classifier.weight" in tensors.specs:
-        raise UnsupportedModelError(
-            f"{file.path} has one classifier for all levels, for which the Hugging Face layout has "
-            "no place; export it with --format sft."
-        )
-    found = recorded_tokenizer(file.keys, file.path, tokenizer)
-    if not isinstance(found.tokenizer, PhonemeBpe):
-        raise UnsupportedModelError(
-            f"{file.path} has a tokenizer of SentencePiece, for which the Hugging Face layout has "
-            "no place; export it with --format sft."
-        )
-    config = model.config
-    lost = [
-        "version, positions, attention, sums and capabilities, which config.json has no keys for"
-    ]
-    if model.heads[0].bias is not None:
-        lost.append("the biases of the heads: the logits are the model's less them")
-    if model.has_table("text") or model.has_head("text"):
-        lost.append("the table and the head of raw text")
-    counts = {
-        name: spec.n_elements // config.n_embd
-        for name, spec in tensors.specs.items()
-        if name == "sep" or "_emb." in name
-    }
-    words = {
-        "langs_emb.weight": model.languages,
-        "tasks_emb.weight": model.tasks,
-        "tones_emb.weight": model.tones,
-    }
-    rows, names = layout_of_export(counts, words, with_length=model.has_head("len"))
-    document = json.loads(found.data)
-    n_phonemes = counts["text_emb.weight"]
-    document["model"]["vocab"] |= {name: n_phonemes + i for i, name in enumerate(names)}
-    n_rows = n_phonemes + len(names)
-    kind = tensors.specs["text_emb.weight"]
-    matrix = TensorSpec("", kind.dtype, kind.dtype_name, (n_rows, config.n_embd))
-    backbone = {n: s for n, s in tensors.specs.items() if n.startswith("model.")}
-    entries = sorted({EMBEDDINGS: matrix, HEADS: matrix, **backbone}.items())
-
-    def pieces(name: str) -> Iterator[NDArray[Any]]:
-        if name not in (EMBEDDINGS, HEADS):
-            yield from tensors.pieces(name)
-            return
-        yield from _matrix(name, rows, tensors, matrix)
-
-    special = document.get("added_tokens", [])
-    about = {
-        "architectures": ["LLaMAForCausalLM"],
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "hidden_act": "gelu",
-        "hidden_size": config.n_embd,
-        "initializer_range": 0.02,
-        "intermediate_size": config.n_ff,
-        "max_position_embeddings": config.n_ctx_train,
-        "model_type": "llama",
-        "num_attention_heads": config.n_head,
-        "num_hidden_layers": config.n_layer,
-        "num_key_value_heads": config.n_head_kv,
-        "pretraining_tp": 1,
-        "rms_norm_eps": 1e-6,
-        "rope_scaling": None,
-        "rope_theta": 10_000.0,
-        "tie_word_embeddings": False,
-        "torch_dtype": _TORCH_NAMES[kind.dtype_name],
-        "use_cache": False,
-        "vocab_size": n_rows,
-    }
-    about_tokenizer = {
-        "added_tokens": special,
-        "bos_token": "<bos>",
-        "eos_token": "</eos>",
-        "clean_up_tokenization_spaces": True,
-        "model_input_names": ["input_ids", "attention_mask"],
-        "tokenizer_class": "PreTrainedTokenizerFast",
-    }
-    files = [
-        _safetensors(tensors, entries, {"format": "pt"}, pieces),
-        _document(about),
-        _document(document),
-        _document(about_tokenizer),
-    ]
-    return files, [f"the layout loses {one}" for one in lost]
-
-
-def _matrix(
-    name: str, rows: Mapping[str, ExportRows], tensors: BackTensors, matrix: TensorSpec
-) -> Iterator[NDArray[Any]]:
-    """One of the two matrices, table by table or head by head; rows of no head are zeros."""
-    at = 0
-    mine = [(one.first_row, source, one) for source, one in rows.items() if one.matrix == name]
-    for first, source, one in sorted(mine):
-        if first > at:
-            yield np.zeros((first - at, matrix.shape[1]), matrix.dtype)
-        if source in tensors.specs:
-            yield from tensors.pieces(source)
-        else:
-            yield np.zeros((one.n_rows, matrix.shape[1]), matrix.dtype)
-        at = first + one.n_rows
-    if at < matrix.shape[0]:
-        yield np.zeros((matrix.shape[0] - at, matrix.shape[1]), matrix.dtype)

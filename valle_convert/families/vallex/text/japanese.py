@@ -1,4 +1,4 @@
-"""Japanese for VALL-E X: OpenJTalk tells phones and accents; without it, kana tell the phones.
+"""Japanese for VALL-E X: OpenJTalk tells phones and accents.
 
 >>> japanese_symbols("レベルが上がったそうです。")[0]
 'ɾe↓beɾɯga a↑gat#taso↑ode↓sɯ*.'
@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from valle_convert.errors import EnvironmentFault
 from valle_convert.extras import require
 
 #: OpenJTalk's phones that are written otherwise; capitals are devoiced vowels.
@@ -119,7 +118,7 @@ def japanese_symbols(text: str) -> tuple[str, list[str]]:
         The symbols, and the characters of the text that cannot be said in Japanese.
 
     Raises:
-        EnvironmentFault: neither pyopenjtalk nor pykakasi is installed.
+        EnvironmentFault: pyopenjtalk is not installed.
     """
     parts: list[str] = []
     unsaid: list[str] = []
@@ -137,15 +136,6 @@ def japanese_symbols(text: str) -> tuple[str, list[str]]:
                 unsaid.append(character)
     symbols = re.sub(r"\.{3,}", "…", re.sub(r"\s+", " ", "".join(parts)))
     return symbols.strip(), list(dict.fromkeys(unsaid))
-
-
-def has_openjtalk() -> bool:
-    """Whether accents are told; without it, Japanese is spoken flatly."""
-    try:
-        _openjtalk()
-    except EnvironmentFault:
-        return False
-    return True
 
 
 def spell_phones(phones: Sequence[Phone]) -> str:
@@ -211,10 +201,7 @@ def _stretches(text: str) -> Iterable[tuple[bool, str]]:
 
 
 def _phrases(text: str) -> str:
-    try:
-        openjtalk = _openjtalk()
-    except EnvironmentFault:
-        return spell_phones([Phone(name) for name in phones_of_kana(_to_kana(text))])
+    openjtalk = _openjtalk()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it calls sudachipy in a way that is deprecated
         labels = openjtalk.extract_fullcontext(text, predict_nani=False)
@@ -224,7 +211,7 @@ def _phrases(text: str) -> str:
 @cache
 def _openjtalk() -> Any:  # noqa: ANN401 - imported late
     with contextlib.redirect_stdout(io.StringIO()):  # it greets on stdout
-        return require("pyopenjtalk", "Telling Japanese accents", extra="japanese")
+        return require("pyopenjtalk", "Reading Japanese for VALL-E X", extra="japanese")
 
 
 #: The phone, and the fields A1 to A3 of a full-context label of HTS.
@@ -236,134 +223,3 @@ def _phone(label: str) -> Phone:
     if found is None or "xx" in found.groups():
         return Phone("")
     return Phone(found["phone"], int(found["a1"]), int(found["a2"]), int(found["a3"]))
-
-
-# ------------------------------------------------------------------- without OpenJTalk: kana
-
-#: Kana by consonant, with the vowels a i u e o; a point where there is none.
-_ROWS = {
-    "": "アイウエオ",
-    "k": "カキクケコ",
-    "g": "ガギグゲゴ",
-    "s": "サ・スセソ",
-    "sh": "・シ・・・",
-    "z": "ザ・ズゼゾ",
-    "j": "・ジ・・・",
-    "t": "タ・・テト",
-    "ch": "・チ・・・",
-    "ts": "・・ツ・・",
-    "d": "ダ・・デド",
-    "n": "ナニヌネノ",
-    "h": "ハヒ・ヘホ",
-    "f": "・・フ・・",
-    "b": "バビブベボ",
-    "p": "パピプペポ",
-    "m": "マミムメモ",
-    "y": "ヤ・ユ・ヨ",
-    "r": "ラリルレロ",
-    "w": "ワ・・・・",
-    "v": "・・ヴ・・",
-}
-_MORAS = {
-    kana: (consonant, vowel)
-    for consonant, row in _ROWS.items()
-    for kana, vowel in zip(row, "aiueo", strict=True)
-    if kana != "・"
-} | {"ヂ": ("j", "i"), "ヅ": ("z", "u"), "ヰ": ("", "i"), "ヱ": ("", "e"), "ヲ": ("", "o")}
-_SMALL_VOWELS = dict(zip("ァィゥェォ", "aiueo", strict=True))
-_SMALL_Y = {"ャ": "a", "ュ": "u", "ョ": "o"}
-_ALONE = {
-    "ヮ": "ワ",
-    "ヵ": "カ",
-    "ヶ": "ケ",
-    **dict(zip("ァィゥェォャュョ", "アイウエオヤユヨ", strict=True)),
-}
-_VOICELESS = frozenset(("k", "ky", "s", "sh", "t", "ch", "ts", "h", "hy", "f", "p", "py"))
-_DEVOICED = {"i": "I", "u": "U"}
-
-#: Particles that are written otherwise than they are said.
-_PARTICLES = {"は": "ワ", "へ": "エ"}
-_LETTER_NAMES = dict(
-    zip(
-        "abcdefghijklmnopqrstuvwxyz",
-        """エー ビー シー ディー イー エフ ジー エイチ アイ ジェー ケー エル エム エヌ オー ピー
-        キュー アール エス ティー ユー ブイ ダブリュー エックス ワイ ゼット""".split(),
-        strict=True,
-    )
-)
-
-
-def phones_of_kana(kana: str) -> list[str]:
-    """OpenJTalk's phones of some katakana, words parted by blanks, as far as spelling tells them.
-
-    >>> phones_of_kana("トウキョウデス")
-    ['t', 'o', 'o', 'ky', 'o', 'o', 'd', 'e', 's', 'U']
-    """
-    phones: list[str] = []
-    for i, character in enumerate(kana):
-        following = kana[i + 1 : i + 2]
-        if character == "ン":
-            phones.append("N")
-        elif character == "ッ":
-            phones.append("cl")
-        elif character == "ー":
-            phones += phones[-1:] if phones and phones[-1] in "aiueo" else []
-        elif i and character in {**_SMALL_VOWELS, **_SMALL_Y} and kana[i - 1] in _MORAS:
-            continue  # read with the kana before
-        elif (mora := _MORAS.get(_ALONE.get(character, character))) is not None:
-            consonant, vowel = mora
-            if following in _SMALL_VOWELS:
-                consonant = consonant or {"u": "w", "i": "y"}.get(vowel, "")
-                vowel = _SMALL_VOWELS[following]
-            elif following in _SMALL_Y:
-                consonant = consonant if consonant in ("sh", "ch", "j") else f"{consonant}y"
-                vowel = _SMALL_Y[following]
-            elif not consonant and i and kana[i - 1] != " " and phones:
-                # A long vowel, within one word.
-                vowel = {"ou": "o", "ei": "e"}.get(phones[-1] + vowel, vowel)
-            phones += [consonant, vowel] if consonant else [vowel]
-    return _devoiced(phones)
-
-
-def _devoiced(phones: list[str]) -> list[str]:
-    """With i and u between voiceless consonants devoiced, and the u of a last desu or masu."""
-    result = list(phones)
-    for i, phone in enumerate(phones):
-        before, after = phones[:i][-1:], phones[i + 1 : i + 2]
-        if not after:
-            is_devoiced = phone == "u" and phones[-3:-1] in (["e", "s"], ["a", "s"])
-        else:
-            is_between = before != [] and {before[0], after[0]} <= _VOICELESS
-            is_devoiced = is_between and result[i - 2 : i - 1] not in (["I"], ["U"])
-        if is_devoiced and phone in _DEVOICED:
-            result[i] = _DEVOICED[phone]
-    return result
-
-
-def _to_kana(text: str) -> str:
-    """The katakana of a text, particles as they are said."""
-    text = re.sub(r"\d+(?:\.\d+)?", lambda n: _number(n[0]), text)
-    text = "".join(_LETTER_NAMES.get(one.lower(), one) for one in text)
-    kana: list[str] = []
-    for word in _kakasi().convert(text):
-        particle = _PARTICLES.get(word["orig"]) if kana else None
-        kana.append(particle or word["kana"])
-    return " ".join(kana)
-
-
-def _number(number: str) -> str:
-    """In characters that are read alike, 一万五百."""
-    whole, _, fraction = number.partition(".")
-    numbers = require("cn2an", "Reading Japanese numbers", extra="vallex")
-    mode = "direct" if len(whole) > 16 or (len(whole) > 1 and whole[0] == "0") else "low"
-    said = str(numbers.an2cn(whole, mode))
-    if mode == "low" and len(said) > 1:
-        said = re.sub(r"一(?=[百千])", "", said.replace("零", ""))
-    if fraction:
-        said += f"点{numbers.an2cn(fraction, 'direct')}"
-    return said.replace("零", "ゼロ")
-
-
-@cache
-def _kakasi() -> Any:  # noqa: ANN401 - the package has no types
-    return require("pykakasi", "Reading Japanese without pyopenjtalk").kakasi()

@@ -20,7 +20,7 @@ from valle_convert.text.phonemes import check_phonemes
 from valle_convert.text.sentences import split_sentences
 from valle_convert.families.vallex.text.chinese import chinese_symbols
 from valle_convert.families.vallex.text.english import english_symbols
-from valle_convert.families.vallex.text.japanese import has_openjtalk, japanese_symbols
+from valle_convert.families.vallex.text.japanese import japanese_symbols
 
 #: How each language is read: the symbols, and the characters that cannot be said.
 _READERS: dict[str, Callable[[str], tuple[str, list[str]]]] = {
@@ -34,11 +34,6 @@ _TAG = re.compile(rf"\[({'|'.join(_TAGS)})\]")
 _SENTENCE_END = re.compile(r"[.!?…。！？｡][\"'”’»)」』】]*$")
 #: A piece that does not end with one of these gets a full stop.
 _ENDS = ".,!?-…~"
-
-_FLAT_JAPANESE = (
-    "without pyopenjtalk, Japanese is read from its kana, and accents are missing; install it "
-    "with: pip install 'valle-convert[japanese]'"
-)
 
 
 @dataclass(frozen=True)
@@ -147,8 +142,6 @@ def spell(pieces: Sequence[TaggedText]) -> SpelledText:
                 f"these characters cannot be said in {_NAMES[piece.language]} and are left out: "
                 f"{_listed(unsaid)}"
             )
-        if piece.language == "ja" and not has_openjtalk():
-            notices.append(_FLAT_JAPANESE)
         symbols.append((read, piece.language))
     return _put_together(symbols, notices, pieces)
 
