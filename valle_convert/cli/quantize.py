@@ -312,7 +312,8 @@ def quantize(
         bool,
         typer.Option(
             "--prune",
-            help="Remove files of earlier runs, by the folder's manifest, that are not of --types.",
+            help="After a verdict that passed, remove the folder's other files of the same source, "
+            "by its manifest.",
         ),
     ] = False,
     name_files: Annotated[
