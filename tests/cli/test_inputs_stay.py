@@ -87,7 +87,7 @@ def test_metadata_is_not_replaced_by_a_file_of_the_set(tmp_path: Path, cli: Cli)
     assert metadata.read_text() == '{"author": "me"}'
 
 
-@pytest.mark.parametrize("name", ["m-Q8_0.gguf", "manifest.json", "SHA256SUMS", "sbom.cdx.json"])
+@pytest.mark.parametrize("name", ["m-Q8_0.gguf", "manifest.json", "SHA256SUMS"])
 def test_no_file_of_a_folder_replaces_the_checkpoint(name: str, tmp_path: Path, cli: Cli) -> None:
     checkpoint, source = tmp_path / "c.sft", tmp_path / "m.gguf"
     shutil.copy(CHECKPOINT, checkpoint)

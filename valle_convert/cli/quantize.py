@@ -345,9 +345,9 @@ def quantize(
 
     A VALL-E X is quantized as a set: IN is the file of its AR, and so is what is made.
 
-    A folder gets one file a type, manifest.json, SHA256SUMS and sbom.cdx.json. Quality is
-    measured on stock llama.cpp against the checkpoint: KL divergence, error and best codes by
-    head and level; with --listen, also by what is said.
+    A folder gets one file a type, manifest.json and SHA256SUMS. Quality is measured on
+    stock llama.cpp against the checkpoint: KL divergence, error and best codes by head and level;
+    with --listen, also by what is said.
     """
     from valle_convert.api import read_checkpoint
     from valle_convert.files import check_outputs, made_folder
@@ -483,13 +483,12 @@ def quantize(
 
 def _check_beside(written: Mapping[str, Path | None], folder: Path) -> None:
     """Refuse a log or report that has the name of what is made in the folder."""
-    from valle_convert.quantize.bill import BILL
     from valle_convert.quantize.manifest import MANIFEST, SUMS
 
     for name, target in written.items():
         if target is None or target.parent != folder:
             continue
-        if target.suffix == ".gguf" or target.name in (MANIFEST, SUMS, BILL):
+        if target.suffix == ".gguf" or target.name in (MANIFEST, SUMS):
             raise typer.BadParameter(f"{name} is {target}, which is made of quantized files.")
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import InputError, ValleConvertError
 from valle_convert.files import check_target, describe_os_error, valid_utf8
-from valle_convert.quantize.bill import BILL
 from valle_convert.quantize.manifest import (
     MANIFEST,
     SUMS,
@@ -37,13 +36,12 @@ def known_files(folder: Path, *, force: bool) -> dict[str, ManifestFile]:
             would replace, and there is no `force`.
     """
     path = folder / MANIFEST
-    for name in (MANIFEST, SUMS, BILL) if folder.is_dir() else ():
+    for name in (MANIFEST, SUMS) if folder.is_dir() else ():
         check_target(folder / name, force=True)  # they may be links to what is read
     if not path.exists():
-        there = [name for name in (SUMS, BILL) if (folder / name).exists()]
-        if there and not force:
+        if (folder / SUMS).exists() and not force:
             raise InputError(
-                f"{folder} has {there[0]} and no {MANIFEST}, so it is not of this program and is "
+                f"{folder} has {SUMS} and no {MANIFEST}, so it is not of this program and is "
                 "not overwritten; give another folder, or --force."
             )
         return {}
