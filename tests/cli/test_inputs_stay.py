@@ -148,35 +148,6 @@ def test_an_export_goes_into_a_folder_only(
     assert "does not exist" in error_of(cli("export", source, out), 2)
 
 
-def test_the_sums_of_an_importance_matrix_replace_nothing(tmp_path: Path, cli: Cli) -> None:
-    mine = tmp_path / ".i.gguf.state"
-    mine.write_text("mine")
-    run = ("imatrix", CHECKPOINT, "--out", tmp_path / "i.gguf", "--utterances", "1")
-    assert "is something else" in error_of(cli(*run), 2)
-    assert mine.read_text() == "mine"
-    assert not (tmp_path / "i.gguf").exists()
-
-
-def test_no_sums_are_kept_beside_a_device_and_any_name_will_do(
-    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from valle_convert.quantize import imatrix
-
-    monkeypatch.setattr(imatrix, "_SAVE_EVERY", 1)
-    (tmp_path / "null").symlink_to("/dev/null")
-    seen: list[Path] = []
-    save = imatrix._save
-    monkeypatch.setattr(
-        imatrix, "_save", lambda state, *rest: (seen.append(state), save(state, *rest))
-    )
-    run = ("imatrix", CHECKPOINT, "--utterances", "1", "--out")
-    assert cli(*run, tmp_path / "null").code == 0
-    assert seen == []
-    assert cli(*run, tmp_path / ("n" * 255)).code == 0
-    assert len(seen) == 1
-    assert [len(path.name) for path in tmp_path.iterdir() if path.name != "null"] == [255]
-
-
 @pytest.mark.parametrize("factor", ["1e38", "1e300"])
 def test_an_adapter_that_cannot_be_right_is_not_written(
     factor: str, tmp_path: Path, converted: Callable[[str, str], Path], cli: Cli

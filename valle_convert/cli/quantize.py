@@ -5,13 +5,13 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from valle_convert.cli import console, interrupt
+from valle_convert.cli import console
 from valle_convert.cli.options import (
     CheckpointArgument,
     ConfigOption,
@@ -30,7 +30,7 @@ from valle_convert.cli.speak import CodecOption
 from valle_convert.errors import EXIT_FAILED_CHECK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from valle_convert.checkpoint import Checkpoint
     from valle_convert.model.vallex import VallexModel
@@ -524,9 +524,6 @@ def imatrix(
     data: DataOption = None,
     utterances: Annotated[int, typer.Option(help="How many random utterances.", min=1)] = 32,
     seed: SeedOption = 0,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a run that was stopped.")
-    ] = False,
     json_: JsonOption = False,
     force: ForceOption = False,
 ) -> None:
@@ -554,7 +551,7 @@ def imatrix(
         revision=revision,
         progress=console.progress_bar,
     )
-    given: dict[str, Any] = {"resume": resume, "force": force, "progress": console.progress_bar}
+    given: dict[str, Any] = {"force": force, "progress": console.progress_bar}
     count = None if data else utterances
     if is_vallex(source):
         from valle_convert.quantize.vallex_imatrix import (
@@ -566,15 +563,13 @@ def imatrix(
         spoken = VallexUtterances.choose(describe_vallex(source).model, data, count, seed=seed)
         words, paths = spoken.description, imatrix_paths(out)
         console.talk(f"importance matrices of {words}")
-        with _told_of_sums(out):
-            made = make_vallex_imatrix(source, spoken, out, **given)
+        made = make_vallex_imatrix(source, spoken, out, **given)
     else:
         description = describe(source)
         inputs = Utterances.choose(description.model, data, count, seed=seed)
         words, paths = inputs.description, [out]
         console.talk(f"importance matrix of {words}")
-        with _told_of_sums(out):
-            made = [make_imatrix(Reference(source, description), inputs, out, **given)]
+        made = [make_imatrix(Reference(source, description), inputs, out, **given)]
     n_matrices, n_passes = sum(len(one.entries) for one in made), made[0].chunk_count
     if json_:
         console.data_json(
@@ -589,19 +584,6 @@ def imatrix(
     else:
         shown = " and ".join(map(str, paths))
         console.data(f"{shown}: {n_matrices} matrices over {n_passes} passes")
-
-
-@contextmanager
-def _told_of_sums(out: Path) -> Iterator[None]:
-    """After Ctrl-C, say that what was computed so far is kept."""
-    from valle_convert.quantize.imatrix import state_of
-
-    try:
-        yield
-    except KeyboardInterrupt:
-        if (state := state_of(out)).exists():
-            interrupt.keep(f"{state}, from which --resume goes on")
-        raise
 
 
 def compare(

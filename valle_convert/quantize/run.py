@@ -463,7 +463,6 @@ class _Run:
                     reference,
                     utterances,
                     path,
-                    resume=options.resume,
                     force=options.force,
                     progress=progress,
                 )

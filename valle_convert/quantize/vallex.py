@@ -235,7 +235,6 @@ class _Matrices:
                 self.checkpoint,
                 self.calibration,
                 self.paths[0],
-                resume=options.resume,
                 force=options.force,
                 progress=listener.progress,
             )
