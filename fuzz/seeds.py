@@ -369,24 +369,6 @@ def codes_zip() -> bytes:
 
 
 @cache
-def imatrix_state() -> tuple[dict[str, Any], bytes]:
-    """The facts, and the sums as numpy stores them."""
-    from numpy.lib import format as npy
-
-    facts = {
-        "version": 2,
-        "work": "w",
-        "counts": {"a": 3, "b": 4},
-        "columns": [2, 4],
-        "n_utterances": 1,
-        "n_passes": 2,
-        "longest": 8,
-    }
-    buffer = io.BytesIO()
-    npy.write_array(buffer, np.arange(6, dtype=np.float64))
-    return facts, buffer.getvalue()
-
-
 # ------------------------------------------------------------------------- folders, reports
 
 

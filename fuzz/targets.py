@@ -289,28 +289,6 @@ def _read_imatrix(folder: Path) -> None:
     read.keys("x.gguf")
 
 
-def _make_state(rng: Random) -> Files:
-    facts, squares = seeds.imatrix_state()
-    facts = json.loads(json.dumps(facts))
-    if rng.randrange(4):
-        text = tree_bytes(rng, damage_tree(rng, facts)).decode("utf-8", "replace")
-    else:
-        text, squares = json.dumps(facts), damage_bytes(rng, squares)
-    letters = np.array(text).astype("<U")
-    header = repr({"descr": f"<U{len(text)}", "fortran_order": False, "shape": ()}).encode()
-    return {
-        "x.npz": formats.zip_of(
-            [("facts.npy", formats.npy_of(header, letters.tobytes())), ("squares.npy", squares)]
-        )
-    }
-
-
-def _read_state(folder: Path) -> None:
-    from valle_convert.quantize.imatrix import _load
-
-    _load(folder / "x.npz", "w")
-
-
 # ---------------------------------------------------------------------------- safetensors
 
 
@@ -1118,7 +1096,6 @@ TARGETS: Mapping[str, Target] = {
             lambda: [{"calls": json.dumps([_RIGHT_CALL]).encode()}],
         ),
         Target("imatrix", _make_imatrix, _read_imatrix, _one("x.gguf", seeds.imatrix)),
-        Target("state", _make_state, _read_state, list),
         Target(
             "safetensors",
             _make_safetensors,

@@ -87,7 +87,7 @@ def test_metadata_is_not_replaced_by_a_file_of_the_set(tmp_path: Path, cli: Cli)
     assert metadata.read_text() == '{"author": "me"}'
 
 
-@pytest.mark.parametrize("name", ["m-Q8_0.gguf", "manifest.json", "SHA256SUMS", "sbom.cdx.json"])
+@pytest.mark.parametrize("name", ["m-Q8_0.gguf", "manifest.json", "SHA256SUMS"])
 def test_no_file_of_a_folder_replaces_the_checkpoint(name: str, tmp_path: Path, cli: Cli) -> None:
     checkpoint, source = tmp_path / "c.sft", tmp_path / "m.gguf"
     shutil.copy(CHECKPOINT, checkpoint)
@@ -146,22 +146,6 @@ def test_an_export_goes_into_a_folder_only(
     out.mkdir()
     (out / "fp32.sft").symlink_to(tmp_path / "nothing" / "x")
     assert "does not exist" in error_of(cli("export", source, out), 2)
-
-
-def test_the_sums_of_an_importance_matrix_replace_nothing(tmp_path: Path, cli: Cli) -> None:
-    mine = tmp_path / ".i.gguf.state"
-    mine.write_text("mine")
-    run = ("imatrix", CHECKPOINT, "--out", tmp_path / "i.gguf", "--utterances", "1")
-    assert "is something else" in error_of(cli(*run), 2)
-    assert mine.read_text() == "mine"
-    assert not (tmp_path / "i.gguf").exists()
-
-
-def test_an_importance_matrix_may_have_any_name(tmp_path: Path, cli: Cli) -> None:
-    assert (
-        cli("imatrix", CHECKPOINT, "--utterances", "1", "--out", tmp_path / ("n" * 255)).code == 0
-    )
-    assert [len(path.name) for path in tmp_path.iterdir()] == [255]
 
 
 @pytest.mark.parametrize("factor", ["1e38", "1e300"])

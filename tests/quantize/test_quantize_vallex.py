@@ -56,7 +56,6 @@ def test_sets_are_made_measured_verified_and_listed(
     listed = {path.name for path in out.iterdir()} - {
         "manifest.json",
         "SHA256SUMS",
-        "sbom.cdx.json",
     }
     assert listed == {path.name for group in paths for path in group}
     assert cli("check-manifest", out).code == 0
@@ -193,6 +192,45 @@ def test_resume_keeps_whole_sets_and_prune_removes_what_is_not_asked_for(
     names = {path.name for path in out.glob("*.gguf")}
     assert names == {path.name for path in set_paths(out / "golden-Q4_0.gguf", 7)}
     assert cli("check-manifest", out).code == 0
+
+
+def test_prune_leaves_sets_of_a_run_that_failed_and_of_other_models(
+    golden_set: Path, cli: Cli, tmp_path: Path
+) -> None:
+    out, other = tmp_path / "out", tmp_path / "other.gguf"
+    run = ("quantize", golden_set, out, "--types")
+    assert cli(*run, "Q8_0,Q4_0", "--no-measure").code == 0
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    more = ("--resume", "--prune", "--force", "--max-kl", "1e-9")
+    for measure, code, why in (
+        ("--measure", 1, "this run failed"),
+        ("--no-measure", 3, "not everything could be judged"),
+    ):
+        result = cli(*run, "Q8_0", *more, measure)
+        assert result.code == code, result
+        assert f"golden-Q4_0.gguf, since {why}" in result.err
+        assert {path: path.read_bytes() for path in out.iterdir()} == before
+    # The first parts of its levels are those of the other set, byte for byte.
+    write_set(plan_vallex(read_checkpoint(CHECKPOINT), out_type="f32"), other)
+    result = cli("quantize", other, out, "--types", "Q8_0", "--no-measure", "--prune")
+    assert result.code == 0, result
+    assert "since this run did not quantize their source" in result.err
+    sets = [path for path in before if path.suffix == ".gguf"]
+    assert {path: path.read_bytes() for path in sets} == {path: before[path] for path in sets}
+    assert cli("check-manifest", out).code == 0
+
+
+def test_prune_leaves_a_set_whole_of_which_one_file_has_changed(
+    golden_set: Path, cli: Cli, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run = ("quantize", golden_set, out, "--no-measure", "--types")
+    assert cli(*run, "Q8_0,Q4_0").code == 0
+    paths = set_paths(out / "golden-Q4_0.gguf", 7)
+    paths[3].write_bytes(b"mine")
+    result = cli(*run, "Q8_0", "--resume", "--prune")
+    assert "since the manifest lists other bytes under this name" in result.err
+    assert all(path.exists() for path in paths)
 
 
 @pytest.mark.parametrize("which", [0, 1, 5])

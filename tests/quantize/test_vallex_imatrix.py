@@ -213,20 +213,12 @@ def test_the_command_writes_two_files_that_stock_llama_quantize_takes(
     assert "m-nar.gguf exists" in again
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_very_same_bytes(tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_leaves_nothing(tmp_path: Path) -> None:
     checkpoint = read_checkpoint(CHECKPOINT)
-    utterances = VallexUtterances.choose(model_of(CHECKPOINT), None, 10, seed=5)
-    make_vallex_imatrix(checkpoint, utterances, tmp_path / "whole.gguf")
-    target = tmp_path / "resumed.gguf"
-    with stopping_after(9) as progress, pytest.raises(KeyboardInterrupt):
-        make_vallex_imatrix(checkpoint, utterances, target, progress=progress)
-    assert [path.name for path in tmp_path.glob("*resumed*")] == [".resumed.gguf.state"]
-    make_vallex_imatrix(checkpoint, utterances, target, resume=True)
-    for one, other in zip(
-        imatrix_paths(tmp_path / "whole.gguf"), imatrix_paths(target), strict=True
-    ):
-        assert one.read_bytes() == other.read_bytes()
-    assert not list(tmp_path.glob(".*"))
+    utterances = VallexUtterances.choose(model_of(CHECKPOINT), None, 2, seed=5)
+    with stopping_after(1) as progress, pytest.raises(KeyboardInterrupt):
+        make_vallex_imatrix(checkpoint, utterances, tmp_path / "m.gguf", progress=progress)
+    assert not list(tmp_path.iterdir())
 
 
 # -------------------------------------------------------------------- what they are for

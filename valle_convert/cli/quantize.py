@@ -5,13 +5,13 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from valle_convert.cli import console, interrupt
+from valle_convert.cli import console
 from valle_convert.cli.options import (
     CheckpointArgument,
     ConfigOption,
@@ -28,7 +28,7 @@ from valle_convert.cli.speak import CodecOption
 from valle_convert.errors import EXIT_FAILED_CHECK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from valle_convert.checkpoint import Checkpoint
     from valle_convert.families.vallex.facts import VallexModel
@@ -308,7 +308,8 @@ def quantize(
         bool,
         typer.Option(
             "--prune",
-            help="Remove files of earlier runs, by the folder's manifest, that are not of --types.",
+            help="After a verdict that passed, remove the folder's other files of the same source, "
+            "by its manifest.",
         ),
     ] = False,
     name_files: Annotated[
@@ -340,9 +341,9 @@ def quantize(
 
     A VALL-E X is quantized as a set: IN is the file of its AR, and so is what is made.
 
-    A folder gets one file a type, manifest.json, SHA256SUMS and sbom.cdx.json. Quality is
-    measured on stock llama.cpp against the checkpoint: KL divergence, error and best codes by
-    head and level; with --listen, also by what is said.
+    A folder gets one file a type, manifest.json and SHA256SUMS. Quality is measured on
+    stock llama.cpp against the checkpoint: KL divergence, error and best codes by head and level;
+    with --listen, also by what is said.
     """
     from valle_convert.api import read_checkpoint
     from valle_convert.files import check_outputs, made_folder
@@ -476,13 +477,12 @@ def quantize(
 
 def _check_beside(written: Mapping[str, Path | None], folder: Path) -> None:
     """Refuse a log or report that has the name of what is made in the folder."""
-    from valle_convert.quantize.bill import BILL
     from valle_convert.quantize.manifest import MANIFEST, SUMS
 
     for name, target in written.items():
         if target is None or target.parent != folder:
             continue
-        if target.suffix == ".gguf" or target.name in (MANIFEST, SUMS, BILL):
+        if target.suffix == ".gguf" or target.name in (MANIFEST, SUMS):
             raise typer.BadParameter(f"{name} is {target}, which is made of quantized files.")
 
 
@@ -516,9 +516,6 @@ def imatrix(
     data: DataOption = None,
     utterances: Annotated[int, typer.Option(help="How many random utterances.", min=1)] = 32,
     seed: SeedOption = 0,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a run that was stopped.")
-    ] = False,
     json_: JsonOption = False,
     force: ForceOption = False,
 ) -> None:
@@ -544,7 +541,7 @@ def imatrix(
         lora_alpha=lora_alpha,
         progress=console.progress_bar,
     )
-    given: dict[str, Any] = {"resume": resume, "force": force, "progress": console.progress_bar}
+    given: dict[str, Any] = {"force": force, "progress": console.progress_bar}
     count = None if data else utterances
     if is_vallex(source):
         from valle_convert.quantize.vallex_imatrix import (
@@ -556,15 +553,13 @@ def imatrix(
         spoken = VallexUtterances.choose(describe_vallex(source).model, data, count, seed=seed)
         words, paths = spoken.description, imatrix_paths(out)
         console.talk(f"importance matrices of {words}")
-        with _told_of_sums(out):
-            made = make_vallex_imatrix(source, spoken, out, **given)
+        made = make_vallex_imatrix(source, spoken, out, **given)
     else:
         description = describe(source)
         inputs = Utterances.choose(description.model, data, count, seed=seed)
         words, paths = inputs.description, [out]
         console.talk(f"importance matrix of {words}")
-        with _told_of_sums(out):
-            made = [make_imatrix(Reference(source, description), inputs, out, **given)]
+        made = [make_imatrix(Reference(source, description), inputs, out, **given)]
     n_matrices, n_passes = sum(len(one.entries) for one in made), made[0].chunk_count
     if json_:
         console.data_json(
@@ -579,19 +574,6 @@ def imatrix(
     else:
         shown = " and ".join(map(str, paths))
         console.data(f"{shown}: {n_matrices} matrices over {n_passes} passes")
-
-
-@contextmanager
-def _told_of_sums(out: Path) -> Iterator[None]:
-    """After Ctrl-C, say that what was computed so far is kept."""
-    from valle_convert.quantize.imatrix import state_of
-
-    try:
-        yield
-    except KeyboardInterrupt:
-        if (state := state_of(out)).exists():
-            interrupt.keep(f"{state}, from which --resume goes on")
-        raise
 
 
 def compare(

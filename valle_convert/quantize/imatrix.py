@@ -13,19 +13,13 @@ It is made by running the PyTorch reference over utterances in every mode (AR wi
 prompt and condition, every NAR level, demasking, duration, transcription, and the tasks on
 recordings). `token_embd.weight` counts as the head that it is: its inputs are the final hidden
 states. A VALL-E X has a file for each network (`vallex_imatrix.py`), since the tensors of the two
-have the same names. One utterance is in memory at a time. The sums are kept on disk as they grow,
-so that a run that was stopped goes on where it was; since sums are added in the same order, the
-result is the same to the bit.
+have the same names. One utterance is in memory at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -36,11 +30,10 @@ from numpy.typing import NDArray
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import InputError
-from valle_convert.files import atomic_output, check_target, is_stream, valid_utf8
+from valle_convert.files import atomic_output, check_target, valid_utf8
 from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F32
-from valle_convert.npz_file import read_npz
 from valle_convert.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -56,12 +49,8 @@ _PART = f"{PREFIX}part"
 _SUM, _COUNTS = ".in_sum2", ".counts"
 _VERSION = 3  # of GGUF
 _MAX_TEXT = 127  # bytes of a string that llama.cpp's list of overrides holds
-_STATE_VERSION = 2
-_AGAIN = "remove it, or leave out --resume"
-_SAVE_EVERY = 8  # utterances
 #: The digest of a matrix that stands in for one which is still to be made.
 NOT_MADE_YET = "0" * 64
-_MAX_STATE = 1 << 30  # bytes; 12 layers of 1024 take one megabyte
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,7 +255,6 @@ def make_imatrix(
     utterances: Utterances,
     target: Path,
     *,
-    resume: bool = False,
     force: bool = False,
     progress: Progress = silent,
 ) -> ImatrixFile:
@@ -275,121 +263,48 @@ def make_imatrix(
     Args:
         reference: the checkpoint.
         utterances: what it is run on.
-        target: the file; the one of `state_of` keeps the sums while they grow.
-        resume: go on with such a state, if it is of this very work.
+        target: the file.
         force: whether an existing file may be replaced.
         progress: shows how many utterances are done.
 
     Raises:
-        InputError: the target must not be written, or the state is of other work.
+        InputError: the target must not be written.
         EnvironmentFault: it cannot be written.
     """
     sources = (*reference.checkpoint.inputs, *utterances.files)
     check_target(target, force=force, sources=sources)
-    with kept_sums(target, resume=resume, force=force) as state:
-        imatrix = collect_imatrix(
-            reference, utterances, state=state, resume=resume, progress=progress
-        )
-        write_imatrix(imatrix, target, force=force, sources=sources)
+    imatrix = collect_imatrix(reference, utterances, progress=progress)
+    write_imatrix(imatrix, target, force=force, sources=sources)
     return imatrix
 
 
-@contextmanager
-def kept_sums(target: Path, *, resume: bool, force: bool) -> Iterator[Path | None]:
-    """Where the sums of an importance matrix are kept, until it is done; None beside a device.
-
-    Args:
-        target: the importance matrix.
-        resume: whether they may be there already.
-        force: whether something else that lies there may be replaced.
-
-    Raises:
-        InputError: something else lies there.
-    """
-    if is_stream(target):
-        yield None
-        return
-    state = state_of(target)
-    if not resume and os.path.lexists(state):
-        _check_ours(state, force=force)
-    yield state
-    state.unlink(missing_ok=True)
-
-
-def state_of(target: Path) -> Path:
-    """Where the sums of an importance matrix are kept while they grow."""
-    name = f".{target.name}.state"
-    if len(os.fsencode(name)) > 255:
-        name = f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()}.state"
-    return target.with_name(name)
-
-
-def _check_ours(state: Path, *, force: bool) -> None:
-    """Refuse to replace, and to remove in the end, a file that no run of this program left.
-
-    Raises:
-        InputError: it is one, and there is no `force`.
-    """
-    try:
-        _facts(state)
-    except InputError as error:
-        if force and state.is_file() and not state.is_symlink():
-            return
-        raise InputError(
-            f"The sums of an importance matrix are kept in {state} while they grow, and that is "
-            "there and is something else; move it away, or give another name for the output."
-        ) from error
-
-
 def collect_imatrix(
-    reference: Reference,
-    utterances: Utterances,
-    *,
-    state: Path | None = None,
-    resume: bool = False,
-    progress: Progress = silent,
+    reference: Reference, utterances: Utterances, *, progress: Progress = silent
 ) -> ImatrixFile:
-    """Run a checkpoint on utterances; `state` and the rest as in `make_imatrix`."""
+    """Run a checkpoint on utterances."""
     from valle_convert.families.v5.reference import ReferenceNetwork
 
     checkpoint = reference.checkpoint
     network = ReferenceNetwork(checkpoint.tensors, reference.description)
     sums = collect_sums(
-        checkpoint,
-        utterances,
-        lambda utterance, sums: observe(network, utterance, sums),
-        state=state,
-        resume=resume,
-        progress=progress,
+        utterances, lambda utterance, sums: observe(network, utterance, sums), progress=progress
     )
     return imatrix_of(sums, checkpoint, utterances)
 
 
 def collect_sums(
-    checkpoint: Checkpoint,
     utterances: Calibration[Any, Example],
     add: Callable[[Example, Sums], None],
     *,
-    state: Path | None,
-    resume: bool,
     progress: Progress,
 ) -> Sums:
     """Go through all utterances; `add` runs one and adds what it gives to the sums."""
-    source_sha256 = checkpoint.sha256()
-    work = hashlib.sha256(
-        os.fsencode(f"{source_sha256} {checkpoint.lora} {utterances.digest}")
-    ).hexdigest()
-    sums = _load(state, work) if resume and state is not None and state.exists() else Sums()
+    sums = Sums()
     with progress("importance", utterances.count, "utterances") as advance:
-        advance(sums.n_utterances)
-        for i, utterance in enumerate(utterances):
-            if i < sums.n_utterances:
-                continue
+        for utterance in utterances:
             add(utterance, sums)
             sums.n_utterances += 1
             advance(1)
-            if state is not None and sums.n_utterances % _SAVE_EVERY == 0:
-                _save(state, sums, work)
     return sums
 
 
@@ -454,65 +369,6 @@ def observe(network: ReferenceNetwork, utterance: Utterance, sums: Sums) -> None
     finally:
         network.observe = None
     sums.longest = max(sums.longest, n_inputs)
-
-
-def _save(state: Path, sums: Sums, work: str) -> None:
-    facts = {
-        "version": _STATE_VERSION,
-        "work": work,
-        "counts": {name: sums.counts[name] for name in sums.squares},
-        "columns": [len(values) for values in sums.squares.values()],
-        "n_utterances": sums.n_utterances,
-        "n_passes": sums.n_passes,
-        "longest": sums.longest,
-    }
-    buffer = io.BytesIO()
-    squares = np.concatenate(list(sums.squares.values()))
-    np.savez(buffer, facts=np.array(json.dumps(facts)), squares=squares)
-    with atomic_output(state, force=True) as file:
-        file.write(buffer.getbuffer())
-
-
-def _facts(state: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of a state."""
-    return read_npz(
-        state,
-        ("facts", "squares"),
-        max_bytes=_MAX_STATE,
-        what="state of an importance matrix",
-        hint=_AGAIN,
-    )
-
-
-def _load(state: Path, work: str) -> Sums:
-    arrays = _facts(state)
-    try:
-        facts = json.loads(str(arrays["facts"]))
-        same = facts["version"] == _STATE_VERSION and facts["work"] == work
-        counts = {str(name): int(n) for name, n in facts["counts"].items()}
-        ends = np.cumsum([int(n) for n in facts["columns"]])
-        squares = np.split(arrays["squares"].astype(np.float64, casting="safe"), ends[:-1])
-        sums = Sums(
-            squares=dict(zip(counts, squares, strict=True)),
-            counts=counts,
-            n_utterances=int(facts["n_utterances"]),
-            n_passes=int(facts["n_passes"]),
-            longest=int(facts["longest"]),
-        )
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
-        raise InputError(f"{state} is a damaged state ({error}); {_AGAIN}.") from error
-    if not same:
-        raise InputError(
-            f"{state} is the state of other work (another checkpoint, other utterances); {_AGAIN}."
-        )
-    return sums
 
 
 def check_fits(imatrix: ImatrixInput, source: Source) -> None:

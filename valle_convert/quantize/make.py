@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -21,22 +21,18 @@ from typing import BinaryIO
 
 from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.files import atomic_output, check_target, os_fault, valid_utf8
+from valle_convert.files import atomic_output, check_target, os_fault
 from valle_convert.gguf_file.header import TensorEntry
 from valle_convert.gguf_file.keys import DIGEST_KEYS
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.progress import Progress, silent
-from valle_convert.quantize.bill import BILL
 from valle_convert.quantize.imatrix import PREFIX as IMATRIX_PREFIX
 from valle_convert.quantize.imatrix import ImatrixInput
 from valle_convert.quantize.manifest import (
     MANIFEST,
-    SUMS,
     ManifestFile,
     TensorDigest,
-    read_manifest,
     tensor_digests,
-    unlisted_models,
     write_manifest,
 )
 from valle_convert.quantize.plan import (
@@ -446,9 +442,9 @@ def make_all(
                 f"wrote {target}: {entry.n_bytes:,} bytes, {bits_per_weight(tensors):.2f} bits a "
                 f"weight, {seconds:.1f} s"
             )
-            if listed is not None:
-                listed[entry.name] = entry
-                write_manifest(target.parent, list(listed.values()))
+        if listed is not None:
+            listed[entry.name] = entry
+            write_manifest(target.parent, list(listed.values()))
         yield Made(
             plan,
             target,
@@ -460,70 +456,6 @@ def make_all(
             "made" if output.kept is None else "kept",
             seconds,
         )
-
-
-def settle_folder(
-    folder: Path, listed: dict[str, ManifestFile], ours: Container[str], *, prune: bool
-) -> list[str]:
-    """Write the manifest at the end of a run, and say what else lies in the folder.
-
-    Args:
-        folder: whose manifest it is.
-        listed: what the manifest lists, of earlier runs too.
-        ours: names of this run's files.
-        prune: whether the others are removed.
-    """
-    others = sorted(name for name in listed if name not in ours)
-    notes: list[str] = []
-    if others and prune:
-        for name in others:
-            del listed[name]
-        # The manifest first: whoever is killed in between has a file too many, none missing.
-        write_manifest(folder, list(listed.values()))
-        for name in others:
-            (folder / name).unlink(missing_ok=True)
-        notes.append(
-            f"removed from {valid_utf8(folder.name)}, since not asked for: {', '.join(others)}"
-        )
-    elif others:
-        notes.append(
-            f"{folder.name} still has files of earlier runs, which this one has not judged: "
-            f"{', '.join(others)}; --prune removes them"
-        )
-    write_manifest(folder, list(listed.values()))
-    unlisted = unlisted_models(folder, listed)
-    if unlisted:
-        notes.append(f"{folder.name} has files that no manifest lists: {', '.join(unlisted)}")
-    return notes
-
-
-def known_files(folder: Path, *, force: bool) -> dict[str, ManifestFile]:
-    """What the folder's manifest lists and still lies there.
-
-    Raises:
-        InputError: the folder has a manifest or sums that are not of this program, which a run
-            would replace, and there is no `force`.
-    """
-    path = folder / MANIFEST
-    for name in (MANIFEST, SUMS, BILL) if folder.is_dir() else ():
-        check_target(folder / name, force=True)  # they may be links to what is read
-    if not path.exists():
-        there = [name for name in (SUMS, BILL) if (folder / name).exists()]
-        if there and not force:
-            raise InputError(
-                f"{folder} has {there[0]} and no {MANIFEST}, so it is not of this program and is "
-                "not overwritten; give another folder, or --force."
-            )
-        return {}
-    try:
-        files = read_manifest(path)
-    except InputError as error:
-        if force:
-            return {}
-        raise InputError(
-            f"{str(error).rstrip('.')}, and is not overwritten; give another folder, or --force."
-        ) from error
-    return {file.name: file for file in files if (folder / file.name).is_file()}
 
 
 def _entry(quantizer: Quantizer, plan: FilePlan, done: MadeFile) -> ManifestFile:

@@ -108,7 +108,8 @@ class Options:
         margin: by what factor this one may be worse.
         allow_fallback: whether a tensor that the type cannot hold may get another one.
         resume: keep files that are there and were made in the same way.
-        prune: remove files that the folder's manifest lists and that are not of this run.
+        prune: after a verdict that passed, remove the files of the same source that the folder's
+            manifest lists and that are not of this run.
         force: whether existing files may be replaced.
         scan: whether every matrix is tried in every type of `scan_types`.
         scan_types: names of tensor types; empty for the usual ones.

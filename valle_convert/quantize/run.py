@@ -13,7 +13,7 @@ names and sizes; the real one is made when everything else has been checked.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +36,7 @@ from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.library import INSTALL, find_library
 from valle_convert.quantize.audience import Audience
+from valle_convert.quantize.folder import known_files, settle_folder
 from valle_convert.quantize.imatrix import (
     ImatrixInput,
     collect_imatrix,
@@ -48,15 +49,11 @@ from valle_convert.quantize.make import (
     Made,
     Output,
     imatrix_entry,
-    known_files,
     make_all,
     outputs_of,
-    settle_folder,
     tool_of,
 )
-from valle_convert.quantize.manifest import (
-    ManifestFile,
-)
+from valle_convert.quantize.manifest import ManifestFile, write_manifest
 from valle_convert.quantize.plan import (
     AUTO,
     NONE,
@@ -170,13 +167,13 @@ def quantize(
         imatrix = next((plan.imatrix for plan in plans if plan.imatrix), None)
         if listed is not None and imatrix is not None and imatrix.path == imatrix_path:
             listed[imatrix.name] = imatrix_entry(imatrix)
+            write_manifest(folder, list(listed.values()))
         made = list(make_all(quantizer, outputs, listed, options, scratch, listener))
         report = replace(report, source_sha256=source.sha256, files=tuple(map(_done, made)))
-        if listed is not None:
-            report = replace(report, notes=(*report.notes, *run.finish(folder, listed, made)))
         if options.measure:
             report = run.measure(report, made)
-        return run.judge(report)
+        report = run.judge(report)
+        return report if listed is None else run.settle(report, folder, listed, made)
 
 
 def _check_adapters(source: Source, options: Options) -> None:
@@ -466,22 +463,11 @@ class _Run:
                     reference,
                     utterances,
                     path,
-                    resume=options.resume,
                     force=options.force,
                     progress=progress,
                 )
             real = ImatrixInput.read(path)
         return [replace(plan, imatrix=real) if plan.imatrix else plan for plan in plans]
-
-    # ------------------------------------------------------------------------ the folder
-
-    def finish(
-        self, folder: Path, listed: dict[str, ManifestFile], made: Sequence[Made]
-    ) -> list[str]:
-        """Write the manifest, and say what else lies in the folder."""
-        ours = {one.path.name for one in made}
-        ours |= {one.plan.imatrix.name for one in made if one.plan.imatrix}
-        return settle_folder(folder, listed, ours, prune=self.options.prune)
 
     # ------------------------------------------------------------------------ quality
 
@@ -580,6 +566,19 @@ class _Run:
                 failures += limits.failures_of_speech(file.listened, report.listening.baseline)
             files.append(replace(file, limits=limits, failures=failures))
         return replace(report, files=tuple(files))
+
+    def settle(
+        self,
+        report: QuantizeReport,
+        folder: Path,
+        listed: Mapping[str, ManifestFile],
+        made: Sequence[Made],
+    ) -> QuantizeReport:
+        """See `settle_folder`."""
+        ours = {one.path.name for one in made}
+        ours |= {one.plan.imatrix.name for one in made if one.plan.imatrix}
+        sources = {self.source.sha256, (report.checkpoint or {}).get("sha256", "")}
+        return settle_folder(report, folder, listed, ours, sources, prune=self.options.prune)
 
     @property
     def _measured_utterances(self) -> Utterances:

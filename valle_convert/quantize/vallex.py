@@ -47,6 +47,7 @@ from valle_convert.metrics import Logits
 from valle_convert.families.vallex.facts import VallexModel, describe_vallex
 from valle_convert.families.vallex.composed import ComposedNetwork
 from valle_convert.families.vallex.protocol import VallexText
+from valle_convert.quantize.folder import known_files, settle_folder
 from valle_convert.quantize.imatrix import ImatrixInput, in_scratch, made_of
 from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.make import (
@@ -55,10 +56,8 @@ from valle_convert.quantize.make import (
     difference,
     imatrix_entry,
     is_kept,
-    known_files,
     open_written,
     run_quantizer,
-    settle_folder,
     tool_of,
 )
 from valle_convert.quantize.manifest import (
@@ -236,7 +235,6 @@ class _Matrices:
                 self.checkpoint,
                 self.calibration,
                 self.paths[0],
-                resume=options.resume,
                 force=options.force,
                 progress=listener.progress,
             )
@@ -306,7 +304,9 @@ def quantize_set(
             real = matrices.make(listener, options, scratch)
             plans = [plan.with_matrices(real) for plan in plans]
             kept = [_kept(quantizer, plan, files, known, options, sources) for plan in plans]
-            listed |= {one.name: imatrix_entry(one) for one in real if matrices.paths}
+            if matrices.paths:
+                listed |= {one.name: imatrix_entry(one) for one in real}
+                write_manifest(folder, list(listed.values()))
         done = []
         for plan, entries in zip(plans, kept, strict=True):
             one = _make_or_keep(
@@ -316,14 +316,11 @@ def quantize_set(
             if not single:
                 write_manifest(folder, list(listed.values()))
             done.append(one[1])
-        notes = report.notes
-        if not single:
-            ours = {name for plan in plans for name in plan.names}
-            notes += tuple(settle_folder(folder, listed, ours, prune=options.prune))
-        report = replace(report, source_sha256=ar.sha256, files=tuple(done), notes=notes)
+        report = replace(report, source_sha256=ar.sha256, files=tuple(done))
         if options.measure:
             report = _measured(report, plans, files, checkpoint, measured, options, listener)
-    return _judged(report, gates, options)
+        report = _judged(report, gates, options)
+        return report if single else _settled(report, folder, listed, plans, files, options)
 
 
 def _places(
@@ -345,6 +342,21 @@ def _judged(report: QuantizeReport, gates: Gates, options: Options) -> QuantizeR
         failures = limits.failures(file.measured) if limits and file.measured else ()
         judged.append(replace(file, limits=limits, failures=failures))
     return replace(report, files=tuple(judged))
+
+
+def _settled(
+    report: QuantizeReport,
+    folder: Path,
+    listed: Mapping[str, ManifestFile],
+    plans: Sequence[_SetPlan],
+    files: VallexSet,
+    options: Options,
+) -> QuantizeReport:
+    """See `settle_folder`."""
+    ours = {name for plan in plans for name in plan.names}
+    sources = {sha256_of(file.path) for file in files.files}
+    sources.add((report.checkpoint or {}).get("sha256", ""))
+    return settle_folder(report, folder, listed, ours, sources, prune=options.prune)
 
 
 def _check_space(

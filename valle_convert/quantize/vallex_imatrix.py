@@ -33,7 +33,6 @@ from valle_convert.quantize.imatrix import (
     collect_sums,
     encode_imatrix,
     imatrix_of,
-    kept_sums,
 )
 from valle_convert.quantize.utterances import Calibration
 from valle_convert.families.vallex.trials import (
@@ -96,7 +95,6 @@ def make_vallex_imatrix(
     utterances: VallexUtterances,
     target: Path,
     *,
-    resume: bool = False,
     force: bool = False,
     progress: Progress = silent,
 ) -> list[ImatrixFile]:
@@ -108,13 +106,10 @@ def make_vallex_imatrix(
     sources = (*checkpoint.inputs, *utterances.files)
     paths = imatrix_paths(target)
     check_set(paths, force=force, sources=sources)
-    with kept_sums(target, resume=resume, force=force) as state:
-        made = collect_vallex_imatrix(
-            checkpoint, utterances, state=state, resume=resume, progress=progress
-        )
-        with atomic_outputs(paths, force=force, sources=sources) as files:
-            for file, one in zip(files, made, strict=True):
-                file.write(encode_imatrix(one))
+    made = collect_vallex_imatrix(checkpoint, utterances, progress=progress)
+    with atomic_outputs(paths, force=force, sources=sources) as files:
+        for file, one in zip(files, made, strict=True):
+            file.write(encode_imatrix(one))
     return made
 
 
@@ -122,11 +117,9 @@ def collect_vallex_imatrix(
     checkpoint: Checkpoint,
     utterances: VallexUtterances,
     *,
-    state: Path | None = None,
-    resume: bool = False,
     progress: Progress = silent,
 ) -> list[ImatrixFile]:
-    """Run a checkpoint on utterances; `state` and the rest as in `make_imatrix`."""
+    """Run a checkpoint on utterances; the matrices of AR and NAR."""
     from valle_convert.families.vallex.reference import VallexReference
 
     model = describe_vallex(checkpoint).model
@@ -142,5 +135,5 @@ def collect_vallex_imatrix(
         n = n_vallex_cases(model) - 1
         sums.n_passes += sum(1 for _ in islice(run_vallex_cases(network, utterance), n))
 
-    sums = collect_sums(checkpoint, utterances, add, state=state, resume=resume, progress=progress)
+    sums = collect_sums(utterances, add, progress=progress)
     return [imatrix_of(sums, checkpoint, utterances, net) for net in NETS]
