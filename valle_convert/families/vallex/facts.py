@@ -265,9 +265,11 @@ def fold_norm(read: Callable[[str], NDArray[Any]], norm: str, level: int) -> NDA
             f"{norm}.project_layer.bias",
         )
     )
-    gain, shift = np.split(matrix @ stage.reshape(-1) + offset, 2)
-    folded: NDArray[np.float32] = np.stack([gain * weight, gain * bias + shift])
-    return folded
+    # No matrix product: the processor chooses its order, and `verify` on another one would find
+    # that the last bits differ.
+    products = np.multiply(matrix, stage.reshape(-1), dtype=np.float64)
+    gain, shift = np.split(products.sum(axis=1) + offset, 2)
+    return np.stack([gain * weight, gain * bias + shift]).astype(np.float32)
 
 
 # --------------------------------------------------------------------------- describe
