@@ -184,8 +184,8 @@ def nar_inputs(network: Network) -> Inputs:
 
 def measure_file(path: Path, n_threads: int, plan: Plan, nar_only: bool) -> dict[str, Any]:
     """One file: ours beside bare llama.cpp, and the latter with other settings."""
-    from valle_convert.llama.library import load_library
     from valle_convert.families.v5.on_llama import GgufNetwork
+    from valle_convert.llama.library import load_library
 
     results: dict[str, Any] = {"bytes": path.stat().st_size}
     api = load_library().api

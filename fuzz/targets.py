@@ -146,10 +146,10 @@ def _gguf_parts(
 
 
 def _read_model(folder: Path) -> None:
+    from valle_convert.families.v5.on_llama import open_model, read_probe_rows
     from valle_convert.gguf_file.loadable import check_loadable
     from valle_convert.gguf_file.read import GgufFile
     from valle_convert.inspect import inspect_file
-    from valle_convert.families.v5.on_llama import open_model, read_probe_rows
 
     path = folder / "x.gguf"
     json.dumps(inspect_file(path).to_json())
@@ -268,9 +268,9 @@ def _read_calls(folder: Path) -> None:
 
 @cache
 def _session() -> Any:  # noqa: ANN401 - a Session
+    from valle_convert.families.v5.on_llama import read_probe_rows
     from valle_convert.gguf_file.read import GgufFile
     from valle_convert.llama.session import Session
-    from valle_convert.families.v5.on_llama import read_probe_rows
 
     path = seeds.converted_path()
     rows = read_probe_rows(GgufFile(path))
@@ -891,10 +891,11 @@ def _damaged_array(rng: Random) -> bytes:
 
 
 def _read_npz(folder: Path) -> None:
-    from valle_convert.audio.codes import read_codes
-    from valle_convert.families.vallex.voice import read_vallex_voice
-    from valle_convert.errors import ValleConvertError
     from valle_convert.quantize.utterances import read_utterance
+
+    from valle_convert.audio.codes import read_codes
+    from valle_convert.errors import ValleConvertError
+    from valle_convert.families.vallex.voice import read_vallex_voice
 
     path = folder / "x.npz"
     refused: list[ValleConvertError] = []
@@ -915,8 +916,8 @@ def _read_npz(folder: Path) -> None:
 
 @cache
 def _model() -> Any:  # noqa: ANN401 - a Model
-    from valle_convert.gguf_file.read import GgufFile
     from valle_convert.families.v5.on_llama import open_model
+    from valle_convert.gguf_file.read import GgufFile
 
     return open_model(GgufFile(Path("converted.gguf"), seeds.converted()))
 
@@ -969,8 +970,8 @@ def _make_set(rng: Random) -> Files:
 
 def _read_set(folder: Path) -> None:
     """What is let through, llama.cpp has to survive: it runs in this very process."""
-    from valle_convert.inspect import inspect_file
     from valle_convert.families.vallex.on_llama import VallexGguf
+    from valle_convert.inspect import inspect_file
 
     path = folder / "x.gguf"
     json.dumps(inspect_file(path).to_json())

@@ -21,14 +21,14 @@ from miniature.train import CODEC, ENGLISH, PROMPT_FRAMES, encode
 from valle_convert.audio.files import Audio
 from valle_convert.audio.world import WorldCodec
 from valle_convert.checkpoint import read_checkpoint
+from valle_convert.families.v5.on_llama import GgufNetwork
+from valle_convert.families.v5.reference import ReferenceNetwork
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.listening.listen import MEASURES, Listened, ListeningTest, Sentence
 from valle_convert.listening.recogniser import Recogniser
 from valle_convert.model.families import describe
 from valle_convert.model.inputs import Condition
-from valle_convert.families.v5.on_llama import GgufNetwork
 from valle_convert.network.protocol import Network
-from valle_convert.families.v5.reference import ReferenceNetwork
 from valle_convert.quantize.listening import listened_to_json, places_of, table_of
 from valle_convert.strict_json import to_json_text
 

@@ -21,10 +21,10 @@ from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 
 from valle_convert.checkpoint import Checkpoint, TensorSpec
 from valle_convert.checkpoint.source import FLOAT32
+from valle_convert.families.v5.facts import describe
 from valle_convert.model.description import Description
 from valle_convert.model.inputs import Segment, positions_of
 from valle_convert.model.spec import Model
-from valle_convert.families.v5.facts import describe
 
 WIDTH, LAYERS, HEADS, FFN = 256, 4, 4, 2
 LEVELS, CODES, PHONEMES = 4, 256, 256

@@ -21,6 +21,8 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
+from valle_convert.quantize.utterances import Utterances  # noqa: E402
+
 from miniature.evaluate import held_out, write_data  # noqa: E402 - found by the line above
 from valle_convert.checkpoint import read_checkpoint  # noqa: E402
 from valle_convert.errors import InputError  # noqa: E402
@@ -41,7 +43,6 @@ from valle_convert.quantize.types import (  # noqa: E402
     parse_types,
     recipe_named,
 )
-from valle_convert.quantize.utterances import Utterances  # noqa: E402
 
 PAGE = PROJECT / "docs" / "quantize-measured.md"
 MODEL = PROJECT / "miniature" / "miniature.sft"

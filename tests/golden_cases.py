@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from support import GOLDEN
 
+from valle_convert.families.v5.trials import Case
 from valle_convert.model.inputs import (
     Condition,
     Segment,
@@ -18,7 +19,6 @@ from valle_convert.model.inputs import (
     speech_segments,
 )
 from valle_convert.model.spec import Model
-from valle_convert.families.v5.trials import Case
 
 # The notes of the golden files: "len tokens [0,1,9]".
 DIGITS = np.array([0, 1, 9])

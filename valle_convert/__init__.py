@@ -10,31 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from valle_convert.api import (
-        open_session,
-        open_vallex,
+        open_network,
         plan_conversion,
         plan_repair,
-        plan_vallex,
         read_checkpoint,
         verify_gguf,
-        verify_set,
         write_gguf,
-        write_set,
+        write_lora,
     )
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "open_session",
-    "open_vallex",
+    "open_network",
     "plan_conversion",
     "plan_repair",
-    "plan_vallex",
     "read_checkpoint",
     "verify_gguf",
-    "verify_set",
     "write_gguf",
-    "write_set",
+    "write_lora",
 ]
 
 

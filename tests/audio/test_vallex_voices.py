@@ -13,8 +13,8 @@ import pytest
 
 from valle_convert.audio import SavedCodes, is_vallex_voice, read_vallex_voice, write_codes
 from valle_convert.errors import InputError
-from valle_convert.model.spec import CODECS, Codec
 from valle_convert.families.vallex.symbols import symbol_ids
+from valle_convert.model.spec import CODECS, Codec
 
 
 @dataclass(frozen=True)

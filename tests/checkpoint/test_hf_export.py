@@ -24,12 +24,12 @@ from support import GOLDEN, Cli, error_of, golden_checkpoint
 from verify.random_shapes import random_dtype, random_shape
 
 from valle_convert import plan_conversion, read_checkpoint, verify_gguf, write_gguf
-from valle_convert.gguf_file.read import GgufFile
-from valle_convert.metrics import nmse
-from valle_convert.model.families import describe
 from valle_convert.families.v5.on_llama import GgufNetwork
 from valle_convert.families.v5.reference import ReferenceNetwork
 from valle_convert.families.v5.trials import run_case
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.metrics import nmse
+from valle_convert.model.families import describe
 
 EXPORT = GOLDEN / "hf-export"
 #: As for every golden case: 4.4e-7 is measured at most.

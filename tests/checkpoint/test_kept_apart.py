@@ -16,12 +16,12 @@ from valle_convert import plan_conversion, read_checkpoint, write_gguf
 from valle_convert.api import write_lora
 from valle_convert.checkpoint.lora import LoraFile
 from valle_convert.families.v5.adapter import open_adapter
+from valle_convert.families.v5.on_llama import GgufNetwork
+from valle_convert.families.v5.trials import cases, run_case, utterances
 from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.metrics import nmse
 from valle_convert.model.spec import level_of_head
-from valle_convert.families.v5.on_llama import GgufNetwork
-from valle_convert.families.v5.trials import cases, run_case, utterances
 
 #: Set for this project on f32; 7e-9 was measured.
 MAX_NMSE = 1e-6

@@ -17,8 +17,8 @@ from make_vallex import DTYPES, VallexShape, make_vallex, vallex_state
 
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.errors import InputError, UnsupportedModelError
-from valle_convert.model.families import describe
 from valle_convert.families.vallex.facts import VallexDescription, describe_vallex, is_vallex
+from valle_convert.model.families import describe
 
 State = dict[str, torch.Tensor]
 

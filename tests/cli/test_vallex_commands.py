@@ -16,8 +16,8 @@ from vallex_golden import CHECKPOINT, golden
 from valle_convert.api import plan_conversion, plan_vallex, write_gguf, write_set
 from valle_convert.audio import read_codes
 from valle_convert.decode import GREEDY
-from valle_convert.families.vallex.symbols import symbol_ids
 from valle_convert.families.vallex.speech import VallexSpeaker, VallexSpeakOptions
+from valle_convert.families.vallex.symbols import symbol_ids
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from support import golden_checkpoint
 
 from valle_convert.checkpoint import read_checkpoint
+from valle_convert.families.v5.reference import ReferenceNetwork
 from valle_convert.model.families import describe
 from valle_convert.model.inputs import Condition
 from valle_convert.network.protocol import Network
-from valle_convert.families.v5.reference import ReferenceNetwork
 
 #: The folders with generated codes: all of version 5 and 6 that can speak in every mode.
 SPEAKING = ("ar-nar-len", "ar-nar-len-unified-causal", "v6-text-head")

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from valle_convert.decode import GREEDY, SamplingOptions
+from valle_convert.errors import InputError
 from valle_convert.families.vallex.decode import (
     MAX_CODES_A_SYMBOL,
     VallexOptions,
@@ -18,7 +19,6 @@ from valle_convert.families.vallex.decode import (
     decode_vallex_ar,
     log_probabilities,
 )
-from valle_convert.errors import InputError
 from valle_convert.families.vallex.protocol import VallexText
 
 Ids = NDArray[np.int32]

@@ -20,9 +20,9 @@ from support import GOLDEN_NAMES, golden_checkpoint
 
 from valle_convert import __version__, plan_conversion, read_checkpoint, verify_gguf, write_gguf
 from valle_convert.errors import EnvironmentFault, InputError
+from valle_convert.families.v5.on_llama import open_model
 from valle_convert.gguf_file.plan import GgufPlan
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.families.v5.on_llama import open_model
 
 Convert = Callable[[str, str], Path]
 

@@ -16,10 +16,10 @@ from miniature.network import Network, export
 from miniature.train import ENGLISH, Spoken, Trainer, encode, example
 from valle_convert.audio.world import WorldCodec
 from valle_convert.checkpoint import read_checkpoint
+from valle_convert.families.v5.reference import ReferenceNetwork
 from valle_convert.listening.likelihood import lessons, unlikelihood
 from valle_convert.model.families import describe
 from valle_convert.model.inputs import Condition, assemble
-from valle_convert.families.v5.reference import ReferenceNetwork
 from valle_convert.tokenizer.choose import BUILT_IN
 
 TASKS = ("ar", "nar.1", "nar.3", "mask", "len", "stt")

@@ -18,6 +18,7 @@ from miniature.evaluate import held_out, opened
 from valle_convert.audio import Audio, read_audio
 from valle_convert.audio.world import WorldCodec, analyse
 from valle_convert.decode import SamplingOptions
+from valle_convert.families.v5.speech import Speaker
 from valle_convert.listening.listen import (
     NLL,
     PHONEMES,
@@ -34,7 +35,6 @@ from valle_convert.listening.measures import (
     normalized,
 )
 from valle_convert.speech.results import SpeakOptions
-from valle_convert.families.v5.speech import Speaker
 
 FOLDER = PROJECT / "miniature"
 CODEC = FOLDER / "codec.safetensors"

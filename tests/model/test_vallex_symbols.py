@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from valle_convert.model.spec import UNKNOWN_PHONEME
 from valle_convert.families.vallex.symbols import (
     N_SPECIAL_SYMBOLS,
     UNKNOWN_SYMBOL,
@@ -17,6 +16,7 @@ from valle_convert.families.vallex.symbols import (
     symbols_of,
     unknown_symbols,
 )
+from valle_convert.model.spec import UNKNOWN_PHONEME
 
 
 def test_there_are_70_different_symbols_in_code_point_order() -> None:

@@ -11,10 +11,10 @@ from golden_cases import golden_cases
 from support import GOLDEN_NAMES, golden_checkpoint
 
 from valle_convert.checkpoint import read_checkpoint
-from valle_convert.model.families import describe
-from valle_convert.model.inputs import assemble
 from valle_convert.families.v5.reference import ReferenceNetwork
 from valle_convert.families.v5.trials import cases, run_case, utterances
+from valle_convert.model.families import describe
+from valle_convert.model.inputs import assemble
 
 # The bound that the project set itself; 4e-6 is reached.
 GOLDEN_TOLERANCE = 1e-4

@@ -7,9 +7,9 @@ import pytest
 from vallex_golden import CHECKPOINT, all_logits, golden, greedy_codes, tensors
 
 from valle_convert.checkpoint import read_checkpoint
-from valle_convert.metrics import nmse
 from valle_convert.families.vallex.facts import describe_vallex, fold_norm
 from valle_convert.families.vallex.reference import VallexReference
+from valle_convert.metrics import nmse
 
 #: Both are float32; 5e-13 was measured at most.
 SAME = 1e-11

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from make_checkpoint import Shape, make_checkpoint
+from valle_convert.quantize.utterances import Utterances
 
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.errors import InputError
+from valle_convert.families.v5.reference import ReferenceNetwork
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.families import describe
-from valle_convert.families.v5.reference import ReferenceNetwork
 from valle_convert.quantize.imatrix import (
     Entry,
     ImatrixFile,
@@ -28,7 +29,6 @@ from valle_convert.quantize.plan import Options, arguments_of
 from valle_convert.quantize.source import Reference, Source
 from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import FILE_TYPES
-from valle_convert.quantize.utterances import Utterances
 
 
 @pytest.fixture(scope="module")

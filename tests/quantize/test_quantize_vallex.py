@@ -14,8 +14,8 @@ from vallex_golden import CHECKPOINT
 
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.read import GgufFile
 from valle_convert.families.vallex.files import VallexSet, open_set, plan_vallex, set_paths
+from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.write import write_set
 from valle_convert.quantize.plan import Listener, Options
 from valle_convert.quantize.types import parse_types

@@ -16,15 +16,15 @@ from audio.small_codec import save_codec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import Cli, error_of
+from valle_convert.quantize.utterances import Utterances, read_utterance
 
 from valle_convert.audio import EncodecCodec, SavedCodes, read_audio, write_codes
 from valle_convert.errors import InputError
+from valle_convert.families.v5.on_llama import open_model
+from valle_convert.families.v5.speech import Speaker
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.spec import Model
-from valle_convert.families.v5.on_llama import open_model
 from valle_convert.quantize.recordings import Recorded, read_list, utterance_names
-from valle_convert.quantize.utterances import Utterances, read_utterance
-from valle_convert.families.v5.speech import Speaker
 
 CODES = 64  # a codebook, in the golden checkpoints
 WORDS = ["Hello world, this is a test.", "Guten Morgen, wie geht es dir heute?"]

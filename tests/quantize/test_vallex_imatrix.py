@@ -18,10 +18,11 @@ from vallex_golden import CHECKPOINT
 
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.errors import InputError
-from valle_convert.families.vallex.files import open_set, plan_vallex
-from valle_convert.gguf_file.write import write_set
 from valle_convert.families.vallex.facts import VallexModel, describe_vallex, fold_norm
+from valle_convert.families.vallex.files import open_set, plan_vallex
 from valle_convert.families.vallex.reference import VallexReference
+from valle_convert.families.vallex.trials import n_vallex_cases, run_vallex_cases
+from valle_convert.gguf_file.write import write_set
 from valle_convert.quantize.imatrix import read_imatrix
 from valle_convert.quantize.plan import Options, arguments_of
 from valle_convert.quantize.tool import Quantizer
@@ -32,7 +33,6 @@ from valle_convert.quantize.vallex_imatrix import (
     make_vallex_imatrix,
     read_vallex_utterance,
 )
-from valle_convert.families.vallex.trials import n_vallex_cases, run_vallex_cases
 
 #: Rows that K-quants divide into.
 WIDE = VallexShape(dim=256, heads=4, layers=1, ffn=1, levels=3, codes=64)

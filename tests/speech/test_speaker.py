@@ -23,10 +23,10 @@ from valle_convert.audio import (
 )
 from valle_convert.decode import GREEDY, Guidance, TranscribeOptions
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.read import GgufFile
 from valle_convert.families.v5.on_llama import GgufNetwork
-from valle_convert.speech.results import SpeakOptions, Timings
 from valle_convert.families.v5.speech import Speaker
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.speech.results import SpeakOptions, Timings
 from valle_convert.tokenizer.choose import BUILT_IN, open_tokenizer
 from valle_convert.tokenizer.oracle import Setting
 

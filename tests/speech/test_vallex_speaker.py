@@ -16,12 +16,12 @@ from valle_convert.audio import Audio, EncodecCodec, SavedCodes, VallexVoice, wr
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.decode import GREEDY, SamplingOptions, VallexOptions, decode_vallex
 from valle_convert.errors import InputError
-from valle_convert.model.spec import UNKNOWN_CODEC
 from valle_convert.families.vallex.facts import describe_vallex
-from valle_convert.families.vallex.symbols import symbol_ids
 from valle_convert.families.vallex.protocol import VallexText
 from valle_convert.families.vallex.reference import VallexReference
 from valle_convert.families.vallex.speech import VallexSpeaker, VallexSpeakOptions
+from valle_convert.families.vallex.symbols import symbol_ids
+from valle_convert.model.spec import UNKNOWN_CODEC
 
 QUICK = VallexSpeakOptions(sampling=GREEDY, max_seconds=0.2, seed=1)
 MAX_FRAMES = 15

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from valle_convert.families.vallex.symbols import unknown_symbols
-from valle_convert.text.phonemes import to_phonemes
 from valle_convert.families.vallex.text.english import english_symbols, from_espeak
+from valle_convert.text.phonemes import to_phonemes
 
 
 @pytest.fixture(scope="module")

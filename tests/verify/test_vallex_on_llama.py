@@ -13,8 +13,7 @@ from vallex_shapes import random_inputs, random_vallex
 
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.gguf_file.keys import is_converted
-from valle_convert.gguf_file.read import GgufFile
+from valle_convert.families.v5.on_llama import open_model, read_probe_rows
 from valle_convert.families.vallex.files import (
     SET_ID_KEY,
     VallexSet,
@@ -22,13 +21,14 @@ from valle_convert.families.vallex.files import (
     plan_vallex,
     set_paths,
 )
-from valle_convert.gguf_file.write import write_set
-from valle_convert.llama.mpt import MptSession
-from valle_convert.metrics import nmse
-from valle_convert.families.v5.on_llama import open_model, read_probe_rows
 from valle_convert.families.vallex.on_llama import VallexGguf
 from valle_convert.families.vallex.protocol import VallexText
 from valle_convert.families.vallex.reference import VallexReference
+from valle_convert.gguf_file.keys import is_converted
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.write import write_set
+from valle_convert.llama.mpt import MptSession
+from valle_convert.metrics import nmse
 from valle_convert.tokenizer.oracle import LlamaTokenizer
 
 #: Set for this project; 6e-13, 6e-7 and 4e-4 were measured.

@@ -16,17 +16,14 @@ from vallex_golden import CHECKPOINT
 from vallex_shapes import OUT_TYPES, random_vallex
 
 from valle_convert.checkpoint import read_checkpoint
-from valle_convert.families.vallex.decode import VallexOptions, decode_vallex
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.read import GgufFile
-from valle_convert.families.vallex.files import SetPlan, open_set, plan_vallex, set_paths
-from valle_convert.gguf_file.write import write_set
-from valle_convert.families.vallex.facts import Net
 from valle_convert.families.vallex.composed import ComposedNetwork, Rows
+from valle_convert.families.vallex.decode import VallexOptions, decode_vallex
+from valle_convert.families.vallex.facts import Net
+from valle_convert.families.vallex.files import SetPlan, open_set, plan_vallex, set_paths
 from valle_convert.families.vallex.on_llama import VallexGguf
 from valle_convert.families.vallex.protocol import VallexText
 from valle_convert.families.vallex.reference import Arithmetic, VallexReference
-from valle_convert.verify.report import Report
 from valle_convert.families.vallex.trials import (
     VallexYardstick,
     check_vallex_logits,
@@ -36,6 +33,9 @@ from valle_convert.families.vallex.trials import (
     verify_set,
     verify_vallex_path,
 )
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.write import write_set
+from valle_convert.verify.report import Report
 
 Make = Callable[[str], tuple[SetPlan, Path]]
 

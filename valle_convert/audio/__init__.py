@@ -7,7 +7,6 @@ voices of VALL-E X's own project.
 from valle_convert.audio.codec import AudioCodec, EncodecCodec, check_codec_fits, open_codec
 from valle_convert.audio.codes import SavedCodes, check_codes_target, read_codes, write_codes
 from valle_convert.audio.files import Audio, AudioWriter, WrittenAudio, read_audio, write_wav
-from valle_convert.families.vallex.voice import VallexVoice, is_vallex_voice, read_vallex_voice
 from valle_convert.audio.voice import fit_prompt, prompt_audio
 
 __all__ = [
@@ -16,17 +15,14 @@ __all__ = [
     "AudioWriter",
     "EncodecCodec",
     "SavedCodes",
-    "VallexVoice",
     "WrittenAudio",
     "check_codec_fits",
     "check_codes_target",
     "fit_prompt",
-    "is_vallex_voice",
     "open_codec",
     "prompt_audio",
     "read_audio",
     "read_codes",
-    "read_vallex_voice",
     "write_codes",
     "write_wav",
 ]

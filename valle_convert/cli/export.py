@@ -41,10 +41,11 @@ def export(
     Of a plain file, fp32.sft has the numbers, the config and the phoneme strings that the
     checkpoint had, bit for bit; of a quantized one, the numbers that are left.
     """
-    from valle_convert.families.v5.export import export_file
+    from valle_convert.families.bundle import open_files
 
-    done = export_file(
-        local_gguf(gguf),
+    bundle = open_files(local_gguf(gguf))
+    done = bundle.family.ability("export")(
+        bundle,
         folder,
         dtype=dtype,
         tokenizer=tokenizer,

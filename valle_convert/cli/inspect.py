@@ -57,13 +57,13 @@ def inspect(
             continue
         console.data(f"\n{title}")
         console.data(console.table(known))
-    if summary.parts:
+    if summary.rows:
         console.data("\ntables and heads")
         console.data(
             console.table(
                 [
-                    (part.kind, part.name, f"{part.first_row:,}", f"{part.n_rows:,}", part.source)
-                    for part in summary.parts
+                    (one.kind, one.name, f"{one.first_row:,}", f"{one.n_rows:,}", one.source)
+                    for one in summary.rows
                 ],
                 header=("kind", "name", "first row", "rows", "source"),
             )

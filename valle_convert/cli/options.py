@@ -141,7 +141,7 @@ def paths_of(lora: list[str] | None) -> list[Path]:
 def split_loras(lora: list[str] | None) -> tuple[list[str], tuple[LoraFile, ...]]:
     """What is to be merged, as it was given, and the adapters that are kept apart."""
     from valle_convert.checkpoint.lora import lora_files
-    from valle_convert.families.v5.adapter import is_adapter
+    from valle_convert.gguf_file.read import is_adapter
 
     given = list(zip(lora or [], lora_files(lora), strict=True))
     apart = [one.path.is_file() and is_adapter(one.path) for _, one in given]

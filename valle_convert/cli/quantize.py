@@ -346,9 +346,9 @@ def quantize(
     with --listen, also by what is said.
     """
     from valle_convert.api import read_checkpoint
+    from valle_convert.families.vallex.files import set_paths
     from valle_convert.files import check_outputs, made_folder
     from valle_convert.gguf_file.read import is_gguf
-    from valle_convert.families.vallex.files import set_paths
     from valle_convert.quantize.identity import Identity
     from valle_convert.quantize.limits import parse_limits
     from valle_convert.quantize.plan import Listener, Options
@@ -493,9 +493,9 @@ def _changed(value: float, usual: float) -> float | None:
 
 def _set_model(source: Path, reference: Checkpoint | None) -> VallexModel | None:
     """What a VALL-E X is, whose files are a set; None for every other model."""
-    from valle_convert.gguf_file.read import is_gguf
-    from valle_convert.families.vallex.files import open_if_vallex
     from valle_convert.families.vallex.facts import describe_vallex, is_vallex
+    from valle_convert.families.vallex.files import open_if_vallex
+    from valle_convert.gguf_file.read import is_gguf
 
     if is_gguf(source):
         files = open_if_vallex(source)
@@ -526,9 +526,9 @@ def imatrix(
     its AR and OUT-nar.gguf of its NAR.
     """
     from valle_convert.api import read_checkpoint
+    from valle_convert.families.vallex.facts import describe_vallex, is_vallex
     from valle_convert.files import check_outputs
     from valle_convert.model.families import describe
-    from valle_convert.families.vallex.facts import describe_vallex, is_vallex
     from valle_convert.quantize.imatrix import make_imatrix
     from valle_convert.quantize.source import Reference
     from valle_convert.quantize.utterances import Utterances
@@ -588,9 +588,11 @@ def compare(
 
     Of two sets of a VALL-E X, given by the files of their ARs, every file is compared.
     """
+    from valle_convert.families.bundle import open_files
     from valle_convert.gguf_file.compare import compare_files
 
-    result = compare_files(local_gguf(first), local_gguf(second), progress=console.progress_bar)
+    files = [open_files(local_gguf(path)).files for path in (first, second)]
+    result = compare_files(*files, progress=console.progress_bar)
     if json_:
         console.data_json(result.to_json())
     else:

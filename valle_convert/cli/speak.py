@@ -28,10 +28,10 @@ from valle_convert.progress import Advance
 
 if TYPE_CHECKING:
     from valle_convert.audio import AudioWriter, WrittenAudio
-    from valle_convert.families.vallex.files import VallexSet
-    from valle_convert.speech.results import Heard, Piece, SpeakOptions, Spoken
+    from valle_convert.families.bundle import Bundle
     from valle_convert.families.v5.speech import Speaker
     from valle_convert.families.vallex.speech import VallexSpeaker, VallexSpeakOptions
+    from valle_convert.speech.results import Heard, Piece, SpeakOptions, Spoken
 
 ModeChoice = Literal["auto", "ar", "nar-len"]
 TaskChoice = Literal["tts", "vc", "ns", "sr"]
@@ -271,14 +271,15 @@ def speak(
         out = Path("/dev/stdout")
     _check_request(task, text, source, codes, voice, out, save_codes)
     from valle_convert.audio import check_codes_target, write_codes
+    from valle_convert.families.bundle import open_bundle
     from valle_convert.files import check_outputs, is_stream
-
     from valle_convert.speech.common import is_codes_file
 
     gguf = local_gguf(gguf)
-    vallex = open_if_vallex(gguf)
-    _check_family(context, vallex)
-    inputs = [gguf] if vallex is None else [file.path for file in vallex.files]
+    bundle = open_bundle(gguf)
+    is_set = len(bundle.files) > 1
+    _check_family(context, is_set)
+    inputs = list(bundle.paths)
     inputs += [one for one in (voice, source, codes) if one is not None]
     codec_files = [Path(codec)] if codec is not None else []
     check_outputs(
@@ -290,18 +291,13 @@ def speak(
         check_codes_target(save_codes)
     sink = _sink(out, inputs, as_float=float_, raw=raw, force=force)
     _tell_threads(threads)
-    options = (_options if vallex is None else _vallex_options)(given)
+    options = (_vallex_options if is_set else _options)(given)
     said = _read_text(text)
     recordings = [one for one in (voice, source) if one is not None]
     needs_codec = out is not None or not all(is_codes_file(one) for one in recordings)
     begin = time.perf_counter()
     console.talk(f"loading {gguf}" + (" and the codec" if needs_codec else ""))
-    opening = (codec, threads, needs_codec, cache_type)
-    with (
-        _open_speaker(gguf, *opening, lora)
-        if vallex is None
-        else _open_vallex_speaker(vallex, *opening)
-    ) as speaker:
+    with _open_speaker(bundle, codec, threads, needs_codec, cache_type, lora) as speaker:
         loaded = time.perf_counter() - begin
         if codes is not None and said is None:
             assert sink is not None  # noqa: S101 - for the type checker; told apart above
@@ -350,11 +346,13 @@ def transcribe(
 ) -> None:
     """Print the phonemes of a recording, as the model hears them."""
     from valle_convert.decode import TranscribeOptions
+    from valle_convert.families.bundle import open_bundle
     from valle_convert.speech.common import is_codes_file
 
     begin = time.perf_counter()
-    gguf = local_gguf(gguf)
-    with _open_speaker(gguf, codec, threads, not is_codes_file(speech)) as speaker:
+    bundle = open_bundle(local_gguf(gguf))
+    bundle.family.ability("transcribe")
+    with _open_speaker(bundle, codec, threads, not is_codes_file(speech)) as speaker:
         loaded = time.perf_counter() - begin
         heard = speaker.transcribe(
             speech,
@@ -455,23 +453,23 @@ def _read_text(text: str | None) -> str | None:
         ) from error
 
 
-def _check_family(context: typer.Context, vallex: VallexSet | None) -> None:
+def _check_family(context: typer.Context, is_set: bool) -> None:
     """Refuse options that the model's family has no use for."""
-    foreign = _OF_VALLEX_ONLY if vallex is None else _NOT_OF_VALLEX
+    foreign = _NOT_OF_VALLEX if is_set else _OF_VALLEX_ONLY
     # click has a class for where a value comes from, which typer does not offer.
     given = [
         f"--{name.replace('_', '-')}"
         for name in foreign
         if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
     ]
-    if context.params["mode"] == "nar-len" and vallex is not None:
+    if context.params["mode"] == "nar-len" and is_set:
         given.append("--mode nar-len")
     if given:
         listed = ", ".join(given)
         raise InputError(
-            f"Only VALL-E X takes {listed}, and this model is another; leave it out."
-            if vallex is None
-            else f"VALL-E X has no use for {listed}; leave it out."
+            f"VALL-E X has no use for {listed}; leave it out."
+            if is_set
+            else f"Only VALL-E X takes {listed}, and this model is another; leave it out."
         )
 
 
@@ -524,41 +522,22 @@ def _unless_none(given: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _open_speaker(
-    gguf: Path,
+    bundle: Bundle,
     codec: str | None,
     threads: int | None,
     needs_codec: bool,
     cache_type: CacheChoice = "f32",
     lora: list[str] | None = None,
-) -> Speaker:
-    """The speaker; what is wrong with the GGUF file is told before a codec is loaded."""
+) -> Speaker | VallexSpeaker:
+    """The speaker of a model, with its codec where that is needed."""
     from valle_convert.audio import open_codec
     from valle_convert.checkpoint.lora import lora_files
-    from valle_convert.gguf_file.read import GgufFile
-    from valle_convert.families.v5.on_llama import open_model
-    from valle_convert.families.v5.speech import Speaker
 
-    file = GgufFile(gguf)
-    adapters = lora_files(lora)
-    opened = open_codec(codec, open_model(file).config) if needs_codec else None
-    return Speaker.open(
-        file, codec=opened, n_threads=threads, cache_type=cache_type, adapters=adapters
+    opened = open_codec(codec, bundle.model) if needs_codec else None
+    speaker: Speaker | VallexSpeaker = bundle.family.speaker(
+        bundle, codec=opened, n_threads=threads, cache_type=cache_type, adapters=lora_files(lora)
     )
-
-
-def _open_vallex_speaker(
-    vallex: VallexSet,
-    codec: str | None,
-    threads: int | None,
-    needs_codec: bool,
-    cache_type: CacheChoice,
-) -> VallexSpeaker:
-    """The speaker of a set of files that is opened already."""
-    from valle_convert.audio import open_codec
-    from valle_convert.families.vallex.speech import VallexSpeaker
-
-    opened = open_codec(codec, vallex.model) if needs_codec else None
-    return VallexSpeaker.open(vallex, codec=opened, n_threads=threads, cache_type=cache_type)
+    return speaker
 
 
 def _run(

@@ -92,8 +92,6 @@ def utterances(
     from valle_convert.audio import open_codec
     from valle_convert.audio.codes import is_codes_path
     from valle_convert.files import check_outputs, locked_folder, made_folder
-    from valle_convert.gguf_file.read import GgufFile
-    from valle_convert.families.v5.on_llama import open_model
     from valle_convert.quantize.recordings import (
         make_utterances,
         say_all,
@@ -108,14 +106,14 @@ def utterances(
     sources += [one for one in (list_, voice, Path(codec) if codec else None) if one is not None]
     heard = [*(one.path for one in recorded), *([voice] if voice else [])]
     _check_recordings(heard)
-    model = local_gguf(model)
-    file = GgufFile(model)
-    opened = open_model(file)
-    true_ids = file.keys[TRUE_IDS_KEY]
+    bundle = open_bundle(local_gguf(model))
+    bundle.family.ability("utterances")
+    opened = bundle.model
+    true_ids = bundle.main.keys[TRUE_IDS_KEY]
     with (
         made_folder(out, "give another name."),
         locked_folder(out),
-        LlamaTokenizer(model) as llama,
+        LlamaTokenizer(bundle.path) as llama,
     ):
         names = utterance_names(recorded)
         check_outputs({name: out / name for name in names}, inputs=sources, force=force)
@@ -133,7 +131,7 @@ def utterances(
             recorded,
             said,
             opened,
-            codec=None if all(map(is_codes_path, heard)) else open_codec(codec, opened.config),
+            codec=None if all(map(is_codes_path, heard)) else open_codec(codec, opened),
             voice=voice,
             is_phonemes=phonemes,
             progress=console.progress_bar,

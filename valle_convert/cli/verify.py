@@ -26,8 +26,9 @@ from valle_convert.cli.options import (
 from valle_convert.cli.remote import local_gguf
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from valle_convert.checkpoint import Checkpoint
     from valle_convert.verify.report import Report
 
 
@@ -39,7 +40,6 @@ _CONVERSION = ("--config", "--lora", "--lora-alpha", "--tokenizer", "--codec", "
 _UNUSED = {
     "alone": ("a file alone is held against its own digests", ("--level", *_CONVERSION)),
     "codec": ("a codec is not converted with it", _CONVERSION),
-    "set": ("a VALL-E X takes none", ("--lora", "--lora-alpha", "--tokenizer", "--biases")),
     "old": ("nothing is merged into old files", ("--lora", "--lora-alpha")),
     "checkpoint": ("a checkpoint has its biases", ("--biases",)),
 }
@@ -104,15 +104,13 @@ def verify(
     tensors, and sound, which is what encodec.cpp, or this program, will compute of a recording,
     level by level.
     """
-    from valle_convert.api import read_checkpoint
+    from valle_convert.families import family_of
+    from valle_convert.families.bundle import paths_of as paths_of_parts
+    from valle_convert.families.family import Choices
     from valle_convert.files import check_outputs, write_text_atomically
-    from valle_convert.families.v5.old import read_old
     from valle_convert.gguf_file.read import is_gguf
-    from valle_convert.families.vallex.files import set_paths
-    from valle_convert.families.vallex.facts import describe_vallex, is_vallex
     from valle_convert.verify import LEVELS, verify_path, verify_whole
     from valle_convert.verify.codec_file import is_codec_file
-    from valle_convert.families.vallex.trials import verify_vallex_path
 
     merged, adapters = split_loras(lora)
     check_outputs(
@@ -145,49 +143,25 @@ def verify(
         name = "--level" if level == "sound" else "--recording"
         raise typer.BadParameter("only the files of codecs are heard.", param_hint=name)
     else:
-        opened = (
-            read_old(
-                checkpoint,
-                config=config,
-                biases=None if biases is None else read_checkpoint(biases),
-            )
-            if is_gguf(checkpoint)
-            else read_checkpoint(
-                checkpoint,
-                config=config,
-                lora=merged,
-                lora_alpha=lora_alpha,
-                progress=console.progress_bar,
-            )
-        )
+        opened = _open_source(checkpoint, config, merged, lora_alpha, biases)
         # Shards, and the other files of a set, are known now.
-        n_parts = describe_vallex(opened).model.n_levels - 1 if is_vallex(opened) else 0
-        read = [*opened.inputs, *set_paths(gguf, n_parts)]
+        family = family_of(opened)
+        parts = family.describe(opened, Choices(codec=codec)).contents
+        read = [*opened.inputs, *paths_of_parts(gguf, parts).values()]
         check_outputs({"--report": report}, inputs=read, force=force)
-        levels = LEVELS if level == "all" else (level,)
-        kind = "set" if is_vallex(opened) else "old" if is_gguf(checkpoint) else "checkpoint"
-        # Of an old file only what would be merged is idle: one that was kept apart is applied.
-        _refuse_unused(kind, {**given, "--lora": merged if kind == "old" else lora})
-        if is_vallex(opened):
-            result = verify_vallex_path(
-                opened,
-                gguf,
-                codec=codec,
-                levels=levels,
-                seed=seed,
-                progress=console.progress_bar,
-            )
-        else:
-            result = verify_path(
-                opened,
-                gguf,
-                tokenizer=tokenizer,
-                codec=codec,
-                levels=levels,
-                seed=seed,
-                adapters=adapters,
-                progress=console.progress_bar,
-            )
+        # Of a foreign GGUF only what would be merged is idle: one that was kept apart is applied.
+        is_foreign = is_gguf(checkpoint)
+        kind = "old" if is_foreign else "checkpoint"
+        _refuse_unused(kind, {**given, "--lora": merged if is_foreign else lora})
+        result = verify_path(
+            opened,
+            gguf,
+            given=Choices(tokenizer=tokenizer, codec=codec),
+            levels=LEVELS if level == "all" else (level,),
+            seed=seed,
+            adapters=adapters,
+            progress=console.progress_bar,
+        )
     if report is not None:
         write_text_atomically(report, result.to_markdown(), force=force)
     if json_:
@@ -196,6 +170,28 @@ def verify(
         _show(result)
     if result.exit_code:
         raise typer.Exit(result.exit_code)
+
+
+def _open_source(
+    path: Path,
+    config: Path | None,
+    lora: Sequence[str],
+    lora_alpha: float | None,
+    biases: Path | None,
+) -> Checkpoint:
+    """The checkpoint, or a GGUF file of another converter read as the one that it was made of."""
+    from valle_convert.api import read_checkpoint
+    from valle_convert.families import family_of_file
+    from valle_convert.gguf_file.read import GgufFile, is_gguf
+
+    if is_gguf(path):
+        read = family_of_file(GgufFile(path, allow_part=True)).ability("repair")
+        given = None if biases is None else read_checkpoint(biases)
+        opened: Checkpoint = read(path, config=config, biases=given)
+        return opened
+    return read_checkpoint(
+        path, config=config, lora=lora, lora_alpha=lora_alpha, progress=console.progress_bar
+    )
 
 
 def _refuse_unused(kind: str, given: Mapping[str, object]) -> None:

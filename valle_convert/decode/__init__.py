@@ -24,7 +24,6 @@ from valle_convert.decode.speech import (
     decode_speech,
 )
 from valle_convert.decode.transcribe import TranscribeOptions, Transcript, decode_transcript
-from valle_convert.families.vallex.decode import VallexOptions, decode_vallex
 
 __all__ = [
     "GREEDY",
@@ -47,7 +46,6 @@ __all__ = [
     "StageSeconds",
     "TranscribeOptions",
     "Transcript",
-    "VallexOptions",
     "choose_mode",
     "decode_ar",
     "decode_length",
@@ -55,7 +53,6 @@ __all__ = [
     "decode_nar",
     "decode_speech",
     "decode_transcript",
-    "decode_vallex",
     "frames_for",
     "guide",
     "never",

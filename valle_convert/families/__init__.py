@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import cast
 
 from valle_convert.checkpoint import Checkpoint
+from valle_convert.errors import InputError
 from valle_convert.families.family import AnyFamily
-from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.read import GgufFile, is_gguf
 
 #: The folders, in the order in which they are asked; the last one takes, or refuses, the rest.
 FOLDERS = ("vallex", "v5")
@@ -34,3 +36,18 @@ def family_of(checkpoint: Checkpoint) -> AnyFamily:
 def family_of_file(file: GgufFile) -> AnyFamily:
     """The family of a GGUF file; the last one where none claims it, which says what is wrong."""
     return next((one for one in families() if one.claims_file(file)), families()[-1])
+
+
+def refuse_known(path: Path) -> None:
+    """Refuse a GGUF file of which a family knows that it is not what people take it for.
+
+    Raises:
+        InputError: it is one.
+    """
+    try:
+        file = GgufFile(path, allow_part=True) if path.is_file() and is_gguf(path) else None
+    except InputError:  # damaged: whoever reads it says so
+        return
+    refusal = "" if file is None else family_of_file(file).refusal(file)
+    if refusal:
+        raise InputError(refusal)

@@ -102,7 +102,9 @@ def plan(checkpoint: Checkpoint, choices: Choices | None = None) -> Plan:
     family = family_of(checkpoint)
     for name, option in _OPTIONS.items():
         if name not in family.reads and getattr(choices, name) != getattr(Choices(), name):
-            raise InputError(f"{option} is nothing that a {family.title} takes; leave it out.")
+            raise InputError(f"{option} does not apply to {family.title}; leave it out.")
+    if checkpoint.lora is not None and "lora" not in family.abilities:
+        raise InputError(f"--lora does not apply to {family.title}; leave it out.")
     forced = out_type_named(choices.out_type)
     description = family.describe(checkpoint, choices)
     if choices.codec is not None:

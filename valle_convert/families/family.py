@@ -11,8 +11,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from numpy.typing import NDArray
 
@@ -26,15 +28,17 @@ from valle_convert.gguf_file.read import GgufFile
 from valle_convert.metrics import Logits
 from valle_convert.model.description import Description
 from valle_convert.model.spec import CodeFormat, Head, Table
-from valle_convert.tokenizer.choose import TokenizerChoice
+from valle_convert.network.protocol import Computing
+from valle_convert.tokenizer.choose import TokenizerChoice, TokenizerFile
 
 if TYPE_CHECKING:
+    from valle_convert.audio.codec import AudioCodec
     from valle_convert.families.bundle import Bundle
     from valle_convert.llama.context import CacheType
     from valle_convert.network.arithmetic import Arithmetic
 
 M = TypeVar("M", bound=CodeFormat)
-N = TypeVar("N", bound="Computing")
+N = TypeVar("N", bound=Computing)
 E = TypeVar("E")
 
 
@@ -66,23 +70,6 @@ class Unit:
 
     part: str
     first: str | None = None
-
-
-class Computing(Protocol):
-    """A network, as far as generic code knows it. A context manager."""
-
-    @property
-    def model(self) -> Any:  # noqa: ANN401 - the family's own
-        """What it computes, as its weights' source describes it."""
-        ...
-
-    def close(self) -> None:
-        """Free what it holds."""
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *error: object) -> None: ...
 
 
 #: How much is spoken without randomness, to compare codes.
@@ -134,8 +121,9 @@ class Family(ABC, Generic[M, N, E]):
     title: ClassVar[str]
     #: The fields of `Choices` that it reads; another one that is given is refused.
     reads: ClassVar[frozenset[str]]
-    #: What it can do beyond converting, measuring and speaking.
-    abilities: ClassVar[frozenset[str]] = frozenset()
+    #: What it can do beyond converting, measuring and speaking: the function that does it, as
+    #: `module:function`.
+    abilities: ClassVar[Mapping[str, str]] = MappingProxyType({})
     #: Extras that its speech needs.
     needs: ClassVar[tuple[str, ...]] = ()
     #: What a file of `--data` holds, in words.
@@ -143,6 +131,18 @@ class Family(ABC, Generic[M, N, E]):
     #: Strings that `verify` compares tokenizers on, and examples that it compares logits on.
     n_texts: ClassVar[int] = 100_000
     n_utterances: ClassVar[int] = 3
+
+    def ability(self, name: str) -> Any:  # noqa: ANN401 - a function of the family's own
+        """What does something that not every family can do.
+
+        Raises:
+            InputError: the family cannot do it.
+        """
+        place = self.abilities.get(name)
+        if place is None:
+            raise InputError(f"{name} does not support {self.title} yet.")
+        module, _, function = place.partition(":")
+        return getattr(import_module(module), function)
 
     # ---- a checkpoint
 
@@ -199,7 +199,7 @@ class Family(ABC, Generic[M, N, E]):
             InputError: it is another part than the main one.
         """
 
-    def check_part(self, file: GgufFile, part: str) -> None:  # noqa: B027 - one file has no others
+    def check_part(self, file: GgufFile, part: str) -> None:
         """Refuse a file that is not the part which its name says.
 
         Raises:
@@ -282,7 +282,7 @@ class Family(ABC, Generic[M, N, E]):
             InputError: one does not fit, or the family knows none.
         """
         if adapters:
-            raise InputError(f"No LoRA of a {self.title} is known; leave out --lora.")
+            raise InputError(f"--lora does not apply to {bundle.family.title}; leave it out.")
         return ()
 
     @abstractmethod
@@ -328,7 +328,32 @@ class Family(ABC, Generic[M, N, E]):
     def speed(self, network: N) -> Speed:
         """Time what decoding is made of."""
 
-    # ---- words
+    # ---- speech and words
+
+    @abstractmethod
+    def speaker(
+        self,
+        bundle: Bundle,
+        *,
+        codec: AudioCodec | None = None,
+        n_threads: int | None = None,
+        cache_type: CacheType = "f32",
+        adapters: Sequence[LoraFile] = (),
+    ) -> Any:  # noqa: ANN401 - the family's own
+        """What speaks with a model, on stock llama.cpp.
+
+        Raises:
+            InputError: the files are damaged, or the codec is not the model's.
+            EnvironmentFault: there is no usable llama.cpp.
+        """
+
+    @abstractmethod
+    def recorded_tokenizer(self, file: GgufFile, given: Path | None) -> TokenizerFile:
+        """The tokenizer that the vocabulary of a main file was compiled from.
+
+        Raises:
+            InputError: no tokenizer at hand is that one.
+        """
 
     @abstractmethod
     def words(self, model: M) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

@@ -6,9 +6,8 @@ Works on any two files, from their bytes; weights are read a few megabytes at a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -150,9 +149,7 @@ def compare_files(
             f"{paths[0]} has {len(first)} files, and {paths[1]} has {len(second)}; compare files "
             "of one kind."
         )
-    pairs = [
-        (f"{part}: " if len(first) > 1 else "", first[part], second[part]) for part in first
-    ]
+    pairs = [(f"{part}: " if len(first) > 1 else "", first[part], second[part]) for part in first]
     keys: list[KeyDifference] = []
     tensors: list[TensorDifference] = []
     n_keys = n_tensors = 0
@@ -165,7 +162,8 @@ def compare_files(
             tensors += [replace(one, name=words + one.name) for one in found]
             n_tensors += len({*a.tensors, *b.tensors})
     return Comparison(
-        *map(str, paths),
+        str(paths[0]),
+        str(paths[1]),
         n_keys=n_keys,
         n_tensors=n_tensors,
         keys=tuple(keys),

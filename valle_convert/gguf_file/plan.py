@@ -30,7 +30,7 @@ from valle_convert.gguf_file.types import (
     GgmlType,
 )
 from valle_convert.model.description import BiasBlock, Contents
-from valle_convert.model.spec import CODECS
+from valle_convert.model.spec import CODECS, CodeFormat
 
 TOKEN_EMBEDDING = "token_embd.weight"  # noqa: S105 - a tensor
 #: What `--outtype` takes; `auto` keeps the type of the checkpoint.
@@ -201,13 +201,12 @@ def lay_out(
         laid.append(Key(gguf_keys.SET_ID_KEY, gguf_keys.NO_DIGEST, "string", deferred=True))
     laid += keys.tail
     laid += digest_keys(tensors)
-    return PlannedFile(
-        checkpoint, tuple(map(valid_key, laid)), tensors, contents.biases, set_salt
-    )
+    return PlannedFile(checkpoint, tuple(map(valid_key, laid)), tensors, contents.biases, set_salt)
 
 
-def check_codec(name: str, levels: int, codes: int) -> None:
-    """Refuse a codec by name whose codes cannot be those of a model with so many."""
+def check_codec(name: str, model: CodeFormat) -> None:
+    """Refuse a codec by name whose codes cannot be those of a model."""
+    levels, codes = model.n_levels, model.codebook_size
     for (n_levels, n_codes), codec in CODECS.items():
         if codec.name == name and (levels > n_levels or codes != n_codes):
             raise InputError(

@@ -535,3 +535,8 @@ def _map(file: BinaryIO, label: str) -> mmap.mmap:
     if file.seek(0, 2) == 0:
         raise InputError(f"{label} is empty, where a GGUF file is expected.")
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a file is a GGUF adapter, rather than a LoRA of the training project."""
+    return is_gguf(path) and GgufFile(path).keys.get("general.type") == "adapter"

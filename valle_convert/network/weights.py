@@ -18,7 +18,13 @@ from valle_convert.checkpoint.source import BlockSource, NamedTensors
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.encode import nominal_decibels, roundings
 from valle_convert.gguf_file.keys import BIAS_KEY, OLD_TYPES_KEY
-from valle_convert.gguf_file.plan import TOKEN_EMBEDDING, PlannedFile, PlannedTensor, Span, stored_type
+from valle_convert.gguf_file.plan import (
+    TOKEN_EMBEDDING,
+    PlannedFile,
+    PlannedTensor,
+    Span,
+    stored_type,
+)
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F32, GGML_TYPES, PLAIN_DTYPES, GgmlType
 from valle_convert.model.description import Recovered

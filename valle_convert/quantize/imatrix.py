@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from valle_convert.families.v5.reference import ReferenceNetwork
+    from valle_convert.families.v5.trials import Utterance
     from valle_convert.quantize.source import Reference, Scratch, Source
     from valle_convert.quantize.utterances import Calibration, Utterances
-    from valle_convert.families.v5.trials import Utterance
 
 PREFIX = "valle.imatrix."
 _PART = f"{PREFIX}part"

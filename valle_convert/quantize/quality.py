@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.decode import GREEDY, ArOptions, NarOptions, decode_ar, decode_nar
+from valle_convert.families.v5.trials import Case, Utterance, cases, run_case
 from valle_convert.metrics import kl_divergence
 from valle_convert.model.inputs import Condition, assemble, speech_segments
 from valle_convert.network.protocol import Network
 from valle_convert.progress import Advance
-from valle_convert.families.v5.trials import Case, Utterance, cases, run_case
 
 ALL = "all"
 GREEDY_FRAMES = 32

@@ -74,8 +74,8 @@ from valle_convert.quantize.types import FILE_TYPES, ggml_type, matches
 
 if TYPE_CHECKING:
     from valle_convert.families.v5.adapter import Adapter
-    from valle_convert.listening.listen import Listened, ListeningTest
     from valle_convert.families.v5.on_llama import GgufNetwork
+    from valle_convert.listening.listen import Listened, ListeningTest
     from valle_convert.network.protocol import Network
     from valle_convert.quantize.listening import Listening
     from valle_convert.quantize.quality import Expected, Measured

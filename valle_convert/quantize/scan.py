@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from valle_convert.checkpoint.source import NamedTensors
 from valle_convert.errors import InputError
+from valle_convert.families.v5.trials import cases, run_case
 from valle_convert.gguf_file.encode import can_decode
 from valle_convert.gguf_file.plan import GgufPlan
 from valle_convert.gguf_file.read import GgufFile
@@ -35,7 +36,6 @@ from valle_convert.quantize.source import Reference, Scratch, Source
 from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import FILE_TYPES, FileType, Recipe
 from valle_convert.quantize.utterances import Utterances
-from valle_convert.families.v5.trials import cases, run_case
 
 if TYPE_CHECKING:
     from valle_convert.families.v5.reference import ReferenceNetwork

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from valle_convert.checkpoint import Checkpoint, read_checkpoint
 from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import EnvironmentFault, InputError
+from valle_convert.families.v5.old import as_repaired, is_old, why_wrong
 from valle_convert.files import describe_os_error, valid_utf8
 from valle_convert.gguf_file.header import ALIGNMENT
 from valle_convert.gguf_file.keys import (
@@ -31,7 +32,6 @@ from valle_convert.gguf_file.keys import (
     is_converted,
 )
 from valle_convert.gguf_file.loadable import check_loadable
-from valle_convert.families.v5.old import as_repaired, is_old, why_wrong
 from valle_convert.gguf_file.plan import GgufPlan, plan_gguf
 from valle_convert.gguf_file.read import GgufFile, is_gguf
 from valle_convert.gguf_file.write import header_of, write_plan_to

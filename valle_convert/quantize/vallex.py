@@ -24,8 +24,17 @@ from valle_convert import __version__
 from valle_convert.checkpoint import Checkpoint, read_checkpoint
 from valle_convert.checkpoint.read import sha256_of
 from valle_convert.decode.sampling import GREEDY
-from valle_convert.families.vallex.decode import VallexOptions, decode_vallex_ar, decode_vallex_nar
 from valle_convert.errors import EnvironmentFault, InputError
+from valle_convert.families.vallex.composed import ComposedNetwork
+from valle_convert.families.vallex.decode import VallexOptions, decode_vallex_ar, decode_vallex_nar
+from valle_convert.families.vallex.facts import VallexModel, describe_vallex
+from valle_convert.families.vallex.files import VallexSet, open_set, plan_vallex, set_paths
+from valle_convert.families.vallex.protocol import VallexText
+from valle_convert.families.vallex.trials import (
+    VallexUtterance,
+    run_vallex_cases,
+    verify_vallex_path,
+)
 from valle_convert.files import (
     atomic_outputs,
     check_free_space,
@@ -40,13 +49,9 @@ from valle_convert.files import (
 from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
 from valle_convert.gguf_file.keys import DIGEST_KEYS
 from valle_convert.gguf_file.read import GgufFile, TensorInfo, is_gguf
-from valle_convert.families.vallex.files import VallexSet, open_set, plan_vallex, set_paths
 from valle_convert.gguf_file.write import header_of, write_set
 from valle_convert.llama.library import INSTALL, find_library
 from valle_convert.metrics import Logits
-from valle_convert.families.vallex.facts import VallexModel, describe_vallex
-from valle_convert.families.vallex.composed import ComposedNetwork
-from valle_convert.families.vallex.protocol import VallexText
 from valle_convert.quantize.folder import known_files, settle_folder
 from valle_convert.quantize.imatrix import ImatrixInput, in_scratch, made_of
 from valle_convert.quantize.limits import Gates
@@ -101,7 +106,6 @@ from valle_convert.quantize.vallex_imatrix import (
     imatrix_paths,
     make_vallex_imatrix,
 )
-from valle_convert.families.vallex.trials import VallexUtterance, run_vallex_cases, verify_vallex_path
 
 if TYPE_CHECKING:
     from valle_convert.verify.report import Report

@@ -19,13 +19,19 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from valle_convert.families.vallex.voice import read_vallex_voice
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError
-from valle_convert.files import atomic_outputs, check_set
-from valle_convert.families.vallex.files import set_paths
 from valle_convert.families.vallex.facts import VallexModel, describe_vallex
+from valle_convert.families.vallex.files import set_paths
 from valle_convert.families.vallex.protocol import VallexText
+from valle_convert.families.vallex.trials import (
+    VallexUtterance,
+    n_vallex_cases,
+    run_vallex_cases,
+    vallex_utterances,
+)
+from valle_convert.families.vallex.voice import read_vallex_voice
+from valle_convert.files import atomic_outputs, check_set
 from valle_convert.progress import Progress, silent
 from valle_convert.quantize.imatrix import (
     ImatrixFile,
@@ -35,12 +41,6 @@ from valle_convert.quantize.imatrix import (
     imatrix_of,
 )
 from valle_convert.quantize.utterances import Calibration
-from valle_convert.families.vallex.trials import (
-    VallexUtterance,
-    n_vallex_cases,
-    run_vallex_cases,
-    vallex_utterances,
-)
 
 if TYPE_CHECKING:
     from torch import Tensor

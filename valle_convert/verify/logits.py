@@ -21,8 +21,8 @@ import numpy as np
 from valle_convert.checkpoint.source import NamedTensors
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle, Plan
-from valle_convert.families.family import Computing
 from valle_convert.metrics import Logits, kl_divergence, nmse
+from valle_convert.network.protocol import Computing
 from valle_convert.network.weights import BundleTensors, ConvertedTensors, RoundedTensors
 from valle_convert.verify.deviation import FLOOR, NOISE_FACTOR, hold_against
 from valle_convert.verify.report import Check

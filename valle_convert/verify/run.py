@@ -69,6 +69,8 @@ def verify(
     Raises:
         EnvironmentFault: llama.cpp is there, and does not work on this machine.
     """
+    if adapters:
+        plan.family.ability("lora")
     with_llama = find_library() is not None
     texts = plan.family.n_texts if n_texts is None else n_texts
     utterances = plan.family.n_utterances if n_utterances is None else n_utterances
@@ -182,9 +184,7 @@ def _tensors(plan: Plan, bundle: Bundle, progress: Progress) -> list[Check]:
         ]
 
 
-def _tokenizer(
-    plan: Plan, bundle: Bundle, n_texts: int, seed: int, progress: Progress
-) -> Check:
+def _tokenizer(plan: Plan, bundle: Bundle, n_texts: int, seed: int, progress: Progress) -> Check:
     source = plan.tokenizer.file
     true_ids = bundle.main.keys.get(TRUE_IDS_KEY)
     if not isinstance(true_ids, list) or not all(isinstance(i, int) for i in true_ids):

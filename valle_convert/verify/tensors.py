@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.encode import decode, encode, nominal_decibels, roundings
-from valle_convert.gguf_file.plan import Span, PlannedFile, PlannedTensor
+from valle_convert.gguf_file.plan import PlannedFile, PlannedTensor, Span
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
 from valle_convert.gguf_file.types import GGML_TYPES, PLAIN_DTYPES, GgmlType
 from valle_convert.gguf_file.write import stored_blocks

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from valle_convert.checkpoint import Checkpoint
@@ -19,12 +20,14 @@ from valle_convert.gguf_file.plan import FileKeys
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.description import Description
 from valle_convert.model.spec import CODECS, UNKNOWN_CODEC, Head, Model, Table, codec_named
-from valle_convert.tokenizer.choose import TokenizerChoice, choose_tokenizer
+from valle_convert.tokenizer.choose import TokenizerChoice, TokenizerFile, choose_tokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from valle_convert.audio.codec import AudioCodec
     from valle_convert.families.bundle import Bundle
+    from valle_convert.families.v5.speech import Speaker
     from valle_convert.families.v5.trials import Utterance
     from valle_convert.llama.context import CacheType
     from valle_convert.network.arithmetic import Arithmetic
@@ -35,9 +38,17 @@ class VersionFive(Family[Model, "Network", "Utterance"]):
     """Versions 5 and 6; see the modules of this folder."""
 
     name = ""
-    title = "VALL-E of version 5 or 6"
+    title = "VALL-E"
     reads = frozenset({"out_type", "tokenizer", "codec", "metadata"})
-    abilities = frozenset({"export", "listen", "lora", "repair", "transcribe", "utterances"})
+    abilities = MappingProxyType(
+        {
+            "export": f"{__name__}.export:export_file",
+            "lora": f"{__name__}.adapter:write_lora",
+            "repair": f"{__name__}.old:read_old",
+            "utterances": "valle_convert.quantize.recordings:make_utterances",
+        "transcribe": f"{__name__}.speech:Speaker",
+        }
+    )
     needs = ("speech",)
     example_arrays = "phonemes, response, prompt and language"
 
@@ -212,6 +223,26 @@ class VersionFive(Family[Model, "Network", "Utterance"]):
         from valle_convert.families.v5.trials import measure_speed
 
         return measure_speed(network)
+
+    def speaker(
+        self,
+        bundle: Bundle,
+        *,
+        codec: AudioCodec | None = None,
+        n_threads: int | None = None,
+        cache_type: CacheType = "f32",
+        adapters: Sequence[LoraFile] = (),
+    ) -> Speaker:
+        from valle_convert.families.v5.speech import Speaker
+
+        return Speaker.open(
+            bundle, codec=codec, n_threads=n_threads, cache_type=cache_type, adapters=adapters
+        )
+
+    def recorded_tokenizer(self, file: GgufFile, given: Path | None) -> TokenizerFile:
+        from valle_convert.tokenizer.recorded import recorded_tokenizer
+
+        return recorded_tokenizer(file.keys, file.path, given)
 
     def words(self, model: Model) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         config = model.config

@@ -25,9 +25,11 @@ from numpy.typing import NDArray
 from valle_convert import __version__
 from valle_convert.checkpoint import Checkpoint, TensorSpec
 from valle_convert.checkpoint.lora import LoraFile, LoraPairs
-from valle_convert.checkpoint.read import sha256_of
+from valle_convert.checkpoint.read import open_lora, sha256_of
 from valle_convert.checkpoint.source import FLOAT32, LARGEST_WEIGHT, NamedTensors
 from valle_convert.errors import InputError
+from valle_convert.families.bundle import Bundle
+from valle_convert.families.v5.facts import LAYER_TENSORS
 from valle_convert.files import atomic_output, check_target, valid_utf8
 from valle_convert.gguf_file.encode import encode
 from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
@@ -38,9 +40,8 @@ from valle_convert.gguf_file.keys import (
     SOURCE_SHA256_KEY,
     is_converted,
 )
-from valle_convert.gguf_file.read import GgufFile, TensorInfo, is_gguf
+from valle_convert.gguf_file.read import GgufFile, TensorInfo
 from valle_convert.gguf_file.types import F16, F32, GgmlType
-from valle_convert.families.v5.facts import LAYER_TENSORS
 
 LEVELS_KEY = "valle.adapter.levels"
 BASE_SHA256_KEY = "valle.adapter.base_sha256"
@@ -242,11 +243,6 @@ def open_adapter(given: LoraFile, base: GgufFile) -> Adapter:
     )
 
 
-def is_adapter(path: Path) -> bool:
-    """Whether a file is a GGUF adapter, rather than a LoRA of the training project."""
-    return is_gguf(path) and GgufFile(path).keys.get("general.type") == "adapter"
-
-
 def read_adapter(file: GgufFile, fits: AdapterBase) -> Adapter:
     """Read an adapter file for a base.
 
@@ -309,3 +305,23 @@ def read_adapter(file: GgufFile, fits: AdapterBase) -> Adapter:
             "again with `valle-convert lora`."
         )
     return Adapter(file.path, 1.0, alpha, tuple(levels), pairs)
+
+
+def write_lora(
+    base: Bundle | Checkpoint,
+    lora: LoraFile,
+    target: Path,
+    *,
+    out_type: str = "f32",
+    alpha: float | None = None,
+    force: bool = False,
+) -> Adapter:
+    """Write a LoRA as an adapter of a model, and read it back; see `api.write_lora`."""
+    if isinstance(base, Checkpoint):
+        fits, path = AdapterBase.of_checkpoint(base), base.path
+    else:
+        fits, path = AdapterBase.of_gguf(base.main), base.path
+    pairs = open_lora(lora, fits.specs, alpha=alpha, kept_apart=True)
+    inputs = [path, lora.path]
+    write_adapter(fits, pairs, lora.path, target, out_type=out_type, force=force, inputs=inputs)
+    return read_adapter(GgufFile(target), fits)

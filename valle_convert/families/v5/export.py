@@ -22,20 +22,18 @@ from numpy.typing import NDArray
 from valle_convert.checkpoint import Checkpoint, TensorSpec
 from valle_convert.checkpoint.source import BFLOAT16, FLOAT16, FLOAT32
 from valle_convert.errors import InputError
+from valle_convert.families.bundle import Bundle
+from valle_convert.families.v5.facts import config_of, contents_of, describe
 from valle_convert.files import atomic_output, check_free_space, check_set, made_folder
 from valle_convert.gguf_file.keys import (
     BIAS_KEY,
     SOURCE_CONFIG_KEY,
     SOURCE_SYMMAP_KEY,
-    read_model,
 )
-from valle_convert.families.v5.old import is_old, why_wrong
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import PLAIN_DTYPES
-from valle_convert.model.families import describe
 from valle_convert.model.spec import Model
-from valle_convert.families.v5.facts import config_of, contents_of
 from valle_convert.progress import Progress, silent
 from valle_convert.tokenizer.bpe import PhonemeBpe
 from valle_convert.tokenizer.recorded import recorded_tokenizer
@@ -170,7 +168,7 @@ class Exported:
 
 
 def export_file(
-    path: Path,
+    bundle: Bundle,
     folder: Path,
     *,
     dtype: str = "auto",
@@ -181,7 +179,7 @@ def export_file(
     """Write a converted file back as a checkpoint, or leave nothing.
 
     Args:
-        path: the file, quantized or not.
+        bundle: the file, quantized or not.
         folder: takes the file; it is made where it is not there.
         dtype: a key of `DTYPES`.
         tokenizer: the one that the file was converted with, where it is not the built-in one.
@@ -193,16 +191,7 @@ def export_file(
             must not be written.
         EnvironmentFault: the disk is full, or the folder is not writable.
     """
-    file = GgufFile(path)
-    if is_old(file):
-        raise InputError(why_wrong(path))
-    embedding = file.tensors.get(TOKEN_EMBEDDING)
-    if embedding is None or len(embedding.shape) != 2:
-        raise InputError(
-            f"{path} has no matrix {TOKEN_EMBEDDING}, so it is no converted checkpoint; "
-            "convert one with `valle-convert CHECKPOINT OUT.gguf`."
-        )
-    model = read_model(file.keys, embedding.shape[0], path)
+    file, model, path = bundle.main, bundle.model, bundle.path
     tensors = BackTensors(file, model, DTYPES[dtype])
     documents, notes = _metadata(file, model, tensors, tokenizer)
     target = folder / SFT_NAME

@@ -75,7 +75,9 @@ def file_keys(
 def placeholder_names(description: Description[Model]) -> list[str]:
     """A token text for every row after the phonemes, such as `<prompt.3:17>`; all different."""
     return [
-        f"<{block.label}:{row}>" for block in description.blocks()[1:] for row in range(block.n_rows)
+        f"<{block.label}:{row}>"
+        for block in description.blocks()[1:]
+        for row in range(block.n_rows)
     ]
 
 
@@ -276,5 +278,3 @@ def _check_ranges(
             reader.faults.append(f"the {kind} {name} is missing")
         elif n_rows is not None and found[name] != n_rows:
             reader.faults.append(f"the {kind} {name} has {found[name]} rows, not {n_rows}")
-
-

@@ -34,13 +34,19 @@ from valle_convert.checkpoint.folder import DiskTree, found_file
 from valle_convert.checkpoint.read import load_config, overlay
 from valle_convert.checkpoint.source import FLOAT32, BlockSource, CarriedVocabulary
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.encode import can_decode
-from valle_convert.gguf_file.keys import ARCHITECTURE, BIAS_KEY, SOURCE_PREFIX, is_converted
-from valle_convert.gguf_file.plan import TOKEN_EMBEDDING, PlannedFile, stored_type
-from valle_convert.gguf_file.read import GgufFile, TensorInfo, is_gguf
-from valle_convert.gguf_file.types import F32, GGML_TYPES, PLAIN_DTYPES, GgmlType
-from valle_convert.model.spec import LANGUAGES, TASKS, TONES
 from valle_convert.families.v5.facts import LAYER_TENSORS
+from valle_convert.gguf_file.encode import can_decode
+from valle_convert.gguf_file.keys import (
+    ARCHITECTURE,
+    BIAS_KEY,
+    OLD_TYPES_KEY,
+    SOURCE_PREFIX,
+    is_converted,
+)
+from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
+from valle_convert.gguf_file.read import GgufFile, TensorInfo
+from valle_convert.gguf_file.types import PLAIN_DTYPES
+from valle_convert.model.spec import LANGUAGES, TASKS, TONES
 
 FORMAT = "gguf, made the old way"
 _OLD_TYPES = OLD_TYPES_KEY.removeprefix(SOURCE_PREFIX)
@@ -74,20 +80,6 @@ def why_wrong(path: Path) -> str:
         "positions, so it speaks wrongly; make the right file of it with `valle-convert repair "
         f"{path} NEW.gguf`."
     )
-
-
-def refuse_old(path: Path) -> None:
-    """Refuse a file that was made the old way, where another one is expected.
-
-    Raises:
-        InputError: it is one.
-    """
-    try:
-        found = is_gguf(path) and is_old(GgufFile(path, allow_part=True))
-    except InputError:  # damaged: whoever reads it says so
-        return
-    if found:
-        raise InputError(why_wrong(path))
 
 
 def read_old(

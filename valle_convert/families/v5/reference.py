@@ -100,9 +100,7 @@ class ReferenceNetwork(Closing):
         self._heads = {
             head.name: head_rows[head.first_row][: head.n_rows] for head in self._model.heads
         }
-        self._biases = {
-            bias.head: tensor(bias.source)[: bias.n_rows] for bias in contents.biases
-        }
+        self._biases = {bias.head: tensor(bias.source)[: bias.n_rows] for bias in contents.biases}
         layer_name = "model.layers.{}.{}.weight"
         self._layers = [
             _Layer(

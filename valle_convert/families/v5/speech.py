@@ -44,7 +44,7 @@ from valle_convert.decode import (
     never,
 )
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.read import GgufFile
+from valle_convert.families.bundle import Bundle
 from valle_convert.llama.context import CacheType
 from valle_convert.model.inputs import NULL_PHONEMES, Condition
 from valle_convert.model.spec import LANGUAGES
@@ -134,17 +134,17 @@ class Speaker(CodeSpeaker[SpeakOptions, Recording]):
     @classmethod
     def open(
         cls,
-        gguf: str | Path | GgufFile,
+        bundle: Bundle,
         *,
         codec: AudioCodec | None = None,
         n_threads: int | None = None,
         cache_type: CacheType = "f32",
         adapters: Sequence[LoraFile] = (),
     ) -> Self:
-        """Open a converted file, or one that is parsed already, on stock llama.cpp.
+        """Open a converted file on stock llama.cpp.
 
         Args:
-            gguf: the file.
+            bundle: the file.
             codec: between audio and codes; None speaks codes only.
             n_threads: None for the cores that this process may use.
             cache_type: of keys and values. f16 makes passes in both directions faster and logits
@@ -155,19 +155,17 @@ class Speaker(CodeSpeaker[SpeakOptions, Recording]):
             InputError: the file is no converted checkpoint, or the codec is not its model's.
             EnvironmentFault: there is no usable llama.cpp.
         """
-        from valle_convert.families.v5.on_llama import GgufNetwork
         from valle_convert.tokenizer.compiled import TRUE_IDS_KEY
         from valle_convert.tokenizer.oracle import LlamaTokenizer
 
         with ExitStack() as stack:
-            file = gguf if isinstance(gguf, GgufFile) else GgufFile(Path(gguf))
-            network = GgufNetwork(
-                file, n_threads=n_threads, cache_type=cache_type, adapters=adapters
+            network = bundle.family.open(
+                bundle, n_threads=n_threads, cache_type=cache_type, adapters=adapters
             )
             stack.callback(network.close)
-            llama = LlamaTokenizer(file.path)
+            llama = LlamaTokenizer(bundle.path)
             stack.callback(llama.close)
-            true_ids: list[int] = network.file.keys[TRUE_IDS_KEY]
+            true_ids: list[int] = bundle.main.keys[TRUE_IDS_KEY]
 
             def tokenize(phonemes: str) -> list[int]:
                 ids = llama.encode(phonemes, add_special=True, parse_special=False)

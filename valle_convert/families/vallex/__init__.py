@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.lora import LoraFile
 from valle_convert.checkpoint.source import NamedTensors
+from valle_convert.errors import InputError
 from valle_convert.families.family import Case, Choices, Family, Speed, Unit
 from valle_convert.families.vallex import facts, files
 from valle_convert.families.vallex.facts import FACTOR, FACTOR_F32, VallexModel
@@ -19,13 +20,15 @@ from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F32
 from valle_convert.model.description import Description
 from valle_convert.model.spec import CODECS, UNKNOWN_CODEC, Head, Table, codec_named
-from valle_convert.tokenizer.choose import TokenizerChoice
+from valle_convert.tokenizer.choose import TokenizerChoice, TokenizerFile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from valle_convert.audio.codec import AudioCodec
     from valle_convert.families.bundle import Bundle
     from valle_convert.families.vallex.composed import ComposedNetwork
+    from valle_convert.families.vallex.speech import VallexSpeaker
     from valle_convert.families.vallex.trials import VallexUtterance
     from valle_convert.llama.context import CacheType
     from valle_convert.network.arithmetic import Arithmetic
@@ -136,16 +139,16 @@ class VallEX(Family[VallexModel, "ComposedNetwork", "VallexUtterance"]):
         from valle_convert.families.vallex.on_llama import VallexGguf
 
         del adapters
-        return VallexGguf(
-            bundle.files, bundle.model, n_threads=n_threads, cache_type=cache_type
-        )
+        return VallexGguf(bundle.files, bundle.model, n_threads=n_threads, cache_type=cache_type)
 
     def arithmetic(self, bundle: Bundle) -> Arithmetic:
         from valle_convert.network.arithmetic import Arithmetic, gelu_from_table, input_rounding
 
         factor = bundle.model.activation_factor
         types = {
-            part: {name: tensor.ggml_type.name for name, tensor in bundle.files[part].tensors.items()}
+            part: {
+                name: tensor.ggml_type.name for name, tensor in bundle.files[part].tensors.items()
+            }
             for part in ("ar", "nar")
         }
         return Arithmetic(lambda x: gelu_from_table(x * factor) / factor, input_rounding(types))
@@ -203,6 +206,27 @@ class VallEX(Family[VallexModel, "ComposedNetwork", "VallexUtterance"]):
 
         return measure_speed(network)
 
+    def speaker(
+        self,
+        bundle: Bundle,
+        *,
+        codec: AudioCodec | None = None,
+        n_threads: int | None = None,
+        cache_type: CacheType = "f32",
+        adapters: Sequence[LoraFile] = (),
+    ) -> VallexSpeaker:
+        from valle_convert.families.vallex.speech import VallexSpeaker
+
+        if adapters:
+            self.open_adapters(adapters, bundle)
+        return VallexSpeaker.open(bundle, codec=codec, n_threads=n_threads, cache_type=cache_type)
+
+    def recorded_tokenizer(self, file: GgufFile, given: Path | None) -> TokenizerFile:
+        del file
+        if given is not None:
+            raise InputError("VALL-E X has one table of symbols; leave --tokenizer out.")
+        return files.symbol_tokenizer().file
+
     def words(self, model: VallexModel) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         nets = (model.ar, model.nar)
         sizes: dict[str, Any] = {
@@ -222,9 +246,7 @@ class VallEX(Family[VallexModel, "ComposedNetwork", "VallexUtterance"]):
         }
         return sizes, behaviour
 
-    def nets(
-        self, model: VallexModel
-    ) -> Iterator[tuple[str, tuple[Table, ...], tuple[Head, ...]]]:
+    def nets(self, model: VallexModel) -> Iterator[tuple[str, tuple[Table, ...], tuple[Head, ...]]]:
         for net in (model.ar, model.nar):
             yield net.name, net.tables, net.heads
 

@@ -29,6 +29,7 @@ from valle_convert.checkpoint import Checkpoint, TensorSpec
 from valle_convert.checkpoint.read import AMPHION_NAME, has_icefall_names
 from valle_convert.checkpoint.source import FLOAT32
 from valle_convert.errors import InputError, UnsupportedModelError
+from valle_convert.families.vallex.symbols import VALLEX_LANGUAGES, VALLEX_SYMBOLS
 from valle_convert.model.collector import Collector, count_numbered
 from valle_convert.model.description import (
     BackboneTensor,
@@ -47,7 +48,6 @@ from valle_convert.model.spec import (
     Table,
     names_in_order,
 )
-from valle_convert.families.vallex.symbols import VALLEX_LANGUAGES, VALLEX_SYMBOLS
 
 #: The factor in front of GELU: normalized mean square error 6e-13 with the one, 9e-10 with the
 #: other, where the rounding of float16 costs 4e-7.
@@ -367,7 +367,9 @@ def describe(
         codec=codec or found,
     )
     contents = {
-        "ar": Contents(ar_rows, (*_layers(tensors, recovered, read, ar, factor), *_plain_norms(ar))),
+        "ar": Contents(
+            ar_rows, (*_layers(tensors, recovered, read, ar, factor), *_plain_norms(ar))
+        ),
         "nar": Contents(nar_rows, tuple(_layers(tensors, recovered, read, nar, factor))),
     }
     for level in range(1, n_levels):
@@ -504,8 +506,8 @@ def _layers(
 ) -> Iterator[BackboneTensor]:
     """The layers without their norms; `ffn_up` multiplied, and the divisor behind it."""
 
-    def divided(values: NDArray[Any]) -> NDArray[np.float32]:  # by a power of two: no bit is lost
-        quotient: NDArray[np.float32] = values / np.float32(factor)
+    def divided(values: NDArray[Any]) -> NDArray[Any]:  # by a power of two: no bit is lost
+        quotient: NDArray[Any] = values / np.float32(factor)
         return quotient
 
     for layer in range(net.n_layer):

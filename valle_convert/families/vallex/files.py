@@ -2,7 +2,7 @@
 
     out.gguf         ar       the AR, a complete `mpt` model with the vocabulary of symbols
     out-nar.gguf     nar      the body of the NAR: all that its levels share
-    out-nar-1.gguf   nar-1    the first part of level 1: every key, and the norms; likewise 2, 3, ...
+    out-nar-1.gguf   nar-1    the first part of level 1: every key, and the norms; so 2, 3, ...
 
 A level is loaded from its first part and the body (`llama_model_load_from_splits`), which is
 mapped once for all of them. docs/gguf-keys.md lists the keys.
@@ -14,7 +14,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from valle_convert.errors import InputError

@@ -13,17 +13,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from valle_convert.closing import Closing
 from valle_convert.errors import EnvironmentFault
+from valle_convert.families.vallex.composed import ComposedNetwork, Ids, Rows
+from valle_convert.families.vallex.facts import VallexModel
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F32
-from valle_convert.families.vallex.facts import VallexModel
 from valle_convert.llama.context import CacheType
 from valle_convert.llama.mpt import MptSession
 from valle_convert.metrics import nmse
 from valle_convert.network.probe import read_probe_rows
-from valle_convert.families.vallex.composed import ComposedNetwork, Ids, Rows
 
 #: The bits are the same, measured on f32, f16 and Q8_0, but for how threads share the work.
 _SAME_NMSE = 1e-9

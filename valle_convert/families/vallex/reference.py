@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 
 from valle_convert.checkpoint.source import NamedTensors
-from valle_convert.families.vallex.facts import Net, VallexModel, table_source
 from valle_convert.families.vallex.composed import ComposedNetwork, Ids, Rows
+from valle_convert.families.vallex.facts import Net, VallexModel, table_source
 from valle_convert.network.arithmetic import EXACT, Arithmetic
 
 #: Of every LayerNorm; the writer has its own, so that a wrong one there is noticed here.

@@ -22,12 +22,6 @@ import numpy as np
 from valle_convert.audio.codec import AudioCodec
 from valle_convert.audio.codes import SavedCodes
 from valle_convert.audio.files import Audio, read_audio
-from valle_convert.families.vallex.voice import (
-    MAX_VOICE_SECONDS,
-    VallexVoice,
-    is_vallex_voice,
-    read_vallex_voice,
-)
 from valle_convert.audio.voice import prompt_audio
 from valle_convert.decode import (
     GREEDY,
@@ -39,13 +33,27 @@ from valle_convert.decode import (
     decode_vallex,
     never,
 )
-from valle_convert.families.vallex.decode import decode_vallex_nar
 from valle_convert.errors import InputError
-from valle_convert.families.vallex.files import VallexSet
-from valle_convert.llama.context import CacheType
-from valle_convert.families.vallex.symbols import VALLEX_LANGUAGES, symbol_ids
+from valle_convert.families.bundle import Bundle
 from valle_convert.families.vallex.composed import ComposedNetwork
+from valle_convert.families.vallex.decode import decode_vallex_nar
 from valle_convert.families.vallex.protocol import VallexText
+from valle_convert.families.vallex.symbols import VALLEX_LANGUAGES, symbol_ids
+from valle_convert.families.vallex.text import (
+    SpelledText,
+    TaggedText,
+    spell,
+    spell_symbols,
+    tagged_pieces,
+    tagged_sentences,
+)
+from valle_convert.families.vallex.voice import (
+    MAX_VOICE_SECONDS,
+    VallexVoice,
+    is_vallex_voice,
+    read_vallex_voice,
+)
+from valle_convert.llama.context import CacheType
 from valle_convert.progress import Progress, silent
 from valle_convert.speech.common import (
     MAX_DRAWS,
@@ -62,14 +70,6 @@ from valle_convert.speech.results import (
     Timings,
 )
 from valle_convert.text import known_language
-from valle_convert.families.vallex.text import (
-    SpelledText,
-    TaggedText,
-    spell,
-    spell_symbols,
-    tagged_pieces,
-    tagged_sentences,
-)
 
 #: A voice, a recording or codes of one, or a file of any of them.
 VoiceSource = str | Path | Audio | SavedCodes | VallexVoice
@@ -138,7 +138,7 @@ class VallexSpeaker(CodeSpeaker[VallexSpeakOptions, VoiceSource]):
     @classmethod
     def open(
         cls,
-        files: str | Path | VallexSet,
+        bundle: Bundle,
         *,
         codec: AudioCodec | None = None,
         n_threads: int | None = None,
@@ -147,7 +147,7 @@ class VallexSpeaker(CodeSpeaker[VallexSpeakOptions, VoiceSource]):
         """Open a converted set of files on stock llama.cpp.
 
         Args:
-            files: the file of the AR, beside which the others lie; or the set, opened already.
+            bundle: the files.
             codec: between audio and codes; None speaks codes only.
             n_threads: None for the cores that this process may use.
             cache_type: of keys and values.
@@ -156,11 +156,8 @@ class VallexSpeaker(CodeSpeaker[VallexSpeakOptions, VoiceSource]):
             InputError: the files are no converted VALL-E X, or the codec is not its.
             EnvironmentFault: there is no usable llama.cpp.
         """
-        from valle_convert.families.vallex.on_llama import VallexGguf
-
         with ExitStack() as stack:
-            opened = files if isinstance(files, VallexSet) else Path(files)
-            network = VallexGguf(opened, n_threads=n_threads, cache_type=cache_type)
+            network = bundle.family.open(bundle, n_threads=n_threads, cache_type=cache_type)
             stack.callback(network.close)
             speaker = cls(network, codec=codec)
             speaker._open = stack.pop_all()

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from valle_convert.audio.codes import SavedCodes, check_codes_fit
 from valle_convert.errors import InputError
-from valle_convert.model.spec import CodeFormat
 from valle_convert.families.vallex.symbols import (
     VALLEX_LANGUAGES,
     VALLEX_SYMBOLS,
     VOICE_FILE_LANGUAGES,
 )
+from valle_convert.model.spec import CodeFormat
 from valle_convert.npz_file import npz_names, read_npz
 
 #: Of a recording, as its project has it: what the model was trained to continue.

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 
 from valle_convert.errors import InputError
 from valle_convert.families.vallex.symbols import VALLEX_LANGUAGES, unknown_symbols
-from valle_convert.text.languages import detect_languages, known_language
-from valle_convert.text.phonemes import check_phonemes
-from valle_convert.text.sentences import split_sentences
 from valle_convert.families.vallex.text.chinese import chinese_symbols
 from valle_convert.families.vallex.text.english import english_symbols
 from valle_convert.families.vallex.text.japanese import japanese_symbols
+from valle_convert.text.languages import detect_languages, known_language
+from valle_convert.text.phonemes import check_phonemes
+from valle_convert.text.sentences import split_sentences
 
 #: How each language is read: the symbols, and the characters that cannot be said.
 _READERS: dict[str, Callable[[str], tuple[str, list[str]]]] = {
