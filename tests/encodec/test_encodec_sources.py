@@ -280,7 +280,7 @@ def test_missing_tensors_are_named_together(folder: Path) -> None:
         del tensors["encoder.layers.0.conv.parametrizations.weight.original0"]
 
     spoil(folder, change)
-    with pytest.raises(InputError, match=r"3 tensors are missing: encoder\.layers\.0") as refusal:
+    with pytest.raises(InputError, match=r"3 of \d+ tensors missing: encoder") as refusal:
         open_encodec(folder)
     assert "quantizer.layers.3.codebook.embed" in str(refusal.value)
     assert "decoder.layers.15.conv.bias" in str(refusal.value)
@@ -291,7 +291,7 @@ def test_the_last_codebook_is_missed_too(folder: Path) -> None:
         del tensors["quantizer.layers.7.codebook.embed"]
 
     spoil(folder, change)
-    with pytest.raises(InputError, match=r"1 tensors are missing: quantizer\.layers\.7"):
+    with pytest.raises(InputError, match=r"1 of \d+ tensors missing: quantizer\.layers\.7"):
         open_encodec(folder)
 
 
@@ -302,10 +302,10 @@ def test_unknown_tensors_and_other_shapes_are_named(folder: Path) -> None:
         tensors["decoder.layers.0.conv.bias"] = torch.zeros(32, dtype=torch.int32)
 
     spoil(folder, change)
-    with pytest.raises(InputError, match=r"unknown: text_encoder\.weight") as refusal:
+    with pytest.raises(InputError, match=r"unknown: 'text_encoder\.weight'") as refusal:
         open_encodec(folder)
-    assert "encoder.layers.0.conv.bias (F32 [3], expected [2])" in str(refusal.value)
-    assert "decoder.layers.0.conv.bias (I32" in str(refusal.value)
+    assert "encoder.layers.0.conv.bias (float32 [3], expected float32 or" in str(refusal.value)
+    assert "decoder.layers.0.conv.bias (int32" in str(refusal.value)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -35,6 +35,7 @@ from valle_convert.encodec.architecture import (
     EncodecSpec,
     codebook_name,
     spec_from_config,
+    table_problems,
     tensor_table,
 )
 from valle_convert.encodec.cpp_file import MAGIC, open_cpp_file
@@ -62,6 +63,7 @@ _LEFT_OUT = re.compile(
 )
 _CODEBOOK = re.compile(r"quantizer\.(?:vq\.)?layers\.(\d+)\._?codebook\.embed")
 _MAX_CODEBOOKS = 1024
+_DTYPES = [str(dtype) for dtype in WEIGHT_DTYPES]
 
 #: What other codecs call themselves in config.json.
 _OTHER_CODECS = {
@@ -448,66 +450,44 @@ class _FoldingReader:
     """A `TensorReader` over a source whose weights may be split by weight norm.
 
     Raises:
-        InputError: tensors are missing, unknown, of another shape or of no type of weights; all
-            of them are counted and the first few named.
+        InputError: tensors are missing, unknown, of another shape or of no type of weights.
     """
 
     def __init__(
         self, source: str, tensors: TensorSource, spec: EncodecSpec, names: Sequence[str]
     ) -> None:
-        self._source = source
         self._tensors = tensors
         #: Name of the table to the tensor, or to magnitude and direction.
         self._parts: dict[str, tuple[str, ...]] = {}
-        missing, wrong = [], []
-        used: set[str] = set()
+        expected: dict[str, tuple[tuple[int, ...], Sequence[str]]] = {}
         for entry, name in zip(tensor_table(spec), names, strict=True):
-            parts = self._find(name)
-            if parts is None:
-                missing.append(name)
-                continue
-            self._parts[entry.name] = parts
-            used.update(parts)
-            wrong.extend(self._mismatches(parts, entry.shape))
-        unknown = [
-            name for name in tensors.specs if name not in used and not _LEFT_OUT.fullmatch(name)
-        ]
-        problems = [
-            f"{len(found):,} tensors {what}: {', '.join(found[:5])}"
-            f"{' ...' if len(found) > 5 else ''}"
-            for found, what in (
-                (missing, "are missing"),
-                (wrong, "are of another shape or type than the sizes of the codec say"),
-                (unknown, "are unknown"),
-            )
-            if found
-        ]
+            parts = self._parts[entry.name] = self._find(name)
+            magnitude = (entry.shape[0],) + (1,) * (len(entry.shape) - 1)
+            shapes = (entry.shape,) if len(parts) == 1 else (magnitude, entry.shape)
+            expected |= {part: (shape, _DTYPES) for part, shape in zip(parts, shapes, strict=True)}
+        problems = table_problems(
+            expected,
+            (
+                (name, found.shape, str(found.dtype or found.dtype_name))
+                for name, found in tensors.specs.items()
+                if not _LEFT_OUT.fullmatch(name)
+            ),
+        )
         if problems:
             raise InputError(
                 f"The codec {source} is not whole, or is another model: {'; '.join(problems)}. "
                 f"Download it again, or give {ENCODEC_24KHZ}."
             )
 
-    def _find(self, name: str) -> tuple[str, ...] | None:
+    def _find(self, name: str) -> tuple[str, ...]:
+        """The names by which a tensor is stored; its own where it is missing."""
         specs = self._tensors.specs
-        if name in specs:
-            return (name,)
-        if not name.endswith(".weight"):
-            return None
-        base = name.removesuffix("weight")
-        for magnitude, direction in _NORM_PARTS:
-            if base + magnitude in specs and base + direction in specs:
-                return (base + magnitude, base + direction)
-        return None
-
-    def _mismatches(self, parts: tuple[str, ...], shape: tuple[int, ...]) -> list[str]:
-        expected = (shape,) if len(parts) == 1 else ((shape[0],) + (1,) * (len(shape) - 1), shape)
-        return [
-            f"{part} ({found.dtype_name} {list(found.shape)}, expected {list(wanted)})"
-            for part, wanted in zip(parts, expected, strict=True)
-            if (found := self._tensors.specs[part]).shape != wanted
-            or found.dtype not in WEIGHT_DTYPES
-        ]
+        if name not in specs and name.endswith(".weight"):
+            base = name.removesuffix("weight")
+            for magnitude, direction in _NORM_PARTS:
+                if base + magnitude in specs or base + direction in specs:
+                    return (base + magnitude, base + direction)
+        return (name,)
 
     def __call__(self, entry: CodecTensor) -> Tensor:
         """One tensor in float32; v * g / norm(v) where it is split, the norm over dims 1 and up."""
