@@ -18,8 +18,8 @@ import numpy as np
 
 from miniature import corpus
 from miniature.train import CODEC, ENGLISH, PROMPT_FRAMES, encode
+from miniature.world import WorldCodec
 from valle_convert.audio.files import Audio
-from valle_convert.audio.world import WorldCodec
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.families.v5.on_llama import GgufNetwork
 from valle_convert.families.v5.reference import ReferenceNetwork

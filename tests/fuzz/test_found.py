@@ -220,7 +220,7 @@ def test_an_archive_that_says_an_entry_is_larger_than_it_all_is_refused(tmp_path
     at = fields.index(b"PK\1\2")
     fields[at + 8] = struct.pack("<I", 0xFFFFFFF0)
     (tmp_path / "x.npz").write_bytes(b"".join(fields))
-    with pytest.raises(InputError, match="larger than the file"):
+    with pytest.raises(InputError, match="is no file"):
         read_npz(tmp_path / "x.npz", ["a"], max_bytes=1 << 20, what="file")
 
 

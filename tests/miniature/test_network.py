@@ -14,7 +14,7 @@ from support import PROJECT
 from miniature import corpus
 from miniature.network import Network, export
 from miniature.train import ENGLISH, Spoken, Trainer, encode, example
-from valle_convert.audio.world import WorldCodec
+from miniature.world import WorldCodec
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.families.v5.reference import ReferenceNetwork
 from valle_convert.listening.likelihood import lessons, unlikelihood

@@ -15,8 +15,8 @@ from support import PROJECT
 
 from miniature import corpus
 from miniature.evaluate import held_out, opened
+from miniature.world import WorldCodec, analyse
 from valle_convert.audio import Audio, read_audio
-from valle_convert.audio.world import WorldCodec, analyse
 from valle_convert.decode import SamplingOptions
 from valle_convert.families.v5.speech import Speaker
 from valle_convert.listening.listen import (

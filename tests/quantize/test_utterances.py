@@ -90,7 +90,7 @@ def test_an_array_in_fortran_order_is_the_same_array(model: Model, write: Write)
         ({"prompt": np.full((5, 8), 99)}, "prompt holds 99"),
         ({"phonemes": np.ones(22_750, int)}, "more than the model's context"),
         ({"phonemes": np.ones(300_000, int)}, "unpack to more than"),
-        ({"phonemes": np.array([None, 1], object)}, "Python objects"),
+        ({"phonemes": np.array([None, 1], object)}, "Object arrays cannot be loaded"),
     ],
 )
 def test_what_is_not_of_the_format_or_not_of_the_model_is_refused(
@@ -120,9 +120,7 @@ def test_a_pickle_in_an_array_is_not_run(
     assert "executed" not in capsys.readouterr().out
 
 
-def test_a_header_that_promises_terabytes_is_refused_before_memory_is_asked_for(
-    model: Model, tmp_path: Path
-) -> None:
+def test_a_header_that_promises_terabytes_is_refused(model: Model, tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(
@@ -131,7 +129,7 @@ def test_a_header_that_promises_terabytes_is_refused_before_memory_is_asked_for(
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("phonemes.npy", header.getvalue())
         archive.writestr("response.npy", header.getvalue())
-    with pytest.raises(InputError, match="as long as its header says"):
+    with pytest.raises(InputError, match=r"is no \.npz file of an utterance"):
         read_utterance(path, model, seed=(0,))
 
 

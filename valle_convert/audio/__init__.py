@@ -4,7 +4,13 @@
 voices of VALL-E X's own project.
 """
 
-from valle_convert.audio.codec import AudioCodec, EncodecCodec, check_codec_fits, open_codec
+from valle_convert.audio.codec import (
+    AudioCodec,
+    EncodecCodec,
+    check_codec_fits,
+    open_codec,
+    register_codec,
+)
 from valle_convert.audio.codes import SavedCodes, check_codes_target, read_codes, write_codes
 from valle_convert.audio.files import Audio, AudioWriter, WrittenAudio, read_audio, write_wav
 from valle_convert.audio.voice import fit_prompt, prompt_audio
@@ -23,6 +29,7 @@ __all__ = [
     "prompt_audio",
     "read_audio",
     "read_codes",
+    "register_codec",
     "write_codes",
     "write_wav",
 ]

@@ -59,8 +59,7 @@ CodecOption = Annotated[
         "--codec",
         metavar="FILE|DIR|NAME",
         help="An EnCodec: a .gguf, .bin or .th file, a folder with its config.json and weights, or "
-        "its name on the Hugging Face hub; or the miniature's codec.safetensors. Without it, "
-        "facebook/encodec_24khz.",
+        "its name on the Hugging Face hub. Without it, facebook/encodec_24khz.",
         show_default=False,
     ),
 ]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from valle_convert.verify.report import Report
 
 
-LevelChoice = Literal["all", "structure", "tensors", "tokenizer", "logits", "sound"]
+LevelChoice = Literal["all", "structure", "tensors", "tokenizer", "logits"]
 
 
 _CONVERSION = ("--config", "--lora", "--lora-alpha", "--tokenizer", "--codec", "--biases")
@@ -70,15 +70,6 @@ def verify(
     lora_alpha: LoraAlphaOption = None,
     tokenizer: TokenizerOption = None,
     codec: CodecOption = None,
-    recording: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="For a codec: what to encode and decode (wav, flac, ogg, mp3). Without it, a "
-            "synthesized voice.",
-            show_default=False,
-        ),
-    ] = None,
     biases: BiasesOption = None,
     seed: Annotated[int, typer.Option(help="Of the random texts and inputs.", min=0)] = 0,
     json_: JsonOption = False,
@@ -100,9 +91,8 @@ def verify(
     With the GGUF file made the old way in the place of CHECKPOINT, and what `repair` made of it in
     that of GGUF: against the weights of the old one.
 
-    With an EnCodec in the place of CHECKPOINT and its .bin or .gguf in that of GGUF: structure,
-    tensors, and sound, which is what encodec.cpp, or this program, will compute of a recording,
-    level by level.
+    With an EnCodec in the place of CHECKPOINT and its .bin or .gguf in that of GGUF: structure and
+    tensors.
     """
     from valle_convert.families import family_of
     from valle_convert.families.bundle import paths_of as paths_of_parts
@@ -115,7 +105,7 @@ def verify(
     merged, adapters = split_loras(lora)
     check_outputs(
         {"--report": report},
-        inputs=[checkpoint, gguf, config, *paths_of(lora), tokenizer, recording, biases],
+        inputs=[checkpoint, gguf, config, *paths_of(lora), tokenizer, biases],
         force=force,
     )
     checkpoint = local_gguf(checkpoint, or_checkpoint=True)
@@ -138,10 +128,7 @@ def verify(
         result = verify_whole(checkpoint, progress=console.progress_bar)
     elif is_codec_file(gguf):
         _refuse_unused("codec", given)
-        result = _verify_codec(str(checkpoint), gguf, level, recording)
-    elif level == "sound" or recording is not None:
-        name = "--level" if level == "sound" else "--recording"
-        raise typer.BadParameter("only the files of codecs are heard.", param_hint=name)
+        result = _verify_codec(str(checkpoint), gguf, level)
     else:
         opened = _open_source(checkpoint, config, merged, lora_alpha, biases)
         # Shards, and the other files of a set, are known now.
@@ -200,24 +187,15 @@ def _refuse_unused(kind: str, given: Mapping[str, object]) -> None:
     refuse_idle(reason, {name: given[name] for name in names})
 
 
-def _verify_codec(source: str, path: Path, level: LevelChoice, recording: Path | None) -> Report:
+def _verify_codec(source: str, path: Path, level: LevelChoice) -> Report:
     """The verdict on the file of a codec."""
-    from valle_convert.audio import read_audio
     from valle_convert.encodec import open_encodec
     from valle_convert.verify.codec_file import CODEC_LEVELS, verify_codec
 
     if level == "tokenizer" or level == "logits":  # noqa: PLR1714 - this way the type is narrowed
         raise typer.BadParameter("a codec has none.", param_hint="--level")
-    codec = open_encodec(source)
-    heard = None if recording is None else read_audio(recording, codec.spec.sampling_rate)
-    return verify_codec(
-        codec,
-        path,
-        levels=CODEC_LEVELS if level == "all" else (level,),
-        samples=None if heard is None else heard.samples,
-        recording=str(recording),
-        progress=console.progress_bar,
-    )
+    levels = CODEC_LEVELS if level == "all" else (level,)
+    return verify_codec(open_encodec(source), path, levels=levels, progress=console.progress_bar)
 
 
 def _show(result: Report) -> None:

@@ -23,7 +23,7 @@ import io
 import math
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -37,6 +37,7 @@ from valle_convert.encodec.architecture import (
     EncodecSpec,
     check_runs_on_encodec_cpp,
     codebook_name,
+    table_problems,
     tensor_table,
 )
 from valle_convert.encodec.weights import EncodecWeights, Tensor
@@ -261,15 +262,14 @@ def to_float16(values: Tensor, what: str) -> NDArray[np.float16]:
 
 
 def is_cpp_codec(path: Path) -> bool:
-    """Whether a file is one of encodec.cpp, by its first bytes, or else by its name."""
+    """Whether a file is one of encodec.cpp, by its first bytes."""
     if not os.path.isfile(path):  # noqa: PTH113 - no exception where a folder cannot be entered
-        return path.suffix == ".bin"
+        return False
     try:
         with path.open("rb") as file:
-            head = file.read(len(MAGIC))
+            return file.read(len(MAGIC)) == MAGIC
     except OSError as error:
         raise os_fault(f"{path} cannot be read", error) from error
-    return head == MAGIC or (path.suffix == ".bin" and not head.startswith(b"GGUF"))
 
 
 def open_cpp_file(path: Path, source: str | None = None) -> EncodecWeights:
@@ -283,13 +283,27 @@ def open_cpp_file(path: Path, source: str | None = None) -> EncodecWeights:
     spec = spec_of_header(header, [tensor.name for tensor in tensors], path)
     problems = [*problems, *layout_problems(header, tensors, spec)]
     if problems:
-        shown = "; ".join(problems[:5]) + (" ..." if len(problems) > 5 else "")
         raise InputError(
-            f"The codec {path} is no whole file of encodec.cpp: {shown}. Make it again with "
-            "`valle-convert codec`, or copy it again."
+            f"The codec {path} is no whole file of encodec.cpp: {'; '.join(problems)}. Make it "
+            "again with `valle-convert codec`, or copy it again."
         )
-    reader = CppReader(path, tensors)
-    return EncodecWeights(spec, source or str(path), "a file of encodec.cpp", reader, (path,))
+    places = {tensor.name: tensor for tensor in tensors}
+    data = np.memmap(path, np.uint8, mode="r")
+
+    def read(entry: CodecTensor) -> Tensor:
+        tensor = places[entry.name]
+        raw = data[tensor.offset : tensor.offset + tensor.n_bytes]
+        values = np.frombuffer(raw.tobytes(), _DTYPES[tensor.ftype])
+        return np.asarray(values, np.float32).reshape(entry.shape)
+
+    return EncodecWeights(
+        spec,
+        source or str(path),
+        "a file of encodec.cpp",
+        read,
+        (path,),
+        halves=frozenset(tensor.name for tensor in tensors if tensor.ftype),
+    )
 
 
 def read_cpp_layout(path: Path) -> tuple[CppHeader, tuple[CppTensor, ...], list[str]]:
@@ -387,51 +401,18 @@ def spec_of_header(header: CppHeader, names: Iterable[str], path: Path) -> Encod
 
 def layout_problems(
     header: CppHeader, tensors: Iterable[CppTensor], spec: EncodecSpec
-) -> Iterator[str]:
+) -> list[str]:
     """What encodec.cpp would refuse, or load without an error and compute wrongly."""
-    expected = {entry.name: entry for entry in tensor_table(spec)}
+    names = {0: "float32", 1: "float16"}
+    expected = {
+        entry.name: (entry.shape, [names[header.ftype if entry.is_weight else 0]])
+        for entry in tensor_table(spec)
+    }
+    # A bias of one element has no dims.
+    found = ((one.name, one.dims[::-1] or (1,), names[one.ftype]) for one in tensors)
+    problems = table_problems(expected, found)
     if header.n_levels > CPP_MAX_CODEBOOKS:
-        yield f"its bandwidth of {header.bandwidth} kbit/s means {header.n_levels} levels"
-    seen: set[str] = set()
-    for tensor in tensors:
-        entry = expected.get(tensor.name)
-        if entry is None:
-            yield f"the tensor {tensor.name!r} is unknown"
-        elif tensor.name in seen:
-            yield f"the tensor {tensor.name} is there twice"
-        else:
-            yield from _tensor_problems(header, tensor, entry)
-        seen.add(tensor.name)
-    missing = [name for name in expected if name not in seen]
-    if missing:
-        yield (
-            f"{len(missing)} of {len(expected)} tensors are missing: {', '.join(missing[:3])}"
-            f"{' ...' if len(missing) > 3 else ''}"
+        problems.append(
+            f"its bandwidth of {header.bandwidth} kbit/s means {header.n_levels} levels"
         )
-
-
-def _tensor_problems(header: CppHeader, tensor: CppTensor, entry: CodecTensor) -> Iterator[str]:
-    one = entry.shape == (1,) and tensor.dims == ()
-    if tensor.dims != entry.shape[::-1] and not one:
-        yield (
-            f"the tensor {tensor.name} has the dims {list(tensor.dims)}, where "
-            f"{list(entry.shape[::-1])} is expected"
-        )
-    ftype = header.ftype if entry.is_weight else 0
-    if tensor.ftype != ftype:
-        yield f"the tensor {tensor.name} has the type {tensor.ftype}, where {ftype} is expected"
-
-
-class CppReader:
-    """A `weights.TensorReader` over the data of a file, mapped and not copied."""
-
-    def __init__(self, path: Path, tensors: Iterable[CppTensor]) -> None:
-        self._tensors = {tensor.name: tensor for tensor in tensors}
-        self._data: np.memmap[tuple[int], np.dtype[np.uint8]] = np.memmap(path, np.uint8, mode="r")
-
-    def __call__(self, entry: CodecTensor) -> Tensor:
-        """One tensor in float32."""
-        tensor = self._tensors[entry.name]
-        raw = self._data[tensor.offset : tensor.offset + tensor.n_bytes]
-        values = np.frombuffer(raw.tobytes(), _DTYPES[tensor.ftype])
-        return np.asarray(values, np.float32).reshape(entry.shape)
+    return problems

@@ -8,7 +8,7 @@ but any reader of GGUF can read its keys and tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from valle_convert.encodec.architecture import (
     EncodecSpec,
     check_computable,
     spec_from_config,
+    table_problems,
     tensor_table,
 )
 from valle_convert.encodec.cpp_file import WrittenCodec, to_float16
@@ -187,7 +188,16 @@ def open_gguf_codec(path: Path, source: str | None = None) -> EncodecWeights:
             "expected; write one with `valle-convert codec CODEC OUT.gguf`."
         )
     spec = _read_spec(file, where)
-    _check_tensors(file, spec, where)
+    names = [kind.name for kind in _TYPES.values()]
+    problems = table_problems(
+        {entry.name: (entry.shape, names) for entry in tensor_table(spec)},
+        ((name, one.shape, one.ggml_type.name) for name, one in file.tensors.items()),
+    )
+    if problems:
+        raise InputError(
+            f"The codec {where} is not whole: {'; '.join(problems)}; write it again with "
+            "`valle-convert codec`."
+        )
 
     def read(entry: CodecTensor) -> Tensor:
         return file.tensors[entry.name].rows().reshape(entry.shape)
@@ -202,6 +212,7 @@ def open_gguf_codec(path: Path, source: str | None = None) -> EncodecWeights:
         (path,),
         license=text["license"],
         url=text["source.url"],
+        halves=frozenset(name for name, one in file.tensors.items() if one.ggml_type == F16),
     )
 
 
@@ -225,27 +236,3 @@ def _read_spec(file: GgufFile, where: str) -> EncodecSpec:
             "expected; the file is damaged."
         )
     return spec_from_config(config, n_codebooks, where)
-
-
-def _check_tensors(file: GgufFile, spec: EncodecSpec, where: str) -> None:
-    """All of them, each of its shape and of a type that can be read; nothing else."""
-    expected = {entry.name: entry for entry in tensor_table(spec)}
-    problems = [f"{name} is missing" for name in expected if name not in file.tensors]
-    for name, tensor in file.tensors.items():
-        entry = expected.get(name)
-        if entry is None:
-            problems.append(f"{name} is unknown")
-        elif tensor.shape != entry.shape:
-            problems.append(f"{name} is {list(tensor.shape)}, expected {list(entry.shape)}")
-        elif tensor.ggml_type not in _TYPES.values():
-            problems.append(f"{name} is of the type {tensor.ggml_type.name}, expected F16 or F32")
-    if problems:
-        raise InputError(
-            f"The codec {where} is not whole: {_listed(problems)}; write it again with "
-            "`valle-convert codec`."
-        )
-
-
-def _listed(problems: Sequence[str]) -> str:
-    more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-    return "; ".join(problems[:5]) + more

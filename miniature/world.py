@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from valle_convert.audio.codec import register_codec
 from valle_convert.audio.files import Audio
 from valle_convert.errors import InputError
 from valle_convert.extras import require
@@ -266,3 +267,6 @@ def _world() -> Any:  # noqa: ANN401 - the package has no types
         # It imports pkg_resources for its version, and setuptools warns of that.
         warnings.simplefilter("ignore")
         return require("pyworld", "The miniature's codec", extra="miniature")
+
+
+register_codec(WORLD_NAME, is_world_codec, WorldCodec)
