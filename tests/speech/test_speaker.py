@@ -86,6 +86,11 @@ def test_a_long_text_is_spoken_sentence_by_sentence_and_joined(
     assert any("nothing to say in '...'" in notice for notice in spoken.notices)
 
 
+def test_what_cannot_be_said_is_named(speaker: Speaker) -> None:
+    spoken = speaker.speak("Hello 你.", None, QUICK)
+    assert any("in English and are left out: 你 (U+4F60)" in notice for notice in spoken.notices)
+
+
 def test_the_time_of_every_stage_is_told(speaker: Speaker, voice: Path) -> None:
     spoken = speaker.speak("One. Two.", voice, QUICK)
     times = spoken.seconds

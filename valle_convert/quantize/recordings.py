@@ -25,8 +25,11 @@ from valle_convert.text import (
     check_phonemes,
     detect_language,
     known_language,
+    listed,
     to_phonemes,
     unknown_phonemes,
+    unsaid_characters,
+    unsaid_notice,
 )
 
 _MAX_LIST_BYTES = 64 << 20
@@ -232,6 +235,7 @@ def _say(
     is_phonemes: bool,
 ) -> Said:
     among = model.languages or LANGUAGES
+    notices: tuple[str, ...] = ()
     try:
         if is_phonemes:
             check_phonemes(one.text)
@@ -239,12 +243,12 @@ def _say(
         else:
             spoken = language or detect_language(one.text, among)
             phonemes = to_phonemes(one.text, spoken)
+            if unsaid := unsaid_characters(one.text, spoken):
+                notices += (f"{one.path}: {unsaid_notice(unsaid, spoken)}",)
     except InputError as error:
         raise InputError(f"{one.path}: {error}") from error
-    notices: tuple[str, ...] = ()
     if unknown := unknown_phonemes(phonemes, tokenize):
-        listed = " ".join(f"{mark} (U+{ord(mark):04X})" for mark in unknown)
-        notices = (f"{one.path}: the model's vocabulary lacks these phonemes: {listed}",)
+        notices += (f"{one.path}: the model's vocabulary lacks these phonemes: {listed(unknown)}",)
     return Said(spoken, phonemes, tokenize(phonemes), notices)
 
 

@@ -70,9 +70,12 @@ from valle_convert.text import (
     check_phonemes,
     detect_languages,
     known_language,
+    listed,
     split_sentences,
     to_phonemes,
     unknown_phonemes,
+    unsaid_characters,
+    unsaid_notice,
 )
 
 #: Phonemes to the ids that the model was trained on, with the marks around them.
@@ -475,11 +478,13 @@ class Speaker(CodeSpeaker[SpeakOptions, Recording]):
 
     def _line(self, text: str, phonemes: str, language: str, begin: float) -> _Line:
         ids = self._tokenize(phonemes)
-        unknown = unknown_phonemes(phonemes, self._tokenize)
         notices: tuple[str, ...] = ()
-        if unknown:
-            listed = " ".join(f"{one} (U+{ord(one):04X})" for one in unknown)
-            notices = (f"the model's vocabulary lacks these phonemes of the text: {listed}",)
+        if text and (unsaid := unsaid_characters(text, language)):
+            notices += (unsaid_notice(unsaid, language),)
+        if unknown := unknown_phonemes(phonemes, self._tokenize):
+            notices += (
+                f"the model's vocabulary lacks these phonemes of the text: {listed(unknown)}",
+            )
         seconds = time.perf_counter() - begin
         return _Line(text, phonemes, language, np.array(ids, np.int32), notices, seconds)
 
