@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from valle_convert.model.families import describe
 
 from miniature import corpus
 from miniature.train import CODEC, ENGLISH, PROMPT_FRAMES, encode
@@ -26,7 +27,6 @@ from valle_convert.families.v5.reference import ReferenceNetwork
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.listening.listen import MEASURES, Listened, ListeningTest, Sentence
 from valle_convert.listening.recogniser import Recogniser
-from valle_convert.model.families import describe
 from valle_convert.model.inputs import Condition
 from valle_convert.network.protocol import Network
 from valle_convert.quantize.listening import listened_to_json, places_of, table_of

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support import PROJECT
+from valle_convert.model.families import describe
 
 from miniature import corpus
 from miniature.network import Network, export
@@ -18,7 +19,6 @@ from miniature.world import WorldCodec
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.families.v5.reference import ReferenceNetwork
 from valle_convert.listening.likelihood import lessons, unlikelihood
-from valle_convert.model.families import describe
 from valle_convert.model.inputs import Condition, assemble
 from valle_convert.tokenizer.choose import BUILT_IN
 

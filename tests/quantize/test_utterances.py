@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import golden_checkpoint
+from valle_convert.model.families import describe
 from valle_convert.quantize.utterances import Utterances, read_utterance
 
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.errors import InputError
 from valle_convert.families.v5.trials import cases
-from valle_convert.model.families import describe
 from valle_convert.model.spec import Model
 
 

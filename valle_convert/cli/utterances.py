@@ -91,6 +91,7 @@ def utterances(
     """
     from valle_convert.audio import open_codec
     from valle_convert.audio.codes import is_codes_path
+    from valle_convert.families.bundle import open_bundle
     from valle_convert.files import check_outputs, locked_folder, made_folder
     from valle_convert.quantize.recordings import (
         make_utterances,

@@ -46,7 +46,7 @@ class VersionFive(Family[Model, "Network", "Utterance"]):
             "lora": f"{__name__}.adapter:write_lora",
             "repair": f"{__name__}.old:read_old",
             "utterances": "valle_convert.quantize.recordings:make_utterances",
-        "transcribe": f"{__name__}.speech:Speaker",
+            "transcribe": f"{__name__}.speech:Speaker",
         }
     )
     needs = ("speech",)
