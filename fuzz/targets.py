@@ -1066,7 +1066,7 @@ def _make_list(rng: Random) -> Files:
 
 
 def _read_list(folder: Path) -> None:
-    from valle_convert.quantize.recordings import read_list
+    from valle_convert.families.v5.recordings import read_list
 
     read_list(folder / "x.tsv")
 

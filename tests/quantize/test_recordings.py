@@ -24,7 +24,7 @@ from valle_convert.families.v5.on_llama import open_model
 from valle_convert.families.v5.speech import Speaker
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.spec import Model
-from valle_convert.quantize.recordings import Recorded, read_list, utterance_names
+from valle_convert.families.v5.recordings import Recorded, read_list, utterance_names
 
 CODES = 64  # a codebook, in the golden checkpoints
 WORDS = ["Hello world, this is a test.", "Guten Morgen, wie geht es dir heute?"]

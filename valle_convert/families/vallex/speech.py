@@ -29,14 +29,12 @@ from valle_convert.decode import (
     ShouldStop,
     Speech,
     StageSeconds,
-    VallexOptions,
-    decode_vallex,
     never,
 )
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle
 from valle_convert.families.vallex.composed import ComposedNetwork
-from valle_convert.families.vallex.decode import decode_vallex_nar
+from valle_convert.families.vallex.decode import VallexOptions, decode_vallex, decode_vallex_nar
 from valle_convert.families.vallex.protocol import VallexText
 from valle_convert.families.vallex.symbols import VALLEX_LANGUAGES, symbol_ids
 from valle_convert.families.vallex.text import (
