@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from quantize.making import make_one
 
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.quantize.make import make_file
 from valle_convert.quantize.plan import (
     FilePlan,
     Options,
@@ -31,7 +31,7 @@ def narrow(converted: Callable[[str, str], Path]) -> Source:
 
 def made(program: Quantizer, plan: FilePlan, folder: Path) -> Path:
     path = folder / f"{plan.kind.name}.gguf"
-    make_file(program, plan, path)
+    make_one(program, plan, path)
     return path
 
 

@@ -220,6 +220,12 @@ class SourceBundle:
                 for part, file in self._files.items():
                     write_plan_to(self.conversion.files[part], file, progress=progress)
                     file.flush()
+                # Digests are in the headers now.
+                files = {
+                    part: GgufFile(one.path, allow_part=True)
+                    for part, one in self.bundle.files.items()
+                }
+                self.bundle = Bundle(self.bundle.family, files)
             for unit, source in self.units.items():
                 if unit.first is not None:
                     _join(self.bundle, unit, source.path)
