@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
-from support import GOLDEN
+from support import GOLDEN_VALLEX, golden_checkpoint
 
 from valle_convert.families.vallex.composed import ComposedNetwork
 from valle_convert.families.vallex.protocol import VallexNetwork, VallexText
 
-CHECKPOINT = GOLDEN / "valle-x-small" / "vallex-checkpoint.pt"
+CHECKPOINT = golden_checkpoint(GOLDEN_VALLEX)
 
 
 @dataclass(frozen=True)
