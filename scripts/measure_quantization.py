@@ -21,14 +21,11 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from valle_convert.families.v5 import FAMILY
-from valle_convert.quantize.examples import Examples  # noqa: E402
-
 from miniature.evaluate import held_out, write_data  # noqa: E402 - found by the line above
 from valle_convert.checkpoint import read_checkpoint  # noqa: E402
 from valle_convert.errors import InputError  # noqa: E402
-from valle_convert.families.v5.facts import describe  # noqa: E402
-from valle_convert.quantize.imatrix import make_imatrix  # noqa: E402
+from valle_convert.quantize.examples import Examples  # noqa: E402
+from valle_convert.quantize.imatrix import make_imatrices  # noqa: E402
 from valle_convert.quantize.plan import RunLog, Options  # noqa: E402
 from valle_convert.quantize.quality import ALL, Quality  # noqa: E402
 from valle_convert.quantize.report import FileReport, QuantizeReport  # noqa: E402
@@ -85,12 +82,13 @@ def measure_all(folder: Path, types: Sequence[FileType], n: int) -> Found:
     """All measurements, one after the other."""
     checkpoint = read_checkpoint(MODEL)
     reference = Reference.of(checkpoint)
+    family = reference.family
     model = reference.description.model
     write_data(held_out(_CALIBRATION_SEED, N_CALIBRATION), folder / "calibration")
     write_data(held_out(_SEED, n), folder / "data")
     for name, utterances in {
-        "real": Examples.given(FAMILY, model, folder / "calibration", seed=0),
-        "noise": Examples.seeded(FAMILY, model, N_CALIBRATION, seed=0),
+        "real": Examples.given(family, model, folder / "calibration", seed=0),
+        "noise": Examples.seeded(family, model, N_CALIBRATION, seed=0),
     }.items():
         print(f"importance matrix of {utterances.description}", flush=True)
         make_imatrices(reference, utterances, folder / f"{name}.gguf")

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
-from support import GOLDEN
+from support import GOLDEN_VALLEX, golden_checkpoint
 
 from valle_convert.families.bundle import paths_of
 from valle_convert.families.vallex.composed import ComposedNetwork
 from valle_convert.families.vallex.protocol import VallexNetwork, VallexText
 
-CHECKPOINT = GOLDEN / "valle-x-small" / "vallex-checkpoint.pt"
+CHECKPOINT = golden_checkpoint(GOLDEN_VALLEX)
 
 
 def set_paths(ar: Path, n_levels_above: int) -> list[Path]:

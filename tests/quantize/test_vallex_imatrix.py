@@ -170,7 +170,7 @@ def test_sums_are_those_of_what_goes_into_pytorchs_own_layers(tmp_path: Path) ->
     for path, net, one in zip(
         list(paths_of(tmp_path / "m.gguf", ["ar", "nar"]).values()),
         ("ar", "nar"),
-        made,
+        made.values(),
         strict=True,
     ):
         found = read_imatrix(path)
