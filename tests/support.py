@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from valle_convert.checkpoint import Checkpoint
+from valle_convert.families import family_of
+from valle_convert.families.family import Choices
+from valle_convert.model.description import Description
 
 PROJECT = Path(__file__).parents[1]
 GOLDEN = PROJECT / "fixtures" / "golden"
@@ -15,6 +21,11 @@ def golden_checkpoint(name: str) -> Path:
     """The checkpoint of a golden folder."""
     (path,) = (GOLDEN / name).glob("fp32.*")
     return path
+
+
+def describe(checkpoint: Checkpoint) -> Description[Any]:
+    """What the family of a checkpoint says of it."""
+    return family_of(checkpoint).describe(checkpoint, Choices())
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Turn a trained VALL-E checkpoint into a GGUF file that stock llama.cpp runs, and prove it.
 
-The functions of `valle_convert.api` are offered here, and imported when first asked for.
+What `valle_convert.api` has is offered here, and imported when first asked for.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from valle_convert.api import (
+        Choices,
         open_network,
         plan_conversion,
         plan_repair,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Choices",
     "open_network",
     "plan_conversion",
     "plan_repair",

@@ -229,7 +229,7 @@ def test_inspect_reads_the_header_alone(hub: SmallHub, tmp_path: Path, cli: Cli)
     found, local = json.loads(result.out), json.loads(cli("inspect", flat, "--json").out)
     assert found["path"] == "hf:me/big"
     assert found["provenance"]["commit"] == hub.repositories["me/big"].branches["main"]
-    for part in ("sizes", "behaviour", "tokenizer", "parts", "groups", "n_bytes"):
+    for part in ("sizes", "behaviour", "tokenizer", "rows", "groups", "n_bytes"):
         assert found[part] == local[part]
     assert hub.sent("/store/") < 200_000 < flat.stat().st_size
     assert {r.range for r in hub.requests if "/store/" in r.path} == {"bytes=0-131071"}

@@ -285,6 +285,13 @@ class Family(ABC, Generic[M, N, E]):
             raise InputError(f"--lora does not apply to {bundle.family.title}; leave it out.")
         return ()
 
+    def prove(self) -> None:
+        """Try on a small model what its networks need beyond the self-test of `llama.probe`.
+
+        Raises:
+            EnvironmentFault: llama.cpp does not do it.
+        """
+
     @abstractmethod
     def arithmetic(self, bundle: Bundle) -> Arithmetic:
         """llama.cpp's rounding for these files."""
