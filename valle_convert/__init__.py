@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from valle_convert.api import (
-        Choices,
         open_network,
         plan_conversion,
         plan_repair,
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
         write_gguf,
         write_lora,
     )
+    from valle_convert.families.family import Choices
 
 __version__ = "0.1.0"
 

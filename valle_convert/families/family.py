@@ -124,6 +124,8 @@ class Family(ABC, Generic[M, N, E]):
     #: What it can do beyond converting, measuring and speaking: the function that does it, as
     #: `module:function`.
     abilities: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    #: Whether `describe` reads weights, and not headers alone.
+    reads_weights: ClassVar[bool] = False
     #: Extras that its speech needs.
     needs: ClassVar[tuple[str, ...]] = ()
     #: What a file of `--data` holds, in words.

@@ -42,6 +42,7 @@ class VallEX(Family[VallexModel, "ComposedNetwork", "VallexUtterance"]):
     name = files.FAMILY
     title = "VALL-E X"
     reads = frozenset({"out_type", "codec", "metadata"})
+    reads_weights = True
     needs = ("speech", "vallex")
     n_texts = 10_000  # there are no merges to go wrong
     n_utterances = 2
