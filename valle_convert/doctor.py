@@ -10,41 +10,42 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import re
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import valle_convert
 from valle_convert.errors import ValleConvertError
+from valle_convert.families import families
 from valle_convert.llama.cpu import cpu_features, cpu_name, features_of_interest, usable_cores
 from valle_convert.llama.library import find_library, load_library
-from valle_convert.llama.mpt import prove_mpt
 from valle_convert.llama.probe import ProbeResult, prove_library
 from valle_convert.llama.programs import PROGRAMS, Program, find_program
 
 DISTRIBUTION = "valle-convert"
 LLAMA = "llama.cpp"  # the library, as something that a command needs
-MPT = "mpt"  # likewise: its graph of a VALL-E X
 
-SPEECH = "speech"  # the extra of that name: codec, phonemes, audio files
-VALLEX = "vallex"  # likewise: the readers of VALL-E X's texts
 
-# What a command needs beyond the packages that are always needed. `quantize` takes llama-quantize
-# where it finds it, and else the same routine of the library, which it measures with in any case.
-NEEDS: dict[str, tuple[str, ...]] = {
-    "convert": (),
-    "inspect": (),
-    "tokenize": (LLAMA,),
-    "verify": (LLAMA,),
-    "quantize": (LLAMA,),
-    "imatrix": (),
-    "codec": (),
-    "speak": (LLAMA, SPEECH),
-    "transcribe": (LLAMA, SPEECH),
-    "verify (VALL-E X)": (LLAMA, MPT),
-    "quantize (VALL-E X)": (LLAMA, MPT),
-    "speak (VALL-E X)": (LLAMA, MPT, SPEECH, VALLEX),
-}
+def needs() -> dict[str, tuple[str, ...]]:
+    """What commands need beyond the packages of all: LLAMA, graphs of families, extras.
+
+    `quantize` takes llama-quantize where it finds it, and else the same routine of the library,
+    which it measures with in any case.
+    """
+    found: dict[str, tuple[str, ...]] = {
+        **dict.fromkeys(("convert", "inspect", "imatrix", "codec"), ()),
+        "tokenize": (LLAMA,),
+    }
+    for family in reversed(families()):
+        runs = (LLAMA, family.title)
+        speaks = (*runs, *family.needs)
+        of = f" ({family.title})" if family.name else ""
+        found |= {f"verify{of}": runs, f"quantize{of}": runs, f"speak{of}": speaks}
+        if "transcribe" in family.abilities:
+            found[f"transcribe{of}"] = speaks
+    return found
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ class LlamaReport:
         system_info: what llama.cpp says it was built with; None where it was not loaded.
         probe: how its self-test went; None where it failed or could not be run.
         problem: why it cannot be used and what to do; None where it works.
-        mpt_problem: why the sets of a VALL-E X cannot be run on it, though it works; None where
-            they can, or where it was not loaded.
+        graphs: by the title of a family, why its models cannot be run on it; None where they can.
+            Empty where it was not loaded.
     """
 
     path: Path | None
@@ -96,7 +97,7 @@ class LlamaReport:
     system_info: str | None
     probe: ProbeResult | None
     problem: str | None
-    mpt_problem: str | None = None
+    graphs: Mapping[str, str | None]
 
 
 @dataclass(frozen=True)
@@ -203,12 +204,17 @@ def examine_llama(probe: Callable[[], ProbeResult]) -> LlamaReport:
         result = probe()
         system_info = load_library().system_info()
     except ValleConvertError as error:
-        return LlamaReport(path, version, None, None, str(error))
+        return LlamaReport(path, version, None, None, str(error), {})
+    graphs = {family.title: _problem_of(family.prove) for family in reversed(families())}
+    return LlamaReport(path, version, system_info, result, None, graphs)
+
+
+def _problem_of(proof: Callable[[], None]) -> str | None:
     try:
-        prove_mpt()
+        proof()
     except ValleConvertError as error:
-        return LlamaReport(path, version, system_info, result, None, str(error))
-    return LlamaReport(path, version, system_info, result, None)
+        return str(error)
+    return None
 
 
 def examine_program(name: str) -> ProgramReport:
@@ -223,20 +229,17 @@ def examine_commands(
     packages: tuple[PackageReport, ...], llama: LlamaReport
 ) -> tuple[CommandReport, ...]:
     """For each command, every problem that it meets; all of them need the Python packages."""
-
-    def problems_of(extra: str) -> list[str]:
-        return [one.problem for one in packages if one.extra == extra and one.problem is not None]
-
-    problems = {
-        LLAMA: [] if llama.problem is None else [llama.problem],
-        MPT: [] if llama.mpt_problem is None else [llama.mpt_problem],
-        SPEECH: problems_of(SPEECH),
-        VALLEX: problems_of(VALLEX),
-    }
-    common = problems_of("")
+    problems: dict[str, list[str]] = defaultdict(list)
+    for need, problem in (
+        *((one.extra, one.problem) for one in packages),
+        (LLAMA, llama.problem),
+        *llama.graphs.items(),
+    ):
+        if problem is not None:
+            problems[need].append(problem)
     return tuple(
-        CommandReport(name, (*common, *(problem for need in needs for problem in problems[need])))
-        for name, needs in NEEDS.items()
+        CommandReport(name, tuple(chain.from_iterable(problems[one] for one in ("", *needed))))
+        for name, needed in needs().items()
     )
 
 

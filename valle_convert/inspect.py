@@ -92,7 +92,8 @@ def inspect_file(
 ) -> Summary:
     """Look into a checkpoint, a GGUF file or a codec of encodec.cpp, without reading weights.
 
-    Of safetensors on the hub, nothing but the header is downloaded; of other files there, all.
+    Of safetensors on the hub, nothing but the header is downloaded, unless their family is told by
+    weights; of other files there, all.
 
     Raises:
         InputError: it is none of them, is damaged, or is a checkpoint that cannot be converted.
@@ -100,9 +101,14 @@ def inspect_file(
     """
     if is_on_hub(path) and path.suffix == ".gguf":
         return replace(inspect_file(fetch_file(path, progress)), path=str(path))
+    how: dict[str, Any] = {
+        "config": config,
+        "lora": lora,
+        "lora_alpha": lora_alpha,
+        "progress": progress,
+    }
     if is_on_hub(path):
-        with tempfile.TemporaryDirectory(prefix="valle-convert-") as folder:
-            return _inspect_on_hub(path, config, lora, lora_alpha, progress, Path(folder))
+        return _inspect_on_hub(path, how)
     if not os.path.isdir(path):  # noqa: PTH112 - no exception for a folder that cannot be entered
         check_input_file(path)
     if is_cpp_codec(path):
@@ -110,33 +116,19 @@ def inspect_file(
     if is_gguf(path):
         file = GgufFile(path, allow_part=True)
         return _inspect_gguf_codec(file) if is_gguf_codec(file) else _inspect_gguf(file)
-    return _inspect_checkpoint(
-        read_checkpoint(path, config=config, lora=lora, lora_alpha=lora_alpha, progress=progress)
-    )
+    return _inspect_checkpoint(read_checkpoint(path, **how))
 
 
-def _inspect_on_hub(
-    path: Path,
-    config: Path | None,
-    lora: Sequence[LoraFile],
-    lora_alpha: float | None,
-    progress: Progress,
-    folder: Path,
-) -> Summary:
-    """A checkpoint whose safetensors are headers in a folder that is gone afterwards."""
-    try:
-        return _inspect_checkpoint(
-            read_checkpoint(
-                path,
-                config=config,
-                lora=lora,
-                lora_alpha=lora_alpha,
-                progress=progress,
-                headers_in=folder,
-            )
-        )
-    except InputError as error:
-        raise type(error)(str(error).replace(f"{folder}/", f"{path}: ")) from error
+def _inspect_on_hub(path: Path, how: Mapping[str, Any]) -> Summary:
+    """A checkpoint by headers in a folder that is gone afterwards, if these are enough."""
+    with tempfile.TemporaryDirectory(prefix="valle-convert-") as folder:
+        try:
+            headers = read_checkpoint(path, **how, headers_in=Path(folder))
+            if not family_of(headers).reads_weights:
+                return _inspect_checkpoint(headers)
+        except InputError as error:
+            raise type(error)(str(error).replace(f"{folder}/", f"{path}: ")) from error
+    return _inspect_checkpoint(read_checkpoint(path, **how))
 
 
 def _inspect_checkpoint(checkpoint: Checkpoint) -> Summary:

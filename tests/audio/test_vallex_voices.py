@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from valle_convert.audio import SavedCodes, is_vallex_voice, read_vallex_voice, write_codes
+from valle_convert.audio import SavedCodes, write_codes
 from valle_convert.errors import InputError
 from valle_convert.families.vallex.symbols import symbol_ids
+from valle_convert.families.vallex.voice import is_vallex_voice, read_vallex_voice
 from valle_convert.model.spec import CODECS, Codec
 
 

@@ -66,7 +66,7 @@ def test_a_dry_run_imports_neither_torch_nor_llama_cpp() -> None:
 def test_converting_safetensors_imports_no_torch(tmp_path: Path) -> None:
     path = golden_checkpoint("ar-nar-len")
     loaded = modules_after(
-        "from valle_convert import plan_conversion, write_gguf\n"
+        "from valle_convert import Choices, plan_conversion, write_gguf\n"
         f"write_gguf(plan_conversion({str(path)!r}), {str(tmp_path / 'o.gguf')!r})"
     )
     assert loaded.isdisjoint(HEAVY)
@@ -196,12 +196,12 @@ def test_tokenize_reads_many_lines(tmp_path: Path, converted: Convert, cli: Cli)
 def test_tokenize_ends_with_1_where_the_two_differ(
     tmp_path: Path, converted: Convert, cli: Cli
 ) -> None:
-    from valle_convert import plan_conversion
+    from valle_convert import Choices, plan_conversion
     from valle_convert.gguf_file.header import pack_header
     from valle_convert.gguf_file.read import GgufFile
 
     source = converted("ar-nar-len", "f32")
-    plan = plan_conversion(golden_checkpoint("ar-nar-len"), out_type="f32")
+    plan = plan_conversion(golden_checkpoint("ar-nar-len"), Choices("f32"))
     file = GgufFile(source)
     keys = [replace(key, value=file.keys[key.name]) for key in plan.keys]
     for i, key in enumerate(keys):

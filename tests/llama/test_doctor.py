@@ -9,23 +9,21 @@ import numpy as np
 import pytest
 
 from valle_convert.doctor import (
-    DISTRIBUTION,
     LLAMA,
-    MPT,
-    NEEDS,
-    SPEECH,
-    VALLEX,
     LlamaReport,
     PackageReport,
     examine,
     examine_commands,
+    needs,
     parse_requirement,
 )
 from valle_convert.errors import EnvironmentFault
 from valle_convert.llama.mpt import prove_relu
 from valle_convert.llama.probe import ProbeResult
 
-WORKING = LlamaReport(Path("libllama.so"), "0.3.36", "CPU : AVX2 = 1", ProbeResult(True, 0.0), None)
+WORKING = LlamaReport(
+    Path("libllama.so"), "0.3.36", "CPU : AVX2 = 1", ProbeResult(True, 0.0), None, {}
+)
 NUMPY = PackageReport("numpy", "1.26", "2.4.6", "")
 
 
@@ -38,7 +36,7 @@ def test_this_machine_is_described() -> None:
     assert report.llama.path is not None
     assert report.llama.path.is_file()
     assert "CPU" in (report.llama.system_info or "")
-    assert [command.name for command in report.commands] == list(NEEDS)
+    assert [command.name for command in report.commands] == list(needs())
     assert report.cores >= 1
 
 
@@ -84,13 +82,14 @@ def test_a_llama_cpp_that_computes_vall_e_x_wrongly_is_reported_for_its_commands
             original(writer, found, broken)
 
     prove_relu.cache_clear()
-    assert examine().llama.mpt_problem is None
+    assert examine().llama.graphs == {"VALL-E": None, "VALL-E X": None}
     prove_relu.cache_clear()
     monkeypatch.setattr(gguf.GGUFWriter, "add_tensor", add)
     report = examine()
     prove_relu.cache_clear()
     assert report.llama.problem is None
-    assert "llama.cpp" in (report.llama.mpt_problem or "")
+    assert "llama.cpp" in (report.llama.graphs["VALL-E X"] or "")
+    assert report.llama.graphs["VALL-E"] is None
     broken_commands = {command.name for command in report.commands if command.missing}
     assert broken_commands >= {"speak (VALL-E X)", "verify (VALL-E X)", "quantize (VALL-E X)"}
     assert not broken_commands & {"verify", "quantize"}
@@ -164,5 +163,6 @@ def test_a_missing_package_stops_every_command_and_one_of_an_extra_none() -> Non
 
 
 def test_every_need_of_a_command_is_something_that_is_examined() -> None:
-    assert {need for needs in NEEDS.values() for need in needs} <= {LLAMA, MPT, SPEECH, VALLEX}
-    assert DISTRIBUTION == "valle-convert"
+    report = examine()
+    examined = {LLAMA, *report.llama.graphs, *(package.extra for package in report.packages)}
+    assert {need for needed in needs().values() for need in needed} <= examined

@@ -124,6 +124,8 @@ class Family(ABC, Generic[M, N, E]):
     #: What it can do beyond converting, measuring and speaking: the function that does it, as
     #: `module:function`, or the module that has several.
     abilities: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    #: Whether `describe` reads weights, and not headers alone.
+    reads_weights: ClassVar[bool] = False
     #: Extras that its speech needs.
     needs: ClassVar[tuple[str, ...]] = ()
     #: What a file of `--data` holds, in words.
@@ -287,6 +289,13 @@ class Family(ABC, Generic[M, N, E]):
         if adapters:
             raise InputError(f"--lora does not apply to {self.title} ({base.path}); leave it out.")
         return ()
+
+    def prove(self) -> None:
+        """Try on a small model what its networks need beyond the self-test of `llama.probe`.
+
+        Raises:
+            EnvironmentFault: llama.cpp does not do it.
+        """
 
     @abstractmethod
     def arithmetic(self, bundle: Bundle) -> Arithmetic:
