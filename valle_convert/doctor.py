@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import valle_convert
 from valle_convert.errors import ValleConvertError
@@ -23,27 +25,37 @@ from valle_convert.llama.probe import ProbeResult, prove_library
 from valle_convert.llama.programs import PROGRAMS, Program, find_program
 
 DISTRIBUTION = "valle-convert"
-LLAMA = "llama.cpp"  # the library, as something that a command needs
-MPT = "mpt"  # likewise: its graph of a VALL-E X
+LLAMA = "llama.cpp"  # the library
+MPT = "mpt"  # its graph of a VALL-E X
 
-SPEECH = "speech"  # the extra of that name: codec, phonemes, audio files
-VALLEX = "vallex"  # likewise: the readers of VALL-E X's texts
-
-# What a command needs beyond the packages that are always needed. `quantize` takes llama-quantize
-# where it finds it, and else the same routine of the library, which it measures with in any case.
+# What a command needs beyond the packages that are always needed: extras by their name, and
+# llama.cpp. `quantize` takes llama-quantize where it finds it, and else the same routine of the
+# library, which it measures with in any case.
 NEEDS: dict[str, tuple[str, ...]] = {
     "convert": (),
+    "convert (from hf:...)": ("hub",),
+    "repair": (),
+    "lora": (),
+    "export": (),
     "inspect": (),
     "tokenize": (LLAMA,),
     "verify": (LLAMA,),
-    "quantize": (LLAMA,),
-    "imatrix": (),
-    "codec": (),
-    "speak": (LLAMA, SPEECH),
-    "transcribe": (LLAMA, SPEECH),
     "verify (VALL-E X)": (LLAMA, MPT),
+    "quantize": (LLAMA,),
     "quantize (VALL-E X)": (LLAMA, MPT),
-    "speak (VALL-E X)": (LLAMA, MPT, SPEECH, VALLEX),
+    "quantize --listen": (LLAMA, "speech"),
+    "quantize --report FILE.html": (LLAMA, "report"),
+    "imatrix": (),
+    "utterances": (LLAMA, "speech"),
+    "compare": (),
+    "check-manifest": (),
+    "publish": ("hub",),
+    "codec": (),
+    "speak": (LLAMA, "speech"),
+    "speak (VALL-E X)": (LLAMA, MPT, "speech", "vallex"),
+    "speak (VALL-E X, Japanese)": (LLAMA, MPT, "speech", "vallex", "japanese"),
+    "transcribe": (LLAMA, "speech"),
+    "doctor": (),
 }
 
 
@@ -53,26 +65,25 @@ class PackageReport:
 
     Attributes:
         name: as on PyPI.
-        minimum: the lowest version that is known to work; empty where any will do.
+        wanted: the versions that are known to work, such as `>=2.10`; empty where any will do.
         installed: the version that is there; None where it is missing.
         extra: the extra that asks for it (`llama`, `dev`); empty for one always needed.
     """
 
     name: str
-    minimum: str
+    wanted: str
     installed: str | None
     extra: str
 
     @property
     def problem(self) -> str | None:
         """What is wrong with it and what to do; None where it will do."""
-        wanted = f"{self.name}>={self.minimum}" if self.minimum else self.name
         if self.installed is None:
-            return f"{self.name} is not installed; pip install '{wanted}'"
-        if _release(self.installed) < _release(self.minimum):
+            return f"{self.name} is not installed; pip install '{self.name}{self.wanted}'"
+        if not SpecifierSet(self.wanted).contains(self.installed, prereleases=True):
             return (
-                f"{self.name} is {self.installed}, expected at least {self.minimum}; "
-                f"pip install --upgrade '{wanted}'"
+                f"{self.name} is {self.installed}, expected {self.wanted}; "
+                f"pip install '{self.name}{self.wanted}'"
             )
         return None
 
@@ -168,31 +179,29 @@ def examine(probe: Callable[[], ProbeResult] = prove_library) -> DoctorReport:
 def examine_packages() -> tuple[PackageReport, ...]:
     """Every package of this one's own metadata, needed ones first, then by extra."""
     try:
-        requirements = importlib.metadata.requires(DISTRIBUTION) or []
+        about = importlib.metadata.metadata(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
-        # Run from a checkout that was never installed: there is no list to go by.
-        requirements = []
-    found = [parse_requirement(text) for text in requirements]
-    return tuple(
-        PackageReport(name, minimum, _installed_version(name), extra)
-        for name, minimum, extra in sorted(found, key=lambda item: (item[2], item[0]))
-    )
+        return ()  # run from a checkout that was never installed: there is no list to go by
+    requirements = about.get_all("Requires-Dist") or []
+    extras = about.get_all("Provides-Extra") or []
+    return packages_of([Requirement(one) for one in requirements], extras)
 
 
-def parse_requirement(text: str) -> tuple[str, str, str]:
-    """The name, the lowest version and the extra of a line of package metadata.
-
-    >>> parse_requirement("pytest-xdist>=3.6; extra == 'dev'")
-    ('pytest-xdist', '3.6', 'dev')
-    """
-    name = re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*", text)
-    minimum = re.search(r">=\s*([0-9][^\s,;)]*)", text.partition(";")[0])
-    extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)", text)
-    return (
-        name.group(0) if name else text,
-        minimum.group(1) if minimum else "",
-        extra.group(1) if extra else "",
-    )
+def packages_of(
+    requirements: Iterable[Requirement], extras: Iterable[str]
+) -> tuple[PackageReport, ...]:
+    """What some requirements ask for on this machine, and what is there of it."""
+    found = []
+    for extra in ("", *sorted(extras)):
+        for one in requirements:
+            # One without an extra holds under every one of them.
+            is_common = one.marker is None or one.marker.evaluate({"extra": ""})
+            if is_common is (extra == "") and (
+                one.marker is None or one.marker.evaluate({"extra": extra})
+            ):
+                installed = _installed_version(one.name)
+                found.append(PackageReport(one.name, str(one.specifier), installed, extra))
+    return tuple(sorted(found, key=lambda package: (package.extra, package.name)))
 
 
 def examine_llama(probe: Callable[[], ProbeResult]) -> LlamaReport:
@@ -227,15 +236,16 @@ def examine_commands(
     def problems_of(extra: str) -> list[str]:
         return [one.problem for one in packages if one.extra == extra and one.problem is not None]
 
-    problems = {
-        LLAMA: [] if llama.problem is None else [llama.problem],
-        MPT: [] if llama.mpt_problem is None else [llama.mpt_problem],
-        SPEECH: problems_of(SPEECH),
-        VALLEX: problems_of(VALLEX),
-    }
-    common = problems_of("")
+    of_llama = {LLAMA: llama.problem, MPT: llama.mpt_problem}
+
+    def missing(need: str) -> list[str]:
+        if need not in of_llama:
+            return problems_of(need)
+        problem = of_llama[need]
+        return [] if problem is None else [problem]
+
     return tuple(
-        CommandReport(name, (*common, *(problem for need in needs for problem in problems[need])))
+        CommandReport(name, tuple(problem for need in ("", *needs) for problem in missing(need)))
         for name, needs in NEEDS.items()
     )
 
@@ -245,9 +255,3 @@ def _installed_version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """The numbers at the beginning of a version: (2, 13, 0) of 2.13.0+cpu."""
-    numbers = re.match(r"[0-9]+(?:\.[0-9]+)*", version)
-    return tuple(int(number) for number in numbers.group(0).split(".")) if numbers else ()
