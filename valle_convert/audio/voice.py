@@ -36,9 +36,10 @@ def prompt_audio(audio: Audio, seconds: float | None, name: str) -> tuple[Audio,
     """
     window = max(1, audio.sample_rate // _WINDOWS_PER_SECOND)
     n_windows = -(-len(audio.samples) // window)
-    padded = np.zeros(n_windows * window, np.float32)
+    padded = np.resize(audio.samples[-1:], n_windows * window)
     padded[: len(audio.samples)] = audio.samples
-    loudness = np.sqrt(np.mean(padded.reshape(n_windows, window) ** 2, axis=1))
+    # Without its mean: a constant is silence.
+    loudness = padded.reshape(n_windows, window).std(axis=1)
     audible = np.flatnonzero(loudness > _AUDIBLE)
     sound = len(audible) / _WINDOWS_PER_SECOND
     if sound < _MIN_SOUND_SECONDS:

@@ -360,6 +360,7 @@ class VallexSpeaker(CodeSpeaker[VallexSpeakOptions, VoiceSource]):
         if isinstance(voice, VallexVoice):
             if said is not None:
                 raise InputError(f"{name} tells by itself what it says; leave --voice-text out.")
+            _check_length(len(voice.codes) / self.frame_rate, name)
             return voice, ()
         if said is None:
             raise InputError(
@@ -477,5 +478,5 @@ def _check_length(seconds: float, name: str) -> None:
     if seconds > MAX_VOICE_SECONDS:
         raise InputError(
             f"{name} is {seconds:.1f} seconds long, and a voice of VALL-E X has "
-            f"{MAX_VOICE_SECONDS:g} at most; cut it, and its --voice-text with it."
+            f"{MAX_VOICE_SECONDS:g} at most; cut the recording and what is said in it."
         )
