@@ -37,7 +37,7 @@ from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import InputError
 from valle_convert.files import atomic_output, check_target, is_stream, valid_utf8
-from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
+from valle_convert.gguf_file.header import Key, pack_header, place_tensors, write_tensors
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F32
 from valle_convert.npz_file import read_npz
@@ -165,16 +165,15 @@ def encode_imatrix(imatrix: ImatrixFile) -> bytes:
         *([Key(_PART, imatrix.part, "string")] if imatrix.part else []),
         *imatrix.extra,
     ]
-    tensors: list[TensorEntry] = []
-    data: list[bytes] = []
-    offset = 0
-    for name, entry in sorted(imatrix.entries.items()):
-        for suffix, values in ((_SUM, entry.sums), (_COUNTS, np.array([entry.count]))):
-            tensors.append(TensorEntry(name + suffix, (1, len(values)), F32, offset))
-            raw = values.astype("<f4").tobytes()
-            data.append(raw.ljust(padded(len(raw)), b"\0"))
-            offset += len(data[-1])
-    return b"".join([pack_header(keys, tensors), *data])
+    data = {
+        name + suffix: values.astype("<f4")
+        for name, entry in sorted(imatrix.entries.items())
+        for suffix, values in ((_SUM, entry.sums), (_COUNTS, np.array([entry.count])))
+    }
+    tensors = place_tensors((name, (1, len(values)), F32) for name, values in data.items())
+    out = io.BytesIO()
+    write_tensors(out, pack_header(keys, tensors), tensors, data.values())
+    return out.getvalue()
 
 
 def read_imatrix(path: Path) -> ImatrixFile:
