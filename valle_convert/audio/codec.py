@@ -14,18 +14,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from valle_convert.audio.files import Audio
 from valle_convert.encodec.architecture import check_computable
 from valle_convert.encodec.sources import ENCODEC_24KHZ, open_encodec
 from valle_convert.encodec.streaming import EncodecDecoder, EncodecEncoder
 from valle_convert.encodec.weights import EncodecWeights
 from valle_convert.errors import InputError
-from valle_convert.model.spec import Codec, CodeFormat
-
-Codes = NDArray[np.int32]
+from valle_convert.model.spec import Codec, CodeFormat, Codes
 
 #: Its name in converted files.
 ENCODEC_NAME = "encodec-24khz"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from valle_convert.errors import InputError
 from valle_convert.files import atomic_output, is_stream
-from valle_convert.model.spec import Codec, CodeFormat
+from valle_convert.model.spec import Codec, CodeFormat, Codes
 from valle_convert.npz_file import read_npz
 
 FORMAT_VERSION = 1
@@ -41,7 +41,7 @@ class SavedCodes:
         language: its id, where there is one.
     """
 
-    codes: NDArray[np.int32]
+    codes: Codes
     codec: Codec
     codebook_size: int
     phonemes: tuple[int, ...] = ()

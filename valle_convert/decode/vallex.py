@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from valle_convert.decode.control import End, ShouldStop, never
 from valle_convert.decode.sampling import (
     GREEDY,
-    Codes,
     Logits,
     SamplingOptions,
     draw,
@@ -25,6 +24,7 @@ from valle_convert.decode.sampling import (
 )
 from valle_convert.decode.speech import Speech, StageSeconds
 from valle_convert.errors import InputError
+from valle_convert.model.spec import Codes
 from valle_convert.network.vallex_protocol import VallexNetwork, VallexText
 from valle_convert.progress import Progress, silent
 

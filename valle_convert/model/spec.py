@@ -14,10 +14,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from valle_convert.errors import InputError
 
 Positions = Literal["segment", "unified"]
 Attention = Literal["bidirectional", "causal"]
+#: Codes of some speech: [frames, levels], or of one level, [frames].
+Codes = NDArray[np.int32]
 
 #: Names in id order, as the training project numbers them. A model may have fewer of them.
 #: Row i of the tables `language`, `task` and `tone` belongs to name i.

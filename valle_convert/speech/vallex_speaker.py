@@ -43,6 +43,7 @@ from valle_convert.decode.vallex import decode_vallex_nar
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.vallex import VallexSet
 from valle_convert.llama.context import CacheType
+from valle_convert.model.spec import Codes
 from valle_convert.model.vallex_symbols import VALLEX_LANGUAGES, symbol_ids
 from valle_convert.network.vallex import ComposedNetwork
 from valle_convert.network.vallex_protocol import VallexText
@@ -56,7 +57,6 @@ from valle_convert.speech.common import (
 )
 from valle_convert.speech.results import (
     MAX_RECORDING_SECONDS,
-    Codes,
     Piece,
     Spoken,
     Timings,
