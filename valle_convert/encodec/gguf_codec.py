@@ -37,8 +37,8 @@ from valle_convert.gguf_file.header import (
     TensorEntry,
     pack_header,
     padded,
-    place_tensors,
-    write_tensors,
+    tensor_entries,
+    write_entries,
 )
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F16, F32, GgmlType
@@ -120,7 +120,7 @@ def plan_gguf_codec(
         Key(f"{_PREFIX}format_version", FORMAT_VERSION, "u32"),
         *(Key(_PREFIX + name, values[name], kind) for name, kind in _KEY_TYPES.items()),
     )
-    tensors = place_tensors(
+    tensors = tensor_entries(
         (entry.name, entry.shape, matrices if entry.is_weight else F32) for entry in codec.tensors
     )
     return keys, tuple(tensors)
@@ -159,7 +159,7 @@ def write_gguf_codec(
         atomic_output(path, force=force, sources=codec.files) as file,
         progress("writing", size, "B") as advance,
     ):
-        write_tensors(file, header, tensors, map(data, tensors), advance)
+        write_entries(file, header, tensors, map(data, tensors), advance)
     notes = list(codec.notes)
     if not any(key.name == "general.license" for key in keys):
         notes.append("the source does not say its licence; tell it with --license")

@@ -30,7 +30,7 @@ from valle_convert.checkpoint.source import FLOAT32, LARGEST_WEIGHT, NamedTensor
 from valle_convert.errors import InputError
 from valle_convert.files import atomic_output, check_target, valid_utf8
 from valle_convert.gguf_file.encode import encode
-from valle_convert.gguf_file.header import Key, pack_header, place_tensors, write_tensors
+from valle_convert.gguf_file.header import Key, pack_header, tensor_entries, write_entries
 from valle_convert.gguf_file.keys import (
     ARCHITECTURE,
     CONVERTER_KEY,
@@ -190,7 +190,7 @@ def write_adapter(
         for side, values in zip(_SIDES, pairs.read(pair), strict=True):
             source_tensor = pair.down if side == _SIDES[0] else pair.up
             data[target_name(name) + side] = encode(values, kind, source_tensor)
-    entries = place_tensors((name, values.shape, kind) for name, values in data.items())
+    entries = tensor_entries((name, values.shape, kind) for name, values in data.items())
     alpha = pairs.alpha * pairs.factor
     if abs(alpha) < float(np.finfo(np.float32).tiny):
         raise InputError(
@@ -220,7 +220,7 @@ def write_adapter(
         Key(CONVERTER_KEY, __version__, "string"),
     ]
     with atomic_output(target, force=force, sources=inputs) as file:
-        return write_tensors(file, pack_header(keys, entries), entries, data.values())
+        return write_entries(file, pack_header(keys, entries), entries, data.values())
 
 
 def open_adapter(given: LoraFile, base: GgufFile) -> Adapter:

@@ -79,7 +79,7 @@ def padded(n_bytes: int, alignment: int = ALIGNMENT) -> int:
     return -(-n_bytes // alignment) * alignment
 
 
-def place_tensors(tensors: Iterable[tuple[str, tuple[int, ...], GgmlType]]) -> list[TensorEntry]:
+def tensor_entries(tensors: Iterable[tuple[str, tuple[int, ...], GgmlType]]) -> list[TensorEntry]:
     """Names, shapes and types to rows of the table: the data one after the other, aligned."""
     entries: list[TensorEntry] = []
     end = 0
@@ -89,7 +89,7 @@ def place_tensors(tensors: Iterable[tuple[str, tuple[int, ...], GgmlType]]) -> l
     return entries
 
 
-def write_tensors(
+def write_entries(
     out: BinaryIO,
     header: bytes,
     tensors: Sequence[TensorEntry],

@@ -36,8 +36,8 @@ from valle_convert.gguf_file.header import (
     pack_key,
     pack_tensor,
     padded,
-    place_tensors,
-    write_tensors,
+    tensor_entries,
+    write_entries,
 )
 from valle_convert.gguf_file.types import ARRAY, SCALARS, STRING, TYPE_OF_NUMBER, VALUE_TYPES
 
@@ -275,11 +275,11 @@ class GgufFile:
         llama-quantize aligns what it writes to 32 bytes, and keeps a key that says otherwise.
         """
         held = self.tensors.values()
-        tensors = place_tensors((one.name, one.shape, one.ggml_type) for one in held)
+        tensors = tensor_entries((one.name, one.shape, one.ggml_type) for one in held)
         entries = self._entries((), (ALIGNMENT_KEY,))
         table = map(pack_tensor, tensors)
         header = join_header(entries, len(tensors), table, ALIGNMENT, self._version)
-        write_tensors(out, header, tensors, (one.data for one in held))
+        write_entries(out, header, tensors, (one.data for one in held))
 
     def _entries(self, keys: Sequence[Key], drop: Sequence[str]) -> list[bytes]:
         new = {key.name: pack_key(key) for key in keys}

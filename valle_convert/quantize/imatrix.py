@@ -37,7 +37,7 @@ from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import InputError
 from valle_convert.files import atomic_output, check_target, is_stream, valid_utf8
-from valle_convert.gguf_file.header import Key, pack_header, place_tensors, write_tensors
+from valle_convert.gguf_file.header import Key, pack_header, tensor_entries, write_entries
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F32
 from valle_convert.npz_file import read_npz
@@ -170,9 +170,9 @@ def encode_imatrix(imatrix: ImatrixFile) -> bytes:
         for name, entry in sorted(imatrix.entries.items())
         for suffix, values in ((_SUM, entry.sums), (_COUNTS, np.array([entry.count])))
     }
-    tensors = place_tensors((name, (1, len(values)), F32) for name, values in data.items())
+    tensors = tensor_entries((name, (1, len(values)), F32) for name, values in data.items())
     out = io.BytesIO()
-    write_tensors(out, pack_header(keys, tensors), tensors, data.values())
+    write_entries(out, pack_header(keys, tensors), tensors, data.values())
     return out.getvalue()
 
 
