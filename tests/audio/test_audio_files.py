@@ -326,7 +326,7 @@ def test_a_recording_of_a_phone_is_refused_with_what_to_do(tmp_path: Path) -> No
         read_audio(path, RATE)
     assert str(refusal.value) == (
         f"{path} cannot be read as audio (Format not recognised), where a wav, flac, ogg or mp3 "
-        "file is expected; convert it: ffmpeg -i phone.m4a voice.wav"
+        "file is expected; convert it with `ffmpeg -i phone.m4a voice.wav`."
     )
 
 

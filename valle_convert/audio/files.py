@@ -125,7 +125,7 @@ def read_audio(path: Path, sample_rate: int, *, max_seconds: float | None = None
     except sound.SoundFileError as error:
         raise InputError(
             f"{path} cannot be read as audio ({_reason(error)}), where a wav, flac, ogg or mp3 "
-            f"file is expected; convert it: ffmpeg -i {shlex.quote(path.name)} voice.wav"
+            f"file is expected; convert it with `ffmpeg -i {shlex.quote(path.name)} voice.wav`."
         ) from error
     samples = np.concatenate(mixed) if mixed else np.zeros(0, np.float32)
     if not len(samples):
@@ -135,7 +135,8 @@ def read_audio(path: Path, sample_rate: int, *, max_seconds: float | None = None
     if mixed_power < _CANCELLED * power:
         raise InputError(
             f"The channels of {path} cancel each other out, since one is the opposite of the "
-            f"other; take one: ffmpeg -i {shlex.quote(path.name)} -af 'pan=mono|c0=c0' voice.wav"
+            f"other; take one with `ffmpeg -i {shlex.quote(path.name)} -af 'pan=mono|c0=c0' "
+            "voice.wav`."
         )
     if rate != sample_rate:
         samples = soxr.resample(samples, rate, sample_rate, quality="VHQ")

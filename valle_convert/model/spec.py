@@ -53,6 +53,14 @@ class Codec:
     sample_rate: int
     frame_rate: float
 
+    def is_like(self, other: Codec) -> bool:
+        """Whether its codes are the other's, as far as name and rates tell."""
+        rates = (self.name, self.sample_rate, round(self.frame_rate, 1))
+        return rates == (other.name, other.sample_rate, round(other.frame_rate, 1))
+
+    def __str__(self) -> str:
+        return f"{self.name} with {self.sample_rate} Hz and {self.frame_rate:g} frames a second"
+
 
 #: Codecs with the levels and codebook size that tell them.
 CODECS: dict[tuple[int, int], Codec] = {
