@@ -264,9 +264,9 @@ def _read_calls(folder: Path) -> None:
 
 @cache
 def _session() -> Any:  # noqa: ANN401 - a Session
-    from valle_convert.network.probe import read_probe_rows
     from valle_convert.gguf_file.read import GgufFile
     from valle_convert.llama.session import Session
+    from valle_convert.network.probe import read_probe_rows
 
     path = seeds.converted_path()
     rows = read_probe_rows(GgufFile(path))

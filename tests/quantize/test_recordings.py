@@ -137,7 +137,7 @@ def test_names_that_are_not_utf_8_are_names(
         (["{one}", "--text", "..."], "nothing to say"),
         (["{one}", "--text", "Hello.", "--codec", "{large}"], "1024 codes"),
         (["{codes}", "--text", "Hello.", "--voice", "absent.wav"], "no recording absent.wav"),
-        (["{few}", "--text", "Hello."], "codes of 4 levels"),
+        (["{few}", "--text", "Hello."], "4 levels of 64 codes"),
         (["{broken}", "--text", "Hello.", "--codec", "{codec}"], "broken.wav"),
         (["--list", "{bad}"], "line 1 has 1 tab-separated fields"),
         (["--list", "{bad}", "--text", "a"], "give either it"),
@@ -215,7 +215,7 @@ def test_saved_codes_of_another_codec_are_no_utterance(
     model: Model, saved: Callable[..., Path]
 ) -> None:
     path = saved(levels=4, phonemes=(1, 30, 2))
-    with pytest.raises(InputError, match="has codes of 4 levels"):
+    with pytest.raises(InputError, match="has 4 levels of"):
         read_utterance(path, model, seed=(0,))
 
 

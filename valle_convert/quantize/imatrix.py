@@ -19,6 +19,7 @@ all have the same names; `valle.imatrix.part` says which. One example is in memo
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,7 +34,12 @@ from valle_convert.errors import InputError
 from valle_convert.families.bundle import paths_of
 from valle_convert.families.family import AnyFamily
 from valle_convert.files import atomic_outputs, check_set, valid_utf8
-from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
+from valle_convert.gguf_file.header import (
+    Key,
+    pack_header,
+    tensor_entries,
+    write_entries,
+)
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F32
 from valle_convert.progress import Progress, silent
@@ -139,16 +145,15 @@ def encode_imatrix(imatrix: ImatrixFile) -> bytes:
         *([Key(_PART, imatrix.part, "string")] if imatrix.part else []),
         *imatrix.extra,
     ]
-    tensors: list[TensorEntry] = []
-    data: list[bytes] = []
-    offset = 0
-    for name, entry in sorted(imatrix.entries.items()):
-        for suffix, values in ((_SUM, entry.sums), (_COUNTS, np.array([entry.count]))):
-            tensors.append(TensorEntry(name + suffix, (1, len(values)), F32, offset))
-            raw = values.astype("<f4").tobytes()
-            data.append(raw.ljust(padded(len(raw)), b"\0"))
-            offset += len(data[-1])
-    return b"".join([pack_header(keys, tensors), *data])
+    data = {
+        name + suffix: values.astype("<f4")
+        for name, entry in sorted(imatrix.entries.items())
+        for suffix, values in ((_SUM, entry.sums), (_COUNTS, np.array([entry.count])))
+    }
+    tensors = tensor_entries((name, (1, len(values)), F32) for name, values in data.items())
+    out = io.BytesIO()
+    write_entries(out, pack_header(keys, tensors), tensors, data.values())
+    return out.getvalue()
 
 
 def read_imatrix(path: Path) -> ImatrixFile:

@@ -28,7 +28,14 @@ from valle_convert.families import family_of
 from valle_convert.families.bundle import Bundle, Plan, open_files, paths_of, plan
 from valle_convert.families.family import AnyFamily, Choices, Unit
 from valle_convert.files import describe_os_error, valid_utf8
-from valle_convert.gguf_file.header import ALIGNMENT, Key, TensorEntry, pack_header, padded
+from valle_convert.gguf_file.header import (
+    ALIGNMENT,
+    Key,
+    pack_header,
+    padded,
+    tensor_entries,
+    write_entries,
+)
 from valle_convert.gguf_file.keys import (
     DIGEST_KEYS,
     SOURCE_LORA_KEY,
@@ -357,20 +364,15 @@ def write_tensors(
     out: BinaryIO, keys: Sequence[Key], tensors: Sequence[TensorInfo], *, empty: bool = False
 ) -> None:
     """A file with keys and tensors of others; `empty` leaves the data to be zeros."""
-    entries: list[TensorEntry] = []
-    end = 0
-    for tensor in tensors:
-        entries.append(TensorEntry(tensor.name, tensor.shape, tensor.ggml_type, end))
-        end += padded(tensor.n_bytes)
+    entries = tensor_entries((one.name, one.shape, one.ggml_type) for one in tensors)
     header = pack_header(keys, entries)
     out.seek(0)
-    out.write(header)
     if empty:
-        out.truncate(len(header) + end)
+        out.write(header)
+        last = entries[-1]
+        out.truncate(len(header) + padded(last.offset + last.n_bytes))
         return
-    for tensor in tensors:
-        out.write(tensor.data.data)
-        out.write(bytes(padded(tensor.n_bytes) - tensor.n_bytes))
+    write_entries(out, header, entries, (one.data for one in tensors))
 
 
 def _own_checkpoint(source: Path, given: Checkpoint | None) -> Checkpoint:

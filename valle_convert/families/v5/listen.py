@@ -25,7 +25,7 @@ _MAX_SENTENCES_BYTES = 1 << 20
 _EXPECTED_SECONDS = 5.0
 
 
-def given_sentences(examples: Any) -> list[Sentence]:
+def given_sentences(examples: Any) -> list[Sentence]:  # noqa: ANN401 - quantize.Examples
     """The utterances of a folder as sentences with recordings."""
     return [
         Sentence(path.stem, one.text, one.condition, one.response)
