@@ -162,12 +162,12 @@ def write_lora(
         EnvironmentFault: the disk is full, or the folder is not writable.
     """
     from valle_convert.checkpoint.read import open_lora
-    from valle_convert.files import check_set
+    from valle_convert.files import check_outputs
     from valle_convert.gguf_file.adapter import AdapterBase, read_adapter, write_adapter
     from valle_convert.gguf_file.read import GgufFile, is_gguf
 
     base, target = Path(base), Path(target)
-    check_set([target], force=force, sources=[base])
+    check_outputs([target], force=force, inputs=[base])
     if is_gguf(base):
         fits = AdapterBase.of_gguf(GgufFile(base))
     else:

@@ -59,12 +59,11 @@ from valle_convert.checkpoint.sharded import ShardedTensors
 from valle_convert.checkpoint.source import CarriedVocabulary, TensorSource, TensorSpec
 from valle_convert.checkpoint.torch_file import TorchTensors, load_torch_file
 from valle_convert.errors import InputError, UnsupportedModelError
-from valle_convert.files import check_input_file, os_fault, read_small_file
+from valle_convert.files import check_input_file, os_fault, read_small_file, sha256_of
 from valle_convert.progress import Progress, silent
 
 _SUPPORTED = "supported are .sft, .safetensors, .pth and .pt, and folders with one of them"
 _MAX_CONFIG_BYTES = 1 << 20
-_HASH_CHUNK = 4 << 20
 #: How the models of that trainer name their parts.
 _ICEFALL_NAME = re.compile(
     r"(ar|nar)_(decoder|text_embedding|audio_embeddings?|predict_layers?|stage_embeddings)\."
@@ -299,23 +298,6 @@ def _notes_of(tree: Tree) -> tuple[str, ...]:
     if not isinstance(tree, HubTree):
         return ()
     return (f"{tree.name(PurePosixPath('.'))} is at commit {tree.commit}", *tree.notes)
-
-
-def sha256_of(path: Path, advance: Callable[[int], object] = lambda _n: None) -> str:
-    """The SHA-256 of a file, 64 hexadecimal digits; `advance` gets the size of each chunk.
-
-    Raises:
-        InputError, EnvironmentFault: it cannot be read to its end.
-    """
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(_HASH_CHUNK):
-                digest.update(chunk)
-                advance(len(chunk))
-    except OSError as error:
-        raise os_fault(f"{path} cannot be read to its end", error) from error
-    return digest.hexdigest()
 
 
 # ---------------------------------------------------------------------------- containers

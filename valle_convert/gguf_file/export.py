@@ -26,7 +26,7 @@ from valle_convert.checkpoint import Checkpoint, TensorSpec
 from valle_convert.checkpoint.exported import EMBEDDINGS, HEADS, ExportRows, layout_of_export
 from valle_convert.checkpoint.source import BFLOAT16, FLOAT16, FLOAT32
 from valle_convert.errors import InputError, UnsupportedModelError
-from valle_convert.files import atomic_outputs, check_free_space, check_set, made_folder
+from valle_convert.files import atomic_outputs, check_free_space, check_outputs, made_folder
 from valle_convert.gguf_file.keys import (
     BIAS_KEY,
     SOURCE_CONFIG_KEY,
@@ -222,7 +222,7 @@ def export_file(
     targets = [folder / name for name in names]
     inputs = [path, *([tokenizer] if tokenizer else [])]
     with made_folder(folder, "give another name."):
-        check_set(targets, force=force, sources=inputs)
+        check_outputs(targets, force=force, inputs=inputs)
         check_free_space(targets[0], sum(size for size, _ in contents))
         _write(contents, targets, inputs, force=force, progress=progress)
     sizes = {target: size for target, (size, _) in zip(targets, contents, strict=True)}

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from valle_convert.checkpoint.source import BlockSource, TensorSource
 from valle_convert.errors import EnvironmentFault
-from valle_convert.files import atomic_output, atomic_outputs, check_free_space, check_target
+from valle_convert.files import atomic_output, atomic_outputs, check_free_space, check_outputs
 from valle_convert.gguf_file.encode import check_blocks, encode
 from valle_convert.gguf_file.header import pack_header, padded
 from valle_convert.gguf_file.keys import (
@@ -79,7 +79,7 @@ def write_plan(
         InputError: the target must not be written, or a weight is not finite.
         EnvironmentFault: the disk is full, or the folder is not writable.
     """
-    check_target(target, force=force, sources=plan.inputs)
+    check_outputs([target], force=force, inputs=plan.inputs)
     check_free_space(target, len(header_of(plan)) + plan.data_bytes)
     with atomic_output(target, force=force, sources=plan.inputs) as file:
         return write_plan_to(plan, file, progress=progress)
@@ -254,8 +254,7 @@ def write_set(
     files = plan.files(target)
     inputs = plan.ar.inputs
     total = sum(len(header_of(part)) + part.data_bytes for part in files.values())
-    for path in files:
-        check_target(path, force=force, sources=inputs)
+    check_outputs([*files], force=force, inputs=inputs)
     check_free_space(target, total)
     stop = threading.Event()
 

@@ -34,9 +34,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.checkpoint import Checkpoint
-from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import InputError
-from valle_convert.files import atomic_output, check_target, is_stream, valid_utf8
+from valle_convert.files import atomic_output, check_outputs, is_stream, sha256_of, valid_utf8
 from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F32
@@ -285,7 +284,7 @@ def make_imatrix(
         EnvironmentFault: it cannot be written.
     """
     sources = (*reference.checkpoint.inputs, *utterances.files)
-    check_target(target, force=force, sources=sources)
+    check_outputs([target], force=force, inputs=sources)
     with kept_sums(target, resume=resume, force=force) as state:
         imatrix = collect_imatrix(
             reference, utterances, state=state, resume=resume, progress=progress

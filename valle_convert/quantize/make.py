@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.files import atomic_output, check_target, os_fault, valid_utf8
+from valle_convert.files import atomic_output, check_outputs, os_fault, sha256_of, valid_utf8
 from valle_convert.gguf_file.header import TensorEntry
 from valle_convert.gguf_file.keys import DIGEST_KEYS
 from valle_convert.gguf_file.read import GgufFile
@@ -101,7 +100,7 @@ def make_file(
         InputError: the target must not be written.
         EnvironmentFault: the tool failed, or did something else than it said in the plan.
     """
-    check_target(target, force=force, sources=[plan.source.given])
+    check_outputs([target], force=force, inputs=[plan.source.given])
     with closing(Scratch(target.parent)) as own:
         work, work_path = (scratch or own).new()
         with work:
@@ -365,7 +364,7 @@ def is_kept(
             f"the folder's {MANIFEST}: --resume keeps what was made in the same way and makes "
             "the rest, --force makes all of it again."
         )
-    check_target(target, force=options.force, sources=sources)
+    check_outputs([target], force=options.force, inputs=sources)
     return False
 
 
@@ -506,7 +505,7 @@ def known_files(folder: Path, *, force: bool) -> dict[str, ManifestFile]:
     """
     path = folder / MANIFEST
     for name in (MANIFEST, SUMS, BILL) if folder.is_dir() else ():
-        check_target(folder / name, force=True)  # they may be links to what is read
+        check_outputs([folder / name], force=True)  # they may be links to what is read
     if not path.exists():
         there = [name for name in (SUMS, BILL) if (folder / name).exists()]
         if there and not force:

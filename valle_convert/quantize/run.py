@@ -23,7 +23,7 @@ from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import (
     check_free_space,
-    check_target,
+    check_outputs,
     locked_folder,
     made_folder,
     protected,
@@ -118,7 +118,7 @@ def quantize(
     place = Path(tempfile.gettempdir()) if options.dry_run else folder
     with protected(inputs_of(path, checkpoint, options)), ExitStack() as held:
         if single:
-            check_target(out, force=options.force)
+            check_outputs([out], force=options.force)
         scratch = held.enter_context(closing(Scratch(place)))
         source = open_source(path, checkpoint, scratch, measure=options.measure)
         _check_adapters(source, options)
@@ -432,7 +432,7 @@ class _Run:
     def check_imatrix_target(self, path: Path) -> None:
         """Refuse to replace a file that is no importance matrix of this very work."""
         if path.exists() and not (self.options.resume and self._is_made(path)):
-            check_target(path, force=self.options.force)
+            check_outputs([path], force=self.options.force)
 
     def _is_made(self, path: Path) -> bool:
         reference, utterances = self.source.reference, self.utterances.calibration

@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from valle_convert.checkpoint import Checkpoint, read_checkpoint
-from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.files import describe_os_error, valid_utf8
+from valle_convert.files import describe_os_error, sha256_of, valid_utf8
 from valle_convert.gguf_file.header import ALIGNMENT
 from valle_convert.gguf_file.keys import (
     SOURCE_FORMAT_KEY,

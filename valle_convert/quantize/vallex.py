@@ -22,7 +22,6 @@ import numpy as np
 
 from valle_convert import __version__
 from valle_convert.checkpoint import Checkpoint, read_checkpoint
-from valle_convert.checkpoint.read import sha256_of
 from valle_convert.decode.sampling import GREEDY
 from valle_convert.decode.vallex import VallexOptions, decode_vallex_ar, decode_vallex_nar
 from valle_convert.errors import EnvironmentFault, InputError
@@ -30,11 +29,12 @@ from valle_convert.files import (
     atomic_outputs,
     check_free_space,
     check_input_file,
-    check_target,
+    check_outputs,
     locked_folder,
     made_folder,
     protected,
     scratch_folder,
+    sha256_of,
     valid_utf8,
 )
 from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
@@ -215,7 +215,7 @@ class _Matrices:
         """Refuse to replace a file that is no importance matrix of this very work."""
         if not (options.resume and self._are_made()):
             for path in self.paths if self.paths and self.paths[0].parent.is_dir() else ():
-                check_target(path, force=options.force)
+                check_outputs([path], force=options.force)
 
     def _are_made(self) -> bool:
         return self.checkpoint is not None and all(
@@ -506,7 +506,7 @@ def _kept(
     there = [path for path in plan.paths if path.exists()]
     if not there:
         if plan.paths[0].parent.is_dir():
-            check_target(plan.paths[0], force=options.force, sources=sources)
+            check_outputs([plan.paths[0]], force=options.force, inputs=sources)
         return []
     missing = [path.name for path in plan.paths if path not in there]
     reasons: list[tuple[Path, str]] = []

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from valle_convert.audio.vallex_voice import read_vallex_voice
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError
-from valle_convert.files import atomic_outputs, check_set
+from valle_convert.files import atomic_outputs, check_outputs
 from valle_convert.gguf_file.vallex import set_paths
 from valle_convert.model.vallex import VallexModel, describe_vallex
 from valle_convert.network.vallex_protocol import VallexText
@@ -107,7 +107,7 @@ def make_vallex_imatrix(
     """
     sources = (*checkpoint.inputs, *utterances.files)
     paths = imatrix_paths(target)
-    check_set(paths, force=force, sources=sources)
+    check_outputs(paths, force=force, inputs=sources)
     with kept_sums(target, resume=resume, force=force) as state:
         made = collect_vallex_imatrix(
             checkpoint, utterances, state=state, resume=resume, progress=progress
