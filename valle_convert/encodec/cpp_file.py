@@ -42,7 +42,7 @@ from valle_convert.encodec.architecture import (
 )
 from valle_convert.encodec.weights import EncodecWeights, Tensor
 from valle_convert.errors import InputError
-from valle_convert.files import atomic_output, check_free_space, check_target, os_fault
+from valle_convert.files import atomic_output, check_free_space, check_outputs, os_fault
 from valle_convert.progress import Progress, silent
 
 MAGIC = struct.pack("<i", 0x67676D6C)
@@ -211,7 +211,7 @@ def write_cpp_file(
             `files.atomic_output`.
         EnvironmentFault: as `files.atomic_output`.
     """
-    check_target(path, force=force, sources=codec.files)
+    check_outputs([path], force=force, inputs=codec.files)
     header, tensors = plan_cpp_file(codec, out_type)
     size = tensors[-1].offset + tensors[-1].n_bytes
     check_free_space(path, size)

@@ -18,7 +18,6 @@ from gguf import LlamaFileType
 from numpy.typing import NDArray
 
 from valle_convert import __version__
-from valle_convert.checkpoint.read import sha256_of
 from valle_convert.encodec.architecture import (
     CodecTensor,
     EncodecSpec,
@@ -30,7 +29,7 @@ from valle_convert.encodec.architecture import (
 from valle_convert.encodec.cpp_file import WrittenCodec, to_float16
 from valle_convert.encodec.weights import EncodecWeights, Tensor
 from valle_convert.errors import InputError
-from valle_convert.files import atomic_output, check_free_space, check_target
+from valle_convert.files import atomic_output, check_free_space, check_outputs, sha256_of
 from valle_convert.gguf_file.encode import encode
 from valle_convert.gguf_file.header import (
     Key,
@@ -143,7 +142,7 @@ def write_gguf_codec(
             `files.atomic_output`.
         EnvironmentFault: as `files.atomic_output`.
     """
-    check_target(path, force=force, sources=codec.files)
+    check_outputs([path], force=force, inputs=codec.files)
     keys, tensors = plan_gguf_codec(codec, out_type, license_=license_, url=url)
     header = pack_header(keys, tensors)
     size = len(header) + sum(padded(tensor.n_bytes) for tensor in tensors)

@@ -29,11 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.checkpoint import Checkpoint
-from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import paths_of
 from valle_convert.families.family import AnyFamily
-from valle_convert.files import atomic_outputs, check_set, valid_utf8
+from valle_convert.files import atomic_outputs, check_outputs, sha256_of, valid_utf8
 from valle_convert.gguf_file.header import (
     Key,
     pack_header,
@@ -262,7 +261,7 @@ def make_imatrices(
     """
     sources = (*reference.checkpoint.inputs, *examples.files)
     paths = imatrix_paths(reference.family, reference.description.contents, target)
-    check_set(list(paths.values()), force=force, sources=sources)
+    check_outputs(list(paths.values()), force=force, inputs=sources)
     made = collect_imatrices(reference, examples, progress=progress)
     with atomic_outputs(list(paths.values()), force=force, sources=sources) as files:
         for file, part in zip(files, paths, strict=True):

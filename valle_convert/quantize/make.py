@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from valle_convert import __version__
-from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.files import atomic_outputs, check_target, os_fault
+from valle_convert.files import atomic_outputs, check_outputs, os_fault, sha256_of
 from valle_convert.gguf_file.header import TensorEntry
 from valle_convert.gguf_file.keys import DIGEST_KEYS
 from valle_convert.gguf_file.read import GgufFile
@@ -348,7 +347,7 @@ def _output_of(
     there = {part: path for part, path in plan.paths.items() if path.exists()}
     if not there:
         if plan.path.parent.is_dir():
-            check_target(plan.path, force=options.force, sources=source.paths)
+            check_outputs([plan.path], force=options.force, inputs=source.paths)
         return Output(plan)
     units = {unit.part: one for unit, one in plan.units.items()}
     path, reason = next(iter(there.values())), ""
@@ -418,7 +417,7 @@ def is_kept(
             f"the folder's {MANIFEST}: --resume keeps what was made in the same way and makes "
             "the rest, --force makes all of it again."
         )
-    check_target(target, force=options.force, sources=sources)
+    check_outputs([target], force=options.force, inputs=sources)
     return False
 
 

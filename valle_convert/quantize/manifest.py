@@ -17,11 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import InputError, ValleConvertError
 from valle_convert.files import (
     read_json_object,
     read_small_file,
+    sha256_of,
     write_text_atomically,
 )
 from valle_convert.gguf_file.read import GgufFile

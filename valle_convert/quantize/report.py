@@ -16,7 +16,7 @@ from typing import Any
 
 from valle_convert import __version__
 from valle_convert.errors import EXIT_ENVIRONMENT, EXIT_FAILED_CHECK, EXIT_OK, InputError
-from valle_convert.files import check_target, write_text_atomically
+from valle_convert.files import check_outputs, write_text_atomically
 from valle_convert.listening.listen import MEASURES, NLL, RETRIEVAL, WORDS, Listened, Measure
 from valle_convert.quantize.limits import Limits
 from valle_convert.quantize.listening import (
@@ -630,7 +630,7 @@ def check_reports(targets: Sequence[Path], *, force: bool) -> None:
                 f"The report {target} ends in {target.suffix or 'nothing'!r}, where one of "
                 f"{', '.join(FORMS)} tells its form."
             )
-        check_target(target, force=force)
+        check_outputs([target], force=force)
         if target.suffix == ".html":
             from valle_convert.quantize.html import check_matplotlib
 
@@ -654,7 +654,7 @@ class LogFile:
         self._force = force
         self._lines: list[str] = []
         if target is not None:
-            check_target(target, force=force)
+            check_outputs([target], force=force)
 
     def __enter__(self) -> Callable[[list[str]], object]:
         return self._lines.extend

@@ -24,7 +24,7 @@ from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import (
     check_free_space,
     check_input_file,
-    check_target,
+    check_outputs,
     locked_folder,
     made_folder,
     protected,
@@ -112,7 +112,7 @@ def quantize(
     place = Path(tempfile.gettempdir()) if options.dry_run else folder
     with protected(inputs_of(path, checkpoint, options)), ExitStack() as held:
         if single:
-            check_target(out, force=options.force)
+            check_outputs([out], force=options.force)
         scratch = held.enter_context(closing(Scratch(place)))
         source = open_source(path, checkpoint, scratch, measure=options.measure)
         _check_adapters(source, options)
@@ -320,7 +320,7 @@ class _Matrices:
             return
         for path in self.paths.values():
             if path.parent.is_dir():
-                check_target(path, force=options.force)
+                check_outputs([path], force=options.force)
 
     def _are_made(self) -> bool:
         reference, calibration = self.source.reference, self.calibration
@@ -432,7 +432,7 @@ def _check_mixture(target: Path, known: Mapping[str, ManifestFile], options: Opt
     """Refuse to replace files before an hour of scanning; what --resume keeps is known after it."""
     for one in (target, target.with_suffix(TENSOR_TYPES_SUFFIX)):
         if not (options.resume and one.name in known):
-            check_target(one, force=options.force)
+            check_outputs([one], force=options.force)
 
 
 def _write_mixture(target: Path, options: Options) -> Path:

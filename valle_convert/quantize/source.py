@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from valle_convert.checkpoint import Checkpoint, read_checkpoint
-from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.families import family_of
 from valle_convert.families.bundle import Bundle, Plan, open_files, paths_of, plan
 from valle_convert.families.family import AnyFamily, Choices, Unit
-from valle_convert.files import describe_os_error, valid_utf8
+from valle_convert.files import describe_os_error, sha256_of, valid_utf8
 from valle_convert.gguf_file.header import (
     ALIGNMENT,
     Key,

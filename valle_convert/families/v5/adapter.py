@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 from valle_convert import __version__
 from valle_convert.checkpoint import Checkpoint, TensorSpec
 from valle_convert.checkpoint.lora import LoraFile, LoraPairs
-from valle_convert.checkpoint.read import open_lora, sha256_of
+from valle_convert.checkpoint.read import open_lora
 from valle_convert.checkpoint.source import FLOAT32, LARGEST_WEIGHT, NamedTensors
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle
 from valle_convert.families.v5.facts import LAYER_TENSORS
-from valle_convert.files import atomic_output, check_target, valid_utf8
+from valle_convert.files import atomic_output, check_outputs, sha256_of, valid_utf8
 from valle_convert.gguf_file.encode import encode
 from valle_convert.gguf_file.header import Key, pack_header, tensor_entries, write_entries
 from valle_convert.gguf_file.keys import (
@@ -184,7 +184,7 @@ def write_adapter(
         InputError: the target must not be written, or a number is none.
         EnvironmentFault: the disk is full, or the folder is not writable.
     """
-    check_target(target, force=force, sources=inputs)
+    check_outputs([target], force=force, inputs=inputs)
     kind = _TYPES[out_type]
     data: dict[str, NDArray[np.generic]] = {}
     for name, pair in pairs.by_target.items():
