@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from valle_convert.errors import InputError
+from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import (
     atomic_output,
     atomic_outputs,
@@ -154,7 +154,7 @@ def test_what_is_no_regular_file_is_refused_and_left_alone(tmp_path: Path) -> No
 def test_the_file_on_standard_output_is_not_replaced(tmp_path: Path) -> None:
     code = (
         "from pathlib import Path\nfrom valle_convert.files import *\n"
-        "from valle_convert.errors import InputError\n"
+        "from valle_convert.errors import EnvironmentFault, InputError\n"
         "try: write_text_atomically(Path('/dev/stdout'), 'text', force=True)\n"
         "except InputError as error: print(error)"
     )

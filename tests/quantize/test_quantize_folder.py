@@ -487,7 +487,7 @@ def test_a_second_run_into_the_same_folder_is_one_clear_sentence(
     try:
         assert wait_for(lambda: mark.exists() and mark.read_text().strip() != "")
         result = cli("quantize", gguf_256, out, "--types", "Q4_0", *QUICK)
-        assert "Another run" in error_of(result, 2)
+        assert "Another run" in error_of(result, 3)
         run.send_signal(signal.SIGINT)
         assert run.wait(timeout=30) == 130
     finally:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import shutil
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import takewhile
@@ -25,10 +23,8 @@ else:
 
 # Of everything that is temporary. It is short, so that the target's own name may have 255 bytes.
 _PREFIX = ".valle-convert-"
-PARTIAL, _SCRATCH = ".partial", ".scratch"
-_TEMPORARY = re.compile(
-    rf"{re.escape(_PREFIX)}[0-9a-f]{{16}}({re.escape(PARTIAL)}|{re.escape(_SCRATCH)})"
-)
+PARTIAL = ".partial"
+_TEMPORARY = re.compile(rf"{re.escape(_PREFIX)}[0-9a-f]{{16}}{re.escape(PARTIAL)}")
 
 
 @contextmanager
@@ -104,10 +100,7 @@ def remove_stale(folder: Path) -> None:
             try:
                 if not lock(handle):
                     continue
-                if stat.S_ISDIR(os.fstat(handle).st_mode):
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
+                path.unlink()
             finally:
                 os.close(handle)
 
@@ -129,16 +122,12 @@ def new_name(folder: Path) -> Path:
     return folder / f"{_PREFIX}{secrets.token_hex(8)}{PARTIAL}"
 
 
-def new_locked(parent: Path, suffix: str = PARTIAL) -> tuple[Path, int]:
-    """A hidden file, or folder for scratch, and its locked descriptor."""
+def new_locked(parent: Path) -> tuple[Path, int]:
+    """A hidden file and its locked descriptor."""
     while True:
-        path = new_name(parent).with_suffix(suffix)
-        if suffix == _SCRATCH:
-            path.mkdir()
-            handle = os.open(path, os.O_RDONLY)
-        else:
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-            handle = os.open(path, flags, 0o666)
+        path = new_name(parent).with_suffix(PARTIAL)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        handle = os.open(path, flags, 0o666)
         # Another run may have taken it for a stale one before it was locked.
         if lock(handle) and path.exists():
             return path, handle
