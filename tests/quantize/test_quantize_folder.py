@@ -266,7 +266,7 @@ def test_what_prune_removes_and_the_manifest_afterwards(data: st.DataObject) -> 
     prune = data.draw(st.booleans(), "prune")
     failures = () if passed else ("too much",)
     row = FileReport("x", "Q8_0", "made", 1, 8.0, {}, failures=failures)
-    report = QuantizeReport("x", None, {}, {}, (), "", "", None, (row,))
+    report = QuantizeReport("x", None, {}, (), "", "", None, (row,))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         listed: dict[str, ManifestFile] = {}

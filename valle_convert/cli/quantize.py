@@ -110,14 +110,20 @@ def quantize(
         int, typer.Option(help="Random utterances for an importance matrix.", min=1)
     ] = 32,
     data: DataOption = None,
-    recipe: Annotated[
-        str, typer.Option(help="Named tensor types: stock, embd-f16, embd-q8, embd-q4, attn-q8.")
-    ] = "stock",
     tensor_type: Annotated[
         list[str] | None,
         typer.Option(
             metavar="PATTERN=TYPE",
             help="As in llama-quantize, such as ffn_down=Q8_0; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    tensor_types: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="More of them: a file as llama-quantize's --tensor-type-file takes it, and as "
+            "--scan writes it.",
             show_default=False,
         ),
     ] = None,
@@ -358,7 +364,12 @@ def quantize(
     from valle_convert.quantize.plan import Listener, Options
     from valle_convert.quantize.report import LogFile, check_reports, write_reports
     from valle_convert.quantize.run import quantize as quantize_one
-    from valle_convert.quantize.types import check_tensor_type, parse_types, recipe_named
+    from valle_convert.quantize.types import (
+        TENSOR_TYPES_SUFFIX,
+        check_tensor_type,
+        parse_types,
+        read_tensor_types,
+    )
     from valle_convert.quantize.vallex import quantize_set
 
     if (type_ is not None and types is not None) or not (type_ or types or scan):
@@ -390,8 +401,11 @@ def quantize(
     options = Options(
         types=() if scan and not (types or type_) else parse_types(types or type_ or ""),
         tool=llama_quantize,
-        recipe=recipe_named(recipe),
-        tensor_types=tuple(check_tensor_type(item) for item in tensor_type or []),
+        tensor_types=(
+            *(check_tensor_type(item) for item in tensor_type or []),
+            *(read_tensor_types(tensor_types) if tensor_types else ()),
+        ),
+        tensor_types_file=tensor_types,
         allow_requantize=allow_requantize,
         pure=pure,
         threads=threads,
@@ -435,7 +449,7 @@ def quantize(
         _check_beside(written, out)
         read = [
             *(source, checkpoint, config, *paths_of(lora), data, no_worse_than, matrix),
-            *(sentences, voice, Path(codec) if codec else None),
+            *(sentences, voice, Path(codec) if codec else None, tensor_types),
         ]
         single = out.suffix == ".gguf"
         check_outputs({"OUT": out if single else None, **written}, inputs=read, force=force)
@@ -462,7 +476,7 @@ def quantize(
         # Shards, and the other files of a set, are known now.
         read += reference.inputs if reference is not None else ()
         set_model = _set_model(source, reference)
-        made = [out]
+        made = [out, *([] if options.types else [out.with_suffix(TENSOR_TYPES_SUFFIX)])]
         if set_model is not None:
             read += set_paths(source, set_model.n_levels - 1) if is_gguf(source) else ()
             made = set_paths(out, set_model.n_levels - 1)
@@ -484,11 +498,13 @@ def quantize(
 def _check_beside(written: Mapping[str, Path | None], folder: Path) -> None:
     """Refuse a log or report that has the name of what is made in the folder."""
     from valle_convert.quantize.manifest import MANIFEST, SUMS
+    from valle_convert.quantize.types import TENSOR_TYPES_SUFFIX
 
     for name, target in written.items():
         if target is None or target.parent != folder:
             continue
-        if target.suffix == ".gguf" or target.name in (MANIFEST, SUMS):
+        made = (".gguf", TENSOR_TYPES_SUFFIX)
+        if target.name.endswith(made) or target.name in (MANIFEST, SUMS):
             raise typer.BadParameter(f"{name} is {target}, which is made of quantized files.")
 
 

@@ -47,7 +47,7 @@ from valle_convert.quantize.plan import (
     keys_of,
     shown_arguments,
 )
-from valle_convert.quantize.source import Scratch
+from valle_convert.quantize.source import Scratch, Source
 from valle_convert.quantize.tool import Quantizer
 
 _PIECE = 4 << 20
@@ -485,6 +485,21 @@ def imatrix_entry(imatrix: ImatrixInput) -> ManifestFile:
         arguments=(imatrix.contents.datasets[0],),
         imatrix_sha256=None,
         tensors=tensor_digests(header),
+    )
+
+
+def plain_entry(path: Path, kind: str, source: Source) -> ManifestFile:
+    """The manifest's entry of a file that this program wrote and that is no GGUF file."""
+    return ManifestFile(
+        name=path.name,
+        kind=kind,
+        n_bytes=path.stat().st_size,
+        sha256=sha256_of(path),
+        source_sha256=source.sha256,
+        tool={"name": "valle-convert quantize"},
+        arguments=(),
+        imatrix_sha256=None,
+        tensors=(),
     )
 
 

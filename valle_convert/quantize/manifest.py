@@ -51,14 +51,14 @@ class ManifestFile:
 
     Attributes:
         name: in the folder of the manifest.
-        kind: its type, such as Q4_K_M, or `imatrix`.
+        kind: its type, such as Q4_K_M, or `imatrix`, or `tensor-types`.
         n_bytes: its size.
         sha256: of the whole file.
         source_sha256: of the file that it was made from.
         tool: name, version and digest of what made it.
         arguments: the tool's, without paths.
         imatrix_sha256: of the importance matrix; None where none was used.
-        tensors: in file order.
+        tensors: in file order; none where it is no GGUF file.
     """
 
     name: str
@@ -227,6 +227,8 @@ def _problems(folder: Path, file: ManifestFile) -> list[str]:
     if found == file.sha256:
         return []
     problems = [f"sha256 {found}, where the manifest says {file.sha256}"]
+    if not file.tensors:
+        return problems
     try:
         there = tensor_digests(GgufFile(path, allow_part=True))
         tensors = {tensor.name: tensor for tensor in there}

@@ -29,7 +29,7 @@ from valle_convert.quantize.identity import Identity, convention_name
 from valle_convert.quantize.imatrix import ImatrixInput, check_fits, stand_in
 from valle_convert.quantize.source import Scratch, Source
 from valle_convert.quantize.tool import PROGRAM, Quantizer
-from valle_convert.quantize.types import STOCK, FileType, Recipe, ggml_type, matches
+from valle_convert.quantize.types import FileType, ggml_type, matches
 
 PREFIX = "valle.quantize."
 TENSOR_LINE = re.compile(
@@ -80,8 +80,8 @@ class Options:
     Attributes:
         types: which files to make.
         tool: a path of llama-quantize, "library", or None to search.
-        recipe: named tensor types.
-        tensor_types: further ones, which win over the recipe's; checked, pattern=type.
+        tensor_types: pattern=type, checked; the first that matches wins.
+        tensor_types_file: that some of them were read from.
         allow_requantize: whether quantized tensors may be quantized again.
         pure: whether mixtures are switched off.
         threads: for llama-quantize and for measuring; 0 for their own choice.
@@ -121,8 +121,8 @@ class Options:
 
     types: tuple[FileType, ...] = ()
     tool: str | None = None
-    recipe: Recipe = STOCK
     tensor_types: tuple[str, ...] = ()
+    tensor_types_file: Path | None = None
     allow_requantize: bool = False
     pure: bool = False
     threads: int = 0
@@ -158,11 +158,6 @@ class Options:
     dry_run: bool = False
     command: str = ""
 
-    @property
-    def patterns(self) -> tuple[str, ...]:
-        """All tensor types in the order in which they are tried."""
-        return (*self.tensor_types, *(item.lower() for item in self.recipe.tensor_types))
-
 
 def inputs_of(path: Path, checkpoint: Checkpoint | None, options: Options) -> Iterator[Path]:
     """Every file that a run reads, which nothing that it writes may replace.
@@ -178,7 +173,10 @@ def inputs_of(path: Path, checkpoint: Checkpoint | None, options: Options) -> It
     yield from options.data.glob("*.npz") if options.data is not None else ()
     if options.imatrix not in (AUTO, NONE):
         yield Path(options.imatrix)
-    more = (options.no_worse_than, options.sentences, options.voice, options.codec)
+    more = (
+        *(options.tensor_types_file, options.no_worse_than),
+        *(options.sentences, options.voice, options.codec),
+    )
     yield from (Path(one) for one in more if one is not None)
 
 
@@ -368,7 +366,7 @@ def arguments_of(
         arguments.append("--allow-requantize")
     if options.pure:
         arguments.append("--pure")
-    for item in options.patterns:
+    for item in options.tensor_types:
         arguments += ["--tensor-type", item]
     if imatrix is not None:
         arguments += ["--imatrix", str(imatrix)]
@@ -393,11 +391,11 @@ def shown_arguments(
     return (PROGRAM, *map(valid_utf8, shown))
 
 
-def file_name(source: Source, kind: FileType, options: Options) -> str:
-    """What a file of a folder is called."""
+def file_name(source: Source, kind: str, options: Options) -> str:
+    """What the file of a type is called in a folder."""
     if options.identity.naming == "convention":
-        return f"{convention_name(source.header.keys, kind.name)}.gguf"
-    return f"{source.stem}-{kind.name}.gguf"
+        return f"{convention_name(source.header.keys, kind)}.gguf"
+    return f"{source.stem}-{kind}.gguf"
 
 
 def keys_of(
@@ -424,7 +422,6 @@ def keys_of(
         Key(f"{PREFIX}tool_version", tool_version, "string"),
         Key(f"{PREFIX}tool_sha256", tool_sha256, "string"),
         Key(f"{PREFIX}arguments", list(shown), "[string]"),
-        Key(f"{PREFIX}recipe", options.recipe.name, "string"),
         Key(f"{PREFIX}source_name", source.name, "string"),
         Key(f"{PREFIX}source_sha256", source_sha256, "string"),
         Key(f"{PREFIX}converter_version", __version__, "string"),
@@ -483,7 +480,7 @@ def fallbacks_of(
             and tensor.name not in found
             and tensor.ggml_type != source.header.tensors[tensor.name].ggml_type
             and tensor.shape[-1] % base.block
-            and not any(matches(item, tensor.name) for item in options.patterns)
+            and not any(matches(item, tensor.name) for item in options.tensor_types)
         ):
             found[tensor.name] = Fallback(
                 tensor.name, tensor.shape[-1], base.name, tensor.ggml_type.name

@@ -28,6 +28,7 @@ from valle_convert.files import (
     made_folder,
     protected,
     valid_utf8,
+    write_text_atomically,
 )
 from valle_convert.gguf_file.compare import signal_to_noise
 from valle_convert.gguf_file.encode import can_decode
@@ -51,6 +52,7 @@ from valle_convert.quantize.make import (
     imatrix_entry,
     make_all,
     outputs_of,
+    plain_entry,
     tool_of,
 )
 from valle_convert.quantize.manifest import ManifestFile, write_manifest
@@ -70,7 +72,7 @@ from valle_convert.quantize.plan import (
 from valle_convert.quantize.report import FileReport, QuantizeReport, TensorReport
 from valle_convert.quantize.source import Scratch, Source, model_of, open_source
 from valle_convert.quantize.tool import Quantizer, find_quantizer
-from valle_convert.quantize.types import FILE_TYPES, ggml_type, matches
+from valle_convert.quantize.types import FILE_TYPES, TENSOR_TYPES_SUFFIX, ggml_type, matches
 
 if TYPE_CHECKING:
     from valle_convert.gguf_file.adapter import Adapter
@@ -82,6 +84,9 @@ if TYPE_CHECKING:
     from valle_convert.quantize.scan import Sensitivity
     from valle_convert.quantize.utterances import Utterances
     from valle_convert.verify.report import Report
+
+#: What the file of a scan's mixture is called, in the place of a type.
+MIXTURE = "mixture"
 
 
 def quantize(
@@ -109,7 +114,8 @@ def quantize(
     listener = listener or Listener()
     single = out.suffix == ".gguf"
     folder = out.parent if single else out
-    _check_options(out, options, single=single, chooses=options.scan and not options.types)
+    chooses = options.scan and not options.types
+    _check_options(out, options, single=single, chooses=chooses)
     gates = gates_of(options)
     quantizer = find_quantizer(options.tool)
     place = Path(tempfile.gettempdir()) if options.dry_run else folder
@@ -127,32 +133,33 @@ def quantize(
             held.enter_context(locked_folder(folder))
         known = {} if single else known_files(folder, force=options.force)
         audience = None if not options.listen else Audience.of(source, utterances.measured, options)
-        options, scanned = _scan(quantizer, source, utterances, options, scratch, listener)
+        names = [MIXTURE] if chooses else [kind.name for kind in options.types]
+        targets = [out if single else folder / file_name(source, one, options) for one in names]
+        if chooses:
+            _check_mixture(targets[0], known, options)
+        scanned = _scan(quantizer, source, utterances, options, scratch, listener)
+        options = scanned.options
+        listing = _write_mixture(targets[0], options) if chooses else None
         run = _Run(quantizer, source, utterances, gates, options, scratch, listener, audience)
         plans = run.plan()
-        targets = [
-            out if single else folder / file_name(source, plan.kind, options) for plan in plans
-        ]
         outputs = outputs_of(quantizer, plans, targets, known, options)
         imatrix_path = None if single else folder / f"{source.stem}-imatrix.gguf"
-        makes_imatrix = any(plan.imatrix and not plan.imatrix.is_made for plan in plans)
-        if makes_imatrix and imatrix_path is not None:
+        if imatrix_path is not None and any(map(_lacks_imatrix, plans)):
             run.check_imatrix_target(imatrix_path)
         report = QuantizeReport(
             source=source.name,
             source_sha256=None,
             tool=tool_of(quantizer, plans[0]) | {"found": quantizer.how},
-            recipe={"name": options.recipe.name, "reason": options.recipe.reason},
             tensor_types=options.tensor_types,
             reference="",
             utterances="",
             baseline=None,
             files=tuple(map(_planned, outputs)),
-            notes=tuple(_notes(source, plans)),
+            notes=(*scanned.notes, *_notes(source, plans)),
             checkpoint=_checkpoint_of(source),
             dry_run=options.dry_run,
             command=valid_utf8(options.command),
-            scan=scanned,
+            scan=scanned.sensitivities,
         )
         if options.dry_run:
             return report
@@ -160,20 +167,11 @@ def quantize(
         if not source.is_complete:
             listener.talk(f"converting {path.name} first")
         source.complete(listener.progress)
-        if makes_imatrix:
-            plans = run.with_real_imatrix(plans, imatrix_path)
-        outputs = outputs_of(quantizer, plans, targets, known, options)
-        listed = None if single else dict(known)
-        imatrix = next((plan.imatrix for plan in plans if plan.imatrix), None)
-        if listed is not None and imatrix is not None and imatrix.path == imatrix_path:
-            listed[imatrix.name] = imatrix_entry(imatrix)
-            write_manifest(folder, list(listed.values()))
-        made = list(make_all(quantizer, outputs, listed, options, scratch, listener))
-        report = replace(report, source_sha256=source.sha256, files=tuple(map(_done, made)))
-        if options.measure:
-            report = run.measure(report, made)
-        report = run.judge(report)
-        return report if listed is None else run.settle(report, folder, listed, made)
+        return run.carry_out(report, outputs, None if single else known, imatrix_path, listing)
+
+
+def _lacks_imatrix(plan: FilePlan) -> bool:
+    return plan.imatrix is not None and not plan.imatrix.is_made
 
 
 def _check_adapters(source: Source, options: Options) -> None:
@@ -240,6 +238,21 @@ def gates_of(options: Options) -> Gates:
     return gates
 
 
+@dataclass(frozen=True)
+class _Scanned:
+    """What a scan found.
+
+    Attributes:
+        options: with the mixture, where one was chosen.
+        sensitivities: every matrix in every type.
+        notes: of the mixture.
+    """
+
+    options: Options
+    sensitivities: tuple[Sensitivity, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
 def _scan(
     quantizer: Quantizer,
     source: Source,
@@ -247,12 +260,10 @@ def _scan(
     options: Options,
     scratch: Scratch,
     listener: Listener,
-) -> tuple[Options, tuple[Sensitivity, ...]]:
-    """Every matrix in every type, and the options with the mixture, where one is to be chosen;
-    nothing where no scan was asked for.
-    """
+) -> _Scanned:
+    """Every matrix in every type, and a mixture where one is to be chosen."""
     if not options.scan:
-        return options, ()
+        return _Scanned(options)
     from valle_convert.gguf_file.plan import plan_gguf
     from valle_convert.quantize.scan import SCANNED, Scan, choose_mixture, mixture_within
 
@@ -264,16 +275,38 @@ def _scan(
     scan = Scan(quantizer, source, source.reference, plan, utterances.measured, options, scratch)
     found = scan.run(kinds, listener.progress)
     if options.types:
-        return options, tuple(found)
+        return _Scanned(options, tuple(found))
     weights = {name: tensor.n_elements for name, tensor in source.header.tensors.items()}
     if options.target_bits is not None:
         mixture = choose_mixture(found, weights, target_bits=options.target_bits)
-        why = f"chosen by sensitivity for {options.target_bits:g} bits a weight"
+        aim = f"{options.target_bits:g} bits a weight"
     else:
         limit = options.max_kl[""]
         mixture = mixture_within(scan, found, weights, limit)
-        why = f"chosen by sensitivity for a KL of {limit:g}"
-    return replace(options, types=(mixture.file_type,), recipe=mixture.recipe(why)), tuple(found)
+        aim = f"a KL of {limit:g}"
+    note = (
+        f"the mixture was chosen by sensitivity for {aim}: {mixture.bits:.2f} bits a weight, "
+        f"predicted KL {mixture.predicted_kl:.2e}"
+    )
+    tensor_types = (*options.tensor_types, *mixture.tensor_types)
+    chosen = replace(options, types=(mixture.file_type,), tensor_types=tensor_types)
+    return _Scanned(chosen, tuple(found), (note,))
+
+
+def _check_mixture(target: Path, known: Mapping[str, ManifestFile], options: Options) -> None:
+    """Refuse to replace files before an hour of scanning; what --resume keeps is known after it."""
+    for one in (target, target.with_suffix(TENSOR_TYPES_SUFFIX)):
+        if not (options.resume and one.name in known):
+            check_target(one, force=options.force)
+
+
+def _write_mixture(target: Path, options: Options) -> Path:
+    """Write the tensor types beside the file, for `--tensor-types` and `--tensor-type-file`."""
+    listing = target.with_suffix(TENSOR_TYPES_SUFFIX)
+    text = "".join(f"{one}\n" for one in options.tensor_types)
+    if not (options.resume and listing.is_file() and listing.read_bytes() == text.encode()):
+        write_text_atomically(listing, text, force=options.force)
+    return listing
 
 
 def _check_options(out: Path, options: Options, *, single: bool, chooses: bool) -> None:
@@ -310,7 +343,7 @@ def _notes(source: Source, plans: Sequence[FilePlan]) -> Iterator[str]:
     yield from (plan.kind.note for plan in plans if plan.kind.note)
     for given in dict.fromkeys(one for plan in plans for one in plan.options.tensor_types):
         if not any(matches(given, name) for name in source.header.tensors):
-            yield f"--tensor-type {given} matches no tensor of {source.name}, so it changes nothing"
+            yield f"the tensor type {given} matches no tensor of {source.name}"
     if source.reference is None:
         yield (
             "no checkpoint was given, so files are measured against the input file on llama.cpp "
@@ -469,6 +502,52 @@ class _Run:
             real = ImatrixInput.read(path)
         return [replace(plan, imatrix=real) if plan.imatrix else plan for plan in plans]
 
+    # ------------------------------------------------------------------------ all files
+
+    def carry_out(
+        self,
+        report: QuantizeReport,
+        outputs: Sequence[Output],
+        known: Mapping[str, ManifestFile] | None,
+        imatrix_path: Path | None,
+        listing: Path | None,
+    ) -> QuantizeReport:
+        """Make, measure and judge what was planned.
+
+        Args:
+            report: of the plan.
+            outputs: what becomes of each type.
+            known: the folder's manifest; None for a single file, which has none.
+            imatrix_path: where a made importance matrix is kept; None for nowhere.
+            listing: the tensor types of a scan; None where there are none.
+        """
+        options, source = self.options, self.source
+        plans, targets = [one.plan for one in outputs], [one.path for one in outputs]
+        folder = targets[0].parent
+        if any(map(_lacks_imatrix, plans)):
+            plans = self.with_real_imatrix(plans, imatrix_path)
+        outputs = outputs_of(self.quantizer, plans, targets, known or {}, options)
+        ours: dict[str, ManifestFile] = {}
+        imatrix = next((plan.imatrix for plan in plans if plan.imatrix), None)
+        if imatrix is not None and imatrix.path == imatrix_path:
+            ours[imatrix.name] = imatrix_entry(imatrix)
+        if listing is not None:
+            ours[listing.name] = plain_entry(listing, "tensor-types", source)
+        listed = None if known is None else {**known, **ours}
+        if listed is not None and ours:
+            write_manifest(folder, list(listed.values()))
+        made = list(make_all(self.quantizer, outputs, listed, options, self.scratch, self.listener))
+        report = replace(report, source_sha256=source.sha256, files=tuple(map(_done, made)))
+        if options.measure:
+            report = self.measure(report, made)
+        report = self.judge(report)
+        if listed is None:
+            return report
+        names = {*ours, *(one.path.name for one in made)}
+        names |= {one.plan.imatrix.name for one in made if one.plan.imatrix}
+        sources = {source.sha256, (report.checkpoint or {}).get("sha256", "")}
+        return settle_folder(report, folder, listed, names, sources, prune=options.prune)
+
     # ------------------------------------------------------------------------ quality
 
     def measure(self, report: QuantizeReport, made: Sequence[Made]) -> QuantizeReport:
@@ -566,19 +645,6 @@ class _Run:
                 failures += limits.failures_of_speech(file.listened, report.listening.baseline)
             files.append(replace(file, limits=limits, failures=failures))
         return replace(report, files=tuple(files))
-
-    def settle(
-        self,
-        report: QuantizeReport,
-        folder: Path,
-        listed: Mapping[str, ManifestFile],
-        made: Sequence[Made],
-    ) -> QuantizeReport:
-        """See `settle_folder`."""
-        ours = {one.path.name for one in made}
-        ours |= {one.plan.imatrix.name for one in made if one.plan.imatrix}
-        sources = {self.source.sha256, (report.checkpoint or {}).get("sha256", "")}
-        return settle_folder(report, folder, listed, ours, sources, prune=self.options.prune)
 
     @property
     def _measured_utterances(self) -> Utterances:

@@ -33,7 +33,7 @@ from valle_convert.progress import Progress
 from valle_convert.quantize.plan import AUTO, NONE, Options, arguments_of
 from valle_convert.quantize.source import Reference, Scratch, Source
 from valle_convert.quantize.tool import Quantizer
-from valle_convert.quantize.types import FILE_TYPES, FileType, Recipe
+from valle_convert.quantize.types import FILE_TYPES, FileType
 from valle_convert.quantize.utterances import Utterances
 from valle_convert.verify.cases import cases, run_case
 
@@ -89,13 +89,10 @@ class Mixture:
         name, _ = Counter(self.kinds.values()).most_common(1)[0]
         return FILE_TYPES[name if name in FILE_TYPES else "F16"]
 
-    def recipe(self, why: str) -> Recipe:
-        """It as tensor types for llama-quantize."""
-        return Recipe(
-            "scan",
-            tuple(_patterns(self.kinds)),
-            f"{why}: {self.bits:.2f} bits a weight, predicted KL {self.predicted_kl:.2e}",
-        )
+    @property
+    def tensor_types(self) -> tuple[str, ...]:
+        """It as `pattern=type` for llama-quantize."""
+        return tuple(_patterns(self.kinds))
 
 
 class Scan:
@@ -314,14 +311,14 @@ def _slope(a: Sensitivity, b: Sensitivity) -> float:
 
 
 def _patterns(kinds: Mapping[str, str]) -> Iterator[str]:
-    """`pattern=TYPE` for llama-quantize, layers of one kind and type together."""
+    """`pattern=type` for llama-quantize, layers of one kind and type together."""
     layers: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name, kind in kinds.items():
         block, dot, rest = name.removeprefix("blk.").partition(".")
         if name.startswith("blk.") and dot and block.isdigit():
             layers[rest, kind].append(block)
         else:
-            yield f"{re.escape(name)}={kind}"
+            yield f"{re.escape(name)}={kind.lower()}"
     for (rest, kind), blocks in layers.items():
         numbers = "|".join(blocks)
-        yield f"blk\\.({numbers})\\.{re.escape(rest)}={kind}"
+        yield f"blk\\.({numbers})\\.{re.escape(rest)}={kind.lower()}"

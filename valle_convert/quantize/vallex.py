@@ -490,7 +490,7 @@ def _plans(
     )
     plans = []
     for ar, nar in rows:
-        path = out if out.suffix == ".gguf" else out / file_name(ar.source, ar.kind, options)
+        path = out if out.suffix == ".gguf" else out / file_name(ar.source, ar.kind.name, options)
         n_bytes = 0
         if ar.n_bytes is not None and nar.tensors is not None:
             body = [tensor for tensor in nar.tensors if tensor.name in files.body.tensors]
@@ -591,7 +591,6 @@ def _first_report(
         source=valid_utf8(name),
         source_sha256=None,
         tool=tool_of(quantizer, plans[0].ar) | {"found": quantizer.how},
-        recipe={"name": options.recipe.name, "reason": options.recipe.reason},
         tensor_types=options.tensor_types,
         reference="",
         utterances="",
