@@ -26,17 +26,13 @@ from valle_convert.checkpoint import read_checkpoint  # noqa: E402
 from valle_convert.errors import InputError  # noqa: E402
 from valle_convert.model.families import describe  # noqa: E402
 from valle_convert.quantize.imatrix import make_imatrix  # noqa: E402
-from valle_convert.quantize.plan import Listener, Options  # noqa: E402
+from valle_convert.quantize.options import Options, RunLog  # noqa: E402
 from valle_convert.quantize.quality import ALL, Quality  # noqa: E402
 from valle_convert.quantize.report import FileReport, QuantizeReport  # noqa: E402
 from valle_convert.quantize.run import quantize  # noqa: E402
 from valle_convert.quantize.scan import SCANNED, Sensitivity, choose_mixture  # noqa: E402
 from valle_convert.quantize.source import Reference  # noqa: E402
-from valle_convert.quantize.types import (  # noqa: E402
-    FILE_TYPES,
-    FileType,
-    parse_types,
-)
+from valle_convert.quantize.types import FILE_TYPES, FileType, parse_types  # noqa: E402
 from valle_convert.quantize.utterances import Utterances  # noqa: E402
 
 PAGE = PROJECT / "docs" / "quantize-measured.md"
@@ -112,8 +108,8 @@ def measure_all(folder: Path, types: Sequence[FileType], n: int) -> Found:
             scan=scan,
             dry_run=dry_run,
         )
-        talk = Listener(talk=lambda text: print(text, flush=True))
-        return quantize(MODEL, folder / name, options, checkpoint=checkpoint, listener=talk)
+        talk = RunLog(talk=lambda text: print(text, flush=True))
+        return quantize(MODEL, folder / name, options, checkpoint=checkpoint, log=talk)
 
     def can_be_made(kind: FileType) -> bool:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 from support import PROJECT
@@ -67,6 +68,21 @@ def test_imports_go_down_only() -> None:
         if other != room and height[other] >= height[room]
     ]
     assert upward == []
+
+
+def test_no_modules_import_each_other() -> None:
+    """Late imports count; those for types alone do not."""
+    names = {".".join(path.relative_to(PROJECT).with_suffix("").parts) for _, path, _ in modules()}
+    graph: dict[str, set[str]] = {}
+    for _, path, tree in modules():
+        nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        for block in ast.walk(tree):
+            if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING":
+                nodes = [node for node in nodes if node not in block.body]
+        found = {f"{node.module}.{one.name}" for node in nodes for one in node.names}
+        found |= {str(node.module) for node in nodes}
+        graph[".".join(path.relative_to(PROJECT).with_suffix("").parts)] = found & names
+    TopologicalSorter(graph).prepare()  # CycleError names them
 
 
 def test_a_public_class_or_function_has_a_name_of_its_own() -> None:

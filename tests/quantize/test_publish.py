@@ -33,9 +33,9 @@ CONVENTION = re.compile(r"VALL-E-random-[\d.]+[KM]-v5\.0-(Q8_0|Q4_K_M|Q2_K)\.ggu
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three types of a small random network, named by the convention, measured."""
+    from valle_convert.quantize.forms import write_reports
     from valle_convert.quantize.identity import Identity
-    from valle_convert.quantize.plan import Options
-    from valle_convert.quantize.report import write_reports
+    from valle_convert.quantize.options import Options
     from valle_convert.quantize.run import quantize
     from valle_convert.quantize.types import parse_types
 

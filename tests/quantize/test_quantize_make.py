@@ -21,7 +21,8 @@ from valle_convert.quantize.imatrix import (
     write_imatrix,
 )
 from valle_convert.quantize.make import make_file
-from valle_convert.quantize.plan import Options, arguments_of, plan_file
+from valle_convert.quantize.options import Options
+from valle_convert.quantize.plan import arguments_of, plan_file
 from valle_convert.quantize.source import Source
 from valle_convert.quantize.tool import Quantizer, find_quantizer
 from valle_convert.quantize.types import FILE_TYPES

@@ -17,7 +17,7 @@ from valle_convert.errors import InputError
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.vallex import VallexSet, open_set, plan_vallex, set_paths
 from valle_convert.gguf_file.write import write_set
-from valle_convert.quantize.plan import Listener, Options
+from valle_convert.quantize.options import Options, RunLog
 from valle_convert.quantize.types import parse_types
 from valle_convert.quantize.vallex import quantize_set
 
@@ -289,7 +289,7 @@ def test_a_checkpoint_is_gone_on_with_as_well(cli: Cli, tmp_path: Path) -> None:
 
 def test_what_is_wrong_is_told_before_a_checkpoint_is_converted(tmp_path: Path) -> None:
     said: list[str] = []
-    listener = Listener(talk=said.append)
+    log = RunLog(talk=said.append)
     (tmp_path / "data").mkdir()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "vallex-checkpoint-Q8_0-nar.gguf").write_bytes(b"mine")
@@ -305,7 +305,7 @@ def test_what_is_wrong_is_told_before_a_checkpoint_is_converted(tmp_path: Path) 
                 tmp_path / "out",
                 given,
                 checkpoint=read_checkpoint(CHECKPOINT),
-                listener=listener,
+                log=log,
             )
     assert said == []
     assert len(list((tmp_path / "out").iterdir())) == 1

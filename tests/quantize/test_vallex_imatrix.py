@@ -23,7 +23,8 @@ from valle_convert.gguf_file.write import write_set
 from valle_convert.model.vallex import VallexModel, describe_vallex, fold_norm
 from valle_convert.network.vallex_reference import VallexReference
 from valle_convert.quantize.imatrix import read_imatrix
-from valle_convert.quantize.plan import Options, arguments_of
+from valle_convert.quantize.options import Options
+from valle_convert.quantize.plan import arguments_of
 from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import FILE_TYPES
 from valle_convert.quantize.vallex_imatrix import (

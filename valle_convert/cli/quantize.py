@@ -359,10 +359,10 @@ def quantize(
     from valle_convert.files import check_outputs, made_folder
     from valle_convert.gguf_file.read import is_gguf
     from valle_convert.gguf_file.vallex import set_paths
+    from valle_convert.quantize.forms import LogFile, check_reports, write_reports
     from valle_convert.quantize.identity import Identity
     from valle_convert.quantize.limits import parse_limits
-    from valle_convert.quantize.plan import Listener, Options
-    from valle_convert.quantize.report import LogFile, check_reports, write_reports
+    from valle_convert.quantize.options import Options, RunLog
     from valle_convert.quantize.run import quantize as quantize_one
     from valle_convert.quantize.types import (
         TENSOR_TYPES_SUFFIX,
@@ -489,7 +489,7 @@ def quantize(
             out,
             options,
             checkpoint=reference,
-            listener=Listener(console.progress_bar, console.talk, keep_log),
+            log=RunLog(console.progress_bar, console.talk, keep_log),
         )
         write_reports(result, reports, force=force)
     _end_with(result, as_json=json_)

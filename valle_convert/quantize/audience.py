@@ -26,7 +26,7 @@ from valle_convert.model.spec import Model
 from valle_convert.network.protocol import Network
 from valle_convert.progress import Progress
 from valle_convert.quantize.listening import Listening
-from valle_convert.quantize.plan import Options
+from valle_convert.quantize.options import Options
 from valle_convert.quantize.recordings import Recorded, say_all, voice_prompt
 from valle_convert.quantize.source import Source, model_of
 from valle_convert.quantize.utterances import Utterances

@@ -35,20 +35,19 @@ from valle_convert.quantize.manifest import (
     tensor_digests,
     write_manifest,
 )
+from valle_convert.quantize.options import Options, RunLog
 from valle_convert.quantize.plan import (
     TENSOR_LINE,
     Fallback,
     FilePlan,
-    Listener,
-    Options,
     arguments_of,
-    bits_per_weight,
     fallbacks_of,
     keys_of,
     shown_arguments,
 )
 from valle_convert.quantize.source import Scratch, Source
 from valle_convert.quantize.tool import Quantizer
+from valle_convert.quantize.types import bits_per_weight
 
 _PIECE = 4 << 20
 
@@ -401,7 +400,7 @@ def make_all(
     listed: dict[str, ManifestFile] | None,
     options: Options,
     scratch: Scratch,
-    listener: Listener,
+    log: RunLog,
 ) -> Iterator[Made]:
     """Make or keep one file after the other.
 
@@ -412,33 +411,33 @@ def make_all(
             a single file, which has none.
         options: what the user wants.
         scratch: takes what the tool writes.
-        listener: is told what is done.
+        log: is told what is done.
     """
     for output in outputs:
         start = time.perf_counter()
         plan, target = output.plan, output.path
-        log: tuple[str, ...] = ()
+        lines: tuple[str, ...] = ()
         if output.kept is not None:
-            listener.talk(f"kept {target.name}: source, type, tool and options are the same")
+            log.talk(f"kept {target.name}: source, type, tool and options are the same")
             entry = output.kept
         else:
             if output.reason:
-                listener.talk(f"{target.name} is made again: {output.reason}")
+                log.talk(f"{target.name} is made again: {output.reason}")
             done = make_file(
                 quantizer,
                 plan,
                 target,
                 scratch=scratch,
                 force=options.force,
-                progress=listener.progress,
-                keep_log=listener.keep_log,
+                progress=log.progress,
+                keep_log=log.keep_log,
             )
-            log = done.log
+            lines = done.log
             entry = _entry(quantizer, plan, done)
         tensors = tuple(GgufFile(target).tensors.values())
         seconds = time.perf_counter() - start
         if output.kept is None:
-            listener.talk(
+            log.talk(
                 f"wrote {target}: {entry.n_bytes:,} bytes, {bits_per_weight(tensors):.2f} bits a "
                 f"weight, {seconds:.1f} s"
             )
@@ -450,7 +449,7 @@ def make_all(
             target,
             entry,
             tensors,
-            fallbacks_of(log, plan.source, plan.kind, options, tensors)
+            fallbacks_of(lines, plan.source, plan.kind, options, tensors)
             if plan.tensors is None
             else plan.fallbacks,
             "made" if output.kept is None else "kept",

@@ -56,23 +56,19 @@ from valle_convert.quantize.make import (
     tool_of,
 )
 from valle_convert.quantize.manifest import ManifestFile, write_manifest
-from valle_convert.quantize.plan import (
-    AUTO,
-    NONE,
-    FilePlan,
-    Listener,
-    Options,
-    arguments_of,
-    bits_per_weight,
-    describe_types,
-    file_name,
-    inputs_of,
-    plan_files,
-)
+from valle_convert.quantize.options import AUTO, NONE, Options, RunLog, inputs_of
+from valle_convert.quantize.plan import FilePlan, arguments_of, file_name, plan_files
 from valle_convert.quantize.report import FileReport, QuantizeReport, TensorReport
 from valle_convert.quantize.source import Scratch, Source, model_of, open_source
 from valle_convert.quantize.tool import Quantizer, find_quantizer
-from valle_convert.quantize.types import FILE_TYPES, TENSOR_TYPES_SUFFIX, ggml_type, matches
+from valle_convert.quantize.types import (
+    FILE_TYPES,
+    TENSOR_TYPES_SUFFIX,
+    bits_per_weight,
+    describe_types,
+    ggml_type,
+    matches,
+)
 
 if TYPE_CHECKING:
     from valle_convert.gguf_file.adapter import Adapter
@@ -95,7 +91,7 @@ def quantize(
     options: Options,
     *,
     checkpoint: Checkpoint | None = None,
-    listener: Listener | None = None,
+    log: RunLog | None = None,
 ) -> QuantizeReport:
     """Make quantized files and say how good they are.
 
@@ -104,14 +100,14 @@ def quantize(
         out: a folder, or one `.gguf` file where `options.types` is one type.
         options: everything else.
         checkpoint: what quality is measured against; a checkpoint as `path` is its own.
-        listener: is told what is done.
+        log: is told what is done.
 
     Raises:
         InputError: something given cannot be used.
         EnvironmentFault: no tool, no space, no permission, another run at work in the folder, or
             the tool failed.
     """
-    listener = listener or Listener()
+    log = log or RunLog()
     single = out.suffix == ".gguf"
     folder = out.parent if single else out
     chooses = options.scan and not options.types
@@ -137,10 +133,10 @@ def quantize(
         targets = [out if single else folder / file_name(source, one, options) for one in names]
         if chooses:
             _check_mixture(targets[0], known, options)
-        scanned = _scan(quantizer, source, utterances, options, scratch, listener)
+        scanned = _scan(quantizer, source, utterances, options, scratch, log)
         options = scanned.options
         listing = _write_mixture(targets[0], options) if chooses else None
-        run = _Run(quantizer, source, utterances, gates, options, scratch, listener, audience)
+        run = _Run(quantizer, source, utterances, gates, options, scratch, log, audience)
         plans = run.plan()
         outputs = outputs_of(quantizer, plans, targets, known, options)
         imatrix_path = None if single else folder / f"{source.stem}-imatrix.gguf"
@@ -165,8 +161,8 @@ def quantize(
             return report
         _check_space(source, outputs, folder)
         if not source.is_complete:
-            listener.talk(f"converting {path.name} first")
-        source.complete(listener.progress)
+            log.talk(f"converting {path.name} first")
+        source.complete(log.progress)
         return run.carry_out(report, outputs, None if single else known, imatrix_path, listing)
 
 
@@ -259,7 +255,7 @@ def _scan(
     utterances: _Utterances,
     options: Options,
     scratch: Scratch,
-    listener: Listener,
+    log: RunLog,
 ) -> _Scanned:
     """Every matrix in every type, and a mixture where one is to be chosen."""
     if not options.scan:
@@ -270,10 +266,10 @@ def _scan(
     kinds = tuple(map(ggml_type, options.scan_types or SCANNED))
     if source.reference is None or utterances.measured is None:
         raise InputError("--scan exchanges matrices of the checkpoint; give it with --checkpoint.")
-    source.complete(listener.progress)
+    source.complete(log.progress)
     plan = source.conversion or plan_gguf(source.reference.checkpoint)
     scan = Scan(quantizer, source, source.reference, plan, utterances.measured, options, scratch)
-    found = scan.run(kinds, listener.progress)
+    found = scan.run(kinds, log.progress)
     if options.types:
         return _Scanned(options, tuple(found))
     weights = {name: tensor.n_elements for name, tensor in source.header.tensors.items()}
@@ -438,7 +434,7 @@ class _Run:
     gates: Gates
     options: Options
     scratch: Scratch
-    listener: Listener
+    log: RunLog
     audience: Audience | None = None
 
     # ------------------------------------------------------------------------ all plans
@@ -482,16 +478,16 @@ class _Run:
         reference, utterances = self.source.reference, self.utterances.calibration
         if reference is None or utterances is None:
             return plans
-        progress, options = self.listener.progress, self.options
+        progress, options = self.log.progress, self.options
         if path is None:
-            self.listener.talk(f"importance matrix of {utterances.description}")
+            self.log.talk(f"importance matrix of {utterances.description}")
             contents = collect_imatrix(reference, utterances, progress=progress)
             real = in_scratch(contents, f"{self.source.stem}-imatrix.gguf", self.scratch)
         else:
             if options.resume and path.exists() and self._is_made(path):
-                self.listener.talk(f"kept {path.name}")
+                self.log.talk(f"kept {path.name}")
             else:
-                self.listener.talk(f"importance matrix of {utterances.description}")
+                self.log.talk(f"importance matrix of {utterances.description}")
                 make_imatrix(
                     reference,
                     utterances,
@@ -536,7 +532,7 @@ class _Run:
         listed = None if known is None else {**known, **ours}
         if listed is not None and ours:
             write_manifest(folder, list(listed.values()))
-        made = list(make_all(self.quantizer, outputs, listed, options, self.scratch, self.listener))
+        made = list(make_all(self.quantizer, outputs, listed, options, self.scratch, self.log))
         report = replace(report, source_sha256=source.sha256, files=tuple(map(_done, made)))
         if options.measure:
             report = self.measure(report, made)
@@ -574,7 +570,7 @@ class _Run:
         test: ListeningTest | None = None
         if self.audience is not None:
             listening, test = self.audience.listen_to_baseline(
-                base_path, self.options, self.listener.progress
+                base_path, self.options, self.log.progress
             )
         files: list[FileReport] = []
         for one, file in zip(made, report.files, strict=True):
@@ -613,7 +609,7 @@ class _Run:
     def _listen(self, path: Path, kind: str, test: ListeningTest) -> Listened:
 
         with self._open(path) as network:
-            return test.listen(network, self.listener.progress, f"listening to {kind}")
+            return test.listen(network, self.log.progress, f"listening to {kind}")
 
     def _verify(self, path: Path) -> tuple[Report | None, str]:
         """Whether a file is right: the checkpoint's weights, and the logits that follow of them."""
@@ -631,7 +627,7 @@ class _Run:
             levels=("structure", "tensors", "logits"),
             seed=self.options.seed,
             adapters=self.options.adapters,
-            progress=self.listener.progress,
+            progress=self.log.progress,
         )
         return report, ""
 
@@ -658,7 +654,7 @@ class _Run:
         utterances, source = self._measured_utterances, self.source
 
         def run(network: Network, name: str) -> Expected:
-            with self.listener.progress("reference", utterances.count, "utterances") as advance:
+            with self.log.progress("reference", utterances.count, "utterances") as advance:
                 return run_reference(network, name, utterances, advance)
 
         if source.reference is not None:
@@ -692,6 +688,6 @@ class _Run:
             return None, f"not measured: the gguf package cannot read {table.name} yet"
         with (
             self._open(path) as network,
-            self.listener.progress(f"measuring {kind}", len(expected.cases), "passes") as advance,
+            self.log.progress(f"measuring {kind}", len(expected.cases), "passes") as advance,
         ):
             return measure(network, expected, advance), ""

@@ -30,7 +30,8 @@ from valle_convert.gguf_file.types import GgmlType
 from valle_convert.metrics import kl_divergence
 from valle_convert.network.weights import ConvertedTensors
 from valle_convert.progress import Progress
-from valle_convert.quantize.plan import AUTO, NONE, Options, arguments_of
+from valle_convert.quantize.options import AUTO, NONE, Options
+from valle_convert.quantize.plan import arguments_of
 from valle_convert.quantize.source import Reference, Scratch, Source
 from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import FILE_TYPES, FileType

@@ -65,20 +65,8 @@ from valle_convert.quantize.manifest import (
     tensor_digests,
     write_manifest,
 )
-from valle_convert.quantize.plan import (
-    AUTO,
-    NONE,
-    FilePlan,
-    Listener,
-    Options,
-    bits_per_weight,
-    describe_types,
-    file_name,
-    inputs_of,
-    keys_of,
-    plan_files,
-    shown_arguments,
-)
+from valle_convert.quantize.options import AUTO, NONE, Options, RunLog, inputs_of
+from valle_convert.quantize.plan import FilePlan, file_name, keys_of, plan_files, shown_arguments
 from valle_convert.quantize.quality import (
     ALL,
     GREEDY_FRAMES,
@@ -93,7 +81,7 @@ from valle_convert.quantize.report import FileReport, QuantizeReport
 from valle_convert.quantize.run import gates_of
 from valle_convert.quantize.source import Scratch, Source
 from valle_convert.quantize.tool import Quantizer, find_quantizer
-from valle_convert.quantize.types import FileType
+from valle_convert.quantize.types import FileType, bits_per_weight, describe_types
 from valle_convert.quantize.vallex_imatrix import (
     NETS,
     VallexUtterances,
@@ -222,24 +210,24 @@ class _Matrices:
             for path, net in zip(self.paths, NETS, strict=True)
         )
 
-    def make(self, listener: Listener, options: Options, scratch: Scratch) -> list[ImatrixInput]:
+    def make(self, log: RunLog, options: Options, scratch: Scratch) -> list[ImatrixInput]:
         """Make them, or keep those that are there."""
         if self.checkpoint is None:
             raise AssertionError("a stand-in is planned only where the real one can be made")
         if options.resume and self.paths and self._are_made():
-            listener.talk(f"kept {self.paths[0].name} and {self.paths[1].name}")
+            log.talk(f"kept {self.paths[0].name} and {self.paths[1].name}")
             return [ImatrixInput.read(path) for path in self.paths]
-        listener.talk(f"importance matrices of {self.calibration.description}")
+        log.talk(f"importance matrices of {self.calibration.description}")
         if self.paths:
             make_vallex_imatrix(
                 self.checkpoint,
                 self.calibration,
                 self.paths[0],
                 force=options.force,
-                progress=listener.progress,
+                progress=log.progress,
             )
             return [ImatrixInput.read(path) for path in self.paths]
-        made = collect_vallex_imatrix(self.checkpoint, self.calibration, progress=listener.progress)
+        made = collect_vallex_imatrix(self.checkpoint, self.calibration, progress=log.progress)
         return [in_scratch(one, name, scratch) for one, name in zip(made, self.names, strict=True)]
 
 
@@ -249,7 +237,7 @@ def quantize_set(
     options: Options,
     *,
     checkpoint: Checkpoint | None = None,
-    listener: Listener | None = None,
+    log: RunLog | None = None,
 ) -> QuantizeReport:
     """Make quantized sets, one a type, and say how good they are.
 
@@ -258,13 +246,13 @@ def quantize_set(
         out: a folder, or the `.gguf` file of an AR where `options.types` is one type.
         options: everything else; `listen`, `scan` and `adapters` are not for sets.
         checkpoint: what quality is measured against; a checkpoint as `path` is its own.
-        listener: is told what is done.
+        log: is told what is done.
 
     Raises:
         InputError: something given cannot be used.
         EnvironmentFault: no tool, no space, no permission, or the tool failed.
     """
-    listener = listener or Listener()
+    log = log or RunLog()
     single = out.suffix == ".gguf"
     folder = out.parent if single else out
     _check_options(out, options, single=single)
@@ -277,7 +265,7 @@ def quantize_set(
         held.enter_context(protected(inputs_of(path, checkpoint, options)))
         work, scratch = _places(folder, held, options, single=single)
         known = {} if single else known_files(folder, force=options.force)
-        files, name = _source_set(path, checkpoint, work, options, listener)
+        files, name = _source_set(path, checkpoint, work, options, log)
         # Of a checkpoint there are no more than headers in a dry run.
         empty = options.dry_run and not is_gguf(path)
         ar = Source(files.ar.path, valid_utf8(name), files.ar, is_empty=empty)
@@ -301,7 +289,7 @@ def quantize_set(
         nar.complete()
         listed = dict(known)
         if matrices.are_made_for(plans):
-            real = matrices.make(listener, options, scratch)
+            real = matrices.make(log, options, scratch)
             plans = [plan.with_matrices(real) for plan in plans]
             kept = [_kept(quantizer, plan, files, known, options, sources) for plan in plans]
             if matrices.paths:
@@ -309,16 +297,14 @@ def quantize_set(
                 write_manifest(folder, list(listed.values()))
         done = []
         for plan, entries in zip(plans, kept, strict=True):
-            one = _make_or_keep(
-                quantizer, plan, entries, files, scratch, options, sources, listener
-            )
+            one = _make_or_keep(quantizer, plan, entries, files, scratch, options, sources, log)
             listed |= {entry.name: entry for entry in one[0]}
             if not single:
                 write_manifest(folder, list(listed.values()))
             done.append(one[1])
         report = replace(report, source_sha256=ar.sha256, files=tuple(done))
         if options.measure:
-            report = _measured(report, plans, files, checkpoint, measured, options, listener)
+            report = _measured(report, plans, files, checkpoint, measured, options, log)
         report = _judged(report, gates, options)
         return report if single else _settled(report, folder, listed, plans, files, options)
 
@@ -402,7 +388,7 @@ def _check_options(out: Path, options: Options, *, single: bool) -> None:
 
 
 def _source_set(
-    path: Path, checkpoint: Checkpoint | None, work: Path, options: Options, listener: Listener
+    path: Path, checkpoint: Checkpoint | None, work: Path, options: Options, log: RunLog
 ) -> tuple[VallexSet, str]:
     """The set to quantize, and the name of its AR; a checkpoint is converted into `work`."""
     if is_gguf(path):
@@ -417,8 +403,8 @@ def _source_set(
             # What is checked of the contents: the divisors.
             _fill(place, plan.description.model.activation_factor)
     else:
-        listener.talk(f"converting {path.name} first")
-        write_set(plan, target, progress=listener.progress)
+        log.talk(f"converting {path.name} first")
+        write_set(plan, target, progress=log.progress)
     return open_set(target), target.name
 
 
@@ -627,13 +613,13 @@ def _make_or_keep(
     scratch: Scratch,
     options: Options,
     sources: Sequence[Path],
-    listener: Listener,
+    log: RunLog,
 ) -> tuple[list[ManifestFile], FileReport]:
     """A set's entries of the manifest, and its row of the report."""
     start = time.perf_counter()
     if kept:
-        listener.talk(f"kept {plan.paths[0].name} and the files of its set")
-    entries = kept or _make(quantizer, plan, files, scratch, options, sources, listener)
+        log.talk(f"kept {plan.paths[0].name} and the files of its set")
+    entries = kept or _make(quantizer, plan, files, scratch, options, sources, log)
     seconds = time.perf_counter() - start
     tensors = [
         tensor
@@ -642,7 +628,7 @@ def _make_or_keep(
     ]
     n_bytes = sum(entry.n_bytes for entry in entries)
     if not kept:
-        listener.talk(
+        log.talk(
             f"wrote {plan.paths[0]} and {len(entries) - 1} files beside it: {n_bytes:,} bytes, "
             f"{bits_per_weight(tensors):.2f} bits a weight, {seconds:.1f} s"
         )
@@ -672,15 +658,15 @@ def _make(
     scratch: Scratch,
     options: Options,
     sources: Sequence[Path],
-    listener: Listener,
+    log: RunLog,
 ) -> list[ManifestFile]:
     """All files of a type, or none; the manifest's entries."""
     with atomic_outputs(plan.paths, force=options.force, sources=sources) as opened:
-        with _quantized(quantizer, plan.ar, scratch, listener) as (work, header):
+        with _quantized(quantizer, plan.ar, scratch, log) as (work, header):
             made_keys = _made_keys(quantizer, plan.ar, plan.ar.source.sha256)
             new_header = header.changed(made_keys, drop=DIGEST_KEYS)
             copy_file(work, header, new_header, opened[0])
-        with _quantized(quantizer, plan.nar, scratch, listener) as (_, header):
+        with _quantized(quantizer, plan.nar, scratch, log) as (_, header):
             shared = [t for t in header.tensors.values() if t.name in files.body.tensors]
             keys = _body_keys(quantizer, plan.nar, files.body, plan.nar.source.sha256)
             _write_tensors(opened[1], keys, shared)
@@ -711,12 +697,12 @@ def _make(
 
 @contextmanager
 def _quantized(
-    quantizer: Quantizer, plan: FilePlan, scratch: Scratch, listener: Listener
+    quantizer: Quantizer, plan: FilePlan, scratch: Scratch, log: RunLog
 ) -> Iterator[tuple[BinaryIO, GgufFile]]:
     """What llama-quantize makes of one file, in a file without a name."""
     work, path = scratch.new()
     with work:
-        run_quantizer(quantizer, plan, path, listener.progress, listener.keep_log)
+        run_quantizer(quantizer, plan, path, log.progress, log.keep_log)
         header = open_written(quantizer, work)
         if plan.tensors is not None:
             check_types(quantizer, plan.tensors, header)
@@ -743,7 +729,7 @@ def _measured(
     checkpoint: Checkpoint | None,
     given: VallexUtterances,
     options: Options,
-    listener: Listener,
+    log: RunLog,
 ) -> QuantizeReport:
     """The report with quality, speed and verdict of every set."""
     from valle_convert.network.vallex_converted import VallexGguf
@@ -753,7 +739,7 @@ def _measured(
     if checkpoint is None:
         with VallexGguf(files, n_threads=n_threads) as network:
             name = f"{report.source} on llama.cpp (no checkpoint was given)"
-            expected = _expect(network, name, utterances, listener)
+            expected = _expect(network, name, utterances, log)
     else:
         from valle_convert.network.vallex_reference import VallexReference
 
@@ -762,12 +748,12 @@ def _measured(
             VallexReference(checkpoint.tensors, model),
             f"{checkpoint.path.name} in PyTorch, float32",
             utterances,
-            listener,
+            log,
         )
 
     def measure(one: VallexSet, kind: str) -> Measured:
         with VallexGguf(one, n_threads=n_threads) as network:
-            return _measure(network, expected, kind, listener)
+            return _measure(network, expected, kind, log)
 
     tensors = [*files.ar.tensors.values(), *files.body.tensors.values()]
     baseline = FileReport(
@@ -788,7 +774,7 @@ def _measured(
                 plan.paths[0],
                 levels=("structure", "tensors", "logits"),
                 seed=options.seed,
-                progress=listener.progress,
+                progress=log.progress,
             )
         measured = measure(open_set(plan.paths[0]), plan.kind.name)
         done.append(replace(file, measured=measured, verified=verified))
@@ -805,11 +791,11 @@ def _expect(
     network: ComposedNetwork,
     name: str,
     utterances: tuple[VallexUtterance, ...],
-    listener: Listener,
+    log: RunLog,
 ) -> _Expected:
     cases: list[tuple[str, Logits]] = []
     spoken = []
-    with listener.progress("reference", len(utterances), "utterances") as advance:
+    with log.progress("reference", len(utterances), "utterances") as advance:
         for one in utterances:
             cases += run_vallex_cases(network, one)
             spoken.append(_finish(network, one, _speak(network, one)))
@@ -817,11 +803,9 @@ def _expect(
     return _Expected(name, utterances, tuple(cases), tuple(spoken))
 
 
-def _measure(
-    network: ComposedNetwork, expected: _Expected, kind: str, listener: Listener
-) -> Measured:
+def _measure(network: ComposedNetwork, expected: _Expected, kind: str, log: RunLog) -> Measured:
     tallies: dict[str, list[Rows]] = {}
-    with listener.progress(f"measuring {kind}", len(expected.cases), "passes") as advance:
+    with log.progress(f"measuring {kind}", len(expected.cases), "passes") as advance:
         found = (case for one in expected.utterances for case in run_vallex_cases(network, one))
         for (name, logits), (_, ours) in zip(expected.cases, found, strict=True):
             tallies.setdefault(name.split()[0], []).append(compare_rows(logits, ours))
