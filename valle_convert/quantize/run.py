@@ -522,7 +522,6 @@ class _Run:
         folder = targets[0].parent
         if any(map(_lacks_imatrix, plans)):
             plans = self.with_real_imatrix(plans, imatrix_path)
-        outputs = outputs_of(self.quantizer, plans, targets, known or {}, options)
         ours: dict[str, ManifestFile] = {}
         imatrix = next((plan.imatrix for plan in plans if plan.imatrix), None)
         if imatrix is not None and imatrix.path == imatrix_path:
@@ -532,6 +531,7 @@ class _Run:
         listed = None if known is None else {**known, **ours}
         if listed is not None and ours:
             write_manifest(folder, list(listed.values()))
+        outputs = outputs_of(self.quantizer, plans, targets, known or {}, options)
         made = list(make_all(self.quantizer, outputs, listed, options, self.scratch, self.log))
         report = replace(report, source_sha256=source.sha256, files=tuple(map(_done, made)))
         if options.measure:

@@ -291,10 +291,10 @@ def quantize_set(
         if matrices.are_made_for(plans):
             real = matrices.make(log, options, scratch)
             plans = [plan.with_matrices(real) for plan in plans]
-            kept = [_kept(quantizer, plan, files, known, options, sources) for plan in plans]
             if matrices.paths:
                 listed |= {one.name: imatrix_entry(one) for one in real}
                 write_manifest(folder, list(listed.values()))
+            kept = [_kept(quantizer, plan, files, known, options, sources) for plan in plans]
         done = []
         for plan, entries in zip(plans, kept, strict=True):
             one = _make_or_keep(quantizer, plan, entries, files, scratch, options, sources, log)
