@@ -31,8 +31,6 @@ VOICES = {
 #: espeak-ng writes Mandarin tones as digits; the models' vocabulary has these marks for them.
 _TONE_MARKS = str.maketrans({"1": "ˇ", "2": "ˉ", "3": "ˊ", "4": "ˋ", "5": "_"})
 
-#: The Korean voice forgets the fraction of a number with commas.
-_GROUPING = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _KANA = "ぁ-ゖァ-ヺー"
 #: Longer words of kana are parted: espeak-ng drops what a word of more than 80 has in excess.
 _MAX_KANA = 60
@@ -101,8 +99,6 @@ def _readable(text: str, language: str) -> tuple[str, tuple[str, ...]]:
         )
     said = partial(says, voice=voice)
     text = signs_in_words(fold(text, said), language, said)
-    if language == "ko":
-        text = _GROUPING.sub("", text)
     if language == "ja":
         text = _to_hiragana(text)
     readable: list[str] = []

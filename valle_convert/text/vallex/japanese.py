@@ -1,4 +1,4 @@
-"""Japanese for VALL-E X: OpenJTalk tells phones and accents; without it, kana tell the phones.
+"""Japanese for VALL-E X: OpenJTalk reads phones and accents.
 
 >>> japanese_symbols("レベルが上がったそうです。")[0]
 'ɾe↓beɾɯga a↑gat#taso↑ode↓sɯ*.'
@@ -14,13 +14,15 @@ import io
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from valle_convert.errors import EnvironmentFault
+from valle_convert.errors import InputError
 from valle_convert.extras import require
+from valle_convert.text.folding import HAN, signs_in_words
+from valle_convert.text.vallex.plain import PUNCTUATION, joined, plain
 
 #: OpenJTalk's phones that are written otherwise; capitals are devoiced vowels.
 PHONES = {
@@ -67,32 +69,13 @@ _NASALS = {
     **dict.fromkeys(("k", "ky", "g", "gy"), "ŋ"),
 }
 
-#: Punctuation: what it becomes.
-_PUNCTUATION = {
-    **{mark: mark for mark in ".,!?-~…"},
-    **dict.fromkeys("。．｡", "."),
-    **dict.fromkeys("、，；：;:､", ","),
-    "！": "!",
-    "？": "?",
-    **dict.fromkeys("—–―−", "-"),
-    **dict.fromkeys("～〜", "~"),
-    **dict.fromkeys("\"'“”‘’「」『』（）()《》〈〉【】〔〕[]{}«»・·_/\\|*^`｢｣", ""),
-}
-_SIGNS = {
-    "&": "アンド",
-    "%": "パーセント",
-    "+": "プラス",
-    "=": "イコール",
-    "@": "アットマーク",
-    "$": "ドル",
-    "€": "ユーロ",
-    "£": "ポンド",
-    "¥": "円",
-    "℃": "度",
-    "°": "度",
-    "#": "シャープ",
-}
-_SCRIPTS = ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "CJK", "IDEOGRAPHIC")
+_KANA = "ぁ-ゖゝゞァ-ヺヽヾー"
+#: What OpenJTalk reads, at most so much of it at once: it takes 8 kB.
+_READABLE = re.compile(rf"(?:[A-Za-z0-9{_KANA}{HAN}々〆]|(?<=\d)\.(?=\d)){{1,500}}")
+#: It gives these back one for one, if not as they are; numbers it writes otherwise.
+_WRITTEN = re.compile(rf"[{_KANA}{HAN}々〆]")
+_NUMERALS = re.compile("[〇一二三四五六七八九十百千万億兆]")
+_NEGATIVE = re.compile(r"(?<![\w.,])[-−](?=\d)")
 
 
 @dataclass(frozen=True)
@@ -119,33 +102,24 @@ def japanese_symbols(text: str) -> tuple[str, list[str]]:
         The symbols, and the characters of the text that cannot be said in Japanese.
 
     Raises:
-        EnvironmentFault: neither pyopenjtalk nor pykakasi is installed.
+        InputError: OpenJTalk leaves out a part of the text.
+        EnvironmentFault: pyopenjtalk is not installed.
     """
     parts: list[str] = []
     unsaid: list[str] = []
-    for is_read, characters in _stretches(_plain(text)):
+    expanded = signs_in_words(_NEGATIVE.sub("マイナス", plain(text, "ja")), "ja")
+    for is_read, characters in _stretches(expanded):
         if is_read:
-            spelled = _phrases(characters)
-            if not spelled:
-                unsaid.extend(characters)
-            parts.append(spelled if not parts or not spelled else f" {spelled}")
+            spelled, unread = _phrases(characters)
+            unsaid += unread
+            parts.append(f" {spelled}")
             continue
         for character in characters:
-            if character in _PUNCTUATION:
-                parts.append(_PUNCTUATION[character])
+            if character in PUNCTUATION:
+                parts.append(PUNCTUATION[character])
             elif not character.isspace():
                 unsaid.append(character)
-    symbols = re.sub(r"\.{3,}", "…", re.sub(r"\s+", " ", "".join(parts)))
-    return symbols.strip(), list(dict.fromkeys(unsaid))
-
-
-def has_openjtalk() -> bool:
-    """Whether accents are told; without it, Japanese is spoken flatly."""
-    try:
-        _openjtalk()
-    except EnvironmentFault:
-        return False
-    return True
+    return joined(parts), list(dict.fromkeys(unsaid))
 
 
 def spell_phones(phones: Sequence[Phone]) -> str:
@@ -174,57 +148,44 @@ def _letter(phone: str, following: str) -> str:
     return PHONES.get(phone, phone)
 
 
-def _plain(text: str) -> str:
-    """Signs in words, and letters and digits of the usual width."""
-    plain = []
-    for character in unicodedata.normalize("NFC", text):
-        category = unicodedata.category(character)
-        if category == "Nd":
-            plain.append(str(unicodedata.decimal(character)))
-        elif category == "Cc":
-            plain.append(" ")
-        elif unicodedata.name(character, "").startswith("LATIN"):
-            folded = unicodedata.normalize("NFKD", character)
-            plain.append("".join(one for one in folded if not unicodedata.combining(one)))
-        elif category != "Cf":
-            is_narrowed = character.isalnum() or character in "％＆＋＝＠＄￥＃"
-            plain.append(unicodedata.normalize("NFKC", character) if is_narrowed else character)
-    return "".join(_SIGNS.get(one, one) for one in "".join(plain))
-
-
-def _stretches(text: str) -> Iterable[tuple[bool, str]]:
+def _stretches(text: str) -> Iterator[tuple[bool, str]]:
     """What can be read, and what is between it, in turn."""
-    pieces: list[tuple[bool, str]] = []
-    for i, character in enumerate(text):
-        if character == ".":
-            is_read = text[max(i - 1, 0) : i].isdigit() and text[i + 1 : i + 2].isdigit()
-        elif character.isascii():
-            is_read = character.isalnum()
-        else:
-            script = unicodedata.name(character, "").partition(" ")[0]
-            is_read = script in _SCRIPTS and character not in _PUNCTUATION
-        if pieces and pieces[-1][0] == is_read:
-            pieces[-1] = (is_read, pieces[-1][1] + character)
-        else:
-            pieces.append((is_read, character))
-    return pieces
+    start = 0
+    for stretch in _READABLE.finditer(text):
+        if between := text[start : stretch.start()]:
+            yield False, between
+        yield True, stretch[0]
+        start = stretch.end()
+    if start < len(text):
+        yield False, text[start:]
 
 
-def _phrases(text: str) -> str:
-    try:
-        openjtalk = _openjtalk()
-    except EnvironmentFault:
-        return spell_phones([Phone(name) for name in phones_of_kana(_to_kana(text))])
+def _phrases(text: str) -> tuple[str, list[str]]:
+    """A stretch in symbols, and its characters that have no reading."""
+    openjtalk = _openjtalk()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it calls sudachipy in a way that is deprecated
-        labels = openjtalk.extract_fullcontext(text, predict_nani=False)
-    return spell_phones([_phone(label) for label in labels])
+        words = openjtalk.run_frontend(text, predict_nani=False)
+        is_read = any(map(_has_reading, words))  # it complains on stderr of labels without any
+        labels = openjtalk.make_label(words) if is_read else []
+    found = "".join(word["string"] for word in words)
+    if len(_WRITTEN.findall(found)) < len(_WRITTEN.findall(_NUMERALS.sub("", text))):
+        raise InputError(
+            f"OpenJTalk reads only {found!r} of the text {text!r}; write it otherwise, or in kana."
+        )
+    unread = "".join(word["string"] for word in words if not _has_reading(word))
+    named = [one for one in unicodedata.normalize("NFKC", unread) if one.isalnum()]
+    return spell_phones([_phone(label) for label in labels]), named
+
+
+def _has_reading(word: dict[str, Any]) -> bool:
+    return re.search("[ァ-ヺ]", word["pron"]) is not None
 
 
 @cache
 def _openjtalk() -> Any:  # noqa: ANN401 - imported late
     with contextlib.redirect_stdout(io.StringIO()):  # it greets on stdout
-        return require("pyopenjtalk", "Telling Japanese accents", extra="japanese")
+        return require("pyopenjtalk", "Reading Japanese", extra="japanese")
 
 
 #: The phone, and the fields A1 to A3 of a full-context label of HTS.
@@ -236,134 +197,3 @@ def _phone(label: str) -> Phone:
     if found is None or "xx" in found.groups():
         return Phone("")
     return Phone(found["phone"], int(found["a1"]), int(found["a2"]), int(found["a3"]))
-
-
-# ------------------------------------------------------------------- without OpenJTalk: kana
-
-#: Kana by consonant, with the vowels a i u e o; a point where there is none.
-_ROWS = {
-    "": "アイウエオ",
-    "k": "カキクケコ",
-    "g": "ガギグゲゴ",
-    "s": "サ・スセソ",
-    "sh": "・シ・・・",
-    "z": "ザ・ズゼゾ",
-    "j": "・ジ・・・",
-    "t": "タ・・テト",
-    "ch": "・チ・・・",
-    "ts": "・・ツ・・",
-    "d": "ダ・・デド",
-    "n": "ナニヌネノ",
-    "h": "ハヒ・ヘホ",
-    "f": "・・フ・・",
-    "b": "バビブベボ",
-    "p": "パピプペポ",
-    "m": "マミムメモ",
-    "y": "ヤ・ユ・ヨ",
-    "r": "ラリルレロ",
-    "w": "ワ・・・・",
-    "v": "・・ヴ・・",
-}
-_MORAS = {
-    kana: (consonant, vowel)
-    for consonant, row in _ROWS.items()
-    for kana, vowel in zip(row, "aiueo", strict=True)
-    if kana != "・"
-} | {"ヂ": ("j", "i"), "ヅ": ("z", "u"), "ヰ": ("", "i"), "ヱ": ("", "e"), "ヲ": ("", "o")}
-_SMALL_VOWELS = dict(zip("ァィゥェォ", "aiueo", strict=True))
-_SMALL_Y = {"ャ": "a", "ュ": "u", "ョ": "o"}
-_ALONE = {
-    "ヮ": "ワ",
-    "ヵ": "カ",
-    "ヶ": "ケ",
-    **dict(zip("ァィゥェォャュョ", "アイウエオヤユヨ", strict=True)),
-}
-_VOICELESS = frozenset(("k", "ky", "s", "sh", "t", "ch", "ts", "h", "hy", "f", "p", "py"))
-_DEVOICED = {"i": "I", "u": "U"}
-
-#: Particles that are written otherwise than they are said.
-_PARTICLES = {"は": "ワ", "へ": "エ"}
-_LETTER_NAMES = dict(
-    zip(
-        "abcdefghijklmnopqrstuvwxyz",
-        """エー ビー シー ディー イー エフ ジー エイチ アイ ジェー ケー エル エム エヌ オー ピー
-        キュー アール エス ティー ユー ブイ ダブリュー エックス ワイ ゼット""".split(),
-        strict=True,
-    )
-)
-
-
-def phones_of_kana(kana: str) -> list[str]:
-    """OpenJTalk's phones of some katakana, words parted by blanks, as far as spelling tells them.
-
-    >>> phones_of_kana("トウキョウデス")
-    ['t', 'o', 'o', 'ky', 'o', 'o', 'd', 'e', 's', 'U']
-    """
-    phones: list[str] = []
-    for i, character in enumerate(kana):
-        following = kana[i + 1 : i + 2]
-        if character == "ン":
-            phones.append("N")
-        elif character == "ッ":
-            phones.append("cl")
-        elif character == "ー":
-            phones += phones[-1:] if phones and phones[-1] in "aiueo" else []
-        elif i and character in {**_SMALL_VOWELS, **_SMALL_Y} and kana[i - 1] in _MORAS:
-            continue  # read with the kana before
-        elif (mora := _MORAS.get(_ALONE.get(character, character))) is not None:
-            consonant, vowel = mora
-            if following in _SMALL_VOWELS:
-                consonant = consonant or {"u": "w", "i": "y"}.get(vowel, "")
-                vowel = _SMALL_VOWELS[following]
-            elif following in _SMALL_Y:
-                consonant = consonant if consonant in ("sh", "ch", "j") else f"{consonant}y"
-                vowel = _SMALL_Y[following]
-            elif not consonant and i and kana[i - 1] != " " and phones:
-                # A long vowel, within one word.
-                vowel = {"ou": "o", "ei": "e"}.get(phones[-1] + vowel, vowel)
-            phones += [consonant, vowel] if consonant else [vowel]
-    return _devoiced(phones)
-
-
-def _devoiced(phones: list[str]) -> list[str]:
-    """With i and u between voiceless consonants devoiced, and the u of a last desu or masu."""
-    result = list(phones)
-    for i, phone in enumerate(phones):
-        before, after = phones[:i][-1:], phones[i + 1 : i + 2]
-        if not after:
-            is_devoiced = phone == "u" and phones[-3:-1] in (["e", "s"], ["a", "s"])
-        else:
-            is_between = before != [] and {before[0], after[0]} <= _VOICELESS
-            is_devoiced = is_between and result[i - 2 : i - 1] not in (["I"], ["U"])
-        if is_devoiced and phone in _DEVOICED:
-            result[i] = _DEVOICED[phone]
-    return result
-
-
-def _to_kana(text: str) -> str:
-    """The katakana of a text, particles as they are said."""
-    text = re.sub(r"\d+(?:\.\d+)?", lambda n: _number(n[0]), text)
-    text = "".join(_LETTER_NAMES.get(one.lower(), one) for one in text)
-    kana: list[str] = []
-    for word in _kakasi().convert(text):
-        particle = _PARTICLES.get(word["orig"]) if kana else None
-        kana.append(particle or word["kana"])
-    return " ".join(kana)
-
-
-def _number(number: str) -> str:
-    """In characters that are read alike, 一万五百."""
-    whole, _, fraction = number.partition(".")
-    numbers = require("cn2an", "Reading Japanese numbers", extra="vallex")
-    mode = "direct" if len(whole) > 16 or (len(whole) > 1 and whole[0] == "0") else "low"
-    said = str(numbers.an2cn(whole, mode))
-    if mode == "low" and len(said) > 1:
-        said = re.sub(r"一(?=[百千])", "", said.replace("零", ""))
-    if fraction:
-        said += f"点{numbers.an2cn(fraction, 'direct')}"
-    return said.replace("零", "ゼロ")
-
-
-@cache
-def _kakasi() -> Any:  # noqa: ANN401 - the package has no types
-    return require("pykakasi", "Reading Japanese without pyopenjtalk").kakasi()

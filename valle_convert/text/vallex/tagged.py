@@ -15,12 +15,13 @@ from dataclasses import dataclass
 
 from valle_convert.errors import InputError
 from valle_convert.model.vallex_symbols import VALLEX_LANGUAGES, unknown_symbols
+from valle_convert.text.folding import listed, unsaid_notice
 from valle_convert.text.languages import detect_languages, known_language
 from valle_convert.text.phonemes import check_phonemes
 from valle_convert.text.sentences import split_sentences
 from valle_convert.text.vallex.chinese import chinese_symbols
 from valle_convert.text.vallex.english import english_symbols
-from valle_convert.text.vallex.japanese import has_openjtalk, japanese_symbols
+from valle_convert.text.vallex.japanese import japanese_symbols
 
 #: How each language is read: the symbols, and the characters that cannot be said.
 _READERS: dict[str, Callable[[str], tuple[str, list[str]]]] = {
@@ -28,17 +29,11 @@ _READERS: dict[str, Callable[[str], tuple[str, list[str]]]] = {
     "zh": chinese_symbols,
     "ja": japanese_symbols,
 }
-_NAMES = {"en": "English", "zh": "Chinese", "ja": "Japanese"}
 _TAGS = {language.upper(): language for language in VALLEX_LANGUAGES}
 _TAG = re.compile(rf"\[({'|'.join(_TAGS)})\]")
 _SENTENCE_END = re.compile(r"[.!?…。！？｡][\"'”’»)」』】]*$")
 #: A piece that does not end with one of these gets a full stop.
 _ENDS = ".,!?-…~"
-
-_FLAT_JAPANESE = (
-    "without pyopenjtalk, Japanese is read from its kana, and accents are missing; install it "
-    "with: pip install 'valle-convert[japanese]'"
-)
 
 
 @dataclass(frozen=True)
@@ -143,12 +138,7 @@ def spell(pieces: Sequence[TaggedText]) -> SpelledText:
     for piece in pieces:
         read, unsaid = _READERS[piece.language](piece.text)
         if unsaid:
-            notices.append(
-                f"these characters cannot be said in {_NAMES[piece.language]} and are left out: "
-                f"{_listed(unsaid)}"
-            )
-        if piece.language == "ja" and not has_openjtalk():
-            notices.append(_FLAT_JAPANESE)
+            notices.append(unsaid_notice(unsaid, piece.language))
         symbols.append((read, piece.language))
     return _put_together(symbols, notices, pieces)
 
@@ -164,9 +154,7 @@ def spell_symbols(pieces: Sequence[TaggedText]) -> SpelledText:
     for piece in pieces:
         given = re.sub(r"\s+", "_", piece.text.strip())
         if unknown := unknown_symbols(given):
-            notices.append(
-                f"the model's symbols lack these, which are left out: {_listed(unknown)}"
-            )
+            notices.append(f"the model's symbols lack these, which are left out: {listed(unknown)}")
         symbols.append(("".join(one for one in given if one not in unknown), piece.language))
     return _put_together(symbols, notices, pieces)
 
@@ -186,7 +174,3 @@ def _put_together(
         languages += [language] * len(written)
     check_phonemes(spelled, said=" ".join(piece.text for piece in pieces))
     return SpelledText(spelled, tuple(languages), tuple(dict.fromkeys(notices)))
-
-
-def _listed(characters: Sequence[str]) -> str:
-    return " ".join(f"{one} (U+{ord(one):04X})" for one in characters)
