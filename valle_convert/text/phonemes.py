@@ -16,7 +16,7 @@ from valle_convert.errors import InputError
 from valle_convert.extras import require
 from valle_convert.model.spec import UNKNOWN_PHONEME
 from valle_convert.text.espeak import MARKS, is_sound, names_code_point, read, says
-from valle_convert.text.folding import HAN, fold, shortened, signs_in_words
+from valle_convert.text.folding import HAN, fold, shortened, signs_in_words, unsaid_notice
 
 #: espeak-ng's voice for each language of the models.
 VOICES = {
@@ -46,10 +46,15 @@ def to_phonemes(text: str, language: str) -> str:
         InputError: the language is none of those, or there is nothing to say in the text.
         EnvironmentFault: phonemizer, espeak-ng or pykakasi is not installed.
     """
-    readable, _ = _readable(text, language)
+    readable, unsaid = _readable(text, language)
     phonemes = read(readable, VOICES[language]).strip()
     if language == "zh":
         phonemes = phonemes.translate(_TONE_MARKS)
+    if unsaid and not any(map(is_sound, phonemes)):
+        raise InputError(
+            f"There is nothing to say in the text {shortened(text)}, since "
+            f"{unsaid_notice(unsaid[:5], language)}; give --language if it is in another one."
+        )
     check_phonemes(phonemes, said=text)
     return phonemes
 

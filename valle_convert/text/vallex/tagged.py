@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from valle_convert.errors import InputError
 from valle_convert.model.vallex_symbols import VALLEX_LANGUAGES, unknown_symbols
 from valle_convert.text.folding import listed, unsaid_notice
-from valle_convert.text.languages import detect_languages, known_language
+from valle_convert.text.languages import (
+    assumed_language_notices,
+    detect_languages,
+    known_language,
+)
 from valle_convert.text.phonemes import check_phonemes
 from valle_convert.text.sentences import split_sentences
 from valle_convert.text.vallex.chinese import chinese_symbols
@@ -38,10 +42,11 @@ _ENDS = ".,!?-…~"
 
 @dataclass(frozen=True)
 class TaggedText:
-    """Some text, or symbols, in one language."""
+    """Some text, or symbols, in one language, and what a user should know of it."""
 
     text: str
     language: str
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,11 +115,15 @@ def tagged_sentences(
     """
     if _TAG.search(text) is None:
         sentences = split_sentences(text) or [""]
+        notices: list[str] = []
         if language is None:
             languages = detect_languages(sentences, VALLEX_LANGUAGES)
+            notices = assumed_language_notices(sentences, languages, VALLEX_LANGUAGES)
         else:
             languages = [known_language(language, VALLEX_LANGUAGES)] * len(sentences)
-        return [[TaggedText(*one)] for one in zip(sentences, languages, strict=True)], []
+        pieces = [TaggedText(*one) for one in zip(sentences, languages, strict=True)]
+        pieces[0] = replace(pieces[0], notices=tuple(notices))
+        return [[piece] for piece in pieces], []
     pieces, outside = tagged_pieces(text, language)
     sentences_of_pieces: list[list[TaggedText]] = [[]]
     for piece in pieces:
@@ -136,6 +145,7 @@ def spell(pieces: Sequence[TaggedText]) -> SpelledText:
     symbols: list[tuple[str, str]] = []
     notices: list[str] = []
     for piece in pieces:
+        notices += piece.notices
         read, unsaid = _READERS[piece.language](piece.text)
         if unsaid:
             notices.append(unsaid_notice(unsaid, piece.language))
