@@ -264,9 +264,9 @@ def _read_calls(folder: Path) -> None:
 
 @cache
 def _session() -> Any:  # noqa: ANN401 - a Session
-    from valle_convert.network.probe import read_probe_rows
     from valle_convert.gguf_file.read import GgufFile
     from valle_convert.llama.session import Session
+    from valle_convert.network.probe import read_probe_rows
 
     path = seeds.converted_path()
     rows = read_probe_rows(GgufFile(path))
@@ -1060,7 +1060,7 @@ def _make_list(rng: Random) -> Files:
 
 
 def _read_list(folder: Path) -> None:
-    from valle_convert.quantize.recordings import read_list
+    from valle_convert.families.v5.recordings import read_list
 
     read_list(folder / "x.tsv")
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import valle_convert
 from valle_convert.errors import ValleConvertError
@@ -26,6 +28,13 @@ from valle_convert.llama.programs import PROGRAMS, Program, find_program
 
 DISTRIBUTION = "valle-convert"
 LLAMA = "llama.cpp"  # the library, as something that a command needs
+#: Commands that need nothing else, and those that only some families have.
+_ALWAYS = "convert repair lora export inspect imatrix compare check-manifest codec doctor".split()
+_ABILITIES = {
+    "quantize --listen": "listen",
+    "transcribe": "transcribe",
+    "utterances": "utterances",
+}
 
 
 def needs() -> dict[str, tuple[str, ...]]:
@@ -35,16 +44,20 @@ def needs() -> dict[str, tuple[str, ...]]:
     which it measures with in any case.
     """
     found: dict[str, tuple[str, ...]] = {
-        **dict.fromkeys(("convert", "inspect", "imatrix", "codec"), ()),
+        **dict.fromkeys(_ALWAYS, ()),
+        "convert (from hf:...)": ("hub",),
+        "publish": ("hub",),
         "tokenize": (LLAMA,),
+        "quantize --report FILE.html": (LLAMA, "report"),
     }
     for family in reversed(families()):
         runs = (LLAMA, family.title)
         speaks = (*runs, *family.needs)
         of = f" ({family.title})" if family.name else ""
         found |= {f"verify{of}": runs, f"quantize{of}": runs, f"speak{of}": speaks}
-        if "transcribe" in family.abilities:
-            found[f"transcribe{of}"] = speaks
+        for command, ability in _ABILITIES.items():
+            if ability in family.abilities:
+                found[f"{command}{of}"] = speaks
     return found
 
 
@@ -54,26 +67,25 @@ class PackageReport:
 
     Attributes:
         name: as on PyPI.
-        minimum: the lowest version that is known to work; empty where any will do.
+        wanted: the versions that are known to work, such as `>=2.10`; empty where any will do.
         installed: the version that is there; None where it is missing.
         extra: the extra that asks for it (`llama`, `dev`); empty for one always needed.
     """
 
     name: str
-    minimum: str
+    wanted: str
     installed: str | None
     extra: str
 
     @property
     def problem(self) -> str | None:
         """What is wrong with it and what to do; None where it will do."""
-        wanted = f"{self.name}>={self.minimum}" if self.minimum else self.name
         if self.installed is None:
-            return f"{self.name} is not installed; pip install '{wanted}'"
-        if _release(self.installed) < _release(self.minimum):
+            return f"{self.name} is not installed; pip install '{self.name}{self.wanted}'"
+        if not SpecifierSet(self.wanted).contains(self.installed, prereleases=True):
             return (
-                f"{self.name} is {self.installed}, expected at least {self.minimum}; "
-                f"pip install --upgrade '{wanted}'"
+                f"{self.name} is {self.installed}, expected {self.wanted}; "
+                f"pip install '{self.name}{self.wanted}'"
             )
         return None
 
@@ -169,31 +181,29 @@ def examine(probe: Callable[[], ProbeResult] = prove_library) -> DoctorReport:
 def examine_packages() -> tuple[PackageReport, ...]:
     """Every package of this one's own metadata, needed ones first, then by extra."""
     try:
-        requirements = importlib.metadata.requires(DISTRIBUTION) or []
+        about = importlib.metadata.metadata(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
-        # Run from a checkout that was never installed: there is no list to go by.
-        requirements = []
-    found = [parse_requirement(text) for text in requirements]
-    return tuple(
-        PackageReport(name, minimum, _installed_version(name), extra)
-        for name, minimum, extra in sorted(found, key=lambda item: (item[2], item[0]))
-    )
+        return ()  # run from a checkout that was never installed: there is no list to go by
+    requirements = about.get_all("Requires-Dist") or []
+    extras = about.get_all("Provides-Extra") or []
+    return packages_of([Requirement(one) for one in requirements], extras)
 
 
-def parse_requirement(text: str) -> tuple[str, str, str]:
-    """The name, the lowest version and the extra of a line of package metadata.
-
-    >>> parse_requirement("pytest-xdist>=3.6; extra == 'dev'")
-    ('pytest-xdist', '3.6', 'dev')
-    """
-    name = re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*", text)
-    minimum = re.search(r">=\s*([0-9][^\s,;)]*)", text.partition(";")[0])
-    extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)", text)
-    return (
-        name.group(0) if name else text,
-        minimum.group(1) if minimum else "",
-        extra.group(1) if extra else "",
-    )
+def packages_of(
+    requirements: Iterable[Requirement], extras: Iterable[str]
+) -> tuple[PackageReport, ...]:
+    """What some requirements ask for on this machine, and what is there of it."""
+    found = []
+    for extra in ("", *sorted(extras)):
+        for one in requirements:
+            # One without an extra holds under every one of them.
+            is_common = one.marker is None or one.marker.evaluate({"extra": ""})
+            if is_common is (extra == "") and (
+                one.marker is None or one.marker.evaluate({"extra": extra})
+            ):
+                installed = _installed_version(one.name)
+                found.append(PackageReport(one.name, str(one.specifier), installed, extra))
+    return tuple(sorted(found, key=lambda package: (package.extra, package.name)))
 
 
 def examine_llama(probe: Callable[[], ProbeResult]) -> LlamaReport:
@@ -248,9 +258,3 @@ def _installed_version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """The numbers at the beginning of a version: (2, 13, 0) of 2.13.0+cpu."""
-    numbers = re.match(r"[0-9]+(?:\.[0-9]+)*", version)
-    return tuple(int(number) for number in numbers.group(0).split(".")) if numbers else ()

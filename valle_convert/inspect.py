@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,14 +12,9 @@ from typing import Any
 from valle_convert.checkpoint import Checkpoint, read_checkpoint
 from valle_convert.checkpoint.hub import fetch_file, is_on_hub
 from valle_convert.checkpoint.lora import LoraFile
-from valle_convert.encodec.cpp_file import (
-    F32_WARNING,
-    is_cpp_codec,
-    layout_problems,
-    read_cpp_layout,
-    spec_of_header,
-)
+from valle_convert.encodec.cpp_file import F32_WARNING, is_cpp_codec, open_cpp_file
 from valle_convert.encodec.gguf_codec import is_gguf_codec, open_gguf_codec
+from valle_convert.encodec.weights import EncodecWeights
 from valle_convert.errors import InputError
 from valle_convert.families import family_of, family_of_file
 from valle_convert.families.bundle import Bundle, open_files, part_of
@@ -112,10 +106,12 @@ def inspect_file(
     if not os.path.isdir(path):  # noqa: PTH112 - no exception for a folder that cannot be entered
         check_input_file(path)
     if is_cpp_codec(path):
-        return _inspect_cpp_codec(path)
+        return _inspect_codec(open_cpp_file(path), None)
     if is_gguf(path):
         file = GgufFile(path, allow_part=True)
-        return _inspect_gguf_codec(file) if is_gguf_codec(file) else _inspect_gguf(file)
+        if is_gguf_codec(file):
+            return _inspect_codec(open_gguf_codec(path), file)
+        return _inspect_gguf(file)
     return _inspect_checkpoint(read_checkpoint(path, **how))
 
 
@@ -278,61 +274,37 @@ def _notes(file: GgufFile) -> Iterator[str]:
             yield f"{name}: a program that other programs may run, {len(file.raw(name)):,} bytes"
 
 
-def _inspect_cpp_codec(path: Path) -> Summary:
-    header, tensors, form = read_cpp_layout(path)
-    spec = spec_of_header(header, [tensor.name for tensor in tensors], path)
-    problems = [*form, *layout_problems(header, tensors, spec)]
-    held = sum(tensor.name.startswith("quantizer.") for tensor in tensors)
+def _inspect_codec(codec: EncodecWeights, file: GgufFile | None) -> Summary:
+    """A codec in GGUF, or else one of encodec.cpp."""
+    spec = codec.spec
+    keys = file.keys if file is not None else {}
     return Summary(
-        path=str(path),
-        kind="EnCodec, as encodec.cpp loads it",
-        n_bytes=path.stat().st_size,
-        sizes={**vars(header), "tensors": len(tensors), "codebooks": held},
+        path=str(codec.files[0]),
+        kind="EnCodec, as encodec.cpp loads it" if file is None else "EnCodec, as GGUF",
+        n_bytes=codec.files[0].stat().st_size,
+        sizes={**asdict(spec), "tensors": len(codec.tensors)},
         behaviour={
             "samples a frame": spec.hop_length,
             "frame rate (1/s)": spec.frame_rate,
-            "levels at its bandwidth": header.n_levels,
+            "levels at its bandwidth": spec.levels_at(spec.target_bandwidths[-1]),
         },
         tokenizer={},
-        provenance={},
-        rows=(),
-        groups=_sum_up(
-            (
-                tensor.name.partition(".")[0],
-                "F16" if tensor.ftype else "F32",
-                math.prod(tensor.dims),
-                tensor.n_bytes,
-            )
-            for tensor in tensors
-        ),
-        notes=(
-            *(f"the file is damaged: {problem}" for problem in problems),
-            *((F32_WARNING,) if header.ftype == 0 else ()),
-        ),
-    )
-
-
-def _inspect_gguf_codec(file: GgufFile) -> Summary:
-    codec = open_gguf_codec(file.path)
-    spec = codec.spec
-    return Summary(
-        path=str(file.path),
-        kind="EnCodec, as GGUF",
-        n_bytes=file.size,
-        sizes={**asdict(spec), "tensors": len(codec.tensors)},
-        behaviour={"samples a frame": spec.hop_length, "frame rate (1/s)": spec.frame_rate},
-        tokenizer={},
         provenance={
-            name: file.keys[name]
-            for name in file.keys
+            name: keys[name]
+            for name in keys
             if name.startswith(("general.", "encodec.source.", "encodec.converter."))
         },
         rows=(),
         groups=_sum_up(
-            (name.partition(".")[0], tensor.ggml_type.name, tensor.n_elements, tensor.n_bytes)
-            for name, tensor in file.tensors.items()
+            (
+                entry.name.partition(".")[0],
+                "F16" if entry.name in codec.halves else "F32",
+                entry.n_elements,
+                entry.n_elements * (2 if entry.name in codec.halves else 4),
+            )
+            for entry in codec.tensors
         ),
-        notes=(),
+        notes=() if file is not None or codec.halves else (F32_WARNING,),
     )
 
 

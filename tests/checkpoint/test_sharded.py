@@ -19,7 +19,7 @@ from support import Cli, describe, error_of
 from verify.random_shapes import random_dtype, random_shape
 
 from valle_convert import read_checkpoint
-from valle_convert.checkpoint.read import sha256_of
+from valle_convert.files import sha256_of
 
 SHAPE = Shape(dim=32, layers=1, levels=2, audio_tokens=10)
 

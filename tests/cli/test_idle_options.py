@@ -112,7 +112,7 @@ def test_a_tensor_type_for_nothing_is_told(
     patterns = ("--tensor-type", "zzz=Q8_0", "--tensor-type", "ffn_up=Q5_0")
     result = cli(*run, *patterns)
     assert result.code == 0, result
-    assert "--tensor-type zzz=q8_0 matches no tensor" in result.err
+    assert "the tensor type zzz=q8_0 matches no tensor" in result.err
     assert "ffn_up=q5_0 matches" not in result.err
 
 

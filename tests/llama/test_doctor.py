@@ -2,20 +2,25 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
+from support import PROJECT
 
+from valle_convert.cli.app import app
 from valle_convert.doctor import (
+    DISTRIBUTION,
     LLAMA,
     LlamaReport,
     PackageReport,
     examine,
     examine_commands,
     needs,
-    parse_requirement,
+    packages_of,
 )
 from valle_convert.errors import EnvironmentFault
 from valle_convert.llama.mpt import prove_relu
@@ -24,7 +29,7 @@ from valle_convert.llama.probe import ProbeResult
 WORKING = LlamaReport(
     Path("libllama.so"), "0.3.36", "CPU : AVX2 = 1", ProbeResult(True, 0.0), None, {}
 )
-NUMPY = PackageReport("numpy", "1.26", "2.4.6", "")
+NUMPY = PackageReport("numpy", ">=1.26", "2.4.6", "")
 
 
 def test_this_machine_is_described() -> None:
@@ -114,33 +119,37 @@ def test_nothing_found_is_a_report_and_no_error(
     assert "no program that can be run" in (programs["llama-quantize"] or "")
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("numpy>=1.26", ("numpy", "1.26", "")),
-        ("tqdm", ("tqdm", "", "")),
-        ("torch<3,>=2.10", ("torch", "2.10", "")),
-        ('llama-cpp-python>=0.3.36; extra == "llama"', ("llama-cpp-python", "0.3.36", "llama")),
-        ("types-pyyaml; extra == 'dev'", ("types-pyyaml", "", "dev")),
-    ],
-)
-def test_requirements_are_read_as_pip_writes_them(
-    text: str, expected: tuple[str, str, str]
-) -> None:
-    assert parse_requirement(text) == expected
+def test_requirements_are_read_as_pip_writes_them() -> None:
+    lines = [
+        "numpy<1000,>=1.26",
+        "tqdm",
+        'tomli>=2; python_version < "3"',
+        "nothing-here>=1; sys_platform != 'never' and extra == \"dev\"",
+        "numpy>=1; extra == 'speech'",
+        "nothing-there; sys_platform == 'never' and extra == 'dev'",
+    ]
+    packages = packages_of([Requirement(line) for line in lines], ["speech", "dev"])
+    assert [(one.extra, one.name, one.wanted) for one in packages] == [
+        ("", "numpy", "<1000,>=1.26"),
+        ("", "tqdm", ""),
+        ("dev", "nothing-here", ">=1"),
+        ("speech", "numpy", ">=1"),
+    ]
+    assert [one.name for one in packages if one.problem] == ["nothing-here"]
 
 
 @pytest.mark.parametrize(
     ("installed", "words"),
     [
         (None, "torch is not installed; pip install 'torch>=2.10'"),
-        ("2.9.1+cpu", "torch is 2.9.1.cpu, expected at least 2.10"),
+        ("2.9.1+cpu", "torch is 2.9.1.cpu, expected >=2.10"),
         ("2.10", None),
+        ("2.11rc1", None),
         ("2.13.0+cpu", None),
     ],
 )
 def test_versions_are_compared_as_numbers(installed: str | None, words: str | None) -> None:
-    problem = PackageReport("torch", "2.10", installed, "").problem
+    problem = PackageReport("torch", ">=2.10", installed, "").problem
     if words is None:
         assert problem is None
     else:
@@ -149,20 +158,31 @@ def test_versions_are_compared_as_numbers(installed: str | None, words: str | No
 
 
 def test_a_missing_package_stops_every_command_and_one_of_an_extra_none() -> None:
-    missing = PackageReport("gguf", "0.17", None, "")
+    missing = PackageReport("gguf", ">=0.17", None, "")
     commands = examine_commands((NUMPY, missing), WORKING)
     assert all("gguf is not installed" in command.missing[0] for command in commands)
-    sound = PackageReport("soundfile", "0.14", None, "speech")
+    sound = PackageReport("soundfile", ">=0.14", None, "speech")
     stopped = [c.name for c in examine_commands((NUMPY, sound), WORKING) if c.missing]
-    assert stopped == ["speak", "transcribe", "speak (VALL-E X)"]
-    pinyin = PackageReport("pypinyin", "0.50", None, "vallex")
+    assert stopped == [
+        "quantize --listen",
+        "utterances",
+        "speak",
+        "speak (VALL-E X)",
+        "speak (VALL-E X, Japanese)",
+        "transcribe",
+    ]
+    pinyin = PackageReport("pypinyin", ">=0.50", None, "vallex")
     stopped = [c.name for c in examine_commands((NUMPY, pinyin), WORKING) if c.missing]
-    assert stopped == ["speak (VALL-E X)"]
-    extra = PackageReport("pytest", "8.3", None, "dev")
+    assert stopped == ["speak (VALL-E X)", "speak (VALL-E X, Japanese)"]
+    extra = PackageReport("pytest", ">=8.3", None, "dev")
     assert not any(command.missing for command in examine_commands((NUMPY, extra), WORKING))
 
 
-def test_every_need_of_a_command_is_something_that_is_examined() -> None:
+def test_every_command_is_listed_and_needs_what_there_is() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     report = examine()
-    examined = {LLAMA, *report.llama.graphs, *(package.extra for package in report.packages)}
-    assert {need for needed in needs().values() for need in needed} <= examined
+    found = {need for needed in needs().values() for need in needed}
+    assert found <= {LLAMA, *report.llama.graphs, *project["optional-dependencies"]}
+    commands = {one.name or one.callback.__name__ for one in app.registered_commands}
+    assert {name.split()[0] for name in needs()} == commands
+    assert project["name"] == DISTRIBUTION

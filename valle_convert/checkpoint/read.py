@@ -56,7 +56,7 @@ from valle_convert.checkpoint.sharded import ShardedTensors
 from valle_convert.checkpoint.source import CarriedVocabulary, TensorSource, TensorSpec
 from valle_convert.checkpoint.torch_file import TorchTensors, load_torch_file
 from valle_convert.errors import InputError, UnsupportedModelError
-from valle_convert.files import check_input_file, os_fault, read_small_file
+from valle_convert.files import check_input_file, os_fault, read_small_file, sha256_of
 from valle_convert.progress import Progress, silent
 
 _SUPPORTED = "supported are .sft, .safetensors, .pth and .pt, and folders with one of them"
@@ -278,23 +278,6 @@ def _notes_of(tree: Tree) -> tuple[str, ...]:
     if not isinstance(tree, HubTree):
         return ()
     return (f"{tree.name(PurePosixPath('.'))} is at commit {tree.commit}", *tree.notes)
-
-
-def sha256_of(path: Path, advance: Callable[[int], object] = lambda _n: None) -> str:
-    """The SHA-256 of a file, 64 hexadecimal digits; `advance` gets the size of each chunk.
-
-    Raises:
-        InputError, EnvironmentFault: it cannot be read to its end.
-    """
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(_HASH_CHUNK):
-                digest.update(chunk)
-                advance(len(chunk))
-    except OSError as error:
-        raise os_fault(f"{path} cannot be read to its end", error) from error
-    return digest.hexdigest()
 
 
 # ---------------------------------------------------------------------------- containers

@@ -47,7 +47,7 @@ from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle
 from valle_convert.llama.context import CacheType
 from valle_convert.model.inputs import NULL_PHONEMES, Condition
-from valle_convert.model.spec import LANGUAGES
+from valle_convert.model.spec import LANGUAGES, Codes
 from valle_convert.network.protocol import Network
 from valle_convert.progress import Progress, silent
 from valle_convert.speech.common import (
@@ -59,7 +59,6 @@ from valle_convert.speech.common import (
 )
 from valle_convert.speech.results import (
     MAX_RECORDING_SECONDS,
-    Codes,
     Heard,
     Piece,
     SpeakOptions,

@@ -125,11 +125,6 @@ class VallexModel:
         return self.ar.table("text").n_rows
 
     @property
-    def stop_code(self) -> int:
-        """What the AR's head says after the last code."""
-        return self.codebook_size
-
-    @property
     def begin_code(self) -> int:
         """The AR's first audio input; there is no output for it."""
         return self.codebook_size + 1
