@@ -14,7 +14,7 @@ PACKAGE = PROJECT / "valle_convert"
 #: From the ground up; who stands on a shelf imports from the shelves below only.
 #: docs/architecture.md says what each is for.
 SHELVES = (
-    ("errors", "metrics", "progress", "strict_json", "threads"),
+    ("closing", "errors", "metrics", "progress", "strict_json", "threads"),
     ("extras", "files"),
     ("npz_file",),
     ("checkpoint", "llama"),

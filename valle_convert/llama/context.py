@@ -14,12 +14,12 @@ import ctypes
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from valle_convert.closing import Closing
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.llama.library import Library
 
@@ -31,7 +31,7 @@ CacheType = Literal["f16", "f32"]
 CELLS_PER_BLOCK = 256  # llama.cpp rounds a context up to blocks of this many cells
 
 
-class LlamaModel:
+class LlamaModel(Closing):
     """The weights of one GGUF file, or of the parts of a split one.
 
     Args:
@@ -136,19 +136,8 @@ class LlamaModel:
             self.library.api.llama_model_free(self._handle)
             self._handle = None
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class Context:
+class Context(Closing):
     """A key/value cache for `n_seq` sequences and the buffers to decode into it.
 
     All sequences share one pool of cells (llama.cpp's unified cache): only then does a batch
@@ -237,17 +226,6 @@ class Context:
         if self._handle:
             self._api.llama_free(self._handle)
             self._handle = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def decode(
         self,

@@ -21,11 +21,11 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
 import numpy as np
 
+from valle_convert.closing import Closing
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import check_input_file, describe_os_error
 from valle_convert.llama.context import CacheType, Context, FloatArray, LlamaModel
@@ -46,7 +46,7 @@ _RELU_NMSE_AT_64, _RELU_FLOOR = 1e-6, 1e-11
 _PROVEN_FACTOR = 256  # of files that are no f32
 
 
-class MptSession:
+class MptSession(Closing):
     """A model and its sequences.
 
     Args:
@@ -217,17 +217,6 @@ class MptSession:
     def _close_copy(self) -> None:
         if self._copy is not None:
             self._copy.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # -- contexts ----------------------------------------------------------------------------
 

@@ -23,12 +23,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from valle_convert.closing import Closing
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.llama.context import (
     BoolArray,
@@ -91,7 +90,7 @@ class _Checked:
         return len(self.positions)
 
 
-class Session:
+class Session(Closing):
     """A GGUF file opened for running, and the state of `n_seq` independent sequences.
 
     Args:
@@ -284,17 +283,6 @@ class Session:
             self._context.close()
             self._context = None
         self._model.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # -- the two ways through the model ------------------------------------------------------
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.checkpoint.lora import LoraFile
+from valle_convert.closing import Closing
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.adapter import open_adapter
 from valle_convert.gguf_file.keys import read_model
@@ -29,7 +28,7 @@ from valle_convert.model.spec import Head, Model, level_of_head
 from valle_convert.network.protocol import Outputs
 
 
-class GgufNetwork:
+class GgufNetwork(Closing):
     """A `protocol.Network` on stock llama.cpp. Close it, or use it as a context manager.
 
     Args:
@@ -148,17 +147,6 @@ class GgufNetwork:
     def close(self) -> None:
         """Free what llama.cpp holds."""
         self.session.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def read_probe_rows(file: GgufFile, n_rows: int | None = None) -> dict[int, NDArray[np.float32]]:

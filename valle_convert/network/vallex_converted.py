@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
+from valle_convert.closing import Closing
 from valle_convert.errors import EnvironmentFault
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
@@ -30,7 +29,7 @@ from valle_convert.network.vallex import ComposedNetwork, Ids, Rows
 _SAME_NMSE = 1e-9
 
 
-class VallexGguf(ComposedNetwork):
+class VallexGguf(ComposedNetwork, Closing):
     """A `VallexNetwork` on stock llama.cpp. Close it, or use it as a context manager.
 
     Args:
@@ -161,14 +160,3 @@ class VallexGguf(ComposedNetwork):
         """Free what llama.cpp holds."""
         self._ar.close()
         self._nar.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
