@@ -1,7 +1,7 @@
 """A converted file, opened on stock llama.cpp: `protocol.Network` with nothing assumed.
 
 The file's keys say which rows are which table and head; the rows are read from the file
-itself, dequantized as they are needed. `llama.Session` runs them and knows nothing of
+itself, dequantized as they are needed. `GemmaSession` runs them and knows nothing of
 VALL-E; this module adds what it knows, and no arithmetic but a head's bias.
 """
 
@@ -23,9 +23,12 @@ from valle_convert.gguf_file.old import is_old, why_wrong
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.context import CacheType
-from valle_convert.llama.session import PROBE_ROWS, Pass, Session
+from valle_convert.llama.gemma import GemmaSession, Pass
 from valle_convert.model.spec import Head, Model, level_of_head
 from valle_convert.network.protocol import Outputs
+
+#: Rows of the token table that are looked at, evenly spread over it.
+_PROBE_ROWS = 32
 
 
 class GgufNetwork(Closing):
@@ -70,7 +73,7 @@ class GgufNetwork(Closing):
             for head in self._model.heads
             if head.bias is not None
         }
-        self.session = Session(
+        self.session = GemmaSession(
             self.file.path,
             n_ctx=n_ctx,
             n_seq=n_seq,
@@ -130,7 +133,7 @@ class GgufNetwork(Closing):
         ]
         self._switch_adapters(head)
         columns = self._model.head(head).columns
-        found = self.session.step_many(passes, causal=True, columns=columns)
+        found = self.session.step_many(passes, columns=columns)
         return [self._biased(head, logits) for logits in found]
 
     def _switch_adapters(self, head: str) -> None:
@@ -167,7 +170,7 @@ def read_probe_rows(file: GgufFile, n_rows: int | None = None) -> dict[int, NDAr
         raise InputError(
             f"{file.path} has no tensor token_embd.weight; convert the checkpoint again."
         )
-    ids = np.unique(np.linspace(0, (n_rows or table.shape[0]) - 1, PROBE_ROWS).astype(np.int64))
+    ids = np.unique(np.linspace(0, (n_rows or table.shape[0]) - 1, _PROBE_ROWS).astype(np.int64))
     rows = table.rows(ids)
     sizes = np.sqrt(np.mean(rows**2, axis=1))
     used = np.flatnonzero(sizes > 0)

@@ -17,7 +17,7 @@ from valle_convert.gguf_file.old import OLD_TYPES_KEY
 from valle_convert.gguf_file.plan import GgufPlan, PlannedFile
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.write import read_biases
-from valle_convert.llama.session import Session
+from valle_convert.llama.gemma import GemmaSession
 from valle_convert.network.converted import open_model, read_probe_rows
 from valle_convert.verify.report import Check
 
@@ -248,7 +248,7 @@ def _check_llama(plan: GgufPlan, file: GgufFile) -> Check:
         "n_params": plan.n_weights,
     }
     try:
-        with Session(file.path, n_ctx=8, probe_rows=read_probe_rows(file)) as session:
+        with GemmaSession(file.path, n_ctx=8, probe_rows=read_probe_rows(file)) as session:
             found = {
                 "n_embd": session.n_embd,
                 "n_layer": session.n_layer,
