@@ -140,12 +140,12 @@ def vallex() -> bytes:
 @cache
 def vallex_set() -> dict[str, bytes]:
     """The files that are made of it."""
-    from valle_convert.api import plan_vallex, write_set
+    from valle_convert import plan_conversion, write_gguf
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "model.pt").write_bytes(vallex())
-        write_set(plan_vallex(folder / "model.pt"), folder / "x.gguf")
+        write_gguf(plan_conversion(folder / "model.pt"), folder / "x.gguf")
         return {path.name: path.read_bytes() for path in folder.glob("*.gguf")}
 
 
@@ -369,33 +369,6 @@ def codes_zip() -> bytes:
 
 
 @cache
-def ecdc() -> bytes:
-    """Codes as EnCodec's own programs exchange them."""
-    from valle_convert.audio.ecdc import write_ecdc
-
-    codes = np.arange(6, dtype=np.int32).reshape(3, 2)
-    return _written(lambda path: write_ecdc(path, codes), "codes.ecdc")
-
-
-@cache
-def imatrix_state() -> tuple[dict[str, Any], bytes]:
-    """The facts, and the sums as numpy stores them."""
-    from numpy.lib import format as npy
-
-    facts = {
-        "version": 2,
-        "work": "w",
-        "counts": {"a": 3, "b": 4},
-        "columns": [2, 4],
-        "n_utterances": 1,
-        "n_passes": 2,
-        "longest": 8,
-    }
-    buffer = io.BytesIO()
-    npy.write_array(buffer, np.arange(6, dtype=np.float64))
-    return facts, buffer.getvalue()
-
-
 # ------------------------------------------------------------------------- folders, reports
 
 

@@ -146,17 +146,13 @@ def _gguf_parts(
 
 
 def _read_model(folder: Path) -> None:
-    from valle_convert.gguf_file.loadable import check_loadable
-    from valle_convert.gguf_file.read import GgufFile
+    from valle_convert.families.bundle import open_bundle
     from valle_convert.inspect import inspect_file
-    from valle_convert.network.converted import open_model, read_probe_rows
+    from valle_convert.network.probe import read_probe_rows
 
     path = folder / "x.gguf"
     json.dumps(inspect_file(path).to_json())
-    file = GgufFile(path)
-    open_model(file)
-    read_probe_rows(file)
-    check_loadable(file)
+    read_probe_rows(open_bundle(path).main)
 
 
 def _read_vocabulary(folder: Path) -> None:
@@ -270,7 +266,7 @@ def _read_calls(folder: Path) -> None:
 def _session() -> Any:  # noqa: ANN401 - a GemmaSession
     from valle_convert.gguf_file.read import GgufFile
     from valle_convert.llama.gemma import GemmaSession
-    from valle_convert.network.converted import read_probe_rows
+    from valle_convert.network.probe import read_probe_rows
 
     path = seeds.converted_path()
     rows = read_probe_rows(GgufFile(path))
@@ -287,28 +283,6 @@ def _read_imatrix(folder: Path) -> None:
     read = read_imatrix(folder / "x.gguf")
     encode_imatrix(read)
     read.keys("x.gguf")
-
-
-def _make_state(rng: Random) -> Files:
-    facts, squares = seeds.imatrix_state()
-    facts = json.loads(json.dumps(facts))
-    if rng.randrange(4):
-        text = tree_bytes(rng, damage_tree(rng, facts)).decode("utf-8", "replace")
-    else:
-        text, squares = json.dumps(facts), damage_bytes(rng, squares)
-    letters = np.array(text).astype("<U")
-    header = repr({"descr": f"<U{len(text)}", "fortran_order": False, "shape": ()}).encode()
-    return {
-        "x.npz": formats.zip_of(
-            [("facts.npy", formats.npy_of(header, letters.tobytes())), ("squares.npy", squares)]
-        )
-    }
-
-
-def _read_state(folder: Path) -> None:
-    from valle_convert.quantize.imatrix import _load
-
-    _load(folder / "x.npz", "w")
 
 
 # ---------------------------------------------------------------------------- safetensors
@@ -381,14 +355,13 @@ def _make_pickle(rng: Random) -> Files:
 def _read_torch(folder: Path) -> None:
     from valle_convert.checkpoint.read import read_checkpoint
     from valle_convert.errors import ValleConvertError
-    from valle_convert.model.families import describe
 
     path = folder / "x.pth"
     checkpoint = read_checkpoint(path)
     oracles.same_torch(path, checkpoint.tensors)
     json.dumps(dict(checkpoint.stats))
     with suppress(ValleConvertError):  # it is no whole model, and may say so
-        describe(checkpoint)
+        _describe(checkpoint)
 
 
 @cache
@@ -428,6 +401,13 @@ def _read_legacy(folder: Path) -> None:
 
 
 # ---------------------------------------------------------------- checkpoints and configs
+
+
+def _describe(checkpoint: Any) -> None:  # noqa: ANN401 - a Checkpoint
+    from valle_convert.families import family_of
+    from valle_convert.families.family import Choices
+
+    family_of(checkpoint).describe(checkpoint, Choices())
 
 
 @cache
@@ -472,15 +452,12 @@ def _make_checkpoint(rng: Random) -> Files:
 
 
 def _read_checkpoint(folder: Path) -> None:
-    from valle_convert.checkpoint.read import read_checkpoint
-    from valle_convert.gguf_file.header import pack_header
-    from valle_convert.gguf_file.plan import plan_gguf
+    from valle_convert.api import plan_conversion
+    from valle_convert.gguf_file.write import header_of
     from valle_convert.inspect import inspect_file
 
     path = folder / "x.sft"
-    checkpoint = read_checkpoint(path)
-    plan = plan_gguf(checkpoint, out_type="auto")
-    pack_header(plan.keys, plan.tensors)
+    header_of(plan_conversion(path).main)
     inspect_file(path)
 
 
@@ -548,13 +525,12 @@ def _weights_without_config() -> bytes:
 
 def _read_config(folder: Path) -> None:
     from valle_convert.checkpoint.read import read_checkpoint
-    from valle_convert.model.families import describe
 
     # Beside the weights: written here, since it is no part of the input.
     path = folder / "x.sft"
     path.write_bytes(_weights_without_config())
     try:
-        describe(read_checkpoint(path))
+        _describe(read_checkpoint(path))
     finally:
         path.unlink()
 
@@ -630,11 +606,10 @@ def _make_folder(rng: Random) -> Files:
 def _read_folder(folder: Path) -> None:
     from valle_convert.checkpoint.read import read_checkpoint
     from valle_convert.errors import ValleConvertError
-    from valle_convert.model.families import describe
 
     checkpoint = read_checkpoint(folder)
     with suppress(ValleConvertError):  # an export does not tell everything
-        describe(checkpoint)
+        _describe(checkpoint)
     for name in list(checkpoint.tensors.specs)[:5]:
         if checkpoint.tensors.specs[name].dtype is not None:
             checkpoint.tensors.read(name)
@@ -687,7 +662,7 @@ def _make_metadata(rng: Random) -> Files:
 def _read_metadata(folder: Path) -> None:
     from valle_convert.gguf_file.metadata import GeneralMetadata
 
-    GeneralMetadata.read(folder / "x.json", {})
+    GeneralMetadata.read(folder / "x.json")
 
 
 # ----------------------------------------------------------------------------- tokenizers
@@ -914,9 +889,9 @@ def _damaged_array(rng: Random) -> bytes:
 
 def _read_npz(folder: Path) -> None:
     from valle_convert.audio.codes import read_codes
-    from valle_convert.audio.vallex_voice import read_vallex_voice
     from valle_convert.errors import ValleConvertError
-    from valle_convert.quantize.utterances import read_utterance
+    from valle_convert.families.v5.trials import read_utterance
+    from valle_convert.families.vallex.voice import read_vallex_voice
 
     path = folder / "x.npz"
     refused: list[ValleConvertError] = []
@@ -937,26 +912,10 @@ def _read_npz(folder: Path) -> None:
 
 @cache
 def _model() -> Any:  # noqa: ANN401 - a Model
+    from valle_convert.families.v5.files import open_model
     from valle_convert.gguf_file.read import GgufFile
-    from valle_convert.network.converted import open_model
 
     return open_model(GgufFile(Path("converted.gguf"), seeds.converted()))
-
-
-def _make_ecdc(rng: Random) -> Files:
-    data = seeds.ecdc()
-    (length,) = struct.unpack_from(">I", data, 5)
-    text, packed = data[9 : 9 + length], data[9 + length :]
-    if rng.randrange(3) == 0:
-        return {"x.ecdc": damage_fields(rng, [data[:4], data[4:5], data[5:9], text, packed])}
-    text = tree_bytes(rng, damage_tree(rng, json.loads(text), 2))
-    return {"x.ecdc": data[:5] + struct.pack(">I", len(text)) + text + packed}
-
-
-def _read_ecdc(folder: Path) -> None:
-    from valle_convert.audio.codes import read_codes
-
-    read_codes(folder / "x.ecdc")
 
 
 # ------------------------------------------------------- VALL-E X, old files and adapters
@@ -980,13 +939,11 @@ def _make_vallex(rng: Random) -> Files:
 
 
 def _read_vallex(folder: Path) -> None:
-    from valle_convert.checkpoint.read import read_checkpoint
-    from valle_convert.gguf_file.vallex import plan_vallex
+    from valle_convert.api import plan_conversion
     from valle_convert.gguf_file.write import header_of
 
-    plan = plan_vallex(read_checkpoint(folder / "x.pt"), out_type="auto")
-    for part in plan.files(folder / "x.gguf").values():
-        header_of(part)
+    for file in plan_conversion(folder / "x.pt").files.values():
+        header_of(file)
 
 
 def _make_set(rng: Random) -> Files:
@@ -1007,12 +964,12 @@ def _make_set(rng: Random) -> Files:
 
 def _read_set(folder: Path) -> None:
     """What is let through, llama.cpp has to survive: it runs in this very process."""
+    from valle_convert.api import open_network
     from valle_convert.inspect import inspect_file
-    from valle_convert.network.vallex_converted import VallexGguf
 
     path = folder / "x.gguf"
     json.dumps(inspect_file(path).to_json())
-    VallexGguf(path, n_threads=1).close()
+    open_network(path, n_threads=1).close()
 
 
 def _make_old(rng: Random) -> Files:
@@ -1032,7 +989,7 @@ def _read_old(folder: Path) -> None:
     path = folder / "x.gguf"
     GgufFile(path)
     json.dumps(inspect_file(path).to_json())
-    plan = plan_repair(path)
+    plan = plan_repair(path).main
     header_of(plan)
     for tensor in plan.tensors:
         for _ in pieces(plan, tensor):
@@ -1049,7 +1006,7 @@ def _make_adapter(rng: Random) -> Files:
 
 def _read_adapter(folder: Path) -> None:
     from valle_convert.checkpoint.lora import LoraFile
-    from valle_convert.gguf_file.adapter import open_adapter
+    from valle_convert.families.v5.adapter import open_adapter
     from valle_convert.gguf_file.read import GgufFile
 
     base = GgufFile(Path("converted.gguf"), seeds.converted())
@@ -1103,7 +1060,7 @@ def _make_list(rng: Random) -> Files:
 
 
 def _read_list(folder: Path) -> None:
-    from valle_convert.quantize.recordings import read_list
+    from valle_convert.families.v5.recordings import read_list
 
     read_list(folder / "x.tsv")
 
@@ -1134,7 +1091,6 @@ TARGETS: Mapping[str, Target] = {
             lambda: [{"calls": json.dumps([_RIGHT_CALL]).encode()}],
         ),
         Target("imatrix", _make_imatrix, _read_imatrix, _one("x.gguf", seeds.imatrix)),
-        Target("state", _make_state, _read_state, list),
         Target(
             "safetensors",
             _make_safetensors,
@@ -1197,7 +1153,6 @@ TARGETS: Mapping[str, Target] = {
             ),
         ),
         Target("npz", _make_npz, _read_npz, _one("x.npz", seeds.codes_zip)),
-        Target("ecdc", _make_ecdc, _read_ecdc, _one("x.ecdc", seeds.ecdc)),
         Target("manifest", _make_manifest, _read_manifest, lambda: [seeds.manifest()]),
         Target(
             "report",

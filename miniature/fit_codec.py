@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from miniature import corpus
-from valle_convert.audio.world import WorldSettings, analyse, nearest_codes, write_world_codec
+from miniature.world import WorldSettings, analyse, nearest_codes, write_world_codec
 
 Floats = NDArray[np.float32]
 

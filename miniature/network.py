@@ -21,10 +21,10 @@ from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 
 from valle_convert.checkpoint import Checkpoint, TensorSpec
 from valle_convert.checkpoint.source import FLOAT32
+from valle_convert.families.v5.facts import describe
 from valle_convert.model.description import Description
 from valle_convert.model.inputs import Segment, positions_of
 from valle_convert.model.spec import Model
-from valle_convert.model.v5 import describe
 
 WIDTH, LAYERS, HEADS, FFN = 256, 4, 4, 2
 LEVELS, CODES, PHONEMES = 4, 256, 256
@@ -131,7 +131,7 @@ class Network(nn.Module):
             else:
                 value = torch.randn(shape, generator=generator) * _spread(name)
             self.weights[_key(name)] = nn.Parameter(value)
-        self.description: Description = describe(_checkpoint(), None)
+        self.description: Description[Model] = describe(_checkpoint())
         half = torch.arange(0, WIDTH // HEADS, 2, dtype=torch.float32)
         self._frequencies = _ROPE_BASE ** (-half / (WIDTH // HEADS))
 
@@ -162,7 +162,7 @@ class Network(nn.Module):
             [
                 *(
                     self.weight(block.source).reshape(-1, WIDTH)[: block.n_rows]
-                    for block in self.description.rows
+                    for block in self.description.blocks()
                     if not block.label.startswith("head.")
                 ),
                 torch.zeros(1, WIDTH),  # for elements of fewer terms

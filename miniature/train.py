@@ -34,8 +34,8 @@ from tqdm import tqdm
 
 from miniature import corpus
 from miniature.network import IGNORE, LEVELS, Example, Network, export
+from miniature.world import WorldCodec
 from valle_convert.audio.files import Audio
-from valle_convert.audio.world import WorldCodec
 from valle_convert.files import atomic_output
 from valle_convert.model.inputs import (
     Condition,

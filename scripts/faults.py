@@ -99,7 +99,7 @@ OPERATIONS = (
             f"set/{name}"
             for name in (
                 *("model-Q8_0.gguf", "model-Q4_0.gguf"),
-                *("manifest.json", "SHA256SUMS", "sbom.cdx.json"),
+                *("manifest.json", "SHA256SUMS"),
             )
         ),
     ),
@@ -275,7 +275,6 @@ class Stage:
 
     def _is_between(self, path: Path) -> bool:
         """Whether it is a list of files, whole, of the time when some of them were new."""
-        from valle_convert.quantize.bill import BILL, digests_in_bill
         from valle_convert.quantize.manifest import MANIFEST, SUMS, read_manifest
 
         known = {*self._old.values(), *self._new.values()}
@@ -283,8 +282,6 @@ class Stage:
             return {one.sha256 for one in read_manifest(path)} <= known
         if path.name == SUMS and path.exists():
             return {line.split("  ")[0] for line in path.read_text().splitlines()} <= known
-        if path.name == BILL and path.exists():
-            return set(digests_in_bill(json.loads(path.read_text())).values()) <= known
         return False
 
 

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[1]
-PROGRAM = [sys.executable, "-m", "valle_convert"]
+PROGRAM = [sys.executable, "-m", "miniature"]
 _RATE = 24_000
 _SAMPLE_BYTES = 2
 _TEXTS = (

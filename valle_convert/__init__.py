@@ -1,6 +1,6 @@
 """Turn a trained VALL-E checkpoint into a GGUF file that stock llama.cpp runs, and prove it.
 
-The functions of `valle_convert.api` are offered here, and imported when first asked for.
+What `valle_convert.api` has is offered here, and imported when first asked for.
 """
 
 from __future__ import annotations
@@ -10,31 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from valle_convert.api import (
-        open_session,
-        open_vallex,
+        open_network,
         plan_conversion,
         plan_repair,
-        plan_vallex,
         read_checkpoint,
         verify_gguf,
-        verify_set,
         write_gguf,
-        write_set,
+        write_lora,
     )
+    from valle_convert.families.family import Choices
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "open_session",
-    "open_vallex",
+    "Choices",
+    "open_network",
     "plan_conversion",
     "plan_repair",
-    "plan_vallex",
     "read_checkpoint",
     "verify_gguf",
-    "verify_set",
     "write_gguf",
-    "write_set",
+    "write_lora",
 ]
 
 

@@ -1,32 +1,31 @@
-"""The whole pipeline in five functions, for programs; the command line calls the same.
+"""The whole pipeline in seven functions, for programs; the command line calls the same.
 
-plan = plan_conversion("ckpt.sft")            # nothing is read but headers
+plan = plan_conversion("ckpt.sft")            # reads headers
 write_gguf(plan, "out.gguf")
 report = verify_gguf(plan, "out.gguf")        # report.passed
-with open_session("out.gguf") as network:     # stock llama.cpp
-    network.step(...)
+with open_network("out.gguf") as network:     # stock llama.cpp
+    print(network.model)
+
+`read_checkpoint` opens a checkpoint with options, `plan_repair` plans from a GGUF file of another
+converter, and `write_lora` writes an adapter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint import read_checkpoint as _read_checkpoint
 from valle_convert.checkpoint.lora import lora_files
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.metadata import GeneralMetadata
-from valle_convert.gguf_file.plan import GgufPlan, plan_gguf
+from valle_convert.families.family import Choices
+from valle_convert.network.protocol import Computing
 from valle_convert.progress import Progress, silent
-from valle_convert.tokenizer.compile import DEFAULT_PRE
 
 if TYPE_CHECKING:
-    from valle_convert.gguf_file.adapter import Adapter
-    from valle_convert.gguf_file.vallex import SetPlan
-    from valle_convert.network.converted import GgufNetwork
-    from valle_convert.network.vallex_converted import VallexGguf
+    from valle_convert.families.bundle import Plan
     from valle_convert.verify.report import Report
     from valle_convert.verify.run import LevelName
 
@@ -39,28 +38,24 @@ def read_checkpoint(
     config: PathLike | None = None,
     lora: PathLike | Sequence[PathLike] = (),
     lora_alpha: float | None = None,
-    lora_scale: float = 1.0,
-    revision: str | None = None,
     progress: Progress = silent,
 ) -> Checkpoint:
     """Open a checkpoint without reading its weights; see `checkpoint.read_checkpoint`.
 
-    LoRAs in `lora` are merged, each as `FILE` or `FILE@SCALE`; `lora_scale` scales all of them.
+    LoRAs in `lora` are merged, each as `FILE` or `FILE@SCALE`.
     """
     try:
         return _read_checkpoint(
             Path(path),
             config=None if config is None else Path(config),
-            lora=lora_files(lora, lora_scale),
+            lora=lora_files(lora),
             lora_alpha=lora_alpha,
-            revision=revision,
             progress=progress,
         )
     except InputError:
-        from valle_convert.gguf_file.old import refuse_old
+        from valle_convert.families import refuse_known
 
-        if Path(path).is_file():
-            refuse_old(Path(path))
+        refuse_known(Path(path))
         raise
 
 
@@ -69,77 +64,124 @@ def plan_repair(
     *,
     config: PathLike | None = None,
     biases: PathLike | None = None,
-    tokenizer: PathLike | None = None,
-) -> GgufPlan:
-    """Plan the right file of a GGUF file that was made the old way; see `gguf_file.old`.
+    choices: Choices | None = None,
+) -> Plan:
+    """Plan the right files of a GGUF file that another converter made; see docs/repair.md.
 
     Args:
         old: the file; its quantized rows are moved as they are.
         config: what it does not say, where that is not as in the published models.
         biases: the checkpoint that it was made of, which has the heads' biases.
-        tokenizer: as for `plan_conversion`.
+        choices: as for `plan_conversion`.
 
     Raises:
         InputError: it is no such file, or the checkpoint is of another model.
     """
-    from valle_convert.gguf_file.old import read_old
+    from valle_convert.families import family_of_file
+    from valle_convert.families.bundle import plan
+    from valle_convert.gguf_file.read import GgufFile
 
-    return plan_gguf(
-        read_old(
-            Path(old),
-            config=None if config is None else Path(config),
-            biases=None if biases is None else read_checkpoint(biases),
-        ),
-        tokenizer=None if tokenizer is None else Path(tokenizer),
+    family = family_of_file(GgufFile(Path(old), allow_part=True))
+    checkpoint = family.ability("repair")(
+        Path(old),
+        config=None if config is None else Path(config),
+        biases=None if biases is None else read_checkpoint(biases),
     )
+    return plan(checkpoint, choices)
 
 
-def plan_conversion(
-    checkpoint: PathLike | Checkpoint,
-    *,
-    out_type: str = "auto",
-    tokenizer: PathLike | None = None,
-    tokenizer_pre: str = DEFAULT_PRE,
-    codec: str | None = None,
-    metadata: GeneralMetadata | None = None,
-) -> GgufPlan:
-    """Decide everything about the GGUF file of a checkpoint, without reading weights.
+def plan_conversion(checkpoint: PathLike | Checkpoint, choices: Choices | None = None) -> Plan:
+    """Decide everything about the GGUF files of a checkpoint.
 
     Args:
         checkpoint: a path, or what `read_checkpoint` gave.
-        out_type: "auto" (the checkpoint's own), "f32", "f16", "bf16" or "q8_0".
-        tokenizer: a tokenizer.json or SentencePiece .model; None chooses one, and says why.
-        tokenizer_pre: llama.cpp's pre-tokenizer, "qwen35" or "superbpe".
-        codec: name of the audio codec; None tells it by levels and codes.
-        metadata: values for the `general.*` keys.
+        choices: number format, tokenizer, codec and metadata; None for the defaults.
+
+    Returns:
+        The plan; `plan.at(target)` has the files by path.
 
     Raises:
         InputError: the checkpoint, its config or its tokenizer cannot be converted exactly.
     """
-    if not isinstance(checkpoint, Checkpoint):
-        checkpoint = read_checkpoint(checkpoint)
-    return plan_gguf(
-        checkpoint,
-        out_type=out_type,
-        tokenizer=None if tokenizer is None else Path(tokenizer),
-        tokenizer_pre=tokenizer_pre,
-        codec=codec,
-        metadata=metadata,
+    from valle_convert.families.bundle import plan
+
+    return plan(
+        checkpoint if isinstance(checkpoint, Checkpoint) else read_checkpoint(checkpoint), choices
     )
 
 
 def write_gguf(
-    plan: GgufPlan, target: PathLike, *, force: bool = False, progress: Progress = silent
-) -> int:
-    """Write the planned file, or leave nothing; returns its size in bytes.
+    plan: Plan, target: PathLike, *, force: bool = False, progress: Progress = silent
+) -> dict[Path, int]:
+    """Write the planned files, or leave nothing.
+
+    Args:
+        plan: what to write.
+        target: the main file; others lie beside it, named after it.
+        force: whether existing files may be replaced.
+        progress: shows the number of bytes written.
+
+    Returns:
+        The size of each file in bytes.
 
     Raises:
-        InputError: the target must not be written, or a weight is not finite.
+        InputError: a file must not be written, or a weight is not finite.
         EnvironmentFault: the disk is full, or the folder is not writable.
     """
-    from valle_convert.gguf_file.write import write_plan
+    from valle_convert.families.bundle import write_bundle
 
-    return write_plan(plan, Path(target), force=force, progress=progress)
+    return write_bundle(plan, Path(target), force=force, progress=progress)
+
+
+def verify_gguf(
+    plan: Plan,
+    file: PathLike,
+    *,
+    levels: Sequence[LevelName] | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Report:
+    """Compare converted (or quantized) files with the plan of their checkpoint.
+
+    Args:
+        plan: of the checkpoint, with the choices that the files should have.
+        file: the main file.
+        levels: of "structure", "tensors", "tokenizer", "logits"; None for all.
+        seed: of the strings and inputs that are tried.
+        progress: shows the long levels.
+
+    Raises:
+        InputError: a file is no whole GGUF file, or is of another set.
+        EnvironmentFault: llama.cpp is there, and does not work on this machine.
+    """
+    from valle_convert.families.bundle import open_files
+    from valle_convert.verify.run import LEVELS, verify
+
+    return verify(
+        plan,
+        open_files(Path(file)),
+        levels=LEVELS if levels is None else levels,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def open_network(file: PathLike, *, n_threads: int | None = None) -> Computing:
+    """Open converted files on stock llama.cpp; a context manager.
+
+    Args:
+        file: the main file.
+        n_threads: None for the cores that this process may use.
+
+    Raises:
+        InputError: they are no converted model, or damaged.
+        EnvironmentFault: there is no usable llama.cpp.
+    """
+    from valle_convert.families.bundle import open_bundle
+
+    bundle = open_bundle(Path(file))
+    network: Computing = bundle.family.open(bundle, n_threads=n_threads)
+    return network
 
 
 def write_lora(
@@ -150,152 +192,37 @@ def write_lora(
     out_type: str = "f32",
     config: PathLike | None = None,
     lora_alpha: float | None = None,
-    lora_scale: float = 1.0,
     force: bool = False,
-) -> Adapter:
+) -> Any:  # noqa: ANN401 - the family's own
     """Write a LoRA as a GGUF adapter of a converted file, and read it back.
 
     Args:
         base: the converted file, quantized or not, or its checkpoint.
-        lora: the adapter's file, or a checkpoint that holds one.
+        lora: `FILE` or `FILE@SCALE`, of the adapter or of a checkpoint that holds one.
         target: the file to write.
         out_type: "f32" or "f16".
         config: of the checkpoint, where `base` is one without.
         lora_alpha: where the adapter does not say it.
-        lora_scale: by what it is multiplied.
         force: whether an existing file may be replaced.
+
+    Returns:
+        The adapter, with its `levels`, `alpha` and `pairs` of matrices.
 
     Raises:
         InputError: the adapter is of another model, or the target must not be written.
         UnsupportedModelError: it changes tables or heads, which llama.cpp cannot.
         EnvironmentFault: the disk is full, or the folder is not writable.
     """
-    from valle_convert.checkpoint.read import open_lora
-    from valle_convert.files import check_set
-    from valle_convert.gguf_file.adapter import AdapterBase, read_adapter, write_adapter
-    from valle_convert.gguf_file.read import GgufFile, is_gguf
+    from valle_convert.families import family_of
+    from valle_convert.families.bundle import open_files
+    from valle_convert.files import check_outputs
+    from valle_convert.gguf_file.read import is_gguf
 
-    base, lora, target = Path(base), Path(lora), Path(target)
-    check_set([target], force=force, sources=[base])
-    if is_gguf(base):
-        fits = AdapterBase.of_gguf(GgufFile(base))
-    else:
-        fits = AdapterBase.of_checkpoint(read_checkpoint(base, config=config))
-    (given,) = lora_files([lora], lora_scale)
-    pairs = open_lora(given, fits.specs, alpha=lora_alpha, kept_apart=True)
-    inputs = [base, given.path]
-    write_adapter(fits, pairs, given.path, target, out_type=out_type, force=force, inputs=inputs)
-    return read_adapter(GgufFile(target), fits)
-
-
-def verify_gguf(
-    plan: GgufPlan,
-    file: PathLike,
-    *,
-    levels: Sequence[LevelName] | None = None,
-    seed: int = 0,
-    progress: Progress = silent,
-) -> Report:
-    """Hold a converted (or quantized) file against the plan of its checkpoint.
-
-    Args:
-        plan: of the checkpoint, with the tokenizer that the file should have.
-        file: the file to judge.
-        levels: of "structure", "tensors", "tokenizer", "logits"; None for all.
-        seed: of the strings and inputs that are tried.
-        progress: shows the long levels.
-
-    Raises:
-        InputError: the file is no whole GGUF file.
-        EnvironmentFault: llama.cpp is there, and does not work on this machine.
-    """
-    from valle_convert.gguf_file.read import GgufFile
-    from valle_convert.verify.run import LEVELS, verify
-
-    return verify(
-        plan,
-        GgufFile(Path(file)),
-        levels=LEVELS if levels is None else levels,
-        seed=seed,
-        progress=progress,
+    base, target = Path(base), Path(target)
+    check_outputs([target], force=force, inputs=[base])
+    opened = open_files(base) if is_gguf(base) else read_checkpoint(base, config=config)
+    family = family_of(opened) if isinstance(opened, Checkpoint) else opened.family
+    (given,) = lora_files([lora])
+    return family.ability("lora")(
+        opened, given, target, out_type=out_type, alpha=lora_alpha, force=force
     )
-
-
-def plan_vallex(
-    checkpoint: PathLike | Checkpoint,
-    *,
-    out_type: str = "auto",
-    codec: str | None = None,
-    metadata: GeneralMetadata | None = None,
-) -> SetPlan:
-    """Decide everything about the files of a VALL-E X; see `gguf_file.vallex.plan_vallex`."""
-    from valle_convert.gguf_file.vallex import plan_vallex as plan
-
-    if not isinstance(checkpoint, Checkpoint):
-        checkpoint = read_checkpoint(checkpoint)
-    return plan(checkpoint, out_type=out_type, codec=codec, metadata=metadata)
-
-
-def write_set(
-    plan: SetPlan, target: PathLike, *, force: bool = False, progress: Progress = silent
-) -> dict[Path, int]:
-    """Write all files of a VALL-E X, or leave nothing; see `gguf_file.write.write_set`."""
-    from valle_convert.gguf_file.write import write_set as write
-
-    return write(plan, Path(target), force=force, progress=progress)
-
-
-def verify_set(
-    plan: SetPlan,
-    file: PathLike,
-    *,
-    levels: Sequence[LevelName] | None = None,
-    seed: int = 0,
-    progress: Progress = silent,
-) -> Report:
-    """Hold a converted (or quantized) VALL-E X against the plan of its checkpoint.
-
-    Args:
-        plan: of the checkpoint, with the activation factor that the files should have.
-        file: of the AR.
-        levels: of "structure", "tensors", "tokenizer", "logits"; None for all.
-        seed: of the strings and inputs that are tried.
-        progress: shows the long levels.
-
-    Raises:
-        EnvironmentFault: llama.cpp is there, and does not work on this machine.
-    """
-    from valle_convert.verify.run import LEVELS
-    from valle_convert.verify.vallex import verify_set as verify
-
-    return verify(
-        plan,
-        Path(file),
-        levels=LEVELS if levels is None else levels,
-        seed=seed,
-        progress=progress,
-    )
-
-
-def open_vallex(file: PathLike, *, n_threads: int | None = None) -> VallexGguf:
-    """Open a converted VALL-E X by the file of its AR, on stock llama.cpp; a context manager.
-
-    Raises:
-        InputError: a file is missing, damaged, or of another set.
-        EnvironmentFault: there is no usable llama.cpp.
-    """
-    from valle_convert.network.vallex_converted import VallexGguf
-
-    return VallexGguf(Path(file), n_threads=n_threads)
-
-
-def open_session(file: PathLike, *, n_threads: int | None = None) -> GgufNetwork:
-    """Open a converted file on stock llama.cpp; a context manager.
-
-    Raises:
-        InputError: the file is no converted checkpoint.
-        EnvironmentFault: there is no usable llama.cpp.
-    """
-    from valle_convert.network.converted import GgufNetwork
-
-    return GgufNetwork(Path(file), n_threads=n_threads)

@@ -1,53 +1,35 @@
-"""numpy's archives of arrays (`.npz`), read as what they are: files of strangers.
-
-Nothing in them is unpickled, and no room is made for what a header merely promises.
-"""
+"""numpy's archives of arrays (`.npz`), read as what they are: files of strangers."""
 
 from __future__ import annotations
 
-import io
 import lzma
-import math
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from valle_convert.errors import InputError
 from valle_convert.files import check_input_file, os_fault
 
-#: What zipfile, its decompressors and numpy raise on damage; RuntimeError is a password.
+#: What zipfile, its decompressors and numpy raise on damage. RuntimeError is a password, and
+#: MemoryError an array that is longer by its header than any memory.
 _DAMAGED = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    SyntaxError,
-    tokenize.TokenError,
-    TypeError,
-    ValueError,
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, KeyError, MemoryError),
+    *(NotImplementedError, OverflowError, RuntimeError, SyntaxError, tokenize.TokenError),
+    *(TypeError, ValueError),
 )
 
 
 def npz_names(path: Path, what: str) -> tuple[str, ...]:
     """The arrays that an archive says it has; InputError where it is none, see `read_npz`."""
-    check_input_file(path, what)
-    try:
-        with path.open("rb") as raw, zipfile.ZipFile(raw) as archive:
-            return tuple(name.removesuffix(".npy") for name in archive.namelist())
-    except OSError as error:
-        raise os_fault(f"The {what} {path} cannot be opened", error) from error
-    except _DAMAGED as error:
-        raise InputError(f"{path} is no {what} ({error}).") from error
+    with _opened(path, what) as arrays:
+        return tuple(arrays.files)
 
 
 def read_npz(
@@ -72,36 +54,32 @@ def read_npz(
     Raises:
         InputError: it cannot be read, is damaged, or lacks an array.
     """
+    with _opened(path, what, hint) as arrays:
+        sizes = {item.filename: item.file_size for item in arrays.zip.infolist()}
+        if missing := [name for name in names if f"{name}.npy" not in sizes]:
+            raise ValueError(f"it has no array {', '.join(map(repr, missing))}")
+        there = [*names, *(name for name in optional if f"{name}.npy" in sizes)]
+        if sum(sizes[f"{name}.npy"] for name in there) > max_bytes:
+            raise ValueError(f"it would unpack to more than {max_bytes:,} bytes")
+        read = {name: arrays[f"{name}.npy"] for name in there}
+        if strange := [name for name, array in read.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"{', '.join(map(repr, strange))} is no array")
+        return read
+
+
+@contextmanager
+def _opened(path: Path, what: str, hint: str = "") -> Iterator[Any]:
+    """An archive as numpy opens it, and every fault in it as an `InputError`."""
     check_input_file(path, what)
     try:
-        with path.open("rb") as raw, zipfile.ZipFile(raw) as archive:
-            sizes = {item.filename: item.file_size for item in archive.infolist()}
-            if any(item.compress_size > path.stat().st_size for item in archive.infolist()):
-                # zipfile makes room for as much before it reads.
-                raise ValueError("an entry is said to be larger than the file")
-            if missing := [name for name in names if f"{name}.npy" not in sizes]:
-                raise ValueError(f"it has no array {', '.join(map(repr, missing))}")
-            there = [*names, *(name for name in optional if f"{name}.npy" in sizes)]
-            if sum(sizes[f"{name}.npy"] for name in there) > max_bytes:
-                raise ValueError(f"it would unpack to more than {max_bytes:,} bytes")
-            return {name: _read_array(archive.read(f"{name}.npy")) for name in there}
+        with path.open("rb") as raw:
+            # numpy takes anything else for a pickle, and says how it could be loaded unsafely.
+            if raw.read(4) != b"PK\x03\x04":
+                raise ValueError("it is no zip archive")
+            raw.seek(0)
+            with np.load(raw, allow_pickle=False) as arrays:
+                yield arrays
     except OSError as error:
         raise os_fault(f"The {what} {path} cannot be opened", error) from error
     except _DAMAGED as error:
         raise InputError(f"{path} is no {what} ({error}){hint and f'; {hint}'}.") from error
-
-
-def _read_array(data: bytes) -> NDArray[Any]:
-    """A stored array, if it is as long as its header says: numpy would make room first."""
-    file = io.BytesIO(data)
-    version = npy.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"it has an array of the format {version[0]}.{version[1]}")
-    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, _, dtype = read(file)
-    if dtype.hasobject:
-        raise ValueError("it has an array of Python objects, which are never unpickled")
-    if math.prod(shape) * dtype.itemsize != len(data) - file.tell():
-        raise ValueError("it has an array that is not as long as its header says")
-    file.seek(0)
-    return np.lib.format.read_array(file, allow_pickle=False)

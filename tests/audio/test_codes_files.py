@@ -68,6 +68,13 @@ def test_the_file_is_plain_numpy(path: Path) -> None:
         assert file["codec"] == "encodec-24khz"
 
 
+@pytest.mark.parametrize("name", ["codes", "codes.ecdc", "codes.npz.txt"])
+def test_a_name_that_would_not_be_read_back_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=r"give one that ends in \.npz"):
+        write_codes(tmp_path / name, SavedCodes(CODES, ENCODEC, 1024))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_is_not_overwritten_unasked(path: Path) -> None:
     before = path.read_bytes()
     with pytest.raises(InputError, match="exists"):
@@ -177,8 +184,8 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (config(n_levels=9), "8 levels with 1024.*9 levels of 1024"),
-        (config(codebook_size=1000), "8 levels with 1024.*8 levels of 1000"),
+        (config(n_levels=9), "8 levels of 1024.*9 levels of 1024"),
+        (config(codebook_size=1000), "8 levels of 1024.*8 levels of 1000"),
         (config(codec=Codec("dac-44khz", 44_100, 86.1)), "encodec-24khz.*dac-44khz"),
     ],
 )

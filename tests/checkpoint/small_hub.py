@@ -19,8 +19,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
+from huggingface_hub import constants
+
 LARGE = (".sft", ".safetensors", ".pth", ".pt")
 _API = re.compile(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?")
+_TREE = re.compile(r"/api/models/([^/]+/[^/]+)/tree/(.+)")
 _WRITE = re.compile(r"/api/models/([^/]+/[^/]+)/(preupload|commit|paths-info)/(.+)")
 _RESOLVE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
@@ -86,6 +90,13 @@ class SmallHub:
         repository = self.repositories[name]
         raw = repository.commits[repository.branches["main"]][path]
         return hashlib.sha256(raw).hexdigest()
+
+
+def point_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What HF_ENDPOINT does, which the library reads when it is imported."""
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 @contextmanager
@@ -217,6 +228,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(self.hub.status, b"out of order")
         elif match := _API.fullmatch(path):
             self._list(match[1], match[2] or "main", "blobs" in parse_qs(url.query))
+        elif match := _TREE.fullmatch(path):
+            self._tree(match[1], match[2])
         elif match := _RESOLVE.fullmatch(path):
             self._resolve(match[1], match[2], match[3])
         elif path.startswith("/store/"):
@@ -257,6 +270,15 @@ class _Handler(BaseHTTPRequestHandler):
             siblings.append(entry)
         body = {"_id": "0", "id": name, "modelId": name, "sha": commit, "siblings": siblings}
         self._send(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
+
+    def _tree(self, name: str, revision: str) -> None:
+        found = self._files(name, revision)
+        if found is not None:
+            files = [
+                {"type": "file", "path": path, "size": len(raw), "oid": _git_hash(raw)}
+                for path, raw in found[1].items()
+            ]
+            self._json(200, files)
 
     def _resolve(self, name: str, revision: str, path: str) -> None:
         found = self._files(name, revision)

@@ -18,11 +18,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make_checkpoint import Shape, config_of, make_checkpoint, userdata
-from support import GOLDEN, Cli, error_of, golden_checkpoint
+from support import GOLDEN, Cli, describe, error_of, golden_checkpoint
 
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.errors import InputError, ValleConvertError
-from valle_convert.model.families import describe
 
 # ------------------------------------------------------------------------------- makers
 

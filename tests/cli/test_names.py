@@ -52,13 +52,11 @@ def test_a_name_that_is_not_utf8_goes_all_the_way(name: str, tmp_path: Path) -> 
     assert abs(copy.stat().st_size - size) < 1000
 
 
-@pytest.mark.parametrize("option", ["--name", "--author", "--description", "--tag"])
-def test_metadata_that_is_not_utf8_is_refused(option: str, tmp_path: Path, cli: Cli) -> None:
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path, cli: Cli) -> None:
     text = os.fsdecode(b"\xff\xfe")
     out = tmp_path / "o.gguf"
-    assert "is not valid UTF-8" in error_of(
-        cli(golden_checkpoint("ar-nar-len"), out, option, text), 2
-    )
+    result = cli(golden_checkpoint("ar-nar-len"), out, "--name", text)
+    assert "The option --name: name is not valid UTF-8" in error_of(result, 2)
     assert list(tmp_path.iterdir()) == []
 
 

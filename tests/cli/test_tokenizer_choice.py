@@ -208,15 +208,6 @@ def test_a_tokenizer_beside_the_checkpoint_is_taken_and_said_so(
     assert GgufFile(tmp_path / "out.gguf").keys["valle.tokenizer.source"] == "tokenizer.json"
 
 
-def test_both_splitters_give_files_that_verify(tmp_path: Path, cli: Cli) -> None:
-    path = golden_checkpoint("ar-nar-len")
-    for pre in ("qwen35", "superbpe"):
-        out = tmp_path / f"{pre}.gguf"
-        assert cli(path, out, "--tokenizer-pre", pre).code == 0
-        assert GgufFile(out).keys["tokenizer.ggml.pre"] == pre
-        assert cli("verify", path, out, "--level", "structure").code == 0
-
-
 def run_without_llama_cpp(*arguments: object) -> subprocess.CompletedProcess[str]:
     """The command line in a Python that has no llama-cpp-python."""
     code = (

@@ -11,15 +11,15 @@ import pytest
 from numpy.typing import NDArray
 
 from valle_convert.decode import GREEDY, SamplingOptions
-from valle_convert.decode.vallex import (
+from valle_convert.errors import InputError
+from valle_convert.families.vallex.decode import (
     MAX_CODES_A_SYMBOL,
     VallexOptions,
     decode_vallex,
     decode_vallex_ar,
     log_probabilities,
 )
-from valle_convert.errors import InputError
-from valle_convert.network.vallex_protocol import VallexText
+from valle_convert.families.vallex.protocol import VallexText
 
 Ids = NDArray[np.int32]
 

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cpp_arithmetic import EncodecCppArithmetic
 from encodec_files import (
     GOLDEN_ENCODEC,
     LAYOUT,
     LAYOUT_24KHZ,
+    golden,
     golden_tensors,
     save_shards,
     with_meta_names,
@@ -30,9 +32,13 @@ from transformers import EncodecConfig, EncodecModel
 from valle_convert.encodec import open_encodec, write_cpp_file
 from valle_convert.encodec.architecture import EncodecSpec
 from valle_convert.encodec.cpp_file import CppHeader, plan_cpp_file, read_cpp_layout
+from valle_convert.encodec.streaming import EncodecDecoder, EncodecEncoder
 from valle_convert.errors import InputError
+from valle_convert.metrics import nmse
 
 GOLDEN_FOLDER = GOLDEN_ENCODEC / "hf"
+#: Against encodec.cpp, which sums in another order before it rounds; 3e-8 was measured.
+MAX_CPP_NMSE = 1e-7
 
 
 def sha256(path: Path) -> str:
@@ -76,9 +82,8 @@ def test_every_tensor_lies_where_the_golden_table_says(tmp_path: Path) -> None:
     out = tmp_path / "out.bin"
     write_cpp_file(open_encodec(GOLDEN_FOLDER), out)
     data = out.read_bytes()
-    header, tensors, problems = read_cpp_layout(out)
+    header, tensors = read_cpp_layout(out)
     assert vars(header) == LAYOUT["header"]
-    assert not problems
     assert [
         {
             "name": one.name,
@@ -100,8 +105,7 @@ def test_the_real_architecture_has_the_listed_layout(
     codec = open_encodec(full_size)
     written = write_cpp_file(codec, out, out_type=out_type)
     assert out.stat().st_size == written.n_bytes == LAYOUT_24KHZ[f"{out_type}_bytes"]
-    header, tensors, problems = read_cpp_layout(out)
-    assert not problems
+    header, tensors = read_cpp_layout(out)
     numbers = (1, 128, 32, 7, 3, 1024, 24, 24_000, int(out_type == "f16"))
     assert tuple(vars(header).values()) == numbers
     assert (header, tensors) == plan_cpp_file(codec, out_type)
@@ -125,6 +129,22 @@ def test_the_front_of_a_file_is_as_literal_bytes_say(tmp_path: Path) -> None:
         + b"encoder.model.0.conv.conv.bias"
         + bias.tobytes()
     )
+
+
+def test_a_file_gives_the_codes_and_the_sound_that_encodec_cpp_gave(tmp_path: Path) -> None:
+    out = tmp_path / "out.bin"
+    write_cpp_file(open_encodec(GOLDEN_FOLDER), out)
+    encoder, decoder = EncodecEncoder(open_encodec(out), 8), EncodecDecoder(open_encodec(out), 8)
+    codes = golden("codes.transformers").T
+    with EncodecCppArithmetic():
+        agree = encoder.encode(golden("audio")) == golden("codes.encodec_cpp").T
+        decoded = decoder.decode(codes)
+    # All 1,200 were measured; a rounding that flips on another machine may take some with it.
+    assert agree.mean() >= 0.998
+    assert agree[:, 0].all()
+    assert nmse(decoded, golden("decoded.encodec_cpp")) < MAX_CPP_NMSE
+    # And the check can fail: without the rounding it is another program's.
+    assert nmse(decoder.decode(codes), golden("decoded.encodec_cpp")) > MAX_CPP_NMSE
 
 
 @pytest.mark.parametrize(
@@ -270,7 +290,7 @@ def test_a_file_cut_between_two_tensors_is_refused(written: Path) -> None:
     last = LAYOUT["tensors"][-1]
     end = LAYOUT["tensors"][-2]["offset"] + LAYOUT["tensors"][-2]["nbytes"]
     written.write_bytes(written.read_bytes()[:end])
-    with pytest.raises(InputError, match=f"1 of 96 tensors are missing: {last['name']}"):
+    with pytest.raises(InputError, match=f"1 of 96 tensors missing: {last['name']}"):
         open_encodec(written)
 
 
@@ -285,17 +305,17 @@ def test_bytes_behind_the_last_tensor_are_refused(written: Path, extra: int) -> 
     ("offset", "value", "words"),
     [
         (4, 2, "audio_channels is 2"),
-        (8, 17, "dims"),
+        (8, 17, "another shape"),
         (20, -1, "residual_kernel_size -1"),
         (24, 1, "n_bins 1"),
         (28, 25, "means 33 levels|33 codebooks"),
         (32, 16_000, "sampling_rate is 16000"),
         (36, 2001, "ftype 2001"),
-        (36, 0, r"has the type 1, where 0 is expected"),
+        (36, 0, "expected float32"),
         (40, 4, "4 dims"),
         (44, -5, "name of -5 bytes"),
         (48, 7, "type 7"),
-        (52, 3, "dims"),
+        (52, 3, "no tensor"),
         (52, -3, r"dims \[-3\]"),
         (60, 0, "unknown"),
     ],
@@ -371,5 +391,5 @@ def test_another_ending_is_a_mistake_of_usage(cli: Cli, tmp_path: Path) -> None:
 
 def test_the_published_sizes_are_the_defaults() -> None:
     spec = EncodecSpec(n_codebooks=32)
-    assert (spec.hop_length, spec.frame_rate, spec.bits_per_code) == (320, 75.0, 10)
+    assert (spec.hop_length, spec.frame_rate) == (320, 75.0)
     assert [spec.levels_at(one) for one in spec.target_bandwidths] == [2, 4, 8, 16, 32]

@@ -205,12 +205,12 @@ def with_tensor(name: str, shape: tuple[int, ...]) -> Callable[[dict[str, Any]],
         (with_key("encodec.n_codebooks", "8", "string"), "n_codebooks is '8'"),
         (with_key("encodec.hidden_size", 32, "u32"), "expected"),
         (with_key("encodec.hidden_size", 0, "u32"), "hidden_size is 0"),
-        (with_key("encodec.upsampling_ratios", [8, 5], "[u32]"), "is missing"),
+        (with_key("encodec.upsampling_ratios", [8, 5], "[u32]"), "tensors missing"),
         (with_key("encodec.pad_mode", 3, "u32"), "pad_mode is 3"),
-        (without("decoder.model.15.conv.conv.bias"), "15.conv.conv.bias is missing"),
-        (without("quantizer.vq.layers.7._codebook.embed"), "layers.7._codebook.embed is missing"),
-        (with_tensor("text.weight", (3,)), "text.weight is unknown"),
-        (with_tensor("decoder.model.15.conv.conv.bias", (2,)), r"\[2\], expected \[1\]"),
+        (without("decoder.model.15.conv.conv.bias"), "missing: decoder.model.15.conv.conv.bias"),
+        (without("quantizer.vq.layers.7._codebook.embed"), "missing: quantizer.vq.layers.7"),
+        (with_tensor("text.weight", (3,)), "unknown: 'text.weight'"),
+        (with_tensor("decoder.model.15.conv.conv.bias", (2,)), r"\(F16 \[2\], expected F16 or F32"),
     ],
 )
 def test_a_file_that_is_not_whole_is_refused(
@@ -256,9 +256,9 @@ def test_the_commands_write_verify_and_show_it(cli: Cli, tmp_path: Path) -> None
     result = cli("codec", GOLDEN_FOLDER, out, "--license", "mit")
     assert result.code == 0, result
     assert "licence" not in result.err
-    verified = cli("verify", GOLDEN_FOLDER, out, "--recording", GOLDEN_ENCODEC / "speech.wav")
+    verified = cli("verify", GOLDEN_FOLDER, out)
     assert verified.code == 0, verified
-    assert "PASSED: 107 checks (" in verified.out
+    assert "PASSED: 97 checks (" in verified.out
     summary = json.loads(cli("inspect", out, "--json").out)
     assert summary["kind"] == "EnCodec, as GGUF"
     assert summary["provenance"]["general.license"] == "mit"
@@ -277,10 +277,8 @@ def test_a_changed_value_and_other_sizes_fail(codec: EncodecWeights, tmp_path: P
     assert len(report.failures) > 50
     changed = with_key("encodec.target_bandwidths", [6.0], "[f64]")
     other = rewritten(codec, tmp_path / "other.gguf", changed)
-    report = verify_codec(codec, other, levels=("structure", "sound"))
-    assert [check.name for check in report.failures] == ["header"]
+    report = verify_codec(codec, other, levels=("structure",))
     assert "target_bandwidths is (6.0,), expected (1.5, 3.0, 6.0)" in report.failures[0].summary
-    assert report.levels[1].skipped
 
 
 def test_a_codec_of_other_sizes_is_compared_where_it_can_be(
@@ -290,7 +288,7 @@ def test_a_codec_of_other_sizes_is_compared_where_it_can_be(
     report = verify_codec(codec, tmp_path / "large.gguf", levels=("structure", "tensors"))
     assert "hidden_size is 128, expected 16" in report.levels[0].checks[0].summary
     assert all(not check.passed for check in report.levels[1].checks)
-    assert "of other dims" in report.levels[1].checks[0].summary
+    assert "it is (32,), expected (2,)" in report.levels[1].checks[0].summary
 
 
 def test_a_codec_that_does_not_fit_the_model_is_refused(

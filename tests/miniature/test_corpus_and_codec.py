@@ -12,8 +12,8 @@ from support import PROJECT
 
 from miniature import corpus
 from miniature.words import UNSEEN
+from miniature.world import WORLD_NAME, WorldCodec, analyse, is_world_codec
 from valle_convert.audio import Audio, open_codec
-from valle_convert.audio.world import WORLD_NAME, WorldCodec, analyse, is_world_codec
 from valle_convert.errors import InputError
 from valle_convert.listening.measures import mel_cepstra, mel_cepstral_distance
 from valle_convert.model.spec import Codec, ModelConfig
@@ -152,7 +152,7 @@ def test_the_models_codec_is_opened_and_no_other(codec: WorldCodec) -> None:
         open_codec(CODEC, config(Codec("encodec-24khz", 24_000, 75.0), 8, 1024))
     with pytest.raises(InputError, match="world-rvq, and no codec was given"):
         open_codec(None, config(world))
-    with pytest.raises(InputError, match="is no such codec"):
+    with pytest.raises(InputError, match="fixtures is none"):
         open_codec(PROJECT / "fixtures", config(world))
 
 

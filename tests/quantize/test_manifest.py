@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from support import Cli, error_of
 
-from valle_convert import __version__
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize.manifest import check_manifest, read_manifest
@@ -51,35 +50,6 @@ def test_a_changed_key_is_told_from_changed_weights(folder: Path) -> None:
     flip(path, raw.index(b"text-to-speech"))
     problems = [finding.problem for finding in check_manifest(folder).findings]
     assert any("what differs is the metadata" in problem for problem in problems)
-
-
-def test_the_bill_of_materials_names_files_source_and_program(folder: Path) -> None:
-    bill = json.loads((folder / "sbom.cdx.json").read_text())
-    (file,) = read_manifest(folder / "manifest.json")
-    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
-    components = {one.get("bom-ref", one["name"]): one for one in bill["components"]}
-    model = components[f"file:{file.name}"]
-    assert model["hashes"] == [{"alg": "SHA-256", "content": file.sha256}]
-    assert f"source:{file.source_sha256}" in components
-    refs = {ref for one in bill["dependencies"] for ref in (one["ref"], *one["dependsOn"])}
-    assert refs <= set(components)
-    tools = {one["name"]: one for one in bill["metadata"]["tools"]["components"]}
-    assert tools["valle-convert"]["version"] == __version__
-    assert tools[file.tool["name"]]["hashes"][0]["content"] == file.tool["sha256"]
-    assert components["torch"]["purl"].startswith("pkg:pypi/torch@")
-
-
-@pytest.mark.parametrize(
-    "text", ["{", "[" * 100_000, "[]", '{"components": [{"type": 1}]}', "\xff"]
-)
-def test_a_bill_that_says_something_else_is_a_finding_and_none_is_not(
-    folder: Path, text: str
-) -> None:
-    bill = folder / "sbom.cdx.json"
-    bill.write_text(text, encoding="latin-1")
-    assert [finding.name for finding in check_manifest(folder).findings] == [bill.name]
-    bill.unlink()
-    assert check_manifest(folder).passed
 
 
 def test_missing_and_shortened_files_are_found(folder: Path) -> None:

@@ -17,6 +17,7 @@ from make_checkpoint import Shape, make_checkpoint
 from support import Cli, error_of
 
 from valle_convert import plan_conversion, write_gguf
+from valle_convert.families.family import Choices
 from valle_convert.gguf_file.metadata import GeneralMetadata
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize.card import read_folder
@@ -43,7 +44,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint, source = folder / "random.sft", folder / "random.gguf"
     make_checkpoint(checkpoint, Shape(dim=256, heads=4, layers=1, levels=3, seed=1))
     metadata = GeneralMetadata({"license": "agpl-3.0", "description": "Random; says nothing."})
-    write_gguf(plan_conversion(checkpoint, out_type="f16", metadata=metadata), source)
+    write_gguf(plan_conversion(checkpoint, Choices("f16", metadata=metadata)), source)
     from valle_convert import read_checkpoint
 
     options = Options(

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from make_checkpoint import Shape, make_checkpoint
 from safetensors.numpy import save_file
 from support import Cli, error_of
 
-from valle_convert.quantize.manifest import check_manifest, read_manifest
+from valle_convert import plan_conversion, write_gguf
+from valle_convert.families.family import Choices
+from valle_convert.quantize.folder import settle_folder
+from valle_convert.quantize.manifest import (
+    ManifestFile,
+    check_manifest,
+    read_manifest,
+    write_manifest,
+)
+from valle_convert.quantize.report import FileReport, QuantizeReport
 from valle_convert.quantize.tool import Quantizer, find_quantizer
 
 QUICK = ("--threads", "1", "--no-measure")
@@ -69,7 +82,7 @@ def test_resume_does_not_replace_an_importance_matrix_of_other_work(
 def test_sums_and_a_manifest_of_somebody_else_are_not_replaced(
     cli: Cli, gguf_256: Path, tmp_path: Path
 ) -> None:
-    for name in ("SHA256SUMS", "manifest.json", "sbom.cdx.json"):
+    for name in ("SHA256SUMS", "manifest.json"):
         folder = tmp_path / name.lower()
         folder.mkdir()
         (folder / name).write_text("{}")
@@ -130,11 +143,158 @@ def test_files_of_earlier_types_are_said_and_prune_removes_them(
     assert (made / "wide-Q4_0.gguf").exists()
     result = cli("quantize", gguf_256, made, *arguments, "--prune")
     assert result.code == 0
-    assert set(contents(made)) == {
-        *("wide-Q8_0.gguf", "manifest.json", "SHA256SUMS", "sbom.cdx.json")
-    }
+    assert set(contents(made)) == {"wide-Q8_0.gguf", "manifest.json", "SHA256SUMS"}
     assert [file.name for file in read_manifest(made / "manifest.json")] == ["wide-Q8_0.gguf"]
     assert check_manifest(made).passed
+
+
+@pytest.mark.parametrize(
+    ("limit", "code", "why"),
+    [((), 1, "this run failed"), (("--no-measure",), 3, "not everything could be judged")],
+)
+def test_prune_removes_nothing_unless_the_verdict_passed(
+    cli: Cli,
+    gguf_256: Path,
+    checkpoint_256: Path,
+    made: Path,
+    limit: tuple[str, ...],
+    code: int,
+    why: str,
+) -> None:
+    before = contents(made)
+    arguments = ["--types", "Q8_0", "--resume", "--prune", "--force", "--max-kl", "1e-9"]
+    more = ["--checkpoint", checkpoint_256, "--utterances", 1, "--threads", 1]
+    result = cli("quantize", gguf_256, made, *arguments, *more, *limit)
+    assert result.code == code, result
+    assert f"not removed: wide-Q4_0.gguf, since {why}" in result.err
+    assert contents(made) == before
+
+
+def test_prune_removes_nothing_where_a_run_breaks_off(
+    cli: Cli, gguf_256: Path, made: Path, tmp_path: Path, program: Quantizer
+) -> None:
+    tool = tmp_path / "tool"
+    program_path = program.command[0]
+    tool.write_text(
+        f'#!/bin/sh\ncase "$*" in *--dry-run*) ;; *Q5_0*) exit 7;; esac\n'
+        f'exec "{program_path}" "$@"\n'
+    )
+    tool.chmod(0o755)
+    arguments = ["--types", "Q8_0,Q5_0", "--resume", "--prune", "--force", *QUICK]
+    error_of(cli("quantize", gguf_256, made, *arguments, "--llama-quantize", tool), 3)
+    assert (made / "wide-Q4_0.gguf").exists()
+    assert check_manifest(made).passed
+
+
+def test_prune_leaves_other_models_also_of_a_type_that_was_asked_for(
+    cli: Cli, checkpoint_256: Path, made: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.gguf"
+    write_gguf(plan_conversion(checkpoint_256, Choices("f32")), other)
+    before = contents(made)
+    result = cli("quantize", other, made, "--types", "Q8_0", "--prune", *QUICK)
+    assert result.code == 0, result
+    assert (
+        "not removed: wide-Q4_0.gguf, wide-Q8_0.gguf, since this run did not quantize their source"
+    ) in result.err
+    assert contents(made).items() >= {n: b for n, b in before.items() if ".gguf" in n}.items()
+    names = [file.name for file in read_manifest(made / "manifest.json")]
+    assert names == ["other-Q8_0.gguf", "wide-Q4_0.gguf", "wide-Q8_0.gguf"]
+    assert check_manifest(made).passed
+
+
+def test_prune_leaves_a_file_that_was_put_under_the_name_of_one_of_ours(
+    cli: Cli, gguf_256: Path, made: Path
+) -> None:
+    size = (made / "wide-Q4_0.gguf").stat().st_size
+    (made / "wide-Q4_0.gguf").write_bytes(bytes(size))
+    result = cli("quantize", gguf_256, made, "--types", "Q8_0", "--resume", "--prune", *QUICK)
+    assert "wide-Q4_0.gguf, since the manifest lists other bytes under this name" in result.err
+    assert (made / "wide-Q4_0.gguf").read_bytes() == bytes(size)
+
+
+def test_an_importance_matrix_that_the_run_reads_or_that_files_were_made_with_is_left(
+    cli: Cli, gguf_256: Path, checkpoint_256: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    matrix = ["--checkpoint", checkpoint_256, "--imatrix-utterances", 1]
+    assert cli("quantize", gguf_256, out, "--types", "Q2_K_S", *matrix, *QUICK).code == 0
+    prune = ["--resume", "--prune", *QUICK]
+    given = ["--imatrix", out / "wide-imatrix.gguf", "--types", "F16"]
+    result = cli("quantize", gguf_256, out, *given, *matrix[:2], *prune)
+    assert result.code == 0, result
+    assert "not removed: wide-imatrix.gguf, since this run reads it" in result.err
+    assert (out / "wide-imatrix.gguf").exists()
+    assert not (out / "wide-Q2_K_S.gguf").exists()
+    # Of the checkpoint that the other file comes from too.
+    other = tmp_path / "other.gguf"
+    write_gguf(plan_conversion(checkpoint_256, Choices("f32")), other)
+    again = ["--types", "F16,Q2_K_S", "--resume", *matrix, *QUICK]
+    assert cli("quantize", gguf_256, out, *again).code == 0
+    result = cli("quantize", other, out, "--types", "Q8_0", *matrix[:2], *prune)
+    assert "wide-imatrix.gguf, since other files here were made with it" in result.err
+    assert {"wide-Q2_K_S.gguf", "wide-imatrix.gguf"} < set(contents(out))
+    assert check_manifest(out).passed
+
+
+@pytest.mark.parametrize("manifest", [None, b"", b"[", b'{"schema_version": 1, "files": [{}]}'])
+def test_prune_removes_nothing_where_the_manifest_is_missing_or_damaged(
+    cli: Cli, gguf_256: Path, made: Path, manifest: bytes | None
+) -> None:
+    path = made / "manifest.json"
+    path.unlink() if manifest is None else path.write_bytes(manifest)
+    before = contents(made)
+    arguments = ["--types", "Q8_0", "--prune", *QUICK]
+    assert "give another folder, or --force" in error_of(
+        cli("quantize", gguf_256, made, *arguments), 2
+    )
+    assert contents(made) == before
+    result = cli("quantize", gguf_256, made, *arguments, "--force")
+    assert result.code == 0
+    assert "no manifest lists: wide-Q4_0.gguf" in result.err
+    assert contents(made)["wide-Q4_0.gguf"] == before["wide-Q4_0.gguf"]
+
+
+@given(data=st.data())
+def test_what_prune_removes_and_the_manifest_afterwards(data: st.DataObject) -> None:
+    """Against the rule, word by word, over folders of any kind."""
+    parts = st.sampled_from(["a", "b", "b-nar", "b-nar-1", "c", "c-nar", "d"])
+    ours = data.draw(st.sets(parts), "ours")
+    names = sorted(data.draw(st.sets(parts), "listed") | ours)
+    foreign = data.draw(st.sets(parts), "of another source")
+    changed = data.draw(st.sets(parts), "changed")
+    passed = data.draw(st.booleans(), "passed")
+    prune = data.draw(st.booleans(), "prune")
+    failures = () if passed else ("too much",)
+    row = FileReport("x", "Q8_0", "made", 1, 8.0, {}, failures=failures)
+    report = QuantizeReport("x", None, {}, (), "", "", None, (row,))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        listed: dict[str, ManifestFile] = {}
+        for one in names:
+            path = folder / f"{one}.gguf"
+            path.write_bytes(one.encode())
+            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            source = ("1" if one in foreign else "0") * 64
+            listed[path.name] = ManifestFile(
+                path.name, "Q8_0", len(one), sha256, source, {}, (), None, ()
+            )
+            if one in changed:
+                path.write_bytes(one.upper().encode())
+        write_manifest(folder, list(listed.values()))
+        done = settle_folder(
+            *(report, folder, listed, {f"{one}.gguf" for one in ours}, {"0" * 64}), prune=prune
+        )
+        left = {path.stem for path in folder.glob("*.gguf")}
+        may = set(names) - ours if prune and passed else set()
+        for one in names:
+            group = {other for other in names if other.split("-")[0] == one.split("-")[0]} - ours
+            assert (one not in left) == (one in may and not group & (foreign | changed))
+        assert {file.name for file in read_manifest(folder / "manifest.json")} == {
+            f"{one}.gguf" for one in left
+        }
+        others = " ".join(done.notes)
+        assert all(f"{one}.gguf" in others for one in set(names) - ours)
 
 
 def test_prune_leaves_what_no_manifest_lists(cli: Cli, gguf_256: Path, made: Path) -> None:
@@ -327,7 +487,7 @@ def test_a_second_run_into_the_same_folder_is_one_clear_sentence(
     try:
         assert wait_for(lambda: mark.exists() and mark.read_text().strip() != "")
         result = cli("quantize", gguf_256, out, "--types", "Q4_0", *QUICK)
-        assert "Another run" in error_of(result, 2)
+        assert "Another run" in error_of(result, 3)
         run.send_signal(signal.SIGINT)
         assert run.wait(timeout=30) == 130
     finally:

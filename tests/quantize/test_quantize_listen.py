@@ -70,7 +70,7 @@ def heard(f16: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         *(word for suffix in FORMS for word in ("--report", folder / f"report{suffix}")),
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "valle_convert", *map(str, arguments)],
+        [sys.executable, "-m", "miniature", *map(str, arguments)],
         cwd=PROJECT,
         capture_output=True,
         text=True,

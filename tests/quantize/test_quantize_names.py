@@ -84,7 +84,6 @@ def test_a_report_with_numbers_that_json_has_not_is_json() -> None:
         source="a.gguf",
         source_sha256=None,
         tool={"name": "llama-quantize", "version": "1", "sha256": "0" * 64, "found": "PATH"},
-        recipe={"name": "stock", "reason": ""},
         tensor_types=(),
         reference="",
         utterances="",

@@ -12,7 +12,7 @@ from transformers import EncodecConfig, EncodecModel
 
 from valle_convert.api import plan_conversion, write_gguf
 from valle_convert.audio import EncodecCodec
-from valle_convert.speech.speaker import Speaker
+from valle_convert.families.v5.speech import Speaker
 
 CODES = 64  # a codebook, in the golden checkpoints
 

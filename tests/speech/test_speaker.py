@@ -23,10 +23,10 @@ from valle_convert.audio import (
 )
 from valle_convert.decode import GREEDY, Guidance, TranscribeOptions
 from valle_convert.errors import InputError
+from valle_convert.families.v5.on_llama import GgufNetwork
+from valle_convert.families.v5.speech import Speaker
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.network.converted import GgufNetwork
 from valle_convert.speech.results import SpeakOptions, Timings
-from valle_convert.speech.speaker import Speaker
 from valle_convert.tokenizer.choose import BUILT_IN, open_tokenizer
 from valle_convert.tokenizer.oracle import Setting
 
@@ -84,6 +84,11 @@ def test_a_long_text_is_spoken_sentence_by_sentence_and_joined(
     assert spoken.audio is not None
     assert len(spoken.audio.samples) == 3 * 15 * 320
     assert any("nothing to say in '...'" in notice for notice in spoken.notices)
+
+
+def test_what_cannot_be_said_is_named(speaker: Speaker) -> None:
+    spoken = speaker.speak("Hello 你.", None, QUICK)
+    assert any("in English and are left out: 你 (U+4F60)" in notice for notice in spoken.notices)
 
 
 def test_the_time_of_every_stage_is_told(speaker: Speaker, voice: Path) -> None:

@@ -16,12 +16,12 @@ from valle_convert.audio import Audio, EncodecCodec, SavedCodes, VallexVoice, wr
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.decode import GREEDY, SamplingOptions, VallexOptions, decode_vallex
 from valle_convert.errors import InputError
+from valle_convert.families.vallex.facts import describe_vallex
+from valle_convert.families.vallex.protocol import VallexText
+from valle_convert.families.vallex.reference import VallexReference
+from valle_convert.families.vallex.speech import VallexSpeaker, VallexSpeakOptions
+from valle_convert.families.vallex.symbols import symbol_ids
 from valle_convert.model.spec import UNKNOWN_CODEC
-from valle_convert.model.vallex import describe_vallex
-from valle_convert.model.vallex_symbols import symbol_ids
-from valle_convert.network.vallex_protocol import VallexText
-from valle_convert.network.vallex_reference import VallexReference
-from valle_convert.speech.vallex_speaker import VallexSpeaker, VallexSpeakOptions
 
 QUICK = VallexSpeakOptions(sampling=GREEDY, max_seconds=0.2, seed=1)
 MAX_FRAMES = 15
@@ -165,6 +165,9 @@ def test_a_voice_file_takes_no_second_transcript(codes_only: VallexSpeaker, voic
 def test_a_voice_that_is_too_long_is_refused(speaker: VallexSpeaker) -> None:
     noise = 0.1 * np.random.default_rng(0).standard_normal(24_000 * 16).astype(np.float32)
     long = SavedCodes(np.zeros((75 * 16, 8), np.int32), UNKNOWN_CODEC, 64)
+    file = VallexVoice(long.codes, SAID_ROWS.symbols, SAID_ROWS.languages)
+    with pytest.raises(InputError, match=r"16\.0 seconds long.*has 15 at most"):
+        speaker.speak("Hello.", file, QUICK)
     for source in (Audio(noise, 24_000), long):
         with pytest.raises(InputError, match=r"16\.0 seconds long.*has 15 at most"):
             speaker.speak("Hello.", source, replace(QUICK, voice_text=SAID))

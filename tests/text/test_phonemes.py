@@ -25,7 +25,7 @@ from valle_convert.tokenizer.oracle import Setting
         ("fr", "Ça va, l'été ?", "sa vˈa, letˈe ?"),
         ("ko", "안녕하세요, 세계!", "ˈɐnnjʌŋhˌɐsejˌo, sˈeqje!"),
         ("ja", "いいてんきですね。", "ˌiːte̞ŋkˌide̞sˈɯᵝne̞"),
-        ("zh", "你好，世界。", "niˉχˈɑuˉ s.ˈi._ tɕˈiɛ_"),
+        ("zh", "你好，世界。", "niˉχˈɑuˉ, s.ˈi._ tɕˈiɛ_"),
     ],
 )
 def test_text_becomes_ipa_with_stress_and_punctuation(

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from pypinyin import Style, lazy_pinyin
 from pypinyin.pinyin_dict import pinyin_dict
 
-from valle_convert.model.vallex_symbols import unknown_symbols
-from valle_convert.text.vallex.chinese import chinese_symbols, spell_syllable
+from valle_convert.families.vallex.symbols import unknown_symbols
+from valle_convert.families.vallex.text.chinese import chinese_symbols, spell_syllable
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from valle_convert.model.vallex_symbols import unknown_symbols
+from valle_convert.families.vallex.symbols import unknown_symbols
+from valle_convert.families.vallex.text.english import english_symbols, from_espeak
 from valle_convert.text.phonemes import to_phonemes
-from valle_convert.text.vallex.english import english_symbols, from_espeak
 
 
 @pytest.fixture(scope="module")

@@ -1,29 +1,18 @@
-"""Japanese in VALL-E X's symbols: OpenJTalk's phones and accents, and kana without it."""
+"""Japanese in VALL-E X's symbols: OpenJTalk's phones and accents."""
 
 from __future__ import annotations
-
-import sys
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from valle_convert.model.vallex_symbols import unknown_symbols
-from valle_convert.text.vallex import japanese
-from valle_convert.text.vallex.japanese import (
+from valle_convert.families.vallex.symbols import unknown_symbols
+from valle_convert.families.vallex.text import japanese
+from valle_convert.families.vallex.text.japanese import (
     Phone,
-    has_openjtalk,
     japanese_symbols,
-    phones_of_kana,
     spell_phones,
 )
-
-
-@pytest.fixture
-def without_openjtalk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyopenjtalk", None)
-    japanese._openjtalk.cache_clear()
-    monkeypatch.setattr(japanese, "_openjtalk", japanese._openjtalk.__wrapped__)
 
 
 @pytest.mark.parametrize(
@@ -68,58 +57,6 @@ def test_arrows_are_put_where_the_pitch_of_a_phrase_changes() -> None:
     assert spell_phones([*flat, *flat]) == "sa↑kana sa↑kana"
 
 
-@pytest.mark.parametrize(
-    ("kana", "phones"),
-    [
-        ("トウキョウ", "t o o ky o o"),
-        ("センセイ", "s e N s e e"),
-        ("ラーメン", "r a a m e N"),
-        ("ティッシュ", "t i cl sh u"),
-        ("ヴァイオリン", "v a i o r i N"),
-        ("ウィルス", "w i r u s u"),
-        ("チェック", "ch e cl k u"),
-        ("ジャズ", "j a z u"),
-        ("ファン", "f a N"),
-        ("フュージョン", "fy u u j o N"),
-        ("ヘ イッタ", "h e i cl t a"),
-        ("ヂヅヲ", "j i z u o"),
-        ("ガクセイ", "g a k U s e e"),
-        ("デス", "d e s U"),
-        ("ー", ""),
-        ("ャ", "y a"),
-    ],
-)
-def test_kana_tell_the_phones_where_there_is_no_openjtalk(kana: str, phones: str) -> None:
-    assert " ".join(phones_of_kana(kana)) == phones
-
-
-@pytest.mark.usefixtures("without_openjtalk")
-def test_without_openjtalk_kana_are_read_without_accents() -> None:
-    assert not has_openjtalk()
-    assert japanese_symbols("私は東京へ行った。") == ("wataʃiwatookjooeit#ta.", [])
-    assert japanese_symbols("3個、10500円") == ("saŋko, itʃimaŋgoçakɯeN", [])
-    assert japanese_symbols("OK") == ("ookee", [])
-
-
-def test_kana_agree_with_openjtalk_but_for_accents(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = [
-        "さくら",
-        "きょうしつ",
-        "ざっし",
-        "しんぶん",
-        "でんしゃ",
-        "ひこうき",
-        "にっぽん",
-        "がっこう",
-    ]
-    spoken = [japanese_symbols(word)[0] for word in words]
-    monkeypatch.setitem(sys.modules, "pyopenjtalk", None)
-    monkeypatch.setattr(japanese, "_openjtalk", japanese._openjtalk.__wrapped__)
-    flat = [japanese_symbols(word)[0] for word in words]
-    without_arrows = [word.replace("↑", "").replace("↓", "") for word in spoken]
-    assert flat == without_arrows
-
-
 def test_nothing_is_printed_where_data_goes(capfd: pytest.CaptureFixture[str]) -> None:
     japanese._openjtalk.cache_clear()
     japanese_symbols("はい。")
@@ -143,13 +80,3 @@ def test_any_text_is_spelled_in_the_symbols_or_told(text: str) -> None:
     assert set(unknown_symbols(symbols)) <= {" "}
     assert symbols == symbols.strip()
     assert len(set(unsaid)) == len(unsaid)
-
-
-@settings(deadline=None, max_examples=150)
-@given(TEXTS)
-def test_so_it_is_without_openjtalk(text: str) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "pyopenjtalk", None)
-        patch.setattr(japanese, "_openjtalk", japanese._openjtalk.__wrapped__)
-        symbols, _ = japanese_symbols(text)
-    assert set(unknown_symbols(symbols)) <= {" "}

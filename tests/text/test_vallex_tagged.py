@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.model.vallex_symbols import UNKNOWN_SYMBOL, symbol_ids
-from valle_convert.text.vallex import (
+from valle_convert.families.vallex.symbols import UNKNOWN_SYMBOL, symbol_ids
+from valle_convert.families.vallex.text import (
     TaggedText,
     spell,
     spell_symbols,
@@ -116,32 +116,25 @@ def test_symbols_that_are_given_stay_as_they_are() -> None:
 
 @pytest.mark.parametrize(
     ("module", "language", "extra"),
-    [("eng_to_ipa", "en", "vallex"), ("jieba", "zh", "vallex"), ("pypinyin", "zh", "vallex")],
+    [
+        ("eng_to_ipa", "en", "vallex"),
+        ("jieba", "zh", "vallex"),
+        ("pypinyin", "zh", "vallex"),
+        ("pyopenjtalk", "ja", "japanese"),
+    ],
 )
 def test_a_missing_package_is_named_with_what_to_install(
     monkeypatch: pytest.MonkeyPatch, module: str, language: str, extra: str
 ) -> None:
-    from valle_convert.text.vallex import chinese
+    from valle_convert.families.vallex.text import chinese, japanese
 
     chinese._jieba.cache_clear()
+    japanese._openjtalk.cache_clear()
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(
         EnvironmentFault, match=rf"{module}.*pip install 'valle-convert\[{extra}\]'"
     ):
         spell([TaggedText("你好 hello", language)])
-
-
-def test_without_pyopenjtalk_japanese_is_spoken_and_its_lack_is_told(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from valle_convert.text.vallex import japanese
-
-    monkeypatch.setitem(sys.modules, "pyopenjtalk", None)
-    monkeypatch.setattr(japanese, "_openjtalk", japanese._openjtalk.__wrapped__)
-    spelled = spell([TaggedText("はい", "ja")])
-    assert spelled.symbols == "hai."
-    assert "accents are missing" in spelled.notices[0]
-    assert "[japanese]" in spelled.notices[0]
 
 
 @settings(deadline=None, max_examples=200)

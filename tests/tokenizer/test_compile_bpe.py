@@ -26,7 +26,7 @@ from valle_convert.tokenizer.byte_level import (
 )
 from valle_convert.tokenizer.check import compare
 from valle_convert.tokenizer.choose import BUILT_IN
-from valle_convert.tokenizer.compile import SPLITTERS, compile_bpe
+from valle_convert.tokenizer.compile import compile_bpe
 from valle_convert.tokenizer.compiled import CompiledTokenizer, TokenType, check_placeholders
 from valle_convert.tokenizer.corpus import AWKWARD, texts
 from valle_convert.tokenizer.oracle import HuggingFaceOracle, LlamaTokenizer
@@ -221,48 +221,13 @@ def test_no_text_turns_into_a_row_that_is_no_text(
         assert -1 not in true_ids_of(llama, compiled, name)
 
 
-@pytest.mark.parametrize("pre", SPLITTERS)
-def test_every_splitter_on_offer_gives_the_same_ids(
-    pre: str, published: PhonemeBpe, open_vocabulary: OpenVocabulary
-) -> None:
-    compiled = compile_bpe(published, PLACEHOLDERS, pre)
-    oracle = HuggingFaceOracle(BUILT_IN.read_bytes())
-    report = compare(open_vocabulary(compiled), oracle, compiled.true_ids, mixture(published))
-    assert report.ok, report.first
-
-
-@pytest.mark.parametrize("pre", ["gpt-2", "default", "bloom", "llama-bpe", ""])
-def test_other_splitters_are_refused(pre: str, published: PhonemeBpe) -> None:
-    with pytest.raises(InputError, match=r"cannot be used: .* expected qwen35 or superbpe"):
-        compile_bpe(published, [], pre)
-
-
-def test_merges_that_a_splitter_would_cut_are_refused_with_the_one_that_does_not() -> None:
-    bpe = parse_bpe(with_merge("a", " "), "f")
-    with pytest.raises(InputError, match="Use the pre-tokenizer superbpe instead") as error:
+@pytest.mark.parametrize(
+    ("left", "right"), [("a", " "), (" ", "a"), (".", "a"), ("\n", "!"), ("1", "2")]
+)
+def test_merges_that_the_pre_tokenizer_would_cut_are_refused(left: str, right: str) -> None:
+    bpe = parse_bpe(with_merge(left, right), "f")
+    with pytest.raises(InputError, match="letters and combining marks only"):
         compile_bpe(bpe, [])
-    assert "letters and combining marks" in str(error.value)
-
-
-def test_merges_of_digits_are_refused_by_all_splitters() -> None:
-    bpe = parse_bpe(with_merge("1", "2"), "f")
-    with pytest.raises(InputError, match="No pre-tokenizer"):
-        compile_bpe(bpe, [])
-    with pytest.raises(InputError, match="anything but digits"):
-        compile_bpe(bpe, [], "superbpe")
-
-
-@pytest.mark.parametrize(("left", "right"), [("a", " "), (" ", "a"), (".", "a"), ("\n", "!")])
-def test_superbpe_keeps_merges_with_spaces_and_punctuation(
-    left: str, right: str, open_vocabulary: OpenVocabulary
-) -> None:
-    data = with_merge(left, right)
-    compiled = compile_bpe(parse_bpe(data, "f"), [], "superbpe")
-    alphabet = [left, right, left + right, "b", "'s", "1", " ", "\n"]
-    report = compare(
-        open_vocabulary(compiled), HuggingFaceOracle(data), compiled.true_ids, texts(alphabet, 4000)
-    )
-    assert report.ok, report.first
 
 
 def test_an_apostrophe_that_is_a_phoneme_keeps_its_id(open_vocabulary: OpenVocabulary) -> None:

@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 from make_checkpoint import DTYPES, Shape, make_checkpoint
 from random_shapes import random_shape
-from safetensors import safe_open
 from support import GOLDEN, GOLDEN_NAMES, Cli, error_of, golden_checkpoint
 
 from valle_convert import plan_conversion, plan_repair, read_checkpoint, write_gguf
-from valle_convert.checkpoint.exported import rows_of_export
-from valle_convert.gguf_file.export import export_file
+from valle_convert.families.family import Choices
+from valle_convert.families.v5.export import export_file
+from valle_convert.families.v5.facts import describe
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.model.families import describe
 from valle_convert.quantize.tool import find_quantizer
 from valle_convert.verify.tensors import check_tensors
 
@@ -105,7 +104,7 @@ def test_a_rounded_file_gives_what_is_left(
         right = right.astype(np.float16).astype(np.float32)
     np.testing.assert_array_equal(found, right)
     if dtype != "f16":  # which rounds the norms as well
-        plan = plan_conversion(back, out_type=out_type)
+        plan = plan_conversion(back, Choices(out_type))
         assert all(check.passed for check in check_tensors(plan, GgufFile(middle)))
 
 
@@ -113,7 +112,7 @@ def test_a_rounded_file_gives_what_is_left(
 def test_a_quantized_file_comes_back_dequantized(kind: str, tmp_path: Path) -> None:
     source, middle = tmp_path / "wide.sft", tmp_path / "wide.gguf"
     make_checkpoint(source, Shape(dim=256, heads=4, levels=3, seed=1))
-    write_gguf(plan_conversion(source, out_type="f16"), middle)
+    write_gguf(plan_conversion(source, Choices("f16")), middle)
     quantized = tmp_path / "quantized.gguf"
     find_quantizer("library").run([str(middle), str(quantized), kind])
     export_file(quantized, tmp_path / "back")
@@ -152,118 +151,6 @@ def test_a_file_of_an_earlier_version_gets_a_config_that_says_the_same(
     assert cli("verify", golden_checkpoint("v6-text-head"), old, "--level", "structure").code == 0
 
 
-def hf_export(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
-    with safe_open(folder / "model.safetensors", framework="numpy") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
-
-def test_the_hugging_face_layout_is_that_of_the_originals_export(
-    converted: Callable[[str, str], Path], tmp_path: Path, cli: Cli
-) -> None:
-    result = cli("export", converted("ar-nar-len", "f32"), tmp_path, "--format", "hf")
-    assert result.code == 0, result.err
-    assert "the layout loses the biases of the heads" in result.err
-    golden = GOLDEN / "hf-export"
-    found, right = hf_export(tmp_path), hf_export(golden)
-    assert found.keys() == right.keys() - {"lm_head.bias"}
-    rows = rows_of_export(names_of(golden), len(right["lm_head.weight"]), {}, "x")
-    with_head = np.zeros(len(right["lm_head.weight"]), bool)
-    for part in rows.values():
-        if part.matrix == "lm_head.weight":
-            with_head[part.first_row : part.first_row + part.n_rows] = True
-    for name, values in found.items():
-        used = with_head if name == "lm_head.weight" else slice(None)
-        assert values.dtype == right[name].dtype
-        assert values[used].tobytes() == right[name][used].tobytes(), name
-    assert not found["lm_head.weight"][~with_head].any()
-    documents = {
-        name: [json.loads((one / name).read_text()) for one in (tmp_path, golden)]
-        for name in ("config.json", "tokenizer.json", "tokenizer_config.json")
-    }
-    ours, theirs = documents["tokenizer.json"]
-    assert ours == theirs
-    ours, theirs = documents["tokenizer_config.json"]
-    assert ours == theirs
-    ours, theirs = documents["config.json"]
-    wrong = {"num_attention_heads", "num_hidden_layers", "num_key_value_heads"}  # in the original's
-    wrong |= {"torch_dtype", "transformers_version", "max_position_embeddings"}
-    assert {k: v for k, v in ours.items() if k not in wrong} == {
-        k: v for k, v in theirs.items() if k not in wrong
-    }
-    assert (ours["num_attention_heads"], ours["num_hidden_layers"]) == (2, 2)
-
-
-def names_of(folder: Path) -> list[str]:
-    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
-    names = [""] * (max(vocabulary.values()) + 1)
-    for text, id_ in vocabulary.items():
-        names[id_] = names[id_] or text
-    return names
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_random_checkpoints_keep_every_row_in_the_hugging_face_layout(
-    seed: int, tmp_path: Path
-) -> None:
-    shape = random_shape(seed) | {"split": True, "langs": 4, "version": 5 + seed % 2}
-    source, middle = tmp_path / "random.sft", tmp_path / "random.gguf"
-    make_checkpoint(source, Shape(**shape), dtype=list(DTYPES)[seed % 2])
-    write_gguf(plan_conversion(source), middle)
-    export_file(middle, tmp_path / "hf", format_="hf")
-    found = hf_export(tmp_path / "hf")
-    n_rows = len(found["lm_head.weight"])
-    given = {"capabilities": list(shape["capabilities"])}
-    rows = rows_of_export(names_of(tmp_path / "hf"), n_rows, given, "x")
-    right = tensors_of(source)
-    left_out = {"raw_text_emb.weight", "dropout_token"}
-    expected = {n for n in right if not n.startswith("model.") and not n.endswith(".bias")}
-    if shape["version"] == 6:
-        last = 3 + shape["levels"] - ("len" not in shape["capabilities"])
-        left_out.add(f"classifiers.proj.{last}.weight")
-    assert rows.keys() == expected - left_out
-    for name, part in rows.items():
-        values = found[part.matrix][part.first_row : part.first_row + part.n_rows]
-        assert values.reshape(right[name][1].shape).tobytes() == right[name][1].tobytes(), name
-
-
-@pytest.mark.parametrize("seed", [None, *range(6)])
-def test_the_hugging_face_layout_is_read_back(seed: int | None, tmp_path: Path, cli: Cli) -> None:
-    """By the reader of exports, which knows nothing of who wrote them."""
-    source, middle = tmp_path / "source.sft", tmp_path / "middle.gguf"
-    shape: dict[str, Any] = {} if seed is None else random_shape(seed)
-    shape |= {"split": True, "version": 5, "langs": 4, "levels": max(2, shape.get("levels", 8))}
-    make_checkpoint(source, Shape(**shape), dtype=list(DTYPES)[(seed or 0) % 3])
-    write_gguf(plan_conversion(source), middle)
-    export_file(middle, tmp_path / "hf", format_="hf")
-    said = read_checkpoint(source).config
-    keys = ("unified_position_ids", "noncausal_masks", "audio_embedding_sums")
-    told = {
-        "capabilities": said["capabilities"],
-        "size": {"heads": said["size"]["heads"]},
-        "experimental": {key: said["experimental"][key] for key in keys},
-    }
-    config = tmp_path / "told.json"
-    config.write_text(json.dumps(told))
-    back, right = read_checkpoint(tmp_path / "hf", config=config), read_checkpoint(source)
-    assert describe(back).model.config == describe(right).model.config
-    assert {*right.tensors.specs} - {*back.tensors.specs} <= {
-        "raw_text_emb.weight",
-        "dropout_token",
-        *(name for name in right.tensors.specs if name.endswith(".bias")),
-    }
-    for name in back.tensors.specs:
-        one, other = (np.asarray(each.tensors.read(name)) for each in (back, right))
-        assert one.dtype == other.dtype, name
-        assert one.tobytes() == other.tobytes(), name
-    again = tmp_path / "again.gguf"
-    made = cli(tmp_path / "hf", again, "--config", config)
-    assert made.code == 0, made.err
-    for against in ([tmp_path / "hf", "--config", config], [source]):
-        path, *options = against
-        verdict = cli("verify", path, again, *options, "--level", "structure")
-        assert verdict.code == 0, verdict.out
-
-
 def test_a_repaired_file_is_exported(tmp_path: Path, cli: Cli) -> None:
     repaired = tmp_path / "new.gguf"
     write_gguf(plan_repair(GOLDEN / "old-gguf" / "f16.gguf"), repaired)
@@ -274,25 +161,21 @@ def test_a_repaired_file_is_exported(tmp_path: Path, cli: Cli) -> None:
         np.testing.assert_array_equal(
             back.tensors.read(name), right.tensors.read(name).astype(np.float16)
         )
-    assert cli("export", repaired, tmp_path / "hf", "--format", "hf").code == 0
 
 
 def test_what_cannot_be_exported_leaves_nothing(
     converted: Callable[[str, str], Path], tmp_path: Path, cli: Cli
 ) -> None:
-    single = converted("single-classifier", "f16")
-    message = error_of(cli("export", single, tmp_path / "x", "--format", "hf"), 2)
-    assert "one classifier for all levels" in message
     message = error_of(cli("export", GOLDEN / "old-gguf" / "f16.gguf", tmp_path / "x"), 2)
     assert "valle-convert repair" in message
     assert error_of(cli("export", golden_checkpoint("ar-nar-len"), tmp_path / "x"), 2)
     assert not (tmp_path / "x").exists()
     plain = converted("ar-nar-len", "f16")
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "config.json").write_text("mine")
-    assert error_of(cli("export", plain, tmp_path / "full", "--format", "hf"), 2)
-    assert [one.name for one in (tmp_path / "full").iterdir()] == ["config.json"]
-    assert (tmp_path / "full" / "config.json").read_text() == "mine"
+    (tmp_path / "full" / "fp32.sft").write_text("mine")
+    assert error_of(cli("export", plain, tmp_path / "full"), 2)
+    assert [one.name for one in (tmp_path / "full").iterdir()] == ["fp32.sft"]
+    assert (tmp_path / "full" / "fp32.sft").read_text() == "mine"
     file = GgufFile(plain)
     for text in ('{"version": 5}', "[]", "{", json.dumps({"version": 6} | {"size": {"dim": 32}})):
         from valle_convert.gguf_file.header import Key

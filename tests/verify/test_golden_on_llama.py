@@ -9,9 +9,9 @@ import pytest
 from golden_cases import golden_cases
 from support import GOLDEN_NAMES
 
+from valle_convert.families.v5.on_llama import GgufNetwork
+from valle_convert.families.v5.trials import run_case
 from valle_convert.metrics import nmse
-from valle_convert.network.converted import GgufNetwork
-from valle_convert.verify.cases import run_case
 
 # Set for this project; 4e-7 is reached in f32 (llama.cpp looks GELU up in a float16 table) and
 # 3e-6 in f16 (activations are rounded to float16).

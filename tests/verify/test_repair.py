@@ -21,13 +21,13 @@ from safetensors.numpy import load_file
 from support import GOLDEN, Cli, error_of, golden_checkpoint
 
 from valle_convert import plan_repair, verify_gguf, write_gguf
+from valle_convert.families.v5.old import is_old, read_old
+from valle_convert.families.v5.on_llama import GgufNetwork
+from valle_convert.families.v5.reference import ReferenceNetwork
+from valle_convert.families.v5.trials import run_case
 from valle_convert.gguf_file.header import Key
-from valle_convert.gguf_file.old import is_old, read_old
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.metrics import nmse
-from valle_convert.network.converted import GgufNetwork
-from valle_convert.network.reference import ReferenceNetwork
-from valle_convert.verify.cases import run_case
 
 OLD = GOLDEN / "old-gguf"
 CHECKPOINT = golden_checkpoint("ar-nar-len")

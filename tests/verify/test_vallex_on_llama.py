@@ -13,22 +13,22 @@ from vallex_shapes import random_inputs, random_vallex
 
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.gguf_file.keys import is_converted
-from valle_convert.gguf_file.read import GgufFile
-from valle_convert.gguf_file.vallex import (
+from valle_convert.families.v5.on_llama import open_model, read_probe_rows
+from valle_convert.families.vallex.files import (
     SET_ID_KEY,
     VallexSet,
     open_set,
     plan_vallex,
     set_paths,
 )
+from valle_convert.families.vallex.on_llama import VallexGguf
+from valle_convert.families.vallex.protocol import VallexText
+from valle_convert.families.vallex.reference import VallexReference
+from valle_convert.gguf_file.keys import is_converted
+from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.write import write_set
 from valle_convert.llama.mpt import MptSession
 from valle_convert.metrics import nmse
-from valle_convert.network.converted import open_model, read_probe_rows
-from valle_convert.network.vallex_converted import VallexGguf
-from valle_convert.network.vallex_protocol import VallexText
-from valle_convert.network.vallex_reference import VallexReference
 from valle_convert.tokenizer.oracle import LlamaTokenizer
 
 #: Set for this project; 6e-13, 6e-7 and 4e-4 were measured.
@@ -124,7 +124,7 @@ def test_symbols_are_tokens_of_stock_llama_cpp(golden_set: Converted) -> None:
     """Held against the library that the project's `bpe_69.json` is of."""
     from tokenizers import Tokenizer, models
 
-    from valle_convert.model.vallex_symbols import N_SPECIAL_SYMBOLS, VALLEX_SYMBOLS
+    from valle_convert.families.vallex.symbols import N_SPECIAL_SYMBOLS, VALLEX_SYMBOLS
 
     vocab = {symbol: i for i, symbol in enumerate(VALLEX_SYMBOLS)}
     theirs = Tokenizer(models.BPE(vocab, [], unk_token="[UNK]"))  # noqa: S106 - a token

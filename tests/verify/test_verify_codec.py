@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 import struct
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 from support import GOLDEN, Cli, error_of
 
 from valle_convert.encodec import open_encodec, write_cpp_file
-from valle_convert.verify.codec_file import synthesized_speech, verify_codec
+from valle_convert.verify.codec_file import verify_codec
 
 FOLDER = GOLDEN / "encodec-small"
 LAYOUT = json.loads((FOLDER / "layout.json").read_text())
-SPEECH = FOLDER / "speech.wav"
 
 
 @pytest.fixture
@@ -35,33 +31,14 @@ def spans() -> dict[str, tuple[int, int]]:
     }
 
 
-def test_the_golden_file_passes_and_is_heard_as_encodec_cpp_was(file: Path, cli: Cli) -> None:
-    result = cli("verify", FOLDER / "hf", file, "--recording", SPEECH, "--json")
+def test_the_golden_file_passes(file: Path, cli: Cli) -> None:
+    result = cli("verify", FOLDER / "hf", file, "--json")
     assert result.code == 0, result
-    report = json.loads(result.out)
-    levels = {level["name"]: level for level in report["levels"]}
-    assert list(levels) == ["structure", "tensors", "sound"]
+    levels = {level["name"]: level for level in json.loads(result.out)["levels"]}
+    assert list(levels) == ["structure", "tensors"]
     assert len(levels["tensors"]["checks"]) == 96
     assert all(check["values"]["different"] == 0 for check in levels["tensors"]["checks"])
-    sound = [check["values"] for check in levels["sound"]["checks"][1:]]
-    # What encodec.cpp itself was measured with, level by level.
-    found = [round(values["codes_equal"], 4) for values in sound]
-    np.testing.assert_allclose(found, LAYOUT["measured"]["codes_equal_per_level"], atol=0.01)
-    expected = -10 * np.log10(LAYOUT["measured"]["nmse_decoded"])
-    assert sound[-1]["snr_db"] == pytest.approx(expected, abs=0.1)
-
-
-def test_without_a_recording_a_voice_is_synthesized(file: Path, cli: Cli) -> None:
-    result = cli("verify", FOLDER / "hf", file)
-    assert result.code == 0, result
-    assert "synthesized voice" in result.err
-    assert "PASSED: 107 checks" in result.out
-
-
-def test_the_synthesized_voice_is_always_the_same_and_no_silence() -> None:
-    np.testing.assert_array_equal(synthesized_speech(), synthesized_speech())
-    assert 0.05 < float(np.sqrt(np.mean(synthesized_speech() ** 2))) < 0.5
-    assert np.abs(synthesized_speech()).max() <= 1
+    assert "PASSED: 97 checks" in cli("verify", FOLDER / "hf", file).out
 
 
 @pytest.mark.parametrize(
@@ -76,14 +53,10 @@ def test_a_missing_tensor_fails_though_encodec_cpp_loads_it(
     file.write_bytes(data[:start] + data[end:])
     result = cli("verify", FOLDER / "hf", file)
     assert result.code == 1, result
-    assert (
-        f"1 of 96 tensors are missing: {name} (encodec.cpp loads it without a word)" in result.out
-    )
-    assert "sound" in result.out
-    assert "not run: the file is not whole" in result.out
-    inspected = cli("inspect", file)
-    assert inspected.code == 0
-    assert f"1 of 96 tensors are missing: {name}" in inspected.err
+    assert f"1 of 96 tensors missing: {name}" in result.out
+    assert "not run: the file is incomplete" in result.out
+    assert cli("verify", FOLDER / "hf", file, "--level", "tensors").code == 1
+    assert f"1 of 96 tensors missing: {name}" in error_of(cli("inspect", file), 2)
 
 
 @pytest.mark.parametrize("kept", [90, 329_000, 658_017])
@@ -92,7 +65,7 @@ def test_a_cut_file_fails(file: Path, kept: int) -> None:
     report = verify_codec(open_encodec(FOLDER / "hf"), file)
     assert not report.passed
     assert "cut off" in report.to_markdown()
-    assert report.levels[2].skipped
+    assert report.levels[1].skipped
 
 
 @pytest.mark.parametrize(
@@ -134,20 +107,9 @@ def test_a_header_of_another_bandwidth_fails(file: Path) -> None:
     data[28:32] = struct.pack("<i", 3)
     file.write_bytes(data)
     report = verify_codec(open_encodec(FOLDER / "hf"), file, levels=("structure",))
-    assert [check.summary for check in report.failures] == ["bandwidth is 3, expected 6"]
-
-
-def test_a_codec_with_other_weights_fails_by_its_sound_as_well(file: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    other = shutil.copytree(FOLDER / "hf", tmp_path / "other")
-    tensors = load_file(other / "model.safetensors")
-    tensors["decoder.layers.0.conv.bias"] += 0.1
-    save_file(tensors, other / "model.safetensors")
-    report = verify_codec(open_encodec(other), file, levels=("structure", "sound"))
-    failed = [check.name for check in report.failures]
-    assert failed == [f"level {n}" for n in range(1, 9)]
-    assert report.levels[1].checks[0].passed  # the encoder is untouched
+    assert [check.summary for check in report.failures] == [
+        "target_bandwidths is (3.0,), expected (6.0,)"
+    ]
 
 
 def test_a_float32_file_is_verified_with_the_warning(tmp_path: Path) -> None:
@@ -160,33 +122,22 @@ def test_a_float32_file_is_verified_with_the_warning(tmp_path: Path) -> None:
     assert any("aborts" in note for note in report.notes)
 
 
-def test_a_recording_that_is_too_short_is_refused(file: Path, tmp_path: Path, cli: Cli) -> None:
-    soundfile.write(tmp_path / "short.wav", np.full(1_900, 0.1), 24_000)
-    error = error_of(cli("verify", FOLDER / "hf", file, "--recording", tmp_path / "short.wav"), 2)
-    assert "1900 samples at 24000 Hz, and encodec.cpp aborts on fewer than 1921" in error
-
-
 def test_levels_of_models_and_of_codecs_are_not_mixed_up(file: Path, cli: Cli) -> None:
     assert "a codec has none" in cli("verify", FOLDER / "hf", file, "--level", "logits").err
     assert cli("verify", FOLDER / "hf", file, "--level", "tensors").code == 0
-    model = GOLDEN / "ar-nar-len" / "fp32.sft"
-    result = cli("verify", model, model, "--level", "sound")
-    assert result.code == 2
-    assert "only the files of codecs" in result.err
 
 
 def test_another_file_named_bin_is_refused(tmp_path: Path, cli: Cli) -> None:
     (tmp_path / "other.bin").write_bytes(b"PK\x03\x04" + bytes(100))
     for arguments in (["verify", FOLDER / "hf"], ["inspect"]):
-        error = error_of(cli(*arguments, tmp_path / "other.bin"), 2)
-        assert "no file of encodec.cpp" in error
+        assert error_of(cli(*arguments, tmp_path / "other.bin"), 2)
 
 
 def test_inspect_shows_the_file(file: Path, cli: Cli) -> None:
     result = cli("inspect", file, "--json")
     assert result.code == 0, result
     summary = json.loads(result.out)
-    assert summary["sizes"]["n_bins"] == 1024
+    assert summary["sizes"]["codebook_size"] == 1024
     assert summary["behaviour"]["levels at its bandwidth"] == 8
     assert sum(group["n_tensors"] for group in summary["groups"]) == 96
     assert summary["notes"] == []

@@ -7,8 +7,8 @@ import random
 import numpy as np
 from make_vallex import DTYPES, VallexShape
 
-from valle_convert.model.vallex import VallexModel
-from valle_convert.network.vallex_protocol import VallexText
+from valle_convert.families.vallex.facts import VallexModel
+from valle_convert.families.vallex.protocol import VallexText
 
 OUT_TYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 

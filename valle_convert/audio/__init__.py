@@ -1,34 +1,34 @@
 """Sound and codes: `files` reads and writes audio, `codec` turns it into codes and back.
 
-`codes` keeps codes in a file, `voice` makes a prompt of a recording, `vallex_voice` reads the
-voices of VALL-E X's own project.
+`codes` keeps codes in a file, `voice` makes a prompt of a recording.
 """
 
-from valle_convert.audio.codec import AudioCodec, EncodecCodec, check_codec_fits, open_codec
+from valle_convert.audio.codec import (
+    AudioCodec,
+    EncodecCodec,
+    check_codec_fits,
+    open_codec,
+    register_codec,
+)
 from valle_convert.audio.codes import SavedCodes, check_codes_target, read_codes, write_codes
-from valle_convert.audio.ecdc import EcdcOrder
 from valle_convert.audio.files import Audio, AudioWriter, WrittenAudio, read_audio, write_wav
-from valle_convert.audio.vallex_voice import VallexVoice, is_vallex_voice, read_vallex_voice
 from valle_convert.audio.voice import fit_prompt, prompt_audio
 
 __all__ = [
     "Audio",
     "AudioCodec",
     "AudioWriter",
-    "EcdcOrder",
     "EncodecCodec",
     "SavedCodes",
-    "VallexVoice",
     "WrittenAudio",
     "check_codec_fits",
     "check_codes_target",
     "fit_prompt",
-    "is_vallex_voice",
     "open_codec",
     "prompt_audio",
     "read_audio",
     "read_codes",
-    "read_vallex_voice",
+    "register_codec",
     "write_codes",
     "write_wav",
 ]

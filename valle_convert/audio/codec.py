@@ -9,23 +9,19 @@ work without a network, download once and name the folder:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from valle_convert.audio.codes import check_format
 from valle_convert.audio.files import Audio
-from valle_convert.audio.world import WORLD_NAME, WorldCodec, is_world_codec
 from valle_convert.encodec.architecture import check_computable
 from valle_convert.encodec.sources import ENCODEC_24KHZ, open_encodec
 from valle_convert.encodec.streaming import EncodecDecoder, EncodecEncoder
 from valle_convert.encodec.weights import EncodecWeights
 from valle_convert.errors import InputError
-from valle_convert.model.spec import Codec, CodeFormat
-
-Codes = NDArray[np.int32]
+from valle_convert.model.spec import Codec, CodeFormat, Codes
 
 #: Its name in converted files.
 ENCODEC_NAME = "encodec-24khz"
@@ -66,46 +62,52 @@ def check_codec_fits(codec: AudioCodec, config: CodeFormat) -> None:
     Raises:
         InputError: levels, codebook size or rates differ.
     """
-    found = (codec.n_levels, codec.codebook_size)
-    expected = (config.n_levels, config.codebook_size)
-    model = config.codec
-    if found != expected:
-        named = "" if model.name == "unknown" else f" ({model.name})"
-        raise InputError(
-            f"The codec has {found[0]} levels of {found[1]} codes, and the model was trained on "
-            f"{expected[0]} levels of {expected[1]}{named}; give the model's codec with --codec."
-        )
-    rates = (codec.description.sample_rate, codec.description.frame_rate)
-    if model.name != "unknown" and rates != (model.sample_rate, model.frame_rate):
-        raise InputError(
-            f"The codec works at {rates[0]} Hz and {rates[1]:g} frames a second, and the model was "
-            f"trained on {model.name} with {model.sample_rate} Hz and {model.frame_rate:g}; give "
-            "the model's codec with --codec."
-        )
+    found = (codec.n_levels, codec.codebook_size, codec.description)
+    check_format("The codec", found, config, "give the model's codec with --codec")
+
+
+#: By the name in converted files: whether a file is such a codec, and what opens it.
+_registered: dict[str, tuple[Callable[[str | Path], bool], Callable[[str | Path], AudioCodec]]] = {}
+
+
+def register_codec(
+    name: str,
+    recognises: Callable[[str | Path], bool],
+    opens: Callable[[str | Path], AudioCodec],
+) -> None:
+    """Let `open_codec` open files of a codec beside EnCodec.
+
+    Args:
+        name: of the codec in converted files.
+        recognises: whether a file is one.
+        opens: such a file; raises `InputError` where it is damaged.
+    """
+    _registered[name] = (recognises, opens)
 
 
 def open_codec(source: str | Path | None, config: CodeFormat) -> AudioCodec:
     """The codec of a model, refused before it is loaded where the model has another.
 
     Args:
-        source: a file of `world.WorldCodec`, or as `encodec.open_encodec`; None for the published
+        source: as `encodec.open_encodec`, or a file of a registered codec; None for the published
             24 kHz EnCodec from the hub.
         config: of the model.
 
     Raises:
-        InputError: this program has no such codec as the model's; or as `WorldCodec`,
-            `EncodecCodec` and `check_codec_fits`.
-        EnvironmentFault: as `WorldCodec` and `EncodecCodec`.
+        InputError: this program has no such codec as the model's; or as `EncodecCodec` and
+            `check_codec_fits`.
+        EnvironmentFault: as `EncodecCodec`.
     """
-    if source is not None and is_world_codec(source):
-        world = WorldCodec(source)
-        check_codec_fits(world, config)
-        return world
-    if config.codec.name == WORLD_NAME:
+    for recognises, opens in _registered.values():
+        if source is not None and recognises(source):
+            codec = opens(source)
+            check_codec_fits(codec, config)
+            return codec
+    if config.codec.name in _registered:
+        found = "no codec was given" if source is None else f"{source} is none"
         raise InputError(
-            f"The model speaks codes of {WORLD_NAME}, and "
-            + ("no codec was given" if source is None else f"{source} is no such codec")
-            + "; give the model's codec with --codec, such as miniature/codec.safetensors."
+            f"The model speaks codes of {config.codec.name}, and {found}; give the model's codec "
+            "with --codec."
         )
     if config.codec.name not in {ENCODEC_NAME, "unknown"}:
         raise InputError(
@@ -118,9 +120,9 @@ def open_codec(source: str | Path | None, config: CodeFormat) -> AudioCodec:
             f"and {ENCODEC_24KHZ} has {_PUBLISHED_CODES} codes a level; give the model's codec "
             "with --codec, or work with files of codes (.npz)."
         )
-    codec = EncodecCodec(ENCODEC_24KHZ if source is None else source, n_levels=config.n_levels)
-    check_codec_fits(codec, config)
-    return codec
+    encodec = EncodecCodec(ENCODEC_24KHZ if source is None else source, n_levels=config.n_levels)
+    check_codec_fits(encodec, config)
+    return encodec
 
 
 class EncodecCodec:

@@ -1,7 +1,5 @@
 """Codes of some speech in a file, so that they can be kept, exchanged and decoded again.
 
-EnCodec's own programs exchange `.ecdc` (module `ecdc`); ours is a `.npz`, of any codec.
-
 The file holds numpy arrays only: `codes` [frames, levels], what they are codes of, and the
 phonemes of a single sentence, which only `quantize.utterances` reads. Nothing in it is ever
 unpickled, and a file that would unpack to more than it may is refused unread.
@@ -17,16 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from valle_convert.audio.ecdc import ECDC_SUFFIX, EcdcOrder, read_ecdc, write_ecdc
 from valle_convert.errors import InputError
-from valle_convert.files import atomic_output
-from valle_convert.model.spec import CODECS, Codec, CodeFormat
+from valle_convert.files import atomic_output, is_stream
+from valle_convert.model.spec import Codec, CodeFormat, Codes
 from valle_convert.npz_file import read_npz
 
 FORMAT_VERSION = 1
-CODES_SUFFIXES = (".npz", ECDC_SUFFIX)
-#: What an `.ecdc` can hold; a model that does not say its codec may have the same.
-_ECDC_CODECS, _ECDC_CODES = ("encodec-24khz", "unknown"), 1024
+CODES_SUFFIX = ".npz"
 
 #: Five hours of eight levels; what it would unpack to is checked before anything is.
 _MAX_BYTES = 64 << 20
@@ -46,7 +41,7 @@ class SavedCodes:
         language: its id, where there is one.
     """
 
-    codes: NDArray[np.int32]
+    codes: Codes
     codec: Codec
     codebook_size: int
     phonemes: tuple[int, ...] = ()
@@ -55,51 +50,37 @@ class SavedCodes:
 
 def is_codes_path(path: Path) -> bool:
     """Whether a file of that name holds codes, and not sound."""
-    return path.suffix.lower() in CODES_SUFFIXES
+    return path.suffix.lower() == CODES_SUFFIX
 
 
-def check_codes_target(path: Path, codes: SavedCodes | CodeFormat) -> None:
-    """Refuse a file that cannot hold such codes, or those of such a model.
+def check_codes_target(path: Path) -> None:
+    """Refuse a name by which the codes would not be found again.
 
     Raises:
-        InputError: it is an `.ecdc`, and the codes are none of the 24 kHz EnCodec's.
+        InputError: it does not end in `.npz`.
     """
-    if path.suffix.lower() != ECDC_SUFFIX:
-        return
-    if codes.codec.name not in _ECDC_CODECS or codes.codebook_size != _ECDC_CODES:
+    if not is_codes_path(path) and not is_stream(path):
         raise InputError(
-            f"{path}: .ecdc files hold codes of encodec-24khz below {_ECDC_CODES}, and these "
-            f"are of {codes.codec.name} below {codes.codebook_size}; write a .npz instead."
+            f"The codes {path} have a name that ends in {path.suffix or 'nothing'}; give one that "
+            f"ends in {CODES_SUFFIX}."
         )
 
 
 def write_codes(
-    path: Path,
-    saved: SavedCodes,
-    *,
-    order: EcdcOrder = "frame",
-    force: bool = False,
-    sources: Iterable[Path] = (),
-) -> tuple[str, ...]:
+    path: Path, saved: SavedCodes, *, force: bool = False, sources: Iterable[Path] = ()
+) -> None:
     """Write a file of codes, or leave nothing.
 
     Args:
-        path: of the file; `.ecdc` is written for EnCodec's own programs, everything else is numpy.
+        path: of the file, `.npz`.
         saved: what to write.
-        order: of the codes in an `.ecdc`.
         force: whether a file that exists may be replaced.
         sources: files that must not be overwritten, whatever `force` says.
 
-    Returns:
-        What the user should know of it.
-
     Raises:
-        InputError, EnvironmentFault: as `files.atomic_output`; the codes are none of the 24 kHz
-            EnCodec's, and the file is an `.ecdc`.
+        InputError, EnvironmentFault: as `check_codes_target` and `files.atomic_output`.
     """
-    if path.suffix.lower() == ECDC_SUFFIX:
-        check_codes_target(path, saved)
-        return write_ecdc(path, saved.codes, order, force=force, sources=sources)
+    check_codes_target(path)
     said: dict[str, NDArray[Any]] = {}
     if saved.phonemes:
         said["phonemes"] = np.array(saved.phonemes, np.int32)
@@ -116,33 +97,18 @@ def write_codes(
             sample_rate=np.int64(saved.codec.sample_rate),
             frame_rate=np.float64(saved.codec.frame_rate),
         )
-    return ()
 
 
-def read_codes(
-    path: Path, config: CodeFormat | None = None, *, order: EcdcOrder | None = None
-) -> SavedCodes:
+def read_codes(path: Path, config: CodeFormat | None = None) -> SavedCodes:
     """Read a file of codes.
-
-    An `.ecdc` may have more levels than the model; those above are left out, since a level refines
-    what is below it.
 
     Args:
         path: of the file.
         config: of the model that they are for; None for any.
-        order: of the codes in an `.ecdc`; None to tell it by the file.
 
     Raises:
         InputError: it is no such file, is damaged, or its codes are not the model's.
     """
-    if path.suffix.lower() == ECDC_SUFFIX:
-        codes = read_ecdc(path, order)
-        if config is not None:
-            codes = codes[:, : config.n_levels]
-        saved = SavedCodes(codes, CODECS[8, _ECDC_CODES], _ECDC_CODES)
-        if config is not None:
-            check_codes_fit(saved, config, str(path))
-        return saved
     entries = read_npz(
         path,
         _ENTRIES,
@@ -162,20 +128,22 @@ def check_codes_fit(saved: SavedCodes, config: CodeFormat, where: str) -> None:
     Raises:
         InputError: levels, codebook or codec differ.
     """
-    found = (saved.codes.shape[1], saved.codebook_size)
-    expected = (config.n_levels, config.codebook_size)
-    if found != expected:
+    found = (saved.codes.shape[1], saved.codebook_size, saved.codec)
+    check_format(where, found, config, "encode the recording again, with the model's codec")
+
+
+def check_format(what: str, found: tuple[int, int, Codec], model: CodeFormat, advice: str) -> None:
+    """Refuse codes, or a codec, of other levels, codebooks or rates than the model's."""
+    n_levels, size, codec = found
+    trained = model.codec
+    named = "" if trained.name == "unknown" else f" ({trained.name})"
+    if (n_levels, size) != (model.n_levels, model.codebook_size):
         raise InputError(
-            f"{where} has codes of {found[0]} levels with {found[1]} codes each, and the model's "
-            f"are {expected[0]} levels of {expected[1]}; encode the recording again, with the "
-            "model's codec."
+            f"{what} has {n_levels} levels of {size} codes, and the model was trained on "
+            f"{model.n_levels} levels of {model.codebook_size}{named}; {advice}."
         )
-    names = {saved.codec.name, config.codec.name}
-    if len(names) > 1 and "unknown" not in names:
-        raise InputError(
-            f"{where} has codes of {saved.codec.name}, and the model speaks {config.codec.name}; "
-            "encode the recording again, with the model's codec."
-        )
+    if "unknown" not in {codec.name, trained.name} and not codec.is_like(trained):
+        raise InputError(f"{what} is {codec}, and the model was trained on {trained}; {advice}.")
 
 
 def _checked(path: Path, entries: dict[str, NDArray[Any]]) -> SavedCodes:

@@ -274,39 +274,6 @@ def _heads(tables: Mapping[str, ExportRows], with_length: bool) -> dict[str, Exp
     return heads
 
 
-def layout_of_export(
-    counts: Mapping[str, int], words: Mapping[str, Sequence[str]], *, with_length: bool
-) -> tuple[dict[str, ExportRows], list[str]]:
-    """The rows of an export that is to be written, and the names of those after the phonemes.
-
-    Args:
-        counts: rows of every table, by the checkpoint's names.
-        words: the names of languages, tasks and tones, by their tables.
-        with_length: whether the model has a head of durations.
-    """
-    n_levels = counts["rvq_l_emb.weight"]
-    numbered = [str(i) for i in range(max(counts.values()))]
-    tables: list[tuple[str, str, Sequence[str]]] = [
-        ("rvq_l_emb.weight", "RVQ:{}", numbered),
-        ("langs_emb.weight", "lang:{}", words.get("langs_emb.weight", ())),
-        ("tasks_emb.weight", "task:{}", words.get("tasks_emb.weight", ())),
-        (_LENGTH, "len:{}", numbered),
-        ("tones_emb.weight", "tone:{}", words.get("tones_emb.weight", ())),
-        ("sep", "sep", numbered),
-    ]
-    tables += [(_PROMPT.format(i), f"P|{i}|{{}}", numbered) for i in range(n_levels)]
-    kinds = ["AR|0:0", *(f"NAR|{i - 1}:{i}" for i in range(1, n_levels)), "NAR|0:0"]
-    tables += [(_RESPONSE.format(i), f"R|{kind}|{{}}", numbered) for i, kind in enumerate(kinds)]
-    rows = {_TEXT: ExportRows(EMBEDDINGS, 0, counts[_TEXT])}
-    names: list[str] = []
-    for table, template, known in tables:
-        n_rows = counts.get(table, 0)
-        if n_rows:
-            rows[table] = ExportRows(EMBEDDINGS, counts[_TEXT] + len(names), n_rows)
-            names += [f"<|{template.format(known[i])}|>" for i in range(n_rows)]
-    return rows | _heads(rows, with_length), names
-
-
 # ------------------------------------------------------------------------------- config
 
 #: What an export does not say, with what the published `ar+nar-len` models have.

@@ -93,47 +93,36 @@ def is_on_hub(path: PurePath) -> bool:
     return str(path).startswith(PREFIX)
 
 
-def parse_location(text: str, revision: str | None = None) -> Location:
-    """Read `hf:...`.
-
-    Args:
-        text: as the user wrote it.
-        revision: of `--revision`.
+def parse_location(text: str) -> Location:
+    """Read `hf:...`, as the user wrote it.
 
     Raises:
-        InputError: it has another form, or a path in it leads out of the repository, or there are
-            two revisions.
+        InputError: it has another form, or a path in it leads out of the repository.
     """
     match = _LOCATION.fullmatch(text)
     inside, path = (match["inside"], match["path"]) if match else (None, None)
     if match is None or (inside and path) or not text.isprintable():
         raise InputError(f"{text!r} is no place on the Hugging Face hub; expected is {_FORMS}.")
-    if revision is not None and match["revision"] is not None:
-        raise InputError(
-            f"{text} names the revision {match['revision']}, and --revision {revision}; give one."
-        )
     place = PurePosixPath(path or inside or ".")
     if place.is_absolute() or ".." in place.parts or "\\" in str(place):
         raise InputError(
             f"{text} names the path {str(place)!r}, where one inside of the repository is expected."
         )
-    wanted = revision if revision is not None else match["revision"]
-    if wanted is not None and (
-        not wanted.isprintable() or ".." in wanted or not wanted.strip("/ ")
-    ):
+    revision = match["revision"]
+    if revision is not None and (".." in revision or not revision.strip("/ ")):
         raise InputError(
-            f"{wanted!r} is no revision; give a commit, a branch or a tag of {match['repository']}."
+            f"{revision!r} is no revision; give a commit, branch or tag of {match['repository']}."
         )
-    return Location(text, match["repository"], wanted, place, is_loose=inside is not None)
+    return Location(text, match["repository"], revision, place, is_loose=inside is not None)
 
 
-def fetch_file(path: PurePath, revision: str | None, progress: Progress) -> Path:
+def fetch_file(path: PurePath, progress: Progress) -> Path:
     """A file on the hub that is no checkpoint, such as a GGUF file, downloaded.
 
     Raises:
         InputError, EnvironmentFault: as `HubTree`.
     """
-    tree = HubTree(parse_location(str(path), revision), progress=progress)
+    tree = HubTree(parse_location(str(path)), progress=progress)
     return tree.get(tree.resolve())
 
 

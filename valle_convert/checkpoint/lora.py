@@ -78,7 +78,7 @@ class LoraFile:
     factor: float = 1.0
 
     @classmethod
-    def parse(cls, text: str, factor: float = 1.0) -> LoraFile:
+    def parse(cls, text: str) -> LoraFile:
         """`FILE` or `FILE@SCALE`; a file whose own name ends so is that file.
 
         Raises:
@@ -86,28 +86,24 @@ class LoraFile:
         """
         name, at, number = text.rpartition("@")
         if not at or Path(text).exists():
-            return cls(Path(text), factor)
+            return cls(Path(text))
         try:
             scale = float(number)
         except ValueError:
-            return cls(Path(text), factor)
+            return cls(Path(text))
         if not math.isfinite(scale):
             raise InputError(f"--lora {text}: the scale is {number}, and must be finite.")
-        return cls(Path(name), factor * scale)
+        return cls(Path(name), scale)
 
 
-def lora_files(
-    given: str | Path | Sequence[str | Path] | None, factor: float = 1.0
-) -> tuple[LoraFile, ...]:
-    """The adapters that a user gives, each as `FILE` or `FILE@SCALE`; `factor` scales them all.
+def lora_files(given: str | Path | Sequence[str | Path] | None) -> tuple[LoraFile, ...]:
+    """The adapters that a user gives, each as `FILE` or `FILE@SCALE`.
 
     Raises:
         InputError: a scale is not finite.
     """
-    if not math.isfinite(factor):
-        raise InputError(f"--lora-scale is {factor}, and must be finite.")
     texts = [given] if isinstance(given, str | Path) else given or ()
-    return tuple(LoraFile.parse(str(text), factor) for text in texts)
+    return tuple(LoraFile.parse(str(text)) for text in texts)
 
 
 @dataclass(frozen=True)

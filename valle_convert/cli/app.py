@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import faulthandler
 import math
 import os
 import sys
@@ -30,7 +31,6 @@ from valle_convert.cli import (
     inspect,
     interrupt,
     lora,
-    lost_data,
     publish,
     quantize,
     repair,
@@ -85,7 +85,7 @@ def _problem(param: Any, value: object) -> str:  # noqa: ANN401 - click's or typ
         if value == "":
             return "the name is empty; give that of a file."
         if value == "-" and not param.type.allow_dash:
-            return "- is the name of no file; give one, or /dev/stdin or /dev/stdout."
+            return "- is the name of no file; give one."
     return ""
 
 
@@ -171,7 +171,7 @@ def run() -> None:
     streams.mend()
     wait_politely()
     interrupt.during_work()
-    lost_data.tell()
+    faulthandler.enable(2)  # a mapped file that is cut off ends the process by a signal
     try:
         # A command that ends with `typer.Exit` makes this return its code, Ctrl-C included.
         returned = app(standalone_mode=False, prog_name="valle-convert")

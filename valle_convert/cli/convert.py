@@ -17,17 +17,16 @@ from valle_convert.cli.options import (
     JsonOption,
     LoraAlphaOption,
     LoraOption,
-    LoraScaleOption,
     OutType,
-    RevisionOption,
     TokenizerOption,
-    TokenizerPre,
     paths_of,
 )
 
 if TYPE_CHECKING:
-    from valle_convert.gguf_file.plan import GgufPlan, PlannedFile
-    from valle_convert.gguf_file.vallex import SetPlan
+    from collections.abc import Sequence
+
+    from valle_convert.families.bundle import Plan
+    from valle_convert.gguf_file.plan import PlannedFile
     from valle_convert.verify.report import Report
 
 
@@ -60,38 +59,22 @@ def convert(
     config: ConfigOption = None,
     lora: LoraOption = None,
     lora_alpha: LoraAlphaOption = None,
-    lora_scale: LoraScaleOption = 1.0,
-    revision: RevisionOption = None,
     tokenizer: TokenizerOption = None,
-    tokenizer_pre: Annotated[
-        TokenizerPre, typer.Option(help="llama.cpp's pre-tokenizer; both give the same ids.")
-    ] = "qwen35",
     codec: CodecOption = None,
     metadata: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE.json",
-            help='Values for the general.* keys, such as {"author": "...", "license": "mit"}.',
+            help="JSON with values for the general.* keys: author, license, description, "
+            "source.url, tags and the others of the GGUF specification.",
             show_default=False,
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="general.name; else the config's.", show_default=False)
-    ] = None,
-    author: Annotated[str | None, typer.Option(help="general.author.", show_default=False)] = None,
-    license_: Annotated[
         str | None,
-        typer.Option("--license", help="general.license, an SPDX word.", show_default=False),
-    ] = None,
-    description: Annotated[
-        str | None, typer.Option(help="general.description.", show_default=False)
-    ] = None,
-    source_url: Annotated[
-        str | None, typer.Option(help="general.source.url.", show_default=False)
-    ] = None,
-    tag: Annotated[
-        list[str] | None,
-        typer.Option(help="general.tags; may be given several times.", show_default=False),
+        typer.Option(
+            help="general.name; else that of the file, else of the config.", show_default=False
+        ),
     ] = None,
     verify: Annotated[
         VerifyChoice,
@@ -109,201 +92,105 @@ def convert(
     """Convert a checkpoint to GGUF. This is the main job, and needs no command name.
 
     The result is an ordinary `gemma` model for stock llama.cpp; what is VALL-E about it stands
-    in its valle.* keys. Of a VALL-E X (vallex-checkpoint.pt) it is a set of `mpt` files: OUT.gguf
-    (the AR), OUT-nar.gguf, and OUT-nar-1.gguf to OUT-nar-7.gguf beside it.
+    in its valle.* keys. Of a VALL-E X it is a set of `mpt` files: OUT.gguf (the AR), OUT-nar.gguf,
+    and OUT-nar-1.gguf to OUT-nar-7.gguf beside it.
 
     Nothing is left behind where the conversion fails, and a file that does not pass its own
     verification is kept, with exit code 1.
     """
-    from valle_convert.api import plan_conversion, plan_vallex, read_checkpoint
+    from valle_convert.api import plan_conversion, read_checkpoint
+    from valle_convert.families.family import Choices
     from valle_convert.files import check_outputs
     from valle_convert.gguf_file.metadata import GeneralMetadata
-    from valle_convert.model.vallex import is_vallex
 
     if out is None and not dry_run:
         raise typer.BadParameter(
             "Give the file to write, or --dry-run to see the plan.", param_hint="OUT.gguf"
         )
+    inputs = [checkpoint, config, *paths_of(lora), tokenizer, metadata]
     if out is not None and not dry_run:
-        check_outputs(
-            {"OUT.gguf": out},
-            inputs=[checkpoint, config, *paths_of(lora), tokenizer, metadata],
-            force=force,
-        )
-        check_readable(out, verify)
-    options: dict[str, Any] = {
-        "name": name,
-        "author": author,
-        "license": license_,
-        "description": description,
-        "source.url": source_url,
-        "tags": tag or None,
-    }
+        check_outputs({"OUT.gguf": out}, inputs=inputs, force=force)
     opened = read_checkpoint(
         checkpoint,
         config=config,
         lora=lora or (),
         lora_alpha=lora_alpha,
-        lora_scale=lora_scale,
-        revision=revision,
         progress=console.progress_bar,
     )
-    general = GeneralMetadata.read(metadata, options)
-    if is_vallex(opened):
-        _refuse_for_sets({"--tokenizer": tokenizer, "--lora": lora, "--lora-alpha": lora_alpha})
-        plan_of_set = plan_vallex(opened, out_type=out_type, codec=codec, metadata=general)
-        if out is not None and not dry_run:
-            names = {f"OUT.gguf ({path.name})": path for path in plan_of_set.files(out)}
-            check_outputs(names, inputs=[*opened.inputs, config, metadata], force=force)
-        if dry_run:
-            _show_set(plan_of_set, out or Path("OUT.gguf"), as_json=json_)
-        else:
-            assert out is not None  # noqa: S101 - for the type checker; told apart above
-            _convert_set(plan_of_set, out, verify, force=force, as_json=json_)
+    general = GeneralMetadata.read(metadata, name)
+    plan = plan_conversion(opened, Choices(out_type, tokenizer, codec, general))
+    if out is None or dry_run:
+        _show_plan(plan, out or Path("OUT.gguf"), as_json=json_)
         return
-    plan = plan_conversion(
-        opened,
-        out_type=out_type,
-        tokenizer=tokenizer,
-        tokenizer_pre=tokenizer_pre,
-        codec=codec,
-        metadata=general,
-    )
-    if dry_run:
-        _show_plan(plan, as_json=json_)
-        return
-    assert out is not None  # noqa: S101 - for the type checker; told apart above
-    carry_out(plan, out, verify, force=force, as_json=json_)
-
-
-def check_readable(out: Path, verify: VerifyChoice) -> None:
-    """Refuse a full check of what cannot be read back."""
-    from valle_convert.files import is_stream
-
-    if verify == "full" and is_stream(out):
-        raise typer.BadParameter(
-            f"{out} cannot be read back; give a file, or --verify none.", param_hint="--verify"
-        )
+    carry_out(plan, out, verify, inputs=inputs, force=force, as_json=json_)
 
 
 def carry_out(
-    plan: GgufPlan, out: Path, verify: VerifyChoice, *, force: bool, as_json: bool
+    plan: Plan,
+    out: Path,
+    verify: VerifyChoice,
+    *,
+    inputs: Sequence[Path | None],
+    force: bool,
+    as_json: bool,
 ) -> None:
-    """Write a planned file, check it, and tell of both."""
-    from valle_convert.files import is_stream
+    """Write the planned files, check them, and tell of both."""
+    from valle_convert.api import write_gguf
+    from valle_convert.files import check_outputs
 
-    _tell_choices(plan)
+    names = {f"OUT.gguf ({path.name})": path for path in plan.at(out)}
+    check_outputs(names, inputs=[*plan.inputs, *inputs], force=force)
+    _log_choices(plan)
     start = time.perf_counter()
-    size = _write(plan, out, force=force)
+    sizes = write_gguf(plan, out, force=force, progress=console.progress_bar)
     seconds = time.perf_counter() - start
-    console.talk(f"wrote {out}: {console.n_bytes(size)} in {seconds:.1f} s")
-    if is_stream(out):
-        verify = "none"
-        console.talk(f"note: {out} is no file that could be read back, so nothing was verified")
+    others = f" and {len(sizes) - 1} files beside it" if len(sizes) > 1 else ""
+    total = sum(sizes.values())
+    console.talk(f"wrote {out}{others}: {console.n_bytes(total)} in {seconds:.1f} s")
     report = _verify(plan, out, verify)
     if as_json:
         console.data_json(
             {
                 "file": str(out),
-                "bytes": size,
+                "files": {str(path): size for path, size in sizes.items()},
+                "bytes": total,
                 "seconds": round(seconds, 3),
                 "tokenizer": {"source": plan.tokenizer.source, "reason": plan.tokenizer.reason},
                 "verification": report.to_json() if report else None,
             }
         )
-    _end_with(report, verify)
-
-
-def _end_with(report: Report | None, choice: VerifyChoice) -> None:
-    """Say the verdict, and end with its exit code where it is no."""
     if report is not None:
         console.talk(report.verdict())
         # The quick check is whatever this machine can do; what was asked for by name has to run.
-        if report.failures or (choice == "full" and report.exit_code):
+        if report.failures or (verify == "full" and report.exit_code):
             raise typer.Exit(report.exit_code)
 
 
-def _refuse_for_sets(given: dict[str, object]) -> None:
-    for name, value in given.items():
-        if value is not None:
-            raise typer.BadParameter(
-                "a VALL-E X takes none: its symbols are fixed, and no LoRA of it is known.",
-                param_hint=name,
-            )
-
-
-def _convert_set(
-    plan: SetPlan, out: Path, choice: VerifyChoice, *, force: bool, as_json: bool
-) -> None:
-    """Write the files of a VALL-E X, and check them."""
-    from valle_convert.api import write_set
-    from valle_convert.verify.run import LEVELS, N_TEXTS_QUICK, QUICK
-    from valle_convert.verify.vallex import N_TEXTS, verify_set
-
-    _tell_set(plan)
-    start = time.perf_counter()
-    sizes = write_set(plan, out, force=force, progress=console.progress_bar)
-    seconds = time.perf_counter() - start
-    total = console.n_bytes(sum(sizes.values()))
-    names = [path.name for path in sizes]
-    console.talk(
-        f"wrote {out}, {names[1]} and {names[2]} to {names[-1]}: {total} in {seconds:.1f} s"
-    )
-    report = None
-    if choice != "none":
-        full = choice == "full"
-        report = verify_set(
-            plan,
-            out,
-            levels=LEVELS if full else QUICK,
-            n_texts=N_TEXTS if full else N_TEXTS_QUICK,
-            progress=console.progress_bar,
-        )
-    if as_json:
-        console.data_json(
-            {
-                "file": str(out),
-                "files": {str(path): size for path, size in sizes.items()},
-                "bytes": sum(sizes.values()),
-                "seconds": round(seconds, 3),
-                "verification": report.to_json() if report else None,
-            }
-        )
-    _end_with(report, choice)
-
-
-def _write(plan: GgufPlan, out: Path, *, force: bool) -> int:
-    from valle_convert.api import write_gguf
-
-    return write_gguf(plan, out, force=force, progress=console.progress_bar)
-
-
-def _verify(plan: GgufPlan, out: Path, choice: VerifyChoice) -> Report | None:
+def _verify(plan: Plan, out: Path, choice: VerifyChoice) -> Report | None:
     if choice == "none":
         return None
-    from valle_convert.gguf_file.read import GgufFile
-    from valle_convert.verify.run import LEVELS, N_TEXTS, N_TEXTS_QUICK, QUICK
+    from valle_convert.families.bundle import open_files
+    from valle_convert.verify.run import LEVELS, N_TEXTS_QUICK, QUICK
     from valle_convert.verify.run import verify as run
 
     full = choice == "full"
     return run(
         plan,
-        GgufFile(out),
+        open_files(out),
         levels=LEVELS if full else QUICK,
-        n_texts=N_TEXTS if full else N_TEXTS_QUICK,
+        n_texts=None if full else N_TEXTS_QUICK,
         progress=console.progress_bar,
     )
 
 
-def _tell_choices(plan: GgufPlan) -> None:
+def _log_choices(plan: Plan) -> None:
     """Everything that was decided for the user."""
     checkpoint = plan.checkpoint
     for note in checkpoint.notes:
         console.talk(f"note: {note}")
     console.talk(f"config: {checkpoint.config_source}")
-    console.talk(
-        f"tokenizer: {plan.tokenizer.source} ({plan.tokenizer.reason}; {plan.tokenizer.agreement})"
-    )
+    tokenizer = plan.tokenizer
+    console.talk(f"tokenizer: {tokenizer.source} ({tokenizer.reason}; {tokenizer.agreement})")
     if checkpoint.lora:
         console.talk(f"LoRA merged: {checkpoint.lora}")
     for assumed in checkpoint.assumed:
@@ -316,53 +203,19 @@ def _tell_choices(plan: GgufPlan) -> None:
         console.talk(f"note: {note}")
 
 
-def _tell_set(plan: SetPlan) -> None:
-    """Everything that was decided for the user."""
-    description = plan.description
-    model = description.model
-    console.talk(f"config: {plan.ar.checkpoint.config_source}")
-    console.talk(
-        f"attention heads: {model.ar.n_head}; activation factor: {model.activation_factor}"
-    )
-    for note in (*description.checkpoint.notes, *description.notes):
-        console.talk(f"note: {note}")
-
-
-def _show_set(plan: SetPlan, out: Path, *, as_json: bool) -> None:
-    files = plan.files(out)
-    description = plan.description
+def _show_plan(plan: Plan, out: Path, *, as_json: bool) -> None:
     if as_json:
-        checkpoint = plan.ar.checkpoint
-        console.data_json(
-            {
-                "checkpoint": str(checkpoint.path),
-                "container": checkpoint.container,
-                "config_source": checkpoint.config_source,
-                "files": {path.name: _file_json(part) for path, part in files.items()},
-                "dropped": [vars(one) for one in description.dropped],
-                "notes": list(description.notes),
-            }
-        )
+        console.data_json(_plan_json(plan, out))
         return
-    for path, part in files.items():
+    for path, file in plan.at(out).items():
         console.data(f"file {path.name}\n")
-        _show_file(part)
+        _show_file(file)
         console.data("")
     console.data("left out")
-    console.data(console.table([(d.source, d.reason) for d in description.dropped]) or "nothing")
-    _tell_set(plan)
-
-
-def _show_plan(plan: GgufPlan, *, as_json: bool) -> None:
-    if as_json:
-        console.data_json(_plan_json(plan))
-        return
-    _show_file(plan)
-    console.data("\nleft out")
     console.data(
         console.table([(d.source, d.reason) for d in plan.description.dropped]) or "nothing"
     )
-    _tell_choices(plan)
+    _log_choices(plan)
 
 
 def _show_file(plan: PlannedFile) -> None:
@@ -378,17 +231,17 @@ def _show_file(plan: PlannedFile) -> None:
     for tensor in plan.tensors:
         shape = " x ".join(str(n) for n in tensor.shape)
         rows.append((tensor.name, tensor.ggml_type.name, shape, f"{tensor.n_bytes:,}", ""))
-        rows[-1] = (*rows[-1][:4], tensor.parts[0].source if len(tensor.parts) == 1 else "")
-        if len(tensor.parts) > 1:
+        rows[-1] = (*rows[-1][:4], tensor.spans[0].source if len(tensor.spans) == 1 else "")
+        if len(tensor.spans) > 1:
             rows += [
-                (f"  {part.label}", "", f"rows {part.first_row}+{part.n_rows}", "", part.source)
-                for part in tensor.parts
+                (f"  {span.label}", "", f"rows {span.first_row}+{span.n_rows}", "", span.source)
+                for span in tensor.spans
             ]
     console.data(console.table(rows, header=("name", "type", "shape", "bytes", "source")))
     console.data(f"\n{len(plan.tensors)} tensors, {plan.n_weights:,} weights, {size:,} bytes")
 
 
-def _plan_json(plan: GgufPlan) -> dict[str, Any]:
+def _plan_json(plan: Plan, out: Path) -> dict[str, Any]:
     return {
         "checkpoint": str(plan.checkpoint.path),
         "container": plan.checkpoint.container,
@@ -399,7 +252,7 @@ def _plan_json(plan: GgufPlan) -> dict[str, Any]:
             "reason": plan.tokenizer.reason,
             "sha256": plan.tokenizer.sha256,
         },
-        **_file_json(plan),
+        "files": {path.name: _file_json(file) for path, file in plan.at(out).items()},
         "dropped": [{"source": d.source, "reason": d.reason} for d in plan.description.dropped],
         "notes": list(plan.description.notes),
     }
@@ -428,14 +281,14 @@ def _file_json(plan: PlannedFile) -> dict[str, Any]:
                 "shape": list(tensor.shape),
                 "offset": tensor.offset,
                 "bytes": tensor.n_bytes,
-                "parts": [
+                "spans": [
                     {
-                        "label": part.label,
-                        "source": part.source,
-                        "first_row": part.first_row,
-                        "rows": part.n_rows,
+                        "label": span.label,
+                        "source": span.source,
+                        "first_row": span.first_row,
+                        "rows": span.n_rows,
                     }
-                    for part in tensor.parts
+                    for span in tensor.spans
                 ],
             }
             for tensor in plan.tensors

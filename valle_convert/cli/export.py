@@ -28,14 +28,6 @@ def export(
         Path,
         typer.Argument(metavar="DIR", help="The folder for the result.", show_default=False),
     ],
-    format_: Annotated[
-        Literal["sft", "hf"],
-        typer.Option(
-            "--format",
-            help="sft: the training project's own (fp32.sft, with its config). hf: its Hugging "
-            "Face layout (model.safetensors, config.json, tokenizer.json).",
-        ),
-    ] = "sft",
     dtype: Annotated[
         Literal["auto", "f32", "f16", "bf16"],
         typer.Option(help="Of the numbers; auto keeps the file's, and makes quantized ones f32."),
@@ -49,12 +41,12 @@ def export(
     Of a plain file, fp32.sft has the numbers, the config and the phoneme strings that the
     checkpoint had, bit for bit; of a quantized one, the numbers that are left.
     """
-    from valle_convert.gguf_file.export import export_file
+    from valle_convert.families.bundle import open_files
 
-    done = export_file(
-        local_gguf(gguf),
+    bundle = open_files(local_gguf(gguf))
+    done = bundle.family.ability("export")(
+        bundle,
         folder,
-        format_=format_,
         dtype=dtype,
         tokenizer=tokenizer,
         force=force,
@@ -62,12 +54,8 @@ def export(
     )
     for note in done.notes:
         console.talk(f"note: {note}")
-    for path, size in done.files.items():
-        console.talk(f"wrote {path}: {console.n_bytes(size)}")
+    console.talk(f"wrote {done.path}: {console.n_bytes(done.n_bytes)}")
     if json_:
         console.data_json(
-            {
-                "files": {str(path): size for path, size in done.files.items()},
-                "notes": list(done.notes),
-            }
+            {"file": str(done.path), "bytes": done.n_bytes, "notes": list(done.notes)}
         )

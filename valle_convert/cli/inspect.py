@@ -13,8 +13,6 @@ from valle_convert.cli.options import (
     JsonOption,
     LoraAlphaOption,
     LoraOption,
-    LoraScaleOption,
-    RevisionOption,
 )
 
 
@@ -36,8 +34,6 @@ def inspect(
     config: ConfigOption = None,
     lora: LoraOption = None,
     lora_alpha: LoraAlphaOption = None,
-    lora_scale: LoraScaleOption = 1.0,
-    revision: RevisionOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Show sizes, capabilities, tables and heads, tokenizer, types, bytes and provenance."""
@@ -47,9 +43,8 @@ def inspect(
     summary = inspect_file(
         file,
         config=config,
-        lora=lora_files(lora, lora_scale),
+        lora=lora_files(lora),
         lora_alpha=lora_alpha,
-        revision=revision,
         progress=console.progress_bar,
     )
     if json_:
@@ -62,13 +57,13 @@ def inspect(
             continue
         console.data(f"\n{title}")
         console.data(console.table(known))
-    if summary.parts:
+    if summary.rows:
         console.data("\ntables and heads")
         console.data(
             console.table(
                 [
-                    (part.kind, part.name, f"{part.first_row:,}", f"{part.n_rows:,}", part.source)
-                    for part in summary.parts
+                    (one.kind, one.name, f"{one.first_row:,}", f"{one.n_rows:,}", one.source)
+                    for one in summary.rows
                 ],
                 header=("kind", "name", "first row", "rows", "source"),
             )

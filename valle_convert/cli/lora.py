@@ -13,7 +13,7 @@ from valle_convert.cli.options import (
     ForceOption,
     JsonOption,
     LoraAlphaOption,
-    LoraScaleOption,
+    paths_of,
 )
 from valle_convert.cli.remote import local_gguf
 
@@ -33,9 +33,9 @@ def lora(
         ),
     ],
     source: Annotated[
-        Path,
+        str,
         typer.Argument(
-            metavar="LORA",
+            metavar="LORA[@SCALE]",
             help="The LoRA: .sft or .pth, or a checkpoint that holds one.",
             show_default=False,
         ),
@@ -49,7 +49,6 @@ def lora(
     ] = "f32",
     config: ConfigOption = None,
     lora_alpha: LoraAlphaOption = None,
-    lora_scale: LoraScaleOption = 1.0,
     json_: JsonOption = False,
     force: ForceOption = False,
 ) -> None:
@@ -63,7 +62,7 @@ def lora(
     from valle_convert.api import write_lora
     from valle_convert.files import check_outputs
 
-    check_outputs({"OUT.gguf": out}, inputs=[base, source, config], force=force)
+    check_outputs({"OUT.gguf": out}, inputs=[base, *paths_of([source]), config], force=force)
     written = write_lora(
         local_gguf(base, or_checkpoint=True),
         source,
@@ -71,7 +70,6 @@ def lora(
         out_type=out_type,
         config=config,
         lora_alpha=lora_alpha,
-        lora_scale=lora_scale,
         force=force,
     )
     levels = ", ".join(map(str, written.levels)) or "all"

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 #: Number formats of `--outtype`.
 OutType = Literal["auto", "f32", "f16", "bf16", "q8_0"]
-#: llama.cpp's pre-tokenizers that are exact for phonemes.
-TokenizerPre = Literal["qwen35", "superbpe"]
 
 CheckpointArgument = Annotated[
     Path,
@@ -59,10 +57,6 @@ KeptLoraOption = Annotated[
         show_default=False,
     ),
 ]
-LoraScaleOption = Annotated[
-    float,
-    typer.Option("--lora-scale", metavar="SCALE", help="By what every LoRA is multiplied."),
-]
 LoraAlphaOption = Annotated[
     float | None,
     typer.Option(
@@ -79,15 +73,6 @@ BiasesOption = Annotated[
         metavar="CHECKPOINT",
         help="For a GGUF file made the old way: the checkpoint that it was made of, which still "
         "has the heads' biases.",
-        show_default=False,
-    ),
-]
-RevisionOption = Annotated[
-    str | None,
-    typer.Option(
-        "--revision",
-        metavar="REVISION",
-        help="Commit, branch or tag of a checkpoint on the hub, as hf:OWNER/REPO@REVISION.",
         show_default=False,
     ),
 ]
@@ -153,14 +138,12 @@ def paths_of(lora: list[str] | None) -> list[Path]:
     return [one.path for one in lora_files(lora)]
 
 
-def split_loras(
-    lora: list[str] | None, factor: float = 1.0
-) -> tuple[list[str], tuple[LoraFile, ...]]:
+def split_loras(lora: list[str] | None) -> tuple[list[str], tuple[LoraFile, ...]]:
     """What is to be merged, as it was given, and the adapters that are kept apart."""
     from valle_convert.checkpoint.lora import lora_files
-    from valle_convert.gguf_file.adapter import is_adapter
+    from valle_convert.gguf_file.read import is_adapter
 
-    given = list(zip(lora or [], lora_files(lora, factor), strict=True))
+    given = list(zip(lora or [], lora_files(lora), strict=True))
     apart = [one.path.is_file() and is_adapter(one.path) for _, one in given]
     merged = [text for (text, _), is_apart in zip(given, apart, strict=True) if not is_apart]
     return merged, tuple(one for (_, one), is_apart in zip(given, apart, strict=True) if is_apart)

@@ -10,7 +10,7 @@ from valle_convert.cli import console
 def local_gguf(path: Path, *, or_checkpoint: bool = False) -> Path:
     """A GGUF file, downloaded into the hub's cache where `path` is on the hub.
 
-    Of a VALL-E X, every file of the set is.
+    Of a model of several files, all of them are.
 
     Args:
         path: as the user wrote it.
@@ -30,15 +30,15 @@ def local_gguf(path: Path, *, or_checkpoint: bool = False) -> Path:
             f"{path} is no GGUF file, where hf:OWNER/REPO:NAME.gguf or a file here is expected; "
             f"convert it first: valle-convert {path} OUT.gguf."
         )
+    from valle_convert.families import family_of_file
+    from valle_convert.families.bundle import paths_of
     from valle_convert.gguf_file.read import GgufFile, is_gguf
-    from valle_convert.gguf_file.vallex import is_vallex_ar, n_parts_of, set_paths
 
     tree = HubTree(parse_location(str(path)), progress=console.progress_bar)
     place = tree.resolve()
     local = tree.get(place)
     if is_gguf(local):
         file = GgufFile(local, allow_part=True)
-        if is_vallex_ar(file.keys):
-            for part in set_paths(Path(place), n_parts_of(file))[1:]:
-                tree.get(part)
+        for beside in list(paths_of(Path(place), family_of_file(file).parts(file)).values())[1:]:
+            tree.get(beside)
     return local

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from valle_convert.cli.convert import VerifyChoice, carry_out, check_readable
+from valle_convert.cli.convert import VerifyChoice, carry_out
 from valle_convert.cli.options import (
     BiasesOption,
     ConfigOption,
@@ -55,10 +55,12 @@ def repair(
     as in the published models, and said; --config tells otherwise.
     """
     from valle_convert.api import plan_repair
+    from valle_convert.families.family import Choices
     from valle_convert.files import check_outputs
 
-    check_outputs({"NEW.gguf": out}, inputs=[old, config, biases, tokenizer], force=force)
-    check_readable(out, verify)
-    old = local_gguf(old)
-    plan = plan_repair(old, config=config, biases=biases, tokenizer=tokenizer)
-    carry_out(plan, out, verify, force=force, as_json=json_)
+    inputs = [old, config, biases, tokenizer]
+    check_outputs({"NEW.gguf": out}, inputs=inputs, force=force)
+    plan = plan_repair(
+        local_gguf(old), config=config, biases=biases, choices=Choices(tokenizer=tokenizer)
+    )
+    carry_out(plan, out, verify, inputs=inputs, force=force, as_json=json_)

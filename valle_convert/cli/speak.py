@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, overload
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -20,7 +20,6 @@ from valle_convert.cli.options import (
     ForceOption,
     JsonOption,
     KeptLoraOption,
-    LoraScaleOption,
     paths_of,
 )
 from valle_convert.cli.remote import local_gguf
@@ -28,22 +27,20 @@ from valle_convert.errors import EXIT_INTERRUPTED, InputError
 from valle_convert.progress import Advance
 
 if TYPE_CHECKING:
-    from valle_convert.audio import AudioWriter, SavedCodes, WrittenAudio
-    from valle_convert.gguf_file.vallex import VallexSet
-    from valle_convert.model.spec import CodeFormat
+    from valle_convert.audio import AudioWriter, WrittenAudio
+    from valle_convert.families.bundle import Bundle
+    from valle_convert.families.v5.speech import Speaker
+    from valle_convert.families.vallex.speech import VallexSpeaker, VallexSpeakOptions
     from valle_convert.speech.results import Heard, Piece, SpeakOptions, Spoken
-    from valle_convert.speech.speaker import Speaker
-    from valle_convert.speech.vallex_speaker import VallexSpeaker, VallexSpeakOptions
 
 ModeChoice = Literal["auto", "ar", "nar-len"]
 TaskChoice = Literal["tts", "vc", "ns", "sr"]
 CacheChoice = Literal["f32", "f16"]
-OrderChoice = Literal["frame", "level"]
 
 #: Options that mean nothing to the other family; given all the same, they are refused.
 _OF_VALLEX_ONLY = ("voice_text", "best_of", "accent")
 _NOT_OF_VALLEX = (
-    "task source lora lora_scale steps guidance guidance_rescale duration_padding prompt_seconds "
+    "task source lora steps guidance guidance_rescale duration_padding prompt_seconds "
     "context_history repetition_penalty repetition_penalty_decay"
 ).split()
 
@@ -62,17 +59,7 @@ CodecOption = Annotated[
         "--codec",
         metavar="FILE|DIR|NAME",
         help="An EnCodec: a .gguf, .bin or .th file, a folder with its config.json and weights, or "
-        "its name on the Hugging Face hub; or the miniature's codec.safetensors. Without it, "
-        "facebook/encodec_24khz.",
-        show_default=False,
-    ),
-]
-EcdcOrderOption = Annotated[
-    OrderChoice | None,
-    typer.Option(
-        "--ecdc-order",
-        help="Of the codes in .ecdc files: frame by frame as in Meta's encodec, or level by level "
-        "as in encodec.cpp. Without it, a file that is read tells, and frame is written.",
+        "its name on the Hugging Face hub. Without it, facebook/encodec_24khz.",
         show_default=False,
     ),
 ]
@@ -116,14 +103,13 @@ def speak(
         ),
     ] = None,
     lora: KeptLoraOption = None,
-    lora_scale: LoraScaleOption = 1.0,
     voice: Annotated[
         Path | None,
         typer.Option(
             "--voice",
             metavar="FILE",
-            help="A recording of the voice to speak in (wav, flac, ogg, mp3), its codes (.npz, "
-            ".ecdc), or a voice file of VALL-E X (.npz). Without it, the model chooses.",
+            help="A recording of the voice to speak in (wav, flac, ogg, mp3), its codes "
+            "(.npz), or a voice file of VALL-E X (.npz). Without it, the model chooses.",
             show_default=False,
         ),
     ] = None,
@@ -142,7 +128,8 @@ def speak(
             "-o",
             metavar="OUT.wav",
             allow_dash=True,
-            help="The sound: .wav, .flac or .ogg; - for a wav on stdout, sentence by sentence.",
+            help="The sound: .wav, .flac, .ogg, .mp3 or .opus; - for a wav on stdout, sentence by "
+            "sentence.",
             show_default=False,
         ),
     ] = None,
@@ -150,7 +137,7 @@ def speak(
         Path | None,
         typer.Option(
             metavar="OUT.npz",
-            help="The codes it is made of; as OUT.ecdc for EnCodec's own programs.",
+            help="The codes it is made of.",
             show_default=False,
         ),
     ] = None,
@@ -159,7 +146,7 @@ def speak(
         typer.Option(
             "--codes",
             metavar="FILE",
-            help="Saved codes (.npz, .ecdc): sound them; or, with TEXT, keep their level 0 and "
+            help="Saved codes (.npz): sound them; or, with TEXT, keep their level 0 and "
             "decode the levels above it anew.",
             show_default=False,
         ),
@@ -178,7 +165,6 @@ def speak(
         ),
     ] = None,
     codec: CodecOption = None,
-    ecdc_order: EcdcOrderOption = None,
     phonemes: Annotated[
         bool, typer.Option("--phonemes", help="TEXT is IPA already, and one sentence.")
     ] = False,
@@ -285,51 +271,46 @@ def speak(
         out = Path("/dev/stdout")
     _check_request(task, text, source, codes, voice, out, save_codes)
     from valle_convert.audio import check_codes_target, write_codes
-    from valle_convert.files import check_outputs
-    from valle_convert.gguf_file.vallex import open_if_vallex
+    from valle_convert.families.bundle import open_bundle
+    from valle_convert.files import check_outputs, is_stream
     from valle_convert.speech.common import is_codes_file
 
     gguf = local_gguf(gguf)
-    vallex = open_if_vallex(gguf)
-    _check_family(context, vallex)
-    inputs = [gguf] if vallex is None else [file.path for file in vallex.files]
+    bundle = open_bundle(gguf)
+    is_set = len(bundle.files) > 1
+    _check_family(context, is_set)
+    inputs = list(bundle.paths)
     inputs += [one for one in (voice, source, codes) if one is not None]
     codec_files = [Path(codec)] if codec is not None else []
     check_outputs(
-        {"--out": out, "--save-codes": save_codes},
+        {"--out": None if out is None or is_stream(out) else out, "--save-codes": save_codes},
         inputs=[*inputs, *codec_files, *paths_of(lora)],
         force=force,
     )
+    if save_codes is not None:
+        check_codes_target(save_codes)
     sink = _sink(out, inputs, as_float=float_, raw=raw, force=force)
     _tell_threads(threads)
-    options = (_options if vallex is None else _vallex_options)(given)
+    options = (_vallex_options if is_set else _options)(given)
     said = _read_text(text)
     recordings = [one for one in (voice, source) if one is not None]
     needs_codec = out is not None or not all(is_codes_file(one) for one in recordings)
     begin = time.perf_counter()
-    if save_codes is not None:
-        check_codes_target(save_codes, _code_format(gguf))
     console.talk(f"loading {gguf}" + (" and the codec" if needs_codec else ""))
-    opening = (codec, threads, needs_codec, cache_type)
-    with (
-        _open_speaker(gguf, *opening, (lora, lora_scale))
-        if vallex is None
-        else _open_vallex_speaker(vallex, *opening)
-    ) as speaker:
+    with _open_speaker(bundle, codec, threads, needs_codec, cache_type, lora) as speaker:
         loaded = time.perf_counter() - begin
-        saved_codes = _ordered(codes, gguf, ecdc_order)
-        if saved_codes is not None and said is None:
+        if codes is not None and said is None:
             assert sink is not None  # noqa: S101 - for the type checker; told apart above
-            _sound(speaker, saved_codes, sink, loaded, as_json=json_)
+            _sound(speaker, codes, sink, loaded, as_json=json_)
             return
         with sink or nullcontext(), _stop_on_interrupt(keep_partial) as should_stop:
             spoken = _run(
                 speaker,
                 task,
                 said,
-                _ordered(voice, gguf, ecdc_order),
-                _ordered(source, gguf, ecdc_order),
-                saved_codes,
+                voice,
+                source,
+                codes,
                 options,
                 phonemes,
                 _Watch(speaker.frame_rate, sink),
@@ -338,10 +319,7 @@ def speak(
     written = None if sink is None else sink.written
     keeps_codes = save_codes is not None and len(spoken.codes) > 0
     if save_codes is not None and keeps_codes:
-        order = ecdc_order or "frame"
-        saved = spoken.saved_codes
-        for note in write_codes(save_codes, saved, order=order, force=force, sources=inputs):
-            console.talk(f"note: {note}")
+        write_codes(save_codes, spoken.saved_codes, force=force, sources=inputs)
     if json_:
         kept = save_codes if keeps_codes else None
         console.data_json(_spoken_json(spoken, written, kept, loaded))
@@ -356,12 +334,11 @@ def transcribe(
         Path,
         typer.Argument(
             metavar="SPEECH",
-            help="A recording (wav, flac, ogg, mp3), or its codes (.npz, .ecdc).",
+            help="A recording (wav, flac, ogg, mp3), or its codes (.npz).",
             show_default=False,
         ),
     ],
     codec: CodecOption = None,
-    ecdc_order: EcdcOrderOption = None,
     language: LanguageOption = None,
     max_phonemes: Annotated[int, typer.Option(help="Where to end.", min=1, max=20_000)] = 900,
     threads: ThreadsOption = None,
@@ -369,14 +346,16 @@ def transcribe(
 ) -> None:
     """Print the phonemes of a recording, as the model hears them."""
     from valle_convert.decode import TranscribeOptions
+    from valle_convert.families.bundle import open_bundle
     from valle_convert.speech.common import is_codes_file
 
     begin = time.perf_counter()
-    gguf = local_gguf(gguf)
-    with _open_speaker(gguf, codec, threads, not is_codes_file(speech)) as speaker:
+    bundle = open_bundle(local_gguf(gguf))
+    bundle.family.ability("transcribe")
+    with _open_speaker(bundle, codec, threads, not is_codes_file(speech)) as speaker:
         loaded = time.perf_counter() - begin
         heard = speaker.transcribe(
-            _ordered(speech, gguf, ecdc_order),
+            speech,
             language,
             TranscribeOptions(max_phonemes),
             progress=console.progress_bar,
@@ -474,23 +453,23 @@ def _read_text(text: str | None) -> str | None:
         ) from error
 
 
-def _check_family(context: typer.Context, vallex: VallexSet | None) -> None:
+def _check_family(context: typer.Context, is_set: bool) -> None:
     """Refuse options that the model's family has no use for."""
-    foreign = _OF_VALLEX_ONLY if vallex is None else _NOT_OF_VALLEX
+    foreign = _NOT_OF_VALLEX if is_set else _OF_VALLEX_ONLY
     # click has a class for where a value comes from, which typer does not offer.
     given = [
         f"--{name.replace('_', '-')}"
         for name in foreign
         if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
     ]
-    if context.params["mode"] == "nar-len" and vallex is not None:
+    if context.params["mode"] == "nar-len" and is_set:
         given.append("--mode nar-len")
     if given:
         listed = ", ".join(given)
         raise InputError(
-            f"Only VALL-E X takes {listed}, and this model is another; leave it out."
-            if vallex is None
-            else f"VALL-E X has no use for {listed}; leave it out."
+            f"VALL-E X has no use for {listed}; leave it out."
+            if is_set
+            else f"Only VALL-E X takes {listed}, and this model is another; leave it out."
         )
 
 
@@ -519,7 +498,7 @@ def _options(given: dict[str, Any]) -> SpeakOptions:
 def _vallex_options(given: dict[str, Any]) -> VallexSpeakOptions:
     """What the command line says, for VALL-E X."""
     from valle_convert.decode import SamplingOptions
-    from valle_convert.speech.vallex_speaker import VallexSpeakOptions
+    from valle_convert.families.vallex.speech import VallexSpeakOptions
 
     same = ("language", "voice_text", "accent", "best_of", "seed")
     return VallexSpeakOptions(
@@ -543,73 +522,31 @@ def _unless_none(given: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _open_speaker(
-    gguf: Path,
+    bundle: Bundle,
     codec: str | None,
     threads: int | None,
     needs_codec: bool,
     cache_type: CacheChoice = "f32",
-    loras: tuple[list[str] | None, float] = (None, 1.0),
-) -> Speaker:
-    """The speaker; what is wrong with the GGUF file is told before a codec is loaded."""
+    lora: list[str] | None = None,
+) -> Speaker | VallexSpeaker:
+    """The speaker of a model, with its codec where that is needed."""
     from valle_convert.audio import open_codec
     from valle_convert.checkpoint.lora import lora_files
-    from valle_convert.gguf_file.read import GgufFile
-    from valle_convert.network.converted import open_model
-    from valle_convert.speech.speaker import Speaker
 
-    file = GgufFile(gguf)
-    adapters = lora_files(*loras)
-    opened = open_codec(codec, open_model(file).config) if needs_codec else None
-    return Speaker.open(
-        file, codec=opened, n_threads=threads, cache_type=cache_type, adapters=adapters
+    opened = open_codec(codec, bundle.model) if needs_codec else None
+    speaker: Speaker | VallexSpeaker = bundle.family.speaker(
+        bundle, codec=opened, n_threads=threads, cache_type=cache_type, adapters=lora_files(lora)
     )
-
-
-def _open_vallex_speaker(
-    vallex: VallexSet,
-    codec: str | None,
-    threads: int | None,
-    needs_codec: bool,
-    cache_type: CacheChoice,
-) -> VallexSpeaker:
-    """The speaker of a set of files that is opened already."""
-    from valle_convert.audio import open_codec
-    from valle_convert.speech.vallex_speaker import VallexSpeaker
-
-    opened = open_codec(codec, vallex.model) if needs_codec else None
-    return VallexSpeaker.open(vallex, codec=opened, n_threads=threads, cache_type=cache_type)
-
-
-def _code_format(gguf: Path) -> CodeFormat:
-    """What codes the model speaks, of whichever family it is."""
-    from valle_convert.gguf_file.read import GgufFile
-    from valle_convert.gguf_file.vallex import open_if_vallex
-    from valle_convert.network.converted import open_model
-
-    vallex = open_if_vallex(gguf)
-    return open_model(GgufFile(gguf)).config if vallex is None else vallex.model
-
-
-@overload
-def _ordered(path: Path, gguf: Path, order: OrderChoice | None) -> Path | SavedCodes: ...
-@overload
-def _ordered(path: None, gguf: Path, order: OrderChoice | None) -> None: ...
-def _ordered(path: Path | None, gguf: Path, order: OrderChoice | None) -> Path | SavedCodes | None:
-    """A file as it is; or its codes where it is an `.ecdc` and the user told their order."""
-    from valle_convert.audio import read_codes
-
-    if path is None or order is None or path.suffix.lower() != ".ecdc":
-        return path
-    return read_codes(path, _code_format(gguf), order=order)
+    return speaker
 
 
 def _run(
     speaker: Speaker | VallexSpeaker,
     task: TaskChoice,
     text: str | None,
-    voice: Path | SavedCodes | None,
-    source: Path | SavedCodes | None,
-    codes: Path | SavedCodes | None,
+    voice: Path | None,
+    source: Path | None,
+    codes: Path | None,
     options: SpeakOptions | VallexSpeakOptions,
     is_phonemes: bool,
     watch: _Watch,
@@ -762,7 +699,7 @@ def _duration(seconds: float) -> str:
 
 def _sound(
     speaker: Speaker | VallexSpeaker,
-    codes: Path | SavedCodes,
+    codes: Path,
     sink: AudioWriter,
     loaded: float,
     *,

@@ -60,37 +60,23 @@ def tokenize(
         raise typer.BadParameter("Give either TEXT or --file FILE.", param_hint="TEXT")
     if text is not None:
         check_utf8(text)
-    from valle_convert.gguf_file.loadable import check_loadable
-    from valle_convert.gguf_file.old import is_old, why_wrong
-    from valle_convert.gguf_file.read import GgufFile
-    from valle_convert.gguf_file.vallex import open_if_vallex, symbol_tokenizer_json
+    from valle_convert.families.bundle import open_bundle
     from valle_convert.text import unknown_phonemes
     from valle_convert.tokenizer.check import compare
     from valle_convert.tokenizer.compiled import TRUE_IDS_KEY
-    from valle_convert.tokenizer.oracle import HuggingFaceOracle, LlamaTokenizer, Oracle, Setting
-    from valle_convert.tokenizer.recorded import recorded_tokenizer
+    from valle_convert.tokenizer.oracle import LlamaTokenizer, Setting
 
     gguf = local_gguf(gguf)
-    oracle: Oracle
-    if (vallex := open_if_vallex(gguf)) is not None:
-        if tokenizer is not None:
-            raise InputError("VALL-E X has one table of symbols; leave --tokenizer out.")
-        converted = vallex.ar
-        kind, oracle = "bpe", HuggingFaceOracle(symbol_tokenizer_json())
-    else:
-        converted = GgufFile(gguf)
-        if is_old(converted):
-            raise InputError(why_wrong(gguf))
-        source = recorded_tokenizer(converted.keys, gguf, tokenizer)
-        kind, oracle = source.kind, source.oracle()
-        check_loadable(converted)
+    bundle = open_bundle(gguf)
+    source = bundle.family.recorded_tokenizer(bundle.main, tokenizer)
+    kind, oracle = source.kind, source.oracle()
     setting = Setting(special, parse_special)
     if setting not in oracle.settings:
         raise InputError(
             "A SentencePiece model takes no special pieces out of a text, so there is nothing to "
             "compare --parse-special with; leave it out."
         )
-    true_ids = converted.keys[TRUE_IDS_KEY]
+    true_ids = bundle.main.keys[TRUE_IDS_KEY]
     with LlamaTokenizer(gguf) as llama:
         if file is not None:
             start = time.perf_counter()

@@ -16,7 +16,7 @@ from valle_convert.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from valle_convert.quantize.recordings import MadeUtterance, Recorded
+    from valle_convert.families.v5.recordings import MadeUtterance, Recorded
 
 
 def register(app: typer.Typer) -> None:
@@ -29,7 +29,7 @@ def utterances(
         list[Path] | None,
         typer.Argument(
             metavar="[AUDIO]...",
-            help="Recordings (wav, flac, ogg, mp3), or codes (.npz, .ecdc).",
+            help="Recordings (wav, flac, ogg, mp3), or codes (.npz).",
             show_default=False,
         ),
     ] = None,
@@ -91,15 +91,8 @@ def utterances(
     """
     from valle_convert.audio import open_codec
     from valle_convert.audio.codes import is_codes_path
+    from valle_convert.families.bundle import open_bundle
     from valle_convert.files import check_outputs, locked_folder, made_folder
-    from valle_convert.gguf_file.read import GgufFile
-    from valle_convert.network.converted import open_model
-    from valle_convert.quantize.recordings import (
-        make_utterances,
-        say_all,
-        utterance_names,
-        write_utterances,
-    )
     from valle_convert.tokenizer.compiled import TRUE_IDS_KEY
     from valle_convert.tokenizer.oracle import LlamaTokenizer
 
@@ -108,19 +101,19 @@ def utterances(
     sources += [one for one in (list_, voice, Path(codec) if codec else None) if one is not None]
     heard = [*(one.path for one in recorded), *([voice] if voice else [])]
     _check_recordings(heard)
-    model = local_gguf(model)
-    file = GgufFile(model)
-    opened = open_model(file)
-    true_ids = file.keys[TRUE_IDS_KEY]
+    bundle = open_bundle(local_gguf(model))
+    recordings = bundle.family.ability("utterances")
+    opened = bundle.model
+    true_ids = bundle.main.keys[TRUE_IDS_KEY]
     with (
         made_folder(out, "give another name."),
         locked_folder(out),
-        LlamaTokenizer(model) as llama,
+        LlamaTokenizer(bundle.path) as llama,
     ):
-        names = utterance_names(recorded)
+        names = recordings.utterance_names(recorded)
         check_outputs({name: out / name for name in names}, inputs=sources, force=force)
         # All texts are looked at before a codec is loaded, or asked for at the hub.
-        said = say_all(
+        said = recordings.say_all(
             recorded,
             opened,
             lambda line: [
@@ -129,23 +122,23 @@ def utterances(
             language=language,
             is_phonemes=phonemes,
         )
-        made = make_utterances(
+        made = recordings.make_utterances(
             recorded,
             said,
             opened,
-            codec=None if all(map(is_codes_path, heard)) else open_codec(codec, opened.config),
+            codec=None if all(map(is_codes_path, heard)) else open_codec(codec, opened),
             voice=voice,
             is_phonemes=phonemes,
             progress=console.progress_bar,
         )
-        write_utterances(made, out, force=force, sources=sources)
+        recordings.write_utterances(made, out, force=force, sources=sources)
         others = len({path.name for path in out.glob("*.npz")} - set(names))
     _show(made, out, others, as_json=json_)
 
 
 def _recorded(audio: Sequence[Path], texts: Sequence[str], listed: Path | None) -> list[Recorded]:
     """The recordings and their texts, however they were given."""
-    from valle_convert.quantize.recordings import Recorded, read_list
+    from valle_convert.families.v5.recordings import Recorded, read_list
 
     if listed is not None:
         if audio or texts:

@@ -17,9 +17,7 @@ from valle_convert.cli.options import (
     JsonOption,
     LoraAlphaOption,
     LoraOption,
-    LoraScaleOption,
     ReportOption,
-    RevisionOption,
     TokenizerOption,
     paths_of,
     refuse_idle,
@@ -28,21 +26,21 @@ from valle_convert.cli.options import (
 from valle_convert.cli.remote import local_gguf
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from valle_convert.checkpoint import Checkpoint
     from valle_convert.verify.report import Report
 
 
-LevelChoice = Literal["all", "structure", "tensors", "tokenizer", "logits", "sound"]
+LevelChoice = Literal["all", "structure", "tensors", "tokenizer", "logits"]
 
 
 _CONVERSION = ("--config", "--lora", "--lora-alpha", "--tokenizer", "--codec", "--biases")
 #: By what is verified: which options change nothing, and why.
 _UNUSED = {
     "alone": ("a file alone is held against its own digests", ("--level", *_CONVERSION)),
-    "codec": ("a codec is not converted with it", (*_CONVERSION, "--revision")),
-    "set": ("a VALL-E X takes none", ("--lora", "--lora-alpha", "--tokenizer", "--biases")),
-    "old": ("nothing is merged into old files", ("--lora", "--lora-alpha", "--revision")),
+    "codec": ("a codec is not converted with it", _CONVERSION),
+    "old": ("nothing is merged into old files", ("--lora", "--lora-alpha")),
     "checkpoint": ("a checkpoint has its biases", ("--biases",)),
 }
 
@@ -70,19 +68,8 @@ def verify(
     config: ConfigOption = None,
     lora: LoraOption = None,
     lora_alpha: LoraAlphaOption = None,
-    lora_scale: LoraScaleOption = 1.0,
-    revision: RevisionOption = None,
     tokenizer: TokenizerOption = None,
     codec: CodecOption = None,
-    recording: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="For a codec: what to encode and decode (wav, flac, ogg, mp3). Without it, a "
-            "synthesized voice.",
-            show_default=False,
-        ),
-    ] = None,
     biases: BiasesOption = None,
     seed: Annotated[int, typer.Option(help="Of the random texts and inputs.", min=0)] = 0,
     json_: JsonOption = False,
@@ -104,24 +91,21 @@ def verify(
     With the GGUF file made the old way in the place of CHECKPOINT, and what `repair` made of it in
     that of GGUF: against the weights of the old one.
 
-    With an EnCodec in the place of CHECKPOINT and its .bin or .gguf in that of GGUF: structure,
-    tensors, and sound, which is what encodec.cpp, or this program, will compute of a recording,
-    level by level.
+    With an EnCodec in the place of CHECKPOINT and its .bin or .gguf in that of GGUF: structure and
+    tensors.
     """
-    from valle_convert.api import read_checkpoint
+    from valle_convert.families import family_of
+    from valle_convert.families.bundle import paths_of as paths_of_parts
+    from valle_convert.families.family import Choices
     from valle_convert.files import check_outputs, write_text_atomically
-    from valle_convert.gguf_file.old import read_old
     from valle_convert.gguf_file.read import is_gguf
-    from valle_convert.gguf_file.vallex import set_paths
-    from valle_convert.model.vallex import describe_vallex, is_vallex
     from valle_convert.verify import LEVELS, verify_path, verify_whole
     from valle_convert.verify.codec_file import is_codec_file
-    from valle_convert.verify.vallex import verify_vallex_path
 
-    merged, adapters = split_loras(lora, lora_scale)
+    merged, adapters = split_loras(lora)
     check_outputs(
         {"--report": report},
-        inputs=[checkpoint, gguf, config, *paths_of(lora), tokenizer, recording, biases],
+        inputs=[checkpoint, gguf, config, *paths_of(lora), tokenizer, biases],
         force=force,
     )
     checkpoint = local_gguf(checkpoint, or_checkpoint=True)
@@ -133,68 +117,38 @@ def verify(
         "--config": config,
         "--lora": lora,
         "--lora-alpha": lora_alpha,
-        "--revision": revision,
         "--tokenizer": tokenizer,
         "--codec": codec,
         "--biases": biases,
     }
     if gguf is None:
         _refuse_unused("alone", given)
-        if revision is not None or not is_gguf(checkpoint):
+        if not is_gguf(checkpoint):
             raise typer.BadParameter("Give the file that was converted from it.", param_hint="GGUF")
         result = verify_whole(checkpoint, progress=console.progress_bar)
     elif is_codec_file(gguf):
         _refuse_unused("codec", given)
-        result = _verify_codec(str(checkpoint), gguf, level, recording)
-    elif level == "sound" or recording is not None:
-        name = "--level" if level == "sound" else "--recording"
-        raise typer.BadParameter("only the files of codecs are heard.", param_hint=name)
+        result = _verify_codec(str(checkpoint), gguf, level)
     else:
-        opened = (
-            read_old(
-                checkpoint,
-                config=config,
-                biases=None if biases is None else read_checkpoint(biases),
-            )
-            if is_gguf(checkpoint)
-            else read_checkpoint(
-                checkpoint,
-                config=config,
-                lora=merged,
-                lora_alpha=lora_alpha,
-                lora_scale=lora_scale,
-                revision=revision,
-                progress=console.progress_bar,
-            )
-        )
+        opened = _open_source(checkpoint, config, merged, lora_alpha, biases)
         # Shards, and the other files of a set, are known now.
-        n_parts = describe_vallex(opened).model.n_levels - 1 if is_vallex(opened) else 0
-        read = [*opened.inputs, *set_paths(gguf, n_parts)]
+        family = family_of(opened)
+        parts = family.describe(opened, Choices(codec=codec)).contents
+        read = [*opened.inputs, *paths_of_parts(gguf, parts).values()]
         check_outputs({"--report": report}, inputs=read, force=force)
-        levels = LEVELS if level == "all" else (level,)
-        kind = "set" if is_vallex(opened) else "old" if is_gguf(checkpoint) else "checkpoint"
-        # Of an old file only what would be merged is idle: one that was kept apart is applied.
-        _refuse_unused(kind, {**given, "--lora": merged if kind == "old" else lora})
-        if is_vallex(opened):
-            result = verify_vallex_path(
-                opened,
-                gguf,
-                codec=codec,
-                levels=levels,
-                seed=seed,
-                progress=console.progress_bar,
-            )
-        else:
-            result = verify_path(
-                opened,
-                gguf,
-                tokenizer=tokenizer,
-                codec=codec,
-                levels=levels,
-                seed=seed,
-                adapters=adapters,
-                progress=console.progress_bar,
-            )
+        # Of a foreign GGUF only what would be merged is idle: one that was kept apart is applied.
+        is_foreign = is_gguf(checkpoint)
+        kind = "old" if is_foreign else "checkpoint"
+        _refuse_unused(kind, {**given, "--lora": merged if is_foreign else lora})
+        result = verify_path(
+            opened,
+            gguf,
+            given=Choices(tokenizer=tokenizer, codec=codec),
+            levels=LEVELS if level == "all" else (level,),
+            seed=seed,
+            adapters=adapters,
+            progress=console.progress_bar,
+        )
     if report is not None:
         write_text_atomically(report, result.to_markdown(), force=force)
     if json_:
@@ -205,30 +159,43 @@ def verify(
         raise typer.Exit(result.exit_code)
 
 
+def _open_source(
+    path: Path,
+    config: Path | None,
+    lora: Sequence[str],
+    lora_alpha: float | None,
+    biases: Path | None,
+) -> Checkpoint:
+    """The checkpoint, or a GGUF file of another converter read as the one that it was made of."""
+    from valle_convert.api import read_checkpoint
+    from valle_convert.families import family_of_file
+    from valle_convert.gguf_file.read import GgufFile, is_gguf
+
+    if is_gguf(path):
+        read = family_of_file(GgufFile(path, allow_part=True)).ability("repair")
+        given = None if biases is None else read_checkpoint(biases)
+        opened: Checkpoint = read(path, config=config, biases=given)
+        return opened
+    return read_checkpoint(
+        path, config=config, lora=lora, lora_alpha=lora_alpha, progress=console.progress_bar
+    )
+
+
 def _refuse_unused(kind: str, given: Mapping[str, object]) -> None:
     """Refuse options that this kind of verification takes no notice of."""
     reason, names = _UNUSED[kind]
     refuse_idle(reason, {name: given[name] for name in names})
 
 
-def _verify_codec(source: str, path: Path, level: LevelChoice, recording: Path | None) -> Report:
+def _verify_codec(source: str, path: Path, level: LevelChoice) -> Report:
     """The verdict on the file of a codec."""
-    from valle_convert.audio import read_audio
     from valle_convert.encodec import open_encodec
     from valle_convert.verify.codec_file import CODEC_LEVELS, verify_codec
 
     if level == "tokenizer" or level == "logits":  # noqa: PLR1714 - this way the type is narrowed
         raise typer.BadParameter("a codec has none.", param_hint="--level")
-    codec = open_encodec(source)
-    heard = None if recording is None else read_audio(recording, codec.spec.sampling_rate)
-    return verify_codec(
-        codec,
-        path,
-        levels=CODEC_LEVELS if level == "all" else (level,),
-        samples=None if heard is None else heard.samples,
-        recording=str(recording),
-        progress=console.progress_bar,
-    )
+    levels = CODEC_LEVELS if level == "all" else (level,)
+    return verify_codec(open_encodec(source), path, levels=levels, progress=console.progress_bar)
 
 
 def _show(result: Report) -> None:

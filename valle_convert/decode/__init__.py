@@ -1,9 +1,8 @@
 """The decoding algorithms, on any `protocol.Network`: from a condition to codes and back.
 
 `speech` puts the stages together: `length` (how many frames), `ar` or `masked` (level 0) and `nar`
-(the levels above). `transcribe` goes the other way; `vallex` is the other family's whole road, on a
-`vallex_protocol.VallexNetwork`. `sampling` and `guidance` are the arithmetic on logits, `causal`
-the sequence that grows one element a step.
+(the levels above). `transcribe` goes the other way. `sampling` and `guidance` are the arithmetic on
+logits, `causal` the sequence that grows one element a step.
 """
 
 from valle_convert.decode.ar import ArOptions, ArResult, decode_ar
@@ -24,7 +23,6 @@ from valle_convert.decode.speech import (
     decode_speech,
 )
 from valle_convert.decode.transcribe import TranscribeOptions, Transcript, decode_transcript
-from valle_convert.decode.vallex import VallexOptions, decode_vallex
 
 __all__ = [
     "GREEDY",
@@ -47,7 +45,6 @@ __all__ = [
     "StageSeconds",
     "TranscribeOptions",
     "Transcript",
-    "VallexOptions",
     "choose_mode",
     "decode_ar",
     "decode_length",
@@ -55,7 +52,6 @@ __all__ = [
     "decode_nar",
     "decode_speech",
     "decode_transcript",
-    "decode_vallex",
     "frames_for",
     "guide",
     "never",

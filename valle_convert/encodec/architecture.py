@@ -17,7 +17,7 @@ transformers has other words for the same layers with the same numbers:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -96,11 +96,6 @@ class EncodecSpec:
     def frame_rate(self) -> float:
         """Frames a second."""
         return self.sampling_rate / self.hop_length
-
-    @property
-    def bits_per_code(self) -> int:
-        """Bits that a code takes where it is packed."""
-        return max(1, (self.codebook_size - 1).bit_length())
 
     @property
     def widest(self) -> int:
@@ -333,6 +328,46 @@ def tensor_table(spec: EncodecSpec) -> tuple[CodecTensor, ...]:
         ),
         *_stack_tensors(decoder_layers(spec)),
     )
+
+
+#: Name to shape and number formats: what a file has, or may have.
+Shapes = Iterable[tuple[str, tuple[int, ...], str]]
+Expected = Mapping[str, tuple[tuple[int, ...], Sequence[str]]]
+
+
+def table_problems(expected: Expected, found: Shapes) -> list[str]:
+    """What is wrong with the tensors of a file; empty where it has exactly the expected ones.
+
+    Args:
+        expected: by name, the shape and the number formats that it may have.
+        found: name, shape and number format of every tensor of the file.
+    """
+    seen: set[str] = set()
+    unknown, twice, wrong = [], [], []
+    for name, shape, dtype in found:
+        if name not in expected:
+            unknown.append(repr(name))
+        elif name in seen:
+            twice.append(name)
+        else:
+            wanted, dtypes = expected[name]
+            if shape != wanted or dtype not in dtypes:
+                either = " or ".join(dtypes)
+                wrong.append(f"{name} ({dtype} {list(shape)}, expected {either} {list(wanted)})")
+        seen.add(name)
+    missing = [name for name in expected if name not in seen]
+    kinds = {
+        "missing": missing,
+        "unknown": unknown,
+        "there twice": twice,
+        "of another shape or type": wrong,
+    }
+    return [
+        f"{len(names)} of {len(expected)} tensors {words}: {', '.join(names[:3])}"
+        f"{' ...' if len(names) > 3 else ''}"
+        for words, names in kinds.items()
+        if names
+    ]
 
 
 def codebook_name(level: int) -> str:

@@ -8,7 +8,7 @@ but any reader of GGUF can read its keys and tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -18,20 +18,27 @@ from gguf import LlamaFileType
 from numpy.typing import NDArray
 
 from valle_convert import __version__
-from valle_convert.checkpoint.read import sha256_of
 from valle_convert.encodec.architecture import (
     CodecTensor,
     EncodecSpec,
     check_computable,
     spec_from_config,
+    table_problems,
     tensor_table,
 )
 from valle_convert.encodec.cpp_file import WrittenCodec, to_float16
 from valle_convert.encodec.weights import EncodecWeights, Tensor
 from valle_convert.errors import InputError
-from valle_convert.files import atomic_output, check_free_space, check_target
+from valle_convert.files import atomic_output, check_free_space, check_outputs, sha256_of
 from valle_convert.gguf_file.encode import encode
-from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
+from valle_convert.gguf_file.header import (
+    Key,
+    TensorEntry,
+    pack_header,
+    padded,
+    tensor_entries,
+    write_entries,
+)
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F16, F32, GgmlType
 from valle_convert.progress import Progress, silent
@@ -112,12 +119,9 @@ def plan_gguf_codec(
         Key(f"{_PREFIX}format_version", FORMAT_VERSION, "u32"),
         *(Key(_PREFIX + name, values[name], kind) for name, kind in _KEY_TYPES.items()),
     )
-    tensors, offset = [], 0
-    for entry in codec.tensors:
-        kind = matrices if entry.is_weight else F32
-        tensor = TensorEntry(entry.name, entry.shape, kind, offset)
-        tensors.append(tensor)
-        offset += padded(tensor.n_bytes)
+    tensors = tensor_entries(
+        (entry.name, entry.shape, matrices if entry.is_weight else F32) for entry in codec.tensors
+    )
     return keys, tuple(tensors)
 
 
@@ -138,26 +142,23 @@ def write_gguf_codec(
             `files.atomic_output`.
         EnvironmentFault: as `files.atomic_output`.
     """
-    check_target(path, force=force, sources=codec.files)
+    check_outputs([path], force=force, inputs=codec.files)
     keys, tensors = plan_gguf_codec(codec, out_type, license_=license_, url=url)
     header = pack_header(keys, tensors)
     size = len(header) + sum(padded(tensor.n_bytes) for tensor in tensors)
     check_free_space(path, size)
+
+    def data(tensor: TensorEntry) -> NDArray[Any]:
+        values: NDArray[np.floating] = codec.read(tensor.name)
+        if tensor.ggml_type == F16:
+            values = to_float16(values, f"The codec {codec.source}: the tensor {tensor.name}")
+        return encode(values, tensor.ggml_type, tensor.name)
+
     with (
         atomic_output(path, force=force, sources=codec.files) as file,
         progress("writing", size, "B") as advance,
     ):
-        n_written = file.write(header)
-        for tensor in tensors:
-            values: NDArray[np.floating] = codec.read(tensor.name)
-            if tensor.ggml_type == F16:
-                values = to_float16(values, f"The codec {codec.source}: the tensor {tensor.name}")
-            data = encode(values, tensor.ggml_type, tensor.name)
-            n_written += file.write(data.reshape(-1).view(np.uint8).data)
-            n_written += file.write(bytes(padded(tensor.n_bytes) - tensor.n_bytes))
-            advance(padded(tensor.n_bytes))
-        if n_written != size:
-            raise AssertionError(f"{path}: {n_written:,} bytes written, {size:,} planned")
+        write_entries(file, header, tensors, map(data, tensors), advance)
     notes = list(codec.notes)
     if not any(key.name == "general.license" for key in keys):
         notes.append("the source does not say its licence; tell it with --license")
@@ -187,7 +188,16 @@ def open_gguf_codec(path: Path, source: str | None = None) -> EncodecWeights:
             "expected; write one with `valle-convert codec CODEC OUT.gguf`."
         )
     spec = _read_spec(file, where)
-    _check_tensors(file, spec, where)
+    names = [kind.name for kind in _TYPES.values()]
+    problems = table_problems(
+        {entry.name: (entry.shape, names) for entry in tensor_table(spec)},
+        ((name, one.shape, one.ggml_type.name) for name, one in file.tensors.items()),
+    )
+    if problems:
+        raise InputError(
+            f"The codec {where} is not whole: {'; '.join(problems)}; write it again with "
+            "`valle-convert codec`."
+        )
 
     def read(entry: CodecTensor) -> Tensor:
         return file.tensors[entry.name].rows().reshape(entry.shape)
@@ -202,6 +212,7 @@ def open_gguf_codec(path: Path, source: str | None = None) -> EncodecWeights:
         (path,),
         license=text["license"],
         url=text["source.url"],
+        halves=frozenset(name for name, one in file.tensors.items() if one.ggml_type == F16),
     )
 
 
@@ -225,27 +236,3 @@ def _read_spec(file: GgufFile, where: str) -> EncodecSpec:
             "expected; the file is damaged."
         )
     return spec_from_config(config, n_codebooks, where)
-
-
-def _check_tensors(file: GgufFile, spec: EncodecSpec, where: str) -> None:
-    """All of them, each of its shape and of a type that can be read; nothing else."""
-    expected = {entry.name: entry for entry in tensor_table(spec)}
-    problems = [f"{name} is missing" for name in expected if name not in file.tensors]
-    for name, tensor in file.tensors.items():
-        entry = expected.get(name)
-        if entry is None:
-            problems.append(f"{name} is unknown")
-        elif tensor.shape != entry.shape:
-            problems.append(f"{name} is {list(tensor.shape)}, expected {list(entry.shape)}")
-        elif tensor.ggml_type not in _TYPES.values():
-            problems.append(f"{name} is of the type {tensor.ggml_type.name}, expected F16 or F32")
-    if problems:
-        raise InputError(
-            f"The codec {where} is not whole: {_listed(problems)}; write it again with "
-            "`valle-convert codec`."
-        )
-
-
-def _listed(problems: Sequence[str]) -> str:
-    more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-    return "; ".join(problems[:5]) + more

@@ -21,13 +21,15 @@ import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from valle_convert.checkpoint.hub import transport_errors, words_of
 from valle_convert.checkpoint.safetensors_file import SafetensorsFile
+from valle_convert.checkpoint.sharded import ShardedTensors
 from valle_convert.checkpoint.source import WEIGHT_DTYPES, TensorSource, TensorSpec
 from valle_convert.checkpoint.torch_file import TorchTensors, load_torch_file
 from valle_convert.encodec.architecture import (
@@ -35,6 +37,7 @@ from valle_convert.encodec.architecture import (
     EncodecSpec,
     codebook_name,
     spec_from_config,
+    table_problems,
     tensor_table,
 )
 from valle_convert.encodec.cpp_file import MAGIC, open_cpp_file
@@ -42,13 +45,22 @@ from valle_convert.encodec.gguf_codec import open_gguf_codec
 from valle_convert.encodec.weights import EncodecWeights, Tensor
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.extras import require
-from valle_convert.files import check_input_file, os_fault, read_json_object, stat_of
+from valle_convert.files import (
+    check_input_file,
+    os_fault,
+    read_json_object,
+    read_small_file,
+    stat_of,
+)
 
 ENCODEC_24KHZ = "facebook/encodec_24khz"
 
 _CONFIG = "config.json"
 #: In this order, as transformers looks for them; an index names the shards.
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+_INDEX = "model.safetensors.index.json"
+#: What is asked of the hub, the latter only where there is nothing of the former.
+_HUB_FILES = (("model.safetensors", _INDEX, "model-*.safetensors"), ("pytorch_model.bin",))
 _MAX_JSON_BYTES = 1 << 20
 
 #: The two parts of a weight with weight norm: magnitude and direction.
@@ -62,6 +74,7 @@ _LEFT_OUT = re.compile(
 )
 _CODEBOOK = re.compile(r"quantizer\.(?:vq\.)?layers\.(\d+)\._?codebook\.embed")
 _MAX_CODEBOOKS = 1024
+_DTYPES = [str(dtype) for dtype in WEIGHT_DTYPES]
 
 #: What other codecs call themselves in config.json.
 _OTHER_CODECS = {
@@ -291,37 +304,23 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
 
 def _folder_tensors(folder: Path) -> tuple[TensorSource, tuple[Path, ...]]:
     for name in _WEIGHT_FILES:
-        whole, index = folder / name, folder / f"{name}.index.json"
+        whole = folder / name
         if whole.is_file():
             return _open_tensors(whole), (whole,)
-        if index.is_file():
-            shards = _shard_names(index)
-            paths = tuple(folder / shard for shard in shards)
+    index = folder / _INDEX
+    if index.is_file():
+
+        def get(name: str) -> Path | None:
+            path = folder / name
             # No exception where a name is too long to be one.
-            if missing := [path.name for path in paths if not os.path.isfile(path)]:  # noqa: PTH113
-                raise InputError(
-                    f"The codec folder {folder} has no {', '.join(missing)}, of which "
-                    f"{index.name} speaks; download it again."
-                )
-            return _Shards(folder, [_open_tensors(path) for path in paths]), (index, *paths)
+            return path if os.path.isfile(path) else None  # noqa: PTH113
+
+        shards = ShardedTensors(index, get)
+        return shards, (index, *shards.paths)
     raise InputError(
         f"The codec folder {folder} has no weights, where {' or '.join(_WEIGHT_FILES)} (or shards "
-        "of one) is expected; download it again."
+        "of the former) is expected; download it again."
     )
-
-
-def _shard_names(index: Path) -> list[str]:
-    weight_map = read_json_object(index, "list of shards", _MAX_JSON_BYTES).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(f"{index} has no weight_map of tensors to files; download it again.")
-    names = sorted({str(name) for name in weight_map.values()})
-    for name in names:
-        if Path(name).name != name or name in {".", ".."}:
-            raise InputError(
-                f"{index} names the file {name!r}, where a name in the same folder is expected; "
-                "download it again."
-            )
-    return names
 
 
 def _open_tensors(path: Path) -> TensorSource:
@@ -358,87 +357,53 @@ def _is_bare_pickle(path: Path) -> bool:
         return file.read(1) == b"\x80"
 
 
-class _Shards:
-    """Several files as one `TensorSource`.
-
-    Raises:
-        InputError: a tensor is in two of them.
-    """
-
-    def __init__(self, folder: Path, sources: Sequence[TensorSource]) -> None:
-        self._home: dict[str, TensorSource] = {}
-        self.specs: dict[str, TensorSpec] = {}
-        for source in sources:
-            for name, spec in source.specs.items():
-                if name in self._home:
-                    raise InputError(
-                        f"The codec folder {folder} has the tensor {name} in two shards; download "
-                        "it again."
-                    )
-                self._home[name] = source
-                self.specs[name] = spec
-
-    def read(self, name: str) -> NDArray[Any]:
-        return self._home[name].read(name)
-
-
 def _license_in_card(card: Path) -> str | None:
-    """The licence that a model card's front matter names."""
+    """The licence that a model card names."""
+    from huggingface_hub import ModelCard
+
     try:
-        text = card.read_text(encoding="utf-8")[:_MAX_JSON_BYTES]
-    except (OSError, UnicodeDecodeError):
+        text = read_small_file(card, "model card", _MAX_JSON_BYTES).decode()
+        found = ModelCard(text, ignore_metadata_errors=True).data.get("license")
+    except Exception:  # a text of strangers, and no more than a hint
         return None
-    front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-    found = front and re.search(r"^license:\s*([\w.+-]+)\s*$", front[1], re.MULTILINE)
-    return found[1] if found else None
+    return found if isinstance(found, str) else None
 
 
 # --------------------------------------------------------------------------------- hub
 
 
 def _fetch(name: str) -> Path:
-    """The files of a model on the hub, in huggingface_hub's cache; downloaded where they are not.
+    """A model on the hub, of one commit: from huggingface_hub's cache, else downloaded.
 
     Raises:
-        EnvironmentFault: they are not in the cache, and the hub cannot be reached or has no such
+        EnvironmentFault: it is not in the cache, and the hub cannot be reached or has no such
             model.
     """
-    huggingface_hub = require("huggingface_hub", "A codec on the Hugging Face hub", extra="hub")
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
-
-    def get(file: str) -> Path | None:
+    hub = require("huggingface_hub", "A codec on the Hugging Face hub", extra="hub")
+    commit: str | None = None
+    error: Exception | None = None
+    for from_cache, weights in product((True, False), _HUB_FILES):
         try:
-            return Path(huggingface_hub.hf_hub_download(name, file))
-        except EntryNotFoundError:
-            # A file that the model does not have; its cousin for a cache without a network is an
-            # error of the connection too, and means that nothing is known of it.
-            return None
-        except (OSError, ValueError, HfHubHTTPError) as error:
-            raise _unreachable(name, error) from error
-
-    config = get(_CONFIG)
-    if config is None:
-        raise _unreachable(name, None)
-    get("README.md")
-    for weights in _WEIGHT_FILES:
-        if get(weights) is not None:
-            return config.parent
-        index = get(f"{weights}.index.json")
-        if index is not None:
-            for shard in _shard_names(index):
-                get(shard)
-            return config.parent
-    raise _unreachable(name, None)
-
-
-def _unreachable(name: str, error: Exception | None) -> EnvironmentFault:
-    lines = str(error).strip().splitlines() if error else []
-    reason = lines[0].rstrip(".")[:200] if lines else "it is not in the cache, or has no such file"
-    return EnvironmentFault(
+            folder = Path(
+                hub.snapshot_download(
+                    name,
+                    revision=commit,
+                    allow_patterns=[_CONFIG, "README.md", *weights],
+                    local_files_only=from_cache,
+                )
+            )
+        except transport_errors() as found:
+            error = found
+            continue
+        if all(any((folder / one).is_file() for one in some) for some in ((_CONFIG,), weights)):
+            return folder
+        error, commit = None, None if from_cache else folder.name
+    reason = words_of(error)[:200] if error else "it has no weights that can be read"
+    raise EnvironmentFault(
         f"The codec {name} cannot be had from the Hugging Face hub ({reason}). Where there is a "
         f"network, download it once with: hf download {name} --local-dir encodec; then give "
         "the folder, encodec, as the codec."
-    )
+    ) from error
 
 
 # ----------------------------------------------------------------------------- the tensors
@@ -448,66 +413,44 @@ class _FoldingReader:
     """A `TensorReader` over a source whose weights may be split by weight norm.
 
     Raises:
-        InputError: tensors are missing, unknown, of another shape or of no type of weights; all
-            of them are counted and the first few named.
+        InputError: tensors are missing, unknown, of another shape or of no type of weights.
     """
 
     def __init__(
         self, source: str, tensors: TensorSource, spec: EncodecSpec, names: Sequence[str]
     ) -> None:
-        self._source = source
         self._tensors = tensors
         #: Name of the table to the tensor, or to magnitude and direction.
         self._parts: dict[str, tuple[str, ...]] = {}
-        missing, wrong = [], []
-        used: set[str] = set()
+        expected: dict[str, tuple[tuple[int, ...], Sequence[str]]] = {}
         for entry, name in zip(tensor_table(spec), names, strict=True):
-            parts = self._find(name)
-            if parts is None:
-                missing.append(name)
-                continue
-            self._parts[entry.name] = parts
-            used.update(parts)
-            wrong.extend(self._mismatches(parts, entry.shape))
-        unknown = [
-            name for name in tensors.specs if name not in used and not _LEFT_OUT.fullmatch(name)
-        ]
-        problems = [
-            f"{len(found):,} tensors {what}: {', '.join(found[:5])}"
-            f"{' ...' if len(found) > 5 else ''}"
-            for found, what in (
-                (missing, "are missing"),
-                (wrong, "are of another shape or type than the sizes of the codec say"),
-                (unknown, "are unknown"),
-            )
-            if found
-        ]
+            parts = self._parts[entry.name] = self._find(name)
+            magnitude = (entry.shape[0],) + (1,) * (len(entry.shape) - 1)
+            shapes = (entry.shape,) if len(parts) == 1 else (magnitude, entry.shape)
+            expected |= {part: (shape, _DTYPES) for part, shape in zip(parts, shapes, strict=True)}
+        problems = table_problems(
+            expected,
+            (
+                (name, found.shape, str(found.dtype or found.dtype_name))
+                for name, found in tensors.specs.items()
+                if not _LEFT_OUT.fullmatch(name)
+            ),
+        )
         if problems:
             raise InputError(
                 f"The codec {source} is not whole, or is another model: {'; '.join(problems)}. "
                 f"Download it again, or give {ENCODEC_24KHZ}."
             )
 
-    def _find(self, name: str) -> tuple[str, ...] | None:
+    def _find(self, name: str) -> tuple[str, ...]:
+        """The names by which a tensor is stored; its own where it is missing."""
         specs = self._tensors.specs
-        if name in specs:
-            return (name,)
-        if not name.endswith(".weight"):
-            return None
-        base = name.removesuffix("weight")
-        for magnitude, direction in _NORM_PARTS:
-            if base + magnitude in specs and base + direction in specs:
-                return (base + magnitude, base + direction)
-        return None
-
-    def _mismatches(self, parts: tuple[str, ...], shape: tuple[int, ...]) -> list[str]:
-        expected = (shape,) if len(parts) == 1 else ((shape[0],) + (1,) * (len(shape) - 1), shape)
-        return [
-            f"{part} ({found.dtype_name} {list(found.shape)}, expected {list(wanted)})"
-            for part, wanted in zip(parts, expected, strict=True)
-            if (found := self._tensors.specs[part]).shape != wanted
-            or found.dtype not in WEIGHT_DTYPES
-        ]
+        if name not in specs and name.endswith(".weight"):
+            base = name.removesuffix("weight")
+            for magnitude, direction in _NORM_PARTS:
+                if base + magnitude in specs or base + direction in specs:
+                    return (base + magnitude, base + direction)
+        return (name,)
 
     def __call__(self, entry: CodecTensor) -> Tensor:
         """One tensor in float32; v * g / norm(v) where it is split, the norm over dims 1 and up."""

@@ -4,16 +4,12 @@ Every convolution keeps the end of its input, every transposed convolution the p
 that the next stretch is added to, every LSTM its state; so the stretches give what the whole
 gives. Padding is that of transformers: the start of a recording is reflected, and so is its end
 where a stride does not divide it. Only causal models can be computed so (`check_computable`).
-
-`rounding="encodec.cpp"` computes as that program does: weights and inputs of convolutions, the
-matrices of LSTMs and the vectors that they multiply are rounded to float16; sums, biases, gates,
-residuals and distances stay float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +31,6 @@ from valle_convert.encodec.weights import EncodecWeights
 if TYPE_CHECKING:
     import torch
 
-Rounding = Literal["none", "encodec.cpp"]
 Advance = Callable[[int], object]
 
 #: Frames of a stretch: one second, of which the widest layers take 3 MB. Five are no faster, and
@@ -52,18 +47,15 @@ class EncodecEncoder:
     Args:
         codec: whose weights are read here, those of the decoder excepted.
         n_levels: how many of its codebooks to use.
-        rounding: whose arithmetic.
 
     Raises:
         InputError: it is no codec that can be computed here, or weights cannot be read.
     """
 
-    def __init__(
-        self, codec: EncodecWeights, n_levels: int, *, rounding: Rounding = "none"
-    ) -> None:
+    def __init__(self, codec: EncodecWeights, n_levels: int) -> None:
         check_computable(codec.spec, codec.source)
         self._spec = codec.spec
-        self._stack = _Stack(codec, "encoder", encoder_layers(codec.spec), rounding)
+        self._stack = _Stack(codec, "encoder", encoder_layers(codec.spec))
         self._codebooks = _codebooks(codec, n_levels)
         # |e|^2 of every code, once.
         self._norms = [book.T.pow(2).sum(0, keepdim=True) for book in self._codebooks]
@@ -78,12 +70,6 @@ class EncodecEncoder:
         codes = [np.zeros((0, len(self._codebooks)), np.int32)]
         codes += [self._quantize(frames).numpy() for frames in self._frames(samples, advance)]
         return np.concatenate(codes)
-
-    def frames(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Samples [n] to what is quantized, [frames, width]."""
-        made = [np.zeros((0, self._spec.hidden_size), np.float32)]
-        made += [frames.numpy() for frames in self._frames(samples, lambda _n: None)]
-        return np.concatenate(made)
 
     def _frames(self, samples: NDArray[np.float32], advance: Advance) -> Iterator[torch.Tensor]:
         """Frames [n, width] of one stretch after the other."""
@@ -118,18 +104,15 @@ class EncodecDecoder:
     Args:
         codec: whose weights are read here, those of the encoder excepted.
         n_levels: the most levels that codes will have.
-        rounding: whose arithmetic.
 
     Raises:
         InputError: it is no codec that can be computed here, or weights cannot be read.
     """
 
-    def __init__(
-        self, codec: EncodecWeights, n_levels: int, *, rounding: Rounding = "none"
-    ) -> None:
+    def __init__(self, codec: EncodecWeights, n_levels: int) -> None:
         check_computable(codec.spec, codec.source)
         self._spec = codec.spec
-        self._stack = _Stack(codec, "decoder", decoder_layers(codec.spec), rounding)
+        self._stack = _Stack(codec, "decoder", decoder_layers(codec.spec))
         self._codebooks = _codebooks(codec, n_levels)
 
     def decode(
@@ -184,11 +167,6 @@ def _codebooks(codec: EncodecWeights, n_levels: int) -> list[torch.Tensor]:
     return [torch.tensor(codec.read(codebook_name(n))) for n in range(n_levels)]
 
 
-def _rounded(values: torch.Tensor) -> torch.Tensor:
-    """To float16 and back."""
-    return values.half().float()
-
-
 # ------------------------------------------------------------------------------ the layers
 
 
@@ -199,20 +177,15 @@ class _Stack:
         stretch: frames of a stretch; more than any convolution looks back, whatever its size.
     """
 
-    def __init__(
-        self, codec: EncodecWeights, name: str, layers: tuple[Layer, ...], rounding: Rounding
-    ) -> None:
+    def __init__(self, codec: EncodecWeights, name: str, layers: tuple[Layer, ...]) -> None:
         import torch
 
         self._layers = layers
-        self.rounds = rounding == "encodec.cpp"
         self.pad_mode = codec.spec.pad_mode
         self._weights: dict[str, torch.Tensor] = {}
         for entry in codec.tensors:
             if entry.name.startswith(f"{name}."):
-                tensor = torch.tensor(codec.read(entry.name))
-                rounds = self.rounds and entry.is_weight
-                self._weights[entry.name] = _rounded(tensor) if rounds else tensor
+                self._weights[entry.name] = torch.tensor(codec.read(entry.name))
         blocks = [layer for layer in layers if isinstance(layer, ResidualBlock)]
         convolutions = [
             *(layer for layer in layers if isinstance(layer, Convolution)),
@@ -252,7 +225,7 @@ def _elu_in_place(values: torch.Tensor, is_last: bool) -> torch.Tensor:
 
 class _ConvolutionStep:
     def __init__(self, layer: Convolution, stack: _Stack) -> None:
-        self._layer, self._rounds, self._pad_mode = layer, stack.rounds, stack.pad_mode
+        self._layer, self._pad_mode = layer, stack.pad_mode
         self._weight, self._bias = stack[f"{layer.name}.weight"], stack[f"{layer.name}.bias"]
         #: What stands before a sample: so many samples, reflected at the start of a recording.
         self._reach = (layer.kernel - 1) * layer.dilation + 1 - layer.stride
@@ -262,8 +235,6 @@ class _ConvolutionStep:
         import torch
 
         layer = self._layer
-        if self._rounds:
-            values = _rounded(values)
         # A stretch that is not the last is a whole number of strides.
         right = -values.shape[-1] % layer.stride if is_last else 0
         left = self._reach if self._before is None else 0
@@ -291,15 +262,13 @@ def _pad(values: torch.Tensor, left: int, right: int, mode: str) -> torch.Tensor
 
 class _TransposedStep:
     def __init__(self, layer: TransposedConvolution, stack: _Stack) -> None:
-        self._layer, self._rounds = layer, stack.rounds
+        self._layer = layer
         self._weight, self._bias = stack[f"{layer.name}.weight"], stack[f"{layer.name}.bias"]
         self._overlap: torch.Tensor | None = None
 
     def __call__(self, values: torch.Tensor, is_last: bool) -> torch.Tensor:
         import torch
 
-        if self._rounds:
-            values = _rounded(values)
         n = values.shape[-1] * self._layer.stride
         made = torch.nn.functional.conv_transpose1d(
             values, self._weight, self._bias, self._layer.stride
@@ -316,7 +285,6 @@ class _LstmStep:
     def __init__(self, layer: Lstm, stack: _Stack) -> None:
         import torch
 
-        self._layer, self._rounds = layer, stack.rounds
         with torch.device("meta"):
             module = torch.nn.LSTM(layer.width, layer.width, layer.n_layers)
         state = {name: stack[f"{layer.name}.{name}"] for name, _ in module.named_parameters()}
@@ -327,40 +295,9 @@ class _LstmStep:
     def __call__(self, values: torch.Tensor, is_last: bool) -> torch.Tensor:
         del is_last
         sequence = values.permute(2, 0, 1)  # [time, 1, width]
-        if self._rounds:
-            made = self._rounded(sequence)
-        else:
-            made, self._state = self._module(sequence, self._state)
-        return (made + sequence).permute(1, 2, 0).contiguous()
-
-    def _rounded(self, sequence: torch.Tensor) -> torch.Tensor:
-        """Step by step, x_t and h_t rounded where they meet a matrix."""
-        import torch
-
-        width, n_layers = self._layer.width, self._layer.n_layers
-        if self._state is None:
-            zeros = torch.zeros(n_layers, 1, width)
-            self._state = (zeros, zeros)
-        hidden_states, cell_states = [], []
-        for n in range(n_layers):
-            w_ih, w_hh, b_ih, b_hh = (
-                getattr(self._module, f"{part}_l{n}")
-                for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-            )
-            hidden, cell = self._state[0][n], self._state[1][n]
-            from_input = _rounded(sequence) @ w_ih.T + b_ih
-            outputs = []
-            for at_t in from_input:
-                gates = at_t + _rounded(hidden) @ w_hh.T + b_hh
-                i, f, g, o = gates.chunk(4, dim=-1)
-                cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
-                hidden = o.sigmoid() * cell.tanh()
-                outputs.append(hidden)
-            sequence = torch.stack(outputs)
-            hidden_states.append(hidden)
-            cell_states.append(cell)
-        self._state = (torch.stack(hidden_states), torch.stack(cell_states))
-        return sequence
+        made, self._state = self._module(sequence, self._state)
+        added: torch.Tensor = made + sequence
+        return added.permute(1, 2, 0).contiguous()
 
 
 class _ResidualStep:

@@ -41,6 +41,7 @@ class EncodecWeights:
         license: of the weights, where the source says; else None.
         url: where the weights are published, where known; else None.
         notes: what the user should know.
+        halves: the tensors that are float16 in a converted file.
     """
 
     spec: EncodecSpec
@@ -51,6 +52,7 @@ class EncodecWeights:
     license: str | None = None
     url: str | None = None
     notes: tuple[str, ...] = ()
+    halves: frozenset[str] = frozenset()
     _entries: Mapping[str, CodecTensor] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -6,9 +6,8 @@ Works on any two files, from their bytes; weights are read a few megabytes at a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from numpy.typing import NDArray
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.encode import decode
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
-from valle_convert.gguf_file.vallex import is_vallex_ar, is_vallex_part, open_set
 from valle_convert.progress import Progress, silent
 
 _PIECE_WEIGHTS = 1 << 20
@@ -132,13 +130,26 @@ def signal_to_noise(first: TensorInfo, second: TensorInfo) -> float | None:
     return math.inf if difference is None else difference.snr_db
 
 
-def compare_files(first: Path, second: Path, *, progress: Progress = silent) -> Comparison:
-    """Compare two GGUF files, or two sets of a VALL-E X by the files of their ARs.
+def compare_files(
+    first: Mapping[str, GgufFile], second: Mapping[str, GgufFile], *, progress: Progress = silent
+) -> Comparison:
+    """Compare the files of two models, key by key and tensor by tensor.
+
+    Args:
+        first: by part, the main one first.
+        second: the same parts.
+        progress: shows the weights compared.
 
     Raises:
-        InputError: one of them is no whole GGUF file or set.
+        InputError: the two have other parts.
     """
-    pairs = _pairs(first, second)
+    paths = [next(iter(files.values())).path for files in (first, second)]
+    if list(first) != list(second):
+        raise InputError(
+            f"{paths[0]} has {len(first)} files, and {paths[1]} has {len(second)}; compare files "
+            "of one kind."
+        )
+    pairs = [(f"{part}: " if len(first) > 1 else "", first[part], second[part]) for part in first]
     keys: list[KeyDifference] = []
     tensors: list[TensorDifference] = []
     n_keys = n_tensors = 0
@@ -151,35 +162,13 @@ def compare_files(first: Path, second: Path, *, progress: Progress = silent) -> 
             tensors += [replace(one, name=words + one.name) for one in found]
             n_tensors += len({*a.tensors, *b.tensors})
     return Comparison(
-        str(first),
-        str(second),
+        str(paths[0]),
+        str(paths[1]),
         n_keys=n_keys,
         n_tensors=n_tensors,
         keys=tuple(keys),
         tensors=tuple(tensors),
     )
-
-
-def _pairs(first: Path, second: Path) -> list[tuple[str, GgufFile, GgufFile]]:
-    """What is held against each other: for sets, every file, with words for which it is."""
-    a, b = _open(first), _open(second)
-    if not (is_vallex_ar(a.keys) and is_vallex_ar(b.keys)):
-        return [("", a, b)]
-    sets = open_set(first), open_set(second)
-    n_levels = [len(one.levels) for one in sets]
-    if n_levels[0] != n_levels[1]:
-        raise InputError(
-            f"{first} is a set of {n_levels[0]} levels above 0, and {second} of {n_levels[1]}; "
-            "compare their files one by one."
-        )
-    words = ["ar ", "nar ", *(f"nar-{level} " for level in range(1, n_levels[0] + 1))]
-    return list(zip(words, sets[0].files, sets[1].files, strict=True))
-
-
-def _open(path: Path) -> GgufFile:
-    """A whole file, or any of a VALL-E X, some of which llama.cpp takes for parts."""
-    file = GgufFile(path, allow_part=True)
-    return file if is_vallex_part(file.keys) else GgufFile(path)
 
 
 def _compare_tensors(

@@ -6,21 +6,17 @@ docs/gguf-keys.md lists their meaning.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
-from valle_convert.errors import InputError
 from valle_convert.gguf_file.header import Key
 from valle_convert.model.spec import (
     BOS_PHONEME,
     EOS_PHONEME,
     UNKNOWN_PHONEME,
-    Attention,
     Codec,
+    CodeFormat,
     Head,
-    Model,
     ModelConfig,
-    Positions,
     Table,
 )
 
@@ -31,11 +27,10 @@ ARCHITECTURE = "gemma"
 RMS_EPSILON = 1e-6
 ROPE_BASE = 10_000.0
 
-_POSITIONS: dict[str, Positions] = {"segment": "segment", "unified": "unified"}
-_ATTENTIONS: dict[str, Attention] = {"bidirectional": "bidirectional", "causal": "causal"}
-
-#: Missing in files of versions 5 and 6.
+#: The family's name; files of the family without a name have no such key.
 FAMILY_KEY = "valle.family"
+#: Ties the files of a set together, whatever they are quantized to later.
+SET_ID_KEY = "valle.set.id"
 BIAS_KEY = "valle.head.bias"
 TRUE_IDS_KEY = "valle.tokenizer.true_ids"
 #: The tokenizer's keys whose values the network's phoneme rows fix.
@@ -57,6 +52,8 @@ SOURCE_SYMMAP_KEY = "valle.source.symmap"
 #: What container the weights were in, where it was not the training project's own.
 SOURCE_FORMAT_KEY = "valle.source.format"
 SOURCE_REVISION_KEY = "valle.source.revision"
+#: Of a repaired file: the types that its source had for tables and heads.
+OLD_TYPES_KEY = "valle.source.old_types"
 #: SHA-256 of the tensors' data with its padding, and of all before it, with zeros in the place of
 #: the two digests; and the file type then. They let a file be checked without its checkpoint.
 DATA_DIGEST_KEY = "valle.digest.data"
@@ -94,30 +91,13 @@ def architecture_keys(config: ModelConfig) -> Iterator[Key]:
     yield Key(f"{prefix}.rope.freq_base", ROPE_BASE, "f32")
 
 
-def model_keys(model: Model) -> Iterator[Key]:
-    """What is VALL-E about the file; `read_model` is the inverse."""
-    config = model.config
-    yield Key("valle.format_version", FORMAT_VERSION, "u32")
-    yield Key("valle.checkpoint_version", config.version, "u32")
-    yield Key("valle.capabilities", list(config.capabilities), "[string]")
-    yield Key("valle.codec.name", config.codec.name, "string")
-    yield Key("valle.codec.sample_rate", config.codec.sample_rate, "u32")
-    yield Key("valle.codec.levels", config.n_levels, "u32")
-    yield Key("valle.codec.codebook_size", config.codebook_size, "u32")
-    yield Key("valle.codec.frame_rate", config.codec.frame_rate, "f32")
-    yield Key("valle.positions", config.positions, "string")
-    yield Key("valle.nar_attention", config.nar_attention, "string")
-    yield Key("valle.sums.prompt", config.sum_prompt, "bool")
-    yield Key("valle.sums.response", config.sum_response, "bool")
-    for name, words in (
-        ("languages", model.languages),
-        ("tasks", model.tasks),
-        ("tones", model.tones),
-    ):
-        # GGUF has no empty arrays: a model without languages has no such key.
-        if words:
-            yield Key(f"valle.{name}", list(words), "[string]")
-    yield from row_keys(model.tables, model.heads)
+def codec_keys(format_: CodeFormat) -> Iterator[Key]:
+    """What the codes are codes of; `KeyReader.codec` reads the codec."""
+    yield Key("valle.codec.name", format_.codec.name, "string")
+    yield Key("valle.codec.sample_rate", format_.codec.sample_rate, "u32")
+    yield Key("valle.codec.levels", format_.n_levels, "u32")
+    yield Key("valle.codec.codebook_size", format_.codebook_size, "u32")
+    yield Key("valle.codec.frame_rate", format_.codec.frame_rate, "f32")
 
 
 def row_keys(tables: tuple[Table, ...], heads: tuple[Head, ...]) -> Iterator[Key]:
@@ -135,150 +115,6 @@ def row_keys(tables: tuple[Table, ...], heads: tuple[Head, ...]) -> Iterator[Key
 def is_converted(keys: Mapping[str, Any]) -> bool:
     """Whether the keys are those of a file made by this project."""
     return "valle.format_version" in keys
-
-
-def read_model(keys: Mapping[str, Any], n_token_rows: int, path: Path) -> Model:
-    """The model that the keys of a converted file describe.
-
-    Args:
-        keys: all keys of the file.
-        n_token_rows: rows of its token embedding.
-        path: of the file, for messages.
-
-    Raises:
-        InputError: the file is no converted VALL-E, is of a later format, or its keys are
-            missing, of a wrong type, point outside of the token embedding, or give <unk>,
-            <bos> or </eos> another id than `SPECIAL_IDS`; all faults in one message.
-    """
-    if not is_converted(keys):
-        raise InputError(
-            f"{path} is a GGUF file without the valle.* keys, so it is no converted VALL-E "
-            "checkpoint; convert one with `valle-convert CHECKPOINT OUT.gguf`."
-        )
-    if FAMILY_KEY in keys:
-        raise InputError(
-            f"{path} is a part of a VALL-E X, which is a set of files and of no use to this "
-            "command; convert, verify, inspect, quantize, tokenize and speak know such sets."
-        )
-    reader = KeyReader(keys)
-    version = reader.number("valle.format_version")
-    if version != FORMAT_VERSION:
-        raise InputError(
-            f"{path} is of format version {version}, and this program reads {FORMAT_VERSION}; "
-            "use a newer valle-convert."
-        )
-    tables = tuple(Table(*row) for row in reader.ranges("table", n_token_rows))
-    heads = _read_heads(reader, n_token_rows)
-    n_embd = reader.number(f"{ARCHITECTURE}.embedding_length")
-    config = ModelConfig(
-        version=reader.number("valle.checkpoint_version"),
-        capabilities=reader.words("valle.capabilities"),
-        n_embd=n_embd,
-        n_layer=reader.number(f"{ARCHITECTURE}.block_count"),
-        n_head=reader.number(f"{ARCHITECTURE}.attention.head_count"),
-        n_head_kv=reader.number(f"{ARCHITECTURE}.attention.head_count_kv"),
-        n_ff=reader.number(f"{ARCHITECTURE}.feed_forward_length"),
-        n_ctx_train=reader.number(f"{ARCHITECTURE}.context_length"),
-        n_levels=reader.number("valle.codec.levels"),
-        codebook_size=reader.number("valle.codec.codebook_size"),
-        positions=reader.choice("valle.positions", _POSITIONS),
-        nar_attention=reader.choice("valle.nar_attention", _ATTENTIONS),
-        sum_prompt=reader.flag("valle.sums.prompt"),
-        sum_response=reader.flag("valle.sums.response"),
-        codec=Codec(
-            reader.text("valle.codec.name"),
-            reader.number("valle.codec.sample_rate"),
-            reader.real("valle.codec.frame_rate"),
-        ),
-    )
-    model = Model(
-        config=config,
-        tables=tables,
-        heads=heads,
-        n_rows=max(
-            [table.first_row + table.n_rows for table in tables]
-            + [head.first_row + head.n_rows for head in heads],
-            default=0,
-        ),
-        languages=reader.words("valle.languages", optional=True),
-        tasks=reader.words("valle.tasks", optional=True),
-        tones=reader.words("valle.tones", optional=True),
-    )
-    _check_contents(reader, model)
-    for name, id_ in SPECIAL_IDS.items():
-        reader.expect(name, id_)
-    if reader.faults:
-        raise InputError(
-            f"{path}: its keys are not consistent: {'; '.join(reader.faults)}. "
-            "Convert the checkpoint again."
-        )
-    return model
-
-
-def _read_heads(reader: KeyReader, n_token_rows: int) -> tuple[Head, ...]:
-    ranges = reader.ranges("head", n_token_rows)
-    bias = reader.keys.get(BIAS_KEY)
-    total = sum(n_rows for _, _, n_rows in ranges)
-    if bias is not None and (
-        not isinstance(bias, list)
-        or len(bias) != total
-        or any(not isinstance(value, float) for value in bias)
-    ):
-        reader.faults.append(f"{BIAS_KEY} is not a list of {total} numbers")
-        bias = None
-    heads: list[Head] = []
-    start = 0
-    for name, first_row, n_rows in ranges:
-        part = None if bias is None else tuple(bias[start : start + n_rows])
-        heads.append(Head(name, first_row, n_rows, part))
-        start += n_rows
-    return tuple(heads)
-
-
-def _check_contents(reader: KeyReader, model: Model) -> None:
-    """What the decoders rely on: tables side by side, every table and head of every level."""
-    config = model.config
-    if not 0 < config.n_levels <= 64:
-        reader.faults.append(f"valle.codec.levels is {config.n_levels}")
-        return
-    levels, codes = range(config.n_levels), config.codebook_size
-    expected = {"phonemes": None, "level": config.n_levels, "task": None, "separator": 1}
-    expected |= {f"prompt.{i}": codes for i in levels}
-    expected |= {"response.ar": codes + 1, "response.mask": codes + 1}
-    expected |= {f"response.{i}": codes for i in levels[1:]}
-    _check_ranges(reader, "table", {t.name: t.n_rows for t in model.tables}, expected)
-    heads: dict[str, int | None] = {"ar": codes + 1, "mask": codes, "stt": None}
-    heads |= {f"nar.{i}": codes for i in levels[1:]}
-    if "len" in config.capabilities:
-        heads["len"] = None
-    _check_ranges(reader, "head", {h.name: h.n_rows for h in model.heads}, heads)
-    next_row = 0
-    for table in model.tables:
-        if table.first_row != next_row:
-            reader.faults.append(
-                f"the table {table.name} begins at row {table.first_row}, and {next_row} is next"
-            )
-        next_row = table.first_row + table.n_rows
-    if model.tables and model.tables[0].name != "phonemes":
-        reader.faults.append(f"the first table is {model.tables[0].name}, not phonemes")
-    for words, table_name in (
-        (model.languages, "language"),
-        (model.tasks, "task"),
-        (model.tones, "tone"),
-    ):
-        n_rows = model.table(table_name).n_rows if model.has_table(table_name) else 0
-        if len(words) != n_rows:
-            reader.faults.append(f"{len(words)} names for the {n_rows} rows of {table_name}")
-
-
-def _check_ranges(
-    reader: KeyReader, kind: str, found: Mapping[str, int], expected: Mapping[str, int | None]
-) -> None:
-    for name, n_rows in expected.items():
-        if name not in found:
-            reader.faults.append(f"the {kind} {name} is missing")
-        elif n_rows is not None and found[name] != n_rows:
-            reader.faults.append(f"the {kind} {name} has {found[name]} rows, not {n_rows}")
 
 
 class KeyReader:
@@ -333,6 +169,14 @@ class KeyReader:
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
             return tuple(value)
         return self._fault(name, value, "a list of strings", ())
+
+    def codec(self) -> Codec:
+        """The codec that `codec_keys` wrote."""
+        return Codec(
+            self.text("valle.codec.name"),
+            self.number("valle.codec.sample_rate"),
+            self.real("valle.codec.frame_rate"),
+        )
 
     def ranges(self, kind: str, n_token_rows: int) -> list[tuple[str, int, int]]:
         """The rows of tables or heads: name, first row, number of rows."""

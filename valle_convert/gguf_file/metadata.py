@@ -1,7 +1,7 @@
 """The `general.*` keys: what the user says of the model, and what follows from it.
 
-They are given as options or in a JSON file whose keys are the names of the GGUF
-specification without `general.`; an option wins over the file.
+They are given in a JSON file whose keys are the names of the GGUF specification, with or without
+`general.`; a name given on the command line wins over the file.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class GeneralMetadata:
             raise InputError(f"{self.where}: {'; '.join(faults)}.")
 
     @classmethod
-    def read(cls, path: Path | None, options: Mapping[str, Any]) -> GeneralMetadata:
-        """The values of a JSON file with the given options over them; None is no option.
+    def read(cls, path: Path | None, name: str | None = None) -> GeneralMetadata:
+        """The values of a JSON file, and the model's name, where they are given.
 
         Raises:
             InputError: the file cannot be read, is no JSON object, or holds wrong values.
@@ -87,9 +87,10 @@ class GeneralMetadata:
         values: dict[str, Any] = {}
         if path is not None:
             loaded = read_json_object(path, "metadata file", _MAX_BYTES, pipe=True)
-            values = {name.removeprefix("general."): value for name, value in loaded.items()}
-        values |= {name: value for name, value in options.items() if value is not None}
-        return cls(values, f"The metadata file {path}" if path else "The metadata options")
+            values = {key.removeprefix("general."): value for key, value in loaded.items()}
+        if name is not None:
+            values["name"] = name
+        return cls(values, f"The metadata file {path}" if path else "The option --name")
 
     def keys(
         self, checkpoint: Checkpoint, languages: Sequence[str], n_weights: int

@@ -6,10 +6,9 @@ tested without weights; writing only streams it, and verifying reads it backward
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from gguf import GGML_QUANT_VERSION, LlamaFileType
@@ -30,15 +29,10 @@ from valle_convert.gguf_file.types import (
     Q8_0,
     GgmlType,
 )
-from valle_convert.model.description import BiasBlock, Description
-from valle_convert.model.families import describe
-from valle_convert.model.spec import CODECS, Model, codec_named
-from valle_convert.tokenizer.choose import TokenizerChoice, choose_tokenizer
-from valle_convert.tokenizer.compile import DEFAULT_PRE
-from valle_convert.tokenizer.compiled import CompiledTokenizer
+from valle_convert.model.description import BiasBlock, Contents
+from valle_convert.model.spec import CODECS, CodeFormat
 
 TOKEN_EMBEDDING = "token_embd.weight"  # noqa: S105 - a tensor
-_MAX_JSON = 1 << 20
 #: What `--outtype` takes; `auto` keeps the type of the checkpoint.
 OUT_TYPES: dict[str, GgmlType | None] = {
     "auto": None,
@@ -61,7 +55,7 @@ _FILE_TYPES = {
 
 
 @dataclass(frozen=True)
-class Part:
+class Span:
     """Consecutive rows of a planned tensor, from one source tensor.
 
     Attributes:
@@ -84,40 +78,61 @@ class PlannedTensor(TensorEntry):
     """One tensor of the file.
 
     Attributes:
-        parts: what it is made of, in row order, without gaps.
+        spans: what it is made of, in row order, without gaps.
     """
 
-    parts: tuple[Part, ...]
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class FileKeys:
+    """What a family writes into one file, beside what stands in every file.
+
+    Attributes:
+        architecture: of llama.cpp.
+        graph: what llama.cpp builds the graph of.
+        vocabulary: the tokenizer's keys.
+        model: what is VALL-E about the file.
+        tail: keys after those of the source.
+        extra_rows: rows of the first table to be copied behind all rows, for the tokenizer.
+        languages: for `general.languages`; None for a file without general keys.
+    """
+
+    architecture: str
+    graph: Iterable[Key] = ()
+    vocabulary: Iterable[Key] = ()
+    model: Iterable[Key] = ()
+    tail: Iterable[Key] = ()
+    extra_rows: tuple[int, ...] = ()
+    languages: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """A GGUF file of any family before it is written.
+    """A GGUF file before it is written.
 
     Attributes:
         checkpoint: the source of the weights.
         keys: the metadata in file order, `general.architecture` first.
         tensors: in file order.
+        biases: the heads' biases, which are a key.
+        set_salt: what the id of the file's set is made of, beside the source; None for a file
+            that stands alone.
     """
 
     checkpoint: Checkpoint
     keys: tuple[Key, ...]
     tensors: tuple[PlannedTensor, ...]
-
-    @property
-    def biases(self) -> tuple[BiasBlock, ...]:
-        """The heads' biases, which are a key; most families have none."""
-        return ()
-
-    @property
-    def inputs(self) -> tuple[Path, ...]:
-        """Every file that was read, which no output may replace."""
-        return self.checkpoint.inputs
+    biases: tuple[BiasBlock, ...] = ()
+    set_salt: tuple[str, str] | None = None
 
     def late_values(self, source_sha256: str) -> dict[str, Any]:
-        """Values of deferred keys that follow from the digest of the source, if there are any."""
-        del source_sha256
-        return {}
+        """Values of deferred keys that follow from the digest of the source."""
+        if self.set_salt is None:
+            return {}
+        family, salt = self.set_salt
+        words = f"{family} {source_sha256} {salt}"
+        return {gguf_keys.SET_ID_KEY: hashlib.sha256(words.encode()).hexdigest()}
 
     @property
     def n_weights(self) -> int:
@@ -131,171 +146,67 @@ class PlannedFile:
         return padded(last.offset + last.n_bytes)
 
 
-@dataclass(frozen=True)
-class GgufPlan(PlannedFile):
-    """The one file of a checkpoint of versions 5 and 6.
-
-    Attributes:
-        description: what its family said of it: model, biases, dropped tensors, notes.
-        tokenizer: the choice of tokenizer that its vocabulary was compiled from.
-    """
-
-    description: Description
-    tokenizer: TokenizerChoice
-
-    @property
-    def model(self) -> Model:
-        """What the file describes."""
-        return self.description.model
-
-    @property
-    def biases(self) -> tuple[BiasBlock, ...]:
-        """The heads' biases."""
-        return self.description.biases
-
-    @property
-    def inputs(self) -> tuple[Path, ...]:
-        """Every file that was read, which no output may replace."""
-        return (*self.checkpoint.inputs, self.tokenizer.file.path)
-
-
-def plan_gguf(
-    checkpoint: Checkpoint,
-    *,
-    out_type: str = "auto",
-    tokenizer: Path | None = None,
-    tokenizer_pre: str = DEFAULT_PRE,
-    codec: str | None = None,
-    metadata: GeneralMetadata | None = None,
-) -> GgufPlan:
-    """Decide everything about the GGUF file of a checkpoint, without reading weights.
-
-    Args:
-        checkpoint: the source.
-        out_type: a key of `OUT_TYPES`, in capitals or not.
-        tokenizer: a tokenizer.json or SentencePiece .model; None chooses one, and says why.
-        tokenizer_pre: llama.cpp's pre-tokenizer, "qwen35" or "superbpe".
-        codec: name of the audio codec; None tells it by levels and codes.
-        metadata: values for the `general.*` keys.
-
-    Raises:
-        InputError: the checkpoint, its config or its tokenizer cannot be converted exactly.
-    """
-    description = describe(checkpoint, codec=None if codec is None else codec_named(codec))
-    config = description.model.config
-    if codec is not None:
-        check_codec(codec, config.n_levels, config.codebook_size)
-    choice = choose_tokenizer(
-        tokenizer,
-        checkpoint.path,
-        checkpoint.symmap,
-        description.model.table("phonemes").n_rows,
-        carried=checkpoint.vocabulary,
-    )
-    return lay_out(
-        checkpoint,
-        description,
-        choice,
-        out_type=out_type,
-        pre=tokenizer_pre,
-        metadata=metadata or GeneralMetadata(),
-    )
-
-
 def lay_out(
     checkpoint: Checkpoint,
-    description: Description,
-    tokenizer: TokenizerChoice,
+    contents: Contents,
+    keys: FileKeys,
     *,
-    out_type: str = "auto",
-    pre: str = DEFAULT_PRE,
+    forced: GgmlType | None,
     metadata: GeneralMetadata,
-) -> GgufPlan:
-    """Lay out the file, without reading weights.
+    set_salt: tuple[str, str] | None = None,
+) -> PlannedFile:
+    """Lay out one file, without reading weights.
 
     Args:
-        checkpoint: the source.
-        description: what its family said of it.
-        tokenizer: the chosen tokenizer; its extra rows follow the model's own.
-        out_type: a key of `OUT_TYPES`, in capitals or not.
-        pre: llama.cpp's pre-tokenizer.
+        checkpoint: the source; its tensors are those of the description.
+        contents: what goes into the file.
+        keys: what the family writes into it.
+        forced: the type of all matrices; None for the sources' own.
         metadata: the `general.*` values that the user gave.
+        set_salt: see `PlannedFile`.
 
     Raises:
-        InputError: there is no such type, or it cannot hold the rows of some tensors (all are
-            named); the tokenizer has other ids for <unk>, <bos> or </eos> than the network.
+        InputError: the type cannot hold the rows of some tensors; all are named.
     """
-    model = description.model
-    compiled = tokenizer.compile(placeholder_names(description), pre)
-    _check_special_ids(compiled, tokenizer)
-    parts = [Part(b.label, b.source, b.first_row, b.n_rows) for b in description.rows]
-    if compiled.extra_rows:
-        parts.append(
-            Part(
-                label="tokenizer",
-                source=description.rows[0].source,
-                first_row=model.n_rows,
-                n_rows=len(compiled.extra_rows),
-                gather=compiled.extra_rows,
-            )
-        )
-    wanted: list[tuple[str, tuple[int, ...], tuple[Part, ...]]] = [
-        (TOKEN_EMBEDDING, (len(compiled.tokens), model.config.n_embd), tuple(parts))
-    ]
+    specs = checkpoint.tensors.specs
+    wanted: list[tuple[str, tuple[int, ...], tuple[Span, ...]]] = []
+    if contents.rows:
+        spans = [Span(b.label, b.source, b.first_row, b.n_rows) for b in contents.rows]
+        n_rows = spans[-1].first_row + spans[-1].n_rows
+        first = contents.rows[0].source
+        if keys.extra_rows:
+            spans.append(Span("tokenizer", first, n_rows, len(keys.extra_rows), keys.extra_rows))
+        shape = (n_rows + len(keys.extra_rows), specs[first].shape[-1])
+        wanted.append((TOKEN_EMBEDDING, shape, tuple(spans)))
     wanted += [
-        (t.target, t.shape, (Part(t.target, t.source, 0, t.shape[0]),))
-        for t in description.backbone
+        (t.target, t.shape, (Span(t.target, t.source, 0, t.shape[0]),)) for t in contents.backbone
     ]
-    tensors = place_tensors(wanted, checkpoint.tensors.specs, out_type_named(out_type))
-    keys = [
-        Key("general.architecture", gguf_keys.ARCHITECTURE, "string"),
-        *metadata.keys(checkpoint, model.languages, sum(tensor.n_elements for tensor in tensors)),
+    tensors = place_tensors(wanted, specs, forced)
+    laid = [Key("general.architecture", keys.architecture, "string")]
+    if keys.languages is not None:
+        n_weights = sum(tensor.n_elements for tensor in tensors)
+        laid += metadata.keys(checkpoint, keys.languages, n_weights)
+    laid += [
         Key(gguf_keys.FILE_TYPE_KEY, int(file_type_of(tensors)), "u32"),
         Key("general.quantization_version", GGML_QUANT_VERSION, "u32"),
-        *gguf_keys.architecture_keys(model.config),
-        *(Key(name, value, kind) for name, value, kind in compiled.metadata()),
-        Key("valle.tokenizer.source", tokenizer.source, "string"),
-        Key("valle.tokenizer.reason", tokenizer.reason, "string"),
-        Key("valle.tokenizer.sha256", tokenizer.sha256, "string"),
-        *gguf_keys.model_keys(model),
+        *keys.graph,
+        *keys.vocabulary,
+        *keys.model,
     ]
-    if description.biases:
-        n_biases = sum(bias.n_rows for bias in description.biases)
-        keys.append(Key(gguf_keys.BIAS_KEY, [0.0] * n_biases, "[f32]", deferred=True))
-    keys += source_keys(checkpoint)
-    for name, said in (
-        (gguf_keys.SOURCE_CONFIG_KEY, checkpoint.config),
-        (gguf_keys.SOURCE_SYMMAP_KEY, checkpoint.symmap),
-    ):
-        text = _json_of(said)
-        if text is not None:
-            keys.append(Key(name, text, "string"))
-    keys += digest_keys(tensors)
-    return GgufPlan(
-        checkpoint=checkpoint,
-        description=description,
-        tokenizer=tokenizer,
-        keys=tuple(valid_key(key) for key in keys),
-        tensors=tensors,
-    )
+    if contents.biases:
+        n_biases = sum(bias.n_rows for bias in contents.biases)
+        laid.append(Key(gguf_keys.BIAS_KEY, [0.0] * n_biases, "[f32]", deferred=True))
+    laid += source_keys(checkpoint)
+    if set_salt is not None:
+        laid.append(Key(gguf_keys.SET_ID_KEY, gguf_keys.NO_DIGEST, "string", deferred=True))
+    laid += keys.tail
+    laid += digest_keys(tensors)
+    return PlannedFile(checkpoint, tuple(map(valid_key, laid)), tensors, contents.biases, set_salt)
 
 
-def _check_special_ids(compiled: CompiledTokenizer, tokenizer: TokenizerChoice) -> None:
-    found = {name: value for name, value, _ in compiled.metadata() if name in gguf_keys.SPECIAL_IDS}
-    if found != gguf_keys.SPECIAL_IDS:
-        unknown, bos, eos = (found[name] for name in gguf_keys.SPECIAL_IDS)
-        expected = "{}, {} and {}".format(*gguf_keys.SPECIAL_IDS.values())
-        raise InputError(
-            f"The tokenizer {tokenizer.file.path} gives the unknown token and the tokens that "
-            f"begin and end a text the ids {unknown}, {bos} and {eos}, where {expected} are "
-            "expected: the network reads the marks around phonemes, the null condition of guidance "
-            "and the end of a transcript at these rows. Give the tokenizer that the checkpoint was "
-            "trained with; one with other ids cannot be converted."
-        )
-
-
-def check_codec(name: str, levels: int, codes: int) -> None:
-    """Refuse a codec by name whose codes cannot be those of a model with so many."""
+def check_codec(name: str, model: CodeFormat) -> None:
+    """Refuse a codec by name whose codes cannot be those of a model."""
+    levels, codes = model.n_levels, model.codebook_size
     for (n_levels, n_codes), codec in CODECS.items():
         if codec.name == name and (levels > n_levels or codes != n_codes):
             raise InputError(
@@ -314,13 +225,6 @@ def valid_key(key: Key) -> Key:
     return key
 
 
-def placeholder_names(description: Description) -> list[str]:
-    """A token text for every row after the phonemes, such as `<prompt.3:17>`; all different."""
-    return [
-        f"<{block.label}:{row}>" for block in description.rows[1:] for row in range(block.n_rows)
-    ]
-
-
 def out_type_named(name: str) -> GgmlType | None:
     """The type that is asked for, in capitals or not; None for the checkpoint's own."""
     if name.lower() not in OUT_TYPES:
@@ -335,17 +239,6 @@ def digest_keys(tensors: tuple[PlannedTensor, ...]) -> list[Key]:
         Key(gguf_keys.DATA_DIGEST_KEY, gguf_keys.NO_DIGEST, "string", deferred=True),
         Key(gguf_keys.HEADER_DIGEST_KEY, gguf_keys.NO_DIGEST, "string", deferred=True),
     ]
-
-
-def _json_of(value: Mapping[str, Any] | None) -> str | None:
-    """A mapping as JSON; None where there is none, or JSON has no words for it."""
-    if value is None:
-        return None
-    try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError, RecursionError):
-        return None
-    return text if len(text) <= _MAX_JSON else None
 
 
 def source_keys(checkpoint: Checkpoint) -> list[Key]:
@@ -372,15 +265,15 @@ def source_keys(checkpoint: Checkpoint) -> list[Key]:
 
 
 def place_tensors(
-    wanted: list[tuple[str, tuple[int, ...], tuple[Part, ...]]],
+    wanted: list[tuple[str, tuple[int, ...], tuple[Span, ...]]],
     specs: Mapping[str, TensorSpec],
     forced: GgmlType | None,
 ) -> tuple[PlannedTensor, ...]:
     """Give every tensor its type and its place.
 
     Args:
-        wanted: name, shape and parts of each, in file order.
-        specs: of every source that a part names.
+        wanted: name, shape and spans of each, in file order.
+        specs: of every source that a span names.
         forced: the type of all matrices; None for the sources' own. Vectors are F32.
 
     Raises:
@@ -389,15 +282,15 @@ def place_tensors(
     tensors: list[PlannedTensor] = []
     faults: list[str] = []
     offset = 0
-    for name, shape, parts in wanted:
+    for name, shape, spans in wanted:
         if len(shape) == 1:
             ggml_type = F32  # norms; llama.cpp multiplies by them in float32
         elif forced is not None:
             ggml_type = forced
         else:
-            ggml_type = _common_type([specs[part.source] for part in parts])
+            ggml_type = _common_type([specs[span.source] for span in spans])
         try:
-            tensor = PlannedTensor(name, shape, ggml_type, offset, parts)
+            tensor = PlannedTensor(name, shape, ggml_type, offset, spans)
             offset += padded(tensor.n_bytes)
         except ValueError as error:
             faults.append(f"{name}: {error}")

@@ -36,6 +36,8 @@ from valle_convert.gguf_file.header import (
     pack_key,
     pack_tensor,
     padded,
+    tensor_entries,
+    write_entries,
 )
 from valle_convert.gguf_file.types import ARRAY, SCALARS, STRING, TYPE_OF_NUMBER, VALUE_TYPES
 
@@ -157,7 +159,7 @@ class GgufFile:
                 f"{path} is no whole GGUF file: {error}; convert or copy it again."
             ) from None
         if not allow_part:
-            self._refuse_part()
+            self.refuse_part()
 
     def _parse(self, reader: _Reader) -> None:
         self._version, n_tensors, n_keys = reader.start()
@@ -227,8 +229,12 @@ class GgufFile:
         if n_more > 0:
             raise _DamageError(f"{n_more:,} bytes follow the last tensor")
 
-    def _refuse_part(self) -> None:
-        """llama.cpp would load further files by their names, which nobody has looked into."""
+    def refuse_part(self) -> None:
+        """Refuse a part of a split model: llama.cpp would load further files by their names.
+
+        Raises:
+            InputError: it is one.
+        """
         if self.is_part:
             number, count = (self.keys.get(name) for name in (_SPLIT_NUMBER, _SPLIT_COUNT))
             raise InputError(
@@ -272,17 +278,12 @@ class GgufFile:
 
         llama-quantize aligns what it writes to 32 bytes, and keeps a key that says otherwise.
         """
-        tensors: list[TensorEntry] = []
-        end = 0
-        for tensor in self.tensors.values():
-            tensors.append(TensorEntry(tensor.name, tensor.shape, tensor.ggml_type, end))
-            end += padded(tensor.n_bytes)
+        held = self.tensors.values()
+        tensors = tensor_entries((one.name, one.shape, one.ggml_type) for one in held)
         entries = self._entries((), (ALIGNMENT_KEY,))
         table = map(pack_tensor, tensors)
-        out.write(join_header(entries, len(tensors), table, ALIGNMENT, self._version))
-        for tensor in self.tensors.values():
-            out.write(tensor.data.data)
-            out.write(bytes(padded(tensor.n_bytes) - tensor.n_bytes))
+        header = join_header(entries, len(tensors), table, ALIGNMENT, self._version)
+        write_entries(out, header, tensors, (one.data for one in held))
 
     def _entries(self, keys: Sequence[Key], drop: Sequence[str]) -> list[bytes]:
         new = {key.name: pack_key(key) for key in keys}
@@ -531,3 +532,8 @@ def _map(file: BinaryIO, label: str) -> mmap.mmap:
     if file.seek(0, 2) == 0:
         raise InputError(f"{label} is empty, where a GGUF file is expected.")
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a file is a GGUF adapter, rather than a LoRA of the training project."""
+    return is_gguf(path) and GgufFile(path).keys.get("general.type") == "adapter"

@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import struct
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from valle_convert.checkpoint.source import BlockSource, TensorSource
 from valle_convert.errors import EnvironmentFault
-from valle_convert.files import atomic_output, atomic_outputs, check_free_space, check_target
+from valle_convert.files import atomic_outputs, check_free_space, check_outputs
 from valle_convert.gguf_file.encode import check_blocks, encode
 from valle_convert.gguf_file.header import pack_header, padded
 from valle_convert.gguf_file.keys import (
@@ -33,9 +34,8 @@ from valle_convert.gguf_file.keys import (
     NO_DIGEST,
     SOURCE_SHA256_KEY,
 )
-from valle_convert.gguf_file.plan import Part, PlannedFile, PlannedTensor
+from valle_convert.gguf_file.plan import PlannedFile, PlannedTensor, Span
 from valle_convert.gguf_file.types import F32, STRING, GgmlType
-from valle_convert.gguf_file.vallex import SetPlan
 from valle_convert.progress import Progress, silent
 
 # Large enough that numpy's cost per call vanishes, small enough to stay in the cache's reach.
@@ -61,28 +61,56 @@ def header_of(plan: PlannedFile, values: Mapping[str, Any] | None = None) -> byt
     return pack_header(keys, plan.tensors)
 
 
-def write_plan(
-    plan: PlannedFile, target: Path, *, force: bool = False, progress: Progress = silent
-) -> int:
-    """Write the file, or leave nothing.
+def write_files(
+    files: Mapping[Path, PlannedFile],
+    *,
+    force: bool = False,
+    sources: Sequence[Path] = (),
+    progress: Progress = silent,
+) -> dict[Path, int]:
+    """Write all of the files, or leave nothing.
 
     Args:
-        plan: what to write.
-        target: the file.
-        force: whether an existing file may be replaced.
-        progress: shows the number of bytes written.
+        files: what to write, by path; all of one checkpoint.
+        force: whether existing files may be replaced.
+        sources: files that were read, which are never replaced.
+        progress: shows the number of bytes written, file by file.
 
     Returns:
-        The size of the file in bytes.
+        The size of each file in bytes.
 
     Raises:
-        InputError: the target must not be written, or a weight is not finite.
+        InputError: a file must not be written, or a weight is not finite.
         EnvironmentFault: the disk is full, or the folder is not writable.
     """
-    check_target(target, force=force, sources=plan.inputs)
-    check_free_space(target, len(header_of(plan)) + plan.data_bytes)
-    with atomic_output(target, force=force, sources=plan.inputs) as file:
-        return write_plan_to(plan, file, progress=progress)
+    first = next(iter(files))
+    for path in files:
+        check_outputs([path], force=force, inputs=sources)
+    check_free_space(first, sum(len(header_of(one)) + one.data_bytes for one in files.values()))
+    with (
+        _digest_of(files[first]) as digest,
+        atomic_outputs(list(files), force=force, sources=sources) as opened,
+    ):
+        return {
+            path: write_plan_to(plan, file, source=digest, progress=progress)
+            for (path, plan), file in zip(files.items(), opened, strict=True)
+        }
+
+
+@contextmanager
+def _digest_of(plan: PlannedFile) -> Iterator[Future[str]]:
+    """The SHA-256 of the source, computed by another thread; given up where the writing fails."""
+    stop = threading.Event()
+
+    def keep_going(_n: int) -> None:
+        if stop.is_set():
+            raise _CancelledError
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        try:
+            yield pool.submit(plan.checkpoint.sha256, keep_going)
+        finally:
+            stop.set()
 
 
 def write_plan_to(
@@ -110,39 +138,32 @@ def write_plan_to(
         values[BIAS_KEY] = read_biases(plan)
     header = header_of(plan, values)
     size = len(header) + plan.data_bytes
-    stop = threading.Event()
-
-    def keep_going(_n: int) -> None:
-        if stop.is_set():
-            raise _CancelledError
-
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        digest = source or pool.submit(plan.checkpoint.sha256, keep_going)
+    with (
+        _digest_of(plan) if source is None else nullcontext(source) as digest,
+        ThreadPoolExecutor(max_workers=1) as pool,
+    ):
         data_digest = hashlib.sha256()
         pending: Future[None] | None = None
-        try:
-            _write(file, header)
-            with progress("writing", size, "B") as advance:
-                advance(len(header))
-                for tensor in plan.tensors:
-                    padding = bytes(padded(tensor.n_bytes) - tensor.n_bytes)
-                    encoded = map(_bytes_of, pieces(plan, tensor))
-                    for view in chain(encoded, (memoryview(padding),)):
-                        # One piece is hashed while the next is made.
-                        if pending is not None:
-                            pending.result()
-                        pending = pool.submit(data_digest.update, view)
-                        advance(_write(file, view))
-            if pending is not None:
-                pending.result()
-            values[SOURCE_SHA256_KEY] = digest.result()
-            values |= plan.late_values(digest.result())
-            values[DATA_DIGEST_KEY] = data_digest.hexdigest()
-            values[HEADER_DIGEST_KEY] = header_digest(header_of(plan, values), values)
-            file.seek(0)
-            _write(file, header_of(plan, values))
-        finally:
-            stop.set()
+        _write(file, header)
+        with progress("writing", size, "B") as advance:
+            advance(len(header))
+            for tensor in plan.tensors:
+                padding = bytes(padded(tensor.n_bytes) - tensor.n_bytes)
+                encoded = map(_bytes_of, pieces(plan, tensor))
+                for view in chain(encoded, (memoryview(padding),)):
+                    # One piece is hashed while the next is made.
+                    if pending is not None:
+                        pending.result()
+                    pending = pool.submit(data_digest.update, view)
+                    advance(_write(file, view))
+        if pending is not None:
+            pending.result()
+        values[SOURCE_SHA256_KEY] = digest.result()
+        values |= plan.late_values(digest.result())
+        values[DATA_DIGEST_KEY] = data_digest.hexdigest()
+        values[HEADER_DIGEST_KEY] = header_digest(header_of(plan, values), values)
+        file.seek(0)
+        _write(file, header_of(plan, values))
     return size
 
 
@@ -162,24 +183,24 @@ def header_digest(header: bytes, digests: Mapping[str, Any]) -> str:
 def pieces(plan: PlannedFile, tensor: PlannedTensor) -> Iterator[NDArray[Any]]:
     """The encoded bytes of a planned tensor, in order, a few megabytes at a time."""
     tensors = plan.checkpoint.tensors
-    for part in tensor.parts:
-        stored = stored_blocks(tensors, part.source, tensor.ggml_type)
+    for span in tensor.spans:
+        stored = stored_blocks(tensors, span.source, tensor.ggml_type)
         if stored is not None:
-            yield from _moved(stored, part, tensor.ggml_type)
+            yield from _moved(stored, span, tensor.ggml_type)
             continue
-        source = tensors.read(part.source)
+        source = tensors.read(span.source)
         if len(tensor.shape) == 1:
-            yield encode(source, tensor.ggml_type, part.source)
+            yield encode(source, tensor.ggml_type, span.source)
             continue
         source = source.reshape(-1, tensor.shape[-1])
         step = max(1, _PIECE_BYTES // (tensor.shape[-1] * source.dtype.itemsize))
-        for start in range(0, part.n_rows, step):
-            stop = min(start + step, part.n_rows)
-            if part.gather is None:
+        for start in range(0, span.n_rows, step):
+            stop = min(start + step, span.n_rows)
+            if span.gather is None:
                 rows = source[start:stop]
             else:
-                rows = source[np.asarray(part.gather[start:stop])]
-            yield encode(rows, tensor.ggml_type, part.source)
+                rows = source[np.asarray(span.gather[start:stop])]
+            yield encode(rows, tensor.ggml_type, span.source)
 
 
 def stored_blocks(
@@ -192,16 +213,16 @@ def stored_blocks(
 
 
 def _moved(
-    stored: NDArray[np.uint8], part: Part, ggml_type: GgmlType
+    stored: NDArray[np.uint8], span: Span, ggml_type: GgmlType
 ) -> Iterator[NDArray[np.uint8]]:
     """Quantized rows as they are, once their scales are known to be numbers."""
     step = max(1, _PIECE_BYTES // stored.shape[1])
-    for start in range(0, part.n_rows, step):
-        stop = min(start + step, part.n_rows)
+    for start in range(0, span.n_rows, step):
+        stop = min(start + step, span.n_rows)
         rows = stored[start:stop]
-        if part.gather is not None:
-            rows = stored[np.asarray(part.gather[start:stop])]
-        check_blocks(rows, ggml_type, part.source)
+        if span.gather is not None:
+            rows = stored[np.asarray(span.gather[start:stop])]
+        check_blocks(rows, ggml_type, span.source)
         yield np.ascontiguousarray(rows)
 
 
@@ -231,47 +252,3 @@ def _write(file: BinaryIO, data: memoryview | bytes) -> int:
             f"Only {written:,} of {view.nbytes:,} bytes were written; the disk may be full."
         )
     return written
-
-
-def write_set(
-    plan: SetPlan, target: Path, *, force: bool = False, progress: Progress = silent
-) -> dict[Path, int]:
-    """Write all files of a set, or leave nothing.
-
-    Args:
-        plan: what to write.
-        target: the AR's file; the others lie beside it, named after it.
-        force: whether existing files may be replaced.
-        progress: shows the number of bytes written, file by file.
-
-    Returns:
-        The size of each file in bytes.
-
-    Raises:
-        InputError: a file must not be written, or a weight is not finite.
-        EnvironmentFault: the disk is full, or the folder is not writable.
-    """
-    files = plan.files(target)
-    inputs = plan.ar.inputs
-    total = sum(len(header_of(part)) + part.data_bytes for part in files.values())
-    for path in files:
-        check_target(path, force=force, sources=inputs)
-    check_free_space(target, total)
-    stop = threading.Event()
-
-    def keep_going(_n: int) -> None:
-        if stop.is_set():
-            raise _CancelledError
-
-    with (
-        ThreadPoolExecutor(max_workers=1) as pool,
-        atomic_outputs(list(files), force=force, sources=inputs) as opened,
-    ):
-        digest = pool.submit(plan.ar.checkpoint.sha256, keep_going)
-        try:
-            return {
-                path: write_plan_to(part, file, source=digest, progress=progress)
-                for (path, part), file in zip(files.items(), opened, strict=True)
-            }
-        finally:
-            stop.set()

@@ -1,15 +1,22 @@
 """What a family says of a checkpoint: the model, and where each of its tensors goes.
 
-A family (`v5.py`) fills a `Description`; `gguf_file.plan.lay_out` turns it into the plan of a
-GGUF file. Nothing is passed over: every tensor of the source is a row block, a backbone tensor
-or a bias, or is listed as dropped with the reason.
+A family fills a `Description`; `gguf_file.plan.lay_out` turns each part's contents into the plan
+of a GGUF file. Nothing is passed over: every tensor of the source is a row block, a backbone
+tensor or a bias, is recovered from another tensor, or is listed as dropped with the reason.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar
 
-from valle_convert.model.spec import Model
+from numpy.typing import NDArray
+
+from valle_convert.checkpoint.source import TensorSource, TensorSpec
+
+M = TypeVar("M")
 
 
 @dataclass(frozen=True)
@@ -62,21 +69,78 @@ class Dropped:
 
 
 @dataclass(frozen=True)
-class Description:
+class Contents:
+    """The tensors of one file.
+
+    Attributes:
+        rows: what the token embedding is made of, in row order, without gaps.
+        backbone: the other tensors.
+        biases: the heads' biases, in head order; empty where there are none.
+    """
+
+    rows: tuple[RowBlock, ...] = ()
+    backbone: tuple[BackboneTensor, ...] = ()
+    biases: tuple[BiasBlock, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """How a source tensor is read back that no file holds under its own name.
+
+    Attributes:
+        source: the tensor of the description that is written instead.
+        undo: computes the source tensor of it; None where the two are equal.
+    """
+
+    source: str
+    undo: Callable[[NDArray[Any]], NDArray[Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Description(Generic[M]):
     """A checkpoint, understood.
 
     Attributes:
         model: sizes, tables, heads.
-        rows: what the token embedding is made of, in row order, without gaps.
-        backbone: the other tensors.
-        biases: the heads' biases, in head order; empty where there are none.
+        tensors: the checkpoint's, and those that are computed of them.
+        contents: of each file by its part's name, the main part first.
         dropped: what is left out, with reasons.
         notes: things worth telling the user, such as config switches without effect.
+        recovered: source tensors that are written in another form, by name.
     """
 
-    model: Model
-    rows: tuple[RowBlock, ...]
-    backbone: tuple[BackboneTensor, ...]
-    biases: tuple[BiasBlock, ...]
-    dropped: tuple[Dropped, ...]
-    notes: tuple[str, ...]
+    model: M
+    tensors: TensorSource
+    contents: Mapping[str, Contents]
+    dropped: tuple[Dropped, ...] = ()
+    notes: tuple[str, ...] = ()
+    recovered: Mapping[str, Recovered] = field(default_factory=lambda: MappingProxyType({}))
+
+    def blocks(self) -> tuple[RowBlock, ...]:
+        """The row blocks of all files."""
+        return tuple(block for one in self.contents.values() for block in one.rows)
+
+
+class ComputedTensors:
+    """A `TensorSource` with tensors that are computed of its own."""
+
+    def __init__(self, source: TensorSource) -> None:
+        self._source = source
+        self._recipes: dict[str, Callable[[], NDArray[Any]]] = {}
+        self._specs = dict(source.specs)
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Every tensor, those of the file first."""
+        return MappingProxyType(self._specs)
+
+    def add(self, spec: TensorSpec, recipe: Callable[[], NDArray[Any]]) -> str:
+        """Offer a tensor under a further name, which is returned."""
+        self._specs[spec.name] = spec
+        self._recipes[spec.name] = recipe
+        return spec.name
+
+    def read(self, name: str) -> NDArray[Any]:
+        """One tensor; what is computed is float32."""
+        recipe = self._recipes.get(name)
+        return self._source.read(name) if recipe is None else recipe()

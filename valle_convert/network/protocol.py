@@ -8,7 +8,8 @@ comparing them is short.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,29 @@ from valle_convert.model.spec import Model
 Outputs = slice | Sequence[int] | NDArray[np.integer]
 
 
-class Network(Protocol):
+class Computing(Protocol):
+    """A network of any family, as far as generic code knows it. A context manager."""
+
+    @property
+    def model(self) -> Any:  # noqa: ANN401 - the family's own
+        """What it computes, as its weights' source describes it."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+class Network(Computing, Protocol):
     """Embeddings in, logits of one head out, with a state for causal passes.
 
     The state is the sequence so far. A causal step appends to it: the first one after

@@ -1,25 +1,70 @@
-"""The weights of a GGUF file under the names that they had in the checkpoint.
+"""The weights of GGUF files under the names that they had in the checkpoint.
 
-A plan says where each row of a file comes from; read backwards, it makes a converted file a
-source of tensors like a checkpoint, with what its number format left of them. And what the
-number format should leave of them is known without the file.
+A plan says where each row of a file comes from; read backwards, it makes converted files a
+source of tensors like a checkpoint, with what their number formats left of them. And what the
+number formats should leave of them is known without the files.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from valle_convert.checkpoint.source import BlockSource, NamedTensors
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.encode import nominal_decibels, roundings
-from valle_convert.gguf_file.keys import BIAS_KEY
-from valle_convert.gguf_file.old import rounded_types
-from valle_convert.gguf_file.plan import Part, PlannedFile, PlannedTensor
+from valle_convert.gguf_file.keys import BIAS_KEY, OLD_TYPES_KEY
+from valle_convert.gguf_file.plan import (
+    TOKEN_EMBEDDING,
+    PlannedFile,
+    PlannedTensor,
+    Span,
+    stored_type,
+)
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F32, GGML_TYPES, PLAIN_DTYPES, GgmlType
+from valle_convert.model.description import Recovered
+
+
+class BundleTensors:
+    """A `NamedTensors` of all files of a model.
+
+    Args:
+        files: each with its plan.
+        recovered: source tensors that are written in another form; see `Description`.
+        kind: `ConvertedTensors` for what the files hold, `RoundedTensors` for what their types
+            should leave of the checkpoint.
+    """
+
+    def __init__(
+        self,
+        files: Iterable[tuple[PlannedFile, GgufFile]],
+        recovered: Mapping[str, Recovered],
+        kind: Callable[[PlannedFile, GgufFile], NamedTensors],
+    ) -> None:
+        self._recovered = recovered
+        self._readers: dict[str, NamedTensors] = {}
+        for plan, file in files:
+            reader = kind(plan, file)
+            names = [span.source for tensor in plan.tensors for span in tensor.spans]
+            for name in (*names, *(bias.source for bias in plan.biases)):
+                self._readers.setdefault(name, reader)
+
+    def read(self, name: str) -> NDArray[Any]:
+        """One tensor as float32.
+
+        Raises:
+            InputError: a number in it is not finite, or it is not there.
+        """
+        way = self._recovered.get(name)
+        if way is None:
+            return self._readers[name].read(name)
+        values = self.read(way.source)
+        return values if way.undo is None else way.undo(values)
 
 
 class ConvertedTensors:
@@ -32,11 +77,11 @@ class ConvertedTensors:
 
     def __init__(self, plan: PlannedFile, file: GgufFile) -> None:
         self._file = file
-        self._parts: dict[str, tuple[PlannedTensor, Part]] = {}
+        self._spans: dict[str, tuple[PlannedTensor, Span]] = {}
         for tensor in plan.tensors:
-            for part in tensor.parts:
+            for span in tensor.spans:
                 # Copies of rows, such as those of the tokenizer's aliases, come last.
-                self._parts.setdefault(part.source, (tensor, part))
+                self._spans.setdefault(span.source, (tensor, span))
         self._biases: dict[str, tuple[int, int]] = {}
         start = 0
         for bias in plan.biases:
@@ -56,8 +101,8 @@ class ConvertedTensors:
             found = self._file.keys.get(BIAS_KEY, [])
             where, values = BIAS_KEY, np.array(found[slice(*self._biases[name])], np.float32)
         else:
-            tensor, part = self._parts[name]
-            where, rows = tensor.name, slice(part.first_row, part.first_row + part.n_rows)
+            tensor, span = self._spans[name]
+            where, rows = tensor.name, slice(span.first_row, span.first_row + span.n_rows)
             stored = self._file.tensors[tensor.name]
             values = stored.rows() if len(tensor.shape) == 1 else stored.rows(rows)
         if not np.isfinite(values).all():
@@ -117,3 +162,33 @@ class RoundedTensors:
 def _round(weights: NDArray[np.float32], kind: str) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):
         return weights.astype(PLAIN_DTYPES[GGML_TYPES[kind]]).astype(np.float32)
+
+
+def rounded_types(plan: PlannedFile, file: GgufFile) -> dict[str, GgmlType]:
+    """By the names of the checkpoint, the types that its weights were rounded to for a file.
+
+    That is the type in the file, but for a repaired one: its token embedding may be float16 where
+    the old file had quantized tables and heads, and what comes from the old file is rounded no
+    more.
+
+    Args:
+        plan: of the checkpoint, or of the old file, that the file is compared with.
+        file: tells its types.
+    """
+    specs = plan.checkpoint.tensors.specs
+    names = file.keys.get(OLD_TYPES_KEY)
+    old = [GGML_TYPES.get(str(name)) for name in names] if isinstance(names, list) else []
+    types: dict[str, GgmlType] = {}
+    for tensor in plan.tensors:
+        if tensor.name not in file.tensors:
+            continue
+        found = file.tensors[tensor.name].ggml_type
+        for span in tensor.spans:
+            kind = found
+            if isinstance(plan.checkpoint.tensors, BlockSource):
+                kind = F32 if stored_type(specs[span.source]) == found else found
+            elif tensor.name == TOKEN_EMBEDDING and len(old) == 2:
+                before = old[span.label.startswith("head.")] or found
+                kind = min(found, before, key=lambda one: one.bits)
+            types.setdefault(span.source, kind)
+    return types

@@ -1,6 +1,6 @@
 """Quantizing: files of several types at once, measured, judged, and documented.
 
-types        what may be asked for: types of files and of tensors, recipes
+types        what may be asked for: types of files and of tensors
 tool, worker who does it: llama-quantize, or the same routine in the library
 source       what is quantized, and the checkpoint that it came from
 plan, make   files: predicted to the byte, then made

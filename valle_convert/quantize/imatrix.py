@@ -12,56 +12,48 @@ by the other.
 It is made by running the PyTorch reference over utterances in every mode (AR with and without
 prompt and condition, every NAR level, demasking, duration, transcription, and the tasks on
 recordings). `token_embd.weight` counts as the head that it is: its inputs are the final hidden
-states. A VALL-E X has a file for each network (`vallex_imatrix.py`), since the tensors of the two
-have the same names. One utterance is in memory at a time. The sums are kept on disk as they grow,
-so that a run that was stopped goes on where it was; since sums are added in the same order, the
-result is the same to the bit.
+states. A family whose models are several networks has a file for each unit, since the tensors of
+all have the same names; `valle.imatrix.part` says which. One example is in memory at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.checkpoint import Checkpoint
-from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import InputError
-from valle_convert.files import atomic_output, check_target, is_stream, valid_utf8
-from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
+from valle_convert.families.bundle import paths_of
+from valle_convert.families.family import AnyFamily
+from valle_convert.files import atomic_outputs, check_outputs, sha256_of, valid_utf8
+from valle_convert.gguf_file.header import (
+    Key,
+    pack_header,
+    tensor_entries,
+    write_entries,
+)
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F32
-from valle_convert.npz_file import read_npz
 from valle_convert.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from valle_convert.network.reference import ReferenceNetwork
+    from valle_convert.quantize.examples import Examples
     from valle_convert.quantize.source import Reference, Scratch, Source
-    from valle_convert.quantize.utterances import Calibration, Utterances
-    from valle_convert.verify.cases import Utterance
 
 PREFIX = "valle.imatrix."
 _PART = f"{PREFIX}part"
 _SUM, _COUNTS = ".in_sum2", ".counts"
 _VERSION = 3  # of GGUF
 _MAX_TEXT = 127  # bytes of a string that llama.cpp's list of overrides holds
-_STATE_VERSION = 2
-_AGAIN = "remove it, or leave out --resume"
-_SAVE_EVERY = 8  # utterances
-#: The digest of a matrix that stands in for one which is still to be made.
+#: The digest of a placeholder for a matrix which is still to be made.
 NOT_MADE_YET = "0" * 64
-_MAX_STATE = 1 << 30  # bytes; 12 layers of 1024 take one megabyte
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,26 +125,13 @@ class ImatrixInput:
 
     @property
     def is_made(self) -> bool:
-        """Whether it is the real one, and does not stand in for one that is still to be made."""
+        """Whether it is the real one, and no placeholder for one that is still to be made."""
         return self.sha256 != NOT_MADE_YET
 
     @classmethod
     def read(cls, path: Path) -> ImatrixInput:
         """Read and hash a file; its name is the path's."""
         return cls(path, valid_utf8(path.name), read_imatrix(path), sha256_of(path))
-
-
-def write_imatrix(
-    imatrix: ImatrixFile, target: Path, *, force: bool, sources: Sequence[Path] = ()
-) -> None:
-    """Write the file, or leave nothing.
-
-    Raises:
-        InputError: the target must not be written.
-        EnvironmentFault: it cannot be.
-    """
-    with atomic_output(target, force=force, sources=sources) as file:
-        file.write(encode_imatrix(imatrix))
 
 
 def encode_imatrix(imatrix: ImatrixFile) -> bytes:
@@ -165,16 +144,15 @@ def encode_imatrix(imatrix: ImatrixFile) -> bytes:
         *([Key(_PART, imatrix.part, "string")] if imatrix.part else []),
         *imatrix.extra,
     ]
-    tensors: list[TensorEntry] = []
-    data: list[bytes] = []
-    offset = 0
-    for name, entry in sorted(imatrix.entries.items()):
-        for suffix, values in ((_SUM, entry.sums), (_COUNTS, np.array([entry.count]))):
-            tensors.append(TensorEntry(name + suffix, (1, len(values)), F32, offset))
-            raw = values.astype("<f4").tobytes()
-            data.append(raw.ljust(padded(len(raw)), b"\0"))
-            offset += len(data[-1])
-    return b"".join([pack_header(keys, tensors), *data])
+    data = {
+        name + suffix: values.astype("<f4")
+        for name, entry in sorted(imatrix.entries.items())
+        for suffix, values in ((_SUM, entry.sums), (_COUNTS, np.array([entry.count])))
+    }
+    tensors = tensor_entries((name, (1, len(values)), F32) for name, values in data.items())
+    out = io.BytesIO()
+    write_entries(out, pack_header(keys, tensors), tensors, data.values())
+    return out.getvalue()
 
 
 def read_imatrix(path: Path) -> ImatrixFile:
@@ -233,286 +211,134 @@ def _cut(text: str) -> str:
     return valid_utf8(text).encode()[:_MAX_TEXT].decode(errors="ignore")
 
 
-Example = TypeVar("Example")
-
-
 @dataclass
 class Sums:
     """What was collected so far.
 
     Attributes:
-        squares: by matrix, float64 [columns].
-        counts: by matrix, inputs seen.
-        n_utterances: how many are in it.
+        squares: by part and matrix, float64 [columns].
+        counts: by part and matrix, inputs seen.
+        n_examples: how many are in it.
         n_passes: runs of the network.
         longest: elements of the longest run.
     """
 
-    squares: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    n_utterances: int = 0
+    squares: dict[tuple[str, str], NDArray[np.float64]] = field(default_factory=dict)
+    counts: dict[tuple[str, str], int] = field(default_factory=dict)
+    n_examples: int = 0
     n_passes: int = 0
     longest: int = 0
 
-    def add(self, name: str, inputs: NDArray[np.float32]) -> None:
+    def add(self, part: str, name: str, inputs: NDArray[np.float32]) -> None:
         """Take what goes into a matrix, [n, columns]."""
+        key = part, name
         squares = np.square(inputs, dtype=np.float64).sum(0)
-        self.squares[name] = self.squares[name] + squares if name in self.squares else squares
-        self.counts[name] = self.counts.get(name, 0) + len(inputs)
+        self.squares[key] = self.squares[key] + squares if key in self.squares else squares
+        self.counts[key] = self.counts.get(key, 0) + len(inputs)
+        self.longest = max(self.longest, len(inputs))
 
 
-def make_imatrix(
+def make_imatrices(
     reference: Reference,
-    utterances: Utterances,
+    examples: Examples[Any],
     target: Path,
     *,
-    resume: bool = False,
     force: bool = False,
     progress: Progress = silent,
-) -> ImatrixFile:
-    """Collect and write the importance matrix of a checkpoint.
+) -> dict[Path, ImatrixFile]:
+    """Collect and write the importance matrices of a checkpoint, one a unit of its family.
 
     Args:
         reference: the checkpoint.
-        utterances: what it is run on.
-        target: the file; the one of `state_of` keeps the sums while they grow.
-        resume: go on with such a state, if it is of this very work.
+        examples: what it is run on.
+        target: the file of the first unit; others lie beside it, named after it.
         force: whether an existing file may be replaced.
-        progress: shows how many utterances are done.
+        progress: shows how many examples are done.
 
     Raises:
-        InputError: the target must not be written, or the state is of other work.
+        InputError: a target must not be written.
         EnvironmentFault: it cannot be written.
     """
-    sources = (*reference.checkpoint.inputs, *utterances.files)
-    check_target(target, force=force, sources=sources)
-    with kept_sums(target, resume=resume, force=force) as state:
-        imatrix = collect_imatrix(
-            reference, utterances, state=state, resume=resume, progress=progress
-        )
-        write_imatrix(imatrix, target, force=force, sources=sources)
-    return imatrix
+    sources = (*reference.checkpoint.inputs, *examples.files)
+    paths = imatrix_paths(reference.family, reference.description.contents, target)
+    check_outputs(list(paths.values()), force=force, inputs=sources)
+    made = collect_imatrices(reference, examples, progress=progress)
+    with atomic_outputs(list(paths.values()), force=force, sources=sources) as files:
+        for file, part in zip(files, paths, strict=True):
+            file.write(encode_imatrix(made[part]))
+    return {path: made[part] for part, path in paths.items()}
 
 
-@contextmanager
-def kept_sums(target: Path, *, resume: bool, force: bool) -> Iterator[Path | None]:
-    """Where the sums of an importance matrix are kept, until it is done; None beside a device.
-
-    Args:
-        target: the importance matrix.
-        resume: whether they may be there already.
-        force: whether something else that lies there may be replaced.
-
-    Raises:
-        InputError: something else lies there.
-    """
-    if is_stream(target):
-        yield None
-        return
-    state = state_of(target)
-    if not resume and os.path.lexists(state):
-        _check_ours(state, force=force)
-    yield state
-    state.unlink(missing_ok=True)
+def imatrix_paths(family: AnyFamily, parts: Iterable[str], target: Path) -> dict[str, Path]:
+    """Where the importance matrices of a model lie, by the parts of its units."""
+    return paths_of(target, [unit.part for unit in family.units(list(parts))])
 
 
-def state_of(target: Path) -> Path:
-    """Where the sums of an importance matrix are kept while they grow."""
-    name = f".{target.name}.state"
-    if len(os.fsencode(name)) > 255:
-        name = f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()}.state"
-    return target.with_name(name)
-
-
-def _check_ours(state: Path, *, force: bool) -> None:
-    """Refuse to replace, and to remove in the end, a file that no run of this program left.
-
-    Raises:
-        InputError: it is one, and there is no `force`.
-    """
-    try:
-        _facts(state)
-    except InputError as error:
-        if force and state.is_file() and not state.is_symlink():
-            return
-        raise InputError(
-            f"The sums of an importance matrix are kept in {state} while they grow, and that is "
-            "there and is something else; move it away, or give another name for the output."
-        ) from error
-
-
-def collect_imatrix(
-    reference: Reference,
-    utterances: Utterances,
-    *,
-    state: Path | None = None,
-    resume: bool = False,
-    progress: Progress = silent,
-) -> ImatrixFile:
-    """Run a checkpoint on utterances; `state` and the rest as in `make_imatrix`."""
-    from valle_convert.network.reference import ReferenceNetwork
-
-    checkpoint = reference.checkpoint
-    network = ReferenceNetwork(checkpoint.tensors, reference.description)
-    sums = collect_sums(
-        checkpoint,
-        utterances,
-        lambda utterance, sums: observe(network, utterance, sums),
-        state=state,
-        resume=resume,
-        progress=progress,
-    )
-    return imatrix_of(sums, checkpoint, utterances)
-
-
-def collect_sums(
-    checkpoint: Checkpoint,
-    utterances: Calibration[Any, Example],
-    add: Callable[[Example, Sums], None],
-    *,
-    state: Path | None,
-    resume: bool,
-    progress: Progress,
-) -> Sums:
-    """Go through all utterances; `add` runs one and adds what it gives to the sums."""
-    source_sha256 = checkpoint.sha256()
-    work = hashlib.sha256(
-        os.fsencode(f"{source_sha256} {checkpoint.lora} {utterances.digest}")
-    ).hexdigest()
-    sums = _load(state, work) if resume and state is not None and state.exists() else Sums()
-    with progress("importance", utterances.count, "utterances") as advance:
-        advance(sums.n_utterances)
-        for i, utterance in enumerate(utterances):
-            if i < sums.n_utterances:
-                continue
-            add(utterance, sums)
-            sums.n_utterances += 1
+def collect_imatrices(
+    reference: Reference, examples: Examples[Any], *, progress: Progress = silent
+) -> dict[str, ImatrixFile]:
+    """Run a checkpoint on examples; the matrices by the parts of the family's units."""
+    family, description = reference.family, reference.description
+    network = family.reference(description.tensors, description)
+    sums = Sums()
+    with progress("importance", examples.count, "utterances") as advance:
+        for example in examples:
+            observe(family, network, example, sums)
             advance(1)
-            if state is not None and sums.n_utterances % _SAVE_EVERY == 0:
-                _save(state, sums, work)
-    return sums
+    units = family.units(list(description.contents))
+    return {
+        unit.part: imatrix_of(sums, reference.checkpoint, examples, unit.part, len(units))
+        for unit in units
+    }
 
 
 def imatrix_of(
-    sums: Sums, checkpoint: Checkpoint, utterances: Calibration[Any, Any], part: str = ""
+    sums: Sums, checkpoint: Checkpoint, examples: Examples[Any], part: str, n_units: int
 ) -> ImatrixFile:
-    """The file of what was collected; of a part, whose names begin with it and a blank."""
-    prefix = f"{part} " if part else ""
+    """The file of what was collected of a part; one that is the only unit is not named."""
     return ImatrixFile(
         entries={
-            name.removeprefix(prefix): Entry(squares.astype(np.float32), sums.counts[name])
-            for name, squares in sums.squares.items()
-            if name.startswith(prefix)
+            name: Entry(squares.astype(np.float32), sums.counts[of_part, name])
+            for (of_part, name), squares in sums.squares.items()
+            if of_part == part
         },
-        datasets=(utterances.description,),
+        datasets=(examples.description,),
         chunk_count=sums.n_passes,
         chunk_size=sums.longest,
         extra=(
             Key(f"{PREFIX}source_sha256", checkpoint.sha256(), "string"),
             Key(f"{PREFIX}source_lora", checkpoint.lora or "", "string"),
-            Key(f"{PREFIX}sequences_sha256", utterances.digest, "string"),
-            Key(f"{PREFIX}utterances", sums.n_utterances, "u32"),
+            Key(f"{PREFIX}sequences_sha256", examples.digest, "string"),
+            Key(f"{PREFIX}utterances", sums.n_examples, "u32"),
         ),
-        part=part,
+        part=part if n_units > 1 else "",
     )
 
 
-def made_of(
-    path: Path, checkpoint: Checkpoint, utterances: Calibration[Any, Any], part: str = ""
-) -> bool:
-    """Whether a file is the importance matrix of this checkpoint over these utterances."""
+def made_of(path: Path, checkpoint: Checkpoint, examples: Examples[Any], part: str = "") -> bool:
+    """Whether a file is the importance matrix of this checkpoint over these examples."""
     try:
         keys = GgufFile(path).keys
     except InputError:
         return False
     names = ("sequences_sha256", "utterances", "source_lora", "source_sha256")
     *found, said = [keys.get(PREFIX + name) for name in names]
-    wanted = [utterances.digest, utterances.count, checkpoint.lora or ""]
+    wanted = [examples.digest, examples.count, checkpoint.lora or ""]
     same = found == wanted and keys.get(_PART, "") == part
     return same and bool(said == checkpoint.sha256())
 
 
-def observe(network: ReferenceNetwork, utterance: Utterance, sums: Sums) -> None:
-    """Run one utterance in every mode and add up what goes into the matrices."""
-    from valle_convert.verify.cases import cases, run_case
-
-    n_inputs = 0
-
-    def add(name: str, inputs: Tensor) -> None:
-        nonlocal n_inputs
-        n_inputs = max(n_inputs, len(inputs))
-        sums.add(name, inputs.numpy())
-
-    network.observe = add
+def observe(family: AnyFamily, network: Any, example: object, sums: Sums) -> None:  # noqa: ANN401
+    """Run one example in every mode and add up what goes into the matrices."""
+    network.observe = lambda part, name, inputs: sums.add(part, name, inputs.numpy())
     try:
-        for case in cases(network.model, utterance):
-            # Element by element is the same inputs once more; the text head has no task.
-            if case.stepwise or case.head == "text":
-                continue
-            run_case(network, case)
-            sums.n_passes += 1
+        for case in family.cases(network.model, example):
+            if not case.repeats:
+                case.run(network)
+                sums.n_passes += 1
     finally:
         network.observe = None
-    sums.longest = max(sums.longest, n_inputs)
-
-
-def _save(state: Path, sums: Sums, work: str) -> None:
-    facts = {
-        "version": _STATE_VERSION,
-        "work": work,
-        "counts": {name: sums.counts[name] for name in sums.squares},
-        "columns": [len(values) for values in sums.squares.values()],
-        "n_utterances": sums.n_utterances,
-        "n_passes": sums.n_passes,
-        "longest": sums.longest,
-    }
-    buffer = io.BytesIO()
-    squares = np.concatenate(list(sums.squares.values()))
-    np.savez(buffer, facts=np.array(json.dumps(facts)), squares=squares)
-    with atomic_output(state, force=True) as file:
-        file.write(buffer.getbuffer())
-
-
-def _facts(state: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of a state."""
-    return read_npz(
-        state,
-        ("facts", "squares"),
-        max_bytes=_MAX_STATE,
-        what="state of an importance matrix",
-        hint=_AGAIN,
-    )
-
-
-def _load(state: Path, work: str) -> Sums:
-    arrays = _facts(state)
-    try:
-        facts = json.loads(str(arrays["facts"]))
-        same = facts["version"] == _STATE_VERSION and facts["work"] == work
-        counts = {str(name): int(n) for name, n in facts["counts"].items()}
-        ends = np.cumsum([int(n) for n in facts["columns"]])
-        squares = np.split(arrays["squares"].astype(np.float64, casting="safe"), ends[:-1])
-        sums = Sums(
-            squares=dict(zip(counts, squares, strict=True)),
-            counts=counts,
-            n_utterances=int(facts["n_utterances"]),
-            n_passes=int(facts["n_passes"]),
-            longest=int(facts["longest"]),
-        )
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
-        raise InputError(f"{state} is a damaged state ({error}); {_AGAIN}.") from error
-    if not same:
-        raise InputError(
-            f"{state} is the state of other work (another checkpoint, other utterances); {_AGAIN}."
-        )
-    return sums
+    sums.n_examples += 1
 
 
 def check_fits(imatrix: ImatrixInput, source: Source) -> None:
@@ -531,7 +357,7 @@ def check_fits(imatrix: ImatrixInput, source: Source) -> None:
             )
 
 
-def stand_in(source: Source, name: str, description: str, scratch: Scratch) -> ImatrixInput:
+def placeholder(source: Source, name: str, description: str, scratch: Scratch) -> ImatrixInput:
     """A matrix of ones: llama.cpp plans by the entries, not by their values.
 
     Args:

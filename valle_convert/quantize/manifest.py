@@ -2,16 +2,14 @@
 
     manifest.json   every file: how it was made, its digest, and one digest for each tensor
     SHA256SUMS      the digests once more, for `sha256sum --check`
-    sbom.cdx.json   and once more as a bill of materials (`bill.py`)
 
-None of them holds times or paths, so two runs give the same bytes. docs/quantize.md describes
+Neither holds times or paths, so two runs give the same bytes. docs/quantize.md describes
 the fields.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,16 +17,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import InputError, ValleConvertError
 from valle_convert.files import (
     read_json_object,
     read_small_file,
+    sha256_of,
     write_text_atomically,
 )
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.progress import Progress, silent
-from valle_convert.quantize.bill import BILL, bill_of_materials, digests_in_bill
 from valle_convert.strict_json import to_json_text
 
 MANIFEST = "manifest.json"
@@ -54,14 +51,14 @@ class ManifestFile:
 
     Attributes:
         name: in the folder of the manifest.
-        kind: its type, such as Q4_K_M, or `imatrix`.
+        kind: its type, such as Q4_K_M, or `imatrix`, or `tensor-types`.
         n_bytes: its size.
         sha256: of the whole file.
         source_sha256: of the file that it was made from.
         tool: name, version and digest of what made it.
         arguments: the tool's, without paths.
         imatrix_sha256: of the importance matrix; None where none was used.
-        tensors: in file order.
+        tensors: in file order; none where it is no GGUF file.
     """
 
     name: str
@@ -135,7 +132,7 @@ class ManifestCheck:
 
 
 def write_manifest(folder: Path, files: Sequence[ManifestFile]) -> None:
-    """Write manifest.json, SHA256SUMS and the bill; files come in the order of their names.
+    """Write manifest.json and SHA256SUMS; files come in the order of their names.
 
     Raises:
         EnvironmentFault: the folder cannot be written to.
@@ -148,9 +145,6 @@ def write_manifest(folder: Path, files: Sequence[ManifestFile]) -> None:
     write_text_atomically(folder / MANIFEST, to_json_text(value) + "\n", force=True)
     sums = "".join(f"{file.sha256}  {file.name}\n" for file in ordered)
     write_text_atomically(folder / SUMS, sums, force=True)
-    write_text_atomically(
-        folder / BILL, to_json_text(bill_of_materials(ordered)) + "\n", force=True
-    )
 
 
 def read_manifest(path: Path) -> tuple[ManifestFile, ...]:
@@ -192,7 +186,6 @@ def check_manifest(path: Path, *, progress: Progress = silent) -> ManifestCheck:
             findings += [Finding(file.name, problem) for problem in _problems(folder, file)]
             advance(file.n_bytes)
     findings += _check_sums(folder, files)
-    findings += _check_bill(folder, files)
     findings += [
         Finding(name, "no manifest lists it")
         for name in unlisted_models(folder, [file.name for file in files])
@@ -234,6 +227,8 @@ def _problems(folder: Path, file: ManifestFile) -> list[str]:
     if found == file.sha256:
         return []
     problems = [f"sha256 {found}, where the manifest says {file.sha256}"]
+    if not file.tensors:
+        return problems
     try:
         there = tensor_digests(GgufFile(path, allow_part=True))
         tensors = {tensor.name: tensor for tensor in there}
@@ -255,19 +250,6 @@ def _check_sums(folder: Path, files: Sequence[ManifestFile]) -> list[Finding]:
     expected = "".join(f"{file.sha256}  {file.name}\n" for file in files)
     if text != expected:
         return [Finding(SUMS, "it does not say what the manifest says")]
-    return []
-
-
-def _check_bill(folder: Path, files: Sequence[ManifestFile]) -> list[Finding]:
-    """A folder of before has none."""
-    if not os.path.lexists(folder / BILL):
-        return []
-    try:
-        bill = json.loads(read_small_file(folder / BILL, "bill of materials", _MAX_BYTES))
-    except (ValueError, RecursionError, ValleConvertError) as error:
-        return [Finding(BILL, f"cannot be read: {error}")]
-    if digests_in_bill(bill) != {file.name: file.sha256 for file in files}:
-        return [Finding(BILL, "it does not say what the manifest says")]
     return []
 
 

@@ -20,16 +20,19 @@ from valle_convert import __version__
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.lora import LoraFile
 from valle_convert.errors import InputError
+from valle_convert.families.bundle import paths_of
+from valle_convert.families.family import Unit
 from valle_convert.files import valid_utf8
-from valle_convert.gguf_file.header import Key, TensorEntry
+from valle_convert.gguf_file.header import Key, TensorEntry, pack_header
 from valle_convert.gguf_file.keys import DIGEST_KEYS
+from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import GGML_TYPES, GgmlType
 from valle_convert.progress import Progress, silent
 from valle_convert.quantize.identity import Identity, convention_name
-from valle_convert.quantize.imatrix import ImatrixInput, check_fits, stand_in
-from valle_convert.quantize.source import Scratch, Source
+from valle_convert.quantize.imatrix import ImatrixInput, check_fits, placeholder
+from valle_convert.quantize.source import Scratch, Source, SourceBundle, keys_of_file
 from valle_convert.quantize.tool import PROGRAM, Quantizer
-from valle_convert.quantize.types import STOCK, FileType, Recipe, ggml_type, matches
+from valle_convert.quantize.types import FileType, ggml_type, matches
 
 PREFIX = "valle.quantize."
 TENSOR_LINE = re.compile(
@@ -80,8 +83,8 @@ class Options:
     Attributes:
         types: which files to make.
         tool: a path of llama-quantize, "library", or None to search.
-        recipe: named tensor types.
-        tensor_types: further ones, which win over the recipe's; checked, pattern=type.
+        tensor_types: pattern=type, checked; the first that matches wins.
+        tensor_types_file: that some of them were read from.
         allow_requantize: whether quantized tensors may be quantized again.
         pure: whether mixtures are switched off.
         threads: for llama-quantize and for measuring; 0 for their own choice.
@@ -108,7 +111,8 @@ class Options:
         margin: by what factor this one may be worse.
         allow_fallback: whether a tensor that the type cannot hold may get another one.
         resume: keep files that are there and were made in the same way.
-        prune: remove files that the folder's manifest lists and that are not of this run.
+        prune: after a verdict that passed, remove the files of the same source that the folder's
+            manifest lists and that are not of this run.
         force: whether existing files may be replaced.
         scan: whether every matrix is tried in every type of `scan_types`.
         scan_types: names of tensor types; empty for the usual ones.
@@ -120,8 +124,8 @@ class Options:
 
     types: tuple[FileType, ...] = ()
     tool: str | None = None
-    recipe: Recipe = STOCK
     tensor_types: tuple[str, ...] = ()
+    tensor_types_file: Path | None = None
     allow_requantize: bool = False
     pure: bool = False
     threads: int = 0
@@ -157,11 +161,6 @@ class Options:
     dry_run: bool = False
     command: str = ""
 
-    @property
-    def patterns(self) -> tuple[str, ...]:
-        """All tensor types in the order in which they are tried."""
-        return (*self.tensor_types, *(item.lower() for item in self.recipe.tensor_types))
-
 
 def inputs_of(path: Path, checkpoint: Checkpoint | None, options: Options) -> Iterator[Path]:
     """Every file that a run reads, which nothing that it writes may replace.
@@ -177,12 +176,15 @@ def inputs_of(path: Path, checkpoint: Checkpoint | None, options: Options) -> It
     yield from options.data.glob("*.npz") if options.data is not None else ()
     if options.imatrix not in (AUTO, NONE):
         yield Path(options.imatrix)
-    more = (options.no_worse_than, options.sentences, options.voice, options.codec)
+    more = (
+        *(options.tensor_types_file, options.no_worse_than),
+        *(options.sentences, options.voice, options.codec),
+    )
     yield from (Path(one) for one in more if one is not None)
 
 
 @dataclass(frozen=True)
-class Listener:
+class RunLog:
     """Where a run reports: its progress, sentences, and the log of each run of llama-quantize."""
 
     progress: Progress = silent
@@ -216,11 +218,6 @@ class FilePlan:
     needs_imatrix: bool
     tool_version: str
     n_bytes: int | None
-
-    @property
-    def most_bytes(self) -> int:
-        """How much disk the file takes at most."""
-        return self.source.n_bytes if self.n_bytes is None else self.n_bytes
 
 
 def bits_per_weight(tensors: Sequence[TensorEntry]) -> float:
@@ -263,10 +260,8 @@ def plan_file(
             TensorEntry(name, source.header.tensors[name].shape, ggml_type(new), 0)
             for name, new in types.items()
         )
-        header = source.header.changed(
-            keys_of(quantizer.kind, version, quantizer.sha256, source, kind, options, imatrix),
-            drop=DIGEST_KEYS,
-        )
+        keys = keys_of(quantizer.kind, version, quantizer.sha256, source, kind, options, imatrix)
+        header = source.header.changed(keys, drop=DIGEST_KEYS)
         n_bytes = len(header) + sum(map(_stored, tensors))
     return FilePlan(
         source=source,
@@ -281,50 +276,109 @@ def plan_file(
     )
 
 
-def plan_files(
+@dataclass(frozen=True)
+class BundlePlan:
+    """What a model is to become in one type.
+
+    Attributes:
+        kind: the type.
+        units: the plans of what llama-quantize makes.
+        paths: of all files to come, by part, the main one first.
+        n_bytes: the size of all files, exactly; None where it is not known.
+    """
+
+    kind: FileType
+    units: Mapping[Unit, FilePlan]
+    paths: Mapping[str, Path]
+    n_bytes: int | None
+
+    @property
+    def main(self) -> FilePlan:
+        """Of the main file."""
+        return next(iter(self.units.values()))
+
+    @property
+    def path(self) -> Path:
+        """Of the main file."""
+        return next(iter(self.paths.values()))
+
+    @property
+    def tensors(self) -> tuple[TensorEntry, ...]:
+        """Those of all units, as far as they are known."""
+        return tuple(tensor for unit in self.units.values() for tensor in unit.tensors or ())
+
+    @property
+    def fallbacks(self) -> tuple[Fallback, ...]:
+        """The tensors that the type cannot hold."""
+        return tuple(one for unit in self.units.values() for one in unit.fallbacks)
+
+    @property
+    def imatrices(self) -> tuple[ImatrixInput, ...]:
+        """The importance matrices, where they are used."""
+        return tuple(unit.imatrix for unit in self.units.values() if unit.imatrix)
+
+    @property
+    def lacks_imatrix(self) -> bool:
+        """Whether an importance matrix is still to be made."""
+        return any(not one.is_made for one in self.imatrices)
+
+    def with_imatrices(self, real: Mapping[str, ImatrixInput]) -> BundlePlan:
+        """The plan with these, by part, in the place of placeholders."""
+        if not self.imatrices:
+            return self
+        units = {unit: replace(one, imatrix=real[unit.part]) for unit, one in self.units.items()}
+        return replace(self, units=units)
+
+
+def plan_bundles(
     quantizer: Quantizer,
-    sources: Sequence[Source],
+    source: SourceBundle,
+    targets: Sequence[Path],
     options: Options,
-    given: Sequence[ImatrixInput],
+    given: Mapping[str, ImatrixInput],
     *,
-    names: Sequence[str],
+    names: Mapping[str, str],
     calibration: str | None,
     scratch: Scratch,
-) -> list[tuple[FilePlan, ...]]:
-    """Plans of all types, each with one for each source, which belong together.
-
-    An importance matrix that is still to be made has a stand-in.
+) -> list[BundlePlan]:
+    """Plans of all types. An importance matrix that is still to be made has a placeholder.
 
     Args:
         quantizer: says what it would do.
-        sources: the files of one model.
+        source: the files of a model.
+        targets: the main file of each type.
         options: what the user wants.
-        given: the matrices that `options.imatrix` names, one for each source; else none.
-        names: of those that are to be made.
+        given: the matrices that `options.imatrix` names, by part; else none.
+        names: of those that are to be made, by part.
         calibration: what they would be made of; None where they cannot be.
-        scratch: takes the stand-ins.
+        scratch: takes the placeholders.
 
     Raises:
         InputError: a type needs a matrix and there is none, a given one is of another model, or a
             tensor cannot have its type and must not have another.
         EnvironmentFault: the tool failed.
     """
+    units = source.units
     rows = [
-        tuple(plan_file(quantizer, source, kind, options) for source in sources)
+        {unit: plan_file(quantizer, one, kind, options) for unit, one in units.items()}
         for kind in options.types
     ]
-    needing = {row[0].kind.name for row in rows if any(plan.needs_imatrix for plan in row)}
+    needing = {
+        kind.name
+        for kind, row in zip(options.types, rows, strict=True)
+        if any(plan.needs_imatrix for plan in row.values())
+    }
     if options.imatrix != AUTO:
         calibration = None
-    matrices = list(given)
+    matrices = dict(given)
     if matrices:
-        for matrix, source in zip(matrices, sources, strict=True):
-            check_fits(matrix, source)
+        for unit, one in units.items():
+            check_fits(matrices[unit.part], one)
     elif calibration is not None and (needing or options.data):
-        matrices = [
-            stand_in(source, name, calibration, scratch)
-            for source, name in zip(sources, names, strict=True)
-        ]
+        matrices = {
+            unit.part: placeholder(one, names[unit.part], calibration, scratch)
+            for unit, one in units.items()
+        }
     elif needing:
         raise InputError(
             f"{', '.join(k.name for k in options.types if k.name in needing)} cannot be made "
@@ -332,14 +386,19 @@ def plan_files(
             "be made."
         )
     everywhere = calibration is None or options.data is not None
-    for i, row in enumerate(rows if matrices else []):
-        kind = row[0].kind
-        if kind.name in needing or (everywhere and kind.is_quantized):
-            rows[i] = tuple(
-                plan_file(quantizer, source, kind, options, matrix)
-                for source, matrix in zip(sources, matrices, strict=True)
-            )
-    falling = {row[0].kind.name: [one for plan in row for one in plan.fallbacks] for row in rows}
+    plans = []
+    for kind, row, target in zip(options.types, rows, targets, strict=True):
+        if matrices and (kind.name in needing or (everywhere and kind.is_quantized)):
+            row = {  # noqa: PLW2901 - planned anew
+                unit: plan_file(quantizer, one, kind, options, matrices[unit.part])
+                for unit, one in units.items()
+            }
+        paths = paths_of(target, source.bundle.files)
+        sizes = [_bytes_of(quantizer, unit, plan, source) for unit, plan in row.items()]
+        copied = sum(file.size for file in source.copied.values())
+        known = None if None in sizes else sum(filter(None, sizes)) + copied
+        plans.append(BundlePlan(kind, row, paths, known))
+    falling = {plan.kind.name: plan.fallbacks for plan in plans}
     if any(falling.values()) and not options.allow_fallback:
         shown = "; ".join(
             f"{kind}: {describe_fallbacks(found)}" for kind, found in falling.items() if found
@@ -349,7 +408,40 @@ def plan_files(
             f"{shown}. Choose types whose blocks the rows divide into (Q8_0, Q5_0, Q4_0: 32; "
             "K and IQ types: 256)."
         )
-    return rows
+    return plans
+
+
+def _bytes_of(quantizer: Quantizer, unit: Unit, plan: FilePlan, source: SourceBundle) -> int | None:
+    """The size of the file of a unit's part; of one that was joined, only its own tensors count."""
+    if unit.first is None or plan.tensors is None:
+        return plan.n_bytes
+    part = source.bundle.files[unit.part]
+    own = [tensor for tensor in plan.tensors if tensor.name in part.tensors]
+    header = pack_header(part_keys(quantizer, plan, part, "0" * 64), own)
+    return len(header) + sum(map(_stored, own))
+
+
+def made_keys(quantizer: Quantizer, plan: FilePlan, source_sha256: str) -> list[Key]:
+    """What a file says of how it was made, see `keys_of`."""
+    return keys_of(
+        quantizer.kind,
+        plan.tool_version,
+        quantizer.sha256,
+        plan.source,
+        plan.kind,
+        plan.options,
+        plan.imatrix,
+        source_sha256=source_sha256,
+    )
+
+
+def part_keys(
+    quantizer: Quantizer, plan: FilePlan, part: GgufFile, source_sha256: str
+) -> list[Key]:
+    """The keys of a part that was joined to be quantized: its own, and how it was made."""
+    made = made_keys(quantizer, plan, source_sha256)
+    names = {key.name for key in made}
+    return [*(key for key in keys_of_file(part) if key.name not in names), *made]
 
 
 def arguments_of(
@@ -367,7 +459,7 @@ def arguments_of(
         arguments.append("--allow-requantize")
     if options.pure:
         arguments.append("--pure")
-    for item in options.patterns:
+    for item in options.tensor_types:
         arguments += ["--tensor-type", item]
     if imatrix is not None:
         arguments += ["--imatrix", str(imatrix)]
@@ -392,11 +484,11 @@ def shown_arguments(
     return (PROGRAM, *map(valid_utf8, shown))
 
 
-def file_name(source: Source, kind: FileType, options: Options) -> str:
-    """What a file of a folder is called."""
+def file_name(source: Source, kind: str, options: Options) -> str:
+    """What the file of a type is called in a folder."""
     if options.identity.naming == "convention":
-        return f"{convention_name(source.header.keys, kind.name)}.gguf"
-    return f"{source.stem}-{kind.name}.gguf"
+        return f"{convention_name(source.header.keys, kind)}.gguf"
+    return f"{source.stem}-{kind}.gguf"
 
 
 def keys_of(
@@ -423,7 +515,6 @@ def keys_of(
         Key(f"{PREFIX}tool_version", tool_version, "string"),
         Key(f"{PREFIX}tool_sha256", tool_sha256, "string"),
         Key(f"{PREFIX}arguments", list(shown), "[string]"),
-        Key(f"{PREFIX}recipe", options.recipe.name, "string"),
         Key(f"{PREFIX}source_name", source.name, "string"),
         Key(f"{PREFIX}source_sha256", source_sha256, "string"),
         Key(f"{PREFIX}converter_version", __version__, "string"),
@@ -482,7 +573,7 @@ def fallbacks_of(
             and tensor.name not in found
             and tensor.ggml_type != source.header.tensors[tensor.name].ggml_type
             and tensor.shape[-1] % base.block
-            and not any(matches(item, tensor.name) for item in options.patterns)
+            and not any(matches(item, tensor.name) for item in options.tensor_types)
         ):
             found[tensor.name] = Fallback(
                 tensor.name, tensor.shape[-1], base.name, tensor.ggml_type.name

@@ -1,7 +1,7 @@
 """A folder of quantized files goes to the hub: one commit, and its digests compared afterwards.
 
-Nothing is sent but the files of the manifest, the manifest itself, the sums, the bill of materials
-and the card; and nothing without the name of a repository, which has to be there already.
+Nothing is sent but the files of the manifest, the manifest itself, the sums and the card; and
+nothing without the name of a repository, which has to be there already.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from valle_convert.checkpoint.hub import transport_errors, words_of
-from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.extras import require
-from valle_convert.quantize.bill import BILL
+from valle_convert.files import sha256_of
 from valle_convert.quantize.card import CARD, Folder
 from valle_convert.quantize.manifest import MANIFEST, SUMS
 
@@ -40,9 +39,7 @@ class Published:
 def files_of(folder: Folder) -> dict[str, Path]:
     """What is published of a folder, by the names that it has there."""
     names = [CARD, *(one.entry.name for one in folder.files), *(one.name for one in folder.others)]
-    names += [MANIFEST, SUMS]
-    names += [BILL] if (folder.path / BILL).is_file() else []
-    return {name: folder.path / name for name in names}
+    return {name: folder.path / name for name in [*names, MANIFEST, SUMS]}
 
 
 def publish_folder(folder: Folder, repository: str, *, message: str | None = None) -> Published:

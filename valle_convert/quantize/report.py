@@ -16,7 +16,7 @@ from typing import Any
 
 from valle_convert import __version__
 from valle_convert.errors import EXIT_ENVIRONMENT, EXIT_FAILED_CHECK, EXIT_OK, InputError
-from valle_convert.files import check_target, write_text_atomically
+from valle_convert.files import check_outputs, write_text_atomically
 from valle_convert.listening.listen import MEASURES, NLL, RETRIEVAL, WORDS, Listened, Measure
 from valle_convert.quantize.limits import Limits
 from valle_convert.quantize.listening import (
@@ -32,7 +32,7 @@ from valle_convert.quantize.scan import Sensitivity
 from valle_convert.strict_json import to_json_text
 from valle_convert.verify.report import Report
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -162,8 +162,7 @@ class QuantizeReport:
         source: the name of what was quantized.
         source_sha256: of it; None in a dry run.
         tool: name, version, digest of what quantized, and where it was found.
-        recipe: name and reason.
-        tensor_types: further ones.
+        tensor_types: pattern=type, the first that matches wins.
         reference: what quality is measured against, in words; empty where it is not measured.
         utterances: what quality is measured on, in words.
         baseline: the file in F16 that sizes and speeds stand beside; None where not measured.
@@ -180,7 +179,6 @@ class QuantizeReport:
     source: str
     source_sha256: str | None
     tool: Mapping[str, str]
-    recipe: Mapping[str, str]
     tensor_types: tuple[str, ...]
     reference: str
     utterances: str
@@ -269,7 +267,6 @@ class QuantizeReport:
             "source": self.source,
             "source_sha256": self.source_sha256,
             "tool": dict(self.tool),
-            "recipe": dict(self.recipe),
             "tensor_types": list(self.tensor_types),
             "reference": self.reference,
             "sequences": self.utterances,
@@ -422,7 +419,6 @@ class QuantizeReport:
                 f"checkpoint: {self.checkpoint['name']}, sha256 {self.checkpoint['sha256']}"
             )
         facts.append(f"tool: {tool['name']} {tool['version']} ({tool['found']})")
-        facts.append(f"recipe: {self.recipe['name']} ({self.recipe['reason']})")
         if self.tensor_types:
             facts.append(f"tensor types: {', '.join(self.tensor_types)}")
         if self.reference:
@@ -634,7 +630,7 @@ def check_reports(targets: Sequence[Path], *, force: bool) -> None:
                 f"The report {target} ends in {target.suffix or 'nothing'!r}, where one of "
                 f"{', '.join(FORMS)} tells its form."
             )
-        check_target(target, force=force)
+        check_outputs([target], force=force)
         if target.suffix == ".html":
             from valle_convert.quantize.html import check_matplotlib
 
@@ -658,7 +654,7 @@ class LogFile:
         self._force = force
         self._lines: list[str] = []
         if target is not None:
-            check_target(target, force=force)
+            check_outputs([target], force=force)
 
     def __enter__(self) -> Callable[[list[str]], object]:
         return self._lines.extend

@@ -14,7 +14,7 @@ import numpy as np
 
 from valle_convert.audio.codec import AudioCodec, check_codec_fits
 from valle_convert.audio.codes import (
-    CODES_SUFFIXES,
+    CODES_SUFFIX,
     SavedCodes,
     check_codes_fit,
     is_codes_path,
@@ -24,9 +24,9 @@ from valle_convert.audio.files import Audio
 from valle_convert.closing import Closing
 from valle_convert.decode import ShouldStop, never
 from valle_convert.errors import InputError
-from valle_convert.model.spec import Codec, CodeFormat
+from valle_convert.model.spec import Codec, CodeFormat, Codes
 from valle_convert.progress import Progress, silent
-from valle_convert.speech.results import DEFAULT_FRAME_RATE, Codes, Piece, Spoken
+from valle_convert.speech.results import DEFAULT_FRAME_RATE, Piece, Spoken
 
 #: Told the phonemes of every sentence that is going to be spoken.
 OnSentences = Callable[[Sequence[str]], object]
@@ -171,7 +171,7 @@ class CodeSpeaker(Closing, Generic[OptionsT, VoiceT]):
         if self._codec is None:
             raise InputError(
                 "Audio needs a codec, and none was given; give one with --codec, or work with "
-                f"files of codes ({', '.join(CODES_SUFFIXES)})."
+                f"files of codes ({CODES_SUFFIX})."
             )
         return self._codec
 

@@ -3,8 +3,14 @@
 All of it works offline; espeak-ng comes as a library inside a Python package.
 """
 
+from valle_convert.text.folding import listed, unsaid_notice
 from valle_convert.text.languages import detect_language, detect_languages, known_language
-from valle_convert.text.phonemes import check_phonemes, to_phonemes, unknown_phonemes
+from valle_convert.text.phonemes import (
+    check_phonemes,
+    to_phonemes,
+    unknown_phonemes,
+    unsaid_characters,
+)
 from valle_convert.text.sentences import split_sentences
 
 __all__ = [
@@ -12,7 +18,10 @@ __all__ = [
     "detect_language",
     "detect_languages",
     "known_language",
+    "listed",
     "split_sentences",
     "to_phonemes",
     "unknown_phonemes",
+    "unsaid_characters",
+    "unsaid_notice",
 ]

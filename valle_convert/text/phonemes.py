@@ -1,22 +1,22 @@
-"""From text to IPA with espeak-ng, exactly as the models' training data was made.
+"""From text to IPA with espeak-ng, as the models' training data was made.
 
-Punctuation and stress marks stay. Flags like `(fr)` around a word that espeak-ng finds to be in
-another language are taken off: their letters would be spoken. Kanji are turned to hiragana
-first, and Chinese tones are remapped to the marks that the models know.
+Punctuation and stress marks stay. Kanji become hiragana first, and Chinese tones the marks that the
+models know. What cannot be said in a language is left out, and `unsaid_characters` names it.
 """
 
 from __future__ import annotations
 
-import logging
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache, partial
 from typing import Any
 
-from valle_convert.errors import EnvironmentFault, InputError
+from valle_convert.errors import InputError
 from valle_convert.extras import require
 from valle_convert.model.spec import UNKNOWN_PHONEME
+from valle_convert.text.espeak import MARKS, is_sound, names_code_point, read, says
+from valle_convert.text.folding import HAN, fold, shortened, signs_in_words
 
 #: espeak-ng's voice for each language of the models.
 VOICES = {
@@ -31,8 +31,14 @@ VOICES = {
 #: espeak-ng writes Mandarin tones as digits; the models' vocabulary has these marks for them.
 _TONE_MARKS = str.maketrans({"1": "ˇ", "2": "ˉ", "3": "ˊ", "4": "ˋ", "5": "_"})
 
-_log = logging.getLogger(__name__)
-_log.setLevel(logging.ERROR)  # its warnings count words, and tell of flags that are taken off
+#: The Korean voice forgets the fraction of a number with commas.
+_GROUPING = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_KANA = "ぁ-ゖァ-ヺー"
+#: Longer words of kana are parted: espeak-ng drops what a word of more than 80 has in excess.
+_MAX_KANA = 60
+_JAPANESE = re.compile(rf"[{HAN}{_KANA}々〆]+")
+#: Signs that part words, or stand over a letter.
+_SILENT = f"{MARKS}|^`"
 
 
 def to_phonemes(text: str, language: str) -> str:
@@ -42,19 +48,20 @@ def to_phonemes(text: str, language: str) -> str:
         InputError: the language is none of those, or there is nothing to say in the text.
         EnvironmentFault: phonemizer, espeak-ng or pykakasi is not installed.
     """
-    voice = VOICES.get(language)
-    if voice is None:
-        raise InputError(
-            f"The language {language!r} is not supported; the languages are {', '.join(VOICES)}."
-        )
-    cleaned = _clean(text)
-    if cleaned and language == "ja":
-        cleaned = _to_hiragana(cleaned)
-    phonemes = _backend(voice).phonemize([cleaned], strip=True)[0].strip() if cleaned else ""
+    readable, _ = _readable(text, language)
+    phonemes = read(readable, VOICES[language]).strip()
     if language == "zh":
         phonemes = phonemes.translate(_TONE_MARKS)
     check_phonemes(phonemes, said=text)
-    return str(phonemes)
+    return phonemes
+
+
+def unsaid_characters(text: str, language: str) -> list[str]:
+    """The characters that `to_phonemes` leaves out, since the voice has no words for them.
+
+    Each is given once, in order. Errors as `to_phonemes`.
+    """
+    return list(_readable(text, language)[1])
 
 
 def check_phonemes(phonemes: str, *, said: str | None = None) -> None:
@@ -63,9 +70,9 @@ def check_phonemes(phonemes: str, *, said: str | None = None) -> None:
     Raises:
         InputError: as said; the message quotes `said`, or else the phonemes.
     """
-    if any(_is_sound(character) for character in phonemes):
+    if any(is_sound(character) for character in phonemes):
         return
-    quoted = _shortened(phonemes if said is None else said)
+    quoted = shortened(phonemes if said is None else said)
     raise InputError(
         f"There is nothing to say in the text {quoted}: it has no letters or numbers that can be "
         "read out; give some words."
@@ -84,52 +91,34 @@ def unknown_phonemes(phonemes: str, tokenize: Callable[[str], Sequence[int]]) ->
     return [one for one in dict.fromkeys(phonemes) if UNKNOWN_PHONEME in tokenize(one)]
 
 
-def _is_sound(character: str) -> bool:
-    """Whether it is a letter, and no stress, length or tone mark (category Lm)."""
-    category = unicodedata.category(character)
-    return category.startswith("L") and category != "Lm"
-
-
-def _clean(text: str) -> str:
-    """One line of composed characters without what espeak-ng's C strings cannot hold."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
+@lru_cache(maxsize=64)
+def _readable(text: str, language: str) -> tuple[str, tuple[str, ...]]:
+    """A text as its voice can say it, and the characters that it cannot."""
+    voice = VOICES.get(language)
+    if voice is None:
         raise InputError(
-            f"The text {_shortened(text)} has characters that are no valid Unicode; save it as "
-            "UTF-8."
-        ) from None
-    printable = "".join(
-        " " if unicodedata.category(character) in {"Cc", "Zl", "Zp"} else character
-        for character in unicodedata.normalize("NFC", text)
-    )
-    return re.sub(r"\s+", " ", printable).strip()
-
-
-def _shortened(text: str) -> str:
-    return ascii(text if len(text) <= 40 else f"{text[:40]}...")
-
-
-@cache
-def _backend(voice: str) -> Any:  # noqa: ANN401 - the package has no types
-    loader = require("espeakng_loader", "Turning text into phonemes")
-    wrapper = require("phonemizer.backend.espeak.wrapper", "Turning text into phonemes")
-    espeak = require("phonemizer.backend.espeak.espeak", "Turning text into phonemes")
-    wrapper.EspeakWrapper.set_library(loader.get_library_path())
-    wrapper.EspeakWrapper.set_data_path(loader.get_data_path())
-    try:
-        return espeak.EspeakBackend(
-            voice,
-            preserve_punctuation=True,
-            with_stress=True,
-            language_switch="remove-flags",
-            logger=_log,
+            f"The language {language!r} is not supported; the languages are {', '.join(VOICES)}."
         )
-    except (RuntimeError, OSError) as error:
-        raise EnvironmentFault(
-            f"espeak-ng cannot be used with the voice {voice} ({error}); install it anew with: "
-            "pip install --force-reinstall espeakng-loader phonemizer"
-        ) from error
+    said = partial(says, voice=voice)
+    text = signs_in_words(fold(text, said), language, said)
+    if language == "ko":
+        text = _GROUPING.sub("", text)
+    if language == "ja":
+        text = _to_hiragana(text)
+    readable: list[str] = []
+    unsaid: list[str] = []
+    for character in text:
+        kind = unicodedata.category(character)
+        is_kana = language == "ja" and re.match(f"[{_KANA}]", character)
+        if character in _SILENT or kind[0] in "MZ" or is_kana or said(character):
+            readable.append(character)
+        elif kind[0] == "P":
+            readable.append(" " if names_code_point(character, voice) else character)
+        else:
+            readable.append(" ")
+            if kind != "Sk":
+                unsaid.append(character)
+    return "".join(readable), tuple(dict.fromkeys(unsaid))
 
 
 @cache
@@ -138,4 +127,34 @@ def _kakasi() -> Any:  # noqa: ANN401 - the package has no types
 
 
 def _to_hiragana(text: str) -> str:
-    return "".join(word["hira"] for word in _kakasi().convert(text))
+    """Kanji as hiragana. pykakasi drops what it does not know, and some of what follows."""
+    hiragana = _converted(text)
+    if hiragana is None:
+        hiragana = _JAPANESE.sub(lambda run: _converted(run[0]) or _one_by_one(run[0]), text)
+    return hiragana
+
+
+def _one_by_one(text: str) -> str:
+    """The words between characters that are not known, which stay as they are."""
+    known = [_converted(character) is not None for character in text]
+    parts = re.findall("1+|0", "".join("01"[one] for one in known))
+    start, written = 0, []
+    for part in parts:
+        stretch = text[start : start + len(part)]
+        written.append(_converted(stretch) or "".join(_converted(one) or one for one in stretch))
+        start += len(part)
+    return "".join(written)
+
+
+def _converted(text: str) -> str | None:
+    """A text in hiragana; None where something of it would be lost."""
+    words = [(word["orig"], word["hira"]) for word in _kakasi().convert(text)]
+    if "".join(orig for orig, _ in words) != text or any(o.strip() and not h for o, h in words):
+        return None
+    line, size = "", 0
+    for _, hiragana in words:
+        size = 0 if hiragana[-1:].isspace() else size + len(hiragana)
+        if size > _MAX_KANA:
+            line, size = f"{line} ", len(hiragana)
+        line += hiragana
+    return line

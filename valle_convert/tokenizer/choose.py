@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from valle_convert.tokenizer.bpe import PhonemeBpe, parse_bpe, read_file
-from valle_convert.tokenizer.compile import DEFAULT_PRE, compile_bpe, splitter_named
+from valle_convert.tokenizer.compile import compile_bpe
 from valle_convert.tokenizer.compiled import CompiledTokenizer
 from valle_convert.tokenizer.oracle import HuggingFaceOracle, Oracle, SentencePieceOracle
 from valle_convert.tokenizer.problems import refusal, short
@@ -53,19 +53,17 @@ class TokenizerFile:
         """Which program made the file."""
         return "bpe" if isinstance(self.tokenizer, PhonemeBpe) else "sentencepiece"
 
-    def compile(self, placeholders: Sequence[str], pre: str = DEFAULT_PRE) -> CompiledTokenizer:
+    def compile(self, placeholders: Sequence[str]) -> CompiledTokenizer:
         """Compile for stock llama.cpp, see `compile_bpe` and `compile_sentencepiece`.
 
         Args:
             placeholders: the token texts of the model's rows after the phonemes.
-            pre: llama.cpp's pre-tokenizer; a SentencePiece model has none.
 
         Raises:
             InputError: as those two.
         """
-        splitter_named(pre)
         if isinstance(self.tokenizer, PhonemeBpe):
-            return compile_bpe(self.tokenizer, placeholders, pre)
+            return compile_bpe(self.tokenizer, placeholders)
         return compile_sentencepiece(self.tokenizer, placeholders)
 
     def strings(self) -> list[str]:
@@ -102,9 +100,9 @@ class TokenizerChoice:
         """Of the tokenizer's file, in hexadecimal."""
         return self.file.sha256
 
-    def compile(self, placeholders: Sequence[str], pre: str = DEFAULT_PRE) -> CompiledTokenizer:
+    def compile(self, placeholders: Sequence[str]) -> CompiledTokenizer:
         """Compile for stock llama.cpp, see `TokenizerFile.compile`."""
-        return self.file.compile(placeholders, pre)
+        return self.file.compile(placeholders)
 
 
 def open_tokenizer(path: Path) -> TokenizerFile:

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import product
 
 from valle_convert.errors import InputError
@@ -31,83 +30,33 @@ from valle_convert.tokenizer.byte_level import to_byte_level
 from valle_convert.tokenizer.compiled import CompiledTokenizer, TokenType, check_placeholders
 from valle_convert.tokenizer.problems import refusal, short
 
+#: llama.cpp's way to split a text before merging. It is linear in the length of a text, and never
+#: splits two neighbours of which both are letters or combining marks, so that merges among them
+#: are safe. `gpt-2` and `default` break a combining mark from its letter, `bloom` overflows the
+#: stack on 40,000 characters without a space.
+PRE_TOKENIZER = "qwen35"
+_KEPT_WHOLE = "LM"  # Unicode categories by their first letter
 
-@dataclass(frozen=True, slots=True)
-class Splitter:
-    """One of llama.cpp's ways to split a text before merging.
-
-    Attributes:
-        whole: the Unicode categories (their first letters) of which it never splits two
-            neighbours, so that merges among them are safe.
-        in_words: how to call those in a message.
-        cuts_contractions: whether it takes `'s` and the like for a word. An apostrophe that is
-            a USER_DEFINED token is cut out before, and nothing is left to be taken.
-        why: what speaks for and against it.
-    """
-
-    whole: str
-    in_words: str
-    cuts_contractions: bool
-    why: str
-
-
-SPLITTERS = {
-    "qwen35": Splitter(
-        "LM", "letters and combining marks", True, "fast, and linear in the length of a text"
-    ),
-    "superbpe": Splitter(
-        "LMPSZC",
-        "anything but digits",
-        False,
-        "loads in llama.cpp since March 2025; three times slower, and quadratic on long digits",
-    ),
-}
-DEFAULT_PRE = "qwen35"
-# What was tried and is refused.
-_REFUSED_SPLITTERS = {
-    "gpt-2": "it breaks a combining mark from its letter",
-    "default": "it breaks a combining mark from its letter",
-    "bloom": "it overflows the stack on 40,000 characters without a space",
-}
-
+# qwen35 takes 's and the like for a word; an apostrophe that is a USER_DEFINED token is cut out
+# before that, and nothing is left to be taken.
 APOSTROPHE = "'"
 
 
-def splitter_named(pre: str) -> Splitter:
-    """Look up a value of `tokenizer.ggml.pre`.
-
-    Raises:
-        InputError: it is none of `SPLITTERS`; the message says why, where that is known.
-    """
-    try:
-        return SPLITTERS[pre]
-    except KeyError:
-        why = _REFUSED_SPLITTERS.get(pre, "nothing is known about whether it keeps merges whole")
-        raise InputError(
-            f"The pre-tokenizer {pre!r} cannot be used: {why}; "
-            f"expected {' or '.join(SPLITTERS)} ({DEFAULT_PRE} is the default)."
-        ) from None
-
-
-def compile_bpe(
-    bpe: PhonemeBpe, placeholders: Sequence[str], pre: str = DEFAULT_PRE
-) -> CompiledTokenizer:
+def compile_bpe(bpe: PhonemeBpe, placeholders: Sequence[str]) -> CompiledTokenizer:
     """Compile a BPE for stock llama.cpp.
 
     Args:
         bpe: the checked tokenizer.
         placeholders: the token texts of the model's rows `bpe.n_ids` and up, which are no text.
-        pre: the splitter, a key of `SPLITTERS`.
 
     Returns:
         `bpe.n_ids + len(placeholders)` tokens for the model's rows, then the extra ones.
 
     Raises:
-        InputError: the splitter is none of ours or would come between the halves of a merge; a
-            placeholder stands twice or is too short.
+        InputError: the pre-tokenizer would come between the halves of a merge; a placeholder
+            stands twice or is too short.
     """
-    splitter = splitter_named(pre)
-    _check_splitting(bpe, splitter, pre)
+    _check_splitting(bpe)
     byte_merges = list(_byte_merges(bpe))
     aliases = [(string, id_) for id_, strings in enumerate(bpe.strings) for string in strings[1:]]
     unknowns = _unknown_beginnings(bpe, byte_merges)
@@ -127,8 +76,7 @@ def compile_bpe(
     types += [TokenType.UNUSED] * len(placeholders)
     types += [TokenType.NORMAL] * len(aliases)
     types += [TokenType.UNUSED] * len(unknowns)
-    if splitter.cuts_contractions:
-        types[tokens.index(APOSTROPHE)] = TokenType.USER_DEFINED
+    types[tokens.index(APOSTROPHE)] = TokenType.USER_DEFINED
 
     extra_rows = [id_ for _, id_ in aliases] + [bpe.unk_id] * len(unknowns)
     character_merges = (
@@ -136,7 +84,7 @@ def compile_bpe(
     )
     return CompiledTokenizer(
         model="gpt2",
-        pre=pre,
+        pre=PRE_TOKENIZER,
         tokens=tuple(tokens),
         token_types=tuple(types),
         merges=tuple(f"{left} {right}" for left, right in [*byte_merges, *character_merges]),
@@ -161,8 +109,8 @@ def _check_added_texts(bpe: PhonemeBpe, texts: Sequence[str]) -> None:
             )
 
 
-def _check_splitting(bpe: PhonemeBpe, splitter: Splitter, pre: str) -> None:
-    """Refuse merges between whose halves the splitter could come.
+def _check_splitting(bpe: PhonemeBpe) -> None:
+    """Refuse merges between whose halves the pre-tokenizer could come.
 
     Python's Unicode tables may be older than llama.cpp's; a character that both know has the
     same category in both, and one that Python does not know is category Cn, which is refused.
@@ -170,7 +118,7 @@ def _check_splitting(bpe: PhonemeBpe, splitter: Splitter, pre: str) -> None:
     problems = []
     for rank, (left, right, result) in enumerate(bpe.merges_by_id()):
         for string in bpe.strings[result]:
-            cut = [c for c in string if not _stays_whole(c, splitter)]
+            cut = [c for c in string if unicodedata.category(c)[0] not in _KEPT_WHOLE]
             # A string of this id that is one character is no result of the merge.
             if cut and len(string) > 1:
                 names = f"{short(bpe.strings[left][0])} + {short(bpe.strings[right][0])}"
@@ -180,30 +128,12 @@ def _check_splitting(bpe: PhonemeBpe, splitter: Splitter, pre: str) -> None:
                 )
                 break
     if problems:
-        others = [
-            name
-            for name, other in SPLITTERS.items()
-            if all(
-                _stays_whole(c, other)
-                for _, _, result in bpe.merges_by_id()
-                for string in bpe.strings[result]
-                if len(string) > 1
-                for c in string
-            )
-        ]
         raise refusal(
-            f"The tokenizer's merges cannot be kept whole by llama.cpp's pre-tokenizer {pre}, "
-            f"which is sure of {splitter.in_words} only",
+            f"The tokenizer's merges cannot be kept whole by llama.cpp's pre-tokenizer "
+            f"{PRE_TOKENIZER}, which is sure of letters and combining marks only",
             problems,
-            f"Use the pre-tokenizer {others[0]} instead."
-            if others
-            else "No pre-tokenizer of stock llama.cpp is known to keep them whole.",
+            "Give a tokenizer whose merges join nothing else.",
         )
-
-
-def _stays_whole(character: str, splitter: Splitter) -> bool:
-    category = unicodedata.category(character)
-    return category != "Cn" and category[0] in splitter.whole
 
 
 def _known_characters(bpe: PhonemeBpe) -> Iterator[str]:

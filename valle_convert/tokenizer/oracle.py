@@ -25,7 +25,7 @@ from valle_convert.llama.library import load_library
 from valle_convert.tokenizer.byte_level import readable
 
 # llama.cpp's time grows with the square of the special tokens in a text: this many bytes of
-# apostrophes take it two seconds. And its `superbpe` splitter crashes on 40,000 digits.
+# apostrophes take it two seconds.
 MAX_TEXT_BYTES = 1 << 15
 
 

@@ -20,18 +20,13 @@ import numpy as np
 
 from valle_convert.checkpoint.source import NamedTensors
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.adapter import Adapter
-from valle_convert.gguf_file.plan import GgufPlan
-from valle_convert.gguf_file.read import GgufFile
+from valle_convert.families.bundle import Bundle, Plan
 from valle_convert.metrics import Logits, kl_divergence, nmse
-from valle_convert.model.spec import Model
-from valle_convert.network.adapted import adapted_reference
-from valle_convert.network.emulation import gelu_from_table, input_rounding
-from valle_convert.network.protocol import Network
-from valle_convert.network.weights import ConvertedTensors, RoundedTensors
-from valle_convert.verify.cases import cases, run_case, utterances
+from valle_convert.network.protocol import Computing
+from valle_convert.network.weights import BundleTensors, ConvertedTensors, RoundedTensors
 from valle_convert.verify.deviation import FLOOR, NOISE_FACTOR, hold_against
 from valle_convert.verify.report import Check
+from valle_convert.verify.structure import pairs_of
 
 #: To the checkpoint, as a multiple of what the number format should cost: 1.3 was measured at most.
 COST_FACTOR = 4.0
@@ -50,15 +45,15 @@ class Yardstick:
     The networks are computed one after the other, so that only one is in memory.
 
     Args:
-        plan: of the checkpoint that the file was made from.
-        file: the file.
+        plan: of the checkpoint that the files were made from.
+        bundle: the files.
         n_utterances: seeded inputs for each case.
         seed: of the inputs.
         adapters: LoRAs kept apart, which are merged here as llama.cpp applies them.
         advance: called with the number of passes done; `n_passes` has the total.
 
     Attributes:
-        exact: with the file's weights, in float32.
+        exact: with the files' weights, in float32.
         emulated: the same, rounded as llama.cpp rounds.
         meant: with the checkpoint's weights, in float32; of the first utterance only.
         degraded: the same, with what the file's types should leave of the weights.
@@ -69,50 +64,51 @@ class Yardstick:
 
     def __init__(
         self,
-        plan: GgufPlan,
-        file: GgufFile,
+        plan: Plan,
+        bundle: Bundle,
         *,
         n_utterances: int,
         seed: int,
-        adapters: Sequence[Adapter] = (),
+        adapters: Sequence[Any] = (),
         advance: Callable[[int], object] = lambda _n: None,
     ) -> None:
-        self._utterances = tuple(utterances(plan.model, n_utterances, seed=seed))
+        self._family = plan.family
+        self._examples = tuple(plan.family.draw(plan.model, n_utterances, seed))
         self._advance = advance
+        files = [(planned, file) for _, planned, file in pairs_of(plan, bundle)]
 
-        def network(tensors: NamedTensors, **options: Any) -> Network:  # noqa: ANN401
-            return adapted_reference(tensors, plan.description, adapters, **options)
+        def network(tensors: NamedTensors, **how: Any) -> Computing:  # noqa: ANN401
+            made: Computing = plan.family.reference(
+                tensors, plan.description, adapters=adapters, **how
+            )
+            return made
 
-        tensors = ConvertedTensors(plan, file)
-        types = {name: tensor.ggml_type for name, tensor in file.tensors.items()}
-        self.exact = self.run(network(tensors))
+        recovered = plan.description.recovered
+        stored = BundleTensors(files, recovered, ConvertedTensors)
+        rounded = BundleTensors(files, recovered, RoundedTensors)
+        self.exact = self.run(network(stored, folded=True))
         if not all(np.isfinite(logits).all() for logits in self.exact.values()):
             raise InputError(
                 "the weights give numbers that are none (NaN or infinite), in PyTorch too: one of "
                 "them is far too large"
             )
-        self.emulated = self.run(
-            network(
-                tensors,
-                activation=gelu_from_table,
-                round_inputs=input_rounding({name: kind.name for name, kind in types.items()}),
-            )
-        )
+        arithmetic = plan.family.arithmetic(bundle)
+        self.emulated = self.run(network(stored, folded=True, arithmetic=arithmetic))
         # Of what the number format costs, one utterance tells enough, in less time.
-        self.meant = self.run(network(plan.checkpoint.tensors), first_only=True)
-        self.degraded = self.run(network(RoundedTensors(plan, file)), first_only=True)
+        self.meant = self.run(network(plan.description.tensors), first_only=True)
+        self.degraded = self.run(network(rounded, folded=True), first_only=True)
 
-    def run(self, network: Network, *, first_only: bool = False) -> Predictions:
+    def run(self, network: Computing, *, first_only: bool = False) -> Predictions:
         """The logits of every case; a network of a file composes its inputs by its own keys."""
         found: dict[str, list[Logits]] = {}
-        for utterance in self._utterances[: 1 if first_only else None]:
-            for case in cases(network.model, utterance):
-                found.setdefault(case.name, []).append(run_case(network, case))
+        for example in self._examples[: 1 if first_only else None]:
+            for case in self._family.cases(network.model, example):
+                found.setdefault(case.name, []).append(case.run(network))
                 self._advance(1)
         return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def check_logits(yardstick: Yardstick, network: Network) -> Iterator[Check]:
+def check_logits(yardstick: Yardstick, network: Computing) -> Iterator[Check]:
     """One check for each head and task.
 
     Args:
@@ -136,10 +132,10 @@ def check_logits(yardstick: Yardstick, network: Network) -> Iterator[Check]:
         )
 
 
-def n_passes(model: Model, n_utterances: int) -> int:
+def n_passes(plan: Plan, n_utterances: int) -> int:
     """How many passes a `Yardstick` and `check_logits` take together."""
-    (first,) = utterances(model, 1)
-    return (3 * n_utterances + 2) * len(list(cases(model, first)))
+    (first,) = plan.family.draw(plan.model, 1, 0)
+    return (3 * n_utterances + 2) * len(list(plan.family.cases(plan.model, first)))
 
 
 def judge_logits(
@@ -154,7 +150,7 @@ def judge_logits(
 
     Args:
         name: of the case.
-        exact: with the file's weights, in float32.
+        exact: with the files' weights, in float32.
         emulated: the same, rounded as llama.cpp rounds.
         found: llama.cpp's.
         meant: with the checkpoint's weights, in float32; may be the first predictions only.

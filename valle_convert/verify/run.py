@@ -10,32 +10,33 @@ from typing import Literal, get_args
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.lora import LoraFile
-from valle_convert.errors import InputError
-from valle_convert.gguf_file.keys import SOURCE_FORMAT_KEY, TRUE_IDS_KEY
-from valle_convert.gguf_file.old import as_repaired
-from valle_convert.gguf_file.plan import GgufPlan
-from valle_convert.gguf_file.read import GgufFile, is_gguf
+from valle_convert.errors import EnvironmentFault, InputError
+from valle_convert.families.bundle import Bundle, Plan, open_files
+from valle_convert.families.bundle import plan as plan_bundle
+from valle_convert.families.family import Choices
+from valle_convert.gguf_file.keys import TRUE_IDS_KEY
+from valle_convert.gguf_file.read import is_gguf
 from valle_convert.llama.library import find_library
 from valle_convert.llama.probe import prove_library
 from valle_convert.progress import Progress, silent
 from valle_convert.tokenizer import corpus
 from valle_convert.tokenizer.check import compare
 from valle_convert.tokenizer.oracle import LlamaTokenizer
-from valle_convert.verify.expected import plan_like
 from valle_convert.verify.report import Check, Level, Report
-from valle_convert.verify.structure import check_source, check_structure, what_llama_must_not_see
+from valle_convert.verify.structure import (
+    check_source,
+    check_structure,
+    named,
+    pairs_of,
+    what_llama_must_not_see,
+)
 from valle_convert.verify.tensors import check_tensors
 
 LevelName = Literal["structure", "tensors", "tokenizer", "logits"]
 LEVELS: tuple[LevelName, ...] = get_args(LevelName)
 #: What a conversion runs when it ends: everything but the networks.
 QUICK: tuple[LevelName, ...] = ("structure", "tensors", "tokenizer")
-
-#: The espeak-ng lines, all pairs of the published vocabulary's strings, and as many random texts
-#: as make it round.
-N_TEXTS = 100_000
 N_TEXTS_QUICK = 2_000
-N_UTTERANCES = 3
 NEEDS_LLAMA = (
     "llama-cpp-python is not installed (pip install 'valle-convert[llama]'), so stock llama.cpp "
     "could not be asked"
@@ -43,24 +44,24 @@ NEEDS_LLAMA = (
 
 
 def verify(
-    plan: GgufPlan,
-    file: GgufFile,
+    plan: Plan,
+    bundle: Bundle,
     *,
     levels: Sequence[LevelName] = LEVELS,
-    n_texts: int = N_TEXTS,
-    n_utterances: int = N_UTTERANCES,
+    n_texts: int | None = None,
+    n_utterances: int | None = None,
     seed: int = 0,
     adapters: Sequence[LoraFile] = (),
     progress: Progress = silent,
 ) -> Report:
-    """Hold a converted file against the plan of its checkpoint.
+    """Compare converted files, quantized or not, with the plan of their checkpoint.
 
     Args:
-        plan: made anew from the checkpoint, with the tokenizer the file should have.
-        file: the file to judge; quantized or not.
+        plan: made anew from the checkpoint, with the choices that the files should have.
+        bundle: the files to judge.
         levels: which levels to run.
-        n_texts: strings for the tokenizer.
-        n_utterances: seeded inputs for each head and task.
+        n_texts: strings for the tokenizer; None for as many as the family needs.
+        n_utterances: seeded inputs for each head and task; None likewise.
         seed: of texts and inputs.
         adapters: LoRAs kept apart, with which the logits are computed.
         progress: shows the long levels.
@@ -68,17 +69,21 @@ def verify(
     Raises:
         EnvironmentFault: llama.cpp is there, and does not work on this machine.
     """
+    if adapters:
+        plan.family.ability("lora")
     with_llama = find_library() is not None
+    texts = plan.family.n_texts if n_texts is None else n_texts
+    utterances = plan.family.n_utterances if n_utterances is None else n_utterances
     runners: dict[LevelName, Callable[[], Iterable[Check]]] = {
-        "structure": lambda: check_structure(plan, file, with_llama=with_llama),
-        "tensors": lambda: _tensors(plan, file, progress),
-        "tokenizer": lambda: _tokenizer(plan, file, n_texts, seed, progress),
-        "logits": lambda: _logits(plan, file, n_utterances, seed, adapters, progress),
+        "structure": lambda: check_structure(plan, bundle, with_llama=with_llama),
+        "tensors": lambda: _tensors(plan, bundle, progress),
+        "tokenizer": lambda: [_tokenizer(plan, bundle, texts, seed, progress)],
+        "logits": lambda: _logits(plan, bundle, utterances, seed, adapters, progress),
     }
-    source = check_source(plan.checkpoint, file)
+    source = check_source(plan.checkpoint, bundle.main)
     if source is not None and not source.passed:
-        return _judged_at_once(plan.checkpoint, file.path, source, main_type(file))
-    danger = what_llama_must_not_see(plan, file)
+        return _judged_at_once(plan.checkpoint, bundle.path, source, main_type(bundle))
+    danger = what_llama_must_not_see(plan, bundle)
     done: list[Level] = []
     for name in levels:
         start = time.perf_counter()
@@ -95,29 +100,29 @@ def verify(
             checks = tuple(runners[name]())
         done.append(Level(name, checks, time.perf_counter() - start, skipped))
     notes = (f"tokenizer: {plan.tokenizer.source} ({plan.tokenizer.reason})",)
-    return Report(str(plan.checkpoint.path), str(file.path), main_type(file), tuple(done), notes)
+    return Report(
+        str(plan.checkpoint.path), str(bundle.path), main_type(bundle), tuple(done), notes
+    )
 
 
 def verify_path(
     checkpoint: Checkpoint,
     path: Path,
     *,
-    tokenizer: Path | None = None,
-    codec: str | None = None,
+    given: Choices | None = None,
     levels: Sequence[LevelName] = LEVELS,
     seed: int = 0,
     adapters: Sequence[LoraFile] = (),
     progress: Progress = silent,
 ) -> Report:
-    """Hold a file that may be anything against a checkpoint, with the choices that it shows.
+    """Compare files that may be anything with a checkpoint, with the choices that they show.
 
-    What is wrong with the file is a failed check, however early it shows.
+    What is wrong with the files is a failed check, however early it shows.
 
     Args:
         checkpoint: with its LoRA, if one is merged.
-        path: of the file.
-        tokenizer: as for the conversion, where one was given.
-        codec: likewise.
+        path: of the main file.
+        given: tokenizer and codec as for the conversion, where they were given.
         levels: which levels to run.
         seed: of texts and inputs.
         adapters: LoRAs kept apart, with which the logits are computed.
@@ -129,19 +134,30 @@ def verify_path(
         EnvironmentFault: llama.cpp is there, and does not work on this machine.
     """
     try:
-        file = GgufFile(path)
+        bundle = open_files(path)
     except InputError as error:
         if not is_gguf(path):
             raise
-        damage = Check("file", passed=False, summary=str(error), values={}, badness=math.inf)
+        damage = Check("files", passed=False, summary=str(error), values={}, badness=math.inf)
         return _judged_at_once(checkpoint, path, damage, "none")
-    source = check_source(checkpoint, file)
+    source = check_source(checkpoint, bundle.main)
     if source is not None and not source.passed:
-        return _judged_at_once(checkpoint, path, source, main_type(file))
-    if file.keys.get(SOURCE_FORMAT_KEY) not in (None, checkpoint.origin.get("format")):
-        checkpoint = as_repaired(checkpoint, file)
-    plan = plan_like(file, checkpoint, tokenizer=tokenizer, codec=codec)
-    return verify(plan, file, levels=levels, seed=seed, adapters=adapters, progress=progress)
+        return _judged_at_once(checkpoint, path, source, main_type(bundle))
+    plan = plan_like(bundle, bundle.family.comparable(checkpoint, bundle), given or Choices())
+    return verify(plan, bundle, levels=levels, seed=seed, adapters=adapters, progress=progress)
+
+
+def plan_like(bundle: Bundle, checkpoint: Checkpoint, given: Choices) -> Plan:
+    """Plan the conversion of a checkpoint with the choices that files show.
+
+    Raises:
+        InputError: the checkpoint or the tokenizer cannot be converted.
+    """
+    try:
+        _ = bundle.model
+    except InputError:  # the structure's level says what is wrong
+        return plan_bundle(checkpoint, given)
+    return plan_bundle(checkpoint, bundle.family.choices_of(bundle, checkpoint, given))
 
 
 def _judged_at_once(checkpoint: Checkpoint, path: Path, check: Check, file_type: str) -> Report:
@@ -149,30 +165,33 @@ def _judged_at_once(checkpoint: Checkpoint, path: Path, check: Check, file_type:
     return Report(str(checkpoint.path), str(path), file_type, (Level("structure", (check,), 0.0),))
 
 
-def main_type(file: GgufFile) -> str:
-    """The type that most of the file's weights have, such as `Q4_K`."""
+def main_type(bundle: Bundle) -> str:
+    """The type that most of the weights have, such as `Q4_K`."""
     sizes: dict[str, int] = {}
-    for tensor in file.tensors.values():
-        name = tensor.ggml_type.name
-        sizes[name] = sizes.get(name, 0) + math.prod(tensor.shape)
+    for file in bundle.files.values():
+        for tensor in file.tensors.values():
+            name = tensor.ggml_type.name
+            sizes[name] = sizes.get(name, 0) + tensor.n_elements
     return max(sizes, key=lambda name: sizes[name], default="none")
 
 
-def _tensors(plan: GgufPlan, file: GgufFile, progress: Progress) -> list[Check]:
+def _tensors(plan: Plan, bundle: Bundle, progress: Progress) -> list[Check]:
     with progress("comparing tensors", plan.n_weights, "weights") as advance:
-        return list(check_tensors(plan, file, advance))
+        return [
+            named(check, part, plan)
+            for part, planned, file in pairs_of(plan, bundle)
+            for check in check_tensors(planned, file, advance)
+        ]
 
 
-def _tokenizer(
-    plan: GgufPlan, file: GgufFile, n_texts: int, seed: int, progress: Progress
-) -> list[Check]:
+def _tokenizer(plan: Plan, bundle: Bundle, n_texts: int, seed: int, progress: Progress) -> Check:
     source = plan.tokenizer.file
-    true_ids = file.keys.get(TRUE_IDS_KEY)
+    true_ids = bundle.main.keys.get(TRUE_IDS_KEY)
     if not isinstance(true_ids, list) or not all(isinstance(i, int) for i in true_ids):
         words = f"{TRUE_IDS_KEY} is missing, or no list of ids"
-        return [Check("tokenizer", passed=False, summary=words, values={})]
+        return Check("tokenizer", passed=False, summary=words, values={})
     with (
-        LlamaTokenizer(file.path) as llama,
+        LlamaTokenizer(bundle.path) as llama,
         progress("comparing tokenizers", n_texts, "texts") as advance,
     ):
 
@@ -184,57 +203,53 @@ def _tokenizer(
         try:
             report = compare(llama, source.oracle(), true_ids, counted())
         except ValueError as error:
-            return [Check("tokenizer", passed=False, summary=str(error), values={})]
+            return Check("tokenizer", passed=False, summary=str(error), values={})
     shown = "; ".join(
         f"{difference.text!r:.60} gives {list(difference.found)[:12]}, "
         f"not {list(difference.expected)[:12]}"
         for difference in report.first[:3]
     )
-    return [
-        Check(
-            "tokenizer",
-            passed=report.ok,
-            summary=f"{report.n_differences} differences over {report.n_texts:,} strings under "
-            f"{len(report.settings)} settings{f', such as {shown}' if shown else ''}",
-            values={
-                "texts": report.n_texts,
-                "tokens": report.n_tokens,
-                "settings": len(report.settings),
-                "differences": report.n_differences,
-            },
-            limit="no difference",
-            badness=float(report.n_differences),
-        )
-    ]
+    return Check(
+        "tokenizer",
+        passed=report.ok,
+        summary=f"{report.n_differences} differences over {report.n_texts:,} strings under "
+        f"{len(report.settings)} settings{f', such as {shown}' if shown else ''}",
+        values={
+            "texts": report.n_texts,
+            "tokens": report.n_tokens,
+            "settings": len(report.settings),
+            "differences": report.n_differences,
+        },
+        limit="no difference",
+        badness=float(report.n_differences),
+    )
 
 
 def _logits(
-    plan: GgufPlan,
-    file: GgufFile,
+    plan: Plan,
+    bundle: Bundle,
     n_utterances: int,
     seed: int,
     adapters: Sequence[LoraFile],
     progress: Progress,
 ) -> list[Check]:
-    from valle_convert.gguf_file.adapter import open_adapter
-    from valle_convert.network.converted import GgufNetwork
     from valle_convert.verify.logits import Yardstick, check_logits, n_passes
 
-    opened = [open_adapter(one, file) for one in adapters]
+    opened = plan.family.open_adapters(adapters, bundle)
     prove_library()  # so that what fails from here on is not this machine's llama.cpp
-    total = n_passes(plan.model, n_utterances)
+    total = n_passes(plan, n_utterances)
     with progress("comparing logits", total, "passes") as advance:
         try:
             yardstick = Yardstick(
                 plan,
-                file,
+                bundle,
                 n_utterances=n_utterances,
                 seed=seed,
                 adapters=opened,
                 advance=advance,
             )
-            network = GgufNetwork(file, adapters=adapters)
-        except InputError as error:
+            network = plan.family.open(bundle, adapters=adapters)
+        except (InputError, EnvironmentFault) as error:
             return [Check("logits", passed=False, summary=str(error), values={}, badness=math.inf)]
         with network:
             return list(check_logits(yardstick, network))

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import cast
 
 import numpy as np
 
 from valle_convert.checkpoint import Checkpoint
-from valle_convert.errors import InputError
+from valle_convert.errors import EnvironmentFault, InputError
+from valle_convert.families.bundle import Bundle, Plan
 from valle_convert.gguf_file import keys as gguf_keys
 from valle_convert.gguf_file.header import Key
-from valle_convert.gguf_file.loadable import dangers
-from valle_convert.gguf_file.old import OLD_TYPES_KEY
-from valle_convert.gguf_file.plan import GgufPlan, PlannedFile
+from valle_convert.gguf_file.plan import PlannedFile
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.write import read_biases
-from valle_convert.llama.gemma import GemmaSession
-from valle_convert.network.converted import open_model, read_probe_rows
+from valle_convert.llama.probe import prove_library
 from valle_convert.verify.report import Check
 
 # What may differ without the file being another model: its name and authors, the number format
@@ -36,7 +36,7 @@ _FREE_KEYS = (
     gguf_keys.SOURCE_FORMAT_KEY,
     gguf_keys.SOURCE_ASSUMED_KEY,
     gguf_keys.SOURCE_LOST_KEY,
-    OLD_TYPES_KEY,
+    gguf_keys.OLD_TYPES_KEY,
     f"{gguf_keys.SOURCE_PREFIX}biases_sha256",
 )
 #: What a file may say or not: the same weights may have come from the hub.
@@ -49,22 +49,45 @@ _OPTIONAL_KEYS = (
 _EXACT_GENERAL = "general.architecture"
 #: Keys that quantizing adds.
 QUANTIZE_PREFIX = "valle.quantize."
+_TOKENS = "tokenizer.ggml.tokens"
 _SHOWN = 5
 
 
-def check_structure(plan: GgufPlan, file: GgufFile, *, with_llama: bool) -> Iterator[Check]:
+def check_structure(plan: Plan, bundle: Bundle, *, with_llama: bool) -> Iterator[Check]:
     """Keys, tensors, provenance, and llama.cpp's own counts.
 
     Args:
         plan: made anew from the checkpoint.
-        file: the converted file.
-        with_llama: whether to load it with llama.cpp as well.
+        bundle: the converted files.
+        with_llama: whether to load them with llama.cpp as well.
     """
-    yield _check_model(plan, file)
-    yield check_keys(plan, file)
-    yield check_tensor_table(plan, file)
-    if with_llama and not what_llama_must_not_see(plan, file):
-        yield _check_llama(plan, file)
+    yield _check_model(plan, bundle)
+    if list(plan.files) != list(bundle.files):
+        words = f"{len(bundle.files)} files, where {len(plan.files)} are expected"
+        yield Check("files", passed=False, summary=words, values={}, badness=math.inf)
+        return
+    digest = plan.checkpoint.sha256()
+    for part, planned, file in pairs_of(plan, bundle):
+        yield named(check_keys(planned, file, planned.late_values(digest)), part, plan)
+        yield named(check_tensor_table(planned, file), part, plan)
+        said = file.keys.get(gguf_keys.SOURCE_SHA256_KEY)
+        if said != bundle.main.keys.get(gguf_keys.SOURCE_SHA256_KEY):
+            words = f"{file.path.name} was made of another checkpoint than {bundle.path.name}"
+            yield named(Check("source", passed=False, summary=words, values={}), part, plan)
+    if with_llama and not what_llama_must_not_see(plan, bundle):
+        yield _check_llama(bundle)
+
+
+def pairs_of(plan: Plan, bundle: Bundle) -> Iterator[tuple[str, PlannedFile, GgufFile]]:
+    """Each part with its plan and its file, as far as there are both."""
+    for part, planned in plan.files.items():
+        if part in bundle.files:
+            yield part, planned, bundle.files[part]
+
+
+def named(check: Check, part: str, plan: Plan) -> Check:
+    """The check with the part that it is of in its name, where there are several."""
+    return check if len(plan.files) == 1 else replace(check, name=f"{part}: {check.name}")
 
 
 def check_source(checkpoint: Checkpoint, file: GgufFile) -> Check | None:
@@ -104,54 +127,67 @@ def check_source(checkpoint: Checkpoint, file: GgufFile) -> Check | None:
     )
 
 
-def what_llama_must_not_see(plan: GgufPlan, file: GgufFile) -> str:
-    """Why llama.cpp should not be given a file: sizes or shapes on which it may abort; else "".
+def what_llama_must_not_see(plan: Plan, bundle: Bundle) -> str:
+    """Why llama.cpp should not be given files: sizes or shapes on which it may abort; else "".
 
     Keys of other kinds, such as epsilon or positions, may be wrong: it computes something then,
     and the comparison shows what.
     """
-    faults = _tensor_faults(plan, file) or list(dangers(file))
-    if not faults:
-        sizes = [key for key in plan.keys if key.type == "u32" or key.name == _EXACT_GENERAL]
-        for key in sizes:
-            if key.name == _EXACT_GENERAL or key.name.startswith(f"{gguf_keys.ARCHITECTURE}."):
-                faults += _key_faults(key, key.value, file)
-    if not faults:
-        tokens = file.keys.get("tokenizer.ggml.tokens")
-        n_rows = plan.tensors[0].shape[0]
-        if not isinstance(tokens, list) or len(tokens) != n_rows:
-            faults.append(f"tokenizer.ggml.tokens is no list of {n_rows} tokens")
+    if list(plan.files) != list(bundle.files):
+        return f"there are {len(bundle.files)} files and not {len(plan.files)}"
+    faults: list[str] = []
+    for _, planned, file in pairs_of(plan, bundle):
+        faults += _tensor_faults(planned, file)
+    faults = faults or list(plan.family.dangers(bundle.files))
+    for _, planned, file in pairs_of(plan, bundle) if not faults else ():
+        faults += _size_faults(planned, file)
     if not faults:
         try:
-            model = open_model(file)
+            found = bundle.model
         except InputError as error:
             return str(error)
-        same = model.tables == plan.model.tables and model.config.n_levels == (
-            plan.model.config.n_levels
-        )
-        if not same:
+        tables = [
+            [(part, tables) for part, tables, _ in plan.family.nets(model)]
+            for model in (plan.model, found)
+        ]
+        if tables[0] != tables[1] or plan.model.n_levels != found.n_levels:
             faults.append("its tables are not the checkpoint's")
     return "; ".join(faults[:_SHOWN])
 
 
-def _check_model(plan: GgufPlan, file: GgufFile) -> Check:
+def _size_faults(planned: PlannedFile, file: GgufFile) -> Iterator[str]:
+    """Whole numbers that llama.cpp builds the graph of, the architecture, and the tokens."""
+    architecture = planned.keys[0]
+    for key in planned.keys:
+        is_size = key.type == "u32" and key.name.startswith(f"{architecture.value}.")
+        if is_size or key is architecture:
+            yield from _key_faults(key, key.value, file)
+        elif key.name == _TOKENS:
+            tokens = file.keys.get(_TOKENS)
+            if not isinstance(tokens, list) or len(tokens) != len(key.value):
+                yield f"{_TOKENS} is no list of {len(key.value)} tokens"
+
+
+def _check_model(plan: Plan, bundle: Bundle) -> Check:
     """The valle.* keys, read by the reader that the decoders use."""
     try:
-        model = open_model(file)
+        found = bundle.model
     except InputError as error:
         return Check("model description", passed=False, summary=str(error), values={})
-    same = (
-        model.config == plan.model.config
-        and model.tables == plan.model.tables
-        and [(h.name, h.first_row, h.n_rows) for h in model.heads]
-        == [(h.name, h.first_row, h.n_rows) for h in plan.model.heads]
+    same_family = plan.family is bundle.family
+    differences = (
+        plan.family.differences(plan.model, found) if same_family else [bundle.family.title]
     )
+    nets = list(bundle.family.nets(found))
+    n_tables = sum(len(tables) for _, tables, _ in nets)
+    n_heads = sum(len(heads) for _, _, heads in nets)
     return Check(
         "model description",
-        passed=same,
-        summary=f"{len(model.tables)} tables and {len(model.heads)} heads "
-        f"{'as' if same else 'not as'} in the checkpoint",
-        values={"tables": len(model.tables), "heads": len(model.heads)},
+        passed=not differences,
+        summary=f"{n_tables} tables and {n_heads} heads "
+        + (f"not as in the checkpoint: {', '.join(differences)}" if differences else "")
+        + ("" if differences else "as in the checkpoint"),
+        values={"tables": n_tables, "heads": n_heads},
     )
 
 
@@ -238,32 +274,22 @@ def _tensor_faults(plan: PlannedFile, file: GgufFile) -> list[str]:
     return faults
 
 
-def _check_llama(plan: GgufPlan, file: GgufFile) -> Check:
-    """Stock llama.cpp loads the file and counts what the plan counts."""
-    config = plan.model.config
-    expected = {
-        "n_embd": config.n_embd,
-        "n_layer": config.n_layer,
-        "n_vocab": plan.tensors[0].shape[0],
-        "n_params": plan.n_weights,
-    }
+def _check_llama(bundle: Bundle) -> Check:
+    """Stock llama.cpp loads the files and counts what is in them."""
+    prove_library()  # so that what fails from here on is not this machine's llama.cpp
     try:
-        with GemmaSession(file.path, n_ctx=8, probe_rows=read_probe_rows(file)) as session:
-            found = {
-                "n_embd": session.n_embd,
-                "n_layer": session.n_layer,
-                "n_vocab": session.n_vocab,
-                "n_params": session.n_params,
-            }
-            scale = session.input_scale
-    except InputError as error:
-        return Check("llama.cpp", passed=False, summary=str(error), values={})
-    faults = [f"{name} {found[name]}, not {n}" for name, n in expected.items() if found[name] != n]
+        counted = bundle.family.counted(bundle)
+    except (InputError, EnvironmentFault) as error:
+        return Check("llama.cpp", passed=False, summary=str(error), values={}, badness=math.inf)
+    faults = [
+        f"{name} {found}, not {expected}"
+        for name, (found, expected) in counted.items()
+        if found != expected
+    ]
+    words = ", ".join(f"{name} {found:,}" for name, (found, _) in counted.items())
     return Check(
         "llama.cpp",
         passed=not faults,
-        summary="; ".join(faults)
-        or f"loads it: {found['n_params']:,} weights, {found['n_vocab']:,} rows, "
-        f"inputs scaled by {scale:g}",
-        values={**found, "input_scale": scale},
+        summary="; ".join(faults) or f"loads it: {words}",
+        values={name: found for name, (found, _) in counted.items()},
     )

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.encode import decode, encode, nominal_decibels, roundings
-from valle_convert.gguf_file.old import rounded_types
-from valle_convert.gguf_file.plan import Part, PlannedFile, PlannedTensor
+from valle_convert.gguf_file.plan import PlannedFile, PlannedTensor, Span
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
 from valle_convert.gguf_file.types import GGML_TYPES, PLAIN_DTYPES, GgmlType
 from valle_convert.gguf_file.write import stored_blocks
+from valle_convert.network.weights import rounded_types
 from valle_convert.verify.report import Check
 
 _ROWS_AT_ONCE = 2048
@@ -133,12 +133,12 @@ def check_tensors(
             )
             continue
         if all(
-            stored_blocks(plan.checkpoint.tensors, part.source, found.ggml_type) is not None
-            for part in planned.parts
+            stored_blocks(plan.checkpoint.tensors, span.source, found.ggml_type) is not None
+            for span in planned.spans
         ):
             yield _check_moved(plan, planned, found, advance)
             continue
-        types = {part.label: rounded[part.source] for part in planned.parts}
+        types = {span.label: rounded[span.source] for span in planned.spans}
         if all(kind in PLAIN_DTYPES for kind in types.values()):
             yield _check_plain(plan, planned, found, advance)
         else:
@@ -180,16 +180,16 @@ def _count_different(
     """Count the weights that are not the rounded ones; and whether any had to be rounded."""
     tally = _Tally()
     rounded = False
-    for part, source, data in _rows(plan, planned, found):
+    for span, source, data in _rows(plan, planned, found):
         rounded = rounded or source.dtype != PLAIN_DTYPES[found.ggml_type]
         if between is not None:
-            source = encode(source, GGML_TYPES[between], part.source)  # noqa: PLW2901
-        expected = encode(source, found.ggml_type, part.source)
+            source = encode(source, GGML_TYPES[between], span.source)  # noqa: PLW2901
+        expected = encode(source, found.ggml_type, span.source)
         actual = np.ascontiguousarray(data).view(expected.dtype).reshape(expected.shape)
         bits = f"u{expected.dtype.itemsize}"
         n = int(np.count_nonzero(expected.view(bits) != actual.view(bits)))
         if n and not tally.n_different:
-            tally.where = f"{part.label} (from {part.source})"
+            tally.where = f"{span.label} (from {span.source})"
         tally.n_different += n
         tally.n_weights += expected.size
     return tally, rounded
@@ -202,15 +202,15 @@ def _check_moved(
     data = found.data.reshape(planned.shape[0], -1)
     different: list[str] = []
     n_rows = 0
-    for part in planned.parts:
-        stored = stored_blocks(plan.checkpoint.tensors, part.source, found.ggml_type)
-        for start in range(0, part.n_rows if stored is not None else 0, _ROWS_AT_ONCE):
-            stop = min(start + _ROWS_AT_ONCE, part.n_rows)
-            index = slice(start, stop) if part.gather is None else list(part.gather[start:stop])
-            actual = data[part.first_row + start : part.first_row + stop]
+    for span in planned.spans:
+        stored = stored_blocks(plan.checkpoint.tensors, span.source, found.ggml_type)
+        for start in range(0, span.n_rows if stored is not None else 0, _ROWS_AT_ONCE):
+            stop = min(start + _ROWS_AT_ONCE, span.n_rows)
+            index = slice(start, stop) if span.gather is None else list(span.gather[start:stop])
+            actual = data[span.first_row + start : span.first_row + stop]
             wrong = int((stored[index] != actual).any(axis=-1).sum())  # type: ignore[index]
             n_rows += wrong
-            different += [part.label] if wrong else []
+            different += [span.label] if wrong else []
             advance((stop - start) * planned.shape[-1])
     name = found.ggml_type.name
     return Check(
@@ -234,15 +234,15 @@ def _check_quantized(
 ) -> Check:
     """The tensor as a whole, and every table and head in it by itself.
 
-    `types` has for each of its parts the type that its weights were rounded to.
+    `types` has for each of its spans the type that its weights were rounded to.
     """
-    parts: dict[str, _Tally] = {}
-    for part, source, data in _rows(plan, planned, found):
-        tally = parts.setdefault(part.label, _Tally(where=part.label))
+    tallies: dict[str, _Tally] = {}
+    for span, source, data in _rows(plan, planned, found):
+        tally = tallies.setdefault(span.label, _Tally(where=span.label))
         tally.add(source.astype(np.float32), decode(data, found.ggml_type))
         advance(source.size)
     whole = _Tally()
-    for tally in parts.values():
+    for tally in tallies.values():
         whole.merge(tally)
     coarsest = min(types.values(), key=lambda kind: kind.bits)
     least = max(_DB_FLOOR, nominal_decibels(coarsest) - _DB_MARGIN)
@@ -251,17 +251,17 @@ def _check_quantized(
     most = 2.5 if signs_shared else 1.0
     faults = [
         f"{label} {fault}"
-        for label, tally in parts.items()
+        for label, tally in tallies.items()
         if (fault := tally.fault(_least_of_part(types[label]), most)) is not None
     ]
-    weakest = min(parts.values(), key=lambda tally: tally.decibels)
+    weakest = min(tallies.values(), key=lambda tally: tally.decibels)
     name = found.ggml_type.name
     passed = not faults and whole.fault(least, most) is None
     return Check(
         f"tensor {planned.name}",
         passed=passed,
         summary=f"{name}: {whole.decibels:.1f} dB signal to noise"
-        + (f" ({weakest.decibels:.1f} in {weakest.where})" if len(parts) > 1 else "")
+        + (f" ({weakest.decibels:.1f} in {weakest.where})" if len(tallies) > 1 else "")
         + f", largest error {whole.max_error:.2e} ({whole.max_relative:.1%} of its row's largest, "
         f"{whole.where})" + "".join(f"; {fault}" for fault in faults[:_SHOWN]),
         values={
@@ -292,19 +292,19 @@ def _badness(tally: _Tally, least: float, most: float) -> float:
 
 def _rows(
     plan: PlannedFile, planned: PlannedTensor, found: TensorInfo
-) -> Iterator[tuple[Part, NDArray[Any], NDArray[Any]]]:
+) -> Iterator[tuple[Span, NDArray[Any], NDArray[Any]]]:
     """Rows of the checkpoint beside the same rows of the file, some thousand at a time."""
     if len(planned.shape) == 1:
-        part = planned.parts[0]
-        yield part, plan.checkpoint.tensors.read(part.source), found.data
+        span = planned.spans[0]
+        yield span, plan.checkpoint.tensors.read(span.source), found.data
         return
     data = found.data.reshape(planned.shape[0], -1)
-    for part in planned.parts:
-        source = plan.checkpoint.tensors.read(part.source).reshape(-1, planned.shape[-1])
-        for start in range(0, part.n_rows, _ROWS_AT_ONCE):
-            stop = min(start + _ROWS_AT_ONCE, part.n_rows)
-            if part.gather is None:
+    for span in planned.spans:
+        source = plan.checkpoint.tensors.read(span.source).reshape(-1, planned.shape[-1])
+        for start in range(0, span.n_rows, _ROWS_AT_ONCE):
+            stop = min(start + _ROWS_AT_ONCE, span.n_rows)
+            if span.gather is None:
                 rows = source[start:stop]
             else:
-                rows = source[np.asarray(part.gather[start:stop])]
-            yield part, rows, data[part.first_row + start : part.first_row + stop]
+                rows = source[np.asarray(span.gather[start:stop])]
+            yield span, rows, data[span.first_row + start : span.first_row + stop]

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from valle_convert.errors import InputError
+from valle_convert.families.bundle import open_files
 from valle_convert.gguf_file.keys import (
     DATA_DIGEST_KEY,
     DIGEST_TYPE_KEY,
@@ -20,9 +21,7 @@ from valle_convert.gguf_file.keys import (
     SOURCE_LORA_KEY,
     SOURCE_SHA256_KEY,
 )
-from valle_convert.gguf_file.old import is_old, why_wrong
 from valle_convert.gguf_file.read import GgufFile, is_gguf
-from valle_convert.gguf_file.vallex import VallexSet, is_vallex_part, open_set
 from valle_convert.gguf_file.write import header_digest
 from valle_convert.progress import Progress, silent
 from valle_convert.verify.report import Check, Level, Report
@@ -49,32 +48,24 @@ def verify_whole(path: Path, *, progress: Progress = silent) -> Report:
     Raises:
         InputError: it cannot be read, or is no GGUF file.
     """
-    start = time.perf_counter()
     try:
-        file = GgufFile(path)
-        if is_vallex_part(file.keys):
-            return _whole_set(open_set(path), progress)
+        bundle = open_files(path)
     except InputError as error:
         if not is_gguf(path):
             raise
         damage = Check("file", passed=False, summary=str(error), values={}, badness=math.inf)
         return Report("its own digests", str(path), "none", (Level("whole", (damage,), 0.0),))
-    if is_old(file):
-        raise InputError(why_wrong(path))
-    checks, skipped = _check_digests(file, progress)
-    level = Level("whole", checks, time.perf_counter() - start, skipped)
-    return Report("its own digests", str(path), main_type(file), (level,), (origin_of(file),))
-
-
-def _whole_set(files: VallexSet, progress: Progress) -> Report:
-    """One level for each file."""
+    refusal = bundle.family.refusal(bundle.main)
+    if refusal:
+        raise InputError(refusal)
     levels = []
-    for file in files.files:
+    for file in bundle.files.values():
         start = time.perf_counter()
         checks, skipped = _check_digests(file, progress)
-        levels.append(Level(file.path.name, checks, time.perf_counter() - start, skipped))
-    ar = files.ar
-    return Report("its own digests", str(ar.path), main_type(ar), tuple(levels), (origin_of(ar),))
+        name = "whole" if len(bundle.files) == 1 else file.path.name
+        levels.append(Level(name, checks, time.perf_counter() - start, skipped))
+    origin = origin_of(bundle.main)
+    return Report("its own digests", str(path), main_type(bundle), tuple(levels), (origin,))
 
 
 def _check_digests(file: GgufFile, progress: Progress) -> tuple[tuple[Check, ...], str | None]:

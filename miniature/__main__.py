@@ -1,0 +1,6 @@
+"""`valle-convert` that knows the miniature's codec: `python -m miniature speak ...`."""
+
+import miniature.world  # noqa: F401 - registers the codec
+from valle_convert.cli import main
+
+main()

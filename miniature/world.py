@@ -1,0 +1,271 @@
+"""A small codec of WORLD parameters in a residual vector quantizer, as an `AudioCodec`.
+
+A frame is voicing, log pitch, the aperiodicity of a few bands, and a coded spectral envelope
+(M. Morise et al., WORLD, 2016), scaled; its codes are the nearest entries of one codebook after
+the other, each of what the ones before have left. It is what the miniature speaks: a file of some
+hundred kilobytes, made by `python -m miniature.fit_codec`, that sounds of a vocoder and keeps the
+words.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.audio.codec import register_codec
+from valle_convert.audio.files import Audio
+from valle_convert.errors import InputError
+from valle_convert.extras import require
+from valle_convert.model.spec import Codec, Codes
+
+Floats = NDArray[np.float32]
+
+#: Its name in files, and of the metadata entry that holds the settings.
+WORLD_NAME = "world-rvq"
+#: Pitch is looked for between these, in hertz: WORLD's own range.
+_F0_FLOOR, _F0_CEIL = 71.0, 800.0
+#: Below this, a decoded frame has no pitch: voicing is 0 or 1 before it is quantized.
+_VOICED = 0.5
+
+
+@dataclass(frozen=True)
+class WorldSettings:
+    """How sound is cut into frames.
+
+    Attributes:
+        sample_rate: in hertz.
+        frame_period: in milliseconds.
+        n_envelope: coefficients of the coded spectral envelope.
+    """
+
+    sample_rate: int = 24_000
+    frame_period: float = 25.0
+    n_envelope: int = 32
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames a second."""
+        return 1000 / self.frame_period
+
+    @property
+    def n_fft(self) -> int:
+        """WORLD's transform for this rate."""
+        found: int = _world().get_cheaptrick_fft_size(self.sample_rate, _F0_FLOOR)
+        return found
+
+
+def analyse(samples: Floats, settings: WorldSettings) -> Floats:
+    """Samples to frames [frames, 2 + bands + n_envelope]: voicing, log pitch, bands, envelope.
+
+    The log pitch of a frame without one is 0; there is a frame for every begun period.
+    """
+    world = _world()
+    sound = np.ascontiguousarray(samples, np.float64)
+    rate = settings.sample_rate
+    rough, times = world.dio(sound, rate, _F0_FLOOR, _F0_CEIL, frame_period=settings.frame_period)
+    pitch = world.stonemask(sound, rough, times, rate)
+    envelope = world.cheaptrick(sound, pitch, times, rate)
+    aperiodicity = world.d4c(sound, pitch, times, rate)
+    voiced = pitch > 0
+    log_pitch = np.where(voiced, np.log(np.where(voiced, pitch, 1.0)), 0.0)
+    frames: Floats = np.column_stack(
+        [
+            voiced,
+            log_pitch,
+            world.code_aperiodicity(aperiodicity, rate),
+            world.code_spectral_envelope(envelope, rate, settings.n_envelope),
+        ]
+    ).astype(np.float32)
+    return frames
+
+
+def synthesize(frames: Floats, settings: WorldSettings) -> Floats:
+    """Frames of `analyse` to samples."""
+    world = _world()
+    rate, n_fft = settings.sample_rate, settings.n_fft
+    values = np.ascontiguousarray(frames, np.float64)
+    voiced = values[:, 0] > _VOICED
+    low, high = np.log(_F0_FLOOR), np.log(_F0_CEIL)
+    pitch = np.where(voiced, np.exp(np.clip(values[:, 1], low, high)), 0.0)
+    bands = np.ascontiguousarray(np.minimum(values[:, 2 : -settings.n_envelope], 0.0))
+    envelope = np.ascontiguousarray(values[:, -settings.n_envelope :])
+    samples: Floats = world.synthesize(
+        pitch,
+        world.decode_spectral_envelope(envelope, rate, n_fft),
+        world.decode_aperiodicity(bands, rate, n_fft),
+        rate,
+        settings.frame_period,
+    ).astype(np.float32)
+    return samples
+
+
+def nearest_codes(vectors: Floats, codebooks: Floats) -> Codes:
+    """Vectors [frames, d] to codes [frames, levels], by codebooks [levels, size, d]."""
+    left = vectors
+    codes = np.empty((len(vectors), len(codebooks)), np.int32)
+    for level, book in enumerate(codebooks):
+        distance = (book**2).sum(1)[None] - 2 * left @ book.T
+        codes[:, level] = distance.argmin(1)
+        left = left - book[codes[:, level]]
+    return codes
+
+
+class WorldCodec:
+    """An `AudioCodec` of a codec file.
+
+    Args:
+        source: a `.safetensors` with `codebooks` [levels, size, d], `mean` [d] and `scale` [d],
+            and the settings in its metadata.
+        n_levels: how many codebooks to use; None for all.
+
+    Raises:
+        InputError: it is no such file, is damaged, or has fewer levels.
+        EnvironmentFault: pyworld is not installed.
+    """
+
+    def __init__(self, source: str | Path, *, n_levels: int | None = None) -> None:
+        _world()
+        tensors, self.settings = _read(Path(source))
+        self.codebooks, self.mean, self.scale = (
+            tensors[name] for name in ("codebooks", "mean", "scale")
+        )
+        if n_levels is not None and not 1 <= n_levels <= len(self.codebooks):
+            raise InputError(
+                f"The codec {source} has {len(self.codebooks)} levels, and {n_levels} are needed; "
+                "give the model's codec with --codec."
+            )
+        self.codebooks = self.codebooks[:n_levels]
+
+    @property
+    def description(self) -> Codec:
+        """Its name and rates."""
+        return Codec(WORLD_NAME, self.settings.sample_rate, self.settings.frame_rate)
+
+    @property
+    def n_levels(self) -> int:
+        """Codebooks a frame."""
+        return len(self.codebooks)
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes a codebook."""
+        return int(self.codebooks.shape[1])
+
+    def encode(self, audio: Audio) -> Codes:
+        """Audio of the codec's rate to codes, [frames, levels]."""
+        if audio.sample_rate != self.settings.sample_rate:
+            raise ValueError(f"{audio.sample_rate} Hz, not {self.settings.sample_rate}")
+        frames = analyse(audio.samples, self.settings)
+        return nearest_codes(self.scaled(frames), self.codebooks)
+
+    def scaled(self, frames: Floats) -> Floats:
+        """Frames of `analyse` as they are quantized: a frame without a pitch has the mean one."""
+        values = np.where(frames[:, :1] > _VOICED, frames, _with_pitch(frames, self.mean[1]))
+        result: Floats = ((values - self.mean) * self.scale).astype(np.float32)
+        return result
+
+    def frames(self, codes: Codes) -> Floats:
+        """What the codes [frames, levels or fewer] stand for, as `analyse` gives it."""
+        if codes.size and (codes.min() < 0 or codes.max() >= self.codebook_size):
+            raise ValueError(f"codes from {codes.min()} to {codes.max()} of {self.codebook_size}")
+        if codes.shape[1] > self.n_levels:
+            raise ValueError(f"codes of {codes.shape[1]} levels, and the codec has {self.n_levels}")
+        total = np.zeros((len(codes), self.codebooks.shape[2]), np.float32)
+        for level in range(codes.shape[1]):
+            total += self.codebooks[level, codes[:, level]]
+        result: Floats = total / self.scale + self.mean
+        return result
+
+    def decode(self, codes: Codes) -> Audio:
+        """Codes [frames, levels or fewer] to audio; fewer levels sound rougher."""
+        if not len(codes):
+            return Audio(np.zeros(0, np.float32), self.settings.sample_rate)
+        return Audio(synthesize(self.frames(codes), self.settings), self.settings.sample_rate)
+
+
+def is_world_codec(source: str | Path) -> bool:
+    """Whether a file says that it is one, without reading its tensors."""
+    path = Path(source)
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size)) if size < 1 << 20 else {}
+    except (OSError, ValueError):
+        return False
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    return isinstance(metadata, dict) and WORLD_NAME in metadata
+
+
+def write_world_codec(
+    path: Path, codebooks: Floats, mean: Floats, scale: Floats, settings: WorldSettings
+) -> None:
+    """A file that `WorldCodec` reads, with the same bytes for the same values."""
+    from safetensors.numpy import save
+
+    from valle_convert.files import atomic_output
+
+    said = {
+        "sample_rate": settings.sample_rate,
+        "frame_period": settings.frame_period,
+        "n_envelope": settings.n_envelope,
+    }
+    content = save(
+        {"codebooks": codebooks, "mean": mean, "scale": scale},
+        metadata={WORLD_NAME: json.dumps(said)},
+    )
+    with atomic_output(path, force=True) as file:
+        file.write(content)
+
+
+def _with_pitch(frames: Floats, log_pitch: np.floating) -> Floats:
+    changed = frames.copy()
+    changed[:, 1] = log_pitch
+    return changed
+
+
+def _read(path: Path) -> tuple[dict[str, Floats], WorldSettings]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: np.array(file.get_tensor(name), np.float32) for name in file.keys()}  # noqa: SIM118
+        settings = WorldSettings(**json.loads(metadata[WORLD_NAME]))
+        books = tensors["codebooks"]
+        n_bands = books.shape[-1] - 2 - settings.n_envelope
+        fits = (
+            books.ndim == 3
+            and n_bands > 0
+            and tensors["mean"].shape == tensors["scale"].shape == books.shape[2:]
+            and all(np.isfinite(tensor).all() for tensor in tensors.values())
+            and bool((tensors["scale"] > 0).all())
+        )
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read as a {WORLD_NAME} codec ({error}); make it with "
+            "`python -m miniature.fit_codec`."
+        ) from error
+    if not fits:
+        raise InputError(
+            f"{path} is damaged: the shapes or values of its tensors are not those of a "
+            f"{WORLD_NAME} codec; make it with `python -m miniature.fit_codec`."
+        )
+    return tensors, settings
+
+
+def _world() -> Any:  # noqa: ANN401 - the package has no types
+    with warnings.catch_warnings():
+        # It imports pkg_resources for its version, and setuptools warns of that.
+        warnings.simplefilter("ignore")
+        return require("pyworld", "The miniature's codec", extra="miniature")
+
+
+register_codec(WORLD_NAME, is_world_codec, WorldCodec)

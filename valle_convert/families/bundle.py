@@ -1,0 +1,231 @@
+"""A bundle is the files of one model by part; a single file is a bundle of one.
+
+`plan` decides everything about the files of a checkpoint, `write_bundle` writes all of them or
+none, and `open_bundle` opens them once, compared with each other. The main part lies where the
+user says, every other beside it under the name of its part: OUT.gguf, OUT-nar.gguf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from valle_convert.checkpoint import Checkpoint
+from valle_convert.errors import InputError
+from valle_convert.families import family_of, family_of_file
+from valle_convert.families.family import AnyFamily, Choices
+from valle_convert.files import check_input_file
+from valle_convert.gguf_file.keys import SET_ID_KEY
+from valle_convert.gguf_file.plan import PlannedFile, check_codec, lay_out, out_type_named
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.write import write_files
+from valle_convert.model.description import Description
+from valle_convert.progress import Progress, silent
+from valle_convert.tokenizer.choose import TokenizerChoice
+
+_OPTIONS = {"tokenizer": "--tokenizer", "codec": "--codec", "out_type": "--outtype"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about the files of a checkpoint before they are written.
+
+    Attributes:
+        family: of the checkpoint.
+        checkpoint: the source.
+        description: what the family said of it.
+        choices: what the user decided.
+        tokenizer: the one that the vocabulary was compiled from.
+        files: by part, the main one first.
+    """
+
+    family: AnyFamily
+    checkpoint: Checkpoint
+    description: Description[Any]
+    choices: Choices
+    tokenizer: TokenizerChoice
+    files: Mapping[str, PlannedFile]
+
+    @property
+    def main(self) -> PlannedFile:
+        """The file that the others are named after."""
+        return next(iter(self.files.values()))
+
+    @property
+    def model(self) -> Any:  # noqa: ANN401 - the family's own
+        """What the files describe."""
+        return self.description.model
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Every file that was read, which no output may replace."""
+        return (*self.checkpoint.inputs, self.tokenizer.file.path)
+
+    @property
+    def n_weights(self) -> int:
+        """Elements of all tensors of all files."""
+        return sum(file.n_weights for file in self.files.values())
+
+    def at(self, target: Path) -> dict[Path, PlannedFile]:
+        """The files by path.
+
+        Args:
+            target: of the main file.
+        """
+        return {path: self.files[part] for part, path in paths_of(target, self.files).items()}
+
+
+def paths_of(main: Path, parts: Iterable[str]) -> dict[str, Path]:
+    """Where the files of a bundle lie, by part; the first part lies at `main`."""
+    is_gguf_name = main.suffix.lower() == ".gguf"
+    stem, suffix = (main.name[:-5], main.name[-5:]) if is_gguf_name else (main.name, ".gguf")
+    return {
+        part: main.with_name(f"{stem}-{part}{suffix}") if i else main
+        for i, part in enumerate(parts)
+    }
+
+
+def plan(checkpoint: Checkpoint, choices: Choices | None = None) -> Plan:
+    """Decide everything about the files of a checkpoint.
+
+    Headers are read, and of some families a few weights.
+
+    Raises:
+        UnsupportedModelError: the checkpoint, or a switch of it, is refused by name.
+        InputError: the checkpoint, its config or its tokenizer cannot be converted exactly, or
+            its family does not know a choice.
+    """
+    choices = choices or Choices()
+    family = family_of(checkpoint)
+    for name, option in _OPTIONS.items():
+        if name not in family.reads and getattr(choices, name) != getattr(Choices(), name):
+            raise InputError(f"{option} does not apply to {family.title}; leave it out.")
+    if checkpoint.lora is not None and "lora" not in family.abilities:
+        raise InputError(f"--lora does not apply to {family.title}; leave it out.")
+    forced = out_type_named(choices.out_type)
+    description = family.describe(checkpoint, choices)
+    if choices.codec is not None:
+        check_codec(choices.codec, description.model)
+    tokenizer = family.tokenizer(checkpoint, description, choices)
+    source = replace(checkpoint, tensors=description.tensors)
+    salt = family.set_salt(description)
+    files = {
+        part: lay_out(
+            source,
+            contents,
+            family.keys(checkpoint, description, part, tokenizer),
+            forced=forced,
+            metadata=choices.metadata,
+            set_salt=None if salt is None else (family.name, salt),
+        )
+        for part, contents in description.contents.items()
+    }
+    return Plan(family, checkpoint, description, choices, tokenizer, files)
+
+
+def write_bundle(
+    plan: Plan, target: Path, *, force: bool = False, progress: Progress = silent
+) -> dict[Path, int]:
+    """Write all files of a plan, or leave nothing; see `write_files`."""
+    return write_files(plan.at(target), force=force, sources=plan.inputs, progress=progress)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The files of a converted model, opened.
+
+    Attributes:
+        family: that they are of.
+        files: by part, the main one first.
+    """
+
+    family: AnyFamily
+    files: Mapping[str, GgufFile]
+
+    @property
+    def main(self) -> GgufFile:
+        """The file that the others are named after."""
+        return next(iter(self.files.values()))
+
+    @property
+    def path(self) -> Path:
+        """Of the main file."""
+        return self.main.path
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Of all files."""
+        return tuple(file.path for file in self.files.values())
+
+    @property
+    def n_bytes(self) -> int:
+        """The size of all files."""
+        return sum(file.size for file in self.files.values())
+
+    @cached_property
+    def model(self) -> Any:  # noqa: ANN401 - the family's own
+        """What the files describe.
+
+        Raises:
+            InputError: they are no converted model, or not consistent.
+        """
+        return self.family.read_model(self.files)
+
+    def check(self) -> None:
+        """Refuse what is no converted model, or what llama.cpp would not survive.
+
+        Raises:
+            InputError: it is that; all of it in one message.
+        """
+        _ = self.model
+        found = list(self.family.dangers(self.files))
+        if found:
+            raise InputError(
+                f"{self.path} would make llama.cpp abort: {'; '.join(found)}. Convert the "
+                "checkpoint again."
+            )
+
+
+def open_files(path: Path) -> Bundle:
+    """Open the files of a model, as far as they are GGUF files of one set.
+
+    Args:
+        path: of the main file; the others lie beside it.
+
+    Raises:
+        InputError: a file is missing, damaged or of another kind, or two belong to different sets.
+    """
+    main = GgufFile(path, allow_part=True)
+    family = family_of_file(main)
+    files: dict[str, GgufFile] = {}
+    for part, place in paths_of(path, family.parts(main)).items():
+        if not files:
+            files[part] = main
+            continue
+        check_input_file(place, f"part of {path.name}")
+        file = GgufFile(place, allow_part=True)
+        family.check_part(file, part)
+        if file.keys.get(SET_ID_KEY) != main.keys.get(SET_ID_KEY):
+            raise InputError(
+                f"{place} belongs to another set than {path} (their {SET_ID_KEY} differ). Convert "
+                "the checkpoint again, and keep the files of a set together."
+            )
+        files[part] = file
+    return Bundle(family, files)
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Open a converted model, with everything checked that llama.cpp relies on.
+
+    Args:
+        path: of the main file; the others lie beside it.
+
+    Raises:
+        InputError: as `open_files`; it is no converted model, or not consistent.
+    """
+    bundle = open_files(path)
+    bundle.check()
+    return bundle

@@ -1,0 +1,105 @@
+"""A network with adapters, each of which may be for some codebook levels only.
+
+llama.cpp switches an adapter on and off between passes. In PyTorch the same is a network of merged
+weights for each set of adapters that some level asks for: `AdaptedNetwork` sends a pass to the one
+of its head's level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.checkpoint.source import NamedTensors
+from valle_convert.closing import Closing
+from valle_convert.families.v5.adapter import AdaptedTensors, Adapter
+from valle_convert.model.description import Description
+from valle_convert.model.spec import Model, level_of_head
+from valle_convert.network.protocol import Network, Outputs
+
+
+def adapted_reference(
+    tensors: NamedTensors,
+    description: Description[Model],
+    adapters: Sequence[Adapter],
+    **options: Any,  # noqa: ANN401 - those of `ReferenceNetwork`
+) -> Network:
+    """The PyTorch reference with adapters, each in the passes of its levels."""
+    from valle_convert.families.v5.reference import ReferenceNetwork
+
+    if not adapters:
+        return ReferenceNetwork(tensors, description, **options)
+
+    def make(chosen: Sequence[Adapter]) -> Network:
+        return ReferenceNetwork(AdaptedTensors(tensors, chosen), description, **options)
+
+    return AdaptedNetwork(adapters, make)
+
+
+class AdaptedNetwork(Closing):
+    """A `protocol.Network` that computes each pass with the adapters of its level.
+
+    Args:
+        adapters: all of them.
+        make: a network with some of them merged; called once for each set that is needed.
+    """
+
+    def __init__(
+        self, adapters: Sequence[Adapter], make: Callable[[Sequence[Adapter]], Network]
+    ) -> None:
+        self._adapters = tuple(adapters)
+        self._make = make
+        self._networks: dict[tuple[bool, ...], Network] = {}
+
+    def _of(self, head: str) -> Network:
+        level = level_of_head(head)
+        active = tuple(one.is_for(level) for one in self._adapters)
+        if active not in self._networks:
+            chosen = [one for one, is_on in zip(self._adapters, active, strict=True) if is_on]
+            self._networks[active] = self._make(chosen)
+        return self._networks[active]
+
+    @property
+    def model(self) -> Model:
+        """Tables, heads and switches."""
+        return self._of("ar").model
+
+    def look_up(self, table: str, rows: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Rows of an input table, which no adapter changes."""
+        return self._of("ar").look_up(table, rows)
+
+    def reset(self) -> None:
+        """Forget the sequences so far."""
+        for network in self._networks.values():
+            network.reset()
+
+    def close(self) -> None:
+        """Nothing is held that PyTorch does not free by itself."""
+
+    def step(
+        self,
+        embeddings: NDArray[np.float32],
+        positions: NDArray[np.integer],
+        *,
+        head: str,
+        outputs: Outputs,
+        sequence: int = 0,
+    ) -> NDArray[np.float32]:
+        """Run a batch; see `Network.step`."""
+        return self._of(head).step(
+            embeddings, positions, head=head, outputs=outputs, sequence=sequence
+        )
+
+    def step_many(
+        self,
+        embeddings: Sequence[NDArray[np.float32]],
+        positions: Sequence[NDArray[np.integer]],
+        *,
+        head: str,
+        outputs: Sequence[Outputs],
+    ) -> list[NDArray[np.float32]]:
+        """Run several causal sequences; see `Network.step_many`."""
+        return self._of(head).step_many(embeddings, positions, head=head, outputs=outputs)

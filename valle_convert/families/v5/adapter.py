@@ -1,0 +1,319 @@
+"""LoRAs kept apart: GGUF adapters that stock llama.cpp adds to a converted file while it runs.
+
+    general.type               adapter
+    adapter.type               lora
+    adapter.lora.alpha         f32; the update of a weight is scale (alpha / rank) B A
+    <tensor>.lora_a            [r, in], of a tensor of the base, such as blk.0.attn_q.weight
+    <tensor>.lora_b            [out, r]
+    valle.adapter.levels       [u32], of an adapter for some codebook levels only
+    valle.adapter.base_sha256  of the checkpoint that its base was made of
+
+Any program of llama.cpp takes such a file (`--lora`); the levels are this project's word,
+which the session heeds by switching the adapter on and off between passes. Tables and heads are
+rows of one matrix, to which llama.cpp applies no adapter: a LoRA that changes them is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert import __version__
+from valle_convert.checkpoint import Checkpoint, TensorSpec
+from valle_convert.checkpoint.lora import LoraFile, LoraPairs
+from valle_convert.checkpoint.read import open_lora
+from valle_convert.checkpoint.source import FLOAT32, LARGEST_WEIGHT, NamedTensors
+from valle_convert.errors import InputError
+from valle_convert.families.bundle import Bundle
+from valle_convert.families.v5.facts import LAYER_TENSORS
+from valle_convert.files import atomic_output, check_outputs, sha256_of, valid_utf8
+from valle_convert.gguf_file.encode import encode
+from valle_convert.gguf_file.header import Key, pack_header, tensor_entries, write_entries
+from valle_convert.gguf_file.keys import (
+    ARCHITECTURE,
+    CONVERTER_KEY,
+    FILE_TYPE_KEY,
+    SOURCE_SHA256_KEY,
+    is_converted,
+)
+from valle_convert.gguf_file.read import GgufFile, TensorInfo
+from valle_convert.gguf_file.types import F16, F32, GgmlType
+
+LEVELS_KEY = "valle.adapter.levels"
+BASE_SHA256_KEY = "valle.adapter.base_sha256"
+ALPHA_KEY = "adapter.lora.alpha"
+_FORMAT_KEY, _FORMAT = "valle.adapter.format_version", 1
+_SIDES = (".lora_a", ".lora_b")
+_TYPES: dict[str, GgmlType] = {"f32": F32, "f16": F16}
+
+
+@dataclass(frozen=True)
+class AdapterBase:
+    """What an adapter has to fit: the weights of the layers, and the checkpoint that they are of.
+
+    Attributes:
+        name: of the file, for messages.
+        specs: by the names of the checkpoint.
+        sha256: of the checkpoint; None where a file does not say.
+    """
+
+    name: str
+    specs: Mapping[str, TensorSpec]
+    sha256: str | None
+
+    @classmethod
+    def of_gguf(cls, file: GgufFile) -> AdapterBase:
+        """A converted file, quantized or not.
+
+        Raises:
+            InputError: it is none.
+        """
+        if not is_converted(file.keys):
+            raise InputError(
+                f"{file.path} is no converted VALL-E checkpoint, which an adapter is made for; "
+                "convert one with `valle-convert CHECKPOINT OUT.gguf`."
+            )
+        specs = {}
+        for name, tensor in file.tensors.items():
+            source = source_name(name)
+            if source is not None:
+                specs[source] = TensorSpec(source, FLOAT32, "F32", tensor.shape)
+        said = file.keys.get(SOURCE_SHA256_KEY)
+        return cls(str(file.path), specs, said if isinstance(said, str) else None)
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: Checkpoint) -> AdapterBase:
+        """A checkpoint, whose converted files have the same weights."""
+        return cls(str(checkpoint.path), checkpoint.tensors.specs, checkpoint.sha256())
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """An adapter file that fits a converted file.
+
+    Attributes:
+        path: the file.
+        factor: by what the user multiplies its update.
+        alpha: of its keys.
+        levels: the codebook levels that it is for; empty for all.
+        pairs: by the names of the checkpoint, lora_a [r, in] and lora_b [out, r].
+    """
+
+    path: Path
+    factor: float
+    alpha: float
+    levels: tuple[int, ...]
+    pairs: Mapping[str, tuple[TensorInfo, TensorInfo]]
+
+    def is_for(self, level: int) -> bool:
+        """Whether passes of that codebook level are computed with it."""
+        return not self.levels or level in self.levels
+
+    def update(self, name: str) -> NDArray[np.float32] | None:
+        """What it adds to a weight of the checkpoint; None where it changes nothing."""
+        pair = self.pairs.get(name)
+        if pair is None:
+            return None
+        down, up = (tensor.rows() for tensor in pair)
+        scale = np.float32(self.factor * self.alpha / len(down))
+        update: NDArray[np.float32] = scale * (up @ down)
+        return update
+
+
+class AdaptedTensors:
+    """The tensors of a model with the updates of adapters added, as float32."""
+
+    def __init__(self, tensors: NamedTensors, adapters: Sequence[Adapter]) -> None:
+        self._tensors = tensors
+        self._adapters = tuple(adapters)
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        """One tensor."""
+        values: NDArray[np.float32] = np.asarray(self._tensors.read(name), np.float32)
+        for adapter in self._adapters:
+            update = adapter.update(name)
+            if update is not None:
+                values = values + update
+        return values
+
+
+def source_name(target: str) -> str | None:
+    """The checkpoint's name of a layer's matrix in a GGUF file; None for everything else."""
+    parts = target.split(".")
+    if len(parts) != 4 or parts[0] != "blk" or not parts[1].isdecimal() or parts[3] != "weight":
+        return None
+    for source, name, shape in LAYER_TENSORS:
+        if name == parts[2] and len(shape) == 2:
+            return f"model.layers.{parts[1]}.{source}.weight"
+    return None
+
+
+def target_name(source: str) -> str:
+    """The inverse of `source_name`."""
+    _, _, layer, rest = source.split(".", 3)
+    targets = {f"{name}.weight": target for name, target, _ in LAYER_TENSORS}
+    return f"blk.{layer}.{targets[rest]}.weight"
+
+
+def write_adapter(
+    base: AdapterBase,
+    pairs: LoraPairs,
+    source: Path,
+    target: Path,
+    *,
+    out_type: str = "f32",
+    force: bool = False,
+    inputs: Sequence[Path] = (),
+) -> int:
+    """Write an adapter as GGUF, or leave nothing; returns its size in bytes.
+
+    Args:
+        base: what it was checked against.
+        pairs: the adapter, which changes matrices of layers only.
+        source: its file.
+        target: the GGUF file.
+        out_type: "f32" or "f16", of both matrices.
+        force: whether an existing file may be replaced.
+        inputs: files that must not be.
+
+    Raises:
+        InputError: the target must not be written, or a number is none.
+        EnvironmentFault: the disk is full, or the folder is not writable.
+    """
+    check_outputs([target], force=force, inputs=inputs)
+    kind = _TYPES[out_type]
+    data: dict[str, NDArray[np.generic]] = {}
+    for name, pair in pairs.by_target.items():
+        for side, values in zip(_SIDES, pairs.read(pair), strict=True):
+            source_tensor = pair.down if side == _SIDES[0] else pair.up
+            data[target_name(name) + side] = encode(values, kind, source_tensor)
+    entries = tensor_entries((name, values.shape, kind) for name, values in data.items())
+    alpha = pairs.alpha * pairs.factor
+    if abs(alpha) < float(np.finfo(np.float32).tiny):
+        raise InputError(
+            f"{source}: its alpha is 0, so it changes nothing (and llama.cpp would take it for 1)."
+        )
+    if not abs(alpha) <= LARGEST_WEIGHT:
+        raise InputError(
+            f"{source}: its alpha is {alpha:g}, where at most {LARGEST_WEIGHT:g} is "
+            "expected; check --lora-alpha and its scale."
+        )
+    keys = [
+        Key("general.architecture", ARCHITECTURE, "string"),
+        Key("general.type", "adapter", "string"),
+        Key("general.name", valid_utf8(source.stem), "string"),
+        Key(FILE_TYPE_KEY, 0 if kind is F32 else 1, "u32"),
+        Key("adapter.type", "lora", "string"),
+        Key(ALPHA_KEY, alpha, "f32"),
+        Key(_FORMAT_KEY, _FORMAT, "u32"),
+    ]
+    if pairs.levels:
+        keys.append(Key(LEVELS_KEY, list(pairs.levels), "[u32]"))
+    if base.sha256 is not None:
+        keys.append(Key(BASE_SHA256_KEY, base.sha256, "string"))
+    keys += [
+        Key("valle.adapter.source_name", valid_utf8(source.name), "string"),
+        Key("valle.adapter.source_sha256", sha256_of(source), "string"),
+        Key(CONVERTER_KEY, __version__, "string"),
+    ]
+    with atomic_output(target, force=force, sources=inputs) as file:
+        return write_entries(file, pack_header(keys, entries), entries, data.values())
+
+
+def open_adapter(given: LoraFile, base: GgufFile) -> Adapter:
+    """Open an adapter file and check that it fits a converted file.
+
+    Raises:
+        InputError: it is no adapter, damaged, or one of another base.
+    """
+    return replace(
+        read_adapter(GgufFile(given.path), AdapterBase.of_gguf(base)), factor=given.factor
+    )
+
+
+def read_adapter(file: GgufFile, fits: AdapterBase) -> Adapter:
+    """Read an adapter file for a base.
+
+    Raises:
+        InputError: it is no adapter, or one of another base.
+    """
+    where = str(file.path)
+    if file.keys.get("general.type") != "adapter":
+        raise InputError(
+            f"{where} is no LoRA that was kept apart, but a GGUF file of another kind; make one "
+            "with `valle-convert lora BASE LORA OUT.gguf`."
+        )
+    faults: list[str] = []
+    if file.keys.get("general.architecture") != ARCHITECTURE or (
+        file.keys.get("adapter.type") != "lora"
+    ):
+        faults.append(f"it is no lora of the architecture {ARCHITECTURE}")
+    alpha = file.keys.get(ALPHA_KEY)
+    if not isinstance(alpha, float) or not np.isfinite(alpha) or not alpha:
+        faults.append(f"{ALPHA_KEY} is {alpha!r:.40}")
+        alpha = 1.0
+    levels = file.keys.get(LEVELS_KEY, [])
+    if not isinstance(levels, list) or any(not isinstance(level, int) for level in levels):
+        faults.append(f"{LEVELS_KEY} is {levels!r:.40}")
+        levels = []
+    pairs: dict[str, tuple[TensorInfo, TensorInfo]] = {}
+    names = {name.removesuffix(side) for name in file.tensors for side in _SIDES}
+    for name in sorted(names - set(file.tensors)):
+        source = source_name(name)
+        down, up = (file.tensors.get(name + side) for side in _SIDES)
+        spec = None if source is None else fits.specs.get(source)
+        if source is None or spec is None or down is None or up is None:
+            faults.append(f"{name}: the base has no such matrix, or it is no pair")
+        elif (
+            {down.ggml_type, up.ggml_type} - {F32, F16}
+            or len(down.shape) != 2
+            or len(up.shape) != 2
+            or (up.shape[0], down.shape[1]) != spec.shape
+            or up.shape[1] != down.shape[0]
+        ):
+            faults.append(
+                f"{name}: lora_b {list(up.shape)} times lora_a {list(down.shape)} is not of the "
+                f"shape {list(spec.shape)}"
+            )
+        else:
+            pairs[source] = (down, up)
+    if len(pairs) * 2 != len(file.tensors) and not faults:
+        faults.append("it holds tensors that are none of an adapter")
+    said = file.keys.get(BASE_SHA256_KEY)
+    if said is not None and fits.sha256 is not None and said != fits.sha256:
+        faults.insert(
+            0,
+            f"it was made for the checkpoint with sha256 {str(said)[:16]}..., and the file is of "
+            f"{fits.sha256[:16]}...",
+        )
+    if faults:
+        raise InputError(
+            f"{where} is no adapter for {fits.name}: {'; '.join(faults[:5])}"
+            f"{' ...' if len(faults) > 5 else ''}. Give the file that it was made for, or make it "
+            "again with `valle-convert lora`."
+        )
+    return Adapter(file.path, 1.0, alpha, tuple(levels), pairs)
+
+
+def write_lora(
+    base: Bundle | Checkpoint,
+    lora: LoraFile,
+    target: Path,
+    *,
+    out_type: str = "f32",
+    alpha: float | None = None,
+    force: bool = False,
+) -> Adapter:
+    """Write a LoRA as an adapter of a model, and read it back; see `api.write_lora`."""
+    if isinstance(base, Checkpoint):
+        fits, path = AdapterBase.of_checkpoint(base), base.path
+    else:
+        fits, path = AdapterBase.of_gguf(base.main), base.path
+    pairs = open_lora(lora, fits.specs, alpha=alpha, kept_apart=True)
+    inputs = [path, lora.path]
+    write_adapter(fits, pairs, lora.path, target, out_type=out_type, force=force, inputs=inputs)
+    return read_adapter(GgufFile(target), fits)

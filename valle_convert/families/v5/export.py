@@ -1,0 +1,293 @@
+"""A converted file back to a `.sft`, the training project's own file.
+
+The keys tell which rows were which tensor, so the way back needs no checkpoint. Numbers keep their
+type; quantized ones become float32, which holds them exactly. The file carries its checkpoint's
+config and phoneme strings, and where an earlier version did not write them, they follow from the
+other keys and from the tokenizer. `fp32.sft` is safetensors with config, symmap and stats as
+metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.checkpoint import Checkpoint, TensorSpec
+from valle_convert.checkpoint.source import BFLOAT16, FLOAT16, FLOAT32
+from valle_convert.errors import InputError
+from valle_convert.families.bundle import Bundle
+from valle_convert.families.v5.facts import config_of, contents_of, describe
+from valle_convert.files import atomic_output, check_free_space, check_outputs, made_folder
+from valle_convert.gguf_file.keys import (
+    BIAS_KEY,
+    SOURCE_CONFIG_KEY,
+    SOURCE_SYMMAP_KEY,
+)
+from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.types import PLAIN_DTYPES
+from valle_convert.model.spec import Model
+from valle_convert.progress import Progress, silent
+from valle_convert.tokenizer.bpe import PhonemeBpe
+from valle_convert.tokenizer.recorded import recorded_tokenizer
+
+#: What `--dtype` takes; `auto` keeps the file's own.
+DTYPES: Mapping[str, np.dtype[Any] | None] = {
+    "auto": None,
+    "f32": FLOAT32,
+    "f16": FLOAT16,
+    "bf16": BFLOAT16,
+}
+SFT_NAME = "fp32.sft"
+_DTYPE_NAMES = {FLOAT32: "F32", FLOAT16: "F16", BFLOAT16: "BF16"}
+_PIECE_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor of the checkpoint lies in the file; a bias has no tensor."""
+
+    tensor: str | None
+    first: int
+    stop: int
+
+
+class BackTensors:
+    """A `TensorSource` of the checkpoint that a converted file was made of.
+
+    Args:
+        file: the converted file.
+        model: as its keys describe it.
+        dtype: of all tensors; None for the type that the file has, float32 where it is quantized.
+    """
+
+    def __init__(self, file: GgufFile, model: Model, dtype: np.dtype[Any] | None = None) -> None:
+        self._file = file
+        self._places: dict[str, _Place] = {}
+        description = contents_of(model)
+        specs: dict[str, TensorSpec] = {}
+
+        def add(name: str, shape: tuple[int, ...], place: _Place, found: np.dtype[Any]) -> None:
+            chosen = found if dtype is None else dtype
+            specs[name] = TensorSpec(name, chosen, _DTYPE_NAMES[chosen], shape)
+            self._places[name] = place
+
+        embedding = file.tensors[TOKEN_EMBEDDING]
+        matrices = PLAIN_DTYPES.get(embedding.ggml_type, FLOAT32)
+        for block in description.rows:
+            place = _Place(TOKEN_EMBEDDING, block.first_row, block.first_row + block.n_rows)
+            is_vector = block.source == "sep"
+            shape = (*([] if is_vector else [block.n_rows]), model.config.n_embd)
+            add(block.source, shape, place, matrices)
+        for tensor in description.backbone:
+            stored = file.tensors.get(tensor.target)
+            if stored is None or stored.shape != tensor.shape:
+                raise InputError(
+                    f"{file.path}: {tensor.target} of shape {list(tensor.shape)} is expected, and "
+                    f"{'it is missing' if stored is None else f'it is {list(stored.shape)}'}; "
+                    "convert the checkpoint again."
+                )
+            kind = PLAIN_DTYPES.get(stored.ggml_type, FLOAT32)
+            place = _Place(tensor.target, 0, tensor.shape[0])
+            if len(tensor.shape) == 1:  # a file has norms in float32, whatever they were
+                kind = _narrow(stored.rows(), matrices)
+            add(tensor.source, tensor.shape, place, kind)
+        start = 0
+        self._biases = np.array(file.keys.get(BIAS_KEY, []), np.float32)
+        for bias in description.biases:
+            stop = start + bias.n_rows
+            known = self._places.get(bias.source)
+            if known is None or bias.n_rows > known.stop - known.first:
+                kind = _narrow(self._biases[start:stop], matrices)
+                add(bias.source, (bias.n_rows,), _Place(None, start, stop), kind)
+            start = stop
+        self.specs: Mapping[str, TensorSpec] = MappingProxyType(specs)
+
+    def read(self, name: str) -> NDArray[Any]:
+        """One tensor, of the shape and type of its spec."""
+        spec = self.specs[name]
+        pieces = list(self.pieces(name))
+        return np.concatenate(pieces).reshape(spec.shape)
+
+    def pieces(self, name: str) -> Iterator[NDArray[Any]]:
+        """The same, some thousand rows at a time."""
+        spec, place = self.specs[name], self._places[name]
+        if place.tensor is None:
+            yield self._cast(self._biases[place.first : place.stop], spec)
+            return
+        stored = self._file.tensors[place.tensor]
+        if len(stored.shape) == 1:
+            yield self._cast(stored.rows(), spec)
+            return
+        plain = PLAIN_DTYPES.get(stored.ggml_type)
+        for start in range(place.first, place.stop, _PIECE_ROWS):
+            rows = slice(start, min(start + _PIECE_ROWS, place.stop))
+            if plain is not None and plain == spec.dtype:
+                yield np.ascontiguousarray(stored.data[rows]).view(plain)
+            else:
+                yield self._cast(stored.rows(rows), spec)
+
+    def _cast(self, values: NDArray[np.float32], spec: TensorSpec) -> NDArray[Any]:
+        with np.errstate(over="ignore"):
+            cast = values.astype(spec.dtype)
+        if not np.isfinite(cast.astype(np.float32)).all():
+            raise InputError(
+                f"{self._file.path}: {spec.name} holds a number that {spec.dtype_name} cannot, or "
+                "that is none; give --dtype f32, or convert the checkpoint again."
+            )
+        return cast
+
+
+def _narrow(values: NDArray[np.float32], dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The type of the matrices where it holds these values exactly, else float32."""
+    with np.errstate(over="ignore"):
+        same = values.astype(dtype).astype(np.float32)
+    return dtype if np.array_equal(same, values) else FLOAT32
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        path: of the file.
+        n_bytes: its size.
+        notes: what was made up, or is not in the result, in words.
+    """
+
+    path: Path
+    n_bytes: int
+    notes: tuple[str, ...]
+
+
+def export_file(
+    bundle: Bundle,
+    folder: Path,
+    *,
+    dtype: str = "auto",
+    tokenizer: Path | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Exported:
+    """Write a converted file back as a checkpoint, or leave nothing.
+
+    Args:
+        bundle: the file, quantized or not.
+        folder: takes the file; it is made where it is not there.
+        dtype: a key of `DTYPES`.
+        tokenizer: the one that the file was converted with, where it is not the built-in one.
+        force: whether existing files may be replaced.
+        progress: shows the bytes written.
+
+    Raises:
+        InputError: it is no converted file, its config contradicts its tensors, or the target
+            must not be written.
+        EnvironmentFault: the disk is full, or the folder is not writable.
+    """
+    file, model, path = bundle.main, bundle.model, bundle.path
+    tensors = BackTensors(file, model, DTYPES[dtype])
+    documents, notes = _metadata(file, model, tensors, tokenizer)
+    target = folder / SFT_NAME
+    inputs = [path, *([tokenizer] if tokenizer else [])]
+    with made_folder(folder, "give another name."):
+        check_outputs([target], force=force, inputs=inputs)
+        size = _write(tensors, documents, target, inputs, force=force, progress=progress)
+    return Exported(target, size, tuple(notes))
+
+
+def _write(
+    tensors: BackTensors,
+    metadata: Mapping[str, str],
+    target: Path,
+    inputs: Sequence[Path],
+    *,
+    force: bool,
+    progress: Progress,
+) -> int:
+    """Write a safetensors file, a few megabytes at a time; its size."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, spec in tensors.specs.items():
+        header[name] = {
+            "dtype": spec.dtype_name,
+            "shape": list(spec.shape),
+            "data_offsets": [end, end + spec.n_bytes],
+        }
+        end += spec.n_bytes
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
+    size = 8 + len(text) + end
+    check_free_space(target, size)
+    with (
+        atomic_output(target, force=force, sources=inputs) as stream,
+        progress("writing", size, "B") as advance,
+    ):
+        advance(stream.write(len(text).to_bytes(8, "little") + text))
+        for name in tensors.specs:
+            for piece in tensors.pieces(name):
+                advance(stream.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data))
+    return size
+
+
+def _json_key(file: GgufFile, key: str) -> dict[str, Any] | None:
+    text = file.keys.get(key)
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise InputError(f"{file.path}: {key} is no JSON object; convert the checkpoint again.")
+    return value
+
+
+def _metadata(
+    file: GgufFile, model: Model, tensors: BackTensors, tokenizer: Path | None
+) -> tuple[dict[str, str], list[str]]:
+    """The entries of the header, each a JSON string, and what has to be said of them."""
+    notes: list[str] = []
+    config = _json_key(file, SOURCE_CONFIG_KEY)
+    symmap = _json_key(file, SOURCE_SYMMAP_KEY)
+    if config is None:
+        config = config_of(model, str(file.keys.get("general.name", file.path.stem)))
+        notes.append(
+            "the file does not carry its checkpoint's config; one that says the same was made"
+        )
+        symmap = _strings(file, tokenizer, notes)
+    found = describe(
+        Checkpoint(file.path, "gguf", tensors, config, f"in {file.path.name}", None, {}),
+        codec=model.config.codec,
+    ).model
+    if (found.config, found.tables) != (model.config, model.tables):
+        raise InputError(
+            f"{file.path}: the config that it carries is not that of its tensors and keys; "
+            "convert the checkpoint again."
+        )
+    notes.append("not in the file: what only training reads (dropout_token, metrics)")
+    entries = {"config": json.dumps(config, ensure_ascii=False)}
+    if symmap is not None:
+        entries["userdata"] = json.dumps({"symmap": symmap}, ensure_ascii=False)
+    step = file.keys.get("valle.source.global_step")
+    if isinstance(step, int):
+        entries["stats"] = json.dumps({"global_step": step})
+    return entries, notes
+
+
+def _strings(file: GgufFile, tokenizer: Path | None, notes: list[str]) -> dict[str, int] | None:
+    """The strings and ids of the tokenizer that the file was compiled from, if it is at hand."""
+    try:
+        found = recorded_tokenizer(file.keys, file.path, tokenizer).tokenizer
+    except InputError:
+        if tokenizer is not None:
+            raise
+        notes.append("its tokenizer is not at hand (--tokenizer), so there is no symmap")
+        return None
+    return dict(found.vocab) if isinstance(found, PhonemeBpe) else None

@@ -1,0 +1,403 @@
+"""GGUF files of VALL-E that were made the old way, and why they speak wrongly.
+
+They are the Hugging Face export after llama.cpp's converter for LLaMA models:
+`general.architecture` is `llama`, whose gate is SiLU where the network has GELU; the rows of q and
+k are interleaved, as that graph rotates neighbours; tables and heads are two matrices; nothing says
+which rows are which, or how positions count. All weights are there. `read_old` gives them under the
+checkpoint's names, numbers for the reference and stored blocks for the writer: rows are moved,
+whole, and no number is rounded a second time.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.checkpoint import Checkpoint, TensorSource, TensorSpec
+from valle_convert.checkpoint.exported import (
+    EMBEDDINGS,
+    HEADS,
+    ExportedTensors,
+    assumed_config,
+    is_named,
+    rows_of_export,
+)
+from valle_convert.checkpoint.folder import DiskTree, found_file
+from valle_convert.checkpoint.read import load_config, overlay
+from valle_convert.checkpoint.source import FLOAT32, BlockSource, CarriedVocabulary
+from valle_convert.errors import InputError
+from valle_convert.families.v5.facts import LAYER_TENSORS
+from valle_convert.gguf_file.encode import can_decode
+from valle_convert.gguf_file.keys import (
+    ARCHITECTURE,
+    BIAS_KEY,
+    OLD_TYPES_KEY,
+    SOURCE_PREFIX,
+    is_converted,
+)
+from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
+from valle_convert.gguf_file.read import GgufFile, TensorInfo
+from valle_convert.gguf_file.types import PLAIN_DTYPES
+from valle_convert.model.spec import LANGUAGES, TASKS, TONES
+
+FORMAT = "gguf, made the old way"
+_OLD_TYPES = OLD_TYPES_KEY.removeprefix(SOURCE_PREFIX)
+_WHAT = "VALL-E that was made into GGUF the old way"
+_ARCHITECTURE = "llama"
+_OUTPUT = "output.weight"
+_TOKENS = "tokenizer.ggml.tokens"
+#: Rows of the published models' matrices, whose tokens may have lost their names.
+_PUBLISHED_ROWS = 17_702
+#: What every VALL-E has, so that a file with others is none.
+_EXPECTED = {"rope.freq_base": 10_000.0, "attention.layer_norm_rms_epsilon": 1e-6}
+#: A norm weight of a checkpoint, rounded to bfloat16 on its way through the export.
+_ROUNDING = 2.0**-8
+
+
+def is_old(file: GgufFile) -> bool:
+    """Whether a GGUF file is a VALL-E made the old way."""
+    if is_converted(file.keys) or file.keys.get("general.architecture") != _ARCHITECTURE:
+        return False
+    tokens = file.keys.get(_TOKENS)
+    if not isinstance(tokens, list):
+        return False
+    return is_named(tokens) or len(tokens) == _PUBLISHED_ROWS
+
+
+def why_wrong(path: Path) -> str:
+    """One sentence: what is wrong with such a file, and what to do."""
+    return (
+        f"{path} is a VALL-E that was made into GGUF the old way, as a `llama` model: its graph "
+        "computes SiLU where the network has GELU, and nothing in it tells tables, heads and "
+        "positions, so it speaks wrongly; make the right file of it with `valle-convert repair "
+        f"{path} NEW.gguf`."
+    )
+
+
+def read_old(
+    path: Path, *, config: Path | None = None, biases: Checkpoint | None = None
+) -> Checkpoint:
+    """Read a file that was made the old way as the checkpoint that it came from.
+
+    Args:
+        path: of the file.
+        config: YAML or JSON with what it does not say, where that is not as in the published
+            models.
+        biases: the checkpoint that it was made of, to take the heads' biases from.
+
+    Raises:
+        InputError: it is no such file, or damaged; `biases` is of another model, or has none.
+    """
+    file = GgufFile(path)
+    if is_converted(file.keys):
+        raise InputError(f"{path} is a converted file, which needs no repair.")
+    names = file.keys.get(_TOKENS)
+    if file.keys.get("general.architecture") != _ARCHITECTURE or not isinstance(names, list):
+        raise InputError(
+            f"{path} is no {_WHAT}: its architecture is "
+            f"{file.keys.get('general.architecture')!r:.40}, where 'llama' with a list of tokens "
+            "is expected."
+        )
+    sizes = _Sizes(file)
+    given = {} if config is None else load_config(config, found_file(DiskTree(), path))
+    export = _OldTensors(file, sizes)
+    n_rows = export.specs[EMBEDDINGS].shape[0] if EMBEDDINGS in export.specs else 0
+    rows = rows_of_export(names, n_rows, given, str(path))
+    _check_words(rows, path)
+    said, assumed = assumed_config(
+        rows,
+        given,
+        name=path.stem,
+        dim=sizes.width,
+        heads=sizes.heads,
+        kv_heads=sizes.kv_heads,
+        layers=sizes.layers,
+        context=sizes.context,
+    )
+    tensors: BlockSource = ExportedTensors(export, rows, str(path))
+    lost = ["the table and the head of raw text"]
+    origin: dict[str, str | tuple[str, ...]] = {
+        "format": FORMAT,
+        _OLD_TYPES: tuple(file.tensors[name].ggml_type.name for name in (TOKEN_EMBEDDING, _OUTPUT)),
+    }
+    if biases is None:
+        lost.insert(0, "the biases of the heads, if it had any")
+    else:
+        tensors = _WithBiases(tensors, biases, path)
+        said["experimental"]["classifiers_bias"] = True
+        origin["biases_sha256"] = biases.sha256()
+    companions = [] if config is None else [config]
+    return Checkpoint(
+        path=path,
+        container=FORMAT,
+        tensors=tensors,
+        config=overlay(said, given),
+        config_source="assumed" if config is None else f"assumed, overridden by {config.name}",
+        symmap=None,
+        stats={},
+        companions=(*companions, *(biases.inputs if biases is not None else ())),
+        vocabulary=_vocabulary(file, names[: rows["text_emb.weight"].n_rows]),
+        assumed=assumed,
+        lost=tuple(lost),
+        origin=origin,
+    )
+
+
+def as_repaired(checkpoint: Checkpoint, file: GgufFile) -> Checkpoint:
+    """A checkpoint with what a repaired file can have of it, to hold the file against."""
+    with_biases = BIAS_KEY in file.keys
+    n_heads = len(open_names(file, "valle.head.names"))
+    kept = {
+        name: spec
+        for name, spec in checkpoint.tensors.specs.items()
+        if name != "raw_text_emb.weight" and _is_kept(name, n_heads, with_biases=with_biases)
+    }
+    experimental: dict[str, Any] = {"classifiers_bias": with_biases}
+    context = file.keys.get(f"{ARCHITECTURE}.context_length")
+    if isinstance(context, int):  # every export says the same number
+        experimental["max_position_embeddings"] = context
+    return replace(
+        checkpoint,
+        tensors=_Some(checkpoint.tensors, MappingProxyType(kept)),
+        config=overlay(checkpoint.config, {"experimental": experimental}),
+        stats={},
+    )
+
+
+def open_names(file: GgufFile, key: str) -> list[str]:
+    """A list of strings among the keys; empty where there is none."""
+    value = file.keys.get(key)
+    return value if isinstance(value, list) and all(isinstance(one, str) for one in value) else []
+
+
+def _is_kept(name: str, n_heads: int, *, with_biases: bool) -> bool:
+    head = re.fullmatch(r"classifiers\.proj\.(\d+)\.(weight|bias)", name)
+    return head is None or (int(head[1]) < n_heads and (with_biases or head[2] == "weight"))
+
+
+@dataclass(frozen=True)
+class _Some:
+    """Some of the tensors of a source."""
+
+    source: TensorSource
+    specs: Mapping[str, TensorSpec]
+
+    def read(self, name: str) -> NDArray[Any]:
+        return self.source.read(name)
+
+
+class _Sizes:
+    """The numbers of the header that the tensors do not tell."""
+
+    def __init__(self, file: GgufFile) -> None:
+        faults: list[str] = []
+
+        def number(name: str, default: int | None = None) -> int:
+            value = file.keys.get(f"{_ARCHITECTURE}.{name}", default)
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 24:
+                faults.append(f"{_ARCHITECTURE}.{name} is {value!r:.40}")
+                return 1
+            return value
+
+        self.width = number("embedding_length")
+        self.heads = number("attention.head_count")
+        self.kv_heads = number("attention.head_count_kv", self.heads)
+        self.layers = number("block_count")
+        self.context = number("context_length")
+        for name, expected in _EXPECTED.items():
+            value = file.keys.get(f"{_ARCHITECTURE}.{name}", expected)
+            if not isinstance(value, float) or abs(value - expected) > 1e-3 * expected:
+                faults.append(f"{_ARCHITECTURE}.{name} is {value!r:.40}, not {expected:g}")
+        if not faults and (self.width % self.heads or self.width // self.heads % 2):
+            faults.append(f"{self.heads} heads do not divide the width {self.width} evenly")
+        if faults:
+            raise InputError(f"{file.path} is no {_WHAT}: {'; '.join(faults)}.")
+
+
+class _OldTensors:
+    """The file's tensors under the names of the Hugging Face export, q and k in their own order."""
+
+    def __init__(self, file: GgufFile, sizes: _Sizes) -> None:
+        self._stored: dict[str, TensorInfo] = {}
+        self._orders: dict[str, NDArray[np.int64]] = {}
+        names = {
+            TOKEN_EMBEDDING: EMBEDDINGS,
+            _OUTPUT: HEADS,
+            "output_norm.weight": "model.norm.weight",
+        }
+        for layer in range(sizes.layers):
+            for source, target, _ in LAYER_TENSORS:
+                names[f"blk.{layer}.{target}.weight"] = f"model.layers.{layer}.{source}.weight"
+        missing = [name for name in names if name not in file.tensors]
+        unknown = [name for name in file.tensors if name not in names]
+        unreadable = [
+            f"{name} of type {tensor.ggml_type.name}"
+            for name, tensor in file.tensors.items()
+            if not can_decode(tensor.ggml_type) or not tensor.shape
+        ]
+        for words, found in (
+            ("missing", missing),
+            ("unexpected", unknown),
+            ("cannot be read", unreadable),
+        ):
+            if found:
+                raise InputError(
+                    f"{file.path} is no {_WHAT}; {words}: "
+                    f"{', '.join(found[:10])}{' ...' if len(found) > 10 else ''}."
+                )
+        specs: dict[str, TensorSpec] = {}
+        for name, tensor in file.tensors.items():
+            source = names[name]
+            kind = tensor.ggml_type
+            dtype = PLAIN_DTYPES.get(kind, FLOAT32)
+            specs[source] = TensorSpec(source, dtype, kind.name, tensor.shape)
+            self._stored[source] = tensor
+            heads = {"q_proj": sizes.heads, "k_proj": sizes.kv_heads}.get(source.split(".")[-2])
+            if heads is None:
+                continue
+            if tensor.shape[0] % (2 * heads):
+                raise InputError(
+                    f"{file.path}: the {tensor.shape[0]} rows of {name} are not of {heads} heads; "
+                    "the file is damaged: copy it again."
+                )
+            stored_rows = np.arange(tensor.shape[0]).reshape(heads, -1, 2)
+            self._orders[source] = stored_rows.swapaxes(1, 2).reshape(-1)
+        self.specs: Mapping[str, TensorSpec] = MappingProxyType(specs)
+
+    def read(self, name: str) -> NDArray[Any]:
+        """One tensor, in its own type where numpy has it."""
+        return self.read_rows(name, slice(None))
+
+    def read_rows(self, name: str, rows: slice) -> NDArray[Any]:
+        """Rows of it."""
+        stored = self._stored[name]
+        dtype = PLAIN_DTYPES.get(stored.ggml_type)
+        if len(stored.shape) == 1:
+            return stored.data.view(dtype) if dtype is not None else stored.rows()
+        index = self._orders[name][rows] if name in self._orders else rows
+        if dtype is None:
+            return stored.rows(index)
+        return stored.data.reshape(stored.shape[0], -1)[index].view(dtype)
+
+    def read_blocks(self, name: str, rows: slice) -> NDArray[np.uint8] | None:
+        """Rows as they are stored; None for a type of numpy."""
+        stored = self._stored[name]
+        if stored.ggml_type in PLAIN_DTYPES or len(stored.shape) == 1:
+            return None
+        index = self._orders[name][rows] if name in self._orders else rows
+        return stored.data.reshape(stored.shape[0], -1)[index]
+
+
+class _WithBiases:
+    """The tensors of an old file, and the biases of the checkpoint that it was made of."""
+
+    def __init__(self, tensors: BlockSource, checkpoint: Checkpoint, path: Path) -> None:
+        self._tensors = tensors
+        self._checkpoint = checkpoint.tensors
+        given = checkpoint.tensors.specs
+        specs = dict(tensors.specs)
+        biases = [
+            name
+            for name in given
+            if name.startswith("classifiers.proj.") and name.endswith(".bias")
+        ]
+        heads = [name for name in specs if name.startswith("classifiers.proj.")]
+        if not biases:
+            raise InputError(f"{checkpoint.path} has no biases of heads; leave out --biases.")
+        for head in heads:
+            name = head.replace(".weight", ".bias")
+            if name not in biases or given[name].shape != specs[head].shape[:1]:
+                raise InputError(
+                    f"{checkpoint.path} is not what {path} was made of: {name} of "
+                    f"{specs[head].shape[0]} values is expected in it; give its own checkpoint "
+                    "with --biases, or leave that out."
+                )
+            specs[name] = given[name]
+        self.specs: Mapping[str, TensorSpec] = MappingProxyType(specs)
+        self._check_norms(checkpoint.path, path)
+
+    def _check_norms(self, checkpoint: Path, path: Path) -> None:
+        """The norms of the two are equal: they pass through every export unquantized."""
+        for name, spec in self._tensors.specs.items():
+            if not name.endswith("norm.weight"):
+                continue
+            there = self._checkpoint.specs.get(name)
+            same = there is not None and there.shape == spec.shape
+            if same:
+                ours = self._tensors.read(name).astype(np.float32)
+                theirs = self._checkpoint.read(name).astype(np.float32)
+                same = bool((np.abs(ours - theirs) <= _ROUNDING * np.abs(theirs)).all())
+            if not same:
+                raise InputError(
+                    f"{checkpoint} is not what {path} was made of: {name} differs; give its own "
+                    "checkpoint with --biases, or leave that out."
+                )
+
+    def read(self, name: str) -> NDArray[Any]:
+        """One tensor, a bias from the checkpoint."""
+        if name in self._tensors.specs:
+            return self._tensors.read(name)
+        return self._checkpoint.read(name)
+
+    def read_blocks(self, name: str) -> NDArray[np.uint8] | None:
+        """Rows as they are stored, see `BlockSource`."""
+        return self._tensors.read_blocks(name) if name in self._tensors.specs else None
+
+
+def _check_words(rows: Mapping[str, Any], path: Path) -> None:
+    """Languages, tasks and tones are numbered as everywhere."""
+    for table, known in (
+        ("langs_emb.weight", LANGUAGES),
+        ("tasks_emb.weight", TASKS),
+        ("tones_emb.weight", TONES),
+    ):
+        words = rows[table].words if table in rows else ()
+        for i, (word, expected) in enumerate(zip(words, known, strict=False)):
+            if word != expected:
+                raise InputError(
+                    f"{path}: row {i} of {table} is called {word!r:.40}, where {expected!r} is "
+                    "expected; a model with another numbering cannot be repaired."
+                )
+
+
+def _vocabulary(file: GgufFile, names: list[str]) -> CarriedVocabulary | None:
+    """The file's own strings and merges; None where it has no merges."""
+    merges = file.keys.get("tokenizer.ggml.merges")
+    if not isinstance(merges, list) or len(set(names)) != len(names):
+        return None
+    ids = {name: id_ for id_, name in enumerate(names)}
+    specials = [name for name in ("<unk>", "<bos>", "</eos>", "<mask>") if name in ids]
+    around = [
+        {"SpecialToken": {"id": "<bos>", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"SpecialToken": {"id": "</eos>", "type_id": 0}},
+    ]
+    document = {
+        "version": "1.0",
+        "added_tokens": [{"id": ids[name], "content": name, "special": True} for name in specials],
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": around,
+            "pair": around,
+            "special_tokens": {
+                name: {"id": name, "ids": [ids[name]], "tokens": [name]}
+                for name in specials
+                if name in ("<bos>", "</eos>")
+            },
+        },
+        "decoder": {"type": "Fuse"},
+        "model": {"type": "BPE", "unk_token": "<unk>", "vocab": ids, "merges": merges},
+    }
+    return CarriedVocabulary(
+        strings=ids,
+        merges=tuple(tuple(str(merge).split(" ")) for merge in merges),
+        document=json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogatepass"),
+    )

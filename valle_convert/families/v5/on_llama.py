@@ -1,0 +1,150 @@
+"""A converted file, opened on stock llama.cpp: `protocol.Network` with nothing assumed.
+
+The file's keys say which rows are which table and head; the rows are read from the file
+itself, dequantized as they are needed. `GemmaSession` runs them and knows nothing of
+VALL-E; this module adds what it knows, and no arithmetic but a head's bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.checkpoint.lora import LoraFile
+from valle_convert.closing import Closing
+from valle_convert.families.v5.adapter import open_adapter
+from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.llama.context import CacheType
+from valle_convert.llama.gemma import GemmaSession, Pass
+from valle_convert.model.spec import Head, Model, level_of_head
+from valle_convert.network.probe import read_probe_rows
+from valle_convert.network.protocol import Outputs
+
+
+class GgufNetwork(Closing):
+    """A `protocol.Network` on stock llama.cpp. Close it, or use it as a context manager.
+
+    Args:
+        file: a converted file.
+        model: as its keys describe it.
+        n_ctx: positions to make room for at once; longer sequences make more room by themselves.
+        n_seq: independent causal sequences; guidance needs two.
+        n_threads: None for the cores that this process may use.
+        cache_type: number format of the cached keys and values.
+        adapters: LoRAs kept apart, each as a file and its scale; one for some codebook levels
+            is on in the passes of these only.
+
+    Attributes:
+        file: the parsed file.
+        adapters: as opened.
+        session: what runs it.
+
+    Raises:
+        InputError: the file is no converted checkpoint, or damaged.
+        EnvironmentFault: there is no usable llama.cpp.
+    """
+
+    def __init__(
+        self,
+        file: GgufFile,
+        model: Model,
+        *,
+        n_ctx: int = 512,
+        n_seq: int = 2,
+        n_threads: int | None = None,
+        cache_type: CacheType = "f32",
+        adapters: Sequence[LoraFile] = (),
+    ) -> None:
+        self.file = file
+        self._model = model
+        self.adapters = tuple(open_adapter(one, self.file) for one in adapters)
+        self._embedding = self.file.tensors[TOKEN_EMBEDDING]
+        self._biases = {
+            head.name: np.array(head.bias, np.float32)
+            for head in self._model.heads
+            if head.bias is not None
+        }
+        self.session = GemmaSession(
+            self.file.path,
+            n_ctx=n_ctx,
+            n_seq=n_seq,
+            n_threads=n_threads,
+            cache_type=cache_type,
+            probe_rows=read_probe_rows(self.file),
+            adapters=[one.path for one in self.adapters],
+        )
+
+    @property
+    def model(self) -> Model:
+        """Tables, heads and switches, as the file describes them."""
+        return self._model
+
+    def look_up(self, table: str, rows: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Rows of an input table, [n] -> [n, n_embd], dequantized from the mapped file."""
+        return self._embedding.rows(self._model.table(table).first_row + np.asarray(rows))
+
+    def reset(self) -> None:
+        """Forget the sequences so far."""
+        self.session.reset()
+
+    def step(
+        self,
+        embeddings: NDArray[np.float32],
+        positions: NDArray[np.integer],
+        *,
+        head: str,
+        outputs: Outputs,
+        sequence: int = 0,
+    ) -> NDArray[np.float32]:
+        """Run a batch; see `protocol.Network.step`."""
+        self._switch_adapters(head)
+        target: Head = self._model.head(head)
+        logits = self.session.step(
+            embeddings,
+            positions,
+            causal=self._model.is_causal(head),
+            outputs=_indices(outputs),
+            columns=target.columns,
+            sequence=sequence,
+        )
+        return self._biased(head, logits)
+
+    def step_many(
+        self,
+        embeddings: Sequence[NDArray[np.float32]],
+        positions: Sequence[NDArray[np.integer]],
+        *,
+        head: str,
+        outputs: Sequence[Outputs],
+    ) -> list[NDArray[np.float32]]:
+        """Run several causal sequences in one batch; see `protocol.Network.step_many`."""
+        passes = [
+            Pass(one, places, _indices(wanted))
+            for one, places, wanted in zip(embeddings, positions, outputs, strict=True)
+        ]
+        self._switch_adapters(head)
+        columns = self._model.head(head).columns
+        found = self.session.step_many(passes, columns=columns)
+        return [self._biased(head, logits) for logits in found]
+
+    def _switch_adapters(self, head: str) -> None:
+        if self.adapters:
+            level = level_of_head(head)
+            self.session.use_adapters(
+                [one.factor if one.is_for(level) else 0.0 for one in self.adapters]
+            )
+
+    def _biased(self, head: str, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        bias = self._biases.get(head)
+        return logits if bias is None else logits + bias
+
+    def close(self) -> None:
+        """Free what llama.cpp holds."""
+        self.session.close()
+
+
+def _indices(outputs: Outputs) -> slice | NDArray[np.int64]:
+    return outputs if isinstance(outputs, slice) else np.asarray(outputs, np.int64)

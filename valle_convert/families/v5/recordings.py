@@ -1,0 +1,264 @@
+"""From recordings and what is said in them to the files that `--data` takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.audio.codec import AudioCodec
+from valle_convert.audio.codes import is_codes_path, read_codes
+from valle_convert.audio.files import read_audio
+from valle_convert.audio.voice import PROMPT_SECONDS, fit_prompt, prompt_audio
+from valle_convert.errors import InputError
+from valle_convert.families.v5.trials import check_utterance
+from valle_convert.files import atomic_output, read_small_file
+from valle_convert.model.spec import LANGUAGES, Codes, Model
+from valle_convert.progress import Progress, silent
+from valle_convert.speech.results import DEFAULT_FRAME_RATE, MAX_RECORDING_SECONDS
+from valle_convert.text import (
+    check_phonemes,
+    detect_language,
+    known_language,
+    listed,
+    to_phonemes,
+    unknown_phonemes,
+    unsaid_characters,
+    unsaid_notice,
+)
+
+_MAX_LIST_BYTES = 64 << 20
+#: Of a recording's name in the name of its utterance, so that a long one leaves room.
+_MAX_STEM_BYTES = 200
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A recording, and what is said in it.
+
+    Attributes:
+        path: wav, flac, ogg or mp3; or codes (.npz).
+        text: the words, or IPA.
+    """
+
+    path: Path
+    text: str
+
+
+@dataclass(frozen=True)
+class Said:
+    """A text, ready for the model.
+
+    Attributes:
+        language: of the text.
+        phonemes: IPA.
+        ids: of the phonemes, with the marks around them.
+        notices: what a user should know of it.
+    """
+
+    language: str
+    phonemes: str
+    ids: list[int]
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class MadeUtterance:
+    """An utterance as `utterances.read_utterance` reads it.
+
+    Attributes:
+        name: of its file.
+        source: the recording.
+        said: its text.
+        arrays: by their names in the file.
+        notices: what a user should know of it.
+    """
+
+    name: str
+    source: Path
+    said: Said
+    arrays: dict[str, NDArray[Any]]
+    notices: tuple[str, ...]
+
+
+def read_list(path: Path) -> list[Recorded]:
+    """Recordings and texts, tab-separated, one a line; paths are relative to the list.
+
+    Raises:
+        InputError: it cannot be read, is empty, or a line is not of that form.
+    """
+    found = []
+    data = read_small_file(path, "list", _MAX_LIST_BYTES, pipe=True).removeprefix(b"\xef\xbb\xbf")
+    for number, line in enumerate(data.split(b"\n"), 1):
+        fields = line.removesuffix(b"\r").split(b"\t")
+        if fields == [b""]:
+            continue
+        where = f"{path}, line {number}"
+        if len(fields) != 2 or not fields[0] or b"\0" in fields[0]:
+            raise InputError(
+                f"{where} has {len(fields)} tab-separated fields, where two are expected: the "
+                "path of a recording, and what is said in it."
+            )
+        try:
+            text = fields[1].decode("utf-8")
+        except UnicodeDecodeError:
+            raise InputError(f"{where}: the text is not UTF-8; save it as UTF-8.") from None
+        found.append(Recorded(path.parent / os.fsdecode(fields[0]), text))
+    if not found:
+        raise InputError(f"{path} is empty, where a recording and its text a line are expected.")
+    return found
+
+
+def utterance_names(recorded: Sequence[Recorded]) -> list[str]:
+    """The file of each utterance: its number, so that the order stays, and the recording's name."""
+    digits = max(4, len(str(len(recorded))))
+    stems = [os.fsencode(one.path.stem)[:_MAX_STEM_BYTES] for one in recorded]
+    return [f"{i:0{digits}}-{os.fsdecode(stem)}.npz" for i, stem in enumerate(stems, 1)]
+
+
+def say_all(
+    recorded: Sequence[Recorded],
+    model: Model,
+    tokenize: Callable[[str], list[int]],
+    *,
+    language: str | None = None,
+    is_phonemes: bool = False,
+) -> list[Said]:
+    """Turn the texts into phonemes and ids.
+
+    Args:
+        recorded: the recordings and their texts.
+        model: whose languages they have to be in.
+        tokenize: phonemes to the model's ids, with the marks around them.
+        language: of the texts; None detects it for each.
+        is_phonemes: the texts are IPA already.
+
+    Raises:
+        InputError: there is nothing to say in a text, or its language is not the model's.
+        EnvironmentFault: a package is missing.
+    """
+    if language is not None:
+        language = known_language(language, model.languages or LANGUAGES)
+    return [_say(one, model, tokenize, language, is_phonemes=is_phonemes) for one in recorded]
+
+
+def make_utterances(
+    recorded: Sequence[Recorded],
+    said: Sequence[Said],
+    model: Model,
+    *,
+    codec: AudioCodec | None = None,
+    voice: Path | None = None,
+    is_phonemes: bool = False,
+    progress: Progress = silent,
+) -> list[MadeUtterance]:
+    """Turn recordings into codes, and put them together with what is said.
+
+    Args:
+        recorded: the recordings.
+        said: their texts, by `say_all`.
+        model: whose levels and context they have to fit.
+        codec: the model's; None where all recordings are codes.
+        voice: a recording of the voice, or its codes, as prompt of all of them; None for none.
+        is_phonemes: the texts are IPA, and no words to keep.
+        progress: shows the recordings.
+
+    Raises:
+        InputError: a recording cannot be used, or an utterance is not of this model.
+        EnvironmentFault: a package is missing.
+    """
+    prompt: Codes | None = None
+    notices: tuple[str, ...] = ()
+    if voice is not None:
+        prompt, notices = voice_prompt(voice, model, codec)
+    made = []
+    with progress("recordings", len(recorded), "") as advance:
+        for one, line, name in zip(recorded, said, utterance_names(recorded), strict=True):
+            arrays: dict[str, NDArray[Any]] = {
+                "phonemes": np.array(line.ids, np.int32),
+                "response": _codes(one.path, model, codec, None)[0],
+            }
+            if prompt is not None:
+                arrays["prompt"] = prompt
+            if model.has_table("language"):
+                arrays["language"] = np.array(model.languages.index(line.language), np.int32)
+            check_utterance(one.path, arrays, model)
+            if not is_phonemes:
+                arrays["text"] = np.array(one.text)
+            made.append(MadeUtterance(name, one.path, line, arrays, line.notices + notices))
+            notices = ()
+            advance(1)
+    return made
+
+
+def voice_prompt(
+    voice: Path, model: Model, codec: AudioCodec | None, seconds: float = PROMPT_SECONDS
+) -> tuple[Codes, tuple[str, ...]]:
+    """The codes of a voice [frames, levels], so many seconds of it, and notices.
+
+    Raises:
+        InputError: it cannot be used.
+        EnvironmentFault: a package is missing.
+    """
+    prompt, notices = _codes(voice, model, codec, seconds)
+    rate = model.config.codec.frame_rate or DEFAULT_FRAME_RATE
+    prompt, more = fit_prompt(prompt, max(1, round(seconds * rate)), str(voice))
+    return prompt, notices + more
+
+
+def write_utterances(
+    made: Iterable[MadeUtterance], folder: Path, *, force: bool, sources: Sequence[Path] = ()
+) -> None:
+    """Write each into a file of the folder.
+
+    Raises:
+        InputError, EnvironmentFault: as `files.atomic_output`.
+    """
+    for one in made:
+        with atomic_output(folder / one.name, force=force, sources=sources) as file:
+            np.savez(file, **one.arrays)  # type: ignore[arg-type]
+
+
+def _say(
+    one: Recorded,
+    model: Model,
+    tokenize: Callable[[str], list[int]],
+    language: str | None,
+    *,
+    is_phonemes: bool,
+) -> Said:
+    among = model.languages or LANGUAGES
+    notices: tuple[str, ...] = ()
+    try:
+        if is_phonemes:
+            check_phonemes(one.text)
+            spoken, phonemes = language or among[0], one.text
+        else:
+            spoken = language or detect_language(one.text, among)
+            phonemes = to_phonemes(one.text, spoken)
+            if unsaid := unsaid_characters(one.text, spoken):
+                notices += (f"{one.path}: {unsaid_notice(unsaid, spoken)}",)
+    except InputError as error:
+        raise InputError(f"{one.path}: {error}") from error
+    if unknown := unknown_phonemes(phonemes, tokenize):
+        notices += (f"{one.path}: the model's vocabulary lacks these phonemes: {listed(unknown)}",)
+    return Said(spoken, phonemes, tokenize(phonemes), notices)
+
+
+def _codes(
+    path: Path, model: Model, codec: AudioCodec | None, seconds: float | None
+) -> tuple[Codes, tuple[str, ...]]:
+    """The codes of a recording [frames, levels], of so many seconds of it; None for all."""
+    if is_codes_path(path):
+        return read_codes(path, model.config).codes, ()
+    if codec is None:
+        raise InputError(f"{path} is a recording, and without a codec only codes can be used.")
+    rate = codec.description.sample_rate
+    audio = read_audio(path, rate, max_seconds=MAX_RECORDING_SECONDS)
+    audio, notices = prompt_audio(audio, seconds, str(path))
+    return codec.encode(audio), notices

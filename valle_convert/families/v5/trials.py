@@ -1,0 +1,347 @@
+"""What versions 5 and 6 are tried on: utterances, random or from files, and passes over them.
+
+A pass is what goes in, which head answers, and which elements are compared. The same cases
+serve the verdict, importance matrices, and the quality of quantized files.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.audio.codes import read_codes
+from valle_convert.decode import GREEDY, ArOptions, NarOptions, decode_ar, decode_nar
+from valle_convert.errors import InputError
+from valle_convert.families.family import GREEDY_FRAMES, Case, Speed
+from valle_convert.model.inputs import (
+    Condition,
+    Inputs,
+    Segment,
+    assemble,
+    length_segments,
+    speech_segments,
+    transcript_segments,
+)
+from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, LENGTH_STOP, Model
+from valle_convert.network.protocol import Network
+from valle_convert.npz_file import read_npz
+
+Prediction = NDArray[np.float32]
+
+#: What a `.npz` file of an utterance holds.
+ARRAYS = "phonemes and response, and perhaps prompt, language and text"
+_N_PHONEMES = 32
+_N_PROMPT_FRAMES = 48
+_N_FRAMES = 60
+_N_TRANSCRIPT = 16
+_MASKED_PART = 0.5
+# A request of everyday size: four seconds of EnCodec after three seconds of voice.
+_SPEED_PHONEMES, _SPEED_PROMPT, _SPEED_FRAMES = 60, 225, 300
+_SPEED_STEPS, _SPEED_PASSES = 16, 3
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One seeded example: text, voice and speech.
+
+    Attributes:
+        condition: phonemes with their marks, language, prompt.
+        response: [frames, levels].
+        masked: level 0 of the response with mask codes in it, [frames].
+        digits: a duration so far, beginning with 0.
+        text: the words, where they are known.
+    """
+
+    condition: Condition
+    response: NDArray[np.int64]
+    masked: NDArray[np.int64]
+    digits: NDArray[np.int64]
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class NetworkPass:
+    """One pass of a network; it is called with the network.
+
+    Attributes:
+        head: whose logits are asked for.
+        segments: what goes in.
+        n_outputs: how many elements are compared, counted from the end.
+        stepwise: the last segment goes in one element at a time, through the cache.
+    """
+
+    head: str
+    segments: tuple[Segment, ...]
+    n_outputs: int
+    stepwise: bool = False
+
+    def __call__(self, network: Network) -> Prediction:
+        """The logits, [n_outputs, rows of the head]."""
+        network.reset()
+        inputs = assemble(network.model, self.segments, network.look_up)
+        if not self.stepwise:
+            first = len(inputs) - self.n_outputs
+            return network.step(
+                inputs.embeddings, inputs.positions, head=self.head, outputs=slice(first, None)
+            )
+        return np.concatenate(list(_stepwise(network, self.head, inputs)))
+
+
+def utterances(model: Model, n: int, *, seed: int = 0) -> Iterator[Utterance]:
+    """`n` different utterances of random phonemes and codes, the same for the same seed."""
+    config = model.config
+    for i in range(n):
+        draw = np.random.default_rng([seed, i])
+        n_phonemes = model.table("phonemes").n_rows
+        inner = draw.integers(min(4, n_phonemes - 1), n_phonemes, _N_PHONEMES + 3 * i)
+        response = draw.integers(0, config.codebook_size, (_N_FRAMES + 7 * i, config.n_levels))
+        masked = np.where(draw.random(len(response)) < 0.5, config.special_code, response[:, 0])
+        has_language = model.has_table("language")
+        yield Utterance(
+            condition=Condition(
+                phonemes=np.array([BOS_PHONEME, *inner, EOS_PHONEME]),
+                language=i % model.table("language").n_rows if has_language else None,
+                prompt=draw.integers(
+                    0, config.codebook_size, (_N_PROMPT_FRAMES + 5 * i, config.n_levels)
+                ),
+                tone=0 if "tone" in config.capabilities else None,
+            ),
+            response=response,
+            masked=masked,
+            digits=np.array([0, *draw.integers(0, LENGTH_STOP, 3)]),
+        )
+
+
+def cases(model: Model, utterance: Utterance) -> Iterator[Case[Network]]:
+    """Every head and every task of the model, over one utterance."""
+    condition, response = utterance.condition, utterance.response
+    n = len(response)
+
+    def speech(
+        name: str,
+        head: str,
+        given: Condition,
+        level: int,
+        codes: NDArray[np.int64],
+        *,
+        stepwise: bool = False,
+    ) -> Case[Network]:
+        segments = speech_segments(model, given, level, codes, masked=head == "mask")
+        # The AR's first code is predicted by the separator before the response.
+        run = NetworkPass(head, tuple(segments), n + (head == "ar"), stepwise)
+        return Case(name, head, run, repeats=stepwise)
+
+    yield speech("ar", "ar", condition, 0, response)
+    yield speech("ar one code a step", "ar", condition, 0, response, stepwise=True)
+    yield speech("ar without prompt", "ar", replace(condition, prompt=None), 0, response)
+    yield speech("ar null", "ar", condition.null(), 0, response)
+    for task in ("ns", "sr"):
+        if task in model.tasks:
+            yield speech(f"ar {task}", "ar", replace(condition, task=task), 0, response)
+    for level in range(1, model.config.n_levels):
+        yield speech(f"nar.{level}", f"nar.{level}", condition, level, response)
+    if model.config.n_levels > 1:
+        yield speech("nar.1 null", "nar.1", condition.null(), 1, response)
+    yield speech("mask", "mask", condition, 0, utterance.masked)
+    yield speech("mask null", "mask", condition.null(), 0, utterance.masked)
+    if model.has_head("len"):
+        digits = utterance.digits
+        segments = length_segments(model, condition, digits)
+        yield Case("len", "len", NetworkPass("len", tuple(segments), len(digits)))
+    transcript = condition.phonemes[:_N_TRANSCRIPT]
+    if model.config.n_levels > 1:
+        spoken = transcript_segments(model, response, transcript, condition.language)
+    else:
+        # Such a model has the head, and no task that reads it.
+        spoken = speech_segments(model, condition, 0, response)
+    yield Case("stt", "stt", NetworkPass("stt", tuple(spoken), len(transcript)))
+    if model.has_head("text"):
+        # No task of these models reads it; its rows are compared on the same hidden states.
+        run = NetworkPass("text", tuple(spoken), len(transcript))
+        yield Case("text", "text", run, repeats=True)
+
+
+def _stepwise(network: Network, head: str, inputs: Inputs) -> Iterator[Prediction]:
+    """All but the last segment at once, then element after element."""
+    for start, stop in pairwise([0, *range(inputs.last, len(inputs) + 1)]):
+        part = slice(start, stop)
+        yield network.step(
+            inputs.embeddings[part], inputs.positions[part], head=head, outputs=slice(-1, None)
+        )
+
+
+def speak_level_0(network: Network, utterance: Utterance) -> NDArray[np.int32]:
+    """What the AR says without randomness, [frames]."""
+    options = ArOptions(sampling=GREEDY, max_frames=GREEDY_FRAMES)
+    return decode_ar(network, utterance.condition, options, np.random.default_rng(0)).codes
+
+
+def speak_levels(
+    network: Network, utterance: Utterance, level_0: NDArray[np.int32]
+) -> NDArray[np.int32]:
+    """The levels above without randomness, [frames, levels]."""
+    rng, options = np.random.default_rng(0), NarOptions(sampling=GREEDY)
+    return decode_nar(network, utterance.condition, level_0, options, rng).codes
+
+
+def measure_speed(network: Network) -> Speed:
+    """Time an AR step and a NAR pass on a request of everyday size."""
+    model = network.model
+    draw = np.random.default_rng(0)
+    n_codes, n_levels = model.config.codebook_size, model.config.n_levels
+    condition = Condition(
+        phonemes=draw.integers(4, model.table("phonemes").n_rows, _SPEED_PHONEMES),
+        language=0 if model.has_table("language") else None,
+        prompt=draw.integers(0, n_codes, (_SPEED_PROMPT, n_levels)),
+    )
+    response = draw.integers(0, n_codes, (_SPEED_FRAMES, n_levels))
+    spoken = assemble(model, speech_segments(model, condition, 0, response[:, 0]), network.look_up)
+    passed = assemble(model, speech_segments(model, condition, 1, response), network.look_up)
+    network.reset()
+    first = len(spoken) - _SPEED_STEPS
+    edges = [0, spoken.last, first, *range(first + 1, len(spoken) + 1)]
+    steps: list[float] = []
+    for start, stop in pairwise(edges):
+        begin = time.perf_counter()
+        network.step(
+            spoken.embeddings[start:stop],
+            spoken.positions[start:stop],
+            head="ar",
+            outputs=slice(-1, None),
+        )
+        steps.append(time.perf_counter() - begin)
+    passes: list[float] = []
+    for _ in range(_SPEED_PASSES):
+        network.reset()
+        begin = time.perf_counter()
+        network.step(
+            passed.embeddings, passed.positions, head="nar.1", outputs=slice(passed.last, None)
+        )
+        passes.append(time.perf_counter() - begin)
+    return Speed(
+        ar_step=1000 * statistics.median(steps[-_SPEED_STEPS:]),
+        nar_pass=1000 * statistics.median(passes),
+        n_positions=len(passed),
+    )
+
+
+# ------------------------------------------------------------------------- files
+
+
+def read_utterance(path: Path, model: Model, *, seed: tuple[int, ...]) -> Utterance:
+    """One utterance.
+
+    Args:
+        path: a `.npz` file.
+        model: whose tables its rows have to be in.
+        seed: of which frames are masked.
+
+    Raises:
+        InputError: the file is not of the format or not of this model.
+    """
+    config = model.config
+    arrays = read_npz(
+        path,
+        (),
+        # As many 64-bit integers as a context of frames has codes, and the headers.
+        max_bytes=8 * (config.n_ctx_train + 1024) * max(config.n_levels, 1),
+        what=".npz file of an utterance",
+        hint="docs/quantize.md has the format",
+        optional=("phonemes", "response", "prompt", "language", "codes", "text"),
+    )
+    codes = arrays.pop("codes", None)
+    text = arrays.pop("text", np.array(""))
+    if text.dtype.kind != "U" or text.shape:
+        raise InputError(
+            f"{path}: text is {text.dtype} {list(text.shape)}, where one string is expected."
+        )
+    if codes is not None and "response" not in arrays:
+        # A file of codes; whether they are the model's is said in its own words.
+        arrays["response"] = read_codes(path, config).codes
+        if "phonemes" not in arrays:
+            raise InputError(
+                f"{path} is a file of codes and does not tell what is said in it: it has no array "
+                "'phonemes', which speak saves with the codes of a single sentence; make an "
+                f"utterance of it: valle-convert utterances {path} --text TEXT --model GGUF DIR."
+            )
+    if missing := [name for name in ("phonemes", "response") if name not in arrays]:
+        raise InputError(
+            f"{path} is no .npz file of an utterance (it has no array "
+            f"{', '.join(map(repr, missing))}); docs/quantize.md has the format."
+        )
+    check_utterance(path, arrays, model)
+    phonemes, response = arrays["phonemes"], arrays["response"]
+    prompt, language = arrays.get("prompt"), arrays.get("language")
+    hidden = np.random.default_rng(seed).random(len(response)) < _MASKED_PART
+    return Utterance(
+        condition=Condition(
+            phonemes=phonemes.astype(np.int64),
+            language=(0 if language is None else int(language))
+            if model.has_table("language")
+            else None,
+            prompt=None if prompt is None else prompt.astype(np.int64),
+            tone=0 if "tone" in config.capabilities else None,
+        ),
+        response=response.astype(np.int64),
+        masked=np.where(hidden, config.special_code, response[:, 0]).astype(np.int64),
+        digits=np.array([0, *map(int, str(len(response)))]),
+        text=str(text),
+    )
+
+
+def check_utterance(path: Path, arrays: Mapping[str, NDArray[Any]], model: Model) -> None:
+    """Refuse what is not of the format, or not of the model.
+
+    Args:
+        path: where it comes from, for messages.
+        arrays: phonemes and response, and prompt and language where there are any.
+        model: whose tables the rows have to be in.
+
+    Raises:
+        InputError: as said.
+    """
+    config = model.config
+    phonemes, response = arrays["phonemes"], arrays["response"]
+    prompt, language = arrays.get("prompt"), arrays.get("language")
+    _check(path, "phonemes", phonemes, (None,), model.table("phonemes").n_rows)
+    _check(path, "response", response, (None, config.n_levels), config.codebook_size)
+    if prompt is not None:
+        _check(path, "prompt", prompt, (None, config.n_levels), config.codebook_size)
+    n_languages = model.table("language").n_rows if model.has_table("language") else 0
+    if language is not None:
+        _check(path, "language", language, (), max(n_languages, 1))
+    n_elements = len(phonemes) + len(response) + (0 if prompt is None else len(prompt))
+    if n_elements + 16 > config.n_ctx_train:
+        raise InputError(
+            f"{path} has {n_elements:,} phonemes and frames, more than the model's context of "
+            f"{config.n_ctx_train:,}; cut it."
+        )
+
+
+def _check(
+    path: Path, name: str, array: NDArray[Any], shape: tuple[int | None, ...], n_rows: int
+) -> None:
+    if array.dtype.kind not in "iu":
+        raise InputError(f"{path}: {name} is of type {array.dtype}, where integers are expected.")
+    fits = array.ndim == len(shape) and all(
+        wanted in (None, found) for wanted, found in zip(shape, array.shape, strict=True)
+    )
+    if not fits or not array.size:
+        words = ["n" if n is None else str(n) for n in shape]
+        raise InputError(
+            f"{path}: {name} is of shape {list(array.shape)}, where [{', '.join(words)}] is "
+            "expected."
+        )
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high >= n_rows:
+        raise InputError(
+            f"{path}: {name} holds {low if low < 0 else high}, where 0 to {n_rows - 1} is expected."
+        )

@@ -1,0 +1,260 @@
+"""VALL-E X (Plachtaa/VALL-E-X): an AR and a NAR as `mpt` models, in a set of files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from valle_convert.checkpoint import Checkpoint
+from valle_convert.checkpoint.lora import LoraFile
+from valle_convert.checkpoint.source import NamedTensors
+from valle_convert.errors import InputError
+from valle_convert.families.family import Case, Choices, Family, Speed, Unit
+from valle_convert.families.vallex import facts, files
+from valle_convert.families.vallex.facts import FACTOR, FACTOR_F32, VallexModel
+from valle_convert.gguf_file.keys import FAMILY_KEY
+from valle_convert.gguf_file.plan import FileKeys, out_type_named
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.types import F32
+from valle_convert.model.description import Description
+from valle_convert.model.spec import CODECS, UNKNOWN_CODEC, Head, Table, codec_named
+from valle_convert.tokenizer.choose import TokenizerChoice, TokenizerFile
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from valle_convert.audio.codec import AudioCodec
+    from valle_convert.families.bundle import Bundle
+    from valle_convert.families.vallex.composed import ComposedNetwork
+    from valle_convert.families.vallex.speech import VallexSpeaker
+    from valle_convert.families.vallex.trials import VallexUtterance
+    from valle_convert.llama.context import CacheType
+    from valle_convert.network.arithmetic import Arithmetic
+
+_FLOAT32 = ("float32", "F32")
+
+
+class VallEX(Family[VallexModel, "ComposedNetwork", "VallexUtterance"]):
+    """VALL-E X; see the modules of this folder."""
+
+    name = files.FAMILY
+    title = "VALL-E X"
+    reads = frozenset({"out_type", "codec", "metadata"})
+    reads_weights = True
+    needs = ("speech", "vallex")
+    n_texts = 10_000  # there are no merges to go wrong
+    n_utterances = 2
+    example_arrays = "audio_tokens, text_tokens and lang_code of a voice file of VALL-E X"
+
+    def claims(self, checkpoint: Checkpoint) -> bool:
+        return facts.is_icefall(checkpoint) or facts.is_amphion(checkpoint)
+
+    def describe(self, checkpoint: Checkpoint, choices: Choices) -> Description[VallexModel]:
+        forced = out_type_named(choices.out_type)
+        specs = checkpoint.tensors.specs.values()
+        has_f32 = any(spec.dtype_name in _FLOAT32 for spec in specs)
+        exact = forced == F32 or (forced is None and has_f32)
+        codec = None if choices.codec is None else codec_named(choices.codec)
+        return facts.describe(checkpoint, codec, factor=FACTOR_F32 if exact else FACTOR)
+
+    def tokenizer(
+        self, checkpoint: Checkpoint, description: Description[VallexModel], choices: Choices
+    ) -> TokenizerChoice:
+        del checkpoint, description, choices
+        return files.symbol_tokenizer()
+
+    def keys(
+        self,
+        checkpoint: Checkpoint,
+        description: Description[VallexModel],
+        part: str,
+        tokenizer: TokenizerChoice,
+    ) -> FileKeys:
+        del checkpoint
+        return files.file_keys(description, part, tokenizer)
+
+    def set_salt(self, description: Description[VallexModel]) -> str:
+        return str(description.model.activation_factor)
+
+    def claims_file(self, file: GgufFile) -> bool:
+        return file.keys.get(FAMILY_KEY) == self.name
+
+    def parts(self, main: GgufFile) -> tuple[str, ...]:
+        return files.parts_of(main)
+
+    def check_part(self, file: GgufFile, part: str) -> None:
+        files.check_part(file, part)
+
+    def read_model(self, files: Mapping[str, GgufFile]) -> VallexModel:
+        from valle_convert.families.vallex.files import read_model
+
+        return read_model(files)
+
+    def differences(self, planned: VallexModel, found: VallexModel) -> list[str]:
+        if planned.activation_factor != found.activation_factor:
+            return [f"activation factor {found.activation_factor}, not {planned.activation_factor}"]
+        return super().differences(planned, found)
+
+    def choices_of(self, bundle: Bundle, checkpoint: Checkpoint, given: Choices) -> Choices:
+        # Tensors are compared in the types that the files have; the plan's own decides the factor.
+        exact = bundle.model.activation_factor > FACTOR
+        choices = replace(given, out_type="f32" if exact else "bf16")
+        recorded = bundle.model.codec.name
+        known = {codec.name for codec in CODECS.values()}
+        if given.codec is None and recorded in known:
+            found = facts.describe(checkpoint).model.codec
+            return replace(choices, codec=recorded) if found is UNKNOWN_CODEC else choices
+        return choices
+
+    def units(self, parts: Sequence[str]) -> tuple[Unit, ...]:
+        ar, body, first, *_ = parts
+        return (Unit(ar), Unit(body, first))
+
+    def reference(
+        self,
+        tensors: NamedTensors,
+        description: Description[VallexModel],
+        *,
+        arithmetic: Arithmetic | None = None,
+        adapters: Sequence[Any] = (),
+        folded: bool = False,
+    ) -> ComposedNetwork:
+        from valle_convert.families.vallex.reference import VallexReference
+        from valle_convert.network.arithmetic import EXACT
+
+        del adapters
+        return VallexReference(
+            tensors, description.model, arithmetic=arithmetic or EXACT, folded=folded
+        )
+
+    def open(
+        self,
+        bundle: Bundle,
+        *,
+        n_threads: int | None = None,
+        cache_type: CacheType | None = None,
+        adapters: Sequence[LoraFile] = (),
+    ) -> ComposedNetwork:
+        from valle_convert.families.vallex.on_llama import VallexGguf
+
+        del adapters
+        return VallexGguf(bundle.files, bundle.model, n_threads=n_threads, cache_type=cache_type)
+
+    def prove(self) -> None:
+        from valle_convert.llama.mpt import prove_mpt
+
+        prove_mpt()
+
+    def arithmetic(self, bundle: Bundle) -> Arithmetic:
+        from valle_convert.network.arithmetic import Arithmetic, gelu_from_table, input_rounding
+
+        factor = bundle.model.activation_factor
+        types = {
+            part: {
+                name: tensor.ggml_type.name for name, tensor in bundle.files[part].tensors.items()
+            }
+            for part in ("ar", "nar")
+        }
+        return Arithmetic(lambda x: gelu_from_table(x * factor) / factor, input_rounding(types))
+
+    def counted(self, bundle: Bundle) -> Mapping[str, tuple[object, object]]:
+        from valle_convert.families.vallex.on_llama import VallexGguf
+
+        ar, body, *levels = bundle.files.values()
+        with VallexGguf(bundle.files, bundle.model) as network:
+            found = network.count_weights()
+        expected = [
+            sum(tensor.n_elements for file in group for tensor in file.tensors.values())
+            for group in ([ar], *([level, body] for level in levels))
+        ]
+        loaded = ("ar", *(part for part in bundle.files if files.level_of(part)))
+        return {
+            f"weights of {part}": counts
+            for part, counts in zip(loaded, zip(found, expected, strict=True), strict=True)
+        }
+
+    def draw(self, model: VallexModel, n: int, seed: int) -> Iterable[VallexUtterance]:
+        from valle_convert.families.vallex.trials import utterances
+
+        return utterances(model, n, seed=seed)
+
+    def read_example(
+        self, path: Path, model: VallexModel, number: int, seed: int
+    ) -> VallexUtterance:
+        from valle_convert.families.vallex.trials import read_utterance
+
+        del number, seed
+        return read_utterance(path, model)
+
+    def cases(
+        self, model: VallexModel, example: VallexUtterance
+    ) -> Iterator[Case[ComposedNetwork]]:
+        from valle_convert.families.vallex.trials import cases
+
+        return cases(model, example)
+
+    def speak_level_0(self, network: ComposedNetwork, example: VallexUtterance) -> NDArray[Any]:
+        from valle_convert.families.vallex.trials import speak_level_0
+
+        return speak_level_0(network, example)
+
+    def speak_levels(
+        self, network: ComposedNetwork, example: VallexUtterance, level_0: NDArray[Any]
+    ) -> NDArray[Any]:
+        from valle_convert.families.vallex.trials import speak_levels
+
+        return speak_levels(network, example, level_0)
+
+    def speed(self, network: ComposedNetwork) -> Speed:
+        from valle_convert.families.vallex.trials import measure_speed
+
+        return measure_speed(network)
+
+    def speaker(
+        self,
+        bundle: Bundle,
+        *,
+        codec: AudioCodec | None = None,
+        n_threads: int | None = None,
+        cache_type: CacheType = "f32",
+        adapters: Sequence[LoraFile] = (),
+    ) -> VallexSpeaker:
+        from valle_convert.families.vallex.speech import VallexSpeaker
+
+        if adapters:
+            self.open_adapters(adapters, bundle)
+        return VallexSpeaker.open(bundle, codec=codec, n_threads=n_threads, cache_type=cache_type)
+
+    def recorded_tokenizer(self, file: GgufFile, given: Path | None) -> TokenizerFile:
+        del file
+        if given is not None:
+            raise InputError("VALL-E X has one table of symbols; leave --tokenizer out.")
+        return files.symbol_tokenizer().file
+
+    def words(self, model: VallexModel) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        nets = (model.ar, model.nar)
+        sizes: dict[str, Any] = {
+            words: " and ".join(dict.fromkeys(str(getattr(net, key)) for net in nets))
+            for words, key in (
+                ("width", "n_embd"),
+                ("layers", "n_layer"),
+                ("heads", "n_head"),
+                ("feed-forward width", "n_ff"),
+            )
+        }
+        sizes["text rows"] = model.n_text
+        behaviour = {
+            "attention": "AR: text in both directions, audio causally; NAR: in both directions",
+            "activation": f"ReLU, as GELU with the factor {model.activation_factor}",
+            "languages": list(model.languages),
+        }
+        return sizes, behaviour
+
+    def nets(self, model: VallexModel) -> Iterator[tuple[str, tuple[Table, ...], tuple[Head, ...]]]:
+        for net in (model.ar, model.nar):
+            yield net.name, net.tables, net.heads
+
+
+FAMILY = VallEX()

@@ -1,0 +1,163 @@
+"""The inputs of VALL-E X's networks: rows of tables, languages and positions, summed.
+
+PyTorch and stock llama.cpp are the two backends of what is here; they get finished rows.
+
+Shapes: n rows, d = n_embd, A = codebook_size, R = n_levels.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.closing import Closing
+from valle_convert.families.vallex.facts import Net, VallexModel
+from valle_convert.families.vallex.protocol import VallexText
+
+Rows = NDArray[np.float32]
+Ids = NDArray[np.integer]
+
+
+class ComposedNetwork(Closing):
+    """A `VallexNetwork`: AR and NAR of one model, and the state of the AR's copies."""
+
+    def __init__(self, model: VallexModel) -> None:
+        self._model = model
+        self._lengths: list[int] = []  # audio rows that each sequence holds
+
+    @property
+    def model(self) -> VallexModel:
+        """Tables, heads and sizes."""
+        return self._model
+
+    @property
+    def n_levels(self) -> int:
+        """Codes a frame."""
+        return self._model.n_levels
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes a level, and the id of stop."""
+        return self._model.codebook_size
+
+    # ---- what a backend offers
+
+    @abstractmethod
+    def look_up(self, net: str, table: str, ids: Ids) -> Rows:
+        """Rows of an input table of `ar` or `nar`, [n] -> [n, d]."""
+
+    @abstractmethod
+    def _read_text(self, rows: Rows, room: int) -> None:
+        """Forget all sequences; give the text [n, d] to sequence 0, in both directions.
+
+        Args:
+            rows: of the text.
+            room: rows that will follow in all sequences together, as far as that is known.
+        """
+
+    @abstractmethod
+    def _append(self, rows: Rows, sequences: Sequence[int], n_outputs: int) -> Rows:
+        """Append audio, causally: all rows to one sequence, or one row to each of several.
+
+        Returns:
+            The AR head's logits of the last `n_outputs` rows, [n_outputs, A + 1].
+        """
+
+    @abstractmethod
+    def _fork(self, n: int) -> None:
+        """Make sequences 1 to n - 1 copies of sequence 0."""
+
+    @abstractmethod
+    def _run_nar(self, level: int, rows: Rows, n_outputs: int) -> Rows:
+        """Rows [n, d] in both directions; the logits of the last ones, [n_outputs, A]."""
+
+    # ---- decoding
+
+    def begin_ar(self, text: VallexText, prompt: Ids, *, room: int = 0, n_copies: int = 1) -> Rows:
+        """Lay down text, begin and the prompt's codes; see `VallexNetwork.begin_ar`."""
+        codes = np.concatenate([[self._model.begin_code], prompt]).astype(np.int64)
+        self._read_text(self._text_rows(self._model.ar, text), len(codes) + n_copies * room)
+        logits = self._append(self._audio_rows(codes, 0), [0], 1)
+        if n_copies > 1:
+            self._fork(n_copies)
+        self._lengths = [len(codes)] * n_copies
+        return logits
+
+    def step_ar(self, copies: Sequence[int], codes: Ids) -> Rows:
+        """Add a code to some of the copies; see `VallexNetwork.step_ar`."""
+        given = [
+            self._audio_rows(np.array([code]), self._lengths[i])
+            for i, code in zip(copies, codes, strict=True)
+        ]
+        for i in copies:
+            self._lengths[i] += 1
+        return self._append(np.concatenate(given), copies, len(given))
+
+    def continued(self, text: VallexText, prompt: Ids, codes: Ids) -> Rows:
+        """The logits of every code of a given speech and of what follows it, in one pass.
+
+        Args:
+            text: as for `begin_ar`.
+            prompt: likewise.
+            codes: [frames] of level 0.
+
+        Returns:
+            [frames + 1, A + 1]; row i is after i codes.
+        """
+        given = np.concatenate([[self._model.begin_code], prompt, codes]).astype(np.int64)
+        self._read_text(self._text_rows(self._model.ar, text), len(given))
+        self._lengths = [len(given)]
+        return self._append(self._audio_rows(given, 0), [0], len(codes) + 1)
+
+    def pass_nar(
+        self, text: VallexText, prompt: NDArray[np.integer], codes: NDArray[np.integer]
+    ) -> Rows:
+        """One level above those that are there; see `VallexNetwork.pass_nar`."""
+        net, level = self._model.nar, codes.shape[1]
+        if not 1 <= level < self.n_levels or not len(codes):
+            raise ValueError(f"codes {codes.shape} of a model of {self.n_levels} levels")
+        frames = [
+            self._summed(prompt),
+            self._summed(codes),
+        ]
+        audio = np.concatenate(frames)
+        audio += net.audio_scale * positions(0, len(audio), net.n_embd)
+        rows = np.concatenate([self._text_rows(net, text), audio])
+        return self._run_nar(level, rows, len(codes))
+
+    # ---- inputs
+
+    def _text_rows(self, net: Net, text: VallexText) -> Rows:
+        rows = self.look_up(net.name, "text", text.symbols)
+        rows = rows + self.look_up(net.name, "language", text.languages)
+        return rows + net.text_scale * positions(0, len(rows), net.n_embd)
+
+    def _audio_rows(self, codes: Ids, start: int) -> Rows:
+        net = self._model.ar
+        rows = self.look_up("ar", "audio", codes)
+        return rows + net.audio_scale * positions(start, len(rows), net.n_embd)
+
+    def _summed(self, codes: NDArray[np.integer]) -> Rows:
+        """Frames [n, levels] of the NAR's audio: the sum of their levels' rows, [n, d]."""
+        total = np.zeros((len(codes), self._model.nar.n_embd), np.float32)
+        if len(codes):
+            for i in range(codes.shape[1]):
+                total += self.look_up("nar", f"audio.{i}", codes[:, i])
+        return total
+
+
+def positions(start: int, n: int, width: int) -> Rows:
+    """Rows `start` to `start + n - 1` of the sinusoidal table of positions, [n, width].
+
+    Sine and cosine alternate, as in the original, which computes them in float32.
+    """
+    frequencies = np.exp(
+        np.arange(0, width, 2, dtype=np.float32) * np.float32(-np.log(10_000.0) / width)
+    )
+    angles = np.arange(start, start + n, dtype=np.float32)[:, None] * frequencies
+    table = np.empty((n, width), np.float32)
+    table[:, 0::2], table[:, 1::2] = np.sin(angles), np.cos(angles)
+    return table

@@ -1,0 +1,224 @@
+"""VALL-E X: text and a voice to codes. Level 0 from left to right, each level above in one pass.
+
+In: all text rows and the codes of the prompt. Out: codes [frames, levels] of what comes after.
+Of several drawn continuations (`best_of`), the most probable one a code wins.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.decode.control import End, ShouldStop, never
+from valle_convert.decode.sampling import (
+    GREEDY,
+    Logits,
+    SamplingOptions,
+    draw,
+    filtered,
+    sample,
+)
+from valle_convert.decode.speech import Speech, StageSeconds
+from valle_convert.errors import InputError
+from valle_convert.families.vallex.protocol import VallexNetwork, VallexText
+from valle_convert.model.spec import Codes
+from valle_convert.progress import Progress, silent
+
+#: The AR ends after so many codes a text row, the prompt's rows counted too.
+MAX_CODES_A_SYMBOL = 16
+#: Each continuation is a sequence of llama.cpp's with a cache of its own.
+MAX_BEST_OF = 64
+
+
+@dataclass(frozen=True)
+class VallexOptions:
+    """How VALL-E X decodes; the defaults are those of its own project.
+
+    Attributes:
+        sampling: how codes of level 0 are drawn. Its penalties are not read.
+        nar_sampling: how those of the levels above are; the original knows the best code only.
+        best_of: how many continuations are drawn, of which the best one is kept.
+        length_penalty: power of the length that a continuation's log probability is divided by;
+            0 prefers short ones.
+        max_frames: where to end at the latest; None for `MAX_CODES_A_SYMBOL` only.
+    """
+
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    nar_sampling: SamplingOptions = GREEDY
+    best_of: int = 1
+    length_penalty: float = 1.0
+    max_frames: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.best_of <= MAX_BEST_OF:
+            raise InputError(
+                f"The option best-of is {self.best_of}, where 1 to {MAX_BEST_OF} is expected."
+            )
+        if not -100 <= self.length_penalty <= 100:
+            raise InputError(
+                f"The option length-penalty is {self.length_penalty}, where -100 to 100 is "
+                "expected."
+            )
+
+
+@dataclass(eq=False)
+class _Continuation:
+    """One of the sequences that grow: its codes, and the sum of their log probabilities."""
+
+    codes: list[int] = field(default_factory=list)
+    log_probability: float = 0.0
+    end: End = "limit"
+
+    def score(self, n_prompt: int, length_penalty: float) -> float:
+        length = 1 + n_prompt + len(self.codes)  # begin is one
+        return self.log_probability / math.pow(length, length_penalty)
+
+
+def decode_vallex(
+    network: VallexNetwork,
+    text: VallexText,
+    prompt: Codes,
+    options: VallexOptions,
+    rng: np.random.Generator,
+    *,
+    progress: Progress = silent,
+    should_stop: ShouldStop = never,
+) -> Speech:
+    """Decode all levels of a continuation.
+
+    Args:
+        network: whatever computes.
+        text: what the prompt says, and what is to be said.
+        prompt: codes of the voice, [frames, levels]; without a voice, no frames.
+        options: sampling, how many continuations, limits.
+        rng: the source of randomness.
+        progress: shows frames and levels.
+        should_stop: asked before every step and every level.
+
+    Raises:
+        InputError: it is longer than what the network can take.
+    """
+    begin = time.perf_counter()
+    level_0, end = decode_vallex_ar(
+        network, text, prompt[:, 0], options, rng, progress=progress, should_stop=should_stop
+    )
+    level_0_done = time.perf_counter()
+    codes, is_whole = decode_vallex_nar(
+        network,
+        text,
+        prompt,
+        level_0,
+        options.nar_sampling,
+        rng,
+        progress=progress,
+        should_stop=should_stop,
+    )
+    seconds = StageSeconds(level_0=level_0_done - begin, levels=time.perf_counter() - level_0_done)
+    return Speech(codes, "ar", end if is_whole else "interrupted", seconds)
+
+
+def decode_vallex_ar(
+    network: VallexNetwork,
+    text: VallexText,
+    prompt: Codes,
+    options: VallexOptions,
+    rng: np.random.Generator,
+    *,
+    progress: Progress = silent,
+    should_stop: ShouldStop = never,
+) -> tuple[Codes, End]:
+    """Decode level 0; arguments and errors as `decode_vallex`, but the prompt is [frames].
+
+    Returns:
+        Level 0 of the best continuation, [frames], without stop, and how it ended. Interrupted, the
+        best of what there is.
+    """
+    stop = network.codebook_size
+    max_frames = MAX_CODES_A_SYMBOL * len(text)
+    if options.max_frames is not None:
+        max_frames = min(max_frames, options.max_frames)
+    sampling = options.sampling
+    # The best code is the same in all of them.
+    n_copies = options.best_of if sampling.temperature > 0 else 1
+    drawn = [_Continuation() for _ in range(n_copies)]
+    growing = list(range(n_copies))
+    with progress("frames", max_frames, "frame") as advance:
+        logits: Logits | None = None
+        for _ in range(max_frames):
+            if should_stop():
+                for i in growing:
+                    drawn[i].end = "interrupted"
+                break
+            if logits is None:
+                first = network.begin_ar(text, prompt, room=max_frames, n_copies=n_copies)
+                logits = np.repeat(first, n_copies, axis=0)
+            else:
+                latest = np.array([drawn[i].codes[-1] for i in growing], np.int32)
+                logits = network.step_ar(growing, latest)
+            left = filtered(logits, sampling)
+            codes = draw(left, sampling.temperature, rng)
+            gained = log_probabilities(left, codes, sampling.temperature)
+            for i, code, log_probability in zip(list(growing), codes, gained, strict=True):
+                drawn[i].log_probability += float(log_probability)
+                if code == stop:
+                    drawn[i].end = "stop"
+                    growing.remove(i)
+                else:
+                    drawn[i].codes.append(int(code))
+            if not growing:
+                break
+            advance(1)
+    best = max(drawn, key=lambda one: one.score(len(prompt), options.length_penalty))
+    return np.array(best.codes, np.int32), best.end
+
+
+def decode_vallex_nar(
+    network: VallexNetwork,
+    text: VallexText,
+    prompt: Codes,
+    level_0: Codes,
+    sampling: SamplingOptions,
+    rng: np.random.Generator,
+    *,
+    progress: Progress = silent,
+    should_stop: ShouldStop = never,
+) -> tuple[Codes, bool]:
+    """Decode the levels above `level_0`, [frames]; arguments and errors as `decode_vallex`.
+
+    Returns:
+        Codes [frames, levels], of fewer levels where interrupted, and whether all are there.
+    """
+    codes = level_0.reshape(-1, 1).astype(np.int32)
+    n_levels = network.n_levels
+    if not len(codes):
+        return np.zeros((0, n_levels), np.int32), True
+    with progress("levels", n_levels - 1, "level") as advance:
+        for _ in range(1, n_levels):
+            if should_stop():
+                return codes, False
+            drawn = sample(network.pass_nar(text, prompt, codes), sampling, rng)
+            codes = np.concatenate([codes, drawn[:, None]], axis=1)
+            advance(1)
+    return codes, True
+
+
+def log_probabilities(logits: Logits, codes: Codes, temperature: float) -> NDArray[np.float64]:
+    """The log probability of one code a row at that temperature, [rows].
+
+    Args:
+        logits: [rows, codes], filtered; minus infinity where nothing is drawn.
+        codes: [rows], each of which could have been drawn.
+        temperature: 0 draws the best code with certainty.
+    """
+    if temperature == 0:
+        return np.zeros(len(codes))
+    highest = logits.max(axis=-1, keepdims=True)
+    with np.errstate(over="ignore"):
+        scaled = (logits - highest).astype(np.float64) / temperature
+    total = np.log(np.exp(scaled).sum(axis=-1))
+    chosen: NDArray[np.float64] = scaled[np.arange(len(codes)), codes] - total
+    return chosen

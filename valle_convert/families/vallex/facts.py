@@ -1,0 +1,569 @@
+"""VALL-E X: the facts, from tensor names to two networks that llama.cpp computes.
+
+An AR network gives the codes of level 0, a NAR network those of the other levels, each with
+text, language and audio tables of its own. Both are ordinary pre-norm transformers with
+LayerNorm, biases and ReLU, for which `mpt` is llama.cpp's graph:
+
+* Input tables and heads are rows of one tied token embedding, and inputs are fed as sums of
+  rows, as with versions 5 and 6. `mpt` does not scale them, and knows no positions; these are
+  added by the caller.
+* Its activation is GELU, with a divisor behind it (`ffn.act.scales`). With k a power of two,
+  gelu(k z) / k goes to max(z, 0) as k grows: `ffn_up` is multiplied by k, which costs no bit.
+* The NAR's levels differ in nothing but gain and shift of their norms, a linear function of the
+  level's stage vector. Folded into the norms' weights, they are a small file for each level
+  beside one body.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.checkpoint import Checkpoint, TensorSpec
+from valle_convert.checkpoint.source import FLOAT32
+from valle_convert.errors import InputError, UnsupportedModelError
+from valle_convert.families.vallex.symbols import VALLEX_LANGUAGES, VALLEX_SYMBOLS
+from valle_convert.model.collector import Collector, count_numbered
+from valle_convert.model.description import (
+    BackboneTensor,
+    ComputedTensors,
+    Contents,
+    Description,
+    Dropped,
+    Recovered,
+    RowBlock,
+)
+from valle_convert.model.spec import (
+    CODECS,
+    UNKNOWN_CODEC,
+    Codec,
+    Head,
+    Table,
+    names_in_order,
+)
+
+#: The factor in front of GELU: normalized mean square error 6e-13 with the one, 9e-10 with the
+#: other, where the rounding of float16 costs 4e-7.
+FACTOR_F32, FACTOR = 4096, 256
+#: Below it GELU shows in the logits (6e-8 at 64).
+_SMALLEST_FACTOR = 64
+#: `ffn_up` times the factor has to fit float16, in which some backends compute.
+LARGEST_UP = 65504.0
+_USUAL_HEAD_SIZE = 64
+#: How icefall's trainer, which is that of VALL-E X, names the parts of its models.
+_ICEFALL_NAME = re.compile(
+    r"(ar|nar)_(decoder|text_embedding|audio_embeddings?|predict_layers?|stage_embeddings)\."
+)
+#: Amphion's VALL-E v2, a LLaMA of Hugging Face inside another module.
+_AMPHION_NAME = re.compile(r"model\.(model|lm_head)\..*|(phone|prompt)_embedder\..*")
+_SUPPORTED = "supported of this trainer's models is VALL-E X (Plachtaa/VALL-E-X)"
+
+
+@dataclass(frozen=True)
+class Net:
+    """One of the two networks, without its weights.
+
+    Attributes:
+        name: `ar` or `nar`.
+        n_embd, n_layer, n_head, n_ff: its sizes.
+        tables: the input tables in row order: `text`, `language`, then `audio`, or `audio.0` ..
+        heads: `ar`, or `nar.1` .. ; the rows of a head may be those of a table.
+        n_rows: rows of the token embedding that are the network's own.
+        text_scale, audio_scale: factors on the table of positions.
+    """
+
+    name: str
+    n_embd: int
+    n_layer: int
+    n_head: int
+    n_ff: int
+    tables: tuple[Table, ...]
+    heads: tuple[Head, ...]
+    n_rows: int
+    text_scale: float
+    audio_scale: float
+
+    def table(self, name: str) -> Table:
+        """The table of that name; KeyError where there is none."""
+        return {table.name: table for table in self.tables}[name]
+
+    def head(self, name: str) -> Head:
+        """The head of that name; KeyError where there is none."""
+        return {head.name: head for head in self.heads}[name]
+
+
+@dataclass(frozen=True)
+class VallexModel:
+    """A VALL-E X without its weights.
+
+    Attributes:
+        ar, nar: its two networks.
+        n_levels: codebooks a frame of audio has.
+        codebook_size: codes a codebook has, without stop and begin.
+        languages: names in the networks' order.
+        activation_factor: k, by which `ffn_up` is multiplied.
+        codec: the audio codec.
+    """
+
+    ar: Net
+    nar: Net
+    n_levels: int
+    codebook_size: int
+    languages: tuple[str, ...]
+    activation_factor: int
+    codec: Codec
+
+    @property
+    def n_text(self) -> int:
+        """Rows of the text tables."""
+        return self.ar.table("text").n_rows
+
+    @property
+    def begin_code(self) -> int:
+        """The AR's first audio input; there is no output for it."""
+        return self.codebook_size + 1
+
+
+# ------------------------------------------------------------------- which model it is
+
+
+#: What a relative is told by: a name that it has, and what it is then.
+_RELATIVES = (
+    (
+        r"(ar|nar)_decoder\.layers\.\d+\.(multihead_attn|norm3)\..*",
+        "is a VALL-F, whose decoders attend to the text across ({}): no graph of llama.cpp does",
+    ),
+    (
+        r"(ar|nar)_(text|audio)_prenet\..*",
+        "has a prenet ({}) between tables and decoder, which llama.cpp cannot compute",
+    ),
+)
+
+
+def _refuse_relatives(checkpoint: Checkpoint) -> None:
+    """Refuse by name the models that share the trainer or the names, and compute something else."""
+    names, config = checkpoint.tensors.specs, checkpoint.config
+    why = ""
+    for pattern, words in _RELATIVES:
+        found = next((name for name in names if re.fullmatch(pattern, name)), None)
+        if found is not None and not why:
+            why = words.format(found)
+    languages = [f"{net}_language_embedding.word_embeddings.weight" for net in ("ar", "nar")]
+    normed = any(name.startswith("ar_decoder.norm.") for name in names)
+    if why:
+        pass
+    elif not any(name in names for name in languages):
+        why = (
+            "is a VALL-E of lifeiteng/vall-e or a descendant of it: it has no language tables "
+            f"({languages[0]}), and its symbols come from a table beside the file"
+        )
+    elif config.get("norm_first") is False or not normed:
+        sign = "norm_first is false" if normed else "there is no ar_decoder.norm"
+        why = f"normalizes after each layer, not before ({sign})"
+    elif config.get("prefix_mode", 1) != 1:
+        why = (
+            f"was trained with prefix_mode {config['prefix_mode']!r}, in which the NAR sees other "
+            "prompts than in prefix_mode 1"
+        )
+    if why:
+        raise UnsupportedModelError(f"{checkpoint.path} {why}; {_SUPPORTED}.")
+
+
+def is_icefall(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint is one of VALL-E X or of a relative, by the names of its tensors."""
+    return any(_ICEFALL_NAME.match(name) for name in checkpoint.tensors.specs)
+
+
+def is_amphion(checkpoint: Checkpoint) -> bool:
+    """Whether it is the one relative whose names are not those of this trainer."""
+    return checkpoint.config.get("version") is None and _amphion_name(checkpoint) is not None
+
+
+def _amphion_name(checkpoint: Checkpoint) -> str | None:
+    return next((name for name in checkpoint.tensors.specs if _AMPHION_NAME.fullmatch(name)), None)
+
+
+def _refuse_amphion(checkpoint: Checkpoint) -> None:
+    if is_amphion(checkpoint):
+        raise UnsupportedModelError(
+            f"{checkpoint.path} is one of the two files of Amphion's VALL-E v2 (it has "
+            f"{_amphion_name(checkpoint)}), a LLaMA with one vocabulary and another codec "
+            "(SpeechTokenizer), which is not converted; supported are VALL-E X, and versions 5 "
+            "and 6 of e-c-k-e-r/vall-e."
+        )
+
+
+# ---------------------------------------------------------------------------- tensors
+
+#: Source, target and shape of a layer's tensors, in units of the width and the feed-forward's.
+_LAYER: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("self_attn.in_proj_weight", "attn_qkv.weight", ("3d", "d")),
+    ("self_attn.in_proj_bias", "attn_qkv.bias", ("3d",)),
+    ("self_attn.out_proj.weight", "attn_output.weight", ("d", "d")),
+    ("self_attn.out_proj.bias", "attn_output.bias", ("d",)),
+    ("linear1.weight", "ffn_up.weight", ("f", "d")),
+    ("linear1.bias", "ffn_up.bias", ("f",)),
+    ("linear2.weight", "ffn_down.weight", ("d", "f")),
+    ("linear2.bias", "ffn_down.bias", ("d",)),
+)
+#: The divisor behind the activation. The gguf package's table of names has another one.
+ACT_SCALES = "ffn.act.scales"
+_SCALED = ("linear1.weight", "linear1.bias")
+
+
+def net_shapes(net: Net, n_token_rows: int) -> tuple[dict[str, tuple[int, ...]], ...]:
+    """The tensors of a network's file by name: those that all levels share, and the norms."""
+    dims = {"d": net.n_embd, "3d": 3 * net.n_embd, "f": net.n_ff}
+    shared: dict[str, tuple[int, ...]] = {"token_embd.weight": (n_token_rows, net.n_embd)}
+    for layer in range(net.n_layer):
+        for _, target, shape in _LAYER:
+            shared[f"blk.{layer}.{target}"] = tuple(dims[one] for one in shape)
+        shared[f"blk.{layer}.{ACT_SCALES}"] = (net.n_ff,)
+    norms: dict[str, tuple[int, ...]] = {
+        f"{target}.{kind}": (net.n_embd,)
+        for _, target in norm_names(net.n_layer)
+        for kind in ("weight", "bias")
+    }
+    return shared, norms
+
+
+def norm_names(n_layer: int) -> Iterator[tuple[str, str]]:
+    """The norms of a network: in the checkpoint, after the decoder's name, and in the file."""
+    for i in range(n_layer):
+        yield f"layers.{i}.norm1", f"blk.{i}.attn_norm"
+        yield f"layers.{i}.norm2", f"blk.{i}.ffn_norm"
+    yield "norm", "output_norm"
+
+
+def fold_norm(read: Callable[[str], NDArray[Any]], norm: str, level: int) -> NDArray[np.float32]:
+    """The norm of the NAR for one level, with the level's stage folded in.
+
+    The network normalizes to n, takes n * w + b, and then gain * that + shift, gain and shift
+    being a linear function of the stage vector.
+
+    Args:
+        read: gives tensors of the checkpoint.
+        norm: its name in the checkpoint, such as `nar_decoder.layers.0.norm1`.
+        level: from 1 on.
+
+    Returns:
+        Weight and bias, [2, n_embd].
+    """
+    stage, weight, bias, matrix, offset = (
+        read(name).astype(np.float32, copy=False)
+        for name in (
+            f"nar_stage_embeddings.{level - 1}.word_embeddings.weight",
+            f"{norm}.norm.weight",
+            f"{norm}.norm.bias",
+            f"{norm}.project_layer.weight",
+            f"{norm}.project_layer.bias",
+        )
+    )
+    # No matrix product: the processor chooses its order, and `verify` on another one would find
+    # that the last bits differ.
+    products = np.multiply(matrix, stage.reshape(-1), dtype=np.float64)
+    gain, shift = np.split(products.sum(axis=1) + offset, 2)
+    return np.stack([gain * weight, gain * bias + shift]).astype(np.float32)
+
+
+# --------------------------------------------------------------------------- describe
+
+
+def describe(
+    checkpoint: Checkpoint, codec: Codec | None = None, *, factor: int = FACTOR
+) -> Description[VallexModel]:
+    """Understand a checkpoint of VALL-E X.
+
+    A few weights are read: the factors on positions, heads and tables that may be the same, and
+    `linear1`, whose largest value bounds the activation factor.
+
+    Args:
+        checkpoint: an open checkpoint.
+        codec: the audio codec, where the user gives it; else it is told by levels and codes.
+        factor: the activation factor, unless a weight is too large for it.
+
+    Raises:
+        UnsupportedModelError: it is a relative that computes something else.
+        InputError: tensors are missing, unexpected or of wrong shapes.
+    """
+    _refuse_amphion(checkpoint)
+    _refuse_relatives(checkpoint)
+    specs = checkpoint.tensors.specs
+    collector = Collector(specs)
+
+    def rows_of(name: str) -> int:
+        spec = specs.get(name)
+        return spec.shape[0] if spec is not None and len(spec.shape) == 2 else 0
+
+    n_levels = count_numbered(specs, "nar_audio_embeddings.{}.word_embeddings.weight")
+    n_codes = max(1, rows_of("ar_predict_layer.weight") - 1)
+    n_text = max(1, rows_of("ar_text_embedding.word_embeddings.weight"))
+    n_languages = max(1, rows_of("ar_language_embedding.word_embeddings.weight"))
+    if n_levels < 2:
+        collector.faults.append(
+            f"there are {n_levels} tables nar_audio_embeddings.*, where 2 or more are expected: "
+            "it has no NAR"
+        )
+    if n_text < len(VALLEX_SYMBOLS):
+        collector.faults.append(
+            f"{n_text} rows of text, and {len(VALLEX_SYMBOLS)} symbols are expected"
+        )
+    ar = _take_net(collector, "ar", n_text, n_languages, {"audio": n_codes + 2})
+    audio = {f"audio.{i}": n_codes + (i == 0) for i in range(n_levels)}
+    nar = _take_net(collector, "nar", n_text, n_languages, audio)
+    collector.take("ar_predict_layer.weight", (n_codes + 1, ar.n_embd))
+    for level in range(1, n_levels):
+        collector.take(f"nar_predict_layers.{level - 1}.weight", (n_codes, nar.n_embd))
+        collector.take(f"nar_stage_embeddings.{level - 1}.word_embeddings.weight", (1, nar.n_embd))
+    dropped = collector.finish(
+        f"{checkpoint.path} is not laid out like VALL-E X",
+        "Give the checkpoint as the project publishes it.",
+        (),
+    )
+    nets = _with_heads(checkpoint, ar), _with_heads(checkpoint, nar)
+    tensors = ComputedTensors(checkpoint.tensors)
+    read = checkpoint.tensors.read
+    notes: list[str] = []
+    largest = _largest_up(checkpoint, nets)
+    wanted = factor
+    while factor >= _SMALLEST_FACTOR and factor * largest >= LARGEST_UP:
+        factor //= 2
+    if factor < _SMALLEST_FACTOR:
+        raise InputError(
+            f"{checkpoint.path}: a weight of linear1 is {largest:g}, and with weights above "
+            f"{LARGEST_UP / _SMALLEST_FACTOR:.0f} llama.cpp's GELU cannot stand for ReLU; the "
+            "checkpoint is damaged or its training diverged: take an earlier one."
+        )
+    if factor < wanted:
+        notes.append(
+            f"the activation factor is {factor}, not {wanted}, since a weight of linear1 is "
+            f"{largest:g} and their product has to stay below {LARGEST_UP:g}"
+        )
+    ar, ar_rows, _ = _rows(nets[0], read)
+    nar, nar_rows, same = _rows(nets[1], read)
+    recovered: dict[str, Recovered] = {}
+    found = CODECS.get((n_levels, n_codes), UNKNOWN_CODEC)
+    if codec is None and found is UNKNOWN_CODEC:
+        notes.append(
+            f"no known codec has {n_levels} levels of {n_codes} codes; the files say `unknown` "
+            "(give it with --codec)"
+        )
+    recovered |= {source: Recovered(table) for source, table in same.items()}
+    dropped += [Dropped(source, f"the same as {table}") for source, table in same.items()]
+    folded = _folding(read, n_levels)
+    model = VallexModel(
+        ar=ar,
+        nar=nar,
+        n_levels=n_levels,
+        codebook_size=n_codes,
+        languages=names_in_order(VALLEX_LANGUAGES, n_languages),
+        activation_factor=factor,
+        codec=codec or found,
+    )
+    contents = {
+        "ar": Contents(
+            ar_rows, (*_layers(tensors, recovered, read, ar, factor), *_plain_norms(ar))
+        ),
+        "nar": Contents(nar_rows, tuple(_layers(tensors, recovered, read, nar, factor))),
+    }
+    for level in range(1, n_levels):
+        norms = tuple(_level_norms(tensors, folded, nar, level))
+        contents[f"nar-{level}"] = Contents(backbone=norms)
+    return Description(model, tensors, contents, tuple(dropped), tuple(notes), recovered)
+
+
+def _take_net(
+    collector: Collector, name: str, n_text: int, n_languages: int, audio: Mapping[str, int]
+) -> Net:
+    """Expect the tensors of one network, all but its heads; heads and factors follow later."""
+    specs = collector.specs
+    table = specs.get(f"{name}_text_embedding.word_embeddings.weight")
+    d = table.shape[-1] if table is not None and table.shape else 1
+    n_layer = count_numbered(specs, f"{name}_decoder.layers.{{}}.linear1.weight")
+    up = specs.get(f"{name}_decoder.layers.0.linear1.weight")
+    n_ff = up.shape[0] if up is not None and up.shape else 1
+    if n_layer < 1:
+        collector.faults.append(f"{name}_decoder has no layers")
+    if d % 2:
+        collector.faults.append(f"the width {d} of {name}_decoder is odd")
+    tables: list[Table] = []
+    next_row = 0
+    for label, n_rows in {"text": n_text, "language": n_languages, **audio}.items():
+        collector.take(table_source(name, label), (n_rows, d))
+        tables.append(Table(label, next_row, n_rows))
+        next_row += n_rows
+    for kind in ("text", "audio"):
+        collector.take(f"{name}_{kind}_position.alpha", (1,))
+    dims = {"d": d, "3d": 3 * d, "f": n_ff}
+    for layer in range(n_layer):
+        for source, _, shape in _LAYER:
+            sizes = tuple(dims[one] for one in shape)
+            collector.take(f"{name}_decoder.layers.{layer}.{source}", sizes)
+    for norm, _ in norm_names(n_layer):
+        full = f"{name}_decoder.{norm}"
+        inner = f"{full}.norm" if name == "nar" else full
+        for kind in ("weight", "bias"):
+            collector.take(f"{inner}.{kind}", (d,))
+        if name == "nar":
+            collector.take(f"{full}.project_layer.weight", (2 * d, d))
+            collector.take(f"{full}.project_layer.bias", (2 * d,))
+    return Net(name, d, n_layer, 0, n_ff, tuple(tables), (), next_row, 1.0, 1.0)
+
+
+def table_source(net: str, table: str) -> str:
+    """The checkpoint's name of a table, such as `audio.3` of `nar`."""
+    kind, _, number = table.partition(".")
+    if number:
+        return f"{net}_{kind}_embeddings.{number}.word_embeddings.weight"
+    return f"{net}_{kind}_embedding.word_embeddings.weight"
+
+
+def _with_heads(checkpoint: Checkpoint, net: Net) -> Net:
+    """With the number of attention heads, which stands in the container at best."""
+    config = checkpoint.config
+    told = config.get("nhead")
+    advice = "give the number of attention heads with --config, as a file with the line nhead: N"
+    if told is None:
+        if net.n_embd % _USUAL_HEAD_SIZE:
+            raise InputError(
+                f"{checkpoint.path} does not say how many attention heads it has (nhead), and its "
+                f"width {net.n_embd} is no multiple of {_USUAL_HEAD_SIZE}; {advice}."
+            )
+        return replace(net, n_head=net.n_embd // _USUAL_HEAD_SIZE)
+    width = config.get("decoder_dim", net.n_embd)
+    whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in (told, width))
+    # A NAR of another width (scale_factor) has heads of the same size.
+    n_head = told * net.n_embd // width if whole else 0
+    if not n_head or net.n_embd % n_head or n_head * width != told * net.n_embd:
+        raise InputError(
+            f"{checkpoint.path}: nhead is {told!r}, which does not divide the width "
+            f"{net.n_embd} of {net.name}_decoder; {advice}."
+        )
+    return replace(net, n_head=n_head)
+
+
+def _largest_up(checkpoint: Checkpoint, nets: tuple[Net, ...]) -> float:
+    """The largest value of all `linear1`; what is no number is left to the writer to refuse."""
+    largest = 0.0
+    for net in nets:
+        for layer in range(net.n_layer):
+            for name in _SCALED:
+                values = checkpoint.tensors.read(f"{net.name}_decoder.layers.{layer}.{name}")
+                one = max(float(values.max()), -float(values.min()))
+                largest = max(largest, one if np.isfinite(one) else 0.0)
+    return largest
+
+
+def _rows(
+    net: Net, read: Callable[[str], NDArray[Any]]
+) -> tuple[Net, tuple[RowBlock, ...], dict[str, str]]:
+    """The rows of tables and heads; last, which heads are tables and are not written twice."""
+    rows = [
+        RowBlock(table.name, table_source(net.name, table.name), table.first_row, table.n_rows)
+        for table in net.tables
+    ]
+    next_row, heads = net.n_rows, []
+    same: dict[str, str] = {}
+    sources = ["ar_predict_layer.weight"]
+    if net.name == "nar":
+        n_levels = sum(table.name.startswith("audio.") for table in net.tables)
+        sources = [f"nar_predict_layers.{i}.weight" for i in range(n_levels - 1)]
+    for i, source in enumerate(sources):
+        name = "ar" if net.name == "ar" else f"nar.{i + 1}"
+        weights = read(source)
+        twin = next(
+            (t for t in net.tables if net.name == "nar" and t.name == f"audio.{i + 2}"), None
+        )
+        if twin is not None and np.array_equal(weights, read(table_source("nar", twin.name))):
+            heads.append(Head(name, twin.first_row, twin.n_rows))
+            same[source] = table_source("nar", twin.name)
+            continue
+        heads.append(Head(name, next_row, len(weights)))
+        rows.append(RowBlock(f"head.{name}", source, next_row, len(weights)))
+        next_row += len(weights)
+    scales = [
+        float(read(f"{net.name}_{kind}_position.alpha").astype(np.float32)[0])
+        for kind in ("text", "audio")
+    ]
+    whole = replace(
+        net, heads=tuple(heads), n_rows=next_row, text_scale=scales[0], audio_scale=scales[1]
+    )
+    return whole, tuple(rows), same
+
+
+def _layers(
+    tensors: ComputedTensors,
+    recovered: dict[str, Recovered],
+    read: Callable[[str], NDArray[Any]],
+    net: Net,
+    factor: int,
+) -> Iterator[BackboneTensor]:
+    """The layers without their norms; `ffn_up` multiplied, and the divisor behind it."""
+
+    def divided(values: NDArray[Any]) -> NDArray[Any]:  # by a power of two: no bit is lost
+        quotient: NDArray[Any] = values / np.float32(factor)
+        return quotient
+
+    for layer in range(net.n_layer):
+        for source, target, _ in _LAYER:
+            name = f"{net.name}_decoder.layers.{layer}.{source}"
+            spec = tensors.specs[name]
+            if source in _SCALED:
+                scaled = replace(spec, name=f"{name} x {factor}")
+
+                def multiplied(name: str = name) -> NDArray[np.float32]:
+                    values = read(name).astype(np.float32, copy=False)
+                    product: NDArray[np.float32] = values * np.float32(factor)
+                    return product
+
+                plain, name = name, tensors.add(scaled, multiplied)
+                recovered[plain] = Recovered(name, divided)
+            yield BackboneTensor(name, f"blk.{layer}.{target}", spec.shape)
+        divisor = TensorSpec(f"{factor} of {net.name} layer {layer}", FLOAT32, "", (net.n_ff,))
+        name = tensors.add(divisor, lambda: np.full(net.n_ff, factor, np.float32))
+        yield BackboneTensor(name, f"blk.{layer}.{ACT_SCALES}", divisor.shape)
+
+
+def _plain_norms(net: Net) -> Iterator[BackboneTensor]:
+    for source, target in norm_names(net.n_layer):
+        for kind in ("weight", "bias"):
+            name = f"{net.name}_decoder.{source}.{kind}"
+            yield BackboneTensor(name, f"{target}.{kind}", (net.n_embd,))
+
+
+def _folding(
+    read: Callable[[str], NDArray[Any]], n_levels: int
+) -> Callable[[str, int], NDArray[np.float32]]:
+    """`fold_norm` of all levels at once, so that a norm's matrix is read once and not for each."""
+
+    @cache
+    def folded(norm: str) -> list[NDArray[np.float32]]:  # of 12 x 1024, 1.4 MB in all
+        once = cache(read)
+        return [fold_norm(once, norm, level) for level in range(1, n_levels)]
+
+    return lambda norm, level: folded(norm)[level - 1]
+
+
+def _level_norms(
+    tensors: ComputedTensors,
+    fold: Callable[[str, int], NDArray[np.float32]],
+    net: Net,
+    level: int,
+) -> Iterator[BackboneTensor]:
+    for source, target in norm_names(net.n_layer):
+        norm = f"{net.name}_decoder.{source}"
+        for i, kind in enumerate(("weight", "bias")):
+            spec = TensorSpec(f"{norm}.{kind} at level {level}", FLOAT32, "", (net.n_embd,))
+
+            def folded(norm: str = norm, i: int = i) -> NDArray[np.float32]:
+                values: NDArray[np.float32] = fold(norm, level)[i]
+                return values
+
+            name = tensors.add(spec, folded)
+            yield BackboneTensor(name, f"{target}.{kind}", spec.shape)

@@ -1,0 +1,390 @@
+"""The GGUF files of a VALL-E X: their keys, written and read back.
+
+    out.gguf         ar       the AR, a complete `mpt` model with the vocabulary of symbols
+    out-nar.gguf     nar      the body of the NAR: all that its levels share
+    out-nar-1.gguf   nar-1    the first part of level 1: every key, and the norms; so 2, 3, ...
+
+A level is loaded from its first part and the body (`llama_model_load_from_splits`), which is
+mapped once for all of them. docs/gguf-keys.md lists the keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+from valle_convert.errors import InputError
+from valle_convert.families.vallex.facts import (
+    ACT_SCALES,
+    Net,
+    VallexModel,
+    net_shapes,
+)
+from valle_convert.families.vallex.symbols import N_SPECIAL_SYMBOLS, VALLEX_SYMBOLS
+from valle_convert.gguf_file import keys as gguf_keys
+from valle_convert.gguf_file.header import Key
+from valle_convert.gguf_file.keys import KeyReader
+from valle_convert.gguf_file.loadable import vocabulary_dangers
+from valle_convert.gguf_file.plan import TOKEN_EMBEDDING, FileKeys
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.types import F32
+from valle_convert.model.description import Description
+from valle_convert.model.spec import Head, Table
+from valle_convert.tokenizer.bpe import AddedToken, PhonemeBpe
+from valle_convert.tokenizer.choose import BUILT_IN, TokenizerChoice, TokenizerFile
+
+ARCHITECTURE = "mpt"
+FAMILY = "vall-e-x"
+PART_KEY, LEVEL_KEY = "valle.part", "valle.level"
+FACTOR_KEY = "valle.activation_factor"
+#: What the files call their parts.
+_AR, _BODY, _LEVEL = "ar", "nar.body", "nar.level"
+#: Of every LayerNorm; PyTorch's default, which no config of these checkpoints has.
+_NORM_EPSILON = 1e-5
+#: What the original's table of positions has at first; it grows, and so may a context.
+_CONTEXT = 4000
+_ATTENTION = {"ar": "text-bidirectional", "nar": "bidirectional"}
+_MPT_KEYS = {
+    "context_length": "u32",
+    "embedding_length": "u32",
+    "block_count": "u32",
+    "feed_forward_length": "u32",
+    "attention.head_count": "u32",
+    "attention.layer_norm_epsilon": "f32",
+    "vocab_size": "u32",
+}
+_TOKENIZER, _NO_VOCABULARY = "tokenizer.ggml.model", "no_vocab"
+_SHOWN = 5
+
+
+# --------------------------------------------------------------------------- what is written
+
+
+def level_of(part: str) -> int:
+    """The level that a part is the first one of: of `nar-3` it is 3, of others 0."""
+    _, _, number = part.partition("-")
+    return int(number or 0)
+
+
+def file_keys(
+    description: Description[VallexModel], part: str, tokenizer: TokenizerChoice
+) -> FileKeys:
+    """What is written into the file of a part."""
+    model, level = description.model, level_of(part)
+    kind = _LEVEL if level else _BODY if part == "nar" else _AR
+    who = [
+        Key("valle.format_version", gguf_keys.FORMAT_VERSION, "u32"),
+        Key(gguf_keys.FAMILY_KEY, FAMILY, "string"),
+        Key(PART_KEY, kind, "string"),
+    ]
+    if kind == _BODY:
+        return FileKeys(ARCHITECTURE, model=who, tail=_split_keys(1, description))
+    if kind == _LEVEL:
+        vocabulary = [Key(_TOKENIZER, _NO_VOCABULARY, "string")]
+        return FileKeys(
+            ARCHITECTURE,
+            graph=_graph_keys(model.nar, model.nar.n_rows),
+            vocabulary=vocabulary,
+            model=[*who, Key(LEVEL_KEY, level, "u32"), *_net_keys(model, model.nar)],
+            tail=_split_keys(0, description),
+            languages=model.languages,
+        )
+    compiled = tokenizer.compile(_row_names(model.ar))
+    return FileKeys(
+        ARCHITECTURE,
+        graph=_graph_keys(model.ar, len(compiled.tokens)),
+        vocabulary=[Key(name, value, kind) for name, value, kind in compiled.metadata()],
+        model=[*who, *_net_keys(model, model.ar)],
+        extra_rows=compiled.extra_rows,
+        languages=model.languages,
+    )
+
+
+def symbol_tokenizer_json() -> bytes:
+    """The symbols as a tokenizer.json of Hugging Face, in the form of the project's `bpe_69`."""
+    vocab = {symbol: i for i, symbol in enumerate(VALLEX_SYMBOLS)}
+    special = VALLEX_SYMBOLS[:N_SPECIAL_SYMBOLS]
+    document = {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": vocab[name], "content": name, "special": True}
+            | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+            for name in special
+        ],
+        "model": {"type": "BPE", "unk_token": "[UNK]", "vocab": vocab, "merges": []},
+    }
+    return json.dumps(document).encode()
+
+
+@cache
+def symbol_tokenizer() -> TokenizerChoice:
+    """The symbols as a tokenizer: one token a character, [UNK] for every other."""
+    vocab = {symbol: i for i, symbol in enumerate(VALLEX_SYMBOLS)}
+    special = [AddedToken(vocab[name], name, True) for name in VALLEX_SYMBOLS[:N_SPECIAL_SYMBOLS]]
+    bpe = PhonemeBpe(
+        vocab=vocab,
+        merges=(),
+        strings=tuple((symbol,) for symbol in VALLEX_SYMBOLS),
+        added_tokens=tuple(special),
+        unk_id=vocab["[UNK]"],
+        # Nothing is put around a text; llama.cpp wants to know tokens of this kind all the same.
+        bos_id=vocab["[CLS]"],
+        eos_id=vocab["[SEP]"],
+        add_bos=False,
+        add_eos=False,
+    )
+    data = symbol_tokenizer_json()
+    file = TokenizerFile(BUILT_IN, bpe, data, hashlib.sha256(data).hexdigest())
+    return TokenizerChoice(
+        file, "built-in", "VALL-E X has one table of symbols", f"its {len(vocab)} symbols are fixed"
+    )
+
+
+def _row_names(net: Net) -> list[str]:
+    """A token text for every row after the symbols."""
+    text, *others = net.tables
+    names = [f"<text:{row}>" for row in range(len(VALLEX_SYMBOLS), text.n_rows)]
+    for table in others:
+        names += [f"<{table.name}:{row}>" for row in range(table.n_rows)]
+    for head in net.heads:
+        names += [f"<head.{head.name}:{row}>" for row in range(head.n_rows)]
+    return names
+
+
+def _graph_keys(net: Net, n_tokens: int) -> Iterator[Key]:
+    """What llama.cpp reads to build the graph: no ALiBi, no clamping, no position table."""
+    values: dict[str, int | float] = {
+        "context_length": _CONTEXT,
+        "embedding_length": net.n_embd,
+        "block_count": net.n_layer,
+        "feed_forward_length": net.n_ff,
+        "attention.head_count": net.n_head,
+        "attention.layer_norm_epsilon": _NORM_EPSILON,
+        "vocab_size": n_tokens,
+    }
+    for name, kind in _MPT_KEYS.items():
+        yield Key(f"{ARCHITECTURE}.{name}", values[name], kind)
+
+
+def _net_keys(model: VallexModel, net: Net) -> Iterator[Key]:
+    yield from gguf_keys.codec_keys(model)
+    yield Key("valle.languages", list(model.languages), "[string]")
+    yield Key("valle.attention", _ATTENTION[net.name], "string")
+    yield Key("valle.position_scale.text", net.text_scale, "f32")
+    yield Key("valle.position_scale.audio", net.audio_scale, "f32")
+    yield Key(FACTOR_KEY, model.activation_factor, "u32")
+    yield from gguf_keys.row_keys(net.tables, net.heads)
+
+
+def _split_keys(number: int, description: Description[VallexModel]) -> Iterator[Key]:
+    yield Key("split.no", number, "u16")
+    yield Key("split.count", 2, "u16")
+    n_tensors = 1 + sum(len(description.contents[part].backbone) for part in ("nar", "nar-1"))
+    yield Key("split.tensors.count", n_tensors, "i32")
+
+
+# ------------------------------------------------------------------------------- reading
+
+
+def parts_of(ar: GgufFile) -> tuple[str, ...]:
+    """The parts of the set that an AR's file names.
+
+    Raises:
+        InputError: it is another part, or does not say how many levels there are.
+    """
+    check_part(ar, "ar")
+    n_levels = KeyReader(ar.keys).number("valle.codec.levels")
+    if not 2 <= n_levels <= 64:
+        raise InputError(
+            f"{ar.path}: valle.codec.levels is {n_levels}; convert the checkpoint again."
+        )
+    return ("ar", "nar", *(f"nar-{level}" for level in range(1, n_levels)))
+
+
+def name_of_part(file: GgufFile) -> str:
+    """The part that a file says it is, in words."""
+    level = file.keys.get(LEVEL_KEY)
+    return f"{file.keys.get(PART_KEY)!s:.40}" + ("" if level is None else f" {level!s:.20}")
+
+
+def check_part(file: GgufFile, part: str) -> None:
+    """Refuse a file that is another part than is expected, or of another format.
+
+    Raises:
+        InputError: it is.
+    """
+    level = level_of(part)
+    kind = _LEVEL if level else _BODY if part == "nar" else _AR
+    is_ours = file.keys.get(gguf_keys.FAMILY_KEY) == FAMILY
+    if not is_ours or file.keys.get(PART_KEY) != kind or file.keys.get(LEVEL_KEY, 0) != level:
+        wanted = f"{kind!r}" + (f" {level}" if level else "")
+        raise InputError(
+            f"{file.path} is the part {name_of_part(file)!r} of a VALL-E X, where {wanted} is "
+            "expected; give the file of the AR (such as out.gguf), and keep the names of the "
+            "others."
+        )
+    if file.keys.get("valle.format_version") != gguf_keys.FORMAT_VERSION:
+        raise InputError(
+            f"{file.path} is of format version {file.keys.get('valle.format_version')!r:.20}, and "
+            f"this program reads {gguf_keys.FORMAT_VERSION}; use a newer valle-convert."
+        )
+
+
+def read_model(files: Mapping[str, GgufFile]) -> VallexModel:
+    """The model that the files describe, with everything checked that llama.cpp relies on.
+
+    Args:
+        files: by part, as `parts_of` names them.
+
+    Raises:
+        InputError: their keys or tensors are not those of one model.
+    """
+    ar, body, *levels = files.values()
+    model = _model_of(ar, body, levels[0])
+    for file in levels[1:]:
+        other = _model_of(ar, body, file)
+        # All levels are computed by the graph that one of them describes.
+        if other != model or _said_of_graph(file) != _said_of_graph(levels[0]):
+            raise InputError(
+                f"{file.path} describes another model than {levels[0].path}; convert the "
+                "checkpoint again."
+            )
+    return model
+
+
+def _said_of_graph(file: GgufFile) -> dict[str, Any]:
+    prefix = f"{ARCHITECTURE}."
+    return {key: value for key, value in file.keys.items() if key.startswith(prefix)}
+
+
+def _model_of(ar: GgufFile, body: GgufFile, level: GgufFile) -> VallexModel:
+    """What the AR and one level's files say, all of it checked."""
+    nets = [
+        _read_net("ar", ar, [ar], [ar]),
+        _read_net("nar", level, [body], [level]),
+    ]
+    readers = [KeyReader(file.keys) for file in (ar, level)]
+    models = [
+        VallexModel(
+            ar=nets[0],
+            nar=nets[1],
+            n_levels=reader.number("valle.codec.levels"),
+            codebook_size=reader.number("valle.codec.codebook_size"),
+            languages=reader.words("valle.languages"),
+            activation_factor=reader.number(FACTOR_KEY),
+            codec=reader.codec(),
+        )
+        for reader in readers
+    ]
+    model, codes = models[0], models[0].codebook_size
+    faults = [fault for reader in readers for fault in reader.faults]
+    if not all(net.tables and net.heads for net in nets):
+        faults.append("there are no tables or no heads")
+    if not faults and models[0] != models[1]:
+        faults.append("AR and NAR are of different models")
+    n_text = nets[0].tables[0].n_rows if nets[0].tables else 0
+    common = {"text": n_text, "language": len(model.languages)}
+    audio = {f"audio.{i}": codes + (i == 0) for i in range(model.n_levels)}
+    heads = {f"nar.{i}": codes for i in range(1, model.n_levels)}
+    for net, tables, wanted in (
+        (nets[0], common | {"audio": codes + 2}, {"ar": codes + 1}),
+        (nets[1], common | audio, heads),
+    ):
+        if {t.name: t.n_rows for t in net.tables} != tables:
+            faults.append(f"the tables of the {net.name} are not {', '.join(tables)}")
+        if {h.name: h.n_rows for h in net.heads} != wanted:
+            faults.append(f"the heads of the {net.name} are not {', '.join(wanted)}")
+    factor = model.activation_factor
+    if factor < 1 or factor & (factor - 1):
+        faults.append(f"{FACTOR_KEY} is {factor}, where a power of two is expected")
+    for net, file in ((nets[0], ar), (nets[1], body)):
+        for layer in range(net.n_layer):
+            name = f"blk.{layer}.{ACT_SCALES}"
+            if not (file.tensors[name].rows() == factor).all():
+                faults.append(f"{name} of {file.path.name} is not {factor} throughout")
+    if faults:
+        raise InputError(
+            f"{ar.path} and {level.path}: {'; '.join(faults[:_SHOWN])}. Convert the checkpoint "
+            "again."
+        )
+    return model
+
+
+def _read_net(name: str, keys: GgufFile, shared: list[GgufFile], norms: list[GgufFile]) -> Net:
+    """One network, with everything checked that llama.cpp would abort or compute wrongly on."""
+    reader = KeyReader(keys.keys)
+    prefix = f"{ARCHITECTURE}."
+    embedding = shared[0].tensors.get(TOKEN_EMBEDDING)
+    n_rows = embedding.shape[0] if embedding is not None else 0
+    tables = tuple(Table(*row) for row in reader.ranges("table", n_rows))
+    heads = tuple(Head(*row) for row in reader.ranges("head", n_rows))
+    net = Net(
+        name=name,
+        n_embd=reader.number(f"{prefix}embedding_length"),
+        n_layer=reader.number(f"{prefix}block_count"),
+        n_head=reader.number(f"{prefix}attention.head_count"),
+        n_ff=reader.number(f"{prefix}feed_forward_length"),
+        tables=tables,
+        heads=heads,
+        n_rows=max(
+            [t.first_row + t.n_rows for t in tables] + [h.first_row + h.n_rows for h in heads],
+            default=0,
+        ),
+        text_scale=reader.real("valle.position_scale.text"),
+        audio_scale=reader.real("valle.position_scale.audio"),
+    )
+    faults = reader.faults
+    unknown = [key for key in keys.keys if key.startswith(prefix) and key[4:] not in _MPT_KEYS]
+    if keys.keys.get("general.architecture") != ARCHITECTURE:
+        faults.append(f"general.architecture is not {ARCHITECTURE!r}")
+    if unknown:
+        faults.append(f"{', '.join(unknown[:_SHOWN])} would make another graph")
+    reader.expect(f"{prefix}vocab_size", n_rows)
+    # NaN is not larger than 0; any other value is seen when logits are compared.
+    if not reader.real(f"{prefix}attention.layer_norm_epsilon") > 0:
+        faults.append("the epsilon is no number above 0")
+    if name == "ar":
+        faults += vocabulary_dangers(keys)
+    elif [key for key in keys.keys if key.startswith("tokenizer.")] != [_TOKENIZER] or (
+        keys.keys[_TOKENIZER] != _NO_VOCABULARY
+    ):
+        faults.append("it has a vocabulary, where none is expected")
+    if keys.keys.get("valle.attention") != _ATTENTION[name]:
+        faults.append(f"valle.attention is not {_ATTENTION[name]!r}")
+    if not 1 <= net.n_layer <= 512 or net.n_head < 1 or net.n_embd < 2 or net.n_embd % net.n_head:
+        faults.append(f"{net.n_layer} layers, {net.n_head} heads, {net.n_embd} wide")
+    if not faults:
+        faults += _tensor_faults(net, n_rows, shared, norms)
+    if faults:
+        raise InputError(
+            f"{keys.path} cannot be run: {'; '.join(faults[:_SHOWN])}. Convert the checkpoint "
+            "again."
+        )
+    return net
+
+
+def _tensor_faults(
+    net: Net, n_rows: int, shared: list[GgufFile], norms: list[GgufFile]
+) -> Iterator[str]:
+    expected_shared, expected_norms = net_shapes(net, n_rows)
+    if shared == norms:
+        yield from _differences(shared[0], expected_shared | expected_norms)
+    else:
+        yield from _differences(shared[0], expected_shared)
+        yield from _differences(norms[0], expected_norms)
+
+
+def _differences(file: GgufFile, expected: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    for name in [*expected, *(name for name in file.tensors if name not in expected)]:
+        found, shape = file.tensors.get(name), expected.get(name)
+        if found is None or found.shape != shape:
+            there = "missing" if found is None else f"{list(found.shape)}"
+            wanted = "unexpected" if shape is None else f"expected {list(shape)}"
+            yield f"{name} of {file.path.name} is {there}, {wanted}"
+        elif len(found.shape) == 1 and found.ggml_type != F32:
+            yield f"{name} of {file.path.name} is {found.ggml_type.name}, expected F32"
+        elif found.ggml_type.name in ("I8", "I16", "I32", "I64", "F64"):
+            yield f"{name} of {file.path.name} is {found.ggml_type.name}, which has no kernels"

@@ -1,0 +1,168 @@
+"""A converted VALL-E X on stock llama.cpp: the AR's file, and the NAR's body with its first parts.
+
+Tables are read from the files themselves, dequantized as they are needed. All levels are one model
+with one cache: the norms of the level that is wanted are written into a copy of a first part that
+llama.cpp has mapped. That it computes with them is proved at load, against a level that it loaded
+from its own file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from valle_convert.errors import EnvironmentFault
+from valle_convert.families.vallex.composed import ComposedNetwork, Ids, Rows
+from valle_convert.families.vallex.facts import VallexModel
+from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.types import F32
+from valle_convert.llama.context import CacheType
+from valle_convert.llama.library import INSTALL_TESTED
+from valle_convert.llama.mpt import MptSession
+from valle_convert.metrics import nmse
+from valle_convert.network.probe import read_probe_rows
+
+#: The bits are the same, measured on f32, f16 and Q8_0, but for how threads share the work.
+_SAME_NMSE = 1e-9
+
+
+@dataclass(frozen=True)
+class _Files:
+    ar: GgufFile
+    body: GgufFile
+    levels: tuple[GgufFile, ...]
+
+
+class VallexGguf(ComposedNetwork):
+    """A `VallexNetwork` on stock llama.cpp. Close it, or use it as a context manager.
+
+    Args:
+        files: by part.
+        model: as their keys describe it.
+        n_threads: None for the cores that this process may use.
+        cache_type: number format of the cached keys and values. None takes f32, but f16 for the NAR
+            of files that are no f32: it costs less than their own rounding (7e-7 for 5e-7 with
+            f16), and is half as large.
+
+    Raises:
+        InputError: files are missing, damaged, or of different sets.
+        EnvironmentFault: there is no usable llama.cpp, or an assumption about it does not hold.
+    """
+
+    def __init__(
+        self,
+        files: Mapping[str, GgufFile],
+        model: VallexModel,
+        *,
+        n_threads: int | None = None,
+        cache_type: CacheType | None = None,
+    ) -> None:
+        super().__init__(model)
+        ar, body, *levels = files.values()
+        self._files = _Files(ar, body, tuple(levels))
+        self._n_threads = n_threads
+        is_f32 = self._files.body.tensors["blk.0.ffn_up.weight"].ggml_type == F32
+        self._cache_types: tuple[CacheType, CacheType] = (
+            cache_type or "f32",
+            cache_type or ("f32" if is_f32 else "f16"),
+        )
+        self._level = 1  # whose norms the NAR computes with
+        self._ar = self._open(self._files.ar)
+        try:
+            self._nar = self._open(self._files.levels[0], exchangeable=True)
+        except BaseException:
+            self._ar.close()
+            raise
+        try:
+            self._prove_exchange()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(
+        self, first: GgufFile, *, exchangeable: bool = False, proven: bool = False
+    ) -> MptSession:
+        is_ar = first is self._files.ar
+        with_rows, net = (first, self._model.ar) if is_ar else (self._files.body, self._model.nar)
+        return MptSession(
+            first.path,
+            [] if is_ar else [self._files.body.path],
+            probe_rows=read_probe_rows(with_rows, net.n_rows),
+            activation_factor=self._model.activation_factor,
+            n_threads=self._n_threads,
+            cache_type=self._cache_types[not is_ar],
+            exchangeable=exchangeable,
+            proven=proven,
+        )
+
+    def _prove_exchange(self) -> None:
+        """The norms of the last level, written over those of the first, are what is computed with.
+
+        Raises:
+            EnvironmentFault: they are not.
+        """
+        last = self.n_levels - 1
+        if last == 1:
+            return
+        probe = read_probe_rows(self._files.body, self._model.nar.n_rows)
+        rows, columns = np.stack(list(probe.values())[:3]), slice(None)
+        with self._open(self._files.levels[-1], proven=True) as loaded:
+            expected = loaded.both_ways(rows, len(rows), columns)
+        self._switch(last)
+        found = self._nar.both_ways(rows, len(rows), columns)
+        # What is no number is said where it is computed with, or by `verify`.
+        same = np.array_equal(expected, found, equal_nan=True)
+        if not same and not nmse(expected, found) <= _SAME_NMSE:
+            raise EnvironmentFault(
+                "llama.cpp does not compute with what is written into a file that it has mapped, "
+                f"the norms of {self._files.levels[-1].path}. Check the files with `valle-convert "
+                f"verify`, or {INSTALL_TESTED}."
+            )
+
+    def _switch(self, level: int) -> None:
+        """Let the NAR compute with the norms of a level."""
+        if level == self._level:
+            return
+        places = self._files.levels[0].tensors
+        self._level = 0  # should it be stopped in between
+        self._nar.exchange(
+            (places[name].start, tensor.data.data)
+            for name, tensor in self._files.levels[level - 1].tensors.items()
+        )
+        self._level = level
+
+    def look_up(self, net: str, table: str, ids: Ids) -> Rows:
+        """Rows of an input table, [n] -> [n, d], dequantized from the mapped file."""
+        file, part = (
+            (self._files.ar, self._model.ar) if net == "ar" else (self._files.body, self._model.nar)
+        )
+        return file.tensors[TOKEN_EMBEDDING].rows(part.table(table).first_row + np.asarray(ids))
+
+    def _read_text(self, rows: Rows, room: int) -> None:
+        self._ar.read(rows, room=room)
+
+    def _append(self, rows: Rows, sequences: Sequence[int], n_outputs: int) -> Rows:
+        return self._ar.append(rows, sequences, n_outputs, self._model.ar.head("ar").columns)
+
+    def _fork(self, n: int) -> None:
+        self._ar.fork(n)
+
+    def _run_nar(self, level: int, rows: Rows, n_outputs: int) -> Rows:
+        self._switch(level)
+        return self._nar.both_ways(rows, n_outputs, self._model.nar.head(f"nar.{level}").columns)
+
+    def count_weights(self) -> list[int]:
+        """What llama.cpp counts in the AR, and in each level from 1 on, all of which it loads."""
+        counts = [self._ar.n_params]
+        for level in self._files.levels:
+            with self._open(level, proven=True) as session:
+                counts.append(session.n_params)
+        return counts
+
+    def close(self) -> None:
+        """Free what llama.cpp holds."""
+        self._ar.close()
+        self._nar.close()

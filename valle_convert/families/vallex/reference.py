@@ -1,0 +1,165 @@
+"""VALL-E X in PyTorch, float32, written to be read: the measure of everything else.
+
+It takes the checkpoint's own names and folds the levels' norms by itself, so that a mistake of
+the writer's does not repeat here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - everybody's name for it
+
+from valle_convert.checkpoint.source import NamedTensors
+from valle_convert.families.vallex.composed import ComposedNetwork, Ids, Rows
+from valle_convert.families.vallex.facts import Net, VallexModel, table_source
+from valle_convert.network.arithmetic import EXACT, Arithmetic
+
+#: Of every LayerNorm; the writer has its own, so that a wrong one there is noticed here.
+NORM_EPSILON = 1e-5
+#: The name that the inputs of all heads go by, since llama.cpp has them in one matrix.
+HEADS = "token_embd.weight"
+
+_Cache = list[tuple[Tensor, Tensor]]  # keys and values [heads, n, d / heads] of each layer
+
+
+class VallexReference(ComposedNetwork):
+    """A `VallexNetwork` on PyTorch.
+
+    Args:
+        tensors: gives the weights by the checkpoint's names; each is read when it is needed first.
+        model: what the family said of the checkpoint.
+        arithmetic: how layers compute.
+        folded: whether `tensors` have the NAR's norms of each level, and no stage vectors.
+
+    Attributes:
+        observe: called as `observe(part, linear, inputs [n, in])` before every linear layer; for
+            importance matrices.
+    """
+
+    def __init__(
+        self,
+        tensors: NamedTensors,
+        model: VallexModel,
+        *,
+        arithmetic: Arithmetic = EXACT,
+        folded: bool = False,
+    ) -> None:
+        super().__init__(model)
+        self._tensors = tensors
+        self._arithmetic = arithmetic
+        self._activation = arithmetic.activation or F.relu
+        self._norm_of = self._stored if folded else self._folded
+        self._weights: dict[str, Tensor] = {}
+        self._caches: list[_Cache] = []
+        self.observe: Callable[[str, str, Tensor], None] | None = None
+
+    def close(self) -> None:
+        """Nothing is held that PyTorch does not free by itself."""
+
+    def look_up(self, net: str, table: str, ids: Ids) -> Rows:
+        """Rows of an input table, [n] -> [n, d]."""
+        found: Rows = self._weight(table_source(net, table)).numpy()[ids]
+        return found
+
+    def _read_text(self, rows: Rows, room: int) -> None:
+        del room
+        self._caches = [[]]
+        self._run(self._model.ar, rows, self._caches[0], causal=False, level=0)
+
+    @torch.inference_mode()
+    def _append(self, rows: Rows, sequences: Sequence[int], n_outputs: int) -> Rows:
+        parts = [rows] if len(sequences) == 1 else [row[None] for row in rows]
+        hidden = torch.cat(
+            [
+                self._run(self._model.ar, part, self._caches[i], causal=True, level=0)
+                for part, i in zip(parts, sequences, strict=True)
+            ]
+        )
+        return self._head("ar", "ar_predict_layer.weight", hidden[-n_outputs:])
+
+    def _fork(self, n: int) -> None:
+        # Steps replace a layer's pair and do not change it, so that copies may share them.
+        self._caches = [list(self._caches[0]) for _ in range(n)]
+
+    @torch.inference_mode()
+    def _run_nar(self, level: int, rows: Rows, n_outputs: int) -> Rows:
+        hidden = self._run(self._model.nar, rows, [], causal=False, level=level)
+        return self._head("nar", f"nar_predict_layers.{level - 1}.weight", hidden[-n_outputs:])
+
+    @torch.inference_mode()
+    def _run(self, net: Net, rows: Rows, cache: _Cache, *, causal: bool, level: int) -> Tensor:
+        """All layers and the last norm, [n, d]; the cache is extended."""
+        x = torch.from_numpy(np.array(rows, np.float32))
+        for i in range(net.n_layer):
+            layer = f"{net.name}_decoder.layers.{i}"
+            x = x + self._attention(net, i, self._norm(layer + ".norm1", level, x), cache, causal)
+            hidden = self._norm(layer + ".norm2", level, x)
+            hidden = self._linear(net, f"blk.{i}.ffn_up.weight", f"{layer}.linear1.", hidden)
+            hidden = self._activation(hidden)
+            x = x + self._linear(net, f"blk.{i}.ffn_down.weight", f"{layer}.linear2.", hidden)
+        return self._norm(f"{net.name}_decoder.norm", level, x)
+
+    def _attention(self, net: Net, i: int, x: Tensor, cache: _Cache, causal: bool) -> Tensor:
+        layer = f"{net.name}_decoder.layers.{i}.self_attn."
+        packed = self._linear(net, f"blk.{i}.attn_qkv.weight", f"{layer}in_proj_", x)
+        q, k, v = (
+            part.reshape(len(x), net.n_head, -1).transpose(0, 1) for part in packed.chunk(3, -1)
+        )
+        if i < len(cache):
+            k, v = torch.cat([cache[i][0], k], 1), torch.cat([cache[i][1], v], 1)
+            cache[i] = (k, v)
+        else:
+            cache.append((k, v))
+        n, m = q.shape[1], k.shape[1]
+        mask = torch.ones(n, m, dtype=torch.bool).tril(m - n) if causal else None
+        mixed = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask)[0]
+        mixed = mixed.transpose(0, 1).flatten(1)
+        return self._linear(net, f"blk.{i}.attn_output.weight", f"{layer}out_proj.", mixed)
+
+    def _norm(self, name: str, level: int, x: Tensor) -> Tensor:
+        if level:
+            weight, bias = self._norm_of(name, level)
+        else:
+            weight, bias = self._weight(f"{name}.weight"), self._weight(f"{name}.bias")
+        return F.layer_norm(x, (x.shape[-1],), weight, bias, NORM_EPSILON)
+
+    def _stored(self, name: str, level: int) -> tuple[Tensor, Tensor]:
+        return (
+            self._weight(f"{name}.weight at level {level}"),
+            self._weight(f"{name}.bias at level {level}"),
+        )
+
+    def _folded(self, name: str, level: int) -> tuple[Tensor, Tensor]:
+        """The adaptive norm as it is written in the original: gain * norm(x) + shift."""
+        stage = self._weight(f"nar_stage_embeddings.{level - 1}.word_embeddings.weight")[0]
+        projection = f"{name}.project_layer."
+        both = F.linear(
+            stage, self._weight(f"{projection}weight"), self._weight(f"{projection}bias")
+        )
+        gain, shift = both.chunk(2)
+        weight, bias = self._weight(f"{name}.norm.weight"), self._weight(f"{name}.norm.bias")
+        return gain * weight, gain * bias + shift
+
+    def _linear(self, net: Net, target: str, source: str, x: Tensor) -> Tensor:
+        """A layer by its GGUF name, for who listens, and by the beginning of its own."""
+        weight, bias = self._weight(f"{source}weight"), self._weight(f"{source}bias")
+        return F.linear(self._inputs(net.name, target, x), weight, bias)
+
+    def _head(self, net: str, source: str, hidden: Tensor) -> Rows:
+        logits: Rows = F.linear(self._inputs(net, HEADS, hidden), self._weight(source)).numpy()
+        return logits
+
+    def _inputs(self, net: str, target: str, x: Tensor) -> Tensor:
+        if self.observe is not None:
+            self.observe(net, target, x)
+        return self._arithmetic.round_inputs(net, target, x)
+
+    def _weight(self, name: str) -> Tensor:
+        if name not in self._weights:
+            # A copy: torch wants memory that it may write to, and bfloat16 needs one anyway.
+            self._weights[name] = torch.from_numpy(np.array(self._tensors.read(name), np.float32))
+        return self._weights[name]

@@ -1,0 +1,185 @@
+"""Text in up to three languages, taken apart by its tags, spelled, and put together.
+
+    [EN]I like [EN][ZH]苹果。[ZH]      pieces, each between two tags of its language
+    Plain text.                        one language, given or detected
+
+Each piece is spelled by itself and ends with a punctuation mark; nothing stands between pieces,
+and every symbol has the language of its piece.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from valle_convert.errors import InputError
+from valle_convert.families.vallex.symbols import VALLEX_LANGUAGES, unknown_symbols
+from valle_convert.families.vallex.text.chinese import chinese_symbols
+from valle_convert.families.vallex.text.english import english_symbols
+from valle_convert.families.vallex.text.japanese import japanese_symbols
+from valle_convert.text.languages import detect_languages, known_language
+from valle_convert.text.phonemes import check_phonemes
+from valle_convert.text.sentences import split_sentences
+
+#: How each language is read: the symbols, and the characters that cannot be said.
+_READERS: dict[str, Callable[[str], tuple[str, list[str]]]] = {
+    "en": english_symbols,
+    "zh": chinese_symbols,
+    "ja": japanese_symbols,
+}
+_NAMES = {"en": "English", "zh": "Chinese", "ja": "Japanese"}
+_TAGS = {language.upper(): language for language in VALLEX_LANGUAGES}
+_TAG = re.compile(rf"\[({'|'.join(_TAGS)})\]")
+_SENTENCE_END = re.compile(r"[.!?…。！？｡][\"'”’»)」』】]*$")
+#: A piece that does not end with one of these gets a full stop.
+_ENDS = ".,!?-…~"
+
+
+@dataclass(frozen=True)
+class TaggedText:
+    """Some text, or symbols, in one language."""
+
+    text: str
+    language: str
+
+
+@dataclass(frozen=True)
+class SpelledText:
+    """What the network reads.
+
+    Attributes:
+        symbols: characters of `model.vallex_symbols`; a blank is `_`.
+        languages: of each symbol, as `en`, `zh` and `ja`.
+        notices: what a user should know, such as characters that cannot be said.
+    """
+
+    symbols: str
+    languages: tuple[str, ...]
+    notices: tuple[str, ...] = ()
+
+
+def tagged_pieces(text: str, language: str | None = None) -> tuple[list[TaggedText], list[str]]:
+    """The pieces of a text between its tags; of a text without tags, one piece.
+
+    Args:
+        text: with or without tags.
+        language: of a text without tags; None detects it.
+
+    Returns:
+        The pieces that are not blank, and what stands outside of all tags, which is not spoken.
+
+    Raises:
+        InputError: a tag is not closed, or the language is none of the three.
+        EnvironmentFault: the package that tells languages apart is not installed.
+    """
+    if _TAG.search(text) is None:
+        if language is None:
+            (language,) = detect_languages([text], VALLEX_LANGUAGES)
+        return [TaggedText(text, known_language(language, VALLEX_LANGUAGES))], []
+    pieces: list[TaggedText] = []
+    outside: list[str] = []
+    end = 0
+    while (opening := _TAG.search(text, end)) is not None:
+        outside.append(text[end : opening.start()])
+        closing = _TAG.search(text, opening.end())
+        if closing is None or closing[0] != opening[0]:
+            found = "ends" if closing is None else f"goes on with {closing[0]}"
+            raise InputError(
+                f"The text {found} where the tag {opening[0]} is not closed; write each piece "
+                f"between two tags of its language, as in {opening[0]}...{opening[0]}."
+            )
+        pieces.append(TaggedText(text[opening.end() : closing.start()], _TAGS[opening[1]]))
+        end = closing.end()
+    outside.append(text[end:])
+    return (
+        [piece for piece in pieces if piece.text.strip()],
+        [part.strip() for part in outside if part.strip()],
+    )
+
+
+def tagged_sentences(
+    text: str, language: str | None = None
+) -> tuple[list[list[TaggedText]], list[str]]:
+    """The sentences of a text in order, each of one or more pieces.
+
+    Arguments and errors as `tagged_pieces`; without tags, each sentence may be in another language.
+
+    Returns:
+        The sentences, and what stands outside of all tags.
+    """
+    if _TAG.search(text) is None:
+        sentences = split_sentences(text) or [""]
+        if language is None:
+            languages = detect_languages(sentences, VALLEX_LANGUAGES)
+        else:
+            languages = [known_language(language, VALLEX_LANGUAGES)] * len(sentences)
+        return [[TaggedText(*one)] for one in zip(sentences, languages, strict=True)], []
+    pieces, outside = tagged_pieces(text, language)
+    sentences_of_pieces: list[list[TaggedText]] = [[]]
+    for piece in pieces:
+        parts = split_sentences(piece.text)
+        for i, part in enumerate(parts):
+            sentences_of_pieces[-1].append(TaggedText(part, piece.language))
+            if i < len(parts) - 1 or _SENTENCE_END.search(part):
+                sentences_of_pieces.append([])
+    return [sentence for sentence in sentences_of_pieces if sentence], outside
+
+
+def spell(pieces: Sequence[TaggedText]) -> SpelledText:
+    """Text to the network's symbols.
+
+    Raises:
+        InputError: there is nothing to say in any of the pieces.
+        EnvironmentFault: a package is not installed.
+    """
+    symbols: list[tuple[str, str]] = []
+    notices: list[str] = []
+    for piece in pieces:
+        read, unsaid = _READERS[piece.language](piece.text)
+        if unsaid:
+            notices.append(
+                f"these characters cannot be said in {_NAMES[piece.language]} and are left out: "
+                f"{_listed(unsaid)}"
+            )
+        symbols.append((read, piece.language))
+    return _put_together(symbols, notices, pieces)
+
+
+def spell_symbols(pieces: Sequence[TaggedText]) -> SpelledText:
+    """Symbols that are given as such; a blank may stand for `_`.
+
+    Raises:
+        InputError: there is nothing to say in any of the pieces.
+    """
+    symbols: list[tuple[str, str]] = []
+    notices: list[str] = []
+    for piece in pieces:
+        given = re.sub(r"\s+", "_", piece.text.strip())
+        if unknown := unknown_symbols(given):
+            notices.append(
+                f"the model's symbols lack these, which are left out: {_listed(unknown)}"
+            )
+        symbols.append(("".join(one for one in given if one not in unknown), piece.language))
+    return _put_together(symbols, notices, pieces)
+
+
+def _put_together(
+    symbols: Sequence[tuple[str, str]], notices: Sequence[str], pieces: Sequence[TaggedText]
+) -> SpelledText:
+    spelled, languages = "", []
+    for read, language in symbols:
+        stripped = read.rstrip(" _")
+        if not stripped:
+            continue
+        written = re.sub(r"\s+", "_", stripped)
+        if written[-1] not in _ENDS:
+            written += "."
+        spelled += written
+        languages += [language] * len(written)
+    check_phonemes(spelled, said=" ".join(piece.text for piece in pieces))
+    return SpelledText(spelled, tuple(languages), tuple(dict.fromkeys(notices)))
+
+
+def _listed(characters: Sequence[str]) -> str:
+    return " ".join(f"{one} (U+{ord(one):04X})" for one in characters)

@@ -1,0 +1,165 @@
+"""What a VALL-E X is tried on: utterances, random or from voice files, and passes over them.
+
+AR in one batch, code by code, and without a prompt; every level of the NAR, and without a
+prompt; each symbol in a language of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.decode.sampling import GREEDY
+from valle_convert.errors import InputError
+from valle_convert.families.family import GREEDY_FRAMES, Case, Speed
+from valle_convert.families.vallex.composed import ComposedNetwork, Ids, Rows
+from valle_convert.families.vallex.decode import (
+    VallexOptions,
+    decode_vallex_ar,
+    decode_vallex_nar,
+)
+from valle_convert.families.vallex.facts import VallexModel
+from valle_convert.families.vallex.protocol import VallexText
+from valle_convert.families.vallex.symbols import VALLEX_SYMBOLS
+from valle_convert.families.vallex.voice import read_vallex_voice
+
+#: What a file of an utterance holds.
+ARRAYS = "audio_tokens, text_tokens and lang_code of a voice file of VALL-E X"
+_N_SYMBOLS, _N_PROMPT_FRAMES, _N_FRAMES = 40, 30, 40
+_N_STEPS = 8  # codes that go in one by one, at the end
+# A request of everyday size: four seconds after three seconds of voice.
+_SPEED_SYMBOLS, _SPEED_PROMPT, _SPEED_FRAMES, _SPEED_STEPS = 60, 225, 300, 16
+#: Symbols and frames: a minute of speech, as the original's first table of positions.
+_MAX_ELEMENTS = 4000
+
+
+@dataclass(frozen=True)
+class VallexUtterance:
+    """One seeded example; every symbol has a language of its own.
+
+    Attributes:
+        prompt: [frames, levels].
+        codes: [frames, levels].
+    """
+
+    text: VallexText
+    prompt: NDArray[np.int32]
+    codes: NDArray[np.int32]
+
+
+def utterances(model: VallexModel, n: int, *, seed: int = 0) -> Iterator[VallexUtterance]:
+    """`n` different utterances, the same for the same seed."""
+    for i in range(n):
+        draw = np.random.default_rng([seed, i])
+        n_symbols = _N_SYMBOLS + 9 * i
+        n_prompt, n_codes = _N_PROMPT_FRAMES + 5 * i, _N_FRAMES + 7 * i
+        codes = draw.integers(
+            0, model.codebook_size, (n_prompt + n_codes, model.n_levels), dtype=np.int32
+        )
+        yield VallexUtterance(
+            VallexText(
+                draw.integers(5, len(VALLEX_SYMBOLS), n_symbols, dtype=np.int32),
+                draw.integers(0, len(model.languages), n_symbols, dtype=np.int32),
+            ),
+            codes[:n_prompt],
+            codes[n_prompt:],
+        )
+
+
+def cases(model: VallexModel, given: VallexUtterance) -> Iterator[Case[ComposedNetwork]]:
+    """Every head, with and without a prompt; the AR in one pass, and one code a step."""
+    text, codes = given.text, given.codes
+    for name, prompt in (("", given.prompt), (" without prompt", given.prompt[:0])):
+        yield Case(f"ar{name}", "ar", partial(_continued, text, prompt[:, 0], codes[:, 0]))
+        for level in range(1, model.n_levels):
+            if prompt.size or level in (1, model.n_levels - 1):
+                run = partial(_pass_nar, text, prompt, codes[:, :level])
+                yield Case(f"nar.{level}{name}", f"nar.{level}", run)
+    run = partial(_stepwise, text, given.prompt[:, 0], codes[:, 0])
+    yield Case("ar one code a step", "ar", run, repeats=True)
+
+
+def _continued(text: VallexText, prompt: Ids, codes: Ids, network: ComposedNetwork) -> Rows:
+    return network.continued(text, prompt, codes)
+
+
+def _pass_nar(
+    text: VallexText,
+    prompt: NDArray[np.int32],
+    codes: NDArray[np.int32],
+    network: ComposedNetwork,
+) -> Rows:
+    return network.pass_nar(text, prompt, codes)
+
+
+def _stepwise(text: VallexText, prompt: Ids, codes: Ids, network: ComposedNetwork) -> Rows:
+    """In two copies, one code a step, the second copy one behind."""
+    before = np.concatenate([prompt, codes[:-_N_STEPS]])
+    steps = [network.begin_ar(text, before, room=_N_STEPS, n_copies=2)]
+    steps.append(network.step_ar([1], codes[-_N_STEPS:][:1]))
+    for a, b in zip(codes[-_N_STEPS:-1], codes[-_N_STEPS + 1 :], strict=True):
+        steps.append(network.step_ar([0, 1], np.array([a, b], np.int32)))
+    return np.concatenate(steps)
+
+
+def speak_level_0(network: ComposedNetwork, given: VallexUtterance) -> NDArray[np.int32]:
+    """What the AR says without randomness, [frames]."""
+    options = VallexOptions(sampling=GREEDY, max_frames=GREEDY_FRAMES)
+    rng = np.random.default_rng(0)
+    return decode_vallex_ar(network, given.text, given.prompt[:, 0], options, rng)[0]
+
+
+def speak_levels(
+    network: ComposedNetwork, given: VallexUtterance, level_0: NDArray[np.int32]
+) -> NDArray[np.int32]:
+    """The levels above without randomness, [frames, levels]."""
+    rng = np.random.default_rng(0)
+    return decode_vallex_nar(network, given.text, given.prompt, level_0, GREEDY, rng)[0]
+
+
+def measure_speed(network: ComposedNetwork) -> Speed:
+    """Time AR steps and NAR passes on a request of everyday size."""
+    draw = np.random.default_rng(0)
+    symbols = draw.integers(5, 70, _SPEED_SYMBOLS, dtype=np.int32)
+    text = VallexText(symbols, np.zeros(_SPEED_SYMBOLS, np.int32))
+    n = _SPEED_PROMPT + _SPEED_FRAMES
+    codes = draw.integers(0, network.codebook_size, (n, network.n_levels), dtype=np.int32)
+    network.begin_ar(text, codes[: n - _SPEED_STEPS, 0], room=_SPEED_STEPS)
+    steps, passes = [], []
+    for code in codes[n - _SPEED_STEPS :, :1]:
+        start = time.perf_counter()
+        network.step_ar([0], code)
+        steps.append(time.perf_counter() - start)
+    for level in range(1, min(4, network.n_levels)):
+        start = time.perf_counter()
+        network.pass_nar(text, codes[:_SPEED_PROMPT], codes[_SPEED_PROMPT:, :level])
+        passes.append(time.perf_counter() - start)
+    return Speed(
+        ar_step=1000 * float(np.median(steps)),
+        nar_pass=1000 * float(np.median(passes)),
+        n_positions=_SPEED_SYMBOLS + n,
+    )
+
+
+def read_utterance(path: Path, model: VallexModel) -> VallexUtterance:
+    """One utterance of a voice file; the first three seconds, or half of it, are the prompt.
+
+    Raises:
+        InputError: it is no such file, is of another model, too short, or too long.
+    """
+    voice = read_vallex_voice(path, model)
+    n_frames, n_symbols = len(voice.codes), len(voice.symbols)
+    if n_frames < 2 or n_frames + n_symbols > _MAX_ELEMENTS:
+        raise InputError(
+            f"{path} has {n_symbols:,} symbols and {n_frames:,} frames, where at least 2 frames "
+            f"and at most {_MAX_ELEMENTS:,} of both are expected; take another piece of speech."
+        )
+    n_prompt = min(_SPEED_PROMPT, n_frames // 2)
+    text = VallexText(voice.symbols, voice.languages)
+    return VallexUtterance(text, voice.codes[:n_prompt], voice.codes[n_prompt:])

@@ -1,0 +1,84 @@
+"""How the layers of a network compute, and what llama.cpp's arithmetic does to it, in PyTorch.
+
+On the CPU llama.cpp rounds what goes into a matrix product to a type that follows from the
+weights' (float16 for float16, blocks of 8-bit numbers for all quantized types), and looks
+GELU up in a table of float16. This module does the same to a reference network. Its logits
+are not llama.cpp's bit for bit, since sums are rounded in another order, but they are as
+far off from the exact ones, on whatever network it is. That makes it the measure of what a
+right file may differ by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - everybody's name for it
+
+#: Quantized types whose inputs are rounded in blocks of 32; all others have blocks of 256.
+_BLOCKS_OF_32 = frozenset("Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q8_1 IQ4_NL MXFP4 NVFP4 Q1_0 Q2_0".split())
+_LARGEST = 127  # of an 8-bit number
+_GELU_TABLE_ENDS = 10.0
+
+
+def _as_it_is(part: str, name: str, inputs: Tensor) -> Tensor:
+    del part, name
+    return inputs
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What a matrix product and an activation are.
+
+    Attributes:
+        activation: of the feed-forward; None for the one that the checkpoint means.
+        round_inputs: called as `round_inputs(part, linear, inputs [n, in])` with the layer's GGUF
+            name before every linear layer; what it returns is multiplied.
+    """
+
+    activation: Callable[[Tensor], Tensor] | None = None
+    round_inputs: Callable[[str, str, Tensor], Tensor] = _as_it_is
+
+
+#: Float32 throughout.
+EXACT = Arithmetic()
+
+
+def gelu_from_table(x: Tensor) -> Tensor:
+    """GELU as ggml's CPU backend has it: the tanh form, of and in float16 between -10 and 10."""
+    table = F.gelu(x.half().float(), approximate="tanh").half().float()
+    return torch.where(x.abs() < _GELU_TABLE_ENDS, table, F.relu(x))
+
+
+def input_rounding(
+    types: Mapping[str, Mapping[str, str]],
+) -> Callable[[str, str, Tensor], Tensor]:
+    """How inputs of each linear layer are rounded before they are multiplied.
+
+    Args:
+        types: the type of each matrix, such as `Q4_K`, by part and GGUF name.
+    """
+
+    def round_inputs(part: str, name: str, x: Tensor) -> Tensor:
+        kind = types[part][name]
+        if kind == "F32":
+            return x
+        if kind == "F16":
+            return x.half().float()
+        if kind == "BF16":
+            return x.bfloat16().float()
+        return _in_blocks(x, 32 if kind in _BLOCKS_OF_32 else 256)
+
+    return round_inputs
+
+
+def _in_blocks(x: Tensor, size: int) -> Tensor:
+    """Whole numbers up to 127 times a scale for each block: [n, columns] -> the same."""
+    blocks = x.reshape(*x.shape[:-1], -1, size)
+    scale = blocks.abs().amax(-1, keepdim=True) / _LARGEST
+    if size == 32:
+        scale = scale.half().float()
+    rounded = torch.round(blocks / torch.where(scale > 0, scale, 1.0)).clamp(-_LARGEST, _LARGEST)
+    return (rounded * scale).reshape(x.shape)

@@ -1,0 +1,132 @@
+"""The examples that importance and quality are measured on: given ones, or seeded ones.
+
+What a given file holds is the family's to say (`Family.read_example`, docs/quantize.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Self, TypeVar
+
+from valle_convert.errors import InputError
+from valle_convert.families.family import Family
+from valle_convert.files import describe_os_error
+
+N_SEEDED = 2
+# Seeded examples grow a little from one to the next; after so many they begin short again.
+_PER_SEED = 8
+
+E = TypeVar("E")
+
+
+@dataclass(frozen=True)
+class Examples(Generic[E]):
+    """Examples that can be gone through again and again, and what they are.
+
+    Attributes:
+        family: reads and draws them.
+        model: whose symbols and codes they are.
+        count: how many.
+        description: in words, for reports and metadata.
+        digest: a SHA-256 that changes with them.
+        files: the given ones; empty for seeded ones.
+        seed: of the seeded ones, and of what is masked.
+    """
+
+    family: Family[Any, Any, E]
+    model: Any
+    count: int
+    description: str
+    digest: str
+    files: tuple[Path, ...] = ()
+    seed: int = 0
+
+    @classmethod
+    def seeded(cls, family: Family[Any, Any, E], model: Any, count: int, *, seed: int) -> Self:  # noqa: ANN401
+        """Random symbols and codes; the same for the same seed."""
+        text = f"{count} utterances of random phonemes and codes, seed {seed} (no real speech)"
+        sha256 = hashlib.sha256(text.encode()).hexdigest()
+        return cls(family, model, count, text, sha256, seed=seed)
+
+    @classmethod
+    def given(
+        cls,
+        family: Family[Any, Any, E],
+        model: Any,  # noqa: ANN401 - the family's own
+        folder: Path,
+        *,
+        seed: int,
+        limit: int | None = None,
+    ) -> Self:
+        """The `.npz` files of a folder, by name; all of them are checked now.
+
+        Raises:
+            InputError: there is none, or one of them is not of the format or not of this model.
+        """
+        files = _files_of(folder, limit, family.example_arrays)
+        digest = hashlib.sha256()
+        for path in files:
+            digest.update(os.fsencode(f"{path.name} ") + hashlib.sha256(path.read_bytes()).digest())
+        sha256 = digest.hexdigest()
+        text = f"{len(files)} given utterances, sha256 {sha256[:16]}"
+        for path in files:
+            family.read_example(path, model, 0, seed)
+        return cls(family, model, len(files), text, sha256, files, seed)
+
+    @classmethod
+    def choose(
+        cls,
+        family: Family[Any, Any, E],
+        model: Any,  # noqa: ANN401 - the family's own
+        data: Path | None,
+        count: int | None,
+        *,
+        seed: int,
+    ) -> Self:
+        """The given ones of a folder, or seeded ones where there is no folder.
+
+        Args:
+            family: reads and draws them.
+            model: whose they are.
+            data: the folder.
+            count: at most so many; None for all given ones, or two seeded ones.
+            seed: of seeded ones, and of what is masked.
+
+        Raises:
+            InputError: as `given`.
+        """
+        if data is not None:
+            return cls.given(family, model, data, seed=seed, limit=count)
+        return cls.seeded(family, model, N_SEEDED if count is None else count, seed=seed)
+
+    def __iter__(self) -> Iterator[E]:
+        if self.files:
+            for i, path in enumerate(self.files):
+                yield self.family.read_example(path, self.model, i, self.seed)
+            return
+        for block, start in enumerate(range(0, self.count, _PER_SEED)):
+            # Far apart, so that no two blocks of different seeds are the same.
+            seed = self.seed * 1_000_003 + block
+            yield from self.family.draw(self.model, min(_PER_SEED, self.count - start), seed)
+
+
+def _files_of(folder: Path, limit: int | None, arrays: str) -> tuple[Path, ...]:
+    """The first `.npz` files of a folder, by name.
+
+    Raises:
+        InputError: there is none; `arrays` says what one should hold.
+    """
+    try:
+        files = tuple(sorted(folder.glob("*.npz"))[:limit])
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {describe_os_error(error)}.") from error
+    if not files:
+        raise InputError(
+            f"{folder} is no folder with .npz files in it; each holds one utterance: the arrays "
+            f"{arrays} (docs/quantize.md)."
+        )
+    return files

@@ -1,0 +1,184 @@
+"""espeak-ng's phonemes of a text, with no word or mark of it lost.
+
+The library phonemizer is not given a text with marks: it may lose what stands between them. Each
+stretch between two marks is read by itself, and what comes back is compared with its words. Where
+one of them is missing, the words are read one by one.
+
+    Dr. Smith paid 3.50    "Dr" "Smith paid 3.50", and between them ". "
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import unicodedata
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+from valle_convert.errors import EnvironmentFault
+from valle_convert.extras import require
+from valle_convert.text.folding import HAN
+
+#: The marks that the training data kept; between digits they belong to the number.
+MARKS = ';:,.!?¡¿—…"«»“”(){}[]'
+_MARK = re.compile(rf"(\s*(?:(?!(?<=\d)[.,:](?=\d))[{re.escape(MARKS)}]\s*)+)")
+#: Numbers, pinyin with its tone, Chinese characters, words, signs.
+_WORD = re.compile(
+    rf"\d+(?:[.,:]\d+)*|[a-zü]+[1-5](?!\w)|[{HAN}]"
+    rf"|(?:(?![{HAN}])[^\W\d_])+(?:['’](?:(?![{HAN}])[^\W\d_])+)*|[^\w\s]"
+)
+#: espeak-ng drops what a clause, decomposed, or the phonemes of a word have in excess: it has room
+#: for 800 and 160 at the most.
+_MAX_BYTES = 700
+_MAX_SOUNDS = 90
+#: A character of no script: espeak-ng reads it as "letter" and its code point.
+_NO_SCRIPT, _NO_SCRIPT_DIGIT = "\u0800", "8"
+_STRESS = re.compile("[ˈˌ]")
+
+_log = logging.getLogger(__name__)
+_log.setLevel(logging.ERROR)  # its warnings count words, and report flags that are taken off
+
+
+def read(text: str, voice: str) -> str:
+    """A folded text in IPA with its marks, as one of espeak-ng's voices says it."""
+    stretches = _MARK.split(text)
+    return "".join(
+        stretch if i % 2 else " ".join(_read_all(piece, voice) for piece in _pieces(stretch, voice))
+        for i, stretch in enumerate(stretches)
+    )
+
+
+def says(word: str, voice: str) -> bool:
+    """Whether a voice has something to say for a word or a character."""
+    return bool(_sounds(_ask(word, voice))) and not names_code_point(word, voice)
+
+
+@lru_cache(maxsize=8192)
+def names_code_point(character: str, voice: str) -> bool:
+    """Whether a voice says "letter" and a code point, or "Chinese letter", for want of a name."""
+    return _letter(voice) in _STRESS.sub("", _ask(character, voice))
+
+
+def is_sound(character: str) -> bool:
+    """Whether it is a letter of IPA, and no stress, length or tone mark (category Lm)."""
+    category = unicodedata.category(character)
+    return category.startswith("L") and category != "Lm"
+
+
+def _pieces(stretch: str, voice: str) -> Iterator[str]:
+    """A stretch without marks, cut at spaces into pieces that espeak-ng keeps whole."""
+    piece = ""
+    for word in stretch.split():
+        for part in _parts(word, voice):
+            longer = f"{piece} {part}" if piece else part
+            if piece and _n_bytes(longer) > _MAX_BYTES:
+                yield piece
+                longer = part
+            piece = longer
+    if piece:
+        yield piece
+
+
+def _parts(word: str, voice: str) -> Iterator[str]:
+    is_chinese = re.search(f"[{HAN}]", word)  # each character is a word to espeak-ng
+    fits = is_chinese or len(_sounds(_ask(word, voice))) <= _MAX_SOUNDS
+    if len(word) == 1 or (fits and _n_bytes(word) <= _MAX_BYTES):
+        yield word
+    else:
+        for half in (word[: len(word) // 2], word[len(word) // 2 :]):
+            yield from _parts(half, voice)
+
+
+def _n_bytes(text: str) -> int:
+    return len(unicodedata.normalize("NFD", text).encode())
+
+
+def _read_all(piece: str, voice: str) -> str:
+    words = [word for word in _WORD.findall(piece) if _must_be_said(word, voice)]
+    phonemes = _ask(piece, voice)
+    if _has_all(_sounds(phonemes), [_sounds(_ask(word, voice)) for word in words]):
+        return phonemes
+    return " ".join(_ask(word, voice) for word in words)
+
+
+def _must_be_said(word: str, voice: str) -> bool:
+    is_word = word[0].isalnum() or unicodedata.category(word[0]).startswith("S")
+    return is_word and bool(_sounds(_ask(word, voice)))
+
+
+def _has_all(phonemes: str, words: list[str]) -> bool:
+    """Whether each word has a part in some phonemes, by the least edits that make one the other.
+
+    A word in its context may sound otherwise than alone, but then other sounds are in its place.
+    """
+    place = 0
+    for word in words:
+        place = phonemes.find(word, place) + len(word)
+        if place < len(word):
+            break
+    else:
+        return True
+    expected = [(sound, i) for i, word in enumerate(words) for sound in word]
+    rows = [list(range(len(phonemes) + 1))]
+    for n, (sound, _) in enumerate(expected, 1):
+        above, row = rows[-1], [n]
+        for k, found in enumerate(phonemes, 1):
+            row.append(min(above[k - 1] + (sound != found), above[k] + 1, row[-1] + 1))
+        rows.append(row)
+    n, k = len(expected), len(phonemes)
+    present: set[int] = set()
+    while n and k:
+        sound, i = expected[n - 1]
+        if rows[n][k] == rows[n - 1][k - 1] + (sound != phonemes[k - 1]):
+            present.add(i)
+            n, k = n - 1, k - 1
+        elif rows[n][k] == rows[n - 1][k] + 1:
+            n -= 1
+        else:
+            k -= 1
+    return len(present) == len(words)
+
+
+def _sounds(phonemes: str) -> str:
+    return "".join(filter(is_sound, phonemes))
+
+
+@lru_cache
+def _letter(voice: str) -> str:
+    """How a voice begins where it knows no name of a character."""
+    said, digit = (_STRESS.sub("", _ask(one, voice)) for one in (_NO_SCRIPT, _NO_SCRIPT_DIGIT))
+    return said.partition(digit)[0]
+
+
+@lru_cache(maxsize=8192)
+def _ask(text: str, voice: str) -> str:
+    """What espeak-ng says of a text; flags around words of another language are taken off."""
+    said = _backend(voice).phonemize([text], strip=True)
+    if len(said) > 1:
+        raise EnvironmentFault(
+            f"phonemizer made {len(said)} lines of {text[:40]!r}; install another version of it."
+        )
+    return str(said[0]).strip() if said else ""
+
+
+@lru_cache
+def _backend(voice: str) -> Any:  # noqa: ANN401 - the package has no types
+    loader = require("espeakng_loader", "Turning text into phonemes")
+    wrapper = require("phonemizer.backend.espeak.wrapper", "Turning text into phonemes")
+    espeak = require("phonemizer.backend.espeak.espeak", "Turning text into phonemes")
+    wrapper.EspeakWrapper.set_library(loader.get_library_path())
+    wrapper.EspeakWrapper.set_data_path(loader.get_data_path())
+    try:
+        return espeak.EspeakBackend(
+            voice,
+            punctuation_marks=re.compile("(?!)"),  # none
+            with_stress=True,
+            language_switch="remove-flags",
+            logger=_log,
+        )
+    except (RuntimeError, OSError) as error:
+        raise EnvironmentFault(
+            f"espeak-ng cannot be used with the voice {voice} ({error}); install it anew with: "
+            "pip install --force-reinstall espeakng-loader phonemizer"
+        ) from error

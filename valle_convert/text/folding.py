@@ -1,0 +1,143 @@
+"""Characters before they are read: compatibility forms folded, signs in words, what is left named.
+
+>>> fold("ｶﾞ １½ oﬃce")
+'ガ 1 1/2 office'
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable
+
+from valle_convert.errors import InputError
+
+#: Chinese characters, as the inside of a character class.
+HAN = "㐀-䶿一-鿿豈-﫿〇\U00020000-\U0003ffff"
+
+#: Compatibility forms that parts of a longer number may be written in.
+_SAME_NUMBER = ("<wide>", "<narrow>", "<font>")
+#: What Unicode does not fold, or not so: apostrophes, variants in Japanese family names.
+_VARIANTS = {"´": "'", "ʼ": "'", "\u200b": " ", "髙": "高", "﨑": "崎", "𠮷": "吉"}
+#: Variation selectors, and the frame of a keycap.
+_INVISIBLE = re.compile("[\ufe00-\ufe0f\u20e3]")
+
+#: Signs in the words of each language. Where a reader says a sign by itself, it needs none.
+SIGNS: dict[str, dict[str, str]] = {
+    "en": {
+        "&": "and", "@": "at", "%": "percent", "‰": "per mille", "+": "plus", "=": "equals",
+        "°": "degrees", "€": "euros", "$": "dollars", "£": "pounds", "¥": "yen", "₩": "won",
+        "×": "times", "÷": "divided by", "±": "plus or minus", "#": "number", "№": "number",
+        "§": "section", "©": "copyright", "<": "less than", ">": "greater than",
+    },
+    "de": {
+        "‰": "Promille", "<": "kleiner als", ">": "größer als", "©": "Copyright", "₩": "Won",
+    },
+    "fr": {
+        "#": "dièse", "=": "égale", "№": "numéro", "§": "paragraphe", "‰": "pour mille",
+        "<": "inférieur à", ">": "supérieur à", "≤": "inférieur ou égal à",
+        "≥": "supérieur ou égal à", "∞": "infini", "₩": "won",
+    },
+    "ja": {
+        "&": "アンド", "%": "パーセント", "‰": "パーミル", "+": "プラス", "=": "イコール",
+        "@": "アットマーク", "$": "ドル", "€": "ユーロ", "£": "ポンド", "¥": "円", "₩": "ウォン",
+        "°C": "度", "°": "度", "#": "シャープ", "№": "ナンバー", "×": "かける", "÷": "わる",
+        "±": "プラスマイナス", "<": "小なり", ">": "大なり", "→": "から", "〒": "郵便番号",
+        "〇": "ゼロ",
+    },
+    "zh": {
+        "&": "和", "+": "加", "=": "等于", "@": "艾特", "$": "美元", "€": "欧元", "£": "英镑",
+        "¥": "元", "₩": "韩元", "°C": "摄氏度", "°": "度", "#": "井号", "№": "号", "×": "乘",
+        "÷": "除以", "±": "正负", "‰": "千分之", "<": "小于", ">": "大于",
+    },
+    "ko": {
+        "$": "달러", "€": "유로", "£": "파운드", "¥": "엔", "₩": "원", "°C": "도", "°": "도",
+        "№": "번호", "×": "곱하기", "÷": "나누기", "±": "플러스 마이너스", "‰": "퍼밀",
+        "<": "작다", ">": "크다", "〇": "영",
+    },
+}  # fmt: skip
+_NAMES = {
+    "en": "English",
+    "de": "German",
+    "fr": "French",
+    "ja": "Japanese",
+    "zh": "Chinese",
+    "ko": "Korean",
+}
+_CURRENCY_FIRST = re.compile(r"([$€£¥₩])\s?(\d+(?:[.,]\d+)*)")
+
+
+def fold(text: str, said: Callable[[str], bool] = lambda _: False) -> str:
+    """A text on one line: fullwidth forms, ligatures, circled digits and the like as plain ones.
+
+    Characters without a plain form stay, spacing accents and the ellipsis too.
+
+    Args:
+        text: any text.
+        said: whether a character can be read as it is, and is not to be folded.
+
+    Raises:
+        InputError: the text holds half a surrogate pair.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError(
+            f"The text {shortened(text)} has characters that are no valid Unicode; save it as "
+            "UTF-8."
+        ) from None
+    folded: list[str] = []
+    text = _INVISIBLE.sub("", unicodedata.normalize("NFC", text))
+    for i, character in enumerate(text):
+        plain = character if character.isascii() else _plain(character, said)
+        category = unicodedata.category(plain[:1] or " ")
+        if category in ("Cc", "Zl", "Zp"):
+            plain = " "
+        elif category == "Cf":
+            plain = ""
+        elif plain[:1].isdigit() and folded and folded[-1][-1:].isdigit() and plain != character:
+            if not unicodedata.decomposition(character).startswith(_SAME_NUMBER):
+                plain = f" {plain}"  # 1½ is not 11/2, and 10² not 102
+        elif character in "，：；！？" and not text[i + 1 : i + 2].isdigit():
+            plain += " "
+        folded.append(plain)
+    return re.sub(r"\s+", " ", unicodedata.normalize("NFC", "".join(folded))).strip()
+
+
+def _plain(character: str, said: Callable[[str], bool]) -> str:
+    if character.isdecimal():
+        return str(unicodedata.decimal(character))
+    if character in _VARIANTS:
+        return _VARIANTS[character]
+    if unicodedata.category(character) == "Sk" or character == "…" or said(character):
+        return character
+    return unicodedata.normalize("NFKC", character).replace("\N{FRACTION SLASH}", "/")
+
+
+def signs_in_words(text: str, language: str, said: Callable[[str], bool] = lambda _: False) -> str:
+    """A folded text with the `SIGNS` that are not said by themselves in words of a language."""
+    signs = {sign: words for sign, words in SIGNS[language].items() if not said(sign[0])}
+    space = " "
+    if language in ("ja", "ko", "zh"):
+        space = ""
+        text = _CURRENCY_FIRST.sub(r"\2\1", text)
+    written = re.compile("|".join(map(re.escape, sorted(signs, key=len, reverse=True))))
+    return written.sub(lambda sign: f"{space}{signs[sign[0]]}{space}", text)
+
+
+def unsaid_notice(characters: Iterable[str], language: str) -> str:
+    """What a user is told of characters that are left out."""
+    return (
+        f"these characters cannot be said in {_NAMES[language]} and are left out: "
+        f"{listed(characters)}"
+    )
+
+
+def listed(characters: Iterable[str]) -> str:
+    """Characters with their code points, for a message."""
+    return " ".join(f"{one} (U+{ord(one):04X})" for one in characters)
+
+
+def shortened(text: str) -> str:
+    """The beginning of a text, for a message."""
+    return ascii(text if len(text) <= 40 else f"{text[:40]}...")
