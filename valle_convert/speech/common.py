@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Generic, Protocol, Self, TypeGuard, TypeVar
+from typing import Generic, Protocol, TypeGuard, TypeVar
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from valle_convert.audio.codes import (
     read_codes,
 )
 from valle_convert.audio.files import Audio
+from valle_convert.closing import Closing
 from valle_convert.decode import ShouldStop, never
 from valle_convert.errors import InputError
 from valle_convert.model.spec import Codec, CodeFormat, Codes
@@ -48,7 +48,7 @@ OptionsT = TypeVar("OptionsT", bound=Seeded)
 VoiceT = TypeVar("VoiceT")
 
 
-class CodeSpeaker(ABC, Generic[OptionsT, VoiceT]):
+class CodeSpeaker(Closing, Generic[OptionsT, VoiceT]):
     """A model that speaks codes. Close it, or use it as a context manager.
 
     Args:
@@ -69,17 +69,6 @@ class CodeSpeaker(ABC, Generic[OptionsT, VoiceT]):
     def close(self) -> None:
         """Free what `open` opened."""
         self._open.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def codec_description(self) -> Codec:

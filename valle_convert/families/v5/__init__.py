@@ -186,11 +186,11 @@ class VersionFive(Family[Model, "Network", "Utterance"]):
         return Arithmetic(gelu_from_table, input_rounding({PART: types}))
 
     def counted(self, bundle: Bundle) -> Mapping[str, tuple[object, object]]:
-        from valle_convert.llama.session import Session
+        from valle_convert.llama.gemma import GemmaSession
         from valle_convert.network.probe import read_probe_rows
 
         config, file = bundle.model.config, bundle.main
-        with Session(file.path, n_ctx=8, probe_rows=read_probe_rows(file)) as session:
+        with GemmaSession(file.path, n_ctx=8, probe_rows=read_probe_rows(file)) as session:
             return {
                 "widths": (session.n_embd, config.n_embd),
                 "layers": (session.n_layer, config.n_layer),
