@@ -69,6 +69,9 @@ def test_a_lora_is_not_passed_over_by_the_verdict_on_a_set(
         ("quantize GGUF OUT Q8_0 --margin 2", "--margin"),
         ("quantize GGUF OUT Q8_0 --listen --prompt-seconds 2", "--prompt-seconds"),
         ("quantize GGUF OUT Q8_0 --listen-temperature 1", "--listen-temperature"),
+        ("quantize GGUF OUT Q8_0 --listen-temperature 0.6", "--listen-temperature"),
+        ("quantize GGUF OUT Q8_0 --margin 1.1", "--margin"),
+        ("quantize GGUF OUT Q8_0 --listen --prompt-seconds 3", "--prompt-seconds"),
         ("quantize GGUF OUT Q8_0 --threads 99999999", "--threads"),
     ],
 )
