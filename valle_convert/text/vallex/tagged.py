@@ -114,20 +114,19 @@ def tagged_sentences(
         The sentences, and what stands outside of all tags.
     """
     if _TAG.search(text) is None:
-        sentences = split_sentences(text) or [""]
-        notices: list[str] = []
-        if language is None:
-            languages = detect_languages(sentences, VALLEX_LANGUAGES)
-            notices = assumed_language_notices(sentences, languages, VALLEX_LANGUAGES)
-        else:
-            languages = [known_language(language, VALLEX_LANGUAGES)] * len(sentences)
+        given = language and known_language(language, VALLEX_LANGUAGES)
+        sentences = split_sentences(text, language=given) or [""]
+        languages = (
+            [given] * len(sentences) if given else detect_languages(sentences, VALLEX_LANGUAGES)
+        )
+        notices = [] if given else assumed_language_notices(sentences, languages, VALLEX_LANGUAGES)
         pieces = [TaggedText(*one) for one in zip(sentences, languages, strict=True)]
         pieces[0] = replace(pieces[0], notices=tuple(notices))
         return [[piece] for piece in pieces], []
     pieces, outside = tagged_pieces(text, language)
     sentences_of_pieces: list[list[TaggedText]] = [[]]
     for piece in pieces:
-        parts = split_sentences(piece.text)
+        parts = split_sentences(piece.text, language=piece.language)
         for i, part in enumerate(parts):
             sentences_of_pieces[-1].append(TaggedText(part, piece.language))
             if i < len(parts) - 1 or _SENTENCE_END.search(part):
