@@ -18,6 +18,7 @@ from valle_convert.model.vallex_symbols import VALLEX_LANGUAGES, unknown_symbols
 from valle_convert.text.folding import listed, unsaid_notice
 from valle_convert.text.languages import (
     assumed_language_notices,
+    could_be_either,
     detect_languages,
     known_language,
 )
@@ -119,9 +120,10 @@ def tagged_sentences(
         languages = (
             [given] * len(sentences) if given else detect_languages(sentences, VALLEX_LANGUAGES)
         )
-        notices = [] if given else assumed_language_notices(sentences, languages, VALLEX_LANGUAGES)
         pieces = [TaggedText(*one) for one in zip(sentences, languages, strict=True)]
-        pieces[0] = replace(pieces[0], notices=tuple(notices))
+        if not given and (told := assumed_language_notices(sentences, languages, VALLEX_LANGUAGES)):
+            first = next(i for i, sentence in enumerate(sentences) if could_be_either(sentence))
+            pieces[first] = replace(pieces[first], notices=tuple(told))
         return [[piece] for piece in pieces], []
     pieces, outside = tagged_pieces(text, language)
     sentences_of_pieces: list[list[TaggedText]] = [[]]
