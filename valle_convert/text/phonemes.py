@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache, partial
+from itertools import groupby
 from typing import Any
 
 from valle_convert.errors import InputError
@@ -35,6 +36,7 @@ _KANA = "ぁ-ゖァ-ヺー"
 #: Longer words of kana are parted: espeak-ng drops what a word of more than 80 has in excess.
 _MAX_KANA = 60
 _JAPANESE = re.compile(rf"[{HAN}{_KANA}々〆]+")
+_FLAG_OR_CHARACTER = re.compile("[\U0001f1e6-\U0001f1ff]{2}|.", re.DOTALL)
 #: Signs that part words, or stand over a letter.
 _SILENT = f"{MARKS}|^`"
 
@@ -108,8 +110,8 @@ def _readable(text: str, language: str) -> tuple[str, tuple[str, ...]]:
         text = _to_hiragana(text)
     readable: list[str] = []
     unsaid: list[str] = []
-    for character in text:
-        kind = unicodedata.category(character)
+    for character in _FLAG_OR_CHARACTER.findall(text):
+        kind = unicodedata.category(character[0])
         is_kana = language == "ja" and re.match(f"[{_KANA}]", character)
         if character in _SILENT or kind[0] in "MZ" or is_kana or said(character):
             readable.append(character)
@@ -118,7 +120,7 @@ def _readable(text: str, language: str) -> tuple[str, tuple[str, ...]]:
         else:
             readable.append(" ")
             if kind != "Sk":
-                unsaid.append(character)
+                unsaid += character
     return "".join(readable), tuple(dict.fromkeys(unsaid))
 
 
@@ -137,13 +139,10 @@ def _to_hiragana(text: str) -> str:
 
 def _one_by_one(text: str) -> str:
     """The words between characters that are not known, which stay as they are."""
-    known = [_converted(character) is not None for character in text]
-    parts = re.findall("1+|0", "".join("01"[one] for one in known))
-    start, written = 0, []
-    for part in parts:
-        stretch = text[start : start + len(part)]
-        written.append(_converted(stretch) or "".join(_converted(one) or one for one in stretch))
-        start += len(part)
+    written = []
+    for is_known, group in groupby(text, lambda one: _converted(one) is not None):
+        stretch = "".join(group)
+        written.append(_converted(stretch) or stretch if is_known else stretch)
     return "".join(written)
 
 

@@ -443,7 +443,8 @@ class Speaker(CodeSpeaker[SpeakOptions, Recording]):
         lines: list[_Line] = []
         silent_parts: list[str] = []
         refusal: InputError | None = None
-        sentences = split_sentences(text) or [""]
+        given = options.language and self._checked_language(options.language)
+        sentences = split_sentences(text, language=given) or [""]
         languages = self._languages_of(sentences, options)
         for sentence, language in zip(sentences, languages, strict=True):
             begin = time.perf_counter()

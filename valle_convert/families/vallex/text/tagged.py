@@ -21,6 +21,7 @@ from valle_convert.families.vallex.text.japanese import japanese_symbols
 from valle_convert.text.folding import listed, unsaid_notice
 from valle_convert.text.languages import (
     assumed_language_notices,
+    could_be_either,
     detect_languages,
     known_language,
 )
@@ -114,20 +115,20 @@ def tagged_sentences(
         The sentences, and what stands outside of all tags.
     """
     if _TAG.search(text) is None:
-        sentences = split_sentences(text) or [""]
-        notices: list[str] = []
-        if language is None:
-            languages = detect_languages(sentences, VALLEX_LANGUAGES)
-            notices = assumed_language_notices(sentences, languages, VALLEX_LANGUAGES)
-        else:
-            languages = [known_language(language, VALLEX_LANGUAGES)] * len(sentences)
+        given = language and known_language(language, VALLEX_LANGUAGES)
+        sentences = split_sentences(text, language=given) or [""]
+        languages = (
+            [given] * len(sentences) if given else detect_languages(sentences, VALLEX_LANGUAGES)
+        )
         pieces = [TaggedText(*one) for one in zip(sentences, languages, strict=True)]
-        pieces[0] = replace(pieces[0], notices=tuple(notices))
+        if not given and (told := assumed_language_notices(sentences, languages, VALLEX_LANGUAGES)):
+            first = next(i for i, sentence in enumerate(sentences) if could_be_either(sentence))
+            pieces[first] = replace(pieces[first], notices=tuple(told))
         return [[piece] for piece in pieces], []
     pieces, outside = tagged_pieces(text, language)
     sentences_of_pieces: list[list[TaggedText]] = [[]]
     for piece in pieces:
-        parts = split_sentences(piece.text)
+        parts = split_sentences(piece.text, language=piece.language)
         for i, part in enumerate(parts):
             sentences_of_pieces[-1].append(TaggedText(part, piece.language))
             if i < len(parts) - 1 or _SENTENCE_END.search(part):
