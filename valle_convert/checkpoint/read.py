@@ -100,6 +100,7 @@ class Checkpoint:
         origin: more on where the weights come from; it stands in the converted file, under
             `valle.source.` and these names.
         hub: the repository and commit on the Hugging Face hub, where the files come from there.
+        digests: of the files of the weights, as far as they are known; `sha256` reads each once.
     """
 
     path: Path
@@ -121,6 +122,7 @@ class Checkpoint:
     words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     origin: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     hub: HubOrigin | None = None
+    digests: dict[Path, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def weights(self) -> tuple[Path, ...]:
@@ -148,7 +150,10 @@ class Checkpoint:
         Raises:
             InputError: the Hugging Face hub gives another one for a file.
         """
-        digests = [sha256_of(path, advance) for path in self.weights]
+        for path in self.weights:
+            if path not in self.digests:
+                self.digests[path] = sha256_of(path, advance)
+        digests = [self.digests[path] for path in self.weights]
         for path, digest in zip(self.weights, digests, strict=True):
             said = self.hub.sha256.get(path, digest) if self.hub else digest
             if said != digest:

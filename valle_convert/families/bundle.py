@@ -189,17 +189,17 @@ class Bundle:
             )
 
 
-def open_files(path: Path) -> Bundle:
+def open_files(main: Path | GgufFile) -> Bundle:
     """Open the files of a model, as far as they are GGUF files of one set.
 
     Args:
-        path: of the main file; the others lie beside it.
+        main: the main file, or its path; the others lie beside it.
 
     Raises:
         InputError: a file is missing, damaged or of another kind, or two belong to different sets.
     """
-    main = GgufFile(path, allow_part=True)
-    family = family_of_file(main)
+    main = main if isinstance(main, GgufFile) else GgufFile(main, allow_part=True)
+    path, family = main.path, family_of_file(main)
     files: dict[str, GgufFile] = {}
     for part, place in paths_of(path, family.parts(main)).items():
         if not files:
