@@ -51,8 +51,7 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture(scope="session")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
     """`converted(golden name, out type)`: a converted golden checkpoint, made once a session."""
-    from valle_convert import plan_conversion, write_gguf
-    from valle_convert.families.family import Choices
+    from valle_convert import Choices, plan_conversion, write_gguf
 
     made: dict[tuple[str, str], Path] = {}
     folder = tmp_path_factory.mktemp("converted")

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from valle_convert.checkpoint import Checkpoint
+from valle_convert.families import family_of
+from valle_convert.families.family import Choices
+from valle_convert.model.description import Description
+
 PROJECT = Path(__file__).parents[1]
 GOLDEN = PROJECT / "fixtures" / "golden"
 #: Of versions 5 and 6, and of VALL-E X.
@@ -26,6 +31,11 @@ def open_reference(path: Path) -> Any:
 
     plan = plan_conversion(path)
     return plan.family.reference(plan.description.tensors, plan.description)
+
+
+def describe(checkpoint: Checkpoint) -> Description[Any]:
+    """What the family of a checkpoint says of it."""
+    return family_of(checkpoint).describe(checkpoint, Choices())
 
 
 @dataclass(frozen=True)

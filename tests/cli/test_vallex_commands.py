@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,10 @@ from audio.small_codec import save_codec
 from support import Cli, error_of, golden_checkpoint
 from vallex_golden import CHECKPOINT, golden
 
-from valle_convert.api import plan_conversion, plan_vallex, write_gguf, write_set
+from valle_convert import Choices, plan_conversion, write_gguf
 from valle_convert.audio import read_codes
 from valle_convert.decode import GREEDY
-from valle_convert.families.vallex.speech import VallexSpeaker, VallexSpeakOptions
+from valle_convert.families.bundle import open_bundle
 from valle_convert.families.vallex.symbols import symbol_ids
 
 
@@ -24,7 +25,7 @@ from valle_convert.families.vallex.symbols import symbol_ids
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The golden checkpoint as a set of files."""
     path = tmp_path_factory.mktemp("set") / "out.gguf"
-    write_set(plan_vallex(CHECKPOINT), path)
+    write_gguf(plan_conversion(CHECKPOINT), path)
     return path
 
 
@@ -72,6 +73,12 @@ def test_inspect_shows_no_row_without_a_value(converted: Path, cli: Cli) -> None
 
 # ------------------------------------------------------------------------------ speaking
 
+
+def speaker_of(path: Path) -> Any:
+    bundle = open_bundle(path)
+    return bundle.family.speaker(bundle, n_threads=1)
+
+
 QUICK = "--temperature 0 --max-seconds 0.2 --threads 1".split()
 FRAMES = 15  # of 0.2 seconds
 
@@ -112,7 +119,9 @@ def test_text_and_a_voice_file_become_sound_and_codes(
     assert [one["phonemes"] for one in told["sentences"]] == ["hɛˈloʊ.", "ni↓↑xɑʊ↓↑."]
     assert [one["language"] for one in told["sentences"]] == ["en", "zh"]
     assert soundfile.info(out).frames == sum(one["frames"] for one in told["sentences"]) * 320
-    with VallexSpeaker.open(converted, n_threads=1) as speaker:
+    from valle_convert.families.vallex.speech import VallexSpeakOptions
+
+    with speaker_of(converted) as speaker:
         options = VallexSpeakOptions(sampling=GREEDY, max_seconds=0.2)
         expected = speaker.speak("[EN]Hello.[EN][ZH]你好。[ZH]", voice, options)
     np.testing.assert_array_equal(read_codes(codes).codes, expected.codes)
@@ -151,7 +160,9 @@ def test_its_own_options_and_symbols_are_known(converted: Path, tmp_path: Path, 
     result = cli("speak", converted, "hɛˈloʊ c.", "--phonemes", *drawn, *given)
     assert result.code == 0, result.err
     assert "symbols lack these, which are left out: c (U+0063)" in result.err
-    with VallexSpeaker.open(converted, n_threads=1) as speaker:
+    from valle_convert.families.vallex.speech import VallexSpeakOptions
+
+    with speaker_of(converted) as speaker:
         options = VallexSpeakOptions(
             best_of=3, length_penalty=0.5, accent="ja", seed=4, max_seconds=0.2
         )
@@ -210,9 +221,11 @@ def test_its_options_are_refused_for_other_models(
 @pytest.fixture(scope="module")
 def golden_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("v5") / "model.gguf"
-    write_gguf(plan_conversion(golden_checkpoint("ar-nar-len"), out_type="f32"), path)
+    write_gguf(plan_conversion(golden_checkpoint("ar-nar-len"), Choices("f32")), path)
     return path
 
 
 def test_it_does_not_transcribe(converted: Path, voice: Path, cli: Cli) -> None:
-    assert "part of a VALL-E X" in error_of(cli("transcribe", converted, voice), 2)
+    assert "transcribe does not support VALL-E X" in error_of(
+        cli("transcribe", converted, voice), 2
+    )

@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from valle_convert import plan_conversion, read_checkpoint, verify_gguf, write_gguf
-from valle_convert.checkpoint.read import sha256_of
 from valle_convert.families.bundle import Plan, open_bundle, open_files
 from valle_convert.families.family import Choices
 from valle_convert.families.v5.reference import ReferenceNetwork
 from valle_convert.families.v5.trials import cases, utterances
+from valle_convert.files import sha256_of
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.network.arithmetic import Arithmetic
 from valle_convert.network.weights import ConvertedTensors

@@ -1,9 +1,8 @@
 """The decoding algorithms, on any `protocol.Network`: from a condition to codes and back.
 
 `speech` puts the stages together: `length` (how many frames), `ar` or `masked` (level 0) and `nar`
-(the levels above). `transcribe` goes the other way; `vallex` is the other family's whole road, on a
-`vallex_protocol.VallexNetwork`. `sampling` and `guidance` are the arithmetic on logits, `causal`
-the sequence that grows one element a step.
+(the levels above). `transcribe` goes the other way. `sampling` and `guidance` are the arithmetic on
+logits, `causal` the sequence that grows one element a step.
 """
 
 from valle_convert.decode.ar import ArOptions, ArResult, decode_ar

@@ -122,8 +122,10 @@ class Family(ABC, Generic[M, N, E]):
     #: The fields of `Choices` that it reads; another one that is given is refused.
     reads: ClassVar[frozenset[str]]
     #: What it can do beyond converting, measuring and speaking: the function that does it, as
-    #: `module:function`.
+    #: `module:function`, or the module that has several.
     abilities: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    #: Whether `describe` reads weights, and not headers alone.
+    reads_weights: ClassVar[bool] = False
     #: Extras that its speech needs.
     needs: ClassVar[tuple[str, ...]] = ()
     #: What a file of `--data` holds, in words.
@@ -142,7 +144,8 @@ class Family(ABC, Generic[M, N, E]):
         if place is None:
             raise InputError(f"{name} does not support {self.title} yet.")
         module, _, function = place.partition(":")
-        return getattr(import_module(module), function)
+        found = import_module(module)
+        return getattr(found, function) if function else found
 
     # ---- a checkpoint
 
@@ -275,15 +278,24 @@ class Family(ABC, Generic[M, N, E]):
             EnvironmentFault: there is no usable llama.cpp, or it does not do what is relied on.
         """
 
-    def open_adapters(self, adapters: Sequence[LoraFile], bundle: Bundle) -> Sequence[Any]:
+    def open_adapters(
+        self, adapters: Sequence[LoraFile], base: Bundle | Checkpoint
+    ) -> Sequence[Any]:
         """LoRAs that are kept apart, for `reference`.
 
         Raises:
             InputError: one does not fit, or the family knows none.
         """
         if adapters:
-            raise InputError(f"--lora does not apply to {bundle.family.title}; leave it out.")
+            raise InputError(f"--lora does not apply to {self.title} ({base.path}); leave it out.")
         return ()
+
+    def prove(self) -> None:
+        """Try on a small model what its networks need beyond the self-test of `llama.probe`.
+
+        Raises:
+            EnvironmentFault: llama.cpp does not do it.
+        """
 
     @abstractmethod
     def arithmetic(self, bundle: Bundle) -> Arithmetic:

@@ -24,9 +24,9 @@ from valle_convert.audio.codes import (
 from valle_convert.audio.files import Audio
 from valle_convert.decode import ShouldStop, never
 from valle_convert.errors import InputError
-from valle_convert.model.spec import Codec, CodeFormat
+from valle_convert.model.spec import Codec, CodeFormat, Codes
 from valle_convert.progress import Progress, silent
-from valle_convert.speech.results import DEFAULT_FRAME_RATE, Codes, Piece, Spoken
+from valle_convert.speech.results import DEFAULT_FRAME_RATE, Piece, Spoken
 
 #: Told the phonemes of every sentence that is going to be spoken.
 OnSentences = Callable[[Sequence[str]], object]

@@ -47,7 +47,7 @@ from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle
 from valle_convert.llama.context import CacheType
 from valle_convert.model.inputs import NULL_PHONEMES, Condition
-from valle_convert.model.spec import LANGUAGES
+from valle_convert.model.spec import LANGUAGES, Codes
 from valle_convert.network.protocol import Network
 from valle_convert.progress import Progress, silent
 from valle_convert.speech.common import (
@@ -59,7 +59,6 @@ from valle_convert.speech.common import (
 )
 from valle_convert.speech.results import (
     MAX_RECORDING_SECONDS,
-    Codes,
     Heard,
     Piece,
     SpeakOptions,
@@ -67,6 +66,7 @@ from valle_convert.speech.results import (
     Timings,
 )
 from valle_convert.text import (
+    assumed_language_notices,
     check_phonemes,
     detect_languages,
     known_language,
@@ -444,9 +444,8 @@ class Speaker(CodeSpeaker[SpeakOptions, Recording]):
         silent_parts: list[str] = []
         refusal: InputError | None = None
         sentences = split_sentences(text) or [""]
-        for sentence, language in zip(
-            sentences, self._languages_of(sentences, options), strict=True
-        ):
+        languages = self._languages_of(sentences, options)
+        for sentence, language in zip(sentences, languages, strict=True):
             begin = time.perf_counter()
             try:
                 phonemes = to_phonemes(sentence, language)
@@ -457,9 +456,14 @@ class Speaker(CodeSpeaker[SpeakOptions, Recording]):
             lines.append(self._line(sentence, phonemes, language, begin))
         if not lines and refusal is not None:
             raise refusal
+        notices = list(lines[0].notices)
         if silent_parts:
-            notice = f"there is nothing to say in {', '.join(map(repr, silent_parts))}; left out"
-            lines[0] = replace(lines[0], notices=(*lines[0].notices, notice))
+            notices.append(
+                f"there is nothing to say in {', '.join(map(repr, silent_parts))}; left out"
+            )
+        if options.language is None:
+            notices += assumed_language_notices(sentences, languages, self._languages)
+        lines[0] = replace(lines[0], notices=tuple(notices))
         return lines
 
     def _phoneme_line(self, phonemes: str, options: SpeakOptions) -> list[_Line]:

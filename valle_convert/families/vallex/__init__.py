@@ -42,6 +42,7 @@ class VallEX(Family[VallexModel, "ComposedNetwork", "VallexUtterance"]):
     name = files.FAMILY
     title = "VALL-E X"
     reads = frozenset({"out_type", "codec", "metadata"})
+    reads_weights = True
     needs = ("speech", "vallex")
     n_texts = 10_000  # there are no merges to go wrong
     n_utterances = 2
@@ -140,6 +141,11 @@ class VallEX(Family[VallexModel, "ComposedNetwork", "VallexUtterance"]):
 
         del adapters
         return VallexGguf(bundle.files, bundle.model, n_threads=n_threads, cache_type=cache_type)
+
+    def prove(self) -> None:
+        from valle_convert.llama.mpt import prove_mpt
+
+        prove_mpt()
 
     def arithmetic(self, bundle: Bundle) -> Arithmetic:
         from valle_convert.network.arithmetic import Arithmetic, gelu_from_table, input_rounding

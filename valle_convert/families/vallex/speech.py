@@ -29,14 +29,12 @@ from valle_convert.decode import (
     ShouldStop,
     Speech,
     StageSeconds,
-    VallexOptions,
-    decode_vallex,
     never,
 )
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle
 from valle_convert.families.vallex.composed import ComposedNetwork
-from valle_convert.families.vallex.decode import decode_vallex_nar
+from valle_convert.families.vallex.decode import VallexOptions, decode_vallex, decode_vallex_nar
 from valle_convert.families.vallex.protocol import VallexText
 from valle_convert.families.vallex.symbols import VALLEX_LANGUAGES, symbol_ids
 from valle_convert.families.vallex.text import (
@@ -54,6 +52,7 @@ from valle_convert.families.vallex.voice import (
     read_vallex_voice,
 )
 from valle_convert.llama.context import CacheType
+from valle_convert.model.spec import Codes
 from valle_convert.progress import Progress, silent
 from valle_convert.speech.common import (
     MAX_DRAWS,
@@ -64,7 +63,6 @@ from valle_convert.speech.common import (
 )
 from valle_convert.speech.results import (
     MAX_RECORDING_SECONDS,
-    Codes,
     Piece,
     Spoken,
     Timings,
@@ -357,6 +355,7 @@ class VallexSpeaker(CodeSpeaker[VallexSpeakOptions, VoiceSource]):
         if isinstance(voice, VallexVoice):
             if said is not None:
                 raise InputError(f"{name} tells by itself what it says; leave --voice-text out.")
+            _check_length(len(voice.codes) / self.frame_rate, name)
             return voice, ()
         if said is None:
             raise InputError(
@@ -474,5 +473,5 @@ def _check_length(seconds: float, name: str) -> None:
     if seconds > MAX_VOICE_SECONDS:
         raise InputError(
             f"{name} is {seconds:.1f} seconds long, and a voice of VALL-E X has "
-            f"{MAX_VOICE_SECONDS:g} at most; cut it, and its --voice-text with it."
+            f"{MAX_VOICE_SECONDS:g} at most; cut the recording and what is said in it."
         )
