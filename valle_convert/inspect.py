@@ -252,7 +252,8 @@ def _kind_of(file: GgufFile, bundle: Bundle | None) -> str:
         files = f", {len(bundle.files)} files" if len(bundle.files) > 1 else ""
         return f"GGUF, {family.title}{files}"
     if is_converted(file.keys):
-        return f"GGUF, {family.title}: {part_of(file)}"
+        level = file.keys.get("valle.level", "")
+        return f"GGUF, {family.title}: {part_of(file)} {level}".rstrip()
     if family.refusal(file):
         return f"GGUF, {family.title}, made by another converter"
     if file.keys.get("general.type") == "adapter":
