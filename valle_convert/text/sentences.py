@@ -1,7 +1,6 @@
-"""Cut a long text into pieces that are each spoken in one breath.
+"""Split a text into sentences; cut those that are too long at a clause, a space, or anywhere.
 
-Sentences first; one that is too long is cut at a clause, then at a space, then anywhere. No
-character but white space is lost.
+Only white space is lost.
 
 >>> split_sentences("Dr. Smith paid 3.50 for it. Why?  今日は。元気？")
 ['Dr. Smith paid 3.50 for it.', 'Why?', '今日は。', '元気？']
@@ -13,7 +12,7 @@ import re
 import unicodedata
 from collections import Counter
 
-#: About 12 seconds, which is what the models are trained on. See `speaking_size`.
+#: About 12 seconds, which is what the models are trained on; see `speaking_size`.
 MAX_SIZE = 180
 
 _CLOSERS = "\"'”“’»«›‹)\\]}）」』】》〉"
@@ -33,8 +32,8 @@ _CLAUSE = re.compile(rf"[、，；：]+[{_CLOSERS}]*|[,;:–—]+[{_CLOSERS}]*(?
 _SPACE = re.compile(r"\s+")
 _CONTEXT = 40  # characters around a mark that are looked at
 
-#: Abbreviations that something always follows: titles, "for example", "circa". Of all that are
-#: listed, those with a capital letter are words without it.
+#: Abbreviations that never end a sentence. Those listed with a capital letter are other words
+#: without it.
 _UNFINISHED = frozenset(
     """
     Mr Mrs Ms Messrs Dr Prof Rev Hon Mt Ft Gen Adm Col Maj Capt Cmdr Lt Sgt Cpl Pvt Gov Sen Rep
@@ -55,7 +54,7 @@ _ABBREVIATIONS = frozenset(
     janv févr avr juil août déc av boul éd
     """.split()
 )
-#: What is an abbreviation before a number, and a word elsewhere.
+#: Abbreviations before a number only; elsewhere they are words.
 _NUMBERED = frozenset(
     """
     no nos n° nr nrn fig figs sec ch chap chaps vol vols art arts par op cap eq
@@ -67,8 +66,8 @@ _SHORT = re.compile(
     r"[^\W\d_]|(?:[^\W\d_]{1,2}\.-?)+[^\W\d_]{1,2}|(?![A-Z]+$)[B-DF-HJ-NP-TV-XZb-df-hj-np-tv-xz]{2,5}"
 )
 _SPACED = re.compile(r"(?:\b[^\W\d_]\.\s)*[^\W\d_]*$")
-#: Words that begin a sentence, and so end the one before an abbreviation. By language, which
-#: is the one that has most of the words of a text.
+#: Words that often begin a sentence: an abbreviation before one of them ends a sentence. A text
+#: is in the language with the most of these words.
 _BEGINNERS = {
     "en": """
     The This That These Those It He She We They You I My His Her Our Their There Here Then When
@@ -96,12 +95,9 @@ _BEGIN = {language: frozenset(words.split()) for language, words in _BEGINNERS.i
 def split_sentences(
     text: str, *, language: str | None = None, max_size: int = MAX_SIZE
 ) -> list[str]:
-    """The sentences of a text in order, none of them empty or larger than `max_size`.
+    """The sentences of a text, none empty or larger than `max_size` in `speaking_size`.
 
-    Args:
-        text: any text; a line break does not end a sentence, an empty line does.
-        language: of the text; None goes by its most frequent words.
-        max_size: in units of `speaking_size`.
+    An empty line ends a sentence, a line break does not. Without a language, frequent words decide.
     """
     sentences: list[str] = []
     for paragraph in re.split(r"\n\s*\n", text):
@@ -111,7 +107,7 @@ def split_sentences(
 
 
 def speaking_size(text: str) -> int:
-    """How long a text takes to say: 1 a character, and 3 for a Chinese or Japanese one."""
+    """How long a text takes to say: 1 per character, 3 per Chinese or Japanese one."""
     return sum(3 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text)
 
 
@@ -168,7 +164,7 @@ def _ends_sentence(text: str, start: int, mark: re.Match[str], language: str) ->
 
 
 def _fitting(sentence: str, max_size: int) -> list[str]:
-    """Cut a sentence as gently as possible into pieces that fit."""
+    """Cut a sentence into pieces that fit."""
     pieces: list[str] = []
     start = 0
     while start < len(sentence):
