@@ -32,7 +32,6 @@ FAMILY_KEY = "valle.family"
 #: Ties the files of a set together, whatever they are quantized to later.
 SET_ID_KEY = "valle.set.id"
 BIAS_KEY = "valle.head.bias"
-TRUE_IDS_KEY = "valle.tokenizer.true_ids"
 #: The tokenizer's keys whose values the network's phoneme rows fix.
 SPECIAL_IDS = {
     "tokenizer.ggml.unknown_token_id": UNKNOWN_PHONEME,
