@@ -1060,7 +1060,7 @@ def _make_list(rng: Random) -> Files:
 
 
 def _read_list(folder: Path) -> None:
-    from valle_convert.families.v5.recordings import read_list
+    from valle_convert.audio.recorded import read_list
 
     read_list(folder / "x.tsv")
 

@@ -26,7 +26,7 @@ from valle_convert.checkpoint import read_checkpoint  # noqa: E402
 from valle_convert.errors import InputError  # noqa: E402
 from valle_convert.quantize.examples import Examples  # noqa: E402
 from valle_convert.quantize.imatrix import make_imatrices  # noqa: E402
-from valle_convert.quantize.plan import Options, RunLog  # noqa: E402
+from valle_convert.quantize.options import Options, RunLog  # noqa: E402
 from valle_convert.quantize.quality import ALL, Quality  # noqa: E402
 from valle_convert.quantize.report import FileReport, QuantizeReport  # noqa: E402
 from valle_convert.quantize.run import quantize  # noqa: E402

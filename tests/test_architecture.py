@@ -28,10 +28,9 @@ SHELVES = (
     ("encodec",),
     ("audio", "network"),
     ("decode",),
-    ("speech",),
+    ("listening", "speech"),
     ("families",),
     ("verify",),
-    ("listening",),
     ("quantize",),
     ("doctor", "inspect"),
     ("api",),
@@ -41,7 +40,7 @@ SHELVES = (
 #: Names that every command has.
 ROLES = {"register", "main"}
 #: What still knows a family.
-NOT_YET = ("cli/quantize.py", "cli/speak.py", "quantize")
+NOT_YET = ("cli/speak.py",)
 FAMILY_WORD = re.compile("|".join(FOLDERS), re.IGNORECASE)
 #: In the name of a file: `-v5.0-`.
 VERSION = re.compile(r"v\d+\.\d")

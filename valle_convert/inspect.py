@@ -17,7 +17,7 @@ from valle_convert.encodec.gguf_codec import is_gguf_codec, open_gguf_codec
 from valle_convert.encodec.weights import EncodecWeights
 from valle_convert.errors import InputError
 from valle_convert.families import family_of, family_of_file
-from valle_convert.families.bundle import Bundle, open_files
+from valle_convert.families.bundle import Bundle, open_files, part_of
 from valle_convert.families.family import AnyFamily, Choices
 from valle_convert.files import check_input_file
 from valle_convert.gguf_file.keys import SOURCE_CONFIG_KEY, SOURCE_SYMMAP_KEY, is_converted
@@ -215,7 +215,7 @@ def _provenance(file: GgufFile) -> dict[str, Any]:
 def _inspect_gguf(file: GgufFile) -> Summary:
     """A whole model by its main file; of another file, what is in that."""
     keys, family = file.keys, family_of_file(file)
-    bundle = open_files(file.path) if is_converted(keys) and not _part_of(file) else None
+    bundle = open_files(file) if is_converted(keys) and not part_of(file) else None
     sizes, behaviour = _words(family, bundle.model) if bundle else ({}, {})
     held = tuple(bundle.files.values()) if bundle else (file,)
     tokens = keys.get(TOKENS_KEY)
@@ -247,22 +247,13 @@ def _inspect_gguf(file: GgufFile) -> Summary:
     )
 
 
-def _part_of(file: GgufFile) -> str:
-    """The part of a set that a file is and that is not the main one; else ""."""
-    try:
-        family_of_file(file).parts(file)
-    except InputError:
-        return str(file.keys.get("valle.part", "part"))
-    return ""
-
-
 def _kind_of(file: GgufFile, bundle: Bundle | None) -> str:
     family = family_of_file(file)
     if bundle is not None:
         files = f", {len(bundle.files)} files" if len(bundle.files) > 1 else ""
         return f"GGUF, {family.title}{files}"
     if is_converted(file.keys):
-        return f"GGUF, {family.title}: {_part_of(file)}"
+        return f"GGUF, {family.title}: {part_of(file)}"
     if family.refusal(file):
         return f"GGUF, {family.title}, made by another converter"
     if file.keys.get("general.type") == "adapter":
@@ -275,7 +266,7 @@ def _notes(file: GgufFile) -> Iterator[str]:
     refusal = family_of_file(file).refusal(file)
     if refusal:
         yield refusal
-    if is_converted(file.keys) and _part_of(file):
+    if is_converted(file.keys) and part_of(file):
         yield "one part of a set: give its main file to see the whole"
     elif file.is_part:
         yield "one part of a split model: nothing but inspect takes it"

@@ -591,7 +591,7 @@ def test_a_damaged_gguf_is_refused(
     if command == "verify" and content.startswith(b"GGUF"):
         # Of a file that it is asked to judge, the damage is the verdict.
         assert result.code == 1
-        assert f"file: {path} is no whole GGUF file" in result.out.splitlines()[-1]
+        assert f"files: {path} is no whole GGUF file" in result.out.splitlines()[-1]
     else:
         assert str(path) in error_of(result, 2)
 

@@ -53,7 +53,7 @@ def test_a_lora_is_not_passed_over_by_the_verdict_on_a_set(
     given = adapter(CHECKPOINT)
     result = cli("verify", VALLEX, vallex, "--level", "structure", "--lora", given)
     assert result.code == 2, result
-    assert "a VALL-E X takes none" in result.err
+    assert "lora does not support VALL-E X yet" in result.err
 
 
 @pytest.mark.parametrize(
@@ -69,6 +69,9 @@ def test_a_lora_is_not_passed_over_by_the_verdict_on_a_set(
         ("quantize GGUF OUT Q8_0 --margin 2", "--margin"),
         ("quantize GGUF OUT Q8_0 --listen --prompt-seconds 2", "--prompt-seconds"),
         ("quantize GGUF OUT Q8_0 --listen-temperature 1", "--listen-temperature"),
+        ("quantize GGUF OUT Q8_0 --listen-temperature 0.6", "--listen-temperature"),
+        ("quantize GGUF OUT Q8_0 --margin 1.1", "--margin"),
+        ("quantize GGUF OUT Q8_0 --listen --prompt-seconds 3", "--prompt-seconds"),
         ("quantize GGUF OUT Q8_0 --threads 99999999", "--threads"),
     ],
 )
@@ -129,7 +132,7 @@ def test_sets_are_compared_whole(vallex: Path, tmp_path: Path, cli: Cli) -> None
     found = cli(*run, "--json")
     assert found.code == 1, found
     (tensor,) = json.loads(found.out)["tensors"]
-    assert tensor["name"].startswith("nar-4 ")
+    assert tensor["name"].startswith("nar-4: ")
     assert cli("compare", files[5], copies[5], "--exit-code").code == 1
     copies[3].unlink()
     assert "There is no part of" in error_of(cli(*run), 2)

@@ -126,9 +126,10 @@ def test_the_tokenizer_of_an_export_stays(tmp_path: Path, cli: Cli) -> None:
 
     tokenizer = tmp_path / "tokenizer.json"
     shutil.copy(BUILT_IN, tokenizer)
+    (tmp_path / "fp32.sft").symlink_to(tokenizer)
     out = tmp_path / "m.gguf"
     assert cli(CHECKPOINT, out, "--verify", "none").code == 0
-    run = ("export", out, tmp_path, "--format", "hf", "--tokenizer", tokenizer, "--force")
+    run = ("export", out, tmp_path, "--tokenizer", tokenizer, "--force")
     assert LOST in error_of(cli(*run), 2)
     assert tokenizer.read_bytes() == BUILT_IN.read_bytes()
 

@@ -226,4 +226,6 @@ def golden_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_does_not_transcribe(converted: Path, voice: Path, cli: Cli) -> None:
-    assert "part of a VALL-E X" in error_of(cli("transcribe", converted, voice), 2)
+    assert "transcribe does not support VALL-E X" in error_of(
+        cli("transcribe", converted, voice), 2
+    )

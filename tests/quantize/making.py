@@ -10,7 +10,8 @@ from valle_convert.families.family import Unit
 from valle_convert.families.v5 import FAMILY
 from valle_convert.quantize.make import make_bundle
 from valle_convert.quantize.manifest import ManifestFile
-from valle_convert.quantize.plan import BundlePlan, FilePlan, RunLog
+from valle_convert.quantize.options import RunLog
+from valle_convert.quantize.plan import BundlePlan, FilePlan
 from valle_convert.quantize.source import Scratch, Source, SourceBundle
 from valle_convert.quantize.tool import Quantizer
 

@@ -27,7 +27,8 @@ from valle_convert.quantize.imatrix import (
     observe,
     read_imatrix,
 )
-from valle_convert.quantize.plan import Options, arguments_of
+from valle_convert.quantize.options import Options
+from valle_convert.quantize.plan import arguments_of
 from valle_convert.quantize.source import Reference, Source
 from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import FILE_TYPES

@@ -237,6 +237,18 @@ def test_an_importance_matrix_that_the_run_reads_or_that_files_were_made_with_is
     assert check_manifest(out).passed
 
 
+def test_an_importance_matrix_is_listed_also_where_the_run_is_refused_after_it(
+    cli: Cli, gguf_256: Path, checkpoint_256: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run = ("quantize", gguf_256, out, "--types", "Q2_K_S", "--checkpoint", checkpoint_256, *QUICK)
+    assert cli(*run, "--imatrix-utterances", 1).code == 0
+    (out / "wide-imatrix.gguf").unlink()
+    again = cli(*run, "--imatrix-utterances", 2, "--resume")
+    assert "another importance matrix" in error_of(again, 2)
+    assert check_manifest(out).passed
+
+
 @pytest.mark.parametrize("manifest", [None, b"", b"[", b'{"schema_version": 1, "files": [{}]}'])
 def test_prune_removes_nothing_where_the_manifest_is_missing_or_damaged(
     cli: Cli, gguf_256: Path, made: Path, manifest: bytes | None

@@ -21,7 +21,8 @@ from valle_convert.quantize.imatrix import (
     encode_imatrix,
     read_imatrix,
 )
-from valle_convert.quantize.plan import Options, RunLog, arguments_of, plan_file
+from valle_convert.quantize.options import Options, RunLog
+from valle_convert.quantize.plan import arguments_of, plan_file
 from valle_convert.quantize.source import Source
 from valle_convert.quantize.tool import Quantizer, find_quantizer
 from valle_convert.quantize.types import FILE_TYPES

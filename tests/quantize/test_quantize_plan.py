@@ -8,16 +8,17 @@ from quantize.making import make_one
 
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.quantize.plan import (
-    FilePlan,
-    Options,
-    bits_per_weight,
-    describe_types,
-    plan_file,
-)
+from valle_convert.quantize.options import Options
+from valle_convert.quantize.plan import FilePlan, plan_file
 from valle_convert.quantize.source import Source
 from valle_convert.quantize.tool import Quantizer
-from valle_convert.quantize.types import COMMON, FILE_TYPES, read_tensor_types
+from valle_convert.quantize.types import (
+    COMMON,
+    FILE_TYPES,
+    bits_per_weight,
+    describe_types,
+    read_tensor_types,
+)
 
 OPTIONS = Options(threads=1)
 NARROW = "ar-nar-len"  # a golden checkpoint whose rows are 64

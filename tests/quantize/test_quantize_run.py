@@ -211,8 +211,8 @@ def test_a_tensor_that_does_not_fit_is_reported_and_no_fallback_refuses_it(
 def measured(gguf_256: Path, checkpoint_256: Path, tmp_path_factory: Any) -> dict[str, Any]:
     """One measured run, and its reports."""
     from valle_convert.checkpoint import read_checkpoint
-    from valle_convert.quantize.plan import Options
-    from valle_convert.quantize.report import FORMS
+    from valle_convert.quantize.forms import FORMS
+    from valle_convert.quantize.options import Options
     from valle_convert.quantize.run import quantize
     from valle_convert.quantize.types import parse_types
 

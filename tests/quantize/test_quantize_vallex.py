@@ -17,7 +17,7 @@ from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle, open_bundle, plan, write_bundle
 from valle_convert.families.family import Choices
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.quantize.plan import Options, RunLog
+from valle_convert.quantize.options import Options, RunLog
 from valle_convert.quantize.run import quantize
 from valle_convert.quantize.types import parse_types
 

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from support import Cli, error_of
 
 from valle_convert.audio import EncodecCodec, SavedCodes, read_audio, write_codes
+from valle_convert.audio.recorded import Recorded, read_list
 from valle_convert.errors import InputError
 from valle_convert.families.v5 import FAMILY
 from valle_convert.families.v5.files import open_model
-from valle_convert.families.v5.recordings import Recorded, read_list, utterance_names
+from valle_convert.families.v5.recordings import utterance_names
 from valle_convert.families.v5.speech import Speaker
 from valle_convert.families.v5.trials import read_utterance
 from valle_convert.gguf_file.read import GgufFile

@@ -26,7 +26,8 @@ from valle_convert.families.vallex.reference import VallexReference
 from valle_convert.families.vallex.trials import cases, read_utterance
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.imatrix import make_imatrices, read_imatrix
-from valle_convert.quantize.plan import Options, arguments_of
+from valle_convert.quantize.options import Options
+from valle_convert.quantize.plan import arguments_of
 from valle_convert.quantize.source import Reference
 from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import FILE_TYPES

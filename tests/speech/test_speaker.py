@@ -91,6 +91,14 @@ def test_what_cannot_be_said_is_named(speaker: Speaker) -> None:
     assert any("in English and are left out: 你 (U+4F60)" in notice for notice in spoken.notices)
 
 
+def test_a_sentence_that_takes_the_language_of_the_others_is_reported(speaker: Speaker) -> None:
+    spoken = speaker.speak("大丈夫。はい。", None, replace(QUICK, language=None))
+    assert [piece.language for piece in spoken.pieces] == ["ja", "ja"]
+    assert any("'大丈夫。' may be Chinese or Japanese" in notice for notice in spoken.notices)
+    given = speaker.speak("大丈夫。はい。", None, replace(QUICK, language="ja"))
+    assert not any("Chinese or Japanese" in notice for notice in given.notices)
+
+
 def test_the_time_of_every_stage_is_told(speaker: Speaker, voice: Path) -> None:
     spoken = speaker.speak("One. Two.", voice, QUICK)
     times = spoken.seconds

@@ -76,7 +76,8 @@ def test_what_is_written_otherwise_is_read_alike(language: str, text: str, like:
         ("zh", "好かな", ["か", "な"]),
         ("ko", "大韓民國 만세 😀", ["大", "韓", "民", "國", "😀"]),
         ("de", "Das ist ꙮ und ꙮ", ["ꙮ"]),
-        ("en", "Yes 😀, π and Ж…", []),
+        ("en", "Yes 😀, π and Ж… 🇩🇪", []),
+        ("ja", "はい🇩🇪", ["🇩", "🇪"]),
     ],
 )
 def test_what_cannot_be_said_is_named_and_the_rest_is_said(
@@ -87,6 +88,13 @@ def test_what_cannot_be_said_is_named_and_the_rest_is_said(
     for one in unsaid:
         rest = rest.replace(one, " ")
     assert to_phonemes(text, language) == to_phonemes(rest, language)
+
+
+def test_a_text_without_a_character_that_can_be_said_is_refused_with_their_names() -> None:
+    with pytest.raises(
+        InputError, match=r"nothing to say.*said in English.*你 \(U\+4F60\).*--lang"
+    ):
+        to_phonemes("你好", "en")
 
 
 #: Words that sound alike in every context.

@@ -54,6 +54,7 @@ def register(app: typer.Typer) -> None:
 
 
 def quantize(
+    context: typer.Context,
     source: Annotated[
         Path,
         typer.Argument(
@@ -356,10 +357,10 @@ def quantize(
     from valle_convert.families.family import Choices
     from valle_convert.files import check_outputs, made_folder
     from valle_convert.gguf_file.read import is_gguf
+    from valle_convert.quantize.forms import LogFile, check_reports, write_reports
     from valle_convert.quantize.identity import Identity
     from valle_convert.quantize.limits import parse_limits
-    from valle_convert.quantize.plan import Options, RunLog
-    from valle_convert.quantize.report import LogFile, check_reports, write_reports
+    from valle_convert.quantize.options import Options, RunLog
     from valle_convert.quantize.run import quantize as quantize_one
     from valle_convert.quantize.types import (
         TENSOR_TYPES_SUFFIX,
@@ -381,12 +382,12 @@ def quantize(
                 "--codec": codec,
                 "--max-nll": max_nll,
                 "--min-retrieval": min_retrieval,
-                "--listen-temperature": _changed(listen_temperature, Options.listen_temperature),
+                "--listen-temperature": _given(context, "listen_temperature"),
             },
         ),
         ("--sentences", sentences, {"--voice": voice}),
-        ("--voice", voice, {"--prompt-seconds": _changed(prompt_seconds, Options.prompt_seconds)}),
-        ("--no-worse-than", no_worse_than, {"--margin": _changed(margin, Options.margin)}),
+        ("--voice", voice, {"--prompt-seconds": _given(context, "prompt_seconds")}),
+        ("--no-worse-than", no_worse_than, {"--margin": _given(context, "margin")}),
         ("--asr", asr, {"--max-wer": max_wer}),
     )
     if target_bits is not None and (type_ or types):
@@ -506,9 +507,10 @@ def _check_beside(written: Mapping[str, Path | None], folder: Path) -> None:
             raise typer.BadParameter(f"{name} is {target}, which is made of quantized files.")
 
 
-def _changed(value: float, usual: float) -> float | None:
-    """A number that is not what stands where nothing is given."""
-    return None if value == usual else value
+def _given(context: typer.Context, name: str) -> bool | None:
+    """True for an option on the command line, also one with the value that it has without."""
+    # click has a class for where a value comes from, which typer does not offer.
+    return getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE" or None
 
 
 def imatrix(
@@ -584,10 +586,10 @@ def compare(
 
     Of models of several files, given by their main files, every file is compared.
     """
-    from valle_convert.families.bundle import open_files
+    from valle_convert.families.bundle import files_at
     from valle_convert.gguf_file.compare import compare_files
 
-    files = [open_files(local_gguf(path)).files for path in (first, second)]
+    files = [files_at(local_gguf(path)) for path in (first, second)]
     result = compare_files(*files, progress=console.progress_bar)
     if json_:
         console.data_json(result.to_json())

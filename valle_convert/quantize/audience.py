@@ -24,7 +24,7 @@ from valle_convert.model.spec import Model
 from valle_convert.progress import Progress
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.listening import Listening
-from valle_convert.quantize.plan import Options
+from valle_convert.quantize.options import Options
 from valle_convert.quantize.source import SourceBundle
 
 #: Of how many sentences the HTML report has the sound.

@@ -34,15 +34,13 @@ from valle_convert.quantize.manifest import (
     tensor_digests,
     write_manifest,
 )
+from valle_convert.quantize.options import Options, RunLog
 from valle_convert.quantize.plan import (
     TENSOR_LINE,
     BundlePlan,
     Fallback,
     FilePlan,
-    Options,
-    RunLog,
     arguments_of,
-    bits_per_weight,
     fallbacks_of,
     made_keys,
     part_keys,
@@ -50,6 +48,7 @@ from valle_convert.quantize.plan import (
 )
 from valle_convert.quantize.source import Scratch, SourceBundle, write_tensors
 from valle_convert.quantize.tool import Quantizer
+from valle_convert.quantize.types import bits_per_weight
 
 _PIECE = 4 << 20
 

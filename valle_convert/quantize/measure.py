@@ -20,17 +20,12 @@ from valle_convert.quantize.audience import Audience
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.make import Made
-from valle_convert.quantize.plan import (
-    Options,
-    RunLog,
-    arguments_of,
-    bits_per_weight,
-    describe_types,
-)
+from valle_convert.quantize.options import Options, RunLog
+from valle_convert.quantize.plan import arguments_of
 from valle_convert.quantize.report import FileReport, QuantizeReport, TensorReport
 from valle_convert.quantize.source import Scratch, SourceBundle, split_off
 from valle_convert.quantize.tool import Quantizer
-from valle_convert.quantize.types import FILE_TYPES
+from valle_convert.quantize.types import FILE_TYPES, bits_per_weight, describe_types
 
 if TYPE_CHECKING:
     from valle_convert.listening.listen import Listened, ListeningTest

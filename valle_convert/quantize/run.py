@@ -56,22 +56,18 @@ from valle_convert.quantize.make import (
 )
 from valle_convert.quantize.manifest import ManifestFile, write_manifest
 from valle_convert.quantize.measure import Measuring, judge, open_adapters
-from valle_convert.quantize.plan import (
-    AUTO,
-    NONE,
-    BundlePlan,
-    Options,
-    RunLog,
-    bits_per_weight,
-    describe_types,
-    file_name,
-    inputs_of,
-    plan_bundles,
-)
+from valle_convert.quantize.options import AUTO, NONE, Options, RunLog, inputs_of
+from valle_convert.quantize.plan import BundlePlan, file_name, plan_bundles
 from valle_convert.quantize.report import FileReport, QuantizeReport
 from valle_convert.quantize.source import Scratch, SourceBundle, open_source
 from valle_convert.quantize.tool import Quantizer, find_quantizer
-from valle_convert.quantize.types import TENSOR_TYPES_SUFFIX, ggml_type, matches
+from valle_convert.quantize.types import (
+    TENSOR_TYPES_SUFFIX,
+    bits_per_weight,
+    describe_types,
+    ggml_type,
+    matches,
+)
 
 if TYPE_CHECKING:
     from valle_convert.quantize.scan import Sensitivity

@@ -33,7 +33,8 @@ from valle_convert.network.weights import BundleTensors, ConvertedTensors
 from valle_convert.progress import Progress
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.imatrix import ImatrixInput
-from valle_convert.quantize.plan import Options, arguments_of
+from valle_convert.quantize.options import Options
+from valle_convert.quantize.plan import arguments_of
 from valle_convert.quantize.source import Scratch, SourceBundle
 from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import FILE_TYPES, FileType

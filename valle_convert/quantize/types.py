@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from valle_convert.errors import InputError
 from valle_convert.files import read_small_file
+from valle_convert.gguf_file.header import TensorEntry
 from valle_convert.gguf_file.types import GGML_TYPES, GgmlType
 
 #: Of a file with the tensor types of a scan's mixture.
@@ -172,3 +173,17 @@ def read_tensor_types(path: Path) -> tuple[str, ...]:
 def matches(tensor_type: str, tensor: str) -> bool:
     """Whether a checked `pattern=type` names a tensor."""
     return re.search(tensor_type.partition("=")[0], tensor) is not None
+
+
+def bits_per_weight(tensors: Sequence[TensorEntry]) -> float:
+    """Bits a weight over all tensors, as llama-quantize counts them."""
+    n_weights = sum(tensor.n_elements for tensor in tensors)
+    return 8 * sum(tensor.n_bytes for tensor in tensors) / n_weights
+
+
+def describe_types(tensors: Sequence[TensorEntry]) -> dict[str, int]:
+    """How many weights have which type, most first."""
+    counts: dict[GgmlType, int] = {}
+    for tensor in tensors:
+        counts[tensor.ggml_type] = counts.get(tensor.ggml_type, 0) + tensor.n_elements
+    return {kind.name: n for kind, n in sorted(counts.items(), key=lambda item: -item[1])}

@@ -10,13 +10,14 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache, partial
+from itertools import groupby
 from typing import Any
 
 from valle_convert.errors import InputError
 from valle_convert.extras import require
 from valle_convert.model.spec import UNKNOWN_PHONEME
 from valle_convert.text.espeak import MARKS, is_sound, names_code_point, read, says
-from valle_convert.text.folding import HAN, fold, shortened, signs_in_words
+from valle_convert.text.folding import HAN, fold, shortened, signs_in_words, unsaid_notice
 
 #: espeak-ng's voice for each language of the models.
 VOICES = {
@@ -31,12 +32,11 @@ VOICES = {
 #: espeak-ng writes Mandarin tones as digits; the models' vocabulary has these marks for them.
 _TONE_MARKS = str.maketrans({"1": "ˇ", "2": "ˉ", "3": "ˊ", "4": "ˋ", "5": "_"})
 
-#: The Korean voice forgets the fraction of a number with commas.
-_GROUPING = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _KANA = "ぁ-ゖァ-ヺー"
 #: Longer words of kana are parted: espeak-ng drops what a word of more than 80 has in excess.
 _MAX_KANA = 60
 _JAPANESE = re.compile(rf"[{HAN}{_KANA}々〆]+")
+_FLAG_OR_CHARACTER = re.compile("[\U0001f1e6-\U0001f1ff]{2}|.", re.DOTALL)
 #: Signs that part words, or stand over a letter.
 _SILENT = f"{MARKS}|^`"
 
@@ -48,10 +48,15 @@ def to_phonemes(text: str, language: str) -> str:
         InputError: the language is none of those, or there is nothing to say in the text.
         EnvironmentFault: phonemizer, espeak-ng or pykakasi is not installed.
     """
-    readable, _ = _readable(text, language)
+    readable, unsaid = _readable(text, language)
     phonemes = read(readable, VOICES[language]).strip()
     if language == "zh":
         phonemes = phonemes.translate(_TONE_MARKS)
+    if unsaid and not any(map(is_sound, phonemes)):
+        raise InputError(
+            f"There is nothing to say in the text {shortened(text)}, since "
+            f"{unsaid_notice(unsaid[:5], language)}; give --language if it is in another one."
+        )
     check_phonemes(phonemes, said=text)
     return phonemes
 
@@ -101,14 +106,12 @@ def _readable(text: str, language: str) -> tuple[str, tuple[str, ...]]:
         )
     said = partial(says, voice=voice)
     text = signs_in_words(fold(text, said), language, said)
-    if language == "ko":
-        text = _GROUPING.sub("", text)
     if language == "ja":
         text = _to_hiragana(text)
     readable: list[str] = []
     unsaid: list[str] = []
-    for character in text:
-        kind = unicodedata.category(character)
+    for character in _FLAG_OR_CHARACTER.findall(text):
+        kind = unicodedata.category(character[0])
         is_kana = language == "ja" and re.match(f"[{_KANA}]", character)
         if character in _SILENT or kind[0] in "MZ" or is_kana or said(character):
             readable.append(character)
@@ -117,7 +120,7 @@ def _readable(text: str, language: str) -> tuple[str, tuple[str, ...]]:
         else:
             readable.append(" ")
             if kind != "Sk":
-                unsaid.append(character)
+                unsaid += character
     return "".join(readable), tuple(dict.fromkeys(unsaid))
 
 
@@ -136,13 +139,10 @@ def _to_hiragana(text: str) -> str:
 
 def _one_by_one(text: str) -> str:
     """The words between characters that are not known, which stay as they are."""
-    known = [_converted(character) is not None for character in text]
-    parts = re.findall("1+|0", "".join("01"[one] for one in known))
-    start, written = 0, []
-    for part in parts:
-        stretch = text[start : start + len(part)]
-        written.append(_converted(stretch) or "".join(_converted(one) or one for one in stretch))
-        start += len(part)
+    written = []
+    for is_known, group in groupby(text, lambda one: _converted(one) is not None):
+        stretch = "".join(group)
+        written.append(_converted(stretch) or stretch if is_known else stretch)
     return "".join(written)
 
 

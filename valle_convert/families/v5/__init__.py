@@ -46,7 +46,7 @@ class VersionFive(Family[Model, "Network", "Utterance"]):
             "listen": f"{__name__}.listen",
             "lora": f"{__name__}.adapter:write_lora",
             "repair": f"{__name__}.old:read_old",
-            "utterances": "valle_convert.families.v5.recordings:make_utterances",
+            "utterances": f"{__name__}.recordings:fill_folder",
             "transcribe": f"{__name__}.speech:Speaker",
         }
     )

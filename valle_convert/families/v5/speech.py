@@ -66,6 +66,7 @@ from valle_convert.speech.results import (
     Timings,
 )
 from valle_convert.text import (
+    assumed_language_notices,
     check_phonemes,
     detect_languages,
     known_language,
@@ -442,10 +443,10 @@ class Speaker(CodeSpeaker[SpeakOptions, Recording]):
         lines: list[_Line] = []
         silent_parts: list[str] = []
         refusal: InputError | None = None
-        sentences = split_sentences(text) or [""]
-        for sentence, language in zip(
-            sentences, self._languages_of(sentences, options), strict=True
-        ):
+        given = options.language and self._checked_language(options.language)
+        sentences = split_sentences(text, language=given) or [""]
+        languages = self._languages_of(sentences, options)
+        for sentence, language in zip(sentences, languages, strict=True):
             begin = time.perf_counter()
             try:
                 phonemes = to_phonemes(sentence, language)
@@ -456,9 +457,14 @@ class Speaker(CodeSpeaker[SpeakOptions, Recording]):
             lines.append(self._line(sentence, phonemes, language, begin))
         if not lines and refusal is not None:
             raise refusal
+        notices = list(lines[0].notices)
         if silent_parts:
-            notice = f"there is nothing to say in {', '.join(map(repr, silent_parts))}; left out"
-            lines[0] = replace(lines[0], notices=(*lines[0].notices, notice))
+            notices.append(
+                f"there is nothing to say in {', '.join(map(repr, silent_parts))}; left out"
+            )
+        if options.language is None:
+            notices += assumed_language_notices(sentences, languages, self._languages)
+        lines[0] = replace(lines[0], notices=tuple(notices))
         return lines
 
     def _phoneme_line(self, phonemes: str, options: SpeakOptions) -> list[_Line]:

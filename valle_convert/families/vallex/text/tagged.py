@@ -11,14 +11,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from valle_convert.errors import InputError
 from valle_convert.families.vallex.symbols import VALLEX_LANGUAGES, unknown_symbols
 from valle_convert.families.vallex.text.chinese import chinese_symbols
 from valle_convert.families.vallex.text.english import english_symbols
 from valle_convert.families.vallex.text.japanese import japanese_symbols
-from valle_convert.text.languages import detect_languages, known_language
+from valle_convert.text.folding import listed, unsaid_notice
+from valle_convert.text.languages import (
+    assumed_language_notices,
+    could_be_either,
+    detect_languages,
+    known_language,
+)
 from valle_convert.text.phonemes import check_phonemes
 from valle_convert.text.sentences import split_sentences
 
@@ -28,7 +34,6 @@ _READERS: dict[str, Callable[[str], tuple[str, list[str]]]] = {
     "zh": chinese_symbols,
     "ja": japanese_symbols,
 }
-_NAMES = {"en": "English", "zh": "Chinese", "ja": "Japanese"}
 _TAGS = {language.upper(): language for language in VALLEX_LANGUAGES}
 _TAG = re.compile(rf"\[({'|'.join(_TAGS)})\]")
 _SENTENCE_END = re.compile(r"[.!?…。！？｡][\"'”’»)」』】]*$")
@@ -38,10 +43,11 @@ _ENDS = ".,!?-…~"
 
 @dataclass(frozen=True)
 class TaggedText:
-    """Some text, or symbols, in one language."""
+    """Some text, or symbols, in one language, and what a user should know of it."""
 
     text: str
     language: str
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,16 +115,20 @@ def tagged_sentences(
         The sentences, and what stands outside of all tags.
     """
     if _TAG.search(text) is None:
-        sentences = split_sentences(text) or [""]
-        if language is None:
-            languages = detect_languages(sentences, VALLEX_LANGUAGES)
-        else:
-            languages = [known_language(language, VALLEX_LANGUAGES)] * len(sentences)
-        return [[TaggedText(*one)] for one in zip(sentences, languages, strict=True)], []
+        given = language and known_language(language, VALLEX_LANGUAGES)
+        sentences = split_sentences(text, language=given) or [""]
+        languages = (
+            [given] * len(sentences) if given else detect_languages(sentences, VALLEX_LANGUAGES)
+        )
+        pieces = [TaggedText(*one) for one in zip(sentences, languages, strict=True)]
+        if not given and (told := assumed_language_notices(sentences, languages, VALLEX_LANGUAGES)):
+            first = next(i for i, sentence in enumerate(sentences) if could_be_either(sentence))
+            pieces[first] = replace(pieces[first], notices=tuple(told))
+        return [[piece] for piece in pieces], []
     pieces, outside = tagged_pieces(text, language)
     sentences_of_pieces: list[list[TaggedText]] = [[]]
     for piece in pieces:
-        parts = split_sentences(piece.text)
+        parts = split_sentences(piece.text, language=piece.language)
         for i, part in enumerate(parts):
             sentences_of_pieces[-1].append(TaggedText(part, piece.language))
             if i < len(parts) - 1 or _SENTENCE_END.search(part):
@@ -136,12 +146,10 @@ def spell(pieces: Sequence[TaggedText]) -> SpelledText:
     symbols: list[tuple[str, str]] = []
     notices: list[str] = []
     for piece in pieces:
+        notices += piece.notices
         read, unsaid = _READERS[piece.language](piece.text)
         if unsaid:
-            notices.append(
-                f"these characters cannot be said in {_NAMES[piece.language]} and are left out: "
-                f"{_listed(unsaid)}"
-            )
+            notices.append(unsaid_notice(unsaid, piece.language))
         symbols.append((read, piece.language))
     return _put_together(symbols, notices, pieces)
 
@@ -157,9 +165,7 @@ def spell_symbols(pieces: Sequence[TaggedText]) -> SpelledText:
     for piece in pieces:
         given = re.sub(r"\s+", "_", piece.text.strip())
         if unknown := unknown_symbols(given):
-            notices.append(
-                f"the model's symbols lack these, which are left out: {_listed(unknown)}"
-            )
+            notices.append(f"the model's symbols lack these, which are left out: {listed(unknown)}")
         symbols.append(("".join(one for one in given if one not in unknown), piece.language))
     return _put_together(symbols, notices, pieces)
 
@@ -179,7 +185,3 @@ def _put_together(
         languages += [language] * len(written)
     check_phonemes(spelled, said=" ".join(piece.text for piece in pieces))
     return SpelledText(spelled, tuple(languages), tuple(dict.fromkeys(notices)))
-
-
-def _listed(characters: Sequence[str]) -> str:
-    return " ".join(f"{one} (U+{ord(one):04X})" for one in characters)
