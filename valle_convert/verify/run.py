@@ -14,13 +14,13 @@ from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.families.bundle import Bundle, Plan, open_files
 from valle_convert.families.bundle import plan as plan_bundle
 from valle_convert.families.family import Choices
-from valle_convert.gguf_file.keys import TRUE_IDS_KEY
 from valle_convert.gguf_file.read import GgufFile, is_gguf
 from valle_convert.llama.library import find_library
 from valle_convert.llama.probe import prove_library
 from valle_convert.progress import Progress, silent
 from valle_convert.tokenizer import corpus
 from valle_convert.tokenizer.check import compare
+from valle_convert.tokenizer.compiled import TRUE_IDS_KEY
 from valle_convert.tokenizer.oracle import LlamaTokenizer
 from valle_convert.verify.report import Check, Level, Report
 from valle_convert.verify.structure import (

@@ -188,13 +188,14 @@ class VersionFive(Family[Model, "Network", "Utterance"]):
     def counted(self, bundle: Bundle) -> Mapping[str, tuple[object, object]]:
         from valle_convert.llama.gemma import GemmaSession
         from valle_convert.network.probe import read_probe_rows
+        from valle_convert.tokenizer.compiled import TOKENS_KEY
 
         config, file = bundle.model.config, bundle.main
         with GemmaSession(file.path, n_ctx=8, probe_rows=read_probe_rows(file)) as session:
             return {
                 "widths": (session.n_embd, config.n_embd),
                 "layers": (session.n_layer, config.n_layer),
-                "rows": (session.n_vocab, len(file.keys["tokenizer.ggml.tokens"])),
+                "rows": (session.n_vocab, len(file.keys[TOKENS_KEY])),
                 "weights": (
                     session.n_params,
                     sum(tensor.n_elements for tensor in file.tensors.values()),
