@@ -11,7 +11,7 @@ import typer
 from valle_convert.cli import console
 from valle_convert.cli.options import (
     CheckpointArgument,
-    CodecOption,
+    CodecNameOption,
     ConfigOption,
     ForceOption,
     JsonOption,
@@ -60,7 +60,7 @@ def convert(
     lora: LoraOption = None,
     lora_alpha: LoraAlphaOption = None,
     tokenizer: TokenizerOption = None,
-    codec: CodecOption = None,
+    codec: CodecNameOption = None,
     metadata: Annotated[
         Path | None,
         typer.Option(

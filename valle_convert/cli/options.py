@@ -86,13 +86,48 @@ TokenizerOption = Annotated[
         show_default=False,
     ),
 ]
-CodecOption = Annotated[
+CodecNameOption = Annotated[
     str | None,
     typer.Option(
         "--codec",
         metavar="NAME",
         help="encodec-24khz, dac-44khz, nemo-44khz or world-rvq. Without it, levels and codebook "
         "size tell.",
+        show_default=False,
+    ),
+]
+GgufArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="GGUF",
+        help="A converted file, quantized or not; or hf:OWNER/REPO:NAME.gguf on the Hugging Face "
+        "hub.",
+        show_default=False,
+    ),
+]
+CodecFileOption = Annotated[
+    str | None,
+    typer.Option(
+        "--codec",
+        metavar="FILE|DIR|NAME",
+        help="An EnCodec: a .gguf, .bin or .th file, a folder with its config.json and weights, or "
+        "its name on the Hugging Face hub. Without it, facebook/encodec_24khz.",
+        show_default=False,
+    ),
+]
+LanguageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--language", metavar="WORD", help="Such as en, de, fr, ja, zh, ko.", show_default=False
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        help="Without it, one for each core that may be used.",
+        min=1,
+        max=1024,
         show_default=False,
     ),
 ]
@@ -153,3 +188,10 @@ def check_utf8(text: str) -> None:
     """Refuse a TEXT of the command line with bytes in it that are no UTF-8."""
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise InputError("The text is not valid UTF-8; save it as UTF-8, and give it again.")
+
+
+def is_given(context: typer.Context, parameter: str) -> bool:
+    """Whether the user gave a value, be it the default."""
+    # click has a class for where a value comes from, which typer does not offer.
+    source = getattr(context.get_parameter_source(parameter), "name", "DEFAULT")
+    return source not in ("DEFAULT", "DEFAULT_MAP")

@@ -14,6 +14,7 @@ import typer
 from valle_convert.cli import console
 from valle_convert.cli.options import (
     CheckpointArgument,
+    CodecFileOption,
     ConfigOption,
     ForceOption,
     JsonOption,
@@ -24,7 +25,6 @@ from valle_convert.cli.options import (
     split_loras,
 )
 from valle_convert.cli.remote import local_gguf
-from valle_convert.cli.speak import CodecOption
 from valle_convert.errors import EXIT_FAILED_CHECK
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def quantize(
             max=60,
         ),
     ] = 3.0,
-    codec: CodecOption = None,
+    codec: CodecFileOption = None,
     asr: Annotated[
         str | None,
         typer.Option(

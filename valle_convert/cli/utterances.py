@@ -8,9 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from valle_convert.cli import console
-from valle_convert.cli.options import ForceOption, JsonOption, check_utf8
+from valle_convert.cli.options import (
+    CodecFileOption,
+    ForceOption,
+    JsonOption,
+    LanguageOption,
+    check_utf8,
+)
 from valle_convert.cli.remote import local_gguf
-from valle_convert.cli.speak import CodecOption, LanguageOption
 from valle_convert.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,7 +81,7 @@ def utterances(
             show_default=False,
         ),
     ] = None,
-    codec: CodecOption = None,
+    codec: CodecFileOption = None,
     phonemes: Annotated[
         bool, typer.Option("--phonemes", help="The texts are IPA already.")
     ] = False,

@@ -11,7 +11,7 @@ from valle_convert.cli import console
 from valle_convert.cli.options import (
     BiasesOption,
     CheckpointArgument,
-    CodecOption,
+    CodecNameOption,
     ConfigOption,
     ForceOption,
     JsonOption,
@@ -69,7 +69,7 @@ def verify(
     lora: LoraOption = None,
     lora_alpha: LoraAlphaOption = None,
     tokenizer: TokenizerOption = None,
-    codec: CodecOption = None,
+    codec: CodecNameOption = None,
     biases: BiasesOption = None,
     seed: Annotated[int, typer.Option(help="Of the random texts and inputs.", min=0)] = 0,
     json_: JsonOption = False,
