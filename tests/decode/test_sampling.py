@@ -177,6 +177,24 @@ def test_a_length_penalty_above_0_delays_the_stop_code_and_below_0_hastens_it() 
     np.testing.assert_array_equal(penalize_length(negative, 1, 4, 0.5), [[1.0, -16.0]])
 
 
+@given(
+    logits=BLOCKS,
+    penalty=st.sampled_from([1e-6, 0.5, 2.0, 1e308]),
+    power=st.sampled_from([-100.0, -1.0, 1.0, 100.0]),
+    length=st.integers(1, 45_000),
+)
+def test_penalties_beyond_all_numbers_leave_numbers(
+    logits: Block, penalty: float, power: float, length: int
+) -> None:
+    previous = np.arange(length, dtype=np.int32) % logits.shape[1]
+    for result in (
+        penalize_repetition(logits, previous, Repetition(penalty, power)),
+        penalize_length(logits, 0, length, power),
+    ):
+        assert np.isfinite(result).all()
+        assert sample(result, SamplingOptions(), rng()).shape == (len(logits),)
+
+
 @given(full=BLOCKS, strength=st.floats(0, 10), rescale=st.floats(0, 1), seed=st.integers(0, 99))
 def test_guidance_interpolates_between_the_conditions_and_beyond(
     full: Block, strength: float, rescale: float, seed: int

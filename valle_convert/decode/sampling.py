@@ -175,19 +175,29 @@ def penalize_repetition(logits: Logits, previous: Codes, options: Repetition) ->
         return logits
     from_latest = previous[::-1]
     codes, places = np.unique(from_latest, return_index=True)
-    strength = options.penalty * np.power(places + 1.0, options.decay, dtype=np.float64)
-    return _weaken(logits, codes, strength)
+    return _weaken(logits, codes, options.penalty, places + 1.0, options.decay)
 
 
 def penalize_length(logits: Logits, stop: int, length: int, factor: float) -> Logits:
     """Weaken the stop code by `length ** factor`, where `length` counts from 1."""
     if factor == 0:
         return logits
-    return _weaken(logits, np.array([stop]), np.array([float(length) ** factor]))
+    return _weaken(logits, np.array([stop]), 1.0, np.array([float(length)]), factor)
 
 
-def _weaken(logits: Logits, codes: NDArray[np.integer], strength: NDArray[np.float64]) -> Logits:
+def _weaken(
+    logits: Logits,
+    codes: NDArray[np.integer],
+    factor: float,
+    distances: NDArray[np.float64],
+    power: float,
+) -> Logits:
+    """Weaken codes by `factor * distance ** power`, which may be beyond all numbers."""
     result = logits.copy()
     there = logits[..., codes]
-    result[..., codes] = np.where(there > 0, there / strength, there * strength)
+    single, double = np.finfo(np.float32), np.finfo(np.float64)
+    with np.errstate(over="ignore", divide="ignore"):
+        strength = np.clip(factor * np.power(distances, power), double.tiny, double.max)
+        weakened = np.where(there > 0, there / strength, there * strength)
+    result[..., codes] = np.clip(weakened, single.min, single.max)
     return result
