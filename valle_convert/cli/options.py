@@ -89,7 +89,7 @@ TokenizerOption = Annotated[
 CodecNameOption = Annotated[
     str | None,
     typer.Option(
-        "--codec",
+        "--codec-name",
         metavar="NAME",
         help="encodec-24khz, dac-44khz, nemo-44khz or world-rvq. Without it, levels and codebook "
         "size tell.",
@@ -105,11 +105,11 @@ GgufArgument = Annotated[
         show_default=False,
     ),
 ]
-CodecFileOption = Annotated[
+CodecOption = Annotated[
     str | None,
     typer.Option(
         "--codec",
-        metavar="FILE|DIR|NAME",
+        metavar="FILE|DIR|OWNER/REPO",
         help="An EnCodec: a .gguf, .bin or .th file, a folder with its config.json and weights, or "
         "its name on the Hugging Face hub. Without it, facebook/encodec_24khz.",
         show_default=False,

@@ -14,7 +14,7 @@ import typer
 from valle_convert.cli import console
 from valle_convert.cli.options import (
     CheckpointArgument,
-    CodecFileOption,
+    CodecOption,
     ConfigOption,
     ForceOption,
     JsonOption,
@@ -213,7 +213,7 @@ def quantize(
             max=60,
         ),
     ] = 3.0,
-    codec: CodecFileOption = None,
+    codec: CodecOption = None,
     asr: Annotated[
         str | None,
         typer.Option(

@@ -13,7 +13,7 @@ import typer
 
 from valle_convert.cli import console
 from valle_convert.cli.options import (
-    CodecFileOption,
+    CodecOption,
     ForceOption,
     GgufArgument,
     JsonOption,
@@ -174,7 +174,7 @@ def speak(
             metavar="FILE", help="The recording (or codes) for vc, ns, sr.", show_default=False
         ),
     ] = None,
-    codec: CodecFileOption = None,
+    codec: CodecOption = None,
     phonemes: Annotated[
         bool, typer.Option("--phonemes", help="TEXT is IPA already, and one sentence.")
     ] = False,

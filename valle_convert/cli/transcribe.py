@@ -10,7 +10,7 @@ import typer
 
 from valle_convert.cli import console
 from valle_convert.cli.options import (
-    CodecFileOption,
+    CodecOption,
     GgufArgument,
     JsonOption,
     LanguageOption,
@@ -37,7 +37,7 @@ def transcribe(
             show_default=False,
         ),
     ],
-    codec: CodecFileOption = None,
+    codec: CodecOption = None,
     language: LanguageOption = None,
     max_phonemes: Annotated[int, typer.Option(help="Where to end.", min=1, max=20_000)] = 900,
     threads: ThreadsOption = None,

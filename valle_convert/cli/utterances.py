@@ -9,7 +9,7 @@ import typer
 
 from valle_convert.cli import console
 from valle_convert.cli.options import (
-    CodecFileOption,
+    CodecOption,
     ForceOption,
     JsonOption,
     LanguageOption,
@@ -81,7 +81,7 @@ def utterances(
             show_default=False,
         ),
     ] = None,
-    codec: CodecFileOption = None,
+    codec: CodecOption = None,
     phonemes: Annotated[
         bool, typer.Option("--phonemes", help="The texts are IPA already.")
     ] = False,
