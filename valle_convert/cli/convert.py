@@ -44,9 +44,7 @@ def convert(
     out: Annotated[
         Path | None,
         typer.Argument(
-            metavar="OUT.gguf",
-            help="The file to write. May be left out with --dry-run.",
-            show_default=False,
+            metavar="OUT.gguf", help="The file to write. May be left out with --dry-run."
         ),
     ] = None,
     out_type: Annotated[
@@ -67,14 +65,11 @@ def convert(
             metavar="FILE.json",
             help="JSON with values for the general.* keys: author, license, description, "
             "source.url, tags and the others of the GGUF specification.",
-            show_default=False,
         ),
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option(
-            help="general.name; else that of the file, else of the config.", show_default=False
-        ),
+        typer.Option(help="general.name; else that of the file, else of the config."),
     ] = None,
     verify: Annotated[
         VerifyChoice,

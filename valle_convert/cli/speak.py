@@ -110,7 +110,6 @@ def speak(
             metavar="[TEXT]",
             help="What to say; - reads it from stdin. May be left out with --codes and with the "
             "tasks ns and sr.",
-            show_default=False,
         ),
     ] = None,
     lora: KeptLoraOption = None,
@@ -121,7 +120,6 @@ def speak(
             metavar="FILE",
             help="A recording of the voice to speak in (wav, flac, ogg, mp3), its codes "
             "(.npz), or a voice file of the model's own project. Without it, the model chooses.",
-            show_default=False,
         ),
     ] = None,
     voice_text: Annotated[
@@ -129,7 +127,6 @@ def speak(
         typer.Option(
             metavar="TEXT",
             help="What a recording or codes given as --voice say, for models that go on with it.",
-            show_default=False,
         ),
     ] = None,
     out: Annotated[
@@ -140,16 +137,11 @@ def speak(
             metavar="OUT.wav",
             allow_dash=True,
             help="The sound: .wav, .flac or .ogg; - for a wav on stdout, sentence by sentence.",
-            show_default=False,
         ),
     ] = None,
     save_codes: Annotated[
         Path | None,
-        typer.Option(
-            metavar="OUT.npz",
-            help="The codes it is made of.",
-            show_default=False,
-        ),
+        typer.Option(metavar="OUT.npz", help="The codes it is made of."),
     ] = None,
     codes: Annotated[
         Path | None,
@@ -158,7 +150,6 @@ def speak(
             metavar="FILE",
             help="Saved codes (.npz): sound them; or, with TEXT, keep their level 0 and "
             "decode the levels above it anew.",
-            show_default=False,
         ),
     ] = None,
     task: Annotated[
@@ -170,9 +161,7 @@ def speak(
     ] = "tts",
     source: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="The recording (or codes) for vc, ns, sr.", show_default=False
-        ),
+        typer.Option(metavar="FILE", help="The recording (or codes) for vc, ns, sr."),
     ] = None,
     codec: CodecOption = None,
     phonemes: Annotated[
@@ -193,8 +182,7 @@ def speak(
         float | None,
         typer.Option(
             help="Of one sentence, at most. Without it, the model's own limit: 12, or 16 frames a "
-            "symbol.",
-            show_default=False,
+            "symbol."
         ),
     ] = None,
     duration_padding: Annotated[
@@ -220,25 +208,16 @@ def speak(
     ] = 0.0,
     length_penalty: Annotated[
         float | None,
-        typer.Option(
-            help="Above 0 is longer (ar). Without it, 0; with --best-of, 1.",
-            show_default=False,
-        ),
+        typer.Option(help="Above 0 is longer (ar). Without it, 0; with --best-of, 1."),
     ] = None,
     best_of: Annotated[int, typer.Option(help="Draw so many, and keep the most probable one.")] = 1,
     accent: Annotated[
         str | None,
-        typer.Option(
-            metavar="WORD",
-            help="Speak all of the text in the accent of en, zh or ja.",
-            show_default=False,
-        ),
+        typer.Option(metavar="WORD", help="Speak all of the text in the accent of en, zh or ja."),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(
-            help="Gives the same speech again; else a new one.", min=0, show_default=False
-        ),
+        typer.Option(help="Gives the same speech again; else a new one.", min=0),
     ] = None,
     threads: ThreadsOption = None,
     cache_type: Annotated[

@@ -32,9 +32,7 @@ def transcribe(
     speech: Annotated[
         Path,
         typer.Argument(
-            metavar="SPEECH",
-            help="A recording (wav, flac, ogg, mp3), or its codes (.npz).",
-            show_default=False,
+            metavar="SPEECH", help="A recording (wav, flac, ogg, mp3), or its codes (.npz)."
         ),
     ],
     codec: CodecOption = None,

@@ -59,7 +59,6 @@ def verify(
             help="A file converted from it, quantized or not; or the .bin or .gguf of a codec. "
             "With a converted file alone in the place of CHECKPOINT: whether it is as it was "
             "written, and of which checkpoint.",
-            show_default=False,
         ),
     ] = None,
     level: Annotated[
