@@ -189,7 +189,7 @@ def _weaken(
     logits: Logits,
     codes: NDArray[np.integer],
     factor: float,
-    distances: NDArray[np.float64],
+    distances: NDArray[np.floating],
     power: float,
 ) -> Logits:
     """Weaken codes by `factor * distance ** power`, which may be beyond all numbers."""
