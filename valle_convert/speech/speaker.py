@@ -337,8 +337,8 @@ class Speaker(Closing, ABC, Generic[SourceT, RowsT, VoiceT]):
     def _needed_codec(self) -> AudioCodec:
         if self._codec is None:
             raise InputError(
-                "Audio needs a codec, and none was given; give one with --codec, or work with "
-                f"files of codes ({CODES_SUFFIX})."
+                "Audio needs a codec, but none was given; give one with --codec, or use files of "
+                f"codes ({CODES_SUFFIX})."
             )
         return self._codec
 

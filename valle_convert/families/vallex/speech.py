@@ -146,8 +146,8 @@ class VallexSpeaker(Speaker[VoiceSource, VallexText, VallexVoice]):
         if voice is None:
             if said is not None:
                 raise InputError(
-                    "The option voice-text tells what a voice says, and no voice was given; give "
-                    "one with --voice."
+                    "--voice-text is the transcript of a voice, but no voice was given; give one "
+                    "with --voice."
                 )
             return None, ()
         name = str(voice) if isinstance(voice, str | Path) else "the voice"
@@ -155,7 +155,7 @@ class VallexSpeaker(Speaker[VoiceSource, VallexText, VallexVoice]):
             voice = read_vallex_voice(Path(voice), self._format)
         if isinstance(voice, VallexVoice):
             if said is not None:
-                raise InputError(f"{name} tells by itself what it says; leave --voice-text out.")
+                raise InputError(f"{name} has its transcript already; leave --voice-text out.")
             return voice, ()
         if said is None:
             raise InputError(
