@@ -33,6 +33,7 @@ from checkpoint.small_hub import small_hub  # noqa: E402 - likewise
 from make_checkpoint import Shape, make_checkpoint  # noqa: E402 - likewise
 
 from valle_convert import plan_conversion, read_checkpoint, write_gguf  # noqa: E402 - likewise
+from valle_convert.families.family import Choices  # noqa: E402 - likewise
 
 
 def make_all(folder: Path, shape: Shape) -> dict[str, Callable[[], Path]]:
@@ -90,7 +91,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
                 start = time.process_time()
                 given = config if form == "Hugging Face export" else None
                 checkpoint = read_checkpoint(path(), config=given)
-                write_gguf(plan_conversion(checkpoint, out_type="f16"), out)
+                write_gguf(plan_conversion(checkpoint, Choices("f16")), out)
                 seconds.setdefault(form, []).append(time.process_time() - start)
     least = {form: min(laps[1:]) for form, laps in seconds.items()}
     print(f"{size / MIB:.0f} MiB in float16 to f16, processor time, least of {arguments.repeat}")

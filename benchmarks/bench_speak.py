@@ -43,8 +43,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fixtures"))
 
 from make_checkpoint import PRODUCTION, make_checkpoint
 
-from valle_convert import plan_conversion, write_gguf
+from valle_convert import open_network, plan_conversion, write_gguf
 from valle_convert.decode import ArOptions, Guidance, decode_ar
+from valle_convert.families.family import Choices
 from valle_convert.model.inputs import Condition, Inputs, assemble, speech_segments
 from valle_convert.model.spec import Model
 from valle_convert.network.protocol import Network
@@ -152,7 +153,7 @@ def make_file(checkpoint: Path, f16: Path, kind: str) -> Path:
     """A file of another type, converted or quantized."""
     path = f16.with_name(f"production-{kind}.gguf")
     if kind in MORE_CONVERTED:
-        write_gguf(plan_conversion(checkpoint, out_type=kind.lower()), path)
+        write_gguf(plan_conversion(checkpoint, Choices(kind.lower())), path)
     else:
         command = [sys.executable, "-m", "valle_convert", "quantize", f16, path, kind]
         subprocess.run([*map(str, command), "--no-measure"], check=True, stdout=subprocess.DEVNULL)
@@ -184,12 +185,11 @@ def nar_inputs(network: Network) -> Inputs:
 
 def measure_file(path: Path, n_threads: int, plan: Plan, nar_only: bool) -> dict[str, Any]:
     """One file: ours beside bare llama.cpp, and the latter with other settings."""
-    from valle_convert.families.v5.on_llama import GgufNetwork
     from valle_convert.llama.library import load_library
 
     results: dict[str, Any] = {"bytes": path.stat().st_size}
     api = load_library().api
-    with GgufNetwork(path, n_threads=n_threads) as network:
+    with open_network(path, n_threads=n_threads) as network:
         if not nar_only:
             results["loaded_mb"] = _peak_mb()
             nar_pass(network)
@@ -404,16 +404,12 @@ class Bare:
 
 def measure_reference(checkpoint: Path, n_threads: int, plan: Plan) -> dict[str, Any]:
     """The whole sequence again for one code more, and a NAR pass, in float32."""
-    from valle_convert.families.v5.reference import ReferenceNetwork  # sets up threads before torch
+    plan_of = plan_conversion(checkpoint)
+    network = plan_of.family.reference(plan_of.description.tensors, plan_of.description)
 
-    import torch  # isort: skip
-
-    from valle_convert.checkpoint import read_checkpoint
-    from valle_convert.model.families import describe
+    import torch
 
     torch.set_num_threads(n_threads)
-    source = read_checkpoint(checkpoint)
-    network = ReferenceNetwork(source.tensors, describe(source))
     model = network.model
     results: dict[str, Any] = {"ar_whole_ms": {}}
     for n_frames in (1, 50, 400):

@@ -29,8 +29,9 @@ sys.path.insert(0, str(ROOT / "fixtures"))
 
 from make_vallex import PUBLISHED, make_vallex  # noqa: E402 - needs the path above
 
-from valle_convert import open_vallex, plan_vallex, write_set  # noqa: E402 - likewise
+from valle_convert import open_network, plan_conversion, write_gguf  # noqa: E402 - likewise
 from valle_convert.checkpoint.read import read_checkpoint  # noqa: E402 - likewise
+from valle_convert.families.family import Choices  # noqa: E402 - likewise
 from valle_convert.families.vallex.protocol import VallexText  # noqa: E402 - likewise
 
 N_TEXT, N_PROMPT, N_FRAMES = 60, 225, 300
@@ -62,7 +63,7 @@ def bench_conversion(checkpoint: Path, out: Path, repeat: int) -> dict[str, floa
                 file.write(np.ascontiguousarray(tensors.read(name), np.float16).tobytes())
 
     def convert() -> None:
-        write_set(plan_vallex(checkpoint, out_type="f16"), out, force=True)
+        write_gguf(plan_conversion(checkpoint, Choices("f16")), out, force=True)
 
     loops, ours = [], []
     clock: tuple[list[float], list[float]] = ([], [])
@@ -87,7 +88,7 @@ def bench_session(path: Path, threads: int, repeat: int) -> dict[str, float]:
     codes = draw.integers(0, 1024, (N_PROMPT + N_FRAMES, 8), dtype=np.int32)
     prompt, frames = codes[:N_PROMPT], codes[N_PROMPT:]
     n = N_TEXT + len(codes)
-    with open_vallex(path, n_threads=threads) as network:
+    with open_network(path, n_threads=threads) as network:
         network.begin_ar(text, codes[:, 0], room=200)
         context = network._ar._context
         assert context is not None  # noqa: S101 - begin_ar made it

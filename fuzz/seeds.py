@@ -140,12 +140,12 @@ def vallex() -> bytes:
 @cache
 def vallex_set() -> dict[str, bytes]:
     """The files that are made of it."""
-    from valle_convert.api import plan_vallex, write_set
+    from valle_convert import plan_conversion, write_gguf
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "model.pt").write_bytes(vallex())
-        write_set(plan_vallex(folder / "model.pt"), folder / "x.gguf")
+        write_gguf(plan_conversion(folder / "model.pt"), folder / "x.gguf")
         return {path.name: path.read_bytes() for path in folder.glob("*.gguf")}
 
 

@@ -146,17 +146,13 @@ def _gguf_parts(
 
 
 def _read_model(folder: Path) -> None:
-    from valle_convert.families.v5.on_llama import open_model, read_probe_rows
-    from valle_convert.gguf_file.loadable import check_loadable
-    from valle_convert.gguf_file.read import GgufFile
+    from valle_convert.families.bundle import open_bundle
     from valle_convert.inspect import inspect_file
+    from valle_convert.network.probe import read_probe_rows
 
     path = folder / "x.gguf"
     json.dumps(inspect_file(path).to_json())
-    file = GgufFile(path)
-    open_model(file)
-    read_probe_rows(file)
-    check_loadable(file)
+    read_probe_rows(open_bundle(path).main)
 
 
 def _read_vocabulary(folder: Path) -> None:
@@ -268,9 +264,9 @@ def _read_calls(folder: Path) -> None:
 
 @cache
 def _session() -> Any:  # noqa: ANN401 - a Session
-    from valle_convert.families.v5.on_llama import read_probe_rows
     from valle_convert.gguf_file.read import GgufFile
     from valle_convert.llama.session import Session
+    from valle_convert.network.probe import read_probe_rows
 
     path = seeds.converted_path()
     rows = read_probe_rows(GgufFile(path))
@@ -359,14 +355,13 @@ def _make_pickle(rng: Random) -> Files:
 def _read_torch(folder: Path) -> None:
     from valle_convert.checkpoint.read import read_checkpoint
     from valle_convert.errors import ValleConvertError
-    from valle_convert.model.families import describe
 
     path = folder / "x.pth"
     checkpoint = read_checkpoint(path)
     oracles.same_torch(path, checkpoint.tensors)
     json.dumps(dict(checkpoint.stats))
     with suppress(ValleConvertError):  # it is no whole model, and may say so
-        describe(checkpoint)
+        _describe(checkpoint)
 
 
 @cache
@@ -406,6 +401,13 @@ def _read_legacy(folder: Path) -> None:
 
 
 # ---------------------------------------------------------------- checkpoints and configs
+
+
+def _describe(checkpoint: Any) -> None:  # noqa: ANN401 - a Checkpoint
+    from valle_convert.families import family_of
+    from valle_convert.families.family import Choices
+
+    family_of(checkpoint).describe(checkpoint, Choices())
 
 
 @cache
@@ -450,15 +452,12 @@ def _make_checkpoint(rng: Random) -> Files:
 
 
 def _read_checkpoint(folder: Path) -> None:
-    from valle_convert.checkpoint.read import read_checkpoint
-    from valle_convert.gguf_file.header import pack_header
-    from valle_convert.gguf_file.plan import plan_gguf
+    from valle_convert.api import plan_conversion
+    from valle_convert.gguf_file.write import header_of
     from valle_convert.inspect import inspect_file
 
     path = folder / "x.sft"
-    checkpoint = read_checkpoint(path)
-    plan = plan_gguf(checkpoint, out_type="auto")
-    pack_header(plan.keys, plan.tensors)
+    header_of(plan_conversion(path).main)
     inspect_file(path)
 
 
@@ -526,13 +525,12 @@ def _weights_without_config() -> bytes:
 
 def _read_config(folder: Path) -> None:
     from valle_convert.checkpoint.read import read_checkpoint
-    from valle_convert.model.families import describe
 
     # Beside the weights: written here, since it is no part of the input.
     path = folder / "x.sft"
     path.write_bytes(_weights_without_config())
     try:
-        describe(read_checkpoint(path))
+        _describe(read_checkpoint(path))
     finally:
         path.unlink()
 
@@ -608,11 +606,10 @@ def _make_folder(rng: Random) -> Files:
 def _read_folder(folder: Path) -> None:
     from valle_convert.checkpoint.read import read_checkpoint
     from valle_convert.errors import ValleConvertError
-    from valle_convert.model.families import describe
 
     checkpoint = read_checkpoint(folder)
     with suppress(ValleConvertError):  # an export does not tell everything
-        describe(checkpoint)
+        _describe(checkpoint)
     for name in list(checkpoint.tensors.specs)[:5]:
         if checkpoint.tensors.specs[name].dtype is not None:
             checkpoint.tensors.read(name)
@@ -891,10 +888,9 @@ def _damaged_array(rng: Random) -> bytes:
 
 
 def _read_npz(folder: Path) -> None:
-    from valle_convert.quantize.utterances import read_utterance
-
     from valle_convert.audio.codes import read_codes
     from valle_convert.errors import ValleConvertError
+    from valle_convert.families.v5.trials import read_utterance
     from valle_convert.families.vallex.voice import read_vallex_voice
 
     path = folder / "x.npz"
@@ -916,7 +912,7 @@ def _read_npz(folder: Path) -> None:
 
 @cache
 def _model() -> Any:  # noqa: ANN401 - a Model
-    from valle_convert.families.v5.on_llama import open_model
+    from valle_convert.families.v5.files import open_model
     from valle_convert.gguf_file.read import GgufFile
 
     return open_model(GgufFile(Path("converted.gguf"), seeds.converted()))
@@ -943,13 +939,11 @@ def _make_vallex(rng: Random) -> Files:
 
 
 def _read_vallex(folder: Path) -> None:
-    from valle_convert.checkpoint.read import read_checkpoint
-    from valle_convert.families.vallex.files import plan_vallex
+    from valle_convert.api import plan_conversion
     from valle_convert.gguf_file.write import header_of
 
-    plan = plan_vallex(read_checkpoint(folder / "x.pt"), out_type="auto")
-    for part in plan.files(folder / "x.gguf").values():
-        header_of(part)
+    for file in plan_conversion(folder / "x.pt").files.values():
+        header_of(file)
 
 
 def _make_set(rng: Random) -> Files:
@@ -970,12 +964,12 @@ def _make_set(rng: Random) -> Files:
 
 def _read_set(folder: Path) -> None:
     """What is let through, llama.cpp has to survive: it runs in this very process."""
-    from valle_convert.families.vallex.on_llama import VallexGguf
+    from valle_convert.api import open_network
     from valle_convert.inspect import inspect_file
 
     path = folder / "x.gguf"
     json.dumps(inspect_file(path).to_json())
-    VallexGguf(path, n_threads=1).close()
+    open_network(path, n_threads=1).close()
 
 
 def _make_old(rng: Random) -> Files:
@@ -995,7 +989,7 @@ def _read_old(folder: Path) -> None:
     path = folder / "x.gguf"
     GgufFile(path)
     json.dumps(inspect_file(path).to_json())
-    plan = plan_repair(path)
+    plan = plan_repair(path).main
     header_of(plan)
     for tensor in plan.tensors:
         for _ in pieces(plan, tensor):
@@ -1066,7 +1060,7 @@ def _make_list(rng: Random) -> Files:
 
 
 def _read_list(folder: Path) -> None:
-    from valle_convert.quantize.recordings import read_list
+    from valle_convert.families.v5.recordings import read_list
 
     read_list(folder / "x.tsv")
 

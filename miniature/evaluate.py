@@ -13,22 +13,18 @@ import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from valle_convert.model.families import describe
 
+import valle_convert
 from miniature import corpus
 from miniature.train import CODEC, ENGLISH, PROMPT_FRAMES, encode
 from miniature.world import WorldCodec
 from valle_convert.audio.files import Audio
-from valle_convert.checkpoint import read_checkpoint
-from valle_convert.families.v5.on_llama import GgufNetwork
-from valle_convert.families.v5.reference import ReferenceNetwork
-from valle_convert.gguf_file.read import GgufFile
 from valle_convert.listening.listen import MEASURES, Listened, ListeningTest, Sentence
 from valle_convert.listening.recogniser import Recogniser
 from valle_convert.model.inputs import Condition
-from valle_convert.network.protocol import Network
 from valle_convert.quantize.listening import listened_to_json, places_of, table_of
 from valle_convert.strict_json import to_json_text
 
@@ -104,14 +100,14 @@ def write_data(sentences: Sequence[Sentence], folder: Path) -> None:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Network]:
+def opened(path: Path) -> Iterator[Any]:
     """A checkpoint on PyTorch, or a converted file on stock llama.cpp; one thread."""
     if path.suffix == ".gguf":
-        with GgufNetwork(GgufFile(path), n_threads=1) as network:
+        with valle_convert.open_network(path, n_threads=1) as network:
             yield network
     else:
-        checkpoint = read_checkpoint(path)
-        yield ReferenceNetwork(checkpoint.tensors, describe(checkpoint))
+        plan = valle_convert.plan_conversion(path)
+        yield plan.family.reference(plan.description.tensors, plan.description)
 
 
 def as_markdown(found: Sequence[tuple[str, Listened]], n: int) -> Iterator[str]:

@@ -131,7 +131,7 @@ class Network(nn.Module):
             else:
                 value = torch.randn(shape, generator=generator) * _spread(name)
             self.weights[_key(name)] = nn.Parameter(value)
-        self.description: Description = describe(_checkpoint(), None)
+        self.description: Description[Model] = describe(_checkpoint())
         half = torch.arange(0, WIDTH // HEADS, 2, dtype=torch.float32)
         self._frequencies = _ROPE_BASE ** (-half / (WIDTH // HEADS))
 
@@ -162,7 +162,7 @@ class Network(nn.Module):
             [
                 *(
                     self.weight(block.source).reshape(-1, WIDTH)[: block.n_rows]
-                    for block in self.description.rows
+                    for block in self.description.blocks()
                     if not block.label.startswith("head.")
                 ),
                 torch.zeros(1, WIDTH),  # for elements of fewer terms

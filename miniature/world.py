@@ -22,9 +22,8 @@ from valle_convert.audio.codec import register_codec
 from valle_convert.audio.files import Audio
 from valle_convert.errors import InputError
 from valle_convert.extras import require
-from valle_convert.model.spec import Codec
+from valle_convert.model.spec import Codec, Codes
 
-Codes = NDArray[np.int32]
 Floats = NDArray[np.float32]
 
 #: Its name in files, and of the metadata entry that holds the settings.

@@ -19,6 +19,7 @@ from make_checkpoint import make_checkpoint  # noqa: E402
 from test_damage import SHAPE, TYPES, judge  # noqa: E402
 
 from valle_convert import plan_conversion, read_checkpoint, write_gguf  # noqa: E402
+from valle_convert.families.family import Choices  # noqa: E402
 from valle_convert.llama.library import load_library  # noqa: E402
 from valle_convert.llama.selftest import quantize_file  # noqa: E402
 from valle_convert.verify.report import Report  # noqa: E402
@@ -50,7 +51,7 @@ def main() -> None:
         checkpoint, damaged = folder / "right.sft", folder / "damaged.gguf"
         make_checkpoint(checkpoint, SHAPE)
         plan = plan_conversion(checkpoint)
-        write_gguf(plan_conversion(checkpoint, out_type="f16"), folder / "F16.gguf")
+        write_gguf(plan_conversion(checkpoint, Choices("f16")), folder / "F16.gguf")
         for kind in TYPES[1:]:
             quantize_file(load_library(), folder / "F16.gguf", folder / f"{kind}.gguf", kind)
         passed = [judge(plan, folder / f"{kind}.gguf").verdict().split(":")[0] for kind in TYPES]

@@ -134,20 +134,6 @@ OPERATIONS = (
         ("e/fp32.sft",),
     ),
     Operation(
-        "export, Hugging Face",
-        lambda given, out: [
-            *("export", given / "model.gguf", out / "e", "--format", "hf", "--force")
-        ],
-        lambda given, out: ["export", given / "small.gguf", out / "e", "--format", "hf"],
-        tuple(
-            f"e/{name}"
-            for name in (
-                *("model.safetensors", "config.json"),
-                *("tokenizer.json", "tokenizer_config.json"),
-            )
-        ),
-    ),
-    Operation(
         "convert, VALL-E X",
         lambda given, out: [given / "x.pt", out / "x.gguf", "--verify", "none", "--force"],
         lambda given, out: [
@@ -187,7 +173,6 @@ def prepare(folder: Path) -> None:
     for source, name, kind in (
         ("model.sft", "model.gguf", "f16"),
         ("model.sft", "sub/model.gguf", "f32"),
-        ("small.sft", "small.gguf", "f32"),
     ):
         made = run([folder / source, folder / name, "--verify", "none", "--outtype", kind])
         made.check_returncode()

@@ -1,4 +1,4 @@
-"""Measure types, importance matrices, recipes and matrices on the miniature, and write the page.
+"""Measure types, importance matrices, tensor types and matrices on the miniature, and write a page.
 
     python scripts/measure_quantization.py [--types Q8_0,Q4_K_M] [--utterances 4]
 
@@ -21,14 +21,12 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from valle_convert.quantize.utterances import Utterances  # noqa: E402
-
 from miniature.evaluate import held_out, write_data  # noqa: E402 - found by the line above
 from valle_convert.checkpoint import read_checkpoint  # noqa: E402
 from valle_convert.errors import InputError  # noqa: E402
-from valle_convert.model.families import describe  # noqa: E402
-from valle_convert.quantize.imatrix import make_imatrix  # noqa: E402
-from valle_convert.quantize.plan import Listener, Options  # noqa: E402
+from valle_convert.quantize.examples import Examples  # noqa: E402
+from valle_convert.quantize.imatrix import make_imatrices  # noqa: E402
+from valle_convert.quantize.options import Options, RunLog  # noqa: E402
 from valle_convert.quantize.quality import ALL, Quality  # noqa: E402
 from valle_convert.quantize.report import FileReport, QuantizeReport  # noqa: E402
 from valle_convert.quantize.run import quantize  # noqa: E402
@@ -36,17 +34,20 @@ from valle_convert.quantize.scan import SCANNED, Sensitivity, choose_mixture  # 
 from valle_convert.quantize.source import Reference  # noqa: E402
 from valle_convert.quantize.types import (  # noqa: E402
     FILE_TYPES,
-    RECIPES,
-    STOCK,
     FileType,
-    Recipe,
     parse_types,
-    recipe_named,
 )
 
 PAGE = PROJECT / "docs" / "quantize-measured.md"
 MODEL = PROJECT / "miniature" / "miniature.sft"
-RECIPE_TYPES = "Q6_K,Q4_K_M,Q3_K_M"
+MIXED_TYPES = "Q6_K,Q4_K_M,Q3_K_M"
+TENSOR_TYPES = (
+    (),
+    ("token_embd=f16",),
+    ("token_embd=q8_0",),
+    ("token_embd=q4_k",),
+    ("token_embd=q8_0", "attn_=q8_0"),
+)
 TARGETS = (3.5, 4.5, 5.5)
 N_CALIBRATION = 16
 #: Sentences that matrices are made of, and others that files are measured on; none was trained on.
@@ -61,7 +62,7 @@ class Found:
     bare: dict[str, FileReport]
     noise: dict[str, FileReport]
     real: dict[str, FileReport]
-    recipes: list[tuple[str, FileReport]]
+    mixed: list[tuple[str, FileReport]]
     sensitivities: tuple[Sensitivity, ...]
 
 
@@ -80,23 +81,24 @@ def main() -> None:
 def measure_all(folder: Path, types: Sequence[FileType], n: int) -> Found:
     """All measurements, one after the other."""
     checkpoint = read_checkpoint(MODEL)
-    reference = Reference(checkpoint, describe(checkpoint))
+    reference = Reference.of(checkpoint)
+    family = reference.family
     model = reference.description.model
     write_data(held_out(_CALIBRATION_SEED, N_CALIBRATION), folder / "calibration")
     write_data(held_out(_SEED, n), folder / "data")
     for name, utterances in {
-        "real": Utterances.given(model, folder / "calibration", seed=0),
-        "noise": Utterances.seeded(model, N_CALIBRATION, seed=0),
+        "real": Examples.given(family, model, folder / "calibration", seed=0),
+        "noise": Examples.seeded(family, model, N_CALIBRATION, seed=0),
     }.items():
         print(f"importance matrix of {utterances.description}", flush=True)
-        make_imatrix(reference, utterances, folder / f"{name}.gguf")
+        make_imatrices(reference, utterances, folder / f"{name}.gguf")
 
     def run(
         name: str,
         kinds: Sequence[FileType],
         *,
         imatrix: Path | None = None,
-        recipe: Recipe = STOCK,
+        tensor_types: tuple[str, ...] = (),
         scan: bool = False,
         dry_run: bool = False,
     ) -> QuantizeReport:
@@ -106,11 +108,11 @@ def measure_all(folder: Path, types: Sequence[FileType], n: int) -> Found:
             threads=1,
             n_utterances=n,
             imatrix=str(imatrix or "none"),
-            recipe=recipe,
+            tensor_types=tensor_types,
             scan=scan,
             dry_run=dry_run,
         )
-        talk = Listener(talk=lambda text: print(text, flush=True))
+        talk = RunLog(talk=lambda text: print(text, flush=True))
         return quantize(MODEL, folder / name, options, checkpoint=checkpoint, listener=talk)
 
     def can_be_made(kind: FileType) -> bool:
@@ -125,19 +127,19 @@ def measure_all(folder: Path, types: Sequence[FileType], n: int) -> Found:
     noise, real = (
         run(name, quantized, imatrix=folder / f"{name}.gguf") for name in ("noise", "real")
     )
-    recipes = [
-        (name, file)
-        for name in RECIPES
-        for file in run(name, parse_types(RECIPE_TYPES), recipe=recipe_named(name)).files
+    mixed = [
+        (" ".join(given), file)
+        for i, given in enumerate(TENSOR_TYPES)
+        for file in run(f"mixed-{i}", parse_types(MIXED_TYPES), tensor_types=given).files
     ]
     weights = {one.tensor: round(8 * one.n_bytes / one.bits) for one in bare.scan}
     for target in TARGETS:
         mixture = choose_mixture(bare.scan, weights, target_bits=target)
         name = f"--target-bits {target:g}"
-        (file,) = run(name, [mixture.file_type], recipe=mixture.recipe(name)).files
-        recipes.append((name, file))
+        (file,) = run(name, [mixture.file_type], tensor_types=mixture.tensor_types).files
+        mixed.append((name, file))
     by_kind = [{file.kind: file for file in one.files} for one in (bare, noise, real)]
-    return Found(n, *by_kind, recipes, bare.scan)
+    return Found(n, *by_kind, mixed, bare.scan)
 
 
 def distinct_types() -> Iterator[FileType]:
@@ -152,7 +154,7 @@ def distinct_types() -> Iterator[FileType]:
 
 def page(found: Found) -> Iterator[str]:
     """The page with the numbers."""
-    yield "# What the types, matrices and recipes measured"
+    yield "# What types, importance matrices and tensor types measured"
     yield ""
     yield (
         "Written by `scripts/measure_quantization.py` on the [trained miniature]"
@@ -165,7 +167,7 @@ def page(found: Found) -> Iterator[str]:
     yield (
         "It shows that the tools work on a network that has learnt, that a trained one keeps more "
         "of its best codes than a random one of its size (whose codes are nearly equally likely), "
-        "and how types and recipes stand to each other here. It cannot tell what a type costs the "
+        "and how types stand to each other here. It cannot tell what a type costs the "
         "published models: rows of 256 are one block of a K-quant where theirs of 1024 are four, "
         "its weights are those of hours of training, a level has 256 codes and not 1024, and it "
         "has heard three voices of one synthesizer say sentences of a few templates. Which "
@@ -196,11 +198,11 @@ def page(found: Found) -> Iterator[str]:
     yield ""
     yield from advice(found)
     yield ""
-    yield "## Recipes"
+    yield "## Tensor types"
     yield ""
-    yield "| recipe | type | size, MiB | bits/weight | KL mean | best code | NAR codes equal |"
+    yield "| tensor types | type | MiB | bits/weight | KL mean | best code | NAR codes equal |"
     yield "|---|---|---:|---:|---:|---:|---:|"
-    for name, file in found.recipes:
+    for name, file in found.mixed:
         if file.measured:
             total = file.measured.quality[ALL]
             yield (

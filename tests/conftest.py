@@ -51,7 +51,7 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture(scope="session")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
     """`converted(golden name, out type)`: a converted golden checkpoint, made once a session."""
-    from valle_convert import plan_conversion, write_gguf
+    from valle_convert import Choices, plan_conversion, write_gguf
 
     made: dict[tuple[str, str], Path] = {}
     folder = tmp_path_factory.mktemp("converted")
@@ -59,7 +59,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], 
     def convert(name: str, out_type: str) -> Path:
         if (name, out_type) not in made:
             path = folder / f"{name}-{out_type}.gguf"
-            write_gguf(plan_conversion(golden_checkpoint(name), out_type=out_type), path)
+            write_gguf(plan_conversion(golden_checkpoint(name), Choices(out_type)), path)
             made[name, out_type] = path
         return made[name, out_type]
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from support import GOLDEN
 
-from valle_convert.families.v5.trials import Case
+from valle_convert.families.family import Case
+from valle_convert.families.v5.trials import NetworkPass
 from valle_convert.model.inputs import (
     Condition,
     Segment,
@@ -19,6 +20,7 @@ from valle_convert.model.inputs import (
     speech_segments,
 )
 from valle_convert.model.spec import Model
+from valle_convert.network.protocol import Network
 
 # The notes of the golden files: "len tokens [0,1,9]".
 DIGITS = np.array([0, 1, 9])
@@ -28,7 +30,7 @@ DIGITS = np.array([0, 1, 9])
 class GoldenCase:
     """A pass and the logits that the original computed."""
 
-    case: Case
+    case: Case[Network]
     logits: NDArray[np.float32]
 
 
@@ -50,7 +52,8 @@ def golden_cases(folder: str, model: Model) -> Iterator[GoldenCase]:
             continue
         head, segments = _pass(name, model, condition, response, masked)
         logits = tensors[f"logits.{name}"]
-        yield GoldenCase(Case(name, head, tuple(segments), len(logits)), logits)
+        run = NetworkPass(head, tuple(segments), len(logits))
+        yield GoldenCase(Case(name, head, run), logits)
 
 
 def _pass(

@@ -5,16 +5,37 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from valle_convert.checkpoint import Checkpoint
+from valle_convert.families import family_of
+from valle_convert.families.family import Choices
+from valle_convert.model.description import Description
 
 PROJECT = Path(__file__).parents[1]
 GOLDEN = PROJECT / "fixtures" / "golden"
+#: Of versions 5 and 6, and of VALL-E X.
 GOLDEN_NAMES = ("ar-nar-len", "ar-nar-len-unified-causal", "v6-text-head", "single-classifier")
+GOLDEN_VALLEX = "valle-x-small"
 
 
 def golden_checkpoint(name: str) -> Path:
     """The checkpoint of a golden folder."""
-    (path,) = (GOLDEN / name).glob("fp32.*")
+    (path,) = (GOLDEN / name).glob("vallex-checkpoint.pt" if name == GOLDEN_VALLEX else "fp32.*")
     return path
+
+
+def open_reference(path: Path) -> Any:
+    """The PyTorch network of a checkpoint, whatever its family."""
+    from valle_convert import plan_conversion
+
+    plan = plan_conversion(path)
+    return plan.family.reference(plan.description.tensors, plan.description)
+
+
+def describe(checkpoint: Checkpoint) -> Description[Any]:
+    """What the family of a checkpoint says of it."""
+    return family_of(checkpoint).describe(checkpoint, Choices())
 
 
 @dataclass(frozen=True)

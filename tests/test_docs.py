@@ -25,6 +25,7 @@ from support import GOLDEN, PROJECT
 from vallex_golden import CHECKPOINT as VALLEX
 
 from valle_convert import plan_conversion, write_gguf
+from valle_convert.families.family import Choices
 
 PAGES = ["README.md", *sorted(str(one.relative_to(PROJECT)) for one in PROJECT.glob("docs/*.md"))]
 #: What a page takes for granted.
@@ -140,7 +141,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape = Shape(dim=256, heads=4, layers=1, audio_tokens=1024, text_tokens=256)
     make_checkpoint(folder / "model.sft", shape)
     shutil.copy(folder / "model.sft", folder / "ckpt.sft")
-    write_gguf(plan_conversion(folder / "model.sft", out_type="f16"), folder / "model.gguf")
+    write_gguf(plan_conversion(folder / "model.sft", Choices("f16")), folder / "model.gguf")
     for name in ("model-f16.gguf", "other.gguf"):
         shutil.copy(folder / "model.gguf", folder / name)
     rng = np.random.default_rng(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import socket
@@ -14,17 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from valle_convert import files
-from valle_convert.errors import InputError
+from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import (
     atomic_output,
     atomic_outputs,
     check_outputs,
-    check_target,
+    folders,
     is_stream,
     locked_folder,
     remove_stale,
-    scratch_folder,
+    sha256_of,
     write_text_atomically,
 )
 
@@ -146,15 +146,15 @@ def test_what_is_no_regular_file_is_refused_and_left_alone(tmp_path: Path) -> No
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "socket"))
         with pytest.raises(InputError, match="is a socket"):
-            check_target(tmp_path / "socket", force=True)
+            check_outputs([tmp_path / "socket"], force=True)
     with pytest.raises(InputError, match="is a directory"):
-        check_target(tmp_path, force=True)
+        check_outputs([tmp_path], force=True)
 
 
 def test_the_file_on_standard_output_is_not_replaced(tmp_path: Path) -> None:
     code = (
         "from pathlib import Path\nfrom valle_convert.files import *\n"
-        "from valle_convert.errors import InputError\n"
+        "from valle_convert.errors import EnvironmentFault, InputError\n"
         "try: write_text_atomically(Path('/dev/stdout'), 'text', force=True)\n"
         "except InputError as error: print(error)"
     )
@@ -176,13 +176,13 @@ def test_links_in_a_circle_are_told(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
     with pytest.raises(InputError, match="too many levels of symbolic links"):
-        check_target(tmp_path / "a", force=True)
+        check_outputs([tmp_path / "a"], force=True)
 
 
 AS_NOBODY = (
     "import os, sys\nfrom pathlib import Path\nfrom valle_convert.files import *\n"
     "from valle_convert.errors import EnvironmentFault\nos.setresuid(65534, 65534, 65534)\n"
-    "try: check_target(Path(sys.argv[1]), force=True)\n"
+    "try: check_outputs([Path(sys.argv[1])], force=True)\n"
     "except EnvironmentFault as error: print(error)"
 )
 
@@ -232,32 +232,9 @@ def test_two_outputs_are_never_one_file(tmp_path: Path) -> None:
 # ----------------------------------------------------------------------- folders and locks
 
 
-def test_a_folder_for_scratch_is_gone_in_the_end_and_after_a_kill_with_the_next(
-    tmp_path: Path,
-) -> None:
-    with scratch_folder(tmp_path) as folder:
-        (folder / "big").write_text("x")
-        remove_stale(tmp_path)
-        assert (folder / "big").exists()
-    assert list(tmp_path.iterdir()) == []
-    code = (
-        "import sys, time\nfrom pathlib import Path\nfrom valle_convert.files import *\n"
-        "with scratch_folder(Path(sys.argv[1])) as folder:\n"
-        "    (folder / 'big').write_text('x'); print('there', flush=True); time.sleep(60)"
-    )
-    arguments = [sys.executable, "-c", code, str(tmp_path)]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, cwd=PROJECT) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        process.kill()
-    assert len(list(tmp_path.iterdir())) == 1
-    with scratch_folder(tmp_path) as folder:
-        assert list(tmp_path.iterdir()) == [folder]
-
-
 def test_a_folder_takes_one_run_at_a_time(tmp_path: Path) -> None:
     with locked_folder(tmp_path):  # noqa: SIM117 - the second is what is tested
-        with pytest.raises(InputError, match="Another run"), locked_folder(tmp_path):
+        with pytest.raises(EnvironmentFault, match="Another run"), locked_folder(tmp_path):
             pass
     with locked_folder(tmp_path):
         assert list(tmp_path.iterdir()) == []
@@ -267,9 +244,9 @@ def test_names_of_others_are_left_alone(tmp_path: Path) -> None:
     mine = [".valle-convert-notes.partial", ".a.gguf.x.partial", ".valle-convert-", "a.partial"]
     for name in mine:
         (tmp_path / name).write_text("of the user")
-    (tmp_path / f"{files._PREFIX}{'0' * 16}.partial").symlink_to(tmp_path / "a.partial")
+    (tmp_path / f"{folders._PREFIX}{'0' * 16}.partial").symlink_to(tmp_path / "a.partial")
     before = time.monotonic()
-    os.mkfifo(tmp_path / f"{files._PREFIX}{'1' * 16}.partial")
+    os.mkfifo(tmp_path / f"{folders._PREFIX}{'1' * 16}.partial")
     remove_stale(tmp_path)
     assert time.monotonic() - before < 10
     assert {name for name in mine if (tmp_path / name).exists()} == set(mine)
@@ -306,3 +283,43 @@ def test_files_that_belong_together_appear_together_or_not_at_all(tmp_path: Path
     with pytest.raises(InputError, match="exists"):
         write_all(force=False)
     write_all(force=True)
+
+
+# --------------------------------------------------------------------------------- digests
+
+
+def test_a_file_is_hashed_once_and_again_when_it_has_changed(tmp_path: Path) -> None:
+    path, read = tmp_path / "a", []
+
+    def digest() -> str:
+        read.clear()
+        return sha256_of(path, read.append)
+
+    def expected() -> str:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    path.write_bytes(b"first")
+    assert digest() == expected()
+    # Of the same size, inode and perhaps time, as a disk with coarse times has it.
+    now = path.stat()
+    path.write_bytes(b"other")
+    os.utime(path, ns=(now.st_atime_ns, now.st_mtime_ns))
+    assert digest() == expected()
+    os.utime(path, (1, 1))
+    assert [digest(), read] == [expected(), [5]]
+    assert [digest(), read] == [expected(), []]
+    path.write_bytes(b"third")
+    assert [digest(), read] == [expected(), [5]]
+
+
+def test_a_reading_that_was_stopped_is_done_again(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"data")
+    os.utime(path, (1, 1))
+
+    def stop(_n: int) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        sha256_of(path, stop)
+    assert sha256_of(path) == hashlib.sha256(b"data").hexdigest()

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
-from support import GOLDEN
+from support import GOLDEN_VALLEX, golden_checkpoint
 
+from valle_convert.families.bundle import paths_of
 from valle_convert.families.vallex.composed import ComposedNetwork
 from valle_convert.families.vallex.protocol import VallexNetwork, VallexText
 
-CHECKPOINT = GOLDEN / "valle-x-small" / "vallex-checkpoint.pt"
+CHECKPOINT = golden_checkpoint(GOLDEN_VALLEX)
+
+
+def set_paths(ar: Path, n_levels_above: int) -> list[Path]:
+    """Where the files of a set lie, the AR's first."""
+    levels = [f"nar-{level}" for level in range(1, n_levels_above + 1)]
+    return list(paths_of(ar, ["ar", "nar", *levels]).values())
 
 
 @dataclass(frozen=True)

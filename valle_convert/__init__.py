@@ -1,6 +1,6 @@
 """Turn a trained VALL-E checkpoint into a GGUF file that stock llama.cpp runs, and prove it.
 
-The functions of `valle_convert.api` are offered here, and imported when first asked for.
+What `valle_convert.api` has is offered here, and imported when first asked for.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ if TYPE_CHECKING:
         write_gguf,
         write_lora,
     )
+    from valle_convert.families.family import Choices
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Choices",
     "open_network",
     "plan_conversion",
     "plan_repair",

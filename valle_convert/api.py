@@ -215,11 +215,11 @@ def write_lora(
     """
     from valle_convert.families import family_of
     from valle_convert.families.bundle import open_files
-    from valle_convert.files import check_set
+    from valle_convert.files import check_outputs
     from valle_convert.gguf_file.read import is_gguf
 
     base, target = Path(base), Path(target)
-    check_set([target], force=force, sources=[base])
+    check_outputs([target], force=force, inputs=[base])
     opened = open_files(base) if is_gguf(base) else read_checkpoint(base, config=config)
     family = family_of(opened) if isinstance(opened, Checkpoint) else opened.family
     (given,) = lora_files([lora])

@@ -9,42 +9,56 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import re
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import valle_convert
 from valle_convert.errors import ValleConvertError
+from valle_convert.families import families
 from valle_convert.llama.cpu import cpu_features, cpu_name, features_of_interest, usable_cores
 from valle_convert.llama.library import find_library, load_library
-from valle_convert.llama.mpt import prove_mpt
 from valle_convert.llama.probe import ProbeResult, prove_library
 from valle_convert.llama.programs import PROGRAMS, Program, find_program
 
 DISTRIBUTION = "valle-convert"
 LLAMA = "llama.cpp"  # the library, as something that a command needs
-MPT = "mpt"  # likewise: its graph of a VALL-E X
-
-SPEECH = "speech"  # the extra of that name: codec, phonemes, audio files
-VALLEX = "vallex"  # likewise: the readers of VALL-E X's texts
-
-# What a command needs beyond the packages that are always needed. `quantize` takes llama-quantize
-# where it finds it, and else the same routine of the library, which it measures with in any case.
-NEEDS: dict[str, tuple[str, ...]] = {
-    "convert": (),
-    "inspect": (),
-    "tokenize": (LLAMA,),
-    "verify": (LLAMA,),
-    "quantize": (LLAMA,),
-    "imatrix": (),
-    "codec": (),
-    "speak": (LLAMA, SPEECH),
-    "transcribe": (LLAMA, SPEECH),
-    "verify (VALL-E X)": (LLAMA, MPT),
-    "quantize (VALL-E X)": (LLAMA, MPT),
-    "speak (VALL-E X)": (LLAMA, MPT, SPEECH, VALLEX),
+#: Commands that need nothing else, and those that only some families have.
+_ALWAYS = "convert repair lora export inspect imatrix compare check-manifest codec doctor".split()
+_ABILITIES = {
+    "quantize --listen": "listen",
+    "transcribe": "transcribe",
+    "utterances": "utterances",
 }
+
+
+def needs() -> dict[str, tuple[str, ...]]:
+    """What commands need beyond the packages of all: LLAMA, graphs of families, extras.
+
+    `quantize` takes llama-quantize where it finds it, and else the same routine of the library,
+    which it measures with in any case.
+    """
+    found: dict[str, tuple[str, ...]] = {
+        **dict.fromkeys(_ALWAYS, ()),
+        "convert (from hf:...)": ("hub",),
+        "publish": ("hub",),
+        "tokenize": (LLAMA,),
+        "quantize --report FILE.html": (LLAMA, "report"),
+    }
+    for family in reversed(families()):
+        runs = (LLAMA, family.title)
+        speaks = (*runs, *family.needs)
+        of = f" ({family.title})" if family.name else ""
+        found |= {f"verify{of}": runs, f"quantize{of}": runs, f"speak{of}": speaks}
+        for command, ability in _ABILITIES.items():
+            if ability in family.abilities:
+                found[f"{command}{of}"] = speaks
+    return found
 
 
 @dataclass(frozen=True)
@@ -53,26 +67,25 @@ class PackageReport:
 
     Attributes:
         name: as on PyPI.
-        minimum: the lowest version that is known to work; empty where any will do.
+        wanted: the versions that are known to work, such as `>=2.10`; empty where any will do.
         installed: the version that is there; None where it is missing.
         extra: the extra that asks for it (`llama`, `dev`); empty for one always needed.
     """
 
     name: str
-    minimum: str
+    wanted: str
     installed: str | None
     extra: str
 
     @property
     def problem(self) -> str | None:
         """What is wrong with it and what to do; None where it will do."""
-        wanted = f"{self.name}>={self.minimum}" if self.minimum else self.name
         if self.installed is None:
-            return f"{self.name} is not installed; pip install '{wanted}'"
-        if _release(self.installed) < _release(self.minimum):
+            return f"{self.name} is not installed; pip install '{self.name}{self.wanted}'"
+        if not SpecifierSet(self.wanted).contains(self.installed, prereleases=True):
             return (
-                f"{self.name} is {self.installed}, expected at least {self.minimum}; "
-                f"pip install --upgrade '{wanted}'"
+                f"{self.name} is {self.installed}, expected {self.wanted}; "
+                f"pip install '{self.name}{self.wanted}'"
             )
         return None
 
@@ -87,8 +100,8 @@ class LlamaReport:
         system_info: what llama.cpp says it was built with; None where it was not loaded.
         probe: how its self-test went; None where it failed or could not be run.
         problem: why it cannot be used and what to do; None where it works.
-        mpt_problem: why the sets of a VALL-E X cannot be run on it, though it works; None where
-            they can, or where it was not loaded.
+        graphs: by the title of a family, why its models cannot be run on it; None where they can.
+            Empty where it was not loaded.
     """
 
     path: Path | None
@@ -96,7 +109,7 @@ class LlamaReport:
     system_info: str | None
     probe: ProbeResult | None
     problem: str | None
-    mpt_problem: str | None = None
+    graphs: Mapping[str, str | None]
 
 
 @dataclass(frozen=True)
@@ -168,31 +181,29 @@ def examine(probe: Callable[[], ProbeResult] = prove_library) -> DoctorReport:
 def examine_packages() -> tuple[PackageReport, ...]:
     """Every package of this one's own metadata, needed ones first, then by extra."""
     try:
-        requirements = importlib.metadata.requires(DISTRIBUTION) or []
+        about = importlib.metadata.metadata(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
-        # Run from a checkout that was never installed: there is no list to go by.
-        requirements = []
-    found = [parse_requirement(text) for text in requirements]
-    return tuple(
-        PackageReport(name, minimum, _installed_version(name), extra)
-        for name, minimum, extra in sorted(found, key=lambda item: (item[2], item[0]))
-    )
+        return ()  # run from a checkout that was never installed: there is no list to go by
+    requirements = about.get_all("Requires-Dist") or []
+    extras = about.get_all("Provides-Extra") or []
+    return packages_of([Requirement(one) for one in requirements], extras)
 
 
-def parse_requirement(text: str) -> tuple[str, str, str]:
-    """The name, the lowest version and the extra of a line of package metadata.
-
-    >>> parse_requirement("pytest-xdist>=3.6; extra == 'dev'")
-    ('pytest-xdist', '3.6', 'dev')
-    """
-    name = re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*", text)
-    minimum = re.search(r">=\s*([0-9][^\s,;)]*)", text.partition(";")[0])
-    extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)", text)
-    return (
-        name.group(0) if name else text,
-        minimum.group(1) if minimum else "",
-        extra.group(1) if extra else "",
-    )
+def packages_of(
+    requirements: Iterable[Requirement], extras: Iterable[str]
+) -> tuple[PackageReport, ...]:
+    """What some requirements ask for on this machine, and what is there of it."""
+    found = []
+    for extra in ("", *sorted(extras)):
+        for one in requirements:
+            # One without an extra holds under every one of them.
+            is_common = one.marker is None or one.marker.evaluate({"extra": ""})
+            if is_common is (extra == "") and (
+                one.marker is None or one.marker.evaluate({"extra": extra})
+            ):
+                installed = _installed_version(one.name)
+                found.append(PackageReport(one.name, str(one.specifier), installed, extra))
+    return tuple(sorted(found, key=lambda package: (package.extra, package.name)))
 
 
 def examine_llama(probe: Callable[[], ProbeResult]) -> LlamaReport:
@@ -203,12 +214,17 @@ def examine_llama(probe: Callable[[], ProbeResult]) -> LlamaReport:
         result = probe()
         system_info = load_library().system_info()
     except ValleConvertError as error:
-        return LlamaReport(path, version, None, None, str(error))
+        return LlamaReport(path, version, None, None, str(error), {})
+    graphs = {family.title: _problem_of(family.prove) for family in reversed(families())}
+    return LlamaReport(path, version, system_info, result, None, graphs)
+
+
+def _problem_of(proof: Callable[[], None]) -> str | None:
     try:
-        prove_mpt()
+        proof()
     except ValleConvertError as error:
-        return LlamaReport(path, version, system_info, result, None, str(error))
-    return LlamaReport(path, version, system_info, result, None)
+        return str(error)
+    return None
 
 
 def examine_program(name: str) -> ProgramReport:
@@ -223,20 +239,17 @@ def examine_commands(
     packages: tuple[PackageReport, ...], llama: LlamaReport
 ) -> tuple[CommandReport, ...]:
     """For each command, every problem that it meets; all of them need the Python packages."""
-
-    def problems_of(extra: str) -> list[str]:
-        return [one.problem for one in packages if one.extra == extra and one.problem is not None]
-
-    problems = {
-        LLAMA: [] if llama.problem is None else [llama.problem],
-        MPT: [] if llama.mpt_problem is None else [llama.mpt_problem],
-        SPEECH: problems_of(SPEECH),
-        VALLEX: problems_of(VALLEX),
-    }
-    common = problems_of("")
+    problems: dict[str, list[str]] = defaultdict(list)
+    for need, problem in (
+        *((one.extra, one.problem) for one in packages),
+        (LLAMA, llama.problem),
+        *llama.graphs.items(),
+    ):
+        if problem is not None:
+            problems[need].append(problem)
     return tuple(
-        CommandReport(name, (*common, *(problem for need in needs for problem in problems[need])))
-        for name, needs in NEEDS.items()
+        CommandReport(name, tuple(chain.from_iterable(problems[one] for one in ("", *needed))))
+        for name, needed in needs().items()
     )
 
 
@@ -245,9 +258,3 @@ def _installed_version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """The numbers at the beginning of a version: (2, 13, 0) of 2.13.0+cpu."""
-    numbers = re.match(r"[0-9]+(?:\.[0-9]+)*", version)
-    return tuple(int(number) for number in numbers.group(0).split(".")) if numbers else ()

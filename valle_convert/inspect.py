@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,17 +12,12 @@ from typing import Any
 from valle_convert.checkpoint import Checkpoint, read_checkpoint
 from valle_convert.checkpoint.hub import fetch_file, is_on_hub
 from valle_convert.checkpoint.lora import LoraFile
-from valle_convert.encodec.cpp_file import (
-    F32_WARNING,
-    is_cpp_codec,
-    layout_problems,
-    read_cpp_layout,
-    spec_of_header,
-)
+from valle_convert.encodec.cpp_file import F32_WARNING, is_cpp_codec, open_cpp_file
 from valle_convert.encodec.gguf_codec import is_gguf_codec, open_gguf_codec
+from valle_convert.encodec.weights import EncodecWeights
 from valle_convert.errors import InputError
 from valle_convert.families import family_of, family_of_file
-from valle_convert.families.bundle import Bundle, open_files
+from valle_convert.families.bundle import Bundle, open_files, part_of
 from valle_convert.families.family import AnyFamily, Choices
 from valle_convert.files import check_input_file
 from valle_convert.gguf_file.keys import SOURCE_CONFIG_KEY, SOURCE_SYMMAP_KEY, is_converted
@@ -92,7 +86,8 @@ def inspect_file(
 ) -> Summary:
     """Look into a checkpoint, a GGUF file or a codec of encodec.cpp, without reading weights.
 
-    Of safetensors on the hub, nothing but the header is downloaded; of other files there, all.
+    Of safetensors on the hub, nothing but the header is downloaded, unless their family is told by
+    weights; of other files there, all.
 
     Raises:
         InputError: it is none of them, is damaged, or is a checkpoint that cannot be converted.
@@ -100,43 +95,36 @@ def inspect_file(
     """
     if is_on_hub(path) and path.suffix == ".gguf":
         return replace(inspect_file(fetch_file(path, progress)), path=str(path))
+    how: dict[str, Any] = {
+        "config": config,
+        "lora": lora,
+        "lora_alpha": lora_alpha,
+        "progress": progress,
+    }
     if is_on_hub(path):
-        with tempfile.TemporaryDirectory(prefix="valle-convert-") as folder:
-            return _inspect_on_hub(path, config, lora, lora_alpha, progress, Path(folder))
+        return _inspect_on_hub(path, how)
     if not os.path.isdir(path):  # noqa: PTH112 - no exception for a folder that cannot be entered
         check_input_file(path)
     if is_cpp_codec(path):
-        return _inspect_cpp_codec(path)
+        return _inspect_codec(open_cpp_file(path), None)
     if is_gguf(path):
         file = GgufFile(path, allow_part=True)
-        return _inspect_gguf_codec(file) if is_gguf_codec(file) else _inspect_gguf(file)
-    return _inspect_checkpoint(
-        read_checkpoint(path, config=config, lora=lora, lora_alpha=lora_alpha, progress=progress)
-    )
+        if is_gguf_codec(file):
+            return _inspect_codec(open_gguf_codec(path), file)
+        return _inspect_gguf(file)
+    return _inspect_checkpoint(read_checkpoint(path, **how))
 
 
-def _inspect_on_hub(
-    path: Path,
-    config: Path | None,
-    lora: Sequence[LoraFile],
-    lora_alpha: float | None,
-    progress: Progress,
-    folder: Path,
-) -> Summary:
-    """A checkpoint whose safetensors are headers in a folder that is gone afterwards."""
-    try:
-        return _inspect_checkpoint(
-            read_checkpoint(
-                path,
-                config=config,
-                lora=lora,
-                lora_alpha=lora_alpha,
-                progress=progress,
-                headers_in=folder,
-            )
-        )
-    except InputError as error:
-        raise type(error)(str(error).replace(f"{folder}/", f"{path}: ")) from error
+def _inspect_on_hub(path: Path, how: Mapping[str, Any]) -> Summary:
+    """A checkpoint by headers in a folder that is gone afterwards, if these are enough."""
+    with tempfile.TemporaryDirectory(prefix="valle-convert-") as folder:
+        try:
+            headers = read_checkpoint(path, **how, headers_in=Path(folder))
+            if not family_of(headers).reads_weights:
+                return _inspect_checkpoint(headers)
+        except InputError as error:
+            raise type(error)(str(error).replace(f"{folder}/", f"{path}: ")) from error
+    return _inspect_checkpoint(read_checkpoint(path, **how))
 
 
 def _inspect_checkpoint(checkpoint: Checkpoint) -> Summary:
@@ -226,7 +214,7 @@ def _provenance(file: GgufFile) -> dict[str, Any]:
 def _inspect_gguf(file: GgufFile) -> Summary:
     """A whole model by its main file; of another file, what is in that."""
     keys, family = file.keys, family_of_file(file)
-    bundle = open_files(file.path) if is_converted(keys) and not _part_of(file) else None
+    bundle = open_files(file) if is_converted(keys) and not part_of(file) else None
     sizes, behaviour = _words(family, bundle.model) if bundle else ({}, {})
     held = tuple(bundle.files.values()) if bundle else (file,)
     tokens = keys.get("tokenizer.ggml.tokens")
@@ -258,22 +246,13 @@ def _inspect_gguf(file: GgufFile) -> Summary:
     )
 
 
-def _part_of(file: GgufFile) -> str:
-    """The part of a set that a file is and that is not the main one; else ""."""
-    try:
-        family_of_file(file).parts(file)
-    except InputError:
-        return str(file.keys.get("valle.part", "part"))
-    return ""
-
-
 def _kind_of(file: GgufFile, bundle: Bundle | None) -> str:
     family = family_of_file(file)
     if bundle is not None:
         files = f", {len(bundle.files)} files" if len(bundle.files) > 1 else ""
         return f"GGUF, {family.title}{files}"
     if is_converted(file.keys):
-        return f"GGUF, {family.title}: {_part_of(file)}"
+        return f"GGUF, {family.title}: {part_of(file)}"
     if family.refusal(file):
         return f"GGUF, {family.title}, made by another converter"
     if file.keys.get("general.type") == "adapter":
@@ -286,7 +265,7 @@ def _notes(file: GgufFile) -> Iterator[str]:
     refusal = family_of_file(file).refusal(file)
     if refusal:
         yield refusal
-    if is_converted(file.keys) and _part_of(file):
+    if is_converted(file.keys) and part_of(file):
         yield "one part of a set: give its main file to see the whole"
     elif file.is_part:
         yield "one part of a split model: nothing but inspect takes it"
@@ -295,61 +274,37 @@ def _notes(file: GgufFile) -> Iterator[str]:
             yield f"{name}: a program that other programs may run, {len(file.raw(name)):,} bytes"
 
 
-def _inspect_cpp_codec(path: Path) -> Summary:
-    header, tensors, form = read_cpp_layout(path)
-    spec = spec_of_header(header, [tensor.name for tensor in tensors], path)
-    problems = [*form, *layout_problems(header, tensors, spec)]
-    held = sum(tensor.name.startswith("quantizer.") for tensor in tensors)
+def _inspect_codec(codec: EncodecWeights, file: GgufFile | None) -> Summary:
+    """A codec in GGUF, or else one of encodec.cpp."""
+    spec = codec.spec
+    keys = file.keys if file is not None else {}
     return Summary(
-        path=str(path),
-        kind="EnCodec, as encodec.cpp loads it",
-        n_bytes=path.stat().st_size,
-        sizes={**vars(header), "tensors": len(tensors), "codebooks": held},
+        path=str(codec.files[0]),
+        kind="EnCodec, as encodec.cpp loads it" if file is None else "EnCodec, as GGUF",
+        n_bytes=codec.files[0].stat().st_size,
+        sizes={**asdict(spec), "tensors": len(codec.tensors)},
         behaviour={
             "samples a frame": spec.hop_length,
             "frame rate (1/s)": spec.frame_rate,
-            "levels at its bandwidth": header.n_levels,
+            "levels at its bandwidth": spec.levels_at(spec.target_bandwidths[-1]),
         },
         tokenizer={},
-        provenance={},
-        rows=(),
-        groups=_sum_up(
-            (
-                tensor.name.partition(".")[0],
-                "F16" if tensor.ftype else "F32",
-                math.prod(tensor.dims),
-                tensor.n_bytes,
-            )
-            for tensor in tensors
-        ),
-        notes=(
-            *(f"the file is damaged: {problem}" for problem in problems),
-            *((F32_WARNING,) if header.ftype == 0 else ()),
-        ),
-    )
-
-
-def _inspect_gguf_codec(file: GgufFile) -> Summary:
-    codec = open_gguf_codec(file.path)
-    spec = codec.spec
-    return Summary(
-        path=str(file.path),
-        kind="EnCodec, as GGUF",
-        n_bytes=file.size,
-        sizes={**asdict(spec), "tensors": len(codec.tensors)},
-        behaviour={"samples a frame": spec.hop_length, "frame rate (1/s)": spec.frame_rate},
-        tokenizer={},
         provenance={
-            name: file.keys[name]
-            for name in file.keys
+            name: keys[name]
+            for name in keys
             if name.startswith(("general.", "encodec.source.", "encodec.converter."))
         },
         rows=(),
         groups=_sum_up(
-            (name.partition(".")[0], tensor.ggml_type.name, tensor.n_elements, tensor.n_bytes)
-            for name, tensor in file.tensors.items()
+            (
+                entry.name.partition(".")[0],
+                "F16" if entry.name in codec.halves else "F32",
+                entry.n_elements,
+                entry.n_elements * (2 if entry.name in codec.halves else 4),
+            )
+            for entry in codec.tensors
         ),
-        notes=(),
+        notes=() if file is not None or codec.halves else (F32_WARNING,),
     )
 
 

@@ -5,32 +5,10 @@ All functions take logits [rows, classes] of the same shape; `reference` is the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 Logits = NDArray[np.floating]
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """The distance between two sets of logits.
-
-    Attributes:
-        n_rows: predictions compared.
-        nmse: squared error over the energy of the reference.
-        kl_mean, kl_p99, kl_max: Kullback-Leibler divergence of the predicted distributions,
-            in nats a prediction.
-        best_code: the part of the predictions whose most likely code is the same.
-    """
-
-    n_rows: int
-    nmse: float
-    kl_mean: float
-    kl_p99: float
-    kl_max: float
-    best_code: float
 
 
 def nmse(reference: Logits, found: Logits) -> float:

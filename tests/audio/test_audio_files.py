@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import resource
 import struct
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +18,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from valle_convert.audio import Audio, AudioWriter, read_audio, write_wav
-from valle_convert.audio.files import SampleFormat
-from valle_convert.errors import InputError
+from valle_convert.audio.files import SampleFormat, _sound_file
+from valle_convert.errors import EnvironmentFault, InputError
 
 RATE = 24_000
 
@@ -205,6 +207,127 @@ def test_a_file_that_exists_is_not_overwritten_unasked(tmp_path: Path) -> None:
     write_wav(path, Audio(tone(RATE), RATE), force=True)
     assert path.read_bytes()[:4] == b"RIFF"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("suffix", [".mp3", ".opus", ".ogg"])
+def test_files_that_lose_something_keep_length_and_pitch(tmp_path: Path, suffix: str) -> None:
+    written = write_wav(tmp_path / f"tone{suffix.upper()}", Audio(tone(RATE, 2.0), RATE))
+    audio = read_audio(written.path, RATE)
+    assert audio.seconds == pytest.approx(2.0, abs=0.06)
+    assert strongest(audio) == pytest.approx(440.0, abs=2.0)
+    expected = {".mp3": ("MP3", "MPEG_LAYER_III"), ".opus": ("OGG", "OPUS")}
+    found = soundfile.info(written.path)
+    assert (found.format, found.subtype) == expected.get(suffix, ("OGG", "VORBIS"))
+
+
+def test_a_rate_that_a_format_has_not_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"at 44100 Hz .*\.wav"):
+        write_wav(tmp_path / "a.opus", Audio(tone(44_100), 44_100))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".mp3", ".opus"])
+def test_a_full_disk_is_told_in_one_sentence_and_nothing_is_printed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    noise = np.random.default_rng(0).uniform(-1, 1, 5 * RATE).astype(np.float32)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def write() -> None:
+        with AudioWriter(tmp_path / f"a{suffix}") as writer:
+            writer.add(Audio(noise, RATE))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, limits[1]))
+
+    try:
+        with pytest.raises(EnvironmentFault, match=f"a{suffix}"):
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+class _Broken(io.BytesIO):
+    """A file of which the third call of a method raises."""
+
+    def __init__(self, data: bytes, method: str, error: BaseException) -> None:
+        super().__init__(data)
+        self.method, self.error, self.left = method, error, 3
+
+    def _count(self, method: str) -> None:
+        self.left -= method == self.method
+        if self.left == 0:
+            raise self.error
+
+    def write(self, data: Any) -> int:
+        self._count("write")
+        return super().write(data)
+
+    def readinto(self, buffer: Any) -> int:
+        self._count("readinto")
+        return super().readinto(buffer)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(5, "Input/output error")])
+def test_what_is_raised_within_the_library_is_not_lost(
+    capfd: pytest.CaptureFixture[str], error: BaseException
+) -> None:
+    samples = np.random.default_rng(0).uniform(-1, 1, 200_000).astype(np.float32)
+
+    def read() -> None:
+        with _sound_file(_Broken(wav_bytes(samples), "readinto", error)) as (file, check):
+            for _ in file.blocks(1000):
+                check()
+
+    def write() -> None:
+        how = {"channels": 1, "format": "FLAC", "subtype": "PCM_16"}
+        with _sound_file(_Broken(b"", "write", error), "w", RATE, **how) as (file, check):
+            for _ in range(100):
+                file.write(samples)
+                check()
+
+    for work in (read, write):
+        with pytest.raises(type(error)):
+            work()
+    assert capfd.readouterr() == ("", "")
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    n_channels=st.integers(2, 8),
+    offset=st.floats(-0.5, 0.5),
+    noise=st.floats(0, 1e-3),
+    rate=st.sampled_from([8_000, 24_000, 44_100]),
+)
+def test_channels_that_cancel_each_other_out_are_told(
+    tmp_path_factory: pytest.TempPathFactory,
+    n_channels: int,
+    offset: float,
+    noise: float,
+    rate: int,
+) -> None:
+    folder = tmp_path_factory.mktemp("inverted")
+    samples = np.zeros((rate, n_channels), np.float32)
+    samples[:, 0], samples[:, 1] = tone(rate), -tone(rate)
+    samples += offset
+    samples[:, 1] += noise * np.random.default_rng(0).standard_normal(rate)
+    soundfile.write(folder / "a b.wav", samples, rate, subtype="FLOAT")
+    with pytest.raises(InputError, match=r"cancel each other.*ffmpeg -i 'a b\.wav' -af"):
+        read_audio(folder / "a b.wav", RATE)
+    samples[:, 1] = 0
+    soundfile.write(folder / "one.wav", samples, rate, subtype="FLOAT")
+    assert read_audio(folder / "one.wav", RATE).seconds == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_recording_of_a_phone_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "phone.m4a"
+    path.write_bytes(b"\0\0\0\x1cftypM4A \0\0\0\0M4A mp42isom\0\0\0\x08free" + bytes(4000))
+    with pytest.raises(InputError) as refusal:
+        read_audio(path, RATE)
+    assert str(refusal.value) == (
+        f"{path} cannot be read as audio (Format not recognised), where a wav, flac, ogg or mp3 "
+        "file is expected; convert it with `ffmpeg -i phone.m4a voice.wav`."
+    )
 
 
 def wav_bytes(samples: NDArray[np.float32], rate: int = RATE) -> bytes:

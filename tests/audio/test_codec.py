@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from small_codec import save_codec
 from transformers import EncodecModel
 
@@ -120,6 +122,17 @@ def test_a_prompt_begins_with_the_first_sound_and_says_what_is_left_out() -> Non
     assert notices == (
         "voice.wav is 5.0 seconds long; the 3.0 seconds from 1.0 on serve as the voice",
     )
+
+
+@given(offset=st.floats(-0.9, 0.9), seconds=st.floats(0.5, 4.0))
+def test_a_constant_is_silence(offset: float, seconds: float) -> None:
+    silence = np.zeros(round(seconds * RATE), np.float32)
+    samples = np.concatenate([silence, noise(3.0).samples]) + np.float32(offset)
+    prompt, _ = prompt_audio(Audio(samples, RATE), 2.0, "voice.wav")
+    start = len(silence) // 240 * 240
+    np.testing.assert_array_equal(prompt.samples, samples[start : start + 2 * RATE])
+    with pytest.raises(InputError, match="no speech"):
+        prompt_audio(Audio(silence + np.float32(offset), RATE), 2.0, "voice.wav")
 
 
 def test_a_whole_recording_is_taken_as_it_is() -> None:

@@ -184,8 +184,8 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (config(n_levels=9), "8 levels with 1024.*9 levels of 1024"),
-        (config(codebook_size=1000), "8 levels with 1024.*8 levels of 1000"),
+        (config(n_levels=9), "8 levels of 1024.*9 levels of 1024"),
+        (config(codebook_size=1000), "8 levels of 1024.*8 levels of 1000"),
         (config(codec=Codec("dac-44khz", 44_100, 86.1)), "encodec-24khz.*dac-44khz"),
     ],
 )

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from valle_convert.audio import SavedCodes, is_vallex_voice, read_vallex_voice, write_codes
+from valle_convert.audio import SavedCodes, write_codes
 from valle_convert.errors import InputError
 from valle_convert.families.vallex.symbols import symbol_ids
+from valle_convert.families.vallex.voice import is_vallex_voice, read_vallex_voice
 from valle_convert.model.spec import CODECS, Codec
 
 
@@ -88,7 +89,7 @@ def test_they_are_told_from_our_own_files_of_codes(path: Path, tmp_path: Path) -
         ({"audio_tokens": CODES[:, :0]}, r"audio_tokens is int64 \[1, 0, 8\]"),
         ({"audio_tokens": CODES - 1}, "from 0 on are expected"),
         ({"audio_tokens": CODES + 1}, "has the code 1024, where 0 to 1023"),
-        ({"audio_tokens": CODES[:, :, :4]}, "4 levels with 1024 codes each"),
+        ({"audio_tokens": CODES[:, :, :4]}, "4 levels of 1024 codes"),
         ({"text_tokens": [symbol_ids(SAID)] * 2}, r"text_tokens is int64 \[2, 8\]"),
         ({"text_tokens": [[5, 70]]}, "has the symbol 70, where 0 to 69"),
         ({"text_tokens": np.zeros((1, 0), int)}, r"text_tokens is int64 \[1, 0\]"),

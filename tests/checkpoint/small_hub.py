@@ -19,6 +19,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
+from huggingface_hub import constants
+
 LARGE = (".sft", ".safetensors", ".pth", ".pt")
 _API = re.compile(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?")
 _TREE = re.compile(r"/api/models/([^/]+/[^/]+)/tree/(.+)")
@@ -87,6 +90,13 @@ class SmallHub:
         repository = self.repositories[name]
         raw = repository.commits[repository.branches["main"]][path]
         return hashlib.sha256(raw).hexdigest()
+
+
+def point_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What HF_ENDPOINT does, which the library reads when it is imported."""
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 @contextmanager

@@ -20,16 +20,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make_checkpoint import Shape
 from safetensors.numpy import load_file
-from support import GOLDEN, Cli, error_of, golden_checkpoint
+from support import GOLDEN, Cli, describe, error_of, golden_checkpoint
 from verify.random_shapes import random_dtype, random_shape
 
-from valle_convert import plan_conversion, read_checkpoint, verify_gguf, write_gguf
-from valle_convert.families.v5.on_llama import GgufNetwork
+from valle_convert import (
+    Choices,
+    open_network,
+    plan_conversion,
+    read_checkpoint,
+    verify_gguf,
+    write_gguf,
+)
 from valle_convert.families.v5.reference import ReferenceNetwork
-from valle_convert.families.v5.trials import run_case
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.metrics import nmse
-from valle_convert.model.families import describe
 
 EXPORT = GOLDEN / "hf-export"
 #: As for every golden case: 4.4e-7 is measured at most.
@@ -63,21 +67,21 @@ def test_the_golden_logits_less_the_biases_come_out_of_both_networks(
 ) -> None:
     checkpoint = read_checkpoint(EXPORT, config=two_heads)
     out = tmp_path / "out.gguf"
-    write_gguf(plan_conversion(checkpoint, out_type="f32"), out)
+    write_gguf(plan_conversion(checkpoint, Choices("f32")), out)
     weights = load_file(golden_checkpoint("ar-nar-len"))
     description = describe(checkpoint)
     reference = ReferenceNetwork(checkpoint.tensors, description)
     heads = [head.name for head in description.model.heads]
     errors: dict[str, float] = {}
     exact: dict[str, float] = {}
-    with GgufNetwork(out, n_threads=1) as network:
+    with open_network(out, n_threads=1) as network:
         for golden in golden_cases("ar-nar-len", network.model):
             k = heads.index(golden.case.head)
             bias = weights[f"classifiers.proj.{k}.bias"]
             assert np.abs(bias).max() > 0.01  # the judge would not notice a lost one otherwise
             expected = golden.logits - bias
-            errors[golden.case.name] = nmse(expected, run_case(network, golden.case))
-            exact[golden.case.name] = nmse(expected, run_case(reference, golden.case))
+            errors[golden.case.name] = nmse(expected, golden.case.run(network))
+            exact[golden.case.name] = nmse(expected, golden.case.run(reference))
     assert {"ar", "nar1", "nar4", "nar7", "mask", "mask_null", "len"} <= errors.keys()
     assert max(errors.values()) <= MAX_NMSE, errors
     assert max(exact.values()) <= MAX_NMSE_REFERENCE, exact

@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ from checkpoint.containers import (
     sharded,
     write_safetensors,
 )
-from checkpoint.small_hub import SmallHub, small_hub
+from checkpoint.small_hub import SmallHub, point_to, small_hub
 from huggingface_hub import constants
 from make_checkpoint import Shape, config_of
 from support import PROJECT, Cli, error_of
@@ -63,28 +63,10 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return files_below(folder)
 
 
-def point_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What HF_ENDPOINT does, which the library reads when it is imported."""
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-
-
 @pytest.fixture
-def hub(
-    published: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[SmallHub]:
-    """The small hub, and huggingface_hub with a cache of the test's own, pointed to it."""
-    with small_hub() as one:
-        one.add(REPO, published)
-        point_to(one.url, monkeypatch)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HTTP_PROXY", "http_proxy"):
-            monkeypatch.delenv(name, raising=False)
-        yield one
+def hub(published: dict[str, bytes], empty_hub: SmallHub) -> SmallHub:
+    empty_hub.add(REPO, published)
+    return empty_hub
 
 
 def commit_of(hub: SmallHub, branch: str = "main") -> str:
@@ -229,7 +211,7 @@ def test_inspect_reads_the_header_alone(hub: SmallHub, tmp_path: Path, cli: Cli)
     found, local = json.loads(result.out), json.loads(cli("inspect", flat, "--json").out)
     assert found["path"] == "hf:me/big"
     assert found["provenance"]["commit"] == hub.repositories["me/big"].branches["main"]
-    for part in ("sizes", "behaviour", "tokenizer", "parts", "groups", "n_bytes"):
+    for part in ("sizes", "behaviour", "tokenizer", "rows", "groups", "n_bytes"):
         assert found[part] == local[part]
     assert hub.sent("/store/") < 200_000 < flat.stat().st_size
     assert {r.range for r in hub.requests if "/store/" in r.path} == {"bytes=0-131071"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from support import Cli, error_of
 
-from valle_convert import plan_conversion, read_checkpoint, write_gguf
+from valle_convert import Choices, plan_conversion, read_checkpoint, write_gguf
 from valle_convert.api import write_lora
 from valle_convert.checkpoint.lora import LoraFile
+from valle_convert.families.bundle import open_bundle
 from valle_convert.families.v5.adapter import open_adapter
 from valle_convert.families.v5.on_llama import GgufNetwork
-from valle_convert.families.v5.trials import cases, run_case, utterances
+from valle_convert.families.v5.trials import cases, utterances
 from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.metrics import nmse
@@ -54,15 +55,19 @@ def checkpoint(small_checkpoint: Callable[..., Path]) -> Path:
 
 
 def converted_to(path: Path, checkpoint: Any, out_type: str = "f32") -> Path:
-    write_gguf(plan_conversion(checkpoint, out_type=out_type), path)
+    write_gguf(plan_conversion(checkpoint, Choices(out_type)), path)
     return path
 
 
-def logits(path: Path, adapters: list[LoraFile] | None = None) -> dict[str, np.ndarray]:
-    with GgufNetwork(path, n_threads=1, adapters=adapters or []) as network:
+def network_of(path: Path, adapters: Sequence[LoraFile], **how: int) -> GgufNetwork:
+    bundle = open_bundle(path)
+    return GgufNetwork(bundle.main, bundle.model, n_threads=1, adapters=adapters, **how)
+
+
+def logits(path: Path, adapters: Sequence[LoraFile] = ()) -> dict[str, np.ndarray]:
+    with network_of(path, adapters) as network:
         (utterance,) = utterances(network.model, 1)
-        found = [(case, run_case(network, case)) for case in cases(network.model, utterance)]
-    return {case.name: values for case, values in found}
+        return {case.name: case.run(network) for case in cases(network.model, utterance)}
 
 
 def errors(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, float]:
@@ -142,8 +147,8 @@ def test_an_adapter_survives_a_context_that_grows(checkpoint: Path, tmp_path: Pa
     write_lora(base, lora_file(tmp_path / "lora.sft"), tmp_path / "adapter.gguf")
     given = [LoraFile(tmp_path / "adapter.gguf")]
     with (
-        GgufNetwork(base, n_threads=1, adapters=given, n_ctx=2000) as roomy,
-        GgufNetwork(base, n_threads=1, adapters=given, n_ctx=1) as narrow,
+        network_of(base, given, n_ctx=2000) as roomy,
+        network_of(base, given, n_ctx=1) as narrow,
     ):
         draw = np.random.default_rng(0)
         inputs = draw.standard_normal((900, 64)).astype(np.float32)
@@ -212,12 +217,13 @@ def test_a_wrong_adapter_fails_the_verdict(checkpoint: Path, tmp_path: Path) -> 
 
     base = converted_to(tmp_path / "base.gguf", checkpoint)
     write_lora(base, lora_file(tmp_path / "lora.sft"), tmp_path / "adapter.gguf")
-    plan, file = plan_conversion(checkpoint, out_type="f32"), GgufFile(base)
+    plan, bundle = plan_conversion(checkpoint, Choices("f32")), open_bundle(base)
     given = LoraFile(tmp_path / "adapter.gguf")
-    yardstick = Yardstick(plan, file, n_utterances=1, seed=0, adapters=[open_adapter(given, file)])
+    opened = bundle.family.open_adapters([given], bundle)
+    yardstick = Yardstick(plan, bundle, n_utterances=1, seed=0, adapters=opened)
     for factor, fails in ((1.0, False), (1.2, True)):
         scaled = [LoraFile(given.path, factor)]
-        with GgufNetwork(base, n_threads=1, adapters=scaled) as network:
+        with network_of(base, scaled) as network:
             checks = list(check_logits(yardstick, network))
         assert all(check.passed != fails for check in checks)
 
@@ -238,7 +244,7 @@ def test_what_does_not_fit_is_refused(
     assert "was made for the checkpoint with sha256" in message
     assert not spoken.exists()
     with pytest.raises(Exception, match="was made for the checkpoint with sha256"):
-        GgufNetwork(other, n_threads=1, adapters=[LoraFile(adapter)])
+        network_of(other, [LoraFile(adapter)])
     wide = small_checkpoint("w.sft", dim=128, heads=4)
     message = error_of(cli("lora", wide, lora, tmp_path / "x.gguf"), 2)
     assert "the LoRA does not fit the model" in message

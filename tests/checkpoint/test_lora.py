@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
-from support import Cli, error_of
+from support import Cli, describe, error_of
 
 from valle_convert import read_checkpoint
 from valle_convert.errors import InputError, UnsupportedModelError
-from valle_convert.model.families import describe
 
 TARGET = "model.layers.0.self_attn.v_proj"
 DRAW = np.random.default_rng(3)

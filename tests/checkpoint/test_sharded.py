@@ -15,12 +15,11 @@ from checkpoint.containers import arrays_of, plain, sharded, write_safetensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make_checkpoint import Shape
-from support import Cli, error_of
+from support import Cli, describe, error_of
 from verify.random_shapes import random_dtype, random_shape
 
 from valle_convert import read_checkpoint
-from valle_convert.checkpoint.read import sha256_of
-from valle_convert.model.families import describe
+from valle_convert.files import sha256_of
 
 SHAPE = Shape(dim=32, layers=1, levels=2, audio_tokens=10)
 

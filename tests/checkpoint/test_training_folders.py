@@ -21,12 +21,11 @@ from checkpoint.containers import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make_checkpoint import DTYPES, Shape
-from support import Cli, error_of
+from support import Cli, describe, error_of
 from verify.random_shapes import random_dtype, random_shape
 
 from valle_convert import plan_conversion, read_checkpoint, verify_gguf, write_gguf
 from valle_convert.errors import InputError
-from valle_convert.model.families import describe
 
 SHAPE = Shape(dim=32, layers=1, levels=2, audio_tokens=10)
 Make = Callable[..., Path]
@@ -113,7 +112,7 @@ def test_no_config_at_all_is_asked_for(tmp_path: Path, cli: Cli) -> None:
     folder = local_training(tmp_path / "m", SHAPE)
     (folder / "config.yaml").unlink()
     message = error_of(cli("inspect", folder), 2)
-    assert "no config.yaml lies beside it or above" in message
+    assert "no config.yaml lies with it" in message
     assert "--config" in message
 
 
@@ -271,13 +270,15 @@ def test_all_types_convert_alike(make: Make, tmp_path: Path) -> None:
         folder = make(tmp_path / dtype, SHAPE, dtype)
         flat = plain(tmp_path / f"{dtype}.sft", SHAPE, dtype)
         plans = [plan_conversion(folder), plan_conversion(flat)]
-        sizes = [write_gguf(plan, tmp_path / f"{i}{dtype}") for i, plan in enumerate(plans)]
+        sizes = [
+            sum(write_gguf(plan, tmp_path / f"{i}{dtype}").values()) for i, plan in enumerate(plans)
+        ]
         data = [
-            (tmp_path / f"{i}{dtype}").read_bytes()[-plan.data_bytes :]
+            (tmp_path / f"{i}{dtype}").read_bytes()[-plan.main.data_bytes :]
             for i, plan in enumerate(plans)
         ]
         assert data[0] == data[1]
-        assert min(sizes) > plans[0].data_bytes
+        assert min(sizes) > plans[0].main.data_bytes
         assert verify_gguf(plans[0], tmp_path / f"0{dtype}", levels=["structure", "tensors"]).passed
 
 

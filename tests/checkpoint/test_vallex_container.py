@@ -14,19 +14,21 @@ import numpy as np
 import pytest
 import torch
 from make_vallex import DTYPES, VallexShape, make_vallex, vallex_state
+from support import describe
 
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.errors import InputError, UnsupportedModelError
-from valle_convert.families.vallex.facts import VallexDescription, describe_vallex, is_vallex
-from valle_convert.model.families import describe
+from valle_convert.families.vallex import facts
+from valle_convert.families.vallex.facts import VallexModel
+from valle_convert.model.description import Description
 
 State = dict[str, torch.Tensor]
 
 
-def describe_file(path: Path, **options: Any) -> VallexDescription:
+def describe_file(path: Path, **options: Any) -> Description[VallexModel]:
     checkpoint = read_checkpoint(path, **options)
-    assert is_vallex(checkpoint)
-    return describe_vallex(checkpoint)
+    assert facts.is_icefall(checkpoint)
+    return facts.describe(checkpoint)
 
 
 def make_file(path: Path) -> None:
@@ -61,14 +63,14 @@ def test_paths_numbers_and_namespaces_are_passed_over_and_nothing_is_called(tmp_
     description = describe_file(tmp_path / "x.pt")
     assert description.model.ar.n_head == 4
     assert description.model.ar.text_scale != 7.0
-    assert description.checkpoint.stats == {"global_step": 800_000}
+    assert read_checkpoint(tmp_path / "x.pt").stats == {"global_step": 800_000}
     assert not ran.exists()
 
 
 def test_weights_are_read_under_the_names_of_the_file_in_every_type(tmp_path: Path) -> None:
     for dtype in DTYPES:
         state = make_vallex(tmp_path / f"{dtype}.pt", VallexShape(), dtype=dtype)
-        tensors = describe_file(tmp_path / f"{dtype}.pt").checkpoint.tensors
+        tensors = describe_file(tmp_path / f"{dtype}.pt").tensors
         for name, tensor in state.items():
             np.testing.assert_array_equal(
                 tensors.read(name).astype(np.float32), tensor.float().numpy()
@@ -115,7 +117,7 @@ def test_a_large_weight_makes_the_activation_factor_smaller(tmp_path: Path) -> N
     for largest, factor in ((15.0, 4096), (16.0, 2048), (-300.0, 128)):
         state["nar_decoder.layers.1.linear1.bias"][3] = largest
         torch.save({"model": state, "nhead": 4}, tmp_path / "x.pt")
-        description = describe_vallex(read_checkpoint(tmp_path / "x.pt"), factor=4096)
+        description = facts.describe(read_checkpoint(tmp_path / "x.pt"), factor=4096)
         assert description.model.activation_factor == factor
         assert any("activation factor" in note for note in description.notes) == (factor < 4096)
     state["nar_decoder.layers.1.linear1.bias"][3] = 2000
@@ -166,19 +168,18 @@ def test_a_relative_is_refused_by_name(kind: str, tmp_path: Path) -> None:
     )
     checkpoint = read_checkpoint(tmp_path / "x.pt")
     with pytest.raises(UnsupportedModelError, match=words):
-        describe_vallex(checkpoint) if is_vallex(checkpoint) else describe(checkpoint)
+        describe(checkpoint)
 
 
 @pytest.mark.parametrize("name", ["valle_ar_mls_196000.bin", "valle_nar", "x.ckpt"])
-def test_amphion_is_known_by_what_is_in_the_file_whatever_it_is_called(
+def test_a_model_is_known_by_what_is_in_the_file_whatever_it_is_called(
     name: str, tmp_path: Path
 ) -> None:
     torch.save(amphion({}), tmp_path / name)
     with pytest.raises(UnsupportedModelError, match=r"Amphion's VALL-E v2"):
         describe(read_checkpoint(tmp_path / name))
-    torch.save(vallex_state(VallexShape()), tmp_path / name)
-    with pytest.raises(InputError, match="rename it to end in"):
-        read_checkpoint(tmp_path / name)
+    make_vallex(tmp_path / name, VallexShape(heads=4))
+    assert describe_file(tmp_path / name).model.ar.n_head == 4
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make_checkpoint import Shape, config_of, make_checkpoint, userdata
-from support import GOLDEN, Cli, error_of, golden_checkpoint
+from support import GOLDEN, Cli, describe, error_of, golden_checkpoint
 
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.errors import InputError, ValleConvertError
-from valle_convert.model.families import describe
 
 # ------------------------------------------------------------------------------- makers
 
@@ -592,7 +591,7 @@ def test_a_damaged_gguf_is_refused(
     if command == "verify" and content.startswith(b"GGUF"):
         # Of a file that it is asked to judge, the damage is the verdict.
         assert result.code == 1
-        assert f"file: {path} is no whole GGUF file" in result.out.splitlines()[-1]
+        assert f"files: {path} is no whole GGUF file" in result.out.splitlines()[-1]
     else:
         assert str(path) in error_of(result, 2)
 

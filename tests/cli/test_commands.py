@@ -106,7 +106,7 @@ def test_a_dry_run_prints_the_whole_plan_and_writes_nothing(
     plan = json.loads(cli(path, tmp_path / "o.gguf", "--dry-run", "--json").out)
     assert list(tmp_path.iterdir()) == []
     assert cli(path, tmp_path / "o.gguf", "--verify", "none").code == 0
-    assert plan["bytes"] == (tmp_path / "o.gguf").stat().st_size
+    assert plan["files"]["o.gguf"]["bytes"] == (tmp_path / "o.gguf").stat().st_size
 
 
 def test_a_dry_run_reads_no_weights(tmp_path: Path, cli: Cli) -> None:
@@ -165,7 +165,7 @@ def test_inspect_shows_a_checkpoint_and_its_file_alike(
     assert one["behaviour"] == other["behaviour"]
     assert one["provenance"]["global_step"] == other["provenance"]["valle.source.global_step"]
     rows = [
-        [(p["kind"], p["name"], p["first_row"], p["n_rows"]) for p in x["parts"]]
+        [(p["kind"], p["name"], p["first_row"], p["n_rows"]) for p in x["rows"]]
         for x in (one, other)
     ]
     assert rows[0] == rows[1]
@@ -196,12 +196,12 @@ def test_tokenize_reads_many_lines(tmp_path: Path, converted: Convert, cli: Cli)
 def test_tokenize_ends_with_1_where_the_two_differ(
     tmp_path: Path, converted: Convert, cli: Cli
 ) -> None:
-    from valle_convert import plan_conversion
+    from valle_convert import Choices, plan_conversion
     from valle_convert.gguf_file.header import pack_header
     from valle_convert.gguf_file.read import GgufFile
 
     source = converted("ar-nar-len", "f32")
-    plan = plan_conversion(golden_checkpoint("ar-nar-len"), out_type="f32")
+    plan = plan_conversion(golden_checkpoint("ar-nar-len"), Choices("f32")).main
     file = GgufFile(source)
     keys = [replace(key, value=file.keys[key.name]) for key in plan.keys]
     for i, key in enumerate(keys):

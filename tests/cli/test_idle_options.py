@@ -14,10 +14,8 @@ from safetensors.numpy import save_file
 from support import GOLDEN, Cli, error_of, golden_checkpoint
 from vallex_golden import CHECKPOINT as VALLEX
 
-from valle_convert.api import write_lora
-from valle_convert.checkpoint import read_checkpoint
-from valle_convert.families.vallex.files import plan_vallex, set_paths
-from valle_convert.gguf_file.write import write_set
+from valle_convert import Choices, plan_conversion, write_gguf, write_lora
+from valle_convert.families.bundle import open_files
 
 CHECKPOINT = golden_checkpoint("ar-nar-len")
 OLD = GOLDEN / "old-gguf" / "f16.gguf"
@@ -26,7 +24,7 @@ OLD = GOLDEN / "old-gguf" / "f16.gguf"
 @pytest.fixture(scope="module")
 def vallex(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("vallex") / "x.gguf"
-    write_set(plan_vallex(read_checkpoint(VALLEX), out_type="f16"), path)
+    write_gguf(plan_conversion(VALLEX, Choices("f16")), path)
     return path
 
 
@@ -55,7 +53,7 @@ def test_a_lora_is_not_passed_over_by_the_verdict_on_a_set(
     given = adapter(CHECKPOINT)
     result = cli("verify", VALLEX, vallex, "--level", "structure", "--lora", given)
     assert result.code == 2, result
-    assert "a VALL-E X takes none" in result.err
+    assert "lora does not support VALL-E X yet" in result.err
 
 
 @pytest.mark.parametrize(
@@ -71,6 +69,9 @@ def test_a_lora_is_not_passed_over_by_the_verdict_on_a_set(
         ("quantize GGUF OUT Q8_0 --margin 2", "--margin"),
         ("quantize GGUF OUT Q8_0 --listen --prompt-seconds 2", "--prompt-seconds"),
         ("quantize GGUF OUT Q8_0 --listen-temperature 1", "--listen-temperature"),
+        ("quantize GGUF OUT Q8_0 --listen-temperature 0.6", "--listen-temperature"),
+        ("quantize GGUF OUT Q8_0 --margin 1.1", "--margin"),
+        ("quantize GGUF OUT Q8_0 --listen --prompt-seconds 3", "--prompt-seconds"),
         ("quantize GGUF OUT Q8_0 --threads 99999999", "--threads"),
     ],
 )
@@ -114,13 +115,13 @@ def test_a_tensor_type_for_nothing_is_told(
     patterns = ("--tensor-type", "zzz=Q8_0", "--tensor-type", "ffn_up=Q5_0")
     result = cli(*run, *patterns)
     assert result.code == 0, result
-    assert "--tensor-type zzz=q8_0 matches no tensor" in result.err
+    assert "the tensor type zzz=q8_0 matches no tensor" in result.err
     assert "ffn_up=q5_0 matches" not in result.err
 
 
 def test_sets_are_compared_whole(vallex: Path, tmp_path: Path, cli: Cli) -> None:
-    copies = set_paths(tmp_path / "y.gguf", 7)
-    for path, copy in zip(set_paths(vallex, 7), copies, strict=True):
+    files, copies = open_files(vallex).paths, list(plan_conversion(VALLEX).at(tmp_path / "y.gguf"))
+    for path, copy in zip(files, copies, strict=True):
         shutil.copy(path, copy)
     run = ("compare", vallex, copies[0], "--exit-code")
     same = cli(*run)
@@ -131,7 +132,7 @@ def test_sets_are_compared_whole(vallex: Path, tmp_path: Path, cli: Cli) -> None
     found = cli(*run, "--json")
     assert found.code == 1, found
     (tensor,) = json.loads(found.out)["tensors"]
-    assert tensor["name"].startswith("nar-4 ")
-    assert cli("compare", set_paths(vallex, 7)[5], copies[5], "--exit-code").code == 1
+    assert tensor["name"].startswith("nar-4: ")
+    assert cli("compare", files[5], copies[5], "--exit-code").code == 1
     copies[3].unlink()
     assert "There is no part of" in error_of(cli(*run), 2)

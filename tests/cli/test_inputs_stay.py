@@ -14,9 +14,8 @@ from safetensors.numpy import save_file
 from support import Cli, error_of, golden_checkpoint
 from vallex_golden import CHECKPOINT as VALLEX
 
-from valle_convert.checkpoint import read_checkpoint
-from valle_convert.families.vallex.files import plan_vallex, set_paths
-from valle_convert.gguf_file.write import write_set
+from valle_convert import Choices, plan_conversion, write_gguf
+from valle_convert.families.bundle import open_files
 
 CHECKPOINT = golden_checkpoint("ar-nar-len")
 LOST = "which would be lost"
@@ -25,7 +24,7 @@ LOST = "which would be lost"
 @pytest.fixture
 def vallex(tmp_path: Path) -> Path:
     path = tmp_path / "x.gguf"
-    write_set(plan_vallex(read_checkpoint(VALLEX), out_type="f16"), path)
+    write_gguf(plan_conversion(VALLEX, Choices("f16")), path)
     return path
 
 
@@ -46,13 +45,14 @@ def quantized(tmp_path: Path, converted: Callable[[str, str], Path], cli: Cli) -
 def test_no_file_of_a_set_is_replaced_by_one_of_another(
     link: Callable[[Path, Path], None], vallex: Path, tmp_path: Path, cli: Cli
 ) -> None:
-    before = [path.read_bytes() for path in set_paths(vallex, 7)]
+    files = open_files(vallex).paths
+    before = [path.read_bytes() for path in files]
     (tmp_path / "out").mkdir()
     link(tmp_path / "x-nar.gguf", tmp_path / "out" / "y-nar.gguf")
     out = tmp_path / "out" / "y.gguf"
     run = ("quantize", vallex, out, "Q8_0", "--no-measure", "--force")
     assert LOST in error_of(cli(*run), 2)
-    assert [path.read_bytes() for path in set_paths(vallex, 7)] == before
+    assert [path.read_bytes() for path in files] == before
     assert list(out.parent.iterdir()) == [out.parent / "y-nar.gguf"]
 
 
@@ -126,9 +126,10 @@ def test_the_tokenizer_of_an_export_stays(tmp_path: Path, cli: Cli) -> None:
 
     tokenizer = tmp_path / "tokenizer.json"
     shutil.copy(BUILT_IN, tokenizer)
+    (tmp_path / "fp32.sft").symlink_to(tokenizer)
     out = tmp_path / "m.gguf"
     assert cli(CHECKPOINT, out, "--verify", "none").code == 0
-    run = ("export", out, tmp_path, "--format", "hf", "--tokenizer", tokenizer, "--force")
+    run = ("export", out, tmp_path, "--tokenizer", tokenizer, "--force")
     assert LOST in error_of(cli(*run), 2)
     assert tokenizer.read_bytes() == BUILT_IN.read_bytes()
 

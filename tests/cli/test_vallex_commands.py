@@ -13,11 +13,10 @@ from audio.small_codec import save_codec
 from support import Cli, error_of, golden_checkpoint
 from vallex_golden import CHECKPOINT, golden
 
-from valle_convert.api import plan_conversion, write_gguf
+from valle_convert import Choices, plan_conversion, write_gguf
 from valle_convert.audio import read_codes
 from valle_convert.decode import GREEDY
 from valle_convert.families.bundle import open_bundle
-from valle_convert.families.family import Choices
 from valle_convert.families.vallex.symbols import symbol_ids
 from valle_convert.speech.results import SpeakOptions, Spoken
 

@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from golden_models import OpenNetwork, open_reference
-from support import golden_checkpoint
+from golden_models import OpenNetwork
+from support import golden_checkpoint, open_reference
 
-from valle_convert.api import plan_conversion, write_gguf
-from valle_convert.families.v5.on_llama import GgufNetwork
-from valle_convert.network.protocol import Network
+import valle_convert
 
 
 @pytest.fixture(scope="session")
 def open_network(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, converted: Callable[[str, str], Path]
 ) -> Iterator[OpenNetwork]:
     """Opens the network of a golden folder; on PyTorch, unless a test is parametrized."""
     back_end = getattr(request, "param", "pytorch")
-    opened: dict[str, Network] = {}
+    opened: dict[str, Any] = {}
     with ExitStack() as stack:
 
-        def open_once(folder: str) -> Network:
+        def open_once(folder: str) -> Any:
             if folder not in opened:
                 if back_end == "pytorch":
-                    opened[folder] = open_reference(folder)
+                    opened[folder] = open_reference(golden_checkpoint(folder))
                 else:
-                    file = tmp_path_factory.mktemp(folder) / "model.gguf"
-                    write_gguf(plan_conversion(golden_checkpoint(folder)), file)
-                    opened[folder] = stack.enter_context(GgufNetwork(file))
+                    network = valle_convert.open_network(converted(folder, "auto"), n_threads=1)
+                    opened[folder] = stack.enter_context(network)
             return opened[folder]
 
         yield open_once

@@ -5,23 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from golden_cases import golden_tensors
 from numpy.typing import NDArray
-from support import golden_checkpoint
 
-from valle_convert.checkpoint import read_checkpoint
-from valle_convert.families.v5.reference import ReferenceNetwork
-from valle_convert.model.families import describe
 from valle_convert.model.inputs import Condition
-from valle_convert.network.protocol import Network
 
 #: The folders with generated codes: all of version 5 and 6 that can speak in every mode.
 SPEAKING = ("ar-nar-len", "ar-nar-len-unified-causal", "v6-text-head")
 BACK_ENDS = ("pytorch", "llama.cpp")
 
-OpenNetwork = Callable[[str], Network]
+#: Of a golden folder, of any family.
+OpenNetwork = Callable[[str], Any]
 
 
 @dataclass(frozen=True)
@@ -39,8 +36,3 @@ def read_golden(folder: str) -> Golden:
     tensors, metadata = golden_tensors(folder)
     condition = Condition(tensors["in.phn"], json.loads(metadata["lang"]), tensors["in.prom"])
     return Golden(condition, tensors)
-
-
-def open_reference(folder: str) -> ReferenceNetwork:
-    checkpoint = read_checkpoint(golden_checkpoint(folder))
-    return ReferenceNetwork(checkpoint.tensors, describe(checkpoint))

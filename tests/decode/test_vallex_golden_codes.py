@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from vallex_golden import CHECKPOINT, golden
+from golden_models import BACK_ENDS, OpenNetwork
+from support import GOLDEN_VALLEX, golden_checkpoint, open_reference
+from vallex_golden import golden
 
-from valle_convert.api import open_vallex, plan_vallex, write_set
-from valle_convert.checkpoint import read_checkpoint
-from valle_convert.decode import GREEDY, SamplingOptions, VallexOptions, decode_vallex
-from valle_convert.families.vallex.facts import describe_vallex
+from valle_convert.decode import GREEDY, SamplingOptions
+from valle_convert.families.vallex.decode import VallexOptions, decode_vallex
 from valle_convert.families.vallex.protocol import VallexNetwork
-from valle_convert.families.vallex.reference import VallexReference
+
+on_both = pytest.mark.parametrize("open_network", BACK_ENDS, indirect=True)
 
 
-@pytest.fixture(scope="module", params=["PyTorch", "llama.cpp"])
-def network(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[VallexNetwork]:
-    checkpoint = read_checkpoint(CHECKPOINT)
-    if request.param == "PyTorch":
-        yield VallexReference(checkpoint.tensors, describe_vallex(checkpoint).model)
-        return
-    path = tmp_path_factory.mktemp("set") / "out.gguf"
-    write_set(plan_vallex(checkpoint), path)
-    with open_vallex(path, n_threads=1) as opened:
-        yield opened
+@pytest.fixture
+def network(open_network: OpenNetwork) -> VallexNetwork:
+    return open_network(GOLDEN_VALLEX)
 
 
+@on_both
 @pytest.mark.parametrize("prefix", ["", "noprompt."])
 @pytest.mark.parametrize(
     "options",
@@ -54,6 +45,7 @@ def test_all_levels_of_the_golden_codes_come_out_and_end_by_stop(
     assert speech.codes.dtype == np.int32
 
 
+@on_both
 def test_several_continuations_are_drawn_and_a_seed_gives_them_again(
     network: VallexNetwork,
 ) -> None:
@@ -72,20 +64,16 @@ def test_several_continuations_are_drawn_and_a_seed_gives_them_again(
     assert 0 <= first.codes.min() <= first.codes.max() < network.codebook_size
 
 
-def test_what_is_drawn_is_the_same_on_both(tmp_path: Path) -> None:
+@pytest.mark.parametrize("open_network", ["llama.cpp"], indirect=True)
+def test_what_is_drawn_is_the_same_on_both(network: VallexNetwork) -> None:
     """Copies of sequences that grow apart, one of which may end before the others."""
-    checkpoint = read_checkpoint(CHECKPOINT)
-    reference = VallexReference(checkpoint.tensors, describe_vallex(checkpoint).model)
-    write_set(plan_vallex(checkpoint), tmp_path / "out.gguf")
+    both = network, open_reference(golden_checkpoint(GOLDEN_VALLEX))
     options = VallexOptions(SamplingOptions(temperature=0.9), best_of=3, max_frames=60)
-    with open_vallex(tmp_path / "out.gguf", n_threads=1) as converted:
-        for prefix, seed in (("", 0), ("", 1), ("noprompt.", 2), ("noprompt.", 3)):
-            given = golden(prefix)
-            found, expected = (
-                decode_vallex(
-                    network, given.text, given.prompt, options, np.random.default_rng(seed)
-                )
-                for network in (converted, reference)
-            )
-            np.testing.assert_array_equal(found.codes, expected.codes)
-            assert found.end == expected.end
+    for prefix, seed in (("", 0), ("", 1), ("noprompt.", 2), ("noprompt.", 3)):
+        given = golden(prefix)
+        found, expected = (
+            decode_vallex(one, given.text, given.prompt, options, np.random.default_rng(seed))
+            for one in both
+        )
+        np.testing.assert_array_equal(found.codes, expected.codes)
+        assert found.end == expected.end

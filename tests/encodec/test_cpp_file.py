@@ -82,9 +82,8 @@ def test_every_tensor_lies_where_the_golden_table_says(tmp_path: Path) -> None:
     out = tmp_path / "out.bin"
     write_cpp_file(open_encodec(GOLDEN_FOLDER), out)
     data = out.read_bytes()
-    header, tensors, problems = read_cpp_layout(out)
+    header, tensors = read_cpp_layout(out)
     assert vars(header) == LAYOUT["header"]
-    assert not problems
     assert [
         {
             "name": one.name,
@@ -106,8 +105,7 @@ def test_the_real_architecture_has_the_listed_layout(
     codec = open_encodec(full_size)
     written = write_cpp_file(codec, out, out_type=out_type)
     assert out.stat().st_size == written.n_bytes == LAYOUT_24KHZ[f"{out_type}_bytes"]
-    header, tensors, problems = read_cpp_layout(out)
-    assert not problems
+    header, tensors = read_cpp_layout(out)
     numbers = (1, 128, 32, 7, 3, 1024, 24, 24_000, int(out_type == "f16"))
     assert tuple(vars(header).values()) == numbers
     assert (header, tensors) == plan_cpp_file(codec, out_type)
@@ -317,7 +315,7 @@ def test_bytes_behind_the_last_tensor_are_refused(written: Path, extra: int) -> 
         (40, 4, "4 dims"),
         (44, -5, "name of -5 bytes"),
         (48, 7, "type 7"),
-        (52, 3, "another shape"),
+        (52, 3, "no tensor"),
         (52, -3, r"dims \[-3\]"),
         (60, 0, "unknown"),
     ],
@@ -393,5 +391,5 @@ def test_another_ending_is_a_mistake_of_usage(cli: Cli, tmp_path: Path) -> None:
 
 def test_the_published_sizes_are_the_defaults() -> None:
     spec = EncodecSpec(n_codebooks=32)
-    assert (spec.hop_length, spec.frame_rate, spec.bits_per_code) == (320, 75.0, 10)
+    assert (spec.hop_length, spec.frame_rate) == (320, 75.0)
     assert [spec.levels_at(one) for one in spec.target_bandwidths] == [2, 4, 8, 16, 32]

@@ -10,9 +10,14 @@ import numpy as np
 import pytest
 from support import Cli, error_of
 
-from valle_convert.gguf_file.compare import compare_files
+from valle_convert.families.bundle import open_files
+from valle_convert.gguf_file.compare import Comparison, compare_files
 from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.read import GgufFile
+
+
+def compared(first: Path, second: Path) -> Comparison:
+    return compare_files(open_files(first).files, open_files(second).files)
 
 
 @pytest.fixture
@@ -22,7 +27,7 @@ def golden(converted: Callable[[str, str], Path]) -> Path:
 
 def test_a_file_is_the_same_as_its_copy(cli: Cli, golden: Path, tmp_path: Path) -> None:
     copy = shutil.copy(golden, tmp_path / "copy.gguf")
-    assert compare_files(golden, Path(copy)).same
+    assert compared(golden, Path(copy)).same
     result = cli("compare", golden, copy, "--exit-code")
     assert result.code == 0
     assert result.out.startswith("the same: ")
@@ -36,7 +41,7 @@ def test_a_changed_key_is_named_with_both_values(golden: Path, tmp_path: Path) -
     other.write_bytes(
         header.changed(keys, drop=["general.tags"]) + golden.read_bytes()[header.data_start :]
     )
-    found = compare_files(golden, other)
+    found = compared(golden, other)
     assert {key.name: (key.first, key.second) for key in found.keys} == {
         "general.name": (repr(name), "'another'"),
         "general.tags": ("2 values: ['text-to-speech', 'vall-e']", None),
@@ -57,7 +62,7 @@ def test_a_changed_weight_is_measured(golden: Path, tmp_path: Path) -> None:
         weights[3] += np.float16(1)
         file.seek(header.data_start + tensor.offset)
         file.write(weights.tobytes())
-    (found,) = compare_files(golden, other).tensors
+    (found,) = compared(golden, other).tensors
     assert found.name == "blk.0.attn_q.weight"
     error = float(weights[3]) - float(before)
     assert found.max_error == error
@@ -72,11 +77,7 @@ def test_another_number_format_is_told_with_its_noise(
 ) -> None:
     f32, f16, q8 = (converted("ar-nar-len", kind) for kind in ("f32", "f16", "q8_0"))
     noise = {
-        kind: [
-            tensor.snr_db
-            for tensor in compare_files(f32, path).tensors
-            if tensor.snr_db is not None
-        ]
+        kind: [tensor.snr_db for tensor in compared(f32, path).tensors if tensor.snr_db is not None]
         for kind, path in (("f16", f16), ("q8_0", q8))
     }
     assert min(noise["f16"]) > 60 > max(noise["q8_0"]) > 40
@@ -89,7 +90,7 @@ def test_another_number_format_is_told_with_its_noise(
 
 
 def test_other_tensors_and_shapes_are_named(converted: Callable[[str, str], Path]) -> None:
-    found = compare_files(converted("ar-nar-len", "f16"), converted("v6-text-head", "f16"))
+    found = compared(converted("ar-nar-len", "f16"), converted("v6-text-head", "f16"))
     shapes = {tensor.name: (tensor.first, tensor.second) for tensor in found.tensors}
     first, second = shapes["token_embd.weight"]
     assert first != second

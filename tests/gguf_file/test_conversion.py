@@ -20,8 +20,8 @@ from support import GOLDEN_NAMES, golden_checkpoint
 
 from valle_convert import __version__, plan_conversion, read_checkpoint, verify_gguf, write_gguf
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.families.v5.on_llama import open_model
-from valle_convert.gguf_file.plan import GgufPlan
+from valle_convert.families.bundle import open_bundle
+from valle_convert.families.family import Choices
 from valle_convert.gguf_file.read import GgufFile
 
 Convert = Callable[[str, str], Path]
@@ -85,7 +85,7 @@ def test_the_keys_say_what_the_config_said(converted: Convert) -> None:
 
 
 def test_tables_and_heads_stand_in_the_order_of_the_contract(converted: Convert) -> None:
-    model = open_model(GgufFile(converted("v6-text-head", "f32")))
+    model = open_bundle(converted("v6-text-head", "f32")).model
     levels = range(1, 8)
     assert [table.name for table in model.tables] == [
         *"phonemes text level language task length tone separator".split(),
@@ -104,8 +104,8 @@ def test_tables_and_heads_stand_in_the_order_of_the_contract(converted: Convert)
 
 @pytest.mark.parametrize("name", ["ar-nar-len", "ar-nar-len-unified-causal"])
 def test_rows_of_tables_and_heads_are_the_tensors_they_name(name: str, converted: Convert) -> None:
-    file = GgufFile(converted(name, "f32"))
-    model, rows = open_model(file), file.tensors["token_embd.weight"].rows()
+    bundle = open_bundle(converted(name, "f32"))
+    model, rows = bundle.model, bundle.main.tensors["token_embd.weight"].rows()
     tensors = load_file(golden_checkpoint(name))
     sources = {
         "phonemes": "text_emb.weight",
@@ -128,7 +128,7 @@ def test_rows_of_tables_and_heads_are_the_tensors_they_name(name: str, converted
 
 
 def test_heads_of_one_classifier_share_its_first_rows(converted: Convert) -> None:
-    model = open_model(GgufFile(converted("single-classifier", "f32")))
+    model = open_bundle(converted("single-classifier", "f32")).model
     assert {head.first_row for head in model.heads} == {model.head("ar").first_row}
     assert model.head("ar").n_rows == 1025
     assert {model.head(f"nar.{i}").n_rows for i in range(1, 8)} == {1024}
@@ -141,7 +141,7 @@ def test_heads_of_one_classifier_share_its_first_rows(converted: Convert) -> Non
 def test_the_same_input_gives_the_same_bytes(out_type: str, tmp_path: Path) -> None:
     for name in "ab":
         write_gguf(
-            plan_conversion(golden_checkpoint("v6-text-head"), out_type=out_type), tmp_path / name
+            plan_conversion(golden_checkpoint("v6-text-head"), Choices(out_type)), tmp_path / name
         )
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
@@ -150,10 +150,12 @@ def test_the_same_input_gives_the_same_bytes(out_type: str, tmp_path: Path) -> N
 def test_the_plan_says_the_size_to_the_byte(out_type: str, tmp_path: Path) -> None:
     from valle_convert.gguf_file.write import header_of
 
-    plan = plan_conversion(golden_checkpoint("ar-nar-len"), out_type=out_type)
+    plan = plan_conversion(golden_checkpoint("ar-nar-len"), Choices(out_type))
     path = tmp_path / "out.gguf"
-    size = write_gguf(plan, path)
-    assert size == path.stat().st_size == len(header_of(plan)) + plan.data_bytes
+    sizes = write_gguf(plan, path)
+    assert sizes == {one: one.stat().st_size for one in plan.at(path)}
+    for one, planned in plan.at(path).items():
+        assert sizes[one] == len(header_of(planned)) + planned.data_bytes
 
 
 @pytest.mark.parametrize("out_type", ["f32", "f16", "bf16", "q8_0"])
@@ -162,7 +164,7 @@ def test_the_type_that_is_asked_for_is_the_type_that_is_written(
     out_type: str, dtype: str, tmp_path: Path, small_checkpoint: Callable[..., Path]
 ) -> None:
     path = small_checkpoint("source.sft", dtype)
-    plan = plan_conversion(path, out_type=out_type)
+    plan = plan_conversion(path, Choices(out_type))
     write_gguf(plan, tmp_path / "out.gguf")
     tensors = GgufFile(tmp_path / "out.gguf").tensors
     found = {tensors[name].ggml_type.name for name in tensors if "norm" not in name}
@@ -172,13 +174,12 @@ def test_the_type_that_is_asked_for_is_the_type_that_is_written(
 
 def test_an_output_type_is_known_in_capitals_and_another_is_refused_with_the_choices() -> None:
     path = golden_checkpoint("ar-nar-len")
-    assert plan_conversion(path, out_type="F16").tensors == (
-        plan_conversion(path, out_type="f16").tensors
-    )
+    plans = [plan_conversion(path, Choices(name)) for name in ("F16", "f16")]
+    assert plans[0].main.tensors == plans[1].main.tensors
     with pytest.raises(
         InputError, match="no output type 'q4_k'; there are auto, f32, f16, bf16, q8_0"
     ):
-        plan_conversion(path, out_type="q4_k")
+        plan_conversion(path, Choices("q4_k"))
 
 
 @pytest.mark.parametrize(
@@ -203,7 +204,7 @@ def test_containers_hold_the_same_and_convert_to_the_same_weights(
     for suffix in (".sft", ".pth"):
         plan = plan_conversion(small_checkpoint(f"source{suffix}", "bf16"))
         write_gguf(plan, tmp_path / "out.gguf", force=True)
-        data.append((tmp_path / "out.gguf").read_bytes()[-plan.data_bytes :])
+        data.append((tmp_path / "out.gguf").read_bytes()[-plan.main.data_bytes :])
     assert data[0] == data[1]
 
 
@@ -303,8 +304,9 @@ def test_keys_given_by_hand_override_those_inside(
 def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path: Path) -> None:
     plan = plan_conversion(golden_checkpoint("ar-nar-len"))
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
-    last = replace(plan.tensors[-1], shape=(free,))
-    too_large: GgufPlan = replace(plan, tensors=(*plan.tensors[:-1], last))
+    part, file = next(iter(plan.files.items()))
+    last = replace(file.tensors[-1], shape=(free,))
+    too_large = replace(plan, files={part: replace(file, tensors=(*file.tensors[:-1], last))})
     with pytest.raises(EnvironmentFault, match=r"bytes free, and out\.gguf needs"):
         write_gguf(too_large, tmp_path / "out.gguf")
     assert list(tmp_path.iterdir()) == []

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from support import GOLDEN_NAMES, golden_checkpoint
 
 from valle_convert import plan_conversion
+from valle_convert.families.family import Choices
 from valle_convert.gguf_file.header import Key, TensorEntry, pack_header
 from valle_convert.gguf_file.types import F16
 from valle_convert.gguf_file.write import header_of
@@ -70,7 +71,7 @@ def bytes_of_gguf_package(path: Path, keys: list[Key], tensors: list[TensorEntry
 
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
 def test_the_header_of_a_conversion_is_that_of_the_gguf_package(name: str, tmp_path: Path) -> None:
-    plan = plan_conversion(golden_checkpoint(name), out_type="f16")
+    plan = plan_conversion(golden_checkpoint(name), Choices("f16")).main
     expected = bytes_of_gguf_package(tmp_path / "x", list(plan.keys), list(plan.tensors))
     found = header_of(plan)
     assert found[: len(expected)] == expected

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from valle_convert.families.v5.on_llama import read_probe_rows
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.session import Session
+from valle_convert.network.probe import read_probe_rows
 
 
 def open_session(path: Path, **options: Any) -> Session:

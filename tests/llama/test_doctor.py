@@ -2,31 +2,34 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
+from support import PROJECT
 
+from valle_convert.cli.app import app
 from valle_convert.doctor import (
     DISTRIBUTION,
     LLAMA,
-    MPT,
-    NEEDS,
-    SPEECH,
-    VALLEX,
     LlamaReport,
     PackageReport,
     examine,
     examine_commands,
-    parse_requirement,
+    needs,
+    packages_of,
 )
 from valle_convert.errors import EnvironmentFault
 from valle_convert.llama.mpt import prove_relu
 from valle_convert.llama.probe import ProbeResult
 
-WORKING = LlamaReport(Path("libllama.so"), "0.3.36", "CPU : AVX2 = 1", ProbeResult(True, 0.0), None)
-NUMPY = PackageReport("numpy", "1.26", "2.4.6", "")
+WORKING = LlamaReport(
+    Path("libllama.so"), "0.3.36", "CPU : AVX2 = 1", ProbeResult(True, 0.0), None, {}
+)
+NUMPY = PackageReport("numpy", ">=1.26", "2.4.6", "")
 
 
 def test_this_machine_is_described() -> None:
@@ -38,7 +41,7 @@ def test_this_machine_is_described() -> None:
     assert report.llama.path is not None
     assert report.llama.path.is_file()
     assert "CPU" in (report.llama.system_info or "")
-    assert [command.name for command in report.commands] == list(NEEDS)
+    assert [command.name for command in report.commands] == list(needs())
     assert report.cores >= 1
 
 
@@ -84,13 +87,14 @@ def test_a_llama_cpp_that_computes_vall_e_x_wrongly_is_reported_for_its_commands
             original(writer, found, broken)
 
     prove_relu.cache_clear()
-    assert examine().llama.mpt_problem is None
+    assert examine().llama.graphs == {"VALL-E": None, "VALL-E X": None}
     prove_relu.cache_clear()
     monkeypatch.setattr(gguf.GGUFWriter, "add_tensor", add)
     report = examine()
     prove_relu.cache_clear()
     assert report.llama.problem is None
-    assert "llama.cpp" in (report.llama.mpt_problem or "")
+    assert "llama.cpp" in (report.llama.graphs["VALL-E X"] or "")
+    assert report.llama.graphs["VALL-E"] is None
     broken_commands = {command.name for command in report.commands if command.missing}
     assert broken_commands >= {"speak (VALL-E X)", "verify (VALL-E X)", "quantize (VALL-E X)"}
     assert not broken_commands & {"verify", "quantize"}
@@ -115,33 +119,37 @@ def test_nothing_found_is_a_report_and_no_error(
     assert "no program that can be run" in (programs["llama-quantize"] or "")
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("numpy>=1.26", ("numpy", "1.26", "")),
-        ("tqdm", ("tqdm", "", "")),
-        ("torch<3,>=2.10", ("torch", "2.10", "")),
-        ('llama-cpp-python>=0.3.36; extra == "llama"', ("llama-cpp-python", "0.3.36", "llama")),
-        ("types-pyyaml; extra == 'dev'", ("types-pyyaml", "", "dev")),
-    ],
-)
-def test_requirements_are_read_as_pip_writes_them(
-    text: str, expected: tuple[str, str, str]
-) -> None:
-    assert parse_requirement(text) == expected
+def test_requirements_are_read_as_pip_writes_them() -> None:
+    lines = [
+        "numpy<1000,>=1.26",
+        "tqdm",
+        'tomli>=2; python_version < "3"',
+        "nothing-here>=1; sys_platform != 'never' and extra == \"dev\"",
+        "numpy>=1; extra == 'speech'",
+        "nothing-there; sys_platform == 'never' and extra == 'dev'",
+    ]
+    packages = packages_of([Requirement(line) for line in lines], ["speech", "dev"])
+    assert [(one.extra, one.name, one.wanted) for one in packages] == [
+        ("", "numpy", "<1000,>=1.26"),
+        ("", "tqdm", ""),
+        ("dev", "nothing-here", ">=1"),
+        ("speech", "numpy", ">=1"),
+    ]
+    assert [one.name for one in packages if one.problem] == ["nothing-here"]
 
 
 @pytest.mark.parametrize(
     ("installed", "words"),
     [
         (None, "torch is not installed; pip install 'torch>=2.10'"),
-        ("2.9.1+cpu", "torch is 2.9.1.cpu, expected at least 2.10"),
+        ("2.9.1+cpu", "torch is 2.9.1.cpu, expected >=2.10"),
         ("2.10", None),
+        ("2.11rc1", None),
         ("2.13.0+cpu", None),
     ],
 )
 def test_versions_are_compared_as_numbers(installed: str | None, words: str | None) -> None:
-    problem = PackageReport("torch", "2.10", installed, "").problem
+    problem = PackageReport("torch", ">=2.10", installed, "").problem
     if words is None:
         assert problem is None
     else:
@@ -150,19 +158,31 @@ def test_versions_are_compared_as_numbers(installed: str | None, words: str | No
 
 
 def test_a_missing_package_stops_every_command_and_one_of_an_extra_none() -> None:
-    missing = PackageReport("gguf", "0.17", None, "")
+    missing = PackageReport("gguf", ">=0.17", None, "")
     commands = examine_commands((NUMPY, missing), WORKING)
     assert all("gguf is not installed" in command.missing[0] for command in commands)
-    sound = PackageReport("soundfile", "0.14", None, "speech")
+    sound = PackageReport("soundfile", ">=0.14", None, "speech")
     stopped = [c.name for c in examine_commands((NUMPY, sound), WORKING) if c.missing]
-    assert stopped == ["speak", "transcribe", "speak (VALL-E X)"]
-    pinyin = PackageReport("pypinyin", "0.50", None, "vallex")
+    assert stopped == [
+        "quantize --listen",
+        "utterances",
+        "speak",
+        "speak (VALL-E X)",
+        "speak (VALL-E X, Japanese)",
+        "transcribe",
+    ]
+    pinyin = PackageReport("pypinyin", ">=0.50", None, "vallex")
     stopped = [c.name for c in examine_commands((NUMPY, pinyin), WORKING) if c.missing]
-    assert stopped == ["speak (VALL-E X)"]
-    extra = PackageReport("pytest", "8.3", None, "dev")
+    assert stopped == ["speak (VALL-E X)", "speak (VALL-E X, Japanese)"]
+    extra = PackageReport("pytest", ">=8.3", None, "dev")
     assert not any(command.missing for command in examine_commands((NUMPY, extra), WORKING))
 
 
-def test_every_need_of_a_command_is_something_that_is_examined() -> None:
-    assert {need for needs in NEEDS.values() for need in needs} <= {LLAMA, MPT, SPEECH, VALLEX}
-    assert DISTRIBUTION == "valle-convert"
+def test_every_command_is_listed_and_needs_what_there_is() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    report = examine()
+    found = {need for needed in needs().values() for need in needed}
+    assert found <= {LLAMA, *report.llama.graphs, *project["optional-dependencies"]}
+    commands = {one.name or one.callback.__name__ for one in app.registered_commands}
+    assert {name.split()[0] for name in needs()} == commands
+    assert project["name"] == DISTRIBUTION

@@ -9,15 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support import PROJECT
-from valle_convert.model.families import describe
+from support import PROJECT, open_reference
 
 from miniature import corpus
 from miniature.network import Network, export
 from miniature.train import ENGLISH, Spoken, Trainer, encode, example
 from miniature.world import WorldCodec
 from valle_convert.checkpoint import read_checkpoint
-from valle_convert.families.v5.reference import ReferenceNetwork
 from valle_convert.listening.likelihood import lessons, unlikelihood
 from valle_convert.model.inputs import Condition, assemble
 from valle_convert.tokenizer.choose import BUILT_IN
@@ -39,8 +37,7 @@ def test_its_logits_are_the_converters(spoken: list[Spoken], tmp_path: Path) -> 
         for name, value in network.named_weights().items():
             network.weight(name).copy_(value.half().float() + 0.25 * name.endswith("bias"))
     export(network, tmp_path / "net.sft", VOCABULARY, {"global_step": 1})
-    checkpoint = read_checkpoint(tmp_path / "net.sft")
-    reference = ReferenceNetwork(checkpoint.tensors, describe(checkpoint))
+    reference = open_reference(tmp_path / "net.sft")
     assert reference.model == network.model
     rng = np.random.default_rng(0)
     examples = [
@@ -81,8 +78,7 @@ def test_it_learns_and_goes_on_where_it_was(spoken: list[Spoken], tmp_path: Path
 
 
 def losses_of(path: Path, spoken: list[Spoken]) -> dict[str, float]:
-    checkpoint = read_checkpoint(path)
-    network = ReferenceNetwork(checkpoint.tensors, describe(checkpoint))
+    network = open_reference(path)
     found = defaultdict(list)
     for i, one in enumerate(spoken):
         condition = Condition(one.phonemes, ENGLISH, spoken[i - 2].codes[:20])

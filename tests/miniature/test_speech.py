@@ -58,7 +58,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 
 def run(arguments: list[str]) -> None:
-    subprocess.run([sys.executable, "-m", "valle_convert", *arguments], cwd=PROJECT, check=True)
+    subprocess.run([sys.executable, "-m", "miniature", *arguments], cwd=PROJECT, check=True)
 
 
 @cache

@@ -13,7 +13,6 @@ from valle_convert.families.vallex.symbols import (
     VALLEX_SYMBOLS,
     VOICE_FILE_LANGUAGES,
     symbol_ids,
-    symbols_of,
     unknown_symbols,
 )
 from valle_convert.model.spec import UNKNOWN_PHONEME
@@ -32,7 +31,7 @@ def test_there_are_70_different_symbols_in_code_point_order() -> None:
 )
 def test_symbols_have_the_ids_of_the_original_vocabulary(symbol: str, i: int) -> None:
     assert symbol_ids(symbol) == [i]
-    assert symbols_of([i]) == symbol
+    assert VALLEX_SYMBOLS[i] == symbol
 
 
 @pytest.mark.parametrize(
@@ -47,7 +46,7 @@ def test_the_voices_of_the_original_project_are_spelled_without_an_unknown_symbo
     symbols: str,
 ) -> None:
     assert UNKNOWN_SYMBOL not in symbol_ids(symbols)
-    assert symbols_of(symbol_ids(symbols)) == symbols
+    assert "".join(VALLEX_SYMBOLS[i] for i in symbol_ids(symbols)) == symbols
 
 
 def test_what_is_no_symbol_is_the_unknown_one_and_is_told_once() -> None:
@@ -64,13 +63,7 @@ def test_every_character_has_one_id_and_known_ones_come_back(text: str) -> None:
     unknown = unknown_symbols(text)
     assert unknown == list(dict.fromkeys(c for c, i in zip(text, ids, strict=True) if i == 0))
     known = "".join(one for one in text if one not in unknown)
-    assert symbols_of(symbol_ids(known)) == known
-
-
-def test_ids_beyond_the_table_are_no_symbols() -> None:
-    for i in (-1, 70):
-        with pytest.raises(IndexError):
-            symbols_of([i])
+    assert "".join(VALLEX_SYMBOLS[i] for i in symbol_ids(known)) == known
 
 
 def test_the_network_and_the_voice_files_number_the_same_languages_differently() -> None:

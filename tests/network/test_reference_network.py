@@ -8,12 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from golden_cases import golden_cases
-from support import GOLDEN_NAMES, golden_checkpoint
+from support import GOLDEN_NAMES, golden_checkpoint, open_reference
 
-from valle_convert.checkpoint import read_checkpoint
-from valle_convert.families.v5.reference import ReferenceNetwork
-from valle_convert.families.v5.trials import cases, run_case, utterances
-from valle_convert.model.families import describe
+from valle_convert.families.v5.trials import cases, utterances
 from valle_convert.model.inputs import assemble
 
 # The bound that the project set itself; 4e-6 is reached.
@@ -22,17 +19,12 @@ GOLDEN_TOLERANCE = 1e-4
 ROUNDING = 2e-5
 
 
-def network_of(path: Path) -> ReferenceNetwork:
-    checkpoint = read_checkpoint(path)
-    return ReferenceNetwork(checkpoint.tensors, describe(checkpoint))
-
-
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
 def test_every_golden_logit_is_reproduced(name: str) -> None:
-    network = network_of(golden_checkpoint(name))
+    network = open_reference(golden_checkpoint(name))
     done = set()
     for golden in golden_cases(name, network.model):
-        found = run_case(network, golden.case)
+        found = golden.case.run(network)
         np.testing.assert_allclose(
             found, golden.logits, rtol=0, atol=GOLDEN_TOLERANCE, err_msg=golden.case.name
         )
@@ -43,18 +35,18 @@ def test_every_golden_logit_is_reproduced(name: str) -> None:
 
 
 def test_ns_is_among_the_golden_cases() -> None:
-    model = network_of(golden_checkpoint("ar-nar-len-unified-causal")).model
+    model = open_reference(golden_checkpoint("ar-nar-len-unified-causal")).model
     golden = golden_cases("ar-nar-len-unified-causal", model)
     assert "ns" in [one.case.name for one in golden]
 
 
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
 def test_a_sequence_continued_step_by_step_is_the_one_computed_at_once(name: str) -> None:
-    network = network_of(golden_checkpoint(name))
+    network = open_reference(golden_checkpoint(name))
     (utterance,) = utterances(network.model, 1)
     by_name = {case.name: case for case in cases(network.model, utterance)}
-    at_once = run_case(network, by_name["ar"])
-    stepwise = run_case(network, by_name["ar one code a step"])
+    at_once = by_name["ar"].run(network)
+    stepwise = by_name["ar one code a step"].run(network)
     np.testing.assert_allclose(stepwise, at_once, rtol=0, atol=ROUNDING)
 
 
@@ -75,22 +67,20 @@ def test_grouped_heads_are_ordinary_heads_whose_keys_and_values_are_repeated(
     with safe_open(full, framework="numpy") as file:
         metadata = file.metadata()
     save_file(tensors, full, metadata)
-    one, other = network_of(grouped), network_of(full)
+    one, other = open_reference(grouped), open_reference(full)
     assert one.model.config.n_head_kv == 2
     (utterance,) = utterances(one.model, 1)
     for case in cases(one.model, utterance):
-        np.testing.assert_allclose(
-            run_case(one, case), run_case(other, case), rtol=0, atol=ROUNDING
-        )
+        np.testing.assert_allclose(case.run(one), case.run(other), rtol=0, atol=ROUNDING)
 
 
 def test_both_directions_see_the_whole_response_and_causal_passes_do_not() -> None:
-    network = network_of(golden_checkpoint("ar-nar-len"))
+    network = open_reference(golden_checkpoint("ar-nar-len"))
     (utterance,) = utterances(network.model, 1)
     for case in cases(network.model, utterance):
         if case.name not in ("ar", "nar.1"):
             continue
-        inputs = assemble(network.model, case.segments, network.look_up)
+        inputs = assemble(network.model, case.run.segments, network.look_up)
         changed = inputs.embeddings.copy()
         changed[-1] += 1.0  # the last element
         first = slice(inputs.last, inputs.last + 1)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from support import open_reference
 from vallex_golden import CHECKPOINT, all_logits, golden, greedy_codes, tensors
 
 from valle_convert.checkpoint import read_checkpoint
-from valle_convert.families.vallex.facts import describe_vallex, fold_norm
+from valle_convert.families.vallex.facts import fold_norm
 from valle_convert.families.vallex.reference import VallexReference
 from valle_convert.metrics import nmse
 
@@ -17,8 +18,7 @@ SAME = 1e-11
 
 @pytest.fixture(scope="module")
 def reference() -> VallexReference:
-    checkpoint = read_checkpoint(CHECKPOINT)
-    return VallexReference(checkpoint.tensors, describe_vallex(checkpoint).model)
+    return open_reference(CHECKPOINT)
 
 
 @pytest.mark.parametrize("prefix", ["", "noprompt."])

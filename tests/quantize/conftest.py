@@ -8,6 +8,7 @@ import pytest
 from make_checkpoint import Shape, make_checkpoint
 
 from valle_convert import plan_conversion, write_gguf
+from valle_convert.families.family import Choices
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize.source import Source
 from valle_convert.quantize.tool import Quantizer, find_quantizer
@@ -31,13 +32,13 @@ def checkpoint_256(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def gguf_256(checkpoint_256: Path) -> Path:
     path = checkpoint_256.with_name("wide-f16.gguf")
-    write_gguf(plan_conversion(checkpoint_256, out_type="f16"), path)
+    write_gguf(plan_conversion(checkpoint_256, Choices("f16")), path)
     return path
 
 
 @pytest.fixture(scope="session")
 def source_256(gguf_256: Path) -> Source:
-    return Source(gguf_256, gguf_256.name, GgufFile(gguf_256))
+    return Source(gguf_256, gguf_256.name, GgufFile(gguf_256), gguf_256)
 
 
 @pytest.fixture(scope="session")

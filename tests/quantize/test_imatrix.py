@@ -3,29 +3,32 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from make_checkpoint import Shape, make_checkpoint
-from valle_convert.quantize.utterances import Utterances
 
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.errors import InputError
+from valle_convert.families.v5 import FAMILY
+from valle_convert.families.v5.facts import describe
 from valle_convert.families.v5.reference import ReferenceNetwork
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.model.families import describe
+from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.imatrix import (
     Entry,
     ImatrixFile,
     ImatrixInput,
     Sums,
+    encode_imatrix,
     made_of,
-    make_imatrix,
+    make_imatrices,
     observe,
     read_imatrix,
-    write_imatrix,
 )
-from valle_convert.quantize.plan import Options, arguments_of
+from valle_convert.quantize.options import Options
+from valle_convert.quantize.plan import arguments_of
 from valle_convert.quantize.source import Reference, Source
 from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import FILE_TYPES
@@ -36,7 +39,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     path = tmp_path_factory.mktemp("tiny") / "tiny.sft"
     make_checkpoint(path, Shape(dim=32, heads=2, layers=1, levels=2, audio_tokens=16))
     checkpoint = read_checkpoint(path)
-    return Reference(checkpoint, describe(checkpoint))
+    return Reference.of(checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +47,8 @@ def made_256(checkpoint_256: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     checkpoint = read_checkpoint(checkpoint_256)
     description = describe(checkpoint)
     path = tmp_path_factory.mktemp("imatrix") / "m.gguf"
-    reference = Reference(checkpoint, description)
-    make_imatrix(reference, Utterances.seeded(description.model, 1, seed=0), path)
+    reference = Reference.of(checkpoint)
+    make_imatrices(reference, Examples.seeded(FAMILY, description.model, 1, seed=0), path)
     return path
 
 
@@ -74,17 +77,15 @@ def test_types_that_cannot_be_made_without_are_made_with_it(
 def test_the_values_are_the_mean_squares_of_what_goes_into_each_matrix(tiny: Reference) -> None:
     checkpoint, description = tiny.checkpoint, tiny.description
     network = ReferenceNetwork(checkpoint.tensors, description)
-    (utterance,) = Utterances.seeded(description.model, 1, seed=0)
+    (utterance,) = Examples.seeded(FAMILY, description.model, 1, seed=0)
     sums = Sums()
-    observe(network, utterance, sums)
+    observe(FAMILY, network, utterance, sums)
     # What goes into ffn_down can be computed from what goes into gate and up: listen again.
     inputs: dict[str, list[np.ndarray]] = {}
-    from valle_convert.families.v5.trials import cases, run_case
-
-    network.observe = lambda name, x: inputs.setdefault(name, []).append(x.numpy().copy())
-    for case in cases(description.model, utterance):
-        if not case.stepwise and case.head != "text":
-            run_case(network, case)
+    network.observe = lambda _part, name, x: inputs.setdefault(name, []).append(x.numpy().copy())
+    for case in FAMILY.cases(description.model, utterance):
+        if not case.repeats:
+            case.run(network)
     gate = np.array(checkpoint.tensors.read("model.layers.0.mlp.gate_proj.weight"), np.float64)
     up = np.array(checkpoint.tensors.read("model.layers.0.mlp.up_proj.weight"), np.float64)
     x = np.concatenate(inputs["blk.0.ffn_gate.weight"]).astype(np.float64)
@@ -93,14 +94,14 @@ def test_the_values_are_the_mean_squares_of_what_goes_into_each_matrix(tiny: Ref
     z = x @ gate.T
     hidden = 0.5 * z * (1 + np.vectorize(erf)(z / sqrt(2))) * (x @ up.T)
     expected = np.square(hidden).sum(0)
-    np.testing.assert_allclose(sums.squares["blk.0.ffn_down.weight"], expected, rtol=1e-4)
-    assert sums.counts["blk.0.ffn_down.weight"] == len(x)
+    np.testing.assert_allclose(sums.squares["model", "blk.0.ffn_down.weight"], expected, rtol=1e-4)
+    assert sums.counts["model", "blk.0.ffn_down.weight"] == len(x)
 
 
 def test_every_head_and_mode_counts(tiny: Reference) -> None:
     checkpoint, description = tiny.checkpoint, tiny.description
     network = ReferenceNetwork(checkpoint.tensors, description)
-    (utterance,) = Utterances.seeded(description.model, 1, seed=0)
+    (utterance,) = Examples.seeded(FAMILY, description.model, 1, seed=0)
     heads: list[str] = []
     real = network.step
 
@@ -110,15 +111,15 @@ def test_every_head_and_mode_counts(tiny: Reference) -> None:
 
     network.step = step  # type: ignore[method-assign]
     sums = Sums()
-    observe(network, utterance, sums)
+    observe(FAMILY, network, utterance, sums)
     assert set(heads) == {"ar", "nar.1", "mask", "len", "stt"}
     assert sums.n_passes == len(heads)
-    assert "token_embd.weight" in sums.squares
+    assert ("model", "token_embd.weight") in sums.squares
     assert network.observe is None
 
 
-def make(opened: Reference, utterances: Utterances, target: Path, **options: object) -> bytes:
-    make_imatrix(opened, utterances, target, **options)  # type: ignore[arg-type]
+def make(opened: Reference, utterances: Examples[Any], target: Path, **options: object) -> bytes:
+    make_imatrices(opened, utterances, target, **options)  # type: ignore[arg-type]
     return target.read_bytes()
 
 
@@ -141,25 +142,25 @@ def stopping_after(n: int) -> Iterator[Callable[..., object]]:
 
 
 def test_a_run_that_was_stopped_leaves_nothing(tiny: Reference, tmp_path: Path) -> None:
-    utterances = Utterances.seeded(tiny.description.model, 2, seed=5)
+    utterances = Examples.seeded(FAMILY, tiny.description.model, 2, seed=5)
     with stopping_after(1) as progress, pytest.raises(KeyboardInterrupt):
         make(tiny, utterances, tmp_path / "m.gguf", progress=progress)
     assert not list(tmp_path.iterdir())
 
 
 def test_two_runs_give_the_same_bytes(tiny: Reference, tmp_path: Path) -> None:
-    utterances = Utterances.seeded(tiny.description.model, 2, seed=0)
+    utterances = Examples.seeded(FAMILY, tiny.description.model, 2, seed=0)
     assert make(tiny, utterances, tmp_path / "a") == make(tiny, utterances, tmp_path / "b")
     assert made_of(tmp_path / "a", tiny.checkpoint, utterances)
     assert not made_of(
-        tmp_path / "a", tiny.checkpoint, Utterances.seeded(tiny.description.model, 2, seed=1)
+        tmp_path / "a", tiny.checkpoint, Examples.seeded(FAMILY, tiny.description.model, 2, seed=1)
     )
 
 
 def test_the_file_comes_back_as_it_was_written(tmp_path: Path) -> None:
     entries = {"a.weight": Entry(np.array([1, 4], np.float32), 2)}
     path = tmp_path / "m.gguf"
-    write_imatrix(ImatrixFile(entries, ("speech",), 3, 7), path, force=False)
+    path.write_bytes(encode_imatrix(ImatrixFile(entries, ("speech",), 3, 7)))
     found = read_imatrix(path)
     assert (found.datasets, found.chunk_count, found.chunk_size) == (("speech",), 3, 7)
     assert found.entries["a.weight"].mean().tolist() == [0.5, 2.0]
@@ -178,7 +179,7 @@ def test_the_file_comes_back_as_it_was_written(tmp_path: Path) -> None:
 def test_values_that_are_no_sums_of_squares_are_refused(tmp_path: Path, value: float) -> None:
     path = tmp_path / "m.gguf"
     entries = {"a.weight": Entry(np.array([1, value], np.float32), 2)}
-    write_imatrix(ImatrixFile(entries, (), 1, 1), path, force=False)
+    path.write_bytes(encode_imatrix(ImatrixFile(entries, (), 1, 1)))
     with pytest.raises(InputError, match="no list of sums of squares"):
         read_imatrix(path)
 

@@ -13,13 +13,17 @@ import pytest
 import yaml
 from checkpoint.small_hub import SmallHub, small_hub
 from huggingface_hub import constants
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from make_checkpoint import Shape, make_checkpoint
 from support import Cli, error_of
 
 from valle_convert import plan_conversion, write_gguf
+from valle_convert.errors import InputError
+from valle_convert.families.family import Choices
 from valle_convert.gguf_file.metadata import GeneralMetadata
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.quantize.card import read_folder
+from valle_convert.quantize.card import CardWords, card_of, read_folder
 from valle_convert.quantize.identity import base_name, convention_name
 from valle_convert.quantize.manifest import check_manifest
 
@@ -33,9 +37,9 @@ CONVENTION = re.compile(r"VALL-E-random-[\d.]+[KM]-v5\.0-(Q8_0|Q4_K_M|Q2_K)\.ggu
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three types of a small random network, named by the convention, measured."""
+    from valle_convert.quantize.forms import write_reports
     from valle_convert.quantize.identity import Identity
-    from valle_convert.quantize.plan import Options
-    from valle_convert.quantize.report import write_reports
+    from valle_convert.quantize.options import Options
     from valle_convert.quantize.run import quantize
     from valle_convert.quantize.types import parse_types
 
@@ -43,7 +47,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint, source = folder / "random.sft", folder / "random.gguf"
     make_checkpoint(checkpoint, Shape(dim=256, heads=4, layers=1, levels=3, seed=1))
     metadata = GeneralMetadata({"license": "agpl-3.0", "description": "Random; says nothing."})
-    write_gguf(plan_conversion(checkpoint, out_type="f16", metadata=metadata), source)
+    write_gguf(plan_conversion(checkpoint, Choices("f16", metadata=metadata)), source)
     from valle_convert import read_checkpoint
 
     options = Options(
@@ -284,6 +288,53 @@ def test_without_a_report_nothing_is_recommended(folder: Path, cli: Cli) -> None
     assert front_matter(folder / "README.md")["license"] == "mit"
     assert front_matter(folder / "README.md")["base_model"] == "a/b"
     assert error_of(cli("publish", folder, "--base-model", "a", "--force"), 2)
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.floats()
+    | st.integers()
+    | st.text(max_size=3)
+    | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner),
+    max_leaves=4,
+)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "-0.1", "1e999"])
+@pytest.mark.parametrize("name", ["kl_mean", "best_code"])
+def test_a_report_with_a_number_that_is_none_is_refused(
+    folder: Path, cli: Cli, name: str, number: str
+) -> None:
+    report = folder / "report.json"
+    text = re.sub(rf'("{name}": )[-\d.e]+', rf"\g<1>{number}", report.read_text())
+    report.write_text(text)
+    refused = error_of(cli("publish", folder, "--dry-run"), 2)
+    assert "report.json is damaged in what it says of" in refused
+    assert not (folder / "README.md").exists()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@given(data=st.data())
+def test_of_a_report_of_any_kind_comes_a_card_or_a_refusal(
+    folder: Path, quantized: Path, data: st.DataObject
+) -> None:
+    report = json.loads((quantized / "report.json").read_text())
+    where = data.draw(st.sampled_from(["recommendation", "reference", "sequences", ""]))
+    if where:
+        report[where] = data.draw(JSON)
+    else:
+        entry = data.draw(st.sampled_from(report["files"]))
+        entry[data.draw(st.sampled_from(["quality", "verified", "failures"]))] = data.draw(
+            JSON | st.fixed_dictionaries({"all": JSON, "outcome": JSON})
+        )
+    (folder / "report.json").write_text(json.dumps(report))
+    try:
+        card = card_of(read_folder(folder), CardWords())
+    except InputError:
+        return
+    assert card.startswith("---\n")
 
 
 def test_words_of_files_are_no_markup() -> None:

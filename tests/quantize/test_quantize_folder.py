@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 from support import Cli, error_of
 
 from valle_convert import plan_conversion, write_gguf
+from valle_convert.families.family import Choices
 from valle_convert.quantize.folder import settle_folder
 from valle_convert.quantize.manifest import (
     ManifestFile,
@@ -189,7 +190,7 @@ def test_prune_leaves_other_models_also_of_a_type_that_was_asked_for(
     cli: Cli, checkpoint_256: Path, made: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "other.gguf"
-    write_gguf(plan_conversion(checkpoint_256, out_type="f32"), other)
+    write_gguf(plan_conversion(checkpoint_256, Choices("f32")), other)
     before = contents(made)
     result = cli("quantize", other, made, "--types", "Q8_0", "--prune", *QUICK)
     assert result.code == 0, result
@@ -227,12 +228,24 @@ def test_an_importance_matrix_that_the_run_reads_or_that_files_were_made_with_is
     assert not (out / "wide-Q2_K_S.gguf").exists()
     # Of the checkpoint that the other file comes from too.
     other = tmp_path / "other.gguf"
-    write_gguf(plan_conversion(checkpoint_256, out_type="f32"), other)
+    write_gguf(plan_conversion(checkpoint_256, Choices("f32")), other)
     again = ["--types", "F16,Q2_K_S", "--resume", *matrix, *QUICK]
     assert cli("quantize", gguf_256, out, *again).code == 0
     result = cli("quantize", other, out, "--types", "Q8_0", *matrix[:2], *prune)
     assert "wide-imatrix.gguf, since other files here were made with it" in result.err
     assert {"wide-Q2_K_S.gguf", "wide-imatrix.gguf"} < set(contents(out))
+    assert check_manifest(out).passed
+
+
+def test_an_importance_matrix_is_listed_also_where_the_run_is_refused_after_it(
+    cli: Cli, gguf_256: Path, checkpoint_256: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run = ("quantize", gguf_256, out, "--types", "Q2_K_S", "--checkpoint", checkpoint_256, *QUICK)
+    assert cli(*run, "--imatrix-utterances", 1).code == 0
+    (out / "wide-imatrix.gguf").unlink()
+    again = cli(*run, "--imatrix-utterances", 2, "--resume")
+    assert "another importance matrix" in error_of(again, 2)
     assert check_manifest(out).passed
 
 
@@ -266,7 +279,7 @@ def test_what_prune_removes_and_the_manifest_afterwards(data: st.DataObject) -> 
     prune = data.draw(st.booleans(), "prune")
     failures = () if passed else ("too much",)
     row = FileReport("x", "Q8_0", "made", 1, 8.0, {}, failures=failures)
-    report = QuantizeReport("x", None, {}, {}, (), "", "", None, (row,))
+    report = QuantizeReport("x", None, {}, (), "", "", None, (row,))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         listed: dict[str, ManifestFile] = {}
@@ -486,7 +499,7 @@ def test_a_second_run_into_the_same_folder_is_one_clear_sentence(
     try:
         assert wait_for(lambda: mark.exists() and mark.read_text().strip() != "")
         result = cli("quantize", gguf_256, out, "--types", "Q4_0", *QUICK)
-        assert "Another run" in error_of(result, 2)
+        assert "Another run" in error_of(result, 3)
         run.send_signal(signal.SIGINT)
         assert run.wait(timeout=30) == 130
     finally:

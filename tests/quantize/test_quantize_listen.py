@@ -29,8 +29,8 @@ from valle_convert.listening.listen import (
     Listened,
 )
 from valle_convert.listening.measures import Tally
+from valle_convert.quantize.forms import FORMS
 from valle_convert.quantize.listening import Listening, pareto_front, smallest_within
-from valle_convert.quantize.report import FORMS
 
 MINIATURE = PROJECT / "miniature" / "miniature.sft"
 CODEC = ("--codec", PROJECT / "miniature" / "codec.safetensors")

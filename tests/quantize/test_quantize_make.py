@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from quantize.making import make_one
 
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.gguf_file.keys import DIGEST_KEYS
@@ -17,11 +18,11 @@ from valle_convert.quantize.imatrix import (
     Entry,
     ImatrixFile,
     ImatrixInput,
+    encode_imatrix,
     read_imatrix,
-    write_imatrix,
 )
-from valle_convert.quantize.make import make_file
-from valle_convert.quantize.plan import Options, arguments_of, plan_file
+from valle_convert.quantize.options import Options, RunLog
+from valle_convert.quantize.plan import arguments_of, plan_file
 from valle_convert.quantize.source import Source
 from valle_convert.quantize.tool import Quantizer, find_quantizer
 from valle_convert.quantize.types import FILE_TYPES
@@ -46,7 +47,7 @@ def imatrix(source_256: Source, tmp_path: Path) -> ImatrixInput:
         if len(tensor.shape) == 2
     }
     path = tmp_path / "m.gguf"
-    write_imatrix(ImatrixFile(entries, ("random",), 5, 20), path, force=False)
+    path.write_bytes(encode_imatrix(ImatrixFile(entries, ("random",), 5, 20)))
     return ImatrixInput(path, path.name, read_imatrix(path), SHA)
 
 
@@ -89,8 +90,8 @@ def test_a_file_says_how_it_was_made_and_names_no_path(
 ) -> None:
     settings = Options(tensor_types=("ffn_down=q6_k",), threads=1)
     plan = plan_file(program, source_256, FILE_TYPES["Q4_K_M"], settings, imatrix)
-    done = make_file(program, plan, tmp_path / "out.gguf")
-    header = GgufFile(done.path)
+    make_one(program, plan, tmp_path / "out.gguf")
+    header = GgufFile(tmp_path / "out.gguf")
     said = {
         name.removeprefix("valle.quantize."): header.keys[name]
         for name in header.keys
@@ -111,7 +112,7 @@ def test_a_file_says_how_it_was_made_and_names_no_path(
     assert header.keys["quantize.imatrix.chunks_count"] == 5
     assert header.keys["general.file_type"] == FILE_TYPES["Q4_K_M"].number
     folders = {str(tmp_path), str(source_256.path.parent), str(Path(program.command[0]).parent)}
-    text = done.path.read_bytes()[: header.data_start]
+    text = (tmp_path / "out.gguf").read_bytes()[: header.data_start]
     assert not any(folder.encode() in text for folder in folders)
 
 
@@ -119,8 +120,8 @@ def test_every_key_of_the_source_but_its_digests_is_still_there(
     program: Quantizer, source_256: Source, tmp_path: Path
 ) -> None:
     plan = plan_file(program, source_256, FILE_TYPES["Q8_0"], OPTIONS)
-    done = make_file(program, plan, tmp_path / "out.gguf")
-    header = GgufFile(done.path)
+    make_one(program, plan, tmp_path / "out.gguf")
+    header = GgufFile(tmp_path / "out.gguf")
     for name in source_256.header.keys:
         if name in DIGEST_KEYS:
             assert name not in header.keys
@@ -132,9 +133,9 @@ def test_the_digests_are_those_of_the_file_and_of_its_tensors(
     program: Quantizer, source_256: Source, tmp_path: Path
 ) -> None:
     plan = plan_file(program, source_256, FILE_TYPES["Q5_0"], OPTIONS)
-    done = make_file(program, plan, tmp_path / "out.gguf")
-    raw = done.path.read_bytes()
-    header = GgufFile(done.path)
+    done = make_one(program, plan, tmp_path / "out.gguf")
+    raw = (tmp_path / "out.gguf").read_bytes()
+    header = GgufFile(tmp_path / "out.gguf")
     assert done.n_bytes == len(raw)
     assert done.sha256 == hashlib.sha256(raw).hexdigest()
     for tensor in done.tensors:
@@ -158,7 +159,7 @@ def test_progress_ends_at_the_whole_source(
         yield steps.append
 
     plan = plan_file(program, source_256, FILE_TYPES["Q8_0"], OPTIONS)
-    make_file(program, plan, tmp_path / "o.gguf", progress=progress)
+    make_one(program, plan, tmp_path / "o.gguf", RunLog(progress))
     assert [sum(steps)] == totals
     assert len(steps) == len(source_256.header.tensors)
 
@@ -172,7 +173,7 @@ def test_a_failure_shows_the_last_lines_and_leaves_nothing(
     folder.mkdir()
     logs: list[str] = []
     with pytest.raises(EnvironmentFault, match=r"exit code 7(.|\n)*upside down"):
-        make_file(tool, plan, folder / "out.gguf", keep_log=logs.extend)
+        make_one(tool, plan, folder / "out.gguf", RunLog(keep_log=logs.extend))
     assert list(folder.iterdir()) == []
     assert logs == ["the model is upside down"]
 
@@ -190,7 +191,7 @@ def test_a_program_that_makes_something_else_than_it_planned_is_caught(
     # It calls the real program, with another type.
     tool = script(tmp_path / "other", f'"{program.command[0]}" "$1" "$2" Q5_0 1')
     with pytest.raises(EnvironmentFault, match=r"token_embd\.weight is .*Q6_K.*planned was .*Q8_0"):
-        make_file(tool, plan, tmp_path / "out.gguf")
+        make_one(tool, plan, tmp_path / "out.gguf")
     assert not (tmp_path / "out.gguf").exists()
 
 
@@ -202,7 +203,7 @@ def test_a_damaged_file_of_the_program_is_the_machines_fault(
     real = f'"{program.command[0]}" "$1" "$2" Q8_0 1 && truncate -s {n_bytes} "$2"'
     tool = script(tmp_path / "forgetful", real)
     with pytest.raises(EnvironmentFault, match="ended without an error, and yet: what llama-q"):
-        make_file(tool, plan, tmp_path / "out.gguf")
+        make_one(tool, plan, tmp_path / "out.gguf")
     assert not (tmp_path / "out.gguf").exists()
 
 
@@ -214,8 +215,8 @@ def test_a_log_in_other_words_is_no_prediction_and_the_file_is_made_all_the_same
     tool = script(tmp_path / "newer", f'{words}\nsed "s/type/kind/g" "{tmp_path}/log"; exit $code')
     plan = plan_file(tool, source_256, FILE_TYPES["Q8_0"], OPTIONS)
     assert (plan.tensors, plan.n_bytes) == (None, None)
-    done = make_file(tool, plan, tmp_path / "out.gguf")
-    kinds = {tensor.ggml_type.name for tensor in GgufFile(done.path).tensors.values()}
+    make_one(tool, plan, tmp_path / "out.gguf")
+    kinds = {tensor.ggml_type.name for tensor in GgufFile(tmp_path / "out.gguf").tensors.values()}
     assert kinds == {"Q8_0", "F32"}
 
 

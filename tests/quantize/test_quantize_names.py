@@ -16,9 +16,10 @@ import pytest
 from support import PROJECT, Cli, error_of
 
 from valle_convert.gguf_file.read import GgufFile
+from valle_convert.quantize.forms import FORMS
 from valle_convert.quantize.limits import Limits
 from valle_convert.quantize.quality import Greedy, Measured, Quality, Speed
-from valle_convert.quantize.report import FORMS, FileReport, QuantizeReport
+from valle_convert.quantize.report import FileReport, QuantizeReport
 
 PROGRAM = [sys.executable, "-m", "valle_convert"]
 
@@ -84,7 +85,6 @@ def test_a_report_with_numbers_that_json_has_not_is_json() -> None:
         source="a.gguf",
         source_sha256=None,
         tool={"name": "llama-quantize", "version": "1", "sha256": "0" * 64, "found": "PATH"},
-        recipe={"name": "stock", "reason": ""},
         tensor_types=(),
         reference="",
         utterances="",

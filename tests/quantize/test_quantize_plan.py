@@ -4,20 +4,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from quantize.making import make_one
 
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.quantize.make import make_file
-from valle_convert.quantize.plan import (
-    FilePlan,
-    Options,
-    bits_per_weight,
-    describe_types,
-    plan_file,
-)
+from valle_convert.quantize.options import Options
+from valle_convert.quantize.plan import FilePlan, plan_file
 from valle_convert.quantize.source import Source
 from valle_convert.quantize.tool import Quantizer
-from valle_convert.quantize.types import COMMON, FILE_TYPES, RECIPES, STOCK
+from valle_convert.quantize.types import (
+    COMMON,
+    FILE_TYPES,
+    bits_per_weight,
+    describe_types,
+    read_tensor_types,
+)
 
 OPTIONS = Options(threads=1)
 NARROW = "ar-nar-len"  # a golden checkpoint whose rows are 64
@@ -31,7 +32,7 @@ def narrow(converted: Callable[[str, str], Path]) -> Source:
 
 def made(program: Quantizer, plan: FilePlan, folder: Path) -> Path:
     path = folder / f"{plan.kind.name}.gguf"
-    make_file(program, plan, path)
+    make_one(program, plan, path)
     return path
 
 
@@ -101,29 +102,37 @@ def test_program_and_library_plan_the_same(
     assert ours.fallbacks == theirs.fallbacks
 
 
-@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES.values() if recipe.tensor_types])
-def test_a_recipe_gives_its_types_to_the_tensors_that_it_names(
-    program: Quantizer, source_256: Source, recipe: object
+def test_of_the_tensor_types_the_first_that_matches_wins(
+    program: Quantizer, source_256: Source
 ) -> None:
+    given = ("token_embd=q5_k", "token_embd=q8_0", "attn_=q8_0")
     stock, plan = (
-        plan_file(program, source_256, FILE_TYPES["Q4_K_M"], Options(recipe=one, threads=1))
-        for one in (STOCK, recipe)  # type: ignore[arg-type]
+        plan_file(program, source_256, FILE_TYPES["Q4_K_M"], Options(tensor_types=one, threads=1))
+        for one in ((), given)
     )
     before = {tensor.name: tensor.ggml_type.name for tensor in stock.tensors}
     for tensor in plan.tensors:
-        named = [
-            item.partition("=")[2]
-            for item in recipe.tensor_types  # type: ignore[attr-defined]
-            if item.partition("=")[0] in tensor.name and len(tensor.shape) == 2
-        ]
-        assert tensor.ggml_type.name == (named[0] if named else before[tensor.name])
+        if tensor.name == "token_embd.weight":
+            assert tensor.ggml_type.name == "Q5_K"
+        elif "attn_" in tensor.name and len(tensor.shape) == 2:
+            assert tensor.ggml_type.name == "Q8_0"
+        else:
+            assert tensor.ggml_type.name == before[tensor.name]
 
 
-def test_a_users_tensor_type_wins_over_the_recipes(program: Quantizer, source_256: Source) -> None:
-    settings = Options(recipe=RECIPES["embd-q8"], tensor_types=("token_embd=q5_k",), threads=1)
+def test_a_list_of_tensor_types_does_what_it_does_in_the_stock_program(
+    program: Quantizer, source_256: Source, tmp_path: Path
+) -> None:
+    listing = tmp_path / "x.txt"
+    listing.write_text("TOKEN_EMBD=q8_0\nblk\\.(0|7)\\.attn_q=F16 attn_q=Q5_K\n")
+    settings = Options(tensor_types=read_tensor_types(listing), threads=1)
     plan = plan_file(program, source_256, FILE_TYPES["Q4_K_M"], settings)
-    assert plan.tensors[1].name == "token_embd.weight"
-    assert plan.tensors[1].ggml_type.name == "Q5_K"
+    out = tmp_path / "out.gguf"
+    program.run(["--tensor-type-file", str(listing), str(source_256.path), str(out), "Q4_K_M"])
+    made = GgufFile(out).tensors
+    assert {one.name: one.ggml_type for one in plan.tensors or ()} == {
+        name: tensor.ggml_type for name, tensor in made.items()
+    }
 
 
 def test_pure_gives_every_matrix_the_type_itself(program: Quantizer, source_256: Source) -> None:

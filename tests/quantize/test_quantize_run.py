@@ -211,8 +211,8 @@ def test_a_tensor_that_does_not_fit_is_reported_and_no_fallback_refuses_it(
 def measured(gguf_256: Path, checkpoint_256: Path, tmp_path_factory: Any) -> dict[str, Any]:
     """One measured run, and its reports."""
     from valle_convert.checkpoint import read_checkpoint
-    from valle_convert.quantize.plan import Options
-    from valle_convert.quantize.report import FORMS
+    from valle_convert.quantize.forms import FORMS
+    from valle_convert.quantize.options import Options
     from valle_convert.quantize.run import quantize
     from valle_convert.quantize.types import parse_types
 
@@ -487,7 +487,7 @@ def test_given_utterances_are_what_is_measured_and_what_importance_is_made_of(
         (["out", "--types", ","], "list of types is empty"),
         (["o.gguf", "--types", "Q8_0,Q4_0"], "give a folder"),
         (["o.gguf", "Q8_0", "--resume"], "--resume"),
-        (["o.gguf", "Q8_0", "--recipe", "best"], "There is no recipe"),
+        (["o.gguf", "Q8_0", "--tensor-types", "absent.txt"], "There is no list of tensor types"),
         (["o.gguf", "Q8_0", "--tensor-type", "attn"], "PATTERN=TYPE"),
         (["o.gguf", "Q8_0", "--llama-quantize", "/nowhere"], "no program that can be run"),
         (["o.gguf", "IQ2_XXS"], "without an importance matrix"),

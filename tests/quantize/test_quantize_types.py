@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.types import GGML_TYPES
@@ -11,13 +15,12 @@ from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import (
     COMMON,
     FILE_TYPES,
-    RECIPES,
     check_tensor_type,
     file_type,
     ggml_type,
     matches,
     parse_types,
-    recipe_named,
+    read_tensor_types,
 )
 
 
@@ -52,23 +55,32 @@ def test_a_list_that_names_no_type_is_refused(text: str) -> None:
         parse_types(text)
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=str)
-def test_every_recipe_is_in_the_form_that_llama_quantize_takes(recipe: object) -> None:
-    assert recipe in RECIPES.values()
-    for item in recipe.tensor_types:  # type: ignore[attr-defined]
-        assert check_tensor_type(item) == item.lower()
-    assert recipe.reason  # type: ignore[attr-defined]
-
-
-def test_an_unknown_recipe_names_those_that_there_are() -> None:
-    with pytest.raises(InputError, match="embd-q8"):
-        recipe_named("best")
-
-
 @pytest.mark.parametrize("text", ["attn_v", "=q8_0", "attn_v=", "attn_v=Q4_K_M", "(=q8_0"])
 def test_a_tensor_type_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(InputError):
         check_tensor_type(text)
+
+
+def test_a_list_of_tensor_types_is_in_the_form_of_llama_quantize(tmp_path: Path) -> None:
+    """Words with any white space between them; its reader is `while (file >> word)`."""
+    path = tmp_path / "x.txt"
+    path.write_bytes(b" token_embd=Q8_0\tATTN_V=q6_K\r\n\n\x0bblk\\.(0|1)\\.ffn=f16\x0c")
+    found = read_tensor_types(path)
+    assert found == ("token_embd=q8_0", "attn_v=q6_k", "blk\\.(0|1)\\.ffn=f16")
+
+
+@given(st.binary(max_size=40) | st.text(alphabet=" =\n\0qQ8_0a(é", max_size=40).map(str.encode))
+def test_what_a_list_of_tensor_types_gives_can_be_given_to_the_tool(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.txt"
+        path.write_bytes(data)
+        try:
+            found = read_tensor_types(path)
+        except InputError:
+            return
+    assert found
+    assert all(check_tensor_type(one) == one and one.isprintable() for one in found)
+    assert not any(set(one) & set(" \t\n") for one in found)
 
 
 def test_a_pattern_is_searched_in_the_name_as_llama_quantize_does() -> None:

@@ -10,16 +10,16 @@ import pytest
 from make_vallex import VallexShape, make_vallex
 from quantize.test_vallex_imatrix import voice_file
 from support import Cli, error_of
-from vallex_golden import CHECKPOINT
+from vallex_golden import CHECKPOINT, set_paths
 
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.errors import InputError
-from valle_convert.families.vallex.files import VallexSet, open_set, plan_vallex, set_paths
+from valle_convert.families.bundle import Bundle, open_bundle, plan, write_bundle
+from valle_convert.families.family import Choices
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.gguf_file.write import write_set
-from valle_convert.quantize.plan import Listener, Options
+from valle_convert.quantize.options import Options, RunLog
+from valle_convert.quantize.run import quantize
 from valle_convert.quantize.types import parse_types
-from valle_convert.quantize.vallex import quantize_set
 
 #: Rows that K-quants divide into.
 WIDE = VallexShape(dim=256, heads=4, layers=2, ffn=1, levels=3, codes=64)
@@ -28,7 +28,7 @@ WIDE = VallexShape(dim=256, heads=4, layers=2, ffn=1, levels=3, codes=64)
 @pytest.fixture(scope="module")
 def golden_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("golden") / "golden-F16.gguf"
-    write_set(plan_vallex(read_checkpoint(CHECKPOINT), out_type="f16"), path)
+    write_bundle(plan(read_checkpoint(CHECKPOINT), Choices("f16")), path)
     return path
 
 
@@ -103,19 +103,24 @@ def test_the_body_is_the_same_with_every_first_part(golden_set: Path, tmp_path: 
         renamed = set_paths(folder / "x.gguf", 7)
         for source, target in zip(paths, renamed, strict=True):
             target.write_bytes(source.read_bytes())
-        files = open_set(renamed[0])
-        turned = replace(files, levels=files.levels[first:] + files.levels[:first])
+        files = open_bundle(renamed[0])
+        ar, nar, *levels = files.files
+        order = [ar, nar, *levels[first:], *levels[:first]]
+        turned = replace(
+            files, files=dict(zip(files.files, map(files.files.get, order), strict=True))
+        )
         quantize_turned(turned, folder / "out.gguf")
         bodies.append((folder / "out-nar.gguf").read_bytes())
     assert bodies[0] == bodies[1]
 
 
-def quantize_turned(files: VallexSet, out: Path) -> None:
-    from valle_convert.quantize import vallex
+def quantize_turned(files: Bundle, out: Path) -> None:
+    from valle_convert.quantize import source
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vallex, "open_set", lambda _path: files)
-        quantize_set(files.ar.path, out, options("Q4_0", measure=False))
+        patch.setattr(source, "open_files", lambda _path: files)
+        patch.setattr(Bundle, "check", lambda _self: None)
+        quantize(files.path, out, options("Q4_0", measure=False))
 
 
 @pytest.mark.parametrize("kind", ["Q4_K_M", "IQ2_XXS", "IQ3_XXS", "BF16"])
@@ -123,7 +128,7 @@ def test_a_checkpoint_is_converted_and_quantized_at_once(kind: str, tmp_path: Pa
     """IQ2_XXS needs an importance matrix, which is made of the checkpoint."""
     make_vallex(tmp_path / "wide.pt", WIDE)
     checkpoint = read_checkpoint(tmp_path / "wide.pt")
-    report = quantize_set(
+    report = quantize(
         tmp_path / "wide.pt",
         tmp_path / "out",
         options(kind, n_imatrix=2, n_utterances=1),
@@ -131,7 +136,7 @@ def test_a_checkpoint_is_converted_and_quantized_at_once(kind: str, tmp_path: Pa
     )
     assert report.passed, report.verdict()
     assert (report.files[0].imatrix is not None) == kind.startswith("IQ")
-    assert open_set(tmp_path / "out" / f"wide-{kind}.gguf").model.n_levels == 3
+    assert open_bundle(tmp_path / "out" / f"wide-{kind}.gguf").model.n_levels == 3
 
 
 def test_one_set_is_made_by_its_name_and_nothing_is_replaced(
@@ -211,7 +216,7 @@ def test_prune_leaves_sets_of_a_run_that_failed_and_of_other_models(
         assert f"golden-Q4_0.gguf, since {why}" in result.err
         assert {path: path.read_bytes() for path in out.iterdir()} == before
     # The first parts of its levels are those of the other set, byte for byte.
-    write_set(plan_vallex(read_checkpoint(CHECKPOINT), out_type="f32"), other)
+    write_bundle(plan(read_checkpoint(CHECKPOINT), Choices("f32")), other)
     result = cli("quantize", other, out, "--types", "Q8_0", "--no-measure", "--prune")
     assert result.code == 0, result
     assert "since this run did not quantize their source" in result.err
@@ -256,7 +261,7 @@ def test_sets_of_another_source_are_not_kept(golden_set: Path, cli: Cli, tmp_pat
     out, other = tmp_path / "out", tmp_path / "golden-f16.gguf"
     assert cli("quantize", golden_set, out, "--no-measure", "--types", "Q8_0").code == 0
     make_vallex(tmp_path / "other.pt", VallexShape(seed=9))
-    write_set(plan_vallex(read_checkpoint(tmp_path / "other.pt"), out_type="f16"), other)
+    write_bundle(plan(read_checkpoint(tmp_path / "other.pt"), Choices("f16")), other)
     found = cli("quantize", other, out, "--no-measure", "--types", "Q8_0", "--resume")
     assert "made of another source" in error_of(found, 2)
 
@@ -289,7 +294,7 @@ def test_a_checkpoint_is_gone_on_with_as_well(cli: Cli, tmp_path: Path) -> None:
 
 def test_what_is_wrong_is_told_before_a_checkpoint_is_converted(tmp_path: Path) -> None:
     said: list[str] = []
-    listener = Listener(talk=said.append)
+    log = RunLog(talk=said.append)
     (tmp_path / "data").mkdir()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "vallex-checkpoint-Q8_0-nar.gguf").write_bytes(b"mine")
@@ -300,12 +305,12 @@ def test_what_is_wrong_is_told_before_a_checkpoint_is_converted(tmp_path: Path) 
         (options("IQ2_XXS", imatrix="none"), "without an importance matrix"),
     ):
         with pytest.raises(InputError, match=words):
-            quantize_set(
+            quantize(
                 CHECKPOINT,
                 tmp_path / "out",
                 given,
                 checkpoint=read_checkpoint(CHECKPOINT),
-                listener=listener,
+                log=log,
             )
     assert said == []
     assert len(list((tmp_path / "out").iterdir())) == 1
@@ -323,8 +328,8 @@ def test_files_are_named_by_the_convention_and_say_who_made_them(
     (name,) = [one["name"] for one in json.loads(made.out)["files"]]
     assert name.startswith("vallex-checkpoint-127K")
     assert name.endswith("-Q8_0.gguf")
-    files = open_set(out / name)
-    for file in (files.ar, files.body):
+    files = open_bundle(out / name)
+    for file in (files.files["ar"], files.files["nar"]):
         assert file.keys["general.quantized_by"] == "me"
         assert file.keys["general.base_model.0.name"] == "b"
     assert cli("verify", CHECKPOINT, out / name).code == 0
@@ -343,12 +348,12 @@ def test_an_earlier_run_is_held_against_on_the_same_utterances_only(
 
 def test_what_is_not_for_sets_is_refused(golden_set: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--listen, --scan cannot be used with a VALL-E X"):
-        quantize_set(golden_set, tmp_path, options("Q8_0", listen=True, scan=True))
+        quantize(golden_set, tmp_path, options("Q8_0", listen=True, scan=True))
     with pytest.raises(InputError, match="--prune goes by the manifest of a folder"):
-        quantize_set(golden_set, tmp_path / "x.gguf", options("Q8_0", prune=True))
+        quantize(golden_set, tmp_path / "x.gguf", options("Q8_0", prune=True))
     with pytest.raises(InputError, match="one set, and 2 types"):
-        quantize_set(golden_set, tmp_path / "x.gguf", options("Q8_0,Q4_0"))
+        quantize(golden_set, tmp_path / "x.gguf", options("Q8_0,Q4_0"))
     make_vallex(tmp_path / "wide.pt", WIDE)
-    write_set(plan_vallex(read_checkpoint(tmp_path / "wide.pt")), tmp_path / "wide.gguf")
+    write_bundle(plan(read_checkpoint(tmp_path / "wide.pt")), tmp_path / "wide.gguf")
     with pytest.raises(InputError, match="cannot be made without an importance matrix"):
-        quantize_set(tmp_path / "wide.gguf", tmp_path / "out", options("IQ2_XXS"))
+        quantize(tmp_path / "wide.gguf", tmp_path / "out", options("IQ2_XXS"))

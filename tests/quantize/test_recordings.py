@@ -16,15 +16,17 @@ from audio.small_codec import save_codec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import Cli, error_of
-from valle_convert.quantize.utterances import Utterances, read_utterance
 
 from valle_convert.audio import EncodecCodec, SavedCodes, read_audio, write_codes
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import open_bundle
-from valle_convert.families.v5.on_llama import open_model
+from valle_convert.families.v5 import FAMILY
+from valle_convert.families.v5.files import open_model
+from valle_convert.families.v5.recordings import Recorded, read_list, utterance_names
+from valle_convert.families.v5.trials import read_utterance
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.spec import Model
-from valle_convert.quantize.recordings import Recorded, read_list, utterance_names
+from valle_convert.quantize.examples import Examples
 
 CODES = 64  # a codebook, in the golden checkpoints
 WORDS = ["Hello world, this is a test.", "Guten Morgen, wie geht es dir heute?"]
@@ -79,7 +81,7 @@ def test_recordings_and_texts_become_utterances_that_quantize_takes(
     told = json.loads(result.out)["utterances"]
     assert [one["language"] for one in told] == ["en", "de"]
     assert told[0]["phonemes"].startswith("həlˈoʊ wˈɜːld")
-    chosen = Utterances.choose(model, out, None, seed=0)
+    chosen = Examples.choose(FAMILY, model, out, None, seed=0)
     assert [path.name for path in chosen.files] == ["0001-one.npz", "0002-two.npz"]
     encodec = EncodecCodec(codec)
     for utterance, path, one in zip(chosen, recordings, told, strict=True):
@@ -103,7 +105,7 @@ def test_a_list_names_recordings_beside_it_and_codes_need_no_codec(
     given = ["--list", tmp_path / "list.tsv", "--model", gguf]
     result = cli("utterances", out, *given, "--phonemes", "--language", "fr-CA", "--json")
     assert result.code == 0, result
-    (utterance,) = Utterances.choose(model, out, None, seed=0)
+    (utterance,) = Examples.choose(FAMILY, model, out, None, seed=0)
     assert utterance.response.shape == (20, 8)
     assert utterance.condition.language == model.languages.index("fr")
     assert utterance.condition.prompt is None
@@ -123,7 +125,7 @@ def test_names_that_are_not_utf_8_are_names(
     done = subprocess.run(command, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)["utterances"]) == 1
-    assert len(list(Utterances.choose(model, out, None, seed=0))) == 1
+    assert len(list(Examples.choose(FAMILY, model, out, None, seed=0))) == 1
 
 
 @pytest.mark.parametrize(
@@ -135,7 +137,7 @@ def test_names_that_are_not_utf_8_are_names(
         (["{one}", "--text", "..."], "nothing to say"),
         (["{one}", "--text", "Hello.", "--codec", "{large}"], "1024 codes"),
         (["{codes}", "--text", "Hello.", "--voice", "absent.wav"], "no recording absent.wav"),
-        (["{few}", "--text", "Hello."], "codes of 4 levels"),
+        (["{few}", "--text", "Hello."], "4 levels of 64 codes"),
         (["{broken}", "--text", "Hello.", "--codec", "{codec}"], "broken.wav"),
         (["--list", "{bad}"], "line 1 has 1 tab-separated fields"),
         (["--list", "{bad}", "--text", "a"], "give either it"),
@@ -214,7 +216,7 @@ def test_saved_codes_of_another_codec_are_no_utterance(
     model: Model, saved: Callable[..., Path]
 ) -> None:
     path = saved(levels=4, phonemes=(1, 30, 2))
-    with pytest.raises(InputError, match="has codes of 4 levels"):
+    with pytest.raises(InputError, match="has 4 levels of"):
         read_utterance(path, model, seed=(0,))
 
 

@@ -98,7 +98,7 @@ def test_too_few_bits_are_refused() -> None:
 def test_patterns_name_the_chosen_matrices_and_no_others() -> None:
     kinds = {f"blk.{i}.ffn_up.weight": "Q4_K" if i % 2 else "Q2_K" for i in range(12)}
     kinds |= {"blk.1.attn_q.weight": "Q6_K", "token_embd.weight": "Q8_0"}
-    patterns = [check_tensor_type(one) for one in Mixture(kinds, 4.0, 0.1).recipe("").tensor_types]
+    patterns = [check_tensor_type(one) for one in Mixture(kinds, 4.0, 0.1).tensor_types]
     assert len(patterns) == 4
     for name, kind in kinds.items():
         (found,) = [one.rpartition("=")[2] for one in patterns if matches(one, name)]
@@ -125,13 +125,47 @@ def test_a_scan_chooses_a_mixture_of_the_size_and_llama_cpp_makes_it(
     assert {name for name, _ in kl} == matrices
     assert all(kl[name, "Q8_0"] < kl[name, "Q2_K"] for name in matrices)
     # What was predicted comes true, but for what llama.cpp rounds besides.
-    predicted = float(re.findall(r"predicted KL (\S+)", report["recipe"]["reason"])[0])
+    predicted = float(re.findall(r"predicted KL (\S+)", " ".join(report["notes"]))[0])
     assert 0.5 < file["quality"]["all"]["kl_mean"] / predicted < 2
     types = {one["name"]: one["type"] for one in file["tensors"]}
     assert set(types.values()) == {"Q2_K", "Q8_0"}
     assert {name: one.ggml_type.name for name, one in GgufFile(out).tensors.items()}.items() >= (
         types.items()
     )
+    # The same file comes of the list that the scan wrote.
+    again, listing = tmp_path / "again.gguf", tmp_path / "chosen.tensor-types.txt"
+    result = cli(
+        *("quantize", checkpoint_256, again, file["type"], "--tensor-types", listing),
+        *("--threads", 1, "--no-measure"),
+    )
+    assert result.code == 0, result
+    assert again.read_bytes() == out.read_bytes()
+
+
+def test_a_mixture_has_a_name_of_its_own_and_its_list_is_in_the_manifest(
+    cli: Cli, checkpoint_256: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run = (
+        *("quantize", checkpoint_256, out, "--scan", "--scan-types", "Q4_0,Q8_0", "--no-measure"),
+        *("--utterances", 1, "--threads", 1, "--target-bits"),
+    )
+    assert cli(*run, 6).code == 0
+    gguf, listing = out / "wide-mixture.gguf", out / "wide-mixture.tensor-types.txt"
+    assert gguf.exists()
+    assert cli("check-manifest", out).code == 0
+    before = listing.read_bytes()
+    assert "is not overwritten" in error_of(cli(*run, 6), 2)
+    kept = cli(*run, 6, "--resume", "--json")
+    assert [one["status"] for one in json.loads(kept.out)["files"]] == ["kept"]
+    assert "is not overwritten" in error_of(cli(*run, 5, "--resume"), 2)
+    assert listing.read_bytes() == before
+    given = ("--types", "Q8_0", "--tensor-types", listing, "--resume", "--prune", "--no-measure")
+    other = cli("quantize", checkpoint_256, out, *given, "--threads", 1)
+    assert not gguf.exists()
+    assert f"not removed: {listing.name}, since this run reads it" in other.err
+    listing.write_bytes(before + b"x")
+    assert f"{listing.name}: " in cli("check-manifest", out).out
 
 
 @pytest.mark.parametrize(

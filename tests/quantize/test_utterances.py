@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import golden_checkpoint
-from valle_convert.model.families import describe
-from valle_convert.quantize.utterances import Utterances, read_utterance
 
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.errors import InputError
-from valle_convert.families.v5.trials import cases
+from valle_convert.families.v5 import FAMILY
+from valle_convert.families.v5.facts import describe
+from valle_convert.families.v5.trials import cases, read_utterance
 from valle_convert.model.spec import Model
+from valle_convert.quantize.examples import Examples
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +153,7 @@ def test_any_damage_is_bad_input(
 def test_a_folder_without_utterances_is_refused(model: Model, tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(InputError, match=r"no folder with \.npz files"):
-            Utterances.choose(model, folder, None, seed=0)
+            Examples.choose(FAMILY, model, folder, None, seed=0)
 
 
 def test_given_utterances_come_in_the_order_of_their_names_and_their_bytes_count(
@@ -160,16 +161,16 @@ def test_given_utterances_come_in_the_order_of_their_names_and_their_bytes_count
 ) -> None:
     write("b.npz", phonemes=np.array([1, 9, 2]))
     write("a.npz")
-    first = Utterances.choose(model, tmp_path, None, seed=0)
+    first = Examples.choose(FAMILY, model, tmp_path, None, seed=0)
     assert [len(one.condition.phonemes) for one in first] == [4, 3]
     write("b.npz", phonemes=np.array([1, 8, 2]))
-    assert Utterances.choose(model, tmp_path, None, seed=0).digest != first.digest
+    assert Examples.choose(FAMILY, model, tmp_path, None, seed=0).digest != first.digest
 
 
 def test_seeded_utterances_are_many_different_ones_of_bounded_length(model: Model) -> None:
-    utterances = list(Utterances.seeded(model, 20, seed=3))
+    utterances = list(Examples.seeded(FAMILY, model, 20, seed=3))
     assert len({one.response.tobytes() for one in utterances}) == 20
     lengths = [len(one.response) for one in utterances]
     assert max(lengths) == max(lengths[:8])  # they do not grow for ever
-    again = list(Utterances.seeded(model, 20, seed=3))
+    again = list(Examples.seeded(FAMILY, model, 20, seed=3))
     assert all((a.response == b.response).all() for a, b in zip(utterances, again, strict=True))

@@ -18,21 +18,19 @@ from vallex_golden import CHECKPOINT
 
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.errors import InputError
-from valle_convert.families.vallex.facts import VallexModel, describe_vallex, fold_norm
-from valle_convert.families.vallex.files import open_set, plan_vallex
+from valle_convert.families.bundle import open_bundle, paths_of, plan, write_bundle
+from valle_convert.families.family import Choices
+from valle_convert.families.vallex import FAMILY
+from valle_convert.families.vallex.facts import VallexModel, describe, fold_norm
 from valle_convert.families.vallex.reference import VallexReference
-from valle_convert.families.vallex.trials import n_vallex_cases, run_vallex_cases
-from valle_convert.gguf_file.write import write_set
-from valle_convert.quantize.imatrix import read_imatrix
-from valle_convert.quantize.plan import Options, arguments_of
+from valle_convert.families.vallex.trials import cases, read_utterance
+from valle_convert.quantize.examples import Examples
+from valle_convert.quantize.imatrix import make_imatrices, read_imatrix
+from valle_convert.quantize.options import Options
+from valle_convert.quantize.plan import arguments_of
+from valle_convert.quantize.source import Reference
 from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import FILE_TYPES
-from valle_convert.quantize.vallex_imatrix import (
-    VallexUtterances,
-    imatrix_paths,
-    make_vallex_imatrix,
-    read_vallex_utterance,
-)
 
 #: Rows that K-quants divide into.
 WIDE = VallexShape(dim=256, heads=4, layers=1, ffn=1, levels=3, codes=64)
@@ -41,7 +39,7 @@ SAME = 1e-4
 
 
 def model_of(path: Path) -> VallexModel:
-    return describe_vallex(read_checkpoint(path)).model
+    return describe(read_checkpoint(path)).model
 
 
 def voice_file(path: Path, n_frames: int, seed: int = 0, *, levels: int = 8) -> Path:
@@ -114,15 +112,14 @@ def test_sums_are_those_of_what_goes_into_pytorchs_own_layers(tmp_path: Path) ->
     source = checkpoint.tensors
     state = {name: torch.from_numpy(np.array(source.read(name))) for name in source.specs}
     model = model_of(CHECKPOINT)
-    utterances = VallexUtterances.choose(model, None, 1, seed=3)
-    made = make_vallex_imatrix(checkpoint, utterances, tmp_path / "m.gguf")
+    utterances = Examples.choose(FAMILY, model, None, 1, seed=3)
+    made = make_imatrices(Reference.of(checkpoint), utterances, tmp_path / "m.gguf")
     network = Recorded(checkpoint.tensors, model)
     network.passes = []
     (utterance,) = utterances
-    for _ in zip(
-        range(n_vallex_cases(model) - 1), run_vallex_cases(network, utterance), strict=False
-    ):
-        pass
+    given = [case for case in cases(model, utterance) if not case.repeats]
+    for case in given:
+        case.run(network)
     sums: dict[tuple[str, str], NDArray[np.float64]] = {}
     counts: dict[tuple[str, str], int] = {}
 
@@ -131,7 +128,7 @@ def test_sums_are_those_of_what_goes_into_pytorchs_own_layers(tmp_path: Path) ->
         sums[net, name] = sums.get((net, name), 0) + values.square().sum(0).numpy()
         counts[net, name] = counts.get((net, name), 0) + len(values)
 
-    assert len(network.passes) == n_vallex_cases(model) - 1 == 11
+    assert len(network.passes) == len(given) == 11
     for net, level, n_text, rows, n_outputs in network.passes:
         n = len(rows)
         hidden = torch.ones(n, n, dtype=torch.bool).triu(1)
@@ -165,13 +162,18 @@ def test_sums_are_those_of_what_goes_into_pytorchs_own_layers(tmp_path: Path) ->
             values = list(torch.from_numpy(folded))
         last = nn.functional.layer_norm(x, (64,), *values)
         add(net, "token_embd.weight", last[:, n - n_outputs :])
-    for net, one in zip(("ar", "nar"), made, strict=True):
+    for net, one in zip(("ar", "nar"), made.values(), strict=True):
         assert set(one.entries) == {name for kind, name in sums if kind == net}
         for name, entry in one.entries.items():
             assert entry.count == counts[net, name], name
             np.testing.assert_allclose(entry.sums, sums[net, name], rtol=SAME, err_msg=name)
     # What was written is what was collected, and says whose it is.
-    for path, net, one in zip(imatrix_paths(tmp_path / "m.gguf"), ("ar", "nar"), made, strict=True):
+    for path, net, one in zip(
+        list(paths_of(tmp_path / "m.gguf", ["ar", "nar"]).values()),
+        ("ar", "nar"),
+        made.values(),
+        strict=True,
+    ):
         found = read_imatrix(path)
         assert found.part == net
         assert found.entries.keys() == one.entries.keys()
@@ -193,9 +195,7 @@ def test_the_command_writes_two_files_that_stock_llama_quantize_takes(
     told = json.loads(result.out)
     assert told["files"] == [str(tmp_path / name) for name in ("m.gguf", "m-nar.gguf")]
     assert told["matrices"] == 2 * 5
-    write_set(
-        plan_vallex(read_checkpoint(tmp_path / "wide.pt"), out_type="f16"), tmp_path / "w.gguf"
-    )
+    write_bundle(plan(read_checkpoint(tmp_path / "wide.pt"), Choices("f16")), tmp_path / "w.gguf")
     given = arguments_of(
         FILE_TYPES["IQ2_XXS"],
         Options(threads=1),
@@ -215,9 +215,9 @@ def test_the_command_writes_two_files_that_stock_llama_quantize_takes(
 
 def test_a_run_that_was_stopped_leaves_nothing(tmp_path: Path) -> None:
     checkpoint = read_checkpoint(CHECKPOINT)
-    utterances = VallexUtterances.choose(model_of(CHECKPOINT), None, 2, seed=5)
+    utterances = Examples.choose(FAMILY, model_of(CHECKPOINT), None, 2, seed=5)
     with stopping_after(1) as progress, pytest.raises(KeyboardInterrupt):
-        make_vallex_imatrix(checkpoint, utterances, tmp_path / "m.gguf", progress=progress)
+        make_imatrices(Reference.of(checkpoint), utterances, tmp_path / "m.gguf", progress=progress)
     assert not list(tmp_path.iterdir())
 
 
@@ -254,8 +254,8 @@ def test_a_type_is_better_with_the_matrix_than_without(
     for head in ("ar", "nar.1", "nar.2"):
         better, worse = (found[name]["quality"][head]["kl_mean"] for name in ("with", "without"))
         assert better < 0.9 * worse, head
-    files = open_set(tmp_path / "with.gguf")
-    for file, name in ((files.ar, "m.gguf"), (files.body, "m-nar.gguf")):
+    files = open_bundle(tmp_path / "with.gguf").files
+    for file, name in ((files["ar"], "m.gguf"), (files["nar"], "m-nar.gguf")):
         assert file.keys["quantize.imatrix.file"] == name
         assert file.keys["quantize.imatrix.entries_count"] == 5
 
@@ -265,9 +265,9 @@ def test_a_matrix_of_the_other_network_or_of_none_is_refused(
 ) -> None:
     assert cli("imatrix", uneven, "-o", tmp_path / "m.gguf", "--utterances", 1).code == 0
     run = ("quantize", uneven, tmp_path / "o.gguf", "Q2_K", "--no-measure", "--imatrix")
-    assert "of the NAR, where that of the AR" in error_of(cli(*run, tmp_path / "m-nar.gguf"), 2)
+    assert "of nar, and that of ar" in error_of(cli(*run, tmp_path / "m-nar.gguf"), 2)
     (tmp_path / "m-nar.gguf").rename(tmp_path / "n.gguf")
-    assert "importance matrix of the NAR" in error_of(cli(*run, tmp_path / "m.gguf"), 2)
+    assert "importance matrix of nar" in error_of(cli(*run, tmp_path / "m.gguf"), 2)
     make_vallex(tmp_path / "other.pt", VallexShape(layers=1))
     assert (
         cli("imatrix", tmp_path / "other.pt", "-o", tmp_path / "x.gguf", "--utterances", 1).code
@@ -283,7 +283,7 @@ def test_a_matrix_of_the_other_network_or_of_none_is_refused(
 def test_a_voice_file_is_an_utterance_whose_beginning_is_the_prompt(tmp_path: Path) -> None:
     model = model_of(CHECKPOINT)
     for n_frames, n_prompt in ((2, 1), (301, 150), (600, 225)):
-        given = read_vallex_utterance(voice_file(tmp_path / "v.npz", n_frames), model)
+        given = read_utterance(voice_file(tmp_path / "v.npz", n_frames), model)
         assert (len(given.prompt), len(given.codes)) == (n_prompt, n_frames - n_prompt)
         assert (given.text.languages == 1).all()  # 0 in such a file, Chinese, is 1 of the network
         assert len(given.text) == 12
@@ -305,4 +305,4 @@ def test_a_voice_that_cannot_be_measured_on_is_refused_before_anything_is_made(
 
 def test_a_folder_without_voices_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="voice file of VALL-E X"):
-        VallexUtterances.choose(model_of(CHECKPOINT), tmp_path, None, seed=0)
+        Examples.choose(FAMILY, model_of(CHECKPOINT), tmp_path, None, seed=0)

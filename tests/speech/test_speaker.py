@@ -88,6 +88,15 @@ def test_what_cannot_be_said_is_named(talking: Talking) -> None:
     assert any("in English and are left out: 你 (U+4F60)" in notice for notice in spoken.notices)
 
 
+def test_a_sentence_that_takes_the_language_of_the_others_is_reported(talking: Talking) -> None:
+    text = "大丈夫。はい。"
+    spoken = talking.speaker.speak(text, None, replace(talking.quick, language=None))
+    assert [piece.language for piece in spoken.pieces] == ["ja", "ja"]
+    assert any("'大丈夫。' may be Chinese or Japanese" in notice for notice in spoken.notices)
+    given = talking.speaker.speak(text, None, replace(talking.quick, language="ja"))
+    assert not any("Chinese or Japanese" in notice for notice in given.notices)
+
+
 def test_the_time_of_every_stage_is_told(talking: Talking, voice: Path) -> None:
     spoken = talking.speaker.speak("One. Two.", voice, talking.heard)
     times = spoken.seconds

@@ -155,6 +155,9 @@ def test_a_voice_file_takes_no_second_transcript(
 def test_a_voice_that_is_too_long_is_refused(speaker: VallexSpeaker) -> None:
     noise = 0.1 * np.random.default_rng(0).standard_normal(24_000 * 16).astype(np.float32)
     long = SavedCodes(np.zeros((75 * 16, 8), np.int32), UNKNOWN_CODEC, 64)
+    file = VallexVoice(long.codes, SAID_ROWS.symbols, SAID_ROWS.languages)
+    with pytest.raises(InputError, match=r"16\.0 seconds long.*has 15 at most"):
+        speaker.speak("Hello.", file, QUICK)
     for source in (Audio(noise, 24_000), long):
         with pytest.raises(InputError, match=r"16\.0 seconds long.*has 15 at most"):
             speaker.speak("Hello.", source, replace(QUICK, voice_text=SAID))

@@ -7,7 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from valle_convert.errors import InputError
-from valle_convert.text import detect_language, detect_languages, split_sentences
+from valle_convert.text import (
+    assumed_language_notices,
+    detect_language,
+    detect_languages,
+    split_sentences,
+)
 from valle_convert.text.sentences import speaking_size
 
 
@@ -22,6 +27,10 @@ from valle_convert.text.sentences import speaking_size
         ("ﾃﾚﾋﾞ", "ja"),
         ("今天天气很好。", "zh"),
         ("안녕하세요, 세계!", "ko"),
+        ("𝐇𝐞𝐥𝐥𝐨 𝐰𝐨𝐫𝐥𝐝", "en"),
+        # Characters that are written in one of the two countries alone.
+        ("天気予報", "ja"),
+        ("我们说话", "zh"),
         ("私はNewYorkとLondonとParisに行った", "ja"),
         ("12345", "en"),
         ("OK", "en"),
@@ -50,6 +59,34 @@ def test_with_one_latin_language_latin_letters_are_that_language() -> None:
 def test_short_latin_sentences_are_told_together_and_others_by_themselves() -> None:
     sentences = ["Ja.", "OK.", "Wir gehen morgen in den Wald.", "今日は。"]
     assert detect_languages(sentences) == ["de", "de", "de", "ja"]
+
+
+@pytest.mark.parametrize(
+    ("sentences", "languages", "assumed"),
+    [
+        (["大丈夫。", "はい、元気です。"], ["ja", "ja"], "'大丈夫。'"),
+        (["はい。", "大丈夫。", "東京！", "OK."], ["ja", "ja", "ja", "en"], "'大丈夫。', '東京！'"),
+        (["大丈夫。", "我们很好。"], ["zh", "zh"], None),
+        (["大丈夫。", "東京。"], ["zh", "zh"], None),
+        # 你 is no Japanese character, 気 no Chinese one.
+        (["你好。", "はい。"], ["zh", "ja"], None),
+        (["天気。", "我们。", "说话。"], ["ja", "zh", "zh"], None),
+        # Most of the others decide.
+        (["大丈夫。", "我们。", "はい。", "ええ。"], ["ja", "zh", "ja", "ja"], "'大丈夫。'"),
+    ],
+)
+def test_chinese_characters_alone_have_the_language_of_the_rest(
+    sentences: list[str], languages: list[str], assumed: str | None
+) -> None:
+    assert detect_languages(sentences) == languages
+    notices = assumed_language_notices(sentences, languages)
+    assert [notice.partition(" may be")[0] for notice in notices] == ([assumed] if assumed else [])
+
+
+def test_where_a_model_speaks_one_of_the_two_chinese_characters_are_that_one() -> None:
+    assert detect_languages(["大丈夫。", "はい。"], ["en", "ja"]) == ["ja", "ja"]
+    assert assumed_language_notices(["大丈夫。"], ["ja"], ["en", "ja"]) == []
+    assert detect_languages(["大丈夫。", "天気。"], ["zh"]) == ["zh", "zh"]
 
 
 @pytest.mark.parametrize(

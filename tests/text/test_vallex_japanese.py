@@ -8,11 +8,7 @@ from hypothesis import strategies as st
 
 from valle_convert.families.vallex.symbols import unknown_symbols
 from valle_convert.families.vallex.text import japanese
-from valle_convert.families.vallex.text.japanese import (
-    Phone,
-    japanese_symbols,
-    spell_phones,
-)
+from valle_convert.families.vallex.text.japanese import Phone, japanese_symbols, spell_phones
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from make_checkpoint import Shape, make_checkpoint
 from support import PROJECT
 
 from valle_convert import plan_conversion, read_checkpoint, write_gguf
+from valle_convert.families.family import Choices
 from valle_convert.gguf_file.plan import GgufPlan
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.library import load_library
@@ -31,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint and a right file of each type."""
     folder = tmp_path_factory.mktemp("damage")
     make_checkpoint(folder / "right.sft", SHAPE)
-    write_gguf(plan_conversion(folder / "right.sft", out_type="f16"), folder / "F16.gguf")
+    write_gguf(plan_conversion(folder / "right.sft", Choices("f16")), folder / "F16.gguf")
     for name in TYPES[1:]:
         quantize_file(load_library(), folder / "F16.gguf", folder / f"{name}.gguf", name)
     return folder

@@ -16,9 +16,10 @@ from random_shapes import random_shape
 from support import GOLDEN, GOLDEN_NAMES, Cli, error_of, golden_checkpoint
 
 from valle_convert import plan_conversion, plan_repair, read_checkpoint, write_gguf
+from valle_convert.families.family import Choices
 from valle_convert.families.v5.export import export_file
+from valle_convert.families.v5.facts import describe
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.model.families import describe
 from valle_convert.quantize.tool import find_quantizer
 from valle_convert.verify.tensors import check_tensors
 
@@ -103,7 +104,7 @@ def test_a_rounded_file_gives_what_is_left(
         right = right.astype(np.float16).astype(np.float32)
     np.testing.assert_array_equal(found, right)
     if dtype != "f16":  # which rounds the norms as well
-        plan = plan_conversion(back, out_type=out_type)
+        plan = plan_conversion(back, Choices(out_type))
         assert all(check.passed for check in check_tensors(plan, GgufFile(middle)))
 
 
@@ -111,7 +112,7 @@ def test_a_rounded_file_gives_what_is_left(
 def test_a_quantized_file_comes_back_dequantized(kind: str, tmp_path: Path) -> None:
     source, middle = tmp_path / "wide.sft", tmp_path / "wide.gguf"
     make_checkpoint(source, Shape(dim=256, heads=4, levels=3, seed=1))
-    write_gguf(plan_conversion(source, out_type="f16"), middle)
+    write_gguf(plan_conversion(source, Choices("f16")), middle)
     quantized = tmp_path / "quantized.gguf"
     find_quantizer("library").run([str(middle), str(quantized), kind])
     export_file(quantized, tmp_path / "back")

@@ -11,6 +11,7 @@ from random_shapes import OUT_TYPES, random_dtype, random_shape
 
 from valle_convert import plan_conversion, verify_gguf, write_gguf
 from valle_convert.errors import InputError
+from valle_convert.families.family import Choices
 from valle_convert.llama.library import load_library
 from valle_convert.llama.selftest import quantize_file
 
@@ -31,9 +32,9 @@ def check(seed: int, folder: Path) -> None:
         path = folder / f"{out_type}.gguf"
         if out_type == "q8_0" and shape.dim % 32:
             with pytest.raises(InputError, match=f"rows of {shape.dim}"):
-                plan_conversion(checkpoint, out_type=out_type)
+                plan_conversion(checkpoint, Choices(out_type))
             continue
-        plan = plan_conversion(checkpoint, out_type=out_type)
+        plan = plan_conversion(checkpoint, Choices(out_type))
         write_gguf(plan, path)
         wanted = _TYPES[dtype if out_type == "auto" else out_type]
         for tensor in GGUFReader(path).tensors:
@@ -65,7 +66,7 @@ def test_a_quantized_file_of_a_converted_one_passes(kind: str, tmp_path: Path) -
     """Rounded to float16 first, which is not what one rounding gives."""
     shape = Shape(**random_shape(7, width=256))
     make_checkpoint(tmp_path / "random.sft", shape, dtype="f32")
-    plan = plan_conversion(tmp_path / "random.sft", out_type="f16")
+    plan = plan_conversion(tmp_path / "random.sft", Choices("f16"))
     write_gguf(plan, tmp_path / "f16.gguf")
     quantize_file(load_library(), tmp_path / "f16.gguf", tmp_path / "out.gguf", kind)
     report = verify_gguf(plan, tmp_path / "out.gguf", levels=["structure", "tensors", "logits"])

@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from valle_convert import plan_conversion, read_checkpoint, verify_gguf, write_gguf
-from valle_convert.checkpoint.read import sha256_of
+from valle_convert.families.family import Choices
 from valle_convert.families.v5.on_llama import GgufNetwork
 from valle_convert.families.v5.reference import ReferenceNetwork
 from valle_convert.families.v5.trials import cases, utterances
+from valle_convert.files import sha256_of
 from valle_convert.gguf_file.plan import GgufPlan
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.network.arithmetic import input_rounding
@@ -85,7 +86,7 @@ def test_the_tokenizer_level_compares_a_hundred_thousand_strings(converted: Conv
 def test_every_layout_converts_and_verifies(
     shape: dict[str, Any], tmp_path: Path, small_checkpoint: Callable[..., Path]
 ) -> None:
-    plan = plan_conversion(small_checkpoint(**shape), out_type="f32")
+    plan = plan_conversion(small_checkpoint(**shape), Choices("f32"))
     write_gguf(plan, tmp_path / "out.gguf")
     report = verify_gguf(plan, tmp_path / "out.gguf", levels=["structure", "tensors", "logits"])
     assert report.passed, report.verdict()
@@ -188,7 +189,7 @@ def test_a_file_that_computes_something_else_fails(
     words: str,
     tmp_path: Path,
 ) -> None:
-    wrong = plan_conversion(changed_checkpoint(tmp_path, change, config), out_type="f32")
+    wrong = plan_conversion(changed_checkpoint(tmp_path, change, config), Choices("f32"))
     path = tmp_path / "wrong.gguf"
     write_gguf(wrong, path)
     right = plan_conversion(golden_checkpoint("ar-nar-len"))
@@ -238,7 +239,7 @@ def test_noise_in_a_quantized_tensor_is_found(tmp_path: Path, converted: Convert
 def test_a_wrong_key_is_found(key: str, value: object, tmp_path: Path, converted: Convert) -> None:
     from valle_convert.gguf_file.header import pack_header
 
-    plan = plan_conversion(golden_checkpoint("ar-nar-len"), out_type="f32")
+    plan = plan_conversion(golden_checkpoint("ar-nar-len"), Choices("f32"))
     source = converted("ar-nar-len", "f32")
     file = GgufFile(source)
     keys = []
@@ -258,7 +259,7 @@ def test_a_wrong_key_is_found(key: str, value: object, tmp_path: Path, converted
 def test_a_vocabulary_without_a_merge_is_found(tmp_path: Path, converted: Convert) -> None:
     from valle_convert.gguf_file.header import pack_header
 
-    plan = plan_conversion(golden_checkpoint("ar-nar-len"), out_type="f32")
+    plan = plan_conversion(golden_checkpoint("ar-nar-len"), Choices("f32"))
     source = converted("ar-nar-len", "f32")
     file = GgufFile(source)
     keys = [replace(planned, value=file.keys[planned.name]) for planned in plan.keys]
@@ -385,7 +386,7 @@ def test_epsilon_and_rotary_base_of_the_reference_are_its_own(
 def test_the_production_size_converts_and_verifies(tmp_path: Path) -> None:
     path = tmp_path / "production.sft"
     make_checkpoint(path, PRODUCTION)
-    plan = plan_conversion(read_checkpoint(path), out_type="f16")
+    plan = plan_conversion(read_checkpoint(path), Choices("f16"))
     write_gguf(plan, tmp_path / "out.gguf")
     report = verify_gguf(plan, tmp_path / "out.gguf")
     assert report.passed, report.verdict()

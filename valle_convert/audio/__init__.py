@@ -1,7 +1,6 @@
 """Sound and codes: `files` reads and writes audio, `codec` turns it into codes and back.
 
-`codes` keeps codes in a file, `voice` makes a prompt of a recording, `vallex_voice` reads the
-voices of VALL-E X's own project.
+`codes` keeps codes in a file, `voice` makes a prompt of a recording.
 """
 
 from valle_convert.audio.codec import (

@@ -14,18 +14,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from valle_convert.audio.codes import check_format
 from valle_convert.audio.files import Audio
 from valle_convert.encodec.architecture import check_computable
 from valle_convert.encodec.sources import ENCODEC_24KHZ, open_encodec
 from valle_convert.encodec.streaming import EncodecDecoder, EncodecEncoder
 from valle_convert.encodec.weights import EncodecWeights
 from valle_convert.errors import InputError
-from valle_convert.model.spec import Codec, CodeFormat
-
-Codes = NDArray[np.int32]
+from valle_convert.model.spec import Codec, CodeFormat, Codes
 
 #: Its name in converted files.
 ENCODEC_NAME = "encodec-24khz"
@@ -66,22 +62,8 @@ def check_codec_fits(codec: AudioCodec, config: CodeFormat) -> None:
     Raises:
         InputError: levels, codebook size or rates differ.
     """
-    found = (codec.n_levels, codec.codebook_size)
-    expected = (config.n_levels, config.codebook_size)
-    model = config.codec
-    if found != expected:
-        named = "" if model.name == "unknown" else f" ({model.name})"
-        raise InputError(
-            f"The codec has {found[0]} levels of {found[1]} codes, and the model was trained on "
-            f"{expected[0]} levels of {expected[1]}{named}; give the model's codec with --codec."
-        )
-    rates = (codec.description.sample_rate, codec.description.frame_rate)
-    if model.name != "unknown" and rates != (model.sample_rate, model.frame_rate):
-        raise InputError(
-            f"The codec works at {rates[0]} Hz and {rates[1]:g} frames a second, and the model was "
-            f"trained on {model.name} with {model.sample_rate} Hz and {model.frame_rate:g}; give "
-            "the model's codec with --codec."
-        )
+    found = (codec.n_levels, codec.codebook_size, codec.description)
+    check_format("The codec", found, config, "give the model's codec with --codec")
 
 
 #: By the name in converted files: whether a file is such a codec, and what opens it.

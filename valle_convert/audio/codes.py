@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from valle_convert.errors import InputError
 from valle_convert.files import atomic_output, is_stream
-from valle_convert.model.spec import Codec, CodeFormat
+from valle_convert.model.spec import Codec, CodeFormat, Codes
 from valle_convert.npz_file import read_npz
 
 FORMAT_VERSION = 1
@@ -41,7 +41,7 @@ class SavedCodes:
         language: its id, where there is one.
     """
 
-    codes: NDArray[np.int32]
+    codes: Codes
     codec: Codec
     codebook_size: int
     phonemes: tuple[int, ...] = ()
@@ -128,20 +128,22 @@ def check_codes_fit(saved: SavedCodes, config: CodeFormat, where: str) -> None:
     Raises:
         InputError: levels, codebook or codec differ.
     """
-    found = (saved.codes.shape[1], saved.codebook_size)
-    expected = (config.n_levels, config.codebook_size)
-    if found != expected:
+    found = (saved.codes.shape[1], saved.codebook_size, saved.codec)
+    check_format(where, found, config, "encode the recording again, with the model's codec")
+
+
+def check_format(what: str, found: tuple[int, int, Codec], model: CodeFormat, advice: str) -> None:
+    """Refuse codes, or a codec, of other levels, codebooks or rates than the model's."""
+    n_levels, size, codec = found
+    trained = model.codec
+    named = "" if trained.name == "unknown" else f" ({trained.name})"
+    if (n_levels, size) != (model.n_levels, model.codebook_size):
         raise InputError(
-            f"{where} has codes of {found[0]} levels with {found[1]} codes each, and the model's "
-            f"are {expected[0]} levels of {expected[1]}; encode the recording again, with the "
-            "model's codec."
+            f"{what} has {n_levels} levels of {size} codes, and the model was trained on "
+            f"{model.n_levels} levels of {model.codebook_size}{named}; {advice}."
         )
-    names = {saved.codec.name, config.codec.name}
-    if len(names) > 1 and "unknown" not in names:
-        raise InputError(
-            f"{where} has codes of {saved.codec.name}, and the model speaks {config.codec.name}; "
-            "encode the recording again, with the model's codec."
-        )
+    if "unknown" not in {codec.name, trained.name} and not codec.is_like(trained):
+        raise InputError(f"{what} is {codec}, and the model was trained on {trained}; {advice}.")
 
 
 def _checked(path: Path, entries: dict[str, NDArray[Any]]) -> SavedCodes:

@@ -1,4 +1,4 @@
-"""Audio files: any that libsndfile reads, to mono float32; and wav files, never clipped.
+"""Audio files: any that libsndfile reads, to mono float32; and five formats written, unclipped.
 
 A file is read in blocks and mixed at once, so that memory holds one channel of it. All
 channels count alike. Resampling is soxr's at its highest quality.
@@ -7,14 +7,15 @@ channels count alike. Resampling is soxr's at its highest quality.
 from __future__ import annotations
 
 import os
+import shlex
 import struct
 import tempfile
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Literal, Self
+from typing import Any, BinaryIO, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +37,16 @@ SampleFormat = Literal["int16", "float32"]
 #: Rates outside of these are no sound, but damaged headers; a rate of 1 Hz would be 24,000 times
 #: as long at 24 kHz.
 _RATES = range(1_000, 1_000_001)
-#: What sound is written as, by the name of the file.
-FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG"}
+#: What sound is written as, by the name of the file: libsndfile's format and subtype.
+FORMATS = {
+    ".wav": ("WAV", "PCM_16"),
+    ".flac": ("FLAC", "PCM_16"),
+    ".ogg": ("OGG", "VORBIS"),
+    ".mp3": ("MP3", "MPEG_LAYER_III"),
+    ".opus": ("OGG", "OPUS"),
+}
+#: Where the mean of all channels has less than this of their power, they are each other's opposite.
+_CANCELLED = 1e-3
 _BLOCK_FRAMES = 1 << 16
 _INT16_FULL_SCALE = 32767
 #: What a wav header says of a length that nobody knows yet.
@@ -89,14 +98,14 @@ def read_audio(path: Path, sample_rate: int, *, max_seconds: float | None = None
 
     Raises:
         InputError: there is no such file, it is no audio, it is empty, or has samples that are no
-            numbers.
-        EnvironmentFault: soundfile or soxr is not installed.
+            numbers, or its channels cancel each other out.
+        EnvironmentFault: soundfile or soxr is not installed, or the disk fails.
     """
     sound = require("soundfile", "Reading audio files")
     soxr = require("soxr", "Resampling audio")
     check_input_file(path, "audio file")
     try:
-        with path.open("rb") as raw, sound.SoundFile(raw) as file:
+        with path.open("rb") as raw, _sound_file(raw) as (file, check):
             rate = int(file.samplerate)
             if rate not in _RATES:
                 raise InputError(
@@ -104,27 +113,95 @@ def read_audio(path: Path, sample_rate: int, *, max_seconds: float | None = None
                     "expected; the file is damaged."
                 )
             limit = -1 if max_seconds is None else round(max_seconds * rate)
-            blocks = file.blocks(_BLOCK_FRAMES, frames=limit, dtype="float32", always_2d=True)
-            mixed = [block.mean(axis=1) for block in blocks]
+            mixed, power, mixed_power = [], 0.0, 0.0
+            for block in file.blocks(_BLOCK_FRAMES, frames=limit, dtype="float32", always_2d=True):
+                check()
+                mixed.append(block.mean(axis=1))
+                power += _power(block)
+                mixed_power += _power(mixed[-1][:, None])
     except OSError as error:
         raise os_fault(f"The audio file {path} cannot be opened", error) from error
     except sound.SoundFileError as error:
         raise InputError(
-            f"{path} cannot be read as audio: {str(error).rstrip('.')}; give a wav, flac, ogg or "
-            "mp3 file."
+            f"{path} cannot be read as audio ({_reason(error)}), where a wav, flac, ogg or mp3 "
+            f"file is expected; convert it with `ffmpeg -i {shlex.quote(path.name)} voice.wav`."
         ) from error
     samples = np.concatenate(mixed) if mixed else np.zeros(0, np.float32)
     if not len(samples):
         raise InputError(f"{path} has no sound in it: it is an audio file of length 0.")
     if not np.isfinite(samples).all():
         raise InputError(f"{path} has samples that are no finite numbers; the file is damaged.")
+    if mixed_power < _CANCELLED * power:
+        raise InputError(
+            f"The channels of {path} cancel each other out, since one is the opposite of the "
+            f"other; take one with `ffmpeg -i {shlex.quote(path.name)} -af 'pan=mono|c0=c0' "
+            "voice.wav`."
+        )
     if rate != sample_rate:
         samples = soxr.resample(samples, rate, sample_rate, quality="VHQ")
     return Audio(np.ascontiguousarray(samples, np.float32), sample_rate)
 
 
+def _power(block: NDArray[np.float32]) -> float:
+    """Of some samples [n, channels], a channel, without what is constant in them."""
+    with np.errstate(invalid="ignore", over="ignore"):  # what is no number is refused later
+        return float(np.square(np.diff(block, axis=0), dtype=np.float64).mean(axis=1).sum())
+
+
+class _Callbacks:
+    """A file for libsndfile's callbacks, in which nothing may be raised: it would be lost."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._error: BaseException | None = None
+
+    def _call(self, name: str, argument: tuple[Any, ...], otherwise: int) -> Any:  # noqa: ANN401
+        if self._error is None:
+            try:
+                return getattr(self._file, name)(*argument)
+            except BaseException as error:  # an interrupt, too
+                self._error = error
+        return otherwise
+
+    def readinto(self, buffer: memoryview) -> Any:  # noqa: ANN401
+        return self._call("readinto", (buffer,), 0)
+
+    def write(self, data: bytes) -> Any:  # noqa: ANN401
+        return self._call("write", (data,), len(data))
+
+    def seek(self, offset: int, whence: int = 0) -> Any:  # noqa: ANN401
+        return self._call("seek", (offset, whence), 0)
+
+    def tell(self) -> Any:  # noqa: ANN401
+        return self._call("tell", (), 0)
+
+    def check(self) -> None:
+        """Raise what was raised in a callback."""
+        if self._error is not None:
+            raise self._error
+
+
+@contextmanager
+def _sound_file(
+    file: BinaryIO, *arguments: object, **options: object
+) -> Iterator[tuple[Any, Callable[[], None]]]:
+    """A `SoundFile` over an open file, and what raises the errors of that one."""
+    sound = require("soundfile", "Reading and writing audio files")
+    guarded = _Callbacks(file)
+    try:
+        with sound.SoundFile(guarded, *arguments, **options) as opened:
+            yield opened, guarded.check
+    finally:
+        guarded.check()
+
+
+def _reason(error: Exception) -> str:
+    """Libsndfile's words, without the name of a Python object."""
+    return str(getattr(error, "error_string", error)).rstrip(".")
+
+
 class AudioWriter:
-    """Sound into a wav, flac or ogg file by its name, or into a stream, piece by piece.
+    """Sound into a wav, flac, ogg, mp3 or opus file by its name, or into a stream, piece by piece.
 
     A file appears at the end, whole, or not at all; memory does not grow with it. 16-bit samples
     cannot go beyond full scale: sound that does is made quieter as a whole, just as far as needed.
@@ -142,7 +219,7 @@ class AudioWriter:
 
     Raises:
         InputError, EnvironmentFault: as `files.atomic_output`, at the first piece or at the end;
-            soundfile is not installed.
+            soundfile is not installed; the format has not the sample rate.
     """
 
     def __init__(
@@ -156,7 +233,7 @@ class AudioWriter:
     ) -> None:
         self._path, self._force, self._sources = path, force, tuple(sources)
         self._format, self._raw = sample_format, raw
-        self._kind = audio_format(path, sample_format)
+        self._kind, self._subtype = audio_format(path, sample_format)
         self._open = ExitStack()
         self._out: BinaryIO | None = None  # once something was added
         self._spool: BinaryIO | None = None  # float32, of a file
@@ -228,15 +305,18 @@ class AudioWriter:
                 os.pwrite(out.fileno(), self._header(n_bytes), self._start)
             return
         sound = require("soundfile", "Writing audio files")
-        subtype = {"OGG": "VORBIS"}.get(self._kind, "PCM_16")
-        if self._format == "float32":
-            subtype = "FLOAT"
+        how = {"channels": 1, "format": self._kind, "subtype": self._subtype}
         self._spool.seek(0)
-        with sound.SoundFile(
-            out, "w", self._rate, channels=1, format=self._kind, subtype=subtype
-        ) as file:
-            while block := self._spool.read(4 * _BLOCK_FRAMES):
-                file.write(self._stored(np.frombuffer(block, "<f4")))
+        try:
+            with _sound_file(out, "w", self._rate, **how) as (file, check):
+                while block := self._spool.read(4 * _BLOCK_FRAMES):
+                    file.write(self._stored(np.frombuffer(block, "<f4")))
+                    check()
+        except sound.SoundFileError as error:
+            raise InputError(
+                f"{self._path} cannot be written at {self._rate} Hz ({_reason(error)}); give a "
+                "name that ends in .wav."
+            ) from error
 
     def _stored(self, samples: Samples) -> NDArray[np.float32] | NDArray[np.int16]:
         if self._format == "float32":
@@ -273,7 +353,7 @@ def write_wav(
     sample_format: SampleFormat = "int16",
     sources: Iterable[Path] = (),
 ) -> WrittenAudio:
-    """Write a wav, flac or ogg file at once; arguments and errors are those of `AudioWriter`."""
+    """Write a file at once; arguments and errors are those of `AudioWriter`."""
     with AudioWriter(path, force=force, sample_format=sample_format, sources=sources) as writer:
         writer.add(audio)
         written = writer.written
@@ -281,8 +361,8 @@ def write_wav(
     return written
 
 
-def audio_format(path: Path, sample_format: SampleFormat = "int16") -> str:
-    """The format of an audio file by its name; a pipe or a device gets wav.
+def audio_format(path: Path, sample_format: SampleFormat = "int16") -> tuple[str, str]:
+    """Format and subtype of an audio file by its name; a pipe or a device gets wav.
 
     Raises:
         InputError: it is none that is written here, or does not hold such samples.
@@ -293,6 +373,8 @@ def audio_format(path: Path, sample_format: SampleFormat = "int16") -> str:
             f"The sound {path} has a name that ends in {path.suffix or 'nothing'}; give one that "
             f"ends in {', '.join(FORMATS)}."
         )
-    if known is not None and known != "WAV" and sample_format == "float32":
+    if sample_format == "int16":
+        return known or FORMATS[".wav"]
+    if known not in (None, FORMATS[".wav"]):
         raise InputError(f"{path} cannot hold 32-bit floats; leave --float out, or write a .wav.")
-    return known or "WAV"
+    return "WAV", "FLOAT"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from valle_convert.audio.files import Audio
 from valle_convert.errors import InputError
+from valle_convert.model.spec import Codes
 
 #: What the checkpoints' own project takes of a recording.
 PROMPT_SECONDS = 3.0
@@ -16,8 +16,6 @@ _AUDIBLE = 10 ** (-50 / 20)
 _WINDOWS_PER_SECOND = 100
 #: Less sound than this tells nothing of a voice.
 _MIN_SOUND_SECONDS = 0.2
-
-Codes = NDArray[np.int32]
 
 
 def prompt_audio(audio: Audio, seconds: float | None, name: str) -> tuple[Audio, tuple[str, ...]]:
@@ -36,9 +34,10 @@ def prompt_audio(audio: Audio, seconds: float | None, name: str) -> tuple[Audio,
     """
     window = max(1, audio.sample_rate // _WINDOWS_PER_SECOND)
     n_windows = -(-len(audio.samples) // window)
-    padded = np.zeros(n_windows * window, np.float32)
+    padded = np.resize(audio.samples[-1:], n_windows * window)
     padded[: len(audio.samples)] = audio.samples
-    loudness = np.sqrt(np.mean(padded.reshape(n_windows, window) ** 2, axis=1))
+    # Without its mean: a constant is silence.
+    loudness = padded.reshape(n_windows, window).std(axis=1)
     audible = np.flatnonzero(loudness > _AUDIBLE)
     sound = len(audible) / _WINDOWS_PER_SECOND
     if sound < _MIN_SOUND_SECONDS:

@@ -2,21 +2,18 @@
 
     path or hf:... -> folder.find_weights -> file or index -> container -> LoRA merged -> Checkpoint
 
-The container is told by the first bytes of the file and must agree with its extension.
-A config comes from inside the file, or from `config.yaml` beside a file that has none (above it,
-for the state of a training); keys given by the user (`--config`) override both, and where each
-came from is kept.
-
-icefall's trainer, that of VALL-E X, saves its parameters as keys beside the weights (`model`).
-They are the config of such a file; one without them needs none, since its tensors tell.
+The first bytes of the file tell its container, and its name must not tell another one.
+A config comes from inside the file (where the weights lie under `model`, it is the plain values
+beside them), or from `config.yaml` beside a file that has none (above it, for the state of a
+training); keys given by the user (`--config`) override both, and where each came from is kept.
+A checkpoint may have no config at all: its family says whether it needs one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
@@ -59,20 +56,14 @@ from valle_convert.checkpoint.sharded import ShardedTensors
 from valle_convert.checkpoint.source import CarriedVocabulary, TensorSource, TensorSpec
 from valle_convert.checkpoint.torch_file import TorchTensors, load_torch_file
 from valle_convert.errors import InputError, UnsupportedModelError
-from valle_convert.files import check_input_file, os_fault, read_small_file
+from valle_convert.files import check_input_file, os_fault, read_small_file, sha256_of
 from valle_convert.progress import Progress, silent
 
 _SUPPORTED = "supported are .sft, .safetensors, .pth and .pt, and folders with one of them"
 _MAX_CONFIG_BYTES = 1 << 20
 _HASH_CHUNK = 4 << 20
-#: How the models of that trainer name their parts.
-_ICEFALL_NAME = re.compile(
-    r"(ar|nar)_(decoder|text_embedding|audio_embeddings?|predict_layers?|stage_embeddings)\."
-)
-#: Amphion's VALL-E v2, a LLaMA of Hugging Face inside another module. Only its refusal needs this.
-AMPHION_NAME = re.compile(r"model\.(model|lm_head)\..*|(phone|prompt)_embedder\..*")
-#: The count of batches in a file of icefall's trainer.
-_ICEFALL_STEP = "batch_idx_train"
+#: The count of batches, where a trainer saves its counters beside the weights.
+_BATCHES = "batch_idx_train"
 
 
 @dataclass(frozen=True)
@@ -213,14 +204,7 @@ def read_checkpoint(
         extras = {"config": export.config}
         contents = replace(contents, container=name, tensors=export.tensors, extras=extras)
     model_config, config_source = _find_config(
-        file,
-        contents.extras,
-        config,
-        tree,
-        found,
-        companions,
-        needs_none=has_icefall_names(contents.tensors.specs)
-        or any(AMPHION_NAME.fullmatch(name) for name in contents.tensors.specs),
+        file, contents.extras, config, tree, found, companions
     )
     if isinstance(tree, HubTree):
         _beside(tree, found, TOKENIZER_FILE)  # which is looked for beside the weights
@@ -282,11 +266,6 @@ def _title_of(tree: Tree, found: Found) -> str:
     return found.title
 
 
-def has_icefall_names(names: Iterable[str]) -> bool:
-    """Whether tensors are named as those of VALL-E X and its relatives, which icefall trains."""
-    return any(_ICEFALL_NAME.match(name) for name in names)
-
-
 def _locate(path: Path, progress: Progress, headers_in: Path | None) -> tuple[Tree, PurePath]:
     """Where a path of the user leads: the disk or a commit on the hub, and the place there."""
     if is_on_hub(path):
@@ -299,23 +278,6 @@ def _notes_of(tree: Tree) -> tuple[str, ...]:
     if not isinstance(tree, HubTree):
         return ()
     return (f"{tree.name(PurePosixPath('.'))} is at commit {tree.commit}", *tree.notes)
-
-
-def sha256_of(path: Path, advance: Callable[[int], object] = lambda _n: None) -> str:
-    """The SHA-256 of a file, 64 hexadecimal digits; `advance` gets the size of each chunk.
-
-    Raises:
-        InputError, EnvironmentFault: it cannot be read to its end.
-    """
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(_HASH_CHUNK):
-                digest.update(chunk)
-                advance(len(chunk))
-    except OSError as error:
-        raise os_fault(f"{path} cannot be read to its end", error) from error
-    return digest.hexdigest()
 
 
 # ---------------------------------------------------------------------------- containers
@@ -332,9 +294,8 @@ def _read_container(path: Path, tree: Tree, place: PurePath) -> _Contents:
     head = _first_bytes(path)
     suffix = path.suffix.lower()
     if head.startswith(b"PK\x03\x04"):
-        if suffix not in TORCH_SUFFIXES and (other := _amphion_contents(path)):
-            return other
-        _check_suffix(path, suffix, TORCH_SUFFIXES, "a file of torch.save")
+        if suffix in SAFETENSORS_SUFFIXES:  # else it goes by many names: .bin, .ckpt, none
+            _check_suffix(path, suffix, TORCH_SUFFIXES, "a file of torch.save")
         return _read_torch(path, is_deepspeed=is_deepspeed(place.name))
     # A safetensors header begins with its length, and its JSON with a brace.
     if len(head) > 8 and head[8:9] == b"{" and not place.name.endswith(INDEX_SUFFIX):
@@ -431,7 +392,7 @@ def _read_torch(path: Path, *, is_deepspeed: bool) -> _Contents:
             "'module', is expected; save the checkpoint with the training project's export."
         )
     if isinstance(loaded.get("model"), Mapping) and "module" not in loaded:
-        return _icefall_contents(path, loaded)
+        return _trainer_contents(path, loaded)
     if "module" not in loaded and "lora" not in loaded:
         return _Contents("torch", TorchTensors(path, loaded), {})
     parts: dict[str, TensorSource] = {}
@@ -456,24 +417,14 @@ def _read_torch(path: Path, *, is_deepspeed: bool) -> _Contents:
     return _Contents("torch, DeepSpeed", parts["module"], extras)
 
 
-def _amphion_contents(path: Path) -> _Contents | None:
-    """Amphion's files, which are called `.bin`: they are refused for what they are."""
-    try:
-        contents = _read_torch(path, is_deepspeed=False)
-    except InputError:
-        return None
-    found = any(AMPHION_NAME.fullmatch(name) for name in contents.tensors.specs)
-    return contents if found else None
-
-
-def _icefall_contents(path: Path, loaded: Mapping[str, Any]) -> _Contents:
+def _trainer_contents(path: Path, loaded: Mapping[str, Any]) -> _Contents:
     """The weights and the plain parameters; states of the training stay on the disk."""
     plain = {
         key: value
         for key, value in loaded.items()
         if isinstance(key, str) and isinstance(value, str | bool | int | float)
     }
-    stats = {"global_step": plain[_ICEFALL_STEP]} if _ICEFALL_STEP in plain else {}
+    stats = {"global_step": plain[_BATCHES]} if _BATCHES in plain else {}
     tensors = TorchTensors(path, loaded["model"])
     return _Contents("torch", tensors, {"config": plain, "stats": stats})
 
@@ -488,8 +439,6 @@ def _find_config(
     tree: Tree,
     found: Found,
     companions: list[Path],
-    *,
-    needs_none: bool,
 ) -> tuple[Mapping[str, Any], str]:
     inside = _mapping(path, extras, "config")
     place = find_config(tree, found) if inside is None else None
@@ -501,16 +450,8 @@ def _find_config(
         where = "beside" if place.parent == found.weights.parent else "above"
         config, source = load_config(beside, found), f"{place.name} {where} the checkpoint"
         companions.append(beside)
-    elif given is not None:
-        config, source = {}, ""
-    elif needs_none:
-        config, source = {}, "none, and the tensors tell"
     else:
-        raise InputError(
-            f"{path} has no config, and no config.yaml lies beside it"
-            f"{' or above' if found.is_training else ''}; heads, positions and "
-            "attention cannot be told from the weights: give them with --config config.yaml."
-        )
+        config, source = {}, "none" if given is None else ""
     if given is not None:
         config = overlay(config, load_config(given, found))
         companions.append(given)

@@ -87,8 +87,8 @@ def convert(
     """Convert a checkpoint to GGUF. This is the main job, and needs no command name.
 
     The result is an ordinary `gemma` model for stock llama.cpp; what is VALL-E about it stands
-    in its valle.* keys. Of a VALL-E X (vallex-checkpoint.pt) it is a set of `mpt` files: OUT.gguf
-    (the AR), OUT-nar.gguf, and OUT-nar-1.gguf to OUT-nar-7.gguf beside it.
+    in its valle.* keys. Of a VALL-E X it is a set of `mpt` files: OUT.gguf (the AR), OUT-nar.gguf,
+    and OUT-nar-1.gguf to OUT-nar-7.gguf beside it.
 
     Nothing is left behind where the conversion fails, and a file that does not pass its own
     verification is kept, with exit code 1.

@@ -71,8 +71,8 @@ def _show(report: DoctorReport) -> None:
         ("llama-cpp-python", llama.binding_version or "missing"),
         ("built with", llama.system_info or "unknown"),
         ("self-test", probe),
-        ("graph of VALL-E X", "not run" if llama.problem else llama.mpt_problem or "passed"),
     ]
+    rows += [(f"graph of {title}", problem or "passed") for title, problem in llama.graphs.items()]
     rows += [
         (program.name, str(program.found.path) if program.found else str(program.problem))
         for program in report.programs

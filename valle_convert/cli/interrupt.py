@@ -16,6 +16,7 @@ import sys
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_HAS_TIMER = hasattr(signal, "setitimer")  # Windows has none
 _AGAIN_AFTER = 0.002  # seconds
 _LONGEST_IMPORT = 5.0  # seconds that an interruption waits for one: torch takes two
 MESSAGE = "error: Interrupted; no unfinished file was left behind."
@@ -42,7 +43,8 @@ def during_work() -> None:
 
 def after_work(code: int) -> None:
     """Let a signal change nothing any more, since the exit code stands."""
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    if _HAS_TIMER:
+        signal.setitimer(signal.ITIMER_REAL, 0)
     for one in _SIGNALS:
         signal.signal(one, lambda *_: os._exit(code))
 
@@ -65,7 +67,7 @@ def requested() -> bool:
 
 def waits() -> bool:
     """Whether an interruption still waits for an import to end."""
-    return signal.getitimer(signal.ITIMER_REAL)[0] > 0
+    return _HAS_TIMER and signal.getitimer(signal.ITIMER_REAL)[0] > 0
 
 
 def _end() -> None:
@@ -75,10 +77,10 @@ def _end() -> None:
 
 def _raise(signum: int, frame: FrameType | None) -> None:
     global _requested, _n_waits  # noqa: PLW0603 - likewise
-    if signum != signal.SIGALRM:
+    if signum in _SIGNALS:
         _n_waits = 0
     _requested = True
-    if _is_importing(frame) and _n_waits * _AGAIN_AFTER < _LONGEST_IMPORT:
+    if _HAS_TIMER and _is_importing(frame) and _n_waits * _AGAIN_AFTER < _LONGEST_IMPORT:
         _n_waits += 1
         _raise_later()
     else:
@@ -100,7 +102,7 @@ def _raise_later() -> None:
 
 
 def _unraisable(swallowed: sys.UnraisableHookArgs) -> None:
-    if issubclass(swallowed.exc_type, KeyboardInterrupt):
+    if _HAS_TIMER and issubclass(swallowed.exc_type, KeyboardInterrupt):
         _raise_later()
     else:
         sys.__unraisablehook__(swallowed)

@@ -63,7 +63,7 @@ def publish(
     compared with those here.
     """
     from valle_convert.errors import InputError
-    from valle_convert.files import check_set, write_text_atomically
+    from valle_convert.files import check_outputs, write_text_atomically
     from valle_convert.quantize.card import CARD, REPORT, CardWords, card_of, read_folder
     from valle_convert.quantize.identity import Identity, check_repository
     from valle_convert.quantize.publish import files_of, publish_folder
@@ -77,7 +77,7 @@ def publish(
     text = card_of(read, CardWords(license_, base_model, repository))
     path = folder / CARD
     inputs = [one for name, one in files_of(read).items() if name != CARD]
-    check_set([path], force=True, sources=[*inputs, report or folder / REPORT])
+    check_outputs([path], force=True, inputs=[*inputs, report or folder / REPORT])
     old = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
     if old is not None and old != text and not force:
         raise InputError(

@@ -7,7 +7,7 @@ import shutil
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -20,6 +20,7 @@ from valle_convert.cli.options import (
     JsonOption,
     LoraAlphaOption,
     LoraOption,
+    is_given,
     paths_of,
     refuse_idle,
     split_loras,
@@ -30,8 +31,6 @@ from valle_convert.errors import EXIT_FAILED_CHECK
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from valle_convert.checkpoint import Checkpoint
-    from valle_convert.families.vallex.facts import VallexModel
     from valle_convert.quantize.report import QuantizeReport
 
 DataOption = Annotated[
@@ -56,6 +55,7 @@ def register(app: typer.Typer) -> None:
 
 
 def quantize(
+    context: typer.Context,
     source: Annotated[
         Path,
         typer.Argument(
@@ -106,14 +106,20 @@ def quantize(
         int, typer.Option(help="Random utterances for an importance matrix.", min=1)
     ] = 32,
     data: DataOption = None,
-    recipe: Annotated[
-        str, typer.Option(help="Named tensor types: stock, embd-f16, embd-q8, embd-q4, attn-q8.")
-    ] = "stock",
     tensor_type: Annotated[
         list[str] | None,
         typer.Option(
             metavar="PATTERN=TYPE",
             help="As in llama-quantize, such as ffn_down=Q8_0; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    tensor_types: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="More of them: a file as llama-quantize's --tensor-type-file takes it, and as "
+            "--scan writes it.",
             show_default=False,
         ),
     ] = None,
@@ -346,16 +352,23 @@ def quantize(
     with --listen, also by what is said.
     """
     from valle_convert.api import read_checkpoint
-    from valle_convert.families.vallex.files import set_paths
+    from valle_convert.families import family_of
+    from valle_convert.families.bundle import open_files
+    from valle_convert.families.bundle import paths_of as paths_of_parts
+    from valle_convert.families.family import Choices
     from valle_convert.files import check_outputs, made_folder
     from valle_convert.gguf_file.read import is_gguf
+    from valle_convert.quantize.forms import LogFile, check_reports, write_reports
     from valle_convert.quantize.identity import Identity
     from valle_convert.quantize.limits import parse_limits
-    from valle_convert.quantize.plan import Listener, Options
-    from valle_convert.quantize.report import LogFile, check_reports, write_reports
+    from valle_convert.quantize.options import Options, RunLog
     from valle_convert.quantize.run import quantize as quantize_one
-    from valle_convert.quantize.types import check_tensor_type, parse_types, recipe_named
-    from valle_convert.quantize.vallex import quantize_set
+    from valle_convert.quantize.types import (
+        TENSOR_TYPES_SUFFIX,
+        check_tensor_type,
+        parse_types,
+        read_tensor_types,
+    )
 
     if (type_ is not None and types is not None) or not (type_ or types or scan):
         raise typer.BadParameter("give --types LIST, or one TYPE after OUT.gguf.")
@@ -370,12 +383,12 @@ def quantize(
                 "--codec": codec,
                 "--max-nll": max_nll,
                 "--min-retrieval": min_retrieval,
-                "--listen-temperature": _changed(listen_temperature, Options.listen_temperature),
+                "--listen-temperature": is_given(context, "listen_temperature"),
             },
         ),
         ("--sentences", sentences, {"--voice": voice}),
-        ("--voice", voice, {"--prompt-seconds": _changed(prompt_seconds, Options.prompt_seconds)}),
-        ("--no-worse-than", no_worse_than, {"--margin": _changed(margin, Options.margin)}),
+        ("--voice", voice, {"--prompt-seconds": is_given(context, "prompt_seconds")}),
+        ("--no-worse-than", no_worse_than, {"--margin": is_given(context, "margin")}),
         ("--asr", asr, {"--max-wer": max_wer}),
     )
     if target_bits is not None and (type_ or types):
@@ -386,8 +399,11 @@ def quantize(
     options = Options(
         types=() if scan and not (types or type_) else parse_types(types or type_ or ""),
         tool=llama_quantize,
-        recipe=recipe_named(recipe),
-        tensor_types=tuple(check_tensor_type(item) for item in tensor_type or []),
+        tensor_types=(
+            *(check_tensor_type(item) for item in tensor_type or []),
+            *(read_tensor_types(tensor_types) if tensor_types else ()),
+        ),
+        tensor_types_file=tensor_types,
         allow_requantize=allow_requantize,
         pure=pure,
         threads=threads,
@@ -431,7 +447,7 @@ def quantize(
         _check_beside(written, out)
         read = [
             *(source, checkpoint, config, *paths_of(lora), data, no_worse_than, matrix),
-            *(sentences, voice, Path(codec) if codec else None),
+            *(sentences, voice, Path(codec) if codec else None, tensor_types),
         ]
         single = out.suffix == ".gguf"
         check_outputs({"OUT": out if single else None, **written}, inputs=read, force=force)
@@ -455,21 +471,25 @@ def quantize(
         )
         # Shards, and the other files of a set, are known now.
         read += reference.inputs if reference is not None else ()
-        set_model = _set_model(source, reference)
-        made = [out]
-        if set_model is not None:
-            read += set_paths(source, set_model.n_levels - 1) if is_gguf(source) else ()
-            made = set_paths(out, set_model.n_levels - 1)
+        if is_gguf(source):
+            files = open_files(source)
+            parts = list(files.files)
+            read += files.paths
+        else:
+            assert reference is not None  # noqa: S101 - the source itself, then
+            family = family_of(reference)
+            parts = list(family.describe(reference, Choices()).contents)
+        made = list(paths_of_parts(out, parts).values())
+        made += [] if options.types else [out.with_suffix(TENSOR_TYPES_SUFFIX)]
         outputs = {f"OUT ({path.name})": path for path in made if single}
         check_outputs({**outputs, **written}, inputs=read, force=force)
         keep_log = held.enter_context(LogFile(log, force=force))
-        run = quantize_one if set_model is None else quantize_set
-        result = run(
+        result = quantize_one(
             source,
             out,
             options,
             checkpoint=reference,
-            listener=Listener(console.progress_bar, console.talk, keep_log),
+            log=RunLog(console.progress_bar, console.talk, keep_log),
         )
         write_reports(result, reports, force=force)
     _end_with(result, as_json=json_)
@@ -478,31 +498,14 @@ def quantize(
 def _check_beside(written: Mapping[str, Path | None], folder: Path) -> None:
     """Refuse a log or report that has the name of what is made in the folder."""
     from valle_convert.quantize.manifest import MANIFEST, SUMS
+    from valle_convert.quantize.types import TENSOR_TYPES_SUFFIX
 
     for name, target in written.items():
         if target is None or target.parent != folder:
             continue
-        if target.suffix == ".gguf" or target.name in (MANIFEST, SUMS):
+        made = (".gguf", TENSOR_TYPES_SUFFIX)
+        if target.name.endswith(made) or target.name in (MANIFEST, SUMS):
             raise typer.BadParameter(f"{name} is {target}, which is made of quantized files.")
-
-
-def _changed(value: float, usual: float) -> float | None:
-    """A number that is not what stands where nothing is given."""
-    return None if value == usual else value
-
-
-def _set_model(source: Path, reference: Checkpoint | None) -> VallexModel | None:
-    """What a VALL-E X is, whose files are a set; None for every other model."""
-    from valle_convert.families.vallex.facts import describe_vallex, is_vallex
-    from valle_convert.families.vallex.files import open_if_vallex
-    from valle_convert.gguf_file.read import is_gguf
-
-    if is_gguf(source):
-        files = open_if_vallex(source)
-        return None if files is None else files.model
-    if reference is not None and is_vallex(reference):
-        return describe_vallex(reference).model
-    return None
 
 
 def imatrix(
@@ -522,16 +525,14 @@ def imatrix(
     """Make an importance matrix for llama-quantize by running the PyTorch reference.
 
     Every mode of the model is run over the utterances, and the mean square of each input column
-    of each matrix is written in llama.cpp's own format. A VALL-E X gets two files, OUT.gguf of
-    its AR and OUT-nar.gguf of its NAR.
+    of each matrix is written in llama.cpp's own format. A model of several networks gets a file
+    for each: a VALL-E X OUT.gguf for its AR and OUT-nar.gguf for its NAR.
     """
     from valle_convert.api import read_checkpoint
-    from valle_convert.families.vallex.facts import describe_vallex, is_vallex
     from valle_convert.files import check_outputs
-    from valle_convert.model.families import describe
-    from valle_convert.quantize.imatrix import make_imatrix
+    from valle_convert.quantize.examples import Examples
+    from valle_convert.quantize.imatrix import make_imatrices
     from valle_convert.quantize.source import Reference
-    from valle_convert.quantize.utterances import Utterances
 
     check_outputs({"--out": out}, inputs=[checkpoint, config, *paths_of(lora), data], force=force)
     source = read_checkpoint(
@@ -541,25 +542,17 @@ def imatrix(
         lora_alpha=lora_alpha,
         progress=console.progress_bar,
     )
-    given: dict[str, Any] = {"force": force, "progress": console.progress_bar}
-    count = None if data else utterances
-    if is_vallex(source):
-        from valle_convert.quantize.vallex_imatrix import (
-            VallexUtterances,
-            imatrix_paths,
-            make_vallex_imatrix,
-        )
-
-        spoken = VallexUtterances.choose(describe_vallex(source).model, data, count, seed=seed)
-        words, paths = spoken.description, imatrix_paths(out)
-        console.talk(f"importance matrices of {words}")
-        made = make_vallex_imatrix(source, spoken, out, **given)
-    else:
-        description = describe(source)
-        inputs = Utterances.choose(description.model, data, count, seed=seed)
-        words, paths = inputs.description, [out]
-        console.talk(f"importance matrix of {words}")
-        made = [make_imatrix(Reference(source, description), inputs, out, **given)]
+    reference = Reference.of(source)
+    examples = Examples.choose(
+        reference.family,
+        reference.description.model,
+        data,
+        None if data else utterances,
+        seed=seed,
+    )
+    console.talk(f"importance matrix of {examples.description}")
+    files = make_imatrices(reference, examples, out, force=force, progress=console.progress_bar)
+    made, words, paths = list(files.values()), examples.description, list(files)
     n_matrices, n_passes = sum(len(one.entries) for one in made), made[0].chunk_count
     if json_:
         console.data_json(
@@ -586,12 +579,12 @@ def compare(
 ) -> None:
     """Say what differs between two GGUF files, key by key and tensor by tensor.
 
-    Of two sets of a VALL-E X, given by the files of their ARs, every file is compared.
+    Of models of several files, given by their main files, every file is compared.
     """
-    from valle_convert.families.bundle import open_files
+    from valle_convert.families.bundle import files_of
     from valle_convert.gguf_file.compare import compare_files
 
-    files = [open_files(local_gguf(path)).files for path in (first, second)]
+    files = [files_of(local_gguf(path)) for path in (first, second)]
     result = compare_files(*files, progress=console.progress_bar)
     if json_:
         console.data_json(result.to_json())
@@ -628,7 +621,8 @@ def check_manifest(
 def _check_needs(*needs: tuple[str, object, dict[str, object]]) -> None:
     """Refuse options that mean nothing without another one."""
     for name, there, given in needs:
-        idle = [option for option, value in given.items() if value is not None]
+        # By identity: 0 is a value, and is equal to False.
+        idle = [one for one, value in given.items() if value is not None and value is not False]
         if idle and not there:
             raise typer.BadParameter(f"{', '.join(idle)} means nothing without {name}; give both.")
 

@@ -136,7 +136,8 @@ def speak(
             "-o",
             metavar="OUT.wav",
             allow_dash=True,
-            help="The sound: .wav, .flac or .ogg; - for a wav on stdout, sentence by sentence.",
+            help="The sound: .wav, .flac, .ogg, .mp3 or .opus; - for a wav on stdout, sentence by "
+            "sentence.",
         ),
     ] = None,
     save_codes: Annotated[

@@ -21,7 +21,7 @@ from valle_convert.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from valle_convert.quantize.recordings import MadeUtterance, Recorded
+    from valle_convert.families.v5.recordings import MadeUtterance, Recorded
 
 
 def register(app: typer.Typer) -> None:
@@ -90,12 +90,6 @@ def utterances(
     from valle_convert.audio.codes import is_codes_path
     from valle_convert.families.bundle import open_bundle
     from valle_convert.files import check_outputs, locked_folder, made_folder
-    from valle_convert.quantize.recordings import (
-        make_utterances,
-        say_all,
-        utterance_names,
-        write_utterances,
-    )
     from valle_convert.tokenizer.compiled import TRUE_IDS_KEY
     from valle_convert.tokenizer.oracle import LlamaTokenizer
 
@@ -105,7 +99,7 @@ def utterances(
     heard = [*(one.path for one in recorded), *([voice] if voice else [])]
     _check_recordings(heard)
     bundle = open_bundle(local_gguf(model))
-    bundle.family.ability("utterances")
+    recordings = bundle.family.ability("utterances")
     opened = bundle.model
     true_ids = bundle.main.keys[TRUE_IDS_KEY]
     with (
@@ -113,10 +107,10 @@ def utterances(
         locked_folder(out),
         LlamaTokenizer(bundle.path) as llama,
     ):
-        names = utterance_names(recorded)
+        names = recordings.utterance_names(recorded)
         check_outputs({name: out / name for name in names}, inputs=sources, force=force)
         # All texts are looked at before a codec is loaded, or asked for at the hub.
-        said = say_all(
+        said = recordings.say_all(
             recorded,
             opened,
             lambda line: [
@@ -125,7 +119,7 @@ def utterances(
             language=language,
             is_phonemes=phonemes,
         )
-        made = make_utterances(
+        made = recordings.make_utterances(
             recorded,
             said,
             opened,
@@ -134,14 +128,14 @@ def utterances(
             is_phonemes=phonemes,
             progress=console.progress_bar,
         )
-        write_utterances(made, out, force=force, sources=sources)
+        recordings.write_utterances(made, out, force=force, sources=sources)
         others = len({path.name for path in out.glob("*.npz")} - set(names))
     _show(made, out, others, as_json=json_)
 
 
 def _recorded(audio: Sequence[Path], texts: Sequence[str], listed: Path | None) -> list[Recorded]:
     """The recordings and their texts, however they were given."""
-    from valle_convert.quantize.recordings import Recorded, read_list
+    from valle_convert.families.v5.recordings import Recorded, read_list
 
     if listed is not None:
         if audio or texts:

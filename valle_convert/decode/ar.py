@@ -14,7 +14,6 @@ from valle_convert.decode.causal import CausalSequences
 from valle_convert.decode.control import End, ShouldStop, check_range, never
 from valle_convert.decode.guidance import Guidance, guide
 from valle_convert.decode.sampling import (
-    Codes,
     Logits,
     Repetition,
     SamplingOptions,
@@ -23,7 +22,7 @@ from valle_convert.decode.sampling import (
     sample,
 )
 from valle_convert.model.inputs import Condition, Segment, speech_segments
-from valle_convert.model.spec import Model
+from valle_convert.model.spec import Codes, Model
 from valle_convert.network.protocol import Network
 from valle_convert.progress import Progress, silent
 

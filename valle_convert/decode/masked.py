@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from valle_convert.decode.causal import assemble_within_context
 from valle_convert.decode.control import End, ShouldStop, check_range, never
 from valle_convert.decode.guidance import Guidance, guide
-from valle_convert.decode.sampling import Codes, Logits, SamplingOptions, probabilities, sample
+from valle_convert.decode.sampling import Logits, SamplingOptions, probabilities, sample
 from valle_convert.model.inputs import Condition, speech_segments
+from valle_convert.model.spec import Codes
 from valle_convert.network.protocol import Network
 from valle_convert.progress import Progress, silent
 

@@ -12,8 +12,9 @@ import numpy as np
 from valle_convert.decode.causal import assemble_within_context
 from valle_convert.decode.control import End, ShouldStop, never
 from valle_convert.decode.guidance import Guidance, guide
-from valle_convert.decode.sampling import GREEDY, Codes, Logits, SamplingOptions, sample
+from valle_convert.decode.sampling import GREEDY, Logits, SamplingOptions, sample
 from valle_convert.model.inputs import Condition, speech_segments
+from valle_convert.model.spec import Codes
 from valle_convert.network.protocol import Network
 from valle_convert.progress import Progress, silent
 

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.decode.control import check_range
+from valle_convert.model.spec import Codes
 
 Logits = NDArray[np.float32]  # [rows, codes]
-Codes = NDArray[np.int32]
 
 NEVER = np.float32(-np.inf)
 

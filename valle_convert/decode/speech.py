@@ -17,10 +17,9 @@ from valle_convert.decode.control import End, ShouldStop, never
 from valle_convert.decode.length import LengthOptions, decode_length, frames_for
 from valle_convert.decode.masked import MaskedOptions, decode_masked
 from valle_convert.decode.nar import NarOptions, decode_nar
-from valle_convert.decode.sampling import Codes
 from valle_convert.errors import InputError
 from valle_convert.model.inputs import Condition
-from valle_convert.model.spec import Model
+from valle_convert.model.spec import Codes, Model
 from valle_convert.network.protocol import Network
 from valle_convert.progress import Progress, silent
 

@@ -8,9 +8,8 @@ import numpy as np
 
 from valle_convert.decode.causal import CausalSequences
 from valle_convert.decode.control import End, ShouldStop, never
-from valle_convert.decode.sampling import Codes
 from valle_convert.model.inputs import transcript_segments
-from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME
+from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, Codes
 from valle_convert.network.protocol import Network
 from valle_convert.progress import Progress, silent
 

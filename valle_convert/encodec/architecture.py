@@ -98,11 +98,6 @@ class EncodecSpec:
         return self.sampling_rate / self.hop_length
 
     @property
-    def bits_per_code(self) -> int:
-        """Bits that a code takes where it is packed."""
-        return max(1, (self.codebook_size - 1).bit_length())
-
-    @property
     def widest(self) -> int:
         """Channels where time is shortest."""
         return self.num_filters << len(self.upsampling_ratios)

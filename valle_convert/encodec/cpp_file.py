@@ -23,7 +23,7 @@ import io
 import math
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -42,7 +42,7 @@ from valle_convert.encodec.architecture import (
 )
 from valle_convert.encodec.weights import EncodecWeights, Tensor
 from valle_convert.errors import InputError
-from valle_convert.files import atomic_output, check_free_space, check_target, os_fault
+from valle_convert.files import atomic_output, check_free_space, check_outputs, os_fault
 from valle_convert.progress import Progress, silent
 
 MAGIC = struct.pack("<i", 0x67676D6C)
@@ -211,7 +211,7 @@ def write_cpp_file(
             `files.atomic_output`.
         EnvironmentFault: as `files.atomic_output`.
     """
-    check_target(path, force=force, sources=codec.files)
+    check_outputs([path], force=force, inputs=codec.files)
     header, tensors = plan_cpp_file(codec, out_type)
     size = tensors[-1].offset + tensors[-1].n_bytes
     check_free_space(path, size)
@@ -279,14 +279,16 @@ def open_cpp_file(path: Path, source: str | None = None) -> EncodecWeights:
         InputError: it is no such file, is cut off, has tensors too few or too many, or numbers
             that encodec.cpp cannot have.
     """
-    header, tensors, problems = read_cpp_layout(path)
+    header, tensors = read_cpp_layout(path)
     spec = spec_of_header(header, [tensor.name for tensor in tensors], path)
-    problems = [*problems, *layout_problems(header, tensors, spec)]
-    if problems:
-        raise InputError(
-            f"The codec {path} is no whole file of encodec.cpp: {'; '.join(problems)}. Make it "
-            "again with `valle-convert codec`, or copy it again."
-        )
+    expected = {
+        entry.name: (entry.shape, [str(_DTYPES[header.ftype if entry.is_weight else 0])])
+        for entry in tensor_table(spec)
+    }
+    # A bias of one element has no dims.
+    found = ((one.name, one.dims[::-1] or (1,), str(_DTYPES[one.ftype])) for one in tensors)
+    if problems := table_problems(expected, found):
+        raise _broken(path, "; ".join(problems))
     places = {tensor.name: tensor for tensor in tensors}
     data = np.memmap(path, np.uint8, mode="r")
 
@@ -306,11 +308,11 @@ def open_cpp_file(path: Path, source: str | None = None) -> EncodecWeights:
     )
 
 
-def read_cpp_layout(path: Path) -> tuple[CppHeader, tuple[CppTensor, ...], list[str]]:
-    """Header and tensors of a file as far as it goes, and what is wrong with its form.
+def read_cpp_layout(path: Path) -> tuple[CppHeader, tuple[CppTensor, ...]]:
+    """Header and tensors of a file.
 
     Raises:
-        InputError: it cannot be read, is no such file, or is cut within the header.
+        InputError: it cannot be read, is no such file, or is cut off or damaged in its form.
     """
     try:
         size = path.stat().st_size
@@ -318,47 +320,46 @@ def read_cpp_layout(path: Path) -> tuple[CppHeader, tuple[CppTensor, ...], list[
             packed = file.read(_HEADER.size)
             if len(packed) < _HEADER.size or not packed.startswith(MAGIC):
                 raise InputError(
-                    f"{path} is no file of encodec.cpp: it "
-                    + (
-                        f"has {len(packed)} bytes, fewer than a header"
-                        if len(packed) < _HEADER.size
-                        else f"begins with {packed[:4]!r}, where {MAGIC!r} is expected"
-                    )
-                    + "; make one with `valle-convert codec`."
+                    f"{path} is no file of encodec.cpp: it begins with {packed[:4]!r} and has "
+                    f"{size:,} bytes, where {MAGIC!r} and at least {_HEADER.size} bytes are "
+                    "expected; make one with `valle-convert codec`."
                 )
             header = CppHeader(*_HEADER.unpack(packed)[1:])
-            tensors, problems = _read_tensors(file, size)
+            return header, tuple(_read_tensors(file, size, path))
     except OSError as error:
         raise os_fault(f"{path} cannot be read", error) from error
-    return header, tensors, problems
 
 
-def _read_tensors(file: BinaryIO, size: int) -> tuple[tuple[CppTensor, ...], list[str]]:
-    tensors: list[CppTensor] = []
+def _read_tensors(file: BinaryIO, size: int, path: Path) -> Iterator[CppTensor]:
     while (at := file.tell()) < size:
         head = file.read(_TENSOR.size)
         if len(head) < _TENSOR.size:
-            return tuple(tensors), [f"{len(head)} bytes too many at its end"]
+            raise _broken(path, f"{len(head)} bytes too many at its end")
         n_dims, n_name, ftype = _TENSOR.unpack(head)
         # Beyond three dims, encodec.cpp writes past the end of an array of its own.
         if not 0 <= n_dims <= _MAX_DIMS or not 0 < n_name <= _MAX_NAME or ftype not in _DTYPES:
             found = f"{n_dims} dims, a name of {n_name} bytes and the type {ftype}"
-            return tuple(tensors), [f"at byte {at:,} there is no tensor, but {found}"]
+            raise _broken(path, f"at byte {at:,} there is no tensor, but {found}")
         rest = file.read(4 * n_dims + n_name)
         if len(rest) < 4 * n_dims + n_name:
-            return tuple(tensors), [f"it is cut off at byte {size:,}, in the header of a tensor"]
+            raise _broken(path, f"it is cut off at byte {size:,}, in the header of a tensor")
         dims = struct.unpack(f"<{n_dims}i", rest[: 4 * n_dims])
         name = rest[4 * n_dims :].decode("utf-8", "replace")
         if any(dim < 1 for dim in dims):
-            return tuple(tensors), [f"the tensor {name!r} has the dims {list(dims)}"]
+            raise _broken(path, f"the tensor {name!r} has the dims {list(dims)}")
         n_bytes = math.prod(dims) * _DTYPES[ftype].itemsize
         tensor = CppTensor(name, dims, ftype, file.tell(), n_bytes)
-        if tensor.offset + n_bytes > size:
-            end = tensor.offset + n_bytes
-            return tuple(tensors), [f"it is cut off: {name} ends at {end:,} of {size:,} bytes"]
-        tensors.append(tensor)
+        if (end := tensor.offset + n_bytes) > size:
+            raise _broken(path, f"it is cut off: {name} ends at {end:,} of {size:,} bytes")
+        yield tensor
         file.seek(n_bytes, io.SEEK_CUR)
-    return tuple(tensors), []
+
+
+def _broken(path: Path, what: str) -> InputError:
+    return InputError(
+        f"The codec {path} is no whole file of encodec.cpp: {what}. Make it again with "
+        "`valle-convert codec`, or copy it again."
+    )
 
 
 def spec_of_header(header: CppHeader, names: Iterable[str], path: Path) -> EncodecSpec:
@@ -382,8 +383,12 @@ def spec_of_header(header: CppHeader, names: Iterable[str], path: Path) -> Encod
                 f"{path}: the header says {name} {value:,}, where 1 to {limit:,} is expected; the "
                 "file is damaged: make it again with `valle-convert codec`."
             )
+    if header.n_levels > CPP_MAX_CODEBOOKS:
+        raise _broken(
+            path, f"its bandwidth of {header.bandwidth} kbit/s means {header.n_levels} levels"
+        )
     spec = EncodecSpec(
-        n_codebooks=max(n_codebooks, min(header.n_levels, CPP_MAX_CODEBOOKS)),
+        n_codebooks=max(n_codebooks, header.n_levels),
         audio_channels=header.in_channels,
         sampling_rate=header.sample_rate,
         hidden_size=header.hidden,
@@ -397,22 +402,3 @@ def spec_of_header(header: CppHeader, names: Iterable[str], path: Path) -> Encod
     )
     check_runs_on_encodec_cpp(spec, str(path))
     return spec
-
-
-def layout_problems(
-    header: CppHeader, tensors: Iterable[CppTensor], spec: EncodecSpec
-) -> list[str]:
-    """What encodec.cpp would refuse, or load without an error and compute wrongly."""
-    names = {0: "float32", 1: "float16"}
-    expected = {
-        entry.name: (entry.shape, [names[header.ftype if entry.is_weight else 0]])
-        for entry in tensor_table(spec)
-    }
-    # A bias of one element has no dims.
-    found = ((one.name, one.dims[::-1] or (1,), names[one.ftype]) for one in tensors)
-    problems = table_problems(expected, found)
-    if header.n_levels > CPP_MAX_CODEBOOKS:
-        problems.append(
-            f"its bandwidth of {header.bandwidth} kbit/s means {header.n_levels} levels"
-        )
-    return problems

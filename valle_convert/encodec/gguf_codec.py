@@ -18,7 +18,6 @@ from gguf import LlamaFileType
 from numpy.typing import NDArray
 
 from valle_convert import __version__
-from valle_convert.checkpoint.read import sha256_of
 from valle_convert.encodec.architecture import (
     CodecTensor,
     EncodecSpec,
@@ -30,9 +29,16 @@ from valle_convert.encodec.architecture import (
 from valle_convert.encodec.cpp_file import WrittenCodec, to_float16
 from valle_convert.encodec.weights import EncodecWeights, Tensor
 from valle_convert.errors import InputError
-from valle_convert.files import atomic_output, check_free_space, check_target
+from valle_convert.files import atomic_output, check_free_space, check_outputs, sha256_of
 from valle_convert.gguf_file.encode import encode
-from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
+from valle_convert.gguf_file.header import (
+    Key,
+    TensorEntry,
+    pack_header,
+    padded,
+    tensor_entries,
+    write_entries,
+)
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F16, F32, GgmlType
 from valle_convert.progress import Progress, silent
@@ -113,12 +119,9 @@ def plan_gguf_codec(
         Key(f"{_PREFIX}format_version", FORMAT_VERSION, "u32"),
         *(Key(_PREFIX + name, values[name], kind) for name, kind in _KEY_TYPES.items()),
     )
-    tensors, offset = [], 0
-    for entry in codec.tensors:
-        kind = matrices if entry.is_weight else F32
-        tensor = TensorEntry(entry.name, entry.shape, kind, offset)
-        tensors.append(tensor)
-        offset += padded(tensor.n_bytes)
+    tensors = tensor_entries(
+        (entry.name, entry.shape, matrices if entry.is_weight else F32) for entry in codec.tensors
+    )
     return keys, tuple(tensors)
 
 
@@ -139,26 +142,23 @@ def write_gguf_codec(
             `files.atomic_output`.
         EnvironmentFault: as `files.atomic_output`.
     """
-    check_target(path, force=force, sources=codec.files)
+    check_outputs([path], force=force, inputs=codec.files)
     keys, tensors = plan_gguf_codec(codec, out_type, license_=license_, url=url)
     header = pack_header(keys, tensors)
     size = len(header) + sum(padded(tensor.n_bytes) for tensor in tensors)
     check_free_space(path, size)
+
+    def data(tensor: TensorEntry) -> NDArray[Any]:
+        values: NDArray[np.floating] = codec.read(tensor.name)
+        if tensor.ggml_type == F16:
+            values = to_float16(values, f"The codec {codec.source}: the tensor {tensor.name}")
+        return encode(values, tensor.ggml_type, tensor.name)
+
     with (
         atomic_output(path, force=force, sources=codec.files) as file,
         progress("writing", size, "B") as advance,
     ):
-        n_written = file.write(header)
-        for tensor in tensors:
-            values: NDArray[np.floating] = codec.read(tensor.name)
-            if tensor.ggml_type == F16:
-                values = to_float16(values, f"The codec {codec.source}: the tensor {tensor.name}")
-            data = encode(values, tensor.ggml_type, tensor.name)
-            n_written += file.write(data.reshape(-1).view(np.uint8).data)
-            n_written += file.write(bytes(padded(tensor.n_bytes) - tensor.n_bytes))
-            advance(padded(tensor.n_bytes))
-        if n_written != size:
-            raise AssertionError(f"{path}: {n_written:,} bytes written, {size:,} planned")
+        write_entries(file, header, tensors, map(data, tensors), advance)
     notes = list(codec.notes)
     if not any(key.name == "general.license" for key in keys):
         notes.append("the source does not say its licence; tell it with --license")

@@ -18,7 +18,7 @@ from valle_convert.errors import InputError
 from valle_convert.families import family_of, family_of_file
 from valle_convert.families.family import AnyFamily, Choices
 from valle_convert.files import check_input_file
-from valle_convert.gguf_file.keys import SET_ID_KEY
+from valle_convert.gguf_file.keys import PART_KEY, SET_ID_KEY
 from valle_convert.gguf_file.plan import PlannedFile, check_codec, lay_out, out_type_named
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.write import write_files
@@ -189,29 +189,49 @@ class Bundle:
             )
 
 
-def open_files(path: Path) -> Bundle:
+def part_of(file: GgufFile) -> str:
+    """The part of a set that a file says it is, where it is another one than the main; else ""."""
+    try:
+        family_of_file(file).parts(file)
+    except InputError:
+        return str(file.keys.get(PART_KEY, "part"))
+    return ""
+
+
+def files_of(path: Path) -> Mapping[str, GgufFile]:
+    """The files of a model by its main file; another part of a set is a file by itself.
+
+    Raises:
+        InputError: as `open_files`.
+    """
+    file = GgufFile(path, allow_part=True)
+    is_one_of_many = PART_KEY in file.keys and part_of(file)
+    return {part_of(file): file} if is_one_of_many else open_files(file).files
+
+
+def open_files(main: Path | GgufFile) -> Bundle:
     """Open the files of a model, as far as they are GGUF files of one set.
 
     Args:
-        path: of the main file; the others lie beside it.
+        main: the main file, or its path; the others lie beside it.
 
     Raises:
         InputError: a file is missing, damaged or of another kind, or two belong to different sets.
     """
-    main = GgufFile(path, allow_part=True)
+    main = main if isinstance(main, GgufFile) else GgufFile(main, allow_part=True)
     family = family_of_file(main)
     files: dict[str, GgufFile] = {}
-    for part, place in paths_of(path, family.parts(main)).items():
+    for part, place in paths_of(main.path, family.parts(main)).items():
         if not files:
             files[part] = main
             continue
-        check_input_file(place, f"part of {path.name}")
+        check_input_file(place, f"part of {main.path.name}")
         file = GgufFile(place, allow_part=True)
         family.check_part(file, part)
         if file.keys.get(SET_ID_KEY) != main.keys.get(SET_ID_KEY):
             raise InputError(
-                f"{place} belongs to another set than {path} (their {SET_ID_KEY} differ). Convert "
-                "the checkpoint again, and keep the files of a set together."
+                f"{place} belongs to another set than {main.path} (their {SET_ID_KEY} differ). "
+                "Convert the checkpoint again, and keep the files of a set together."
             )
         files[part] = file
     return Bundle(family, files)

@@ -127,9 +127,11 @@ class Family(ABC, Generic[M, N, E]):
     #: The fields of `SpeakOptions` that it reads; the command line refuses the others.
     speaks_with: ClassVar[frozenset[str]]
     #: What it can do beyond converting, measuring and speaking: the function that does it, as
-    #: `module:function`; of `transcribe` and of the tasks `vc`, `ns` and `sr` a method of its
-    #: speaker's, as `module:Class.method`.
+    #: `module:function`, or the module that has several. For `transcribe` and the tasks `vc`, `ns`
+    #: and `sr`, a method of the family's speaker as `module:Class.method`.
     abilities: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    #: Whether `describe` reads weights, and not headers alone.
+    reads_weights: ClassVar[bool] = False
     #: Extras that its speech needs.
     needs: ClassVar[tuple[str, ...]] = ()
     #: What a file of `--data` holds, in words.
@@ -148,7 +150,8 @@ class Family(ABC, Generic[M, N, E]):
         if place is None:
             raise InputError(f"{name} does not support {self.title} yet.")
         module, _, function = place.partition(":")
-        return attrgetter(function)(import_module(module))
+        found = import_module(module)
+        return attrgetter(function)(found) if function else found
 
     # ---- a checkpoint
 
@@ -281,15 +284,24 @@ class Family(ABC, Generic[M, N, E]):
             EnvironmentFault: there is no usable llama.cpp, or it does not do what is relied on.
         """
 
-    def open_adapters(self, adapters: Sequence[LoraFile], bundle: Bundle) -> Sequence[Any]:
+    def open_adapters(
+        self, adapters: Sequence[LoraFile], base: Bundle | Checkpoint
+    ) -> Sequence[Any]:
         """LoRAs that are kept apart, for `reference`.
 
         Raises:
             InputError: one does not fit, or the family knows none.
         """
         if adapters:
-            raise InputError(f"--lora does not apply to {bundle.family.title}; leave it out.")
+            raise InputError(f"--lora does not apply to {self.title} ({base.path}); leave it out.")
         return ()
+
+    def prove(self) -> None:
+        """Try on a small model what its networks need beyond the self-test of `llama.probe`.
+
+        Raises:
+            EnvironmentFault: llama.cpp does not do it.
+        """
 
     @abstractmethod
     def arithmetic(self, bundle: Bundle) -> Arithmetic:

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from valle_convert.gguf_file.types import ARRAY, SCALARS, STRING, VALUE_TYPES, GgmlType
 
@@ -76,6 +77,35 @@ class TensorEntry:
 def padded(n_bytes: int, alignment: int = ALIGNMENT) -> int:
     """The size rounded up to the alignment."""
     return -(-n_bytes // alignment) * alignment
+
+
+def tensor_entries(tensors: Iterable[tuple[str, tuple[int, ...], GgmlType]]) -> list[TensorEntry]:
+    """Names, shapes and types to rows of the table: the data one after the other, aligned."""
+    entries: list[TensorEntry] = []
+    end = 0
+    for name, shape, ggml_type in tensors:
+        entries.append(TensorEntry(name, shape, ggml_type, end))
+        end += padded(entries[-1].n_bytes)
+    return entries
+
+
+def write_entries(
+    out: BinaryIO,
+    header: bytes,
+    tensors: Sequence[TensorEntry],
+    data: Iterable[NDArray[Any]],
+    advance: Callable[[int], object] = lambda _n: None,
+) -> int:
+    """Write a file of tensors that are placed one after the other; returns its size.
+
+    The data of each is asked for when it is its turn, and `advance` is told the bytes of each.
+    """
+    size = out.write(header)
+    for tensor, piece in zip(tensors, data, strict=True):
+        size += out.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
+        size += out.write(bytes(padded(tensor.n_bytes) - tensor.n_bytes))
+        advance(padded(tensor.n_bytes))
+    return size
 
 
 def pack_header(keys: Sequence[Key], tensors: Sequence[TensorEntry]) -> bytes:

@@ -31,6 +31,8 @@ ROPE_BASE = 10_000.0
 FAMILY_KEY = "valle.family"
 #: Ties the files of a set together, whatever they are quantized to later.
 SET_ID_KEY = "valle.set.id"
+#: Which file of a set a file is.
+PART_KEY = "valle.part"
 BIAS_KEY = "valle.head.bias"
 TRUE_IDS_KEY = "valle.tokenizer.true_ids"
 #: The tokenizer's keys whose values the network's phoneme rows fix.

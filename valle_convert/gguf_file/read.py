@@ -36,6 +36,8 @@ from valle_convert.gguf_file.header import (
     pack_key,
     pack_tensor,
     padded,
+    tensor_entries,
+    write_entries,
 )
 from valle_convert.gguf_file.types import ARRAY, SCALARS, STRING, TYPE_OF_NUMBER, VALUE_TYPES
 
@@ -276,17 +278,12 @@ class GgufFile:
 
         llama-quantize aligns what it writes to 32 bytes, and keeps a key that says otherwise.
         """
-        tensors: list[TensorEntry] = []
-        end = 0
-        for tensor in self.tensors.values():
-            tensors.append(TensorEntry(tensor.name, tensor.shape, tensor.ggml_type, end))
-            end += padded(tensor.n_bytes)
+        held = self.tensors.values()
+        tensors = tensor_entries((one.name, one.shape, one.ggml_type) for one in held)
         entries = self._entries((), (ALIGNMENT_KEY,))
         table = map(pack_tensor, tensors)
-        out.write(join_header(entries, len(tensors), table, ALIGNMENT, self._version))
-        for tensor in self.tensors.values():
-            out.write(tensor.data.data)
-            out.write(bytes(padded(tensor.n_bytes) - tensor.n_bytes))
+        header = join_header(entries, len(tensors), table, ALIGNMENT, self._version)
+        write_entries(out, header, tensors, (one.data for one in held))
 
     def _entries(self, keys: Sequence[Key], drop: Sequence[str]) -> list[bytes]:
         new = {key.name: pack_key(key) for key in keys}

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from valle_convert.checkpoint.source import BlockSource, TensorSource
 from valle_convert.errors import EnvironmentFault
-from valle_convert.files import atomic_outputs, check_free_space, check_target
+from valle_convert.files import atomic_outputs, check_free_space, check_outputs
 from valle_convert.gguf_file.encode import check_blocks, encode
 from valle_convert.gguf_file.header import pack_header, padded
 from valle_convert.gguf_file.keys import (
@@ -85,7 +85,7 @@ def write_files(
     """
     first = next(iter(files))
     for path in files:
-        check_target(path, force=force, sources=sources)
+        check_outputs([path], force=force, inputs=sources)
     check_free_space(first, sum(len(header_of(one)) + one.data_bytes for one in files.values()))
     with (
         _digest_of(files[first]) as digest,

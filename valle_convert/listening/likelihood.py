@@ -25,8 +25,6 @@ from valle_convert.model.inputs import (
 from valle_convert.model.spec import LENGTH_STOP, Model
 from valle_convert.network.protocol import Network
 
-Codes = NDArray[np.integer]
-
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
@@ -46,7 +44,7 @@ class Lesson:
 
 
 def lessons(
-    model: Model, condition: Condition, codes: Codes, rng: np.random.Generator
+    model: Model, condition: Condition, codes: NDArray[np.integer], rng: np.random.Generator
 ) -> Iterator[Lesson]:
     """What a model of these capabilities can be asked of an utterance.
 
@@ -97,7 +95,7 @@ def unlikelihood(network: Network, lesson: Lesson) -> NDArray[np.float64]:
 def _lesson(
     head: str,
     segments: list[Segment],
-    targets: Codes | list[int],
+    targets: NDArray[np.integer] | list[int],
     *,
     back: int = 0,
     among: NDArray[np.int64] | None = None,

@@ -47,8 +47,6 @@ from valle_convert.model.spec import Model
 from valle_convert.network.protocol import Network
 from valle_convert.progress import Advance, Progress, silent
 
-Codes = NDArray[np.integer]
-
 #: Under this stands what is counted over all heads, or all ways of speaking.
 EVERYWHERE = "all"
 AR_TEMPERATURE = 0.6
@@ -140,7 +138,7 @@ class Sentence:
     name: str
     text: str
     condition: Condition
-    codes: Codes
+    codes: NDArray[np.integer]
     recording: Audio | None = None
 
 

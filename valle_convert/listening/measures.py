@@ -167,11 +167,6 @@ class Estimate:
     high: float
     error: float
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether chance alone hardly explains that it is not 0."""
-        return self.low > 0 or self.high < 0
-
 
 @dataclass(frozen=True, eq=False)
 class Tally:

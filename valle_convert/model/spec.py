@@ -14,10 +14,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from valle_convert.errors import InputError
 
 Positions = Literal["segment", "unified"]
 Attention = Literal["bidirectional", "causal"]
+#: Codes of some speech: [frames, levels], or of one level, [frames].
+Codes = NDArray[np.int32]
 
 #: Names in id order, as the training project numbers them. A model may have fewer of them.
 #: Row i of the tables `language`, `task` and `tone` belongs to name i.
@@ -47,6 +52,14 @@ class Codec:
     name: str
     sample_rate: int
     frame_rate: float
+
+    def is_like(self, other: Codec) -> bool:
+        """Whether its codes are the other's, as far as name and rates tell."""
+        rates = (self.name, self.sample_rate, round(self.frame_rate, 1))
+        return rates == (other.name, other.sample_rate, round(other.frame_rate, 1))
+
+    def __str__(self) -> str:
+        return f"{self.name} with {self.sample_rate} Hz and {self.frame_rate:g} frames a second"
 
 
 #: Codecs with the levels and codebook size that tell them.

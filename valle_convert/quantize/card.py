@@ -143,7 +143,13 @@ def read_folder(path: Path, report: Path | None = None) -> Folder:
         keys = file.keys
         n_weights = sum(tensor.n_elements for tensor in file.tensors.values())
         n_bytes = sum(tensor.n_bytes for tensor in file.tensors.values())
-        files.append(_card_file(model, 8 * n_bytes / n_weights, entries.get(model.sha256)))
+        try:
+            files.append(_card_file(model, 8 * n_bytes / n_weights, entries.get(model.sha256)))
+        except (AttributeError, TypeError, ValueError, OverflowError) as error:
+            raise InputError(
+                f"The report {report or path / REPORT} is damaged in what it says of {model.name} "
+                f"({error!r:.60}); give the one that the run wrote."
+            ) from error
     files.sort(key=lambda one: one.entry.n_bytes)
     others = tuple(one for one in listed if one.kind not in FILE_TYPES)
     return Folder(path, tuple(files), others, keys, loaded)
@@ -181,17 +187,26 @@ def _entries(
 
 
 def _card_file(entry: ManifestFile, bits: float, said: Mapping[str, Any] | None) -> CardFile:
-    quality = ((said or {}).get("quality") or {}).get("all") or {}
-    kl, best = quality.get("kl_mean"), quality.get("best_code")
-    verified = (said or {}).get("verified") or {}
+    said = said or {}
+    quality = (said.get("quality") or {}).get("all") or {}
     return CardFile(
         entry=entry,
         bits=bits,
-        kl=float(kl) if isinstance(kl, int | float) else None,
-        best_codes=float(best) if isinstance(best, int | float) else None,
-        verdict=verified.get("outcome"),
-        failures=tuple(map(str, (said or {}).get("failures") or ())),
+        kl=_number(quality.get("kl_mean"), math.inf),
+        best_codes=_number(quality.get("best_code"), 1.0),
+        verdict=(said.get("verified") or {}).get("outcome"),
+        failures=tuple(map(str, said.get("failures") or ())),
     )
+
+
+def _number(value: Any, highest: float) -> float | None:  # noqa: ANN401 - of a JSON file
+    """Of an untrusted report; None for what was not finite when it was written."""
+    if value is None:
+        return None
+    number = float(value)
+    if not 0 <= number <= highest or number == math.inf:
+        raise ValueError(f"{number} is out of its range")
+    return number
 
 
 # ------------------------------------------------------------------------------ the card
@@ -234,13 +249,17 @@ def _front_matter(folder: Folder, words: CardWords) -> dict[str, Any]:
     license_ = words.license or keys.get("general.license")
     if isinstance(license_, str):
         matter["license"] = license_
-    languages = keys.get("general.languages")
-    if isinstance(languages, list) and languages:
+    if languages := _words(keys, "general.languages"):
         matter["language"] = languages
-    tags = keys.get("general.tags")
-    found = tags if isinstance(tags, list) else []
-    matter["tags"] = list(dict.fromkeys([*found, "gguf", "llama.cpp", "vall-e"]))
+    tags = [*_words(keys, "general.tags"), "gguf", "llama.cpp", "vall-e"]
+    matter["tags"] = list(dict.fromkeys(tags))
     return matter
+
+
+def _words(keys: Mapping[str, Any], name: str) -> list[str]:
+    """The texts of a list; none where a file has something else there."""
+    found = keys.get(name)
+    return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
 
 
 def _base_model(keys: Mapping[str, Any]) -> str | None:
@@ -291,8 +310,7 @@ def _body(folder: Folder, words: CardWords) -> Iterator[str]:
     yield "## Which one"
     yield ""
     yield _recommendation(folder)
-    lost = [words for words in keys.get(SOURCE_LOST_KEY, []) if isinstance(words, str)]
-    assumed = [words for words in keys.get(SOURCE_ASSUMED_KEY, []) if isinstance(words, str)]
+    lost, assumed = _words(keys, SOURCE_LOST_KEY), _words(keys, SOURCE_ASSUMED_KEY)
     if lost or assumed:
         yield ""
         yield "## What to know of the model"

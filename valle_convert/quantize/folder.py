@@ -11,9 +11,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import InputError, ValleConvertError
-from valle_convert.files import check_target, describe_os_error, valid_utf8
+from valle_convert.files import check_outputs, describe_os_error, sha256_of, valid_utf8
 from valle_convert.quantize.manifest import (
     MANIFEST,
     SUMS,
@@ -37,7 +36,7 @@ def known_files(folder: Path, *, force: bool) -> dict[str, ManifestFile]:
     """
     path = folder / MANIFEST
     for name in (MANIFEST, SUMS) if folder.is_dir() else ():
-        check_target(folder / name, force=True)  # they may be links to what is read
+        check_outputs([folder / name], force=True)  # they may be links to what is read
     if not path.exists():
         if (folder / SUMS).exists() and not force:
             raise InputError(
@@ -132,7 +131,7 @@ def _staying(
 def _why_kept(folder: Path, file: ManifestFile) -> str:
     path = folder / file.name
     try:
-        check_target(path, force=True)
+        check_outputs([path], force=True)
         if path.stat().st_size != file.n_bytes or sha256_of(path) != file.sha256:
             return "the manifest lists other bytes under this name"
     except InputError:

@@ -12,44 +12,47 @@ by the other.
 It is made by running the PyTorch reference over utterances in every mode (AR with and without
 prompt and condition, every NAR level, demasking, duration, transcription, and the tasks on
 recordings). `token_embd.weight` counts as the head that it is: its inputs are the final hidden
-states. A VALL-E X has a file for each network (`vallex_imatrix.py`), since the tensors of the two
-have the same names. One utterance is in memory at a time.
+states. A family whose models are several networks has a file for each unit, since the tensors of
+all have the same names; `valle.imatrix.part` says which. One example is in memory at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import io
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.checkpoint import Checkpoint
-from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import InputError
-from valle_convert.files import atomic_output, check_target, valid_utf8
-from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
+from valle_convert.families.bundle import paths_of
+from valle_convert.families.family import AnyFamily
+from valle_convert.files import atomic_outputs, check_outputs, sha256_of, valid_utf8
+from valle_convert.gguf_file.header import (
+    Key,
+    pack_header,
+    tensor_entries,
+    write_entries,
+)
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F32
 from valle_convert.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from valle_convert.families.v5.reference import ReferenceNetwork
-    from valle_convert.families.v5.trials import Utterance
+    from valle_convert.quantize.examples import Examples
     from valle_convert.quantize.source import Reference, Scratch, Source
-    from valle_convert.quantize.utterances import Calibration, Utterances
 
 PREFIX = "valle.imatrix."
 _PART = f"{PREFIX}part"
 _SUM, _COUNTS = ".in_sum2", ".counts"
 _VERSION = 3  # of GGUF
 _MAX_TEXT = 127  # bytes of a string that llama.cpp's list of overrides holds
-#: The digest of a matrix that stands in for one which is still to be made.
+#: The digest of a placeholder for a matrix which is still to be made.
 NOT_MADE_YET = "0" * 64
 
 
@@ -122,26 +125,13 @@ class ImatrixInput:
 
     @property
     def is_made(self) -> bool:
-        """Whether it is the real one, and does not stand in for one that is still to be made."""
+        """Whether it is the real one, and no placeholder for one that is still to be made."""
         return self.sha256 != NOT_MADE_YET
 
     @classmethod
     def read(cls, path: Path) -> ImatrixInput:
         """Read and hash a file; its name is the path's."""
         return cls(path, valid_utf8(path.name), read_imatrix(path), sha256_of(path))
-
-
-def write_imatrix(
-    imatrix: ImatrixFile, target: Path, *, force: bool, sources: Sequence[Path] = ()
-) -> None:
-    """Write the file, or leave nothing.
-
-    Raises:
-        InputError: the target must not be written.
-        EnvironmentFault: it cannot be.
-    """
-    with atomic_output(target, force=force, sources=sources) as file:
-        file.write(encode_imatrix(imatrix))
 
 
 def encode_imatrix(imatrix: ImatrixFile) -> bytes:
@@ -154,16 +144,15 @@ def encode_imatrix(imatrix: ImatrixFile) -> bytes:
         *([Key(_PART, imatrix.part, "string")] if imatrix.part else []),
         *imatrix.extra,
     ]
-    tensors: list[TensorEntry] = []
-    data: list[bytes] = []
-    offset = 0
-    for name, entry in sorted(imatrix.entries.items()):
-        for suffix, values in ((_SUM, entry.sums), (_COUNTS, np.array([entry.count]))):
-            tensors.append(TensorEntry(name + suffix, (1, len(values)), F32, offset))
-            raw = values.astype("<f4").tobytes()
-            data.append(raw.ljust(padded(len(raw)), b"\0"))
-            offset += len(data[-1])
-    return b"".join([pack_header(keys, tensors), *data])
+    data = {
+        name + suffix: values.astype("<f4")
+        for name, entry in sorted(imatrix.entries.items())
+        for suffix, values in ((_SUM, entry.sums), (_COUNTS, np.array([entry.count])))
+    }
+    tensors = tensor_entries((name, (1, len(values)), F32) for name, values in data.items())
+    out = io.BytesIO()
+    write_entries(out, pack_header(keys, tensors), tensors, data.values())
+    return out.getvalue()
 
 
 def read_imatrix(path: Path) -> ImatrixFile:
@@ -222,153 +211,134 @@ def _cut(text: str) -> str:
     return valid_utf8(text).encode()[:_MAX_TEXT].decode(errors="ignore")
 
 
-Example = TypeVar("Example")
-
-
 @dataclass
 class Sums:
     """What was collected so far.
 
     Attributes:
-        squares: by matrix, float64 [columns].
-        counts: by matrix, inputs seen.
-        n_utterances: how many are in it.
+        squares: by part and matrix, float64 [columns].
+        counts: by part and matrix, inputs seen.
+        n_examples: how many are in it.
         n_passes: runs of the network.
         longest: elements of the longest run.
     """
 
-    squares: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    n_utterances: int = 0
+    squares: dict[tuple[str, str], NDArray[np.float64]] = field(default_factory=dict)
+    counts: dict[tuple[str, str], int] = field(default_factory=dict)
+    n_examples: int = 0
     n_passes: int = 0
     longest: int = 0
 
-    def add(self, name: str, inputs: NDArray[np.float32]) -> None:
+    def add(self, part: str, name: str, inputs: NDArray[np.float32]) -> None:
         """Take what goes into a matrix, [n, columns]."""
+        key = part, name
         squares = np.square(inputs, dtype=np.float64).sum(0)
-        self.squares[name] = self.squares[name] + squares if name in self.squares else squares
-        self.counts[name] = self.counts.get(name, 0) + len(inputs)
+        self.squares[key] = self.squares[key] + squares if key in self.squares else squares
+        self.counts[key] = self.counts.get(key, 0) + len(inputs)
+        self.longest = max(self.longest, len(inputs))
 
 
-def make_imatrix(
+def make_imatrices(
     reference: Reference,
-    utterances: Utterances,
+    examples: Examples[Any],
     target: Path,
     *,
     force: bool = False,
     progress: Progress = silent,
-) -> ImatrixFile:
-    """Collect and write the importance matrix of a checkpoint.
+) -> dict[Path, ImatrixFile]:
+    """Collect and write the importance matrices of a checkpoint, one a unit of its family.
 
     Args:
         reference: the checkpoint.
-        utterances: what it is run on.
-        target: the file.
+        examples: what it is run on.
+        target: the file of the first unit; others lie beside it, named after it.
         force: whether an existing file may be replaced.
-        progress: shows how many utterances are done.
+        progress: shows how many examples are done.
 
     Raises:
-        InputError: the target must not be written.
+        InputError: a target must not be written.
         EnvironmentFault: it cannot be written.
     """
-    sources = (*reference.checkpoint.inputs, *utterances.files)
-    check_target(target, force=force, sources=sources)
-    imatrix = collect_imatrix(reference, utterances, progress=progress)
-    write_imatrix(imatrix, target, force=force, sources=sources)
-    return imatrix
+    sources = (*reference.checkpoint.inputs, *examples.files)
+    paths = imatrix_paths(reference.family, reference.description.contents, target)
+    check_outputs(list(paths.values()), force=force, inputs=sources)
+    made = collect_imatrices(reference, examples, progress=progress)
+    with atomic_outputs(list(paths.values()), force=force, sources=sources) as files:
+        for file, part in zip(files, paths, strict=True):
+            file.write(encode_imatrix(made[part]))
+    return {path: made[part] for part, path in paths.items()}
 
 
-def collect_imatrix(
-    reference: Reference, utterances: Utterances, *, progress: Progress = silent
-) -> ImatrixFile:
-    """Run a checkpoint on utterances."""
-    from valle_convert.families.v5.reference import ReferenceNetwork
-
-    checkpoint = reference.checkpoint
-    network = ReferenceNetwork(checkpoint.tensors, reference.description)
-    sums = collect_sums(
-        utterances, lambda utterance, sums: observe(network, utterance, sums), progress=progress
-    )
-    return imatrix_of(sums, checkpoint, utterances)
+def imatrix_paths(family: AnyFamily, parts: Iterable[str], target: Path) -> dict[str, Path]:
+    """Where the importance matrices of a model lie, by the parts of its units."""
+    return paths_of(target, [unit.part for unit in family.units(list(parts))])
 
 
-def collect_sums(
-    utterances: Calibration[Any, Example],
-    add: Callable[[Example, Sums], None],
-    *,
-    progress: Progress,
-) -> Sums:
-    """Go through all utterances; `add` runs one and adds what it gives to the sums."""
+def collect_imatrices(
+    reference: Reference, examples: Examples[Any], *, progress: Progress = silent
+) -> dict[str, ImatrixFile]:
+    """Run a checkpoint on examples; the matrices by the parts of the family's units."""
+    family, description = reference.family, reference.description
+    network = family.reference(description.tensors, description)
     sums = Sums()
-    with progress("importance", utterances.count, "utterances") as advance:
-        for utterance in utterances:
-            add(utterance, sums)
-            sums.n_utterances += 1
+    with progress("importance", examples.count, "utterances") as advance:
+        for example in examples:
+            observe(family, network, example, sums)
             advance(1)
-    return sums
+    units = family.units(list(description.contents))
+    return {
+        unit.part: imatrix_of(sums, reference.checkpoint, examples, unit.part, len(units))
+        for unit in units
+    }
 
 
 def imatrix_of(
-    sums: Sums, checkpoint: Checkpoint, utterances: Calibration[Any, Any], part: str = ""
+    sums: Sums, checkpoint: Checkpoint, examples: Examples[Any], part: str, n_units: int
 ) -> ImatrixFile:
-    """The file of what was collected; of a part, whose names begin with it and a blank."""
-    prefix = f"{part} " if part else ""
+    """The file of what was collected of a part; one that is the only unit is not named."""
     return ImatrixFile(
         entries={
-            name.removeprefix(prefix): Entry(squares.astype(np.float32), sums.counts[name])
-            for name, squares in sums.squares.items()
-            if name.startswith(prefix)
+            name: Entry(squares.astype(np.float32), sums.counts[of_part, name])
+            for (of_part, name), squares in sums.squares.items()
+            if of_part == part
         },
-        datasets=(utterances.description,),
+        datasets=(examples.description,),
         chunk_count=sums.n_passes,
         chunk_size=sums.longest,
         extra=(
             Key(f"{PREFIX}source_sha256", checkpoint.sha256(), "string"),
             Key(f"{PREFIX}source_lora", checkpoint.lora or "", "string"),
-            Key(f"{PREFIX}sequences_sha256", utterances.digest, "string"),
-            Key(f"{PREFIX}utterances", sums.n_utterances, "u32"),
+            Key(f"{PREFIX}sequences_sha256", examples.digest, "string"),
+            Key(f"{PREFIX}utterances", sums.n_examples, "u32"),
         ),
-        part=part,
+        part=part if n_units > 1 else "",
     )
 
 
-def made_of(
-    path: Path, checkpoint: Checkpoint, utterances: Calibration[Any, Any], part: str = ""
-) -> bool:
-    """Whether a file is the importance matrix of this checkpoint over these utterances."""
+def made_of(path: Path, checkpoint: Checkpoint, examples: Examples[Any], part: str = "") -> bool:
+    """Whether a file is the importance matrix of this checkpoint over these examples."""
     try:
         keys = GgufFile(path).keys
     except InputError:
         return False
     names = ("sequences_sha256", "utterances", "source_lora", "source_sha256")
     *found, said = [keys.get(PREFIX + name) for name in names]
-    wanted = [utterances.digest, utterances.count, checkpoint.lora or ""]
+    wanted = [examples.digest, examples.count, checkpoint.lora or ""]
     same = found == wanted and keys.get(_PART, "") == part
     return same and bool(said == checkpoint.sha256())
 
 
-def observe(network: ReferenceNetwork, utterance: Utterance, sums: Sums) -> None:
-    """Run one utterance in every mode and add up what goes into the matrices."""
-    from valle_convert.families.v5.trials import cases, run_case
-
-    n_inputs = 0
-
-    def add(name: str, inputs: Tensor) -> None:
-        nonlocal n_inputs
-        n_inputs = max(n_inputs, len(inputs))
-        sums.add(name, inputs.numpy())
-
-    network.observe = add
+def observe(family: AnyFamily, network: Any, example: object, sums: Sums) -> None:  # noqa: ANN401
+    """Run one example in every mode and add up what goes into the matrices."""
+    network.observe = lambda part, name, inputs: sums.add(part, name, inputs.numpy())
     try:
-        for case in cases(network.model, utterance):
-            # Element by element is the same inputs once more; the text head has no task.
-            if case.stepwise or case.head == "text":
-                continue
-            run_case(network, case)
-            sums.n_passes += 1
+        for case in family.cases(network.model, example):
+            if not case.repeats:
+                case.run(network)
+                sums.n_passes += 1
     finally:
         network.observe = None
-    sums.longest = max(sums.longest, n_inputs)
+    sums.n_examples += 1
 
 
 def check_fits(imatrix: ImatrixInput, source: Source) -> None:
@@ -387,7 +357,7 @@ def check_fits(imatrix: ImatrixInput, source: Source) -> None:
             )
 
 
-def stand_in(source: Source, name: str, description: str, scratch: Scratch) -> ImatrixInput:
+def placeholder(source: Source, name: str, description: str, scratch: Scratch) -> ImatrixInput:
     """A matrix of ones: llama.cpp plans by the entries, not by their values.
 
     Args:

@@ -12,20 +12,19 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from valle_convert.checkpoint.read import sha256_of
+from valle_convert import __version__
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.files import atomic_output, check_target, os_fault
+from valle_convert.files import atomic_outputs, check_outputs, os_fault, sha256_of
 from valle_convert.gguf_file.header import TensorEntry
 from valle_convert.gguf_file.keys import DIGEST_KEYS
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.progress import Progress, silent
 from valle_convert.quantize.imatrix import PREFIX as IMATRIX_PREFIX
 from valle_convert.quantize.imatrix import ImatrixInput
 from valle_convert.quantize.manifest import (
@@ -35,93 +34,123 @@ from valle_convert.quantize.manifest import (
     tensor_digests,
     write_manifest,
 )
+from valle_convert.quantize.options import Options, RunLog
 from valle_convert.quantize.plan import (
     TENSOR_LINE,
+    BundlePlan,
     Fallback,
     FilePlan,
-    Listener,
-    Options,
     arguments_of,
-    bits_per_weight,
     fallbacks_of,
-    keys_of,
+    made_keys,
+    part_keys,
     shown_arguments,
 )
-from valle_convert.quantize.source import Scratch
+from valle_convert.quantize.source import Scratch, SourceBundle, write_tensors
 from valle_convert.quantize.tool import Quantizer
+from valle_convert.quantize.types import bits_per_weight
 
 _PIECE = 4 << 20
 
 
 @dataclass(frozen=True)
-class MadeFile:
-    """A file that was just made, and its digests.
+class MadeBundle:
+    """Files that were just made: their entries of a manifest, and what the tool said."""
 
-    Attributes:
-        path: where.
-        n_bytes: its size.
-        sha256: of the whole file.
-        tensors: in file order.
-        log: what the tool said.
-    """
-
-    path: Path
-    n_bytes: int
-    sha256: str
-    tensors: tuple[TensorDigest, ...]
+    entries: tuple[ManifestFile, ...]
     log: tuple[str, ...]
 
 
-def make_file(
+def make_bundle(
     quantizer: Quantizer,
-    plan: FilePlan,
-    target: Path,
+    plan: BundlePlan,
+    source: SourceBundle,
     *,
-    scratch: Scratch | None = None,
+    scratch: Scratch,
     force: bool = False,
-    progress: Progress = silent,
-    keep_log: Callable[[list[str]], object] = lambda _lines: None,
-) -> MadeFile:
-    """Make the planned file, or leave nothing.
+    log: RunLog | None = None,
+) -> MadeBundle:
+    """Make all planned files, or leave nothing.
 
     Args:
         quantizer: who does it.
-        plan: what it is to become.
-        target: the file.
-        scratch: takes what the tool writes; None for one on the target's disk.
-        force: whether an existing file may be replaced.
-        progress: shows the bytes of the source that are done.
-        keep_log: gets the tool's log, also where it failed.
+        plan: what they are to become.
+        source: what is quantized, complete.
+        scratch: takes what the tool writes.
+        force: whether existing files may be replaced.
+        log: is told of progress, and gets the tool's log, also where it failed.
 
     Raises:
-        InputError: the target must not be written.
+        InputError: a target must not be written.
         EnvironmentFault: the tool failed, or did something else than it said in the plan.
     """
-    check_target(target, force=force, sources=[plan.source.given])
-    with closing(Scratch(target.parent)) as own:
-        work, work_path = (scratch or own).new()
-        with work:
-            log = run_quantizer(quantizer, plan, work_path, progress, keep_log)
-            header = open_written(quantizer, work)
-            if plan.tensors is not None:
-                check_types(quantizer, plan.tensors, header)
-            new_header = header.changed(
-                keys_of(
-                    quantizer.kind,
-                    plan.tool_version,
-                    quantizer.sha256,
-                    plan.source,
-                    plan.kind,
-                    plan.options,
-                    plan.imatrix,
-                    source_sha256=plan.source.sha256,
-                ),
-                drop=DIGEST_KEYS,
+    log = log or RunLog()
+    lines: list[str] = []
+    done: dict[str, tuple[str, tuple[TensorDigest, ...]]] = {}
+    paths = list(plan.paths.values())
+    with atomic_outputs(paths, force=force, sources=source.paths) as opened:
+        targets = dict(zip(plan.paths, opened, strict=True))
+        for unit, one in plan.units.items():
+            work, place = scratch.new()
+            with work:
+                lines += run_quantizer(quantizer, one, place, log)
+                header = open_written(quantizer, work)
+                if one.tensors is not None:
+                    check_types(quantizer, one.tensors, header)
+                target, part = targets[unit.part], source.bundle.files[unit.part]
+                if unit.first is None:
+                    keys = made_keys(quantizer, one, one.source.sha256)
+                    new_header = header.changed(keys, drop=DIGEST_KEYS)
+                    done[unit.part] = copy_file(work, header, new_header, target)
+                else:
+                    own = [t for t in header.tensors.values() if t.name in part.tensors]
+                    write_tensors(target, part_keys(quantizer, one, part, one.source.sha256), own)
+        for copied, file in source.copied.items():
+            with file.path.open("rb") as original:
+                shutil.copyfileobj(original, targets[copied])
+    return MadeBundle(_entries(quantizer, plan, source, done), tuple(lines))
+
+
+def _entries(
+    quantizer: Quantizer,
+    plan: BundlePlan,
+    source: SourceBundle,
+    done: Mapping[str, tuple[str, tuple[TensorDigest, ...]]],
+) -> tuple[ManifestFile, ...]:
+    """Of all files, the main one first; digests that are not known are computed."""
+    units = {unit.part: one for unit, one in plan.units.items()}
+    entries = []
+    for part, path in plan.paths.items():
+        one = units.get(part)
+        sha256, tensors = done.get(part) or (
+            sha256_of(path),
+            tensor_digests(GgufFile(path, allow_part=True)),
+        )
+        if one is None:
+            tool: dict[str, str] = {"name": "valle-convert", "version": __version__}
+            arguments: tuple[str, ...] = ("copy",)
+            source_sha256, imatrix = _digest_of(source, part), None
+        else:
+            tool, source_sha256, imatrix = tool_of(quantizer, one), one.source.sha256, one.imatrix
+            arguments = shown_arguments(one.source, one.kind, one.options, imatrix)
+        entries.append(
+            ManifestFile(
+                name=path.name,
+                kind=plan.kind.name,
+                n_bytes=path.stat().st_size,
+                sha256=sha256,
+                source_sha256=source_sha256,
+                tool=tool,
+                arguments=arguments,
+                imatrix_sha256=imatrix.sha256 if imatrix else None,
+                tensors=tensors,
             )
-            with atomic_output(target, force=force, sources=[plan.source.given]) as out:
-                sha256, tensors = copy_file(work, header, new_header, out)
-                n_bytes = out.tell()
-    return MadeFile(target, n_bytes, sha256, tensors, tuple(log))
+        )
+    return tuple(entries)
+
+
+def _digest_of(source: SourceBundle, part: str) -> str:
+    return sha256_of(source.bundle.files[part].path)
 
 
 def open_written(quantizer: Quantizer, work: BinaryIO) -> GgufFile:
@@ -141,25 +170,19 @@ def open_written(quantizer: Quantizer, work: BinaryIO) -> GgufFile:
         ) from error
 
 
-def run_quantizer(
-    quantizer: Quantizer,
-    plan: FilePlan,
-    work: Path,
-    progress: Progress,
-    keep_log: Callable[[list[str]], object],
-) -> list[str]:
-    """Quantize into an open file; `keep_log` gets the log, also where it failed."""
-    log: list[str] = []
+def run_quantizer(quantizer: Quantizer, plan: FilePlan, work: Path, log: RunLog) -> list[str]:
+    """Quantize into an open file; the log is kept, also where it failed."""
+    lines: list[str] = []
     sizes = {name: tensor.n_bytes for name, tensor in plan.source.header.tensors.items()}
     label = f"quantizing {plan.kind.name}"
     try:
         with (
             _nameless(plan.imatrix) as imatrix,
-            progress(label, sum(sizes.values()), "B") as advance,
+            log.progress(label, sum(sizes.values()), "B") as advance,
         ):
 
             def follow(line: str) -> None:
-                log.append(line)
+                lines.append(line)
                 match = TENSOR_LINE.match(line)
                 if match:
                     advance(sizes.get(match["name"], 0))
@@ -167,7 +190,7 @@ def run_quantizer(
             arguments = arguments_of(plan.kind, plan.options, plan.source.path, work, imatrix)
             return quantizer.run(arguments, on_line=follow)
     finally:
-        keep_log(log)
+        log.keep_log(lines)
 
 
 @contextmanager
@@ -259,38 +282,34 @@ def _offset(tensor: TensorEntry) -> int:
 
 @dataclass(frozen=True)
 class Output:
-    """A file of the run, before it is made.
+    """The files of a type, before they are made.
 
     Attributes:
-        plan: what it is to become.
-        path: where.
-        kept: the manifest's entry of a file that is there and need not be made again.
-        reason: why a file that is there is made again; empty where there is none.
+        plan: what they are to become.
+        kept: the manifest's entries of files that are there and need not be made again.
+        reason: why files that are there are made again; empty where there are none.
     """
 
-    plan: FilePlan
-    path: Path
-    kept: ManifestFile | None = None
+    plan: BundlePlan
+    kept: tuple[ManifestFile, ...] = ()
     reason: str = ""
 
 
 @dataclass(frozen=True)
 class Made:
-    """A file that is there, with its plan.
+    """The files of a type that are there, with their plan.
 
     Attributes:
-        plan: what it was to become.
-        path: where.
-        entry: of the manifest.
-        tensors: what is in it, by its own header.
+        plan: what they were to become.
+        entries: of the manifest, the main file first.
+        tensors: what is in the quantized files, by their own headers.
         fallbacks: the tensors that the type cannot hold.
         status: "made" or "kept".
-        seconds: what making it took.
+        seconds: what making them took.
     """
 
-    plan: FilePlan
-    path: Path
-    entry: ManifestFile
+    plan: BundlePlan
+    entries: tuple[ManifestFile, ...]
     tensors: tuple[TensorEntry, ...]
     fallbacks: tuple[Fallback, ...]
     status: str
@@ -299,33 +318,69 @@ class Made:
 
 def outputs_of(
     quantizer: Quantizer,
-    plans: Sequence[FilePlan],
-    targets: Sequence[Path],
+    plans: Sequence[BundlePlan],
+    source: SourceBundle,
     known: Mapping[str, ManifestFile],
     options: Options,
 ) -> list[Output]:
     """What has to be made; refuses to replace what is there.
 
-    A file is kept with --resume where the manifest lists it, it was made in the same way, and
-    its bytes are those of then. As long as source or importance matrix are still to be made, what
-    depends on them is taken to be the same.
+    The files of a type are kept, all of them or none, with --resume where the manifest lists
+    them, they were made in the same way, and their bytes are those of then. As long as source or
+    importance matrix are still to be made, what depends on them is taken to be the same.
 
     Raises:
         InputError: a file is there that is not kept, and there is no --force.
         EnvironmentFault: the folder cannot be written to.
     """
-    outputs: list[Output] = []
-    for plan, target in zip(plans, targets, strict=True):
-        old = known.get(target.name)
-        if not target.exists():
-            outputs.append(Output(plan, target))
-            continue
-        reason = difference(quantizer, plan, target, old)
-        if is_kept(target, old, reason, options, [plan.source.given]):
-            outputs.append(Output(plan, target, kept=old))
-        else:
-            outputs.append(Output(plan, target, reason=reason))
-    return outputs
+    return [_output_of(quantizer, plan, source, known, options) for plan in plans]
+
+
+def _output_of(
+    quantizer: Quantizer,
+    plan: BundlePlan,
+    source: SourceBundle,
+    known: Mapping[str, ManifestFile],
+    options: Options,
+) -> Output:
+    there = {part: path for part, path in plan.paths.items() if path.exists()}
+    if not there:
+        if plan.path.parent.is_dir():
+            check_outputs([plan.path], force=options.force, inputs=source.paths)
+        return Output(plan)
+    units = {unit.part: one for unit, one in plan.units.items()}
+    path, reason = next(iter(there.values())), ""
+    for part, place in there.items():
+        old, one = known.get(place.name), units.get(part)
+        found = (
+            difference(quantizer, one, place, old)
+            if one is not None
+            else _copy_difference(source, part, place, old)
+        )
+        if found:
+            path, reason = place, found
+            break
+    missing = [place.name for part, place in plan.paths.items() if part not in there]
+    if not reason and missing:
+        reason = f"{missing[0]} of its set is missing"
+    if is_kept(path, known.get(path.name), reason, options, source.paths):
+        return Output(plan, kept=tuple(known[place.name] for place in plan.paths.values()))
+    for place in there.values():
+        is_kept(place, known.get(place.name), reason, options, source.paths)
+    return Output(plan, reason=reason)
+
+
+def _copy_difference(
+    source: SourceBundle, part: str, target: Path, old: ManifestFile | None
+) -> str:
+    """Why a file that is there is not the copy that would be made; empty where it is."""
+    if old is None:
+        return "no manifest lists it"
+    if sha256_of(target) != old.sha256:
+        return "its bytes are not those of the manifest"
+    if source.is_complete and old.sha256 != _digest_of(source, part):
+        return "it was made of another source"
+    return ""
 
 
 def is_kept(
@@ -361,7 +416,7 @@ def is_kept(
             f"the folder's {MANIFEST}: --resume keeps what was made in the same way and makes "
             "the rest, --force makes all of it again."
         )
-    check_target(target, force=options.force, sources=sources)
+    check_outputs([target], force=options.force, inputs=sources)
     return False
 
 
@@ -398,78 +453,63 @@ def difference(quantizer: Quantizer, plan: FilePlan, target: Path, old: Manifest
 def make_all(
     quantizer: Quantizer,
     outputs: Sequence[Output],
+    source: SourceBundle,
     listed: dict[str, ManifestFile] | None,
     options: Options,
     scratch: Scratch,
-    listener: Listener,
+    log: RunLog,
 ) -> Iterator[Made]:
-    """Make or keep one file after the other.
+    """Make or keep the files of one type after the other.
 
     Args:
         quantizer: who does it.
         outputs: in the order wanted.
-        listed: the folder's manifest so far, which is kept right after each file; None for
+        source: what is quantized, complete.
+        listed: the folder's manifest so far, which is kept right after each type; None for
             a single file, which has none.
         options: what the user wants.
         scratch: takes what the tool writes.
-        listener: is told what is done.
+        log: is told what is done.
     """
     for output in outputs:
         start = time.perf_counter()
-        plan, target = output.plan, output.path
-        log: tuple[str, ...] = ()
-        if output.kept is not None:
-            listener.talk(f"kept {target.name}: source, type, tool and options are the same")
-            entry = output.kept
+        plan, target, entries = output.plan, output.plan.path, output.kept
+        others = f" and {len(plan.paths) - 1} files beside it" if len(plan.paths) > 1 else ""
+        lines: tuple[str, ...] = ()
+        if entries:
+            log.talk(f"kept {target.name}{others}: source, type, tool and options are the same")
         else:
             if output.reason:
-                listener.talk(f"{target.name} is made again: {output.reason}")
-            done = make_file(
-                quantizer,
-                plan,
-                target,
-                scratch=scratch,
-                force=options.force,
-                progress=listener.progress,
-                keep_log=listener.keep_log,
+                log.talk(f"{target.name} is made again: {output.reason}")
+            done = make_bundle(
+                quantizer, plan, source, scratch=scratch, force=options.force, log=log
             )
-            log = done.log
-            entry = _entry(quantizer, plan, done)
-        tensors = tuple(GgufFile(target).tensors.values())
+            entries, lines = done.entries, done.log
+        quantized = {unit: plan.paths[unit.part] for unit in plan.units}
+        found = {
+            unit: tuple(GgufFile(path, allow_part=True).tensors.values())
+            for unit, path in quantized.items()
+        }
+        tensors = tuple(tensor for one in found.values() for tensor in one)
         seconds = time.perf_counter() - start
-        if output.kept is None:
-            listener.talk(
-                f"wrote {target}: {entry.n_bytes:,} bytes, {bits_per_weight(tensors):.2f} bits a "
-                f"weight, {seconds:.1f} s"
+        if not output.kept:
+            n_bytes = sum(entry.n_bytes for entry in entries)
+            log.talk(
+                f"wrote {target}{others}: {n_bytes:,} bytes, {bits_per_weight(tensors):.2f} bits "
+                f"a weight, {seconds:.1f} s"
             )
-        if listed is not None:
-            listed[entry.name] = entry
-            write_manifest(target.parent, list(listed.values()))
-        yield Made(
-            plan,
-            target,
-            entry,
-            tensors,
-            fallbacks_of(log, plan.source, plan.kind, options, tensors)
-            if plan.tensors is None
-            else plan.fallbacks,
-            "made" if output.kept is None else "kept",
-            seconds,
-        )
-
-
-def _entry(quantizer: Quantizer, plan: FilePlan, done: MadeFile) -> ManifestFile:
-    return ManifestFile(
-        name=done.path.name,
-        kind=plan.kind.name,
-        n_bytes=done.n_bytes,
-        sha256=done.sha256,
-        source_sha256=plan.source.sha256,
-        tool=tool_of(quantizer, plan),
-        arguments=shown_arguments(plan.source, plan.kind, plan.options, plan.imatrix),
-        imatrix_sha256=plan.imatrix.sha256 if plan.imatrix else None,
-        tensors=done.tensors,
-    )
+            if listed is not None:
+                listed |= {entry.name: entry for entry in entries}
+                write_manifest(target.parent, list(listed.values()))
+        fallbacks = plan.fallbacks
+        if any(one.tensors is None for one in plan.units.values()):
+            fallbacks = tuple(
+                fallback
+                for unit, one in plan.units.items()
+                for fallback in fallbacks_of(lines, one.source, plan.kind, options, found[unit])
+            )
+        status = "kept" if output.kept else "made"
+        yield Made(plan, entries, tensors, fallbacks, status, seconds)
 
 
 def imatrix_entry(imatrix: ImatrixInput) -> ManifestFile:
@@ -485,6 +525,21 @@ def imatrix_entry(imatrix: ImatrixInput) -> ManifestFile:
         arguments=(imatrix.contents.datasets[0],),
         imatrix_sha256=None,
         tensors=tensor_digests(header),
+    )
+
+
+def plain_entry(path: Path, kind: str, source: SourceBundle) -> ManifestFile:
+    """The manifest's entry of a file that this program wrote and that is no GGUF file."""
+    return ManifestFile(
+        name=path.name,
+        kind=kind,
+        n_bytes=path.stat().st_size,
+        sha256=sha256_of(path),
+        source_sha256=source.main.sha256,
+        tool={"name": "valle-convert quantize"},
+        arguments=(),
+        imatrix_sha256=None,
+        tensors=(),
     )
 
 

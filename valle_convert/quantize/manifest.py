@@ -17,11 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import InputError, ValleConvertError
 from valle_convert.files import (
     read_json_object,
     read_small_file,
+    sha256_of,
     write_text_atomically,
 )
 from valle_convert.gguf_file.read import GgufFile
@@ -51,14 +51,14 @@ class ManifestFile:
 
     Attributes:
         name: in the folder of the manifest.
-        kind: its type, such as Q4_K_M, or `imatrix`.
+        kind: its type, such as Q4_K_M, or `imatrix`, or `tensor-types`.
         n_bytes: its size.
         sha256: of the whole file.
         source_sha256: of the file that it was made from.
         tool: name, version and digest of what made it.
         arguments: the tool's, without paths.
         imatrix_sha256: of the importance matrix; None where none was used.
-        tensors: in file order.
+        tensors: in file order; none where it is no GGUF file.
     """
 
     name: str
@@ -227,6 +227,8 @@ def _problems(folder: Path, file: ManifestFile) -> list[str]:
     if found == file.sha256:
         return []
     problems = [f"sha256 {found}, where the manifest says {file.sha256}"]
+    if not file.tensors:
+        return problems
     try:
         there = tensor_digests(GgufFile(path, allow_part=True))
         tensors = {tensor.name: tensor for tensor in there}

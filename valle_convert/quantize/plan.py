@@ -12,24 +12,25 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from valle_convert import __version__
-from valle_convert.checkpoint import Checkpoint
-from valle_convert.checkpoint.lora import LoraFile
 from valle_convert.errors import InputError
+from valle_convert.families.bundle import paths_of
+from valle_convert.families.family import Unit
 from valle_convert.files import valid_utf8
-from valle_convert.gguf_file.header import Key, TensorEntry
+from valle_convert.gguf_file.header import Key, TensorEntry, pack_header
 from valle_convert.gguf_file.keys import DIGEST_KEYS
-from valle_convert.gguf_file.types import GGML_TYPES, GgmlType
-from valle_convert.progress import Progress, silent
-from valle_convert.quantize.identity import Identity, convention_name
-from valle_convert.quantize.imatrix import ImatrixInput, check_fits, stand_in
-from valle_convert.quantize.source import Scratch, Source
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.types import GGML_TYPES
+from valle_convert.quantize.identity import convention_name
+from valle_convert.quantize.imatrix import ImatrixInput, check_fits, placeholder
+from valle_convert.quantize.options import AUTO, Options
+from valle_convert.quantize.source import Scratch, Source, SourceBundle, keys_of_file
 from valle_convert.quantize.tool import PROGRAM, Quantizer
-from valle_convert.quantize.types import STOCK, FileType, Recipe, ggml_type, matches
+from valle_convert.quantize.types import FileType, ggml_type, matches
 
 PREFIX = "valle.quantize."
 TENSOR_LINE = re.compile(
@@ -70,127 +71,6 @@ def describe_fallbacks(fallbacks: Sequence[Fallback]) -> str:
     return f"{tensors} (rows of {columns}) cannot be {wanted}: {became}"
 
 
-AUTO, NONE = "auto", "none"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user wants.
-
-    Attributes:
-        types: which files to make.
-        tool: a path of llama-quantize, "library", or None to search.
-        recipe: named tensor types.
-        tensor_types: further ones, which win over the recipe's; checked, pattern=type.
-        allow_requantize: whether quantized tensors may be quantized again.
-        pure: whether mixtures are switched off.
-        threads: for llama-quantize and for measuring; 0 for their own choice.
-        imatrix: "auto", "none", or the path of a file. "auto" makes one of the checkpoint: with
-            given utterances for every type, else for those that cannot be made without.
-        data: a folder of utterances; None for seeded ones.
-        measure: whether quality and speed are measured.
-        n_utterances: how many are measured, at most; None for all that are given, or for two
-            seeded ones.
-        n_imatrix: seeded utterances that an importance matrix is made of; given ones all count.
-        seed: of seeded utterances.
-        identity: what files are called, and say of themselves.
-        adapters: LoRAs kept apart, with which files are measured and checked.
-        max_kl, min_agreement: limits by type, as `limits.parse_limits` gives them.
-        listen: whether files speak, and what they say is measured.
-        sentences: texts to speak, one a line; None for the given utterances.
-        voice: whose voice the texts are spoken in; None leaves it to the model.
-        prompt_seconds: how much of the voice is used.
-        codec: as `audio.codec.open_codec`.
-        asr: the command of a recogniser; None for none.
-        listen_temperature: of the AR where codes are drawn.
-        max_nll, min_retrieval, max_wer: limits of what is said, by type.
-        no_worse_than: the JSON report of an earlier run.
-        margin: by what factor this one may be worse.
-        allow_fallback: whether a tensor that the type cannot hold may get another one.
-        resume: keep files that are there and were made in the same way.
-        prune: after a verdict that passed, remove the files of the same source that the folder's
-            manifest lists and that are not of this run.
-        force: whether existing files may be replaced.
-        scan: whether every matrix is tried in every type of `scan_types`.
-        scan_types: names of tensor types; empty for the usual ones.
-        target_bits: a weight, of the mixture that a scan chooses where `types` is empty; None for
-            the smallest one within the limit of divergence.
-        dry_run: plan only.
-        command: that all of this was given in, for the report.
-    """
-
-    types: tuple[FileType, ...] = ()
-    tool: str | None = None
-    recipe: Recipe = STOCK
-    tensor_types: tuple[str, ...] = ()
-    allow_requantize: bool = False
-    pure: bool = False
-    threads: int = 0
-    imatrix: str = AUTO
-    data: Path | None = None
-    measure: bool = True
-    n_utterances: int | None = None
-    n_imatrix: int = 32
-    seed: int = 0
-    adapters: tuple[LoraFile, ...] = ()
-    identity: Identity = field(default_factory=Identity)
-    max_kl: Mapping[str, float] = field(default_factory=dict)
-    min_agreement: Mapping[str, float] = field(default_factory=dict)
-    listen: bool = False
-    sentences: Path | None = None
-    voice: Path | None = None
-    prompt_seconds: float = 3.0
-    codec: str | None = None
-    asr: str | None = None
-    listen_temperature: float = 0.6
-    max_nll: Mapping[str, float] = field(default_factory=dict)
-    min_retrieval: Mapping[str, float] = field(default_factory=dict)
-    max_wer: Mapping[str, float] = field(default_factory=dict)
-    no_worse_than: Path | None = None
-    margin: float = 1.1
-    allow_fallback: bool = True
-    resume: bool = False
-    prune: bool = False
-    force: bool = False
-    scan: bool = False
-    scan_types: tuple[str, ...] = ()
-    target_bits: float | None = None
-    dry_run: bool = False
-    command: str = ""
-
-    @property
-    def patterns(self) -> tuple[str, ...]:
-        """All tensor types in the order in which they are tried."""
-        return (*self.tensor_types, *(item.lower() for item in self.recipe.tensor_types))
-
-
-def inputs_of(path: Path, checkpoint: Checkpoint | None, options: Options) -> Iterator[Path]:
-    """Every file that a run reads, which nothing that it writes may replace.
-
-    Args:
-        path: the file that is quantized.
-        checkpoint: what it is measured against.
-        options: everything else.
-    """
-    yield path
-    yield from checkpoint.inputs if checkpoint is not None else ()
-    yield from (one.path for one in options.adapters)
-    yield from options.data.glob("*.npz") if options.data is not None else ()
-    if options.imatrix not in (AUTO, NONE):
-        yield Path(options.imatrix)
-    more = (options.no_worse_than, options.sentences, options.voice, options.codec)
-    yield from (Path(one) for one in more if one is not None)
-
-
-@dataclass(frozen=True)
-class Listener:
-    """Where a run reports: its progress, sentences, and the log of each run of llama-quantize."""
-
-    progress: Progress = silent
-    talk: Callable[[str], object] = lambda _text: None
-    keep_log: Callable[[list[str]], object] = lambda _lines: None
-
-
 @dataclass(frozen=True)
 class FilePlan:
     """One file before it is made.
@@ -217,17 +97,6 @@ class FilePlan:
     needs_imatrix: bool
     tool_version: str
     n_bytes: int | None
-
-    @property
-    def most_bytes(self) -> int:
-        """How much disk the file takes at most."""
-        return self.source.n_bytes if self.n_bytes is None else self.n_bytes
-
-
-def bits_per_weight(tensors: Sequence[TensorEntry]) -> float:
-    """Bits a weight over all tensors, as llama-quantize counts them."""
-    n_weights = sum(tensor.n_elements for tensor in tensors)
-    return 8 * sum(tensor.n_bytes for tensor in tensors) / n_weights
 
 
 def plan_file(
@@ -264,10 +133,8 @@ def plan_file(
             TensorEntry(name, source.header.tensors[name].shape, ggml_type(new), 0)
             for name, new in types.items()
         )
-        header = source.header.changed(
-            keys_of(quantizer.kind, version, quantizer.sha256, source, kind, options, imatrix),
-            drop=DIGEST_KEYS,
-        )
+        keys = keys_of(quantizer.kind, version, quantizer.sha256, source, kind, options, imatrix)
+        header = source.header.changed(keys, drop=DIGEST_KEYS)
         n_bytes = len(header) + sum(map(_stored, tensors))
     return FilePlan(
         source=source,
@@ -282,50 +149,109 @@ def plan_file(
     )
 
 
-def plan_files(
+@dataclass(frozen=True)
+class BundlePlan:
+    """What a model is to become in one type.
+
+    Attributes:
+        kind: the type.
+        units: the plans of what llama-quantize makes.
+        paths: of all files to come, by part, the main one first.
+        n_bytes: the size of all files, exactly; None where it is not known.
+    """
+
+    kind: FileType
+    units: Mapping[Unit, FilePlan]
+    paths: Mapping[str, Path]
+    n_bytes: int | None
+
+    @property
+    def main(self) -> FilePlan:
+        """Of the main file."""
+        return next(iter(self.units.values()))
+
+    @property
+    def path(self) -> Path:
+        """Of the main file."""
+        return next(iter(self.paths.values()))
+
+    @property
+    def tensors(self) -> tuple[TensorEntry, ...]:
+        """Those of all units, as far as they are known."""
+        return tuple(tensor for unit in self.units.values() for tensor in unit.tensors or ())
+
+    @property
+    def fallbacks(self) -> tuple[Fallback, ...]:
+        """The tensors that the type cannot hold."""
+        return tuple(one for unit in self.units.values() for one in unit.fallbacks)
+
+    @property
+    def imatrices(self) -> tuple[ImatrixInput, ...]:
+        """The importance matrices, where they are used."""
+        return tuple(unit.imatrix for unit in self.units.values() if unit.imatrix)
+
+    @property
+    def lacks_imatrix(self) -> bool:
+        """Whether an importance matrix is still to be made."""
+        return any(not one.is_made for one in self.imatrices)
+
+    def with_imatrices(self, real: Mapping[str, ImatrixInput]) -> BundlePlan:
+        """The plan with these, by part, in the place of placeholders."""
+        if not self.imatrices:
+            return self
+        units = {unit: replace(one, imatrix=real[unit.part]) for unit, one in self.units.items()}
+        return replace(self, units=units)
+
+
+def plan_bundles(
     quantizer: Quantizer,
-    sources: Sequence[Source],
+    source: SourceBundle,
+    targets: Sequence[Path],
     options: Options,
-    given: Sequence[ImatrixInput],
+    given: Mapping[str, ImatrixInput],
     *,
-    names: Sequence[str],
+    names: Mapping[str, str],
     calibration: str | None,
     scratch: Scratch,
-) -> list[tuple[FilePlan, ...]]:
-    """Plans of all types, each with one for each source, which belong together.
-
-    An importance matrix that is still to be made has a stand-in.
+) -> list[BundlePlan]:
+    """Plans of all types. An importance matrix that is still to be made has a placeholder.
 
     Args:
         quantizer: says what it would do.
-        sources: the files of one model.
+        source: the files of a model.
+        targets: the main file of each type.
         options: what the user wants.
-        given: the matrices that `options.imatrix` names, one for each source; else none.
-        names: of those that are to be made.
+        given: the matrices that `options.imatrix` names, by part; else none.
+        names: of those that are to be made, by part.
         calibration: what they would be made of; None where they cannot be.
-        scratch: takes the stand-ins.
+        scratch: takes the placeholders.
 
     Raises:
         InputError: a type needs a matrix and there is none, a given one is of another model, or a
             tensor cannot have its type and must not have another.
         EnvironmentFault: the tool failed.
     """
+    units = source.units
     rows = [
-        tuple(plan_file(quantizer, source, kind, options) for source in sources)
+        {unit: plan_file(quantizer, one, kind, options) for unit, one in units.items()}
         for kind in options.types
     ]
-    needing = {row[0].kind.name for row in rows if any(plan.needs_imatrix for plan in row)}
+    needing = {
+        kind.name
+        for kind, row in zip(options.types, rows, strict=True)
+        if any(plan.needs_imatrix for plan in row.values())
+    }
     if options.imatrix != AUTO:
         calibration = None
-    matrices = list(given)
+    matrices = dict(given)
     if matrices:
-        for matrix, source in zip(matrices, sources, strict=True):
-            check_fits(matrix, source)
+        for unit, one in units.items():
+            check_fits(matrices[unit.part], one)
     elif calibration is not None and (needing or options.data):
-        matrices = [
-            stand_in(source, name, calibration, scratch)
-            for source, name in zip(sources, names, strict=True)
-        ]
+        matrices = {
+            unit.part: placeholder(one, names[unit.part], calibration, scratch)
+            for unit, one in units.items()
+        }
     elif needing:
         raise InputError(
             f"{', '.join(k.name for k in options.types if k.name in needing)} cannot be made "
@@ -333,14 +259,19 @@ def plan_files(
             "be made."
         )
     everywhere = calibration is None or options.data is not None
-    for i, row in enumerate(rows if matrices else []):
-        kind = row[0].kind
-        if kind.name in needing or (everywhere and kind.is_quantized):
-            rows[i] = tuple(
-                plan_file(quantizer, source, kind, options, matrix)
-                for source, matrix in zip(sources, matrices, strict=True)
-            )
-    falling = {row[0].kind.name: [one for plan in row for one in plan.fallbacks] for row in rows}
+    plans = []
+    for kind, row, target in zip(options.types, rows, targets, strict=True):
+        if matrices and (kind.name in needing or (everywhere and kind.is_quantized)):
+            row = {  # noqa: PLW2901 - planned anew
+                unit: plan_file(quantizer, one, kind, options, matrices[unit.part])
+                for unit, one in units.items()
+            }
+        paths = paths_of(target, source.bundle.files)
+        sizes = [_bytes_of(quantizer, unit, plan, source) for unit, plan in row.items()]
+        copied = sum(file.size for file in source.copied.values())
+        known = None if None in sizes else sum(filter(None, sizes)) + copied
+        plans.append(BundlePlan(kind, row, paths, known))
+    falling = {plan.kind.name: plan.fallbacks for plan in plans}
     if any(falling.values()) and not options.allow_fallback:
         shown = "; ".join(
             f"{kind}: {describe_fallbacks(found)}" for kind, found in falling.items() if found
@@ -350,7 +281,40 @@ def plan_files(
             f"{shown}. Choose types whose blocks the rows divide into (Q8_0, Q5_0, Q4_0: 32; "
             "K and IQ types: 256)."
         )
-    return rows
+    return plans
+
+
+def _bytes_of(quantizer: Quantizer, unit: Unit, plan: FilePlan, source: SourceBundle) -> int | None:
+    """The size of the file of a unit's part; of one that was joined, only its own tensors count."""
+    if unit.first is None or plan.tensors is None:
+        return plan.n_bytes
+    part = source.bundle.files[unit.part]
+    own = [tensor for tensor in plan.tensors if tensor.name in part.tensors]
+    header = pack_header(part_keys(quantizer, plan, part, "0" * 64), own)
+    return len(header) + sum(map(_stored, own))
+
+
+def made_keys(quantizer: Quantizer, plan: FilePlan, source_sha256: str) -> list[Key]:
+    """What a file says of how it was made, see `keys_of`."""
+    return keys_of(
+        quantizer.kind,
+        plan.tool_version,
+        quantizer.sha256,
+        plan.source,
+        plan.kind,
+        plan.options,
+        plan.imatrix,
+        source_sha256=source_sha256,
+    )
+
+
+def part_keys(
+    quantizer: Quantizer, plan: FilePlan, part: GgufFile, source_sha256: str
+) -> list[Key]:
+    """The keys of a part that was joined to be quantized: its own, and how it was made."""
+    made = made_keys(quantizer, plan, source_sha256)
+    names = {key.name for key in made}
+    return [*(key for key in keys_of_file(part) if key.name not in names), *made]
 
 
 def arguments_of(
@@ -368,7 +332,7 @@ def arguments_of(
         arguments.append("--allow-requantize")
     if options.pure:
         arguments.append("--pure")
-    for item in options.patterns:
+    for item in options.tensor_types:
         arguments += ["--tensor-type", item]
     if imatrix is not None:
         arguments += ["--imatrix", str(imatrix)]
@@ -393,11 +357,11 @@ def shown_arguments(
     return (PROGRAM, *map(valid_utf8, shown))
 
 
-def file_name(source: Source, kind: FileType, options: Options) -> str:
-    """What a file of a folder is called."""
+def file_name(source: Source, kind: str, options: Options) -> str:
+    """What the file of a type is called in a folder."""
     if options.identity.naming == "convention":
-        return f"{convention_name(source.header.keys, kind.name)}.gguf"
-    return f"{source.stem}-{kind.name}.gguf"
+        return f"{convention_name(source.header.keys, kind)}.gguf"
+    return f"{source.stem}-{kind}.gguf"
 
 
 def keys_of(
@@ -424,7 +388,6 @@ def keys_of(
         Key(f"{PREFIX}tool_version", tool_version, "string"),
         Key(f"{PREFIX}tool_sha256", tool_sha256, "string"),
         Key(f"{PREFIX}arguments", list(shown), "[string]"),
-        Key(f"{PREFIX}recipe", options.recipe.name, "string"),
         Key(f"{PREFIX}source_name", source.name, "string"),
         Key(f"{PREFIX}source_sha256", source_sha256, "string"),
         Key(f"{PREFIX}converter_version", __version__, "string"),
@@ -483,7 +446,7 @@ def fallbacks_of(
             and tensor.name not in found
             and tensor.ggml_type != source.header.tensors[tensor.name].ggml_type
             and tensor.shape[-1] % base.block
-            and not any(matches(item, tensor.name) for item in options.patterns)
+            and not any(matches(item, tensor.name) for item in options.tensor_types)
         ):
             found[tensor.name] = Fallback(
                 tensor.name, tensor.shape[-1], base.name, tensor.ggml_type.name
@@ -493,11 +456,3 @@ def fallbacks_of(
 
 def _stored(tensor: TensorEntry) -> int:
     return math.ceil(tensor.n_bytes / 32) * 32
-
-
-def describe_types(tensors: Sequence[TensorEntry]) -> dict[str, int]:
-    """How many weights have which type, most first."""
-    counts: dict[GgmlType, int] = {}
-    for tensor in tensors:
-        counts[tensor.ggml_type] = counts.get(tensor.ggml_type, 0) + tensor.n_elements
-    return {kind.name: n for kind, n in sorted(counts.items(), key=lambda item: -item[1])}

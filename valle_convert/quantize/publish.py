@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from valle_convert.checkpoint.hub import transport_errors, words_of
-from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.extras import require
+from valle_convert.files import sha256_of
 from valle_convert.quantize.card import CARD, Folder
 from valle_convert.quantize.manifest import MANIFEST, SUMS
 

@@ -1,7 +1,7 @@
 """What a run of `quantize` found, as plain values, JSON and Markdown (html.py draws it).
 
 Frozen; nothing here computes but the verdict. data/report.schema.json is the schema of the
-JSON form. A report's file tells its form by its extension; the tool's log is kept here too.
+JSON form; forms.py writes it.
 """
 
 from __future__ import annotations
@@ -10,13 +10,10 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from valle_convert import __version__
-from valle_convert.errors import EXIT_ENVIRONMENT, EXIT_FAILED_CHECK, EXIT_OK, InputError
-from valle_convert.files import check_target, write_text_atomically
+from valle_convert.errors import EXIT_ENVIRONMENT, EXIT_FAILED_CHECK, EXIT_OK
 from valle_convert.listening.listen import MEASURES, NLL, RETRIEVAL, WORDS, Listened, Measure
 from valle_convert.quantize.limits import Limits
 from valle_convert.quantize.listening import (
@@ -29,10 +26,9 @@ from valle_convert.quantize.listening import (
 from valle_convert.quantize.plan import Fallback, describe_fallbacks
 from valle_convert.quantize.quality import ALL, Measured
 from valle_convert.quantize.scan import Sensitivity
-from valle_convert.strict_json import to_json_text
 from valle_convert.verify.report import Report
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -162,8 +158,7 @@ class QuantizeReport:
         source: the name of what was quantized.
         source_sha256: of it; None in a dry run.
         tool: name, version, digest of what quantized, and where it was found.
-        recipe: name and reason.
-        tensor_types: further ones.
+        tensor_types: pattern=type, the first that matches wins.
         reference: what quality is measured against, in words; empty where it is not measured.
         utterances: what quality is measured on, in words.
         baseline: the file in F16 that sizes and speeds stand beside; None where not measured.
@@ -180,7 +175,6 @@ class QuantizeReport:
     source: str
     source_sha256: str | None
     tool: Mapping[str, str]
-    recipe: Mapping[str, str]
     tensor_types: tuple[str, ...]
     reference: str
     utterances: str
@@ -269,7 +263,6 @@ class QuantizeReport:
             "source": self.source,
             "source_sha256": self.source_sha256,
             "tool": dict(self.tool),
-            "recipe": dict(self.recipe),
             "tensor_types": list(self.tensor_types),
             "reference": self.reference,
             "sequences": self.utterances,
@@ -422,7 +415,6 @@ class QuantizeReport:
                 f"checkpoint: {self.checkpoint['name']}, sha256 {self.checkpoint['sha256']}"
             )
         facts.append(f"tool: {tool['name']} {tool['version']} ({tool['found']})")
-        facts.append(f"recipe: {self.recipe['name']} ({self.recipe['reason']})")
         if self.tensor_types:
             facts.append(f"tensor types: {', '.join(self.tensor_types)}")
         if self.reference:
@@ -606,69 +598,3 @@ def _markdown_table(header: list[str], rows: list[list[str]]) -> Iterator[str]:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _to_html(report: QuantizeReport) -> str:
-    from valle_convert.quantize.html import to_html
-
-    return to_html(report)
-
-
-FORMS: dict[str, Callable[[QuantizeReport], str]] = {
-    ".json": lambda report: to_json_text(report.to_json()) + "\n",
-    ".md": QuantizeReport.to_markdown,
-    ".html": _to_html,
-}
-
-
-def check_reports(targets: Sequence[Path], *, force: bool) -> None:
-    """Refuse a report that cannot be written, before an hour of work.
-
-    Raises:
-        InputError: the extension is of no form, or the target must not be written.
-        EnvironmentFault: matplotlib is missing, or the folder is not writable.
-    """
-    for target in targets:
-        if target.suffix not in FORMS:
-            raise InputError(
-                f"The report {target} ends in {target.suffix or 'nothing'!r}, where one of "
-                f"{', '.join(FORMS)} tells its form."
-            )
-        check_target(target, force=force)
-        if target.suffix == ".html":
-            from valle_convert.quantize.html import check_matplotlib
-
-            check_matplotlib()
-
-
-def write_reports(report: QuantizeReport, targets: Sequence[Path], *, force: bool) -> None:
-    """Write the report in every form asked for."""
-    for target in targets:
-        write_text_atomically(target, FORMS[target.suffix](report), force=force)
-
-
-class LogFile:
-    """Keeps what llama-quantize said, run after run, and writes it at the end, whatever happens.
-
-    Use it as a context manager; it gives the function that takes the lines of one run.
-    """
-
-    def __init__(self, target: Path | None, *, force: bool) -> None:
-        self._target = target
-        self._force = force
-        self._lines: list[str] = []
-        if target is not None:
-            check_target(target, force=force)
-
-    def __enter__(self) -> Callable[[list[str]], object]:
-        return self._lines.extend
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._target is not None and self._lines:
-            text = "\n".join(self._lines) + "\n"
-            write_text_atomically(self._target, text, force=self._force)

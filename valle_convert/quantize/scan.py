@@ -1,4 +1,4 @@
-"""How much each matrix minds each type, and which types to choose by that.
+"""Per-tensor sensitivity: how much each matrix loses in each type, and which types to choose.
 
 Every candidate type is made once of the whole file, by llama.cpp. Then one matrix after the other
 is taken from there, all others left as the checkpoint has them, and PyTorch tells how far the
@@ -15,30 +15,29 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.checkpoint.source import NamedTensors
 from valle_convert.errors import InputError
-from valle_convert.families.v5.trials import cases, run_case
+from valle_convert.families.bundle import Plan
 from valle_convert.gguf_file.encode import can_decode
-from valle_convert.gguf_file.plan import GgufPlan
+from valle_convert.gguf_file.plan import PlannedFile
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import GgmlType
 from valle_convert.metrics import kl_divergence
-from valle_convert.network.weights import ConvertedTensors
+from valle_convert.network.protocol import Computing
+from valle_convert.network.weights import BundleTensors, ConvertedTensors
 from valle_convert.progress import Progress
-from valle_convert.quantize.plan import AUTO, NONE, Options, arguments_of
-from valle_convert.quantize.source import Reference, Scratch, Source
+from valle_convert.quantize.examples import Examples
+from valle_convert.quantize.imatrix import ImatrixInput
+from valle_convert.quantize.options import Options
+from valle_convert.quantize.plan import arguments_of
+from valle_convert.quantize.source import Scratch, SourceBundle
 from valle_convert.quantize.tool import Quantizer
-from valle_convert.quantize.types import FILE_TYPES, FileType, Recipe
-from valle_convert.quantize.utterances import Utterances
-
-if TYPE_CHECKING:
-    from valle_convert.families.v5.reference import ReferenceNetwork
+from valle_convert.quantize.types import FILE_TYPES, FileType
 
 #: What is tried, smallest first: none of them needs an importance matrix.
 SCANNED = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
@@ -89,53 +88,60 @@ class Mixture:
         name, _ = Counter(self.kinds.values()).most_common(1)[0]
         return FILE_TYPES[name if name in FILE_TYPES else "F16"]
 
-    def recipe(self, why: str) -> Recipe:
-        """It as tensor types for llama-quantize."""
-        return Recipe(
-            "scan",
-            tuple(_patterns(self.kinds)),
-            f"{why}: {self.bits:.2f} bits a weight, predicted KL {self.predicted_kl:.2e}",
-        )
+    @property
+    def tensor_types(self) -> tuple[str, ...]:
+        """It as `pattern=type` for llama-quantize."""
+        return tuple(_patterns(self.kinds))
 
 
 class Scan:
     """A checkpoint whose matrices can be exchanged one by one.
 
+    Networks of one model name their matrices alike, and llama-quantize's patterns name no
+    network: what has one name is exchanged together.
+
     Args:
         quantizer: makes the types.
-        source: the complete file.
-        reference: its checkpoint.
-        plan: of the conversion, which says what each matrix is made of.
-        utterances: what predictions are made of.
-        options: threads, and an importance matrix where one is given.
+        source: the complete files.
+        plan: of their conversion, which says what each matrix is made of.
+        examples: what predictions are made of.
+        options: threads, and importance matrices where they are given.
+        imatrices: the given ones, by part.
         scratch: takes a file a type.
     """
 
     def __init__(
         self,
         quantizer: Quantizer,
-        source: Source,
-        reference: Reference,
-        plan: GgufPlan,
-        utterances: Utterances,
+        source: SourceBundle,
+        plan: Plan,
+        examples: Examples[Any],
         options: Options,
+        imatrices: Mapping[str, ImatrixInput],
         scratch: Scratch,
     ) -> None:
-        self._quantizer, self._source, self._reference = quantizer, source, reference
-        self._plan, self._options, self._scratch = plan, options, scratch
-        self._sources = {
-            tensor.name: [span.source for span in tensor.spans]
-            for tensor in plan.tensors
-            if len(tensor.shape) == 2
-        }
-        self._files: dict[str, GgufFile] = {}
-        self._made: dict[tuple[str, str], ConvertedTensors] = {}
+        self._quantizer, self._source, self._plan = quantizer, source, plan
+        self._options, self._imatrices, self._scratch = options, imatrices, scratch
+        written: dict[str, list[str]] = defaultdict(list)
+        for name, way in plan.description.recovered.items():
+            written[way.source].append(name)
+        self._sources: dict[str, list[str]] = defaultdict(list)
+        for unit in source.units:
+            for tensor in plan.files[unit.part].tensors:
+                if len(tensor.shape) == 2:
+                    names = [span.source for span in tensor.spans]
+                    self._sources[tensor.name] += [
+                        *names,
+                        *(other for name in names for other in written[name]),
+                    ]
+        self._files: dict[str, list[GgufFile]] = {}
+        self._made: dict[tuple[str, str], NamedTensors] = {}
         base = self._network({})
         self._expected = [
-            (case, run_case(base, case))
-            for utterance in utterances
-            for case in cases(base.model, utterance)
-            if not case.stepwise and case.head != "text"
+            (case, case.run(base))
+            for example in examples
+            for case in plan.family.cases(plan.model, example)
+            if not case.repeats
         ]
 
     def run(self, kinds: Sequence[GgmlType], progress: Progress) -> list[Sensitivity]:
@@ -150,53 +156,56 @@ class Scan:
         found: dict[tuple[str, str], Sensitivity] = {}
         with progress("scanning", len(self._sources) * len(self._files), "matrices") as advance:
             for name in self._sources:
-                for file in self._files.values():
-                    tensor = file.tensors[name]
-                    key = name, tensor.ggml_type.name
+                for files in self._files.values():
+                    tensors = [file.tensors[name] for file in files if name in file.tensors]
+                    kind = tensors[0].ggml_type
+                    key = name, kind.name
                     if key not in found:  # a type that does not fit becomes one that is tried too
-                        kl = self.divergence({name: key[1]})
-                        bits = tensor.ggml_type.bits
-                        found[key] = Sensitivity(*key, bits, tensor.n_bytes, kl)
+                        kl = self.divergence({name: kind.name})
+                        n_bytes = sum(tensor.n_bytes for tensor in tensors)
+                        found[key] = Sensitivity(*key, kind.bits, n_bytes, kl)
                     advance(1)
         return list(found.values())
 
     def divergence(self, kinds: Mapping[str, str]) -> float:
         """The mean divergence with these matrices in these types, in nats."""
         network = self._network(kinds)
-        total = [
-            kl_divergence(expected, run_case(network, case)) for case, expected in self._expected
-        ]
+        total = [kl_divergence(expected, case.run(network)) for case, expected in self._expected]
         return float(np.concatenate(total).mean())
 
     def _make(self, kind: GgmlType, progress: Progress) -> None:
         if not can_decode(kind):
             raise InputError(f"The type {kind.name} cannot be read back, which a scan needs.")
-        _, path = self._scratch.new()
         options = Options(
             threads=self._options.threads, tensor_types=(f"weight={kind.name.lower()}",)
         )
-        imatrix = self._options.imatrix
-        given = None if imatrix in (AUTO, NONE) else Path(imatrix)
         of_file = FILE_TYPES[kind.name if kind.name in FILE_TYPES else "Q8_0"]
-        with progress(f"making {kind.name}", 1, "") as advance:
-            self._quantizer.run(arguments_of(of_file, options, self._source.path, path, given))
-            advance(1)
-        file = self._files[kind.name] = GgufFile(path)
-        weights = ConvertedTensors(self._plan, file)
+        made: list[tuple[PlannedFile, GgufFile]] = []
+        with progress(f"making {kind.name}", len(self._source.units), "files") as advance:
+            for unit, source in self._source.units.items():
+                _, path = self._scratch.new()
+                imatrix = self._imatrices.get(unit.part)
+                given = None if imatrix is None else imatrix.path
+                self._quantizer.run(arguments_of(of_file, options, source.path, path, given))
+                made.append((self._plan.files[unit.part], GgufFile(path)))
+                advance(1)
+        self._files[kind.name] = [file for _, file in made]
+        weights = BundleTensors(made, self._plan.description.recovered, ConvertedTensors)
         for name in self._sources:
-            self._made.setdefault((name, file.tensors[name].ggml_type.name), weights)
+            one = next(file for _, file in made if name in file.tensors)
+            self._made.setdefault((name, one.tensors[name].ggml_type.name), weights)
 
-    def _network(self, kinds: Mapping[str, str]) -> ReferenceNetwork:
-        from valle_convert.families.v5.reference import ReferenceNetwork
-
+    def _network(self, kinds: Mapping[str, str]) -> Computing:
         exchanged = {
             source: self._made[name, kind]
             for name, kind in kinds.items()
             for source in self._sources[name]
             if kind != _KEPT
         }
-        tensors = _Exchanged(self._reference.checkpoint.tensors, exchanged)
-        return ReferenceNetwork(tensors, self._reference.description)
+        description = self._plan.description
+        tensors = _Exchanged(description.tensors, exchanged)
+        network: Computing = self._plan.family.reference(tensors, description)
+        return network
 
 
 @dataclass(frozen=True)
@@ -314,14 +323,14 @@ def _slope(a: Sensitivity, b: Sensitivity) -> float:
 
 
 def _patterns(kinds: Mapping[str, str]) -> Iterator[str]:
-    """`pattern=TYPE` for llama-quantize, layers of one kind and type together."""
+    """`pattern=type` for llama-quantize, layers of one kind and type together."""
     layers: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name, kind in kinds.items():
         block, dot, rest = name.removeprefix("blk.").partition(".")
         if name.startswith("blk.") and dot and block.isdigit():
             layers[rest, kind].append(block)
         else:
-            yield f"{re.escape(name)}={kind}"
+            yield f"{re.escape(name)}={kind.lower()}"
     for (rest, kind), blocks in layers.items():
         numbers = "|".join(blocks)
-        yield f"blk\\.({numbers})\\.{re.escape(rest)}={kind}"
+        yield f"blk\\.({numbers})\\.{re.escape(rest)}={kind.lower()}"

@@ -1,9 +1,10 @@
-"""What is quantized: a converted file, or a checkpoint, which is converted first.
+"""What is quantized: the files of a model, or a checkpoint, which is converted first.
 
-In: a path, and the checkpoint that quality is measured against. Out: `Source`, with the GGUF
-file that llama-quantize reads. Converting takes time and disk, and llama.cpp plans by a file's
-header alone. So a checkpoint's source is at first that header, followed by nothing (a sparse
-file); everything is checked with it, and `Source.complete` fills in the weights when all is well.
+In: a path, and the checkpoint that quality is measured against. Out: `SourceBundle`, with a GGUF
+file for each unit of the family, which llama-quantize reads. Converting takes time and disk, and
+llama.cpp plans by a file's header alone. So a checkpoint's sources are at first headers, followed
+by nothing (sparse files); everything is checked with them, and `SourceBundle.complete` fills in
+the weights when all is well.
 
 What is needed only during the run lies in files without a name (`Scratch`), which the system
 removes with the process, however that ends.
@@ -13,35 +14,40 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import Any, BinaryIO
 
 from valle_convert.checkpoint import Checkpoint, read_checkpoint
-from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.families.v5.old import as_repaired, is_old, why_wrong
-from valle_convert.files import describe_os_error, valid_utf8
-from valle_convert.gguf_file.header import ALIGNMENT
+from valle_convert.families import family_of
+from valle_convert.families.bundle import Bundle, Plan, open_files, paths_of, plan
+from valle_convert.families.family import AnyFamily, Choices, Unit
+from valle_convert.files import describe_os_error, sha256_of, valid_utf8
+from valle_convert.gguf_file.header import (
+    ALIGNMENT,
+    Key,
+    pack_header,
+    padded,
+    tensor_entries,
+    write_entries,
+)
 from valle_convert.gguf_file.keys import (
-    SOURCE_FORMAT_KEY,
+    DIGEST_KEYS,
     SOURCE_LORA_KEY,
     SOURCE_SHA256_KEY,
     is_converted,
 )
-from valle_convert.gguf_file.loadable import check_loadable
-from valle_convert.gguf_file.plan import GgufPlan, plan_gguf
-from valle_convert.gguf_file.read import GgufFile, is_gguf
+from valle_convert.gguf_file.read import GgufFile, TensorInfo, is_gguf
 from valle_convert.gguf_file.write import header_of, write_plan_to
 from valle_convert.model.description import Description
 from valle_convert.progress import Progress, silent
 
-if TYPE_CHECKING:
-    from valle_convert.model.spec import Model
-
 _TYPE_SUFFIX = re.compile(r"[-_.](f16|f32|bf16)$", re.IGNORECASE)
+_SPLIT = "split."
 
 
 class Scratch:
@@ -81,73 +87,54 @@ class Scratch:
 
 @dataclass(frozen=True)
 class Reference:
-    """A checkpoint that files are held against, and what its family says of it."""
+    """A checkpoint that files are compared with, and what its family says of it."""
 
+    family: AnyFamily
     checkpoint: Checkpoint
-    description: Description
+    description: Description[Any]
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Reference:
+        """Understand a checkpoint.
+
+        Raises:
+            InputError: it cannot be converted.
+        """
+        family = family_of(checkpoint)
+        return cls(family, checkpoint, family.describe(checkpoint, Choices()))
 
 
 @dataclass(eq=False)
 class Source:
-    """The file that is quantized.
+    """A file that llama-quantize reads.
 
     Attributes:
         path: where it is.
         name: its name for metadata, reports and the files made of it; what is no UTF-8 in it is
             U+FFFD, since manifests and GGUF strings hold nothing else.
         header: its header.
-        reference: the checkpoint, where there is one.
-        conversion: the plan of a checkpoint's conversion; None for a file that was there.
-        original: the user's file, where `path` is a copy of it in another form.
-        is_empty: whether it is a header with nothing behind it, for a dry run.
+        given: the file that it stands for, whose digest is recorded: the user's, or `path`.
+        is_complete: whether the weights are in the file; until then it has a header only.
     """
 
     path: Path
     name: str
     header: GgufFile
-    reference: Reference | None = None
-    conversion: GgufPlan | None = None
-    original: Path | None = None
-    is_empty: bool = False
-    _file: BinaryIO | None = None
+    given: Path
+    is_complete: bool = True
     _digest: Future[str] | None = None
 
-    def complete(self, progress: Progress = silent) -> None:
-        """Convert the checkpoint, where it is one, and start to compute the digest.
-
-        Raises:
-            InputError: a weight is not finite.
-            EnvironmentFault: the disk is full.
-        """
-        if self._digest is not None:
-            return
-        if self.conversion is not None and self._file is not None:
-            try:
-                write_plan_to(self.conversion, self._file, progress=progress)
-                self._file.flush()
-            except OSError as error:
-                raise EnvironmentFault(
-                    f"The conversion of {self.name} cannot be written: "
-                    f"{describe_os_error(error)}; free some space or write elsewhere."
-                ) from error
+    def begin_digest(self) -> None:
+        """Start to compute the digest of the file, which is complete now."""
+        self.is_complete = True
         pool = ThreadPoolExecutor(max_workers=1)
         self._digest = pool.submit(sha256_of, self.given)
         pool.shutdown(wait=False)
 
     @property
-    def given(self) -> Path:
-        """The file that the user named, or the conversion of the checkpoint."""
-        return self.path if self.original is None else self.original
-
-    @property
     def sha256(self) -> str:
         """Of the file, which has to be complete."""
         return sha256_of(self.given) if self._digest is None else self._digest.result()
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the weights are in the file; until then it has a header only."""
-        return not self.is_empty and (self.conversion is None or self._digest is not None)
 
     @property
     def stem(self) -> str:
@@ -160,77 +147,231 @@ class Source:
         return self.given.stat().st_size
 
 
+@dataclass(eq=False)
+class SourceBundle:
+    """The files that are quantized.
+
+    Attributes:
+        name: of the main file.
+        bundle: the files; those of a checkpoint have no names.
+        units: what llama-quantize reads, by part, the main one first.
+        reference: the checkpoint, where there is one.
+        conversion: the plan of a checkpoint's conversion; None for files that were there.
+    """
+
+    name: str
+    bundle: Bundle
+    units: dict[Unit, Source]
+    reference: Reference | None = None
+    conversion: Plan | None = None
+    _files: dict[str, BinaryIO] = field(default_factory=dict)
+    _is_done: bool = False
+
+    @property
+    def main(self) -> Source:
+        """The source of the main part."""
+        return next(iter(self.units.values()))
+
+    @property
+    def family(self) -> AnyFamily:
+        """That the files are of."""
+        return self.bundle.family
+
+    @property
+    def model(self) -> Any:  # noqa: ANN401 - the family's own
+        """What the files describe.
+
+        Raises:
+            InputError: they are no converted model, or not consistent.
+        """
+        return self.conversion.model if self.conversion else self.bundle.model
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether they are a converted model, which can be measured."""
+        return is_converted(self.bundle.main.keys)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the weights are in the files."""
+        return self.conversion is None or self.main.is_complete
+
+    @property
+    def n_bytes(self) -> int:
+        """The size of all files."""
+        return self.bundle.n_bytes
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that were given; none of a checkpoint's."""
+        return () if self.conversion else self.bundle.paths
+
+    @property
+    def copied(self) -> dict[str, GgufFile]:
+        """The files that no unit quantizes, by part."""
+        quantized = {unit.part for unit in self.units}
+        return {part: file for part, file in self.bundle.files.items() if part not in quantized}
+
+    def complete(self, progress: Progress = silent) -> None:
+        """Convert the checkpoint, where it is one, and start to compute the digests.
+
+        Raises:
+            InputError: a weight is not finite.
+            EnvironmentFault: the disk is full.
+        """
+        if self._is_done:
+            return
+        try:
+            if self.conversion is not None:
+                for part, file in self._files.items():
+                    write_plan_to(self.conversion.files[part], file, progress=progress)
+                    file.flush()
+                # Digests are in the headers now.
+                files = {
+                    part: GgufFile(one.path, allow_part=True)
+                    for part, one in self.bundle.files.items()
+                }
+                self.bundle = Bundle(self.bundle.family, files)
+            for unit, source in self.units.items():
+                if unit.first is not None:
+                    _join(self.bundle, unit, source.path)
+        except OSError as error:
+            raise EnvironmentFault(
+                f"The conversion of {self.name} cannot be written: {describe_os_error(error)}; "
+                "free some space or write elsewhere."
+            ) from error
+        for source in self.units.values():
+            source.begin_digest()
+        self._is_done = True
+
+
 def open_source(
     path: Path, checkpoint: Checkpoint | None, scratch: Scratch, *, measure: bool
-) -> Source:
-    """The source with everything about it.
+) -> SourceBundle:
+    """The files to quantize with everything about them.
 
     Args:
-        path: a converted file or a checkpoint.
+        path: the main file of a converted model, or a checkpoint.
         checkpoint: what quality is measured against; a checkpoint as `path` is its own.
         scratch: takes the conversion of a checkpoint.
         measure: whether quality will be measured, which takes a model of ours.
 
     Raises:
-        InputError: the two do not belong together, or the file is of no use.
+        InputError: the two do not belong together, or a file is of no use.
         EnvironmentFault: the disk takes no file.
     """
-    from valle_convert.model.families import describe
-
     if not is_gguf(path):
-        checkpoint = _own_checkpoint(path, checkpoint)
-        reference = Reference(checkpoint, describe(checkpoint))
-        conversion = plan_gguf(checkpoint)
-        file, file_path = scratch.new()
-        header = header_of(conversion)
-        file.write(header)
-        file.truncate(len(header) + conversion.data_bytes)  # flushes
-        name = f"{valid_utf8(checkpoint.title)}.gguf"
-        return Source(file_path, name, GgufFile(file_path), reference, conversion, _file=file)
-    opened = GgufFile(path)
-    if is_old(opened):
-        raise InputError(why_wrong(path))
-    if measure and not is_converted(opened.keys):
+        return _open_checkpoint(_own_checkpoint(path, checkpoint), scratch)
+    bundle = open_files(path)
+    refusal = bundle.family.refusal(bundle.main)
+    if refusal:
+        raise InputError(refusal)
+    if is_converted(bundle.main.keys):
+        bundle.check()
+    elif measure:
         raise InputError(
             f"{path} is no converted VALL-E checkpoint, so its quality cannot be measured; "
             "give --no-measure to quantize it all the same."
         )
-    if is_converted(opened.keys):
-        check_loadable(opened)
-    if not opened.tensors:
+    if not bundle.main.tensors:
         raise InputError(f"{path} has no tensors, so there is nothing to quantize in it.")
-    source = Source(path, valid_utf8(path.name), opened)
+    reference = None
     if checkpoint is not None:
-        if opened.keys.get(SOURCE_FORMAT_KEY) in (None, checkpoint.origin.get("format")):
-            _check_same_checkpoint(path.name, opened, checkpoint)
-        else:  # made of an export, which does not know its checkpoint: the weights will tell
-            checkpoint = as_repaired(checkpoint, opened)
-        source.reference = Reference(checkpoint, describe(checkpoint))
-    if opened.alignment != ALIGNMENT:
-        file, source.path = scratch.new()
-        try:
-            opened.write_aligned(file)
-            file.flush()
-        except OSError as error:
-            raise EnvironmentFault(
-                f"{path.name} cannot be copied to be aligned to {ALIGNMENT} bytes: "
-                f"{describe_os_error(error)}; free some space or write elsewhere."
-            ) from error
-        source.original, source.header = path, GgufFile(source.path)
-    return source
+        comparable = bundle.family.comparable(checkpoint, bundle)
+        if comparable is checkpoint:
+            _check_same_checkpoint(bundle.main, checkpoint)
+        reference = Reference.of(comparable)
+    units = {
+        unit: _unit_source(bundle, unit, scratch) for unit in bundle.family.units([*bundle.files])
+    }
+    return SourceBundle(valid_utf8(path.name), bundle, units, reference)
 
 
-def model_of(source: Source) -> Model:
-    """What the source describes.
+def _open_checkpoint(checkpoint: Checkpoint, scratch: Scratch) -> SourceBundle:
+    """The headers of its conversion, in files without names."""
+    conversion = plan(checkpoint)
+    reference = Reference(conversion.family, checkpoint, conversion.description)
+    name = f"{valid_utf8(checkpoint.title)}.gguf"
+    opened: dict[str, BinaryIO] = {}
+    files: dict[str, GgufFile] = {}
+    for part, planned in conversion.files.items():
+        opened[part], place = scratch.new()
+        header = header_of(planned)
+        opened[part].write(header)
+        opened[part].truncate(len(header) + planned.data_bytes)  # flushes
+        files[part] = GgufFile(place, allow_part=True)
+    bundle = Bundle(conversion.family, files)
+    names = {part: path.name for part, path in paths_of(Path(name), files).items()}
+    units = {}
+    for unit in conversion.family.units([*files]):
+        source = _unit_source(bundle, unit, scratch)
+        source.name, source.is_complete = names[unit.part], False
+        units[unit] = source
+    return SourceBundle(name, bundle, units, reference, conversion, opened)
 
-    Raises:
-        InputError: it is no converted checkpoint, or its keys are not consistent.
-    """
-    if source.reference is not None:
-        return source.reference.description.model
-    from valle_convert.families.v5.on_llama import open_model
 
-    return open_model(GgufFile(source.path))
+def _unit_source(bundle: Bundle, unit: Unit, scratch: Scratch) -> Source:
+    """What llama-quantize reads for a unit: the file itself, or one that is put together."""
+    file = bundle.files[unit.part]
+    name = valid_utf8(file.path.name)
+    if unit.first is None and file.alignment == ALIGNMENT:
+        return Source(file.path, name, file, file.path)
+    opened, path = scratch.new()
+    if unit.first is not None:
+        _join(bundle, unit, path, empty=True)
+        return Source(path, name, GgufFile(path), file.path, is_complete=False)
+    try:
+        file.write_aligned(opened)
+        opened.flush()
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{name} cannot be copied to be aligned to {ALIGNMENT} bytes: "
+            f"{describe_os_error(error)}; free some space or write elsewhere."
+        ) from error
+    return Source(path, name, GgufFile(path), file.path)
+
+
+def _join(bundle: Bundle, unit: Unit, path: Path, *, empty: bool = False) -> None:
+    """A part and its first part as one file; `empty` leaves the data to be zeros."""
+    if unit.first is None:
+        return
+    first, body = bundle.files[unit.first], bundle.files[unit.part]
+    keys = [key for key in keys_of_file(first) if not key.name.startswith(_SPLIT)]
+    with path.open("r+b") as out:
+        write_tensors(out, keys, [*first.tensors.values(), *body.tensors.values()], empty=empty)
+
+
+def split_off(source: SourceBundle, unit: Unit, made: GgufFile, scratch: Scratch) -> GgufFile:
+    """The part of a file that was made of a unit; the file itself where nothing was joined."""
+    if unit.first is None:
+        return made
+    part = source.bundle.files[unit.part]
+    own = [tensor for tensor in made.tensors.values() if tensor.name in part.tensors]
+    opened, path = scratch.new()
+    write_tensors(opened, keys_of_file(part), own)
+    opened.flush()
+    return GgufFile(path, allow_part=True)
+
+
+def keys_of_file(file: GgufFile) -> list[Key]:
+    """All but the digests, which hold for what was converted only."""
+    names = [name for name in file.keys if name not in DIGEST_KEYS]
+    return [Key(name, file.keys[name], file.key_types[name]) for name in names]
+
+
+def write_tensors(
+    out: BinaryIO, keys: Sequence[Key], tensors: Sequence[TensorInfo], *, empty: bool = False
+) -> None:
+    """A file with keys and tensors of others; `empty` leaves the data to be zeros."""
+    entries = tensor_entries((one.name, one.shape, one.ggml_type) for one in tensors)
+    header = pack_header(keys, entries)
+    out.seek(0)
+    if empty:
+        out.write(header)
+        last = entries[-1]
+        out.truncate(len(header) + padded(last.offset + last.n_bytes))
+        return
+    write_entries(out, header, entries, (one.data for one in tensors))
 
 
 def _own_checkpoint(source: Path, given: Checkpoint | None) -> Checkpoint:
@@ -245,7 +386,8 @@ def _own_checkpoint(source: Path, given: Checkpoint | None) -> Checkpoint:
     return given
 
 
-def _check_same_checkpoint(name: str, header: GgufFile, checkpoint: Checkpoint) -> None:
+def _check_same_checkpoint(header: GgufFile, checkpoint: Checkpoint) -> None:
+    name = header.path.name
     said = header.keys.get(SOURCE_SHA256_KEY)
     found = checkpoint.sha256()
     if said is not None and said != found:

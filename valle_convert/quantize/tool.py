@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from valle_convert.checkpoint.read import sha256_of
 from valle_convert.errors import EnvironmentFault, InputError
+from valle_convert.files import sha256_of
 from valle_convert.llama.library import find_library
 from valle_convert.llama.programs import find_program
 

@@ -1,23 +1,30 @@
-"""What may be asked for: types of files, types of single tensors, recipes.
+"""What may be asked for: types of files and types of single tensors.
 
 `Q4_K_M` and its like name a mixture: most matrices get its base type, some a better one.
 The numbers are llama.cpp's own (`llama_ftype` in llama.h); a test holds the table against
 the list that the stock program prints.
 
-A recipe is a list of tensor types, as `llama-quantize --tensor-type` takes them: a pattern
-that is searched in a tensor's name, and the type that it gets whatever the file's type says.
-What recipes gain and cost: docs/quantize-measured.md.
+`pattern=type` is llama-quantize's `--tensor-type`: a pattern that is searched in a tensor's name,
+and the type that it gets whatever the file's type says; the first that matches wins. A file of
+them, with any white space in between, is its `--tensor-type-file`.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from valle_convert.errors import InputError
+from valle_convert.files import read_small_file
+from valle_convert.gguf_file.header import TensorEntry
 from valle_convert.gguf_file.types import GGML_TYPES, GgmlType
+
+#: Of a file with the tensor types of a scan's mixture.
+TENSOR_TYPES_SUFFIX = ".tensor-types.txt"
+_MAX_LIST = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -119,63 +126,6 @@ def ggml_type(name: str) -> GgmlType:
     return found
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """A named mixture.
-
-    Attributes:
-        name: what `--recipe` takes.
-        tensor_types: pattern=TYPE, the first that matches wins.
-        reason: what it is for.
-    """
-
-    name: str
-    tensor_types: tuple[str, ...]
-    reason: str
-
-
-_LIST = (
-    Recipe("stock", (), "llama-quantize's own choice: Q6_K for token_embd in most types"),
-    Recipe(
-        "embd-f16",
-        ("token_embd=F16",),
-        "token_embd holds every input table and every head; in F16 they add no error at all, at "
-        "the price of the largest tensor staying as it was",
-    ),
-    Recipe(
-        "embd-q8",
-        ("token_embd=Q8_0",),
-        "token_embd in 8 bits: close to F16 in quality at half of its size",
-    ),
-    Recipe(
-        "embd-q4",
-        ("token_embd=Q4_K",),
-        "token_embd in 4 bits, for the smallest file; shows what the precision of the tables and "
-        "heads is worth",
-    ),
-    Recipe(
-        "attn-q8",
-        ("token_embd=Q8_0", "attn_=Q8_0"),
-        "token_embd and attention in 8 bits, feed-forward as the type says: two thirds of the "
-        "backbone are feed-forward, so most of the size is still saved",
-    ),
-)
-RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in _LIST}
-STOCK = RECIPES["stock"]
-
-
-def recipe_named(name: str) -> Recipe:
-    """The recipe of that name.
-
-    Raises:
-        InputError: there is none; the message lists those that there are.
-    """
-    found = RECIPES.get(name)
-    if found is None:
-        raise InputError(f"There is no recipe {name!r}; there are {', '.join(RECIPES)}.")
-    return found
-
-
 def check_tensor_type(text: str) -> str:
     """A `--tensor-type` value in the form that llama-quantize takes: pattern=type, lower case.
 
@@ -198,6 +148,42 @@ def check_tensor_type(text: str) -> str:
     return f"{pattern.lower()}={kind.name.lower()}"
 
 
+def read_tensor_types(path: Path) -> tuple[str, ...]:
+    """The tensor types of a file, each as `check_tensor_type` gives it.
+
+    Raises:
+        InputError: there is no such file, it holds none, or one of them is no `PATTERN=TYPE`.
+        EnvironmentFault: this user may not read it.
+    """
+    words = read_small_file(path, "list of tensor types", _MAX_LIST).split()
+    if not words:
+        raise InputError(f"The list of tensor types {path} is empty; write PATTERN=TYPE into it.")
+    found = []
+    for word in words:
+        text = word.decode("utf-8", "replace")
+        if not text.isprintable() or "\ufffd" in text:
+            raise InputError(f"{path} is no list of tensor types: {text!r:.60} is no text.")
+        try:
+            found.append(check_tensor_type(text))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+    return tuple(found)
+
+
 def matches(tensor_type: str, tensor: str) -> bool:
     """Whether a checked `pattern=type` names a tensor."""
     return re.search(tensor_type.partition("=")[0], tensor) is not None
+
+
+def bits_per_weight(tensors: Sequence[TensorEntry]) -> float:
+    """Bits a weight over all tensors, as llama-quantize counts them."""
+    n_weights = sum(tensor.n_elements for tensor in tensors)
+    return 8 * sum(tensor.n_bytes for tensor in tensors) / n_weights
+
+
+def describe_types(tensors: Sequence[TensorEntry]) -> dict[str, int]:
+    """How many weights have which type, most first."""
+    counts: dict[GgmlType, int] = {}
+    for tensor in tensors:
+        counts[tensor.ggml_type] = counts.get(tensor.ggml_type, 0) + tensor.n_elements
+    return {kind.name: n for kind, n in sorted(counts.items(), key=lambda item: -item[1])}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from valle_convert.audio.codes import SavedCodes
 from valle_convert.audio.files import Audio
@@ -20,9 +19,7 @@ from valle_convert.decode import (
     SamplingOptions,
     check_range,
 )
-from valle_convert.model.spec import Codec
-
-Codes = NDArray[np.int32]
+from valle_convert.model.spec import Codec, Codes
 
 #: Beyond this a recording is not read on: its codes would exceed every model's context.
 MAX_RECORDING_SECONDS = 600.0

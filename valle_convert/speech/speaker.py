@@ -35,12 +35,11 @@ from valle_convert.audio.voice import prompt_audio
 from valle_convert.closing import Closing
 from valle_convert.decode import ShouldStop, Speech, never
 from valle_convert.errors import InputError
-from valle_convert.model.spec import Codec, CodeFormat
+from valle_convert.model.spec import Codec, CodeFormat, Codes
 from valle_convert.progress import Progress, silent
 from valle_convert.speech.results import (
     DEFAULT_FRAME_RATE,
     MAX_RECORDING_SECONDS,
-    Codes,
     Piece,
     SpeakOptions,
     Spoken,

@@ -4,7 +4,12 @@ All of it works offline; espeak-ng comes as a library inside a Python package.
 """
 
 from valle_convert.text.folding import listed, unsaid_notice
-from valle_convert.text.languages import detect_language, detect_languages, known_language
+from valle_convert.text.languages import (
+    assumed_language_notices,
+    detect_language,
+    detect_languages,
+    known_language,
+)
 from valle_convert.text.phonemes import (
     check_phonemes,
     to_phonemes,
@@ -14,6 +19,7 @@ from valle_convert.text.phonemes import (
 from valle_convert.text.sentences import split_sentences
 
 __all__ = [
+    "assumed_language_notices",
     "check_phonemes",
     "detect_language",
     "detect_languages",

@@ -23,9 +23,9 @@ from valle_convert.text.folding import HAN
 #: The marks that the training data kept; between digits they belong to the number.
 MARKS = ';:,.!?¡¿—…"«»“”(){}[]'
 _MARK = re.compile(rf"(\s*(?:(?!(?<=\d)[.,:](?=\d))[{re.escape(MARKS)}]\s*)+)")
-#: Numbers, pinyin with its tone, Chinese characters, words, signs.
+#: Numbers, pinyin with its tone, Chinese, words, signs.
 _WORD = re.compile(
-    rf"\d+(?:[.,:]\d+)*|[a-zü]+[1-5](?!\w)|[{HAN}]"
+    rf"\d+(?:[.,:]\d+)*|[a-zü]+[1-5](?!\w)|[{HAN}]+"
     rf"|(?:(?![{HAN}])[^\W\d_])+(?:['’](?:(?![{HAN}])[^\W\d_])+)*|[^\w\s]"
 )
 #: espeak-ng drops what a clause, decomposed, or the phonemes of a word have in excess: it has room
@@ -96,8 +96,9 @@ def _n_bytes(text: str) -> int:
 
 def _read_all(piece: str, voice: str) -> str:
     words = [word for word in _WORD.findall(piece) if _must_be_said(word, voice)]
+    expected = re.findall(rf"[{HAN}]|[^{HAN}\s]+", " ".join(words))
     phonemes = _ask(piece, voice)
-    if _has_all(_sounds(phonemes), [_sounds(_ask(word, voice)) for word in words]):
+    if _has_all(_sounds(phonemes), [_sounds(_ask(word, voice)) for word in expected]):
         return phonemes
     return " ".join(_ask(word, voice) for word in words)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from valle_convert.errors import InputError
 
 #: Chinese characters, as the inside of a character class.
-HAN = "㐀-䶿一-鿿豈-﫿〇\U00020000-\U0003ffff"
+HAN = r"\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 
 #: Compatibility forms that parts of a longer number may be written in.
 _SAME_NUMBER = ("<wide>", "<narrow>", "<font>")
@@ -28,7 +28,9 @@ SIGNS: dict[str, dict[str, str]] = {
         "&": "and", "@": "at", "%": "percent", "‰": "per mille", "+": "plus", "=": "equals",
         "°": "degrees", "€": "euros", "$": "dollars", "£": "pounds", "¥": "yen", "₩": "won",
         "×": "times", "÷": "divided by", "±": "plus or minus", "#": "number", "№": "number",
-        "§": "section", "©": "copyright", "<": "less than", ">": "greater than",
+        "§": "section", "©": "copyright", "™": "trademark", "<": "less than",
+        ">": "greater than", "≤": "less than or equal to", "≥": "greater than or equal to",
+        "≠": "not equal to", "≈": "about", "∞": "infinity", "→": "to",
     },
     "de": {
         "‰": "Promille", "<": "kleiner als", ">": "größer als", "©": "Copyright", "₩": "Won",
@@ -48,7 +50,7 @@ SIGNS: dict[str, dict[str, str]] = {
     "zh": {
         "&": "和", "+": "加", "=": "等于", "@": "艾特", "$": "美元", "€": "欧元", "£": "英镑",
         "¥": "元", "₩": "韩元", "°C": "摄氏度", "°": "度", "#": "井号", "№": "号", "×": "乘",
-        "÷": "除以", "±": "正负", "‰": "千分之", "<": "小于", ">": "大于",
+        "÷": "除以", "±": "正负", "<": "小于", ">": "大于",
     },
     "ko": {
         "$": "달러", "€": "유로", "£": "파운드", "¥": "엔", "₩": "원", "°C": "도", "°": "도",
@@ -64,6 +66,8 @@ _NAMES = {
     "zh": "Chinese",
     "ko": "Korean",
 }
+#: What no reader of these languages makes one number of. The Korean voice forgets the fraction.
+_GROUPING = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _CURRENCY_FIRST = re.compile(r"([$€£¥₩])\s?(\d+(?:[.,]\d+)*)")
 
 
@@ -120,7 +124,7 @@ def signs_in_words(text: str, language: str, said: Callable[[str], bool] = lambd
     space = " "
     if language in ("ja", "ko", "zh"):
         space = ""
-        text = _CURRENCY_FIRST.sub(r"\2\1", text)
+        text = _CURRENCY_FIRST.sub(r"\2\1", _GROUPING.sub("", text))
     written = re.compile("|".join(map(re.escape, sorted(signs, key=len, reverse=True))))
     return written.sub(lambda sign: f"{space}{signs[sign[0]]}{space}", text)
 

@@ -13,7 +13,7 @@ from valle_convert.extras import require
 from valle_convert.model.spec import LANGUAGES
 
 #: A script is the first word of its letters' Unicode names.
-_SCRIPTS = {"HIRAGANA": "ja", "KATAKANA": "ja", "CJK": "zh", "HANGUL": "ko", "LATIN": ""}
+_SCRIPTS = {"HIRAGANA": "ja", "CJK": "zh", "BOPOMOFO": "zh", "HANGUL": "ko", "LATIN": ""}
 _LATIN = ("en", "de", "fr")
 
 #: A Chinese, Japanese or Korean letter says as much as about so many Latin ones.
@@ -26,22 +26,15 @@ _SURE = 0.5
 def detect_language(text: str, among: Sequence[str] = LANGUAGES) -> str:
     """The language of a text, as the models name it: one of `among`.
 
-    The script of most of the text decides; Chinese characters with any kana among them are
-    Japanese. Latin letters without a clear language, and texts without letters, count as the
-    first of en, de and fr that is among the languages.
+    The script of most of the text decides. Chinese characters are Japanese with any kana among
+    them, or if some are written in Japan only. Latin letters without a clear language, and texts
+    without letters, count as the first of en, de and fr that is among the languages.
 
     Raises:
         InputError: the text is in a script or a language that is not among those.
         EnvironmentFault: the classifier is not installed.
     """
-    letters: Counter[str] = Counter()
-    for character in text:
-        if unicodedata.category(character).startswith("L"):
-            script = unicodedata.name(character, "").partition(" ")[0].partition("-")[0]
-            script = _SCRIPT_OF_VARIANT.get(script, script)
-            letters[script] += _LATIN_LETTERS_WORTH if _SCRIPTS.get(script) else 1
-    if letters["KATAKANA"]:
-        letters["HIRAGANA"] += letters.pop("KATAKANA")
+    letters = _letters(text)
     if letters["HIRAGANA"]:
         letters["HIRAGANA"] += letters.pop("CJK", 0)
     script = letters.most_common(1)[0][0] if letters.total() else "LATIN"
@@ -52,6 +45,9 @@ def detect_language(text: str, among: Sequence[str] = LANGUAGES) -> str:
             "one of them."
         )
     language = _SCRIPTS[script] or _classify_latin(text, [one for one in _LATIN if one in among])
+    if script == "CJK":
+        likely = (_language_of_han(text) or "zh", "zh", "ja")
+        language = next((one for one in likely if one in among), "zh")
     if language not in among:
         raise InputError(
             f"The text seems to be in the language {language or 'of Latin letters'}, which this "
@@ -78,19 +74,90 @@ def known_language(word: str, among: Sequence[str] = LANGUAGES) -> str:
 def detect_languages(sentences: Sequence[str], among: Sequence[str] = LANGUAGES) -> list[str]:
     """The language of each sentence of a text; errors as `detect_language`.
 
-    Sentences in Latin letters are told together, since short ones are easily mistaken.
+    Sentences in Latin letters are detected together, since short ones are easily mistaken. One of
+    Chinese characters alone has the language that most of the text's others in them or kana have.
     """
     languages = [detect_language(sentence, among) for sentence in sentences]
     latin = [one in _LATIN for one in languages]
-    if not any(latin):
-        return languages
-    together = " ".join(one for one, is_latin in zip(sentences, latin, strict=True) if is_latin)
-    language = detect_language(together, among)
-    return [language if is_latin else one for one, is_latin in zip(languages, latin, strict=True)]
+    if any(latin):
+        together = " ".join(one for one, is_latin in zip(sentences, latin, strict=True) if is_latin)
+        language = detect_language(together, among)
+        languages = [
+            language if is_latin else one for one, is_latin in zip(languages, latin, strict=True)
+        ]
+    open_ = [could_be_either(sentence) for sentence in sentences]
+    clear = [one for one, is_open in zip(languages, open_, strict=True) if not is_open]
+    if others := Counter(one for one in clear if one in ("ja", "zh")):
+        language = others.most_common(1)[0][0]
+        languages = [
+            language if is_open else one for one, is_open in zip(languages, open_, strict=True)
+        ]
+    return languages
+
+
+def could_be_either(text: str) -> bool:
+    """Whether a text in Chinese characters may as well be Japanese as Chinese."""
+    letters = _letters(text)
+    is_han = letters["CJK"] > 0 and letters.most_common(1)[0][0] == "CJK"
+    return is_han and not letters["HIRAGANA"] and _language_of_han(text) is None
+
+
+def assumed_language_notices(
+    sentences: Sequence[str], languages: Sequence[str], among: Sequence[str] = LANGUAGES
+) -> list[str]:
+    """What a user is told of sentences that got their language from the others."""
+    assumed = [
+        repr(sentence[:20])
+        for sentence, language in zip(sentences, languages, strict=True)
+        if language == "ja" and "zh" in among and could_be_either(sentence)
+    ]
+    if not assumed:
+        return []
+    named = ", ".join([*assumed[:3], *["..."][: len(assumed[3:])]])
+    return [
+        (
+            f"{named} may be Chinese or Japanese, and is read in Japanese as the rest of the text "
+            "is; give --language if that is wrong"
+        )
+    ]
+
+
+def _letters(text: str) -> Counter[str]:
+    """How many letters of each script a text has, in what they say; kana are HIRAGANA."""
+    letters: Counter[str] = Counter()
+    for character in unicodedata.normalize("NFKC", text):
+        if unicodedata.category(character).startswith("L"):
+            script = unicodedata.name(character, "").partition(" ")[0].partition("-")[0]
+            script = _SCRIPT_OF_VARIANT.get(script, script)
+            letters[script] += _LATIN_LETTERS_WORTH if _SCRIPTS.get(script) else 1
+    return letters
 
 
 #: Letters whose Unicode names begin with another word than those of their script.
-_SCRIPT_OF_VARIANT = {"FULLWIDTH": "LATIN", "HALFWIDTH": "KATAKANA", "IDEOGRAPHIC": "CJK"}
+_SCRIPT_OF_VARIANT = {"KATAKANA": "HIRAGANA", "IDEOGRAPHIC": "CJK"}
+
+
+def _language_of_han(text: str) -> str | None:
+    """The language, where some characters are in the character sets of one country alone."""
+    japanese = chinese = 0
+    for character in text:
+        in_japanese = _is_in(character, "shift_jis")
+        in_chinese = _is_in(character, "gb2312") or _is_in(character, "big5")
+        japanese += in_japanese and not in_chinese
+        chinese += in_chinese and not in_japanese
+    if japanese == chinese:
+        return None
+    return "ja" if japanese > chinese else "zh"
+
+
+def _is_in(character: str, encoding: str) -> bool:
+    if not "\u3400" <= character <= "\u9fff":
+        return False
+    try:
+        character.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _classify_latin(text: str, among: list[str]) -> str:

@@ -16,7 +16,7 @@ from valle_convert.errors import InputError
 from valle_convert.extras import require
 from valle_convert.model.spec import UNKNOWN_PHONEME
 from valle_convert.text.espeak import MARKS, is_sound, names_code_point, read, says
-from valle_convert.text.folding import HAN, fold, shortened, signs_in_words
+from valle_convert.text.folding import HAN, fold, shortened, signs_in_words, unsaid_notice
 
 #: espeak-ng's voice for each language of the models.
 VOICES = {
@@ -31,8 +31,6 @@ VOICES = {
 #: espeak-ng writes Mandarin tones as digits; the models' vocabulary has these marks for them.
 _TONE_MARKS = str.maketrans({"1": "ˇ", "2": "ˉ", "3": "ˊ", "4": "ˋ", "5": "_"})
 
-#: The Korean voice forgets the fraction of a number with commas.
-_GROUPING = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _KANA = "ぁ-ゖァ-ヺー"
 #: Longer words of kana are parted: espeak-ng drops what a word of more than 80 has in excess.
 _MAX_KANA = 60
@@ -48,10 +46,15 @@ def to_phonemes(text: str, language: str) -> str:
         InputError: the language is none of those, or there is nothing to say in the text.
         EnvironmentFault: phonemizer, espeak-ng or pykakasi is not installed.
     """
-    readable, _ = _readable(text, language)
+    readable, unsaid = _readable(text, language)
     phonemes = read(readable, VOICES[language]).strip()
     if language == "zh":
         phonemes = phonemes.translate(_TONE_MARKS)
+    if unsaid and not any(map(is_sound, phonemes)):
+        raise InputError(
+            f"There is nothing to say in the text {shortened(text)}, since "
+            f"{unsaid_notice(unsaid[:5], language)}; give --language if it is in another one."
+        )
     check_phonemes(phonemes, said=text)
     return phonemes
 
@@ -101,8 +104,6 @@ def _readable(text: str, language: str) -> tuple[str, tuple[str, ...]]:
         )
     said = partial(says, voice=voice)
     text = signs_in_words(fold(text, said), language, said)
-    if language == "ko":
-        text = _GROUPING.sub("", text)
     if language == "ja":
         text = _to_hiragana(text)
     readable: list[str] = []

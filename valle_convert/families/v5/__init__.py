@@ -44,9 +44,10 @@ class VersionFive(Family[Model, "Network", "Utterance"]):
     abilities = MappingProxyType(
         {
             "export": f"{__name__}.export:export_file",
+            "listen": f"{__name__}.listen",
             "lora": f"{__name__}.adapter:write_lora",
             "repair": f"{__name__}.old:read_old",
-            "utterances": "valle_convert.quantize.recordings:make_utterances",
+            "utterances": "valle_convert.families.v5.recordings:make_utterances",
             "transcribe": f"{__name__}.speech:VersionFiveSpeaker.transcribe",
             "vc": f"{__name__}.speech:VersionFiveSpeaker.answer",
             "ns": f"{__name__}.speech:VersionFiveSpeaker.answer",
@@ -173,10 +174,18 @@ class VersionFive(Family[Model, "Network", "Utterance"]):
             adapters=adapters,
         )
 
-    def open_adapters(self, adapters: Sequence[LoraFile], bundle: Bundle) -> Sequence[Any]:
-        from valle_convert.families.v5.adapter import open_adapter
+    def open_adapters(
+        self, adapters: Sequence[LoraFile], base: Bundle | Checkpoint
+    ) -> Sequence[Any]:
+        from valle_convert.families.v5.adapter import AdapterBase, read_adapter
 
-        return [open_adapter(one, bundle.main) for one in adapters]
+        if isinstance(base, Checkpoint):
+            fits = AdapterBase.of_checkpoint(base)
+        else:
+            fits = AdapterBase.of_gguf(base.main)
+        return [
+            replace(read_adapter(GgufFile(one.path), fits), factor=one.factor) for one in adapters
+        ]
 
     def arithmetic(self, bundle: Bundle) -> Arithmetic:
         from valle_convert.network.arithmetic import Arithmetic, gelu_from_table, input_rounding

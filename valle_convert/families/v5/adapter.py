@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 from valle_convert import __version__
 from valle_convert.checkpoint import Checkpoint, TensorSpec
 from valle_convert.checkpoint.lora import LoraFile, LoraPairs
-from valle_convert.checkpoint.read import open_lora, sha256_of
+from valle_convert.checkpoint.read import open_lora
 from valle_convert.checkpoint.source import FLOAT32, LARGEST_WEIGHT, NamedTensors
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle
 from valle_convert.families.v5.facts import LAYER_TENSORS
-from valle_convert.files import atomic_output, check_target, valid_utf8
+from valle_convert.files import atomic_output, check_outputs, sha256_of, valid_utf8
 from valle_convert.gguf_file.encode import encode
-from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
+from valle_convert.gguf_file.header import Key, pack_header, tensor_entries, write_entries
 from valle_convert.gguf_file.keys import (
     ARCHITECTURE,
     CONVERTER_KEY,
@@ -184,18 +184,14 @@ def write_adapter(
         InputError: the target must not be written, or a number is none.
         EnvironmentFault: the disk is full, or the folder is not writable.
     """
-    check_target(target, force=force, sources=inputs)
+    check_outputs([target], force=force, inputs=inputs)
     kind = _TYPES[out_type]
-    entries: list[TensorEntry] = []
-    data: list[bytes] = []
-    offset = 0
+    data: dict[str, NDArray[np.generic]] = {}
     for name, pair in pairs.by_target.items():
         for side, values in zip(_SIDES, pairs.read(pair), strict=True):
-            entry = TensorEntry(target_name(name) + side, values.shape, kind, offset)
-            entries.append(entry)
-            encoded = encode(values, kind, pair.down if side == _SIDES[0] else pair.up)
-            data.append(encoded.tobytes().ljust(padded(entry.n_bytes), b"\0"))
-            offset += padded(entry.n_bytes)
+            source_tensor = pair.down if side == _SIDES[0] else pair.up
+            data[target_name(name) + side] = encode(values, kind, source_tensor)
+    entries = tensor_entries((name, values.shape, kind) for name, values in data.items())
     alpha = pairs.alpha * pairs.factor
     if abs(alpha) < float(np.finfo(np.float32).tiny):
         raise InputError(
@@ -224,12 +220,8 @@ def write_adapter(
         Key("valle.adapter.source_sha256", sha256_of(source), "string"),
         Key(CONVERTER_KEY, __version__, "string"),
     ]
-    header = pack_header(keys, entries)
     with atomic_output(target, force=force, sources=inputs) as file:
-        file.write(header)
-        for piece in data:
-            file.write(piece)
-    return len(header) + offset
+        return write_entries(file, pack_header(keys, entries), entries, data.values())
 
 
 def open_adapter(given: LoraFile, base: GgufFile) -> Adapter:

@@ -24,7 +24,7 @@ from valle_convert.checkpoint.source import BFLOAT16, FLOAT16, FLOAT32
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle
 from valle_convert.families.v5.facts import config_of, contents_of, describe
-from valle_convert.files import atomic_output, check_free_space, check_set, made_folder
+from valle_convert.files import atomic_output, check_free_space, check_outputs, made_folder
 from valle_convert.gguf_file.keys import (
     BIAS_KEY,
     SOURCE_CONFIG_KEY,
@@ -197,7 +197,7 @@ def export_file(
     target = folder / SFT_NAME
     inputs = [path, *([tokenizer] if tokenizer else [])]
     with made_folder(folder, "give another name."):
-        check_set([target], force=force, sources=inputs)
+        check_outputs([target], force=force, inputs=inputs)
         size = _write(tensors, documents, target, inputs, force=force, progress=progress)
     return Exported(target, size, tuple(notes))
 

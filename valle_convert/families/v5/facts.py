@@ -411,8 +411,13 @@ def check_version(checkpoint: Checkpoint) -> None:
 
     Raises:
         UnsupportedModelError: it is another version.
-        InputError: the config does not say.
+        InputError: the config does not say, or there is none.
     """
+    if not checkpoint.config:
+        raise InputError(
+            f"{checkpoint.path} has no config, and no config.yaml lies with it; heads, positions "
+            "and attention cannot be told from the weights: give them with --config config.yaml."
+        )
     version = checkpoint.config.get("version")
     if not isinstance(version, int) or isinstance(version, bool):
         raise InputError(

@@ -26,9 +26,9 @@ from valle_convert.decode import (
 )
 from valle_convert.errors import InputError
 from valle_convert.model.inputs import NULL_PHONEMES, Condition
-from valle_convert.model.spec import LANGUAGES
+from valle_convert.model.spec import LANGUAGES, Codes
 from valle_convert.network.protocol import Network
-from valle_convert.speech.results import Codes, Heard, SpeakOptions, Spoken, Timings
+from valle_convert.speech.results import Heard, SpeakOptions, Spoken, Timings
 from valle_convert.speech.speaker import (
     UNWATCHED,
     Line,
@@ -39,6 +39,7 @@ from valle_convert.speech.speaker import (
     seeded,
 )
 from valle_convert.text import (
+    assumed_language_notices,
     check_phonemes,
     detect_languages,
     known_language,
@@ -246,8 +247,10 @@ class VersionFiveSpeaker(Speaker[Recording, Codes, Codes]):
             check_phonemes(text)
             return [self._line("", text, self._language(options.language))]
         sentences = [text] if whole else split_sentences(text) or [""]
+        notices: tuple[str, ...] = ()
         if options.language is None:
             languages = detect_languages(sentences, self._languages)
+            notices = tuple(assumed_language_notices(sentences, languages, self._languages))
         else:
             languages = [self._language(options.language)] * len(sentences)
 
@@ -255,8 +258,11 @@ class VersionFiveSpeaker(Speaker[Recording, Codes, Codes]):
             return lambda: self._line(sentence, to_phonemes(sentence, language), language)
 
         return sayable(
-            (sentence, reader(sentence, language))
-            for sentence, language in zip(sentences, languages, strict=True)
+            (
+                (sentence, reader(sentence, language))
+                for sentence, language in zip(sentences, languages, strict=True)
+            ),
+            notices,
         )
 
     def _line(self, text: str, phonemes: str, language: str) -> Line[Codes]:

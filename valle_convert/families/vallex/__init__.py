@@ -47,6 +47,7 @@ class VallEX(Family[VallexModel, "ComposedNetwork", "VallexUtterance"]):
         "language voice_text accent sampling nar_sampling best_of length_penalty max_seconds "
         "seed".split()
     )
+    reads_weights = True
     needs = ("speech", "vallex")
     n_texts = 10_000  # there are no merges to go wrong
     n_utterances = 2
@@ -145,6 +146,11 @@ class VallEX(Family[VallexModel, "ComposedNetwork", "VallexUtterance"]):
 
         self.open_adapters(adapters, bundle)
         return VallexGguf(bundle.files, bundle.model, n_threads=n_threads, cache_type=cache_type)
+
+    def prove(self) -> None:
+        from valle_convert.llama.mpt import prove_mpt
+
+        prove_mpt()
 
     def arithmetic(self, bundle: Bundle) -> Arithmetic:
         from valle_convert.network.arithmetic import Arithmetic, gelu_from_table, input_rounding

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from valle_convert.decode.control import End, ShouldStop, check_range, never
 from valle_convert.decode.sampling import (
     GREEDY,
-    Codes,
     Logits,
     SamplingOptions,
     draw,
@@ -25,6 +24,7 @@ from valle_convert.decode.sampling import (
 )
 from valle_convert.decode.speech import Speech, StageSeconds
 from valle_convert.families.vallex.protocol import VallexNetwork, VallexText
+from valle_convert.model.spec import Codes
 from valle_convert.progress import Progress, silent
 
 #: The AR ends after so many codes a text row, the prompt's rows counted too.

@@ -26,7 +26,7 @@ from valle_convert.families.vallex.facts import (
 from valle_convert.families.vallex.symbols import N_SPECIAL_SYMBOLS, VALLEX_SYMBOLS
 from valle_convert.gguf_file import keys as gguf_keys
 from valle_convert.gguf_file.header import Key
-from valle_convert.gguf_file.keys import KeyReader
+from valle_convert.gguf_file.keys import PART_KEY, KeyReader
 from valle_convert.gguf_file.loadable import vocabulary_dangers
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING, FileKeys
 from valle_convert.gguf_file.read import GgufFile
@@ -38,7 +38,7 @@ from valle_convert.tokenizer.choose import BUILT_IN, TokenizerChoice, TokenizerF
 
 ARCHITECTURE = "mpt"
 FAMILY = "vall-e-x"
-PART_KEY, LEVEL_KEY = "valle.part", "valle.level"
+LEVEL_KEY = "valle.level"
 FACTOR_KEY = "valle.activation_factor"
 #: What the files call their parts.
 _AR, _BODY, _LEVEL = "ar", "nar.body", "nar.level"

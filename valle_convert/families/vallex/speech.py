@@ -36,7 +36,8 @@ from valle_convert.families.vallex.voice import (
     is_vallex_voice,
     read_vallex_voice,
 )
-from valle_convert.speech.results import Codes, SpeakOptions
+from valle_convert.model.spec import Codes
+from valle_convert.speech.results import SpeakOptions
 from valle_convert.speech.speaker import Line, Recording, Speaker, Watch, sayable
 from valle_convert.text import known_language
 
@@ -156,6 +157,7 @@ class VallexSpeaker(Speaker[VoiceSource, VallexText, VallexVoice]):
         if isinstance(voice, VallexVoice):
             if said is not None:
                 raise InputError(f"{name} has its transcript already; leave --voice-text out.")
+            _check_length(len(voice.codes) / self.frame_rate, name)
             return voice, ()
         if said is None:
             raise InputError(
@@ -215,5 +217,5 @@ def _check_length(seconds: float, name: str) -> None:
     if seconds > MAX_VOICE_SECONDS:
         raise InputError(
             f"{name} is {seconds:.1f} seconds long, and a voice of VALL-E X has "
-            f"{MAX_VOICE_SECONDS:g} at most; cut it, and its --voice-text with it."
+            f"{MAX_VOICE_SECONDS:g} at most; cut the recording and what is said in it."
         )

@@ -9,8 +9,6 @@ around a text; a character that is not in the table is the id 0, which is spoken
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 #: In id order. From 5 on each is one character, in code point order.
 VALLEX_SYMBOLS: tuple[str, ...] = (
     *("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"),
@@ -31,13 +29,6 @@ _IDS = {symbol: i for i, symbol in enumerate(VALLEX_SYMBOLS) if i >= N_SPECIAL_S
 def symbol_ids(symbols: str) -> list[int]:
     """The id of each character; `UNKNOWN_SYMBOL` where it is none of the symbols."""
     return [_IDS.get(character, UNKNOWN_SYMBOL) for character in symbols]
-
-
-def symbols_of(ids: Sequence[int]) -> str:
-    """The characters of some ids, the special ones by their names; IndexError beyond the table."""
-    if ids and min(ids) < 0:
-        raise IndexError(min(ids))
-    return "".join(VALLEX_SYMBOLS[i] for i in ids)
 
 
 def unknown_symbols(symbols: str) -> list[str]:

@@ -7,12 +7,13 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 import warnings
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from valle_convert.extras import require
+from valle_convert.families.vallex.text.plain import PUNCTUATION, joined, plain
+from valle_convert.text.folding import HAN, signs_in_words
 
 #: The parts of a syllable in bopomofo, with examples in pinyin.
 INITIALS = {
@@ -114,35 +115,9 @@ _LETTERS = {
     "y": "ㄨㄞˋ",
     "z": "ㄗㄟˋ",
 }
-#: Punctuation: what it becomes. What is not here and cannot be read is not said.
-_PUNCTUATION = {
-    **{mark: mark for mark in ".,!?-~…"},
-    **dict.fromkeys("。．｡", "."),
-    **dict.fromkeys("，、；：;:､", ","),
-    "！": "!",
-    "？": "?",
-    **dict.fromkeys("—–―−－", "-"),
-    **dict.fromkeys("～〜", "~"),
-    **dict.fromkeys("\"'“”‘’「」『』（）()《》〈〉【】〔〕[]{}«»·・_/\\|*^`", ""),
-}
-_SIGNS = {
-    "&": "和",
-    "+": "加",
-    "=": "等于",
-    "@": "艾特",
-    "$": "美元",
-    "€": "欧元",
-    "￥": "元",
-    "¥": "元",
-    "℃": "摄氏度",
-    "°": "度",
-    "#": "井号",
-}
-
-_HANZI = r"㐀-䶿一-鿿豈-﫿〇\U00020000-\U0003ffff"
-_PERCENT = re.compile(r"(\d+(?:\.\d+)?)[%％]")
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?)([%‰])")
 _YEAR = re.compile(r"(?<!\d)(\d{4})(?=年)")
-_NEGATIVE = re.compile(rf"(?<![\w{_HANZI}])[-−](?=\d)")
+_NEGATIVE = re.compile(rf"(?<![\w{HAN}])[-−](?=\d)")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _MAX_DIGITS = 16  # what cn2an names
 
@@ -162,11 +137,11 @@ def chinese_symbols(text: str) -> tuple[str, list[str]]:
     """
     parts: list[str] = []
     unsaid: list[str] = []
-    for word in _words(_expanded(text)):
+    for word in _words(_expanded(plain(text, "zh"))):
         if word.isspace():
             parts.append(" ")
             continue
-        if re.search(f"[{_HANZI}]", word):
+        if re.search(f"[{HAN}]", word):
             parts.append(" ")
         for piece in _readings(word):
             spelled = _spell(piece)
@@ -176,12 +151,11 @@ def chinese_symbols(text: str) -> tuple[str, list[str]]:
             for character in piece:
                 if character.lower() in _LETTERS:
                     parts.extend(spell_syllable(one) for one in _LETTERS[character.lower()].split())
-                elif character in _PUNCTUATION:
-                    parts.append(_PUNCTUATION[character])
+                elif character in PUNCTUATION:
+                    parts.append(PUNCTUATION[character])
                 else:
                     unsaid.append(character)
-    symbols = re.sub(r"\.{3,}", "…", re.sub(r"\s+", " ", "".join(parts)))
-    return re.sub(r" (?=[.,!?…~-])", "", symbols).strip(), list(dict.fromkeys(unsaid))
+    return re.sub(r" (?=[~-])", "", joined(parts)), list(dict.fromkeys(unsaid))
 
 
 def spell_syllable(bopomofo: str) -> str:
@@ -216,25 +190,15 @@ def _spell(bopomofo: str) -> str | None:
 
 
 def _expanded(text: str) -> str:
-    """Letters and digits of usual width, and numbers and signs in Chinese."""
-    text = "".join(map(_plain, text))
-    text = _PERCENT.sub(r"百分之\1", text)
+    """A plain text with numbers and signs in Chinese."""
+    text = signs_in_words(_PERCENT.sub(_percent, text), "zh")
     text = _YEAR.sub(lambda n: _in_chinese(n[1], "direct"), text)
     text = _NEGATIVE.sub("负", text)
-    text = _NUMBER.sub(lambda n: _in_chinese(n[0], "low"), text)
-    return "".join(_SIGNS.get(one, one) for one in text)
+    return _NUMBER.sub(lambda n: _in_chinese(n[0], "low"), text)
 
 
-def _plain(character: str) -> str:
-    category = unicodedata.category(character)
-    if category == "Nd":
-        return str(unicodedata.decimal(character))
-    if category in ("Cf", "Mn"):
-        return ""
-    if category == "Cc":
-        return " "
-    is_wide = character.isalnum() or character in "％／．－"
-    return unicodedata.normalize("NFKC", character) if is_wide else character
+def _percent(found: re.Match[str]) -> str:
+    return f"{'百' if found[2] == '%' else '千'}分之{found[1]}"
 
 
 def _in_chinese(number: str, mode: str) -> str:
@@ -265,4 +229,8 @@ def _jieba() -> Any:  # noqa: ANN401 - the package has no types
 def _readings(word: str) -> list[str]:
     """Bopomofo of each character of a word; what is no Chinese character, as it is."""
     pypinyin = require("pypinyin", "Reading Chinese", extra="vallex")
-    return list(pypinyin.lazy_pinyin(word, style=pypinyin.Style.BOPOMOFO))
+    read = partial(pypinyin.lazy_pinyin, style=pypinyin.Style.BOPOMOFO)
+    readings = list(read(word))
+    if re.fullmatch(f"[{HAN}]+", word) and len(readings) != len(word):
+        return [reading for one in word for reading in read(one) or [one]]
+    return readings

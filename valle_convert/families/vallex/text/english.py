@@ -10,13 +10,14 @@ syllable and none on words of one syllable. What espeak-ng says is rewritten in 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
 from valle_convert.errors import InputError
 from valle_convert.extras import require
+from valle_convert.families.vallex.text.plain import PUNCTUATION, joined, plain
+from valle_convert.text.folding import signs_in_words
 from valle_convert.text.phonemes import to_phonemes
 
 #: Words that are written short. The dictionary itself knows "mr", "mrs", "dr" and months.
@@ -46,58 +47,6 @@ _ABBREVIATIONS = {
     "mrs.": "missis",
     "ms.": "miz",
 }
-#: Letters and marks that have no decomposition, in ASCII.
-_LETTERS = {
-    "ß": "ss",
-    "æ": "ae",
-    "œ": "oe",
-    "ø": "o",
-    "đ": "d",
-    "ł": "l",
-    "ð": "th",
-    "þ": "th",
-    "ı": "i",
-    "ẞ": "SS",
-    "Æ": "Ae",
-    "Œ": "Oe",
-    "Ø": "O",
-    "Đ": "D",
-    "Ł": "L",
-    "Ð": "Th",
-    "Þ": "Th",
-    "⁄": "/",
-    "…": "...",
-    **dict.fromkeys("’‘ʼ`´", "'"),
-}
-#: Signs that are read out.
-_SIGNS = {
-    "&": " and ",
-    "@": " at ",
-    "%": " percent ",
-    "+": " plus ",
-    "=": " equals ",
-    "°": " degrees ",
-    "€": " euros ",
-    "$": " dollars ",
-    "£": " pounds ",
-    "¥": " yen ",
-    "×": " times ",
-    "÷": " divided by ",
-    "#": " number ",
-}
-#: Punctuation: what it becomes. What is not here and no letter or digit cannot be said.
-_PUNCTUATION = {
-    **{mark: mark for mark in ".,!?-~"},
-    **dict.fromkeys(";:、，；：", ","),
-    **dict.fromkeys("‐‑–—―−", "-"),
-    **dict.fromkeys("。．", "."),
-    "！": "!",
-    "？": "?",
-    "¡": "",
-    "¿": "",
-    **dict.fromkeys("\"'`´‘’‚‛“”„‟«»‹›()[]{}<>", ""),
-    **dict.fromkeys("_/\\|*^•·", " "),
-}
 #: Currency: its name, and that of its hundredth, for one and for several.
 _CURRENCIES = {
     "$": (("dollar", "dollars"), ("cent", "cents")),
@@ -110,7 +59,7 @@ _NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
 _MONEY = re.compile(rf"([{''.join(_CURRENCIES)}])\s?({_NUMBER})(?:\s({'|'.join(_MAGNITUDES)})\b)?")
 #: U.S., e.g. where it is no abbreviation that is known.
 _LETTER_NAMES = re.compile(r"(?<![\w.])(?:[A-Za-z]\.){2,}")
-_FRACTION = re.compile(r"\b(\d+)/(\d+)\b")
+_FRACTION = re.compile(r"(?<![\d/])(\d+)/(\d+)(?![\d/])")
 _TIME = re.compile(r"\b([01]?\d|2[0-4]):([0-5]\d)\b")
 _ORDINAL = re.compile(r"\b(\d+)(?:st|nd|rd|th)\b")
 _NEGATIVE = re.compile(r"(?<![\w.,])[-−](?=\d)")
@@ -187,41 +136,25 @@ def english_symbols(text: str) -> tuple[str, list[str]]:
     Raises:
         EnvironmentFault: a package is not installed.
     """
-    plain = _expanded(_folded(text))
-    tokens = _TOKEN.findall(plain)
+    tokens = _TOKEN.findall(_expanded(plain(text, "en")))
     said = _pronounced(token for token in tokens if _WORD.fullmatch(token))
     parts: list[str] = []
     unsaid: list[str] = []
     for token in tokens:
-        if token in said:
+        if said.get(token):
             parts.append(said[token])
         elif token.isspace():
             parts.append(" ")
-        elif token in _PUNCTUATION:
-            parts.append(_PUNCTUATION[token])
+        elif token in PUNCTUATION:
+            parts.append(PUNCTUATION[token])
         else:
-            unsaid.append(token)
-    symbols = re.sub(r"\.{3,}", "…", "".join(parts))
-    symbols = re.sub(r"\s+(?=[.,!?…]|$)", "", re.sub(r"\s+", " ", symbols))
-    return _DARK_L.sub("ɫ", symbols).strip(), list(dict.fromkeys(unsaid))
-
-
-def _folded(text: str) -> str:
-    """In ASCII as far as that goes: no accents, no wide letters, digits 0 to 9."""
-    folded = []
-    for character in unicodedata.normalize("NFKD", "".join(_LETTERS.get(c, c) for c in text)):
-        category = unicodedata.category(character)
-        if category == "Nd":
-            folded.append(str(unicodedata.decimal(character)))
-        elif category == "Cc":
-            folded.append(" ")
-        elif category not in ("Mn", "Cf"):
-            folded.append(_LETTERS.get(character, character))
-    return "".join(folded)
+            unsaid.extend(token)
+    return _DARK_L.sub("ɫ", joined(parts)), list(dict.fromkeys(unsaid))
 
 
 def _expanded(text: str) -> str:
     """Abbreviations, numbers and signs in words."""
+    text = re.sub("[’‘`]", "'", text)
     text = re.sub(
         r"(?<![\w.])[A-Za-z][A-Za-z.]*\.",
         lambda word: _ABBREVIATIONS.get(word[0].lower(), word[0]),
@@ -235,7 +168,7 @@ def _expanded(text: str) -> str:
     text = _NEGATIVE.sub("minus ", text)
     # A letter right before or after a number is a word of its own: mp3, 4K.
     text = _PLAIN.sub(lambda n: f" {_number(n[0])} ", text)
-    return "".join(_SIGNS.get(one, one) for one in text)
+    return signs_in_words(text, "en")
 
 
 def _letter_names(found: re.Match[str]) -> str:
@@ -254,8 +187,8 @@ def _money(found: re.Match[str]) -> str:
         return f"{_number(number)} {several}"
     cents = int(fraction.ljust(2, "0")) if fraction else 0
     parts = []
-    if int(whole) or not cents:
-        parts.append(f"{_cardinal(whole)} {one if int(whole) == 1 else several}")
+    if whole.strip("0") or not cents:
+        parts.append(f"{_cardinal(whole)} {one if whole.lstrip('0') == '1' else several}")
     if cents:
         parts.append(f"{_cardinal(str(cents))} {one_hundredth if cents == 1 else hundredths}")
     return " and ".join(parts)
@@ -318,7 +251,7 @@ def _pronounced(words: Iterable[str]) -> dict[str, str]:
     for word in wanted:
         if word not in said:
             spoken = [said_parts.get(part) or _by_espeak(part) for part in word.split("-")]
-            said[word] = " ".join(part for part in spoken if part)
+            said[word] = " ".join(spoken) if all(spoken) else ""
     return said
 
 

@@ -1,4 +1,4 @@
-"""Japanese for VALL-E X: OpenJTalk tells phones and accents.
+"""Japanese for VALL-E X: OpenJTalk reads phones and accents.
 
 >>> japanese_symbols("レベルが上がったそうです。")[0]
 'ɾe↓beɾɯga a↑gat#taso↑ode↓sɯ*.'
@@ -14,12 +14,15 @@ import io
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from valle_convert.errors import InputError
 from valle_convert.extras import require
+from valle_convert.families.vallex.text.plain import PUNCTUATION, joined, plain
+from valle_convert.text.folding import HAN, signs_in_words
 
 #: OpenJTalk's phones that are written otherwise; capitals are devoiced vowels.
 PHONES = {
@@ -66,32 +69,13 @@ _NASALS = {
     **dict.fromkeys(("k", "ky", "g", "gy"), "ŋ"),
 }
 
-#: Punctuation: what it becomes.
-_PUNCTUATION = {
-    **{mark: mark for mark in ".,!?-~…"},
-    **dict.fromkeys("。．｡", "."),
-    **dict.fromkeys("、，；：;:､", ","),
-    "！": "!",
-    "？": "?",
-    **dict.fromkeys("—–―−", "-"),
-    **dict.fromkeys("～〜", "~"),
-    **dict.fromkeys("\"'“”‘’「」『』（）()《》〈〉【】〔〕[]{}«»・·_/\\|*^`｢｣", ""),
-}
-_SIGNS = {
-    "&": "アンド",
-    "%": "パーセント",
-    "+": "プラス",
-    "=": "イコール",
-    "@": "アットマーク",
-    "$": "ドル",
-    "€": "ユーロ",
-    "£": "ポンド",
-    "¥": "円",
-    "℃": "度",
-    "°": "度",
-    "#": "シャープ",
-}
-_SCRIPTS = ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "CJK", "IDEOGRAPHIC")
+_KANA = "ぁ-ゖゝゞァ-ヺヽヾー"
+#: What OpenJTalk reads, at most so much of it at once: it takes 8 kB.
+_READABLE = re.compile(rf"(?:[A-Za-z0-9{_KANA}{HAN}々〆]|(?<=\d)\.(?=\d)){{1,500}}")
+#: It gives these back one for one, if not as they are; numbers it writes otherwise.
+_WRITTEN = re.compile(rf"[{_KANA}{HAN}々〆]")
+_NUMERALS = re.compile("[〇一二三四五六七八九十百千万億兆]")
+_NEGATIVE = re.compile(r"(?<![\w.,])[-−](?=\d)")
 
 
 @dataclass(frozen=True)
@@ -118,24 +102,24 @@ def japanese_symbols(text: str) -> tuple[str, list[str]]:
         The symbols, and the characters of the text that cannot be said in Japanese.
 
     Raises:
+        InputError: OpenJTalk leaves out a part of the text.
         EnvironmentFault: pyopenjtalk is not installed.
     """
     parts: list[str] = []
     unsaid: list[str] = []
-    for is_read, characters in _stretches(_plain(text)):
+    expanded = signs_in_words(_NEGATIVE.sub("マイナス", plain(text, "ja")), "ja")
+    for is_read, characters in _stretches(expanded):
         if is_read:
-            spelled = _phrases(characters)
-            if not spelled:
-                unsaid.extend(characters)
-            parts.append(spelled if not parts or not spelled else f" {spelled}")
+            spelled, unread = _phrases(characters)
+            unsaid += unread
+            parts.append(f" {spelled}")
             continue
         for character in characters:
-            if character in _PUNCTUATION:
-                parts.append(_PUNCTUATION[character])
+            if character in PUNCTUATION:
+                parts.append(PUNCTUATION[character])
             elif not character.isspace():
                 unsaid.append(character)
-    symbols = re.sub(r"\.{3,}", "…", re.sub(r"\s+", " ", "".join(parts)))
-    return symbols.strip(), list(dict.fromkeys(unsaid))
+    return joined(parts), list(dict.fromkeys(unsaid))
 
 
 def spell_phones(phones: Sequence[Phone]) -> str:
@@ -164,54 +148,44 @@ def _letter(phone: str, following: str) -> str:
     return PHONES.get(phone, phone)
 
 
-def _plain(text: str) -> str:
-    """Signs in words, and letters and digits of the usual width."""
-    plain = []
-    for character in unicodedata.normalize("NFC", text):
-        category = unicodedata.category(character)
-        if category == "Nd":
-            plain.append(str(unicodedata.decimal(character)))
-        elif category == "Cc":
-            plain.append(" ")
-        elif unicodedata.name(character, "").startswith("LATIN"):
-            folded = unicodedata.normalize("NFKD", character)
-            plain.append("".join(one for one in folded if not unicodedata.combining(one)))
-        elif category != "Cf":
-            is_narrowed = character.isalnum() or character in "％＆＋＝＠＄￥＃"
-            plain.append(unicodedata.normalize("NFKC", character) if is_narrowed else character)
-    return "".join(_SIGNS.get(one, one) for one in "".join(plain))
-
-
-def _stretches(text: str) -> Iterable[tuple[bool, str]]:
+def _stretches(text: str) -> Iterator[tuple[bool, str]]:
     """What can be read, and what is between it, in turn."""
-    pieces: list[tuple[bool, str]] = []
-    for i, character in enumerate(text):
-        if character == ".":
-            is_read = text[max(i - 1, 0) : i].isdigit() and text[i + 1 : i + 2].isdigit()
-        elif character.isascii():
-            is_read = character.isalnum()
-        else:
-            script = unicodedata.name(character, "").partition(" ")[0]
-            is_read = script in _SCRIPTS and character not in _PUNCTUATION
-        if pieces and pieces[-1][0] == is_read:
-            pieces[-1] = (is_read, pieces[-1][1] + character)
-        else:
-            pieces.append((is_read, character))
-    return pieces
+    start = 0
+    for stretch in _READABLE.finditer(text):
+        if between := text[start : stretch.start()]:
+            yield False, between
+        yield True, stretch[0]
+        start = stretch.end()
+    if start < len(text):
+        yield False, text[start:]
 
 
-def _phrases(text: str) -> str:
+def _phrases(text: str) -> tuple[str, list[str]]:
+    """A stretch in symbols, and its characters that have no reading."""
     openjtalk = _openjtalk()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it calls sudachipy in a way that is deprecated
-        labels = openjtalk.extract_fullcontext(text, predict_nani=False)
-    return spell_phones([_phone(label) for label in labels])
+        words = openjtalk.run_frontend(text, predict_nani=False)
+        is_read = any(map(_has_reading, words))  # it complains on stderr of labels without any
+        labels = openjtalk.make_label(words) if is_read else []
+    found = "".join(word["string"] for word in words)
+    if len(_WRITTEN.findall(found)) < len(_WRITTEN.findall(_NUMERALS.sub("", text))):
+        raise InputError(
+            f"OpenJTalk reads only {found!r} of the text {text!r}; write it otherwise, or in kana."
+        )
+    unread = "".join(word["string"] for word in words if not _has_reading(word))
+    named = [one for one in unicodedata.normalize("NFKC", unread) if one.isalnum()]
+    return spell_phones([_phone(label) for label in labels]), named
+
+
+def _has_reading(word: dict[str, Any]) -> bool:
+    return re.search("[ァ-ヺ]", word["pron"]) is not None
 
 
 @cache
 def _openjtalk() -> Any:  # noqa: ANN401 - imported late
     with contextlib.redirect_stdout(io.StringIO()):  # it greets on stdout
-        return require("pyopenjtalk", "Reading Japanese for VALL-E X", extra="japanese")
+        return require("pyopenjtalk", "Reading Japanese", extra="japanese")
 
 
 #: The phone, and the fields A1 to A3 of a full-context label of HTS.

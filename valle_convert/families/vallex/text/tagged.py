@@ -11,14 +11,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from valle_convert.errors import InputError
 from valle_convert.families.vallex.symbols import VALLEX_LANGUAGES, unknown_symbols
 from valle_convert.families.vallex.text.chinese import chinese_symbols
 from valle_convert.families.vallex.text.english import english_symbols
 from valle_convert.families.vallex.text.japanese import japanese_symbols
-from valle_convert.text.languages import detect_languages, known_language
+from valle_convert.text.folding import listed, unsaid_notice
+from valle_convert.text.languages import (
+    assumed_language_notices,
+    detect_languages,
+    known_language,
+)
 from valle_convert.text.phonemes import check_phonemes
 from valle_convert.text.sentences import split_sentences
 
@@ -28,7 +33,6 @@ _READERS: dict[str, Callable[[str], tuple[str, list[str]]]] = {
     "zh": chinese_symbols,
     "ja": japanese_symbols,
 }
-_NAMES = {"en": "English", "zh": "Chinese", "ja": "Japanese"}
 _TAGS = {language.upper(): language for language in VALLEX_LANGUAGES}
 _TAG = re.compile(rf"\[({'|'.join(_TAGS)})\]")
 _SENTENCE_END = re.compile(r"[.!?…。！？｡][\"'”’»)」』】]*$")
@@ -38,10 +42,11 @@ _ENDS = ".,!?-…~"
 
 @dataclass(frozen=True)
 class TaggedText:
-    """Some text, or symbols, in one language."""
+    """Some text, or symbols, in one language, and what a user should know of it."""
 
     text: str
     language: str
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,11 +115,15 @@ def tagged_sentences(
     """
     if _TAG.search(text) is None:
         sentences = split_sentences(text) or [""]
+        notices: list[str] = []
         if language is None:
             languages = detect_languages(sentences, VALLEX_LANGUAGES)
+            notices = assumed_language_notices(sentences, languages, VALLEX_LANGUAGES)
         else:
             languages = [known_language(language, VALLEX_LANGUAGES)] * len(sentences)
-        return [[TaggedText(*one)] for one in zip(sentences, languages, strict=True)], []
+        pieces = [TaggedText(*one) for one in zip(sentences, languages, strict=True)]
+        pieces[0] = replace(pieces[0], notices=tuple(notices))
+        return [[piece] for piece in pieces], []
     pieces, outside = tagged_pieces(text, language)
     sentences_of_pieces: list[list[TaggedText]] = [[]]
     for piece in pieces:
@@ -136,12 +145,10 @@ def spell(pieces: Sequence[TaggedText]) -> SpelledText:
     symbols: list[tuple[str, str]] = []
     notices: list[str] = []
     for piece in pieces:
+        notices += piece.notices
         read, unsaid = _READERS[piece.language](piece.text)
         if unsaid:
-            notices.append(
-                f"these characters cannot be said in {_NAMES[piece.language]} and are left out: "
-                f"{_listed(unsaid)}"
-            )
+            notices.append(unsaid_notice(unsaid, piece.language))
         symbols.append((read, piece.language))
     return _put_together(symbols, notices, pieces)
 
@@ -157,9 +164,7 @@ def spell_symbols(pieces: Sequence[TaggedText]) -> SpelledText:
     for piece in pieces:
         given = re.sub(r"\s+", "_", piece.text.strip())
         if unknown := unknown_symbols(given):
-            notices.append(
-                f"the model's symbols lack these, which are left out: {_listed(unknown)}"
-            )
+            notices.append(f"the model's symbols lack these, which are left out: {listed(unknown)}")
         symbols.append(("".join(one for one in given if one not in unknown), piece.language))
     return _put_together(symbols, notices, pieces)
 
@@ -179,7 +184,3 @@ def _put_together(
         languages += [language] * len(written)
     check_phonemes(spelled, said=" ".join(piece.text for piece in pieces))
     return SpelledText(spelled, tuple(languages), tuple(dict.fromkeys(notices)))
-
-
-def _listed(characters: Sequence[str]) -> str:
-    return " ".join(f"{one} (U+{ord(one):04X})" for one in characters)

@@ -16,10 +16,10 @@ from valle_convert.audio.codes import is_codes_path, read_codes
 from valle_convert.audio.files import read_audio
 from valle_convert.audio.voice import PROMPT_SECONDS, fit_prompt, prompt_audio
 from valle_convert.errors import InputError
+from valle_convert.families.v5.trials import check_utterance
 from valle_convert.files import atomic_output, read_small_file
-from valle_convert.model.spec import LANGUAGES, Model
+from valle_convert.model.spec import LANGUAGES, Codes, Model
 from valle_convert.progress import Progress, silent
-from valle_convert.quantize.utterances import check_utterance
 from valle_convert.speech.results import DEFAULT_FRAME_RATE, MAX_RECORDING_SECONDS
 from valle_convert.text import (
     check_phonemes,
@@ -35,8 +35,6 @@ from valle_convert.text import (
 _MAX_LIST_BYTES = 64 << 20
 #: Of a recording's name in the name of its utterance, so that a long one leaves room.
 _MAX_STEM_BYTES = 200
-
-Codes = NDArray[np.int32]
 
 
 @dataclass(frozen=True)

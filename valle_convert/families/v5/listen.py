@@ -1,0 +1,108 @@
+"""Sentences that a model speaks to be listened to: given ones, or texts that it speaks first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from valle_convert.audio.codec import AudioCodec
+from valle_convert.decode import decode_speech
+from valle_convert.errors import InputError
+from valle_convert.families.v5.recordings import Recorded, say_all, voice_prompt
+from valle_convert.files import read_small_file
+from valle_convert.listening.listen import Sentence, ways_of
+from valle_convert.model.inputs import Condition
+from valle_convert.model.spec import Model
+from valle_convert.network.protocol import Network
+from valle_convert.progress import Progress
+
+_MAX_SENTENCES_BYTES = 1 << 20
+#: About what a sentence takes before it is spoken, seconds; it may take twice as long and one more.
+_EXPECTED_SECONDS = 5.0
+
+
+def given_sentences(examples: Any) -> list[Sentence]:  # noqa: ANN401 - quantize.Examples
+    """The utterances of a folder as sentences with recordings."""
+    return [
+        Sentence(path.stem, one.text, one.condition, one.response)
+        for path, one in zip(examples.files, examples, strict=True)
+    ]
+
+
+def read_sentences(
+    path: Path,
+    model: Model,
+    tokenize: Callable[[str], list[int]],
+    voice: Path | None,
+    codec: AudioCodec,
+    prompt_seconds: float,
+) -> list[Sentence]:
+    """Texts, one a line, as sentences that nobody has spoken yet.
+
+    Raises:
+        InputError: the file cannot be read, or a text or the voice cannot be used.
+        EnvironmentFault: a package is missing.
+    """
+    data = read_small_file(path, "list of sentences", _MAX_SENTENCES_BYTES, pipe=True)
+    try:
+        lines = data.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8; save it as UTF-8, one sentence a line.") from None
+    texts = {f"{path}, line {i}": line.strip() for i, line in enumerate(lines, 1) if line.strip()}
+    if len(texts) < 2:
+        raise InputError(f"{path} has {len(texts)} sentences, where two or more are expected.")
+    said = say_all([Recorded(Path(where), text) for where, text in texts.items()], model, tokenize)
+    prompt = None if voice is None else voice_prompt(voice, model, codec, prompt_seconds)[0]
+    nothing = np.zeros((0, model.config.n_levels), np.int64)
+    return [
+        Sentence(
+            text,
+            text,
+            Condition(
+                np.array(one.ids),
+                model.languages.index(one.language) if model.has_table("language") else None,
+                prompt,
+                tone=0 if "tone" in model.config.capabilities else None,
+            ),
+            nothing,
+        )
+        for text, one in zip(texts.values(), said, strict=True)
+    ]
+
+
+def speak_references(
+    network: Network,
+    sentences: Sequence[Sentence],
+    frame_rate: float,
+    seed: int,
+    ar_temperature: float,
+    progress: Progress,
+) -> list[Sentence]:
+    """The sentences with what a network says as recordings, in the way it speaks by itself.
+
+    Raises:
+        InputError: it says nothing for one of them.
+    """
+    way = ways_of(network.model, ar_temperature)[-1]
+    found = []
+    with progress("speaking the references", len(sentences), "sentences") as advance:
+        for n, sentence in enumerate(sentences):
+            network.reset()
+            codes = decode_speech(
+                network,
+                sentence.condition,
+                way.options(round(_EXPECTED_SECONDS * frame_rate), frame_rate),
+                np.random.default_rng((seed, len(sentences), n)),
+            ).codes
+            if not len(codes):
+                raise InputError(
+                    f"The F16 file says nothing for {sentence.text!r}, so that there is nothing to "
+                    "hold other files against; give another --seed or leave the sentence out."
+                )
+            found.append(replace(sentence, codes=codes))
+            advance(1)
+    return found

@@ -1,0 +1,49 @@
+"""Files: inputs checked, outputs checked and written whole or not at all.
+
+Everything this project writes goes through `atomic_output`: the data is written to a file
+without a name in the folder of the target, flushed to the disk, and given its name at the
+end. On any error, Ctrl-C and `kill -9` included, nothing is left and the target is as it
+was. Where the system has no unnamed files (all but Linux, and some file systems), a hidden
+file takes its place; it is locked as long as its writer lives, so that the next run knows
+one that was left by a run that was killed, and removes it.
+
+What is no regular file is never replaced and, but for sound, not written into. Of a symbolic link,
+the file that it points to is written.
+"""
+
+from valle_convert.files.atomic import atomic_output, atomic_outputs, write_text_atomically
+from valle_convert.files.digests import sha256_of
+from valle_convert.files.folders import locked_folder, made_folder, remove_stale
+from valle_convert.files.inputs import check_input_file, read_json_object, read_small_file
+from valle_convert.files.paths import describe_os_error, os_fault, stat_of, valid_utf8
+from valle_convert.files.targets import (
+    check_free_space,
+    check_outputs,
+    explained_writes,
+    is_stream,
+    open_stream,
+    protected,
+)
+
+__all__ = [
+    "atomic_output",
+    "atomic_outputs",
+    "check_free_space",
+    "check_input_file",
+    "check_outputs",
+    "describe_os_error",
+    "explained_writes",
+    "is_stream",
+    "locked_folder",
+    "made_folder",
+    "open_stream",
+    "os_fault",
+    "protected",
+    "read_json_object",
+    "read_small_file",
+    "remove_stale",
+    "sha256_of",
+    "stat_of",
+    "valid_utf8",
+    "write_text_atomically",
+]

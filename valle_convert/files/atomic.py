@@ -1,0 +1,186 @@
+"""Files that are either whole or not there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+from valle_convert.errors import EnvironmentFault, InputError
+from valle_convert.files.folders import HAS_LOCKS, lock, new_locked, new_name, remove_stale
+from valle_convert.files.paths import describe_os_error, os_fault, stat_of
+from valle_convert.files.targets import check_outputs, explained_writes, resolve
+
+_NO_UNNAMED_FILES = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL, errno.ENOSYS}
+
+
+@contextmanager
+def atomic_output(target: Path, *, force: bool, sources: Iterable[Path] = ()) -> Iterator[BinaryIO]:
+    """Open a file that appears under its name only once it is complete.
+
+    Yields a binary file, readable and seekable.
+
+    Raises:
+        InputError, EnvironmentFault: as `check_outputs`, and where the disk refuses a write.
+    """
+    check_outputs([target], force=force, inputs=sources)
+    with explained_writes(target), _named_at_the_end(resolve(target), force) as file:
+        yield file
+
+
+@contextmanager
+def atomic_outputs(
+    targets: Sequence[Path], *, force: bool, sources: Iterable[Path] = ()
+) -> Iterator[list[BinaryIO]]:
+    """Open files that belong together: all of them appear once all are complete, or none.
+
+    They get their names one right after the other, the first one last, so that who waits for it
+    finds the others. Where one cannot get its name, those that had theirs lose it again; what
+    `force` has replaced by then stays replaced.
+
+    Raises:
+        InputError, EnvironmentFault: as `check_outputs`, and where the disk refuses a write.
+    """
+    check_outputs(targets, force=force, inputs=sources)
+    named: list[Path] = []
+
+    def note(target: Path, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            named.append(target)
+
+    try:
+        with ExitStack() as stack:
+            opened: list[BinaryIO] = []
+            for target in targets:
+                stack.push(partial(note, target))  # called after the file has got its name
+                stack.enter_context(explained_writes(target))
+                opened.append(stack.enter_context(_named_at_the_end(resolve(target), force)))
+            yield opened
+            for file in opened:
+                file.flush()
+                os.fsync(file.fileno())
+    except BaseException:
+        for target in () if force else named:
+            target.unlink(missing_ok=True)
+        raise
+
+
+def write_text_atomically(
+    target: Path, text: str, *, force: bool, sources: Iterable[Path] = ()
+) -> None:
+    """Write a small UTF-8 text file by way of `atomic_output`."""
+    with atomic_output(target, force=force, sources=sources) as file:
+        file.write(text.encode("utf-8", errors="backslashreplace"))
+
+
+@contextmanager
+def _named_at_the_end(target: Path, force: bool) -> Iterator[BinaryIO]:
+    """A file by way of one without a name, or with a hidden one."""
+    folder = target.parent
+    remove_stale(folder)
+    hidden: Path | None = None
+    try:
+        try:
+            handle = _open_unnamed(folder)
+            if handle is None:
+                hidden, handle = new_locked(folder)
+        except OSError as error:
+            raise EnvironmentFault(
+                f"No file can be made in {folder}: {describe_os_error(error)}; "
+                "choose another folder for the output."
+            ) from error
+        with os.fdopen(handle, "w+b") as file:
+            lock(file.fileno())
+            yield file
+            file.flush()
+            found = stat_of(target, f"The output {target}")
+            if found is not None and force and hasattr(os, "fchmod"):
+                # Who replaces a file keeps who may read it.
+                with suppress(OSError):
+                    os.fchmod(file.fileno(), stat.S_IMODE(found.st_mode))
+            os.fsync(file.fileno())
+            try:
+                if hidden is None and force:
+                    hidden = new_name(folder)
+                    _name(file, hidden)
+                elif hidden is None:
+                    _name(file, target)
+                elif not HAS_LOCKS:
+                    file.close()  # Windows does not rename what is open
+                if hidden is not None and force:
+                    hidden.replace(target)
+                elif hidden is not None:
+                    _rename_without_overwriting(hidden, target)
+            except FileExistsError:
+                raise InputError(
+                    f"The output {target} was made by another program in the meantime and is not "
+                    "overwritten; give another name, or --force to replace it."
+                ) from None
+            except PermissionError as error:
+                raise os_fault(
+                    f"The output {target} cannot be replaced", error, "give another name."
+                ) from error
+        _sync_folder(folder)
+    finally:
+        if hidden is not None:
+            with suppress(FileNotFoundError):
+                hidden.unlink()
+
+
+def _open_unnamed(folder: Path) -> int | None:
+    """A file without a name in a folder; None where the system or the file system has none."""
+    flag = getattr(os, "O_TMPFILE", 0)
+    if not flag or not Path("/proc/self/fd").is_dir():
+        return None
+    try:
+        return os.open(folder, flag | os.O_RDWR, 0o666)
+    except OSError as error:
+        if error.errno in _NO_UNNAMED_FILES:
+            return None
+        raise
+
+
+def _name(file: BinaryIO, path: Path) -> None:
+    """Give an unnamed file a name that nothing has.
+
+    Raises:
+        FileExistsError: something has it.
+    """
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        # Only with a descriptor does os.link follow the link that /proc/self/fd/N is.
+        os.link(f"/proc/self/fd/{file.fileno()}", path.name, dst_dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
+def _rename_without_overwriting(hidden: Path, target: Path) -> None:
+    """Rename, but refuse where the target came into being while the data was written.
+
+    Raises:
+        FileExistsError: it did.
+    """
+    try:
+        os.link(hidden, target)
+    except FileExistsError:
+        raise
+    except OSError:
+        # A file system without hard links: the check at the start has to be enough.
+        hidden.replace(target)
+    else:
+        hidden.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself survive a power cut, where the system lets a folder be opened."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

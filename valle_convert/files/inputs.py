@@ -1,0 +1,87 @@
+"""Input files, checked before they are opened."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+from valle_convert.errors import InputError
+from valle_convert.files.paths import kind_of, os_fault, stat_of, suggest
+
+
+def check_input_file(path: Path, what: str = "file") -> None:
+    """Refuse a path to read from that is no regular file, such as a pipe, which may wait forever.
+
+    Raises:
+        InputError: there is nothing, or something else.
+        EnvironmentFault: this user may not look.
+    """
+    found = stat_of(path, f"The {what} {path}")
+    if found is None:
+        raise InputError(f"There is no {what} {path}; {suggest(path)}")
+    if stat.S_ISDIR(found.st_mode):
+        raise InputError(f"{path} is a directory, where {_a(what)} is expected; give a file in it.")
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(
+            f"{path} is {kind_of(found.st_mode)}, where {_a(what)} is expected that can be read "
+            "from any place; write it to a file first."
+        )
+
+
+def read_small_file(path: Path, what: str, max_bytes: int, *, pipe: bool = False) -> bytes:
+    """All of a file; no more than it may have.
+
+    Args:
+        path: of the file.
+        what: it is, for messages.
+        max_bytes: that it may have.
+        pipe: whether it may be a pipe, which is waited for.
+
+    Raises:
+        InputError: there is no such file, or it is too large.
+        EnvironmentFault: the system does not let it be read.
+    """
+    if not pipe:
+        check_input_file(path, what)
+    try:
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as error:
+        raise os_fault(f"The {what} {path} cannot be read", error) from error
+    except ValueError as error:
+        raise InputError(f"The {what} {str(path)!r} cannot be read: {error}.") from error
+    if len(data) > max_bytes:
+        raise InputError(
+            f"The {what} {path} has more than {max_bytes:,} bytes, where at most that many are "
+            "expected; give another file."
+        )
+    return data
+
+
+def read_json_object(
+    path: Path, what: str, max_bytes: int, *, pipe: bool = False
+) -> dict[str, Any]:
+    """The object that a JSON file holds; arguments as of `read_small_file`.
+
+    Raises:
+        InputError: there is no such file, or it is too large, or holds no JSON object.
+        EnvironmentFault: the system does not let it be read.
+    """
+    try:
+        loaded = json.loads(read_small_file(path, what, max_bytes, pipe=pipe))
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"The {what} {path} is no valid JSON ({error}); copy it again or give another."
+        ) from error
+    if not isinstance(loaded, dict):
+        raise InputError(
+            f"The {what} {path} holds a JSON {type(loaded).__name__}, where an object is expected; "
+            "give another file."
+        )
+    return loaded
+
+
+def _a(what: str) -> str:
+    return f"{'an' if what[0] in 'aeiou' else 'a'} {what}"
