@@ -576,7 +576,7 @@ def test_a_companion_file_that_is_not_there_is_named(
 
 
 def test_an_unknown_codec_is_refused(source: Path, tmp_path: Path, cli: Cli) -> None:
-    assert "no codec 'mp3'" in error_of(cli(source, tmp_path / "o.gguf", "--codec", "mp3"), 2)
+    assert "no codec 'mp3'" in error_of(cli(source, tmp_path / "o.gguf", "--codec-name", "mp3"), 2)
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF\x03\0\0\0" + b"\xff" * 64, b"text"])

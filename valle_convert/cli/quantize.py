@@ -14,17 +14,18 @@ import typer
 from valle_convert.cli import console
 from valle_convert.cli.options import (
     CheckpointArgument,
+    CodecOption,
     ConfigOption,
     ForceOption,
     JsonOption,
     LoraAlphaOption,
     LoraOption,
+    is_given,
     paths_of,
     refuse_idle,
     split_loras,
 )
 from valle_convert.cli.remote import local_gguf
-from valle_convert.cli.speak import CodecOption
 from valle_convert.errors import EXIT_FAILED_CHECK
 
 if TYPE_CHECKING:
@@ -382,12 +383,12 @@ def quantize(
                 "--codec": codec,
                 "--max-nll": max_nll,
                 "--min-retrieval": min_retrieval,
-                "--listen-temperature": _given(context, "listen_temperature"),
+                "--listen-temperature": is_given(context, "listen_temperature"),
             },
         ),
         ("--sentences", sentences, {"--voice": voice}),
-        ("--voice", voice, {"--prompt-seconds": _given(context, "prompt_seconds")}),
-        ("--no-worse-than", no_worse_than, {"--margin": _given(context, "margin")}),
+        ("--voice", voice, {"--prompt-seconds": is_given(context, "prompt_seconds")}),
+        ("--no-worse-than", no_worse_than, {"--margin": is_given(context, "margin")}),
         ("--asr", asr, {"--max-wer": max_wer}),
     )
     if target_bits is not None and (type_ or types):
@@ -507,12 +508,6 @@ def _check_beside(written: Mapping[str, Path | None], folder: Path) -> None:
             raise typer.BadParameter(f"{name} is {target}, which is made of quantized files.")
 
 
-def _given(context: typer.Context, name: str) -> bool | None:
-    """True for an option on the command line, also one with the value that it has without."""
-    # click has a class for where a value comes from, which typer does not offer.
-    return getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE" or None
-
-
 def imatrix(
     checkpoint: CheckpointArgument,
     out: Annotated[
@@ -626,7 +621,8 @@ def check_manifest(
 def _check_needs(*needs: tuple[str, object, dict[str, object]]) -> None:
     """Refuse options that mean nothing without another one."""
     for name, there, given in needs:
-        idle = [option for option, value in given.items() if value is not None]
+        # By identity: 0 is a value, and is equal to False.
+        idle = [one for one, value in given.items() if value is not None and value is not False]
         if idle and not there:
             raise typer.BadParameter(f"{', '.join(idle)} means nothing without {name}; give both.")
 

@@ -26,7 +26,7 @@ from valle_convert.model.description import Description
 from valle_convert.progress import Progress, silent
 from valle_convert.tokenizer.choose import TokenizerChoice
 
-_OPTIONS = {"tokenizer": "--tokenizer", "codec": "--codec", "out_type": "--outtype"}
+_OPTIONS = {"tokenizer": "--tokenizer", "codec": "--codec-name", "out_type": "--outtype"}
 
 
 @dataclass(frozen=True)

@@ -211,8 +211,8 @@ def check_codec(name: str, model: CodeFormat) -> None:
         if codec.name == name and (levels > n_levels or codes != n_codes):
             raise InputError(
                 f"The codec {name} has {n_levels} levels of {n_codes} codes, and the model was "
-                f"trained on {levels} levels of {codes}; leave --codec "
-                "out, or give the codec of the training."
+                f"trained on {levels} levels of {codes}; leave "
+                "--codec-name out, or give the codec of the training."
             )
 
 

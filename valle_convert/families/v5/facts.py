@@ -512,7 +512,7 @@ def describe(checkpoint: Checkpoint, codec: Codec | None = None) -> Description[
     if codec is None and found is UNKNOWN_CODEC:
         notes.append(
             f"no known codec has {sizes.n_levels} levels of {sizes.codebook_size} codes; "
-            "the file says `unknown` (give it with --codec)"
+            "the file says `unknown` (give it with --codec-name)"
         )
     config = ModelConfig(
         version=switches.version,

@@ -352,7 +352,7 @@ def describe(
     if codec is None and found is UNKNOWN_CODEC:
         notes.append(
             f"no known codec has {n_levels} levels of {n_codes} codes; the files say `unknown` "
-            "(give it with --codec)"
+            "(give it with --codec-name)"
         )
     recovered |= {source: Recovered(table) for source, table in same.items()}
     dropped += [Dropped(source, f"the same as {table}") for source, table in same.items()]
