@@ -260,7 +260,7 @@ def _tell_choices(plan: GgufPlan) -> None:
     )
     if checkpoint.lora:
         console.talk(f"LoRA merged: {checkpoint.lora}")
-    for assumed in checkpoint.assumed:
+    for assumed in (*checkpoint.assumed, *plan.description.assumed):
         console.talk(f"assumed, since the file does not say: {assumed} (else give --config)")
     for lost in checkpoint.lost:
         console.talk(f"lost on the way to this file, and not in the result: {lost}")

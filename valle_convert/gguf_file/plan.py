@@ -256,7 +256,7 @@ def lay_out(
     if description.biases:
         n_biases = sum(bias.n_rows for bias in description.biases)
         keys.append(Key(gguf_keys.BIAS_KEY, [0.0] * n_biases, "[f32]", deferred=True))
-    keys += source_keys(checkpoint)
+    keys += source_keys(checkpoint, description.assumed)
     for name, said in (
         (gguf_keys.SOURCE_CONFIG_KEY, checkpoint.config),
         (gguf_keys.SOURCE_SYMMAP_KEY, checkpoint.symmap),
@@ -342,7 +342,7 @@ def _json_of(value: Mapping[str, Any] | None) -> str | None:
     return text if len(text) <= _MAX_JSON else None
 
 
-def source_keys(checkpoint: Checkpoint) -> list[Key]:
+def source_keys(checkpoint: Checkpoint, assumed: tuple[str, ...] = ()) -> list[Key]:
     """Where the weights come from, and what converted them."""
     keys = [
         Key("valle.source.name", checkpoint.path.name, "string"),
@@ -353,13 +353,14 @@ def source_keys(checkpoint: Checkpoint) -> list[Key]:
         keys.append(Key("valle.source.global_step", step, "u64"))
     if checkpoint.lora is not None:
         keys.append(Key(gguf_keys.SOURCE_LORA_KEY, checkpoint.lora, "string"))
-    if checkpoint.assumed:
-        keys.append(Key(gguf_keys.SOURCE_ASSUMED_KEY, list(checkpoint.assumed), "[string]"))
+    if checkpoint.assumed or assumed:
+        words = [*checkpoint.assumed, *assumed]
+        keys.append(Key(gguf_keys.SOURCE_ASSUMED_KEY, words, "[string]"))
     if checkpoint.lost:
         keys.append(Key(gguf_keys.SOURCE_LOST_KEY, list(checkpoint.lost), "[string]"))
-    for name, words in checkpoint.origin.items():
-        value = words if isinstance(words, str) else list(words)
-        kind = "string" if isinstance(words, str) else "[string]"
+    for name, said in checkpoint.origin.items():
+        value = said if isinstance(said, str) else list(said)
+        kind = "string" if isinstance(said, str) else "[string]"
         keys.append(Key(f"{gguf_keys.SOURCE_PREFIX}{name}", value, kind))
     keys.append(Key(gguf_keys.CONVERTER_KEY, __version__, "string"))
     return keys

@@ -72,6 +72,7 @@ class Description:
         biases: the heads' biases, in head order; empty where there are none.
         dropped: what is left out, with reasons.
         notes: things worth telling the user, such as config switches without effect.
+        assumed: what the config does not say, and is taken as the training project takes it.
     """
 
     model: Model
@@ -80,3 +81,4 @@ class Description:
     biases: tuple[BiasBlock, ...]
     dropped: tuple[Dropped, ...]
     notes: tuple[str, ...]
+    assumed: tuple[str, ...] = ()

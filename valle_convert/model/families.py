@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from valle_convert.checkpoint import Checkpoint
+from valle_convert.checkpoint.plain_values import whole
 from valle_convert.errors import InputError, UnsupportedModelError
 from valle_convert.model import v5
 from valle_convert.model.description import Description
@@ -38,10 +39,11 @@ def describe(checkpoint: Checkpoint, *, codec: Codec | None = None) -> Descripti
             f"{checkpoint.path} is a checkpoint of VALL-E X or a relative of it, of which several "
             f"files are made, and this takes models of one file; {_SUPPORTED}."
         )
-    version = checkpoint.config.get("version")
-    if not isinstance(version, int) or isinstance(version, bool):
+    said = checkpoint.config.get("version", 5)  # as the training project has it
+    version = whole(said)
+    if version is None:
         raise InputError(
-            f"{checkpoint.path}: the config ({checkpoint.config_source}) gives version {version!r},"
+            f"{checkpoint.path}: the config ({checkpoint.config_source}) gives version {said!r},"
             f" where a whole number is expected ({_SUPPORTED}); add it with --config."
         )
     family = _FAMILIES.get(version)
