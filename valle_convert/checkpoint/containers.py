@@ -1,6 +1,6 @@
 """Containers: what a file holds is told by its content, whatever it is called.
 
-    file -> first bytes -> safetensors, a file of torch.save, or an index of several -> ParsedContainer
+    file -> first bytes -> safetensors, a file of torch.save, or an index of several -> Container
 
 A trainer puts much beside the weights. They are the one dict of tensors in which a known model is,
 wherever it lies (`module`, `state_dict`, `model`, the file itself ...); else the only dict of
@@ -54,7 +54,7 @@ _SHOWN = 5
 
 
 @dataclass(frozen=True)
-class ParsedContainer:
+class Container:
     """One container, parsed: a checkpoint's or a LoRA's.
 
     Attributes:
@@ -76,7 +76,7 @@ class ParsedContainer:
     notes: tuple[str, ...] = ()
 
 
-def read_container(path: Path, tree: Tree, place: PurePath) -> ParsedContainer:
+def read_container(path: Path, tree: Tree, place: PurePath) -> Container:
     """Parse a file, and the shards beside it where it is an index.
 
     Args:
@@ -106,7 +106,7 @@ def holds_model(tree: Tree, place: PurePath) -> bool:
     return is_model(contents.tensors.specs)
 
 
-def _parse(path: Path, tree: Tree, place: PurePath) -> ParsedContainer:
+def _parse(path: Path, tree: Tree, place: PurePath) -> Container:
     head = _first_bytes(path)
     if place.name.endswith(INDEX_SUFFIX):
         return _read_shards(path, tree, place)
@@ -115,7 +115,7 @@ def _parse(path: Path, tree: Tree, place: PurePath) -> ParsedContainer:
         _refuse_shard(tree, place)
         file = SafetensorsFile(path)
         named = _misnamed(place, TORCH_SUFFIXES, "a safetensors file")
-        return ParsedContainer("safetensors", file, _metadata(path, file.metadata), notes=named)
+        return Container("safetensors", file, _metadata(path, file.metadata), notes=named)
     if head.startswith(b"PK\x03\x04"):
         _refuse_shard(tree, place)
         named = _misnamed(place, SAFETENSORS_SUFFIXES, "a file of torch.save")
@@ -142,7 +142,7 @@ def _first_bytes(path: Path) -> bytes:
         raise os_fault(f"{path} cannot be read", error) from error
 
 
-def _read_shards(path: Path, tree: Tree, place: PurePath) -> ParsedContainer:
+def _read_shards(path: Path, tree: Tree, place: PurePath) -> Container:
     names = tree.files(place.parent)
 
     def get(name: str) -> tuple[Path, TensorSource, Mapping[str, str]] | None:
@@ -157,7 +157,7 @@ def _read_shards(path: Path, tree: Tree, place: PurePath) -> ParsedContainer:
     shards = ShardedTensors(path, get)
     kind = "torch" if place.name.endswith(f".bin{INDEX_SUFFIX}") else "safetensors"
     extras = _metadata(path, shards.metadata)
-    return ParsedContainer(f"{kind}, sharded", shards, extras, shards=shards.paths)
+    return Container(f"{kind}, sharded", shards, extras, shards=shards.paths)
 
 
 def _refuse_shard(tree: Tree, place: PurePath) -> None:
@@ -220,9 +220,7 @@ def _metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 # --------------------------------------------------------------------------------- torch
 
 
-def _read_torch(
-    path: Path, *, is_deepspeed: bool = False, has_checksums: bool = True
-) -> ParsedContainer:
+def _read_torch(path: Path, *, is_deepspeed: bool = False, has_checksums: bool = True) -> Container:
     loaded = load_torch_file(path, plain_only=is_deepspeed)
     lora = loaded.get("lora") if isinstance(loaded, Mapping) else None
     place, state, notes = _find_state(path, loaded, may_be_none=bool(lora))
@@ -239,7 +237,7 @@ def _read_torch(
     steps = [root[key] for key in _STEPS if isinstance(root.get(key), int)]
     if steps and place:
         extras.setdefault("stats", {"global_step": steps[0]})
-    contents = ParsedContainer(
+    contents = Container(
         "torch, DeepSpeed" if is_deepspeed else "torch",
         TorchTensors(path, state, has_checksums=has_checksums),
         extras,

@@ -19,7 +19,7 @@ from typing import Any
 
 from valle_convert.checkpoint.checkpoint import Checkpoint
 from valle_convert.checkpoint.config import load_config, plain_keys, read_config
-from valle_convert.checkpoint.containers import ParsedContainer, holds_model, read_container
+from valle_convert.checkpoint.containers import Container, holds_model, read_container
 from valle_convert.checkpoint.folder import (
     DiskTree,
     Found,
@@ -143,7 +143,7 @@ def _holds_model(tree: Tree, place: PurePath) -> bool:
     return not isinstance(tree, DiskTree) or holds_model(tree, place)
 
 
-def _check_model(contents: ParsedContainer, where: str) -> None:
+def _check_model(contents: Container, where: str) -> None:
     """Refuse what is no model at all, before a config is asked for that could not help."""
     names = list(contents.tensors.specs)
     if is_model(names) or is_refused_by_name(names):
@@ -161,7 +161,7 @@ def _check_model(contents: ParsedContainer, where: str) -> None:
 
 
 def _read_export(
-    contents: ParsedContainer, tree: Tree, found: Found, config: Path | None, companions: list[Path]
+    contents: Container, tree: Tree, found: Found, config: Path | None, companions: list[Path]
 ) -> Export | None:
     """What the container holds, where it is an export of Hugging Face."""
     if not is_export(contents.tensors):
@@ -311,7 +311,7 @@ def open_lora(
     return LoraPairs(tensors, scale.with_alpha(alpha), specs, given.factor)
 
 
-def _adapter_config(adapter: ParsedContainer, tree: Tree, place: PurePath) -> Mapping[str, Any]:
+def _adapter_config(adapter: Container, tree: Tree, place: PurePath) -> Mapping[str, Any]:
     """What is said of an adapter, inside its file or beside it."""
     said = adapter.extras.get("config")
     if said is None and _PEFT_CONFIG in tree.files(place.parent):
