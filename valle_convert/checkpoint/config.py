@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from valle_convert.checkpoint.folder import Found, Tree, find_config
-from valle_convert.checkpoint.plain_values import decoded, load_yaml, to_plain
+from valle_convert.checkpoint.plain_values import load_yaml, to_plain
 from valle_convert.errors import InputError
-from valle_convert.files import read_small_file
+from valle_convert.files import decoded, read_small_file
 
 _MAX_BYTES = 1 << 20
 _SHOWN = 5

@@ -10,7 +10,6 @@ been measured.
 
 from __future__ import annotations
 
-import codecs
 import datetime as dt
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -27,26 +26,6 @@ _MAX_INTEGER = 1 << 64
 _MAX_ARRAY = 1 << 10  # numbers of an array that is a list
 #: YAML 1.1 has a point in every number with an exponent, 1.2 has not.
 _EXPONENT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]+")
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-
-
-def decoded(data: bytes) -> str:
-    """A text in UTF-8, or in what the mark at its beginning says.
-
-    Raises:
-        ValueError: it is in no such encoding.
-    """
-    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
-    text = data.decode(encoding)
-    if "\0" in text:
-        raise ValueError("it has NUL characters, as UTF-16 without a mark; save it as UTF-8")
-    return text
 
 
 def to_plain(value: object) -> tuple[Any, list[str]]:
