@@ -263,14 +263,14 @@ def _read_calls(folder: Path) -> None:
 
 
 @cache
-def _session() -> Any:  # noqa: ANN401 - a Session
+def _session() -> Any:  # noqa: ANN401 - a GemmaSession
     from valle_convert.gguf_file.read import GgufFile
-    from valle_convert.llama.session import Session
+    from valle_convert.llama.gemma import GemmaSession
     from valle_convert.network.probe import read_probe_rows
 
     path = seeds.converted_path()
     rows = read_probe_rows(GgufFile(path))
-    return Session(path, n_ctx=32, n_seq=2, n_threads=1, probe_rows=rows)
+    return GemmaSession(path, n_ctx=32, n_seq=2, n_threads=1, probe_rows=rows)
 
 
 def _make_imatrix(rng: Random) -> Files:
@@ -1060,7 +1060,7 @@ def _make_list(rng: Random) -> Files:
 
 
 def _read_list(folder: Path) -> None:
-    from valle_convert.families.v5.recordings import read_list
+    from valle_convert.audio.recorded import read_list
 
     read_list(folder / "x.tsv")
 

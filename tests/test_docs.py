@@ -24,8 +24,8 @@ from quantize.test_vallex_imatrix import voice_file
 from support import GOLDEN, PROJECT
 from vallex_golden import CHECKPOINT as VALLEX
 
-from valle_convert import plan_conversion, write_gguf
-from valle_convert.families.family import Choices
+from valle_convert import Choices, plan_conversion, write_gguf
+from valle_convert.families import FOLDERS
 
 PAGES = ["README.md", *sorted(str(one.relative_to(PROJECT)) for one in PROJECT.glob("docs/*.md"))]
 #: What a page takes for granted.
@@ -129,6 +129,14 @@ def test_every_target_and_extra_that_is_named_is_there() -> None:
     text = "\n".join((PROJECT / page).read_text(encoding="utf-8") for page in PAGES)
     for listed in re.findall(r"valle-convert\[([a-z,]+)\]", text):
         assert set(listed.split(",")) <= set(project["optional-dependencies"]), listed
+
+
+def test_every_file_of_a_family_is_in_its_table() -> None:
+    page = (PROJECT / "docs" / "families.md").read_text(encoding="utf-8")
+    for folder in FOLDERS:
+        for path in (PROJECT / "valle_convert" / "families" / folder).iterdir():
+            name = path.name if path.suffix else f"{path.name}/"
+            assert f"`{name}`" in page or name == "__pycache__/", path
 
 
 # ------------------------------------------------------------------------------ the folder

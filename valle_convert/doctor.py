@@ -55,6 +55,8 @@ def needs() -> dict[str, tuple[str, ...]]:
         speaks = (*runs, *family.needs)
         of = f" ({family.title})" if family.name else ""
         found |= {f"verify{of}": runs, f"quantize{of}": runs, f"speak{of}": speaks}
+        for language, extras in family.needs_for.items():
+            found[f"speak ({family.title}, {language})"] = (*speaks, *extras)
         for command, ability in _ABILITIES.items():
             if ability in family.abilities:
                 found[f"{command}{of}"] = speaks

@@ -25,6 +25,7 @@ from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile, is_gguf
 from valle_convert.model.description import Description
 from valle_convert.progress import Progress, silent
+from valle_convert.tokenizer.compiled import TOKENIZER_SHA256_KEY, TOKENS_KEY
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,7 @@ def _inspect_gguf(file: GgufFile) -> Summary:
     bundle = open_files(file) if is_converted(keys) and not part_of(file) else None
     sizes, behaviour = _words(family, bundle.model) if bundle else ({}, {})
     held = tuple(bundle.files.values()) if bundle else (file,)
-    tokens = keys.get("tokenizer.ggml.tokens")
+    tokens = keys.get(TOKENS_KEY)
     merges = keys.get("tokenizer.ggml.merges")
     others = ", ".join(one.path.name for one in held[1:])
     return Summary(
@@ -233,7 +234,7 @@ def _inspect_gguf(file: GgufFile) -> Summary:
             "merges": len(merges) if isinstance(merges, list) else None,
             "source": keys.get("valle.tokenizer.source"),
             "reason": keys.get("valle.tokenizer.reason"),
-            "sha256": keys.get("valle.tokenizer.sha256"),
+            "sha256": keys.get(TOKENIZER_SHA256_KEY),
         },
         provenance=_provenance(file),
         rows=tuple(_rows(family, bundle.model)) if bundle else (),
@@ -252,7 +253,8 @@ def _kind_of(file: GgufFile, bundle: Bundle | None) -> str:
         files = f", {len(bundle.files)} files" if len(bundle.files) > 1 else ""
         return f"GGUF, {family.title}{files}"
     if is_converted(file.keys):
-        return f"GGUF, {family.title}: {part_of(file)}"
+        level = file.keys.get("valle.level", "")
+        return f"GGUF, {family.title}: {part_of(file)} {level}".rstrip()
     if family.refusal(file):
         return f"GGUF, {family.title}, made by another converter"
     if file.keys.get("general.type") == "adapter":

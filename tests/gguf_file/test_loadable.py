@@ -25,12 +25,12 @@ CHILD = """
 import sys
 from pathlib import Path
 import numpy as np
-from valle_convert.llama.session import Session
+from valle_convert.llama.gemma import GemmaSession
 from valle_convert.tokenizer.oracle import LlamaTokenizer
 with LlamaTokenizer(sys.argv[1]) as llama:
     llama.encode("a", add_special=True, parse_special=False)
 rows = {i: np.linspace(-1, 1, 64, dtype=np.float32) for i in range(3)}
-with Session(Path(sys.argv[1]), n_ctx=8, probe_rows=rows):
+with GemmaSession(Path(sys.argv[1]), n_ctx=8, probe_rows=rows):
     pass
 """
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.llama.session import Session
+from valle_convert.llama.gemma import GemmaSession
 from valle_convert.network.probe import read_probe_rows
 
 
-def open_session(path: Path, **options: Any) -> Session:
-    return Session(path, probe_rows=read_probe_rows(GgufFile(path)), **options)
+def open_session(path: Path, **options: Any) -> GemmaSession:
+    return GemmaSession(path, probe_rows=read_probe_rows(GgufFile(path)), **options)

@@ -164,12 +164,12 @@ def test_a_missing_package_stops_every_command_and_one_of_an_extra_none() -> Non
     sound = PackageReport("soundfile", ">=0.14", None, "speech")
     stopped = [c.name for c in examine_commands((NUMPY, sound), WORKING) if c.missing]
     assert stopped == [
-        "quantize --listen",
-        "utterances",
         "speak",
+        "quantize --listen",
+        "transcribe",
+        "utterances",
         "speak (VALL-E X)",
         "speak (VALL-E X, Japanese)",
-        "transcribe",
     ]
     pinyin = PackageReport("pypinyin", ">=0.50", None, "vallex")
     stopped = [c.name for c in examine_commands((NUMPY, pinyin), WORKING) if c.missing]

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import PROJECT
 
-from valle_convert.llama.library import LOG_LINES, Log, find_library, load_library
+from valle_convert.llama.library import LOG_LINES, TESTED, Log, find_library, load_library
 
 INFO, WARN, ERROR, CONTINUED = 2, 3, 4, 5
 
@@ -109,3 +110,8 @@ def test_the_search_follows_the_bindings_own_variable(
     assert find_library() is None
     (tmp_path / "libllama.so").touch()
     assert find_library() == tmp_path / "libllama.so"
+
+
+def test_the_version_to_install_is_the_pinned_one() -> None:
+    pins = (PROJECT / "constraints.txt").read_text(encoding="utf-8").split()
+    assert f"llama-cpp-python=={TESTED}" in pins

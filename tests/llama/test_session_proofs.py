@@ -15,9 +15,9 @@ from sessions import open_session
 
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.llama.context import Context
+from valle_convert.llama.gemma import GemmaSession
 from valle_convert.llama.library import load_library
 from valle_convert.llama.selftest import quantize_file
-from valle_convert.llama.session import Session
 from valle_convert.llama.tiny_gemma import GemmaShape, random_weights, write_gemma
 
 SHAPE = GemmaShape(n_embd=256, n_head=4, n_head_kv=4, n_layer=2, n_ff=256, n_vocab=300)
@@ -52,7 +52,7 @@ def test_the_proof_of_segments_fails_where_a_rotation_stays_pending(
     """A llama.cpp that saved pending rotations would behave as one that is never asked to."""
     monkeypatch.setattr(Context, "drop_pending_rotation", lambda _context, _sequence: None)
     with open_session(models / "f32.gguf", n_threads=1) as session:
-        with pytest.raises(EnvironmentFault, match="does not keep the positions that restart"):
+        with pytest.raises(EnvironmentFault, match="does not support positions that restart"):
             session.step(tokens(5), SEGMENTS, causal=True)
         assert session.length() == 0
         # One segment needs no trick, and gets no proof.
@@ -64,10 +64,10 @@ def test_the_logits_alone_would_show_a_rotation_that_stays_pending(
 ) -> None:
     """Each half of the proof has to see it without the other; here the keys are not looked at."""
     monkeypatch.setattr(Context, "drop_pending_rotation", lambda _context, _sequence: None)
-    monkeypatch.setattr("valle_convert.llama.session.keys_stay_as_they_were", lambda *_: True)
+    monkeypatch.setattr("valle_convert.llama.gemma.keys_stay_as_they_were", lambda *_: True)
     with (
         open_session(models / "q4_k.gguf", n_threads=1) as session,
-        pytest.raises(EnvironmentFault, match="the keys in the cache stay as they were"),
+        pytest.raises(EnvironmentFault, match="does not support positions that restart"),
     ):
         session.step(tokens(5), SEGMENTS, causal=True)
 
@@ -85,7 +85,7 @@ def test_the_proof_of_segments_fails_where_states_come_back_changed(
     monkeypatch.setattr(Context, "restore", damaged)
     with (
         open_session(models / "f32.gguf", n_threads=1) as session,
-        pytest.raises(EnvironmentFault, match="does not keep the positions that restart"),
+        pytest.raises(EnvironmentFault, match="does not support positions that restart"),
     ):
         session.step(tokens(5), SEGMENTS, causal=True)
 
@@ -95,14 +95,14 @@ def test_the_input_scale_is_one_where_the_graph_leaves_embeddings_alone(
 ) -> None:
     """Rows divided by the scale stand for a graph that would not multiply by it."""
     rows = {token: WEIGHTS["token_embd.weight"][token] / np.float32(16) for token in (3, 40, 77)}
-    with Session(models / "f32.gguf", probe_rows=rows, n_threads=1) as session:
+    with GemmaSession(models / "f32.gguf", probe_rows=rows, n_threads=1) as session:
         assert session.input_scale == 1.0
 
 
 def test_an_input_scale_that_is_neither_is_refused(models: Path) -> None:
     rows = {token: WEIGHTS["token_embd.weight"][token] * np.float32(3) for token in (3, 40, 77)}
-    with pytest.raises(EnvironmentFault, match="scales raw embeddings cannot be found out"):
-        Session(models / "f32.gguf", probe_rows=rows, n_threads=1)
+    with pytest.raises(EnvironmentFault, match="Cannot determine how"):
+        GemmaSession(models / "f32.gguf", probe_rows=rows, n_threads=1)
 
 
 def test_a_token_table_of_zeros_is_refused(tmp_path: Path) -> None:
@@ -114,17 +114,17 @@ def test_a_token_table_of_zeros_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"absent.gguf is not a file"):
-        Session(tmp_path / "absent.gguf", probe_rows={})
+        GemmaSession(tmp_path / "absent.gguf", probe_rows={})
 
 
 def test_a_broken_file_is_refused_in_llama_cpps_own_words(models: Path, tmp_path: Path) -> None:
     data = (models / "f32.gguf").read_bytes()
     (tmp_path / "short.gguf").write_bytes(data[: len(data) // 2])
     with pytest.raises(InputError, match=r"llama.cpp says: .*not within the file bounds"):
-        Session(tmp_path / "short.gguf", probe_rows={})
+        GemmaSession(tmp_path / "short.gguf", probe_rows={})
     (tmp_path / "text.gguf").write_text("not a model at all")
     with pytest.raises(InputError, match=r"llama.cpp says: .*invalid magic"):
-        Session(tmp_path / "text.gguf", probe_rows={})
+        GemmaSession(tmp_path / "text.gguf", probe_rows={})
 
 
 def test_a_file_with_a_tensor_too_many_is_refused_in_llama_cpps_own_words(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_refused_decode_says_what_llama_cpp_said_and_empties_the_sequence(mode
     with open_session(models / "f32.gguf", n_threads=1) as session:
         session.step(tokens(5), SEGMENTS, causal=True)
         # Behind the session's back the cells are gone, so that its next position leaves a gap.
-        session._open_context().move(0, -1)
+        session._room_for(0).move(0, -1)
         with pytest.raises(EnvironmentFault, match=r"llama.cpp says: .*inconsistent sequence pos"):
             session.step(tokens(1), [2], causal=True)
         assert session.length() == 0
@@ -169,8 +169,8 @@ def test_a_refused_decode_says_what_llama_cpp_said_and_empties_the_sequence(mode
 def test_metadata_is_read_whatever_its_length(tmp_path: Path) -> None:
     write_gemma(tmp_path / "tiny.gguf", SHAPE, WEIGHTS)
     with open_session(tmp_path / "tiny.gguf", n_threads=1) as session:
-        assert session.metadata("gemma.attention.head_count") == "4"
-        assert session.metadata("no.such.key") is None
+        assert session._model.metadata("gemma.attention.head_count") == "4"
+        assert session._model.metadata("no.such.key") is None
         assert (session.n_embd, session.n_vocab, session.n_layer) == (256, 300, 2)
 
 

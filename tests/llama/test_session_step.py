@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sessions import open_session
 
-from valle_convert.llama.session import Pass, Session, split_segments
+from valle_convert.llama.gemma import GemmaSession, Pass, split_segments
 from valle_convert.llama.tiny_gemma import GemmaShape, random_weights, write_gemma
 from valle_convert.metrics import nmse
 
@@ -37,7 +37,7 @@ def shape(request: pytest.FixtureRequest) -> GemmaShape:
 
 
 @pytest.fixture(scope="module")
-def session(shape: GemmaShape, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+def session(shape: GemmaShape, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GemmaSession]:
     path = tmp_path_factory.mktemp("model") / "tiny.gguf"
     write_gemma(path, shape, WEIGHTS[shape])
     with open_session(path, n_seq=2, n_ctx=256, n_threads=1) as opened:
@@ -57,7 +57,7 @@ def tokens(n: int, seed: int = 1) -> Any:
 @pytest.mark.parametrize("causal", [False, True], ids=["both-directions", "causal"])
 @pytest.mark.parametrize("positions", [SEGMENTS, RUNNING], ids=["segments", "running"])
 def test_logits_are_those_of_the_oracle(
-    session: Session, shape: GemmaShape, positions: Any, causal: bool
+    session: GemmaSession, shape: GemmaShape, positions: Any, causal: bool
 ) -> None:
     x = tokens(9)
     logits = session.step(x, positions, causal=causal, outputs=ALL)
@@ -69,7 +69,7 @@ def test_logits_are_those_of_the_oracle(
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_segment_positions_make_a_difference_that_the_comparison_would_see(
-    session: Session, causal: bool
+    session: GemmaSession, causal: bool
 ) -> None:
     x = tokens(9)
     segments = session.step(x, SEGMENTS, causal=causal, outputs=ALL)
@@ -78,7 +78,7 @@ def test_segment_positions_make_a_difference_that_the_comparison_would_see(
     assert nmse(running[4:], segments[4:]) > DIFFERENT
 
 
-def test_a_causal_sequence_goes_on_token_by_token(session: Session, shape: GemmaShape) -> None:
+def test_a_causal_sequence_goes_on_token_by_token(session: GemmaSession, shape: GemmaShape) -> None:
     x = tokens(14)
     positions = np.append(SEGMENTS, [2, 3, 4, 5, 6])
     got = [session.step(x[:9], SEGMENTS, causal=True)]
@@ -89,7 +89,7 @@ def test_a_causal_sequence_goes_on_token_by_token(session: Session, shape: Gemma
 
 
 def test_a_causal_sequence_goes_on_by_several_tokens_at_a_time(
-    session: Session, shape: GemmaShape
+    session: GemmaSession, shape: GemmaShape
 ) -> None:
     x = tokens(14)
     positions = np.append(SEGMENTS, [2, 3, 4, 5, 6])
@@ -99,7 +99,7 @@ def test_a_causal_sequence_goes_on_by_several_tokens_at_a_time(
     assert nmse(expected[9:], got) < SAME_AS_ORACLE
 
 
-def test_reset_begins_another_sequence(session: Session) -> None:
+def test_reset_begins_another_sequence(session: GemmaSession) -> None:
     x = tokens(9)
     first = session.step(x, SEGMENTS, causal=True, outputs=ALL)
     session.step(tokens(3, seed=2), [2, 3, 4], causal=True)
@@ -118,7 +118,7 @@ def test_reset_begins_another_sequence(session: Session) -> None:
     seed=st.integers(0, 1000),
 )
 def test_any_segments_match_the_oracle(
-    session: Session, shape: GemmaShape, lengths: list[int], new: int, causal: bool, seed: int
+    session: GemmaSession, shape: GemmaShape, lengths: list[int], new: int, causal: bool, seed: int
 ) -> None:
     session.reset()
     new = new if causal else 0
@@ -149,7 +149,7 @@ def test_any_segments_match_the_oracle(
     ids=["any-order", "twice-and-from-the-end", "array", "slice", "mask", "last", "none"],
 )
 def test_outputs_choose_rows_in_their_own_order(
-    session: Session, outputs: Any, rows: Any, causal: bool
+    session: GemmaSession, outputs: Any, rows: Any, causal: bool
 ) -> None:
     x = tokens(9)
     everything = session.step(x, SEGMENTS, causal=causal, outputs=ALL)
@@ -162,7 +162,7 @@ def test_outputs_choose_rows_in_their_own_order(
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_columns_copy_only_a_slice_of_the_logits(session: Session, causal: bool) -> None:
+def test_columns_copy_only_a_slice_of_the_logits(session: GemmaSession, causal: bool) -> None:
     x = tokens(9)
     everything = session.step(x, SEGMENTS, causal=causal, outputs=[8, 2])
     session.reset()
@@ -172,7 +172,7 @@ def test_columns_copy_only_a_slice_of_the_logits(session: Session, causal: bool)
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_logits_stay_when_the_session_goes_on(session: Session, causal: bool) -> None:
+def test_logits_stay_when_the_session_goes_on(session: GemmaSession, causal: bool) -> None:
     logits = session.step(tokens(9), SEGMENTS, causal=causal, outputs=ALL)
     before = logits.copy()
     session.reset()
@@ -180,7 +180,9 @@ def test_logits_stay_when_the_session_goes_on(session: Session, causal: bool) ->
     assert np.array_equal(logits, before)
 
 
-def test_a_causal_batch_longer_than_a_ubatch_is_split(session: Session, shape: GemmaShape) -> None:
+def test_a_causal_batch_longer_than_a_ubatch_is_split(
+    session: GemmaSession, shape: GemmaShape
+) -> None:
     x = tokens(700)
     positions = np.concatenate([np.arange(40), np.arange(660)])
     got = session.step(x, positions, causal=True, outputs=[39, 350, 699])
@@ -189,7 +191,7 @@ def test_a_causal_batch_longer_than_a_ubatch_is_split(session: Session, shape: G
 
 
 def test_both_directions_take_more_positions_than_a_ubatch_has(
-    session: Session, shape: GemmaShape
+    session: GemmaSession, shape: GemmaShape
 ) -> None:
     x = tokens(700)
     positions = np.concatenate([np.arange(300), np.arange(400)])
@@ -203,7 +205,7 @@ def test_the_context_grows_and_keeps_its_sequences(tmp_path: Path) -> None:
     x = tokens(600)
     positions = np.concatenate([np.arange(30), np.arange(20), np.arange(550)])
     with open_session(tmp_path / "tiny.gguf", n_ctx=1, n_seq=2, n_threads=1) as session:
-        small = session.n_ctx
+        small = session._room_for(0).n_ctx
         session.step(x[:40], np.arange(40), causal=True, sequence=1)
         got = [session.step(x[:200], positions[:200], causal=True)]
         got += [
@@ -211,7 +213,7 @@ def test_the_context_grows_and_keeps_its_sequences(tmp_path: Path) -> None:
             for i in range(200, 600, 50)
         ]
         other = session.step(x[40:41], [40], causal=True, sequence=1)
-        assert session.n_ctx > small
+        assert session._room_for(0).n_ctx > small
     expected = gemma_logits(SHAPE, WEIGHTS[SHAPE], x, positions, causal=True)[199::50]
     assert nmse(expected, np.concatenate(got)) < 10 * SAME_AS_ORACLE
     expected = gemma_logits(SHAPE, WEIGHTS[SHAPE], x[:41], np.arange(41), causal=True)[-1:]
@@ -219,19 +221,18 @@ def test_the_context_grows_and_keeps_its_sequences(tmp_path: Path) -> None:
 
 
 def test_two_sequences_in_one_batch_do_not_see_each_other(
-    session: Session, shape: GemmaShape
+    session: GemmaSession, shape: GemmaShape
 ) -> None:
     a, b = tokens(12, seed=4), tokens(9, seed=5)
     at_a, at_b = np.append(SEGMENTS, [2, 3, 4]), np.append([0, 1, 2, 0, 1, 2], [3, 4, 5])
-    first = session.step_many([Pass(a[:9], at_a[:9], ALL), Pass(b[:6], at_b[:6], ALL)], causal=True)
+    first = session.step_many([Pass(a[:9], at_a[:9], ALL), Pass(b[:6], at_b[:6], ALL)])
     got_a, got_b = [first[0]], [first[1]]
     for i in range(3):
         after = session.step_many(
             [
                 Pass(a[9 + i : 10 + i], at_a[9 + i : 10 + i]),
                 Pass(b[6 + i : 7 + i], at_b[6 + i : 7 + i]),
-            ],
-            causal=True,
+            ]
         )
         got_a.append(after[0])
         got_b.append(after[1])
@@ -242,7 +243,7 @@ def test_two_sequences_in_one_batch_do_not_see_each_other(
 
 
 def test_laying_segments_of_one_sequence_leaves_the_other_as_it_was(
-    session: Session, shape: GemmaShape
+    session: GemmaSession, shape: GemmaShape
 ) -> None:
     """Dropping a pending rotation must not drop, turn or move the other sequence's cells."""
     a, b = tokens(10, seed=6), tokens(9, seed=7)
@@ -260,21 +261,7 @@ def test_laying_segments_of_one_sequence_leaves_the_other_as_it_was(
     assert nmse(expected[-1:], got) < SAME_AS_ORACLE
 
 
-def test_several_passes_in_both_directions_are_those_of_single_steps(session: Session) -> None:
-    a, b = tokens(9, seed=8), tokens(7, seed=9)
-    together = session.step_many(
-        [Pass(a, SEGMENTS, [0, 8]), Pass(b, SEGMENTS[:7], None)],
-        causal=False,
-        columns=slice(5, 50),
-    )
-    alone = [
-        session.step(a, SEGMENTS, causal=False, outputs=[0, 8], columns=slice(5, 50)),
-        session.step(b, SEGMENTS[:7], causal=False, columns=slice(5, 50)),
-    ]
-    assert all(np.array_equal(x, y) for x, y in zip(together, alone, strict=True))
-
-
-def test_both_directions_empty_the_causal_state(session: Session, shape: GemmaShape) -> None:
+def test_both_directions_empty_the_causal_state(session: GemmaSession, shape: GemmaShape) -> None:
     x = tokens(9)
     session.step(x, SEGMENTS, causal=True)
     session.step(tokens(5, seed=2), np.arange(5), causal=False)
@@ -284,7 +271,7 @@ def test_both_directions_empty_the_causal_state(session: Session, shape: GemmaSh
     assert nmse(expected, got) < SAME_AS_ORACLE
 
 
-def test_any_float_array_will_do_and_stays_as_it_was(session: Session) -> None:
+def test_any_float_array_will_do_and_stays_as_it_was(session: GemmaSession) -> None:
     x = tokens(9)
     expected = session.step(x, SEGMENTS, causal=False)
     wide = np.asfortranarray(x.astype(np.float64))
@@ -307,15 +294,6 @@ def test_a_cache_in_f16_is_less_exact_than_one_in_f32(tmp_path: Path) -> None:
     assert 2 * errors["f32"] < errors["f16"] < 1e-5
 
 
-def test_flash_attention_runs_and_agrees(tmp_path: Path) -> None:
-    write_gemma(tmp_path / "tiny.gguf", SHAPE, WEIGHTS[SHAPE])
-    x = tokens(9)
-    expected = gemma_logits(SHAPE, WEIGHTS[SHAPE], x, SEGMENTS, causal=True)
-    with open_session(tmp_path / "tiny.gguf", flash_attention=True, use_mmap=False) as session:
-        logits = session.step(x, SEGMENTS, causal=True, outputs=ALL)
-    assert nmse(expected, logits) < 1e-5
-
-
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(
     ("positions", "words"),
@@ -329,14 +307,14 @@ def test_flash_attention_runs_and_agrees(tmp_path: Path) -> None:
     ],
 )
 def test_positions_that_no_model_has_are_refused(
-    session: Session, positions: list[float], words: str, causal: bool
+    session: GemmaSession, positions: list[float], words: str, causal: bool
 ) -> None:
     with pytest.raises(ValueError, match=words):
         session.step(tokens(3), positions, causal=causal)
     assert session.length() == 0
 
 
-def test_a_causal_call_has_to_go_on_where_the_last_one_ended(session: Session) -> None:
+def test_a_causal_call_has_to_go_on_where_the_last_one_ended(session: GemmaSession) -> None:
     session.step(tokens(9), SEGMENTS, causal=True)
     for positions in ([1], [3]):
         with pytest.raises(ValueError, match="goes on at position 2"):
@@ -345,7 +323,7 @@ def test_a_causal_call_has_to_go_on_where_the_last_one_ended(session: Session) -
     assert session.length() == 10
 
 
-def test_a_later_call_may_begin_the_last_segment(session: Session, shape: GemmaShape) -> None:
+def test_a_later_call_may_begin_the_last_segment(session: GemmaSession, shape: GemmaShape) -> None:
     x = tokens(12)
     positions = np.array([0, 1, 2, 3, 0, 1, 2, 0, 1, 0, 1, 2])
     parts = (slice(0, 9), slice(9, 10), slice(10, 12))
@@ -356,7 +334,7 @@ def test_a_later_call_may_begin_the_last_segment(session: Session, shape: GemmaS
     assert nmse(expected, found) < SAME_AS_ORACLE
 
 
-def test_a_second_segment_after_the_first_call_is_refused(session: Session) -> None:
+def test_a_second_segment_after_the_first_call_is_refused(session: GemmaSession) -> None:
     session.step(tokens(9), SEGMENTS, causal=True)
     session.step(tokens(1), [0], causal=True)
     with pytest.raises(ValueError, match="room for one more segment"):
@@ -372,18 +350,18 @@ def test_a_second_segment_after_the_first_call_is_refused(session: Session) -> N
         (np.zeros((0, 64)), "n at least 1"),
     ],
 )
-def test_embeddings_of_another_shape_are_refused(session: Session, x: Any, words: str) -> None:
+def test_embeddings_of_another_shape_are_refused(session: GemmaSession, x: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         session.step(x, np.arange(len(x)), causal=True)
 
 
 @pytest.mark.parametrize("outputs", [[9], [-10], np.ones(8, dtype=bool), [[1]]])
-def test_outputs_outside_of_the_batch_are_refused(session: Session, outputs: Any) -> None:
+def test_outputs_outside_of_the_batch_are_refused(session: GemmaSession, outputs: Any) -> None:
     with pytest.raises(ValueError, match="outputs"):
         session.step(tokens(9), SEGMENTS, causal=False, outputs=outputs)
 
 
-def test_a_sequence_that_the_session_does_not_have_is_refused(session: Session) -> None:
+def test_a_sequence_that_the_session_does_not_have_is_refused(session: GemmaSession) -> None:
     for sequence in (-1, 2):
         with pytest.raises(ValueError, match="opened with 2"):
             session.step(tokens(1), [0], causal=True, sequence=sequence)

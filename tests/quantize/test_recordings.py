@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from support import Cli, error_of
 
 from valle_convert.audio import EncodecCodec, SavedCodes, read_audio, write_codes
+from valle_convert.audio.recorded import Recorded, read_list
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import open_bundle
 from valle_convert.families.v5 import FAMILY
 from valle_convert.families.v5.files import open_model
-from valle_convert.families.v5.recordings import Recorded, read_list, utterance_names
+from valle_convert.families.v5.recordings import utterance_names
 from valle_convert.families.v5.trials import read_utterance
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.spec import Model

@@ -1,19 +1,15 @@
-"""Telling the language of a text, and its sentences."""
+"""The language of a text and of its sentences."""
 
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from valle_convert.errors import InputError
 from valle_convert.text import (
     assumed_language_notices,
     detect_language,
     detect_languages,
-    split_sentences,
 )
-from valle_convert.text.sentences import speaking_size
 
 
 @pytest.mark.parametrize(
@@ -87,50 +83,3 @@ def test_where_a_model_speaks_one_of_the_two_chinese_characters_are_that_one() -
     assert detect_languages(["大丈夫。", "はい。"], ["en", "ja"]) == ["ja", "ja"]
     assert assumed_language_notices(["大丈夫。"], ["ja"], ["en", "ja"]) == []
     assert detect_languages(["大丈夫。", "天気。"], ["zh"]) == ["zh", "zh"]
-
-
-@pytest.mark.parametrize(
-    ("text", "sentences"),
-    [
-        ("One. Two! Three?", ["One.", "Two!", "Three?"]),
-        ("Dr. Smith paid 3.50 for it. Why?", ["Dr. Smith paid 3.50 for it.", "Why?"]),
-        ("J. K. Rowling wrote it.", ["J. K. Rowling wrote it."]),
-        ("It was e.g. Bob. He left.", ["It was e.g. Bob.", "He left."]),
-        ("Am 3. Mai kam Hr. Meier. Er blieb.", ["Am 3. Mai kam Hr. Meier.", "Er blieb."]),
-        ("That was in 1999. Then it ended.", ["That was in 1999.", "Then it ended."]),
-        ('"Really?" he said. "No."', ['"Really?" he said.', '"No."']),
-        ("Well ... maybe. Or not.", ["Well ... maybe.", "Or not."]),
-        ("Bonjour ! Ça va ?", ["Bonjour !", "Ça va ?"]),
-        ("今日は。元気？「はい。」", ["今日は。", "元気？", "「はい。」"]),
-        ("One line\nbroken in two.\n\nTitle\n\nText", ["One line broken in two.", "Title", "Text"]),
-        ("", []),
-        (" \n\n ", []),
-    ],
-)
-def test_text_is_cut_where_sentences_end(text: str, sentences: list[str]) -> None:
-    assert split_sentences(text) == sentences
-
-
-def test_a_long_sentence_is_cut_after_a_clause_or_else_between_words() -> None:
-    clauses = "the first part of it is this, and the second part is that one"
-    assert split_sentences(clauses, max_size=40) == [
-        "the first part of it is this,",
-        "and the second part is that one",
-    ]
-    assert split_sentences("word " * 5, max_size=14) == ["word word word", "word word"]
-
-
-@given(
-    text=st.text(alphabet="ab1A .,;!?\"'()\n。、今が日…é", max_size=300),
-    max_size=st.integers(3, 60),
-)
-def test_no_character_is_lost_and_every_piece_fits(text: str, max_size: int) -> None:
-    pieces = split_sentences(text, max_size=max_size)
-    assert "".join("".join(pieces).split()) == "".join(text.split())
-    assert all(pieces)
-    assert all(speaking_size(piece) <= max_size for piece in pieces)
-
-
-def test_a_huge_text_without_any_mark_takes_no_time() -> None:
-    pieces = split_sentences("x" * 300_000)
-    assert sum(map(len, pieces)) == 300_000

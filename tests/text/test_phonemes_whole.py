@@ -76,7 +76,8 @@ def test_what_is_written_otherwise_is_read_alike(language: str, text: str, like:
         ("zh", "好かな", ["か", "な"]),
         ("ko", "大韓民國 만세 😀", ["大", "韓", "民", "國", "😀"]),
         ("de", "Das ist ꙮ und ꙮ", ["ꙮ"]),
-        ("en", "Yes 😀, π and Ж…", []),
+        ("en", "Yes 😀, π and Ж… 🇩🇪", []),
+        ("ja", "はい🇩🇪", ["🇩", "🇪"]),
     ],
 )
 def test_what_cannot_be_said_is_named_and_the_rest_is_said(

@@ -6,7 +6,7 @@ in here depends on the code that has to notice.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,15 @@ def take_apart(path: Path) -> Parts:
         raw = np.array(tensor.data).view(np.uint8)
         parts.tensors[tensor.name] = Tensor(shape, tensor.tensor_type, raw.reshape(*shape[:-1], -1))
     return parts
+
+
+def files_of(main: Path) -> dict[str, Path]:
+    """The files of a model by part, which is what their names have behind that of the main one."""
+    return {
+        path.stem.removeprefix(main.stem).removeprefix("-"): path
+        for path in sorted(main.parent.glob(f"{main.stem}*.gguf"))
+        if path == main or path.stem.startswith(f"{main.stem}-")
+    }
 
 
 def put_together(parts: Parts, path: Path) -> None:
@@ -143,9 +152,23 @@ def reverse(parts: Parts, name: str) -> None:
     tensor.data = np.ascontiguousarray(tensor.data[::-1])
 
 
+def swap_tensors(parts: Mapping[str, Parts], one: str, other: str) -> None:
+    """All tensors of a part, in the file of another."""
+    parts[one].tensors, parts[other].tensors = parts[other].tensors, parts[one].tensors
+
+
+def add_to(tensor: Tensor, number: float) -> None:
+    numbers = tensor.data.view(np.float32)
+    numbers += np.float32(number)
+
+
+def roll_by(tensor: Tensor, n_rows: int) -> None:
+    tensor.data = np.ascontiguousarray(np.roll(tensor.data, n_rows, axis=0))
+
+
 Damage = Callable[[Parts], object]
 
-#: What is wrong -> how to do it.
+#: What is wrong with the one file of a VALL-E -> how to do it.
 DAMAGES: dict[str, Damage] = {
     "q permuted as for LLaMA": lambda p: permute_heads(p, "blk.0.attn_q.weight"),
     "k permuted as for LLaMA": lambda p: permute_heads(p, "blk.1.attn_k.weight"),
@@ -194,6 +217,39 @@ DAMAGES: dict[str, Damage] = {
     ),
     "a key missing": lambda p: p.keys.pop("valle.tasks"),
     "made of another checkpoint": lambda p: p.set("valle.source.sha256", "0" * 64),
+}
+
+#: What is wrong with a VALL-E X -> how to do it to its parts, of which the main one has no name.
+SET_DAMAGES: dict[str, Callable[[Mapping[str, Parts]], object]] = {
+    "two rows of a head swapped": lambda p: swap_rows(
+        p[""].rows("head", "ar")[3], p[""].rows("head", "ar")[7]
+    ),
+    "two rows of a table swapped": lambda p: swap_rows(
+        # The keys of the body's rows stand in the levels' files.
+        p["nar"].tensors[EMBEDDING].data[p["nar-1"].table("table", "language")][0],
+        p["nar"].tensors[EMBEDDING].data[p["nar-1"].table("table", "language")][2],
+    ),
+    "norms of two levels swapped": lambda p: swap_tensors(p, "nar-2", "nar-3"),
+    "query and key swapped": lambda p: roll_by(
+        p[""].tensors["blk.1.attn_qkv.weight"], p[""].keys["mpt.embedding_length"][0]
+    ),
+    "a bias off by a half": lambda p: add_to(
+        p["nar"].tensors["blk.0.ffn_up.bias"], p[""].keys["valle.activation_factor"][0] / 2
+    ),
+    "a divisor that is not the factor": lambda p: (
+        p["nar"].tensors["blk.1.ffn.act.scales"].data.view(np.float32).fill(1)
+    ),
+    "scale of the text's positions": lambda p: p[""].set("valle.position_scale.text", 1.125),
+    "scale of the audio's positions": lambda p: p["nar-1"].set("valle.position_scale.audio", 1.125),
+    "epsilon of the AR": lambda p: p[""].set("mpt.attention.layer_norm_epsilon", 1.125),
+    "epsilon of a level": lambda p: p["nar-3"].set("mpt.attention.layer_norm_epsilon", 1.125),
+    "number of levels": lambda p: p[""].set("valle.codec.levels", 5),
+    "another activation factor": lambda p: p[""].set("valle.activation_factor", 512),
+    "a tensor missing in a part": lambda p: p["nar-4"].tensors.pop("blk.1.attn_norm.bias"),
+    "the texts of two tokens swapped": lambda p: swap_in_list(
+        p[""], "tokenizer.ggml.tokens", 20, 30
+    ),
+    "a part made of another checkpoint": lambda p: p["nar-5"].set("valle.source.sha256", "0" * 64),
 }
 
 

@@ -7,8 +7,6 @@ from typing import Any
 
 from make_checkpoint import DTYPES
 
-OUT_TYPES = ("auto", "f32", "f16", "bf16", "q8_0")
-
 
 def random_shape(seed: int, *, width: int | None = None) -> dict[str, Any]:
     """Arguments of `make_checkpoint.Shape`.

@@ -1,21 +1,23 @@
-"""Nothing wrong passes: forty kinds of damage, in three number formats, each noticed.
+"""Nothing wrong passes: every kind of damage, in each number format, is noticed.
 
 docs/verdict.md shows what notices each of them; `scripts/damage_table.py` writes it.
 """
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from damages import BROKEN, DAMAGES, put_together, take_apart
+from damages import BROKEN, DAMAGES, SET_DAMAGES, Parts, files_of, put_together, take_apart
 from gguf import GGUFReader
 from make_checkpoint import Shape, make_checkpoint
-from support import PROJECT
+from support import GOLDEN_VALLEX, PROJECT, golden_checkpoint
 
-from valle_convert import plan_conversion, read_checkpoint, write_gguf
+from valle_convert import plan_conversion, write_gguf
+from valle_convert.families.bundle import Plan, open_files
 from valle_convert.families.family import Choices
-from valle_convert.gguf_file.plan import GgufPlan
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.library import load_library
 from valle_convert.llama.selftest import quantize_file
@@ -25,77 +27,132 @@ from valle_convert.verify.whole import verify_whole
 
 TYPES = ("F16", "Q8_0", "Q4_K_M")
 SHAPE = Shape(dim=256, heads=4, layers=2, ffn=2, levels=3, audio_tokens=32)
+Do = Callable[[dict[str, Parts]], object]
+#: By the first word of their names, in which types there are right files of each family.
+RIGHT = {"right": TYPES, "set": TYPES[:2]}
+SPOIL: dict[str, dict[str, Do]] = {
+    "right": {name: lambda parts, do=do: do(parts[""]) for name, do in DAMAGES.items()},
+    "set": SET_DAMAGES,
+}
+EACH_FILE = [
+    pytest.param(which, kind, id=f"{which}-{kind}")
+    for which, kinds in RIGHT.items()
+    for kind in kinds
+]
+EACH_DAMAGE = [
+    pytest.param(which, kind, name, id=f"{which}-{kind}-{name}")
+    for which, kinds in RIGHT.items()
+    for kind in kinds
+    for name in SPOIL[which]
+]
+#: What is wrong with weights of a set is seen in them, and in what is computed with them.
+BY_WEIGHTS_AND_LOGITS = list(SET_DAMAGES)[:5]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint and a right file of each type."""
+    """The checkpoints and a right file, or set of files, of each type."""
     folder = tmp_path_factory.mktemp("damage")
     make_checkpoint(folder / "right.sft", SHAPE)
-    write_gguf(plan_conversion(folder / "right.sft", Choices("f16")), folder / "F16.gguf")
-    for name in TYPES[1:]:
-        quantize_file(load_library(), folder / "F16.gguf", folder / f"{name}.gguf", name)
+    write_gguf(plan_conversion(folder / "right.sft", Choices("f16")), folder / "right-F16.gguf")
+    for kind in TYPES[1:]:
+        quantize_file(
+            load_library(), folder / "right-F16.gguf", folder / f"right-{kind}.gguf", kind
+        )
+    for kind in RIGHT["set"]:
+        write_gguf(
+            plan_conversion(golden_checkpoint(GOLDEN_VALLEX), Choices(kind)),
+            folder / f"set-{kind}.gguf",
+        )
     return folder
 
 
 @pytest.fixture(scope="module")
-def plan(folder: Path) -> GgufPlan:
-    return plan_conversion(folder / "right.sft")
+def plans(folder: Path) -> dict[str, Plan]:
+    """By the first word of the files' names."""
+    return {
+        "right": plan_conversion(folder / "right.sft"),
+        "set": plan_conversion(golden_checkpoint(GOLDEN_VALLEX), Choices("f16")),
+    }
 
 
-def judge(plan: GgufPlan, path: Path) -> Report:
-    return verify(plan, GgufFile(path), n_texts=500, n_utterances=1)
+def judge(plan: Plan, path: Path) -> Report:
+    return verify(plan, open_files(path), n_texts=500, n_utterances=1)
 
 
-@pytest.mark.parametrize("kind", TYPES)
+def damaged(main: Path, folder: Path, do: Do = lambda _parts: None) -> Path:
+    """The files of a model taken apart, changed and written again; the path of the main one."""
+    files = files_of(main)
+    parts = {part: take_apart(path) for part, path in files.items()}
+    do(parts)
+    for part, path in files.items():
+        put_together(parts[part], folder / path.name)
+    return folder / main.name
+
+
+@pytest.mark.parametrize(("which", "kind"), EACH_FILE)
 def test_the_right_file_passes_as_it_is_and_written_by_another(
-    kind: str, folder: Path, plan: GgufPlan, tmp_path: Path
+    which: str, kind: str, folder: Path, plans: dict[str, Plan], tmp_path: Path
 ) -> None:
-    report = judge(plan, folder / f"{kind}.gguf")
+    path = folder / f"{which}-{kind}.gguf"
+    report = judge(plans[which], path)
     assert report.passed, report.verdict()
     if kind == "Q4_K_M":
-        kinds = {tensor.tensor_type.name for tensor in GGUFReader(folder / f"{kind}.gguf").tensors}
+        kinds = {tensor.tensor_type.name for tensor in GGUFReader(path).tensors}
         assert {"Q4_K", "Q6_K", "F32"} <= kinds
-    put_together(take_apart(folder / f"{kind}.gguf"), tmp_path / "same.gguf")
-    report = judge(plan, tmp_path / "same.gguf")
+    report = judge(plans[which], damaged(path, tmp_path))
     assert report.passed, report.verdict()
 
 
-@pytest.mark.parametrize("kind", TYPES)
-@pytest.mark.parametrize("name", DAMAGES)
+@pytest.mark.parametrize(("which", "kind", "name"), EACH_DAMAGE)
 def test_every_damage_fails(
-    name: str, kind: str, folder: Path, plan: GgufPlan, tmp_path: Path
+    which: str, kind: str, name: str, folder: Path, plans: dict[str, Plan], tmp_path: Path
 ) -> None:
-    parts = take_apart(folder / f"{kind}.gguf")
-    DAMAGES[name](parts)
-    path = tmp_path / "damaged.gguf"
-    put_together(parts, path)
-    report = judge(plan, path)
+    report = judge(
+        plans[which], damaged(folder / f"{which}-{kind}.gguf", tmp_path, SPOIL[which][name])
+    )
     assert report.outcome == "failed"
     assert report.exit_code == 1
+    if name in BY_WEIGHTS_AND_LOGITS:
+        failed = {level.name for level in report.levels if level.failed}
+        assert failed == {"tensors", "logits"}, report.verdict()
 
 
-@pytest.mark.parametrize("kind", TYPES)
+def test_a_divisor_that_is_not_the_factor_is_named(
+    folder: Path, plans: dict[str, Plan], tmp_path: Path
+) -> None:
+    do = SET_DAMAGES["a divisor that is not the factor"]
+    report = judge(plans["set"], damaged(folder / "set-F16.gguf", tmp_path, do))
+    words = "blk.1.ffn.act.scales of set-F16-nar.gguf is not 256 throughout"
+    assert any(words in check.summary for check in report.failures)
+
+
+@pytest.mark.parametrize(("which", "kind"), EACH_FILE)
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_file_is_a_failed_check(
-    name: str, kind: str, folder: Path, tmp_path: Path
+    name: str, which: str, kind: str, folder: Path, plans: dict[str, Plan], tmp_path: Path
 ) -> None:
-    path = tmp_path / "broken.gguf"
-    path.write_bytes(BROKEN[name]((folder / f"{kind}.gguf").read_bytes()))
-    report = verify_path(read_checkpoint(folder / "right.sft"), path)
-    assert [check.name for check in report.failures] == ["file"]
+    """The last one of several, so that the others are found right."""
+    main = folder / f"{which}-{kind}.gguf"
+    for path in files_of(main).values():
+        shutil.copy(path, tmp_path)
+    path = tmp_path / path.name
+    path.write_bytes(BROKEN[name](path.read_bytes()))
+    report = verify_path(plans[which].checkpoint, tmp_path / main.name)
+    assert [check.name for check in report.failures] == ["files"]
+    assert path.name in report.verdict()
     assert report.exit_code == 1
 
 
 def test_a_file_alone_tells_whether_it_is_as_it_was_written(folder: Path, tmp_path: Path) -> None:
-    report = verify_whole(folder / "F16.gguf")
+    report = verify_whole(folder / "right-F16.gguf")
     assert report.passed, report.verdict()
     (origin,) = report.notes
     assert "made of right.sft with sha256 " in origin
     # By llama-quantize itself, which copies all keys.
-    assert verify_whole(folder / "Q4_K_M.gguf").outcome == "not verified"
-    data = (folder / "F16.gguf").read_bytes()
-    start = GgufFile(folder / "F16.gguf").data_start
+    assert verify_whole(folder / "right-Q4_K_M.gguf").outcome == "not verified"
+    data = (folder / "right-F16.gguf").read_bytes()
+    start = GgufFile(folder / "right-F16.gguf").data_start
     path = tmp_path / "changed.gguf"
     for at in (data.index(b"valle.positions") + 30, start + 1000, len(data) - 40):
         changed = bytearray(data)
@@ -106,12 +163,14 @@ def test_a_file_alone_tells_whether_it_is_as_it_was_written(folder: Path, tmp_pa
         assert [check.name for check in report.failures] == ["header" if at < start else "data"]
 
 
-@pytest.mark.parametrize("name", DAMAGES)
-def test_a_file_alone_notices_every_damage(name: str, folder: Path, tmp_path: Path) -> None:
-    parts = take_apart(folder / "F16.gguf")
-    DAMAGES[name](parts)
-    put_together(parts, tmp_path / "damaged.gguf")
-    assert verify_whole(tmp_path / "damaged.gguf").outcome == "failed"
+@pytest.mark.parametrize(
+    ("which", "name"), [(which, name) for which in RIGHT for name in SPOIL[which]]
+)
+def test_a_file_alone_notices_every_damage(
+    which: str, name: str, folder: Path, tmp_path: Path
+) -> None:
+    path = damaged(folder / f"{which}-F16.gguf", tmp_path, SPOIL[which][name])
+    assert verify_whole(path).outcome == "failed"
 
 
 def test_the_table_in_the_docs_names_every_damage() -> None:

@@ -16,9 +16,10 @@ from random_shapes import random_shape
 from support import GOLDEN, GOLDEN_NAMES, Cli, error_of, golden_checkpoint
 
 from valle_convert import plan_conversion, plan_repair, read_checkpoint, write_gguf
+from valle_convert.families.bundle import open_files
 from valle_convert.families.family import Choices
 from valle_convert.families.v5.export import export_file
-from valle_convert.families.v5.facts import describe
+from valle_convert.families.v5.facts import PART, describe
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize.tool import find_quantizer
 from valle_convert.verify.tensors import check_tensors
@@ -40,8 +41,8 @@ def assert_same(path: Path, expected: Path) -> None:
     """The tensors, config and symmap of one checkpoint are the other's, bit for bit."""
     found, wanted = tensors_of(path), tensors_of(expected)
     described = describe(read_checkpoint(expected))
-    read = {block.source for block in described.rows} | {t.source for t in described.backbone}
-    read |= {bias.source for bias in described.biases}
+    contents = described.contents[PART]
+    read = {one.source for one in (*contents.rows, *contents.backbone, *contents.biases)}
     assert found.keys() == read
     for name in found:
         values, right = found[name][1], wanted[name][1]
@@ -73,7 +74,7 @@ def test_random_checkpoints_come_back(seed: int, tmp_path: Path) -> None:
     source, middle = tmp_path / "random.sft", tmp_path / "random.gguf"
     make_checkpoint(source, Shape(**shape), dtype=draw.choice(list(DTYPES)))
     write_gguf(plan_conversion(source), middle)
-    export_file(middle, tmp_path / "back")
+    export_file(open_files(middle), tmp_path / "back")
     back = tmp_path / "back" / "fp32.sft"
     assert_same(back, source)
     # And what is made of it again is the same file, but for the names and digests of its source.
@@ -93,7 +94,7 @@ def test_a_rounded_file_gives_what_is_left(
     out_type: str, dtype: str, converted: Callable[[str, str], Path], tmp_path: Path
 ) -> None:
     middle = converted("ar-nar-len", out_type)
-    export_file(middle, tmp_path, dtype=dtype)
+    export_file(open_files(middle), tmp_path, dtype=dtype)
     back = read_checkpoint(tmp_path / "fp32.sft")
     spec = back.tensors.specs["model.layers.0.mlp.up_proj.weight"]
     auto = {"f16": "F16", "bf16": "BF16", "q8_0": "F32"}[out_type]
@@ -105,7 +106,7 @@ def test_a_rounded_file_gives_what_is_left(
     np.testing.assert_array_equal(found, right)
     if dtype != "f16":  # which rounds the norms as well
         plan = plan_conversion(back, Choices(out_type))
-        assert all(check.passed for check in check_tensors(plan, GgufFile(middle)))
+        assert all(check.passed for check in check_tensors(plan.main, GgufFile(middle)))
 
 
 @pytest.mark.parametrize("kind", ["Q4_K_M", "Q2_K"])
@@ -115,7 +116,7 @@ def test_a_quantized_file_comes_back_dequantized(kind: str, tmp_path: Path) -> N
     write_gguf(plan_conversion(source, Choices("f16")), middle)
     quantized = tmp_path / "quantized.gguf"
     find_quantizer("library").run([str(middle), str(quantized), kind])
-    export_file(quantized, tmp_path / "back")
+    export_file(open_files(quantized), tmp_path / "back")
     back, file = read_checkpoint(tmp_path / "back" / "fp32.sft"), GgufFile(quantized)
     describe(back)
     np.testing.assert_array_equal(
@@ -191,6 +192,6 @@ def test_bfloat16_stays_bfloat16(tmp_path: Path) -> None:
     source = tmp_path / "b.sft"
     make_checkpoint(source, Shape(seed=2), dtype="bf16")
     write_gguf(plan_conversion(source), tmp_path / "b.gguf")
-    export_file(tmp_path / "b.gguf", tmp_path / "back")
+    export_file(open_files(tmp_path / "b.gguf"), tmp_path / "back")
     name, values = "model.norm.weight", tensors_of(tmp_path / "back" / "fp32.sft")
     assert values[name][1].dtype == np.dtype(ml_dtypes.bfloat16)

@@ -20,14 +20,13 @@ from random_shapes import random_shape
 from safetensors.numpy import load_file
 from support import GOLDEN, Cli, error_of, golden_checkpoint
 
-from valle_convert import plan_repair, verify_gguf, write_gguf
+from valle_convert import open_network, plan_repair, read_checkpoint, verify_gguf, write_gguf
 from valle_convert.families.v5.old import is_old, read_old
-from valle_convert.families.v5.on_llama import GgufNetwork
-from valle_convert.families.v5.reference import ReferenceNetwork
-from valle_convert.families.v5.trials import run_case
 from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.metrics import nmse
+from valle_convert.verify import verify_path
+from valle_convert.verify.report import Report
 
 OLD = GOLDEN / "old-gguf"
 CHECKPOINT = golden_checkpoint("ar-nar-len")
@@ -54,18 +53,18 @@ def test_the_originals_logits_come_out_of_a_golden_file(
     kind: str, with_biases: bool, tmp_path: Path
 ) -> None:
     options = {"biases": CHECKPOINT} if with_biases else {}
-    file = repaired(OLD / f"{kind}.gguf", tmp_path / "new.gguf", **options)
+    repaired(OLD / f"{kind}.gguf", tmp_path / "new.gguf", **options)
     weights = load_file(CHECKPOINT)
     errors, on_paper = {}, {}
     plan = plan_repair(OLD / f"{kind}.gguf", **options)
-    reference = ReferenceNetwork(plan.checkpoint.tensors, plan.description)
-    with GgufNetwork(file, n_threads=1) as network:
+    reference = plan.family.reference(plan.description.tensors, plan.description)
+    with open_network(tmp_path / "new.gguf", n_threads=1) as network:
         for golden in golden_cases("ar-nar-len", network.model):
             lost = weights[f"classifiers.proj.{HEADS[golden.case.head]}.bias"]
             expected = golden.logits - (0 if with_biases else lost)
-            found = run_case(network, golden.case)
+            found = golden.case.run(network)
             errors[golden.case.name] = nmse(expected, found)
-            on_paper[golden.case.name] = nmse(run_case(reference, golden.case), found)
+            on_paper[golden.case.name] = nmse(golden.case.run(reference), found)
     assert set(errors) >= {"ar", "nar1", "nar4", "nar7", "mask", "mask_null", "len"}
     assert {case: error for case, error in errors.items() if error > MAX_NMSE[kind]} == {}
     assert max(on_paper.values()) < MAX_NMSE[kind]
@@ -137,10 +136,7 @@ def test_rows_are_moved_and_none_is_quantized_twice(kind: str, tmp_path: Path) -
         assert report.passed, report.verdict()
 
 
-def verify_path_of(checkpoint: Path, path: Path) -> Any:
-    from valle_convert import read_checkpoint
-    from valle_convert.verify import verify_path
-
+def verify_path_of(checkpoint: Path, path: Path) -> Report:
     return verify_path(read_checkpoint(checkpoint), path, levels=["structure", "tensors", "logits"])
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from each_family import FAMILIES, OUT_TYPES, Row
 from gguf import GGMLQuantizationType, GGUFReader
 from make_checkpoint import Shape, make_checkpoint
-from random_shapes import OUT_TYPES, random_dtype, random_shape
+from random_shapes import random_shape
 
-from valle_convert import plan_conversion, verify_gguf, write_gguf
+from valle_convert import plan_conversion, read_checkpoint, verify_gguf, write_gguf
 from valle_convert.errors import InputError
 from valle_convert.families.family import Choices
 from valle_convert.llama.library import load_library
 from valle_convert.llama.selftest import quantize_file
+from valle_convert.verify import verify_path
 
 N_QUICK, N_SLOW = 6, 200
 _TYPES = {
@@ -24,41 +26,42 @@ _TYPES = {
 }
 
 
-def check(seed: int, folder: Path) -> None:
-    shape, dtype = Shape(**random_shape(seed)), random_dtype(seed)
-    checkpoint = folder / "random.sft"
-    make_checkpoint(checkpoint, shape, dtype=dtype)
+def check(row: Row, seed: int, folder: Path) -> None:
+    made = row.random(seed, folder)
+    checkpoint = read_checkpoint(made.path)
     for out_type in OUT_TYPES:
-        path = folder / f"{out_type}.gguf"
-        if out_type == "q8_0" and shape.dim % 32:
-            with pytest.raises(InputError, match=f"rows of {shape.dim}"):
+        what = made.words, out_type
+        if not made.can_be(out_type):
+            with pytest.raises(InputError, match=r"rows of \d+"):
                 plan_conversion(checkpoint, Choices(out_type))
             continue
-        plan = plan_conversion(checkpoint, Choices(out_type))
-        write_gguf(plan, path)
-        wanted = _TYPES[dtype if out_type == "auto" else out_type]
-        for tensor in GGUFReader(path).tensors:
+        paths = write_gguf(plan_conversion(checkpoint, Choices(out_type)), folder / "out.gguf")
+        wanted = _TYPES[made.dtype if out_type == "auto" else out_type]
+        for tensor in (tensor for path in paths for tensor in GGUFReader(path).tensors):
             is_matrix = len(tensor.shape) > 1
             assert tensor.tensor_type == (wanted if is_matrix else GGMLQuantizationType.F32), (
-                shape,
-                dtype,
-                out_type,
+                *what,
                 tensor.name,
             )
-        report = verify_gguf(plan, path, levels=["structure", "tensors", "logits"])
-        assert report.passed, (shape, dtype, out_type, report.verdict())
-        path.unlink()
+        report = verify_path(
+            checkpoint, folder / "out.gguf", levels=["structure", "tensors", "logits"]
+        )
+        assert report.passed, (*what, report.verdict())
+        for path in paths:
+            path.unlink()
 
 
+@pytest.mark.parametrize("row", FAMILIES.values(), ids=FAMILIES)
 @pytest.mark.parametrize("seed", range(1000, 1000 + N_QUICK))
-def test_a_few_random_shapes_pass_in_every_type(seed: int, tmp_path: Path) -> None:
-    check(seed, tmp_path)
+def test_a_few_random_shapes_pass_in_every_type(row: Row, seed: int, tmp_path: Path) -> None:
+    check(row, seed, tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("row", FAMILIES.values(), ids=FAMILIES)
 @pytest.mark.parametrize("seed", range(N_SLOW))
-def test_random_shapes_pass_in_every_type(seed: int, tmp_path: Path) -> None:
-    check(seed, tmp_path)
+def test_random_shapes_pass_in_every_type(row: Row, seed: int, tmp_path: Path) -> None:
+    check(row, seed, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["F32", "BF16", "Q4_K_M", "IQ3_S", "Q2_K", "TQ1_0"])

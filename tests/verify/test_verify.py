@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from make_checkpoint import PRODUCTION, VOCABULARY, make_checkpoint
+from each_family import EACH_GOLDEN, FAMILIES, NAMES, ONE_GOLDEN, OUT_TYPES, Row, copied, set_key
+from make_checkpoint import VOCABULARY
+from make_vallex import VallexShape, make_vallex
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from support import GOLDEN_NAMES, Cli, golden_checkpoint
+from support import GOLDEN_VALLEX, Cli, golden_checkpoint
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from valle_convert import plan_conversion, read_checkpoint, verify_gguf, write_gguf
+from valle_convert.families.bundle import Plan, open_bundle, open_files
 from valle_convert.families.family import Choices
-from valle_convert.families.v5.on_llama import GgufNetwork
 from valle_convert.families.v5.reference import ReferenceNetwork
 from valle_convert.families.v5.trials import cases, utterances
 from valle_convert.files import sha256_of
-from valle_convert.gguf_file.plan import GgufPlan
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.network.arithmetic import input_rounding
+from valle_convert.network.arithmetic import Arithmetic
 from valle_convert.network.weights import ConvertedTensors
+from valle_convert.verify import LEVELS, verify, verify_path
 from valle_convert.verify.logits import Yardstick, check_logits
 from valle_convert.verify.report import Report
+from valle_convert.verify.run import plan_like
+from valle_convert.verify.tensors import check_tensors
 
 Convert = Callable[[str, str], Path]
 
@@ -37,34 +43,54 @@ def failed(report: Report) -> list[str]:
     return [check.name for check in report.failures]
 
 
-@pytest.mark.parametrize("out_type", ["f32", "f16", "bf16", "q8_0"])
-@pytest.mark.parametrize("name", GOLDEN_NAMES)
-def test_a_conversion_passes_on_every_level(name: str, out_type: str, converted: Convert) -> None:
-    report = verify_gguf(
-        plan_conversion(golden_checkpoint(name)),
-        converted(name, out_type),
-        levels=["structure", "tensors", "logits"],
-    )
+@pytest.mark.parametrize("out_type", OUT_TYPES)
+@pytest.mark.parametrize(("name", "row"), EACH_GOLDEN)
+def test_a_conversion_passes_on_every_level(
+    name: str, row: Row, out_type: str, converted: Convert
+) -> None:
+    bundle = open_files(converted(name, out_type))
+    plan = plan_like(bundle, read_checkpoint(golden_checkpoint(name)), Choices())
+    report = verify(plan, bundle, n_texts=500)
     assert report.passed, report.verdict()
-    assert not any(level.skipped for level in report.levels)
+    assert tuple(level.name for level in report.levels) == LEVELS
     logits = {check.name.removeprefix("logits ") for check in report.levels[-1].checks}
-    expected = {"ar", "ar ns", "ar sr", "mask", "mask null", "stt", "ar one code a step"}
-    expected |= {f"nar.{level}" for level in range(1, 8)}
-    assert expected <= logits
-    assert ("len" in logits) == (name != "single-classifier")
-    assert ("text" in logits) == (name == "v6-text-head")
+    assert row.cases <= logits
+    if row is FAMILIES["VALL-E"]:
+        assert ("len" in logits) == (name != "single-classifier")
+        assert ("text" in logits) == (name == "v6-text-head")
 
 
-def test_the_tokenizer_level_compares_a_hundred_thousand_strings(converted: Convert) -> None:
-    report = verify_gguf(
-        plan_conversion(golden_checkpoint("ar-nar-len")),
-        converted("ar-nar-len", "f32"),
-        levels=["tokenizer"],
-    )
+@pytest.mark.parametrize(("name", "row"), ONE_GOLDEN)
+def test_the_tokenizer_level_compares_thousands_of_strings(
+    name: str, row: Row, converted: Convert
+) -> None:
+    plan = plan_conversion(golden_checkpoint(name), Choices("f32"))
+    report = verify_gguf(plan, converted(name, "f32"), levels=["tokenizer"])
     (check,) = report.levels[0].checks
     assert check.passed
-    assert check.values["texts"] == 100_000
+    assert check.values["texts"] == row.n_texts
     assert check.values["differences"] == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_there_are_as_many_steps_as_the_progress_says(name: str, converted: Convert) -> None:
+    done: dict[str, list[int]] = {}
+
+    @contextmanager
+    def progress(title: str, total: int, unit: str) -> Iterator[Callable[[int], object]]:
+        del unit
+        counted = done.setdefault(title, [total, 0])
+
+        def advance(n: int) -> None:
+            counted[1] += n
+
+        yield advance
+
+    plan = plan_conversion(golden_checkpoint(name), Choices("f32"))
+    assert verify_gguf(plan, converted(name, "f32"), progress=progress).passed
+    titles = {"comparing tensors", "comparing tokenizers", "comparing logits"}
+    assert done.keys() == titles
+    assert {title for title, (total, n) in done.items() if total != n} == set()
 
 
 @pytest.mark.parametrize(
@@ -92,17 +118,17 @@ def test_every_layout_converts_and_verifies(
     assert report.passed, report.verdict()
 
 
-def logits_fail(plan: GgufPlan, path: Path, **changed: ReferenceNetwork) -> list[str]:
+def logits_fail(plan: Plan, path: Path, **changed: ReferenceNetwork) -> list[str]:
     """The cases that fail where the yardstick is another one."""
-    file = GgufFile(path)
-    yardstick = Yardstick(plan, file, n_utterances=1, seed=0)
+    bundle = open_bundle(path)
+    yardstick = Yardstick(plan, bundle, n_utterances=1, seed=0)
     for name, network in changed.items():
         setattr(yardstick, name, yardstick.run(network))
-    with GgufNetwork(file, n_threads=1) as network:
+    with plan.family.open(bundle, n_threads=1) as network:
         return [check.name for check in check_logits(yardstick, network) if not check.passed]
 
 
-def all_cases(plan: GgufPlan) -> list[str]:
+def all_cases(plan: Plan) -> list[str]:
     (utterance,) = utterances(plan.model, 1)
     return [f"logits {case.name}" for case in cases(plan.model, utterance)]
 
@@ -116,16 +142,11 @@ def silu_from_table(x: Tensor) -> Tensor:
 def test_silu_instead_of_gelu_fails_in_every_case(converted: Convert, out_type: str) -> None:
     plan = plan_conversion(golden_checkpoint("ar-nar-len"))
     path = converted("ar-nar-len", out_type)
-    file = GgufFile(path)
-    kinds = {name: tensor.ggml_type.name for name, tensor in file.tensors.items()}
-    tensors = ConvertedTensors(plan, file)
-    exact = ReferenceNetwork(tensors, plan.description, activation=F.silu)
-    emulated = ReferenceNetwork(
-        tensors,
-        plan.description,
-        activation=silu_from_table,
-        round_inputs=input_rounding(kinds),
-    )
+    bundle = open_bundle(path)
+    tensors = ConvertedTensors(plan.main, bundle.main)
+    exact = ReferenceNetwork(tensors, plan.description, arithmetic=Arithmetic(F.silu))
+    rounding = replace(plan.family.arithmetic(bundle), activation=silu_from_table)
+    emulated = ReferenceNetwork(tensors, plan.description, arithmetic=rounding)
     assert logits_fail(plan, path) == []
     assert logits_fail(plan, path, exact=exact, emulated=emulated) == all_cases(plan)
 
@@ -136,7 +157,7 @@ def test_the_tanh_form_of_gelu_is_told_from_the_exact_one_by_no_limit(converted:
     tanh = ReferenceNetwork(
         plan.checkpoint.tensors,
         plan.description,
-        activation=lambda x: F.gelu(x, approximate="tanh"),
+        arithmetic=Arithmetic(lambda x: F.gelu(x, approximate="tanh")),
     )
     assert logits_fail(plan, converted("ar-nar-len", "f32"), exact=tanh) == []
 
@@ -202,76 +223,114 @@ def test_a_file_that_computes_something_else_fails(
     assert report.verdict().startswith("FAILED: ")
 
 
-def test_one_wrong_bit_in_any_tensor_is_found(tmp_path: Path, converted: Convert) -> None:
-    source = converted("ar-nar-len", "f16")
-    plan = plan_conversion(golden_checkpoint("ar-nar-len"))
-    for name, tensor in GgufFile(source).tensors.items():
-        raw = bytearray(source.read_bytes())
-        raw[tensor.start + tensor.n_bytes - 2] ^= 1
-        path = tmp_path / "bit.gguf"
-        path.write_bytes(raw)
-        assert failed(verify_gguf(plan, path, levels=["tensors"])) == [f"tensor {name}"]
+@pytest.mark.parametrize("name", NAMES)
+def test_one_wrong_bit_in_any_tensor_is_found(
+    name: str, tmp_path: Path, converted: Convert
+) -> None:
+    bundle = copied(converted(name, "f16"), tmp_path)
+    plan = plan_conversion(golden_checkpoint(name), Choices("f16"))
+    for part, file in bundle.files.items():
+        right = file.path.read_bytes()
+        for tensor in file.tensors.values():
+            raw = bytearray(right)
+            raw[tensor.start + tensor.n_bytes - 2] ^= 1
+            file.path.write_bytes(raw)
+            found = list(check_tensors(plan.files[part], GgufFile(file.path, allow_part=True)))
+            assert [one.name for one in found if not one.passed] == [f"tensor {tensor.name}"]
+        report = verify_gguf(plan, bundle.path, levels=["tensors"])
+        assert len(report.failures) == 1
+        assert failed(report)[0].removeprefix(f"{part}: ") == f"tensor {tensor.name}"
+        file.path.write_bytes(right)
 
 
-def test_noise_in_a_quantized_tensor_is_found(tmp_path: Path, converted: Convert) -> None:
-    source = converted("ar-nar-len", "q8_0")
-    plan = plan_conversion(golden_checkpoint("ar-nar-len"))
-    assert failed(verify_gguf(plan, source, levels=["tensors"])) == []
-    tensor = GgufFile(source).tensors["blk.1.ffn_up.weight"]
-    raw = bytearray(source.read_bytes())
+@pytest.mark.parametrize(("name", "row"), ONE_GOLDEN)
+def test_noise_in_a_quantized_tensor_is_found(
+    name: str, row: Row, tmp_path: Path, converted: Convert
+) -> None:
+    bundle = copied(converted(name, "q8_0"), tmp_path)
+    plan = plan_conversion(golden_checkpoint(name), Choices("f16"))
+    assert failed(verify_gguf(plan, bundle.path, levels=["tensors"])) == []
+    tensor = bundle.main.tensors["blk.1.ffn_up.weight"]
+    raw = bytearray(bundle.path.read_bytes())
     # One block of 34 bytes in a thousand turned into noise.
     at = tensor.start + 34 * 100
     raw[at + 2 : at + 34] = np.random.default_rng(0).bytes(32)
-    path = tmp_path / "noise.gguf"
-    path.write_bytes(raw)
-    assert failed(verify_gguf(plan, path, levels=["tensors"])) == ["tensor blk.1.ffn_up.weight"]
+    bundle.path.write_bytes(raw)
+    report = verify_gguf(plan, bundle.path, levels=["tensors"])
+    assert failed(report) == [f"{row.main}tensor blk.1.ffn_up.weight"]
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("name", "part", "key", "value", "check"),
     [
-        ("valle.source.sha256", "0" * 64),
-        ("valle.head.bias", None),
-        ("tokenizer.ggml.merges", None),
-        ("gemma.rope.freq_base", 20_000.0),
+        ("ar-nar-len", 0, "valle.source.sha256", "0" * 64, "source"),
+        ("ar-nar-len", 0, "valle.head.bias", None, "keys"),
+        ("ar-nar-len", 0, "tokenizer.ggml.merges", None, "keys"),
+        ("ar-nar-len", 0, "gemma.rope.freq_base", 20_000.0, "keys"),
+        (GOLDEN_VALLEX, 0, "valle.source.sha256", "0" * 64, "source"),
+        (GOLDEN_VALLEX, 3, "valle.source.sha256", "0" * 64, "nar-2: source"),
+        (GOLDEN_VALLEX, 0, "valle.position_scale.text", 1.125, "ar: keys"),
+        (GOLDEN_VALLEX, 2, "valle.position_scale.audio", 1.125, "nar-1: keys"),
+        (GOLDEN_VALLEX, 0, "mpt.attention.layer_norm_epsilon", 1.125, "ar: keys"),
+        (GOLDEN_VALLEX, 4, "mpt.attention.layer_norm_epsilon", 1.125, "nar-3: keys"),
     ],
 )
-def test_a_wrong_key_is_found(key: str, value: object, tmp_path: Path, converted: Convert) -> None:
-    from valle_convert.gguf_file.header import pack_header
-
-    plan = plan_conversion(golden_checkpoint("ar-nar-len"), Choices("f32"))
-    source = converted("ar-nar-len", "f32")
-    file = GgufFile(source)
-    keys = []
-    for planned in plan.keys:
-        found = file.keys[planned.name]
-        if planned.name == key:
-            found = found[::-1] if value is None else value
-        keys.append(replace(planned, value=found))
-    path = tmp_path / "key.gguf"
-    path.write_bytes(pack_header(keys, plan.tensors) + source.read_bytes()[-plan.data_bytes :])
-    report = verify_gguf(plan, path, levels=["structure"])
-    (failure,) = report.failures
-    assert (failure.name, report.exit_code) == ("source" if "sha256" in key else "keys", 1)
-    assert "another checkpoint" in failure.summary if "sha256" in key else key in failure.summary
+def test_a_wrong_key_is_found(
+    name: str, part: int, key: str, value: object, check: str, tmp_path: Path, converted: Convert
+) -> None:
+    bundle = copied(converted(name, "f16"), tmp_path)
+    file = list(bundle.files.values())[part]
+    set_key(file, key, file.keys[key][::-1] if value is None else value)
+    plan = plan_conversion(golden_checkpoint(name), Choices("f16"))
+    report = verify_gguf(plan, bundle.path, levels=["structure", "logits"])
+    assert report.exit_code == 1
+    found = {one.name: one for one in report.failures}
+    words = "another checkpoint" if check.endswith("source") else key
+    assert words in found[check].summary
+    # What computes says it too; a key of the vocabulary or of provenance is no part of that.
+    computes = key.startswith(("valle.position", "valle.head", "gemma", "mpt"))
+    assert any(one.startswith("logits") for one in found) == computes
 
 
-def test_a_vocabulary_without_a_merge_is_found(tmp_path: Path, converted: Convert) -> None:
-    from valle_convert.gguf_file.header import pack_header
+def cut_merges(file: GgufFile) -> None:
+    set_key(file, "tokenizer.ggml.merges", file.keys["tokenizer.ggml.merges"][:-1])
 
-    plan = plan_conversion(golden_checkpoint("ar-nar-len"), Choices("f32"))
-    source = converted("ar-nar-len", "f32")
-    file = GgufFile(source)
-    keys = [replace(planned, value=file.keys[planned.name]) for planned in plan.keys]
-    keys = [
-        replace(key, value=key.value[:-1]) if key.name == "tokenizer.ggml.merges" else key
-        for key in keys
-    ]
-    path = tmp_path / "merges.gguf"
-    path.write_bytes(pack_header(keys, plan.tensors) + source.read_bytes()[-plan.data_bytes :])
-    report = verify_gguf(plan, path, levels=["tokenizer"])
+
+def swap_symbols(file: GgufFile) -> None:
+    tokens = list(file.keys["tokenizer.ggml.tokens"])
+    tokens[20], tokens[30] = tokens[30], tokens[20]
+    set_key(file, "tokenizer.ggml.tokens", tokens)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"), [("ar-nar-len", cut_merges), (GOLDEN_VALLEX, swap_symbols)]
+)
+def test_a_tokenizer_that_differs_is_shown_by_an_example(
+    name: str, change: Callable[[GgufFile], None], tmp_path: Path, converted: Convert
+) -> None:
+    bundle = copied(converted(name, "f32"), tmp_path)
+    change(bundle.main)
+    plan = plan_conversion(golden_checkpoint(name), Choices("f32"))
+    report = verify_gguf(plan, bundle.path, levels=["tokenizer"])
     assert failed(report) == ["tokenizer"]
-    assert "gives" in report.failures[0].summary
+    assert re.search(r"such as '.+ gives \[.+\], not \[", report.failures[0].summary)
+
+
+def test_a_set_without_its_source_and_with_other_levels_is_a_failed_check(
+    tmp_path: Path, converted: Convert
+) -> None:
+    """What cannot be told from provenance is told by the parts; an exception is no verdict."""
+    source = tmp_path / "other.pt"
+    make_vallex(source, VallexShape(levels=3))
+    checkpoint = read_checkpoint(source)
+    bundle = copied(converted(GOLDEN_VALLEX, "f16"), tmp_path)
+    for file in bundle.files.values():
+        set_key(file, "valle.source.sha256", None)
+    report = verify_path(checkpoint, bundle.path)
+    assert report.exit_code == 1
+    found = {one.name: one.summary for one in report.failures}
+    assert found["files"] == "9 files, where 4 are expected"
+    assert "tensors" in {level.name for level in report.levels if level.failed}
 
 
 def test_the_command_ends_with_1_and_names_the_worst_case(tmp_path: Path, cli: Cli) -> None:
@@ -289,9 +348,10 @@ def test_the_command_ends_with_1_and_names_the_worst_case(tmp_path: Path, cli: C
     assert json.loads(as_json.out)["passed"] is False
 
 
-def test_the_command_ends_with_0_for_a_right_file(converted: Convert, cli: Cli) -> None:
-    path = converted("v6-text-head", "f16")
-    result = cli("verify", golden_checkpoint("v6-text-head"), path)
+@pytest.mark.parametrize("name", ["v6-text-head", GOLDEN_VALLEX])
+def test_the_command_ends_with_0_for_a_right_file(name: str, converted: Convert, cli: Cli) -> None:
+    path = converted(name, "f16")
+    result = cli("verify", golden_checkpoint(name), path)
     assert result.code == 0
     assert result.out.splitlines()[-1].startswith("PASSED: ")
 
@@ -331,18 +391,18 @@ def test_a_lora_is_verified_with_the_same_options(
     assert cli("verify", path, out, "--lora", same).code == 0
 
 
+@pytest.mark.parametrize(("name", "row"), ONE_GOLDEN)
 def test_another_checkpoint_is_told_at_once(
-    tmp_path: Path, small_checkpoint: Callable[..., Path], cli: Cli
+    name: str, row: Row, tmp_path: Path, converted: Convert, cli: Cli
 ) -> None:
-    path, out = small_checkpoint(seed=1), tmp_path / "out.gguf"
-    assert cli(path, out).code == 0
-    other = small_checkpoint("other.sft", seed=2)
-    result = cli("verify", other, out, "--json")
+    other = row.random(1, tmp_path).path
+    result = cli("verify", other, converted(name, "f16"), "--json")
     assert result.code == 1
     (level,) = json.loads(result.out)["levels"]
     (check,) = level["checks"]
     assert check["name"] == "source"
-    assert "was made of another checkpoint (small.sft" in check["summary"]
+    source = golden_checkpoint(name).name
+    assert f"was made of another checkpoint ({source}" in check["summary"]
 
 
 def test_the_same_tokenizer_from_another_place_is_the_same(
@@ -383,10 +443,19 @@ def test_epsilon_and_rotary_base_of_the_reference_are_its_own(
 
 
 @pytest.mark.slow
-def test_the_production_size_converts_and_verifies(tmp_path: Path) -> None:
-    path = tmp_path / "production.sft"
-    make_checkpoint(path, PRODUCTION)
-    plan = plan_conversion(read_checkpoint(path), Choices("f16"))
-    write_gguf(plan, tmp_path / "out.gguf")
-    report = verify_gguf(plan, tmp_path / "out.gguf")
+@pytest.mark.parametrize("row", FAMILIES.values(), ids=FAMILIES)
+def test_the_published_size_converts_verifies_and_speaks(row: Row, tmp_path: Path) -> None:
+    source, out = tmp_path / "published.pt", tmp_path / "out.gguf"
+    row.published(source)
+    plan = plan_conversion(source, Choices("f16"))
+    assert plan.n_weights > 200e6
+    write_gguf(plan, out)
+    report = verify_gguf(plan, out)
     assert report.passed, report.verdict()
+    (example,) = plan.family.draw(plan.model, 1, 0)
+    with plan.family.open(open_bundle(out)) as network:
+        codes = plan.family.speak_levels(
+            network, example, plan.family.speak_level_0(network, example)
+        )
+    assert codes.ndim == 2
+    assert codes.shape[1] == plan.model.n_levels

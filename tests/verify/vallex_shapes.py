@@ -10,8 +10,6 @@ from make_vallex import DTYPES, VallexShape
 from valle_convert.families.vallex.facts import VallexModel
 from valle_convert.families.vallex.protocol import VallexText
 
-OUT_TYPES = ("auto", "f32", "f16", "bf16", "q8_0")
-
 
 def random_vallex(seed: int) -> tuple[VallexShape, str]:
     """Sizes and the type of the weights, from a seed."""

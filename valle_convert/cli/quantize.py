@@ -581,10 +581,10 @@ def compare(
 
     Of models of several files, given by their main files, every file is compared.
     """
-    from valle_convert.families.bundle import files_of
+    from valle_convert.families.bundle import files_at
     from valle_convert.gguf_file.compare import compare_files
 
-    files = [files_of(local_gguf(path)) for path in (first, second)]
+    files = [files_at(local_gguf(path)) for path in (first, second)]
     result = compare_files(*files, progress=console.progress_bar)
     if json_:
         console.data_json(result.to_json())

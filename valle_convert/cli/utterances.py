@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,7 +21,7 @@ from valle_convert.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from valle_convert.families.v5.recordings import MadeUtterance, Recorded
+    from valle_convert.audio.recorded import Recorded
 
 
 def register(app: typer.Typer) -> None:
@@ -86,56 +86,30 @@ def utterances(
     Texts become phonemes and ids as for `speak`, recordings become codes. Nothing is written
     unless all of them can be used.
     """
-    from valle_convert.audio import open_codec
-    from valle_convert.audio.codes import is_codes_path
     from valle_convert.families.bundle import open_bundle
-    from valle_convert.files import check_outputs, locked_folder, made_folder
-    from valle_convert.tokenizer.compiled import TRUE_IDS_KEY
-    from valle_convert.tokenizer.oracle import LlamaTokenizer
 
     recorded = _recorded(audio or [], text or [], list_)
-    sources = [model, *(one.path for one in recorded)]
-    sources += [one for one in (list_, voice, Path(codec) if codec else None) if one is not None]
-    heard = [*(one.path for one in recorded), *([voice] if voice else [])]
-    _check_recordings(heard)
+    _check_recordings([*(one.path for one in recorded), *([voice] if voice else [])])
     bundle = open_bundle(local_gguf(model))
-    recordings = bundle.family.ability("utterances")
-    opened = bundle.model
-    true_ids = bundle.main.keys[TRUE_IDS_KEY]
-    with (
-        made_folder(out, "give another name."),
-        locked_folder(out),
-        LlamaTokenizer(bundle.path) as llama,
-    ):
-        names = recordings.utterance_names(recorded)
-        check_outputs({name: out / name for name in names}, inputs=sources, force=force)
-        # All texts are looked at before a codec is loaded, or asked for at the hub.
-        said = recordings.say_all(
-            recorded,
-            opened,
-            lambda line: [
-                true_ids[i] for i in llama.encode(line, add_special=True, parse_special=False)
-            ],
-            language=language,
-            is_phonemes=phonemes,
-        )
-        made = recordings.make_utterances(
-            recorded,
-            said,
-            opened,
-            codec=None if all(map(is_codes_path, heard)) else open_codec(codec, opened),
-            voice=voice,
-            is_phonemes=phonemes,
-            progress=console.progress_bar,
-        )
-        recordings.write_utterances(made, out, force=force, sources=sources)
-        others = len({path.name for path in out.glob("*.npz")} - set(names))
+    made = bundle.family.ability("utterances")(
+        bundle,
+        recorded,
+        out,
+        codec=codec,
+        voice=voice,
+        language=language,
+        is_phonemes=phonemes,
+        force=force,
+        inputs=[one for one in (list_, Path(codec) if codec else None) if one is not None],
+        progress=console.progress_bar,
+    )
+    others = len({path.name for path in out.glob("*.npz")} - {one.name for one in made})
     _show(made, out, others, as_json=json_)
 
 
 def _recorded(audio: Sequence[Path], texts: Sequence[str], listed: Path | None) -> list[Recorded]:
     """The recordings and their texts, however they were given."""
-    from valle_convert.families.v5.recordings import Recorded, read_list
+    from valle_convert.audio.recorded import Recorded, read_list
 
     if listed is not None:
         if audio or texts:
@@ -161,7 +135,7 @@ def _check_recordings(paths: Sequence[Path]) -> None:
         check_input_file(path, "recording")
 
 
-def _show(made: Sequence[MadeUtterance], out: Path, others: int, *, as_json: bool) -> None:
+def _show(made: Sequence[Any], out: Path, others: int, *, as_json: bool) -> None:
     if as_json:
         console.data_json(
             {

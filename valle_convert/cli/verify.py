@@ -97,7 +97,7 @@ def verify(
     from valle_convert.families.bundle import paths_of as paths_of_parts
     from valle_convert.families.family import Choices
     from valle_convert.files import check_outputs, write_text_atomically
-    from valle_convert.gguf_file.read import is_gguf
+    from valle_convert.gguf_file.read import is_gguf, parsed
     from valle_convert.verify import LEVELS, verify_path, verify_whole
     from valle_convert.verify.codec_file import is_codec_file
 
@@ -125,7 +125,7 @@ def verify(
         if not is_gguf(checkpoint):
             raise typer.BadParameter("Give the file that was converted from it.", param_hint="GGUF")
         result = verify_whole(checkpoint, progress=console.progress_bar)
-    elif is_codec_file(gguf):
+    elif is_codec_file(file := parsed(gguf)):
         _refuse_unused("codec", given)
         result = _verify_codec(str(checkpoint), gguf, level)
     else:
@@ -141,7 +141,7 @@ def verify(
         _refuse_unused(kind, {**given, "--lora": merged if is_foreign else lora})
         result = verify_path(
             opened,
-            gguf,
+            file,
             given=Choices(tokenizer=tokenizer, codec=codec),
             levels=LEVELS if level == "all" else (level,),
             seed=seed,

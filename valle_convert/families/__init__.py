@@ -14,7 +14,7 @@ from typing import cast
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError
 from valle_convert.families.family import AnyFamily
-from valle_convert.gguf_file.read import GgufFile, is_gguf
+from valle_convert.gguf_file.read import GgufFile, parsed
 
 #: The folders, in the order in which they are asked; the last one takes, or refuses, the rest.
 FOLDERS = ("vallex", "v5")
@@ -44,10 +44,7 @@ def refuse_known(path: Path) -> None:
     Raises:
         InputError: it is one.
     """
-    try:
-        file = GgufFile(path, allow_part=True) if path.is_file() and is_gguf(path) else None
-    except InputError:  # damaged: whoever reads it says so
-        return
-    refusal = "" if file is None else family_of_file(file).refusal(file)
+    file = parsed(path) if path.is_file() else path
+    refusal = family_of_file(file).refusal(file) if isinstance(file, GgufFile) else ""
     if refusal:
         raise InputError(refusal)

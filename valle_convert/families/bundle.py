@@ -198,7 +198,7 @@ def part_of(file: GgufFile) -> str:
     return ""
 
 
-def files_of(path: Path) -> Mapping[str, GgufFile]:
+def files_at(path: Path) -> Mapping[str, GgufFile]:
     """The files of a model by its main file; another part of a set is a file by itself.
 
     Raises:

@@ -134,6 +134,8 @@ class Family(ABC, Generic[M, N, E]):
     reads_weights: ClassVar[bool] = False
     #: Extras that its speech needs.
     needs: ClassVar[tuple[str, ...]] = ()
+    #: Further ones, by the language that needs them.
+    needs_for: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
     #: What a file of `--data` holds, in words.
     example_arrays: ClassVar[str]
     #: Strings that `verify` compares tokenizers on, and examples that it compares logits on.

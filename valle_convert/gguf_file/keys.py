@@ -34,7 +34,6 @@ SET_ID_KEY = "valle.set.id"
 #: Which file of a set a file is.
 PART_KEY = "valle.part"
 BIAS_KEY = "valle.head.bias"
-TRUE_IDS_KEY = "valle.tokenizer.true_ids"
 #: The tokenizer's keys whose values the network's phoneme rows fix.
 SPECIAL_IDS = {
     "tokenizer.ggml.unknown_token_id": UNKNOWN_PHONEME,

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.keys import ARCHITECTURE, ARCHITECTURE_KEYS
 from valle_convert.gguf_file.read import GgufFile
+from valle_convert.tokenizer.compiled import TOKENS_KEY
 
 _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 #: No kernel multiplies matrices of these.
 _NOT_OF_WEIGHTS = ("I8", "I16", "I32", "I64", "F64")
-_TOKENS = "tokenizer.ggml.tokens"
 _IDS = ("bos", "eos", "unknown")
 
 
@@ -74,9 +74,9 @@ def _size_dangers(file: GgufFile) -> Iterator[str]:
 
 def vocabulary_dangers(file: GgufFile) -> Iterator[str]:
     """What is wrong with the tokens of a file, in words."""
-    tokens = file.keys.get(_TOKENS)
-    if file.key_types.get(_TOKENS) != "[string]" or not tokens:
-        yield f"{_TOKENS} is no list of strings"
+    tokens = file.keys.get(TOKENS_KEY)
+    if file.key_types.get(TOKENS_KEY) != "[string]" or not tokens:
+        yield f"{TOKENS_KEY} is no list of strings"
         return
     # llama.cpp's own texts end at the first zero, and it names those that are empty.
     texts = {text.partition("\0")[0] or f"[EMPTY_{i}]" for i, text in enumerate(tokens)}

@@ -534,6 +534,14 @@ def _map(file: BinaryIO, label: str) -> mmap.mmap:
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
+def parsed(path: Path) -> Path | GgufFile:
+    """A GGUF file, parsed; the path of what is none or is damaged, for whoever says so."""
+    try:
+        return GgufFile(path, allow_part=True) if is_gguf(path) else path
+    except InputError:
+        return path
+
+
 def is_adapter(path: Path) -> bool:
     """Whether a file is a GGUF adapter, rather than a LoRA of the training project."""
     return is_gguf(path) and GgufFile(path).keys.get("general.type") == "adapter"

@@ -24,6 +24,9 @@ from valle_convert.errors import EnvironmentFault
 from valle_convert.threads import wait_politely
 
 INSTALL = "pip install 'valle-convert[llama]'"
+#: What this program was tested with, as pinned in constraints.txt.
+TESTED = "0.3.36"
+INSTALL_TESTED = f"install the version tested here: pip install llama-cpp-python=={TESTED}"
 # The instruction sets are named one by one by the project's build script; this form works
 # everywhere and is the one to give to somebody whose build crashes.
 REBUILD = (

@@ -2,10 +2,9 @@
 
 In: raw embeddings, with positions in them already, since `mpt` has none but for the mask. The
 mask is chosen by each call: what is decoded without one stays in the cache, and what follows
-with one sees it. Public API only; three things that llama.cpp does not promise are found out
+with one sees it. Public API only; two things that llama.cpp does not promise are found out
 at load, on the loaded model where it can show them, and refused where they do not hold:
 
-* a row fed as an embedding gives the logits of its id: inputs are not scaled;
 * rows decoded in both directions do see each other, and a causal row sees none after it;
 * GELU behind a factor k, with the divisor k behind it, is ReLU (on a model made for it).
 
@@ -21,18 +20,15 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
 import numpy as np
 
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import check_input_file, describe_os_error
 from valle_convert.llama.context import CacheType, Context, FloatArray, LlamaModel
-from valle_convert.llama.cpu import usable_cores
-from valle_convert.llama.library import load_library
-from valle_convert.llama.probe import prove_library
-from valle_convert.llama.session import CAUSAL_UBATCH, CONTRAST, SAME_NMSE, SMALL_MODEL
+from valle_convert.llama.library import INSTALL_TESTED, load_library
+from valle_convert.llama.session import CONTRAST, SAME_NMSE, Session
 from valle_convert.llama.tiny_mpt import MPT_WIDTH, random_mpt, write_mpt
 from valle_convert.metrics import nmse
 
@@ -46,7 +42,7 @@ _RELU_NMSE_AT_64, _RELU_FLOOR = 1e-6, 1e-11
 _PROVEN_FACTOR = 256  # of files that are no f32
 
 
-class MptSession:
+class MptSession(Session):
     """A model and its sequences.
 
     Args:
@@ -64,6 +60,8 @@ class MptSession:
         EnvironmentFault: no usable llama.cpp, or an assumption about its graph does not hold.
     """
 
+    architecture = "mpt"
+
     def __init__(
         self,
         path: Path,
@@ -76,56 +74,20 @@ class MptSession:
         exchangeable: bool = False,
         proven: bool = False,
     ) -> None:
-        self._context: Context | None = None
-        self._copy: BinaryIO | None = None
-        self._cache_type: CacheType = cache_type
-        self._lengths: list[int] = []  # rows of each sequence
-        self._n_cells = 0  # of all of them together, shared ones counted once
-        prove_library()
-        library = load_library()
-        opened_as = None
-        if exchangeable:
-            self._copy = _copy_without_name(path)
-            opened_as = Path(f"/dev/fd/{self._copy.fileno()}")
-        try:
-            # Repacked weights are copies, which do not change with the file.
-            self._model = LlamaModel(
-                library,
-                path,
-                use_mmap=True,
-                further_parts=further_parts,
-                repack=not further_parts,
-                opened_as=opened_as,
-            )
-        except BaseException:
-            self._close_copy()
-            raise
-        small = self._model.n_params < SMALL_MODEL
-        self.n_threads = n_threads or (1 if small else usable_cores())
-        try:
-            self._check_architecture()
-            if not proven:
+        self._copy = _copy_without_name(path) if exchangeable else None
+        super().__init__(
+            path,
+            n_seq=MAX_SEQUENCES,
+            further_parts=further_parts,
+            mapped=self._copy,
+            n_threads=n_threads,
+            cache_type=cache_type,
+        )
+        if not proven:
+            with self._closed_on_error():
                 prove_relu(activation_factor)
-                self._prove_inputs(probe_rows)
+                self.input_scale = self._find_input_scale(probe_rows, of_ids=1.0)
                 self._prove_masks(probe_rows)
-        except BaseException:
-            self.close()
-            raise
-
-    @property
-    def n_embd(self) -> int:
-        """The width of a row."""
-        return self._model.n_embd
-
-    @property
-    def n_vocab(self) -> int:
-        """The number of logits that a row has."""
-        return self._model.n_vocab
-
-    @property
-    def n_params(self) -> int:
-        """The number of weights that llama.cpp counts."""
-        return self._model.n_params
 
     def read(self, rows: FloatArray, *, room: int = 0) -> None:
         """Empty all sequences and give sequence 0 rows that see each other, [n, n_embd].
@@ -134,9 +96,9 @@ class MptSession:
             rows: of the text.
             room: rows that will follow, in all sequences together, as far as that is known.
         """
-        context = self._empty(len(rows) + min(room, _FIRST_ROOM), n_ubatch=len(rows))
-        self._decode(context, rows, [0], 0, slice(0), causal=False)
-        self._lengths, self._n_cells = [len(rows)], len(rows)
+        self._clear()
+        self._room_for(len(rows) + min(room, _FIRST_ROOM), n_ubatch=len(rows))
+        self._append(rows, [0], 0, slice(0), causal=False)
 
     def fork(self, n: int) -> None:
         """Make sequences 1 to n - 1 copies of sequence 0, which go on by themselves.
@@ -146,10 +108,10 @@ class MptSession:
         """
         if not 1 <= n <= MAX_SEQUENCES:
             raise ValueError(f"{n} sequences, where 1 to {MAX_SEQUENCES} are possible")
-        context = self._open_context()
+        context = self._room_for(0)
         for sequence in range(1, n):
             context.copy(0, sequence)
-        self._lengths = self._lengths[:1] * n
+            self._lengths[sequence] = self._lengths[0]
 
     def append(
         self, rows: FloatArray, sequences: Sequence[int], n_outputs: int, columns: slice
@@ -168,12 +130,7 @@ class MptSession:
         Raises:
             EnvironmentFault: llama.cpp fails; the sequences are to be begun again then.
         """
-        context = self._room_for(self._n_cells + len(rows))
-        logits = self._decode(context, rows, sequences, n_outputs, columns, causal=True)
-        for sequence in sequences:
-            self._lengths[sequence] += len(rows) if len(sequences) == 1 else 1
-        self._n_cells += len(rows)
-        return logits
+        return self._append(rows, sequences, n_outputs, columns, causal=True)
 
     def both_ways(self, rows: FloatArray, n_outputs: int, columns: slice) -> FloatArray:
         """Rows that all see each other, [n, n_embd]; every sequence is forgotten.
@@ -181,8 +138,8 @@ class MptSession:
         Returns:
             Logits of the last rows, [n_outputs, n_columns].
         """
-        context = self._empty(len(rows), n_ubatch=len(rows))
-        return self._decode(context, rows, [0], n_outputs, columns, causal=False)
+        self._clear()
+        return self._append(rows, [0], n_outputs, columns, causal=False)
 
     def exchange(self, pieces: Iterable[tuple[int, memoryview]]) -> None:
         """Compute with other values of the first part's tensors; every sequence is forgotten.
@@ -194,46 +151,16 @@ class MptSession:
             EnvironmentFault: the disk of temporary files is full.
         """
         if self._copy is None:
-            raise ValueError(f"{self._model.path} was not opened to be exchanged")
-        self._lengths, self._n_cells = [], 0
+            raise ValueError(f"{self.path} was not opened to be exchanged")
+        self._clear()
         try:
             for start, data in pieces:
                 os.pwrite(self._copy.fileno(), data, start)
         except OSError as error:
-            raise _no_copy(self._model.path, error) from error
+            raise _no_copy(self.path, error) from error
 
-    def _release(self) -> None:
-        if self._context is not None:
-            self._context.close()
-            self._context = None
-        self._lengths, self._n_cells = [], 0
-
-    def close(self) -> None:
-        """Free everything; closing twice is no error."""
-        self._release()
-        self._model.close()
-        self._close_copy()
-
-    def _close_copy(self) -> None:
-        if self._copy is not None:
-            self._copy.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
+    def _append(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    # -- contexts ----------------------------------------------------------------------------
-
-    def _decode(
-        self,
-        context: Context,
         rows: FloatArray,
         sequences: Sequence[int],
         n_outputs: int,
@@ -241,102 +168,15 @@ class MptSession:
         *,
         causal: bool,
     ) -> FloatArray:
-        n = len(rows)
-        starts = self._lengths or [0]
-        if len(sequences) == 1:
-            places = np.arange(starts[sequences[0]], starts[sequences[0]] + n, dtype=np.int32)
-        else:
-            places = np.array([starts[sequence] for sequence in sequences], np.int32)
+        n, ids = len(rows), np.array(sequences, np.int32)
+        places = np.array([self.length(sequence) for sequence in sequences], np.int32)
+        if len(ids) == 1:
+            places = np.arange(places[0], places[0] + n, dtype=np.int32)
+            ids = ids.repeat(n)
         outputs = np.arange(n) >= n - n_outputs
-        ids = np.broadcast_to(np.array(sequences, np.int32), n)
-        logits = context.decode(rows, places, ids, outputs, causal=causal)
-        return logits[:, columns].copy()
-
-    def _new_context(self, n_ctx: int, n_ubatch: int) -> Context:
-        return Context(
-            self._model,
-            n_ctx=n_ctx,
-            n_ubatch=n_ubatch,
-            n_seq=MAX_SEQUENCES,
-            n_threads=self.n_threads,
-            cache_type=self._cache_type,
-            flash_attention=False,
-        )
-
-    def _open_context(self) -> Context:
-        if self._context is None:
-            raise ValueError(f"nothing has been read into {self._model.path} yet")
-        return self._context
-
-    def _empty(self, n_cells: int, *, n_ubatch: int) -> Context:
-        """An empty context with that much room; a batch without mask has to fit `n_ubatch`."""
-        self._lengths, self._n_cells = [], 0
-        if self._context is not None:
-            if n_cells <= self._context.n_ctx and n_ubatch <= self._context.n_ubatch:
-                self._context.clear()
-                return self._context
-            self._release()
-        self._context = self._new_context(n_cells, max(n_ubatch, min(n_cells, CAUSAL_UBATCH)))
-        return self._context
-
-    def _room_for(self, n_cells: int) -> Context:
-        """The context, made again where it is too small; the sequences move over."""
-        old = self._open_context()
-        if n_cells <= old.n_ctx:
-            return old
-        # Moved, copies do not share cells any more.
-        n_cells += sum(self._lengths) - self._n_cells
-        new = self._new_context(max(n_cells, 2 * old.n_ctx), old.n_ubatch)
-        try:
-            for sequence in range(len(self._lengths)):
-                new.restore(sequence, old.save(sequence))
-        except BaseException:
-            new.close()
-            raise
-        old.close()
-        self._context, self._n_cells = new, sum(self._lengths)
-        return new
+        return self.decode(rows, places, ids, outputs, causal=causal, columns=columns)
 
     # -- what is found out and not assumed ---------------------------------------------------
-
-    def _check_architecture(self) -> None:
-        architecture = self._model.metadata("general.architecture")
-        if architecture != "mpt":
-            raise InputError(
-                f"{self._model.path} is a model of the architecture {architecture!r}, expected "
-                "'mpt', whose graph this program knows; convert the checkpoint again."
-            )
-
-    def _prove_inputs(self, probe_rows: Mapping[int, FloatArray]) -> None:
-        """A token by its id and by its row gives the same logits, and another row does not."""
-        errors = []
-        zero, one = np.zeros(1, np.int32), np.ones(1, np.bool_)
-        with self._new_context(1, 1) as context:
-            for token, row in probe_rows.items():
-                expected = context.decode(
-                    np.array([token], np.int32), zero, zero, one, causal=True
-                ).copy()
-                if not np.isfinite(expected).all():
-                    raise InputError(
-                        f"{self._model.path} gives no numbers (NaN or infinite) for token {token}, "
-                        "so that a weight in it is damaged or far too large; convert it again."
-                    )
-                context.clear()
-                found = context.decode(row[None], zero, zero, one, causal=True).copy()
-                context.clear()
-                scaled = context.decode(
-                    row[None] * np.float32(np.sqrt(self.n_embd)), zero, zero, one, causal=True
-                )
-                errors.append((nmse(expected, found), nmse(expected, scaled)))
-                context.clear()
-                same, other = errors[-1]
-                if same <= SAME_NMSE and same * CONTRAST < other:
-                    return
-        shown = ", ".join(f"{a:.1e} and {b:.1e}" for a, b in errors[:3])
-        raise self._fault(
-            f"does not take a row of {self._model.path} as it is: its logits are off from those of "
-            f"its id by {shown} as it is and multiplied (normalized mean square)"
-        )
 
     def _prove_masks(self, probe_rows: Mapping[int, FloatArray]) -> None:
         """Three rows see each other without a mask, and only what is before them with one."""
@@ -347,7 +187,7 @@ class MptSession:
             np.zeros(n, np.int32),
             np.ones(n, np.bool_),
         )
-        with self._new_context(2 * n, n) as context:
+        with self._new_context(2 * n, n, n_seq=1) as context:
 
             def run(given: FloatArray, start: int = 0, *, causal: bool) -> FloatArray:
                 k = len(given)
@@ -372,20 +212,11 @@ class MptSession:
             and order * CONTRAST < both_ways
             and later * CONTRAST < text
         ):
-            raise self._fault(
-                f"does not attend as {self._model.path} needs it: the logits of rows in both "
-                f"directions change by {order:.1e} with their order, and by {both_ways:.1e} when "
-                f"they are causal; those of causal rows behind them change by {later:.1e} with "
-                f"what comes later, and by {text:.1e} without what is before (normalized mean "
-                "square)"
+            raise EnvironmentFault(
+                f"llama.cpp {self._version} does not attend as {self.path} needs it: to both sides "
+                f"without a mask, and with one to all before. Check the file with `valle-convert "
+                f"verify`, or {INSTALL_TESTED}."
             )
-
-    def _fault(self, what: str) -> EnvironmentFault:
-        return EnvironmentFault(
-            f"llama.cpp {self._model.library.binding_version} {what}. Check the file with "
-            "valle-convert verify; use the version of llama-cpp-python that this program was "
-            "tested with (constraints.txt)."
-        )
 
 
 def _copy_without_name(path: Path) -> BinaryIO:
@@ -421,7 +252,7 @@ def prove_relu(factor: int) -> None:
     with tempfile.TemporaryDirectory(prefix="valle-convert-") as folder:
         (path,) = write_mpt(Path(folder), weights, factor)
         with (
-            LlamaModel(library, path, use_mmap=False) as model,
+            LlamaModel(library, path) as model,
             Context(
                 model,
                 n_ctx=16,
@@ -429,7 +260,6 @@ def prove_relu(factor: int) -> None:
                 n_seq=1,
                 n_threads=1,
                 cache_type="f32",
-                flash_attention=False,
             ) as context,
         ):
             found = context.decode(
@@ -446,9 +276,7 @@ def prove_relu(factor: int) -> None:
     if not error <= allowed:
         raise EnvironmentFault(
             f"llama.cpp {library.binding_version} does not compute ReLU by way of GELU with the "
-            f"factor {factor}: the logits of a small model are off by {error:.1e}, where "
-            f"{allowed:.1e} is allowed (normalized mean square); use the version of "
-            "llama-cpp-python that this program was tested with (constraints.txt)."
+            f"factor {factor} (error {error:.1e}, allowed {allowed:.1e}); {INSTALL_TESTED}."
         )
 
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from valle_convert.errors import EnvironmentFault
 from valle_convert.llama.cpu import cpu_features
 from valle_convert.llama.library import INSTALL, REBUILD, find_library
+from valle_convert.llama.programs import child_environment
 
 SELFTEST = "valle_convert.llama.selftest"
 STAGE = "stage: "  # how a line of the child begins that says what it does next
@@ -108,7 +109,7 @@ def run_probe(command: Sequence[str] | None = None, *, timeout: float = TIMEOUT)
             errors="replace",
             check=False,
             timeout=timeout,
-            env=_environment(),
+            env=child_environment(),
         )
     except subprocess.TimeoutExpired as error:
         said = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else ""
@@ -166,10 +167,3 @@ def _doing(stdout: str) -> str:
     """` while ...`, from the last stage that the child announced."""
     stages = [line[len(STAGE) :] for line in stdout.splitlines() if line.startswith(STAGE)]
     return f" while {stages[-1]}" if stages else ""
-
-
-def _environment() -> dict[str, str]:
-    """The environment of the child: it must find this very package, installed or not."""
-    root = str(Path(__file__).resolve().parents[2])
-    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

@@ -2,7 +2,7 @@
 
 They are no part of the Python binding. The order of search: an environment variable
 (LLAMA_QUANTIZE, LLAMA_TOKENIZE), PATH, and what `make llama-tools` built in a checkout of
-this project.
+this project. And the environment of Python children, which run llama.cpp's library.
 """
 
 from __future__ import annotations
@@ -69,3 +69,10 @@ def find_program(name: str, *, checkout: Path | None = None) -> Program:
         f"{name} was not found: not in ${variable}, not in PATH, and not built by this project; "
         f"run `make llama-tools` in a checkout of it, or install llama.cpp and set ${variable}."
     )
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of a Python child that must find this very package, installed or not."""
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

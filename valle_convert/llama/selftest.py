@@ -16,9 +16,9 @@ import gguf
 import numpy as np
 
 from valle_convert.errors import EnvironmentFault, ValleConvertError
+from valle_convert.llama.gemma import GemmaSession
 from valle_convert.llama.library import Library, load_library
 from valle_convert.llama.probe import STAGE
-from valle_convert.llama.session import Session
 from valle_convert.llama.tiny_gemma import GemmaShape, random_weights, write_gemma
 from valle_convert.metrics import nmse
 
@@ -63,7 +63,9 @@ def run(folder: Path) -> None:
     for file_type in ("f32", *ALLOWED_NMSE):
         _say(f"decoding with {file_type.upper()} weights")
         path = folder / f"{file_type}.gguf"
-        with Session(path, probe_rows=_token_rows(path), n_threads=1, library=library) as session:
+        with GemmaSession(
+            path, probe_rows=_token_rows(path), n_threads=1, library=library
+        ) as session:
             for causal in (False, True):
                 logits = session.step(inputs, positions, causal=causal, outputs=slice(None))
                 reference = expected.setdefault(causal, logits)

@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.llama.session import PROBE_ROWS
+
+#: Rows of the token table that are looked at, evenly spread over it.
+_PROBE_ROWS = 32
 
 
 def read_probe_rows(file: GgufFile, n_rows: int | None = None) -> dict[int, NDArray[np.float32]]:
@@ -29,7 +31,7 @@ def read_probe_rows(file: GgufFile, n_rows: int | None = None) -> dict[int, NDAr
         raise InputError(
             f"{file.path} has no tensor token_embd.weight; convert the checkpoint again."
         )
-    ids = np.unique(np.linspace(0, (n_rows or table.shape[0]) - 1, PROBE_ROWS).astype(np.int64))
+    ids = np.unique(np.linspace(0, (n_rows or table.shape[0]) - 1, _PROBE_ROWS).astype(np.int64))
     rows = table.rows(ids)
     sizes = np.sqrt(np.mean(rows**2, axis=1))
     used = np.flatnonzero(sizes > 0)

@@ -24,7 +24,7 @@ from typing import Literal
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import sha256_of
 from valle_convert.llama.library import find_library
-from valle_convert.llama.programs import find_program
+from valle_convert.llama.programs import child_environment, find_program
 
 Kind = Literal["llama-quantize", "llama_model_quantize"]
 PROGRAM: Kind = "llama-quantize"
@@ -100,7 +100,7 @@ class Quantizer:
                 encoding="utf-8",
                 errors="replace",
                 pass_fds=[int(m[1]) for m in map(_OPEN_FILE.fullmatch, arguments) if m],
-                env=_environment(),
+                env=child_environment(),
             )
         except OSError as error:
             raise EnvironmentFault(
@@ -184,13 +184,6 @@ def _end_with_parent() -> tuple[str, ...]:
     if not sys.platform.startswith("linux"):
         return ()
     return (sys.executable, "-I", "-S", "-c", _END_WITH_PARENT, str(os.getpid()))
-
-
-def _environment() -> dict[str, str]:
-    """The environment of the child: the worker must find this very package, installed or not."""
-    root = str(Path(__file__).resolve().parents[2])
-    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _why_it_failed(kind: str, code: int, lines: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
-"""From text to phonemes: `languages` tells the language, `sentences` cuts, `phonemes` speaks IPA.
+"""From text to phonemes: `sentences` splits, `languages` detects, `phonemes` makes IPA.
 
-All of it works offline; espeak-ng comes as a library inside a Python package.
+Everything works offline; espeak-ng comes as a library inside a Python package.
 """
 
 from valle_convert.text.folding import listed, unsaid_notice

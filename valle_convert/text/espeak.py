@@ -1,8 +1,8 @@
-"""espeak-ng's phonemes of a text, with no word or mark of it lost.
+"""espeak-ng's phonemes of a text, with no word or mark lost.
 
-The library phonemizer is not given a text with marks: it may lose what stands between them. Each
-stretch between two marks is read by itself, and what comes back is compared with its words. Where
-one of them is missing, the words are read one by one.
+phonemizer may lose words when it splits a text at its marks, so it gets one stretch between two
+marks at a time. The answer is compared with the words of the stretch; if one of them is missing,
+the words are read one by one.
 
     Dr. Smith paid 3.50    "Dr" "Smith paid 3.50", and between them ". "
 """
@@ -28,8 +28,7 @@ _WORD = re.compile(
     rf"\d+(?:[.,:]\d+)*|[a-zü]+[1-5](?!\w)|[{HAN}]+"
     rf"|(?:(?![{HAN}])[^\W\d_])+(?:['’](?:(?![{HAN}])[^\W\d_])+)*|[^\w\s]"
 )
-#: espeak-ng drops what a clause, decomposed, or the phonemes of a word have in excess: it has room
-#: for 800 and 160 at the most.
+#: espeak-ng drops what exceeds 800 bytes of a clause, decomposed, or about 100 phonemes of a word.
 _MAX_BYTES = 700
 _MAX_SOUNDS = 90
 #: A character of no script: espeak-ng reads it as "letter" and its code point.
@@ -41,7 +40,7 @@ _log.setLevel(logging.ERROR)  # its warnings count words, and report flags that 
 
 
 def read(text: str, voice: str) -> str:
-    """A folded text in IPA with its marks, as one of espeak-ng's voices says it."""
+    """Read a folded text with one of espeak-ng's voices; marks stay where they are."""
     stretches = _MARK.split(text)
     return "".join(
         stretch if i % 2 else " ".join(_read_all(piece, voice) for piece in _pieces(stretch, voice))
@@ -50,24 +49,24 @@ def read(text: str, voice: str) -> str:
 
 
 def says(word: str, voice: str) -> bool:
-    """Whether a voice has something to say for a word or a character."""
+    """Whether a voice has sounds for a word or a character."""
     return bool(_sounds(_ask(word, voice))) and not names_code_point(word, voice)
 
 
 @lru_cache(maxsize=8192)
 def names_code_point(character: str, voice: str) -> bool:
-    """Whether a voice says "letter" and a code point, or "Chinese letter", for want of a name."""
+    """Whether a voice only says "letter" and the code point, or "Chinese letter"."""
     return _letter(voice) in _STRESS.sub("", _ask(character, voice))
 
 
 def is_sound(character: str) -> bool:
-    """Whether it is a letter of IPA, and no stress, length or tone mark (category Lm)."""
+    """Whether it is a letter of IPA and no mark of stress, length or tone (category Lm)."""
     category = unicodedata.category(character)
     return category.startswith("L") and category != "Lm"
 
 
 def _pieces(stretch: str, voice: str) -> Iterator[str]:
-    """A stretch without marks, cut at spaces into pieces that espeak-ng keeps whole."""
+    """Cut a stretch at spaces into pieces that fit espeak-ng's buffers."""
     piece = ""
     for word in stretch.split():
         for part in _parts(word, voice):
@@ -109,9 +108,9 @@ def _must_be_said(word: str, voice: str) -> bool:
 
 
 def _has_all(phonemes: str, words: list[str]) -> bool:
-    """Whether each word has a part in some phonemes, by the least edits that make one the other.
+    """Whether each word is in some phonemes: aligned by edit distance, it is not deleted whole.
 
-    A word in its context may sound otherwise than alone, but then other sounds are in its place.
+    In context a word may sound otherwise than alone, but then other sounds are in its place.
     """
     place = 0
     for word in words:
@@ -147,14 +146,14 @@ def _sounds(phonemes: str) -> str:
 
 @lru_cache
 def _letter(voice: str) -> str:
-    """How a voice begins where it knows no name of a character."""
+    """What a voice says before the code point of a character that it does not know."""
     said, digit = (_STRESS.sub("", _ask(one, voice)) for one in (_NO_SCRIPT, _NO_SCRIPT_DIGIT))
     return said.partition(digit)[0]
 
 
 @lru_cache(maxsize=8192)
 def _ask(text: str, voice: str) -> str:
-    """What espeak-ng says of a text; flags around words of another language are taken off."""
+    """espeak-ng's answer, without the flags around words of another language."""
     said = _backend(voice).phonemize([text], strip=True)
     if len(said) > 1:
         raise EnvironmentFault(

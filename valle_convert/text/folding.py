@@ -1,4 +1,4 @@
-"""Characters before they are read: compatibility forms folded, signs in words, what is left named.
+"""Text cleaning before reading: compatibility forms, signs, and the names of what is left out.
 
 >>> fold("ｶﾞ １½ oﬃce")
 'ガ 1 1/2 office'
@@ -15,14 +15,14 @@ from valle_convert.errors import InputError
 #: Chinese characters, as the inside of a character class.
 HAN = r"\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 
-#: Compatibility forms that parts of a longer number may be written in.
+#: Forms of digits that make one number with the digit before.
 _SAME_NUMBER = ("<wide>", "<narrow>", "<font>")
-#: What Unicode does not fold, or not so: apostrophes, variants in Japanese family names.
+#: Apostrophes, and variants in Japanese names, that Unicode does not fold this way.
 _VARIANTS = {"´": "'", "ʼ": "'", "\u200b": " ", "髙": "高", "﨑": "崎", "𠮷": "吉"}
 #: Variation selectors, and the frame of a keycap.
 _INVISIBLE = re.compile("[\ufe00-\ufe0f\u20e3]")
 
-#: Signs in the words of each language. Where a reader says a sign by itself, it needs none.
+#: The words for signs; espeak-ng needs those that its voice does not say.
 SIGNS: dict[str, dict[str, str]] = {
     "en": {
         "&": "and", "@": "at", "%": "percent", "‰": "per mille", "+": "plus", "=": "equals",
@@ -66,23 +66,13 @@ _NAMES = {
     "zh": "Chinese",
     "ko": "Korean",
 }
-#: What no reader of these languages makes one number of. The Korean voice forgets the fraction.
+#: No reader of these languages takes such a number as one; the Korean voice drops its fraction.
 _GROUPING = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _CURRENCY_FIRST = re.compile(r"([$€£¥₩])\s?(\d+(?:[.,]\d+)*)")
 
 
 def fold(text: str, said: Callable[[str], bool] = lambda _: False) -> str:
-    """A text on one line: fullwidth forms, ligatures, circled digits and the like as plain ones.
-
-    Characters without a plain form stay, spacing accents and the ellipsis too.
-
-    Args:
-        text: any text.
-        said: whether a character can be read as it is, and is not to be folded.
-
-    Raises:
-        InputError: the text holds half a surrogate pair.
-    """
+    """Fold fullwidth forms, ligatures, circled digits and the like, unless `said` as they are."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -119,7 +109,7 @@ def _plain(character: str, said: Callable[[str], bool]) -> str:
 
 
 def signs_in_words(text: str, language: str, said: Callable[[str], bool] = lambda _: False) -> str:
-    """A folded text with the `SIGNS` that are not said by themselves in words of a language."""
+    """Write the `SIGNS` of a folded text in words, unless they are `said` by themselves."""
     signs = {sign: words for sign, words in SIGNS[language].items() if not said(sign[0])}
     space = " "
     if language in ("ja", "ko", "zh"):
@@ -130,7 +120,7 @@ def signs_in_words(text: str, language: str, said: Callable[[str], bool] = lambd
 
 
 def unsaid_notice(characters: Iterable[str], language: str) -> str:
-    """What a user is told of characters that are left out."""
+    """Name the characters that are left out."""
     return (
         f"these characters cannot be said in {_NAMES[language]} and are left out: "
         f"{listed(characters)}"
@@ -138,10 +128,10 @@ def unsaid_notice(characters: Iterable[str], language: str) -> str:
 
 
 def listed(characters: Iterable[str]) -> str:
-    """Characters with their code points, for a message."""
+    """List characters with their code points."""
     return " ".join(f"{one} (U+{ord(one):04X})" for one in characters)
 
 
 def shortened(text: str) -> str:
-    """The beginning of a text, for a message."""
+    """The beginning of a text, in ASCII."""
     return ascii(text if len(text) <= 40 else f"{text[:40]}...")

@@ -1,4 +1,4 @@
-"""Which language a text is in: by its script, and between en, de and fr by a small classifier."""
+"""Language detection: by script, and between en, de and fr by a small classifier."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from valle_convert.model.spec import LANGUAGES
 _SCRIPTS = {"HIRAGANA": "ja", "CJK": "zh", "BOPOMOFO": "zh", "HANGUL": "ko", "LATIN": ""}
 _LATIN = ("en", "de", "fr")
 
-#: A Chinese, Japanese or Korean letter says as much as about so many Latin ones.
+#: A Chinese, Japanese or Korean letter counts as this many Latin ones.
 _LATIN_LETTERS_WORTH = 3
 
-#: Below this the classifier only guesses (a single short word), and English is as good.
+#: Below this probability the classifier is guessing (a single short word): take English.
 _SURE = 0.5
 
 
 def detect_language(text: str, among: Sequence[str] = LANGUAGES) -> str:
     """The language of a text, as the models name it: one of `among`.
 
-    The script of most of the text decides. Chinese characters are Japanese with any kana among
-    them, or if some are written in Japan only. Latin letters without a clear language, and texts
-    without letters, count as the first of en, de and fr that is among the languages.
+    The most frequent script decides. Chinese characters are Japanese if there are kana among them,
+    or some that only Japan writes. Latin letters without a clear language, and texts without
+    letters, are the first of en, de and fr that is among the languages.
 
     Raises:
         InputError: the text is in a script or a language that is not among those.
@@ -57,11 +57,7 @@ def detect_language(text: str, among: Sequence[str] = LANGUAGES) -> str:
 
 
 def known_language(word: str, among: Sequence[str] = LANGUAGES) -> str:
-    """The one of the languages that a user means: en-US, en_GB and EN are en to the models.
-
-    Raises:
-        InputError: none of them.
-    """
+    """The model's name of a language: en for en-US, en_GB and EN. Raises InputError if none."""
     plain = word.lower().replace("_", "-").partition("-")[0]
     for known in among:
         if known in (word, plain):
@@ -74,8 +70,8 @@ def known_language(word: str, among: Sequence[str] = LANGUAGES) -> str:
 def detect_languages(sentences: Sequence[str], among: Sequence[str] = LANGUAGES) -> list[str]:
     """The language of each sentence of a text; errors as `detect_language`.
 
-    Sentences in Latin letters are detected together, since short ones are easily mistaken. One of
-    Chinese characters alone has the language that most of the text's others in them or kana have.
+    Sentences in Latin letters are detected together, since short ones are easily mistaken. One in
+    Chinese characters alone takes the language of most other sentences in them or kana.
     """
     languages = [detect_language(sentence, among) for sentence in sentences]
     latin = [one in _LATIN for one in languages]
@@ -96,7 +92,7 @@ def detect_languages(sentences: Sequence[str], among: Sequence[str] = LANGUAGES)
 
 
 def could_be_either(text: str) -> bool:
-    """Whether a text in Chinese characters may as well be Japanese as Chinese."""
+    """Whether a text in Chinese characters may be Japanese as well as Chinese."""
     letters = _letters(text)
     is_han = letters["CJK"] > 0 and letters.most_common(1)[0][0] == "CJK"
     return is_han and not letters["HIRAGANA"] and _language_of_han(text) is None
@@ -105,7 +101,7 @@ def could_be_either(text: str) -> bool:
 def assumed_language_notices(
     sentences: Sequence[str], languages: Sequence[str], among: Sequence[str] = LANGUAGES
 ) -> list[str]:
-    """What a user is told of sentences that got their language from the others."""
+    """Name the sentences that got their language from the others."""
     assumed = [
         repr(sentence[:20])
         for sentence, language in zip(sentences, languages, strict=True)
@@ -123,7 +119,7 @@ def assumed_language_notices(
 
 
 def _letters(text: str) -> Counter[str]:
-    """How many letters of each script a text has, in what they say; kana are HIRAGANA."""
+    """Letters by script, weighted; both kana count as HIRAGANA."""
     letters: Counter[str] = Counter()
     for character in unicodedata.normalize("NFKC", text):
         if unicodedata.category(character).startswith("L"):
@@ -138,7 +134,7 @@ _SCRIPT_OF_VARIANT = {"KATAKANA": "HIRAGANA", "IDEOGRAPHIC": "CJK"}
 
 
 def _language_of_han(text: str) -> str | None:
-    """The language, where some characters are in the character sets of one country alone."""
+    """Japanese or Chinese, if some characters are in the character sets of one country only."""
     japanese = chinese = 0
     for character in text:
         in_japanese = _is_in(character, "shift_jis")
@@ -169,7 +165,7 @@ def _classify_latin(text: str, among: list[str]) -> str:
 
 @cache
 def _classifier(among: tuple[str, ...]) -> Any:  # noqa: ANN401 - the package has no types
-    langid = require("py3langid.langid", "Telling the language of a text")
+    langid = require("py3langid.langid", "Detecting the language of a text")
     identifier = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
     identifier.set_languages(list(among))
     return identifier

@@ -1,7 +1,8 @@
-"""From text to IPA with espeak-ng, as the models' training data was made.
+"""Text to IPA with espeak-ng, as the models' training data was made.
 
-Punctuation and stress marks stay. Kanji become hiragana first, and Chinese tones the marks that the
-models know. What cannot be said in a language is left out, and `unsaid_characters` names it.
+Punctuation and stress marks stay. Kanji become hiragana first; tone digits become the marks of the
+models' vocabulary. Characters that a language cannot say are left out; `unsaid_characters` names
+them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache, partial
+from itertools import groupby
 from typing import Any
 
 from valle_convert.errors import InputError
@@ -32,9 +34,10 @@ VOICES = {
 _TONE_MARKS = str.maketrans({"1": "ˇ", "2": "ˉ", "3": "ˊ", "4": "ˋ", "5": "_"})
 
 _KANA = "ぁ-ゖァ-ヺー"
-#: Longer words of kana are parted: espeak-ng drops what a word of more than 80 has in excess.
+#: Longer words of kana get a space; espeak-ng drops what exceeds 80.
 _MAX_KANA = 60
 _JAPANESE = re.compile(rf"[{HAN}{_KANA}々〆]+")
+_FLAG_OR_CHARACTER = re.compile("[\U0001f1e6-\U0001f1ff]{2}|.", re.DOTALL)
 #: Signs that part words, or stand over a letter.
 _SILENT = f"{MARKS}|^`"
 
@@ -60,19 +63,12 @@ def to_phonemes(text: str, language: str) -> str:
 
 
 def unsaid_characters(text: str, language: str) -> list[str]:
-    """The characters that `to_phonemes` leaves out, since the voice has no words for them.
-
-    Each is given once, in order. Errors as `to_phonemes`.
-    """
+    """The characters that `to_phonemes` leaves out, each once, in order."""
     return list(_readable(text, language)[1])
 
 
 def check_phonemes(phonemes: str, *, said: str | None = None) -> None:
-    """Refuse phonemes that have no sound in them, only marks and punctuation.
-
-    Raises:
-        InputError: as said; the message quotes `said`, or else the phonemes.
-    """
+    """Raise InputError if phonemes have no sound; the message quotes `said`, or else them."""
     if any(is_sound(character) for character in phonemes):
         return
     quoted = shortened(phonemes if said is None else said)
@@ -83,12 +79,7 @@ def check_phonemes(phonemes: str, *, said: str | None = None) -> None:
 
 
 def unknown_phonemes(phonemes: str, tokenize: Callable[[str], Sequence[int]]) -> list[str]:
-    """The characters that the model's vocabulary does not have, each once, in order.
-
-    Args:
-        phonemes: IPA.
-        tokenize: gives the ids of a string, with `UNKNOWN_PHONEME` for what is unknown.
-    """
+    """The characters that `tokenize` gives the id `UNKNOWN_PHONEME`, each once, in order."""
     if UNKNOWN_PHONEME not in tokenize(phonemes):
         return []
     return [one for one in dict.fromkeys(phonemes) if UNKNOWN_PHONEME in tokenize(one)]
@@ -96,7 +87,7 @@ def unknown_phonemes(phonemes: str, tokenize: Callable[[str], Sequence[int]]) ->
 
 @lru_cache(maxsize=64)
 def _readable(text: str, language: str) -> tuple[str, tuple[str, ...]]:
-    """A text as its voice can say it, and the characters that it cannot."""
+    """The text as its voice can say it, and the characters that it cannot say."""
     voice = VOICES.get(language)
     if voice is None:
         raise InputError(
@@ -108,8 +99,8 @@ def _readable(text: str, language: str) -> tuple[str, tuple[str, ...]]:
         text = _to_hiragana(text)
     readable: list[str] = []
     unsaid: list[str] = []
-    for character in text:
-        kind = unicodedata.category(character)
+    for character in _FLAG_OR_CHARACTER.findall(text):
+        kind = unicodedata.category(character[0])
         is_kana = language == "ja" and re.match(f"[{_KANA}]", character)
         if character in _SILENT or kind[0] in "MZ" or is_kana or said(character):
             readable.append(character)
@@ -118,7 +109,7 @@ def _readable(text: str, language: str) -> tuple[str, tuple[str, ...]]:
         else:
             readable.append(" ")
             if kind != "Sk":
-                unsaid.append(character)
+                unsaid += character
     return "".join(readable), tuple(dict.fromkeys(unsaid))
 
 
@@ -136,19 +127,16 @@ def _to_hiragana(text: str) -> str:
 
 
 def _one_by_one(text: str) -> str:
-    """The words between characters that are not known, which stay as they are."""
-    known = [_converted(character) is not None for character in text]
-    parts = re.findall("1+|0", "".join("01"[one] for one in known))
-    start, written = 0, []
-    for part in parts:
-        stretch = text[start : start + len(part)]
-        written.append(_converted(stretch) or "".join(_converted(one) or one for one in stretch))
-        start += len(part)
+    """Convert the words between characters that pykakasi does not know."""
+    written = []
+    for is_known, group in groupby(text, lambda one: _converted(one) is not None):
+        stretch = "".join(group)
+        written.append(_converted(stretch) or stretch if is_known else stretch)
     return "".join(written)
 
 
 def _converted(text: str) -> str | None:
-    """A text in hiragana; None where something of it would be lost."""
+    """A text in hiragana; None if any of it would be lost."""
     words = [(word["orig"], word["hira"]) for word in _kakasi().convert(text)]
     if "".join(orig for orig, _ in words) != text or any(o.strip() and not h for o, h in words):
         return None

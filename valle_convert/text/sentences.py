@@ -1,7 +1,6 @@
-"""Cut a long text into pieces that are each spoken in one breath.
+"""Split a text into sentences; cut those that are too long at a clause, a space, or anywhere.
 
-Sentences first; one that is too long is cut at a clause, then at a space, then anywhere. No
-character but white space is lost.
+Only white space is lost.
 
 >>> split_sentences("Dr. Smith paid 3.50 for it. Why?  今日は。元気？")
 ['Dr. Smith paid 3.50 for it.', 'Why?', '今日は。', '元気？']
@@ -11,78 +10,161 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 
-#: About 12 seconds, which is what the models are trained on. See `speaking_size`.
+#: About 12 seconds, which is what the models are trained on; see `speaking_size`.
 MAX_SIZE = 180
 
-_CLOSERS = "\"'”’»›)\\]}）」』】》〉"
-#: The end of a sentence: full width marks end one at once, others before white space only.
-_END = re.compile(rf"[。！？｡]+[{_CLOSERS}]*|[.!?…]+[{_CLOSERS}]*(?=\s)")
+_CLOSERS = "\"'”“’»«›‹)\\]}）」』】》〉"
+_OPENERS = "\"'“‘«„‚»›([{¿¡"
+_WIDE = r"\u3040-\u30ff\u3400-\u9fff"
+#: The end of a sentence: full width marks end one at once, and so do others between Chinese or
+#: Japanese characters. Else white space follows, and in French stands before a closing mark, too.
+_END = re.compile(
+    rf"""
+    [。！？｡]+ [{_CLOSERS}]*
+    | (?<=[{_WIDE}]) [.!?]+ (?=[{_WIDE}])
+    | (?: \.(?:\s\.)+ | [.!?…]+ ) (?: \s?» | [{_CLOSERS}] )* (?: \s?\[\d+\] )* (?=\s|$)
+    """,
+    re.VERBOSE,
+)
 _CLAUSE = re.compile(rf"[、，；：]+[{_CLOSERS}]*|[,;:–—]+[{_CLOSERS}]*(?=\s)")
 _SPACE = re.compile(r"\s+")
 _CONTEXT = 40  # characters around a mark that are looked at
 
-#: Abbreviations that a name or a number follows, so that a capital letter after them says nothing.
-_ABBREVIATIONS = frozenset(
+#: Abbreviations that never end a sentence. Those listed with a capital letter are other words
+#: without it.
+_UNFINISHED = frozenset(
     """
-    mr mrs ms dr prof rev hon st sr jr gen col capt lt sgt gov sen rep no vol fig pp vs approx
-    e.g i.e cf
-    hr fr frl nr str abs bd bzw ca evtl ggf inkl jh vgl z.b d.h u.a z.t o.ä
-    m mm mme mlle mgr me av bd boul env p.ex c.-à-d
+    Mr Mrs Ms Messrs Dr Prof Rev Hon Mt Ft Gen Adm Col Maj Capt Cmdr Lt Sgt Cpl Pvt Gov Sen Rep
+    Pres Supt Fr vs cf e.g i.e approx ca
+    Hr Frl Hl Dipl Ing jur Fam Fa vgl bzw bzgl zzgl inkl exkl evtl ggf sog insb evang kath dt z.b
+    d.h z.t i.d.r v.a m.e u.u
+    MM Mme Mmes Mlle Mgr Pr Ste env p.ex c.-à-d
     """.split()
 )
+#: Abbreviations that may end a sentence: companies, places, months, units.
+_ABBREVIATIONS = frozenset(
+    """
+    jr sr esq inc ltd corp co bros dept univ assn ave st est etc al deg temp oz tbsp tsp ver ex ext
+    Ala Ariz Calif Colo Conn Fla Ga Ill Ind Mass Mich Minn Miss Okla Ore Tex Wash Wis Jos Geo
+    Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec Mon Tue Tues Wed Thu Thur Thurs Fri Sat Sun
+    usw bspw str Dez Okt Mio Std Sek Verl Aufl Mo Di Mi Do Sa So med phil lt max
+    min ev Me
+    janv févr avr juil août déc av boul éd
+    """.split()
+)
+#: Abbreviations before a number only; elsewhere they are words.
+_NUMBERED = frozenset(
+    """
+    no nos n° nr nrn fig figs sec ch chap chaps vol vols art arts par op cap eq
+    abb abs kap tab anm gem mind tel tél fax réf ref
+    """.split()
+)
+#: Initials, dotted abbreviations, and words without a vowel, such as km and Blvd.
+_SHORT = re.compile(
+    r"[^\W\d_]|(?:[^\W\d_]{1,2}\.-?)+[^\W\d_]{1,2}|(?![A-Z]+$)[B-DF-HJ-NP-TV-XZb-df-hj-np-tv-xz]{2,5}"
+)
+_SPACED = re.compile(r"(?:\b[^\W\d_]\.\s)*[^\W\d_]*$")
+#: Words that often begin a sentence: an abbreviation before one of them ends a sentence. A text
+#: is in the language with the most of these words.
+_BEGINNERS = {
+    "en": """
+    The This That These Those It He She We They You I My His Her Our Their There Here Then When
+    While If But And Or So Because After Before At On For From With What Who Why How Where Is Are
+    Was Were Do Does Did No Not Now Please Let A An Some Many Most All One Each Every Once
+    Also However Still Yet Today Meanwhile Finally Thus Perhaps Maybe In To By As It's I'm Don't
+    """,
+    "de": """
+    Der Die Das Den Dem Des Ein Eine Einen Einem Einer Er Sie Es Ich Wir Ihr Du Man Dann Danach Da
+    Dort Hier Und Aber Oder Doch Denn Wenn Weil Als Wie Was Wer Wo Warum In Im Am An Auf Bei Mit
+    Nach Vor Zu Zum Zur Von Vom Für Aus Alle Alles Auch Noch Nur Nun Jetzt Heute Dies Diese Dieser
+    Dieses Sein Seine Mein Meine Unser Unsere Ja Nein Nicht So Trotzdem Deshalb Daher Jedoch Kein
+    Keine Viele Einige Ist Sind War Waren Hat Haben
+    """,
+    "fr": """
+    Le La Les L Un Une Des Il Elle Ils Elles On Je J Nous Vous Tu Ce C Cette Ces Cet Mais Et Ou Où
+    Donc Car Puis Ensuite Alors Quand Si En Dans Sur Avec Pour Par De Du À Au Aux Que Qui Quoi
+    Comment Pourquoi Oui Non Ne Mon Ma Mes Son Sa Ses Leur Notre Votre Tout Tous Voici Voilà Après
+    Avant Est Sont Était Chez
+    """,
+}
+_BEGIN = {language: frozenset(words.split()) for language, words in _BEGINNERS.items()}
 
 
-def split_sentences(text: str, *, max_size: int = MAX_SIZE) -> list[str]:
-    """The sentences of a text in order, none of them empty or larger than `max_size`.
+def split_sentences(
+    text: str, *, language: str | None = None, max_size: int = MAX_SIZE
+) -> list[str]:
+    """The sentences of a text, none empty or larger than `max_size` in `speaking_size`.
 
-    Args:
-        text: any text; a line break does not end a sentence, an empty line does.
-        max_size: in units of `speaking_size`.
+    An empty line ends a sentence, a line break does not. Without a language, frequent words decide.
     """
     sentences: list[str] = []
     for paragraph in re.split(r"\n\s*\n", text):
-        for sentence in _sentences_of(paragraph):
+        for sentence in _sentences_of(paragraph, language or _language_of(paragraph)):
             sentences += _fitting(" ".join(sentence.split()), max_size)
     return sentences
 
 
 def speaking_size(text: str) -> int:
-    """How long a text takes to say: 1 a character, and 3 for a Chinese or Japanese one."""
+    """How long a text takes to say: 1 per character, 3 per Chinese or Japanese one."""
     return sum(3 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text)
 
 
-def _sentences_of(paragraph: str) -> list[str]:
+def _language_of(text: str) -> str:
+    words = Counter(word.capitalize() for word in re.findall(r"[^\W\d_]+", text[:2000]))
+    return max(_BEGIN, key=lambda language: sum(words[one] for one in _BEGIN[language]))
+
+
+def _sentences_of(paragraph: str, language: str) -> list[str]:
     sentences: list[str] = []
     start = 0
     for end in _END.finditer(paragraph):
-        if _ends_sentence(paragraph, start, end):
+        if _ends_sentence(paragraph, start, end, language):
             sentences.append(paragraph[start : end.end()])
             start = end.end()
     sentences.append(paragraph[start:])
     return [stripped for sentence in sentences if (stripped := sentence.strip())]
 
 
-def _ends_sentence(text: str, start: int, mark: re.Match[str]) -> bool:
+#: Japanese goes on after what is quoted.
+_QUOTING = re.compile("と(?!ころ|にか|ても|もか)|って|など")
+
+
+def _ends_sentence(text: str, start: int, mark: re.Match[str], language: str) -> bool:
     """Whether a mark ends a sentence, or belongs to an abbreviation, a number or a pause."""
+    near = max(start, mark.start() - _CONTEXT)
+    before, after = text[near : mark.start()], text[mark.end() : mark.end() + _CONTEXT]
     if mark[0][0] in "。！？｡":
-        return True
-    following = text[mark.end() : mark.end() + _CONTEXT].lstrip()
-    first = following.lstrip("\"'“‘«„([{")[:1]
-    if first.islower():
+        is_quoted = mark[0][-1] not in "。！？｡" and _QUOTING.match(after)
+        return not is_quoted and before.count("《") <= before.count("》")
+    following = after.lstrip().lstrip(_OPENERS)
+    if re.match(r"[,;:&/%§-]|[^\W\d_](?<=[a-zà-ÿ])(?![^\W\d_]*[A-Z])", following):
         return False
-    if mark[0] != ".":
+    if not re.match(r"\.(?!\s?\.)", mark[0]):
         return True
-    before = text[max(start, mark.start() - _CONTEXT) : mark.start()]
-    word = re.split(r"[\s\"'“‘«„(\[{]", before)[-1]
-    # "J. K. Rowling"; "am 3. Mai", where a number of more digits is rather a year at the end.
-    is_initial = len(word) == 1 and word.isupper()
-    is_ordinal = word.isdigit() and len(word) <= 2 and first.isalpha()
-    return not (is_initial or is_ordinal or word.lower() in _ABBREVIATIONS)
+    if near == start and not any(map(str.isalpha, before)):
+        return False  # the number of an item: "1. Buy milk."
+    word = re.split(rf"[\s{re.escape(_OPENERS)}{_WIDE}\uac00-\ud7a3]", before)[-1].lstrip("-–")
+    first = re.match(r"[^\W_]+(?:'\w+)?(?![\w.])", following)
+    begins = first is not None and first[0] in _BEGIN.get(language, ())
+    if word.isdigit():
+        # "am 3. Mai", "3. 5. 2020"; a number of more digits is rather a year at the end.
+        is_ordinal = following[:1].isdigit() or (language == "de" and following[:1].isalpha())
+        return begins or len(word) > 2 or not is_ordinal
+    spaced = re.sub(r"\s", "", _SPACED.search(before)[0])  # type: ignore[index]
+    names = {word, word.lower(), word.rpartition("-")[2]}
+    if "." in spaced:
+        names |= {spaced.lower(), spaced.rpartition(".")[2]}
+    if names & _UNFINISHED or (following[:1].isdigit() and names & _NUMBERED):
+        return False
+    is_roman = language == "de" and re.fullmatch("[IVX]+", word)
+    is_short = is_roman or any(map(_SHORT.fullmatch, names)) or word.endswith("str")
+    return begins or not (is_short or names & _ABBREVIATIONS)
 
 
 def _fitting(sentence: str, max_size: int) -> list[str]:
-    """Cut a sentence as gently as possible into pieces that fit."""
+    """Cut a sentence into pieces that fit."""
     pieces: list[str] = []
     start = 0
     while start < len(sentence):

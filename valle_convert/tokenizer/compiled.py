@@ -13,7 +13,10 @@ from typing import Literal
 
 from valle_convert.errors import InputError
 
+#: Keys of a converted file.
+TOKENS_KEY = "tokenizer.ggml.tokens"
 TRUE_IDS_KEY = "valle.tokenizer.true_ids"
+TOKENIZER_SHA256_KEY = "valle.tokenizer.sha256"
 
 MetadataValue = str | bool | int | list[str] | list[int] | list[float]
 MetadataType = Literal["string", "bool", "u32", "[string]", "[i32]", "[f32]"]
@@ -69,7 +72,7 @@ class CompiledTokenizer:
         """The keys of the GGUF file, each with its value and the type to write it in."""
         yield "tokenizer.ggml.model", self.model, "string"
         yield "tokenizer.ggml.pre", self.pre, "string"
-        yield "tokenizer.ggml.tokens", list(self.tokens), "[string]"
+        yield TOKENS_KEY, list(self.tokens), "[string]"
         yield "tokenizer.ggml.token_type", [int(kind) for kind in self.token_types], "[i32]"
         if self.model == "gpt2":
             yield "tokenizer.ggml.merges", list(self.merges), "[string]"

@@ -17,9 +17,9 @@ import ctypes
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol
 
+from valle_convert.closing import Closing
 from valle_convert.errors import InputError
 from valle_convert.llama.library import load_library
 from valle_convert.tokenizer.byte_level import readable
@@ -115,7 +115,7 @@ class SentencePieceOracle:
         return ids
 
 
-class LlamaTokenizer:
+class LlamaTokenizer(Closing):
     """The vocabulary of a GGUF file, as stock llama.cpp reads it.
 
     Loads no tensors. Use it as a context manager, or call `close`. Not for several threads at
@@ -234,17 +234,6 @@ class LlamaTokenizer:
             raise InputError(
                 f"The token id {id_} is not in the vocabulary, expected 0 to {self.n_tokens - 1}."
             )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         self.close()

@@ -8,8 +8,7 @@ from typing import Any
 
 from valle_convert.errors import InputError
 from valle_convert.tokenizer.choose import BUILT_IN, FILE_NAME, TokenizerFile, open_tokenizer
-
-SHA256_KEY = "valle.tokenizer.sha256"
+from valle_convert.tokenizer.compiled import TOKENIZER_SHA256_KEY
 
 
 def recorded_tokenizer(
@@ -26,7 +25,7 @@ def recorded_tokenizer(
         InputError: the file is no converted checkpoint, or no tokenizer at hand has the digest
             that it records.
     """
-    recorded = keys.get(SHA256_KEY)
+    recorded = keys.get(TOKENIZER_SHA256_KEY)
     if not isinstance(recorded, str):
         raise InputError(
             f"{gguf} does not record which tokenizer it was converted with, so it is no "

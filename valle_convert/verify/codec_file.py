@@ -27,7 +27,7 @@ from valle_convert.encodec.cpp_file import (
 from valle_convert.encodec.gguf_codec import is_gguf_codec, open_gguf_codec
 from valle_convert.encodec.weights import EncodecWeights
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.read import GgufFile, is_gguf
+from valle_convert.gguf_file.read import GgufFile
 from valle_convert.progress import Advance, Progress, silent
 from valle_convert.verify.report import Check, Level, Report
 
@@ -40,16 +40,9 @@ _FLOAT16_STEP, _FLOAT16_TINY = 2.0**-10, 2.0**-24
 _FLOAT32_STEP, _FLOAT32_TINY = 2.0**-21, 1e-12
 
 
-def is_codec_file(path: Path) -> bool:
-    """Whether a file is a codec's, of encodec.cpp or in GGUF."""
-    if is_cpp_codec(path):
-        return True
-    if not is_gguf(path):
-        return False
-    try:
-        return is_gguf_codec(GgufFile(path))
-    except InputError:
-        return False  # a damaged file is for the verdict on models
+def is_codec_file(file: Path | GgufFile) -> bool:
+    """Whether a file is a codec's, of encodec.cpp or in GGUF; see `gguf_file.read.parsed`."""
+    return is_gguf_codec(file) if isinstance(file, GgufFile) else is_cpp_codec(file)
 
 
 def verify_codec(

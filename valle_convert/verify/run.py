@@ -14,13 +14,13 @@ from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.families.bundle import Bundle, Plan, open_files
 from valle_convert.families.bundle import plan as plan_bundle
 from valle_convert.families.family import Choices
-from valle_convert.gguf_file.keys import TRUE_IDS_KEY
-from valle_convert.gguf_file.read import is_gguf
+from valle_convert.gguf_file.read import GgufFile, is_gguf
 from valle_convert.llama.library import find_library
 from valle_convert.llama.probe import prove_library
 from valle_convert.progress import Progress, silent
 from valle_convert.tokenizer import corpus
 from valle_convert.tokenizer.check import compare
+from valle_convert.tokenizer.compiled import TRUE_IDS_KEY
 from valle_convert.tokenizer.oracle import LlamaTokenizer
 from valle_convert.verify.report import Check, Level, Report
 from valle_convert.verify.structure import (
@@ -107,7 +107,7 @@ def verify(
 
 def verify_path(
     checkpoint: Checkpoint,
-    path: Path,
+    file: Path | GgufFile,
     *,
     given: Choices | None = None,
     levels: Sequence[LevelName] = LEVELS,
@@ -121,7 +121,7 @@ def verify_path(
 
     Args:
         checkpoint: with its LoRA, if one is merged.
-        path: of the main file.
+        file: the main one, or its path.
         given: tokenizer and codec as for the conversion, where they were given.
         levels: which levels to run.
         seed: of texts and inputs.
@@ -133,8 +133,9 @@ def verify_path(
             cannot be converted.
         EnvironmentFault: llama.cpp is there, and does not work on this machine.
     """
+    path = file.path if isinstance(file, GgufFile) else file
     try:
-        bundle = open_files(path)
+        bundle = open_files(file)
     except InputError as error:
         if not is_gguf(path):
             raise

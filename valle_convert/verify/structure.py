@@ -19,6 +19,7 @@ from valle_convert.gguf_file.plan import PlannedFile
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.write import read_biases
 from valle_convert.llama.probe import prove_library
+from valle_convert.tokenizer.compiled import TOKENS_KEY
 from valle_convert.verify.report import Check
 
 # What may differ without the file being another model: its name and authors, the number format
@@ -49,7 +50,6 @@ _OPTIONAL_KEYS = (
 _EXACT_GENERAL = "general.architecture"
 #: Keys that quantizing adds.
 QUANTIZE_PREFIX = "valle.quantize."
-_TOKENS = "tokenizer.ggml.tokens"
 _SHOWN = 5
 
 
@@ -162,10 +162,10 @@ def _size_faults(planned: PlannedFile, file: GgufFile) -> Iterator[str]:
         is_size = key.type == "u32" and key.name.startswith(f"{architecture.value}.")
         if is_size or key is architecture:
             yield from _key_faults(key, key.value, file)
-        elif key.name == _TOKENS:
-            tokens = file.keys.get(_TOKENS)
+        elif key.name == TOKENS_KEY:
+            tokens = file.keys.get(TOKENS_KEY)
             if not isinstance(tokens, list) or len(tokens) != len(key.value):
-                yield f"{_TOKENS} is no list of {len(key.value)} tokens"
+                yield f"{TOKENS_KEY} is no list of {len(key.value)} tokens"
 
 
 def _check_model(plan: Plan, bundle: Bundle) -> Check:

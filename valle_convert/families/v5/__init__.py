@@ -47,7 +47,7 @@ class VersionFive(Family[Model, "Network", "Utterance"]):
             "listen": f"{__name__}.listen",
             "lora": f"{__name__}.adapter:write_lora",
             "repair": f"{__name__}.old:read_old",
-            "utterances": "valle_convert.families.v5.recordings:make_utterances",
+            "utterances": f"{__name__}.recordings:fill_folder",
             "transcribe": f"{__name__}.speech:VersionFiveSpeaker.transcribe",
             "vc": f"{__name__}.speech:VersionFiveSpeaker.answer",
             "ns": f"{__name__}.speech:VersionFiveSpeaker.answer",
@@ -194,15 +194,16 @@ class VersionFive(Family[Model, "Network", "Utterance"]):
         return Arithmetic(gelu_from_table, input_rounding({PART: types}))
 
     def counted(self, bundle: Bundle) -> Mapping[str, tuple[object, object]]:
-        from valle_convert.llama.session import Session
+        from valle_convert.llama.gemma import GemmaSession
         from valle_convert.network.probe import read_probe_rows
+        from valle_convert.tokenizer.compiled import TOKENS_KEY
 
         config, file = bundle.model.config, bundle.main
-        with Session(file.path, n_ctx=8, probe_rows=read_probe_rows(file)) as session:
+        with GemmaSession(file.path, n_ctx=8, probe_rows=read_probe_rows(file)) as session:
             return {
                 "widths": (session.n_embd, config.n_embd),
                 "layers": (session.n_layer, config.n_layer),
-                "rows": (session.n_vocab, len(file.keys["tokenizer.ggml.tokens"])),
+                "rows": (session.n_vocab, len(file.keys[TOKENS_KEY])),
                 "weights": (
                     session.n_params,
                     sum(tensor.n_elements for tensor in file.tensors.values()),

@@ -32,7 +32,7 @@ from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.description import Description
 from valle_convert.model.spec import Attention, Head, Model, ModelConfig, Positions, Table
 from valle_convert.tokenizer.choose import TokenizerChoice
-from valle_convert.tokenizer.compiled import CompiledTokenizer
+from valle_convert.tokenizer.compiled import TOKENIZER_SHA256_KEY, CompiledTokenizer
 
 _MAX_JSON = 1 << 20
 _POSITIONS: dict[str, Positions] = {"segment": "segment", "unified": "unified"}
@@ -63,7 +63,7 @@ def file_keys(
             *(Key(name, value, kind) for name, value, kind in compiled.metadata()),
             Key("valle.tokenizer.source", tokenizer.source, "string"),
             Key("valle.tokenizer.reason", tokenizer.reason, "string"),
-            Key("valle.tokenizer.sha256", tokenizer.sha256, "string"),
+            Key(TOKENIZER_SHA256_KEY, tokenizer.sha256, "string"),
         ],
         model=model_keys(model),
         tail=[Key(name, text, "string") for name, text in said if text is not None],

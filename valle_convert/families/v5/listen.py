@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from valle_convert.audio.codec import AudioCodec
+from valle_convert.audio.recorded import Recorded
 from valle_convert.decode import decode_speech
 from valle_convert.errors import InputError
-from valle_convert.families.v5.recordings import Recorded, say_all, voice_prompt
+from valle_convert.families.v5.recordings import say_all, voice_prompt
 from valle_convert.files import read_small_file
 from valle_convert.listening.listen import Sentence, ways_of
 from valle_convert.model.inputs import Condition

@@ -47,13 +47,13 @@ from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
 from valle_convert.gguf_file.types import PLAIN_DTYPES
 from valle_convert.model.spec import LANGUAGES, TASKS, TONES
+from valle_convert.tokenizer.compiled import TOKENS_KEY
 
 FORMAT = "gguf, made the old way"
 _OLD_TYPES = OLD_TYPES_KEY.removeprefix(SOURCE_PREFIX)
 _WHAT = "VALL-E that was made into GGUF the old way"
 _ARCHITECTURE = "llama"
 _OUTPUT = "output.weight"
-_TOKENS = "tokenizer.ggml.tokens"
 #: Rows of the published models' matrices, whose tokens may have lost their names.
 _PUBLISHED_ROWS = 17_702
 #: What every VALL-E has, so that a file with others is none.
@@ -66,7 +66,7 @@ def is_old(file: GgufFile) -> bool:
     """Whether a GGUF file is a VALL-E made the old way."""
     if is_converted(file.keys) or file.keys.get("general.architecture") != _ARCHITECTURE:
         return False
-    tokens = file.keys.get(_TOKENS)
+    tokens = file.keys.get(TOKENS_KEY)
     if not isinstance(tokens, list):
         return False
     return is_named(tokens) or len(tokens) == _PUBLISHED_ROWS
@@ -99,7 +99,7 @@ def read_old(
     file = GgufFile(path)
     if is_converted(file.keys):
         raise InputError(f"{path} is a converted file, which needs no repair.")
-    names = file.keys.get(_TOKENS)
+    names = file.keys.get(TOKENS_KEY)
     if file.keys.get("general.architecture") != _ARCHITECTURE or not isinstance(names, list):
         raise InputError(
             f"{path} is no {_WHAT}: its architecture is "

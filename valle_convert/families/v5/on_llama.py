@@ -1,7 +1,7 @@
 """A converted file, opened on stock llama.cpp: `protocol.Network` with nothing assumed.
 
 The file's keys say which rows are which table and head; the rows are read from the file
-itself, dequantized as they are needed. `llama.Session` runs them and knows nothing of
+itself, dequantized as they are needed. `GemmaSession` runs them and knows nothing of
 VALL-E; this module adds what it knows, and no arithmetic but a head's bias.
 """
 
@@ -18,7 +18,7 @@ from valle_convert.families.v5.adapter import open_adapter
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.context import CacheType
-from valle_convert.llama.session import Pass, Session
+from valle_convert.llama.gemma import GemmaSession, Pass
 from valle_convert.model.spec import Head, Model, level_of_head
 from valle_convert.network.probe import read_probe_rows
 from valle_convert.network.protocol import Outputs
@@ -67,7 +67,7 @@ class GgufNetwork(Closing):
             for head in self._model.heads
             if head.bias is not None
         }
-        self.session = Session(
+        self.session = GemmaSession(
             self.file.path,
             n_ctx=n_ctx,
             n_seq=n_seq,
@@ -127,7 +127,7 @@ class GgufNetwork(Closing):
         ]
         self._switch_adapters(head)
         columns = self._model.head(head).columns
-        found = self.session.step_many(passes, causal=True, columns=columns)
+        found = self.session.step_many(passes, columns=columns)
         return [self._biased(head, logits) for logits in found]
 
     def _switch_adapters(self, head: str) -> None:

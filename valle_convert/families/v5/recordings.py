@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from valle_convert.audio.codec import AudioCodec
+from valle_convert.audio.codec import AudioCodec, open_codec
 from valle_convert.audio.codes import is_codes_path, read_codes
 from valle_convert.audio.files import read_audio
+from valle_convert.audio.recorded import Recorded
 from valle_convert.audio.voice import PROMPT_SECONDS, fit_prompt, prompt_audio
 from valle_convert.errors import InputError
+from valle_convert.families.bundle import Bundle
 from valle_convert.families.v5.trials import check_utterance
-from valle_convert.files import atomic_output, read_small_file
+from valle_convert.files import atomic_output, check_outputs, locked_folder, made_folder
 from valle_convert.model.spec import LANGUAGES, Codes, Model
 from valle_convert.progress import Progress, silent
 from valle_convert.speech.results import DEFAULT_FRAME_RATE, MAX_RECORDING_SECONDS
@@ -31,23 +33,10 @@ from valle_convert.text import (
     unsaid_characters,
     unsaid_notice,
 )
+from valle_convert.tokenizer.compiled import TRUE_IDS_KEY
 
-_MAX_LIST_BYTES = 64 << 20
 #: Of a recording's name in the name of its utterance, so that a long one leaves room.
 _MAX_STEM_BYTES = 200
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """A recording, and what is said in it.
-
-    Attributes:
-        path: wav, flac, ogg or mp3; or codes (.npz).
-        text: the words, or IPA.
-    """
-
-    path: Path
-    text: str
 
 
 @dataclass(frozen=True)
@@ -86,32 +75,70 @@ class MadeUtterance:
     notices: tuple[str, ...]
 
 
-def read_list(path: Path) -> list[Recorded]:
-    """Recordings and texts, tab-separated, one a line; paths are relative to the list.
+def fill_folder(
+    bundle: Bundle,
+    recorded: Sequence[Recorded],
+    folder: Path,
+    *,
+    codec: str | None = None,
+    voice: Path | None = None,
+    language: str | None = None,
+    is_phonemes: bool = False,
+    force: bool = False,
+    inputs: Sequence[Path] = (),
+    progress: Progress = silent,
+) -> list[MadeUtterance]:
+    """Make an utterance of each recording, and write all of them or none.
+
+    Args:
+        bundle: the model that they are for.
+        recorded: the recordings.
+        folder: takes the files; it is made where it is not there.
+        codec: of the model, as `open_codec` takes it.
+        voice: as for `make_utterances`.
+        language: of all texts; None detects it.
+        is_phonemes: the texts are IPA.
+        force: whether existing files may be replaced.
+        inputs: files that were read, which are never replaced.
+        progress: shows the recordings.
 
     Raises:
-        InputError: it cannot be read, is empty, or a line is not of that form.
+        InputError: a text or a recording cannot be used, or a file must not be written.
+        EnvironmentFault: a package is missing, or the folder is not writable.
     """
-    found = []
-    data = read_small_file(path, "list", _MAX_LIST_BYTES, pipe=True).removeprefix(b"\xef\xbb\xbf")
-    for number, line in enumerate(data.split(b"\n"), 1):
-        fields = line.removesuffix(b"\r").split(b"\t")
-        if fields == [b""]:
-            continue
-        where = f"{path}, line {number}"
-        if len(fields) != 2 or not fields[0] or b"\0" in fields[0]:
-            raise InputError(
-                f"{where} has {len(fields)} tab-separated fields, where two are expected: the "
-                "path of a recording, and what is said in it."
-            )
-        try:
-            text = fields[1].decode("utf-8")
-        except UnicodeDecodeError:
-            raise InputError(f"{where}: the text is not UTF-8; save it as UTF-8.") from None
-        found.append(Recorded(path.parent / os.fsdecode(fields[0]), text))
-    if not found:
-        raise InputError(f"{path} is empty, where a recording and its text a line are expected.")
-    return found
+    from valle_convert.tokenizer.oracle import LlamaTokenizer
+
+    heard = [*(one.path for one in recorded), *([voice] if voice else [])]
+    inputs = [*inputs, *bundle.paths, *heard]
+    true_ids = bundle.main.keys[TRUE_IDS_KEY]
+    with (
+        made_folder(folder, "give another name."),
+        locked_folder(folder),
+        LlamaTokenizer(bundle.path) as llama,
+    ):
+        outputs = {name: folder / name for name in utterance_names(recorded)}
+        check_outputs(outputs, inputs=inputs, force=force)
+        # All texts are looked at before a codec is loaded, or asked for at the hub.
+        said = say_all(
+            recorded,
+            bundle.model,
+            lambda line: [
+                true_ids[i] for i in llama.encode(line, add_special=True, parse_special=False)
+            ],
+            language=language,
+            is_phonemes=is_phonemes,
+        )
+        made = make_utterances(
+            recorded,
+            said,
+            bundle.model,
+            codec=None if all(map(is_codes_path, heard)) else open_codec(codec, bundle.model),
+            voice=voice,
+            is_phonemes=is_phonemes,
+            progress=progress,
+        )
+        write_utterances(made, folder, force=force, sources=inputs)
+    return made
 
 
 def utterance_names(recorded: Sequence[Recorded]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from valle_convert.checkpoint import Checkpoint
@@ -49,6 +50,7 @@ class VallEX(Family[VallexModel, "ComposedNetwork", "VallexUtterance"]):
     )
     reads_weights = True
     needs = ("speech", "vallex")
+    needs_for = MappingProxyType({"Japanese": ("japanese",)})
     n_texts = 10_000  # there are no merges to go wrong
     n_utterances = 2
     example_arrays = "audio_tokens, text_tokens and lang_code of a voice file of VALL-E X"

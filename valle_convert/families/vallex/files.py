@@ -220,9 +220,9 @@ def check_part(file: GgufFile, part: str) -> None:
     kind = _LEVEL if level else _BODY if part == "nar" else _AR
     is_ours = file.keys.get(gguf_keys.FAMILY_KEY) == FAMILY
     if not is_ours or file.keys.get(PART_KEY) != kind or file.keys.get(LEVEL_KEY, 0) != level:
-        wanted = f"{kind!r}" + (f" {level}" if level else "")
+        wanted = f"{kind} {level}" if level else kind
         raise InputError(
-            f"{file.path} is the part {name_of_part(file)!r} of a VALL-E X, where {wanted} is "
+            f"{file.path} is the part {name_of_part(file)!r} of a VALL-E X, where {wanted!r} is "
             "expected; give the file of the AR (such as out.gguf), and keep the names of the "
             "others."
         )

@@ -20,6 +20,7 @@ from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F32
 from valle_convert.llama.context import CacheType
+from valle_convert.llama.library import INSTALL_TESTED
 from valle_convert.llama.mpt import MptSession
 from valle_convert.metrics import nmse
 from valle_convert.network.probe import read_probe_rows
@@ -116,10 +117,9 @@ class VallexGguf(ComposedNetwork):
         same = np.array_equal(expected, found, equal_nan=True)
         if not same and not nmse(expected, found) <= _SAME_NMSE:
             raise EnvironmentFault(
-                "llama.cpp does not compute with what is written into a file that it has mapped: "
-                f"the logits of {self._files.levels[-1].path} are not those of the same norms over "
-                "another level's. Check the files with valle-convert verify; use the version of "
-                "llama-cpp-python that this program was tested with (constraints.txt)."
+                "llama.cpp does not compute with what is written into a file that it has mapped, "
+                f"the norms of {self._files.levels[-1].path}. Check the files with `valle-convert "
+                f"verify`, or {INSTALL_TESTED}."
             )
 
     def _switch(self, level: int) -> None:

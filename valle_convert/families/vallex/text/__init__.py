@@ -1,7 +1,8 @@
-"""Text for VALL-E X, in its 70 symbols: English, Chinese and Japanese, each by rules of its own.
+"""Text to the 70 symbols of VALL-E X, in English, Chinese and Japanese.
 
-`tagged` takes a text apart and puts symbols together; `english`, `chinese` and `japanese` read.
-What the network learned is how its own project writes each language; espeak-ng's IPA is not it.
+`tagged` splits a text at its language tags and joins the symbols; `english`, `chinese` and
+`japanese` write a language as the project that trained the network does, which is not espeak-ng's
+IPA.
 """
 
 from valle_convert.families.vallex.text.tagged import (

@@ -127,14 +127,7 @@ _SYLLABLE = re.compile(
 
 
 def chinese_symbols(text: str) -> tuple[str, list[str]]:
-    """A text in the network's symbols, with blanks between words.
-
-    Returns:
-        The symbols, and the characters of the text that cannot be said in Chinese.
-
-    Raises:
-        EnvironmentFault: a package is not installed.
-    """
+    """The symbols of a text, with blanks between words, and the characters that have none."""
     parts: list[str] = []
     unsaid: list[str] = []
     for word in _words(_expanded(plain(text, "zh"))):
@@ -159,7 +152,7 @@ def chinese_symbols(text: str) -> tuple[str, list[str]]:
 
 
 def spell_syllable(bopomofo: str) -> str:
-    """One syllable in bopomofo with its tone mark, in the network's symbols.
+    """The symbols of a syllable in bopomofo with its tone mark.
 
     >>> spell_syllable("ㄓㄨㄥ"), spell_syllable("ㄕˋ"), spell_syllable("ㄅㄛˊ")
     ('ts`⁼ʊŋ→', 's`ɹ`↓', 'p⁼wo↑')
@@ -190,7 +183,7 @@ def _spell(bopomofo: str) -> str | None:
 
 
 def _expanded(text: str) -> str:
-    """A plain text with numbers and signs in Chinese."""
+    """Write numbers and signs in Chinese."""
     text = signs_in_words(_PERCENT.sub(_percent, text), "zh")
     text = _YEAR.sub(lambda n: _in_chinese(n[1], "direct"), text)
     text = _NEGATIVE.sub("负", text)
@@ -227,7 +220,7 @@ def _jieba() -> Any:  # noqa: ANN401 - the package has no types
 
 
 def _readings(word: str) -> list[str]:
-    """Bopomofo of each character of a word; what is no Chinese character, as it is."""
+    """Bopomofo of each Chinese character of a word; other characters stay."""
     pypinyin = require("pypinyin", "Reading Chinese", extra="vallex")
     read = partial(pypinyin.lazy_pinyin, style=pypinyin.Style.BOPOMOFO)
     readings = list(read(word))

@@ -3,8 +3,8 @@
 >>> english_symbols("There will be widespread support on all sides.")[0]
 'ðɛɹ wɪɫ bi ˈwaɪdˈspɹɛd səˈpɔɹt ɔn ɔɫ saɪdz.'
 
-The network has learned the dictionary's way of writing: no lengths, a stress mark before its
-syllable and none on words of one syllable. What espeak-ng says is rewritten in that way.
+The network was trained on the dictionary's notation: no lengths, a stress mark before its syllable,
+none in words of one syllable. espeak-ng's phonemes are rewritten in it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from valle_convert.families.vallex.text.plain import PUNCTUATION, joined, plain
 from valle_convert.text.folding import signs_in_words
 from valle_convert.text.phonemes import to_phonemes
 
-#: Words that are written short. The dictionary itself knows "mr", "mrs", "dr" and months.
+#: The dictionary itself knows "mr", "mrs", "dr" and months.
 _ABBREVIATIONS = {
     "st.": "saint",
     "co.": "company",
@@ -128,14 +128,7 @@ _ONSETS = frozenset(
 
 
 def english_symbols(text: str) -> tuple[str, list[str]]:
-    """A text in the network's symbols, with blanks between words.
-
-    Returns:
-        The symbols, and the characters of the text that cannot be said in English.
-
-    Raises:
-        EnvironmentFault: a package is not installed.
-    """
+    """The symbols of a text, with blanks between words, and the characters that have none."""
     tokens = _TOKEN.findall(_expanded(plain(text, "en")))
     said = _pronounced(token for token in tokens if _WORD.fullmatch(token))
     parts: list[str] = []
@@ -153,7 +146,7 @@ def english_symbols(text: str) -> tuple[str, list[str]]:
 
 
 def _expanded(text: str) -> str:
-    """Abbreviations, numbers and signs in words."""
+    """Write abbreviations, numbers and signs in words."""
     text = re.sub("[’‘`]", "'", text)
     text = re.sub(
         r"(?<![\w.])[A-Za-z][A-Za-z.]*\.",
@@ -203,7 +196,7 @@ def _time_of_day(found: re.Match[str]) -> str:
 
 
 def _number(number: str) -> str:
-    """A plain number: 1999 as a year, 007 by its digits, 3.14 with its point."""
+    """A number in words: 1999 as a year, 007 digit by digit."""
     whole, _, fraction = number.partition(".")
     is_grouped = "," in whole
     whole = whole.replace(",", "")

@@ -3,8 +3,8 @@
 >>> japanese_symbols("レベルが上がったそうです。")[0]
 'ɾe↓beɾɯga a↑gat#taso↑ode↓sɯ*.'
 
-Accents are arrows: up after the first mora of a phrase that rises, down at its fall. Phrases are
-parted by blanks.
+Accents are arrows: up after the first mora of a phrase that rises, down at its fall. Blanks
+separate phrases.
 """
 
 from __future__ import annotations
@@ -96,14 +96,9 @@ class Phone:
 
 
 def japanese_symbols(text: str) -> tuple[str, list[str]]:
-    """A text in the network's symbols, with blanks between phrases.
+    """The symbols of a text, with blanks between phrases, and the characters that have none.
 
-    Returns:
-        The symbols, and the characters of the text that cannot be said in Japanese.
-
-    Raises:
-        InputError: OpenJTalk leaves out a part of the text.
-        EnvironmentFault: pyopenjtalk is not installed.
+    Raises InputError if OpenJTalk leaves out a part of the text.
     """
     parts: list[str] = []
     unsaid: list[str] = []
@@ -123,7 +118,7 @@ def japanese_symbols(text: str) -> tuple[str, list[str]]:
 
 
 def spell_phones(phones: Sequence[Phone]) -> str:
-    """Phones with their accents, in the network's symbols."""
+    """The symbols of phones and their accents."""
     parts: list[str] = []
     for i, phone in enumerate(phones):
         following = phones[i + 1] if i + 1 < len(phones) else Phone("")

@@ -1,9 +1,9 @@
-"""Text in up to three languages, taken apart by its tags, spelled, and put together.
+"""Text with language tags to symbols.
 
     [EN]I like [EN][ZH]苹果。[ZH]      pieces, each between two tags of its language
     Plain text.                        one language, given or detected
 
-Each piece is spelled by itself and ends with a punctuation mark; nothing stands between pieces,
+Each piece is spelled by itself and ends with a punctuation mark. Pieces are joined without a blank,
 and every symbol has the language of its piece.
 """
 
@@ -21,6 +21,7 @@ from valle_convert.families.vallex.text.japanese import japanese_symbols
 from valle_convert.text.folding import listed, unsaid_notice
 from valle_convert.text.languages import (
     assumed_language_notices,
+    could_be_either,
     detect_languages,
     known_language,
 )
@@ -42,7 +43,7 @@ _ENDS = ".,!?-…~"
 
 @dataclass(frozen=True)
 class TaggedText:
-    """Some text, or symbols, in one language, and what a user should know of it."""
+    """Text, or symbols, in one language, with notices for the user."""
 
     text: str
     language: str
@@ -56,7 +57,7 @@ class SpelledText:
     Attributes:
         symbols: characters of `model.vallex_symbols`; a blank is `_`.
         languages: of each symbol, as `en`, `zh` and `ja`.
-        notices: what a user should know, such as characters that cannot be said.
+        notices: for the user, such as characters that cannot be said.
     """
 
     symbols: str
@@ -65,18 +66,9 @@ class SpelledText:
 
 
 def tagged_pieces(text: str, language: str | None = None) -> tuple[list[TaggedText], list[str]]:
-    """The pieces of a text between its tags; of a text without tags, one piece.
+    """The pieces between tags, or a whole text without tags; and the text outside of the tags.
 
-    Args:
-        text: with or without tags.
-        language: of a text without tags; None detects it.
-
-    Returns:
-        The pieces that are not blank, and what stands outside of all tags, which is not spoken.
-
-    Raises:
-        InputError: a tag is not closed, or the language is none of the three.
-        EnvironmentFault: the package that tells languages apart is not installed.
+    The language is that of a text without tags; None detects it.
     """
     if _TAG.search(text) is None:
         if language is None:
@@ -106,28 +98,22 @@ def tagged_pieces(text: str, language: str | None = None) -> tuple[list[TaggedTe
 def tagged_sentences(
     text: str, language: str | None = None
 ) -> tuple[list[list[TaggedText]], list[str]]:
-    """The sentences of a text in order, each of one or more pieces.
-
-    Arguments and errors as `tagged_pieces`; without tags, each sentence may be in another language.
-
-    Returns:
-        The sentences, and what stands outside of all tags.
-    """
+    """As `tagged_pieces`, by sentence; without tags, each may be in another language."""
     if _TAG.search(text) is None:
-        sentences = split_sentences(text) or [""]
-        notices: list[str] = []
-        if language is None:
-            languages = detect_languages(sentences, VALLEX_LANGUAGES)
-            notices = assumed_language_notices(sentences, languages, VALLEX_LANGUAGES)
-        else:
-            languages = [known_language(language, VALLEX_LANGUAGES)] * len(sentences)
+        given = language and known_language(language, VALLEX_LANGUAGES)
+        sentences = split_sentences(text, language=given) or [""]
+        languages = (
+            [given] * len(sentences) if given else detect_languages(sentences, VALLEX_LANGUAGES)
+        )
         pieces = [TaggedText(*one) for one in zip(sentences, languages, strict=True)]
-        pieces[0] = replace(pieces[0], notices=tuple(notices))
+        if not given and (told := assumed_language_notices(sentences, languages, VALLEX_LANGUAGES)):
+            first = next(i for i, sentence in enumerate(sentences) if could_be_either(sentence))
+            pieces[first] = replace(pieces[first], notices=tuple(told))
         return [[piece] for piece in pieces], []
     pieces, outside = tagged_pieces(text, language)
     sentences_of_pieces: list[list[TaggedText]] = [[]]
     for piece in pieces:
-        parts = split_sentences(piece.text)
+        parts = split_sentences(piece.text, language=piece.language)
         for i, part in enumerate(parts):
             sentences_of_pieces[-1].append(TaggedText(part, piece.language))
             if i < len(parts) - 1 or _SENTENCE_END.search(part):
@@ -136,12 +122,7 @@ def tagged_sentences(
 
 
 def spell(pieces: Sequence[TaggedText]) -> SpelledText:
-    """Text to the network's symbols.
-
-    Raises:
-        InputError: there is nothing to say in any of the pieces.
-        EnvironmentFault: a package is not installed.
-    """
+    """Write text in the network's symbols; InputError if there is nothing to say."""
     symbols: list[tuple[str, str]] = []
     notices: list[str] = []
     for piece in pieces:
@@ -154,11 +135,7 @@ def spell(pieces: Sequence[TaggedText]) -> SpelledText:
 
 
 def spell_symbols(pieces: Sequence[TaggedText]) -> SpelledText:
-    """Symbols that are given as such; a blank may stand for `_`.
-
-    Raises:
-        InputError: there is nothing to say in any of the pieces.
-    """
+    """Take symbols as they are; a blank may stand for `_`."""
     symbols: list[tuple[str, str]] = []
     notices: list[str] = []
     for piece in pieces:

@@ -1,0 +1,63 @@
+"""Sequences of an `mpt` model: they keep what they hold when their context grows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from valle_convert.llama.mpt import MptSession
+from valle_convert.llama.tiny_mpt import MPT_WIDTH, random_mpt, write_mpt
+
+FACTOR = 256
+#: Causal batches of another size run through other kernels.
+TOLERANCE = 1e-4
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> MptSession:
+    weights = random_mpt(attention=True)
+    (path,) = write_mpt(tmp_path, weights, FACTOR)
+    rows = dict(enumerate(weights["token_embd.weight"][:4]))
+    return MptSession(path, probe_rows=rows, activation_factor=FACTOR, n_threads=1)
+
+
+def drawn(n: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, MPT_WIDTH), dtype=np.float32)
+
+
+def test_copies_go_on_by_themselves_past_the_room_that_they_shared(session: MptSession) -> None:
+    text, steps = drawn(200, 0), [drawn(3, i) for i in range(1, 60)]
+    with session:
+        session.read(text)
+        session.append(drawn(1, 100), [0], 1, slice(None))
+        session.fork(3)
+        before = session._room_for(0).n_ctx
+        found = [session.append(rows, [0, 1, 2], 3, slice(None)) for rows in steps]
+        assert session._room_for(0).n_ctx > before
+        assert [session.length(i) for i in range(4)] == [260, 260, 260, 0]
+        for copy in range(3):
+            session.read(text, room=100)
+            alone = np.concatenate([drawn(1, 100), *(rows[copy : copy + 1] for rows in steps)])
+            expected = session.append(alone, [0], len(steps), slice(None))
+            np.testing.assert_allclose(
+                np.stack([logits[copy] for logits in found]), expected, atol=TOLERANCE
+            )
+
+
+def test_a_block_that_sees_itself_stays_and_sees_what_was_before_it(session: MptSession) -> None:
+    before, block = drawn(5, 0), drawn(4, 1)
+    everything = np.ones(9, np.bool_)
+    with session:
+        places, ids = np.arange(9, dtype=np.int32), np.zeros(9, np.int32)
+        session.read(before)
+        given = (block, places[5:], ids[5:], everything[5:])
+        found = session.decode(*given, causal=False)
+        assert session.length() == 9
+        session.read(before[::-1])  # without positions, the order is nothing
+        same = session.decode(*given, causal=False)
+        session.read(before[:4])
+        other = session.decode(block, places[4:8], ids[5:], everything[5:], causal=False)
+    np.testing.assert_allclose(found, same, atol=TOLERANCE)
+    assert np.abs(found - other).max() > 100 * TOLERANCE

@@ -1,0 +1,53 @@
+"""Recordings and what is said in them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from valle_convert.errors import InputError
+from valle_convert.files import read_small_file
+
+_MAX_LIST_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A recording, and what is said in it.
+
+    Attributes:
+        path: wav, flac, ogg or mp3; or codes (.npz).
+        text: the words, or IPA.
+    """
+
+    path: Path
+    text: str
+
+
+def read_list(path: Path) -> list[Recorded]:
+    """Recordings and texts, tab-separated, one a line; paths are relative to the list.
+
+    Raises:
+        InputError: it cannot be read, is empty, or a line is not of that form.
+    """
+    found = []
+    data = read_small_file(path, "list", _MAX_LIST_BYTES, pipe=True).removeprefix(b"\xef\xbb\xbf")
+    for number, line in enumerate(data.split(b"\n"), 1):
+        fields = line.removesuffix(b"\r").split(b"\t")
+        if fields == [b""]:
+            continue
+        where = f"{path}, line {number}"
+        if len(fields) != 2 or not fields[0] or b"\0" in fields[0]:
+            raise InputError(
+                f"{where} has {len(fields)} tab-separated fields, where two are expected: the "
+                "path of a recording, and what is said in it."
+            )
+        try:
+            text = fields[1].decode("utf-8")
+        except UnicodeDecodeError:
+            raise InputError(f"{where}: the text is not UTF-8; save it as UTF-8.") from None
+        found.append(Recorded(path.parent / os.fsdecode(fields[0]), text))
+    if not found:
+        raise InputError(f"{path} is empty, where a recording and its text a line are expected.")
+    return found
