@@ -31,6 +31,7 @@ from valle_convert.errors import EXIT_FAILED_CHECK
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from valle_convert.checkpoint import Checkpoint
     from valle_convert.quantize.report import QuantizeReport
 
 DataOption = Annotated[
@@ -352,10 +353,7 @@ def quantize(
     with --listen, also by what is said.
     """
     from valle_convert.api import read_checkpoint
-    from valle_convert.families import family_of
-    from valle_convert.families.bundle import open_files
     from valle_convert.families.bundle import paths_of as paths_of_parts
-    from valle_convert.families.family import Choices
     from valle_convert.files import check_outputs, made_folder
     from valle_convert.gguf_file.read import is_gguf
     from valle_convert.quantize.forms import LogFile, check_reports, write_reports
@@ -469,16 +467,8 @@ def quantize(
                 progress=console.progress_bar,
             )
         )
-        # Shards, and the other files of a set, are known now.
-        read += reference.inputs if reference is not None else ()
-        if is_gguf(source):
-            files = open_files(source)
-            parts = list(files.files)
-            read += files.paths
-        else:
-            assert reference is not None  # noqa: S101 - the source itself, then
-            family = family_of(reference)
-            parts = list(family.describe(reference, Choices()).contents)
+        parts, others = _parts_of(source, reference)
+        read += others
         made = list(paths_of_parts(out, parts).values())
         made += [] if options.types else [out.with_suffix(TENSOR_TYPES_SUFFIX)]
         outputs = {f"OUT ({path.name})": path for path in made if single}
@@ -493,6 +483,21 @@ def quantize(
         )
         write_reports(result, reports, force=force)
     _end_with(result, as_json=json_)
+
+
+def _parts_of(source: Path, checkpoint: Checkpoint | None) -> tuple[list[str], list[Path]]:
+    """Names of the files that the source is or becomes, and every file that is read for it."""
+    from valle_convert.families import family_of
+    from valle_convert.families.bundle import open_files
+    from valle_convert.families.family import Choices
+    from valle_convert.gguf_file.read import is_gguf
+
+    inputs = [] if checkpoint is None else list(checkpoint.inputs)
+    if is_gguf(source):
+        files = open_files(source)
+        return list(files.files), [*inputs, *files.paths]
+    assert checkpoint is not None  # noqa: S101 - the source itself, then
+    return list(family_of(checkpoint).describe(checkpoint, Choices()).contents), inputs
 
 
 def _check_beside(written: Mapping[str, Path | None], folder: Path) -> None:
