@@ -151,7 +151,7 @@ def test_a_quantized_input_is_refused_unless_it_is_allowed(
     program: Quantizer, converted: Callable[[str, str], Path]
 ) -> None:
     path = converted(NARROW, "q8_0")
-    source = Source(path, path.name, GgufFile(path))
+    source = Source(path, path.name, GgufFile(path), path)
     with pytest.raises(InputError, match=r"quantized already .* --allow-requantize"):
         plan_file(program, source, FILE_TYPES["Q5_0"], OPTIONS)
     allowed = Options(allow_requantize=True, threads=1)

@@ -158,7 +158,7 @@ def test_a_mixture_has_a_name_of_its_own_and_its_list_is_in_the_manifest(
     assert "is not overwritten" in error_of(cli(*run, 6), 2)
     kept = cli(*run, 6, "--resume", "--json")
     assert [one["status"] for one in json.loads(kept.out)["files"]] == ["kept"]
-    assert "is not overwritten" in error_of(cli(*run, 5, "--resume"), 2)
+    assert "give --force" in error_of(cli(*run, 5, "--resume"), 2)
     assert listing.read_bytes() == before
     given = ("--types", "Q8_0", "--tensor-types", listing, "--resume", "--prune", "--no-measure")
     other = cli("quantize", checkpoint_256, out, *given, "--threads", 1)

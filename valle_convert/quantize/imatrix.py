@@ -34,6 +34,7 @@ from valle_convert.families.bundle import paths_of
 from valle_convert.families.family import AnyFamily
 from valle_convert.files import (
     atomic_outputs,
+    check_input_file,
     check_outputs,
     read_small_file,
     sha256_of,
@@ -168,6 +169,7 @@ def read_imatrix(path: Path) -> ImatrixFile:
     Raises:
         InputError: it is none, or damaged.
     """
+    check_input_file(path, "importance matrix")
     if not is_gguf(path):
         return _read_legacy(path)
     file = GgufFile(path)
