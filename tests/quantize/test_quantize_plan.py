@@ -27,7 +27,7 @@ NARROW = "ar-nar-len"  # a golden checkpoint whose rows are 64
 @pytest.fixture
 def narrow(converted: Callable[[str, str], Path]) -> Source:
     path = converted(NARROW, "f16")
-    return Source(path, path.name, GgufFile(path))
+    return Source(path, path.name, GgufFile(path), path)
 
 
 def made(program: Quantizer, plan: FilePlan, folder: Path) -> Path:
