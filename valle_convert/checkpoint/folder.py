@@ -33,7 +33,7 @@ INDEX_SUFFIX = ".index.json"
 PICKLE = "data.pkl"
 CONFIGS = ("config.yaml", "config.yml")
 
-_LATEST = "latest"
+LATEST = "latest"
 _STATES = ("state.sft", "state.pth")
 _DEEPSPEED = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 #: What lies beside weights and is none: the optimizer's, and adapters.
@@ -257,7 +257,7 @@ def _look_into(
 ) -> Found | None:
     """The weights that a folder itself has; None where it has none."""
     names = tree.files(folder)
-    if _LATEST in names:
+    if LATEST in names:
         return _at_latest(tree, folder)
     state = _state(tree, folder, names)
     if state is not None:
@@ -303,7 +303,7 @@ def _passed_over(names: list[str], chosen: list[str]) -> Iterator[str]:
 
 def _at_latest(tree: Tree, folder: PurePath) -> Found:
     """The state that `latest` names."""
-    path = folder / _LATEST
+    path = folder / LATEST
     raw = read_small_file(tree.get(path), "file", _MAX_TAG_BYTES)
     tag = raw.decode("utf-8", errors="replace").strip()
     if not is_plain_name(tag):
@@ -321,7 +321,7 @@ def _at_latest(tree: Tree, folder: PurePath) -> Found:
     state = _state(tree, inner, tree.files(inner))
     if state is None:
         raise InputError(
-            f"{tree.name(inner)}, which {_LATEST} names, holds none of {', '.join(_STATES)} and "
+            f"{tree.name(inner)}, which {LATEST} names, holds none of {', '.join(_STATES)} and "
             "mp_rank_00_model_states.pt; give the folder of another state."
         )
     note = f"{tree.name(path)} names {tag}"
@@ -372,7 +372,7 @@ def _models_below(tree: Tree, folder: PurePath, depth: int) -> Iterator[PurePath
         except ValleConvertError:
             continue  # a folder that this user may not look into
         if (
-            any(name in (_LATEST, PICKLE) or name in _STATES or is_shard(name) for name in names)
+            any(name in (LATEST, PICKLE) or name in _STATES or is_shard(name) for name in names)
             or any(_DEEPSPEED.fullmatch(name) for name in names)
             or any(choices for _, choices in _choices(names))
         ):

@@ -325,7 +325,9 @@ class QuantizeReport:
             yield from (_cell(self.recommendation()), "")
         yield from _markdown_table(*self.summary())
         yield ""
-        yield from (f"- {_cell(line)}" for line in self.facts())
+        yield from (f"- {_cell(line)}" for line in self.facts() if line != f"again: {self.command}")
+        if self.command:
+            yield from ("", "## Again", "", "```sh", self.command, "```")
         yield from ("", "## What the columns mean", "")
         yield from (f"- {_cell(line)}" for line in self.legend())
         for file in self.files:
