@@ -590,3 +590,10 @@ def test_every_type_that_stock_llama_quantize_lists_is_made_and_judged(
         assert path.stat().st_size == file["bytes"]
         assert file["quality"] is not None
         assert not file["fallbacks"]
+
+
+def test_types_given_one_by_one_are_all_made(cli: Cli, gguf_256: Path, tmp_path: Path) -> None:
+    run = ("quantize", gguf_256, tmp_path / "out", "--types", "Q4_0", "--types", "Q8_0,F16", *QUICK)
+    result = cli(*run, "--dry-run", "--json")
+    assert result.code == 0, result.err
+    assert [one["type"] for one in json.loads(result.out)["files"]] == ["Q4_0", "Q8_0", "F16"]

@@ -99,8 +99,6 @@ def set_in_added(index: int, key: str, value: object) -> Callable[[Document], No
     [
         (set_at_top("normalizer", {"type": "NFC"}), '"normalizer"'),
         (set_at_top("pre_tokenizer", {"type": "Whitespace"}), '"pre_tokenizer"'),
-        (set_at_top("truncation", {"max_length": 5}), '"truncation"'),
-        (set_at_top("padding", {"length": 5}), '"padding"'),
         (set_at_top("post_processor", {"type": "BertProcessing"}), '"post_processor"'),
         (set_at_top("post_processor", 5), '"post_processor"'),
         (set_at_top("surprise", 1), "'surprise' is unknown"),

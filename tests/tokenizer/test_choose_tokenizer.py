@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tokenizers
 
 from valle_convert.errors import InputError
 from valle_convert.tokenizer.bpe import PhonemeBpe
@@ -15,6 +16,7 @@ from valle_convert.tokenizer.choose import (
     choose_tokenizer,
     open_tokenizer,
 )
+from valle_convert.tokenizer.oracle import HuggingFaceOracle, Setting
 
 
 @pytest.fixture
@@ -50,6 +52,26 @@ def test_a_file_beside_the_checkpoint_comes_before_the_built_in_one(checkpoint: 
         assert choice.source == beside.name
         assert choice.reason == "found beside the checkpoint"
         assert choice.sha256 == hashlib.sha256(beside.read_bytes()).hexdigest()
+
+
+def test_settings_of_a_trainer_s_batches_change_no_id(checkpoint: Path) -> None:
+    beside = checkpoint.with_name("tokenizer.json")
+    saved = tokenizers.Tokenizer.from_file(str(BUILT_IN))
+    saved.enable_truncation(6)
+    saved.enable_padding(length=64)
+    saved.save(str(beside))
+    settings = json.loads(beside.read_bytes())
+    document = json.loads(BUILT_IN.read_bytes())
+    document |= {key: settings[key] for key in ("truncation", "padding")}
+    beside.write_text(json.dumps(document), encoding="utf-8")
+    file = choose_tokenizer(None, checkpoint, None, 256)
+    assert file.reason == "found beside the checkpoint, without its truncation and padding"
+    plain = choose_tokenizer(BUILT_IN, checkpoint, None, 256)
+    assert file.file.tokenizer == plain.file.tokenizer
+    texts, setting = ["h", "həlˈoʊ wˈɜːld " * 9], Setting(add_special=True, parse_special=False)
+    oracles = [HuggingFaceOracle(one.file.data) for one in (file, plain)]
+    found, expected = (one.encode_batch(texts, setting) for one in oracles)
+    assert found == expected
 
 
 def test_a_named_file_comes_before_the_one_beside(checkpoint: Path, tmp_path: Path) -> None:

@@ -104,11 +104,11 @@ def quantize(
         str | None, typer.Argument(metavar="[TYPE]", help="Of OUT.gguf.", show_default=False)
     ] = None,
     types: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--types",
             metavar="LIST",
-            help="Such as Q8_0,Q6_K,Q4_K_M; see --list-types.",
+            help="Such as Q8_0,Q6_K,Q4_K_M; may be given several times; see --list-types.",
             show_default=False,
         ),
     ] = None,
@@ -411,7 +411,7 @@ def quantize(
         *(source, checkpoint, config, *paths_of(lora), data, no_worse_than, matrix),
         *(sentences, voice, Path(codec) if codec else None, tensor_types),
     ]
-    if (type_ is not None and types is not None) or not (type_ or types or scan):
+    if (type_ is not None and types) or not (type_ or types or scan):
         raise typer.BadParameter("give --types LIST, or one TYPE after OUT.gguf.")
     if type_ is not None and out.suffix != ".gguf":
         raise typer.BadParameter(
@@ -441,7 +441,9 @@ def quantize(
         raise typer.BadParameter("--target-bits chooses the types itself; leave out --types.")
     merged, adapters = split_loras(lora)
     options = Options(
-        types=() if scan and not (types or type_) else parse_types(types or type_ or ""),
+        types=()
+        if scan and not (types or type_)
+        else parse_types(",".join(types or [type_ or ""])),
         tool=llama_quantize,
         tensor_types=(
             *(check_tensor_type(item) for item in tensor_type or []),

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import permutations, product
 from pathlib import Path
 
@@ -68,6 +68,7 @@ class PhonemeBpe:
         added_tokens: by id.
         unk_id, bos_id, eos_id: ids of special tokens.
         add_bos, add_eos: whether the post-processor puts them around a text.
+        left_out: settings of the file that shape batches and change no id.
     """
 
     vocab: Mapping[str, int]
@@ -79,6 +80,7 @@ class PhonemeBpe:
     eos_id: int
     add_bos: bool
     add_eos: bool
+    left_out: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def n_ids(self) -> int:
@@ -169,6 +171,7 @@ def parse_bpe(data: bytes, source: str) -> PhonemeBpe:
         eos_id=parts.eos_id,
         add_bos=parts.add_bos,
         add_eos=parts.add_eos,
+        left_out=tuple(key for key in _OF_BATCHES if not _is_absent(document.get(key))),
     )
 
 
@@ -240,9 +243,9 @@ class _Parts:
 _ABSENT_AT_TOP = {
     "normalizer": "rewrites the text first, for which llama.cpp has no counterpart",
     "pre_tokenizer": "splits the text first, and llama.cpp's splitters are other ones",
-    "truncation": "cuts long texts",
-    "padding": "adds tokens to short texts",
 }
+#: What a trainer sets for its batches, and the library saves with the file.
+_OF_BATCHES = ("truncation", "padding")
 _ABSENT_IN_MODEL = {
     "dropout": "leaves out merges at random",
     "continuing_subword_prefix": "marks parts of words in a way that llama.cpp does not know",
@@ -251,7 +254,15 @@ _ABSENT_IN_MODEL = {
     "byte_fallback": "spells unknown characters as bytes, which llama.cpp's BPE does not do",
     "ignore_merges": "takes whole words from the vocabulary before merging",
 }
-_TOP_KEYS = {"version", "added_tokens", "post_processor", "decoder", "model", *_ABSENT_AT_TOP}
+_TOP_KEYS = {
+    "version",
+    "added_tokens",
+    "post_processor",
+    "decoder",
+    "model",
+    *_ABSENT_AT_TOP,
+    *_OF_BATCHES,
+}
 _MODEL_KEYS = {"type", "unk_token", "vocab", "merges", *_ABSENT_IN_MODEL}
 
 

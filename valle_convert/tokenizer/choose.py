@@ -162,6 +162,8 @@ def choose_tokenizer(
                 reason = "the built-in one differs from what the file carries"
             else:
                 reason = f"the file's {len(strings)} strings and {len(merges)} merges are in it"
+    if isinstance(file.tokenizer, PhonemeBpe) and file.tokenizer.left_out:
+        reason += f", without its {' and '.join(file.tokenizer.left_out)}"
     problems = _disagreements(file.tokenizer, symmap, n_text_rows)
     if carried is not None:
         problems += _differences(file.tokenizer, carried)

@@ -73,6 +73,9 @@ class HuggingFaceOracle:
                 f"The tokenizers library does not load the tokenizer.json: {error}; "
                 "give the file as it was written by that library."
             ) from None
+        for tokenizer in (self._parsing, self._plain):
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
         self._plain.encode_special_tokens = True
 
     def encode_batch(self, texts: Sequence[str], setting: Setting) -> list[list[int]]:
