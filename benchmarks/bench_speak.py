@@ -44,7 +44,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fixtures"))
 from make_checkpoint import PRODUCTION, make_checkpoint
 
 from valle_convert import open_network, plan_conversion, write_gguf
-from valle_convert.decode import ArOptions, Guidance, SamplingOptions, decode_ar
+from valle_convert.decode import ArOptions, Guidance, decode_ar
 from valle_convert.families.family import Choices
 from valle_convert.model.inputs import Condition, Inputs, assemble, speech_segments
 from valle_convert.model.spec import Model
@@ -58,7 +58,7 @@ MAX_AR, MAX_NAR, MIN_SPEEDUP = 1.15, 1.1, 40.0
 
 N_PHONEMES, N_PROMPT, N_FRAMES, LEVEL = 170, 225, 300, 4
 #: The stop code of random weights comes at random; this keeps it away.
-SAMPLING = SamplingOptions(length_penalty=3.0)
+LENGTH_PENALTY = 3.0
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,9 @@ def nar_pass(network: Network) -> None:
 
 
 def _ar(n_frames: int, guidance: float = 0.0) -> ArOptions:
-    return ArOptions(SAMPLING, Guidance(guidance), max_frames=n_frames)
+    return ArOptions(
+        guidance=Guidance(guidance), max_frames=n_frames, length_penalty=LENGTH_PENALTY
+    )
 
 
 def measure_ar(

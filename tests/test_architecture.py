@@ -39,8 +39,6 @@ SHELVES = (
 )
 #: Names that every command has.
 ROLES = {"register", "main"}
-#: What still knows a family.
-NOT_YET = ("cli/speak.py",)
 FAMILY_WORD = re.compile("|".join(FOLDERS), re.IGNORECASE)
 #: In the name of a file: `-v5.0-`.
 VERSION = re.compile(r"v\d+\.\d")
@@ -133,8 +131,7 @@ def test_nothing_outside_imports_a_family_and_no_family_another() -> None:
         for _, path, tree in modules()
         for other in imported_modules(ast.walk(tree))
         for home in homes.values()
-        if other.startswith(home)
-        and not f"{path.relative_to(PACKAGE)}".startswith((home, *NOT_YET))
+        if other.startswith(home) and not f"{path.relative_to(PACKAGE)}".startswith(home)
     ]
     assert wrong == []
 
@@ -145,9 +142,7 @@ def test_no_word_outside_is_the_name_of_a_family() -> None:
         for room, path, tree in modules()
         if room != "families" and knows_a_family(tree)
     }
-    assert {one for one in known if not one.startswith(NOT_YET)} == set()
-    # What is done is taken off the list.
-    assert [one for one in NOT_YET if not any(path.startswith(one) for path in known)] == []
+    assert known == set()
 
 
 def role_of(path: Path) -> str:

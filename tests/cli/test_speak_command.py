@@ -28,7 +28,9 @@ from transformers import EncodecConfig, EncodecModel
 
 from valle_convert.api import plan_conversion, write_gguf
 from valle_convert.audio import read_codes
-from valle_convert.cli.speak import _duration, _stop_on_interrupt, _tell_threads
+from valle_convert.cli.speak import _tell_threads
+from valle_convert.cli.watch import duration, stop_on_interrupt
+from valle_convert.families.family import Choices
 
 Convert = Callable[[str, str], Path]
 
@@ -263,14 +265,13 @@ def test_a_codec_is_held_against_what_the_file_says(
     model, out = tmp_path / "model.gguf", tmp_path / "out.wav"
     plan = plan_conversion(golden_checkpoint("ar-nar-len"))
     if named is not None:
-        says = {"name": named, "sample_rate": RATE, "frame_rate": 75.0}
-        keys = (
-            replace(k, value=says.get(k.name.removeprefix("valle.codec."), k.value))
-            for k in plan.keys
-            if k.name.startswith("valle.codec.")
-        )
-        told = {key.name: key for key in keys}
-        plan = replace(plan, keys=tuple(told.get(key.name, key) for key in plan.keys))
+        says = {
+            "valle.codec.name": named,
+            "valle.codec.sample_rate": RATE,
+            "valle.codec.frame_rate": 75.0,
+        }
+        keys = tuple(replace(key, value=says.get(key.name, key.value)) for key in plan.main.keys)
+        plan = replace(plan, files={"model": replace(plan.main, keys=keys)})
     write_gguf(plan, model)
     common = ["speak", model, "Hello.", "-o", out, "--force", *QUICK]
     done(cli(*common, "--codec", codec))
@@ -306,7 +307,7 @@ def test_a_codec_that_cannot_fit_is_refused_before_the_hub_is_asked(
 
 def test_a_codec_whose_codes_are_not_the_models_is_not_recorded(cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "o.gguf"
-    refused = cli(golden_checkpoint("ar-nar-len"), out, "--codec", "encodec-24khz")
+    refused = cli(golden_checkpoint("ar-nar-len"), out, "--codec-name", "encodec-24khz")
     assert "has 8 levels of 1024 codes, and the model was trained on 8" in error_of(refused, 2)
     assert not out.exists()
 
@@ -397,7 +398,7 @@ def test_a_long_text_tells_how_many_sentences_and_how_long_it_takes(
     [(0.2, "1 s"), (59, "59 s"), (60, "1 min 0 s"), (3599.5, "1 h 0 min"), (7500, "2 h 5 min")],
 )
 def test_durations_are_told_as_people_say_them(seconds: float, words: str) -> None:
-    assert _duration(seconds) == words
+    assert duration(seconds) == words
 
 
 @pytest.mark.parametrize("word", ["EN", "en-US", "en_GB"])
@@ -460,7 +461,7 @@ def test_an_interrupted_speech_keeps_what_was_finished_where_asked(
 
 def test_a_second_interrupt_aborts() -> None:
     handler = signal.getsignal(signal.SIGINT)
-    with _stop_on_interrupt(keep=True) as should_stop:
+    with stop_on_interrupt(keep=True) as should_stop:
         assert not should_stop()
         signal.raise_signal(signal.SIGINT)
         assert should_stop()
@@ -532,7 +533,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "script": (lambda _: ["Привет."], "the script Cyrillic"),
     "too long": (lambda _: ["b" * 30_000, "--phonemes"], "made for 22750; give a shorter text"),
     "temperature": (lambda _: ["Hi.", "--temperature", -1], "temperature is -1"),
-    "guidance": (lambda _: ["Hi.", "--guidance", "-1"], "guidance strength is -1"),
+    "guidance": (lambda _: ["Hi.", "--guidance", "-1"], "guidance is -1"),
     "seconds": (lambda _: ["Hi.", "--max-seconds", 0], "max-seconds is 0"),
     "missing codec": (lambda t: ["Hi.", "--codec", t / "none"], "There is no codec folder"),
 }
@@ -589,7 +590,7 @@ def test_a_model_of_another_codec_speaks_codes_only(
 ) -> None:
     model, out = tmp_path / "model.gguf", tmp_path / "out.npz"
     checkpoint = small_checkpoint(levels=9, audio_tokens=1024, dim=32)
-    write_gguf(plan_conversion(checkpoint, codec="dac-44khz"), model)
+    write_gguf(plan_conversion(checkpoint, Choices(codec="dac-44khz")), model)
     refused = cli("speak", model, "Hi.", "-o", tmp_path / "o.wav", *QUICK)
     assert "speaks codes of dac-44khz, and this program can only sound" in error_of(refused, 2)
     done(cli("speak", model, "Hi.", "--save-codes", out, *QUICK))

@@ -22,6 +22,7 @@ from valle_convert.decode import (
     MaskedOptions,
     NarOptions,
     Prefix,
+    Repetition,
     SamplingOptions,
     SpeechOptions,
     TranscribeOptions,
@@ -141,7 +142,7 @@ def test_a_huge_repetition_penalty_makes_greedy_codes_differ(
     network: Network, golden: Golden
 ) -> None:
     assert len(np.unique(golden["gen.ar"][:20])) < 20
-    options = ArOptions(SamplingOptions(temperature=0, repetition_penalty=1e6), max_frames=20)
+    options = ArOptions(GREEDY, max_frames=20, repetition=Repetition(1e6))
     codes = decode_ar(network, golden.condition, options, rng()).codes
     assert len(np.unique(codes)) == len(codes)
 
@@ -375,6 +376,18 @@ def test_voice_conversion_by_the_ar_is_refused(network: Network, golden: Golden)
         decode_speech(network, golden.condition, options, rng(), source=golden["in.resp"][:, 0])
 
 
+@pytest.mark.parametrize("mode", ["ar", "nar-len"])
+def test_a_level_0_that_is_given_stays_and_the_levels_above_follow(
+    network: Network, golden: Golden, mode: str
+) -> None:
+    options = replace(QUICK, mode=mode)
+    whole = decode_speech(network, golden.condition, options, rng())
+    raised = decode_speech(network, golden.condition, options, rng(), level_0=whole.codes[:, 0])
+    np.testing.assert_array_equal(raised.codes, whole.codes)
+    assert (raised.end, raised.mode) == ("stop", mode)
+    assert raised.seconds.length < whole.seconds.length or mode == "ar"
+
+
 def test_a_prefix_stands_in_front_of_text_and_speech(network: Network, golden: Golden) -> None:
     condition = golden.condition
     phonemes = np.asarray(condition.phonemes)
@@ -440,7 +453,8 @@ def test_an_interrupted_transcript_keeps_the_phonemes_so_far(
         lambda: SamplingOptions(temperature=-1),
         lambda: SamplingOptions(temperature=math.nan),
         lambda: SamplingOptions(top_p=1.5),
-        lambda: SamplingOptions(repetition_penalty=0),
+        lambda: Repetition(0),
+        lambda: ArOptions(length_penalty=math.nan),
         lambda: Guidance(cfg_strength=-1),
         lambda: Guidance(cfg_rescale=2),
         lambda: MaskedOptions(max_steps=0),

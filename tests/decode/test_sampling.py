@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from valle_convert.decode.guidance import guide
 from valle_convert.decode.sampling import (
+    Repetition,
     SamplingOptions,
     draw,
     keep_min_p,
@@ -125,7 +126,7 @@ def test_filters_at_their_defaults_change_nothing(logits: Block) -> None:
         keep_top_k(logits, 0),
         keep_top_p(logits, 1.0),
         keep_top_n_sigma(logits, 0.0),
-        penalize_repetition(logits, np.array([0, 1], np.int32), 1.0),
+        penalize_repetition(logits, np.array([0, 1], np.int32), Repetition()),
         penalize_length(logits, 0, 9, 0.0),
     ):
         np.testing.assert_array_equal(result, logits)
@@ -152,7 +153,7 @@ def test_codes_are_drawn_with_their_probability(temperature: float) -> None:
 def test_a_repetition_penalty_never_favours_a_code_and_spares_new_ones(
     logits: Block, previous: list[int], factor: float, decay: float
 ) -> None:
-    result = penalize_repetition(logits, np.array(previous, np.int32), factor, decay)
+    result = penalize_repetition(logits, np.array(previous, np.int32), Repetition(factor, decay))
     there = np.unique(previous)
     new = np.setdiff1d(np.arange(logits.shape[1]), there)
     np.testing.assert_array_equal(result[:, new], logits[:, new])
@@ -164,7 +165,7 @@ def test_a_repetition_penalty_counts_the_latest_place_of_a_code() -> None:
     logits = np.array([[8.0, 8.0, -8.0, 8.0]], np.float32)
     # Distances from the end: code 1 at 1 (and 3), code 0 at 2, code 2 at 4.
     previous = np.array([2, 1, 0, 1], np.int32)
-    result = penalize_repetition(logits, previous, 2.0, 1.0)
+    result = penalize_repetition(logits, previous, Repetition(2.0, 1.0))
     np.testing.assert_array_equal(result, [[2.0, 4.0, -64.0, 8.0]])
 
 
@@ -174,6 +175,24 @@ def test_a_length_penalty_above_0_delays_the_stop_code_and_below_0_hastens_it() 
     np.testing.assert_array_equal(penalize_length(logits, 1, 4, -0.5), [[1.0, 16.0]])
     negative = np.array([[1.0, -8.0]], np.float32)
     np.testing.assert_array_equal(penalize_length(negative, 1, 4, 0.5), [[1.0, -16.0]])
+
+
+@given(
+    logits=BLOCKS,
+    penalty=st.sampled_from([1e-6, 0.5, 2.0, 1e308]),
+    power=st.sampled_from([-100.0, -1.0, 1.0, 100.0]),
+    length=st.integers(1, 45_000),
+)
+def test_penalties_beyond_all_numbers_leave_numbers(
+    logits: Block, penalty: float, power: float, length: int
+) -> None:
+    previous = np.arange(length, dtype=np.int32) % logits.shape[1]
+    for result in (
+        penalize_repetition(logits, previous, Repetition(penalty, power)),
+        penalize_length(logits, 0, length, power),
+    ):
+        assert np.isfinite(result).all()
+        assert sample(result, SamplingOptions(), rng()).shape == (len(logits),)
 
 
 @given(full=BLOCKS, strength=st.floats(0, 10), rescale=st.floats(0, 1), seed=st.integers(0, 99))

@@ -19,7 +19,6 @@ from miniature.world import WorldCodec, analyse
 from valle_convert.audio import Audio, read_audio
 from valle_convert.decode import SamplingOptions
 from valle_convert.families.bundle import open_bundle
-from valle_convert.families.v5.speech import Speaker
 from valle_convert.listening.listen import (
     NLL,
     PHONEMES,
@@ -151,7 +150,7 @@ def test_hello_world_is_heard_as_that_more_often_than_chance_has_it(
     cepstra = [normalized(mel_cepstra(one)) for one in recordings]
     right = 0
     bundle = open_bundle(quantized("Q4_K_M"))
-    with Speaker.open(bundle, codec=WorldCodec(CODEC), n_threads=1) as speaker:
+    with bundle.family.speaker(bundle, codec=WorldCodec(CODEC), n_threads=1) as speaker:
         for seed in range(8):
             options = SpeakOptions(
                 mode="ar",

@@ -20,10 +20,10 @@ from support import Cli, error_of
 from valle_convert.audio import EncodecCodec, SavedCodes, read_audio, write_codes
 from valle_convert.audio.recorded import Recorded, read_list
 from valle_convert.errors import InputError
+from valle_convert.families.bundle import open_bundle
 from valle_convert.families.v5 import FAMILY
 from valle_convert.families.v5.files import open_model
 from valle_convert.families.v5.recordings import utterance_names
-from valle_convert.families.v5.speech import Speaker
 from valle_convert.families.v5.trials import read_utterance
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.spec import Model
@@ -197,7 +197,8 @@ def test_what_speak_saves_of_one_sentence_is_an_utterance(
 ) -> None:
     from valle_convert.speech.results import SpeakOptions
 
-    with Speaker.open(gguf, codec=EncodecCodec(codec), n_threads=1) as speaker:
+    bundle = open_bundle(gguf)
+    with bundle.family.speaker(bundle, codec=EncodecCodec(codec), n_threads=1) as speaker:
         options = SpeakOptions(mode="ar", language="de", max_seconds=0.2, seed=1)
         one = speaker.speak("Guten Morgen.", options=options)
         two = speaker.speak("Guten Morgen. Wie geht es?", options=options)

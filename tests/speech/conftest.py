@@ -1,54 +1,157 @@
-"""A whole speaker of small parts: a golden checkpoint converted and quantized, and an EnCodec."""
+"""Speakers of small parts: golden checkpoints, converted, and an EnCodec of their codes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
+from audio.small_codec import save_codec
 from support import golden_checkpoint
-from transformers import EncodecConfig, EncodecModel
+from vallex_golden import CHECKPOINT
 
 from valle_convert.api import plan_conversion, write_gguf
 from valle_convert.audio import EncodecCodec
-from valle_convert.families.v5.speech import Speaker
+from valle_convert.decode import GREEDY
+from valle_convert.families.bundle import Bundle, open_bundle
+from valle_convert.families.family import Choices
+from valle_convert.families.v5.on_llama import GgufNetwork
+from valle_convert.families.v5.speech import VersionFiveSpeaker
+from valle_convert.families.vallex.on_llama import VallexGguf
+from valle_convert.families.vallex.speech import VallexSpeaker
+from valle_convert.speech.results import SpeakOptions
+from valle_convert.speech.speaker import AnySpeaker
 
 CODES = 64  # a codebook, in the golden checkpoints
+
+
+@dataclass(frozen=True)
+class Talking:
+    """A speaker of one family.
+
+    Attributes:
+        quick: 0.2 seconds a sentence, the best codes, from left to right. With what the recording
+            `voice` says, for whom needs it.
+        hello: the phonemes of "Hello."
+        stopping: a speaker whose network draws the stop code first, so many times.
+    """
+
+    bundle: Bundle
+    speaker: AnySpeaker
+    quick: SpeakOptions
+    heard: SpeakOptions
+    hello: str
+    stopping: Callable[[int], AnySpeaker]
 
 
 @pytest.fixture(scope="session")
 def codec(tmp_path_factory: pytest.TempPathFactory) -> EncodecCodec:
     """EnCodec of the real architecture with random weights, whose codes are the golden models'."""
-    folder = tmp_path_factory.mktemp("encodec")
-    config = EncodecConfig(
-        num_filters=4,
-        hidden_size=16,
-        codebook_dim=16,
-        codebook_size=CODES,
-        target_bandwidths=[3.6],  # 8 levels of 6 bits, 75 times a second
-        num_lstm_layers=1,
-    )
-    torch.manual_seed(0)
-    model = EncodecModel(config)
-    for layer in model.quantizer.layers:
-        layer.codebook.embed.normal_(std=0.1)
-    model.save_pretrained(folder)
-    return EncodecCodec(folder)
+    return EncodecCodec(save_codec(tmp_path_factory.mktemp("encodec"), codebook_size=CODES))
 
 
 @pytest.fixture(scope="session")
-def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The golden checkpoint that is like the published reference model, in Q8_0."""
-    path = tmp_path_factory.mktemp("gguf") / "model-q8_0.gguf"
-    write_gguf(plan_conversion(golden_checkpoint("ar-nar-len"), out_type="q8_0"), path)
+def voice(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stereo recording at another rate than the codec's, half a second long."""
+    path = tmp_path_factory.mktemp("voice") / "prompt.flac"
+    samples = 0.1 * np.random.default_rng(0).standard_normal((22_050, 2))
+    soundfile.write(path, samples, 44_100)
     return path
 
 
 @pytest.fixture(scope="session")
-def speaker(gguf: Path, codec: EncodecCodec) -> Iterator[Speaker]:
-    with Speaker.open(gguf, codec=codec, n_threads=1) as opened:
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The golden checkpoint that is like the published reference model, in Q8_0."""
+    path = tmp_path_factory.mktemp("gguf") / "model-q8_0.gguf"
+    write_gguf(plan_conversion(golden_checkpoint("ar-nar-len"), Choices("q8_0")), path)
+    return open_bundle(path)
+
+
+@pytest.fixture(scope="session")
+def speaker(bundle: Bundle, codec: EncodecCodec) -> Iterator[VersionFiveSpeaker]:
+    with bundle.family.speaker(bundle, codec=codec, n_threads=1) as opened:
+        assert isinstance(opened, VersionFiveSpeaker)
         yield opened
+
+
+class StopsAtOnce(GgufNetwork):
+    """A model that draws the stop code first, `n` times."""
+
+    n = 0
+
+    def step(self, *arguments: Any, **options: Any) -> Any:
+        return self._stop(super().step(*arguments, **options), options["head"])
+
+    def step_many(self, *arguments: Any, **options: Any) -> Any:
+        many = super().step_many(*arguments, **options)
+        return [self._stop(rows, options["head"]) for rows in many]
+
+    def _stop(self, rows: np.ndarray, head: str) -> np.ndarray:
+        if head != "ar" or self.n == 0:
+            return rows
+        self.n -= 1
+        rows = rows.copy()
+        rows[:, self.model.config.special_code] = 1e4
+        return rows
+
+
+class VallexStopsAtOnce(VallexGguf):
+    """Likewise."""
+
+    n = 0
+
+    def begin_ar(self, *arguments: Any, **options: Any) -> Any:
+        rows = super().begin_ar(*arguments, **options)
+        if self.n:
+            self.n -= 1
+            rows = rows.copy()
+            rows[:, self.codebook_size] = 1e4
+        return rows
+
+
+@pytest.fixture(scope="session")
+def version_five(bundle: Bundle, speaker: AnySpeaker, codec: EncodecCodec) -> Iterator[Talking]:
+    quick = SpeakOptions(
+        mode="ar", language="en", sampling=GREEDY, max_seconds=0.2, prompt_seconds=0.4, seed=1
+    )
+    with StopsAtOnce(bundle.main, bundle.model, n_threads=1) as network:
+
+        def stopping(n: int) -> AnySpeaker:
+            network.n = n
+            return VersionFiveSpeaker(network, tokenize=lambda _text: [1, 20, 30, 2], codec=codec)
+
+        yield Talking(bundle, speaker, quick, quick, "həlˈoʊ.", stopping)
+
+
+@pytest.fixture(scope="session")
+def vall_e_x(tmp_path_factory: pytest.TempPathFactory, codec: EncodecCodec) -> Iterator[Talking]:
+    path = tmp_path_factory.mktemp("set") / "out.gguf"
+    write_gguf(plan_conversion(CHECKPOINT), path)
+    files = open_bundle(path)
+    quick = SpeakOptions(language="en", sampling=GREEDY, max_seconds=0.2, seed=1)
+    heard = SpeakOptions(**{**vars(quick), "voice_text": "Hi there."})
+    with (
+        files.family.speaker(files, codec=codec, n_threads=1) as opened,
+        VallexStopsAtOnce(files.files, files.model, n_threads=1) as network,
+    ):
+
+        def stopping(n: int) -> AnySpeaker:
+            network.n = n
+            return VallexSpeaker(network, codec=codec)
+
+        yield Talking(files, opened, quick, heard, "hɛˈloʊ.", stopping)
+
+
+@pytest.fixture(params=["version_five", "vall_e_x"])
+def talking(request: pytest.FixtureRequest) -> Talking:
+    """Each of the families."""
+    found: Talking = request.getfixturevalue(request.param)
+    return found
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -37,6 +37,7 @@ from valle_convert.cli import (
     speak,
     streams,
     tokenize,
+    transcribe,
     utterances,
     verify,
 )
@@ -158,6 +159,7 @@ for command in (
     publish,
     utterances,
     speak,
+    transcribe,
     codec,
     doctor,
 ):

@@ -25,7 +25,6 @@ def codec(
             metavar="CODEC",
             help="An EnCodec: a folder with config.json and weights, a name on the Hugging Face "
             "hub such as facebook/encodec_24khz, or a file: Meta's .th, a .bin or .gguf.",
-            show_default=False,
         ),
     ],
     out: Annotated[
@@ -34,7 +33,6 @@ def codec(
             metavar="OUT",
             help="OUT.gguf for this program, to lie beside the model's; or OUT.bin for "
             "encodec.cpp and vall_e.cpp.",
-            show_default=False,
         ),
     ],
     out_type: Annotated[
@@ -50,12 +48,11 @@ def codec(
             "--license",
             metavar="ID",
             help="Of the weights, for OUT.gguf; without it, what their model card says.",
-            show_default=False,
         ),
     ] = None,
     url: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Where they come from, for OUT.gguf.", show_default=False),
+        typer.Option(metavar="URL", help="Where they come from, for OUT.gguf."),
     ] = None,
     force: ForceOption = False,
     json_: JsonOption = False,

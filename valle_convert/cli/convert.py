@@ -11,7 +11,7 @@ import typer
 from valle_convert.cli import console
 from valle_convert.cli.options import (
     CheckpointArgument,
-    CodecOption,
+    CodecNameOption,
     ConfigOption,
     ForceOption,
     JsonOption,
@@ -44,9 +44,7 @@ def convert(
     out: Annotated[
         Path | None,
         typer.Argument(
-            metavar="OUT.gguf",
-            help="The file to write. May be left out with --dry-run.",
-            show_default=False,
+            metavar="OUT.gguf", help="The file to write. May be left out with --dry-run."
         ),
     ] = None,
     out_type: Annotated[
@@ -60,21 +58,18 @@ def convert(
     lora: LoraOption = None,
     lora_alpha: LoraAlphaOption = None,
     tokenizer: TokenizerOption = None,
-    codec: CodecOption = None,
+    codec: CodecNameOption = None,
     metadata: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE.json",
             help="JSON with values for the general.* keys: author, license, description, "
             "source.url, tags and the others of the GGUF specification.",
-            show_default=False,
         ),
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option(
-            help="general.name; else that of the file, else of the config.", show_default=False
-        ),
+        typer.Option(help="general.name; else that of the file, else of the config."),
     ] = None,
     verify: Annotated[
         VerifyChoice,
@@ -193,7 +188,7 @@ def _log_choices(plan: Plan) -> None:
     console.talk(f"tokenizer: {tokenizer.source} ({tokenizer.reason}; {tokenizer.agreement})")
     if checkpoint.lora:
         console.talk(f"LoRA merged: {checkpoint.lora}")
-    for assumed in checkpoint.assumed:
+    for assumed in (*checkpoint.assumed, *plan.description.assumed):
         console.talk(f"assumed, since the file does not say: {assumed} (else give --config)")
     for lost in checkpoint.lost:
         console.talk(f"lost on the way to this file, and not in the result: {lost}")

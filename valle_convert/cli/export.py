@@ -20,13 +20,11 @@ def register(app: typer.Typer) -> None:
 def export(
     gguf: Annotated[
         Path,
-        typer.Argument(
-            metavar="GGUF", help="A converted file, quantized or not.", show_default=False
-        ),
+        typer.Argument(metavar="GGUF", help="A converted file, quantized or not."),
     ],
     folder: Annotated[
         Path,
-        typer.Argument(metavar="DIR", help="The folder for the result.", show_default=False),
+        typer.Argument(metavar="DIR", help="The folder for the result."),
     ],
     dtype: Annotated[
         Literal["auto", "f32", "f16", "bf16"],

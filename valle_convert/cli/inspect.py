@@ -28,7 +28,6 @@ def inspect(
             metavar="FILE",
             help="A checkpoint (on the hub, too, of whose safetensors the header alone is read), a "
             "GGUF file made from one, or a codec's .bin.",
-            show_default=False,
         ),
     ],
     config: ConfigOption = None,

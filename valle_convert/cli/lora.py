@@ -29,20 +29,15 @@ def lora(
         typer.Argument(
             metavar="BASE",
             help="The converted file that it is for, quantized or not; or its checkpoint.",
-            show_default=False,
         ),
     ],
     source: Annotated[
         str,
         typer.Argument(
-            metavar="LORA[@SCALE]",
-            help="The LoRA: .sft or .pth, or a checkpoint that holds one.",
-            show_default=False,
+            metavar="LORA[@SCALE]", help="The LoRA: .sft or .pth, or a checkpoint that holds one."
         ),
     ],
-    out: Annotated[
-        Path, typer.Argument(metavar="OUT.gguf", help="The file to write.", show_default=False)
-    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="The file to write.")],
     out_type: Annotated[
         Literal["f32", "f16"],
         typer.Option("--outtype", help="Number format of the adapter's matrices."),

@@ -23,7 +23,6 @@ CheckpointArgument = Annotated[
         help="A trained checkpoint: .pth, .pt, .sft or .safetensors, the index of several, a "
         "folder with one of them, such as a training's; or hf:OWNER/REPO/MODEL, or "
         "hf:OWNER/REPO@REVISION:PATH, on the Hugging Face hub.",
-        show_default=False,
     ),
 ]
 ConfigOption = Annotated[
@@ -34,7 +33,6 @@ ConfigOption = Annotated[
         help="YAML or JSON whose keys override the checkpoint's config, or stand for a missing "
         "one. Without it, a config.yaml beside a checkpoint that has none (above it, in a "
         "training folder) is used.",
-        show_default=False,
     ),
 ]
 LoraOption = Annotated[
@@ -44,7 +42,6 @@ LoraOption = Annotated[
         metavar="FILE[@SCALE]",
         help="A LoRA to merge into the weights; may be given several times, each with a scale of "
         "its own (a.sft@0.5). `verify` and `quantize` take one kept apart, too (see `lora`).",
-        show_default=False,
     ),
 ]
 KeptLoraOption = Annotated[
@@ -54,16 +51,12 @@ KeptLoraOption = Annotated[
         metavar="FILE.gguf[@SCALE]",
         help="A LoRA that was kept apart (see `lora`), applied while llama.cpp runs; may be given "
         "several times.",
-        show_default=False,
     ),
 ]
 LoraAlphaOption = Annotated[
     float | None,
     typer.Option(
-        "--lora-alpha",
-        metavar="ALPHA",
-        help="The LoRA's alpha; without it, what its file says.",
-        show_default=False,
+        "--lora-alpha", metavar="ALPHA", help="The LoRA's alpha; without it, what its file says."
     ),
 ]
 BiasesOption = Annotated[
@@ -73,7 +66,6 @@ BiasesOption = Annotated[
         metavar="CHECKPOINT",
         help="For a GGUF file made the old way: the checkpoint that it was made of, which still "
         "has the heads' biases.",
-        show_default=False,
     ),
 ]
 TokenizerOption = Annotated[
@@ -83,29 +75,49 @@ TokenizerOption = Annotated[
         metavar="FILE",
         help="tokenizer.json or a SentencePiece .model. Without it, a tokenizer.json beside the "
         "checkpoint is used, else the built-in one of the published models.",
-        show_default=False,
+    ),
+]
+CodecNameOption = Annotated[
+    str | None,
+    typer.Option(
+        "--codec-name",
+        metavar="NAME",
+        help="encodec-24khz, dac-44khz, nemo-44khz or world-rvq. Without it, levels and codebook "
+        "size tell.",
+    ),
+]
+GgufArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="GGUF",
+        help="A converted file, quantized or not; or hf:OWNER/REPO:NAME.gguf on the Hugging Face "
+        "hub.",
     ),
 ]
 CodecOption = Annotated[
     str | None,
     typer.Option(
         "--codec",
-        metavar="NAME",
-        help="encodec-24khz, dac-44khz, nemo-44khz or world-rvq. Without it, levels and codebook "
-        "size tell.",
-        show_default=False,
+        metavar="FILE|DIR|OWNER/REPO",
+        help="An EnCodec: a .gguf, .bin or .th file, a folder with its config.json and weights, or "
+        "its name on the Hugging Face hub. Without it, facebook/encodec_24khz.",
+    ),
+]
+LanguageOption = Annotated[
+    str | None,
+    typer.Option("--language", metavar="WORD", help="Such as en, de, fr, ja, zh, ko."),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", help="Without it, one for each core that may be used.", min=1, max=1024
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
 ReportOption = Annotated[
     Path | None,
-    typer.Option(
-        "--report",
-        metavar="FILE",
-        help="Also write the report as Markdown.",
-        show_default=False,
-    ),
+    typer.Option("--report", metavar="FILE", help="Also write the report as Markdown."),
 ]
 
 
@@ -153,3 +165,10 @@ def check_utf8(text: str) -> None:
     """Refuse a TEXT of the command line with bytes in it that are no UTF-8."""
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise InputError("The text is not valid UTF-8; save it as UTF-8, and give it again.")
+
+
+def is_given(context: typer.Context, parameter: str) -> bool:
+    """Whether the user gave a value, be it the default."""
+    # click has a class for where a value comes from, which typer does not offer.
+    source = getattr(context.get_parameter_source(parameter), "name", "DEFAULT")
+    return source not in ("DEFAULT", "DEFAULT_MAP")

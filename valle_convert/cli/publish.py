@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 def publish(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="DIR", help="What `quantize` wrote.", show_default=False),
+        typer.Argument(metavar="DIR", help="What `quantize` wrote."),
     ],
     repository: Annotated[
         str | None,
@@ -27,7 +27,6 @@ def publish(
             metavar="[OWNER/NAME]",
             help="A model on the Hugging Face hub, which is there already. Without it, nothing "
             "leaves this machine.",
-            show_default=False,
         ),
     ] = None,
     report: Annotated[
@@ -36,22 +35,20 @@ def publish(
             metavar="FILE.json",
             help="The JSON report of the run (`quantize --report`), whose measurements the card "
             "shows. Without it, report.json in the folder, if it is there.",
-            show_default=False,
         ),
     ] = None,
     license_: Annotated[
         str | None,
-        typer.Option("--license", help="Of the model, an SPDX word.", show_default=False),
+        typer.Option("--license", help="Of the model, an SPDX word."),
     ] = None,
     base_model: Annotated[
         str | None,
         typer.Option(
             metavar="OWNER/NAME",
             help="The model on the hub that was quantized. Without it, what the files say.",
-            show_default=False,
         ),
     ] = None,
-    message: Annotated[str | None, typer.Option(help="Of the commit.", show_default=False)] = None,
+    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Write the card only; send nothing.")
     ] = False,

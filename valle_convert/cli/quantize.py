@@ -14,22 +14,24 @@ import typer
 from valle_convert.cli import console
 from valle_convert.cli.options import (
     CheckpointArgument,
+    CodecOption,
     ConfigOption,
     ForceOption,
     JsonOption,
     LoraAlphaOption,
     LoraOption,
+    is_given,
     paths_of,
     refuse_idle,
     split_loras,
 )
 from valle_convert.cli.remote import local_gguf
-from valle_convert.cli.speak import CodecOption
 from valle_convert.errors import EXIT_FAILED_CHECK
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from valle_convert.checkpoint import Checkpoint
     from valle_convert.quantize.report import QuantizeReport
 
 DataOption = Annotated[
@@ -351,10 +353,7 @@ def quantize(
     with --listen, also by what is said.
     """
     from valle_convert.api import read_checkpoint
-    from valle_convert.families import family_of
-    from valle_convert.families.bundle import open_files
     from valle_convert.families.bundle import paths_of as paths_of_parts
-    from valle_convert.families.family import Choices
     from valle_convert.files import check_outputs, made_folder
     from valle_convert.gguf_file.read import is_gguf
     from valle_convert.quantize.forms import LogFile, check_reports, write_reports
@@ -382,12 +381,12 @@ def quantize(
                 "--codec": codec,
                 "--max-nll": max_nll,
                 "--min-retrieval": min_retrieval,
-                "--listen-temperature": _given(context, "listen_temperature"),
+                "--listen-temperature": is_given(context, "listen_temperature"),
             },
         ),
         ("--sentences", sentences, {"--voice": voice}),
-        ("--voice", voice, {"--prompt-seconds": _given(context, "prompt_seconds")}),
-        ("--no-worse-than", no_worse_than, {"--margin": _given(context, "margin")}),
+        ("--voice", voice, {"--prompt-seconds": is_given(context, "prompt_seconds")}),
+        ("--no-worse-than", no_worse_than, {"--margin": is_given(context, "margin")}),
         ("--asr", asr, {"--max-wer": max_wer}),
     )
     if target_bits is not None and (type_ or types):
@@ -468,16 +467,8 @@ def quantize(
                 progress=console.progress_bar,
             )
         )
-        # Shards, and the other files of a set, are known now.
-        read += reference.inputs if reference is not None else ()
-        if is_gguf(source):
-            files = open_files(source)
-            parts = list(files.files)
-            read += files.paths
-        else:
-            assert reference is not None  # noqa: S101 - the source itself, then
-            family = family_of(reference)
-            parts = list(family.describe(reference, Choices()).contents)
+        parts, others = _parts_of(source, reference)
+        read += others
         made = list(paths_of_parts(out, parts).values())
         made += [] if options.types else [out.with_suffix(TENSOR_TYPES_SUFFIX)]
         outputs = {f"OUT ({path.name})": path for path in made if single}
@@ -494,6 +485,21 @@ def quantize(
     _end_with(result, as_json=json_)
 
 
+def _parts_of(source: Path, checkpoint: Checkpoint | None) -> tuple[list[str], list[Path]]:
+    """Names of the files that the source is or becomes, and every file that is read for it."""
+    from valle_convert.families import family_of
+    from valle_convert.families.bundle import open_files
+    from valle_convert.families.family import Choices
+    from valle_convert.gguf_file.read import is_gguf
+
+    inputs = [] if checkpoint is None else list(checkpoint.inputs)
+    if is_gguf(source):
+        files = open_files(source)
+        return list(files.files), [*inputs, *files.paths]
+    assert checkpoint is not None  # noqa: S101 - the source itself, then
+    return list(family_of(checkpoint).describe(checkpoint, Choices()).contents), inputs
+
+
 def _check_beside(written: Mapping[str, Path | None], folder: Path) -> None:
     """Refuse a log or report that has the name of what is made in the folder."""
     from valle_convert.quantize.manifest import MANIFEST, SUMS
@@ -505,12 +511,6 @@ def _check_beside(written: Mapping[str, Path | None], folder: Path) -> None:
         made = (".gguf", TENSOR_TYPES_SUFFIX)
         if target.name.endswith(made) or target.name in (MANIFEST, SUMS):
             raise typer.BadParameter(f"{name} is {target}, which is made of quantized files.")
-
-
-def _given(context: typer.Context, name: str) -> bool | None:
-    """True for an option on the command line, also one with the value that it has without."""
-    # click has a class for where a value comes from, which typer does not offer.
-    return getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE" or None
 
 
 def imatrix(
@@ -626,7 +626,8 @@ def check_manifest(
 def _check_needs(*needs: tuple[str, object, dict[str, object]]) -> None:
     """Refuse options that mean nothing without another one."""
     for name, there, given in needs:
-        idle = [option for option, value in given.items() if value is not None]
+        # By identity: 0 is a value, and is equal to False.
+        idle = [one for one, value in given.items() if value is not None and value is not False]
         if idle and not there:
             raise typer.BadParameter(f"{', '.join(idle)} means nothing without {name}; give both.")
 

@@ -29,12 +29,9 @@ def repair(
         typer.Argument(
             metavar="OLD.gguf",
             help="A VALL-E that was made into GGUF as a `llama` model, quantized or not.",
-            show_default=False,
         ),
     ],
-    out: Annotated[
-        Path, typer.Argument(metavar="NEW.gguf", help="The file to write.", show_default=False)
-    ],
+    out: Annotated[Path, typer.Argument(metavar="NEW.gguf", help="The file to write.")],
     config: ConfigOption = None,
     biases: BiasesOption = None,
     tokenizer: TokenizerOption = None,

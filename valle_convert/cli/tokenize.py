@@ -28,14 +28,12 @@ def register(app: typer.Typer) -> None:
 def tokenize(
     gguf: Annotated[
         Path,
-        typer.Argument(metavar="GGUF", help="A converted file.", show_default=False),
+        typer.Argument(metavar="GGUF", help="A converted file."),
     ],
-    text: Annotated[
-        str | None, typer.Argument(metavar="TEXT", help="Phonemes or symbols.", show_default=False)
-    ] = None,
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Phonemes or symbols.")] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--file", metavar="FILE", help="A text a line.", show_default=False),
+        typer.Option("--file", metavar="FILE", help="A text a line."),
     ] = None,
     tokenizer: Annotated[
         Path | None,
@@ -43,7 +41,6 @@ def tokenize(
             metavar="FILE",
             help="The tokenizer.json or .model that the file was converted with; else the "
             "built-in one. It has to be the very file that the conversion recorded.",
-            show_default=False,
         ),
     ] = None,
     special: Annotated[bool, typer.Option(help="Put <bos> and </eos> around the text.")] = True,

@@ -8,9 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from valle_convert.cli import console
-from valle_convert.cli.options import ForceOption, JsonOption, check_utf8
+from valle_convert.cli.options import (
+    CodecOption,
+    ForceOption,
+    JsonOption,
+    LanguageOption,
+    check_utf8,
+)
 from valle_convert.cli.remote import local_gguf
-from valle_convert.cli.speak import CodecOption, LanguageOption
 from valle_convert.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,17 +33,13 @@ def utterances(
     audio: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[AUDIO]...",
-            help="Recordings (wav, flac, ogg, mp3), or codes (.npz).",
-            show_default=False,
+            metavar="[AUDIO]...", help="Recordings (wav, flac, ogg, mp3), or codes (.npz)."
         ),
     ] = None,
     *,
     out: Annotated[
         Path,
-        typer.Argument(
-            metavar="OUTDIR", help="A folder, one .npz file an utterance.", show_default=False
-        ),
+        typer.Argument(metavar="OUTDIR", help="A folder, one .npz file an utterance."),
     ],
     model: Annotated[
         Path,
@@ -46,7 +47,6 @@ def utterances(
             "--model",
             metavar="GGUF",
             help="A converted file, whose tokenizer, levels and languages are taken.",
-            show_default=False,
         ),
     ],
     text: Annotated[
@@ -55,7 +55,6 @@ def utterances(
             "--text",
             metavar="TEXT",
             help="What is said in a recording; once for each AUDIO, in their order.",
-            show_default=False,
         ),
     ] = None,
     list_: Annotated[
@@ -65,7 +64,6 @@ def utterances(
             metavar="FILE.tsv",
             help="Instead of AUDIO and --text: a path, a tab and the text a line; paths are "
             "relative to the file.",
-            show_default=False,
         ),
     ] = None,
     voice: Annotated[
@@ -73,7 +71,6 @@ def utterances(
         typer.Option(
             metavar="FILE",
             help="The voice prompt of all of them: a recording, or codes. Without it, none.",
-            show_default=False,
         ),
     ] = None,
     codec: CodecOption = None,

@@ -11,7 +11,7 @@ from valle_convert.cli import console
 from valle_convert.cli.options import (
     BiasesOption,
     CheckpointArgument,
-    CodecOption,
+    CodecNameOption,
     ConfigOption,
     ForceOption,
     JsonOption,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 LevelChoice = Literal["all", "structure", "tensors", "tokenizer", "logits"]
 
 
-_CONVERSION = ("--config", "--lora", "--lora-alpha", "--tokenizer", "--codec", "--biases")
+_CONVERSION = ("--config", "--lora", "--lora-alpha", "--tokenizer", "--codec-name", "--biases")
 #: By what is verified: which options change nothing, and why.
 _UNUSED = {
     "alone": ("a file alone is held against its own digests", ("--level", *_CONVERSION)),
@@ -59,7 +59,6 @@ def verify(
             help="A file converted from it, quantized or not; or the .bin or .gguf of a codec. "
             "With a converted file alone in the place of CHECKPOINT: whether it is as it was "
             "written, and of which checkpoint.",
-            show_default=False,
         ),
     ] = None,
     level: Annotated[
@@ -69,7 +68,7 @@ def verify(
     lora: LoraOption = None,
     lora_alpha: LoraAlphaOption = None,
     tokenizer: TokenizerOption = None,
-    codec: CodecOption = None,
+    codec: CodecNameOption = None,
     biases: BiasesOption = None,
     seed: Annotated[int, typer.Option(help="Of the random texts and inputs.", min=0)] = 0,
     json_: JsonOption = False,
@@ -84,7 +83,7 @@ def verify(
     weight is read back and compared. tokenizer: llama.cpp gives the ids of the tokenizer's own
     library. logits: llama.cpp computes what PyTorch computes from the file's weights, for every
     head and task, to within what its rounding costs. Give the same --config,
-    --lora, --tokenizer and --codec as for the conversion.
+    --lora, --tokenizer and --codec-name as for the conversion.
 
     A VALL-E X is a set of files: give that of its AR, the others lie beside it.
 
@@ -118,7 +117,7 @@ def verify(
         "--lora": lora,
         "--lora-alpha": lora_alpha,
         "--tokenizer": tokenizer,
-        "--codec": codec,
+        "--codec-name": codec,
         "--biases": biases,
     }
     if gguf is None:

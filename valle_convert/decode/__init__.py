@@ -6,12 +6,12 @@ logits, `causal` the sequence that grows one element a step.
 """
 
 from valle_convert.decode.ar import ArOptions, ArResult, decode_ar
-from valle_convert.decode.control import End, ShouldStop, never
+from valle_convert.decode.control import End, ShouldStop, check_range, never
 from valle_convert.decode.guidance import Guidance, guide
 from valle_convert.decode.length import LengthOptions, decode_length, frames_for
 from valle_convert.decode.masked import MaskedOptions, MaskedResult, decode_masked
 from valle_convert.decode.nar import NarOptions, NarResult, decode_nar
-from valle_convert.decode.sampling import GREEDY, SamplingOptions
+from valle_convert.decode.sampling import GREEDY, Repetition, SamplingOptions
 from valle_convert.decode.speech import (
     Mode,
     ModeChoice,
@@ -38,6 +38,7 @@ __all__ = [
     "NarOptions",
     "NarResult",
     "Prefix",
+    "Repetition",
     "SamplingOptions",
     "ShouldStop",
     "Speech",
@@ -45,6 +46,7 @@ __all__ = [
     "StageSeconds",
     "TranscribeOptions",
     "Transcript",
+    "check_range",
     "choose_mode",
     "decode_ar",
     "decode_length",

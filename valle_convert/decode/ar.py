@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from valle_convert.decode.causal import CausalSequences
-from valle_convert.decode.control import End, ShouldStop, never
+from valle_convert.decode.control import End, ShouldStop, check_range, never
 from valle_convert.decode.guidance import Guidance, guide
 from valle_convert.decode.sampling import (
     Logits,
+    Repetition,
     SamplingOptions,
     penalize_length,
     penalize_repetition,
@@ -34,11 +35,18 @@ class ArOptions:
         sampling: how a code is drawn.
         guidance: off by default; it doubles the time.
         max_frames: where to end at the latest (12 seconds of EnCodec).
+        repetition: off by default.
+        length_penalty: above 0 makes responses longer, below 0 shorter.
     """
 
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     guidance: Guidance = field(default_factory=Guidance)
     max_frames: int = 900
+    repetition: Repetition = field(default_factory=Repetition)
+    length_penalty: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_range("length-penalty", self.length_penalty, -100.0, 100.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +78,7 @@ def decode_ar(
         progress: advanced by one a frame.
         should_stop: asked before every step.
     """
-    model, sampling = network.model, options.sampling
+    model = network.model
     spoken = np.zeros(0, np.int32) if prefix is None else prefix
     conditions = [condition, condition.null()] if options.guidance.is_on else [condition]
     requests = [_segments(model, one, spoken) for one in conditions]
@@ -91,14 +99,9 @@ def decode_ar(
             else:
                 rows = sequences.append("response.ar", codes[-1])
             logits = _combine(rows, options.guidance)
-            logits = penalize_repetition(
-                logits,
-                np.array(codes, np.int32),
-                sampling.repetition_penalty,
-                sampling.repetition_penalty_decay,
-            )
-            logits = penalize_length(logits, stop, n_frames + 1, sampling.length_penalty)
-            code = int(sample(logits, sampling, rng)[0])
+            logits = penalize_repetition(logits, np.array(codes, np.int32), options.repetition)
+            logits = penalize_length(logits, stop, n_frames + 1, options.length_penalty)
+            code = int(sample(logits, options.sampling, rng)[0])
             if code == stop:
                 end = "stop"
                 break

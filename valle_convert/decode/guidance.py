@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from valle_convert.decode.control import check_range
 from valle_convert.decode.sampling import Logits
-from valle_convert.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,8 @@ class Guidance:
     cfg_rescale: float = 0.75
 
     def __post_init__(self) -> None:
-        if not 0 <= self.cfg_strength < math.inf:
-            raise InputError(
-                f"The guidance strength is {self.cfg_strength}, where a number from 0 is expected."
-            )
-        if not 0 <= self.cfg_rescale <= 1:
-            raise InputError(
-                f"The guidance rescale is {self.cfg_rescale}, where 0 to 1 is expected."
-            )
+        check_range("guidance", self.cfg_strength, 0.0, math.inf)
+        check_range("guidance-rescale", self.cfg_rescale, 0.0, 1.0)
 
     @property
     def is_on(self) -> bool:

@@ -19,10 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.decode.causal import assemble_within_context
-from valle_convert.decode.control import End, ShouldStop, never
+from valle_convert.decode.control import End, ShouldStop, check_range, never
 from valle_convert.decode.guidance import Guidance, guide
 from valle_convert.decode.sampling import Logits, SamplingOptions, probabilities, sample
-from valle_convert.errors import InputError
 from valle_convert.model.inputs import Condition, speech_segments
 from valle_convert.model.spec import Codes
 from valle_convert.network.protocol import Network
@@ -60,10 +59,7 @@ class MaskedOptions:
     vc_mask_p: float = 0.25
 
     def __post_init__(self) -> None:
-        if self.max_steps < 1:
-            raise InputError(
-                f"The number of steps is {self.max_steps}, where 1 or more is expected."
-            )
+        check_range("steps", self.max_steps, 1, math.inf)
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,8 +24,7 @@ class NarOptions:
     """How the levels above 0 are decoded.
 
     Attributes:
-        sampling: the most likely code by default: higher temperatures are heard as noise. Its
-            penalties are not read.
+        sampling: the most likely code by default: higher temperatures are heard as noise.
         guidance: off by default; it doubles the time.
         max_levels: how many levels above 0 to decode; None for all of the model's.
     """

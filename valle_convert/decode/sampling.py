@@ -18,18 +18,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from valle_convert.errors import InputError
+from valle_convert.decode.control import check_range
 from valle_convert.model.spec import Codes
 
 Logits = NDArray[np.float32]  # [rows, codes]
 
 NEVER = np.float32(-np.inf)
-
-
-def _check(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high or math.isinf(value):
-        limits = f"{low:g} or more" if math.isinf(high) else f"from {low:g} to {high:g}"
-        raise InputError(f"The option {name} is {value}, where a number {limits} is expected.")
 
 
 @dataclass(frozen=True)
@@ -42,9 +36,6 @@ class SamplingOptions:
         top_p: keep the fewest most likely codes that have this probability together.
         min_p: keep codes at least this likely, relative to the most likely one.
         top_no: keep logits within so many standard deviations of the highest; 0 keeps all.
-        repetition_penalty: weaken codes that were there before; 1 does nothing, AR only.
-        repetition_penalty_decay: power of the distance, which the penalty is multiplied by.
-        length_penalty: above 0 makes responses longer, below 0 shorter; AR only.
     """
 
     temperature: float = 1.0
@@ -52,19 +43,30 @@ class SamplingOptions:
     top_p: float = 1.0
     min_p: float = 0.0
     top_no: float = 0.0
-    repetition_penalty: float = 1.0
-    repetition_penalty_decay: float = 0.0
-    length_penalty: float = 0.0
 
     def __post_init__(self) -> None:
-        _check("temperature", self.temperature, 0.0, math.inf)
-        _check("top-k", self.top_k, 0, math.inf)
-        _check("top-p", self.top_p, 0.0, 1.0)
-        _check("min-p", self.min_p, 0.0, 1.0)
-        _check("top-no", self.top_no, 0.0, math.inf)
-        _check("repetition-penalty", self.repetition_penalty, 1e-6, math.inf)
-        _check("repetition-penalty-decay", self.repetition_penalty_decay, -100.0, 100.0)
-        _check("length-penalty", self.length_penalty, -100.0, 100.0)
+        check_range("temperature", self.temperature, 0.0, math.inf)
+        check_range("top-k", self.top_k, 0, math.inf)
+        check_range("top-p", self.top_p, 0.0, 1.0)
+        check_range("min-p", self.min_p, 0.0, 1.0)
+        check_range("top-no", self.top_no, 0.0, math.inf)
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """How codes are weakened that were there before.
+
+    Attributes:
+        penalty: 1 does nothing.
+        decay: power of the distance, which the penalty is multiplied by.
+    """
+
+    penalty: float = 1.0
+    decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_range("repetition-penalty", self.penalty, 1e-6, math.inf)
+        check_range("repetition-penalty-decay", self.decay, -100.0, 100.0)
 
 
 GREEDY = SamplingOptions(temperature=0.0)
@@ -81,7 +83,7 @@ def sample(
 
     Args:
         logits: [rows, codes], penalized already where that is wanted.
-        options: filters and temperature; the penalties in it are not read.
+        options: filters and temperature.
         rng: the source of randomness; not touched at temperature 0.
         annealing: multiplies the temperature.
     """
@@ -89,7 +91,7 @@ def sample(
 
 
 def filtered(logits: Logits, options: SamplingOptions) -> Logits:
-    """What the filters leave, [rows, codes] -> [rows, codes]; neither temperature nor penalties."""
+    """What the filters leave, [rows, codes] -> [rows, codes]; not the temperature."""
     logits = keep_min_p(logits, options.min_p)
     logits = keep_top_k(logits, options.top_k)
     logits = keep_top_p(logits, options.top_p)
@@ -163,31 +165,39 @@ def keep_top_n_sigma(logits: Logits, n: float) -> Logits:
     return np.where(logits < logits.max(axis=-1, keepdims=True) - n * deviation, NEVER, logits)
 
 
-def penalize_repetition(
-    logits: Logits, previous: Codes, factor: float, decay: float = 0.0
-) -> Logits:
-    """Weaken the codes that were there before, by `factor * distance ** decay`.
+def penalize_repetition(logits: Logits, previous: Codes, options: Repetition) -> Logits:
+    """Weaken the codes that were there before, by `penalty * distance ** decay`.
 
     A code counts once, at its latest place; the distance of the code just before is 1. A
     positive logit is divided, a negative one multiplied, so that the code never gains.
     """
-    if factor == 1 or not len(previous):
+    if options.penalty == 1 or not len(previous):
         return logits
     from_latest = previous[::-1]
     codes, places = np.unique(from_latest, return_index=True)
-    strength = factor * np.power(places + 1.0, decay, dtype=np.float64)
-    return _weaken(logits, codes, strength)
+    return _weaken(logits, codes, options.penalty, places + 1.0, options.decay)
 
 
 def penalize_length(logits: Logits, stop: int, length: int, factor: float) -> Logits:
     """Weaken the stop code by `length ** factor`, where `length` counts from 1."""
     if factor == 0:
         return logits
-    return _weaken(logits, np.array([stop]), np.array([float(length) ** factor]))
+    return _weaken(logits, np.array([stop]), 1.0, np.array([float(length)]), factor)
 
 
-def _weaken(logits: Logits, codes: NDArray[np.integer], strength: NDArray[np.float64]) -> Logits:
+def _weaken(
+    logits: Logits,
+    codes: NDArray[np.integer],
+    factor: float,
+    distances: NDArray[np.floating],
+    power: float,
+) -> Logits:
+    """Weaken codes by `factor * distance ** power`, which may be beyond all numbers."""
     result = logits.copy()
     there = logits[..., codes]
-    result[..., codes] = np.where(there > 0, there / strength, there * strength)
+    single, double = np.finfo(np.float32), np.finfo(np.float64)
+    with np.errstate(over="ignore", divide="ignore"):
+        strength = np.clip(factor * np.power(distances, power), double.tiny, double.max)
+        weakened = np.where(there > 0, there / strength, there * strength)
+    result[..., codes] = np.clip(weakened, single.min, single.max)
     return result

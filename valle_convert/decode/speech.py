@@ -116,6 +116,7 @@ def decode_speech(
     rng: np.random.Generator,
     *,
     n_frames: int | None = None,
+    level_0: Codes | None = None,
     prefix: Prefix | None = None,
     source: Codes | None = None,
     progress: Progress = silent,
@@ -130,6 +131,7 @@ def decode_speech(
         options: mode, sampling, guidance, limits.
         rng: the source of randomness.
         n_frames: how long the response is; None leaves it to the model.
+        level_0: of the response, [frames], where only the levels above it are wanted.
         prefix: the piece of text before, to be continued.
         source: level 0 of a recording to speak like, [frames] (voice conversion); the response is
             as long as it.
@@ -161,12 +163,15 @@ def decode_speech(
 
     begin = time.perf_counter()
     is_limited = False
-    if mode == "nar-len" and n_frames is None:
+    if level_0 is None and mode == "nar-len" and n_frames is None:
         n_frames = frames_for(decode_length(network, condition), options.length)
         is_limited = n_frames == options.length.max_frames
     length_done = time.perf_counter()
     before = None if prefix is None else prefix.codes[:, 0]
-    if mode == "ar":
+    end: End
+    if level_0 is not None:
+        end = "stop"
+    elif mode == "ar":
         ar_options = options.ar
         if n_frames is not None:
             ar_options = replace(ar_options, max_frames=n_frames)

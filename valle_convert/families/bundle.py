@@ -26,7 +26,7 @@ from valle_convert.model.description import Description
 from valle_convert.progress import Progress, silent
 from valle_convert.tokenizer.choose import TokenizerChoice
 
-_OPTIONS = {"tokenizer": "--tokenizer", "codec": "--codec", "out_type": "--outtype"}
+_OPTIONS = {"tokenizer": "--tokenizer", "codec": "--codec-name", "out_type": "--outtype"}
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,7 @@ def plan(checkpoint: Checkpoint, choices: Choices | None = None) -> Plan:
             forced=forced,
             metadata=choices.metadata,
             set_salt=None if salt is None else (family.name, salt),
+            assumed=description.assumed,
         )
         for part, contents in description.contents.items()
     }

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from valle_convert.families.bundle import Bundle
     from valle_convert.llama.context import CacheType
     from valle_convert.network.arithmetic import Arithmetic
+    from valle_convert.speech.speaker import AnySpeaker
 
 M = TypeVar("M", bound=CodeFormat)
 N = TypeVar("N", bound=Computing)
@@ -121,8 +124,11 @@ class Family(ABC, Generic[M, N, E]):
     title: ClassVar[str]
     #: The fields of `Choices` that it reads; another one that is given is refused.
     reads: ClassVar[frozenset[str]]
+    #: The fields of `SpeakOptions` that it reads; the command line refuses the others.
+    speaks_with: ClassVar[frozenset[str]]
     #: What it can do beyond converting, measuring and speaking: the function that does it, as
-    #: `module:function`, or the module that has several.
+    #: `module:function`, or the module that has several. For `transcribe` and the tasks `vc`, `ns`
+    #: and `sr`, a method of the family's speaker as `module:Class.method`.
     abilities: ClassVar[Mapping[str, str]] = MappingProxyType({})
     #: Whether `describe` reads weights, and not headers alone.
     reads_weights: ClassVar[bool] = False
@@ -147,7 +153,7 @@ class Family(ABC, Generic[M, N, E]):
             raise InputError(f"{name} does not support {self.title} yet.")
         module, _, function = place.partition(":")
         found = import_module(module)
-        return getattr(found, function) if function else found
+        return attrgetter(function)(found) if function else found
 
     # ---- a checkpoint
 
@@ -344,7 +350,6 @@ class Family(ABC, Generic[M, N, E]):
 
     # ---- speech and words
 
-    @abstractmethod
     def speaker(
         self,
         bundle: Bundle,
@@ -353,13 +358,33 @@ class Family(ABC, Generic[M, N, E]):
         n_threads: int | None = None,
         cache_type: CacheType = "f32",
         adapters: Sequence[LoraFile] = (),
-    ) -> Any:  # noqa: ANN401 - the family's own
+    ) -> AnySpeaker:
         """What speaks with a model, on stock llama.cpp.
+
+        Args:
+            bundle: the files.
+            codec: between audio and codes; None speaks codes only.
+            n_threads: None for the cores that this process may use.
+            cache_type: of keys and values. f16 makes passes in both directions faster and logits
+                a little less exact.
+            adapters: LoRAs kept apart, applied while it runs.
 
         Raises:
             InputError: the files are damaged, or the codec is not the model's.
             EnvironmentFault: there is no usable llama.cpp.
         """
+        with ExitStack() as opened:
+            network = self.open(
+                bundle, n_threads=n_threads, cache_type=cache_type, adapters=adapters
+            )
+            opened.callback(network.close)
+            return self.speaker_on(network, bundle, codec, opened)
+
+    @abstractmethod
+    def speaker_on(
+        self, network: N, bundle: Bundle, codec: AudioCodec | None, opened: ExitStack
+    ) -> AnySpeaker:
+        """What speaks on an opened network; the speaker takes over `opened`."""
 
     @abstractmethod
     def recorded_tokenizer(self, file: GgufFile, given: Path | None) -> TokenizerFile:

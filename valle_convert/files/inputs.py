@@ -19,6 +19,11 @@ def check_input_file(path: Path, what: str = "file") -> None:
         EnvironmentFault: this user may not look.
     """
     found = stat_of(path, f"The {what} {path}")
+    if found is None and path.is_symlink():
+        raise InputError(
+            f"{path} is a link to {path.readlink()}, which is not there; give the file itself, or "
+            "mend the link."
+        )
     if found is None:
         raise InputError(f"There is no {what} {path}; {suggest(path)}")
     if stat.S_ISDIR(found.st_mode):

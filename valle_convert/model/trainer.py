@@ -5,13 +5,15 @@ Their config, read strictly; their backbone, a LLaMA with a GELU gate; their nam
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from valle_convert.checkpoint import Checkpoint
+from valle_convert.checkpoint.plain_values import whole
 from valle_convert.errors import InputError, UnsupportedModelError
 from valle_convert.model.collector import Collector, count_numbered
 from valle_convert.model.description import BackboneTensor
@@ -30,6 +32,14 @@ _SIZES = {
 DEFAULT_SIZE = {"resp_levels": 8, "audio_tokens": 1024, "text_tokens": 8575}
 _CAPABILITIES = ("ar", "nar", "len", "lang", "tone")
 _DEFAULT_CONTEXT = 22_750  # what the training project writes unless a length is set
+_DEFAULT_VERSION = 5
+#: What the training project takes where its config does not say.
+_DEFAULTS: dict[str, object] = {
+    "capabilities": ["ar", "nar"],
+    "audio_embedding_sums": False,
+    "unified_position_ids": True,
+    "noncausal_masks": False,
+}
 
 #: Switches of `experimental` that steer training, and no forward pass.
 _OF_TRAINING = frozenset(
@@ -60,7 +70,8 @@ _MUST_BE: dict[str, tuple[object, ...]] = {
 #: Switches that every version reads.
 _READ = frozenset("unified_position_ids noncausal_masks max_position_embeddings".split())
 
-#: Keys of the config itself and of `size` that are read, or have no effect on the result.
+#: Keys of the config itself and of `size` that the training project knows. It reads no others, so
+#: that they change nothing.
 _CONFIG_KEYS = frozenset(
     """
     name version size tasks langs tones experts arch_type capabilities experimental
@@ -70,7 +81,7 @@ _CONFIG_KEYS = frozenset(
 )
 _SIZE_KEYS = frozenset(
     """
-    dim heads layers resp_levels audio_tokens text_tokens phoneme_tokens ffn
+    dim heads layers resp_levels audio_tokens text_tokens phoneme_tokens ffn label
     """.split()
 )
 
@@ -122,36 +133,60 @@ class ConfigReader:
     ) -> None:
         self._config = checkpoint.config
         self._where = f"{checkpoint.path} (config {checkpoint.config_source})"
-        self.experimental = _dict(self._config, "experimental", self._where)
+        switches = self._config.get("experimental")
+        if switches is not None and not isinstance(switches, Mapping):
+            raise InputError(
+                f"{self._where}: experimental is {switches!r}, where a dict is expected; give it "
+                "with --config."
+            )
+        self._switches: Mapping[str, Any] = switches or {}
         known = _READ | read | without_effect | _OF_TRAINING | _MUST_BE.keys()
-        _refuse_unsupported(self._config, self.experimental, known, self._where)
+        _refuse_unsupported(self._config, self._switches, known, self._where)
         self.faults: list[str] = []
+        self.assumed: list[str] = []
+        if self._config.get("version") is None:
+            self.assumed.append(f"version {_DEFAULT_VERSION}")
+
+    def switch(self, key: str) -> Any:  # noqa: ANN401 - of a config
+        """A switch of any type, or its default."""
+        return self._said(self._switches, key)
+
+    def _said(self, mapping: Mapping[str, Any], key: str) -> Any:  # noqa: ANN401 - of a config
+        value = mapping.get(key)
+        if value is None and key in _DEFAULTS:
+            value = _DEFAULTS[key]
+            self.assumed.append(f"{key} {json.dumps(value)}")
+        return value
 
     def flag(self, key: str) -> bool:
-        """A switch that has to be there."""
-        value = self.experimental.get(key)
+        """A switch that is there, or has a default."""
+        value = self.switch(key)
         if not isinstance(value, bool):
             self.faults.append(f"experimental.{key} is {value!r}, where true or false is expected")
         return bool(value)
 
     def optional_flag(self, key: str) -> bool | None:
         """A switch; None where it is not there."""
-        return self.flag(key) if self.experimental.get(key) is not None else None
+        return self.flag(key) if self._switches.get(key) is not None else None
 
-    def count(self, mapping: Mapping[str, Any], key: str, default: int) -> int:
-        """A whole number from 0 on."""
+    def number(self, key: str, default: int) -> int:
+        """A switch that is a whole number from 0 on."""
+        return self._count(self._switches, key, default)
+
+    def _count(self, mapping: Mapping[str, Any], key: str, default: int) -> int:
         value = mapping.get(key, default)
         if value is None:
             return default
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31:
+        n = whole(value)
+        if n is None or not 0 <= n < 1 << 31:
             self.faults.append(f"{key} is {value!r}, where a whole number is expected")
             return default
-        return value
+        return n
 
     def common(self) -> TrainerConfig:
         """What every version reads."""
         dim, heads, layers, claims = self._size()
-        capabilities = self._config.get("capabilities")
+        capabilities = self._said(self._config, "capabilities")
         if (
             not isinstance(capabilities, list)
             or not capabilities
@@ -162,7 +197,7 @@ class ConfigReader:
                 "expected"
             )
             capabilities = []
-        context = self.count(self.experimental, "max_position_embeddings", _DEFAULT_CONTEXT)
+        context = self.number("max_position_embeddings", _DEFAULT_CONTEXT)
         if not context:
             self.faults.append(
                 "experimental.max_position_embeddings is 0, where a length is expected"
@@ -172,7 +207,7 @@ class ConfigReader:
                 f"{heads} heads do not divide the width {dim} into an even number of elements"
             )
         return TrainerConfig(
-            version=self._config["version"],
+            version=whole(self._config.get("version")) or _DEFAULT_VERSION,
             capabilities=tuple(capabilities),
             dim=dim,
             heads=heads,
@@ -192,7 +227,7 @@ class ConfigReader:
 
     def _size(self) -> tuple[int, int, int, dict[str, int]]:
         """Width, heads and layers, and every other number that is claimed, by its meaning."""
-        config, count = self._config, self.count
+        config, count = self._config, self._count
         size = config.get("size", "full")
         claims: dict[str, int] = {}
         details: Mapping[str, Any] = {}
@@ -235,17 +270,18 @@ def version_of(checkpoint: Checkpoint, supported: str) -> int:
         supported: what is, in words.
 
     Raises:
-        InputError: the config does not say, or there is none.
+        InputError: there is no config, or no version that is one.
     """
-    if not checkpoint.config:
+    if not any(key in _CONFIG_KEYS for key in checkpoint.config):
         raise InputError(
             f"{checkpoint.path} has no config, and no config.yaml lies with it; heads, positions "
             "and attention cannot be told from the weights: give them with --config config.yaml."
         )
-    version = checkpoint.config.get("version")
-    if not isinstance(version, int) or isinstance(version, bool):
+    said = checkpoint.config.get("version", _DEFAULT_VERSION)
+    version = whole(said)
+    if version is None:
         raise InputError(
-            f"{checkpoint.path}: the config ({checkpoint.config_source}) gives version {version!r},"
+            f"{checkpoint.path}: the config ({checkpoint.config_source}) gives version {said!r},"
             f" where a whole number is expected ({supported}); add it with --config."
         )
     return version
@@ -254,7 +290,7 @@ def version_of(checkpoint: Checkpoint, supported: str) -> int:
 def _refuse_unsupported(
     config: Mapping[str, Any],
     experimental: Mapping[str, Any],
-    switches: Iterable[str],
+    switches: frozenset[str],
     where: str,
 ) -> None:
     """Refuse, in one message, every switch that would change the result in a way not supported."""
@@ -265,20 +301,15 @@ def _refuse_unsupported(
         refused.append(f"experts {config['experts']!r} (supported: 1, no mixture of experts)")
     for key, neutral in _MUST_BE.items():
         value = experimental.get(key, neutral[0])
+        value = whole(value) if isinstance(value, float) and value.is_integer() else value
         if not any(value == item and type(value) is type(item) for item in neutral):
             refused.append(f"experimental.{key} {value!r} (supported: {neutral[0]!r})")
-    size = config.get("size")
-    for prefix, mapping, known in (
-        ("", config, _CONFIG_KEYS),
-        ("size.", size if isinstance(size, Mapping) else {}, _SIZE_KEYS),
-        ("experimental.", experimental, frozenset(switches)),
-    ):
-        # An unknown switch may change the result, unless it is off.
-        refused += [
-            f"{prefix}{key} {value!r} (not known here)"
-            for key, value in mapping.items()
-            if key not in known and value not in (None, False, 0, "", [], {})
-        ]
+    # An unknown switch may change the result, unless it is off.
+    refused += [
+        f"experimental.{key} {value!r} (not known here)"
+        for key, value in experimental.items()
+        if key not in switches and value not in (None, False, 0, "", [], {})
+    ]
     if refused:
         raise UnsupportedModelError(
             f"{where}: {'; '.join(refused)}. What this would compute is not what a converted file "
@@ -286,14 +317,16 @@ def _refuse_unsupported(
         )
 
 
-def _dict(config: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
-    value = config.get(key)
-    if not isinstance(value, Mapping):
-        raise InputError(
-            f"{where}: {key} is {value!r}, where a dict is expected; positions, attention and sums "
-            "stand in it: give it with --config."
-        )
-    return value
+def unread_notes(config: Mapping[str, Any]) -> list[str]:
+    """What is said of keys of the config that nothing reads."""
+    size = config.get("size")
+    keys = [key for key in config if key not in _CONFIG_KEYS]
+    keys += [
+        f"size.{key}"
+        for key in (size if isinstance(size, Mapping) else ())
+        if key not in _SIZE_KEYS
+    ]
+    return [f"keys of the config that nothing reads: {', '.join(keys[:10])}"] if keys else []
 
 
 # ----------------------------------------------------------------------- the backbone
@@ -366,7 +399,7 @@ DROPPED: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"metrics\..*"), "accuracy counters of training"),
     (re.compile(r"dropout_token"), "replaces tokens in training only"),
     (
-        re.compile(r"(.*\.)?rotary_emb\.inv_freq"),
+        re.compile(r"(.*\.)?(rotary_emb\.)?((original_)?inv_freq|(cos|sin)_cached)"),
         "rotary frequencies follow from the head size",
     ),
 )

@@ -100,6 +100,11 @@ class Options:
     dry_run: bool = False
     command: str = ""
 
+    @property
+    def chooses(self) -> bool:
+        """Whether a scan chooses the types."""
+        return self.scan and not self.types
+
 
 def inputs_of(path: Path, checkpoint: Checkpoint | None, options: Options) -> Iterator[Path]:
     """Every file that a run reads, which nothing that it writes may replace.

@@ -101,8 +101,7 @@ def quantize(
     log = log or RunLog()
     single = out.suffix == ".gguf"
     folder = out.parent if single else out
-    chooses = options.scan and not options.types
-    _check_options(out, options, single=single, chooses=chooses)
+    _check_options(out, options, single=single)
     gates = gates_of(options)
     quantizer = find_quantizer(options.tool)
     place = Path(tempfile.gettempdir()) if options.dry_run else folder
@@ -120,77 +119,126 @@ def quantize(
             held.enter_context(locked_folder(folder))
         known = {} if single else known_files(folder, force=options.force)
         audience = _audience(source, examples.measured, options)
-        names = [MIXTURE] if chooses else [kind.name for kind in options.types]
-        main = source.main
-        targets = [out if single else folder / file_name(main, one, options) for one in names]
-        if chooses:
-            _check_mixture(targets[0], known, options)
-        matrices = _Matrices.of(source, examples.calibration, None if single else folder, options)
-        scanned = _scan(quantizer, source, examples, matrices.given, options, scratch, log)
-        options = scanned.options
-        listing = _write_mixture(targets[0], options) if chooses else None
-        plans = plan_bundles(
-            quantizer,
-            source,
-            targets,
-            options,
-            matrices.given,
-            names={part: path.name for part, path in matrices.paths.items()},
-            calibration=matrices.description,
-            scratch=scratch,
-        )
-        outputs = outputs_of(quantizer, plans, source, known, options)
-        if any(plan.lacks_imatrix for plan in plans):
-            matrices.check_targets(options)
-        report = QuantizeReport(
-            source=source.name,
-            source_sha256=None,
-            tool=tool_of(quantizer, plans[0].main) | {"found": quantizer.how},
-            tensor_types=options.tensor_types,
-            reference="",
-            utterances="",
-            baseline=None,
-            files=tuple(map(_planned, outputs)),
-            notes=(*scanned.notes, *_notes(source, plans)),
-            checkpoint=_checkpoint_of(source),
-            dry_run=options.dry_run,
-            command=valid_utf8(options.command),
-            scan=scanned.sensitivities,
-        )
+        job = _plan(quantizer, source, examples, out, known, options, scratch, log)
         if options.dry_run:
-            return report
-        _check_space(source, outputs, folder)
+            return job.report
+        _check_space(source, job.outputs, folder)
         if not source.is_complete:
             log.talk(f"converting {path.name} first")
         source.complete(log.progress)
-        ours: dict[str, ManifestFile] = {}
-        if any(plan.lacks_imatrix for plan in plans):
-            real = matrices.make(options, scratch, log)
-            plans = [plan.with_imatrices(real) for plan in plans]
-            if matrices.is_kept:
-                ours = {one.name: imatrix_entry(one) for one in real.values()}
-        if listing is not None:
-            ours[listing.name] = plain_entry(listing, "tensor-types", source)
-        outputs = outputs_of(quantizer, plans, source, known, options)
-        listed = None if single else {**known, **ours}
-        if listed is not None:
-            write_manifest(folder, list(listed.values()))
-        made = list(make_all(quantizer, outputs, source, listed, options, scratch, log))
-        report = replace(report, source_sha256=main.sha256, files=tuple(map(_done, made)))
+        listed, made = _make(quantizer, source, job, None if single else folder, scratch, log)
+        report = replace(
+            job.report, source_sha256=source.main.sha256, files=tuple(map(_done, made))
+        )
         if options.measure and examples.measured is not None:
             measuring = Measuring(
-                quantizer, source, examples.measured, options, scratch, log, audience
+                quantizer, source, examples.measured, job.options, scratch, log, audience
             )
             report = measuring.measure(report, made)
-        report = judge(report, gates, options)
-        if listed is None:
+        report = judge(report, gates, job.options)
+        if single:
             return report
-        names_of_run = {*ours, *(entry.name for one in made for entry in one.entries)}
-        names_of_run |= {one.name for plan in plans for one in plan.imatrices}
+        ours = {
+            *(entry.name for one in made for entry in one.entries),
+            *(matrix.name for one in made for matrix in one.plan.imatrices),
+            *([_listing_of(job.mixture).name] if job.mixture else []),
+        }
         sources = {one.sha256 for one in source.units.values()}
         sources |= {entry.source_sha256 for one in made for entry in one.entries}
         sources.add((report.checkpoint or {}).get("sha256", ""))
-        return settle_folder(report, folder, listed, names_of_run, sources, prune=options.prune)
+        return settle_folder(report, folder, listed, ours, sources, prune=options.prune)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be made: everything is known, and nothing is written yet."""
+
+    plans: list[BundlePlan]
+    outputs: list[Output]
+    matrices: _Matrices
+    known: Mapping[str, ManifestFile]
+    options: Options  # with the mixture that a scan chose
+    mixture: Path | None  # where that is written, for `--tensor-types`
+    report: QuantizeReport
+
+
+def _plan(
+    quantizer: Quantizer,
+    source: SourceBundle,
+    examples: _Examples,
+    out: Path,
+    known: Mapping[str, ManifestFile],
+    options: Options,
+    scratch: Scratch,
+    log: RunLog,
+) -> _Job:
+    """Choose by a scan where that is asked for, and let llama.cpp plan every file."""
+    single, chooses = out.suffix == ".gguf", options.chooses
+    names = [MIXTURE] if chooses else [kind.name for kind in options.types]
+    targets = [out if single else out / file_name(source.main, one, options) for one in names]
+    mixture = targets[0] if chooses else None
+    if mixture is not None:
+        _check_mixture(mixture, known, options)
+    matrices = _Matrices.of(source, examples.calibration, None if single else out, options)
+    scanned = _scan(quantizer, source, examples, matrices.given, options, scratch, log)
+    options = scanned.options
+    plans = plan_bundles(
+        quantizer,
+        source,
+        targets,
+        options,
+        matrices.given,
+        names={part: path.name for part, path in matrices.paths.items()},
+        calibration=matrices.description,
+        scratch=scratch,
+    )
+    outputs = outputs_of(quantizer, plans, source, known, options)
+    if any(plan.lacks_imatrix for plan in plans):
+        matrices.check_targets(options)
+    report = QuantizeReport(
+        source=source.name,
+        source_sha256=None,
+        tool=tool_of(quantizer, plans[0].main) | {"found": quantizer.how},
+        tensor_types=options.tensor_types,
+        reference="",
+        utterances="",
+        baseline=None,
+        files=tuple(map(_planned, outputs)),
+        notes=(*scanned.notes, *_notes(source, plans)),
+        checkpoint=_checkpoint_of(source),
+        dry_run=options.dry_run,
+        command=valid_utf8(options.command),
+        scan=scanned.sensitivities,
+    )
+    return _Job(plans, outputs, matrices, known, options, mixture, report)
+
+
+def _make(
+    quantizer: Quantizer,
+    source: SourceBundle,
+    job: _Job,
+    folder: Path | None,
+    scratch: Scratch,
+    log: RunLog,
+) -> tuple[dict[str, ManifestFile], list[Made]]:
+    """Make the matrices and the files; a folder's manifest lists each once it is whole."""
+    plans, outputs, options = job.plans, job.outputs, job.options
+    listed = dict(job.known)
+    if any(plan.lacks_imatrix for plan in plans):
+        real = job.matrices.make(options, scratch, log)
+        plans = [plan.with_imatrices(real) for plan in plans]
+        outputs = outputs_of(quantizer, plans, source, job.known, options)
+        if job.matrices.is_kept:
+            listed |= {one.name: imatrix_entry(one) for one in real.values()}
+    if job.mixture is not None:
+        listing = _write_mixture(job.mixture, options)
+        listed[listing.name] = plain_entry(listing, "tensor-types", source)
+    if folder is not None:
+        write_manifest(folder, list(listed.values()))
+    made = make_all(
+        quantizer, outputs, source, None if folder is None else listed, options, scratch, log
+    )
+    return listed, list(made)
 
 
 def _audience(
@@ -426,21 +474,26 @@ def _scan(
 
 def _check_mixture(target: Path, known: Mapping[str, ManifestFile], options: Options) -> None:
     """Refuse to replace files before an hour of scanning; what --resume keeps is known after it."""
-    for one in (target, target.with_suffix(TENSOR_TYPES_SUFFIX)):
+    for one in (target, _listing_of(target)):
         if not (options.resume and one.name in known):
             check_outputs([one], force=options.force)
 
 
+def _listing_of(mixture: Path) -> Path:
+    return mixture.with_suffix(TENSOR_TYPES_SUFFIX)
+
+
 def _write_mixture(target: Path, options: Options) -> Path:
     """Write the tensor types beside the file, for `--tensor-types` and `--tensor-type-file`."""
-    listing = target.with_suffix(TENSOR_TYPES_SUFFIX)
+    listing = _listing_of(target)
     text = "".join(f"{one}\n" for one in options.tensor_types)
     if not (options.resume and listing.is_file() and listing.read_bytes() == text.encode()):
         write_text_atomically(listing, text, force=options.force)
     return listing
 
 
-def _check_options(out: Path, options: Options, *, single: bool, chooses: bool) -> None:
+def _check_options(out: Path, options: Options, *, single: bool) -> None:
+    chooses = options.chooses
     if options.scan and options.dry_run:
         raise InputError("--scan measures; leave out --dry-run.")
     if chooses and any(

@@ -1,9 +1,5 @@
 """Text and a voice in, speech out.
 
-Every family has a `speech` of its own, which speaks on its networks.
-
-common   what they share
+speaker  reading, voices, redraws and pieces, whatever the model; each family has a subclass
 results  options, and what comes out
 """
-
-from __future__ import annotations

@@ -9,8 +9,16 @@ import numpy as np
 from valle_convert.audio.codes import SavedCodes
 from valle_convert.audio.files import Audio
 from valle_convert.audio.voice import PROMPT_SECONDS
-from valle_convert.decode import GREEDY, End, Guidance, Mode, ModeChoice, SamplingOptions
-from valle_convert.errors import InputError
+from valle_convert.decode import (
+    GREEDY,
+    End,
+    Guidance,
+    Mode,
+    ModeChoice,
+    Repetition,
+    SamplingOptions,
+    check_range,
+)
 from valle_convert.model.spec import Codec, Codes
 
 #: Beyond this a recording is not read on: its codes would exceed every model's context.
@@ -21,16 +29,22 @@ DEFAULT_FRAME_RATE = 75.0
 
 @dataclass(frozen=True)
 class SpeakOptions:
-    """How to speak.
+    """How to speak. A family reads the fields of its `speaks_with`, and no others.
 
     Attributes:
         mode: `auto` takes what the model is made for.
         language: of the text; None detects it.
+        voice_text: what the voice says, where the model goes on with it and cannot tell.
+        accent: the language in whose accent all of the text is spoken; None speaks each
+            language in its own.
         sampling: how codes of level 0 are drawn.
         nar_sampling: how those of the levels above are.
+        repetition: how codes of level 0 are weakened that were there before.
         guidance: of all levels. Demasking always has some, see `decode.masked`.
         max_steps: of demasking.
-        max_seconds: of one sentence, at most.
+        best_of: how many continuations are drawn, of which the most probable one is kept.
+        length_penalty: above 0 makes speech longer; None takes the family's.
+        max_seconds: of one sentence, at most; None takes the family's.
         duration_padding: the model's own durations are multiplied by this.
         prompt_seconds: how much of a voice is used; a shorter one is repeated.
         context_history: how many sentences before are given along as context.
@@ -39,29 +53,26 @@ class SpeakOptions:
 
     mode: ModeChoice = "auto"
     language: str | None = None
+    voice_text: str | None = None
+    accent: str | None = None
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     nar_sampling: SamplingOptions = GREEDY
+    repetition: Repetition = field(default_factory=Repetition)
     guidance: Guidance = field(default_factory=Guidance)
     max_steps: int = 25
-    max_seconds: float = 12.0
+    best_of: int = 1
+    length_penalty: float | None = None
+    max_seconds: float | None = None
     duration_padding: float = 1.05
     prompt_seconds: float = PROMPT_SECONDS
     context_history: int = 0
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value, high in (
-            ("max-seconds", self.max_seconds, MAX_RECORDING_SECONDS),
-            ("prompt-seconds", self.prompt_seconds, 60.0),
-        ):
-            if not 0.1 <= value <= high:
-                raise InputError(
-                    f"The option {name} is {value}, where 0.1 to {high:g} is expected."
-                )
-        if not 0 <= self.context_history <= 100:
-            raise InputError(
-                f"The option context-history is {self.context_history}, where 0 to 100 is expected."
-            )
+        if self.max_seconds is not None:
+            check_range("max-seconds", self.max_seconds, 0.1, MAX_RECORDING_SECONDS)
+        check_range("prompt-seconds", self.prompt_seconds, 0.1, 60.0)
+        check_range("context-history", self.context_history, 0, 100)
 
 
 @dataclass(frozen=True)
@@ -97,14 +108,14 @@ class Piece:
 
     Attributes:
         text: as it was given; empty where there was none.
-        phonemes: IPA.
+        phonemes: what it says, in the model's alphabet.
         language: of the text.
         codes: [frames, levels]; fewer levels than the model's where interrupted.
         audio: None where the speaker has no codec.
         mode: how level 0 was decoded.
         end: `stop` where it is whole, `limit` where `max_seconds` was too short for it.
         notices: what a user should know of it.
-        seconds: of computing.
+        seconds: of computing. Those of the text and the voice are in the first piece.
         ids: of the phonemes, with the marks around them.
         language_id: the model's; None where it tells no languages apart.
     """

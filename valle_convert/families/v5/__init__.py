@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from valle_convert.audio.codec import AudioCodec
     from valle_convert.families.bundle import Bundle
-    from valle_convert.families.v5.speech import Speaker
+    from valle_convert.families.v5.speech import VersionFiveSpeaker
     from valle_convert.families.v5.trials import Utterance
     from valle_convert.llama.context import CacheType
     from valle_convert.network.arithmetic import Arithmetic
@@ -47,8 +48,15 @@ class VersionFive(Family[Model, "Network", "Utterance"]):
             "lora": f"{__name__}.adapter:write_lora",
             "repair": f"{__name__}.old:read_old",
             "utterances": f"{__name__}.recordings:fill_folder",
-            "transcribe": f"{__name__}.speech:Speaker",
+            "transcribe": f"{__name__}.speech:VersionFiveSpeaker.transcribe",
+            "vc": f"{__name__}.speech:VersionFiveSpeaker.answer",
+            "ns": f"{__name__}.speech:VersionFiveSpeaker.answer",
+            "sr": f"{__name__}.speech:VersionFiveSpeaker.answer",
         }
+    )
+    speaks_with = frozenset(
+        "mode language sampling nar_sampling repetition guidance max_steps length_penalty "
+        "max_seconds duration_padding prompt_seconds context_history seed".split()
     )
     needs = ("speech",)
     example_arrays = "phonemes, response, prompt and language"
@@ -234,19 +242,22 @@ class VersionFive(Family[Model, "Network", "Utterance"]):
 
         return measure_speed(network)
 
-    def speaker(
-        self,
-        bundle: Bundle,
-        *,
-        codec: AudioCodec | None = None,
-        n_threads: int | None = None,
-        cache_type: CacheType = "f32",
-        adapters: Sequence[LoraFile] = (),
-    ) -> Speaker:
-        from valle_convert.families.v5.speech import Speaker
+    def speaker_on(
+        self, network: Network, bundle: Bundle, codec: AudioCodec | None, opened: ExitStack
+    ) -> VersionFiveSpeaker:
+        from valle_convert.families.v5.speech import VersionFiveSpeaker
+        from valle_convert.tokenizer.compiled import TRUE_IDS_KEY
+        from valle_convert.tokenizer.oracle import LlamaTokenizer
 
-        return Speaker.open(
-            bundle, codec=codec, n_threads=n_threads, cache_type=cache_type, adapters=adapters
+        true_ids: Sequence[int] = bundle.main.keys[TRUE_IDS_KEY]
+        llama = opened.enter_context(LlamaTokenizer(bundle.path))
+
+        def tokenize(phonemes: str) -> list[int]:
+            ids = llama.encode(phonemes, add_special=True, parse_special=False)
+            return [true_ids[i] for i in ids]
+
+        return VersionFiveSpeaker(
+            network, tokenize=tokenize, detokenize=llama.decode, codec=codec, opened=opened
         )
 
     def recorded_tokenizer(self, file: GgufFile, given: Path | None) -> TokenizerFile:

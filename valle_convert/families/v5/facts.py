@@ -44,6 +44,7 @@ from valle_convert.model.trainer import (
     check_claims,
     count_layers,
     names_of_rows,
+    unread_notes,
     version_of,
 )
 
@@ -76,18 +77,19 @@ class _Switches:
     bias: bool | None
     sum_prompt: bool
     sum_response: bool
+    assumed: tuple[str, ...]
 
 
 def _read_switches(checkpoint: Checkpoint) -> _Switches:
     reader = ConfigReader(checkpoint, read=_READ, without_effect=_WITHOUT_EFFECT)
     common = reader.common()
-    sums = reader.experimental.get("audio_embedding_sums")
+    sums = reader.switch("audio_embedding_sums")
     if not (isinstance(sums, bool) or sums in ("prom", "resp")):
         reader.faults.append(
             f"experimental.audio_embedding_sums is {sums!r}, where true, false, 'prom' or 'resp' "
             "is expected"
         )
-    kv_heads = reader.count(reader.experimental, "kv_heads", 0)
+    kv_heads = reader.number("kv_heads", 0)
     if kv_heads and (kv_heads > common.heads or common.heads % kv_heads):
         reader.faults.append(
             f"experimental.kv_heads {kv_heads} does not divide {common.heads} heads"
@@ -99,6 +101,7 @@ def _read_switches(checkpoint: Checkpoint) -> _Switches:
         bias=reader.optional_flag("classifiers_bias"),
         sum_prompt=sums in (True, "prom"),
         sum_response=sums in (True, "resp"),
+        assumed=tuple(reader.assumed),
     )
     reader.finish()
     return switches
@@ -278,7 +281,7 @@ def describe(checkpoint: Checkpoint, codec: Codec | None = None) -> Description[
     if codec is None and found is UNKNOWN_CODEC:
         notes.append(
             f"no known codec has {sizes.n_levels} levels of {sizes.codebook_size} codes; "
-            "the file says `unknown` (give it with --codec)"
+            "the file says `unknown` (give it with --codec-name)"
         )
     config = ModelConfig(
         version=common.version,
@@ -311,7 +314,8 @@ def describe(checkpoint: Checkpoint, codec: Codec | None = None) -> Description[
         checkpoint.tensors,
         {PART: Contents(tuple(rows), tuple(backbone), tuple(biases))},
         tuple(dropped),
-        tuple(notes),
+        (*notes, *unread_notes(checkpoint.config)),
+        switches.assumed,
     )
 
 

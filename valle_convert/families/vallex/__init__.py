@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -43,6 +44,10 @@ class VallEX(Family[VallexModel, "ComposedNetwork", "VallexUtterance"]):
     name = files.FAMILY
     title = "VALL-E X"
     reads = frozenset({"out_type", "codec", "metadata"})
+    speaks_with = frozenset(
+        "language voice_text accent sampling nar_sampling best_of length_penalty max_seconds "
+        "seed".split()
+    )
     reads_weights = True
     needs = ("speech", "vallex")
     needs_for = MappingProxyType({"Japanese": ("japanese",)})
@@ -141,7 +146,7 @@ class VallEX(Family[VallexModel, "ComposedNetwork", "VallexUtterance"]):
     ) -> ComposedNetwork:
         from valle_convert.families.vallex.on_llama import VallexGguf
 
-        del adapters
+        self.open_adapters(adapters, bundle)
         return VallexGguf(bundle.files, bundle.model, n_threads=n_threads, cache_type=cache_type)
 
     def prove(self) -> None:
@@ -214,20 +219,13 @@ class VallEX(Family[VallexModel, "ComposedNetwork", "VallexUtterance"]):
 
         return measure_speed(network)
 
-    def speaker(
-        self,
-        bundle: Bundle,
-        *,
-        codec: AudioCodec | None = None,
-        n_threads: int | None = None,
-        cache_type: CacheType = "f32",
-        adapters: Sequence[LoraFile] = (),
+    def speaker_on(
+        self, network: ComposedNetwork, bundle: Bundle, codec: AudioCodec | None, opened: ExitStack
     ) -> VallexSpeaker:
         from valle_convert.families.vallex.speech import VallexSpeaker
 
-        if adapters:
-            self.open_adapters(adapters, bundle)
-        return VallexSpeaker.open(bundle, codec=codec, n_threads=n_threads, cache_type=cache_type)
+        del bundle
+        return VallexSpeaker(network, codec=codec, opened=opened)
 
     def recorded_tokenizer(self, file: GgufFile, given: Path | None) -> TokenizerFile:
         del file

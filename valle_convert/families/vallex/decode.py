@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from valle_convert.decode.control import End, ShouldStop, never
+from valle_convert.decode.control import End, ShouldStop, check_range, never
 from valle_convert.decode.sampling import (
     GREEDY,
     Logits,
@@ -23,7 +23,6 @@ from valle_convert.decode.sampling import (
     sample,
 )
 from valle_convert.decode.speech import Speech, StageSeconds
-from valle_convert.errors import InputError
 from valle_convert.families.vallex.protocol import VallexNetwork, VallexText
 from valle_convert.model.spec import Codes
 from valle_convert.progress import Progress, silent
@@ -39,7 +38,7 @@ class VallexOptions:
     """How VALL-E X decodes; the defaults are those of its own project.
 
     Attributes:
-        sampling: how codes of level 0 are drawn. Its penalties are not read.
+        sampling: how codes of level 0 are drawn.
         nar_sampling: how those of the levels above are; the original knows the best code only.
         best_of: how many continuations are drawn, of which the best one is kept.
         length_penalty: power of the length that a continuation's log probability is divided by;
@@ -54,15 +53,8 @@ class VallexOptions:
     max_frames: int | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.best_of <= MAX_BEST_OF:
-            raise InputError(
-                f"The option best-of is {self.best_of}, where 1 to {MAX_BEST_OF} is expected."
-            )
-        if not -100 <= self.length_penalty <= 100:
-            raise InputError(
-                f"The option length-penalty is {self.length_penalty}, where -100 to 100 is "
-                "expected."
-            )
+        check_range("best-of", self.best_of, 1, MAX_BEST_OF)
+        check_range("length-penalty", self.length_penalty, -100, 100)
 
 
 @dataclass(eq=False)
@@ -85,6 +77,7 @@ def decode_vallex(
     options: VallexOptions,
     rng: np.random.Generator,
     *,
+    level_0: Codes | None = None,
     progress: Progress = silent,
     should_stop: ShouldStop = never,
 ) -> Speech:
@@ -96,6 +89,7 @@ def decode_vallex(
         prompt: codes of the voice, [frames, levels]; without a voice, no frames.
         options: sampling, how many continuations, limits.
         rng: the source of randomness.
+        level_0: of the continuation, [frames], where only the levels above it are wanted.
         progress: shows frames and levels.
         should_stop: asked before every step and every level.
 
@@ -103,9 +97,11 @@ def decode_vallex(
         InputError: it is longer than what the network can take.
     """
     begin = time.perf_counter()
-    level_0, end = decode_vallex_ar(
-        network, text, prompt[:, 0], options, rng, progress=progress, should_stop=should_stop
-    )
+    end: End = "stop"
+    if level_0 is None:
+        level_0, end = decode_vallex_ar(
+            network, text, prompt[:, 0], options, rng, progress=progress, should_stop=should_stop
+        )
     level_0_done = time.perf_counter()
     codes, is_whole = decode_vallex_nar(
         network,

@@ -342,7 +342,7 @@ def describe(
     if codec is None and found is UNKNOWN_CODEC:
         notes.append(
             f"no known codec has {n_levels} levels of {n_codes} codes; the files say `unknown` "
-            "(give it with --codec)"
+            "(give it with --codec-name)"
         )
     recovered |= {source: Recovered(table) for source, table in same.items()}
     dropped += [Dropped(source, f"the same as {table}") for source, table in same.items()]
@@ -365,7 +365,7 @@ def describe(
     for level in range(1, n_levels):
         norms = tuple(_level_norms(tensors, folded, nar, level))
         contents[f"nar-{level}"] = Contents(backbone=norms)
-    return Description(model, tensors, contents, tuple(dropped), tuple(notes), recovered)
+    return Description(model, tensors, contents, tuple(dropped), tuple(notes), recovered=recovered)
 
 
 def _take_net(

@@ -1,0 +1,217 @@
+"""What versions 5 and 6 speak, answer and hear, on a quantized file and stock llama.cpp."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+import soundfile
+
+from valle_convert.audio import (
+    Audio,
+    EncodecCodec,
+    SavedCodes,
+    read_audio,
+    write_codes,
+    write_wav,
+)
+from valle_convert.decode import GREEDY, Guidance, TranscribeOptions
+from valle_convert.errors import InputError
+from valle_convert.families.bundle import Bundle
+from valle_convert.families.v5.speech import VersionFiveSpeaker
+from valle_convert.llama.context import CacheType
+from valle_convert.speech.results import Piece, SpeakOptions
+from valle_convert.speech.speaker import Watch
+from valle_convert.tokenizer.choose import BUILT_IN, open_tokenizer
+from valle_convert.tokenizer.oracle import Setting
+
+RATE = 24_000
+QUICK = SpeakOptions(
+    max_steps=2, max_seconds=0.2, prompt_seconds=0.4, seed=1, sampling=GREEDY, language="en"
+)
+AR = replace(QUICK, mode="ar")
+
+
+@pytest.mark.parametrize("mode", ["ar", "nar-len"])
+def test_text_and_a_recording_become_a_wav_file(
+    speaker: VersionFiveSpeaker, voice: Path, tmp_path: Path, mode: str
+) -> None:
+    spoken = speaker.speak("Hello world.", voice, replace(QUICK, mode=mode))
+    assert spoken.audio is not None
+    written = write_wav(tmp_path / "hello.wav", spoken.audio)
+    assert spoken.codes.shape == (15, 8)
+    assert spoken.is_whole
+    assert written.seconds == pytest.approx(0.2)
+    info = soundfile.info(written.path)
+    assert (info.samplerate, info.channels, info.frames) == (RATE, 1, 15 * 320)
+    (piece,) = spoken.pieces
+    assert (piece.text, piece.phonemes, piece.mode) == ("Hello world.", "həlˈoʊ wˈɜːld.", mode)
+    np.testing.assert_array_equal(speaker.sound(spoken.codes).samples, spoken.audio.samples)
+
+
+def test_voice_language_and_guidance_change_what_is_spoken(
+    speaker: VersionFiveSpeaker, voice: Path
+) -> None:
+    codes = [
+        speaker.speak("Computer.", recording, options).codes
+        for recording, options in (
+            (voice, AR),
+            (None, AR),
+            (voice, replace(AR, language="de")),
+            (voice, replace(AR, guidance=Guidance(3.0))),
+        )
+    ]
+    assert not any(np.array_equal(codes[0], other) for other in codes[1:])
+
+
+def test_the_language_is_detected_where_none_is_given(speaker: VersionFiveSpeaker) -> None:
+    options = replace(QUICK, language=None)
+    spoken = speaker.speak("Guten Morgen, wie geht es Ihnen? 今日は。", None, options)
+    assert [piece.language for piece in spoken.pieces] == ["de", "ja"]
+
+
+def test_phonemes_that_the_model_lacks_are_told(speaker: VersionFiveSpeaker) -> None:
+    odd = speaker.speak("həl€ˈoʊ", None, QUICK, is_phonemes=True)
+    assert "the model's vocabulary lacks these phonemes of the text: € (U+20AC)" in odd.notices
+
+
+def test_context_of_earlier_sentences_changes_the_later_ones_only(
+    speaker: VersionFiveSpeaker, voice: Path
+) -> None:
+    text = "One two three. Four five six. Seven eight."
+    alone = speaker.speak(text, voice, AR)
+    together = speaker.speak(text, voice, replace(AR, context_history=2))
+    same = [
+        np.array_equal(a.codes, b.codes) for a, b in zip(alone.pieces, together.pieces, strict=True)
+    ]
+    assert same == [True, False, False]
+
+
+def test_a_sentence_that_does_not_fit_the_limit_is_told(
+    speaker: VersionFiveSpeaker, voice: Path
+) -> None:
+    hurried = speaker.speak("Hello world.", voice, QUICK)
+    assert "'Hello world.' has to fit into 0.2 seconds, the limit" in hurried.notices
+
+
+# --------------------------------------------------------------------------- voices, codes
+
+
+def test_a_voice_is_a_file_audio_or_codes_alike(
+    speaker: VersionFiveSpeaker, codec: EncodecCodec, voice: Path, tmp_path: Path
+) -> None:
+    audio = read_audio(voice, RATE)
+    trimmed = Audio(audio.samples[: round(0.4 * RATE)], RATE)
+    saved = SavedCodes(codec.encode(trimmed), codec.description, codec.codebook_size)
+    file = tmp_path / "voice.npz"
+    write_codes(file, saved)
+    codes = [speaker.speak("Hello.", one, AR).codes for one in (voice, str(voice), saved, file)]
+    for one, other in pairwise(codes):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_prompt_is_cut_or_repeated_with_a_notice(
+    speaker: VersionFiveSpeaker, voice: Path
+) -> None:
+    (cut, _) = speaker.speak("Hello.", voice, QUICK).notices
+    assert f"{voice} is 0.5 seconds long; the 0.4 seconds from 0.0 on" in cut
+    (repeated, _) = speaker.speak("Hello.", voice, replace(QUICK, prompt_seconds=2.0)).notices
+    assert "38 frames of sound, fewer than the 150" in repeated
+
+
+# -------------------------------------------------------------------------------- tasks
+
+
+def test_voice_conversion_keeps_the_length_of_the_recording(
+    speaker: VersionFiveSpeaker, voice: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "source.wav"
+    samples = 0.1 * np.random.default_rng(5).standard_normal(RATE // 2)
+    soundfile.write(source, samples, RATE)
+    spoken = speaker.answer("vc", source, "Hello world.", voice, QUICK)
+    assert spoken.codes.shape == (38, 8)
+    assert (spoken.pieces[0].text, spoken.pieces[0].mode) == ("Hello world.", "nar-len")
+    assert any(str(voice) in notice for notice in spoken.notices)
+    with pytest.raises(InputError, match="only the mode nar-len"):
+        speaker.answer("vc", source, "Hello world.", voice, AR)
+
+
+@pytest.mark.parametrize("task", ["ns", "sr"])
+@pytest.mark.parametrize("text", ["", "Hello world."])
+def test_noise_tasks_answer_a_recording_with_one_as_long(
+    speaker: VersionFiveSpeaker, voice: Path, task: Literal["ns", "sr"], text: str
+) -> None:
+    spoken = speaker.answer(task, voice, text, None, QUICK)
+    assert spoken.codes.shape == (38, 8)
+    assert spoken.audio is not None
+    # Without a text, there are no phonemes of it to be saved with the codes.
+    assert (spoken.saved_codes.phonemes != ()) == (text != "")
+
+
+def test_an_answer_is_told_when_it_is_done_and_may_be_interrupted(
+    speaker: VersionFiveSpeaker, voice: Path
+) -> None:
+    told: list[Piece] = []
+    watch = Watch(should_stop=lambda: bool(told), on_piece=told.append)
+    spoken = speaker.answer("ns", voice, "", None, QUICK, watch=watch)
+    assert spoken.is_whole
+    assert spoken.pieces == tuple(told)
+    assert not speaker.answer("ns", voice, "", None, QUICK, watch=watch).is_whole
+
+
+def test_a_recording_is_transcribed_to_phonemes(speaker: VersionFiveSpeaker, voice: Path) -> None:
+    heard = speaker.transcribe(voice, "en", TranscribeOptions(max_phonemes=12))
+    assert 0 < len(heard.ids) <= 12
+    assert heard.phonemes
+    assert (heard.language, heard.end in {"stop", "limit"}) == ("en", True)
+    assert heard.decode_seconds > 0
+
+
+# -------------------------------------------------------------------------------- ids
+
+
+def test_the_ids_are_those_of_the_original_tokenizer(speaker: VersionFiveSpeaker) -> None:
+    oracle = open_tokenizer(BUILT_IN).oracle()
+    setting = Setting(add_special=True, parse_special=False)
+    for phonemes in ("həlˈoʊ wˈɜːld.", "ʁøœ €", "<bos>a"):
+        assert speaker._tokenize(phonemes) == oracle.encode_batch([phonemes], setting)[0]
+
+
+def test_a_cache_in_f16_is_used_and_nearly_as_exact(bundle: Bundle) -> None:
+    logits = []
+    types: tuple[CacheType, ...] = ("f32", "f16")
+    for cache_type in types:
+        with bundle.family.open(bundle, n_threads=1, cache_type=cache_type) as network:
+            x = network.look_up("response.ar", np.arange(30))
+            positions = np.arange(30, dtype=np.int32)
+            logits.append(network.step(x, positions, head="nar.1", outputs=slice(0, None)))
+    error = np.mean((logits[0] - logits[1]) ** 2) / np.mean(logits[0] ** 2)
+    assert 0 < error < 1e-3  # 3e-4 measured, on rows that no model sees alone
+
+
+def test_any_network_and_tokenizer_make_a_speaker(
+    bundle: Bundle, codec: EncodecCodec, speaker: VersionFiveSpeaker
+) -> None:
+    oracle = open_tokenizer(BUILT_IN).oracle()
+    setting = Setting(add_special=True, parse_special=False)
+    with bundle.family.open(bundle, n_threads=1) as network:
+        other = VersionFiveSpeaker(
+            network,
+            tokenize=lambda phonemes: oracle.encode_batch([phonemes], setting)[0],
+            codec=codec,
+        )
+        np.testing.assert_array_equal(
+            other.speak("Hello.", None, QUICK).codes, speaker.speak("Hello.", None, QUICK).codes
+        )
+
+
+# ---------------------------------------------------------------------------- bad input
+
+
+def test_phonemes_too_long_for_the_model_are_refused(speaker: VersionFiveSpeaker) -> None:
+    with pytest.raises(InputError, match=r"made for 22750; give a shorter text"):
+        speaker.speak("b" * 30_000, None, QUICK, is_phonemes=True)

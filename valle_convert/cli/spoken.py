@@ -1,0 +1,128 @@
+"""What `speak` says at its end, on stderr and as JSON."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from valle_convert.cli import console, interrupt
+
+if TYPE_CHECKING:
+    from valle_convert.audio import WrittenAudio
+    from valle_convert.speech.results import Spoken
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was made.
+
+    Attributes:
+        written: the sound.
+        load_seconds: of loading the model and the codec.
+        spoken: None where saved codes were sounded as they are.
+        codes: the file of codes.
+        codec_seconds: of sounding saved codes.
+    """
+
+    written: WrittenAudio | None
+    load_seconds: float
+    spoken: Spoken | None = None
+    codes: Path | None = None
+    codec_seconds: float = 0.0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing interrupted it."""
+        return self.spoken is None or self.spoken.is_whole
+
+    def show(self, *, as_json: bool) -> None:
+        """Print it."""
+        if as_json:
+            console.data_json(_to_json(self))
+        if self.spoken is not None:
+            _tell(self.spoken, self.written, self.codes)
+        elif self.written is not None:
+            _tell_written(self.written)
+
+
+def _tell(spoken: Spoken, written: WrittenAudio | None, codes: Path | None) -> None:
+    if not spoken.is_whole:
+        _note_kept(spoken, written, codes)
+    for notice in spoken.notices:
+        console.talk(f"note: {notice}")
+    if written is not None:
+        _tell_written(written)
+    if codes is not None:
+        console.talk(f"wrote {codes}: {len(spoken.codes)} frames of {spoken.n_levels} levels")
+    factor = spoken.real_time_factor
+    if math.isfinite(factor):
+        console.talk(f"{factor:.2f} s of computing for a second of audio; seed {spoken.seed}")
+
+
+def _note_kept(spoken: Spoken, written: WrittenAudio | None, codes: Path | None) -> None:
+    """What an interrupted speech wrote, for the last line of the program."""
+    kept = []
+    if written is not None:
+        kept.append(f"{written.path} ({written.seconds:.1f} s of audio)")
+    if codes is not None:
+        kept.append(f"{codes} ({len(spoken.codes)} frames)")
+    interrupt.keep(*kept)
+
+
+def _tell_written(written: WrittenAudio) -> None:
+    console.talk(f"wrote {written.path}: {written.seconds:.1f} s of audio")
+    if written.gain < 1:
+        quieter = -20 * math.log10(written.gain)
+        console.talk(
+            f"note: it would have been clipped, and is {quieter:.1f} dB quieter instead; --float "
+            "keeps every sample"
+        )
+    elif written.peak > 1:
+        console.talk(f"note: samples go up to {written.peak:.2f}, beyond full scale")
+
+
+def _to_json(report: Report) -> dict[str, Any]:
+    written, spoken = _written_json(report.written), report.spoken
+    load = round(report.load_seconds, 4)
+    if spoken is None:
+        return {**written, "timings": {"load": load, "codec": round(report.codec_seconds, 4)}}
+    factor = spoken.real_time_factor
+    return {
+        **written,
+        "codes": None if report.codes is None else str(report.codes),
+        "interrupted": not spoken.is_whole,
+        "seed": spoken.seed,
+        "real_time_factor": round(factor, 4) if math.isfinite(factor) else None,
+        "timings": {"load": load, **_timings(spoken.seconds)},
+        "notices": list(spoken.notices),
+        "sentences": [
+            {
+                "text": piece.text,
+                "phonemes": piece.phonemes,
+                "language": piece.language,
+                "mode": piece.mode,
+                "end": piece.end,
+                "frames": piece.codes.shape[0],
+                "levels": piece.codes.shape[1],
+                "timings": _timings(piece.seconds),
+            }
+            for piece in spoken.pieces
+        ],
+    }
+
+
+def _timings(seconds: object) -> dict[str, float]:
+    return {stage: round(value, 4) for stage, value in vars(seconds).items()}
+
+
+def _written_json(written: WrittenAudio | None) -> dict[str, Any]:
+    if written is None:
+        return {"file": None, "seconds": None, "peak": None, "gain": None}
+    return {
+        "file": str(written.path),
+        "seconds": round(written.seconds, 4),
+        "peak": written.peak,
+        "gain": written.gain,
+    }

@@ -1,0 +1,134 @@
+"""What is shown of speech while it is made, and how Ctrl-C ends it."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from valle_convert.cli import console
+from valle_convert.progress import Advance
+
+if TYPE_CHECKING:
+    from valle_convert.audio import AudioWriter
+    from valle_convert.speech.results import Piece
+
+
+@contextmanager
+def stop_on_interrupt(keep: bool) -> Iterator[Callable[[], bool]]:
+    """What decoders ask whether to stop; where something is to be kept, Ctrl-C makes it say yes.
+
+    Only the first: then the signals are what they were, so that a second one aborts.
+    """
+    if not keep:
+        yield lambda: False
+        return
+    stopped = False
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        nonlocal stopped
+        del signum, frame
+        stopped = True
+        restore()
+        # Not by way of a stream, which this signal may have interrupted in the middle of a line.
+        os.write(2, b"stopping; once more to abort\n")
+
+    for one in before:
+        signal.signal(one, stop)
+    try:
+        yield lambda: stopped
+    finally:
+        restore()
+
+
+class SpeechProgress:
+    """A `progress.Progress` on stderr that tells of sentences as well, and passes their sound on.
+
+    Args:
+        frame_rate: frames a second.
+        sink: where the sound goes; None where codes alone are wanted.
+    """
+
+    def __init__(self, frame_rate: float, sink: AudioWriter | None) -> None:
+        self._frame_rate, self._sink = frame_rate, sink
+        self._n_done, self._lengths = 0, [1]
+        self._began = time.perf_counter()
+
+    def begins(self, phonemes: Sequence[str]) -> None:
+        """Say what is going to be done, now that all of the text is known to be sayable."""
+        self._lengths = [max(1, len(one)) for one in phonemes]
+        if len(phonemes) > 1:
+            console.talk(f"speaking {len(phonemes)} sentences, {sum(self._lengths)} phonemes")
+        self._began = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, label: str, total: int, unit: str) -> Iterator[Advance]:
+        """Show work on the sentence that is being spoken."""
+        with console.progress_bar(f"{self._name}, {label}", total, unit) as advance:
+            if label != "frames":
+                yield advance
+                return
+            done, begin = 0, time.perf_counter()
+            bar = getattr(advance, "__self__", None)
+
+            def advance_frames(n: int) -> None:
+                nonlocal done
+                done += n
+                advance(n)
+                if bar is not None:
+                    seconds = done / self._frame_rate
+                    factor = (time.perf_counter() - begin) / seconds
+                    bar.set_postfix_str(
+                        f"{seconds:.1f} s of audio, {factor:.2f} x real time", refresh=False
+                    )
+
+            yield advance_frames
+
+    @property
+    def _name(self) -> str:
+        n = len(self._lengths)
+        return f"sentence {self._n_done + 1}" + (f" of {n}" if n > 1 else "")
+
+    def finished(self, piece: Piece) -> None:
+        """Pass on a sentence that was spoken, and tell of it."""
+        if self._sink is not None and piece.audio is not None:
+            self._sink.add(piece.audio)
+        name = self._name
+        self._n_done += 1
+        frames, levels = piece.codes.shape
+        seconds = frames / self._frame_rate
+        factor = piece.seconds.total / seconds if seconds else math.inf
+        quoted = f": {piece.text[:60]}" if piece.text else ""
+        console.talk(
+            f"{name}: {frames} frames, {levels} levels, {seconds:.1f} s of audio, {factor:.2f} x "
+            f"real time ({piece.mode}, {piece.language}){self._left()}{quoted}"
+        )
+
+    def _left(self) -> str:
+        """The time that is left, if a phoneme of the rest takes what one took so far."""
+        rest = sum(self._lengths[self._n_done :])
+        if not rest:
+            return ""
+        took = time.perf_counter() - self._began
+        left = took * rest / sum(self._lengths[: self._n_done])
+        return f", {duration(left)} left"
+
+
+def duration(seconds: float) -> str:
+    """As people say it: `40 s`, `3 min 20 s`, `2 h 5 min`."""
+    whole = math.ceil(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -1,0 +1,442 @@
+"""Text and a voice in, speech out: the Python interface to everything that speaks.
+
+bundle = open_bundle(Path("model.gguf"))
+with bundle.family.speaker(bundle, codec=EncodecCodec()) as speaker:
+    spoken = speaker.speak("Hello world.", "prompt.wav")
+    write_wav(Path("hello.wav"), spoken.audio)
+
+Long texts are spoken sentence by sentence; `pieces` gives each as soon as it is done. Nothing
+in here prints: what a user should know comes as `notices` in the result.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+
+from valle_convert.audio.codec import AudioCodec, check_codec_fits
+from valle_convert.audio.codes import (
+    CODES_SUFFIX,
+    SavedCodes,
+    check_codes_fit,
+    is_codes_path,
+    read_codes,
+)
+from valle_convert.audio.files import Audio, read_audio
+from valle_convert.audio.voice import prompt_audio
+from valle_convert.closing import Closing
+from valle_convert.decode import ShouldStop, Speech, never
+from valle_convert.errors import InputError
+from valle_convert.model.spec import Codec, CodeFormat, Codes
+from valle_convert.progress import Progress, silent
+from valle_convert.speech.results import (
+    DEFAULT_FRAME_RATE,
+    MAX_RECORDING_SECONDS,
+    Piece,
+    SpeakOptions,
+    Spoken,
+    Timings,
+)
+
+#: A recording, its codes, or a file of either.
+Recording = str | Path | Audio | SavedCodes
+
+#: How often a sentence is drawn that the model ends before its first frame.
+MAX_DRAWS = 3
+
+RowsT = TypeVar("RowsT")
+SourceT = TypeVar("SourceT")
+VoiceT = TypeVar("VoiceT")
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who follows the work, and may end it.
+
+    Attributes:
+        progress: shows what is being decoded.
+        should_stop: asked between steps; where it says so, what there is of the sentence is
+            given, if there is any, and is the last.
+        on_sentences: called once, before the first is spoken, with the phonemes of all.
+        on_piece: called with each sentence as soon as it is done.
+    """
+
+    progress: Progress = silent
+    should_stop: ShouldStop = never
+    on_sentences: Callable[[Sequence[str]], object] = lambda _phonemes: None
+    on_piece: Callable[[Piece], object] = lambda _piece: None
+
+
+UNWATCHED = Watch()
+
+
+@dataclass(frozen=True, eq=False)
+class Line(Generic[RowsT]):
+    """A sentence, ready to be spoken.
+
+    Attributes:
+        text: as it was given; empty where phonemes were.
+        phonemes: what it says.
+        language: of the text.
+        rows: what the network is told of it.
+        notices: what a user should know of it.
+        ids, language_id: as in `Piece`.
+    """
+
+    text: str
+    phonemes: str
+    language: str
+    rows: RowsT
+    notices: tuple[str, ...] = ()
+    ids: tuple[int, ...] = ()
+    language_id: int | None = None
+
+
+class Speaker(Closing, ABC, Generic[SourceT, RowsT, VoiceT]):
+    """A model that speaks. Close it, or use it as a context manager.
+
+    SourceT is what it takes for a voice, VoiceT what it makes of one, RowsT what its network is
+    told of a text.
+
+    Args:
+        model: whose codes they are.
+        codec: between audio and codes; None speaks codes only, with voices given as codes.
+        opened: closed with it.
+
+    Raises:
+        InputError: the codec is not the model's.
+    """
+
+    #: What helps where the model says nothing.
+    remedies: ClassVar[str] = "try another --seed, --temperature or --voice"
+
+    def __init__(
+        self, model: CodeFormat, codec: AudioCodec | None, opened: ExitStack | None = None
+    ) -> None:
+        if codec is not None:
+            check_codec_fits(codec, model)
+        self._format = model
+        self._codec = codec
+        self._opened = ExitStack() if opened is None else opened.pop_all()
+
+    def close(self) -> None:
+        """Close what was opened for it."""
+        self._opened.close()
+
+    @property
+    def codec_description(self) -> Codec:
+        """What the codes are of: as the codec says, or else as the model does."""
+        return self._format.codec if self._codec is None else self._codec.description
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames a second."""
+        return self.codec_description.frame_rate or DEFAULT_FRAME_RATE
+
+    # ------------------------------------------------------------ what a family supplies
+
+    @abstractmethod
+    def _lines(
+        self, text: str, options: SpeakOptions, *, is_phonemes: bool, whole: bool
+    ) -> list[Line[RowsT]]:
+        """The sentences in which there is something to say; all in one where `whole`."""
+
+    @abstractmethod
+    def _voice(
+        self, voice: SourceT | None, options: SpeakOptions
+    ) -> tuple[VoiceT | None, tuple[str, ...]]:
+        """A voice as the network takes it, and what a user should know of it."""
+
+    @abstractmethod
+    def _decode(
+        self,
+        line: Line[RowsT],
+        voice: VoiceT | None,
+        said: Sequence[tuple[Line[RowsT], Speech]],
+        options: SpeakOptions,
+        rng: np.random.Generator,
+        watch: Watch,
+        level_0: Codes | None = None,
+    ) -> Speech:
+        """Speak one sentence, after those before that came to something.
+
+        With `level_0`, [frames], only the levels above it are decoded.
+        """
+
+    # ------------------------------------------------------------------------- speaking
+
+    def pieces(
+        self,
+        text: str,
+        voice: SourceT | None = None,
+        options: SpeakOptions | None = None,
+        *,
+        is_phonemes: bool = False,
+        watch: Watch = UNWATCHED,
+    ) -> Iterator[Piece]:
+        """Speak a text sentence by sentence, each given as soon as it is done.
+
+        All of the text is turned into phonemes before the first sentence is spoken, so that
+        what is wrong with it shows at once.
+
+        Args:
+            text: of any length.
+            voice: whose voice to speak in; None leaves it to the model.
+            options: how to speak.
+            is_phonemes: the text is phonemes already, and one sentence.
+            watch: who follows the work; its `on_piece` is not called.
+
+        Raises:
+            InputError: there is nothing to say, the language is not the model's, the voice is not
+                usable, or the text is too long.
+            EnvironmentFault: a package is missing.
+        """
+        options = seeded(options)
+        begin = time.perf_counter()
+        lines = self._lines(text, options, is_phonemes=is_phonemes, whole=is_phonemes)
+        text_done = time.perf_counter()
+        prompt, notices = self._voice(voice, options)
+        seconds = Timings(text=text_done - begin, voice=time.perf_counter() - text_done)
+        watch.on_sentences([line.phonemes for line in lines])
+        rng = np.random.default_rng(options.seed)
+        # At temperature 0 it would come out the same.
+        n_draws = MAX_DRAWS if options.sampling.temperature > 0 else 1
+        said: list[tuple[Line[RowsT], Speech]] = []
+        for line in lines:
+            for _ in range(n_draws):
+                speech = self._decode(line, prompt, said, options, rng, watch)
+                if len(speech.codes) or speech.end != "stop":
+                    break
+            if len(speech.codes):
+                said.append((line, speech))
+            if len(speech.codes) or speech.end == "stop":
+                yield self._piece(line, speech, notices, seconds)
+                notices, seconds = (), Timings()
+            if speech.end == "interrupted":
+                return
+
+    def speak(
+        self,
+        text: str,
+        voice: SourceT | None = None,
+        options: SpeakOptions | None = None,
+        *,
+        is_phonemes: bool = False,
+        watch: Watch = UNWATCHED,
+        keep_audio: bool = True,
+    ) -> Spoken:
+        """Speak a text; arguments and errors are those of `pieces`.
+
+        Interrupted by `watch.should_stop`, it gives what there is. Without `keep_audio`, nobody
+        but `watch.on_piece` gets the sound, and memory does not grow with it.
+        """
+        options = seeded(options)
+        stopped = False
+
+        def noting_stop() -> bool:
+            # Interrupted between two sentences, the last piece is as whole as the others.
+            nonlocal stopped
+            stopped = stopped or watch.should_stop()
+            return stopped
+
+        noting = replace(watch, should_stop=noting_stop)
+        pieces: list[Piece] = []
+        for piece in self.pieces(text, voice, options, is_phonemes=is_phonemes, watch=noting):
+            watch.on_piece(piece)
+            pieces.append(piece if keep_audio else replace(piece, audio=None))
+        if pieces and not any(len(piece.codes) for piece in pieces):
+            raise InputError(f"There is nothing to write: {pieces[0].notices[-1]}.")
+        return self._spoken(pieces, options, is_whole=not stopped)
+
+    def raise_levels(
+        self,
+        saved: SavedCodes | str | Path,
+        text: str,
+        voice: SourceT | None = None,
+        options: SpeakOptions | None = None,
+        *,
+        is_phonemes: bool = False,
+        watch: Watch = UNWATCHED,
+    ) -> Spoken:
+        """Keep level 0 of some codes, and decode the levels above it anew.
+
+        Args:
+            saved: the codes, or a file of them; only their level 0 is read.
+            text: what they say.
+            voice: whose voice to speak in.
+            options: how to speak.
+            is_phonemes: the text is phonemes already.
+            watch: who follows the work.
+
+        Raises:
+            InputError, EnvironmentFault: as `pieces`, and where the codes are not the model's.
+        """
+        options = seeded(options)
+        level_0 = self._saved(saved, "the file of codes").codes[:, 0]
+        begin = time.perf_counter()
+        (line,) = self._lines(text, options, is_phonemes=is_phonemes, whole=True)
+        text_done = time.perf_counter()
+        prompt, notices = self._voice(voice, options)
+        seconds = Timings(text=text_done - begin, voice=time.perf_counter() - text_done)
+        rng = np.random.default_rng(options.seed)
+        speech = self._decode(line, prompt, (), options, rng, watch, level_0)
+        return self._at_once(self._piece(line, speech, notices, seconds), options, watch)
+
+    def sound(self, codes: Codes | SavedCodes | str | Path) -> Audio:
+        """Codes [frames, levels or fewer], or a file of them, to audio.
+
+        Raises:
+            InputError: the speaker has no codec, or saved codes are not the model's.
+        """
+        if not isinstance(codes, np.ndarray):
+            codes = self._saved(codes, "the file of codes").codes
+        return self._needed_codec().decode(codes)
+
+    def _frames(self, seconds: float) -> int:
+        return max(1, round(seconds * self.frame_rate))
+
+    # ----------------------------------------------------------------------- recordings
+
+    def _read(self, recording: Recording, name: str) -> Audio | SavedCodes:
+        """A recording or its codes, from a file where it names one."""
+        if isinstance(recording, SavedCodes) or (
+            isinstance(recording, str | Path) and is_codes_path(Path(recording))
+        ):
+            return self._saved(recording, name)
+        codec = self._needed_codec()
+        if isinstance(recording, Audio):
+            return recording
+        rate = codec.description.sample_rate
+        return read_audio(Path(recording), rate, max_seconds=MAX_RECORDING_SECONDS)
+
+    def _codes_of(
+        self, heard: Audio | SavedCodes, seconds: float | None, name: str
+    ) -> tuple[Codes, tuple[str, ...]]:
+        """Codes, of a recording so many seconds from the first sound on; None takes all."""
+        if isinstance(heard, SavedCodes):
+            return heard.codes, ()
+        audio, notices = prompt_audio(heard, seconds, name)
+        return self._needed_codec().encode(audio), notices
+
+    def _saved(self, codes: SavedCodes | str | Path, name: str) -> SavedCodes:
+        """Saved codes that are the model's."""
+        if isinstance(codes, SavedCodes):
+            check_codes_fit(codes, self._format, name)
+            return codes
+        return read_codes(Path(codes), self._format)
+
+    def _needed_codec(self) -> AudioCodec:
+        if self._codec is None:
+            raise InputError(
+                "Audio needs a codec, but none was given; give one with --codec, or use files of "
+                f"codes ({CODES_SUFFIX})."
+            )
+        return self._codec
+
+    # ----------------------------------------------------------------------- the pieces
+
+    def _piece(
+        self, line: Line[RowsT], speech: Speech, notices: tuple[str, ...], seconds: Timings
+    ) -> Piece:
+        """A sentence with its sound, and with the notices and seconds of what came before."""
+        begin = time.perf_counter()
+        audio = self._sounding(speech.codes)
+        notices = line.notices + notices
+        said = (line.text or line.phonemes)[:40]
+        if speech.end == "limit" and said:
+            length = f"{len(speech.codes) / self.frame_rate:.1f} seconds"
+            if speech.mode == "ar":
+                notices += (f"{said!r} did not end within {length} and is cut off there",)
+            else:
+                notices += (f"{said!r} has to fit into {length}, the limit",)
+        if not len(speech.codes):
+            notices += (f"the model said nothing for {said!r}, but ended at once; {self.remedies}",)
+        stages = speech.seconds
+        return Piece(
+            text=line.text,
+            phonemes=line.phonemes,
+            language=line.language,
+            codes=speech.codes,
+            audio=audio,
+            mode=speech.mode,
+            end=speech.end,
+            notices=notices,
+            seconds=replace(
+                seconds,
+                length=stages.length,
+                level_0=stages.level_0,
+                levels=stages.levels,
+                codec=time.perf_counter() - begin,
+            ),
+            ids=line.ids,
+            language_id=line.language_id,
+        )
+
+    def _sounding(self, codes: Codes) -> Audio | None:
+        """The sound of a piece, which may be empty; None without a codec."""
+        if self._codec is None:
+            return None
+        if not len(codes):
+            return Audio(np.zeros(0, np.float32), self._codec.description.sample_rate)
+        return self._codec.decode(codes)
+
+    def _at_once(self, piece: Piece, options: SpeakOptions, watch: Watch) -> Spoken:
+        watch.on_piece(piece)
+        return self._spoken([piece], options, is_whole=piece.end != "interrupted")
+
+    def _spoken(self, pieces: list[Piece], options: SpeakOptions, *, is_whole: bool) -> Spoken:
+        assert options.seed is not None  # noqa: S101 - `seeded` was called first
+        return Spoken(
+            tuple(pieces),
+            self._format.n_levels,
+            self.codec_description,
+            self._format.codebook_size,
+            options.seed,
+            is_whole,
+        )
+
+
+AnySpeaker = Speaker[Any, Any, Any]
+
+
+def seeded(options: SpeakOptions | None) -> SpeakOptions:
+    """The options, or the usual ones, with a seed that a user can type."""
+    options = options or SpeakOptions()
+    return options if options.seed is not None else replace(options, seed=secrets.randbits(32))
+
+
+def sayable(
+    sentences: Iterable[tuple[str, Callable[[], Line[RowsT]]]], notices: tuple[str, ...] = ()
+) -> list[Line[RowsT]]:
+    """The lines in which there is something to say; the first one tells of those left out.
+
+    Args:
+        sentences: texts, and what makes lines of them.
+        notices: of the text as a whole.
+
+    Raises:
+        InputError: there is nothing to say in any of them.
+    """
+    lines: list[Line[RowsT]] = []
+    silent_parts: list[str] = []
+    refusal: InputError | None = None
+    for text, make in sentences:
+        try:
+            lines.append(make())
+        except InputError as error:
+            refusal = refusal or error
+            silent_parts.append(text)
+    if not lines and refusal is not None:
+        raise refusal
+    if silent_parts:
+        left_out = ", ".join(map(repr, silent_parts))
+        notices += (f"there is nothing to say in {left_out}; left out",)
+    return [replace(lines[0], notices=lines[0].notices + notices), *lines[1:]]
