@@ -125,16 +125,21 @@ def codec_keys(format_: CodeFormat) -> Iterator[Key]:
     yield Key("valle.codec.frame_rate", format_.codec.frame_rate, "f32")
 
 
-def row_keys(tables: tuple[Table, ...], heads: tuple[Head, ...]) -> Iterator[Key]:
-    """Which rows of the token embedding are which table and head; `KeyReader.ranges` reads them."""
-    ranges: tuple[tuple[str, tuple[Table, ...] | tuple[Head, ...]], ...] = (
-        ("table", tables),
-        ("head", heads),
-    )
-    for kind, entries in ranges:
-        yield Key(f"valle.{kind}.names", [entry.name for entry in entries], "[string]")
-        yield Key(f"valle.{kind}.first_rows", [entry.first_row for entry in entries], "[u32]")
-        yield Key(f"valle.{kind}.row_counts", [entry.n_rows for entry in entries], "[u32]")
+def row_keys(tables: Sequence[Table], heads: Sequence[Head]) -> Iterator[Key]:
+    """Which rows of the token embedding are which table and head; a `KeyReader` reads them."""
+    yield from table_keys(tables)
+    yield from _range_keys("head", heads)
+
+
+def table_keys(tables: Sequence[Table]) -> Iterator[Key]:
+    """The same where there are no heads; GGUF has no empty arrays."""
+    yield from _range_keys("table", tables)
+
+
+def _range_keys(kind: str, entries: Sequence[Table] | Sequence[Head]) -> Iterator[Key]:
+    yield Key(f"valle.{kind}.names", [entry.name for entry in entries], "[string]")
+    yield Key(f"valle.{kind}.first_rows", [entry.first_row for entry in entries], "[u32]")
+    yield Key(f"valle.{kind}.row_counts", [entry.n_rows for entry in entries], "[u32]")
 
 
 def is_converted(keys: Mapping[str, Any]) -> bool:
