@@ -206,7 +206,7 @@ class Network(nn.Module):
                     at += 1
                 counts.append(len(segment) + (i < len(one.segments) - 1))
             pieces.append(rows)
-            places.append(positions_of(model, counts))
+            places.append(positions_of(model.config.positions, counts))
         longest = max(map(len, pieces))
         batch = np.full((len(pieces), longest, LEVELS), nothing, np.int64)
         positions = np.zeros((len(pieces), longest), np.float32)

@@ -14,9 +14,10 @@ from valle_convert.model.description import Description
 
 PROJECT = Path(__file__).parents[1]
 GOLDEN = PROJECT / "fixtures" / "golden"
-#: Of versions 5 and 6, and of VALL-E X.
+#: Of versions 5 and 6, of VALL-E X, and of version 7.
 GOLDEN_NAMES = ("ar-nar-len", "ar-nar-len-unified-causal", "v6-text-head", "single-classifier")
 GOLDEN_VALLEX = "valle-x-small"
+GOLDEN_VERSION_7 = "v7-nemo"
 
 
 def golden_checkpoint(name: str) -> Path:

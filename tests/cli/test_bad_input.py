@@ -18,7 +18,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make_checkpoint import Shape, config_of, make_checkpoint, userdata
-from support import GOLDEN, Cli, describe, error_of, golden_checkpoint
+from support import Cli, describe, error_of, golden_checkpoint
 
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.errors import InputError, ValleConvertError
@@ -89,11 +89,11 @@ def with_state(change: Callable[[dict[str, np.ndarray]], None]) -> Callable[[Pat
     return make
 
 
-def with_config(**changes: Any) -> Callable[[Path], None]:
+def with_config(shape: Shape | None = None, **changes: Any) -> Callable[[Path], None]:
     """A checkpoint whose config was changed; a key of `experimental` is written `x__key`."""
 
     def make(path: Path) -> None:
-        make_checkpoint(path, Shape())
+        make_checkpoint(path, shape or Shape())
         header, data = parts_of(path)
         config = json.loads(header["__metadata__"]["config"])
         for key, value in changes.items():
@@ -337,10 +337,35 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "data.pkl is not what was written, by its checksum",
     ),
     "NaN in a bias": ("a.sft", set_value("classifiers.proj.2.bias", np.nan), "proj.2.bias holds"),
-    "version 7": (
+    "the weights of version 7 under another version": (
         "a.sft",
-        lambda path: shutil.copy(GOLDEN / "v7-nemo" / "fp32.sft", path),
-        "version 7 (the nemo family",
+        with_config(Shape(version=7), version=6),
+        "does not fit its config",
+    ),
+    "version 7 with masks of its own": (
+        "a.sft",
+        with_config(Shape(version=7), x__use_segmented_attention_mask=True),
+        "use_segmented_attention_mask True",
+    ),
+    "version 7 with one encoder": (
+        "a.sft",
+        with_config(Shape(version=7), x__monolithic_audio_encoder=True),
+        "monolithic_audio_encoder True",
+    ),
+    "version 7 without the norm that its weights have": (
+        "a.sft",
+        with_config(Shape(version=7), x__per_level_normalization=False),
+        "per_level_normalization is False in the config, and True by the weights",
+    ),
+    "version 7 with a narrower encoder": (
+        "a.sft",
+        with_config(Shape(version=7), x__audio_encoder_ffn_expansion_size=3),
+        "encoder width: 192 by the config, 128 by the weights",
+    ),
+    "version 7 with digits where there are seconds": (
+        "a.sft",
+        with_config(Shape(version=7), x__len_use_logits=True),
+        "len_use_logits is True in the config",
     ),
     "version 4": ("a.sft", with_config(version=4), "version 4 (older"),
     "version 8": ("a.sft", with_config(version=8), "version 8, which is not known"),

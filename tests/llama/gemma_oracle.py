@@ -25,6 +25,20 @@ def gemma_logits(
     causal: bool,
 ) -> Array:
     """The logits [n, n_vocab] of embeddings [n, n_embd], given as the first layer sees them."""
+    x = gemma_states(shape, weights, embeddings, positions, causal=causal)
+    norm, rows = weights["output_norm.weight"], weights["token_embd.weight"]
+    return rms_norm(x, norm.astype(np.float64), shape.norm_eps) @ rows.astype(np.float64).T
+
+
+def gemma_states(
+    shape: GemmaShape,
+    weights: Mapping[str, NDArray[np.float32]],
+    embeddings: ArrayLike,
+    positions: ArrayLike,
+    *,
+    causal: bool,
+) -> Array:
+    """What the last layer gives, before the last norm, [n, n_embd]."""
     w = {name: value.astype(np.float64) for name, value in weights.items()}
     x = np.asarray(embeddings, dtype=np.float64)
     n = len(x)
@@ -48,7 +62,7 @@ def gemma_logits(
         h = rms_norm(x, w[b + "ffn_norm.weight"], shape.norm_eps)
         gate = gelu_tanh(h @ w[b + "ffn_gate.weight"].T)
         x = x + (gate * (h @ w[b + "ffn_up.weight"].T)) @ w[b + "ffn_down.weight"].T
-    return rms_norm(x, w["output_norm.weight"], shape.norm_eps) @ w["token_embd.weight"].T
+    return x
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:

@@ -14,7 +14,7 @@ import pytest
 from sessions import open_session
 
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.llama.context import Context
+from valle_convert.llama.context import Context, LlamaModel, _StateCatcher
 from valle_convert.llama.gemma import GemmaSession
 from valle_convert.llama.library import load_library
 from valle_convert.llama.selftest import quantize_file
@@ -88,6 +88,25 @@ def test_the_proof_of_segments_fails_where_states_come_back_changed(
         pytest.raises(EnvironmentFault, match="does not support positions that restart"),
     ):
         session.step(tokens(5), SEGMENTS, causal=True)
+
+
+@pytest.mark.parametrize("file_type", ["f32", "f16", "q8_0", "q4_k"])
+def test_the_proof_of_states_sees_another_tensor_in_their_place(
+    models: Path, file_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norm = WEIGHTS["output_norm.weight"]
+    with open_session(models / f"{file_type}.gguf", n_threads=1, last_norm=norm) as session:
+        assert session.step(tokens(5), SEGMENTS, causal=False).shape == (1, SHAPE.n_embd)
+    for name in (b"l_out-0", b"result_norm", b"nothing"):
+
+        class Other(_StateCatcher):
+            def __init__(self, model: LlamaModel, name: bytes = name) -> None:
+                super().__init__(model)
+                self._name = name
+
+        monkeypatch.setattr("valle_convert.llama.context._StateCatcher", Other)
+        with pytest.raises(EnvironmentFault, match=r"states of (the last layer|.*expected)"):
+            open_session(models / f"{file_type}.gguf", n_threads=1, last_norm=norm)
 
 
 def test_the_input_scale_is_one_where_the_graph_leaves_embeddings_alone(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gemma_oracle import gemma_logits
+from gemma_oracle import gemma_logits, gemma_states
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sessions import open_session
@@ -380,3 +380,27 @@ def test_a_closed_session_says_so_and_closes_again(tmp_path: Path) -> None:
 def test_segments_are_cut_where_positions_restart() -> None:
     assert split_segments(np.array([0])) == [slice(0, 1)]
     assert split_segments(np.array([0, 0, 1, 0])) == [slice(0, 1), slice(1, 3), slice(3, 4)]
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["both-directions", "causal"])
+@pytest.mark.parametrize("positions", [SEGMENTS, RUNNING], ids=["segments", "running"])
+def test_states_are_those_of_the_oracle(
+    shape: GemmaShape, positions: Any, causal: bool, tmp_path: Path
+) -> None:
+    write_gemma(tmp_path / "tiny.gguf", shape, WEIGHTS[shape])
+    norm, x = WEIGHTS[shape]["output_norm.weight"], tokens(9)
+    expected = gemma_states(shape, WEIGHTS[shape], x, positions, causal=causal)
+    with open_session(tmp_path / "tiny.gguf", n_threads=1, last_norm=norm) as session:
+        states = session.step(x, positions, causal=causal, outputs=[7, 2])
+        assert states.shape == (2, shape.n_embd)
+        assert nmse(expected[[7, 2]], states) < SAME_AS_ORACLE
+
+
+def test_states_of_a_causal_batch_longer_than_what_is_computed_at_once(tmp_path: Path) -> None:
+    write_gemma(tmp_path / "tiny.gguf", SHAPE, WEIGHTS[SHAPE])
+    norm, x = WEIGHTS[SHAPE]["output_norm.weight"], tokens(1200)
+    outputs = [0, 3, 511, 512, 1100, 1199]
+    expected = gemma_states(SHAPE, WEIGHTS[SHAPE], x, np.arange(1200), causal=True)
+    with open_session(tmp_path / "tiny.gguf", n_threads=1, last_norm=norm) as session:
+        states = session.step(x, np.arange(1200), causal=True, outputs=outputs)
+    assert nmse(expected[outputs], states) < SAME_AS_ORACLE

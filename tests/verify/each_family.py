@@ -12,17 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 from golden_cases import golden_cases
-from make_checkpoint import PRODUCTION, Shape, make_checkpoint
+from make_checkpoint import PRODUCTION, PUBLISHED_SIZES, Shape, make_checkpoint
 from make_vallex import PUBLISHED, make_vallex
 from numpy.typing import NDArray
-from random_shapes import random_dtype, random_shape
-from support import GOLDEN_NAMES, GOLDEN_VALLEX
+from random_shapes import random_dtype, random_shape, random_version_7
+from safetensors.numpy import load_file
+from support import GOLDEN, GOLDEN_NAMES, GOLDEN_VALLEX, GOLDEN_VERSION_7
 from vallex_golden import all_logits, golden
 from vallex_shapes import random_vallex
 
 from valle_convert.families.bundle import Bundle, open_files
 from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.read import GgufFile
+from valle_convert.model.inputs import Condition
 
 OUT_TYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 Logits = Iterator[tuple[str, NDArray[np.float32], NDArray[np.float32]]]
@@ -83,8 +85,24 @@ def _golden_vallex_logits(folder: str, network: Any) -> Logits:
             yield prefix + name, logits, found[name]
 
 
+def _golden_version_7_logits(folder: str, network: Any) -> Logits:
+    given = load_file(GOLDEN / folder / "golden.safetensors")
+    condition = Condition(given["in.phn"], language=2, prompt=given["in.prom"])
+    for name, one in (("mask", condition), ("mask_null", condition.null())):
+        logits = network.levels(one, given["in.masked"])
+        for level, expected in enumerate(given[f"logits.{name}"]):
+            yield f"{name} {level}", expected, logits[level]
+    yield "len", given["logits.len"], network.length(condition)
+
+
 def _random(seed: int, folder: Path) -> Random:
     shape, dtype = Shape(**random_shape(seed)), random_dtype(seed)
+    make_checkpoint(folder / "random.sft", shape, dtype=dtype)
+    return Random(folder / "random.sft", dtype, (shape.dim,), f"{shape}, {dtype}")
+
+
+def _random_version_7(seed: int, folder: Path) -> Random:
+    shape, dtype = Shape(**random_version_7(seed)), random_dtype(seed)
     make_checkpoint(folder / "random.sft", shape, dtype=dtype)
     return Random(folder / "random.sft", dtype, (shape.dim,), f"{shape}, {dtype}")
 
@@ -96,6 +114,7 @@ def _random_vallex(seed: int, folder: Path) -> Random:
     return Random(folder / "random.pt", dtype, widths, f"{shape}, {dtype}")
 
 
+_LEVELS = {f"level.{level}" for level in range(8)}
 _NAR = {f"nar.{level}" for level in range(1, 8)}
 FAMILIES = {
     "VALL-E": Row(
@@ -130,6 +149,21 @@ FAMILIES = {
         main="ar: ",
         random=_random_vallex,
         published=partial(make_vallex, shape=PUBLISHED),
+    ),
+    "VALL-E of version 7": Row(
+        golden=(GOLDEN_VERSION_7,),
+        logits=_golden_version_7_logits,
+        names=frozenset({"len", *(f"mask_null {level}" for level in range(8))}),
+        # 1.4e-7, 1.1e-6 and 2e-3 were measured, of the duration alone 5e-8, 6e-7 and 2e-3.
+        max_nmse={"f32": 1e-6, "f16": 1e-4},
+        cases=frozenset(
+            {*_LEVELS, *(f"{level} null" for level in _LEVELS), "level.0 ns", "level.0 sr"}
+            | {"level.0 without prompt", "length", "phonemes", "text"}
+        ),
+        n_texts=100_000,
+        main="model: ",
+        random=_random_version_7,
+        published=partial(make_checkpoint, shape=PUBLISHED_SIZES["nemo-smaller"]),
     ),
 }
 

@@ -44,6 +44,24 @@ def random_shape(seed: int, *, width: int | None = None) -> dict[str, Any]:
     }
 
 
+def random_version_7(seed: int, *, width: int | None = None) -> dict[str, Any]:
+    """The same for version 7."""
+    draw = random.Random(f"version 7, {seed}")  # noqa: S311 - no secret
+    shape = random_shape(seed, width=width)
+    for key in ("kv_heads", "split", "bias", "sums"):
+        del shape[key]
+    return shape | {
+        "version": 7,
+        "capabilities": draw.choice([("nar", "len"), ("nar", "len", "tone"), ("nar",)]),
+        "encoder_norm": draw.random() < 0.7,
+        "encoder_ffn": draw.choice([0, 1, 2, 3]),
+        "level_weights": draw.random() < 0.7,
+        "level_norm": draw.random() < 0.6,
+        "decoder_ffn": draw.choice([1, 2, 3]),
+        "length_digits": draw.random() < 0.4,
+    }
+
+
 def random_dtype(seed: int) -> str:
     """The number type of the checkpoint; all three come up equally often."""
     return list(DTYPES)[seed % len(DTYPES)]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from valle_convert.decode.sampling import Logits
 from valle_convert.errors import InputError
 from valle_convert.model.inputs import Inputs, Segment, assemble
-from valle_convert.model.spec import Model
+from valle_convert.model.spec import GemmaConfig
 from valle_convert.network.protocol import Network
 
 
@@ -76,14 +76,14 @@ def assemble_within_context(network: Network, segments: Sequence[Segment]) -> In
     Raises:
         InputError: together they are longer than what the model was made for.
     """
-    check_context(network.model, sum(len(segment) + 1 for segment in segments) - 1)
+    check_context(network.model.config, sum(len(segment) + 1 for segment in segments) - 1)
     return assemble(network.model, segments, network.look_up)
 
 
-def check_context(model: Model, n_elements: int) -> None:
+def check_context(config: GemmaConfig, n_elements: int) -> None:
     """Refuse a sequence that is longer than what the model was made for."""
-    if n_elements > model.config.n_ctx_train:
+    if n_elements > config.n_ctx_train:
         raise InputError(
             f"Text, voice and speech together are {n_elements} elements, and the model was made "
-            f"for {model.config.n_ctx_train}; give a shorter text or a shorter voice recording."
+            f"for {config.n_ctx_train}; give a shorter text or a shorter voice recording."
         )

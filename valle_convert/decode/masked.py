@@ -108,12 +108,11 @@ def decode_masked(
     spoken = np.zeros(0, np.int32) if prefix is None else prefix
     strength = max(options.guidance.cfg_strength, MINIMUM_CFG_STRENGTH)
     with progress("steps", n_steps, "step") as advance:
-        for step in range(n_steps):
+        for step, time in enumerate(times(n_steps)):
             if should_stop():
                 finished = codes if step else codes[:0]
                 return MaskedResult(finished, "interrupted")
-            time = step / max(n_steps - 1, 1)
-            hidden = _lowest(scores, _n_hidden(time, n_frames, step))
+            hidden = _lowest(scores, n_hidden(time, n_frames, step))
             shown = np.where(hidden, np.int32(mask), codes)
             if source is not None and time < options.vc_threshold:
                 masked = rng.random(n_frames) < options.vc_mask_p
@@ -136,9 +135,18 @@ def decode_masked(
     return MaskedResult(codes, "stop")
 
 
-def _n_hidden(time: float, n_frames: int, step: int) -> int:
+def times(n_steps: int) -> list[float]:
+    """Numbers from 0 to 1, rounded as the original's float32: there, halves of n are at stake."""
+    step, i = np.float64(np.float32(1) / np.float32(max(n_steps - 1, 1))), np.arange(n_steps)
+    exact = np.where(i < n_steps // 2, step * i, 1 - step * (n_steps - 1 - i))
+    found: list[float] = (exact if n_steps > 1 else np.zeros(1)).astype(np.float32).tolist()
+    return found
+
+
+def n_hidden(time: float, n_frames: int, step: int) -> int:
     """How many frames are masked; never more than would leave one finished a step."""
-    return max(1, min(int(math.cos(time * math.pi / 2) * n_frames), n_frames - step))
+    angle = float(np.float32(time) * np.float32(math.pi) * np.float32(0.5))
+    return max(1, min(int(math.cos(angle) * n_frames), n_frames - step))
 
 
 def _lowest(scores: NDArray[np.float64], count: int) -> NDArray[np.bool_]:

@@ -17,7 +17,7 @@ from valle_convert.families.family import AnyFamily
 from valle_convert.gguf_file.read import GgufFile, parsed
 
 #: The folders, in the order in which they are asked; the last one takes, or refuses, the rest.
-FOLDERS = ("vallex", "v5")
+FOLDERS = ("vallex", "v7", "v5")
 
 
 @cache

@@ -5,18 +5,22 @@ docs/gguf-keys.md lists their meaning.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar
 
+from valle_convert.errors import InputError
 from valle_convert.gguf_file.header import Key
 from valle_convert.model.spec import (
     BOS_PHONEME,
     EOS_PHONEME,
     UNKNOWN_PHONEME,
+    Attention,
     Codec,
     CodeFormat,
+    GemmaConfig,
     Head,
-    ModelConfig,
+    Positions,
     Table,
 )
 
@@ -24,6 +28,8 @@ T = TypeVar("T")
 
 FORMAT_VERSION = 1
 ARCHITECTURE = "gemma"
+_POSITIONS: dict[str, Positions] = {"segment": "segment", "unified": "unified"}
+_ATTENTIONS: dict[str, Attention] = {"bidirectional": "bidirectional", "causal": "causal"}
 RMS_EPSILON = 1e-6
 ROPE_BASE = 10_000.0
 
@@ -76,7 +82,7 @@ ARCHITECTURE_KEYS = frozenset(
 )
 
 
-def architecture_keys(config: ModelConfig) -> Iterator[Key]:
+def architecture_keys(config: GemmaConfig) -> Iterator[Key]:
     """What llama.cpp reads to build the graph."""
     prefix = ARCHITECTURE
     yield Key(f"{prefix}.context_length", config.n_ctx_train, "u32")
@@ -92,6 +98,24 @@ def architecture_keys(config: ModelConfig) -> Iterator[Key]:
     yield Key(f"{prefix}.rope.freq_base", ROPE_BASE, "f32")
 
 
+def config_keys(config: GemmaConfig) -> Iterator[Key]:
+    """What is VALL-E about the config; `KeyReader.config` reads it."""
+    yield Key("valle.checkpoint_version", config.version, "u32")
+    yield Key("valle.capabilities", list(config.capabilities), "[string]")
+    yield from codec_keys(config)
+    yield Key("valle.positions", config.positions, "string")
+    yield Key("valle.nar_attention", config.nar_attention, "string")
+
+
+def name_keys(
+    languages: Sequence[str], tasks: Sequence[str], tones: Sequence[str]
+) -> Iterator[Key]:
+    """The names of rows in id order; GGUF has no empty arrays, so that no names are no key."""
+    for name, words in (("languages", languages), ("tasks", tasks), ("tones", tones)):
+        if words:
+            yield Key(f"valle.{name}", list(words), "[string]")
+
+
 def codec_keys(format_: CodeFormat) -> Iterator[Key]:
     """What the codes are codes of; `KeyReader.codec` reads the codec."""
     yield Key("valle.codec.name", format_.codec.name, "string")
@@ -101,16 +125,21 @@ def codec_keys(format_: CodeFormat) -> Iterator[Key]:
     yield Key("valle.codec.frame_rate", format_.codec.frame_rate, "f32")
 
 
-def row_keys(tables: tuple[Table, ...], heads: tuple[Head, ...]) -> Iterator[Key]:
-    """Which rows of the token embedding are which table and head; `KeyReader.ranges` reads them."""
-    ranges: tuple[tuple[str, tuple[Table, ...] | tuple[Head, ...]], ...] = (
-        ("table", tables),
-        ("head", heads),
-    )
-    for kind, entries in ranges:
-        yield Key(f"valle.{kind}.names", [entry.name for entry in entries], "[string]")
-        yield Key(f"valle.{kind}.first_rows", [entry.first_row for entry in entries], "[u32]")
-        yield Key(f"valle.{kind}.row_counts", [entry.n_rows for entry in entries], "[u32]")
+def row_keys(tables: Sequence[Table], heads: Sequence[Head]) -> Iterator[Key]:
+    """Which rows of the token embedding are which table and head; a `KeyReader` reads them."""
+    yield from table_keys(tables)
+    yield from _range_keys("head", heads)
+
+
+def table_keys(tables: Sequence[Table]) -> Iterator[Key]:
+    """The same where there are no heads; GGUF has no empty arrays."""
+    yield from _range_keys("table", tables)
+
+
+def _range_keys(kind: str, entries: Sequence[Table] | Sequence[Head]) -> Iterator[Key]:
+    yield Key(f"valle.{kind}.names", [entry.name for entry in entries], "[string]")
+    yield Key(f"valle.{kind}.first_rows", [entry.first_row for entry in entries], "[u32]")
+    yield Key(f"valle.{kind}.row_counts", [entry.n_rows for entry in entries], "[u32]")
 
 
 def is_converted(keys: Mapping[str, Any]) -> bool:
@@ -124,6 +153,39 @@ class KeyReader:
     def __init__(self, keys: Mapping[str, Any]) -> None:
         self.keys = keys
         self.faults: list[str] = []
+
+    @classmethod
+    def of_converted(cls, keys: Mapping[str, Any], path: Path) -> Self:
+        """A reader of a converted file.
+
+        Raises:
+            InputError: it is none, or is of a later format.
+        """
+        if not is_converted(keys):
+            raise InputError(
+                f"{path} is a GGUF file without the valle.* keys, so it is no converted VALL-E "
+                "checkpoint; convert one with `valle-convert CHECKPOINT OUT.gguf`."
+            )
+        reader = cls(keys)
+        version = reader.number("valle.format_version")
+        if version != FORMAT_VERSION:
+            raise InputError(
+                f"{path} is of format version {version}, and this program reads {FORMAT_VERSION}; "
+                "use a newer valle-convert."
+            )
+        return reader
+
+    def finish(self, path: Path) -> None:
+        """Refuse a file with faults.
+
+        Raises:
+            InputError: there are some; all of them in one message.
+        """
+        if self.faults:
+            raise InputError(
+                f"{path}: its keys are not consistent: {'; '.join(self.faults)}. "
+                "Convert the checkpoint again."
+            )
 
     def number(self, name: str) -> int:
         """A whole number, else 0."""
@@ -171,6 +233,24 @@ class KeyReader:
             return tuple(value)
         return self._fault(name, value, "a list of strings", ())
 
+    def config(self) -> GemmaConfig:
+        """What `architecture_keys` and `config_keys` wrote."""
+        return GemmaConfig(
+            version=self.number("valle.checkpoint_version"),
+            capabilities=self.words("valle.capabilities"),
+            n_embd=self.number(f"{ARCHITECTURE}.embedding_length"),
+            n_layer=self.number(f"{ARCHITECTURE}.block_count"),
+            n_head=self.number(f"{ARCHITECTURE}.attention.head_count"),
+            n_head_kv=self.number(f"{ARCHITECTURE}.attention.head_count_kv"),
+            n_ff=self.number(f"{ARCHITECTURE}.feed_forward_length"),
+            n_ctx_train=self.number(f"{ARCHITECTURE}.context_length"),
+            n_levels=self.number("valle.codec.levels"),
+            codebook_size=self.number("valle.codec.codebook_size"),
+            positions=self.choice("valle.positions", _POSITIONS),
+            nar_attention=self.choice("valle.nar_attention", _ATTENTIONS),
+            codec=self.codec(),
+        )
+
     def codec(self) -> Codec:
         """The codec that `codec_keys` wrote."""
         return Codec(
@@ -204,6 +284,61 @@ class KeyReader:
                     f"of a token embedding of {n_token_rows}"
                 )
         return found
+
+    def tables(self, n_token_rows: int) -> tuple[Table, ...]:
+        """The tables that `row_keys` wrote."""
+        return tuple(Table(*row) for row in self.ranges("table", n_token_rows))
+
+    def names(self, kind: str, table: str, tables: Sequence[Table]) -> tuple[str, ...]:
+        """Names in id order, one for each row of a table, which may not be there."""
+        words = self.words(f"valle.{kind}", optional=True)
+        n_rows = sum(one.n_rows for one in tables if one.name == table)
+        if len(words) != n_rows:
+            self.faults.append(f"{len(words)} names for the {n_rows} rows of {table}")
+        return words
+
+    def heads(self, n_token_rows: int) -> tuple[Head, ...]:
+        """The heads that `row_keys` wrote, with their biases."""
+        ranges = self.ranges("head", n_token_rows)
+        bias = self.keys.get(BIAS_KEY)
+        total = sum(n_rows for _, _, n_rows in ranges)
+        if bias is not None and (
+            not isinstance(bias, list)
+            or len(bias) != total
+            or any(not isinstance(value, float) for value in bias)
+        ):
+            self.faults.append(f"{BIAS_KEY} is not a list of {total} numbers")
+            bias = None
+        heads: list[Head] = []
+        start = 0
+        for name, first_row, n_rows in ranges:
+            part = None if bias is None else tuple(bias[start : start + n_rows])
+            heads.append(Head(name, first_row, n_rows, part))
+            start += n_rows
+        return tuple(heads)
+
+    def compare_rows(
+        self, kind: str, found: Mapping[str, int], expected: Mapping[str, int | None]
+    ) -> None:
+        """Expect tables or heads of so many rows each, or of any number of them."""
+        for name, n_rows in expected.items():
+            if name not in found:
+                self.faults.append(f"the {kind} {name} is missing")
+            elif n_rows is not None and found[name] != n_rows:
+                self.faults.append(f"the {kind} {name} has {found[name]} rows, not {n_rows}")
+
+    def compare_order(self, tables: Sequence[Table], first: str) -> None:
+        """Expect tables side by side, beginning with one."""
+        next_row = 0
+        for table in tables:
+            if table.first_row != next_row:
+                self.faults.append(
+                    f"the table {table.name} begins at row {table.first_row}, and {next_row} is "
+                    "next"
+                )
+            next_row = table.first_row + table.n_rows
+        if tables and tables[0].name != first:
+            self.faults.append(f"the first table is {tables[0].name}, not {first}")
 
     def _get(self, name: str) -> Any:  # noqa: ANN401 - the value of an untrusted key is anything
         return self.keys.get(name)

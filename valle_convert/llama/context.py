@@ -1,6 +1,6 @@
 """llama.cpp's two handles, a model and a context, as Python objects that close themselves.
 
-In: arrays. Out: a view of the logits. Errors are exceptions that carry llama.cpp's log.
+In: arrays. Out: a view of the logits, or states. Errors are exceptions that carry llama.cpp's log.
 
 A batch is built from numpy arrays without a loop over tokens. llama.cpp gets bare
 addresses, so every array stays referenced by a local name until the call has returned:
@@ -21,12 +21,14 @@ from numpy.typing import NDArray
 
 from valle_convert.closing import Closing
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.llama.library import Library
+from valle_convert.llama.library import INSTALL_TESTED, Library
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int32]
 BoolArray = NDArray[np.bool_]
 CacheType = Literal["f16", "f32"]
+#: What a decode gives: logits, the last layer's output, or that after the last norm.
+Output = Literal["logits", "states", "normed"]
 
 CELLS_PER_BLOCK = 256  # llama.cpp rounds a context up to blocks of this many cells
 
@@ -151,6 +153,7 @@ class Context(Closing):
         n_threads: threads for every decode.
         cache_type: number format of keys and values in the cache.
         rope_scale: factor on every position inside the rotary embedding; None for the file's.
+        output: what `decode` gives. For states, llama.cpp computes neither norm nor logits.
 
     Raises:
         EnvironmentFault: llama.cpp does not give a context (memory, as a rule).
@@ -166,8 +169,11 @@ class Context(Closing):
         n_threads: int,
         cache_type: CacheType,
         rope_scale: float | None = None,
+        output: Output = "logits",
     ) -> None:
         self.model = model
+        self._output = output
+        self._states = _StateCatcher(model) if output == "states" else None
         self._api = model.library.api
         self._log = model.library.log
         self._handle: Any = None
@@ -192,6 +198,9 @@ class Context(Closing):
             parameters.rope_freq_scale = rope_scale
         parameters.kv_unified = True
         parameters.no_perf = True
+        parameters.embeddings = output == "normed"
+        if self._states is not None:
+            parameters.cb_eval = self._states.callback
         mark = self._log.mark()
         self._handle = api.llama_init_from_model(model.handle, parameters)
         if not self._handle:
@@ -236,12 +245,12 @@ class Context(Closing):
             inputs: raw embeddings, float32 [n, n_embd], or token ids, int32 [n].
             positions: [n], as llama.cpp is to see them.
             sequences: [n] the sequence that each token belongs to.
-            outputs: [n], true where logits are wanted.
+            outputs: [n], true where logits (or states) are wanted.
             causal: whether a token sees only positions up to its own.
 
         Returns:
-            [outputs.sum(), n_vocab] logits in batch order: a view of llama.cpp's memory, valid
-            until the next call.
+            [outputs.sum(), n_vocab] logits, or [outputs.sum(), n_embd], in batch order: a view of
+            llama.cpp's memory, valid until the next call.
 
         Raises:
             EnvironmentFault: llama.cpp refuses or fails; with its log.
@@ -281,11 +290,15 @@ class Context(Closing):
                 f"(llama_decode returned {code}).{self._log.explain(mark)}"
             )
         n_out = int(np.count_nonzero(wanted))
+        if self._states is not None:
+            return self._states.take(n_out)
+        is_normed = self._output == "normed"
+        width = self.model.n_embd if is_normed else self.model.n_vocab
         if n_out == 0:
-            return np.empty((0, self.model.n_vocab), dtype=np.float32)
-        pointer = api.llama_get_logits(self.handle)
+            return np.empty((0, width), dtype=np.float32)
+        pointer = (api.llama_get_embeddings if is_normed else api.llama_get_logits)(self.handle)
         return np.ctypeslib.as_array(
-            ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), (n_out, self.model.n_vocab)
+            ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), (n_out, width)
         )
 
     def use_adapters(self, adapters: Sequence[tuple[Any, float]]) -> None:
@@ -351,3 +364,53 @@ class Context(Closing):
                 f"llama.cpp restored {read} of {state.size} bytes of its state."
                 f"{self._log.explain(mark)}"
             )
+
+
+class _StateCatcher:
+    """Takes the last layer's output out of the graph, and ends the graph there.
+
+    The name of that tensor is none of llama.cpp's promises, so whoever asks for states compares
+    them with the normed ones, which are.
+    """
+
+    def __init__(self, model: LlamaModel) -> None:
+        library = model.library
+        base = ctypes.CDLL(
+            str(library.path.with_name(library.path.name.replace("llama", "ggml-base")))
+        )
+        base.ggml_get_name.restype = ctypes.c_char_p
+        base.ggml_get_name.argtypes = [ctypes.c_void_p]
+        base.ggml_nbytes.restype = ctypes.c_size_t
+        base.ggml_nbytes.argtypes = [ctypes.c_void_p]
+        base.ggml_backend_tensor_get.restype = None
+        base.ggml_backend_tensor_get.argtypes = [
+            *(ctypes.c_void_p, ctypes.c_void_p),
+            *(ctypes.c_size_t, ctypes.c_size_t),
+        ]
+        self._base, self._model = base, model
+        self._name = f"l_out-{model.n_layer - 1}".encode()
+        self._caught: list[FloatArray] = []
+        # llama.cpp holds its bare address.
+        self.callback = library.api.ggml_backend_sched_eval_callback(self._look_at)
+
+    def _look_at(self, tensor: int, ask: bool, user_data: object) -> bool:
+        """Called before a tensor is computed (is it wanted?), and after (may the graph go on?)."""
+        del user_data
+        is_it: bool = self._base.ggml_get_name(tensor) == self._name
+        if ask or not is_it:
+            return is_it or not ask
+        rows = np.empty((self._base.ggml_nbytes(tensor) // 4, 1), np.float32)
+        self._base.ggml_backend_tensor_get(tensor, rows.ctypes.data, 0, rows.nbytes)
+        self._caught.append(rows.reshape(-1, self._model.n_embd))
+        return False
+
+    def take(self, n: int) -> FloatArray:
+        """The states of the last decode, [n, n_embd]."""
+        caught, self._caught = self._caught, []
+        states = np.concatenate([np.empty((0, self._model.n_embd), np.float32), *caught])
+        if len(states) != n:
+            raise EnvironmentFault(
+                f"llama.cpp {self._model.library.binding_version} gives {len(states)} states of "
+                f"{self._model.path}, where {n} are expected; {INSTALL_TESTED}."
+            )
+        return states

@@ -26,14 +26,22 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from valle_convert.errors import EnvironmentFault
-from valle_convert.llama.context import BoolArray, CacheType, Context, FloatArray, IntArray
+from valle_convert.llama.context import (
+    BoolArray,
+    CacheType,
+    Context,
+    FloatArray,
+    IntArray,
+    Output,
+)
 from valle_convert.llama.library import INSTALL_TESTED, Library
-from valle_convert.llama.session import ALL_COLUMNS, Session
+from valle_convert.llama.session import ALL_COLUMNS, SAME_NMSE, Session
 from valle_convert.metrics import nmse
 
 OutputRows = Sequence[int] | slice | NDArray[np.bool_] | NDArray[np.int64] | None
 
 PROBE_SEGMENTS = 3
+RMS_EPSILON = 1e-6
 NO_ROTATION = 1e-12  # a factor on positions; 0 would mean "as the file says"
 
 
@@ -84,6 +92,8 @@ class GemmaSession(Session):
             12 x 1024). What f16 gains on two cores: nothing in a causal step (37 ms both), a
             sixth in a pass of 700 positions in both directions (3.2 and 2.6 s).
         adapters: LoRA files to load; `use_adapters` switches them on.
+        last_norm: `output_norm.weight` [n_embd], where states are wanted in the place of logits:
+            what the last layer gives, before that norm, [n_out, n_embd].
         library: a loaded library; None proves the machine's in a child process, then loads it.
 
     Raises:
@@ -104,6 +114,7 @@ class GemmaSession(Session):
         n_threads: int | None = None,
         cache_type: CacheType = "f32",
         adapters: Sequence[Path] = (),
+        last_norm: FloatArray | None = None,
         library: Library | None = None,
     ) -> None:
         if n_ctx < 1 or n_seq < 1:
@@ -117,9 +128,12 @@ class GemmaSession(Session):
             n_threads=n_threads,
             cache_type=cache_type,
             adapters=adapters,
+            output="logits" if last_norm is None else "states",
             library=library,
         )
         with self._closed_on_error():
+            if last_norm is not None:
+                self._prove_states(last_norm)
             # Of token ids, the rows are multiplied by definition. Raw embeddings llama.cpp 0.3.36
             # multiplies too; its gemma 3 does not.
             self.input_scale = self._find_input_scale(
@@ -321,6 +335,29 @@ class GemmaSession(Session):
         return [slice(0, len(positions))]
 
     # -- what is found out and not assumed ---------------------------------------------------
+
+    def _prove_states(self, last_norm: FloatArray) -> None:
+        """Check that the states, normed by hand, are those that llama.cpp's own norm gives.
+
+        Raises:
+            EnvironmentFault: this llama.cpp calls something else the last layer's output.
+        """
+        rows = np.stack(list(self._probe_rows.values()))
+        places, wanted = np.arange(len(rows), dtype=np.int32), np.ones(len(rows), np.bool_)
+
+        def decode(output: Output) -> FloatArray:
+            with self._new_context(len(rows), len(rows), n_seq=1, output=output) as context:
+                return context.decode(rows, places, 0 * places, wanted, causal=True).copy()
+
+        states = decode("states").astype(np.float64)
+        size = np.sqrt(np.square(states).mean(-1, keepdims=True) + RMS_EPSILON)
+        normed = decode("normed")
+        # What is no number is said where it is computed with.
+        if np.isfinite(normed).all() and not nmse(normed, states / size * last_norm) <= SAME_NMSE:
+            raise EnvironmentFault(
+                f"llama.cpp {self._version} does not give the states of the last layer of "
+                f"{self.path}; {INSTALL_TESTED}."
+            )
 
     def _prove_segments(self) -> None:
         """Check on this model that segments are laid down with the phases they should have.

@@ -25,6 +25,7 @@ from valle_convert.llama.context import (
     FloatArray,
     IntArray,
     LlamaModel,
+    Output,
 )
 from valle_convert.llama.cpu import usable_cores
 from valle_convert.llama.library import INSTALL_TESTED, Library, load_library
@@ -64,9 +65,11 @@ class Session(Closing):
         n_threads: int | None = None,
         cache_type: CacheType = "f32",
         adapters: Sequence[Path] = (),
+        output: Output = "logits",
         library: Library | None = None,
     ) -> None:
         self.path = path
+        self._output: Output = output
         self.n_seq = n_seq
         self._cache_type: CacheType = cache_type
         self._context: Context | None = None
@@ -180,7 +183,12 @@ class Session(Closing):
     # -- contexts ----------------------------------------------------------------------------
 
     def _new_context(
-        self, n_ctx: int, n_ubatch: int, n_seq: int | None = None, rope_scale: float | None = None
+        self,
+        n_ctx: int,
+        n_ubatch: int,
+        n_seq: int | None = None,
+        rope_scale: float | None = None,
+        output: Output | None = None,
     ) -> Context:
         """A context with the session's options."""
         return Context(
@@ -191,6 +199,7 @@ class Session(Closing):
             n_threads=self.n_threads,
             cache_type=self._cache_type,
             rope_scale=rope_scale,
+            output=output or self._output,
         )
 
     def _room_for(self, n_cells: int, *, n_ubatch: int = 1) -> Context:

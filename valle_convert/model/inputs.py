@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.errors import InputError
-from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, Model
+from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, Model, Positions
 
 IntArray = NDArray[np.integer]
 FloatArray = NDArray[np.float32]
@@ -174,17 +174,17 @@ def transcript_segments(
 def assemble(model: Model, segments: Sequence[Segment], look_up: LookUp) -> Inputs:
     """Look up and sum the rows, put separators between the segments, and count positions."""
     separator = look_up("separator", np.zeros(1, np.int64))
-    pieces: list[FloatArray] = []
-    counts: list[int] = []
-    for i, segment in enumerate(segments):
-        if len(segment):
-            pieces.append(embed(segment, look_up))
-        if i < len(segments) - 1:
-            pieces.append(separator)
-        counts.append(len(segment) + (i < len(segments) - 1))
-    embeddings = np.concatenate(pieces)
-    last = sum(counts[:-1])
-    return Inputs(embeddings, positions_of(model, counts), last)
+    pieces = [embed(one, look_up) if len(one) else separator[:0] for one in segments]
+    return join(pieces, separator, model.config.positions)
+
+
+def join(pieces: Sequence[FloatArray], separator: FloatArray, positions: Positions) -> Inputs:
+    """Put the separator [1, n_embd] between the embeddings of segments, and count positions."""
+    *before, last = pieces
+    parts = [part for piece in before for part in (piece, separator)]
+    counts = [len(piece) + 1 for piece in before]
+    embeddings = np.concatenate([*parts, last])
+    return Inputs(embeddings, positions_of(positions, [*counts, len(last)]), sum(counts))
 
 
 def embed(segment: Segment, look_up: LookUp) -> FloatArray:
@@ -198,9 +198,9 @@ def embed(segment: Segment, look_up: LookUp) -> FloatArray:
     return total
 
 
-def positions_of(model: Model, counts: Sequence[int]) -> NDArray[np.int32]:
+def positions_of(positions: Positions, counts: Sequence[int]) -> NDArray[np.int32]:
     """Positions of segments of so many elements, each count with its separator."""
-    if model.config.positions == "unified":
+    if positions == "unified":
         return np.arange(sum(counts), dtype=np.int32)
     return np.concatenate([np.arange(count, dtype=np.int32) for count in counts])
 

@@ -105,11 +105,11 @@ class CodeFormat(Protocol):
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """Sizes, all taken from tensors, and switches, all taken from the config.
+class GemmaConfig:
+    """Sizes, all taken from tensors, and switches, of a model whose backbone is a `gemma`.
 
     Attributes:
-        version: of the checkpoint's config; 5 or 6.
+        version: of the checkpoint's config.
         capabilities: of "ar", "nar", "len", "lang", "tone".
         n_embd: width of the residual stream.
         n_layer: number of blocks.
@@ -120,9 +120,7 @@ class ModelConfig:
         n_levels: codebooks a frame of audio has.
         codebook_size: codes a codebook has, without the stop and mask codes.
         positions: `segment` (every segment counts from 0) or `unified`.
-        nar_attention: what a pass for a NAR head attends to.
-        sum_prompt: whether a prompt frame is the sum of its levels' embeddings.
-        sum_response: the same for the response.
+        nar_attention: what a pass that predicts in place attends to.
         codec: the audio codec.
     """
 
@@ -138,14 +136,25 @@ class ModelConfig:
     codebook_size: int
     positions: Positions
     nar_attention: Attention
-    sum_prompt: bool
-    sum_response: bool
     codec: Codec
 
     @property
     def n_embd_head(self) -> int:
         """Width of one attention head."""
         return self.n_embd // self.n_head
+
+
+@dataclass(frozen=True)
+class ModelConfig(GemmaConfig):
+    """The config of versions 5 and 6.
+
+    Attributes:
+        sum_prompt: whether a prompt frame is the sum of its levels' embeddings.
+        sum_response: the same for the response.
+    """
+
+    sum_prompt: bool
+    sum_response: bool
 
     @property
     def special_code(self) -> int:
@@ -182,40 +191,23 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Model:
-    """A model without its weights.
+class RowMap:
+    """Input tables and output heads whose rows lie in one token embedding.
 
     Attributes:
-        config: sizes and switches.
         tables: the input tables, in row order.
         heads: the output heads, in the checkpoint's order. Biases are there only where the
             model was read from a converted file; of a checkpoint they are weights.
-        n_rows: rows of the token embedding that are the model's own.
-        languages, tasks, tones: names in id order.
     """
 
-    config: ModelConfig
     tables: tuple[Table, ...]
     heads: tuple[Head, ...]
-    n_rows: int
-    languages: tuple[str, ...]
-    tasks: tuple[str, ...]
-    tones: tuple[str, ...]
 
     @property
-    def n_levels(self) -> int:
-        """Codebooks a frame of audio has."""
-        return self.config.n_levels
-
-    @property
-    def codebook_size(self) -> int:
-        """Codes a codebook has, without the stop and mask codes."""
-        return self.config.codebook_size
-
-    @property
-    def codec(self) -> Codec:
-        """The audio codec."""
-        return self.config.codec
+    def n_rows(self) -> int:
+        """Rows of the token embedding that are the model's own."""
+        ends = [table.first_row + table.n_rows for table in self.tables]
+        return max(ends + [head.first_row + head.n_rows for head in self.heads], default=0)
 
     def table(self, name: str) -> Table:
         """The table of that name; KeyError where the model has none."""
@@ -238,6 +230,36 @@ class Model:
     def has_head(self, name: str) -> bool:
         """Whether the model has an output head of that name."""
         return any(head.name == name for head in self.heads)
+
+
+@dataclass(frozen=True)
+class Model(RowMap):
+    """A model of version 5 or 6 without its weights.
+
+    Attributes:
+        config: sizes and switches.
+        languages, tasks, tones: names in id order.
+    """
+
+    config: ModelConfig
+    languages: tuple[str, ...]
+    tasks: tuple[str, ...]
+    tones: tuple[str, ...]
+
+    @property
+    def n_levels(self) -> int:
+        """Codebooks a frame of audio has."""
+        return self.config.n_levels
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes a codebook has, without the stop and mask codes."""
+        return self.config.codebook_size
+
+    @property
+    def codec(self) -> Codec:
+        """The audio codec."""
+        return self.config.codec
 
     def is_causal(self, head: str) -> bool:
         """Whether a pass for that head attends to what came before only."""

@@ -246,18 +246,11 @@ class VersionFive(Family[Model, "Network", "Utterance"]):
         self, network: Network, bundle: Bundle, codec: AudioCodec | None, opened: ExitStack
     ) -> VersionFiveSpeaker:
         from valle_convert.families.v5.speech import VersionFiveSpeaker
-        from valle_convert.tokenizer.compiled import TRUE_IDS_KEY
-        from valle_convert.tokenizer.oracle import LlamaTokenizer
+        from valle_convert.speech.phonemes import phoneme_tokenizer
 
-        true_ids: Sequence[int] = bundle.main.keys[TRUE_IDS_KEY]
-        llama = opened.enter_context(LlamaTokenizer(bundle.path))
-
-        def tokenize(phonemes: str) -> list[int]:
-            ids = llama.encode(phonemes, add_special=True, parse_special=False)
-            return [true_ids[i] for i in ids]
-
+        tokenize, detokenize = phoneme_tokenizer(bundle.main, opened)
         return VersionFiveSpeaker(
-            network, tokenize=tokenize, detokenize=llama.decode, codec=codec, opened=opened
+            network, tokenize=tokenize, detokenize=detokenize, codec=codec, opened=opened
         )
 
     def recorded_tokenizer(self, file: GgufFile, given: Path | None) -> TokenizerFile:

@@ -29,7 +29,6 @@ from valle_convert.checkpoint.read import open_lora
 from valle_convert.checkpoint.source import FLOAT32, LARGEST_WEIGHT, NamedTensors
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle
-from valle_convert.families.v5.facts import LAYER_TENSORS
 from valle_convert.files import atomic_output, check_outputs, sha256_of, valid_utf8
 from valle_convert.gguf_file.encode import encode
 from valle_convert.gguf_file.header import Key, pack_header, tensor_entries, write_entries
@@ -42,6 +41,7 @@ from valle_convert.gguf_file.keys import (
 )
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
 from valle_convert.gguf_file.types import F16, F32, GgmlType
+from valle_convert.model.trainer import LAYER_TENSORS
 
 LEVELS_KEY = "valle.adapter.levels"
 BASE_SHA256_KEY = "valle.adapter.base_sha256"

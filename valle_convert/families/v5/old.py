@@ -34,7 +34,6 @@ from valle_convert.checkpoint.exported import (
 from valle_convert.checkpoint.folder import DiskTree, found_file
 from valle_convert.checkpoint.source import FLOAT32, BlockSource, CarriedVocabulary
 from valle_convert.errors import InputError
-from valle_convert.families.v5.facts import LAYER_TENSORS
 from valle_convert.gguf_file.encode import can_decode
 from valle_convert.gguf_file.keys import (
     ARCHITECTURE,
@@ -47,6 +46,7 @@ from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
 from valle_convert.gguf_file.types import PLAIN_DTYPES
 from valle_convert.model.spec import LANGUAGES, TASKS, TONES
+from valle_convert.model.trainer import LAYER_TENSORS
 from valle_convert.tokenizer.compiled import TOKENS_KEY
 
 FORMAT = "gguf, made the old way"

@@ -15,10 +15,10 @@ from valle_convert.audio.codec import AudioCodec, open_codec
 from valle_convert.audio.codes import is_codes_path, read_codes
 from valle_convert.audio.files import read_audio
 from valle_convert.audio.recorded import Recorded
+from valle_convert.audio.utterances import check_utterance
 from valle_convert.audio.voice import PROMPT_SECONDS, fit_prompt, prompt_audio
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle
-from valle_convert.families.v5.trials import check_utterance
 from valle_convert.files import atomic_output, check_outputs, locked_folder, made_folder
 from valle_convert.model.spec import LANGUAGES, Codes, Model
 from valle_convert.progress import Progress, silent
@@ -214,7 +214,7 @@ def make_utterances(
                 arrays["prompt"] = prompt
             if model.has_table("language"):
                 arrays["language"] = np.array(model.languages.index(line.language), np.int32)
-            check_utterance(one.path, arrays, model)
+            check_utterance(one.path, arrays, model.config, model)
             if not is_phonemes:
                 arrays["text"] = np.array(one.text)
             made.append(MadeUtterance(name, one.path, line, arrays, line.notices + notices))

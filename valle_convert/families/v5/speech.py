@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from valle_convert.audio.codec import AudioCodec
-from valle_convert.audio.voice import fit_prompt
 from valle_convert.decode import (
     ArOptions,
     LengthOptions,
     MaskedOptions,
     NarOptions,
-    Prefix,
     Speech,
     SpeechOptions,
     TranscribeOptions,
@@ -25,42 +22,27 @@ from valle_convert.decode import (
     decode_transcript,
 )
 from valle_convert.errors import InputError
-from valle_convert.model.inputs import NULL_PHONEMES, Condition
-from valle_convert.model.spec import LANGUAGES, Codes
+from valle_convert.model.inputs import Condition
+from valle_convert.model.spec import Codes
 from valle_convert.network.protocol import Network
+from valle_convert.speech.phonemes import (
+    MAX_SECONDS,
+    Detokenize,
+    PhonemeSpeaker,
+    Tokenize,
+    prefix_of,
+)
 from valle_convert.speech.results import Heard, SpeakOptions, Spoken, Timings
 from valle_convert.speech.speaker import (
     UNWATCHED,
     Line,
     Recording,
-    Speaker,
     Watch,
-    sayable,
     seeded,
 )
-from valle_convert.text import (
-    assumed_language_notices,
-    check_phonemes,
-    detect_languages,
-    known_language,
-    listed,
-    split_sentences,
-    to_phonemes,
-    unknown_phonemes,
-    unsaid_characters,
-    unsaid_notice,
-)
-
-#: Phonemes to the ids that the model was trained on, with the marks around them.
-Tokenize = Callable[[str], list[int]]
-#: And back, without the marks.
-Detokenize = Callable[[Sequence[int]], str]
-
-#: Of one sentence, at most, where the options leave it open.
-MAX_SECONDS = 12.0
 
 
-class VersionFiveSpeaker(Speaker[Recording, Codes, Codes]):
+class VersionFiveSpeaker(PhonemeSpeaker):
     """A model that speaks, answers recordings and hears. Close it, or use it as a context manager.
 
     Args:
@@ -74,7 +56,7 @@ class VersionFiveSpeaker(Speaker[Recording, Codes, Codes]):
         InputError: the codec is not the model's.
     """
 
-    remedies = f"{Speaker.remedies}, or --mode nar-len"
+    remedies = f"{PhonemeSpeaker.remedies}, or --mode nar-len"
 
     def __init__(
         self,
@@ -85,9 +67,8 @@ class VersionFiveSpeaker(Speaker[Recording, Codes, Codes]):
         codec: AudioCodec | None = None,
         opened: ExitStack | None = None,
     ) -> None:
-        super().__init__(network.model.config, codec, opened)
+        super().__init__(network.model, tokenize=tokenize, codec=codec, opened=opened)
         self._network = network
-        self._tokenize = tokenize
         self._detokenize = detokenize
 
     # ------------------------------------------------------------------------- speaking
@@ -108,7 +89,7 @@ class VersionFiveSpeaker(Speaker[Recording, Codes, Codes]):
             self._decoding(options),
             rng,
             level_0=level_0,
-            prefix=_prefix(said, line, options.context_history),
+            prefix=prefix_of(said, line, options.context_history),
             progress=watch.progress,
             should_stop=watch.should_stop,
         )
@@ -237,99 +218,3 @@ class VersionFiveSpeaker(Speaker[Recording, Codes, Codes]):
             voice_seconds=voice_done - begin,
             decode_seconds=time.perf_counter() - voice_done,
         )
-
-    # ----------------------------------------------------------------------------- text
-
-    def _lines(
-        self, text: str, options: SpeakOptions, *, is_phonemes: bool, whole: bool
-    ) -> list[Line[Codes]]:
-        if is_phonemes:
-            check_phonemes(text)
-            return [self._line("", text, self._language(options.language))]
-        given = options.language and self._language(options.language)
-        sentences = [text] if whole else split_sentences(text, language=given) or [""]
-        notices: tuple[str, ...] = ()
-        if given:
-            languages = [given] * len(sentences)
-        else:
-            languages = detect_languages(sentences, self._languages)
-            notices = tuple(assumed_language_notices(sentences, languages, self._languages))
-
-        def reader(sentence: str, language: str) -> Callable[[], Line[Codes]]:
-            return lambda: self._line(sentence, to_phonemes(sentence, language), language)
-
-        return sayable(
-            (
-                (sentence, reader(sentence, language))
-                for sentence, language in zip(sentences, languages, strict=True)
-            ),
-            notices,
-        )
-
-    def _line(self, text: str, phonemes: str, language: str) -> Line[Codes]:
-        rows = np.array(self._tokenize(phonemes), np.int32)
-        notices: tuple[str, ...] = ()
-        if text and (unsaid := unsaid_characters(text, language)):
-            notices += (unsaid_notice(unsaid, language),)
-        if unknown := unknown_phonemes(phonemes, self._tokenize):
-            notices += (
-                f"the model's vocabulary lacks these phonemes of the text: {listed(unknown)}",
-            )
-        ids = tuple(rows.tolist())
-        return Line(text, phonemes, language, rows, notices, ids, self._language_id(language))
-
-    def _silence(self, options: SpeakOptions) -> Line[Codes]:
-        """What is said in a recording of which nobody tells what is said."""
-        language = self._language(options.language)
-        rows = np.array(NULL_PHONEMES, np.int32)
-        return Line("", "", language, rows, language_id=self._language_id(language))
-
-    @property
-    def _languages(self) -> tuple[str, ...]:
-        """Those that the model was told apart in training; of others it has all there are."""
-        return self._network.model.languages or LANGUAGES
-
-    def _language(self, given: str | None) -> str:
-        return known_language(given or self._languages[0], self._languages)
-
-    def _language_id(self, language: str) -> int | None:
-        model = self._network.model
-        return model.languages.index(language) if model.has_table("language") else None
-
-    # ---------------------------------------------------------------------------- voice
-
-    def _voice(
-        self, voice: Recording | None, options: SpeakOptions
-    ) -> tuple[Codes | None, tuple[str, ...]]:
-        if voice is None:
-            return None, ()
-        return self._prompt(voice, options.prompt_seconds, "the voice")
-
-    def _prompt(
-        self, recording: Recording, seconds: float | None, name: str
-    ) -> tuple[Codes, tuple[str, ...]]:
-        """The codes of a recording, cut or repeated to so many seconds; None takes all of it."""
-        name = str(recording) if isinstance(recording, str | Path) else name
-        codes, notices = self._codes_of(self._read(recording, name), seconds, name)
-        if seconds is None:
-            return codes, notices
-        codes, more = fit_prompt(codes, self._frames(seconds), name)
-        return codes, notices + more
-
-
-def _prefix(said: Sequence[tuple[Line[Codes], Speech]], line: Line[Codes], n: int) -> Prefix | None:
-    """What was said before, of the last `n` sentences as far as they are in the same language."""
-    recent = said[-n:] if n else []
-    same = [(before, speech) for before, speech in recent if before.language == line.language]
-    if not same:
-        return None
-    phonemes = np.concatenate(
-        [
-            *(
-                before.rows[:-1] if i == 0 else before.rows[1:-1]
-                for i, (before, _) in enumerate(same)
-            ),
-            line.rows[-1:],
-        ]
-    )
-    return Prefix(phonemes, np.concatenate([speech.codes for _, speech in same]))

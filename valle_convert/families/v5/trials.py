@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from valle_convert.audio.codes import read_codes
+from valle_convert.audio.utterances import read_spoken
 from valle_convert.decode import GREEDY, ArOptions, NarOptions, decode_ar, decode_nar
-from valle_convert.errors import InputError
 from valle_convert.families.family import GREEDY_FRAMES, Case, Speed
 from valle_convert.model.inputs import (
     Condition,
@@ -32,12 +30,9 @@ from valle_convert.model.inputs import (
 )
 from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, LENGTH_STOP, Model
 from valle_convert.network.protocol import Network
-from valle_convert.npz_file import read_npz
 
 Prediction = NDArray[np.float32]
 
-#: What a `.npz` file of an utterance holds.
-ARRAYS = "phonemes and response, and perhaps prompt, language and text"
 _N_PHONEMES = 32
 _N_PROMPT_FRAMES = 48
 _N_FRAMES = 60
@@ -248,100 +243,12 @@ def read_utterance(path: Path, model: Model, *, seed: tuple[int, ...]) -> Uttera
         InputError: the file is not of the format or not of this model.
     """
     config = model.config
-    arrays = read_npz(
-        path,
-        (),
-        # As many 64-bit integers as a context of frames has codes, and the headers.
-        max_bytes=8 * (config.n_ctx_train + 1024) * max(config.n_levels, 1),
-        what=".npz file of an utterance",
-        hint="docs/quantize.md has the format",
-        optional=("phonemes", "response", "prompt", "language", "codes", "text"),
-    )
-    codes = arrays.pop("codes", None)
-    text = arrays.pop("text", np.array(""))
-    if text.dtype.kind != "U" or text.shape:
-        raise InputError(
-            f"{path}: text is {text.dtype} {list(text.shape)}, where one string is expected."
-        )
-    if codes is not None and "response" not in arrays:
-        # A file of codes; whether they are the model's is said in its own words.
-        arrays["response"] = read_codes(path, config).codes
-        if "phonemes" not in arrays:
-            raise InputError(
-                f"{path} is a file of codes and does not tell what is said in it: it has no array "
-                "'phonemes', which speak saves with the codes of a single sentence; make an "
-                f"utterance of it: valle-convert utterances {path} --text TEXT --model GGUF DIR."
-            )
-    if missing := [name for name in ("phonemes", "response") if name not in arrays]:
-        raise InputError(
-            f"{path} is no .npz file of an utterance (it has no array "
-            f"{', '.join(map(repr, missing))}); docs/quantize.md has the format."
-        )
-    check_utterance(path, arrays, model)
-    phonemes, response = arrays["phonemes"], arrays["response"]
-    prompt, language = arrays.get("prompt"), arrays.get("language")
-    hidden = np.random.default_rng(seed).random(len(response)) < _MASKED_PART
+    given = read_spoken(path, config, model)
+    hidden = np.random.default_rng(seed).random(len(given.response)) < _MASKED_PART
     return Utterance(
-        condition=Condition(
-            phonemes=phonemes.astype(np.int64),
-            language=(0 if language is None else int(language))
-            if model.has_table("language")
-            else None,
-            prompt=None if prompt is None else prompt.astype(np.int64),
-            tone=0 if "tone" in config.capabilities else None,
-        ),
-        response=response.astype(np.int64),
-        masked=np.where(hidden, config.special_code, response[:, 0]).astype(np.int64),
-        digits=np.array([0, *map(int, str(len(response)))]),
-        text=str(text),
+        condition=given.condition,
+        response=given.response,
+        masked=np.where(hidden, config.special_code, given.response[:, 0]).astype(np.int64),
+        digits=np.array([0, *map(int, str(len(given.response)))]),
+        text=given.text,
     )
-
-
-def check_utterance(path: Path, arrays: Mapping[str, NDArray[Any]], model: Model) -> None:
-    """Refuse what is not of the format, or not of the model.
-
-    Args:
-        path: where it comes from, for messages.
-        arrays: phonemes and response, and prompt and language where there are any.
-        model: whose tables the rows have to be in.
-
-    Raises:
-        InputError: as said.
-    """
-    config = model.config
-    phonemes, response = arrays["phonemes"], arrays["response"]
-    prompt, language = arrays.get("prompt"), arrays.get("language")
-    _check(path, "phonemes", phonemes, (None,), model.table("phonemes").n_rows)
-    _check(path, "response", response, (None, config.n_levels), config.codebook_size)
-    if prompt is not None:
-        _check(path, "prompt", prompt, (None, config.n_levels), config.codebook_size)
-    n_languages = model.table("language").n_rows if model.has_table("language") else 0
-    if language is not None:
-        _check(path, "language", language, (), max(n_languages, 1))
-    n_elements = len(phonemes) + len(response) + (0 if prompt is None else len(prompt))
-    if n_elements + 16 > config.n_ctx_train:
-        raise InputError(
-            f"{path} has {n_elements:,} phonemes and frames, more than the model's context of "
-            f"{config.n_ctx_train:,}; cut it."
-        )
-
-
-def _check(
-    path: Path, name: str, array: NDArray[Any], shape: tuple[int | None, ...], n_rows: int
-) -> None:
-    if array.dtype.kind not in "iu":
-        raise InputError(f"{path}: {name} is of type {array.dtype}, where integers are expected.")
-    fits = array.ndim == len(shape) and all(
-        wanted in (None, found) for wanted, found in zip(shape, array.shape, strict=True)
-    )
-    if not fits or not array.size:
-        words = ["n" if n is None else str(n) for n in shape]
-        raise InputError(
-            f"{path}: {name} is of shape {list(array.shape)}, where [{', '.join(words)}] is "
-            "expected."
-        )
-    low, high = int(array.min()), int(array.max())
-    if low < 0 or high >= n_rows:
-        raise InputError(
-            f"{path}: {name} holds {low if low < 0 else high}, where 0 to {n_rows - 1} is expected."
-        )

@@ -44,6 +44,7 @@ from valle_convert.model.spec import (
     UNKNOWN_CODEC,
     Codec,
     Head,
+    RowMap,
     Table,
     names_in_order,
 )
@@ -66,15 +67,15 @@ _SUPPORTED = "supported of this trainer's models is VALL-E X (Plachtaa/VALL-E-X)
 
 
 @dataclass(frozen=True)
-class Net:
+class Net(RowMap):
     """One of the two networks, without its weights.
+
+    Tables are `text`, `language`, then `audio`, or `audio.0` ..; heads are `ar`, or `nar.1` ..,
+    whose rows may be those of a table.
 
     Attributes:
         name: `ar` or `nar`.
         n_embd, n_layer, n_head, n_ff: its sizes.
-        tables: the input tables in row order: `text`, `language`, then `audio`, or `audio.0` ..
-        heads: `ar`, or `nar.1` .. ; the rows of a head may be those of a table.
-        n_rows: rows of the token embedding that are the network's own.
         text_scale, audio_scale: factors on the table of positions.
     """
 
@@ -83,19 +84,8 @@ class Net:
     n_layer: int
     n_head: int
     n_ff: int
-    tables: tuple[Table, ...]
-    heads: tuple[Head, ...]
-    n_rows: int
     text_scale: float
     audio_scale: float
-
-    def table(self, name: str) -> Table:
-        """The table of that name; KeyError where there is none."""
-        return {table.name: table for table in self.tables}[name]
-
-    def head(self, name: str) -> Head:
-        """The head of that name; KeyError where there is none."""
-        return {head.name: head for head in self.heads}[name]
 
 
 @dataclass(frozen=True)
@@ -413,7 +403,7 @@ def _take_net(
         if name == "nar":
             collector.take(f"{full}.project_layer.weight", (2 * d, d))
             collector.take(f"{full}.project_layer.bias", (2 * d,))
-    return Net(name, d, n_layer, 0, n_ff, tuple(tables), (), next_row, 1.0, 1.0)
+    return Net(tuple(tables), (), name, d, n_layer, 0, n_ff, 1.0, 1.0)
 
 
 def table_source(net: str, table: str) -> str:
@@ -491,9 +481,7 @@ def _rows(
         float(read(f"{net.name}_{kind}_position.alpha").astype(np.float32)[0])
         for kind in ("text", "audio")
     ]
-    whole = replace(
-        net, heads=tuple(heads), n_rows=next_row, text_scale=scales[0], audio_scale=scales[1]
-    )
+    whole = replace(net, heads=tuple(heads), text_scale=scales[0], audio_scale=scales[1])
     return whole, tuple(rows), same
 
 

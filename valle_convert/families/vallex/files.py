@@ -329,10 +329,6 @@ def _read_net(name: str, keys: GgufFile, shared: list[GgufFile], norms: list[Ggu
         n_ff=reader.number(f"{prefix}feed_forward_length"),
         tables=tables,
         heads=heads,
-        n_rows=max(
-            [t.first_row + t.n_rows for t in tables] + [h.first_row + h.n_rows for h in heads],
-            default=0,
-        ),
         text_scale=reader.real("valle.position_scale.text"),
         audio_scale=reader.real("valle.position_scale.audio"),
     )

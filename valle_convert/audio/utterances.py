@@ -1,0 +1,141 @@
+"""Utterances in `.npz` files: what is said, its codes, and perhaps a voice before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.audio.codes import read_codes
+from valle_convert.errors import InputError
+from valle_convert.model.inputs import Condition
+from valle_convert.model.spec import GemmaConfig, RowMap
+from valle_convert.npz_file import read_npz
+
+
+@dataclass(frozen=True)
+class SpokenUtterance:
+    """Text, voice and speech.
+
+    Attributes:
+        condition: phonemes with their marks, language, prompt.
+        response: [frames, levels].
+        text: the words, where they are known.
+    """
+
+    condition: Condition
+    response: NDArray[np.int64]
+    text: str = ""
+
+
+def read_spoken(path: Path, config: GemmaConfig, rows: RowMap) -> SpokenUtterance:
+    """One utterance.
+
+    Args:
+        path: a `.npz` file.
+        config: of the model.
+        rows: its tables, in which phonemes and language have to be.
+
+    Raises:
+        InputError: the file is not of the format or not of this model.
+    """
+    arrays = read_npz(
+        path,
+        (),
+        # As many 64-bit integers as a context of frames has codes, and the headers.
+        max_bytes=8 * (config.n_ctx_train + 1024) * max(config.n_levels, 1),
+        what=".npz file of an utterance",
+        hint="docs/quantize.md has the format",
+        optional=("phonemes", "response", "prompt", "language", "codes", "text"),
+    )
+    codes = arrays.pop("codes", None)
+    text = arrays.pop("text", np.array(""))
+    if text.dtype.kind != "U" or text.shape:
+        raise InputError(
+            f"{path}: text is {text.dtype} {list(text.shape)}, where one string is expected."
+        )
+    if codes is not None and "response" not in arrays:
+        # A file of codes; whether they are the model's is said in its own words.
+        arrays["response"] = read_codes(path, config).codes
+        if "phonemes" not in arrays:
+            raise InputError(
+                f"{path} is a file of codes and does not tell what is said in it: it has no array "
+                "'phonemes', which speak saves with the codes of a single sentence; make an "
+                f"utterance of it: valle-convert utterances {path} --text TEXT --model GGUF DIR."
+            )
+    if missing := [name for name in ("phonemes", "response") if name not in arrays]:
+        raise InputError(
+            f"{path} is no .npz file of an utterance (it has no array "
+            f"{', '.join(map(repr, missing))}); docs/quantize.md has the format."
+        )
+    check_utterance(path, arrays, config, rows)
+    phonemes, response = arrays["phonemes"], arrays["response"]
+    prompt, language = arrays.get("prompt"), arrays.get("language")
+    return SpokenUtterance(
+        condition=Condition(
+            phonemes=phonemes.astype(np.int64),
+            language=(0 if language is None else int(language))
+            if rows.has_table("language")
+            else None,
+            prompt=None if prompt is None else prompt.astype(np.int64),
+            tone=0 if "tone" in config.capabilities else None,
+        ),
+        response=response.astype(np.int64),
+        text=str(text),
+    )
+
+
+def check_utterance(
+    path: Path, arrays: Mapping[str, NDArray[Any]], config: GemmaConfig, rows: RowMap
+) -> None:
+    """Refuse what is not of the format, or not of the model.
+
+    Args:
+        path: where it comes from, for messages.
+        arrays: phonemes and response, and prompt and language where there are any.
+        config: of the model.
+        rows: its tables.
+
+    Raises:
+        InputError: as said.
+    """
+    phonemes, response = arrays["phonemes"], arrays["response"]
+    prompt, language = arrays.get("prompt"), arrays.get("language")
+    _check(path, "phonemes", phonemes, (None,), rows.table("phonemes").n_rows)
+    _check(path, "response", response, (None, config.n_levels), config.codebook_size)
+    if prompt is not None:
+        _check(path, "prompt", prompt, (None, config.n_levels), config.codebook_size)
+    n_languages = rows.table("language").n_rows if rows.has_table("language") else 0
+    if language is not None:
+        _check(path, "language", language, (), max(n_languages, 1))
+    n_elements = len(phonemes) + len(response) + (0 if prompt is None else len(prompt))
+    if n_elements + 16 > config.n_ctx_train:
+        raise InputError(
+            f"{path} has {n_elements:,} phonemes and frames, more than the model's context of "
+            f"{config.n_ctx_train:,}; cut it."
+        )
+
+
+def _check(
+    path: Path, name: str, array: NDArray[Any], shape: tuple[int | None, ...], n_rows: int
+) -> None:
+    if array.dtype.kind not in "iu":
+        raise InputError(f"{path}: {name} is of type {array.dtype}, where integers are expected.")
+    fits = array.ndim == len(shape) and all(
+        wanted in (None, found) for wanted, found in zip(shape, array.shape, strict=True)
+    )
+    if not fits or not array.size:
+        words = ["n" if n is None else str(n) for n in shape]
+        raise InputError(
+            f"{path}: {name} is of shape {list(array.shape)}, where [{', '.join(words)}] is "
+            "expected."
+        )
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high >= n_rows:
+        raise InputError(
+            f"{path}: {name} holds {low if low < 0 else high}, where 0 to {n_rows - 1} is expected."
+        )

@@ -1,0 +1,161 @@
+"""What goes into a VALL-E of version 7 and what comes out of it, whoever computes it.
+
+    speech     phonemes | language | prompt | tone | response   -> codes of every level, in place
+    length     phonemes | language | prompt | tone | marker     -> a duration, at the marker
+    phonemes   response | language | phonemes                   -> the next phoneme
+    text       phonemes | language | text                       -> the next piece of text
+
+A frame of the prompt or of the response is one element; between two segments stands a separator.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.closing import Closing
+from valle_convert.decode.causal import check_context
+from valle_convert.families.v7.facts import DIGITS, VersionSevenModel
+from valle_convert.model.inputs import Condition, FloatArray, IntArray, join
+
+Encoded = Literal["prompt", "response"]
+
+
+class AllLevelsNetwork(Closing, ABC):
+    """A model of version 7 that computes. Close it, or use it as a context manager.
+
+    d is the width, A the codes of a codebook.
+
+    Attributes:
+        observe: called as `observe(part, linear, inputs [n, in])` before every linear layer, where
+            it is a network that can be listened to.
+    """
+
+    observe: Callable[[str, str, Any], None] | None = None
+
+    def __init__(self, model: VersionSevenModel) -> None:
+        self._model = model
+        self._prompt: tuple[NDArray[Any], FloatArray] | None = None
+
+    @property
+    def model(self) -> VersionSevenModel:
+        """Tables, heads and switches."""
+        return self._model
+
+    # ------------------------------------------------------------------ what computes it
+
+    @abstractmethod
+    def look_up(self, table: str, rows: IntArray) -> FloatArray:
+        """Rows of a table of the backbone's file, [n] -> [n, d]."""
+
+    @abstractmethod
+    def encode(self, kind: Encoded, codes: IntArray) -> FloatArray:
+        """The elements that stand for frames, [n, levels] -> [n, d]."""
+
+    @abstractmethod
+    def run(
+        self, rows: FloatArray, positions: NDArray[np.int32], n_outputs: int, *, causal: bool
+    ) -> FloatArray:
+        """What the backbone makes of the last elements, [n, d] -> [n_outputs, d].
+
+        Where the model has a last norm, it is in it.
+        """
+
+    @abstractmethod
+    def decode(self, states: FloatArray) -> FloatArray:
+        """The logits of every level, [n, d] -> [levels, n, A + 1]."""
+
+    @abstractmethod
+    def head(self, name: str, states: FloatArray) -> FloatArray:
+        """The logits of another head, [n, d] -> [n, rows of the head]."""
+
+    # ---------------------------------------------------------------------- what it says
+
+    def levels(self, condition: Condition, response: IntArray) -> FloatArray:
+        """The logits of every level of a response.
+
+        Args:
+            condition: text, voice, language, task.
+            response: its codes, with the mask code where they are not known, [frames, levels].
+
+        Returns:
+            [levels, frames, A + 1].
+        """
+        segments = [*self._leading(condition), self._encoded("response", response)]
+        return self.decode(self._states(segments, len(response), causal=self._is_causal("level")))
+
+    def length(self, condition: Condition, *, everywhere: bool = False) -> FloatArray:
+        """How long the text would take: [1, 1] seconds, or the logits of digits [5, 10].
+
+        One number tells little of a network, so `everywhere` gives those of all elements.
+        """
+        segments = [*self._leading(condition), self.look_up("length", np.zeros(1, np.int64))]
+        n = sum(len(segment) + 1 for segment in segments) - 1 if everywhere else 1
+        found = self.head("length", self._states(segments, n, causal=self._is_causal("length")))
+        return found if found.shape[1] == 1 else found.reshape(-1, DIGITS)
+
+    def phonemes(self, response: IntArray, phonemes: IntArray, language: int | None) -> FloatArray:
+        """The logits of the phonemes that follow each of those given, [n, rows of the head]."""
+        segments = [
+            self._encoded("response", response),
+            *self._selected(language),
+            self.look_up("phonemes", phonemes),
+        ]
+        states = self._states(segments, len(phonemes), causal=self._is_causal("phonemes"))
+        return self.head("phonemes", states)
+
+    def text(self, phonemes: IntArray, text: IntArray, language: int | None) -> FloatArray:
+        """The logits of the pieces of text that follow each of those given, likewise."""
+        segments = [
+            self.look_up("phonemes", phonemes),
+            *self._selected(language),
+            self.look_up("text", text),
+        ]
+        states = self._states(segments, len(text), causal=self._is_causal("text"))
+        return self.head("text", states)
+
+    # ------------------------------------------------------------------------- segments
+
+    def _is_causal(self, head: str) -> bool:
+        return self._model.is_causal(head)
+
+    def _leading(self, condition: Condition) -> list[FloatArray]:
+        """Everything before the response or the marker."""
+        segments = [self.look_up("phonemes", condition.phonemes)]
+        segments += self._selected(condition.language)
+        prompt = condition.prompt
+        if prompt is not None and len(prompt):
+            # A prompt stays the same over many passes.
+            if self._prompt is None or not np.array_equal(self._prompt[0], prompt):
+                self._prompt = (np.array(prompt), self._encoded("prompt", prompt))
+            encoded = self._prompt[1]
+            if condition.task != "tts":
+                row = self._model.tasks.index(condition.task)
+                encoded = np.concatenate([self.look_up("task", np.array([row])), encoded])
+            segments.append(encoded)
+        if condition.tone is not None:
+            segments.append(self.look_up("tone", np.array([condition.tone])))
+        return segments
+
+    def _selected(self, language: int | None) -> list[FloatArray]:
+        return [] if language is None else [self.look_up("language", np.array([language]))]
+
+    def _encoded(self, kind: Encoded, codes: IntArray) -> FloatArray:
+        config = self._model.config
+        codes, n_codes = np.asarray(codes), self._model.audio.table(f"{kind}.0").n_rows
+        if codes.ndim != 2 or codes.shape[1] != config.n_levels:
+            raise ValueError(f"{kind} of {list(codes.shape)}, expected [n, {config.n_levels}]")
+        if codes.size and (codes.min() < 0 or codes.max() >= n_codes):
+            raise ValueError(f"{kind} has codes up to {codes.max()}, expected 0 to {n_codes - 1}")
+        return self.encode(kind, codes)
+
+    def _states(self, segments: list[FloatArray], n_outputs: int, *, causal: bool) -> FloatArray:
+        config = self._model.config
+        check_context(config, sum(len(segment) + 1 for segment in segments) - 1)
+        separator = self.look_up("separator", np.zeros(1, np.int64))
+        inputs = join(segments, separator, config.positions)
+        return self.run(inputs.embeddings, inputs.positions, n_outputs, causal=causal)

@@ -1,0 +1,412 @@
+"""Checkpoints of version 7, all codebooks at once: the facts, from config keys to tensor names.
+
+A frame of audio is one element: an encoder makes one vector of its codes of all levels, and after
+the backbone a decoder a level gives the codes of that level. So it is an ordinary `gemma` for
+llama.cpp between networks that no stock graph has. These lie in a second file:
+
+* `model` is the backbone with the tables that are looked up alone, phonemes first. Where the
+  decoders have norms of their own, the backbone has no last one; its weights are ones then.
+* `audio` has the tables of codes, the encoders, the decoders, and every head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from valle_convert.checkpoint import Checkpoint, TensorSpec
+from valle_convert.checkpoint.source import FLOAT32
+from valle_convert.model.collector import Collector, count_numbered
+from valle_convert.model.description import (
+    BackboneTensor,
+    BiasBlock,
+    ComputedTensors,
+    Contents,
+    Description,
+    RowBlock,
+)
+from valle_convert.model.spec import (
+    CODECS,
+    UNKNOWN_CODEC,
+    Codec,
+    GemmaConfig,
+    Head,
+    RowMap,
+    Table,
+)
+from valle_convert.model.trainer import (
+    DROPPED,
+    OUTPUT_NORM,
+    ConfigReader,
+    TrainerConfig,
+    backbone_tensors,
+    check_claims,
+    count_layers,
+    names_of_rows,
+    unread_notes,
+)
+
+#: The parts of a model.
+PART, AUDIO = "model", "audio"
+VERSION = 7
+#: Digits of a duration, and what each of them may be, where it is none of seconds.
+LENGTH_DIGITS, DIGITS = 5, 10
+#: The encoders by what they encode, with their names in the checkpoint.
+ENCODERS = {"prompt": "proms_emb", "response": "resps_emb"}
+
+# ------------------------------------------------------------------------- the config
+
+#: Switches that the tensors tell, and the config may tell too.
+_READ = frozenset(
+    """
+    use_audio_encoder_norm use_audio_encoder_ffn use_audio_encoder_level_weights
+    per_level_normalization len_use_logits audio_encoder_ffn_expansion_size
+    audio_decoder_ffn_expansion_size
+    """.split()
+)
+#: What belongs to versions 5 and 6.
+_WITHOUT_EFFECT = frozenset(
+    "split_classifiers classifiers_bias audio_embedding_sums kv_heads".split()
+)
+
+
+@dataclass(frozen=True)
+class VersionSevenConfig(GemmaConfig):
+    """Sizes and switches, all of the encoders' and decoders' taken from tensors.
+
+    Attributes:
+        encoder_norm: whether the encoders have a LayerNorm.
+        n_ff_encoder: width of the encoders' feed-forward; 0 where they have none.
+        level_weights: whether the encoders weigh the levels.
+        level_norm: whether each level's decoder has a LayerNorm, in the place of the backbone's
+            last norm.
+        n_ff_decoder: width of the decoders' feed-forward.
+    """
+
+    encoder_norm: bool
+    n_ff_encoder: int
+    level_weights: bool
+    level_norm: bool
+    n_ff_decoder: int
+
+    @property
+    def stop_code(self) -> int:
+        """The code after the last; heads have it too."""
+        return self.codebook_size
+
+    @property
+    def mask_code(self) -> int:
+        """What stands for a code that is not known; only responses have it."""
+        return self.codebook_size + 1
+
+
+@dataclass(frozen=True)
+class VersionSevenModel(RowMap):
+    """A model of version 7 without its weights.
+
+    Attributes:
+        config: sizes and switches.
+        languages, tasks, tones: names in id order.
+        audio: tables of codes and all heads, which lie in the second file.
+    """
+
+    config: VersionSevenConfig
+    languages: tuple[str, ...]
+    tasks: tuple[str, ...]
+    tones: tuple[str, ...]
+    audio: RowMap
+
+    @property
+    def n_levels(self) -> int:
+        """Codebooks a frame of audio has."""
+        return self.config.n_levels
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes a codebook has, without the stop and mask codes."""
+        return self.config.codebook_size
+
+    @property
+    def codec(self) -> Codec:
+        """The audio codec."""
+        return self.config.codec
+
+    def is_causal(self, head: str) -> bool:
+        """Whether a pass for that head attends to what came before only."""
+        return self.config.nar_attention == "causal" or head in ("phonemes", "text")
+
+
+# ------------------------------------------------------------------- tables and heads
+
+
+#: The tables that are looked up alone with their sources, in row order.
+_TABLES = {
+    "phonemes": "phn_emb.weight",
+    "text": "text_emb.weight",
+    "language": "langs_emb.weight",
+    "task": "tasks_emb.weight",
+    "tone": "tones_emb.weight",
+    "length": "len_emb",
+    "separator": "sep",
+}
+#: Tables and heads that a model may lack.
+_OPTIONAL = ("text", "language", "task", "tone")
+_VECTORS = ("length", "separator")
+
+
+def head_names(n_levels: int) -> dict[str, str]:
+    """The heads with the beginnings of their names in the checkpoint, in row order."""
+    levels = {f"level.{i}": f"audio_decoder.head.{i}.4" for i in range(n_levels)}
+    others = {"length": "len_decoder", "phonemes": "phn_decoder", "text": "text_decoder"}
+    return levels | {name: f"{decoder}.head" for name, decoder in others.items()}
+
+
+def audio_tensors(config: VersionSevenConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The tensors of the second file beside its rows: name -> (source, shape)."""
+    d, levels = config.n_embd, config.n_levels
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+
+    def norm(target: str, source: str) -> None:
+        for kind in ("weight", "bias"):
+            tensors[f"{target}.{kind}"] = (f"{source}.{kind}", (d,))
+
+    def linear(target: str, source: str, n_out: int, n_in: int) -> None:
+        tensors[f"{target}.weight"] = (f"{source}.weight", (n_out, n_in))
+        tensors[f"{target}.bias"] = (f"{source}.bias", (n_out,))
+
+    for kind, source in ENCODERS.items():
+        prefix = f"a.{kind}"
+        tensors[f"{prefix}.position_embd"] = (f"{source}.pos_embedding", (levels, d))
+        if config.encoder_norm:
+            norm(f"{prefix}.norm", f"{source}.norm")
+        if config.n_ff_encoder:
+            linear(f"{prefix}.ffn_up", f"{source}.proj.0", config.n_ff_encoder, d)
+            linear(f"{prefix}.ffn_down", f"{source}.proj.2", d, config.n_ff_encoder)
+        if config.level_weights:
+            tensors[f"{prefix}.level_weights"] = (f"{source}.level_weights", (levels,))
+    for level in range(levels):
+        prefix, source = f"a.level.{level}", f"audio_decoder.head.{level}"
+        if config.level_norm:
+            norm(f"{prefix}.norm", f"{source}.0")
+        linear(f"{prefix}.ffn_up", f"{source}.1", config.n_ff_decoder, d)
+        linear(f"{prefix}.ffn_down", f"{source}.3", d, config.n_ff_decoder)
+    return tensors
+
+
+# --------------------------------------------------------------------------- describe
+
+
+def describe(checkpoint: Checkpoint, codec: Codec | None = None) -> Description[VersionSevenModel]:
+    """Understand a checkpoint of version 7.
+
+    Args:
+        checkpoint: an open checkpoint.
+        codec: the audio codec, where the user gives it; else it follows from levels and codes.
+
+    Raises:
+        UnsupportedModelError: the architecture or a switch is refused by name.
+        InputError: config and weights disagree, or tensors are missing or unexpected.
+    """
+    reader = ConfigReader(checkpoint, read=_READ, without_effect=_WITHOUT_EFFECT)
+    said = reader.common()
+    switches = {name: reader.optional_flag(name) for name in _READ if not name.endswith("_size")}
+    factors = {
+        words: reader.number(f"audio_{words}_ffn_expansion_size", 0)
+        for words in ("encoder", "decoder")
+    }
+    reader.finish()
+    collector = Collector(checkpoint.tensors.specs)
+    config = _config(collector, said, codec)
+    _check_switches(collector, config, switches, factors)
+
+    rows = _rows(collector, config)
+    audio_rows, biases = _audio_rows(collector, config)
+    norm = "model.norm.weight"
+    tensors = ComputedTensors(checkpoint.tensors)
+    if config.level_norm:
+        d = config.n_embd
+        spec = TensorSpec("no last norm", FLOAT32, "", (d,))
+        norm = tensors.add(spec, lambda: np.ones(d, np.float32))
+    dims = {"n_embd": config.n_embd, "n_embd_kv": config.n_embd, "n_ff": config.n_ff}
+    backbone = backbone_tensors(config.n_layer, dims, norm)
+    for tensor in backbone:
+        if not (config.level_norm and tensor.target == OUTPUT_NORM):
+            collector.take(tensor.source, tensor.shape)
+    audio = []
+    for target, (source, shape) in audio_tensors(config).items():
+        collector.take(source, (1, *shape) if source.endswith("pos_embedding") else shape)
+        audio.append(BackboneTensor(source, target, shape))
+    dropped = collector.finish(
+        f"{checkpoint.path} does not fit its config ({checkpoint.config_source})",
+        "Give the config that belongs to these weights with --config.",
+        DROPPED,
+    )
+    notes = unread_notes(checkpoint.config)
+    if config.codec is UNKNOWN_CODEC:
+        notes.append(
+            f"no known codec has {config.n_levels} levels of {config.codebook_size} codes; "
+            "the file says `unknown` (give it with --codec-name)"
+        )
+    languages, tasks, tones = names_of_rows(checkpoint)
+    model = VersionSevenModel(
+        tables=_tables_of(rows),
+        heads=(),
+        config=config,
+        languages=languages,
+        tasks=tasks,
+        tones=tones,
+        audio=RowMap(
+            _tables_of(audio_rows),
+            tuple(
+                Head(block.label.removeprefix("head."), block.first_row, block.n_rows)
+                for block in audio_rows
+                if block.label.startswith("head.")
+            ),
+        ),
+    )
+    return Description(
+        model,
+        tensors,
+        {
+            PART: Contents(rows, tuple(backbone)),
+            AUDIO: Contents(audio_rows, tuple(audio), biases),
+        },
+        tuple(dropped),
+        tuple(notes),
+        tuple(reader.assumed),
+    )
+
+
+def _config(collector: Collector, said: TrainerConfig, codec: Codec | None) -> VersionSevenConfig:
+    """Every size by the tensor that knows it, compared with what the config claims."""
+    specs = collector.specs
+
+    def rows_of(name: str) -> int:
+        spec = specs.get(name)
+        return spec.shape[0] if spec and spec.shape else 0
+
+    n_levels = count_numbered(specs, "proms_emb.embs.{}.weight")
+    codebook_size = rows_of("proms_emb.embs.0.weight")
+    n_layer, n_ff = count_layers(collector)
+    found = {
+        "codebook levels": n_levels,
+        "codes a codebook": codebook_size,
+        "phonemes": rows_of("phn_emb.weight"),
+        "text tokens": rows_of("text_emb.weight"),
+        "languages": rows_of("langs_emb.weight"),
+        "tasks": rows_of("tasks_emb.weight"),
+        "tones": rows_of("tones_emb.weight"),
+        "feed-forward width": n_ff,
+    }
+    check_claims(collector, said, n_layer, found)
+    return VersionSevenConfig(
+        version=said.version,
+        capabilities=said.capabilities,
+        n_embd=said.dim,
+        n_layer=n_layer,
+        n_head=said.heads,
+        n_head_kv=said.heads,
+        n_ff=n_ff,
+        n_ctx_train=said.context,
+        n_levels=n_levels,
+        codebook_size=codebook_size,
+        positions="unified" if said.unified else "segment",
+        nar_attention="bidirectional" if said.noncausal else "causal",
+        codec=codec or CODECS.get((n_levels, codebook_size), UNKNOWN_CODEC),
+        encoder_norm="proms_emb.norm.weight" in specs,
+        n_ff_encoder=rows_of("proms_emb.proj.0.weight"),
+        level_weights="proms_emb.level_weights" in specs,
+        level_norm="audio_decoder.head.0.0.weight" in specs,
+        n_ff_decoder=rows_of("audio_decoder.head.0.1.weight"),
+    )
+
+
+def _check_switches(
+    collector: Collector,
+    config: VersionSevenConfig,
+    switches: Mapping[str, bool | None],
+    factors: Mapping[str, int],
+) -> None:
+    """Compare what the config says of encoders and decoders with the tensors."""
+    length = collector.specs.get("len_decoder.head.weight")
+    n_length = length.shape[0] if length and length.shape else 1
+    found = {
+        "use_audio_encoder_norm": config.encoder_norm,
+        "use_audio_encoder_ffn": config.n_ff_encoder > 0,
+        "use_audio_encoder_level_weights": config.level_weights,
+        "per_level_normalization": config.level_norm,
+        "len_use_logits": n_length > 1,
+    }
+    for name, value in found.items():
+        if switches[name] not in (None, value):
+            collector.faults.append(
+                f"{name} is {switches[name]} in the config, and {value} by the weights"
+            )
+    for words, n_ff in (("encoder", config.n_ff_encoder), ("decoder", config.n_ff_decoder)):
+        if factors[words] and n_ff:
+            collector.compare(f"{words} width", factors[words] * config.n_embd, n_ff)
+    if n_length not in (1, LENGTH_DIGITS * DIGITS):
+        collector.faults.append(
+            f"len_decoder.head.weight has {n_length} rows, where 1 (seconds) or "
+            f"{LENGTH_DIGITS * DIGITS} ({LENGTH_DIGITS} digits) are expected"
+        )
+
+
+def _rows(collector: Collector, config: VersionSevenConfig) -> tuple[RowBlock, ...]:
+    blocks: list[RowBlock] = []
+    next_row = 0
+    for name, source in _TABLES.items():
+        spec = collector.specs.get(source)
+        if spec is None and name in _OPTIONAL:
+            continue
+        is_vector = name in _VECTORS
+        n_rows = 1 if is_vector or not spec or not spec.shape else max(1, spec.shape[0])
+        collector.take(source, (config.n_embd,) if is_vector else (n_rows, config.n_embd))
+        blocks.append(RowBlock(name, source, next_row, n_rows))
+        next_row += n_rows
+    return tuple(blocks)
+
+
+def _audio_rows(
+    collector: Collector, config: VersionSevenConfig
+) -> tuple[tuple[RowBlock, ...], tuple[BiasBlock, ...]]:
+    """Tables of codes and heads, one after the other, and the heads' biases."""
+    specs, codes, d = collector.specs, config.codebook_size, config.n_embd
+    wanted: list[tuple[str, str, int]] = []
+    # Responses have two rows more: the stop and the mask code.
+    for kind, n_rows in (("prompt", codes), ("response", codes + 2)):
+        wanted += [
+            (f"{kind}.{i}", f"{ENCODERS[kind]}.embs.{i}.weight", n_rows)
+            for i in range(config.n_levels)
+        ]
+    biases: list[BiasBlock] = []
+    for name, source in head_names(config.n_levels).items():
+        spec = specs.get(f"{source}.weight")
+        if spec is None and name in _OPTIONAL:
+            continue
+        table = specs.get(_TABLES.get(name, "")) if name != "length" else None
+        n_rows = codes + 1
+        if not name.startswith("level."):
+            # Of phonemes and text as many as their tables have; of the length what there is.
+            known = table or spec
+            n_rows = max(1, known.shape[0]) if known and known.shape else 1
+        wanted.append((f"head.{name}", f"{source}.weight", n_rows))
+        collector.take(f"{source}.bias", (n_rows,))
+        biases.append(BiasBlock(name, f"{source}.bias", n_rows))
+    blocks: list[RowBlock] = []
+    next_row = 0
+    for label, source, n_rows in wanted:
+        collector.take(source, (n_rows, d))
+        blocks.append(RowBlock(label, source, next_row, n_rows))
+        next_row += n_rows
+    return tuple(blocks), tuple(biases)
+
+
+def _tables_of(blocks: tuple[RowBlock, ...]) -> tuple[Table, ...]:
+    return tuple(
+        Table(block.label, block.first_row, block.n_rows)
+        for block in blocks
+        if not block.label.startswith("head.")
+    )

@@ -1,0 +1,216 @@
+"""The two GGUF files of a checkpoint of version 7: their keys, written and read back.
+
+    out.gguf         model    a complete `gemma` with the vocabulary of phonemes
+    out-audio.gguf   audio    encoders, decoders and heads, as in llama.cpp's mmproj files
+
+The second file is of the architecture `clip`, which llama.cpp has for the sake of llama-quantize,
+and which none of its graphs computes. docs/gguf-keys.md lists the keys and the tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from valle_convert.checkpoint import Checkpoint
+from valle_convert.errors import InputError
+from valle_convert.families.v7.facts import (
+    AUDIO,
+    DIGITS,
+    LENGTH_DIGITS,
+    PART,
+    VersionSevenConfig,
+    VersionSevenModel,
+    audio_tensors,
+)
+from valle_convert.gguf_file.header import Key
+from valle_convert.gguf_file.keys import (
+    ARCHITECTURE,
+    BIAS_KEY,
+    FAMILY_KEY,
+    FORMAT_VERSION,
+    PART_KEY,
+    SOURCE_CONFIG_KEY,
+    SOURCE_SYMMAP_KEY,
+    SPECIAL_IDS,
+    KeyReader,
+    architecture_keys,
+    codec_keys,
+    config_keys,
+    name_keys,
+    row_keys,
+    table_keys,
+)
+from valle_convert.gguf_file.plan import TOKEN_EMBEDDING, FileKeys
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.vocabulary import phoneme_vocabulary, source_json_keys
+from valle_convert.model.description import Description
+from valle_convert.model.spec import RowMap
+from valle_convert.tokenizer.choose import TokenizerChoice
+
+FAMILY = "vall-e-7"
+_ENCODERS = "clip"
+_MAX_LEVELS = 64
+
+
+def file_keys(
+    checkpoint: Checkpoint,
+    description: Description[VersionSevenModel],
+    part: str,
+    tokenizer: TokenizerChoice,
+) -> FileKeys:
+    """What is written into the file of a part.
+
+    Raises:
+        InputError: the tokenizer has other ids for <unk>, <bos> or </eos> than the network.
+    """
+    model, config = description.model, description.model.config
+    who = [
+        Key("valle.format_version", FORMAT_VERSION, "u32"),
+        Key(FAMILY_KEY, FAMILY, "string"),
+        Key(PART_KEY, part, "string"),
+    ]
+    if part == AUDIO:
+        return FileKeys(
+            _ENCODERS,
+            graph=[Key("general.type", "mmproj", "string")],
+            model=[
+                *who,
+                *codec_keys(config),
+                *_encoder_keys(config),
+                *row_keys(model.audio.tables, model.audio.heads),
+            ],
+        )
+    vocabulary, extra_rows = phoneme_vocabulary(tokenizer, description.contents[PART].rows)
+    return FileKeys(
+        ARCHITECTURE,
+        graph=architecture_keys(config),
+        vocabulary=vocabulary,
+        model=[
+            *who,
+            *config_keys(config),
+            *name_keys(model.languages, model.tasks, model.tones),
+            *table_keys(model.tables),
+        ],
+        tail=source_json_keys(
+            {SOURCE_CONFIG_KEY: checkpoint.config, SOURCE_SYMMAP_KEY: checkpoint.symmap}
+        ),
+        extra_rows=extra_rows,
+        languages=model.languages,
+    )
+
+
+def _encoder_keys(config: VersionSevenConfig) -> Iterator[Key]:
+    yield Key("clip.audio.embedding_length", config.n_embd, "u32")
+    yield Key("valle.encoder.norm", config.encoder_norm, "bool")
+    yield Key("valle.encoder.feed_forward_length", config.n_ff_encoder, "u32")
+    yield Key("valle.encoder.level_weights", config.level_weights, "bool")
+    yield Key("valle.decoder.norm", config.level_norm, "bool")
+    yield Key("valle.decoder.feed_forward_length", config.n_ff_decoder, "u32")
+
+
+# ------------------------------------------------------------------------------- reading
+
+
+def check_part(file: GgufFile, part: str) -> None:
+    """Refuse a file that is another part than is expected.
+
+    Raises:
+        InputError: it is.
+    """
+    found = file.keys.get(PART_KEY)
+    if file.keys.get(FAMILY_KEY) != FAMILY or found != part:
+        raise InputError(
+            f"{file.path} is the part {found!r:.40} of a model, where {part!r} of a VALL-E of "
+            "version 7 is expected; give the file that is not called -audio, and keep the names of "
+            "both."
+        )
+
+
+def read_model(files: Mapping[str, GgufFile]) -> VersionSevenModel:
+    """The model that the files describe.
+
+    Args:
+        files: by part.
+
+    Raises:
+        InputError: they are no converted model, or not consistent; all faults in one message.
+    """
+    main, audio = files[PART], files[AUDIO]
+    reader, of_audio = (KeyReader.of_converted(one.keys, one.path) for one in (main, audio))
+    config = VersionSevenConfig(
+        **vars(reader.config()),
+        encoder_norm=of_audio.flag("valle.encoder.norm"),
+        n_ff_encoder=of_audio.number("valle.encoder.feed_forward_length"),
+        level_weights=of_audio.flag("valle.encoder.level_weights"),
+        level_norm=of_audio.flag("valle.decoder.norm"),
+        n_ff_decoder=of_audio.number("valle.decoder.feed_forward_length"),
+    )
+    n_rows, n_audio_rows = _n_token_rows(main), _n_token_rows(audio)
+    tables = reader.tables(n_rows)
+    model = VersionSevenModel(
+        tables=tables,
+        heads=(),
+        config=config,
+        languages=reader.names("languages", "language", tables),
+        tasks=reader.names("tasks", "task", tables),
+        tones=reader.names("tones", "tone", tables),
+        audio=RowMap(of_audio.tables(n_audio_rows), of_audio.heads(n_audio_rows)),
+    )
+    if not 0 < config.n_levels <= _MAX_LEVELS:
+        reader.faults.append(f"valle.codec.levels is {config.n_levels}")
+    else:
+        _check_rows(reader, of_audio, model)
+        of_audio.faults += _tensor_faults(audio, config)
+    for name, id_ in SPECIAL_IDS.items():
+        reader.expect(name, id_)
+    reader.finish(main.path)
+    of_audio.finish(audio.path)
+    return model
+
+
+def _n_token_rows(file: GgufFile) -> int:
+    embedding = file.tensors.get(TOKEN_EMBEDDING)
+    if embedding is None or len(embedding.shape) != 2:
+        raise InputError(
+            f"{file.path} has no matrix {TOKEN_EMBEDDING}, so it is no converted checkpoint; "
+            "convert one with `valle-convert CHECKPOINT OUT.gguf`."
+        )
+    return embedding.shape[0]
+
+
+def _check_rows(reader: KeyReader, of_audio: KeyReader, model: VersionSevenModel) -> None:
+    """What the networks rely on: tables side by side, every table and head of every level."""
+    config, codes = model.config, model.config.codebook_size
+    rows = {table.name: table.n_rows for table in model.tables}
+    reader.compare_rows("table", rows, {"phonemes": None, "length": 1, "separator": 1})
+    reader.compare_order(model.tables, "phonemes")
+    levels = range(config.n_levels)
+    tables: dict[str, int | None] = {f"prompt.{i}": codes for i in levels}
+    tables |= {f"response.{i}": codes + 2 for i in levels}
+    found = {table.name: table.n_rows for table in model.audio.tables}
+    of_audio.compare_rows("table", found, tables)
+    of_audio.compare_order(model.audio.tables, "prompt.0")
+    heads: dict[str, int | None] = {f"level.{i}": codes + 1 for i in levels}
+    found = {head.name: head.n_rows for head in model.audio.heads}
+    of_audio.compare_rows("head", found, heads | {"length": None, "phonemes": None})
+    if found.get("length", 1) not in (1, LENGTH_DIGITS * DIGITS):
+        of_audio.faults.append(f"the head length has {found['length']} rows")
+    if any(head.bias is None for head in model.audio.heads):
+        of_audio.faults.append(f"{BIAS_KEY} is missing")
+    for key in codec_keys(config):
+        if of_audio.keys.get(key.name) != reader.keys.get(key.name):
+            of_audio.faults.append(f"{key.name} is not that of the other file")
+
+
+def _tensor_faults(file: GgufFile, config: VersionSevenConfig) -> Iterator[str]:
+    d = config.n_embd
+    embedding = file.tensors[TOKEN_EMBEDDING]
+    expected: dict[str, tuple[int, ...]] = {TOKEN_EMBEDDING: (embedding.shape[0], d)}
+    expected |= {name: shape for name, (_, shape) in audio_tensors(config).items()}
+    for name, shape in expected.items():
+        found = file.tensors.get(name)
+        if found is None:
+            yield f"{name} is missing"
+        elif found.shape != shape:
+            yield f"{name} is {list(found.shape)}, not {list(shape)}"
+    yield from (f"{name} is not expected" for name in file.tensors if name not in expected)

@@ -1,0 +1,98 @@
+"""Everything that version 7 speaks, on any `AllLevelsNetwork`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+
+import numpy as np
+
+from valle_convert.audio.codec import AudioCodec
+from valle_convert.decode import LengthOptions, MaskedOptions, Speech, StageSeconds
+from valle_convert.errors import InputError
+from valle_convert.families.v7.composed import AllLevelsNetwork
+from valle_convert.families.v7.decode import decode_duration, decode_levels, without_stops
+from valle_convert.model.inputs import Condition
+from valle_convert.model.spec import Codes
+from valle_convert.speech.phonemes import MAX_SECONDS, PhonemeSpeaker, Tokenize, prefix_of
+from valle_convert.speech.results import SpeakOptions
+from valle_convert.speech.speaker import Line, Watch
+
+
+class VersionSevenSpeaker(PhonemeSpeaker):
+    """A model of version 7 that speaks. Close it, or use it as a context manager.
+
+    Args:
+        network: whatever computes.
+        tokenize: phonemes to ids.
+        codec: between audio and codes; None speaks codes only, with voices given as codes.
+        opened: closed with it.
+
+    Raises:
+        InputError: the codec is not the model's, or the model knows no durations.
+    """
+
+    def __init__(
+        self,
+        network: AllLevelsNetwork,
+        *,
+        tokenize: Tokenize,
+        codec: AudioCodec | None = None,
+        opened: ExitStack | None = None,
+    ) -> None:
+        capabilities = network.model.config.capabilities
+        if "len" not in capabilities:
+            raise InputError(
+                f"This model cannot speak: it has the capabilities {', '.join(capabilities)}, and "
+                "len is needed."
+            )
+        super().__init__(network.model, tokenize=tokenize, codec=codec, opened=opened)
+        self._network = network
+
+    def _decode(
+        self,
+        line: Line[Codes],
+        voice: Codes | None,
+        said: Sequence[tuple[Line[Codes], Speech]],
+        options: SpeakOptions,
+        rng: np.random.Generator,
+        watch: Watch,
+        level_0: Codes | None = None,
+    ) -> Speech:
+        condition = Condition(phonemes=line.rows, language=line.language_id, prompt=voice)
+        begin = time.perf_counter()
+        max_frames = self._frames(options.max_seconds or MAX_SECONDS)
+        if level_0 is None:
+            length = LengthOptions(options.duration_padding, round(self.frame_rate), max_frames)
+            n_frames = decode_duration(self._network, condition, length, self.frame_rate)
+        else:
+            n_frames = len(level_0)
+        length_done = time.perf_counter()
+        before = prefix_of(said, line, options.context_history)
+        prefix = None
+        if before is not None:
+            condition = replace(condition, phonemes=before.extend(line.rows))
+            prefix = before.codes
+        drawn = decode_levels(
+            self._network,
+            condition,
+            n_frames,
+            MaskedOptions(options.max_steps, options.sampling, options.guidance),
+            rng,
+            level_0=level_0,
+            prefix=prefix,
+            progress=watch.progress,
+            should_stop=watch.should_stop,
+        )
+        codes = without_stops(self._network, condition, drawn.codes, prefix)
+        is_limited = level_0 is None and n_frames == max_frames
+        return Speech(
+            codes=codes,
+            mode="nar-len",
+            end="limit" if is_limited and drawn.end == "stop" else drawn.end,
+            seconds=StageSeconds(
+                length=length_done - begin, levels=time.perf_counter() - length_done
+            ),
+        )

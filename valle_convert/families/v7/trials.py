@@ -1,0 +1,195 @@
+"""What version 7 is tried on: utterances, random or from files, and passes over them.
+
+One pass gives the logits of every level, and each level is a case of its own.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.audio.utterances import read_spoken
+from valle_convert.decode import GREEDY, MaskedOptions
+from valle_convert.families.family import GREEDY_FRAMES, Case, Speed
+from valle_convert.families.v7.composed import AllLevelsNetwork
+from valle_convert.families.v7.decode import decode_levels
+from valle_convert.families.v7.facts import VersionSevenModel
+from valle_convert.model.inputs import Condition, FloatArray
+from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, Codes
+
+Logits = NDArray[np.float32]
+
+_N_PHONEMES, _N_PROMPT_FRAMES, _N_FRAMES, _N_TEXT = 32, 48, 60, 12
+_MASKED_PART = 0.5
+_GREEDY_STEPS = 4
+# A request of everyday size: four seconds after three seconds of voice.
+_SPEED_PHONEMES, _SPEED_PROMPT, _SPEED_FRAMES, _SPEED_PASSES = 60, 258, 344, 3
+
+
+@dataclass(frozen=True)
+class MaskedUtterance:
+    """One seeded example: text, voice and speech.
+
+    Attributes:
+        condition: phonemes with their marks, language, prompt.
+        response: [frames, levels].
+        masked: the response with mask codes in it, in other frames on each level.
+        text: ids of what is said, in pieces; random, since nothing here spells words.
+    """
+
+    condition: Condition
+    response: NDArray[np.int64]
+    masked: NDArray[np.int64]
+    text: NDArray[np.int64]
+
+
+def utterances(model: VersionSevenModel, n: int, *, seed: int = 0) -> Iterator[MaskedUtterance]:
+    """`n` different utterances of random phonemes and codes, the same for the same seed."""
+    config = model.config
+    for i in range(n):
+        draw = np.random.default_rng([seed, i])
+        n_phonemes = model.table("phonemes").n_rows
+        inner = draw.integers(min(4, n_phonemes - 1), n_phonemes, _N_PHONEMES + 3 * i)
+        shapes = [(_N_PROMPT_FRAMES + 5 * i, config.n_levels), (_N_FRAMES + 7 * i, config.n_levels)]
+        prompt, response = (draw.integers(0, config.codebook_size, shape) for shape in shapes)
+        has_language = model.has_table("language")
+        condition = Condition(
+            phonemes=np.array([BOS_PHONEME, *inner, EOS_PHONEME]),
+            language=i % model.table("language").n_rows if has_language else None,
+            prompt=prompt,
+            tone=0 if "tone" in config.capabilities else None,
+        )
+        yield _masked(model, condition, response, draw)
+
+
+def read_utterance(
+    path: Path, model: VersionSevenModel, *, seed: tuple[int, ...]
+) -> MaskedUtterance:
+    """One utterance of a file; the seed says which codes are masked.
+
+    Raises:
+        InputError: the file is not of the format or not of this model.
+    """
+    given = read_spoken(path, model.config, model)
+    return _masked(model, given.condition, given.response, np.random.default_rng(seed))
+
+
+def _masked(
+    model: VersionSevenModel,
+    condition: Condition,
+    response: NDArray[np.int64],
+    draw: np.random.Generator,
+) -> MaskedUtterance:
+    hidden = draw.random(response.shape) < _MASKED_PART
+    n_text = model.table("text").n_rows if model.has_table("text") else 1
+    return MaskedUtterance(
+        condition,
+        response,
+        np.where(hidden, model.config.mask_code, response).astype(np.int64),
+        draw.integers(0, n_text, _N_TEXT),
+    )
+
+
+class _Levels:
+    """A pass for all levels that is run for the first of them, and not again for the others."""
+
+    def __init__(self, condition: Condition, response: NDArray[np.int64]) -> None:
+        self._given = condition, response
+        self._network: AllLevelsNetwork | None = None
+        self._left: dict[int, FloatArray] = {}
+
+    def of(self, level: int) -> Callable[[AllLevelsNetwork], Logits]:
+        def run(network: AllLevelsNetwork) -> Logits:
+            if self._network is not network or level not in self._left:
+                self._network = network
+                self._left = dict(enumerate(network.levels(*self._given)))
+            found = self._left.pop(level)
+            if not self._left:
+                self._network = None
+            return found
+
+        return run
+
+
+def cases(model: VersionSevenModel, example: MaskedUtterance) -> Iterator[Case[AllLevelsNetwork]]:
+    """Every level, every other head and every task of the model, over one utterance."""
+    condition, n_levels = example.condition, model.n_levels
+    unmasked = _Levels(condition, example.response)
+    for name, one in (
+        ("", _Levels(condition, example.masked)),
+        (" null", _Levels(condition.null(), example.masked)),
+    ):
+        for level in range(n_levels):
+            head = f"level.{level}"
+            yield Case(f"{head}{name}", head, one.of(level), repeats=level > 0)
+    yield Case("level.0 unmasked", "level.0", unmasked.of(0))
+    voiceless = _Levels(replace(condition, prompt=None), example.masked)
+    yield Case("level.0 without prompt", "level.0", voiceless.of(0))
+    for task in ("ns", "sr"):
+        if task in model.tasks:
+            given = _Levels(replace(condition, task=task), example.masked)
+            yield Case(f"level.0 {task}", "level.0", given.of(0))
+    yield Case("length", "length", lambda network: network.length(condition, everywhere=True))
+    phonemes = condition.phonemes[:_N_TEXT]
+    yield Case(
+        "phonemes",
+        "phonemes",
+        lambda network: network.phonemes(example.response, phonemes, condition.language),
+    )
+    if model.has_table("text") and model.audio.has_head("text"):
+        yield Case(
+            "text",
+            "text",
+            lambda network: network.text(condition.phonemes, example.text, condition.language),
+        )
+
+
+def speak_level_0(network: AllLevelsNetwork, example: MaskedUtterance) -> Codes:
+    """Level 0 of what is said without randomness in a few steps, [frames]."""
+    return _greedy(network, example, GREEDY_FRAMES, None)[:, 0]
+
+
+def speak_levels(network: AllLevelsNetwork, example: MaskedUtterance, level_0: Codes) -> Codes:
+    """All levels without randomness over those of level 0, [frames, levels]."""
+    return _greedy(network, example, len(level_0), level_0)
+
+
+def _greedy(
+    network: AllLevelsNetwork, example: MaskedUtterance, n_frames: int, level_0: Codes | None
+) -> Codes:
+    options = MaskedOptions(max_steps=_GREEDY_STEPS, sampling=GREEDY)
+    rng = np.random.default_rng(0)
+    return decode_levels(network, example.condition, n_frames, options, rng, level_0=level_0).codes
+
+
+def measure_speed(network: AllLevelsNetwork) -> Speed:
+    """Time a pass on a request of everyday size; a frame has its share of all steps' passes."""
+    model = network.model
+    draw = np.random.default_rng(0)
+    prompt, response = (
+        draw.integers(0, model.codebook_size, (n, model.n_levels))
+        for n in (_SPEED_PROMPT, _SPEED_FRAMES)
+    )
+    condition = Condition(
+        phonemes=draw.integers(4, model.table("phonemes").n_rows, _SPEED_PHONEMES),
+        language=0 if model.has_table("language") else None,
+        prompt=prompt,
+    )
+    passes: list[float] = []
+    for _ in range(_SPEED_PASSES + 1):  # the first one dequantizes weights
+        begin = time.perf_counter()
+        network.levels(condition, response)
+        passes.append(1000 * (time.perf_counter() - begin))
+    one = statistics.median(passes[1:])
+    n_passes = 2 * MaskedOptions().max_steps
+    return Speed(
+        ar_step=one * n_passes / _SPEED_FRAMES,
+        nar_pass=one,
+        n_positions=_SPEED_PHONEMES + _SPEED_PROMPT + _SPEED_FRAMES + 4,
+    )

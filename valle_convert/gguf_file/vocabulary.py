@@ -1,0 +1,76 @@
+"""The vocabulary of a model that reads phonemes, as keys of a GGUF file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from valle_convert.errors import InputError
+from valle_convert.gguf_file.header import Key
+from valle_convert.gguf_file.keys import SPECIAL_IDS
+from valle_convert.model.description import RowBlock
+from valle_convert.tokenizer.choose import TokenizerChoice
+from valle_convert.tokenizer.compiled import TOKENIZER_SHA256_KEY, CompiledTokenizer
+
+_MAX_JSON = 1 << 20
+
+
+def phoneme_vocabulary(
+    tokenizer: TokenizerChoice, blocks: Iterable[RowBlock]
+) -> tuple[list[Key], tuple[int, ...]]:
+    """The keys, and the phonemes whose rows are copied behind all others.
+
+    Args:
+        tokenizer: whose ids are the first rows.
+        blocks: all rows of the token embedding, the phonemes first.
+
+    Raises:
+        InputError: the tokenizer has other ids for <unk>, <bos> or </eos> than the network.
+    """
+    _, *others = blocks
+    compiled = tokenizer.compile(placeholder_names(others))
+    _check_special_ids(compiled, tokenizer)
+    keys = [
+        *(Key(name, value, kind) for name, value, kind in compiled.metadata()),
+        Key("valle.tokenizer.source", tokenizer.source, "string"),
+        Key("valle.tokenizer.reason", tokenizer.reason, "string"),
+        Key(TOKENIZER_SHA256_KEY, tokenizer.sha256, "string"),
+    ]
+    return keys, compiled.extra_rows
+
+
+def placeholder_names(blocks: Iterable[RowBlock]) -> list[str]:
+    """A token text for every row that is no phoneme, such as `<prompt.3:17>`; all different."""
+    return [f"<{block.label}:{row}>" for block in blocks for row in range(block.n_rows)]
+
+
+def source_json_keys(given: Mapping[str, Mapping[str, Any] | None]) -> list[Key]:
+    """What the checkpoint says of itself, as JSON, by the names of the keys."""
+    texts = {name: _json_of(value) for name, value in given.items()}
+    return [Key(name, text, "string") for name, text in texts.items() if text is not None]
+
+
+def _json_of(value: Mapping[str, Any] | None) -> str | None:
+    """A mapping as JSON; None where there is none, or JSON has no words for it."""
+    if value is None:
+        return None
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return text if len(text) <= _MAX_JSON else None
+
+
+def _check_special_ids(compiled: CompiledTokenizer, tokenizer: TokenizerChoice) -> None:
+    found = {name: value for name, value, _ in compiled.metadata() if name in SPECIAL_IDS}
+    if found != SPECIAL_IDS:
+        unknown, bos, eos = (found[name] for name in SPECIAL_IDS)
+        expected = "{}, {} and {}".format(*SPECIAL_IDS.values())
+        raise InputError(
+            f"The tokenizer {tokenizer.file.path} gives the unknown token and the tokens that "
+            f"begin and end a text the ids {unknown}, {bos} and {eos}, where {expected} are "
+            "expected: the network reads the marks around phonemes, the null condition of guidance "
+            "and the end of a transcript at these rows. Give the tokenizer that the checkpoint was "
+            "trained with; one with other ids cannot be converted."
+        )

@@ -1,0 +1,435 @@
+"""What the checkpoints of one training project (e-c-k-e-r/vall-e) share, whatever their version.
+
+Their config, read strictly; their backbone, a LLaMA with a GELU gate; their names for rows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from valle_convert.checkpoint import Checkpoint
+from valle_convert.checkpoint.plain_values import whole
+from valle_convert.errors import InputError, UnsupportedModelError
+from valle_convert.model.collector import Collector, count_numbered
+from valle_convert.model.description import BackboneTensor
+from valle_convert.model.spec import LANGUAGES, TASKS, TONES, names_in_order
+
+# ------------------------------------------------------------------------- the config
+
+#: Sizes by name: width, heads, layers.
+_SIZES = {
+    "full": (1024, 16, 12),
+    "half": (512, 8, 12),
+    "quarter": (256, 4, 12),
+    "double": (1024, 16, 24),
+    "extended": (1024, 16, 16),
+}
+DEFAULT_SIZE = {"resp_levels": 8, "audio_tokens": 1024, "text_tokens": 8575}
+_CAPABILITIES = ("ar", "nar", "len", "lang", "tone")
+_DEFAULT_CONTEXT = 22_750  # what the training project writes unless a length is set
+_DEFAULT_VERSION = 5
+#: What the training project takes where its config does not say.
+_DEFAULTS: dict[str, object] = {
+    "capabilities": ["ar", "nar"],
+    "audio_embedding_sums": False,
+    "unified_position_ids": True,
+    "noncausal_masks": False,
+}
+
+#: Switches of `experimental` that steer training, and no forward pass.
+_OF_TRAINING = frozenset(
+    """
+    rvq_levels_p rvq_level_range masking_train_p masking_train_rvq_levels masking_ratio
+    ignore_inputs_for_loss resp_parallel_training len_parallel_training len_loss_factor
+    parallel_attention_mask_dropout layer_dropout_p codebook_dropout_p
+    audio_level_loss_factors use_streamlined_calc_loss token_dropout_error
+    token_dropout_rate token_dropout_rvq_levels cfg_cond_dropout_p cfg_text_dropout_p
+    cfg_prom_dropout_p lang_cond_dropout_p use_raw_text_p layerskip layerskip_r
+    layerskip_p_max layerskip_e_scale
+    """.split()
+)
+
+#: Switches that would change what is computed, with the values that leave it unchanged.
+_MUST_BE: dict[str, tuple[object, ...]] = {
+    "hf": (False, None),
+    "interleave": (False, None),
+    "audio_embedding_mode": (None, ""),
+    "tie_classifier_to_embedding": (False, None),
+    "causal_size": (1, None),
+    "monolithic_audio_encoder": (False, None),
+    "predict_causally": (False, None),
+    "logit_normalization": (0, None, False),
+    "use_segmented_attention_mask": (False, None),
+    "use_sliding_attention_mask": (False, None),
+}
+#: Switches that every version reads.
+_READ = frozenset("unified_position_ids noncausal_masks max_position_embeddings".split())
+
+#: Keys of the config itself and of `size` that the training project knows. It reads no others, so
+#: that they change nothing.
+_CONFIG_KEYS = frozenset(
+    """
+    name version size tasks langs tones experts arch_type capabilities experimental
+    training teacher frozen_params attention dropout path loss_factors kwargs
+    resp_levels lora rank alpha rvq_levels
+    """.split()
+)
+_SIZE_KEYS = frozenset(
+    """
+    dim heads layers resp_levels audio_tokens text_tokens phoneme_tokens ffn label
+    """.split()
+)
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """What every version reads of a config; sizes are what it claims, to be held against tensors.
+
+    Attributes:
+        version: of the layout.
+        capabilities: of "ar", "nar", "len", "lang", "tone".
+        dim, heads, layers: of the backbone.
+        claims: every other number by its meaning, where the config has it or a default.
+        unified: whether positions count through all segments.
+        noncausal: whether passes that predict in place attend in both directions.
+        context: positions that the model was made for.
+    """
+
+    version: int
+    capabilities: tuple[str, ...]
+    dim: int
+    heads: int
+    layers: int
+    claims: Mapping[str, int]
+    unified: bool
+    noncausal: bool
+    context: int
+
+
+class ConfigReader:
+    """Reads a checkpoint's config; `finish` raises what is wrong with it, all at once.
+
+    Args:
+        checkpoint: has a config with a version.
+        read: switches of `experimental` that this version reads beyond those of all.
+        without_effect: those that its forward pass does not read.
+
+    Raises:
+        UnsupportedModelError: a switch would change what is computed, or is not known.
+        InputError: there are no switches.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        read: frozenset[str] = frozenset(),
+        without_effect: frozenset[str] = frozenset(),
+    ) -> None:
+        self._config = checkpoint.config
+        self._where = f"{checkpoint.path} (config {checkpoint.config_source})"
+        switches = self._config.get("experimental")
+        if switches is not None and not isinstance(switches, Mapping):
+            raise InputError(
+                f"{self._where}: experimental is {switches!r}, where a dict is expected; give it "
+                "with --config."
+            )
+        self._switches: Mapping[str, Any] = switches or {}
+        known = _READ | read | without_effect | _OF_TRAINING | _MUST_BE.keys()
+        _refuse_unsupported(self._config, self._switches, known, self._where)
+        self.faults: list[str] = []
+        self.assumed: list[str] = []
+        if self._config.get("version") is None:
+            self.assumed.append(f"version {_DEFAULT_VERSION}")
+
+    def switch(self, key: str) -> Any:  # noqa: ANN401 - of a config
+        """A switch of any type, or its default."""
+        return self._said(self._switches, key)
+
+    def _said(self, mapping: Mapping[str, Any], key: str) -> Any:  # noqa: ANN401 - of a config
+        value = mapping.get(key)
+        if value is None and key in _DEFAULTS:
+            value = _DEFAULTS[key]
+            self.assumed.append(f"{key} {json.dumps(value)}")
+        return value
+
+    def flag(self, key: str) -> bool:
+        """A switch that is there, or has a default."""
+        value = self.switch(key)
+        if not isinstance(value, bool):
+            self.faults.append(f"experimental.{key} is {value!r}, where true or false is expected")
+        return bool(value)
+
+    def optional_flag(self, key: str) -> bool | None:
+        """A switch; None where it is not there."""
+        return self.flag(key) if self._switches.get(key) is not None else None
+
+    def number(self, key: str, default: int) -> int:
+        """A switch that is a whole number from 0 on."""
+        return self._count(self._switches, key, default)
+
+    def _count(self, mapping: Mapping[str, Any], key: str, default: int) -> int:
+        value = mapping.get(key, default)
+        if value is None:
+            return default
+        n = whole(value)
+        if n is None or not 0 <= n < 1 << 31:
+            self.faults.append(f"{key} is {value!r}, where a whole number is expected")
+            return default
+        return n
+
+    def common(self) -> TrainerConfig:
+        """What every version reads."""
+        dim, heads, layers, claims = self._size()
+        capabilities = self._said(self._config, "capabilities")
+        if (
+            not isinstance(capabilities, list)
+            or not capabilities
+            or not all(item in _CAPABILITIES for item in capabilities)
+        ):
+            self.faults.append(
+                f"capabilities is {capabilities!r}, where a list of {', '.join(_CAPABILITIES)} is "
+                "expected"
+            )
+            capabilities = []
+        context = self.number("max_position_embeddings", _DEFAULT_CONTEXT)
+        if not context:
+            self.faults.append(
+                "experimental.max_position_embeddings is 0, where a length is expected"
+            )
+        if heads < 1 or dim < 1 or dim % heads or (dim // heads) % 2:
+            self.faults.append(
+                f"{heads} heads do not divide the width {dim} into an even number of elements"
+            )
+        return TrainerConfig(
+            version=whole(self._config.get("version")) or _DEFAULT_VERSION,
+            capabilities=tuple(capabilities),
+            dim=dim,
+            heads=heads,
+            layers=layers,
+            claims=claims,
+            unified=self.flag("unified_position_ids"),
+            noncausal=self.flag("noncausal_masks"),
+            context=context,
+        )
+
+    def finish(self) -> None:
+        """Refuse a config that has faults."""
+        if self.faults:
+            raise InputError(
+                f"{self._where}: {'; '.join(self.faults)}. Give the right values with --config."
+            )
+
+    def _size(self) -> tuple[int, int, int, dict[str, int]]:
+        """Width, heads and layers, and every other number that is claimed, by its meaning."""
+        config, count = self._config, self._count
+        size = config.get("size", "full")
+        claims: dict[str, int] = {}
+        details: Mapping[str, Any] = {}
+        dim, heads, layers = _SIZES["full"]
+        if isinstance(size, str) and size in _SIZES:
+            dim, heads, layers = _SIZES[size]
+        elif isinstance(size, int | float) and not isinstance(size, bool) and 0 < size <= 64:
+            dim, heads = math.floor(1024 * size), math.floor(16 * size)
+        elif isinstance(size, Mapping):
+            details = size
+            dim, heads = count(size, "dim", dim), count(size, "heads", heads)
+            layers = count(size, "layers", layers)
+        else:
+            self.faults.append(
+                f"size is {size!r}, where one of {', '.join(_SIZES)}, a factor or a dict is "
+                "expected"
+            )
+        levels = {"resp_levels": config["resp_levels"]} if "resp_levels" in config else details
+        claims["codebook levels"] = count(levels, "resp_levels", DEFAULT_SIZE["resp_levels"])
+        claims["codes a codebook"] = count(details, "audio_tokens", DEFAULT_SIZE["audio_tokens"])
+        claims["text tokens"] = count(details, "text_tokens", DEFAULT_SIZE["text_tokens"])
+        for words, mapping, key in (
+            ("phonemes", details, "phoneme_tokens"),
+            ("languages", config, "langs"),
+            ("tasks", config, "tasks"),
+            ("tones", config, "tones"),
+        ):
+            if mapping.get(key) is not None:
+                claims[words] = count(mapping, key, 0)
+        if "ffn" in details:
+            claims["feed-forward width"] = count(details, "ffn", 4) * dim
+        return dim, heads, layers, claims
+
+
+def version_of(checkpoint: Checkpoint, supported: str) -> int:
+    """The config's version.
+
+    Args:
+        checkpoint: a checkpoint of any version, or of none.
+        supported: what is, in words.
+
+    Raises:
+        InputError: there is no config, or no version that is one.
+    """
+    if not any(key in _CONFIG_KEYS for key in checkpoint.config):
+        raise InputError(
+            f"{checkpoint.path} has no config, and no config.yaml lies with it; heads, positions "
+            "and attention cannot be told from the weights: give them with --config config.yaml."
+        )
+    said = checkpoint.config.get("version", _DEFAULT_VERSION)
+    version = whole(said)
+    if version is None:
+        raise InputError(
+            f"{checkpoint.path}: the config ({checkpoint.config_source}) gives version {said!r},"
+            f" where a whole number is expected ({supported}); add it with --config."
+        )
+    return version
+
+
+def _refuse_unsupported(
+    config: Mapping[str, Any],
+    experimental: Mapping[str, Any],
+    switches: frozenset[str],
+    where: str,
+) -> None:
+    """Refuse, in one message, every switch that would change the result in a way not supported."""
+    refused: list[str] = []
+    if config.get("arch_type", "llama") != "llama":
+        refused.append(f"arch_type {config['arch_type']!r} (supported: 'llama')")
+    if config.get("experts", 1) not in (0, 1, None):
+        refused.append(f"experts {config['experts']!r} (supported: 1, no mixture of experts)")
+    for key, neutral in _MUST_BE.items():
+        value = experimental.get(key, neutral[0])
+        value = whole(value) if isinstance(value, float) and value.is_integer() else value
+        if not any(value == item and type(value) is type(item) for item in neutral):
+            refused.append(f"experimental.{key} {value!r} (supported: {neutral[0]!r})")
+    # An unknown switch may change the result, unless it is off.
+    refused += [
+        f"experimental.{key} {value!r} (not known here)"
+        for key, value in experimental.items()
+        if key not in switches and value not in (None, False, 0, "", [], {})
+    ]
+    if refused:
+        raise UnsupportedModelError(
+            f"{where}: {'; '.join(refused)}. What this would compute is not what a converted file "
+            "computes; where a switch is known to have no effect, turn it off with --config."
+        )
+
+
+def unread_notes(config: Mapping[str, Any]) -> list[str]:
+    """What is said of keys of the config that nothing reads."""
+    size = config.get("size")
+    keys = [key for key in config if key not in _CONFIG_KEYS]
+    keys += [
+        f"size.{key}"
+        for key in (size if isinstance(size, Mapping) else ())
+        if key not in _SIZE_KEYS
+    ]
+    return [f"keys of the config that nothing reads: {', '.join(keys[:10])}"] if keys else []
+
+
+# ----------------------------------------------------------------------- the backbone
+
+#: Source, target, and shape in terms of the sizes, for every layer.
+LAYER_TENSORS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("input_layernorm", "attn_norm", ("n_embd",)),
+    ("self_attn.q_proj", "attn_q", ("n_embd", "n_embd")),
+    ("self_attn.k_proj", "attn_k", ("n_embd_kv", "n_embd")),
+    ("self_attn.v_proj", "attn_v", ("n_embd_kv", "n_embd")),
+    ("self_attn.o_proj", "attn_output", ("n_embd", "n_embd")),
+    ("post_attention_layernorm", "ffn_norm", ("n_embd",)),
+    ("mlp.gate_proj", "ffn_gate", ("n_ff", "n_embd")),
+    ("mlp.up_proj", "ffn_up", ("n_ff", "n_embd")),
+    ("mlp.down_proj", "ffn_down", ("n_embd", "n_ff")),
+)
+OUTPUT_NORM = "output_norm.weight"
+
+
+def count_layers(collector: Collector) -> tuple[int, int]:
+    """How many layers the weights have, and how wide their feed-forward is."""
+    gate = collector.specs.get("model.layers.0.mlp.gate_proj.weight")
+    n_layer = count_numbered(collector.specs, "model.layers.{}.input_layernorm.weight")
+    return n_layer, gate.shape[0] if gate and gate.shape else 0
+
+
+def backbone_tensors(
+    n_layer: int, dims: Mapping[str, int], norm: str = "model.norm.weight"
+) -> list[BackboneTensor]:
+    """The layers and the last norm.
+
+    Args:
+        n_layer: how many layers.
+        dims: n_embd, n_embd_kv and n_ff.
+        norm: the source of the last norm.
+    """
+    tensors = [
+        BackboneTensor(
+            source=f"model.layers.{layer}.{source}.weight",
+            target=f"blk.{layer}.{target}.weight",
+            shape=tuple(dims[dim] for dim in shape),
+        )
+        for layer in range(n_layer)
+        for source, target, shape in LAYER_TENSORS
+    ]
+    tensors.append(BackboneTensor(norm, OUTPUT_NORM, (dims["n_embd"],)))
+    return tensors
+
+
+def check_claims(
+    collector: Collector, config: TrainerConfig, n_layer: int, found: Mapping[str, int]
+) -> None:
+    """Compare every number of the config with the tensor that knows it.
+
+    Args:
+        collector: takes the faults.
+        config: claims the numbers.
+        n_layer: by the weights.
+        found: each number by its meaning; 0 where there is no such tensor.
+    """
+    collector.compare("layers", config.layers, n_layer)
+    for words, claimed in config.claims.items():
+        # A table that is not there contradicts nothing: where it is needed, it is missing.
+        if found[words]:
+            collector.compare(words, claimed, found[words])
+
+
+#: Tensors that no pass reads, with the reason.
+DROPPED: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"metrics\..*"), "accuracy counters of training"),
+    (re.compile(r"dropout_token"), "replaces tokens in training only"),
+    (
+        re.compile(r"(.*\.)?(rotary_emb\.)?((original_)?inv_freq|(cos|sin)_cached)"),
+        "rotary frequencies follow from the head size",
+    ),
+)
+
+# ------------------------------------------------------------------ the names of rows
+
+
+def names_of_rows(
+    checkpoint: Checkpoint,
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """The names of languages, tasks and tones in id order; a checkpoint may tell them too.
+
+    Raises:
+        InputError: a row has another name.
+    """
+    named = []
+    for table, order in (
+        ("langs_emb.weight", LANGUAGES),
+        ("tasks_emb.weight", TASKS),
+        ("tones_emb.weight", TONES),
+    ):
+        spec = checkpoint.tensors.specs.get(table)
+        known = names_in_order(order, spec.shape[0] if spec and spec.shape else 0)
+        words = checkpoint.words.get(table, known)
+        for row, (word, expected) in enumerate(zip(words, known, strict=False)):
+            if word != expected and not expected.startswith("unnamed-"):
+                raise InputError(
+                    f"{checkpoint.path}: row {row} of {table} is called {word!r:.40}, where "
+                    f"{expected!r} is expected; a model with another numbering cannot be converted."
+                )
+        named.append(known)
+    languages, tasks, tones = named
+    return languages, tasks, tones

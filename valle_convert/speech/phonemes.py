@@ -1,0 +1,196 @@
+"""A speaker whose model reads phonemes of espeak-ng and a voice of a few seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from valle_convert.audio.codec import AudioCodec
+from valle_convert.audio.voice import fit_prompt
+from valle_convert.decode import Prefix, Speech
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.model.inputs import NULL_PHONEMES
+from valle_convert.model.spec import LANGUAGES, CodeFormat, Codes
+from valle_convert.speech.results import SpeakOptions
+from valle_convert.speech.speaker import Line, Recording, Speaker, sayable
+from valle_convert.text import (
+    assumed_language_notices,
+    check_phonemes,
+    detect_languages,
+    known_language,
+    listed,
+    split_sentences,
+    to_phonemes,
+    unknown_phonemes,
+    unsaid_characters,
+    unsaid_notice,
+)
+from valle_convert.tokenizer.compiled import TRUE_IDS_KEY
+
+#: Phonemes to the ids that the model was trained on, with the marks around them.
+Tokenize = Callable[[str], list[int]]
+#: And back, without the marks.
+Detokenize = Callable[[Sequence[int]], str]
+
+#: Of one sentence, at most, where the options leave it open.
+MAX_SECONDS = 12.0
+
+
+class ReadsPhonemes(CodeFormat, Protocol):
+    """A model, as far as its text is concerned."""
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Names in id order."""
+        ...
+
+    def has_table(self, name: str) -> bool:
+        """Whether the model has an input table of that name."""
+        ...
+
+
+class PhonemeSpeaker(Speaker[Recording, Codes, Codes]):
+    """A model that speaks phonemes. Close it, or use it as a context manager.
+
+    Args:
+        model: whose phonemes and codes they are.
+        tokenize: phonemes to ids.
+        codec: between audio and codes; None speaks codes only, with voices given as codes.
+        opened: closed with it.
+
+    Raises:
+        InputError: the codec is not the model's.
+    """
+
+    def __init__(
+        self,
+        model: ReadsPhonemes,
+        *,
+        tokenize: Tokenize,
+        codec: AudioCodec | None = None,
+        opened: ExitStack | None = None,
+    ) -> None:
+        super().__init__(model, codec, opened)
+        self._model = model
+        self._tokenize = tokenize
+
+    # ----------------------------------------------------------------------------- text
+
+    def _lines(
+        self, text: str, options: SpeakOptions, *, is_phonemes: bool, whole: bool
+    ) -> list[Line[Codes]]:
+        if is_phonemes:
+            check_phonemes(text)
+            return [self._line("", text, self._language(options.language))]
+        given = options.language and self._language(options.language)
+        sentences = [text] if whole else split_sentences(text, language=given) or [""]
+        notices: tuple[str, ...] = ()
+        if options.language is None:
+            languages = detect_languages(sentences, self._languages)
+            notices = tuple(assumed_language_notices(sentences, languages, self._languages))
+        else:
+            languages = [self._language(options.language)] * len(sentences)
+
+        def reader(sentence: str, language: str) -> Callable[[], Line[Codes]]:
+            return lambda: self._line(sentence, to_phonemes(sentence, language), language)
+
+        return sayable(
+            (
+                (sentence, reader(sentence, language))
+                for sentence, language in zip(sentences, languages, strict=True)
+            ),
+            notices,
+        )
+
+    def _line(self, text: str, phonemes: str, language: str) -> Line[Codes]:
+        rows = np.array(self._tokenize(phonemes), np.int32)
+        notices: tuple[str, ...] = ()
+        if text and (unsaid := unsaid_characters(text, language)):
+            notices += (unsaid_notice(unsaid, language),)
+        if unknown := unknown_phonemes(phonemes, self._tokenize):
+            notices += (
+                f"the model's vocabulary lacks these phonemes of the text: {listed(unknown)}",
+            )
+        ids = tuple(rows.tolist())
+        return Line(text, phonemes, language, rows, notices, ids, self._language_id(language))
+
+    def _silence(self, options: SpeakOptions) -> Line[Codes]:
+        """What is said in a recording of which nobody tells what is said."""
+        language = self._language(options.language)
+        rows = np.array(NULL_PHONEMES, np.int32)
+        return Line("", "", language, rows, language_id=self._language_id(language))
+
+    @property
+    def _languages(self) -> tuple[str, ...]:
+        """Those that the model was told apart in training; of others it has all there are."""
+        return self._model.languages or LANGUAGES
+
+    def _language(self, given: str | None) -> str:
+        return known_language(given or self._languages[0], self._languages)
+
+    def _language_id(self, language: str) -> int | None:
+        has_languages = self._model.has_table("language")
+        return self._model.languages.index(language) if has_languages else None
+
+    # ---------------------------------------------------------------------------- voice
+
+    def _voice(
+        self, voice: Recording | None, options: SpeakOptions
+    ) -> tuple[Codes | None, tuple[str, ...]]:
+        if voice is None:
+            return None, ()
+        return self._prompt(voice, options.prompt_seconds, "the voice")
+
+    def _prompt(
+        self, recording: Recording, seconds: float | None, name: str
+    ) -> tuple[Codes, tuple[str, ...]]:
+        """The codes of a recording, cut or repeated to so many seconds; None takes all of it."""
+        name = str(recording) if isinstance(recording, str | Path) else name
+        codes, notices = self._codes_of(self._read(recording, name), seconds, name)
+        if seconds is None:
+            return codes, notices
+        codes, more = fit_prompt(codes, self._frames(seconds), name)
+        return codes, notices + more
+
+
+def prefix_of(
+    said: Sequence[tuple[Line[Codes], Speech]], line: Line[Codes], n: int
+) -> Prefix | None:
+    """What was said before, of the last `n` sentences as far as they are in the same language."""
+    recent = said[-n:] if n else []
+    same = [(before, speech) for before, speech in recent if before.language == line.language]
+    if not same:
+        return None
+    phonemes = np.concatenate(
+        [
+            *(
+                before.rows[:-1] if i == 0 else before.rows[1:-1]
+                for i, (before, _) in enumerate(same)
+            ),
+            line.rows[-1:],
+        ]
+    )
+    return Prefix(phonemes, np.concatenate([speech.codes for _, speech in same]))
+
+
+def phoneme_tokenizer(file: GgufFile, opened: ExitStack) -> tuple[Tokenize, Detokenize]:
+    """llama.cpp's tokenizer of a converted file, with the ids that the network was trained on.
+
+    Args:
+        file: has the vocabulary.
+        opened: closes the tokenizer.
+    """
+    from valle_convert.tokenizer.oracle import LlamaTokenizer
+
+    true_ids: Sequence[int] = file.keys[TRUE_IDS_KEY]
+    llama = opened.enter_context(LlamaTokenizer(file.path))
+
+    def tokenize(phonemes: str) -> list[int]:
+        ids = llama.encode(phonemes, add_special=True, parse_special=False)
+        return [true_ids[i] for i in ids]
+
+    return tokenize, llama.decode
