@@ -34,7 +34,7 @@ from valle_convert.decode import (
     decode_transcript,
     frames_for,
 )
-from valle_convert.decode.masked import _n_hidden
+from valle_convert.decode.masked import n_hidden
 from valle_convert.errors import InputError
 from valle_convert.model.inputs import assemble, transcript_segments
 from valle_convert.model.spec import EOS_PHONEME
@@ -186,7 +186,7 @@ def test_demasking_hides_everything_first_and_fewer_frames_each_step(
     n_frames: int, n_steps: int
 ) -> None:
     times = [step / max(n_steps - 1, 1) for step in range(n_steps)]
-    hidden = [_n_hidden(time, n_frames, step) for step, time in enumerate(times)]
+    hidden = [n_hidden(time, n_frames, step) for step, time in enumerate(times)]
     assert hidden[0] == n_frames
     assert all(later <= earlier for earlier, later in pairwise(hidden))
     assert min(hidden) >= 1

@@ -37,8 +37,9 @@ _ENOUGH_WEIGHTS = 4096
 _SHOWN = 3
 #: These keep seven signs for eight weights. Where the eighth comes out wrong, it is that of the
 #: weight that matters least, and the error twice the weight: with an importance matrix of inputs
-#: that ReLU keeps at zero, 1.09 times the row's largest was measured.
-_SHARED_SIGNS = frozenset({"IQ2_XXS", "IQ2_XS", "IQ3_XXS"})
+#: that ReLU keeps at zero, 1.09 times the row's largest was measured. And types of one bit give a
+#: weight whose input hardly matters whatever suits its neighbours: 1.5 times.
+_FAR_OFF = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ3_XXS"})
 
 
 @dataclass
@@ -247,8 +248,8 @@ def _check_quantized(
     coarsest = min(types.values(), key=lambda kind: kind.bits)
     least = max(_DB_FLOOR, nominal_decibels(coarsest) - _DB_MARGIN)
     least_part = _least_of_part(coarsest)
-    signs_shared = any(kind.name in _SHARED_SIGNS for kind in (found.ggml_type, *types.values()))
-    most = 2.5 if signs_shared else 1.0
+    may_be_far = any(kind.name in _FAR_OFF for kind in (found.ggml_type, *types.values()))
+    most = 2.5 if may_be_far else 1.0
     faults = [
         f"{label} {fault}"
         for label, tally in tallies.items()

@@ -15,6 +15,7 @@ from valle_convert.families.v5.old import is_old, why_wrong
 from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.keys import (
     ARCHITECTURE,
+    FAMILY_KEY,
     FORMAT_VERSION,
     SOURCE_CONFIG_KEY,
     SOURCE_SYMMAP_KEY,
@@ -78,6 +79,11 @@ def open_model(file: GgufFile) -> Model:
     embedding = file.tensors.get(TOKEN_EMBEDDING)
     if is_old(file):
         raise InputError(why_wrong(file.path))
+    if (family := file.keys.get(FAMILY_KEY)) is not None:
+        raise InputError(
+            f"{file.path} is a model of the family {family!r:.40}, where one of version 5 or 6 is "
+            "expected; give it to a command, or to `open_bundle`, which know its family."
+        )
     if embedding is None or len(embedding.shape) != 2:
         raise InputError(
             f"{file.path} has no matrix {TOKEN_EMBEDDING}, so it is no converted checkpoint; "
