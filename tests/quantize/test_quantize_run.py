@@ -50,16 +50,16 @@ def test_the_common_eight_are_made_at_once_and_each_is_what_it_says(
     cli: Cli, gguf_256: Path, checkpoint_256: Path, tmp_path: Path
 ) -> None:
     from valle_convert import plan_conversion
-    from valle_convert.gguf_file.read import GgufFile
+    from valle_convert.families.bundle import open_files
 
     result = cli("quantize", gguf_256, tmp_path / "out", "--types", ",".join(COMMON), *QUICK)
     assert result.code == 0, result.err
     plan = plan_conversion(checkpoint_256)
     for name in COMMON:
-        file = GgufFile(tmp_path / "out" / f"wide-{name}.gguf")
-        assert file.keys["general.file_type"] == FILE_TYPES[name].number
+        bundle = open_files(tmp_path / "out" / f"wide-{name}.gguf")
+        assert bundle.main.keys["general.file_type"] == FILE_TYPES[name].number
         # llama.cpp loads it, and every key of the conversion is as it was.
-        assert all(check.passed for check in check_structure(plan, file, with_llama=True))
+        assert all(check.passed for check in check_structure(plan, bundle, with_llama=True))
     assert check_manifest(tmp_path / "out").passed
 
 
