@@ -188,7 +188,10 @@ def _inspect_checkpoint(checkpoint: Checkpoint) -> Summary:
         ),
         notes=(
             *checkpoint.notes,
-            *(f"assumed, since the file does not say: {words}" for words in checkpoint.assumed),
+            *(
+                f"assumed, since the file does not say: {words}"
+                for words in (*checkpoint.assumed, *description.assumed)
+            ),
             *(f"lost on the way to this file: {words}" for words in checkpoint.lost),
             *(f"left out when converted: {d.source} ({d.reason})" for d in description.dropped),
             *description.notes,

@@ -50,15 +50,17 @@ def test_the_common_eight_are_made_at_once_and_each_is_what_it_says(
     cli: Cli, gguf_256: Path, checkpoint_256: Path, tmp_path: Path
 ) -> None:
     from valle_convert import plan_conversion
-    from valle_convert.families.bundle import open_files
+    from valle_convert.families.bundle import open_bundle
+    from valle_convert.gguf_file.read import GgufFile
 
     result = cli("quantize", gguf_256, tmp_path / "out", "--types", ",".join(COMMON), *QUICK)
     assert result.code == 0, result.err
     plan = plan_conversion(checkpoint_256)
     for name in COMMON:
-        bundle = open_files(tmp_path / "out" / f"wide-{name}.gguf")
-        assert bundle.main.keys["general.file_type"] == FILE_TYPES[name].number
+        file = GgufFile(tmp_path / "out" / f"wide-{name}.gguf")
+        assert file.keys["general.file_type"] == FILE_TYPES[name].number
         # llama.cpp loads it, and every key of the conversion is as it was.
+        bundle = open_bundle(file.path)
         assert all(check.passed for check in check_structure(plan, bundle, with_llama=True))
     assert check_manifest(tmp_path / "out").passed
 

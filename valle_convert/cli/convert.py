@@ -194,7 +194,7 @@ def _log_choices(plan: Plan) -> None:
     console.talk(f"tokenizer: {tokenizer.source} ({tokenizer.reason}; {tokenizer.agreement})")
     if checkpoint.lora:
         console.talk(f"LoRA merged: {checkpoint.lora}")
-    for assumed in checkpoint.assumed:
+    for assumed in (*checkpoint.assumed, *plan.description.assumed):
         console.talk(f"assumed, since the file does not say: {assumed} (else give --config)")
     for lost in checkpoint.lost:
         console.talk(f"lost on the way to this file, and not in the result: {lost}")

@@ -258,20 +258,20 @@ def _make(
     log: RunLog,
 ) -> tuple[dict[str, ManifestFile], list[Made]]:
     """Make the matrices and the files; a folder's manifest lists each once it is whole."""
-    plans, outputs, options = job.plans, job.outputs, job.options
+    outputs, options = job.outputs, job.options
     listed = dict(job.known)
-    if any(plan.lacks_imatrix for plan in plans):
+    if any(plan.lacks_imatrix for plan in job.plans):
         real = job.matrices.make(options, scratch, log)
         if folder is not None and job.matrices.is_kept:
             listed |= {one.name: imatrix_entry(one) for one in real.values()}
             write_manifest(folder, list(listed.values()))  # files may be refused now
-        plans = [plan.with_imatrices(real) for plan in plans]
+        plans = [plan.with_imatrices(real) for plan in job.plans]
         outputs = outputs_of(quantizer, plans, source, job.known, options)
     if job.mixture is not None:
         listing = _write_mixture(job.mixture, options)
         listed[listing.name] = plain_entry(listing, "tensor-types", source)
-    if folder is not None:
-        write_manifest(folder, list(listed.values()))
+        if folder is not None:
+            write_manifest(folder, list(listed.values()))
     made = make_all(
         quantizer, outputs, source, None if folder is None else listed, options, scratch, log
     )
