@@ -89,6 +89,11 @@ def changed(folder: Path, **values: Any) -> Path:
         {"tensors": [{"name": "t"}]},
         {"tool": []},
         {"arguments": [1]},
+        {"verdict": "passed"},
+        {"verdict": {"outcome": "good", "limits": {}}},
+        {"verdict": {"outcome": ["passed"], "limits": {}}},
+        {"verdict": {"outcome": "passed", "limits": []}},
+        {"verdict": {"outcome": "passed", "limits": {"max_kl": 1e999}}},
     ],
 )
 def test_a_hostile_manifest_is_refused(cli: Cli, folder: Path, values: dict[str, Any]) -> None:

@@ -158,7 +158,11 @@ def test_what_an_earlier_run_said_is_gone_where_a_run_breaks_off(
     path = tmp_path / f"r.{form}"
     option = ("--log" if form == "log" else "--report", path)
     run = ("quantize", gguf_256, tmp_path / "o.gguf", *QUICK, *option)
-    for failing, code in ((("Q9",), 2), (("Q5_0", "--llama-quantize", breaking), 3)):
+    for failing, code in (
+        (("Q9",), 2),
+        (("Q8_0", "--no-worse-than", tmp_path / "absent.json"), 2),
+        (("Q5_0", "--llama-quantize", breaking), 3),
+    ):
         assert cli(*run, "Q8_0", "--force").code == 0
         assert path.exists()
         assert cli(*run, *failing).code == 2  # without --force nothing goes

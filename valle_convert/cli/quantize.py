@@ -550,7 +550,7 @@ def _carry_out(
         result, problems = fault.report, [str(fault)]
     except BaseException:
         for problem in _unwritten(last):
-            console.talk(problem)
+            console.talk(f"{problem}.")
         raise
     _show(result, as_json=as_json)
     late = {f"The report {one}": partial(write_report, result, one, force=force) for one in reports}

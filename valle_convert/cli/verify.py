@@ -148,12 +148,12 @@ def verify(
             adapters=adapters,
             progress=console.progress_bar,
         )
-    if report is not None:
-        write_text_atomically(report, result.to_markdown(), force=force)
     if json_:
         console.data_json(result.to_json())
     else:
         _show(result)
+    if report is not None:  # last: the disk may be full by now
+        write_text_atomically(report, result.to_markdown(), force=force)
     if result.exit_code:
         raise typer.Exit(result.exit_code)
 

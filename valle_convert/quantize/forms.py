@@ -59,7 +59,7 @@ def remove_old(targets: Sequence[Path], earlier: Path | None) -> None:
     """
     for target in targets:
         with suppress(OSError, ValleConvertError):
-            is_read = earlier is not None and target.samefile(earlier)
+            is_read = earlier is not None and earlier.exists() and target.samefile(earlier)
             if target.is_file() and not target.is_symlink() and not is_read and _is_ours(target):
                 target.unlink()
 

@@ -10,6 +10,7 @@ the fields.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -328,7 +329,10 @@ def _judgement(value: Mapping[str, Any] | None) -> Judgement:
     outcome = value["outcome"]
     if outcome not in get_args(Outcome):
         raise ValueError(f"{outcome!r:.40} is no verdict")
-    return Judgement(outcome, {_text(name): float(x) for name, x in value["limits"].items()})
+    limits = {_text(name): float(x) for name, x in value["limits"].items()}
+    if not all(map(math.isfinite, limits.values())):
+        raise ValueError("a limit is not finite")
+    return Judgement(outcome, limits)
 
 
 def _text(value: object) -> str:
