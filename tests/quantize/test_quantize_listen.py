@@ -145,7 +145,7 @@ def test_sentences_without_recordings_are_held_against_what_f16_says(
         (["--data", "DATA", "--asr", "no-such-recogniser"], "no-such-recogniser"),
         (["--data", "DATA", "--asr", "a 'b"], "which is no command"),
         (["--data", "DATA", "--utterances", "1"], "there is one only"),
-        (["--sentences", "ONE"], "has 1 sentences, where two or more"),
+        (["--sentences", "ONE"], "has 1 sentence, where two or more"),
         (["--sentences", "LATIN"], "is not UTF-8"),
         (["--sentences", "absent.txt"], "absent.txt"),
     ],

@@ -58,6 +58,7 @@ from valle_convert.checkpoint.torch_file import TorchTensors, load_torch_file
 from valle_convert.errors import InputError, UnsupportedModelError
 from valle_convert.files import check_input_file, os_fault, read_small_file, sha256_of
 from valle_convert.progress import Progress, silent
+from valle_convert.wording import plural
 
 _SUPPORTED = "supported are .sft, .safetensors, .pth and .pt, and folders with one of them"
 _MAX_CONFIG_BYTES = 1 << 20
@@ -634,7 +635,7 @@ def open_lora(
 
 def _lora_words(name: str, adapter: LoraPairs, factor: float) -> str:
     scaled = "" if factor == 1.0 else f", scale {factor:g}"
-    return f"{name} ({len(adapter.by_target)} weights, alpha {adapter.alpha:g}{scaled})"
+    return f"{name} ({plural(len(adapter.by_target), 'weight')}, alpha {adapter.alpha:g}{scaled})"
 
 
 def _lora_scale(config: Mapping[str, Any], where: str) -> LoraScale:

@@ -22,6 +22,7 @@ from valle_convert.checkpoint.safetensors_file import SafetensorsFile
 from valle_convert.checkpoint.source import TensorSpec
 from valle_convert.errors import InputError
 from valle_convert.files import read_small_file
+from valle_convert.wording import plural
 
 _MAX_INDEX_BYTES = 16 << 20
 _SHOWN = 5
@@ -115,7 +116,7 @@ def _check(
         held = [sum(shard == one for shard in weight_map.values()) for one in shards]
         faults.append(
             "missing shards: "
-            + _some([f"{one} ({n} tensors)" for one, n in zip(shards, held, strict=True)])
+            + _some([f"{one} ({plural(n, 'tensor')})" for one, n in zip(shards, held, strict=True)])
         )
     places: dict[str, list[str]] = {}
     for shard, file in files.items():

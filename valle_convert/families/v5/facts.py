@@ -43,6 +43,7 @@ from valle_convert.model.spec import (
     Table,
     names_in_order,
 )
+from valle_convert.wording import plural
 
 #: The name of the only part.
 PART = "model"
@@ -511,7 +512,7 @@ def describe(checkpoint: Checkpoint, codec: Codec | None = None) -> Description[
     notes: list[str] = []
     if codec is None and found is UNKNOWN_CODEC:
         notes.append(
-            f"no known codec has {sizes.n_levels} levels of {sizes.codebook_size} codes; "
+            f"no known codec has {plural(sizes.n_levels, 'level')} of {sizes.codebook_size} codes; "
             "the file says `unknown` (give it with --codec-name)"
         )
     config = ModelConfig(
