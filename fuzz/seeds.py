@@ -58,7 +58,7 @@ def torch_zip(*, legacy: bool = False) -> bytes:
             "a.weight": shared[:6].view(2, 3),
             "b.bias": shared[6:],
             "c": torch.ones(3, dtype=torch.bfloat16),
-            "d": torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float16)),
+            "sep": torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float16)),
         },
         "config": {"version": 5, "capabilities": ["ar"], "size": {"dim": 8}},
         "userdata": {"symmap": {"a": 1}},

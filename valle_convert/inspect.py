@@ -10,6 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from valle_convert.checkpoint import Checkpoint, read_checkpoint
+from valle_convert.checkpoint.folder import (
+    INDEX_SUFFIX,
+    LATEST,
+    SAFETENSORS_SUFFIXES,
+    TORCH_SUFFIXES,
+    DiskTree,
+)
 from valle_convert.checkpoint.hub import fetch_file, is_on_hub
 from valle_convert.checkpoint.lora import LoraFile
 from valle_convert.encodec.cpp_file import F32_WARNING, is_cpp_codec, open_cpp_file
@@ -116,6 +123,26 @@ def inspect_file(
     return _inspect_checkpoint(read_checkpoint(path, **how))
 
 
+def models_in(folder: Path) -> list[Path]:
+    """The GGUF files of a folder, of a set the main one; none where it may hold a checkpoint.
+
+    Raises:
+        InputError: a file is damaged.
+        EnvironmentFault: the folder cannot be read.
+    """
+    names = DiskTree().files(folder)
+    weights = (*SAFETENSORS_SUFFIXES, *TORCH_SUFFIXES, INDEX_SUFFIX)
+    if any(name.endswith(weights) or name == LATEST for name in names):
+        return []
+    found = [folder / name for name in names if name.endswith(".gguf")]
+    return [path for path in found if not _is_another_part(path)]
+
+
+def _is_another_part(path: Path) -> bool:
+    file = GgufFile(path, allow_part=True)
+    return is_converted(file.keys) and bool(part_of(file))
+
+
 def _inspect_on_hub(path: Path, how: Mapping[str, Any]) -> Summary:
     """A checkpoint by headers in a folder that is gone afterwards, if these are enough."""
     with tempfile.TemporaryDirectory(prefix="valle-convert-") as folder:
@@ -161,7 +188,10 @@ def _inspect_checkpoint(checkpoint: Checkpoint) -> Summary:
         ),
         notes=(
             *checkpoint.notes,
-            *(f"assumed, since the file does not say: {words}" for words in checkpoint.assumed),
+            *(
+                f"assumed, since the file does not say: {words}"
+                for words in (*checkpoint.assumed, *description.assumed)
+            ),
             *(f"lost on the way to this file: {words}" for words in checkpoint.lost),
             *(f"left out when converted: {d.source} ({d.reason})" for d in description.dropped),
             *description.notes,

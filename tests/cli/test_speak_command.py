@@ -139,6 +139,18 @@ def test_a_recording_is_transcribed_alike_as_sound_and_as_codes(
     done(speak("Hello.", "-o", spoken, "--save-codes", codes, "--float"))
     # No codec is needed for codes, and none is looked for.
     assert done(cli("transcribe", gguf, codes, *limit)).out.strip()
+    # Of several, each with its path; all of them have to be there.
+    both = done(cli("transcribe", gguf, voice, codes, "--codec", codec, *limit))
+    lines = [line.split("\t") for line in both.out.splitlines()]
+    assert [path for path, _ in lines] == [str(voice), str(codes)]
+    assert lines[0][1] == heard.out.rstrip("\n")
+    several = done(cli("transcribe", gguf, voice, codes, "--codec", codec, *limit, "--json"))
+    assert [(one["file"], one["phonemes"]) for one in json.loads(several.out)] == [
+        (path, phonemes) for path, phonemes in lines
+    ]
+    result = cli("transcribe", gguf, voice, tmp_path / "none.wav", "--codec", codec, *limit)
+    assert "none.wav" in error_of(result, 2)
+    assert result.out == ""
 
 
 # ---------------------------------------------------------------------------- the options

@@ -69,6 +69,13 @@ def test_the_makefile_fails_as_often_as_the_verdict_is_no(project: Path) -> None
     assert "up to date" in run(make, project).stdout or run(make, project).returncode == 0
     checked = run(["make", "check-quantized"], project)
     assert checked.returncode == 0, checked.stderr
+    # Neither the stamp nor the manifest speaks for files that fail now.
+    (project / "models" / "model.sft").touch()
+    assert run([*make, f"MAX_KL={UNBEARABLE}"], project).returncode == 2
+    assert not (project / "build" / "quantized.ok").exists()
+    checked = run(["make", "check-quantized"], project)
+    assert checked.returncode == 2
+    assert "model-Q8_0.gguf: failed" in checked.stdout
 
 
 def test_the_limits_of_the_page_name_the_types_of_the_page() -> None:
@@ -137,6 +144,15 @@ def test_the_workflow_fails_where_the_verdict_is_no_and_still_shows_its_report(
     assert dict(codes)["Quantize, measure, judge"] == 1
     assert "Check what was made" not in dict(codes)
     assert "FAILED" in summary.read_text()
+
+
+def test_the_workflow_shows_no_report_of_a_run_before(project: Path) -> None:
+    install(project)
+    (project / "build").mkdir()
+    (project / "build" / "report.md").write_text("# Quantized: model.sft\n\n**PASSED: 1 file**\n")
+    codes, summary = workflow(project, "Q9", BEARABLE)
+    assert dict(codes)["Quantize, measure, judge"] == 2
+    assert summary.read_text() == "The run has not finished.\n"
 
 
 def test_what_the_workflow_sets_up_with_is_a_target_of_the_makefile() -> None:

@@ -39,7 +39,7 @@ CONVENTION = re.compile(r"VALL-E-random-[\d.]+[KM]-v5\.0-(Q8_0|Q4_K_M|Q2_K)\.ggu
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three types of a small random network, named by the convention, measured."""
-    from valle_convert.quantize.forms import write_reports
+    from valle_convert.quantize.forms import write_report
     from valle_convert.quantize.identity import Identity
     from valle_convert.quantize.options import Options
     from valle_convert.quantize.run import quantize
@@ -56,7 +56,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
         identity=Identity("convention", "Someone", "ecker/vall-e"),
     )
     report = quantize(source, folder / "out", options, checkpoint=read_checkpoint(checkpoint))
-    write_reports(report, [folder / "report.json"], force=False)
+    write_report(report, folder / "report.json", force=False)
     return folder
 
 

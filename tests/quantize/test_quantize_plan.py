@@ -27,7 +27,7 @@ NARROW = "ar-nar-len"  # a golden checkpoint whose rows are 64
 @pytest.fixture
 def narrow(converted: Callable[[str, str], Path]) -> Source:
     path = converted(NARROW, "f16")
-    return Source(path, path.name, GgufFile(path))
+    return Source(path, path.name, GgufFile(path), path)
 
 
 def made(program: Quantizer, plan: FilePlan, folder: Path) -> Path:
@@ -151,7 +151,7 @@ def test_a_quantized_input_is_refused_unless_it_is_allowed(
     program: Quantizer, converted: Callable[[str, str], Path]
 ) -> None:
     path = converted(NARROW, "q8_0")
-    source = Source(path, path.name, GgufFile(path))
+    source = Source(path, path.name, GgufFile(path), path)
     with pytest.raises(InputError, match=r"quantized already .* --allow-requantize"):
         plan_file(program, source, FILE_TYPES["Q5_0"], OPTIONS)
     allowed = Options(allow_requantize=True, threads=1)

@@ -229,6 +229,16 @@ def test_names_of_utterances_keep_the_order_and_fit() -> None:
     assert max(len(name) for name in names) <= 255
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_a_list_is_read_in_the_encoding_that_its_mark_says(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "list.tsv"
+    path.write_bytes("ü.wav\tGrüße.\nb.wav\tこんにちは。\n".encode(encoding))
+    assert [(one.path.name, one.text) for one in read_list(path)] == [
+        ("ü.wav", "Grüße."),
+        ("b.wav", "こんにちは。"),
+    ]
+
+
 @settings(max_examples=60)
 @given(st.binary(max_size=200))
 def test_any_list_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:

@@ -150,15 +150,24 @@ def test_a_mixture_has_a_name_of_its_own_and_its_list_is_in_the_manifest(
         *("quantize", checkpoint_256, out, "--scan", "--scan-types", "Q4_0,Q8_0", "--no-measure"),
         *("--utterances", 1, "--threads", 1, "--target-bits"),
     )
-    assert cli(*run, 6).code == 0
+    first = cli(*run, 6)
+    assert first.code == 0
     gguf, listing = out / "wide-mixture.gguf", out / "wide-mixture.tensor-types.txt"
     assert gguf.exists()
+    table = first.out.partition("Sensitivity")[2].splitlines()
+    assert table[1].split()[-2:] == ["in", gguf.name]
+    shown = {row.split()[0]: row.split()[-1] for row in table[3:-1]}
+    for one in GgufFile(gguf).tensors.values():
+        assert shown.get(one.name, "F32") == one.ggml_type.name
     assert cli("check-manifest", out).code == 0
     before = listing.read_bytes()
     assert "is not overwritten" in error_of(cli(*run, 6), 2)
     kept = cli(*run, 6, "--resume", "--json")
+    types = {one["name"]: one["type"] for one in json.loads(kept.out)["files"][0]["tensors"]}
+    matrices = GgufFile(gguf).tensors.values()
+    assert types == {one.name: one.ggml_type.name for one in matrices if len(one.shape) == 2}
     assert [one["status"] for one in json.loads(kept.out)["files"]] == ["kept"]
-    assert "is not overwritten" in error_of(cli(*run, 5, "--resume"), 2)
+    assert "--resume does not keep it" in error_of(cli(*run, 5, "--resume"), 2)
     assert listing.read_bytes() == before
     given = ("--types", "Q8_0", "--tensor-types", listing, "--resume", "--prune", "--no-measure")
     other = cli("quantize", checkpoint_256, out, *given, "--threads", 1)

@@ -43,6 +43,7 @@ def test_a_number_is_read_whole_and_what_follows_it_too() -> None:
         ("en", "1½ m", "1 ½ m"),
         ("ja", "ｶﾞ", "ガ"),
         ("ja", "１０：３０", "10:30"),
+        ("zh", "他说：“好！？”他走，3天。", "他说:“好!?”他走, 3天。"),
         # A superscript is no digit of the number before it.
         ("ja", "10⁶", "10 6"),
         # Zero width and soft hyphens, apostrophes.

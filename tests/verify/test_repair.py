@@ -272,7 +272,7 @@ def test_every_command_says_why_such_a_file_speaks_wrongly(
 def test_inspect_shows_what_such_a_file_is(cli: Cli) -> None:
     result = cli("inspect", OLD / "q8_0.gguf")
     assert result.code == 0
-    assert "made the old way" in result.out.splitlines()[0]
+    assert "made by another converter" in result.out.splitlines()[0]
     assert "SiLU where the network has GELU" in result.err
 
 

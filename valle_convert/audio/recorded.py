@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from valle_convert.errors import InputError
-from valle_convert.files import read_small_file
+from valle_convert.files import decoded, read_small_file
 
 _MAX_LIST_BYTES = 64 << 20
 
@@ -32,7 +33,14 @@ def read_list(path: Path) -> list[Recorded]:
         InputError: it cannot be read, is empty, or a line is not of that form.
     """
     found = []
-    data = read_small_file(path, "list", _MAX_LIST_BYTES, pipe=True).removeprefix(b"\xef\xbb\xbf")
+    data = read_small_file(path, "list", _MAX_LIST_BYTES, pipe=True)
+    if data.startswith(
+        (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+    ):
+        try:
+            data = decoded(data).encode()
+        except ValueError as error:
+            raise InputError(f"{path} cannot be decoded: {error}; save it as UTF-8.") from error
     for number, line in enumerate(data.split(b"\n"), 1):
         fields = line.removesuffix(b"\r").split(b"\t")
         if fields == [b""]:

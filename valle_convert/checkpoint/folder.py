@@ -3,40 +3,53 @@
     ckpt/ar+nar/latest                                   the tag, in the training project's folders
     ckpt/ar+nar/<tag>/state.sft or state.pth             its own back end
     ckpt/ar+nar/<tag>/mp_rank_00_model_states.pt         DeepSpeed
-    anything/*.safetensors.index.json                    shards (`sharded.py`)
+    anything/*.index.json                                shards (`sharded.py`)
     anything/model.safetensors or fp32.sft or one file   everything else
+    anything/data.pkl, data/                             an unpacked file of torch.save
 
 A folder is seen through a `Tree`, which lists names and gives files: `DiskTree` here, the hub's in
-`hub.py`. Files of an optimizer are never opened, nor asked for.
+`hub.py`. Where several files of a disk may be the weights, what is in them decides. Files of an
+optimizer are never opened, nor asked for.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Protocol
 
+from valle_convert.checkpoint.names import is_averaged
 from valle_convert.errors import InputError, UnsupportedModelError, ValleConvertError
 from valle_convert.files import os_fault, read_small_file
 
 SAFETENSORS_SUFFIXES = (".sft", ".safetensors")
-TORCH_SUFFIXES = (".pth", ".pt")
-INDEX_SUFFIX = ".safetensors.index.json"
-CONFIG = "config.yaml"
+TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".th", ".tar")
+INDEX_SUFFIX = ".index.json"
+#: In a file of torch.save, and in a folder that one was unpacked into.
+PICKLE = "data.pkl"
+CONFIGS = ("config.yaml", "config.yml")
 
-_LATEST = "latest"
+LATEST = "latest"
 _STATES = ("state.sft", "state.pth")
 _DEEPSPEED = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 #: What lies beside weights and is none: the optimizer's, and adapters.
-_NO_WEIGHTS = re.compile(r"(optimizer|lora|(bf16_|fp16_)?zero_pp_rank_).*|.*_optim_states\.pt")
-_SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
+_NO_WEIGHTS = re.compile(
+    r"(optimizer|scheduler|rng_state|random_states|scaler|training_args|lora|adapter_model"
+    r"|(bf16_|fp16_)?zero_pp_rank_).*|.*_optim_states\.pt"
+)
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.(safetensors|bin)$")
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin", "lora.sft", "lora.pth")
 _MAX_TAG_BYTES = 4096
 # Above the weights: the tag's folder, the model's, `ckpt`, and the one of the whole training.
 _CONFIG_DEPTH = 4
-_USUAL = (*(f"fp32{one}" for one in SAFETENSORS_SUFFIXES + TORCH_SUFFIXES), "model.safetensors")
+_USUAL = (
+    *(f"fp32{one}" for one in SAFETENSORS_SUFFIXES + TORCH_SUFFIXES),
+    *("model.safetensors", "pytorch_model.bin"),
+)
 _SHOWN = 12
 
 
@@ -94,11 +107,26 @@ class DiskTree:
 
     @staticmethod
     def _entries(folder: PurePath) -> list[tuple[str, bool]]:
+        found: list[tuple[str, bool]] = []
         try:
             with os.scandir(folder) as entries:
-                return sorted((entry.name, entry.is_dir()) for entry in entries)
+                for entry in entries:
+                    # A link in a circle, or to what nobody may look at, is neither file nor folder.
+                    with suppress(OSError):
+                        is_folder = entry.is_dir()
+                        if not is_folder or not _leads_back(entry):
+                            found.append((entry.name, is_folder))
         except OSError as error:
             raise os_fault(f"The folder {folder} cannot be read", error) from error
+        return sorted(found)
+
+
+def _leads_back(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a link to a folder that it stands in, or to one beside it."""
+    if not entry.is_symlink():
+        return False
+    target, folder = Path(entry.path).resolve(), Path(entry.path).parent.resolve()
+    return folder.is_relative_to(target) or target.parent == folder
 
 
 @dataclass(frozen=True)
@@ -118,21 +146,26 @@ class Found:
     notes: tuple[str, ...] = ()
 
 
-def find_weights(tree: Tree, folder: PurePath) -> Found:
+def find_weights(tree: Tree, folder: PurePath, holds_model: Callable[[PurePath], bool]) -> Found:
     """Look for the one model of a folder.
+
+    Args:
+        tree: where the folder is.
+        folder: to look into.
+        holds_model: whether a file holds a model's weights; asked where there are several.
 
     Raises:
         InputError: there is none, there are several (all are named), or `latest` names no folder
             beside it.
         UnsupportedModelError: the state is split in a way that is not read.
     """
-    found = _look_into(tree, folder)
+    found = _look_into(tree, folder, holds_model)
     if found is not None:
         return found
     models = list(_models_below(tree, folder, depth=2))
-    if len(models) == 1:
-        below = _look_into(tree, models[0])
-        assert below is not None  # noqa: S101 - it was just seen
+    if len(models) > 1:
+        models = [one for one in models if _is_model(tree, one, holds_model)] or models
+    if len(models) == 1 and (below := _look_into(tree, models[0], holds_model)) is not None:
         return below
     if models:
         shown = [tree.name(model) for model in models[:_SHOWN]]
@@ -141,7 +174,7 @@ def find_weights(tree: Tree, folder: PurePath) -> Found:
             f"{tree.name(folder)} holds {len(models)} models, where one is expected: "
             f"{', '.join(shown)}{more}; give one of them."
         )
-    if any(name.startswith("lora.") for name in tree.files(folder)):
+    if find_adapter(tree, folder) is not None:
         raise InputError(
             f"{tree.name(folder)} is a directory that holds a LoRA alone; give the checkpoint that "
             "it was trained on, and this one with --lora."
@@ -149,8 +182,14 @@ def find_weights(tree: Tree, folder: PurePath) -> Found:
     raise InputError(
         f"{tree.name(folder)} is a directory without a checkpoint in it; expected is a training "
         f"folder (latest, state.sft, mp_rank_00_model_states.pt), one with *{INDEX_SUFFIX}, or "
-        f"one with one of {', '.join(SAFETENSORS_SUFFIXES + TORCH_SUFFIXES)}: give the file itself."
+        "one with a file of safetensors or torch.save: give the file itself."
     )
+
+
+def find_adapter(tree: Tree, folder: PurePath) -> PurePath | None:
+    """The file of a LoRA in a folder, as PEFT and the training project call it."""
+    names = tree.files(folder)
+    return next((folder / name for name in _ADAPTERS if name in names), None)
 
 
 def found_file(tree: Tree, path: PurePath) -> Found:
@@ -177,15 +216,18 @@ def find_config(tree: Tree, found: Found) -> PurePath | None:
     """
     folder = found.weights.parent
     for _ in range(_CONFIG_DEPTH if found.is_training else 1):
-        if tree.is_folder(folder) and CONFIG in tree.files(folder):
-            return folder / CONFIG
+        names = tree.files(folder) if tree.is_folder(folder) else []
+        for name in CONFIGS:
+            if name in names:
+                return folder / name
         if folder == folder.parent:
             break
         folder = folder.parent
     for folder in found.weights.parents:
         if folder.name == "ckpt" and folder != found.weights.parent:
-            name = f"config.{_title(found.weights.parent)}.yaml"
-            return folder.parent / name if name in tree.files(folder.parent) else None
+            title, names = _title(found.weights.parent), tree.files(folder.parent)
+            own = (one.replace("config.", f"config.{title}.") for one in CONFIGS)
+            return next((folder.parent / name for name in own if name in names), None)
     return None
 
 
@@ -210,21 +252,29 @@ def is_plain_name(name: object) -> bool:
     )
 
 
-def _look_into(tree: Tree, folder: PurePath) -> Found | None:
+def _look_into(
+    tree: Tree, folder: PurePath, holds_model: Callable[[PurePath], bool]
+) -> Found | None:
     """The weights that a folder itself has; None where it has none."""
     names = tree.files(folder)
-    if _LATEST in names:
+    if LATEST in names:
         return _at_latest(tree, folder)
     state = _state(tree, folder, names)
     if state is not None:
         return Found(folder / state, _title(folder.parent), is_training=True)
+    if PICKLE in names and "data" in tree.folders(folder):
+        return Found(folder / PICKLE, folder.name)
     for kind, choices in _choices(names):
-        if len(choices) == 1:
-            return Found(folder / choices[0], _title(folder))
+        held = choices
+        if len(choices) > 1:
+            held = [name for name in choices if holds_model(folder / name)] or choices
+        plain = [name for name in held if not is_averaged(name)] or held
+        if len(plain) == 1:
+            return Found(folder / plain[0], _title(folder), notes=tuple(_passed_over(held, plain)))
         if choices:
             raise InputError(
-                f"{tree.name(folder)} holds {len(choices)} {kind}, where one is expected: "
-                f"{', '.join(choices[:_SHOWN])}; give one of these files."
+                f"{tree.name(folder)} holds {len(plain)} {kind}, where one is expected: "
+                f"{', '.join(plain[:_SHOWN])}; give one of these files."
             )
     shards = [name for name in names if is_shard(name)]
     if shards:
@@ -235,9 +285,25 @@ def _look_into(tree: Tree, folder: PurePath) -> Found | None:
     return None
 
 
+def _is_model(tree: Tree, folder: PurePath, holds_model: Callable[[PurePath], bool]) -> bool:
+    """Whether a folder has weights in it that are a model's, or more than one file of them."""
+    try:
+        found = _look_into(tree, folder, holds_model)
+    except ValleConvertError:
+        return True
+    return found is not None and holds_model(found.weights)
+
+
+def _passed_over(names: list[str], chosen: list[str]) -> Iterator[str]:
+    """What is said of other files of weights."""
+    others = [name for name in names if name not in chosen]
+    if others:
+        yield f"averaged (EMA) weights beside the weights are left out: {', '.join(others)}"
+
+
 def _at_latest(tree: Tree, folder: PurePath) -> Found:
     """The state that `latest` names."""
-    path = folder / _LATEST
+    path = folder / LATEST
     raw = read_small_file(tree.get(path), "file", _MAX_TAG_BYTES)
     tag = raw.decode("utf-8", errors="replace").strip()
     if not is_plain_name(tag):
@@ -255,7 +321,7 @@ def _at_latest(tree: Tree, folder: PurePath) -> Found:
     state = _state(tree, inner, tree.files(inner))
     if state is None:
         raise InputError(
-            f"{tree.name(inner)}, which {_LATEST} names, holds none of {', '.join(_STATES)} and "
+            f"{tree.name(inner)}, which {LATEST} names, holds none of {', '.join(_STATES)} and "
             "mp_rank_00_model_states.pt; give the folder of another state."
         )
     note = f"{tree.name(path)} names {tag}"
@@ -306,7 +372,7 @@ def _models_below(tree: Tree, folder: PurePath, depth: int) -> Iterator[PurePath
         except ValleConvertError:
             continue  # a folder that this user may not look into
         if (
-            any(name == _LATEST or name in _STATES or is_shard(name) for name in names)
+            any(name in (LATEST, PICKLE) or name in _STATES or is_shard(name) for name in names)
             or any(_DEEPSPEED.fullmatch(name) for name in names)
             or any(choices for _, choices in _choices(names))
         ):

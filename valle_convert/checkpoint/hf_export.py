@@ -24,6 +24,7 @@ from valle_convert.checkpoint.exported import (
     HEADS,
     ExportedTensors,
     assumed_config,
+    is_named,
     rows_of_export,
 )
 from valle_convert.checkpoint.plain_values import check_plain
@@ -38,6 +39,7 @@ LOST = ("the biases of the heads, if it had any", "the table and the head of raw
 
 _MAX_JSON_BYTES = 64 << 20
 _MAX_ROWS = 1 << 24
+_MAX_PADDING = 512  # rows
 #: What every export says, and the width of one head in every published model.
 _EXPORTED_HEADS, _HEAD_WIDTH = 16, 64
 _DEFAULT_CONTEXT = 22_500
@@ -62,12 +64,14 @@ class Export:
         config: of that checkpoint, before the user's is laid over it.
         words: by table, what the names of its rows say, such as `en`.
         assumed: what the export does not say, in words.
+        notes: what was left out, in words.
     """
 
     tensors: TensorSource
     config: Mapping[str, Any]
     words: Mapping[str, tuple[str, ...]]
     assumed: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def is_export(tensors: TensorSource) -> bool:
@@ -109,7 +113,8 @@ def read_export(
         )
     n_rows, width = widths[0]
     names = [] if tokenizer is None else _row_names(tokenizer)
-    rows = rows_of_export(names, n_rows, given, str(path))
+    padding = _n_padding(names, tensors)
+    rows = rows_of_export(names, n_rows - padding, given, str(path))
     heads, is_given = _heads(said, given, width, path)
     own, assumed = assumed_config(
         rows,
@@ -126,6 +131,7 @@ def read_export(
         config=own,
         words={name: part.words for name, part in rows.items() if part.words},
         assumed=assumed if is_given else (*assumed, f"{heads} heads"),
+        notes=(f"{padding} rows of padding behind the last table are left out",) if padding else (),
     )
 
 
@@ -183,6 +189,17 @@ def _row_names(path: Path) -> list[str]:
     for name, id_ in vocabulary.items():
         names[id_] = name
     return names
+
+
+def _n_padding(names: list[str], tensors: TensorSource) -> int:
+    """Rows behind the last table, appended to make their number a multiple of 8, 64 ..."""
+    n_rows = tensors.specs[EMBEDDINGS].shape[0]
+    if is_named(names):
+        padding = n_rows - len(names)
+        return padding if n_rows % 8 == 0 and 0 < padding < _MAX_PADDING else 0
+    last = tensors.read(EMBEDDINGS)[-_MAX_PADDING:]
+    used = np.flatnonzero((last != 0).any(axis=1))
+    return 0 if not len(used) else len(last) - 1 - int(used[-1])
 
 
 def _heads(

@@ -23,12 +23,24 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from valle_convert.checkpoint.plain_values import whole
 from valle_convert.checkpoint.source import LARGEST_WEIGHT, WEIGHT_DTYPES, TensorSource, TensorSpec
 from valle_convert.errors import InputError, UnsupportedModelError
 
 _PARAMETRIZED = ".parametrizations.weight.original"
 _PARAMETRIZED_LORA = ".parametrizations.weight.0.lora_"
 _LORA = ".lora_"
+#: Values of PEFT's config with which an adapter is W + alpha / r B A.
+_PEFT_USUAL: dict[str, tuple[object, ...]] = {
+    "peft_type": (None, "LORA"),
+    "bias": (None, "none"),
+    "fan_in_fan_out": (None, False),
+    "use_dora": (None, False),
+    "rank_pattern": (None, {}),
+    "alpha_pattern": (None, {}),
+    "modules_to_save": (None, []),
+    "layer_replication": (None, []),
+}
 
 
 @dataclass(frozen=True)
@@ -42,13 +54,23 @@ class LoraScale:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], where: str) -> LoraScale:
-        """Read `rank`, `alpha` and `rvq_levels`.
+        """Read `rank`, `alpha` and `rvq_levels`, of PEFT's config `r` and `lora_alpha`.
 
         Raises:
             InputError: one of them is not a number, or no list of numbers.
+            UnsupportedModelError: PEFT computes something else with these matrices.
         """
-        rank, alpha, levels = config.get("rank"), config.get("alpha"), config.get("rvq_levels")
-        if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 1):
+        changed = [key for key, usual in _PEFT_USUAL.items() if config.get(key) not in usual]
+        if changed:
+            raise UnsupportedModelError(
+                f"{where}: {', '.join(f'{key} {config[key]!r:.40}' for key in changed)} is not "
+                "supported, only W + alpha / r B A; merge it with PEFT (merge_and_unload), and "
+                "convert what it saves."
+            )
+        rank, alpha = config.get("rank", config.get("r")), config.get("alpha")
+        alpha, levels = config.get("lora_alpha", alpha), config.get("rvq_levels")
+        n_rank = whole(rank)
+        if rank is not None and (n_rank is None or n_rank < 1):
             raise InputError(f"{where}: the LoRA's rank is {rank!r}, and must be a whole number.")
         if alpha is not None and (not isinstance(alpha, int | float) or isinstance(alpha, bool)):
             raise InputError(f"{where}: the LoRA's alpha is {alpha!r}, and must be a number.")
@@ -58,8 +80,11 @@ class LoraScale:
             raise InputError(
                 f"{where}: the LoRA's rvq_levels is {levels!r}, and must be a list of numbers."
             )
+        if alpha is not None and config.get("use_rslora"):
+            # PEFT divides by the root of the rank then.
+            alpha = alpha * math.sqrt(n_rank or 1)
         return cls(
-            rank=rank,
+            rank=n_rank,
             alpha=None if alpha is None else float(alpha),
             levels=tuple(levels or ()),
             where=where,
@@ -159,10 +184,11 @@ class LoraPairs:
         self.alpha = _checked_alpha(scale)
         self.factor = factor
         found: dict[str, dict[str, str]] = {}
+        prefix = _prefix(adapted_weights(adapters), specs)
         for name in adapters.specs:
             if _is_adapter(name):
                 target, side = _adapter_target(name)
-                found.setdefault(target, {})[side] = name
+                found.setdefault(target.removeprefix(prefix), {})[side] = name
         if not found:
             raise InputError(
                 f"{scale.where} holds no *.lora_A and *.lora_B tensors; give a LoRA file, "
@@ -325,6 +351,16 @@ def has_adapters(names: Iterable[str]) -> bool:
 def adapted_weights(tensors: TensorSource) -> list[str]:
     """The weights that the adapters among some tensors change."""
     return sorted({_adapter_target(name)[0] for name in tensors.specs if _is_adapter(name)})
+
+
+def _prefix(targets: Sequence[str], specs: Mapping[str, TensorSpec]) -> str:
+    """What stands in front of every target of an adapter, where all are weights without it."""
+    parts = targets[0].split(".") if targets else []
+    for n in range(len(parts)):
+        prefix = "".join(f"{part}." for part in parts[:n])
+        if all(one.startswith(prefix) and one.removeprefix(prefix) in specs for one in targets):
+            return prefix
+    return ""
 
 
 def _is_adapter(name: str) -> bool:

@@ -1,5 +1,8 @@
 """What strangers say of a model, as YAML, JSON or a pickle: plain values, and not too many.
 
+A number of numpy or torch, a tuple, a date and a path are what they say, and 8e-1 is a number in
+YAML. What has no plain value is left out and named, since it can only stop what reads it.
+
 A few lines of YAML can unfold into billions of values by naming each other, and a pickle can hold
 itself or a number of a million digits. Nothing of that is walked through or printed before it has
 been measured.
@@ -7,13 +10,75 @@ been measured.
 
 from __future__ import annotations
 
+import datetime as dt
+import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import PurePath
 from typing import Any
+
+import numpy as np
 
 #: A vocabulary has some thousand.
 _MAX_VALUES = 1 << 18
 _MAX_DIGITS = 1000  # of a number, a date ... in YAML
 _MAX_INTEGER = 1 << 64
+_MAX_ARRAY = 1 << 10  # numbers of an array that is a list
+#: YAML 1.1 has a point in every number with an exponent, 1.2 has not.
+_EXPONENT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]+")
+
+
+def to_plain(value: object) -> tuple[Any, list[str]]:
+    """A value made plain, and the places of what has no plain value and was left out.
+
+    Raises:
+        ValueError: it holds itself or too many values, or is none at all.
+    """
+    left_out: list[str] = []
+
+    def convert(value: Any, place: str) -> Any:  # noqa: ANN401
+        if isinstance(value, Mapping):
+            found = {}
+            for key, inner in value.items():
+                try:
+                    found[_plain(key)] = convert(inner, f"{place}.{key!s:.40}".lstrip("."))
+                except ValueError as error:
+                    left_out.append(f"{f'{place}.{key!s:.40}'.lstrip('.')} ({error})")
+            return found
+        if isinstance(value, list | tuple | set | frozenset):
+            return [convert(inner, f"{place}[]") for inner in value]
+        return convert(value.plain(), place) if hasattr(value, "plain") else _plain(value)
+
+    try:
+        _measure(value, _children_of_any)
+        return convert(value, ""), left_out
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    """A value that is no container."""
+    if hasattr(value, "numel") or isinstance(value, np.generic | np.ndarray):
+        n = value.numel() if hasattr(value, "numel") else value.size
+        if n > _MAX_ARRAY:
+            raise ValueError(f"a {type(value).__name__} of {n:,} numbers")
+        return value.item() if n == 1 and not value.ndim else value.tolist()
+    if isinstance(value, PurePath | dt.date | dt.time):
+        return str(value)
+    for _ in _children_of_value(value):
+        pass
+    return value
+
+
+def _children_of_any(value: object) -> Iterable[object]:
+    if isinstance(value, Mapping):
+        for key, child in value.items():
+            yield from (key, child)
+    elif isinstance(value, list | tuple | set | frozenset):
+        yield from value
+    elif hasattr(value, "plain"):
+        with suppress(ValueError):
+            yield value.plain()
 
 
 def load_yaml(text: str) -> object:
@@ -24,8 +89,12 @@ def load_yaml(text: str) -> object:
     """
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """With numbers such as 8e-1, which YAML 1.1 takes for text."""
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
     try:
-        loader = yaml.SafeLoader(text)
+        loader = Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -40,6 +109,13 @@ def load_yaml(text: str) -> object:
         # (KeyError, AttributeError, IndexError ...).
         raise ValueError(str(error) or type(error).__name__) from error
     return value
+
+
+def whole(value: object) -> int | None:
+    """A whole number, which may be written as 64.0; None for every other value."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def check_plain(value: object) -> None:

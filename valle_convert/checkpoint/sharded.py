@@ -1,4 +1,4 @@
-"""`*.safetensors.index.json`: one state dict in several safetensors files.
+"""`*.index.json`: one state dict in several files of safetensors or of torch.save.
 
     {"metadata": {...}, "weight_map": {tensor: file beside the index, ...}}
 
@@ -17,9 +17,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from valle_convert.checkpoint.folder import SAFETENSORS_SUFFIXES, is_plain_name
-from valle_convert.checkpoint.safetensors_file import SafetensorsFile
-from valle_convert.checkpoint.source import TensorSpec
+from valle_convert.checkpoint.folder import SAFETENSORS_SUFFIXES, TORCH_SUFFIXES, is_plain_name
+from valle_convert.checkpoint.source import TensorSource, TensorSpec
 from valle_convert.errors import InputError
 from valle_convert.files import read_small_file
 from valle_convert.wording import plural
@@ -28,12 +27,16 @@ _MAX_INDEX_BYTES = 16 << 20
 _SHOWN = 5
 
 
+Shard = tuple[Path, TensorSource, Mapping[str, str]]
+
+
 class ShardedTensors:
     """A `TensorSource` over the shards of an index.
 
     Args:
         index: the file.
-        get: gives the file beside it of a name, or None where there is none.
+        get: opens the file beside it of a name: its path, tensors and metadata; None where there is
+            none.
 
     Attributes:
         paths: of the shards, in the order of their names.
@@ -44,13 +47,14 @@ class ShardedTensors:
             shards, or are in none (all are named); two shards' metadata contradict each other.
     """
 
-    def __init__(self, index: Path, get: Callable[[str], Path | None]) -> None:
+    def __init__(self, index: Path, get: Callable[[str], Shard | None]) -> None:
         weight_map = _read_index(index)
-        found = {name: get(name) for name in sorted(set(weight_map.values()))}
-        files = {name: SafetensorsFile(path) for name, path in found.items() if path is not None}
+        opened = {name: get(name) for name in sorted(set(weight_map.values()))}
+        found = {name: shard for name, shard in opened.items() if shard is not None}
+        files = {name: tensors for name, (_, tensors, _) in found.items()}
         _check(index, weight_map, files)
-        self.paths = tuple(path for path in found.values() if path is not None)
-        self.metadata = _merge(index, {name: file.metadata for name, file in files.items()})
+        self.paths = tuple(path for path, _, _ in found.values())
+        self.metadata = _merge(index, {name: said for name, (_, _, said) in found.items()})
         self._files = {name: files[shard] for name, shard in weight_map.items()}
         self.specs: Mapping[str, TensorSpec] = MappingProxyType(
             {name: spec for file in files.values() for name, spec in file.specs.items()}
@@ -95,20 +99,18 @@ def _read_index(path: Path) -> dict[str, str]:
         {
             f"{shard!r:.80}"
             for shard in weight_map.values()
-            if not is_plain_name(shard) or not shard.endswith(SAFETENSORS_SUFFIXES)
+            if not is_plain_name(shard) or not shard.endswith(SAFETENSORS_SUFFIXES + TORCH_SUFFIXES)
         }
     )
     if strange:
         raise InputError(
-            f"The index {path} names {_some(strange)}, where names of safetensors files beside it "
+            f"The index {path} names {_some(strange)}, where names of files of weights beside it "
             "are expected; save the model again."
         )
     return weight_map
 
 
-def _check(
-    index: Path, weight_map: Mapping[str, str], files: Mapping[str, SafetensorsFile]
-) -> None:
+def _check(index: Path, weight_map: Mapping[str, str], files: Mapping[str, TensorSource]) -> None:
     """Hold the index against the shards, and name all that is wrong in one error."""
     faults: list[str] = []
     shards = sorted(set(weight_map.values()) - files.keys())

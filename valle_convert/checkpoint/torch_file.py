@@ -2,8 +2,9 @@
 
 The pickle is loaded by torch with `weights_only=True`, which builds tensors, containers
 and plain values and nothing else; there is no option to turn that off. Whatever else a pickle
-names (paths, numpy's numbers, a namespace of arguments) becomes a `StandIn`, so that nothing of
-the file is imported or called. The tensors are mapped from the file. Before torch sees the file,
+names becomes a `StandIn`, so that nothing of the file is imported or called; those of paths,
+numpy's numbers and namespaces of arguments know the plain value that they stand for. The tensors
+are mapped from the file. Before torch sees the file,
 the zip's table of contents is checked, so that a small file cannot claim terabytes. The
 checksums of that table are held against the pickle at once, and against the tensors before the
 first of them is read.
@@ -31,7 +32,13 @@ from zlib_ng import zlib_ng
 
 from valle_convert.checkpoint.source import BFLOAT16, TensorSpec
 from valle_convert.errors import InputError
-from valle_convert.files import os_fault, valid_utf8
+from valle_convert.files import (
+    check_free_space,
+    check_input_file,
+    explained_writes,
+    os_fault,
+    valid_utf8,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +47,8 @@ if TYPE_CHECKING:
 _MAX_PICKLE_BYTES = 64 << 20
 _MAX_ENTRIES = 100_000
 _PIECE_BYTES = 1 << 20
+#: A pickle of torch's own number, with which its files began before they were zips.
+_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _LAST_BYTES = 1 << 16
 _UNSUPPORTED = re.compile(r"Unsupported (?:global|class): (?:GLOBAL )?(\S+)")
 #: Values of Python's own library that trainings keep beside tensors. What else it has, does
@@ -50,8 +59,9 @@ _VALUES = frozenset(
     argparse.Namespace collections.Counter collections.OrderedDict collections.defaultdict
     collections.deque copyreg._reconstructor datetime.date datetime.datetime datetime.time
     datetime.timedelta datetime.timezone decimal.Decimal fractions.Fraction types.SimpleNamespace
-    uuid.UUID builtins.bytearray builtins.complex builtins.frozenset builtins.object builtins.range
-    builtins.set builtins.slice _codecs.encode
+    uuid.UUID builtins.bool builtins.bytearray builtins.complex builtins.dict builtins.float
+    builtins.frozenset builtins.int builtins.list builtins.object builtins.range builtins.str
+    builtins.set builtins.slice builtins.tuple _codecs.encode
     """.split()
 )
 _PATH = re.compile(r"pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path")
@@ -74,11 +84,18 @@ _HARMFUL_TORCH = tuple(
 _LOCAL = struct.Struct("<4s5H3I2H")
 
 
+#: Of numpy's types, those that are numbers.
+_NUMBER = re.compile(r"[biu][1248]|f[248]")
+_MAX_ARRAY_BYTES = 1 << 16
+
+
 class StandIn:
     """In the place of an object of a pickle that is no tensor, container or plain value.
 
     It takes whatever the pickle gives it, and keeps nothing.
     """
+
+    kind = "object"
 
     def __new__(cls, *_arguments: object, **_options: object) -> Self:
         """Whatever the class that it stands for was made of."""
@@ -90,9 +107,98 @@ class StandIn:
     def __setstate__(self, state: object) -> None:
         """Of any form: a numpy type's is a tuple."""
 
+    def plain(self) -> object:
+        """The plain value that it stands for.
+
+        Raises:
+            ValueError: there is none.
+        """
+        raise ValueError(f"a {self.kind} of the pickle")
+
+
+class _Namespace(StandIn):
+    """For what is nothing but attributes."""
+
+    def __setstate__(self, state: object) -> None:
+        self._state = state
+
+    def plain(self) -> object:
+        return getattr(self, "_state", {})
+
+
+class _NumpyType(StandIn):
+    def __init__(self, code: object = None, *_arguments: object) -> None:
+        self._code, self._order = code, "="
+
+    def __setstate__(self, state: object) -> None:
+        if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
+            self._order = state[1]
+
+    def numbers(self, data: object) -> NDArray[Any] | None:
+        """Data as numbers of this type; None where it is no type of numbers."""
+        known = isinstance(self._code, str) and _NUMBER.fullmatch(self._code)
+        if not known or not isinstance(data, bytes) or len(data) > _MAX_ARRAY_BYTES:
+            return None
+        dtype = np.dtype(f"{self._order}{self._code}")
+        return None if len(data) % dtype.itemsize else np.frombuffer(data, dtype)
+
+
+class _NumpyArray(StandIn):
+    kind = "numpy array"
+
+    def __setstate__(self, state: object) -> None:
+        self._state = state
+
+    def plain(self) -> object:
+        state = getattr(self, "_state", None)
+        if isinstance(state, tuple) and len(state) == 5 and isinstance(state[2], _NumpyType):
+            numbers, shape = state[2].numbers(state[4]), state[1]
+            if numbers is not None and shape in ((), (len(numbers),)):
+                return numbers.tolist() if shape else numbers[0].item()
+        return super().plain()
+
+
+def _numpy_scalar(kind: object = None, data: object = None, *_arguments: object) -> object:
+    numbers = kind.numbers(data) if isinstance(kind, _NumpyType) else None
+    return StandIn() if numbers is None or len(numbers) != 1 else numbers[0].item()
+
+
+def _joined(*parts: object) -> object:
+    is_path = all(isinstance(part, str) for part in parts)
+    return "/".join(map(str, parts)).replace("//", "/") if is_path else StandIn()
+
+
+def _encoded(text: object = "", *_arguments: object) -> bytes:
+    return text.encode("latin-1", "replace") if isinstance(text, str) else b""
+
+
+def _stand_in_for(name: str) -> object:
+    """What is built or called where a pickle has a global of that name."""
+    if _PATH.fullmatch(name):
+        return _joined
+    if name in ("argparse.Namespace", "types.SimpleNamespace"):
+        return _Namespace
+    if name.startswith("numpy."):
+        known = {
+            "scalar": _numpy_scalar,
+            "dtype": _NumpyType,
+            "ndarray": _NumpyArray,
+            "_reconstruct": _NumpyArray,
+        }
+        return known.get(name.rpartition(".")[2], StandIn)
+    others: dict[str, object] = {
+        "_codecs.encode": _encoded,
+        "collections.defaultdict": lambda *_: {},
+        "collections.deque": lambda *_: [],
+    }
+    return others.get(name) or type("StandIn", (StandIn,), {"kind": name[:80]})
+
 
 def load_torch_file(path: Path, *, plain_only: bool = False) -> object:
-    """The object inside a `.pth` file, tensors mapped from it.
+    """The object inside a file of torch.save, tensors mapped from it.
+
+    One from before torch 1.6 is a row of pickles without a zip; its tensors are read at once, and
+    it may hold nothing but tensors, containers and plain values.
 
     Args:
         path: of the file.
@@ -102,7 +208,9 @@ def load_torch_file(path: Path, *, plain_only: bool = False) -> object:
     Raises:
         InputError: the file is damaged, or its pickle names what no checkpoint holds.
     """
-    _check_zip(path)
+    is_zip = not _is_bare_pickle(path)
+    if is_zip:
+        _check_zip(path)
     import torch
 
     try:
@@ -110,9 +218,11 @@ def load_torch_file(path: Path, *, plain_only: bool = False) -> object:
             # torch warns that mapped memory is read-only; nothing here writes to it.
             warnings.simplefilter("ignore")
             with _utf8_path(path) as name:
+                if not is_zip:
+                    return torch.load(name, map_location="cpu", weights_only=True)
                 foreign = torch.serialization.get_unsafe_globals_in_checkpoint(name)
                 harmful = plain_only or any(map(_is_harmful, foreign))
-                stand_ins = [] if harmful else [(StandIn, one) for one in foreign]
+                stand_ins = [] if harmful else [(_stand_in_for(one), one) for one in foreign]
                 with torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
                     loaded: object = torch.load(
                         name, map_location="cpu", weights_only=True, mmap=True
@@ -234,9 +344,7 @@ class TorchTensors:
         """
         import torch
 
-        if not self._is_checked:
-            check_sums(self._path)
-            self._is_checked = True
+        self.check()
         spec = self.specs[name]
         if spec.dtype is None:
             raise InputError(
@@ -247,6 +355,47 @@ class TorchTensors:
         if tensor.dtype == torch.bfloat16:
             return tensor.view(torch.int16).numpy().view(BFLOAT16)
         return tensor.numpy()
+
+    def check(self) -> None:
+        """Hold the file against its checksums, once.
+
+        Raises:
+            InputError: they are not those of its data.
+        """
+        if not self._is_checked:
+            check_sums(self._path)
+            self._is_checked = True
+
+
+@contextmanager
+def packed_again(folder: Path) -> Iterator[tuple[Path, tuple[Path, ...]]]:
+    """A file of torch.save that was unpacked into a folder, for as long as it takes to open it.
+
+    Yields the file, whose data can be read afterwards, too, and those of the folder.
+
+    Raises:
+        InputError, EnvironmentFault: a file of the folder cannot be read, or there is no room.
+    """
+    files = sorted(one for one in folder.rglob("*") if not one.is_dir())
+    for one in files:
+        check_input_file(one)
+    with tempfile.TemporaryDirectory(prefix="valle-convert-") as place:
+        packed = Path(place) / f"{folder.name or 'archive'}.pth"
+        check_free_space(packed, sum(one.stat().st_size for one in files))
+        with explained_writes(packed), zipfile.ZipFile(packed, "w") as archive:
+            for one in files:
+                archive.write(one, Path("archive") / one.relative_to(folder))
+        yield packed, tuple(files)
+
+
+def is_bare_torch_pickle(head: bytes) -> bool:
+    """Whether a file begins as torch.save began them before torch 1.6."""
+    return head.startswith(_MAGIC)
+
+
+def _is_bare_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        return is_bare_torch_pickle(file.read(len(_MAGIC)))
 
 
 def check_sums(path: Path, *, pickle_only: bool = False) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +15,9 @@ from valle_convert.cli.options import (
     LoraAlphaOption,
     LoraOption,
 )
+
+if TYPE_CHECKING:
+    from valle_convert.inspect import Summary
 
 
 def register(app: typer.Typer) -> None:
@@ -27,7 +31,8 @@ def inspect(
         typer.Argument(
             metavar="FILE",
             help="A checkpoint (on the hub, too, of whose safetensors the header alone is read), a "
-            "GGUF file made from one, or a codec's .bin.",
+            "GGUF file made from one, a codec's .bin, or a folder of GGUF files, such as "
+            "`quantize` makes: a line each.",
         ),
     ],
     config: ConfigOption = None,
@@ -36,9 +41,15 @@ def inspect(
     json_: JsonOption = False,
 ) -> None:
     """Show sizes, capabilities, tables and heads, tokenizer, types, bytes and provenance."""
+    from valle_convert.checkpoint.hub import is_on_hub
     from valle_convert.checkpoint.lora import lora_files
-    from valle_convert.inspect import inspect_file
+    from valle_convert.inspect import inspect_file, models_in
 
+    if not is_on_hub(file) and os.path.isdir(file):  # noqa: PTH112 - no exception where it is closed
+        models = models_in(file)
+        if models:
+            _show_folder(file, [inspect_file(one) for one in models], as_json=json_)
+            return
     summary = inspect_file(
         file,
         config=config,
@@ -85,6 +96,24 @@ def inspect(
     )
     for note in summary.notes:
         console.talk(f"note: {note}")
+
+
+def _show_folder(folder: Path, summaries: list[Summary], *, as_json: bool) -> None:
+    from valle_convert.quantize.manifest import MANIFEST, read_manifest
+
+    if as_json:
+        console.data_json([one.to_json() for one in summaries])
+        return
+    listed = read_manifest(folder / MANIFEST) if (folder / MANIFEST).is_file() else ()
+    verdicts = {one.name: one.judgement.outcome for one in listed if one.is_model}
+    rows = []
+    for one in summaries:
+        main = max(one.groups, key=lambda group: group.n_weights, default=None)
+        kind = one.provenance.get("valle.quantize.type") or (main.type if main else "")
+        name = Path(one.path).name
+        size = console.n_bytes(one.n_bytes)
+        rows.append((name, str(kind), size, verdicts.get(name, ""), one.kind))
+    console.data(console.table(rows, header=("file", "type", "size", "verdict", "")))
 
 
 def _show(value: Any) -> str:  # noqa: ANN401 - a value of a report

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import sys
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -26,13 +28,18 @@ from valle_convert.cli.options import (
     split_loras,
 )
 from valle_convert.cli.remote import local_gguf
-from valle_convert.errors import EXIT_FAILED_CHECK
+from valle_convert.errors import (
+    EXIT_ENVIRONMENT,
+    EXIT_FAILED_CHECK,
+    EXIT_OK,
+    ValleConvertError,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from valle_convert.checkpoint import Checkpoint
-    from valle_convert.quantize.report import QuantizeReport
+    from valle_convert.quantize.report import FileReport, QuantizeReport
 
 DataOption = Annotated[
     Path | None,
@@ -53,6 +60,25 @@ def register(app: typer.Typer) -> None:
     app.command("imatrix")(imatrix)
     app.command("compare")(compare)
     app.command("check-manifest")(check_manifest)
+
+
+def _list_types(given: bool) -> None:
+    """Print every type on a line, and end."""
+    if not given:
+        return
+    from valle_convert.quantize.types import COMMON, FILE_TYPES
+
+    rows = [
+        (
+            one.name,
+            f"{one.base.bits:.4g}" if one.base else "",
+            one.base.name if one.base else "as they are",
+            one.note or ("a usual choice" if one.name in COMMON else ""),
+        )
+        for one in FILE_TYPES.values()
+    ]
+    console.data(console.table(rows, header=("type", "bits", "most matrices", "")))
+    raise typer.Exit
 
 
 def quantize(
@@ -80,9 +106,18 @@ def quantize(
     types: Annotated[
         str | None,
         typer.Option(
-            "--types", metavar="LIST", help="Such as Q8_0,Q6_K,Q4_K_M.", show_default=False
+            "--types",
+            metavar="LIST",
+            help="Such as Q8_0,Q6_K,Q4_K_M; see --list-types.",
+            show_default=False,
         ),
     ] = None,
+    list_types: Annotated[  # noqa: ARG001 - its callback does it
+        bool,
+        typer.Option(
+            "--list-types", callback=_list_types, is_eager=True, help="List the types and end."
+        ),
+    ] = False,
     checkpoint: Annotated[
         Path | None,
         typer.Option(
@@ -356,10 +391,10 @@ def quantize(
     from valle_convert.families.bundle import paths_of as paths_of_parts
     from valle_convert.files import check_outputs, made_folder
     from valle_convert.gguf_file.read import is_gguf
-    from valle_convert.quantize.forms import LogFile, check_reports, write_reports
+    from valle_convert.quantize.forms import check_reports, remove_old
     from valle_convert.quantize.identity import Identity
     from valle_convert.quantize.limits import parse_limits
-    from valle_convert.quantize.options import Options, RunLog
+    from valle_convert.quantize.options import Options
     from valle_convert.quantize.run import quantize as quantize_one
     from valle_convert.quantize.types import (
         TENSOR_TYPES_SUFFIX,
@@ -368,8 +403,21 @@ def quantize(
         read_tensor_types,
     )
 
+    reports = report or []
+    if force:
+        remove_old([*reports, *([log] if log else [])], no_worse_than)
+    matrix = Path(imatrix) if imatrix not in ("auto", "none") else None
+    read = [
+        *(source, checkpoint, config, *paths_of(lora), data, no_worse_than, matrix),
+        *(sentences, voice, Path(codec) if codec else None, tensor_types),
+    ]
     if (type_ is not None and types is not None) or not (type_ or types or scan):
         raise typer.BadParameter("give --types LIST, or one TYPE after OUT.gguf.")
+    if type_ is not None and out.suffix != ".gguf":
+        raise typer.BadParameter(
+            f"a TYPE goes with one file, and {out} does not end in .gguf; write {out}.gguf {type_} "
+            f"for a file, or {out} --types {type_} for a folder."
+        )
     _check_needs(
         ("--scan", scan, {"--scan-types": scan_types, "--target-bits": target_bits}),
         (
@@ -391,8 +439,6 @@ def quantize(
     )
     if target_bits is not None and (type_ or types):
         raise typer.BadParameter("--target-bits chooses the types itself; leave out --types.")
-    reports = report or []
-    matrix = Path(imatrix) if imatrix not in ("auto", "none") else None
     merged, adapters = split_loras(lora)
     options = Options(
         types=() if scan and not (types or type_) else parse_types(types or type_ or ""),
@@ -435,7 +481,7 @@ def quantize(
         prune=prune,
         force=force,
         dry_run=dry_run,
-        command=shlex.join(["valle-convert", *sys.argv[1:]]),
+        command=_again(sys.argv[1:], force=force),
     )
     with ExitStack() as held:
         # Reports and log may lie in the folder that is to come.
@@ -443,10 +489,6 @@ def quantize(
             held.enter_context(made_folder(out))
         written = {"--log": log} | {f"--report {one}": one for one in reports}
         _check_beside(written, out)
-        read = [
-            *(source, checkpoint, config, *paths_of(lora), data, no_worse_than, matrix),
-            *(sentences, voice, Path(codec) if codec else None, tensor_types),
-        ]
         single = out.suffix == ".gguf"
         check_outputs({"OUT": out if single else None, **written}, inputs=read, force=force)
         check_reports(reports, force=force)
@@ -473,16 +515,80 @@ def quantize(
         made += [] if options.types else [out.with_suffix(TENSOR_TYPES_SUFFIX)]
         outputs = {f"OUT ({path.name})": path for path in made if single}
         check_outputs({**outputs, **written}, inputs=read, force=force)
-        keep_log = held.enter_context(LogFile(log, force=force))
-        result = quantize_one(
-            source,
-            out,
-            options,
-            checkpoint=reference,
-            log=RunLog(console.progress_bar, console.talk, keep_log),
+        code = _carry_out(
+            partial(quantize_one, source, out, options, checkpoint=reference),
+            reports,
+            log,
+            force=force,
+            as_json=json_,
         )
-        write_reports(result, reports, force=force)
-    _end_with(result, as_json=json_)
+    if code:
+        raise typer.Exit(code)
+
+
+def _carry_out(
+    work: Callable[..., QuantizeReport],
+    reports: Sequence[Path],
+    log: Path | None,
+    *,
+    force: bool,
+    as_json: bool,
+) -> int:
+    """Do the work, show what came of it, and only then write reports and log; the exit code."""
+    from valle_convert.quantize.folder import UnsettledFolder
+    from valle_convert.quantize.forms import LogFile, write_report
+    from valle_convert.quantize.options import RunLog
+
+    kept_log = LogFile(log, force=force)
+    last: dict[str, Callable[[], None]] = {f"The log {log}": kept_log.write}
+    problems: list[str] = []
+    try:
+        result = work(log=RunLog(console.progress_bar, console.talk, kept_log.keep))
+    except UnsettledFolder as fault:
+        result, problems = fault.report, [str(fault)]
+    except BaseException:
+        for problem in _unwritten(last):
+            console.talk(problem)
+        raise
+    _show(result, as_json=as_json)
+    late = {f"The report {one}": partial(write_report, result, one, force=force) for one in reports}
+    done = "everything else is done, and the result is printed above."
+    problems += [f"{one}; {done}" for one in _unwritten(late | last)]
+    for problem in problems:
+        console.error(problem)
+    return result.exit_code or (EXIT_ENVIRONMENT if problems else EXIT_OK)
+
+
+def _unwritten(writers: Mapping[str, Callable[[], None]]) -> Iterator[str]:
+    """Write all of them, and say of which it failed, and why."""
+    from valle_convert.files import describe_os_error
+
+    for name, write in writers.items():
+        try:
+            write()
+        except (ValleConvertError, OSError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            why = describe_os_error(cause) if isinstance(cause, OSError) else str(error).rstrip(".")
+            yield f"{name} could not be written: {why}"
+
+
+def _again(arguments: Sequence[str], *, force: bool) -> str:
+    """The command for a shell, such that it replaces what it has made."""
+    command, *others = arguments
+    return " ".join(
+        map(_quoted, ["valle-convert", command, *([] if force else ["--force"]), *others])
+    )
+
+
+def _quoted(word: str) -> str:
+    """A word for a shell, on one line and in UTF-8, whatever is in it."""
+    if word.isprintable():
+        return shlex.quote(word)
+    octal = "".join(
+        chr(byte) if 32 < byte < 127 and chr(byte) not in "\\'" else f"\\{byte:03o}"
+        for byte in os.fsencode(word)
+    )
+    return f"$'{octal}'"
 
 
 def _parts_of(source: Path, checkpoint: Checkpoint | None) -> tuple[list[str], list[Path]]:
@@ -607,12 +713,19 @@ def check_manifest(
             metavar="DIR|manifest.json", help="What `quantize` wrote.", show_default=False
         ),
     ],
+    require_passed: Annotated[
+        bool,
+        typer.Option(
+            "--require-passed",
+            help="Fail, too, where a model has not passed the last run that was to judge it.",
+        ),
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Hold the files of a folder against its manifest and SHA256SUMS (exit code 1: they differ)."""
     from valle_convert.quantize.manifest import check_manifest as check
 
-    result = check(path, progress=console.progress_bar)
+    result = check(path, require_passed=require_passed, progress=console.progress_bar)
     if json_:
         console.data_json(result.to_json())
     else:
@@ -632,16 +745,10 @@ def _check_needs(*needs: tuple[str, object, dict[str, object]]) -> None:
             raise typer.BadParameter(f"{', '.join(idle)} means nothing without {name}; give both.")
 
 
-def _end_with(result: QuantizeReport, *, as_json: bool) -> None:
+def _show(result: QuantizeReport, *, as_json: bool) -> None:
     if as_json:
         console.data_json(result.to_json())
-    else:
-        _show(result)
-    if result.exit_code:
-        raise typer.Exit(result.exit_code)
-
-
-def _show(result: QuantizeReport) -> None:
+        return
     from valle_convert.quantize.report import SCAN_TITLE
 
     # A pipe takes all columns; a terminal takes what fits.
@@ -650,6 +757,10 @@ def _show(result: QuantizeReport) -> None:
     console.data(console.table(rows, header=header))
     if result.scan:
         columns, cells = result.sensitivities()
+        for file in result.files:
+            columns.append(f"in {file.name}")
+            for row in cells:
+                row.append(_types_of(row[0], file))
         console.data(f"{SCAN_TITLE}:\n{console.table(cells, header=columns)}")
     for title, (columns, cells) in list(result.heard())[:1]:  # a report has all of them
         console.talk(f"{title}:\n{console.table(cells, header=columns)}")
@@ -658,3 +769,9 @@ def _show(result: QuantizeReport) -> None:
     if result.recommendation():
         console.data(result.recommendation())
     console.data(result.verdict())
+
+
+def _types_of(matrix: str, file: FileReport) -> str:
+    """What a matrix became in a file; networks of one model name their matrices alike."""
+    found = [one.kind for one in file.tensors if one.name.rpartition(": ")[2] == matrix]
+    return " and ".join(dict.fromkeys(found))

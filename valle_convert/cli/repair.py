@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from valle_convert.cli.convert import VerifyChoice, carry_out
+from valle_convert.cli.convert import VerifyOption, carry_out
 from valle_convert.cli.options import (
     BiasesOption,
     ConfigOption,
     ForceOption,
     JsonOption,
     TokenizerOption,
+    is_given,
 )
 from valle_convert.cli.remote import local_gguf
 
@@ -24,6 +25,7 @@ def register(app: typer.Typer) -> None:
 
 
 def repair(
+    context: typer.Context,
     old: Annotated[
         Path,
         typer.Argument(
@@ -35,13 +37,7 @@ def repair(
     config: ConfigOption = None,
     biases: BiasesOption = None,
     tokenizer: TokenizerOption = None,
-    verify: Annotated[
-        VerifyChoice,
-        typer.Option(
-            help="What to check of the result: quick (structure, tensors, tokenizer), full (the "
-            "logits of every head too), none."
-        ),
-    ] = "quick",
+    verify: VerifyOption = "quick",
     json_: JsonOption = False,
     force: ForceOption = False,
 ) -> None:
@@ -60,4 +56,5 @@ def repair(
     plan = plan_repair(
         local_gguf(old), config=config, biases=biases, choices=Choices(tokenizer=tokenizer)
     )
-    carry_out(plan, out, verify, inputs=inputs, force=force, as_json=json_)
+    given = is_given(context, "verify")
+    carry_out(plan, out, verify, must_run=given, inputs=inputs, force=force, as_json=json_)

@@ -30,9 +30,11 @@ def register(app: typer.Typer) -> None:
 def transcribe(
     gguf: GgufArgument,
     speech: Annotated[
-        Path,
+        list[Path],
         typer.Argument(
-            metavar="SPEECH", help="A recording (wav, flac, ogg, mp3), or its codes (.npz)."
+            metavar="SPEECH..",
+            help="Recordings (wav, flac, ogg, mp3), or their codes (.npz). Of several, each gets a "
+            "line: its path, a tab, the phonemes; with --json, a list.",
         ),
     ],
     codec: CodecOption = None,
@@ -41,29 +43,39 @@ def transcribe(
     threads: ThreadsOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Print the phonemes of a recording, as the model hears them."""
+    """Print the phonemes of recordings, as the model hears them."""
     from valle_convert.audio import open_codec
     from valle_convert.audio.codes import is_codes_path
     from valle_convert.decode import TranscribeOptions
     from valle_convert.families.bundle import open_bundle
+    from valle_convert.files import check_input_file
     from valle_convert.speech.speaker import Watch
 
     begin = time.perf_counter()
     bundle = open_bundle(local_gguf(gguf))
     hear = bundle.family.ability("transcribe")
-    opened = None if is_codes_path(speech) else open_codec(codec, bundle.model)
+    several = len(speech) > 1
+    for path in speech if several else ():
+        check_input_file(path, "recording")
+    opened = None if all(map(is_codes_path, speech)) else open_codec(codec, bundle.model)
+    found = []
     with bundle.family.speaker(bundle, codec=opened, n_threads=threads) as speaker:
         loaded = time.perf_counter() - begin
         watch = Watch(progress=console.progress_bar)
-        heard = hear(speaker, speech, language, TranscribeOptions(max_phonemes), watch=watch)
+        for path in speech:
+            heard = hear(speaker, path, language, TranscribeOptions(max_phonemes), watch=watch)
+            found.append({"file": str(path), **_heard_json(heard, loaded)})
+            if not json_:
+                console.data(f"{path}\t{heard.phonemes}" if several else heard.phonemes)
+            label = f"{path}: " if several else "note: "
+            for notice in heard.notices:
+                console.talk(f"{label}{notice}")
+            if heard.end == "limit":
+                console.talk(
+                    f"{label}there is more than the {max_phonemes} phonemes of --max-phonemes"
+                )
     if json_:
-        console.data_json(_heard_json(heard, loaded))
-    else:
-        console.data(heard.phonemes)
-    for notice in heard.notices:
-        console.talk(f"note: {notice}")
-    if heard.end == "limit":
-        console.talk(f"note: there is more than the {max_phonemes} phonemes of --max-phonemes")
+        console.data_json(found if several else found[0])
 
 
 def _heard_json(heard: Heard, loaded: float) -> dict[str, Any]:

@@ -310,10 +310,13 @@ def _folder_tensors(folder: Path) -> tuple[TensorSource, tuple[Path, ...]]:
     index = folder / _INDEX
     if index.is_file():
 
-        def get(name: str) -> Path | None:
+        def get(name: str) -> tuple[Path, TensorSource, Mapping[str, str]] | None:
             path = folder / name
             # No exception where a name is too long to be one.
-            return path if os.path.isfile(path) else None  # noqa: PTH113
+            if not os.path.isfile(path):  # noqa: PTH113
+                return None
+            file = SafetensorsFile(path)
+            return path, file, file.metadata
 
         shards = ShardedTensors(index, get)
         return shards, (index, *shards.paths)

@@ -120,6 +120,7 @@ def plan(checkpoint: Checkpoint, choices: Choices | None = None) -> Plan:
             forced=forced,
             metadata=choices.metadata,
             set_salt=None if salt is None else (family.name, salt),
+            assumed=description.assumed,
         )
         for part, contents in description.contents.items()
     }

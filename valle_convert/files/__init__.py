@@ -14,7 +14,12 @@ the file that it points to is written.
 from valle_convert.files.atomic import atomic_output, atomic_outputs, write_text_atomically
 from valle_convert.files.digests import sha256_of
 from valle_convert.files.folders import locked_folder, made_folder, remove_stale
-from valle_convert.files.inputs import check_input_file, read_json_object, read_small_file
+from valle_convert.files.inputs import (
+    check_input_file,
+    decoded,
+    read_json_object,
+    read_small_file,
+)
 from valle_convert.files.paths import describe_os_error, os_fault, stat_of, valid_utf8
 from valle_convert.files.targets import (
     check_free_space,
@@ -31,6 +36,7 @@ __all__ = [
     "check_free_space",
     "check_input_file",
     "check_outputs",
+    "decoded",
     "describe_os_error",
     "explained_writes",
     "is_stream",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import stat
 from pathlib import Path
@@ -9,6 +10,14 @@ from typing import Any
 
 from valle_convert.errors import InputError
 from valle_convert.files.paths import kind_of, os_fault, stat_of, suggest
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 
 def check_input_file(path: Path, what: str = "file") -> None:
@@ -19,6 +28,11 @@ def check_input_file(path: Path, what: str = "file") -> None:
         EnvironmentFault: this user may not look.
     """
     found = stat_of(path, f"The {what} {path}")
+    if found is None and path.is_symlink():
+        raise InputError(
+            f"{path} is a link to {path.readlink()}, which is not there; give the file itself, or "
+            "mend the link."
+        )
     if found is None:
         raise InputError(f"There is no {what} {path}; {suggest(path)}")
     if stat.S_ISDIR(found.st_mode):
@@ -85,3 +99,16 @@ def read_json_object(
 
 def _a(what: str) -> str:
     return f"{'an' if what[0] in 'aeiou' else 'a'} {what}"
+
+
+def decoded(data: bytes) -> str:
+    """A text in UTF-8, or in the UTF-16 or UTF-32 that the mark at its beginning names.
+
+    Raises:
+        ValueError: it is in no such encoding.
+    """
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    text = data.decode(encoding)
+    if "\0" in text:
+        raise ValueError("it has NUL characters, as UTF-16 without a mark; save it as UTF-8")
+    return text

@@ -147,8 +147,8 @@ def compare_files(
     paths = [next(iter(files.values())).path for files in (first, second)]
     if list(first) != list(second):
         raise InputError(
-            f"{paths[0]} has {plural(len(first), 'file')}, and {paths[1]} has {len(second)}; compare files "
-            "of one kind."
+            f"{paths[0]} has {plural(len(first), 'file')}, and {paths[1]} has {len(second)}; "
+            "compare files of one kind."
         )
     pairs = [(f"{part}: " if len(first) > 1 else "", first[part], second[part]) for part in first]
     keys: list[KeyDifference] = []

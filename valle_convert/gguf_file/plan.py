@@ -155,6 +155,7 @@ def lay_out(
     forced: GgmlType | None,
     metadata: GeneralMetadata,
     set_salt: tuple[str, str] | None = None,
+    assumed: tuple[str, ...] = (),
 ) -> PlannedFile:
     """Lay out one file, without reading weights.
 
@@ -165,6 +166,7 @@ def lay_out(
         forced: the type of all matrices; None for the sources' own.
         metadata: the `general.*` values that the user gave.
         set_salt: see `PlannedFile`.
+        assumed: what the config does not say, in words.
 
     Raises:
         InputError: the type cannot hold the rows of some tensors; all are named.
@@ -197,7 +199,7 @@ def lay_out(
     if contents.biases:
         n_biases = sum(bias.n_rows for bias in contents.biases)
         laid.append(Key(gguf_keys.BIAS_KEY, [0.0] * n_biases, "[f32]", deferred=True))
-    laid += source_keys(checkpoint)
+    laid += source_keys(checkpoint, assumed)
     if set_salt is not None:
         laid.append(Key(gguf_keys.SET_ID_KEY, gguf_keys.NO_DIGEST, "string", deferred=True))
     laid += keys.tail
@@ -242,7 +244,7 @@ def digest_keys(tensors: tuple[PlannedTensor, ...]) -> list[Key]:
     ]
 
 
-def source_keys(checkpoint: Checkpoint) -> list[Key]:
+def source_keys(checkpoint: Checkpoint, assumed: tuple[str, ...] = ()) -> list[Key]:
     """Where the weights come from, and what converted them."""
     keys = [
         Key("valle.source.name", checkpoint.path.name, "string"),
@@ -253,13 +255,14 @@ def source_keys(checkpoint: Checkpoint) -> list[Key]:
         keys.append(Key("valle.source.global_step", step, "u64"))
     if checkpoint.lora is not None:
         keys.append(Key(gguf_keys.SOURCE_LORA_KEY, checkpoint.lora, "string"))
-    if checkpoint.assumed:
-        keys.append(Key(gguf_keys.SOURCE_ASSUMED_KEY, list(checkpoint.assumed), "[string]"))
+    if checkpoint.assumed or assumed:
+        words = [*checkpoint.assumed, *assumed]
+        keys.append(Key(gguf_keys.SOURCE_ASSUMED_KEY, words, "[string]"))
     if checkpoint.lost:
         keys.append(Key(gguf_keys.SOURCE_LOST_KEY, list(checkpoint.lost), "[string]"))
-    for name, words in checkpoint.origin.items():
-        value = words if isinstance(words, str) else list(words)
-        kind = "string" if isinstance(words, str) else "[string]"
+    for name, said in checkpoint.origin.items():
+        value = said if isinstance(said, str) else list(said)
+        kind = "string" if isinstance(said, str) else "[string]"
         keys.append(Key(f"{gguf_keys.SOURCE_PREFIX}{name}", value, kind))
     keys.append(Key(gguf_keys.CONVERTER_KEY, __version__, "string"))
     return keys

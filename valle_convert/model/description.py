@@ -106,6 +106,7 @@ class Description(Generic[M]):
         contents: of each file by its part's name, the main part first.
         dropped: what is left out, with reasons.
         notes: things worth telling the user, such as config switches without effect.
+        assumed: what the config does not say, and is taken as the training project takes it.
         recovered: source tensors that are written in another form, by name.
     """
 
@@ -114,6 +115,7 @@ class Description(Generic[M]):
     contents: Mapping[str, Contents]
     dropped: tuple[Dropped, ...] = ()
     notes: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
     recovered: Mapping[str, Recovered] = field(default_factory=lambda: MappingProxyType({}))
 
     def blocks(self) -> tuple[RowBlock, ...]:

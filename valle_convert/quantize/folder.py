@@ -1,4 +1,7 @@
-"""The folder of a run: what its manifest lists before, and which of it is removed at the end.
+"""The folder of a run: what its manifest lists before, and what becomes of it at the end.
+
+The manifest says of each model what the last run found that judged it. A run that makes or judges a
+file takes that back before it starts, so that nothing that breaks off leaves a verdict behind.
 
 Removing files is the last step of a run. It takes a verdict that passed, and only files that the
 manifest lists with the digest they have, made from the source of this run.
@@ -6,22 +9,25 @@ manifest lists with the digest they have, made from the source of this run.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from valle_convert.errors import InputError, ValleConvertError
+from valle_convert.errors import EnvironmentFault, InputError, ValleConvertError
 from valle_convert.files import check_outputs, describe_os_error, sha256_of, valid_utf8
+from valle_convert.quantize.make import Made
 from valle_convert.quantize.manifest import (
     MANIFEST,
     SUMS,
+    Judgement,
     ManifestFile,
     read_manifest,
     unlisted_models,
     write_manifest,
 )
-from valle_convert.quantize.report import QuantizeReport
+from valle_convert.quantize.report import FileReport, QuantizeReport
 
 # The other files of a set of VALL-E X are called after its first.
 _PART = re.compile(r"-nar(-\d+)?(?=\.gguf$)")
@@ -53,6 +59,59 @@ def known_files(folder: Path, *, force: bool) -> dict[str, ManifestFile]:
             f"{str(error).rstrip('.')}, and is not overwritten; give another folder, or --force."
         ) from error
     return {file.name: file for file in files if (folder / file.name).is_file()}
+
+
+class UnsettledFolder(EnvironmentFault):
+    """The files are made and judged, and the folder could not be written to after that.
+
+    Attributes:
+        report: of the run.
+    """
+
+    def __init__(self, message: str, report: QuantizeReport) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+def forget_verdicts(
+    folder: Path, listed: Mapping[str, ManifestFile], names: Collection[str]
+) -> dict[str, ManifestFile]:
+    """The manifest with nothing said of these files, which is written where that is new."""
+    changed = {
+        name: replace(file, judgement=Judgement())
+        for name, file in listed.items()
+        if name in names and file.judgement != Judgement()
+    }
+    if changed:
+        write_manifest(folder, list({**listed, **changed}.values()))
+    return {**listed, **changed}
+
+
+def record_verdicts(
+    folder: Path,
+    listed: Mapping[str, ManifestFile],
+    judged: Sequence[tuple[Made, FileReport]],
+) -> dict[str, ManifestFile]:
+    """The manifest, written, with what a run found."""
+    found = {
+        entry.name: replace(listed[entry.name], judgement=_judgement(file))
+        for made, file in judged
+        for entry in made.entries
+    }
+    write_manifest(folder, list({**listed, **found}.values()))
+    return {**listed, **found}
+
+
+def _judgement(file: FileReport) -> Judgement:
+    given = {} if file.limits is None else asdict(file.limits)
+    given.pop("why", None)
+    none = {"max": math.inf, "min": 0.0}  # of what limits nothing
+    limits = {name: x for name, x in given.items() if x != none[name[:3]]}
+    if file.faults:
+        return Judgement("failed", limits)
+    if file.open_questions or not (file.verified or file.limits):
+        return Judgement("not judged", limits)
+    return Judgement("passed", limits)
 
 
 def settle_folder(

@@ -6,11 +6,11 @@ A report's file tells its form by its extension.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
-from valle_convert.errors import InputError
-from valle_convert.files import check_outputs, write_text_atomically
+from valle_convert.errors import InputError, ValleConvertError
+from valle_convert.files import check_outputs, read_json_object, write_text_atomically
 from valle_convert.quantize.html import check_matplotlib, to_html
 from valle_convert.quantize.report import QuantizeReport
 from valle_convert.strict_json import to_json_text
@@ -20,6 +20,11 @@ FORMS: dict[str, Callable[[QuantizeReport], str]] = {
     ".md": QuantizeReport.to_markdown,
     ".html": to_html,
 }
+#: The first line of a log.
+LOG_HEAD = "What llama-quantize said to valle-convert:"
+_OF_A_REPORT = {"schema_version", "verdict", "source", "tool", "sequences", "files"}
+_MAX_REPORT = 64 << 20
+_MAX_START = 1 << 16
 
 
 def check_reports(targets: Sequence[Path], *, force: bool) -> None:
@@ -40,34 +45,51 @@ def check_reports(targets: Sequence[Path], *, force: bool) -> None:
             check_matplotlib()
 
 
-def write_reports(report: QuantizeReport, targets: Sequence[Path], *, force: bool) -> None:
-    """Write the report in every form asked for."""
+def write_report(report: QuantizeReport, target: Path, *, force: bool) -> None:
+    """Write the report in the form that the target's extension tells."""
+    write_text_atomically(target, FORMS[target.suffix](report), force=force)
+
+
+def remove_old(targets: Sequence[Path], earlier: Path | None) -> None:
+    """Remove reports and logs of a run before, so that none of them speaks for one that breaks off.
+
+    Args:
+        targets: what a run will write over; what is no report and no log of this program stays.
+        earlier: a report that it reads, which stays.
+    """
     for target in targets:
-        write_text_atomically(target, FORMS[target.suffix](report), force=force)
+        with suppress(OSError, ValleConvertError):
+            is_read = earlier is not None and target.samefile(earlier)
+            if target.is_file() and not target.is_symlink() and not is_read and _is_ours(target):
+                target.unlink()
+
+
+def _is_ours(path: Path) -> bool:
+    if path.suffix == ".json":
+        return read_json_object(path, "report", _MAX_REPORT).keys() >= _OF_A_REPORT
+    with path.open("rb") as file:
+        start = file.read(_MAX_START).decode("utf-8", "replace")
+    heads = {".md": "# Quantized: ", ".html": "<!doctype html>\n"}
+    if not start.startswith(heads.get(path.suffix, LOG_HEAD)):
+        return False
+    return path.suffix != ".html" or "<title>Quantized: " in start
 
 
 class LogFile:
-    """Keeps what llama-quantize said, run after run, and writes it at the end, whatever happens.
-
-    Use it as a context manager; it gives the function that takes the lines of one run.
-    """
+    """Keeps what llama-quantize said, run after run, until it is written."""
 
     def __init__(self, target: Path | None, *, force: bool) -> None:
         self._target = target
         self._force = force
         self._lines: list[str] = []
-        if target is not None:
-            check_outputs([target], force=force)
 
-    def __enter__(self) -> Callable[[list[str]], object]:
-        return self._lines.extend
+    def keep(self, lines: list[str]) -> None:
+        """Take the log of one run."""
+        self._lines += lines
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def write(self) -> None:
+        """Write what was taken since the last time, if there is anything."""
         if self._target is not None and self._lines:
-            text = "\n".join(self._lines) + "\n"
+            text = "\n".join([LOG_HEAD, *self._lines, ""])
+            self._lines.clear()
             write_text_atomically(self._target, text, force=self._force)

@@ -12,10 +12,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from valle_convert.errors import InputError, ValleConvertError
 from valle_convert.files import (
@@ -26,6 +26,7 @@ from valle_convert.files import (
 )
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.progress import Progress, silent
+from valle_convert.quantize.types import FILE_TYPES
 from valle_convert.strict_json import to_json_text
 from valle_convert.wording import plural
 
@@ -34,6 +35,7 @@ SUMS = "SHA256SUMS"
 SCHEMA_VERSION = 1
 _MAX_BYTES = 64 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+Outcome = Literal["passed", "failed", "not judged"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,19 @@ class TensorDigest:
     kind: str
     shape: tuple[int, ...]
     sha256: str
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the last run that judged a file found.
+
+    Attributes:
+        outcome: "not judged" also where that run has not finished.
+        limits: what the file was held to, by the names of a report's `limits`.
+    """
+
+    outcome: Outcome = "not judged"
+    limits: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,6 +75,7 @@ class ManifestFile:
         arguments: the tool's, without paths.
         imatrix_sha256: of the importance matrix; None where none was used.
         tensors: in file order; none where it is no GGUF file.
+        judgement: of a model.
     """
 
     name: str
@@ -71,6 +87,12 @@ class ManifestFile:
     arguments: tuple[str, ...]
     imatrix_sha256: str | None
     tensors: tuple[TensorDigest, ...]
+    judgement: Judgement = Judgement()
+
+    @property
+    def is_model(self) -> bool:
+        """Whether it is no importance matrix and no list."""
+        return self.kind in FILE_TYPES
 
     def to_json(self) -> dict[str, Any]:
         """The entry as plain values."""
@@ -83,6 +105,7 @@ class ManifestFile:
             "tool": dict(self.tool),
             "arguments": list(self.arguments),
             "imatrix_sha256": self.imatrix_sha256,
+            "verdict": asdict(self.judgement) if self.is_model else None,
             "tensors": [
                 {"type": values.pop("kind"), **values} for values in map(asdict, self.tensors)
             ],
@@ -169,11 +192,14 @@ def read_manifest(path: Path) -> tuple[ManifestFile, ...]:
     return files
 
 
-def check_manifest(path: Path, *, progress: Progress = silent) -> ManifestCheck:
+def check_manifest(
+    path: Path, *, require_passed: bool = False, progress: Progress = silent
+) -> ManifestCheck:
     """Hold every file of a folder against its manifest, and SHA256SUMS against both.
 
     Args:
         path: the folder, or its manifest.json.
+        require_passed: whether there has to be a model, and every model has to have passed.
         progress: shows the bytes read.
 
     Raises:
@@ -192,12 +218,25 @@ def check_manifest(path: Path, *, progress: Progress = silent) -> ManifestCheck:
         Finding(name, "no manifest lists it")
         for name in unlisted_models(folder, [file.name for file in files])
     ]
+    if require_passed:
+        findings += _unpassed(files)
     return ManifestCheck(
         n_files=len(files),
         n_tensors=sum(len(file.tensors) for file in files),
         n_bytes=sum(file.n_bytes for file in files),
         findings=tuple(findings),
     )
+
+
+def _unpassed(files: Sequence[ManifestFile]) -> Iterator[Finding]:
+    models = [file for file in files if file.is_model]
+    if not models:
+        yield Finding(MANIFEST, "it lists no model that could have passed")
+    for file in models:
+        judgement = file.judgement
+        if judgement.outcome != "passed":
+            limits = ", ".join(f"{name} {value:g}" for name, value in judgement.limits.items())
+            yield Finding(file.name, f"{judgement.outcome}{limits and f' (limits: {limits})'}")
 
 
 def unlisted_models(folder: Path, listed: Iterable[str]) -> list[str]:
@@ -282,7 +321,17 @@ def _parse(entry: Mapping[str, Any]) -> ManifestFile:
             )
             for one in entry["tensors"]
         ),
+        judgement=_judgement(entry["verdict"]),
     )
+
+
+def _judgement(value: Mapping[str, Any] | None) -> Judgement:
+    if value is None:
+        return Judgement()
+    outcome = value["outcome"]
+    if outcome not in get_args(Outcome):
+        raise ValueError(f"{outcome!r:.40} is no verdict")
+    return Judgement(outcome, {_text(name): float(x) for name, x in value["limits"].items()})
 
 
 def _text(value: object) -> str:

@@ -7,6 +7,7 @@ files      quality, speed, what is heard, the verdict on each
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.make import Made
 from valle_convert.quantize.options import Options, RunLog
 from valle_convert.quantize.plan import arguments_of
+from valle_convert.quantize.quality import ALL
 from valle_convert.quantize.report import FileReport, QuantizeReport, TensorReport
 from valle_convert.quantize.source import Scratch, SourceBundle, split_off
 from valle_convert.quantize.tool import Quantizer
@@ -33,6 +35,11 @@ if TYPE_CHECKING:
     from valle_convert.quantize.listening import Listening
     from valle_convert.quantize.quality import Expected, Measured
     from valle_convert.verify.report import Report
+
+
+#: What an utterance takes on llama.cpp, and the verdict of a file, over what an utterance takes on
+#: the reference: measured on small models, within a factor of two.
+_MEASURING, _VERIFYING = 1.5, 12.0
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class Measuring:
         Raises:
             EnvironmentFault: llama.cpp does not work on this machine.
         """
-        expected = self._expected()
+        expected = self._expected(len(made))
         base, base_kind = self._baseline()
         tensors = _quantized(base, self.source)
         measured, _ = self._measure(base, base_kind, expected)
@@ -75,9 +82,19 @@ class Measuring:
                 base, self.options, self.log.progress
             )
         files: list[FileReport] = []
+        start = time.perf_counter()
         for one, file in zip(made, report.files, strict=True):
+            if len(files) == 1:
+                left = (time.perf_counter() - start) * (len(made) - 1)
+                self.log.talk(f"{_files(len(made) - 1)} to go: about {_duration(left)}")
             bundle, kind = open_files(one.plan.path), one.plan.kind.name
             measured, note = self._measure(bundle, kind, expected)
+            if measured is not None:  # said at once: what comes after may break off
+                total = measured.quality[ALL]
+                self.log.talk(
+                    f"measured {file.name}: KL mean {total.kl_mean:.2e}, best code kept in "
+                    f"{total.best_code:.2%}"
+                )
             if measured is not None and listening is not None and test is not None:
                 listened = self._listen(bundle, kind, test)
                 beyond = listening.beyond_noise(listened)
@@ -90,7 +107,7 @@ class Measuring:
                     measured=measured,
                     verified=verified,
                     note=notes,
-                    tensors=tuple(_tensor_reports(source, bundle)),
+                    tensors=tuple(tensor_reports(source, bundle)),
                 )
             )
         return replace(
@@ -138,15 +155,24 @@ class Measuring:
         )
         return report, ""
 
-    def _expected(self) -> Expected:
+    def _expected(self, n_files: int) -> Expected:
         from valle_convert.quantize.quality import run_reference
 
         examples, source = self.examples, self.source
         family = source.family
 
         def run(network: Computing, name: str) -> Expected:
+            start, told = time.perf_counter(), False
             with self.log.progress("reference", examples.count, "utterances") as advance:
-                return run_reference(family, network, name, examples, advance)
+
+                def follow(n: int) -> None:
+                    nonlocal told
+                    advance(n)
+                    if not told:
+                        self._tell_how_long(time.perf_counter() - start, n_files)
+                        told = True
+
+                return run_reference(family, network, name, examples, follow)
 
         if source.reference is not None:
             checkpoint, description = source.reference.checkpoint, source.reference.description
@@ -156,6 +182,17 @@ class Measuring:
             return run(network, f"{checkpoint.path.name} in PyTorch, float32{names}")
         with self._open(source.bundle) as files:
             return run(files, f"{source.name} on llama.cpp (no checkpoint was given)")
+
+    def _tell_how_long(self, seconds: float, n_files: int) -> None:
+        """By what the first utterance took on the reference, until a file has been measured."""
+        n = self.examples.count
+        verifying = 0 if self.source.reference is None else _VERIFYING
+        left = seconds * (n - 1 + _MEASURING * n + n_files * (_MEASURING * n + verifying))
+        listening = "" if self.audience is None else ", and listening what the speech takes"
+        self.log.talk(
+            f"measuring {_files(n_files)} takes about {_duration(left)}{listening} (fewer "
+            "--utterances take less, --no-measure none)"
+        )
 
     def _baseline(self) -> tuple[Bundle, str]:
         """The F16 files that sizes and speeds stand beside; made where the input is none."""
@@ -213,6 +250,17 @@ def judge(report: QuantizeReport, gates: Gates, options: Options) -> QuantizeRep
     return replace(report, files=tuple(files))
 
 
+def _files(n: int) -> str:
+    return "1 file" if n == 1 else f"{n} files"
+
+
+def _duration(seconds: float) -> str:
+    """As people say it: `40 seconds`, `3 minutes`, `2.5 hours`."""
+    if seconds < 90:
+        return f"{max(round(seconds), 1)} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
 def _quantized(bundle: Bundle, source: SourceBundle) -> tuple[Any, ...]:
     """The tensors of the parts that llama-quantize makes."""
     return tuple(
@@ -220,7 +268,8 @@ def _quantized(bundle: Bundle, source: SourceBundle) -> tuple[Any, ...]:
     )
 
 
-def _tensor_reports(source: SourceBundle, bundle: Bundle) -> Iterator[TensorReport]:
+def tensor_reports(source: SourceBundle, bundle: Bundle) -> Iterator[TensorReport]:
+    """Every matrix that llama-quantize made, with its type and what that changed."""
     several = len(source.units) > 1
     for unit in source.units:
         before = source.bundle.files[unit.part].tensors

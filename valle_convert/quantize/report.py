@@ -372,7 +372,9 @@ class QuantizeReport:
             yield from (_cell(self.recommendation()), "")
         yield from _markdown_table(*self.answer())
         yield ""
-        yield from (f"- {_cell(line)}" for line in self.facts())
+        yield from (f"- {_cell(line)}" for line in self.facts() if line != f"again: {self.command}")
+        if self.command:
+            yield from ("", "## Command", "", "```sh", self.command, "```")
         yield from ("", f"## {DETAILS_TITLE}", "")
         yield from _markdown_table(*self.details())
         yield from ("", "## What the columns mean", "")

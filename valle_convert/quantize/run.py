@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from valle_convert.checkpoint import Checkpoint
-from valle_convert.errors import EnvironmentFault, InputError
+from valle_convert.errors import EnvironmentFault, InputError, ValleConvertError
+from valle_convert.families.bundle import open_files
 from valle_convert.files import (
     check_free_space,
     check_input_file,
@@ -35,7 +36,13 @@ from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY
 from valle_convert.llama.library import INSTALL, find_library
 from valle_convert.quantize.audience import Audience
 from valle_convert.quantize.examples import Examples
-from valle_convert.quantize.folder import known_files, settle_folder
+from valle_convert.quantize.folder import (
+    UnsettledFolder,
+    forget_verdicts,
+    known_files,
+    record_verdicts,
+    settle_folder,
+)
 from valle_convert.quantize.imatrix import (
     ImatrixInput,
     collect_imatrices,
@@ -55,7 +62,7 @@ from valle_convert.quantize.make import (
     tool_of,
 )
 from valle_convert.quantize.manifest import ManifestFile, write_manifest
-from valle_convert.quantize.measure import Measuring, judge, open_adapters
+from valle_convert.quantize.measure import Measuring, judge, open_adapters, tensor_reports
 from valle_convert.quantize.options import AUTO, NONE, Options, RunLog, inputs_of
 from valle_convert.quantize.plan import BundlePlan, file_name, plan_bundles
 from valle_convert.quantize.report import FileReport, QuantizeReport
@@ -97,6 +104,7 @@ def quantize(
         InputError: something given cannot be used.
         EnvironmentFault: no tool, no space, no permission, another run at work in the folder, or
             the tool failed.
+        UnsettledFolder: all is done, and the folder cannot be written to any more.
     """
     log = log or RunLog()
     single = out.suffix == ".gguf"
@@ -123,6 +131,11 @@ def quantize(
         if options.dry_run:
             return job.report
         _check_space(source, job.outputs, folder)
+        judges = bool(options.measure or any(map(gates.limits_of, job.options.types)))
+        if not single:
+            unsaid = [one for one in job.outputs if judges or not one.kept]
+            names = {path.name for one in unsaid for path in one.plan.paths.values()}
+            job = replace(job, known=forget_verdicts(folder, known, names))
         if not source.is_complete:
             log.talk(f"converting {path.name} first")
         source.complete(log.progress)
@@ -135,18 +148,41 @@ def quantize(
                 quantizer, source, examples.measured, job.options, scratch, log, audience
             )
             report = measuring.measure(report, made)
+        elif options.scan:
+            report = replace(report, files=tuple(_with_types(source, made, report)))
         report = judge(report, gates, job.options)
         if single:
             return report
-        ours = {
-            *(entry.name for one in made for entry in one.entries),
-            *(matrix.name for one in made for matrix in one.plan.imatrices),
-            *([_listing_of(job.mixture).name] if job.mixture else []),
-        }
-        sources = {one.sha256 for one in source.units.values()}
-        sources |= {entry.source_sha256 for one in made for entry in one.entries}
-        sources.add((report.checkpoint or {}).get("sha256", ""))
-        return settle_folder(report, folder, listed, ours, sources, prune=options.prune)
+        return _settle(source, job, folder, listed, made, report, judges=judges)
+
+
+def _settle(
+    source: SourceBundle,
+    job: _Job,
+    folder: Path,
+    listed: Mapping[str, ManifestFile],
+    made: Sequence[Made],
+    report: QuantizeReport,
+    *,
+    judges: bool,
+) -> QuantizeReport:
+    """Record the verdicts, and see to the files of earlier runs."""
+    ours = {
+        *(entry.name for one in made for entry in one.entries),
+        *(matrix.name for one in made for matrix in one.plan.imatrices),
+        *([_listing_of(job.mixture).name] if job.mixture else []),
+    }
+    sources = {one.sha256 for one in source.units.values()}
+    sources |= {entry.source_sha256 for one in made for entry in one.entries}
+    sources.add((report.checkpoint or {}).get("sha256", ""))
+    pairs = zip(made, report.files, strict=True)
+    judged = [(one, file) for one, file in pairs if judges or one.status == "made"]
+    try:
+        listed = record_verdicts(folder, listed, judged)
+        return settle_folder(report, folder, listed, ours, sources, prune=job.options.prune)
+    except ValleConvertError as fault:
+        message = f"The files are made and judged, and {folder} is not in order: {fault}"
+        raise UnsettledFolder(message, report) from fault
 
 
 @dataclass(frozen=True)
@@ -222,19 +258,20 @@ def _make(
     log: RunLog,
 ) -> tuple[dict[str, ManifestFile], list[Made]]:
     """Make the matrices and the files; a folder's manifest lists each once it is whole."""
-    plans, outputs, options = job.plans, job.outputs, job.options
+    outputs, options = job.outputs, job.options
     listed = dict(job.known)
-    if any(plan.lacks_imatrix for plan in plans):
+    if any(plan.lacks_imatrix for plan in job.plans):
         real = job.matrices.make(options, scratch, log)
-        plans = [plan.with_imatrices(real) for plan in plans]
-        outputs = outputs_of(quantizer, plans, source, job.known, options)
-        if job.matrices.is_kept:
+        if folder is not None and job.matrices.is_kept:
             listed |= {one.name: imatrix_entry(one) for one in real.values()}
+            write_manifest(folder, list(listed.values()))  # files may be refused now
+        plans = [plan.with_imatrices(real) for plan in job.plans]
+        outputs = outputs_of(quantizer, plans, source, job.known, options)
     if job.mixture is not None:
         listing = _write_mixture(job.mixture, options)
         listed[listing.name] = plain_entry(listing, "tensor-types", source)
-    if folder is not None:
-        write_manifest(folder, list(listed.values()))
+        if folder is not None:
+            write_manifest(folder, list(listed.values()))
     made = make_all(
         quantizer, outputs, source, None if folder is None else listed, options, scratch, log
     )
@@ -575,6 +612,14 @@ def _done(made: Made) -> FileReport:
         seconds=made.seconds,
         note=_set_note(plan),
     )
+
+
+def _with_types(
+    source: SourceBundle, made: Sequence[Made], report: QuantizeReport
+) -> Iterator[FileReport]:
+    """Files that are not measured, with the type of each matrix all the same."""
+    for one, file in zip(made, report.files, strict=True):
+        yield replace(file, tensors=tuple(tensor_reports(source, open_files(one.plan.path))))
 
 
 def _set_note(plan: BundlePlan) -> str:

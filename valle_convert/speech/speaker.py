@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -100,7 +100,7 @@ class Line(Generic[RowsT]):
     language_id: int | None = None
 
 
-class Speaker(Closing, ABC, Generic[SourceT, RowsT, VoiceT]):
+class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
     """A model that speaks. Close it, or use it as a context manager.
 
     SourceT is what it takes for a voice, VoiceT what it makes of one, RowsT what its network is

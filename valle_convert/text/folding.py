@@ -68,6 +68,8 @@ _NAMES = {
 }
 #: No reader of these languages takes such a number as one; the Korean voice drops its fraction.
 _GROUPING = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+#: Plain marks have a space after them, but not in numbers.
+_WIDE_MARK = re.compile(r"[，：；！？](?=\w)(?!(?<=\d.)\d)")
 _CURRENCY_FIRST = re.compile(r"([$€£¥₩])\s?(\d+(?:[.,]\d+)*)")
 
 
@@ -92,7 +94,7 @@ def fold(text: str, said: Callable[[str], bool] = lambda _: False) -> str:
         elif plain[:1].isdigit() and folded and folded[-1][-1:].isdigit() and plain != character:
             if not unicodedata.decomposition(character).startswith(_SAME_NUMBER):
                 plain = f" {plain}"  # 1½ is not 11/2, and 10² not 102
-        elif character in "，：；！？" and not text[i + 1 : i + 2].isdigit():
+        elif _WIDE_MARK.match(text, i):
             plain += " "
         folded.append(plain)
     return re.sub(r"\s+", " ", unicodedata.normalize("NFC", "".join(folded))).strip()

@@ -12,6 +12,7 @@ What makes the model an ordinary `gemma` for llama.cpp:
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from valle_convert.checkpoint import Checkpoint
+from valle_convert.checkpoint.plain_values import whole
 from valle_convert.errors import InputError, UnsupportedModelError
 from valle_convert.model.collector import Collector, count_numbered
 from valle_convert.model.description import (
@@ -63,6 +65,14 @@ _SIZES = {
 _DEFAULT_SIZE = {"resp_levels": 8, "audio_tokens": 1024, "text_tokens": 8575}
 _CAPABILITIES = ("ar", "nar", "len", "lang", "tone")
 _DEFAULT_CONTEXT = 22_750  # what the training project writes unless a length is set
+_DEFAULT_VERSION = 5
+#: What the training project takes where its config does not say.
+_DEFAULTS: dict[str, object] = {
+    "capabilities": ["ar", "nar"],
+    "audio_embedding_sums": False,
+    "unified_position_ids": True,
+    "noncausal_masks": False,
+}
 
 #: Switches of `experimental` that the forward pass of versions 5 and 6 does not read: they
 #: steer training, or belong to version 7.
@@ -76,7 +86,7 @@ _WITHOUT_EFFECT = frozenset(
     cfg_prom_dropout_p lang_cond_dropout_p use_raw_text_p layerskip layerskip_r
     layerskip_p_max layerskip_e_scale len_use_logits per_level_normalization
     use_audio_encoder_level_weights use_audio_encoder_ffn use_audio_encoder_norm
-    audio_decoder_ffn_expansion_size audio_encoder_ffn_expansion_size
+    audio_decoder_ffn_expansion_size audio_encoder_ffn_expansion_size masking_ratio
     """.split()
 )
 
@@ -98,11 +108,12 @@ _MUST_BE: dict[str, tuple[object, ...]] = {
 _READ = frozenset(
     """
     split_classifiers classifiers_bias audio_embedding_sums unified_position_ids
-    noncausal_masks max_position_embeddings masking_ratio kv_heads
+    noncausal_masks max_position_embeddings kv_heads
     """.split()
 )
 
-#: Keys of the config itself and of `size` that are read, or have no effect on the result.
+#: Keys of the config itself and of `size` that the training project knows. It reads no others, so
+#: that they change nothing.
 _CONFIG_KEYS = frozenset(
     """
     name version size tasks langs tones experts arch_type capabilities experimental
@@ -112,7 +123,7 @@ _CONFIG_KEYS = frozenset(
 )
 _SIZE_KEYS = frozenset(
     """
-    dim heads layers resp_levels audio_tokens text_tokens phoneme_tokens ffn
+    dim heads layers resp_levels audio_tokens text_tokens phoneme_tokens ffn label
     """.split()
 )
 
@@ -135,16 +146,31 @@ class _Switches:
     unified: bool
     noncausal: bool
     context: int
+    assumed: tuple[str, ...]
 
 
 def _read_switches(checkpoint: Checkpoint) -> _Switches:
     config, where = checkpoint.config, f"{checkpoint.path} (config {checkpoint.config_source})"
-    experimental = _dict(config, "experimental", where)
+    experimental = config.get("experimental")
+    if experimental is not None and not isinstance(experimental, Mapping):
+        raise InputError(
+            f"{where}: experimental is {experimental!r}, where a dict is expected; give it with "
+            "--config."
+        )
+    experimental = experimental or {}
+    assumed = [f"version {_DEFAULT_VERSION}"] if config.get("version") is None else []
     _refuse_unsupported(config, experimental, where)
     faults: list[str] = []
 
+    def said(mapping: Mapping[str, Any], key: str) -> Any:  # noqa: ANN401 - of a config
+        value = mapping.get(key)
+        if value is None and key in _DEFAULTS:
+            value = _DEFAULTS[key]
+            assumed.append(f"{key} {json.dumps(value)}")
+        return value
+
     def flag(key: str) -> bool:
-        value = experimental.get(key)
+        value = said(experimental, key)
         if not isinstance(value, bool):
             faults.append(f"experimental.{key} is {value!r}, where true or false is expected")
         return bool(value)
@@ -156,13 +182,14 @@ def _read_switches(checkpoint: Checkpoint) -> _Switches:
         value = mapping.get(key, default)
         if value is None:
             return default
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31:
+        n = whole(value)
+        if n is None or not 0 <= n < 1 << 31:
             faults.append(f"{key} is {value!r}, where a whole number is expected")
             return default
-        return value
+        return n
 
     dim, heads, layers, claims = _read_size(config, count, faults)
-    capabilities = config.get("capabilities")
+    capabilities = said(config, "capabilities")
     if (
         not isinstance(capabilities, list)
         or not capabilities
@@ -174,18 +201,14 @@ def _read_switches(checkpoint: Checkpoint) -> _Switches:
         )
         capabilities = []
 
-    sums = experimental.get("audio_embedding_sums")
+    sums = said(experimental, "audio_embedding_sums")
     if not (isinstance(sums, bool) or sums in ("prom", "resp")):
         faults.append(
             f"experimental.audio_embedding_sums is {sums!r}, where true, false, 'prom' or 'resp' "
             "is expected"
         )
-    ratio = experimental.get("masking_ratio", 0.8)
-    if not isinstance(ratio, int | float) or isinstance(ratio, bool):
-        faults.append(f"experimental.masking_ratio is {ratio!r}, where a number is expected")
-
     switches = _Switches(
-        version=config["version"],
+        version=whole(config.get("version")) or _DEFAULT_VERSION,
         capabilities=tuple(capabilities),
         dim=dim,
         heads=heads,
@@ -199,6 +222,7 @@ def _read_switches(checkpoint: Checkpoint) -> _Switches:
         unified=flag("unified_position_ids"),
         noncausal=flag("noncausal_masks"),
         context=count(experimental, "max_position_embeddings", _DEFAULT_CONTEXT),
+        assumed=tuple(assumed),
     )
     if not switches.context:
         faults.append("experimental.max_position_embeddings is 0, where a length is expected")
@@ -263,35 +287,21 @@ def _refuse_unsupported(
         refused.append(f"experts {config['experts']!r} (supported: 1, no mixture of experts)")
     for key, neutral in _MUST_BE.items():
         value = experimental.get(key, neutral[0])
+        value = whole(value) if isinstance(value, float) and value.is_integer() else value
         if not any(value == item and type(value) is type(item) for item in neutral):
             refused.append(f"experimental.{key} {value!r} (supported: {neutral[0]!r})")
-    size = config.get("size")
-    for prefix, mapping, known in (
-        ("", config, _CONFIG_KEYS),
-        ("size.", size if isinstance(size, Mapping) else {}, _SIZE_KEYS),
-        ("experimental.", experimental, _READ | _WITHOUT_EFFECT | _MUST_BE.keys()),
-    ):
-        # An unknown switch may change the result, unless it is off.
-        refused += [
-            f"{prefix}{key} {value!r} (not known here)"
-            for key, value in mapping.items()
-            if key not in known and value not in (None, False, 0, "", [], {})
-        ]
+    # An unknown switch may change the result, unless it is off.
+    known = _READ | _WITHOUT_EFFECT | _MUST_BE.keys()
+    refused += [
+        f"experimental.{key} {value!r} (not known here)"
+        for key, value in experimental.items()
+        if key not in known and value not in (None, False, 0, "", [], {})
+    ]
     if refused:
         raise UnsupportedModelError(
             f"{where}: {'; '.join(refused)}. What this would compute is not what a converted file "
             "computes; where a switch is known to have no effect, turn it off with --config."
         )
-
-
-def _dict(config: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
-    value = config.get(key)
-    if not isinstance(value, Mapping):
-        raise InputError(
-            f"{where}: {key} is {value!r}, where a dict is expected; positions, attention and sums "
-            "stand in it: give it with --config."
-        )
-    return value
 
 
 # ------------------------------------------------------------------- tables and heads
@@ -398,7 +408,7 @@ _DROPPED: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"metrics\..*"), "accuracy counters of training"),
     (re.compile(r"dropout_token"), "replaces tokens in training only"),
     (
-        re.compile(r"(.*\.)?rotary_emb\.inv_freq"),
+        re.compile(r"(.*\.)?(rotary_emb\.)?((original_)?inv_freq|(cos|sin)_cached)"),
         "rotary frequencies follow from the head size",
     ),
 )
@@ -414,15 +424,16 @@ def check_version(checkpoint: Checkpoint) -> None:
         UnsupportedModelError: it is another version.
         InputError: the config does not say, or there is none.
     """
-    if not checkpoint.config:
+    if not any(key in _CONFIG_KEYS for key in checkpoint.config):
         raise InputError(
             f"{checkpoint.path} has no config, and no config.yaml lies with it; heads, positions "
             "and attention cannot be told from the weights: give them with --config config.yaml."
         )
-    version = checkpoint.config.get("version")
-    if not isinstance(version, int) or isinstance(version, bool):
+    said = checkpoint.config.get("version", _DEFAULT_VERSION)
+    version = whole(said)
+    if version is None:
         raise InputError(
-            f"{checkpoint.path}: the config ({checkpoint.config_source}) gives version {version!r},"
+            f"{checkpoint.path}: the config ({checkpoint.config_source}) gives version {said!r},"
             f" where a whole number is expected ({_SUPPORTED}); add it with --config."
         )
     if version in VERSIONS:
@@ -547,8 +558,21 @@ def describe(checkpoint: Checkpoint, codec: Codec | None = None) -> Description[
         checkpoint.tensors,
         {PART: Contents(tuple(rows), tuple(backbone), tuple(biases))},
         tuple(dropped),
-        tuple(notes),
+        (*notes, *_unread(checkpoint.config)),
+        switches.assumed,
     )
+
+
+def _unread(config: Mapping[str, Any]) -> list[str]:
+    """What is said of keys of the config that nothing reads."""
+    size = config.get("size")
+    keys = [key for key in config if key not in _CONFIG_KEYS]
+    keys += [
+        f"size.{key}"
+        for key in (size if isinstance(size, Mapping) else ())
+        if key not in _SIZE_KEYS
+    ]
+    return [f"keys of the config that nothing reads: {', '.join(keys[:10])}"] if keys else []
 
 
 def _check_words(checkpoint: Checkpoint, model: Model) -> None:

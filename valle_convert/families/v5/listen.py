@@ -14,7 +14,7 @@ from valle_convert.audio.recorded import Recorded
 from valle_convert.decode import decode_speech
 from valle_convert.errors import InputError
 from valle_convert.families.v5.recordings import say_all, voice_prompt
-from valle_convert.files import read_small_file
+from valle_convert.files import decoded, read_small_file
 from valle_convert.listening.listen import Sentence, ways_of
 from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import Model
@@ -51,8 +51,8 @@ def read_sentences(
     """
     data = read_small_file(path, "list of sentences", _MAX_SENTENCES_BYTES, pipe=True)
     try:
-        lines = data.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError:
+        lines = decoded(data).splitlines()
+    except ValueError:
         raise InputError(f"{path} is not UTF-8; save it as UTF-8, one sentence a line.") from None
     texts = {f"{path}, line {i}": line.strip() for i, line in enumerate(lines, 1) if line.strip()}
     if len(texts) < 2:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.checkpoint import Checkpoint, TensorSource, TensorSpec
+from valle_convert.checkpoint.config import load_config, overlay
 from valle_convert.checkpoint.exported import (
     EMBEDDINGS,
     HEADS,
@@ -31,7 +32,6 @@ from valle_convert.checkpoint.exported import (
     rows_of_export,
 )
 from valle_convert.checkpoint.folder import DiskTree, found_file
-from valle_convert.checkpoint.read import load_config, overlay
 from valle_convert.checkpoint.source import FLOAT32, BlockSource, CarriedVocabulary
 from valle_convert.errors import InputError
 from valle_convert.families.v5.facts import LAYER_TENSORS

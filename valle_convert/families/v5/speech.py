@@ -249,11 +249,11 @@ class VersionFiveSpeaker(Speaker[Recording, Codes, Codes]):
         given = options.language and self._language(options.language)
         sentences = [text] if whole else split_sentences(text, language=given) or [""]
         notices: tuple[str, ...] = ()
-        if options.language is None:
+        if given:
+            languages = [given] * len(sentences)
+        else:
             languages = detect_languages(sentences, self._languages)
             notices = tuple(assumed_language_notices(sentences, languages, self._languages))
-        else:
-            languages = [self._language(options.language)] * len(sentences)
 
         def reader(sentence: str, language: str) -> Callable[[], Line[Codes]]:
             return lambda: self._line(sentence, to_phonemes(sentence, language), language)

@@ -1,0 +1,591 @@
+"""What other trainers, wrappers and people write: the same model, and what was done is said."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import datetime as dt
+import json
+import os
+import shutil
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path, PosixPath
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from checkpoint.containers import arrays_of, torch_state, write_config, write_safetensors
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from make_checkpoint import Shape, config_of, userdata
+from support import Cli, error_of
+
+from valle_convert import read_checkpoint
+from valle_convert.checkpoint import Checkpoint
+from valle_convert.checkpoint.plain_values import load_yaml, to_plain
+from valle_convert.errors import InputError
+from valle_convert.families import family_of
+from valle_convert.families.family import Choices
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.model.description import Description
+
+SHAPE = Shape(dim=32, layers=1, levels=2, audio_tokens=10)
+WEIGHTS = arrays_of(SHAPE)
+MANY = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+State = dict[str, torch.Tensor]
+
+
+def state() -> State:
+    return torch_state(WEIGHTS)
+
+
+def read(path: Path, **options: Any) -> Checkpoint:
+    """A checkpoint that has to have the weights of `SHAPE`, and a config that fits."""
+    checkpoint = read_checkpoint(path, **options)
+    describe(checkpoint)
+    assert set(checkpoint.tensors.specs) == set(WEIGHTS)
+    for name, values in WEIGHTS.items():
+        np.testing.assert_array_equal(checkpoint.tensors.read(name), values)
+    return checkpoint
+
+
+def metadata(config: dict[str, Any] | None = None) -> dict[str, str]:
+    return {
+        "config": json.dumps(config or config_of(SHAPE)),
+        "userdata": json.dumps(userdata()),
+    }
+
+
+def save(path: Path, value: object, **options: Any) -> Path:
+    """A file of torch.save with a config.yaml beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_config(path.parent, SHAPE)
+    torch.save(value, path, **options)
+    return path
+
+
+# ---------------------------------------------------------------------------------- names
+
+WRAPPERS = [
+    "_orig_mod",
+    "module",
+    "_forward_module",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "base_model.model",
+]
+
+
+@MANY
+@given(data=st.data(), kind=st.sampled_from([".sft", ".pth", "shards"]))
+def test_wrappers_come_off_at_any_level(tmp_path: Path, data: st.DataObject, kind: str) -> None:
+    front = data.draw(st.lists(st.sampled_from(WRAPPERS), max_size=3))
+    depth, wrapper = data.draw(st.integers(0, 3)), data.draw(st.sampled_from(WRAPPERS))
+    only = data.draw(st.sampled_from(["", "model.", "resps_emb."]))
+
+    def wrapped(name: str) -> str:
+        parts = name.split(".")
+        if name.startswith(only):
+            parts.insert(min(depth, len(parts) - 1), wrapper)
+        return ".".join([*front, *parts])
+
+    names = {wrapped(name): values for name, values in WEIGHTS.items()}
+    shutil.rmtree(tmp_path / "m", ignore_errors=True)
+    (tmp_path / "m").mkdir()
+    if kind == ".sft":
+        path = tmp_path / "m" / "m.sft"
+        write_safetensors(path, names, metadata())
+    elif kind == ".pth":
+        path = save(tmp_path / "m" / "m.pth", {"module": OrderedDict(torch_state(names))})
+    else:
+        path = shards(tmp_path / "m", names, ".safetensors")
+    checkpoint = read(path)
+    assert any("without what wraps them" in note for note in checkpoint.notes)
+    assert checkpoint.origin["notes"]
+
+
+def shards(folder: Path, arrays: dict[str, Any], suffix: str) -> Path:
+    stem = "model" if suffix == ".safetensors" else "pytorch_model"
+    files = [f"{stem}-{i + 1:05}-of-00002{suffix}" for i in range(2)]
+    places = {name: files[i % 2] for i, name in enumerate(arrays)}
+    for file in files:
+        part = {name: values for name, values in arrays.items() if places[name] == file}
+        if suffix == ".safetensors":
+            write_safetensors(folder / file, part, {"format": "pt"})
+        else:
+            torch.save(torch_state(part), folder / file)
+    write_config(folder, SHAPE)
+    index = folder / f"{stem}{suffix}.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    return index
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net.", "vall_e.lm.", "student._orig_mod."])
+def test_what_a_trainer_puts_in_front_of_all_names_comes_off(prefix: str, tmp_path: Path) -> None:
+    path = save(tmp_path / "a.ckpt", {"state_dict": {prefix + k: v for k, v in state().items()}})
+    assert f"{prefix}sep is sep" in " ".join(read(path).notes)
+
+
+def test_two_names_that_would_become_one_are_refused(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "a.sft", WEIGHTS | {"module.sep": WEIGHTS["sep"]}, metadata())
+    with pytest.raises(InputError, match=r"sep and module\.sep \(sep\)"):
+        read_checkpoint(tmp_path / "a.sft")
+    two = {
+        f"{one}.{name}": values for one in ("first", "second") for name, values in WEIGHTS.items()
+    }
+    write_safetensors(tmp_path / "b.sft", two, metadata())
+    with pytest.raises(InputError, match=r"2 models, .* 'first\.', 'second\.'"):
+        read_checkpoint(tmp_path / "b.sft")
+
+
+def test_a_component_is_a_whole_one(tmp_path: Path, cli: Cli) -> None:
+    """Whatever only looks like a wrapper is a tensor that nobody expects."""
+    arrays = WEIGHTS | {"modules.x": WEIGHTS["sep"], "a_module.y": WEIGHTS["sep"]}
+    write_safetensors(tmp_path / "a.sft", arrays, metadata())
+    message = error_of(cli("inspect", tmp_path / "a.sft"), 2)
+    assert "unexpected: modules.x [32], a_module.y [32]" in message
+
+
+AVERAGES: dict[str, Callable[[], dict[str, Any]]] = {
+    "a dict beside": lambda: {"model": state(), "model_ema": state()},
+    "another dict beside": lambda: {"state_dict": state(), "ema_state_dict": state()},
+    "names beside": lambda: {"state_dict": beside("ema.", "")},
+    "names of ema-pytorch": lambda: (
+        beside("ema_model.", "online_model.")
+        | {"initted": torch.tensor(True), "step": torch.tensor([7])}
+    ),
+}
+
+
+def beside(averaged: str, plain: str) -> State:
+    own = {plain + name: values for name, values in state().items()}
+    return own | {averaged + name: values * 2 for name, values in state().items()}
+
+
+@pytest.mark.parametrize("kind", AVERAGES)
+def test_averages_beside_the_weights_are_left_out_and_said(kind: str, tmp_path: Path) -> None:
+    checkpoint = read(save(tmp_path / "a.pt", AVERAGES[kind]()))
+    assert any("averaged (EMA) weights beside the weights" in note for note in checkpoint.notes)
+
+
+def test_averages_in_a_file_beside_are_left_out_and_said(tmp_path: Path) -> None:
+    save(tmp_path / "m" / "model_ema.pt", state())
+    save(tmp_path / "m" / "weights.pt", state())
+    checkpoint = read(tmp_path / "m")
+    assert checkpoint.path.name == "weights.pt"
+    assert "left out: model_ema.pt" in " ".join(checkpoint.notes)
+
+
+def test_averages_alone_are_the_weights(tmp_path: Path) -> None:
+    read(save(tmp_path / "a.pt", {"ema": state(), "epoch": 3}))
+    # torch.optim.swa_utils.AveragedModel
+    averaged = {f"module.{name}": values for name, values in state().items()}
+    read(save(tmp_path / "b.pt", averaged | {"n_averaged": torch.tensor(3)}))
+
+
+# ----------------------------------------------------------------------------- containers
+
+TRAINERS = {
+    "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]},
+    "optimizer_states": [{"state": {}, "param_groups": []}],
+    "lr_schedulers": [],
+    "scheduler_state_dict": {"base": torch.zeros(2)},
+    "rng_state": torch.zeros(5, dtype=torch.uint8),
+    "loss": torch.tensor(0.5),
+    "epoch": 3,
+    "scaler": {"scale": torch.ones(1)},
+    "callbacks": {"best": torch.zeros(1)},
+    "pytorch-lightning_version": "2.4.0",
+}
+
+
+@MANY
+@given(
+    keys=st.lists(
+        st.sampled_from(["state_dict", "model_state_dict", "model", "net", "module", "generator"]),
+        max_size=3,
+    ),
+    others=st.sets(st.sampled_from(sorted(TRAINERS))),
+    suffix=st.sampled_from([".pth", ".pt", ".ckpt", ".bin", ".th", ".pth.tar", "", ".weights"]),
+    legacy=st.booleans(),
+)
+def test_the_weights_are_found_wherever_they_lie(
+    tmp_path: Path, keys: list[str], others: set[str], suffix: str, legacy: bool
+) -> None:
+    value: dict[str, Any] = state()
+    for depth, key in enumerate(keys):
+        value = {key: value} | ({name: TRAINERS[name] for name in others} if not depth else {})
+    path = save(tmp_path / f"a{suffix}", value, _use_new_zipfile_serialization=not legacy)
+    read(path)
+    path.unlink()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_shards_of_either_kind(suffix: str, tmp_path: Path) -> None:
+    assert "sharded" in read(shards(tmp_path, WEIGHTS, suffix)).container
+    read(tmp_path)
+
+
+def test_a_container_is_told_by_its_content(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "a.pth", WEIGHTS, metadata())
+    assert "a.pth is a safetensors file by its content" in read(tmp_path / "a.pth").notes[0]
+    save(tmp_path / "a.sft", state())
+    assert "a.sft is a file of torch.save by its content" in read(tmp_path / "a.sft").notes[0]
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        ["optimizer.pt", "scheduler.pt", "rng_state.pth"],
+        ["state_of_something.pth", "x.pt"],
+        ["training_args.bin", "random_states_0.pth"],
+    ],
+)
+def test_of_several_files_the_one_with_a_model_is_taken(others: list[str], tmp_path: Path) -> None:
+    path = save(tmp_path / "m" / "weights.bin", state())
+    for name in others:
+        torch.save({"x": torch.zeros(2)}, tmp_path / "m" / name)
+    assert read(tmp_path / "m").path == path
+    message = "holds no model of a family that is known here"
+    with pytest.raises(InputError, match=message):
+        read_checkpoint(tmp_path / "m" / others[-1])
+
+
+def test_several_models_in_one_file_are_named(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.pt", {"generator": state(), "second": {"inner": state()}})
+    with pytest.raises(InputError, match=r"2 dicts of tensors \(generator, second\.inner\)"):
+        read_checkpoint(path)
+    shared = state()
+    read(save(tmp_path / "b.pt", {"model": shared, "state_dict": shared}))
+
+
+def test_an_unpacked_file_is_packed_again(tmp_path: Path) -> None:
+    with zipfile.ZipFile(save(tmp_path / "archive.pth", {"module": state()})) as archive:
+        archive.extractall(tmp_path / "out")
+    (tmp_path / "archive.pth").unlink()
+    inner = tmp_path / "out" / "archive"
+    write_config(inner, SHAPE)
+    for path in (tmp_path / "out", inner, inner / "data.pkl"):
+        checkpoint = read(path)
+        assert "archive is an unpacked file of torch.save" in checkpoint.notes
+        assert len(checkpoint.sha256()) == 64
+    (inner / "data" / "3").write_bytes(b"short")
+    with pytest.raises(InputError, match=r"is damaged|cannot be read"):
+        read(inner)
+
+
+def test_nothing_of_a_bare_pickle_is_run(tmp_path: Path) -> None:
+    class Runs:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    value = {"module": state(), "config": Runs()}
+    for legacy in (False, True):
+        path = save(tmp_path / "a.pth", value, _use_new_zipfile_serialization=not legacy)
+        with pytest.raises(InputError, match=r"could run code|cannot be read"):
+            read_checkpoint(path)
+    assert not (tmp_path / "ran").exists()
+
+
+# ---------------------------------------------------------------------------------- links
+
+
+@pytest.mark.parametrize("up", range(4))
+def test_links_in_a_circle_are_passed_over(up: int, tmp_path: Path) -> None:
+    folder = tmp_path / "root" / "ckpt" / "m" / "1000"
+    save(folder / "state.pth", {"module": state()})
+    (folder.parent / "latest").write_text("1000")
+    shutil.move(folder / "config.yaml", tmp_path / "root" / "config.yaml")
+    place = [folder, *folder.parents][up]
+    (place / "self").symlink_to("self")
+    (place / "above").symlink_to("..")
+    (place / "here").symlink_to(".")
+    (place / "gone").symlink_to("nowhere")
+    for path in (folder / "state.pth", folder, folder.parent, folder.parent.parent):
+        assert read(path).path == folder / "state.pth"
+    config = tmp_path / "c.yaml"
+    config.write_text("name: mine")
+    assert read(folder, config=config).config["name"] == "mine"
+
+
+def test_a_link_to_nothing_is_told_with_its_target(tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "dead.sft").symlink_to("nowhere.sft")
+    message = error_of(cli("inspect", tmp_path / "dead.sft"), 2)
+    assert "dead.sft is a link to nowhere.sft, which is not there" in message
+
+
+# -------------------------------------------------------------------------------- configs
+
+
+class Unknown:
+    """Something that no reader of a config knows."""
+
+
+def config_with(**changes: Any) -> dict[str, Any]:
+    config = config_of(SHAPE)
+    for key, value in changes.items():
+        config["size" if key in config["size"] else "experimental"][key] = value
+    return config
+
+
+def told(config: object, tmp_path: Path) -> Checkpoint:
+    """The config inside a file of torch.save."""
+    torch.save({"module": state(), "config": config, "userdata": userdata()}, tmp_path / "a.pth")
+    return read(tmp_path / "a.pth")
+
+
+FORMS: dict[str, Callable[[Any], Any]] = {
+    "numpy": lambda n: np.asarray(n)[()],
+    "int32": lambda n: np.int32(n) if type(n) is int else n,
+    "a 0-d array": np.asarray,
+    "a 0-d tensor": torch.tensor,
+    "a whole float": lambda n: float(n) if type(n) is int else n,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_value_is_what_it_says(form: str, tmp_path: Path) -> None:
+    def formed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: formed(inner) for key, inner in value.items()}
+        return FORMS[form](value) if isinstance(value, bool | int | float) else value
+
+    plain = described(told(config_of(SHAPE), tmp_path))
+    assert described(told(formed(config_of(SHAPE)), tmp_path)) == plain
+
+
+def describe(checkpoint: Checkpoint) -> Description[Any]:
+    return family_of(checkpoint).describe(checkpoint, Choices())
+
+
+def described(checkpoint: Checkpoint) -> tuple[object, object]:
+    description = describe(checkpoint)
+    return description.model.config, description.assumed
+
+
+def test_tuples_namespaces_and_ordered_dicts_are_lists_and_dicts(tmp_path: Path) -> None:
+    plain = described(told(config_of(SHAPE), tmp_path))
+    config = config_of(SHAPE)
+    config["capabilities"] = tuple(config["capabilities"])
+    config["experimental"] = OrderedDict(config["experimental"])
+    assert described(told(argparse.Namespace(**config), tmp_path)) == plain
+    config["experimental"] = collections.defaultdict(int, config["experimental"])
+    assert described(told(config, tmp_path)) == plain
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        PosixPath("training/ckpt/fp32.sft"),
+        dt.datetime(2024, 1, 2, tzinfo=dt.UTC),
+        argparse.Namespace(x=1),
+        np.arange(3),
+        np.zeros(5000),
+        torch.zeros(70, 70),
+        {1, 2},
+        1 << 80,
+        Unknown(),
+        "8e-1",
+        None,
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("key", ["path", "comment"])
+def test_what_nothing_reads_stops_nothing(key: str, value: object, tmp_path: Path) -> None:
+    config = config_of(SHAPE) | {key: value}
+    config["size"][key] = value
+    checkpoint = told(config, tmp_path)
+    notes = " ".join((*checkpoint.notes, *describe(checkpoint).notes))
+    if key == "comment":
+        assert "comment" in notes
+    if isinstance(value, Unknown):
+        assert "Unknown" in notes
+
+
+def test_a_switch_that_changes_what_is_computed_still_does(tmp_path: Path) -> None:
+    for change in ({"rotate_twice": True}, {"causal_size": np.int64(2)}, {"dim": Unknown()}):
+        with pytest.raises(InputError):
+            told(config_with(**change), tmp_path)
+
+
+@pytest.mark.parametrize("value", ["random", "rand", 1, None, [0.2, 0.8]])
+def test_the_ratio_of_masking_in_training_is_not_read(value: object, tmp_path: Path) -> None:
+    told(config_with(masking_ratio=value), tmp_path)
+
+
+def test_a_switch_that_is_absent_has_the_training_projects_default_and_is_said(
+    tmp_path: Path, cli: Cli
+) -> None:
+    config = config_of(SHAPE)
+    config.pop("version")
+    experimental = config["experimental"]
+    for key in ("unified_position_ids", "noncausal_masks", "audio_embedding_sums"):
+        experimental.pop(key)
+    write_safetensors(tmp_path / "a.sft", WEIGHTS, metadata(config))
+    model = describe(read_checkpoint(tmp_path / "a.sft")).model.config
+    assert (model.positions, model.nar_attention, model.sum_prompt) == ("unified", "causal", False)
+    out = tmp_path / "a.gguf"
+    result = cli(tmp_path / "a.sft", out)
+    assert result.code == 0, result.err
+    assert "assumed, since the file does not say: unified_position_ids true" in result.err
+    assert "unified_position_ids true" in GgufFile(out).keys["valle.source.assumed"]
+    assert "version 5" in GgufFile(out).keys["valle.source.assumed"]
+    assert "unified_position_ids true" in cli("inspect", tmp_path / "a.sft").err
+    assert cli("verify", tmp_path / "a.sft", out, "--level", "structure").code == 0
+    config["experimental"] = None
+    write_safetensors(tmp_path / "b.sft", WEIGHTS, metadata(config))
+    assert len(describe(read_checkpoint(tmp_path / "b.sft")).assumed) == 4
+
+
+def test_the_users_config_goes_before_the_check(tmp_path: Path) -> None:
+    torch.save({"module": state(), "config": [Unknown()]}, tmp_path / "a.pth")
+    given = tmp_path / "c.yaml"
+    given.write_text(yaml.safe_dump(config_of(SHAPE)))
+    assert "are passed over: all of it" in " ".join(read(tmp_path / "a.pth", config=given).notes)
+    wrong = config_of(SHAPE) | {"capabilities": Unknown()}
+    torch.save({"module": state(), "config": wrong}, tmp_path / "b.pth")
+    read(tmp_path / "b.pth", config=given)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("name", ["config.yaml", "config.yml"])
+def test_a_config_in_any_encoding_with_a_mark(name: str, encoding: str, tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "a.sft", WEIGHTS)
+    text = yaml.safe_dump({"models": [config_of(SHAPE)]}).replace("0.8", "8e-1")
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    assert read(tmp_path / "a.sft").config["experimental"]["masking_ratio"] == 0.8
+
+
+def test_utf_16_without_a_mark_is_named(tmp_path: Path, cli: Cli) -> None:
+    write_safetensors(tmp_path / "a.sft", WEIGHTS)
+    (tmp_path / "config.yaml").write_bytes("version: 5".encode("utf-16-le"))
+    assert "as UTF-16 without a mark" in error_of(cli("inspect", tmp_path / "a.sft"), 2)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_number_of_yaml_is_a_number_however_it_is_written(value: float) -> None:
+    assert load_yaml(f"x: {value!r}") == {"x": value}
+    assert load_yaml(f"x: {value:e}") == {"x": float(f"{value:e}")}
+    assert load_yaml(f"x: {value:.0e}") == {"x": float(f"{value:.0e}")}
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=8,
+)
+
+
+@given(PLAIN)
+def test_plain_values_stay_as_they_are(value: object) -> None:
+    assert repr(to_plain(value)) == repr((value, []))
+
+
+# ----------------------------------------------------------------------------------- LoRAs
+
+TARGET = "model.layers.0.self_attn.q_proj"
+DOWN, UP = np.full((4, 32), 0.5, np.float32), np.ones((32, 4), np.float32)
+
+
+def peft(folder: Path, adapter: str = "", prefix: str = "base_model.model.", **more: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    pair = {"lora_A": DOWN, "lora_B": UP}
+    arrays = {f"{prefix}{TARGET}.{side}{adapter}.weight": one for side, one in pair.items()}
+    write_safetensors(folder / "adapter_model.safetensors", arrays, {"format": "pt"})
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none", "fan_in_fan_out": False}
+    (folder / "adapter_config.json").write_text(json.dumps(config | more))
+    return folder
+
+
+def merged(path: Path, lora: Path) -> Any:
+    return read_checkpoint(path, lora=lora).tensors.read(f"{TARGET}.weight")
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    write_safetensors(tmp_path / "base.sft", WEIGHTS, metadata())
+    return tmp_path / "base.sft"
+
+
+@pytest.mark.parametrize("adapter", ["", ".default", ".mine"])
+@pytest.mark.parametrize("prefix", ["base_model.model.", "", "net.", "module.base_model.model."])
+def test_a_lora_of_peft_is_taken(adapter: str, prefix: str, base: Path, tmp_path: Path) -> None:
+    folder = peft(tmp_path / "peft", adapter, prefix)
+    expected = WEIGHTS[f"{TARGET}.weight"] + 8 / 4 * (UP @ DOWN)
+    for path in (folder, folder / "adapter_model.safetensors"):
+        np.testing.assert_allclose(merged(base, path), expected, atol=1e-6)
+    scaled = WEIGHTS[f"{TARGET}.weight"] + 8 / 2 * (UP @ DOWN)
+    np.testing.assert_allclose(
+        merged(base, peft(folder, adapter, prefix, use_rslora=True)), scaled, atol=1e-6
+    )
+
+
+def test_a_lora_inside_a_model_that_peft_wraps_is_merged(tmp_path: Path) -> None:
+    arrays = {}
+    for name, values in WEIGHTS.items():
+        own = f"{TARGET}.base_layer.weight" if name == f"{TARGET}.weight" else name
+        arrays[f"base_model.model.{own}"] = values
+    arrays |= {
+        f"base_model.model.{TARGET}.lora_A.default.weight": DOWN,
+        f"base_model.model.{TARGET}.lora_B.default.weight": UP,
+    }
+    write_safetensors(tmp_path / "a.sft", arrays, metadata())
+    checkpoint = read_checkpoint(tmp_path / "a.sft", lora_alpha=8)
+    describe(checkpoint)
+    expected = WEIGHTS[f"{TARGET}.weight"] + 8 / 4 * (UP @ DOWN)
+    np.testing.assert_allclose(checkpoint.tensors.read(f"{TARGET}.weight"), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"use_dora": True},
+        {"rank_pattern": {"q_proj": 2}},
+        {"peft_type": "IA3"},
+        {"modules_to_save": ["sep"]},
+        {"fan_in_fan_out": True},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+def test_what_peft_computes_otherwise_is_refused_by_name(
+    more: dict[str, Any], base: Path, tmp_path: Path, cli: Cli
+) -> None:
+    folder = peft(tmp_path / "peft", **more)
+    message = error_of(cli(base, tmp_path / "o.gguf", "--lora", folder), 2)
+    assert next(iter(more)) in message
+    assert "merge_and_unload" in message
+
+
+def test_a_lora_where_a_checkpoint_is_expected_is_told(tmp_path: Path, cli: Cli) -> None:
+    folder = peft(tmp_path / "peft")
+    for path in (folder, folder / "adapter_model.safetensors"):
+        assert "holds a LoRA alone" in error_of(cli("inspect", path), 2)
+
+
+# ---------------------------------------------------------------------------------- others
+
+
+@pytest.mark.parametrize("name", ["model.rotary_emb.inv_freq", "model.layers.0.cos_cached"])
+def test_saved_buffers_are_left_out(name: str, tmp_path: Path) -> None:
+    buffer = np.zeros((8, 4), np.float32)
+    write_safetensors(tmp_path / "a.sft", WEIGHTS | {name: buffer}, metadata())
+    dropped = describe(read_checkpoint(tmp_path / "a.sft")).dropped
+    assert name in {one.source for one in dropped}
+
+
+def test_what_was_taken_leniently_stands_in_the_file_and_verifies(tmp_path: Path, cli: Cli) -> None:
+    path = save(tmp_path / "a.ckpt", {"state_dict": {f"model.{k}": v for k, v in state().items()}})
+    out = tmp_path / "a.gguf"
+    result = cli(path, out)
+    assert result.code == 0, result.err
+    notes = GgufFile(out).keys["valle.source.notes"]
+    assert notes[0] == "the weights are the entry 'state_dict'"
+    assert all(f"note: {note}" in result.err for note in notes)
+    assert cli("verify", path, out, "--level", "structure").code == 0
+    assert notes[0] in cli("inspect", path).err

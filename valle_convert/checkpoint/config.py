@@ -1,0 +1,179 @@
+"""The config of a checkpoint: where it is found, and what it says, in plain values.
+
+It comes from inside the file, or from a config.yaml beside a file that has none (above it, for the
+state of a training). Keys given by the user override both, before any of them is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from valle_convert.checkpoint.folder import Found, Tree, find_config
+from valle_convert.checkpoint.plain_values import load_yaml, to_plain
+from valle_convert.errors import InputError
+from valle_convert.files import decoded, read_small_file
+
+_MAX_BYTES = 1 << 20
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is said of a model.
+
+    Attributes:
+        keys: the training project's description of it.
+        source: where they came from, in words.
+        files: that they came from.
+        notes: what was left out, in words.
+    """
+
+    keys: Mapping[str, Any]
+    source: str
+    files: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def read_config(
+    path: Path,
+    inside: object,
+    plain: Mapping[str, Any],
+    given: Path | None,
+    tree: Tree,
+    found: Found,
+) -> Config:
+    """The config of the weights in a file.
+
+    Args:
+        path: of the file.
+        inside: what the file itself has for a config; None for nothing.
+        plain: what stands in its place where there is none: plain values beside the weights.
+        given: the user's file, whose keys override the others.
+        tree: where the file was found.
+        found: its place there.
+
+    Raises:
+        InputError: one is damaged.
+    """
+    keys: Mapping[str, Any] = {}
+    source, files, notes = "", [], []
+    if inside is not None:
+        try:
+            keys, left_out = plain_keys(inside)
+        except ValueError as error:
+            if given is None:
+                raise InputError(
+                    f"{path}: the entry 'config' is refused: {error}; give the config with "
+                    "--config, or export the checkpoint again."
+                ) from error
+            left_out = [f"all of it ({error})"]
+        source = "inside the checkpoint"
+        notes += _said(left_out, "the config inside the checkpoint")
+    elif (place := find_config(tree, found)) is not None:
+        beside = tree.get(place)
+        keys, left_out = _load(beside, found)
+        where = "beside" if place.parent == found.weights.parent else "above"
+        source = f"{place.name} {where} the checkpoint"
+        files.append(beside)
+        notes += _said(left_out, place.name)
+    if inside is None and plain:
+        keys = overlay(plain, keys)
+        source = source or "inside the checkpoint"
+    if given is not None:
+        over, left_out = _load(given, found)
+        keys = overlay(keys, over)
+        files.append(given)
+        source = f"{source}, overridden by {given.name}" if source else given.name
+        notes += _said(left_out, given.name)
+    return Config(keys, source or "none", tuple(files), tuple(notes))
+
+
+def _said(left_out: list[str], where: str) -> list[str]:
+    if not left_out:
+        return []
+    more = f", and {len(left_out) - _SHOWN} more" if len(left_out) > _SHOWN else ""
+    shown = ", ".join(left_out[:_SHOWN]) + more
+    return [f"keys of {where} without a plain value are passed over: {shown}"]
+
+
+def plain_keys(value: object) -> tuple[dict[str, Any], list[str]]:
+    """A dict, or what stands for one, in plain values; and what was left out of it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    plain, left_out = to_plain(value)
+    if not isinstance(plain, dict):
+        raise ValueError(  # noqa: TRY004 - as of any other value that is none
+            f"it is a {type(plain).__name__}, where a dict is expected"
+        )
+    return plain, left_out
+
+
+def load_config(path: Path, found: Found) -> Mapping[str, Any]:
+    """The keys of a config file, YAML or JSON.
+
+    Args:
+        path: of the file.
+        found: tells the model where the file lists several.
+
+    Raises:
+        InputError: it cannot be read, or holds no keys.
+    """
+    return _load(path, found)[0]
+
+
+def _load(path: Path, found: Found) -> tuple[Mapping[str, Any], list[str]]:
+    try:
+        # JSON is YAML, so one parser reads both.
+        loaded = load_yaml(decoded(read_small_file(path, "config", _MAX_BYTES, pipe=True)))
+    except ValueError as error:  # of the encoding, too
+        reason = " ".join(str(error).split())
+        raise InputError(f"The config {path} is neither YAML nor JSON: {reason}.") from error
+    # The training project's own config.yaml has its models under a key, and other things beside.
+    models = loaded.get("models") or loaded.get("model") if isinstance(loaded, dict) else None
+    if isinstance(models, list) and models:
+        loaded = _model_of(models, path, found)
+    elif isinstance(models, dict):
+        loaded = models
+    if not isinstance(loaded, dict):
+        raise InputError(
+            f"The config {path} holds a {type(loaded).__name__}, where keys and values are "
+            "expected, for example `version: 5`."
+        )
+    try:
+        return plain_keys(loaded)
+    except ValueError as error:
+        raise InputError(f"The config {path} is refused: {error}; correct it.") from error
+
+
+def _model_of(models: list[Any], path: Path, found: Found) -> object:
+    """The one model of a config's list that the weights are of, by the name of their folder.
+
+    A folder is called after its model, and what the training project appends: `ar+nar-llama-8`.
+    """
+    if len(models) == 1:
+        return models[0]
+    names = [str(model.get("name")) if isinstance(model, dict) else "" for model in models]
+    fitting = [name for name in names if f"{found.title}-".startswith(f"{name}-")]
+    longest = max(fitting, key=len, default=None)
+    if longest is None or names.count(longest) > 1:
+        raise InputError(
+            f"The config {path} describes {len(models)} models ({', '.join(names)}), and none, or "
+            f"more than one, is called like {found.title}; give a file with the right one with "
+            "--config."
+        )
+    return models[names.index(longest)]
+
+
+def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`below` with every key of `above` in place of its own, dicts merged key by key."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = overlay(old, value) if both else value  # type: ignore[arg-type]
+    return merged

@@ -1,0 +1,159 @@
+"""Names of tensors as the model itself has them: whatever wrapped it comes off.
+
+    _orig_mod.sep, module.sep, net._orig_mod.sep          -> sep
+    base_model.model.model.norm.weight                    -> model.norm.weight
+    q_proj.base_layer.weight, q_proj.lora_A.default.weight -> q_proj.weight, q_proj.lora_A
+
+torch.compile, DDP, FSDP, DeepSpeed and PEFT put components of their own into names, at any depth.
+A trainer puts one in front of all (`model.`, `net.`), which comes off where known names are behind
+it. Nothing comes off where two names would become one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from numpy.typing import NDArray
+
+from valle_convert.checkpoint.source import TensorSource, TensorSpec
+from valle_convert.errors import InputError
+
+_WRAPPERS = frozenset(
+    """
+    _orig_mod module _forward_module _fsdp_wrapped_module _checkpoint_wrapped_module base_layer
+    """.split()
+)
+_PEFT = ("base_model", "model")
+_PEFT_ADAPTER = re.compile(r"(.+\.lora_[AB])(\.[^.]+)?\.weight")
+#: Tensors that tell a model of a known family or an export of one, whatever stands before them.
+_KNOWN = re.compile(
+    r"((?:[^.]+\.)*?)"
+    r"(text_emb\.weight|phn_emb\.weight|sep|model\.embed_tokens\.weight"
+    r"|(?:ar|nar)_(?:decoder|text_embedding|audio_embeddings?|predict_layers?|stage_embeddings)\..+)"
+)
+#: A LLaMA of Hugging Face inside another module: Amphion's VALL-E v2, refused by name.
+_AMPHION = re.compile(r"model\.(model|lm_head)\..*|(phone|prompt)_embedder\..*")
+#: A moving average of weights, by the words of its name.
+_AVERAGED = re.compile(r"(^|[^a-z])(ema|avg|averaged?|swa|shadow|polyak)([^a-z]|$)", re.IGNORECASE)
+_COUNTER = re.compile(r"(.+\.)?(n_averaged|initted|num_updates|decay|step)")
+_SHOWN = 3
+
+
+class RenamedTensors:
+    """A `TensorSource` under other names.
+
+    Args:
+        tensors: under their own.
+        own: by the other name, the own one.
+    """
+
+    def __init__(self, tensors: TensorSource, own: Mapping[str, str]) -> None:
+        self._tensors, self._own = tensors, own
+        found = ((name, tensors.specs[one]) for name, one in own.items())
+        self.specs: Mapping[str, TensorSpec] = MappingProxyType(
+            {name: TensorSpec(name, s.dtype, s.dtype_name, s.shape) for name, s in found}
+        )
+
+    def read(self, name: str) -> NDArray[Any]:
+        """One tensor, as it is under its own name."""
+        return self._tensors.read(self._own[name])
+
+
+def is_model(names: Iterable[str]) -> bool:
+    """Whether there are names among these that a known model has, perhaps wrapped."""
+    return any(_known(unwrapped(name)) is not None for name in names)
+
+
+def is_refused_by_name(names: Iterable[str]) -> bool:
+    """Whether a family knows these names only to say why it does not take them."""
+    return any(map(_AMPHION.fullmatch, names))
+
+
+def is_averaged(name: str) -> bool:
+    """Whether a name is one of a moving average of weights."""
+    return _AVERAGED.search(name) is not None
+
+
+def unwrapped(name: str) -> str:
+    """A name without the components of wrappers."""
+    parts: list[str] = []
+    for part in name.split("."):
+        if part in _WRAPPERS:
+            continue
+        parts.append(part)
+        if tuple(parts[-2:]) == _PEFT:
+            del parts[-2:]
+    found = ".".join(parts) or name
+    adapter = _PEFT_ADAPTER.fullmatch(found)
+    return adapter[1] if adapter else found
+
+
+def with_plain_names(tensors: TensorSource, where: str) -> tuple[TensorSource, tuple[str, ...]]:
+    """The tensors under the names that the model has, and what was done to get there, in words.
+
+    Raises:
+        InputError: two tensors would have one name, or there are two models.
+    """
+    names = {name: unwrapped(name) for name in tensors.specs}
+    prefix, averages = _prefixes(names.values(), where)
+    notes: list[str] = []
+    left_out = {name for name, plain in names.items() if plain.startswith(tuple(averages))}
+    if left_out:
+        notes.append(
+            f"averaged (EMA) weights beside the weights are left out: {len(left_out)} tensors "
+            f"({', '.join(averages)}*)"
+        )
+    counters = [
+        name
+        for name, plain in names.items()
+        if tensors.specs[name].n_elements <= 1 and _COUNTER.fullmatch(plain)
+    ]
+    if counters:
+        notes.append(f"counters of the training are left out: {', '.join(counters[:_SHOWN])}")
+    own: dict[str, str] = {}
+    twice: list[str] = []
+    for name, plain in names.items():
+        if name in left_out or name in counters:
+            continue
+        target = plain.removeprefix(prefix)
+        if own.setdefault(target, name) != name:
+            twice.append(f"{own[target]} and {name} ({target})")
+    if twice:
+        raise InputError(
+            f"{where}: tensors would have one name without what wraps them: "
+            f"{', '.join(twice[:_SHOWN])}; save the plain state_dict() of one model."
+        )
+    renamed = [(name, target) for target, name in own.items() if target != name]
+    if renamed:
+        old, new = renamed[0]
+        notes.insert(
+            0, f"{len(renamed)} names of tensors are taken without what wraps them: {old} is {new}"
+        )
+    return (RenamedTensors(tensors, own), tuple(notes)) if notes else (tensors, ())
+
+
+def _known(name: str) -> str | None:
+    """What stands in front of a name that tells a model; None for other names."""
+    found = _KNOWN.fullmatch(name)
+    # Amphion's VALL-E v2 has a LLaMA of Hugging Face in a `model`; an export has it alone.
+    if found is None or (found[1] == "model." and found[2].startswith("model.")):
+        return None
+    return found[1]
+
+
+def _prefixes(names: Iterable[str], where: str) -> tuple[str, list[str]]:
+    """What stands in front of the model's names, and in front of those of its averages."""
+    found = sorted({prefix for name in names if (prefix := _known(name)) is not None})
+    averages = [prefix for prefix in found if is_averaged(prefix)]
+    models = [prefix for prefix in found if prefix not in averages] or averages
+    if len(models) > 1:
+        raise InputError(
+            f"{where} holds {len(models)} models, whose tensors begin with "
+            f"{', '.join(repr(one) for one in models[:_SHOWN])}, where one is expected; save the "
+            "plain state_dict() of one."
+        )
+    chosen = models[0] if models else ""
+    return chosen, [prefix for prefix in averages if prefix != chosen]
