@@ -279,7 +279,7 @@ def plot_likelihood(report: QuantizeReport, listening: Listening) -> Figure:
             label="beyond the noise of F16" if file.beyond_noise else "within the noise of F16",
             zorder=3,
         )
-        _name(axes, file.kind, size, difference.mean, left=False)
+        _name(axes, file.kind, size, difference.mean)
     _draw_front(axes, points)
     axes.set_xlabel("size of the file, MiB")
     axes.set_ylabel("NLL, nats a code more than F16")
@@ -288,16 +288,9 @@ def plot_likelihood(report: QuantizeReport, listening: Listening) -> Figure:
     return figure
 
 
-def _name(axes: Any, name: str, x: float, y: float, *, left: bool) -> None:  # noqa: ANN401
-    axes.annotate(
-        name,
-        (x, y),
-        xytext=(-8, -4) if left else (8, 4),
-        textcoords="offset points",
-        ha="right" if left else "left",
-        va="top" if left else "bottom",
-        fontsize=9,
-    )
+def _name(axes: Any, name: str, x: float, y: float) -> None:  # noqa: ANN401 - matplotlib's own
+    """Right above a point, where no smaller and no better one lies."""
+    axes.annotate(name, (x, y), xytext=(6, 3), textcoords="offset points", fontsize=9)
 
 
 def _draw_front(axes: Any, points: Mapping[str, tuple[int, float]]) -> None:  # noqa: ANN401
@@ -318,8 +311,7 @@ def plot_size(rows: Sequence[FileReport]) -> Figure:
     """Size against divergence, a point a file."""
     figure, axes = _figure(4.4)
     points: dict[str, tuple[int, float]] = {}
-    # Neighbours take different sides, so that their names do not lie on each other.
-    for i, row in enumerate(sorted(rows, key=lambda row: row.n_bytes)):
+    for row in rows:
         assert row.kl is not None  # noqa: S101 - the caller chose such files
         color, label = _BLUE, "quantized"
         if row.status == "input":
@@ -330,14 +322,14 @@ def plot_size(rows: Sequence[FileReport]) -> Figure:
         size, divergence = row.n_bytes / 2**20, max(row.kl, 1e-12)
         points[row.name] = (row.n_bytes, divergence)
         axes.scatter(size, divergence, s=60, color=color, label=label, zorder=3)
-        name = f"{row.kind} ({row.bits_per_weight:.2f} bits)"
-        _name(axes, name, size, divergence, left=bool(i % 2))
+        _name(axes, f"{row.kind} ({row.bits_per_weight:.2f} bits)", size, divergence)
     _draw_front(axes, points)
     axes.set_yscale("log")
     axes.set_xlabel("size of the file, MiB")
     axes.set_ylabel("KL divergence, mean, nats")
-    axes.margins(x=0.4, y=0.15)  # room for the names
-    axes.set_xlim(left=max(0.0, axes.get_xlim()[0]))
+    axes.margins(x=0.08, y=0.15)
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, high + 0.35 * (high - low))  # room for the last name
     _legend(figure, axes)
     return figure
 
