@@ -25,7 +25,7 @@ from valle_convert.audio.files import Audio
 from valle_convert.listening.listen import MEASURES, Listened, ListeningTest, Sentence
 from valle_convert.listening.recogniser import Recogniser
 from valle_convert.model.inputs import Condition
-from valle_convert.quantize.listening import listened_to_json, places_of, table_of
+from valle_convert.quantize.listening import differences_of, listened_to_json, means_of, places_of
 from valle_convert.strict_json import to_json_text
 
 PROMPT_TEXT = "Good morning everybody."
@@ -54,7 +54,7 @@ def main() -> None:
             if not found:
                 found.append(("codec alone", test.recordings_alone()))
             found.append((path.name, test.listen(network)))
-        header, rows = table_of(found[-1:], None)
+        header, rows = means_of(found[-1:])
         print(dict(zip(header, rows[0], strict=True)), flush=True)
     if given.json:
         said = {name: listened_to_json(one) for name, one in found}
@@ -119,8 +119,8 @@ def as_markdown(found: Sequence[tuple[str, Listened]], n: int) -> Iterator[str]:
         f"Written by `python -m miniature.evaluate --markdown`, on {n} sentences that no training "
         "has seen, a fifth of them with words that it has not seen either. The checkpoint is "
         "computed by PyTorch, the .gguf files by stock llama.cpp. Means with 95 % intervals by "
-        "bootstrap over the sentences; the columns «difference»: to the first model, the same "
-        "sentences drawn together."
+        "bootstrap over the sentences; for differences to the first model the same sentences are "
+        "drawn together."
     )
     yield ""
     for one in MEASURES.values():
@@ -130,7 +130,9 @@ def as_markdown(found: Sequence[tuple[str, Listened]], n: int) -> Iterator[str]:
     yield "* The codec alone: the recordings, encoded and decoded."
     yield "* 5.55 nats are chance for a codebook."
     yield ""
-    yield from _table(table_of(found, models[0][1]))
+    yield from _table(means_of(found))
+    yield from ("", f"## Difference to {models[0][0]}", "")
+    yield from _table(differences_of(found, models[0][1]))
     for one in MEASURES.values():
         if len(models[0][1].places(one)) > 2:
             yield from ("", f"## {one.title}", "")

@@ -19,7 +19,7 @@ PACKAGE = PROJECT / "valle_convert"
 #: From the ground up; who stands on a shelf imports from the shelves below only.
 #: docs/architecture.md says what each is for.
 SHELVES = (
-    ("closing", "errors", "metrics", "progress", "strict_json", "threads"),
+    ("closing", "errors", "metrics", "progress", "strict_json", "threads", "wording"),
     ("extras", "files"),
     ("npz_file",),
     ("checkpoint", "llama"),

@@ -219,7 +219,7 @@ def test_tokenize_ends_with_1_where_the_two_differ(
     lines.write_text("s\nab\n")
     many = cli("tokenize", path, "--file", lines)
     assert many.code == 1
-    assert "2 texts, 7 tokens, 1 differences" in many.out
+    assert "2 texts, 7 tokens, 1 difference\n" in many.out
 
 
 @pytest.mark.parametrize("arguments", [[], ["text", "--file", "x"]], ids=["none", "both"])

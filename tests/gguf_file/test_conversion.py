@@ -337,4 +337,4 @@ def test_the_file_knows_its_merged_lora(
     np.testing.assert_allclose(
         file.tensors["blk.0.attn_q.weight"].rows(), expected, rtol=0, atol=1e-5
     )
-    assert file.keys["valle.source.lora"] == "lora.sft (1 weights, alpha 8)"
+    assert file.keys["valle.source.lora"] == "lora.sft (1 weight, alpha 8)"

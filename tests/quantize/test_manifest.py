@@ -30,7 +30,7 @@ def test_a_folder_as_it_was_made_passes(cli: Cli, folder: Path) -> None:
     for path in (folder, folder / "manifest.json"):
         result = cli("check-manifest", path)
         assert result.code == 0
-        assert "PASSED: 1 files" in result.out
+        assert "PASSED: 1 file, " in result.out
 
 
 def test_a_changed_weight_is_found_and_its_tensor_named(cli: Cli, folder: Path) -> None:
@@ -41,7 +41,7 @@ def test_a_changed_weight_is_found_and_its_tensor_named(cli: Cli, folder: Path) 
     result = cli("check-manifest", folder, "--json")
     assert result.code == 1
     problems = [finding["problem"] for finding in json.loads(result.out)["findings"]]
-    assert any("1 tensors differ: blk.1.attn_v.weight" in problem for problem in problems)
+    assert any("1 tensor differs: blk.1.attn_v.weight" in problem for problem in problems)
 
 
 def test_a_changed_key_is_told_from_changed_weights(folder: Path) -> None:

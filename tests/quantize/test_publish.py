@@ -17,9 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make_checkpoint import Shape, make_checkpoint
 from support import Cli, error_of
+from vallex_golden import CHECKPOINT, set_paths
 
-from valle_convert import plan_conversion, write_gguf
+from valle_convert import plan_conversion, read_checkpoint, write_gguf
 from valle_convert.errors import InputError
+from valle_convert.families.bundle import plan, write_bundle
 from valle_convert.families.family import Choices
 from valle_convert.gguf_file.metadata import GeneralMetadata
 from valle_convert.gguf_file.read import GgufFile
@@ -48,8 +50,6 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_checkpoint(checkpoint, Shape(dim=256, heads=4, layers=1, levels=3, seed=1))
     metadata = GeneralMetadata({"license": "agpl-3.0", "description": "Random; says nothing."})
     write_gguf(plan_conversion(checkpoint, Choices("f16", metadata=metadata)), source)
-    from valle_convert import read_checkpoint
-
     options = Options(
         types=parse_types("Q8_0,Q4_K_M,Q2_K"),
         n_utterances=1,
@@ -173,16 +173,42 @@ def test_the_card_says_what_was_measured(folder: Path, cli: Cli) -> None:
     text = card.read_text()
     for file in report["files"]:
         assert f"{file['sha256']}  {file['name']}" in text
-    best = read_folder(folder).best()
-    assert best is not None
-    close = [one for one in by_name.values() if one["quality"]["all"]["kl_mean"] <= 1e-2]
-    smallest = min(close, key=lambda one: one["bytes"], default=None)
-    if smallest is not None:
-        assert best.entry.name == smallest["name"]
-    assert f"`{best.entry.name}`" in text.split("## Which one")[1].split("##")[0]
-    assert f"hf download {REPO} {best.entry.name}" in text
-    assert "Verified: 3 of 3 files" in text
+    # One utterance tells nothing of which file to take.
+    assert report["recommendation"] is not None
+    assert report["recommended"] is None
+    assert read_folder(folder).best() is None
+    assert "1 different text," in text.split("## Which one")[1].split("##")[0]
+    assert f"hf download {REPO} {rows[-1][0].strip('`')} " in text
+    assert "Verified: 3 of 3 types" in text
     assert report["reference"].split()[0] in text
+
+
+def test_a_card_and_a_report_recommend_the_same(folder: Path, cli: Cli) -> None:
+    path = folder / "report.json"
+    report = json.loads(path.read_text())
+    report["different_texts"] = 8
+    for file, kl in zip(report["files"], (1e-4, 5e-3, 0.2), strict=True):
+        file["quality"]["all"]["kl_mean"] = kl
+    path.write_text(json.dumps(report))
+    assert recommended(folder, cli) == report["files"][1]["name"]
+    text = (folder / "README.md").read_text()
+    assert "Take VALL-E-random" in text.split("## Which one")[1].split("##")[0]
+    # What was heard counts as it does in the report of the run.
+    for file in report["files"]:
+        file["beyond_noise"] = []
+    report["files"][1]["beyond_noise"] = ["PER 0.670, F16 0.440"]
+    path.write_text(json.dumps(report))
+    assert recommended(folder, cli) == report["files"][0]["name"]
+    report["files"][0]["failures"] = ["KL mean 1, allowed 0"]
+    path.write_text(json.dumps(report))
+    assert recommended(folder, cli) is None
+
+
+def recommended(folder: Path, cli: Cli) -> str | None:
+    said = cli("publish", folder, "--force", "--json")
+    assert said.code == 0, said.err
+    found: str | None = json.loads(said.out)["recommended"]
+    return found
 
 
 def test_publishing_is_one_commit_that_the_hub_has_bit_for_bit(
@@ -284,7 +310,7 @@ def test_without_a_report_nothing_is_recommended(folder: Path, cli: Cli) -> None
     (folder / "report.json").unlink()
     assert cli("publish", folder, "--license", "mit", "--base-model", "a/b").code == 0
     text = (folder / "README.md").read_text()
-    assert "None of the files was measured" in text
+    assert "No file is recommended: no file was measured." in text
     assert front_matter(folder / "README.md")["license"] == "mit"
     assert front_matter(folder / "README.md")["base_model"] == "a/b"
     assert error_of(cli("publish", folder, "--base-model", "a", "--force"), 2)
@@ -321,13 +347,13 @@ def test_of_a_report_of_any_kind_comes_a_card_or_a_refusal(
     folder: Path, quantized: Path, data: st.DataObject
 ) -> None:
     report = json.loads((quantized / "report.json").read_text())
-    where = data.draw(st.sampled_from(["recommendation", "reference", "sequences", ""]))
+    where = data.draw(st.sampled_from(["different_texts", "reference", "sequences", ""]))
     if where:
         report[where] = data.draw(JSON)
     else:
         entry = data.draw(st.sampled_from(report["files"]))
-        entry[data.draw(st.sampled_from(["quality", "verified", "failures"]))] = data.draw(
-            JSON | st.fixed_dictionaries({"all": JSON, "outcome": JSON})
+        entry[data.draw(st.sampled_from(["quality", "verified", "failures", "beyond_noise"]))] = (
+            data.draw(JSON | st.fixed_dictionaries({"all": JSON, "outcome": JSON}))
         )
     (folder / "report.json").write_text(json.dumps(report))
     try:
@@ -335,6 +361,60 @@ def test_of_a_report_of_any_kind_comes_a_card_or_a_refusal(
     except InputError:
         return
     assert card.startswith("---\n")
+
+
+# -------------------------------------------------------------------------- models of several files
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two types of a small model of several files, as `quantize` left them, not measured."""
+    from valle_convert.quantize.options import Options
+    from valle_convert.quantize.run import quantize
+    from valle_convert.quantize.types import parse_types
+
+    folder = tmp_path_factory.mktemp("sets")
+    write_bundle(plan(read_checkpoint(CHECKPOINT), Choices("f16")), folder / "model.gguf")
+    options = Options(types=parse_types("Q8_0,Q4_0"), measure=False)
+    quantize(folder / "model.gguf", folder / "out", options)
+    return folder / "out"
+
+
+def test_a_set_is_one_row_with_the_size_of_all_its_files(
+    sets: Path, hub: SmallHub, cli: Cli
+) -> None:
+    result = cli("publish", sets, REPO, "--json", "--force", "--license", "mit")
+    assert result.code == 0, result.err
+    rows = table_of(sets / "README.md")
+    assert [row[1] for row in rows] == ["Q4_0", "Q8_0"]
+    for row in rows:
+        paths = set_paths(sets / row[0].strip("`"), 7)
+        size = sum(path.stat().st_size for path in paths)
+        assert float(row[2].removesuffix(" MiB")) == pytest.approx(size / 2**20, abs=0.06)
+    text = (sets / "README.md").read_text()
+    n_weights = plan(read_checkpoint(CHECKPOINT)).n_weights
+    (label,) = re.findall(r"A VALL-E X text-to-speech model of (\d+)K weights", text)
+    assert int(label) == pytest.approx(n_weights / 1000, abs=1)
+    assert "--voice-text" in text
+    assert "a set of 9 files" in text
+    (download,) = [line for line in text.splitlines() if line.startswith("hf download")]
+    assert download.split()[3:-2] == [path.name for path in set_paths(sets / "model-Q8_0.gguf", 7)]
+    there = hub.repositories[REPO].commits[hub.repositories[REPO].branches["main"]]
+    assert {path.name for path in sets.iterdir()} | {".gitattributes"} == set(there)
+
+
+def test_a_set_without_all_its_files_is_not_published(sets: Path, tmp_path: Path, cli: Cli) -> None:
+    from valle_convert.quantize.manifest import read_manifest, write_manifest
+
+    for missing in ("model-Q8_0.gguf", "model-Q8_0-nar-3.gguf"):
+        folder = tmp_path / missing
+        folder.mkdir()
+        listed = [one for one in read_manifest(sets / "manifest.json") if one.name != missing]
+        for one in listed:
+            (folder / one.name).write_bytes((sets / one.name).read_bytes())
+        write_manifest(folder, listed)
+        assert "model-Q8_0" in error_of(cli("publish", folder), 2)
+        assert not (folder / "README.md").exists()
 
 
 def test_words_of_files_are_no_markup() -> None:

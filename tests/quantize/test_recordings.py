@@ -132,7 +132,7 @@ def test_names_that_are_not_utf_8_are_names(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{one}", "{two}", "--text", "Hello."], "2 recordings and 1 texts"),
+        (["{one}", "{two}", "--text", "Hello."], "2 recordings and 1 text;"),
         (["absent.wav", "--text", "Hello."], "no recording absent.wav"),
         (["{one}", "--text", "Hello.", "--language", "xx"], "language 'xx'"),
         (["{one}", "--text", "..."], "nothing to say"),

@@ -174,3 +174,14 @@ def test_seeded_utterances_are_many_different_ones_of_bounded_length(model: Mode
     assert max(lengths) == max(lengths[:8])  # they do not grow for ever
     again = list(Examples.seeded(FAMILY, model, 20, seed=3))
     assert all((a.response == b.response).all() for a, b in zip(utterances, again, strict=True))
+
+
+def test_two_recordings_of_one_text_are_one_text(
+    model: Model, write: Write, tmp_path: Path
+) -> None:
+    for i, phonemes in enumerate(([1, 5, 6, 2], [1, 5, 6, 2], [1, 6, 5, 2])):
+        path = write(phonemes=np.array(phonemes), response=np.full((4 + i, 8), i))
+        path.rename(tmp_path / f"utterance-{i}.npz")
+    examples = Examples.choose(FAMILY, model, tmp_path, None, seed=0)
+    assert (examples.count, examples.n_texts) == (3, 2)
+    assert Examples.seeded(FAMILY, model, 9, seed=0).n_texts == 9

@@ -291,7 +291,7 @@ def test_a_voice_file_is_an_utterance_whose_beginning_is_the_prompt(tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("n_frames", "levels", "words"),
-    [(1, 8, "1 frames"), (4000, 8, "4,000 frames"), (9, 4, "4 levels")],
+    [(1, 8, "1 frame,"), (4000, 8, "4,000 frames"), (9, 4, "4 levels")],
 )
 def test_a_voice_that_cannot_be_measured_on_is_refused_before_anything_is_made(
     n_frames: int, levels: int, words: str, cli: Cli, tmp_path: Path

@@ -22,6 +22,7 @@ from valle_convert.encodec.streaming import EncodecDecoder, EncodecEncoder
 from valle_convert.encodec.weights import EncodecWeights
 from valle_convert.errors import InputError
 from valle_convert.model.spec import Codec, CodeFormat, Codes
+from valle_convert.wording import plural
 
 #: Its name in converted files.
 ENCODEC_NAME = "encodec-24khz"
@@ -116,9 +117,9 @@ def open_codec(source: str | Path | None, config: CodeFormat) -> AudioCodec:
         )
     if source is None and config.codebook_size != _PUBLISHED_CODES:
         raise InputError(
-            f"The model was trained on {config.n_levels} levels of {config.codebook_size} codes, "
-            f"and {ENCODEC_24KHZ} has {_PUBLISHED_CODES} codes a level; give the model's codec "
-            "with --codec, or work with files of codes (.npz)."
+            f"The model was trained on {plural(config.n_levels, 'level')} of "
+            f"{config.codebook_size} codes, and {ENCODEC_24KHZ} has {_PUBLISHED_CODES} codes a "
+            "level; give the model's codec with --codec, or work with files of codes (.npz)."
         )
     encodec = EncodecCodec(ENCODEC_24KHZ if source is None else source, n_levels=config.n_levels)
     check_codec_fits(encodec, config)

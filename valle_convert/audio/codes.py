@@ -19,6 +19,7 @@ from valle_convert.errors import InputError
 from valle_convert.files import atomic_output, is_stream
 from valle_convert.model.spec import Codec, CodeFormat, Codes
 from valle_convert.npz_file import read_npz
+from valle_convert.wording import plural
 
 FORMAT_VERSION = 1
 CODES_SUFFIX = ".npz"
@@ -139,8 +140,8 @@ def check_format(what: str, found: tuple[int, int, Codec], model: CodeFormat, ad
     named = "" if trained.name == "unknown" else f" ({trained.name})"
     if (n_levels, size) != (model.n_levels, model.codebook_size):
         raise InputError(
-            f"{what} has {n_levels} levels of {size} codes, and the model was trained on "
-            f"{model.n_levels} levels of {model.codebook_size}{named}; {advice}."
+            f"{what} has {plural(n_levels, 'level')} of {size} codes, and the model was trained on "
+            f"{plural(model.n_levels, 'level')} of {model.codebook_size}{named}; {advice}."
         )
     if "unknown" not in {codec.name, trained.name} and not codec.is_like(trained):
         raise InputError(f"{what} is {codec}, and the model was trained on {trained}; {advice}.")

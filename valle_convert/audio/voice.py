@@ -7,6 +7,7 @@ import numpy as np
 from valle_convert.audio.files import Audio
 from valle_convert.errors import InputError
 from valle_convert.model.spec import Codes
+from valle_convert.wording import plural
 
 #: What the checkpoints' own project takes of a recording.
 PROMPT_SECONDS = 3.0
@@ -68,11 +69,11 @@ def fit_prompt(codes: Codes, n_frames: int, name: str) -> tuple[Codes, tuple[str
     """
     found = len(codes)
     if found >= n_frames:
-        notice = f"{name} has {found} frames; the first {n_frames} serve as the voice"
+        notice = f"{name} has {plural(found, 'frame')}; the first {n_frames} serve as the voice"
         return codes[:n_frames], (notice,) if found > n_frames else ()
     repeated = np.tile(codes, (-(-n_frames // found), 1))[:n_frames]
     notice = (
-        f"{name} has {found} frames of sound, fewer than the {n_frames} that the model likes; "
-        "it is repeated"
+        f"{name} has {plural(found, 'frame')} of sound, fewer than the {n_frames} that the model "
+        "likes; it is repeated"
     )
     return repeated, (notice,)

@@ -53,6 +53,7 @@ from valle_convert.checkpoint.source import TensorSource, TensorSpec
 from valle_convert.errors import InputError, UnsupportedModelError
 from valle_convert.files import read_json_object
 from valle_convert.progress import Progress, silent
+from valle_convert.wording import plural
 
 #: Beside an adapter that PEFT has saved.
 _PEFT_CONFIG = "adapter_config.json"
@@ -324,7 +325,7 @@ def _adapter_config(adapter: Container, tree: Tree, place: PurePath) -> Mapping[
 
 def _lora_words(name: str, adapter: LoraPairs, factor: float) -> str:
     scaled = "" if factor == 1.0 else f", scale {factor:g}"
-    return f"{name} ({len(adapter.by_target)} weights, alpha {adapter.alpha:g}{scaled})"
+    return f"{name} ({plural(len(adapter.by_target), 'weight')}, alpha {adapter.alpha:g}{scaled})"
 
 
 def _lora_scale(config: Mapping[str, Any], where: str) -> LoraScale:

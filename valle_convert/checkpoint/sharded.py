@@ -21,6 +21,7 @@ from valle_convert.checkpoint.folder import SAFETENSORS_SUFFIXES, TORCH_SUFFIXES
 from valle_convert.checkpoint.source import TensorSource, TensorSpec
 from valle_convert.errors import InputError
 from valle_convert.files import read_small_file
+from valle_convert.wording import plural
 
 _MAX_INDEX_BYTES = 16 << 20
 _SHOWN = 5
@@ -117,7 +118,7 @@ def _check(index: Path, weight_map: Mapping[str, str], files: Mapping[str, Tenso
         held = [sum(shard == one for shard in weight_map.values()) for one in shards]
         faults.append(
             "missing shards: "
-            + _some([f"{one} ({n} tensors)" for one, n in zip(shards, held, strict=True)])
+            + _some([f"{one} ({plural(n, 'tensor')})" for one, n in zip(shards, held, strict=True)])
         )
     places: dict[str, list[str]] = {}
     for shard, file in files.items():

@@ -9,6 +9,7 @@ import typer
 
 from valle_convert.cli import console
 from valle_convert.cli.options import ForceOption, JsonOption
+from valle_convert.wording import plural
 
 CodecType = Literal["f16", "f32"]
 
@@ -88,7 +89,9 @@ def codec(
         console.data_json(_json(written))
     for note in written.notes:
         console.talk(f"note: {note}")
-    console.talk(f"wrote {written.path}: {written.n_tensors} tensors, {written.n_bytes:,} bytes")
+    console.talk(
+        f"wrote {written.path}: {plural(written.n_tensors, 'tensor')}, {written.n_bytes:,} bytes"
+    )
 
 
 def _json(written: Any) -> dict[str, Any]:  # noqa: ANN401 - imported where it is used

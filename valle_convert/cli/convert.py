@@ -22,6 +22,7 @@ from valle_convert.cli.options import (
     is_given,
     paths_of,
 )
+from valle_convert.wording import plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -145,7 +146,7 @@ def carry_out(
     start = time.perf_counter()
     sizes = write_gguf(plan, out, force=force, progress=console.progress_bar)
     seconds = time.perf_counter() - start
-    others = f" and {len(sizes) - 1} files beside it" if len(sizes) > 1 else ""
+    others = f" and {plural(len(sizes) - 1, 'file')} beside it" if len(sizes) > 1 else ""
     total = sum(sizes.values())
     console.talk(f"wrote {out}{others}: {console.n_bytes(total)} in {seconds:.1f} s")
     report = _verify(plan, out, verify)
@@ -239,7 +240,9 @@ def _show_file(plan: PlannedFile) -> None:
                 for span in tensor.spans
             ]
     console.data(console.table(rows, header=("name", "type", "shape", "bytes", "source")))
-    console.data(f"\n{len(plan.tensors)} tensors, {plan.n_weights:,} weights, {size:,} bytes")
+    console.data(
+        f"\n{plural(len(plan.tensors), 'tensor')}, {plan.n_weights:,} weights, {size:,} bytes"
+    )
 
 
 def _plan_json(plan: Plan, out: Path) -> dict[str, Any]:

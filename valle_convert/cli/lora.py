@@ -16,6 +16,7 @@ from valle_convert.cli.options import (
     paths_of,
 )
 from valle_convert.cli.remote import local_gguf
+from valle_convert.wording import plural
 
 
 def register(app: typer.Typer) -> None:
@@ -69,8 +70,9 @@ def lora(
     )
     levels = ", ".join(map(str, written.levels)) or "all"
     console.talk(
-        f"wrote {out}: {console.n_bytes(out.stat().st_size)}, {len(written.pairs)} weights, "
-        f"alpha {written.alpha:g}, codebook levels: {levels}"
+        f"wrote {out}: {console.n_bytes(out.stat().st_size)}, "
+        f"{plural(len(written.pairs), 'weight')}, alpha {written.alpha:g}, "
+        f"codebook levels: {levels}"
     )
     if json_:
         console.data_json(

@@ -67,6 +67,7 @@ def publish(
     from valle_convert.quantize.card import CARD, REPORT, CardWords, card_of, read_folder
     from valle_convert.quantize.identity import Identity, check_repository
     from valle_convert.quantize.publish import files_of, publish_folder
+    from valle_convert.wording import plural
 
     Identity(base_model=base_model)
     if repository is not None:
@@ -90,14 +91,14 @@ def publish(
     result = None
     if repository is not None and not dry_run:
         result = publish_folder(read, repository, message=message)
-        console.talk(f"published {len(result.files)} files: {result.url}")
+        console.talk(f"published {plural(len(result.files), 'file')}: {result.url}")
     elif repository is None:
         console.talk("nothing was sent; give OWNER/NAME to publish")
     if json_:
         console.data_json(
             {
                 "card": str(path),
-                "recommended": best.entry.name if (best := read.best()) else None,
+                "recommended": best.main.name if (best := read.best()) else None,
                 "commit": result.commit if result else None,
                 "url": result.url if result else None,
                 "files": dict(result.files) if result else {},

@@ -766,7 +766,7 @@ def _show(result: QuantizeReport, *, as_json: bool) -> None:
         console.data(f"{SCAN_TITLE}:\n{console.table(cells, header=columns)}")
     for title, (columns, cells) in list(result.heard())[:1]:  # a report has all of them
         console.talk(f"{title}:\n{console.table(cells, header=columns)}")
-    for line in [*result.legend(width), *result.facts()]:
+    for line in result.facts():
         console.talk(line)
     if result.recommendation():
         console.data(result.recommendation())

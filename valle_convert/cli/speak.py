@@ -27,6 +27,7 @@ from valle_convert.cli.remote import local_gguf
 from valle_convert.cli.spoken import Report
 from valle_convert.cli.watch import SpeechProgress, stop_on_interrupt
 from valle_convert.errors import EXIT_INTERRUPTED, InputError
+from valle_convert.wording import plural
 
 if TYPE_CHECKING:
     from valle_convert.audio import AudioWriter
@@ -462,6 +463,6 @@ def _tell_threads(threads: int | None) -> None:
     cores = usable_cores()
     if threads is not None and threads > cores:
         console.talk(
-            f"note: {threads} threads on {cores} usable cores wait for each other; --threads "
-            f"{cores} is faster"
+            f"note: {threads} threads on {plural(cores, 'usable core')} wait for each other; "
+            f"--threads {cores} is faster"
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from valle_convert.cli import console, interrupt
+from valle_convert.wording import plural
 
 if TYPE_CHECKING:
     from valle_convert.audio import WrittenAudio
@@ -55,7 +56,8 @@ def _tell(spoken: Spoken, written: WrittenAudio | None, codes: Path | None) -> N
     if written is not None:
         _tell_written(written)
     if codes is not None:
-        console.talk(f"wrote {codes}: {len(spoken.codes)} frames of {spoken.n_levels} levels")
+        frames, levels = plural(len(spoken.codes), "frame"), plural(spoken.n_levels, "level")
+        console.talk(f"wrote {codes}: {frames} of {levels}")
     factor = spoken.real_time_factor
     if math.isfinite(factor):
         console.talk(f"{factor:.2f} s of computing for a second of audio; seed {spoken.seed}")
@@ -67,7 +69,7 @@ def _note_kept(spoken: Spoken, written: WrittenAudio | None, codes: Path | None)
     if written is not None:
         kept.append(f"{written.path} ({written.seconds:.1f} s of audio)")
     if codes is not None:
-        kept.append(f"{codes} ({len(spoken.codes)} frames)")
+        kept.append(f"{codes} ({plural(len(spoken.codes), 'frame')})")
     interrupt.keep(*kept)
 
 

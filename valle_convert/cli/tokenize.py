@@ -13,6 +13,7 @@ from valle_convert.cli import console
 from valle_convert.cli.options import JsonOption, check_utf8
 from valle_convert.cli.remote import local_gguf
 from valle_convert.errors import EXIT_FAILED_CHECK, InputError
+from valle_convert.wording import plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -179,7 +180,7 @@ def _show_report(report: TokenizerReport, seconds: float, *, as_json: bool) -> N
         console.talk(f"  expected   {list(difference.expected)}")
     if not as_json:
         console.data(
-            f"{report.n_texts:,} texts, {report.n_tokens:,} tokens, "
-            f"{report.n_differences} differences"
+            f"{plural(report.n_texts, 'text')}, {plural(report.n_tokens, 'token')}, "
+            f"{plural(report.n_differences, 'difference')}"
         )
     console.talk(f"{seconds:.2f} s")

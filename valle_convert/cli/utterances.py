@@ -17,6 +17,7 @@ from valle_convert.cli.options import (
 )
 from valle_convert.cli.remote import local_gguf
 from valle_convert.errors import InputError
+from valle_convert.wording import plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,8 +120,9 @@ def _recorded(audio: Sequence[Path], texts: Sequence[str], listed: Path | None) 
         raise typer.BadParameter("give recordings and OUTDIR, or --list.", param_hint="AUDIO")
     if len(audio) != len(texts):
         raise InputError(
-            f"There are {len(audio)} recordings and {len(texts)} texts; give --text once for each "
-            "recording, in their order (the last argument is the folder to write into)."
+            f"There are {plural(len(audio), 'recording')} and {plural(len(texts), 'text')}; give "
+            "--text once for each recording, in their order (the last argument "
+            "is the folder to write into)."
         )
     for one in texts:
         check_utf8(one)
@@ -157,8 +159,12 @@ def _show(made: Sequence[Any], out: Path, others: int, *, as_json: bool) -> None
     else:
         for one in made:
             ids, frames = len(one.arrays["phonemes"]), len(one.arrays["response"])
-            console.data(f"{one.name}: {ids} ids, {frames} frames ({one.said.language})")
+            console.data(
+                f"{one.name}: {plural(ids, 'id')}, {plural(frames, 'frame')} ({one.said.language})"
+            )
     for notice in (notice for one in made for notice in one.notices):
         console.talk(f"note: {notice}")
     if others:
-        console.talk(f"note: {out} has {others} other .npz files, which --data takes as well")
+        console.talk(
+            f"note: {out} has {plural(others, 'other .npz file')}, which --data takes as well"
+        )

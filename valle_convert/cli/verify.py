@@ -24,6 +24,7 @@ from valle_convert.cli.options import (
     split_loras,
 )
 from valle_convert.cli.remote import local_gguf
+from valle_convert.wording import plural
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -206,7 +207,9 @@ def _show(result: Report) -> None:
         checks = level.checks
         if level.name == "tensors" and level.worst is not None:
             failed = [check for check in checks if not check.passed]
-            console.data(f"  {len(checks) - len(failed)} of {len(checks)} tensors pass; the worst:")
+            console.data(
+                f"  {len(checks) - len(failed)} of {plural(len(checks), 'tensor')} pass; the worst:"
+            )
             checks = tuple(failed) or (level.worst,)
         for check in checks:
             console.data(f"  {'pass' if check.passed else 'FAIL'}  {check.name}: {check.summary}")

@@ -44,6 +44,7 @@ from valle_convert.encodec.weights import EncodecWeights, Tensor
 from valle_convert.errors import InputError
 from valle_convert.files import atomic_output, check_free_space, check_outputs, os_fault
 from valle_convert.progress import Progress, silent
+from valle_convert.wording import plural
 
 MAGIC = struct.pack("<i", 0x67676D6C)
 _HEADER = struct.Struct("<4s9i")
@@ -188,7 +189,7 @@ def _whole_bandwidth(spec: EncodecSpec, source: str) -> int:
         if header.n_levels == wanted <= min(spec.n_codebooks, CPP_MAX_CODEBOOKS):
             return bandwidth
     raise InputError(
-        f"The codec {source} has a bandwidth of {asked:g} kbit/s with {wanted} levels of "
+        f"The codec {source} has a bandwidth of {asked:g} kbit/s with {plural(wanted, 'level')} of "
         f"{spec.codebook_size} codes, and encodec.cpp, which counts in whole kbit/s and knows "
         f"{CPP_MAX_CODEBOOKS} levels at most, cannot say so."
     )
@@ -385,7 +386,8 @@ def spec_of_header(header: CppHeader, names: Iterable[str], path: Path) -> Encod
             )
     if header.n_levels > CPP_MAX_CODEBOOKS:
         raise _broken(
-            path, f"its bandwidth of {header.bandwidth} kbit/s means {header.n_levels} levels"
+            path,
+            f"its bandwidth of {header.bandwidth} kbit/s means {plural(header.n_levels, 'level')}",
         )
     spec = EncodecSpec(
         n_codebooks=max(n_codebooks, header.n_levels),

@@ -333,6 +333,10 @@ class Family(ABC, Generic[M, N, E]):
         """
 
     @abstractmethod
+    def said_in(self, example: E) -> NDArray[Any]:
+        """The symbols that an example says, [n]."""
+
+    @abstractmethod
     def cases(self, model: M, example: E) -> Iterator[Case[N]]:
         """Every head and every task, over one example."""
 

@@ -17,6 +17,7 @@ from valle_convert.errors import InputError
 from valle_convert.gguf_file.encode import decode
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
 from valle_convert.progress import Progress, silent
+from valle_convert.wording import plural
 
 _PIECE_WEIGHTS = 1 << 20
 _SHOWN = 60
@@ -86,11 +87,11 @@ class Comparison:
             yield f"key     {key.name}: {first} | {second}"
         yield from (f"tensor  {tensor}" for tensor in self.tensors)
         if self.same:
-            yield f"the same: {self.n_keys} keys and {self.n_tensors} tensors"
+            yield f"the same: {plural(self.n_keys, 'key')} and {plural(self.n_tensors, 'tensor')}"
         else:
             yield (
-                f"{len(self.keys)} of {self.n_keys} keys and {len(self.tensors)} of "
-                f"{self.n_tensors} tensors differ"
+                f"{len(self.keys)} of {plural(self.n_keys, 'key')} and {len(self.tensors)} of "
+                f"{plural(self.n_tensors, 'tensor')} differ"
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -146,8 +147,8 @@ def compare_files(
     paths = [next(iter(files.values())).path for files in (first, second)]
     if list(first) != list(second):
         raise InputError(
-            f"{paths[0]} has {len(first)} files, and {paths[1]} has {len(second)}; compare files "
-            "of one kind."
+            f"{paths[0]} has {plural(len(first), 'file')}, and {paths[1]} has {len(second)}; "
+            "compare files of one kind."
         )
     pairs = [(f"{part}: " if len(first) > 1 else "", first[part], second[part]) for part in first]
     keys: list[KeyDifference] = []

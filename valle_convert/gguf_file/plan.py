@@ -31,6 +31,7 @@ from valle_convert.gguf_file.types import (
 )
 from valle_convert.model.description import BiasBlock, Contents
 from valle_convert.model.spec import CODECS, CodeFormat
+from valle_convert.wording import plural
 
 TOKEN_EMBEDDING = "token_embd.weight"  # noqa: S105 - a tensor
 #: What `--outtype` takes; `auto` keeps the type of the checkpoint.
@@ -212,8 +213,8 @@ def check_codec(name: str, model: CodeFormat) -> None:
     for (n_levels, n_codes), codec in CODECS.items():
         if codec.name == name and (levels > n_levels or codes != n_codes):
             raise InputError(
-                f"The codec {name} has {n_levels} levels of {n_codes} codes, and the model was "
-                f"trained on {levels} levels of {codes}; leave "
+                f"The codec {name} has {plural(n_levels, 'level')} of {n_codes} codes, and the "
+                f"model was trained on {plural(levels, 'level')} of {codes}; leave "
                 "--codec-name out, or give the codec of the training."
             )
 

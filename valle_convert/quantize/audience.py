@@ -26,6 +26,7 @@ from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.listening import Listening
 from valle_convert.quantize.options import Options
 from valle_convert.quantize.source import SourceBundle
+from valle_convert.wording import plural
 
 #: Of how many sentences the HTML report has the sound.
 N_CLIPS = 4
@@ -122,13 +123,14 @@ class Audience:
         listening = Listening(
             baseline=baseline,
             repeat=repeat,
-            repeat_how=f"seed {others.seed}, {n_others} thread{'s' * (n_others > 1)}",
+            repeat_how=f"seed {others.seed}, {plural(n_others, 'thread')}",
             recordings=test.recordings_alone() if self.recogniser else None,
             recogniser=self.recogniser.command if self.recogniser else None,
             references=self.references,
             codec=self.codec.description.name,
             names=tuple(one.text or one.name for one in test.sentences),
             sounds=tuple(test.recordings[:N_CLIPS]),
+            n_texts=len({tuple(map(int, one.condition.phonemes)) for one in test.sentences}),
         )
         return listening, test
 

@@ -17,9 +17,11 @@ from typing import Any
 
 from valle_convert import __version__
 from valle_convert.errors import InputError
+from valle_convert.families.bundle import Bundle, open_files, part_of
 from valle_convert.files import read_json_object
 from valle_convert.gguf_file.keys import SOURCE_ASSUMED_KEY, SOURCE_LOST_KEY, is_converted
 from valle_convert.gguf_file.read import GgufFile
+from valle_convert.quantize.advice import Advice, Choice, advise, use_of
 from valle_convert.quantize.manifest import (
     MANIFEST,
     SUMS,
@@ -27,57 +29,62 @@ from valle_convert.quantize.manifest import (
     check_manifest,
     read_manifest,
 )
-from valle_convert.quantize.types import FILE_TYPES
+from valle_convert.quantize.types import FILE_TYPES, bits_per_weight
+from valle_convert.wording import plural
 
 CARD = "README.md"
 REPORT = "report.json"
 _MAX_REPORT = 64 << 20
 _MIB = 1 << 20
-#: What a file is good for, by the mean KL divergence of its predictions in nats: at the first, one
-#: in hundreds of best codes changes; at the last, a tenth (docs/quantize-measured.md).
-_USES: tuple[tuple[float, str], ...] = (
-    (1e-3, "as good as the original"),
-    (1e-2, "everyday use"),
-    (1e-1, "where memory is short; other takes than the original's"),
-    (math.inf, "experiments only"),
-)
-#: The smallest file up to this divergence is recommended where nobody listened.
-_RECOMMENDED_KL = 1e-2
 _PLAIN = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
 class CardFile:
-    """One file of the card.
+    """One type of the card: a file, or the files of a set.
 
     Attributes:
-        entry: of the manifest.
-        bits: a weight, over all tensors.
+        files: of the manifest, the main one first.
+        bits: a weight, over all tensors of all files.
         kl: mean divergence in nats; None where it was not measured.
-        best_codes: part of the predictions whose best code is the original's; likewise.
+        top_1: part of the predictions whose most likely code is the reference's; likewise.
         verdict: whether it is right by its checkpoint: "passed", "failed", "not verified"; None
             where that was not looked at.
         failures: what was found too bad, in words.
+        beyond_noise: in what it says worse than F16, in words; None where nobody listened.
     """
 
-    entry: ManifestFile
+    files: tuple[ManifestFile, ...]
     bits: float
     kl: float | None
-    best_codes: float | None
+    top_1: float | None
     verdict: str | None
     failures: tuple[str, ...]
+    beyond_noise: tuple[str, ...] | None
+
+    @property
+    def main(self) -> ManifestFile:
+        """The file that programs are given."""
+        return self.files[0]
+
+    @property
+    def n_bytes(self) -> int:
+        """The size of all files."""
+        return sum(one.n_bytes for one in self.files)
+
+    @property
+    def passes(self) -> bool:
+        """Whether nothing was found wrong with it."""
+        return not self.failures and self.verdict != "failed"
 
     @property
     def use(self) -> str:
         """What it is for."""
-        if self.failures or self.verdict == "failed":
+        if not self.passes:
             return "nothing: it failed its checks"
-        if self.entry.kind in _PLAIN:
+        if self.main.kind in _PLAIN:
             return "quantizing and training further; the reference"
-        if self.kl is None:
-            return "not measured"
-        kl = self.kl
-        return next(words for limit, words in _USES if kl <= limit)
+        return "not measured" if self.kl is None else use_of(self.kl)
 
 
 @dataclass(frozen=True)
@@ -88,24 +95,49 @@ class Folder:
         path: of it.
         files: the models, the smallest first.
         others: further files of the manifest, such as an importance matrix.
-        keys: of one of the models.
+        bundle: one of the models.
         report: the JSON report of the run; None where there is none.
+        n_texts: how many different texts files were measured over.
     """
 
     path: Path
     files: tuple[CardFile, ...]
     others: tuple[ManifestFile, ...]
-    keys: Mapping[str, Any]
+    bundle: Bundle
     report: Mapping[str, Any] | None
+    n_texts: int
+
+    @property
+    def keys(self) -> Mapping[str, Any]:
+        """Of the main file of one of the models."""
+        return self.bundle.main.keys
+
+    def advice(self) -> Advice:
+        """Which file to take, by the same rule as the report of a run."""
+        return advise(
+            [
+                Choice(
+                    one.main.name,
+                    one.n_bytes,
+                    one.kl,
+                    one.top_1,
+                    passes=one.passes,
+                    is_heard_apart=bool(one.beyond_noise),
+                )
+                for one in self.files
+            ],
+            self.n_texts,
+            heard=any(one.beyond_noise is not None for one in self.files),
+        )
+
+    def listed(self) -> tuple[ManifestFile, ...]:
+        """Every file of the manifest."""
+        return (*(file for one in self.files for file in one.files), *self.others)
 
     def best(self) -> CardFile | None:
-        """The file to take: the smallest that loses next to nothing; None if none was measured."""
-        good = [one for one in self.files if not one.failures and one.verdict != "failed"]
-        measured = [one for one in good if one.kl is not None]
-        close = [one for one in measured if (one.kl or 0.0) <= _RECOMMENDED_KL]
-        if close:
-            return min(close, key=lambda one: one.entry.n_bytes)
-        return min(measured, key=lambda one: one.kl or 0.0, default=None)
+        """The file to take; None where nothing is recommended."""
+        taken = self.advice().take
+        return next((one for one in self.files if taken and one.main.name == taken.name), None)
 
 
 def read_folder(path: Path, report: Path | None = None) -> Folder:
@@ -129,30 +161,55 @@ def read_folder(path: Path, report: Path | None = None) -> Folder:
     models = [one for one in listed if one.kind in FILE_TYPES]
     if not models:
         raise InputError(f"{path} holds no quantized model; give a folder that `quantize` wrote.")
+    bundles = list(_bundles(path, models))
+    where = report or path / REPORT
     loaded = _read_report(path, report)
-    entries = _entries(loaded, models, report or path / REPORT)
-    files: list[CardFile] = []
-    keys: Mapping[str, Any] = {}
-    for model in models:
-        file = GgufFile(path / model.name)
-        if not is_converted(file.keys):
-            raise InputError(
-                f"{path / model.name} is no converted VALL-E checkpoint, and its card would say "
-                "so; publish files of `quantize`."
-            )
-        keys = file.keys
-        n_weights = sum(tensor.n_elements for tensor in file.tensors.values())
-        n_bytes = sum(tensor.n_bytes for tensor in file.tensors.values())
-        try:
-            files.append(_card_file(model, 8 * n_bytes / n_weights, entries.get(model.sha256)))
-        except (AttributeError, TypeError, ValueError, OverflowError) as error:
-            raise InputError(
-                f"The report {report or path / REPORT} is damaged in what it says of {model.name} "
-                f"({error!r:.60}); give the one that the run wrote."
-            ) from error
-    files.sort(key=lambda one: one.entry.n_bytes)
+    entries = _entries(loaded, [files[0] for files, _ in bundles], where)
+    try:
+        n_texts = _n_texts(loaded)
+        files = [
+            _card_file(files, bundle, entries.get(files[0].sha256)) for files, bundle in bundles
+        ]
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"The report {where} is damaged in what it says of these files ({error!r:.60}); give "
+            "the one that the run wrote."
+        ) from error
+    files.sort(key=lambda one: one.n_bytes)
     others = tuple(one for one in listed if one.kind not in FILE_TYPES)
-    return Folder(path, tuple(files), others, keys, loaded)
+    return Folder(path, tuple(files), others, bundles[0][1], loaded, n_texts)
+
+
+def _bundles(
+    folder: Path, models: Sequence[ManifestFile]
+) -> Iterator[tuple[tuple[ManifestFile, ...], Bundle]]:
+    """The models of a folder, each with its files of the manifest, the main one first."""
+    by_name = {one.name: one for one in models}
+    left = set(by_name)
+    for model in models:
+        main = GgufFile(folder / model.name, allow_part=True)
+        if not is_converted(main.keys):
+            raise InputError(
+                f"{main.path} is no converted VALL-E checkpoint, and its card would say so; "
+                "publish files of `quantize`."
+            )
+        if part_of(main):
+            continue
+        bundle = open_files(main)
+        names = [one.name for one in bundle.paths]
+        strange = [one for one in names if one not in left]
+        if strange:
+            raise InputError(
+                f"The manifest of {folder} does not list {', '.join(strange)} as part of "
+                f"{model.name}; quantize again, and publish that."
+            )
+        left -= set(names)
+        yield tuple(by_name[name] for name in names), bundle
+    if left:
+        raise InputError(
+            f"{folder} has no main file to {', '.join(sorted(left))}; quantize again, and publish "
+            "that."
+        )
 
 
 def _read_report(folder: Path, given: Path | None) -> Mapping[str, Any] | None:
@@ -186,17 +243,29 @@ def _entries(
     return found
 
 
-def _card_file(entry: ManifestFile, bits: float, said: Mapping[str, Any] | None) -> CardFile:
+def _card_file(
+    files: tuple[ManifestFile, ...], bundle: Bundle, said: Mapping[str, Any] | None
+) -> CardFile:
     said = said or {}
     quality = (said.get("quality") or {}).get("all") or {}
+    beyond = said.get("beyond_noise")
+    tensors = [one for file in bundle.files.values() for one in file.tensors.values()]
     return CardFile(
-        entry=entry,
-        bits=bits,
+        files=files,
+        bits=bits_per_weight(tensors),
         kl=_number(quality.get("kl_mean"), math.inf),
-        best_codes=_number(quality.get("best_code"), 1.0),
+        top_1=_number(quality.get("best_code"), 1.0),
         verdict=(said.get("verified") or {}).get("outcome"),
         failures=tuple(map(str, said.get("failures") or ())),
+        beyond_noise=None if beyond is None else tuple(map(str, beyond)),
     )
+
+
+def _n_texts(report: Mapping[str, Any] | None) -> int:
+    found = (report or {}).get("different_texts", 0)
+    if not isinstance(found, int) or isinstance(found, bool) or found < 0:
+        raise ValueError(f"different_texts is {found!r:.20}")
+    return found
 
 
 def _number(value: Any, highest: float) -> float | None:  # noqa: ANN401 - of a JSON file
@@ -275,9 +344,10 @@ def _body(folder: Folder, words: CardWords) -> Iterator[str]:
     name = keys.get("general.name") or folder.path.name
     yield f"# {_plain(name)} in GGUF"
     yield ""
+    measured = any(one.kl is not None for one in folder.files)
     yield (
-        f"A VALL-E text-to-speech model of {_plain(keys.get('general.size_label', 'some'))} "
-        "weights for stock llama.cpp, made and measured with "
+        f"A {folder.bundle.family.title} text-to-speech model of {_size_label(folder.bundle)} "
+        f"weights for stock llama.cpp, made {'and measured ' if measured else ''}with "
         f"[valle-convert](https://pypi.org/project/valle-convert/) {__version__}."
     )
     description = keys.get("general.description")
@@ -286,15 +356,15 @@ def _body(folder: Folder, words: CardWords) -> Iterator[str]:
         yield _plain(description)
     yield ""
     yield from _table(
-        ("file", "type", "size", "bits", "KL", "best codes", "use it for"),
+        ("file", "type", "size", "bits", "KL", "top-1", "use it for"),
         [
             (
-                f"`{one.entry.name}`",
-                one.entry.kind,
-                f"{one.entry.n_bytes / _MIB:,.1f} MiB",
+                f"`{one.main.name}`",
+                one.main.kind,
+                f"{one.n_bytes / _MIB:,.1f} MiB",
                 f"{one.bits:.2f}",
                 "" if one.kl is None else f"{one.kl:.2g}",
-                "" if one.best_codes is None else f"{one.best_codes:.1%}",
+                "" if one.top_1 is None else f"{one.top_1:.1%}",
                 one.use,
             )
             for one in folder.files
@@ -302,14 +372,20 @@ def _body(folder: Folder, words: CardWords) -> Iterator[str]:
     )
     yield ""
     yield (
-        "bits: a weight, over the whole file. KL: mean divergence of its predictions from the "
-        "reference's, in nats, over every head. best codes: how many of its most likely codes are "
-        "the reference's."
+        "bits: a weight, over everything. KL: mean divergence of its predictions from the "
+        "reference's, in nats, over every head. top-1: how many of its most likely codes are the "
+        "reference's."
     )
+    if len(folder.files[0].files) > 1:
+        yield ""
+        yield (
+            f"Each type is a set of {plural(len(folder.files[0].files), 'file')} that belong "
+            "together; the table has the file that programs are given, and the size of all."
+        )
     yield ""
     yield "## Which one"
     yield ""
-    yield _recommendation(folder)
+    yield _plain(folder.advice().sentence)
     lost, assumed = _words(keys, SOURCE_LOST_KEY), _words(keys, SOURCE_ASSUMED_KEY)
     if lost or assumed:
         yield ""
@@ -320,13 +396,7 @@ def _body(folder: Folder, words: CardWords) -> Iterator[str]:
     yield ""
     yield "## How to run it"
     yield ""
-    file = (folder.best() or folder.files[0]).entry.name
-    yield "```"
-    yield "CMAKE_ARGS=-DGGML_NATIVE=OFF pip install 'valle-convert[llama,speech]'"
-    if words.repository is not None:
-        yield f"hf download {words.repository} {file} --local-dir ."
-    yield f'valle-convert speak {file} "Hello world." --voice voice.wav -o hello.wav'
-    yield "```"
+    yield from _commands(folder, words)
     yield ""
     yield "## How it was made and verified"
     yield ""
@@ -335,31 +405,34 @@ def _body(folder: Folder, words: CardWords) -> Iterator[str]:
     yield f"## Checksums (SHA-256; `sha256sum --check {SUMS}`)"
     yield ""
     yield "```"
-    for one in (*(file.entry for file in folder.files), *folder.others):
+    for one in folder.listed():
         yield f"{one.sha256}  {one.name}"
     yield "```"
 
 
-def _recommendation(folder: Folder) -> str:
-    heard = (folder.report or {}).get("recommendation")
-    if isinstance(heard, str) and heard:
-        return _plain(heard)
-    best = folder.best()
-    if best is None:
-        return (
-            "None of the files was measured, so nothing is recommended; `valle-convert quantize "
-            "--checkpoint` measures."
-        )
-    kl = best.kl or 0.0
-    if kl <= _RECOMMENDED_KL:
-        return (
-            f"`{best.entry.name}`: the smallest file whose predictions stay within "
-            f"{_RECOMMENDED_KL:g} nats of the reference's on average ({kl:.2g})."
-        )
-    return (
-        f"`{best.entry.name}`, with {kl:.2g} nats from the reference, which is more than the "
-        f"{_RECOMMENDED_KL:g} that pass unnoticed: of these files none does; it is the closest."
+def _size_label(bundle: Bundle) -> str:
+    """How many weights the files of a model have, such as 229M."""
+    from gguf.utility import model_weight_count_rounded_notation
+
+    files = bundle.files.values()
+    n_weights = sum(one.n_elements for file in files for one in file.tensors.values())
+    return str(model_weight_count_rounded_notation(n_weights))
+
+
+def _commands(folder: Folder, words: CardWords) -> Iterator[str]:
+    family = folder.bundle.family
+    shown = folder.best() or folder.files[-1]
+    extras = ",".join(["llama", *family.needs])
+    yield "```"
+    yield f"CMAKE_ARGS=-DGGML_NATIVE=OFF pip install 'valle-convert[{extras}]'"
+    if words.repository is not None:
+        names = " ".join(one.name for one in shown.files)
+        yield f"hf download {words.repository} {names} --local-dir ."
+    says = '--voice-text "What voice.wav says." ' if "voice_text" in family.speaks_with else ""
+    yield (
+        f'valle-convert speak {shown.main.name} "Hello world." --voice voice.wav {says}-o hello.wav'
     )
+    yield "```"
 
 
 def _provenance(folder: Folder) -> Iterator[str]:
@@ -369,7 +442,7 @@ def _provenance(folder: Folder) -> Iterator[str]:
         f"`{_plain(keys.get('valle.source.sha256', 'unknown'))}`) by valle-convert "
         f"{_plain(keys.get('valle.converter.version', 'of unknown version'))}."
     )
-    made_by = [one.entry.tool for one in folder.files]
+    made_by = [one.main.tool for one in folder.files]
     tools = {f"{tool.get('name')} {tool.get('version')}" for tool in made_by}
     yield f"* Quantized by {_plain(', '.join(sorted(tools)))}."
     who = keys.get("general.quantized_by")
@@ -382,14 +455,15 @@ def _provenance(folder: Folder) -> Iterator[str]:
         )
     else:
         yield "* Not measured."
-    right = [one.entry.name for one in folder.files if one.verdict == "passed"]
+    right = sum(one.verdict == "passed" for one in folder.files)
     if right:
+        verb = "holds" if right == 1 else "hold"
         yield (
-            f"* Verified: {len(right)} of {len(folder.files)} files hold the checkpoint's weights, "
-            "and stock llama.cpp computes from them what PyTorch does."
+            f"* Verified: {right} of {plural(len(folder.files), 'type')} {verb} the checkpoint's "
+            "weights, and stock llama.cpp computes from them what PyTorch does."
         )
     failed = [one for one in folder.files if one.failures]
-    yield from (f"* {one.entry.name}: {_plain('; '.join(one.failures))}" for one in failed)
+    yield from (f"* {one.main.name}: {_plain('; '.join(one.failures))}" for one in failed)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from typing import Any, Generic, Self, TypeVar
 from valle_convert.errors import InputError
 from valle_convert.families.family import Family
 from valle_convert.files import describe_os_error
+from valle_convert.wording import plural
 
 N_SEEDED = 2
 # Seeded examples grow a little from one to the next; after so many they begin short again.
@@ -48,7 +49,8 @@ class Examples(Generic[E]):
     @classmethod
     def seeded(cls, family: Family[Any, Any, E], model: Any, count: int, *, seed: int) -> Self:  # noqa: ANN401
         """Random symbols and codes; the same for the same seed."""
-        text = f"{count} utterances of random phonemes and codes, seed {seed} (no real speech)"
+        utterances = plural(count, "utterance")
+        text = f"{utterances} of random phonemes and codes, seed {seed} (no real speech)"
         sha256 = hashlib.sha256(text.encode()).hexdigest()
         return cls(family, model, count, text, sha256, seed=seed)
 
@@ -72,7 +74,7 @@ class Examples(Generic[E]):
         for path in files:
             digest.update(os.fsencode(f"{path.name} ") + hashlib.sha256(path.read_bytes()).digest())
         sha256 = digest.hexdigest()
-        text = f"{len(files)} given utterances, sha256 {sha256[:16]}"
+        text = f"{plural(len(files), 'given utterance')}, sha256 {sha256[:16]}"
         for path in files:
             family.read_example(path, model, 0, seed)
         return cls(family, model, len(files), text, sha256, files, seed)
@@ -102,6 +104,11 @@ class Examples(Generic[E]):
         if data is not None:
             return cls.given(family, model, data, seed=seed, limit=count)
         return cls.seeded(family, model, N_SEEDED if count is None else count, seed=seed)
+
+    @property
+    def n_texts(self) -> int:
+        """How many different texts they say."""
+        return len({tuple(map(int, self.family.said_in(one))) for one in self})
 
     def __iter__(self) -> Iterator[E]:
         if self.files:

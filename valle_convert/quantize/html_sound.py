@@ -23,6 +23,7 @@ _COMPRESSION = 0.4
 _PEAK = 0.97
 
 STYLE = """
+.answer .said { padding: 0; }
 details.sentence { border: 1px solid #e2e8f0; border-radius: .4rem; margin: .6rem 0; }
 details.sentence > summary { padding: .5rem .8rem; cursor: pointer; font-weight: 600; }
 .said { display: flex; flex-wrap: wrap; gap: .7rem; padding: 0 .8rem .8rem; }
@@ -53,6 +54,21 @@ def players(report: QuantizeReport) -> Iterator[str]:
             f"<summary>{html.escape(listening.names[n])}</summary>"
             f'<div class="said">{"".join(parts)}</div></details>'
         )
+
+
+def first_clips(report: QuantizeReport, kind: str) -> str:
+    """The first sentence by the F16 file and by one of a type, where both said something."""
+    listening = report.listening
+    said = [file.listened.clips for file in report.files if file.kind == kind and file.listened]
+    if listening is None or not said or not listening.names:
+        return ""
+    for clip in listening.baseline.clips:
+        other = _of(said[0], 0, clip.way)
+        if clip.sentence == 0 and clip.audio is not None and other is not None:
+            figures = _figure("F16", clip.audio) + _figure(kind, other)
+            title = html.escape(f"{listening.names[0]} ({clip.way})")
+            return f'<div class="said"><h3>{title}</h3>{figures}</div>'
+    return ""
 
 
 def _of(clips: tuple[Clip, ...], sentence: int, way: str) -> Audio | None:

@@ -1,4 +1,4 @@
-"""What quantized files say, beside what the F16 file says: differences, noise, a recommendation."""
+"""What quantized files say, beside what the F16 file says: differences and noise."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from valle_convert.listening.listen import (
     EVERYWHERE,
     MEASURES,
     NLL,
+    PHONEMES,
     RETRIEVAL,
     WORDS,
     Listened,
@@ -19,6 +20,8 @@ from valle_convert.listening.listen import (
 )
 from valle_convert.listening.measures import Estimate
 
+#: Nothing random is in these.
+_STEADY = (NLL, PHONEMES)
 #: What is said is judged by these, over all ways of speaking.
 _SAID = (RETRIEVAL, DISTANCE, WORDS)
 
@@ -37,6 +40,7 @@ class Listening:
         codec: its name.
         names: of the sentences: the texts, where they are known.
         sounds: of the first recordings.
+        n_texts: how many of the sentences are different ones.
     """
 
     baseline: Listened
@@ -48,6 +52,7 @@ class Listening:
     codec: str
     names: tuple[str, ...]
     sounds: tuple[Audio, ...] = ()
+    n_texts: int = 0
 
     def noise(self, measure: Measure) -> float:
         """How far the F16 file is from itself with another seed and other threads."""
@@ -57,19 +62,19 @@ class Listening:
     def beyond_noise(self, file: Listened) -> tuple[str, ...]:
         """In what a file is worse than F16, beyond what chance explains; in words.
 
-        The codes' likelihood, which nothing random is in, may be worse by one standard error of
-        the F16 file's over sentences (L. Breiman et al., 1984). What is said must not be worse
-        with an interval of the difference that begins above what the F16 file shows against
-        itself.
+        The codes' likelihood and the phonemes that are transcribed, which nothing random is in,
+        may be worse by one standard error of the F16 file's over sentences (L. Breiman et al.,
+        1984). What is said must not be worse with an interval of the difference that begins above
+        what the F16 file shows against itself.
         """
         found: list[str] = []
-        for measure in (NLL, *_SAID):
+        for measure in (*_STEADY, *_SAID):
             mine, base = file.total(measure), self.baseline.total(measure)
             if mine is None or base is None:
                 continue
             sign = -1 if measure.is_better_high else 1
             difference = mine.minus(base)
-            if measure is NLL:
+            if measure in _STEADY:
                 allowed, least = base.estimate().error, difference.mean
             else:
                 allowed = self.noise(measure)
@@ -77,7 +82,7 @@ class Listening:
             if not sign * difference.mean <= 0 and not least <= allowed:
                 found.append(
                     f"{measure.title} {mine.mean:.3f}, F16 {base.mean:.3f} (worse by "
-                    f"{least:.3f}{'' if measure is NLL else ' at least'}, noise {allowed:.3f})"
+                    f"{least:.3f}{'' if measure in _STEADY else ' at least'}, noise {allowed:.3f})"
                 )
         return tuple(found)
 
@@ -110,47 +115,57 @@ def _interval(estimate: Estimate) -> dict[str, float]:
     return {"mean": estimate.mean, "low": estimate.low, "high": estimate.high}
 
 
-def table_of(
-    files: Sequence[tuple[str, Listened]], base: Listened | None
+def means_of(files: Sequence[tuple[str, Listened]]) -> tuple[list[str], list[list[str]]]:
+    """Mean and interval of each measure over all places, a row a file."""
+    measures = _measures_of(files)
+    rows = [
+        [
+            name,
+            *(in_words(tally.estimate()) if (tally := file.total(one)) else "" for one in measures),
+        ]
+        for name, file in files
+    ]
+    return ["file", *map(_title_of, measures)], rows
+
+
+def differences_of(
+    files: Sequence[tuple[str, Listened]], base: Listened
 ) -> tuple[list[str], list[list[str]]]:
-    """Mean and interval of each measure over all places, a row a file; then the difference."""
-    measures = [one for one in MEASURES.values() if any(file.total(one) for _, file in files)]
-    header = ["file"]
-    for one in measures:
-        header += [f"{one.title}, {one.unit}" if one.unit else one.title, "difference"]
+    """The difference of each to another file's, a row a file that is not that one."""
+    measures = _measures_of(files)
     rows = []
     for name, file in files:
-        row = [name]
-        for one in measures:
-            tally, other = file.total(one), base.total(one) if base else None
-            row.append(in_words(tally.estimate()) if tally else "")
-            compared = tally is not other
-            row.append(in_words(tally.minus(other), "+") if tally and other and compared else "")
-        rows.append(row)
-    return header, rows
+        if file is not base:
+            pairs = [(file.total(one), base.total(one)) for one in measures]
+            cells = [in_words(mine.minus(its), "+") if mine and its else "" for mine, its in pairs]
+            rows.append([name, *cells])
+    return ["file", *map(_title_of, measures)], rows
+
+
+def _measures_of(files: Sequence[tuple[str, Listened]]) -> list[Measure]:
+    return [one for one in MEASURES.values() if any(file.total(one) for _, file in files)]
+
+
+def _title_of(measure: Measure) -> str:
+    return f"{measure.title}, {measure.unit}" if measure.unit else measure.title
 
 
 def places_of(
     measure: Measure, files: Sequence[tuple[str, Listened]]
 ) -> tuple[list[str], list[list[str]]]:
-    """One measure with its interval, a row a head or way of speaking, a column a file."""
+    """One measure with its interval, a row a file, a column a head or way of speaking."""
     places = list(dict.fromkeys(place for _, file in files for place in file.places(measure)))
+    places.sort(key=lambda one: one == EVERYWHERE)
     rows = []
-    for place in sorted(places, key=lambda one: one == EVERYWHERE):
-        tallies = [file.tallies.get((measure.name, place)) for _, file in files]
-        rows.append([place, *(in_words(one.estimate()) if one else "" for one in tallies)])
-    return [measure.title, *(name for name, _ in files)], rows
+    for name, file in files:
+        tallies = [file.tallies.get((measure.name, place)) for place in places]
+        rows.append([name, *(in_words(one.estimate()) if one else "" for one in tallies)])
+    return ["file", *places], rows
 
 
 def in_words(estimate: Estimate, sign: str = "") -> str:
     """`3.221 (3.115 to 3.331)`."""
     return f"{estimate.mean:{sign}.3f} ({estimate.low:{sign}.3f} to {estimate.high:{sign}.3f})"
-
-
-def smallest_within(listening: Listening, files: Sequence[tuple[str, int, Listened]]) -> str | None:
-    """The type of the smallest of some files (type, bytes, what was measured) within the noise."""
-    fine = [(size, kind) for kind, size, one in files if not listening.beyond_noise(one)]
-    return min(fine)[1] if fine else None
 
 
 def pareto_front(files: Mapping[str, tuple[int, float]]) -> Iterator[str]:

@@ -49,6 +49,7 @@ from valle_convert.quantize.plan import (
 from valle_convert.quantize.source import Scratch, SourceBundle, write_tensors
 from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import bits_per_weight
+from valle_convert.wording import plural
 
 _PIECE = 4 << 20
 
@@ -474,7 +475,9 @@ def make_all(
     for output in outputs:
         start = time.perf_counter()
         plan, target, entries = output.plan, output.plan.path, output.kept
-        others = f" and {len(plan.paths) - 1} files beside it" if len(plan.paths) > 1 else ""
+        others = (
+            f" and {plural(len(plan.paths) - 1, 'file')} beside it" if len(plan.paths) > 1 else ""
+        )
         lines: tuple[str, ...] = ()
         if entries:
             log.talk(f"kept {target.name}{others}: source, type, tool and options are the same")

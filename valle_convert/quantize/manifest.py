@@ -29,6 +29,7 @@ from valle_convert.gguf_file.read import GgufFile
 from valle_convert.progress import Progress, silent
 from valle_convert.quantize.types import FILE_TYPES
 from valle_convert.strict_json import to_json_text
+from valle_convert.wording import plural
 
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
@@ -136,11 +137,12 @@ class ManifestCheck:
 
     def verdict(self) -> str:
         """One sentence."""
-        sizes = f"{self.n_files} files, {self.n_tensors} tensors, {self.n_bytes:,} bytes"
+        files, tensors = plural(self.n_files, "file"), plural(self.n_tensors, "tensor")
+        sizes = f"{files}, {tensors}, {self.n_bytes:,} bytes"
         if self.passed:
             return f"PASSED: {sizes}; all as the manifest and {SUMS} say."
         names = ", ".join(dict.fromkeys(finding.name for finding in self.findings))
-        return f"FAILED: {len(self.findings)} findings ({names}) in {sizes}."
+        return f"FAILED: {plural(len(self.findings), 'finding')} ({names}) in {sizes}."
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain values."""
@@ -276,7 +278,8 @@ def _problems(folder: Path, file: ManifestFile) -> list[str]:
         return [*problems, str(error)]
     different = [one.name for one in file.tensors if tensors.get(one.name) != one]
     if different:
-        problems.append(f"{len(different)} tensors differ: {', '.join(different[:5])}")
+        verb = "differs" if len(different) == 1 else "differ"
+        problems.append(f"{plural(len(different), 'tensor')} {verb}: {', '.join(different[:5])}")
     else:
         problems.append("the tensors are the same, so what differs is the metadata")
     return problems

@@ -114,6 +114,7 @@ class Measuring:
             report,
             reference=expected.name,
             utterances=self.examples.description,
+            n_measured=self.examples.n_texts,
             baseline=baseline,
             files=tuple(files),
             listening=listening,

@@ -31,6 +31,7 @@ from valle_convert.quantize.options import AUTO, Options
 from valle_convert.quantize.source import Scratch, Source, SourceBundle, keys_of_file
 from valle_convert.quantize.tool import PROGRAM, Quantizer
 from valle_convert.quantize.types import FileType, ggml_type, matches
+from valle_convert.wording import plural
 
 PREFIX = "valle.quantize."
 TENSOR_LINE = re.compile(
@@ -67,7 +68,7 @@ def describe_fallbacks(fallbacks: Sequence[Fallback]) -> str:
     wanted = " or ".join(dict.fromkeys(one.wanted for one in fallbacks))
     given = Counter(one.given for one in fallbacks).most_common()
     became = ", ".join(f"{n} became {name}" for name, n in given)
-    tensors = "1 tensor" if len(fallbacks) == 1 else f"{len(fallbacks)} tensors"
+    tensors = plural(len(fallbacks), "tensor")
     return f"{tensors} (rows of {columns}) cannot be {wanted}: {became}"
 
 
@@ -410,7 +411,7 @@ def _check_source(source: Source, kind: FileType, options: Options) -> None:
     quantized = [t for t in source.header.tensors.values() if t.ggml_type.block > 1]
     if quantized and kind.base is not None and not options.allow_requantize:
         raise InputError(
-            f"{source.name} is quantized already ({len(quantized)} tensors, such as "
+            f"{source.name} is quantized already ({plural(len(quantized), 'tensor')}, such as "
             f"{quantized[0].name} of type {quantized[0].ggml_type.name}), and quantizing again "
             "adds its errors to the new ones; take the F16, BF16 or F32 file, or give "
             "--allow-requantize."

@@ -38,8 +38,8 @@ class Published:
 
 def files_of(folder: Folder) -> dict[str, Path]:
     """What is published of a folder, by the names that it has there."""
-    names = [CARD, *(one.entry.name for one in folder.files), *(one.name for one in folder.others)]
-    return {name: folder.path / name for name in [*names, MANIFEST, SUMS]}
+    names = [CARD, *(one.name for one in folder.listed()), MANIFEST, SUMS]
+    return {name: folder.path / name for name in names}
 
 
 def publish_folder(folder: Folder, repository: str, *, message: str | None = None) -> Published:
@@ -64,7 +64,7 @@ def publish_folder(folder: Folder, repository: str, *, message: str | None = Non
             f"Nothing can be published to {repository} while HF_HUB_OFFLINE is set; unset it."
         )
     files = files_of(folder)
-    kinds = ", ".join(one.entry.kind for one in folder.files)
+    kinds = ", ".join(one.main.kind for one in folder.files)
     api = HfApi()
     disable_progress_bars()
     try:

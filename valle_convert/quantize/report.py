@@ -15,18 +15,20 @@ from typing import Any
 from valle_convert import __version__
 from valle_convert.errors import EXIT_ENVIRONMENT, EXIT_FAILED_CHECK, EXIT_OK
 from valle_convert.listening.listen import MEASURES, NLL, RETRIEVAL, WORDS, Listened, Measure
+from valle_convert.quantize.advice import Advice, Choice, advise, nearness
 from valle_convert.quantize.limits import Limits
 from valle_convert.quantize.listening import (
     Listening,
+    differences_of,
     listened_to_json,
+    means_of,
     places_of,
-    smallest_within,
-    table_of,
 )
 from valle_convert.quantize.plan import Fallback, describe_fallbacks
 from valle_convert.quantize.quality import ALL, Measured
 from valle_convert.quantize.scan import Sensitivity
 from valle_convert.verify.report import Report
+from valle_convert.wording import plural
 
 SCHEMA_VERSION = 3
 
@@ -95,10 +97,25 @@ class FileReport:
     note: str = ""
 
     @property
+    def is_wrong(self) -> bool:
+        """Whether it was found not to hold what it says."""
+        return self.verified is not None and self.verified.outcome == "failed"
+
+    @property
+    def kl(self) -> float | None:
+        """Mean divergence over all predictions, in nats; None where it was not measured."""
+        return None if self.measured is None else self.measured.quality[ALL].kl_mean
+
+    @property
+    def top_1(self) -> float | None:
+        """Part of all predictions whose most likely code is the reference's; likewise."""
+        return None if self.measured is None else self.measured.quality[ALL].best_code
+
+    @property
     def faults(self) -> tuple[str, ...]:
         """Why it does not pass: it is wrong, or loses more than it may."""
-        wrong = self.verified is not None and self.verified.outcome == "failed"
-        return ((self.verified.verdict(),) if wrong and self.verified else ()) + self.failures
+        wrong = (self.verified.verdict(),) if self.verified and self.is_wrong else ()
+        return wrong + self.failures
 
     @property
     def open_questions(self) -> tuple[str, ...]:
@@ -161,6 +178,7 @@ class QuantizeReport:
         tensor_types: pattern=type, the first that matches wins.
         reference: what quality is measured against, in words; empty where it is not measured.
         utterances: what quality is measured on, in words.
+        n_measured: how many different texts are in them.
         baseline: the file in F16 that sizes and speeds stand beside; None where not measured.
         files: in the order asked for.
         notes: what the reader should know of the run.
@@ -187,6 +205,13 @@ class QuantizeReport:
     checkpoint: Mapping[str, str] | None = None
     date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     dry_run: bool = False
+    n_measured: int = 0
+
+    @property
+    def n_texts(self) -> int:
+        """How many different texts files were measured over, and spoke where they did."""
+        heard = self.listening
+        return self.n_measured if heard is None else min(self.n_measured, heard.n_texts)
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -208,33 +233,36 @@ class QuantizeReport:
         """What a program ends with: 0 passed, 1 failed, 3 not measured."""
         return EXIT_OK if self.passed else EXIT_FAILED_CHECK if self.faults else EXIT_ENVIRONMENT
 
-    def recommendation(self) -> str:
-        """Which file to take, by what was heard; empty where nobody listened."""
-        if self.listening is None:
-            return ""
-        heard = [
-            (file.kind, file.n_bytes, file.listened)
-            for file in self.files
-            if file.listened is not None and not file.faults
-        ]
-        n = len(self.listening.names)
-        best = smallest_within(self.listening, heard)
-        if best is None:
-            return f"None of the files that pass is within the noise of F16, by {n} sentences."
-        return (
-            f"{best} is the smallest of these types within the noise of F16, by {n} sentences: its "
-            "NLL is not worse by more than a standard error, and what it says is not worse by more "
-            "than chance explains. More sentences tell finer differences."
+    def advice(self) -> Advice:
+        """Which file to take, by what was measured."""
+        return advise(
+            [
+                Choice(
+                    file.kind,
+                    file.n_bytes,
+                    file.kl,
+                    file.top_1,
+                    passes=not file.faults,
+                    is_heard_apart=bool(file.beyond_noise),
+                )
+                for file in self.files
+            ],
+            self.n_texts,
+            heard=self.listening is not None,
         )
 
+    def recommendation(self) -> str:
+        """The same in a sentence; empty where nothing was measured."""
+        return self.advice().sentence if any(file.measured for file in self.files) else ""
+
     def verdict(self) -> str:
-        """One sentence."""
-        n, kept = len(self.files), sum(file.status == "kept" for file in self.files)
-        files = "1 file" if n == 1 else f"{n} files"
+        """Whether the files are right, in a sentence, and how near they are, in another."""
+        kept = sum(file.status == "kept" for file in self.files)
+        files = plural(len(self.files), "file")
         again = f", {kept} of them kept from before" if kept else ""
         if self.dry_run:
             sizes = [file.n_bytes for file in self.files]
-            total = f", {sum(sizes):,} bytes" if all(sizes) else ""
+            total = f", {plural(sum(sizes), 'byte')}" if all(sizes) else ""
             return f"PLANNED: {files}{total}{again}; nothing was written."
         if self.faults:
             return f"FAILED: {'; '.join(self.faults)}."
@@ -243,13 +271,19 @@ class QuantizeReport:
         right = sum(file.verified is not None for file in self.files)
         limited = sum(file.limits is not None for file in self.files)
         done = f"{files}{again}; "
-        if not any(file.measured for file in self.files):
+        near = ", ".join(
+            f"{file.kind} {nearness(file.kl)}" for file in self.files if file.kl is not None
+        )
+        if not near:
             return f"DONE: {done}their quality was not measured."
+        near = f" Distance from the reference: {near}."
         if not right and not limited:
-            return f"DONE: {done}measured, and judged by nothing: no checkpoint and no limits."
+            return (
+                f"DONE: {done}measured, and judged by nothing: no checkpoint and no limits.{near}"
+            )
         words = [f"{right} right by their checkpoint"] if right else []
         words.append(f"{limited} within the limits given" if limited else "no limits were given")
-        return f"PASSED: {done}{', '.join(words)}."
+        return f"PASSED: {done}{', '.join(words)}.{near}"
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain values."""
@@ -272,6 +306,8 @@ class QuantizeReport:
                 for file in self.files
             ],
             "listening": None if self.listening is None else self.listening.to_json(),
+            "different_texts": self.n_texts,
+            "recommended": None if (best := self.advice().take) is None else best.name,
             "recommendation": self.recommendation() or None,
             "command": self.command,
             "scan": [
@@ -301,16 +337,27 @@ class QuantizeReport:
         """The baseline, where there is one, and the files."""
         return [*([self.baseline] if self.baseline else []), *self.files]
 
-    def summary(self, width: int | None = None) -> tuple[list[str], list[list[str]]]:
-        """Header and rows of the summary table; see `columns`."""
-        shown = self.columns(width)
+    def summary(self, width: int | None = None) -> Table:
+        """The summary table; see `columns`."""
+        return self._table(self.columns(width))
+
+    def answer(self) -> Table:
+        """What decides which file to take."""
+        return self._table([one for one in self.columns() if one.is_answer])
+
+    def details(self) -> Table:
+        """Everything else of each file."""
+        shown = self.columns()
+        return self._table([shown[0], *(one for one in shown if not one.is_answer)])
+
+    def _table(self, shown: Sequence[Column]) -> Table:
         return [one.name for one in shown], [
             [one.cell(self, row) for one in shown] for row in self.rows()
         ]
 
-    def legend(self, width: int | None = None) -> list[str]:
+    def legend(self) -> list[str]:
         """What each column means, a line each."""
-        return [f"{one.name}: {one.meaning}" for one in self.columns(width)]
+        return [f"{one.name}: {one.meaning}" for one in self.columns()]
 
     def to_markdown(self) -> str:
         """A page for a CI job's summary."""
@@ -323,11 +370,13 @@ class QuantizeReport:
         yield ""
         if self.recommendation():
             yield from (_cell(self.recommendation()), "")
-        yield from _markdown_table(*self.summary())
+        yield from _markdown_table(*self.answer())
         yield ""
         yield from (f"- {_cell(line)}" for line in self.facts() if line != f"again: {self.command}")
         if self.command:
-            yield from ("", "## Again", "", "```sh", self.command, "```")
+            yield from ("", "## Command", "", "```sh", self.command, "```")
+        yield from ("", f"## {DETAILS_TITLE}", "")
+        yield from _markdown_table(*self.details())
         yield from ("", "## What the columns mean", "")
         yield from (f"- {_cell(line)}" for line in self.legend())
         for file in self.files:
@@ -351,12 +400,10 @@ class QuantizeReport:
             yield from _markdown_table(*self.sensitivities())
         measured = [file for file in self.files if file.measured]
         if measured:
-            yield from ("", "## KL mean by head", "")
-            yield from _markdown_table(*by_head(measured, "kl_mean"))
-            yield from ("", "## Best code kept, by head", "")
-            yield from _markdown_table(*by_head(measured, "best_code"))
+            for title, value in BY_HEAD.items():
+                yield from ("", f"## {title}", "", *_markdown_table(*by_head(measured, value)))
 
-    def sensitivities(self) -> tuple[list[str], list[list[str]]]:
+    def sensitivities(self) -> Table:
         """The scan: a row a matrix, the most sensitive first, a column a type."""
         kinds = sorted({(one.bits, one.kind) for one in self.scan})
         by_tensor: dict[str, dict[str, float]] = {}
@@ -369,7 +416,7 @@ class QuantizeReport:
             rows.append([name, *("" if kl is None else f"{kl:.2e}" for kl in found)])
         return ["matrix", *(kind for _, kind in kinds)], rows
 
-    def heard(self) -> Iterator[tuple[str, tuple[list[str], list[list[str]]]]]:
+    def heard(self) -> Iterator[tuple[str, Table]]:
         """Tables of what was said, each with a title."""
         listening = self.listening
         if listening is None:
@@ -381,7 +428,8 @@ class QuantizeReport:
         files += [(file.kind, file.listened) for file in self.files if file.listened]
         if listening.recordings is not None:
             files.insert(0, ("recordings", listening.recordings))
-        yield "What is said", table_of(files, listening.baseline)
+        yield "What is said", means_of(files)
+        yield "What is said: difference to F16", differences_of(files, listening.baseline)
         for measure in MEASURES.values():
             if len(listening.baseline.places(measure)) > 2:
                 spoken = [one for one in files if one[0] != "recordings"]
@@ -400,18 +448,18 @@ class QuantizeReport:
                 better = "high" if measure.is_better_high else "low"
                 yield f"{measure.title}: {measure.meaning}; {better} is better"
         yield (
-            "means, with 95 % intervals by bootstrap over the sentences; «difference»: to F16, "
-            "the same sentences drawn together. «F16 again» is the noise floor: nothing but seed "
-            "and threads differ"
+            "means, with 95 % intervals by bootstrap over the sentences; for the difference to F16 "
+            "the same sentences are drawn together. «F16 again» is the noise floor: nothing but "
+            "seed and threads differ"
         )
         yield f"recordings: {listening.references}; codec: {listening.codec}"
         if listening.recogniser:
             yield f"recogniser: {listening.recogniser}"
 
     def facts(self) -> list[str]:
-        """How it was done, a sentence each."""
+        """What the reader has to know, and how it was done, a sentence each."""
         tool = self.tool
-        facts = [f"{self.date}, valle-convert {__version__}"]
+        facts = [*self.notes, f"{self.date}, valle-convert {__version__}"]
         if self.checkpoint is not None:
             facts.append(
                 f"checkpoint: {self.checkpoint['name']}, sha256 {self.checkpoint['sha256']}"
@@ -441,18 +489,18 @@ class QuantizeReport:
         ]
         if self.command:
             facts.append(f"again: {self.command}")
-        return facts + list(self.notes)
+        return facts
 
 
-def by_head(files: list[FileReport], value: str) -> tuple[list[str], list[list[str]]]:
-    """One value of the quality of each file, a row a head."""
-    qualities = [file.measured.quality for file in files if file.measured]
-    heads = [head for head in qualities[0] if head != ALL]
+def by_head(files: Sequence[FileReport], value: str) -> Table:
+    """One value of the quality of each measured file, a column a head."""
+    qualities = [(file.kind, file.measured.quality) for file in files if file.measured]
+    heads = [*(head for head in qualities[0][1] if head != ALL), ALL]
     rows = [
-        [head, *(_number(getattr(quality[head], value), value) for quality in qualities)]
-        for head in [*heads, ALL]
+        [kind, *(_number(getattr(quality[head], value), value) for head in heads)]
+        for kind, quality in qualities
     ]
-    return ["head", *(file.kind for file in files)], rows
+    return ["type", *heads], rows
 
 
 @dataclass(frozen=True)
@@ -464,12 +512,14 @@ class Column:
         rank: the highest goes first where a terminal is narrow.
         meaning: in one line.
         cell: what stands in the row of a file.
+        is_answer: whether it decides which file to take.
     """
 
     name: str
     rank: int
     meaning: str
     cell: Callable[[QuantizeReport, FileReport], str]
+    is_answer: bool = False
 
 
 def _total(name: str, form: str) -> Callable[[QuantizeReport, FileReport], str]:
@@ -511,28 +561,60 @@ def _of_input(report: QuantizeReport, row: FileReport) -> str:
 def _verdict_word(row: FileReport) -> str:
     if row.status in ("input", "planned"):
         return row.status
-    if row.faults:
-        return "FAIL"
+    if row.is_wrong:
+        return WRONG
+    if row.failures:
+        return BEYOND
     if row.open_questions:
         return "not measured"
-    return "pass" if row.verified or row.limits else row.status
+    words = ["right"] if row.verified else []
+    words += ["within limits"] if row.limits else []
+    return ", ".join(words) or row.status
 
 
+def _nearness_word(_report: QuantizeReport, row: FileReport) -> str:
+    return "" if row.kl is None or row.status == "input" else nearness(row.kl)
+
+
+#: A header, and rows of cells.
+Table = tuple[list[str], list[list[str]]]
+
+WRONG, BEYOND = "WRONG", "BEYOND LIMITS"
 SCAN_TITLE = "Sensitivity: KL with one matrix of the type, all others as they were"
+DETAILS_TITLE = "All other measurements"
+#: What is shown by head, by title.
+BY_HEAD = {"KL mean by head": "kl_mean", "Top-1 agreement by head": "best_code"}
 _MIN_COLUMNS = 3
 COLUMNS = (
-    Column("type", 0, "of the file, as llama-quantize spells it", lambda _report, row: row.kind),
+    Column(
+        "type",
+        0,
+        "of the file, as llama-quantize spells it",
+        lambda _report, row: row.kind,
+        is_answer=True,
+    ),
     Column(
         "verdict",
         0,
-        "pass: right by its checkpoint, and within the limits given",
+        "right: the file holds its checkpoint's weights, and llama.cpp computes what they mean; "
+        "within limits: it loses no more than the user allows. Neither says how much that is",
         lambda _report, row: _verdict_word(row),
+        is_answer=True,
+    ),
+    Column(
+        "distance",
+        2,
+        "from the reference, by the mean KL: very close up to 0.001, close up to 0.01, changed up "
+        "to 0.1, far above",
+        _nearness_word,
+        is_answer=True,
     ),
     Column(
         "size, MiB",
         1,
         "of the file",
         lambda _report, row: f"{row.n_bytes / 2**20:.2f}" if row.n_bytes else "?",
+        is_answer=True,
     ),
     Column(
         "bits/weight",
@@ -548,6 +630,7 @@ COLUMNS = (
         "how far the predicted distributions are from the reference's: Kullback-Leibler "
         "divergence, mean over all predictions, in nats; 0 is the same",
         _total("kl_mean", ".2e"),
+        is_answer=True,
     ),
     Column("KL p99", 11, "the same, 99 % of the predictions are below", _total("kl_p99", ".2e")),
     Column("KL max", 12, "the same, the worst prediction", _total("kl_max", ".2e")),
@@ -558,10 +641,11 @@ COLUMNS = (
         _total("nmse", ".2e"),
     ),
     Column(
-        "best code",
+        "top-1",
         3,
-        "predictions whose most likely code is the reference's",
+        "agreement: predictions whose most likely code is the reference's",
         _total("best_code", ".2%"),
+        is_answer=True,
     ),
     Column(
         "AR equal",
@@ -591,7 +675,7 @@ def _number(value: float, name: str) -> str:
     return f"{value:.2%}" if name == "best_code" else f"{value:.2e}"
 
 
-def _markdown_table(header: list[str], rows: list[list[str]]) -> Iterator[str]:
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     yield "| " + " | ".join(header) + " |"
     yield "|---" + "|---:" * (len(header) - 1) + "|"
     for row in rows:

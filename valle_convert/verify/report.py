@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from valle_convert.errors import EXIT_ENVIRONMENT, EXIT_FAILED_CHECK, EXIT_OK
+from valle_convert.wording import plural
 
 REPORT_SCHEMA_VERSION = 1
 Outcome = Literal["passed", "failed", "not verified"]
@@ -125,9 +126,9 @@ class Report:
         n = sum(len(level.checks) for level in self.levels)
         ran = ", ".join(level.name for level in self.levels if level.checks)
         if self.outcome == "passed":
-            return f"PASSED: {n} checks ({ran}) of {self.file} against {self.checkpoint}."
+            return f"PASSED: {plural(n, 'check')} ({ran}) of {self.file} against {self.checkpoint}."
         if self.outcome == "not verified":
-            passed = f"; {n} other checks passed ({ran})" if ran else ""
+            passed = f"; {plural(n, 'other check')} passed ({ran})" if ran else ""
             return (
                 f"NOT VERIFIED: {self.file} against {self.checkpoint}: {missing or 'nothing ran'}"
                 f"{passed}."
@@ -136,8 +137,8 @@ class Report:
         said = worst.summary + (f", allowed: {worst.limit}" if worst.limit else "")
         end = "" if said.endswith((".", "?")) else "."  # of a sentence that a reader said
         return (
-            f"FAILED: {len(self.failures)} of {n} checks of {self.file} against {self.checkpoint}"
-            f"{left_out}; the worst is {worst.name}: {said}{end}"
+            f"FAILED: {len(self.failures)} of {plural(n, 'check')} of {self.file} against "
+            f"{self.checkpoint}{left_out}; the worst is {worst.name}: {said}{end}"
         )
 
     def to_json(self) -> dict[str, Any]:

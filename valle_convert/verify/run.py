@@ -31,6 +31,7 @@ from valle_convert.verify.structure import (
     what_llama_must_not_see,
 )
 from valle_convert.verify.tensors import check_tensors
+from valle_convert.wording import plural
 
 LevelName = Literal["structure", "tensors", "tokenizer", "logits"]
 LEVELS: tuple[LevelName, ...] = get_args(LevelName)
@@ -213,8 +214,9 @@ def _tokenizer(plan: Plan, bundle: Bundle, n_texts: int, seed: int, progress: Pr
     return Check(
         "tokenizer",
         passed=report.ok,
-        summary=f"{report.n_differences} differences over {report.n_texts:,} strings under "
-        f"{len(report.settings)} settings{f', such as {shown}' if shown else ''}",
+        summary=f"{plural(report.n_differences, 'difference')} over "
+        f"{plural(report.n_texts, 'string')} under {plural(len(report.settings), 'setting')}"
+        f"{f', such as {shown}' if shown else ''}",
         values={
             "texts": report.n_texts,
             "tokens": report.n_tokens,

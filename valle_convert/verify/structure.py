@@ -21,6 +21,7 @@ from valle_convert.gguf_file.write import read_biases
 from valle_convert.llama.probe import prove_library
 from valle_convert.tokenizer.compiled import TOKENS_KEY
 from valle_convert.verify.report import Check
+from valle_convert.wording import plural
 
 # What may differ without the file being another model: its name and authors, the number format
 # that llama-quantize changed, and the version of the converter.
@@ -63,7 +64,7 @@ def check_structure(plan: Plan, bundle: Bundle, *, with_llama: bool) -> Iterator
     """
     yield _check_model(plan, bundle)
     if list(plan.files) != list(bundle.files):
-        words = f"{len(bundle.files)} files, where {len(plan.files)} are expected"
+        words = f"{plural(len(bundle.files), 'file')}, where {len(plan.files)} are expected"
         yield Check("files", passed=False, summary=words, values={}, badness=math.inf)
         return
     digest = plan.checkpoint.sha256()
@@ -184,7 +185,7 @@ def _check_model(plan: Plan, bundle: Bundle) -> Check:
     return Check(
         "model description",
         passed=not differences,
-        summary=f"{n_tables} tables and {n_heads} heads "
+        summary=f"{plural(n_tables, 'table')} and {plural(n_heads, 'head')} "
         + (f"not as in the checkpoint: {', '.join(differences)}" if differences else "")
         + ("" if differences else "as in the checkpoint"),
         values={"tables": n_tables, "heads": n_heads},
@@ -230,9 +231,9 @@ def check_keys(
     return Check(
         "keys",
         passed=not faults,
-        summary=f"{len(faults)} of {n_compared} keys differ: {shown}"
+        summary=f"{len(faults)} of {plural(n_compared, 'key')} differ: {shown}"
         if faults
-        else f"{n_compared} keys, each of the right type and value",
+        else f"{plural(n_compared, 'key')}, each of the right type and value",
         values={"compared": n_compared, "different": len(faults)},
     )
 
@@ -256,7 +257,7 @@ def check_tensor_table(plan: PlannedFile, file: GgufFile) -> Check:
         "tensor table",
         passed=not faults,
         summary="; ".join(faults[:_SHOWN])
-        or f"{len(plan.tensors)} tensors of the right names and shapes",
+        or f"{plural(len(plan.tensors), 'tensor')} of the right names and shapes",
         values={"tensors": len(file.tensors), "faults": len(faults)},
     )
 

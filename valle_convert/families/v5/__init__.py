@@ -220,6 +220,9 @@ class VersionFive(Family[Model, "Network", "Utterance"]):
 
         return read_utterance(path, model, seed=(seed, number))
 
+    def said_in(self, example: Utterance) -> NDArray[Any]:
+        return example.condition.phonemes
+
     def cases(self, model: Model, example: Utterance) -> Iterator[Case[Network]]:
         from valle_convert.families.v5.trials import cases
 

@@ -47,6 +47,7 @@ from valle_convert.model.trainer import (
     unread_notes,
     version_of,
 )
+from valle_convert.wording import plural
 
 #: The name of the only part.
 PART = "model"
@@ -280,7 +281,7 @@ def describe(checkpoint: Checkpoint, codec: Codec | None = None) -> Description[
     notes: list[str] = []
     if codec is None and found is UNKNOWN_CODEC:
         notes.append(
-            f"no known codec has {sizes.n_levels} levels of {sizes.codebook_size} codes; "
+            f"no known codec has {plural(sizes.n_levels, 'level')} of {sizes.codebook_size} codes; "
             "the file says `unknown` (give it with --codec-name)"
         )
     config = ModelConfig(

@@ -20,6 +20,7 @@ from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import Model
 from valle_convert.network.protocol import Network
 from valle_convert.progress import Progress
+from valle_convert.wording import plural
 
 _MAX_SENTENCES_BYTES = 1 << 20
 #: About what a sentence takes before it is spoken, seconds; it may take twice as long and one more.
@@ -55,7 +56,9 @@ def read_sentences(
         raise InputError(f"{path} is not UTF-8; save it as UTF-8, one sentence a line.") from None
     texts = {f"{path}, line {i}": line.strip() for i, line in enumerate(lines, 1) if line.strip()}
     if len(texts) < 2:
-        raise InputError(f"{path} has {len(texts)} sentences, where two or more are expected.")
+        raise InputError(
+            f"{path} has {plural(len(texts), 'sentence')}, where two or more are expected."
+        )
     said = say_all([Recorded(Path(where), text) for where, text in texts.items()], model, tokenize)
     prompt = None if voice is None else voice_prompt(voice, model, codec, prompt_seconds)[0]
     nothing = np.zeros((0, model.config.n_levels), np.int64)

@@ -195,6 +195,9 @@ class VallEX(Family[VallexModel, "ComposedNetwork", "VallexUtterance"]):
         del number, seed
         return read_utterance(path, model)
 
+    def said_in(self, example: VallexUtterance) -> NDArray[Any]:
+        return example.text.symbols
+
     def cases(
         self, model: VallexModel, example: VallexUtterance
     ) -> Iterator[Case[ComposedNetwork]]:

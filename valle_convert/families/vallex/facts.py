@@ -48,6 +48,7 @@ from valle_convert.model.spec import (
     Table,
     names_in_order,
 )
+from valle_convert.wording import plural
 
 #: The factor in front of GELU: normalized mean square error 6e-13 with the one, 9e-10 with the
 #: other, where the rounding of float16 costs 4e-7.
@@ -341,8 +342,8 @@ def describe(
     found = CODECS.get((n_levels, n_codes), UNKNOWN_CODEC)
     if codec is None and found is UNKNOWN_CODEC:
         notes.append(
-            f"no known codec has {n_levels} levels of {n_codes} codes; the files say `unknown` "
-            "(give it with --codec-name)"
+            f"no known codec has {plural(n_levels, 'level')} of {n_codes} codes; the files say "
+            "`unknown` (give it with --codec-name)"
         )
     recovered |= {source: Recovered(table) for source, table in same.items()}
     dropped += [Dropped(source, f"the same as {table}") for source, table in same.items()]

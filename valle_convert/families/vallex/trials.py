@@ -28,6 +28,7 @@ from valle_convert.families.vallex.facts import VallexModel
 from valle_convert.families.vallex.protocol import VallexText
 from valle_convert.families.vallex.symbols import VALLEX_SYMBOLS
 from valle_convert.families.vallex.voice import read_vallex_voice
+from valle_convert.wording import plural
 
 #: What a file of an utterance holds.
 ARRAYS = "audio_tokens, text_tokens and lang_code of a voice file of VALL-E X"
@@ -157,8 +158,9 @@ def read_utterance(path: Path, model: VallexModel) -> VallexUtterance:
     n_frames, n_symbols = len(voice.codes), len(voice.symbols)
     if n_frames < 2 or n_frames + n_symbols > _MAX_ELEMENTS:
         raise InputError(
-            f"{path} has {n_symbols:,} symbols and {n_frames:,} frames, where at least 2 frames "
-            f"and at most {_MAX_ELEMENTS:,} of both are expected; take another piece of speech."
+            f"{path} has {plural(n_symbols, 'symbol')} and {plural(n_frames, 'frame')}, where "
+            f"at least 2 frames and at most {_MAX_ELEMENTS:,} of both are expected; "
+            "take another piece of speech."
         )
     n_prompt = min(_SPEED_PROMPT, n_frames // 2)
     text = VallexText(voice.symbols, voice.languages)

@@ -1,0 +1,144 @@
+"""Reports of runs that nobody made, of any number of types, heads and sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from valle_convert.audio.files import Audio
+from valle_convert.families.family import Speed
+from valle_convert.listening.listen import (
+    DISTANCE,
+    DURATION,
+    EVERYWHERE,
+    NLL,
+    PHONEMES,
+    RETRIEVAL,
+    WORDS,
+    Clip,
+    Listened,
+)
+from valle_convert.listening.measures import Tally
+from valle_convert.quantize.listening import Listening
+from valle_convert.quantize.quality import ALL, Greedy, Measured, Quality
+from valle_convert.quantize.report import FileReport, QuantizeReport, TensorReport
+from valle_convert.verify.report import Check, Level, Report
+
+MIB = 1 << 20
+#: Of usual types: bits a weight, and a divergence that such a file may have.
+TYPES = {
+    "Q8_0": (8.5, 4e-4),
+    "Q6_K": (6.56, 9e-4),
+    "Q5_K_M": (5.7, 2e-3),
+    "Q4_K_M": (4.9, 6e-3),
+    "IQ3_XXS": (3.1, 6e-2),
+    "Q2_K": (2.8, 0.4),
+}
+WAYS = ("ar greedy", "ar sampled", "nar-len greedy", "nar-len sampled")
+
+
+def measured(kl: float, heads: Sequence[str], top_1: float = 0.97) -> Measured:
+    quality = {
+        head: Quality(100, kl * (1 + i / 5), kl * 4, kl * 9, kl / 3, top_1)
+        for i, head in enumerate([ALL, *heads])
+    }
+    return Measured(quality, Greedy(64, 0.28, 12.0, 400, 0.5), Speed(7.3, 81.0, 600))
+
+
+def verified(name: str, *, right: bool = True) -> Report:
+    check = Check("logits ar", passed=right, summary="as they should be", values={})
+    return Report("model.sft", name, "F16", (Level("logits", (check,), 1.0),))
+
+
+def listened(n: int, kl: float, seconds: float = 0.5) -> Listened:
+    """What is said of `n` sentences: the worse, the larger `kl`."""
+    rng = np.random.default_rng(3)
+    base = rng.uniform(2.5, 3.5, n)
+    tallies = {}
+    for place in ("ar", "nar.1", "nar.2", EVERYWHERE):
+        tallies[NLL.name, place] = Tally.each((base + kl).tolist())
+    for place in (*WAYS, EVERYWHERE):
+        tallies[RETRIEVAL.name, place] = Tally.each([1.0] * n)
+        tallies[DISTANCE.name, place] = Tally.each((base + 3 + kl).tolist())
+        tallies[DURATION.name, place] = Tally.each([0.1] * n)
+        tallies[WORDS.name, place] = Tally.each([0.1] * n)
+    for place in ("stt", EVERYWHERE):
+        tallies[PHONEMES.name, place] = Tally.each([0.2] * n)
+    time = np.arange(int(24_000 * seconds)) / 24_000
+    sound = Audio(np.sin(2 * np.pi * 220 * time).astype(np.float32) * 0.3, 24_000)
+    clips = [Clip(i, way, sound) for way in WAYS for i in range(min(n, 2))]
+    return Listened(tallies, tuple(clips))
+
+
+def make_report(
+    kinds: Sequence[str] = tuple(TYPES),
+    *,
+    levels: int = 3,
+    n_texts: int = 8,
+    heard: bool = False,
+    layers: int = 2,
+) -> QuantizeReport:
+    """A run that measured, verified and perhaps listened."""
+    heads = ["ar", *(f"nar.{i}" for i in range(1, levels))]
+    files = []
+    for kind in kinds:
+        bits, kl = TYPES[kind]
+        name = f"model-{kind}.gguf"
+        tensors = [
+            TensorReport(f"blk.{layer}.{part}.weight", kind, bits, 20.0 / kl**0.1)
+            for layer in range(layers)
+            for part in (
+                *("attn_q", "attn_k", "attn_v", "attn_output"),
+                *("ffn_gate", "ffn_up", "ffn_down"),
+            )
+        ]
+        files.append(
+            FileReport(
+                name=name,
+                kind=kind,
+                status="made",
+                n_bytes=round(bits * 25 * MIB),
+                bits_per_weight=bits,
+                weights={kind: 200_000_000},
+                sha256="0" * 64,
+                measured=measured(kl, heads),
+                verified=verified(name),
+                tensors=(*tensors, TensorReport("token_embd.weight", "Q6_K", 6.56, 35.0)),
+                listened=listened(n_texts, kl) if heard else None,
+                beyond_noise=(() if kl < 0.05 else ("NLL 3.4, F16 3.0",)) if heard else None,
+            )
+        )
+    base = FileReport("model-f16.gguf", "F16", "input", 400 * MIB, 16.0, {"F16": 200_000_000})
+    tool = {"name": "llama-quantize", "version": "1", "sha256": "0" * 64, "found": "PATH"}
+    return QuantizeReport(
+        source="model-f16.gguf",
+        source_sha256="1" * 64,
+        tool=tool,
+        tensor_types=(),
+        reference="model.sft in PyTorch, float32",
+        utterances=f"{n_texts} given utterances",
+        baseline=replace(base, measured=measured(4e-7, heads, 0.999)),
+        files=tuple(files),
+        listening=listening(n_texts) if heard else None,
+        command="valle-convert quantize model-f16.gguf out/ --types " + ",".join(kinds),
+        n_measured=n_texts,
+        date="2026-01-01T00:00:00+00:00",
+    )
+
+
+def listening(n: int) -> Listening:
+    base = listened(n, 0.0)
+    return Listening(
+        baseline=base,
+        repeat=listened(n, 0.001),
+        repeat_how="seed 1, 1 thread",
+        recordings=None,
+        recogniser=None,
+        references="8 given utterances",
+        codec="encodec_24khz",
+        names=tuple(f"Sentence number {i} is a sentence like every other one." for i in range(n)),
+        sounds=tuple(clip.audio for clip in base.clips[:2] if clip.audio is not None),
+        n_texts=n,
+    )

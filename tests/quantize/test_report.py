@@ -1,0 +1,130 @@
+"""What a run's report recommends and says, and that nothing is recommended without a reason."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from importlib import resources
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from quantize.reports import TYPES, listening, make_report, measured, verified
+
+from valle_convert.quantize.advice import MIN_TEXTS, NEAR_KL, Choice, advise
+from valle_convert.quantize.limits import Limits
+from valle_convert.quantize.report import QuantizeReport
+from valle_convert.strict_json import to_json_text
+
+choices = st.builds(
+    Choice,
+    name=st.sampled_from(list(TYPES)),
+    n_bytes=st.integers(1, 10**12),
+    kl=st.none() | st.floats(0, 10) | st.just(float("nan")),
+    top_1=st.none() | st.floats(0, 1),
+    passes=st.booleans(),
+    is_heard_apart=st.booleans(),
+)
+
+
+@given(st.lists(choices, max_size=6), st.integers(0, 20), st.booleans())
+def test_what_is_recommended_passes_is_near_and_is_the_smallest(
+    files: list[Choice], n_texts: int, heard: bool
+) -> None:
+    advice = advise(files, n_texts, heard=heard)
+    fit = [
+        one
+        for one in files
+        if one.passes and not one.is_heard_apart and one.kl is not None and one.kl <= NEAR_KL
+    ]
+    if n_texts < MIN_TEXTS or not fit:
+        assert advice.take is None
+        assert advice.sentence.startswith("No file is recommended: ")
+    else:
+        assert advice.take in fit
+        assert advice.take.n_bytes == min(one.n_bytes for one in fit)
+        assert advice.sentence.startswith(f"Take {advice.take.name} (")
+    assert advice.sentence.endswith(".")
+    assert "None" not in advice.sentence
+
+
+def test_a_run_that_nobody_listened_to_recommends_by_what_was_measured() -> None:
+    said = make_report().recommendation()
+    assert said.startswith("Take Q4_K_M (122.5 MiB): the smallest file within 0.01 nats")
+    assert "8 different texts" in said
+
+
+@pytest.mark.parametrize("n_texts", [0, 1, 2, 7])
+def test_few_texts_recommend_nothing_and_say_why(n_texts: int) -> None:
+    report = make_report(n_texts=n_texts)
+    assert report.advice().take is None
+    texts = "1 different text," if n_texts == 1 else f"{n_texts} different texts,"
+    assert texts in report.recommendation()
+
+
+def test_two_recordings_of_one_text_are_one_text() -> None:
+    one_text = replace(listening(9), n_texts=1)
+    report = replace(make_report(n_texts=9, heard=True), listening=one_text)
+    assert report.advice().take is None
+    assert "1 different text," in report.recommendation()
+
+
+def test_right_and_near_are_told_apart() -> None:
+    report = make_report(("Q8_0", "Q2_K"))
+    verdict = report.verdict()
+    assert verdict.startswith("PASSED: 2 files; 2 right by their checkpoint")
+    assert "Q8_0 very close, Q2_K far." in verdict
+    header, rows = report.answer()
+    by_type = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    assert by_type["Q2_K"]["verdict"] == "right"
+    assert by_type["Q2_K"]["distance"] == "far"
+    wrong = replace(report.files[0], verified=verified("model-Q8_0.gguf", right=False))
+    limits = Limits(0.1, 0.0, "--max-kl")
+    beyond = replace(report.files[1], limits=limits, failures=("KL mean 0.4, allowed 0.1",))
+    _, rows = replace(report, files=(wrong, beyond)).answer()
+    assert [row[1] for row in rows] == ["input", "WRONG", "BEYOND LIMITS"]
+
+
+def test_a_file_that_measured_as_no_number_is_far_and_not_recommended() -> None:
+    report = make_report(("Q8_0",))
+    (file,) = report.files
+    report = replace(report, files=(replace(file, measured=measured(float("nan"), ["ar"])),))
+    assert report.advice().take is None
+    assert "Q8_0 far" in report.verdict()
+
+
+def test_the_first_table_and_the_second_have_every_column_once() -> None:
+    report = make_report(heard=True)
+    first, second = report.answer()[0], report.details()[0]
+    assert first == ["type", "verdict", "distance", "size, MiB", "KL mean", "top-1"]
+    assert second[0] == "type"
+    assert sorted(first + second[1:]) == sorted(report.summary()[0])
+    assert len(report.legend()) == len(report.summary()[0])
+
+
+def test_what_changed_is_said_first() -> None:
+    report = replace(make_report(), notes=("removed from out: old.gguf",))
+    assert report.facts()[0] == "removed from out: old.gguf"
+
+
+def only_one(report: QuantizeReport) -> str:
+    return report.verdict() + report.recommendation() + report.to_markdown()
+
+
+@pytest.mark.parametrize("n_texts", [1, 8])
+def test_one_of_a_thing_is_not_several(n_texts: int) -> None:
+    said = only_one(make_report(("Q8_0",), n_texts=n_texts))
+    assert "1 files" not in said
+    assert "1 different texts" not in said
+
+
+def test_the_json_form_is_as_the_schema_says() -> None:
+    path = resources.files("valle_convert.quantize") / "data" / "report.schema.json"
+    schema = json.loads(path.read_text(encoding="utf-8"))
+    for report in (make_report(heard=True), make_report(n_texts=2)):
+        value = json.loads(to_json_text(report.to_json()))
+        jsonschema.validate(value, schema)
+        best = report.advice().take
+        assert value["recommended"] == (best.name if best else None)
+        assert value["different_texts"] == report.n_texts
