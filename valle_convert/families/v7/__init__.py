@@ -187,6 +187,9 @@ class VersionSeven(Family[VersionSevenModel, "AllLevelsNetwork", "MaskedUtteranc
 
         return read_utterance(path, model, seed=(seed, number))
 
+    def said_in(self, example: Utterance) -> NDArray[Any]:
+        return example.condition.phonemes
+
     def cases(
         self, model: VersionSevenModel, example: MaskedUtterance
     ) -> Iterator[Case[AllLevelsNetwork]]:
