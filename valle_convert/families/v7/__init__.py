@@ -187,7 +187,7 @@ class VersionSeven(Family[VersionSevenModel, "AllLevelsNetwork", "MaskedUtteranc
 
         return read_utterance(path, model, seed=(seed, number))
 
-    def said_in(self, example: Utterance) -> NDArray[Any]:
+    def said_in(self, example: MaskedUtterance) -> NDArray[Any]:
         return example.condition.phonemes
 
     def cases(
