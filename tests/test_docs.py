@@ -30,7 +30,8 @@ from valle_convert.families import FOLDERS
 PAGES = ["README.md", *sorted(str(one.relative_to(PROJECT)) for one in PROJECT.glob("docs/*.md"))]
 #: What a page takes for granted.
 NEEDED = {
-    "README.md": ["ckpt.sft", "prompt.wav"],
+    "README.md": ["model.gguf", "prompt.wav"],
+    "docs/python.md": ["ckpt.sft"],
     "docs/codec.md": ["model.gguf", "prompt.wav", "speech.wav"],
     "docs/quantize.md": [
         "model.sft",
@@ -127,7 +128,7 @@ def test_every_target_and_extra_that_is_named_is_there() -> None:
     for target in re.findall(r"(?:^|`)make ([a-z-]+)(?:`| +#)", readme, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
     text = "\n".join((PROJECT / page).read_text(encoding="utf-8") for page in PAGES)
-    for listed in re.findall(r"valle-convert\[([a-z,]+)\]", text):
+    for listed in re.findall(r"'\.\[([a-z,]+)\]'", text):
         assert set(listed.split(",")) <= set(project["optional-dependencies"]), listed
 
 

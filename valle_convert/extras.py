@@ -8,6 +8,11 @@ from typing import Any
 from valle_convert.errors import EnvironmentFault
 
 
+def install(*extras: str) -> str:
+    """How to install extras; nothing is on PyPI."""
+    return f"pip install '.[{','.join(extras)}]' in a clone of valle-convert"
+
+
 def require(module: str, purpose: str, *, extra: str = "speech") -> Any:  # noqa: ANN401
     """Import a module of an extra.
 
@@ -24,6 +29,6 @@ def require(module: str, purpose: str, *, extra: str = "speech") -> Any:  # noqa
     except (ImportError, OSError) as error:
         package = module.partition(".")[0]
         raise EnvironmentFault(
-            f"{purpose} needs the Python package {package}, which cannot be imported ({error}); "
-            f"install it with: pip install 'valle-convert[{extra}]'"
+            f"{purpose} needs the Python package {package}, which cannot be imported ({error}). "
+            f"Run {install(extra)}."
         ) from error

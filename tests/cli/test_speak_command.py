@@ -677,7 +677,7 @@ def test_a_missing_package_is_named_with_its_remedy(
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     message = error_of(Result(result.returncode, result.stdout, result.stderr), 3)
     assert f"needs the Python package {module}" in message
-    assert "pip install 'valle-convert[speech]'" in message
+    assert "pip install '.[speech]'" in message
     assert list(tmp_path.iterdir()) == []
 
 

@@ -233,4 +233,4 @@ def test_a_checkpoint_converts_where_llama_cpp_is_not_installed(tmp_path: Path) 
         assert out.exists()
     done = run_without_llama_cpp("tokenize", out, "a")
     assert done.returncode == 3
-    assert "pip install 'valle-convert[llama]'" in done.stderr
+    assert "pip install '.[llama]'" in done.stderr

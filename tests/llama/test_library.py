@@ -86,7 +86,7 @@ def test_the_library_is_loaded_once_and_tells_its_build() -> None:
 def test_a_missing_binding_says_what_to_install() -> None:
     code, message = report_of_loading({}, before="sys.modules['llama_cpp'] = None")
     assert code == 3
-    assert "pip install 'valle-convert[llama]'" in message
+    assert "pip install '.[llama]'" in message
 
 
 def test_a_folder_without_the_library_says_to_build_it(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
 
 def test_no_library_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
-    with pytest.raises(EnvironmentFault, match=r"pip install 'valle-convert\[llama\]'"):
+    with pytest.raises(EnvironmentFault, match=r"pip install '\.\[llama\]'"):
         probe_and_remember(tmp_path, child(""))
 
 

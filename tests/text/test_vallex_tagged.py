@@ -141,9 +141,7 @@ def test_a_missing_package_is_named_with_what_to_install(
     chinese._jieba.cache_clear()
     japanese._openjtalk.cache_clear()
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(
-        EnvironmentFault, match=rf"{module}.*pip install 'valle-convert\[{extra}\]'"
-    ):
+    with pytest.raises(EnvironmentFault, match=rf"{module}.*pip install '\.\[{extra}\]'"):
         spell([TaggedText("你好 hello", language)])
 
 

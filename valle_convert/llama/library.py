@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from valle_convert.errors import EnvironmentFault
+from valle_convert.extras import install
 from valle_convert.threads import wait_politely
 
-INSTALL = "pip install 'valle-convert[llama]'"
+INSTALL = install("llama")
 #: What this program was tested with, as pinned in constraints.txt.
 TESTED = "0.3.36"
 INSTALL_TESTED = f"install the version tested here: pip install llama-cpp-python=={TESTED}"
@@ -177,8 +178,8 @@ def _import_binding() -> Any:  # noqa: ANN401 - a module without types
         return importlib.import_module("llama_cpp.llama_cpp")
     except ModuleNotFoundError as error:
         raise EnvironmentFault(
-            f"llama.cpp's Python binding cannot be imported (no module {error.name}), and this "
-            f"command runs a model on llama.cpp; install it: {INSTALL}"
+            f"llama.cpp's Python binding cannot be imported (no module {error.name}). "
+            f"Run {INSTALL}."
         ) from error
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         # OSError: no libllama in the folder. RuntimeError: the binding's own word for a library

@@ -72,8 +72,7 @@ def probe_and_remember(folder: Path, command: Sequence[str] | None = None) -> Pr
     library = find_library()
     if library is None:
         raise EnvironmentFault(
-            "llama.cpp's library was not found, and this command runs a model on llama.cpp; "
-            f"install its Python binding: {INSTALL}"
+            f"llama.cpp's library was not found, and this command needs it. Run {INSTALL}."
         )
     mark = folder / f"llama-probe-{fingerprint(library)}.json"
     if os.path.isfile(mark):  # noqa: PTH113 - no exception where the folder cannot be entered

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from valle_convert.errors import EnvironmentFault
+from valle_convert.extras import install
 from valle_convert.listening.listen import NLL
 from valle_convert.quantize import html_sound
 from valle_convert.quantize.advice import nearness
@@ -415,8 +416,8 @@ def check_matplotlib() -> None:
     """
     if find_spec("matplotlib") is None:
         raise EnvironmentFault(
-            "matplotlib is not installed, and the HTML report has plots; "
-            "pip install 'valle-convert[report]', or give a .md or .json file for the report."
+            "matplotlib is not installed, and the HTML report has plots. "
+            f"Run {install('report')}, or give a .md or .json file for the report."
         )
 
 

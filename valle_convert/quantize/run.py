@@ -555,8 +555,8 @@ def _check_options(out: Path, options: Options, *, single: bool) -> None:
             )
     if options.measure and not options.dry_run and find_library() is None:
         raise EnvironmentFault(
-            "llama-cpp-python is not installed, and quality is measured with its llama.cpp; "
-            f"{INSTALL}, or give --no-measure."
+            "llama-cpp-python is not installed, and quality is measured with its llama.cpp. "
+            f"Run {INSTALL}, or give --no-measure."
         )
 
 

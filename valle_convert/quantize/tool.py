@@ -23,7 +23,7 @@ from typing import Literal
 
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import sha256_of
-from valle_convert.llama.library import find_library
+from valle_convert.llama.library import INSTALL, find_library
 from valle_convert.llama.programs import child_environment, find_program
 
 Kind = Literal["llama-quantize", "llama_model_quantize"]
@@ -155,7 +155,7 @@ def find_quantizer(given: str | None = None) -> Quantizer:
         if find_library() is None:
             raise EnvironmentFault(
                 f"{missing} Nor is llama-cpp-python installed, whose library has the same routine "
-                "(pip install 'valle-convert[llama]')."
+                f"({INSTALL})."
             ) from missing
         return _library("no llama-quantize was found")
     return _program(program.path, program.how)
@@ -168,9 +168,7 @@ def _program(path: Path, how: str) -> Quantizer:
 def _library(how: str) -> Quantizer:
     library = find_library()
     if library is None:
-        raise EnvironmentFault(
-            "llama.cpp's library was not found; pip install 'valle-convert[llama]'."
-        )
+        raise EnvironmentFault(f"llama.cpp's library was not found. Run {INSTALL}.")
     digest = hashlib.sha256()
     # The routine is in libllama, the number formats in libggml-base.
     for path in sorted({file.resolve() for file in library.parent.iterdir() if file.is_file()}):

@@ -15,7 +15,7 @@ from valle_convert.families.bundle import Bundle, Plan, open_files
 from valle_convert.families.bundle import plan as plan_bundle
 from valle_convert.families.family import Choices
 from valle_convert.gguf_file.read import GgufFile, is_gguf
-from valle_convert.llama.library import find_library
+from valle_convert.llama.library import INSTALL, find_library
 from valle_convert.llama.probe import prove_library
 from valle_convert.progress import Progress, silent
 from valle_convert.tokenizer import corpus
@@ -38,10 +38,7 @@ LEVELS: tuple[LevelName, ...] = get_args(LevelName)
 #: What a conversion runs when it ends: everything but the networks.
 QUICK: tuple[LevelName, ...] = ("structure", "tensors", "tokenizer")
 N_TEXTS_QUICK = 2_000
-NEEDS_LLAMA = (
-    "llama-cpp-python is not installed (pip install 'valle-convert[llama]'), so stock llama.cpp "
-    "could not be asked"
-)
+NEEDS_LLAMA = f"llama-cpp-python is not installed, so llama.cpp could not be asked; run {INSTALL}"
 
 
 def verify(

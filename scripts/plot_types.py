@@ -1,0 +1,56 @@
+"""docs/quantize-measured.md -> docs/size-quality.png: size of a type against its divergence."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("agg")
+import matplotlib.pyplot as plt
+
+DOCS = Path(__file__).parents[1] / "docs"
+ROW = re.compile(r"\| (\w+) \| ([\d.]+) \| ([\d.e+-]+) \| [\d.]+% \|")
+#: Far off, or the same file as another type's.
+LEFT_OUT = {"F32", "MXFP4_MOE", "Q1_0", "Q2_0", "TQ1_0", "TQ2_0"}
+#: The others are gray dots, too close together to name.
+NAMED = {"BF16", "F16", "Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"}
+
+
+def main() -> None:
+    """Draw the types that were measured without an importance matrix."""
+    text = (DOCS / "quantize-measured.md").read_text(encoding="utf-8")
+    figure, axes = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
+    for kind, bits, divergence in ROW.findall(text.partition("## Tensor types")[0]):
+        place = float(bits), float(divergence)
+        if kind not in LEFT_OUT:
+            axes.scatter(*place, s=18, color="tab:blue" if kind in NAMED else "lightgray")
+        if kind in NAMED:
+            under = kind in {"Q4_K_M", "Q5_K_M"}
+            axes.annotate(
+                kind,
+                place,
+                xytext=(-3, -3) if under else (4, 3),
+                ha="right" if under else "left",
+                va="top" if under else "bottom",
+                textcoords="offset points",
+                fontsize=8,
+            )
+    axes.set(
+        yscale="log",
+        xscale="log",
+        xlim=(3.8, 18.5),
+        xlabel="bits per weight",
+        ylabel="KL divergence from the checkpoint, nats",
+        title="Size against quality, 3.7 M test model",
+    )
+    ticks = [4, 5, 6, 8, 16]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.grid(alpha=0.3)
+    figure.savefig(DOCS / "size-quality.png", dpi=110, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    main()
