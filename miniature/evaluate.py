@@ -1,6 +1,6 @@
 """Whether a model says what it was asked to, in sentences that it was never trained on.
 
-    python -m miniature.evaluate miniature/miniature.sft build/demo/*.gguf --markdown quality.md
+    python -m miniature.evaluate miniature/miniature.sft build/demo/*.gguf --csv quality.csv
     python -m miniature.evaluate --write-data build/held-out    # for `quantize --listen --data`
 
 Measured as `quantize --listen` does, with the recordings themselves (and not what the codec makes
@@ -10,6 +10,7 @@ of them) as what speech is held against.
 from __future__ import annotations
 
 import argparse
+import csv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,10 +23,11 @@ from miniature import corpus
 from miniature.train import CODEC, ENGLISH, PROMPT_FRAMES, encode
 from miniature.world import WorldCodec
 from valle_convert.audio.files import Audio
-from valle_convert.listening.listen import MEASURES, Listened, ListeningTest, Sentence
+from valle_convert.listening.listen import EVERYWHERE, MEASURES, Listened, ListeningTest, Sentence
+from valle_convert.listening.measures import Estimate
 from valle_convert.listening.recogniser import Recogniser
 from valle_convert.model.inputs import Condition
-from valle_convert.quantize.listening import differences_of, listened_to_json, means_of, places_of
+from valle_convert.quantize.listening import listened_to_json
 from valle_convert.strict_json import to_json_text
 
 PROMPT_TEXT = "Good morning everybody."
@@ -40,7 +42,7 @@ def main() -> None:
     arguments.add_argument("--voice", choices=corpus.VOICES, default="plain")
     arguments.add_argument("--asr", help="a recogniser's command")
     arguments.add_argument("--json", type=Path)
-    arguments.add_argument("--markdown", type=Path)
+    arguments.add_argument("--csv", type=Path)
     arguments.add_argument("--write-data", type=Path, help="the sentences, for --data")
     given = arguments.parse_args()
     sentences = held_out(given.seed, given.sentences, given.voice)
@@ -59,8 +61,9 @@ def main() -> None:
     if given.json:
         said = {name: listened_to_json(one) for name, one in found}
         given.json.write_text(to_json_text(said) + "\n", encoding="utf-8")
-    if given.markdown:
-        given.markdown.write_text("\n".join(as_markdown(found, len(sentences))), encoding="utf-8")
+    if given.csv:
+        with given.csv.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows_of(found))
 
 
 def held_out(seed: int, n: int, voice: str = "plain") -> list[Sentence]:
@@ -110,41 +113,21 @@ def opened(path: Path) -> Iterator[Any]:
         yield plan.family.reference(plan.description.tensors, plan.description)
 
 
-def as_markdown(found: Sequence[tuple[str, Listened]], n: int) -> Iterator[str]:
-    """A page with what was measured of each file."""
-    models = found[1:]
-    yield "# Quality of the miniature, by what is said"
-    yield ""
-    yield (
-        f"Written by `python -m miniature.evaluate --markdown`, on {n} sentences that no training "
-        "has seen, a fifth of them with words that it has not seen either. The checkpoint is "
-        "computed by PyTorch, the .gguf files by stock llama.cpp. Means with 95 % intervals by "
-        "bootstrap over the sentences; for differences to the first model the same sentences are "
-        "drawn together."
-    )
-    yield ""
-    for one in MEASURES.values():
-        if any(file.total(one) for _, file in models):
-            better = "high" if one.is_better_high else "low"
-            yield f"* {one.title}: {one.meaning}; {better} is better."
-    yield "* The codec alone: the recordings, encoded and decoded."
-    yield "* 5.55 nats are chance for a codebook."
-    yield ""
-    yield from _table(means_of(found))
-    yield from ("", f"## Difference to {models[0][0]}", "")
-    yield from _table(differences_of(found, models[0][1]))
-    for one in MEASURES.values():
-        if len(models[0][1].places(one)) > 2:
-            yield from ("", f"## {one.title}", "")
-            yield from _table(places_of(one, models))
-    yield ""
+def rows_of(found: Sequence[tuple[str, Listened]]) -> Iterator[list[str]]:
+    """Mean and 95 % interval of each measure at each place; of totals, the difference, too."""
+    yield "file measure place mean low high difference difference_low difference_high".split()
+    base = found[1][1]
+    for name, file in found:
+        for (measure, place), tally in file.tallies.items():
+            row = [name, MEASURES[measure].title, place, *_numbers(tally.estimate())]
+            other = base.total(MEASURES[measure])
+            if place == EVERYWHERE and other and other is not tally:
+                row += _numbers(tally.minus(other))
+            yield row
 
 
-def _table(table: tuple[list[str], list[list[str]]]) -> Iterator[str]:
-    header, rows = table
-    yield "| " + " | ".join(header) + " |"
-    yield "|---" * len(header) + "|"
-    yield from ("| " + " | ".join(row) + " |" for row in rows)
+def _numbers(estimate: Estimate) -> list[str]:
+    return [f"{number:.3f}" for number in (estimate.mean, estimate.low, estimate.high)]
 
 
 if __name__ == "__main__":

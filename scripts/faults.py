@@ -4,14 +4,15 @@
 
 Every operation writes over files of an earlier run, and into an empty folder. After each fault
 there is the old file or the whole new one, by its bytes; whatever else lies there must be known as
-a temporary file and be gone with the next run; and no child lives on. The table at the end is the
-one of docs/security.md. Disks of memory, broken disks and other users need root; elsewhere those
+a temporary file and be gone with the next run; and no child lives on. The table at the end is
+docs/faults.csv. Disks of memory, broken disks and other users need root; elsewhere those
 faults are left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
 import json
 import os
@@ -494,20 +495,19 @@ def _size(path: Path) -> int:
 # ------------------------------------------------------------------------------------ table
 
 
-def table(rows: Mapping[tuple[str, str], Counter[str]]) -> Iterator[str]:
-    """Markdown: one row for each fault and operation."""
+def table(rows: Mapping[tuple[str, str], Counter[str]]) -> Iterator[tuple[object, ...]]:
+    """One row for each fault and operation, below their names."""
     yield (
-        "| fault | operation | runs | old files kept | whole new ones | some of each, all whole | "
-        "anything else | temporaries left, and removed | tracebacks | children left | exit codes |"
+        *("fault", "operation", "runs", "old files kept", "whole new ones"),
+        *("some of each, all whole", "anything else", "temporaries left, and removed"),
+        *("tracebacks", "children left", "exit codes"),
     )
-    yield "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|---|"
     for (fault, operation), counts in rows.items():
         runs = sum(counts[one] for one in (OLD, NEW, MIXED, BROKEN))
         codes = {key.removeprefix("exit "): n for key, n in counts.items() if key[:5] == "exit "}
         told = ", ".join(f"{code}: {n}" for code, n in sorted(codes.items()))
         columns = (OLD, NEW, MIXED, BROKEN, "temporaries", "tracebacks", "child left")
-        cells = " | ".join(str(counts[one]) for one in columns)
-        yield f"| {fault} | {operation} | {runs} | {cells} | {told} |"
+        yield (fault, operation, runs, *(counts[one] for one in columns), told)
 
 
 def faults_of(
@@ -515,7 +515,7 @@ def faults_of(
 ) -> Iterator[tuple[str, Counter[str]]]:
     """All faults of one operation; a few of each that is not `kill -9`."""
     few = max(2, kills // 20)
-    yield "`kill -9`", signals(stage, [signal.SIGKILL], kills, rng)
+    yield "kill -9", signals(stage, [signal.SIGKILL], kills, rng)
     yield "SIGTERM", signals(stage, [signal.SIGTERM], few, rng)
     yield "Ctrl-C twice", signals(stage, [signal.SIGINT, signal.SIGINT], few, rng)
     yield "two runs at once", at_once(stage, few)
@@ -551,7 +551,7 @@ def main() -> int:
             for fault, counts in faults_of(stage, given.kills, Random(given.seed), folder):
                 rows[fault, operation.name] = counts
                 print(fault, "|", operation.name, "|", dict(counts), file=sys.stderr, flush=True)
-    print("\n".join(table(rows)))
+    csv.writer(sys.stdout, lineterminator="\n").writerows(table(rows))
     if given.json:
         said = [{"fault": one[0], "operation": one[1], **n} for one, n in rows.items()]
         given.json.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")

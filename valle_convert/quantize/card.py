@@ -424,7 +424,8 @@ def _commands(folder: Folder, words: CardWords) -> Iterator[str]:
     shown = folder.best() or folder.files[-1]
     extras = ",".join(["llama", *family.needs])
     yield "```"
-    yield f"CMAKE_ARGS=-DGGML_NATIVE=OFF pip install 'valle-convert[{extras}]'"
+    yield "# in a clone of valle-convert:"
+    yield f"CMAKE_ARGS=-DGGML_NATIVE=OFF pip install '.[{extras}]'"
     if words.repository is not None:
         names = " ".join(one.name for one in shown.files)
         yield f"hf download {words.repository} {names} --local-dir ."
