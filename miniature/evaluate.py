@@ -27,7 +27,7 @@ from valle_convert.listening.listen import EVERYWHERE, MEASURES, Listened, Liste
 from valle_convert.listening.measures import Estimate
 from valle_convert.listening.recogniser import Recogniser
 from valle_convert.model.inputs import Condition
-from valle_convert.quantize.listening import listened_to_json
+from valle_convert.quantize.listening import listened_to_json, means_of
 from valle_convert.strict_json import to_json_text
 
 PROMPT_TEXT = "Good morning everybody."
