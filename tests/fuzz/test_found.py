@@ -261,7 +261,7 @@ def test_a_shard_whose_name_is_too_long_is_missing(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(data)
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(index.read_text().replace("model-1.", "x" * 300 + "."))
-    with pytest.raises(InputError, match=r"names 'x+, where names of safetensors"):
+    with pytest.raises(InputError, match=r"names 'x+, where names of files"):
         open_encodec(tmp_path)
 
 

@@ -23,6 +23,7 @@ from valle_convert.doctor import (
     packages_of,
 )
 from valle_convert.errors import EnvironmentFault
+from valle_convert.families import families
 from valle_convert.llama.mpt import prove_relu
 from valle_convert.llama.probe import ProbeResult
 
@@ -87,7 +88,7 @@ def test_a_llama_cpp_that_computes_vall_e_x_wrongly_is_reported_for_its_commands
             original(writer, found, broken)
 
     prove_relu.cache_clear()
-    assert examine().llama.graphs == {"VALL-E": None, "VALL-E X": None}
+    assert examine().llama.graphs == dict.fromkeys(one.title for one in families())
     prove_relu.cache_clear()
     monkeypatch.setattr(gguf.GGUFWriter, "add_tensor", add)
     report = examine()
@@ -168,6 +169,7 @@ def test_a_missing_package_stops_every_command_and_one_of_an_extra_none() -> Non
         "quantize --listen",
         "transcribe",
         "utterances",
+        "speak (VALL-E of version 7)",
         "speak (VALL-E X)",
         "speak (VALL-E X, Japanese)",
     ]

@@ -290,11 +290,16 @@ def test_every_option_is_read_by_a_family() -> None:
     assert {*OTHER, "voice_text"} == frozenset().union(*read)
 
 
+#: The fixtures of `conftest` by the titles of families.
+TALKING = {"VALL-E": "version_five", "VALL-E X": "vall_e_x"}
+
+
 @pytest.mark.parametrize(
     ("talking", "name"),
     [
-        ("vall_e_x" if family.name else "version_five", name)
+        (TALKING[family.title], name)
         for family in families()
+        if family.title in TALKING
         for name in sorted(OTHER.keys() - family.speaks_with)
     ],
     indirect=["talking"],
