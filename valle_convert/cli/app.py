@@ -41,6 +41,7 @@ from valle_convert.cli import (
     utterances,
     verify,
 )
+from valle_convert.cli.examples import epilog_of
 from valle_convert.errors import (
     EXIT_BAD_INPUT,
     EXIT_ENVIRONMENT,
@@ -166,6 +167,7 @@ for command in (
     command.register(app)
 for registered in app.registered_commands:
     registered.cls = _Command
+    registered.epilog = epilog_of(str(registered.name))
 
 
 def run() -> None:
