@@ -28,6 +28,7 @@ from valle_convert.quantize.report import FileReport, QuantizeReport, TensorRepo
 from valle_convert.quantize.source import Scratch, SourceBundle, split_off
 from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import FILE_TYPES, bits_per_weight, describe_types
+from valle_convert.wording import plural
 
 if TYPE_CHECKING:
     from valle_convert.listening.listen import Listened, ListeningTest
@@ -86,7 +87,7 @@ class Measuring:
         for one, file in zip(made, report.files, strict=True):
             if len(files) == 1:
                 left = (time.perf_counter() - start) * (len(made) - 1)
-                self.log.talk(f"{_files(len(made) - 1)} to go: about {_duration(left)}")
+                self.log.talk(f"{plural(len(made) - 1, 'file')} to go: about {_duration(left)}")
             bundle, kind = open_files(one.plan.path), one.plan.kind.name
             measured, note = self._measure(bundle, kind, expected)
             if measured is not None:  # said at once: what comes after may break off
@@ -190,7 +191,7 @@ class Measuring:
         left = seconds * (n - 1 + _MEASURING * n + n_files * (_MEASURING * n + verifying))
         listening = "" if self.audience is None else ", and listening what the speech takes"
         self.log.talk(
-            f"measuring {_files(n_files)} takes about {_duration(left)}{listening} (fewer "
+            f"measuring {plural(n_files, 'file')} takes about {_duration(left)}{listening} (fewer "
             "--utterances take less, --no-measure none)"
         )
 
@@ -250,14 +251,10 @@ def judge(report: QuantizeReport, gates: Gates, options: Options) -> QuantizeRep
     return replace(report, files=tuple(files))
 
 
-def _files(n: int) -> str:
-    return "1 file" if n == 1 else f"{n} files"
-
-
 def _duration(seconds: float) -> str:
     """As people say it: `40 seconds`, `3 minutes`, `2.5 hours`."""
     if seconds < 90:
-        return f"{max(round(seconds), 1)} seconds"
+        return plural(max(round(seconds), 1), "second")
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
