@@ -30,7 +30,7 @@ from valle_convert.quantize.manifest import (
 from valle_convert.quantize.report import FileReport, QuantizeReport
 
 # The other files of a set of VALL-E X are called after its first.
-_PART = re.compile(r"-nar(-\d+)?(?=\.gguf$)")
+_PART = re.compile(r"-(nar(-\d+)?|audio)(?=\.gguf$)")
 
 
 def known_files(folder: Path, *, force: bool) -> dict[str, ManifestFile]:

@@ -413,4 +413,4 @@ def _check_same_checkpoint(header: GgufFile, checkpoint: Checkpoint) -> None:
 
 def _weights_of(lora: object) -> str:
     """What a conversion says of LoRAs, but for their files' names: `(96 weights, alpha 16)`."""
-    return ", ".join(re.findall(r"\((\d+ weights, [^()]*)\)", str(lora or "")))
+    return ", ".join(re.findall(r"\(([\d,]+ weights?, [^()]*)\)", str(lora or "")))
