@@ -68,7 +68,6 @@ class PackageReport:
     """A Python package that this one depends on.
 
     Attributes:
-        name: as on PyPI.
         wanted: the versions that are known to work, such as `>=2.10`; empty where any will do.
         installed: the version that is there; None where it is missing.
         extra: the extra that asks for it (`llama`, `dev`); empty for one always needed.
@@ -158,11 +157,7 @@ class DoctorReport:
 
 
 def examine(probe: Callable[[], ProbeResult] = prove_library) -> DoctorReport:
-    """Look at this machine; takes about a second where llama.cpp was never probed before.
-
-    Args:
-        probe: what tries the library out before it is loaded; raises where it fails.
-    """
+    """Look at this machine; takes about a second where llama.cpp was never probed before."""
     packages = examine_packages()
     llama = examine_llama(probe)
     programs = tuple(examine_program(name) for name in PROGRAMS)

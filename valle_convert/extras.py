@@ -14,16 +14,7 @@ def install(*extras: str) -> str:
 
 
 def require(module: str, purpose: str, *, extra: str = "speech") -> Any:  # noqa: ANN401
-    """Import a module of an extra.
-
-    Args:
-        module: its name, dots included.
-        purpose: what it is for, as the subject of a sentence ("Reading audio files").
-        extra: which one.
-
-    Raises:
-        EnvironmentFault: it, or a library that it loads, is not installed.
-    """
+    """Import a module of an extra."""
     try:
         return importlib.import_module(module)
     except (ImportError, OSError) as error:

@@ -80,7 +80,6 @@ class Summary:
         yield "provenance", self.provenance
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
         return asdict(self)
 
 
@@ -96,10 +95,6 @@ def inspect_file(
 
     Of safetensors on the hub, nothing but the header is downloaded, unless their family is told by
     weights; of other files there, all.
-
-    Raises:
-        InputError: it is none of them, is damaged, or is a checkpoint that cannot be converted.
-        EnvironmentFault: it is on the hub, which cannot be reached.
     """
     if is_on_hub(path) and path.suffix == ".gguf":
         return replace(inspect_file(fetch_file(path, progress)), path=str(path))
@@ -124,12 +119,7 @@ def inspect_file(
 
 
 def models_in(folder: Path) -> list[Path]:
-    """The GGUF files of a folder, of a set the main one; none where it may hold a checkpoint.
-
-    Raises:
-        InputError: a file is damaged.
-        EnvironmentFault: the folder cannot be read.
-    """
+    """The GGUF files of a folder, of a set the main one; none where it may hold a checkpoint."""
     names = DiskTree().files(folder)
     weights = (*SAFETENSORS_SUFFIXES, *TORCH_SUFFIXES, INDEX_SUFFIX)
     if any(name.endswith(weights) or name == LATEST for name in names):

@@ -41,19 +41,7 @@ def read_npz(
     hint: str = "",
     optional: Sequence[str] = (),
 ) -> dict[str, NDArray[Any]]:
-    """Some arrays of an archive.
-
-    Args:
-        path: of the archive.
-        names: the arrays that it has to have.
-        max_bytes: what they may unpack to, all together.
-        what: the file should be, in words, for messages: `file of codes`.
-        hint: how one is made, for messages.
-        optional: arrays that are read where they are there.
-
-    Raises:
-        InputError: it cannot be read, is damaged, or lacks an array.
-    """
+    """Some arrays of an archive."""
     with _opened(path, what, hint) as arrays:
         sizes = {item.filename: item.file_size for item in arrays.zip.infolist()}
         if missing := [name for name in names if f"{name}.npy" not in sizes]:

@@ -8,12 +8,7 @@ from typing import Any
 
 
 def to_json_text(value: Any, *, ascii_only: bool = False) -> str:  # noqa: ANN401 - any JSON
-    """A value as indented JSON; a number that is not finite is null.
-
-    Args:
-        value: dicts, sequences, strings, numbers, booleans, None.
-        ascii_only: whether other letters are escaped.
-    """
+    """A value as indented JSON; a number that is not finite is null."""
     return json.dumps(_finite(value), indent=2, ensure_ascii=ascii_only, allow_nan=False)
 
 

@@ -23,7 +23,6 @@ class Checkpoint:
         container: how the weights are stored, in words.
         tensors: the weights by name, with any LoRA merged.
         config: the training project's description of the model.
-        config_source: where `config` came from, in words.
         symmap: phoneme string to id, where the file carries it.
         stats: training counters, where the file carries them.
         lora: what was merged, in words; None where nothing was.
@@ -63,7 +62,6 @@ class Checkpoint:
 
     @property
     def weights(self) -> tuple[Path, ...]:
-        """Every file of weights."""
         return self.shards or (self.path,)
 
     @property
@@ -73,19 +71,12 @@ class Checkpoint:
 
     @property
     def inputs(self) -> tuple[Path, ...]:
-        """Every file that was read."""
         return (self.path, *self.weights, *self.companions)
 
     def sha256(self, advance: Callable[[int], object] = lambda _n: None) -> str:
         """The SHA-256 of the file of the weights, 64 hexadecimal digits.
 
         Of several files it is that of what `sha256sum` prints of them, in the order of their names.
-
-        Args:
-            advance: gets the size of each chunk that was read.
-
-        Raises:
-            InputError: the Hugging Face hub gives another one for a file.
         """
         digests = [sha256_of(path, advance) for path in self.weights]
         for path, digest in zip(self.weights, digests, strict=True):

@@ -22,14 +22,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Config:
-    """What is said of a model.
-
-    Attributes:
-        keys: the training project's description of it.
-        source: where they came from, in words.
-        files: that they came from.
-        notes: what was left out, in words.
-    """
+    """What is said of a model."""
 
     keys: Mapping[str, Any]
     source: str
@@ -45,19 +38,7 @@ def read_config(
     tree: Tree,
     found: Found,
 ) -> Config:
-    """The config of the weights in a file.
-
-    Args:
-        path: of the file.
-        inside: what the file itself has for a config; None for nothing.
-        plain: what stands in its place where there is none: plain values beside the weights.
-        given: the user's file, whose keys override the others.
-        tree: where the file was found.
-        found: its place there.
-
-    Raises:
-        InputError: one is damaged.
-    """
+    """The config of the weights in a file."""
     keys: Mapping[str, Any] = {}
     source, files, notes = "", [], []
     if inside is not None:
@@ -100,11 +81,7 @@ def _said(left_out: list[str], where: str) -> list[str]:
 
 
 def plain_keys(value: object) -> tuple[dict[str, Any], list[str]]:
-    """A dict, or what stands for one, in plain values; and what was left out of it.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """A dict, or what stands for one, in plain values; and what was left out of it."""
     plain, left_out = to_plain(value)
     if not isinstance(plain, dict):
         raise ValueError(  # noqa: TRY004 - as of any other value that is none
@@ -114,15 +91,7 @@ def plain_keys(value: object) -> tuple[dict[str, Any], list[str]]:
 
 
 def load_config(path: Path, found: Found) -> Mapping[str, Any]:
-    """The keys of a config file, YAML or JSON.
-
-    Args:
-        path: of the file.
-        found: tells the model where the file lists several.
-
-    Raises:
-        InputError: it cannot be read, or holds no keys.
-    """
+    """The keys of a config file, YAML or JSON."""
     return _load(path, found)[0]
 
 

@@ -59,10 +59,8 @@ class Container:
 
     Attributes:
         container: how the weights are stored, in words.
-        tensors: the weights.
         extras: what stands beside them: config, userdata, stats.
         plain: all plain values of the container itself.
-        lora: an adapter that stands beside them.
         shards: the files of the weights, where they are several.
         notes: what was chosen, left out or renamed, in words.
     """
@@ -77,17 +75,7 @@ class Container:
 
 
 def read_container(path: Path, tree: Tree, place: PurePath) -> Container:
-    """Parse a file, and the shards beside it where it is an index.
-
-    Args:
-        path: of the file.
-        tree: where it was found.
-        place: its place there.
-
-    Raises:
-        InputError: it is damaged, dangerous, or holds no dict of tensors, or several.
-        UnsupportedModelError: it is a state of DeepSpeed without the weights.
-    """
+    """Parse a file, and the shards beside it where it is an index."""
     contents = _parse(path, tree, place)
     tensors, notes = with_plain_names(contents.tensors, str(path))
     lora = contents.lora
@@ -287,11 +275,7 @@ class _State:
 def _find_state(
     path: Path, loaded: object, *, may_be_none: bool
 ) -> tuple[tuple[str, ...], Mapping[str, Any], tuple[str, ...]]:
-    """The keys that lead to the model's state dict, the dict, and what was left out.
-
-    Raises:
-        InputError: there is none, or there are several.
-    """
+    """The keys that lead to the model's state dict, the dict, and what was left out."""
     found = list(_states(loaded, (), set()))
     models = [one for one in found if is_model(map(str, one.state))]
     averages = [one for one in models if is_averaged(one.name)]

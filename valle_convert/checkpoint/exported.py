@@ -58,9 +58,6 @@ class ExportRows:
     """Rows of one of the two matrices that were one tensor of the checkpoint.
 
     Attributes:
-        matrix: `EMBEDDINGS` or `HEADS`.
-        first_row: where they begin.
-        n_rows: how many.
         words: what the rows' own names say, such as `en`; empty where they have none.
     """
 
@@ -83,16 +80,7 @@ class ExportSource(TensorSource, Protocol):
 
 
 class ExportedTensors:
-    """A `TensorSource` of the checkpoint that an export was made of, and a `BlockSource`.
-
-    Args:
-        export: the tensors under the names of the export.
-        rows: by the checkpoint's names, which rows of the two matrices they are.
-        where: of the file, for messages.
-
-    Raises:
-        InputError: one of the two matrices is missing, or there are tensors of other names.
-    """
+    """A `TensorSource` of the checkpoint that an export was made of, and a `BlockSource`."""
 
     def __init__(self, export: ExportSource, rows: Mapping[str, ExportRows], where: str) -> None:
         self._export = export
@@ -143,17 +131,7 @@ class ExportedTensors:
 def rows_of_export(
     names: Sequence[str], n_rows: int, config: Mapping[str, Any], where: str
 ) -> dict[str, ExportRows]:
-    """Which rows of the two matrices were which tensor of the checkpoint.
-
-    Args:
-        names: of the tokens, by row; names that tell nothing leave it to the table.
-        n_rows: of either matrix.
-        config: what the user says of the model; its sizes tell where names do not.
-        where: of the file, for messages.
-
-    Raises:
-        InputError: names or sizes do not account for every row.
-    """
+    """Which rows of the two matrices were which tensor of the checkpoint."""
     if is_named(names):
         if len(names) != n_rows:
             raise InputError(
@@ -295,18 +273,7 @@ def assumed_config(
     layers: int,
     context: int,
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The config of an exported checkpoint, before `given` is laid over it, and what is assumed.
-
-    Args:
-        rows: what the matrices hold.
-        given: what the user says of the model; what stands in it is not assumed.
-        name: of the model.
-        dim: its width.
-        heads: of attention.
-        kv_heads: likewise.
-        layers: how many.
-        context: positions that it was made for.
-    """
+    """The config of an exported checkpoint, before `given` is laid over it, and what is assumed."""
     experimental = given.get("experimental")
     said: Mapping[str, Any] = experimental if isinstance(experimental, Mapping) else {}
     capabilities = _capabilities(rows, given)

@@ -69,12 +69,7 @@ class Tree(Protocol):
         ...
 
     def get(self, path: PurePath) -> Path:
-        """A file, on this machine.
-
-        Raises:
-            InputError: there is none.
-            EnvironmentFault: it cannot be had.
-        """
+        """A file, on this machine."""
         ...
 
     def name(self, path: PurePath) -> str:
@@ -83,8 +78,6 @@ class Tree(Protocol):
 
 
 class DiskTree:
-    """The disk."""
-
     def is_folder(self, path: PurePath) -> bool:
         """Whether there is a folder of that name."""
         return os.path.isdir(path)  # noqa: PTH112 - no exception for what cannot be entered
@@ -98,11 +91,9 @@ class DiskTree:
         return [name for name, is_folder in self._entries(folder) if is_folder]
 
     def get(self, path: PurePath) -> Path:
-        """The path itself."""
         return Path(path)
 
     def name(self, path: PurePath) -> str:
-        """The path itself."""
         return str(path)
 
     @staticmethod
@@ -147,18 +138,7 @@ class Found:
 
 
 def find_weights(tree: Tree, folder: PurePath, holds_model: Callable[[PurePath], bool]) -> Found:
-    """Look for the one model of a folder.
-
-    Args:
-        tree: where the folder is.
-        folder: to look into.
-        holds_model: whether a file holds a model's weights; asked where there are several.
-
-    Raises:
-        InputError: there is none, there are several (all are named), or `latest` names no folder
-            beside it.
-        UnsupportedModelError: the state is split in a way that is not read.
-    """
+    """Look for the one model of a folder."""
     found = _look_into(tree, folder, holds_model)
     if found is not None:
         return found
@@ -193,11 +173,7 @@ def find_adapter(tree: Tree, folder: PurePath) -> PurePath | None:
 
 
 def found_file(tree: Tree, path: PurePath) -> Found:
-    """The weights where the user names their file; a training's state is known by its name.
-
-    Raises:
-        UnsupportedModelError: the state is split in a way that is not read.
-    """
+    """The weights where the user names their file; a training's state is known by its name."""
     if _DEEPSPEED.fullmatch(path.name):
         _state(tree, path.parent, [one for one in tree.files(path.parent) if one not in _STATES])
     elif path.name not in _STATES:

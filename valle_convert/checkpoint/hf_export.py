@@ -64,7 +64,6 @@ class Export:
         config: of that checkpoint, before the user's is laid over it.
         words: by table, what the names of its rows say, such as `en`.
         assumed: what the export does not say, in words.
-        notes: what was left out, in words.
     """
 
     tensors: TensorSource
@@ -88,20 +87,7 @@ def read_export(
     given: Mapping[str, Any],
     title: str,
 ) -> Export:
-    """Understand an export.
-
-    Args:
-        tensors: of the files of weights.
-        path: of one of them, for messages.
-        config: `config.json`, where it is there.
-        tokenizer: `tokenizer.json`, likewise; without names in it, the sizes tell the rows.
-        given: what the user says of the model.
-        title: what to call it.
-
-    Raises:
-        InputError: a file is damaged; tensors or rows are missing; nothing tells the heads.
-        UnsupportedModelError: `config.json` is of a network that computes something else.
-    """
+    """Understand an export."""
     said = {} if config is None else read_json_object(config, "file", _MAX_JSON_BYTES)
     _check_arithmetic(said, config)
     widths = [spec.shape for name, spec in tensors.specs.items() if name in (EMBEDDINGS, HEADS)]

@@ -52,8 +52,6 @@ class Location:
     """A place on the hub.
 
     Attributes:
-        text: as the user wrote it.
-        repository: `OWNER/REPO`.
         revision: a commit, branch or tag; None for the main branch.
         path: a file or folder of it; for the whole, ".".
         is_loose: whether `path` may be the name of a model, too.
@@ -71,8 +69,6 @@ class HubOrigin:
     """Where on the hub the files of a checkpoint come from.
 
     Attributes:
-        repository: `OWNER/REPO`.
-        revision: the commit, 40 hexadecimal digits.
         sha256: by file on this machine, of those that the hub gives one for.
     """
 
@@ -94,11 +90,7 @@ def is_on_hub(path: PurePath) -> bool:
 
 
 def parse_location(text: str) -> Location:
-    """Read `hf:...`, as the user wrote it.
-
-    Raises:
-        InputError: it has another form, or a path in it leads out of the repository.
-    """
+    """Read `hf:...`, as the user wrote it."""
     match = _LOCATION.fullmatch(text)
     inside, path = (match["inside"], match["path"]) if match else (None, None)
     if match is None or (inside and path) or not text.isprintable():
@@ -117,11 +109,7 @@ def parse_location(text: str) -> Location:
 
 
 def fetch_file(path: PurePath, progress: Progress) -> Path:
-    """A file on the hub that is no checkpoint, such as a GGUF file, downloaded.
-
-    Raises:
-        InputError, EnvironmentFault: as `HubTree`.
-    """
+    """A file on the hub that is no checkpoint, such as a GGUF file, downloaded."""
     tree = HubTree(parse_location(str(path)), progress=progress)
     return tree.get(tree.resolve())
 
@@ -129,20 +117,8 @@ def fetch_file(path: PurePath, progress: Progress) -> Path:
 class HubTree:
     """The files of one commit, downloaded as they are asked for; a `Tree`.
 
-    Args:
-        location: the repository and revision.
-        progress: shows downloads.
-        headers_in: a folder for stand-ins of safetensors files, with their header alone; None to
-            download them.
-
     Attributes:
-        commit: the hash.
         notes: what the user should know of where the files come from.
-
-    Raises:
-        InputError: there is no such repository or revision.
-        EnvironmentFault: the hub cannot be reached, or does not let this user in, and its cache has
-            nothing of it.
     """
 
     def __init__(
@@ -162,11 +138,7 @@ class HubTree:
         self._folders = {parent for path in self._files for parent in path.parents}
 
     def resolve(self) -> PurePosixPath:
-        """The file or folder that the location names, be it by a model's name.
-
-        Raises:
-            InputError: there is none; those with similar names are listed.
-        """
+        """The file or folder that the location names, be it by a model's name."""
         path = self._location.path
         if path in self._files or path in self._folders:
             return path
@@ -195,12 +167,7 @@ class HubTree:
         return f"{PREFIX}{self._location.repository}{at}{inside}"
 
     def get(self, path: PurePath) -> Path:
-        """A file, from the cache or downloaded; of safetensors a stand-in, where that is enough.
-
-        Raises:
-            InputError: there is none.
-            EnvironmentFault: it cannot be had, or not be kept.
-        """
+        """A file, from the cache or downloaded; of safetensors a stand-in, where that is enough."""
         place = PurePosixPath(path)
         if place not in self._files:
             raise InputError(self._no_such(place))
@@ -479,8 +446,6 @@ def _bar_class(progress: Progress) -> type[Any]:
     from tqdm import tqdm
 
     class Bar(tqdm):  # type: ignore[type-arg]
-        """Draws nothing itself."""
-
         def __init__(self, *_: object, **options: Any) -> None:  # noqa: ANN401 - whatever tqdm takes
             total, done = int(options.get("total") or 0), int(options.get("initial") or 0)
             super().__init__(total=total, initial=done, disable=True)

@@ -54,12 +54,7 @@ class LoraScale:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], where: str) -> LoraScale:
-        """Read `rank`, `alpha` and `rvq_levels`, of PEFT's config `r` and `lora_alpha`.
-
-        Raises:
-            InputError: one of them is not a number, or no list of numbers.
-            UnsupportedModelError: PEFT computes something else with these matrices.
-        """
+        """Read `rank`, `alpha` and `rvq_levels`, of PEFT's config `r` and `lora_alpha`."""
         changed = [key for key, usual in _PEFT_USUAL.items() if config.get(key) not in usual]
         if changed:
             raise UnsupportedModelError(
@@ -104,11 +99,7 @@ class LoraFile:
 
     @classmethod
     def parse(cls, text: str) -> LoraFile:
-        """`FILE` or `FILE@SCALE`; a file whose own name ends so is that file.
-
-        Raises:
-            InputError: the scale is no finite number.
-        """
+        """`FILE` or `FILE@SCALE`; a file whose own name ends so is that file."""
         name, at, number = text.rpartition("@")
         if not at or Path(text).exists():
             return cls(Path(text))
@@ -122,11 +113,7 @@ class LoraFile:
 
 
 def lora_files(given: str | Path | Sequence[str | Path] | None) -> tuple[LoraFile, ...]:
-    """The adapters that a user gives, each as `FILE` or `FILE@SCALE`.
-
-    Raises:
-        InputError: a scale is not finite.
-    """
+    """The adapters that a user gives, each as `FILE` or `FILE@SCALE`."""
     texts = [given] if isinstance(given, str | Path) else given or ()
     return tuple(LoraFile.parse(str(text)) for text in texts)
 
@@ -136,9 +123,7 @@ class LoraPair:
     """The two matrices that change one weight.
 
     Attributes:
-        target: the weight.
         down: the name of lora_A in the adapter.
-        up: of lora_B.
         scale: by what their product is multiplied: alpha / rank, and the user's factor.
         is_table: whether the weight is an embedding table, whose update is A B.
     """
@@ -153,22 +138,9 @@ class LoraPair:
 class LoraPairs:
     """One adapter that fits a model.
 
-    Args:
-        adapters: a source with `*.lora_A` / `*.lora_B` tensors, others among them perhaps.
-        scale: the adapter's config.
-        specs: the weights of the model, under their plain names.
-        factor: the user's scale.
-
     Attributes:
         by_target: a pair for each weight that it changes.
-        alpha: of its config.
-        factor: the user's scale.
         levels: the codebook levels that it is for; empty for all.
-        where: the file, for messages.
-
-    Raises:
-        InputError: a pair is incomplete, its base weight is missing, or shapes do not fit; all
-            faults in one message.
     """
 
     def __init__(
@@ -286,15 +258,7 @@ class PlainNames:
 
 
 class MergedTensors:
-    """The tensors of `base` with the updates of adapters added.
-
-    Args:
-        base: the model's tensors.
-        adapters: what was checked against them.
-
-    Raises:
-        UnsupportedModelError: an adapter is for some codebook levels only.
-    """
+    """The tensors of `base` with the updates of adapters added."""
 
     def __init__(self, base: PlainNames, adapters: Sequence[LoraPairs]) -> None:
         self._base = base

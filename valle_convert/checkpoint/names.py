@@ -43,12 +43,7 @@ _SHOWN = 3
 
 
 class RenamedTensors:
-    """A `TensorSource` under other names.
-
-    Args:
-        tensors: under their own.
-        own: by the other name, the own one.
-    """
+    """A `TensorSource` under other names."""
 
     def __init__(self, tensors: TensorSource, own: Mapping[str, str]) -> None:
         self._tensors, self._own = tensors, own
@@ -92,11 +87,7 @@ def unwrapped(name: str) -> str:
 
 
 def with_plain_names(tensors: TensorSource, where: str) -> tuple[TensorSource, tuple[str, ...]]:
-    """The tensors under the names that the model has, and what was done to get there, in words.
-
-    Raises:
-        InputError: two tensors would have one name, or there are two models.
-    """
+    """The tensors under the names that the model has, and what was done to get there, in words."""
     names = {name: unwrapped(name) for name in tensors.specs}
     prefix, averages = _prefixes(names.values(), where)
     notes: list[str] = []

@@ -29,11 +29,7 @@ _EXPONENT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]
 
 
 def to_plain(value: object) -> tuple[Any, list[str]]:
-    """A value made plain, and the places of what has no plain value and was left out.
-
-    Raises:
-        ValueError: it holds itself or too many values, or is none at all.
-    """
+    """A value made plain, and the places of what has no plain value and was left out."""
     left_out: list[str] = []
 
     def convert(value: Any, place: str) -> Any:  # noqa: ANN401
@@ -57,7 +53,6 @@ def to_plain(value: object) -> tuple[Any, list[str]]:
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401
-    """A value that is no container."""
     if hasattr(value, "numel") or isinstance(value, np.generic | np.ndarray):
         n = value.numel() if hasattr(value, "numel") else value.size
         if n > _MAX_ARRAY:
@@ -82,11 +77,7 @@ def _children_of_any(value: object) -> Iterable[object]:
 
 
 def load_yaml(text: str) -> object:
-    """YAML, or JSON, which is YAML.
-
-    Raises:
-        ValueError: it is none, or unfolds into too much.
-    """
+    """YAML, or JSON, which is YAML."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -119,12 +110,7 @@ def whole(value: object) -> int | None:
 
 
 def check_plain(value: object) -> None:
-    """Hold a value against what a config may be made of.
-
-    Raises:
-        ValueError: it holds itself, too many values, a number beyond 64 bits, or something that is
-            no dict, list, text, number, boolean or None.
-    """
+    """Hold a value against what a config may be made of."""
     try:
         _measure(value, _children_of_value)
     except RecursionError as error:

@@ -69,25 +69,7 @@ def read_checkpoint(
     progress: Progress = silent,
     headers_in: Path | None = None,
 ) -> Checkpoint:
-    """Open a checkpoint without reading its weights.
-
-    Args:
-        path: a file of safetensors or torch.save with a model of the VALL-E family, the index of
-            several, or a folder that holds one of them: a training's, its parent, a state's; or a
-            place on the Hugging Face hub, see `checkpoint.hub`.
-        config: YAML or JSON whose keys override the config inside the file.
-        lora: files of LoRAs to merge into the weights.
-        lora_alpha: the LoRA's alpha, where its file does not say.
-        progress: shows downloads.
-        headers_in: a folder for stand-ins of safetensors on the hub that hold the header alone, so
-            that nothing else of them is downloaded; their weights cannot be read.
-
-    Raises:
-        InputError: a file is missing, damaged, dangerous, or not what it says it is; or a folder
-            holds several models.
-        UnsupportedModelError: the file is whole, but of a kind that is refused by name.
-        EnvironmentFault: the hub cannot be reached, or does not let this user in.
-    """
+    """Open a checkpoint without reading its weights."""
     tree, place = _locate(path, progress, headers_in)
     if tree.is_folder(place):
         found = find_weights(tree, place, lambda one: _holds_model(tree, one))
@@ -271,19 +253,7 @@ def open_lora(
     kept_apart: bool = False,
     progress: Progress = silent,
 ) -> LoraPairs:
-    """Open the file of an adapter and check it against the weights of a model.
-
-    Args:
-        given: the file, or a checkpoint with an adapter in it.
-        specs: the weights.
-        alpha: of the adapter, where its file does not say.
-        kept_apart: whether it is to be applied by llama.cpp, to the layers only.
-        progress: shows what is downloaded.
-
-    Raises:
-        InputError: it is no such file, or is an adapter of another model.
-        UnsupportedModelError: llama.cpp cannot apply it.
-    """
+    """Open the file of an adapter and check it against the weights of a model."""
     tree, place = _locate(given.path, progress, None)
     if tree.is_folder(place):
         inner = find_adapter(tree, place)

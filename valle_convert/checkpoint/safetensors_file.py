@@ -82,10 +82,6 @@ class SafetensorsFile:
 
     Attributes:
         metadata: the strings of the header's `__metadata__`, as they are.
-
-    Raises:
-        InputError: the file is no valid safetensors file.
-        EnvironmentFault: the system does not let it be read.
     """
 
     def __init__(self, path: Path) -> None:

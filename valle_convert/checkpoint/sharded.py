@@ -33,18 +33,8 @@ Shard = tuple[Path, TensorSource, Mapping[str, str]]
 class ShardedTensors:
     """A `TensorSource` over the shards of an index.
 
-    Args:
-        index: the file.
-        get: opens the file beside it of a name: its path, tensors and metadata; None where there is
-            none.
-
     Attributes:
         paths: of the shards, in the order of their names.
-        metadata: the strings of all shards' `__metadata__`.
-
-    Raises:
-        InputError: the index is damaged or names paths; shards or tensors are missing, stand in two
-            shards, or are in none (all are named); two shards' metadata contradict each other.
     """
 
     def __init__(self, index: Path, get: Callable[[str], Shard | None]) -> None:
@@ -66,7 +56,6 @@ class ShardedTensors:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    """The shard of every tensor."""
     twice: list[str] = []
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -33,10 +33,8 @@ class TensorSpec:
     """What a container's header says of one tensor.
 
     Attributes:
-        name: the name in the checkpoint.
         dtype: the numpy type of the elements; None for a type that numpy does not have.
         dtype_name: the container's own word for the type, for messages.
-        shape: rows first.
     """
 
     name: str
@@ -46,7 +44,6 @@ class TensorSpec:
 
     @property
     def n_elements(self) -> int:
-        """The number of elements."""
         return math.prod(self.shape)
 
     @property
@@ -72,11 +69,7 @@ class TensorSource(NamedTensors, Protocol):
         ...
 
     def read(self, name: str) -> NDArray[Any]:
-        """One tensor, of the shape and type of its spec. It may be a read-only view of the file.
-
-        Raises:
-            InputError: the data cannot be read.
-        """
+        """One tensor, of the shape and type of its spec. It may be a read-only view of the file."""
         ...
 
 
@@ -86,7 +79,6 @@ class CarriedVocabulary:
 
     Attributes:
         strings: of the phonemes, with their ids; one of several strings that share an id, perhaps.
-        merges: pairs by rank.
         document: the two as a tokenizer.json, which is none if strings are missing in it.
     """
 

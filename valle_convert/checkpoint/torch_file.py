@@ -108,11 +108,7 @@ class StandIn:
         """Of any form: a numpy type's is a tuple."""
 
     def plain(self) -> object:
-        """The plain value that it stands for.
-
-        Raises:
-            ValueError: there is none.
-        """
+        """The plain value that it stands for."""
         raise ValueError(f"a {self.kind} of the pickle")
 
 
@@ -199,14 +195,6 @@ def load_torch_file(path: Path, *, plain_only: bool = False) -> object:
 
     One from before torch 1.6 is a row of pickles without a zip; its tensors are read at once, and
     it may hold nothing but tensors, containers and plain values.
-
-    Args:
-        path: of the file.
-        plain_only: refuse every object that is no tensor, container or plain value, instead of
-            putting a `StandIn` in its place.
-
-    Raises:
-        InputError: the file is damaged, or its pickle names what no checkpoint holds.
     """
     is_zip = not _is_bare_pickle(path)
     if is_zip:
@@ -273,17 +261,7 @@ def _utf8_path(path: Path) -> Iterator[Path]:
 
 
 class TorchTensors:
-    """A `TensorSource` over the tensors of a loaded state dict.
-
-    Args:
-        path: of the file, whose checksums are compared before the first tensor is read.
-        state: tensors by name.
-        has_checksums: whether it is a zip; the bare pickles of older torch have none.
-
-    Raises:
-        InputError: a value is no dense tensor on the CPU, or the pickle and the zip do not agree on
-            the size of a tensor's data.
-    """
+    """A `TensorSource` over the tensors of a loaded state dict."""
 
     def __init__(
         self, path: Path, state: Mapping[str, object], *, has_checksums: bool = True
@@ -337,11 +315,7 @@ class TorchTensors:
         self.specs: Mapping[str, TensorSpec] = MappingProxyType(specs)
 
     def read(self, name: str) -> NDArray[Any]:
-        """One tensor; a view of the mapped file where it is contiguous there.
-
-        Raises:
-            InputError: numpy has no such type, or the file's checksums are not those of its data.
-        """
+        """One tensor; a view of the mapped file where it is contiguous there."""
         import torch
 
         self.check()
@@ -357,11 +331,7 @@ class TorchTensors:
         return tensor.numpy()
 
     def check(self) -> None:
-        """Hold the file against its checksums, once.
-
-        Raises:
-            InputError: they are not those of its data.
-        """
+        """Hold the file against its checksums, once."""
         if not self._is_checked:
             check_sums(self._path)
             self._is_checked = True
@@ -372,9 +342,6 @@ def packed_again(folder: Path) -> Iterator[tuple[Path, tuple[Path, ...]]]:
     """A file of torch.save that was unpacked into a folder, for as long as it takes to open it.
 
     Yields the file, whose data can be read afterwards, too, and those of the folder.
-
-    Raises:
-        InputError, EnvironmentFault: a file of the folder cannot be read, or there is no room.
     """
     files = sorted(one for one in folder.rglob("*") if not one.is_dir())
     for one in files:
@@ -403,14 +370,6 @@ def check_sums(path: Path, *, pickle_only: bool = False) -> None:
 
     A file that was saved without checksums (torch's `set_crc32_options(False)`) has 0 for each, and
     nothing to compare with.
-
-    Args:
-        path: a file that `_check_zip` let through.
-        pickle_only: leave the tensors out.
-
-    Raises:
-        InputError: an entry is not what was written, or is cut off.
-        EnvironmentFault: the file cannot be read.
     """
     with _open_zip(path) as archive:
         entries = _data_offsets(path, archive)
@@ -442,9 +401,6 @@ def _check_storages(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     torch maps as many bytes as the pickle asks for, across the end of an entry too. Where the file
     is mapped, nothing tells but the storages themselves: they lie as far from each other as the
     entries do, and each is as long as its entry.
-
-    Raises:
-        InputError: they do not.
     """
     storages = {
         storage.data_ptr(): (storage.nbytes(), name)
@@ -477,9 +433,6 @@ def _data_offsets(path: Path, archive: zipfile.ZipFile) -> dict[int, zipfile.Zip
 
     A zip says everything twice: in a table at its end, which zipfile reads, and before each entry,
     where torch looks as well. Here both say the same, and no entry lies in another.
-
-    Raises:
-        InputError: they do not.
     """
     found: dict[int, zipfile.ZipInfo] = {}
     end = 0
@@ -523,12 +476,7 @@ def _data_offsets(path: Path, archive: zipfile.ZipFile) -> dict[int, zipfile.Zip
 
 @contextmanager
 def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The zip of `torch.save`.
-
-    Raises:
-        InputError: it is none, or is cut off.
-        EnvironmentFault: the disk fails.
-    """
+    """The zip of `torch.save`."""
     try:
         with path.open("rb") as file:
             # To zipfile, a disk that fails here is a file that is no zip.

@@ -15,7 +15,6 @@ CodecType = Literal["f16", "f32"]
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
     app.command("codec")(codec)
 
 

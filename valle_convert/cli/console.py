@@ -12,7 +12,6 @@ from valle_convert.strict_json import to_json_text
 
 
 def data(text: str) -> None:
-    """Print what was asked for."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
@@ -28,12 +27,10 @@ def data_json(value: Any) -> None:  # noqa: ANN401 - whatever JSON holds
 
 
 def talk(text: str) -> None:
-    """Say something about the work."""
     sys.stderr.write(text + "\n")
 
 
 def error(text: str) -> None:
-    """Say why the work ends."""
     talk(f"error: {text}")
 
 

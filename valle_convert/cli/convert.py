@@ -45,7 +45,6 @@ VerifyOption = Annotated[
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
     app.command("convert")(convert)
 
 
@@ -301,7 +300,6 @@ def _file_json(plan: PlannedFile) -> dict[str, Any]:
 
 
 def _brief(value: object, deferred: bool) -> str:
-    """A value on part of a line."""
     if deferred:
         return "(known when the weights are read)"
     if isinstance(value, list) and len(value) > 6:

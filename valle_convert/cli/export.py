@@ -13,7 +13,6 @@ from valle_convert.cli.remote import local_gguf
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
     app.command("export")(export)
 
 

@@ -20,7 +20,6 @@ from valle_convert.wording import plural
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
     app.command("lora")(lora)
 
 

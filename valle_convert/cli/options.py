@@ -122,15 +122,7 @@ ReportOption = Annotated[
 
 
 def refuse_idle(reason: str, given: Mapping[str, object]) -> None:
-    """Refuse options that would change nothing.
-
-    Args:
-        reason: why they would not.
-        given: by name; None, False, and empty lists for those that were not given.
-
-    Raises:
-        typer.BadParameter: one was given.
-    """
+    """Refuse options that would change nothing."""
     # By identity: 0 is a value, and is equal to False.
     idle = [
         name

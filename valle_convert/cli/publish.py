@@ -12,7 +12,6 @@ from valle_convert.cli.options import ForceOption, JsonOption, refuse_idle
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
     app.command("publish")(publish)
 
 

@@ -55,7 +55,6 @@ SeedOption = Annotated[int, typer.Option("--seed", help="Of random utterances.",
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands."""
     app.command("quantize")(quantize)
     app.command("imatrix")(imatrix)
     app.command("compare")(compare)

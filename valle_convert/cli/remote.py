@@ -11,14 +11,6 @@ def local_gguf(path: Path, *, or_checkpoint: bool = False) -> Path:
     """A GGUF file, downloaded into the hub's cache where `path` is on the hub.
 
     Of a model of several files, all of them are.
-
-    Args:
-        path: as the user wrote it.
-        or_checkpoint: whether it may be a checkpoint as well; then it is left as it is.
-
-    Raises:
-        InputError: it is no GGUF file, or is not there.
-        EnvironmentFault: the hub cannot be reached.
     """
     from valle_convert.checkpoint.hub import HubTree, is_on_hub, parse_location
     from valle_convert.errors import InputError

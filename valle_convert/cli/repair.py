@@ -20,7 +20,6 @@ from valle_convert.cli.remote import local_gguf
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
     app.command("repair")(repair)
 
 

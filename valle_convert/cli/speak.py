@@ -61,11 +61,7 @@ class _Request:
     Attributes:
         task: `tts`, or one that answers the recording `source`.
         text: to be said; `-` stands for stdin.
-        is_phonemes: whether the text is phonemes.
-        voice: to speak in.
-        source: the recording of a task.
         codes: saved ones, to be sounded, or raised where there is a text.
-        codec, lora, threads, cache_type: what it is computed with.
     """
 
     task: TaskChoice
@@ -81,7 +77,6 @@ class _Request:
 
     @property
     def recordings(self) -> list[Path]:
-        """What is heard."""
         return [one for one in (self.voice, self.source) if one is not None]
 
 
@@ -98,7 +93,6 @@ class _Target:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
     app.command("speak")(speak)
 
 

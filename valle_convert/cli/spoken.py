@@ -20,11 +20,8 @@ class Report:
     """What was made.
 
     Attributes:
-        written: the sound.
         load_seconds: of loading the model and the codec.
         spoken: None where saved codes were sounded as they are.
-        codes: the file of codes.
-        codec_seconds: of sounding saved codes.
     """
 
     written: WrittenAudio | None
@@ -35,11 +32,9 @@ class Report:
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing interrupted it."""
         return self.spoken is None or self.spoken.is_whole
 
     def show(self, *, as_json: bool) -> None:
-        """Print it."""
         if as_json:
             console.data_json(_to_json(self))
         if self.spoken is not None:

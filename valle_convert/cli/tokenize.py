@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
     app.command("tokenize")(tokenize)
 
 
@@ -102,8 +101,6 @@ def tokenize(
 
 @dataclass(frozen=True)
 class _OneText:
-    """A text and what became of it."""
-
     text: str
     pieces: str
     tokens: list[int]
@@ -133,11 +130,7 @@ class _OneText:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """The lines of a file, without their ends.
-
-    Raises:
-        InputError: it cannot be read, is empty, or is not UTF-8.
-    """
+    """The lines of a file, without their ends."""
     from valle_convert.files import os_fault
 
     n = 0

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
     app.command("transcribe")(transcribe)
 
 

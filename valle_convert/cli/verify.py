@@ -47,7 +47,6 @@ _UNUSED = {
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
     app.command("verify")(verify)
 
 

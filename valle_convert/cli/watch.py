@@ -56,7 +56,6 @@ class SpeechProgress:
 
     Args:
         frame_rate: frames a second.
-        sink: where the sound goes; None where codes alone are wanted.
     """
 
     def __init__(self, frame_rate: float, sink: AudioWriter | None) -> None:

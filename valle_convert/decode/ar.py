@@ -32,10 +32,8 @@ class ArOptions:
     """How the AR decodes.
 
     Attributes:
-        sampling: how a code is drawn.
         guidance: off by default; it doubles the time.
         max_frames: where to end at the latest (12 seconds of EnCodec).
-        repetition: off by default.
         length_penalty: above 0 makes responses longer, below 0 shorter.
     """
 
@@ -70,13 +68,7 @@ def decode_ar(
     """Decode level 0 of a response, one frame a step.
 
     Args:
-        network: whatever computes.
-        condition: text, voice, language; with a prefix, its phonemes stand first in the text.
-        options: sampling, guidance, limit.
-        rng: the source of randomness.
         prefix: level 0 of what was said before, [frames]; not part of the result.
-        progress: advanced by one a frame.
-        should_stop: asked before every step.
     """
     model = network.model
     spoken = np.zeros(0, np.int32) if prefix is None else prefix

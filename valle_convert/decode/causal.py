@@ -19,14 +19,7 @@ from valle_convert.network.protocol import Network
 
 
 class CausalSequences:
-    """One or more requests, the last segments of which grow together.
-
-    Args:
-        network: its state is lost; nothing else may use it while the sequences grow.
-        requests: the segments of each; the last segment may be empty, and is of the same
-            length in all.
-        head: whose logits are wanted.
-    """
+    """One or more requests, the last segments of which grow together."""
 
     def __init__(
         self, network: Network, requests: Sequence[Sequence[Segment]], *, head: str
@@ -71,11 +64,7 @@ class CausalSequences:
 
 
 def assemble_within_context(network: Network, segments: Sequence[Segment]) -> Inputs:
-    """Embed the segments.
-
-    Raises:
-        InputError: together they are longer than what the model was made for.
-    """
+    """Embed the segments."""
     check_context(network.model.config, sum(len(segment) + 1 for segment in segments) - 1)
     return assemble(network.model, segments, network.look_up)
 

@@ -38,8 +38,6 @@ class MaskedOptions:
     Attributes:
         max_steps: S above; every step is two passes.
         sampling: how hidden codes are drawn; its temperature is the one at t = 0.
-        guidance: weaker than `MINIMUM_CFG_STRENGTH` counts as that.
-        annealed_sampling: whether the temperature falls with t.
         annealed_guidance: whether the strength grows with t. The checkpoints' own project computes
             such a strength, but then guides with the full one in every step, and so does the
             default here: its codes come out equal.
@@ -69,7 +67,6 @@ class MaskedResult:
     Attributes:
         codes: where interrupted, those of the last step that was finished, which are a whole
             draft; no frames where none was.
-        end: `stop` or `interrupted`.
     """
 
     codes: Codes
@@ -91,15 +88,8 @@ def decode_masked(
     """Decode level 0 of a response of `n_frames` frames by demasking.
 
     Args:
-        network: whatever computes.
-        condition: text, voice, language; with a prefix, its phonemes stand first in the text.
-        n_frames: how many; 1 or more.
-        options: steps, sampling, guidance.
-        rng: the source of randomness.
         prefix: level 0 of what was said before, [frames]; not part of the result.
         source: level 0 of the recording whose voice is changed, [n_frames].
-        progress: advanced by one a step.
-        should_stop: asked before every step.
     """
     mask = network.model.config.special_code
     codes = np.full(n_frames, mask, np.int32)

@@ -56,14 +56,8 @@ def decode_nar(
     """Decode the levels above 0 of a response.
 
     Args:
-        network: whatever computes.
-        condition: text, voice, language; with a prefix, its phonemes stand first in the text.
         level_0: [frames].
-        options: sampling, guidance, how many levels.
-        rng: the source of randomness.
         prefix: what was said before, all levels, [frames, levels]; not part of the result.
-        progress: advanced by one a level.
-        should_stop: asked before every level.
     """
     codes = level_0.reshape(-1, 1).astype(np.int32)
     n_levels = network.model.config.n_levels

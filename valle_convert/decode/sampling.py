@@ -57,7 +57,6 @@ class Repetition:
     """How codes are weakened that were there before.
 
     Attributes:
-        penalty: 1 does nothing.
         decay: power of the distance, which the penalty is multiplied by.
     """
 
@@ -83,9 +82,6 @@ def sample(
 
     Args:
         logits: [rows, codes], penalized already where that is wanted.
-        options: filters and temperature.
-        rng: the source of randomness; not touched at temperature 0.
-        annealing: multiplies the temperature.
     """
     return draw(filtered(logits, options), options.temperature * annealing, rng)
 

@@ -57,8 +57,6 @@ class Prefix:
 
 @dataclass(frozen=True)
 class StageSeconds:
-    """How long each stage took."""
-
     length: float = 0.0
     level_0: float = 0.0
     levels: float = 0.0
@@ -70,7 +68,6 @@ class Speech:
 
     Attributes:
         codes: [frames, levels]; where interrupted, the frames and levels there are.
-        mode: how it was decoded.
         end: how that ended; `limit` where speech was cut off at the maximum (ar), or was given
             less time than the model said (nar-len).
         seconds: of computing, by stage.
@@ -83,11 +80,7 @@ class Speech:
 
 
 def choose_mode(model: Model, wanted: ModeChoice = "auto") -> Mode:
-    """The mode to decode in, by the model's capabilities.
-
-    Raises:
-        InputError: the model cannot do what is wanted, or cannot speak at all.
-    """
+    """The mode to decode in, by the model's capabilities."""
     capabilities = model.config.capabilities
     can: dict[Mode, bool] = {
         "nar-len": "len" in capabilities and model.has_head("mask") and model.has_head("len"),
@@ -125,21 +118,10 @@ def decode_speech(
     """Decode all levels of a response.
 
     Args:
-        network: whatever computes.
-        condition: what to say, in whose voice. Of the tasks `ns` and `sr`, the response is as long
-            as the prompt.
-        options: mode, sampling, guidance, limits.
-        rng: the source of randomness.
-        n_frames: how long the response is; None leaves it to the model.
         level_0: of the response, [frames], where only the levels above it are wanted.
-        prefix: the piece of text before, to be continued.
         source: level 0 of a recording to speak like, [frames] (voice conversion); the response is
             as long as it.
         progress: shows frames, steps and levels.
-        should_stop: asked between steps.
-
-    Raises:
-        InputError: the model cannot do it, or the request is too long for it.
     """
     mode = choose_mode(network.model, options.mode)
     if source is not None:

@@ -16,8 +16,6 @@ from valle_convert.progress import Progress, silent
 
 @dataclass(frozen=True)
 class TranscribeOptions:
-    """Where to end at the latest."""
-
     max_phonemes: int = 900
 
 
@@ -41,12 +39,7 @@ def decode_transcript(
     """The phonemes of some speech.
 
     Args:
-        network: whatever computes.
         speech: [frames, levels].
-        language: its id.
-        options: the limit.
-        progress: advanced by one a phoneme.
-        should_stop: asked before every step.
     """
     start = np.array([BOS_PHONEME])
     segments = transcript_segments(network.model, speech, start, language)

@@ -38,28 +38,15 @@ class EncodecSpec:
     The defaults are those of the published 24 kHz model, and of a config that leaves a key out.
 
     Attributes:
-        audio_channels: 1 for mono.
         sampling_rate: in Hz.
         hidden_size: width of a frame between encoder and quantizer.
-        num_filters: channels after the first convolution.
         kernel_size: of the first convolution of encoder and decoder.
-        last_kernel_size: of their last.
         residual_kernel_size: of the first convolution of a residual block.
-        num_residual_layers: residual blocks a change of rate.
         dilation_growth_rate: by which dilation grows from one of them to the next.
         compress: by which a residual block narrows its channels.
-        num_lstm_layers: in encoder and decoder each.
-        upsampling_ratios: of the decoder, in order.
-        codebook_size: codes a codebook.
-        codebook_dim: width of a code's vector.
-        n_codebooks: levels that there are weights for.
-        target_bandwidths: in kbit/s, ascending.
-        use_causal_conv: whether convolutions look back only.
-        pad_mode: what stands before the first sample.
         trim_right_ratio: where a transposed convolution is cut to length; 1 is the end.
         use_conv_shortcut: whether the way around a residual block is a convolution.
         norm_type: `weight_norm`, or a norm that is a layer of its own.
-        normalize: whether the loudness is coded apart.
         chunk_length_s: in seconds, where audio is coded in pieces; None where in one.
     """
 
@@ -89,12 +76,10 @@ class EncodecSpec:
 
     @property
     def hop_length(self) -> int:
-        """Samples a frame."""
         return math.prod(self.upsampling_ratios)
 
     @property
     def frame_rate(self) -> float:
-        """Frames a second."""
         return self.sampling_rate / self.hop_length
 
     @property
@@ -109,16 +94,7 @@ class EncodecSpec:
 
 
 def spec_from_config(config: Mapping[str, Any], n_codebooks: int, where: str) -> EncodecSpec:
-    """The spec that a transformers `config.json` tells, every value checked.
-
-    Args:
-        config: the parsed file.
-        n_codebooks: counted among the tensors.
-        where: the file, for messages.
-
-    Raises:
-        InputError: a value has the wrong type or cannot be; all of them are named.
-    """
+    """The spec that a transformers `config.json` tells, every value checked."""
     problems: list[str] = []
     known: dict[str, Any] = {}
     for field in fields(EncodecSpec):
@@ -294,8 +270,6 @@ class CodecTensor:
     """One tensor of the codec.
 
     Attributes:
-        name: Meta's and encodec.cpp's.
-        transformers_name: of the same layer there.
         shape: as torch has it, slowest dimension first.
     """
 
@@ -310,7 +284,6 @@ class CodecTensor:
 
     @property
     def n_elements(self) -> int:
-        """The number of elements."""
         return math.prod(self.shape)
 
 
@@ -336,12 +309,7 @@ Expected = Mapping[str, tuple[tuple[int, ...], Sequence[str]]]
 
 
 def table_problems(expected: Expected, found: Shapes) -> list[str]:
-    """What is wrong with the tensors of a file; empty where it has exactly the expected ones.
-
-    Args:
-        expected: by name, the shape and the number formats that it may have.
-        found: name, shape and number format of every tensor of the file.
-    """
+    """What is wrong with the tensors of a file; empty where it has exactly the expected ones."""
     seen: set[str] = set()
     unknown, twice, wrong = [], [], []
     for name, shape, dtype in found:
@@ -413,11 +381,7 @@ def _with_bias(
 
 
 def check_computable(spec: EncodecSpec, where: str) -> None:
-    """Refuse what this project's encoder and decoder would compute wrongly.
-
-    Raises:
-        InputError: every reason is named.
-    """
+    """Refuse what this project's encoder and decoder would compute wrongly."""
     reasons = []
     if spec.audio_channels != 1:
         reasons.append(f"it is for {spec.audio_channels} channels (audio_channels)")
@@ -455,9 +419,6 @@ def check_runs_on_encodec_cpp(spec: EncodecSpec, where: str) -> None:
     """Refuse what encodec.cpp would not load, would abort on, or would compute wrongly.
 
     Its loader checks nothing of this; all that is known of what it has built in is here.
-
-    Raises:
-        InputError: every reason is named.
     """
     fixed: tuple[tuple[str, object, str], ...] = (
         ("audio_channels", 1, "aborts"),

@@ -107,10 +107,8 @@ class CppTensor:
     """One tensor as it stands in a file.
 
     Attributes:
-        name: of the tensor.
         dims: fastest first; none for a single number.
         ftype: 0 float32, 1 float16.
-        offset: of the data in the file.
         n_bytes: of the data, as the header of the tensor says.
     """
 
@@ -126,9 +124,6 @@ class WrittenCodec:
     """What became of a codec.
 
     Attributes:
-        path: of the file.
-        n_bytes: its size.
-        n_tensors: in it.
         notes: what the user should know of it.
     """
 
@@ -144,11 +139,7 @@ class WrittenCodec:
 def plan_cpp_file(
     codec: EncodecWeights, out_type: CppType = "f16"
 ) -> tuple[CppHeader, tuple[CppTensor, ...]]:
-    """Header and tensors of a file, without reading a weight.
-
-    Raises:
-        InputError: encodec.cpp would not load it, would abort, or compute it wrongly.
-    """
+    """Header and tensors of a file, without reading a weight."""
     spec = codec.spec
     check_runs_on_encodec_cpp(spec, codec.source)
     header = CppHeader(
@@ -175,11 +166,7 @@ def plan_cpp_file(
 
 
 def _whole_bandwidth(spec: EncodecSpec, source: str) -> int:
-    """The bandwidth in whole kbit/s, which is all the file can say, of the same levels.
-
-    Raises:
-        InputError: no whole number means as many levels, or there are fewer codebooks.
-    """
+    """The bandwidth in whole kbit/s, which is all the file can say, of the same levels."""
     wanted = spec.levels_at(spec.target_bandwidths[-1])
     asked = spec.target_bandwidths[-1]
     for bandwidth in (int(asked), math.ceil(asked)):
@@ -206,11 +193,6 @@ def write_cpp_file(
     """Write the file, or leave nothing.
 
     Memory holds one tensor at a time.
-
-    Raises:
-        InputError: as `plan_cpp_file`; a value is no number, or too large for float16; or as
-            `files.atomic_output`.
-        EnvironmentFault: as `files.atomic_output`.
     """
     check_outputs([path], force=force, inputs=codec.files)
     header, tensors = plan_cpp_file(codec, out_type)
@@ -241,11 +223,7 @@ def _data(codec: EncodecWeights, tensor: CppTensor) -> memoryview:
 
 
 def to_float16(values: Tensor, what: str) -> NDArray[np.float16]:
-    """Rounded to the nearest, ties to even.
-
-    Raises:
-        InputError: a value would become infinite.
-    """
+    """Rounded to the nearest, ties to even."""
     largest = max(float(values.max(initial=0.0)), -float(values.min(initial=0.0)))
     if largest >= _FIRST_INFINITE:
         raise InputError(
@@ -274,12 +252,7 @@ def is_cpp_codec(path: Path) -> bool:
 
 
 def open_cpp_file(path: Path, source: str | None = None) -> EncodecWeights:
-    """Open a file of encodec.cpp as a codec, every tensor of it accounted for.
-
-    Raises:
-        InputError: it is no such file, is cut off, has tensors too few or too many, or numbers
-            that encodec.cpp cannot have.
-    """
+    """Open a file of encodec.cpp as a codec, every tensor of it accounted for."""
     header, tensors = read_cpp_layout(path)
     spec = spec_of_header(header, [tensor.name for tensor in tensors], path)
     expected = {
@@ -310,11 +283,7 @@ def open_cpp_file(path: Path, source: str | None = None) -> EncodecWeights:
 
 
 def read_cpp_layout(path: Path) -> tuple[CppHeader, tuple[CppTensor, ...]]:
-    """Header and tensors of a file.
-
-    Raises:
-        InputError: it cannot be read, is no such file, or is cut off or damaged in its form.
-    """
+    """Header and tensors of a file."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -364,11 +333,7 @@ def _broken(path: Path, what: str) -> InputError:
 
 
 def spec_of_header(header: CppHeader, names: Iterable[str], path: Path) -> EncodecSpec:
-    """What encodec.cpp makes of the numbers: they, and what it has built in.
-
-    Raises:
-        InputError: a number cannot be.
-    """
+    """What encodec.cpp makes of the numbers: they, and what it has built in."""
     if header.ftype not in _DTYPES:
         raise InputError(
             f"{path} has the ftype {header.ftype}, where 1 (float16) or 0 (float32) is expected."

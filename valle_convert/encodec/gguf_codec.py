@@ -88,17 +88,7 @@ def plan_gguf_codec(
     license_: str | None = None,
     url: str | None = None,
 ) -> tuple[tuple[Key, ...], tuple[TensorEntry, ...]]:
-    """Keys and tensors of a file; of the source, only what it is told by is read, and hashed.
-
-    Args:
-        codec: what to write.
-        out_type: of the matrices.
-        license_: of the weights, where the source does not say or is wrong.
-        url: where they come from, likewise.
-
-    Raises:
-        InputError: it is no codec that can be computed from the file.
-    """
+    """Keys and tensors of a file; of the source, only what it is told by is read, and hashed."""
     check_computable(codec.spec, codec.source)
     values = asdict(codec.spec)
     weights = max(codec.files, key=lambda path: path.stat().st_size)
@@ -135,13 +125,7 @@ def write_gguf_codec(
     force: bool = False,
     progress: Progress = silent,
 ) -> WrittenCodec:
-    """Write the file, or leave nothing. Memory holds one tensor at a time.
-
-    Raises:
-        InputError: as `plan_gguf_codec`; a value is no number, or too large for float16; or as
-            `files.atomic_output`.
-        EnvironmentFault: as `files.atomic_output`.
-    """
+    """Write the file, or leave nothing. Memory holds one tensor at a time."""
     check_outputs([path], force=force, inputs=codec.files)
     keys, tensors = plan_gguf_codec(codec, out_type, license_=license_, url=url)
     header = pack_header(keys, tensors)
@@ -174,11 +158,7 @@ def is_gguf_codec(file: GgufFile) -> bool:
 
 
 def open_gguf_codec(path: Path, source: str | None = None) -> EncodecWeights:
-    """Open a codec that `write_gguf_codec` wrote, or somebody else by the same rules.
-
-    Raises:
-        InputError: it is no GGUF file, none of a codec, or not whole.
-    """
+    """Open a codec that `write_gguf_codec` wrote, or somebody else by the same rules."""
     file = GgufFile(path)
     where = source or str(path)
     if not is_gguf_codec(file):

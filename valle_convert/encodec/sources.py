@@ -92,17 +92,7 @@ _ELSEWHERE = (
 
 
 def open_encodec(source: str | Path = ENCODEC_24KHZ) -> EncodecWeights:
-    """Open a codec without reading its weights.
-
-    Args:
-        source: a folder with `config.json` and weights; a `.gguf` of this program; a `.bin` of
-            encodec.cpp; a `.th` file of Meta's; or a name on the hub, taken from its cache where
-            it is there.
-
-    Raises:
-        InputError: it is no EnCodec, is damaged, incomplete, or not there.
-        EnvironmentFault: the hub cannot be reached.
-    """
+    """Open a codec without reading its weights."""
     path = Path(source)
     found = stat_of(path, f"The codec {path}")
     if found is not None and stat.S_ISDIR(found.st_mode):
@@ -376,12 +366,7 @@ def _license_in_card(card: Path) -> str | None:
 
 
 def _fetch(name: str) -> Path:
-    """A model on the hub, of one commit: from huggingface_hub's cache, else downloaded.
-
-    Raises:
-        EnvironmentFault: it is not in the cache, and the hub cannot be reached or has no such
-            model.
-    """
+    """A model on the hub, of one commit: from huggingface_hub's cache, else downloaded."""
     hub = require("huggingface_hub", "A codec on the Hugging Face hub", extra="hub")
     commit: str | None = None
     error: Exception | None = None
@@ -413,11 +398,7 @@ def _fetch(name: str) -> Path:
 
 
 class _FoldingReader:
-    """A `TensorReader` over a source whose weights may be split by weight norm.
-
-    Raises:
-        InputError: tensors are missing, unknown, of another shape or of no type of weights.
-    """
+    """A `TensorReader` over a source whose weights may be split by weight norm."""
 
     def __init__(
         self, source: str, tensors: TensorSource, spec: EncodecSpec, names: Sequence[str]

@@ -42,15 +42,7 @@ _Step = Callable[["torch.Tensor", bool], "torch.Tensor"]
 
 
 class EncodecEncoder:
-    """Audio to codes.
-
-    Args:
-        codec: whose weights are read here, those of the decoder excepted.
-        n_levels: how many of its codebooks to use.
-
-    Raises:
-        InputError: it is no codec that can be computed here, or weights cannot be read.
-    """
+    """Audio to codes."""
 
     def __init__(self, codec: EncodecWeights, n_levels: int) -> None:
         check_computable(codec.spec, codec.source)
@@ -99,15 +91,7 @@ class EncodecEncoder:
 
 
 class EncodecDecoder:
-    """Codes to audio.
-
-    Args:
-        codec: whose weights are read here, those of the encoder excepted.
-        n_levels: the most levels that codes will have.
-
-    Raises:
-        InputError: it is no codec that can be computed here, or weights cannot be read.
-    """
+    """Codes to audio."""
 
     def __init__(self, codec: EncodecWeights, n_levels: int) -> None:
         check_computable(codec.spec, codec.source)

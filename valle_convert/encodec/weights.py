@@ -20,11 +20,7 @@ class TensorReader(Protocol):
     """`read(entry)`: one tensor in float32, of the shape of its entry."""
 
     def __call__(self, entry: CodecTensor) -> Tensor:
-        """Read it.
-
-        Raises:
-            InputError: the data cannot be read.
-        """
+        """Read it."""
         ...
 
 
@@ -33,14 +29,11 @@ class EncodecWeights:
     """A codec whose every tensor is known to be there, and of its shape.
 
     Attributes:
-        spec: its sizes and switches.
         source: what was opened, as the user wrote it.
         kind: of what it was read, in words.
-        reader: of the source.
         files: every file that is read; no output may replace one.
         license: of the weights, where the source says; else None.
         url: where the weights are published, where known; else None.
-        notes: what the user should know.
         halves: the tensors that are float16 in a converted file.
     """
 
@@ -65,11 +58,7 @@ class EncodecWeights:
         return tuple(self._entries.values())
 
     def read(self, name: str) -> Tensor:
-        """One tensor in float32, weight norm folded.
-
-        Raises:
-            InputError: it cannot be read, or holds NaN or infinity.
-        """
+        """One tensor in float32, weight norm folded."""
         tensor = self.reader(self._entries[name])
         broken = tensor.size - int(np.count_nonzero(np.isfinite(tensor)))
         if broken:

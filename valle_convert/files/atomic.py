@@ -24,9 +24,6 @@ def atomic_output(target: Path, *, force: bool, sources: Iterable[Path] = ()) ->
     """Open a file that appears under its name only once it is complete.
 
     Yields a binary file, readable and seekable.
-
-    Raises:
-        InputError, EnvironmentFault: as `check_outputs`, and where the disk refuses a write.
     """
     check_outputs([target], force=force, inputs=sources)
     with explained_writes(target), _named_at_the_end(resolve(target), force) as file:
@@ -42,9 +39,6 @@ def atomic_outputs(
     They get their names one right after the other, the first one last, so that who waits for it
     finds the others. Where one cannot get its name, those that had theirs lose it again; what
     `force` has replaced by then stays replaced.
-
-    Raises:
-        InputError, EnvironmentFault: as `check_outputs`, and where the disk refuses a write.
     """
     check_outputs(targets, force=force, inputs=sources)
     named: list[Path] = []
@@ -146,11 +140,7 @@ def _open_unnamed(folder: Path) -> int | None:
 
 
 def _name(file: BinaryIO, path: Path) -> None:
-    """Give an unnamed file a name that nothing has.
-
-    Raises:
-        FileExistsError: something has it.
-    """
+    """Give an unnamed file a name that nothing has."""
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         # Only with a descriptor does os.link follow the link that /proc/self/fd/N is.
@@ -160,11 +150,7 @@ def _name(file: BinaryIO, path: Path) -> None:
 
 
 def _rename_without_overwriting(hidden: Path, target: Path) -> None:
-    """Rename, but refuse where the target came into being while the data was written.
-
-    Raises:
-        FileExistsError: it did.
-    """
+    """Rename, but refuse where the target came into being while the data was written."""
     try:
         os.link(hidden, target)
     except FileExistsError:

@@ -21,11 +21,7 @@ _locks: dict[_Version, Lock] = {}
 
 
 def sha256_of(path: Path, advance: Callable[[int], object] = lambda _n: None) -> str:
-    """The SHA-256 of a file, 64 hexadecimal digits; `advance` gets the size of each chunk read.
-
-    Raises:
-        InputError, EnvironmentFault: it cannot be read to its end.
-    """
+    """The SHA-256 of a file, 64 hexadecimal digits; `advance` gets the size of each chunk read."""
     try:
         with path.open("rb") as file:
             version = _version(path, file.fileno())

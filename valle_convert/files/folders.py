@@ -31,12 +31,7 @@ _TEMPORARY = re.compile(rf"{re.escape(_PREFIX)}[0-9a-f]{{16}}{re.escape(PARTIAL)
 def made_folder(
     folder: Path, advice: str = "give one that ends in .gguf for a single file."
 ) -> Iterator[None]:
-    """A folder for files to come; it is gone again where none has come.
-
-    Raises:
-        InputError: it is a file.
-        EnvironmentFault: it cannot be made.
-    """
+    """A folder for files to come; it is gone again where none has come."""
     missing = list(takewhile(lambda path: not path.exists(), [folder, *folder.parents]))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -58,11 +53,7 @@ def made_folder(
 
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Keep other runs of this program that ask for the same out of a folder; leaves nothing.
-
-    Raises:
-        EnvironmentFault: another run is at work in it, or it cannot be opened.
-    """
+    """Keep other runs of this program that ask for the same out of a folder; leaves nothing."""
     if not HAS_LOCKS:
         yield
         return

@@ -21,12 +21,7 @@ _MARKS = (
 
 
 def check_input_file(path: Path, what: str = "file") -> None:
-    """Refuse a path to read from that is no regular file, such as a pipe, which may wait forever.
-
-    Raises:
-        InputError: there is nothing, or something else.
-        EnvironmentFault: this user may not look.
-    """
+    """Refuse an input that is no regular file, such as a pipe, which may wait for ever."""
     found = stat_of(path, f"The {what} {path}")
     if found is None and path.is_symlink():
         raise InputError(
@@ -45,18 +40,7 @@ def check_input_file(path: Path, what: str = "file") -> None:
 
 
 def read_small_file(path: Path, what: str, max_bytes: int, *, pipe: bool = False) -> bytes:
-    """All of a file; no more than it may have.
-
-    Args:
-        path: of the file.
-        what: it is, for messages.
-        max_bytes: that it may have.
-        pipe: whether it may be a pipe, which is waited for.
-
-    Raises:
-        InputError: there is no such file, or it is too large.
-        EnvironmentFault: the system does not let it be read.
-    """
+    """All of a file; no more than it may have."""
     if not pipe:
         check_input_file(path, what)
     try:
@@ -77,12 +61,7 @@ def read_small_file(path: Path, what: str, max_bytes: int, *, pipe: bool = False
 def read_json_object(
     path: Path, what: str, max_bytes: int, *, pipe: bool = False
 ) -> dict[str, Any]:
-    """The object that a JSON file holds; arguments as of `read_small_file`.
-
-    Raises:
-        InputError: there is no such file, or it is too large, or holds no JSON object.
-        EnvironmentFault: the system does not let it be read.
-    """
+    """The object that a JSON file holds; arguments as of `read_small_file`."""
     try:
         loaded = json.loads(read_small_file(path, what, max_bytes, pipe=pipe))
     except (ValueError, RecursionError) as error:
@@ -102,11 +81,7 @@ def _a(what: str) -> str:
 
 
 def decoded(data: bytes) -> str:
-    """A text in UTF-8, or in the UTF-16 or UTF-32 that the mark at its beginning names.
-
-    Raises:
-        ValueError: it is in no such encoding.
-    """
+    """A text in UTF-8, or in the UTF-16 or UTF-32 that the mark at its beginning names."""
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
     text = data.decode(encoding)
     if "\0" in text:

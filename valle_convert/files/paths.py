@@ -40,16 +40,7 @@ def valid_utf8(text: str) -> str:
 
 
 def os_fault(words: str, error: OSError, advice: str = "") -> ValleConvertError:
-    """The error to raise for one of the system: whose fault it is follows from its number.
-
-    Args:
-        words: what failed, such as `The config a.yaml cannot be read`.
-        error: of the system.
-        advice: what to do, if that helps.
-
-    Returns:
-        An `EnvironmentFault` for permissions, disks and limits, else an `InputError`.
-    """
+    """The error to raise for one of the system: whose fault it is follows from its number."""
     kind = EnvironmentFault if error.errno in _MACHINE else InputError
     if not advice and error.errno == errno.ENOENT and isinstance(error.filename, str):
         advice = suggest(Path(error.filename))
@@ -69,11 +60,7 @@ def suggest(path: Path) -> str:
 
 
 def stat_of(path: Path, words: str) -> os.stat_result | None:
-    """What a path leads to; None for nothing.
-
-    Raises:
-        InputError, EnvironmentFault: the system does not say.
-    """
+    """What a path leads to; None for nothing."""
     try:
         return path.stat()
     except (FileNotFoundError, NotADirectoryError):

@@ -21,11 +21,7 @@ _inputs: ContextVar[tuple[Path, ...]] = ContextVar("inputs", default=())
 
 @contextmanager
 def protected(inputs: Iterable[Path | None]) -> Iterator[None]:
-    """Let nothing that is written meanwhile replace what is read: no file of a set, list or card.
-
-    Args:
-        inputs: files, or folders with all that is in them; None for those not given.
-    """
+    """Refuse every output that would replace one of these inputs while the block runs."""
     more = tuple(one for one in inputs if one is not None)
     token = _inputs.set((*_inputs.get(), *more))
     try:
@@ -44,18 +40,6 @@ def check_outputs(
 
     Paths are compared by the files that they lead to, not by how they are spelled. A folder among
     the inputs stands for everything in it.
-
-    Args:
-        outputs: the files that will be written; by the name of their argument or option, with
-            None for those not given, or without names.
-        force: whether files that exist may be replaced; inputs never are.
-        inputs: all paths that are read, beside those that are `protected`; None for those not
-            given.
-
-    Raises:
-        InputError: an output is no regular file, is an input, exists without `force`, or its
-            folder does not exist; or two outputs are one file.
-        EnvironmentFault: a folder or file cannot be written to.
     """
     reads = [one for one in (*inputs, *_inputs.get()) if one is not None]
     named = (
@@ -84,11 +68,7 @@ def check_outputs(
 
 
 def check_free_space(target: Path, n_bytes: int) -> None:
-    """Refuse to start a file that the disk has no room for.
-
-    Raises:
-        EnvironmentFault: fewer than `n_bytes` are free on the disk of `target`.
-    """
+    """Refuse to start a file that the disk has no room for."""
     folder = resolve(target).parent
     free = shutil.disk_usage(folder).free
     if free < n_bytes:
@@ -100,11 +80,7 @@ def check_free_space(target: Path, n_bytes: int) -> None:
 
 @contextmanager
 def explained_writes(target: Path) -> Iterator[None]:
-    """Turn what the system says of a write that failed into one sentence about the target.
-
-    Raises:
-        EnvironmentFault: no reader is left, or the disk refuses.
-    """
+    """Turn what the system says of a write that failed into one sentence about the target."""
     try:
         yield
     except BrokenPipeError as error:
@@ -131,11 +107,7 @@ def is_stream(target: Path) -> bool:
 
 
 def open_stream(target: Path) -> BinaryIO:
-    """Open what `is_stream` says yes to, for writing piece by piece.
-
-    Raises:
-        InputError, EnvironmentFault: it cannot be opened.
-    """
+    """Open what `is_stream` says yes to, for writing piece by piece."""
     try:
         # Opened anew, a file on standard output would be written from its beginning.
         return os.fdopen(os.dup(1), "wb") if _is_stdout(target.stat()) else target.open("wb")

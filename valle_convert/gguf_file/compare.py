@@ -37,12 +37,9 @@ class TensorDifference:
     """A tensor that differs.
 
     Attributes:
-        name: the tensor.
         first, second: type and shape in each file; None where it has none.
         snr_db: signal of the first over the difference; infinite where the numbers are the
             same, None where they cannot be compared.
-        max_error: the largest difference of two weights.
-        note: why the numbers are not compared.
     """
 
     name: str
@@ -53,7 +50,6 @@ class TensorDifference:
     note: str = ""
 
     def __str__(self) -> str:
-        """What differs, in words."""
         sides = f"{self.name}: {self.first or '(none)'} | {self.second or '(none)'}"
         if self.note:
             return f"{sides}, {self.note}"
@@ -134,16 +130,7 @@ def signal_to_noise(first: TensorInfo, second: TensorInfo) -> float | None:
 def compare_files(
     first: Mapping[str, GgufFile], second: Mapping[str, GgufFile], *, progress: Progress = silent
 ) -> Comparison:
-    """Compare the files of two models, key by key and tensor by tensor.
-
-    Args:
-        first: by part, the main one first.
-        second: the same parts.
-        progress: shows the weights compared.
-
-    Raises:
-        InputError: the two have other parts.
-    """
+    """Compare the files of two models, key by key and tensor by tensor."""
     paths = [next(iter(files.values())).path for files in (first, second)]
     if list(first) != list(second):
         raise InputError(

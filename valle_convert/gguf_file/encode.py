@@ -42,14 +42,9 @@ def encode(rows: NDArray[Any], ggml_type: GgmlType, name: str) -> NDArray[Any]:
 
     Args:
         rows: [n, columns] or [columns]; float32, float16 or bfloat16.
-        ggml_type: F32, F16, BF16 or Q8_0.
-        name: of the source tensor, for messages.
 
     Returns:
         A contiguous array whose bytes are those of the file.
-
-    Raises:
-        InputError: a value is NaN or infinite, or too large for float16.
     """
     if ggml_type in PLAIN_DTYPES:
         # A value beyond float16 becomes infinite, which is checked right below.
@@ -86,9 +81,6 @@ def check_blocks(blocks: NDArray[np.uint8], ggml_type: GgmlType, name: str) -> N
 
     A block's numbers are whole multiples of its scales, at most some thousand of them, so they are
     finite, and no larger than a network can compute with, where its scales in float16 are finite.
-
-    Raises:
-        InputError: a scale is infinite or NaN.
     """
     places = _SCALES.get(ggml_type.name)
     if places is None:
@@ -107,11 +99,7 @@ def check_blocks(blocks: NDArray[np.uint8], ggml_type: GgmlType, name: str) -> N
 
 
 def decode(data: NDArray[Any], ggml_type: GgmlType) -> NDArray[np.float32]:
-    """Rows of a GGUF type as float32; `data` is [n, bytes of a row] or of the type itself.
-
-    Raises:
-        InputError: the type is younger than what can be read here.
-    """
+    """Rows of a GGUF type as float32; `data` is [n, bytes of a row] or of the type itself."""
     # What overflows in a damaged file becomes infinite or NaN, which the caller judges.
     with np.errstate(all="ignore"):
         if ggml_type in _NUMBERS:

@@ -52,9 +52,7 @@ class TensorEntry:
     """A row of the table of tensors.
 
     Attributes:
-        name: the tensor's name.
         shape: rows first, as in numpy; one number for a vector.
-        ggml_type: the type of its elements.
         offset: of its data, from the beginning of the data.
     """
 
@@ -65,7 +63,6 @@ class TensorEntry:
 
     @property
     def n_elements(self) -> int:
-        """The number of weights."""
         return math.prod(self.shape)
 
     @property
@@ -109,11 +106,7 @@ def write_entries(
 
 
 def pack_header(keys: Sequence[Key], tensors: Sequence[TensorEntry]) -> bytes:
-    """Everything before the tensor data, padded to the alignment.
-
-    Raises:
-        OverflowError: a value does not fit its type.
-    """
+    """Everything before the tensor data, padded to the alignment."""
     alignment = next((key.value for key in keys if key.name == ALIGNMENT_KEY), ALIGNMENT)
     table = map(pack_tensor, tensors)
     return join_header(list(map(pack_key, keys)), len(tensors), table, alignment)
@@ -133,7 +126,6 @@ def join_header(
 
 
 def pack_key(key: Key) -> bytes:
-    """One key with its value."""
     return _string(key.name) + _value(key.type, key.value)
 
 

@@ -156,11 +156,7 @@ class KeyReader:
 
     @classmethod
     def of_converted(cls, keys: Mapping[str, Any], path: Path) -> Self:
-        """A reader of a converted file.
-
-        Raises:
-            InputError: it is none, or is of a later format.
-        """
+        """A reader of a converted file."""
         if not is_converted(keys):
             raise InputError(
                 f"{path} is a GGUF file without the valle.* keys, so it is no converted VALL-E "
@@ -176,11 +172,7 @@ class KeyReader:
         return reader
 
     def finish(self, path: Path) -> None:
-        """Refuse a file with faults.
-
-        Raises:
-            InputError: there are some; all of them in one message.
-        """
+        """Refuse a file with faults."""
         if self.faults:
             raise InputError(
                 f"{path}: its keys are not consistent: {'; '.join(self.faults)}. "
@@ -188,32 +180,27 @@ class KeyReader:
             )
 
     def number(self, name: str) -> int:
-        """A whole number, else 0."""
         value = self._get(name)
         if isinstance(value, int) and not isinstance(value, bool):
             return value
         return self._fault(name, value, "a whole number", 0)
 
     def expect(self, name: str, expected: int) -> None:
-        """That number, and no other."""
         value = self._get(name)
         if not isinstance(value, int) or isinstance(value, bool) or value != expected:
             self._fault(name, value, str(expected), None)
 
     def real(self, name: str) -> float:
-        """A number with a point, else 0."""
         value = self._get(name)
         return value if isinstance(value, float) else self._fault(name, value, "a number", 0.0)
 
     def flag(self, name: str) -> bool:
-        """True or false, else false."""
         value = self._get(name)
         return (
             value if isinstance(value, bool) else self._fault(name, value, "a flag", default=False)
         )
 
     def text(self, name: str) -> str:
-        """A string, else an empty one."""
         value = self._get(name)
         return value if isinstance(value, str) else self._fault(name, value, "a string", "")
 
@@ -225,7 +212,6 @@ class KeyReader:
         return self._fault(name, value, " or ".join(choices), next(iter(choices.values())))
 
     def words(self, name: str, *, optional: bool = False) -> tuple[str, ...]:
-        """A list of strings, else none."""
         value = self._get(name)
         if value is None and optional:
             return ()

@@ -21,11 +21,7 @@ _IDS = ("bos", "eos", "unknown")
 
 
 def check_loadable(file: GgufFile) -> None:
-    """Refuse what llama.cpp would not survive.
-
-    Raises:
-        InputError: it is something of that; all of it in one message.
-    """
+    """Refuse what llama.cpp would not survive."""
     found = list(dangers(file))
     if found:
         raise InputError(

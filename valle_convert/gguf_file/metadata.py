@@ -46,12 +46,7 @@ _DEFAULT_TAGS = ["text-to-speech", "vall-e"]
 
 @dataclass(frozen=True)
 class GeneralMetadata:
-    """Values by name, without the `general.` in front.
-
-    Raises:
-        InputError: a name is not one of the GGUF specification's, or a value has a wrong type;
-            all faults in one message.
-    """
+    """Values by name, without the `general.` in front."""
 
     values: Mapping[str, Any] = field(default_factory=dict)
     where: str = "the metadata"
@@ -79,11 +74,7 @@ class GeneralMetadata:
 
     @classmethod
     def read(cls, path: Path | None, name: str | None = None) -> GeneralMetadata:
-        """The values of a JSON file, and the model's name, where they are given.
-
-        Raises:
-            InputError: the file cannot be read, is no JSON object, or holds wrong values.
-        """
+        """The values of a JSON file, and the model's name, where they are given."""
         values: dict[str, Any] = {}
         if path is not None:
             loaded = read_json_object(path, "metadata file", _MAX_BYTES, pipe=True)

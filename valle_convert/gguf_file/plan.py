@@ -60,10 +60,6 @@ class Span:
     """Consecutive rows of a planned tensor, from one source tensor.
 
     Attributes:
-        label: the table, head or backbone tensor.
-        source: the tensor in the checkpoint.
-        first_row: in the planned tensor.
-        n_rows: how many.
         gather: the source rows, where they are not simply the first `n_rows` in order.
     """
 
@@ -90,11 +86,6 @@ class FileKeys:
     """What a family writes into one file, beside what stands in every file.
 
     Attributes:
-        architecture: of llama.cpp.
-        graph: what llama.cpp builds the graph of.
-        vocabulary: the tokenizer's keys.
-        model: what is VALL-E about the file.
-        tail: keys after those of the source.
         extra_rows: rows of the first table to be copied behind all rows, for the tokenizer.
         languages: for `general.languages`; None for a file without general keys.
     """
@@ -113,9 +104,7 @@ class PlannedFile:
     """A GGUF file before it is written.
 
     Attributes:
-        checkpoint: the source of the weights.
         keys: the metadata in file order, `general.architecture` first.
-        tensors: in file order.
         biases: the heads' biases, which are a key.
         set_salt: what the id of the file's set is made of, beside the source; None for a file
             that stands alone.
@@ -137,7 +126,6 @@ class PlannedFile:
 
     @property
     def n_weights(self) -> int:
-        """Elements of all tensors."""
         return sum(tensor.n_elements for tensor in self.tensors)
 
     @property
@@ -157,20 +145,7 @@ def lay_out(
     set_salt: tuple[str, str] | None = None,
     assumed: tuple[str, ...] = (),
 ) -> PlannedFile:
-    """Lay out one file, without reading weights.
-
-    Args:
-        checkpoint: the source; its tensors are those of the description.
-        contents: what goes into the file.
-        keys: what the family writes into it.
-        forced: the type of all matrices; None for the sources' own.
-        metadata: the `general.*` values that the user gave.
-        set_salt: see `PlannedFile`.
-        assumed: what the config does not say, in words.
-
-    Raises:
-        InputError: the type cannot hold the rows of some tensors; all are named.
-    """
+    """Lay out one file, without reading weights."""
     specs = checkpoint.tensors.specs
     wanted: list[tuple[str, tuple[int, ...], tuple[Span, ...]]] = []
     if contents.rows:
@@ -273,16 +248,7 @@ def place_tensors(
     specs: Mapping[str, TensorSpec],
     forced: GgmlType | None,
 ) -> tuple[PlannedTensor, ...]:
-    """Give every tensor its type and its place.
-
-    Args:
-        wanted: name, shape and spans of each, in file order.
-        specs: of every source that a span names.
-        forced: the type of all matrices; None for the sources' own. Vectors are F32.
-
-    Raises:
-        InputError: the type cannot hold the rows of some tensors; all are named.
-    """
+    """Give every tensor its type and its place."""
     tensors: list[PlannedTensor] = []
     faults: list[str] = []
     offset = 0

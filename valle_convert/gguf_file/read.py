@@ -83,11 +83,7 @@ class TensorInfo(TensorEntry):
     def rows(
         self, index: slice | Sequence[int] | NDArray[Any] = slice(None)
     ) -> NDArray[np.float32]:
-        """Rows as float32 [n, columns], dequantized; a vector as [columns].
-
-        Raises:
-            InputError: rows of this type cannot be read as numbers.
-        """
+        """Rows as float32 [n, columns], dequantized; a vector as [columns]."""
         data = self.data if len(self.shape) == 1 else self.data.reshape(self.shape[0], -1)[index]
         try:
             return decode(data, self.ggml_type)
@@ -96,11 +92,7 @@ class TensorInfo(TensorEntry):
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a file is meant to be a GGUF file, by its first four letters.
-
-    Raises:
-        InputError: it cannot be read.
-    """
+    """Whether a file is meant to be a GGUF file, by its first four letters."""
     if is_on_hub(path):
         return False
     try:
@@ -116,13 +108,9 @@ class GgufFile:
     """A GGUF file, parsed. It stays mapped as long as this object or data of it lives.
 
     Args:
-        path: the file, or what to call it where the contents are given.
         contents: the file's bytes, or the file opened, wherever its position is.
-        allow_part: whether it may be one of several files of a split model, which llama.cpp
-            reads together.
 
     Attributes:
-        path: the file.
         keys: every metadata key, decoded when it is looked up; strings and lists as Python's.
         key_types: the type of each key, as in `header.Key`.
         tensors: by name, in the order of the file.
@@ -130,9 +118,6 @@ class GgufFile:
         data_start: where the data begins in the file.
         data_bytes: the size of the data, padding included.
         size: of the file, in bytes.
-
-    Raises:
-        InputError: there is no such file, or it is no whole GGUF file.
     """
 
     def __init__(
@@ -230,11 +215,7 @@ class GgufFile:
             raise _DamageError(f"{n_more:,} bytes follow the last tensor")
 
     def refuse_part(self) -> None:
-        """Refuse a part of a split model: llama.cpp would load further files by their names.
-
-        Raises:
-            InputError: it is one.
-        """
+        """Refuse a part of a split model: llama.cpp would load further files by their names."""
         if self.is_part:
             number, count = (self.keys.get(name) for name in (_SPLIT_NUMBER, _SPLIT_COUNT))
             raise InputError(
@@ -250,7 +231,6 @@ class GgufFile:
 
     @cached_property
     def key_types(self) -> Mapping[str, str]:
-        """The type of each key."""
         return {name: span.type for name, span in self._spans.items()}
 
     def raw(self, name: str) -> bytes:
@@ -263,12 +243,7 @@ class GgufFile:
         return padded(n_bytes, self.alignment)
 
     def changed(self, keys: Sequence[Key], *, drop: Sequence[str] = ()) -> bytes:
-        """The header with other keys, padded; a key that is there keeps its place.
-
-        Args:
-            keys: what to set; new ones come last, in this order. The alignment cannot be set.
-            drop: what to leave out.
-        """
+        """The header with other keys, padded; a key that is there keeps its place."""
         table = self._contents.buffer[self._keys_end : self._tables_end]
         entries = self._entries(keys, drop)
         return join_header(entries, len(self.tensors), [table], self.alignment, self._version)
@@ -380,7 +355,6 @@ class _Reader:
         return spans
 
     def tensor(self) -> TensorEntry:
-        """A row of the table of tensors."""
         name = self._name("tensor", _MAX_TENSOR_NAME)
         what = f"tensor {_quote(name)}"
         (n_dims,) = self._unpack("<I", what)
@@ -414,7 +388,6 @@ class _Reader:
         )
 
     def fail(self, what: str) -> NoReturn:
-        """Say what is wrong."""
         raise _DamageError(what)
 
     def _skip_value(self, number: int, what: str) -> str:

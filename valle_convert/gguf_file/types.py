@@ -17,9 +17,7 @@ class GgmlType:
 
     Attributes:
         name: in capitals, as the gguf package has it.
-        number: in files.
         block: elements that are stored together; rows have to divide by it.
-        block_bytes: the size of a block.
     """
 
     name: str
@@ -28,18 +26,13 @@ class GgmlType:
     block_bytes: int
 
     def row_bytes(self, n_columns: int) -> int:
-        """The size of a row.
-
-        Raises:
-            ValueError: the type cannot hold rows of that length.
-        """
+        """The size of a row."""
         if n_columns % self.block:
             raise ValueError(f"rows of {n_columns} do not divide into blocks of {self.block}")
         return n_columns // self.block * self.block_bytes
 
     @property
     def bits(self) -> float:
-        """Bits a weight."""
         return 8 * self.block_bytes / self.block
 
 

@@ -19,15 +19,7 @@ _MAX_JSON = 1 << 20
 def phoneme_vocabulary(
     tokenizer: TokenizerChoice, blocks: Iterable[RowBlock]
 ) -> tuple[list[Key], tuple[int, ...]]:
-    """The keys, and the phonemes whose rows are copied behind all others.
-
-    Args:
-        tokenizer: whose ids are the first rows.
-        blocks: all rows of the token embedding, the phonemes first.
-
-    Raises:
-        InputError: the tokenizer has other ids for <unk>, <bos> or </eos> than the network.
-    """
+    """The keys, and the phonemes whose rows are copied behind all others."""
     _, *others = blocks
     compiled = tokenizer.compile(placeholder_names(others))
     _check_special_ids(compiled, tokenizer)

@@ -50,12 +50,7 @@ class _CancelledError(Exception):
 
 
 def header_of(plan: PlannedFile, values: Mapping[str, Any] | None = None) -> bytes:
-    """Everything before the tensor data: keys, tensor table, padding.
-
-    Args:
-        plan: the plan.
-        values: what the deferred keys turned out to be; placeholders stand for those left out.
-    """
+    """Everything before the tensor data: keys, tensor table, padding."""
     known = values or {}
     keys = [replace(key, value=known[key.name]) if key.name in known else key for key in plan.keys]
     return pack_header(keys, plan.tensors)
@@ -71,17 +66,10 @@ def write_files(
     """Write all of the files, or leave nothing.
 
     Args:
-        files: what to write, by path; all of one checkpoint.
-        force: whether existing files may be replaced.
-        sources: files that were read, which are never replaced.
         progress: shows the number of bytes written, file by file.
 
     Returns:
         The size of each file in bytes.
-
-    Raises:
-        InputError: a file must not be written, or a weight is not finite.
-        EnvironmentFault: the disk is full, or the folder is not writable.
     """
     first = next(iter(files))
     for path in files:
@@ -123,14 +111,7 @@ def write_plan_to(
     """Write all of an open file, from its beginning; returns its size in bytes.
 
     Args:
-        plan: what to write.
-        file: readable and seekable.
-        source: the SHA-256 of the checkpoint, where somebody computes it already.
         progress: shows the number of bytes written.
-
-    Raises:
-        InputError: a weight is not finite.
-        EnvironmentFault: the disk is full.
     """
     file.seek(0)
     values: dict[str, Any] = {}
@@ -168,12 +149,7 @@ def write_plan_to(
 
 
 def header_digest(header: bytes, digests: Mapping[str, Any]) -> str:
-    """The SHA-256 of a header, with zeros in the place of the digests that stand in it.
-
-    Args:
-        header: everything before the data.
-        digests: what stands there under `DATA_DIGEST_KEY` and `HEADER_DIGEST_KEY`, if anything.
-    """
+    """The SHA-256 of a header, with zeros in the place of the digests that stand in it."""
     for name in (DATA_DIGEST_KEY, HEADER_DIGEST_KEY):
         digest = str(digests.get(name, NO_DIGEST)).encode()
         header = header.replace(name.encode() + _STRING + digest, name.encode() + _ZEROS)
@@ -227,11 +203,7 @@ def _moved(
 
 
 def read_biases(plan: PlannedFile) -> list[float]:
-    """The heads' biases one after the other, as float32 values.
-
-    Raises:
-        InputError: one is not finite.
-    """
+    """The heads' biases one after the other, as float32 values."""
     values: list[float] = []
     for bias in plan.biases:
         source = plan.checkpoint.tensors.read(bias.source)[: bias.n_rows]

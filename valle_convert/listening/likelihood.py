@@ -31,8 +31,6 @@ class Lesson:
     """One pass in which the truth is known.
 
     Attributes:
-        head: whose logits are asked for.
-        segments: what goes in.
         outputs: the elements that predict, [n].
         targets: what is true there, [n].
     """
@@ -49,8 +47,6 @@ def lessons(
     """What a model of these capabilities can be asked of an utterance.
 
     Args:
-        model: sizes and capabilities.
-        condition: its phonemes, language and prompt.
         codes: the speech, [frames, levels].
         rng: says what is masked: a part cos(u pi / 2) of the frames, u uniform, as in training.
     """

@@ -61,11 +61,7 @@ class Measure:
     """What is measured.
 
     Attributes:
-        name: in JSON.
-        title: in tables.
         unit: of its values; empty for a part of 1.
-        is_better_high: which way is better.
-        meaning: in one line.
     """
 
     name: str
@@ -128,9 +124,7 @@ class Sentence:
     """A held-out sentence.
 
     Attributes:
-        name: for reports.
         text: the words; empty where they are not known.
-        condition: what it is spoken from.
         codes: the recording's, [frames, levels].
         recording: as sound; None for what the codec makes of the codes.
     """
@@ -197,7 +191,6 @@ class Listened:
 
     Attributes:
         tallies: by measure and place: a head, a way of speaking, or `EVERYWHERE`.
-        clips: of the first sentences.
     """
 
     tallies: Mapping[tuple[str, str], Tally]
@@ -213,20 +206,7 @@ class Listened:
 
 
 class ListeningTest:
-    """Sentences to speak, and what they should sound like.
-
-    Args:
-        sentences: at least two, all of one model.
-        codec: between its codes and sound.
-        model: whose ways of speaking are tried.
-        ar_temperature: of the AR where it is drawn.
-        seed: of everything drawn.
-        n_clips: of so many sentences, the sound is kept.
-        recogniser: hears words; every sentence then needs a text.
-
-    Raises:
-        InputError: there are too few sentences, one has no text, or the model cannot speak.
-    """
+    """Sentences to speak, and what they should sound like."""
 
     def __init__(
         self,
@@ -281,7 +261,6 @@ class ListeningTest:
     def listen(
         self, network: Network, progress: Progress = silent, label: str = "listening"
     ) -> Listened:
-        """Measure one model."""
         found: dict[tuple[str, str], Tally] = {}
         clips: list[Clip] = []
         with progress(label, self.n_steps, "sentences") as advance:

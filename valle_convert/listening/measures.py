@@ -154,13 +154,7 @@ def plain_words(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, and its 95 % interval by bootstrap over sentences (B. Efron, 1979).
-
-    Attributes:
-        mean: over all sentences.
-        low, high: the interval.
-        error: the standard error.
-    """
+    """A mean, and its 95 % interval by bootstrap over sentences (B. Efron, 1979)."""
 
     mean: float
     low: float

@@ -17,16 +17,7 @@ _SHOWN = 300
 
 
 class Recogniser:
-    """A speech recogniser.
-
-    Args:
-        command: as in a shell, without its tricks; `{}` stands for the path of the wav (16-bit,
-            one channel, the codec's rate), which comes last where there is none.
-
-    Raises:
-        InputError: it is no command.
-        EnvironmentFault: there is no such program.
-    """
+    """A speech recogniser."""
 
     def __init__(self, command: str) -> None:
         self.command = command
@@ -43,11 +34,7 @@ class Recogniser:
             )
 
     def hear(self, audio: Audio) -> str:
-        """The words of some sound.
-
-        Raises:
-            EnvironmentFault: the program failed.
-        """
+        """The words of some sound."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "speech.wav"
             write_wav(path, audio)

@@ -34,19 +34,7 @@ CELLS_PER_BLOCK = 256  # llama.cpp rounds a context up to blocks of this many ce
 
 
 class LlamaModel(Closing):
-    """The weights of one GGUF file, or of the parts of a split one.
-
-    Args:
-        library: from `load_library`.
-        path: the GGUF file.
-        further_parts: the files that `path`, the first part, is split into besides.
-        repack: whether weights may be copied into an order that some kernels are faster with;
-            what is copied does not change with the file that was mapped.
-        opened_as: what llama.cpp opens in the place of `path`, which stays the name in messages.
-
-    Raises:
-        InputError: the file does not exist or llama.cpp does not load it; with its log.
-    """
+    """The weights of one GGUF file, or of the parts of a split one."""
 
     def __init__(
         self,
@@ -91,11 +79,7 @@ class LlamaModel(Closing):
 
     @property
     def handle(self) -> Any:  # noqa: ANN401 - an opaque pointer
-        """The `llama_model *`.
-
-        Raises:
-            ValueError: the model is closed.
-        """
+        """The `llama_model *`."""
         if not self._handle:
             raise ValueError(f"the model {self.path} is closed")
         return self._handle
@@ -114,11 +98,7 @@ class LlamaModel(Closing):
             size = n + 1
 
     def load_adapter(self, path: Path) -> Any:  # noqa: ANN401 - an opaque pointer
-        """A LoRA that contexts of this model may use; it is freed with the model.
-
-        Raises:
-            InputError: llama.cpp does not load it; with its log.
-        """
+        """A LoRA that contexts of this model may use; it is freed with the model."""
         api = self.library.api
         mark = self.library.log.mark()
         adapter = api.llama_adapter_lora_init(self.handle, os.fsencode(path))
@@ -144,19 +124,6 @@ class Context(Closing):
     with several sequences stay in one piece, which attention in both directions needs. A
     split cache cuts a batch at the length of its shortest sequence, and tokens on either
     side of a cut would not see each other; without any error.
-
-    Args:
-        model: must outlive the context.
-        n_ctx: cells in the cache, for all sequences together.
-        n_ubatch: tokens computed at a time; causal batches may be longer, others may not.
-        n_seq: sequences that can be told apart.
-        n_threads: threads for every decode.
-        cache_type: number format of keys and values in the cache.
-        rope_scale: factor on every position inside the rotary embedding; None for the file's.
-        output: what `decode` gives. For states, llama.cpp computes neither norm nor logits.
-
-    Raises:
-        EnvironmentFault: llama.cpp does not give a context (memory, as a rule).
     """
 
     def __init__(
@@ -215,11 +182,7 @@ class Context(Closing):
 
     @property
     def handle(self) -> Any:  # noqa: ANN401 - an opaque pointer
-        """The `llama_context *`.
-
-        Raises:
-            ValueError: the context is closed.
-        """
+        """The `llama_context *`."""
         if not self._handle:
             raise ValueError("the context is closed")
         return self._handle
@@ -246,14 +209,10 @@ class Context(Closing):
             positions: [n], as llama.cpp is to see them.
             sequences: [n] the sequence that each token belongs to.
             outputs: [n], true where logits (or states) are wanted.
-            causal: whether a token sees only positions up to its own.
 
         Returns:
             [outputs.sum(), n_vocab] logits, or [outputs.sum(), n_embd], in batch order: a view of
             llama.cpp's memory, valid until the next call.
-
-        Raises:
-            EnvironmentFault: llama.cpp refuses or fails; with its log.
         """
         n = len(positions)
         if not causal and n > self.n_ubatch:
@@ -302,11 +261,7 @@ class Context(Closing):
         )
 
     def use_adapters(self, adapters: Sequence[tuple[Any, float]]) -> None:
-        """Compute with these adapters from now on, each scaled, and with no other.
-
-        Raises:
-            EnvironmentFault: llama.cpp refuses.
-        """
+        """Compute with these adapters from now on, each scaled, and with no other."""
         n = len(adapters)
         handles = (self._api.llama_adapter_lora_p_ctypes * n)(*(one for one, _ in adapters))
         scales = (ctypes.c_float * n)(*(scale for _, scale in adapters))

@@ -79,27 +79,11 @@ class GemmaSession(Session):
     """A GGUF file of the `gemma` architecture, and the state of `n_seq` independent sequences.
 
     Args:
-        path: the file.
         probe_rows: token id -> its row in `token_embd.weight` [n_embd], for finding the
             input scale; the likeliest to show it first.
-        n_ctx: positions of one sequence to make room for at once. A longer sequence makes
-            the room grow by itself: the context is made again and the state moved over.
         n_seq: independent sequences, 0 to n_seq - 1.
-        n_threads: None for the cores that this process may use, or one for a small model.
-        cache_type: number format of cached keys and values. "f32" is the default since "f16"
-            makes the logits of an f32 file seven times less exact (normalized mean square error
-            against float64: 6e-8 and 4e-7 with 2 layers x 64, 1.3e-5 and 9.6e-5 with random
-            12 x 1024). What f16 gains on two cores: nothing in a causal step (37 ms both), a
-            sixth in a pass of 700 positions in both directions (3.2 and 2.6 s).
-        adapters: LoRA files to load; `use_adapters` switches them on.
         last_norm: `output_norm.weight` [n_embd], where states are wanted in the place of logits:
             what the last layer gives, before that norm, [n_out, n_embd].
-        library: a loaded library; None proves the machine's in a child process, then loads it.
-
-    Raises:
-        InputError: the file is missing, broken, or of another architecture.
-        EnvironmentFault: no usable llama.cpp, no memory, or one of the assumptions about its
-            graph does not hold.
     """
 
     architecture = "gemma"
@@ -173,19 +157,9 @@ class GemmaSession(Session):
             positions: [n] the model's own; each segment counts 0, 1, ... . A causal call
                 after the first continues the last segment or begins another at 0, which a
                 sequence of several segments has room for once.
-            causal: True appends to the sequence, whose state stays. False computes the whole
-                sequence at once in both directions, and empties the state of every sequence.
-            outputs: positions of the batch whose logits are wanted: indices (any order),
-                a slice, a boolean mask, or None for the last.
-            columns: the slice of the n_vocab logits that is copied out.
-            sequence: which causal sequence; without meaning in both directions.
 
         Returns:
             float32 [n_out, n_columns], in the order of `outputs`.
-
-        Raises:
-            ValueError: the arrays do not fit each other, the model, or the state.
-            EnvironmentFault: llama.cpp fails; the sequences concerned are empty then.
         """
         one = Pass(embeddings, positions, outputs)
         if causal:
@@ -203,15 +177,8 @@ class GemmaSession(Session):
         a batch of two would compute the masked attention between them on top (6.6 s, against 5.5
         in two calls).
 
-        Args:
-            passes: at most n_seq of them.
-            columns: as in `step`.
-
         Returns:
             For each pass, float32 [n_out, n_columns].
-
-        Raises:
-            ValueError, EnvironmentFault: as `step`.
         """
         return self._step_causal(dict(enumerate(passes)), columns)
 
@@ -337,11 +304,7 @@ class GemmaSession(Session):
     # -- what is found out and not assumed ---------------------------------------------------
 
     def _prove_states(self, last_norm: FloatArray) -> None:
-        """Check that the states, normed by hand, are those that llama.cpp's own norm gives.
-
-        Raises:
-            EnvironmentFault: this llama.cpp calls something else the last layer's output.
-        """
+        """Check that the states, normed by hand, are those that llama.cpp's own norm gives."""
         rows = np.stack(list(self._probe_rows.values()))
         places, wanted = np.arange(len(rows), dtype=np.int32), np.ones(len(rows), np.bool_)
 
@@ -367,9 +330,6 @@ class GemmaSession(Session):
         where every segment has one token, all positions are 0 and no key is turned against any
         query, which is an ordinary causal batch with the rotary embedding switched off. Were
         the pending rotation applied after all, the logits would be those of running positions.
-
-        Raises:
-            EnvironmentFault: this llama.cpp does not do it.
         """
         if self._segments_proven:
             return
@@ -435,7 +395,6 @@ def keys_stay_as_they_were(context: Context, inputs: FloatArray) -> bool:
     be the one from before.
 
     Args:
-        context: empty; afterwards it holds the segment with a pending rotation, to be cleared.
         inputs: [n, n_embd], already divided by the input scale; n at least 2.
     """
     n = len(inputs) - 1
@@ -469,9 +428,6 @@ def split_segments(positions: IntArray) -> list[slice]:
 
     >>> split_segments(np.array([0, 1, 2, 0, 0, 1]))
     [slice(0, 3, None), slice(3, 4, None), slice(4, 6, None)]
-
-    Raises:
-        ValueError: a segment does not count 0, 1, 2, ... .
     """
     starts = np.flatnonzero(positions == 0)
     if not len(starts) or starts[0] != 0:

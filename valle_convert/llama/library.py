@@ -148,11 +148,7 @@ def find_library() -> Path | None:
 
 @functools.cache
 def load_library() -> Library:
-    """Load libllama, silence it and initialize its backends; later calls give the same object.
-
-    Raises:
-        EnvironmentFault: llama-cpp-python is not installed, or its library does not load.
-    """
+    """Load libllama, silence it and initialize its backends; later calls give the same object."""
     api = _import_binding()
     log = Log()
 

@@ -46,18 +46,7 @@ class MptSession(Session):
     """A model and its sequences.
 
     Args:
-        path: a GGUF file of the `mpt` architecture, or the first part of a split one.
-        further_parts: the other parts.
         probe_rows: token id -> its row in `token_embd.weight` [n_embd]; at least three.
-        activation_factor: k, of this file.
-        n_threads: None for the cores that this process may use, or one for a small model.
-        cache_type: number format of cached keys and values.
-        exchangeable: whether tensors of the first part will be exchanged; a copy of it is mapped.
-        proven: whether another model of the same graph has passed all proofs here.
-
-    Raises:
-        InputError: the file is missing, broken, or of another architecture.
-        EnvironmentFault: no usable llama.cpp, or an assumption about its graph does not hold.
     """
 
     architecture = "mpt"
@@ -90,22 +79,13 @@ class MptSession(Session):
                 self._prove_masks(probe_rows)
 
     def read(self, rows: FloatArray, *, room: int = 0) -> None:
-        """Empty all sequences and give sequence 0 rows that see each other, [n, n_embd].
-
-        Args:
-            rows: of the text.
-            room: rows that will follow, in all sequences together, as far as that is known.
-        """
+        """Empty all sequences and give sequence 0 rows that see each other, [n, n_embd]."""
         self._clear()
         self._room_for(len(rows) + min(room, _FIRST_ROOM), n_ubatch=len(rows))
         self._append(rows, [0], 0, slice(0), causal=False)
 
     def fork(self, n: int) -> None:
-        """Make sequences 1 to n - 1 copies of sequence 0, which go on by themselves.
-
-        Raises:
-            ValueError: more than `MAX_SEQUENCES`.
-        """
+        """Make sequences 1 to n - 1 copies of sequence 0, which go on by themselves."""
         if not 1 <= n <= MAX_SEQUENCES:
             raise ValueError(f"{n} sequences, where 1 to {MAX_SEQUENCES} are possible")
         context = self._room_for(0)
@@ -120,15 +100,9 @@ class MptSession(Session):
 
         Args:
             rows: [n, n_embd].
-            sequences: the one, or n different ones.
-            n_outputs: how many of the last rows give logits.
-            columns: which of a row's logits.
 
         Returns:
             [n_outputs, n_columns].
-
-        Raises:
-            EnvironmentFault: llama.cpp fails; the sequences are to be begun again then.
         """
         return self._append(rows, sequences, n_outputs, columns, causal=True)
 
@@ -146,9 +120,6 @@ class MptSession(Session):
 
         Args:
             pieces: where in the file they begin, and their bytes.
-
-        Raises:
-            EnvironmentFault: the disk of temporary files is full.
         """
         if self._copy is None:
             raise ValueError(f"{self.path} was not opened to be exchanged")
@@ -241,11 +212,7 @@ def _no_copy(path: Path, error: OSError) -> EnvironmentFault:
 
 @functools.cache
 def prove_relu(factor: int) -> None:
-    """Find out on a model of one layer that GELU between factor and divisor is ReLU.
-
-    Raises:
-        EnvironmentFault: it is not.
-    """
+    """Find out on a model of one layer that GELU between factor and divisor is ReLU."""
     library = load_library()
     weights = random_mpt(attention=False)
     inputs = np.random.default_rng(1).standard_normal((16, MPT_WIDTH), dtype=np.float32)
@@ -281,11 +248,7 @@ def prove_relu(factor: int) -> None:
 
 
 def prove_mpt() -> None:
-    """Find out on a small split model that llama.cpp computes what a VALL-E X needs.
-
-    Raises:
-        EnvironmentFault: it does not.
-    """
+    """Find out on a small split model that llama.cpp computes what a VALL-E X needs."""
     weights = random_mpt(attention=True)
     rows = dict(enumerate(weights["token_embd.weight"][:4]))
     with tempfile.TemporaryDirectory(prefix="valle-convert-") as folder:

@@ -51,24 +51,12 @@ class ProbeResult:
 
 @functools.cache
 def prove_library() -> ProbeResult:
-    """Probe the installed library, once in a process and once for a library and a CPU.
-
-    Raises:
-        EnvironmentFault: there is no library, or it fails or kills the child.
-    """
+    """Probe the installed library, once in a process and once for a library and a CPU."""
     return probe_and_remember(cache_folder())
 
 
 def probe_and_remember(folder: Path, command: Sequence[str] | None = None) -> ProbeResult:
-    """Probe the installed library unless `folder` says that this was done.
-
-    Args:
-        folder: where good results are kept; one that cannot be written is no error.
-        command: what to run; None for the self-test.
-
-    Raises:
-        EnvironmentFault: as `prove_library`.
-    """
+    """Probe the installed library unless `folder` says that this was done."""
     library = find_library()
     if library is None:
         raise EnvironmentFault(
@@ -93,11 +81,7 @@ def run_probe(command: Sequence[str] | None = None, *, timeout: float = TIMEOUT)
     """Run the self-test in a child process.
 
     Args:
-        command: the program and its arguments; None for the self-test with this interpreter.
         timeout: seconds after which the child is stopped.
-
-    Raises:
-        EnvironmentFault: the child died by a signal, failed, or did not end in time.
     """
     given = [sys.executable, "-m", SELFTEST] if command is None else list(command)
     try:

@@ -32,16 +32,7 @@ def variable_of(name: str) -> str:
 
 
 def find_program(name: str, *, checkout: Path | None = None) -> Program:
-    """Find one of llama.cpp's programs.
-
-    Args:
-        name: one of `PROGRAMS`.
-        checkout: the project's folder; None for the one that this package lies in.
-
-    Raises:
-        InputError: the environment variable names something that cannot be run.
-        EnvironmentFault: it is nowhere; says how to get it.
-    """
+    """Find one of llama.cpp's programs."""
     variable = variable_of(name)
     given = os.environ.get(variable)
     if given:

@@ -43,11 +43,7 @@ def main() -> int:
 
 
 def run(folder: Path) -> None:
-    """Make the files in `folder` and run each.
-
-    Raises:
-        EnvironmentFault: llama.cpp fails, or its logits are wrong.
-    """
+    """Make the files in `folder` and run each."""
     _say("loading the library")
     library = load_library()
     weights = random_weights(SHAPE, seed=0)
@@ -79,17 +75,7 @@ def run(folder: Path) -> None:
 
 
 def quantize_file(library: Library, source: Path, target: Path, kind: str) -> None:
-    """Quantize a GGUF file with llama.cpp's own function.
-
-    Args:
-        library: does it.
-        source: a file of a plain type.
-        target: the file to write.
-        kind: llama.cpp's word for the mixture, such as `Q4_K_M`.
-
-    Raises:
-        EnvironmentFault: it fails; with its log.
-    """
+    """Quantize a GGUF file with llama.cpp's own function."""
     api = library.api
     parameters = api.llama_model_quantize_default_params()
     words = "ALL" if kind == "F32" else "MOSTLY"

@@ -100,7 +100,6 @@ class Session(Closing):
 
     @property
     def n_embd(self) -> int:
-        """The width of an embedding."""
         return self._model.n_embd
 
     @property
@@ -149,15 +148,9 @@ class Session(Closing):
             places: [n], llama.cpp's positions.
             sequences: [n], the sequence of each row.
             outputs: [n], true where logits are wanted.
-            causal: a row sees the rows of its sequence up to its own place. Otherwise it sees
-                all of them, the later ones of the batch included.
-            columns: which of the n_vocab logits.
 
         Returns:
             [n_out, n_columns], in the order of the batch.
-
-        Raises:
-            EnvironmentFault: llama.cpp fails; what the sequences hold is not known then.
         """
         context = self._room_for(len(rows), n_ubatch=1 if causal else len(rows))
         inputs = rows / np.float32(self.input_scale)
@@ -203,12 +196,7 @@ class Session(Closing):
         )
 
     def _room_for(self, n_cells: int, *, n_ubatch: int = 1) -> Context:
-        """The context, with room for more cells; made again where it is too small.
-
-        Args:
-            n_cells: to be added.
-            n_ubatch: how many of them have to be computed at once.
-        """
+        """The context, with room for more cells; made again where it is too small."""
         old, needed = self._context, self._n_cells + n_cells
         if old is not None and needed <= old.n_ctx and n_ubatch <= old.n_ubatch:
             return old
@@ -238,7 +226,6 @@ class Session(Closing):
         return new
 
     def _clear(self) -> None:
-        """Empty every sequence."""
         if self._context is not None:
             self._context.clear()
         self._lengths = [0] * self.n_seq
@@ -273,7 +260,6 @@ class Session(Closing):
         Args:
             probe_rows: token id -> its row in `token_embd.weight` [n_embd]; the likeliest to show
                 it first.
-            of_ids: by what the architecture multiplies the rows of token ids.
         """
         root = float(np.sqrt(self.n_embd))
         zero, one = np.zeros(1, np.int32), np.ones(1, np.bool_)

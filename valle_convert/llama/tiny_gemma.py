@@ -31,7 +31,6 @@ class GemmaShape:
 
     @property
     def head_size(self) -> int:
-        """Width of one attention head."""
         return self.n_embd // self.n_head
 
 
@@ -78,14 +77,7 @@ def random_weights(shape: GemmaShape, seed: int) -> dict[str, FloatArray]:
 def write_gemma(
     path: Path, shape: GemmaShape, weights: dict[str, FloatArray], *, file_type: str = "f32"
 ) -> None:
-    """Write a GGUF file that llama.cpp loads, without a tokenizer.
-
-    Args:
-        path: the file to write; replaced where it exists.
-        shape: its sizes.
-        weights: by `tensor_shapes`.
-        file_type: "f32", "f16" or "q8_0" for the matrices; norms are always f32.
-    """
+    """Write a GGUF file that llama.cpp loads, without a tokenizer."""
     quantization = {
         "f32": gguf.GGMLQuantizationType.F32,
         "f16": gguf.GGMLQuantizationType.F16,

@@ -45,17 +45,7 @@ def random_mpt(*, attention: bool) -> dict[str, FloatArray]:
 def write_mpt(
     folder: Path, weights: dict[str, FloatArray], factor: int, *, split: bool = False
 ) -> list[Path]:
-    """Write GGUF files that llama.cpp loads, without a vocabulary.
-
-    Args:
-        folder: where.
-        weights: of `random_mpt`.
-        factor: of the activation.
-        split: into two parts, and not into one file.
-
-    Returns:
-        The paths, the first part first.
-    """
+    """Write GGUF files that llama.cpp loads, without a vocabulary."""
     writer = gguf.GGUFWriter(folder / "mpt.gguf", "mpt", split_max_tensors=8 if split else 0)
     writer.add_context_length(64)
     writer.add_embedding_length(MPT_WIDTH)

@@ -21,7 +21,6 @@ class Collector:
         self._taken: set[str] = set()
 
     def take(self, name: str, shape: tuple[int, ...]) -> None:
-        """Expect a weight of that shape."""
         spec = self.specs.get(name)
         if spec is None:
             self._missing.append(f"{name} {list(shape)}")
@@ -44,16 +43,7 @@ class Collector:
     def finish(
         self, complaint: str, advice: str, known: tuple[tuple[re.Pattern[str], str], ...]
     ) -> list[Dropped]:
-        """List what is dropped, or report all faults at once.
-
-        Args:
-            complaint: the first half of the report's sentence, without a colon.
-            advice: its end.
-            known: names that are dropped, with the reason.
-
-        Raises:
-            InputError: there are faults.
-        """
+        """List what is dropped, or report all faults at once."""
         dropped: list[Dropped] = []
         unexpected: list[str] = []
         for name, spec in self.specs.items():

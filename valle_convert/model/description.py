@@ -25,7 +25,6 @@ class RowBlock:
 
     Attributes:
         label: the table, or `head.<name>`, whose rows they are.
-        source: the tensor in the checkpoint.
         first_row: where they begin in the token embedding.
         n_rows: how many there are, from row 0 of the source on.
     """
@@ -38,13 +37,7 @@ class RowBlock:
 
 @dataclass(frozen=True)
 class BackboneTensor:
-    """One tensor that is taken over whole under another name.
-
-    Attributes:
-        source: the name in the checkpoint.
-        target: the name in the GGUF file.
-        shape: as in the checkpoint, rows first.
-    """
+    """One tensor that is taken over whole under another name."""
 
     source: str
     target: str
@@ -74,7 +67,6 @@ class Contents:
 
     Attributes:
         rows: what the token embedding is made of, in row order, without gaps.
-        backbone: the other tensors.
         biases: the heads' biases, in head order; empty where there are none.
     """
 
@@ -101,10 +93,8 @@ class Description(Generic[M]):
     """A checkpoint, understood.
 
     Attributes:
-        model: sizes, tables, heads.
         tensors: the checkpoint's, and those that are computed of them.
         contents: of each file by its part's name, the main part first.
-        dropped: what is left out, with reasons.
         notes: things worth telling the user, such as config switches without effect.
         assumed: what the config does not say, and is taken as the training project takes it.
         recovered: source tensors that are written in another form, by name.
@@ -119,7 +109,6 @@ class Description(Generic[M]):
     recovered: Mapping[str, Recovered] = field(default_factory=lambda: MappingProxyType({}))
 
     def blocks(self) -> tuple[RowBlock, ...]:
-        """The row blocks of all files."""
         return tuple(block for one in self.contents.values() for block in one.rows)
 
 

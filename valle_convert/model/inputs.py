@@ -41,7 +41,6 @@ class Segment:
     """Elements that are each a sum of table rows.
 
     Attributes:
-        name: of the segment, for messages.
         tables: one a term, [n_terms].
         rows: which row of each term's table, [n_elements, n_terms].
         lead: a row (table, row) that goes in alone, as the first element.
@@ -64,7 +63,6 @@ class Condition:
         phonemes: ids, with the marks around them, [n].
         language: id; None where the model has no languages.
         prompt: codes of the voice, [frames, levels]; None for no prompt.
-        tone: id; None for none.
         task: "tts", or "ns" (noise suppression) or "sr" (speech removal) on the prompt.
     """
 
@@ -104,16 +102,9 @@ def speech_segments(
     """The segments of a pass that predicts one codebook level of a response.
 
     Args:
-        model: the model.
-        condition: text, voice, language, task.
-        level: the level to predict, 0 .. n_levels - 1.
         response: what is there of it: level 0 so far for the AR [frames], level 0 with mask
             codes where `masked` [frames], and at least `level` levels [frames, levels] for a
             NAR level.
-        masked: level 0 is predicted in place, by demasking.
-
-    Raises:
-        ValueError: a level, code or shape is out of the model's range.
     """
     segments = _leading(model, condition, level)
     if level == 0:
@@ -144,14 +135,8 @@ def transcript_segments(
     """The segments of a pass that predicts the next phoneme of some speech.
 
     Args:
-        model: the model.
         response: the speech, [frames, levels].
         phonemes: ids so far, beginning with `BOS_PHONEME`, [n].
-        language: id.
-
-    Raises:
-        InputError: the model has one level only.
-        ValueError: a code or shape is out of the model's range.
     """
     # All levels but the last. Level 0 is looked up in the AR's table, the others in the tables
     # from which the NAR levels take them.

@@ -44,7 +44,6 @@ class Codec:
     """The audio codec whose codes the model speaks.
 
     Attributes:
-        name: `encodec-24khz`, `dac-44khz`, `nemo-44khz`, `world-rvq`, or `unknown`.
         sample_rate: in Hz; 0 where unknown.
         frame_rate: frames (one code a level) per second; 0 where unknown.
     """
@@ -73,11 +72,7 @@ UNKNOWN_CODEC = Codec("unknown", 0, 0.0)
 
 
 def codec_named(name: str) -> Codec:
-    """The codec of that name.
-
-    Raises:
-        InputError: there is none; the message lists those that there are.
-    """
+    """The codec of that name."""
     for codec in CODECS.values():
         if codec.name == name:
             return codec
@@ -89,9 +84,7 @@ class CodeFormat(Protocol):
     """What is to be known of a model, of whatever family, to exchange codes with it."""
 
     @property
-    def n_levels(self) -> int:
-        """Codes a frame."""
-        ...
+    def n_levels(self) -> int: ...
 
     @property
     def codebook_size(self) -> int:
@@ -99,9 +92,7 @@ class CodeFormat(Protocol):
         ...
 
     @property
-    def codec(self) -> Codec:
-        """What they are codes of."""
-        ...
+    def codec(self) -> Codec: ...
 
 
 @dataclass(frozen=True)
@@ -109,19 +100,10 @@ class GemmaConfig:
     """Sizes, all taken from tensors, and switches, of a model whose backbone is a `gemma`.
 
     Attributes:
-        version: of the checkpoint's config.
-        capabilities: of "ar", "nar", "len", "lang", "tone".
-        n_embd: width of the residual stream.
-        n_layer: number of blocks.
-        n_head: attention heads.
         n_head_kv: key/value heads; equal to `n_head` unless attention is grouped.
-        n_ff: width of the feed-forward.
-        n_ctx_train: positions the model was made for.
-        n_levels: codebooks a frame of audio has.
         codebook_size: codes a codebook has, without the stop and mask codes.
         positions: `segment` (every segment counts from 0) or `unified`.
         nar_attention: what a pass that predicts in place attends to.
-        codec: the audio codec.
     """
 
     version: int
@@ -140,7 +122,6 @@ class GemmaConfig:
 
     @property
     def n_embd_head(self) -> int:
-        """Width of one attention head."""
         return self.n_embd // self.n_head
 
 
@@ -150,7 +131,6 @@ class ModelConfig(GemmaConfig):
 
     Attributes:
         sum_prompt: whether a prompt frame is the sum of its levels' embeddings.
-        sum_response: the same for the response.
     """
 
     sum_prompt: bool
@@ -195,7 +175,6 @@ class RowMap:
     """Input tables and output heads whose rows lie in one token embedding.
 
     Attributes:
-        tables: the input tables, in row order.
         heads: the output heads, in the checkpoint's order. Biases are there only where the
             model was read from a converted file; of a checkpoint they are weights.
     """
@@ -234,12 +213,7 @@ class RowMap:
 
 @dataclass(frozen=True)
 class Model(RowMap):
-    """A model of version 5 or 6 without its weights.
-
-    Attributes:
-        config: sizes and switches.
-        languages, tasks, tones: names in id order.
-    """
+    """A model of version 5 or 6 without its weights."""
 
     config: ModelConfig
     languages: tuple[str, ...]
@@ -258,7 +232,6 @@ class Model(RowMap):
 
     @property
     def codec(self) -> Codec:
-        """The audio codec."""
         return self.config.codec
 
     def is_causal(self, head: str) -> bool:

@@ -91,11 +91,7 @@ class TrainerConfig:
     """What every version reads of a config; sizes are what it claims, to be held against tensors.
 
     Attributes:
-        version: of the layout.
-        capabilities: of "ar", "nar", "len", "lang", "tone".
-        dim, heads, layers: of the backbone.
         claims: every other number by its meaning, where the config has it or a default.
-        unified: whether positions count through all segments.
         noncausal: whether passes that predict in place attend in both directions.
         context: positions that the model was made for.
     """
@@ -112,17 +108,7 @@ class TrainerConfig:
 
 
 class ConfigReader:
-    """Reads a checkpoint's config; `finish` raises what is wrong with it, all at once.
-
-    Args:
-        checkpoint: has a config with a version.
-        read: switches of `experimental` that this version reads beyond those of all.
-        without_effect: those that its forward pass does not read.
-
-    Raises:
-        UnsupportedModelError: a switch would change what is computed, or is not known.
-        InputError: there are no switches.
-    """
+    """Reads a checkpoint's config; `finish` raises what is wrong with it, all at once."""
 
     def __init__(
         self,
@@ -184,7 +170,6 @@ class ConfigReader:
         return n
 
     def common(self) -> TrainerConfig:
-        """What every version reads."""
         dim, heads, layers, claims = self._size()
         capabilities = self._said(self._config, "capabilities")
         if (
@@ -263,15 +248,7 @@ class ConfigReader:
 
 
 def version_of(checkpoint: Checkpoint, supported: str) -> int:
-    """The config's version.
-
-    Args:
-        checkpoint: a checkpoint of any version, or of none.
-        supported: what is, in words.
-
-    Raises:
-        InputError: there is no config, or no version that is one.
-    """
+    """The config's version."""
     if not any(key in _CONFIG_KEYS for key in checkpoint.config):
         raise InputError(
             f"{checkpoint.path} has no config, and no config.yaml lies with it; heads, positions "
@@ -356,13 +333,7 @@ def count_layers(collector: Collector) -> tuple[int, int]:
 def backbone_tensors(
     n_layer: int, dims: Mapping[str, int], norm: str = "model.norm.weight"
 ) -> list[BackboneTensor]:
-    """The layers and the last norm.
-
-    Args:
-        n_layer: how many layers.
-        dims: n_embd, n_embd_kv and n_ff.
-        norm: the source of the last norm.
-    """
+    """The layers and the last norm."""
     tensors = [
         BackboneTensor(
             source=f"model.layers.{layer}.{source}.weight",
@@ -379,14 +350,7 @@ def backbone_tensors(
 def check_claims(
     collector: Collector, config: TrainerConfig, n_layer: int, found: Mapping[str, int]
 ) -> None:
-    """Compare every number of the config with the tensor that knows it.
-
-    Args:
-        collector: takes the faults.
-        config: claims the numbers.
-        n_layer: by the weights.
-        found: each number by its meaning; 0 where there is no such tensor.
-    """
+    """Compare every number of the config with the tensor that knows it."""
     collector.compare("layers", config.layers, n_layer)
     for words, claimed in config.claims.items():
         # A table that is not there contradicts nothing: where it is needed, it is missing.
@@ -410,11 +374,7 @@ DROPPED: tuple[tuple[re.Pattern[str], str], ...] = (
 def names_of_rows(
     checkpoint: Checkpoint,
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """The names of languages, tasks and tones in id order; a checkpoint may tell them too.
-
-    Raises:
-        InputError: a row has another name.
-    """
+    """The names of languages, tasks and tones in id order; a checkpoint may tell them too."""
     named = []
     for table, order in (
         ("langs_emb.weight", LANGUAGES),

@@ -55,11 +55,7 @@ def gelu_from_table(x: Tensor) -> Tensor:
 def input_rounding(
     types: Mapping[str, Mapping[str, str]],
 ) -> Callable[[str, str, Tensor], Tensor]:
-    """How inputs of each linear layer are rounded before they are multiplied.
-
-    Args:
-        types: the type of each matrix, such as `Q4_K`, by part and GGUF name.
-    """
+    """How inputs of each linear layer are rounded before they are multiplied."""
 
     def round_inputs(part: str, name: str, x: Tensor) -> Tensor:
         kind = types[part][name]

@@ -17,14 +17,6 @@ def read_probe_rows(file: GgufFile, n_rows: int | None = None) -> dict[int, NDAr
     """A few rows of the token table of a GGUF file, as floats: id -> [n_embd].
 
     Rows of middling size come first: there, both the row and the layers show in the logits.
-
-    Args:
-        file: has the table.
-        n_rows: how many of its rows are looked at, from the first on, where what follows are copies
-            of one row; None for all.
-
-    Raises:
-        InputError: the file has no token table, or only zeros in it.
     """
     table = file.tensors.get(TOKEN_EMBEDDING)
     if table is None:

@@ -28,9 +28,7 @@ class Computing(Protocol):
         """What it computes, as its weights' source describes it."""
         ...
 
-    def close(self) -> None:
-        """Free what it holds."""
-        ...
+    def close(self) -> None: ...
 
     def __enter__(self) -> Self: ...
 
@@ -51,17 +49,13 @@ class Network(Computing, Protocol):
     """
 
     @property
-    def model(self) -> Model:
-        """Tables, heads and switches."""
-        ...
+    def model(self) -> Model: ...
 
     def look_up(self, table: str, rows: NDArray[np.integer]) -> NDArray[np.float32]:
         """Rows of an input table, [n] -> [n, n_embd]."""
         ...
 
-    def reset(self) -> None:
-        """Forget the sequence so far."""
-        ...
+    def reset(self) -> None: ...
 
     def step(
         self,
@@ -78,9 +72,6 @@ class Network(Computing, Protocol):
             embeddings: [n, n_embd].
             positions: [n]; a segment begins where they return to 0. Steps after the first may
                 begin one segment together, where the first had several.
-            head: whose logits to give; it also tells whether attention is causal.
-            outputs: which of the n elements give logits.
-            sequence: which of the states of causal passes (guidance needs two).
 
         Returns:
             Logits [n_outputs, rows of the head], biases included.

@@ -31,14 +31,7 @@ from valle_convert.model.description import Recovered
 
 
 class BundleTensors:
-    """A `NamedTensors` of all files of a model.
-
-    Args:
-        files: each with its plan.
-        recovered: source tensors that are written in another form; see `Description`.
-        kind: `ConvertedTensors` for what the files hold, `RoundedTensors` for what their types
-            should leave of the checkpoint.
-    """
+    """A `NamedTensors` of all files of a model."""
 
     def __init__(
         self,
@@ -55,11 +48,7 @@ class BundleTensors:
                 self._readers.setdefault(name, reader)
 
     def read(self, name: str) -> NDArray[Any]:
-        """One tensor as float32.
-
-        Raises:
-            InputError: a number in it is not finite, or it is not there.
-        """
+        """One tensor as float32."""
         way = self._recovered.get(name)
         if way is None:
             return self._readers[name].read(name)
@@ -68,12 +57,7 @@ class BundleTensors:
 
 
 class ConvertedTensors:
-    """A `NamedTensors` of a converted file.
-
-    Args:
-        plan: of the checkpoint that the file was made from.
-        file: has the tensors of the plan, in their shapes; their types are its own.
-    """
+    """A `NamedTensors` of a converted file."""
 
     def __init__(self, plan: PlannedFile, file: GgufFile) -> None:
         self._file = file
@@ -92,11 +76,7 @@ class ConvertedTensors:
             start += bias.n_rows
 
     def read(self, name: str) -> NDArray[Any]:
-        """One tensor as float32, with the rows that the file has of it.
-
-        Raises:
-            InputError: a number in it is not finite, or it is not there.
-        """
+        """One tensor as float32, with the rows that the file has of it."""
         if name in self._biases:
             found = self._file.keys.get(BIAS_KEY, [])
             where, values = BIAS_KEY, np.array(found[slice(*self._biases[name])], np.float32)
@@ -117,11 +97,6 @@ class RoundedTensors:
     """A `NamedTensors` of a checkpoint, with what a file's number formats should leave of it.
 
     A plain type rounds; a quantized one adds seeded noise of the size that the type is known for.
-
-    Args:
-        plan: of the checkpoint.
-        file: has the tensors of the plan, in its own types. Where it can have come to a plain type
-            in several ways, it tells in which.
     """
 
     def __init__(self, plan: PlannedFile, file: GgufFile) -> None:
@@ -170,10 +145,6 @@ def rounded_types(plan: PlannedFile, file: GgufFile) -> dict[str, GgmlType]:
     That is the type in the file, but for a repaired one: its token embedding may be float16 where
     the old file had quantized tables and heads, and what comes from the old file is rounded no
     more.
-
-    Args:
-        plan: of the checkpoint, or of the old file, that the file is compared with.
-        file: tells its types.
     """
     specs = plan.checkpoint.tensors.specs
     names = file.keys.get(OLD_TYPES_KEY)

@@ -32,7 +32,6 @@ def nearness(kl: float) -> str:
 
 
 def use_of(kl: float) -> str:
-    """What a file is good for."""
     return next((use for limit, _, use in _NEARNESS if kl <= limit), _NEARNESS[-1][2])
 
 
@@ -41,12 +40,9 @@ class Choice:
     """A file that could be taken.
 
     Attributes:
-        name: for the sentence.
-        n_bytes: its size.
         kl: mean divergence from the reference in nats; None where it was not measured.
         top_1: part of the predictions whose most likely code is the reference's; likewise.
         passes: it is not wrong, and beyond no limit.
-        is_heard_apart: listening told it from F16.
     """
 
     name: str
@@ -66,13 +62,7 @@ class Advice:
 
 
 def advise(choices: Sequence[Choice], n_texts: int, *, heard: bool) -> Advice:
-    """Recommend the smallest file that passes and is near the reference, or say why none is.
-
-    Args:
-        choices: the files.
-        n_texts: how many different texts they were measured over.
-        heard: whether the files were listened to.
-    """
+    """Recommend the smallest file that passes and is near the reference, or say why none is."""
     measured = [one for one in choices if one.kl is not None and not math.isnan(one.kl)]
     passing = [one for one in measured if one.passes]
     near = [one for one in passing if one.kl is not None and one.kl <= NEAR_KL]

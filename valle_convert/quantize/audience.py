@@ -43,18 +43,7 @@ class Audience:
 
     @classmethod
     def of(cls, source: SourceBundle, examples: Examples[Any] | None, options: Options) -> Audience:
-        """Whoever the options ask for.
-
-        Args:
-            source: what is quantized, complete or not.
-            examples: that are measured; None where the model is none of ours.
-            options: what the user wants.
-
-        Raises:
-            InputError: there is nothing to say, the codec is not the model's, or a text, voice or
-                utterance cannot be used.
-            EnvironmentFault: the recogniser or a package is missing.
-        """
+        """Whoever the options ask for."""
         if not options.measure:
             raise InputError("--listen measures files; leave out --no-measure.")
         require("soundfile", "Sound for recognisers and reports")

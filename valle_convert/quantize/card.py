@@ -69,7 +69,6 @@ class CardFile:
 
     @property
     def n_bytes(self) -> int:
-        """The size of all files."""
         return sum(one.n_bytes for one in self.files)
 
     @property
@@ -79,7 +78,6 @@ class CardFile:
 
     @property
     def use(self) -> str:
-        """What it is for."""
         if not self.passes:
             return "nothing: it failed its checks"
         if self.main.kind in _PLAIN:
@@ -92,10 +90,7 @@ class Folder:
     """A folder that `quantize` wrote, read and checked.
 
     Attributes:
-        path: of it.
-        files: the models, the smallest first.
         others: further files of the manifest, such as an importance matrix.
-        bundle: one of the models.
         report: the JSON report of the run; None where there is none.
         n_texts: how many different texts files were measured over.
     """
@@ -131,7 +126,6 @@ class Folder:
         )
 
     def listed(self) -> tuple[ManifestFile, ...]:
-        """Every file of the manifest."""
         return (*(file for one in self.files for file in one.files), *self.others)
 
     def best(self) -> CardFile | None:
@@ -141,16 +135,7 @@ class Folder:
 
 
 def read_folder(path: Path, report: Path | None = None) -> Folder:
-    """Read a folder that `quantize` wrote, and hold it against its manifest.
-
-    Args:
-        path: of the folder.
-        report: the JSON report of the run; None for `report.json` in the folder, if it is there.
-
-    Raises:
-        InputError: it is no such folder, a file is not what the manifest says, or the report is
-            of other files.
-    """
+    """Read a folder that `quantize` wrote, and hold it against its manifest."""
     checked = check_manifest(path)
     if not checked.passed:
         found = "; ".join(f"{one.name}: {one.problem.rstrip('.')}" for one in checked.findings[:5])
@@ -286,8 +271,6 @@ class CardWords:
     """What the user says for the card; None for what the files say.
 
     Attributes:
-        license: an SPDX word, or `other`.
-        base_model: `OWNER/NAME` on the hub.
         repository: where the files will lie; None where that is not known.
     """
 
@@ -297,7 +280,6 @@ class CardWords:
 
 
 def card_of(folder: Folder, words: CardWords) -> str:
-    """The README.md of a folder."""
     import yaml
 
     matter = yaml.safe_dump(

@@ -29,11 +29,6 @@ class Examples(Generic[E]):
     """Examples that can be gone through again and again, and what they are.
 
     Attributes:
-        family: reads and draws them.
-        model: whose symbols and codes they are.
-        count: how many.
-        description: in words, for reports and metadata.
-        digest: a SHA-256 that changes with them.
         files: the given ones; empty for seeded ones.
         seed: of the seeded ones, and of what is masked.
     """
@@ -64,11 +59,7 @@ class Examples(Generic[E]):
         seed: int,
         limit: int | None = None,
     ) -> Self:
-        """The `.npz` files of a folder, by name; all of them are checked now.
-
-        Raises:
-            InputError: there is none, or one of them is not of the format or not of this model.
-        """
+        """The `.npz` files of a folder, by name; all of them are checked now."""
         files = _files_of(folder, limit, family.example_arrays)
         digest = hashlib.sha256()
         for path in files:
@@ -89,18 +80,7 @@ class Examples(Generic[E]):
         *,
         seed: int,
     ) -> Self:
-        """The given ones of a folder, or seeded ones where there is no folder.
-
-        Args:
-            family: reads and draws them.
-            model: whose they are.
-            data: the folder.
-            count: at most so many; None for all given ones, or two seeded ones.
-            seed: of seeded ones, and of what is masked.
-
-        Raises:
-            InputError: as `given`.
-        """
+        """The given ones of a folder, or seeded ones where there is no folder."""
         if data is not None:
             return cls.given(family, model, data, seed=seed, limit=count)
         return cls.seeded(family, model, N_SEEDED if count is None else count, seed=seed)
@@ -122,11 +102,7 @@ class Examples(Generic[E]):
 
 
 def _files_of(folder: Path, limit: int | None, arrays: str) -> tuple[Path, ...]:
-    """The first `.npz` files of a folder, by name.
-
-    Raises:
-        InputError: there is none; `arrays` says what one should hold.
-    """
+    """The first `.npz` files of a folder, by name."""
     try:
         files = tuple(sorted(folder.glob("*.npz"))[:limit])
     except OSError as error:

@@ -34,12 +34,7 @@ _PART = re.compile(r"-(nar(-\d+)?|audio)(?=\.gguf$)")
 
 
 def known_files(folder: Path, *, force: bool) -> dict[str, ManifestFile]:
-    """What the folder's manifest lists and still lies there.
-
-    Raises:
-        InputError: the folder has a manifest or sums that are not of this program, which a run
-            would replace, and there is no `force`.
-    """
+    """What the folder's manifest lists and still lies there."""
     path = folder / MANIFEST
     for name in (MANIFEST, SUMS) if folder.is_dir() else ():
         check_outputs([folder / name], force=True)  # they may be links to what is read
@@ -62,11 +57,7 @@ def known_files(folder: Path, *, force: bool) -> dict[str, ManifestFile]:
 
 
 class UnsettledFolder(EnvironmentFault):
-    """The files are made and judged, and the folder could not be written to after that.
-
-    Attributes:
-        report: of the run.
-    """
+    """The files are made and judged, and the folder could not be written to after that."""
 
     def __init__(self, message: str, report: QuantizeReport) -> None:
         super().__init__(message)
@@ -123,16 +114,7 @@ def settle_folder(
     *,
     prune: bool,
 ) -> QuantizeReport:
-    """End a run: remove files of earlier runs, where asked to, and say what else is there.
-
-    Args:
-        report: with its verdict; nothing is removed unless it passed.
-        folder: whose manifest is written already.
-        listed: what the manifest lists, of earlier runs too.
-        ours: names of this run's files.
-        sources: SHA-256 of the checkpoint and of the files that this run quantized.
-        prune: whether other files of these sources are removed.
-    """
+    """End a run: remove files of earlier runs, where asked to, and say what else is there."""
     others = sorted(name for name in listed if name not in ours)
     notes: list[str] = []
     if others and prune:

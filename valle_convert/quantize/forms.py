@@ -28,12 +28,7 @@ _MAX_START = 1 << 16
 
 
 def check_reports(targets: Sequence[Path], *, force: bool) -> None:
-    """Refuse a report that cannot be written, before an hour of work.
-
-    Raises:
-        InputError: the extension is of no form, or the target must not be written.
-        EnvironmentFault: matplotlib is missing, or the folder is not writable.
-    """
+    """Refuse a report that cannot be written, before an hour of work."""
     for target in targets:
         if target.suffix not in FORMS:
             raise InputError(
@@ -51,12 +46,7 @@ def write_report(report: QuantizeReport, target: Path, *, force: bool) -> None:
 
 
 def remove_old(targets: Sequence[Path], earlier: Path | None) -> None:
-    """Remove reports and logs of a run before, so that none of them speaks for one that breaks off.
-
-    Args:
-        targets: what a run will write over; what is no report and no log of this program stays.
-        earlier: a report that it reads, which stays.
-    """
+    """Remove the reports and logs of an earlier run, which would be stale if this one fails."""
     for target in targets:
         with suppress(OSError, ValleConvertError):
             is_read = earlier is not None and earlier.exists() and target.samefile(earlier)
@@ -84,7 +74,6 @@ class LogFile:
         self._lines: list[str] = []
 
     def keep(self, lines: list[str]) -> None:
-        """Take the log of one run."""
         self._lines += lines
 
     def write(self) -> None:

@@ -99,11 +99,7 @@ code { white-space: pre-wrap; overflow-wrap: anywhere; } summary { overflow-wrap
 
 
 def to_html(report: QuantizeReport) -> str:
-    """The page.
-
-    Raises:
-        EnvironmentFault: matplotlib is not installed.
-    """
+    """The page."""
     parts = [
         f"<h1>Quantized: {html.escape(report.source)}</h1>",
         f'<div class="top"><div>{_answer(report)}',
@@ -409,11 +405,7 @@ def _quiet(axes: Any, grid: str) -> None:  # noqa: ANN401 - matplotlib's own
 
 
 def check_matplotlib() -> None:
-    """Find out whether plots can be drawn, before there is anything to draw.
-
-    Raises:
-        EnvironmentFault: matplotlib is not installed.
-    """
+    """Find out whether plots can be drawn, before there is anything to draw."""
     if find_spec("matplotlib") is None:
         raise EnvironmentFault(
             "matplotlib is not installed, and the HTML report has plots. "

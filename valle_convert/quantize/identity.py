@@ -23,15 +23,7 @@ _HUB = "https://huggingface.co"
 
 
 def check_repository(name: str, words: str) -> None:
-    """Refuse what is no `OWNER/NAME` of a model on the hub.
-
-    Args:
-        name: that was given.
-        words: what it is called in the message.
-
-    Raises:
-        InputError: it is none.
-    """
+    """Refuse what is no `OWNER/NAME` of a model on the hub."""
     if not _REPOSITORY.fullmatch(name):
         raise InputError(f"{words} is no OWNER/NAME of a model on the hub, such as ecker/vall-e.")
 
@@ -45,9 +37,6 @@ class Identity:
         quantized_by: who makes them; None where it is not said.
         base_model: `OWNER/NAME` of the model on the hub; None for what the source says.
         license: an SPDX word; None for the source's.
-
-    Raises:
-        InputError: `base_model` is no `OWNER/NAME`.
     """
 
     naming: Naming = "type"
@@ -93,12 +82,7 @@ def base_name(source: Mapping[str, Any]) -> str:
 
 
 def convention_name(source: Mapping[str, Any], kind: str) -> str:
-    """The name of a file by the GGUF naming convention, without its ending.
-
-    Args:
-        source: the keys of what it is made from.
-        kind: its type.
-    """
+    """The name of a file by the GGUF naming convention, without its ending."""
     from gguf.utility import naming_convention
 
     size = source.get("general.size_label")

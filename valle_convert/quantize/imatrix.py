@@ -70,7 +70,6 @@ class Entry:
 
     Attributes:
         sums: of the squares of each input column, float32 [columns].
-        count: over how many inputs.
     """
 
     sums: NDArray[np.float32]
@@ -88,11 +87,6 @@ class ImatrixFile:
     """The contents of an importance matrix file.
 
     Attributes:
-        entries: by the name of the matrix.
-        datasets: what the inputs were, in words.
-        chunk_count: sequences.
-        chunk_size: elements of the longest.
-        extra: further keys, of this project.
         part: which of several networks of a model it is of; empty for the only one, and in files
             that do not say it.
     """
@@ -117,14 +111,7 @@ class ImatrixFile:
 
 @dataclass(frozen=True)
 class ImatrixInput:
-    """An importance matrix file, read and hashed.
-
-    Attributes:
-        path: where it is.
-        name: its name for metadata and reports.
-        contents: what is in it.
-        sha256: of the file.
-    """
+    """An importance matrix file, read and hashed."""
 
     path: Path
     name: str
@@ -164,11 +151,7 @@ def encode_imatrix(imatrix: ImatrixFile) -> bytes:
 
 
 def read_imatrix(path: Path) -> ImatrixFile:
-    """Read an importance matrix file, ours or llama-imatrix's, of its older format too.
-
-    Raises:
-        InputError: it is none, or damaged.
-    """
+    """Read an importance matrix file, ours or llama-imatrix's, of its older format too."""
     check_input_file(path, "importance matrix")
     if not is_gguf(path):
         return _read_legacy(path)
@@ -270,10 +253,6 @@ class Sums:
 
     Attributes:
         squares: by part and matrix, float64 [columns].
-        counts: by part and matrix, inputs seen.
-        n_examples: how many are in it.
-        n_passes: runs of the network.
-        longest: elements of the longest run.
     """
 
     squares: dict[tuple[str, str], NDArray[np.float64]] = field(default_factory=dict)
@@ -299,19 +278,7 @@ def make_imatrices(
     force: bool = False,
     progress: Progress = silent,
 ) -> dict[Path, ImatrixFile]:
-    """Collect and write the importance matrices of a checkpoint, one a unit of its family.
-
-    Args:
-        reference: the checkpoint.
-        examples: what it is run on.
-        target: the file of the first unit; others lie beside it, named after it.
-        force: whether an existing file may be replaced.
-        progress: shows how many examples are done.
-
-    Raises:
-        InputError: a target must not be written.
-        EnvironmentFault: it cannot be written.
-    """
+    """Collect and write the importance matrices of a checkpoint, one a unit of its family."""
     sources = (*reference.checkpoint.inputs, *examples.files)
     paths = imatrix_paths(reference.family, reference.description.contents, target)
     check_outputs(list(paths.values()), force=force, inputs=sources)
@@ -395,11 +362,7 @@ def observe(family: AnyFamily, network: Any, example: object, sums: Sums) -> Non
 
 
 def check_fits(imatrix: ImatrixInput, source: Source) -> None:
-    """Refuse a matrix of another model, whose columns would stop llama-quantize halfway.
-
-    Raises:
-        InputError: a tensor of it is not in the source, or has other columns.
-    """
+    """Refuse a matrix of another model, whose columns would stop llama-quantize halfway."""
     for name, entry in imatrix.contents.entries.items():
         tensor = source.header.tensors.get(name)
         if tensor is None or tensor.shape[-1] != len(entry.sums):
@@ -411,14 +374,7 @@ def check_fits(imatrix: ImatrixInput, source: Source) -> None:
 
 
 def placeholder(source: Source, name: str, description: str, scratch: Scratch) -> ImatrixInput:
-    """A matrix of ones: llama.cpp plans by the entries, not by their values.
-
-    Args:
-        source: what will be quantized.
-        name: of the file that the real one will be.
-        description: of the utterances that the real one will be made of.
-        scratch: where it is written.
-    """
+    """A matrix of ones: llama.cpp plans by the entries, not by their values."""
     entries = {
         name: Entry(np.ones(tensor.shape[-1], np.float32), 1)
         for name, tensor in source.header.tensors.items()

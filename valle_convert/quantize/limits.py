@@ -34,7 +34,6 @@ class Limits:
     Attributes:
         max_kl: mean divergence over all predictions, at most, in nats; infinite for no limit.
         min_agreement: part of the best codes that stay, at least; 0 for no limit.
-        why: where they come from.
         max_nll: how much less likely the held-out codes may be than to the F16 file, at most, in
             nats a code; infinite for no limit.
         min_retrieval: part of the sentences that are said right, at least; 0 for no limit.
@@ -49,7 +48,6 @@ class Limits:
     max_wer: float = math.inf
 
     def __str__(self) -> str:
-        """What holds, in words."""
         words = {
             f"may have a mean KL of {self.max_kl:.2e}": self.max_kl < math.inf,
             f"has to keep {self.min_agreement:.1%} of the best codes": self.min_agreement > 0,
@@ -107,7 +105,6 @@ class Earlier:
     """What an earlier run measured, from its JSON report.
 
     Attributes:
-        name: of the report.
         utterances: what it was measured on, in words.
         quality: over all predictions, by type: mean divergence, part of best codes, predictions.
     """
@@ -138,7 +135,6 @@ class Gates:
 
     @property
     def by_option(self) -> dict[str, Mapping[str, float]]:
-        """All limits by number."""
         return {
             "--max-kl": self.max_kl,
             "--min-agreement": self.min_agreement,
@@ -176,11 +172,7 @@ class Gates:
         )
 
     def check_types(self, kinds: Sequence[FileType]) -> None:
-        """Refuse limits of types that are not made, which would limit nothing.
-
-        Raises:
-            InputError: there are such, or the earlier run has not measured a type.
-        """
+        """Refuse limits of types that are not made, which would limit nothing."""
         made = {kind.name for kind in kinds}
         for option, values in self.by_option.items():
             idle = sorted(values.keys() - made - {""})
@@ -197,11 +189,7 @@ class Gates:
             )
 
     def check_utterances(self, utterances: str) -> None:
-        """Refuse an earlier run that was measured on something else.
-
-        Raises:
-            InputError: it was.
-        """
+        """Refuse an earlier run that was measured on something else."""
         if self.earlier is not None and self.earlier.utterances != utterances:
             raise InputError(
                 f"{self.earlier.name} was measured over {self.earlier.utterances}, and this run "
@@ -210,11 +198,7 @@ class Gates:
 
 
 def parse_limits(text: str | None, option: str, highest: float = math.inf) -> dict[str, float]:
-    """A list such as `1e-2` or `Q8_0=1e-3,Q4_K_M=1e-2`, by type; "" for a number without one.
-
-    Raises:
-        InputError: a part is no number from 0 to `highest`, a type is none, or one comes twice.
-    """
+    """A list such as `1e-2` or `Q8_0=1e-3,Q4_K_M=1e-2`, by type; "" for a number without one."""
     values: dict[str, float] = {}
     for part in filter(None, (part.strip() for part in (text or "").split(","))):
         name, equals, number = part.rpartition("=")
@@ -238,12 +222,7 @@ def parse_limits(text: str | None, option: str, highest: float = math.inf) -> di
 
 
 def read_earlier(path: Path) -> Earlier:
-    """What the JSON report of an earlier run measured.
-
-    Raises:
-        InputError: it is no such report, or has measured nothing.
-        EnvironmentFault: it cannot be read by this user.
-    """
+    """What the JSON report of an earlier run measured."""
     value = read_json_object(path, "report", _MAX_BYTES)
     try:
         quality = {

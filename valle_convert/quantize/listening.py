@@ -33,13 +33,8 @@ class Listening:
     Attributes:
         baseline: what was measured of the F16 file.
         repeat: the same once more, with another seed and another number of threads.
-        repeat_how: which.
         recordings: what the recogniser hears in the recordings; None without one.
-        recogniser: its command.
-        references: what the recordings are, in words.
-        codec: its name.
         names: of the sentences: the texts, where they are known.
-        sounds: of the first recordings.
         n_texts: how many of the sentences are different ones.
     """
 
@@ -87,7 +82,6 @@ class Listening:
         return tuple(found)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
         return {
             "sentences": list(self.names),
             "references": self.references,

@@ -71,20 +71,7 @@ def make_bundle(
     force: bool = False,
     log: RunLog | None = None,
 ) -> MadeBundle:
-    """Make all planned files, or leave nothing.
-
-    Args:
-        quantizer: who does it.
-        plan: what they are to become.
-        source: what is quantized, complete.
-        scratch: takes what the tool writes.
-        force: whether existing files may be replaced.
-        log: is told of progress, and gets the tool's log, also where it failed.
-
-    Raises:
-        InputError: a target must not be written.
-        EnvironmentFault: the tool failed, or did something else than it said in the plan.
-    """
+    """Make all planned files, or leave nothing."""
     log = log or RunLog()
     lines: list[str] = []
     done: dict[str, tuple[str, tuple[TensorDigest, ...]]] = {}
@@ -155,11 +142,7 @@ def _digest_of(source: SourceBundle, part: str) -> str:
 
 
 def open_written(quantizer: Quantizer, work: BinaryIO) -> GgufFile:
-    """What the tool has written.
-
-    Raises:
-        EnvironmentFault: it is no whole GGUF file.
-    """
+    """What the tool has written."""
     try:
         return GgufFile(Path(f"what {quantizer.kind} wrote"), work)
     except InputError as error:
@@ -286,7 +269,6 @@ class Output:
     """The files of a type, before they are made.
 
     Attributes:
-        plan: what they are to become.
         kept: the manifest's entries of files that are there and need not be made again.
         reason: why files that are there are made again; empty where there are none.
     """
@@ -301,11 +283,9 @@ class Made:
     """The files of a type that are there, with their plan.
 
     Attributes:
-        plan: what they were to become.
         entries: of the manifest, the main file first.
         tensors: what is in the quantized files, by their own headers.
         fallbacks: the tensors that the type cannot hold.
-        status: "made" or "kept".
         seconds: what making them took.
     """
 
@@ -329,10 +309,6 @@ def outputs_of(
     The files of a type are kept, all of them or none, with --resume where the manifest lists
     them, they were made in the same way, and their bytes are those of then. As long as source or
     importance matrix are still to be made, what depends on them is taken to be the same.
-
-    Raises:
-        InputError: a file is there that is not kept, and there is no --force.
-        EnvironmentFault: the folder cannot be written to.
     """
     return [_output_of(quantizer, plan, source, known, options) for plan in plans]
 
@@ -391,19 +367,7 @@ def is_kept(
     options: Options,
     sources: Sequence[Path],
 ) -> bool:
-    """Whether an output that is there stays; where not, it may be replaced.
-
-    Args:
-        target: the output.
-        old: its entry in the manifest.
-        reason: why it is not what would be made; empty where it is.
-        options: what the user wants.
-        sources: what must not be replaced in any case.
-
-    Raises:
-        InputError: it is neither to stay nor to be replaced.
-        EnvironmentFault: the folder cannot be written to.
-    """
+    """Whether an output that is there stays; where not, it may be replaced."""
     if options.resume and old is not None and not reason:
         return True
     if not options.force and options.resume:
@@ -460,18 +424,7 @@ def make_all(
     scratch: Scratch,
     log: RunLog,
 ) -> Iterator[Made]:
-    """Make or keep the files of one type after the other.
-
-    Args:
-        quantizer: who does it.
-        outputs: in the order wanted.
-        source: what is quantized, complete.
-        listed: the folder's manifest so far, which is kept right after each type; None for
-            a single file, which has none.
-        options: what the user wants.
-        scratch: takes what the tool writes.
-        log: is told what is done.
-    """
+    """Make or keep the files of one type after the other."""
     for output in outputs:
         start = time.perf_counter()
         plan, target, entries = output.plan, output.plan.path, output.kept

@@ -67,16 +67,11 @@ class ManifestFile:
     """A file of the manifest.
 
     Attributes:
-        name: in the folder of the manifest.
         kind: its type, such as Q4_K_M, or `imatrix`, or `tensor-types`.
-        n_bytes: its size.
-        sha256: of the whole file.
         source_sha256: of the file that it was made from.
         tool: name, version and digest of what made it.
-        arguments: the tool's, without paths.
         imatrix_sha256: of the importance matrix; None where none was used.
         tensors: in file order; none where it is no GGUF file.
-        judgement: of a model.
     """
 
     name: str
@@ -96,7 +91,6 @@ class ManifestFile:
         return self.kind in FILE_TYPES
 
     def to_json(self) -> dict[str, Any]:
-        """The entry as plain values."""
         return {
             "name": self.name,
             "type": self.kind,
@@ -136,7 +130,6 @@ class ManifestCheck:
         return not self.findings
 
     def verdict(self) -> str:
-        """One sentence."""
         files, tensors = plural(self.n_files, "file"), plural(self.n_tensors, "tensor")
         sizes = f"{files}, {tensors}, {self.n_bytes:,} bytes"
         if self.passed:
@@ -145,7 +138,6 @@ class ManifestCheck:
         return f"FAILED: {plural(len(self.findings), 'finding')} ({names}) in {sizes}."
 
     def to_json(self) -> dict[str, Any]:
-        """The result as plain values."""
         return {
             "schema_version": SCHEMA_VERSION,
             "passed": self.passed,
@@ -158,11 +150,7 @@ class ManifestCheck:
 
 
 def write_manifest(folder: Path, files: Sequence[ManifestFile]) -> None:
-    """Write manifest.json and SHA256SUMS; files come in the order of their names.
-
-    Raises:
-        EnvironmentFault: the folder cannot be written to.
-    """
+    """Write manifest.json and SHA256SUMS; files come in the order of their names."""
     ordered = sorted(files, key=lambda file: file.name)
     value = {
         "schema_version": SCHEMA_VERSION,
@@ -174,12 +162,7 @@ def write_manifest(folder: Path, files: Sequence[ManifestFile]) -> None:
 
 
 def read_manifest(path: Path) -> tuple[ManifestFile, ...]:
-    """Read a manifest; it is untrusted.
-
-    Raises:
-        InputError: it is not there, is no manifest, or names files outside of its folder.
-        EnvironmentFault: this user may not read it.
-    """
+    """Read a manifest; it is untrusted."""
     value = read_json_object(path, "manifest", _MAX_BYTES)
     if value.get("schema_version") != SCHEMA_VERSION:
         raise InputError(f"{path} is no manifest of schema version {SCHEMA_VERSION}.")
@@ -199,12 +182,7 @@ def check_manifest(
     """Hold every file of a folder against its manifest, and SHA256SUMS against both.
 
     Args:
-        path: the folder, or its manifest.json.
-        require_passed: whether there has to be a model, and every model has to have passed.
         progress: shows the bytes read.
-
-    Raises:
-        InputError: there is no manifest that can be read.
     """
     manifest = path / MANIFEST if path.is_dir() else path
     files = read_manifest(manifest)

@@ -56,11 +56,7 @@ class Measuring:
     audience: Audience | None = None
 
     def measure(self, report: QuantizeReport, made: Sequence[Made]) -> QuantizeReport:
-        """The report with quality, speed and verdict of every file.
-
-        Raises:
-            EnvironmentFault: llama.cpp does not work on this machine.
-        """
+        """The report with quality, speed and verdict of every file."""
         expected = self._expected(len(made))
         base, base_kind = self._baseline()
         tensors = _quantized(base, self.source)
@@ -228,11 +224,7 @@ class Measuring:
 
 
 def open_adapters(source: SourceBundle, options: Options) -> Sequence[Any]:
-    """The LoRAs that are kept apart, opened.
-
-    Raises:
-        InputError: one does not fit, or the family knows none.
-    """
+    """The LoRAs that are kept apart, opened."""
     if source.conversion is not None and source.reference is not None:
         # The header of a file that is converted on the way has no digest of its checkpoint.
         return source.family.open_adapters(options.adapters, source.reference.checkpoint)

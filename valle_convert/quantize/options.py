@@ -20,21 +20,17 @@ class Options:
     """What the user wants.
 
     Attributes:
-        types: which files to make.
         tool: a path of llama-quantize, "library", or None to search.
         tensor_types: pattern=type, checked; the first that matches wins.
         tensor_types_file: that some of them were read from.
         allow_requantize: whether quantized tensors may be quantized again.
-        pure: whether mixtures are switched off.
         threads: for llama-quantize and for measuring; 0 for their own choice.
         imatrix: "auto", "none", or the path of a file. "auto" makes one of the checkpoint: with
             given utterances for every type, else for those that cannot be made without.
         data: a folder of utterances; None for seeded ones.
-        measure: whether quality and speed are measured.
         n_utterances: how many are measured, at most; None for all that are given, or for two
             seeded ones.
         n_imatrix: seeded utterances that an importance matrix is made of; given ones all count.
-        seed: of seeded utterances.
         identity: what files are called, and say of themselves.
         adapters: LoRAs kept apart, with which files are measured and checked.
         max_kl, min_agreement: limits by type, as `limits.parse_limits` gives them.
@@ -42,7 +38,6 @@ class Options:
         sentences: texts to speak, one a line; None for the given utterances.
         voice: whose voice the texts are spoken in; None leaves it to the model.
         prompt_seconds: how much of the voice is used.
-        codec: as `audio.codec.open_codec`.
         asr: the command of a recogniser; None for none.
         listen_temperature: of the AR where codes are drawn.
         max_nll, min_retrieval, max_wer: limits of what is said, by type.
@@ -52,12 +47,10 @@ class Options:
         resume: keep files that are there and were made in the same way.
         prune: after a verdict that passed, remove the files of the same source that the folder's
             manifest lists and that are not of this run.
-        force: whether existing files may be replaced.
         scan: whether every matrix is tried in every type of `scan_types`.
         scan_types: names of tensor types; empty for the usual ones.
         target_bits: a weight, of the mixture that a scan chooses where `types` is empty; None for
             the smallest one within the limit of divergence.
-        dry_run: plan only.
         command: that all of this was given in, for the report.
     """
 
@@ -107,13 +100,7 @@ class Options:
 
 
 def inputs_of(path: Path, checkpoint: Checkpoint | None, options: Options) -> Iterator[Path]:
-    """Every file that a run reads, which nothing that it writes may replace.
-
-    Args:
-        path: the file that is quantized.
-        checkpoint: what it is measured against.
-        options: everything else.
-    """
+    """Every file that a run reads, which nothing that it writes may replace."""
     yield path
     yield from checkpoint.inputs if checkpoint is not None else ()
     yield from (one.path for one in options.adapters)

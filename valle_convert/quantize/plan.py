@@ -50,10 +50,7 @@ class Fallback:
     """A tensor that the type cannot hold.
 
     Attributes:
-        tensor: its name.
-        n_columns: the length of its rows.
         wanted: the type that its rows do not divide into.
-        given: what llama.cpp gives it instead.
     """
 
     tensor: str
@@ -77,15 +74,11 @@ class FilePlan:
     """One file before it is made.
 
     Attributes:
-        source: what is quantized.
-        kind: the type asked for.
-        options: what the user wants.
         imatrix: the importance matrix, if one is used.
         tensors: in the order of the file, with their new types; offsets are not set. None where
             the log of the dry run was not understood.
         fallbacks: the tensors that the type cannot hold, as far as they are known.
         needs_imatrix: whether it cannot be made without an importance matrix.
-        tool_version: which build said so.
         n_bytes: the size of the file, exactly; None where it is not known.
     """
 
@@ -107,12 +100,7 @@ def plan_file(
     options: Options,
     imatrix: ImatrixInput | None = None,
 ) -> FilePlan:
-    """Ask llama.cpp what it would do.
-
-    Raises:
-        InputError: the source is quantized already, and requantizing was not allowed.
-        EnvironmentFault: the tool failed.
-    """
+    """Ask llama.cpp what it would do."""
     _check_source(source, kind, options)
     log = quantizer.run(
         arguments_of(
@@ -155,8 +143,6 @@ class BundlePlan:
     """What a model is to become in one type.
 
     Attributes:
-        kind: the type.
-        units: the plans of what llama-quantize makes.
         paths: of all files to come, by part, the main one first.
         n_bytes: the size of all files, exactly; None where it is not known.
     """
@@ -168,12 +154,10 @@ class BundlePlan:
 
     @property
     def main(self) -> FilePlan:
-        """Of the main file."""
         return next(iter(self.units.values()))
 
     @property
     def path(self) -> Path:
-        """Of the main file."""
         return next(iter(self.paths.values()))
 
     @property
@@ -215,23 +199,7 @@ def plan_bundles(
     calibration: str | None,
     scratch: Scratch,
 ) -> list[BundlePlan]:
-    """Plans of all types. An importance matrix that is still to be made has a placeholder.
-
-    Args:
-        quantizer: says what it would do.
-        source: the files of a model.
-        targets: the main file of each type.
-        options: what the user wants.
-        given: the matrices that `options.imatrix` names, by part; else none.
-        names: of those that are to be made, by part.
-        calibration: what they would be made of; None where they cannot be.
-        scratch: takes the placeholders.
-
-    Raises:
-        InputError: a type needs a matrix and there is none, a given one is of another model, or a
-            tensor cannot have its type and must not have another.
-        EnvironmentFault: the tool failed.
-    """
+    """Plans of all types. An importance matrix that is still to be made has a placeholder."""
     units = source.units
     rows = [
         {unit: plan_file(quantizer, one, kind, options) for unit, one in units.items()}
@@ -327,7 +295,6 @@ def arguments_of(
     *,
     dry_run: bool = False,
 ) -> list[str]:
-    """The arguments of llama-quantize."""
     arguments = ["--dry-run"] if dry_run else []
     if options.allow_requantize:
         arguments.append("--allow-requantize")

@@ -26,8 +26,6 @@ class Published:
     """What the hub has now.
 
     Attributes:
-        url: of the commit.
-        commit: its hash.
         files: sent or there already, with their sizes.
     """
 
@@ -43,18 +41,7 @@ def files_of(folder: Folder) -> dict[str, Path]:
 
 
 def publish_folder(folder: Folder, repository: str, *, message: str | None = None) -> Published:
-    """Commit the files of a folder, whose card is written, and compare what the hub has of them.
-
-    Args:
-        folder: as `read_folder` gave it.
-        repository: `OWNER/NAME` of a model on the hub.
-        message: of the commit; None for one that says what is in it.
-
-    Raises:
-        InputError: there is no such repository, or the hub refuses the card.
-        EnvironmentFault: there is no way to the hub, it does not let this user write, or it has
-            other bytes than were sent.
-    """
+    """Commit the files of a folder, whose card is written, and compare what the hub has of them."""
     require("huggingface_hub", "Publishing to the Hugging Face hub", extra="hub")
     from huggingface_hub import CommitOperationAdd, HfApi, constants
     from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars

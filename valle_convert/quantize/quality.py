@@ -31,7 +31,6 @@ class Quality:
     """How far some predictions are from those that are right.
 
     Attributes:
-        n_rows: predictions compared.
         kl_mean, kl_p99, kl_max: Kullback-Leibler divergence in nats a prediction.
         nmse: squared error of the logits over the energy of the right ones.
         best_code: part of the predictions whose most likely code is the same.
@@ -78,9 +77,7 @@ class Expected:
     """What files are compared with, computed once.
 
     Attributes:
-        name: in words.
         cases: every case with the logits that are right.
-        examples: what the greedy decodes say.
         spoken: their codes [frames, levels]; the AR's level 0 and the NAR's levels over it.
     """
 

@@ -38,9 +38,6 @@ class TensorReport:
     """A matrix of a file.
 
     Attributes:
-        name: llama.cpp's.
-        kind: its type.
-        bits: a weight.
         snr_db: the input's weights over what the type changed of them; infinite where nothing
             changed, None where it could not be told.
     """
@@ -56,13 +53,9 @@ class FileReport:
     """One file.
 
     Attributes:
-        name: of the file.
-        kind: its type.
         status: "planned" (dry run), "made", "kept" (by --resume), or "input" for what it is
             compared with.
         n_bytes: its size; predicted where it is only planned, 0 where that failed.
-        bits_per_weight: over all tensors; 0 likewise.
-        weights: how many weights have which type.
         fallbacks: tensors that the type cannot hold, and what they became.
         sha256: of the file; None where it is only planned.
         imatrix: the name of the importance matrix; None where none was used.
@@ -74,7 +67,6 @@ class FileReport:
         beyond_noise: in what it says worse than F16, in words; None where nobody listened.
         limits: what the user allows; None where nothing is limited.
         failures: what is beyond the limits, in words.
-        note: what the reader should know.
     """
 
     name: str
@@ -172,21 +164,17 @@ class QuantizeReport:
     """The result of a run.
 
     Attributes:
-        source: the name of what was quantized.
         source_sha256: of it; None in a dry run.
         tool: name, version, digest of what quantized, and where it was found.
-        tensor_types: pattern=type, the first that matches wins.
         reference: what quality is measured against, in words; empty where it is not measured.
         utterances: what quality is measured on, in words.
         n_measured: how many different texts are in them.
         baseline: the file in F16 that sizes and speeds stand beside; None where not measured.
-        files: in the order asked for.
         notes: what the reader should know of the run.
         listening: what files were held against that spoke; None where nobody listened.
         command: that makes and measures the same again.
         scan: every matrix in every type; empty where it was not asked for.
         checkpoint: name and digest of what the source was converted from, where it is known.
-        date: of the run, UTC.
         dry_run: whether all of it is only planned.
     """
 
@@ -286,7 +274,6 @@ class QuantizeReport:
         return f"PASSED: {done}{', '.join(words)}.{near}"
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain values."""
         return {
             "schema_version": SCHEMA_VERSION,
             "passed": self.passed,
@@ -346,7 +333,6 @@ class QuantizeReport:
         return self._table([one for one in self.columns() if one.is_answer])
 
     def details(self) -> Table:
-        """Everything else of each file."""
         shown = self.columns()
         return self._table([shown[0], *(one for one in shown if not one.is_answer)])
 
@@ -360,7 +346,6 @@ class QuantizeReport:
         return [f"{one.name}: {one.meaning}" for one in self.columns()]
 
     def to_markdown(self) -> str:
-        """A page for a CI job's summary."""
         return "\n".join(self._markdown()) + "\n"
 
     def _markdown(self) -> Iterator[str]:
@@ -508,9 +493,7 @@ class Column:
     """A column of the summary table.
 
     Attributes:
-        name: its header.
         rank: the highest goes first where a terminal is narrow.
-        meaning: in one line.
         cell: what stands in the row of a file.
         is_answer: whether it decides which file to take.
     """

@@ -91,21 +91,7 @@ def quantize(
     checkpoint: Checkpoint | None = None,
     log: RunLog | None = None,
 ) -> QuantizeReport:
-    """Make quantized files and say how good they are.
-
-    Args:
-        path: the main file of a converted model, or a checkpoint, which is converted first.
-        out: a folder, or the main `.gguf` file where `options.types` is one type.
-        options: everything else.
-        checkpoint: what quality is measured against; a checkpoint as `path` is its own.
-        log: is told what is done.
-
-    Raises:
-        InputError: something given cannot be used.
-        EnvironmentFault: no tool, no space, no permission, another run at work in the folder, or
-            the tool failed.
-        UnsettledFolder: all is done, and the folder cannot be written to any more.
-    """
+    """Make quantized files and say how good they are."""
     log = log or RunLog()
     single = out.suffix == ".gguf"
     folder = out.parent if single else out
@@ -288,11 +274,7 @@ def _audience(
 
 
 def _check_adapters(source: SourceBundle, options: Options) -> None:
-    """Refuse LoRAs of other models, before an hour of work.
-
-    Raises:
-        InputError: one does not fit, or none of them would be used.
-    """
+    """Refuse LoRAs of other models, before an hour of work."""
     if not options.adapters:
         return
     if not options.measure:
@@ -313,11 +295,7 @@ def _checkpoint_of(source: SourceBundle) -> dict[str, str] | None:
 
 
 def gates_of(options: Options) -> Gates:
-    """The limits that files are judged by.
-
-    Raises:
-        InputError: one is of a type that is not made, or the earlier report cannot be read.
-    """
+    """The limits that files are judged by."""
     gates = Gates(
         options.max_kl,
         options.min_agreement,
@@ -358,11 +336,9 @@ class _Matrices:
     """The importance matrices of a run, by part: given ones, or those that can be made.
 
     Attributes:
-        source: what they are of.
         calibration: what made ones are made on; None where they cannot be.
         given: those that were given; none where they are made.
         paths: what made ones are called, and where they are kept.
-        is_kept: whether they are kept.
     """
 
     source: SourceBundle
@@ -456,8 +432,6 @@ class _Scanned:
 
     Attributes:
         options: with the mixture, where one was chosen.
-        sensitivities: every matrix in every type.
-        notes: of the mixture.
     """
 
     options: Options

@@ -54,10 +54,7 @@ class Sensitivity:
     """One matrix in one type, everything else as it was.
 
     Attributes:
-        tensor: its name.
         kind: what became of it; llama.cpp gives another type where rows do not divide.
-        bits: a weight.
-        n_bytes: what it takes.
         kl: mean divergence of the predictions, in nats.
     """
 
@@ -73,9 +70,7 @@ class Mixture:
     """A type for each matrix.
 
     Attributes:
-        kinds: by tensor.
         bits: a weight, over all of these matrices.
-        predicted_kl: the sum of their divergences.
     """
 
     kinds: Mapping[str, str]
@@ -99,15 +94,6 @@ class Scan:
 
     Networks of one model name their matrices alike, and llama-quantize's patterns name no
     network: what has one name is exchanged together.
-
-    Args:
-        quantizer: makes the types.
-        source: the complete files.
-        plan: of their conversion, which says what each matrix is made of.
-        examples: what predictions are made of.
-        options: threads, and importance matrices where they are given.
-        imatrices: the given ones, by part.
-        scratch: takes a file a type.
     """
 
     def __init__(
@@ -145,12 +131,7 @@ class Scan:
         ]
 
     def run(self, kinds: Sequence[GgmlType], progress: Progress) -> list[Sensitivity]:
-        """Every matrix in every type.
-
-        Raises:
-            InputError: a type cannot be read back.
-            EnvironmentFault: llama-quantize failed.
-        """
+        """Every matrix in every type."""
         for kind in kinds:
             self._make(kind, progress)
         found: dict[tuple[str, str], Sensitivity] = {}
@@ -239,13 +220,7 @@ def choose_mixture(
     """The mixture with the least divergence of a size, or the smallest of a divergence.
 
     Args:
-        sensitivities: of a scan; every matrix may stay in F16, too.
-        weights: how many each matrix has.
-        target_bits: a weight at most, over all matrices.
         max_kl: predicted divergence at most, in nats.
-
-    Raises:
-        InputError: even the smallest types take more, or even F16 everywhere is not enough.
     """
     steps: dict[str, list[Sensitivity]] = {}
     by_tensor: dict[str, list[Sensitivity]] = defaultdict(list)
@@ -283,11 +258,7 @@ def choose_mixture(
 def mixture_within(
     scan: Scan, sensitivities: Sequence[Sensitivity], weights: Mapping[str, int], max_kl: float
 ) -> Mixture:
-    """The smallest mixture whose divergence, computed and not only summed up, is within a limit.
-
-    Raises:
-        InputError: there is none.
-    """
+    """The smallest mixture whose divergence, computed and not only summed up, is within a limit."""
     aim = _ROOM * max_kl
     for _ in range(_TRIES):
         mixture = choose_mixture(sensitivities, weights, max_kl=aim)

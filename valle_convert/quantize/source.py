@@ -51,11 +51,7 @@ _SPLIT = "split."
 
 
 class Scratch:
-    """Files without a name, for the time of a run.
-
-    Args:
-        folder: on whose disk they lie; they show nowhere. It need not be there yet.
-    """
+    """Files without a name, for the time of a run."""
 
     def __init__(self, folder: Path) -> None:
         while not folder.exists():
@@ -64,11 +60,7 @@ class Scratch:
         self._files = ExitStack()
 
     def new(self) -> tuple[BinaryIO, Path]:
-        """An empty file, and a path that this process and its children can open it by.
-
-        Raises:
-            EnvironmentFault: the disk takes no file.
-        """
+        """An empty file, and a path that this process and its children can open it by."""
         try:
             file = self._files.enter_context(
                 tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - the stack closes it
@@ -81,7 +73,6 @@ class Scratch:
         return file, Path(f"/dev/fd/{file.fileno()}")
 
     def close(self) -> None:
-        """Give the files back."""
         self._files.close()
 
 
@@ -95,11 +86,7 @@ class Reference:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Reference:
-        """Understand a checkpoint.
-
-        Raises:
-            InputError: it cannot be converted.
-        """
+        """Understand a checkpoint."""
         family = family_of(checkpoint)
         return cls(family, checkpoint, family.describe(checkpoint, Choices()))
 
@@ -109,10 +96,8 @@ class Source:
     """A file that llama-quantize reads.
 
     Attributes:
-        path: where it is.
         name: its name for metadata, reports and the files made of it; what is no UTF-8 in it is
             U+FFFD, since manifests and GGUF strings hold nothing else.
-        header: its header.
         given: the file that it stands for, whose digest is recorded: the user's, or `path`.
         is_complete: whether the weights are in the file; until then it has a header only.
     """
@@ -143,7 +128,6 @@ class Source:
 
     @property
     def n_bytes(self) -> int:
-        """The size of the file."""
         return self.given.stat().st_size
 
 
@@ -152,10 +136,8 @@ class SourceBundle:
     """The files that are quantized.
 
     Attributes:
-        name: of the main file.
         bundle: the files; those of a checkpoint have no names.
         units: what llama-quantize reads, by part, the main one first.
-        reference: the checkpoint, where there is one.
         conversion: the plan of a checkpoint's conversion; None for files that were there.
     """
 
@@ -169,21 +151,15 @@ class SourceBundle:
 
     @property
     def main(self) -> Source:
-        """The source of the main part."""
         return next(iter(self.units.values()))
 
     @property
     def family(self) -> AnyFamily:
-        """That the files are of."""
         return self.bundle.family
 
     @property
     def model(self) -> Any:  # noqa: ANN401 - the family's own
-        """What the files describe.
-
-        Raises:
-            InputError: they are no converted model, or not consistent.
-        """
+        """What the files describe."""
         return self.conversion.model if self.conversion else self.bundle.model
 
     @property
@@ -198,7 +174,6 @@ class SourceBundle:
 
     @property
     def n_bytes(self) -> int:
-        """The size of all files."""
         return self.bundle.n_bytes
 
     @property
@@ -213,12 +188,7 @@ class SourceBundle:
         return {part: file for part, file in self.bundle.files.items() if part not in quantized}
 
     def complete(self, progress: Progress = silent) -> None:
-        """Convert the checkpoint, where it is one, and start to compute the digests.
-
-        Raises:
-            InputError: a weight is not finite.
-            EnvironmentFault: the disk is full.
-        """
+        """Convert the checkpoint, where it is one, and start to compute the digests."""
         if self._is_done:
             return
         try:
@@ -248,18 +218,7 @@ class SourceBundle:
 def open_source(
     path: Path, checkpoint: Checkpoint | None, scratch: Scratch, *, measure: bool
 ) -> SourceBundle:
-    """The files to quantize with everything about them.
-
-    Args:
-        path: the main file of a converted model, or a checkpoint.
-        checkpoint: what quality is measured against; a checkpoint as `path` is its own.
-        scratch: takes the conversion of a checkpoint.
-        measure: whether quality will be measured, which takes a model of ours.
-
-    Raises:
-        InputError: the two do not belong together, or a file is of no use.
-        EnvironmentFault: the disk takes no file.
-    """
+    """The files to quantize with everything about them."""
     if not is_gguf(path):
         return _open_checkpoint(_own_checkpoint(path, checkpoint), scratch)
     bundle = open_files(path)

@@ -57,9 +57,6 @@ class Quantizer:
     """Something that takes llama-quantize's arguments.
 
     Attributes:
-        kind: the program or the library.
-        command: how it is started.
-        how: where it was found, in words.
         version: of the library; of the program, what its log says, known when it has run.
         sha256: of the program's file, or of the library's files.
     """
@@ -76,19 +73,7 @@ class Quantizer:
         *,
         on_line: Callable[[str], object] = lambda _line: None,
     ) -> list[str]:
-        """Run it to its end.
-
-        Args:
-            arguments: what llama-quantize takes; files that are given as `/dev/fd/N` are open
-                in the child too.
-            on_line: called with each line of its log as it comes.
-
-        Returns:
-            The lines of its log.
-
-        Raises:
-            EnvironmentFault: it cannot be started, failed, or was killed; says its last lines.
-        """
+        """Run it to its end."""
         lines: list[str] = []
         try:
             child = subprocess.Popen(  # noqa: S603 - the user's own program
@@ -129,15 +114,7 @@ class Quantizer:
 
 
 def find_quantizer(given: str | None = None) -> Quantizer:
-    """The program given, or in $LLAMA_QUANTIZE, in PATH, or built here; else the library.
-
-    Args:
-        given: a path, or "library" for the routine in the installed library.
-
-    Raises:
-        InputError: what was given cannot be run.
-        EnvironmentFault: there is neither program nor library.
-    """
+    """The program given, or in $LLAMA_QUANTIZE, in PATH, or built here; else the library."""
     if given == LIBRARY_WORD:
         return _library("--llama-quantize")
     if given is not None:

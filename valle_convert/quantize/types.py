@@ -32,8 +32,6 @@ class FileType:
     """A type of file.
 
     Attributes:
-        name: as llama-quantize spells it.
-        number: llama.cpp's.
         base: what most matrices become; None for COPY, which changes none.
         note: what a user should know, in words.
     """
@@ -85,11 +83,7 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 
 
 def file_type(name: str) -> FileType:
-    """The type of that name, in capitals or not.
-
-    Raises:
-        InputError: there is none; the message lists those that there are.
-    """
+    """The type of that name, in capitals or not."""
     found = FILE_TYPES.get(name.strip().upper())
     if found is None:
         raise InputError(
@@ -100,11 +94,7 @@ def file_type(name: str) -> FileType:
 
 
 def parse_types(text: str) -> tuple[FileType, ...]:
-    """The types of a list such as `Q8_0,Q4_K_M`, without repetitions.
-
-    Raises:
-        InputError: the list is empty, or names something that is no type.
-    """
+    """The types of a list such as `Q8_0,Q4_K_M`, without repetitions."""
     names = [name for name in text.split(",") if name.strip()]
     if not names:
         raise InputError("The list of types is empty; give some, such as --types Q8_0,Q4_K_M.")
@@ -112,11 +102,7 @@ def parse_types(text: str) -> tuple[FileType, ...]:
 
 
 def ggml_type(name: str) -> GgmlType:
-    """The type of single tensors of that name, in capitals or not.
-
-    Raises:
-        InputError: there is none.
-    """
+    """The type of single tensors of that name, in capitals or not."""
     found = GGML_TYPES.get(name.strip().upper())
     if found is None:
         raise InputError(
@@ -127,11 +113,7 @@ def ggml_type(name: str) -> GgmlType:
 
 
 def check_tensor_type(text: str) -> str:
-    """A `--tensor-type` value in the form that llama-quantize takes: pattern=type, lower case.
-
-    Raises:
-        InputError: it is not of the form pattern=TYPE, or one of the two is none.
-    """
+    """A `--tensor-type` value in the form that llama-quantize takes: pattern=type, lower case."""
     pattern, separator, name = text.partition("=")
     if not pattern or not separator:
         raise InputError(
@@ -149,12 +131,7 @@ def check_tensor_type(text: str) -> str:
 
 
 def read_tensor_types(path: Path) -> tuple[str, ...]:
-    """The tensor types of a file, each as `check_tensor_type` gives it.
-
-    Raises:
-        InputError: there is no such file, it holds none, or one of them is no `PATTERN=TYPE`.
-        EnvironmentFault: this user may not read it.
-    """
+    """The tensor types of a file, each as `check_tensor_type` gives it."""
     words = read_small_file(path, "list of tensor types", _MAX_LIST).split()
     if not words:
         raise InputError(f"The list of tensor types {path} is empty; write PATTERN=TYPE into it.")

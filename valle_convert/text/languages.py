@@ -29,10 +29,6 @@ def detect_language(text: str, among: Sequence[str] = LANGUAGES) -> str:
     The most frequent script decides. Chinese characters are Japanese if there are kana among them,
     or some that only Japan writes. Latin letters without a clear language, and texts without
     letters, are the first of en, de and fr that is among the languages.
-
-    Raises:
-        InputError: the text is in a script or a language that is not among those.
-        EnvironmentFault: the classifier is not installed.
     """
     letters = _letters(text)
     if letters["HIRAGANA"]:

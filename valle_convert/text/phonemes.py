@@ -43,12 +43,7 @@ _SILENT = f"{MARKS}|^`"
 
 
 def to_phonemes(text: str, language: str) -> str:
-    """The phonemes of a text in one of the `VOICES`' languages.
-
-    Raises:
-        InputError: the language is none of those, or there is nothing to say in the text.
-        EnvironmentFault: phonemizer, espeak-ng or pykakasi is not installed.
-    """
+    """The phonemes of a text in one of the `VOICES`' languages."""
     readable, unsaid = _readable(text, language)
     phonemes = read(readable, VOICES[language]).strip()
     if language == "zh":

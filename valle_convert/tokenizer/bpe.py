@@ -65,8 +65,6 @@ class PhonemeBpe:
         merges: pairs of strings by rank, as written in the file.
         strings: for each id its strings, those of the file first and in its order, then those
             that the merges make of strings that share ids. No string stands under two ids.
-        added_tokens: by id.
-        unk_id, bos_id, eos_id: ids of special tokens.
         add_bos, add_eos: whether the post-processor puts them around a text.
         left_out: settings of the file that shape batches and change no id.
     """
@@ -94,12 +92,7 @@ class PhonemeBpe:
 
 
 def read_file(path: Path) -> bytes:
-    """Read a tokenizer's file as a whole.
-
-    Raises:
-        InputError: there is no such file, it is empty or far too large.
-        EnvironmentFault: the system does not let it be read.
-    """
+    """Read a tokenizer's file as a whole."""
     try:
         if path.is_dir():
             raise InputError(
@@ -130,25 +123,12 @@ def read_file(path: Path) -> bytes:
 
 
 def read_bpe(path: Path) -> PhonemeBpe:
-    """Read and check a tokenizer.json.
-
-    Raises:
-        InputError, EnvironmentFault: as `read_file` and `parse_bpe`.
-    """
+    """Read and check a tokenizer.json."""
     return parse_bpe(read_file(path), str(path))
 
 
 def parse_bpe(data: bytes, source: str) -> PhonemeBpe:
-    """Check the bytes of a tokenizer.json.
-
-    Args:
-        data: the whole file.
-        source: how to call it in a message.
-
-    Raises:
-        InputError: it is no JSON, or its tokenizer is one that llama.cpp cannot reproduce.
-            All reasons stand in one message.
-    """
+    """Check the bytes of a tokenizer.json."""
     document = _load_json(data, source)
     what = f"The tokenizer {source} cannot be converted"
     problems: list[str] = []

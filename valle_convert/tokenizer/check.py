@@ -26,7 +26,6 @@ class Difference:
     Attributes:
         expected: the ids of the tokenizer's own library.
         found: llama.cpp's tokens as true ids (-1 for a token that is no text).
-        pieces: llama.cpp's tokens, spelled out.
     """
 
     text: str
@@ -41,11 +40,8 @@ class TokenizerReport:
     """The verdict.
 
     Attributes:
-        n_texts: how many texts were compared.
         settings: under which settings each of them was.
         n_differences: pairs of text and setting with other ids.
-        n_tokens: how many ids were compared.
-        first: the first few differences.
     """
 
     n_texts: int
@@ -67,19 +63,7 @@ def compare(
     texts: Iterable[str],
     settings: Sequence[Setting] | None = None,
 ) -> TokenizerReport:
-    """Compare the ids of every text under every setting.
-
-    Args:
-        llama: the converted file.
-        oracle: the tokenizer that it was converted from.
-        true_ids: one a token of `llama`.
-        texts: read once, in batches, so that memory does not grow with their number.
-        settings: which to try; all that the oracle has an answer for, if not given.
-
-    Raises:
-        InputError: a text is too long or not valid Unicode, see `LlamaTokenizer.encode`.
-        ValueError: `true_ids` are not as many as the tokens of `llama`.
-    """
+    """Compare the ids of every text under every setting."""
     if len(true_ids) != llama.n_tokens:
         raise ValueError(f"{len(true_ids)} true ids for {llama.n_tokens} tokens")
     chosen = tuple(oracle.settings if settings is None else settings)

@@ -40,7 +40,6 @@ class TokenizerFile:
 
     Attributes:
         data: the bytes of the file, from which the oracle is made.
-        sha256: of `data`, in hexadecimal.
     """
 
     path: Path
@@ -50,18 +49,10 @@ class TokenizerFile:
 
     @property
     def kind(self) -> Literal["bpe", "sentencepiece"]:
-        """Which program made the file."""
         return "bpe" if isinstance(self.tokenizer, PhonemeBpe) else "sentencepiece"
 
     def compile(self, placeholders: Sequence[str]) -> CompiledTokenizer:
-        """Compile for stock llama.cpp, see `compile_bpe` and `compile_sentencepiece`.
-
-        Args:
-            placeholders: the token texts of the model's rows after the phonemes.
-
-        Raises:
-            InputError: as those two.
-        """
+        """Compile for stock llama.cpp, see `compile_bpe` and `compile_sentencepiece`."""
         if isinstance(self.tokenizer, PhonemeBpe):
             return compile_bpe(self.tokenizer, placeholders)
         return compile_sentencepiece(self.tokenizer, placeholders)
@@ -84,7 +75,6 @@ class TokenizerChoice:
     """A tokenizer that fits a checkpoint, and why it was taken.
 
     Attributes:
-        file: the tokenizer.
         source: where it comes from: a file's name, or `built-in`.
         reason: why this one was taken, as the second half of a sentence.
         agreement: what it was found to agree with, likewise.
@@ -106,11 +96,7 @@ class TokenizerChoice:
 
 
 def open_tokenizer(path: Path) -> TokenizerFile:
-    """Read a tokenizer.json or, if its name ends in `.model`, a SentencePiece model.
-
-    Raises:
-        InputError, EnvironmentFault: it cannot be read, or not be converted exactly.
-    """
+    """Read a tokenizer.json or, if its name ends in `.model`, a SentencePiece model."""
     data = read_file(path)
     parse = parse_sentencepiece if path.suffix == ".model" else parse_bpe
     return TokenizerFile(path, parse(data, str(path)), data, hashlib.sha256(data).hexdigest())
@@ -124,21 +110,7 @@ def choose_tokenizer(
     *,
     carried: CarriedVocabulary | None = None,
 ) -> TokenizerChoice:
-    """Find the tokenizer of a checkpoint and check that it is its own.
-
-    Args:
-        explicit: the file that the user names, if any.
-        checkpoint: the checkpoint's file, or its folder.
-        symmap: the checkpoint's own strings and ids, if it carries them.
-        n_text_rows: the number of rows of its phoneme embedding.
-        carried: what an export carries of its tokenizer. The built-in one is taken where it is
-            the same, with strings perhaps that the export has lost.
-
-    Raises:
-        InputError: the tokenizer cannot be converted, or disagrees with the checkpoint; all
-            disagreements stand in one message.
-        EnvironmentFault: the system does not let the file be read.
-    """
+    """Find the tokenizer of a checkpoint and check that it is its own."""
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     beside = folder / FILE_NAME
     if explicit is not None:

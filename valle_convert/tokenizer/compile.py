@@ -43,19 +43,7 @@ APOSTROPHE = "'"
 
 
 def compile_bpe(bpe: PhonemeBpe, placeholders: Sequence[str]) -> CompiledTokenizer:
-    """Compile a BPE for stock llama.cpp.
-
-    Args:
-        bpe: the checked tokenizer.
-        placeholders: the token texts of the model's rows `bpe.n_ids` and up, which are no text.
-
-    Returns:
-        `bpe.n_ids + len(placeholders)` tokens for the model's rows, then the extra ones.
-
-    Raises:
-        InputError: the pre-tokenizer would come between the halves of a merge; a placeholder
-            stands twice or is too short.
-    """
+    """Compile a BPE for stock llama.cpp."""
     _check_splitting(bpe)
     byte_merges = list(_byte_merges(bpe))
     aliases = [(string, id_) for id_, strings in enumerate(bpe.strings) for string in strings[1:]]

@@ -41,10 +41,6 @@ class CompiledTokenizer:
         model: `tokenizer.ggml.model`, `gpt2` (byte-level BPE) or `llama` (merges by score).
         pre: `tokenizer.ggml.pre`, which splitter runs before the merges.
         tokens: the text of every token; for `gpt2` in byte-level form. All different.
-        token_types: one a token.
-        merges: for `gpt2`, "left right" by rank.
-        scores: for `llama`, one a token.
-        bos_id, eos_id, unk_id: ids of the special tokens.
         add_bos, add_eos: whether they are put around a text.
         add_space_prefix: for `llama`, whether a text gets a space in front.
         true_ids: for every token the id that the original tokenizer gives; -1 for a row that
@@ -89,16 +85,7 @@ class CompiledTokenizer:
 
 
 def check_placeholders(placeholders: Iterable[str], taken: Iterable[str]) -> None:
-    """Refuse texts for non-text rows that llama.cpp could take for text.
-
-    Args:
-        placeholders: the texts of the rows that are no text.
-        taken: every other token's text.
-
-    Raises:
-        InputError: a text stands twice (which aborts llama.cpp's load), or is shorter than two
-            characters (which the tokenizer could produce from a single byte).
-    """
+    """Refuse texts for non-text rows that llama.cpp could take for text."""
     seen = set(taken)
     for text in placeholders:
         if text in seen:

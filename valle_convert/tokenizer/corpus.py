@@ -94,13 +94,7 @@ def ipa_lines() -> list[str]:
 
 
 def texts(strings: Iterable[str], n: int, *, seed: int = 0) -> Iterator[str]:
-    """Yield `n` different texts, see the module's docstring for their order.
-
-    Args:
-        strings: the vocabulary.
-        n: how many.
-        seed: of the random ones.
-    """
+    """Yield `n` different texts, see the module's docstring for their order."""
     vocabulary = sorted(set(strings))
     known: set[str] = set()
     sources = [ipa_lines(), AWKWARD]

@@ -30,8 +30,6 @@ MAX_TEXT_BYTES = 1 << 15
 
 
 class Setting(NamedTuple):
-    """How a text is to be read."""
-
     add_special: bool
     parse_special: bool
 
@@ -47,9 +45,7 @@ class Oracle(Protocol):
         """The settings for which this library has an answer."""
         ...
 
-    def encode_batch(self, texts: Sequence[str], setting: Setting) -> list[list[int]]:
-        """The ids of each text."""
-        ...
+    def encode_batch(self, texts: Sequence[str], setting: Setting) -> list[list[int]]: ...
 
 
 class HuggingFaceOracle:
@@ -58,11 +54,7 @@ class HuggingFaceOracle:
     settings = ALL_SETTINGS
 
     def __init__(self, data: bytes) -> None:
-        """Load the tokenizer.
-
-        Raises:
-            InputError: the library does not load it.
-        """
+        """Load the tokenizer."""
         from tokenizers import Tokenizer
 
         try:
@@ -79,7 +71,6 @@ class HuggingFaceOracle:
         self._plain.encode_special_tokens = True
 
     def encode_batch(self, texts: Sequence[str], setting: Setting) -> list[list[int]]:
-        """The ids of each text."""
         tokenizer = self._parsing if setting.parse_special else self._plain
         encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=setting.add_special)
         return [encoding.ids for encoding in encodings]
@@ -94,11 +85,7 @@ class SentencePieceOracle:
     settings = tuple(setting for setting in ALL_SETTINGS if not setting.parse_special)
 
     def __init__(self, data: bytes) -> None:
-        """Load the model.
-
-        Raises:
-            InputError: the library does not load it.
-        """
+        """Load the model."""
         import sentencepiece
 
         try:
@@ -110,7 +97,6 @@ class SentencePieceOracle:
             ) from None
 
     def encode_batch(self, texts: Sequence[str], setting: Setting) -> list[list[int]]:
-        """The ids of each text."""
         around = setting.add_special
         ids: list[list[int]] = self._processor.encode(
             list(texts), add_bos=around, add_eos=around, num_threads=1
@@ -123,20 +109,10 @@ class LlamaTokenizer(Closing):
 
     Loads no tensors. Use it as a context manager, or call `close`. Not for several threads at
     once: the buffers are shared between calls.
-
-    Attributes:
-        library: llama.cpp's functions.
-        vocabulary: llama.cpp's handle, valid until `close`.
-        n_tokens: how many tokens there are.
     """
 
     def __init__(self, path: Path | str, *, max_text_bytes: int = MAX_TEXT_BYTES) -> None:
-        """Open a GGUF file.
-
-        Raises:
-            EnvironmentFault: llama-cpp-python is not installed or does not load.
-            InputError: llama.cpp does not load the vocabulary; its own words are in the message.
-        """
+        """Open a GGUF file."""
         self._model: int | None = None
         library = load_library()
         self.library = lib = library.api
@@ -158,12 +134,7 @@ class LlamaTokenizer(Closing):
         self._text = ctypes.create_string_buffer(4 * max_text_bytes)
 
     def encode(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Tokenize a text; the ids are llama.cpp's own, see `true_ids`.
-
-        Raises:
-            InputError: the text is longer than `max_text_bytes` in UTF-8, or holds half of a
-                surrogate pair, which UTF-8 cannot spell.
-        """
+        """Tokenize a text; the ids are llama.cpp's own, see `true_ids`."""
         try:
             # Only valid UTF-8 may reach llama.cpp: on some other bytes it aborts the process.
             data = text.encode("utf-8")
@@ -185,15 +156,7 @@ class LlamaTokenizer(Closing):
         return self._ids[:n]
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
-        """Turn llama.cpp's own ids back into text.
-
-        Args:
-            ids: at most as many as `encode` can give.
-            special: whether special tokens are spelled out or left out.
-
-        Raises:
-            InputError: an id is not in the vocabulary, or there are too many.
-        """
+        """Turn llama.cpp's own ids back into text."""
         for id_ in ids:
             self._check_id(id_)
         if len(ids) > len(self._ids):
@@ -211,11 +174,7 @@ class LlamaTokenizer(Closing):
         return self._text.raw[:n].decode("utf-8", errors="replace")
 
     def piece(self, id_: int) -> str:
-        """The text of a token in the form that the file stores (`gpt2`: byte-level).
-
-        Raises:
-            InputError: the id is not in the vocabulary.
-        """
+        """The text of a token in the form that the file stores (`gpt2`: byte-level)."""
         self._check_id(id_)
         text: bytes = self.library.llama_vocab_get_text(self.vocabulary, id_)
         return text.decode("utf-8", errors="replace")

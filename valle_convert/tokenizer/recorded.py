@@ -14,17 +14,7 @@ from valle_convert.tokenizer.compiled import TOKENIZER_SHA256_KEY
 def recorded_tokenizer(
     keys: Mapping[str, Any], gguf: Path, explicit: Path | None = None
 ) -> TokenizerFile:
-    """Open the file that the vocabulary of a converted file was compiled from.
-
-    Args:
-        keys: of the converted file.
-        gguf: its path; a tokenizer.json beside it is tried too.
-        explicit: the tokenizer that the user names, if any.
-
-    Raises:
-        InputError: the file is no converted checkpoint, or no tokenizer at hand has the digest
-            that it records.
-    """
+    """Open the file that the vocabulary of a converted file was compiled from."""
     recorded = keys.get(TOKENIZER_SHA256_KEY)
     if not isinstance(recorded, str):
         raise InputError(

@@ -39,7 +39,6 @@ class SentencePieceBpe:
     Attributes:
         pieces: the text of every id, with U+2581 for a space.
         scores: one a piece; the higher, the earlier it is merged.
-        types: one a piece.
         add_space_prefix: whether a text gets a space in front (`add_dummy_prefix`).
     """
 
@@ -58,16 +57,7 @@ class SentencePieceBpe:
 
 
 def parse_sentencepiece(data: bytes, source: str) -> SentencePieceBpe:
-    """Check the bytes of a `.model` file.
-
-    Args:
-        data: the whole file.
-        source: how to call it in a message.
-
-    Raises:
-        InputError: it is no SentencePiece model, or one that llama.cpp does not reproduce. All
-            reasons stand in one message.
-    """
+    """Check the bytes of a `.model` file."""
     try:
         proto = _read_proto(data)
     except _MalformedError as error:
@@ -92,16 +82,7 @@ def parse_sentencepiece(data: bytes, source: str) -> SentencePieceBpe:
 def compile_sentencepiece(
     model: SentencePieceBpe, placeholders: Sequence[str]
 ) -> CompiledTokenizer:
-    """Compile a SentencePiece model for stock llama.cpp.
-
-    Args:
-        model: the checked model.
-        placeholders: the token texts of the model's rows `model.n_ids` and up, which are no
-            text.
-
-    Raises:
-        InputError: a placeholder stands twice, is too short, or could be merged from pieces.
-    """
+    """Compile a SentencePiece model for stock llama.cpp."""
     check_placeholders(placeholders, model.pieces)
     whole = {*model.pieces, *placeholders}
     for text in placeholders:

@@ -52,17 +52,7 @@ def verify_codec(
     levels: Sequence[CodecLevelName] = CODEC_LEVELS,
     progress: Progress = silent,
 ) -> Report:
-    """Hold a file against the codec that it was made of.
-
-    Args:
-        source: that codec.
-        path: of the file, which `is_codec_file`.
-        levels: which levels to run.
-        progress: shows the tensors.
-
-    Raises:
-        InputError: the source cannot be made a file of its kind.
-    """
+    """Hold a file against the codec that it was made of."""
     is_cpp = is_cpp_codec(path)
     try:
         file = open_cpp_file(path) if is_cpp else open_gguf_codec(path)

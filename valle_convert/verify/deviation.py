@@ -29,9 +29,7 @@ class Deviation:
     """How far logits are from the exact ones, beside what rounding explains.
 
     Attributes:
-        n_rows: predictions compared.
         nmse: squared error over the energy of the exact logits.
-        noise: the same of the emulation.
         noise_outlier: the largest of one prediction or code of the emulation, likewise.
         worst_row, worst_code: the largest mean square error of one prediction, and of one code
             over all predictions, over the exact logits' mean square.
@@ -77,11 +75,7 @@ class Deviation:
 
 
 def hold_against(exact: Logits, emulated: Logits, found: Logits) -> Deviation:
-    """Compare logits with the exact ones.
-
-    Raises:
-        ValueError: the shapes differ, or there is nothing to compare.
-    """
+    """Compare logits with the exact ones."""
     if not exact.shape == emulated.shape == found.shape or not exact.size:
         raise ValueError(f"logits {found.shape}, {emulated.shape} against {exact.shape}")
     energy = float(np.square(exact, dtype=np.float64).mean())

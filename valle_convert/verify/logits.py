@@ -44,22 +44,10 @@ class Yardstick:
 
     The networks are computed one after the other, so that only one is in memory.
 
-    Args:
-        plan: of the checkpoint that the files were made from.
-        bundle: the files.
-        n_utterances: seeded inputs for each case.
-        seed: of the inputs.
-        adapters: LoRAs kept apart, which are merged here as llama.cpp applies them.
-        advance: called with the number of passes done; `n_passes` has the total.
-
     Attributes:
         exact: with the files' weights, in float32.
-        emulated: the same, rounded as llama.cpp rounds.
         meant: with the checkpoint's weights, in float32; of the first utterance only.
         degraded: the same, with what the file's types should leave of the weights.
-
-    Raises:
-        InputError: a weight of the file is not finite, or far too large.
     """
 
     def __init__(
@@ -109,12 +97,7 @@ class Yardstick:
 
 
 def check_logits(yardstick: Yardstick, network: Computing) -> Iterator[Check]:
-    """One check for each head and task.
-
-    Args:
-        yardstick: what the file should give.
-        network: the file on llama.cpp.
-    """
+    """One check for each head and task."""
     found = yardstick.run(network)
     for name, exact in yardstick.exact.items():
         logits = found.get(name)
@@ -149,12 +132,8 @@ def judge_logits(
     """Judge the logits of one case, all [predictions, codes].
 
     Args:
-        name: of the case.
         exact: with the files' weights, in float32.
-        emulated: the same, rounded as llama.cpp rounds.
-        found: llama.cpp's.
         meant: with the checkpoint's weights, in float32; may be the first predictions only.
-        degraded: the same, with what the file's types should leave of the weights.
     """
     label = f"logits {name}"
     for logits, words in (

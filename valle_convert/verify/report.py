@@ -23,9 +23,7 @@ class Check:
 
     Attributes:
         name: what was looked at, such as `logits nar.3`.
-        passed: the verdict.
         summary: what was found, in words and numbers.
-        values: the numbers themselves, for programs.
         limit: what was allowed, and where that comes from; empty for claims of equality.
         badness: how far from the limit, 1 being at it; the worst check is the one with most.
     """
@@ -43,8 +41,6 @@ class Level:
     """One level of verification.
 
     Attributes:
-        name: of the level.
-        checks: what was found.
         seconds: that it took.
         skipped: why some of it, or all, could not run; None where all of it ran.
     """
@@ -77,9 +73,7 @@ class Report:
     """The verdict on a converted file.
 
     Attributes:
-        checkpoint, file: their paths.
         file_type: the type most of the file's weights have, such as F16.
-        levels: in the order they ran.
         notes: what the user should know of the run itself.
     """
 
@@ -111,7 +105,6 @@ class Report:
 
     @property
     def failures(self) -> tuple[Check, ...]:
-        """Every check that failed."""
         return tuple(c for level in self.levels for c in level.checks if not c.passed)
 
     def verdict(self) -> str:
@@ -174,7 +167,6 @@ class Report:
         }
 
     def to_markdown(self) -> str:
-        """A page for a CI job's summary."""
         lines = ["# Verification", "", f"**{self.verdict()}**", ""]
         lines += [f"File type: {self.file_type}.", ""]
         lines += [f"- {note}" for note in self.notes]

@@ -52,21 +52,7 @@ def verify(
     adapters: Sequence[LoraFile] = (),
     progress: Progress = silent,
 ) -> Report:
-    """Compare converted files, quantized or not, with the plan of their checkpoint.
-
-    Args:
-        plan: made anew from the checkpoint, with the choices that the files should have.
-        bundle: the files to judge.
-        levels: which levels to run.
-        n_texts: strings for the tokenizer; None for as many as the family needs.
-        n_utterances: seeded inputs for each head and task; None likewise.
-        seed: of texts and inputs.
-        adapters: LoRAs kept apart, with which the logits are computed.
-        progress: shows the long levels.
-
-    Raises:
-        EnvironmentFault: llama.cpp is there, and does not work on this machine.
-    """
+    """Compare converted files, quantized or not, with the plan of their checkpoint."""
     if adapters:
         plan.family.ability("lora")
     with_llama = find_library() is not None
@@ -116,20 +102,6 @@ def verify_path(
     """Compare files that may be anything with a checkpoint, with the choices that they show.
 
     What is wrong with the files is a failed check, however early it shows.
-
-    Args:
-        checkpoint: with its LoRA, if one is merged.
-        file: the main one, or its path.
-        given: tokenizer and codec as for the conversion, where they were given.
-        levels: which levels to run.
-        seed: of texts and inputs.
-        adapters: LoRAs kept apart, with which the logits are computed.
-        progress: shows the long levels.
-
-    Raises:
-        InputError: the file cannot be read or is no GGUF file, or the checkpoint or the tokenizer
-            cannot be converted.
-        EnvironmentFault: llama.cpp is there, and does not work on this machine.
     """
     path = file.path if isinstance(file, GgufFile) else file
     try:
@@ -147,11 +119,7 @@ def verify_path(
 
 
 def plan_like(bundle: Bundle, checkpoint: Checkpoint, given: Choices) -> Plan:
-    """Plan the conversion of a checkpoint with the choices that files show.
-
-    Raises:
-        InputError: the checkpoint or the tokenizer cannot be converted.
-    """
+    """Plan the conversion of a checkpoint with the choices that files show."""
     try:
         _ = bundle.model
     except InputError:  # the structure's level says what is wrong

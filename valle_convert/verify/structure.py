@@ -55,13 +55,7 @@ _SHOWN = 5
 
 
 def check_structure(plan: Plan, bundle: Bundle, *, with_llama: bool) -> Iterator[Check]:
-    """Keys, tensors, provenance, and llama.cpp's own counts.
-
-    Args:
-        plan: made anew from the checkpoint.
-        bundle: the converted files.
-        with_llama: whether to load them with llama.cpp as well.
-    """
+    """Keys, tensors, provenance, and llama.cpp's own counts."""
     yield _check_model(plan, bundle)
     if list(plan.files) != list(bundle.files):
         words = f"{plural(len(bundle.files), 'file')}, where {len(plan.files)} are expected"
@@ -92,12 +86,7 @@ def named(check: Check, part: str, plan: Plan) -> Check:
 
 
 def check_source(checkpoint: Checkpoint, file: GgufFile) -> Check | None:
-    """Was the file made of this checkpoint at all? None where it does not say.
-
-    Args:
-        checkpoint: what it is held against; with a LoRA, if one is merged.
-        file: says of which file, and whether with a LoRA, it was made.
-    """
+    """Was the file made of this checkpoint at all? None where it does not say."""
     said = file.keys.get(gguf_keys.SOURCE_SHA256_KEY)
     format_ = file.keys.get(gguf_keys.SOURCE_FORMAT_KEY)
     # A file that was made of an export of the checkpoint does not know it.
@@ -195,13 +184,7 @@ def _check_model(plan: Plan, bundle: Bundle) -> Check:
 def check_keys(
     plan: PlannedFile, file: GgufFile, late_values: Mapping[str, object] = MappingProxyType({})
 ) -> Check:
-    """Every key of the plan stands in the file, with its type and value.
-
-    Args:
-        plan: made anew from the checkpoint.
-        file: the file to judge.
-        late_values: of the keys that are known when a file is written; biases need none.
-    """
+    """Every key of the plan stands in the file, with its type and value."""
     deferred = dict(late_values)
     if plan.biases:
         deferred[gguf_keys.BIAS_KEY] = read_biases(plan)

@@ -88,12 +88,7 @@ class _Tally:
         return 10 * math.log10(self.signal / self.noise) if self.signal else -math.inf
 
     def fault(self, least: float, most: float) -> str | None:
-        """What is wrong with it, if anything is; NaN is.
-
-        Args:
-            least: decibels.
-            most: error over the largest weight of its row.
-        """
+        """What is wrong with it, if anything is; NaN is."""
         if not self.decibels >= least:
             return f"has {self.decibels:.1f} dB signal to noise, not {least:.1f}"
         if not self.max_relative <= most:
@@ -113,13 +108,7 @@ class _Tally:
 def check_tensors(
     plan: PlannedFile, file: GgufFile, advance: Callable[[int], object] = lambda _n: None
 ) -> Iterator[Check]:
-    """One check a tensor.
-
-    Args:
-        plan: made anew from the checkpoint.
-        file: the converted file.
-        advance: called with the number of weights compared.
-    """
+    """One check a tensor."""
     rounded = rounded_types(plan, file)
     for planned in plan.tensors:
         found = file.tensors.get(planned.name)

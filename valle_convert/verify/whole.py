@@ -42,11 +42,7 @@ def verify_whole(path: Path, *, progress: Progress = silent) -> Report:
     """Hold a converted file against the digests that were stored in it.
 
     Args:
-        path: of the file.
         progress: shows the bytes that are read.
-
-    Raises:
-        InputError: it cannot be read, or is no GGUF file.
     """
     try:
         bundle = open_files(path)

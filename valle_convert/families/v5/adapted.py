@@ -40,12 +40,7 @@ def adapted_reference(
 
 
 class AdaptedNetwork(Closing):
-    """A `protocol.Network` that computes each pass with the adapters of its level.
-
-    Args:
-        adapters: all of them.
-        make: a network with some of them merged; called once for each set that is needed.
-    """
+    """A `protocol.Network` that computes each pass with the adapters of its level."""
 
     def __init__(
         self, adapters: Sequence[Adapter], make: Callable[[Sequence[Adapter]], Network]
@@ -64,7 +59,6 @@ class AdaptedNetwork(Closing):
 
     @property
     def model(self) -> Model:
-        """Tables, heads and switches."""
         return self._of("ar").model
 
     def look_up(self, table: str, rows: NDArray[np.integer]) -> NDArray[np.float32]:
@@ -72,7 +66,6 @@ class AdaptedNetwork(Closing):
         return self._of("ar").look_up(table, rows)
 
     def reset(self) -> None:
-        """Forget the sequences so far."""
         for network in self._networks.values():
             network.reset()
 

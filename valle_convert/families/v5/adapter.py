@@ -56,8 +56,6 @@ class AdapterBase:
     """What an adapter has to fit: the weights of the layers, and the checkpoint that they are of.
 
     Attributes:
-        name: of the file, for messages.
-        specs: by the names of the checkpoint.
         sha256: of the checkpoint; None where a file does not say.
     """
 
@@ -67,11 +65,7 @@ class AdapterBase:
 
     @classmethod
     def of_gguf(cls, file: GgufFile) -> AdapterBase:
-        """A converted file, quantized or not.
-
-        Raises:
-            InputError: it is none.
-        """
+        """A converted file, quantized or not."""
         if not is_converted(file.keys):
             raise InputError(
                 f"{file.path} is no converted VALL-E checkpoint, which an adapter is made for; "
@@ -96,9 +90,7 @@ class Adapter:
     """An adapter file that fits a converted file.
 
     Attributes:
-        path: the file.
         factor: by what the user multiplies its update.
-        alpha: of its keys.
         levels: the codebook levels that it is for; empty for all.
         pairs: by the names of the checkpoint, lora_a [r, in] and lora_b [out, r].
     """
@@ -132,7 +124,6 @@ class AdaptedTensors:
         self._adapters = tuple(adapters)
 
     def read(self, name: str) -> NDArray[np.float32]:
-        """One tensor."""
         values: NDArray[np.float32] = np.asarray(self._tensors.read(name), np.float32)
         for adapter in self._adapters:
             update = adapter.update(name)
@@ -169,21 +160,7 @@ def write_adapter(
     force: bool = False,
     inputs: Sequence[Path] = (),
 ) -> int:
-    """Write an adapter as GGUF, or leave nothing; returns its size in bytes.
-
-    Args:
-        base: what it was checked against.
-        pairs: the adapter, which changes matrices of layers only.
-        source: its file.
-        target: the GGUF file.
-        out_type: "f32" or "f16", of both matrices.
-        force: whether an existing file may be replaced.
-        inputs: files that must not be.
-
-    Raises:
-        InputError: the target must not be written, or a number is none.
-        EnvironmentFault: the disk is full, or the folder is not writable.
-    """
+    """Write an adapter as GGUF, or leave nothing; returns its size in bytes."""
     check_outputs([target], force=force, inputs=inputs)
     kind = _TYPES[out_type]
     data: dict[str, NDArray[np.generic]] = {}
@@ -225,22 +202,14 @@ def write_adapter(
 
 
 def open_adapter(given: LoraFile, base: GgufFile) -> Adapter:
-    """Open an adapter file and check that it fits a converted file.
-
-    Raises:
-        InputError: it is no adapter, damaged, or one of another base.
-    """
+    """Open an adapter file and check that it fits a converted file."""
     return replace(
         read_adapter(GgufFile(given.path), AdapterBase.of_gguf(base)), factor=given.factor
     )
 
 
 def read_adapter(file: GgufFile, fits: AdapterBase) -> Adapter:
-    """Read an adapter file for a base.
-
-    Raises:
-        InputError: it is no adapter, or one of another base.
-    """
+    """Read an adapter file for a base."""
     where = str(file.path)
     if file.keys.get("general.type") != "adapter":
         raise InputError(

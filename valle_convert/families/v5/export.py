@@ -63,8 +63,6 @@ class BackTensors:
     """A `TensorSource` of the checkpoint that a converted file was made of.
 
     Args:
-        file: the converted file.
-        model: as its keys describe it.
         dtype: of all tensors; None for the type that the file has, float32 where it is quantized.
     """
 
@@ -157,8 +155,6 @@ class Exported:
     """What was written.
 
     Attributes:
-        path: of the file.
-        n_bytes: its size.
         notes: what was made up, or is not in the result, in words.
     """
 
@@ -179,17 +175,7 @@ def export_file(
     """Write a converted file back as a checkpoint, or leave nothing.
 
     Args:
-        bundle: the file, quantized or not.
-        folder: takes the file; it is made where it is not there.
-        dtype: a key of `DTYPES`.
-        tokenizer: the one that the file was converted with, where it is not the built-in one.
-        force: whether existing files may be replaced.
         progress: shows the bytes written.
-
-    Raises:
-        InputError: it is no converted file, its config contradicts its tensors, or the target
-            must not be written.
-        EnvironmentFault: the disk is full, or the folder is not writable.
     """
     file, model, path = bundle.main, bundle.model, bundle.path
     tensors = BackTensors(file, model, DTYPES[dtype])

@@ -180,12 +180,7 @@ def _head_rows(
 
 
 def check_version(checkpoint: Checkpoint) -> None:
-    """Refuse every version but 5 and 6.
-
-    Raises:
-        UnsupportedModelError: it is one that no family converts.
-        InputError: the config does not say, or there is none.
-    """
+    """Refuse every version but 5 and 6."""
     version = version_of(checkpoint, _SUPPORTED)
     if version in VERSIONS:
         return
@@ -197,16 +192,7 @@ def check_version(checkpoint: Checkpoint) -> None:
 
 
 def describe(checkpoint: Checkpoint, codec: Codec | None = None) -> Description[Model]:
-    """Understand a checkpoint of version 5 or 6.
-
-    Args:
-        checkpoint: an open checkpoint.
-        codec: the audio codec, where the user gives it; else it follows from levels and codes.
-
-    Raises:
-        UnsupportedModelError: the version, architecture or a switch is refused by name.
-        InputError: config and weights disagree, or tensors are missing or unexpected.
-    """
+    """Understand a checkpoint of version 5 or 6."""
     check_version(checkpoint)
     switches = _read_switches(checkpoint)
     common = switches.common
@@ -321,11 +307,7 @@ def describe(checkpoint: Checkpoint, codec: Codec | None = None) -> Description[
 
 
 def contents_of(model: Model) -> Contents:
-    """Where the rows and tensors of a converted file came from, told by its model alone.
-
-    Args:
-        model: as read from the file's keys.
-    """
+    """Where the rows and tensors of a converted file came from, told by its model alone."""
     config = model.config
     sizes = _Sizes(
         n_embd=config.n_embd,

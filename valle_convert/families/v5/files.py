@@ -39,11 +39,7 @@ def file_keys(
     description: Description[Model],
     tokenizer: TokenizerChoice,
 ) -> FileKeys:
-    """What is written into the file.
-
-    Raises:
-        InputError: the tokenizer has other ids for <unk>, <bos> or </eos> than the network.
-    """
+    """What is written into the file."""
     model = description.model
     vocabulary, extra_rows = phoneme_vocabulary(tokenizer, description.blocks())
     return FileKeys(
@@ -71,11 +67,7 @@ def model_keys(model: Model) -> Iterator[Key]:
 
 
 def open_model(file: GgufFile) -> Model:
-    """The model that a converted file describes.
-
-    Raises:
-        InputError: the file is no converted checkpoint, or its keys are not consistent.
-    """
+    """The model that a converted file describes."""
     embedding = file.tensors.get(TOKEN_EMBEDDING)
     if is_old(file):
         raise InputError(why_wrong(file.path))
@@ -93,18 +85,7 @@ def open_model(file: GgufFile) -> Model:
 
 
 def read_model(keys: Mapping[str, Any], n_token_rows: int, path: Path) -> Model:
-    """The model that the keys of a converted file describe.
-
-    Args:
-        keys: all keys of the file.
-        n_token_rows: rows of its token embedding.
-        path: of the file, for messages.
-
-    Raises:
-        InputError: the file is no converted VALL-E, is of a later format, or its keys are
-            missing, of a wrong type, point outside of the token embedding, or give <unk>,
-            <bos> or </eos> another id than `SPECIAL_IDS`; all faults in one message.
-    """
+    """The model that the keys of a converted file describe."""
     reader = KeyReader.of_converted(keys, path)
     tables, heads = reader.tables(n_token_rows), reader.heads(n_token_rows)
     config = ModelConfig(

@@ -43,12 +43,7 @@ def read_sentences(
     codec: AudioCodec,
     prompt_seconds: float,
 ) -> list[Sentence]:
-    """Texts, one a line, as sentences that nobody has spoken yet.
-
-    Raises:
-        InputError: the file cannot be read, or a text or the voice cannot be used.
-        EnvironmentFault: a package is missing.
-    """
+    """Texts, one a line, as sentences that nobody has spoken yet."""
     data = read_small_file(path, "list of sentences", _MAX_SENTENCES_BYTES, pipe=True)
     try:
         lines = decoded(data).splitlines()
@@ -86,11 +81,7 @@ def speak_references(
     ar_temperature: float,
     progress: Progress,
 ) -> list[Sentence]:
-    """The sentences with what a network says as recordings, in the way it speaks by itself.
-
-    Raises:
-        InputError: it says nothing for one of them.
-    """
+    """The sentences with what a network says as recordings, in the way it speaks by itself."""
     way = ways_of(network.model, ar_temperature)[-1]
     found = []
     with progress("speaking the references", len(sentences), "sentences") as advance:

@@ -85,17 +85,7 @@ def why_wrong(path: Path) -> str:
 def read_old(
     path: Path, *, config: Path | None = None, biases: Checkpoint | None = None
 ) -> Checkpoint:
-    """Read a file that was made the old way as the checkpoint that it came from.
-
-    Args:
-        path: of the file.
-        config: YAML or JSON with what it does not say, where that is not as in the published
-            models.
-        biases: the checkpoint that it was made of, to take the heads' biases from.
-
-    Raises:
-        InputError: it is no such file, or damaged; `biases` is of another model, or has none.
-    """
+    """Read a file that was made the old way as the checkpoint that it came from."""
     file = GgufFile(path)
     if is_converted(file.keys):
         raise InputError(f"{path} is a converted file, which needs no repair.")
@@ -277,7 +267,6 @@ class _OldTensors:
         return self.read_rows(name, slice(None))
 
     def read_rows(self, name: str, rows: slice) -> NDArray[Any]:
-        """Rows of it."""
         stored = self._stored[name]
         dtype = PLAIN_DTYPES.get(stored.ggml_type)
         if len(stored.shape) == 1:

@@ -25,27 +25,7 @@ from valle_convert.network.protocol import Outputs
 
 
 class GgufNetwork(Closing):
-    """A `protocol.Network` on stock llama.cpp. Close it, or use it as a context manager.
-
-    Args:
-        file: a converted file.
-        model: as its keys describe it.
-        n_ctx: positions to make room for at once; longer sequences make more room by themselves.
-        n_seq: independent causal sequences; guidance needs two.
-        n_threads: None for the cores that this process may use.
-        cache_type: number format of the cached keys and values.
-        adapters: LoRAs kept apart, each as a file and its scale; one for some codebook levels
-            is on in the passes of these only.
-
-    Attributes:
-        file: the parsed file.
-        adapters: as opened.
-        session: what runs it.
-
-    Raises:
-        InputError: the file is no converted checkpoint, or damaged.
-        EnvironmentFault: there is no usable llama.cpp.
-    """
+    """A `protocol.Network` on stock llama.cpp. Close it, or use it as a context manager."""
 
     def __init__(
         self,
@@ -87,7 +67,6 @@ class GgufNetwork(Closing):
         return self._embedding.rows(self._model.table(table).first_row + np.asarray(rows))
 
     def reset(self) -> None:
-        """Forget the sequences so far."""
         self.session.reset()
 
     def step(
@@ -142,7 +121,6 @@ class GgufNetwork(Closing):
         return logits if bias is None else logits + bias
 
     def close(self) -> None:
-        """Free what llama.cpp holds."""
         self.session.close()
 
 

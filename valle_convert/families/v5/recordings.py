@@ -44,8 +44,6 @@ class Said:
     """A text, ready for the model.
 
     Attributes:
-        language: of the text.
-        phonemes: IPA.
         ids: of the phonemes, with the marks around them.
         notices: what a user should know of it.
     """
@@ -61,10 +59,6 @@ class MadeUtterance:
     """An utterance as `utterances.read_utterance` reads it.
 
     Attributes:
-        name: of its file.
-        source: the recording.
-        said: its text.
-        arrays: by their names in the file.
         notices: what a user should know of it.
     """
 
@@ -88,24 +82,7 @@ def fill_folder(
     inputs: Sequence[Path] = (),
     progress: Progress = silent,
 ) -> list[MadeUtterance]:
-    """Make an utterance of each recording, and write all of them or none.
-
-    Args:
-        bundle: the model that they are for.
-        recorded: the recordings.
-        folder: takes the files; it is made where it is not there.
-        codec: of the model, as `open_codec` takes it.
-        voice: as for `make_utterances`.
-        language: of all texts; None detects it.
-        is_phonemes: the texts are IPA.
-        force: whether existing files may be replaced.
-        inputs: files that were read, which are never replaced.
-        progress: shows the recordings.
-
-    Raises:
-        InputError: a text or a recording cannot be used, or a file must not be written.
-        EnvironmentFault: a package is missing, or the folder is not writable.
-    """
+    """Make an utterance of each recording, and write all of them or none."""
     from valle_convert.tokenizer.oracle import LlamaTokenizer
 
     heard = [*(one.path for one in recorded), *([voice] if voice else [])]
@@ -156,19 +133,7 @@ def say_all(
     language: str | None = None,
     is_phonemes: bool = False,
 ) -> list[Said]:
-    """Turn the texts into phonemes and ids.
-
-    Args:
-        recorded: the recordings and their texts.
-        model: whose languages they have to be in.
-        tokenize: phonemes to the model's ids, with the marks around them.
-        language: of the texts; None detects it for each.
-        is_phonemes: the texts are IPA already.
-
-    Raises:
-        InputError: there is nothing to say in a text, or its language is not the model's.
-        EnvironmentFault: a package is missing.
-    """
+    """Turn the texts into phonemes and ids."""
     if language is not None:
         language = known_language(language, model.languages or LANGUAGES)
     return [_say(one, model, tokenize, language, is_phonemes=is_phonemes) for one in recorded]
@@ -184,21 +149,7 @@ def make_utterances(
     is_phonemes: bool = False,
     progress: Progress = silent,
 ) -> list[MadeUtterance]:
-    """Turn recordings into codes, and put them together with what is said.
-
-    Args:
-        recorded: the recordings.
-        said: their texts, by `say_all`.
-        model: whose levels and context they have to fit.
-        codec: the model's; None where all recordings are codes.
-        voice: a recording of the voice, or its codes, as prompt of all of them; None for none.
-        is_phonemes: the texts are IPA, and no words to keep.
-        progress: shows the recordings.
-
-    Raises:
-        InputError: a recording cannot be used, or an utterance is not of this model.
-        EnvironmentFault: a package is missing.
-    """
+    """Turn recordings into codes, and put them together with what is said."""
     prompt: Codes | None = None
     notices: tuple[str, ...] = ()
     if voice is not None:
@@ -226,12 +177,7 @@ def make_utterances(
 def voice_prompt(
     voice: Path, model: Model, codec: AudioCodec | None, seconds: float = PROMPT_SECONDS
 ) -> tuple[Codes, tuple[str, ...]]:
-    """The codes of a voice [frames, levels], so many seconds of it, and notices.
-
-    Raises:
-        InputError: it cannot be used.
-        EnvironmentFault: a package is missing.
-    """
+    """The codes of a voice [frames, levels], so many seconds of it, and notices."""
     prompt, notices = _codes(voice, model, codec, seconds)
     rate = model.config.codec.frame_rate or DEFAULT_FRAME_RATE
     prompt, more = fit_prompt(prompt, max(1, round(seconds * rate)), str(voice))
@@ -241,11 +187,7 @@ def voice_prompt(
 def write_utterances(
     made: Iterable[MadeUtterance], folder: Path, *, force: bool, sources: Sequence[Path] = ()
 ) -> None:
-    """Write each into a file of the folder.
-
-    Raises:
-        InputError, EnvironmentFault: as `files.atomic_output`.
-    """
+    """Write each into a file of the folder."""
     for one in made:
         with atomic_output(folder / one.name, force=force, sources=sources) as file:
             np.savez(file, **one.arrays)  # type: ignore[arg-type]

@@ -56,12 +56,6 @@ class _State:
 class ReferenceNetwork(Closing):
     """A `protocol.Network` on PyTorch.
 
-    Args:
-        tensors: gives the weights by the checkpoint's names; all of them are read.
-        description: what its family said of it. Its list of tensors is complete, so that a
-            missing or a misshaped one has been refused before.
-        arithmetic: how layers compute.
-
     Attributes:
         observe: called as `observe(part, linear, inputs [n, in])` before every linear layer, with
             the layer's GGUF name (`token_embd.weight` for the heads); for importance matrices.
@@ -123,7 +117,6 @@ class ReferenceNetwork(Closing):
 
     @property
     def model(self) -> Model:
-        """Tables, heads and switches."""
         return self._model
 
     def look_up(self, table: str, rows: NDArray[np.integer]) -> NDArray[np.float32]:
@@ -132,7 +125,6 @@ class ReferenceNetwork(Closing):
         return found
 
     def reset(self) -> None:
-        """Forget the sequences so far."""
         self._states.clear()
 
     def close(self) -> None:

@@ -43,18 +43,7 @@ from valle_convert.speech.speaker import (
 
 
 class VersionFiveSpeaker(PhonemeSpeaker):
-    """A model that speaks, answers recordings and hears. Close it, or use it as a context manager.
-
-    Args:
-        network: whatever computes.
-        tokenize: phonemes to ids.
-        detokenize: ids to phonemes; only `transcribe` needs it.
-        codec: between audio and codes; None speaks codes only, with voices given as codes.
-        opened: closed with it.
-
-    Raises:
-        InputError: the codec is not the model's.
-    """
+    """A version 5 or 6 model that speaks, answers recordings and transcribes them."""
 
     remedies = f"{PhonemeSpeaker.remedies}, or --mode nar-len"
 
@@ -125,21 +114,7 @@ class VersionFiveSpeaker(PhonemeSpeaker):
         is_phonemes: bool = False,
         watch: Watch = UNWATCHED,
     ) -> Spoken:
-        """Answer a recording with one as long.
-
-        Args:
-            task: `vc` says the same with the same timing in another voice, which of the modes only
-                `nar-len` can; `ns` takes the noise out; `sr` takes the speech out.
-            source: the recording, all of which is used.
-            text: what is said in it; only vc needs it.
-            voice: whose voice to speak in; only vc takes one.
-            options: how to speak.
-            is_phonemes: the text is IPA already.
-            watch: who follows the work.
-
-        Raises:
-            InputError, EnvironmentFault: as `pieces`, and where the model does not know the task.
-        """
+        """Answer a recording with one as long."""
         tasks = self._network.model.tasks
         if task != "vc" and task not in tasks:
             raise InputError(
@@ -182,18 +157,7 @@ class VersionFiveSpeaker(PhonemeSpeaker):
         *,
         watch: Watch = UNWATCHED,
     ) -> Heard:
-        """The phonemes of a recording.
-
-        Args:
-            recording: all of it is heard.
-            language: that is spoken; None takes the model's first.
-            options: the limit.
-            watch: who follows the work.
-
-        Raises:
-            InputError: the recording is silent or not readable, or the language is not the
-                model's.
-        """
+        """The phonemes of a recording."""
         model = self._network.model
         if not model.has_head("stt"):
             raise InputError("This model cannot transcribe: it has no head for the task stt.")

@@ -48,11 +48,9 @@ class Utterance:
     """One seeded example: text, voice and speech.
 
     Attributes:
-        condition: phonemes with their marks, language, prompt.
         response: [frames, levels].
         masked: level 0 of the response with mask codes in it, [frames].
         digits: a duration so far, beginning with 0.
-        text: the words, where they are known.
     """
 
     condition: Condition
@@ -67,8 +65,6 @@ class NetworkPass:
     """One pass of a network; it is called with the network.
 
     Attributes:
-        head: whose logits are asked for.
-        segments: what goes in.
         n_outputs: how many elements are compared, counted from the end.
         stepwise: the last segment goes in one element at a time, through the cache.
     """
@@ -235,12 +231,7 @@ def read_utterance(path: Path, model: Model, *, seed: tuple[int, ...]) -> Uttera
     """One utterance.
 
     Args:
-        path: a `.npz` file.
-        model: whose tables its rows have to be in.
         seed: of which frames are masked.
-
-    Raises:
-        InputError: the file is not of the format or not of this model.
     """
     config = model.config
     given = read_spoken(path, config, model)

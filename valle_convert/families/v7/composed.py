@@ -43,7 +43,6 @@ class AllLevelsNetwork(Closing, ABC):
 
     @property
     def model(self) -> VersionSevenModel:
-        """Tables, heads and switches."""
         return self._model
 
     # ------------------------------------------------------------------ what computes it
@@ -79,7 +78,6 @@ class AllLevelsNetwork(Closing, ABC):
         """The logits of every level of a response.
 
         Args:
-            condition: text, voice, language, task.
             response: its codes, with the mask code where they are not known, [frames, levels].
 
         Returns:

@@ -48,15 +48,8 @@ def decode_levels(
     """Decode a response of `n_frames` frames.
 
     Args:
-        network: whatever computes.
-        condition: text, voice, language; with a prefix, its phonemes stand first in the text.
-        n_frames: how many; 1 or more.
-        options: steps, sampling, guidance.
-        rng: the source of randomness.
         level_0: codes of level 0 that stay as they are, [n_frames].
         prefix: what was said before, [frames, levels]; not part of the result.
-        progress: advanced by one a step.
-        should_stop: asked before every step.
 
     Returns:
         Codes [n_frames, levels]. A model may give the stop code, `codebook_size`, at any place.

@@ -77,12 +77,9 @@ class VersionSevenConfig(GemmaConfig):
     """Sizes and switches, all of the encoders' and decoders' taken from tensors.
 
     Attributes:
-        encoder_norm: whether the encoders have a LayerNorm.
         n_ff_encoder: width of the encoders' feed-forward; 0 where they have none.
-        level_weights: whether the encoders weigh the levels.
         level_norm: whether each level's decoder has a LayerNorm, in the place of the backbone's
             last norm.
-        n_ff_decoder: width of the decoders' feed-forward.
     """
 
     encoder_norm: bool
@@ -107,8 +104,6 @@ class VersionSevenModel(RowMap):
     """A model of version 7 without its weights.
 
     Attributes:
-        config: sizes and switches.
-        languages, tasks, tones: names in id order.
         audio: tables of codes and all heads, which lie in the second file.
     """
 
@@ -130,7 +125,6 @@ class VersionSevenModel(RowMap):
 
     @property
     def codec(self) -> Codec:
-        """The audio codec."""
         return self.config.codec
 
     def is_causal(self, head: str) -> bool:
@@ -199,16 +193,7 @@ def audio_tensors(config: VersionSevenConfig) -> dict[str, tuple[str, tuple[int,
 
 
 def describe(checkpoint: Checkpoint, codec: Codec | None = None) -> Description[VersionSevenModel]:
-    """Understand a checkpoint of version 7.
-
-    Args:
-        checkpoint: an open checkpoint.
-        codec: the audio codec, where the user gives it; else it follows from levels and codes.
-
-    Raises:
-        UnsupportedModelError: the architecture or a switch is refused by name.
-        InputError: config and weights disagree, or tensors are missing or unexpected.
-    """
+    """Understand a checkpoint of version 7."""
     reader = ConfigReader(checkpoint, read=_READ, without_effect=_WITHOUT_EFFECT)
     said = reader.common()
     switches = {name: reader.optional_flag(name) for name in _READ if not name.endswith("_size")}

@@ -58,11 +58,7 @@ def file_keys(
     part: str,
     tokenizer: TokenizerChoice,
 ) -> FileKeys:
-    """What is written into the file of a part.
-
-    Raises:
-        InputError: the tokenizer has other ids for <unk>, <bos> or </eos> than the network.
-    """
+    """What is written into the file of a part."""
     model, config = description.model, description.model.config
     who = [
         Key("valle.format_version", FORMAT_VERSION, "u32"),
@@ -112,11 +108,7 @@ def _encoder_keys(config: VersionSevenConfig) -> Iterator[Key]:
 
 
 def check_part(file: GgufFile, part: str) -> None:
-    """Refuse a file that is another part than is expected.
-
-    Raises:
-        InputError: it is.
-    """
+    """Refuse a file that is another part than is expected."""
     found = file.keys.get(PART_KEY)
     if file.keys.get(FAMILY_KEY) != FAMILY or found != part:
         raise InputError(
@@ -127,14 +119,7 @@ def check_part(file: GgufFile, part: str) -> None:
 
 
 def read_model(files: Mapping[str, GgufFile]) -> VersionSevenModel:
-    """The model that the files describe.
-
-    Args:
-        files: by part.
-
-    Raises:
-        InputError: they are no converted model, or not consistent; all faults in one message.
-    """
+    """The model that the files describe."""
     main, audio = files[PART], files[AUDIO]
     reader, of_audio = (KeyReader.of_converted(one.keys, one.path) for one in (main, audio))
     config = VersionSevenConfig(

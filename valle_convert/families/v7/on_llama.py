@@ -34,18 +34,7 @@ _FRAMES_AT_ONCE = 512
 
 
 class VersionSevenGguf(AllLevelsNetwork):
-    """An `AllLevelsNetwork` on stock llama.cpp. Close it, or use it as a context manager.
-
-    Args:
-        files: by part.
-        model: as their keys describe it.
-        n_threads: of llama.cpp; None for the cores that this process may use.
-        cache_type: number format of keys and values.
-
-    Raises:
-        InputError: a file is damaged.
-        EnvironmentFault: there is no usable llama.cpp, or it does not do what is relied on.
-    """
+    """An `AllLevelsNetwork` on stock llama.cpp. Close it, or use it as a context manager."""
 
     def __init__(
         self,
@@ -68,7 +57,6 @@ class VersionSevenGguf(AllLevelsNetwork):
         )
 
     def close(self) -> None:
-        """Free what llama.cpp holds."""
         self.session.close()
 
     def look_up(self, table: str, rows: IntArray) -> FloatArray:

@@ -38,13 +38,7 @@ _HEADS = {"length": "len_decoder.head", "phonemes": "phn_decoder.head", "text": 
 
 
 class VersionSevenReference(AllLevelsNetwork):
-    """An `AllLevelsNetwork` on PyTorch.
-
-    Args:
-        tensors: gives the weights by the checkpoint's names; each is read when it is needed first.
-        model: what the family said of the checkpoint.
-        arithmetic: how the backbone's layers compute; the others are exact on both sides.
-    """
+    """An `AllLevelsNetwork` on PyTorch."""
 
     def __init__(
         self, tensors: NamedTensors, model: VersionSevenModel, *, arithmetic: Arithmetic = EXACT
@@ -123,7 +117,6 @@ class VersionSevenReference(AllLevelsNetwork):
 
     @torch.inference_mode()
     def decode(self, states: FloatArray) -> FloatArray:
-        """Each level by its own decoder."""
         logits = []
         for level in range(self._model.n_levels):
             x, source = torch.from_numpy(states), f"audio_decoder.head.{level}"

@@ -22,17 +22,7 @@ from valle_convert.speech.speaker import Line, Watch
 
 
 class VersionSevenSpeaker(PhonemeSpeaker):
-    """A model of version 7 that speaks. Close it, or use it as a context manager.
-
-    Args:
-        network: whatever computes.
-        tokenize: phonemes to ids.
-        codec: between audio and codes; None speaks codes only, with voices given as codes.
-        opened: closed with it.
-
-    Raises:
-        InputError: the codec is not the model's, or the model knows no durations.
-    """
+    """A model of version 7 that speaks. Close it, or use it as a context manager."""
 
     def __init__(
         self,

@@ -37,7 +37,6 @@ class MaskedUtterance:
     """One seeded example: text, voice and speech.
 
     Attributes:
-        condition: phonemes with their marks, language, prompt.
         response: [frames, levels].
         masked: the response with mask codes in it, in other frames on each level.
         text: ids of what is said, in pieces; random, since nothing here spells words.
@@ -71,11 +70,7 @@ def utterances(model: VersionSevenModel, n: int, *, seed: int = 0) -> Iterator[M
 def read_utterance(
     path: Path, model: VersionSevenModel, *, seed: tuple[int, ...]
 ) -> MaskedUtterance:
-    """One utterance of a file; the seed says which codes are masked.
-
-    Raises:
-        InputError: the file is not of the format or not of this model.
-    """
+    """One utterance of a file; the seed says which codes are masked."""
     given = read_spoken(path, model.config, model)
     return _masked(model, given.condition, given.response, np.random.default_rng(seed))
 

@@ -30,12 +30,10 @@ class ComposedNetwork(Closing):
 
     @property
     def model(self) -> VallexModel:
-        """Tables, heads and sizes."""
         return self._model
 
     @property
     def n_levels(self) -> int:
-        """Codes a frame."""
         return self._model.n_levels
 
     @property
@@ -51,12 +49,7 @@ class ComposedNetwork(Closing):
 
     @abstractmethod
     def _read_text(self, rows: Rows, room: int) -> None:
-        """Forget all sequences; give the text [n, d] to sequence 0, in both directions.
-
-        Args:
-            rows: of the text.
-            room: rows that will follow in all sequences together, as far as that is known.
-        """
+        """Forget all sequences; give the text [n, d] to sequence 0, in both directions."""
 
     @abstractmethod
     def _append(self, rows: Rows, sequences: Sequence[int], n_outputs: int) -> Rows:
@@ -100,8 +93,6 @@ class ComposedNetwork(Closing):
         """The logits of every code of a given speech and of what follows it, in one pass.
 
         Args:
-            text: as for `begin_ar`.
-            prompt: likewise.
             codes: [frames] of level 0.
 
         Returns:

@@ -84,17 +84,9 @@ def decode_vallex(
     """Decode all levels of a continuation.
 
     Args:
-        network: whatever computes.
-        text: what the prompt says, and what is to be said.
         prompt: codes of the voice, [frames, levels]; without a voice, no frames.
-        options: sampling, how many continuations, limits.
-        rng: the source of randomness.
         level_0: of the continuation, [frames], where only the levels above it are wanted.
         progress: shows frames and levels.
-        should_stop: asked before every step and every level.
-
-    Raises:
-        InputError: it is longer than what the network can take.
     """
     begin = time.perf_counter()
     end: End = "stop"
@@ -208,7 +200,6 @@ def log_probabilities(logits: Logits, codes: Codes, temperature: float) -> NDArr
     Args:
         logits: [rows, codes], filtered; minus infinity where nothing is drawn.
         codes: [rows], each of which could have been drawn.
-        temperature: 0 draws the best code with certainty.
     """
     if temperature == 0:
         return np.zeros(len(codes))

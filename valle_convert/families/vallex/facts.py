@@ -73,11 +73,6 @@ class Net(RowMap):
 
     Tables are `text`, `language`, then `audio`, or `audio.0` ..; heads are `ar`, or `nar.1` ..,
     whose rows may be those of a table.
-
-    Attributes:
-        name: `ar` or `nar`.
-        n_embd, n_layer, n_head, n_ff: its sizes.
-        text_scale, audio_scale: factors on the table of positions.
     """
 
     name: str
@@ -94,12 +89,7 @@ class VallexModel:
     """A VALL-E X without its weights.
 
     Attributes:
-        ar, nar: its two networks.
-        n_levels: codebooks a frame of audio has.
         codebook_size: codes a codebook has, without stop and begin.
-        languages: names in the networks' order.
-        activation_factor: k, by which `ffn_up` is multiplied.
-        codec: the audio codec.
     """
 
     ar: Net
@@ -112,7 +102,6 @@ class VallexModel:
 
     @property
     def n_text(self) -> int:
-        """Rows of the text tables."""
         return self.ar.table("text").n_rows
 
     @property
@@ -238,11 +227,6 @@ def fold_norm(read: Callable[[str], NDArray[Any]], norm: str, level: int) -> NDA
     The network normalizes to n, takes n * w + b, and then gain * that + shift, gain and shift
     being a linear function of the stage vector.
 
-    Args:
-        read: gives tensors of the checkpoint.
-        norm: its name in the checkpoint, such as `nar_decoder.layers.0.norm1`.
-        level: from 1 on.
-
     Returns:
         Weight and bias, [2, n_embd].
     """
@@ -273,15 +257,6 @@ def describe(
 
     A few weights are read: the factors on positions, heads and tables that may be the same, and
     `linear1`, whose largest value bounds the activation factor.
-
-    Args:
-        checkpoint: an open checkpoint.
-        codec: the audio codec, where the user gives it; else it is told by levels and codes.
-        factor: the activation factor, unless a weight is too large for it.
-
-    Raises:
-        UnsupportedModelError: it is a relative that computes something else.
-        InputError: tensors are missing, unexpected or of wrong shapes.
     """
     _refuse_amphion(checkpoint)
     _refuse_relatives(checkpoint)

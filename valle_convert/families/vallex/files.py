@@ -190,11 +190,7 @@ def _split_keys(number: int, description: Description[VallexModel]) -> Iterator[
 
 
 def parts_of(ar: GgufFile) -> tuple[str, ...]:
-    """The parts of the set that an AR's file names.
-
-    Raises:
-        InputError: it is another part, or does not say how many levels there are.
-    """
+    """The parts of the set that an AR's file names."""
     check_part(ar, "ar")
     n_levels = KeyReader(ar.keys).number("valle.codec.levels")
     if not 2 <= n_levels <= 64:
@@ -211,11 +207,7 @@ def name_of_part(file: GgufFile) -> str:
 
 
 def check_part(file: GgufFile, part: str) -> None:
-    """Refuse a file that is another part than is expected, or of another format.
-
-    Raises:
-        InputError: it is.
-    """
+    """Refuse a file that is another part than is expected, or of another format."""
     level = level_of(part)
     kind = _LEVEL if level else _BODY if part == "nar" else _AR
     is_ours = file.keys.get(gguf_keys.FAMILY_KEY) == FAMILY
@@ -234,14 +226,7 @@ def check_part(file: GgufFile, part: str) -> None:
 
 
 def read_model(files: Mapping[str, GgufFile]) -> VallexModel:
-    """The model that the files describe, with everything checked that llama.cpp relies on.
-
-    Args:
-        files: by part, as `parts_of` names them.
-
-    Raises:
-        InputError: their keys or tensors are not those of one model.
-    """
+    """The model that the files describe, with everything checked that llama.cpp relies on."""
     ar, body, *levels = files.values()
     model = _model_of(ar, body, levels[0])
     for file in levels[1:]:

@@ -37,20 +37,7 @@ class _Files:
 
 
 class VallexGguf(ComposedNetwork):
-    """A `VallexNetwork` on stock llama.cpp. Close it, or use it as a context manager.
-
-    Args:
-        files: by part.
-        model: as their keys describe it.
-        n_threads: None for the cores that this process may use.
-        cache_type: number format of the cached keys and values. None takes f32, but f16 for the NAR
-            of files that are no f32: it costs less than their own rounding (7e-7 for 5e-7 with
-            f16), and is half as large.
-
-    Raises:
-        InputError: files are missing, damaged, or of different sets.
-        EnvironmentFault: there is no usable llama.cpp, or an assumption about it does not hold.
-    """
+    """A `VallexNetwork` on stock llama.cpp. Close it, or use it as a context manager."""
 
     def __init__(
         self,
@@ -99,11 +86,7 @@ class VallexGguf(ComposedNetwork):
         )
 
     def _prove_exchange(self) -> None:
-        """The norms of the last level, written over those of the first, are what is computed with.
-
-        Raises:
-            EnvironmentFault: they are not.
-        """
+        """Make the norms of the last level the ones in use, in place of those of the first."""
         last = self.n_levels - 1
         if last == 1:
             return
@@ -163,6 +146,5 @@ class VallexGguf(ComposedNetwork):
         return counts
 
     def close(self) -> None:
-        """Free what llama.cpp holds."""
         self._ar.close()
         self._nar.close()

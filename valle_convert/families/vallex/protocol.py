@@ -40,9 +40,7 @@ class VallexNetwork(Protocol):
     """Text and codes in, logits out. AR logits have one code more than NAR logits: stop."""
 
     @property
-    def n_levels(self) -> int:
-        """Codes a frame."""
-        ...
+    def n_levels(self) -> int: ...
 
     @property
     def codebook_size(self) -> int:
@@ -55,16 +53,10 @@ class VallexNetwork(Protocol):
         """Lay down text, begin and the prompt's codes; what was there before is forgotten.
 
         Args:
-            text: the prompt's and what is to be said; at least one symbol.
             prompt: level 0, [frames]; may be empty.
-            room: how many codes may follow in each copy.
-            n_copies: of the sequence, each of which goes on by itself.
 
         Returns:
             Logits of the first code, the same for all copies, [1, codes + 1].
-
-        Raises:
-            InputError: it is longer than what fits.
         """
         ...
 
@@ -72,7 +64,6 @@ class VallexNetwork(Protocol):
         """Add a code to some of the copies.
 
         Args:
-            copies: which, in increasing order.
             codes: one for each of them, [copies].
 
         Returns:
@@ -86,14 +77,10 @@ class VallexNetwork(Protocol):
         """One level above those that are there; the AR's sequence is lost.
 
         Args:
-            text: as for `begin_ar`.
             prompt: all levels, [frames, levels]; may have no frames.
             codes: the levels below the one wanted, [frames, q], q from 1.
 
         Returns:
             Logits of level q at every frame, [frames, codes].
-
-        Raises:
-            InputError: it is longer than what fits.
         """
         ...

@@ -29,12 +29,6 @@ _Cache = list[tuple[Tensor, Tensor]]  # keys and values [heads, n, d / heads] of
 class VallexReference(ComposedNetwork):
     """A `VallexNetwork` on PyTorch.
 
-    Args:
-        tensors: gives the weights by the checkpoint's names; each is read when it is needed first.
-        model: what the family said of the checkpoint.
-        arithmetic: how layers compute.
-        folded: whether `tensors` have the NAR's norms of each level, and no stage vectors.
-
     Attributes:
         observe: called as `observe(part, linear, inputs [n, in])` before every linear layer; for
             importance matrices.

@@ -46,16 +46,7 @@ VoiceSource = Recording | VallexVoice
 
 
 class VallexSpeaker(Speaker[VoiceSource, VallexText, VallexVoice]):
-    """A VALL-E X that speaks. Close it, or use it as a context manager.
-
-    Args:
-        network: whatever computes.
-        codec: between audio and codes; None speaks codes only, with voices given as codes.
-        opened: closed with it.
-
-    Raises:
-        InputError: the codec is not the model's.
-    """
+    """A VALL-E X that speaks. Close it, or use it as a context manager."""
 
     def __init__(
         self,

@@ -149,11 +149,7 @@ def measure_speed(network: ComposedNetwork) -> Speed:
 
 
 def read_utterance(path: Path, model: VallexModel) -> VallexUtterance:
-    """One utterance of a voice file; the first three seconds, or half of it, are the prompt.
-
-    Raises:
-        InputError: it is no such file, is of another model, too short, or too long.
-    """
+    """One utterance of a voice file; the first three seconds, or half of it, are the prompt."""
     voice = read_vallex_voice(path, model)
     n_frames, n_symbols = len(voice.codes), len(voice.symbols)
     if n_frames < 2 or n_frames + n_symbols > _MAX_ELEMENTS:

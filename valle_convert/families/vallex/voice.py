@@ -48,25 +48,12 @@ class VallexVoice:
 
 
 def is_vallex_voice(path: Path) -> bool:
-    """Whether a file is a voice file of that project, by the arrays in it.
-
-    Raises:
-        InputError: its name says that it is an archive of arrays, and it is none.
-    """
+    """Whether a file is a voice file of that project, by the arrays in it."""
     return path.suffix.lower() == ".npz" and _CODES in npz_names(path, _WHAT)
 
 
 def read_vallex_voice(path: Path, model: CodeFormat) -> VallexVoice:
-    """Read a voice file of VALL-E X's own project.
-
-    Args:
-        path: of the file.
-        model: whose codes they have to be.
-
-    Raises:
-        InputError: it is no such file, is damaged, holds Python objects, or its codes are not the
-            model's.
-    """
+    """Read a voice file of VALL-E X's own project."""
     arrays = read_npz(path, (_CODES, _TEXT, _LANGUAGE), max_bytes=_MAX_BYTES, what=_WHAT)
     codes = _checked(path, _CODES, arrays[_CODES], n_axes=3)[0]
     text = _checked(path, _TEXT, arrays[_TEXT], n_axes=2)[0]

@@ -156,9 +156,6 @@ def spell_syllable(bopomofo: str) -> str:
 
     >>> spell_syllable("ㄓㄨㄥ"), spell_syllable("ㄕˋ"), spell_syllable("ㄅㄛˊ")
     ('ts`⁼ʊŋ→', 's`ɹ`↓', 'p⁼wo↑')
-
-    Raises:
-        ValueError: it is none.
     """
     spelled = _spell(bopomofo)
     if spelled is None:

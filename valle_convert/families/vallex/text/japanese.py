@@ -83,7 +83,6 @@ class Phone:
     """A phone, and where its mora stands in its accent phrase.
 
     Attributes:
-        name: OpenJTalk's.
         to_accent: of moras, from the accented one; 0 on it.
         place: of the mora in its phrase, from 1.
         left: moras to the end of the phrase, this one included.
