@@ -27,6 +27,7 @@ from valle_convert.cli.remote import local_gguf
 from valle_convert.cli.spoken import Report
 from valle_convert.cli.watch import SpeechProgress, stop_on_interrupt
 from valle_convert.errors import EXIT_INTERRUPTED, InputError
+from valle_convert.llama.context import Settings
 from valle_convert.wording import plural
 
 if TYPE_CHECKING:
@@ -379,7 +380,7 @@ def _carry_out(bundle: Bundle, request: _Request, target: _Target, options: Spea
         bundle,
         codec=open_codec(request.codec, bundle.model) if needs_codec else None,
         n_threads=request.threads,
-        cache_type=request.cache_type,
+        settings=Settings(request.cache_type),
         adapters=lora_files(request.lora),
     ) as speaker:
         loaded = time.perf_counter() - begin

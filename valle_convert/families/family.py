@@ -36,7 +36,8 @@ from valle_convert.tokenizer.choose import TokenizerChoice, TokenizerFile
 if TYPE_CHECKING:
     from valle_convert.audio.codec import AudioCodec
     from valle_convert.families.bundle import Bundle
-    from valle_convert.llama.context import CacheType
+    from valle_convert.llama.context import Settings
+    from valle_convert.llama.tuning import Tune
     from valle_convert.network.arithmetic import Arithmetic
     from valle_convert.speech.speaker import AnySpeaker
 
@@ -276,10 +277,18 @@ class Family(ABC, Generic[M, N, E]):
         bundle: Bundle,
         *,
         n_threads: int | None = None,
-        cache_type: CacheType | None = None,
+        settings: Settings | None = None,
+        tune: Tune = "off",
         adapters: Sequence[LoraFile] = (),
     ) -> N:
         """The network on stock llama.cpp.
+
+        Args:
+            bundle: the files.
+            n_threads: None for the cores that this process may use.
+            settings: how llama.cpp computes; None for the exact way, which verdicts need.
+            tune: whether to find the fastest settings for these files on this machine.
+            adapters: LoRAs kept apart, applied while it runs.
 
         Raises:
             InputError: the files are damaged.
@@ -360,7 +369,8 @@ class Family(ABC, Generic[M, N, E]):
         *,
         codec: AudioCodec | None = None,
         n_threads: int | None = None,
-        cache_type: CacheType = "f32",
+        settings: Settings | None = None,
+        tune: Tune = "off",
         adapters: Sequence[LoraFile] = (),
     ) -> AnySpeaker:
         """What speaks with a model, on stock llama.cpp.
@@ -369,8 +379,8 @@ class Family(ABC, Generic[M, N, E]):
             bundle: the files.
             codec: between audio and codes; None speaks codes only.
             n_threads: None for the cores that this process may use.
-            cache_type: of keys and values. f16 makes passes in both directions faster and logits
-                a little less exact.
+            settings: how llama.cpp computes; None for the exact way.
+            tune: whether to find the fastest settings for these files on this machine.
             adapters: LoRAs kept apart, applied while it runs.
 
         Raises:
@@ -379,7 +389,7 @@ class Family(ABC, Generic[M, N, E]):
         """
         with ExitStack() as opened:
             network = self.open(
-                bundle, n_threads=n_threads, cache_type=cache_type, adapters=adapters
+                bundle, n_threads=n_threads, settings=settings, tune=tune, adapters=adapters
             )
             opened.callback(network.close)
             return self.speaker_on(network, bundle, codec, opened)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,10 +28,34 @@ FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int32]
 BoolArray = NDArray[np.bool_]
 CacheType = Literal["f16", "f32"]
-#: What a decode gives: logits, the last layer's output, or that after the last norm.
-Output = Literal["logits", "states", "normed"]
+#: What a decode gives: logits, or with none computed the last layer's output or that after the last
+#: norm; "embeddings" is what llama.cpp itself gives for the latter, beside logits.
+Output = Literal["logits", "states", "normed", "embeddings"]
 
 CELLS_PER_BLOCK = 256  # llama.cpp rounds a context up to blocks of this many cells
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How llama.cpp computes: what changes speed, memory and rounding, and nothing else.
+
+    Attributes:
+        cache_type: number format of cached keys and values.
+        flash_attention: the fused kernel; it computes in f16 whatever the cache is.
+        repack: copy weights into the order that the CPU's kernels like best.
+        n_gpu_layers: layers to offload; -1 for all.
+        own_head: multiply only the wanted rows of the output head, outside of llama.cpp.
+    """
+
+    cache_type: CacheType = "f32"
+    flash_attention: bool = False
+    repack: bool = True
+    n_gpu_layers: int = 0
+    own_head: bool = False
+
+
+#: llama.cpp's own head and f32 caches: what verdicts are computed with.
+EXACT = Settings()
 
 
 class LlamaModel(Closing):
@@ -42,7 +67,7 @@ class LlamaModel(Closing):
         path: Path,
         *,
         further_parts: Sequence[Path] = (),
-        repack: bool = True,
+        settings: Settings = EXACT,
         opened_as: Path | None = None,
     ) -> None:
         self.library = library
@@ -54,8 +79,9 @@ class LlamaModel(Closing):
         api = library.api
         parameters = api.llama_model_default_params()
         parameters.load_mode = api.LLAMA_LOAD_MODE_MMAP
-        parameters.n_gpu_layers = 0
-        parameters.use_extra_bufts = repack
+        parameters.n_gpu_layers = settings.n_gpu_layers
+        # Repacked weights are copies, which do not change with a mapped file.
+        parameters.use_extra_bufts = settings.repack and not further_parts
         mark = library.log.mark()
         if further_parts:
             paths = [os.fsencode(part) for part in (opened_as or path, *further_parts)]
@@ -134,13 +160,16 @@ class Context(Closing):
         n_ubatch: int,
         n_seq: int,
         n_threads: int,
-        cache_type: CacheType,
+        settings: Settings = EXACT,
         rope_scale: float | None = None,
         output: Output = "logits",
     ) -> None:
         self.model = model
         self._output = output
-        self._states = _StateCatcher(model) if output == "states" else None
+        self._caught = None
+        if output in ("states", "normed"):
+            last = f"l_out-{model.n_layer - 1}" if output == "states" else "result_norm"
+            self._caught = _Catcher(model, last)
         self._api = model.library.api
         self._log = model.library.log
         self._handle: Any = None
@@ -156,18 +185,20 @@ class Context(Closing):
         parameters.type_k = parameters.type_v = {
             "f32": api.GGML_TYPE_F32,
             "f16": api.GGML_TYPE_F16,
-        }[cache_type]
-        # The fused kernel computes in f16 whatever the cache is, with the errors of an f16 cache,
-        # and a causal step of 12 x 1024 takes 48 ms for 37.
-        parameters.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        }[settings.cache_type]
+        parameters.flash_attn_type = (
+            api.LLAMA_FLASH_ATTN_TYPE_ENABLED
+            if settings.flash_attention
+            else api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )
         if rope_scale is not None:
             parameters.rope_scaling_type = api.LLAMA_ROPE_SCALING_TYPE_LINEAR
             parameters.rope_freq_scale = rope_scale
         parameters.kv_unified = True
         parameters.no_perf = True
-        parameters.embeddings = output == "normed"
-        if self._states is not None:
-            parameters.cb_eval = self._states.callback
+        parameters.embeddings = output == "embeddings"
+        if self._caught is not None:
+            parameters.cb_eval = self._caught.callback
         mark = self._log.mark()
         self._handle = api.llama_init_from_model(model.handle, parameters)
         if not self._handle:
@@ -249,13 +280,13 @@ class Context(Closing):
                 f"(llama_decode returned {code}).{self._log.explain(mark)}"
             )
         n_out = int(np.count_nonzero(wanted))
-        if self._states is not None:
-            return self._states.take(n_out)
-        is_normed = self._output == "normed"
-        width = self.model.n_embd if is_normed else self.model.n_vocab
+        if self._caught is not None:
+            return self._caught.take(n_out)
+        is_embedding = self._output == "embeddings"
+        width = self.model.n_embd if is_embedding else self.model.n_vocab
         if n_out == 0:
             return np.empty((0, width), dtype=np.float32)
-        pointer = (api.llama_get_embeddings if is_normed else api.llama_get_logits)(self.handle)
+        pointer = (api.llama_get_embeddings if is_embedding else api.llama_get_logits)(self.handle)
         return np.ctypeslib.as_array(
             ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), (n_out, width)
         )
@@ -321,14 +352,14 @@ class Context(Closing):
             )
 
 
-class _StateCatcher:
-    """Takes the last layer's output out of the graph, and ends the graph there.
+class _Catcher:
+    """Takes one tensor out of the graph, and ends the graph there.
 
-    The name of that tensor is none of llama.cpp's promises, so whoever asks for states compares
-    them with the normed ones, which are.
+    llama.cpp does not promise the names of tensors, so whoever asks for one compares it with what
+    llama.cpp calls the embeddings.
     """
 
-    def __init__(self, model: LlamaModel) -> None:
+    def __init__(self, model: LlamaModel, name: str) -> None:
         library = model.library
         base = ctypes.CDLL(
             str(library.path.with_name(library.path.name.replace("llama", "ggml-base")))
@@ -343,7 +374,7 @@ class _StateCatcher:
             *(ctypes.c_size_t, ctypes.c_size_t),
         ]
         self._base, self._model = base, model
-        self._name = f"l_out-{model.n_layer - 1}".encode()
+        self._name = name.encode()
         self._caught: list[FloatArray] = []
         # llama.cpp holds its bare address.
         self.callback = library.api.ggml_backend_sched_eval_callback(self._look_at)

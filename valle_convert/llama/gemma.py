@@ -18,7 +18,7 @@ loaded model before a sequence of several segments is laid down.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,12 +27,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from valle_convert.errors import EnvironmentFault
 from valle_convert.llama.context import (
+    EXACT,
     BoolArray,
-    CacheType,
     Context,
     FloatArray,
     IntArray,
     Output,
+    Settings,
 )
 from valle_convert.llama.library import INSTALL_TESTED, Library
 from valle_convert.llama.session import ALL_COLUMNS, SAME_NMSE, Session
@@ -82,6 +83,7 @@ class GemmaSession(Session):
         probe_rows: token id -> its row in `token_embd.weight` [n_embd], for finding the
             input scale; the likeliest to show it first.
         n_seq: independent sequences, 0 to n_seq - 1.
+        head_rows: rows of `token_embd.weight` [n, n_embd], for `Settings.own_head`.
         last_norm: `output_norm.weight` [n_embd], where states are wanted in the place of logits:
             what the last layer gives, before that norm, [n_out, n_embd].
     """
@@ -96,7 +98,8 @@ class GemmaSession(Session):
         n_ctx: int = 512,
         n_seq: int = 1,
         n_threads: int | None = None,
-        cache_type: CacheType = "f32",
+        settings: Settings = EXACT,
+        head_rows: Callable[[slice], FloatArray] | None = None,
         adapters: Sequence[Path] = (),
         last_norm: FloatArray | None = None,
         library: Library | None = None,
@@ -110,7 +113,8 @@ class GemmaSession(Session):
             path,
             n_seq=n_seq,
             n_threads=n_threads,
-            cache_type=cache_type,
+            settings=settings,
+            head_rows=head_rows,
             adapters=adapters,
             output="logits" if last_norm is None else "states",
             library=library,
@@ -123,6 +127,7 @@ class GemmaSession(Session):
             self.input_scale = self._find_input_scale(
                 probe_rows, of_ids=float(np.sqrt(self.n_embd))
             )
+            self._prove_own_head(probe_rows)
             self._room_for(n_ctx * n_seq)
 
     def reset(self, sequence: int | None = None) -> None:
@@ -314,7 +319,7 @@ class GemmaSession(Session):
 
         states = decode("states").astype(np.float64)
         size = np.sqrt(np.square(states).mean(-1, keepdims=True) + RMS_EPSILON)
-        normed = decode("normed")
+        normed = decode("embeddings")
         # What is no number is said where it is computed with.
         if np.isfinite(normed).all() and not nmse(normed, states / size * last_norm) <= SAME_NMSE:
             raise EnvironmentFault(

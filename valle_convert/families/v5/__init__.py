@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from valle_convert.families.bundle import Bundle
     from valle_convert.families.v5.speech import VersionFiveSpeaker
     from valle_convert.families.v5.trials import Utterance
-    from valle_convert.llama.context import CacheType
+    from valle_convert.llama.context import Settings
+    from valle_convert.llama.tuning import Tune
     from valle_convert.network.arithmetic import Arithmetic
     from valle_convert.network.protocol import Network
 
@@ -161,7 +162,8 @@ class VersionFive(Family[Model, "Network", "Utterance"]):
         bundle: Bundle,
         *,
         n_threads: int | None = None,
-        cache_type: CacheType | None = None,
+        settings: Settings | None = None,
+        tune: Tune = "off",
         adapters: Sequence[LoraFile] = (),
     ) -> Network:
         from valle_convert.families.v5.on_llama import GgufNetwork
@@ -170,7 +172,8 @@ class VersionFive(Family[Model, "Network", "Utterance"]):
             bundle.main,
             bundle.model,
             n_threads=n_threads,
-            cache_type=cache_type or "f32",
+            settings=settings,
+            tune=tune,
             adapters=adapters,
         )
 

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from valle_convert.families.v7.composed import AllLevelsNetwork
     from valle_convert.families.v7.speech import VersionSevenSpeaker
     from valle_convert.families.v7.trials import MaskedUtterance
-    from valle_convert.llama.context import CacheType
+    from valle_convert.llama.context import Settings
+    from valle_convert.llama.tuning import Tune
     from valle_convert.network.arithmetic import Arithmetic
 
 
@@ -142,14 +143,15 @@ class VersionSeven(Family[VersionSevenModel, "AllLevelsNetwork", "MaskedUtteranc
         bundle: Bundle,
         *,
         n_threads: int | None = None,
-        cache_type: CacheType | None = None,
+        settings: Settings | None = None,
+        tune: Tune = "off",
         adapters: Sequence[LoraFile] = (),
     ) -> AllLevelsNetwork:
         from valle_convert.families.v7.on_llama import VersionSevenGguf
 
         self.open_adapters(adapters, bundle)
         return VersionSevenGguf(
-            bundle.files, bundle.model, n_threads=n_threads, cache_type=cache_type or "f32"
+            bundle.files, bundle.model, n_threads=n_threads, settings=settings, tune=tune
         )
 
     def arithmetic(self, bundle: Bundle) -> Arithmetic:

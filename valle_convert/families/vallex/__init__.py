@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from valle_convert.families.vallex.composed import ComposedNetwork
     from valle_convert.families.vallex.speech import VallexSpeaker
     from valle_convert.families.vallex.trials import VallexUtterance
-    from valle_convert.llama.context import CacheType
+    from valle_convert.llama.context import Settings
+    from valle_convert.llama.tuning import Tune
     from valle_convert.network.arithmetic import Arithmetic
 
 _FLOAT32 = ("float32", "F32")
@@ -141,13 +142,16 @@ class VallEX(Family[VallexModel, "ComposedNetwork", "VallexUtterance"]):
         bundle: Bundle,
         *,
         n_threads: int | None = None,
-        cache_type: CacheType | None = None,
+        settings: Settings | None = None,
+        tune: Tune = "off",
         adapters: Sequence[LoraFile] = (),
     ) -> ComposedNetwork:
         from valle_convert.families.vallex.on_llama import VallexGguf
 
         self.open_adapters(adapters, bundle)
-        return VallexGguf(bundle.files, bundle.model, n_threads=n_threads, cache_type=cache_type)
+        return VallexGguf(
+            bundle.files, bundle.model, n_threads=n_threads, settings=settings, tune=tune
+        )
 
     def prove(self) -> None:
         from valle_convert.llama.mpt import prove_mpt
