@@ -240,6 +240,8 @@ class Context(Closing):
         batch.seq_id = addresses.ctypes.data_as(ctypes.POINTER(ctypes.POINTER(ctypes.c_int32)))
         batch.logits = wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
 
+        if self._states is not None:
+            self._states.forget()
         mark = self._log.mark()
         api.llama_set_causal_attn(self.handle, causal)
         code = int(api.llama_decode(self.handle, batch))
@@ -330,9 +332,14 @@ class _StateCatcher:
 
     def __init__(self, model: LlamaModel) -> None:
         library = model.library
-        base = ctypes.CDLL(
-            str(library.path.with_name(library.path.name.replace("llama", "ggml-base")))
-        )
+        path = library.path.with_name(library.path.name.replace("llama", "ggml-base"))
+        try:
+            base = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise EnvironmentFault(
+                f"{path} of llama.cpp {library.binding_version} does not load ({error}); "
+                f"{INSTALL_TESTED}."
+            ) from error
         base.ggml_get_name.restype = ctypes.c_char_p
         base.ggml_get_name.argtypes = [ctypes.c_void_p]
         base.ggml_nbytes.restype = ctypes.c_size_t
@@ -358,6 +365,10 @@ class _StateCatcher:
         self._base.ggml_backend_tensor_get(tensor, rows.ctypes.data, 0, rows.nbytes)
         self._caught.append(rows.reshape(-1, self._model.n_embd))
         return False
+
+    def forget(self) -> None:
+        """Drop what a decode that failed has left."""
+        self._caught.clear()
 
     def take(self, n: int) -> FloatArray:
         """The states of the last decode, [n, n_embd]."""

@@ -157,10 +157,7 @@ def _tokenizer(plan: Plan, bundle: Bundle, n_texts: int, seed: int, progress: Pr
     if not isinstance(true_ids, list) or not all(isinstance(i, int) for i in true_ids):
         words = f"{TRUE_IDS_KEY} is missing, or no list of ids"
         return Check("tokenizer", passed=False, summary=words, values={})
-    with (
-        LlamaTokenizer(bundle.path) as llama,
-        progress("comparing tokenizers", n_texts, "texts") as advance,
-    ):
+    with progress("comparing tokenizers", n_texts, "texts") as advance:
 
         def counted() -> Iterable[str]:
             for text in corpus.texts(source.strings(), n_texts, seed=seed):
@@ -168,8 +165,9 @@ def _tokenizer(plan: Plan, bundle: Bundle, n_texts: int, seed: int, progress: Pr
                 yield text
 
         try:
-            report = compare(llama, source.oracle(), true_ids, counted())
-        except ValueError as error:
+            with LlamaTokenizer(bundle.path) as llama:
+                report = compare(llama, source.oracle(), true_ids, counted())
+        except (ValueError, InputError) as error:
             return Check("tokenizer", passed=False, summary=str(error), values={})
     shown = "; ".join(
         f"{difference.text!r:.60} gives {list(difference.found)[:12]}, "

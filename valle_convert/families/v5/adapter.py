@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 
 from valle_convert import __version__
 from valle_convert.checkpoint import Checkpoint, TensorSpec
-from valle_convert.checkpoint.lora import LoraFile, LoraPairs
-from valle_convert.checkpoint.read import open_lora
+from valle_convert.checkpoint.lora import LoraFile, LoraPairs, open_lora
 from valle_convert.checkpoint.source import FLOAT32, LARGEST_WEIGHT, NamedTensors
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle
@@ -93,6 +92,7 @@ class Adapter:
         factor: by what the user multiplies its update.
         levels: the codebook levels that it is for; empty for all.
         pairs: by the names of the checkpoint, lora_a [r, in] and lora_b [out, r].
+        notes: what was left out or renamed in the file that it was made of, in words.
     """
 
     path: Path
@@ -100,6 +100,7 @@ class Adapter:
     alpha: float
     levels: tuple[int, ...]
     pairs: Mapping[str, tuple[TensorInfo, TensorInfo]]
+    notes: tuple[str, ...] = ()
 
     def is_for(self, level: int) -> bool:
         """Whether passes of that codebook level are computed with it."""
@@ -285,4 +286,4 @@ def write_lora(
     pairs = open_lora(lora, fits.specs, alpha=alpha, kept_apart=True)
     inputs = [path, lora.path]
     write_adapter(fits, pairs, lora.path, target, out_type=out_type, force=force, inputs=inputs)
-    return read_adapter(GgufFile(target), fits)
+    return replace(read_adapter(GgufFile(target), fits), notes=pairs.notes)
