@@ -289,9 +289,7 @@ def test_a_failure_takes_what_was_written_and_leaves_the_link_to_it(tmp_path: Pa
     main, other = tmp_path / "main", tmp_path / "other"
     link = tmp_path / "link"
     link.symlink_to(other)
-    with pytest.raises(InputError), atomic_outputs([main, link], force=False) as files:
-        for file in files:
-            file.write(b"x")
+    with pytest.raises(InputError), atomic_outputs([main, link], force=False):
         main.write_bytes(b"another program's")  # the last one gets its name first
     assert link.is_symlink()
     assert not other.exists()

@@ -14,7 +14,7 @@ import pytest
 from sessions import open_session
 
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.llama.context import Context, LlamaModel, _StateCatcher
+from valle_convert.llama.context import Context
 from valle_convert.llama.gemma import GemmaSession
 from valle_convert.llama.library import load_library
 from valle_convert.llama.selftest import quantize_file
@@ -97,16 +97,16 @@ def test_the_proof_of_states_sees_another_tensor_in_their_place(
     norm = WEIGHTS["output_norm.weight"]
     with open_session(models / f"{file_type}.gguf", n_threads=1, last_norm=norm) as session:
         assert session.step(tokens(5), SEGMENTS, causal=False).shape == (1, SHAPE.n_embd)
-    for name in (b"l_out-0", b"result_norm", b"nothing"):
-
-        class Other(_StateCatcher):
-            def __init__(self, model: LlamaModel, name: bytes = name) -> None:
-                super().__init__(model)
-                self._name = name
-
-        monkeypatch.setattr("valle_convert.llama.context._StateCatcher", Other)
+    for name in ("l_out-0", "result_norm", "nothing"):
+        monkeypatch.setattr("valle_convert.llama.context.STATES", name)
         with pytest.raises(EnvironmentFault, match=r"states of (the last layer|.*expected)"):
             open_session(models / f"{file_type}.gguf", n_threads=1, last_norm=norm)
+
+
+def test_a_library_without_its_ggml_is_the_machines_fault(models: Path, tmp_path: Path) -> None:
+    library = replace(load_library(), path=tmp_path / "libllama.so")
+    with pytest.raises(EnvironmentFault, match=r"libggml-base.so of llama.cpp .* does not load"):
+        open_session(models / "f32.gguf", last_norm=WEIGHTS["output_norm.weight"], library=library)
 
 
 def test_the_input_scale_is_one_where_the_graph_leaves_embeddings_alone(

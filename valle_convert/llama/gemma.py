@@ -200,6 +200,8 @@ class GemmaSession(Session):
             )
         finally:
             self._clear()
+        for parts in self._caught.values():
+            parts[-1] = parts[-1][np.argsort(order)]
         # Row k of `logits` belongs to the k-th output in sorted order.
         rows = np.empty(one.n, dtype=np.int64)
         rows[order[one.outputs[order]]] = np.arange(len(logits))
