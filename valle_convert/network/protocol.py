@@ -7,13 +7,14 @@ comparing them is short.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from valle_convert.llama.session import Session
 from valle_convert.model.spec import Model
 
 #: Which rows of a step give logits: a slice, or indices in increasing order.
@@ -38,6 +39,15 @@ class Computing(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None: ...
+
+
+class OnLlama(Computing, Protocol):
+    """A network on stock llama.cpp."""
+
+    @property
+    def sessions(self) -> Mapping[str, Session]:
+        """What llama.cpp has loaded, by part."""
+        ...
 
 
 class Network(Computing, Protocol):

@@ -7,7 +7,7 @@ VALL-E; this module adds what it knows, and no arithmetic but a head's bias.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from valle_convert.checkpoint.lora import LoraFile
 from valle_convert.closing import Closing
 from valle_convert.families.v5.adapter import open_adapter
+from valle_convert.families.v5.facts import PART
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.context import CacheType
 from valle_convert.llama.gemma import GemmaSession, Pass
+from valle_convert.llama.session import Session
 from valle_convert.model.spec import Head, Model, level_of_head
 from valle_convert.network.probe import read_probe_rows
 from valle_convert.network.protocol import Outputs
@@ -119,6 +121,10 @@ class GgufNetwork(Closing):
     def _biased(self, head: str, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         bias = self._biases.get(head)
         return logits if bias is None else logits + bias
+
+    @property
+    def sessions(self) -> Mapping[str, Session]:
+        return {PART: self.session}
 
     def close(self) -> None:
         self.session.close()

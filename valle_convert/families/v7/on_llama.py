@@ -23,6 +23,7 @@ from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.context import CacheType
 from valle_convert.llama.gemma import GemmaSession
+from valle_convert.llama.session import Session
 from valle_convert.model.inputs import FloatArray, IntArray
 from valle_convert.model.trainer import OUTPUT_NORM
 from valle_convert.network.probe import read_probe_rows
@@ -55,6 +56,10 @@ class VersionSevenGguf(AllLevelsNetwork):
             cache_type=cache_type,
             last_norm=self._last_norm,
         )
+
+    @property
+    def sessions(self) -> Mapping[str, Session]:
+        return {PART: self.session}
 
     def close(self) -> None:
         self.session.close()
