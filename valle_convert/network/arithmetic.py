@@ -58,7 +58,8 @@ def input_rounding(
     """How inputs of each linear layer are rounded before they are multiplied."""
 
     def round_inputs(part: str, name: str, x: Tensor) -> Tensor:
-        kind = types[part][name]
+        # Other parts are computed in PyTorch, from weights that are dequantized.
+        kind = types[part][name] if part in types else "F32"
         if kind == "F32":
             return x
         if kind == "F16":
