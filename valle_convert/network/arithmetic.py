@@ -23,8 +23,8 @@ _LARGEST = 127  # of an 8-bit number
 _GELU_TABLE_ENDS = 10.0
 
 
-#: Called as `watch(part, linear, inputs [n, in], outputs [n, out])` after every linear layer, with the
-#: layer's GGUF name; and with `INPUTS` in its place for the rows that go into the first layer.
+#: Called as `watch(part, linear, inputs [n, in], outputs [n, out])` after every linear layer, with
+#: the layer's GGUF name; `INPUTS` stands in its place for the rows that go into the first layer.
 Watch = Callable[[str, str, Tensor, Tensor], None]
 INPUTS = "inputs"
 
@@ -71,7 +71,8 @@ def input_rounding(
     """How inputs of each linear layer are rounded before they are multiplied."""
 
     def round_inputs(part: str, name: str, x: Tensor) -> Tensor:
-        kind = types[part][name]
+        # Other parts are computed in PyTorch, from weights that are dequantized.
+        kind = types[part][name] if part in types else "F32"
         if kind == "F32":
             return x
         if kind == "F16":

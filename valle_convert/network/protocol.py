@@ -1,8 +1,7 @@
 """What decoders and the verifier need of a network, whoever computes it.
 
-`reference.ReferenceNetwork` (PyTorch, from a checkpoint) and `converted.GgufNetwork` (stock
-llama.cpp, from a converted file) both are one, so the same code runs on both and
-comparing them is short.
+Each family has two of them, PyTorch from a checkpoint and stock llama.cpp from converted files, so
+that the same code runs on both and comparing them is short.
 """
 
 from __future__ import annotations

@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from valle_convert.checkpoint.lora import LoraFile
 from valle_convert.closing import Closing
-from valle_convert.families.v5.adapter import open_adapter
-from valle_convert.families.v5.facts import PART
+from valle_convert.families.gemma import PART
+from valle_convert.families.v5.adapter import Adapter
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.context import CacheType
@@ -35,14 +34,13 @@ class GgufNetwork(Closing):
         model: Model,
         *,
         n_ctx: int = 512,
-        n_seq: int = 2,
         n_threads: int | None = None,
         cache_type: CacheType = "f32",
-        adapters: Sequence[LoraFile] = (),
+        adapters: Sequence[Adapter] = (),
     ) -> None:
         self.file = file
         self._model = model
-        self.adapters = tuple(open_adapter(one, self.file) for one in adapters)
+        self.adapters = tuple(adapters)
         self._embedding = self.file.tensors[TOKEN_EMBEDDING]
         self._biases = {
             head.name: np.array(head.bias, np.float32)
@@ -52,7 +50,7 @@ class GgufNetwork(Closing):
         self.session = GemmaSession(
             self.file.path,
             n_ctx=n_ctx,
-            n_seq=n_seq,
+            n_seq=2,  # guidance grows two
             n_threads=n_threads,
             cache_type=cache_type,
             probe_rows=read_probe_rows(self.file),

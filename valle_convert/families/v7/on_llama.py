@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 
+from valle_convert.families.gemma import PART
 from valle_convert.families.v7.composed import AllLevelsNetwork, Encoded
-from valle_convert.families.v7.facts import AUDIO, PART, VersionSevenModel
+from valle_convert.families.v7.facts import AUDIO, VersionSevenModel
 from valle_convert.gguf_file.keys import RMS_EPSILON
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile

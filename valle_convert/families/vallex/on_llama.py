@@ -38,7 +38,7 @@ class _Files:
 
 
 class VallexGguf(ComposedNetwork):
-    """A `VallexNetwork` on stock llama.cpp. Close it, or use it as a context manager."""
+    """A `ComposedNetwork` on stock llama.cpp. Close it, or use it as a context manager."""
 
     def __init__(
         self,
