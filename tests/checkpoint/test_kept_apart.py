@@ -175,7 +175,7 @@ def test_verify_and_quantize_measure_with_it(checkpoint: Path, tmp_path: Path, c
     shown = cli("inspect", base)
     assert "valle.source.sha256" in shown.out
     assert "valle.source.symmap" not in shown.out
-    verified = cli("verify", checkpoint, base, "--level", "logits", "--lora", adapter)
+    verified = cli("verify", checkpoint, base, "--level", "logits", "--trace", "--lora", adapter)
     assert verified.code == 0, verified.out
     out, report = tmp_path / "q8.gguf", tmp_path / "report.json"
     command = ["quantize", base, out, "Q8_0", "--checkpoint", checkpoint, "--lora", adapter]

@@ -223,15 +223,18 @@ def _logits(
             return [Check("logits", passed=False, summary=str(error), values={}, badness=math.inf)]
         with network:
             checks = list(check_logits(yardstick, network))
-            failed = [check for check in checks if not check.passed]
-            if not failed:
+            worst = max((one for one in checks if not one.passed), key=_badness, default=None)
+            if worst is None:
                 return checks
-            worst = max(failed, key=lambda check: check.badness)
-            case = worst.name.removeprefix("logits ")
-            traced = list(trace(plan, bundle, network, seed=seed, adapters=opened, only=[case]))
-    words = "".join(f"; {check.summary}" for check in traced)
-    named_at = replace(worst, summary=worst.summary + words)
+            only = [worst.name.removeprefix("logits ")]
+            (traced,) = trace(plan, bundle, network, seed=seed, adapters=opened, only=only)
+    words = f"the layers are right ({traced.summary})" if traced.passed else traced.summary
+    named_at = replace(worst, summary=f"{worst.summary}; {words}")
     return [named_at if check is worst else check for check in checks]
+
+
+def _badness(check: Check) -> float:
+    return check.badness
 
 
 def _trace(
@@ -244,8 +247,9 @@ def _trace(
     total = N_NETWORKS * len(list(traced_cases(plan, seed)))
     with progress("comparing layers", total, "passes") as advance:
         try:
-            network = plan.family.open(bundle, adapters=adapters)
-        except (InputError, EnvironmentFault) as error:
+            with plan.family.open(bundle, adapters=adapters) as network:
+                return list(
+                    trace(plan, bundle, network, seed=seed, adapters=opened, advance=advance)
+                )
+        except InputError as error:
             return [Check("trace", passed=False, summary=str(error), values={}, badness=math.inf)]
-        with network:
-            return list(trace(plan, bundle, network, seed=seed, adapters=opened, advance=advance))
