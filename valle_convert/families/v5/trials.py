@@ -22,6 +22,7 @@ from valle_convert.families.family import GREEDY_FRAMES, Case, Speed
 from valle_convert.model.inputs import (
     Condition,
     Inputs,
+    IntArray,
     Segment,
     assemble,
     length_segments,
@@ -58,6 +59,10 @@ class Utterance:
     masked: NDArray[np.int64]
     digits: NDArray[np.int64]
     text: str = ""
+
+    @property
+    def said(self) -> IntArray:
+        return self.condition.phonemes
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from valle_convert.families.family import GREEDY_FRAMES, Case, Speed
 from valle_convert.families.v7.composed import AllLevelsNetwork
 from valle_convert.families.v7.decode import decode_levels
 from valle_convert.families.v7.facts import VersionSevenModel
-from valle_convert.model.inputs import Condition, FloatArray
+from valle_convert.model.inputs import Condition, FloatArray, IntArray
 from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, Codes
 
 Logits = NDArray[np.float32]
@@ -46,6 +46,10 @@ class MaskedUtterance:
     response: NDArray[np.int64]
     masked: NDArray[np.int64]
     text: NDArray[np.int64]
+
+    @property
+    def said(self) -> IntArray:
+        return self.condition.phonemes
 
 
 def utterances(model: VersionSevenModel, n: int, *, seed: int = 0) -> Iterator[MaskedUtterance]:
@@ -115,7 +119,6 @@ class _Levels:
 def cases(model: VersionSevenModel, example: MaskedUtterance) -> Iterator[Case[AllLevelsNetwork]]:
     """Every level, every other head and every task of the model, over one utterance."""
     condition, n_levels = example.condition, model.n_levels
-    unmasked = _Levels(condition, example.response)
     for name, one in (
         ("", _Levels(condition, example.masked)),
         (" null", _Levels(condition.null(), example.masked)),
@@ -123,13 +126,17 @@ def cases(model: VersionSevenModel, example: MaskedUtterance) -> Iterator[Case[A
         for level in range(n_levels):
             head = f"level.{level}"
             yield Case(f"{head}{name}", head, one.of(level), repeats=level > 0)
-    yield Case("level.0 unmasked", "level.0", unmasked.of(0))
-    voiceless = _Levels(replace(condition, prompt=None), example.masked)
-    yield Case("level.0 without prompt", "level.0", voiceless.of(0))
+    alone = {
+        "unmasked": (condition, example.response),
+        "without prompt": (replace(condition, prompt=None), example.masked),
+    }
     for task in ("ns", "sr"):
         if task in model.tasks:
-            given = _Levels(replace(condition, task=task), example.masked)
-            yield Case(f"level.0 {task}", "level.0", given.of(0))
+            alone[task] = (replace(condition, task=task), example.masked)
+    for name, given in alone.items():
+        yield Case(
+            f"level.0 {name}", "level.0", lambda network, given=given: network.levels(*given)[0]
+        )
     yield Case("length", "length", lambda network: network.length(condition, everywhere=True))
     phonemes = condition.phonemes[:_N_TEXT]
     yield Case(
