@@ -102,7 +102,7 @@ class Speed:
 
     Attributes:
         ar_step: one code of the AR.
-        nar_pass: all codes of a level above 0.
+        nar_pass: all codes of a level above 0, in one pass; of masked codes where there is none.
         n_positions: of the request.
     """
 

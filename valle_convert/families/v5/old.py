@@ -46,7 +46,6 @@ from valle_convert.gguf_file.keys import (
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
 from valle_convert.gguf_file.types import PLAIN_DTYPES
-from valle_convert.model.spec import LANGUAGES, TASKS, TONES
 from valle_convert.model.trainer import LAYER_TENSORS
 from valle_convert.tokenizer.compiled import TOKENS_KEY
 
@@ -102,7 +101,6 @@ def read_old(
     export = _OldTensors(file, sizes)
     n_rows = export.specs[EMBEDDINGS].shape[0] if EMBEDDINGS in export.specs else 0
     rows = rows_of_export(names, n_rows, given.keys, str(path))
-    _check_words(rows, path)
     said, assumed = assumed_config(
         rows,
         given.keys,
@@ -135,6 +133,7 @@ def read_old(
         stats={},
         companions=(*given.files, *(biases.inputs if biases is not None else ())),
         notes=given.notes,
+        words={name: part.words for name, part in rows.items()},
         vocabulary=_vocabulary(file, names[: rows["text_emb.weight"].n_rows]),
         assumed=assumed,
         lost=tuple(lost),
@@ -329,22 +328,6 @@ class _WithBiases:
     def read_blocks(self, name: str) -> NDArray[np.uint8] | None:
         """Rows as they are stored, see `BlockSource`."""
         return self._tensors.read_blocks(name) if name in self._tensors.specs else None
-
-
-def _check_words(rows: Mapping[str, Any], path: Path) -> None:
-    """Languages, tasks and tones are numbered as everywhere."""
-    for table, known in (
-        ("langs_emb.weight", LANGUAGES),
-        ("tasks_emb.weight", TASKS),
-        ("tones_emb.weight", TONES),
-    ):
-        words = rows[table].words if table in rows else ()
-        for i, (word, expected) in enumerate(zip(words, known, strict=False)):
-            if word != expected:
-                raise InputError(
-                    f"{path}: row {i} of {table} is called {word!r:.40}, where {expected!r} is "
-                    "expected; a model with another numbering cannot be repaired."
-                )
 
 
 def _vocabulary(file: GgufFile, names: list[str]) -> CarriedVocabulary | None:

@@ -100,6 +100,11 @@ class VersionSeven(GemmaFamily[VersionSevenModel, "AllLevelsNetwork"]):
             bundle.files, bundle.model, n_threads=n_threads, cache_type=cache_type or "f32"
         )
 
+    def prove(self) -> None:
+        from valle_convert.llama.gemma import prove_states
+
+        prove_states()
+
     def speaker_on(
         self,
         network: AllLevelsNetwork,
