@@ -912,10 +912,10 @@ def _read_npz(folder: Path) -> None:
 
 @cache
 def _model() -> Any:  # noqa: ANN401 - a Model
-    from valle_convert.families.v5.files import open_model
+    from valle_convert.families.v5.files import read_model
     from valle_convert.gguf_file.read import GgufFile
 
-    return open_model(GgufFile(Path("converted.gguf"), seeds.converted()))
+    return read_model(GgufFile(Path("converted.gguf"), seeds.converted()))
 
 
 # ------------------------------------------------------- VALL-E X, old files and adapters
@@ -1006,11 +1006,11 @@ def _make_adapter(rng: Random) -> Files:
 
 def _read_adapter(folder: Path) -> None:
     from valle_convert.checkpoint.lora import LoraFile
-    from valle_convert.families.v5.adapter import open_adapter
+    from valle_convert.families.v5.adapter import AdapterBase, open_adapter
     from valle_convert.gguf_file.read import GgufFile
 
     base = GgufFile(Path("converted.gguf"), seeds.converted())
-    open_adapter(LoraFile(folder / "x.gguf"), base)
+    open_adapter(LoraFile(folder / "x.gguf"), AdapterBase.of_gguf(base))
 
 
 # ------------------------------------------------------------------------ folders, reports

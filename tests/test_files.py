@@ -285,6 +285,17 @@ def test_files_that_belong_together_appear_together_or_not_at_all(tmp_path: Path
     write_all(force=True)
 
 
+def test_a_failure_takes_what_was_written_and_leaves_the_link_to_it(tmp_path: Path) -> None:
+    main, other = tmp_path / "main", tmp_path / "other"
+    link = tmp_path / "link"
+    link.symlink_to(other)
+    with pytest.raises(InputError), atomic_outputs([main, link], force=False):
+        main.write_bytes(b"another program's")  # the last one gets its name first
+    assert link.is_symlink()
+    assert not other.exists()
+    assert main.read_bytes() == b"another program's"
+
+
 # --------------------------------------------------------------------------------- digests
 
 

@@ -15,7 +15,7 @@ from sessions import open_session
 
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.llama.context import Context, LlamaModel, Settings, _Catcher
+from valle_convert.llama.context import Context, Settings
 from valle_convert.llama.gemma import GemmaSession
 from valle_convert.llama.library import load_library
 from valle_convert.llama.selftest import quantize_file
@@ -101,20 +101,9 @@ def test_the_proof_of_states_sees_another_tensor_in_their_place(
     with open_session(models / f"{file_type}.gguf", n_threads=1, last_norm=norm) as session:
         assert session.step(tokens(5), SEGMENTS, causal=False).shape == (1, SHAPE.n_embd)
     for name in ("l_out-0", "result_norm", "nothing"):
-        monkeypatch.setattr("valle_convert.llama.context._Catcher", catches(name))
+        monkeypatch.setattr("valle_convert.llama.context.STATES", name)
         with pytest.raises(EnvironmentFault, match=r"states of (the last layer|.*expected)"):
             open_session(models / f"{file_type}.gguf", n_threads=1, last_norm=norm)
-
-
-def catches(other: str) -> type[_Catcher]:
-    """A llama.cpp that calls its tensors otherwise."""
-
-    class Other(_Catcher):
-        def __init__(self, model: LlamaModel, name: str) -> None:
-            del name
-            super().__init__(model, other)
-
-    return Other
 
 
 @pytest.mark.parametrize(("file_type", "rounding"), [("f32", 1e-11), ("f16", 1e-6), ("q4_k", 1e-3)])
@@ -148,11 +137,17 @@ def test_a_graph_whose_end_is_not_found_computes_the_whole_head(
 ) -> None:
     path = models / "f32.gguf"
     for name in ("l_out-0", "l_out-1", "nothing"):
-        monkeypatch.setattr("valle_convert.llama.context._Catcher", catches(name))
+        monkeypatch.setattr("valle_convert.llama.context.NORMED", name)
         with open_session(
             path, n_threads=1, settings=Settings(own_head=True), head_rows=head_rows(GgufFile(path))
         ) as session:
             assert session._output == "logits"
+
+
+def test_a_library_without_its_ggml_is_the_machines_fault(models: Path, tmp_path: Path) -> None:
+    library = replace(load_library(), path=tmp_path / "libllama.so")
+    with pytest.raises(EnvironmentFault, match=r"libggml-base.so of llama.cpp .* does not load"):
+        open_session(models / "f32.gguf", last_norm=WEIGHTS["output_norm.weight"], library=library)
 
 
 def test_the_input_scale_is_one_where_the_graph_leaves_embeddings_alone(

@@ -22,7 +22,7 @@ from valle_convert.audio.recorded import Recorded, read_list
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import open_bundle
 from valle_convert.families.v5 import FAMILY
-from valle_convert.families.v5.files import open_model
+from valle_convert.families.v5.files import read_model
 from valle_convert.families.v5.recordings import utterance_names
 from valle_convert.families.v5.trials import read_utterance
 from valle_convert.gguf_file.read import GgufFile
@@ -56,7 +56,7 @@ def gguf(converted: Callable[[str, str], Path]) -> Path:
 
 @pytest.fixture
 def model(gguf: Path) -> Model:
-    return open_model(GgufFile(gguf))
+    return read_model(GgufFile(gguf))
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from valle_convert.decode import GREEDY, Guidance, TranscribeOptions
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle
 from valle_convert.families.v5.speech import VersionFiveSpeaker
-from valle_convert.llama.context import CacheType
+from valle_convert.llama.context import CacheType, Settings
 from valle_convert.speech.results import Piece, SpeakOptions
 from valle_convert.speech.speaker import Watch
 from valle_convert.tokenizer.choose import BUILT_IN, open_tokenizer
@@ -185,7 +185,7 @@ def test_a_cache_in_f16_is_used_and_nearly_as_exact(bundle: Bundle) -> None:
     logits = []
     types: tuple[CacheType, ...] = ("f32", "f16")
     for cache_type in types:
-        with bundle.family.open(bundle, n_threads=1, cache_type=cache_type) as network:
+        with bundle.family.open(bundle, n_threads=1, settings=Settings(cache_type)) as network:
             x = network.look_up("response.ar", np.arange(30))
             positions = np.arange(30, dtype=np.int32)
             logits.append(network.step(x, positions, head="nar.1", outputs=slice(0, None)))

@@ -15,8 +15,8 @@ from valle_convert.checkpoint import read_checkpoint
 from valle_convert.decode import GREEDY, SamplingOptions
 from valle_convert.errors import InputError
 from valle_convert.families.vallex import facts
+from valle_convert.families.vallex.composed import VallexText
 from valle_convert.families.vallex.decode import VallexOptions, decode_vallex
-from valle_convert.families.vallex.protocol import VallexText
 from valle_convert.families.vallex.reference import VallexReference
 from valle_convert.families.vallex.speech import VallexSpeaker
 from valle_convert.families.vallex.symbols import symbol_ids

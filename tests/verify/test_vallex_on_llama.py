@@ -18,7 +18,7 @@ from valle_convert import open_network, plan_conversion, write_gguf
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.families.bundle import Bundle, open_bundle, open_files
 from valle_convert.families.family import Choices
-from valle_convert.families.vallex.protocol import VallexText
+from valle_convert.families.vallex.composed import VallexText
 from valle_convert.gguf_file.keys import SET_ID_KEY
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.context import Settings

@@ -333,6 +333,17 @@ def test_a_set_without_its_source_and_with_other_levels_is_a_failed_check(
     assert "tensors" in {level.name for level in report.levels if level.failed}
 
 
+def test_a_vocabulary_that_llama_cpp_does_not_load_is_a_failed_check(
+    tmp_path: Path, converted: Convert
+) -> None:
+    bundle = copied(converted("ar-nar-len", "f16"), tmp_path)
+    set_key(bundle.main, "tokenizer.ggml.pre", "no such rules")
+    checkpoint = read_checkpoint(golden_checkpoint("ar-nar-len"))
+    report = verify_path(checkpoint, bundle.path, levels=["tokenizer"])
+    assert failed(report) == ["tokenizer"]
+    assert "llama.cpp does not load the vocabulary" in report.verdict()
+
+
 def test_the_command_ends_with_1_and_names_the_worst_case(tmp_path: Path, cli: Cli) -> None:
     wrong = changed_checkpoint(tmp_path, permute_q_and_k, {})
     assert cli(wrong, tmp_path / "wrong.gguf", "--outtype", "f32").code == 0

@@ -67,6 +67,8 @@ def lora(
         lora_alpha=lora_alpha,
         force=force,
     )
+    for note in written.notes:
+        console.talk(f"note: {note}")
     levels = ", ".join(map(str, written.levels)) or "all"
     console.talk(
         f"wrote {out}: {console.n_bytes(out.stat().st_size)}, "

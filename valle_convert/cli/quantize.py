@@ -9,7 +9,7 @@ import sys
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -655,7 +655,7 @@ def imatrix(
         progress=console.progress_bar,
     )
     reference = Reference.of(source)
-    examples = Examples.choose(
+    examples: Examples[Any] = Examples.choose(
         reference.family,
         reference.description.model,
         data,

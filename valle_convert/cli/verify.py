@@ -39,8 +39,8 @@ LevelChoice = Literal["all", "structure", "tensors", "tokenizer", "logits"]
 _CONVERSION = ("--config", "--lora", "--lora-alpha", "--tokenizer", "--codec-name", "--biases")
 #: By what is verified: which options change nothing, and why.
 _UNUSED = {
-    "alone": ("a file alone is held against its own digests", ("--level", *_CONVERSION)),
-    "codec": ("a codec is not converted with it", _CONVERSION),
+    "alone": ("a file alone is held against its own digests", ("--level", "--trace", *_CONVERSION)),
+    "codec": ("a codec is not converted with it", ("--trace", *_CONVERSION)),
     "old": ("nothing is merged into old files", ("--lora", "--lora-alpha")),
     "checkpoint": ("a checkpoint has its biases", ("--biases",)),
 }
@@ -64,6 +64,14 @@ def verify(
     level: Annotated[
         LevelChoice, typer.Option(help="One level of the proof, or all of them.")
     ] = "all",
+    trace: Annotated[
+        bool,
+        typer.Option(
+            "--trace",
+            help="Also compare the network layer by layer, and name the first layer and the part "
+            "of it that are off.",
+        ),
+    ] = False,
     config: ConfigOption = None,
     lora: LoraOption = None,
     lora_alpha: LoraAlphaOption = None,
@@ -82,8 +90,8 @@ def verify(
     structure: stock llama.cpp loads it, and every key and count is as planned. tensors: every
     weight is read back and compared. tokenizer: llama.cpp gives the ids of the tokenizer's own
     library. logits: llama.cpp computes what PyTorch computes from the file's weights, for every
-    head and task, to within what its rounding costs. Give the same --config,
-    --lora, --tokenizer and --codec-name as for the conversion.
+    head and task, to within what its rounding costs; where not, the first layer that is off is
+    named. Give the same --config, --lora, --tokenizer and --codec-name as for the conversion.
 
     A VALL-E X is a set of files: give that of its AR, the others lie beside it.
 
@@ -113,6 +121,7 @@ def verify(
     result: Report
     given: dict[str, object] = {
         "--level": None if level == "all" else level,
+        "--trace": trace,
         "--config": config,
         "--lora": lora,
         "--lora-alpha": lora_alpha,
@@ -143,7 +152,7 @@ def verify(
             opened,
             file,
             given=Choices(tokenizer=tokenizer, codec=codec),
-            levels=LEVELS if level == "all" else (level,),
+            levels=(*(LEVELS if level == "all" else (level,)), *(("trace",) if trace else ())),
             seed=seed,
             adapters=adapters,
             progress=console.progress_bar,

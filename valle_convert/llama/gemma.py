@@ -18,6 +18,7 @@ loaded model before a sequence of several segments is laid down.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from valle_convert.errors import EnvironmentFault
+from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.llama.context import (
     EXACT,
     BoolArray,
@@ -37,6 +38,7 @@ from valle_convert.llama.context import (
 )
 from valle_convert.llama.library import INSTALL_TESTED, Library
 from valle_convert.llama.session import ALL_COLUMNS, SAME_NMSE, Session
+from valle_convert.llama.tiny_gemma import GemmaShape, random_weights, write_gemma
 from valle_convert.metrics import nmse
 
 OutputRows = Sequence[int] | slice | NDArray[np.bool_] | NDArray[np.int64] | None
@@ -205,6 +207,8 @@ class GemmaSession(Session):
             )
         finally:
             self._clear()
+        for parts in self._caught.values():
+            parts[-1] = parts[-1][np.argsort(order)]
         # Row k of `logits` belongs to the k-th output in sorted order.
         rows = np.empty(one.n, dtype=np.int64)
         rows[order[one.outputs[order]]] = np.arange(len(logits))
@@ -384,6 +388,22 @@ class GemmaSession(Session):
         wanted = np.zeros(len(embeddings), dtype=np.bool_)
         wanted[_wanted(one.outputs, len(embeddings))] = True
         return _Checked(embeddings, positions.astype(np.int32), wanted)
+
+
+def prove_states() -> None:
+    """Find out on a small model that llama.cpp gives the states of the last layer."""
+    shape = GemmaShape()
+    weights = random_weights(shape, seed=0)
+    with tempfile.TemporaryDirectory(prefix="valle-convert-") as folder:
+        path = Path(folder) / "small.gguf"
+        write_gemma(path, shape, weights)
+        rows = dict(enumerate(weights["token_embd.weight"][:4]))
+        try:
+            GemmaSession(
+                path, probe_rows=rows, n_threads=1, last_norm=weights["output_norm.weight"]
+            ).close()
+        except InputError as error:  # of a file of our own making
+            raise EnvironmentFault(str(error)) from error
 
 
 def park_segment(context: Context, sequence: int, n: int) -> None:

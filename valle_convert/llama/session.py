@@ -9,7 +9,7 @@ loaded model and never assumed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, ClassVar
@@ -34,6 +34,8 @@ from valle_convert.llama.probe import prove_library
 from valle_convert.metrics import nmse
 
 ALL_COLUMNS = slice(None)
+#: What the rows that go in are called among the tensors that are caught.
+INPUTS = "inputs"
 CAUSAL_UBATCH = 512  # llama.cpp's default; longer causal batches are split by llama.cpp
 # Below this many weights, waiting for a second thread takes as long as it saves: measured, 11
 # million weights gain nothing and 39 million a third.
@@ -82,6 +84,8 @@ class Session(Closing):
         self._lengths = [0] * n_seq  # cells that each sequence holds
         self._n_cells = 0  # of all of them together, shared ones counted once
         self._scales: tuple[float, ...] = ()
+        self._watched: Collection[str] = ()
+        self._caught: dict[str, list[FloatArray]] = {}
         self._held = ExitStack()
         with self._closed_on_error():
             if mapped is not None:
@@ -159,7 +163,13 @@ class Session(Closing):
         """
         context = self._room_for(len(rows), n_ubatch=1 if causal else len(rows))
         inputs = rows / np.float32(self.input_scale)
-        found = context.decode(inputs, places, sequences, outputs, causal=causal)
+        # Of the last layer, llama.cpp computes the rows alone of which something is wanted.
+        wanted = np.ones_like(outputs) if self._watched else outputs
+        found = context.decode(inputs, places, sequences, wanted, causal=causal)
+        if self._watched:
+            found = found[outputs]
+            for name, values in {INPUTS: rows, **context.caught}.items():
+                self._caught.setdefault(name, []).append(values)
         for sequence in sequences:
             self._lengths[sequence] += 1
         self._n_cells += len(rows)
@@ -173,6 +183,22 @@ class Session(Closing):
     def forget(self) -> None:
         """Empty every sequence."""
         self._clear()
+
+    @contextmanager
+    def watching(self, names: Collection[str]) -> Iterator[dict[str, list[FloatArray]]]:
+        """Catch tensors of the graph by their names; before and after, sequences are forgotten.
+
+        Yields by name what each batch gives, [n, width]; the rows that go in are `INPUTS`.
+        """
+        self._clear()
+        self._drop_context()
+        self._watched, self._caught = names, {}
+        try:
+            yield self._caught
+        finally:
+            self._watched, self._caught = (), {}
+            self._clear()
+            self._drop_context()
 
     def close(self) -> None:
         """Free everything; closing twice is no error."""
@@ -196,6 +222,7 @@ class Session(Closing):
         n_seq: int | None = None,
         rope_scale: float | None = None,
         output: Output | None = None,
+        watched: Collection[str] = (),
     ) -> Context:
         """A context with the session's options."""
         return Context(
@@ -207,6 +234,7 @@ class Session(Closing):
             settings=self.settings,
             rope_scale=rope_scale,
             output=output or self._output,
+            watched=watched,
         )
 
     def _room_for(self, n_cells: int, *, n_ubatch: int = 1) -> Context:
@@ -226,7 +254,7 @@ class Session(Closing):
             n_ctx = max(n_ctx, sum(self._lengths) + n_cells)
         else:
             self._drop_context()
-        new = self._new_context(n_ctx, n_ubatch)
+        new = self._new_context(n_ctx, n_ubatch, watched=self._watched)
         try:
             if self._scales:
                 self._switch_adapters(new)

@@ -7,19 +7,20 @@ VALL-E; this module adds what it knows, and no arithmetic but a head's bias.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from valle_convert.checkpoint.lora import LoraFile
 from valle_convert.closing import Closing
-from valle_convert.families.v5.adapter import open_adapter
+from valle_convert.families.gemma import PART
+from valle_convert.families.v5.adapter import Adapter
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.context import Settings
 from valle_convert.llama.gemma import GemmaSession, Pass
+from valle_convert.llama.session import Session
 from valle_convert.llama.tuning import Tune
 from valle_convert.model.spec import Head, Model, level_of_head
 from valle_convert.network.probe import read_probe_rows
@@ -36,15 +37,14 @@ class GgufNetwork(Closing):
         model: Model,
         *,
         n_ctx: int = 512,
-        n_seq: int = 2,
         n_threads: int | None = None,
         settings: Settings | None = None,
         tune: Tune = "off",
-        adapters: Sequence[LoraFile] = (),
+        adapters: Sequence[Adapter] = (),
     ) -> None:
         self.file = file
         self._model = model
-        self.adapters = tuple(open_adapter(one, self.file) for one in adapters)
+        self.adapters = tuple(adapters)
         self._embedding = self.file.tensors[TOKEN_EMBEDDING]
         self._biases = {
             head.name: np.array(head.bias, np.float32)
@@ -57,7 +57,7 @@ class GgufNetwork(Closing):
             return GemmaSession(
                 self.file.path,
                 n_ctx=n_ctx,
-                n_seq=n_seq,
+                n_seq=2,  # guidance grows two
                 n_threads=n_threads,
                 settings=how,
                 probe_rows=probe_rows,
@@ -136,6 +136,10 @@ class GgufNetwork(Closing):
     def _biased(self, head: str, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         bias = self._biases.get(head)
         return logits if bias is None else logits + bias
+
+    @property
+    def sessions(self) -> Mapping[str, Session]:
+        return {PART: self.session}
 
     def close(self) -> None:
         self._opened.close()

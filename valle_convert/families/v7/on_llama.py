@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 
+from valle_convert.families.gemma import PART
 from valle_convert.families.v7.composed import AllLevelsNetwork, Encoded
-from valle_convert.families.v7.facts import AUDIO, PART, VersionSevenModel
+from valle_convert.families.v7.facts import AUDIO, VersionSevenModel
 from valle_convert.gguf_file.keys import RMS_EPSILON
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.context import Settings
 from valle_convert.llama.gemma import GemmaSession
+from valle_convert.llama.session import Session
 from valle_convert.llama.tuning import Tune
 from valle_convert.model.inputs import FloatArray, IntArray
 from valle_convert.model.trainer import OUTPUT_NORM
@@ -64,6 +66,10 @@ class VersionSevenGguf(AllLevelsNetwork):
 
         tuned = tuned_for(self._main, open_session, probe_rows, settings, tune)
         self.session = open_session(tuned.passes)
+
+    @property
+    def sessions(self) -> Mapping[str, Session]:
+        return {PART: self.session}
 
     def close(self) -> None:
         self.session.close()

@@ -23,7 +23,7 @@ from valle_convert.decode.sampling import (
     sample,
 )
 from valle_convert.decode.speech import Speech, StageSeconds
-from valle_convert.families.vallex.protocol import VallexNetwork, VallexText
+from valle_convert.families.vallex.composed import ComposedNetwork, VallexText
 from valle_convert.model.spec import Codes
 from valle_convert.progress import Progress, silent
 
@@ -71,7 +71,7 @@ class _Continuation:
 
 
 def decode_vallex(
-    network: VallexNetwork,
+    network: ComposedNetwork,
     text: VallexText,
     prompt: Codes,
     options: VallexOptions,
@@ -110,7 +110,7 @@ def decode_vallex(
 
 
 def decode_vallex_ar(
-    network: VallexNetwork,
+    network: ComposedNetwork,
     text: VallexText,
     prompt: Codes,
     options: VallexOptions,
@@ -165,7 +165,7 @@ def decode_vallex_ar(
 
 
 def decode_vallex_nar(
-    network: VallexNetwork,
+    network: ComposedNetwork,
     text: VallexText,
     prompt: Codes,
     level_0: Codes,

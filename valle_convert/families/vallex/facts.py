@@ -39,16 +39,8 @@ from valle_convert.model.description import (
     Recovered,
     RowBlock,
 )
-from valle_convert.model.spec import (
-    CODECS,
-    UNKNOWN_CODEC,
-    Codec,
-    Head,
-    RowMap,
-    Table,
-    names_in_order,
-)
-from valle_convert.wording import plural
+from valle_convert.model.spec import Codec, Head, RowMap, Table, choose_codec, names_in_order
+from valle_convert.model.trainer import SUPPORTED
 
 #: The factor in front of GELU: normalized mean square error 6e-13 with the one, 9e-10 with the
 #: other, where the rounding of float16 costs 4e-7.
@@ -174,8 +166,7 @@ def _refuse_amphion(checkpoint: Checkpoint) -> None:
         raise UnsupportedModelError(
             f"{checkpoint.path} is one of the two files of Amphion's VALL-E v2 (it has "
             f"{_amphion_name(checkpoint)}), a LLaMA with one vocabulary and another codec "
-            "(SpeechTokenizer), which is not converted; supported are VALL-E X, and versions 5 "
-            "and 6 of e-c-k-e-r/vall-e."
+            f"(SpeechTokenizer), which is not converted; supported are VALL-E X and {SUPPORTED}."
         )
 
 
@@ -251,7 +242,7 @@ def fold_norm(read: Callable[[str], NDArray[Any]], norm: str, level: int) -> NDA
 
 
 def describe(
-    checkpoint: Checkpoint, codec: Codec | None = None, *, factor: int = FACTOR
+    checkpoint: Checkpoint, codec: str | None = None, *, factor: int = FACTOR
 ) -> Description[VallexModel]:
     """Understand a checkpoint of VALL-E X.
 
@@ -314,12 +305,8 @@ def describe(
     ar, ar_rows, _ = _rows(nets[0], read)
     nar, nar_rows, same = _rows(nets[1], read)
     recovered: dict[str, Recovered] = {}
-    found = CODECS.get((n_levels, n_codes), UNKNOWN_CODEC)
-    if codec is None and found is UNKNOWN_CODEC:
-        notes.append(
-            f"no known codec has {plural(n_levels, 'level')} of {n_codes} codes; the files say "
-            "`unknown` (give it with --codec-name)"
-        )
+    chosen, of_codec = choose_codec(codec, n_levels, n_codes)
+    notes += of_codec
     recovered |= {source: Recovered(table) for source, table in same.items()}
     dropped += [Dropped(source, f"the same as {table}") for source, table in same.items()]
     folded = _folding(read, n_levels)
@@ -330,7 +317,7 @@ def describe(
         codebook_size=n_codes,
         languages=names_in_order(VALLEX_LANGUAGES, n_languages),
         activation_factor=factor,
-        codec=codec or found,
+        codec=chosen,
     )
     contents = {
         "ar": Contents(

@@ -22,6 +22,7 @@ from valle_convert.gguf_file.types import F32
 from valle_convert.llama.context import EXACT, Settings
 from valle_convert.llama.library import INSTALL_TESTED
 from valle_convert.llama.mpt import MptSession
+from valle_convert.llama.session import Session
 from valle_convert.llama.tuning import Tune
 from valle_convert.metrics import nmse
 from valle_convert.network.probe import read_probe_rows
@@ -39,7 +40,7 @@ class _Files:
 
 
 class VallexGguf(ComposedNetwork):
-    """A `VallexNetwork` on stock llama.cpp. Close it, or use it as a context manager."""
+    """A `ComposedNetwork` on stock llama.cpp. Close it, or use it as a context manager."""
 
     def __init__(
         self,
@@ -169,6 +170,10 @@ class VallexGguf(ComposedNetwork):
             with self._open(level, self._nar.settings, proven=True) as session:
                 counts.append(session.n_params)
         return counts
+
+    @property
+    def sessions(self) -> Mapping[str, Session]:
+        return {"ar": self._ar, "nar": self._nar}
 
     def close(self) -> None:
         self._ar.close()

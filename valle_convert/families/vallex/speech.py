@@ -18,9 +18,8 @@ from valle_convert.audio.codec import AudioCodec
 from valle_convert.audio.codes import SavedCodes
 from valle_convert.decode import Speech
 from valle_convert.errors import InputError
-from valle_convert.families.vallex.composed import ComposedNetwork
+from valle_convert.families.vallex.composed import ComposedNetwork, VallexText
 from valle_convert.families.vallex.decode import VallexOptions, decode_vallex
-from valle_convert.families.vallex.protocol import VallexText
 from valle_convert.families.vallex.symbols import VALLEX_LANGUAGES, symbol_ids
 from valle_convert.families.vallex.text import (
     SpelledText,

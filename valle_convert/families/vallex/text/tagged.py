@@ -55,7 +55,7 @@ class SpelledText:
     """What the network reads.
 
     Attributes:
-        symbols: characters of `model.vallex_symbols`; a blank is `_`.
+        symbols: characters of the table in `symbols.py`; a blank is `_`.
         languages: of each symbol, as `en`, `zh` and `ja`.
         notices: for the user, such as characters that cannot be said.
     """
