@@ -175,7 +175,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }.items():
         (programs / name).write_text(f"#!/bin/sh\n{words}\n")
         (programs / name).chmod(0o755)
-    run(folder, 'valle-convert speak model.gguf "Hi." --save-codes out.npz --max-seconds 1')
+    run(folder, 'valle-convert speak model.gguf "Hi." --save-codes out.npz --set max_seconds=1')
     return folder
 
 

@@ -216,7 +216,7 @@ def run() -> None:
         code = EXIT_INTERRUPTED
     interrupt.after_work(code)
     if code == EXIT_INTERRUPTED:
-        console.talk(interrupt.message())
+        console.log(interrupt.message())
     sys.stdout.flush()
     lost = streams.lost_output()
     if lost is not None:

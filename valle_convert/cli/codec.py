@@ -87,8 +87,8 @@ def codec(
     if json_:
         console.data_json(_json(written))
     for note in written.notes:
-        console.talk(f"note: {note}")
-    console.talk(
+        console.log(f"note: {note}")
+    console.log(
         f"wrote {written.path}: {plural(written.n_tensors, 'tensor')}, {written.n_bytes:,} bytes"
     )
 

@@ -47,15 +47,15 @@ def _tell(spoken: Spoken, written: WrittenAudio | None, codes: Path | None) -> N
     if not spoken.is_whole:
         _note_kept(spoken, written, codes)
     for notice in spoken.notices:
-        console.talk(f"note: {notice}")
+        console.log(f"note: {notice}")
     if written is not None:
         _tell_written(written)
     if codes is not None:
         frames, levels = plural(len(spoken.codes), "frame"), plural(spoken.n_levels, "level")
-        console.talk(f"wrote {codes}: {frames} of {levels}")
+        console.log(f"wrote {codes}: {frames} of {levels}")
     factor = spoken.real_time_factor
     if math.isfinite(factor):
-        console.talk(f"{factor:.2f} s of computing for a second of audio; seed {spoken.seed}")
+        console.log(f"{factor:.2f} s of computing for a second of audio; seed {spoken.seed}")
 
 
 def _note_kept(spoken: Spoken, written: WrittenAudio | None, codes: Path | None) -> None:
@@ -69,15 +69,15 @@ def _note_kept(spoken: Spoken, written: WrittenAudio | None, codes: Path | None)
 
 
 def _tell_written(written: WrittenAudio) -> None:
-    console.talk(f"wrote {written.path}: {written.seconds:.1f} s of audio")
+    console.log(f"wrote {written.path}: {written.seconds:.1f} s of audio")
     if written.gain < 1:
         quieter = -20 * math.log10(written.gain)
-        console.talk(
+        console.log(
             f"note: it would have been clipped, and is {quieter:.1f} dB quieter instead; --float "
             "keeps every sample"
         )
     elif written.peak > 1:
-        console.talk(f"note: samples go up to {written.peak:.2f}, beyond full scale")
+        console.log(f"note: samples go up to {written.peak:.2f}, beyond full scale")
 
 
 def _to_json(report: Report) -> dict[str, Any]:

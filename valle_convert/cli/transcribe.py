@@ -68,9 +68,9 @@ def transcribe(
                 console.data(f"{path}\t{heard.phonemes}" if several else heard.phonemes)
             label = f"{path}: " if several else "note: "
             for notice in heard.notices:
-                console.talk(f"{label}{notice}")
+                console.log(f"{label}{notice}")
             if heard.end == "limit":
-                console.talk(
+                console.log(
                     f"{label}there is more than the {max_phonemes} phonemes of --max-phonemes"
                 )
     if json_:

@@ -162,8 +162,8 @@ def _show(made: Sequence[Any], out: Path, others: int, *, as_json: bool) -> None
                 f"{one.name}: {plural(ids, 'id')}, {plural(frames, 'frame')} ({one.said.language})"
             )
     for notice in (notice for one in made for notice in one.notices):
-        console.talk(f"note: {notice}")
+        console.log(f"note: {notice}")
     if others:
-        console.talk(
+        console.log(
             f"note: {out} has {plural(others, 'other .npz file')}, which --data takes as well"
         )

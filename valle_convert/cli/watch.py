@@ -67,7 +67,7 @@ class SpeechProgress:
         """Say what is going to be done, now that all of the text is known to be sayable."""
         self._lengths = [max(1, len(one)) for one in phonemes]
         if len(phonemes) > 1:
-            console.talk(f"speaking {len(phonemes)} sentences, {sum(self._lengths)} phonemes")
+            console.log(f"speaking {len(phonemes)} sentences, {sum(self._lengths)} phonemes")
         self._began = time.perf_counter()
 
     @contextmanager
@@ -108,7 +108,7 @@ class SpeechProgress:
         seconds = frames / self._frame_rate
         factor = piece.seconds.total / seconds if seconds else math.inf
         quoted = f": {piece.text[:60]}" if piece.text else ""
-        console.talk(
+        console.log(
             f"{name}: {frames} frames, {levels} levels, {seconds:.1f} s of audio, {factor:.2f} x "
             f"real time ({piece.mode}, {piece.language}){self._left()}{quoted}"
         )

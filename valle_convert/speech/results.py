@@ -73,6 +73,7 @@ class SpeakOptions:
             check_range("max-seconds", self.max_seconds, 0.1, MAX_RECORDING_SECONDS)
         check_range("prompt-seconds", self.prompt_seconds, 0.1, 60.0)
         check_range("context-history", self.context_history, 0, 100)
+        check_range("max-steps", self.max_steps, 1, 1000)
 
 
 @dataclass(frozen=True)
