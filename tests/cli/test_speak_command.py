@@ -29,7 +29,7 @@ from transformers import EncodecConfig, EncodecModel
 from valle_convert.api import plan_conversion, write_gguf
 from valle_convert.audio import read_codes
 from valle_convert.cli.speak import _note_threads
-from valle_convert.cli.watch import duration, stop_on_interrupt
+from valle_convert.cli.watch import stop_on_interrupt
 from valle_convert.families.family import Choices
 
 Convert = Callable[[str, str], Path]
@@ -402,14 +402,6 @@ def test_a_long_text_tells_how_many_sentences_and_how_long_it_takes(
     assert re.fullmatch(r"speaking 3 sentences, \d+ phonemes", told[1])
     assert re.match(r"sentence 1 of 3: .* \(.*\), \d+ s left: This is one\.", told[2])
     assert re.match(r"sentence 3 of 3: .* \(.*\): And this\.", told[4])
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0.2, "1 s"), (59, "59 s"), (60, "1 min 0 s"), (3599.5, "1 h 0 min"), (7500, "2 h 5 min")],
-)
-def test_durations_are_told_as_people_say_them(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
 
 
 @pytest.mark.parametrize("word", ["EN", "en-US", "en_GB"])

@@ -10,6 +10,7 @@ import typer
 from valle_convert.cli import console
 from valle_convert.cli.options import JsonOption
 from valle_convert.errors import EXIT_ENVIRONMENT
+from valle_convert.wording import plural
 
 if TYPE_CHECKING:
     from valle_convert.doctor import DoctorReport
@@ -42,7 +43,7 @@ def _show(report: DoctorReport) -> None:
                 ("valle-convert", report.version),
                 ("Python", report.python),
                 ("system", report.system),
-                ("CPU", f"{report.cpu}, {report.cores} usable cores"),
+                ("CPU", f"{report.cpu}, {plural(report.cores, 'usable core')}"),
                 ("CPU features", " ".join(report.cpu_features)),
             ]
         )

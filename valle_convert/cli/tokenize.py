@@ -58,7 +58,7 @@ def tokenize(
     if text is not None:
         check_utf8(text)
     from valle_convert.families.bundle import open_bundle
-    from valle_convert.text import unknown_phonemes
+    from valle_convert.text import listed, unknown_phonemes
     from valle_convert.tokenizer.check import compare
     from valle_convert.tokenizer.compiled import TRUE_IDS_KEY
     from valle_convert.tokenizer.oracle import LlamaTokenizer, Setting
@@ -92,8 +92,7 @@ def tokenize(
                 ],
             )
             if unknown:
-                listed = " ".join(f"{one} (U+{ord(one):04X})" for one in unknown)
-                console.talk(f"note: the vocabulary lacks {listed}")
+                console.talk(f"note: the vocabulary lacks {listed(unknown)}")
             agree = one.agree
     if not agree:
         raise typer.Exit(EXIT_FAILED_CHECK)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from valle_convert.cli import console
 from valle_convert.progress import Advance
+from valle_convert.wording import duration, plural
 
 if TYPE_CHECKING:
     from valle_convert.audio import AudioWriter
@@ -107,10 +108,10 @@ class SpeechProgress:
         frames, levels = piece.codes.shape
         seconds = frames / self._frame_rate
         factor = piece.seconds.total / seconds if seconds else math.inf
-        quoted = f": {piece.text[:60]}" if piece.text else ""
+        rest = self._left() + (f": {piece.text[:60]}" if piece.text else "")
         console.log(
-            f"{name}: {frames} frames, {levels} levels, {seconds:.1f} s of audio, {factor:.2f} x "
-            f"real time ({piece.mode}, {piece.language}){self._left()}{quoted}"
+            f"{name}: {plural(frames, 'frame')}, {plural(levels, 'level')}, {seconds:.1f} s of "
+            f"audio, {factor:.2f} x real time ({piece.mode}, {piece.language}){rest}"
         )
 
     def _left(self) -> str:
@@ -121,13 +122,3 @@ class SpeechProgress:
         took = time.perf_counter() - self._began
         left = took * rest / sum(self._lengths[: self._n_done])
         return f", {duration(left)} left"
-
-
-def duration(seconds: float) -> str:
-    """As people say it: `40 s`, `3 min 20 s`, `2 h 5 min`."""
-    whole = math.ceil(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -143,7 +143,7 @@ def _open_file(path: Path, source: str) -> EncodecWeights:
 
 def _open_meta(path: Path, source: str) -> EncodecWeights:
     """Meta's `encodec_24khz-*.th`: a bare state dict, whose sizes tell the rest."""
-    state = _load_pickle(path)
+    state = load_torch_file(path)
     if not isinstance(state, Mapping) or not state:
         raise InputError(
             f"The codec {path} holds a {type(state).__name__}, where the tensors of an EnCodec are "
@@ -160,7 +160,7 @@ def _open_meta(path: Path, source: str) -> EncodecWeights:
             f"The codec {path} is the Descript Audio Codec, where an EnCodec is expected. "
             f"{_ELSEWHERE}"
         )
-    tensors = TorchTensors(path, state, has_checksums=not _is_bare_pickle(path))
+    tensors = TorchTensors(path, state, has_checksums=_is_zip(path))
     spec = _spec_from_tensors(tensors.specs, path)
     reader = _FoldingReader(source, tensors, spec, [entry.name for entry in tensor_table(spec)])
     return EncodecWeights(
@@ -319,35 +319,18 @@ def _folder_tensors(folder: Path) -> tuple[TensorSource, tuple[Path, ...]]:
 def _open_tensors(path: Path) -> TensorSource:
     if path.suffix == ".safetensors":
         return SafetensorsFile(path)
-    state = _load_pickle(path)
+    state = load_torch_file(path)
     if not isinstance(state, Mapping):
         raise InputError(
             f"{path} holds a {type(state).__name__}, where a dict of tensors is expected; "
             "download it again."
         )
-    return TorchTensors(path, state, has_checksums=not _is_bare_pickle(path))
+    return TorchTensors(path, state, has_checksums=_is_zip(path))
 
 
-def _load_pickle(path: Path) -> object:
-    """What torch.save wrote, in its zip or as a bare pickle as before torch 1.6; nothing is run."""
-    if not _is_bare_pickle(path):
-        return load_torch_file(path)
-    import torch
-
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # An untrusted file, at which torch raises whatever its parts raise.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"{path} cannot be read as tensors of torch.save, and nothing else in it is loaded "
-            f"({reason[:200]}); download it again, or save it again with a new torch."
-        ) from error
-
-
-def _is_bare_pickle(path: Path) -> bool:
+def _is_zip(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(1) == b"\x80"
+        return file.read(2) == b"PK"
 
 
 def _license_in_card(card: Path) -> str | None:
