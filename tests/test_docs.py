@@ -6,6 +6,7 @@ bash or Python, without a network: the hub is a cache with a small EnCodec under
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -130,6 +131,17 @@ def test_every_target_and_extra_that_is_named_is_there() -> None:
     text = "\n".join((PROJECT / page).read_text(encoding="utf-8") for page in PAGES)
     for listed in re.findall(r"'\.\[([a-z,]+)\]'", text):
         assert set(listed.split(",")) <= set(project["optional-dependencies"]), listed
+
+
+def test_every_extra_is_tried_by_itself() -> None:
+    path = PROJECT / "scripts" / "check_wheel.py"
+    spec = importlib.util.spec_from_file_location("check_wheel", path)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert {*script.IMPORTS, "dev"} == set(project["optional-dependencies"])
 
 
 def test_every_file_of_a_family_is_in_its_table() -> None:

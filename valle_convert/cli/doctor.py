@@ -50,8 +50,8 @@ def _show(report: DoctorReport) -> None:
     )
     if report.announces_amx:
         console.data(
-            "The CPU announces AMX; where a virtual machine does not let it be used, a llama.cpp "
-            "built for this CPU crashes on quantized models."
+            "The CPU announces AMX. On virtual machines that do not support it, a natively built "
+            "llama.cpp crashes on quantized models."
         )
     console.data("\npackages")
     console.data(
@@ -78,6 +78,7 @@ def _show(report: DoctorReport) -> None:
         for program in report.programs
     ]
     console.data(console.table(rows))
+    console.data(f"install for this CPU: {report.install}")
     if llama.problem:
         console.data(llama.problem)
     console.data("\ncommands")
