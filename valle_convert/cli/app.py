@@ -68,7 +68,7 @@ class _Command(TyperCommand):
                 param.type.readable = False  # whoever reads it says why not, with exit code 3
 
     def format_options(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - likewise
-        panels: dict[str, list[Any]] = {"Arguments": [], "Options": []}
+        panels: dict[str, list[Any]] = {}
         for param in self.get_params(ctx):
             kind = "Options" if param.param_type_name == "option" else "Arguments"
             panel = getattr(param, "rich_help_panel", None) or kind
