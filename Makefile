@@ -83,6 +83,7 @@ bench: $(STAMP) llama-tools ## Measure speed and memory; takes minutes and 4 GB 
 fixtures: $(STAMP) ## Make the generated files again
 	$(BIN)/python tokenizer/build.py
 	$(BIN)/python fixtures/make_ipa.py
+	$(BIN)/python scripts/command_reference.py
 
 browser: ## A Chromium for the test of the HTML report, where there is none and apt-get can be used
 	@command -v chromium google-chrome >/dev/null || { timeout 120 apt-get update -qq && \

@@ -16,6 +16,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -133,15 +134,24 @@ def test_every_target_and_extra_that_is_named_is_there() -> None:
         assert set(listed.split(",")) <= set(project["optional-dependencies"]), listed
 
 
-def test_every_extra_is_tried_by_itself() -> None:
-    path = PROJECT / "scripts" / "check_wheel.py"
-    spec = importlib.util.spec_from_file_location("check_wheel", path)
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, PROJECT / "scripts" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_extra_is_tried_by_itself() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert {*script.IMPORTS, "dev"} == set(project["optional-dependencies"])
+    tried = {*script("check_wheel").IMPORTS, "dev"}
+    assert tried == set(project["optional-dependencies"])
+
+
+def test_the_command_reference_is_the_programs_own() -> None:
+    reference = script("command_reference")
+    assert reference.PAGE.read_text(encoding="utf-8") == reference.page(), "run make fixtures"
 
 
 def test_every_file_of_a_family_is_in_its_table() -> None:

@@ -264,7 +264,7 @@ def test_the_commands_write_verify_and_show_it(cli: Cli, tmp_path: Path) -> None
     assert summary["provenance"]["general.license"] == "mit"
     assert sum(group["n_tensors"] for group in summary["groups"]) == 96
     assert (
-        "a .bin has no place"
+        "a .bin file cannot store"
         in cli("codec", GOLDEN_FOLDER, tmp_path / "a.bin", "--license", "mit").err
     )
     assert "does not say its licence" in cli("codec", GOLDEN_FOLDER, tmp_path / "b.gguf").err

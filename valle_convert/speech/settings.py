@@ -47,7 +47,7 @@ HELP = {
 
 
 @dataclass(frozen=True)
-class Setting:
+class SpeakSetting:
     """One setting of speech.
 
     Attributes:
@@ -83,7 +83,7 @@ class Setting:
 
 
 @cache
-def settings() -> dict[str, Setting]:
+def settings() -> dict[str, SpeakSetting]:
     """All settings, by name, in the order of `HELP`."""
     found = {one.name: one for one in _settings_of(SpeakOptions()) if one.name not in _APART}
     return {name: found[name] for name in (*HELP, *(found.keys() - HELP.keys()))}
@@ -127,13 +127,13 @@ def with_settings(options: SpeakOptions, values: Mapping[str, object]) -> SpeakO
     return options
 
 
-def _settings_of(options: SpeakOptions) -> Iterator[Setting]:
+def _settings_of(options: SpeakOptions) -> Iterator[SpeakSetting]:
     hints = get_type_hints(SpeakOptions)
     for field in fields(options):
         value = getattr(options, field.name)
         if not is_dataclass(value):
             kind, choices = _kind(hints[field.name])
-            yield Setting(field.name, field.name, "", kind, choices, value)
+            yield SpeakSetting(field.name, field.name, "", kind, choices, value)
             continue
         inner_hints = get_type_hints(type(value))
         for inner in fields(value):
@@ -141,7 +141,7 @@ def _settings_of(options: SpeakOptions) -> Iterator[Setting]:
             name = prefix + inner.name.removeprefix("cfg_")
             kind, choices = _kind(inner_hints[inner.name])
             default = getattr(value, inner.name)
-            yield Setting(name, field.name, inner.name, kind, choices, default)
+            yield SpeakSetting(name, field.name, inner.name, kind, choices, default)
 
 
 def _kind(hint: Any) -> tuple[type, tuple[str, ...]]:  # noqa: ANN401 - an annotation
