@@ -170,7 +170,7 @@ def test_an_adapter_that_cannot_be_right_is_not_written(
     ("arguments", "words"),
     [
         ("export GGUF EMPTY", "the name is empty"),
-        ("convert CHECKPOINT -", "- is the name of no file"),
+        ("convert CHECKPOINT -", "- is not a file name here"),
         ("quantize GGUF OUT Q8_0 --log EMPTY", "the name is empty"),
         ("quantize GGUF OUT Q8_0 --margin nan --no-worse-than x", "nan is not finite"),
         ("quantize GGUF OUT Q8_0 --scan --target-bits nan", "nan is not finite"),

@@ -7,6 +7,6 @@ converted    stock llama.cpp, from a converted file
 
 from __future__ import annotations
 
-from valle_convert.threads import wait_politely
+from valle_convert.threads import limit_openmp_spinning
 
-wait_politely()  # before torch is imported
+limit_openmp_spinning()  # before torch is imported
