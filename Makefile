@@ -56,8 +56,8 @@ demo: $(STAMP) ## Convert the miniature, verify it, quantize it, and speak into 
 	$(BIN)/valle-convert verify $(DEMO) $(OUT)/miniature.gguf --report $(OUT)/report.md --force
 	$(BIN)/valle-convert quantize $(OUT)/miniature.gguf $(OUT)/miniature-Q4_K_M.gguf Q4_K_M --no-measure --force
 	$(BIN)/python -m miniature speak $(OUT)/miniature-Q4_K_M.gguf "Hello world." -o $(OUT)/hello.wav --force \
-	  --codec miniature/codec.safetensors --voice miniature/voice-plain.flac --prompt-seconds 0.8 \
-	  --mode ar --temperature 0.6 --seed 0
+	  --codec miniature/codec.safetensors --voice miniature/voice-plain.flac \
+	  --set mode=ar,prompt_seconds=0.8 --temperature 0.6 --seed 0
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -83,6 +83,7 @@ bench: $(STAMP) llama-tools ## Measure speed and memory; takes minutes and 4 GB 
 fixtures: $(STAMP) ## Make the generated files again
 	$(BIN)/python tokenizer/build.py
 	$(BIN)/python fixtures/make_ipa.py
+	$(BIN)/python scripts/command_reference.py
 
 browser: ## A Chromium for the test of the HTML report, where there is none and apt-get can be used
 	@command -v chromium google-chrome >/dev/null || { timeout 120 apt-get update -qq && \

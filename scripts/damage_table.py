@@ -1,12 +1,13 @@
-"""Write the table of docs/verdict.md: what `verify` says of forty kinds of damage.
+"""Write docs/damages.csv: the checks of `verify` that detect each kind of damage.
 
-Each is done to a right file of three number formats (a random checkpoint, 256 wide, two layers).
+Each damage is done to a correct file of three types (a random checkpoint, 256 wide, two layers).
 
     python scripts/damage_table.py
 """
 
 from __future__ import annotations
 
+import csv
 import sys
 import tempfile
 from pathlib import Path
@@ -25,14 +26,13 @@ from valle_convert.llama.selftest import quantize_file  # noqa: E402
 from valle_convert.verify.report import Report  # noqa: E402
 from valle_convert.verify.run import verify_path  # noqa: E402
 
-DOCUMENT = ROOT / "docs" / "verdict.md"
-BEGIN = "<!-- written by scripts/damage_table.py -->"
+TABLE = ROOT / "docs" / "damages.csv"
 
 
 def noticed_by(report: Report) -> str:
     """The checks that failed, several of a level as their number."""
     if report.passed:
-        return "**not noticed**"
+        return "not detected"
     words = []
     for level in report.levels:
         failed = [check.name for check in level.checks if not check.passed]
@@ -45,7 +45,7 @@ def noticed_by(report: Report) -> str:
 
 def main() -> None:
     """Make the files, damage them, write the table."""
-    lines = [f"| what is wrong | {' | '.join(TYPES)} |", "|---" * (len(TYPES) + 1) + "|"]
+    rows: list[list[str]] = [["what is wrong", *TYPES]]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checkpoint, damaged = folder / "right.sft", folder / "damaged.gguf"
@@ -55,7 +55,7 @@ def main() -> None:
         for kind in TYPES[1:]:
             quantize_file(load_library(), folder / "F16.gguf", folder / f"{kind}.gguf", kind)
         passed = [judge(plan, folder / f"{kind}.gguf").verdict().split(":")[0] for kind in TYPES]
-        lines.append(f"| nothing | {' | '.join(passed)} |")
+        rows.append(["nothing", *passed])
         for what, damage in DAMAGES.items():
             cells = []
             for kind in TYPES:
@@ -63,15 +63,15 @@ def main() -> None:
                 damage(parts)
                 put_together(parts, damaged)
                 cells.append(noticed_by(judge(plan, damaged)))
-            lines.append(f"| {what} | {' | '.join(cells)} |")
+            rows.append([what, *cells])
         for what, spoil in BROKEN.items():
             cells = []
             for kind in TYPES:
                 damaged.write_bytes(spoil((folder / f"{kind}.gguf").read_bytes()))
                 cells.append(noticed_by(verify_path(read_checkpoint(checkpoint), damaged)))
-            lines.append(f"| {what} | {' | '.join(cells)} |")
-    before = DOCUMENT.read_text(encoding="utf-8").split(BEGIN)[0]
-    DOCUMENT.write_text(before + "\n".join([BEGIN, "", *lines]) + "\n", encoding="utf-8")
+            rows.append([what, *cells])
+    with TABLE.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 if __name__ == "__main__":

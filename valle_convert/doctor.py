@@ -20,8 +20,15 @@ from packaging.specifiers import SpecifierSet
 
 import valle_convert
 from valle_convert.errors import ValleConvertError
+from valle_convert.extras import install
 from valle_convert.families import families
-from valle_convert.llama.cpu import cpu_features, cpu_name, features_of_interest, usable_cores
+from valle_convert.llama.cpu import (
+    cmake_args,
+    cpu_features,
+    cpu_name,
+    features_of_interest,
+    usable_cores,
+)
 from valle_convert.llama.library import find_library, load_library
 from valle_convert.llama.probe import ProbeResult, prove_library
 from valle_convert.llama.programs import PROGRAMS, Program, find_program
@@ -132,7 +139,7 @@ class CommandReport:
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """All of it; `ok` where every command works."""
+    """Everything about this machine; `install` is the command that installs what is missing."""
 
     version: str
     python: str
@@ -144,6 +151,7 @@ class DoctorReport:
     llama: LlamaReport
     programs: tuple[ProgramReport, ...]
     commands: tuple[CommandReport, ...]
+    install: str
 
     @property
     def ok(self) -> bool:
@@ -172,6 +180,7 @@ def examine(probe: Callable[[], ProbeResult] = prove_library) -> DoctorReport:
         llama=llama,
         programs=programs,
         commands=examine_commands(packages, llama),
+        install=f'CMAKE_ARGS="{" ".join(cmake_args())}" {install("llama", "speech")}',
     )
 
 

@@ -33,6 +33,7 @@ from valle_convert.gguf_file.read import GgufFile, is_gguf
 from valle_convert.model.description import Description
 from valle_convert.progress import Progress, silent
 from valle_convert.tokenizer.compiled import TOKENIZER_SHA256_KEY, TOKENS_KEY
+from valle_convert.wording import plural
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def _inspect_checkpoint(checkpoint: Checkpoint) -> Summary:
         sizes=sizes,
         behaviour=behaviour,
         tokenizer={
-            "vocabulary": f"{len(checkpoint.symmap)} strings in the checkpoint"
+            "vocabulary": f"{plural(len(checkpoint.symmap), 'string')} in the checkpoint"
             if checkpoint.symmap
             else "none in the checkpoint"
         },

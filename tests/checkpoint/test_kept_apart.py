@@ -200,7 +200,7 @@ def test_speech_follows_the_adapter(checkpoint: Path, tmp_path: Path, cli: Cli) 
         ("off", base, ["--lora", f"{tmp_path / 'a.gguf'}@0"]),
     ):
         out = tmp_path / f"{name}.npz"
-        how = ["--mode", "ar", "--temperature", 0, "--max-seconds", 0.3, "--seed", 1]
+        how = ["--set", "mode=ar,max_seconds=0.3", "--temperature", 0, "--seed", 1]
         result = cli("speak", path, "Hi.", "--save-codes", out, *how, *given)
         assert result.code == 0, result.err
         with np.load(out) as saved:

@@ -37,7 +37,7 @@ def test_a_name_that_is_not_utf8_goes_all_the_way(name: str, tmp_path: Path) -> 
         assert "\\udcff\\udce9" in run("inspect", path).decode("utf-8")
         assert json.loads(run("inspect", path, "--json"))["path"] == os.fsdecode(path)
     run("tokenize", out, "həlˈoʊ")
-    run("speak", out, "Hi.", "--save-codes", codes, "--max-seconds", "0.1", "--threads", "1")
+    run("speak", out, "Hi.", "--save-codes", codes, "--set", "max_seconds=0.1", "--threads", "1")
     again = ["--save-codes", checkpoint + b".2.npz", "--threads", "1"]
     run("speak", out, "Hi.", "--codes", codes, *again)
 

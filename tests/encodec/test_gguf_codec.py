@@ -264,7 +264,7 @@ def test_the_commands_write_verify_and_show_it(cli: Cli, tmp_path: Path) -> None
     assert summary["provenance"]["general.license"] == "mit"
     assert sum(group["n_tensors"] for group in summary["groups"]) == 96
     assert (
-        "a .bin has no place"
+        "a .bin file cannot store"
         in cli("codec", GOLDEN_FOLDER, tmp_path / "a.bin", "--license", "mit").err
     )
     assert "does not say its licence" in cli("codec", GOLDEN_FOLDER, tmp_path / "b.gguf").err
@@ -308,7 +308,7 @@ def test_a_model_and_a_codec_in_gguf_are_all_that_speaking_needs(
 ) -> None:
     write_gguf_codec(codec, tmp_path / "codec.gguf")
     model = converted("single-classifier", "f32")  # 8 levels of 1024 codes, as the golden codec
-    quick = "--max-seconds 0.2 --prompt-seconds 0.4 --temperature 0 --threads 1".split()
+    quick = "--set max_seconds=0.2,prompt_seconds=0.4 --temperature 0 --threads 1".split()
     voice = ("--voice", GOLDEN_ENCODEC / "speech.wav", "--codec", tmp_path / "codec.gguf")
     result = cli("speak", model, "Hello.", *voice, "-o", tmp_path / "o.wav", *quick)
     assert result.code == 0, result
@@ -323,7 +323,7 @@ def test_speech_and_phonemes_are_those_of_the_folder(
     folder = save_codec(tmp_path / "hf", codebook_size=64)
     write_gguf_codec(open_encodec(folder), tmp_path / "codec.gguf", out_type="f32")
     model, speech = converted("ar-nar-len", "f32"), GOLDEN_ENCODEC / "speech.wav"
-    quick = "--max-seconds 0.2 --prompt-seconds 0.4 --steps 2 --temperature 0 --threads 1".split()
+    quick = "--set max_seconds=0.2,prompt_seconds=0.4,max_steps=2 --temperature 0".split()
     made = {}
     for codec in (folder, tmp_path / "codec.gguf"):
         out = tmp_path / "o.wav"

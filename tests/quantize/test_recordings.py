@@ -141,7 +141,7 @@ def test_names_that_are_not_utf_8_are_names(
         (["{few}", "--text", "Hello."], "4 levels of 64 codes"),
         (["{broken}", "--text", "Hello.", "--codec", "{codec}"], "broken.wav"),
         (["--list", "{bad}"], "line 1 has 1 tab-separated fields"),
-        (["--list", "{bad}", "--text", "a"], "give either it"),
+        (["--list", "{bad}", "--text", "a"], "it cannot be combined with"),
         ([], "give recordings"),
         (["{codes}", "--text", "Hello.", "--model", "absent.gguf"], "absent.gguf"),
     ],

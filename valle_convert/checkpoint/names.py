@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from valle_convert.checkpoint.source import TensorSource, TensorSpec
 from valle_convert.errors import InputError
+from valle_convert.wording import plural
 
 _WRAPPERS = frozenset(
     """
@@ -94,7 +95,8 @@ def with_plain_names(tensors: TensorSource, where: str) -> tuple[TensorSource, t
     left_out = {name for name, plain in names.items() if plain.startswith(tuple(averages))}
     if left_out:
         notes.append(
-            f"averaged (EMA) weights beside the weights are left out: {len(left_out)} tensors "
+            "averaged (EMA) weights beside the weights are left out: "
+            f"{plural(len(left_out), 'tensor')} "
             f"({', '.join(averages)}*)"
         )
     counters = [
@@ -121,7 +123,9 @@ def with_plain_names(tensors: TensorSource, where: str) -> tuple[TensorSource, t
     if renamed:
         old, new = renamed[0]
         notes.insert(
-            0, f"{len(renamed)} names of tensors are taken without what wraps them: {old} is {new}"
+            0,
+            f"{plural(len(renamed), 'name')} of tensors taken without what wraps them: {old} is "
+            f"{new}",
         )
     return (RenamedTensors(tensors, own), tuple(notes)) if notes else (tensors, ())
 

@@ -10,6 +10,7 @@ import typer
 from valle_convert.cli import console
 from valle_convert.cli.options import JsonOption
 from valle_convert.errors import EXIT_ENVIRONMENT
+from valle_convert.wording import plural
 
 if TYPE_CHECKING:
     from valle_convert.doctor import DoctorReport
@@ -42,15 +43,15 @@ def _show(report: DoctorReport) -> None:
                 ("valle-convert", report.version),
                 ("Python", report.python),
                 ("system", report.system),
-                ("CPU", f"{report.cpu}, {report.cores} usable cores"),
+                ("CPU", f"{report.cpu}, {plural(report.cores, 'usable core')}"),
                 ("CPU features", " ".join(report.cpu_features)),
             ]
         )
     )
     if report.announces_amx:
         console.data(
-            "The CPU announces AMX; where a virtual machine does not let it be used, a llama.cpp "
-            "built for this CPU crashes on quantized models."
+            "The CPU announces AMX. On virtual machines that do not support it, a natively built "
+            "llama.cpp crashes on quantized models."
         )
     console.data("\npackages")
     console.data(
@@ -77,6 +78,7 @@ def _show(report: DoctorReport) -> None:
         for program in report.programs
     ]
     console.data(console.table(rows))
+    console.data(f"install for this CPU: {report.install}")
     if llama.problem:
         console.data(llama.problem)
     console.data("\ncommands")

@@ -66,6 +66,6 @@ EXAMPLES = {
 
 
 def epilog_of(command: str) -> str:
-    """The examples of a command, a line each, as `--help` shows them."""
+    """The examples of a command, as `--help` shows them."""
     lines = EXAMPLES[command].split("\n")
     return "\b\nExamples:\n" + "\n".join(f"  {line.strip()}" for line in lines if line.strip())

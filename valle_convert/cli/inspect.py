@@ -29,9 +29,8 @@ def inspect(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="A checkpoint (on the hub, too, of whose safetensors the header alone is read), a "
-            "GGUF file made from one, a codec's .bin, or a folder of GGUF files, such as "
-            "`quantize` makes: a line each.",
+            help="A checkpoint, a GGUF file, a codec's .bin, or a folder of GGUF files (one line "
+            "each). Of safetensors on the hub, only the header is downloaded.",
         ),
     ],
     config: ConfigOption = None,

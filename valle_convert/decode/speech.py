@@ -128,7 +128,7 @@ def decode_speech(
         if mode != "nar-len":
             raise InputError(
                 "Voice conversion begins with another recording's codes, which only the mode "
-                "nar-len can do; this model or --mode asks for ar."
+                "nar-len can do; this model or --set mode asks for ar."
             )
         n_frames = len(source)
     elif condition.task != "tts":

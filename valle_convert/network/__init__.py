@@ -9,6 +9,6 @@ probe        rows that a session of llama.cpp is tried with
 
 from __future__ import annotations
 
-from valle_convert.threads import wait_politely
+from valle_convert.threads import limit_openmp_spinning
 
-wait_politely()  # before torch is imported
+limit_openmp_spinning()  # before torch is imported

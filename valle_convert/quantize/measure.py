@@ -28,7 +28,7 @@ from valle_convert.quantize.report import FileReport, QuantizeReport, TensorRepo
 from valle_convert.quantize.source import Scratch, SourceBundle, split_off
 from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import FILE_TYPES, bits_per_weight, describe_types
-from valle_convert.wording import plural
+from valle_convert.wording import duration, plural
 
 if TYPE_CHECKING:
     from valle_convert.listening.listen import Listened, ListeningTest
@@ -83,7 +83,7 @@ class Measuring:
         for one, file in zip(made, report.files, strict=True):
             if len(files) == 1:
                 left = (time.perf_counter() - start) * (len(made) - 1)
-                self.log.talk(f"{plural(len(made) - 1, 'file')} to go: about {_duration(left)}")
+                self.log.talk(f"{plural(len(made) - 1, 'file')} to go: about {duration(left)}")
             bundle, kind = open_files(one.plan.path), one.plan.kind.name
             measured, note = self._measure(bundle, kind, expected)
             if measured is not None:  # said at once: what comes after may break off
@@ -187,7 +187,7 @@ class Measuring:
         left = seconds * (n - 1 + _MEASURING * n + n_files * (_MEASURING * n + verifying))
         listening = "" if self.audience is None else ", and listening what the speech takes"
         self.log.talk(
-            f"measuring {plural(n_files, 'file')} takes about {_duration(left)}{listening} (fewer "
+            f"measuring {plural(n_files, 'file')} takes about {duration(left)}{listening} (fewer "
             "--utterances take less, --no-measure none)"
         )
 
@@ -241,13 +241,6 @@ def judge(report: QuantizeReport, gates: Gates, options: Options) -> QuantizeRep
             failures += limits.failures_of_speech(file.listened, report.listening.baseline)
         files.append(replace(file, limits=limits, failures=failures))
     return replace(report, files=tuple(files))
-
-
-def _duration(seconds: float) -> str:
-    """As people say it: `40 seconds`, `3 minutes`, `2.5 hours`."""
-    if seconds < 90:
-        return plural(max(round(seconds), 1), "second")
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def _quantized(bundle: Bundle, source: SourceBundle) -> tuple[Any, ...]:
