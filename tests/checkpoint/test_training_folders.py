@@ -199,11 +199,9 @@ def test_a_latest_that_is_not_there_is_answered_with_those_that_are(
     assert f"names the folder 7, which is not there; there are: {tag}" in message
 
 
-def test_a_class_in_a_state_of_deepspeed_is_named(tmp_path: Path, cli: Cli) -> None:
+def test_a_class_in_a_state_of_deepspeed_does_not_matter(tmp_path: Path, cli: Cli) -> None:
     folder = deepspeed_training(tmp_path / "m", SHAPE, args=argparse.Namespace(local_rank=0))
-    message = error_of(cli(folder, tmp_path / "out.gguf"), 2)
-    assert "it asks for argparse.Namespace" in message
-    assert "safe_globals" not in message
+    assert cli(folder, tmp_path / "out.gguf", "--dry-run").code == 0
 
 
 def test_weights_that_lie_elsewhere_are_missed_by_name(tmp_path: Path, cli: Cli) -> None:

@@ -39,7 +39,10 @@ LevelChoice = Literal["all", "structure", "tensors", "tokenizer", "logits"]
 _CONVERSION = ("--config", "--lora", "--lora-alpha", "--tokenizer", "--codec-name", "--biases")
 #: By what is verified: which options change nothing, and why.
 _UNUSED = {
-    "alone": ("a file alone is compared with its own digests", ("--level", "--trace", *_CONVERSION)),
+    "alone": (
+        "a file alone is compared with its own digests",
+        ("--level", "--trace", *_CONVERSION),
+    ),
     "codec": ("codecs do not use it", ("--trace", *_CONVERSION)),
     "old": ("LoRAs are not merged into GGUF files", ("--lora", "--lora-alpha")),
     "checkpoint": ("checkpoints have their biases", ("--biases",)),

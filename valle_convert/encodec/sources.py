@@ -154,7 +154,7 @@ def _open_meta(path: Path, source: str) -> EncodecWeights:
         raise InputError(
             f"The codec {path} is the Descript Audio Codec, expected EnCodec. {_ELSEWHERE}"
         )
-    tensors = TorchTensors(path, state, has_checksums=_is_zip(path))
+    tensors = TorchTensors(path, state)
     spec = _spec_from_tensors(tensors.specs, path)
     reader = _FoldingReader(source, tensors, spec, [entry.name for entry in tensor_table(spec)])
     return EncodecWeights(
@@ -315,12 +315,7 @@ def _open_tensors(path: Path) -> TensorSource:
             f"{path} contains a {type(state).__name__}, expected a dict of tensors; download it "
             "again."
         )
-    return TorchTensors(path, state, has_checksums=_is_zip(path))
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"PK"
+    return TorchTensors(path, state)
 
 
 def _license_in_card(card: Path) -> str | None:
