@@ -467,10 +467,6 @@ def test_a_bad_checkpoint_is_refused_in_one_sentence(
     assert not (tmp_path / "ran").exists()
 
 
-def test_there_are_at_least_forty_kinds_of_bad_input() -> None:
-    assert len(CHECKPOINTS) >= 40
-
-
 def test_float16_is_refused_for_a_number_that_it_cannot_hold(tmp_path: Path, cli: Cli) -> None:
     path = tmp_path / "a.sft"
     set_value("sep", 1e6)(path)
