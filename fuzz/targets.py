@@ -157,12 +157,14 @@ def _read_model(folder: Path) -> None:
 
 def _read_vocabulary(folder: Path) -> None:
     """What the program lets through, llama.cpp has to survive: it runs in this very process."""
-    from valle_convert.gguf_file.loadable import check_loadable
+    from valle_convert.errors import InputError
+    from valle_convert.gguf_file.loadable import dangers
     from valle_convert.gguf_file.read import GgufFile
     from valle_convert.tokenizer.oracle import LlamaTokenizer
 
     path = folder / "x.gguf"
-    check_loadable(GgufFile(path))
+    for danger in dangers(GgufFile(path)):
+        raise InputError(danger)
     with LlamaTokenizer(path) as llama:
         for text in ("", "h\u0259l\u02c8o\u028a <mask> \U0001f600", "</eos><unk>"):
             llama.encode(text, add_special=True, parse_special=True)

@@ -58,6 +58,6 @@ def test_another_processors_matrix_products_change_no_byte(tmp_path: Path) -> No
     old = {"OPENBLAS_CORETYPE": "Prescott", "NPY_DISABLE_CPU_FEATURES": "AVX512F AVX2 FMA3"}
     options = ("--outtype", "f32", "--verify", "none")
     subprocess.run([*command, *options], check=True, env=os.environ | old)
-    expected = EXPECTED["valle-x-small"]
-    for path in tmp_path.iterdir():
-        assert hashlib.sha256(path.read_bytes()).hexdigest() == expected[path.name], path.name
+    found = {one.name: hashlib.sha256(one.read_bytes()).hexdigest() for one in tmp_path.iterdir()}
+    assert len(found) == 9
+    assert found.items() <= EXPECTED["valle-x-small"].items()

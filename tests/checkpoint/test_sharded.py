@@ -172,7 +172,7 @@ def test_what_is_wrong_is_named(case: str, index: Path, tmp_path: Path, cli: Cli
 def test_entries_that_stand_twice_are_refused(index: Path, cli: Cli) -> None:
     text = index.read_text().replace('"weight_map": {', f'"weight_map": {{"sep": "{SHARD}", ')
     index.write_text(text)
-    assert "has entries twice: sep" in error_of(cli("inspect", index), 2)
+    assert "it has 'sep' twice in one object" in error_of(cli("inspect", index), 2)
 
 
 @pytest.mark.parametrize("content", ["", "[", "null", "[1]", "\xff", "[" * 100_000, '{"a": 1}'])

@@ -9,6 +9,7 @@ from valle_convert.checkpoint import TensorSpec
 from valle_convert.checkpoint.source import WEIGHT_DTYPES
 from valle_convert.errors import InputError
 from valle_convert.model.description import Dropped
+from valle_convert.wording import listing
 
 
 class Collector:
@@ -58,17 +59,12 @@ class Collector:
         if self.faults:
             parts.append("; ".join(self.faults))
         if self._missing:
-            parts.append(f"missing: {_listing(self._missing)}")
+            parts.append(f"missing: {listing(self._missing, 20)}")
         if unexpected:
-            parts.append(f"unexpected: {_listing(unexpected)}")
+            parts.append(f"unexpected: {listing(unexpected, 20)}")
         if parts:
             raise InputError(f"{complaint}: {'; '.join(parts)}. {advice}")
         return dropped
-
-
-def _listing(items: list[str]) -> str:
-    shown = ", ".join(items[:20])
-    return f"{shown}, and {len(items) - 20} more" if len(items) > 20 else shown
 
 
 def count_numbered(specs: Mapping[str, TensorSpec], template: str) -> int:

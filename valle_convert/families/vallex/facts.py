@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.checkpoint import Checkpoint, TensorSpec
+from valle_convert.checkpoint.names import AMPHION, ICEFALL
 from valle_convert.checkpoint.source import FLOAT32
 from valle_convert.errors import InputError, UnsupportedModelError
 from valle_convert.families.vallex.symbols import VALLEX_LANGUAGES, VALLEX_SYMBOLS
@@ -50,12 +51,6 @@ _SMALLEST_FACTOR = 64
 #: `ffn_up` times the factor has to fit float16, in which some backends compute.
 LARGEST_UP = 65504.0
 _USUAL_HEAD_SIZE = 64
-#: How icefall's trainer, which is that of VALL-E X, names the parts of its models.
-_ICEFALL_NAME = re.compile(
-    r"(ar|nar)_(decoder|text_embedding|audio_embeddings?|predict_layers?|stage_embeddings)\."
-)
-#: Amphion's VALL-E v2, a LLaMA of Hugging Face inside another module.
-_AMPHION_NAME = re.compile(r"model\.(model|lm_head)\..*|(phone|prompt)_embedder\..*")
 _SUPPORTED = "supported of this trainer's models is VALL-E X (Plachtaa/VALL-E-X)"
 
 
@@ -149,7 +144,7 @@ def _refuse_relatives(checkpoint: Checkpoint) -> None:
 
 def is_icefall(checkpoint: Checkpoint) -> bool:
     """Whether a checkpoint is one of VALL-E X or of a relative, by the names of its tensors."""
-    return any(_ICEFALL_NAME.match(name) for name in checkpoint.tensors.specs)
+    return any(ICEFALL.fullmatch(name) for name in checkpoint.tensors.specs)
 
 
 def is_amphion(checkpoint: Checkpoint) -> bool:
@@ -158,7 +153,7 @@ def is_amphion(checkpoint: Checkpoint) -> bool:
 
 
 def _amphion_name(checkpoint: Checkpoint) -> str | None:
-    return next((name for name in checkpoint.tensors.specs if _AMPHION_NAME.fullmatch(name)), None)
+    return next((name for name in checkpoint.tensors.specs if AMPHION.fullmatch(name)), None)
 
 
 def _refuse_amphion(checkpoint: Checkpoint) -> None:
