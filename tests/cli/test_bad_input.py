@@ -377,7 +377,7 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "version 7 without a part of an encoder": (
         "a.sft",
         remove_tensors("resps_emb.proj.2.weight", "proms_emb.pos_embedding", shape=VERSION_7),
-        "missing: proms_emb.pos_embedding [8, 64], resps_emb.proj.2.weight [64, 128]",
+        "missing: proms_emb.pos_embedding [1, 8, 64], resps_emb.proj.2.weight [64, 128]",
     ),
     "version 7 with encoders of two widths": (
         "a.sft",
