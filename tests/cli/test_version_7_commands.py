@@ -8,15 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from make_checkpoint import Shape, make_checkpoint
+from make_checkpoint import PUBLISHED_SIZES, Shape, make_checkpoint
 from safetensors.numpy import save_file
 from support import Cli, error_of
 
-from valle_convert import Choices, open_network, plan_conversion, write_gguf
+from valle_convert import Choices, plan_conversion, write_gguf
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import open_bundle, open_files
 from valle_convert.families.v5.files import read_model
 from valle_convert.gguf_file.read import GgufFile
+from valle_convert.verify import verify
 
 #: Rows that K-quants divide into.
 WIDE = Shape(
@@ -180,16 +181,16 @@ def test_a_decoder_of_version_5_takes_no_file_of_version_7(model: Path) -> None:
 
 @pytest.mark.slow
 def test_the_larger_published_size_converts_verifies_and_speaks(tmp_path: Path, cli: Cli) -> None:
-    """24 layers of 1024, 2.5 GB in float32."""
-    from make_checkpoint import PUBLISHED_SIZES
-
+    """24 layers of 1024, 0.5 billion weights."""
     source, out, codes = tmp_path / "larger.sft", tmp_path / "out.gguf", tmp_path / "codes.npz"
     make_checkpoint(source, PUBLISHED_SIZES["nemo-larger"], dtype="bf16")
-    assert cli(source, out, "--outtype", "q8_0").code == 0
+    plan = plan_conversion(source, Choices("q8_0"))
+    write_gguf(plan, out)
     bundle = open_bundle(out)
     assert (bundle.model.config.n_layer, bundle.model.config.n_embd) == (24, 1024)
-    with open_network(out) as network:
-        assert network.model.codec.name == "nemo-44khz"
+    assert bundle.model.codec.name == "nemo-44khz"
+    report = verify(plan, bundle, levels=["structure", "tensors", "logits"], n_utterances=1)
+    assert report.passed, report.verdict()
     said = cli("speak", out, "Hi.", "--save-codes", codes, "--steps", 2, "--max-seconds", 0.5)
     assert said.code == 0, said.err
     with np.load(codes) as saved:
