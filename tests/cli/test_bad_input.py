@@ -68,18 +68,23 @@ class Runs:
         return (os.mkdir, (str(self.witness),))
 
 
-def metadata_of() -> dict[str, str]:
-    return {"config": json.dumps(config_of(Shape())), "userdata": json.dumps(userdata())}
+VERSION_7 = Shape(version=7)
 
 
-def with_state(change: Callable[[dict[str, np.ndarray]], None]) -> Callable[[Path], None]:
+def metadata_of(shape: Shape) -> dict[str, str]:
+    return {"config": json.dumps(config_of(shape)), "userdata": json.dumps(userdata())}
+
+
+def with_state(
+    change: Callable[[dict[str, np.ndarray]], None], shape: Shape | None = None
+) -> Callable[[Path], None]:
     """A checkpoint whose tensors were changed."""
 
     def make(path: Path) -> None:
-        make_checkpoint(path, Shape())
+        make_checkpoint(path, shape or Shape())
         state = state_of(path)
         change(state)
-        write_state(path, state, metadata_of())
+        write_state(path, state, metadata_of(shape or Shape()))
 
     return make
 
@@ -125,16 +130,18 @@ def set_value(name: str, value: float) -> Callable[[Path], None]:
     return with_state(change)
 
 
-def replace_tensor(name: str, values: np.ndarray) -> Callable[[Path], None]:
-    return with_state(lambda state: state.update({name: values}))
+def replace_tensor(
+    name: str, values: np.ndarray, shape: Shape | None = None
+) -> Callable[[Path], None]:
+    return with_state(lambda state: state.update({name: values}), shape)
 
 
-def remove_tensors(*names: str) -> Callable[[Path], None]:
+def remove_tensors(*names: str, shape: Shape | None = None) -> Callable[[Path], None]:
     def change(state: dict[str, np.ndarray]) -> None:
         for name in names:
             del state[name]
 
-    return with_state(change)
+    return with_state(change, shape)
 
 
 def save_torch(value: object) -> Callable[[Path], None]:
@@ -334,33 +341,58 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "NaN in a bias": ("a.sft", set_value("classifiers.proj.2.bias", np.nan), "proj.2.bias holds"),
     "the weights of version 7 under another version": (
         "a.sft",
-        with_config(Shape(version=7), version=6),
+        with_config(VERSION_7, version=6),
         "does not fit its config",
     ),
     "version 7 with masks of its own": (
         "a.sft",
-        with_config(Shape(version=7), x__use_segmented_attention_mask=True),
+        with_config(VERSION_7, x__use_segmented_attention_mask=True),
         "use_segmented_attention_mask True",
     ),
     "version 7 with one encoder": (
         "a.sft",
-        with_config(Shape(version=7), x__monolithic_audio_encoder=True),
+        with_config(VERSION_7, x__monolithic_audio_encoder=True),
         "monolithic_audio_encoder True",
     ),
     "version 7 without the norm that its weights have": (
         "a.sft",
-        with_config(Shape(version=7), x__per_level_normalization=False),
+        with_config(VERSION_7, x__per_level_normalization=False),
         "per_level_normalization is False in the config, and True by the weights",
     ),
     "version 7 with a narrower encoder": (
         "a.sft",
-        with_config(Shape(version=7), x__audio_encoder_ffn_expansion_size=3),
+        with_config(VERSION_7, x__audio_encoder_ffn_expansion_size=3),
         "encoder width: 192 by the config, 128 by the weights",
     ),
     "version 7 with digits where there are seconds": (
         "a.sft",
-        with_config(Shape(version=7), x__len_use_logits=True),
+        with_config(VERSION_7, x__len_use_logits=True),
         "len_use_logits is True in the config",
+    ),
+    "version 7 without a part of an encoder": (
+        "a.sft",
+        remove_tensors("resps_emb.proj.2.weight", "proms_emb.pos_embedding", shape=VERSION_7),
+        "missing: proms_emb.pos_embedding [1, 8, 64], resps_emb.proj.2.weight [64, 128]",
+    ),
+    "version 7 with encoders of two widths": (
+        "a.sft",
+        replace_tensor("resps_emb.proj.0.weight", np.zeros((192, 64), np.float32), VERSION_7),
+        "resps_emb.proj.0.weight is [192, 64], and [128, 64] is expected",
+    ),
+    "version 7 with codes of another codec in its config": (
+        "a.sft",
+        with_config(VERSION_7, size={**config_of(VERSION_7)["size"], "audio_tokens": 1000}),
+        "codes a codebook: 1000 by the config, 64 by the weights",
+    ),
+    "version 7 whose responses have no mask code": (
+        "a.sft",
+        replace_tensor("resps_emb.embs.3.weight", np.zeros((64, 64), np.float32), VERSION_7),
+        "resps_emb.embs.3.weight is [64, 64], and [66, 64] is expected",
+    ),
+    "version 7 with a head too small": (
+        "a.sft",
+        replace_tensor("audio_decoder.head.2.4.bias", np.zeros(64, np.float32), VERSION_7),
+        "audio_decoder.head.2.4.bias is [64], and [65] is expected",
     ),
     "version 4": ("a.sft", with_config(version=4), "version 4 (older"),
     "version 8": ("a.sft", with_config(version=8), "version 8, which is not known"),
@@ -422,7 +454,7 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
             write_state(
                 path,
                 state_of(path),
-                metadata_of() | {"userdata": json.dumps({"symmap": {"a": 1, "b": 2}})},
+                metadata_of(Shape()) | {"userdata": json.dumps({"symmap": {"a": 1, "b": 2}})},
             ),
         ),
         "does not fit the built-in tokenizer",
@@ -434,7 +466,7 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
             write_state(
                 path,
                 state_of(path),
-                metadata_of() | {"userdata": json.dumps({"symmap": {"a": "b"}})},
+                metadata_of(Shape()) | {"userdata": json.dumps({"symmap": {"a": "b"}})},
             ),
         ),
         "userdata.symmap does not map",

@@ -281,7 +281,7 @@ def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Mo
 
 
 def contents_of(model: Model) -> Contents:
-    """Where the rows and tensors of a converted file came from, told by its model alone."""
+    """Where the rows and tensors of a converted file came from, by its model alone."""
     config = model.config
     sizes = _Sizes(
         n_embd=config.n_embd,
