@@ -60,6 +60,7 @@ def test_a_conversion_passes_on_every_level(
         assert ("text" in logits) == (name == "v6-text-head")
 
 
+@pytest.mark.usefixtures("all_strings")
 @pytest.mark.parametrize(("name", "row"), ONE_GOLDEN)
 def test_the_tokenizer_level_compares_thousands_of_strings(
     name: str, row: Row, converted: Convert

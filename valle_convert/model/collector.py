@@ -36,6 +36,11 @@ class Collector:
                 f"{name} is of type {spec.dtype_name}, and float32, float16 or bfloat16 is expected"
             )
 
+    def rows_of(self, name: str) -> int:
+        """The first dimension of a tensor; 0 where there is none."""
+        spec = self.specs.get(name)
+        return spec.shape[0] if spec and spec.shape else 0
+
     def compare(self, words: str, claimed: int, found: int) -> None:
         """Expect that the config and the weights agree on a number."""
         if claimed != found:
