@@ -23,6 +23,23 @@ settings.load_profile("valle")
 
 
 @pytest.fixture
+def all_strings() -> None:
+    """Verdicts compare as many strings as users get."""
+
+
+@pytest.fixture(autouse=True)
+def few_strings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verdicts compare few strings, but in tests that take `all_strings`: 100,000 take seconds."""
+    if "all_strings" in request.fixturenames:
+        return
+    from valle_convert.families import families
+
+    monkeypatch.setattr("valle_convert.verify.run.N_TEXTS_QUICK", 200)
+    for family in families():
+        monkeypatch.setattr(type(family), "n_texts", 1000)
+
+
+@pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
     """Run `valle-convert` in this process; arguments are turned into strings."""
     from valle_convert.cli import main

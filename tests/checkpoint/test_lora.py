@@ -21,7 +21,8 @@ DRAW = np.random.default_rng(3)
 DOWN = DRAW.standard_normal((4, 64)).astype(np.float32)  # lora_A: r, in
 UP = DRAW.standard_normal((64, 4)).astype(np.float32)  # lora_B: out, r
 ALPHA = 6.0
-UPDATE = ALPHA / 4 * (UP @ DOWN)
+#: Summed in float64, rank after rank.
+UPDATE = ALPHA / 4 * sum(UP[:, [i]].astype(float) * DOWN[i] for i in range(4)).astype(np.float32)
 
 
 def adapter_file(path: Path, tensors: dict[str, np.ndarray], **config: Any) -> Path:

@@ -1,4 +1,4 @@
-"""Version 7 speaks: codes where no codec is there, sound for EnCodec's codes."""
+"""Version 7 speaks codes, and names what does not apply to it; test_speaker has the rest."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from audio.small_codec import save_codec
 from make_checkpoint import Shape, make_checkpoint
 from support import Cli, error_of
 
 from valle_convert import plan_conversion, write_gguf
-from valle_convert.audio import EncodecCodec, read_codes
+from valle_convert.audio import read_codes
 from valle_convert.families.bundle import open_bundle
 from valle_convert.speech.results import SpeakOptions
 
@@ -43,15 +42,6 @@ def test_a_seed_gives_the_same_codes_again_with_and_without_a_voice(model: Path)
         assert alone[0].audio is None
         raised = speaker.raise_levels(alone[0].saved_codes, "Hello.", None, QUICK)
         np.testing.assert_array_equal(raised.codes[:, 0], alone[0].codes[:, 0])
-
-
-def test_sound_is_made_of_the_codes_of_an_encodec(model: Path, tmp_path: Path) -> None:
-    codec = EncodecCodec(save_codec(tmp_path, codebook_size=64))
-    bundle = open_bundle(model)
-    with bundle.family.speaker(bundle, codec=codec, n_threads=1) as speaker:
-        spoken = speaker.speak("Hello.", None, QUICK)
-    assert spoken.audio is not None
-    assert spoken.audio.sample_rate == codec.description.sample_rate
 
 
 def test_the_command_line_saves_codes_and_names_what_does_not_apply(

@@ -38,6 +38,7 @@ from valle_convert.checkpoint.torch_pickle import StoredTensor
 from valle_convert.checkpoint.torch_zip import packed_again
 from valle_convert.errors import InputError, UnsupportedModelError, ValleConvertError
 from valle_convert.files import check_input_file, os_fault
+from valle_convert.wording import listing
 
 _SUPPORTED = "supported are safetensors, files of torch.save, and folders with one of them"
 #: What trainings keep beside weights: states of the optimizer and the like.
@@ -51,7 +52,6 @@ _PARAMETERS = ("hyper_parameters", "hparams", "args", "cfg")
 #: How trainers call the count of steps.
 _STEPS = ("global_step", "global_steps", "batch_idx_train")
 _MAX_DEPTH = 4
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ def _read_torch(path: Path, *, is_deepspeed: bool = False) -> Container:
     others = [key for key, value in state.items() if value is None or _is_scalar(value)]
     if others and len(others) < len(state):
         state = {key: value for key, value in state.items() if key not in others}
-        notes += (f"values that are no tensors are left out: {', '.join(map(str, others[:5]))}",)
+        notes += (f"values that are no tensors are left out: {listing(others)}",)
     extras = {key: root[key] for key in ("userdata", "stats") if key in root}
     config = _config_in(root) if place else None
     if config is not None:
@@ -317,10 +317,10 @@ def _states(value: object, place: tuple[str, ...], seen: set[int]) -> Iterator[_
 
 def _explain_states(path: Path, loaded: object, states: list[_State]) -> str:
     if states:
-        names = ", ".join(one.name for one in states[:_SHOWN])
         return (
-            f"{path} holds {len(states)} dicts of tensors ({names}), and nothing tells which of "
-            "them is the model's; save that state_dict() alone."
+            f"{path} holds {len(states)} dicts of tensors "
+            f"({listing(one.name for one in states)}), and nothing tells which of them is the "
+            "model's; save that state_dict() alone."
         )
     if not isinstance(loaded, Mapping):
         return (

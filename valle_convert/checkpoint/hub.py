@@ -108,12 +108,6 @@ def parse_location(text: str) -> Location:
     return Location(text, match["repository"], revision, place, is_loose=inside is not None)
 
 
-def fetch_file(path: PurePath, progress: Progress) -> Path:
-    """A file on the hub that is no checkpoint, such as a GGUF file, downloaded."""
-    tree = HubTree(parse_location(str(path)), progress=progress)
-    return tree.get(tree.resolve())
-
-
 def locate(
     path: Path, progress: Progress = silent, headers_in: Path | None = None
 ) -> tuple[Tree, PurePath]:

@@ -40,6 +40,7 @@ _LORA = ".lora_"
 #: Beside an adapter that PEFT has saved.
 _PEFT_CONFIG = "adapter_config.json"
 _MAX_JSON_BYTES = 1 << 20
+_ROWS_AT_ONCE = 32
 #: Values of PEFT's config with which an adapter is W + alpha / r B A.
 _PEFT_USUAL: dict[str, tuple[object, ...]] = {
     "peft_type": (None, "LORA"),
@@ -247,7 +248,7 @@ class LoraPairs:
             return None
         down, up = self.read(pair)
         with np.errstate(over="ignore", invalid="ignore"):
-            product = down @ up if pair.is_table else up @ down
+            product = multiplied(down, up) if pair.is_table else multiplied(up, down)
             update: NDArray[np.float32] = np.float32(pair.scale) * product
         return update
 
@@ -389,6 +390,23 @@ def _lora_scale(config: Mapping[str, Any], where: str) -> LoraScale:
     """The adapter's numbers: keys of the config itself, or of a dict `lora` in it."""
     nested = config.get("lora")
     return LoraScale.from_config(nested if isinstance(nested, Mapping) else config, where)
+
+
+def multiplied(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Left @ right, summed in a fixed order.
+
+    The order of a matrix product is the processor's, and so would be the last bits of the weights.
+    0.6 s for rank 64 and 4096 x 1024, some rows at a time, so that they stay in the cache.
+    """
+    product = np.empty((len(left), right.shape[1]), np.float32)
+    wide = right.astype(np.float64)
+    for start in range(0, len(left), _ROWS_AT_ONCE):
+        rows = left[start : start + _ROWS_AT_ONCE].astype(np.float64)
+        total = np.zeros((len(rows), right.shape[1]))
+        for column, row in zip(rows.T, wide, strict=True):
+            total += column[:, None] * row
+        product[start : start + _ROWS_AT_ONCE] = total
+    return product
 
 
 def _checked_alpha(scale: LoraScale) -> float:

@@ -1,8 +1,6 @@
 """The pickle in a file of torch.save, read without importing or calling anything that it names.
 
-It builds tensors, containers and plain values. Whatever else it names becomes a `StandIn`; those of
-paths, numpy's numbers and namespaces know the plain value that they stand for. A pickle that names
-what no training keeps, but attackers do, is refused, although a stand-in would be harmless.
+It builds tensors, containers and plain values; `stand_ins` says what becomes of everything else.
 """
 
 from __future__ import annotations
@@ -11,50 +9,20 @@ import _compat_pickle
 import mmap
 import pickle
 import re
-import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, BinaryIO, ClassVar, Protocol, Self
+from typing import Any, BinaryIO, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from valle_convert.checkpoint.source import BFLOAT16
+from valle_convert.checkpoint.source import DTYPES
+from valle_convert.checkpoint.stand_ins import StandIn, is_harmful, stand_in_for
 
-#: Values of Python's own library that trainings keep beside tensors. What else it has, does
-#: something.
-_VALUES = frozenset(
-    """
-    argparse.Namespace collections.Counter collections.OrderedDict collections.defaultdict
-    collections.deque copyreg._reconstructor datetime.date datetime.datetime datetime.time
-    datetime.timedelta datetime.timezone decimal.Decimal fractions.Fraction types.SimpleNamespace
-    uuid.UUID builtins.bool builtins.bytearray builtins.complex builtins.dict builtins.float
-    builtins.frozenset builtins.int builtins.list builtins.object builtins.range builtins.str
-    builtins.set builtins.slice builtins.tuple _codecs.encode
-    """.split()
-)
-_PATH = re.compile(r"pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path")
-_NUMPY = re.compile(
-    r"numpy\.((_?core\.(multiarray|numeric)\.)?(scalar|dtype|ndarray|_reconstruct|_frombuffer)|"
-    r"dtypes\.\w+|random\.\w+\.__\w+|(u?int|float|complex|bool|str|bytes)\d*_?)"
-)
-#: Beyond Python's library: what loads, compiles, installs or evaluates.
-_HARMFUL = frozenset(
-    "IPython __builtin__ cPickle cloudpickle commands copy_reg dill distutils joblib numexpr "
-    "pandas pip pkg_resources setuptools wheel".split()
-)
-_HARMFUL_TORCH = re.compile(
-    r"torch\.(load|hub|serialization|utils\.cpp_extension|jit|package|fx|ops|_C|_dynamo|_inductor|"
-    r"storage\._load\w*|multiprocessing|distributed\.rpc|testing)(\..*)?"
-)
 #: The types of numbers, by torch's names: bytes of one, and numpy's type for it.
 _NUMBERS: dict[str, tuple[int, np.dtype[Any] | None]] = {
-    **{
-        name: (np.dtype(name).itemsize, np.dtype(name))
-        for name in "float64 float32 float16 int64 int32 int16 int8 uint8 bool".split()
-    },
-    "bfloat16": (2, BFLOAT16),
+    **{name: (dtype.itemsize, dtype) for name, dtype in DTYPES.items()},
     **dict.fromkeys("uint16 complex32 float8_e4m3fnx2".split(), (2, None)),
     **dict.fromkeys("uint32 qint32".split(), (4, None)),
     **dict.fromkeys("uint64 complex64".split(), (8, None)),
@@ -83,8 +51,6 @@ _STORAGES = {
     "Untyped": "uint8",
 }
 _STORAGE = re.compile(r"torch\.(?:storage\.)?(\w+)Storage")
-#: Of numpy's types, those that are numbers.
-_NUMBER = re.compile(r"[biu][1248]|f[248]")
 _MAX_ARRAY_BYTES = 1 << 16
 
 
@@ -151,95 +117,6 @@ class StoredTensor:
         return values.tolist()
 
 
-class StandIn:
-    """In the place of an object that is no tensor, container or plain value.
-
-    It takes whatever the pickle gives it, and keeps nothing.
-    """
-
-    kind = "object"
-
-    def __new__(cls, *_arguments: object, **_options: object) -> Self:
-        return super().__new__(cls)
-
-    def __init__(self, *_arguments: object, **_options: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-    def __setitem__(self, key: object, value: object) -> None:
-        pass
-
-    def extend(self, values: object) -> None:
-        pass
-
-    append = add = update = extend
-
-    def plain(self) -> object:
-        """The plain value that it stands for."""
-        raise ValueError(f"a {self.kind} of the pickle")
-
-
-class _Namespace(StandIn):
-    """For what is nothing but attributes."""
-
-    def __setstate__(self, state: object) -> None:
-        self._state = state
-
-    def plain(self) -> object:
-        return getattr(self, "_state", {})
-
-
-class _NumpyType(StandIn):
-    _code: object = None
-    _order = "="
-
-    def __init__(self, code: object = None, *_arguments: object) -> None:
-        self._code = code
-
-    def __setstate__(self, state: object) -> None:
-        if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
-            self._order = state[1]
-
-    def numbers(self, data: object) -> NDArray[Any] | None:
-        """Data as numbers of this type; None where it is no type of numbers."""
-        known = isinstance(self._code, str) and _NUMBER.fullmatch(self._code)
-        if not known or not isinstance(data, bytes) or len(data) > _MAX_ARRAY_BYTES:
-            return None
-        dtype = np.dtype(f"{self._order}{self._code}")
-        return None if len(data) % dtype.itemsize else np.frombuffer(data, dtype)
-
-
-class _NumpyArray(StandIn):
-    kind = "numpy array"
-
-    def __setstate__(self, state: object) -> None:
-        self._state = state
-
-    def plain(self) -> object:
-        state = getattr(self, "_state", None)
-        if isinstance(state, tuple) and len(state) == 5 and isinstance(state[2], _NumpyType):
-            numbers, shape = state[2].numbers(state[4]), state[1]
-            if numbers is not None and shape in ((), (len(numbers),)):
-                return numbers.tolist() if shape else numbers[0].item()
-        return super().plain()
-
-
-def _numpy_scalar(kind: object = None, data: object = None, *_arguments: object) -> object:
-    numbers = kind.numbers(data) if isinstance(kind, _NumpyType) else None
-    return StandIn() if numbers is None or len(numbers) != 1 else numbers[0].item()
-
-
-def _joined(*parts: object) -> object:
-    is_path = all(isinstance(part, str) for part in parts)
-    return "/".join(map(str, parts)).replace("//", "/") if is_path else StandIn()
-
-
-def _encoded(text: object = "", *_arguments: object) -> bytes:
-    return text.encode("latin-1", "replace") if isinstance(text, str) else b""
-
-
 def _tensor(
     storage: object, offset: object, shape: object, strides: object, *more: object
 ) -> StoredTensor:
@@ -277,22 +154,14 @@ def _first(value: object = None, *_more: object) -> object:
     return value
 
 
-def _of_type(
-    rebuild: object = None, _kind: object = None, given: object = (), *_: object
-) -> object:
+def _of_type(rebuild: object, _kind: object, given: tuple[Any, ...], *_more: object) -> object:
     """`_rebuild_from_type_v2`: a tensor with attributes."""
-    is_tensor = rebuild is _tensor and isinstance(given, tuple)
-    return _tensor(*given) if is_tensor else StandIn()  # type: ignore[misc]
+    return _tensor(*given) if rebuild is _tensor else StandIn()
 
 
 _KNOWN: dict[str, object] = {
     "collections.OrderedDict": OrderedDict,
     "collections.Counter": Counter,
-    "collections.defaultdict": lambda *_: {},
-    "collections.deque": lambda *_: [],
-    "_codecs.encode": _encoded,
-    "argparse.Namespace": _Namespace,
-    "types.SimpleNamespace": _Namespace,
     "builtins.set": set,
     "builtins.frozenset": frozenset,
     "torch.Size": _first,
@@ -305,37 +174,15 @@ _KNOWN: dict[str, object] = {
     "torch.nn.parameter.Parameter": _first,
     "torch._tensor._rebuild_from_type_v2": _of_type,
 }
-_KNOWN_NUMPY: dict[str, object] = {
-    "scalar": _numpy_scalar,
-    "dtype": _NumpyType,
-    "ndarray": _NumpyArray,
-    "_reconstruct": _NumpyArray,
-}
 
 
-def _what_stands_for(name: str) -> object:
-    """What is built or called where a pickle has a global of that name; None: a stand-in."""
-    if name in _KNOWN:
-        return _KNOWN[name]
-    if _PATH.fullmatch(name):
-        return _joined
-    if name.startswith("numpy."):
-        return _KNOWN_NUMPY.get(name.rpartition(".")[2])
+def _known(name: str) -> object:
+    """What is built or called where a pickle has a global of that name; None for a stand-in."""
     if storage := _STORAGE.fullmatch(name):
-        kind = _STORAGES.get(storage[1])
-        return Numbers(kind) if kind else None
-    kind = name.removeprefix("torch.")
-    return Numbers(kind) if kind != name and kind in _NUMBERS else None
-
-
-def _is_harmful(name: str) -> bool:
-    """Whether no training's pickle has a global of that name, but those of attackers do."""
-    module = name.partition(".")[0]
-    if module in sys.stdlib_module_names or module == name:
-        return name not in _VALUES and not _PATH.fullmatch(name)
-    if module == "numpy":
-        return _NUMPY.fullmatch(name) is None
-    return module in _HARMFUL or _HARMFUL_TORCH.fullmatch(name) is not None
+        kind = _STORAGES.get(storage[1], "")
+    else:
+        kind = name.removeprefix("torch.") if name.startswith("torch.") else ""
+    return Numbers(kind) if kind in _NUMBERS else _KNOWN.get(name)
 
 
 class PickleReader(pickle._Unpickler):  # noqa: SLF001 - see below
@@ -359,10 +206,10 @@ class PickleReader(pickle._Unpickler):  # noqa: SLF001 - see below
             module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
             module = _compat_pickle.IMPORT_MAPPING.get(module, module)
         full = f"{module}.{name}"
-        found = _what_stands_for(full)
-        if found is None and _is_harmful(full):
+        found = _known(full)
+        if found is None and is_harmful(full):
             raise RefusedError(full)
-        return found or type("StandIn", (StandIn,), {"kind": full[:80]})
+        return stand_in_for(full) if found is None else found
 
     def persistent_load(self, saved: object) -> object:
         """The storage that a pickle refers to."""

@@ -61,8 +61,6 @@ _HEADER_FIELDS = (
 )
 _MAX_DIMS = 3
 _MAX_NAME = 256
-#: encodec.cpp stops reading if fewer bytes than the header of a tensor are left.
-_MAX_IGNORED = _TENSOR.size - 1
 
 CppType = Literal["f16", "f32"]
 _FTYPES: Mapping[CppType, int] = {"f32": 0, "f16": 1}

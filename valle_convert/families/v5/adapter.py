@@ -41,6 +41,7 @@ from valle_convert.gguf_file.keys import (
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
 from valle_convert.gguf_file.types import F16, F32, GgmlType
 from valle_convert.model.trainer import LAYER_TENSORS
+from valle_convert.wording import listing
 
 LEVELS_KEY = "valle.adapter.levels"
 BASE_SHA256_KEY = "valle.adapter.base_sha256"
@@ -262,8 +263,8 @@ def read_adapter(file: GgufFile, fits: AdapterBase) -> Adapter:
         )
     if faults:
         raise InputError(
-            f"{where} is no adapter for {fits.name}: {'; '.join(faults[:5])}"
-            f"{' ...' if len(faults) > 5 else ''}. Give the file that it was made for, or make it "
+            f"{where} is no adapter for {fits.name}: "
+            f"{listing(faults, separator='; ')}. Give the file that it was made for, or make it "
             "again with `valle-convert lora`."
         )
     return Adapter(file.path, 1.0, alpha, tuple(levels), pairs)

@@ -179,15 +179,11 @@ def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Mo
     specs = checkpoint.tensors.specs
     collector = Collector(specs)
 
-    def rows_of(name: str) -> int:
-        spec = specs.get(name)
-        return spec.shape[0] if spec and spec.shape else 0
-
     sizes = _Sizes(
         n_embd=common.dim,
         n_levels=count_numbered(specs, "proms_emb.embeddings.{}.weight"),
-        codebook_size=rows_of("proms_emb.embeddings.0.weight"),
-        n_phonemes=rows_of("text_emb.weight"),
+        codebook_size=collector.rows_of("proms_emb.embeddings.0.weight"),
+        n_phonemes=collector.rows_of("text_emb.weight"),
     )
     n_layer, n_ff = count_layers(collector)
     n_head_kv = switches.kv_heads or common.heads
@@ -195,10 +191,10 @@ def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Mo
         "codebook levels": sizes.n_levels,
         "codes a codebook": sizes.codebook_size,
         "phonemes": sizes.n_phonemes,
-        "text tokens": rows_of("raw_text_emb.weight"),
-        "languages": rows_of("langs_emb.weight"),
-        "tasks": rows_of("tasks_emb.weight"),
-        "tones": rows_of("tones_emb.weight"),
+        "text tokens": collector.rows_of("raw_text_emb.weight"),
+        "languages": collector.rows_of("langs_emb.weight"),
+        "tasks": collector.rows_of("tasks_emb.weight"),
+        "tones": collector.rows_of("tones_emb.weight"),
         "feed-forward width": n_ff,
     }
     check_claims(collector, common, n_layer, found_sizes)
@@ -209,7 +205,7 @@ def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Mo
     for rule in _table_rules(sizes, common.capabilities):
         if not rule.needed and rule.source not in specs:
             continue
-        n_rows = rule.rows if rule.rows is not None else max(1, rows_of(rule.source))
+        n_rows = rule.rows if rule.rows is not None else max(1, collector.rows_of(rule.source))
         shape = (sizes.n_embd,) if rule.name == "separator" else (n_rows, sizes.n_embd)
         collector.take(rule.source, shape)
         tables.append(Table(rule.name, next_row, n_rows))
@@ -221,7 +217,7 @@ def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Mo
         sizes,
         common.version,
         common.capabilities,
-        rows_of("raw_text_emb.weight"),
+        collector.rows_of("raw_text_emb.weight"),
         split=split,
     )
     heads, head_blocks, biases, dropped = _heads(
@@ -281,7 +277,7 @@ def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Mo
 
 
 def contents_of(model: Model) -> Contents:
-    """Where the rows and tensors of a converted file came from, told by its model alone."""
+    """Where the rows and tensors of a converted file came from, by its model alone."""
     config = model.config
     sizes = _Sizes(
         n_embd=config.n_embd,

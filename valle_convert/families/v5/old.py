@@ -48,6 +48,7 @@ from valle_convert.gguf_file.read import GgufFile, TensorInfo
 from valle_convert.gguf_file.types import PLAIN_DTYPES
 from valle_convert.model.trainer import LAYER_TENSORS
 from valle_convert.tokenizer.compiled import TOKENS_KEY
+from valle_convert.wording import listing
 
 FORMAT = "gguf, made the old way"
 _OLD_TYPES = OLD_TYPES_KEY.removeprefix(SOURCE_PREFIX)
@@ -228,10 +229,7 @@ class _OldTensors:
             ("cannot be read", unreadable),
         ):
             if found:
-                raise InputError(
-                    f"{file.path} is no {_WHAT}; {words}: "
-                    f"{', '.join(found[:10])}{' ...' if len(found) > 10 else ''}."
-                )
+                raise InputError(f"{file.path} is no {_WHAT}; {words}: {listing(found, 10)}.")
         specs: dict[str, TensorSpec] = {}
         for name, tensor in file.tensors.items():
             source = names[name]

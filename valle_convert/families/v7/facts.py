@@ -235,21 +235,17 @@ def _config(
     """Every size by the tensor that knows it, compared with what the config claims; and notes."""
     specs = collector.specs
 
-    def rows_of(name: str) -> int:
-        spec = specs.get(name)
-        return spec.shape[0] if spec and spec.shape else 0
-
     n_levels = count_numbered(specs, "proms_emb.embs.{}.weight")
-    codebook_size = rows_of("proms_emb.embs.0.weight")
+    codebook_size = collector.rows_of("proms_emb.embs.0.weight")
     n_layer, n_ff = count_layers(collector)
     found = {
         "codebook levels": n_levels,
         "codes a codebook": codebook_size,
-        "phonemes": rows_of("phn_emb.weight"),
-        "text tokens": rows_of("text_emb.weight"),
-        "languages": rows_of("langs_emb.weight"),
-        "tasks": rows_of("tasks_emb.weight"),
-        "tones": rows_of("tones_emb.weight"),
+        "phonemes": collector.rows_of("phn_emb.weight"),
+        "text tokens": collector.rows_of("text_emb.weight"),
+        "languages": collector.rows_of("langs_emb.weight"),
+        "tasks": collector.rows_of("tasks_emb.weight"),
+        "tones": collector.rows_of("tones_emb.weight"),
         "feed-forward width": n_ff,
     }
     check_claims(collector, said, n_layer, found)
@@ -269,10 +265,10 @@ def _config(
         nar_attention="bidirectional" if said.noncausal else "causal",
         codec=chosen,
         encoder_norm="proms_emb.norm.weight" in specs,
-        n_ff_encoder=rows_of("proms_emb.proj.0.weight"),
+        n_ff_encoder=collector.rows_of("proms_emb.proj.0.weight"),
         level_weights="proms_emb.level_weights" in specs,
         level_norm="audio_decoder.head.0.0.weight" in specs,
-        n_ff_decoder=rows_of("audio_decoder.head.0.1.weight"),
+        n_ff_decoder=collector.rows_of("audio_decoder.head.0.1.weight"),
     )
     return config, notes
 

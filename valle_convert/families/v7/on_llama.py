@@ -120,7 +120,7 @@ class VersionSevenGguf(AllLevelsNetwork):
 
     @torch.inference_mode()
     def decode(self, states: FloatArray) -> FloatArray:
-        """The logits of all levels, each of which has a decoder of its own."""
+        """The logits of all levels, each by its own decoder."""
         places = range(0, len(states), _FRAMES_AT_ONCE)
         parts = [self._decode(states[i : i + _FRAMES_AT_ONCE]) for i in places]
         return np.concatenate(parts, axis=1)

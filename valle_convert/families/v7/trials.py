@@ -149,7 +149,8 @@ def cases(model: VersionSevenModel, example: MaskedUtterance) -> Iterator[Case[A
 def _level_0(
     condition: Condition, response: NDArray[np.int64], network: AllLevelsNetwork
 ) -> Logits:
-    return network.levels(condition, response)[0]
+    logits: Logits = network.levels(condition, response)[0]
+    return logits
 
 
 def speak_level_0(network: AllLevelsNetwork, example: MaskedUtterance) -> Codes:

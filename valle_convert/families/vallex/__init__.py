@@ -14,7 +14,7 @@ from valle_convert.checkpoint.lora import LoraFile
 from valle_convert.checkpoint.source import NamedTensors
 from valle_convert.errors import InputError
 from valle_convert.families.family import Choices, Family, Unit
-from valle_convert.families.vallex import facts, files
+from valle_convert.families.vallex import facts, files, relatives
 from valle_convert.families.vallex.facts import FACTOR, FACTOR_F32, VallexModel
 from valle_convert.gguf_file.plan import FileKeys, out_type_named
 from valle_convert.gguf_file.read import GgufFile
@@ -53,7 +53,7 @@ class VallEX(Family[VallexModel, "ComposedNetwork"]):
     example_arrays = "audio_tokens, text_tokens and lang_code of a voice file of VALL-E X"
 
     def claims(self, checkpoint: Checkpoint) -> bool:
-        return facts.is_icefall(checkpoint) or facts.is_amphion(checkpoint)
+        return relatives.is_icefall(checkpoint) or relatives.is_amphion(checkpoint)
 
     def describe(self, checkpoint: Checkpoint, choices: Choices) -> Description[VallexModel]:
         forced = out_type_named(choices.out_type)

@@ -40,7 +40,7 @@ class VallexOptions:
     Attributes:
         sampling: how codes of level 0 are drawn.
         nar_sampling: how those of the levels above are; the original knows the best code only.
-        best_of: how many continuations are drawn, of which the best one is kept.
+        best_of: how many continuations are drawn; the best one is kept.
         length_penalty: power of the length that a continuation's log probability is divided by;
             0 prefers short ones.
         max_frames: where to end at the latest; None for `MAX_CODES_A_SYMBOL` only.
@@ -199,7 +199,7 @@ def log_probabilities(logits: Logits, codes: Codes, temperature: float) -> NDArr
 
     Args:
         logits: [rows, codes], filtered; minus infinity where nothing is drawn.
-        codes: [rows], each of which could have been drawn.
+        codes: [rows]; the filters have kept all of them.
     """
     if temperature == 0:
         return np.zeros(len(codes))

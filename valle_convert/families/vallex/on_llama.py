@@ -164,7 +164,7 @@ class VallexGguf(ComposedNetwork):
         return self._nar.both_ways(rows, n_outputs, self._model.nar.head(f"nar.{level}").columns)
 
     def count_weights(self) -> list[int]:
-        """What llama.cpp counts in the AR, and in each level from 1 on, all of which it loads."""
+        """The weights that llama.cpp counts in the AR and in each level from 1 on."""
         counts = [self._ar.n_params]
         for level in self._files.levels:
             with self._open(level, self._nar.settings, proven=True) as session:

@@ -1,6 +1,6 @@
 """VALL-E X speaks: text in three languages and a voice with its transcript in, speech out.
 
-The model continues a voice, so it is told what the voice says: voice files of its own project
+The model continues a voice, so it needs the words of the voice: voice files of its own project
 have that in them, of recordings the user gives it. Long texts are spoken sentence by sentence,
 each after the same voice; without a voice, each after the last one that was whole.
 """
