@@ -70,7 +70,7 @@ def test_the_file_is_plain_numpy(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["codes", "codes.ecdc", "codes.npz.txt"])
 def test_a_name_that_would_not_be_read_back_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match=r"give one that ends in \.npz"):
+    with pytest.raises(InputError, match=r"must end in \.npz"):
         write_codes(tmp_path / name, SavedCodes(CODES, ENCODEC, 1024))
     assert not list(tmp_path.iterdir())
 
@@ -90,11 +90,11 @@ def test_a_file_is_not_overwritten_unasked(path: Path) -> None:
         ({"codes": CODES[:, 0]}, r"\[30\].*integers"),
         ({"codes": CODES[:0]}, r"\[0, 8\].*integers"),
         ({"codes": CODES - 1000}, "codes from -"),
-        ({"codes": CODES + 1}, "to 1024, where 0 to 1023"),
+        ({"codes": CODES + 1}, "to 1024, expected 0 to 1023"),
         ({"codes": np.array([[{}]], object)}, "no file of codes"),
         ({"format_version": np.int64(2)}, "version 2"),
-        ({"format_version": np.array([1, 1])}, "format_version is no single value"),
-        ({"sample_rate": np.str_("fast")}, "sample_rate is no single value"),
+        ({"format_version": np.array([1, 1])}, "format_version is not a single value"),
+        ({"sample_rate": np.str_("fast")}, "sample_rate is not a single value"),
         ({"sample_rate": np.int64(-5)}, "no rates of speech"),
         ({"frame_rate": np.float64("nan")}, "no rates of speech"),
     ],

@@ -85,7 +85,7 @@ def test_phonemes_of_all_sentences_are_told_before_the_first_is_spoken(talking: 
 
 def test_what_cannot_be_said_is_named(talking: Talking) -> None:
     spoken = talking.speaker.speak("Hello 你.", None, talking.quick)
-    assert any("in English and are left out: 你 (U+4F60)" in notice for notice in spoken.notices)
+    assert any("in English and are skipped: 你 (U+4F60)" in notice for notice in spoken.notices)
 
 
 def test_a_sentence_that_takes_the_language_of_the_others_is_reported(talking: Talking) -> None:
@@ -186,7 +186,7 @@ def test_a_sentence_that_the_model_ends_at_once_is_drawn_again_and_then_told(
     said = speaker.speak("One. Two.", None, options)
     assert len(said.pieces) == 2
     assert sum(len(piece.codes) > 0 for piece in said.pieces) == spoken
-    told = [notice for notice in said.notices if "said nothing for 'One.'" in notice]
+    told = [notice for notice in said.notices if "generated nothing for 'One.'" in notice]
     assert len(told) == 2 - spoken
     assert said.audio is not None
     assert len(said.audio.samples) == len(said.codes) * 320

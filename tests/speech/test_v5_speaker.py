@@ -95,7 +95,7 @@ def test_a_sentence_that_does_not_fit_the_limit_is_told(
     speaker: VersionFiveSpeaker, voice: Path
 ) -> None:
     hurried = speaker.speak("Hello world.", voice, QUICK)
-    assert "'Hello world.' has to fit into 0.2 seconds, the limit" in hurried.notices
+    assert "'Hello world.' was shortened to 0.2 seconds, the limit" in hurried.notices
 
 
 # --------------------------------------------------------------------------- voices, codes

@@ -223,7 +223,7 @@ def test_symbols_may_be_tagged(codes_only: VallexSpeaker) -> None:
 def test_what_cannot_be_said_or_is_not_tagged_is_told(codes_only: VallexSpeaker) -> None:
     spoken = codes_only.speak("well [EN]Hi 你.[EN] [EN]...[EN]", None, QUICK)
     told = " ".join(spoken.notices)
-    assert "cannot be said in English and are left out: 你 (U+4F60)" in told
+    assert "cannot be read in English and are skipped: 你 (U+4F60)" in told
     assert "outside of language tags is not spoken: 'well'" in told
     assert "nothing to say in '...'" in told
     with pytest.raises(InputError, match="nothing to say"):

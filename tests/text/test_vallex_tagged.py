@@ -99,9 +99,9 @@ def test_what_cannot_be_said_is_told_with_its_language() -> None:
     spelled = spell([TaggedText("Hi 你", "en"), TaggedText("好θ", "zh"), TaggedText("😀", "ja")])
     assert spelled.symbols == "haɪ.xɑʊ↓↑."
     assert [notice.partition(" and are")[0] for notice in spelled.notices] == [
-        "these characters cannot be said in English",
-        "these characters cannot be said in Chinese",
-        "these characters cannot be said in Japanese",
+        "these characters cannot be read in English",
+        "these characters cannot be read in Chinese",
+        "these characters cannot be read in Japanese",
     ]
     assert "你 (U+4F60)" in spelled.notices[0]
 
