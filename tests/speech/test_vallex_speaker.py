@@ -93,7 +93,7 @@ def test_a_recording_or_codes_need_their_transcript(
     codes = tmp_path / "codes.npz"
     write_codes(codes, SavedCodes(golden("").prompt, UNKNOWN_CODEC, 64))
     for source in (voice, codes, SavedCodes(golden("").prompt, UNKNOWN_CODEC, 64)):
-        with pytest.raises(InputError, match=r"what is said in .*--voice-text"):
+        with pytest.raises(InputError, match=r"needs the transcript of .*--voice-text"):
             speaker.speak("Hello.", source, QUICK)
         spoken = speaker.speak("Hello.", source, replace(QUICK, voice_text=SAID))
         assert 0 < len(spoken.codes) <= MAX_FRAMES
@@ -224,7 +224,7 @@ def test_what_cannot_be_said_or_is_not_tagged_is_told(codes_only: VallexSpeaker)
     spoken = codes_only.speak("well [EN]Hi 你.[EN] [EN]...[EN]", None, QUICK)
     told = " ".join(spoken.notices)
     assert "cannot be read in English and are skipped: 你 (U+4F60)" in told
-    assert "outside of language tags is not spoken: 'well'" in told
+    assert "outside of language tags is skipped: 'well'" in told
     assert "nothing to say in '...'" in told
     with pytest.raises(InputError, match="nothing to say"):
         codes_only.speak("[EN]...[EN]", None, QUICK)
