@@ -131,7 +131,7 @@ def ids_of(rows: VallexText) -> tuple[Any, Any]:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"voice_text": SAID}, "no voice was given"),
+        ({"voice_text": SAID}, "but there is none"),
         ({"language": "de"}, "does not speak the language 'de'"),
         ({"accent": "fr"}, "does not speak the language 'fr'"),
         ({"max_seconds": 0.0}, "max-seconds is 0"),
