@@ -43,7 +43,7 @@ def test_text_and_a_recording_become_a_wav_file(
     assert (info.samplerate, info.channels, info.frames) == (RATE, 1, n_frames * 320)
     (piece,) = spoken.pieces
     assert (piece.text, piece.language, piece.mode) == ("Hello world.", "en", "ar")
-    again = talking.speaker.sound(spoken.codes)
+    again = talking.speaker.decode(spoken.codes)
     np.testing.assert_array_equal(again.samples, spoken.audio.samples)
 
 
@@ -135,10 +135,10 @@ def test_level_0_of_given_codes_stays_and_the_rest_is_decoded(
     spoken = talking.speaker.speak("Hello.", voice, talking.heard)
     saved = replace(spoken.saved_codes, codes=spoken.codes.copy())
     saved.codes[:, 1:] = 0
-    raised = talking.speaker.raise_levels(saved, "Hello.", voice, talking.heard)
+    raised = talking.speaker.regenerate_levels(saved, "Hello.", voice, talking.heard)
     np.testing.assert_array_equal(raised.codes, spoken.codes)
     assert raised.is_whole
-    part = talking.speaker.raise_levels(saved, "Hello.", voice, talking.heard, watch=after(2))
+    part = talking.speaker.regenerate_levels(saved, "Hello.", voice, talking.heard, watch=after(2))
     assert not part.is_whole
     np.testing.assert_array_equal(part.pieces[0].codes, spoken.codes[:, :3])
 
@@ -219,7 +219,7 @@ def test_spoken_codes_are_saved_and_sounded_again(
     assert saved.codec.sample_rate == RATE
     assert spoken.audio is not None
     for source in (path, str(path), saved, saved.codes):
-        again = talking.speaker.sound(source)
+        again = talking.speaker.decode(source)
         np.testing.assert_array_equal(again.samples, spoken.audio.samples)
 
 
@@ -232,7 +232,7 @@ def test_without_a_codec_codes_speak_and_audio_is_refused(talking: Talking, voic
         with pytest.raises(InputError, match="Audio needs a codec"):
             mute.speak("Hello.", voice, talking.heard)
         with pytest.raises(InputError, match="Audio needs a codec"):
-            mute.sound(spoken.codes)
+            mute.decode(spoken.codes)
 
 
 # ---------------------------------------------------------------------------- bad input

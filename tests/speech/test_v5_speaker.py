@@ -50,7 +50,7 @@ def test_text_and_a_recording_become_a_wav_file(
     assert (info.samplerate, info.channels, info.frames) == (RATE, 1, 15 * 320)
     (piece,) = spoken.pieces
     assert (piece.text, piece.phonemes, piece.mode) == ("Hello world.", "həlˈoʊ wˈɜːld.", mode)
-    np.testing.assert_array_equal(speaker.sound(spoken.codes).samples, spoken.audio.samples)
+    np.testing.assert_array_equal(speaker.decode(spoken.codes).samples, spoken.audio.samples)
 
 
 def test_voice_language_and_guidance_change_what_is_spoken(
