@@ -6,7 +6,7 @@ On the production-size random model, each file in a process of its own:
 
 * an AR step of `decode_ar` (sampling included), every one followed by a bare `llama_decode` of
   one token at the same depth, so that both meet the same noise;
-* a NAR pass (about 700 positions, 300 outputs; embedding and sorting included), compared in the same way;
+* a NAR pass (about 700 positions, 300 outputs; embedding and sorting included), in the same way;
 * the same NAR batch on bare llama.cpp with other settings, to see what would be faster;
 * the largest memory of the process after loading, the steps and the passes;
 * both computed by the PyTorch reference in float32, where a step runs the whole sequence again.

@@ -95,8 +95,8 @@ def test_a_file_is_not_overwritten_unasked(path: Path) -> None:
         ({"format_version": np.int64(2)}, "version 2"),
         ({"format_version": np.array([1, 1])}, "format_version is not a single value"),
         ({"sample_rate": np.str_("fast")}, "sample_rate is not a single value"),
-        ({"sample_rate": np.int64(-5)}, "no rates of speech"),
-        ({"frame_rate": np.float64("nan")}, "no rates of speech"),
+        ({"sample_rate": np.int64(-5)}, "are out of range"),
+        ({"frame_rate": np.float64("nan")}, "are out of range"),
     ],
 )
 def test_a_file_with_a_wrong_entry_is_refused(
@@ -187,6 +187,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         (config(n_levels=9), "8 levels of 1024.*9 levels of 1024"),
         (config(codebook_size=1000), "8 levels of 1024.*8 levels of 1000"),
         (config(codec=Codec("dac-44khz", 44_100, 86.1)), "encodec-24khz.*dac-44khz"),
+        (config(codec=Codec("encodec-24khz", 24_000, 37.5)), "75 frames.*37.5 frames"),
     ],
 )
 def test_codes_of_another_codec_than_the_models_are_refused(
