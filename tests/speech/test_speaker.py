@@ -62,7 +62,7 @@ def test_a_long_text_is_spoken_sentence_by_sentence_and_joined(
     )
     assert spoken.audio is not None
     assert len(spoken.audio.samples) == len(spoken.codes) * 320
-    assert any("nothing to say in '...'" in notice for notice in spoken.notices)
+    assert any("nothing to say: '...'" in notice for notice in spoken.notices)
 
 
 def test_every_sentence_is_told_when_it_is_done(talking: Talking) -> None:
@@ -180,7 +180,7 @@ def test_a_sentence_that_the_model_ends_at_once_is_drawn_again_and_then_told(
     speaker = talking.stopping(n)
     options = replace(talking.quick, sampling=SamplingOptions())
     if not spoken:
-        with pytest.raises(InputError, match="There is nothing to write: the model said noth"):
+        with pytest.raises(InputError, match="There is nothing to write: the model generated noth"):
             speaker.speak("One. Two.", None, options)
         return
     said = speaker.speak("One. Two.", None, options)

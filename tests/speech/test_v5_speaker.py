@@ -120,7 +120,7 @@ def test_a_prompt_is_cut_or_repeated_with_a_notice(
     (cut, _) = speaker.speak("Hello.", voice, QUICK).notices
     assert f"{voice} is 0.5 seconds long; the 0.4 seconds from 0.0 on" in cut
     (repeated, _) = speaker.speak("Hello.", voice, replace(QUICK, prompt_seconds=2.0)).notices
-    assert "38 frames of sound, fewer than the 150" in repeated
+    assert "38 frames of sound, shorter than the 150" in repeated
 
 
 # -------------------------------------------------------------------------------- tasks
