@@ -1,4 +1,4 @@
-"""Repairing a GGUF file of production size that was made the old way, over a plain copy of it.
+"""Repair of a GGUF file of production size, compared with a plain copy.
 
 The copy reads and writes the same number of bytes, with fsync; both start with the source in the
 page cache. `--verify none`: what is measured is the moving of rows and the two digests.

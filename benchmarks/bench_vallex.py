@@ -29,10 +29,10 @@ sys.path.insert(0, str(ROOT / "fixtures"))
 
 from make_vallex import PUBLISHED, make_vallex  # noqa: E402 - needs the path above
 
-from valle_convert import open_network, plan_conversion, write_gguf  # noqa: E402 - likewise
-from valle_convert.checkpoint.read import read_checkpoint  # noqa: E402 - likewise
-from valle_convert.families.family import Choices  # noqa: E402 - likewise
-from valle_convert.families.vallex.composed import VallexText  # noqa: E402 - likewise
+from valle_convert import open_network, plan_conversion, write_gguf  # noqa: E402
+from valle_convert.checkpoint.read import read_checkpoint  # noqa: E402
+from valle_convert.families.family import Choices  # noqa: E402
+from valle_convert.families.vallex.composed import VallexText  # noqa: E402
 
 N_TEXT, N_PROMPT, N_FRAMES = 60, 225, 300
 

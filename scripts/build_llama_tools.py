@@ -183,7 +183,7 @@ def build(version: str, target: Path, cpu_args: list[str], *, jobs: int, shared:
 
 
 def put(source: Path, target: Path) -> bool:
-    """Copy a folder of programs that start; False where that cannot be done, which is no error."""
+    """Copy a folder of working programs; returns whether that was possible."""
     try:
         for program in PROGRAMS:
             prove_standalone(source / program)

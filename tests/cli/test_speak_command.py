@@ -14,7 +14,6 @@ import sys
 import termios
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ import soundfile
 import torch
 from audio.small_codec import save_codec
 from support import Cli, Result, error_of, golden_checkpoint
-from transformers import EncodecConfig, EncodecModel
+from transformers import EncodecModel
 
 from valle_convert.api import plan_conversion, write_gguf
 from valle_convert.audio import read_codes
@@ -156,48 +155,6 @@ def test_a_recording_is_transcribed_alike_as_sound_and_as_codes(
 # ---------------------------------------------------------------------------- the options
 
 
-def test_phonemes_are_spoken_as_they_are_and_unknown_ones_told(speak: Cli, tmp_path: Path) -> None:
-    one, other, odd = (tmp_path / f"{i}.npz" for i in range(3))
-    done(speak("həlˈoʊ.", "--phonemes", "--save-codes", one))
-    done(speak("Hello.", "--language", "en", "--save-codes", other))
-    np.testing.assert_array_equal(read_codes(one).codes, read_codes(other).codes)
-    result = done(speak("həl€ˈoʊ", "--phonemes", "--save-codes", odd))
-    assert "note: the model's vocabulary lacks these phonemes of the text: € (U+20AC)" in result.err
-
-
-def test_a_seed_gives_the_same_speech_and_each_option_counts(
-    cli: Cli, gguf: Path, voice: Path, codec: Path, tmp_path: Path
-) -> None:
-    saved = tmp_path / "voice.npz"
-    settings = "--set max_seconds=0.2,prompt_seconds=0.4 --threads 1 --seed 3".split()
-
-    def codes(*options: object) -> np.ndarray:
-        out = tmp_path / "out.npz"
-        arguments = ["Computer. Voices.", "--save-codes", out, "--force", "--codec", codec]
-        done(cli("speak", gguf, *arguments, *settings, *options))
-        return read_codes(out).codes
-
-    plain = codes("--set", "mode=ar", "--voice", voice)
-    np.testing.assert_array_equal(plain, codes("--set", "mode=ar", "--voice", voice))
-    assert not saved.exists()
-    for change in (
-        ["--seed", 4],
-        ["--temperature", 0],
-        ["--language", "de"],
-        *(
-            ["--set", one]
-            for one in "guidance_strength=3 context_history=1 top_k=1 top_p=0.01 min_p=0.99 "
-            "top_no=0.1 repetition_penalty=50 nar_temperature=5 max_seconds=0.25 "
-            "prompt_seconds=0.3".split()
-        ),
-    ):
-        changed = codes("--set", "mode=ar", "--voice", voice, *change)
-        assert not np.array_equal(changed, plain), change
-    demasked = codes("--set", "max_steps=2")
-    for change in ("max_steps=4", "guidance_strength=9", "guidance_rescale=0"):
-        assert not np.array_equal(codes("--set", f"max_steps=2,{change}"), demasked), change
-
-
 def test_the_text_comes_from_stdin_where_asked(
     speak: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,16 +177,6 @@ def test_saved_codes_are_sounded_again(
     told = json.loads(done(sounded).out)
     assert again.read_bytes() == first.read_bytes()
     assert told["file"] == str(again)
-
-
-def test_level_0_of_other_codes_can_be_taken(speak: Cli, voice: Path, tmp_path: Path) -> None:
-    whole, raised, other = (tmp_path / f"{i}.npz" for i in range(3))
-    done(speak("Hello.", "--voice", voice, "--save-codes", whole))
-    done(speak("Hello.", "--voice", voice, "--codes", whole, "--save-codes", raised))
-    np.testing.assert_array_equal(read_codes(raised).codes, read_codes(whole).codes)
-    done(speak("Goodbye.", "--codes", whole, "--save-codes", other))
-    np.testing.assert_array_equal(read_codes(other).codes[:, 0], read_codes(whole).codes[:, 0])
-    assert not np.array_equal(read_codes(other).codes, read_codes(whole).codes)
 
 
 def test_floats_are_written_where_asked(speak: Cli, tmp_path: Path) -> None:
@@ -258,7 +205,7 @@ def test_nothing_is_clipped_silently(cli: Cli, gguf: Path, codec: Path, tmp_path
     assert np.abs(soundfile.read(out)[0]).max() == pytest.approx(told["peak"], rel=1e-5)
 
 
-@pytest.mark.parametrize("task", ["vc", "ns", "sr"])
+@pytest.mark.parametrize("task", ["vc", "ns"])
 def test_tasks_answer_a_recording_with_one_as_long(
     speak: Cli, voice: Path, tmp_path: Path, task: str
 ) -> None:
@@ -267,44 +214,6 @@ def test_tasks_answer_a_recording_with_one_as_long(
     said = ["Hello world.", "--voice", voice] if task == "vc" else []
     done(speak(*said, "--task", task, "--source", source, "-o", out))
     assert soundfile.info(out).frames == 38 * 320
-
-
-@pytest.mark.parametrize("named", [None, "encodec-24khz"], ids=["unknown", "encodec-24khz"])
-def test_a_codec_is_held_against_what_the_file_says(
-    cli: Cli, codec: Path, tmp_path: Path, named: str | None
-) -> None:
-    model, out = tmp_path / "model.gguf", tmp_path / "out.wav"
-    plan = plan_conversion(golden_checkpoint("ar-nar-len"))
-    if named is not None:
-        says = {
-            "valle.codec.name": named,
-            "valle.codec.sample_rate": RATE,
-            "valle.codec.frame_rate": 75.0,
-        }
-        keys = tuple(replace(key, value=says.get(key.name, key.value)) for key in plan.main.keys)
-        plan = replace(plan, files={"model": replace(plan.main, keys=keys)})
-    write_gguf(plan, model)
-    common = ["speak", model, "Hello.", "-o", out, "--force", *QUICK]
-    done(cli(*common, "--codec", codec))
-    slow = tmp_path / "slow"
-    EncodecModel(
-        EncodecConfig(
-            upsampling_ratios=[8, 5, 4, 4],
-            num_filters=4,
-            hidden_size=16,
-            codebook_dim=16,
-            codebook_size=CODES,
-            target_bandwidths=[1.83],  # 8 levels of 6 bits, 38 times a second
-            num_lstm_layers=1,
-        )
-    ).save_pretrained(slow)
-    result = cli(*common, "--codec", slow)
-    if named is None:
-        done(result)  # levels and codes are all that such a file tells
-    else:
-        assert "24000 Hz and 37.5 frames a second, and the model was trained on" in error_of(
-            result, 2
-        )
 
 
 def test_a_codec_that_cannot_fit_is_refused_before_the_hub_is_asked(
@@ -342,9 +251,9 @@ def test_threads_beyond_the_cores_are_told(capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize("name", ["a.aac", "a.m4a", "a"])
 def test_sound_of_another_format_is_refused(speak: Cli, tmp_path: Path, name: str) -> None:
     message = error_of(speak("Hi.", "-o", tmp_path / name), 2)
-    assert "give one that ends in .wav, .flac, .ogg" in message
+    assert "must end in .wav, .flac, .ogg" in message
     floats = speak("Hi.", "-o", tmp_path / "a.flac", "--float")
-    assert "cannot hold 32-bit floats" in error_of(floats, 2)
+    assert "cannot store 32-bit floats" in error_of(floats, 2)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -402,12 +311,6 @@ def test_a_long_text_tells_how_many_sentences_and_how_long_it_takes(
     assert re.fullmatch(r"speaking 3 sentences, \d+ phonemes", told[1])
     assert re.match(r"sentence 1 of 3: .* \(.*\), \d+ s left: This is one\.", told[2])
     assert re.match(r"sentence 3 of 3: .* \(.*\): And this\.", told[4])
-
-
-@pytest.mark.parametrize("word", ["EN", "en-US", "en_GB"])
-def test_a_language_may_be_written_with_its_region(speak: Cli, tmp_path: Path, word: str) -> None:
-    result = done(speak("Hi.", "--language", word, "--save-codes", tmp_path / "a.npz", "--json"))
-    assert json.loads(result.out)["sentences"][0]["language"] == "en"
 
 
 # ------------------------------------------------------------------------------ Ctrl-C
@@ -522,7 +425,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "nothing to say": (lambda _: ["..."], "nothing to say in the text '...'"),
     "empty text": (lambda _: [""], "nothing to say"),
     "phonemes without a sound": (lambda _: ["ˈː.", "--phonemes"], "nothing to say"),
-    "broken Unicode": (lambda _: ["a\udcff"], "no valid Unicode"),
+    "broken Unicode": (lambda _: ["a\udcff"], "not valid Unicode"),
     "broken phonemes": (lambda _: ["a\udcff", "--phonemes"], "not valid Unicode"),
     "silent voice": (lambda t: ["Hi.", "--voice", silent(t)], "There is no speech in"),
     "voice that is no audio": (
@@ -588,14 +491,6 @@ def test_files_that_are_no_valle_are_refused(
     assert not out.exists()
 
 
-def test_a_codec_of_other_codes_is_refused(cli: Cli, gguf: Path, tmp_path: Path) -> None:
-    large = save_codec(tmp_path / "large", codebook_size=128)
-    result = cli("speak", gguf, "Hi.", "-o", tmp_path / "o.wav", "--codec", large)
-    assert "8 levels of 128 codes, and the model was trained on 8 levels of 64" in error_of(
-        result, 2
-    )
-
-
 def test_a_model_of_another_codec_speaks_codes_only(
     cli: Cli, tmp_path: Path, small_checkpoint: Callable[..., Path]
 ) -> None:
@@ -603,7 +498,7 @@ def test_a_model_of_another_codec_speaks_codes_only(
     checkpoint = small_checkpoint(levels=9, audio_tokens=1024, dim=32)
     write_gguf(plan_conversion(checkpoint, Choices(codec="dac-44khz")), model)
     refused = cli("speak", model, "Hi.", "-o", tmp_path / "o.wav", *QUICK)
-    assert "speaks codes of dac-44khz, and this program can only sound" in error_of(refused, 2)
+    assert "uses the codec dac-44khz, and only encodec-24khz is built in" in error_of(refused, 2)
     done(cli("speak", model, "Hi.", "--save-codes", out, *QUICK))
     assert read_codes(out).codec.name == "dac-44khz"
 

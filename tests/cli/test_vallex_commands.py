@@ -147,7 +147,7 @@ def test_a_recording_is_a_voice_with_its_transcript(
 ) -> None:
     given = ["-o", tmp_path / "a.wav", "--voice", recording, "--codec", codec, *QUICK]
     result = cli("speak", converted, "Hello.", *given)
-    assert f"what is said in {recording}" in error_of(result, 2)
+    assert f"needs the transcript of {recording}" in error_of(result, 2)
     assert not (tmp_path / "a.wav").exists()
     result = cli("speak", converted, "Hello.", *given, "--voice-text", "[EN]Hi there.[EN]")
     assert result.code == 0, result.err
@@ -159,7 +159,7 @@ def test_its_own_options_and_symbols_are_known(converted: Path, tmp_path: Path, 
     given = ["--save-codes", codes, "--force", "--threads", "1"]
     result = cli("speak", converted, "hɛˈloʊ c.", "--phonemes", *drawn, *given)
     assert result.code == 0, result.err
-    assert "symbols lack these, which are left out: c (U+0063)" in result.err
+    assert "lacks these symbols, which are skipped: c (U+0063)" in result.err
     options = SpeakOptions(best_of=3, length_penalty=0.5, accent="ja", seed=4, max_seconds=0.2)
     expected = spoken(converted, "hɛˈloʊ .", None, options, is_phonemes=True)
     np.testing.assert_array_equal(read_codes(codes).codes, expected.codes)

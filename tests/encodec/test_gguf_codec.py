@@ -196,11 +196,14 @@ def with_tensor(name: str, shape: tuple[int, ...]) -> Callable[[dict[str, Any]],
     [
         (
             with_key("general.architecture", "gemma", "string"),
-            "architecture 'gemma', where a codec",
+            "architecture 'gemma', expected a codec",
         ),
         (without("general.architecture"), "architecture None"),
-        (with_key("encodec.format_version", 2, "u32"), "format 2"),
-        (without("encodec.pad_mode", "encodec.compress"), "no encodec.compress, encodec.pad_mode"),
+        (with_key("encodec.format_version", 2, "u32"), "version 2 of the format"),
+        (
+            without("encodec.pad_mode", "encodec.compress"),
+            "lacks encodec.compress, encodec.pad_mode",
+        ),
         (with_key("encodec.n_codebooks", 10**9, "u32"), "n_codebooks is 1000000000"),
         (with_key("encodec.n_codebooks", "8", "string"), "n_codebooks is '8'"),
         (with_key("encodec.hidden_size", 32, "u32"), "expected"),
@@ -267,7 +270,7 @@ def test_the_commands_write_verify_and_show_it(cli: Cli, tmp_path: Path) -> None
         "a .bin file cannot store"
         in cli("codec", GOLDEN_FOLDER, tmp_path / "a.bin", "--license", "mit").err
     )
-    assert "does not say its licence" in cli("codec", GOLDEN_FOLDER, tmp_path / "b.gguf").err
+    assert "the source has no license" in cli("codec", GOLDEN_FOLDER, tmp_path / "b.gguf").err
 
 
 def test_a_changed_value_and_other_sizes_fail(codec: EncodecWeights, tmp_path: Path) -> None:
@@ -300,7 +303,7 @@ def test_a_codec_that_does_not_fit_the_model_is_refused(
     error = error_of(cli("speak", model, "Hi.", "-o", out, "--codec", tmp_path / "codec.gguf"), 2)
     assert "8 levels of 1024 codes, and the model was trained on 8 levels of 64" in error
     error = error_of(cli("speak", model, "Hi.", "-o", out, "--codec", model), 2)
-    assert "architecture 'gemma', where a codec" in error
+    assert "architecture 'gemma', expected a codec" in error
 
 
 def test_a_model_and_a_codec_in_gguf_are_all_that_speaking_needs(

@@ -209,7 +209,7 @@ def test_what_speak_saves_of_one_sentence_is_an_utterance(
     assert utterance.condition.phonemes.tolist() == list(one.pieces[0].ids)
     assert len(one.pieces[0].ids) > 5
     write_codes(tmp_path / "two.npz", two.saved_codes)
-    with pytest.raises(InputError, match=r"not tell what is said in it.*two\.npz --text"):
+    with pytest.raises(InputError, match=r"has codes but no phonemes.*two\.npz --text"):
         read_utterance(tmp_path / "two.npz", model, seed=(0,))
 
 

@@ -44,7 +44,7 @@ def test_text_and_a_recording_become_a_wav_file(
     (piece,) = spoken.pieces
     assert (piece.text, piece.language) == ("Hello world.", "en")
     assert piece.mode == ("ar" if talking.stopping else "nar-len")
-    again = talking.speaker.sound(spoken.codes)
+    again = talking.speaker.decode(spoken.codes)
     np.testing.assert_array_equal(again.samples, spoken.audio.samples)
 
 
@@ -63,7 +63,7 @@ def test_a_long_text_is_spoken_sentence_by_sentence_and_joined(
     )
     assert spoken.audio is not None
     assert len(spoken.audio.samples) == len(spoken.codes) * 320
-    assert any("nothing to say in '...'" in notice for notice in spoken.notices)
+    assert any("nothing to say: '...'" in notice for notice in spoken.notices)
 
 
 def test_every_sentence_is_told_when_it_is_done(talking: Talking) -> None:
@@ -86,7 +86,7 @@ def test_phonemes_of_all_sentences_are_told_before_the_first_is_spoken(talking: 
 
 def test_what_cannot_be_said_is_named(talking: Talking) -> None:
     spoken = talking.speaker.speak("Hello 你.", None, talking.quick)
-    assert any("in English and are left out: 你 (U+4F60)" in notice for notice in spoken.notices)
+    assert any("in English and are skipped: 你 (U+4F60)" in notice for notice in spoken.notices)
 
 
 def test_a_sentence_that_takes_the_language_of_the_others_is_reported(talking: Talking) -> None:
@@ -134,10 +134,10 @@ def test_level_0_of_given_codes_stays_and_the_rest_is_decoded(causal: Talking, v
     spoken = causal.speaker.speak("Hello.", voice, causal.heard)
     saved = replace(spoken.saved_codes, codes=spoken.codes.copy())
     saved.codes[:, 1:] = 0
-    raised = causal.speaker.raise_levels(saved, "Hello.", voice, causal.heard)
+    raised = causal.speaker.regenerate_levels(saved, "Hello.", voice, causal.heard)
     np.testing.assert_array_equal(raised.codes, spoken.codes)
     assert raised.is_whole
-    part = causal.speaker.raise_levels(saved, "Hello.", voice, causal.heard, watch=after(2))
+    part = causal.speaker.regenerate_levels(saved, "Hello.", voice, causal.heard, watch=after(2))
     assert not part.is_whole
     np.testing.assert_array_equal(part.pieces[0].codes, spoken.codes[:, :3])
 
@@ -180,13 +180,13 @@ def test_a_sentence_that_the_model_ends_at_once_is_drawn_again_and_then_told(
     speaker = causal.stopping(n)
     options = replace(causal.quick, sampling=SamplingOptions())
     if not spoken:
-        with pytest.raises(InputError, match="There is nothing to write: the model said noth"):
+        with pytest.raises(InputError, match="There is nothing to write: the model generated noth"):
             speaker.speak("One. Two.", None, options)
         return
     said = speaker.speak("One. Two.", None, options)
     assert len(said.pieces) == 2
     assert sum(len(piece.codes) > 0 for piece in said.pieces) == spoken
-    told = [notice for notice in said.notices if "said nothing for 'One.'" in notice]
+    told = [notice for notice in said.notices if "generated nothing for 'One.'" in notice]
     assert len(told) == 2 - spoken
     assert said.audio is not None
     assert len(said.audio.samples) == len(said.codes) * 320
@@ -223,7 +223,7 @@ def test_spoken_codes_are_saved_and_sounded_again(
     assert saved.codec.sample_rate == RATE
     assert spoken.audio is not None
     for source in (path, str(path), saved, saved.codes):
-        again = talking.speaker.sound(source)
+        again = talking.speaker.decode(source)
         np.testing.assert_array_equal(again.samples, spoken.audio.samples)
 
 
@@ -236,7 +236,7 @@ def test_without_a_codec_codes_speak_and_audio_is_refused(talking: Talking, voic
         with pytest.raises(InputError, match="Audio needs a codec"):
             mute.speak("Hello.", voice, talking.heard)
         with pytest.raises(InputError, match="Audio needs a codec"):
-            mute.sound(spoken.codes)
+            mute.decode(spoken.codes)
 
 
 # ---------------------------------------------------------------------------- bad input

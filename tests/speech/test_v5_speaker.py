@@ -50,7 +50,7 @@ def test_text_and_a_recording_become_a_wav_file(
     assert (info.samplerate, info.channels, info.frames) == (RATE, 1, 15 * 320)
     (piece,) = spoken.pieces
     assert (piece.text, piece.phonemes, piece.mode) == ("Hello world.", "həlˈoʊ wˈɜːld.", mode)
-    np.testing.assert_array_equal(speaker.sound(spoken.codes).samples, spoken.audio.samples)
+    np.testing.assert_array_equal(speaker.decode(spoken.codes).samples, spoken.audio.samples)
 
 
 def test_voice_language_and_guidance_change_what_is_spoken(
@@ -95,7 +95,7 @@ def test_a_sentence_that_does_not_fit_the_limit_is_told(
     speaker: VersionFiveSpeaker, voice: Path
 ) -> None:
     hurried = speaker.speak("Hello world.", voice, QUICK)
-    assert "'Hello world.' has to fit into 0.2 seconds, the limit" in hurried.notices
+    assert "'Hello world.' was shortened to 0.2 seconds, the limit" in hurried.notices
 
 
 # --------------------------------------------------------------------------- voices, codes
@@ -120,7 +120,7 @@ def test_a_prompt_is_cut_or_repeated_with_a_notice(
     (cut, _) = speaker.speak("Hello.", voice, QUICK).notices
     assert f"{voice} is 0.5 seconds long; the 0.4 seconds from 0.0 on" in cut
     (repeated, _) = speaker.speak("Hello.", voice, replace(QUICK, prompt_seconds=2.0)).notices
-    assert "38 frames of sound, fewer than the 150" in repeated
+    assert "38 frames of sound, shorter than the 150" in repeated
 
 
 # -------------------------------------------------------------------------------- tasks

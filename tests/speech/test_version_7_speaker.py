@@ -40,7 +40,7 @@ def test_a_seed_gives_the_same_codes_again_with_and_without_a_voice(model: Path)
         voiced = speaker.speak("Hello. Yes.", alone[0].saved_codes, QUICK)
         assert not np.array_equal(voiced.codes, alone[0].codes)
         assert alone[0].audio is None
-        raised = speaker.raise_levels(alone[0].saved_codes, "Hello.", None, QUICK)
+        raised = speaker.regenerate_levels(alone[0].saved_codes, "Hello.", None, QUICK)
         np.testing.assert_array_equal(raised.codes[:, 0], alone[0].codes[:, 0])
 
 

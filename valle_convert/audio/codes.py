@@ -172,7 +172,7 @@ def _checked(path: Path, entries: dict[str, NDArray[Any]]) -> SavedCodes:
         )
     if not (0 <= sample_rate <= 1_000_000 and 0 <= frame_rate <= 100_000):
         raise InputError(
-            f"{path}: {sample_rate} Hz and {frame_rate} frames a second are no rates of speech."
+            f"{path}: {sample_rate} Hz and {frame_rate} frames per second are out of range."
         )
     codec = Codec(str(scalars["codec"]), sample_rate, frame_rate)
     return SavedCodes(codes.astype(np.int32), codec, size)

@@ -96,8 +96,7 @@ def read_audio(path: Path, sample_rate: int, *, max_seconds: float | None = None
         max_seconds: read only the beginning.
 
     Raises:
-        InputError: there is no such file, it is no audio, it is empty, or has samples that are no
-            numbers, or its channels cancel each other out.
+        InputError: the file is missing, empty or not audio, has NaN, or its channels cancel out.
         EnvironmentFault: soundfile or soxr is not installed, or the disk fails.
     """
     sound = require("soundfile", "Reading audio files")

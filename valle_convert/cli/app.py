@@ -67,7 +67,7 @@ class _Command(TyperCommand):
             if isinstance(param.type, TyperPath):
                 param.type.readable = False  # the reader reports it, with exit code 3
 
-    def format_options(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - likewise
+    def format_options(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - click's or typer's
         panels: dict[str, list[Any]] = {}
         for param in self.get_params(ctx):
             kind = "Options" if param.param_type_name == "option" else "Arguments"

@@ -49,7 +49,7 @@ def progress_bar(label: str, total: int, unit: str) -> Iterator[Advance]:
         unit=unit if unit == "B" else f" {unit}",
         unit_scale=scaled,
         file=sys.stderr,
-        disable=None,  # none where stderr is no terminal
+        disable=None,  # no bar unless stderr is a terminal
         leave=False,
     ) as bar:
         yield bar.update

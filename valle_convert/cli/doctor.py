@@ -1,4 +1,4 @@
-"""`valle-convert doctor`: what this machine has, and what is missing for which command."""
+"""`valle-convert doctor`: the state of this machine, and what each command lacks."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(json_: JsonOption = False) -> None:
-    """Show versions, llama.cpp's library and programs, the CPU, and what is missing.
+    """Show versions, llama.cpp, the CPU, and what each command lacks.
 
-    Exit code 3 where something is missing for some command.
+    Exit code 3 if a command lacks something.
     """
     from valle_convert.doctor import examine
 
@@ -90,7 +90,7 @@ def _show(report: DoctorReport) -> None:
 
 
 def _plain(value: object) -> object:
-    """Paths as strings, all the way down."""
+    """Convert paths to strings, recursively."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -401,7 +401,7 @@ def _speak(
         )
         return answered
     if request.codes is not None:
-        return speaker.raise_levels(
+        return speaker.regenerate_levels(
             request.codes, text, voice, options, is_phonemes=is_phonemes, watch=watch
         )
     return speaker.speak(

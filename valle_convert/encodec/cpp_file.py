@@ -299,7 +299,7 @@ def _read_tensors(file: BinaryIO, size: int, path: Path) -> Iterator[CppTensor]:
         # With more than three dims, encodec.cpp writes past the end of an array.
         if not 0 <= n_dims <= _MAX_DIMS or not 0 < n_name <= _MAX_NAME or ftype not in _DTYPES:
             found = f"{n_dims} dims, a name of {n_name} bytes and the type {ftype}"
-            raise _broken(path, f"at byte {at:,} there is no tensor, but {found}")
+            raise _broken(path, f"expected a tensor at byte {at:,}, found {found}")
         rest = file.read(4 * n_dims + n_name)
         if len(rest) < 4 * n_dims + n_name:
             raise _broken(path, f"it is cut off at byte {size:,}, in the header of a tensor")

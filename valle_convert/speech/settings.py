@@ -17,7 +17,7 @@ from valle_convert.speech.results import SpeakOptions
 
 #: What the fields of a group are called: `guidance.cfg_strength` is `guidance_strength`.
 _PREFIXES = {"sampling": "", "nar_sampling": "nar_", "repetition": "repetition_"}
-#: Settings with an option of their own, or that are no setting.
+#: Fields with an option of their own.
 _APART = frozenset({"language", "voice_text", "seed", "temperature"})
 
 HELP = {
@@ -68,7 +68,7 @@ class SpeakSetting:
         """The value of a text.
 
         Raises:
-            InputError: it is no value of this setting.
+            InputError: the text is not a value of this setting.
         """
         try:
             value = self.kind(text)

@@ -255,7 +255,7 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
             raise InputError(f"There is nothing to write: {pieces[0].notices[-1]}.")
         return self._spoken(pieces, options, is_whole=not stopped)
 
-    def raise_levels(
+    def regenerate_levels(
         self,
         saved: SavedCodes | str | Path,
         text: str,
@@ -289,7 +289,7 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
         speech = self._decode(line, prompt, (), options, rng, watch, level_0)
         return self._at_once(self._piece(line, speech, notices, seconds), options, watch)
 
-    def sound(self, codes: Codes | SavedCodes | str | Path) -> Audio:
+    def decode(self, codes: Codes | SavedCodes | str | Path) -> Audio:
         """Decode codes [frames, levels or fewer], or a file of codes, to audio.
 
         Raises:
@@ -346,7 +346,7 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
     ) -> Piece:
         """A sentence with its audio, and with notices and times of the steps before."""
         begin = time.perf_counter()
-        audio = self._sounding(speech.codes)
+        audio = self._audio_of(speech.codes)
         notices = line.notices + notices
         said = (line.text or line.phonemes)[:40]
         if speech.end == "limit" and said:
@@ -378,7 +378,7 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
             language_id=line.language_id,
         )
 
-    def _sounding(self, codes: Codes) -> Audio | None:
+    def _audio_of(self, codes: Codes) -> Audio | None:
         """The audio of a piece, which may be empty; None without a codec."""
         if self._codec is None:
             return None
