@@ -118,7 +118,12 @@ def rows_of(found: Sequence[tuple[str, Listened]]) -> Iterator[list[str]]:
     yield "file measure place mean low high difference difference_low difference_high".split()
     base = found[1][1]
     for name, file in found:
-        for (measure, place), tally in file.tallies.items():
+        tallies = [
+            (measure, place, tally)
+            for measure, places in file.tallies.items()
+            for place, tally in places.items()
+        ]
+        for measure, place, tally in tallies:
             row = [name, MEASURES[measure].title, place, *_numbers(tally.estimate())]
             other = base.total(MEASURES[measure])
             if place == EVERYWHERE and other and other is not tally:

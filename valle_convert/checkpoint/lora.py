@@ -13,6 +13,7 @@ table the two are the other way round: (rows, r) and (r, width).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,10 +27,13 @@ from numpy.typing import NDArray
 from valle_convert.checkpoint.plain_values import whole
 from valle_convert.checkpoint.source import LARGEST_WEIGHT, WEIGHT_DTYPES, TensorSource, TensorSpec
 from valle_convert.errors import InputError, UnsupportedModelError
+from valle_convert.wording import plural
 
 _PARAMETRIZED = ".parametrizations.weight.original"
 _PARAMETRIZED_LORA = ".parametrizations.weight.0.lora_"
 _LORA = ".lora_"
+#: Of `lora_words`, what does not depend on the name of a file.
+_LORA_NUMBERS = re.compile(r"\(([\d,]+ weights?, [^()]*)\)")
 #: Values of PEFT's config with which an adapter is W + alpha / r B A.
 _PEFT_USUAL: dict[str, tuple[object, ...]] = {
     "peft_type": (None, "LORA"),
@@ -305,6 +309,17 @@ def _checked_alpha(scale: LoraScale) -> float:
     if not math.isfinite(scale.alpha):
         raise InputError(f"{scale.where}: the LoRA's alpha is {scale.alpha}, and must be finite.")
     return scale.alpha
+
+
+def lora_words(name: str, adapter: LoraPairs, factor: float) -> str:
+    """What a converted file says of a LoRA that was merged into it."""
+    scaled = "" if factor == 1.0 else f", scale {factor:g}"
+    return f"{name} ({plural(len(adapter.by_target), 'weight')}, alpha {adapter.alpha:g}{scaled})"
+
+
+def are_same_loras(one: str | None, other: str | None) -> bool:
+    """Whether two texts of `lora_words` name the same LoRAs; their files may have other names."""
+    return _LORA_NUMBERS.findall(one or "") == _LORA_NUMBERS.findall(other or "")
 
 
 def has_adapters(names: Iterable[str]) -> bool:

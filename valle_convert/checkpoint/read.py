@@ -46,6 +46,7 @@ from valle_convert.checkpoint.lora import (
     PlainNames,
     adapted_weights,
     has_adapters,
+    lora_words,
 )
 from valle_convert.checkpoint.names import is_model, is_refused_by_name
 from valle_convert.checkpoint.plain_values import is_plain
@@ -53,7 +54,6 @@ from valle_convert.checkpoint.source import TensorSource, TensorSpec
 from valle_convert.errors import InputError, UnsupportedModelError
 from valle_convert.files import read_json_object
 from valle_convert.progress import Progress, silent
-from valle_convert.wording import plural
 
 #: Beside an adapter that PEFT has saved.
 _PEFT_CONFIG = "adapter_config.json"
@@ -238,10 +238,10 @@ def _merge_lora(
     if inside is not None:
         scale = _lora_scale(config, str(path))
         adapters.append(LoraPairs(inside, scale.with_alpha(alpha), base.specs))
-        words.append(_lora_words("inside the checkpoint", adapters[-1], 1.0))
+        words.append(lora_words("inside the checkpoint", adapters[-1], 1.0))
     for one in given:
         adapters.append(open_lora(one, base.specs, alpha=alpha, progress=progress))
-        words.append(_lora_words(one.path.name, adapters[-1], one.factor))
+        words.append(lora_words(one.path.name, adapters[-1], one.factor))
     return MergedTensors(base, adapters), ", ".join(words)
 
 
@@ -291,11 +291,6 @@ def _adapter_config(adapter: Container, tree: Tree, place: PurePath) -> Mapping[
         return plain_keys(said or {})[0]
     except ValueError as error:
         raise InputError(f"{tree.name(place)}: its config is refused: {error}.") from error
-
-
-def _lora_words(name: str, adapter: LoraPairs, factor: float) -> str:
-    scaled = "" if factor == 1.0 else f", scale {factor:g}"
-    return f"{name} ({plural(len(adapter.by_target), 'weight')}, alpha {adapter.alpha:g}{scaled})"
 
 
 def _lora_scale(config: Mapping[str, Any], where: str) -> LoraScale:

@@ -122,7 +122,7 @@ def cases(model: VersionSevenModel, example: MaskedUtterance) -> Iterator[Case[A
     ):
         for level in range(n_levels):
             head = f"level.{level}"
-            yield Case(f"{head}{name}", head, one.of(level), repeats=level > 0)
+            yield Case(f"{head}{name}", head, one.of(level))
     yield Case("level.0 unmasked", "level.0", unmasked.of(0))
     voiceless = _Levels(replace(condition, prompt=None), example.masked)
     yield Case("level.0 without prompt", "level.0", voiceless.of(0))
