@@ -59,13 +59,24 @@ _UsageError: Any = typer.BadParameter.__bases__[0]
 
 
 class _Command(TyperCommand):
-    """A command none of whose arguments has a value that no command can use."""
+    """A command that rejects values no command can use, and shows its options by panel."""
 
     def __init__(self, *args: Any, **others: Any) -> None:  # noqa: ANN401 - click's or typer's
         super().__init__(*args, **others)
         for param in self.params:
             if isinstance(param.type, TyperPath):
                 param.type.readable = False  # whoever reads it says why not, with exit code 3
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - likewise
+        panels: dict[str, list[Any]] = {"Arguments": [], "Options": []}
+        for param in self.get_params(ctx):
+            kind = "Options" if param.param_type_name == "option" else "Arguments"
+            panel = getattr(param, "rich_help_panel", None) or kind
+            panels.setdefault(panel, []).append(param.get_help_record(ctx))
+        for panel, records in panels.items():
+            if shown := [record for record in records if record is not None]:
+                with formatter.section(panel):
+                    formatter.write_dl(shown)
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - click's or typer's
         for param in self.params:

@@ -13,6 +13,9 @@ from valle_convert.errors import InputError
 if TYPE_CHECKING:
     from valle_convert.checkpoint.lora import LoraFile
 
+#: Panels of `--help` that several commands have.
+MODEL, OUTPUT = "Model", "Output"
+
 #: Number formats of `--outtype`.
 OutType = Literal["auto", "f32", "f16", "bf16", "q8_0"]
 
@@ -20,9 +23,9 @@ CheckpointArgument = Annotated[
     Path,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="A trained checkpoint: .pth, .pt, .sft or .safetensors, the index of several, a "
-        "folder with one of them, such as a training's; or hf:OWNER/REPO/MODEL, or "
-        "hf:OWNER/REPO@REVISION:PATH, on the Hugging Face hub.",
+        help="A trained checkpoint: a .pth, .pt, .sft or .safetensors file, an index of shards, a "
+        "training folder, or hf:OWNER/REPO/MODEL or hf:OWNER/REPO@REVISION:PATH on the Hugging "
+        "Face hub.",
     ),
 ]
 ConfigOption = Annotated[
@@ -30,9 +33,10 @@ ConfigOption = Annotated[
     typer.Option(
         "--config",
         metavar="FILE",
-        help="YAML or JSON whose keys override the checkpoint's config, or stand for a missing "
-        "one. Without it, a config.yaml beside a checkpoint that has none (above it, in a "
-        "training folder) is used.",
+        help="YAML or JSON that overrides the checkpoint's config or replaces a missing one. By "
+        "default, a config.yaml beside a checkpoint without config, or above a training folder, "
+        "is used.",
+        rich_help_panel=MODEL,
     ),
 ]
 LoraOption = Annotated[
@@ -40,8 +44,9 @@ LoraOption = Annotated[
     typer.Option(
         "--lora",
         metavar="FILE[@SCALE]",
-        help="A LoRA to merge into the weights; may be given several times, each with a scale of "
-        "its own (a.sft@0.5). `verify` and `quantize` take one kept apart, too (see `lora`).",
+        help="A LoRA to merge into the weights, with an optional scale (a.sft@0.5); repeatable. "
+        "`verify` and `quantize` also take a GGUF adapter (see `lora`).",
+        rich_help_panel=MODEL,
     ),
 ]
 KeptLoraOption = Annotated[
@@ -49,14 +54,17 @@ KeptLoraOption = Annotated[
     typer.Option(
         "--lora",
         metavar="FILE.gguf[@SCALE]",
-        help="A LoRA that was kept apart (see `lora`), applied while llama.cpp runs; may be given "
-        "several times.",
+        help="A GGUF adapter (see `lora`) for llama.cpp to apply at run time; repeatable.",
+        rich_help_panel=MODEL,
     ),
 ]
 LoraAlphaOption = Annotated[
     float | None,
     typer.Option(
-        "--lora-alpha", metavar="ALPHA", help="The LoRA's alpha; without it, what its file says."
+        "--lora-alpha",
+        metavar="ALPHA",
+        help="Override the alpha stored in the LoRA.",
+        rich_help_panel=MODEL,
     ),
 ]
 BiasesOption = Annotated[
@@ -64,8 +72,9 @@ BiasesOption = Annotated[
     typer.Option(
         "--biases",
         metavar="CHECKPOINT",
-        help="For a GGUF file made the old way: the checkpoint that it was made of, which still "
-        "has the heads' biases.",
+        help="The original checkpoint, to take the biases of the heads from; GGUF files of "
+        "llama.cpp's LLaMA converter lack them.",
+        rich_help_panel=MODEL,
     ),
 ]
 TokenizerOption = Annotated[
@@ -73,8 +82,9 @@ TokenizerOption = Annotated[
     typer.Option(
         "--tokenizer",
         metavar="FILE",
-        help="tokenizer.json or a SentencePiece .model. Without it, a tokenizer.json beside the "
+        help="tokenizer.json or a SentencePiece .model. By default, a tokenizer.json beside the "
         "checkpoint is used, else the built-in one of the published models.",
+        rich_help_panel=MODEL,
     ),
 ]
 CodecNameOption = Annotated[
@@ -82,15 +92,16 @@ CodecNameOption = Annotated[
     typer.Option(
         "--codec-name",
         metavar="NAME",
-        help="encodec-24khz, dac-44khz, nemo-44khz or world-rvq. Without it, levels and codebook "
-        "size tell.",
+        help="encodec-24khz, dac-44khz, nemo-44khz or world-rvq. By default, detected from the "
+        "number of levels and the codebook size.",
+        rich_help_panel=MODEL,
     ),
 ]
 GgufArgument = Annotated[
     Path,
     typer.Argument(
         metavar="GGUF",
-        help="A converted file, quantized or not; or hf:OWNER/REPO:NAME.gguf on the Hugging Face "
+        help="A converted file, quantized or not, or hf:OWNER/REPO:NAME.gguf on the Hugging Face "
         "hub.",
     ),
 ]
@@ -99,30 +110,49 @@ CodecOption = Annotated[
     typer.Option(
         "--codec",
         metavar="FILE|DIR|OWNER/REPO",
-        help="An EnCodec: a .gguf, .bin or .th file, a folder with its config.json and weights, or "
-        "its name on the Hugging Face hub. Without it, facebook/encodec_24khz.",
+        help="The codec: a .gguf, .bin or .th file, a folder with config.json and weights, or a "
+        "name on the Hugging Face hub. Default: facebook/encodec_24khz.",
+        rich_help_panel=MODEL,
     ),
 ]
 LanguageOption = Annotated[
     str | None,
-    typer.Option("--language", metavar="WORD", help="Such as en, de, fr, ja, zh, ko."),
+    typer.Option(
+        "--language",
+        metavar="CODE",
+        help="en, de, fr, ja, zh or ko. Default: detected from the text; for recordings without "
+        "text, the model's first language.",
+    ),
 ]
 ThreadsOption = Annotated[
     int | None,
     typer.Option(
-        "--threads", help="Without it, one for each core that may be used.", min=1, max=1024
+        "--threads",
+        help="Threads for llama.cpp. Default: one per usable core.",
+        min=1,
+        max=1024,
+        rich_help_panel=MODEL,
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print JSON on stdout.", rich_help_panel=OUTPUT)
+]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Overwrite existing files.", rich_help_panel=OUTPUT)
+]
 ReportOption = Annotated[
     Path | None,
-    typer.Option("--report", metavar="FILE", help="Also write the report as Markdown."),
+    typer.Option(
+        "--report",
+        metavar="FILE",
+        help="Also write the report as Markdown.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 
 
 def refuse_idle(reason: str, given: Mapping[str, object]) -> None:
-    """Refuse options that would change nothing."""
+    """Refuse options that would have no effect."""
     # By identity: 0 is a value, and is equal to False.
     idle = [
         name
@@ -131,8 +161,58 @@ def refuse_idle(reason: str, given: Mapping[str, object]) -> None:
     ]
     if idle:
         raise typer.BadParameter(
-            f"{reason}, so it would change nothing; leave it out.", param_hint=", ".join(idle)
+            f"{reason}, so it has no effect; leave it out.", param_hint=", ".join(idle)
         )
+
+
+def requires(context: typer.Context, table: Mapping[str, str]) -> None:
+    """Refuse an option that has no effect without another one.
+
+    The table lists what each parameter needs: one of some parameters, by their Python names, with
+    any value or with one of several: `{"margin": "no_worse_than", "source": "text task=vc|ns"}`.
+    """
+    for name, needed in table.items():
+        if is_given(context, name) and not any(_holds(context, one) for one in needed.split()):
+            words = " or ".join(_shown(context, one) for one in needed.split())
+            raise typer.BadParameter(
+                f"it has no effect without {words}.", param_hint=_shown(context, name)
+            )
+
+
+def excludes(context: typer.Context, table: Mapping[str, str]) -> None:
+    """Refuse an option beside another one that it contradicts; the table is as in `requires`."""
+    for name, others in table.items():
+        for one in filter(lambda other: _holds(context, other), others.split()):
+            if is_given(context, name):
+                raise typer.BadParameter(
+                    f"it cannot be combined with {_shown(context, one)}.",
+                    param_hint=_shown(context, name),
+                )
+
+
+def is_given(context: typer.Context, parameter: str) -> bool:
+    """Whether the user set a parameter, even to its default."""
+    # click has a class for where a value comes from, which typer does not offer.
+    source = getattr(context.get_parameter_source(parameter), "name", "DEFAULT")
+    is_on = context.params.get(parameter) not in (None, False)
+    return is_on and source not in ("DEFAULT", "DEFAULT_MAP")
+
+
+def _holds(context: typer.Context, condition: str) -> bool:
+    name, _, values = condition.partition("=")
+    if not values:
+        return is_given(context, name)
+    return str(context.params.get(name)) in values.split("|")
+
+
+def _shown(context: typer.Context, condition: str) -> str:
+    """A parameter, with values or without, as the user types it."""
+    name, _, values = condition.partition("=")
+    param = next(one for one in context.command.params if one.name == name)
+    if param.param_type_name == "option":
+        values = values.replace("True", "")  # of a flag, its name says it
+        return " ".join(filter(None, (max(param.opts, key=len), values)))
+    return str(param.make_metavar(context)).strip("[]{}")
 
 
 def paths_of(lora: list[str] | None) -> list[Path]:
@@ -157,10 +237,3 @@ def check_utf8(text: str) -> None:
     """Refuse a TEXT of the command line with bytes in it that are no UTF-8."""
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise InputError("The text is not valid UTF-8; save it as UTF-8, and give it again.")
-
-
-def is_given(context: typer.Context, parameter: str) -> bool:
-    """Whether the user gave a value, be it the default."""
-    # click has a class for where a value comes from, which typer does not offer.
-    source = getattr(context.get_parameter_source(parameter), "name", "DEFAULT")
-    return source not in ("DEFAULT", "DEFAULT_MAP")
