@@ -1,15 +1,15 @@
 """`evaluate`: measure files, judge them, and keep beside each what was found.
 
-    given     files of one model, converted or quantized, ours or from the hub
-    source    what they are compared with: their checkpoint, or one of them in F16
-    measure   what no earlier run has measured in the same way
-    judge     by the limits; the verdict is kept, too
+given     files of one model, converted or quantized, ours or from the hub
+source    what they are compared with: their checkpoint, or one of them in F16
+measure   what no earlier run has measured in the same way
+judge     by the limits; the verdict is kept, too
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,6 +52,10 @@ from valle_convert.verify.run import main_type
 from valle_convert.verify.structure import check_source
 
 _PLAIN = ("F32", "F16", "BF16")
+_UNVERIFIED = (
+    "no checkpoint was given, so files are not verified: what is wrong with the reference, or was "
+    "lost in it, is not seen"
+)
 
 
 @dataclass(frozen=True)
@@ -201,12 +205,7 @@ class _Run:
                 is_baseline=True,
             ),
             files=tuple(self._report_of(one, found[path]) for path, one in bundles.items()),
-            notes=()
-            if plan
-            else (
-                "no checkpoint was given, so files are not verified: what is wrong with the "
-                "reference, or was lost in it, is not seen",
-            ),
+            notes=() if plan else (_UNVERIFIED,),
             listening=heard[0].listening if heard else None,
             command=command,
             checkpoint=checkpoint,

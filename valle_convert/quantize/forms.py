@@ -1,7 +1,4 @@
-"""The files that a run leaves beside what it makes: its report in every form, the tool's log.
-
-A report's file tells its form by its extension.
-"""
+"""The report of a run in every form; a report's file tells its form by its extension."""
 
 from __future__ import annotations
 
@@ -19,8 +16,6 @@ FORMS: dict[str, Callable[[EvaluationReport], str]] = {
     ".md": EvaluationReport.to_markdown,
     ".html": to_html,
 }
-#: The first line of a log.
-LOG_HEAD = "What llama-quantize said to valle-convert:"
 
 
 def check_reports(targets: Sequence[Path]) -> None:
@@ -38,22 +33,3 @@ def check_reports(targets: Sequence[Path]) -> None:
 def write_report(report: EvaluationReport, target: Path, *, force: bool) -> None:
     """Write the report in the form that the target's extension tells."""
     write_text_atomically(target, FORMS[target.suffix](report), force=force)
-
-
-class LogFile:
-    """Keeps what llama-quantize said, run after run, until it is written."""
-
-    def __init__(self, target: Path | None, *, force: bool) -> None:
-        self._target = target
-        self._force = force
-        self._lines: list[str] = []
-
-    def keep(self, lines: list[str]) -> None:
-        self._lines += lines
-
-    def write(self) -> None:
-        """Write what was taken since the last time, if there is anything."""
-        if self._target is not None and self._lines:
-            text = "\n".join([LOG_HEAD, *self._lines, ""])
-            self._lines.clear()
-            write_text_atomically(self._target, text, force=self._force)

@@ -26,6 +26,8 @@ from valle_convert.quantize.types import file_type
 #: another order. F16 files measured 4e-7.
 KL_FLOOR = 1e-6
 MARGIN = 1.1
+#: These are parts of 1.
+_PARTS = ("min_agreement", "min_retrieval")
 
 
 @dataclass(frozen=True)
@@ -188,10 +190,21 @@ class Gates:
             )
 
 
-def parse_limits(text: str | None, option: str, highest: float = math.inf) -> dict[str, float]:
+def gates_of(texts: Mapping[str, str | None], no_worse_than: Path | None, margin: float) -> Gates:
+    """The limits as a user wrote them, by the names of `Limits`."""
+    limits = {
+        name: parse_limits(text, _option(name), 1.0 if name in _PARTS else math.inf)
+        for name, text in texts.items()
+        if text is not None
+    }
+    earlier = None if no_worse_than is None else read_earlier(no_worse_than)
+    return Gates(limits, earlier, margin)
+
+
+def parse_limits(text: str, option: str, highest: float = math.inf) -> dict[str, float]:
     """A list such as `1e-2` or `Q8_0=1e-3,Q4_K_M=1e-2`, by type; "" for a number without one."""
     values: dict[str, float] = {}
-    for part in filter(None, (part.strip() for part in (text or "").split(","))):
+    for part in filter(None, (part.strip() for part in text.split(","))):
         name, equals, number = part.rpartition("=")
         kind = file_type(name).name if equals else ""
         try:
@@ -207,7 +220,7 @@ def parse_limits(text: str | None, option: str, highest: float = math.inf) -> di
         if kind in values:
             raise InputError(f"{option} has two limits for {kind or 'all types'}; give one.")
         values[kind] = value
-    if text is not None and not values:
+    if not values:
         raise InputError(f"{option} is empty; give a number.")
     return values
 

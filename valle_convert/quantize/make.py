@@ -373,7 +373,9 @@ def _is_kept(
     return False
 
 
-def _difference(quantizer: Quantizer, plan: FilePlan, target: Path, old: ManifestFile | None) -> str:
+def _difference(
+    quantizer: Quantizer, plan: FilePlan, target: Path, old: ManifestFile | None
+) -> str:
     """Why a file that is there is not what would be made; empty where it is."""
     if old is None:
         return "no manifest lists it"
@@ -452,9 +454,7 @@ def make_all(
             fallbacks = [
                 fallback
                 for unit, one in plan.units.items()
-                for fallback in fallbacks_of(
-                    lines, one.source, plan.kind, one.options, found[unit]
-                )
+                for fallback in fallbacks_of(lines, one.source, plan.kind, one.options, found[unit])
             ]
             made = replace(made, fallbacks=tuple(fallbacks))
         yield made

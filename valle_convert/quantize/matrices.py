@@ -99,7 +99,9 @@ class Matrices:
             there = [path for path in self.paths.values() if path.parent.is_dir()]
             check_outputs(there, force=options.force)
 
-    def make(self, options: FolderOptions, scratch: Scratch, log: RunLog) -> dict[str, ImatrixInput]:
+    def make(
+        self, options: FolderOptions, scratch: Scratch, log: RunLog
+    ) -> dict[str, ImatrixInput]:
         """Make them, or keep those that are there."""
         reference, calibration = self.source.reference, self.calibration
         if reference is None or calibration is None:

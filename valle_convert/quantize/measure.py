@@ -113,6 +113,7 @@ class Measurer:
     def speech(self, bundle: Bundle, name: str) -> Speech:
         """What is said, beside what the F16 file says."""
         listening, test = self._listening
+        network: Any
         with self._open(bundle) as network:
             listened = test.listen(network, self.log.progress, f"listening to {name}")
         return Speech(self.speech_key, listened, listening)

@@ -13,10 +13,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
-import numpy as np
 
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle
@@ -97,14 +96,14 @@ class Predictions:
 
 @dataclass(frozen=True, eq=False)
 class Speech:
-    """What was measured by listening, and what it is compared with; the sound itself is not kept.
-    """
+    """What was measured by listening, and what it is compared with."""
 
     key: Sha256
     listened: Listened
     listening: Listening
 
     def without_sound(self) -> Speech:
+        """What is kept: the page of the run that listened has the sound."""
         one = self.listening
         repeat, baseline = (replace(heard, clips=()) for heard in (one.repeat, one.baseline))
         listening = replace(one, baseline=baseline, repeat=repeat, sounds=())
@@ -169,9 +168,7 @@ def write_measurements(main: Path, found: Measurements) -> None:
     if predictions is not None and not predictions.is_finite:
         predictions = None
     speech = None if speech is None else speech.without_sound()
-    write_struct(
-        path_of(main), Measurements(1, found.files, predictions, speech, found.judgement)
-    )
+    write_struct(path_of(main), Measurements(1, found.files, predictions, speech, found.judgement))
 
 
 def measurements_in(folder: Path) -> Iterator[Measurements]:

@@ -202,9 +202,7 @@ def plan_bundles(
         {unit: plan_file(quantizer, one, kind, options) for unit, one in units.items()}
         for kind in options.types
     ]
-    needing = {
-        plan.kind.name for row in rows for plan in row.values() if plan.needs_imatrix
-    }
+    needing = {plan.kind.name for row in rows for plan in row.values() if plan.needs_imatrix}
     given = matrices.planned(scratch) if needing or matrices.for_all else {}
     if needing and not given:
         raise InputError(

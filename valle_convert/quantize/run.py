@@ -113,9 +113,7 @@ def _check_options(out: Path, options: MakeOptions, there: FolderOptions) -> Non
             f"{out} is one file, and {len(options.types)} types are asked for; give a folder."
         )
     if single and there.resume:
-        raise InputError(
-            "--resume goes by the manifest of a folder; give a folder for the output."
-        )
+        raise InputError("--resume goes by the manifest of a folder; give a folder for the output.")
 
 
 def _inputs_of(path: Path, checkpoint: Checkpoint | None, options: MakeOptions) -> Iterator[Path]:
