@@ -104,14 +104,14 @@ def test_a_lora_of_another_model_is_refused_before_anything_is_made(
     assert not out.exists()
     own = adapter(other)
     run = (*run[:-1], own, "--checkpoint", other)
-    assert "is for measuring only" in error_of(cli(*run, "--no-measure"), 2)
+    assert "is for measuring only" in error_of(cli(*run), 2)
     assert cli(*run, "--utterances", "1").code == 0
 
 
 def test_a_tensor_type_for_nothing_is_told(
     converted: Callable[[str, str], Path], tmp_path: Path, cli: Cli
 ) -> None:
-    run = ("quantize", converted("ar-nar-len", "f16"), tmp_path / "o.gguf", "Q8_0", "--no-measure")
+    run = ("quantize", converted("ar-nar-len", "f16"), tmp_path / "o.gguf", "Q8_0")
     patterns = ("--tensor-type", "zzz=Q8_0", "--tensor-type", "ffn_up=Q5_0")
     result = cli(*run, *patterns)
     assert result.code == 0, result

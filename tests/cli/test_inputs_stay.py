@@ -34,7 +34,7 @@ def quantized(tmp_path: Path, converted: Callable[[str, str], Path], cli: Cli) -
     folder = tmp_path / "set"
     source = converted("ar-nar-len", "f16")
     made = cli(
-        *("quantize", source, folder, "--types", "Q8_0", "--no-measure"),
+        *("quantize", source, folder, "--types", "Q8_0"),
         *("--report", folder / "report.json"),
     )
     assert made.code == 0, made
@@ -50,7 +50,7 @@ def test_no_file_of_a_set_is_replaced_by_one_of_another(
     (tmp_path / "out").mkdir()
     link(tmp_path / "x-nar.gguf", tmp_path / "out" / "y-nar.gguf")
     out = tmp_path / "out" / "y.gguf"
-    run = ("quantize", vallex, out, "Q8_0", "--no-measure", "--force")
+    run = ("quantize", vallex, out, "Q8_0", "--force")
     assert LOST in error_of(cli(*run), 2)
     assert [path.read_bytes() for path in files] == before
     assert list(out.parent.iterdir()) == [out.parent / "y-nar.gguf"]
@@ -64,7 +64,7 @@ def test_no_file_of_a_set_is_replaced_by_a_log_or_report(
     if option == "--report":
         other.symlink_to(tmp_path / "x-nar-3.gguf")
     before = other.read_bytes()
-    run = ("quantize", vallex, tmp_path / "y.gguf", "Q8_0", "--no-measure", "--force")
+    run = ("quantize", vallex, tmp_path / "y.gguf", "Q8_0", "--force")
     assert LOST in error_of(cli(*run, option, other), 2)
     assert other.read_bytes() == before
     message = error_of(cli(*run[:-1], "--log", tmp_path / "y-nar.gguf"), 2)
@@ -95,7 +95,7 @@ def test_no_file_of_a_folder_replaces_the_checkpoint(name: str, tmp_path: Path, 
     out = tmp_path / "out"
     out.mkdir()
     (out / name).symlink_to(checkpoint)
-    run = ("quantize", source, out, "--types", "Q8_0", "--no-measure", "--force")
+    run = ("quantize", source, out, "--types", "Q8_0", "--force")
     assert LOST in error_of(cli(*run, "--checkpoint", checkpoint), 2)
     assert checkpoint.read_bytes() == CHECKPOINT.read_bytes()
     assert [path.name for path in out.iterdir()] == [name]

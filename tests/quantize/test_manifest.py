@@ -15,7 +15,7 @@ from valle_convert.quantize.manifest import check_manifest, read_manifest
 @pytest.fixture
 def folder(cli: Cli, gguf_256: Path, tmp_path: Path) -> Path:
     out = tmp_path / "out"
-    arguments = ["--types", "Q8_0", "--no-measure", "--threads", "1"]
+    arguments = ["--types", "Q8_0", "--threads", "1"]
     assert cli("quantize", gguf_256, out, *arguments).code == 0
     return out
 

@@ -428,7 +428,7 @@ def test_words_of_files_are_no_markup() -> None:
 def test_resume_makes_a_file_again_whose_words_are_other_ones(
     quantized: Path, folder: Path, cli: Cli
 ) -> None:
-    command = ["quantize", quantized / "random.gguf", folder, "--types", "Q8_0", "--no-measure"]
+    command = ["quantize", quantized / "random.gguf", folder, "--types", "Q8_0"]
     named = ["--name-files", "convention", "--quantized-by", "Someone"]
     same = cli(*command, *named, "--base-model", "ecker/vall-e", "--resume")
     assert same.code == 0, same.err

@@ -19,7 +19,7 @@ from valle_convert.cli import quantize as command
 from valle_convert.quantize.manifest import check_manifest, read_manifest
 from valle_convert.quantize.tool import Quantizer
 
-QUICK = ("--threads", "1", "--no-measure")
+QUICK = ("--threads", "1")
 MEASURED = ("--threads", "1", "--utterances", "1")
 FORMS = ("md", "html", "json")
 

@@ -34,7 +34,7 @@ from valle_convert.quantize.manifest import (
 from valle_convert.quantize.report import FileReport, QuantizeReport
 from valle_convert.quantize.tool import Quantizer, find_quantizer
 
-QUICK = ("--threads", "1", "--no-measure")
+QUICK = ("--threads", "1")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -124,7 +124,7 @@ def test_threads_change_no_byte_and_are_no_reason_to_make_a_file_again(
     cli: Cli, gguf_256: Path, made: Path
 ) -> None:
     before = contents(made)
-    arguments = ["--types", "Q8_0,Q4_0", "--resume", "--no-measure", "--threads", "2", "--json"]
+    arguments = ["--types", "Q8_0,Q4_0", "--resume", "--threads", "2", "--json"]
     result = cli("quantize", gguf_256, made, *arguments)
     assert [file["status"] for file in json.loads(result.out)["files"]] == ["kept", "kept"]
     cli("quantize", gguf_256, made, *arguments, "--force", "--types", "Q8_0,Q4_0")

@@ -42,7 +42,7 @@ def test_names_that_are_not_utf8(tool: str, checkpoint_256: Path, tmp_path: Path
     by = ["--llama-quantize", tool] if tool == "library" else []
     out, report = folder + b"/\xfe", folder + b"/\xfd.json"
     run("imatrix", checkpoint, "-o", matrix, "--utterances", "1")
-    given = ["--types", "Q4_K", "--no-measure", "--threads", "1", *by]
+    given = ["--types", "Q4_K", "--threads", "1", *by]
     run("quantize", checkpoint, out, *given, "--report", report, "--imatrix", matrix)
     (made,) = Path(os.fsdecode(out)).glob("*.gguf")
     assert made.name == "\ufffd-Q4_K.gguf"
@@ -58,7 +58,7 @@ def test_names_that_are_not_utf8(tool: str, checkpoint_256: Path, tmp_path: Path
     single = folder + b"/\xfc.gguf"
     converted = folder + b"/\xfb.gguf"
     run(checkpoint, converted)
-    printed = run("quantize", converted, single, "Q8_0", "--no-measure", "--json", *by)
+    printed = run("quantize", converted, single, "Q8_0", "--json", *by)
     assert json.loads(printed)["files"][0]["name"] == "\ufffd.gguf"
     source = GgufFile(Path(os.fsdecode(single))).keys["valle.quantize.source_name"]
     assert source == "\ufffd.gguf"

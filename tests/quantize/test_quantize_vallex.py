@@ -77,7 +77,7 @@ def test_sets_are_made_measured_verified_and_listed(
 
 def test_the_plan_knows_the_sizes(golden_set: Path, cli: Cli, tmp_path: Path) -> None:
     for source in (golden_set, CHECKPOINT):
-        run = ("quantize", source, tmp_path / "out", "--types", "Q8_0,Q5_1", "--no-measure")
+        run = ("quantize", source, tmp_path / "out", "--types", "Q8_0,Q5_1")
         planned = cli(*run, "--dry-run", "--json")
         assert planned.code == 0, planned
         assert list(tmp_path.iterdir()) == []
@@ -144,7 +144,7 @@ def test_one_set_is_made_by_its_name_and_nothing_is_replaced(
 ) -> None:
     out = tmp_path / "small.gguf"
     set_paths(out, 7)[4].write_bytes(b"mine")
-    run = ("quantize", golden_set, out, "Q8_0", "--no-measure")
+    run = ("quantize", golden_set, out, "Q8_0")
     assert "small-nar-3.gguf exists" in error_of(cli(*run), 2)
     assert [path.name for path in tmp_path.iterdir()] == ["small-nar-3.gguf"]
     assert cli(*run, "--force").code == 0
@@ -176,7 +176,7 @@ def test_resume_keeps_whole_sets_and_prune_removes_what_is_not_asked_for(
     golden_set: Path, cli: Cli, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    run = ("quantize", golden_set, out, "--no-measure", "--json", "--types")
+    run = ("quantize", golden_set, out, "--json", "--types")
     assert cli(*run, "Q8_0").code == 0
     times = made_at(out, "golden-Q8_0.gguf")
     assert "of an earlier run" in error_of(cli(*run, "Q8_0,Q4_0"), 2)
@@ -188,7 +188,7 @@ def test_resume_keeps_whole_sets_and_prune_removes_what_is_not_asked_for(
     assert cli("check-manifest", out).code == 0
     # The bytes are those of a run that makes both at once.
     other = tmp_path / "other"
-    assert cli("quantize", golden_set, other, "--no-measure", "--types", "Q8_0,Q4_0").code == 0
+    assert cli("quantize", golden_set, other, "--types", "Q8_0,Q4_0").code == 0
     for path in other.iterdir():
         assert path.read_bytes() == (out / path.name).read_bytes(), path.name
     left = cli(*run, "Q4_0", "--resume")
@@ -204,12 +204,12 @@ def test_prune_leaves_sets_of_a_run_that_failed_and_of_other_models(
 ) -> None:
     out, other = tmp_path / "out", tmp_path / "other.gguf"
     run = ("quantize", golden_set, out, "--types")
-    assert cli(*run, "Q8_0,Q4_0", "--no-measure").code == 0
+    assert cli(*run, "Q8_0,Q4_0").code == 0
     before = {path: path.read_bytes() for path in out.glob("*.gguf")}
     more = ("--resume", "--prune", "--force", "--max-kl", "1e-9")
     for measure, code, why in (
         ("--measure", 1, "this run failed"),
-        ("--no-measure", 3, "not everything could be judged"),
+        (3, "not everything could be judged"),
     ):
         result = cli(*run, "Q8_0", *more, measure)
         assert result.code == code, result
@@ -217,7 +217,7 @@ def test_prune_leaves_sets_of_a_run_that_failed_and_of_other_models(
         assert {path: path.read_bytes() for path in out.glob("*.gguf")} == before
     # The first parts of its levels are those of the other set, byte for byte.
     write_bundle(plan(read_checkpoint(CHECKPOINT), Choices("f32")), other)
-    result = cli("quantize", other, out, "--types", "Q8_0", "--no-measure", "--prune")
+    result = cli("quantize", other, out, "--types", "Q8_0", "--prune")
     assert result.code == 0, result
     assert "since this run did not quantize their source" in result.err
     assert {path: path.read_bytes() for path in before} == before
@@ -228,7 +228,7 @@ def test_prune_leaves_a_set_whole_of_which_one_file_has_changed(
     golden_set: Path, cli: Cli, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    run = ("quantize", golden_set, out, "--no-measure", "--types")
+    run = ("quantize", golden_set, out, "--types")
     assert cli(*run, "Q8_0,Q4_0").code == 0
     paths = set_paths(out / "golden-Q4_0.gguf", 7)
     paths[3].write_bytes(b"mine")
@@ -242,7 +242,7 @@ def test_a_set_with_a_file_that_is_missing_or_changed_is_not_kept(
     which: int, golden_set: Path, cli: Cli, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    run = ("quantize", golden_set, out, "--no-measure", "--types", "Q8_0")
+    run = ("quantize", golden_set, out, "--types", "Q8_0")
     assert cli(*run).code == 0
     path = set_paths(out / "golden-Q8_0.gguf", 7)[which]
     contents = path.read_bytes()
@@ -258,10 +258,10 @@ def test_a_set_with_a_file_that_is_missing_or_changed_is_not_kept(
 
 def test_sets_of_another_source_are_not_kept(golden_set: Path, cli: Cli, tmp_path: Path) -> None:
     out, other = tmp_path / "out", tmp_path / "golden-f16.gguf"
-    assert cli("quantize", golden_set, out, "--no-measure", "--types", "Q8_0").code == 0
+    assert cli("quantize", golden_set, out, "--types", "Q8_0").code == 0
     make_vallex(tmp_path / "other.pt", VallexShape(seed=9))
     write_bundle(plan(read_checkpoint(tmp_path / "other.pt"), Choices("f16")), other)
-    found = cli("quantize", other, out, "--no-measure", "--types", "Q8_0", "--resume")
+    found = cli("quantize", other, out, "--types", "Q8_0", "--resume")
     assert "made of another source" in error_of(found, 2)
 
 
@@ -280,14 +280,14 @@ def test_a_checkpoint_is_gone_on_with_as_well(cli: Cli, tmp_path: Path) -> None:
     matrices = [out / f"vallex-checkpoint-imatrix{part}.gguf" for part in ("", "-nar")]
     times = [path.stat().st_mtime_ns for path in matrices]
     assert cli("check-manifest", out).code == 0
-    for extra in ("--dry-run", "--no-measure"):
+    for extra in ("--dry-run"):
         again = cli(*run, "Q4_0,Q5_0", "--resume", extra)
         assert again.code == 0, again
         status = [one["status"] for one in json.loads(again.out)["files"]]
         assert status == ["kept", "planned" if extra == "--dry-run" else "made"]
         assert [path.stat().st_mtime_ns for path in matrices] == times
     voice_file(tmp_path / "data" / "2.npz", 30)
-    again = cli(*run, "Q4_0,Q5_0", "--resume", "--no-measure")
+    again = cli(*run, "Q4_0,Q5_0", "--resume")
     assert "imatrix.gguf exists" in error_of(again, 2)
 
 
@@ -320,7 +320,7 @@ def test_files_are_named_by_the_convention_and_say_who_made_them(
 ) -> None:
     out = tmp_path / "out"
     made = cli(
-        *("quantize", golden_set, out, "--types", "Q8_0", "--no-measure", "--json"),
+        *("quantize", golden_set, out, "--types", "Q8_0", "--json"),
         *("--name-files", "convention", "--quantized-by", "me", "--base-model", "a/b"),
     )
     assert made.code == 0, made

@@ -136,7 +136,7 @@ def test_a_scan_chooses_a_mixture_of_the_size_and_llama_cpp_makes_it(
     again, listing = tmp_path / "again.gguf", tmp_path / "chosen.tensor-types.txt"
     result = cli(
         *("quantize", checkpoint_256, again, file["type"], "--tensor-types", listing),
-        *("--threads", 1, "--no-measure"),
+        *("--threads", 1),
     )
     assert result.code == 0, result
     assert again.read_bytes() == out.read_bytes()
@@ -147,7 +147,7 @@ def test_a_mixture_has_a_name_of_its_own_and_its_list_is_in_the_manifest(
 ) -> None:
     out = tmp_path / "out"
     run = (
-        *("quantize", checkpoint_256, out, "--scan", "--scan-types", "Q4_0,Q8_0", "--no-measure"),
+        *("quantize", checkpoint_256, out, "--scan", "--scan-types", "Q4_0,Q8_0"),
         *("--utterances", 1, "--threads", 1, "--target-bits"),
     )
     first = cli(*run, 6)
@@ -169,7 +169,7 @@ def test_a_mixture_has_a_name_of_its_own_and_its_list_is_in_the_manifest(
     assert [one["status"] for one in json.loads(kept.out)["files"]] == ["kept"]
     assert "--resume does not keep it" in error_of(cli(*run, 5, "--resume"), 2)
     assert listing.read_bytes() == before
-    given = ("--types", "Q8_0", "--tensor-types", listing, "--resume", "--prune", "--no-measure")
+    given = ("--types", "Q8_0", "--tensor-types", listing, "--resume", "--prune")
     other = cli("quantize", checkpoint_256, out, *given, "--threads", 1)
     assert not gguf.exists()
     assert f"not removed: {listing.name}, since this run reads it" in other.err

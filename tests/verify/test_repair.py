@@ -244,7 +244,7 @@ def test_a_row_in_a_wrong_place_is_noticed(tensor: str, tmp_path: Path) -> None:
         ["speak", "OLD", "Hi.", "-o", "spoken.wav"],
         ["tokenize", "OLD", "a"],
         ["quantize", "OLD", "out", "--types", "Q4_K_M"],
-        ["quantize", "OLD", "out.gguf", "Q4_K_M", "--no-measure"],
+        ["quantize", "OLD", "out.gguf", "Q4_K_M"],
         ["verify", "OLD"],
         ["verify", CHECKPOINT, "OLD"],
         ["transcribe", "OLD", "out.wav"],

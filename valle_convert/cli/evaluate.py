@@ -221,7 +221,7 @@ def evaluate(
 
     On stock llama.cpp, against the checkpoint: KL divergence, error and top-1 agreement by head and
     level, greedy decoding, speed; with --listen, also the speech. Measurements are kept beside each
-    file (NAME.measurements.json) and not made twice; --force makes them again.
+    file (NAME.measurements.json), and nothing is measured twice.
     """
     from valle_convert.quantize.evaluate import evaluate as evaluate_files
     from valle_convert.quantize.limits import gates_of

@@ -28,7 +28,7 @@ from valle_convert.quantize.audience import Audience
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.folder import prune
 from valle_convert.quantize.limits import Gates
-from valle_convert.quantize.manifest import MANIFEST
+from valle_convert.quantize.manifest import MANIFEST, read_manifest
 from valle_convert.quantize.measure import Measurer, open_adapters
 from valle_convert.quantize.measurements import (
     Judgement,
@@ -67,7 +67,7 @@ class Given:
         types: of folders, only files of these types; empty for all.
         checkpoint: what they are compared with; None for the first plain one of them.
         keep: whether measurements are kept beside the files.
-        force: whether measurements that are there are not used.
+        force: whether measurements that cannot be read are replaced.
     """
 
     paths: tuple[Path, ...]
@@ -138,8 +138,6 @@ class _Run:
             return Measurements(1, {})
         check_outputs([path_of(bundle.path)], force=True)
         known = read_measurements(bundle, force=self.given.force)
-        if self.given.force:
-            known = Measurements(1, known.files)
         if known.judgement is not None:
             known = msgspec.structs.replace(known, judgement=None)
             write_measurements(bundle.path, known)
@@ -248,8 +246,11 @@ def kind_of(bundle: Bundle) -> str:
 
 
 def models_in(folder: Path) -> Iterator[Path]:
-    """The converted models of a folder by their main files."""
-    for path in sorted(folder.glob("*.gguf")):
+    """The converted models of a folder by their main files: those of its manifest, else all."""
+    paths = sorted(folder.glob("*.gguf"))
+    if (folder / MANIFEST).is_file():
+        paths = [folder / one.name for one in read_manifest(folder / MANIFEST) if one.is_model]
+    for path in paths:
         file = GgufFile(path, allow_part=True)
         if is_converted(file.keys) and not part_of(file):
             yield path
@@ -269,7 +270,7 @@ def _open(given: Given) -> Iterator[tuple[Path, Bundle]]:
         missing = sorted(types - {kind_of(one) for one in kept.values()})
         if missing:
             raise InputError(f"{path} has no file of type {', '.join(missing)}; quantize it first.")
-        yield from kept.items()
+        yield from sorted(kept.items(), key=lambda item: -item[1].n_bytes)
 
 
 def _open_one(path: Path) -> Bundle:
