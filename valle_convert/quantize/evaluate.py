@@ -258,6 +258,8 @@ def models_in(folder: Path) -> Iterator[Path]:
 
 def _open(given: Given) -> Iterator[tuple[Path, Bundle]]:
     types = {one.name for one in given.types}
+    if types and not any(path.is_dir() for path in given.paths):
+        raise InputError("--types selects files of a folder; give one, or leave it out.")
     for path in given.paths:
         if not path.is_dir():
             yield path, _open_one(path)

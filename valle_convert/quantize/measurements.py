@@ -153,7 +153,7 @@ def read_measurements(bundle: Bundle, *, force: bool = False) -> Measurements:
     digests, path = digests_of(bundle), path_of(bundle.path)
     if path.exists():
         try:
-            found = read_struct(path, "file of measurements", Measurements)
+            found = _read(path)
         except InputError:
             if not force:
                 raise
@@ -174,7 +174,14 @@ def write_measurements(main: Path, found: Measurements) -> None:
 def measurements_in(folder: Path) -> Iterator[Measurements]:
     """All that lie in a folder."""
     for path in sorted(folder.glob(f"*{SUFFIX}")):
-        yield read_struct(path, "file of measurements", Measurements)
+        yield _read(path)
+
+
+def _read(path: Path) -> Measurements:
+    try:
+        return read_struct(path, "file of measurements", Measurements)
+    except InputError as error:
+        raise InputError(f"{error} Measure again with `evaluate --force`.") from error
 
 
 def key_of(*parts: object) -> str:
