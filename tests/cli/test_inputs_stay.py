@@ -53,11 +53,19 @@ def test_no_file_of_a_set_is_replaced_by_one_of_another(
     assert list(out.parent.iterdir()) == [out.parent / "y-nar.gguf"]
 
 
-def test_no_file_of_a_set_is_replaced_by_a_report(vallex: Path, tmp_path: Path, cli: Cli) -> None:
-    report, part = tmp_path / "r.json", tmp_path / "x-nar-3.gguf"
+@pytest.mark.parametrize("name", ["x-nar-3.gguf", "x.measurements.json", "manifest.json"])
+def test_no_file_of_a_set_and_nothing_beside_it_is_replaced_by_a_report(
+    name: str, tmp_path: Path, cli: Cli
+) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    write_gguf(plan_conversion(VALLEX), folder / "x.gguf")
+    report, part = tmp_path / "r.json", folder / name
+    if not part.exists():
+        part.write_text("{}")
     report.symlink_to(part)
     before = part.read_bytes()
-    run = ("evaluate", vallex, "--checkpoint", VALLEX, "--force", "--report", report)
+    run = ("evaluate", folder / "x.gguf", "--checkpoint", VALLEX, "--force", "--report", report)
     assert LOST in error_of(cli(*run), 2)
     assert part.read_bytes() == before
 

@@ -206,7 +206,7 @@ def test_a_manifest_with_a_size_that_is_no_number_is_refused(shape: str, tmp_pat
     tree = json.loads(text)
     tree["files"][0]["tensors"][0]["shape"] = "SHAPE"
     (tmp_path / "manifest.json").write_text(json.dumps(tree).replace('"SHAPE"', shape))
-    with pytest.raises(InputError, match="no manifest of this program"):
+    with pytest.raises(InputError, match="is not a manifest of this program"):
         read_manifest(tmp_path / "manifest.json")
 
 

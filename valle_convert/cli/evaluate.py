@@ -223,7 +223,9 @@ def evaluate(
     level, greedy decoding, speed; with --listen, also the speech. Measurements are kept beside each
     file (NAME.measurements.json), and nothing is measured twice.
     """
+    from valle_convert.files import check_outputs
     from valle_convert.quantize.evaluate import evaluate as evaluate_files
+    from valle_convert.quantize.forms import check_reports
     from valle_convert.quantize.limits import gates_of
     from valle_convert.quantize.options import ListenOptions, MeasureOptions, RunLog
 
@@ -239,13 +241,15 @@ def evaluate(
     reports, local = report or [], [local_gguf(path) for path in files]
     read = [*local, checkpoint, config, *(one.path for one in adapters), data, no_worse_than]
     read += [sentences, voice, Path(codec) if codec else None]
-    _begin_reports(reports, read, force=force)
+    check_reports(reports)
+    check_outputs({f"--report {one}": one for one in reports}, inputs=read, force=force)
     result = evaluate_files(
         _given(files, local, types, (checkpoint, config, merged, lora_alpha), force=force),
         gates_of(limits, no_worse_than, margin),
         MeasureOptions(data, utterances, seed, adapters, threads),
         ListenOptions(sentences, voice, codec=codec, asr=asr) if listen else None,
         prunes=prune,
+        reports=reports,
         command=shlex.join(["valle-convert", *sys.argv[1:]]),
         log=RunLog(console.progress_bar, console.talk),
     )
@@ -282,17 +286,6 @@ def _given(
         keep=files == local,  # nothing is written into the cache of the hub
         force=force,
     )
-
-
-def _begin_reports(reports: list[Path], read: list[Path | None], *, force: bool) -> None:
-    """Check where reports are written, and remove those of an earlier run."""
-    from valle_convert.files import check_outputs
-    from valle_convert.quantize.forms import check_reports
-
-    check_reports(reports)
-    check_outputs({f"--report {one}": one for one in reports}, inputs=read, force=force)
-    for one in reports:
-        one.unlink(missing_ok=True)
 
 
 def _write_reports(result: EvaluationReport, reports: list[Path], *, force: bool) -> int:

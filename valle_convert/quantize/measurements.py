@@ -95,14 +95,14 @@ class Predictions:
 
 
 @dataclass(frozen=True, eq=False)
-class Speech:
+class SpeechMeasured:
     """What was measured by listening, and what it is compared with."""
 
     key: Sha256
     listened: Listened
     listening: Listening
 
-    def without_sound(self) -> Speech:
+    def without_sound(self) -> SpeechMeasured:
         """What is kept: the page of the run that listened has the sound."""
         one = self.listening
         repeat, baseline = (replace(heard, clips=()) for heard in (one.repeat, one.baseline))
@@ -135,7 +135,7 @@ class Measurements(msgspec.Struct, frozen=True):
     schema_version: Literal[1]
     files: dict[str, Sha256]
     predictions: Predictions | None = None
-    speech: Speech | None = None
+    speech: SpeechMeasured | None = None
     judgement: Judgement | None = None
 
 
