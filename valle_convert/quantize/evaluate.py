@@ -20,7 +20,13 @@ import msgspec
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.families.bundle import Bundle, part_of, plan
-from valle_convert.files import check_outputs, locked_folder, protected, valid_utf8
+from valle_convert.files import (
+    check_free_space,
+    check_outputs,
+    locked_folder,
+    protected,
+    valid_utf8,
+)
 from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY, is_converted
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.library import INSTALL, find_library
@@ -95,9 +101,12 @@ def evaluate(
             f"llama-cpp-python is not installed, and files are measured on it. Run {INSTALL}."
         )
     with protected(_inputs_of(given, measuring, listening)), ExitStack() as held:
-        scratch = held.enter_context(closing(Scratch(Path(tempfile.gettempdir()))))
         bundles = dict(_open(given))
+        place = next(iter(bundles)).parent if given.keep else Path(tempfile.gettempdir())
+        scratch = held.enter_context(closing(Scratch(place)))
         source = _source_of(given, bundles, scratch)
+        if source.is_converted_here:
+            check_free_space(place / f"the conversion of {source.name}", source.n_bytes)
         gates.check_types({type_of(one) for one in bundles.values()})
         examples: Examples[Any] = Examples.choose(
             source.family,
