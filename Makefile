@@ -54,7 +54,7 @@ demo: $(STAMP) ## Convert the miniature, verify it, quantize it, and speak into 
 	$(BIN)/valle-convert $(DEMO) $(OUT)/miniature.gguf --force --verify none
 	$(BIN)/valle-convert inspect $(OUT)/miniature.gguf
 	$(BIN)/valle-convert verify $(DEMO) $(OUT)/miniature.gguf --report $(OUT)/report.md --force
-	$(BIN)/valle-convert quantize $(OUT)/miniature.gguf $(OUT)/miniature-Q4_K_M.gguf Q4_K_M --no-measure --force
+	$(BIN)/valle-convert quantize $(OUT)/miniature.gguf $(OUT)/miniature-Q4_K_M.gguf Q4_K_M --force
 	$(BIN)/python -m miniature speak $(OUT)/miniature-Q4_K_M.gguf "Hello world." -o $(OUT)/hello.wav --force \
 	  --codec miniature/codec.safetensors --voice miniature/voice-plain.flac \
 	  --set mode=ar,prompt_seconds=0.8 --temperature 0.6 --seed 0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 #: `{}` is the hostile path, `{out}` a name that is free.
 CHECKPOINT = ("inspect {}", "{} {out}.gguf --verify none", "{} {out}.gguf --dry-run")
-CONVERTED = ("verify {}", "tokenize {} a", "quantize {} {out}.gguf Q8_0 --no-measure")
+CONVERTED = ("verify {}", "tokenize {} a", "quantize {} {out}.gguf Q8_0")
 CODEC = ("codec {} {out}.gguf",)
 
 

@@ -109,7 +109,7 @@ def theirs(program: str, source: Path, folder: Path, types: Sequence[str]) -> Ru
 def ours(source: Path, folder: Path, types: Sequence[str]) -> Run:
     """Our command, from the start of Python to its end."""
     command = [sys.executable, "-m", "valle_convert", "quantize", str(source)]
-    command += [str(folder / "ours"), "--types", ",".join(types), "--no-measure"]
+    command += [str(folder / "ours"), "--types", ",".join(types)]
     done = measure(command)
     for path in (folder / "ours").iterdir():
         path.unlink()

@@ -156,7 +156,7 @@ def make_file(checkpoint: Path, f16: Path, kind: str) -> Path:
         write_gguf(plan_conversion(checkpoint, Choices(kind.lower())), path)
     else:
         command = [sys.executable, "-m", "valle_convert", "quantize", f16, path, kind]
-        subprocess.run([*map(str, command), "--no-measure"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*map(str, command)], check=True, stdout=subprocess.DEVNULL)
     return path
 
 

@@ -1,9 +1,9 @@
 """Measure how well a model speaks sentences that it was not trained on.
 
     python -m miniature.evaluate miniature/miniature.sft build/demo/*.gguf --csv quality.csv
-    python -m miniature.evaluate --write-data build/held-out    # for `quantize --listen --data`
+    python -m miniature.evaluate --write-data build/held-out    # for `evaluate --listen --data`
 
-Measured as `quantize --listen` does, with the recordings themselves (and not what the codec makes
+Measured as `evaluate --listen` does, with the recordings themselves (and not what the codec makes
 of them) to compare speech with.
 """
 
@@ -87,7 +87,7 @@ def held_out(seed: int, n: int, voice: str = "plain") -> list[Sentence]:
 
 
 def write_data(sentences: Sequence[Sentence], folder: Path) -> None:
-    """A file a sentence, as `quantize --data` takes them."""
+    """A file a sentence, as `evaluate --data` takes them."""
     folder.mkdir(parents=True, exist_ok=True)
     for i, one in enumerate(sentences):
         prompt = one.condition.prompt
@@ -118,7 +118,12 @@ def rows_of(found: Sequence[tuple[str, Listened]]) -> Iterator[list[str]]:
     yield "file measure place mean low high difference difference_low difference_high".split()
     base = found[1][1]
     for name, file in found:
-        for (measure, place), tally in file.tallies.items():
+        tallies = [
+            (measure, place, tally)
+            for measure, places in file.tallies.items()
+            for place, tally in places.items()
+        ]
+        for measure, place, tally in tallies:
             row = [name, MEASURES[measure].title, place, *_numbers(tally.estimate())]
             other = base.total(MEASURES[measure])
             if place == EVERYWHERE and other and other is not tally:

@@ -67,7 +67,6 @@ def _quantize(source: str) -> Callable[[Path, Path], list[object]]:
             out / "set",
             "--types",
             "Q8_0,Q4_0",
-            "--no-measure",
             "--force",
         )
     ]
@@ -85,11 +84,9 @@ OPERATIONS = (
     Operation(
         "quantize",
         lambda given, out: [
-            *("quantize", given / "model.gguf", out / "q.gguf", "Q4_K_M", "--no-measure", "--force")
+            *("quantize", given / "model.gguf", out / "q.gguf", "Q4_K_M", "--force")
         ],
-        lambda given, out: [
-            *("quantize", given / "model.gguf", out / "q.gguf", "Q5_K_M", "--no-measure")
-        ],
+        lambda given, out: [*("quantize", given / "model.gguf", out / "q.gguf", "Q5_K_M")],
         ("q.gguf",),
     ),
     Operation(

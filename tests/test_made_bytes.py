@@ -43,7 +43,7 @@ def test_an_importance_matrix_and_what_is_quantized_with_one_are_the_same_twice(
         folder.mkdir()
         made = cli("imatrix", checkpoint, "-o", folder / "m.gguf", "--utterances", 1)
         assert made.code == 0, made.err
-        options = ("--types", "Q4_K_M", "--imatrix", folder / "m.gguf", "--no-measure")
+        options = ("--types", "Q4_K_M", "--imatrix", folder / "m.gguf")
         quantized = cli("quantize", checkpoint, folder / "out", *options)
         assert quantized.code == 0, quantized.err
         files = sorted(path for path in folder.rglob("*") if path.is_file())

@@ -190,7 +190,7 @@ def test_quantize_and_imatrix_take_it_too(hub: SmallHub, tmp_path: Path, cli: Cl
     place = f"hf:{REPO}/{NAME}"
     result = cli("imatrix", place, "-o", tmp_path / "m.gguf", "--utterances", "1")
     assert result.code == 0, result.err
-    result = cli("quantize", place, tmp_path / "q", "--types", "Q8_0", "--no-measure")
+    result = cli("quantize", place, tmp_path / "q", "--types", "Q8_0")
     assert result.code == 0, result.err
     assert (tmp_path / "q" / f"{NAME}-Q8_0.gguf").is_file()
     assert (
@@ -577,7 +577,7 @@ def test_every_command_takes_a_gguf_file_of_the_hub(
         ("transcribe", model, codes),
         ("export", model, tmp_path / "export"),
         ("repair", old, tmp_path / "repaired.gguf", "--verify", "none"),
-        ("quantize", model, tmp_path / "q8.gguf", "Q8_0", "--no-measure"),
+        ("quantize", model, tmp_path / "q8.gguf", "Q8_0"),
         ("compare", model, tmp_path / "m.gguf", "--exit-code"),
     ):
         result = cli(*command)

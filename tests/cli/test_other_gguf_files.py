@@ -52,7 +52,7 @@ def test_speak_and_tokenize_want_a_converted_file(
 def test_a_file_without_tensors_has_nothing_to_quantize(
     empty: Path, tmp_path: Path, cli: Cli
 ) -> None:
-    result = cli("quantize", empty, tmp_path / "o.gguf", "Q8_0", "--no-measure")
+    result = cli("quantize", empty, tmp_path / "o.gguf", "Q8_0")
     assert "has no tensors, so there is nothing to quantize" in error_of(result, 2)
 
 
@@ -89,7 +89,7 @@ def test_a_file_of_another_alignment_is_quantized_like_any(
         offset = len(data)
     other.write_bytes(pack_header(keys, entries) + data)
     for path, out in ((converted_f16, "a.gguf"), (other, "b.gguf")):
-        assert cli("quantize", path, tmp_path / out, "Q8_0", "--no-measure").code == 0
+        assert cli("quantize", path, tmp_path / out, "Q8_0").code == 0
     a, b = (GgufFile(tmp_path / name) for name in ("a.gguf", "b.gguf"))
     assert b.alignment == 32
     assert b.keys["valle.quantize.source_sha256"] != a.keys["valle.quantize.source_sha256"]
@@ -97,7 +97,7 @@ def test_a_file_of_another_alignment_is_quantized_like_any(
     for name, tensor in a.tensors.items():
         assert tensor.data.tobytes() == b.tensors[name].data.tobytes()
     # The user's own file is the input, not the copy that the tool reads.
-    protected = cli("quantize", other, other, "Q8_0", "--no-measure", "--force")
+    protected = cli("quantize", other, other, "Q8_0", "--force")
     assert "is the input file itself" in error_of(protected, 2)
 
 

@@ -118,7 +118,7 @@ def test_a_k_quant_speaks(
     # Rows of 256, so that every matrix gets the type itself.
     source = small_checkpoint("wide.sft", dim=256, heads=4, text_tokens=8575)
     model, out = tmp_path / "model.gguf", tmp_path / "hello.wav"
-    done(cli("quantize", source, model, "Q4_K_M", "--no-measure"))
+    done(cli("quantize", source, model, "Q4_K_M"))
     done(cli("speak", model, "Hello world.", "--voice", voice, "-o", out, "--codec", codec, *QUICK))
     assert soundfile.info(out).frames > 0
 

@@ -51,7 +51,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     def make(kind: str) -> Path:
         path = folder / f"miniature-{kind}.gguf"
         if not path.exists():
-            run(["quantize", str(full), str(path), kind, "--no-measure"])
+            run(["quantize", str(full), str(path), kind])
         return path
 
     return make

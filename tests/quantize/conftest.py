@@ -11,11 +11,16 @@ import pytest
 from make_checkpoint import Shape, make_checkpoint
 from playwright.sync_api import Browser, sync_playwright
 
-from valle_convert import plan_conversion, write_gguf
+from valle_convert import plan_conversion, read_checkpoint, write_gguf
 from valle_convert.families.family import Choices
 from valle_convert.gguf_file.read import GgufFile
+from valle_convert.quantize.evaluate import Given, evaluate
+from valle_convert.quantize.limits import Gates
+from valle_convert.quantize.options import MakeOptions, MeasureOptions
+from valle_convert.quantize.run import quantize
 from valle_convert.quantize.source import Source
 from valle_convert.quantize.tool import Quantizer, find_quantizer
+from valle_convert.quantize.types import parse_types
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -43,6 +48,36 @@ def gguf_256(checkpoint_256: Path) -> Path:
 @pytest.fixture(scope="session")
 def source_256(gguf_256: Path) -> Source:
     return Source(gguf_256, gguf_256.name, GgufFile(gguf_256), gguf_256)
+
+
+@pytest.fixture(scope="session")
+def made_256(gguf_256: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two quantized files; not to be changed."""
+    folder = tmp_path_factory.mktemp("made") / "out"
+    quantize(gguf_256, folder, MakeOptions(parse_types("Q8_0,Q4_0"), threads=1))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def evaluated_256(
+    made_256: Path, checkpoint_256: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The same folder with measurements and verdicts; not to be changed."""
+    folder = tmp_path_factory.mktemp("evaluated") / "out"
+    shutil.copytree(made_256, folder)
+    given = Given((folder,), checkpoint=read_checkpoint(checkpoint_256))
+    evaluate(given, Gates(), MeasureOptions(n_utterances=1, threads=1))
+    return folder
+
+
+@pytest.fixture
+def made(made_256: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made_256, tmp_path / "made"))
+
+
+@pytest.fixture
+def evaluated(evaluated_256: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(evaluated_256, tmp_path / "evaluated"))
 
 
 @pytest.fixture(scope="session")

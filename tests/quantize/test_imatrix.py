@@ -13,6 +13,7 @@ from make_checkpoint import Shape, make_checkpoint
 
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.errors import InputError
+from valle_convert.families.bundle import Plan, plan
 from valle_convert.families.v5 import FAMILY
 from valle_convert.families.v5.facts import describe
 from valle_convert.families.v5.reference import ReferenceNetwork
@@ -29,19 +30,19 @@ from valle_convert.quantize.imatrix import (
     observe,
     read_imatrix,
 )
-from valle_convert.quantize.options import Options
+from valle_convert.quantize.options import MakeOptions
 from valle_convert.quantize.plan import arguments_of
-from valle_convert.quantize.source import Reference, Source
+from valle_convert.quantize.source import Source
 from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import FILE_TYPES
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     path = tmp_path_factory.mktemp("tiny") / "tiny.sft"
     make_checkpoint(path, Shape(dim=32, heads=2, layers=1, levels=2, audio_tokens=16))
     checkpoint = read_checkpoint(path)
-    return Reference.of(checkpoint)
+    return plan(checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def made_256(checkpoint_256: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     checkpoint = read_checkpoint(checkpoint_256)
     description = describe(checkpoint)
     path = tmp_path_factory.mktemp("imatrix") / "m.gguf"
-    reference = Reference.of(checkpoint)
+    reference = plan(checkpoint)
     make_imatrices(reference, Examples.seeded(FAMILY, description.model, 1, seed=0), path)
     return path
 
@@ -58,7 +59,7 @@ def test_stock_llama_quantize_takes_it_and_finds_every_matrix(
     program: Quantizer, source_256: Source, made_256: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.gguf"
-    settings = Options(threads=1)
+    settings = MakeOptions(threads=1)
     log = program.run(arguments_of(FILE_TYPES["IQ4_XS"], settings, source_256.path, out, made_256))
     n = sum(len(tensor.shape) == 2 for tensor in source_256.header.tensors.values())
     assert any(f"have {n} importance matrix entries" in line for line in log)
@@ -68,7 +69,7 @@ def test_stock_llama_quantize_takes_it_and_finds_every_matrix(
 def test_types_that_cannot_be_made_without_are_made_with_it(
     program: Quantizer, source_256: Source, made_256: Path, tmp_path: Path
 ) -> None:
-    settings = Options(threads=1)
+    settings = MakeOptions(threads=1)
     arguments = arguments_of(
         FILE_TYPES["Q2_K_S"], settings, source_256.path, tmp_path / "o.gguf", made_256
     )
@@ -76,7 +77,7 @@ def test_types_that_cannot_be_made_without_are_made_with_it(
     assert (tmp_path / "o.gguf").stat().st_size > 0
 
 
-def test_the_values_are_the_mean_squares_of_what_goes_into_each_matrix(tiny: Reference) -> None:
+def test_the_values_are_the_mean_squares_of_what_goes_into_each_matrix(tiny: Plan) -> None:
     checkpoint, description = tiny.checkpoint, tiny.description
     network = ReferenceNetwork(checkpoint.tensors, description)
     (utterance,) = Examples.seeded(FAMILY, description.model, 1, seed=0)
@@ -100,7 +101,7 @@ def test_the_values_are_the_mean_squares_of_what_goes_into_each_matrix(tiny: Ref
     assert sums.counts["model", "blk.0.ffn_down.weight"] == len(x)
 
 
-def test_every_head_and_mode_counts(tiny: Reference) -> None:
+def test_every_head_and_mode_counts(tiny: Plan) -> None:
     checkpoint, description = tiny.checkpoint, tiny.description
     network = ReferenceNetwork(checkpoint.tensors, description)
     (utterance,) = Examples.seeded(FAMILY, description.model, 1, seed=0)
@@ -120,7 +121,7 @@ def test_every_head_and_mode_counts(tiny: Reference) -> None:
     assert network.observe is None
 
 
-def make(opened: Reference, utterances: Examples, target: Path, **options: object) -> bytes:
+def make(opened: Plan, utterances: Examples, target: Path, **options: object) -> bytes:
     make_imatrices(opened, utterances, target, **options)  # type: ignore[arg-type]
     return target.read_bytes()
 
@@ -143,14 +144,14 @@ def stopping_after(n: int) -> Iterator[Callable[..., object]]:
     yield progress
 
 
-def test_a_run_that_was_stopped_leaves_nothing(tiny: Reference, tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_leaves_nothing(tiny: Plan, tmp_path: Path) -> None:
     utterances = Examples.seeded(FAMILY, tiny.description.model, 2, seed=5)
     with stopping_after(1) as progress, pytest.raises(KeyboardInterrupt):
         make(tiny, utterances, tmp_path / "m.gguf", progress=progress)
     assert not list(tmp_path.iterdir())
 
 
-def test_two_runs_give_the_same_bytes(tiny: Reference, tmp_path: Path) -> None:
+def test_two_runs_give_the_same_bytes(tiny: Plan, tmp_path: Path) -> None:
     utterances = Examples.seeded(FAMILY, tiny.description.model, 2, seed=0)
     assert make(tiny, utterances, tmp_path / "a") == make(tiny, utterances, tmp_path / "b")
     assert made_of(tmp_path / "a", tiny.checkpoint, utterances)

@@ -21,13 +21,13 @@ from valle_convert.quantize.imatrix import (
     encode_imatrix,
     read_imatrix,
 )
-from valle_convert.quantize.options import Options, RunLog
+from valle_convert.quantize.options import MakeOptions, RunLog
 from valle_convert.quantize.plan import arguments_of, plan_file
 from valle_convert.quantize.source import Source
 from valle_convert.quantize.tool import Quantizer, find_quantizer
 from valle_convert.quantize.types import FILE_TYPES
 
-OPTIONS = Options(threads=1)
+OPTIONS = MakeOptions(threads=1)
 SHA = "ab" * 32
 
 
@@ -70,7 +70,7 @@ def test_they_do_so_with_an_importance_matrix_and_tensor_types_too(
     imatrix: ImatrixInput,
     tmp_path: Path,
 ) -> None:
-    settings = Options(tensor_types=("attn_V=q6_K", r"blk\.1\.ffn_down=q8_0"), threads=1)
+    settings = MakeOptions(tensor_types=("attn_V=q6_K", r"blk\.1\.ffn_down=q8_0"), threads=1)
     outputs = []
     for tool in (program, library):
         path = tmp_path / f"{tool.kind}.gguf"
@@ -88,7 +88,7 @@ def test_they_do_so_with_an_importance_matrix_and_tensor_types_too(
 def test_a_file_says_how_it_was_made_and_names_no_path(
     program: Quantizer, source_256: Source, imatrix: ImatrixInput, tmp_path: Path
 ) -> None:
-    settings = Options(tensor_types=("ffn_down=q6_k",), threads=1)
+    settings = MakeOptions(tensor_types=("ffn_down=q6_k",), threads=1)
     plan = plan_file(program, source_256, FILE_TYPES["Q4_K_M"], settings, imatrix)
     make_one(program, plan, tmp_path / "out.gguf")
     header = GgufFile(tmp_path / "out.gguf")
@@ -267,7 +267,7 @@ def test_whoever_stops_it_nothing_is_left_and_the_child_is_gone(
         "while :; do echo '[ 1/ 2] working'; sleep 0.05; done",
     )
     command = [sys.executable, "-m", "valle_convert", "quantize", str(gguf_256)]
-    command += [str(folder / "o.gguf"), "Q8_0", "--no-measure", "--llama-quantize"]
+    command += [str(folder / "o.gguf"), "Q8_0", "--llama-quantize"]
     child = subprocess.Popen(
         [*command, tool.command[0]], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )

@@ -8,7 +8,7 @@ from quantize.making import make_one
 
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.quantize.options import Options
+from valle_convert.quantize.options import MakeOptions
 from valle_convert.quantize.plan import FilePlan, plan_file
 from valle_convert.quantize.source import Source
 from valle_convert.quantize.tool import Quantizer
@@ -20,7 +20,7 @@ from valle_convert.quantize.types import (
     read_tensor_types,
 )
 
-OPTIONS = Options(threads=1)
+OPTIONS = MakeOptions(threads=1)
 NARROW = "ar-nar-len"  # a golden checkpoint whose rows are 64
 
 
@@ -82,7 +82,7 @@ def test_every_tensor_that_a_type_cannot_hold_is_reported_also_the_one_that_llam
 def test_what_the_user_chose_for_a_tensor_is_no_fallback(
     program: Quantizer, narrow: Source
 ) -> None:
-    settings = Options(tensor_types=("token_embd=q8_0",), threads=1)
+    settings = MakeOptions(tensor_types=("token_embd=q8_0",), threads=1)
     plan = plan_file(program, narrow, FILE_TYPES["Q4_K_M"], settings)
     assert "token_embd.weight" not in {one.tensor for one in plan.fallbacks}
 
@@ -107,7 +107,9 @@ def test_of_the_tensor_types_the_first_that_matches_wins(
 ) -> None:
     given = ("token_embd=q5_k", "token_embd=q8_0", "attn_=q8_0")
     stock, plan = (
-        plan_file(program, source_256, FILE_TYPES["Q4_K_M"], Options(tensor_types=one, threads=1))
+        plan_file(
+            program, source_256, FILE_TYPES["Q4_K_M"], MakeOptions(tensor_types=one, threads=1)
+        )
         for one in ((), given)
     )
     before = {tensor.name: tensor.ggml_type.name for tensor in stock.tensors}
@@ -125,7 +127,7 @@ def test_a_list_of_tensor_types_does_what_it_does_in_the_stock_program(
 ) -> None:
     listing = tmp_path / "x.txt"
     listing.write_text("TOKEN_EMBD=q8_0\nblk\\.(0|7)\\.attn_q=F16 attn_q=Q5_K\n")
-    settings = Options(tensor_types=read_tensor_types(listing), threads=1)
+    settings = MakeOptions(tensor_types=read_tensor_types(listing), threads=1)
     plan = plan_file(program, source_256, FILE_TYPES["Q4_K_M"], settings)
     out = tmp_path / "out.gguf"
     program.run(["--tensor-type-file", str(listing), str(source_256.path), str(out), "Q4_K_M"])
@@ -136,7 +138,7 @@ def test_a_list_of_tensor_types_does_what_it_does_in_the_stock_program(
 
 
 def test_pure_gives_every_matrix_the_type_itself(program: Quantizer, source_256: Source) -> None:
-    plan = plan_file(program, source_256, FILE_TYPES["Q4_K_M"], Options(pure=True, threads=1))
+    plan = plan_file(program, source_256, FILE_TYPES["Q4_K_M"], MakeOptions(pure=True, threads=1))
     assert set(describe_types(plan.tensors)) == {"Q4_K", "F32"}
 
 
@@ -154,5 +156,5 @@ def test_a_quantized_input_is_refused_unless_it_is_allowed(
     source = Source(path, path.name, GgufFile(path), path)
     with pytest.raises(InputError, match=r"quantized already .* --allow-requantize"):
         plan_file(program, source, FILE_TYPES["Q5_0"], OPTIONS)
-    allowed = Options(allow_requantize=True, threads=1)
+    allowed = MakeOptions(allow_requantize=True, threads=1)
     assert plan_file(program, source, FILE_TYPES["Q5_0"], allowed).n_bytes > 0

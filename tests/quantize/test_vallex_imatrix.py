@@ -26,9 +26,8 @@ from valle_convert.families.vallex.reference import VallexReference
 from valle_convert.families.vallex.trials import cases, read_utterance
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.imatrix import make_imatrices, read_imatrix
-from valle_convert.quantize.options import Options
+from valle_convert.quantize.options import MakeOptions
 from valle_convert.quantize.plan import arguments_of
-from valle_convert.quantize.source import Reference
 from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import FILE_TYPES
 
@@ -113,7 +112,7 @@ def test_sums_are_those_of_what_goes_into_pytorchs_own_layers(tmp_path: Path) ->
     state = {name: torch.from_numpy(np.array(source.read(name))) for name in source.specs}
     model = model_of(CHECKPOINT)
     utterances = Examples.choose(FAMILY, model, None, 1, seed=3)
-    made = make_imatrices(Reference.of(checkpoint), utterances, tmp_path / "m.gguf")
+    made = make_imatrices(plan(checkpoint), utterances, tmp_path / "m.gguf")
     network = Recorded(checkpoint.tensors, model)
     network.passes = []
     (utterance,) = utterances
@@ -198,7 +197,7 @@ def test_the_command_writes_two_files_that_stock_llama_quantize_takes(
     write_bundle(plan(read_checkpoint(tmp_path / "wide.pt"), Choices("f16")), tmp_path / "w.gguf")
     given = arguments_of(
         FILE_TYPES["IQ2_XXS"],
-        Options(threads=1),
+        MakeOptions(threads=1),
         tmp_path / "w.gguf",
         tmp_path / "o.gguf",
         tmp_path / "m.gguf",
@@ -217,7 +216,7 @@ def test_a_run_that_was_stopped_leaves_nothing(tmp_path: Path) -> None:
     checkpoint = read_checkpoint(CHECKPOINT)
     utterances = Examples.choose(FAMILY, model_of(CHECKPOINT), None, 2, seed=5)
     with stopping_after(1) as progress, pytest.raises(KeyboardInterrupt):
-        make_imatrices(Reference.of(checkpoint), utterances, tmp_path / "m.gguf", progress=progress)
+        make_imatrices(plan(checkpoint), utterances, tmp_path / "m.gguf", progress=progress)
     assert not list(tmp_path.iterdir())
 
 
@@ -251,8 +250,11 @@ def test_a_type_is_better_with_the_matrix_than_without(
         (found[name],) = json.loads(made.out)["files"]
     assert found["with"]["imatrix"] == "m.gguf"
     assert found["without"]["imatrix"] is None
+    files = [tmp_path / f"{name}.gguf" for name in ("with", "without")]
+    measured = cli("evaluate", *files, "--checkpoint", uneven, "--json")
+    quality = [one["quality"] for one in json.loads(measured.out)["files"]]
     for head in ("ar", "nar.1", "nar.2"):
-        better, worse = (found[name]["quality"][head]["kl_mean"] for name in ("with", "without"))
+        better, worse = (one[head]["kl_mean"] for one in quality)
         assert better < 0.9 * worse, head
     files = open_bundle(tmp_path / "with.gguf").files
     for file, name in ((files["ar"], "m.gguf"), (files["nar"], "m-nar.gguf")):
@@ -264,7 +266,7 @@ def test_a_matrix_of_the_other_network_or_of_none_is_refused(
     uneven: Path, cli: Cli, tmp_path: Path
 ) -> None:
     assert cli("imatrix", uneven, "-o", tmp_path / "m.gguf", "--utterances", 1).code == 0
-    run = ("quantize", uneven, tmp_path / "o.gguf", "Q2_K", "--no-measure", "--imatrix")
+    run = ("quantize", uneven, tmp_path / "o.gguf", "Q2_K", "--imatrix")
     assert "of nar, and that of ar" in error_of(cli(*run, tmp_path / "m-nar.gguf"), 2)
     (tmp_path / "m-nar.gguf").rename(tmp_path / "n.gguf")
     assert "importance matrix of nar" in error_of(cli(*run, tmp_path / "m.gguf"), 2)

@@ -13,6 +13,7 @@ table the two are the other way round: (rows, r) and (r, width).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -41,6 +42,8 @@ _LORA = ".lora_"
 _PEFT_CONFIG = "adapter_config.json"
 _MAX_JSON_BYTES = 1 << 20
 _ROWS_AT_ONCE = 32
+#: Of `lora_words`, what does not depend on the name of a file.
+_LORA_NUMBERS = re.compile(r"\(([\d,]+ weights?, [^()]*)\)")
 #: Values of PEFT's config with which an adapter is W + alpha / r B A.
 _PEFT_USUAL: dict[str, tuple[object, ...]] = {
     "peft_type": (None, "LORA"),
@@ -318,10 +321,10 @@ def merge_loras(
     if inside is not None:
         scale = _lora_scale(config, str(path))
         adapters.append(LoraPairs(inside, scale.with_alpha(alpha), base.specs))
-        words.append(_lora_words("inside the checkpoint", adapters[-1], 1.0))
+        words.append(lora_words("inside the checkpoint", adapters[-1], 1.0))
     for one in given:
         adapters.append(open_lora(one, base.specs, alpha=alpha, progress=progress))
-        words.append(_lora_words(one.path.name, adapters[-1], one.factor))
+        words.append(lora_words(one.path.name, adapters[-1], one.factor))
         notes += [f"{one.path.name}: {note}" for note in adapters[-1].notes]
     return MergedTensors(base, adapters), ", ".join(words), tuple(notes)
 
@@ -381,11 +384,6 @@ def _adapter_config(adapter: Container, tree: Tree, place: PurePath) -> Mapping[
         raise InputError(f"{tree.name(place)}: its config is refused: {error}.") from error
 
 
-def _lora_words(name: str, adapter: LoraPairs, factor: float) -> str:
-    scaled = "" if factor == 1.0 else f", scale {factor:g}"
-    return f"{name} ({plural(len(adapter.by_target), 'weight')}, alpha {adapter.alpha:g}{scaled})"
-
-
 def _lora_scale(config: Mapping[str, Any], where: str) -> LoraScale:
     """The adapter's numbers: keys of the config itself, or of a dict `lora` in it."""
     nested = config.get("lora")
@@ -419,6 +417,17 @@ def _checked_alpha(scale: LoraScale) -> float:
     if not math.isfinite(scale.alpha):
         raise InputError(f"{scale.where}: the LoRA's alpha is {scale.alpha}, and must be finite.")
     return scale.alpha * math.sqrt(scale.rank or 1) if scale.by_root else scale.alpha
+
+
+def lora_words(name: str, adapter: LoraPairs, factor: float) -> str:
+    """What a converted file says of a LoRA that was merged into it."""
+    scaled = "" if factor == 1.0 else f", scale {factor:g}"
+    return f"{name} ({plural(len(adapter.by_target), 'weight')}, alpha {adapter.alpha:g}{scaled})"
+
+
+def are_same_loras(one: str | None, other: str | None) -> bool:
+    """Whether two texts of `lora_words` name the same LoRAs; their files may have other names."""
+    return _LORA_NUMBERS.findall(one or "") == _LORA_NUMBERS.findall(other or "")
 
 
 def has_adapters(names: Iterable[str]) -> bool:

@@ -29,9 +29,16 @@ EXAMPLES = {
         valle-convert lora model.gguf lora.sft adapter.gguf
     """,
     "quantize": """
-        valle-convert quantize model.gguf small/ --types Q8_0,Q4_K_M --checkpoint model.sft
-        valle-convert quantize model.gguf small.gguf Q4_K_M --no-measure
-        valle-convert quantize model.sft small/ --types Q4_K_M --max-kl 0.01 --report report.html
+        valle-convert quantize model.gguf small/ --types Q8_0,Q4_K_M
+        valle-convert quantize model.gguf small.gguf Q4_K_M
+        valle-convert quantize model.sft mixed.gguf Q4_K --tensor-types model.txt
+    """,
+    "evaluate": """
+        valle-convert evaluate small/ --checkpoint model.sft --max-kl 0.01 --report report.html
+        valle-convert evaluate model.gguf small.gguf --data utterances/ --listen --codec codec.gguf
+    """,
+    "scan": """
+        valle-convert scan model.sft model.txt --target-bits 4.5
     """,
     "imatrix": """
         valle-convert imatrix model.sft -o model-imatrix.gguf --data utterances/

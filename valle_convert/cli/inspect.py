@@ -100,13 +100,17 @@ def inspect(
 
 
 def _show_folder(folder: Path, summaries: list[Summary], *, as_json: bool) -> None:
-    from valle_convert.quantize.manifest import MANIFEST, read_manifest
+    from valle_convert.quantize.measurements import measurements_in
 
     if as_json:
         console.data_json([one.to_json() for one in summaries])
         return
-    listed = read_manifest(folder / MANIFEST) if (folder / MANIFEST).is_file() else ()
-    verdicts = {one.name: one.judgement.outcome for one in listed if one.is_model}
+    verdicts = {
+        name: one.judgement.outcome
+        for one in measurements_in(folder)
+        for name in one.files
+        if one.judgement
+    }
     rows = []
     for one in summaries:
         main = max(one.groups, key=lambda group: group.n_weights, default=None)

@@ -28,14 +28,6 @@ def publish(
             "leaves this machine.",
         ),
     ] = None,
-    report: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.json",
-            help="The JSON report of the run (`quantize --report`), whose measurements the card "
-            "shows. Without it, report.json in the folder, if it is there.",
-        ),
-    ] = None,
     license_: Annotated[
         str | None,
         typer.Option("--license", help="Of the model, an SPDX word."),
@@ -56,14 +48,14 @@ def publish(
 ) -> None:
     """Write the card of a folder, and with a repository's name, commit both to the hub.
 
-    The folder is held against its manifest first. The card (README.md) has the front matter that
-    the hub reads, a table of the files with what was measured, which one to take, how they were
-    made and verified, how to run them, and checksums. After the one commit, the hub's digests are
-    compared with those here.
+    The folder is compared with its manifest first. The card (README.md) has the front matter that
+    the hub reads, a table of the files with what `evaluate` measured, which one to take, how they
+    were made and verified, how to run them, and checksums. After the one commit, the hub's digests
+    are compared with those here.
     """
     from valle_convert.errors import InputError
     from valle_convert.files import check_outputs, write_text_atomically
-    from valle_convert.quantize.card import CARD, REPORT, CardWords, card_of, read_folder
+    from valle_convert.quantize.card import CARD, CardWords, card_of, read_folder
     from valle_convert.quantize.identity import Identity, check_repository
     from valle_convert.quantize.publish import files_of, publish_folder
     from valle_convert.wording import plural
@@ -73,11 +65,11 @@ def publish(
         check_repository(repository, repository)
     else:
         refuse_idle("no OWNER/NAME is given", {"--message": message})
-    read = read_folder(folder, report)
+    read = read_folder(folder)
     text = card_of(read, CardWords(license_, base_model, repository))
     path = folder / CARD
     inputs = [one for name, one in files_of(read).items() if name != CARD]
-    check_outputs([path], force=True, inputs=[*inputs, report or folder / REPORT])
+    check_outputs([path], force=True, inputs=inputs)
     old = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
     if old is not None and old != text and not force:
         raise InputError(

@@ -90,7 +90,7 @@ def utterances(
     json_: JsonOption = False,
     force: ForceOption = False,
 ) -> None:
-    """Turn recordings and transcripts into data for --data of quantize and imatrix.
+    """Turn recordings and transcripts into data for --data of evaluate and imatrix.
 
     Nothing is written unless all recordings and texts are usable.
     """

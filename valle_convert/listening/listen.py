@@ -193,16 +193,16 @@ class Listened:
         tallies: by measure and place: a head, a way of speaking, or `EVERYWHERE`.
     """
 
-    tallies: Mapping[tuple[str, str], Tally]
+    tallies: Mapping[str, Mapping[str, Tally]]
     clips: tuple[Clip, ...] = ()
 
     def places(self, measure: Measure) -> list[str]:
         """Where it was measured, all places together last."""
-        return [place for name, place in self.tallies if name == measure.name]
+        return list(self.tallies.get(measure.name, ()))
 
     def total(self, measure: Measure) -> Tally | None:
         """Over all places; None where it was not measured."""
-        return self.tallies.get((measure.name, EVERYWHERE))
+        return self.tallies.get(measure.name, {}).get(EVERYWHERE)
 
 
 class ListeningTest:
@@ -256,7 +256,7 @@ class ListeningTest:
         codec = self.codec
         again = [codec.decode(np.asarray(one.codes, np.int32)) for one in self.sentences]
         found = dict(self._sounds("recording", again))
-        return Listened(found | _pooled(found))
+        return Listened(_by_measure(found))
 
     def listen(
         self, network: Network, progress: Progress = silent, label: str = "listening"
@@ -272,7 +272,7 @@ class ListeningTest:
                     advance(1)
                 found |= self._sounds(way.name, said)
                 clips += [Clip(n, way.name, said[n]) for n in range(min(self.n_clips, len(said)))]
-        return Listened(found | _pooled(found), tuple(clips))
+        return Listened(_by_measure(found), tuple(clips))
 
     # ------------------------------------------------------------------------------- codes
 
@@ -362,10 +362,14 @@ def _tally(values: Sequence[tuple[float, int]]) -> Tally:
     return Tally(of_what, out_of)
 
 
-def _pooled(found: Mapping[tuple[str, str], Tally]) -> dict[tuple[str, str], Tally]:
-    """Each measure over all its places."""
-    by_measure: dict[str, list[Tally]] = defaultdict(list)
+def _by_measure(found: Mapping[tuple[str, str], Tally]) -> dict[str, dict[str, Tally]]:
+    """Tallies by measure and place, and each measure over all its places."""
+    by_measure: dict[str, dict[str, Tally]] = defaultdict(dict)
     for (measure, place), tally in found.items():
-        if not (measure == NLL.name and place in _NO_CODES):
-            by_measure[measure].append(tally)
-    return {(name, EVERYWHERE): Tally.pooled(all_) for name, all_ in by_measure.items()}
+        by_measure[measure][place] = tally
+    for measure, places in by_measure.items():
+        left_out = _NO_CODES if measure == NLL.name else ()
+        pooled = [tally for place, tally in places.items() if place not in left_out]
+        if pooled:
+            places[EVERYWHERE] = Tally.pooled(pooled)
+    return dict(by_measure)

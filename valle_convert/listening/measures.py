@@ -174,6 +174,10 @@ class Tally:
     of_what: Floats
     out_of: Floats
 
+    def __post_init__(self) -> None:
+        if self.of_what.ndim != 1 or self.of_what.shape != self.out_of.shape:
+            raise ValueError("a tally has two lists of one length")
+
     @classmethod
     def each(cls, values: Sequence[float]) -> Tally:
         """One value a sentence; what is not finite was not measured."""

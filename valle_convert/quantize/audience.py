@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from valle_convert.audio.codec import AudioCodec, open_codec
@@ -16,14 +17,14 @@ from valle_convert.decode import choose_mode
 from valle_convert.errors import InputError
 from valle_convert.extras import require
 from valle_convert.families.bundle import Bundle
-from valle_convert.files import valid_utf8
+from valle_convert.files import sha256_of, valid_utf8
 from valle_convert.listening.listen import ListeningTest, Sentence
 from valle_convert.listening.recogniser import Recogniser
 from valle_convert.model.spec import Model
 from valle_convert.progress import Progress
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.listening import Listening
-from valle_convert.quantize.options import Options
+from valle_convert.quantize.options import ListenOptions, MeasureOptions
 from valle_convert.quantize.source import SourceBundle
 from valle_convert.speech.phonemes import phoneme_tokenizer
 from valle_convert.wording import plural
@@ -40,80 +41,99 @@ class Audience:
     recogniser: Recogniser | None
     sentences: tuple[Sentence, ...]
     references: str
+    measuring: MeasureOptions
+    listening: ListenOptions
 
     @classmethod
-    def of(cls, source: SourceBundle, examples: Examples[Any] | None, options: Options) -> Audience:
+    def of(
+        cls,
+        source: SourceBundle,
+        examples: Examples[Any],
+        measuring: MeasureOptions,
+        listening: ListenOptions,
+    ) -> Audience:
         """Whoever the options ask for."""
-        if not options.measure:
-            raise InputError("--listen measures files; leave out --no-measure.")
         require("soundfile", "Sound for recognisers and reports")
         model = source.model
         listen = source.family.ability("listen")
         choose_mode(model)  # whether it can speak at all
-        recogniser = None if options.asr is None else Recogniser(options.asr)
-        if options.sentences is None and options.data is None:
+        recogniser = None if listening.asr is None else Recogniser(listening.asr)
+        texts = listening.sentences
+        if texts is None and measuring.data is None:
             raise InputError(
                 "--listen needs something to say: --data with held-out utterances (made by "
                 "`valle-convert utterances`), or --sentences with texts, one a line."
             )
-        codec = open_codec(options.codec, model)
-        if options.sentences is None:
-            assert examples is not None  # noqa: S101 - a model of ours has some
+        codec = open_codec(listening.codec, model)
+        if texts is None:
             sentences = listen.given_sentences(examples)
             references = examples.description
         else:
             with ExitStack() as opened:
                 tokenize, _ = phoneme_tokenizer(source.main.header, opened)
                 sentences = listen.read_sentences(
-                    options.sentences, model, tokenize, options.voice, codec, options.prompt_seconds
-                )[: options.n_utterances]
-            references = f"what the F16 file itself says for the texts of {options.sentences.name}"
-        audience = cls(codec, recogniser, tuple(sentences), valid_utf8(references))
-        if options.sentences is None:
-            audience.test(model, options)  # is refused now where it cannot be done
+                    texts, model, tokenize, listening.voice, codec, listening.prompt_seconds
+                )[: measuring.n_utterances]
+            references = f"what the F16 file itself says for the texts of {texts.name}"
+        audience = cls(
+            codec, recogniser, tuple(sentences), valid_utf8(references), measuring, listening
+        )
+        if texts is None:
+            audience.test(model)  # is refused now where it cannot be done
         return audience
 
-    def test(self, model: Model, options: Options) -> ListeningTest:
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Everything that a measurement depends on."""
+        one = self.listening
+        given = (one.sentences, one.voice, one.codec)
+        digests = [
+            sha256_of(Path(path)) if path and Path(path).is_file() else path for path in given
+        ]
+        measuring = (self.measuring.n_utterances, self.measuring.seed)
+        return (*digests, one.prompt_seconds, one.asr, one.temperature, *measuring)
+
+    def test(self, model: Model, *, seed: int | None = None) -> ListeningTest:
         """The sentences, ready to be spoken."""
         return ListeningTest(
             self.sentences,
             self.codec,
             model,
-            ar_temperature=options.listen_temperature,
-            seed=options.seed,
+            ar_temperature=self.listening.temperature,
+            seed=self.measuring.seed if seed is None else seed,
             n_clips=N_CLIPS,
             recogniser=self.recogniser,
         )
 
     def listen_to_baseline(
-        self, bundle: Bundle, options: Options, progress: Progress
+        self, bundle: Bundle, progress: Progress
     ) -> tuple[Listening, ListeningTest]:
         """What the F16 file says, and says again; where there are no recordings, it speaks them."""
-        n_threads = options.threads or os.cpu_count() or 1
-        audience = self
-        with bundle.family.open(bundle, n_threads=n_threads, adapters=options.adapters) as network:
-            if options.sentences is not None:
+        audience, seed = self, self.measuring.seed
+        n_threads = self.measuring.threads or os.cpu_count() or 1
+        adapters = self.measuring.adapters
+        with bundle.family.open(bundle, n_threads=n_threads, adapters=adapters) as network:
+            if self.listening.sentences is not None:
                 listen = bundle.family.ability("listen")
                 spoken = listen.speak_references(
                     network,
                     self.sentences,
                     self.codec.description.frame_rate,
-                    options.seed,
-                    options.listen_temperature,
+                    seed,
+                    self.listening.temperature,
                     progress,
                 )
                 audience = replace(self, sentences=tuple(spoken))
-            test = audience.test(network.model, options)
+            test = audience.test(network.model)
             baseline = test.listen(network, progress, "listening to F16")
-        others = replace(options, seed=options.seed + 1)
         n_others = 1 if n_threads > 1 else 2
-        with bundle.family.open(bundle, n_threads=n_others, adapters=options.adapters) as network:
-            again = audience.test(network.model, others)
+        with bundle.family.open(bundle, n_threads=n_others, adapters=adapters) as network:
+            again = audience.test(network.model, seed=seed + 1)
             repeat = again.listen(network, progress, "listening to F16 again")
         listening = Listening(
             baseline=baseline,
             repeat=repeat,
-            repeat_how=f"seed {others.seed}, {plural(n_others, 'thread')}",
+            repeat_how=f"seed {seed + 1}, {plural(n_others, 'thread')}",
             recordings=test.recordings_alone() if self.recogniser else None,
             recogniser=self.recogniser.command if self.recogniser else None,
             references=self.references,

@@ -1,27 +1,26 @@
 """The card of a folder of quantized files: what is in it, what it cost, and which file to take.
 
-manifest.json     names, types, sizes, digests
-a JSON report     quality, and whether each file is right; matched by the digests
-the files' keys   name, license, languages, what the model was made of and has lost
-  -> README.md    front matter for the hub, a table, a recommendation, commands, checksums
+manifest.json          names, types, sizes, digests
+NAME.measurements.json quality and verdict, as `evaluate` left them
+the files' keys        name, license, languages, what the model was made of and has lost
+  -> README.md         front matter for the hub, a table, a recommendation, commands, checksums
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from valle_convert import __version__
 from valle_convert.errors import InputError
-from valle_convert.families.bundle import Bundle, open_files, part_of
-from valle_convert.files import read_json_object
+from valle_convert.families.bundle import Bundle, open_files
 from valle_convert.gguf_file.keys import SOURCE_ASSUMED_KEY, SOURCE_LOST_KEY, is_converted
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.quantize.advice import Advice, Choice, advise, use_of
+from valle_convert.quantize.advice import Advice, use_of
+from valle_convert.quantize.evaluate import converted_models_in, file_report
 from valle_convert.quantize.manifest import (
     MANIFEST,
     SUMS,
@@ -29,12 +28,11 @@ from valle_convert.quantize.manifest import (
     check_manifest,
     read_manifest,
 )
-from valle_convert.quantize.types import FILE_TYPES, bits_per_weight
+from valle_convert.quantize.measurements import Measurements, read_measurements
+from valle_convert.quantize.report import FileReport, advice_on, markdown_table
 from valle_convert.wording import plural
 
 CARD = "README.md"
-REPORT = "report.json"
-_MAX_REPORT = 64 << 20
 _MIB = 1 << 20
 _PLAIN = ("F32", "F16", "BF16")
 
@@ -45,22 +43,11 @@ class CardFile:
 
     Attributes:
         files: of the manifest, the main one first.
-        bits: a weight, over all tensors of all files.
-        kl: mean divergence in nats; None where it was not measured.
-        top_1: part of the predictions whose most likely code is the reference's; likewise.
-        verdict: whether it is right by its checkpoint: "passed", "failed", "not verified"; None
-            where that was not looked at.
-        failures: what was found too bad, in words.
-        beyond_noise: in what it says worse than F16, in words; None where nobody listened.
     """
 
     files: tuple[ManifestFile, ...]
-    bits: float
-    kl: float | None
-    top_1: float | None
-    verdict: str | None
-    failures: tuple[str, ...]
-    beyond_noise: tuple[str, ...] | None
+    bundle: Bundle
+    measurements: Measurements
 
     @property
     def main(self) -> ManifestFile:
@@ -68,21 +55,17 @@ class CardFile:
         return self.files[0]
 
     @property
-    def n_bytes(self) -> int:
-        return sum(one.n_bytes for one in self.files)
-
-    @property
-    def passes(self) -> bool:
-        """Whether nothing was found wrong with it."""
-        return not self.failures and self.verdict != "failed"
+    def report(self) -> FileReport:
+        return file_report(self.bundle, self.measurements)
 
     @property
     def use(self) -> str:
-        if not self.passes:
+        report = self.report
+        if report.faults:
             return "nothing: it failed its checks"
         if self.main.kind in _PLAIN:
             return "quantizing and training further; the reference"
-        return "not measured" if self.kl is None else use_of(self.kl)
+        return "not measured" if report.kl is None else use_of(report.kl)
 
 
 @dataclass(frozen=True)
@@ -91,39 +74,36 @@ class Folder:
 
     Attributes:
         others: further files of the manifest, such as an importance matrix.
-        report: the JSON report of the run; None where there is none.
-        n_texts: how many different texts files were measured over.
     """
 
     path: Path
     files: tuple[CardFile, ...]
     others: tuple[ManifestFile, ...]
-    bundle: Bundle
-    report: Mapping[str, Any] | None
-    n_texts: int
+
+    @property
+    def bundle(self) -> Bundle:
+        """One of the models."""
+        return self.files[0].bundle
 
     @property
     def keys(self) -> Mapping[str, Any]:
-        """Of the main file of one of the models."""
         return self.bundle.main.keys
+
+    @property
+    def measured_on(self) -> tuple[str, str] | None:
+        """Reference and utterances of all measurements, in words; None where there are none."""
+        found = [one.measurements.predictions for one in self.files]
+        return next(((one.reference, one.utterances) for one in found if one), None)
 
     def advice(self) -> Advice:
         """Which file to take, by the same rule as the report of a run."""
-        return advise(
-            [
-                Choice(
-                    one.main.name,
-                    one.n_bytes,
-                    one.kl,
-                    one.top_1,
-                    passes=one.passes,
-                    is_heard_apart=bool(one.beyond_noise),
-                )
-                for one in self.files
-            ],
-            self.n_texts,
-            heard=any(one.beyond_noise is not None for one in self.files),
-        )
+        n_texts = [
+            min(one.n_texts, speech.listening.n_texts if speech else one.n_texts)
+            for file in self.files
+            if (one := file.measurements.predictions)
+            for speech in (file.measurements.speech,)
+        ]
+        return advice_on([one.report for one in self.files], min(n_texts, default=0))
 
     def listed(self) -> tuple[ManifestFile, ...]:
         return (*(file for one in self.files for file in one.files), *self.others)
@@ -131,11 +111,11 @@ class Folder:
     def best(self) -> CardFile | None:
         """The file to take; None where nothing is recommended."""
         taken = self.advice().take
-        return next((one for one in self.files if taken and one.main.name == taken.name), None)
+        return next((one for one in self.files if taken and one.main.kind == taken.name), None)
 
 
-def read_folder(path: Path, report: Path | None = None) -> Folder:
-    """Read a folder that `quantize` wrote, and hold it against its manifest."""
+def read_folder(path: Path) -> Folder:
+    """Read a folder that `quantize` wrote, and compare it with its manifest."""
     checked = check_manifest(path)
     if not checked.passed:
         found = "; ".join(f"{one.name}: {one.problem.rstrip('.')}" for one in checked.findings[:5])
@@ -143,124 +123,40 @@ def read_folder(path: Path, report: Path | None = None) -> Folder:
             f"{path} is not as `quantize` wrote it: {found}. Quantize again, and publish that."
         )
     listed = read_manifest(path / MANIFEST)
-    models = [one for one in listed if one.kind in FILE_TYPES]
-    if not models:
+    by_name = {one.name: one for one in listed if one.is_model}
+    if not by_name:
         raise InputError(f"{path} holds no quantized model; give a folder that `quantize` wrote.")
-    bundles = list(_bundles(path, models))
-    where = report or path / REPORT
-    loaded = _read_report(path, report)
-    entries = _entries(loaded, [files[0] for files, _ in bundles], where)
-    try:
-        n_texts = _n_texts(loaded)
-        files = [
-            _card_file(files, bundle, entries.get(files[0].sha256)) for files, bundle in bundles
-        ]
-    except (AttributeError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(
-            f"The report {where} is damaged in what it says of these files ({error!r:.60}); give "
-            "the one that the run wrote."
-        ) from error
-    files.sort(key=lambda one: one.n_bytes)
-    others = tuple(one for one in listed if one.kind not in FILE_TYPES)
-    return Folder(path, tuple(files), others, bundles[0][1], loaded, n_texts)
-
-
-def _bundles(
-    folder: Path, models: Sequence[ManifestFile]
-) -> Iterator[tuple[tuple[ManifestFile, ...], Bundle]]:
-    """The models of a folder, each with its files of the manifest, the main one first."""
-    by_name = {one.name: one for one in models}
-    left = set(by_name)
-    for model in models:
-        main = GgufFile(folder / model.name, allow_part=True)
-        if not is_converted(main.keys):
+    for name in by_name:
+        if not is_converted(GgufFile(path / name, allow_part=True).keys):
             raise InputError(
-                f"{main.path} is no converted VALL-E checkpoint, and its card would say so; "
-                "publish files of `quantize`."
+                f"{path / name} is no converted VALL-E checkpoint; publish files of `quantize`."
             )
-        if part_of(main):
-            continue
+    files = []
+    for main in converted_models_in(path):
         bundle = open_files(main)
         names = [one.name for one in bundle.paths]
-        strange = [one for one in names if one not in left]
+        strange = [one for one in names if one not in by_name]
         if strange:
             raise InputError(
-                f"The manifest of {folder} does not list {', '.join(strange)} as part of "
-                f"{model.name}; quantize again, and publish that."
+                f"The manifest of {path} does not list {', '.join(strange)} as part of "
+                f"{main.name}; quantize again, and publish that."
             )
-        left -= set(names)
-        yield tuple(by_name[name] for name in names), bundle
-    if left:
+        own = tuple(by_name.pop(name) for name in names)
+        files.append(CardFile(own, bundle, read_measurements(bundle)))
+    if by_name:
         raise InputError(
-            f"{folder} has no main file to {', '.join(sorted(left))}; quantize again, and publish "
+            f"{path} has no main file to {', '.join(sorted(by_name))}; quantize again, and publish "
             "that."
         )
-
-
-def _read_report(folder: Path, given: Path | None) -> Mapping[str, Any] | None:
-    path = folder / REPORT if given is None else given
-    if given is None and not path.is_file():
-        return None
-    loaded = read_json_object(path, "report", _MAX_REPORT)
-    if not isinstance(loaded.get("files"), list):
+    files.sort(key=lambda one: one.bundle.n_bytes)
+    others = tuple(one for one in listed if not one.is_model)
+    folder = Folder(path, tuple(files), others)
+    keys = {p.key for one in files if (p := one.measurements.predictions)}
+    if len(keys) > 1 or (keys and any(one.measurements.predictions is None for one in files)):
         raise InputError(
-            f"The report {path} is none that `quantize --report {REPORT}` wrote; give that one."
+            f"The files of {path} were not measured in one way; run `evaluate {path}` again."
         )
-    return loaded
-
-
-def _entries(
-    report: Mapping[str, Any] | None, models: Sequence[ManifestFile], where: Path
-) -> dict[str, Mapping[str, Any]]:
-    """The report's files by their digests; those of the folder have to be in it."""
-    if report is None:
-        return {}
-    found: dict[str, Mapping[str, Any]] = {
-        str(one.get("sha256")): one for one in report["files"] if isinstance(one, dict)
-    }
-    missing = [one.name for one in models if one.sha256 not in found]
-    if missing:
-        raise InputError(
-            f"The report {where} is not of these files: {', '.join(missing[:5])} "
-            f"{'is' if len(missing) == 1 else 'are'} not in it, by their sha256; give the report "
-            "of the run that made them."
-        )
-    return found
-
-
-def _card_file(
-    files: tuple[ManifestFile, ...], bundle: Bundle, said: Mapping[str, Any] | None
-) -> CardFile:
-    said = said or {}
-    quality = (said.get("quality") or {}).get("all") or {}
-    beyond = said.get("beyond_noise")
-    tensors = [one for file in bundle.files.values() for one in file.tensors.values()]
-    return CardFile(
-        files=files,
-        bits=bits_per_weight(tensors),
-        kl=_number(quality.get("kl_mean"), math.inf),
-        top_1=_number(quality.get("best_code"), 1.0),
-        verdict=(said.get("verified") or {}).get("outcome"),
-        failures=tuple(map(str, said.get("failures") or ())),
-        beyond_noise=None if beyond is None else tuple(map(str, beyond)),
-    )
-
-
-def _n_texts(report: Mapping[str, Any] | None) -> int:
-    found = (report or {}).get("different_texts", 0)
-    if not isinstance(found, int) or isinstance(found, bool) or found < 0:
-        raise ValueError(f"different_texts is {found!r:.20}")
-    return found
-
-
-def _number(value: Any, highest: float) -> float | None:  # noqa: ANN401 - of a JSON file
-    """Of an untrusted report; None for what was not finite when it was written."""
-    if value is None:
-        return None
-    number = float(value)
-    if not 0 <= number <= highest or number == math.inf:
-        raise ValueError(f"{number} is out of its range")
-    return number
+    return folder
 
 
 # ------------------------------------------------------------------------------ the card
@@ -326,7 +222,7 @@ def _body(folder: Folder, words: CardWords) -> Iterator[str]:
     name = keys.get("general.name") or folder.path.name
     yield f"# {_plain(name)} in GGUF"
     yield ""
-    measured = any(one.kl is not None for one in folder.files)
+    measured = folder.measured_on is not None
     yield (
         f"A {folder.bundle.family.title} text-to-speech model of {_size_label(folder.bundle)} "
         f"weights for stock llama.cpp, made {'and measured ' if measured else ''}with "
@@ -337,19 +233,20 @@ def _body(folder: Folder, words: CardWords) -> Iterator[str]:
         yield ""
         yield _plain(description)
     yield ""
-    yield from _table(
+    yield from markdown_table(
         ("file", "type", "size", "bits", "KL", "top-1", "use it for"),
         [
             (
-                f"`{one.main.name}`",
-                one.main.kind,
-                f"{one.n_bytes / _MIB:,.1f} MiB",
-                f"{one.bits:.2f}",
-                "" if one.kl is None else f"{one.kl:.2g}",
-                "" if one.top_1 is None else f"{one.top_1:.1%}",
-                one.use,
+                f"`{file.main.name}`",
+                file.main.kind,
+                f"{file.bundle.n_bytes / _MIB:,.1f} MiB",
+                f"{report.bits_per_weight:.2f}",
+                "" if report.kl is None else f"{report.kl:.2g}",
+                "" if report.top_1 is None else f"{report.top_1:.1%}",
+                file.use,
             )
-            for one in folder.files
+            for file in folder.files
+            for report in (file.report,)
         ],
     )
     yield ""
@@ -419,7 +316,7 @@ def _commands(folder: Folder, words: CardWords) -> Iterator[str]:
 
 
 def _provenance(folder: Folder) -> Iterator[str]:
-    keys, report = folder.keys, folder.report or {}
+    keys = folder.keys
     yield (
         f"* Converted from `{_plain(keys.get('valle.source.name', 'an unknown file'))}` (sha256 "
         f"`{_plain(keys.get('valle.source.sha256', 'unknown'))}`) by valle-convert "
@@ -430,30 +327,23 @@ def _provenance(folder: Folder) -> Iterator[str]:
     yield f"* Quantized by {_plain(', '.join(sorted(tools)))}."
     who = keys.get("general.quantized_by")
     if isinstance(who, str):
-        yield f"* Quantized by the hands of {_plain(who)}."
-    if report.get("reference"):
-        yield (
-            f"* Measured against {_plain(report['reference'])}, on "
-            f"{_plain(report.get('sequences') or 'unknown inputs')}."
-        )
+        yield f"* Quantized files were made by {_plain(who)}."
+    if folder.measured_on is not None:
+        reference, utterances = folder.measured_on
+        yield f"* Measured against {_plain(reference)}, on {_plain(utterances)}."
     else:
         yield "* Not measured."
-    right = sum(one.verdict == "passed" for one in folder.files)
+    verified = [one.report.verified for one in folder.files]
+    right = sum(one is not None and one.outcome == "passed" for one in verified)
     if right:
         verb = "holds" if right == 1 else "hold"
         yield (
             f"* Verified: {right} of {plural(len(folder.files), 'type')} {verb} the checkpoint's "
             "weights, and stock llama.cpp computes from them what PyTorch does."
         )
-    failed = [one for one in folder.files if one.failures]
-    yield from (f"* {one.main.name}: {_plain('; '.join(one.failures))}" for one in failed)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(header)} |"
-    yield f"|{'---|' * len(header)}"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
+    for one in folder.files:
+        if one.report.faults:
+            yield f"* {one.main.name}: {_plain('; '.join(one.report.faults))}"
 
 
 def _plain(text: object) -> str:

@@ -1,36 +1,33 @@
-"""The folder of a run: what its manifest lists before, and what becomes of it at the end.
+"""The folder of quantized files: what its manifest lists before a run, whether all of it passed,
+and what is removed of it.
 
-The manifest says of each model what the last run found that judged it. A run that makes or judges a
-file takes that back before it starts, so that nothing that breaks off leaves a verdict behind.
-
-Removing files is the last step of a run. It takes a verdict that passed, and only files that the
-manifest lists with the digest they have, made from the source of this run.
+Removing files is the last step of `evaluate`. It takes a verdict that passed, and only files that
+the manifest lists with the digest they have, made from the source of the files that passed.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from valle_convert.errors import EnvironmentFault, InputError, ValleConvertError
+from valle_convert.errors import InputError, ValleConvertError
+from valle_convert.families.bundle import paths_of
 from valle_convert.files import check_outputs, describe_os_error, sha256_of, valid_utf8
-from valle_convert.quantize.make import Made
+from valle_convert.progress import Progress, silent
 from valle_convert.quantize.manifest import (
     MANIFEST,
     SUMS,
-    Judgement,
+    Finding,
+    ManifestCheck,
     ManifestFile,
+    check_manifest,
     read_manifest,
     unlisted_models,
     write_manifest,
 )
-from valle_convert.quantize.report import FileReport, QuantizeReport
-
-# The other files of a set of VALL-E X are called after its first.
-_PART = re.compile(r"-(nar(-\d+)?|audio)(?=\.gguf$)")
+from valle_convert.quantize.measurements import Judgement, measurements_in, path_of
+from valle_convert.quantize.plan import BundlePlan
 
 
 def known_files(folder: Path, *, force: bool) -> dict[str, ManifestFile]:
@@ -56,110 +53,108 @@ def known_files(folder: Path, *, force: bool) -> dict[str, ManifestFile]:
     return {file.name: file for file in files if (folder / file.name).is_file()}
 
 
-class UnsettledFolder(EnvironmentFault):
-    """The files are made and judged, and the folder could not be written to after that."""
-
-    def __init__(self, message: str, report: QuantizeReport) -> None:
-        super().__init__(message)
-        self.report = report
-
-
-def forget_verdicts(
-    folder: Path, listed: Mapping[str, ManifestFile], names: Collection[str]
-) -> dict[str, ManifestFile]:
-    """The manifest with nothing said of these files, which is written where that is new."""
-    changed = {
-        name: replace(file, judgement=Judgement())
-        for name, file in listed.items()
-        if name in names and file.judgement != Judgement()
-    }
-    if changed:
-        write_manifest(folder, list({**listed, **changed}.values()))
-    return {**listed, **changed}
-
-
-def record_verdicts(
-    folder: Path,
-    listed: Mapping[str, ManifestFile],
-    judged: Sequence[tuple[Made, FileReport]],
-) -> dict[str, ManifestFile]:
-    """The manifest, written, with what a run found."""
-    found = {
-        entry.name: replace(listed[entry.name], judgement=_judgement(file))
-        for made, file in judged
-        for entry in made.entries
-    }
-    write_manifest(folder, list({**listed, **found}.values()))
-    return {**listed, **found}
-
-
-def _judgement(file: FileReport) -> Judgement:
-    given = {} if file.limits is None else asdict(file.limits)
-    given.pop("why", None)
-    none = {"max": math.inf, "min": 0.0}  # of what limits nothing
-    limits = {name: x for name, x in given.items() if x != none[name[:3]]}
-    if file.faults:
-        return Judgement("failed", limits)
-    if file.open_questions or not (file.verified or file.limits):
-        return Judgement("not judged", limits)
-    return Judgement("passed", limits)
-
-
-def settle_folder(
-    report: QuantizeReport,
-    folder: Path,
-    listed: Mapping[str, ManifestFile],
-    ours: Collection[str],
-    sources: Collection[str],
-    *,
-    prune: bool,
-) -> QuantizeReport:
-    """End a run: remove files of earlier runs, where asked to, and say what else is there."""
-    others = sorted(name for name in listed if name not in ours)
-    notes: list[str] = []
-    if others and prune:
-        stays = dict(_staying(report, folder, listed, others, sources))
-        stays |= _remove(folder, listed, [name for name in others if name not in stays])
-        if removed := [name for name in others if name not in stays]:
-            notes.append(f"removed from {valid_utf8(folder.name)}: {', '.join(removed)}")
-        for reason in dict.fromkeys(stays.values()):
-            names = ", ".join(name for name in others if stays.get(name) == reason)
-            notes.append(f"not removed: {names}, since {reason}")
-        listed = {name: file for name, file in listed.items() if name in {*ours, *stays}}
-    elif others:
-        notes.append(
-            f"{valid_utf8(folder.name)} still has files of earlier runs, which this one has not "
-            f"judged: {', '.join(others)}; --prune removes those of the same source"
+def others_in(
+    folder: Path, listed: Mapping[str, ManifestFile], plans: Sequence[BundlePlan]
+) -> Iterator[str]:
+    """What is in a folder beside the files of a run, in words."""
+    ours = {path.name for plan in plans for path in plan.paths.values()}
+    ours |= {matrix.name for plan in plans for matrix in plan.imatrices}
+    others = sorted(listed.keys() - ours)
+    if others:
+        yield (
+            f"{valid_utf8(folder.name)} still has files of earlier runs: {', '.join(others)}; "
+            "`evaluate --prune` removes those of the same source"
         )
+    yield from _unlisted(folder, listed)
+
+
+def _unlisted(folder: Path, listed: Iterable[str]) -> Iterator[str]:
     if unlisted := unlisted_models(folder, listed):
-        notes.append(
-            f"{valid_utf8(folder.name)} has files that no manifest lists: "
-            f"{valid_utf8(', '.join(unlisted))}"
-        )
-    return replace(report, notes=(*report.notes, *notes))
+        names = valid_utf8(", ".join(unlisted))
+        yield f"{valid_utf8(folder.name)} has files that no manifest lists: {names}"
+
+
+def check_folder(
+    path: Path, *, require_passed: bool = False, progress: Progress = silent
+) -> ManifestCheck:
+    """Compare a folder with its manifest, and see whether the last verdict on each model passed."""
+    found = check_manifest(path, progress=progress)
+    if not require_passed:
+        return found
+    folder = path if path.is_dir() else path.parent
+    models = [file for file in read_manifest(folder / MANIFEST) if file.is_model]
+    verdicts = {
+        (name, sha256): one.judgement
+        for one in measurements_in(folder)
+        for name, sha256 in one.files.items()
+    }
+    missing = [] if models else [Finding(MANIFEST, "it lists no model that could have passed")]
+    for file in models:
+        judgement = verdicts.get((file.name, file.sha256)) or Judgement("not judged")
+        if judgement.outcome != "passed":
+            limits = ", ".join(f"{name} {value:g}" for name, value in judgement.limits.items())
+            missing.append(
+                Finding(file.name, f"{judgement.outcome}{limits and f' (limits: {limits})'}")
+            )
+    return replace(found, findings=(*found.findings, *missing))
+
+
+def prune(
+    folder: Path,
+    passed: Collection[str],
+    sources: Collection[str],
+    parts: Iterable[str],
+    why_not: str = "",
+) -> list[str]:
+    """Remove the other files of the same source, and say what was removed and what was not.
+
+    Args:
+        passed: the names of all files that the verdict is on.
+        sources: the digests of what they were made from, beside those in the manifest.
+        parts: of each model, the main one first; sets stay as a whole.
+        why_not: why nothing is to be removed; empty where the verdict passed.
+    """
+    listed = {file.name: file for file in read_manifest(folder / MANIFEST)}
+    ours = {name for name in passed if name in listed}
+    sources = {*sources, *(listed[name].source_sha256 for name in ours)}
+    used = {listed[name].imatrix_sha256 for name in ours}
+    others = sorted(n for n, file in listed.items() if n not in ours and file.sha256 not in used)
+    stays = dict(_staying(folder, listed, others, sources, tuple(parts), why_not))
+    stays |= _remove(folder, listed, [name for name in others if name not in stays])
+    notes = []
+    if removed := [name for name in others if name not in stays]:
+        notes.append(f"removed from {valid_utf8(folder.name)}: {', '.join(removed)}")
+    for reason in dict.fromkeys(stays.values()):
+        names = ", ".join(name for name in others if stays.get(name) == reason)
+        notes.append(f"not removed: {names}, since {reason}")
+    return [*notes, *_unlisted(folder, listed)]
 
 
 def _staying(
-    report: QuantizeReport,
     folder: Path,
     listed: Mapping[str, ManifestFile],
     others: Sequence[str],
     sources: Collection[str],
+    parts: Sequence[str],
+    why_not: str,
 ) -> Iterator[tuple[str, str]]:
     """The files that are not to be removed, each with the reason; sets stay as a whole."""
-    if not report.passed:
-        why = "this run failed" if report.faults else "not everything could be judged"
-        yield from ((name, why) for name in others)
+    if why_not:
+        yield from ((name, why_not) for name in others)
         return
+    main_of = {name: name for name in others}
+    for name in others:
+        _, *more = paths_of(Path(name), parts).values()
+        main_of |= {part.name: name for part in more}
     sets: dict[str, list[ManifestFile]] = {}
     for name in others:
-        sets.setdefault(_PART.sub("", name), []).append(listed[name])
+        sets.setdefault(main_of[name], []).append(listed[name])
     used = {file.imatrix_sha256 for name, file in listed.items() if name not in others}
     # Importance matrices last: one that a file was made with stays with it.
     for files in sorted(sets.values(), key=lambda files: files[0].kind == "imatrix"):
         why = ""
         if any(file.source_sha256 not in sources for file in files):
-            why = "this run did not quantize their source"
+            why = "they are not of the source of what passed"
         elif any(file.sha256 in used for file in files):
             why = "other files here were made with it"
         else:
@@ -190,11 +185,12 @@ def _remove(
     """Remove files; those that the system does not let go of, each with its words."""
     # The manifest first: if this is interrupted there is a file too many, and none missing.
     left = {name: file for name, file in listed.items() if name not in names}
-    write_manifest(folder, list(left.values()))
+    write_manifest(folder, left.values())
     refused: dict[str, str] = {}
     for name in names:
         try:
-            (folder / name).unlink(missing_ok=True)
+            for path in (folder / name, path_of(folder / name)):
+                path.unlink(missing_ok=True)
         except OSError as error:
             refused[name] = describe_os_error(error)
     if refused:

@@ -20,16 +20,16 @@ from valle_convert.listening.listen import NLL
 from valle_convert.quantize import html_sound
 from valle_convert.quantize.advice import nearness
 from valle_convert.quantize.listening import Listening, pareto_front
+from valle_convert.quantize.measurements import TensorReport
 from valle_convert.quantize.quality import ALL
 from valle_convert.quantize.report import (
     BEYOND,
     BY_HEAD,
     DETAILS_TITLE,
-    SCAN_TITLE,
+    TITLE,
     WRONG,
+    EvaluationReport,
     FileReport,
-    QuantizeReport,
-    TensorReport,
     by_head,
 )
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BLUE, _RED, _GREY, _ORANGE = "#2b6cb0", "#c53030", "#808080", "#dd6b20"
-_BLOCK = re.compile(r"(?P<part>.*: )?blk\.(?P<layer>\d+)\.(?P<kind>.+)")
+_BLOCK = re.compile(r"blk\.(?P<layer>\d+)\.(?P<kind>.+)")
 _LEVEL = re.compile(r"nar\.\d+")
 _INTERVAL = re.compile(r"\((\S+) to (\S+)\)")
 #: Above so many dB nothing is lost that counts, and beyond this part of a loss the ink is white.
@@ -98,10 +98,10 @@ code { white-space: pre-wrap; overflow-wrap: anywhere; } summary { overflow-wrap
 """
 
 
-def to_html(report: QuantizeReport) -> str:
+def to_html(report: EvaluationReport) -> str:
     """The page."""
     parts = [
-        f"<h1>Quantized: {html.escape(report.source)}</h1>",
+        f"<h1>{TITLE}: {html.escape(report.source)}</h1>",
         f'<div class="top"><div>{_answer(report)}',
         f'<p class="{_verdict_class(report)}">{html.escape(report.verdict())}</p></div>',
         f"<div>{_table(*report.answer())}</div></div>",
@@ -129,18 +129,11 @@ def to_html(report: QuantizeReport) -> str:
             ),
             *(_tensor_map(file) for file in measured if file.tensors),
         ]
-    if report.scan:
-        parts += [f"<h2>{SCAN_TITLE}</h2>", _table(*report.sensitivities())]
-    for file in report.files:
-        if file.fallbacks:
-            lines = [[f.tensor, str(f.n_columns), f.wanted, f.given] for f in file.fallbacks]
-            parts.append(f"<h2>Tensors that {html.escape(file.kind)} cannot hold</h2>")
-            parts.append(_table(["tensor", "columns", "type", "became"], lines))
     if report.command:
         parts.append(f"<h2>Command</h2><p><code>{html.escape(report.command)}</code></p>")
     parts.append(f"<h2>How this was made</h2>{_list(report.facts())}")
     parts.append(f"<h2>What the columns mean</h2>{_list(report.legend())}")
-    title = html.escape(f"Quantized: {report.source}")
+    title = html.escape(f"{TITLE}: {report.source}")
     return (
         '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -150,7 +143,7 @@ def to_html(report: QuantizeReport) -> str:
     )
 
 
-def _answer(report: QuantizeReport) -> str:
+def _answer(report: EvaluationReport) -> str:
     """Which file to take, its numbers, and how it sounds; or why none is recommended."""
     said = report.recommendation()
     if not said:
@@ -172,7 +165,7 @@ def _answer(report: QuantizeReport) -> str:
     )
 
 
-def _verdict_class(report: QuantizeReport) -> str:
+def _verdict_class(report: EvaluationReport) -> str:
     """Green only where every file is right and near the reference."""
     if not report.passed:
         return "verdict bad"
@@ -180,7 +173,7 @@ def _verdict_class(report: QuantizeReport) -> str:
     return "verdict" if all(near) else "verdict warn"
 
 
-def _plots(report: QuantizeReport, measured: Sequence[FileReport]) -> Iterator[str]:
+def _plots(report: EvaluationReport, measured: Sequence[FileReport]) -> Iterator[str]:
     rows = [*([report.baseline] if report.baseline else []), *measured]
     yield _plot("Size and divergence", plot_size(rows))
     if report.listening is not None:
@@ -218,10 +211,10 @@ def _tensor_map(file: FileReport) -> str:
             others.append(one)
             continue
         kind = block["kind"].removesuffix(".weight")
-        layers.setdefault((block["part"] or "", int(block["layer"])), {})[kind] = one
+        layers.setdefault((_part_of(one), int(block["layer"])), {})[kind] = one
     kinds = list(dict.fromkeys(kind for row in layers.values() for kind in row))
     rows = [
-        f"<tr><td>{html.escape(one.name.removesuffix('.weight'))}</td>"
+        f"<tr><td>{html.escape(_part_of(one) + one.name.removesuffix('.weight'))}</td>"
         f"{_tensor_cell(one, max(1, len(kinds)))}</tr>"
         for one in others
     ]
@@ -233,6 +226,10 @@ def _tensor_map(file: FileReport) -> str:
         f"<h3>{html.escape(file.kind)}, {file.bits_per_weight:.2f} bits a weight</h3>"
         f'<table class="map"><tr><th></th>{head}</tr>{"".join(rows)}</table>'
     )
+
+
+def _part_of(one: TensorReport) -> str:
+    return f"{one.part}: " if one.part else ""
 
 
 def _tensor_cell(one: TensorReport | None, span: int) -> str:
@@ -251,7 +248,7 @@ def _tensor_cell(one: TensorReport | None, span: int) -> str:
     )
 
 
-def plot_likelihood(report: QuantizeReport, listening: Listening) -> Figure:
+def plot_likelihood(report: EvaluationReport, listening: Listening) -> Figure:
     """Size against the negative log likelihood of the true codes, with intervals."""
     figure, axes = _figure(4.4)
     base = listening.baseline.total(NLL)
@@ -311,8 +308,8 @@ def plot_size(rows: Sequence[FileReport]) -> Figure:
     for row in rows:
         assert row.kl is not None  # noqa: S101 - the caller chose such files
         color, label = _BLUE, "quantized"
-        if row.status == "input":
-            color, label = _GREY, "input"
+        if row.is_baseline:
+            color, label = _GREY, "baseline"
         elif row.faults:
             color, label = _RED, "wrong, or beyond a limit"
         # A divergence of nothing has no place on a logarithmic axis.
@@ -338,7 +335,7 @@ def plot_heads(rows: Sequence[FileReport]) -> Figure:
         assert row.measured is not None  # noqa: S101 - the caller chose such files
         quality = {head: one for head, one in row.measured.quality.items() if head != ALL}
         values = [max(one.kl_mean, 1e-12) for one in quality.values()]
-        color = _GREY if row.status == "input" else f"C{i}"
+        color = _GREY if row.is_baseline else f"C{i}"
         axes.plot(list(quality), values, marker="o", label=row.kind, color=color)
     axes.set_yscale("log")
     axes.set_ylabel("KL divergence, mean, nats")
@@ -353,7 +350,7 @@ def plot_speed(rows: Sequence[FileReport]) -> Figure:
 
     figure = Figure(figsize=(_WIDTH, 0.9 + 0.42 * len(rows)), layout="constrained")
     names = [row.kind for row in rows]
-    colors = [_GREY if row.status == "input" else _BLUE for row in rows]
+    colors = [_GREY if row.is_baseline else _BLUE for row in rows]
     for axes, title, values in zip(
         figure.subplots(1, 2, sharey=True),
         ("one AR step", "one NAR pass"),

@@ -13,7 +13,7 @@ from valle_convert.audio.files import Audio
 from valle_convert.extras import require
 from valle_convert.listening.listen import Clip
 from valle_convert.listening.measures import mel_bands
-from valle_convert.quantize.report import QuantizeReport
+from valle_convert.quantize.report import EvaluationReport
 
 _N_BANDS = 64
 #: A pixel is a frame of 16 ms; shown twice as wide.
@@ -36,7 +36,7 @@ figcaption { font-size: .85rem; } audio { width: 100%; height: 2rem; }
 """
 
 
-def players(report: QuantizeReport) -> Iterator[str]:
+def players(report: EvaluationReport) -> Iterator[str]:
     """A block a sentence; in it, the recording, and way by way what each file said."""
     listening = report.listening
     if listening is None:
@@ -56,7 +56,7 @@ def players(report: QuantizeReport) -> Iterator[str]:
         )
 
 
-def first_clips(report: QuantizeReport, kind: str) -> str:
+def first_clips(report: EvaluationReport, kind: str) -> str:
     """The first sentence by the F16 file and by one of a type, where both said something."""
     listening = report.listening
     said = [file.listened.clips for file in report.files if file.kind == kind and file.listened]

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError
-from valle_convert.families.bundle import paths_of
+from valle_convert.families.bundle import Plan, paths_of
 from valle_convert.families.family import AnyFamily
 from valle_convert.files import (
     atomic_outputs,
@@ -52,12 +52,11 @@ from valle_convert.progress import Progress, silent
 
 if TYPE_CHECKING:
     from valle_convert.quantize.examples import Examples
-    from valle_convert.quantize.source import Reference, Scratch, Source
+    from valle_convert.quantize.source import Scratch, Source
 
 PREFIX = "valle.imatrix."
 _PART = f"{PREFIX}part"
 _SUM, _COUNTS = ".in_sum2", ".counts"
-_VERSION = 3  # of GGUF
 _MAX_TEXT = 127  # bytes of a string that llama.cpp's list of overrides holds
 #: The digest of a placeholder for a matrix which is still to be made.
 NOT_MADE_YET = "0" * 64
@@ -271,7 +270,7 @@ class Sums:
 
 
 def make_imatrices(
-    reference: Reference,
+    reference: Plan,
     examples: Examples[Any],
     target: Path,
     *,
@@ -295,7 +294,7 @@ def imatrix_paths(family: AnyFamily, parts: Iterable[str], target: Path) -> dict
 
 
 def collect_imatrices(
-    reference: Reference, examples: Examples[Any], *, progress: Progress = silent
+    reference: Plan, examples: Examples[Any], *, progress: Progress = silent
 ) -> dict[str, ImatrixFile]:
     """Run a checkpoint on examples; the matrices by the parts of the family's units."""
     family, description = reference.family, reference.description

@@ -9,74 +9,83 @@ another question, which `verify` answers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from valle_convert.errors import InputError
-from valle_convert.files import read_json_object, valid_utf8
+from valle_convert.files import valid_utf8
 from valle_convert.listening.listen import NLL, RETRIEVAL, WORDS, Listened, Measure
-from valle_convert.quantize.quality import ALL, Measured
-from valle_convert.quantize.types import FileType, file_type
+from valle_convert.quantize.manifest import read_struct
+from valle_convert.quantize.quality import ALL, Measured, Quality
+from valle_convert.quantize.types import file_type
 
 #: Divergence in nats below which two runs differ by rounding alone: another processor adds up in
 #: another order. F16 files measured 4e-7.
 KL_FLOOR = 1e-6
 MARGIN = 1.1
-_MAX_BYTES = 64 << 20
+#: These are parts of 1.
+_PARTS = ("min_agreement", "min_retrieval")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file has to keep.
+    """What a file has to keep; None where nothing is limited.
 
     Attributes:
-        max_kl: mean divergence over all predictions, at most, in nats; infinite for no limit.
-        min_agreement: part of the best codes that stay, at least; 0 for no limit.
+        max_kl: mean divergence over all predictions, at most, in nats.
+        min_agreement: part of the best codes that stay, at least.
         max_nll: how much less likely the held-out codes may be than to the F16 file, at most, in
-            nats a code; infinite for no limit.
-        min_retrieval: part of the sentences that are said right, at least; 0 for no limit.
-        max_wer: word error rate, at most; infinite for no limit.
+            nats a code.
+        min_retrieval: part of the sentences that are said right, at least.
+        max_wer: word error rate, at most.
     """
 
-    max_kl: float
-    min_agreement: float
     why: str
-    max_nll: float = math.inf
-    min_retrieval: float = 0.0
-    max_wer: float = math.inf
+    max_kl: float | None = None
+    min_agreement: float | None = None
+    max_nll: float | None = None
+    min_retrieval: float | None = None
+    max_wer: float | None = None
+
+    @property
+    def given(self) -> dict[str, float]:
+        """The limits by name."""
+        return {name: x for name, x in asdict(self).items() if name != "why" and x is not None}
 
     def __str__(self) -> str:
         words = {
-            f"may have a mean KL of {self.max_kl:.2e}": self.max_kl < math.inf,
-            f"has to keep {self.min_agreement:.1%} of the best codes": self.min_agreement > 0,
-            f"may be worse than F16 by {self.max_nll:.4f} nats a code": self.max_nll < math.inf,
-            f"has to say {self.min_retrieval:.1%} right": self.min_retrieval > 0,
-            f"may have a word error rate of {self.max_wer:.1%}": self.max_wer < math.inf,
+            "max_kl": "may have a mean KL of {:.2e}",
+            "min_agreement": "has to keep {:.1%} of the best codes",
+            "max_nll": "may be worse than F16 by {:.4f} nats a code",
+            "min_retrieval": "has to say {:.1%} right",
+            "max_wer": "may have a word error rate of {:.1%}",
         }
-        return f"{' and '.join(word for word, given in words.items() if given)} ({self.why})"
+        said = [words[name].format(value) for name, value in self.given.items()]
+        return f"{' and '.join(said)} ({self.why})"
 
     @property
     def on_speech(self) -> bool:
         """Whether anything of it is measured by listening."""
-        return self.max_nll < math.inf or self.min_retrieval > 0 or self.max_wer < math.inf
+        return bool(self.given.keys() & {"max_nll", "min_retrieval", "max_wer"})
 
     @property
     def on_predictions(self) -> bool:
         """Whether anything of it is measured on predictions."""
-        return self.max_kl < math.inf or self.min_agreement > 0
+        return bool(self.given.keys() & {"max_kl", "min_agreement"})
 
     def failures_of_speech(self, file: Listened, base: Listened) -> tuple[str, ...]:
-        """The same for what was said, beside what the F16 file says."""
+        """What is beyond a limit in what was said, beside what the F16 file says."""
         found: list[str] = []
         nll = _mean(file, NLL) - _mean(base, NLL)
         retrieval, wer = _mean(file, RETRIEVAL), _mean(file, WORDS)
-        if self.max_nll < math.inf and not nll <= self.max_nll:
+        if self.max_nll is not None and not nll <= self.max_nll:
             found.append(f"NLL {nll:+.4f} nats a code to F16, allowed {self.max_nll:+.4f}")
-        if self.min_retrieval > 0 and not retrieval >= self.min_retrieval:
+        if self.min_retrieval is not None and not retrieval >= self.min_retrieval:
             found.append(f"said right in {retrieval:.1%}, required {self.min_retrieval:.1%}")
-        if self.max_wer < math.inf and not wer <= self.max_wer:
+        if self.max_wer is not None and not wer <= self.max_wer:
             found.append(f"word error rate {wer:.1%}, allowed {self.max_wer:.1%}")
         return tuple(found)
 
@@ -85,13 +94,14 @@ class Limits:
         total = measured.quality[ALL]
         heads = {name: one for name, one in measured.quality.items() if name != ALL}
         found: list[str] = []
-        if not total.kl_mean <= self.max_kl:
+        if not total.kl_mean <= (math.inf if self.max_kl is None else self.max_kl):
             worst = max(heads, key=lambda name: heads[name].kl_mean)
+            allowed = "a number" if self.max_kl is None else f"{self.max_kl:.2e}"
             found.append(
-                f"KL mean {total.kl_mean:.2e}, allowed {self.max_kl:.2e} (worst in {worst}: "
+                f"KL mean {total.kl_mean:.2e}, allowed {allowed} (worst in {worst}: "
                 f"{heads[worst].kl_mean:.2e})"
             )
-        if not total.best_code >= self.min_agreement:
+        if self.min_agreement is not None and not total.best_code >= self.min_agreement:
             worst = min(heads, key=lambda name: heads[name].best_code)
             found.append(
                 f"best code kept in {total.best_code:.2%}, required {self.min_agreement:.2%} "
@@ -100,18 +110,28 @@ class Limits:
         return tuple(found)
 
 
+class _EarlierFile(msgspec.Struct, frozen=True):
+    type: str
+    quality: dict[str, Quality] | None
+
+
+class _EarlierReport(msgspec.Struct, frozen=True):
+    sequences: str
+    files: tuple[_EarlierFile, ...]
+
+
 @dataclass(frozen=True)
 class Earlier:
     """What an earlier run measured, from its JSON report.
 
     Attributes:
         utterances: what it was measured on, in words.
-        quality: over all predictions, by type: mean divergence, part of best codes, predictions.
+        quality: over all predictions, by type.
     """
 
     name: str
     utterances: str
-    quality: Mapping[str, tuple[float, float, int]]
+    quality: Mapping[str, Quality]
 
 
 @dataclass(frozen=True)
@@ -119,73 +139,46 @@ class Gates:
     """Everything that the user limits.
 
     Attributes:
-        max_kl, min_agreement: by type; the empty name stands for all others.
+        limits: by the names of `Limits`, then by type; the empty name stands for all others.
         earlier: a run that must not have been better.
         margin: by what factor divergence and changed codes may exceed those of `earlier`.
-        max_nll, min_retrieval, max_wer: as the first two, of what is said.
     """
 
-    max_kl: Mapping[str, float]
-    min_agreement: Mapping[str, float]
+    limits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     earlier: Earlier | None = None
     margin: float = MARGIN
-    max_nll: Mapping[str, float] = field(default_factory=dict)
-    min_retrieval: Mapping[str, float] = field(default_factory=dict)
-    max_wer: Mapping[str, float] = field(default_factory=dict)
 
-    @property
-    def by_option(self) -> dict[str, Mapping[str, float]]:
-        return {
-            "--max-kl": self.max_kl,
-            "--min-agreement": self.min_agreement,
-            "--max-nll": self.max_nll,
-            "--min-retrieval": self.min_retrieval,
-            "--max-wer": self.max_wer,
-        }
-
-    def limits_of(self, kind: FileType) -> Limits | None:
+    def limits_of(self, kind: str) -> Limits | None:
         """What holds for a type: the strictest of all; None where nothing does."""
         given = {
-            option: values.get(kind.name, values.get("", math.nan))
-            for option, values in self.by_option.items()
-            if kind.name in values or "" in values
+            name: values.get(kind, values.get("", math.nan))
+            for name, values in self.limits.items()
+            if kind in values or "" in values
         }
-        why = list(given)
-        max_kl = given.get("--max-kl", math.inf)
-        min_agreement = given.get("--min-agreement", 0.0)
-        if self.earlier is not None and kind.name in self.earlier.quality:
-            kl_mean, best_code, n_rows = self.earlier.quality[kind.name]
-            max_kl = min(max_kl, max(self.margin * kl_mean, KL_FLOOR))
+        why = [_option(name) for name in given]
+        if self.earlier is not None and kind in self.earlier.quality:
+            was = self.earlier.quality[kind]
+            kl = max(self.margin * was.kl_mean, KL_FLOOR)
             # One prediction more may change: a code between two that are nearly equal.
-            changed = self.margin * (1 - best_code) + 1 / n_rows
-            min_agreement = max(min_agreement, 1 - changed)
+            kept = 1 - self.margin * (1 - was.best_code) - 1 / was.n_rows
+            given["max_kl"] = min(given.get("max_kl", math.inf), kl)
+            given["min_agreement"] = max(given.get("min_agreement", 0.0), kept)
             why.append(f"no worse than {self.earlier.name} by a factor of {self.margin:g}")
-        if not why:
-            return None
-        return Limits(
-            max_kl,
-            min_agreement,
-            "; ".join(why),
-            given.get("--max-nll", math.inf),
-            given.get("--min-retrieval", 0.0),
-            given.get("--max-wer", math.inf),
-        )
+        return Limits("; ".join(why), **given) if why else None
 
-    def check_types(self, kinds: Sequence[FileType]) -> None:
-        """Refuse limits of types that are not made, which would limit nothing."""
-        made = {kind.name for kind in kinds}
-        for option, values in self.by_option.items():
-            idle = sorted(values.keys() - made - {""})
+    def check_types(self, there: Collection[str]) -> None:
+        """Refuse limits of types that are not evaluated, which would limit nothing."""
+        for name, values in self.limits.items():
+            idle = sorted(values.keys() - {*there, ""})
             if idle:
                 raise InputError(
-                    f"{option} has a limit for {', '.join(idle)}, which is not among the types "
-                    f"asked for: {', '.join(sorted(made))}."
+                    f"{_option(name)} has a limit for {', '.join(idle)}, which is not among the "
+                    f"types that are evaluated: {', '.join(sorted(there))}."
                 )
-        if self.earlier is not None and (new := sorted(made - self.earlier.quality.keys())):
+        if self.earlier is not None and (new := sorted({*there} - self.earlier.quality.keys())):
             raise InputError(
-                f"{self.earlier.name} has not measured {', '.join(new)}, so that there is nothing "
-                "to be no worse than; leave out these types, or measure them in a run without "
-                "--no-worse-than first."
+                f"{self.earlier.name} has not measured {', '.join(new)}, so there is nothing to "
+                "compare with; leave these files out, or measure them without --no-worse-than."
             )
 
     def check_utterances(self, utterances: str) -> None:
@@ -197,17 +190,28 @@ class Gates:
             )
 
 
-def parse_limits(text: str | None, option: str, highest: float = math.inf) -> dict[str, float]:
+def gates_of(texts: Mapping[str, str | None], no_worse_than: Path | None, margin: float) -> Gates:
+    """The limits as a user wrote them, by the names of `Limits`."""
+    limits = {
+        name: parse_limits(text, _option(name), 1.0 if name in _PARTS else math.inf)
+        for name, text in texts.items()
+        if text is not None
+    }
+    earlier = None if no_worse_than is None else read_earlier(no_worse_than)
+    return Gates(limits, earlier, margin)
+
+
+def parse_limits(text: str, option: str, highest: float = math.inf) -> dict[str, float]:
     """A list such as `1e-2` or `Q8_0=1e-3,Q4_K_M=1e-2`, by type; "" for a number without one."""
     values: dict[str, float] = {}
-    for part in filter(None, (part.strip() for part in (text or "").split(","))):
+    for part in filter(None, (part.strip() for part in text.split(","))):
         name, equals, number = part.rpartition("=")
         kind = file_type(name).name if equals else ""
         try:
             value = float(number)
         except ValueError:
             value = math.nan
-        if not 0 <= value <= highest:
+        if not (0 <= value <= highest and math.isfinite(value)):
             expected = "from 0 on" if highest == math.inf else f"from 0 to {highest:g}"
             raise InputError(
                 f"{option} is {part}, where a number {expected} is expected, or a list such as "
@@ -216,39 +220,27 @@ def parse_limits(text: str | None, option: str, highest: float = math.inf) -> di
         if kind in values:
             raise InputError(f"{option} has two limits for {kind or 'all types'}; give one.")
         values[kind] = value
-    if text is not None and not values:
+    if not values:
         raise InputError(f"{option} is empty; give a number.")
     return values
 
 
 def read_earlier(path: Path) -> Earlier:
     """What the JSON report of an earlier run measured."""
-    value = read_json_object(path, "report", _MAX_BYTES)
+    report = read_struct(path, "report", _EarlierReport)
     try:
-        quality = {
-            str(file["type"]): _total(file["quality"][ALL])
-            for file in value["files"]
-            if file["quality"] is not None
-        }
-        utterances = str(value["sequences"])
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(
-            f"{path} is no report of `quantize` ({error!r:.100}); give the .json file that a run "
-            "wrote with --report."
-        ) from error
+        quality = {one.type: one.quality[ALL] for one in report.files if one.quality is not None}
+    except KeyError as error:
+        raise InputError(f"{path} is not a report of this program: {error} is missing.") from error
     if not quality:
         raise InputError(f"{path} has no file whose quality was measured.")
-    return Earlier(valid_utf8(path.name), utterances, quality)
+    return Earlier(valid_utf8(path.name), report.sequences, quality)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _mean(listened: Listened, measure: Measure) -> float:
     tally = listened.total(measure)
     return math.nan if tally is None else tally.mean
-
-
-def _total(entry: Mapping[str, Any]) -> tuple[float, float, int]:
-    kl_mean, best_code = float(entry["kl_mean"]), float(entry["best_code"])
-    n_rows = int(entry["n_rows"])
-    if not (kl_mean >= 0 and 0 <= best_code <= 1 and n_rows > 0):
-        raise ValueError("a value is out of its range")
-    return kl_mean, best_code, n_rows

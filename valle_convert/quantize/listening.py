@@ -1,4 +1,4 @@
-"""What quantized files say, beside what the F16 file says: differences and noise."""
+"""What quantized files say, compared with what the F16 file says: differences and noise."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SAID = (RETRIEVAL, DISTANCE, WORDS)
 
 @dataclass(frozen=True, eq=False)
 class Listening:
-    """What the files of a run are held against.
+    """What the files of a run are compared with.
 
     Attributes:
         baseline: what was measured of the F16 file.
@@ -97,11 +97,12 @@ class Listening:
 def listened_to_json(listened: Listened, base: Listened | None = None) -> dict[str, Any]:
     """By measure and place: mean and interval, and the difference to another file's."""
     found: dict[str, Any] = {}
-    for (measure, place), tally in listened.tallies.items():
-        entry: dict[str, Any] = _interval(tally.estimate())
-        other = base.tallies.get((measure, place)) if base else None
-        entry["difference"] = _interval(tally.minus(other)) if other else None
-        found.setdefault(measure, {})[place] = entry
+    for measure, places in listened.tallies.items():
+        for place, tally in places.items():
+            entry: dict[str, Any] = _interval(tally.estimate())
+            other = base.tallies.get(measure, {}).get(place) if base else None
+            entry["difference"] = _interval(tally.minus(other)) if other else None
+            found.setdefault(measure, {})[place] = entry
     return found
 
 
@@ -152,7 +153,7 @@ def places_of(
     places.sort(key=lambda one: one == EVERYWHERE)
     rows = []
     for name, file in files:
-        tallies = [file.tallies.get((measure.name, place)) for place in places]
+        tallies = [file.tallies.get(measure.name, {}).get(place) for place in places]
         rows.append([name, *(in_words(one.estimate()) if one else "" for one in tallies)])
     return ["file", *places], rows
 

@@ -15,18 +15,26 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from valle_convert import __version__
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.files import atomic_outputs, check_outputs, os_fault, sha256_of
+from valle_convert.files import (
+    atomic_outputs,
+    check_outputs,
+    os_fault,
+    sha256_of,
+    valid_utf8,
+)
 from valle_convert.gguf_file.header import TensorEntry
 from valle_convert.gguf_file.keys import DIGEST_KEYS
 from valle_convert.gguf_file.read import GgufFile
+from valle_convert.quantize.check import faults_of
 from valle_convert.quantize.imatrix import PREFIX as IMATRIX_PREFIX
 from valle_convert.quantize.imatrix import ImatrixInput
+from valle_convert.quantize.made import MadeFile
 from valle_convert.quantize.manifest import (
     MANIFEST,
     ManifestFile,
@@ -34,11 +42,10 @@ from valle_convert.quantize.manifest import (
     tensor_digests,
     write_manifest,
 )
-from valle_convert.quantize.options import Options, RunLog
+from valle_convert.quantize.options import FolderOptions, RunLog
 from valle_convert.quantize.plan import (
     TENSOR_LINE,
     BundlePlan,
-    Fallback,
     FilePlan,
     arguments_of,
     fallbacks_of,
@@ -48,7 +55,7 @@ from valle_convert.quantize.plan import (
 )
 from valle_convert.quantize.source import Scratch, SourceBundle, write_tensors
 from valle_convert.quantize.tool import Quantizer
-from valle_convert.quantize.types import bits_per_weight
+from valle_convert.quantize.types import bits_per_weight, describe_types
 from valle_convert.wording import plural
 
 _PIECE = 4 << 20
@@ -278,31 +285,12 @@ class Output:
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class Made:
-    """The files of a type that are there, with their plan.
-
-    Attributes:
-        entries: of the manifest, the main file first.
-        tensors: what is in the quantized files, by their own headers.
-        fallbacks: the tensors that the type cannot hold.
-        seconds: what making them took.
-    """
-
-    plan: BundlePlan
-    entries: tuple[ManifestFile, ...]
-    tensors: tuple[TensorEntry, ...]
-    fallbacks: tuple[Fallback, ...]
-    status: str
-    seconds: float
-
-
 def outputs_of(
     quantizer: Quantizer,
     plans: Sequence[BundlePlan],
     source: SourceBundle,
     known: Mapping[str, ManifestFile],
-    options: Options,
+    options: FolderOptions,
 ) -> list[Output]:
     """What has to be made; refuses to replace what is there.
 
@@ -318,7 +306,7 @@ def _output_of(
     plan: BundlePlan,
     source: SourceBundle,
     known: Mapping[str, ManifestFile],
-    options: Options,
+    options: FolderOptions,
 ) -> Output:
     there = {part: path for part, path in plan.paths.items() if path.exists()}
     if not there:
@@ -330,7 +318,7 @@ def _output_of(
     for part, place in there.items():
         old, one = known.get(place.name), units.get(part)
         found = (
-            difference(quantizer, one, place, old)
+            _difference(quantizer, one, place, old)
             if one is not None
             else _copy_difference(source, part, place, old)
         )
@@ -340,10 +328,10 @@ def _output_of(
     missing = [place.name for part, place in plan.paths.items() if part not in there]
     if not reason and missing:
         reason = f"{missing[0]} of its set is missing"
-    if is_kept(path, known.get(path.name), reason, options, source.paths):
+    if _is_kept(path, known.get(path.name), reason, options, source.paths):
         return Output(plan, kept=tuple(known[place.name] for place in plan.paths.values()))
     for place in there.values():
-        is_kept(place, known.get(place.name), reason, options, source.paths)
+        _is_kept(place, known.get(place.name), reason, options, source.paths)
     return Output(plan, reason=reason)
 
 
@@ -360,11 +348,11 @@ def _copy_difference(
     return ""
 
 
-def is_kept(
+def _is_kept(
     target: Path,
     old: ManifestFile | None,
     reason: str,
-    options: Options,
+    options: FolderOptions,
     sources: Sequence[Path],
 ) -> bool:
     """Whether an output that is there stays; where not, it may be replaced."""
@@ -385,7 +373,9 @@ def is_kept(
     return False
 
 
-def difference(quantizer: Quantizer, plan: FilePlan, target: Path, old: ManifestFile | None) -> str:
+def _difference(
+    quantizer: Quantizer, plan: FilePlan, target: Path, old: ManifestFile | None
+) -> str:
     """Why a file that is there is not what would be made; empty where it is."""
     if old is None:
         return "no manifest lists it"
@@ -420,11 +410,11 @@ def make_all(
     outputs: Sequence[Output],
     source: SourceBundle,
     listed: dict[str, ManifestFile] | None,
-    options: Options,
+    options: FolderOptions,
     scratch: Scratch,
     log: RunLog,
-) -> Iterator[Made]:
-    """Make or keep the files of one type after the other."""
+) -> Iterator[MadeFile]:
+    """Make or keep the files of one type after the other, and compare each with its source."""
     for output in outputs:
         start = time.perf_counter()
         plan, target, entries = output.plan, output.plan.path, output.kept
@@ -441,31 +431,55 @@ def make_all(
                 quantizer, plan, source, scratch=scratch, force=options.force, log=log
             )
             entries, lines = done.entries, done.log
-        quantized = {unit: plan.paths[unit.part] for unit in plan.units}
-        found = {
-            unit: tuple(GgufFile(path, allow_part=True).tensors.values())
-            for unit, path in quantized.items()
-        }
-        tensors = tuple(tensor for one in found.values() for tensor in one)
-        seconds = time.perf_counter() - start
+        files = {part: GgufFile(path, allow_part=True) for part, path in plan.paths.items()}
+        found = {unit: tuple(files[unit.part].tensors.values()) for unit in plan.units}
+        made = replace(
+            planned(output),
+            status="kept" if output.kept else "made",
+            n_bytes=sum(entry.n_bytes for entry in entries),
+            **_weights_of([tensor for one in found.values() for tensor in one]),
+            sha256=entries[0].sha256,
+            faults=faults_of(source, files),
+            seconds=time.perf_counter() - start,
+        )
         if not output.kept:
-            n_bytes = sum(entry.n_bytes for entry in entries)
             log.talk(
-                f"wrote {target}{others}: {n_bytes:,} bytes, {bits_per_weight(tensors):.2f} bits "
-                f"a weight, {seconds:.1f} s"
+                f"wrote {target}{others}: {made.n_bytes:,} bytes, {made.bits_per_weight:.2f} bits "
+                f"a weight, {made.seconds:.1f} s"
             )
             if listed is not None:
                 listed |= {entry.name: entry for entry in entries}
-                write_manifest(target.parent, list(listed.values()))
-        fallbacks = plan.fallbacks
+                write_manifest(target.parent, listed.values())
         if any(one.tensors is None for one in plan.units.values()):
-            fallbacks = tuple(
+            fallbacks = [
                 fallback
                 for unit, one in plan.units.items()
-                for fallback in fallbacks_of(lines, one.source, plan.kind, options, found[unit])
-            )
-        status = "kept" if output.kept else "made"
-        yield Made(plan, entries, tensors, fallbacks, status, seconds)
+                for fallback in fallbacks_of(lines, one.source, plan.kind, one.options, found[unit])
+            ]
+            made = replace(made, fallbacks=tuple(fallbacks))
+        yield made
+
+
+def planned(output: Output) -> MadeFile:
+    """What is known of the files of a type before they are made."""
+    plan, n_files = output.plan, len(output.plan.paths)
+    return MadeFile(
+        name=valid_utf8(plan.path.name),
+        kind=plan.kind.name,
+        status="kept" if output.kept else "planned",
+        n_bytes=plan.n_bytes or 0,
+        **_weights_of(plan.tensors),
+        fallbacks=plan.fallbacks,
+        imatrix=plan.imatrices[0].name if plan.imatrices else None,
+        note=f"{n_files} files; the digest is that of the first" if n_files > 1 else "",
+    )
+
+
+def _weights_of(tensors: Sequence[TensorEntry]) -> dict[str, Any]:
+    return {
+        "bits_per_weight": bits_per_weight(tensors) if tensors else 0.0,
+        "weights": describe_types(tensors),
+    }
 
 
 def imatrix_entry(imatrix: ImatrixInput) -> ManifestFile:
@@ -481,21 +495,6 @@ def imatrix_entry(imatrix: ImatrixInput) -> ManifestFile:
         arguments=(imatrix.contents.datasets[0],),
         imatrix_sha256=None,
         tensors=tensor_digests(header),
-    )
-
-
-def plain_entry(path: Path, kind: str, source: SourceBundle) -> ManifestFile:
-    """The manifest's entry of a file that this program wrote and that is no GGUF file."""
-    return ManifestFile(
-        name=path.name,
-        kind=kind,
-        n_bytes=path.stat().st_size,
-        sha256=sha256_of(path),
-        source_sha256=source.main.sha256,
-        tool={"name": "valle-convert quantize"},
-        arguments=(),
-        imatrix_sha256=None,
-        tensors=(),
     )
 
 

@@ -10,21 +10,18 @@ the fields.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from valle_convert.errors import InputError, ValleConvertError
-from valle_convert.files import (
-    read_json_object,
-    read_small_file,
-    sha256_of,
-    write_text_atomically,
-)
+from valle_convert.files import read_small_file, sha256_of, write_text_atomically
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.progress import Progress, silent
 from valle_convert.quantize.types import FILE_TYPES
@@ -33,78 +30,52 @@ from valle_convert.wording import plural
 
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
-SCHEMA_VERSION = 1
 _MAX_BYTES = 64 << 20
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-Outcome = Literal["passed", "failed", "not judged"]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+#: Of a file in the folder of its manifest.
+FileName = Annotated[str, msgspec.Meta(pattern=r"\A(?!\.{1,2}\Z)[^/\\\0]+\Z")]
+S = TypeVar("S", bound=msgspec.Struct)
 
 
-@dataclass(frozen=True)
-class TensorDigest:
+class TensorDigest(msgspec.Struct, frozen=True, rename={"kind": "type"}):
     """A tensor of a file, and the SHA-256 of its data."""
 
     name: str
     kind: str
     shape: tuple[int, ...]
-    sha256: str
+    sha256: Sha256
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """What the last run that judged a file found.
-
-    Attributes:
-        outcome: "not judged" also where that run has not finished.
-        limits: what the file was held to, by the names of a report's `limits`.
-    """
-
-    outcome: Outcome = "not judged"
-    limits: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ManifestFile:
+class ManifestFile(msgspec.Struct, frozen=True, rename={"kind": "type", "n_bytes": "bytes"}):
     """A file of the manifest.
 
     Attributes:
-        kind: its type, such as Q4_K_M, or `imatrix`, or `tensor-types`.
+        kind: its type, such as Q4_K_M, or `imatrix`.
         source_sha256: of the file that it was made from.
         tool: name, version and digest of what made it.
         imatrix_sha256: of the importance matrix; None where none was used.
-        tensors: in file order; none where it is no GGUF file.
+        tensors: in file order.
     """
 
-    name: str
+    name: FileName
     kind: str
-    n_bytes: int
-    sha256: str
-    source_sha256: str
+    n_bytes: Annotated[int, msgspec.Meta(ge=0)]
+    sha256: Sha256
+    source_sha256: Sha256
     tool: Mapping[str, str]
     arguments: tuple[str, ...]
-    imatrix_sha256: str | None
+    imatrix_sha256: Sha256 | None
     tensors: tuple[TensorDigest, ...]
-    judgement: Judgement = Judgement()
 
     @property
     def is_model(self) -> bool:
-        """Whether it is no importance matrix and no list."""
+        """Whether it is no importance matrix."""
         return self.kind in FILE_TYPES
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "type": self.kind,
-            "bytes": self.n_bytes,
-            "sha256": self.sha256,
-            "source_sha256": self.source_sha256,
-            "tool": dict(self.tool),
-            "arguments": list(self.arguments),
-            "imatrix_sha256": self.imatrix_sha256,
-            "verdict": asdict(self.judgement) if self.is_model else None,
-            "tensors": [
-                {"type": values.pop("kind"), **values} for values in map(asdict, self.tensors)
-            ],
-        }
+
+class _Manifest(msgspec.Struct, frozen=True):
+    schema_version: Literal[1]
+    files: tuple[ManifestFile, ...]
 
 
 @dataclass(frozen=True)
@@ -139,7 +110,7 @@ class ManifestCheck:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": 1,
             "passed": self.passed,
             "verdict": self.verdict(),
             "files": self.n_files,
@@ -149,41 +120,42 @@ class ManifestCheck:
         }
 
 
-def write_manifest(folder: Path, files: Sequence[ManifestFile]) -> None:
+def write_manifest(folder: Path, files: Iterable[ManifestFile]) -> None:
     """Write manifest.json and SHA256SUMS; files come in the order of their names."""
-    ordered = sorted(files, key=lambda file: file.name)
-    value = {
-        "schema_version": SCHEMA_VERSION,
-        "files": [file.to_json() for file in ordered],
-    }
-    write_text_atomically(folder / MANIFEST, to_json_text(value) + "\n", force=True)
+    ordered = tuple(sorted(files, key=lambda file: file.name))
+    write_struct(folder / MANIFEST, _Manifest(1, ordered))
     sums = "".join(f"{file.sha256}  {file.name}\n" for file in ordered)
     write_text_atomically(folder / SUMS, sums, force=True)
 
 
 def read_manifest(path: Path) -> tuple[ManifestFile, ...]:
     """Read a manifest; it is untrusted."""
-    value = read_json_object(path, "manifest", _MAX_BYTES)
-    if value.get("schema_version") != SCHEMA_VERSION:
-        raise InputError(f"{path} is no manifest of schema version {SCHEMA_VERSION}.")
-    try:
-        files = tuple(_parse(entry) for entry in value["files"])
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise InputError(f"{path} is no manifest of this program: {error!r:.200}.") from error
-    names = [file.name for file in files]
-    if len(set(names)) != len(names):
+    files = read_struct(path, "manifest", _Manifest).files
+    if len({file.name for file in files}) != len(files):
         raise InputError(f"{path} names a file twice.")
     return files
 
 
-def check_manifest(
-    path: Path, *, require_passed: bool = False, progress: Progress = silent
-) -> ManifestCheck:
-    """Hold every file of a folder against its manifest, and SHA256SUMS against both.
+def read_struct(path: Path, what: str, kind: type[S]) -> S:
+    """Read a JSON file of this program; it is untrusted."""
+    data = read_small_file(path, what, _MAX_BYTES)
+    try:
+        return msgspec.json.Decoder(kind, dec_hook=_array).decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path} is not a {what} of this program: {error!s:.100}.") from error
 
-    Args:
-        progress: shows the bytes read.
-    """
+
+def write_struct(path: Path, value: msgspec.Struct) -> None:
+    plain = msgspec.to_builtins(value, enc_hook=np.ndarray.tolist)
+    write_text_atomically(path, to_json_text(plain) + "\n", force=True)
+
+
+def _array(_kind: type, values: object) -> NDArray[np.float64]:
+    return np.array(values, np.float64)
+
+
+def check_manifest(path: Path, *, progress: Progress = silent) -> ManifestCheck:
+    """Compare every file of a folder with its manifest, and SHA256SUMS with both."""
     manifest = path / MANIFEST if path.is_dir() else path
     files = read_manifest(manifest)
     folder = manifest.parent
@@ -197,25 +169,12 @@ def check_manifest(
         Finding(name, "no manifest lists it")
         for name in unlisted_models(folder, [file.name for file in files])
     ]
-    if require_passed:
-        findings += _unpassed(files)
     return ManifestCheck(
         n_files=len(files),
         n_tensors=sum(len(file.tensors) for file in files),
         n_bytes=sum(file.n_bytes for file in files),
         findings=tuple(findings),
     )
-
-
-def _unpassed(files: Sequence[ManifestFile]) -> Iterator[Finding]:
-    models = [file for file in files if file.is_model]
-    if not models:
-        yield Finding(MANIFEST, "it lists no model that could have passed")
-    for file in models:
-        judgement = file.judgement
-        if judgement.outcome != "passed":
-            limits = ", ".join(f"{name} {value:g}" for name, value in judgement.limits.items())
-            yield Finding(file.name, f"{judgement.outcome}{limits and f' (limits: {limits})'}")
 
 
 def unlisted_models(folder: Path, listed: Iterable[str]) -> list[str]:
@@ -272,57 +231,3 @@ def _check_sums(folder: Path, files: Sequence[ManifestFile]) -> list[Finding]:
     if text != expected:
         return [Finding(SUMS, "it does not say what the manifest says")]
     return []
-
-
-def _parse(entry: Mapping[str, Any]) -> ManifestFile:
-    name = entry["name"]
-    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
-        raise ValueError(f"the name {name!r:.60} is not that of a file in its folder")
-    n_bytes = entry["bytes"]
-    if not isinstance(n_bytes, int) or n_bytes < 0:
-        raise ValueError(f"{name} has {n_bytes!r:.40} bytes")
-    imatrix = entry["imatrix_sha256"]
-    return ManifestFile(
-        name=name,
-        kind=_text(entry["type"]),
-        n_bytes=n_bytes,
-        sha256=_digest(entry["sha256"]),
-        source_sha256=_digest(entry["source_sha256"]),
-        tool={_text(key): _text(value) for key, value in entry["tool"].items()},
-        arguments=tuple(map(_text, entry["arguments"])),
-        imatrix_sha256=None if imatrix is None else _digest(imatrix),
-        tensors=tuple(
-            TensorDigest(
-                _text(one["name"]),
-                _text(one["type"]),
-                tuple(map(int, one["shape"])),
-                _digest(one["sha256"]),
-            )
-            for one in entry["tensors"]
-        ),
-        judgement=_judgement(entry["verdict"]),
-    )
-
-
-def _judgement(value: Mapping[str, Any] | None) -> Judgement:
-    if value is None:
-        return Judgement()
-    outcome = value["outcome"]
-    if outcome not in get_args(Outcome):
-        raise ValueError(f"{outcome!r:.40} is no verdict")
-    limits = {_text(name): float(x) for name, x in value["limits"].items()}
-    if not all(map(math.isfinite, limits.values())):
-        raise ValueError("a limit is not finite")
-    return Judgement(outcome, limits)
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r:.40} is no text")
-    return value
-
-
-def _digest(value: object) -> str:
-    if not isinstance(value, str) or not _SHA256.fullmatch(value):
-        raise ValueError(f"{value!r:.80} is no SHA-256")
-    return value

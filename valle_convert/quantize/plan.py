@@ -9,7 +9,6 @@ own header says what became of it.
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,13 +20,14 @@ from valle_convert.errors import InputError
 from valle_convert.families.bundle import paths_of
 from valle_convert.families.family import Unit
 from valle_convert.files import valid_utf8
-from valle_convert.gguf_file.header import Key, TensorEntry, pack_header
+from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
 from valle_convert.gguf_file.keys import DIGEST_KEYS
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import GGML_TYPES
 from valle_convert.quantize.identity import convention_name
-from valle_convert.quantize.imatrix import ImatrixInput, check_fits, placeholder
-from valle_convert.quantize.options import AUTO, Options
+from valle_convert.quantize.imatrix import ImatrixInput
+from valle_convert.quantize.matrices import Matrices
+from valle_convert.quantize.options import MakeOptions
 from valle_convert.quantize.source import Scratch, Source, SourceBundle, keys_of_file
 from valle_convert.quantize.tool import PROGRAM, Quantizer
 from valle_convert.quantize.types import FileType, ggml_type, matches
@@ -84,7 +84,7 @@ class FilePlan:
 
     source: Source
     kind: FileType
-    options: Options
+    options: MakeOptions
     imatrix: ImatrixInput | None
     tensors: tuple[TensorEntry, ...] | None
     fallbacks: tuple[Fallback, ...]
@@ -97,7 +97,7 @@ def plan_file(
     quantizer: Quantizer,
     source: Source,
     kind: FileType,
-    options: Options,
+    options: MakeOptions,
     imatrix: ImatrixInput | None = None,
 ) -> FilePlan:
     """Ask llama.cpp what it would do."""
@@ -124,7 +124,7 @@ def plan_file(
         )
         keys = keys_of(quantizer.kind, version, quantizer.sha256, source, kind, options, imatrix)
         header = source.header.changed(keys, drop=DIGEST_KEYS)
-        n_bytes = len(header) + sum(map(_stored, tensors))
+        n_bytes = len(header) + sum(padded(tensor.n_bytes) for tensor in tensors)
     return FilePlan(
         source=source,
         kind=kind,
@@ -192,11 +192,8 @@ def plan_bundles(
     quantizer: Quantizer,
     source: SourceBundle,
     targets: Sequence[Path],
-    options: Options,
-    given: Mapping[str, ImatrixInput],
-    *,
-    names: Mapping[str, str],
-    calibration: str | None,
+    options: MakeOptions,
+    matrices: Matrices,
     scratch: Scratch,
 ) -> list[BundlePlan]:
     """Plans of all types. An importance matrix that is still to be made has a placeholder."""
@@ -205,34 +202,19 @@ def plan_bundles(
         {unit: plan_file(quantizer, one, kind, options) for unit, one in units.items()}
         for kind in options.types
     ]
-    needing = {
-        kind.name
-        for kind, row in zip(options.types, rows, strict=True)
-        if any(plan.needs_imatrix for plan in row.values())
-    }
-    if options.imatrix != AUTO:
-        calibration = None
-    matrices = dict(given)
-    if matrices:
-        for unit, one in units.items():
-            check_fits(matrices[unit.part], one)
-    elif calibration is not None and (needing or options.data):
-        matrices = {
-            unit.part: placeholder(one, names[unit.part], calibration, scratch)
-            for unit, one in units.items()
-        }
-    elif needing:
+    needing = {plan.kind.name for row in rows for plan in row.values() if plan.needs_imatrix}
+    given = matrices.planned(scratch) if needing or matrices.for_all else {}
+    if needing and not given:
         raise InputError(
             f"{', '.join(k.name for k in options.types if k.name in needing)} cannot be made "
             "without an importance matrix; give --imatrix FILE, or --checkpoint so that one can "
             "be made."
         )
-    everywhere = calibration is None or options.data is not None
     plans = []
     for kind, row, target in zip(options.types, rows, targets, strict=True):
-        if matrices and (kind.name in needing or (everywhere and kind.is_quantized)):
+        if given and (kind.name in needing or (matrices.for_all and kind.is_quantized)):
             row = {  # noqa: PLW2901 - planned anew
-                unit: plan_file(quantizer, one, kind, options, matrices[unit.part])
+                unit: plan_file(quantizer, one, kind, options, given[unit])
                 for unit, one in units.items()
             }
         paths = paths_of(target, source.bundle.files)
@@ -240,11 +222,9 @@ def plan_bundles(
         copied = sum(file.size for file in source.copied.values())
         known = None if None in sizes else sum(filter(None, sizes)) + copied
         plans.append(BundlePlan(kind, row, paths, known))
-    falling = {plan.kind.name: plan.fallbacks for plan in plans}
-    if any(falling.values()) and not options.allow_fallback:
-        shown = "; ".join(
-            f"{kind}: {describe_fallbacks(found)}" for kind, found in falling.items() if found
-        )
+    falling = {plan.kind.name: plan.fallbacks for plan in plans if plan.fallbacks}
+    if falling and not options.allow_fallback:
+        shown = "; ".join(f"{kind}: {describe_fallbacks(one)}" for kind, one in falling.items())
         raise InputError(
             f"Not every tensor can have the type asked for, and --no-fallback was given: "
             f"{shown}. Choose types whose blocks the rows divide into (Q8_0, Q5_0, Q4_0: 32; "
@@ -260,7 +240,7 @@ def _bytes_of(quantizer: Quantizer, unit: Unit, plan: FilePlan, source: SourceBu
     part = source.bundle.files[unit.part]
     own = [tensor for tensor in plan.tensors if tensor.name in part.tensors]
     header = pack_header(part_keys(quantizer, plan, part, "0" * 64), own)
-    return len(header) + sum(map(_stored, own))
+    return len(header) + sum(padded(tensor.n_bytes) for tensor in own)
 
 
 def made_keys(quantizer: Quantizer, plan: FilePlan, source_sha256: str) -> list[Key]:
@@ -288,7 +268,7 @@ def part_keys(
 
 def arguments_of(
     kind: FileType,
-    options: Options,
+    options: MakeOptions,
     source: Path | str,
     target: Path | str | None,
     imatrix: Path | str | None,
@@ -314,7 +294,7 @@ def arguments_of(
 
 
 def shown_arguments(
-    source: Source, kind: FileType, options: Options, imatrix: ImatrixInput | None
+    source: Source, kind: FileType, options: MakeOptions, imatrix: ImatrixInput | None
 ) -> tuple[str, ...]:
     """The whole command for metadata and reports: names in the place of paths, and no number of
     threads, which changes nothing in the file.
@@ -325,7 +305,7 @@ def shown_arguments(
     return (PROGRAM, *map(valid_utf8, shown))
 
 
-def file_name(source: Source, kind: str, options: Options) -> str:
+def file_name(source: Source, kind: str, options: MakeOptions) -> str:
     """What the file of a type is called in a folder."""
     if options.identity.naming == "convention":
         return f"{convention_name(source.header.keys, kind)}.gguf"
@@ -338,7 +318,7 @@ def keys_of(
     tool_sha256: str,
     source: Source,
     kind: FileType,
-    options: Options,
+    options: MakeOptions,
     imatrix: ImatrixInput | None,
     *,
     source_sha256: str = "0" * 64,
@@ -374,7 +354,7 @@ def _file_type_of(source: Source, kind: FileType) -> int:
     return kind.number
 
 
-def _check_source(source: Source, kind: FileType, options: Options) -> None:
+def _check_source(source: Source, kind: FileType, options: MakeOptions) -> None:
     quantized = [t for t in source.header.tensors.values() if t.ggml_type.block > 1]
     if quantized and kind.base is not None and not options.allow_requantize:
         raise InputError(
@@ -389,7 +369,7 @@ def fallbacks_of(
     log: Sequence[str],
     source: Source,
     kind: FileType,
-    options: Options,
+    options: MakeOptions,
     tensors: Sequence[TensorEntry],
 ) -> tuple[Fallback, ...]:
     """Which tensors got another type: what llama.cpp says, and what it does without a word.
@@ -420,7 +400,3 @@ def fallbacks_of(
                 tensor.name, tensor.shape[-1], base.name, tensor.ggml_type.name
             )
     return tuple(found[tensor.name] for tensor in tensors if tensor.name in found)
-
-
-def _stored(tensor: TensorEntry) -> int:
-    return math.ceil(tensor.n_bytes / 32) * 32

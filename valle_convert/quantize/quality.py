@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from valle_convert.families.family import AnyFamily, Case, Speed
@@ -36,12 +37,12 @@ class Quality:
         best_code: part of the predictions whose most likely code is the same.
     """
 
-    n_rows: int
-    kl_mean: float
+    n_rows: Annotated[int, Meta(gt=0)]
+    kl_mean: Annotated[float, Meta(ge=0)]
     kl_p99: float
     kl_max: float
     nmse: float
-    best_code: float
+    best_code: Annotated[float, Meta(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,10 @@ class Measured:
     quality: dict[str, Quality]
     greedy: Greedy
     speed: Speed
+
+    def __post_init__(self) -> None:
+        if ALL not in self.quality:
+            raise ValueError(f"there is no quality over {ALL} heads")
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +155,7 @@ class Rows:
 
 
 def compare_rows(expected: NDArray[np.float32], found: NDArray[np.float32]) -> Rows:
-    """Hold logits against those that are right, both [predictions, codes]."""
+    """Compare logits with those that are right, both [predictions, codes]."""
     return Rows(
         divergences=kl_divergence(expected, found),
         same=expected.argmax(-1) == found.argmax(-1),

@@ -1,16 +1,16 @@
-"""What a run of `quantize` found, as plain values, JSON and Markdown (html.py draws it).
+"""What a run of `evaluate` found, as plain values, JSON and Markdown (html.py draws it).
 
-Frozen; nothing here computes but the verdict. data/report.schema.json is the schema of the
-JSON form; forms.py writes it.
+Frozen; nothing here computes but the verdict. forms.py writes it.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
+
+import msgspec
 
 from valle_convert import __version__
 from valle_convert.errors import EXIT_ENVIRONMENT, EXIT_FAILED_CHECK, EXIT_OK
@@ -24,28 +24,9 @@ from valle_convert.quantize.listening import (
     means_of,
     places_of,
 )
-from valle_convert.quantize.plan import Fallback, describe_fallbacks
+from valle_convert.quantize.measurements import Outcome, TensorReport, Verified
 from valle_convert.quantize.quality import ALL, Measured
-from valle_convert.quantize.scan import Sensitivity
-from valle_convert.verify.report import Report
 from valle_convert.wording import plural
-
-SCHEMA_VERSION = 3
-
-
-@dataclass(frozen=True)
-class TensorReport:
-    """A matrix of a file.
-
-    Attributes:
-        snr_db: the input's weights over what the type changed of them; infinite where nothing
-            changed, None where it could not be told.
-    """
-
-    name: str
-    kind: str
-    bits: float
-    snr_db: float | None
 
 
 @dataclass(frozen=True)
@@ -53,13 +34,9 @@ class FileReport:
     """One file.
 
     Attributes:
-        status: "planned" (dry run), "made", "kept" (by --resume), or "input" for what it is
-            compared with.
-        n_bytes: its size; predicted where it is only planned, 0 where that failed.
-        fallbacks: tensors that the type cannot hold, and what they became.
-        sha256: of the file; None where it is only planned.
+        sha256: of the main file; None where it is not known.
+        tool: what quantized it, by its keys; empty where they do not say.
         imatrix: the name of the importance matrix; None where none was used.
-        seconds: what making it took.
         measured: quality and speed; None where they were not measured.
         verified: whether it is right at all; None where that was not looked at.
         listened: what it says; None where nobody listened.
@@ -67,26 +44,26 @@ class FileReport:
         beyond_noise: in what it says worse than F16, in words; None where nobody listened.
         limits: what the user allows; None where nothing is limited.
         failures: what is beyond the limits, in words.
+        is_baseline: whether it is what the others are compared with.
     """
 
     name: str
     kind: str
-    status: str
     n_bytes: int
     bits_per_weight: float
     weights: Mapping[str, int]
-    fallbacks: tuple[Fallback, ...] = ()
     sha256: str | None = None
+    tool: str = ""
     imatrix: str | None = None
-    seconds: float = 0.0
     measured: Measured | None = None
-    verified: Report | None = None
+    verified: Verified | None = None
     listened: Listened | None = None
     beyond_noise: tuple[str, ...] | None = None
     tensors: tuple[TensorReport, ...] = ()
     limits: Limits | None = None
     failures: tuple[str, ...] = ()
     note: str = ""
+    is_baseline: bool = False
 
     @property
     def is_wrong(self) -> bool:
@@ -106,8 +83,15 @@ class FileReport:
     @property
     def faults(self) -> tuple[str, ...]:
         """Why it does not pass: it is wrong, or loses more than it may."""
-        wrong = (self.verified.verdict(),) if self.verified and self.is_wrong else ()
+        wrong = (_clause(self.verified.verdict),) if self.verified and self.is_wrong else ()
         return wrong + self.failures
+
+    @property
+    def outcome(self) -> Outcome:
+        if self.faults:
+            return "failed"
+        is_open = self.open_questions or not (self.verified or self.limits)
+        return "not judged" if is_open else "passed"
 
     @property
     def open_questions(self) -> tuple[str, ...]:
@@ -120,68 +104,55 @@ class FileReport:
         ):
             found.append(f"limits were given ({limits.why})")
         if self.verified is not None and self.verified.outcome == "not verified":
-            found.append(self.verified.verdict())
+            found.append(_clause(self.verified.verdict))
         return tuple(found)
 
     def to_json(self, base: Listened | None = None) -> dict[str, Any]:
-        """The entry as plain values; what is said is held against that of another file, `base`."""
-        return {
-            "name": self.name,
+        """The entry as plain values; what is said is compared with that of another file, `base`."""
+        plain: dict[str, Any] = asdict(replace(self, listened=None, verified=None))
+        for name in ("kind", "n_bytes", "weights", "is_baseline", "measured", "tensors"):
+            del plain[name]
+        measured = {} if self.measured is None else asdict(self.measured)
+        return plain | {
             "type": self.kind,
-            "status": self.status,
-            "bytes": self.n_bytes or None,
-            "bits_per_weight": round(self.bits_per_weight, 4) or None,
+            "bytes": self.n_bytes,
             "weights_by_type": dict(self.weights),
-            "fallbacks": [asdict(one) for one in self.fallbacks],
-            "sha256": self.sha256,
-            "imatrix": self.imatrix,
-            "seconds": round(self.seconds, 3),
-            "quality": None
-            if self.measured is None
-            else {head: asdict(one) for head, one in self.measured.quality.items()},
-            "greedy": None if self.measured is None else asdict(self.measured.greedy),
-            "speed": None if self.measured is None else asdict(self.measured.speed),
+            "quality": measured.get("quality"),
+            "greedy": measured.get("greedy"),
+            "speed": measured.get("speed"),
+            "verified": None if self.verified is None else msgspec.structs.asdict(self.verified),
             "tensors": [
-                {"name": one.name, "type": one.kind, "bits": one.bits, "snr_db": one.snr_db}
+                {
+                    "part": one.part,
+                    "name": one.name,
+                    "type": one.kind,
+                    "bits": one.bits,
+                    "snr_db": one.snr_db,
+                }
                 for one in self.tensors
             ],
-            "verified": None
-            if self.verified is None
-            else {"outcome": self.verified.outcome, "verdict": self.verified.verdict()},
             "listened": None if self.listened is None else listened_to_json(self.listened, base),
-            "beyond_noise": None if self.beyond_noise is None else list(self.beyond_noise),
-            "limits": None
-            if self.limits is None
-            # JSON has no infinity: what is not limited is null.
-            else {n: None if v == math.inf else v for n, v in asdict(self.limits).items()},
             "failures": list(self.faults),
-            "note": self.note,
         }
 
 
 @dataclass(frozen=True)
-class QuantizeReport:
+class EvaluationReport:
     """The result of a run.
 
     Attributes:
-        source_sha256: of it; None in a dry run.
-        tool: name, version, digest of what quantized, and where it was found.
-        reference: what quality is measured against, in words; empty where it is not measured.
+        source: the name of what files are compared with.
+        reference: the same, and how it was computed, in words.
         utterances: what quality is measured on, in words.
         n_measured: how many different texts are in them.
-        baseline: the file in F16 that sizes and speeds stand beside; None where not measured.
+        baseline: the file in F16 that sizes and speeds stand beside.
         notes: what the reader should know of the run.
-        listening: what files were held against that spoke; None where nobody listened.
-        command: that makes and measures the same again.
-        scan: every matrix in every type; empty where it was not asked for.
-        checkpoint: name and digest of what the source was converted from, where it is known.
-        dry_run: whether all of it is only planned.
+        listening: what files that spoke are compared with; None where nobody listened.
+        command: that measures the same again.
+        checkpoint: name and digest; None where none was given.
     """
 
     source: str
-    source_sha256: str | None
-    tool: Mapping[str, str]
-    tensor_types: tuple[str, ...]
     reference: str
     utterances: str
     baseline: FileReport | None
@@ -189,10 +160,8 @@ class QuantizeReport:
     notes: tuple[str, ...] = ()
     listening: Listening | None = None
     command: str = ""
-    scan: tuple[Sensitivity, ...] = ()
     checkpoint: Mapping[str, str] | None = None
     date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-    dry_run: bool = False
     n_measured: int = 0
 
     @property
@@ -214,7 +183,7 @@ class QuantizeReport:
     @property
     def passed(self) -> bool:
         """Whether everything that was to be judged was, and passed."""
-        return not self.faults and (self.dry_run or not self.open_questions)
+        return not self.faults and not self.open_questions
 
     @property
     def exit_code(self) -> int:
@@ -223,21 +192,7 @@ class QuantizeReport:
 
     def advice(self) -> Advice:
         """Which file to take, by what was measured."""
-        return advise(
-            [
-                Choice(
-                    file.kind,
-                    file.n_bytes,
-                    file.kl,
-                    file.top_1,
-                    passes=not file.faults,
-                    is_heard_apart=bool(file.beyond_noise),
-                )
-                for file in self.files
-            ],
-            self.n_texts,
-            heard=self.listening is not None,
-        )
+        return advice_on(self.files, self.n_texts)
 
     def recommendation(self) -> str:
         """The same in a sentence; empty where nothing was measured."""
@@ -245,46 +200,32 @@ class QuantizeReport:
 
     def verdict(self) -> str:
         """Whether the files are right, in a sentence, and how near they are, in another."""
-        kept = sum(file.status == "kept" for file in self.files)
-        files = plural(len(self.files), "file")
-        again = f", {kept} of them kept from before" if kept else ""
-        if self.dry_run:
-            sizes = [file.n_bytes for file in self.files]
-            total = f", {plural(sum(sizes), 'byte')}" if all(sizes) else ""
-            return f"PLANNED: {files}{total}{again}; nothing was written."
         if self.faults:
             return f"FAILED: {'; '.join(self.faults)}."
         if self.open_questions:
             return f"NOT MEASURED: {'; '.join(self.open_questions)}."
         right = sum(file.verified is not None for file in self.files)
         limited = sum(file.limits is not None for file in self.files)
-        done = f"{files}{again}; "
         near = ", ".join(
             f"{file.kind} {nearness(file.kl)}" for file in self.files if file.kl is not None
         )
-        if not near:
-            return f"DONE: {done}their quality was not measured."
-        near = f" Distance from the reference: {near}."
+        near = f" Distance from the reference: {near}." if near else ""
+        files = plural(len(self.files), "file")
         if not right and not limited:
-            return (
-                f"DONE: {done}measured, and judged by nothing: no checkpoint and no limits.{near}"
-            )
+            return f"DONE: {files}; judged by nothing: no checkpoint and no limits.{near}"
         words = [f"{right} right by their checkpoint"] if right else []
         words.append(f"{limited} within the limits given" if limited else "no limits were given")
-        return f"PASSED: {done}{', '.join(words)}.{near}"
+        return f"PASSED: {files}; {', '.join(words)}.{near}"
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": 1,
             "passed": self.passed,
             "verdict": self.verdict(),
             "date": self.date,
             "converter_version": __version__,
             "checkpoint": None if self.checkpoint is None else dict(self.checkpoint),
             "source": self.source,
-            "source_sha256": self.source_sha256,
-            "tool": dict(self.tool),
-            "tensor_types": list(self.tensor_types),
             "reference": self.reference,
             "sequences": self.utterances,
             "baseline": self.baseline.to_json() if self.baseline else None,
@@ -297,10 +238,6 @@ class QuantizeReport:
             "recommended": None if (best := self.advice().take) is None else best.name,
             "recommendation": self.recommendation() or None,
             "command": self.command,
-            "scan": [
-                {"tensor": one.tensor, "type": one.kind, "bits": one.bits, "kl": one.kl}
-                for one in self.scan
-            ],
             "notes": list(self.notes),
         }
 
@@ -349,57 +286,30 @@ class QuantizeReport:
         return "\n".join(self._markdown()) + "\n"
 
     def _markdown(self) -> Iterator[str]:
-        yield f"# Quantized: {self.source}"
+        yield f"# {TITLE}: {self.source}"
         yield ""
         yield f"**{_cell(self.verdict())}**"
         yield ""
         if self.recommendation():
             yield from (_cell(self.recommendation()), "")
-        yield from _markdown_table(*self.answer())
+        yield from markdown_table(*self.answer())
         yield ""
         yield from (f"- {_cell(line)}" for line in self.facts() if line != f"again: {self.command}")
         if self.command:
             yield from ("", "## Command", "", "```sh", self.command, "```")
         yield from ("", f"## {DETAILS_TITLE}", "")
-        yield from _markdown_table(*self.details())
+        yield from markdown_table(*self.details())
         yield from ("", "## What the columns mean", "")
         yield from (f"- {_cell(line)}" for line in self.legend())
-        for file in self.files:
-            if file.fallbacks:
-                yield from (
-                    "",
-                    f"## Tensors that {file.kind} cannot hold",
-                    "",
-                    *_markdown_table(
-                        ["tensor", "columns", "type", "became"],
-                        [[f.tensor, str(f.n_columns), f.wanted, f.given] for f in file.fallbacks],
-                    ),
-                )
         if self.listening is not None:
             for title, table in self.heard():
-                yield from ("", f"## {title}", "", *_markdown_table(*table))
+                yield from ("", f"## {title}", "", *markdown_table(*table))
             yield ""
             yield from (f"- {_cell(line)}" for line in self.heard_legend())
-        if self.scan:
-            yield from ("", f"## {SCAN_TITLE}", "")
-            yield from _markdown_table(*self.sensitivities())
         measured = [file for file in self.files if file.measured]
         if measured:
             for title, value in BY_HEAD.items():
-                yield from ("", f"## {title}", "", *_markdown_table(*by_head(measured, value)))
-
-    def sensitivities(self) -> Table:
-        """The scan: a row a matrix, the most sensitive first, a column a type."""
-        kinds = sorted({(one.bits, one.kind) for one in self.scan})
-        by_tensor: dict[str, dict[str, float]] = {}
-        for one in self.scan:
-            by_tensor.setdefault(one.tensor, {})[one.kind] = one.kl
-        order = sorted(by_tensor, key=lambda name: -max(by_tensor[name].values()))
-        rows = []
-        for name in order:
-            found = [by_tensor[name].get(kind) for _, kind in kinds]
-            rows.append([name, *("" if kl is None else f"{kl:.2e}" for kl in found)])
-        return ["matrix", *(kind for _, kind in kinds)], rows
+                yield from ("", f"## {title}", "", *markdown_table(*by_head(measured, value)))
 
     def heard(self) -> Iterator[tuple[str, Table]]:
         """Tables of what was said, each with a title."""
@@ -443,25 +353,16 @@ class QuantizeReport:
 
     def facts(self) -> list[str]:
         """What the reader has to know, and how it was done, a sentence each."""
-        tool = self.tool
         facts = [*self.notes, f"{self.date}, valle-convert {__version__}"]
         if self.checkpoint is not None:
             facts.append(
                 f"checkpoint: {self.checkpoint['name']}, sha256 {self.checkpoint['sha256']}"
             )
-        facts.append(f"tool: {tool['name']} {tool['version']} ({tool['found']})")
-        if self.tensor_types:
-            facts.append(f"tensor types: {', '.join(self.tensor_types)}")
-        if self.reference:
-            facts.append(f"measured against {self.reference}")
-            facts.append(f"over {self.utterances}")
+        facts += [f"measured against {self.reference}", f"over {self.utterances}"]
+        for tool in dict.fromkeys(file.tool for file in self.files if file.tool):
+            facts.append(f"quantized by {tool}")
         facts += [
             f"{file.kind}: importance matrix {file.imatrix}" for file in self.files if file.imatrix
-        ]
-        facts += [
-            f"{file.kind}: {describe_fallbacks(file.fallbacks)}"
-            for file in self.files
-            if file.fallbacks
         ]
         for file in self.files:
             if file.limits:
@@ -477,12 +378,40 @@ class QuantizeReport:
         return facts
 
 
+def advice_on(files: Sequence[FileReport], n_texts: int) -> Advice:
+    """Which of some files to take; see `advise`."""
+    choices = [
+        Choice(
+            file.kind,
+            file.n_bytes,
+            file.kl,
+            file.top_1,
+            passes=not file.faults,
+            is_heard_apart=bool(file.beyond_noise),
+        )
+        for file in files
+    ]
+    heard = any(file.beyond_noise is not None for file in files)
+    return advise(choices, n_texts, heard=heard)
+
+
+def _clause(sentence: str) -> str:
+    """Words that others follow."""
+    return sentence.rstrip(".")
+
+
 def by_head(files: Sequence[FileReport], value: str) -> Table:
     """One value of the quality of each measured file, a column a head."""
     qualities = [(file.kind, file.measured.quality) for file in files if file.measured]
     heads = [*(head for head in qualities[0][1] if head != ALL), ALL]
     rows = [
-        [kind, *(_number(getattr(quality[head], value), value) for head in heads)]
+        [
+            kind,
+            *(
+                _number(getattr(quality[head], value), value) if head in quality else ""
+                for head in heads
+            ),
+        ]
         for kind, quality in qualities
     ]
     return ["type", *heads], rows
@@ -501,32 +430,32 @@ class Column:
     name: str
     rank: int
     meaning: str
-    cell: Callable[[QuantizeReport, FileReport], str]
+    cell: Callable[[EvaluationReport, FileReport], str]
     is_answer: bool = False
 
 
-def _total(name: str, form: str) -> Callable[[QuantizeReport, FileReport], str]:
+def _total(name: str, form: str) -> Callable[[EvaluationReport, FileReport], str]:
     return lambda _report, row: (
         format(getattr(row.measured.quality[ALL], name), form) if row.measured else ""
     )
 
 
-def _greedy(name: str) -> Callable[[QuantizeReport, FileReport], str]:
+def _greedy(name: str) -> Callable[[EvaluationReport, FileReport], str]:
     return lambda _report, row: (
         format(getattr(row.measured.greedy, name), ".1%") if row.measured else ""
     )
 
 
-def _speed(name: str, form: str) -> Callable[[QuantizeReport, FileReport], str]:
+def _speed(name: str, form: str) -> Callable[[EvaluationReport, FileReport], str]:
     return lambda _report, row: (
         format(getattr(row.measured.speed, name), form) if row.measured else ""
     )
 
 
-def _heard(measure: Measure) -> Callable[[QuantizeReport, FileReport], str]:
-    def cell(report: QuantizeReport, row: FileReport) -> str:
+def _heard(measure: Measure) -> Callable[[EvaluationReport, FileReport], str]:
+    def cell(report: EvaluationReport, row: FileReport) -> str:
         listened = row.listened
-        if row.status == "input" and report.listening is not None:
+        if row.is_baseline and report.listening is not None:
             listened = report.listening.baseline
         tally = listened.total(measure) if listened else None
         if tally is None:
@@ -536,14 +465,14 @@ def _heard(measure: Measure) -> Callable[[QuantizeReport, FileReport], str]:
     return cell
 
 
-def _of_input(report: QuantizeReport, row: FileReport) -> str:
+def _of_input(report: EvaluationReport, row: FileReport) -> str:
     base = report.baseline
     return f"{row.n_bytes / base.n_bytes:.1%}" if base else ""
 
 
 def _verdict_word(row: FileReport) -> str:
-    if row.status in ("input", "planned"):
-        return row.status
+    if row.is_baseline:
+        return "baseline"
     if row.is_wrong:
         return WRONG
     if row.failures:
@@ -552,18 +481,19 @@ def _verdict_word(row: FileReport) -> str:
         return "not measured"
     words = ["right"] if row.verified else []
     words += ["within limits"] if row.limits else []
-    return ", ".join(words) or row.status
+    return ", ".join(words) or "not judged"
 
 
-def _nearness_word(_report: QuantizeReport, row: FileReport) -> str:
-    return "" if row.kl is None or row.status == "input" else nearness(row.kl)
+def _nearness_word(_report: EvaluationReport, row: FileReport) -> str:
+    return "" if row.kl is None or row.is_baseline else nearness(row.kl)
 
 
 #: A header, and rows of cells.
 Table = tuple[list[str], list[list[str]]]
 
 WRONG, BEYOND = "WRONG", "BEYOND LIMITS"
-SCAN_TITLE = "Sensitivity: KL with one matrix of the type, all others as they were"
+#: What a report begins with.
+TITLE = "Evaluated"
 DETAILS_TITLE = "All other measurements"
 #: What is shown by head, by title.
 BY_HEAD = {"KL mean by head": "kl_mean", "Top-1 agreement by head": "best_code"}
@@ -596,14 +526,14 @@ COLUMNS = (
         "size, MiB",
         1,
         "of the file",
-        lambda _report, row: f"{row.n_bytes / 2**20:.2f}" if row.n_bytes else "?",
+        lambda _report, row: f"{row.n_bytes / 2**20:.2f}",
         is_answer=True,
     ),
     Column(
         "bits/weight",
         4,
         "size of the weights over their number",
-        lambda _report, row: f"{row.bits_per_weight:.3f}" if row.bits_per_weight else "?",
+        lambda _report, row: f"{row.bits_per_weight:.3f}",
     ),
     *(Column(one.title, 2, one.meaning, _heard(one)) for one in (NLL, RETRIEVAL, WORDS)),
     Column("of F16", 9, "size over that of the first row", _of_input),
@@ -658,7 +588,7 @@ def _number(value: float, name: str) -> str:
     return f"{value:.2%}" if name == "best_code" else f"{value:.2e}"
 
 
-def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     yield "| " + " | ".join(header) + " |"
     yield "|---" + "|---:" * (len(header) - 1) + "|"
     for row in rows:

@@ -12,14 +12,18 @@ from __future__ import annotations
 
 import heapq
 import re
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.source import NamedTensors
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import Plan
@@ -33,11 +37,13 @@ from valle_convert.network.weights import BundleTensors, ConvertedTensors
 from valle_convert.progress import Progress
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.imatrix import ImatrixInput
-from valle_convert.quantize.options import Options
+from valle_convert.quantize.matrices import Matrices
+from valle_convert.quantize.options import MakeOptions, MeasureOptions, RunLog
 from valle_convert.quantize.plan import arguments_of
-from valle_convert.quantize.source import Scratch, SourceBundle
-from valle_convert.quantize.tool import Quantizer
-from valle_convert.quantize.types import FILE_TYPES, FileType
+from valle_convert.quantize.source import Scratch, SourceBundle, open_source
+from valle_convert.quantize.tool import Quantizer, find_quantizer
+from valle_convert.quantize.types import FILE_TYPES, FileType, ggml_type
+from valle_convert.wording import plural
 
 #: What is tried, smallest first: none of them needs an importance matrix.
 SCANNED = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
@@ -47,6 +53,21 @@ _ROOM = 0.9
 _TRIES = 6
 #: A matrix that stays as the conversion has it.
 _KEPT = "F16"
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a scan tries, and what it chooses.
+
+    Attributes:
+        types: names of tensor types; empty for the usual ones.
+        target_bits: a weight, over all matrices: the mixture with the least divergence.
+        max_kl: mean divergence, in nats: the smallest mixture. Of both, None for none.
+    """
+
+    types: tuple[str, ...] = ()
+    target_bits: float | None = None
+    max_kl: float | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +92,7 @@ class Mixture:
 
     Attributes:
         bits: a weight, over all of these matrices.
+        predicted_kl: in nats.
     """
 
     kinds: Mapping[str, str]
@@ -89,6 +111,106 @@ class Mixture:
         return tuple(_patterns(self.kinds))
 
 
+@dataclass(frozen=True)
+class ScanReport:
+    """The result of a scan.
+
+    Attributes:
+        mixture: the chosen types; None where nothing was to be chosen.
+    """
+
+    source: str
+    utterances: str
+    sensitivities: tuple[Sensitivity, ...]
+    mixture: Mixture | None
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """A row a matrix, the most sensitive first, a column a type."""
+        kinds = sorted({(one.bits, one.kind) for one in self.sensitivities})
+        by_tensor: dict[str, dict[str, float]] = {}
+        for one in self.sensitivities:
+            by_tensor.setdefault(one.tensor, {})[one.kind] = one.kl
+        order = sorted(by_tensor, key=lambda name: -max(by_tensor[name].values()))
+        chosen = self.mixture.kinds if self.mixture else {}
+        rows = []
+        for name in order:
+            found = [by_tensor[name].get(kind) for _, kind in kinds]
+            cells = ("" if kl is None else f"{kl:.2e}" for kl in found)
+            rows.append([name, *cells, *([chosen[name]] if chosen else [])])
+        return ["matrix", *(kind for _, kind in kinds), *(["chosen"] if chosen else [])], rows
+
+    def verdict(self) -> str:
+        found = f"{plural(len({one.tensor for one in self.sensitivities}), 'matrix', 'matrices')}"
+        if self.mixture is None:
+            return f"DONE: {found} scanned over {self.utterances}."
+        return (
+            f"CHOSEN: {self.mixture.bits:.2f} bits a weight over {found}, predicted KL "
+            f"{self.mixture.predicted_kl:.2e} over {self.utterances}; quantize to "
+            f"{self.mixture.file_type.name} with --tensor-types."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        chosen = self.mixture
+        return {
+            "schema_version": 1,
+            "verdict": self.verdict(),
+            "source": self.source,
+            "sequences": self.utterances,
+            "scan": [
+                {"tensor": one.tensor, "type": one.kind, "bits": one.bits, "kl": one.kl}
+                for one in self.sensitivities
+            ],
+            "chosen": None
+            if chosen is None
+            else {
+                "type": chosen.file_type.name,
+                "bits_per_weight": chosen.bits,
+                "predicted_kl": chosen.predicted_kl,
+                "tensor_types": list(chosen.tensor_types),
+            },
+        }
+
+
+def scan(
+    path: Path,
+    checkpoint: Checkpoint | None,
+    aim: Aim,
+    making: MakeOptions,
+    measuring: MeasureOptions,
+    *,
+    log: RunLog | None = None,
+) -> ScanReport:
+    """Measure every matrix in every type, and choose a mixture where there is an aim."""
+    log = log or RunLog()
+    kinds = tuple(map(ggml_type, aim.types or SCANNED))
+    quantizer = find_quantizer(making.tool)
+    with closing(Scratch(Path(tempfile.gettempdir()))) as scratch:
+        source = open_source(path, checkpoint, scratch)
+        if source.reference is None:
+            raise InputError("A scan exchanges matrices of the checkpoint; give --checkpoint.")
+        examples: Examples[Any] = Examples.choose(
+            source.family,
+            source.model,
+            measuring.data,
+            measuring.n_utterances,
+            seed=measuring.seed,
+        )
+        matrices = Matrices.of(source, None, making).given
+        source.complete(log.progress)
+        one = Scan(quantizer, source, source.reference, examples, making, matrices, scratch)
+        found = one.run(kinds, log.progress)
+        weights: dict[str, int] = {}
+        for unit in source.units:
+            for name, tensor in source.bundle.files[unit.part].tensors.items():
+                weights[name] = weights.get(name, 0) + tensor.n_elements
+        mixture = None
+        if aim.target_bits is not None:
+            mixture = choose_mixture(found, weights, target_bits=aim.target_bits)
+        elif aim.max_kl is not None:
+            mixture = mixture_within(one, found, weights, aim.max_kl)
+    return ScanReport(source.name, examples.description, tuple(found), mixture)
+
+
 class Scan:
     """A checkpoint whose matrices can be exchanged one by one.
 
@@ -102,7 +224,7 @@ class Scan:
         source: SourceBundle,
         plan: Plan,
         examples: Examples[Any],
-        options: Options,
+        options: MakeOptions,
         imatrices: Mapping[str, ImatrixInput],
         scratch: Scratch,
     ) -> None:
@@ -157,7 +279,7 @@ class Scan:
     def _make(self, kind: GgmlType, progress: Progress) -> None:
         if not can_decode(kind):
             raise InputError(f"The type {kind.name} cannot be read back, which a scan needs.")
-        options = Options(
+        options = MakeOptions(
             threads=self._options.threads, tensor_types=(f"weight={kind.name.lower()}",)
         )
         of_file = FILE_TYPES[kind.name if kind.name in FILE_TYPES else "Q8_0"]
@@ -236,7 +358,7 @@ def choose_mixture(
     budget = float("inf") if target_bits is None else target_bits * n_weights / 8
     if n_bytes > budget:
         raise InputError(
-            f"--target-bits is {target_bits:g}, and the smallest types of the scan take "
+            f"--target-bits is {target_bits:g}, and the smallest types that are tried take "
             f"{8 * n_bytes / n_weights:.2f} bits a weight; give more bits, or smaller types."
         )
     queue = [_upgrade(name, hull, 0) for name, hull in steps.items() if len(hull) > 1]

@@ -23,7 +23,6 @@ from typing import Any, BinaryIO
 
 from valle_convert.checkpoint import Checkpoint, read_checkpoint
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.families import family_of
 from valle_convert.families.bundle import Bundle, Plan, open_files, paths_of, plan
 from valle_convert.families.family import AnyFamily, Choices, Unit
 from valle_convert.files import describe_os_error, sha256_of, valid_utf8
@@ -35,16 +34,12 @@ from valle_convert.gguf_file.header import (
     tensor_entries,
     write_entries,
 )
-from valle_convert.gguf_file.keys import (
-    DIGEST_KEYS,
-    SOURCE_LORA_KEY,
-    SOURCE_SHA256_KEY,
-    is_converted,
-)
+from valle_convert.gguf_file.keys import DIGEST_KEYS, is_converted
 from valle_convert.gguf_file.read import GgufFile, TensorInfo, is_gguf
 from valle_convert.gguf_file.write import header_of, write_plan_to
-from valle_convert.model.description import Description
 from valle_convert.progress import Progress, silent
+from valle_convert.verify.run import plan_like
+from valle_convert.verify.structure import check_source
 
 _TYPE_SUFFIX = re.compile(r"[-_.](f16|f32|bf16)$", re.IGNORECASE)
 _SPLIT = "split."
@@ -74,21 +69,6 @@ class Scratch:
 
     def close(self) -> None:
         self._files.close()
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A checkpoint that files are compared with, and what its family says of it."""
-
-    family: AnyFamily
-    checkpoint: Checkpoint
-    description: Description[Any]
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Reference:
-        """Understand a checkpoint."""
-        family = family_of(checkpoint)
-        return cls(family, checkpoint, family.describe(checkpoint, Choices()))
 
 
 @dataclass(eq=False)
@@ -138,14 +118,15 @@ class SourceBundle:
     Attributes:
         bundle: the files; those of a checkpoint have no names.
         units: what llama-quantize reads, by part, the main one first.
-        conversion: the plan of a checkpoint's conversion; None for files that were there.
+        reference: the plan of the checkpoint that files are compared with; None without one.
+        is_converted_here: whether the files are made of the reference, and not the user's.
     """
 
     name: str
     bundle: Bundle
     units: dict[Unit, Source]
-    reference: Reference | None = None
-    conversion: Plan | None = None
+    reference: Plan | None = None
+    is_converted_here: bool = False
     _files: dict[str, BinaryIO] = field(default_factory=dict)
     _is_done: bool = False
 
@@ -160,7 +141,9 @@ class SourceBundle:
     @property
     def model(self) -> Any:  # noqa: ANN401 - the family's own
         """What the files describe."""
-        return self.conversion.model if self.conversion else self.bundle.model
+        if self.is_converted_here and self.reference is not None:
+            return self.reference.model
+        return self.bundle.model
 
     @property
     def is_ours(self) -> bool:
@@ -170,7 +153,7 @@ class SourceBundle:
     @property
     def is_complete(self) -> bool:
         """Whether the weights are in the files."""
-        return self.conversion is None or self.main.is_complete
+        return not self.is_converted_here or self.main.is_complete
 
     @property
     def n_bytes(self) -> int:
@@ -179,7 +162,7 @@ class SourceBundle:
     @property
     def paths(self) -> tuple[Path, ...]:
         """The files that were given; none of a checkpoint's."""
-        return () if self.conversion else self.bundle.paths
+        return () if self.is_converted_here else self.bundle.paths
 
     @property
     def copied(self) -> dict[str, GgufFile]:
@@ -192,9 +175,9 @@ class SourceBundle:
         if self._is_done:
             return
         try:
-            if self.conversion is not None:
+            if self.is_converted_here and self.reference is not None:
                 for part, file in self._files.items():
-                    write_plan_to(self.conversion.files[part], file, progress=progress)
+                    write_plan_to(self.reference.files[part], file, progress=progress)
                     file.flush()
                 # Digests are in the headers now.
                 files = {
@@ -215,42 +198,42 @@ class SourceBundle:
         self._is_done = True
 
 
-def open_source(
-    path: Path, checkpoint: Checkpoint | None, scratch: Scratch, *, measure: bool
-) -> SourceBundle:
-    """The files to quantize with everything about them."""
+def open_source(path: Path, checkpoint: Checkpoint | None, scratch: Scratch) -> SourceBundle:
+    """The files to quantize, with the checkpoint that they are of, where it is given."""
     if not is_gguf(path):
-        return _open_checkpoint(_own_checkpoint(path, checkpoint), scratch)
-    bundle = open_files(path)
-    refusal = bundle.family.refusal(bundle.main)
-    if refusal:
-        raise InputError(refusal)
-    if is_converted(bundle.main.keys):
-        bundle.check()
-    elif measure:
-        raise InputError(
-            f"{path} is no converted VALL-E checkpoint, so its quality cannot be measured; "
-            "give --no-measure to quantize it all the same."
-        )
+        return convert_in_scratch(plan(_own_checkpoint(path, checkpoint)), scratch)
+    bundle = open_checked(path)
     if not bundle.main.tensors:
         raise InputError(f"{path} has no tensors, so there is nothing to quantize in it.")
-    reference = None
-    if checkpoint is not None:
-        comparable = bundle.family.comparable(checkpoint, bundle)
-        if comparable is checkpoint:
-            _check_same_checkpoint(bundle.main, checkpoint)
-        reference = Reference.of(comparable)
+    reference = None if checkpoint is None else reference_of(bundle, checkpoint)
     units = {
         unit: _unit_source(bundle, unit, scratch) for unit in bundle.family.units([*bundle.files])
     }
     return SourceBundle(valid_utf8(path.name), bundle, units, reference)
 
 
-def _open_checkpoint(checkpoint: Checkpoint, scratch: Scratch) -> SourceBundle:
-    """The headers of its conversion, in files without names."""
-    conversion = plan(checkpoint)
-    reference = Reference(conversion.family, checkpoint, conversion.description)
-    name = f"{valid_utf8(checkpoint.title)}.gguf"
+def open_checked(path: Path) -> Bundle:
+    """The files of a model that llama.cpp can be given."""
+    bundle = open_files(path)
+    refusal = bundle.family.refusal(bundle.main)
+    if refusal:
+        raise InputError(refusal)
+    if is_converted(bundle.main.keys):
+        bundle.check()
+    return bundle
+
+
+def reference_of(bundle: Bundle, checkpoint: Checkpoint) -> Plan:
+    """What files are compared with: the plan of their checkpoint, with the choices they show."""
+    source = check_source(checkpoint, bundle.main)
+    if source is not None and not source.passed:
+        raise InputError(f"{source.summary}.")
+    return plan_like(bundle, bundle.family.comparable(checkpoint, bundle), Choices())
+
+
+def convert_in_scratch(conversion: Plan, scratch: Scratch) -> SourceBundle:
+    """The headers of a conversion, in files without names; `complete` adds the weights."""
+    name = f"{valid_utf8(conversion.checkpoint.title)}.gguf"
     opened: dict[str, BinaryIO] = {}
     files: dict[str, GgufFile] = {}
     for part, planned in conversion.files.items():
@@ -266,7 +249,7 @@ def _open_checkpoint(checkpoint: Checkpoint, scratch: Scratch) -> SourceBundle:
         source = _unit_source(bundle, unit, scratch)
         source.name, source.is_complete = names[unit.part], False
         units[unit] = source
-    return SourceBundle(name, bundle, units, reference, conversion, opened)
+    return SourceBundle(name, bundle, units, conversion, True, opened)
 
 
 def _unit_source(bundle: Bundle, unit: Unit, scratch: Scratch) -> Source:
@@ -343,33 +326,3 @@ def _own_checkpoint(source: Path, given: Checkpoint | None) -> Checkpoint:
             f"{given.given or given.path}."
         )
     return given
-
-
-def _check_same_checkpoint(header: GgufFile, checkpoint: Checkpoint) -> None:
-    name = header.path.name
-    said = header.keys.get(SOURCE_SHA256_KEY)
-    found = checkpoint.sha256()
-    if said is not None and said != found:
-        raise InputError(
-            f"{name} was converted from another checkpoint than {checkpoint.path}: its "
-            f"source has sha256 {said}, and this one {found}; give the right one, or leave out "
-            "--checkpoint."
-        )
-    merged = header.keys.get(SOURCE_LORA_KEY)
-    if said is None or _weights_of(merged) == _weights_of(checkpoint.lora):
-        return
-    if merged is None:
-        raise InputError(
-            f"{name} was converted without a LoRA, and the weights it would be measured against "
-            f"have one merged: {checkpoint.lora}; leave out --lora."
-        )
-    raise InputError(
-        f"{name} was converted with a LoRA merged: {merged}. The weights it would be measured "
-        f"against have {checkpoint.lora or 'none'}; give the same with --lora and --lora-alpha, "
-        "or leave out --checkpoint."
-    )
-
-
-def _weights_of(lora: object) -> str:
-    """What a conversion says of LoRAs, but for their files' names: `(96 weights, alpha 16)`."""
-    return ", ".join(re.findall(r"\(([\d,]+ weights?, [^()]*)\)", str(lora or "")))

@@ -11,6 +11,7 @@ from typing import cast
 import numpy as np
 
 from valle_convert.checkpoint import Checkpoint
+from valle_convert.checkpoint.lora import are_same_loras
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.families.bundle import Bundle, Plan
 from valle_convert.gguf_file import keys as gguf_keys
@@ -101,12 +102,10 @@ def check_source(checkpoint: Checkpoint, file: GgufFile) -> Check | None:
             f"({file.keys.get('valle.source.name')}, sha256 {said[:16]}...) than "
             f"{checkpoint.path.name} (sha256 {found[:16]}...); give the one that it was made of"
         )
-    elif lora is not None and checkpoint.lora is None:
-        fault = f"{file.path.name} was made with the LoRA {lora} merged; give it with --lora"
-    elif lora is None and checkpoint.lora is not None:
+    elif not are_same_loras(lora, checkpoint.lora):
         fault = (
-            f"{file.path.name} was made without a LoRA, and {checkpoint.lora} is merged into the "
-            "checkpoint; leave out --lora, or convert again"
+            f"{file.path.name} was made with {lora or 'no LoRA'} merged, and the checkpoint has "
+            f"{checkpoint.lora or 'none'}; give the same with --lora and --lora-alpha"
         )
     return Check(
         "source",

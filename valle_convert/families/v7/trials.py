@@ -121,7 +121,7 @@ def cases(model: VersionSevenModel, example: MaskedUtterance) -> Iterator[Case[A
     ):
         for level in range(n_levels):
             head = f"level.{level}"
-            yield Case(f"{head}{name}", head, one.of(level), repeats=level > 0)
+            yield Case(f"{head}{name}", head, one.of(level))
     alone = {
         "unmasked": (condition, example.response),
         "without prompt": (replace(condition, prompt=None), example.masked),

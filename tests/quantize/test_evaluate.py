@@ -1,0 +1,560 @@
+"""`evaluate`: files measured, judged, and what was found kept beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import html.parser
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from make_checkpoint import Shape, make_checkpoint
+from safetensors.numpy import save_file
+from support import Cli, error_of
+
+from valle_convert import plan_conversion, read_checkpoint, write_gguf
+from valle_convert.families.family import Choices
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.quantize import evaluate as evaluate_module
+from valle_convert.quantize.evaluate import Given, evaluate
+from valle_convert.quantize.folder import prune
+from valle_convert.quantize.forms import FORMS
+from valle_convert.quantize.html import to_html
+from valle_convert.quantize.limits import Gates
+from valle_convert.quantize.manifest import (
+    ManifestFile,
+    check_manifest,
+    read_manifest,
+    write_manifest,
+)
+from valle_convert.quantize.measurements import measurements_in
+from valle_convert.quantize.options import MakeOptions, MeasureOptions
+from valle_convert.quantize.run import quantize
+from valle_convert.quantize.types import FILE_TYPES, parse_types
+
+QUICK = ("--utterances", 1, "--threads", 1)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def outcomes(folder: Path) -> dict[str, str | None]:
+    return {
+        next(iter(one.files)): one.judgement and one.judgement.outcome
+        for one in measurements_in(folder)
+    }
+
+
+@pytest.fixture(scope="module")
+def reported(evaluated_256: Path, checkpoint_256: Path) -> dict[str, Any]:
+    """The report of measured files, in every form."""
+    files = Given((evaluated_256,), checkpoint=read_checkpoint(checkpoint_256))
+    report = evaluate(files, Gates(), MeasureOptions(n_utterances=1, threads=1))
+    return {"report": report, **{suffix: form(report) for suffix, form in FORMS.items()}}
+
+
+# -------------------------------------------------------------------------------- measured
+
+
+def test_fewer_bits_are_further_off_in_every_head_and_files_are_right(
+    reported: dict[str, Any],
+) -> None:
+    report = reported["report"]
+    assert report.passed
+    assert "2 right by their checkpoint" in report.verdict()
+    by_type = {file.kind: file for file in report.files}
+    assert [file.verified.outcome for file in report.files] == ["passed"] * 2
+    f16, q8, q4 = (
+        file.measured.quality for file in (report.baseline, by_type["Q8_0"], by_type["Q4_0"])
+    )
+    assert set(q8) == {"all", "ar", "nar.1", "nar.2", "mask", "len", "stt"}
+    for head in q8:
+        assert f16[head].kl_mean < q8[head].kl_mean < q4[head].kl_mean
+        assert f16[head].nmse < q8[head].nmse < q4[head].nmse
+        assert q8[head].kl_mean <= q8[head].kl_p99 <= q8[head].kl_max
+    assert f16["all"].nmse < 1e-5
+    noise = {one.name: one.snr_db for one in by_type["Q4_0"].tensors}
+    assert all(10 < decibels < 50 for decibels in noise.values())
+
+
+def test_a_checkpoint_is_converted_measured_and_a_copy_of_it_is_right(
+    cli: Cli, checkpoint_256: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "bf16.gguf"
+    assert cli(checkpoint_256, source, "--outtype", "bf16", "--verify", "none").code == 0
+    assert cli("quantize", source, tmp_path / "o.gguf", "COPY").code == 0
+    result = cli("evaluate", tmp_path / "o.gguf", "--checkpoint", checkpoint_256, *QUICK)
+    assert result.code == 0, result.out
+    assert "F16" in result.out  # what sizes and speeds stand beside is made of BF16
+
+
+def test_a_file_in_f16_may_be_what_others_are_compared_with(
+    cli: Cli, gguf_256: Path, made: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.gguf"
+    assert cli("quantize", gguf_256, copy, "COPY").code == 0
+    result = cli("evaluate", gguf_256, copy, made, "--json", *QUICK)
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
+    assert "no checkpoint was given" in report["reference"]
+    same, q8, q4 = report["files"]
+    assert [one["type"] for one in report["files"]] == ["COPY", "Q8_0", "Q4_0"]
+    assert same["quality"]["all"]["kl_mean"] < 1e-12
+    assert same["greedy"]["ar_equal"] == same["greedy"]["nar_equal"] == 1.0
+    assert q8["quality"]["all"]["kl_mean"] < q4["quality"]["all"]["kl_mean"]
+    assert report["verdict"].startswith("DONE: 3 files; judged by nothing")
+    assert "give --checkpoint" in error_of(cli("evaluate", made), 2)
+
+
+def test_given_utterances_are_what_is_measured(
+    cli: Cli, gguf_256: Path, made: Path, checkpoint_256: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    draw = np.random.default_rng(0)
+    for i in range(2):
+        np.savez(
+            data / f"{i}.npz",
+            phonemes=np.array([1, 40, 41, 42, 2]),
+            response=draw.integers(0, 64, (20, 3)),
+            prompt=draw.integers(0, 64, (12, 3)),
+        )
+    arguments = ["--checkpoint", checkpoint_256, "--data", data, "--json", "--threads", 1]
+    result = cli("evaluate", made, "--types", "Q4_0", *arguments)
+    report = json.loads(result.out)
+    assert report["sequences"].startswith("2 given utterances, ")
+    assert report["different_texts"] == 1
+    assert [file["type"] for file in report["files"]] == ["Q4_0"]
+    # Importance is made of the same.
+    out = tmp_path / "o.gguf"
+    arguments = ["Q4_0", "--imatrix", data, "--checkpoint", checkpoint_256, "--json"]
+    result = cli("quantize", gguf_256, out, *arguments)
+    assert json.loads(result.out)["files"][0]["imatrix"] == "wide-imatrix.gguf"
+    assert "2 given utterances" in GgufFile(out).keys["quantize.imatrix.dataset"]
+    np.savez(data / "3.npz", phonemes=np.array([1, 2]), response=np.full((10, 3), 64))
+    for command in (("evaluate", made), ("quantize", gguf_256, tmp_path / "p.gguf", "Q4_0")):
+        option = "--data" if command[0] == "evaluate" else "--imatrix"
+        refused = cli(*command, option, data, "--checkpoint", checkpoint_256)
+        assert "holds 64" in error_of(refused, 2)
+
+
+def test_damaged_weights_are_found_whatever_the_limits(
+    cli: Cli, gguf_256: Path, checkpoint_256: Path, tmp_path: Path
+) -> None:
+    # A file that says it comes of the checkpoint, with a layer's weights turned round.
+    damaged = tmp_path / "damaged-f16.gguf"
+    shutil.copy(gguf_256, damaged)
+    tensor = GgufFile(damaged).tensors["blk.0.ffn_down.weight"]
+    raw = bytearray(damaged.read_bytes())
+    weights = np.frombuffer(raw[tensor.start : tensor.start + tensor.n_bytes], np.float16)
+    raw[tensor.start : tensor.start + tensor.n_bytes] = weights[::-1].tobytes()
+    damaged.write_bytes(raw)
+    assert cli("quantize", damaged, tmp_path / "o.gguf", "Q8_0").code == 0
+    run = ("evaluate", tmp_path / "o.gguf", "--checkpoint", checkpoint_256, *QUICK)
+    result = cli(*run)
+    assert result.code == 1, result.err
+    assert "FAILED: o.gguf: FAILED: " in result.out
+    assert ".." not in result.out.replace("...", "")
+
+
+def test_a_checkpoint_and_loras_that_the_file_was_not_made_of_are_refused(
+    cli: Cli, made: Path, tmp_path: Path
+) -> None:
+    other, lora = tmp_path / "other.sft", tmp_path / "l.sft"
+    make_checkpoint(other, Shape(dim=32, heads=2, layers=1, levels=2, audio_tokens=16))
+    assert "another checkpoint" in error_of(cli("evaluate", made, "--checkpoint", other), 2)
+    target = "model.layers.0.self_attn.q_proj"
+    draw = np.random.default_rng(0)
+    down, up = (draw.standard_normal(size, np.float32) for size in ((4, 32), (32, 4)))
+    save_file({f"{target}.lora_A": down, f"{target}.lora_B": up}, lora)
+    merged = tmp_path / "merged.gguf"
+    assert cli(other, merged, "--lora", lora, "--lora-alpha", 16).code == 0
+    run = ("evaluate", merged, "--checkpoint", other)
+    assert "with --lora" in error_of(cli(*run), 2)
+    assert "with --lora" in error_of(cli(*run, "--lora", lora, "--lora-alpha", 8), 2)
+    moved = tmp_path / "renamed.sft"
+    lora.rename(moved)
+    result = cli(*run, "--lora", moved, "--lora-alpha", 16, *QUICK)
+    assert result.code == 0, result.err
+
+
+# --------------------------------------------------------------------- kept beside the file
+
+
+def test_nothing_is_measured_twice_and_runs_join(
+    cli: Cli, gguf_256: Path, evaluated: Path, checkpoint_256: Path
+) -> None:
+    assert cli("quantize", gguf_256, evaluated, "--types", "Q5_0", "--resume").code == 0
+    run = ("evaluate", evaluated, "--checkpoint", checkpoint_256, *QUICK)
+    result = cli(*run, "--json")
+    assert result.code == 0, result.err
+    assert "kept the measurements of wide-Q8_0.gguf" in result.err
+    assert "measured wide-Q5_0.gguf" in result.err
+    assert {file["type"] for file in json.loads(result.out)["files"]} == {"Q4_0", "Q5_0", "Q8_0"}
+    # By its bytes, not by its name; and only on the same data.
+    shutil.copy(evaluated / "wide-Q4_0.gguf", evaluated / "wide-Q8_0.gguf")
+    again = cli("evaluate", evaluated / "wide-Q8_0.gguf", *run[2:])
+    assert "measured wide-Q8_0.gguf" in again.err
+    other = cli("evaluate", evaluated / "wide-Q5_0.gguf", *run[2:], "--seed", 1)
+    assert "measured wide-Q5_0.gguf" in other.err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda _text: "",
+        lambda _text: "[]",
+        lambda _text: "{" * 10_000,
+        lambda text: text.replace('"kl_mean": ', '"kl_mean": -'),
+        lambda text: text.replace('"best_code": 0.', '"best_code": 7.'),
+        lambda text: re.sub(r'"kl_mean": [-\d.e]+', '"kl_mean": NaN', text),
+        lambda text: text.replace('"all": {', '"everything": {'),
+        lambda text: text.replace('"passed"', '"good"'),
+    ],
+)
+def test_damaged_measurements_are_refused(
+    cli: Cli, evaluated: Path, checkpoint_256: Path, change: Callable[[str], str]
+) -> None:
+    path = evaluated / "wide-Q4_0.measurements.json"
+    before = path.read_text()
+    path.write_text(change(before))
+    assert path.read_text() != before
+    run = ("evaluate", evaluated / "wide-Q4_0.gguf", "--checkpoint", checkpoint_256, *QUICK)
+    for command in (run, ("check-manifest", evaluated, "--require-passed"), ("publish", evaluated)):
+        assert path.name in error_of(cli(*command), 2)
+
+
+def test_a_link_in_the_place_of_measurements_replaces_no_input(
+    cli: Cli, made: Path, checkpoint_256: Path
+) -> None:
+    before = checkpoint_256.read_bytes()
+    (made / "wide-Q4_0.measurements.json").symlink_to(checkpoint_256)
+    run = ("evaluate", made / "wide-Q4_0.gguf", "--checkpoint", checkpoint_256, "--force", *QUICK)
+    assert "input" in error_of(cli(*run), 2)
+    assert checkpoint_256.read_bytes() == before
+
+
+# ---------------------------------------------------------------------------------- limits
+
+
+def test_verdicts_are_kept_and_require_passed_asks_for_them(
+    cli: Cli, gguf_256: Path, evaluated: Path, checkpoint_256: Path
+) -> None:
+    run = ("evaluate", evaluated, "--checkpoint", checkpoint_256, *QUICK)
+    required = ("check-manifest", evaluated, "--require-passed")
+    assert set(outcomes(evaluated).values()) == {"passed"}
+    assert cli(*required).code == 0
+    failed = cli(*run, "--max-kl", "Q8_0=1,Q4_0=1e-9", "--json")
+    assert failed.code == 1
+    report = json.loads(failed.out)
+    assert report["passed"] is False
+    by_type = {file["type"]: file for file in report["files"]}
+    assert by_type["Q4_0"]["limits"]["max_kl"] == 1e-9
+    assert by_type["Q4_0"]["failures"][0].startswith("KL mean ")
+    assert by_type["Q8_0"]["failures"] == []
+    assert outcomes(evaluated) == {"wide-Q8_0.gguf": "passed", "wide-Q4_0.gguf": "failed"}
+    (finding,) = json.loads(cli(*required, "--json").out)["findings"]
+    assert finding["problem"] == "failed (limits: max_kl 1e-09)"
+    assert cli("check-manifest", evaluated).code == 0
+    # A file that is made again, of whatever bytes, has not passed.
+    again = ("quantize", gguf_256, evaluated, "--types", "Q8_0", "--force", "--tensor-type")
+    assert cli(*again, "ffn_up=q4_0").code == 0
+    assert "wide-Q8_0.gguf: not judged" in cli(*required).out
+
+
+def test_a_run_that_breaks_off_leaves_no_verdict_of_an_earlier_one(
+    evaluated: Path, checkpoint_256: Path
+) -> None:
+    class StopError(Exception):
+        pass
+
+    def stop(_text: str) -> None:
+        raise StopError
+
+    from valle_convert.quantize.options import RunLog
+
+    files = Given((evaluated,), checkpoint=read_checkpoint(checkpoint_256))
+    with pytest.raises(StopError):
+        evaluate(files, Gates(), MeasureOptions(n_utterances=2), log=RunLog(talk=stop))
+    assert set(outcomes(evaluated).values()) == {None}
+    assert all(one.predictions for one in measurements_in(evaluated))
+
+
+def test_a_run_is_no_worse_than_itself_and_worse_than_a_better_one(
+    cli: Cli, evaluated: Path, checkpoint_256: Path, tmp_path: Path
+) -> None:
+    earlier = tmp_path / "earlier.json"
+    common = ["evaluate", evaluated, "--types", "Q4_0", "--checkpoint", checkpoint_256, *QUICK]
+    assert cli(*common, "--report", earlier).code == 0
+    again = [*common, "--no-worse-than", earlier]
+    assert cli(*again).code == 0
+    report = json.loads(earlier.read_text())
+    report["files"][0]["quality"]["all"]["kl_mean"] /= 2
+    earlier.write_text(json.dumps(report))
+    worse = cli(*again)
+    assert worse.code == 1
+    assert "allowed" in worse.out
+    assert cli(*again, "--margin", 2.1).code == 0
+    assert "same --data" in error_of(cli(*again, "--seed", 5), 2)
+    new = ["evaluate", evaluated, "--types", "Q8_0", *again[4:]]
+    assert "has not measured Q8_0" in error_of(cli(*new), 2)
+    for text in ("", "[]", "{}", '{"files": [{"type": "Q8_0"}]}', "\0"):
+        earlier.write_text(text)
+        error_of(cli(*again), 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--report", "r.txt"], "tells its form"),
+        (["--max-kl", "nan"], "--max-kl is nan"),
+        (["--max-kl", "inf"], "--max-kl is inf"),
+        (["--min-agreement", "97"], "from 0 to 1"),
+        (["--max-kl", "Q8_O=1e-3"], "Did you mean Q8_0?"),
+        (["--max-kl", "Q6_K=1e-3"], "not among the types"),
+        (["--max-kl", "1e-3,1e-2"], "two limits"),
+        (["--no-worse-than", "absent.json"], "There is no report"),
+        (["--types", "Q6_K"], "no converted model of type Q6_K"),
+        (["--types", "Q8_0,Q6_K"], "no file of type Q6_K"),
+        (["--report", "wide.sft"], "tells its form"),
+    ],
+)
+def test_what_cannot_be_used_is_one_sentence_and_exit_code_2(
+    cli: Cli,
+    evaluated: Path,
+    checkpoint_256: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = contents(evaluated)
+    run = ("evaluate", evaluated, "--checkpoint", checkpoint_256)
+    assert message in error_of(cli(*run, *arguments), 2)
+    assert contents(evaluated) == before
+
+
+def test_a_folder_is_inspected_a_line_a_file(
+    cli: Cli, evaluated: Path, checkpoint_256: Path
+) -> None:
+    header, _, *rows = cli("inspect", evaluated).out.splitlines()
+    assert header.split() == ["file", "type", "size", "verdict"]
+    kinds = [["wide-Q4_0.gguf", "Q4_0"], ["wide-Q8_0.gguf", "Q8_0"]]
+    assert [row.split()[:2] for row in rows] == kinds
+    assert all(" passed " in row for row in rows)
+    shown = json.loads(cli("inspect", evaluated, "--json").out)
+    assert [Path(one["path"]).name for one in shown] == [name for name, _ in kinds]
+    # A checkpoint in a folder is what the folder stands for, as everywhere.
+    (evaluated / "model.sft").symlink_to(checkpoint_256)
+    assert "checkpoint" in cli("inspect", evaluated).out.splitlines()[0]
+
+
+# --------------------------------------------------------------------------------- reports
+
+
+def test_the_markdown_report_has_a_row_a_type_and_a_row_a_head(reported: dict[str, Any]) -> None:
+    text = reported[".md"]
+    for word in ("| Q8_0 |", "| Q4_0 |", "| nar.2 |", "PyTorch", "no real speech"):
+        assert word in text
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        assert len({row.count("|") for row in block.splitlines()}) == 1
+
+
+class Page(html.parser.HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href", "data")]
+
+
+def test_the_html_report_has_three_plots_needs_nothing_else_and_escapes_names(
+    reported: dict[str, Any],
+) -> None:
+    page = Page()
+    page.feed(reported[".html"])
+    assert page.tags.count("svg") == 3
+    assert not set(page.tags) & {"script", "link", "img", "iframe", "object"}
+    assert all(link.startswith("#") for link in page.links)
+    for word in ("Q8_0", "nar.1", "milliseconds"):
+        assert word in reported[".html"]
+    evil = replace(reported["report"], source="<script>alert(1)</script>")
+    assert "<script" not in to_html(evil)
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_the_table_fits_the_terminal_and_the_reports_have_all_of_it(
+    reported: dict[str, Any], width: int
+) -> None:
+    from valle_convert.cli import console
+
+    report = reported["report"]
+    header, rows = report.summary(width)
+    assert max(map(len, console.table(rows, header=header).splitlines())) <= width
+    assert {"type", "size, MiB", "verdict"} <= set(header)
+    everything, _ = report.summary()
+    assert len(everything) == 15
+    for form in (".md", ".html"):
+        for name in everything:
+            assert f"{name}: " in reported[form]
+
+
+def test_a_report_says_when_by_what_and_of_which_checkpoint(
+    reported: dict[str, Any], checkpoint_256: Path
+) -> None:
+    report = json.loads(reported[".json"])
+    digest = hashlib.sha256(checkpoint_256.read_bytes()).hexdigest()
+    assert report["checkpoint"] == {"name": checkpoint_256.name, "sha256": digest}
+    for form in (".md", ".html"):
+        assert report["date"] in reported[form]
+        assert digest in reported[form]
+        assert f"valle-convert {report['converter_version']}" in reported[form]
+
+
+def test_the_verdict_is_shown_where_reports_cannot_be_written_and_an_old_report_is_gone(
+    cli: Cli, evaluated: Path, checkpoint_256: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = tmp_path / "beside" / "r.json"
+    report.parent.mkdir()
+    report.write_text("of an earlier run")
+    run = ("evaluate", evaluated, "--checkpoint", checkpoint_256, *QUICK, "--report", report)
+    error_of(cli(*run), 2)
+    assert report.exists()
+    real = evaluate_module.write_measurements
+
+    def close(main: Path, found: object) -> None:
+        real(main, found)  # type: ignore[arg-type]
+        shutil.rmtree(report.parent, ignore_errors=True)
+
+    monkeypatch.setattr(evaluate_module, "write_measurements", close)
+    for limit, verdict, code in (("1", "PASSED", 3), ("1e-12", "FAILED", 1)):
+        report.parent.mkdir(exist_ok=True)
+        result = cli(*run, "--force", "--max-kl", limit)
+        assert result.code == code, result
+        assert verdict in result.out
+        assert "kept the measurements of wide-Q8_0.gguf" in result.err
+        assert not report.exists()
+
+
+# ----------------------------------------------------------------------------------- prune
+
+
+def test_prune_removes_files_of_earlier_types_after_a_verdict_that_passed(
+    cli: Cli, evaluated: Path, checkpoint_256: Path
+) -> None:
+    (evaluated / "mine.gguf").write_bytes(b"mine")
+    (evaluated / "notes.txt").write_text("mine")
+    before = contents(evaluated)
+    run = ("evaluate", evaluated, "--types", "Q8_0", "--checkpoint", checkpoint_256, *QUICK)
+    failed = cli(*run, "--prune", "--max-kl", "1e-9")
+    assert failed.code == 1
+    assert "not removed: wide-Q4_0.gguf, since not everything passed" in failed.err
+    models = {name: data for name, data in before.items() if name.endswith(".gguf")}
+    assert contents(evaluated).items() >= models.items()
+    # A file that was put under the name of one of ours stays.
+    path = evaluated / "wide-Q4_0.gguf"
+    path.write_bytes(before[path.name][:-1] + b"\0")
+    assert path.read_bytes() != before[path.name]
+    changed = cli(*run, "--prune")
+    assert "wide-Q4_0.gguf, since the manifest lists other bytes under this name" in changed.err
+    path.write_bytes(before["wide-Q4_0.gguf"])
+    result = cli(*run, "--prune")
+    assert result.code == 0, result.err
+    assert "no manifest lists: mine.gguf" in result.err
+    left = {"wide-Q8_0.gguf", "wide-Q8_0.measurements.json", "mine.gguf", "notes.txt"}
+    assert set(contents(evaluated)) == {*left, "manifest.json", "SHA256SUMS"}
+    assert [file.name for file in read_manifest(evaluated / "manifest.json")] == ["wide-Q8_0.gguf"]
+    single = ("evaluate", evaluated / "wide-Q8_0.gguf", *run[4:])
+    assert "give folders" in error_of(cli(*single, "--prune"), 2)
+    assert "--types selects files" in error_of(cli(*single, "--types", "Q8_0"), 2)
+
+
+def test_prune_leaves_other_models(
+    cli: Cli, evaluated: Path, checkpoint_256: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.gguf"
+    write_gguf(plan_conversion(checkpoint_256, Choices("f32")), other)
+    assert cli("quantize", other, evaluated, "--types", "Q5_0").code == 0
+    run = ("evaluate", evaluated, "--types", "Q5_0", "--checkpoint", checkpoint_256, *QUICK)
+    result = cli(*run, "--prune")
+    assert result.code == 0, result
+    assert "wide-Q4_0.gguf, wide-Q8_0.gguf, since they are not of the source" in result.err
+    assert len(read_manifest(evaluated / "manifest.json")) == 3
+    assert check_manifest(evaluated).passed
+
+
+PARTS = ("ar", "nar", "nar-1")
+
+
+@given(data=st.data())
+def test_what_prune_removes_and_the_manifest_afterwards(data: st.DataObject) -> None:
+    """Against the rule, word by word, over folders of any kind."""
+    parts = st.sampled_from(["a", "b", "b-nar", "b-nar-1", "c", "c-nar", "d"])
+    ours = data.draw(st.sets(parts), "ours")
+    names = sorted(data.draw(st.sets(parts), "listed") | ours)
+    foreign = data.draw(st.sets(parts), "of another source")
+    changed = data.draw(st.sets(parts), "changed")
+    passed = data.draw(st.booleans(), "passed")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        listed: dict[str, ManifestFile] = {}
+        for one in names:
+            path = folder / f"{one}.gguf"
+            path.write_bytes(one.encode())
+            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            source = ("1" if one in foreign - ours else "0") * 64
+            listed[path.name] = ManifestFile(
+                path.name, "Q8_0", len(one), sha256, source, {}, (), None, ()
+            )
+            if one in changed:
+                path.write_bytes(one.upper().encode())
+        write_manifest(folder, listed.values())
+        notes = prune(
+            folder, {f"{one}.gguf" for one in ours}, {"0" * 64}, PARTS, "" if passed else "no"
+        )
+        left = {path.stem for path in folder.glob("*.gguf")}
+        may = set(names) - ours if passed else set()
+        for one in names:
+            root = one.split("-")[0]
+            together = {other for other in names if other.split("-")[0] == root} - ours
+            # Parts whose main file is not there to be removed are files by themselves.
+            group = together if root in together else {one}
+            assert (one not in left) == (one in may and not group & (foreign | changed))
+        assert {file.name for file in read_manifest(folder / "manifest.json")} == {
+            f"{one}.gguf" for one in left
+        }
+        assert all(f"{one}.gguf" in " ".join(notes) for one in set(names) - ours)
+
+
+# ------------------------------------------------------------------------- every type, slow
+
+
+@pytest.mark.slow
+def test_every_type_that_stock_llama_quantize_lists_is_made_and_judged(
+    gguf_256: Path, checkpoint_256: Path, tmp_path: Path
+) -> None:
+    checkpoint = read_checkpoint(checkpoint_256)
+    out = tmp_path / "out"
+    made = quantize(
+        gguf_256, out, MakeOptions(parse_types(",".join(FILE_TYPES))), checkpoint=checkpoint
+    )
+    assert made.exit_code == 0, made.verdict()
+    assert not any(file.fallbacks for file in made.files)
+    report = evaluate(Given((out,), checkpoint=checkpoint), Gates(), MeasureOptions(n_utterances=1))
+    assert report.passed, report.verdict()
+    assert {file.kind for file in report.files} == set(FILE_TYPES)
+    assert all(file.measured for file in report.files)

@@ -1,0 +1,43 @@
+"""`valle-convert compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from valle_convert.cli import console
+from valle_convert.cli.options import JsonOption
+from valle_convert.cli.remote import local_gguf
+from valle_convert.errors import EXIT_FAILED_CHECK
+
+
+def register(app: typer.Typer) -> None:
+    app.command("compare")(compare)
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A.gguf")],
+    second: Annotated[Path, typer.Argument(metavar="B.gguf")],
+    exit_code: Annotated[
+        bool, typer.Option("--exit-code", help="End with exit code 1 where the files differ.")
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Say what differs between two GGUF files, key by key and tensor by tensor.
+
+    Of models of several files, given by their main files, every file is compared.
+    """
+    from valle_convert.families.bundle import files_at
+    from valle_convert.gguf_file.compare import compare_files
+
+    files = [files_at(local_gguf(path)) for path in (first, second)]
+    result = compare_files(*files, progress=console.progress_bar)
+    if json_:
+        console.data_json(result.to_json())
+    else:
+        for line in result.lines():
+            console.data(line)
+    if exit_code and not result.same:
+        raise typer.Exit(EXIT_FAILED_CHECK)

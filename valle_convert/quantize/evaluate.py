@@ -1,0 +1,377 @@
+"""`evaluate`: measure files, judge them, and keep beside each what was found.
+
+given     files of one model, converted or quantized, ours or from the hub
+source    what they are compared with: their checkpoint, or one of them in F16
+measure   what no earlier run has measured in the same way
+judge     by the limits; the verdict is kept, too
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from valle_convert.checkpoint import Checkpoint
+from valle_convert.errors import EnvironmentFault, InputError
+from valle_convert.families.bundle import Bundle, part_of, plan
+from valle_convert.files import (
+    check_free_space,
+    check_outputs,
+    locked_folder,
+    protected,
+    valid_utf8,
+)
+from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY, is_converted
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.llama.library import INSTALL, find_library
+from valle_convert.quantize.audience import Audience
+from valle_convert.quantize.examples import Examples
+from valle_convert.quantize.folder import prune
+from valle_convert.quantize.limits import Gates
+from valle_convert.quantize.manifest import MANIFEST, SUMS, read_manifest
+from valle_convert.quantize.measure import Measurer, open_adapters
+from valle_convert.quantize.measurements import (
+    Judgement,
+    Measurements,
+    path_of,
+    read_measurements,
+    write_measurements,
+)
+from valle_convert.quantize.options import ListenOptions, MeasureOptions, RunLog
+from valle_convert.quantize.report import EvaluationReport, FileReport
+from valle_convert.quantize.source import (
+    Scratch,
+    SourceBundle,
+    convert_in_scratch,
+    open_checked,
+    open_source,
+    reference_of,
+)
+from valle_convert.quantize.types import FileType, bits_per_weight, describe_types
+from valle_convert.verify.run import main_type
+from valle_convert.verify.structure import check_source
+
+_PLAIN = ("F32", "F16", "BF16")
+_UNVERIFIED = (
+    "no checkpoint was given, so files are not verified: what is wrong with the reference, or was "
+    "lost in it, is not seen"
+)
+
+
+@dataclass(frozen=True)
+class Given:
+    """Which files are evaluated.
+
+    Attributes:
+        paths: files, and folders of them.
+        types: of folders, only files of these types; empty for all.
+        checkpoint: what they are compared with; None for the first plain one of them.
+        keep: whether measurements are kept beside the files.
+        force: whether measurements that cannot be read are replaced.
+    """
+
+    paths: tuple[Path, ...]
+    types: tuple[FileType, ...] = ()
+    checkpoint: Checkpoint | None = None
+    keep: bool = True
+    force: bool = False
+
+
+def evaluate(
+    given: Given,
+    gates: Gates,
+    measuring: MeasureOptions,
+    listening: ListenOptions | None = None,
+    *,
+    prunes: bool = False,
+    reports: Sequence[Path] = (),
+    command: str = "",
+    log: RunLog | None = None,
+) -> EvaluationReport:
+    """Measure and judge files of one model; old `reports` are removed before it starts."""
+    log = log or RunLog()
+    if find_library() is None:
+        raise EnvironmentFault(
+            f"llama-cpp-python is not installed, and files are measured on it. Run {INSTALL}."
+        )
+    with protected(_inputs_of(given, measuring, listening)), ExitStack() as held:
+        bundles = dict(_open(given))
+        place = next(iter(bundles)).parent if given.keep else Path(tempfile.gettempdir())
+        scratch = held.enter_context(closing(Scratch(place)))
+        source = _source_of(given, bundles, scratch)
+        if source.is_converted_here:
+            check_free_space(place / f"the conversion of {source.name}", source.n_bytes)
+        gates.check_types({type_of(one) for one in bundles.values()})
+        examples: Examples[Any] = Examples.choose(
+            source.family,
+            source.model,
+            measuring.data,
+            measuring.n_utterances,
+            seed=measuring.seed,
+        )
+        gates.check_utterances(examples.description)
+        if measuring.adapters:
+            open_adapters(source, measuring)
+        audience = None
+        if listening is not None:
+            audience = Audience.of(source, examples, measuring, listening)
+        if prunes:
+            _check_prunes(given)
+        paths = [*source.paths, *(path for one in bundles.values() for path in one.paths)]
+        _remove_old(reports, paths, force=given.force)
+        run = _Run(
+            given,
+            gates,
+            Measurer(source, examples, measuring, audience, scratch, log, len(bundles)),
+        )
+        known = {path: run.start(one) for path, one in bundles.items()}
+        found = {path: run.finish(one, known[path]) for path, one in bundles.items()}
+        report = run.report(bundles, found, valid_utf8(command))
+        if prunes:
+            report = replace(report, notes=(*report.notes, *_prune(given, bundles, source, report)))
+        return report
+
+
+@dataclass(frozen=True)
+class _Run:
+    given: Given
+    gates: Gates
+    measurer: Measurer
+
+    def start(self, bundle: Bundle) -> Measurements:
+        """What is known of files; their verdict is taken back until there is a new one."""
+        if not self.given.keep:
+            return Measurements(1, {})
+        check_outputs([path_of(bundle.path)], force=True)
+        known = read_measurements(bundle, force=self.given.force)
+        if known.judgement is not None:
+            known = msgspec.structs.replace(known, judgement=None)
+            write_measurements(bundle.path, known)
+        return known
+
+    def finish(self, bundle: Bundle, known: Measurements) -> Measurements:
+        """Measure what is not known, and judge."""
+        measurer, name = self.measurer, valid_utf8(bundle.path.name)
+        predictions, speech = known.predictions, known.speech
+        if predictions is None or predictions.key != measurer.key:
+            predictions = measurer.predictions(bundle, name)
+        else:
+            measurer.log.talk(f"kept the measurements of {name}")
+        is_audible = measurer.audience is not None and predictions.measured is not None
+        if is_audible and (speech is None or speech.key != measurer.speech_key):
+            speech = measurer.speech(bundle, name)
+        judged = Measurements(1, known.files, predictions, speech)
+        report = self._report_of(bundle, judged)
+        limits = report.limits.given if report.limits else {}
+        judgement = Judgement(report.outcome, limits, report.failures)
+        judged = msgspec.structs.replace(judged, judgement=judgement)
+        if self.given.keep:
+            write_measurements(bundle.path, judged)
+        return judged
+
+    def _report_of(self, bundle: Bundle, found: Measurements) -> FileReport:
+        report = file_report(bundle, found)
+        if self.measurer.audience is None:
+            report = replace(report, listened=None, beyond_noise=None)
+        limits = self.gates.limits_of(report.kind)
+        failures = limits.failures(report.measured) if limits and report.measured else ()
+        if limits and report.listened and found.speech:
+            base = found.speech.listening.baseline
+            failures += limits.failures_of_speech(report.listened, base)
+        return replace(report, limits=limits, failures=failures)
+
+    def report(
+        self, bundles: Mapping[Path, Bundle], found: Mapping[Path, Measurements], command: str
+    ) -> EvaluationReport:
+        measurer = self.measurer
+        first = next(iter(found.values())).predictions
+        if first is None:
+            raise AssertionError("whatever was evaluated has been measured")
+        base = first.baseline
+        heard = [one.speech for one in found.values() if one.speech] if measurer.audience else []
+        reference = measurer.source.reference
+        checkpoint = None
+        if reference is not None:
+            name = valid_utf8(reference.checkpoint.path.name)
+            checkpoint = {"name": name, "sha256": reference.checkpoint.sha256()}
+        return EvaluationReport(
+            source=measurer.source.name,
+            reference=first.reference,
+            utterances=first.utterances,
+            n_measured=first.n_texts,
+            baseline=FileReport(
+                base.name,
+                base.kind,
+                base.n_bytes,
+                base.bits_per_weight,
+                base.weights,
+                measured=base.measured,
+                is_baseline=True,
+            ),
+            files=tuple(self._report_of(one, found[path]) for path, one in bundles.items()),
+            notes=() if reference else (_UNVERIFIED,),
+            listening=heard[0].listening if heard else None,
+            command=command,
+            checkpoint=checkpoint,
+        )
+
+
+def file_report(bundle: Bundle, found: Measurements) -> FileReport:
+    """What is known of files, before any limits."""
+    predictions, speech, keys = found.predictions, found.speech, bundle.main.keys
+    tensors = [
+        tensor
+        for unit in bundle.family.units([*bundle.files])
+        for tensor in bundle.files[unit.part].tensors.values()
+    ]
+    made = [keys.get(f"valle.quantize.{name}") for name in ("tool", "tool_version")]
+    imatrix = keys.get("quantize.imatrix.file")
+    return FileReport(
+        name=valid_utf8(bundle.path.name),
+        kind=type_of(bundle),
+        n_bytes=bundle.n_bytes,
+        bits_per_weight=bits_per_weight(tensors),
+        weights=describe_types(tensors),
+        sha256=next(iter(found.files.values()), None),
+        tool=" ".join(map(str, filter(None, made))),
+        imatrix=str(imatrix) if imatrix else None,
+        measured=predictions.measured if predictions else None,
+        verified=predictions.verified if predictions else None,
+        tensors=predictions.tensors if predictions else (),
+        note=predictions.note if predictions else "",
+        listened=speech.listened if speech else None,
+        beyond_noise=speech.listening.beyond_noise(speech.listened) if speech else None,
+        failures=found.judgement.failures if found.judgement else (),
+    )
+
+
+def type_of(bundle: Bundle) -> str:
+    """The type that files were quantized to, else the one that most weights have."""
+    made = bundle.main.keys.get("valle.quantize.type")
+    return made if isinstance(made, str) else main_type(bundle)
+
+
+def converted_models_in(folder: Path) -> Iterator[Path]:
+    """The converted models of a folder by their main files: those of its manifest, else all."""
+    paths = sorted(folder.glob("*.gguf"))
+    if (folder / MANIFEST).is_file():
+        paths = [folder / one.name for one in read_manifest(folder / MANIFEST) if one.is_model]
+    for path in paths:
+        file = GgufFile(path, allow_part=True)
+        if is_converted(file.keys) and not part_of(file):
+            yield path
+
+
+def _open(given: Given) -> Iterator[tuple[Path, Bundle]]:
+    types = {one.name for one in given.types}
+    if types and not any(path.is_dir() for path in given.paths):
+        raise InputError("--types selects files of a folder; give one, or leave it out.")
+    for path in given.paths:
+        if not path.is_dir():
+            yield path, _open_one(path)
+            continue
+        found = {one: _open_one(one) for one in converted_models_in(path)}
+        kept = {one: b for one, b in found.items() if not types or type_of(b) in types}
+        if not kept:
+            of = f" of type {', '.join(sorted(types))}" if types else ""
+            raise InputError(f"{path} has no converted model{of}; give a folder of `quantize`.")
+        missing = sorted(types - {type_of(one) for one in kept.values()})
+        if missing:
+            raise InputError(f"{path} has no file of type {', '.join(missing)}; quantize it first.")
+        yield from sorted(kept.items(), key=lambda item: -item[1].n_bytes)
+
+
+def _open_one(path: Path) -> Bundle:
+    bundle = open_checked(path)
+    if not is_converted(bundle.main.keys):
+        raise InputError(
+            f"{path} is no converted VALL-E checkpoint, so its quality cannot be measured; "
+            "convert it first."
+        )
+    return bundle
+
+
+def _source_of(given: Given, bundles: dict[Path, Bundle], scratch: Scratch) -> SourceBundle:
+    """What files are compared with; one of them that is that is not among them any more."""
+    if given.checkpoint is not None:
+        first = next(iter(bundles.values()))
+        for one in bundles.values():
+            check = check_source(given.checkpoint, one.main)
+            if check is not None and not check.passed:
+                raise InputError(f"{check.summary}.")
+        reference = reference_of(first, given.checkpoint)
+        if reference.choices.out_type == "bf16":  # would be rounded twice on its way to F16
+            choices = replace(reference.choices, out_type="f16")
+            reference = plan(reference.checkpoint, choices)
+        return convert_in_scratch(reference, scratch)
+    plain = [path for path, one in bundles.items() if main_type(one) in _PLAIN]
+    if not plain or len(bundles) == 1:
+        raise InputError(
+            "Files are compared with their checkpoint, or with a file in F16 beside them; give "
+            "--checkpoint."
+        )
+    base = bundles.pop(plain[0])
+    shapes = _shapes(base)
+    for path, one in bundles.items():
+        if one.family is not base.family or _shapes(one) != shapes:
+            raise InputError(f"{path} is of another model than {plain[0]}; evaluate them apart.")
+    return open_source(plain[0], None, scratch)
+
+
+def _shapes(bundle: Bundle) -> dict[tuple[str, str], tuple[int, ...]]:
+    return {
+        (part, name): tensor.shape
+        for part, file in bundle.files.items()
+        for name, tensor in file.tensors.items()
+    }
+
+
+def _inputs_of(
+    given: Given, measuring: MeasureOptions, listening: ListenOptions | None
+) -> Iterator[Path]:
+    """Every file that a run reads, which nothing that it writes may replace."""
+    yield from (path for path in given.paths if not path.is_dir())
+    yield from given.checkpoint.inputs if given.checkpoint is not None else ()
+    yield from (one.path for one in measuring.adapters)
+    yield from measuring.data.glob("*.npz") if measuring.data is not None else ()
+    if listening is not None:
+        more = (listening.sentences, listening.voice, listening.codec)
+        yield from (Path(one) for one in more if one is not None)
+
+
+def _remove_old(reports: Sequence[Path], models: Sequence[Path], *, force: bool) -> None:
+    """Remove reports of an earlier run, which would speak for this one if it breaks off."""
+    own = [path for one in models for path in (one, path_of(one))]
+    own += [one.parent / name for one in models for name in (MANIFEST, SUMS)]
+    check_outputs({f"--report {one}": one for one in reports}, inputs=own, force=force)
+    for one in reports:
+        if not one.is_symlink():
+            one.unlink(missing_ok=True)
+
+
+def _check_prunes(given: Given) -> None:
+    folders = [path for path in given.paths if path.is_dir()]
+    if len(folders) != len(given.paths) or not all((one / MANIFEST).is_file() for one in folders):
+        raise InputError(
+            f"--prune goes by the {MANIFEST} of a folder; give folders that `quantize` made."
+        )
+
+
+def _prune(
+    given: Given, bundles: Mapping[Path, Bundle], source: SourceBundle, report: EvaluationReport
+) -> Iterator[str]:
+    why_not = "" if report.passed else "not everything passed"
+    digests = {one.main.keys.get(SOURCE_SHA256_KEY) for one in bundles.values()}
+    sources = {one for one in digests if isinstance(one, str)}
+    for folder in given.paths:
+        here = [one for one in bundles.values() if one.path.parent == folder]
+        names = {path.name for one in here for path in one.paths}
+        names |= {path.name for path in source.paths if path.parent == folder}
+        with locked_folder(folder):
+            yield from prune(folder, names, sources, source.bundle.files, why_not)

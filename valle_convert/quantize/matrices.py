@@ -1,0 +1,147 @@
+"""The importance matrices of a run: given ones, or ones that it makes.
+
+Which matrix there will be decides what llama.cpp does with some tensors, and making one takes
+minutes. So files are planned with a placeholder that has the right entries, names and sizes; the
+real one is made when everything else has been checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from valle_convert.errors import InputError
+from valle_convert.families.family import Unit
+from valle_convert.files import check_input_file, check_outputs
+from valle_convert.quantize.examples import Examples
+from valle_convert.quantize.imatrix import (
+    ImatrixInput,
+    check_fits,
+    collect_imatrices,
+    imatrix_paths,
+    in_scratch,
+    made_of,
+    make_imatrices,
+    placeholder,
+)
+from valle_convert.quantize.options import AUTO, FolderOptions, MakeOptions, RunLog
+from valle_convert.quantize.source import Scratch, SourceBundle
+
+#: Random utterances that one is made of where none are given.
+N_RANDOM = 32
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """The importance matrices by part.
+
+    Attributes:
+        given: read from files; none where they are made.
+        calibration: what made ones are made of; None where none can be.
+        paths: of made ones.
+        is_kept: whether made ones are written to `paths`.
+        for_all: whether every quantized type gets one, or only those that need one.
+    """
+
+    source: SourceBundle
+    given: Mapping[str, ImatrixInput]
+    calibration: Examples[Any] | None
+    paths: Mapping[str, Path]
+    is_kept: bool
+    for_all: bool
+
+    @classmethod
+    def of(cls, source: SourceBundle, folder: Path | None, options: MakeOptions) -> Matrices:
+        """Those that the options ask for; files are read and checked now."""
+        family, parts, path = source.family, source.bundle.files, options.imatrix_path
+        paths = imatrix_paths(
+            family, parts, (folder or Path()) / f"{source.main.stem}-imatrix.gguf"
+        )
+        is_kept, for_all = folder is not None, path is not None
+        if path is not None and not path.is_dir():
+            given = {
+                part: _read_given(one, part, n_units=len(source.units))
+                for part, one in imatrix_paths(family, parts, path).items()
+            }
+            for unit, one in source.units.items():
+                check_fits(given[unit.part], one)
+            return cls(source, given, None, paths, is_kept, for_all)
+        calibration: Examples | None = None
+        if path is not None:
+            if source.reference is None:
+                raise InputError(
+                    f"An importance matrix is made with the checkpoint; give it with --checkpoint, "
+                    f"or a matrix in the place of {path}."
+                )
+            calibration = Examples.given(family, source.model, path, seed=0)
+        elif options.imatrix == AUTO and source.reference is not None:
+            calibration = Examples.seeded(family, source.model, N_RANDOM, seed=0)
+        return cls(source, {}, calibration, paths, is_kept, for_all)
+
+    def planned(self, scratch: Scratch) -> dict[Unit, ImatrixInput]:
+        """What files are planned with: given ones, or placeholders; empty where there are none."""
+        units = self.source.units
+        if self.given:
+            return {unit: self.given[unit.part] for unit in units}
+        if self.calibration is None:
+            return {}
+        words = self.calibration.description
+        return {
+            unit: placeholder(one, self.paths[unit.part].name, words, scratch)
+            for unit, one in units.items()
+        }
+
+    def check_targets(self, options: FolderOptions) -> None:
+        """Refuse to replace files that are no importance matrices of this very work."""
+        if self.is_kept and not (options.resume and self._are_made()):
+            there = [path for path in self.paths.values() if path.parent.is_dir()]
+            check_outputs(there, force=options.force)
+
+    def make(
+        self, options: FolderOptions, scratch: Scratch, log: RunLog
+    ) -> dict[str, ImatrixInput]:
+        """Make them, or keep those that are there."""
+        reference, calibration = self.source.reference, self.calibration
+        if reference is None or calibration is None:
+            raise AssertionError("a placeholder is planned only where the real one can be made")
+        if self.is_kept and options.resume and self._are_made():
+            log.talk(f"kept {' and '.join(path.name for path in self.paths.values())}")
+            return {part: ImatrixInput.read(path) for part, path in self.paths.items()}
+        log.talk(f"importance matrix of {calibration.description}")
+        if not self.is_kept:
+            made = collect_imatrices(reference, calibration, progress=log.progress)
+            return {
+                part: in_scratch(made[part], path.name, scratch)
+                for part, path in self.paths.items()
+            }
+        main = next(iter(self.paths.values()))
+        make_imatrices(reference, calibration, main, force=options.force, progress=log.progress)
+        return {part: ImatrixInput.read(path) for part, path in self.paths.items()}
+
+    def _are_made(self) -> bool:
+        reference, calibration = self.source.reference, self.calibration
+        several = len(self.paths) > 1
+        return (
+            reference is not None
+            and calibration is not None
+            and all(
+                path.exists()
+                and made_of(path, reference.checkpoint, calibration, part if several else "")
+                for part, path in self.paths.items()
+            )
+        )
+
+
+def _read_given(path: Path, part: str, *, n_units: int) -> ImatrixInput:
+    """A given importance matrix, which has to be the one of a part where there are several."""
+    if n_units > 1:
+        check_input_file(path, f"importance matrix of {part}")
+    found = ImatrixInput.read(path)
+    if n_units > 1 and found.contents.part not in ("", part):
+        raise InputError(
+            f"{path} is the importance matrix of {found.contents.part}, and that of {part} is "
+            "expected; give the first one, and keep the names that `imatrix` gave them."
+        )
+    return found
