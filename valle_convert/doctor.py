@@ -48,6 +48,7 @@ def needs() -> dict[str, tuple[str, ...]]:
         "convert (from hf:...)": ("hub",),
         "publish": ("hub",),
         "tokenize": (LLAMA,),
+        "voice": ("speech",),
         "quantize --report FILE.html": (LLAMA, "report"),
     }
     for family in reversed(families()):
@@ -55,6 +56,7 @@ def needs() -> dict[str, tuple[str, ...]]:
         speaks = (*runs, *family.needs)
         of = f" ({family.title})" if family.name else ""
         found |= {f"verify{of}": runs, f"quantize{of}": runs, f"speak{of}": speaks}
+        found[f"serve{of}"] = (*speaks, "serve")
         for language, extras in family.needs_for.items():
             found[f"speak ({family.title}, {language})"] = (*speaks, *extras)
         for command, ability in _ABILITIES.items():

@@ -34,12 +34,14 @@ from valle_convert.cli import (
     publish,
     quantize,
     repair,
+    serve,
     speak,
     streams,
     tokenize,
     transcribe,
     utterances,
     verify,
+    voice,
 )
 from valle_convert.cli.examples import epilog_of
 from valle_convert.errors import (
@@ -160,6 +162,8 @@ for command in (
     publish,
     utterances,
     speak,
+    serve,
+    voice,
     transcribe,
     codec,
     doctor,

@@ -259,7 +259,7 @@ def speak(
     target = _Target(out, save_codes, float_, raw, force, keep_partial)
     _check(request, target)
     bundle = open_bundle(local_gguf(gguf))
-    _refuse_foreign(context, bundle.family)
+    refuse_foreign(context, bundle.family)
     options = SpeakOptions(
         mode=mode,
         language=language,
@@ -313,12 +313,12 @@ def _check(request: _Request, target: _Target) -> None:
         raise typer.BadParameter(f"the task {task} takes only --source.", param_hint="--voice")
 
 
-def _refuse_foreign(context: typer.Context, family: AnyFamily) -> None:
+def refuse_foreign(context: typer.Context, family: AnyFamily) -> None:
     """Refuse what was given and the model's family has no use for."""
     from valle_convert.speech.results import SpeakOptions
 
     options = {one.name for one in fields(SpeakOptions)}
-    task = context.params["task"]
+    task = context.params.get("task", "tts")
     foreign = [f"--task {task}"] if task != "tts" and task not in family.abilities else []
     for name in filter(lambda one: is_given(context, one), context.params):
         field = _FIELDS.get(name, name)

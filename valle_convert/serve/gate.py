@@ -50,6 +50,11 @@ class Access:
             raise Refusal(401, message, "invalid_api_key", None, challenge)
 
 
+def is_local(host: str) -> bool:
+    """Whether a server that listens on an address is for this machine alone."""
+    return host in _LOCAL_HOSTS
+
+
 def _name_of(url: str) -> str | None:
     try:
         return urlsplit(url).hostname

@@ -99,7 +99,7 @@ class Voices:
         audio = decode_audio(
             BytesIO(recording), "The recording", rate, max_seconds=MAX_RECORDING_SECONDS
         )
-        codes, _ = speaker.encode(audio, self._seconds)
+        codes, _ = speaker.encode(audio, self._seconds, "the recording")
         if text:
             (folder / f"{name}.txt").write_text(text, encoding="utf-8")
         write_codes(folder / f"{name}.npz", codes)
@@ -154,7 +154,7 @@ class Voices:
         kept = path.parent / _ENCODED / f"{path.stem}-{digest[:16]}-{self._seconds}.npz"
         with suppress(ValleConvertError):
             return read_codes(kept, self._model)
-        codes, _ = speaker.encode(path, self._seconds)
+        codes, _ = speaker.encode(path, self._seconds, path.name)
         with suppress(OSError, ValleConvertError):  # the folder may be read-only
             kept.parent.mkdir(exist_ok=True)
             write_codes(kept, codes, force=True)

@@ -301,13 +301,14 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
         return self._needed_codec().decode(codes)
 
     def encode(
-        self, recording: Recording, seconds: float | None = None
+        self, recording: Path | Audio, seconds: float | None, name: str
     ) -> tuple[SavedCodes, tuple[str, ...]]:
         """The codes of a recording, which serve as a voice in its place.
 
         Args:
-            recording: what is heard.
+            recording: what is heard, or a file of it.
             seconds: at most so many from the first sound on; None for all of it.
+            name: of the recording, for messages.
 
         Returns:
             The codes, and notices of what was left out.
@@ -315,7 +316,6 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
         Raises:
             InputError: as `prompt_audio`, or the speaker has no codec.
         """
-        name = str(recording) if isinstance(recording, str | Path) else "the recording"
         codes, notices = self._codes_of(self._read(recording, name), seconds, name)
         return SavedCodes(codes, self.codec_description, self._format.codebook_size), notices
 
