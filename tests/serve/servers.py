@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +14,9 @@ from typing import Any
 import httpx2
 import numpy as np
 import soundfile
+from support import PROJECT
 
 from miniature.world import WorldCodec
-from support import PROJECT
 from valle_convert.audio import AudioCodec
 from valle_convert.decode import SamplingOptions
 from valle_convert.families.bundle import Bundle
@@ -24,6 +25,7 @@ from valle_convert.serve.server import SpeechServer, bind
 from valle_convert.speech.results import SpeakOptions
 
 MINIATURE = PROJECT / "miniature"
+CODEC = MINIATURE / "codec.safetensors"
 SPEECH = "/v1/audio/speech"
 #: As `make demo`, and short.
 DEFAULTS = SpeakOptions(
@@ -35,10 +37,6 @@ DEFAULTS = SpeakOptions(
 )
 
 
-def miniature_codec() -> WorldCodec:
-    return WorldCodec(MINIATURE / "codec.safetensors")
-
-
 @contextmanager
 def serving(
     bundle: Bundle,
@@ -46,15 +44,18 @@ def serving(
     *,
     codec: AudioCodec | None = None,
     defaults: SpeakOptions = DEFAULTS,
+    send_buffer: int | None = None,
     **how: Any,
 ) -> Iterator[httpx2.Client]:
     """A client of a server that is ready."""
     settings = Settings(bundle, voices, defaults, **how)
     server = SpeechServer(
         settings,
-        lambda: bundle.family.speaker(bundle, codec=codec or miniature_codec(), n_threads=1),
+        lambda: bundle.family.speaker(bundle, codec=codec or WorldCodec(CODEC), n_threads=1),
     )
     with ThreadPoolExecutor(1) as thread, bind("127.0.0.1", 0) as listening:
+        if send_buffer:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         address = f"http://127.0.0.1:{listening.getsockname()[1]}"
         running = thread.submit(server.run, listening)
         try:
@@ -68,7 +69,7 @@ def serving(
 
 
 def samples_of(data: bytes) -> tuple[np.ndarray, int]:
-    """What a file in memory sounds like; read by blocks, since a stream does not tell its length."""
+    """What a file in memory sounds like; by blocks, since a stream does not tell its length."""
     with soundfile.SoundFile(io.BytesIO(data)) as file:
         return np.concatenate([*file.blocks(4096, dtype="float32")]), file.samplerate
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import httpx2
 import numpy as np
 import pytest
-from serve.servers import DEFAULTS, MINIATURE, SPEECH, miniature_codec, samples_of, serving
+from serve.servers import CODEC, DEFAULTS, MINIATURE, SPEECH, samples_of, serving
 
+from miniature.world import WorldCodec
 from valle_convert.audio.files import to_int16
 from valle_convert.families.bundle import Bundle
 from valle_convert.serve.sound import SOUND_FORMATS
@@ -23,7 +24,7 @@ TEXT = "Hello world. The old man sees the river."
 @pytest.fixture(scope="module")
 def spoken(miniature: Bundle) -> np.ndarray:
     """What `speak` gives for the same recording and seed."""
-    with miniature.family.speaker(miniature, codec=miniature_codec(), n_threads=1) as speaker:
+    with miniature.family.speaker(miniature, codec=WorldCodec(CODEC), n_threads=1) as speaker:
         said = speaker.speak(TEXT, MINIATURE / "voice-plain.flac", replace(DEFAULTS, seed=7))
     assert said.audio is not None
     return said.audio.samples
@@ -84,9 +85,7 @@ def test_events_have_the_same_sound_and_come_sentence_by_sentence(
         ("", "plain"),
     ],
 )
-def test_names_of_voices_lead_to_voices(
-    client: httpx2.Client, voice: object, same_as: str
-) -> None:
+def test_names_of_voices_lead_to_voices(client: httpx2.Client, voice: object, same_as: str) -> None:
     def heard(name: object) -> bytes:
         wanted = {"input": "Hello.", "seed": 1, "voice": name, "response_format": "pcm"}
         return client.post(SPEECH, json=wanted).raise_for_status().content
@@ -115,9 +114,11 @@ def test_options_of_the_request_come_before_those_of_the_server(client: httpx2.C
 def test_lists_and_health(client: httpx2.Client) -> None:
     for path in ("/v1/voices", "/v1/audio/voices"):
         found = client.get(path).json()
-        assert found["voices"] == found["data"] == [
-            {"id": name, "name": name} for name in ("deep", "plain")
-        ]
+        assert (
+            found["voices"]
+            == found["data"]
+            == [{"id": name, "name": name} for name in ("deep", "plain")]
+        )
     for path in ("/v1/models", "/v1/audio/models"):
         found = client.get(path).json()
         assert found["models"] == [{"id": "miniature"}]

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import Any
 
 from gguf import LlamaFileType
 from starlette.applications import Starlette
-from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.middleware import Middleware
@@ -45,7 +44,7 @@ _BODY_SECONDS = 30.0
 _PAGE = "page.html"
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; "
-    "style-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'",
+    "style-src 'unsafe-inline'; img-src data:; connect-src 'self'; frame-ancestors 'none'",
 }
 
 
@@ -103,7 +102,7 @@ class Routes:
         reads_seconds = "prompt_seconds" in self._family.speaks_with
         seconds = settings.defaults.prompt_seconds if reads_seconds else None
         self._voices = Voices(settings.voices, model=settings.bundle.model, seconds=seconds)
-        self._voices.find(None)  # tells what is wrong with the folder
+        self._voices.check()
 
     def list(self) -> list[Route]:
         routes = [
@@ -202,15 +201,14 @@ class Routes:
 
     async def new_voice(self, request: Request) -> Response:
         form = await _form(request)
-        name, text, upload = form.get("name"), form.get("text", ""), form.get("file")
-        if not isinstance(upload, UploadFile):
+        name, text, recording = form.get("name"), form.get("text", ""), form.get("file")
+        if not isinstance(recording, bytes):
             raise bad_value("file", "file is missing; give a recording (wav, flac, ogg, mp3).")
         if not isinstance(name, str) or not isinstance(text, str):
             raise bad_value("name", "name and text have to be words.")
         if len(text) > self._settings.max_characters:
             raise bad_value("text", "text is too long for a recording.", "string_above_max_length")
         self._voices.check_new(name)
-        recording = await upload.read()
 
         def work(speaker: Any, _should_stop: Callable[[], bool]) -> Any:  # noqa: ANN401
             self._voices.add(name, recording, text, speaker)
@@ -344,15 +342,21 @@ class _InMemory(MultiPartParser):
     spool_max_size = _MAX_UPLOAD_BYTES + 1
 
 
-async def _form(request: Request) -> FormData:
-    """The fields of a form, none of which touches the disk."""
+async def _form(request: Request) -> dict[str, str | bytes]:
+    """The fields of a form, and the bytes of a file; nothing touches the disk."""
     data = await _body(request, _MAX_UPLOAD_BYTES)
 
-    async def stream() -> AsyncIterator[bytes]:
+    async def stream() -> AsyncGenerator[bytes, None]:
         yield data
 
     try:
-        parser = _InMemory(request.headers, stream(), max_files=1, max_fields=8)
-        return await parser.parse()
+        form = await _InMemory(request.headers, stream(), max_files=1, max_fields=8).parse()
     except (MultiPartException, KeyError) as error:
         raise Refusal(400, "The body is no multipart/form-data.", "invalid_form") from error
+    try:
+        return {
+            name: value if isinstance(value, str) else await value.read()
+            for name, value in form.items()
+        }
+    finally:
+        await form.close()

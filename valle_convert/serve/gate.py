@@ -44,7 +44,8 @@ class Access:
         if self.api_key is None or path in _OPEN_PATHS:
             return
         given = headers.get("authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), self.api_key.encode()):
+        # ASGI gives the bytes of headers as latin-1.
+        if not hmac.compare_digest(given.encode("latin-1"), self.api_key.encode()):
             message = "The API key is missing or wrong; send it as Authorization: Bearer KEY."
             challenge = {"WWW-Authenticate": "Bearer"}
             raise Refusal(401, message, "invalid_api_key", None, challenge)

@@ -14,7 +14,7 @@ from valle_convert.errors import EnvironmentFault, ValleConvertError
 RETRY_AFTER = {"Retry-After": "2"}
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Refusal(Exception):
     """An answer that is an error."""
 

@@ -54,6 +54,16 @@ class Voices:
         self._seconds = seconds
         self._encoded: dict[Path, tuple[str, SavedCodes]] = {}
 
+    def check(self) -> None:
+        """Refuse a folder whose file of names leads nowhere."""
+        names = self.names()
+        for name, voice in self._mapped().items():
+            if voice not in names:
+                raise InputError(
+                    f"{NAMES_FILE} maps {name!r} to {voice!r}, and there is no such voice in "
+                    f"{self.folder}."
+                )
+
     def names(self) -> Mapping[str, Path]:
         """The file of each voice."""
         if self.folder is None:
