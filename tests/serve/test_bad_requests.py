@@ -27,7 +27,7 @@ WRONG: dict[str, list[Any]] = {
     "voice": [1, True, [], "nobody", "../plain", "plain.flac", "/etc/passwd", {"id": 1}, "\0"],
     "response_format": ["aac", "MP3", "", 1, {}, []],
     "stream_format": ["json", 1, []],
-    "speed": [*_NO_NUMBER, 0, 0.5, 2, -1],
+    "speed": [*_NO_NUMBER, 0, 0.2, 4.1, -1],
     "seed": [-1, 2**63, 1.5, "1", True, []],
     "language": [*_NO_TEXT, "xx", "english please"],
     "temperature": [*_NO_NUMBER, -1],

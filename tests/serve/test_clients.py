@@ -50,7 +50,7 @@ def test_openai_lists_models(program: openai.OpenAI) -> None:
     ("change", "code", "param"),
     [
         ({"response_format": "aac"}, "unsupported_response_format", "response_format"),
-        ({"speed": 1.5}, "invalid_speed", "speed"),
+        ({"speed": 5}, "invalid_speed", "speed"),
         ({"input": ""}, "invalid_value", "input"),
     ],
 )

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx2
@@ -22,9 +22,7 @@ from valle_convert.families.bundle import Bundle
 
 
 @contextmanager
-def running(
-    gguf: Path, *options: str, **environment: str
-) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def running(gguf: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server process that says where it listens."""
     command = [sys.executable, "-m", "miniature", "serve", str(gguf), "--codec", str(CODEC)]
     process = subprocess.Popen(
@@ -77,10 +75,15 @@ def test_two_signals_end_it_at_once(miniature: Bundle) -> None:
             sound = answer.iter_raw()
             next(sound)
             process.send_signal(signal.SIGINT)
+            with suppress(httpx2.ConnectError):
+                while True:  # until it takes no more
+                    httpx2.get(f"{address}/health")
             process.send_signal(signal.SIGINT)
             with pytest.raises(httpx2.TransportError):
                 b"".join(sound)
         assert process.wait(60) == 130
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
 
 
 def test_what_cannot_be_served_is_refused(miniature: Bundle, tmp_path: Path, cli: Cli) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from serve.servers import CODEC, DEFAULTS, MINIATURE, SPEECH, samples_of, serving
 
-from miniature.world import WorldCodec
+from miniature.world import WorldCodec, WorldSettings, analyse
 from valle_convert.audio.files import to_int16
 from valle_convert.families.bundle import Bundle
 from valle_convert.serve.sound import SOUND_FORMATS
@@ -102,6 +102,22 @@ def test_every_answer_has_an_id_of_its_own_and_a_seed_that_repeats_it(
     again = client.post(SPEECH, json={**wanted, "seed": int(first.headers["x-seed"])})
     assert first.content == again.content
     assert len({first.headers["x-request-id"], again.headers["x-request-id"]}) == 2
+
+
+def test_speed_changes_the_length_and_not_the_pitch(client: httpx2.Client) -> None:
+    def heard(speed: float) -> tuple[int, float]:
+        wanted = {"input": TEXT, "seed": 7, "speed": speed, "response_format": "pcm"}
+        answer = client.post(SPEECH, json=wanted).raise_for_status()
+        assert client.post(SPEECH, json=wanted).content == answer.content
+        samples = np.frombuffer(answer.content, "<i2").astype(np.float32) / 32768
+        frames = analyse(samples, WorldSettings())
+        return len(samples), float(np.median(frames[frames[:, 0] > 0, 1]))
+
+    length, log_pitch = heard(1)
+    for speed in (0.5, 0.8, 2):
+        found, same_pitch = heard(speed)
+        assert found == pytest.approx(length / speed, abs=4)
+        assert same_pitch == pytest.approx(log_pitch, abs=np.log(2) / 6)
 
 
 def test_options_of_the_request_come_before_those_of_the_server(client: httpx2.Client) -> None:

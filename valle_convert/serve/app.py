@@ -160,7 +160,7 @@ class Routes:
         count: Callable[[int], object],
     ) -> Work[bytes]:
         def work(speaker: Any, should_stop: Callable[[], bool]) -> Any:  # noqa: ANN401
-            encoder, n_left, notices = Encoder(wanted.sound), [0], ""
+            encoder, n_left, notices = Encoder(wanted.sound, wanted.speed), [0], ""
             watch = Watch(
                 should_stop=should_stop, on_sentences=lambda all_: n_left.append(len(all_))
             )

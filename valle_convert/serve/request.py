@@ -24,6 +24,7 @@ class SpeechRequest:
     text: str
     voice: str | None
     sound: str
+    speed: float
     is_sse: bool
     options: SpeakOptions
 
@@ -66,15 +67,14 @@ def parse_request(
     text = _string(given, "input", max_characters)
     if text is None or not text.strip():
         raise bad_value("input", "input is missing or empty; give the text to say.")
-    speed = _value(given, "speed", float)
-    if speed not in (None, 1):
-        raise bad_value(
-            "speed", "speed has to be 1; this server does not change it.", "invalid_speed"
-        )
+    speed = _value(given, "speed", float, "invalid_speed")
+    if speed is not None and not 0.25 <= speed <= 4:
+        raise bad_value("speed", "speed has to be from 0.25 to 4.", "invalid_speed")
     return SpeechRequest(
         text=text,
         voice=_voice(given),
         sound=_choice(given, "response_format", SOUND_FORMATS, "unsupported_response_format"),
+        speed=1.0 if speed is None else speed,
         is_sse=_choice(given, "stream_format", STREAM_FORMATS, "invalid_value") == "sse",
         options=_options(given, defaults, family, max_characters),
     )
@@ -126,7 +126,7 @@ def _string(given: Mapping[str, Any], name: str, max_characters: int) -> str | N
     return text
 
 
-def _value(given: Mapping[str, Any], name: str, kind: type) -> Any:  # noqa: ANN401
+def _value(given: Mapping[str, Any], name: str, kind: type, code: str = "invalid_value") -> Any:  # noqa: ANN401
     value = given.get(name)
     if value is None:
         return None
@@ -136,5 +136,5 @@ def _value(given: Mapping[str, Any], name: str, kind: type) -> Any:  # noqa: ANN
     if kind is int and is_right:
         is_right = 0 <= value < 2**63
     if not is_right or isinstance(value, bool):
-        raise bad_value(name, f"{name} has to be {_WORDS[kind]}.")
+        raise bad_value(name, f"{name} has to be {_WORDS[kind]}.", code)
     return float(value) if kind is float else value

@@ -38,6 +38,7 @@ class SpeechServer:
                 ws="none",
                 lifespan="off",
                 log_config=None,
+                log_level="critical",  # the gate tells of what fails
                 access_log=False,
                 server_header=False,
             )
@@ -53,7 +54,9 @@ class SpeechServer:
         try:
             self._server.run(sockets=[listening])
         except KeyboardInterrupt:
-            pass  # uvicorn raises the signal that ended it again
+            # uvicorn raises the signals that ended it again; a second Ctrl-C cuts answers off.
+            if self._server.force_exit:
+                raise
         finally:
             self._worker.close()
         if self._worker.failure is not None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from valle_convert.audio import Audio
-from valle_convert.audio.files import FORMATS, to_int16, wav_header
+from valle_convert.audio.files import FORMATS, Samples, to_int16, wav_header
 from valle_convert.extras import require
 
 #: Of OpenAI's pcm, and for formats that do not have the codec's rate.
@@ -76,8 +76,9 @@ class Encoder:
     Nothing is clipped: a piece beyond full scale is made quieter together with all that follow.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, speed: float = 1.0) -> None:
         self._name, self._rates = name, SOUND_FORMATS[name].rates
+        self._speed = speed
         self._out = _Growing()
         self._file: Any = None
         self._peak, self._began = 1.0, False
@@ -85,6 +86,8 @@ class Encoder:
     def add(self, audio: Audio) -> bytes:
         """The bytes that a piece makes ready."""
         samples, rate = audio.samples, audio.sample_rate
+        if self._speed != 1:
+            samples = _stretched(samples, rate, self._speed)
         if self._rates and rate not in self._rates:
             soxr = require("soxr", "Resampling audio")
             samples = soxr.resample(samples, rate, self._rates[0], quality="VHQ")
@@ -118,3 +121,12 @@ class Encoder:
                 # Of a constant rate, players tell the length without the header's.
                 how |= {"bitrate_mode": "CONSTANT", "compression_level": 0.5}
             self._file = sound.SoundFile(self._out, "w", rate, **how)
+
+
+def _stretched(samples: Samples, rate: int, speed: float) -> Samples:
+    """The same sound faster or slower, at its own pitch."""
+    stretch = require("python_stretch", "Another speed", extra="serve").Signalsmith.Stretch()
+    stretch.preset(1, rate)
+    stretch.timeFactor = speed
+    changed: Samples = np.asarray(stretch.process(samples[None])[0], np.float32)
+    return changed
