@@ -11,6 +11,7 @@ import bench_codec
 import bench_containers
 import bench_convert
 import bench_quantize
+import bench_serve
 import bench_speak
 import bench_vallex
 
@@ -20,6 +21,7 @@ if __name__ == "__main__":
         bench_containers,
         bench_quantize,
         bench_speak,
+        bench_serve,
         bench_codec,
         bench_vallex,
     ):
