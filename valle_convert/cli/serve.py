@@ -61,7 +61,7 @@ def serve(
     ] = 8,
     timeout: Annotated[
         float, typer.Option(help="Seconds for a request and its answer.", min=1)
-    ] = 300.0,
+    ] = 900.0,
     max_characters: Annotated[int, typer.Option(help="Of one text.", min=1, max=1 << 20)] = 4096,
     language: LanguageOption = None,
     mode: Annotated[ModeChoice, typer.Option(help="As in speak.")] = "auto",

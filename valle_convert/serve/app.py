@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -23,17 +23,18 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from valle_convert.errors import InputError
+from valle_convert.decode import ShouldStop
 from valle_convert.families.bundle import Bundle
 from valle_convert.serve.gate import Access, Gate
 from valle_convert.serve.metrics import Metrics
 from valle_convert.serve.refusal import RETRY_AFTER, Refusal, bad_value, refusal_of
-from valle_convert.serve.request import SpeechRequest, parse_request
-from valle_convert.serve.sound import SOUND_FORMATS, Encoder
-from valle_convert.serve.voices import Voice, Voices
-from valle_convert.serve.worker import TURN, Job, Work, Worker
+from valle_convert.serve.request import parse_request
+from valle_convert.serve.sound import SOUND_FORMATS
+from valle_convert.serve.speaking import Speaking
+from valle_convert.serve.voices import Voices
+from valle_convert.serve.worker import Job, Work, Worker
 from valle_convert.speech.results import SpeakOptions
-from valle_convert.speech.speaker import Watch, seeded
+from valle_convert.speech.speaker import AnySpeaker
 
 _MAX_UPLOAD_BYTES = 8 << 20
 #: A character is at most 12 bytes of JSON (two escapes), of which a request has two texts.
@@ -64,7 +65,7 @@ class Settings:
     defaults: SpeakOptions = field(default_factory=SpeakOptions)
     access: Access = field(default_factory=Access)
     n_places: int = 8
-    seconds: float = 300.0
+    seconds: float = 900.0
     max_characters: int = 4096
     allows_new_voices: bool = False
 
@@ -127,14 +128,10 @@ class Routes:
         limit = self._settings.max_characters
         data = await _body(request, 4096 + _BYTES_A_CHARACTER * limit)
         wanted = parse_request(data, self._settings.defaults, self._family, max_characters=limit)
-        voice = self._voices.find(wanted.voice)
-        options = seeded(self._with_words(wanted.options, voice))
-        n_frames: list[int] = []
-        job, first = await self._admitted(
-            request, self._speaking(wanted, voice, options, n_frames.append)
-        )
+        speaking = Speaking(wanted, self._voices, self._family, self._metrics)
+        job, first = await self._admitted(request, speaking)
         self._metrics.first_sound.observe(time.perf_counter() - begin)
-        chunks = _sse(first, job, wanted, n_frames) if wanted.is_sse else _chunks(first, job)
+        chunks = _sse(first, job, speaking) if wanted.is_sse else _chunks(first, job)
         return _Answer(
             chunks,
             job,
@@ -142,44 +139,8 @@ class Routes:
             media_type="text/event-stream"
             if wanted.is_sse
             else SOUND_FORMATS[wanted.sound].media_type,
-            headers={"X-Seed": str(options.seed), "Cache-Control": "no-store"},
+            headers={"X-Seed": str(speaking.options.seed), "Cache-Control": "no-store"},
         )
-
-    def _with_words(self, options: SpeakOptions, voice: Voice | None) -> SpeakOptions:
-        """The options with what a voice says, where the model goes on with it."""
-        needs_words = "voice_text" in self._family.speaks_with and options.voice_text is None
-        if voice is None or voice.text is None or not needs_words:
-            return options
-        return SpeakOptions(**{**vars(options), "voice_text": voice.text})
-
-    def _speaking(
-        self,
-        wanted: SpeechRequest,
-        voice: Voice | None,
-        options: SpeakOptions,
-        count: Callable[[int], object],
-    ) -> Work[bytes]:
-        def work(speaker: Any, should_stop: Callable[[], bool]) -> Any:  # noqa: ANN401
-            encoder, n_left, notices = Encoder(wanted.sound, wanted.speed), [0], ""
-            watch = Watch(
-                should_stop=should_stop, on_sentences=lambda all_: n_left.append(len(all_))
-            )
-            source = None if voice is None else self._voices.load(voice, speaker)
-            n_spoken = 0
-            for n, piece in enumerate(speaker.pieces(wanted.text, source, options, watch=watch), 1):
-                self._metrics.spoke(piece)
-                notices = piece.notices[-1] if piece.notices else notices
-                if len(piece.codes):
-                    n_spoken += len(piece.codes)
-                    yield encoder.add(piece.audio)
-                if n < n_left[-1]:
-                    yield TURN
-            if not n_spoken and not should_stop():
-                raise InputError(f"There is nothing to hear: {notices}.")
-            count(n_spoken)
-            yield encoder.finish()
-
-        return work
 
     async def _admitted(self, request: Request, work: Work[bytes]) -> tuple[Job[bytes], bytes]:
         """A job that was queued, and its first result; on an error it has no place any more."""
@@ -210,7 +171,7 @@ class Routes:
             raise bad_value("text", "text is too long for a recording.", "string_above_max_length")
         self._voices.check_new(name)
 
-        def work(speaker: Any, _should_stop: Callable[[], bool]) -> Any:  # noqa: ANN401
+        def work(speaker: AnySpeaker, _: ShouldStop) -> Generator[bytes, None, None]:
             self._voices.add(name, recording, text, speaker)
             yield b""
 
@@ -301,9 +262,7 @@ async def _chunks(first: bytes, job: Job[bytes]) -> AsyncIterator[bytes]:
         yield chunk
 
 
-async def _sse(
-    first: bytes, job: Job[bytes], wanted: SpeechRequest, n_frames: list[int]
-) -> AsyncIterator[bytes]:
+async def _sse(first: bytes, job: Job[bytes], speaking: Speaking) -> AsyncIterator[bytes]:
     """Sound as OpenAI's events; tokens are characters and frames."""
     try:
         async for chunk in _chunks(first, job):
@@ -312,7 +271,7 @@ async def _sse(
     except Exception as error:
         yield _event({"type": "error", **refusal_of(error).body})
         return
-    n_in, n_out = len(wanted.text), sum(n_frames)
+    n_in, n_out = len(speaking.wanted.text), speaking.n_frames
     usage = {"input_tokens": n_in, "output_tokens": n_out, "total_tokens": n_in + n_out}
     yield _event({"type": "speech.audio.done", "usage": usage})
 

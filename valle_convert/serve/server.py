@@ -51,14 +51,13 @@ class SpeechServer:
             ValleConvertError: the model cannot be opened.
         """
         self._worker.start()
-        try:
-            self._server.run(sockets=[listening])
-        except KeyboardInterrupt:
-            # uvicorn raises the signals that ended it again; a second Ctrl-C cuts answers off.
-            if self._server.force_exit:
-                raise
-        finally:
-            self._worker.close()
+        with self._worker:
+            try:
+                self._server.run(sockets=[listening])
+            except KeyboardInterrupt:
+                # uvicorn raises the signals that ended it again; a second Ctrl-C cuts answers off.
+                if self._server.force_exit:
+                    raise
         if self._worker.failure is not None:
             raise self._worker.failure
 

@@ -20,7 +20,6 @@ from valle_convert.files import read_json_object, read_small_file
 from valle_convert.files.digests import sha256_of
 from valle_convert.model.spec import CodeFormat
 from valle_convert.serve.refusal import Refusal, bad_value
-from valle_convert.speech.results import MAX_RECORDING_SECONDS
 from valle_convert.speech.speaker import AnySpeaker
 
 #: In the order in which they are taken where a name has several.
@@ -28,6 +27,8 @@ _SUFFIXES = (".npz", ".wav", ".flac", ".ogg", ".mp3")
 _NEW_NAME = re.compile(r"[^\W_][\w .-]{0,63}", re.ASCII)
 _MAX_VOICES = 1000
 _MAX_TEXT_BYTES = 1 << 14
+#: No model takes more of a voice than this.
+_MAX_UPLOAD_SECONDS = 60.0
 
 #: The file that maps other names, such as OpenAI's, and "default", to voices.
 NAMES_FILE = "names.json"
@@ -104,10 +105,10 @@ class Voices:
 
     def add(self, name: str, recording: bytes, text: str, speaker: AnySpeaker) -> None:
         """Encode a recording, and keep its codes. In the worker's thread."""
-        folder = self._checked(name)
+        folder = self.check_new(name)
         rate = speaker.codec_description.sample_rate
         audio = decode_audio(
-            BytesIO(recording), "The recording", rate, max_seconds=MAX_RECORDING_SECONDS
+            BytesIO(recording), "The recording", rate, max_seconds=_MAX_UPLOAD_SECONDS
         )
         codes, _ = speaker.encode(audio, self._seconds, "the recording")
         if text:
@@ -127,11 +128,8 @@ class Voices:
         path.unlink(missing_ok=True)
         path.with_suffix(".txt").unlink(missing_ok=True)
 
-    def check_new(self, name: str) -> None:
-        """Refuse the name of a new voice."""
-        self._checked(name)
-
-    def _checked(self, name: str) -> Path:
+    def check_new(self, name: str) -> Path:
+        """Refuse the name of a new voice, or give the folder that it goes to."""
         names = self.names()
         if not _NEW_NAME.fullmatch(name):
             raise bad_value("name", "A name has 1 to 64 letters, digits, spaces, dots and dashes.")
