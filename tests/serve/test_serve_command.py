@@ -45,8 +45,7 @@ def running(gguf: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[s
         process.stderr.close()
 
 
-@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_what_was_begun_end(miniature: Bundle, by: signal.Signals) -> None:
+def test_a_signal_lets_what_was_begun_end(miniature: Bundle) -> None:
     with running(miniature.path, VALLE_API_KEY="key") as (process, address):
         headers = {"Authorization": "Bearer key"}
         with httpx2.Client(base_url=address, timeout=120, headers=headers) as client:
@@ -58,7 +57,7 @@ def test_a_signal_lets_what_was_begun_end(miniature: Bundle, by: signal.Signals)
             with client.stream("POST", SPEECH, json=wanted) as answer:
                 sound = answer.iter_raw()
                 size = len(next(sound))
-                process.send_signal(by)
+                process.send_signal(signal.SIGTERM)
                 size += sum(map(len, sound))  # no error: the answer is whole
             assert size > 2 * 24_000
         assert process.wait(60) == 0
