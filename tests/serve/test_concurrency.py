@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +44,18 @@ def test_the_same_seed_says_the_same_beside_others(client: httpx2.Client) -> Non
     assert beside == alone
 
 
-def test_a_short_text_does_not_wait_for_a_long_one(client: httpx2.Client) -> None:
-    with client.stream("POST", SPEECH, json=wanted(12, 1)) as long:
-        sound = long.iter_raw()
-        next(sound)
+def test_a_short_text_does_not_wait_for_long_ones(client: httpx2.Client) -> None:
+    with ExitStack() as opened:
+        for seed in range(4):
+            long = opened.enter_context(client.stream("POST", SPEECH, json=wanted(40, seed)))
+            sound = long.iter_raw()
+            opened.callback(sound.close)
+            next(sound)
         before = metric(client, "valle_sentences_total")
-        assert client.post(SPEECH, json=wanted(1, 2)).status_code == 200
-        # The one that was being spoken, its own, and what the long one went on with meanwhile.
+        assert client.post(SPEECH, json=wanted(1, 5)).status_code == 200
+        # Its own, and at most the one that was being spoken, the next, and one that began since.
         assert metric(client, "valle_sentences_total") - before <= 4
-        assert metric(client, "valle_queue") == 1
+        assert metric(client, "valle_queue") == 4
     wait_until_idle(client)
 
 

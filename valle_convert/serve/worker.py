@@ -1,8 +1,9 @@
 """The one thread that owns llama.cpp, and the queue before it.
 
 A request is a generator of results. Where it yields `TURN`, between two sentences, the others take
-their turns, so that a short text does not wait for a long one. Each draws from a random generator
-of its own, and every sentence begins with an empty cache: what else runs changes nothing.
+their turns, so that a short text does not wait for a long one; every second turn is for a request
+that has heard nothing yet. Each draws from a random generator of its own, and every sentence begins
+with an empty cache: what else runs changes nothing.
 """
 
 from __future__ import annotations
@@ -103,7 +104,9 @@ class Worker(Closing):
     ) -> None:
         self._open, self._failed = open_speaker, failed
         self._n_places = n_places
-        self._jobs: deque[Job[Any]] = deque()
+        self._new: deque[Job[Any]] = deque()
+        self._begun: deque[Job[Any]] = deque()
+        self._turns = self._begun, self._new  # the other way round each time
         self._at_work: Job[Any] | None = None
         self._changed = Condition()
         self._is_closing = False
@@ -130,14 +133,14 @@ class Worker(Closing):
 
     def add(self, job: Job[Any]) -> None:
         with self._changed:
-            self._jobs.append(job)
+            self._new.append(job)
             self._changed.notify()
 
     def close(self) -> None:
         """End the thread; jobs that are left are given up."""
         with self._changed:
             self._is_closing = True
-            for job in filter(None, (*self._jobs, self._at_work)):
+            for job in filter(None, (*self._new, *self._begun, self._at_work)):
                 job.leave()
             self._changed.notify()
         if self._thread.is_alive():
@@ -149,7 +152,8 @@ class Worker(Closing):
                 self.is_ready = True
                 while (job := self._next()) is not None:
                     if job.step(speaker):
-                        self.add(job)
+                        with self._changed:
+                            self._begun.append(job)
         except Exception as error:
             self.failure = error
             self.is_ready = False
@@ -157,7 +161,10 @@ class Worker(Closing):
 
     def _next(self) -> Job[Any] | None:
         with self._changed:
-            while not self._jobs and not self._is_closing:
+            while not (self._new or self._begun or self._is_closing):
                 self._changed.wait()
-            self._at_work = None if self._is_closing else self._jobs.popleft()
+            if self._is_closing:
+                return None
+            queue, other = self._turns = self._turns[::-1]
+            self._at_work = (queue or other).popleft()
             return self._at_work
