@@ -95,6 +95,7 @@ def test_paths_methods_hosts_and_origins(client: httpx2.Client) -> None:
         ({"Host": "localhost:1234"}, 200),
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://[bad"}, 403),
         ({"Origin": own}, 200),
     ):
         answer = client.get("/v1/models", headers=headers)

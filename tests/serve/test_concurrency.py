@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -103,9 +104,16 @@ def test_a_request_that_crashes_leaves_the_server_up(
             codec.breaks = True
             with pytest.raises(httpx2.RemoteProtocolError):
                 b"".join(sound)
-        body = wanted(1, 1) | {"voice": None, "stream_format": "sse"}
         codec.breaks = False
-        assert client.post(SPEECH, json=body).status_code == 200
+        body = wanted(6, 1) | {"voice": None, "stream_format": "sse"}
+        with client.stream("POST", SPEECH, json=body) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            codec.breaks = True
+            events: list[str] = []
+            with pytest.raises(httpx2.RemoteProtocolError):
+                events.extend(lines)
+            assert json.loads(events[-2].removeprefix("data: "))["type"] == "error"
         assert metric(client, "valle_queue") == 0
 
 

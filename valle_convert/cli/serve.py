@@ -83,7 +83,13 @@ def serve(
     from valle_convert.families.bundle import open_bundle
     from valle_convert.speech.results import SpeakOptions
 
-    for module in ("starlette", "uvicorn", "python_multipart", "prometheus_client"):
+    for module in (
+        "starlette",
+        "uvicorn",
+        "python_multipart",
+        "prometheus_client",
+        "python_stretch",
+    ):
         require(module, "Serving", extra="serve")
     from valle_convert.serve.app import Settings
     from valle_convert.serve.gate import Access, is_local
@@ -128,5 +134,9 @@ def serve(
     with bind(host, port) as listening:
         address, found = listening.getsockname()[:2]
         name = f"[{address}]" if ":" in address else address
+        if not settings.access.is_local and api_key is None:
+            console.talk(
+                "note: whoever reaches this machine can use the server; --api-key locks it"
+            )
         console.talk(f"serving {bundle.path} on http://{name}:{found} (Ctrl-C ends it)")
         server.run(listening)

@@ -197,8 +197,8 @@ class Routes:
     async def health(self, _request: Request) -> Response:
         if not self._worker.is_ready:
             return JSONResponse({"status": "loading"}, 503, RETRY_AFTER)
-        number = int(self._settings.bundle.main.keys.get("general.file_type", 0))
-        kind = LlamaFileType(number).name.removeprefix("MOSTLY_").removeprefix("ALL_")
+        names = {int(one): one.name.partition("_")[2] for one in LlamaFileType}
+        kind = names.get(self._settings.bundle.main.keys.get("general.file_type", -1), "unknown")
         return JSONResponse({"status": "ok", "model": self._model, "type": kind})
 
     async def metrics(self, _request: Request) -> Response:
@@ -234,7 +234,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """An unknown path or method."""
     assert isinstance(error, HTTPException)  # noqa: S101 - it is registered for that
     message = f"{request.method} {request.url.path}: {error.detail}."
-    return Refusal(error.status_code, message, "not_found", None, error.headers or {}).response()
+    code = error.detail.lower().replace(" ", "_")
+    return Refusal(error.status_code, message, code, None, error.headers or {}).response()
 
 
 async def _first(job: Job[bytes], request: Request) -> bytes:
@@ -270,7 +271,7 @@ async def _sse(first: bytes, job: Job[bytes], speaking: Speaking) -> AsyncIterat
             yield _event({"type": "speech.audio.delta", "audio": audio})
     except Exception as error:
         yield _event({"type": "error", **refusal_of(error).body})
-        return
+        raise
     n_in, n_out = len(speaking.wanted.text), speaking.n_frames
     usage = {"input_tokens": n_in, "output_tokens": n_out, "total_tokens": n_in + n_out}
     yield _event({"type": "speech.audio.done", "usage": usage})

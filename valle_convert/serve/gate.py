@@ -37,8 +37,8 @@ class Access:
         if self.is_local and self.api_key is None and not is_known_host:
             message = "The server is for this machine; --host or --api-key open it to others."
             raise Refusal(403, message, "foreign_host")
-        is_own = origin is None or origin in self.origins or urlsplit(origin).netloc == host
-        if not is_own and "*" not in self.origins:
+        is_own = origin is None or origin.partition("://")[2] == host
+        if not is_own and not {origin, "*"} & {*self.origins}:
             message = "Pages of other sites may not use the server, unless --cors names them."
             raise Refusal(403, message, "foreign_origin")
         if self.api_key is None or path in _OPEN_PATHS:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,26 +28,13 @@ class SpeechRequest:
     options: SpeakOptions
 
 
-#: Fields of a request that are options of speaking: their type, the field of `SpeakOptions`, and
-#: what puts them there.
-_OPTIONS: Mapping[str, tuple[type, str, Callable[[SpeakOptions, Any], SpeakOptions]]] = {
-    "seed": (int, "seed", lambda options, value: replace(options, seed=value)),
-    "language": (str, "language", lambda options, value: replace(options, language=value)),
-    "voice_text": (str, "voice_text", lambda options, value: replace(options, voice_text=value)),
-    "temperature": (
-        float,
-        "sampling",
-        lambda options, value: replace(
-            options, sampling=replace(options.sampling, temperature=value)
-        ),
-    ),
-    "guidance": (
-        float,
-        "guidance",
-        lambda options, value: replace(
-            options, guidance=replace(options.guidance, cfg_strength=value)
-        ),
-    ),
+#: Fields of a request that are options of speaking.
+_OPTIONS = {
+    "seed": int,
+    "language": str,
+    "voice_text": str,
+    "temperature": float,
+    "guidance": float,
 }
 _WORDS = {int: "an integer from 0 to 2^63 - 1", str: "a string", float: "a number"}
 
@@ -83,15 +69,20 @@ def parse_request(
 def _options(
     given: Mapping[str, Any], options: SpeakOptions, family: AnyFamily, max_characters: int
 ) -> SpeakOptions:
-    for name, (kind, field, put) in _OPTIONS.items():
+    for name, kind in _OPTIONS.items():
         is_text = kind is str
-        value = _string(given, name, max_characters) if is_text else _value(given, name, kind)
+        value: Any = _string(given, name, max_characters) if is_text else _value(given, name, kind)
         if value is None:
             continue
+        field = "sampling" if name == "temperature" else name
         if field not in family.speaks_with:
             raise bad_value(name, f"{name} does not apply to {family.title}; leave it out.")
         try:
-            options = put(options, value)
+            if name == "temperature":
+                value = replace(options.sampling, temperature=value)
+            elif name == "guidance":
+                value = replace(options.guidance, cfg_strength=value)
+            options = replace(options, **{field: value})
         except InputError as error:
             raise bad_value(name, str(error)) from error
     return options
@@ -132,7 +123,7 @@ def _value(given: Mapping[str, Any], name: str, kind: type, code: str = "invalid
         return None
     is_right = isinstance(value, kind) or (kind is float and isinstance(value, int))
     if kind is float and is_right:
-        is_right = abs(value) < 1e9 and not math.isnan(value)  # an integer may have many digits
+        is_right = abs(value) < 1e9  # so that it is finite, and fits into a float
     if kind is int and is_right:
         is_right = 0 <= value < 2**63
     if not is_right or isinstance(value, bool):

@@ -12,13 +12,15 @@ from valle_convert.audio import Audio
 from valle_convert.audio.files import FORMATS, Samples, to_int16, wav_header
 from valle_convert.extras import require
 
-#: Of OpenAI's pcm, and for formats that do not have the codec's rate.
-PCM_RATE = 24_000
-
 
 @dataclass(frozen=True)
 class SoundFormat:
-    """A value of `response_format`; no rates are any rate."""
+    """A value of `response_format`.
+
+    Attributes:
+        rates: that it has, the first one for a codec of another; empty for any. OpenAI's pcm is at
+            24 kHz.
+    """
 
     media_type: str
     rates: tuple[int, ...] = ()
@@ -31,7 +33,7 @@ SOUND_FORMATS = {
     "wav": SoundFormat("audio/wav"),
     "flac": SoundFormat("audio/flac"),
     "opus": SoundFormat("audio/ogg", (48_000, 24_000, 16_000, 12_000, 8_000)),
-    "pcm": SoundFormat("audio/pcm", (PCM_RATE,)),
+    "pcm": SoundFormat("audio/pcm", (24_000,)),
 }
 
 
