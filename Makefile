@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt scripts/build_llama_tools.py
 	$(BIN)/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
 	CMAKE_ARGS="$$($(BIN)/python scripts/build_llama_tools.py --print-cmake-args)" \
 	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) \
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[llama,speech,vallex,japanese,report,miniature,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[llama,speech,vallex,japanese,report,serve,miniature,dev]'
 	touch $@
 
 locked: ## Make the environment in .venv with every file checked by its hash (requirements.lock)
@@ -85,10 +85,10 @@ fixtures: $(STAMP) ## Make the generated files again
 	$(BIN)/python fixtures/make_ipa.py
 	$(BIN)/python scripts/command_reference.py
 
-browser: ## A Chromium for the test of the HTML report, where there is none and apt-get can be used
+browser: ## A Chromium for the tests of pages, where there is none and apt-get can be used
 	@command -v chromium google-chrome >/dev/null || { timeout 120 apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install -y -qq --no-install-recommends chromium; } || \
-	  echo "no Chromium could be installed: the test of the HTML report is skipped, and says so"
+	  echo "no Chromium could be installed: the tests of pages are skipped, and say so"
 
 llama-tools: $(STAMP) ## Build stock llama-quantize and llama-tokenize from the source package
 	$(BIN)/python scripts/build_llama_tools.py

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 from make_checkpoint import Shape, make_checkpoint
 from support import Cli, Result, golden_checkpoint
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # The networks of the tests are tiny and two workers share two cores: more threads only wait for
 # each other. torch reads this when it is imported.
@@ -114,3 +119,21 @@ def untouched(tmp_path: Path) -> Iterator[Callable[[], None]]:
     yield check
     if before is not None:
         check()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """The Chromium of this machine."""
+    found = [os.environ.get("CHROMIUM"), *map(shutil.which, ("chromium", "google-chrome"))]
+    programs = [one for one in found if one]
+    if not programs:
+        pytest.skip("no Chromium here: `make browser`, or name one in $CHROMIUM")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=programs[0],
+            args=["--no-sandbox", "--autoplay-policy=no-user-gesture-required", "--mute-audio"],
+        )
+        yield chromium
+        chromium.close()

@@ -58,6 +58,8 @@ NEEDED = {
 ELSEWHERE = {
     "name: ": "tests/quantize/test_ci.py",
     "size: {heads": "tests/checkpoint/test_hf_export.py",
+    "python -m miniature serve": "tests/serve/test_serve_docs.py",
+    "curl http://127.0.0.1:8000/": "tests/serve/test_serve_docs.py",
     "valle-convert vallex-checkpoint.pt out.gguf": "tests/cli/test_vallex_commands.py",
     "valle-convert scan model.sft": "tests/quantize/test_scan.py",
     "valle-convert evaluate heard/": "tests/quantize/test_quantize_listen.py",

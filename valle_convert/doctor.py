@@ -57,12 +57,14 @@ def needs() -> dict[str, tuple[str, ...]]:
         "quantize": (LLAMA,),
         "scan": (LLAMA,),
         "evaluate --report FILE.html": (LLAMA, "report"),
+        "voice": ("speech",),
     }
     for family in reversed(families()):
         runs = (LLAMA, family.title)
         speaks = (*runs, *family.needs)
         of = f" ({family.title})" if family.name else ""
         found |= {f"verify{of}": runs, f"evaluate{of}": runs, f"speak{of}": speaks}
+        found[f"serve{of}"] = (*speaks, "serve")
         for language, extras in family.needs_for.items():
             found[f"speak ({family.title}, {language})"] = (*speaks, *extras)
         for command, ability in _ABILITIES.items():

@@ -177,17 +177,21 @@ def test_a_missing_package_stops_every_command_and_one_of_an_extra_none() -> Non
     sound = PackageReport("soundfile", ">=0.14", None, "speech")
     stopped = [c.name for c in examine_commands((NUMPY, sound), WORKING) if c.missing]
     assert stopped == [
+        "voice",
         "speak",
+        "serve",
         "evaluate --listen",
         "transcribe",
         "utterances",
         "speak (VALL-E of version 7)",
+        "serve (VALL-E of version 7)",
         "speak (VALL-E X)",
+        "serve (VALL-E X)",
         "speak (VALL-E X, Japanese)",
     ]
     pinyin = PackageReport("pypinyin", ">=0.50", None, "vallex")
     stopped = [c.name for c in examine_commands((NUMPY, pinyin), WORKING) if c.missing]
-    assert stopped == ["speak (VALL-E X)", "speak (VALL-E X, Japanese)"]
+    assert stopped == ["speak (VALL-E X)", "serve (VALL-E X)", "speak (VALL-E X, Japanese)"]
     extra = PackageReport("pytest", ">=8.3", None, "dev")
     assert not any(command.missing for command in examine_commands((NUMPY, extra), WORKING))
 

@@ -86,13 +86,13 @@ def register_codec(
     _registered[name] = (recognises, opens)
 
 
-def open_codec(source: str | Path | None, config: CodeFormat) -> AudioCodec:
+def open_codec(source: str | Path | None, config: CodeFormat | None) -> AudioCodec:
     """The codec of a model, refused before it is loaded where the model has another.
 
     Args:
         source: as `encodec.open_encodec`, or a file of a registered codec; None for the published
             24 kHz EnCodec from the hub.
-        config: of the model.
+        config: of the model; None for whatever codec it is, with the levels of published models.
 
     Raises:
         InputError: this program has no such codec as the model's; or as `EncodecCodec` and
@@ -102,8 +102,11 @@ def open_codec(source: str | Path | None, config: CodeFormat) -> AudioCodec:
     for recognises, opens in _registered.values():
         if source is not None and recognises(source):
             codec = opens(source)
-            check_codec_fits(codec, config)
+            if config is not None:
+                check_codec_fits(codec, config)
             return codec
+    if config is None:
+        return EncodecCodec(ENCODEC_24KHZ if source is None else source)
     if config.codec.name in _registered:
         found = "no codec was given" if source is None else f"{source} is another file"
         raise InputError(

@@ -96,18 +96,43 @@ def read_audio(path: Path, sample_rate: int, *, max_seconds: float | None = None
         max_seconds: read only the beginning.
 
     Raises:
-        InputError: the file is missing, empty or not audio, has NaN, or its channels cancel out.
+        InputError: the file is missing, or as for `decode_audio`.
         EnvironmentFault: soundfile or soxr is not installed, or the disk fails.
+    """
+    require("soundfile", "Reading audio files")
+    check_input_file(path, "audio file")
+    try:
+        with path.open("rb") as raw:
+            return decode_audio(raw, str(path), sample_rate, max_seconds=max_seconds)
+    except OSError as error:
+        raise os_fault(f"The audio file {path} cannot be opened", error) from error
+
+
+def decode_audio(
+    raw: BinaryIO, name: str, sample_rate: int, *, max_seconds: float | None = None
+) -> Audio:
+    """Read an open file, or bytes in memory, as `read_audio` does.
+
+    Args:
+        raw: the file.
+        name: of it, for messages.
+        sample_rate: of the result.
+        max_seconds: read no more than the beginning.
+
+    Raises:
+        InputError: it is no audio, it is empty, or has samples that are no numbers, or its channels
+            cancel each other out.
+        EnvironmentFault: soundfile or soxr is not installed.
     """
     sound = require("soundfile", "Reading audio files")
     soxr = require("soxr", "Resampling audio")
-    check_input_file(path, "audio file")
+    shell_name = shlex.quote(Path(name).name)
     try:
-        with path.open("rb") as raw, _sound_file(raw) as (file, check):
+        with _sound_file(raw) as (file, check):
             rate = int(file.samplerate)
             if rate not in _RATES:
                 raise InputError(
-                    f"{path} has a sample rate of {rate} Hz, where {_RATES[0]} to {_RATES[-1]} is "
+                    f"{name} has a sample rate of {rate} Hz, where {_RATES[0]} to {_RATES[-1]} is "
                     "expected; the file is damaged."
                 )
             limit = -1 if max_seconds is None else round(max_seconds * rate)
@@ -117,22 +142,20 @@ def read_audio(path: Path, sample_rate: int, *, max_seconds: float | None = None
                 mixed.append(block.mean(axis=1))
                 power += _power(block)
                 mixed_power += _power(mixed[-1][:, None])
-    except OSError as error:
-        raise os_fault(f"The audio file {path} cannot be opened", error) from error
     except sound.SoundFileError as error:
         raise InputError(
-            f"{path} cannot be read as audio ({_reason(error)}), where a wav, flac, ogg or mp3 "
-            f"file is expected; convert it with `ffmpeg -i {shlex.quote(path.name)} voice.wav`."
+            f"{name} cannot be read as audio ({_reason(error)}), where a wav, flac, ogg or mp3 "
+            f"file is expected; convert it with `ffmpeg -i {shell_name} voice.wav`."
         ) from error
     samples = np.concatenate(mixed) if mixed else np.zeros(0, np.float32)
     if not len(samples):
-        raise InputError(f"{path} is an audio file of length 0.")
+        raise InputError(f"{name} is an audio file of length 0.")
     if not np.isfinite(samples).all():
-        raise InputError(f"{path} has samples that are not finite; the file is damaged.")
+        raise InputError(f"{name} has samples that are not finite; the file is damaged.")
     if mixed_power < _CANCELLED * power:
         raise InputError(
-            f"The channels of {path} cancel each other out; keep one with"
-            f" `ffmpeg -i {shlex.quote(path.name)} -af 'pan=mono|c0=c0' "
+            f"The channels of {name} cancel each other out; keep one with"
+            f" `ffmpeg -i {shell_name} -af 'pan=mono|c0=c0' "
             "voice.wav`."
         )
     if rate != sample_rate:
@@ -291,7 +314,7 @@ class AudioWriter:
             out = self._open.enter_context(open_stream(self._path))
             self._start = _place(out)
             if not self._raw:
-                out.write(self._header(_UNKNOWN))
+                out.write(wav_header(rate, None, self._format))
         self._out = out
 
     def _finish(self, out: BinaryIO) -> None:
@@ -299,7 +322,8 @@ class AudioWriter:
             if self._start is not None and not self._raw:
                 # A file on standard output after all.
                 n_bytes = self._n * self._stored(np.zeros(1, np.float32)).itemsize
-                os.pwrite(out.fileno(), self._header(n_bytes), self._start)
+                header = wav_header(self._rate, n_bytes, self._format)
+                os.pwrite(out.fileno(), header, self._start)
             return
         sound = require("soundfile", "Writing audio files")
         how = {"channels": 1, "format": self._kind, "subtype": self._subtype}
@@ -317,19 +341,31 @@ class AudioWriter:
     def _stored(self, samples: Samples) -> NDArray[np.float32] | NDArray[np.int16]:
         if self._format == "float32":
             return np.ascontiguousarray(samples, "<f4")
-        scaled = np.rint(samples.astype(np.float64) * (self._gain * _INT16_FULL_SCALE))
-        return scaled.astype("<i2")
+        return to_int16(samples, self._gain)
 
-    def _header(self, n_bytes: int) -> bytes:
-        """The 44 bytes before the samples of a wav file (IBM and Microsoft, 1991)."""
-        tag, bits = (3, 32) if self._format == "float32" else (1, 16)
-        size, width = min(n_bytes, _UNKNOWN), bits // 8
-        return struct.pack(
-            "<4sI4s4sIHHIIHH4sI",
-            *(b"RIFF", min(36 + size, _UNKNOWN), b"WAVE"),
-            *(b"fmt ", 16, tag, 1, self._rate, self._rate * width, width, bits),
-            *(b"data", size),
-        )
+
+def to_int16(samples: Samples, gain: float) -> NDArray[np.int16]:
+    """Samples as 16-bit integers, little endian."""
+    scaled = np.rint(samples.astype(np.float64) * (gain * _INT16_FULL_SCALE))
+    return scaled.astype("<i2")
+
+
+def wav_header(rate: int, n_bytes: int | None, sample_format: SampleFormat = "int16") -> bytes:
+    """The 44 bytes before the samples of a wav file (IBM and Microsoft, 1991).
+
+    Args:
+        rate: in Hz.
+        n_bytes: of all samples; None where nobody knows yet.
+        sample_format: of a sample.
+    """
+    tag, bits = (3, 32) if sample_format == "float32" else (1, 16)
+    size, width = min(_UNKNOWN if n_bytes is None else n_bytes, _UNKNOWN), bits // 8
+    return struct.pack(
+        "<4sI4s4sIHHIIHH4sI",
+        *(b"RIFF", min(36 + size, _UNKNOWN), b"WAVE"),
+        *(b"fmt ", 16, tag, 1, rate, rate * width, width, bits),
+        *(b"data", size),
+    )
 
 
 def _place(out: BinaryIO) -> int | None:

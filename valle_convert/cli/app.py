@@ -38,12 +38,14 @@ from valle_convert.cli import (
     quantize,
     repair,
     scan,
+    serve,
     speak,
     streams,
     tokenize,
     transcribe,
     utterances,
     verify,
+    voice,
 )
 from valle_convert.cli.examples import epilog_of
 from valle_convert.errors import (
@@ -177,6 +179,8 @@ for command in (
     publish,
     utterances,
     speak,
+    serve,
+    voice,
     transcribe,
     codec,
     doctor,

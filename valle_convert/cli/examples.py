@@ -60,6 +60,12 @@ EXAMPLES = {
         valle-convert speak model.gguf "Hello." --voice prompt.wav --codec codec.gguf -o hello.wav
         valle-convert speak model.gguf - -o - < text.txt | ffplay -nodisp -
     """,
+    "serve": """
+        valle-convert serve model-Q4_K_M.gguf --codec codec.gguf --voices voices/
+    """,
+    "voice": """
+        valle-convert voice prompt.wav voices/anna.npz --model model.gguf --codec codec.gguf
+    """,
     "transcribe": """
         valle-convert transcribe model.gguf speech.wav --codec codec.gguf
     """,

@@ -135,6 +135,35 @@ ThreadsOption = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+TuneChoice = Literal["auto", "off", "again"]
+TuneOption = Annotated[
+    TuneChoice,
+    typer.Option(
+        "--tune",
+        help="auto finds the fastest settings of llama.cpp for this file and CPU once, and keeps "
+        "them; off computes as exactly as verify; again repeats the search.",
+        rich_help_panel=MODEL,
+    ),
+]
+GpuLayersOption = Annotated[
+    int,
+    typer.Option(
+        "--gpu-layers",
+        metavar="N",
+        help="Layers to offload to a GPU, if llama.cpp was built for one; -1 is all.",
+        min=-1,
+        rich_help_panel=MODEL,
+    ),
+]
+SettingsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE,...",
+        help="Other settings, such as mode=ar,top_k=50; docs/commands.md lists them.",
+        rich_help_panel="Decoding",
+    ),
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print JSON on stdout.", rich_help_panel=OUTPUT)
 ]

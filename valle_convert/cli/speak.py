@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +14,19 @@ import typer
 
 from valle_convert.cli import console
 from valle_convert.cli.options import (
-    MODEL,
     OUTPUT,
     VOICE,
     CodecOption,
     ForceOption,
     GgufArgument,
+    GpuLayersOption,
     JsonOption,
     KeptLoraOption,
     LanguageOption,
+    SettingsOption,
     ThreadsOption,
+    TuneChoice,
+    TuneOption,
     excludes,
     paths_of,
     requires,
@@ -43,7 +46,6 @@ if TYPE_CHECKING:
     from valle_convert.speech.speaker import AnySpeaker, Watch
 
 TaskChoice = Literal["tts", "vc", "ns", "sr"]
-CacheChoice = Literal["f32", "f16"]
 _DECODING = "Decoding"
 
 # Without a text or a task on a recording, saved codes are decoded by the codec alone.
@@ -53,7 +55,7 @@ _NEEDS = {
     "voice_text": "voice",
     "source": "task=vc|ns|sr",
     **dict.fromkeys(("save_codes", "keep_partial", "language", "temperature", "seed"), _SPEAKS),
-    **dict.fromkeys(("settings", "lora", "threads", "cache_type"), _SPEAKS),
+    **dict.fromkeys(("settings", "lora", "threads", "tune", "gpu_layers"), _SPEAKS),
     **dict.fromkeys(("float_", "raw"), "out"),
 }
 _EXCLUDES = {"codes": "task=vc|ns|sr", "voice": "task=ns|sr", "json_": "out=-"}
@@ -81,7 +83,8 @@ class _Request:
     codec: str | None
     lora: list[str] | None
     threads: int | None
-    cache_type: CacheChoice
+    tune: TuneChoice
+    gpu_layers: int
 
     @property
     def recordings(self) -> list[Path]:
@@ -167,13 +170,8 @@ def speak(
     codec: CodecOption = None,
     lora: KeptLoraOption = None,
     threads: ThreadsOption = None,
-    cache_type: Annotated[
-        CacheChoice,
-        typer.Option(
-            help="Type of the KV cache; f16 speeds up passes and is slightly less exact.",
-            rich_help_panel=MODEL,
-        ),
-    ] = "f32",
+    tune: TuneOption = "auto",
+    gpu_layers: GpuLayersOption = 0,
     temperature: Annotated[
         float,
         typer.Option(help="Of level 0; 0 takes the most likely code.", rich_help_panel=_DECODING),
@@ -182,15 +180,7 @@ def speak(
         int | None,
         typer.Option(help="Repeats a run. Default: random.", min=0, rich_help_panel=_DECODING),
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE,...",
-            help="Other settings, such as mode=ar,top_k=50; docs/commands.md lists them.",
-            rich_help_panel=_DECODING,
-        ),
-    ] = None,
+    settings: SettingsOption = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -244,7 +234,9 @@ def speak(
     excludes(context, _EXCLUDES)
     if out is not None and str(out) == "-":
         out = Path("/dev/stdout")
-    request = _Request(task, text, phonemes, voice, source, codes, codec, lora, threads, cache_type)
+    request = _Request(
+        task, text, phonemes, voice, source, codes, codec, lora, threads, tune, gpu_layers
+    )
     target = _Target(out, save_codes, float_, raw, force, keep_partial)
     _check(request, target)
     values = parse_settings(settings or [])
@@ -256,7 +248,7 @@ def speak(
     )
     options = with_settings(options, values)
     bundle = open_bundle(local_gguf(gguf))
-    _refuse_foreign(bundle.family, request, voice_text, values)
+    refuse_foreign(bundle.family, values, _foreign(bundle.family, request, voice_text))
     report = _carry_out(bundle, request, target, options)
     report.show(as_json=json_)
     if not report.is_whole:
@@ -283,16 +275,22 @@ def _check(request: _Request, target: _Target) -> None:
         )
 
 
-def _refuse_foreign(
-    family: AnyFamily, request: _Request, voice_text: str | None, values: Mapping[str, object]
-) -> None:
-    """Refuse options that the model's family does not use."""
-    from valle_convert.speech.settings import settings
-
+def _foreign(family: AnyFamily, request: _Request, voice_text: str | None) -> list[str]:
+    """Options that the model's family does not use."""
     task, can = request.task, family.abilities
     foreign = [f"--task {task}"] if task != "tts" and task not in can else []
     foreign += ["--lora"] if request.lora and "lora" not in can else []
     foreign += ["--voice-text"] if voice_text and "voice_text" not in family.speaks_with else []
+    return foreign
+
+
+def refuse_foreign(
+    family: AnyFamily, values: Mapping[str, object], others: Sequence[str] = ()
+) -> None:
+    """Refuse settings that the model's family does not use, and other options."""
+    from valle_convert.speech.settings import settings
+
+    foreign = list(others)
     foreign += [
         f"--set {name}" for name in values if settings()[name].field not in family.speaks_with
     ]
@@ -354,7 +352,8 @@ def _carry_out(bundle: Bundle, request: _Request, target: _Target, options: Spea
         bundle,
         codec=open_codec(request.codec, bundle.model) if needs_codec else None,
         n_threads=request.threads,
-        settings=Settings(request.cache_type),
+        settings=Settings(n_gpu_layers=request.gpu_layers),
+        tune=request.tune,
         adapters=lora_files(request.lora),
     ) as speaker:
         loaded = time.perf_counter() - begin

@@ -299,6 +299,25 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
             codes = self._saved(codes, "the file of codes").codes
         return self._needed_codec().decode(codes)
 
+    def encode(
+        self, recording: Path | Audio, seconds: float | None, name: str
+    ) -> tuple[SavedCodes, tuple[str, ...]]:
+        """The codes of a recording, which serve as a voice in its place.
+
+        Args:
+            recording: what is heard, or a file of it.
+            seconds: at most so many from the first sound on; None for all of it.
+            name: of the recording, for messages.
+
+        Returns:
+            The codes, and notices of what was left out.
+
+        Raises:
+            InputError: as `prompt_audio`, or the speaker has no codec.
+        """
+        codes, notices = self._codes_of(self._read(recording, name), seconds, name)
+        return SavedCodes(codes, self.codec_description, self._format.codebook_size), notices
+
     def _frames(self, seconds: float) -> int:
         return max(1, round(seconds * self.frame_rate))
 
