@@ -11,7 +11,7 @@ import importlib.metadata
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -178,6 +178,9 @@ class Measurer:
             adapters=self.options.adapters,
             progress=self.log.progress,
         )
+        names = (self.source.reference.checkpoint.path.name, bundle.path.name)  # and no paths
+        checkpoint, file = map(valid_utf8, names)
+        report = replace(report, checkpoint=checkpoint, file=file)
         return Verified(report.outcome, report.verdict()), ""
 
     @cached_property
