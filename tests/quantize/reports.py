@@ -22,9 +22,9 @@ from valle_convert.listening.listen import (
 )
 from valle_convert.listening.measures import Tally
 from valle_convert.quantize.listening import Listening
+from valle_convert.quantize.measurements import TensorReport, Verified
 from valle_convert.quantize.quality import ALL, Greedy, Measured, Quality
-from valle_convert.quantize.report import FileReport, QuantizeReport, TensorReport
-from valle_convert.verify.report import Check, Level, Report
+from valle_convert.quantize.report import EvaluationReport, FileReport
 
 MIB = 1 << 20
 #: Of usual types: bits a weight, and a divergence that such a file may have.
@@ -47,25 +47,26 @@ def measured(kl: float, heads: Sequence[str], top_1: float = 0.97) -> Measured:
     return Measured(quality, Greedy(64, 0.28, 12.0, 400, 0.5), Speed(7.3, 81.0, 600))
 
 
-def verified(name: str, *, right: bool = True) -> Report:
-    check = Check("logits ar", passed=right, summary="as they should be", values={})
-    return Report("model.sft", name, "F16", (Level("logits", (check,), 1.0),))
+def verified(name: str, *, right: bool = True) -> Verified:
+    outcome = "passed" if right else "failed"
+    return Verified(outcome, f"{outcome.upper()}: 1 check of {name}.")  # type: ignore[arg-type]
 
 
 def listened(n: int, kl: float, seconds: float = 0.5) -> Listened:
     """What is said of `n` sentences: the worse, the larger `kl`."""
     rng = np.random.default_rng(3)
     base = rng.uniform(2.5, 3.5, n)
-    tallies = {}
-    for place in ("ar", "nar.1", "nar.2", EVERYWHERE):
-        tallies[NLL.name, place] = Tally.each((base + kl).tolist())
-    for place in (*WAYS, EVERYWHERE):
-        tallies[RETRIEVAL.name, place] = Tally.each([1.0] * n)
-        tallies[DISTANCE.name, place] = Tally.each((base + 3 + kl).tolist())
-        tallies[DURATION.name, place] = Tally.each([0.1] * n)
-        tallies[WORDS.name, place] = Tally.each([0.1] * n)
-    for place in ("stt", EVERYWHERE):
-        tallies[PHONEMES.name, place] = Tally.each([0.2] * n)
+    places = dict.fromkeys((*WAYS, EVERYWHERE))
+    tallies = {
+        NLL.name: dict.fromkeys(
+            ("ar", "nar.1", "nar.2", EVERYWHERE), Tally.each((base + kl).tolist())
+        ),
+        RETRIEVAL.name: dict.fromkeys(places, Tally.each([1.0] * n)),
+        DISTANCE.name: dict.fromkeys(places, Tally.each((base + 3 + kl).tolist())),
+        DURATION.name: dict.fromkeys(places, Tally.each([0.1] * n)),
+        WORDS.name: dict.fromkeys(places, Tally.each([0.1] * n)),
+        PHONEMES.name: dict.fromkeys(("stt", EVERYWHERE), Tally.each([0.2] * n)),
+    }
     time = np.arange(int(24_000 * seconds)) / 24_000
     sound = Audio(np.sin(2 * np.pi * 220 * time).astype(np.float32) * 0.3, 24_000)
     clips = [Clip(i, way, sound) for way in WAYS for i in range(min(n, 2))]
@@ -79,7 +80,7 @@ def make_report(
     n_texts: int = 8,
     heard: bool = False,
     layers: int = 2,
-) -> QuantizeReport:
+) -> EvaluationReport:
     """A run that measured, verified and perhaps listened."""
     heads = ["ar", *(f"nar.{i}" for i in range(1, levels))]
     files = []
@@ -98,7 +99,6 @@ def make_report(
             FileReport(
                 name=name,
                 kind=kind,
-                status="made",
                 n_bytes=round(bits * 25 * MIB),
                 bits_per_weight=bits,
                 weights={kind: 200_000_000},
@@ -110,19 +110,17 @@ def make_report(
                 beyond_noise=(() if kl < 0.05 else ("NLL 3.4, F16 3.0",)) if heard else None,
             )
         )
-    base = FileReport("model-f16.gguf", "F16", "input", 400 * MIB, 16.0, {"F16": 200_000_000})
-    tool = {"name": "llama-quantize", "version": "1", "sha256": "0" * 64, "found": "PATH"}
-    return QuantizeReport(
+    base = FileReport(
+        "model-f16.gguf", "F16", 400 * MIB, 16.0, {"F16": 200_000_000}, is_baseline=True
+    )
+    return EvaluationReport(
         source="model-f16.gguf",
-        source_sha256="1" * 64,
-        tool=tool,
-        tensor_types=(),
         reference="model.sft in PyTorch, float32",
         utterances=f"{n_texts} given utterances",
         baseline=replace(base, measured=measured(4e-7, heads, 0.999)),
         files=tuple(files),
         listening=listening(n_texts) if heard else None,
-        command="valle-convert quantize model-f16.gguf out/ --types " + ",".join(kinds),
+        command="valle-convert evaluate out/ --types " + ",".join(kinds),
         n_measured=n_texts,
         date="2026-01-01T00:00:00+00:00",
     )

@@ -345,6 +345,21 @@ def test_what_cannot_be_used_is_one_sentence_and_exit_code_2(
     assert contents(evaluated) == before
 
 
+def test_a_folder_is_inspected_a_line_a_file(
+    cli: Cli, evaluated: Path, checkpoint_256: Path
+) -> None:
+    header, _, *rows = cli("inspect", evaluated).out.splitlines()
+    assert header.split() == ["file", "type", "size", "verdict"]
+    kinds = [["wide-Q4_0.gguf", "Q4_0"], ["wide-Q8_0.gguf", "Q8_0"]]
+    assert [row.split()[:2] for row in rows] == kinds
+    assert all(" passed " in row for row in rows)
+    shown = json.loads(cli("inspect", evaluated, "--json").out)
+    assert [Path(one["path"]).name for one in shown] == [name for name, _ in kinds]
+    # A checkpoint in a folder is what the folder stands for, as everywhere.
+    (evaluated / "model.sft").symlink_to(checkpoint_256)
+    assert "checkpoint" in cli("inspect", evaluated).out.splitlines()[0]
+
+
 # --------------------------------------------------------------------------------- reports
 
 
@@ -452,7 +467,8 @@ def test_prune_removes_files_of_earlier_types_after_a_verdict_that_passed(
     assert contents(evaluated).items() >= models.items()
     # A file that was put under the name of one of ours stays.
     path = evaluated / "wide-Q4_0.gguf"
-    path.write_bytes(bytes(path.stat().st_size))
+    path.write_bytes(before[path.name][:-1] + b"\0")
+    assert path.read_bytes() != before[path.name]
     changed = cli(*run, "--prune")
     assert "wide-Q4_0.gguf, since the manifest lists other bytes under this name" in changed.err
     path.write_bytes(before["wide-Q4_0.gguf"])

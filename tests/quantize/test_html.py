@@ -14,24 +14,13 @@ from quantize.pages import WIDTHS, cut
 from quantize.reports import TYPES, make_report
 
 from valle_convert.quantize.html import plot_heads, plot_likelihood, plot_size, to_html
-from valle_convert.quantize.report import QuantizeReport
-from valle_convert.quantize.scan import Sensitivity
 
 FEW = ("Q8_0", "Q2_K")
 
 
-def with_a_scan(report: QuantizeReport) -> QuantizeReport:
-    found = [
-        Sensitivity(f"a-long-part: blk.{i}.attn_output.weight", kind, bits, 1000, 0.01)
-        for i in range(3)
-        for kind, (bits, _) in TYPES.items()
-    ]
-    return replace(report, scan=tuple(found))
-
-
 REPORTS = {
     "answer": make_report(heard=True, levels=8, layers=12),
-    "no answer": with_a_scan(make_report(FEW, n_texts=2)),
+    "no answer": make_report(FEW, n_texts=2),
     "many types": make_report(tuple(TYPES) * 4, levels=8),
 }
 
@@ -112,7 +101,7 @@ def test_a_legend_lies_beside_the_plot_and_shows_the_colours(name: str) -> None:
     everything = " ".join([*said, axes.get_title()])
     assert not {"grey", "red", "blue"} & set(everything.replace(":", " ").split())
     if name == "size":
-        assert {"input", "quantized", "wrong, or beyond a limit"} <= set(said)
+        assert {"baseline", "quantized", "wrong, or beyond a limit"} <= set(said)
     if name == "likelihood":
         assert {"within the noise of F16", "beyond the noise of F16"} <= set(said)
 

@@ -1,4 +1,4 @@
-"""`quantize --listen` on the trained miniature: real speech, measured, judged and reported."""
+"""`evaluate --listen` on the trained miniature: real speech, measured, judged and reported."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ import math
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
-from typing import Any
 
-import jsonschema
 import numpy as np
 import pytest
 from playwright.sync_api import Browser
@@ -27,14 +24,20 @@ from valle_convert.listening.listen import (
     RETRIEVAL,
     WORDS,
     Listened,
+    ListeningTest,
 )
 from valle_convert.listening.measures import Tally
+from valle_convert.quantize.evaluate import Given, evaluate
 from valle_convert.quantize.forms import FORMS
+from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.listening import Listening, pareto_front
+from valle_convert.quantize.options import ListenOptions, MakeOptions, MeasureOptions
+from valle_convert.quantize.run import quantize
+from valle_convert.quantize.types import parse_types
 
 MINIATURE = PROJECT / "miniature" / "miniature.sft"
 CODEC = ("--codec", PROJECT / "miniature" / "codec.safetensors")
-QUICK = ("--imatrix", "none", "--threads", "1")
+QUICK = ("--checkpoint", MINIATURE, "--threads", "1")
 #: Hears the text of a file beside it, whatever is said: what it makes of speech is not tested here.
 DEAF = "print('the old man')"
 
@@ -53,18 +56,19 @@ def f16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def schema() -> dict[str, Any]:
-    path = resources.files("valle_convert.quantize") / "data" / "report.schema.json"
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return value
+@pytest.fixture(scope="module")
+def made(f16: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "out"
+    quantize(f16, folder, MakeOptions(parse_types("Q8_0,Q2_K"), imatrix="none", threads=1))
+    return folder
 
 
 @pytest.fixture(scope="module")
-def heard(f16: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def heard(made: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the reports of a run in which two types are beyond their limits."""
     folder = tmp_path_factory.mktemp("heard")
     arguments = [
-        *("quantize", f16, folder / "out", "--types", "Q8_0,Q2_K", "--listen", "--data", data),
+        *("evaluate", made, "--listen", "--data", data),
         *("--asr", f'{sys.executable} -c "{DEAF}"', "--max-nll", "Q8_0=0.05,Q2_K=0.001"),
         *("--max-wer", "Q8_0=0.1", "--utterances", 2, *CODEC, *QUICK),
         *(word for suffix in FORMS for word in ("--report", folder / f"report{suffix}")),
@@ -83,7 +87,6 @@ def heard(f16: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def test_what_files_say_is_measured_judged_and_reported(heard: Path) -> None:
     report = json.loads((heard / "report.json").read_text())
-    jsonschema.validate(report, schema())
     q8, q2 = report["files"]
     # Which bits are gone shows in the likelihood of two sentences already.
     assert 0 <= abs(q8["listened"]["nll"]["all"]["difference"]["mean"]) < 0.02
@@ -101,7 +104,7 @@ def test_what_files_say_is_measured_judged_and_reported(heard: Path) -> None:
     (worse,) = q2["failures"]
     assert worse.startswith("NLL +")
     assert [one.split()[0] for one in q8["failures"]] == ["word"]
-    assert "valle-convert quantize" in report["command"]
+    assert "valle-convert evaluate" in report["command"]
     assert {one["type"] for one in q2["tensors"]} == {"Q2_K", "Q3_K", "Q6_K"}
     noise = {one["name"]: one["snr_db"] for one in q2["tensors"]}
     assert noise["blk.0.ffn_up.weight"] < noise["token_embd.weight"]
@@ -110,20 +113,34 @@ def test_what_files_say_is_measured_judged_and_reported(heard: Path) -> None:
         assert title in page
 
 
-def test_sentences_without_recordings_are_held_against_what_f16_says(
-    cli: Cli, f16: Path, tmp_path: Path
+def test_what_was_heard_is_kept_and_nobody_listens_twice(
+    cli: Cli, heard: Path, made: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def listen(*_given: object) -> None:
+        raise AssertionError("it was heard before")
+
+    monkeypatch.setattr(ListeningTest, "listen", listen)
+    asr = f'{sys.executable} -c "{DEAF}"'
+    again = ("evaluate", made, "--listen", "--data", data, "--utterances", 2, "--asr", asr)
+    result = cli(*again, *CODEC, *QUICK, "--json")
+    assert result.code == 0, result.err
+    before = json.loads((heard / "report.json").read_text())
+    for old, new in zip(before["files"], json.loads(result.out)["files"], strict=True):
+        assert new["listened"] == old["listened"]
+
+
+def test_sentences_without_recordings_are_compared_with_what_f16_says(
+    f16: Path, made: Path, tmp_path: Path
 ) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("The old man sees the river.\nwe saw a boat near here\n", encoding="utf-8")
-    result = cli(
-        *("quantize", f16, tmp_path / "o.gguf", "Q8_0", "--listen", "--sentences", texts),
-        *("--voice", PROJECT / "miniature" / "voice-plain.flac", "--prompt-seconds", 0.8),
-        *("--listen-temperature", 0),
-        *("--utterances", 2, *CODEC, *QUICK, "--json"),
+    voice = PROJECT / "miniature" / "voice-plain.flac"
+    listening = ListenOptions(
+        texts, voice, prompt_seconds=0.8, codec=str(CODEC[1]), temperature=0.0
     )
-    assert result.code == 0, result.err
-    report = json.loads(result.out)
-    jsonschema.validate(report, schema())
+    measuring = MeasureOptions(n_utterances=2, threads=1)
+    given = Given((f16, made / "miniature-Q8_0.gguf"), keep=False)
+    report = evaluate(given, Gates(), measuring, listening).to_json()
     assert report["listening"]["sentences"][0] == "The old man sees the river."
     assert "F16 file itself" in report["listening"]["references"]
     (file,) = report["files"]
@@ -150,23 +167,21 @@ def test_sentences_without_recordings_are_held_against_what_f16_says(
         (["--sentences", "absent.txt"], "absent.txt"),
     ],
 )
-def test_what_cannot_be_listened_to_is_refused_before_anything_is_made(
+def test_what_cannot_be_listened_to_is_refused_before_anything_is_measured(
     cli: Cli, f16: Path, data: Path, tmp_path: Path, arguments: list[str], words: str
 ) -> None:
     (tmp_path / "one.txt").write_text("Only one.\n", encoding="utf-8")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n\nand one more\n")
     names = {"DATA": data, "ONE": tmp_path / "one.txt", "LATIN": tmp_path / "latin.txt"}
     given = [str(names.get(one, one)) for one in arguments]
-    out = tmp_path / "out"
-    result = cli("quantize", f16, out, "--types", "Q8_0", "--listen", *given, *CODEC, *QUICK)
+    result = cli("evaluate", f16, "--listen", *given, *CODEC, *QUICK)
     code = 3 if "no-such" in words else 2
     assert words in error_of(result, code)
-    assert not out.exists()
+    assert not f16.with_suffix(".measurements.json").exists()
 
 
-def test_the_model_s_codec_is_asked_for(cli: Cli, f16: Path, data: Path, tmp_path: Path) -> None:
-    arguments = ("--types", "Q8_0", "--listen", "--data", data, *QUICK)
-    result = cli("quantize", f16, tmp_path / "out", *arguments)
+def test_the_model_s_codec_is_asked_for(cli: Cli, f16: Path, data: Path) -> None:
+    result = cli("evaluate", f16, "--listen", "--data", data, *QUICK)
     assert "give the model's codec with --codec" in error_of(result, 2)
 
 
@@ -177,8 +192,8 @@ def test_a_recogniser_needs_the_words(cli: Cli, f16: Path, data: Path, tmp_path:
         with np.load(path) as arrays:
             kept = {name: arrays[name] for name in arrays.files if name != "text"}
         np.savez(folder / path.name, **kept)
-    arguments = ("--types", "Q8_0", "--listen", "--data", folder, "--asr", sys.executable)
-    result = cli("quantize", f16, tmp_path / "out", *arguments, *CODEC, *QUICK)
+    arguments = ("--listen", "--data", folder, "--asr", sys.executable)
+    result = cli("evaluate", f16, *arguments, *CODEC, *QUICK)
     assert "does not tell the words" in error_of(result, 2)
 
 
@@ -192,11 +207,11 @@ def test_a_recogniser_needs_the_words(cli: Cli, f16: Path, data: Path, tmp_path:
     ],
 )
 def test_options_that_mean_nothing_alone_are_refused(
-    cli: Cli, f16: Path, tmp_path: Path, arguments: tuple[str, ...]
+    cli: Cli, f16: Path, arguments: tuple[str, ...]
 ) -> None:
-    result = cli("quantize", f16, tmp_path / "out", "--types", "Q8_0", *arguments)
+    result = cli("evaluate", f16, *arguments)
     assert result.code == 2
-    assert "means nothing without" in result.err
+    assert "has no effect without" in " ".join(result.err.split())
 
 
 # ------------------------------------------------------------------------------ the page
@@ -226,7 +241,7 @@ def test_the_page_is_whole_in_a_browser(browser: Browser, heard: Path, width: in
     page.evaluate(PLAYED)
     page.wait_for_function(PLAYING)
     assert cut(page) == []
-    for text in ("FAILED", "No file is recommended", "Matrices", "valle-convert quantize"):
+    for text in ("FAILED", "No file is recommended", "Matrices", "valle-convert evaluate"):
         assert page.get_by_text(text).first.is_visible()
     assert page.locator("svg").count() == 4
     assert said == []
@@ -238,22 +253,21 @@ def test_the_page_is_whole_in_a_browser(browser: Browser, heard: Path, width: in
 
 
 def said(nll: list[float], right: list[float], phonemes: Sequence[float] | None = None) -> Listened:
-    return Listened(
-        {
-            (NLL.name, "all"): Tally.each(nll),
-            (PHONEMES.name, "all"): Tally.each(phonemes or [0.44] * len(nll)),
-            (RETRIEVAL.name, "all"): Tally.each(right),
-            (DISTANCE.name, "all"): Tally.each([6.0] * len(nll)),
-            (WORDS.name, "all"): Tally.each([0.1] * len(nll)),
-        }
-    )
+    values = {
+        NLL: nll,
+        PHONEMES: phonemes or [0.44] * len(nll),
+        RETRIEVAL: right,
+        DISTANCE: [6.0] * len(nll),
+        WORDS: [0.1] * len(nll),
+    }
+    return Listened({one.name: {"all": Tally.each(found)} for one, found in values.items()})
 
 
 def test_what_is_beyond_the_noise_of_f16_is_named() -> None:
     nll = [3.0, 3.2, 2.8, 3.1, 2.9, 3.0, 3.3, 2.7]
     base = said(nll, [1.0] * 8)
     listening = Listening(base, base, "", None, None, "", "", ("a",) * 8)
-    error = base.tallies[NLL.name, "all"].estimate().error
+    error = base.tallies[NLL.name]["all"].estimate().error
     fine = said([one + 0.5 * error for one in nll], [1.0] * 8)
     less_likely = said([one + 1.5 * error for one in nll], [1.0] * 8)
     misheard = said(nll, [0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0])

@@ -107,7 +107,9 @@ def test_of_the_tensor_types_the_first_that_matches_wins(
 ) -> None:
     given = ("token_embd=q5_k", "token_embd=q8_0", "attn_=q8_0")
     stock, plan = (
-        plan_file(program, source_256, FILE_TYPES["Q4_K_M"], MakeOptions(tensor_types=one, threads=1))
+        plan_file(
+            program, source_256, FILE_TYPES["Q4_K_M"], MakeOptions(tensor_types=one, threads=1)
+        )
         for one in ((), given)
     )
     before = {tensor.name: tensor.ggml_type.name for tensor in stock.tensors}

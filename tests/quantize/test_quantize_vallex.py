@@ -17,7 +17,9 @@ from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle, open_bundle, plan, write_bundle
 from valle_convert.families.family import Choices
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.quantize.options import Options, RunLog
+from valle_convert.quantize.evaluate import Given, evaluate
+from valle_convert.quantize.limits import Gates
+from valle_convert.quantize.options import ListenOptions, MakeOptions, MeasureOptions, RunLog
 from valle_convert.quantize.run import quantize
 from valle_convert.quantize.types import parse_types
 
@@ -32,25 +34,15 @@ def golden_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def options(types: str, **others: object) -> Options:
-    return Options(types=parse_types(types), **others)  # type: ignore[arg-type]
+def options(types: str, **others: object) -> MakeOptions:
+    return MakeOptions(types=parse_types(types), **others)  # type: ignore[arg-type]
 
 
 def test_sets_are_made_measured_verified_and_listed(
     golden_set: Path, cli: Cli, tmp_path: Path
 ) -> None:
     out, report = tmp_path / "out", tmp_path / "report.json"
-    made = cli(
-        "quantize",
-        golden_set,
-        out,
-        "--types",
-        "Q8_0,Q4_0",
-        "--checkpoint",
-        CHECKPOINT,
-        "--report",
-        report,
-    )
+    made = cli("quantize", golden_set, out, "--types", "Q8_0,Q4_0")
     assert made.code == 0, made
     paths = [set_paths(out / f"golden-{kind}.gguf", 7) for kind in ("Q8_0", "Q4_0")]
     listed = {path.name for path in out.iterdir()} - {
@@ -60,8 +52,17 @@ def test_sets_are_made_measured_verified_and_listed(
     assert listed == {path.name for group in paths for path in group}
     assert cli("check-manifest", out).code == 0
     assert cli("verify", CHECKPOINT, paths[1][0]).code == 0
+    run = ("evaluate", out, "--checkpoint", CHECKPOINT)
+    judged = cli(*run, "--report", report)
+    assert judged.code == 0, judged
+    assert cli("check-manifest", out, "--require-passed").code == 0
+    assert len(cli("inspect", out).out.splitlines()) == 2 + 2
     found = json.loads(report.read_text())
     assert found["passed"]
+    assert {one["part"] for one in found["files"][0]["tensors"]} == {"ar", "nar"}
+    later = (*run, "--no-worse-than", report)
+    assert "give the same --data" in error_of(cli(*later, "--seed", 4), 2)
+    assert cli(*later).code == 0
     q8, q4 = found["files"]
     assert q8["bytes"] == sum(path.stat().st_size for path in paths[0])
     assert 0 < q8["quality"]["all"]["kl_mean"] < q4["quality"]["all"]["kl_mean"]
@@ -120,7 +121,7 @@ def quantize_turned(files: Bundle, out: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(source, "open_files", lambda _path: files)
         patch.setattr(Bundle, "check", lambda _self: None)
-        quantize(files.path, out, options("Q4_0", measure=False))
+        quantize(files.path, out, options("Q4_0"))
 
 
 @pytest.mark.parametrize("kind", ["Q4_K_M", "IQ2_XXS", "IQ3_XXS", "BF16"])
@@ -128,15 +129,14 @@ def test_a_checkpoint_is_converted_and_quantized_at_once(kind: str, tmp_path: Pa
     """IQ2_XXS needs an importance matrix, which is made of the checkpoint."""
     make_vallex(tmp_path / "wide.pt", WIDE)
     checkpoint = read_checkpoint(tmp_path / "wide.pt")
-    report = quantize(
-        tmp_path / "wide.pt",
-        tmp_path / "out",
-        options(kind, n_imatrix=2, n_utterances=1),
-        checkpoint=checkpoint,
-    )
+    out = tmp_path / "out"
+    made = quantize(tmp_path / "wide.pt", out, options(kind), checkpoint=checkpoint)
+    assert not made.faults
+    assert (made.files[0].imatrix is not None) == kind.startswith("IQ")
+    measuring = MeasureOptions(n_utterances=1)
+    report = evaluate(Given((out,), checkpoint=checkpoint), Gates(), measuring)
     assert report.passed, report.verdict()
-    assert (report.files[0].imatrix is not None) == kind.startswith("IQ")
-    assert open_bundle(tmp_path / "out" / f"wide-{kind}.gguf").model.n_levels == 3
+    assert open_bundle(out / f"wide-{kind}.gguf").model.n_levels == 3
 
 
 def test_one_set_is_made_by_its_name_and_nothing_is_replaced(
@@ -159,10 +159,9 @@ def test_what_is_wrong_before_is_seen_after(golden_set: Path, cli: Cli, tmp_path
     contents = bytearray(paths[1].read_bytes())
     contents[tensor.start : tensor.start + tensor.n_bytes] = bytes(tensor.n_bytes)
     paths[1].write_bytes(contents)
-    made = cli(
-        "quantize", paths[0], tmp_path / "out", "--types", "Q8_0", "--checkpoint", CHECKPOINT
-    )
-    assert made.code == 1, made
+    assert cli("quantize", paths[0], tmp_path / "out", "--types", "Q8_0").code == 0
+    judged = cli("evaluate", tmp_path / "out", "--checkpoint", CHECKPOINT)
+    assert judged.code == 1, judged
 
 
 # ------------------------------------------------------------------------ the folder
@@ -172,7 +171,7 @@ def made_at(folder: Path, name: str) -> list[int]:
     return [path.stat().st_mtime_ns for path in set_paths(folder / name, 7)]
 
 
-def test_resume_keeps_whole_sets_and_prune_removes_what_is_not_asked_for(
+def test_resume_keeps_whole_sets_and_prune_removes_whole_sets(
     golden_set: Path, cli: Cli, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -193,48 +192,21 @@ def test_resume_keeps_whole_sets_and_prune_removes_what_is_not_asked_for(
         assert path.read_bytes() == (out / path.name).read_bytes(), path.name
     left = cli(*run, "Q4_0", "--resume")
     assert "golden-Q8_0-nar-7.gguf" in " ".join(json.loads(left.out)["notes"])
-    assert cli(*run, "Q4_0", "--resume", "--prune").code == 0
+    # Removed whole, after a verdict that passed, and not with one of its files changed.
+    prune = ("evaluate", out, "--checkpoint", CHECKPOINT, "--prune", "--types", "Q4_0")
+    path = set_paths(out / "golden-Q8_0.gguf", 7)[3]
+    before = path.read_bytes()
+    path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    changed = cli(*prune)
+    assert "since the manifest lists other bytes under this name" in changed.err
+    assert all(one.exists() for one in set_paths(out / "golden-Q8_0.gguf", 7))
+    path.write_bytes(before)
+    assert cli(*prune, "--max-kl", "1e-9").code == 1
+    assert path.exists()
+    assert cli(*prune).code == 0
     names = {path.name for path in out.glob("*.gguf")}
     assert names == {path.name for path in set_paths(out / "golden-Q4_0.gguf", 7)}
     assert cli("check-manifest", out).code == 0
-
-
-def test_prune_leaves_sets_of_a_run_that_failed_and_of_other_models(
-    golden_set: Path, cli: Cli, tmp_path: Path
-) -> None:
-    out, other = tmp_path / "out", tmp_path / "other.gguf"
-    run = ("quantize", golden_set, out, "--types")
-    assert cli(*run, "Q8_0,Q4_0").code == 0
-    before = {path: path.read_bytes() for path in out.glob("*.gguf")}
-    more = ("--resume", "--prune", "--force", "--max-kl", "1e-9")
-    for measure, code, why in (
-        ("--measure", 1, "this run failed"),
-        (3, "not everything could be judged"),
-    ):
-        result = cli(*run, "Q8_0", *more, measure)
-        assert result.code == code, result
-        assert f"golden-Q4_0.gguf, since {why}" in result.err
-        assert {path: path.read_bytes() for path in out.glob("*.gguf")} == before
-    # The first parts of its levels are those of the other set, byte for byte.
-    write_bundle(plan(read_checkpoint(CHECKPOINT), Choices("f32")), other)
-    result = cli("quantize", other, out, "--types", "Q8_0", "--prune")
-    assert result.code == 0, result
-    assert "since this run did not quantize their source" in result.err
-    assert {path: path.read_bytes() for path in before} == before
-    assert cli("check-manifest", out).code == 0
-
-
-def test_prune_leaves_a_set_whole_of_which_one_file_has_changed(
-    golden_set: Path, cli: Cli, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    run = ("quantize", golden_set, out, "--types")
-    assert cli(*run, "Q8_0,Q4_0").code == 0
-    paths = set_paths(out / "golden-Q4_0.gguf", 7)
-    paths[3].write_bytes(b"mine")
-    result = cli(*run, "Q8_0", "--resume", "--prune")
-    assert "since the manifest lists other bytes under this name" in result.err
-    assert all(path.exists() for path in paths)
 
 
 @pytest.mark.parametrize("which", [0, 1, 5])
@@ -271,20 +243,19 @@ def test_a_checkpoint_is_gone_on_with_as_well(cli: Cli, tmp_path: Path) -> None:
     for i in range(2):
         voice_file(tmp_path / "data" / f"{i}.npz", 20 + i, seed=i)
     out = tmp_path / "out"
-    run = ("quantize", CHECKPOINT, out, "--data", tmp_path / "data", "--json", "--types")
+    run = ("quantize", CHECKPOINT, out, "--imatrix", tmp_path / "data", "--json", "--types")
     made = cli(*run, "Q4_0")
     assert made.code == 0, made
     report = json.loads(made.out)
-    assert report["sequences"].startswith("2 given utterances")
     assert report["files"][0]["imatrix"] == "vallex-checkpoint-imatrix.gguf"
     matrices = [out / f"vallex-checkpoint-imatrix{part}.gguf" for part in ("", "-nar")]
     times = [path.stat().st_mtime_ns for path in matrices]
     assert cli("check-manifest", out).code == 0
-    for extra in ("--dry-run"):
-        again = cli(*run, "Q4_0,Q5_0", "--resume", extra)
+    for extra in (["--dry-run"], []):
+        again = cli(*run, "Q4_0,Q5_0", "--resume", *extra)
         assert again.code == 0, again
         status = [one["status"] for one in json.loads(again.out)["files"]]
-        assert status == ["kept", "planned" if extra == "--dry-run" else "made"]
+        assert status == ["kept", "planned" if extra else "made"]
         assert [path.stat().st_mtime_ns for path in matrices] == times
     voice_file(tmp_path / "data" / "2.npz", 30)
     again = cli(*run, "Q4_0,Q5_0", "--resume")
@@ -298,7 +269,7 @@ def test_what_is_wrong_is_told_before_a_checkpoint_is_converted(tmp_path: Path) 
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "vallex-checkpoint-Q8_0-nar.gguf").write_bytes(b"mine")
     for given, words in (
-        (options("Q8_0", data=tmp_path / "data"), "voice file of VALL-E X"),
+        (options("Q8_0", imatrix=str(tmp_path / "data")), "voice file of VALL-E X"),
         (options("Q8_0"), "Q8_0-nar.gguf exists"),
         (options("Q4_K_M", allow_fallback=False), "--no-fallback was given"),
         (options("IQ2_XXS", imatrix="none"), "without an importance matrix"),
@@ -334,22 +305,10 @@ def test_files_are_named_by_the_convention_and_say_who_made_them(
     assert cli("verify", CHECKPOINT, out / name).code == 0
 
 
-def test_an_earlier_run_is_held_against_on_the_same_utterances_only(
-    golden_set: Path, cli: Cli, tmp_path: Path
-) -> None:
-    first = tmp_path / "first.json"
-    run = ("quantize", golden_set, "--types", "Q8_0", "--checkpoint", CHECKPOINT)
-    assert cli(*run[:2], tmp_path / "a", *run[2:], "--report", first).code == 0
-    later = (*run[:2], tmp_path / "b", *run[2:], "--no-worse-than", first)
-    assert "give the same --data" in error_of(cli(*later, "--seed", 4), 2)
-    assert cli(*later).code == 0
-
-
 def test_what_is_not_for_sets_is_refused(golden_set: Path, tmp_path: Path) -> None:
+    files = Given((golden_set,), checkpoint=read_checkpoint(CHECKPOINT))
     with pytest.raises(InputError, match="listen does not support VALL-E X yet"):
-        quantize(golden_set, tmp_path, options("Q8_0", listen=True))
-    with pytest.raises(InputError, match="--prune goes by the manifest of a folder"):
-        quantize(golden_set, tmp_path / "x.gguf", options("Q8_0", prune=True))
+        evaluate(files, Gates(), MeasureOptions(), ListenOptions())
     with pytest.raises(InputError, match="is one file, and 2 types"):
         quantize(golden_set, tmp_path / "x.gguf", options("Q8_0,Q4_0"))
     make_vallex(tmp_path / "wide.pt", WIDE)

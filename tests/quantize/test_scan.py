@@ -5,18 +5,21 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from importlib import resources
+from collections.abc import Callable
 from pathlib import Path
 
-import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import Cli, error_of
+from support import GOLDEN_VALLEX, GOLDEN_VERSION_7, Cli, error_of, golden_checkpoint
 
+from valle_convert.checkpoint import Checkpoint, read_checkpoint
 from valle_convert.errors import InputError
+from valle_convert.families.bundle import plan, write_bundle
+from valle_convert.families.family import Choices
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.quantize.scan import Mixture, Sensitivity, choose_mixture
+from valle_convert.quantize.options import MakeOptions, MeasureOptions
+from valle_convert.quantize.scan import Aim, Mixture, Sensitivity, choose_mixture, scan
 from valle_convert.quantize.types import check_tensor_type, matches
 
 KINDS = {"Q2_K": 2.6, "Q4_K": 4.5, "Q8_0": 8.5}
@@ -109,102 +112,85 @@ def test_patterns_name_the_chosen_matrices_and_no_others() -> None:
 def test_a_scan_chooses_a_mixture_of_the_size_and_llama_cpp_makes_it(
     cli: Cli, checkpoint_256: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "chosen.gguf"
-    result = cli(
-        *("quantize", checkpoint_256, out, "--scan", "--scan-types", "Q2_K,Q8_0", "--json"),
-        *("--target-bits", 5, "--utterances", 1, "--imatrix", "none", "--threads", 1),
-    )
+    listing, out = tmp_path / "chosen.txt", tmp_path / "chosen.gguf"
+    run = ("scan", checkpoint_256, listing, "--types", "Q2_K,Q8_0", "--utterances", 1)
+    result = cli(*run, "--target-bits", 5, "--threads", 1, "--json")
     assert result.code == 0, result.err
     report = json.loads(result.out)
-    path = resources.files("valle_convert.quantize") / "data" / "report.schema.json"
-    jsonschema.validate(report, json.loads(path.read_text(encoding="utf-8")))
-    (file,) = report["files"]
-    assert 4.5 < file["bits_per_weight"] < 5.1  # the norms are not quantized
     kl = {(one["tensor"], one["type"]): one["kl"] for one in report["scan"]}
-    matrices = {one["name"] for one in file["tensors"]}
-    assert {name for name, _ in kl} == matrices
-    assert all(kl[name, "Q8_0"] < kl[name, "Q2_K"] for name in matrices)
+    names = {name for name, _ in kl}
+    assert all(kl[name, "Q8_0"] < kl[name, "Q2_K"] for name in names)
+    chosen = report["chosen"]
+    assert 4.5 < chosen["bits_per_weight"] <= 5
+    assert listing.read_text().split() == chosen["tensor_types"]
+    made = cli(
+        *("quantize", checkpoint_256, out, chosen["type"], "--tensor-types", listing, "--json")
+    )
+    assert made.code == 0, made.err
+    types = {one.name: one.ggml_type.name for one in GgufFile(out).tensors.values()}
+    assert names == {name for name, kind in types.items() if kind != "F32"}
+    assert {types[name] for name in names} == {"Q2_K", "Q8_0"}
     # What was predicted comes true, but for what llama.cpp rounds besides.
-    predicted = float(re.findall(r"predicted KL (\S+)", " ".join(report["notes"]))[0])
-    assert 0.5 < file["quality"]["all"]["kl_mean"] / predicted < 2
-    types = {one["name"]: one["type"] for one in file["tensors"]}
-    assert set(types.values()) == {"Q2_K", "Q8_0"}
-    assert {name: one.ggml_type.name for name, one in GgufFile(out).tensors.items()}.items() >= (
-        types.items()
-    )
-    # The same file comes of the list that the scan wrote.
-    again, listing = tmp_path / "again.gguf", tmp_path / "chosen.tensor-types.txt"
-    result = cli(
-        *("quantize", checkpoint_256, again, file["type"], "--tensor-types", listing),
-        *("--threads", 1),
-    )
-    assert result.code == 0, result
-    assert again.read_bytes() == out.read_bytes()
-
-
-def test_a_mixture_has_a_name_of_its_own_and_its_list_is_in_the_manifest(
-    cli: Cli, checkpoint_256: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    run = (
-        *("quantize", checkpoint_256, out, "--scan", "--scan-types", "Q4_0,Q8_0"),
-        *("--utterances", 1, "--threads", 1, "--target-bits"),
-    )
-    first = cli(*run, 6)
-    assert first.code == 0
-    gguf, listing = out / "wide-mixture.gguf", out / "wide-mixture.tensor-types.txt"
-    assert gguf.exists()
-    table = first.out.partition("Sensitivity")[2].splitlines()
-    assert table[1].split()[-2:] == ["in", gguf.name]
-    shown = {row.split()[0]: row.split()[-1] for row in table[3:-1]}
-    for one in GgufFile(gguf).tensors.values():
-        assert shown.get(one.name, "F32") == one.ggml_type.name
-    assert cli("check-manifest", out).code == 0
-    before = listing.read_bytes()
-    assert "is not overwritten" in error_of(cli(*run, 6), 2)
-    kept = cli(*run, 6, "--resume", "--json")
-    types = {one["name"]: one["type"] for one in json.loads(kept.out)["files"][0]["tensors"]}
-    matrices = GgufFile(gguf).tensors.values()
-    assert types == {one.name: one.ggml_type.name for one in matrices if len(one.shape) == 2}
-    assert [one["status"] for one in json.loads(kept.out)["files"]] == ["kept"]
-    assert "--resume does not keep it" in error_of(cli(*run, 5, "--resume"), 2)
-    assert listing.read_bytes() == before
-    given = ("--types", "Q8_0", "--tensor-types", listing, "--resume", "--prune")
-    other = cli("quantize", checkpoint_256, out, *given, "--threads", 1)
-    assert not gguf.exists()
-    assert f"not removed: {listing.name}, since this run reads it" in other.err
-    listing.write_bytes(before + b"x")
-    assert f"{listing.name}: " in cli("check-manifest", out).out
+    judged = cli("evaluate", out, "--checkpoint", checkpoint_256, "--utterances", 1, "--json")
+    (file,) = json.loads(judged.out)["files"]
+    assert 0.5 < file["quality"]["all"]["kl_mean"] / chosen["predicted_kl"] < 2
+    # The table has the chosen type of each matrix; nothing is overwritten.
+    assert "is not overwritten" in error_of(cli(*run, "--target-bits", 5), 2)
+    shown = cli(*run, "--max-kl", 1, "--force")
+    assert shown.code == 0, shown.err
+    header, _, *rows = shown.out.splitlines()
+    assert header.split()[-1] == "chosen"
+    assert {row.split()[0] for row in rows[:-1]} == names
+    assert "CHOSEN: " in rows[-1]
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--scan"], "--target-bits or --max-kl"),
-        (["--scan", "--max-kl", "Q8_0=0.1"], "without the name of a type"),
-        (["--scan", "--target-bits", "5", "--dry-run"], "leave out --dry-run"),
-        (["--scan", "--target-bits", "5", "--scan-types", "Q9"], "no tensor type 'Q9'"),
-        (["--scan", "--target-bits", "5"], "--checkpoint"),
+        (["t.txt"], "--target-bits or --max-kl"),
+        (["t.txt", "--target-bits", "5", "--max-kl", "1"], "cannot be combined"),
+        (["t.txt", "--target-bits", "5", "--types", "Q9"], "no tensor type 'Q9'"),
+        (["t.txt", "--target-bits", "5"], "give --checkpoint"),
+        (["--imatrix", "."], "is a directory"),
     ],
 )
 def test_a_scan_that_cannot_be_done_is_refused(
-    cli: Cli, gguf_256: Path, tmp_path: Path, arguments: list[str], words: str
+    cli: Cli,
+    gguf_256: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    words: str,
 ) -> None:
-    result = cli("quantize", gguf_256, tmp_path / "o.gguf", *arguments)
-    assert words in error_of(result, 2)
+    monkeypatch.chdir(tmp_path)
+    result = cli("scan", gguf_256, *arguments)
+    assert result.code == 2
+    assert words in " ".join(result.err.split())
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--types", "Q8_0", "--target-bits", "5"], "means nothing without --scan"),
-        (["--types", "Q8_0", "--scan", "--target-bits", "5"], "leave out --types"),
-    ],
-)
-def test_options_of_a_scan_that_contradict_are_refused(
-    cli: Cli, gguf_256: Path, tmp_path: Path, arguments: list[str], words: str
+def test_a_set_is_scanned_with_the_factor_that_its_files_show(tmp_path: Path) -> None:
+    """Files of another activation factor than the default have other weights, to be compared."""
+    checkpoint = read_checkpoint(golden_checkpoint(GOLDEN_VALLEX))
+    for out_type in ("bf16", "f32"):
+        path = tmp_path / f"{out_type}.gguf"
+        write_bundle(plan(checkpoint, Choices(out_type)), path)
+        scanned = scan_all(path, checkpoint, ("Q8_0",))
+        assert max(one.kl for one in scanned) < 0.05
+        assert all(one.kl > 0 for one in scanned)
+
+
+def test_a_scan_of_version_7_sees_every_level(
+    converted: Callable[[str, str], Path],
 ) -> None:
-    result = cli("quantize", gguf_256, tmp_path / "out", *arguments)
-    assert result.code == 2
-    assert words in " ".join(result.err.split())
+    checkpoint = read_checkpoint(golden_checkpoint(GOLDEN_VERSION_7))
+    scanned = scan_all(converted(GOLDEN_VERSION_7, "f16"), checkpoint, ("Q4_0",))
+    by_name = {one.tensor: one.kl for one in scanned}
+    level = [name for name in by_name if re.search(r"level\.3", name)]
+    assert level
+    assert all(by_name[name] > 0 for name in level)
+
+
+def scan_all(path: Path, checkpoint: Checkpoint, types: tuple[str, ...]) -> list[Sensitivity]:
+    making, measuring = MakeOptions(threads=1), MeasureOptions(n_utterances=1)
+    return list(scan(path, checkpoint, Aim(types), making, measuring).sensitivities)

@@ -26,7 +26,7 @@ from valle_convert.cli.options import (
     split_loras,
 )
 from valle_convert.cli.remote import local_gguf
-from valle_convert.errors import EXIT_OK, ValleConvertError
+from valle_convert.errors import EXIT_ENVIRONMENT, EXIT_OK, ValleConvertError
 
 if TYPE_CHECKING:
     from valle_convert.quantize.evaluate import Given
@@ -334,7 +334,7 @@ def _write_reports(result: EvaluationReport, reports: list[Path], *, force: bool
             write_report(result, one, force=force)
         except ValleConvertError as error:
             console.error(str(error))
-            code = error.exit_code
+            code = EXIT_ENVIRONMENT
     return code
 
 
