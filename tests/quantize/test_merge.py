@@ -9,14 +9,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from make_checkpoint import Shape, make_checkpoint
+from msgspec.structs import replace
 from support import PROJECT, Cli, error_of
 from vallex_golden import CHECKPOINT as VALLEX
+
+from valle_convert.quantize.manifest import MANIFEST, ManifestFile, read_manifest, write_manifest
 
 MINIATURE = PROJECT / "miniature" / "miniature.sft"
 QUICK = ("--utterances", 1, "--threads", 1)
@@ -90,49 +94,57 @@ def test_a_release_grows_and_fails_as_a_whole(cli: Cli, evaluated: Path, tmp_pat
     assert "Q6_K" in error_of(cli("merge", evaluated, out, "--max-kl", "Q6_K=1"), 2)
 
 
-@pytest.fixture(scope="module")
-def jobs(
-    gguf_256: Path, checkpoint_256: Path, evaluated_256: Path, tmp_path_factory: Any
-) -> dict[str, Path]:
-    """Folders that do not belong to `evaluated_256`, by what is different."""
-    folder = tmp_path_factory.mktemp("jobs")
-    other = make_checkpoint(
-        folder / "wide.sft", Shape(dim=256, heads=4, layers=2, levels=3, seed=2)
-    )
-    del other
-    run = [sys.executable, "-m", "valle_convert"]
-    small = ("--types", "Q5_0", "--threads", "1")
-    compared = ("--checkpoint", checkpoint_256, "--utterances", "1", "--threads", "1")
-    commands: dict[str, tuple[object, ...]] = {
-        "checkpoint": ("quantize", folder / "wide.sft", folder / "checkpoint", *small),
-        "options": ("quantize", gguf_256, folder / "options", *small, "--pure"),
-        "tool": ("quantize", gguf_256, folder / "tool", *small, "--llama-quantize", "library"),
-        "seed": ("quantize", gguf_256, folder / "seed", *small),
+def edited(folder: Path, what: str) -> None:
+    """Make one of two files of another tool, of other options and the like, by what is recorded."""
+    if what == "data":
+        path = folder / "wide-Q8_0.measurements.json"
+        found = json.loads(path.read_text())
+        found["predictions"]["inputs"]["data"] = "0" * 64
+        path.write_text(json.dumps(found))
+        return
+    changes: dict[str, Callable[[ManifestFile], dict[str, Any]]] = {
+        "tool": lambda one: {"tool": {**one.tool, "version": one.name}},
+        "options": lambda one: {"arguments": (*one.arguments, "--leave-output-tensor")},
+        "source": lambda one: {"source_sha256": one.sha256},
+        "importance matrix": lambda one: {"imatrix_sha256": one.sha256},
     }
-    for command in (*commands.values(), ("evaluate", folder / "seed", *compared, "--seed", "7")):
-        subprocess.run([*run, *map(str, command)], check=True, capture_output=True)
-    shutil.copytree(evaluated_256, folder / "bytes")
-    path = folder / "bytes" / "wide-Q8_0.gguf"
-    path.write_bytes(path.read_bytes()[:-1] + b"\1")
-    return {name: folder / name for name in (*commands, "bytes")}
+    listed = [
+        replace(one, **changes[what](one))
+        if what == "importance matrix" or one.kind == "Q8_0"
+        else one
+        for one in read_manifest(folder / MANIFEST)
+    ]
+    write_manifest(folder, listed)
 
 
-@pytest.mark.parametrize(
-    ("what", "words"),
-    [
-        ("checkpoint", "wide-Q5_0.gguf and {made}/wide-Q4_0.gguf differ in the checkpoint"),
-        ("options", "wide-Q5_0.gguf and {made}/wide-Q4_0.gguf differ in the options of model"),
-        ("tool", "wide-Q5_0.gguf and {made}/wide-Q4_0.gguf differ in the tool of model"),
-        ("seed", "wide-Q5_0.gguf and {made}/wide-Q4_0.gguf differ in the seed of the measurements"),
-        ("bytes", "wide-Q8_0.gguf: sha256"),
-    ],
-)
+@pytest.mark.parametrize("what", ["tool", "options", "source", "importance matrix", "data"])
 def test_what_was_not_made_in_one_way_is_refused_and_nothing_is_left(
-    what: str, words: str, cli: Cli, jobs: dict[str, Path], evaluated_256: Path, tmp_path: Path
+    what: str, cli: Cli, evaluated: Path, tmp_path: Path
 ) -> None:
-    found = error_of(cli("merge", evaluated_256, jobs[what], tmp_path / "out"), 2)
-    assert words.format(made=evaluated_256) in found
-    assert list(tmp_path.iterdir()) == []
+    edited(evaluated, what)
+    found = error_of(cli("merge", evaluated, tmp_path / "out"), 2)
+    words = (
+        f"{evaluated / 'wide-Q8_0.gguf'} and {evaluated / 'wide-Q4_0.gguf'} differ in the {what}"
+    )
+    assert words in found
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_checkpoints_and_other_bytes_are_refused(
+    cli: Cli, evaluated: Path, tmp_path: Path
+) -> None:
+    other, made = tmp_path / "wide.sft", tmp_path / "other"
+    make_checkpoint(other, Shape(dim=256, heads=4, layers=2, levels=3, seed=2))
+    assert cli("quantize", other, made, "--types", "Q5_0,Q8_0", "--threads", 1).code == 0
+    run = ("merge", evaluated, made, tmp_path / "out")
+    assert "different files of one name" in error_of(cli(*run), 2)
+    write_manifest(made, [one for one in read_manifest(made / MANIFEST) if one.kind == "Q5_0"])
+    (made / "wide-Q8_0.gguf").unlink()
+    assert "wide-Q4_0.gguf differ in the checkpoint" in error_of(cli(*run), 2)
+    path = evaluated / "wide-Q8_0.gguf"
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+    assert f"{path}: sha256" in error_of(cli("merge", evaluated, tmp_path / "out"), 2)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_merge_that_fails_at_its_end_leaves_what_was_there(
