@@ -1037,7 +1037,19 @@ def _read_manifest(folder: Path) -> None:
 _REPORT = {
     "sequences": "2 utterances",
     "files": [
-        {"type": "Q8_0", "quality": {"all": {"kl_mean": 0.1, "best_code": 0.9, "n_rows": 7}}},
+        {
+            "type": "Q8_0",
+            "quality": {
+                "all": {
+                    "n_rows": 7,
+                    "kl_mean": 0.1,
+                    "kl_p99": 0.2,
+                    "kl_max": 0.3,
+                    "nmse": 0.1,
+                    "best_code": 0.9,
+                }
+            },
+        },
         {"type": "F16", "quality": None},
     ],
 }

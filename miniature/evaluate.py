@@ -1,9 +1,9 @@
 """Whether a model says what it was asked to, in sentences that it was never trained on.
 
     python -m miniature.evaluate miniature/miniature.sft build/demo/*.gguf --csv quality.csv
-    python -m miniature.evaluate --write-data build/held-out    # for `quantize --listen --data`
+    python -m miniature.evaluate --write-data build/held-out    # for `evaluate --listen --data`
 
-Measured as `quantize --listen` does, with the recordings themselves (and not what the codec makes
+Measured as `evaluate --listen` does, with the recordings themselves (and not what the codec makes
 of them) as what speech is held against.
 """
 
@@ -87,7 +87,7 @@ def held_out(seed: int, n: int, voice: str = "plain") -> list[Sentence]:
 
 
 def write_data(sentences: Sequence[Sentence], folder: Path) -> None:
-    """A file a sentence, as `quantize --data` takes them."""
+    """A file a sentence, as `evaluate --data` takes them."""
     folder.mkdir(parents=True, exist_ok=True)
     for i, one in enumerate(sentences):
         prompt = one.condition.prompt

@@ -1,6 +1,6 @@
 """The words that pocketsphinx hears: python -m miniature.hear SPEECH.wav
 
-A recogniser for `quantize --listen --asr` and `miniature.evaluate --asr`. Its words and their order
+A recogniser for `evaluate --listen --asr` and `miniature.evaluate --asr`. Its words and their order
 are those of the corpus' sentences (a bigram model of many, other ones than any that are tested):
 with a list of words alone it hears a third of the recordings' words. Needs the extra `asr`.
 """

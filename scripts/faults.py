@@ -67,7 +67,7 @@ def _quantize(source: str) -> Callable[[Path, Path], list[object]]:
             out / "set",
             "--types",
             "Q8_0,Q4_0",
-                        "--force",
+            "--force",
         )
     ]
 
@@ -86,9 +86,7 @@ OPERATIONS = (
         lambda given, out: [
             *("quantize", given / "model.gguf", out / "q.gguf", "Q4_K_M", "--force")
         ],
-        lambda given, out: [
-            *("quantize", given / "model.gguf", out / "q.gguf", "Q5_K_M")
-        ],
+        lambda given, out: [*("quantize", given / "model.gguf", out / "q.gguf", "Q5_K_M")],
         ("q.gguf",),
     ),
     Operation(

@@ -24,14 +24,27 @@ sys.path.insert(0, str(PROJECT))
 from miniature.evaluate import held_out, write_data  # noqa: E402 - found by the line above
 from valle_convert.checkpoint import read_checkpoint  # noqa: E402
 from valle_convert.errors import InputError  # noqa: E402
+from valle_convert.families.bundle import plan  # noqa: E402
+from valle_convert.quantize.evaluate import Given, evaluate  # noqa: E402
 from valle_convert.quantize.examples import Examples  # noqa: E402
 from valle_convert.quantize.imatrix import make_imatrices  # noqa: E402
-from valle_convert.quantize.options import Options, RunLog  # noqa: E402
+from valle_convert.quantize.limits import Gates  # noqa: E402
+from valle_convert.quantize.options import (  # noqa: E402
+    FolderOptions,
+    MakeOptions,
+    MeasureOptions,
+    RunLog,
+)
 from valle_convert.quantize.quality import ALL, Quality  # noqa: E402
-from valle_convert.quantize.report import FileReport, QuantizeReport  # noqa: E402
+from valle_convert.quantize.report import EvaluationReport, FileReport  # noqa: E402
 from valle_convert.quantize.run import quantize  # noqa: E402
-from valle_convert.quantize.scan import SCANNED, Sensitivity, choose_mixture  # noqa: E402
-from valle_convert.quantize.source import Reference  # noqa: E402
+from valle_convert.quantize.scan import (  # noqa: E402
+    SCANNED,
+    Aim,
+    Sensitivity,
+    choose_mixture,
+    scan,
+)
 from valle_convert.quantize.types import (  # noqa: E402
     FILE_TYPES,
     FileType,
@@ -81,9 +94,8 @@ def main() -> None:
 def measure_all(folder: Path, types: Sequence[FileType], n: int) -> Found:
     """All measurements, one after the other."""
     checkpoint = read_checkpoint(MODEL)
-    reference = Reference.of(checkpoint)
-    family = reference.family
-    model = reference.description.model
+    reference = plan(checkpoint)
+    family, model = reference.family, reference.model
     write_data(held_out(_CALIBRATION_SEED, N_CALIBRATION), folder / "calibration")
     write_data(held_out(_SEED, n), folder / "data")
     for name, utterances in {
@@ -99,30 +111,33 @@ def measure_all(folder: Path, types: Sequence[FileType], n: int) -> Found:
         *,
         imatrix: Path | None = None,
         tensor_types: tuple[str, ...] = (),
-        scan: bool = False,
-        dry_run: bool = False,
-    ) -> QuantizeReport:
-        options = Options(
-            tuple(kinds),
-            data=folder / "data",
-            threads=1,
-            n_utterances=n,
-            imatrix=str(imatrix or "none"),
-            tensor_types=tensor_types,
-            scan=scan,
-            dry_run=dry_run,
+    ) -> EvaluationReport:
+        making = MakeOptions(
+            tuple(kinds), imatrix=str(imatrix or "none"), tensor_types=tensor_types, threads=1
         )
         talk = RunLog(talk=lambda text: print(text, flush=True))
-        return quantize(MODEL, folder / name, options, checkpoint=checkpoint, listener=talk)
+        quantize(MODEL, folder / name, making, checkpoint=checkpoint, log=talk)
+        given = Given((folder / name,), checkpoint=checkpoint)
+        return evaluate(given, Gates(), measuring, log=talk)
+
+    measuring = MeasureOptions(folder / "data", n, threads=1)
 
     def can_be_made(kind: FileType) -> bool:
         try:
-            run("planned", [kind], dry_run=True)
+            making = MakeOptions((kind,), imatrix="none")
+            quantize(
+                MODEL,
+                folder / "planned",
+                making,
+                FolderOptions(dry_run=True),
+                checkpoint=checkpoint,
+            )
         except InputError:  # not without an importance matrix
             return False
         return True
 
-    bare = run("bare", [kind for kind in types if can_be_made(kind)], scan=True)
+    bare = run("bare", [kind for kind in types if can_be_made(kind)])
+    scanned = scan(MODEL, checkpoint, Aim(), MakeOptions(threads=1), measuring).sensitivities
     quantized = [kind for kind in types if kind.is_quantized]
     noise, real = (
         run(name, quantized, imatrix=folder / f"{name}.gguf") for name in ("noise", "real")
@@ -132,14 +147,14 @@ def measure_all(folder: Path, types: Sequence[FileType], n: int) -> Found:
         for i, given in enumerate(TENSOR_TYPES)
         for file in run(f"mixed-{i}", parse_types(MIXED_TYPES), tensor_types=given).files
     ]
-    weights = {one.tensor: round(8 * one.n_bytes / one.bits) for one in bare.scan}
+    weights = {one.tensor: round(8 * one.n_bytes / one.bits) for one in scanned}
     for target in TARGETS:
-        mixture = choose_mixture(bare.scan, weights, target_bits=target)
+        mixture = choose_mixture(scanned, weights, target_bits=target)
         name = f"--target-bits {target:g}"
         (file,) = run(name, [mixture.file_type], tensor_types=mixture.tensor_types).files
         mixed.append((name, file))
     by_kind = [{file.kind: file for file in one.files} for one in (bare, noise, real)]
-    return Found(n, *by_kind, mixed, bare.scan)
+    return Found(n, *by_kind, mixed, scanned)
 
 
 def distinct_types() -> Iterator[FileType]:
@@ -172,7 +187,7 @@ def page(found: Found) -> Iterator[str]:
         "its weights are those of hours of training, a level has 256 codes and not 1024, and it "
         "has heard three voices of one synthesizer say sentences of a few templates. Which "
         "matrices mind most may differ with depth, and so may the worth of an importance matrix. "
-        "So no limit of this program comes from here; measure your own: `quantize --checkpoint "
+        "So no limit of this program comes from here; measure your own: `evaluate --checkpoint "
         "model.sft --data utterances/ --listen`."
     )
     yield ""

@@ -55,11 +55,10 @@ NEEDED = {
 #: Blocks that other tests run, by how one of their lines begins, and where.
 ELSEWHERE = {
     "name: ": "tests/quantize/test_ci.py",
-    "CHECKPOINT := ": "tests/quantize/test_ci.py",
     "size: {heads": "tests/checkpoint/test_hf_export.py",
     "valle-convert vallex-checkpoint.pt out.gguf": "tests/cli/test_vallex_commands.py",
-    "valle-convert quantize model.sft scanned/": "tests/quantize/test_scan.py",
-    "valle-convert quantize model.sft heard/": "tests/quantize/test_quantize_listen.py",
+    "valle-convert scan model.sft": "tests/quantize/test_scan.py",
+    "valle-convert evaluate heard/": "tests/quantize/test_quantize_listen.py",
 }
 #: Pages whose commands have placeholders, or need a LoRA, an old file or a hub.
 PAGES_ELSEWHERE = {

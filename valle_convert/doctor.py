@@ -31,7 +31,7 @@ LLAMA = "llama.cpp"  # the library, as something that a command needs
 #: Commands that need nothing else, and those that only some families have.
 _ALWAYS = "convert repair lora export inspect imatrix compare check-manifest codec doctor".split()
 _ABILITIES = {
-    "quantize --listen": "listen",
+    "evaluate --listen": "listen",
     "transcribe": "transcribe",
     "utterances": "utterances",
 }
@@ -40,21 +40,22 @@ _ABILITIES = {
 def needs() -> dict[str, tuple[str, ...]]:
     """What commands need beyond the packages of all: LLAMA, graphs of families, extras.
 
-    `quantize` takes llama-quantize where it finds it, and else the same routine of the library,
-    which it measures with in any case.
+    `quantize` takes llama-quantize where it finds it, and else the same routine of the library.
     """
     found: dict[str, tuple[str, ...]] = {
         **dict.fromkeys(_ALWAYS, ()),
         "convert (from hf:...)": ("hub",),
         "publish": ("hub",),
         "tokenize": (LLAMA,),
-        "quantize --report FILE.html": (LLAMA, "report"),
+        "quantize": (LLAMA,),
+        "scan": (LLAMA,),
+        "evaluate --report FILE.html": (LLAMA, "report"),
     }
     for family in reversed(families()):
         runs = (LLAMA, family.title)
         speaks = (*runs, *family.needs)
         of = f" ({family.title})" if family.name else ""
-        found |= {f"verify{of}": runs, f"quantize{of}": runs, f"speak{of}": speaks}
+        found |= {f"verify{of}": runs, f"evaluate{of}": runs, f"speak{of}": speaks}
         for language, extras in family.needs_for.items():
             found[f"speak ({family.title}, {language})"] = (*speaks, *extras)
         for command, ability in _ABILITIES.items():

@@ -116,9 +116,7 @@ def test_quantized_from_the_export(tmp_path: Path, cli: Cli) -> None:
     shape = Shape(dim=256, heads=4, layers=1, levels=2, langs=6, bias=False)
     folder = write_export(tmp_path / "e", shape)
     config = say(tmp_path / "c.yaml", size={"heads": 4})
-    result = cli(
-        "quantize", folder, tmp_path / "q", "--types", "Q8_0", "--config", config
-    )
+    result = cli("quantize", folder, tmp_path / "q", "--types", "Q8_0", "--config", config)
     assert result.code == 0, result.err
     assert (tmp_path / "q" / "e-Q8_0.gguf").is_file()
     made = tmp_path / "q" / "e-Q8_0.gguf"

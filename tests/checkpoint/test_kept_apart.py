@@ -161,7 +161,7 @@ def test_an_adapter_survives_a_context_that_grows(checkpoint: Path, tmp_path: Pa
     assert nmse(first, second) < MAX_NMSE
 
 
-def test_verify_and_quantize_measure_with_it(checkpoint: Path, tmp_path: Path, cli: Cli) -> None:
+def test_verify_and_evaluate_measure_with_it(checkpoint: Path, tmp_path: Path, cli: Cli) -> None:
     lora = lora_file(tmp_path / "lora.sft", rvq_levels=[0, 3])
     base, adapter = tmp_path / "base.gguf", tmp_path / "adapter.gguf"
     converted_to(base, checkpoint, "f16")
@@ -176,11 +176,12 @@ def test_verify_and_quantize_measure_with_it(checkpoint: Path, tmp_path: Path, c
     assert "valle.source.symmap" not in shown.out
     verified = cli("verify", checkpoint, base, "--level", "logits", "--lora", adapter)
     assert verified.code == 0, verified.out
-    out, report = tmp_path / "q8.gguf", tmp_path / "report.json"
-    command = ["quantize", base, out, "Q8_0", "--checkpoint", checkpoint, "--lora", adapter]
-    result = cli(*command, "--utterances", 1, "--report", report)
+    out = tmp_path / "q8.gguf"
+    assert cli("quantize", base, out, "Q8_0").code == 0
+    command = ["evaluate", out, "--checkpoint", checkpoint, "--lora", adapter, "--utterances", 1]
+    result = cli(*command, "--json")
     assert result.code == 0, result.err
-    written = json.loads(report.read_text())
+    written = json.loads(result.out)
     assert "with adapter.gguf" in written["reference"]
     (file,) = written["files"]
     assert file["quality"]["all"]["kl_mean"] < 1e-2

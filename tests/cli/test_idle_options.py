@@ -66,12 +66,10 @@ def test_a_lora_is_not_passed_over_by_the_verdict_on_a_set(
         ("verify OLD GGUF --lora-alpha 3", "--lora-alpha"),
         ("verify OLD GGUF --lora-alpha 0", "--lora-alpha"),
         ("verify VALLEX SET --tokenizer x.json", "--tokenizer"),
-        ("quantize GGUF OUT Q8_0 --margin 2", "--margin"),
-        ("quantize GGUF OUT Q8_0 --listen --prompt-seconds 2", "--prompt-seconds"),
-        ("quantize GGUF OUT Q8_0 --listen-temperature 1", "--listen-temperature"),
-        ("quantize GGUF OUT Q8_0 --listen-temperature 0.6", "--listen-temperature"),
-        ("quantize GGUF OUT Q8_0 --margin 1.1", "--margin"),
-        ("quantize GGUF OUT Q8_0 --listen --prompt-seconds 3", "--prompt-seconds"),
+        ("evaluate GGUF --margin 1.1", "--margin"),
+        ("evaluate GGUF --asr true", "--asr"),
+        ("evaluate GGUF --listen --voice x.wav", "--voice"),
+        ("evaluate GGUF --config x.yaml", "--config"),
         ("quantize GGUF OUT Q8_0 --threads 99999999", "--threads"),
     ],
 )
@@ -91,21 +89,16 @@ def test_options_without_effect_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("from_checkpoint", [True, False])
-def test_a_lora_of_another_model_is_refused_before_anything_is_made(
-    from_checkpoint: bool, adapter: Callable[[Path], Path], tmp_path: Path, cli: Cli
+def test_a_lora_of_another_model_is_refused_before_anything_is_measured(
+    adapter: Callable[[Path], Path], tmp_path: Path, cli: Cli
 ) -> None:
     other, source = tmp_path / "other.sft", tmp_path / "other.gguf"
     make_checkpoint(other, Shape(heads=4, kv_heads=2))
     assert cli(other, source, "--outtype", "f16", "--verify", "none").code == 0
-    given, out = adapter(CHECKPOINT), tmp_path / "out.gguf"
-    run = ("quantize", other if from_checkpoint else source, out, "Q8_0", "--lora", given)
-    assert "is no adapter for" in error_of(cli(*run, "--checkpoint", other), 2)
-    assert not out.exists()
-    own = adapter(other)
-    run = (*run[:-1], own, "--checkpoint", other)
-    assert "is for measuring only" in error_of(cli(*run), 2)
-    assert cli(*run, "--utterances", "1").code == 0
+    run = ("evaluate", source, "--checkpoint", other, "--utterances", "1", "--lora")
+    assert "is no adapter for" in error_of(cli(*run, adapter(CHECKPOINT)), 2)
+    assert not source.with_suffix(".measurements.json").exists()
+    assert cli(*run, adapter(other)).code == 0
 
 
 def test_a_tensor_type_for_nothing_is_told(

@@ -30,13 +30,10 @@ def vallex(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def quantized(tmp_path: Path, converted: Callable[[str, str], Path], cli: Cli) -> Path:
-    """A folder of quantized files with a report of them."""
+    """A folder of quantized files."""
     folder = tmp_path / "set"
     source = converted("ar-nar-len", "f16")
-    made = cli(
-        *("quantize", source, folder, "--types", "Q8_0"),
-        *("--report", folder / "report.json"),
-    )
+    made = cli("quantize", source, folder, "--types", "Q8_0")
     assert made.code == 0, made
     return folder
 
@@ -56,20 +53,21 @@ def test_no_file_of_a_set_is_replaced_by_one_of_another(
     assert list(out.parent.iterdir()) == [out.parent / "y-nar.gguf"]
 
 
-@pytest.mark.parametrize("option", ["--log", "--report"])
-def test_no_file_of_a_set_is_replaced_by_a_log_or_report(
-    option: str, vallex: Path, tmp_path: Path, cli: Cli
+@pytest.mark.parametrize("name", ["x-nar-3.gguf", "x.measurements.json", "manifest.json"])
+def test_no_file_of_a_set_and_nothing_beside_it_is_replaced_by_a_report(
+    name: str, tmp_path: Path, cli: Cli
 ) -> None:
-    other = tmp_path / ("x-nar.gguf" if option == "--log" else "r.json")
-    if option == "--report":
-        other.symlink_to(tmp_path / "x-nar-3.gguf")
-    before = other.read_bytes()
-    run = ("quantize", vallex, tmp_path / "y.gguf", "Q8_0", "--force")
-    assert LOST in error_of(cli(*run, option, other), 2)
-    assert other.read_bytes() == before
-    message = error_of(cli(*run[:-1], "--log", tmp_path / "y-nar.gguf"), 2)
-    assert "are one file" in message
-    assert not (tmp_path / "y.gguf").exists()
+    folder = tmp_path / "set"
+    folder.mkdir()
+    write_gguf(plan_conversion(VALLEX), folder / "x.gguf")
+    report, part = tmp_path / "r.json", folder / name
+    if not part.exists():
+        part.write_text("{}")
+    report.symlink_to(part)
+    before = part.read_bytes()
+    run = ("evaluate", folder / "x.gguf", "--checkpoint", VALLEX, "--force", "--report", report)
+    assert LOST in error_of(cli(*run), 2)
+    assert part.read_bytes() == before
 
 
 def test_the_report_of_verify_replaces_no_file_of_a_set(
@@ -101,7 +99,7 @@ def test_no_file_of_a_folder_replaces_the_checkpoint(name: str, tmp_path: Path, 
     assert [path.name for path in out.iterdir()] == [name]
 
 
-@pytest.mark.parametrize("name", ["report.json", "manifest.json", "*-Q8_0.gguf"])
+@pytest.mark.parametrize("name", ["manifest.json", "*-Q8_0.gguf"])
 def test_the_card_replaces_nothing_that_is_published(name: str, quantized: Path, cli: Cli) -> None:
     (path,) = quantized.glob(name)
     before = path.read_bytes()
@@ -172,11 +170,11 @@ def test_an_adapter_that_cannot_be_right_is_not_written(
         ("export GGUF EMPTY", "the name is empty"),
         ("convert CHECKPOINT -", "- is the name of no file"),
         ("quantize GGUF OUT Q8_0 --log EMPTY", "the name is empty"),
-        ("quantize GGUF OUT Q8_0 --margin nan --no-worse-than x", "nan is not finite"),
-        ("quantize GGUF OUT Q8_0 --scan --target-bits nan", "nan is not finite"),
+        ("evaluate GGUF --margin nan --no-worse-than x", "nan is not finite"),
+        ("scan GGUF OUT --target-bits nan", "nan is not finite"),
         ("speak GGUF Hi --save-codes OUT --guidance inf", "inf is not finite"),
         ("publish OUT owner --dry-run", "is no OWNER/NAME"),
-        ("publish OUT --message words", "would change nothing"),
+        ("publish OUT --message words", "has no effect"),
         ("quantize GGUF OUT Q8_0 --lora x.sft", "there is no checkpoint"),
         ("quantize GGUF OUT Q8_0 --config x.yaml", "there is no checkpoint"),
     ],

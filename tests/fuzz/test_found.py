@@ -206,16 +206,18 @@ def test_a_manifest_with_a_size_that_is_no_number_is_refused(shape: str, tmp_pat
     tree = json.loads(text)
     tree["files"][0]["tensors"][0]["shape"] = "SHAPE"
     (tmp_path / "manifest.json").write_text(json.dumps(tree).replace('"SHAPE"', shape))
-    with pytest.raises(InputError, match="no manifest of this program"):
+    with pytest.raises(InputError, match="is not a manifest of this program"):
         read_manifest(tmp_path / "manifest.json")
 
 
 @pytest.mark.parametrize("n", ["1e999", "1" + "0" * 400])
 def test_a_report_with_a_number_beyond_all_numbers_is_refused(n: str, tmp_path: Path) -> None:
-    quality = '{"all": {"kl_mean": N, "best_code": 0.5, "n_rows": N}}'.replace("N", n)
+    names = ("kl_mean", "kl_p99", "kl_max", "nmse", "n_rows")
+    numbers = ", ".join(f'"{name}": {n}' for name in names)
+    quality = f'{{"all": {{"best_code": 0.5, {numbers}}}}}'
     files = f'[{{"type": "Q8_0", "quality": {quality}}}]'
     (tmp_path / "x.json").write_text(f'{{"sequences": "x", "files": {files}}}')
-    with pytest.raises(InputError, match="is no report of"):
+    with pytest.raises(InputError, match="is not a report of"):
         read_earlier(tmp_path / "x.json")
 
 

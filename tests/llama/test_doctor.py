@@ -97,7 +97,7 @@ def test_a_llama_cpp_that_computes_vall_e_x_wrongly_is_reported_for_its_commands
     assert "llama.cpp" in (report.llama.graphs["VALL-E X"] or "")
     assert report.llama.graphs["VALL-E"] is None
     broken_commands = {command.name for command in report.commands if command.missing}
-    assert broken_commands >= {"speak (VALL-E X)", "verify (VALL-E X)", "quantize (VALL-E X)"}
+    assert broken_commands >= {"speak (VALL-E X)", "verify (VALL-E X)", "evaluate (VALL-E X)"}
     assert not broken_commands & {"verify", "quantize"}
 
 
@@ -166,7 +166,7 @@ def test_a_missing_package_stops_every_command_and_one_of_an_extra_none() -> Non
     stopped = [c.name for c in examine_commands((NUMPY, sound), WORKING) if c.missing]
     assert stopped == [
         "speak",
-        "quantize --listen",
+        "evaluate --listen",
         "transcribe",
         "utterances",
         "speak (VALL-E of version 7)",

@@ -480,6 +480,7 @@ def test_prune_removes_files_of_earlier_types_after_a_verdict_that_passed(
     assert [file.name for file in read_manifest(evaluated / "manifest.json")] == ["wide-Q8_0.gguf"]
     single = ("evaluate", evaluated / "wide-Q8_0.gguf", *run[4:])
     assert "give folders" in error_of(cli(*single, "--prune"), 2)
+    assert "--types selects files" in error_of(cli(*single, "--types", "Q8_0"), 2)
 
 
 def test_prune_leaves_other_models(

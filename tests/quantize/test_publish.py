@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,14 @@ from valle_convert.families.family import Choices
 from valle_convert.gguf_file.metadata import GeneralMetadata
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize.card import CardWords, card_of, read_folder
-from valle_convert.quantize.identity import base_name, convention_name
+from valle_convert.quantize.evaluate import Given, evaluate
+from valle_convert.quantize.identity import Identity, base_name, convention_name
+from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.manifest import check_manifest
+from valle_convert.quantize.measurements import measurements_in
+from valle_convert.quantize.options import MakeOptions, MeasureOptions
+from valle_convert.quantize.run import quantize
+from valle_convert.quantize.types import parse_types
 
 # The library gives its HTTP client files in a way that the client does not like any more.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -39,36 +46,32 @@ CONVENTION = re.compile(r"VALL-E-random-[\d.]+[KM]-v5\.0-(Q8_0|Q4_K_M|Q2_K)\.ggu
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three types of a small random network, named by the convention, measured."""
-    from valle_convert.quantize.forms import write_report
-    from valle_convert.quantize.identity import Identity
-    from valle_convert.quantize.options import Options
-    from valle_convert.quantize.run import quantize
-    from valle_convert.quantize.types import parse_types
-
     folder = tmp_path_factory.mktemp("published")
     checkpoint, source = folder / "random.sft", folder / "random.gguf"
     make_checkpoint(checkpoint, Shape(dim=256, heads=4, layers=1, levels=3, seed=1))
     metadata = GeneralMetadata({"license": "agpl-3.0", "description": "Random; says nothing."})
     write_gguf(plan_conversion(checkpoint, Choices("f16", metadata=metadata)), source)
-    options = Options(
-        types=parse_types("Q8_0,Q4_K_M,Q2_K"),
-        n_utterances=1,
-        identity=Identity("convention", "Someone", "ecker/vall-e"),
+    identity = Identity("convention", "Someone", "ecker/vall-e")
+    quantize(
+        source, folder / "out", MakeOptions(parse_types("Q8_0,Q4_K_M,Q2_K"), identity=identity)
     )
-    report = quantize(source, folder / "out", options, checkpoint=read_checkpoint(checkpoint))
-    write_report(report, folder / "report.json", force=False)
+    given = Given((folder / "out",), checkpoint=read_checkpoint(checkpoint))
+    evaluate(given, Gates(), MeasureOptions(n_utterances=1))
     return folder
 
 
 @pytest.fixture
 def folder(quantized: Path, tmp_path: Path) -> Path:
-    """The folder as `quantize` left it."""
-    out = tmp_path / "out"
-    out.mkdir()
-    for path in (quantized / "out").iterdir():
-        (out / path.name).write_bytes(path.read_bytes())
-    (out / "report.json").write_bytes((quantized / "report.json").read_bytes())
-    return out
+    """The folder as `evaluate` left it."""
+    return Path(shutil.copytree(quantized / "out", tmp_path / "out"))
+
+
+def change(folder: Path, kind: str, what: Callable[[dict[str, Any]], None]) -> None:
+    """Change what was measured of the file of a type."""
+    (path,) = folder.glob(f"*-{kind}.measurements.json")
+    value = json.loads(path.read_text())
+    what(value)
+    path.write_text(json.dumps(value))
 
 
 @pytest.fixture
@@ -158,50 +161,48 @@ def test_the_card_says_what_was_measured(folder: Path, cli: Cli) -> None:
     assert matter["license"] == "agpl-3.0"
     assert matter["language"] == ["en", "ja", "de", "fr", "zh", "ko"]
     assert {"gguf", "text-to-speech"} <= set(matter["tags"])
-    report = json.loads((folder / "report.json").read_text())
-    by_name = {file["name"]: file for file in report["files"]}
     rows = table_of(card)
     assert [row[1] for row in rows] == ["Q2_K", "Q4_K_M", "Q8_0"]
-    for name, kind, size, bits, kl, best, _ in rows:
-        file = by_name[name.strip("`")]
-        quality = file["quality"]["all"]
-        assert kind == file["type"]
-        assert float(size.removesuffix(" MiB")) == pytest.approx(file["bytes"] / 2**20, abs=0.06)
-        assert float(bits) == pytest.approx(file["bits_per_weight"], abs=0.006)
-        assert float(kl) == pytest.approx(quality["kl_mean"], rel=0.06)
-        assert float(best.rstrip("%")) / 100 == pytest.approx(quality["best_code"], abs=1e-3)
+    by_name = {next(iter(one.files)): one.predictions for one in measurements_in(folder)}
+    for name, _, size, _, kl, best, _ in rows:
+        path = folder / name.strip("`")
+        assert float(size.removesuffix(" MiB")) * 2**20 == pytest.approx(
+            path.stat().st_size, abs=0.06 * 2**20
+        )
+        found = by_name[path.name]
+        assert found is not None
+        assert found.measured is not None
+        quality = found.measured.quality["all"]
+        assert float(kl) == pytest.approx(quality.kl_mean, rel=0.06)
+        assert float(best.rstrip("%")) / 100 == pytest.approx(quality.best_code, abs=1e-3)
     text = card.read_text()
-    for file in report["files"]:
-        assert f"{file['sha256']}  {file['name']}" in text
+    for path in folder.glob("*.gguf"):
+        assert f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" in text
     # One utterance tells nothing of which file to take.
-    assert report["recommendation"] is not None
-    assert report["recommended"] is None
     assert read_folder(folder).best() is None
     assert "1 different text," in text.split("## Which one")[1].split("##")[0]
     assert f"hf download {REPO} {rows[-1][0].strip('`')} " in text
     assert "Verified: 3 of 3 types" in text
-    assert report["reference"].split()[0] in text
+    assert "Measured against random.sft in PyTorch" in text
 
 
-def test_a_card_and_a_report_recommend_the_same(folder: Path, cli: Cli) -> None:
-    path = folder / "report.json"
-    report = json.loads(path.read_text())
-    report["different_texts"] = 8
-    for file, kl in zip(report["files"], (1e-4, 5e-3, 0.2), strict=True):
-        file["quality"]["all"]["kl_mean"] = kl
-    path.write_text(json.dumps(report))
-    assert recommended(folder, cli) == report["files"][1]["name"]
+def test_a_card_recommends_by_the_rule_of_the_report(folder: Path, cli: Cli) -> None:
+    for kind, kl in (("Q8_0", 1e-4), ("Q4_K_M", 5e-3), ("Q2_K", 0.2)):
+
+        def near(value: dict[str, Any], kl: float = kl) -> None:
+            value["predictions"]["n_texts"] = 8
+            value["predictions"]["measured"]["quality"]["all"]["kl_mean"] = kl
+
+        change(folder, kind, near)
+    assert (recommended(folder, cli) or "").endswith("-Q4_K_M.gguf")
     text = (folder / "README.md").read_text()
-    assert "Take VALL-E-random" in text.split("## Which one")[1].split("##")[0]
-    # What was heard counts as it does in the report of the run.
-    for file in report["files"]:
-        file["beyond_noise"] = []
-    report["files"][1]["beyond_noise"] = ["PER 0.670, F16 0.440"]
-    path.write_text(json.dumps(report))
-    assert recommended(folder, cli) == report["files"][0]["name"]
-    report["files"][0]["failures"] = ["KL mean 1, allowed 0"]
-    path.write_text(json.dumps(report))
-    assert recommended(folder, cli) is None
+    assert "Take Q4_K_M" in text.split("## Which one")[1].split("##")[0]
+    for kind, left in (("Q4_K_M", "-Q8_0.gguf"), ("Q8_0", "")):
+        change(folder, kind, lambda value: value["judgement"].update(failures=["KL mean 1"]))
+        assert (recommended(folder, cli) or "").endswith(left)
+    # Files that were measured in different ways are in no table together.
+    change(folder, "Q2_K", lambda value: value["predictions"].update(key="0" * 64))
+    assert "were not measured in one way" in error_of(cli("publish", folder, "--force"), 2)
 
 
 def recommended(folder: Path, cli: Cli) -> str | None:
@@ -222,7 +223,8 @@ def test_publishing_is_one_commit_that_the_hub_has_bit_for_bit(
     assert said["commit"] == commit
     there = hub.repositories[REPO].commits[commit]
     sent = {path.name: path.read_bytes() for path in folder.iterdir()}
-    del sent["report.json"]  # measured here, and none of the manifest's
+    for path in folder.glob("*.measurements.json"):
+        del sent[path.name]  # they are none of the manifest's
     assert there == sent | {".gitattributes": b"*.gguf filter=lfs"}
     assert said["files"] == {name: len(raw) for name, raw in sent.items()}
     writes = [one for one in hub.requests if "/commit/" in one.path]
@@ -284,14 +286,6 @@ def test_a_folder_that_is_not_as_it_was_written_is_refused(
     (folder / "stranger.gguf").write_bytes(b"GGUF")
     assert "stranger.gguf: no manifest lists it" in error_of(cli("publish", folder, REPO), 2)
     (folder / "stranger.gguf").unlink()
-    report = json.loads((folder / "report.json").read_text())
-    report["files"][0]["sha256"] = hashlib.sha256(b"").hexdigest()
-    other = folder.with_name("other.json")
-    other.write_text(json.dumps(report))
-    message = error_of(cli("publish", folder, REPO, "--report", other), 2)
-    assert "is not of these files" in message
-    other.write_text("[]")
-    assert error_of(cli("publish", folder, REPO, "--report", other), 2)
     assert not (folder / "README.md").exists()
     assert error_of(cli("publish", folder.parent, REPO), 2)
     assert hub.requests == []
@@ -306,8 +300,9 @@ def test_a_card_of_somebody_else_is_not_overwritten(folder: Path, cli: Cli) -> N
     assert cli("publish", folder).code == 0  # the same again
 
 
-def test_without_a_report_nothing_is_recommended(folder: Path, cli: Cli) -> None:
-    (folder / "report.json").unlink()
+def test_without_measurements_nothing_is_recommended(folder: Path, cli: Cli) -> None:
+    for path in folder.glob("*.measurements.json"):
+        path.unlink()
     assert cli("publish", folder, "--license", "mit", "--base-model", "a/b").code == 0
     text = (folder / "README.md").read_text()
     assert "No file is recommended: no file was measured." in text
@@ -317,45 +312,25 @@ def test_without_a_report_nothing_is_recommended(folder: Path, cli: Cli) -> None
 
 
 JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.floats()
-    | st.integers()
-    | st.text(max_size=3)
-    | st.just(10**400),
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner),
     max_leaves=4,
 )
 
 
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "-0.1", "1e999"])
-@pytest.mark.parametrize("name", ["kl_mean", "best_code"])
-def test_a_report_with_a_number_that_is_none_is_refused(
-    folder: Path, cli: Cli, name: str, number: str
-) -> None:
-    report = folder / "report.json"
-    text = re.sub(rf'("{name}": )[-\d.e]+', rf"\g<1>{number}", report.read_text())
-    report.write_text(text)
-    refused = error_of(cli("publish", folder, "--dry-run"), 2)
-    assert "report.json is damaged in what it says of" in refused
-    assert not (folder / "README.md").exists()
-
-
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 @given(data=st.data())
-def test_of_a_report_of_any_kind_comes_a_card_or_a_refusal(
+def test_of_measurements_of_any_kind_comes_a_card_or_a_refusal(
     folder: Path, quantized: Path, data: st.DataObject
 ) -> None:
-    report = json.loads((quantized / "report.json").read_text())
-    where = data.draw(st.sampled_from(["different_texts", "reference", "sequences", ""]))
-    if where:
-        report[where] = data.draw(JSON)
-    else:
-        entry = data.draw(st.sampled_from(report["files"]))
-        entry[data.draw(st.sampled_from(["quality", "verified", "failures", "beyond_noise"]))] = (
-            data.draw(JSON | st.fixed_dictionaries({"all": JSON, "outcome": JSON}))
-        )
-    (folder / "report.json").write_text(json.dumps(report))
+    (path,) = folder.glob("*-Q8_0.measurements.json")
+    value = json.loads((quantized / "out" / path.name).read_text())
+    at: Any = value
+    for _ in range(data.draw(st.integers(0, 4), "depth")):
+        inner = [key for key in at if isinstance(at[key], dict) and at[key]]
+        at = at[data.draw(st.sampled_from(sorted(inner)))] if inner else at
+    at[data.draw(st.sampled_from(sorted(at)))] = data.draw(JSON)
+    path.write_text(json.dumps(value))
     try:
         card = card_of(read_folder(folder), CardWords())
     except InputError:
@@ -369,14 +344,9 @@ def test_of_a_report_of_any_kind_comes_a_card_or_a_refusal(
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two types of a small model of several files, as `quantize` left them, not measured."""
-    from valle_convert.quantize.options import Options
-    from valle_convert.quantize.run import quantize
-    from valle_convert.quantize.types import parse_types
-
     folder = tmp_path_factory.mktemp("sets")
     write_bundle(plan(read_checkpoint(CHECKPOINT), Choices("f16")), folder / "model.gguf")
-    options = Options(types=parse_types("Q8_0,Q4_0"), measure=False)
-    quantize(folder / "model.gguf", folder / "out", options)
+    quantize(folder / "model.gguf", folder / "out", MakeOptions(parse_types("Q8_0,Q4_0")))
     return folder / "out"
 
 

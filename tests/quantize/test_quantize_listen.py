@@ -158,7 +158,6 @@ def test_sentences_without_recordings_are_compared_with_what_f16_says(
     ("arguments", "words"),
     [
         ([], "--listen needs something to say"),
-        (["--data", "DATA"], "leave out"),
         (["--data", "DATA", "--asr", "no-such-recogniser"], "no-such-recogniser"),
         (["--data", "DATA", "--asr", "a 'b"], "which is no command"),
         (["--data", "DATA", "--utterances", "1"], "there is one only"),

@@ -1,4 +1,4 @@
-"""`valle-convert utterances`: from recordings and texts to what `quantize --data` takes."""
+"""`valle-convert utterances`: from recordings and texts to what `evaluate --data` takes."""
 
 from __future__ import annotations
 

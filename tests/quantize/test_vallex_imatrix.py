@@ -250,8 +250,11 @@ def test_a_type_is_better_with_the_matrix_than_without(
         (found[name],) = json.loads(made.out)["files"]
     assert found["with"]["imatrix"] == "m.gguf"
     assert found["without"]["imatrix"] is None
+    files = [tmp_path / f"{name}.gguf" for name in ("with", "without")]
+    measured = cli("evaluate", *files, "--checkpoint", uneven, "--json")
+    quality = [one["quality"] for one in json.loads(measured.out)["files"]]
     for head in ("ar", "nar.1", "nar.2"):
-        better, worse = (found[name]["quality"][head]["kl_mean"] for name in ("with", "without"))
+        better, worse = (one[head]["kl_mean"] for one in quality)
         assert better < 0.9 * worse, head
     files = open_bundle(tmp_path / "with.gguf").files
     for file, name in ((files["ar"], "m.gguf"), (files["nar"], "m-nar.gguf")):

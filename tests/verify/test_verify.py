@@ -375,7 +375,7 @@ def test_a_lora_is_verified_with_the_same_options(
     assert cli("verify", path, out, "--lora", lora).code == 0
     without = cli("verify", path, out, "--level", "tensors")
     assert without.code == 1
-    assert "made with the LoRA lora.sft (1 weight, alpha 2) merged; give it with --lora" in (
+    assert "made with lora.sft (1 weight, alpha 2) merged, and the checkpoint has none; give" in (
         without.out
     )
     other = tmp_path / "elsewhere" / "other.sft"

@@ -246,6 +246,7 @@ def evaluate(
     """
     from valle_convert.files import check_outputs
     from valle_convert.quantize.evaluate import evaluate as evaluate_files
+    from valle_convert.quantize.forms import check_reports
     from valle_convert.quantize.limits import gates_of
     from valle_convert.quantize.options import ListenOptions, MeasureOptions, RunLog
 
@@ -262,14 +263,16 @@ def evaluate(
     reports, local = report or [], [local_gguf(path) for path in files]
     read = [*local, checkpoint, config, *(one.path for one in adapters), data, no_worse_than]
     read += [sentences, voice, Path(codec) if codec else None, reference]
+    check_reports(reports)
+    check_outputs({f"--report {one}": one for one in reports}, inputs=read, force=force)
     check_outputs({"--save-reference": save_reference}, inputs=read, force=force)
-    begin_reports(reports, read, force=force)
     result = evaluate_files(
         _given(files, local, types, (checkpoint, config, merged, lora_alpha), force=force),
         gates_of(limits, no_worse_than, margin),
         MeasureOptions(data, utterances, seed, adapters, threads, reference, save_reference),
         ListenOptions(sentences, voice, codec=codec, asr=asr) if listen else None,
         prunes=prune,
+        reports=reports,
         command=shlex.join(["valle-convert", *sys.argv[1:]]),
         log=RunLog(console.progress_bar, console.talk),
     )
@@ -303,17 +306,6 @@ def _given(
         keep=files == local,  # nothing is written into the cache of the hub
         force=force,
     )
-
-
-def begin_reports(reports: list[Path], read: list[Path | None], *, force: bool) -> None:
-    """Check where reports are written, and remove those of an earlier run."""
-    from valle_convert.files import check_outputs
-    from valle_convert.quantize.forms import check_reports
-
-    check_reports(reports)
-    check_outputs({f"--report {one}": one for one in reports}, inputs=read, force=force)
-    for one in reports:
-        one.unlink(missing_ok=True)
 
 
 def finish(result: EvaluationReport, reports: list[Path], *, as_json: bool, force: bool) -> None:

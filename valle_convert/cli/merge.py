@@ -19,7 +19,6 @@ from valle_convert.cli.evaluate import (
     MinRetrievalOption,
     NoWorseThanOption,
     ReportsOption,
-    begin_reports,
     finish,
 )
 from valle_convert.cli.options import ForceOption, JsonOption, requires
@@ -57,6 +56,8 @@ def merge(
     Files are linked where the file system can do that. Folders of different checkpoints, tools or
     options are rejected. Without a limit, the verdicts of `evaluate` stay.
     """
+    from valle_convert.files import check_outputs
+    from valle_convert.quantize.forms import check_reports
     from valle_convert.quantize.limits import gates_of
     from valle_convert.quantize.merge import merge as merge_folders
     from valle_convert.wording import plural
@@ -71,11 +72,14 @@ def merge(
     }
     is_judged = no_worse_than is not None or any(one is not None for one in limits.values())
     reports = report or []
-    begin_reports(reports, [*folders, no_worse_than], force=force)
+    check_reports(reports)
+    inputs = [*folders, no_worse_than]
+    check_outputs({f"--report {one}": one for one in reports}, inputs=inputs, force=force)
     result = merge_folders(
         folders,
         out,
         gates_of(limits, no_worse_than, margin) if is_judged else None,
+        reports=reports,
         has_report=bool(reports) or json_,
         command=shlex.join(["valle-convert", *sys.argv[1:]]),
         force=force,

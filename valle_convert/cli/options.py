@@ -45,7 +45,7 @@ LoraOption = Annotated[
         "--lora",
         metavar="FILE[@SCALE]",
         help="A LoRA to merge into the weights, with an optional scale (a.sft@0.5); repeatable. "
-        "`verify` and `quantize` also take a GGUF adapter (see `lora`).",
+        "`verify` and `evaluate` also take a GGUF adapter (see `lora`).",
         rich_help_panel=MODEL,
     ),
 ]

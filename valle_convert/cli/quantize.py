@@ -245,13 +245,13 @@ def quantize(
         allow_fallback=not no_fallback,
         inputs=tuple(one for one in (config, *paths_of(lora), tensor_types) if one),
     )
-    there = FolderOptions(resume=resume, force=force, dry_run=dry_run)
+    existing = FolderOptions(resume=resume, force=force, dry_run=dry_run)
     source = local_gguf(source, or_checkpoint=True)
     read = (source, checkpoint, options.imatrix_path, *options.inputs)
     with _kept_log(log, out, read, force=force) as keep:
         reference = checkpoint_of(source, checkpoint, config, lora, lora_alpha)
         run = RunLog(console.progress_bar, console.talk, keep)
-        result = quantize_files(source, out, options, there, checkpoint=reference, log=run)
+        result = quantize_files(source, out, options, existing, checkpoint=reference, log=run)
         _show(result, as_json=json_)
     if result.exit_code:
         raise typer.Exit(result.exit_code)

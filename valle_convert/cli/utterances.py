@@ -1,4 +1,4 @@
-"""`valle-convert utterances AUDIO.. --text .. OUTDIR`: what `quantize --data` measures on."""
+"""`valle-convert utterances AUDIO.. --text .. OUTDIR`: what `evaluate --data` measures on."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def utterances(
     json_: JsonOption = False,
     force: ForceOption = False,
 ) -> None:
-    """Make the utterances that quantize and imatrix take with --data, of recordings and texts.
+    """Make the utterances that evaluate and imatrix take with --data, of recordings and texts.
 
     Texts become phonemes and ids as for `speak`, recordings become codes. Nothing is written
     unless all of them can be used.

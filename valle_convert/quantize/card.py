@@ -20,7 +20,7 @@ from valle_convert.families.bundle import Bundle, open_files
 from valle_convert.gguf_file.keys import SOURCE_ASSUMED_KEY, SOURCE_LOST_KEY, is_converted
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize.advice import Advice, use_of
-from valle_convert.quantize.evaluate import models_in
+from valle_convert.quantize.evaluate import converted_models_in
 from valle_convert.quantize.judge import file_report
 from valle_convert.quantize.manifest import (
     MANIFEST,
@@ -133,7 +133,7 @@ def read_folder(path: Path) -> Folder:
                 f"{path / name} is no converted VALL-E checkpoint; publish files of `quantize`."
             )
     files = []
-    for main in models_in(path):
+    for main in converted_models_in(path):
         bundle = open_files(main)
         names = [one.name for one in bundle.paths]
         strange = [one for one in names if one not in by_name]

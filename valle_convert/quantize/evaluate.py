@@ -9,7 +9,7 @@ judge     by the limits; the verdict is kept, too
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,17 +19,23 @@ import msgspec
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.families.bundle import Bundle, part_of
-from valle_convert.files import check_outputs, locked_folder, protected, valid_utf8
+from valle_convert.families.bundle import Bundle, part_of, plan
+from valle_convert.files import (
+    check_free_space,
+    check_outputs,
+    locked_folder,
+    protected,
+    valid_utf8,
+)
 from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY, is_converted
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.library import INSTALL, find_library
 from valle_convert.quantize.audience import Audience
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.folder import prune
-from valle_convert.quantize.judge import Judge, kind_of
+from valle_convert.quantize.judge import Judge, type_of
 from valle_convert.quantize.limits import Gates
-from valle_convert.quantize.manifest import MANIFEST, read_manifest
+from valle_convert.quantize.manifest import MANIFEST, SUMS, read_manifest
 from valle_convert.quantize.measure import Measurer, open_adapters
 from valle_convert.quantize.measurements import (
     Measurements,
@@ -43,7 +49,7 @@ from valle_convert.quantize.source import (
     Scratch,
     SourceBundle,
     convert_in_scratch,
-    open_model,
+    open_checked,
     open_source,
     reference_of,
 )
@@ -80,20 +86,24 @@ def evaluate(
     listening: ListenOptions | None = None,
     *,
     prunes: bool = False,
+    reports: Sequence[Path] = (),
     command: str = "",
     log: RunLog | None = None,
 ) -> EvaluationReport:
-    """Measure and judge files of one model."""
+    """Measure and judge files of one model; old `reports` are removed before it starts."""
     log = log or RunLog()
     if find_library() is None:
         raise EnvironmentFault(
             f"llama-cpp-python is not installed, and files are measured on it. Run {INSTALL}."
         )
     with protected(_inputs_of(given, measuring, listening)), ExitStack() as held:
-        scratch = held.enter_context(closing(Scratch(Path(tempfile.gettempdir()))))
         bundles = dict(_open(given))
+        place = next(iter(bundles)).parent if given.keep else Path(tempfile.gettempdir())
+        scratch = held.enter_context(closing(Scratch(place)))
         source = _source_of(given, bundles, scratch)
-        gates.check_types({kind_of(one) for one in bundles.values()})
+        if source.is_converted_here:
+            check_free_space(place / f"the conversion of {source.name}", source.n_bytes)
+        gates.check_types({type_of(one) for one in bundles.values()})
         examples: Examples[Any] = Examples.choose(
             source.family,
             source.model,
@@ -109,6 +119,8 @@ def evaluate(
             audience = Audience.of(source, examples, measuring, listening)
         if prunes:
             _check_prunes(given)
+        paths = [*source.paths, *(path for one in bundles.values() for path in one.paths)]
+        remove_old(reports, paths, force=given.force)
         judge = Judge(gates, hears=audience is not None)
         run = _Run(
             given,
@@ -160,7 +172,7 @@ class _Run:
         return judged
 
 
-def models_in(folder: Path) -> Iterator[Path]:
+def converted_models_in(folder: Path) -> Iterator[Path]:
     """The converted models of a folder by their main files: those of its manifest, else all."""
     paths = sorted(folder.glob("*.gguf"))
     if (folder / MANIFEST).is_file():
@@ -173,23 +185,25 @@ def models_in(folder: Path) -> Iterator[Path]:
 
 def _open(given: Given) -> Iterator[tuple[Path, Bundle]]:
     types = {one.name for one in given.types}
+    if types and not any(path.is_dir() for path in given.paths):
+        raise InputError("--types selects files of a folder; give one, or leave it out.")
     for path in given.paths:
         if not path.is_dir():
             yield path, _open_one(path)
             continue
-        found = {one: _open_one(one) for one in models_in(path)}
-        kept = {one: b for one, b in found.items() if not types or kind_of(b) in types}
+        found = {one: _open_one(one) for one in converted_models_in(path)}
+        kept = {one: b for one, b in found.items() if not types or type_of(b) in types}
         if not kept:
             of = f" of type {', '.join(sorted(types))}" if types else ""
             raise InputError(f"{path} has no converted model{of}; give a folder of `quantize`.")
-        missing = sorted(types - {kind_of(one) for one in kept.values()})
+        missing = sorted(types - {type_of(one) for one in kept.values()})
         if missing:
             raise InputError(f"{path} has no file of type {', '.join(missing)}; quantize it first.")
         yield from sorted(kept.items(), key=lambda item: -item[1].n_bytes)
 
 
 def _open_one(path: Path) -> Bundle:
-    bundle = open_model(path)
+    bundle = open_checked(path)
     if not is_converted(bundle.main.keys):
         raise InputError(
             f"{path} is no converted VALL-E checkpoint, so its quality cannot be measured; "
@@ -206,7 +220,11 @@ def _source_of(given: Given, bundles: dict[Path, Bundle], scratch: Scratch) -> S
             check = check_source(given.checkpoint, one.main)
             if check is not None and not check.passed:
                 raise InputError(f"{check.summary}.")
-        return convert_in_scratch(reference_of(first, given.checkpoint), scratch)
+        reference = reference_of(first, given.checkpoint)
+        if reference.choices.out_type == "bf16":  # would be rounded twice on its way to F16
+            choices = replace(reference.choices, out_type="f16")
+            reference = plan(reference.checkpoint, choices)
+        return convert_in_scratch(reference, scratch)
     plain = [path for path, one in bundles.items() if main_type(one) in _PLAIN]
     if not plain or len(bundles) == 1:
         raise InputError(
@@ -241,6 +259,16 @@ def _inputs_of(
     if listening is not None:
         more = (listening.sentences, listening.voice, listening.codec)
         yield from (Path(one) for one in more if one is not None)
+
+
+def remove_old(reports: Sequence[Path], models: Sequence[Path], *, force: bool) -> None:
+    """Remove reports of an earlier run, which would speak for this one if it breaks off."""
+    own = [path for one in models for path in (one, path_of(one))]
+    own += [one.parent / name for one in models for name in (MANIFEST, SUMS)]
+    check_outputs({f"--report {one}": one for one in reports}, inputs=own, force=force)
+    for one in reports:
+        if not one.is_symlink():
+            one.unlink(missing_ok=True)
 
 
 def _check_prunes(given: Given) -> None:

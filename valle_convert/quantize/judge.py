@@ -100,7 +100,7 @@ def file_report(bundle: Bundle, found: Measurements) -> FileReport:
     imatrix = keys.get("quantize.imatrix.file")
     return FileReport(
         name=valid_utf8(bundle.path.name),
-        kind=kind_of(bundle),
+        kind=type_of(bundle),
         n_bytes=bundle.n_bytes,
         bits_per_weight=bits_per_weight(tensors),
         weights=describe_types(tensors),
@@ -117,7 +117,7 @@ def file_report(bundle: Bundle, found: Measurements) -> FileReport:
     )
 
 
-def kind_of(bundle: Bundle) -> str:
+def type_of(bundle: Bundle) -> str:
     """The type that files were quantized to, else the one that most weights have."""
     made = bundle.main.keys.get("valle.quantize.type")
     return made if isinstance(made, str) else main_type(bundle)

@@ -28,7 +28,7 @@ from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.measurements import (
     Baseline,
     Predictions,
-    Speech,
+    SpeechMeasured,
     TensorReport,
     Verified,
     key_of,
@@ -127,13 +127,13 @@ class Measurer:
             note="; ".join(filter(None, (note, why_not))),
         )
 
-    def speech(self, bundle: Bundle, name: str) -> Speech:
+    def speech(self, bundle: Bundle, name: str) -> SpeechMeasured:
         """What is said, beside what the F16 file says."""
         listening, test = self._listening
         network: Any
         with self._open(bundle) as network:
             listened = test.listen(network, self.log.progress, f"listening to {name}")
-        return Speech(self.speech_key, listened, listening)
+        return SpeechMeasured(self.speech_key, listened, listening)
 
     def tensor_reports(self, bundle: Bundle) -> Iterator[TensorReport]:
         """Every matrix that llama-quantize made, with its type and what that changed."""

@@ -102,14 +102,14 @@ class Predictions:
 
 
 @dataclass(frozen=True, eq=False)
-class Speech:
+class SpeechMeasured:
     """What was measured by listening, and what it is compared with."""
 
     key: Sha256
     listened: Listened
     listening: Listening
 
-    def without_sound(self) -> Speech:
+    def without_sound(self) -> SpeechMeasured:
         """What is kept: the page of the run that listened has the sound."""
         one = self.listening
         repeat, baseline = (replace(heard, clips=()) for heard in (one.repeat, one.baseline))
@@ -142,7 +142,7 @@ class Measurements(msgspec.Struct, frozen=True):
     schema_version: Literal[1]
     files: dict[str, Sha256]
     predictions: Predictions | None = None
-    speech: Speech | None = None
+    speech: SpeechMeasured | None = None
     judgement: Judgement | None = None
 
 
@@ -160,7 +160,7 @@ def read_measurements(bundle: Bundle, *, force: bool = False) -> Measurements:
     digests, path = digests_of(bundle), path_of(bundle.path)
     if path.exists():
         try:
-            found = read_struct(path, "file of measurements", Measurements)
+            found = _read(path)
         except InputError:
             if not force:
                 raise
@@ -181,7 +181,14 @@ def write_measurements(main: Path, found: Measurements) -> None:
 def measurements_in(folder: Path) -> Iterator[Measurements]:
     """All that lie in a folder."""
     for path in sorted(folder.glob(f"*{SUFFIX}")):
-        yield read_struct(path, "file of measurements", Measurements)
+        yield _read(path)
+
+
+def _read(path: Path) -> Measurements:
+    try:
+        return read_struct(path, "file of measurements", Measurements)
+    except InputError as error:
+        raise InputError(f"{error} Measure again with `evaluate --force`.") from error
 
 
 def key_of(*parts: object) -> str:

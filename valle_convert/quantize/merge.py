@@ -29,8 +29,8 @@ from valle_convert.files import (
 )
 from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY
 from valle_convert.progress import Progress, silent
-from valle_convert.quantize.evaluate import models_in
-from valle_convert.quantize.judge import Judge, kind_of
+from valle_convert.quantize.evaluate import converted_models_in, remove_old
+from valle_convert.quantize.judge import Judge, type_of
 from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.manifest import (
     MANIFEST,
@@ -80,6 +80,7 @@ def merge(
     out: Path,
     gates: Gates | None = None,
     *,
+    reports: Sequence[Path] = (),
     has_report: bool = False,
     command: str = "",
     force: bool = False,
@@ -109,6 +110,7 @@ def merge(
         raise InputError(f"{folders[0]} has no converted model; give folders of `quantize`.")
     check_together(tuple(pieces.values()))
     judge = _judge_of(tuple(pieces.values()), gates, has_report=has_report)
+    remove_old(reports, [one.path for one in pieces.values()], force=force)
     with (
         made_folder(out),
         protected(places.values()),
@@ -145,7 +147,7 @@ def _ways(piece: Piece) -> Iterator[tuple[str, str]]:
     yield "the checkpoint", str(piece.bundle.main.keys.get(SOURCE_SHA256_KEY))
     for part, file in piece.files.items():
         yield f"the tool of {part}", " ".join(file.tool[one] for one in sorted(file.tool))
-        yield f"the options of {part}", _options_of(file, kind_of(piece.bundle))
+        yield f"the options of {part}", _options_of(file, type_of(piece.bundle))
         yield f"the source of {part}", file.source_sha256
         if file.imatrix_sha256 is not None:  # some types need none
             yield f"the importance matrix of {part}", file.imatrix_sha256
@@ -174,7 +176,7 @@ def _checked(folder: Path, progress: Progress) -> dict[str, ManifestFile]:
 
 
 def _pieces(folder: Path, files: Mapping[str, ManifestFile]) -> Iterator[Piece]:
-    for path in models_in(folder):
+    for path in converted_models_in(folder):
         bundle = open_files(path)
         missing = [one.name for one in bundle.paths if one.name not in files]
         if missing:
@@ -193,7 +195,7 @@ def _judge_of(pieces: Sequence[Piece], gates: Gates | None, *, has_report: bool)
     if first is None or missing:
         raise InputError(f"{missing[0]} was not measured; run `valle-convert evaluate` on it.")
     if gates is not None:
-        gates.check_types({kind_of(one.bundle) for one in pieces})
+        gates.check_types({type_of(one.bundle) for one in pieces})
         gates.check_utterances(first.utterances)
     return Judge(gates, hears=any(one.measurements.speech for one in pieces))
 

@@ -45,58 +45,58 @@ def quantize(
     path: Path,
     out: Path,
     options: MakeOptions,
-    there: FolderOptions | None = None,
+    existing: FolderOptions | None = None,
     *,
     checkpoint: Checkpoint | None = None,
     log: RunLog | None = None,
 ) -> MakeReport:
     """Make quantized files: one, or a folder with a manifest."""
-    log, there = log or RunLog(), there or FolderOptions()
+    log, existing = log or RunLog(), existing or FolderOptions()
     folder = None if out.suffix == ".gguf" else out
-    _check_options(out, options, there)
+    _check_options(out, options, existing)
     quantizer = find_quantizer(options.tool)
-    place = Path(tempfile.gettempdir()) if there.dry_run else folder or out.parent
+    place = Path(tempfile.gettempdir()) if existing.dry_run else folder or out.parent
     with protected(_inputs_of(path, checkpoint, options)), ExitStack() as held:
         if folder is None:
-            check_outputs([out], force=there.force)
+            check_outputs([out], force=existing.force)
         scratch = held.enter_context(closing(Scratch(place)))
         source = open_source(path, checkpoint, scratch)
-        if folder is not None and not there.dry_run:
+        if folder is not None and not existing.dry_run:
             held.enter_context(made_folder(folder))
             held.enter_context(locked_folder(folder))
-        listed = {} if folder is None else known_files(folder, force=there.force)
+        listed = {} if folder is None else known_files(folder, force=existing.force)
         matrices = Matrices.of(source, folder, options)
         names = [file_name(source.main, kind.name, options) for kind in options.types]
         targets = [out if folder is None else folder / name for name in names]
         plans = plan_bundles(quantizer, source, targets, options, matrices, scratch)
-        outputs = outputs_of(quantizer, plans, source, listed, there)
+        outputs = outputs_of(quantizer, plans, source, listed, existing)
         lacks_matrix = any(plan.lacks_imatrix for plan in plans)
         if lacks_matrix:
-            matrices.check_targets(there)
+            matrices.check_targets(existing)
         report = MakeReport(
             source=source.name,
             source_sha256=None,
             tool=tool_of(quantizer, plans[0].main) | {"found": quantizer.how},
             files=tuple(map(planned, outputs)),
             notes=tuple(_notes(source, plans)),
-            dry_run=there.dry_run,
+            dry_run=existing.dry_run,
         )
-        if there.dry_run:
+        if existing.dry_run:
             return report
         _check_space(source, outputs, folder or out.parent)
         if not source.is_complete:
             log.talk(f"converting {path.name} first")
         source.complete(log.progress)
         if lacks_matrix:
-            real = matrices.make(there, scratch, log)
+            real = matrices.make(existing, scratch, log)
             plans = [plan.with_imatrices(real) for plan in plans]
             if folder is not None:
                 listed |= {one.name: imatrix_entry(one) for one in real.values()}
                 write_manifest(folder, listed.values())  # files may be refused now
         # Once more: what is there may have been made of another source, or with another matrix.
-        outputs = outputs_of(quantizer, plans, source, listed, there)
+        outputs = outputs_of(quantizer, plans, source, listed, existing)
         kept = None if folder is None else listed
-        made = tuple(make_all(quantizer, outputs, source, kept, there, scratch, log))
+        made = tuple(make_all(quantizer, outputs, source, kept, existing, scratch, log))
         notes = () if folder is None else others_in(folder, listed, plans)
         return replace(
             report,
@@ -106,13 +106,13 @@ def quantize(
         )
 
 
-def _check_options(out: Path, options: MakeOptions, there: FolderOptions) -> None:
+def _check_options(out: Path, options: MakeOptions, existing: FolderOptions) -> None:
     single = out.suffix == ".gguf"
     if single and len(options.types) != 1:
         raise InputError(
             f"{out} is one file, and {len(options.types)} types are asked for; give a folder."
         )
-    if single and there.resume:
+    if single and existing.resume:
         raise InputError("--resume goes by the manifest of a folder; give a folder for the output.")
 
 

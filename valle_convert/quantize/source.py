@@ -202,7 +202,7 @@ def open_source(path: Path, checkpoint: Checkpoint | None, scratch: Scratch) -> 
     """The files to quantize, with the checkpoint that they are of, where it is given."""
     if not is_gguf(path):
         return convert_in_scratch(plan(_own_checkpoint(path, checkpoint)), scratch)
-    bundle = open_model(path)
+    bundle = open_checked(path)
     if not bundle.main.tensors:
         raise InputError(f"{path} has no tensors, so there is nothing to quantize in it.")
     reference = None if checkpoint is None else reference_of(bundle, checkpoint)
@@ -212,7 +212,7 @@ def open_source(path: Path, checkpoint: Checkpoint | None, scratch: Scratch) -> 
     return SourceBundle(valid_utf8(path.name), bundle, units, reference)
 
 
-def open_model(path: Path) -> Bundle:
+def open_checked(path: Path) -> Bundle:
     """The files of a model that llama.cpp can be given."""
     bundle = open_files(path)
     refusal = bundle.family.refusal(bundle.main)
