@@ -46,6 +46,9 @@ EXAMPLES = {
     "compare": """
         valle-convert compare model.gguf model-Q4_K_M.gguf
     """,
+    "merge": """
+        valle-convert merge jobs/Q8_0 jobs/Q4_K_M small/ --max-kl 0.01 --report report.html
+    """,
     "check-manifest": """
         valle-convert check-manifest small/ --require-passed
     """,
