@@ -193,22 +193,26 @@ def test_the_reference_of_something_else_is_refused(
 
 @pytest.fixture
 def snakemake(tmp_path: Path) -> list[str]:
-    """The command in `tmp_path`, over two families, with this very code as the program."""
+    """The command of docs/scale.md in `tmp_path`, over two families, with this very code."""
     config = {
         "checkpoints": {"small": str(MINIATURE), "x": str(VALLEX)},
         "types": ["Q8_0", "Q4_0"],
         "limits": "--max-kl Q8_0=0.5,Q4_0=2",
     }
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    example = yaml.safe_load((PROJECT / "workflow" / "config.yaml").read_text())
+    assert config.keys() <= example.keys()
+    (tmp_path / "workflow").mkdir()
+    (tmp_path / "workflow" / "config.yaml").write_text(yaml.safe_dump(config))
+    shutil.copy(PROJECT / "workflow" / "Snakefile", tmp_path / "workflow")
     program = tmp_path / "bin" / "valle-convert"
     program.parent.mkdir()
     program.write_text(
         f'#!/bin/sh\nPYTHONPATH="{PROJECT}" exec "{sys.executable}" -m valle_convert "$@"\n'
     )
     program.chmod(0o755)
-    snakefile = PROJECT / "workflow" / "Snakefile"
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile)]
-    return [*command, "--configfile", "config.yaml", "--cores", "2"]
+    lines = (PROJECT / "docs" / "scale.md").read_text().splitlines()
+    command = next(line for line in lines if line.startswith("snakemake ") and "--cores" in line)
+    return [sys.executable, "-m", *command.split()]
 
 
 def start(command: list[str], folder: Path) -> subprocess.Popen[str]:
