@@ -247,7 +247,6 @@ def test_the_workflow_plans_every_job(snakemake: list[str], tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_a_workflow_that_was_killed_ends_as_one_machine_does(
     snakemake: list[str], cli: Cli, tmp_path: Path
 ) -> None:
