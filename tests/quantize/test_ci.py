@@ -1,7 +1,8 @@
-"""docs/ci.md as it stands: the workflow is taken out of it and run."""
+"""docs/ci.md as it stands: the workflows are taken out of it and run."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -12,10 +13,11 @@ from typing import Any
 
 import pytest
 import yaml
+from make_checkpoint import Shape, make_checkpoint
 from support import PROJECT
 
 PAGE = (PROJECT / "docs" / "ci.md").read_text(encoding="utf-8")
-(BLOCK,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+BLOCK, MATRIX = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
 JOB: dict[str, Any] = yaml.safe_load(BLOCK)["jobs"]["quantize"]
 #: What an action's cache refuses in a key, and how long one may be.
 KEY = re.compile(r"[^,]{1,512}")
@@ -28,13 +30,17 @@ def project(checkpoint_256: Path, tmp_path: Path) -> Path:
     """A checkout with a model, and a program that is this very code."""
     (tmp_path / "models").mkdir()
     shutil.copy(checkpoint_256, tmp_path / "models" / "model.sft")
-    program = tmp_path / ".venv" / "bin" / "valle-convert"
+    install(tmp_path)
+    return tmp_path
+
+
+def install(folder: Path) -> None:
+    program = folder / ".venv" / "bin" / "valle-convert"
     program.parent.mkdir(parents=True)
     program.write_text(
         f'#!/bin/sh\nPYTHONPATH="{PROJECT}" exec "{sys.executable}" -m valle_convert "$@"\n'
     )
     program.chmod(0o755)
-    return tmp_path
 
 
 def workflow(project: Path, types: str, max_kl: str) -> tuple[dict[str, int], str]:
@@ -78,3 +84,135 @@ def test_the_limits_of_the_page_name_its_types_and_its_cache_has_keys() -> None:
     (cache,) = [step["with"] for step in JOB["steps"] if "cache" in str(step.get("uses"))]
     for key in (cache["key"], cache["restore-keys"]):
         assert KEY.fullmatch(re.sub(r"\$\{\{.*?\}\}", "d41d8cd9", key)), key
+
+
+# ------------------------------------------------------------------- many checkpoints and types
+
+
+class Runner:
+    """What the second workflow needs of GitHub: a folder a job, outputs, artifacts, and a cache.
+
+    Attributes:
+        root: has a repository that stands for the hub's, and a checkpoint for each model.
+        cache: the keys that are there.
+    """
+
+    def __init__(self, root: Path, max_kl: str) -> None:
+        self.root, self.max_kl, self.cache = root, max_kl, set[str]()
+        self.workflow = yaml.safe_load(MATRIX)
+        self.outputs: dict[str, str] = {}
+
+    def run(self) -> list[str]:
+        """Every job that is not left out, by name and whether it passed."""
+        said: dict[str, str] = {}
+        for name, job in self.workflow["jobs"].items():
+            needs = job.get("needs", [])
+            before = [said[one] for one in ([needs] if isinstance(needs, str) else needs)]
+            if {"failed", "skipped"} & {*before} or not self._holds(job.get("if", "")):
+                said[name] = "skipped"
+                continue
+            said[name] = "passed" if all(self.job(name)) else "failed"
+        return [f"{name} {result}" for name, result in said.items()]
+
+    def job(self, name: str) -> list[bool]:
+        """Whether each of a job's matrix passed."""
+        job = self.workflow["jobs"][name]
+        matrix = job.get("strategy", {}).get("matrix", {})
+        names = [f"matrix.{key}" for key in matrix]
+        rows = itertools.product(*matrix.values())
+        return [self._job(name, job, dict(zip(names, row, strict=True))) for row in rows]
+
+    def _holds(self, condition: str) -> bool:
+        return not condition or (
+            condition == "needs.revision.outputs.known != 'true'"
+            and self.outputs.get("needs.revision.outputs.known") != "true"
+        )
+
+    def _job(self, name: str, job: dict[str, Any], values: dict[str, str]) -> bool:
+        folder = self.root / "-".join([name, *values.values()])
+        shutil.rmtree(folder, ignore_errors=True)
+        install(folder)
+        values = {"matrix.type": "", "runner.os": "Linux", **values, **self.outputs}
+        environment = {**self.workflow["env"], **expanded(job.get("env", {}), values)}
+        if "CHECKPOINT" in environment:
+            assert environment["CHECKPOINT"].startswith("hf:ecker/vall-e@")
+            environment["CHECKPOINT"] = str(self.root / f"{environment['MODEL']}.sft")
+        environment |= {
+            "SOURCE": str(self.root / "source"),
+            "MAX_KL": self.max_kl,
+            "PATH": f"{folder / '.venv' / 'bin'}:{os.environ['PATH']}",
+            "GITHUB_OUTPUT": str(folder / "output"),
+            "GITHUB_STEP_SUMMARY": str(self.root / "summary"),
+        }
+        failed = False
+        for step in job["steps"]:
+            if failed and step.get("if") != "always()":
+                continue
+            if "uses" in step:
+                hit = self._action(step["uses"], expanded(step.get("with", {}), values), folder)
+                (folder / "output").write_text(f"cache-hit={hit}\n")
+            elif step.get("name") != "Set up":
+                shell = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
+                failed |= bool(
+                    subprocess.run(
+                        shell, cwd=folder, env=os.environ | environment, check=False
+                    ).returncode
+                )
+            if "id" in step:
+                key, _, value = (folder / "output").read_text().strip().partition("=")
+                values[f"steps.{step['id']}.outputs.{key}"] = value
+        for key, value in expanded(job.get("outputs", {}), values).items():
+            self.outputs[f"needs.{name}.outputs.{key}"] = value
+        return not failed
+
+    def _action(self, uses: str, given: dict[str, str], folder: Path) -> str:
+        artifacts = self.root / "artifacts"
+        if uses.startswith("actions/cache/save@"):
+            assert (folder / given["path"]).exists()
+            self.cache.add(given["key"])
+        elif uses.startswith("actions/upload-artifact@"):
+            shutil.copytree(folder / given["path"], artifacts / given["name"], dirs_exist_ok=True)
+        elif uses.startswith("actions/download-artifact@"):
+            for one in artifacts.glob(given.get("pattern", given.get("name", ""))):
+                shutil.copytree(one, folder / given["path"], dirs_exist_ok=True)
+        return "true" if given.get("key") in self.cache else ""
+
+
+def expanded(given: dict[str, Any], values: dict[str, str]) -> dict[str, str]:
+    """The `${{ }}` of a workflow; an expression that is not known is an error."""
+
+    def value(match: re.Match[str]) -> str:
+        expression = match[1].strip()
+        return "d41d8cd9" if expression.startswith("hashFiles(") else values[expression]
+
+    return {key: re.sub(r"\$\{\{(.*?)\}\}", value, str(text)) for key, text in given.items()}
+
+
+def commit(folder: Path) -> None:
+    git = ["git", "-C", str(folder), "-c", "user.name=me", "-c", "user.email=me@example.org"]
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "weights"], check=True)
+
+
+def test_a_matrix_of_jobs_is_merged_judged_and_run_once_a_revision(tmp_path: Path) -> None:
+    runner = Runner(tmp_path, "Q8_0=1,Q4_K_M=1")
+    subprocess.run(["git", "init", "-q", str(tmp_path / "source")], check=True)
+    commit(tmp_path / "source")
+    jobs = runner.workflow["jobs"]
+    for model in jobs["source"]["strategy"]["matrix"]["model"]:
+        make_checkpoint(tmp_path / f"{model}.sft", Shape(dim=64, layers=1, levels=2))
+    types = jobs["quantize"]["strategy"]["matrix"]["type"]
+    limits = [one.partition("=")[0] for one in runner.workflow["env"]["MAX_KL"].split(",")]
+    assert limits == types
+    passed = [f"{name} passed" for name in jobs]
+    assert runner.run() == passed
+    summary = (tmp_path / "summary").read_text()
+    for kind in types:
+        assert summary.count(f"| {kind} |") >= len(jobs["merge"]["strategy"]["matrix"]["model"])
+    assert runner.run() == ["revision passed", *(f"{name} skipped" for name in [*jobs][1:])]
+    commit(tmp_path / "source")
+    assert runner.job("revision") == [True]
+    assert runner._holds(jobs["source"]["if"])
+    runner.max_kl = "Q8_0=1,Q4_K_M=1e-12"
+    (tmp_path / "summary").unlink()
+    assert runner.job("merge") == [False, False]
+    assert "-Q4_K_M.gguf: KL mean" in (tmp_path / "summary").read_text()

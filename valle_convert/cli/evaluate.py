@@ -20,6 +20,7 @@ from valle_convert.cli.options import (
     JsonOption,
     LoraAlphaOption,
     LoraOption,
+    excludes,
     refuse_idle,
     requires,
     split_loras,
@@ -68,6 +69,60 @@ UtterancesOption = Annotated[
         rich_help_panel=_MEASURING,
     ),
 ]
+MaxKlOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIMIT|TYPE=LIMIT,...",
+        help="Mean KL divergence, in nats: 0.01, or Q8_0=1e-3,Q4_K_M=1e-2.",
+        rich_help_panel=_LIMITS,
+    ),
+]
+MinAgreementOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PART|TYPE=PART,...", help="Top-1 agreement: 0.97.", rich_help_panel=_LIMITS
+    ),
+]
+MaxNllOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIMIT|TYPE=LIMIT,...",
+        help="How much less likely than for F16 the true codes may be, in nats per code.",
+        rich_help_panel=_LIMITS,
+    ),
+]
+MinRetrievalOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PART|TYPE=PART,...",
+        help="Part of the sentences that are closest to their own recording.",
+        rich_help_panel=_LIMITS,
+    ),
+]
+MaxWerOption = Annotated[
+    str | None,
+    typer.Option(metavar="RATE|TYPE=RATE,...", help="Word error rate.", rich_help_panel=_LIMITS),
+]
+NoWorseThanOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="REPORT.json",
+        help="What an earlier run measured, times --margin.",
+        rich_help_panel=_LIMITS,
+    ),
+]
+MarginOption = Annotated[
+    float,
+    typer.Option(help="Factor for divergence and changed codes.", min=1.0, rich_help_panel=_LIMITS),
+]
+ReportsOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write the report as .json, .md or .html; repeatable.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -112,6 +167,22 @@ def evaluate(
             rich_help_panel=_MEASURING,
         ),
     ] = 0,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="What --save-reference wrote, in the place of computing it again.",
+            rich_help_panel=_MEASURING,
+        ),
+    ] = None,
+    save_reference: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Keep the logits and the codes of the reference, for other runs.",
+            rich_help_panel=_MEASURING,
+        ),
+    ] = None,
     listen: Annotated[
         bool,
         typer.Option(
@@ -148,64 +219,14 @@ def evaluate(
             rich_help_panel=_LISTENING,
         ),
     ] = None,
-    max_kl: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIMIT|TYPE=LIMIT,...",
-            help="Mean KL divergence, in nats: 0.01, or Q8_0=1e-3,Q4_K_M=1e-2.",
-            rich_help_panel=_LIMITS,
-        ),
-    ] = None,
-    min_agreement: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PART|TYPE=PART,...", help="Top-1 agreement: 0.97.", rich_help_panel=_LIMITS
-        ),
-    ] = None,
-    max_nll: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIMIT|TYPE=LIMIT,...",
-            help="How much less likely than for F16 the true codes may be, in nats per code.",
-            rich_help_panel=_LIMITS,
-        ),
-    ] = None,
-    min_retrieval: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PART|TYPE=PART,...",
-            help="Part of the sentences that are closest to their own recording.",
-            rich_help_panel=_LIMITS,
-        ),
-    ] = None,
-    max_wer: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RATE|TYPE=RATE,...", help="Word error rate.", rich_help_panel=_LIMITS
-        ),
-    ] = None,
-    no_worse_than: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="REPORT.json",
-            help="What an earlier run measured, times --margin.",
-            rich_help_panel=_LIMITS,
-        ),
-    ] = None,
-    margin: Annotated[
-        float,
-        typer.Option(
-            help="Factor for divergence and changed codes.", min=1.0, rich_help_panel=_LIMITS
-        ),
-    ] = 1.1,
-    report: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write the report as .json, .md or .html; repeatable.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
+    max_kl: MaxKlOption = None,
+    min_agreement: MinAgreementOption = None,
+    max_nll: MaxNllOption = None,
+    min_retrieval: MinRetrievalOption = None,
+    max_wer: MaxWerOption = None,
+    no_worse_than: NoWorseThanOption = None,
+    margin: MarginOption = 1.1,
+    report: ReportsOption = None,
     prune: Annotated[
         bool,
         typer.Option(
@@ -230,6 +251,7 @@ def evaluate(
     from valle_convert.quantize.options import ListenOptions, MeasureOptions, RunLog
 
     requires(context, _NEEDS)
+    excludes(context, {"save_reference": "reference"})
     limits = {
         "max_kl": max_kl,
         "min_agreement": min_agreement,
@@ -240,23 +262,21 @@ def evaluate(
     merged, adapters = split_loras(lora)
     reports, local = report or [], [local_gguf(path) for path in files]
     read = [*local, checkpoint, config, *(one.path for one in adapters), data, no_worse_than]
-    read += [sentences, voice, Path(codec) if codec else None]
+    read += [sentences, voice, Path(codec) if codec else None, reference]
     check_reports(reports)
     check_outputs({f"--report {one}": one for one in reports}, inputs=read, force=force)
+    check_outputs({"--save-reference": save_reference}, inputs=read, force=force)
     result = evaluate_files(
         _given(files, local, types, (checkpoint, config, merged, lora_alpha), force=force),
         gates_of(limits, no_worse_than, margin),
-        MeasureOptions(data, utterances, seed, adapters, threads),
+        MeasureOptions(data, utterances, seed, adapters, threads, reference, save_reference),
         ListenOptions(sentences, voice, codec=codec, asr=asr) if listen else None,
         prunes=prune,
         reports=reports,
         command=shlex.join(["valle-convert", *sys.argv[1:]]),
         log=RunLog(console.progress_bar, console.talk),
     )
-    _show(result, as_json=json_)
-    code = _write_reports(result, reports, force=force)
-    if result.exit_code or code:
-        raise typer.Exit(result.exit_code or code)
+    finish(result, reports, as_json=json_, force=force)
 
 
 def _given(
@@ -286,6 +306,14 @@ def _given(
         keep=files == local,  # nothing is written into the cache of the hub
         force=force,
     )
+
+
+def finish(result: EvaluationReport, reports: list[Path], *, as_json: bool, force: bool) -> None:
+    """Print a result, write its reports, and end with its exit code where that is not 0."""
+    _show(result, as_json=as_json)
+    code = _write_reports(result, reports, force=force)
+    if result.exit_code or code:
+        raise typer.Exit(result.exit_code or code)
 
 
 def _write_reports(result: EvaluationReport, reports: list[Path], *, force: bool) -> int:

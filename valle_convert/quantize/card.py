@@ -20,7 +20,8 @@ from valle_convert.families.bundle import Bundle, open_files
 from valle_convert.gguf_file.keys import SOURCE_ASSUMED_KEY, SOURCE_LOST_KEY, is_converted
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize.advice import Advice, use_of
-from valle_convert.quantize.evaluate import converted_models_in, file_report
+from valle_convert.quantize.evaluate import converted_models_in
+from valle_convert.quantize.judge import file_report
 from valle_convert.quantize.manifest import (
     MANIFEST,
     SUMS,

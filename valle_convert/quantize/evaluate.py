@@ -33,18 +33,18 @@ from valle_convert.llama.library import INSTALL, find_library
 from valle_convert.quantize.audience import Audience
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.folder import prune
+from valle_convert.quantize.judge import Judge, type_of
 from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.manifest import MANIFEST, SUMS, read_manifest
 from valle_convert.quantize.measure import Measurer, open_adapters
 from valle_convert.quantize.measurements import (
-    Judgement,
     Measurements,
     path_of,
     read_measurements,
     write_measurements,
 )
 from valle_convert.quantize.options import ListenOptions, MeasureOptions, RunLog
-from valle_convert.quantize.report import EvaluationReport, FileReport
+from valle_convert.quantize.report import EvaluationReport
 from valle_convert.quantize.source import (
     Scratch,
     SourceBundle,
@@ -53,15 +53,11 @@ from valle_convert.quantize.source import (
     open_source,
     reference_of,
 )
-from valle_convert.quantize.types import FileType, bits_per_weight, describe_types
+from valle_convert.quantize.types import FileType
 from valle_convert.verify.run import main_type
 from valle_convert.verify.structure import check_source
 
 _PLAIN = ("F32", "F16", "BF16")
-_UNVERIFIED = (
-    "no checkpoint was given, so files are not verified: what is wrong with the reference, or was "
-    "lost in it, is not seen"
-)
 
 
 @dataclass(frozen=True)
@@ -124,17 +120,20 @@ def evaluate(
         if prunes:
             _check_prunes(given)
         paths = [*source.paths, *(path for one in bundles.values() for path in one.paths)]
-        _remove_old(reports, paths, force=given.force)
+        remove_old(reports, paths, force=given.force)
+        judge = Judge(gates, hears=audience is not None)
         run = _Run(
             given,
-            gates,
+            judge,
             Measurer(source, examples, measuring, audience, scratch, log),
         )
+        if measuring.reference or measuring.save_reference:
+            run.measurer.compared  # noqa: B018 - refused, or saved, before an hour of work
         known = {path: run.start(one) for path, one in bundles.items()}
         new = [one for one in known.values() if not run.is_known(one)]
         run.measurer.n_files = len(new)
         found = {path: run.finish(one, known[path]) for path, one in bundles.items()}
-        report = run.report(bundles, found, valid_utf8(command))
+        report = judge.report(bundles, found, valid_utf8(command))
         if prunes:
             report = replace(report, notes=(*report.notes, *_prune(given, bundles, source, report)))
         return report
@@ -143,7 +142,7 @@ def evaluate(
 @dataclass(frozen=True)
 class _Run:
     given: Given
-    gates: Gates
+    judge: Judge
     measurer: Measurer
 
     def start(self, bundle: Bundle) -> Measurements:
@@ -171,95 +170,11 @@ class _Run:
         is_audible = measurer.audience is not None and predictions.measured is not None
         if is_audible and (speech is None or speech.key != measurer.speech_key):
             speech = measurer.speech(bundle, name)
-        judged = Measurements(1, known.files, predictions, speech)
-        report = self._report_of(bundle, judged)
-        limits = report.limits.given if report.limits else {}
-        judgement = Judgement(report.outcome, limits, report.failures)
-        judged = msgspec.structs.replace(judged, judgement=judgement)
+        measured = Measurements(1, known.files, predictions, speech)
+        judged = self.judge.judged(bundle, measured)
         if self.given.keep:
             write_measurements(bundle.path, judged)
         return judged
-
-    def _report_of(self, bundle: Bundle, found: Measurements) -> FileReport:
-        report = file_report(bundle, found)
-        if self.measurer.audience is None:
-            report = replace(report, listened=None, beyond_noise=None)
-        limits = self.gates.limits_of(report.kind)
-        failures = limits.failures(report.measured) if limits and report.measured else ()
-        if limits and report.listened and found.speech:
-            base = found.speech.listening.baseline
-            failures += limits.failures_of_speech(report.listened, base)
-        return replace(report, limits=limits, failures=failures)
-
-    def report(
-        self, bundles: Mapping[Path, Bundle], found: Mapping[Path, Measurements], command: str
-    ) -> EvaluationReport:
-        measurer = self.measurer
-        first = next(iter(found.values())).predictions
-        if first is None:
-            raise AssertionError("whatever was evaluated has been measured")
-        base = first.baseline
-        heard = [one.speech for one in found.values() if one.speech] if measurer.audience else []
-        reference = measurer.source.reference
-        checkpoint = None
-        if reference is not None:
-            name = valid_utf8(reference.checkpoint.path.name)
-            checkpoint = {"name": name, "sha256": reference.checkpoint.sha256()}
-        return EvaluationReport(
-            source=measurer.source.name,
-            reference=first.reference,
-            utterances=first.utterances,
-            n_measured=first.n_texts,
-            baseline=FileReport(
-                base.name,
-                base.kind,
-                base.n_bytes,
-                base.bits_per_weight,
-                base.weights,
-                measured=base.measured,
-                is_baseline=True,
-            ),
-            files=tuple(self._report_of(one, found[path]) for path, one in bundles.items()),
-            notes=() if reference else (_UNVERIFIED,),
-            listening=heard[0].listening if heard else None,
-            command=command,
-            checkpoint=checkpoint,
-        )
-
-
-def file_report(bundle: Bundle, found: Measurements) -> FileReport:
-    """What is known of files, before any limits."""
-    predictions, speech, keys = found.predictions, found.speech, bundle.main.keys
-    tensors = [
-        tensor
-        for unit in bundle.family.units([*bundle.files])
-        for tensor in bundle.files[unit.part].tensors.values()
-    ]
-    made = [keys.get(f"valle.quantize.{name}") for name in ("tool", "tool_version")]
-    imatrix = keys.get("quantize.imatrix.file")
-    return FileReport(
-        name=valid_utf8(bundle.path.name),
-        kind=type_of(bundle),
-        n_bytes=bundle.n_bytes,
-        bits_per_weight=bits_per_weight(tensors),
-        weights=describe_types(tensors),
-        sha256=next(iter(found.files.values()), None),
-        tool=" ".join(map(str, filter(None, made))),
-        imatrix=str(imatrix) if imatrix else None,
-        measured=predictions.measured if predictions else None,
-        verified=predictions.verified if predictions else None,
-        tensors=predictions.tensors if predictions else (),
-        note=predictions.note if predictions else "",
-        listened=speech.listened if speech else None,
-        beyond_noise=speech.listening.beyond_noise(speech.listened) if speech else None,
-        failures=found.judgement.failures if found.judgement else (),
-    )
-
-
-def type_of(bundle: Bundle) -> str:
-    """The type that files were quantized to, else the one that most weights have."""
-    made = bundle.main.keys.get("valle.quantize.type")
-    return made if isinstance(made, str) else main_type(bundle)
 
 
 def converted_models_in(folder: Path) -> Iterator[Path]:
@@ -345,12 +260,13 @@ def _inputs_of(
     yield from given.checkpoint.inputs if given.checkpoint is not None else ()
     yield from (one.path for one in measuring.adapters)
     yield from measuring.data.glob("*.npz") if measuring.data is not None else ()
+    yield from (measuring.reference,) if measuring.reference is not None else ()
     if listening is not None:
         more = (listening.sentences, listening.voice, listening.codec)
         yield from (Path(one) for one in more if one is not None)
 
 
-def _remove_old(reports: Sequence[Path], models: Sequence[Path], *, force: bool) -> None:
+def remove_old(reports: Sequence[Path], models: Sequence[Path], *, force: bool) -> None:
     """Remove reports of an earlier run, which would speak for this one if it breaks off."""
     own = [path for one in models for path in (one, path_of(one))]
     own += [one.parent / name for one in models for name in (MANIFEST, SUMS)]

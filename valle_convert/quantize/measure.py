@@ -11,13 +11,13 @@ import importlib.metadata
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from valle_convert import __version__
 from valle_convert.families.bundle import Bundle
-from valle_convert.files import sha256_of
+from valle_convert.files import sha256_of, valid_utf8
 from valle_convert.gguf_file.compare import signal_to_noise
 from valle_convert.gguf_file.encode import can_decode
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
@@ -39,7 +39,7 @@ from valle_convert.quantize.quality import ALL
 from valle_convert.quantize.source import Scratch, SourceBundle, split_off
 from valle_convert.quantize.tool import find_quantizer
 from valle_convert.quantize.types import FILE_TYPES, bits_per_weight, describe_types
-from valle_convert.wording import plural
+from valle_convert.wording import duration, plural
 
 if TYPE_CHECKING:
     from valle_convert.listening.listen import ListeningTest
@@ -69,15 +69,25 @@ class Measurer:
     _n_measured: int = field(default=0, init=False)
 
     @cached_property
-    def key(self) -> str:
-        """The digest of everything that a measurement of predictions depends on."""
+    def inputs(self) -> dict[str, str]:
+        """Everything that a measurement of predictions depends on, each as a digest."""
         plan = self.source.reference
-        reference: object = [sha256_of(path) for path in self.source.paths]
+        checkpoint = key_of(*(sha256_of(path) for path in self.source.paths))
         if plan is not None:
-            reference = (plan.checkpoint.sha256(), plan.checkpoint.lora, repr(plan.model))
+            checkpoint = key_of(plan.checkpoint.sha256(), plan.checkpoint.lora, repr(plan.model))
         adapters = [(sha256_of(one.path), one.factor) for one in self.options.adapters]
-        versions = (__version__, importlib.metadata.version("llama-cpp-python"))
-        return key_of(versions, reference, adapters, self.examples.digest, self.options.seed)
+        return {
+            "checkpoint": checkpoint,
+            "LoRAs": key_of(*adapters),
+            "data": self.examples.digest,
+            "seed": str(self.options.seed),
+            "version": f"{__version__}, llama.cpp {importlib.metadata.version('llama-cpp-python')}",
+        }
+
+    @cached_property
+    def key(self) -> str:
+        """The digest of all `inputs`."""
+        return key_of(self.inputs)
 
     @cached_property
     def speech_key(self) -> str:
@@ -85,7 +95,7 @@ class Measurer:
 
     def predictions(self, bundle: Bundle, name: str) -> Predictions:
         """Quality, speed and verdict of files."""
-        expected, baseline, start = self._expected, self._baseline, time.perf_counter()
+        (expected, baseline), start = self.compared, time.perf_counter()
         report, why_not = self._verify(bundle)
         measured, note = None, "not measured, since its structure is wrong"
         if report is None or not any(one.failed for one in report.levels[:1]):
@@ -99,10 +109,17 @@ class Measurer:
         self._n_measured += 1
         left = self.n_files - 1
         if self._n_measured == 1 and left:
-            duration = _duration((time.perf_counter() - start) * left)
-            self.log.talk(f"{plural(left, 'file')} to go: about {duration}")
+            needed = duration((time.perf_counter() - start) * left)
+            self.log.talk(f"{plural(left, 'file')} to go: about {needed}")
+        plan, checkpoint = self.source.reference, None
+        if plan is not None:
+            name, digest = valid_utf8(plan.checkpoint.path.name), plan.checkpoint.sha256()
+            checkpoint = {"name": name, "sha256": digest}
         return Predictions(
             key=self.key,
+            inputs=self.inputs,
+            source=self.source.name,
+            checkpoint=checkpoint,
             reference=expected.name,
             utterances=self.examples.description,
             n_texts=self.examples.n_texts,
@@ -164,7 +181,23 @@ class Measurer:
             adapters=self.options.adapters,
             progress=self.log.progress,
         )
-        return report, ""
+        names = (self.source.reference.checkpoint.path.name, bundle.path.name)  # and no paths
+        checkpoint, file = map(valid_utf8, names)
+        return replace(report, checkpoint=checkpoint, file=file), ""
+
+    @cached_property
+    def compared(self) -> tuple[Expected, Baseline]:
+        """What files are compared with: from a file of `--save-reference`, or computed."""
+        from valle_convert.quantize.reference import read_reference, save_reference
+
+        if self.options.reference is not None:
+            return read_reference(self.options.reference, self.inputs, self.examples)
+        expected = self._expected
+        found = expected, self._baseline
+        if self.options.save_reference is not None:
+            save_reference(self.options.save_reference, self.inputs, *found)
+            self.log.talk(f"wrote {self.options.save_reference}")
+        return found
 
     @cached_property
     def _expected(self) -> Expected:
@@ -203,7 +236,7 @@ class Measurer:
         left = seconds * (n - 1 + _MEASURING * n + n_files * (_MEASURING * n + verifying))
         listening = "" if self.audience is None else ", and listening what the speech takes"
         self.log.talk(
-            f"measuring {plural(n_files, 'file')} takes about {_duration(left)}{listening} (fewer "
+            f"measuring {plural(n_files, 'file')} takes about {duration(left)}{listening} (fewer "
             "--utterances take less)"
         )
 
@@ -270,13 +303,6 @@ def open_adapters(source: SourceBundle, options: MeasureOptions) -> Sequence[Any
     base = source.reference.checkpoint if source.is_converted_here and source.reference else None
     # The header of a file that is converted on the way has no digest of its checkpoint.
     return source.family.open_adapters(options.adapters, base or source.bundle)
-
-
-def _duration(seconds: float) -> str:
-    """As people say it: `40 seconds`, `3 minutes`, `2.5 hours`."""
-    if seconds < 90:
-        return plural(max(round(seconds), 1), "second")
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def _quantized(bundle: Bundle, source: SourceBundle) -> tuple[Any, ...]:

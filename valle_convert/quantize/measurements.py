@@ -70,6 +70,10 @@ class Predictions:
     """What was measured of predictions.
 
     Attributes:
+        key: the digest of `inputs`.
+        inputs: everything that a measurement depends on but the file, each as a digest.
+        source: the name of what they are compared with.
+        checkpoint: its name and digest; None without one.
         reference: what they are compared with, in words.
         utterances: what they were measured on, in words.
         n_texts: how many different texts are in them.
@@ -78,6 +82,9 @@ class Predictions:
     """
 
     key: Sha256
+    inputs: dict[str, str]
+    source: str
+    checkpoint: dict[str, str] | None
     reference: str
     utterances: str
     n_texts: int

@@ -72,6 +72,8 @@ class MeasureOptions:
         n_utterances: how many, at most; None for all that are given, or for two seeded ones.
         adapters: LoRAs kept apart, with which files are measured and verified.
         threads: 0 for a choice by llama.cpp.
+        reference: a file of what the reference computes; None to compute it.
+        save_reference: where to keep that.
     """
 
     data: Path | None = None
@@ -79,6 +81,8 @@ class MeasureOptions:
     seed: int = 0
     adapters: tuple[LoraFile, ...] = ()
     threads: int = 0
+    reference: Path | None = None
+    save_reference: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from valle_convert.errors import InputError
 from valle_convert.families.family import AnyFamily, Case, Speed
 from valle_convert.metrics import Logits, kl_divergence
 from valle_convert.network.protocol import Computing
@@ -114,7 +115,13 @@ def measure(
     """Compare a network with the reference; `advance` is called after each case."""
     tallies: dict[str, list[Rows]] = {}
     for case, logits in expected.cases:
-        tallies.setdefault(case.head, []).append(compare_rows(logits, case.run(network)))
+        found = case.run(network)
+        if found.shape != logits.shape:  # read from a file
+            raise InputError(
+                f"{case.name} has logits of shape {found.shape}, and those of the reference have "
+                f"{logits.shape}; make it again with --save-reference."
+            )
+        tallies.setdefault(case.head, []).append(compare_rows(logits, found))
         advance(1)
     quality = {ALL: quality_of(list(chain.from_iterable(tallies.values())))}
     quality |= {head: quality_of(rows) for head, rows in tallies.items()}

@@ -1,0 +1,233 @@
+"""`merge`: folders that jobs made, each of some types of one model, become one folder.
+
+read    every folder is compared with its manifest
+check   all models are of one checkpoint, made and measured in one way
+place   files (linked where the file system can), measurements, and the manifest at the end
+judge   one report over all of it
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from valle_convert.errors import InputError
+from valle_convert.families.bundle import Bundle, open_files
+from valle_convert.files import (
+    atomic_output,
+    check_free_space,
+    check_outputs,
+    locked_folder,
+    made_folder,
+    protected,
+    sha256_of,
+    valid_utf8,
+)
+from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY
+from valle_convert.progress import Progress, silent
+from valle_convert.quantize.evaluate import converted_models_in, remove_old
+from valle_convert.quantize.judge import Judge, type_of
+from valle_convert.quantize.limits import Gates
+from valle_convert.quantize.manifest import (
+    MANIFEST,
+    ManifestFile,
+    check_manifest,
+    read_manifest,
+    write_manifest,
+)
+from valle_convert.quantize.measurements import Measurements, read_measurements, write_measurements
+from valle_convert.quantize.report import EvaluationReport
+
+_PIECE = 4 << 20
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A model of a folder that is merged.
+
+    Attributes:
+        files: of the manifest, by part, the main one first.
+    """
+
+    bundle: Bundle
+    files: Mapping[str, ManifestFile]
+    measurements: Measurements
+
+    @property
+    def path(self) -> Path:
+        return self.bundle.path
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The result.
+
+    Attributes:
+        files: of the manifest that was written.
+        report: None where nothing was measured.
+    """
+
+    files: tuple[ManifestFile, ...]
+    report: EvaluationReport | None
+
+
+def merge(
+    folders: Sequence[Path],
+    out: Path,
+    gates: Gates | None = None,
+    *,
+    reports: Sequence[Path] = (),
+    has_report: bool = False,
+    command: str = "",
+    force: bool = False,
+    progress: Progress = silent,
+) -> Merged:
+    """Join folders. What the output's manifest lists already stays and has to fit, too."""
+    if any(one.resolve() == out.resolve() for one in folders):
+        raise InputError(f"{out} is among the folders that are merged; give another output.")
+    sources = [*folders, *([out] if (out / MANIFEST).is_file() and not force else [])]
+    places: dict[str, Path] = {}
+    files: dict[str, ManifestFile] = {}
+    pieces: dict[str, Piece] = {}
+    for folder in sources:
+        listed = _checked(folder, progress)
+        for name, file in listed.items():
+            if files.setdefault(name, file) != file:
+                raise InputError(
+                    f"{folder / name} and {places[name].parent / name} are different files of one "
+                    "name; merge only one of them."
+                )
+            places.setdefault(name, folder / name)
+        for piece in _pieces(folder, listed):
+            known = pieces.get(piece.path.name)
+            if known is None or known.measurements.predictions is None:
+                pieces[piece.path.name] = piece
+    if not pieces:
+        raise InputError(f"{folders[0]} has no converted model; give folders of `quantize`.")
+    check_together(tuple(pieces.values()))
+    judge = _judge_of(tuple(pieces.values()), gates, has_report=has_report)
+    remove_old(reports, [one.path for one in pieces.values()], force=force)
+    with (
+        made_folder(out),
+        protected(places.values()),
+        locked_folder(out),
+        _placed(places, files, out, force=force),
+    ):
+        bundles = {out / name: open_files(out / name) for name in pieces}
+        bundles = dict(sorted(bundles.items(), key=lambda item: (-item[1].n_bytes, item[0].name)))
+        found = {path: pieces[path.name].measurements for path in bundles}
+        if judge is not None:
+            found = {path: judge.judged(bundles[path], one) for path, one in found.items()}
+            for path, one in found.items():
+                write_measurements(path, one)
+        write_manifest(out, files.values())
+    report = None if judge is None else judge.report(bundles, found, valid_utf8(command))
+    return Merged(tuple(files.values()), report)
+
+
+def check_together(pieces: Sequence[Piece]) -> None:
+    """Refuse models that no single run could have made and measured."""
+    known: dict[str, tuple[Path, str]] = {}
+    for one in pieces:
+        for what, value in _ways(one):
+            path, expected = known.setdefault(what, (one.path, value))
+            if value != expected:
+                raise InputError(
+                    f"{one.path} and {path} differ in {what} ({value:.30}, {expected:.30}); "
+                    "merge what was made and measured in one way."
+                )
+
+
+def _ways(piece: Piece) -> Iterator[tuple[str, str]]:
+    """How a model was made and measured, each with words for it."""
+    yield "the checkpoint", str(piece.bundle.main.keys.get(SOURCE_SHA256_KEY))
+    for part, file in piece.files.items():
+        yield f"the tool of {part}", " ".join(file.tool[one] for one in sorted(file.tool))
+        yield f"the options of {part}", _options_of(file, type_of(piece.bundle))
+        yield f"the source of {part}", file.source_sha256
+        if file.imatrix_sha256 is not None:  # some types need none
+            yield f"the importance matrix of {part}", file.imatrix_sha256
+    if piece.measurements.predictions is not None:
+        for what, value in piece.measurements.predictions.inputs.items():
+            yield f"the {what} of the measurements", value
+    if piece.measurements.speech is not None:
+        yield "what was listened to", piece.measurements.speech.key
+
+
+def _options_of(file: ManifestFile, kind: str) -> str:
+    """The command without the type, its file, and the matrix, which some types need."""
+    given = list(file.arguments)
+    if "--imatrix" in given:
+        del given[(at := given.index("--imatrix")) : at + 2]
+    return " ".join(one for one in given if one != kind and not one.endswith(f"-{kind}.gguf"))
+
+
+def _checked(folder: Path, progress: Progress) -> dict[str, ManifestFile]:
+    """The manifest of a folder whose files are as it says."""
+    found = check_manifest(folder, progress=progress)
+    if not found.passed:
+        one = found.findings[0]
+        raise InputError(f"{folder / one.name}: {one.problem.rstrip('.')}; quantize it again.")
+    return {one.name: one for one in read_manifest(folder / MANIFEST)}
+
+
+def _pieces(folder: Path, files: Mapping[str, ManifestFile]) -> Iterator[Piece]:
+    for path in converted_models_in(folder):
+        bundle = open_files(path)
+        missing = [one.name for one in bundle.paths if one.name not in files]
+        if missing:
+            raise InputError(f"{folder / missing[0]} is in no manifest; quantize {path} again.")
+        parts = {part: files[file.path.name] for part, file in bundle.files.items()}
+        yield Piece(bundle, parts, read_measurements(bundle))
+
+
+def _judge_of(pieces: Sequence[Piece], gates: Gates | None, *, has_report: bool) -> Judge | None:
+    """Who judges all of them; None where nothing was measured."""
+    found = {one.path: one.measurements.predictions for one in pieces}
+    missing = [path for path, predictions in found.items() if predictions is None]
+    first = next(filter(None, found.values()), None)
+    if first is None and gates is None and not has_report:
+        return None
+    if first is None or missing:
+        raise InputError(f"{missing[0]} was not measured; run `valle-convert evaluate` on it.")
+    if gates is not None:
+        gates.check_types({type_of(one.bundle) for one in pieces})
+        gates.check_utterances(first.utterances)
+    return Judge(gates, hears=any(one.measurements.speech for one in pieces))
+
+
+@contextmanager
+def _placed(
+    places: Mapping[str, Path], files: Mapping[str, ManifestFile], out: Path, *, force: bool
+) -> Iterator[None]:
+    """Every file in its place, and gone again if the rest fails; the same bytes stay."""
+    left = []
+    for name, path in places.items():
+        target = out / name
+        if target.is_file() and sha256_of(target) == files[name].sha256:
+            continue
+        check_outputs([target], force=force)
+        left.append((path, target))
+    check_free_space(out / MANIFEST, sum(files[path.name].n_bytes for path, _ in left))
+    new = [target for _, target in left if not target.exists()]
+    try:
+        for path, target in left:
+            _link(path, target, force=force)
+        yield
+    except BaseException:
+        for target in new:
+            target.unlink(missing_ok=True)
+        raise
+
+
+def _link(path: Path, target: Path, *, force: bool) -> None:
+    """A second name for a file, or a copy where the file system cannot do that."""
+    with suppress(OSError):
+        os.link(path.resolve(), target)
+        return
+    with atomic_output(target, force=force) as file, path.open("rb") as original:
+        shutil.copyfileobj(original, file, _PIECE)
