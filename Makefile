@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt scripts/build_llama_tools.py
 	$(BIN)/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
 	CMAKE_ARGS="$$($(BIN)/python scripts/build_llama_tools.py --print-cmake-args)" \
 	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) \
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[llama,speech,vallex,japanese,report,miniature,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[llama,speech,vallex,japanese,report,serve,miniature,dev]'
 	touch $@
 
 locked: ## Make the environment in .venv with every file checked by its hash (requirements.lock)
@@ -56,8 +56,8 @@ demo: $(STAMP) ## Convert the miniature, verify it, quantize it, and speak into 
 	$(BIN)/valle-convert verify $(DEMO) $(OUT)/miniature.gguf --report $(OUT)/report.md --force
 	$(BIN)/valle-convert quantize $(OUT)/miniature.gguf $(OUT)/miniature-Q4_K_M.gguf Q4_K_M --force
 	$(BIN)/python -m miniature speak $(OUT)/miniature-Q4_K_M.gguf "Hello world." -o $(OUT)/hello.wav --force \
-	  --codec miniature/codec.safetensors --voice miniature/voice-plain.flac --prompt-seconds 0.8 \
-	  --mode ar --temperature 0.6 --seed 0
+	  --codec miniature/codec.safetensors --voice miniature/voice-plain.flac \
+	  --set mode=ar,prompt_seconds=0.8 --temperature 0.6 --seed 0
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -83,11 +83,12 @@ bench: $(STAMP) llama-tools ## Measure speed and memory; takes minutes and 4 GB 
 fixtures: $(STAMP) ## Make the generated files again
 	$(BIN)/python tokenizer/build.py
 	$(BIN)/python fixtures/make_ipa.py
+	$(BIN)/python scripts/command_reference.py
 
-browser: ## A Chromium for the test of the HTML report, where there is none and apt-get can be used
+browser: ## A Chromium for the tests of pages, where there is none and apt-get can be used
 	@command -v chromium google-chrome >/dev/null || { timeout 120 apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install -y -qq --no-install-recommends chromium; } || \
-	  echo "no Chromium could be installed: the test of the HTML report is skipped, and says so"
+	  echo "no Chromium could be installed: the tests of pages are skipped, and say so"
 
 llama-tools: $(STAMP) ## Build stock llama-quantize and llama-tokenize from the source package
 	$(BIN)/python scripts/build_llama_tools.py

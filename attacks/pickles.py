@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import tarfile
 import zipfile
@@ -167,10 +168,11 @@ def _unfolding(folder: Path, _canary: Path) -> Path:
     return path
 
 
-def _named(name: str) -> Made:
-    """A right file with another name of an entry."""
+def _leading_to_canary(*, absolute: bool) -> Made:
+    """A right file with one more entry, whose name is a path to the canary."""
 
-    def make(folder: Path, _canary: Path) -> Path:
+    def make(folder: Path, canary: Path) -> Path:
+        name = str(canary) if absolute else os.path.relpath(canary, folder)
         path = folder / "x.pth"
         path.write_bytes(formats.zip_of([*_entries(dumped({"module": {}})), (name, b"escaped")]))
         return path
@@ -334,8 +336,8 @@ PICKLES: Mapping[str, Attack] = {
         _changed(lambda f: _field(f, b"PK\1\2", 5, 16, bytes(4))),
     ),
     "zip-bomb": Attack("200 megabytes of zeros in 200 kilobytes", _bomb),
-    "zip-path": Attack("an entry that leads out of the folder", _named("../../escaped")),
-    "zip-absolute": Attack("an entry with an absolute path", _named("/tmp/escaped")),  # noqa: S108
+    "zip-path": Attack("an entry that leads out of the folder", _leading_to_canary(absolute=False)),
+    "zip-absolute": Attack("an entry with an absolute path", _leading_to_canary(absolute=True)),
     "zip-symlink": Attack(
         "an entry that is a symbolic link",
         _changed(lambda f: _field(f, b"PK\1\2", 1, 15, struct.pack("<I", 0o120777 << 16))),

@@ -59,7 +59,7 @@ def in_turns(repeat: int, **tasks: Callable[[], object]) -> dict[str, float]:
 
 
 def copy_bytes(source: Path, target: Path, n_bytes: int) -> None:
-    """Read all of a file and write so many of its bytes to the disk."""
+    """Read a whole file, and write some bytes of it to the disk."""
     data = source.read_bytes()
     with target.open("wb") as file:
         file.write(

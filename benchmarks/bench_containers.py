@@ -29,11 +29,11 @@ from checkpoint.containers import (  # noqa: E402 - needs the paths above
     sharded,
     write_export,
 )
-from checkpoint.small_hub import small_hub  # noqa: E402 - likewise
-from make_checkpoint import Shape, make_checkpoint  # noqa: E402 - likewise
+from checkpoint.small_hub import small_hub  # noqa: E402
+from make_checkpoint import Shape, make_checkpoint  # noqa: E402
 
-from valle_convert import plan_conversion, read_checkpoint, write_gguf  # noqa: E402 - likewise
-from valle_convert.families.family import Choices  # noqa: E402 - likewise
+from valle_convert import plan_conversion, read_checkpoint, write_gguf  # noqa: E402
+from valle_convert.families.family import Choices  # noqa: E402
 
 
 def make_all(folder: Path, shape: Shape) -> dict[str, Callable[[], Path]]:

@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT / "fixtures"))
 
 from make_checkpoint import PRODUCTION, make_checkpoint  # noqa: E402 - needs the path above
 
-from valle_convert.checkpoint.torch_file import check_sums  # noqa: E402 - likewise
+from valle_convert.checkpoint.torch_zip import check_sums  # noqa: E402
 
 MIB = 1 << 20
 PROGRAM = [sys.executable, "-m", "valle_convert"]

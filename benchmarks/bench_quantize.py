@@ -43,12 +43,12 @@ class Run:
     megabytes: float
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the files go; else a temporary one")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     program = find_quantizer().command[0]
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)

@@ -1,4 +1,4 @@
-"""Repairing a GGUF file of production size that was made the old way, over a plain copy of it.
+"""Repair of a GGUF file of production size, compared with a plain copy.
 
 The copy reads and writes the same number of bytes, with fsync; both start with the source in the
 page cache. `--verify none`: what is measured is the moving of rows and the two digests.
@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -32,13 +33,13 @@ with open(sys.argv[1], "rb") as source, open(sys.argv[2], "wb") as target:
 """
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run it and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, help="where to work; 3 GB are needed")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--types", default="F16,Q8_0,Q4_K_M")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         checkpoint, old, out = (folder / one for one in ("p.sft", "old.gguf", "out.gguf"))

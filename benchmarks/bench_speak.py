@@ -6,7 +6,7 @@ On the production-size random model, each file in a process of its own:
 
 * an AR step of `decode_ar` (sampling included), every one followed by a bare `llama_decode` of
   one token at the same depth, so that both meet the same noise;
-* a NAR pass (about 700 positions, 300 outputs; embedding and sorting included), likewise;
+* a NAR pass (about 700 positions, 300 outputs; embedding and sorting included), in the same way;
 * the same NAR batch on bare llama.cpp with other settings, to see what would be faster;
 * the largest memory of the process after loading, the steps and the passes;
 * both computed by the PyTorch reference in float32, where a step runs the whole sequence again.
@@ -120,7 +120,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--folder", type=Path, help="where the files go; else a temporary one")
     parser.add_argument("--json", type=Path, help="also write the numbers into this file")
-    # What the processes that it starts are told.
+    # For the child processes.
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--reference", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--nar-only", action="store_true", help=argparse.SUPPRESS)
@@ -355,7 +355,7 @@ class Bare:
         self._api.llama_model_free(self._model)
 
     def prefill(self, depth: int) -> None:
-        """Lay down so many tokens."""
+        """Decode some tokens first."""
         tokens = (ctypes.c_int32 * depth)(*range(depth))
         self._decode(self._api.llama_batch_get_one(tokens, depth))
 

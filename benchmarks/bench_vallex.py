@@ -29,10 +29,10 @@ sys.path.insert(0, str(ROOT / "fixtures"))
 
 from make_vallex import PUBLISHED, make_vallex  # noqa: E402 - needs the path above
 
-from valle_convert import open_network, plan_conversion, write_gguf  # noqa: E402 - likewise
-from valle_convert.checkpoint.read import read_checkpoint  # noqa: E402 - likewise
-from valle_convert.families.family import Choices  # noqa: E402 - likewise
-from valle_convert.families.vallex.protocol import VallexText  # noqa: E402 - likewise
+from valle_convert import open_network, plan_conversion, write_gguf  # noqa: E402
+from valle_convert.checkpoint.read import read_checkpoint  # noqa: E402
+from valle_convert.families.family import Choices  # noqa: E402
+from valle_convert.families.vallex.composed import VallexText  # noqa: E402
 
 N_TEXT, N_PROMPT, N_FRAMES = 60, 225, 300
 
@@ -85,10 +85,11 @@ def bench_session(path: Path, threads: int, repeat: int) -> dict[str, float]:
     """Steps, passes and switches, each beside llama.cpp's own, one after the other in turn."""
     draw = np.random.default_rng(0)
     text = VallexText(draw.integers(5, 70, N_TEXT, dtype=np.int32), np.zeros(N_TEXT, np.int32))
-    codes = draw.integers(0, 1024, (N_PROMPT + N_FRAMES, 8), dtype=np.int32)
-    prompt, frames = codes[:N_PROMPT], codes[N_PROMPT:]
-    n = N_TEXT + len(codes)
     with open_network(path, n_threads=threads) as network:
+        size, shape = network.model.codebook_size, (N_PROMPT + N_FRAMES, 8)
+        codes = draw.integers(0, size, shape, dtype=np.int32)
+        prompt, frames = codes[:N_PROMPT], codes[N_PROMPT:]
+        n = N_TEXT + len(codes)
         network.begin_ar(text, codes[:, 0], room=200)
         context = network._ar._context
         assert context is not None  # noqa: S101 - begin_ar made it
@@ -121,7 +122,7 @@ def bench_session(path: Path, threads: int, repeat: int) -> dict[str, float]:
 
         def switch(level: int) -> None:
             network._switch(level)
-            network._nar._empty(n, n_ubatch=n)
+            network._nar._room_for(n, n_ubatch=n)
 
         cpu, clock = [], []
         for i in range(20 * repeat):

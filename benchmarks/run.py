@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import bench_codec
-import bench_containers
-import bench_convert
-import bench_quantize
-import bench_speak
-import bench_vallex
+BENCHMARKS = tuple(
+    import_module(f"bench_{name}")
+    for name in ("convert", "containers", "repair", "quantize", "speak", "serve", "codec", "vallex")
+)
 
 if __name__ == "__main__":
-    for benchmark in (
-        bench_convert,
-        bench_containers,
-        bench_quantize,
-        bench_speak,
-        bench_codec,
-        bench_vallex,
-    ):
+    for benchmark in BENCHMARKS:
         print(f"\n{benchmark.__name__}\n")
         benchmark.main([])

@@ -140,12 +140,27 @@ def vallex() -> bytes:
 @cache
 def vallex_set() -> dict[str, bytes]:
     """The files that are made of it."""
+    return _converted_set("model.pt", vallex())
+
+
+@cache
+def version_7_set() -> dict[str, bytes]:
+    """The two files of a checkpoint of version 7, eight wide and one layer deep."""
+    from make_checkpoint import Shape, make_checkpoint
+
+    shape = Shape(
+        version=7, dim=8, heads=2, layers=1, levels=2, audio_tokens=4, text_tokens=1, langs=1
+    )
+    return _converted_set("model.sft", _written(lambda path: make_checkpoint(path, shape), "m.sft"))
+
+
+def _converted_set(name: str, checkpoint: bytes) -> dict[str, bytes]:
     from valle_convert import plan_conversion, write_gguf
 
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "model.pt").write_bytes(vallex())
-        write_gguf(plan_conversion(folder / "model.pt"), folder / "x.gguf")
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        (folder / name).write_bytes(checkpoint)
+        write_gguf(plan_conversion(folder / name), folder / "x.gguf")
         return {path.name: path.read_bytes() for path in folder.glob("*.gguf")}
 
 

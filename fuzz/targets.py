@@ -157,12 +157,14 @@ def _read_model(folder: Path) -> None:
 
 def _read_vocabulary(folder: Path) -> None:
     """What the program lets through, llama.cpp has to survive: it runs in this very process."""
-    from valle_convert.gguf_file.loadable import check_loadable
+    from valle_convert.errors import InputError
+    from valle_convert.gguf_file.loadable import dangers
     from valle_convert.gguf_file.read import GgufFile
     from valle_convert.tokenizer.oracle import LlamaTokenizer
 
     path = folder / "x.gguf"
-    check_loadable(GgufFile(path))
+    for danger in dangers(GgufFile(path)):
+        raise InputError(danger)
     with LlamaTokenizer(path) as llama:
         for text in ("", "h\u0259l\u02c8o\u028a <mask> \U0001f600", "</eos><unk>"):
             llama.encode(text, add_special=True, parse_special=True)
@@ -912,10 +914,10 @@ def _read_npz(folder: Path) -> None:
 
 @cache
 def _model() -> Any:  # noqa: ANN401 - a Model
-    from valle_convert.families.v5.files import open_model
+    from valle_convert.families.v5.files import read_model
     from valle_convert.gguf_file.read import GgufFile
 
-    return open_model(GgufFile(Path("converted.gguf"), seeds.converted()))
+    return read_model(GgufFile(Path("converted.gguf"), seeds.converted()))
 
 
 # ------------------------------------------------------- VALL-E X, old files and adapters
@@ -947,8 +949,8 @@ def _read_vallex(folder: Path) -> None:
 
 
 def _make_set(rng: Random) -> Files:
-    """A converted VALL-E X: one file damaged, missing, or in the place of another."""
-    files = dict(seeds.vallex_set())
+    """A model of several files: one damaged, missing, or in the place of another."""
+    files = dict(rng.choice([seeds.vallex_set, seeds.version_7_set])())
     one, other = rng.sample(sorted(files), 2)
     match rng.randrange(6):
         case 0:
@@ -964,12 +966,16 @@ def _make_set(rng: Random) -> Files:
 
 def _read_set(folder: Path) -> None:
     """What is let through, llama.cpp has to survive: it runs in this very process."""
-    from valle_convert.api import open_network
+    from valle_convert.families.bundle import open_bundle
     from valle_convert.inspect import inspect_file
 
     path = folder / "x.gguf"
     json.dumps(inspect_file(path).to_json())
-    open_network(path, n_threads=1).close()
+    bundle = open_bundle(path)
+    family, model = bundle.family, bundle.model
+    (example,) = family.draw(model, 1, 0)
+    with family.open(bundle, n_threads=1) as network:
+        next(family.cases(model, example)).run(network)
 
 
 def _make_old(rng: Random) -> Files:
@@ -1006,11 +1012,11 @@ def _make_adapter(rng: Random) -> Files:
 
 def _read_adapter(folder: Path) -> None:
     from valle_convert.checkpoint.lora import LoraFile
-    from valle_convert.families.v5.adapter import open_adapter
+    from valle_convert.families.v5.adapter import AdapterBase, open_adapter
     from valle_convert.gguf_file.read import GgufFile
 
     base = GgufFile(Path("converted.gguf"), seeds.converted())
-    open_adapter(LoraFile(folder / "x.gguf"), base)
+    open_adapter(LoraFile(folder / "x.gguf"), AdapterBase.of_gguf(base))
 
 
 # ------------------------------------------------------------------------ folders, reports
@@ -1173,7 +1179,7 @@ TARGETS: Mapping[str, Target] = {
             _one("x.json", lambda: json.dumps(_REPORT).encode()),
         ),
         Target("vallex", _make_vallex, _read_vallex, _one("x.pt", seeds.vallex)),
-        Target("set", _make_set, _read_set, lambda: [seeds.vallex_set()]),
+        Target("set", _make_set, _read_set, lambda: [seeds.vallex_set(), seeds.version_7_set()]),
         Target("old", _make_old, _read_old, _one("x.gguf", seeds.old_gguf)),
         Target("adapter", _make_adapter, _read_adapter, _one("x.gguf", seeds.adapter)),
         Target("list", _make_list, _read_list, _one("x.tsv", lambda: b"a.wav\tb\n")),

@@ -41,9 +41,9 @@ VOICES: dict[str, tuple[str, int]] = {
     "deep": ("en-us+m5", 20),
 }
 
-#: One sentence in so many is for testing, and one is for validation.
+#: One in this many sentences is for testing, and one for validation.
 _TEST_SHARE = 12
-#: Utterances that one process says: the library goes on where the last one left it.
+#: Utterances per process; the library keeps a state between them.
 _CHUNK = 250
 
 
@@ -52,7 +52,7 @@ class Utterance:
     """One spoken sentence.
 
     Attributes:
-        text: what is said.
+        text: the words.
         voice: one of `VOICES`.
         phonemes: IPA, as the converter writes it for the text.
         samples: trimmed of silence, [n], at `SAMPLE_RATE`.

@@ -1,10 +1,10 @@
-"""Whether a model says what it was asked to, in sentences that it was never trained on.
+"""Measure how well a model speaks sentences that it was not trained on.
 
     python -m miniature.evaluate miniature/miniature.sft build/demo/*.gguf --csv quality.csv
     python -m miniature.evaluate --write-data build/held-out    # for `evaluate --listen --data`
 
 Measured as `evaluate --listen` does, with the recordings themselves (and not what the codec makes
-of them) as what speech is held against.
+of them) to compare speech with.
 """
 
 from __future__ import annotations

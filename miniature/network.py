@@ -1,7 +1,7 @@
 """The miniature's network for training: the layout that the converter reads, in batches.
 
 What goes in is composed by `valle_convert.model.inputs`, the same code that feeds the converted
-file, so that the two cannot disagree; what is computed is held against the converter's own
+file, so that the two cannot disagree; the results are compared with the converter's own
 `ReferenceNetwork` by a test.
 """
 

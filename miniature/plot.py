@@ -22,7 +22,7 @@ def main() -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    # A run that was killed goes on from where it was saved, before some of its last lines.
+    # A killed run continues from its last save, which is before its last lines.
     by_step: dict[int, dict[str, float]] = defaultdict(dict)
     for text in given.log.read_text(encoding="utf-8").splitlines():
         line = json.loads(text)

@@ -1,4 +1,4 @@
-"""Train the miniature for so many minutes, and go on where the last run ended.
+"""Train the miniature for some minutes, or continue the last run.
 
     python -m miniature.train build/miniature --minutes 60
 

@@ -125,7 +125,7 @@ class WorldCodec:
         n_levels: how many codebooks to use; None for all.
 
     Raises:
-        InputError: it is no such file, is damaged, or has fewer levels.
+        InputError: it is another file, is damaged, or has fewer levels.
         EnvironmentFault: pyworld is not installed.
     """
 

@@ -19,6 +19,7 @@ Only the standard library is used: this runs before anything is installed.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -29,29 +30,12 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
+from types import ModuleType
 
 PROJECT = Path(__file__).resolve().parent.parent
 PROGRAMS = ("llama-quantize", "llama-tokenize")
 STAMP = "build.json"
 
-# A native build is refused on purpose. On some virtual machines the CPU announces AMX and faults
-# on its first instruction: a native llama.cpp then dies with SIGSEGV on the first batch of a
-# quantized model. So every instruction set is named, on or off, and AMX is not among them. Without
-# a name, these are on, but off where SOURCE_DATE_EPOCH is set: then AVX-512 does not compile.
-ON_IF_THERE = {
-    "GGML_SSE42": {"sse4_2"},
-    "GGML_AVX": {"avx"},
-    "GGML_AVX2": {"avx2"},
-    "GGML_BMI2": {"bmi2"},
-    "GGML_FMA": {"fma"},
-    "GGML_F16C": {"f16c"},
-}
-OFF_UNLESS_NAMED = {
-    "GGML_AVX512": {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"},
-    "GGML_AVX512_VBMI": {"avx512vbmi"},
-    "GGML_AVX512_VNNI": {"avx512_vnni"},
-    "GGML_AVX512_BF16": {"avx512_bf16"},
-}
 PROGRAM_CMAKE_ARGS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DBUILD_SHARED_LIBS=OFF",
@@ -99,7 +83,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
 
-    cpu_args = cmake_args_for_cpu(read_cpu_flags())
+    cpu_args = cpu_module().cmake_args()
     if arguments.print_cmake_args:
         print(" ".join(cpu_args))
         return 0
@@ -145,29 +129,15 @@ def read_pin(constraints: Path) -> str:
     return str(pins[0])
 
 
-def read_cpu_flags() -> frozenset[str] | None:
-    """The CPU's features as Linux names them; None where they are not known or not x86."""
-    if platform.machine().lower() not in {"x86_64", "amd64"}:
-        return None
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    lines = re.findall(r"^flags\s*:(.*)$", text, re.MULTILINE)
-    return frozenset(lines[0].split()) if lines else None
-
-
-def cmake_args_for_cpu(flags: frozenset[str] | None) -> list[str]:
-    """The arguments that decide which instructions the compiler may use."""
-    args = ["-DGGML_NATIVE=OFF"]
-    if flags is None:
-        return args
-    args += [
-        f"-D{name}={'ON' if needed <= flags else 'OFF'}" for name, needed in ON_IF_THERE.items()
-    ]
-    if OFF_UNLESS_NAMED["GGML_AVX512"] <= flags:
-        args += [f"-D{name}=ON" for name, needed in OFF_UNLESS_NAMED.items() if needed <= flags]
-    return args
+def cpu_module() -> ModuleType:
+    """`valle_convert.llama.cpu` by its path, since the package may not be importable yet."""
+    path = PROJECT / "valle_convert" / "llama" / "cpu.py"
+    spec = importlib.util.spec_from_file_location("cpu", path)
+    assert spec is not None  # noqa: S101 - a file of the project
+    assert spec.loader is not None  # noqa: S101
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def build(version: str, target: Path, cpu_args: list[str], *, jobs: int, shared: Path) -> None:
@@ -213,7 +183,7 @@ def build(version: str, target: Path, cpu_args: list[str], *, jobs: int, shared:
 
 
 def put(source: Path, target: Path) -> bool:
-    """Copy a folder of programs that start; False where that cannot be done, which is no error."""
+    """Copy a folder of working programs; returns whether that was possible."""
     try:
         for program in PROGRAMS:
             prove_standalone(source / program)

@@ -24,13 +24,15 @@ from pathlib import Path
 PROJECT = Path(__file__).parents[1]
 #: 2024-01-01; any time will do.
 EPOCH = "1704067200"
-EXTRAS = ("llama", "speech", "report", "vallex", "miniature")
 #: What each extra has to make possible, as Python.
 IMPORTS: Mapping[str, str] = {
     "llama": "from valle_convert.llama.library import load_library; load_library()",
     "speech": "import soundfile, soxr, phonemizer, espeakng_loader, py3langid, pykakasi",
     "report": "import matplotlib.pyplot",
-    "vallex": "import pypinyin, jieba, inflect",
+    "vallex": "import cn2an, eng_to_ipa, inflect, jieba, pypinyin",
+    "japanese": "import pyopenjtalk",
+    "hub": "import hf_xet",
+    "asr": "import pocketsphinx",
     "miniature": "import pyworld",
 }
 
@@ -129,7 +131,7 @@ def use(installed: Path, folder: Path, extra: str) -> None:
 def main() -> None:
     """Build, compare, install, use."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--extras", default=",".join(EXTRAS))
+    parser.add_argument("--extras", default=",".join(IMPORTS))
     extras = [one for one in parser.parse_args().extras.split(",") if one]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

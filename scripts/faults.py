@@ -32,7 +32,7 @@ from random import Random
 
 PROJECT = Path(__file__).parents[1]
 PROGRAM = [sys.executable, "-m", "valle_convert"]
-#: Reads everything, since Python itself may lie in a home of root's, and writes where nobody may.
+#: Reads everything, since Python may be in root's home, and writes where nobody may.
 _AS_NOBODY = (
     *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
     *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search", "--"),
@@ -246,7 +246,7 @@ class Stage:
         states = set()
         for name in names:
             if with_old and found.get(name) == self._old[name] == self._new[name]:
-                continue  # it tells nothing
+                continue  # no information
             if found.get(name) == self._new[name]:
                 states.add(NEW)
             elif found.get(name) == (self._old[name] if with_old else None):
@@ -375,7 +375,7 @@ def file_limit(stage: Stage, n: int, rng: Random) -> Counter[str]:
 
 
 def read_only(stage: Stage) -> Counter[str]:
-    """A folder of root's, and a run of nobody's."""
+    """A folder of root, and a run by nobody."""
     counts: Counter[str] = Counter()
     for with_old in (False, True):
         with stage.folder(with_old=with_old) as out:

@@ -59,10 +59,8 @@ def main() -> None:
             "miniature/voice-plain.flac",
         ]
         options += [
-            "--prompt-seconds",
-            "0.8",
-            "--mode",
-            "ar",
+            "--set",
+            "prompt_seconds=0.8,mode=ar,max_seconds=4",
             "--temperature",
             "0.6",
             "--seed",
@@ -71,7 +69,7 @@ def main() -> None:
         started = time.monotonic()
         # The text goes by stdin, since a command line has an end.
         process = subprocess.Popen(
-            [*PROGRAM, "speak", str(model), "-", "-o", "-", "--max-seconds", "4", *options],
+            [*PROGRAM, "speak", str(model), "-", "-o", "-", *options],
             cwd=PROJECT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

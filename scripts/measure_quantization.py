@@ -1,9 +1,9 @@
-"""Measure types, importance matrices, tensor types and matrices on the miniature, and write a page.
+"""Measure types, importance matrices, tensor types and matrices on the miniature.
 
     python scripts/measure_quantization.py [--types Q8_0,Q4_K_M] [--utterances 4]
 
-Writes docs/quantize-measured.md. Takes ten minutes of one core or so; what the types say is in
-docs/quality.md.
+Writes docs/types.csv, tensor-types.csv and matrices.csv, in about ten minutes on one core.
+docs/quantize-measured.md sums them up.
 """
 
 # ruff: noqa: T201 - a script, and it prints.
@@ -11,6 +11,7 @@ docs/quality.md.
 from __future__ import annotations
 
 import argparse
+import csv
 import sys
 import tempfile
 from collections import defaultdict
@@ -51,7 +52,7 @@ from valle_convert.quantize.types import (  # noqa: E402
     parse_types,
 )
 
-PAGE = PROJECT / "docs" / "quantize-measured.md"
+DOCS = PROJECT / "docs"
 MODEL = PROJECT / "miniature" / "miniature.sft"
 MIXED_TYPES = "Q6_K,Q4_K_M,Q3_K_M"
 TENSOR_TYPES = (
@@ -69,7 +70,7 @@ _CALIBRATION_SEED, _SEED = 11, 99
 
 @dataclass(frozen=True)
 class Found:
-    """Everything that the page tells; files by type."""
+    """Everything that was measured; files by type."""
 
     n: int
     bare: dict[str, FileReport]
@@ -88,7 +89,9 @@ def main() -> None:
     types = parse_types(options.types) if options.types else tuple(distinct_types())
     with tempfile.TemporaryDirectory() as name:
         found = measure_all(Path(name), types, options.utterances)
-    PAGE.write_text("\n".join(page(found)) + "\n", encoding="utf-8")
+    for table, rows in tables(found):
+        with (DOCS / f"{table}.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def measure_all(folder: Path, types: Sequence[FileType], n: int) -> Found:
@@ -167,96 +170,30 @@ def distinct_types() -> Iterator[FileType]:
     yield from by_number.values()
 
 
-def page(found: Found) -> Iterator[str]:
-    """The page with the numbers."""
-    yield "# What types, importance matrices and tensor types measured"
-    yield ""
-    yield (
-        "Written by `scripts/measure_quantization.py` on the [trained miniature]"
-        f"(../miniature/README.md), against its checkpoint in PyTorch, over {found.n} sentences "
-        "that it was not trained on, every head and task. What is said: [quality.md](quality.md)."
-    )
-    yield ""
-    yield "## What this says of a model of 220 M"
-    yield ""
-    yield (
-        "It shows that the tools work on a network that has learnt, that a trained one keeps more "
-        "of its best codes than a random one of its size (whose codes are nearly equally likely), "
-        "and how types stand to each other here. It cannot tell what a type costs the "
-        "published models: rows of 256 are one block of a K-quant where theirs of 1024 are four, "
-        "its weights are those of hours of training, a level has 256 codes and not 1024, and it "
-        "has heard three voices of one synthesizer say sentences of a few templates. Which "
-        "matrices mind most may differ with depth, and so may the worth of an importance matrix. "
-        "So no limit of this program comes from here; measure your own: `evaluate --checkpoint "
-        "model.sft --data utterances/ --listen`."
-    )
-    yield ""
-    yield "## Types"
-    yield ""
-    yield (
-        "Importance matrices: none; of "
-        f"{N_CALIBRATION} utterances of random codes; of {N_CALIBRATION} sentences, other ones "
-        "than those measured. KL mean in nats a prediction, and how often the best code stays."
-    )
-    yield ""
-    yield (
-        "| type | bits/weight | KL, no matrix | best code | KL, of noise | best code "
-        "| KL, of speech | best code |"
-    )
-    yield "|---|---:|" + "---:|" * 6
+def tables(found: Found) -> Iterator[tuple[str, list[list[str]]]]:
+    """The tables by name, each with its header."""
+    how = ("no imatrix", "imatrix of noise", "imatrix of speech")
+    files = (found.bare, found.noise, found.real)
+    header = [f"{measure}, {one}" for one in how for measure in ("KL", "top-1")]
+    rows = [["type", "bits per weight", *header]]
     everything = {**found.bare, **found.noise, **found.real}
     for kind in sorted(everything, key=lambda kind: -everything[kind].bits_per_weight):
-        cells = [
-            cell for one in (found.bare, found.noise, found.real) for cell in _cells(one.get(kind))
-        ]
-        yield f"| {kind} | {everything[kind].bits_per_weight:.2f} | {' | '.join(cells)} |"
-    yield ""
-    yield from advice(found)
-    yield ""
-    yield "## Tensor types"
-    yield ""
-    yield "| tensor types | type | MiB | bits/weight | KL mean | best code | NAR codes equal |"
-    yield "|---|---|---:|---:|---:|---:|---:|"
+        cells = [cell for one in files for cell in _cells(one.get(kind))]
+        rows.append([kind, f"{everything[kind].bits_per_weight:.2f}", *cells])
+    yield "types", rows
+
+    rows = [["tensor types", "type", "MiB", "bits per weight", "KL", "top-1", "NAR codes equal"]]
     for name, file in found.mixed:
         if file.measured:
-            total = file.measured.quality[ALL]
-            yield (
-                f"| {name} | {file.kind} | {file.n_bytes / 2**20:.2f} | "
-                f"{file.bits_per_weight:.2f} | {total.kl_mean:.2e} | {total.best_code:.1%} | "
-                f"{file.measured.greedy.nar_equal:.1%} |"
-            )
-    yield ""
-    yield "## Which matrices mind"
-    yield ""
-    yield (
-        "KL with all matrices of a kind in a type (the sum over layers of each alone), everything "
-        "else as it was; and the same a million of its weights, which tells where bits are worth "
-        "most."
-    )
-    yield ""
-    yield from sensitivity_table(found)
+            size, nar = f"{file.n_bytes / 2**20:.2f}", f"{file.measured.greedy.nar_equal:.1%}"
+            rows.append([name, file.kind, size, f"{file.bits_per_weight:.2f}", *_cells(file), nar])
+    yield "tensor-types", rows
+
+    yield "matrices", list(sensitivities(found))
 
 
-def advice(found: Found) -> Iterator[str]:
-    """What the importance matrices were worth, counted."""
-    both = [kind for kind in found.real if kind in found.noise]
-    kls = {kind: (_kl(found.noise[kind]), _kl(found.real[kind])) for kind in both}
-    better = [kind for kind, (noise, real) in kls.items() if real < noise]
-    yield f"A matrix of speech is better than one of noise in {len(better)} of {len(both)} types."
-    bare = [kind for kind in both if kind in found.bare]
-    for name, files in (("speech", found.real), ("noise", found.noise)):
-        ratios = sorted(_kl(files[kind]) / _kl(found.bare[kind]) for kind in bare)
-        if ratios:
-            fine = sum(ratio < 1 for ratio in ratios)
-            yield (
-                f"One of {name} is better than none in {fine} of the {len(bare)} types that need "
-                f"none: the KL is that of none times {ratios[len(ratios) // 2]:.2f} in the median "
-                f"({ratios[0]:.2f} to {ratios[-1]:.2f})."
-            )
-
-
-def sensitivity_table(found: Found) -> Iterator[str]:
-    """By kind of matrix, summed over layers."""
+def sensitivities(found: Found) -> Iterator[list[str]]:
+    """KL by kind of matrix, summed over layers; the most sensitive per weight first."""
     sizes = {one.tensor: 8 * one.n_bytes / one.bits for one in found.sensitivities}
     by_kind: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     weights: dict[str, float] = defaultdict(float)
@@ -265,21 +202,13 @@ def sensitivity_table(found: Found) -> Iterator[str]:
     for one in found.sensitivities:
         by_kind[_kind(one.tensor)][one.kind] += one.kl
     types = [kind for kind in SCANNED if any(kind in found for found in by_kind.values())]
-    yield "| matrices | million weights | " + " | ".join(types) + " | Q4_K, a million weights |"
-    yield "|---|---:|" + "---:|" * (len(types) + 1)
+    yield ["matrices", "million weights", *types]
     for kind, row in sorted(by_kind.items(), key=lambda item: -item[1]["Q4_K"] / weights[item[0]]):
-        millions = weights[kind] / 1e6
-        cells = " | ".join(f"{row[one]:.2e}" for one in types)
-        yield f"| {kind} | {millions:.2f} | {cells} | {row['Q4_K'] / millions:.2e} |"
+        yield [kind, f"{weights[kind] / 1e6:.2f}", *(f"{row[one]:.2e}" for one in types)]
 
 
 def _kind(tensor: str) -> str:
     return tensor.split(".", 2)[-1].removesuffix(".weight") if "blk." in tensor else tensor
-
-
-def _kl(file: FileReport) -> float:
-    assert file.measured is not None  # noqa: S101 - asked for
-    return file.measured.quality[ALL].kl_mean
 
 
 def _cells(file: FileReport | None) -> tuple[str, str]:

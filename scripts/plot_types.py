@@ -1,8 +1,8 @@
-"""docs/quantize-measured.md -> docs/size-quality.png: size of a type against its divergence."""
+"""docs/types.csv -> docs/size-quality.png: size of a type against its divergence."""
 
 from __future__ import annotations
 
-import re
+import csv
 from pathlib import Path
 
 import matplotlib as mpl
@@ -11,18 +11,18 @@ mpl.use("agg")
 import matplotlib.pyplot as plt
 
 DOCS = Path(__file__).parents[1] / "docs"
-ROW = re.compile(r"\| (\w+) \| ([\d.]+) \| ([\d.e+-]+) \| [\d.]+% \|")
-#: Far off, or the same file as another type's.
+#: Far off, or the same file as of another type.
 LEFT_OUT = {"F32", "MXFP4_MOE", "Q1_0", "Q2_0", "TQ1_0", "TQ2_0"}
-#: The others are gray dots, too close together to name.
+#: The others are gray dots without a name.
 NAMED = {"BF16", "F16", "Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"}
 
 
 def main() -> None:
-    """Draw the types that were measured without an importance matrix."""
-    text = (DOCS / "quantize-measured.md").read_text(encoding="utf-8")
+    """Plot the types measured without an importance matrix."""
+    with (DOCS / "types.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row[:3] for row in csv.reader(file) if row[2]][1:]
     figure, axes = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
-    for kind, bits, divergence in ROW.findall(text.partition("## Tensor types")[0]):
+    for kind, bits, divergence in rows:
         place = float(bits), float(divergence)
         if kind not in LEFT_OUT:
             axes.scatter(*place, s=18, color="tab:blue" if kind in NAMED else "lightgray")

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 from make_checkpoint import Shape, make_checkpoint
 from support import Cli, Result, golden_checkpoint
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # The networks of the tests are tiny and two workers share two cores: more threads only wait for
 # each other. torch reads this when it is imported.
@@ -20,6 +25,23 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Two cores are shared with other workers: no deadline by the clock.
 settings.register_profile("valle", deadline=None, max_examples=60)
 settings.load_profile("valle")
+
+
+@pytest.fixture
+def all_strings() -> None:
+    """Verdicts compare as many strings as users get."""
+
+
+@pytest.fixture(autouse=True)
+def few_strings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verdicts compare few strings, but in tests that take `all_strings`: 100,000 take seconds."""
+    if "all_strings" in request.fixturenames:
+        return
+    from valle_convert.families import families
+
+    monkeypatch.setattr("valle_convert.verify.run.N_TEXTS_QUICK", 200)
+    for family in families():
+        monkeypatch.setattr(type(family), "n_texts", 1000)
 
 
 @pytest.fixture
@@ -97,3 +119,21 @@ def untouched(tmp_path: Path) -> Iterator[Callable[[], None]]:
     yield check
     if before is not None:
         check()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """The Chromium of this machine."""
+    found = [os.environ.get("CHROMIUM"), *map(shutil.which, ("chromium", "google-chrome"))]
+    programs = [one for one in found if one]
+    if not programs:
+        pytest.skip("no Chromium here: `make browser`, or name one in $CHROMIUM")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=programs[0],
+            args=["--no-sandbox", "--autoplay-policy=no-user-gesture-required", "--mute-audio"],
+        )
+        yield chromium
+        chromium.close()

@@ -30,7 +30,7 @@ SHELVES = (
     ("decode",),
     ("listening", "speech"),
     ("families",),
-    ("verify",),
+    ("serve", "verify"),
     ("quantize",),
     ("doctor", "inspect"),
     ("api",),

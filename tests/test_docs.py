@@ -6,6 +6,7 @@ bash or Python, without a network: the hub is a cache with a small EnCodec under
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -57,6 +59,8 @@ NEEDED = {
 ELSEWHERE = {
     "name: ": "tests/quantize/test_ci.py",
     "size: {heads": "tests/checkpoint/test_hf_export.py",
+    "python -m miniature serve": "tests/serve/test_serve_docs.py",
+    "curl http://127.0.0.1:8000/": "tests/serve/test_serve_docs.py",
     "valle-convert vallex-checkpoint.pt out.gguf": "tests/cli/test_vallex_commands.py",
     "valle-convert scan model.sft": "tests/quantize/test_scan.py",
     "valle-convert evaluate heard/": "tests/quantize/test_quantize_listen.py",
@@ -133,6 +137,26 @@ def test_every_target_and_extra_that_is_named_is_there() -> None:
         assert set(listed.split(",")) <= set(project["optional-dependencies"]), listed
 
 
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, PROJECT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_extra_is_tried_by_itself() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    tried = {*script("check_wheel").IMPORTS, "dev"}
+    assert tried == set(project["optional-dependencies"])
+
+
+def test_the_command_reference_is_the_programs_own() -> None:
+    reference = script("command_reference")
+    assert reference.PAGE.read_text(encoding="utf-8") == reference.page(), "run make fixtures"
+
+
 def test_every_file_of_a_family_is_in_its_table() -> None:
     page = (PROJECT / "docs" / "families.md").read_text(encoding="utf-8")
     for folder in FOLDERS:
@@ -176,7 +200,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }.items():
         (programs / name).write_text(f"#!/bin/sh\n{words}\n")
         (programs / name).chmod(0o755)
-    run(folder, 'valle-convert speak model.gguf "Hi." --save-codes out.npz --max-seconds 1')
+    run(folder, 'valle-convert speak model.gguf "Hi." --save-codes out.npz --set max_seconds=1')
     return folder
 
 

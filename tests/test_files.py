@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,10 +21,12 @@ from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import (
     atomic_output,
     atomic_outputs,
+    check_input_file,
     check_outputs,
     folders,
     is_stream,
     locked_folder,
+    read_small_file,
     remove_stale,
     sha256_of,
     write_text_atomically,
@@ -283,6 +287,43 @@ def test_files_that_belong_together_appear_together_or_not_at_all(tmp_path: Path
     with pytest.raises(InputError, match="exists"):
         write_all(force=False)
     write_all(force=True)
+
+
+def test_a_failure_takes_what_was_written_and_leaves_the_link_to_it(tmp_path: Path) -> None:
+    main, other = tmp_path / "main", tmp_path / "other"
+    link = tmp_path / "link"
+    link.symlink_to(other)
+    with pytest.raises(InputError), atomic_outputs([main, link], force=False):
+        main.write_bytes(b"another program's")  # the last one gets its name first
+    assert link.is_symlink()
+    assert not other.exists()
+    assert main.read_bytes() == b"another program's"
+
+
+# ---------------------------------------------------------------------------------- inputs
+
+
+@pytest.mark.parametrize(
+    "read", [check_input_file, partial(read_small_file, what="x", max_bytes=9)]
+)
+def test_what_is_no_file_is_refused_and_not_waited_for(
+    read: Callable[[Path], object], tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        for name, words in (
+            ("nothing", "There is no"),
+            ("x" * 300, "too long"),
+            (".", "is a directory"),
+            ("pipe", "is a pipe"),
+            ("socket", "is a socket"),
+            ("link", "which is not there"),
+            ("a\0b", "null"),
+        ):
+            with pytest.raises(InputError, match=words):
+                read(tmp_path / name)
 
 
 # --------------------------------------------------------------------------------- digests

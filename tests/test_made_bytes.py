@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from make_made import CHECKPOINTS, MADE, RECIPES, VALLEX, make
+from make_made import CHECKPOINTS, MADE, RECIPES, SETS, make, write_lora
 from support import Cli
 
 EXPECTED = json.loads(MADE.read_text(encoding="utf-8"))
@@ -33,7 +33,7 @@ def test_the_bytes_are_those_of_before(name: str, cli: Cli, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "checkpoint", [CHECKPOINTS["ar-nar-len"], VALLEX], ids=lambda path: path.stem
+    "checkpoint", [CHECKPOINTS["ar-nar-len"], *SETS.values()], ids=lambda path: path.parent.name
 )
 def test_an_importance_matrix_and_what_is_quantized_with_one_are_the_same_twice(
     checkpoint: Path, cli: Cli, tmp_path: Path
@@ -53,11 +53,19 @@ def test_an_importance_matrix_and_what_is_quantized_with_one_are_the_same_twice(
 
 
 def test_another_processors_matrix_products_change_no_byte(tmp_path: Path) -> None:
-    out = tmp_path / "valle-x-small-f32.gguf"
-    command = [sys.executable, "-m", "valle_convert", VALLEX, out]
+    """The norms of VALL-E X, in which its levels are folded, and a LoRA that is merged."""
+    lora = tmp_path / "everywhere.safetensors"
+    write_lora(lora, [])
     old = {"OPENBLAS_CORETYPE": "Prescott", "NPY_DISABLE_CPU_FEATURES": "AVX512F AVX2 FMA3"}
-    options = ("--outtype", "f32", "--verify", "none")
-    subprocess.run([*command, *options], check=True, env=os.environ | old)
-    expected = EXPECTED["valle-x-small"]
-    for path in tmp_path.iterdir():
-        assert hashlib.sha256(path.read_bytes()).hexdigest() == expected[path.name], path.name
+    for part, name, checkpoint, options in (
+        ("valle-x-small", "valle-x-small-f32", SETS["valle-x-small"], ["--outtype", "f32"]),
+        ("lora", "merged", CHECKPOINTS["ar-nar-len"], ["--lora", lora]),
+    ):
+        command = [sys.executable, "-m", "valle_convert", checkpoint, tmp_path / f"{name}.gguf"]
+        command += [*options, "--verify", "none"]
+        subprocess.run(command, check=True, env=os.environ | old)
+        made = sorted(tmp_path.glob(f"{name}*.gguf"))
+        assert made
+        for path in made:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            assert digest == EXPECTED[part][path.name], path.name

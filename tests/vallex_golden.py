@@ -13,8 +13,7 @@ from safetensors import safe_open
 from support import GOLDEN_VALLEX, golden_checkpoint
 
 from valle_convert.families.bundle import paths_of
-from valle_convert.families.vallex.composed import ComposedNetwork
-from valle_convert.families.vallex.protocol import VallexNetwork, VallexText
+from valle_convert.families.vallex.composed import ComposedNetwork, VallexText
 
 CHECKPOINT = golden_checkpoint(GOLDEN_VALLEX)
 
@@ -76,7 +75,7 @@ def all_logits(network: ComposedNetwork, given: Golden) -> dict[str, NDArray[np.
     }
 
 
-def greedy_codes(network: VallexNetwork, given: Golden) -> NDArray[np.int32]:
+def greedy_codes(network: ComposedNetwork, given: Golden) -> NDArray[np.int32]:
     """Level 0 code by code until stop, then level by level, the best of each."""
     codes: list[int] = []
     logits = network.begin_ar(given.text, given.prompt[:, 0])

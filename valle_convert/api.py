@@ -146,7 +146,8 @@ def verify_gguf(
     Args:
         plan: of the checkpoint, with the choices that the files should have.
         file: the main file.
-        levels: of "structure", "tensors", "tokenizer", "logits"; None for all.
+        levels: of "structure", "tensors", "tokenizer", "logits" and "trace"; None for all but the
+            last, which compares layer by layer.
         seed: of the strings and inputs that are tried.
         progress: shows the long levels.
 

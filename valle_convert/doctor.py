@@ -1,8 +1,8 @@
-"""What this machine has, what it lacks, and which commands work on it.
+"""The state of this machine, and which commands work on it.
 
-In: the machine. Out: a frozen `DoctorReport`; nothing is printed and nothing raised, since
-what is missing is the report. torch is not imported (versions come from the packages'
-metadata), and llama.cpp is loaded only after it survived its probe in a child process.
+In: the machine. Out: a frozen `DoctorReport`; nothing is printed or raised. torch is not imported
+(versions come from package metadata), and llama.cpp is loaded only after it passed its self-test in
+a child process.
 """
 
 from __future__ import annotations
@@ -20,15 +20,22 @@ from packaging.specifiers import SpecifierSet
 
 import valle_convert
 from valle_convert.errors import ValleConvertError
+from valle_convert.extras import install
 from valle_convert.families import families
-from valle_convert.llama.cpu import cpu_features, cpu_name, features_of_interest, usable_cores
+from valle_convert.llama.cpu import (
+    cmake_args,
+    cpu_features,
+    cpu_name,
+    features_of_interest,
+    usable_cores,
+)
 from valle_convert.llama.library import find_library, load_library
 from valle_convert.llama.probe import ProbeResult, prove_library
 from valle_convert.llama.programs import PROGRAMS, Program, find_program
 
 DISTRIBUTION = "valle-convert"
 LLAMA = "llama.cpp"  # the library, as something that a command needs
-#: Commands that need nothing else, and those that only some families have.
+#: Commands without further needs, and those that only some families support.
 _ALWAYS = "convert repair lora export inspect imatrix compare check-manifest codec doctor".split()
 _ABILITIES = {
     "evaluate --listen": "listen",
@@ -38,9 +45,9 @@ _ABILITIES = {
 
 
 def needs() -> dict[str, tuple[str, ...]]:
-    """What commands need beyond the packages of all: LLAMA, graphs of families, extras.
+    """What commands need beyond the required packages: LLAMA, graphs of families, extras.
 
-    `quantize` takes llama-quantize where it finds it, and else the same routine of the library.
+    `quantize` uses llama-quantize if it is installed, otherwise the same routine of the library.
     """
     found: dict[str, tuple[str, ...]] = {
         **dict.fromkeys(_ALWAYS, ()),
@@ -50,12 +57,14 @@ def needs() -> dict[str, tuple[str, ...]]:
         "quantize": (LLAMA,),
         "scan": (LLAMA,),
         "evaluate --report FILE.html": (LLAMA, "report"),
+        "voice": ("speech",),
     }
     for family in reversed(families()):
         runs = (LLAMA, family.title)
         speaks = (*runs, *family.needs)
         of = f" ({family.title})" if family.name else ""
         found |= {f"verify{of}": runs, f"evaluate{of}": runs, f"speak{of}": speaks}
+        found[f"serve{of}"] = (*speaks, "serve")
         for language, extras in family.needs_for.items():
             found[f"speak ({family.title}, {language})"] = (*speaks, *extras)
         for command, ability in _ABILITIES.items():
@@ -69,9 +78,9 @@ class PackageReport:
     """A Python package that this one depends on.
 
     Attributes:
-        wanted: the versions that are known to work, such as `>=2.10`; empty where any will do.
-        installed: the version that is there; None where it is missing.
-        extra: the extra that asks for it (`llama`, `dev`); empty for one always needed.
+        wanted: the supported versions, such as `>=2.10`; empty for any.
+        installed: the installed version; None if missing.
+        extra: the extra that requires it (`llama`, `dev`); empty if always required.
     """
 
     name: str
@@ -81,7 +90,7 @@ class PackageReport:
 
     @property
     def problem(self) -> str | None:
-        """What is wrong with it and what to do; None where it will do."""
+        """The problem and its remedy; None if there is none."""
         if self.installed is None:
             return f"{self.name} is not installed; pip install '{self.name}{self.wanted}'"
         if not SpecifierSet(self.wanted).contains(self.installed, prereleases=True):
@@ -97,13 +106,13 @@ class LlamaReport:
     """llama.cpp's library.
 
     Attributes:
-        path: the shared library; None where it was not found.
-        binding_version: the version of llama-cpp-python; None where it is not installed.
-        system_info: what llama.cpp says it was built with; None where it was not loaded.
-        probe: how its self-test went; None where it failed or could not be run.
-        problem: why it cannot be used and what to do; None where it works.
-        graphs: by the title of a family, why its models cannot be run on it; None where they can.
-            Empty where it was not loaded.
+        path: the shared library; None if not found.
+        binding_version: the version of llama-cpp-python; None if not installed.
+        system_info: llama.cpp's build features; None if not loaded.
+        probe: result of the self-test; None if it failed or could not run.
+        problem: why it cannot be used, and the remedy; None if it works.
+        graphs: by title of a family, why its models cannot run; None if they can. Empty if the
+            library was not loaded.
     """
 
     path: Path | None
@@ -116,7 +125,7 @@ class LlamaReport:
 
 @dataclass(frozen=True)
 class ProgramReport:
-    """One of llama.cpp's programs: where it was found, or why it was not."""
+    """One of llama.cpp's programs: where it is, or why it was not found."""
 
     name: str
     found: Program | None
@@ -125,7 +134,7 @@ class ProgramReport:
 
 @dataclass(frozen=True)
 class CommandReport:
-    """A command of this program, and everything that keeps it from working."""
+    """A command, and everything that it lacks."""
 
     name: str
     missing: tuple[str, ...]
@@ -133,7 +142,7 @@ class CommandReport:
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """All of it; `ok` where every command works."""
+    """Everything about this machine; `install` is the command that installs what is missing."""
 
     version: str
     python: str
@@ -145,6 +154,7 @@ class DoctorReport:
     llama: LlamaReport
     programs: tuple[ProgramReport, ...]
     commands: tuple[CommandReport, ...]
+    install: str
 
     @property
     def ok(self) -> bool:
@@ -153,12 +163,12 @@ class DoctorReport:
 
     @property
     def announces_amx(self) -> bool:
-        """Whether the CPU says it has AMX, on which natively built llama.cpp may crash."""
+        """Whether the CPU announces AMX, on which a natively built llama.cpp may crash."""
         return any(feature.startswith("amx") for feature in self.cpu_features)
 
 
 def examine(probe: Callable[[], ProbeResult] = prove_library) -> DoctorReport:
-    """Look at this machine; takes about a second where llama.cpp was never probed before."""
+    """Examine this machine; the first self-test of llama.cpp takes about a second."""
     packages = examine_packages()
     llama = examine_llama(probe)
     programs = tuple(examine_program(name) for name in PROGRAMS)
@@ -173,15 +183,16 @@ def examine(probe: Callable[[], ProbeResult] = prove_library) -> DoctorReport:
         llama=llama,
         programs=programs,
         commands=examine_commands(packages, llama),
+        install=f'CMAKE_ARGS="{" ".join(cmake_args())}" {install("llama", "speech")}',
     )
 
 
 def examine_packages() -> tuple[PackageReport, ...]:
-    """Every package of this one's own metadata, needed ones first, then by extra."""
+    """Every package in this project's metadata, required ones first, then by extra."""
     try:
         about = importlib.metadata.metadata(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
-        return ()  # run from a checkout that was never installed: there is no list to go by
+        return ()  # run from a clone that was never installed
     requirements = about.get_all("Requires-Dist") or []
     extras = about.get_all("Provides-Extra") or []
     return packages_of([Requirement(one) for one in requirements], extras)
@@ -190,11 +201,11 @@ def examine_packages() -> tuple[PackageReport, ...]:
 def packages_of(
     requirements: Iterable[Requirement], extras: Iterable[str]
 ) -> tuple[PackageReport, ...]:
-    """What some requirements ask for on this machine, and what is there of it."""
+    """Requirements and what is installed of them."""
     found = []
     for extra in ("", *sorted(extras)):
         for one in requirements:
-            # One without an extra holds under every one of them.
+            # A requirement without an extra holds for all extras.
             is_common = one.marker is None or one.marker.evaluate({"extra": ""})
             if is_common is (extra == "") and (
                 one.marker is None or one.marker.evaluate({"extra": extra})
@@ -205,7 +216,7 @@ def packages_of(
 
 
 def examine_llama(probe: Callable[[], ProbeResult]) -> LlamaReport:
-    """Find the library, probe it, and only then load it into this process."""
+    """Find the library, run its self-test, and load it into this process."""
     path = find_library()
     version = _installed_version("llama-cpp-python")
     try:
@@ -236,7 +247,7 @@ def examine_program(name: str) -> ProgramReport:
 def examine_commands(
     packages: tuple[PackageReport, ...], llama: LlamaReport
 ) -> tuple[CommandReport, ...]:
-    """For each command, every problem that it meets; all of them need the Python packages."""
+    """The problems of each command; all commands need the required packages."""
     problems: dict[str, list[str]] = defaultdict(list)
     for need, problem in (
         *((one.extra, one.problem) for one in packages),

@@ -17,14 +17,14 @@ from valle_convert.checkpoint.folder import (
     TORCH_SUFFIXES,
     DiskTree,
 )
-from valle_convert.checkpoint.hub import fetch_file, is_on_hub
+from valle_convert.checkpoint.hub import is_on_hub
 from valle_convert.checkpoint.lora import LoraFile
 from valle_convert.encodec.cpp_file import F32_WARNING, is_cpp_codec, open_cpp_file
 from valle_convert.encodec.gguf_codec import is_gguf_codec, open_gguf_codec
 from valle_convert.encodec.weights import EncodecWeights
 from valle_convert.errors import InputError
 from valle_convert.families import family_of, family_of_file
-from valle_convert.families.bundle import Bundle, open_files, part_of
+from valle_convert.families.bundle import Bundle, fetched, open_files, part_of
 from valle_convert.families.family import AnyFamily, Choices
 from valle_convert.files import check_input_file
 from valle_convert.gguf_file.keys import SOURCE_CONFIG_KEY, SOURCE_SYMMAP_KEY, is_converted
@@ -33,6 +33,7 @@ from valle_convert.gguf_file.read import GgufFile, is_gguf
 from valle_convert.model.description import Description
 from valle_convert.progress import Progress, silent
 from valle_convert.tokenizer.compiled import TOKENIZER_SHA256_KEY, TOKENS_KEY
+from valle_convert.wording import plural
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def inspect_file(
     weights; of other files there, all.
     """
     if is_on_hub(path) and path.suffix == ".gguf":
-        return replace(inspect_file(fetch_file(path, progress)), path=str(path))
+        return replace(inspect_file(fetched(path, progress)), path=str(path))
     how: dict[str, Any] = {
         "config": config,
         "lora": lora,
@@ -116,6 +117,13 @@ def inspect_file(
             return _inspect_codec(open_gguf_codec(path), file)
         return _inspect_gguf(file)
     return _inspect_checkpoint(read_checkpoint(path, **how))
+
+
+def is_converted_file(path: Path) -> bool:
+    """Whether a path leads to a GGUF file or a codec, and to no checkpoint."""
+    if is_on_hub(path):
+        return path.suffix == ".gguf"
+    return path.is_file() and (is_gguf(path) or is_cpp_codec(path))
 
 
 def models_in(folder: Path) -> list[Path]:
@@ -156,7 +164,7 @@ def _inspect_checkpoint(checkpoint: Checkpoint) -> Summary:
         sizes=sizes,
         behaviour=behaviour,
         tokenizer={
-            "vocabulary": f"{len(checkpoint.symmap)} strings in the checkpoint"
+            "vocabulary": f"{plural(len(checkpoint.symmap), 'string')} in the checkpoint"
             if checkpoint.symmap
             else "none in the checkpoint"
         },

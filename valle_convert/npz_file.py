@@ -51,7 +51,7 @@ def read_npz(
             raise ValueError(f"it would unpack to more than {max_bytes:,} bytes")
         read = {name: arrays[f"{name}.npy"] for name in there}
         if strange := [name for name, array in read.items() if not isinstance(array, np.ndarray)]:
-            raise ValueError(f"{', '.join(map(repr, strange))} is no array")
+            raise ValueError(f"{', '.join(map(repr, strange))} is not an array")
         return read
 
 
@@ -63,7 +63,7 @@ def _opened(path: Path, what: str, hint: str = "") -> Iterator[Any]:
         with path.open("rb") as raw:
             # numpy takes anything else for a pickle, and says how it could be loaded unsafely.
             if raw.read(4) != b"PK\x03\x04":
-                raise ValueError("it is no zip archive")
+                raise ValueError("it is not a zip archive")
             raw.seek(0)
             with np.load(raw, allow_pickle=False) as arrays:
                 yield arrays

@@ -1,8 +1,7 @@
-"""How long work tells how far it is, without knowing who watches.
+"""Progress reporting, independent of how it is shown.
 
-A `Progress` is called with a label, a total and a unit, and gives a context manager
-that yields `advance(n)`. The command line passes one that draws a bar on stderr;
-everything else passes nothing and stays silent.
+A `Progress` is called with a label, a total and a unit, and returns a context manager that yields
+`advance(n)`. The command line draws a bar on stderr; by default nothing is shown.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ class Progress(Protocol):
     """`with progress("writing", total, "B") as advance: advance(n)`."""
 
     def __call__(self, label: str, total: int, unit: str) -> AbstractContextManager[Advance]:
-        """Start to show work of `total` units (`B` for bytes) under a label."""
+        """Start `total` units (`B` for bytes) of work under a label."""
         ...
 
 
 @contextmanager
 def silent(label: str, total: int, unit: str) -> Iterator[Advance]:
-    """The `Progress` that shows nothing."""
+    """A `Progress` that shows nothing."""
     del label, total, unit
     yield lambda _n: None

@@ -1,4 +1,4 @@
-"""JSON that every parser takes: Python's own has NaN and Infinity, which JSON has not."""
+"""JSON that every parser takes alike: without NaN and Infinity, and with each key once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,27 @@ from typing import Any
 def to_json_text(value: Any, *, ascii_only: bool = False) -> str:  # noqa: ANN401 - any JSON
     """A value as indented JSON; a number that is not finite is null."""
     return json.dumps(_finite(value), indent=2, ensure_ascii=ascii_only, allow_nan=False)
+
+
+class DuplicateKeyError(ValueError):
+    """A key stands twice in one object, so that what it means depends on the reader."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"it has {key!r:.70} twice in one object")
+
+
+def unique_json(text: str | bytes) -> Any:  # noqa: ANN401 - any JSON
+    """JSON read; raises a `DuplicateKeyError`, and what `json.loads` raises."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise DuplicateKeyError(key)
+            found[key] = value
+        return found
+
+    return json.loads(text, object_pairs_hook=unique)
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401 - any JSON

@@ -72,7 +72,7 @@ def test_a_codec_with_other_codebooks_finds_its_own_bandwidth(tmp_path: Path) ->
 
 
 def test_a_codec_without_the_needed_levels_is_refused(codec_folder: Path) -> None:
-    with pytest.raises(InputError, match="has 8 levels, and 9 are needed"):
+    with pytest.raises(InputError, match="has 8 levels, expected at least 9"):
         EncodecCodec(codec_folder, n_levels=9)
 
 
@@ -120,16 +120,17 @@ def test_a_prompt_begins_with_the_first_sound_and_says_what_is_left_out() -> Non
     prompt, notices = prompt_audio(audio, 3.0, "voice.wav")
     np.testing.assert_array_equal(prompt.samples, audio.samples[RATE : 4 * RATE])
     assert notices == (
-        "voice.wav is 5.0 seconds long; the 3.0 seconds from 1.0 on serve as the voice",
+        "voice.wav is 5.0 seconds long; the 3.0 seconds from 1.0 on are used as the voice",
     )
 
 
-@given(offset=st.floats(-0.9, 0.9), seconds=st.floats(0.5, 4.0))
-def test_a_constant_is_silence(offset: float, seconds: float) -> None:
-    silence = np.zeros(round(seconds * RATE), np.float32)
+@given(offset=st.floats(-0.9, 0.9), windows=st.integers(50, 400))
+def test_a_constant_is_silence(offset: float, windows: int) -> None:
+    # Of a window in which the noise begins late, its first samples may be too quiet.
+    silence = np.zeros(windows * RATE // 100, np.float32)
     samples = np.concatenate([silence, noise(3.0).samples]) + np.float32(offset)
     prompt, _ = prompt_audio(Audio(samples, RATE), 2.0, "voice.wav")
-    start = len(silence) // 240 * 240
+    start = len(silence)
     np.testing.assert_array_equal(prompt.samples, samples[start : start + 2 * RATE])
     with pytest.raises(InputError, match="no speech"):
         prompt_audio(Audio(silence + np.float32(offset), RATE), 2.0, "voice.wav")
@@ -160,10 +161,10 @@ def test_a_short_prompt_is_repeated_and_a_long_one_cut_with_a_notice() -> None:
     codes = np.arange(16, dtype=np.int32).reshape(2, 8)
     longer, told = fit_prompt(codes, 5, "v")
     np.testing.assert_array_equal(longer, codes[[0, 1, 0, 1, 0]])
-    assert "2 frames of sound, fewer than the 5" in told[0]
+    assert "2 frames of sound, shorter than the 5" in told[0]
     shorter, told = fit_prompt(codes, 1, "v")
     np.testing.assert_array_equal(shorter, codes[:1])
-    assert told == ("v has 2 frames; the first 1 serve as the voice",)
+    assert told == ("v has 2 frames; the first 1 are used as the voice",)
     same, told = fit_prompt(codes, 2, "v")
     np.testing.assert_array_equal(same, codes)
     assert told == ()

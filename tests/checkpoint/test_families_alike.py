@@ -9,12 +9,17 @@ from pathlib import Path
 import pytest
 from checkpoint.containers import write_safetensors
 from checkpoint.small_hub import SmallHub
-from support import Cli, error_of, golden_checkpoint
+from support import GOLDEN_VERSION_7, Cli, error_of, golden_checkpoint
 from vallex_golden import CHECKPOINT as VALLEX
 
 from valle_convert import plan_conversion, read_checkpoint, write_gguf
 
-CHECKPOINTS = {"versions 5 and 6": golden_checkpoint("ar-nar-len"), "VALL-E X": VALLEX}
+VERSION_7 = golden_checkpoint(GOLDEN_VERSION_7)
+CHECKPOINTS = {
+    "versions 5 and 6": golden_checkpoint("ar-nar-len"),
+    "VALL-E X": VALLEX,
+    "version 7": VERSION_7,
+}
 EACH = pytest.mark.parametrize("checkpoint", CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
 
 
@@ -52,7 +57,7 @@ def test_inspect_counts_all_shards_and_tells_what_is_left_out(
     for name in ("sizes", "behaviour", "rows", "notes"):
         assert found[name] == whole[name], name
     left_out = plan_conversion(checkpoint).description.dropped
-    assert left_out
+    assert bool(left_out) == (checkpoint != VERSION_7)
     for one in left_out:
         assert f"left out when converted: {one.source} ({one.reason})" in found["notes"]
 
@@ -85,28 +90,35 @@ def test_convert_tells_what_it_leaves_out(checkpoint: Path, tmp_path: Path, cli:
     said = cli(checkpoint, out, "--verify", "none")
     assert said.code == 0, said.err
     description = plan_conversion(checkpoint).description
-    assert said.err.count("left out: ") == len(description.dropped) > 0
+    assert said.err.count("left out: ") == len(description.dropped)
     for one in description.dropped:
         assert f"left out: {one.source} ({one.reason})" in said.err
     for note in description.notes:
         assert f"note: {note}" in said.err
 
 
-def test_a_part_of_a_set_is_looked_into_by_itself(tmp_path: Path, cli: Cli) -> None:
-    plan = plan_conversion(VALLEX)
+@pytest.mark.parametrize(
+    ("checkpoint", "second", "kind"),
+    [(VALLEX, "nar", "VALL-E X: nar."), (VERSION_7, "audio", "VALL-E of version 7: audio")],
+    ids=["VALL-E X", "version 7"],
+)
+def test_a_part_of_a_set_is_looked_into_by_itself(
+    checkpoint: Path, second: str, kind: str, tmp_path: Path, cli: Cli
+) -> None:
+    plan = plan_conversion(checkpoint)
     write_gguf(plan, tmp_path / "x.gguf")
     for part, path in zip(plan.files, plan.at(tmp_path / "x.gguf"), strict=True):
         alone = tmp_path / part / path.name
         alone.parent.mkdir()
         shutil.copy(path, alone)
         if path.name == "x.gguf":  # the others are missed
-            assert "x-nar.gguf" in error_of(cli("inspect", alone), 2)
+            assert f"x-{second}.gguf" in error_of(cli("inspect", alone), 2)
             continue
         said = cli("inspect", alone, "--json")
         assert said.code == 0, said.err
         found = json.loads(said.out)
-        assert found["kind"].startswith("GGUF, VALL-E X: nar.")
+        assert found["kind"].startswith(f"GGUF, {kind}")
         assert found["n_bytes"] == alone.stat().st_size
         assert sum(group["n_tensors"] for group in found["groups"]) == len(plan.files[part].tensors)
-        assert found["provenance"]["valle.source.name"] == VALLEX.name
+        assert found["provenance"]["valle.source.name"] == checkpoint.name
         assert "one part of a set: give its main file to see the whole" in found["notes"]

@@ -569,8 +569,8 @@ def test_every_command_takes_a_gguf_file_of_the_hub(
             "həlˈoʊ",
             "--save-codes",
             codes,
-            "--max-seconds",
-            "0.2",
+            "--set",
+            "max_seconds=0.2",
             "--language",
             "en",
         ),
@@ -602,6 +602,11 @@ def test_of_a_vall_e_x_every_file_of_the_set_is_had(
     hub.add("me/x", files | {"other.bin": b"large"})
     assert cli("verify", source, "hf:me/x:x.gguf", "--level", "structure").code == 0
     assert hub.sent(".gguf") == sum(map(len, files.values()))
+    shown = json.loads(cli("inspect", "hf:me/x:x.gguf", "--json").out)
+    assert shown["n_bytes"] == sum(map(len, files.values()))
+    hub.add("me/alone", files)
+    assert "9 files" in cli("inspect", "hf:me/alone:x.gguf").out
+    assert "one part of a set" in cli("inspect", "hf:me/alone:x-nar-1.gguf").err
     del files["x-nar-3.gguf"]
     hub.add("me/part", files)
     assert "x-nar-3.gguf" in error_of(cli("tokenize", "hf:me/part:x.gguf", "a"), 2)

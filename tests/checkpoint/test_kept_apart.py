@@ -16,7 +16,7 @@ from valle_convert import Choices, plan_conversion, read_checkpoint, write_gguf
 from valle_convert.api import write_lora
 from valle_convert.checkpoint.lora import LoraFile
 from valle_convert.families.bundle import open_bundle
-from valle_convert.families.v5.adapter import open_adapter
+from valle_convert.families.v5.adapter import AdapterBase, open_adapter
 from valle_convert.families.v5.on_llama import GgufNetwork
 from valle_convert.families.v5.trials import cases, utterances
 from valle_convert.gguf_file.header import Key
@@ -61,7 +61,8 @@ def converted_to(path: Path, checkpoint: Any, out_type: str = "f32") -> Path:
 
 def network_of(path: Path, adapters: Sequence[LoraFile], **how: int) -> GgufNetwork:
     bundle = open_bundle(path)
-    return GgufNetwork(bundle.main, bundle.model, n_threads=1, adapters=adapters, **how)
+    opened = bundle.family.open_adapters(adapters, bundle)
+    return GgufNetwork(bundle.main, bundle.model, n_threads=1, adapters=opened, **how)
 
 
 def logits(path: Path, adapters: Sequence[LoraFile] = ()) -> dict[str, np.ndarray]:
@@ -174,7 +175,7 @@ def test_verify_and_evaluate_measure_with_it(checkpoint: Path, tmp_path: Path, c
     shown = cli("inspect", base)
     assert "valle.source.sha256" in shown.out
     assert "valle.source.symmap" not in shown.out
-    verified = cli("verify", checkpoint, base, "--level", "logits", "--lora", adapter)
+    verified = cli("verify", checkpoint, base, "--level", "logits", "--trace", "--lora", adapter)
     assert verified.code == 0, verified.out
     out = tmp_path / "q8.gguf"
     assert cli("quantize", base, out, "Q8_0").code == 0
@@ -200,7 +201,7 @@ def test_speech_follows_the_adapter(checkpoint: Path, tmp_path: Path, cli: Cli) 
         ("off", base, ["--lora", f"{tmp_path / 'a.gguf'}@0"]),
     ):
         out = tmp_path / f"{name}.npz"
-        how = ["--mode", "ar", "--temperature", 0, "--max-seconds", 0.3, "--seed", 1]
+        how = ["--set", "mode=ar,max_seconds=0.3", "--temperature", 0, "--seed", 1]
         result = cli("speak", path, "Hi.", "--save-codes", out, *how, *given)
         assert result.code == 0, result.err
         with np.load(out) as saved:
@@ -252,7 +253,7 @@ def test_what_does_not_fit_is_refused(
     message = error_of(cli("lora", lora, lora, tmp_path / "x.gguf"), 2)
     assert not (tmp_path / "x.gguf").exists()
     with pytest.raises(Exception, match="no LoRA that was kept apart"):
-        open_adapter(LoraFile(base), GgufFile(base))
+        open_adapter(LoraFile(base), AdapterBase.of_gguf(GgufFile(base)))
     assert error_of(cli("lora", base, lora, adapter), 2)  # exists
     assert error_of(cli("lora", base, lora, base, "--force"), 2)
 
@@ -302,11 +303,11 @@ def test_a_damaged_adapter_is_refused_before_llama_cpp_sees_it(
         odd = tmp_path / "odd.gguf"
         odd.write_bytes(file.changed(keys) + whole[file.data_start :])
         with pytest.raises(Exception, match=words):
-            open_adapter(LoraFile(odd), GgufFile(base))
+            open_adapter(LoraFile(odd), AdapterBase.of_gguf(GgufFile(base)))
     renamed = whole.replace(b"blk.1.attn_q.weight.lora_a", b"blk.1.attn_q.weight.lora_c")
     odd.write_bytes(renamed)
     with pytest.raises(Exception, match="no adapter for"):
-        open_adapter(LoraFile(odd), GgufFile(base))
+        open_adapter(LoraFile(odd), AdapterBase.of_gguf(GgufFile(base)))
 
 
 def test_an_adapter_inside_a_checkpoint_and_one_beside_add_up(

@@ -21,7 +21,8 @@ DRAW = np.random.default_rng(3)
 DOWN = DRAW.standard_normal((4, 64)).astype(np.float32)  # lora_A: r, in
 UP = DRAW.standard_normal((64, 4)).astype(np.float32)  # lora_B: out, r
 ALPHA = 6.0
-UPDATE = ALPHA / 4 * (UP @ DOWN)
+#: Summed in float64, rank after rank.
+UPDATE = ALPHA / 4 * sum(UP[:, [i]].astype(float) * DOWN[i] for i in range(4)).astype(np.float32)
 
 
 def adapter_file(path: Path, tensors: dict[str, np.ndarray], **config: Any) -> Path:
@@ -166,3 +167,26 @@ def test_an_alpha_that_is_no_number_is_refused(source: Path, alpha: str, tmp_pat
     lora = adapter_file(tmp_path / "lora.sft", plain_pair(), rank=4)
     with pytest.raises(InputError, match="must be finite"):
         read_checkpoint(source, lora=lora, lora_alpha=float(alpha))
+
+
+@pytest.mark.parametrize("given", [None, 3.0])
+def test_a_given_alpha_is_divided_by_the_root_of_the_rank_where_that_of_the_file_is(
+    given: float | None, source: Path, tmp_path: Path
+) -> None:
+    lora = adapter_file(tmp_path / "lora.sft", plain_pair(), r=4, lora_alpha=6, use_rslora=True)
+    alpha = 6.0 if given is None else given
+    expected = load_file(source)[f"{TARGET}.weight"] + alpha / 2 * (UP @ DOWN)
+    np.testing.assert_allclose(merged(source, lora=lora, lora_alpha=given), expected, atol=1e-5)
+
+
+def test_what_a_lora_is_taken_without_is_noted_merged_or_apart(
+    source: Path, tmp_path: Path, cli: Cli
+) -> None:
+    """Its names are wrapped, and have something before the model's."""
+    wrapped = {f"_orig_mod.net.{name}": values for name, values in plain_pair().items()}
+    lora = adapter_file(tmp_path / "lora.sft", wrapped, alpha=ALPHA)
+    words = "lora.sft: 2 names of tensors are taken without what wraps them"
+    assert words in " ".join(read_checkpoint(source, lora=lora).notes)
+    apart = cli("lora", source, lora, tmp_path / "apart.gguf")
+    assert apart.code == 0, apart.err
+    assert words.partition(": ")[2] in apart.err

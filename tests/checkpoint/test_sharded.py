@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoint.containers import arrays_of, plain, sharded, write_safetensors
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from make_checkpoint import Shape
 from support import Cli, describe, error_of
 from verify.random_shapes import random_dtype, random_shape
@@ -172,7 +169,7 @@ def test_what_is_wrong_is_named(case: str, index: Path, tmp_path: Path, cli: Cli
 def test_entries_that_stand_twice_are_refused(index: Path, cli: Cli) -> None:
     text = index.read_text().replace('"weight_map": {', f'"weight_map": {{"sep": "{SHARD}", ')
     index.write_text(text)
-    assert "has entries twice: sep" in error_of(cli("inspect", index), 2)
+    assert "it has 'sep' twice in one object" in error_of(cli("inspect", index), 2)
 
 
 @pytest.mark.parametrize("content", ["", "[", "null", "[1]", "\xff", "[" * 100_000, '{"a": 1}'])
@@ -191,24 +188,3 @@ def test_shards_without_an_index(index: Path, cli: Cli) -> None:
     index.unlink()
     message = error_of(cli("inspect", index.parent), 2)
     assert "without the *.index.json that lists their tensors" in message
-
-
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_bytes_that_were_changed_are_refused_or_harmless(
-    data: st.DataObject, tmp_path: Path, cli: Cli
-) -> None:
-    folder = tmp_path / "m"
-    shutil.rmtree(folder, ignore_errors=True)
-    sharded(folder, SHAPE, n_shards=2)
-    path = data.draw(st.sampled_from(sorted(folder.iterdir())))
-    raw = path.read_bytes()
-    at = data.draw(st.integers(0, min(len(raw) - 1, 3000)))
-    path.write_bytes(raw[:at] + data.draw(st.binary(max_size=8)) + raw[at + 4 :])
-    out = tmp_path / "out.gguf"
-    result = cli(folder, out, "--verify", "none")
-    if result.code == 0:
-        out.unlink()
-    else:
-        error_of(result, 2)
-        assert not out.exists()

@@ -18,8 +18,6 @@ from checkpoint.containers import (
     write_config,
     write_safetensors,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from make_checkpoint import DTYPES, Shape
 from support import Cli, describe, error_of
 from verify.random_shapes import random_dtype, random_shape
@@ -199,11 +197,9 @@ def test_a_latest_that_is_not_there_is_answered_with_those_that_are(
     assert f"names the folder 7, which is not there; there are: {tag}" in message
 
 
-def test_a_class_in_a_state_of_deepspeed_is_named(tmp_path: Path, cli: Cli) -> None:
+def test_a_class_in_a_state_of_deepspeed_does_not_matter(tmp_path: Path, cli: Cli) -> None:
     folder = deepspeed_training(tmp_path / "m", SHAPE, args=argparse.Namespace(local_rank=0))
-    message = error_of(cli(folder, tmp_path / "out.gguf"), 2)
-    assert "it asks for argparse.Namespace" in message
-    assert "safe_globals" not in message
+    assert cli(folder, tmp_path / "out.gguf", "--dry-run").code == 0
 
 
 def test_weights_that_lie_elsewhere_are_missed_by_name(tmp_path: Path, cli: Cli) -> None:
@@ -241,27 +237,6 @@ def test_a_folder_without_weights_says_what_is_expected(
     message = error_of(cli("inspect", folder), 2)
     assert "is a directory" in message
     assert ("--lora" in message) == (content == "a lora")
-
-
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_a_damaged_state_is_refused(data: st.DataObject, tmp_path: Path, cli: Cli) -> None:
-    """Bytes cut off or replaced anywhere in `latest`, the config or the state."""
-    folder = tmp_path / "m"
-    shutil.rmtree(folder, ignore_errors=True)
-    data.draw(st.sampled_from(list(MAKERS.values())))(folder, SHAPE)
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and "optim" not in p.name)
-    path = data.draw(st.sampled_from(files))
-    raw = path.read_bytes()
-    at = data.draw(st.integers(0, min(len(raw) - 1, 4000)))
-    path.write_bytes(raw[:at] + data.draw(st.sampled_from([b"", b"\xff\0../\n{", b"["])))
-    out = tmp_path / "out.gguf"
-    result = cli(folder, out, "--verify", "none")
-    if result.code == 0:  # a config that lost its end, say, may still be one
-        out.unlink()
-    else:
-        error_of(result, 2)
-        assert not out.exists()
 
 
 def test_all_types_convert_alike(make: Make, tmp_path: Path) -> None:

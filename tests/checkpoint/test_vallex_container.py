@@ -18,7 +18,7 @@ from support import describe
 
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.errors import InputError, UnsupportedModelError
-from valle_convert.families.vallex import facts
+from valle_convert.families.vallex import facts, relatives
 from valle_convert.families.vallex.facts import VallexModel
 from valle_convert.model.description import Description
 
@@ -27,7 +27,7 @@ State = dict[str, torch.Tensor]
 
 def describe_file(path: Path, **options: Any) -> Description[VallexModel]:
     checkpoint = read_checkpoint(path, **options)
-    assert facts.is_icefall(checkpoint)
+    assert relatives.is_icefall(checkpoint)
     return facts.describe(checkpoint)
 
 

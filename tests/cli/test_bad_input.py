@@ -15,13 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from make_checkpoint import Shape, config_of, make_checkpoint, userdata
-from support import Cli, describe, error_of, golden_checkpoint
-
-from valle_convert.checkpoint import read_checkpoint
-from valle_convert.errors import InputError, ValleConvertError
+from support import Cli, error_of
 
 # ------------------------------------------------------------------------------- makers
 
@@ -73,18 +68,23 @@ class Runs:
         return (os.mkdir, (str(self.witness),))
 
 
-def metadata_of() -> dict[str, str]:
-    return {"config": json.dumps(config_of(Shape())), "userdata": json.dumps(userdata())}
+VERSION_7 = Shape(version=7)
 
 
-def with_state(change: Callable[[dict[str, np.ndarray]], None]) -> Callable[[Path], None]:
+def metadata_of(shape: Shape) -> dict[str, str]:
+    return {"config": json.dumps(config_of(shape)), "userdata": json.dumps(userdata())}
+
+
+def with_state(
+    change: Callable[[dict[str, np.ndarray]], None], shape: Shape | None = None
+) -> Callable[[Path], None]:
     """A checkpoint whose tensors were changed."""
 
     def make(path: Path) -> None:
-        make_checkpoint(path, Shape())
+        make_checkpoint(path, shape or Shape())
         state = state_of(path)
         change(state)
-        write_state(path, state, metadata_of())
+        write_state(path, state, metadata_of(shape or Shape()))
 
     return make
 
@@ -130,16 +130,18 @@ def set_value(name: str, value: float) -> Callable[[Path], None]:
     return with_state(change)
 
 
-def replace_tensor(name: str, values: np.ndarray) -> Callable[[Path], None]:
-    return with_state(lambda state: state.update({name: values}))
+def replace_tensor(
+    name: str, values: np.ndarray, shape: Shape | None = None
+) -> Callable[[Path], None]:
+    return with_state(lambda state: state.update({name: values}), shape)
 
 
-def remove_tensors(*names: str) -> Callable[[Path], None]:
+def remove_tensors(*names: str, shape: Shape | None = None) -> Callable[[Path], None]:
     def change(state: dict[str, np.ndarray]) -> None:
         for name in names:
             del state[name]
 
-    return with_state(change)
+    return with_state(change, shape)
 
 
 def save_torch(value: object) -> Callable[[Path], None]:
@@ -263,7 +265,7 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     ),
     "a sparse tensor": (
         "a.pth",
-        save_torch({"module": {"sep": torch.zeros(2, 2).to_sparse()}, "config": {"version": 5}}),
+        save_torch({"module": {"a": torch.zeros(2), "sep": torch.zeros(2, 2).to_sparse()}}),
         "no dense tensors",
     ),
     "a config that is a list": (
@@ -339,33 +341,58 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "NaN in a bias": ("a.sft", set_value("classifiers.proj.2.bias", np.nan), "proj.2.bias holds"),
     "the weights of version 7 under another version": (
         "a.sft",
-        with_config(Shape(version=7), version=6),
+        with_config(VERSION_7, version=6),
         "does not fit its config",
     ),
     "version 7 with masks of its own": (
         "a.sft",
-        with_config(Shape(version=7), x__use_segmented_attention_mask=True),
+        with_config(VERSION_7, x__use_segmented_attention_mask=True),
         "use_segmented_attention_mask True",
     ),
     "version 7 with one encoder": (
         "a.sft",
-        with_config(Shape(version=7), x__monolithic_audio_encoder=True),
+        with_config(VERSION_7, x__monolithic_audio_encoder=True),
         "monolithic_audio_encoder True",
     ),
     "version 7 without the norm that its weights have": (
         "a.sft",
-        with_config(Shape(version=7), x__per_level_normalization=False),
+        with_config(VERSION_7, x__per_level_normalization=False),
         "per_level_normalization is False in the config, and True by the weights",
     ),
     "version 7 with a narrower encoder": (
         "a.sft",
-        with_config(Shape(version=7), x__audio_encoder_ffn_expansion_size=3),
+        with_config(VERSION_7, x__audio_encoder_ffn_expansion_size=3),
         "encoder width: 192 by the config, 128 by the weights",
     ),
     "version 7 with digits where there are seconds": (
         "a.sft",
-        with_config(Shape(version=7), x__len_use_logits=True),
+        with_config(VERSION_7, x__len_use_logits=True),
         "len_use_logits is True in the config",
+    ),
+    "version 7 without a part of an encoder": (
+        "a.sft",
+        remove_tensors("resps_emb.proj.2.weight", "proms_emb.pos_embedding", shape=VERSION_7),
+        "missing: proms_emb.pos_embedding [1, 8, 64], resps_emb.proj.2.weight [64, 128]",
+    ),
+    "version 7 with encoders of two widths": (
+        "a.sft",
+        replace_tensor("resps_emb.proj.0.weight", np.zeros((192, 64), np.float32), VERSION_7),
+        "resps_emb.proj.0.weight is [192, 64], and [128, 64] is expected",
+    ),
+    "version 7 with codes of another codec in its config": (
+        "a.sft",
+        with_config(VERSION_7, size={**config_of(VERSION_7)["size"], "audio_tokens": 1000}),
+        "codes a codebook: 1000 by the config, 64 by the weights",
+    ),
+    "version 7 whose responses have no mask code": (
+        "a.sft",
+        replace_tensor("resps_emb.embs.3.weight", np.zeros((64, 64), np.float32), VERSION_7),
+        "resps_emb.embs.3.weight is [64, 64], and [66, 64] is expected",
+    ),
+    "version 7 with a head too small": (
+        "a.sft",
+        replace_tensor("audio_decoder.head.2.4.bias", np.zeros(64, np.float32), VERSION_7),
+        "audio_decoder.head.2.4.bias is [64], and [65] is expected",
     ),
     "version 4": ("a.sft", with_config(version=4), "version 4 (older"),
     "version 8": ("a.sft", with_config(version=8), "version 8, which is not known"),
@@ -427,7 +454,7 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
             write_state(
                 path,
                 state_of(path),
-                metadata_of() | {"userdata": json.dumps({"symmap": {"a": 1, "b": 2}})},
+                metadata_of(Shape()) | {"userdata": json.dumps({"symmap": {"a": 1, "b": 2}})},
             ),
         ),
         "does not fit the built-in tokenizer",
@@ -439,7 +466,7 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
             write_state(
                 path,
                 state_of(path),
-                metadata_of() | {"userdata": json.dumps({"symmap": {"a": "b"}})},
+                metadata_of(Shape()) | {"userdata": json.dumps({"symmap": {"a": "b"}})},
             ),
         ),
         "userdata.symmap does not map",
@@ -465,10 +492,6 @@ def test_a_bad_checkpoint_is_refused_in_one_sentence(
     assert str(tmp_path) in message or "tensor" in message
     assert message.endswith((".", "'"))
     assert not (tmp_path / "ran").exists()
-
-
-def test_there_are_at_least_forty_kinds_of_bad_input() -> None:
-    assert len(CHECKPOINTS) >= 40
 
 
 def test_float16_is_refused_for_a_number_that_it_cannot_hold(tmp_path: Path, cli: Cli) -> None:
@@ -612,74 +635,3 @@ def test_a_damaged_gguf_is_refused(
         assert f"files: {path} is no whole GGUF file" in result.out.splitlines()[-1]
     else:
         assert str(path) in error_of(result, 2)
-
-
-# --------------------------------------------------------------------------- properties
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
-@given(at=st.integers(0, 3000), value=st.integers(0, 255))
-def test_any_byte_of_a_header_may_be_wrong(tmp_path: Path, at: int, value: int) -> None:
-    path = tmp_path / "mutated.sft"
-    raw = bytearray(golden_checkpoint("ar-nar-len").read_bytes())
-    raw[at] = value
-    path.write_bytes(raw)
-    try:
-        describe(read_checkpoint(path))
-    except ValleConvertError as error:
-        assert str(error)  # noqa: PT017 - either outcome is right
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
-@given(data=st.data())
-def test_any_part_of_a_torch_file_may_be_wrong(tmp_path: Path, data: st.DataObject) -> None:
-    path = tmp_path / "mutated.pth"
-    raw = bytearray(golden_checkpoint("v6-text-head").read_bytes())
-    # The pickle comes first in the file, the table of contents last.
-    ends = st.integers(0, 20_000) | st.integers(len(raw) - 20_000, len(raw) - 1)
-    for _ in range(data.draw(st.integers(1, 4))):
-        raw[data.draw(ends)] = data.draw(st.integers(0, 255))
-    path.write_bytes(raw)
-    try:
-        describe(read_checkpoint(path))
-    except ValleConvertError as error:
-        assert str(error)  # noqa: PT017 - either outcome is right
-
-
-JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
-    max_leaves=6,
-)
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
-@given(
-    key=st.sampled_from([*config_of(Shape()), "x__kv_heads", "x__masking_ratio", "x__hf", "x__new"])
-    | st.sampled_from([f"x__{key}" for key in config_of(Shape())["experimental"]]),
-    value=JSON_VALUES,
-)
-def test_any_value_of_the_config_may_be_wrong(tmp_path: Path, key: str, value: object) -> None:
-    path = tmp_path / "a.sft"
-    with_config(**{key: value})(path)
-    try:
-        describe(read_checkpoint(path))
-    except ValleConvertError as error:
-        assert str(error)  # noqa: PT017 - either outcome is right
-
-
-@given(
-    name=st.text(min_size=1, max_size=12),
-    kind=st.sampled_from(["F32", "F16", "BF16", "I8", "F8_E4M3", "nonsense"]),
-    shape=st.lists(st.integers(0, 2**63), max_size=4),
-    offsets=st.tuples(st.integers(0, 2**63), st.integers(0, 2**63)),
-)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_entry_of_a_safetensors_header_may_be_wrong(
-    tmp_path: Path, name: str, kind: str, shape: list[int], offsets: tuple[int, int]
-) -> None:
-    path = tmp_path / "a.sft"
-    entry = {"dtype": kind, "shape": shape, "data_offsets": list(offsets)}
-    write_parts(path, {name: entry, "__metadata__": {"config": '{"version": 5}'}}, b"\0" * 64)
-    with pytest.raises(InputError):
-        describe(read_checkpoint(path))

@@ -19,6 +19,8 @@ import pytest
 from make_checkpoint import Shape, make_checkpoint
 from support import GOLDEN_NAMES, PROJECT, Cli, error_of, golden_checkpoint
 
+from valle_convert.llama.cpu import cmake_args
+
 Convert = Callable[[str, str], Path]
 PROGRAM = [sys.executable, "-m", "valle_convert"]
 HEAVY = ("torch", "tokenizers", "llama_cpp", "transformers")
@@ -236,6 +238,9 @@ def test_doctor_tells_versions_library_and_probe(cli: Cli) -> None:
         assert words in result.out
     report = json.loads(cli("doctor", "--json").out)
     assert report["llama"]["problem"] is None
+    assert report["install"] in result.out
+    for argument in cmake_args():
+        assert argument in report["install"]
     assert {"convert", "verify", "tokenize"} <= {
         command["name"] for command in report["commands"] if not command["missing"]
     }

@@ -60,6 +60,10 @@ def test_a_lora_is_not_passed_over_by_the_verdict_on_a_set(
     ("arguments", "option"),
     [
         ("verify GGUF --level logits", "--level"),
+        ("verify GGUF --trace", "--trace"),
+        ("inspect GGUF --config x.yaml", "--config"),
+        ("inspect SET --lora x.sft", "--lora"),
+        ("inspect FOLDER --lora-alpha 0", "--lora-alpha"),
         ("verify GGUF --tokenizer x.json", "--tokenizer"),
         ("verify GGUF --lora x.sft", "--lora"),
         ("verify CHECKPOINT GGUF --biases CHECKPOINT", "--biases"),
@@ -82,7 +86,7 @@ def test_options_without_effect_are_refused(
     cli: Cli,
 ) -> None:
     known = {"GGUF": converted("ar-nar-len", "f16"), "CHECKPOINT": CHECKPOINT, "VALLEX": VALLEX}
-    known |= {"OLD": OLD, "SET": vallex, "OUT": tmp_path / "o.gguf"}
+    known |= {"OLD": OLD, "SET": vallex, "FOLDER": vallex.parent, "OUT": tmp_path / "o.gguf"}
     result = cli(*(known.get(word, word) for word in arguments.split()))
     assert result.code == 2, result
     assert option in result.err

@@ -14,7 +14,6 @@ import sys
 import termios
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,12 @@ import soundfile
 import torch
 from audio.small_codec import save_codec
 from support import Cli, Result, error_of, golden_checkpoint
-from transformers import EncodecConfig, EncodecModel
+from transformers import EncodecModel
 
 from valle_convert.api import plan_conversion, write_gguf
 from valle_convert.audio import read_codes
-from valle_convert.cli.speak import _tell_threads
-from valle_convert.cli.watch import duration, stop_on_interrupt
+from valle_convert.cli.speak import _note_threads
+from valle_convert.cli.watch import stop_on_interrupt
 from valle_convert.families.family import Choices
 
 Convert = Callable[[str, str], Path]
@@ -37,7 +36,7 @@ Convert = Callable[[str, str], Path]
 CODES = 64  # a codebook, in the golden checkpoints
 RATE = 24_000
 FRAMES = 15  # of the 0.2 seconds below
-QUICK = "--max-seconds 0.2 --prompt-seconds 0.4 --steps 2 --temperature 0 --threads 1".split()
+QUICK = "--set max_seconds=0.2,prompt_seconds=0.4,max_steps=2 --temperature 0 --threads 1".split()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -90,7 +89,7 @@ def test_text_and_a_wav_become_a_wav_on_a_quantized_file(
     result = done(
         speak(
             *("Hello world.", "--voice", voice, "-o", out, "--save-codes", codes),
-            *("--mode", mode, "--seed", 7, "--json"),
+            *("--set", f"mode={mode}", "--seed", 7, "--json"),
         )
     )
     info = soundfile.info(out)
@@ -156,52 +155,6 @@ def test_a_recording_is_transcribed_alike_as_sound_and_as_codes(
 # ---------------------------------------------------------------------------- the options
 
 
-def test_phonemes_are_spoken_as_they_are_and_unknown_ones_told(speak: Cli, tmp_path: Path) -> None:
-    one, other, odd = (tmp_path / f"{i}.npz" for i in range(3))
-    done(speak("həlˈoʊ.", "--phonemes", "--save-codes", one))
-    done(speak("Hello.", "--language", "en", "--save-codes", other))
-    np.testing.assert_array_equal(read_codes(one).codes, read_codes(other).codes)
-    result = done(speak("həl€ˈoʊ", "--phonemes", "--save-codes", odd))
-    assert "note: the model's vocabulary lacks these phonemes of the text: € (U+20AC)" in result.err
-
-
-def test_a_seed_gives_the_same_speech_and_each_option_counts(
-    cli: Cli, gguf: Path, voice: Path, codec: Path, tmp_path: Path
-) -> None:
-    saved = tmp_path / "voice.npz"
-    settings = "--max-seconds 0.2 --prompt-seconds 0.4 --threads 1 --seed 3".split()
-
-    def codes(*options: object) -> np.ndarray:
-        out = tmp_path / "out.npz"
-        arguments = ["Computer. Voices.", "--save-codes", out, "--force", "--codec", codec]
-        done(cli("speak", gguf, *arguments, *settings, *options))
-        return read_codes(out).codes
-
-    plain = codes("--mode", "ar", "--voice", voice)
-    np.testing.assert_array_equal(plain, codes("--mode", "ar", "--voice", voice))
-    assert not saved.exists()
-    for change in (
-        ["--seed", 4],
-        ["--temperature", 0],
-        ["--guidance", 3],
-        ["--language", "de"],
-        ["--context-history", 1],
-        ["--top-k", 1],
-        ["--top-p", 0.01],
-        ["--min-p", 0.99],
-        ["--top-no", 0.1],
-        ["--repetition-penalty", 50],
-        ["--nar-temperature", 5],
-        ["--max-seconds", 0.25],
-        ["--prompt-seconds", 0.3],
-    ):
-        changed = codes("--mode", "ar", "--voice", voice, *change)
-        assert not np.array_equal(changed, plain), change
-    demasked = codes("--steps", 2)
-    for change in (["--steps", 4], ["--guidance", 9], ["--guidance-rescale", 0.0]):
-        assert not np.array_equal(codes("--steps", 2, *change), demasked), change
-
-
 def test_the_text_comes_from_stdin_where_asked(
     speak: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,22 +168,15 @@ def test_the_text_comes_from_stdin_where_asked(
     assert "more than 1,048,576 bytes" in error_of(say(b"Hi. " * 2_500_000), 2)
 
 
-def test_saved_codes_are_sounded_again(speak: Cli, voice: Path, tmp_path: Path) -> None:
+def test_saved_codes_are_sounded_again(
+    speak: Cli, cli: Cli, gguf: Path, codec: Path, voice: Path, tmp_path: Path
+) -> None:
     first, again, codes = (tmp_path / name for name in ("a.wav", "b.wav", "c.npz"))
     done(speak("Hello.", "--voice", voice, "-o", first, "--save-codes", codes))
-    told = json.loads(done(speak("--codes", codes, "-o", again, "--json")).out)
+    sounded = cli("speak", gguf, "--codes", codes, "-o", again, "--codec", codec, "--json")
+    told = json.loads(done(sounded).out)
     assert again.read_bytes() == first.read_bytes()
     assert told["file"] == str(again)
-
-
-def test_level_0_of_other_codes_can_be_taken(speak: Cli, voice: Path, tmp_path: Path) -> None:
-    whole, raised, other = (tmp_path / f"{i}.npz" for i in range(3))
-    done(speak("Hello.", "--voice", voice, "--save-codes", whole))
-    done(speak("Hello.", "--voice", voice, "--codes", whole, "--save-codes", raised))
-    np.testing.assert_array_equal(read_codes(raised).codes, read_codes(whole).codes)
-    done(speak("Goodbye.", "--codes", whole, "--save-codes", other))
-    np.testing.assert_array_equal(read_codes(other).codes[:, 0], read_codes(whole).codes[:, 0])
-    assert not np.array_equal(read_codes(other).codes, read_codes(whole).codes)
 
 
 def test_floats_are_written_where_asked(speak: Cli, tmp_path: Path) -> None:
@@ -252,14 +198,14 @@ def test_nothing_is_clipped_silently(cli: Cli, gguf: Path, codec: Path, tmp_path
     told = json.loads(result.out)
     assert told["peak"] > 1
     assert told["gain"] == pytest.approx(1 / told["peak"])
-    assert re.search(r"note: it would have been clipped, and is \d+\.\d dB quieter", result.err)
+    assert re.search(r"note: made \d+\.\d dB quieter to avoid clipping", result.err)
     samples, _ = soundfile.read(out, dtype="int16")
     assert np.abs(samples.astype(int)).max() == 32767
-    assert "beyond full scale" in done(cli(*common, "--float")).err
+    assert "above full scale" in done(cli(*common, "--float")).err
     assert np.abs(soundfile.read(out)[0]).max() == pytest.approx(told["peak"], rel=1e-5)
 
 
-@pytest.mark.parametrize("task", ["vc", "ns", "sr"])
+@pytest.mark.parametrize("task", ["vc", "ns"])
 def test_tasks_answer_a_recording_with_one_as_long(
     speak: Cli, voice: Path, tmp_path: Path, task: str
 ) -> None:
@@ -268,44 +214,6 @@ def test_tasks_answer_a_recording_with_one_as_long(
     said = ["Hello world.", "--voice", voice] if task == "vc" else []
     done(speak(*said, "--task", task, "--source", source, "-o", out))
     assert soundfile.info(out).frames == 38 * 320
-
-
-@pytest.mark.parametrize("named", [None, "encodec-24khz"], ids=["unknown", "encodec-24khz"])
-def test_a_codec_is_held_against_what_the_file_says(
-    cli: Cli, codec: Path, tmp_path: Path, named: str | None
-) -> None:
-    model, out = tmp_path / "model.gguf", tmp_path / "out.wav"
-    plan = plan_conversion(golden_checkpoint("ar-nar-len"))
-    if named is not None:
-        says = {
-            "valle.codec.name": named,
-            "valle.codec.sample_rate": RATE,
-            "valle.codec.frame_rate": 75.0,
-        }
-        keys = tuple(replace(key, value=says.get(key.name, key.value)) for key in plan.main.keys)
-        plan = replace(plan, files={"model": replace(plan.main, keys=keys)})
-    write_gguf(plan, model)
-    common = ["speak", model, "Hello.", "-o", out, "--force", *QUICK]
-    done(cli(*common, "--codec", codec))
-    slow = tmp_path / "slow"
-    EncodecModel(
-        EncodecConfig(
-            upsampling_ratios=[8, 5, 4, 4],
-            num_filters=4,
-            hidden_size=16,
-            codebook_dim=16,
-            codebook_size=CODES,
-            target_bandwidths=[1.83],  # 8 levels of 6 bits, 38 times a second
-            num_lstm_layers=1,
-        )
-    ).save_pretrained(slow)
-    result = cli(*common, "--codec", slow)
-    if named is None:
-        done(result)  # levels and codes are all that such a file tells
-    else:
-        assert "24000 Hz and 37.5 frames a second, and the model was trained on" in error_of(
-            result, 2
-        )
 
 
 def test_a_codec_that_cannot_fit_is_refused_before_the_hub_is_asked(
@@ -334,18 +242,18 @@ def test_sound_is_written_as_its_name_says(
 
 
 def test_threads_beyond_the_cores_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    _tell_threads(1)
+    _note_threads(1)
     assert capsys.readouterr().err == ""
-    _tell_threads(1024)
+    _note_threads(1024)
     assert "note: 1024 threads on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["a.aac", "a.m4a", "a"])
 def test_sound_of_another_format_is_refused(speak: Cli, tmp_path: Path, name: str) -> None:
     message = error_of(speak("Hi.", "-o", tmp_path / name), 2)
-    assert "give one that ends in .wav, .flac, .ogg" in message
+    assert "must end in .wav, .flac, .ogg" in message
     floats = speak("Hi.", "-o", tmp_path / "a.flac", "--float")
-    assert "cannot hold 32-bit floats" in error_of(floats, 2)
+    assert "cannot store 32-bit floats" in error_of(floats, 2)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -390,7 +298,7 @@ def test_a_pipe_gets_each_sentence_as_soon_as_it_is_done(gguf: Path, codec: Path
 def test_samples_without_a_header_go_to_streams_only(speak: Cli, tmp_path: Path) -> None:
     refused = speak("Hi.", "-o", tmp_path / "a.wav", "--raw")
     assert refused.code == 2
-    assert "only -o -, a pipe or a device" in refused.err
+    assert "only for -o -, a pipe or a device" in refused.err
 
 
 def test_a_long_text_tells_how_many_sentences_and_how_long_it_takes(
@@ -405,20 +313,6 @@ def test_a_long_text_tells_how_many_sentences_and_how_long_it_takes(
     assert re.match(r"sentence 3 of 3: .* \(.*\): And this\.", told[4])
 
 
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0.2, "1 s"), (59, "59 s"), (60, "1 min 0 s"), (3599.5, "1 h 0 min"), (7500, "2 h 5 min")],
-)
-def test_durations_are_told_as_people_say_them(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
-
-
-@pytest.mark.parametrize("word", ["EN", "en-US", "en_GB"])
-def test_a_language_may_be_written_with_its_region(speak: Cli, tmp_path: Path, word: str) -> None:
-    result = done(speak("Hi.", "--language", word, "--save-codes", tmp_path / "a.npz", "--json"))
-    assert json.loads(result.out)["sentences"][0]["language"] == "en"
-
-
 # ------------------------------------------------------------------------------ Ctrl-C
 
 
@@ -426,7 +320,7 @@ def start(gguf: Path, codec: Path, out: Path, *options: str) -> subprocess.Popen
     """The program in its own process, speaking a long text."""
     text = " ".join(f"This is number {i} of many." for i in range(400))
     command = [sys.executable, "-m", "valle_convert", "speak", str(gguf), text, "-o", str(out)]
-    command += ["--codec", str(codec), "--language", "en", "--mode", "ar", *QUICK, *options]
+    command += ["--codec", str(codec), "--language", "en", "--set", "mode=ar", *QUICK, *options]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -487,11 +381,13 @@ def test_a_terminal_shows_frames_seconds_and_the_real_time_factor(
 ) -> None:
     main, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (40, 160))
-    command = [sys.executable, "-m", "valle_convert", "speak", str(gguf), "Hello.", "--mode", "ar"]
+    command = [sys.executable, "-m", "valle_convert", "speak", str(gguf), "Hello."]
     command += ["-o", str(tmp_path / "o.wav"), "--codec", str(codec), "--threads", "1"]
     environment = {**os.environ, "TQDM_MININTERVAL": "0"}
     process = subprocess.Popen(
-        [*command, "--max-seconds", "8", "--temperature", "0"], stderr=terminal, env=environment
+        [*command, "--set", "mode=ar,max_seconds=8", "--temperature", "0"],
+        stderr=terminal,
+        env=environment,
     )
     os.close(terminal)
     shown = b""
@@ -529,7 +425,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "nothing to say": (lambda _: ["..."], "nothing to say in the text '...'"),
     "empty text": (lambda _: [""], "nothing to say"),
     "phonemes without a sound": (lambda _: ["ˈː.", "--phonemes"], "nothing to say"),
-    "broken Unicode": (lambda _: ["a\udcff"], "no valid Unicode"),
+    "broken Unicode": (lambda _: ["a\udcff"], "not valid Unicode"),
     "broken phonemes": (lambda _: ["a\udcff", "--phonemes"], "not valid Unicode"),
     "silent voice": (lambda t: ["Hi.", "--voice", silent(t)], "There is no speech in"),
     "voice that is no audio": (
@@ -538,15 +434,21 @@ REFUSED: dict[str, tuple[Make, str]] = {
     ),
     "missing voice": (lambda t: ["Hi.", "--voice", t / "none.wav"], "There is no audio file"),
     "codes that are none": (
-        lambda t: ["--codes", shutil.copy(no_audio(t), t / "a.npz")],
+        lambda t: ["Hi.", "--codes", shutil.copy(no_audio(t), t / "a.npz")],
         "is no file of codes",
     ),
     "language": (lambda _: ["Hallo.", "--language", "nl"], "does not speak the language 'nl'"),
     "script": (lambda _: ["Привет."], "the script Cyrillic"),
     "too long": (lambda _: ["b" * 30_000, "--phonemes"], "made for 22750; give a shorter text"),
     "temperature": (lambda _: ["Hi.", "--temperature", -1], "temperature is -1"),
-    "guidance": (lambda _: ["Hi.", "--guidance", "-1"], "guidance is -1"),
-    "seconds": (lambda _: ["Hi.", "--max-seconds", 0], "max-seconds is 0"),
+    "guidance": (lambda _: ["Hi.", "--set", "guidance_strength=-1"], "guidance is -1"),
+    "seconds": (lambda _: ["Hi.", "--set", "max_seconds=0"], "max-seconds is 0"),
+    "steps": (lambda _: ["Hi.", "--set", "max_steps=0"], "max-steps is 0"),
+    "mode": (lambda _: ["Hi.", "--set", "mode=best"], "expected one of auto, ar, nar-len"),
+    "setting": (lambda _: ["Hi.", "--set", "tempo=2"], "NAME one of mode, max_seconds"),
+    "number": (lambda _: ["Hi.", "--set", "top_p=inf"], "expected a finite number"),
+    "half a step": (lambda _: ["Hi.", "--set", "max_steps=2.5"], "expected a whole number"),
+    "no value": (lambda _: ["Hi.", "--set", "top_k"], "expected NAME=VALUE"),
     "missing codec": (lambda t: ["Hi.", "--codec", t / "none"], "There is no codec folder"),
 }
 
@@ -589,14 +491,6 @@ def test_files_that_are_no_valle_are_refused(
     assert not out.exists()
 
 
-def test_a_codec_of_other_codes_is_refused(cli: Cli, gguf: Path, tmp_path: Path) -> None:
-    large = save_codec(tmp_path / "large", codebook_size=128)
-    result = cli("speak", gguf, "Hi.", "-o", tmp_path / "o.wav", "--codec", large)
-    assert "8 levels of 128 codes, and the model was trained on 8 levels of 64" in error_of(
-        result, 2
-    )
-
-
 def test_a_model_of_another_codec_speaks_codes_only(
     cli: Cli, tmp_path: Path, small_checkpoint: Callable[..., Path]
 ) -> None:
@@ -604,7 +498,7 @@ def test_a_model_of_another_codec_speaks_codes_only(
     checkpoint = small_checkpoint(levels=9, audio_tokens=1024, dim=32)
     write_gguf(plan_conversion(checkpoint, Choices(codec="dac-44khz")), model)
     refused = cli("speak", model, "Hi.", "-o", tmp_path / "o.wav", *QUICK)
-    assert "speaks codes of dac-44khz, and this program can only sound" in error_of(refused, 2)
+    assert "uses the codec dac-44khz, and only encodec-24khz is built in" in error_of(refused, 2)
     done(cli("speak", model, "Hi.", "--save-codes", out, *QUICK))
     assert read_codes(out).codec.name == "dac-44khz"
 
@@ -613,7 +507,7 @@ def test_a_mode_that_the_model_lacks_is_refused(
     cli: Cli, converted: Convert, tmp_path: Path
 ) -> None:
     model, out = converted("single-classifier", "f32"), tmp_path / "o.npz"
-    result = cli("speak", model, "Hi.", "--save-codes", out, *QUICK, "--mode", "nar-len")
+    result = cli("speak", model, "Hi.", "--save-codes", out, *QUICK, "--set", "mode=nar-len")
     assert "use the mode ar" in error_of(result, 2)
 
 
@@ -646,8 +540,22 @@ def test_outputs_are_not_overwritten_unasked(speak: Cli, voice: Path, tmp_path: 
         ["--task", "ns", "-o", "o.wav"],
         ["--task", "ns", "--source", "a.wav", "--voice", "b.wav", "-o", "o.wav"],
         ["--task", "vc", "--source", "a.wav", "-o", "o.wav"],
-        ["Hi.", "-o", "o.wav", "--mode", "best"],
-        ["Hi.", "-o", "o.wav", "--steps", "0"],
+        # Of a text that is not there, nothing would have an effect.
+        *(
+            ["--codes", "a.npz", "-o", "o.wav", *given]
+            for given in (
+                ["--voice", "a.wav"],
+                ["--seed", "0"],
+                ["--temperature", "1"],
+                ["--set", "mode=ar"],
+                ["--phonemes"],
+                ["--threads", "1"],
+                ["--keep-partial"],
+            )
+        ),
+        ["Hi.", "-o", "o.wav", "--voice-text", "Ho."],
+        ["Hi.", "--save-codes", "a.npz", "--float"],
+        ["Hi.", "-o", "-", "--json"],
         ["Hi.", "-o", "o.wav", "--threads", "0"],
     ],
     ids=" ".join,
@@ -692,3 +600,18 @@ def test_without_a_network_the_hub_is_named_with_what_to_do(
     message = error_of(Result(done_.returncode, done_.stdout, done_.stderr), 3)
     assert "hf download facebook/encodec_24khz --local-dir" in message
     assert not (tmp_path / "o.wav").exists()
+
+
+def test_codes_are_decoded_where_there_is_no_llama_cpp(
+    gguf: Path, codec: Path, speak: Cli, tmp_path: Path
+) -> None:
+    codes, out = tmp_path / "a.npz", tmp_path / "a.wav"
+    done(speak("Hello.", "--save-codes", codes))
+    arguments = ["speak", gguf, "--codes", codes, "-o", out, "--codec", codec]
+    code = (
+        "import sys\nsys.modules['llama_cpp'] = None\n"
+        f"sys.argv = {['valle-convert', *map(str, arguments)]!r}\n"
+        "from valle_convert.cli import main\nmain()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert soundfile.info(out).frames == FRAMES * 320

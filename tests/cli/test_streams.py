@@ -84,7 +84,7 @@ def test_the_work_is_done_whichever_streams_are_closed(
 def test_data_that_a_full_disk_does_not_take_are_told(arguments: list[str]) -> None:
     code, err = run_with({1: "/dev/full"}, *arguments)
     assert code == 3
-    assert "could be written to standard output: no space left on device" in err
+    assert "Standard output is incomplete: no space left on device" in err
     assert "Traceback" not in err
     assert run_with({1: "/dev/full", 2: "/dev/full"}, *arguments)[0] == 3
     assert run_with({1: GONE}, *arguments)[0] == 0

@@ -158,12 +158,6 @@ def test_interrupted_nar_keeps_the_levels_so_far(network: Network, golden: Golde
     np.testing.assert_array_equal(result.codes, golden["gen.ar_nar"][:, :4])
 
 
-def test_nar_stops_at_the_wanted_level(network: Network, golden: Golden) -> None:
-    options = NarOptions(max_levels=2)
-    result = decode_nar(network, golden.condition, golden["gen.ar"], options, rng())
-    np.testing.assert_array_equal(result.codes, golden["gen.ar_nar"][:, :3])
-
-
 def test_nar_of_no_frames_is_no_frames(network: Network, golden: Golden) -> None:
     nothing = np.zeros(0, np.int32)
     result = decode_nar(network, golden.condition, nothing, NarOptions(), rng())
@@ -272,6 +266,19 @@ def test_a_duration_is_at_least_a_second_padded_and_at_most_the_limit(
     said: int, frames: int
 ) -> None:
     assert frames_for(said, LengthOptions()) == frames
+
+
+@given(
+    said=st.integers(0, 3),
+    padding=st.floats(0, 1, exclude_min=True),
+    least=st.integers(0, 75),
+    most=st.integers(0, 900),
+)
+def test_there_is_always_a_frame_to_decode(
+    said: int, padding: float, least: int, most: int
+) -> None:
+    frames = frames_for(said, LengthOptions(padding, least, most))
+    assert 1 <= frames <= max(1, most)
 
 
 # ------------------------------------------------------------------------------- speech

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from valle_convert.decode import GREEDY, SamplingOptions
 from valle_convert.errors import InputError
+from valle_convert.families.vallex.composed import VallexText
 from valle_convert.families.vallex.decode import (
     MAX_CODES_A_SYMBOL,
     VallexOptions,
@@ -19,7 +20,6 @@ from valle_convert.families.vallex.decode import (
     decode_vallex_ar,
     log_probabilities,
 )
-from valle_convert.families.vallex.protocol import VallexText
 
 Ids = NDArray[np.int32]
 

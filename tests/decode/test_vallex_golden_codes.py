@@ -11,14 +11,14 @@ from support import GOLDEN_VALLEX, golden_checkpoint, open_reference
 from vallex_golden import golden
 
 from valle_convert.decode import GREEDY, SamplingOptions
+from valle_convert.families.vallex.composed import ComposedNetwork
 from valle_convert.families.vallex.decode import VallexOptions, decode_vallex
-from valle_convert.families.vallex.protocol import VallexNetwork
 
 on_both = pytest.mark.parametrize("open_network", BACK_ENDS, indirect=True)
 
 
 @pytest.fixture
-def network(open_network: OpenNetwork) -> VallexNetwork:
+def network(open_network: OpenNetwork) -> ComposedNetwork:
     return open_network(GOLDEN_VALLEX)
 
 
@@ -35,7 +35,7 @@ def network(open_network: OpenNetwork) -> VallexNetwork:
     ],
 )
 def test_all_levels_of_the_golden_codes_come_out_and_end_by_stop(
-    network: VallexNetwork, prefix: str, options: VallexOptions
+    network: ComposedNetwork, prefix: str, options: VallexOptions
 ) -> None:
     given = golden(prefix)
     rng = np.random.default_rng(0)
@@ -47,7 +47,7 @@ def test_all_levels_of_the_golden_codes_come_out_and_end_by_stop(
 
 @on_both
 def test_several_continuations_are_drawn_and_a_seed_gives_them_again(
-    network: VallexNetwork,
+    network: ComposedNetwork,
 ) -> None:
     given = golden("")
     options = VallexOptions(SamplingOptions(temperature=1.0), best_of=4, max_frames=30)
@@ -65,7 +65,7 @@ def test_several_continuations_are_drawn_and_a_seed_gives_them_again(
 
 
 @pytest.mark.parametrize("open_network", ["llama.cpp"], indirect=True)
-def test_what_is_drawn_is_the_same_on_both(network: VallexNetwork) -> None:
+def test_what_is_drawn_is_the_same_on_both(network: ComposedNetwork) -> None:
     """Copies of sequences that grow apart, one of which may end before the others."""
     both = network, open_reference(golden_checkpoint(GOLDEN_VALLEX))
     options = VallexOptions(SamplingOptions(temperature=0.9), best_of=3, max_frames=60)

@@ -92,10 +92,10 @@ def test_nothing_becomes_nothing() -> None:
 def test_stretches_of_any_length_give_what_the_whole_gives(n: int, stretch: int) -> None:
     codec, samples = open_encodec(GOLDEN_FOLDER), speech(4.0)[:n]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(streaming, "_STRETCH_FRAMES", 10**6)
+        patch.setattr(streaming, "_CHUNK_FRAMES", 10**6)
         whole = EncodecEncoder(codec, 8).encode(samples)
         sound = EncodecDecoder(codec, 8).decode(whole)
-        patch.setattr(streaming, "_STRETCH_FRAMES", stretch)
+        patch.setattr(streaming, "_CHUNK_FRAMES", stretch)
         parts = EncodecEncoder(codec, 8).encode(samples)
         # Sums of other lengths may round otherwise, and a near tie of a deep level fall so.
         assert (parts == whole).mean() > 0.999

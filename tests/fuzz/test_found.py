@@ -122,7 +122,7 @@ def test_a_pickle_that_asks_for_more_data_than_its_entry_has_is_refused(tmp_path
         entries.append((name, data.replace(b"K\x0c", b"K\x0d") if "data.pkl" in name else data))
     path.write_bytes(formats.zip_of(entries))
     assert torch.load(path, mmap=True, weights_only=True)["module"]["sep"].shape == (13,)
-    with pytest.raises(InputError, match=r"do not agree on the size of the data .* one of b, sep"):
+    with pytest.raises(InputError, match=r"do not agree on the size of the data"):
         read_checkpoint(path)
 
 

@@ -9,7 +9,7 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import GOLDEN_NAMES, golden_checkpoint
+from support import GOLDEN_NAMES, GOLDEN_VALLEX, GOLDEN_VERSION_7, golden_checkpoint
 
 from valle_convert import plan_conversion
 from valle_convert.families.family import Choices
@@ -18,6 +18,7 @@ from valle_convert.gguf_file.types import F16
 from valle_convert.gguf_file.write import header_of
 
 TYPES = {
+    "u16": GGUFValueType.UINT16,
     "u32": GGUFValueType.UINT32,
     "i32": GGUFValueType.INT32,
     "u64": GGUFValueType.UINT64,
@@ -69,14 +70,16 @@ def bytes_of_gguf_package(path: Path, keys: list[Key], tensors: list[TensorEntry
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("name", GOLDEN_NAMES)
-def test_the_header_of_a_conversion_is_that_of_the_gguf_package(name: str, tmp_path: Path) -> None:
-    plan = plan_conversion(golden_checkpoint(name), Choices("f16")).main
-    expected = bytes_of_gguf_package(tmp_path / "x", list(plan.keys), list(plan.tensors))
-    found = header_of(plan)
-    assert found[: len(expected)] == expected
-    assert set(found[len(expected) :]) <= {0}
-    assert len(found) % 32 == 0
+@pytest.mark.parametrize("name", [*GOLDEN_NAMES, GOLDEN_VALLEX, GOLDEN_VERSION_7])
+def test_the_headers_of_a_conversion_are_those_of_the_gguf_package(
+    name: str, tmp_path: Path
+) -> None:
+    for plan in plan_conversion(golden_checkpoint(name), Choices("f16")).files.values():
+        expected = bytes_of_gguf_package(tmp_path / "x", list(plan.keys), list(plan.tensors))
+        found = header_of(plan)
+        assert found[: len(expected)] == expected
+        assert set(found[len(expected) :]) <= {0}
+        assert len(found) % 32 == 0
 
 
 VALUES = st.one_of(

@@ -9,6 +9,8 @@ from types import ModuleType
 
 import pytest
 
+from valle_convert.llama.cpu import cmake_args
+
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "build_llama_tools.py"
 
 OLD_XEON = {"sse4_2", "avx", "f16c"}
@@ -36,7 +38,7 @@ def script() -> ModuleType:
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (None, []),
+        ((), []),
         (OLD_XEON, switches(AVX2="OFF", BMI2="OFF", FMA="OFF")),
         (HASWELL, switches()),
         (SKYLAKE, [*switches(), "-DGGML_AVX512=ON"]),
@@ -56,10 +58,10 @@ def script() -> ModuleType:
     ids=["unknown", "old", "haswell", "skylake", "half", "with-amx"],
 )
 def test_cpu_flags_become_cmake_arguments_and_amx_never_does(
-    script: ModuleType, flags: set[str] | None, expected: list[str]
+    script: ModuleType, flags: set[str], expected: list[str]
 ) -> None:
-    given = None if flags is None else frozenset(flags)
-    assert script.cmake_args_for_cpu(given) == ["-DGGML_NATIVE=OFF", *expected]
+    assert cmake_args(flags) == ["-DGGML_NATIVE=OFF", *expected]
+    assert script.cpu_module().cmake_args(flags) == cmake_args(flags)
 
 
 def test_the_pin_is_read_from_the_constraints(script: ModuleType, tmp_path: Path) -> None:

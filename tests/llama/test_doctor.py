@@ -101,6 +101,18 @@ def test_a_llama_cpp_that_computes_vall_e_x_wrongly_is_reported_for_its_commands
     assert not broken_commands & {"verify", "quantize"}
 
 
+def test_a_llama_cpp_without_the_states_of_version_7_is_reported_for_its_commands_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("valle_convert.llama.context.STATES", "another name")
+    report = examine()
+    title = "VALL-E of version 7"
+    assert "gives 0 states" in (report.llama.graphs[title] or "")
+    broken = {command.name for command in report.commands if command.missing}
+    assert broken >= {f"speak ({title})", f"verify ({title})", f"quantize ({title})"}
+    assert not broken & {"verify", "quantize", "speak"}
+
+
 def test_nothing_found_is_a_report_and_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,17 +177,21 @@ def test_a_missing_package_stops_every_command_and_one_of_an_extra_none() -> Non
     sound = PackageReport("soundfile", ">=0.14", None, "speech")
     stopped = [c.name for c in examine_commands((NUMPY, sound), WORKING) if c.missing]
     assert stopped == [
+        "voice",
         "speak",
+        "serve",
         "evaluate --listen",
         "transcribe",
         "utterances",
         "speak (VALL-E of version 7)",
+        "serve (VALL-E of version 7)",
         "speak (VALL-E X)",
+        "serve (VALL-E X)",
         "speak (VALL-E X, Japanese)",
     ]
     pinyin = PackageReport("pypinyin", ">=0.50", None, "vallex")
     stopped = [c.name for c in examine_commands((NUMPY, pinyin), WORKING) if c.missing]
-    assert stopped == ["speak (VALL-E X)", "speak (VALL-E X, Japanese)"]
+    assert stopped == ["speak (VALL-E X)", "serve (VALL-E X)", "speak (VALL-E X, Japanese)"]
     extra = PackageReport("pytest", ">=8.3", None, "dev")
     assert not any(command.missing for command in examine_commands((NUMPY, extra), WORKING))
 

@@ -14,11 +14,14 @@ import pytest
 from sessions import open_session
 
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.llama.context import Context, LlamaModel, _StateCatcher
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.llama.context import Context, Settings
 from valle_convert.llama.gemma import GemmaSession
 from valle_convert.llama.library import load_library
 from valle_convert.llama.selftest import quantize_file
 from valle_convert.llama.tiny_gemma import GemmaShape, random_weights, write_gemma
+from valle_convert.metrics import nmse
+from valle_convert.network.tuned import head_rows
 
 SHAPE = GemmaShape(n_embd=256, n_head=4, n_head_kv=4, n_layer=2, n_ff=256, n_vocab=300)
 WEIGHTS = random_weights(SHAPE, seed=0)
@@ -97,16 +100,54 @@ def test_the_proof_of_states_sees_another_tensor_in_their_place(
     norm = WEIGHTS["output_norm.weight"]
     with open_session(models / f"{file_type}.gguf", n_threads=1, last_norm=norm) as session:
         assert session.step(tokens(5), SEGMENTS, causal=False).shape == (1, SHAPE.n_embd)
-    for name in (b"l_out-0", b"result_norm", b"nothing"):
-
-        class Other(_StateCatcher):
-            def __init__(self, model: LlamaModel, name: bytes = name) -> None:
-                super().__init__(model)
-                self._name = name
-
-        monkeypatch.setattr("valle_convert.llama.context._StateCatcher", Other)
+    for name in ("l_out-0", "result_norm", "nothing"):
+        monkeypatch.setattr("valle_convert.llama.context.STATES", name)
         with pytest.raises(EnvironmentFault, match=r"states of (the last layer|.*expected)"):
             open_session(models / f"{file_type}.gguf", n_threads=1, last_norm=norm)
+
+
+@pytest.mark.parametrize(("file_type", "rounding"), [("f32", 1e-11), ("f16", 1e-6), ("q4_k", 1e-3)])
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_wanted_rows_of_the_head_give_the_logits_of_the_whole_one(
+    file_type: str, rounding: float, causal: bool, models: Path
+) -> None:
+    path = models / f"{file_type}.gguf"
+    x = np.random.default_rng(3).standard_normal((5, SHAPE.n_embd), np.float32)
+    found = []
+    for own_head in (False, True):
+        how = Settings(own_head=own_head)
+        with open_session(
+            path, n_threads=1, settings=how, head_rows=head_rows(GgufFile(path))
+        ) as session:
+            assert (session._output == "normed") == own_head
+            found.append(
+                [
+                    session.step(x, SEGMENTS, causal=causal, outputs=[4, 1], columns=columns)
+                    for columns in (slice(0, 40), slice(100, 300))
+                    for _ in [session.reset()]
+                ]
+            )
+    for whole, wanted in zip(*found, strict=True):
+        assert whole.shape == wanted.shape
+        assert nmse(whole, wanted) <= rounding
+
+
+def test_a_graph_whose_end_is_not_found_computes_the_whole_head(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = models / "f32.gguf"
+    for name in ("l_out-0", "l_out-1", "nothing"):
+        monkeypatch.setattr("valle_convert.llama.context.NORMED", name)
+        with open_session(
+            path, n_threads=1, settings=Settings(own_head=True), head_rows=head_rows(GgufFile(path))
+        ) as session:
+            assert session._output == "logits"
+
+
+def test_a_library_without_its_ggml_is_the_machines_fault(models: Path, tmp_path: Path) -> None:
+    library = replace(load_library(), path=tmp_path / "libllama.so")
+    with pytest.raises(EnvironmentFault, match=r"libggml-base.so of llama.cpp .* does not load"):
+        open_session(models / "f32.gguf", last_norm=WEIGHTS["output_norm.weight"], library=library)
 
 
 def test_the_input_scale_is_one_where_the_graph_leaves_embeddings_alone(

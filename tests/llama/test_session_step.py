@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sessions import open_session
 
+from valle_convert.llama.context import Settings
 from valle_convert.llama.gemma import GemmaSession, Pass, split_segments
 from valle_convert.llama.tiny_gemma import GemmaShape, random_weights, write_gemma
 from valle_convert.metrics import nmse
@@ -288,7 +289,9 @@ def test_a_cache_in_f16_is_less_exact_than_one_in_f32(tmp_path: Path) -> None:
     expected = gemma_logits(SHAPE, WEIGHTS[SHAPE], x, SEGMENTS, causal=False)
     errors = {}
     for cache_type in ("f32", "f16"):
-        with open_session(tmp_path / "tiny.gguf", cache_type=cache_type, n_threads=1) as session:
+        with open_session(
+            tmp_path / "tiny.gguf", settings=Settings(cache_type), n_threads=1
+        ) as session:
             logits = session.step(x, SEGMENTS, causal=False, outputs=ALL)
         errors[cache_type] = nmse(expected, logits)
     assert 2 * errors["f32"] < errors["f16"] < 1e-5

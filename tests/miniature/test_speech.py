@@ -125,8 +125,8 @@ def test_the_voice_is_that_of_the_prompt(quantized: Callable[[str], Path], tmp_p
                 "speak",
                 str(quantized("Q4_K_M")),
                 "The old man sees the river.",
-                *("--mode", "ar", "--temperature", "0.6", "--seed", "0", "--max-seconds", "4"),
-                *("--prompt-seconds", "0.8", "--voice", str(prompt), "--codec", str(CODEC)),
+                *("--set", "mode=ar,max_seconds=4,prompt_seconds=0.8", "--temperature", "0.6"),
+                *("--seed", "0", "--voice", str(prompt), "--codec", str(CODEC)),
                 *("-o", str(out)),
             ]
         )

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from make_checkpoint import Shape, make_checkpoint
-from playwright.sync_api import Browser, sync_playwright
 
 from valle_convert import plan_conversion, read_checkpoint, write_gguf
 from valle_convert.families.family import Choices
@@ -92,19 +89,3 @@ def program() -> Quantizer:
 def library() -> Quantizer:
     """The same routine in the installed library."""
     return find_quantizer("library")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """The Chromium of this machine."""
-    found = [os.environ.get("CHROMIUM"), *map(shutil.which, ("chromium", "google-chrome"))]
-    programs = [one for one in found if one]
-    if not programs:
-        pytest.skip("no Chromium here: `make browser`, or name one in $CHROMIUM")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=programs[0],
-            args=["--no-sandbox", "--autoplay-policy=no-user-gesture-required", "--mute-audio"],
-        )
-        yield chromium
-        chromium.close()

@@ -4,7 +4,6 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -122,7 +121,7 @@ def test_every_head_and_mode_counts(tiny: Plan) -> None:
     assert network.observe is None
 
 
-def make(opened: Plan, utterances: Examples[Any], target: Path, **options: object) -> bytes:
+def make(opened: Plan, utterances: Examples, target: Path, **options: object) -> bytes:
     make_imatrices(opened, utterances, target, **options)  # type: ignore[arg-type]
     return target.read_bytes()
 

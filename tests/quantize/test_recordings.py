@@ -22,7 +22,7 @@ from valle_convert.audio.recorded import Recorded, read_list
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import open_bundle
 from valle_convert.families.v5 import FAMILY
-from valle_convert.families.v5.files import open_model
+from valle_convert.families.v5.files import read_model
 from valle_convert.families.v5.recordings import utterance_names
 from valle_convert.families.v5.trials import read_utterance
 from valle_convert.gguf_file.read import GgufFile
@@ -56,7 +56,7 @@ def gguf(converted: Callable[[str, str], Path]) -> Path:
 
 @pytest.fixture
 def model(gguf: Path) -> Model:
-    return open_model(GgufFile(gguf))
+    return read_model(GgufFile(gguf))
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_names_that_are_not_utf_8_are_names(
         (["{few}", "--text", "Hello."], "4 levels of 64 codes"),
         (["{broken}", "--text", "Hello.", "--codec", "{codec}"], "broken.wav"),
         (["--list", "{bad}"], "line 1 has 1 tab-separated fields"),
-        (["--list", "{bad}", "--text", "a"], "give either it"),
+        (["--list", "{bad}", "--text", "a"], "it cannot be combined with"),
         ([], "give recordings"),
         (["{codes}", "--text", "Hello.", "--model", "absent.gguf"], "absent.gguf"),
     ],
@@ -209,7 +209,7 @@ def test_what_speak_saves_of_one_sentence_is_an_utterance(
     assert utterance.condition.phonemes.tolist() == list(one.pieces[0].ids)
     assert len(one.pieces[0].ids) > 5
     write_codes(tmp_path / "two.npz", two.saved_codes)
-    with pytest.raises(InputError, match=r"not tell what is said in it.*two\.npz --text"):
+    with pytest.raises(InputError, match=r"has codes but no phonemes.*two\.npz --text"):
         read_utterance(tmp_path / "two.npz", model, seed=(0,))
 
 

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 from audio.small_codec import save_codec
+from make_checkpoint import Shape, make_checkpoint
 from support import golden_checkpoint
 from vallex_golden import CHECKPOINT
 
@@ -35,8 +36,8 @@ class Talking:
     """A speaker of one family.
 
     Attributes:
-        quick: 0.2 seconds a sentence, the best codes, from left to right. With what the recording
-            `voice` says, for whom needs it.
+        quick: 0.2 seconds a sentence, the best codes, from left to right where it can. With what
+            the recording `voice` says, for whom needs it.
         hello: the phonemes of "Hello."
         stopping: a speaker whose network draws the stop code first, so many times.
     """
@@ -46,7 +47,7 @@ class Talking:
     quick: SpeakOptions
     heard: SpeakOptions
     hello: str
-    stopping: Callable[[int], AnySpeaker]
+    stopping: Callable[[int], AnySpeaker] | None = None
 
 
 @pytest.fixture(scope="session")
@@ -147,9 +148,32 @@ def vall_e_x(tmp_path_factory: pytest.TempPathFactory, codec: EncodecCodec) -> I
         yield Talking(files, opened, quick, heard, "hɛˈloʊ.", stopping)
 
 
-@pytest.fixture(params=["version_five", "vall_e_x"])
+@pytest.fixture(scope="session")
+def version_seven(
+    tmp_path_factory: pytest.TempPathFactory, codec: EncodecCodec
+) -> Iterator[Talking]:
+    folder = tmp_path_factory.mktemp("version-7")
+    shape = Shape(version=7, audio_tokens=CODES, capabilities=("nar", "len"))
+    make_checkpoint(folder / "m.sft", shape)
+    write_gguf(plan_conversion(folder / "m.sft"), folder / "m.gguf")
+    files = open_bundle(folder / "m.gguf")
+    quick = SpeakOptions(
+        language="en", sampling=GREEDY, max_steps=3, max_seconds=0.2, prompt_seconds=0.4, seed=1
+    )
+    with files.family.speaker(files, codec=codec, n_threads=1) as opened:
+        yield Talking(files, opened, quick, quick, "həlˈoʊ.")
+
+
+@pytest.fixture(params=["version_five", "vall_e_x", "version_seven"])
 def talking(request: pytest.FixtureRequest) -> Talking:
     """Each of the families."""
+    found: Talking = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture(params=["version_five", "vall_e_x"])
+def causal(request: pytest.FixtureRequest) -> Talking:
+    """Each of those that speak level 0 from left to right."""
     found: Talking = request.getfixturevalue(request.param)
     return found
 

@@ -23,7 +23,7 @@ from valle_convert.decode import GREEDY, Guidance, TranscribeOptions
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle
 from valle_convert.families.v5.speech import VersionFiveSpeaker
-from valle_convert.llama.context import CacheType
+from valle_convert.llama.context import CacheType, Settings
 from valle_convert.speech.results import Piece, SpeakOptions
 from valle_convert.speech.speaker import Watch
 from valle_convert.tokenizer.choose import BUILT_IN, open_tokenizer
@@ -50,7 +50,7 @@ def test_text_and_a_recording_become_a_wav_file(
     assert (info.samplerate, info.channels, info.frames) == (RATE, 1, 15 * 320)
     (piece,) = spoken.pieces
     assert (piece.text, piece.phonemes, piece.mode) == ("Hello world.", "həlˈoʊ wˈɜːld.", mode)
-    np.testing.assert_array_equal(speaker.sound(spoken.codes).samples, spoken.audio.samples)
+    np.testing.assert_array_equal(speaker.decode(spoken.codes).samples, spoken.audio.samples)
 
 
 def test_voice_language_and_guidance_change_what_is_spoken(
@@ -95,7 +95,7 @@ def test_a_sentence_that_does_not_fit_the_limit_is_told(
     speaker: VersionFiveSpeaker, voice: Path
 ) -> None:
     hurried = speaker.speak("Hello world.", voice, QUICK)
-    assert "'Hello world.' has to fit into 0.2 seconds, the limit" in hurried.notices
+    assert "'Hello world.' was shortened to 0.2 seconds, the limit" in hurried.notices
 
 
 # --------------------------------------------------------------------------- voices, codes
@@ -120,7 +120,7 @@ def test_a_prompt_is_cut_or_repeated_with_a_notice(
     (cut, _) = speaker.speak("Hello.", voice, QUICK).notices
     assert f"{voice} is 0.5 seconds long; the 0.4 seconds from 0.0 on" in cut
     (repeated, _) = speaker.speak("Hello.", voice, replace(QUICK, prompt_seconds=2.0)).notices
-    assert "38 frames of sound, fewer than the 150" in repeated
+    assert "38 frames of sound, shorter than the 150" in repeated
 
 
 # -------------------------------------------------------------------------------- tasks
@@ -185,7 +185,7 @@ def test_a_cache_in_f16_is_used_and_nearly_as_exact(bundle: Bundle) -> None:
     logits = []
     types: tuple[CacheType, ...] = ("f32", "f16")
     for cache_type in types:
-        with bundle.family.open(bundle, n_threads=1, cache_type=cache_type) as network:
+        with bundle.family.open(bundle, n_threads=1, settings=Settings(cache_type)) as network:
             x = network.look_up("response.ar", np.arange(30))
             positions = np.arange(30, dtype=np.int32)
             logits.append(network.step(x, positions, head="nar.1", outputs=slice(0, None)))

@@ -15,8 +15,8 @@ from valle_convert.checkpoint import read_checkpoint
 from valle_convert.decode import GREEDY, SamplingOptions
 from valle_convert.errors import InputError
 from valle_convert.families.vallex import facts
+from valle_convert.families.vallex.composed import VallexText
 from valle_convert.families.vallex.decode import VallexOptions, decode_vallex
-from valle_convert.families.vallex.protocol import VallexText
 from valle_convert.families.vallex.reference import VallexReference
 from valle_convert.families.vallex.speech import VallexSpeaker
 from valle_convert.families.vallex.symbols import symbol_ids
@@ -93,7 +93,7 @@ def test_a_recording_or_codes_need_their_transcript(
     codes = tmp_path / "codes.npz"
     write_codes(codes, SavedCodes(golden("").prompt, UNKNOWN_CODEC, 64))
     for source in (voice, codes, SavedCodes(golden("").prompt, UNKNOWN_CODEC, 64)):
-        with pytest.raises(InputError, match=r"what is said in .*--voice-text"):
+        with pytest.raises(InputError, match=r"needs the transcript of .*--voice-text"):
             speaker.speak("Hello.", source, QUICK)
         spoken = speaker.speak("Hello.", source, replace(QUICK, voice_text=SAID))
         assert 0 < len(spoken.codes) <= MAX_FRAMES
@@ -131,7 +131,7 @@ def ids_of(rows: VallexText) -> tuple[Any, Any]:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"voice_text": SAID}, "no voice was given"),
+        ({"voice_text": SAID}, "but there is none"),
         ({"language": "de"}, "does not speak the language 'de'"),
         ({"accent": "fr"}, "does not speak the language 'fr'"),
         ({"max_seconds": 0.0}, "max-seconds is 0"),
@@ -156,10 +156,10 @@ def test_a_voice_that_is_too_long_is_refused(speaker: VallexSpeaker) -> None:
     noise = 0.1 * np.random.default_rng(0).standard_normal(24_000 * 16).astype(np.float32)
     long = SavedCodes(np.zeros((75 * 16, 8), np.int32), UNKNOWN_CODEC, 64)
     file = VallexVoice(long.codes, SAID_ROWS.symbols, SAID_ROWS.languages)
-    with pytest.raises(InputError, match=r"16\.0 seconds long.*has 15 at most"):
+    with pytest.raises(InputError, match=r"16\.0 seconds long.*has at most 15"):
         speaker.speak("Hello.", file, QUICK)
     for source in (Audio(noise, 24_000), long):
-        with pytest.raises(InputError, match=r"16\.0 seconds long.*has 15 at most"):
+        with pytest.raises(InputError, match=r"16\.0 seconds long.*has at most 15"):
             speaker.speak("Hello.", source, replace(QUICK, voice_text=SAID))
 
 
@@ -223,9 +223,9 @@ def test_symbols_may_be_tagged(codes_only: VallexSpeaker) -> None:
 def test_what_cannot_be_said_or_is_not_tagged_is_told(codes_only: VallexSpeaker) -> None:
     spoken = codes_only.speak("well [EN]Hi 你.[EN] [EN]...[EN]", None, QUICK)
     told = " ".join(spoken.notices)
-    assert "cannot be said in English and are left out: 你 (U+4F60)" in told
-    assert "outside of language tags is not spoken: 'well'" in told
-    assert "nothing to say in '...'" in told
+    assert "cannot be read in English and are skipped: 你 (U+4F60)" in told
+    assert "outside of language tags is skipped: 'well'" in told
+    assert "nothing to say: '...'" in told
     with pytest.raises(InputError, match="nothing to say"):
         codes_only.speak("[EN]...[EN]", None, QUICK)
     with pytest.raises(InputError, match="nothing to say"):

@@ -1,4 +1,4 @@
-"""Version 7 speaks: codes where no codec is there, sound for EnCodec's codes."""
+"""Version 7 speaks codes, and names what does not apply to it; test_speaker has the rest."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from audio.small_codec import save_codec
 from make_checkpoint import Shape, make_checkpoint
 from support import Cli, error_of
 
 from valle_convert import plan_conversion, write_gguf
-from valle_convert.audio import EncodecCodec, read_codes
+from valle_convert.audio import read_codes
 from valle_convert.families.bundle import open_bundle
 from valle_convert.speech.results import SpeakOptions
 
@@ -41,27 +40,20 @@ def test_a_seed_gives_the_same_codes_again_with_and_without_a_voice(model: Path)
         voiced = speaker.speak("Hello. Yes.", alone[0].saved_codes, QUICK)
         assert not np.array_equal(voiced.codes, alone[0].codes)
         assert alone[0].audio is None
-        raised = speaker.raise_levels(alone[0].saved_codes, "Hello.", None, QUICK)
+        raised = speaker.regenerate_levels(alone[0].saved_codes, "Hello.", None, QUICK)
         np.testing.assert_array_equal(raised.codes[:, 0], alone[0].codes[:, 0])
-
-
-def test_sound_is_made_of_the_codes_of_an_encodec(model: Path, tmp_path: Path) -> None:
-    codec = EncodecCodec(save_codec(tmp_path, codebook_size=64))
-    bundle = open_bundle(model)
-    with bundle.family.speaker(bundle, codec=codec, n_threads=1) as speaker:
-        spoken = speaker.speak("Hello.", None, QUICK)
-    assert spoken.audio is not None
-    assert spoken.audio.sample_rate == codec.description.sample_rate
 
 
 def test_the_command_line_saves_codes_and_names_what_does_not_apply(
     model: Path, tmp_path: Path, cli: Cli
 ) -> None:
     out = tmp_path / "c.npz"
-    said = cli("speak", model, "Hello.", "--save-codes", out, "--steps", 2, "--max-seconds", 0.5)
+    said = cli(
+        "speak", model, "Hello.", "--save-codes", out, "--set", "max_steps=2,max_seconds=0.5"
+    )
     assert said.code == 0, said.err
     assert read_codes(out).codes.shape[1] == 8
-    for option in (("--mode", "ar"), ("--nar-temperature", 0.5), ("--best-of", 2)):
+    for option in (("--set", "mode=ar"), ("--set", "nar_temperature=0.5"), ("--set", "best_of=2")):
         message = error_of(cli("speak", model, "Hi.", "--save-codes", tmp_path / "d", *option), 2)
         assert "does not apply to VALL-E of version 7" in message
     assert "transcribe does not support VALL-E of version 7" in error_of(

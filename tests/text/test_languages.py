@@ -9,6 +9,7 @@ from valle_convert.text import (
     assumed_language_notices,
     detect_language,
     detect_languages,
+    known_language,
 )
 
 
@@ -83,3 +84,8 @@ def test_where_a_model_speaks_one_of_the_two_chinese_characters_are_that_one() -
     assert detect_languages(["大丈夫。", "はい。"], ["en", "ja"]) == ["ja", "ja"]
     assert assumed_language_notices(["大丈夫。"], ["ja"], ["en", "ja"]) == []
     assert detect_languages(["大丈夫。", "天気。"], ["zh"]) == ["zh", "zh"]
+
+
+@pytest.mark.parametrize("word", ["en", "EN", "en-US", "en_GB"])
+def test_a_language_may_have_a_region(word: str) -> None:
+    assert known_language(word) == "en"

@@ -75,7 +75,7 @@ def test_an_unsupported_language_is_refused_with_those_that_are() -> None:
 
 
 def test_half_a_surrogate_pair_is_refused() -> None:
-    with pytest.raises(InputError, match="no valid Unicode"):
+    with pytest.raises(InputError, match="not valid Unicode"):
         to_phonemes("a\ud800b", "en")
 
 

@@ -93,7 +93,7 @@ def test_what_cannot_be_said_is_named_and_the_rest_is_said(
 
 def test_a_text_without_a_character_that_can_be_said_is_refused_with_their_names() -> None:
     with pytest.raises(
-        InputError, match=r"nothing to say.*said in English.*你 \(U\+4F60\).*--lang"
+        InputError, match=r"nothing to say.*read in English.*你 \(U\+4F60\).*--lang"
     ):
         to_phonemes("你好", "en")
 

@@ -36,8 +36,8 @@ def test_text_without_tags_is_one_piece_of_the_language_given_or_detected() -> N
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[EN]Hello", r"ends where the tag \[EN\] is not closed"),
-        ("[EN]Hello[ZH]你好[ZH]", r"goes on with \[ZH\] where the tag \[EN\] is not closed"),
+        ("[EN]Hello", r"\[EN\] is not closed: the text ends"),
+        ("[EN]Hello[ZH]你好[ZH]", r"\[EN\] is not closed: \[ZH\] follows"),
         ("[EN]a[EN][JA]", r"ends where the tag \[JA\]"),
     ],
 )
@@ -99,9 +99,9 @@ def test_what_cannot_be_said_is_told_with_its_language() -> None:
     spelled = spell([TaggedText("Hi 你", "en"), TaggedText("好θ", "zh"), TaggedText("😀", "ja")])
     assert spelled.symbols == "haɪ.xɑʊ↓↑."
     assert [notice.partition(" and are")[0] for notice in spelled.notices] == [
-        "these characters cannot be said in English",
-        "these characters cannot be said in Chinese",
-        "these characters cannot be said in Japanese",
+        "these characters cannot be read in English",
+        "these characters cannot be read in Chinese",
+        "these characters cannot be read in Japanese",
     ]
     assert "你 (U+4F60)" in spelled.notices[0]
 
@@ -120,7 +120,7 @@ def test_symbols_that_are_given_stay_as_they_are() -> None:
     spelled = spell_symbols([TaggedText("cɹɪr", "en")])
     assert spelled.symbols == "ɹɪ."
     assert spelled.notices == (
-        "the model's symbols lack these, which are left out: c (U+0063) r (U+0072)",
+        "the model lacks these symbols, which are skipped: c (U+0063) r (U+0072)",
     )
 
 

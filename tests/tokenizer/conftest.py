@@ -6,7 +6,7 @@ from pathlib import Path
 import gguf
 import pytest
 
-from valle_convert.tokenizer.bpe import PhonemeBpe, read_bpe
+from valle_convert.tokenizer.bpe import PhonemeBpe, parse_bpe, read_file
 from valle_convert.tokenizer.choose import BUILT_IN
 from valle_convert.tokenizer.compile import compile_bpe
 from valle_convert.tokenizer.compiled import CompiledTokenizer
@@ -63,7 +63,7 @@ def open_vocabulary(tmp_path: Path) -> Iterator[OpenVocabulary]:
 @pytest.fixture(scope="session")
 def published() -> PhonemeBpe:
     """The vocabulary of the published checkpoints."""
-    return read_bpe(BUILT_IN)
+    return parse_bpe(read_file(BUILT_IN), str(BUILT_IN))
 
 
 @pytest.fixture(scope="session")

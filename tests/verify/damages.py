@@ -252,6 +252,49 @@ SET_DAMAGES: dict[str, Callable[[Mapping[str, Parts]], object]] = {
     "a part made of another checkpoint": lambda p: p["nar-5"].set("valle.source.sha256", "0" * 64),
 }
 
+#: What is wrong with a VALL-E of version 7 -> how to do it to its parts, `` and `audio`.
+SEVEN_DAMAGES: dict[str, Callable[[Mapping[str, Parts]], object]] = {
+    "q permuted as for LLaMA": lambda p: permute_heads(p[""], "blk.0.attn_q.weight"),
+    "the marker of the duration zeroed": lambda p: p[""].rows("table", "length").fill(0),
+    "NAR attention": lambda p: p[""].set("valle.nar_attention", "causal"),
+    "encoders of prompt and response swapped": lambda p: swap(
+        p["audio"], "a.prompt.ffn_up.weight", "a.response.ffn_up.weight"
+    ),
+    "an encoder's positions one level off": lambda p: roll_by(
+        p["audio"].tensors["a.response.position_embd"], 1
+    ),
+    "an encoder's norm 1 % too large": lambda p: scale(
+        p["audio"].tensors["a.prompt.norm.weight"], 1.01
+    ),
+    "level weights reversed": lambda p: reverse(p["audio"], "a.response.level_weights"),
+    "an encoder's tensor missing": lambda p: p["audio"].tensors.pop("a.prompt.ffn_down.bias"),
+    "encoders of another width": lambda p: p["audio"].set("valle.encoder.feed_forward_length", 256),
+    "encoders without norms": lambda p: p["audio"].set("valle.encoder.norm", False),
+    "a plain sum of levels": lambda p: p["audio"].set("valle.encoder.level_weights", False),
+    "decoders of two levels swapped": lambda p: swap(
+        p["audio"], "a.level.0.ffn_down.weight", "a.level.1.ffn_down.weight"
+    ),
+    "norms of two levels swapped": lambda p: swap(
+        p["audio"], "a.level.0.norm.bias", "a.level.2.norm.bias"
+    ),
+    "a decoder's bias off by a half": lambda p: add_to(
+        p["audio"].tensors["a.level.1.ffn_up.bias"], 0.5
+    ),
+    "decoders without norms": lambda p: p["audio"].set("valle.decoder.norm", False),
+    "heads of two levels swapped": lambda p: swap_rows(
+        p["audio"].rows("head", "level.0"), p["audio"].rows("head", "level.1")
+    ),
+    "two tables of codes swapped": lambda p: swap_rows(
+        p["audio"].rows("table", "prompt.0"), p["audio"].rows("table", "prompt.1")
+    ),
+    "a table of codes one row off": lambda p: roll(p["audio"].rows("table", "response.2")),
+    "the head of the duration zeroed": lambda p: p["audio"].rows("head", "length").fill(0),
+    "one bias wrong": lambda p: change_list(p["audio"], "valle.head.bias", 7, 0.5),
+    "number of levels": lambda p: p["audio"].set("valle.codec.levels", 2),
+    "NaN in a decoder": lambda p: nan_in(p["audio"].tensors["a.level.2.ffn_up.weight"]),
+    "a part made of another checkpoint": lambda p: p["audio"].set("valle.source.sha256", "0" * 64),
+}
+
 
 def cut(data: bytes) -> bytes:
     return data[: -len(data) // 3]

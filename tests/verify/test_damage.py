@@ -1,16 +1,27 @@
 """Nothing wrong passes: every kind of damage, in each number format, is noticed.
 
-docs/verdict.md shows what notices each of them; `scripts/damage_table.py` writes it.
+docs/damages.csv shows what notices each of them; `scripts/damage_table.py` writes it.
 """
 
 from __future__ import annotations
 
+import csv
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from damages import BROKEN, DAMAGES, SET_DAMAGES, Parts, files_of, put_together, take_apart
+from damages import (
+    BROKEN,
+    DAMAGES,
+    SET_DAMAGES,
+    SEVEN_DAMAGES,
+    Parts,
+    files_of,
+    put_together,
+    take_apart,
+)
 from gguf import GGUFReader
 from make_checkpoint import Shape, make_checkpoint
 from support import GOLDEN_VALLEX, PROJECT, golden_checkpoint
@@ -27,12 +38,15 @@ from valle_convert.verify.whole import verify_whole
 
 TYPES = ("F16", "Q8_0", "Q4_K_M")
 SHAPE = Shape(dim=256, heads=4, layers=2, ffn=2, levels=3, audio_tokens=32)
+SEVEN = replace(SHAPE, version=7, capabilities=("nar", "len"))
 Do = Callable[[dict[str, Parts]], object]
 #: By the first word of their names, in which types there are right files of each family.
-RIGHT = {"right": TYPES, "set": TYPES[:2]}
+RIGHT = {"right": TYPES, "set": TYPES[:2], "seven": TYPES[:2]}
+TITLES = {"right": "version 5", "set": "VALL-E X", "seven": "version 7"}
 SPOIL: dict[str, dict[str, Do]] = {
     "right": {name: lambda parts, do=do: do(parts[""]) for name, do in DAMAGES.items()},
     "set": SET_DAMAGES,
+    "seven": SEVEN_DAMAGES,
 }
 EACH_FILE = [
     pytest.param(which, kind, id=f"{which}-{kind}")
@@ -49,31 +63,39 @@ EACH_DAMAGE = [
 BY_WEIGHTS_AND_LOGITS = list(SET_DAMAGES)[:5]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoints and a right file, or set of files, of each type."""
-    folder = tmp_path_factory.mktemp("damage")
+def make_right(folder: Path) -> dict[str, Plan]:
+    """A right file, or set of files, of each type; the plans by the first word of their names."""
     make_checkpoint(folder / "right.sft", SHAPE)
-    write_gguf(plan_conversion(folder / "right.sft", Choices("f16")), folder / "right-F16.gguf")
-    for kind in TYPES[1:]:
-        quantize_file(
-            load_library(), folder / "right-F16.gguf", folder / f"right-{kind}.gguf", kind
-        )
-    for kind in RIGHT["set"]:
-        write_gguf(
-            plan_conversion(golden_checkpoint(GOLDEN_VALLEX), Choices(kind)),
-            folder / f"set-{kind}.gguf",
-        )
-    return folder
+    make_checkpoint(folder / "seven.sft", SEVEN)
+    sources = {
+        "right": folder / "right.sft",
+        "set": golden_checkpoint(GOLDEN_VALLEX),
+        "seven": folder / "seven.sft",
+    }
+    for which, source in sources.items():
+        for kind in RIGHT[which]:
+            out = folder / f"{which}-{kind}.gguf"
+            if which == "right" and kind != "F16":
+                quantize_file(load_library(), folder / "right-F16.gguf", out, kind)
+            else:
+                write_gguf(plan_conversion(source, Choices(kind)), out)
+    return {which: plan_conversion(source, Choices("f16")) for which, source in sources.items()}
 
 
 @pytest.fixture(scope="module")
-def plans(folder: Path) -> dict[str, Plan]:
-    """By the first word of the files' names."""
-    return {
-        "right": plan_conversion(folder / "right.sft"),
-        "set": plan_conversion(golden_checkpoint(GOLDEN_VALLEX), Choices("f16")),
-    }
+def right(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Plan]]:
+    folder = tmp_path_factory.mktemp("damage")
+    return folder, make_right(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(right: tuple[Path, dict[str, Plan]]) -> Path:
+    return right[0]
+
+
+@pytest.fixture(scope="module")
+def plans(right: tuple[Path, dict[str, Plan]]) -> dict[str, Plan]:
+    return right[1]
 
 
 def judge(plan: Plan, path: Path) -> Report:
@@ -174,6 +196,10 @@ def test_a_file_alone_notices_every_damage(
 
 
 def test_the_table_in_the_docs_names_every_damage() -> None:
-    text = (PROJECT / "docs" / "verdict.md").read_text(encoding="utf-8")
-    rows = {line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")}
-    assert rows >= DAMAGES.keys() | BROKEN.keys()
+    with (PROJECT / "docs" / "damages.csv").open(encoding="utf-8", newline="") as file:
+        rows = {tuple(row[:2]) for row in csv.reader(file)}
+    assert rows >= {
+        (title, name)
+        for which, title in TITLES.items()
+        for name in {"nothing", *SPOIL[which], *BROKEN}
+    }

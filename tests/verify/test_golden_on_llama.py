@@ -1,4 +1,4 @@
-"""The judge: the original's logits, through converted files on stock llama.cpp."""
+"""The judge: the original's logits, in PyTorch and through converted files on stock llama.cpp."""
 
 from __future__ import annotations
 
@@ -6,10 +6,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from each_family import FAMILIES, Row
+from each_family import EACH_GOLDEN, FAMILIES, Row
+from support import golden_checkpoint, open_reference
 
 from valle_convert import open_network
+from valle_convert.families import families
 from valle_convert.metrics import nmse
+
+#: Both are float32; the original sums in another order.
+SAME = 1e-10
+
+
+def test_every_family_is_tested() -> None:
+    assert {family.title for family in families()} == FAMILIES.keys()
+
+
+@pytest.mark.parametrize(("name", "row"), EACH_GOLDEN)
+def test_every_golden_logit_comes_out_of_the_reference(name: str, row: Row) -> None:
+    network = open_reference(golden_checkpoint(name))
+    errors = {case: nmse(original, found) for case, original, found in row.logits(name, network)}
+    assert errors.keys() >= row.names
+    assert {case: error for case, error in errors.items() if not error <= SAME} == {}
 
 
 @pytest.mark.parametrize(

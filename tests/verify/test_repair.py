@@ -318,6 +318,13 @@ def test_rows_without_names_are_told_by_the_sizes(tmp_path: Path, cli: Cli) -> N
         np.testing.assert_array_equal(new.tensors[name].data, named.tensors[name].data)
 
 
+def test_keys_of_the_users_config_without_a_value_are_noted(tmp_path: Path) -> None:
+    given = tmp_path / "more.yaml"
+    given.write_text("name: x\nsecret: !!binary aGVsbG8=\n")
+    checkpoint = read_old(OLD / "f16.gguf", config=given)
+    assert "keys of more.yaml without a plain value are passed over: secret" in checkpoint.notes[0]
+
+
 def test_the_number_of_heads_can_be_corrected(tmp_path: Path) -> None:
     """q and k were permuted by the heads that the file says, and are attended to by the user's."""
     config = tmp_path / "config.yaml"

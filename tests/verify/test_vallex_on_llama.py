@@ -18,9 +18,10 @@ from valle_convert import open_network, plan_conversion, write_gguf
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.families.bundle import Bundle, open_bundle, open_files
 from valle_convert.families.family import Choices
-from valle_convert.families.vallex.protocol import VallexText
+from valle_convert.families.vallex.composed import VallexText
 from valle_convert.gguf_file.keys import SET_ID_KEY
 from valle_convert.gguf_file.read import GgufFile
+from valle_convert.llama.context import Settings
 from valle_convert.llama.mpt import MptSession
 from valle_convert.metrics import nmse
 from valle_convert.network.probe import read_probe_rows
@@ -240,7 +241,7 @@ def test_an_exchanged_level_gives_the_bits_of_its_own_file(
             probe_rows={},
             activation_factor=files.model.activation_factor,
             n_threads=1,
-            cache_type="f32" if out_type == "f32" else "f16",
+            settings=Settings("f32" if out_type == "f32" else "f16"),
             proven=True,
         ) as session:
             theirs = probe(session, rows)

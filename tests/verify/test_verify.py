@@ -17,7 +17,7 @@ from make_checkpoint import VOCABULARY
 from make_vallex import VallexShape, make_vallex
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from support import GOLDEN_VALLEX, Cli, golden_checkpoint
+from support import GOLDEN_VALLEX, GOLDEN_VERSION_7, Cli, golden_checkpoint
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
@@ -60,6 +60,7 @@ def test_a_conversion_passes_on_every_level(
         assert ("text" in logits) == (name == "v6-text-head")
 
 
+@pytest.mark.usefixtures("all_strings")
 @pytest.mark.parametrize(("name", "row"), ONE_GOLDEN)
 def test_the_tokenizer_level_compares_thousands_of_strings(
     name: str, row: Row, converted: Convert
@@ -273,6 +274,11 @@ def test_noise_in_a_quantized_tensor_is_found(
         (GOLDEN_VALLEX, 2, "valle.position_scale.audio", 1.125, "nar-1: keys"),
         (GOLDEN_VALLEX, 0, "mpt.attention.layer_norm_epsilon", 1.125, "ar: keys"),
         (GOLDEN_VALLEX, 4, "mpt.attention.layer_norm_epsilon", 1.125, "nar-3: keys"),
+        (GOLDEN_VERSION_7, 1, "valle.source.sha256", "0" * 64, "audio: source"),
+        (GOLDEN_VERSION_7, 0, "tokenizer.ggml.merges", None, "model: keys"),
+        (GOLDEN_VERSION_7, 0, "gemma.rope.freq_base", 20_000.0, "model: keys"),
+        (GOLDEN_VERSION_7, 1, "valle.head.bias", None, "audio: keys"),
+        (GOLDEN_VERSION_7, 1, "valle.decoder.norm", False, "audio: keys"),
     ],
 )
 def test_a_wrong_key_is_found(
@@ -288,7 +294,7 @@ def test_a_wrong_key_is_found(
     words = "another checkpoint" if check.endswith("source") else key
     assert words in found[check].summary
     # What computes says it too; a key of the vocabulary or of provenance is no part of that.
-    computes = key.startswith(("valle.position", "valle.head", "gemma", "mpt"))
+    computes = key.startswith(("valle.position", "valle.head", "valle.decoder", "gemma", "mpt"))
     assert any(one.startswith("logits") for one in found) == computes
 
 
@@ -303,7 +309,12 @@ def swap_symbols(file: GgufFile) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "change"), [("ar-nar-len", cut_merges), (GOLDEN_VALLEX, swap_symbols)]
+    ("name", "change"),
+    [
+        ("ar-nar-len", cut_merges),
+        (GOLDEN_VALLEX, swap_symbols),
+        (GOLDEN_VERSION_7, cut_merges),
+    ],
 )
 def test_a_tokenizer_that_differs_is_shown_by_an_example(
     name: str, change: Callable[[GgufFile], None], tmp_path: Path, converted: Convert
@@ -333,6 +344,17 @@ def test_a_set_without_its_source_and_with_other_levels_is_a_failed_check(
     assert "tensors" in {level.name for level in report.levels if level.failed}
 
 
+def test_a_vocabulary_that_llama_cpp_does_not_load_is_a_failed_check(
+    tmp_path: Path, converted: Convert
+) -> None:
+    bundle = copied(converted("ar-nar-len", "f16"), tmp_path)
+    set_key(bundle.main, "tokenizer.ggml.pre", "no such rules")
+    checkpoint = read_checkpoint(golden_checkpoint("ar-nar-len"))
+    report = verify_path(checkpoint, bundle.path, levels=["tokenizer"])
+    assert failed(report) == ["tokenizer"]
+    assert "llama.cpp does not load the vocabulary" in report.verdict()
+
+
 def test_the_command_ends_with_1_and_names_the_worst_case(tmp_path: Path, cli: Cli) -> None:
     wrong = changed_checkpoint(tmp_path, permute_q_and_k, {})
     assert cli(wrong, tmp_path / "wrong.gguf", "--outtype", "f32").code == 0
@@ -348,7 +370,7 @@ def test_the_command_ends_with_1_and_names_the_worst_case(tmp_path: Path, cli: C
     assert json.loads(as_json.out)["passed"] is False
 
 
-@pytest.mark.parametrize("name", ["v6-text-head", GOLDEN_VALLEX])
+@pytest.mark.parametrize("name", ["v6-text-head", GOLDEN_VALLEX, GOLDEN_VERSION_7])
 def test_the_command_ends_with_0_for_a_right_file(name: str, converted: Convert, cli: Cli) -> None:
     path = converted(name, "f16")
     result = cli("verify", golden_checkpoint(name), path)
@@ -437,7 +459,7 @@ def test_epsilon_and_rotary_base_of_the_reference_are_its_own(
     path = converted("ar-nar-len", "f32")
     for name, value in (("RMS_EPSILON", 1e-3), ("ROPE_BASE", 500.0)):
         with monkeypatch.context() as changed:
-            changed.setattr(f"valle_convert.families.v5.reference.{name}", value)
+            changed.setattr(f"valle_convert.network.backbone.{name}", value)
             assert logits_fail(plan, path) == all_cases(plan)
     assert logits_fail(plan, path) == []
 

@@ -15,9 +15,8 @@ from support import GOLDEN_VALLEX, Cli, error_of, golden_checkpoint
 from valle_convert import plan_conversion, read_checkpoint, write_gguf
 from valle_convert.families.bundle import open_bundle, paths_of
 from valle_convert.families.family import Choices
-from valle_convert.families.vallex.composed import Rows
+from valle_convert.families.vallex.composed import Rows, VallexText
 from valle_convert.families.vallex.facts import Net
-from valle_convert.families.vallex.protocol import VallexText
 from valle_convert.families.vallex.reference import VallexReference
 from valle_convert.network.arithmetic import Arithmetic
 from valle_convert.verify import verify_path

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -98,6 +100,18 @@ def test_any_number_of_frames_is_encoded_and_decoded(
         assert nmse(reference.decode(states), network.decode(states)) < 1e-11
         for head in ("length", "phonemes", "text"):
             assert nmse(reference.head(head, states), network.head(head, states)) < 1e-12
+
+
+def test_a_case_that_was_run_keeps_no_network() -> None:
+    network = open_reference(golden_checkpoint(GOLDEN_VERSION_7))
+    (example,) = utterances(network.model, 1)
+    run = list(cases(network.model, example))
+    for case in run:
+        case.run(network)
+    alive = weakref.ref(network)
+    del network
+    gc.collect()
+    assert alive() is None
 
 
 def test_a_prompt_that_changes_is_encoded_again(converted: Callable[[str, str], Path]) -> None:

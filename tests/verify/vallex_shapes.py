@@ -7,8 +7,8 @@ import random
 import numpy as np
 from make_vallex import DTYPES, VallexShape
 
+from valle_convert.families.vallex.composed import VallexText
 from valle_convert.families.vallex.facts import VallexModel
-from valle_convert.families.vallex.protocol import VallexText
 
 
 def random_vallex(seed: int) -> tuple[VallexShape, str]:

@@ -1,6 +1,6 @@
-"""Sound and codes: `files` reads and writes audio, `codec` turns it into codes and back.
+"""Audio and codes: `files` reads and writes audio, `codec` converts it to codes and back.
 
-`codes` keeps codes in a file, `voice` makes a prompt of a recording.
+`codes` saves codes, `voice` turns a recording into a prompt.
 """
 
 from valle_convert.audio.codec import (

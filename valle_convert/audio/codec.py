@@ -1,8 +1,8 @@
-"""The codec as speaking uses it: audio to codes [frames, levels], and back.
+"""The codec: audio to codes [frames, levels], and back.
 
-The network is `valle_convert.encodec`'s, and so is what its weights may come from: a folder of
-transformers, the Hugging Face hub, Meta's file, encodec.cpp's. Nothing in them is executed. To
-work without a network, download once and name the folder:
+`valle_convert.encodec` has the network, and reads weights from a folder of transformers, the
+Hugging Face hub, Meta's file or encodec.cpp's. Nothing in them is executed. To work offline,
+download once and name the folder:
 
     hf download facebook/encodec_24khz --local-dir encodec_24khz
 """
@@ -24,28 +24,28 @@ from valle_convert.errors import InputError
 from valle_convert.model.spec import Codec, CodeFormat, Codes
 from valle_convert.wording import plural
 
-#: Its name in converted files.
+#: EnCodec's name in converted files.
 ENCODEC_NAME = "encodec-24khz"
-#: Codes of each level of the published model.
+#: Codebook size of the published model.
 _PUBLISHED_CODES = 1024
 
 
 class AudioCodec(Protocol):
-    """What speaking needs of a codec."""
+    """The interface of a codec."""
 
     @property
     def description(self) -> Codec:
-        """Its name and rates."""
+        """Name and rates."""
         ...
 
     @property
     def n_levels(self) -> int:
-        """Codebooks a frame."""
+        """Number of levels."""
         ...
 
     @property
     def codebook_size(self) -> int:
-        """Codes a codebook."""
+        """Number of different codes of a level."""
         ...
 
     def encode(self, audio: Audio) -> Codes:
@@ -58,7 +58,7 @@ class AudioCodec(Protocol):
 
 
 def check_codec_fits(codec: AudioCodec, config: CodeFormat) -> None:
-    """Refuse a codec whose codes are not the model's.
+    """Check that a codec fits a model.
 
     Raises:
         InputError: levels, codebook size or rates differ.
@@ -76,23 +76,23 @@ def register_codec(
     recognises: Callable[[str | Path], bool],
     opens: Callable[[str | Path], AudioCodec],
 ) -> None:
-    """Let `open_codec` open files of a codec beside EnCodec.
+    """Let `open_codec` open another kind of codec.
 
     Args:
-        name: of the codec in converted files.
-        recognises: whether a file is one.
-        opens: such a file; raises `InputError` where it is damaged.
+        name: the codec's name in converted files.
+        recognises: returns whether a file is such a codec.
+        opens: opens the file; raises `InputError` if it is damaged.
     """
     _registered[name] = (recognises, opens)
 
 
-def open_codec(source: str | Path | None, config: CodeFormat) -> AudioCodec:
+def open_codec(source: str | Path | None, config: CodeFormat | None) -> AudioCodec:
     """The codec of a model, refused before it is loaded where the model has another.
 
     Args:
         source: as `encodec.open_encodec`, or a file of a registered codec; None for the published
             24 kHz EnCodec from the hub.
-        config: of the model.
+        config: of the model; None for whatever codec it is, with the levels of published models.
 
     Raises:
         InputError: this program has no such codec as the model's; or as `EncodecCodec` and
@@ -102,24 +102,26 @@ def open_codec(source: str | Path | None, config: CodeFormat) -> AudioCodec:
     for recognises, opens in _registered.values():
         if source is not None and recognises(source):
             codec = opens(source)
-            check_codec_fits(codec, config)
+            if config is not None:
+                check_codec_fits(codec, config)
             return codec
+    if config is None:
+        return EncodecCodec(ENCODEC_24KHZ if source is None else source)
     if config.codec.name in _registered:
-        found = "no codec was given" if source is None else f"{source} is none"
+        found = "no codec was given" if source is None else f"{source} is another file"
         raise InputError(
-            f"The model speaks codes of {config.codec.name}, and {found}; give the model's codec "
-            "with --codec."
+            f"The model uses the codec {config.codec.name}, but {found}; pass it with --codec."
         )
     if config.codec.name not in {ENCODEC_NAME, "unknown"}:
         raise InputError(
-            f"The model speaks codes of {config.codec.name}, and this program can only sound those "
-            f"of {ENCODEC_NAME}; give voices as codes (.npz), and write codes with --save-codes."
+            f"The model uses the codec {config.codec.name}, and only {ENCODEC_NAME} is built in. "
+            "Use voices as codes (.npz), and write codes with --save-codes."
         )
     if source is None and config.codebook_size != _PUBLISHED_CODES:
         raise InputError(
             f"The model was trained on {plural(config.n_levels, 'level')} of "
-            f"{config.codebook_size} codes, and {ENCODEC_24KHZ} has {_PUBLISHED_CODES} codes a "
-            "level; give the model's codec with --codec, or work with files of codes (.npz)."
+            f"{config.codebook_size} codes, and {ENCODEC_24KHZ} has {_PUBLISHED_CODES} per level. "
+            "Pass the model's codec with --codec, or work with saved codes (.npz)."
         )
     encodec = EncodecCodec(ENCODEC_24KHZ if source is None else source, n_levels=config.n_levels)
     check_codec_fits(encodec, config)
@@ -127,21 +129,21 @@ def open_codec(source: str | Path | None, config: CodeFormat) -> AudioCodec:
 
 
 class EncodecCodec:
-    """EnCodec of any size, for one channel and causal, as an `AudioCodec`.
+    """A mono, causal EnCodec of any size.
 
-    The decoder's weights are read at once, so that damage shows before anything is spoken; those
-    of the encoder when something is encoded.
+    The decoder's weights are read at once, so that damage shows before anything is spoken; the
+    encoder's on first use.
 
     Args:
-        source: a folder with `config.json` and weights, a file of a codec, or a name on the hub;
-            or what `open_encodec` made of one.
-        n_levels: how many codebooks to use; 8 are 6 kbit/s of the published model.
+        source: a folder with `config.json` and weights, a codec file, a name on the hub, or the
+            result of `open_encodec`.
+        n_levels: number of levels to use; 8 are 6 kbit/s of the published model.
 
     Attributes:
-        weights: what it was made of.
+        weights: the opened codec.
 
     Raises:
-        InputError: it is no EnCodec, is damaged or incomplete, or has fewer levels.
+        InputError: it is not an EnCodec, is damaged or incomplete, or has fewer levels.
         EnvironmentFault: the hub cannot be reached.
     """
 
@@ -153,8 +155,8 @@ class EncodecCodec:
         check_computable(spec, weights.source)
         if not 1 <= n_levels <= spec.n_codebooks:
             raise InputError(
-                f"The codec {weights.source} has {spec.n_codebooks} levels, and {n_levels} are "
-                "needed; give the model's codec with --codec."
+                f"The codec {weights.source} has {spec.n_codebooks} levels, expected at least "
+                f"{n_levels}; pass the model's codec with --codec."
             )
         self.weights = weights
         self._n_levels = n_levels
@@ -169,17 +171,17 @@ class EncodecCodec:
 
     @property
     def description(self) -> Codec:
-        """Its name and rates."""
+        """Name and rates."""
         return self._codec
 
     @property
     def n_levels(self) -> int:
-        """Codebooks a frame."""
+        """Number of levels."""
         return self._n_levels
 
     @property
     def codebook_size(self) -> int:
-        """Codes a codebook."""
+        """Number of different codes of a level."""
         return self.weights.spec.codebook_size
 
     def encode(self, audio: Audio) -> Codes:

@@ -1,8 +1,8 @@
-"""Codes of some speech in a file, so that they can be kept, exchanged and decoded again.
+"""Saved codes: a `.npz` file of numpy arrays.
 
-The file holds numpy arrays only: `codes` [frames, levels], what they are codes of, and the
-phonemes of a single sentence, which only `quantize.utterances` reads. Nothing in it is ever
-unpickled, and a file that would unpack to more than it may is refused unread.
+It has `codes` [frames, levels], their codec, and the phonemes of a single sentence, so that it can
+serve as data to measure on. Nothing is unpickled, and a file that would unpack to too much is
+rejected unread.
 """
 
 from __future__ import annotations
@@ -24,22 +24,21 @@ from valle_convert.wording import plural
 FORMAT_VERSION = 1
 CODES_SUFFIX = ".npz"
 
-#: Five hours of eight levels; what it would unpack to is checked before anything is.
+#: Unpacked size: five hours of eight levels.
 _MAX_BYTES = 64 << 20
 _ENTRIES = ("format_version", "codes", "codec", "codebook_size", "sample_rate", "frame_rate")
 
 
 @dataclass(frozen=True, eq=False)
 class SavedCodes:
-    """Codes with what is needed to decode them.
+    """Codes with everything needed to decode them.
 
     Attributes:
         codes: [frames, levels], int32.
-        codec: which codec they belong to, with its rates.
+        codec: the codec, with its rates.
         codebook_size: all codes are below this.
-        phonemes: the ids of what is said, with the marks around them, where it is one sentence
-            and known; so the file can serve as an utterance to measure on.
-        language: its id, where there is one.
+        phonemes: ids of the text with `<bos>` and `</eos>`, if it is one known sentence.
+        language: id of the language, if known.
     """
 
     codes: Codes
@@ -50,33 +49,30 @@ class SavedCodes:
 
 
 def is_codes_path(path: Path) -> bool:
-    """Whether a file of that name holds codes, and not sound."""
+    """Whether a file name is that of saved codes, not audio."""
     return path.suffix.lower() == CODES_SUFFIX
 
 
 def check_codes_target(path: Path) -> None:
-    """Refuse a name by which the codes would not be found again.
+    """Check the name of a file of codes.
 
     Raises:
         InputError: it does not end in `.npz`.
     """
     if not is_codes_path(path) and not is_stream(path):
-        raise InputError(
-            f"The codes {path} have a name that ends in {path.suffix or 'nothing'}; give one that "
-            f"ends in {CODES_SUFFIX}."
-        )
+        raise InputError(f"{path}: the name of saved codes must end in {CODES_SUFFIX}.")
 
 
 def write_codes(
     path: Path, saved: SavedCodes, *, force: bool = False, sources: Iterable[Path] = ()
 ) -> None:
-    """Write a file of codes, or leave nothing.
+    """Write a file of codes, or nothing.
 
     Args:
-        path: of the file, `.npz`.
-        saved: what to write.
-        force: whether a file that exists may be replaced.
-        sources: files that must not be overwritten, whatever `force` says.
+        path: the `.npz` file.
+        saved: the codes.
+        force: replace an existing file.
+        sources: files that are never overwritten.
 
     Raises:
         InputError, EnvironmentFault: as `check_codes_target` and `files.atomic_output`.
@@ -104,18 +100,18 @@ def read_codes(path: Path, config: CodeFormat | None = None) -> SavedCodes:
     """Read a file of codes.
 
     Args:
-        path: of the file.
-        config: of the model that they are for; None for any.
+        path: the file.
+        config: the model that the codes must fit; None for any.
 
     Raises:
-        InputError: it is no such file, is damaged, or its codes are not the model's.
+        InputError: it is not such a file, is damaged, or does not fit the model.
     """
     entries = read_npz(
         path,
         _ENTRIES,
         max_bytes=_MAX_BYTES,
         what="file of codes",
-        hint="one is written with --save-codes",
+        hint="write one with --save-codes",
     )
     saved = _checked(path, entries)
     if config is not None:
@@ -124,7 +120,7 @@ def read_codes(path: Path, config: CodeFormat | None = None) -> SavedCodes:
 
 
 def check_codes_fit(saved: SavedCodes, config: CodeFormat, where: str) -> None:
-    """Refuse codes that are not of the model's codec.
+    """Check that codes fit a model.
 
     Raises:
         InputError: levels, codebook or codec differ.
@@ -134,7 +130,7 @@ def check_codes_fit(saved: SavedCodes, config: CodeFormat, where: str) -> None:
 
 
 def check_format(what: str, found: tuple[int, int, Codec], model: CodeFormat, advice: str) -> None:
-    """Refuse codes, or a codec, of other levels, codebooks or rates than the model's."""
+    """Check levels, codebook size and rates of codes or a codec against a model."""
     n_levels, size, codec = found
     trained = model.codec
     named = "" if trained.name == "unknown" else f" ({trained.name})"
@@ -153,28 +149,30 @@ def _checked(path: Path, entries: dict[str, NDArray[Any]]) -> SavedCodes:
     kinds = {"codec": "U", "frame_rate": "f"}
     for name, value in scalars.items():
         if value.shape != () or value.dtype.kind != kinds.get(name, "i"):
-            raise InputError(f"{path}: {name} is no single value of its type; the file is damaged.")
+            raise InputError(
+                f"{path}: {name} is not a single value of its type; the file is damaged."
+            )
     version = int(scalars["format_version"])
     if version != FORMAT_VERSION:
         raise InputError(
-            f"{path} is a file of codes of version {version}, and this program reads "
-            f"{FORMAT_VERSION}; update it, or write the file again."
+            f"{path} has version {version} of the format, expected {FORMAT_VERSION}; update "
+            "valle-convert, or write the file again."
         )
     size = int(scalars["codebook_size"])
     sample_rate, frame_rate = int(scalars["sample_rate"]), float(scalars["frame_rate"])
     if codes.ndim != 2 or codes.dtype.kind != "i" or 0 in codes.shape:
         raise InputError(
-            f"{path}: codes are {codes.dtype} {list(codes.shape)}, where integers [frames, levels] "
-            "are expected."
+            f"{path}: codes are {codes.dtype} {list(codes.shape)}, expected integers [frames, "
+            "levels]."
         )
     if codes.min() < 0 or codes.max() >= size:
         raise InputError(
-            f"{path} has codes from {codes.min()} to {codes.max()}, where 0 to {size - 1} is "
-            "expected; the file is damaged."
+            f"{path} has codes from {codes.min()} to {codes.max()}, expected 0 to {size - 1}; the "
+            "file is damaged."
         )
     if not (0 <= sample_rate <= 1_000_000 and 0 <= frame_rate <= 100_000):
         raise InputError(
-            f"{path}: {sample_rate} Hz and {frame_rate} frames a second are no rates of speech."
+            f"{path}: {sample_rate} Hz and {frame_rate} frames per second are out of range."
         )
     codec = Codec(str(scalars["codec"]), sample_rate, frame_rate)
     return SavedCodes(codes.astype(np.int32), codec, size)

@@ -1,7 +1,7 @@
-"""Audio files: any that libsndfile reads, to mono float32; and five formats written, unclipped.
+"""Audio files: reads all formats of libsndfile as mono float32, writes five, never clipped.
 
-A file is read in blocks and mixed at once, so that memory holds one channel of it. All
-channels count alike. Resampling is soxr's at its highest quality.
+A file is read in blocks and mixed at once, so that memory holds one channel; all channels have the
+same weight. soxr resamples at its highest quality.
 """
 
 from __future__ import annotations
@@ -34,10 +34,9 @@ from valle_convert.files import (
 Samples = NDArray[np.float32]
 SampleFormat = Literal["int16", "float32"]
 
-#: Rates outside of these are no sound, but damaged headers; a rate of 1 Hz would be 24,000 times
-#: as long at 24 kHz.
+#: Other rates mean a damaged header; 1 Hz would become 24,000 times as long at 24 kHz.
 _RATES = range(1_000, 1_000_001)
-#: What sound is written as, by the name of the file: libsndfile's format and subtype.
+#: libsndfile's format and subtype, by the suffix of the file.
 FORMATS = {
     ".wav": ("WAV", "PCM_16"),
     ".flac": ("FLAC", "PCM_16"),
@@ -45,17 +44,17 @@ FORMATS = {
     ".mp3": ("MP3", "MPEG_LAYER_III"),
     ".opus": ("OGG", "OPUS"),
 }
-#: Where the mean of all channels has less than this of their power, they are each other's opposite.
+#: If the mean of all channels has less than this share of their power, they cancel out.
 _CANCELLED = 1e-3
 _BLOCK_FRAMES = 1 << 16
 _INT16_FULL_SCALE = 32767
-#: What a wav header says of a length that nobody knows yet.
+#: Length in a wav header if unknown.
 _UNKNOWN = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, eq=False)
 class Audio:
-    """Sound of one channel.
+    """Mono audio.
 
     Attributes:
         samples: [n], float32; full scale is 1.
@@ -67,19 +66,19 @@ class Audio:
 
     @property
     def seconds(self) -> float:
-        """How long it is."""
+        """Length in seconds."""
         return len(self.samples) / self.sample_rate
 
 
 @dataclass(frozen=True)
 class WrittenAudio:
-    """What became of some audio on its way into a file.
+    """Result of writing audio.
 
     Attributes:
-        path: of the file.
-        seconds: how long it is.
-        peak: the highest absolute sample before writing; full scale is 1.
-        gain: what the samples were multiplied by; below 1 where they would have been clipped.
+        path: the file.
+        seconds: length.
+        peak: highest absolute sample before writing; full scale is 1.
+        gain: factor of the samples; below 1 if they would have been clipped.
     """
 
     path: Path
@@ -93,23 +92,47 @@ def read_audio(path: Path, sample_rate: int, *, max_seconds: float | None = None
 
     Args:
         path: wav, flac, ogg, mp3, or whatever else libsndfile knows.
+        sample_rate: sample rate of the result.
+        max_seconds: read only the beginning.
+
+    Raises:
+        InputError: the file is missing, or as for `decode_audio`.
+        EnvironmentFault: soundfile or soxr is not installed, or the disk fails.
+    """
+    require("soundfile", "Reading audio files")
+    check_input_file(path, "audio file")
+    try:
+        with path.open("rb") as raw:
+            return decode_audio(raw, str(path), sample_rate, max_seconds=max_seconds)
+    except OSError as error:
+        raise os_fault(f"The audio file {path} cannot be opened", error) from error
+
+
+def decode_audio(
+    raw: BinaryIO, name: str, sample_rate: int, *, max_seconds: float | None = None
+) -> Audio:
+    """Read an open file, or bytes in memory, as `read_audio` does.
+
+    Args:
+        raw: the file.
+        name: of it, for messages.
         sample_rate: of the result.
         max_seconds: read no more than the beginning.
 
     Raises:
-        InputError: there is no such file, it is no audio, it is empty, or has samples that are no
-            numbers, or its channels cancel each other out.
-        EnvironmentFault: soundfile or soxr is not installed, or the disk fails.
+        InputError: it is no audio, it is empty, or has samples that are no numbers, or its channels
+            cancel each other out.
+        EnvironmentFault: soundfile or soxr is not installed.
     """
     sound = require("soundfile", "Reading audio files")
     soxr = require("soxr", "Resampling audio")
-    check_input_file(path, "audio file")
+    shell_name = shlex.quote(Path(name).name)
     try:
-        with path.open("rb") as raw, _sound_file(raw) as (file, check):
+        with _sound_file(raw) as (file, check):
             rate = int(file.samplerate)
             if rate not in _RATES:
                 raise InputError(
-                    f"{path} has a sample rate of {rate} Hz, where {_RATES[0]} to {_RATES[-1]} is "
+                    f"{name} has a sample rate of {rate} Hz, where {_RATES[0]} to {_RATES[-1]} is "
                     "expected; the file is damaged."
                 )
             limit = -1 if max_seconds is None else round(max_seconds * rate)
@@ -119,22 +142,20 @@ def read_audio(path: Path, sample_rate: int, *, max_seconds: float | None = None
                 mixed.append(block.mean(axis=1))
                 power += _power(block)
                 mixed_power += _power(mixed[-1][:, None])
-    except OSError as error:
-        raise os_fault(f"The audio file {path} cannot be opened", error) from error
     except sound.SoundFileError as error:
         raise InputError(
-            f"{path} cannot be read as audio ({_reason(error)}), where a wav, flac, ogg or mp3 "
-            f"file is expected; convert it with `ffmpeg -i {shlex.quote(path.name)} voice.wav`."
+            f"{name} cannot be read as audio ({_reason(error)}), where a wav, flac, ogg or mp3 "
+            f"file is expected; convert it with `ffmpeg -i {shell_name} voice.wav`."
         ) from error
     samples = np.concatenate(mixed) if mixed else np.zeros(0, np.float32)
     if not len(samples):
-        raise InputError(f"{path} has no sound in it: it is an audio file of length 0.")
+        raise InputError(f"{name} is an audio file of length 0.")
     if not np.isfinite(samples).all():
-        raise InputError(f"{path} has samples that are no finite numbers; the file is damaged.")
+        raise InputError(f"{name} has samples that are not finite; the file is damaged.")
     if mixed_power < _CANCELLED * power:
         raise InputError(
-            f"The channels of {path} cancel each other out, since one is the opposite of the "
-            f"other; take one with `ffmpeg -i {shlex.quote(path.name)} -af 'pan=mono|c0=c0' "
+            f"The channels of {name} cancel each other out; keep one with"
+            f" `ffmpeg -i {shell_name} -af 'pan=mono|c0=c0' "
             "voice.wav`."
         )
     if rate != sample_rate:
@@ -143,13 +164,13 @@ def read_audio(path: Path, sample_rate: int, *, max_seconds: float | None = None
 
 
 def _power(block: NDArray[np.float32]) -> float:
-    """Of some samples [n, channels], a channel, without what is constant in them."""
-    with np.errstate(invalid="ignore", over="ignore"):  # what is no number is refused later
+    """Power per channel of samples [n, channels], without their constant part."""
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN is rejected later
         return float(np.square(np.diff(block, axis=0), dtype=np.float64).mean(axis=1).sum())
 
 
 class _Callbacks:
-    """A file for libsndfile's callbacks, in which nothing may be raised: it would be lost."""
+    """A file for libsndfile's callbacks, which must not raise: exceptions would be lost."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -176,7 +197,7 @@ class _Callbacks:
         return self._call("tell", (), 0)
 
     def check(self) -> None:
-        """Raise what was raised in a callback."""
+        """Raise the exception of a callback."""
         if self._error is not None:
             raise self._error
 
@@ -185,7 +206,7 @@ class _Callbacks:
 def _sound_file(
     file: BinaryIO, *arguments: object, **options: object
 ) -> Iterator[tuple[Any, Callable[[], None]]]:
-    """A `SoundFile` over an open file, and what raises the errors of that one."""
+    """A `SoundFile` over an open file, and a function that raises the errors of its callbacks."""
     sound = require("soundfile", "Reading and writing audio files")
     guarded = _Callbacks(file)
     try:
@@ -201,25 +222,24 @@ def _reason(error: Exception) -> str:
 
 
 class AudioWriter:
-    """Sound into a wav, flac, ogg, mp3 or opus file by its name, or into a stream, piece by piece.
+    """Writes audio piece by piece to a wav, flac, ogg, mp3 or opus file, or to a stream.
 
-    A file appears at the end, whole, or not at all; memory does not grow with it. 16-bit samples
-    cannot go beyond full scale: sound that does is made quieter as a whole, just as far as needed.
-    A stream (a pipe, a device, standard output) gets every piece at once, as a wav of unknown
-    length or without any header. What went out cannot be changed any more, so that there a piece
-    beyond full scale is made quieter together with all that follow. Nothing is ever clipped, and
-    the result says what was done (`gain`). 32-bit floats keep every sample as it is.
+    A file appears when it is complete, or not at all; memory does not grow with its length. If
+    samples exceed full scale, a 16-bit file is made quieter as a whole, just enough. A stream (a
+    pipe, a device, standard output) receives every piece at once, as wav of unknown length or
+    without header; there, a piece above full scale lowers the volume from then on. Nothing is
+    clipped, and the result has the `gain`. 32-bit float files keep every sample.
 
     Args:
-        path: of the file. It is not touched before the first piece.
-        force: whether a file that exists may be replaced.
+        path: the file; not touched before the first piece.
+        force: replace an existing file.
         sample_format: how samples are stored.
-        raw: leave the header out; only for streams.
-        sources: files that must not be overwritten, whatever `force` says.
+        raw: write no header; only for streams.
+        sources: files that are never overwritten.
 
     Raises:
         InputError, EnvironmentFault: as `files.atomic_output`, at the first piece or at the end;
-            soundfile is not installed; the format has not the sample rate.
+            soundfile is not installed; the format does not support the sample rate.
     """
 
     def __init__(
@@ -258,13 +278,13 @@ class AudioWriter:
 
     @property
     def written(self) -> WrittenAudio | None:
-        """What became of it so far; None before anything was added."""
+        """The result so far; None before the first piece."""
         if self._out is None:
             return None
         return WrittenAudio(self._path, self._n / self._rate, self._peak, self._gain)
 
     def add(self, audio: Audio) -> None:
-        """Write, or keep for the end, some more of the same sound; all at one sample rate."""
+        """Add a piece; all pieces have the same sample rate."""
         if self._out is None:
             self._begin(audio.sample_rate)
         if audio.sample_rate != self._rate:
@@ -294,7 +314,7 @@ class AudioWriter:
             out = self._open.enter_context(open_stream(self._path))
             self._start = _place(out)
             if not self._raw:
-                out.write(self._header(_UNKNOWN))
+                out.write(wav_header(rate, None, self._format))
         self._out = out
 
     def _finish(self, out: BinaryIO) -> None:
@@ -302,7 +322,8 @@ class AudioWriter:
             if self._start is not None and not self._raw:
                 # A file on standard output after all.
                 n_bytes = self._n * self._stored(np.zeros(1, np.float32)).itemsize
-                os.pwrite(out.fileno(), self._header(n_bytes), self._start)
+                header = wav_header(self._rate, n_bytes, self._format)
+                os.pwrite(out.fileno(), header, self._start)
             return
         sound = require("soundfile", "Writing audio files")
         how = {"channels": 1, "format": self._kind, "subtype": self._subtype}
@@ -314,30 +335,41 @@ class AudioWriter:
                     check()
         except sound.SoundFileError as error:
             raise InputError(
-                f"{self._path} cannot be written at {self._rate} Hz ({_reason(error)}); give a "
-                "name that ends in .wav."
+                f"{self._path} cannot be written at {self._rate} Hz ({_reason(error)}); use .wav."
             ) from error
 
     def _stored(self, samples: Samples) -> NDArray[np.float32] | NDArray[np.int16]:
         if self._format == "float32":
             return np.ascontiguousarray(samples, "<f4")
-        scaled = np.rint(samples.astype(np.float64) * (self._gain * _INT16_FULL_SCALE))
-        return scaled.astype("<i2")
+        return to_int16(samples, self._gain)
 
-    def _header(self, n_bytes: int) -> bytes:
-        """The 44 bytes before the samples of a wav file (IBM and Microsoft, 1991)."""
-        tag, bits = (3, 32) if self._format == "float32" else (1, 16)
-        size, width = min(n_bytes, _UNKNOWN), bits // 8
-        return struct.pack(
-            "<4sI4s4sIHHIIHH4sI",
-            *(b"RIFF", min(36 + size, _UNKNOWN), b"WAVE"),
-            *(b"fmt ", 16, tag, 1, self._rate, self._rate * width, width, bits),
-            *(b"data", size),
-        )
+
+def to_int16(samples: Samples, gain: float) -> NDArray[np.int16]:
+    """Samples as 16-bit integers, little endian."""
+    scaled = np.rint(samples.astype(np.float64) * (gain * _INT16_FULL_SCALE))
+    return scaled.astype("<i2")
+
+
+def wav_header(rate: int, n_bytes: int | None, sample_format: SampleFormat = "int16") -> bytes:
+    """The 44 bytes before the samples of a wav file (IBM and Microsoft, 1991).
+
+    Args:
+        rate: in Hz.
+        n_bytes: of all samples; None where nobody knows yet.
+        sample_format: of a sample.
+    """
+    tag, bits = (3, 32) if sample_format == "float32" else (1, 16)
+    size, width = min(_UNKNOWN if n_bytes is None else n_bytes, _UNKNOWN), bits // 8
+    return struct.pack(
+        "<4sI4s4sIHHIIHH4sI",
+        *(b"RIFF", min(36 + size, _UNKNOWN), b"WAVE"),
+        *(b"fmt ", 16, tag, 1, rate, rate * width, width, bits),
+        *(b"data", size),
+    )
 
 
 def _place(out: BinaryIO) -> int | None:
-    """Where a file on standard output stands; None where it cannot be gone back to."""
+    """The position in a file on standard output; None if it is not seekable."""
     import fcntl  # which Windows has not
 
     if not out.seekable() or fcntl.fcntl(out.fileno(), fcntl.F_GETFL) & os.O_APPEND:
@@ -353,7 +385,7 @@ def write_wav(
     sample_format: SampleFormat = "int16",
     sources: Iterable[Path] = (),
 ) -> WrittenAudio:
-    """Write a file at once; arguments and errors are those of `AudioWriter`."""
+    """Write a whole file; arguments and errors as `AudioWriter`."""
     with AudioWriter(path, force=force, sample_format=sample_format, sources=sources) as writer:
         writer.add(audio)
         written = writer.written
@@ -362,19 +394,16 @@ def write_wav(
 
 
 def audio_format(path: Path, sample_format: SampleFormat = "int16") -> tuple[str, str]:
-    """Format and subtype of an audio file by its name; a pipe or a device gets wav.
+    """Format and subtype of an audio file by its suffix; wav for a pipe or a device.
 
     Raises:
-        InputError: it is none that is written here, or does not hold such samples.
+        InputError: the suffix is unknown, or its format cannot store such samples.
     """
     known = FORMATS.get(path.suffix.lower())
     if known is None and not is_stream(path):
-        raise InputError(
-            f"The sound {path} has a name that ends in {path.suffix or 'nothing'}; give one that "
-            f"ends in {', '.join(FORMATS)}."
-        )
+        raise InputError(f"{path}: the name of an audio file must end in {', '.join(FORMATS)}.")
     if sample_format == "int16":
         return known or FORMATS[".wav"]
     if known not in (None, FORMATS[".wav"]):
-        raise InputError(f"{path} cannot hold 32-bit floats; leave --float out, or write a .wav.")
+        raise InputError(f"{path} cannot store 32-bit floats; use .wav, or leave out --float.")
     return "WAV", "FLOAT"

@@ -1,4 +1,4 @@
-"""Recordings and what is said in them."""
+"""Recordings and their transcripts."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _MAX_LIST_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Recorded:
-    """A recording, and what is said in it.
+    """A recording and its transcript.
 
     Attributes:
-        path: wav, flac, ogg or mp3; or codes (.npz).
-        text: the words, or IPA.
+        path: wav, flac, ogg or mp3, or saved codes (.npz).
+        text: words, or IPA.
     """
 
     path: Path
@@ -27,10 +27,10 @@ class Recorded:
 
 
 def read_list(path: Path) -> list[Recorded]:
-    """Recordings and texts, tab-separated, one a line; paths are relative to the list.
+    """Read a list: one path, tab and transcript per line, with paths relative to the list.
 
     Raises:
-        InputError: it cannot be read, is empty, or a line is not of that form.
+        InputError: it cannot be read, is empty, or has another form.
     """
     found = []
     data = read_small_file(path, "list", _MAX_LIST_BYTES, pipe=True)
@@ -48,8 +48,8 @@ def read_list(path: Path) -> list[Recorded]:
         where = f"{path}, line {number}"
         if len(fields) != 2 or not fields[0] or b"\0" in fields[0]:
             raise InputError(
-                f"{where} has {len(fields)} tab-separated fields, where two are expected: the "
-                "path of a recording, and what is said in it."
+                f"{where} has {len(fields)} tab-separated fields, expected two: the path of a "
+                "recording and its transcript."
             )
         try:
             text = fields[1].decode("utf-8")
@@ -57,5 +57,5 @@ def read_list(path: Path) -> list[Recorded]:
             raise InputError(f"{where}: the text is not UTF-8; save it as UTF-8.") from None
         found.append(Recorded(path.parent / os.fsdecode(fields[0]), text))
     if not found:
-        raise InputError(f"{path} is empty, where a recording and its text a line are expected.")
+        raise InputError(f"{path} is empty, expected a recording and its transcript per line.")
     return found

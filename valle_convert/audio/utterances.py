@@ -1,4 +1,4 @@
-"""Utterances in `.npz` files: what is said, its codes, and perhaps a voice before it."""
+"""Utterances in `.npz` files: text, codes, and optionally a voice prompt."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class SpokenUtterance:
     """Text, voice and speech.
 
     Attributes:
-        condition: phonemes with their marks, language, prompt.
+        condition: phonemes with `<bos>` and `</eos>`, language, prompt.
         response: [frames, levels].
-        text: the words, where they are known.
+        text: the words, if known.
     """
 
     condition: Condition
@@ -33,15 +33,15 @@ class SpokenUtterance:
 
 
 def read_spoken(path: Path, config: GemmaConfig, rows: RowMap) -> SpokenUtterance:
-    """One utterance.
+    """Read an utterance.
 
     Args:
-        path: a `.npz` file.
-        config: of the model.
-        rows: its tables, in which phonemes and language have to be.
+        path: the `.npz` file.
+        config: config of the model.
+        rows: tables of the model; phonemes and language must be in them.
 
     Raises:
-        InputError: the file is not of the format or not of this model.
+        InputError: the file has another format, or does not fit the model.
     """
     arrays = read_npz(
         path,
@@ -55,22 +55,19 @@ def read_spoken(path: Path, config: GemmaConfig, rows: RowMap) -> SpokenUtteranc
     codes = arrays.pop("codes", None)
     text = arrays.pop("text", np.array(""))
     if text.dtype.kind != "U" or text.shape:
-        raise InputError(
-            f"{path}: text is {text.dtype} {list(text.shape)}, where one string is expected."
-        )
+        raise InputError(f"{path}: text is {text.dtype} {list(text.shape)}, expected one string.")
     if codes is not None and "response" not in arrays:
-        # A file of codes; whether they are the model's is said in its own words.
+        # A file of codes, which checks itself against the model.
         arrays["response"] = read_codes(path, config).codes
         if "phonemes" not in arrays:
             raise InputError(
-                f"{path} is a file of codes and does not tell what is said in it: it has no array "
-                "'phonemes', which speak saves with the codes of a single sentence; make an "
-                f"utterance of it: valle-convert utterances {path} --text TEXT --model GGUF DIR."
+                f"{path} has codes but no phonemes, which speak saves with a single sentence. Run "
+                f"valle-convert utterances {path} --text TEXT --model GGUF DIR."
             )
     if missing := [name for name in ("phonemes", "response") if name not in arrays]:
         raise InputError(
-            f"{path} is no .npz file of an utterance (it has no array "
-            f"{', '.join(map(repr, missing))}); docs/quantize.md has the format."
+            f"{path} is not an utterance: it has no {', '.join(map(repr, missing))}. "
+            "docs/quantize.md has the format."
         )
     check_utterance(path, arrays, config, rows)
     phonemes, response = arrays["phonemes"], arrays["response"]
@@ -92,16 +89,16 @@ def read_spoken(path: Path, config: GemmaConfig, rows: RowMap) -> SpokenUtteranc
 def check_utterance(
     path: Path, arrays: Mapping[str, NDArray[Any]], config: GemmaConfig, rows: RowMap
 ) -> None:
-    """Refuse what is not of the format, or not of the model.
+    """Check the arrays of an utterance against a model.
 
     Args:
-        path: where it comes from, for messages.
-        arrays: phonemes and response, and prompt and language where there are any.
-        config: of the model.
-        rows: its tables.
+        path: the file, for messages.
+        arrays: phonemes and response, optionally prompt and language.
+        config: config of the model.
+        rows: tables of the model.
 
     Raises:
-        InputError: as said.
+        InputError: they have another format, or do not fit the model.
     """
     phonemes, response = arrays["phonemes"], arrays["response"]
     prompt, language = arrays.get("prompt"), arrays.get("language")
@@ -124,18 +121,17 @@ def _check(
     path: Path, name: str, array: NDArray[Any], shape: tuple[int | None, ...], n_rows: int
 ) -> None:
     if array.dtype.kind not in "iu":
-        raise InputError(f"{path}: {name} is of type {array.dtype}, where integers are expected.")
+        raise InputError(f"{path}: {name} is of type {array.dtype}, expected integers.")
     fits = array.ndim == len(shape) and all(
         wanted in (None, found) for wanted, found in zip(shape, array.shape, strict=True)
     )
     if not fits or not array.size:
         words = ["n" if n is None else str(n) for n in shape]
         raise InputError(
-            f"{path}: {name} is of shape {list(array.shape)}, where [{', '.join(words)}] is "
-            "expected."
+            f"{path}: {name} is of shape {list(array.shape)}, expected [{', '.join(words)}]."
         )
     low, high = int(array.min()), int(array.max())
     if low < 0 or high >= n_rows:
         raise InputError(
-            f"{path}: {name} holds {low if low < 0 else high}, where 0 to {n_rows - 1} is expected."
+            f"{path}: {name} has {low if low < 0 else high}, expected 0 to {n_rows - 1}."
         )

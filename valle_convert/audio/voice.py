@@ -1,4 +1,4 @@
-"""A voice prompt of the length that the model likes, out of a recording of any length."""
+"""Voice prompts from recordings of any length."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from valle_convert.errors import InputError
 from valle_convert.model.spec import Codes
 from valle_convert.wording import plural
 
-#: What the checkpoints' own project takes of a recording.
+#: Length that the original project uses.
 PROMPT_SECONDS = 3.0
 
-#: A hundredth of a second is heard as sound above this (-50 dB); quiet rooms are below.
+#: A hundredth of a second above this (-50 dB) is sound; quiet rooms are below.
 _AUDIBLE = 10 ** (-50 / 20)
 _WINDOWS_PER_SECOND = 100
-#: Less sound than this tells nothing of a voice.
+#: Less sound is not enough for a voice.
 _MIN_SOUND_SECONDS = 0.2
 
 
 def prompt_audio(audio: Audio, seconds: float | None, name: str) -> tuple[Audio, tuple[str, ...]]:
-    """The part of a recording that serves as prompt: from the first sound on, so many seconds.
+    """The prompt in a recording: some seconds from the first sound on.
 
     Args:
         audio: the recording.
-        seconds: at most so many; None for all of it.
-        name: of the recording, for messages.
+        seconds: longest prompt; None for the whole recording.
+        name: name of the recording in messages.
 
     Returns:
-        The prompt, and notices of what was left out.
+        The prompt, and a notice if a part was left out.
 
     Raises:
-        InputError: the recording is silent, or has too little sound to tell a voice.
+        InputError: the recording is silent, or has too little sound.
     """
     window = max(1, audio.sample_rate // _WINDOWS_PER_SECOND)
     n_windows = -(-len(audio.samples) // window)
@@ -43,9 +43,8 @@ def prompt_audio(audio: Audio, seconds: float | None, name: str) -> tuple[Audio,
     sound = len(audible) / _WINDOWS_PER_SECOND
     if sound < _MIN_SOUND_SECONDS:
         raise InputError(
-            f"There is no speech in {name}: {audio.seconds:.1f} seconds with {sound:.1f} seconds "
-            f"of sound above -50 dB, where at least {_MIN_SOUND_SECONDS} are needed; record it "
-            "again, or make it louder."
+            f"There is no speech in {name}: {sound:.1f} of {audio.seconds:.1f} seconds are above "
+            f"-50 dB, expected at least {_MIN_SOUND_SECONDS}. Record it again, or make it louder."
         )
     if seconds is None:
         return audio, ()
@@ -56,24 +55,24 @@ def prompt_audio(audio: Audio, seconds: float | None, name: str) -> tuple[Audio,
     if len(audio.samples) > length:
         notices.append(
             f"{name} is {audio.seconds:.1f} seconds long; the {len(taken) / audio.sample_rate:.1f} "
-            f"seconds from {start / audio.sample_rate:.1f} on serve as the voice"
+            f"seconds from {start / audio.sample_rate:.1f} on are used as the voice"
         )
     return Audio(taken, audio.sample_rate), tuple(notices)
 
 
 def fit_prompt(codes: Codes, n_frames: int, name: str) -> tuple[Codes, tuple[str, ...]]:
-    """A prompt of exactly `n_frames`: its beginning, or it over and over.
+    """A prompt of exactly `n_frames`, cut or repeated.
 
     Returns:
-        The codes, [n_frames, levels], and notices of what was done to them.
+        The codes, [n_frames, levels], and a notice if they were changed.
     """
     found = len(codes)
     if found >= n_frames:
-        notice = f"{name} has {plural(found, 'frame')}; the first {n_frames} serve as the voice"
+        notice = f"{name} has {plural(found, 'frame')}; the first {n_frames} are used as the voice"
         return codes[:n_frames], (notice,) if found > n_frames else ()
     repeated = np.tile(codes, (-(-n_frames // found), 1))[:n_frames]
     notice = (
-        f"{name} has {plural(found, 'frame')} of sound, fewer than the {n_frames} that the model "
-        "likes; it is repeated"
+        f"{name} has {plural(found, 'frame')} of sound, shorter than the {n_frames} frames that "
+        "the model expects; it is repeated"
     )
     return repeated, (notice,)

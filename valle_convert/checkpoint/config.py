@@ -15,9 +15,9 @@ from valle_convert.checkpoint.folder import Found, Tree, find_config
 from valle_convert.checkpoint.plain_values import load_yaml, to_plain
 from valle_convert.errors import InputError
 from valle_convert.files import decoded, read_small_file
+from valle_convert.wording import listing
 
 _MAX_BYTES = 1 << 20
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,17 @@ def read_config(
     path: Path,
     inside: object,
     plain: Mapping[str, Any],
-    given: Path | None,
+    given: Config | None,
     tree: Tree,
     found: Found,
+    *,
+    origin: str = "inside the checkpoint",
 ) -> Config:
-    """The config of the weights in a file."""
+    """The config of the weights in a file; `origin` says where the one inside comes from."""
     keys: Mapping[str, Any] = {}
-    source, files, notes = "", [], []
+    source = ""
+    files: list[Path] = []
+    notes: list[str] = []
     if inside is not None:
         try:
             keys, left_out = plain_keys(inside)
@@ -51,33 +55,30 @@ def read_config(
                     "--config, or export the checkpoint again."
                 ) from error
             left_out = [f"all of it ({error})"]
-        source = "inside the checkpoint"
+        source = origin
         notes += _said(left_out, "the config inside the checkpoint")
     elif (place := find_config(tree, found)) is not None:
-        beside = tree.get(place)
-        keys, left_out = _load(beside, found)
+        beside = load_config(tree.get(place), found)
+        keys = beside.keys
         where = "beside" if place.parent == found.weights.parent else "above"
         source = f"{place.name} {where} the checkpoint"
-        files.append(beside)
-        notes += _said(left_out, place.name)
+        files += beside.files
+        notes += beside.notes
     if inside is None and plain:
         keys = overlay(plain, keys)
-        source = source or "inside the checkpoint"
+        source = source or origin
     if given is not None:
-        over, left_out = _load(given, found)
-        keys = overlay(keys, over)
-        files.append(given)
-        source = f"{source}, overridden by {given.name}" if source else given.name
-        notes += _said(left_out, given.name)
+        keys = overlay(keys, given.keys)
+        files += given.files
+        source = f"{source}, overridden by {given.source}" if source else given.source
+        notes += given.notes
     return Config(keys, source or "none", tuple(files), tuple(notes))
 
 
 def _said(left_out: list[str], where: str) -> list[str]:
     if not left_out:
         return []
-    more = f", and {len(left_out) - _SHOWN} more" if len(left_out) > _SHOWN else ""
-    shown = ", ".join(left_out[:_SHOWN]) + more
-    return [f"keys of {where} without a plain value are passed over: {shown}"]
+    return [f"keys of {where} without a plain value are passed over: {listing(left_out)}"]
 
 
 def plain_keys(value: object) -> tuple[dict[str, Any], list[str]]:
@@ -90,12 +91,8 @@ def plain_keys(value: object) -> tuple[dict[str, Any], list[str]]:
     return plain, left_out
 
 
-def load_config(path: Path, found: Found) -> Mapping[str, Any]:
-    """The keys of a config file, YAML or JSON."""
-    return _load(path, found)[0]
-
-
-def _load(path: Path, found: Found) -> tuple[Mapping[str, Any], list[str]]:
+def load_config(path: Path, found: Found) -> Config:
+    """A config file, YAML or JSON. It may be a pipe, which can be read once."""
     try:
         # JSON is YAML, so one parser reads both.
         loaded = load_yaml(decoded(read_small_file(path, "config", _MAX_BYTES, pipe=True)))
@@ -114,9 +111,10 @@ def _load(path: Path, found: Found) -> tuple[Mapping[str, Any], list[str]]:
             "expected, for example `version: 5`."
         )
     try:
-        return plain_keys(loaded)
+        keys, left_out = plain_keys(loaded)
     except ValueError as error:
         raise InputError(f"The config {path} is refused: {error}; correct it.") from error
+    return Config(keys, path.name, (path,), tuple(_said(left_out, path.name)))
 
 
 def _model_of(models: list[Any], path: Path, found: Found) -> object:

@@ -33,10 +33,12 @@ from valle_convert.checkpoint.torch_file import (
     TorchTensors,
     is_bare_torch_pickle,
     load_torch_file,
-    packed_again,
 )
+from valle_convert.checkpoint.torch_pickle import StoredTensor
+from valle_convert.checkpoint.torch_zip import packed_again
 from valle_convert.errors import InputError, UnsupportedModelError, ValleConvertError
 from valle_convert.files import check_input_file, os_fault
+from valle_convert.wording import listing
 
 _SUPPORTED = "supported are safetensors, files of torch.save, and folders with one of them"
 #: What trainings keep beside weights: states of the optimizer and the like.
@@ -50,7 +52,6 @@ _PARAMETERS = ("hyper_parameters", "hparams", "args", "cfg")
 #: How trainers call the count of steps.
 _STEPS = ("global_step", "global_steps", "batch_idx_train")
 _MAX_DEPTH = 4
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def _parse(path: Path, tree: Tree, place: PurePath) -> Container:
         found = _read_torch(path, is_deepspeed=is_deepspeed(place.name))
         return replace(found, notes=(*named, *found.notes))
     if is_bare_torch_pickle(head):
-        return _read_torch(path, has_checksums=False)
+        return _read_torch(path)
     if place.name == PICKLE and "data" in tree.folders(place.parent):
         with packed_again(path.parent) as (packed, files):
             found = _read_torch(packed)
@@ -208,8 +209,8 @@ def _metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 # --------------------------------------------------------------------------------- torch
 
 
-def _read_torch(path: Path, *, is_deepspeed: bool = False, has_checksums: bool = True) -> Container:
-    loaded = load_torch_file(path, plain_only=is_deepspeed)
+def _read_torch(path: Path, *, is_deepspeed: bool = False) -> Container:
+    loaded = load_torch_file(path)
     lora = loaded.get("lora") if isinstance(loaded, Mapping) else None
     place, state, notes = _find_state(path, loaded, may_be_none=bool(lora))
     root = loaded if isinstance(loaded, Mapping) else {}
@@ -217,7 +218,7 @@ def _read_torch(path: Path, *, is_deepspeed: bool = False, has_checksums: bool =
     others = [key for key, value in state.items() if value is None or _is_scalar(value)]
     if others and len(others) < len(state):
         state = {key: value for key, value in state.items() if key not in others}
-        notes += (f"values that are no tensors are left out: {', '.join(map(str, others[:5]))}",)
+        notes += (f"values that are no tensors are left out: {listing(others)}",)
     extras = {key: root[key] for key in ("userdata", "stats") if key in root}
     config = _config_in(root) if place else None
     if config is not None:
@@ -227,12 +228,10 @@ def _read_torch(path: Path, *, is_deepspeed: bool = False, has_checksums: bool =
         extras.setdefault("stats", {"global_step": steps[0]})
     contents = Container(
         "torch, DeepSpeed" if is_deepspeed else "torch",
-        TorchTensors(path, state, has_checksums=has_checksums),
+        TorchTensors(path, state),
         extras,
         plain={k: v for k, v in root.items() if isinstance(k, str) and _is_scalar(v)},
-        lora=TorchTensors(path, lora, has_checksums=has_checksums)
-        if lora and isinstance(lora, Mapping)
-        else None,
+        lora=TorchTensors(path, lora) if lora and isinstance(lora, Mapping) else None,
         notes=notes,
     )
     if is_deepspeed and not any(spec.n_elements for spec in contents.tensors.specs.values()):
@@ -303,14 +302,12 @@ _USUAL = ((), ("module",), ("model",))
 
 def _states(value: object, place: tuple[str, ...], seen: set[int]) -> Iterator[_State]:
     """Dicts with tensors in them, the outer ones first; each once: a pickle may hold itself."""
-    import torch
-
     if not isinstance(value, Mapping) or id(value) in seen:
         return
     seen.add(id(value))
     if place == ("lora",) or (place and _NO_WEIGHTS.fullmatch(place[-1])):
         return
-    if any(isinstance(one, torch.Tensor) for one in value.values()):
+    if any(isinstance(one, StoredTensor) for one in value.values()):
         yield _State(place, value)
     if len(place) < _MAX_DEPTH:
         for key, inner in value.items():
@@ -320,10 +317,10 @@ def _states(value: object, place: tuple[str, ...], seen: set[int]) -> Iterator[_
 
 def _explain_states(path: Path, loaded: object, states: list[_State]) -> str:
     if states:
-        names = ", ".join(one.name for one in states[:_SHOWN])
         return (
-            f"{path} holds {len(states)} dicts of tensors ({names}), and nothing tells which of "
-            "them is the model's; save that state_dict() alone."
+            f"{path} holds {len(states)} dicts of tensors "
+            f"({listing(one.name for one in states)}), and nothing tells which of them is the "
+            "model's; save that state_dict() alone."
         )
     if not isinstance(loaded, Mapping):
         return (

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from valle_convert.checkpoint.source import TensorSource, TensorSpec
 from valle_convert.errors import InputError
+from valle_convert.wording import listing
 
 EMBEDDINGS = "model.embed_tokens.weight"
 HEADS = "lm_head.weight"
@@ -92,8 +93,8 @@ class ExportedTensors:
             if name not in (EMBEDDINGS, HEADS, "lm_head.bias") and not name.startswith(_BACKBONE)
         ]
         if missing or others:
-            faults = [f"missing: {', '.join(missing)}"] if missing else []
-            faults += [f"unexpected: {', '.join(others[:10])}"] if others else []
+            faults = [f"missing: {listing(missing)}"] if missing else []
+            faults += [f"unexpected: {listing(others, 10)}"] if others else []
             raise InputError(
                 f"{where} is no whole export of a VALL-E checkpoint: {'; '.join(faults)}; "
                 "export the checkpoint again."

@@ -25,6 +25,7 @@ from typing import Protocol
 from valle_convert.checkpoint.names import is_averaged
 from valle_convert.errors import InputError, UnsupportedModelError, ValleConvertError
 from valle_convert.files import os_fault, read_small_file
+from valle_convert.wording import listing
 
 SAFETENSORS_SUFFIXES = (".sft", ".safetensors")
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".th", ".tar")
@@ -148,11 +149,9 @@ def find_weights(tree: Tree, folder: PurePath, holds_model: Callable[[PurePath],
     if len(models) == 1 and (below := _look_into(tree, models[0], holds_model)) is not None:
         return below
     if models:
-        shown = [tree.name(model) for model in models[:_SHOWN]]
-        more = f", and {len(models) - _SHOWN} more" if len(models) > _SHOWN else ""
         raise InputError(
             f"{tree.name(folder)} holds {len(models)} models, where one is expected: "
-            f"{', '.join(shown)}{more}; give one of them."
+            f"{listing(map(tree.name, models), _SHOWN)}; give one of them."
         )
     if find_adapter(tree, folder) is not None:
         raise InputError(
@@ -250,7 +249,7 @@ def _look_into(
         if choices:
             raise InputError(
                 f"{tree.name(folder)} holds {len(plain)} {kind}, where one is expected: "
-                f"{', '.join(plain[:_SHOWN])}; give one of these files."
+                f"{listing(plain, _SHOWN)}; give one of these files."
             )
     shards = [name for name in names if is_shard(name)]
     if shards:
@@ -289,7 +288,7 @@ def _at_latest(tree: Tree, folder: PurePath) -> Found:
         )
     inner = folder / tag
     if not tree.is_folder(inner):
-        there = ", ".join(tree.folders(folder)[:_SHOWN]) or "none"
+        there = listing(tree.folders(folder), _SHOWN) or "none"
         raise InputError(
             f"{tree.name(path)} names the folder {tag}, which is not there; there are: {there}. "
             "Give the folder of the state to convert."

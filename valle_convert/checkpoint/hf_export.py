@@ -31,6 +31,7 @@ from valle_convert.checkpoint.plain_values import check_plain
 from valle_convert.checkpoint.source import TensorSource
 from valle_convert.errors import InputError, UnsupportedModelError
 from valle_convert.files import read_json_object
+from valle_convert.wording import plural
 
 FORMAT = "Hugging Face export"
 CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
@@ -116,8 +117,8 @@ def read_export(
         tensors=ExportedTensors(_Rows(tensors), rows, str(path)),
         config=own,
         words={name: part.words for name, part in rows.items() if part.words},
-        assumed=assumed if is_given else (*assumed, f"{heads} heads"),
-        notes=(f"{padding} rows of padding behind the last table are left out",) if padding else (),
+        assumed=assumed if is_given else (*assumed, plural(heads, "head")),
+        notes=(f"{plural(padding, 'row')} of padding dropped",) if padding else (),
     )
 
 

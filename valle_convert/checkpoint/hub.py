@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
-from valle_convert.checkpoint.folder import SAFETENSORS_SUFFIXES
+from valle_convert.checkpoint.folder import SAFETENSORS_SUFFIXES, DiskTree, Tree
 from valle_convert.errors import EnvironmentFault, InputError, ValleConvertError
 from valle_convert.extras import require
 from valle_convert.files import describe_os_error
@@ -108,10 +108,14 @@ def parse_location(text: str) -> Location:
     return Location(text, match["repository"], revision, place, is_loose=inside is not None)
 
 
-def fetch_file(path: PurePath, progress: Progress) -> Path:
-    """A file on the hub that is no checkpoint, such as a GGUF file, downloaded."""
-    tree = HubTree(parse_location(str(path)), progress=progress)
-    return tree.get(tree.resolve())
+def locate(
+    path: Path, progress: Progress = silent, headers_in: Path | None = None
+) -> tuple[Tree, PurePath]:
+    """Where a path of the user leads: the disk or a commit on the hub, and the place there."""
+    if not is_on_hub(path):
+        return DiskTree(), path
+    tree = HubTree(parse_location(str(path)), progress=progress, headers_in=headers_in)
+    return tree, tree.resolve()
 
 
 class HubTree:

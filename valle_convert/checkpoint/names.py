@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from valle_convert.checkpoint.source import TensorSource, TensorSpec
 from valle_convert.errors import InputError
+from valle_convert.wording import listing, plural
 
 _WRAPPERS = frozenset(
     """
@@ -28,14 +29,17 @@ _WRAPPERS = frozenset(
 )
 _PEFT = ("base_model", "model")
 _PEFT_ADAPTER = re.compile(r"(.+\.lora_[AB])(\.[^.]+)?\.weight")
+#: How icefall's trainer names the parts of its models.
+ICEFALL = re.compile(
+    r"(ar|nar)_(decoder|text_embedding|audio_embeddings?|predict_layers?|stage_embeddings)\..+"
+)
 #: Tensors that tell a model of a known family or an export of one, whatever stands before them.
 _KNOWN = re.compile(
-    r"((?:[^.]+\.)*?)"
-    r"(text_emb\.weight|phn_emb\.weight|sep|model\.embed_tokens\.weight"
-    r"|(?:ar|nar)_(?:decoder|text_embedding|audio_embeddings?|predict_layers?|stage_embeddings)\..+)"
+    r"((?:[^.]+\.)*?)(text_emb\.weight|phn_emb\.weight|sep|model\.embed_tokens\.weight"
+    rf"|{ICEFALL.pattern})"
 )
 #: A LLaMA of Hugging Face inside another module: Amphion's VALL-E v2, refused by name.
-_AMPHION = re.compile(r"model\.(model|lm_head)\..*|(phone|prompt)_embedder\..*")
+AMPHION = re.compile(r"model\.(model|lm_head)\..*|(phone|prompt)_embedder\..*")
 #: A moving average of weights, by the words of its name.
 _AVERAGED = re.compile(r"(^|[^a-z])(ema|avg|averaged?|swa|shadow|polyak)([^a-z]|$)", re.IGNORECASE)
 _COUNTER = re.compile(r"(.+\.)?(n_averaged|initted|num_updates|decay|step)")
@@ -64,7 +68,7 @@ def is_model(names: Iterable[str]) -> bool:
 
 def is_refused_by_name(names: Iterable[str]) -> bool:
     """Whether a family knows these names only to say why it does not take them."""
-    return any(map(_AMPHION.fullmatch, names))
+    return any(map(AMPHION.fullmatch, names))
 
 
 def is_averaged(name: str) -> bool:
@@ -94,7 +98,8 @@ def with_plain_names(tensors: TensorSource, where: str) -> tuple[TensorSource, t
     left_out = {name for name, plain in names.items() if plain.startswith(tuple(averages))}
     if left_out:
         notes.append(
-            f"averaged (EMA) weights beside the weights are left out: {len(left_out)} tensors "
+            "averaged (EMA) weights beside the weights are left out: "
+            f"{plural(len(left_out), 'tensor')} "
             f"({', '.join(averages)}*)"
         )
     counters = [
@@ -103,7 +108,7 @@ def with_plain_names(tensors: TensorSource, where: str) -> tuple[TensorSource, t
         if tensors.specs[name].n_elements <= 1 and _COUNTER.fullmatch(plain)
     ]
     if counters:
-        notes.append(f"counters of the training are left out: {', '.join(counters[:_SHOWN])}")
+        notes.append(f"counters of the training are left out: {listing(counters, _SHOWN)}")
     own: dict[str, str] = {}
     twice: list[str] = []
     for name, plain in names.items():
@@ -115,13 +120,15 @@ def with_plain_names(tensors: TensorSource, where: str) -> tuple[TensorSource, t
     if twice:
         raise InputError(
             f"{where}: tensors would have one name without what wraps them: "
-            f"{', '.join(twice[:_SHOWN])}; save the plain state_dict() of one model."
+            f"{listing(twice, _SHOWN)}; save the plain state_dict() of one model."
         )
     renamed = [(name, target) for target, name in own.items() if target != name]
     if renamed:
         old, new = renamed[0]
         notes.insert(
-            0, f"{len(renamed)} names of tensors are taken without what wraps them: {old} is {new}"
+            0,
+            f"{plural(len(renamed), 'name')} of tensors taken without what wraps them: {old} is "
+            f"{new}",
         )
     return (RenamedTensors(tensors, own), tuple(notes)) if notes else (tensors, ())
 
@@ -143,7 +150,7 @@ def _prefixes(names: Iterable[str], where: str) -> tuple[str, list[str]]:
     if len(models) > 1:
         raise InputError(
             f"{where} holds {len(models)} models, whose tensors begin with "
-            f"{', '.join(repr(one) for one in models[:_SHOWN])}, where one is expected; save the "
+            f"{listing(map(repr, models), _SHOWN)}, where one is expected; save the "
             "plain state_dict() of one."
         )
     chosen = models[0] if models else ""

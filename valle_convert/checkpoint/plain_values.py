@@ -53,11 +53,10 @@ def to_plain(value: object) -> tuple[Any, list[str]]:
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401
-    if hasattr(value, "numel") or isinstance(value, np.generic | np.ndarray):
-        n = value.numel() if hasattr(value, "numel") else value.size
-        if n > _MAX_ARRAY:
-            raise ValueError(f"a {type(value).__name__} of {n:,} numbers")
-        return value.item() if n == 1 and not value.ndim else value.tolist()
+    if isinstance(value, np.generic | np.ndarray):
+        if value.size > _MAX_ARRAY:
+            raise ValueError(f"an array of {value.size:,} numbers")
+        return value.tolist()
     if isinstance(value, PurePath | dt.date | dt.time):
         return str(value)
     for _ in _children_of_value(value):

@@ -11,7 +11,6 @@ torch is not imported.
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from collections.abc import Mapping
@@ -23,23 +22,21 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from valle_convert.checkpoint.source import BFLOAT16, TensorSpec
+from valle_convert.checkpoint.source import DTYPES, TensorSpec
 from valle_convert.errors import InputError
 from valle_convert.files import check_input_file, os_fault
+from valle_convert.strict_json import DuplicateKeyError, unique_json
 
 _LENGTH = struct.Struct("<Q")
 
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": BFLOAT16,
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-    "I16": np.dtype(np.int16),
-    "I8": np.dtype(np.int8),
-    "U8": np.dtype(np.uint8),
-    "BOOL": np.dtype(np.bool_),
+_DTYPES = {
+    "F64": DTYPES["float64"],
+    "F32": DTYPES["float32"],
+    "F16": DTYPES["float16"],
+    "BF16": DTYPES["bfloat16"],
+    "BOOL": DTYPES["bool"],
+    "U8": DTYPES["uint8"],
+    **{f"I{bits}": DTYPES[f"int{bits}"] for bits in (8, 16, 32, 64)},
 }
 
 
@@ -50,17 +47,13 @@ _MAX_ELEMENTS = 1 << 56
 
 def _parse_header(path: Path, data: bytes) -> dict[str, Any]:
     """The JSON that the library has checked, but for what it lets through."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise InputError(
-                f"{path} is refused: its header has a name twice, so that what is in it depends on "
-                "the reader; save the tensors again."
-            )
-        return found
-
-    header: dict[str, Any] = json.loads(data, object_pairs_hook=unique)
+    try:
+        header: dict[str, Any] = unique_json(data)
+    except DuplicateKeyError as error:
+        raise InputError(
+            f"{path} is refused: {error} of its header, so that what is in it depends on the "
+            "reader; save the tensors again."
+        ) from None
     for name, entry in header.items():
         shape = entry.get("shape", ()) if isinstance(entry, dict) else ()
         # One dimension of nothing makes a tensor empty, and numpy still multiplies the others.

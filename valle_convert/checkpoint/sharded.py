@@ -8,8 +8,6 @@ is untrusted: its files are names, not paths, and it has to name exactly what th
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -21,10 +19,10 @@ from valle_convert.checkpoint.folder import SAFETENSORS_SUFFIXES, TORCH_SUFFIXES
 from valle_convert.checkpoint.source import TensorSource, TensorSpec
 from valle_convert.errors import InputError
 from valle_convert.files import read_small_file
-from valle_convert.wording import plural
+from valle_convert.strict_json import unique_json
+from valle_convert.wording import listing, plural
 
 _MAX_INDEX_BYTES = 16 << 20
-_SHOWN = 5
 
 
 Shard = tuple[Path, TensorSource, Mapping[str, str]]
@@ -56,28 +54,12 @@ class ShardedTensors:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    twice: list[str] = []
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            counts = Counter(name for name, _ in pairs)
-            twice.extend(name for name, n in counts.items() if n > 1)
-        return found
-
     try:
-        index = json.loads(
-            read_small_file(path, "index", _MAX_INDEX_BYTES), object_pairs_hook=unique
-        )
+        index = unique_json(read_small_file(path, "index", _MAX_INDEX_BYTES))
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"The index {path} is not valid JSON ({error}); copy or download it again."
         ) from error
-    if twice:
-        raise InputError(
-            f"The index {path} has entries twice: {_some(twice)}; one of each is "
-            "expected: save the model again."
-        )
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(
@@ -93,7 +75,7 @@ def _read_index(path: Path) -> dict[str, str]:
     )
     if strange:
         raise InputError(
-            f"The index {path} names {_some(strange)}, where names of files of weights beside it "
+            f"The index {path} names {listing(strange)}, where names of files of weights beside it "
             "are expected; save the model again."
         )
     return weight_map
@@ -107,7 +89,9 @@ def _check(index: Path, weight_map: Mapping[str, str], files: Mapping[str, Tenso
         held = [sum(shard == one for shard in weight_map.values()) for one in shards]
         faults.append(
             "missing shards: "
-            + _some([f"{one} ({plural(n, 'tensor')})" for one, n in zip(shards, held, strict=True)])
+            + listing(
+                [f"{one} ({plural(n, 'tensor')})" for one, n in zip(shards, held, strict=True)]
+            )
         )
     places: dict[str, list[str]] = {}
     for shard, file in files.items():
@@ -119,13 +103,13 @@ def _check(index: Path, weight_map: Mapping[str, str], files: Mapping[str, Tenso
         if shard in files and shard not in places.get(name, ())
     ]
     if missing:
-        faults.append(f"missing tensors: {_some(missing)}")
+        faults.append(f"missing tensors: {listing(missing)}")
     twice = [f"{name} (in {', '.join(some)})" for name, some in places.items() if len(some) > 1]
     if twice:
-        faults.append(f"tensors in several shards: {_some(twice)}")
+        faults.append(f"tensors in several shards: {listing(twice)}")
     unlisted = [f"{name} (in {some[0]})" for name, some in places.items() if name not in weight_map]
     if unlisted:
-        faults.append(f"tensors that it does not list: {_some(unlisted)}")
+        faults.append(f"tensors that it does not list: {listing(unlisted)}")
     if faults:
         raise InputError(
             f"The index {index} does not fit the files beside it: {'; '.join(faults)}. Copy or "
@@ -143,8 +127,3 @@ def _merge(index: Path, metadata: Mapping[str, Mapping[str, str]]) -> dict[str, 
                     f"{shard} is not that of the shards before it; save the model again."
                 )
     return merged
-
-
-def _some(items: list[str]) -> str:
-    shown = ", ".join(items[:_SHOWN])
-    return f"{shown}, and {len(items) - _SHOWN} more" if len(items) > _SHOWN else shown

@@ -19,6 +19,11 @@ from numpy.typing import NDArray
 BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
 FLOAT16: np.dtype[Any] = np.dtype(np.float16)
 FLOAT32: np.dtype[Any] = np.dtype(np.float32)
+#: By their names in torch, the types of tensors that numpy has.
+DTYPES: dict[str, np.dtype[Any]] = {
+    name: np.dtype(name)
+    for name in "float64 float32 float16 int64 int32 int16 int8 uint8 bool".split()
+} | {"bfloat16": BFLOAT16}
 
 #: Trained weights stay below 1e4 or so. Beyond this, a product of two activations, squared by the
 #: norm after it, is infinite in float32, so that no program computes logits of such a model.

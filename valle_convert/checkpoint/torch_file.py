@@ -1,323 +1,164 @@
-"""`.pth` / `.pt`: what `torch.save` writes since torch 1.6, a zip of a pickle and raw tensors.
+"""`.pth` / `.pt`: what `torch.save` writes, since torch 1.6 a zip of a pickle and raw tensors.
 
-The pickle is loaded by torch with `weights_only=True`, which builds tensors, containers
-and plain values and nothing else; there is no option to turn that off. Whatever else a pickle
-names becomes a `StandIn`, so that nothing of the file is imported or called; those of paths,
-numpy's numbers and namespaces of arguments know the plain value that they stand for. The tensors
-are mapped from the file. Before torch sees the file,
-the zip's table of contents is checked, so that a small file cannot claim terabytes. The
-checksums of that table are held against the pickle at once, and against the tensors before the
-first of them is read.
+torch is not needed to read them. `torch_zip` checks the zip, and `torch_pickle` reads the pickle
+without importing or calling what it names. The tensors are mapped from the file.
 """
 
 from __future__ import annotations
 
+import io
 import mmap
-import pickle
-import re
 import struct
-import sys
-import tempfile
-import warnings
-import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
-from zlib_ng import zlib_ng
 
-from valle_convert.checkpoint.source import BFLOAT16, TensorSpec
+from valle_convert.checkpoint.source import TensorSpec
+from valle_convert.checkpoint.torch_pickle import PickleReader, RefusedError, Storage, StoredTensor
+from valle_convert.checkpoint.torch_zip import check_sums, zip_entries
 from valle_convert.errors import InputError
-from valle_convert.files import (
-    check_free_space,
-    check_input_file,
-    explained_writes,
-    os_fault,
-    valid_utf8,
-)
+from valle_convert.files import check_input_file, os_fault
+from valle_convert.wording import listing
 
-if TYPE_CHECKING:
-    import torch
-
-# A VALL-E checkpoint's pickle has some hundred tensors and a vocabulary: tens of KiB.
-_MAX_PICKLE_BYTES = 64 << 20
-_MAX_ENTRIES = 100_000
-_PIECE_BYTES = 1 << 20
 #: A pickle of torch's own number, with which its files began before they were zips.
 _MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-_LAST_BYTES = 1 << 16
-_UNSUPPORTED = re.compile(r"Unsupported (?:global|class): (?:GLOBAL )?(\S+)")
-#: Values of Python's own library that trainings keep beside tensors. What else it has, does
-#: something; a pickle that names that was made to do harm, and is refused, although a stand-in
-#: would be harmless.
-_VALUES = frozenset(
+
+
+@dataclass
+class _Piece:
+    """Bytes of a mapped file."""
+
+    file: mmap.mmap
+    n_bytes: int
+    start: int = 0
+
+    def read(self) -> memoryview:
+        return memoryview(self.file)[self.start : self.start + self.n_bytes]
+
+
+def load_torch_file(path: Path) -> object:
+    """The object inside a file of torch.save; its tensors are `StoredTensor`s.
+
+    One from before torch 1.6 is a row of pickles without a zip.
     """
-    argparse.Namespace collections.Counter collections.OrderedDict collections.defaultdict
-    collections.deque copyreg._reconstructor datetime.date datetime.datetime datetime.time
-    datetime.timedelta datetime.timezone decimal.Decimal fractions.Fraction types.SimpleNamespace
-    uuid.UUID builtins.bool builtins.bytearray builtins.complex builtins.dict builtins.float
-    builtins.frozenset builtins.int builtins.list builtins.object builtins.range builtins.str
-    builtins.set builtins.slice builtins.tuple _codecs.encode
-    """.split()
-)
-_PATH = re.compile(r"pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path")
-_NUMPY = re.compile(
-    r"numpy\.((_?core\.(multiarray|numeric)\.)?(scalar|dtype|ndarray|_reconstruct|_frombuffer)|"
-    r"dtypes\.\w+|random\.\w+\.__\w+|(u?int|float|complex|bool|str|bytes)\d*_?)"
-)
-#: Beyond Python's library: what loads, compiles, installs or evaluates, and Python 2's old names.
-_HARMFUL = frozenset(
-    "IPython __builtin__ cPickle cloudpickle commands copy_reg dill distutils joblib numexpr "
-    "pandas pip pkg_resources setuptools wheel".split()
-)
-_HARMFUL_TORCH = tuple(
-    f"torch.{name}"
-    for name in "load hub serialization utils.cpp_extension jit package fx ops _C _dynamo "
-    "_inductor storage._load multiprocessing distributed.rpc testing".split()
-)
-# What stands before an entry: magic, version, flags, method, time, date, checksum, two sizes, and
-# the lengths of its name and of the extra field.
-_LOCAL = struct.Struct("<4s5H3I2H")
-
-
-#: Of numpy's types, those that are numbers.
-_NUMBER = re.compile(r"[biu][1248]|f[248]")
-_MAX_ARRAY_BYTES = 1 << 16
-
-
-class StandIn:
-    """In the place of an object of a pickle that is no tensor, container or plain value.
-
-    It takes whatever the pickle gives it, and keeps nothing.
-    """
-
-    kind = "object"
-
-    def __new__(cls, *_arguments: object, **_options: object) -> Self:
-        """Whatever the class that it stands for was made of."""
-        return super().__new__(cls)
-
-    def __init__(self, *_arguments: object, **_options: object) -> None:
-        """Likewise."""
-
-    def __setstate__(self, state: object) -> None:
-        """Of any form: a numpy type's is a tuple."""
-
-    def plain(self) -> object:
-        """The plain value that it stands for."""
-        raise ValueError(f"a {self.kind} of the pickle")
-
-
-class _Namespace(StandIn):
-    """For what is nothing but attributes."""
-
-    def __setstate__(self, state: object) -> None:
-        self._state = state
-
-    def plain(self) -> object:
-        return getattr(self, "_state", {})
-
-
-class _NumpyType(StandIn):
-    def __init__(self, code: object = None, *_arguments: object) -> None:
-        self._code, self._order = code, "="
-
-    def __setstate__(self, state: object) -> None:
-        if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
-            self._order = state[1]
-
-    def numbers(self, data: object) -> NDArray[Any] | None:
-        """Data as numbers of this type; None where it is no type of numbers."""
-        known = isinstance(self._code, str) and _NUMBER.fullmatch(self._code)
-        if not known or not isinstance(data, bytes) or len(data) > _MAX_ARRAY_BYTES:
-            return None
-        dtype = np.dtype(f"{self._order}{self._code}")
-        return None if len(data) % dtype.itemsize else np.frombuffer(data, dtype)
-
-
-class _NumpyArray(StandIn):
-    kind = "numpy array"
-
-    def __setstate__(self, state: object) -> None:
-        self._state = state
-
-    def plain(self) -> object:
-        state = getattr(self, "_state", None)
-        if isinstance(state, tuple) and len(state) == 5 and isinstance(state[2], _NumpyType):
-            numbers, shape = state[2].numbers(state[4]), state[1]
-            if numbers is not None and shape in ((), (len(numbers),)):
-                return numbers.tolist() if shape else numbers[0].item()
-        return super().plain()
-
-
-def _numpy_scalar(kind: object = None, data: object = None, *_arguments: object) -> object:
-    numbers = kind.numbers(data) if isinstance(kind, _NumpyType) else None
-    return StandIn() if numbers is None or len(numbers) != 1 else numbers[0].item()
-
-
-def _joined(*parts: object) -> object:
-    is_path = all(isinstance(part, str) for part in parts)
-    return "/".join(map(str, parts)).replace("//", "/") if is_path else StandIn()
-
-
-def _encoded(text: object = "", *_arguments: object) -> bytes:
-    return text.encode("latin-1", "replace") if isinstance(text, str) else b""
-
-
-def _stand_in_for(name: str) -> object:
-    """What is built or called where a pickle has a global of that name."""
-    if _PATH.fullmatch(name):
-        return _joined
-    if name in ("argparse.Namespace", "types.SimpleNamespace"):
-        return _Namespace
-    if name.startswith("numpy."):
-        known = {
-            "scalar": _numpy_scalar,
-            "dtype": _NumpyType,
-            "ndarray": _NumpyArray,
-            "_reconstruct": _NumpyArray,
-        }
-        return known.get(name.rpartition(".")[2], StandIn)
-    others: dict[str, object] = {
-        "_codecs.encode": _encoded,
-        "collections.defaultdict": lambda *_: {},
-        "collections.deque": lambda *_: [],
-    }
-    return others.get(name) or type("StandIn", (StandIn,), {"kind": name[:80]})
-
-
-def load_torch_file(path: Path, *, plain_only: bool = False) -> object:
-    """The object inside a file of torch.save, tensors mapped from it.
-
-    One from before torch 1.6 is a row of pickles without a zip; its tensors are read at once, and
-    it may hold nothing but tensors, containers and plain values.
-    """
+    check_input_file(path)
     is_zip = not _is_bare_pickle(path)
-    if is_zip:
-        _check_zip(path)
-    import torch
+    entries = zip_entries(path) if is_zip else {}
+    try:
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise os_fault(f"{path} cannot be read", error) from error
+
+    def piece(name: str) -> _Piece:
+        return _Piece(mapped, entries[name].n_bytes, entries[name].start)
+
+    def storage(key: str, n_bytes: int) -> Storage:
+        found = piece(f"data/{key}")
+        if found.n_bytes != n_bytes:
+            raise ValueError(
+                "its pickle and its zip table do not agree on the size of the data of tensors: "
+                f"{n_bytes} and {found.n_bytes} bytes of {key}"
+            )
+        return found
 
     try:
-        with warnings.catch_warnings():
-            # torch warns that mapped memory is read-only; nothing here writes to it.
-            warnings.simplefilter("ignore")
-            with _utf8_path(path) as name:
-                if not is_zip:
-                    return torch.load(name, map_location="cpu", weights_only=True)
-                foreign = torch.serialization.get_unsafe_globals_in_checkpoint(name)
-                harmful = plain_only or any(map(_is_harmful, foreign))
-                stand_ins = [] if harmful else [(_stand_in_for(one), one) for one in foreign]
-                with torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
-                    loaded: object = torch.load(
-                        name, map_location="cpu", weights_only=True, mmap=True
-                    )
-    except pickle.UnpicklingError as error:
-        # torch goes on to explain how the class could be allowed, which is no advice for a file
-        # of somebody else.
-        reason = _first_line(error)
-        asked = _UNSUPPORTED.search(reason)
+        if not is_zip:
+            return _load_bare(mapped)
+        if "byteorder" in entries:
+            _check_order(bytes(piece("byteorder").read()) == b"little")
+        pickled = io.BytesIO(piece("data.pkl").read())
+        loaded: object = PickleReader(pickled, storage).load()
+    except RefusedError as error:
         raise InputError(
             f"{path} is refused, because its pickle holds more than tensors and plain values, and "
-            f"loading it could run code: {f'it asks for {asked[1]}.' if asked else reason} "
-            "Save it again with tensors, dicts, lists, strings and numbers only, or export it to "
-            ".sft with the training project."
+            f"loading it could run code: it asks for {error}. Save it again with tensors, dicts, "
+            "lists, strings and numbers only, or export it to .sft with the training project."
         ) from error
     except Exception as error:
-        # The file is untrusted and torch's reader raises whatever its parts raise (RuntimeError,
-        # EOFError, KeyError, OverflowError, ...); each means that the file is damaged.
+        # The file is untrusted, and a reader of pickles raises whatever its parts raise
+        # (EOFError, KeyError, IndexError, OverflowError, ...).
+        reason = str(error).strip() or type(error).__name__
         raise InputError(
-            f"{path} cannot be read as a file of torch.save ({_first_line(error)}); "
-            "copy or download it again."
+            f"{path} cannot be read as a file of torch.save ({reason:.200}); copy or download it "
+            "again."
         ) from error
     return loaded
 
 
-def _is_harmful(name: str) -> bool:
-    """Whether no training's pickle has a global of that name, but those of attackers do."""
-    module = name.partition(".")[0]
-    if module in sys.stdlib_module_names or module == name:
-        return name not in _VALUES and not _PATH.fullmatch(name)
-    if module == "numpy":
-        return _NUMPY.fullmatch(name) is None
-    return module in _HARMFUL or any(
-        name == one or name.startswith(f"{one}.") for one in _HARMFUL_TORCH
-    )
+def _load_bare(mapped: mmap.mmap) -> object:
+    """Pickles of a magic number, a version, the system, the object and storage keys; then data."""
+    stored: dict[str, _Piece] = {}
+
+    def storage(key: str, n_bytes: int) -> Storage:
+        return stored.setdefault(key, _Piece(mapped, n_bytes))
+
+    mapped.seek(0)
+
+    def load() -> Any:  # noqa: ANN401 - whatever it is
+        return PickleReader(mapped, storage).load()
+
+    _magic, _version, system, loaded, keys = (load() for _ in range(5))
+    _check_order(isinstance(system, dict) and system.get("little_endian", True))
+    for key in keys:
+        (n,) = struct.unpack("<q", mapped.read(8))
+        piece = stored[key]
+        piece.start = mapped.tell()
+        fits = piece.start + piece.n_bytes <= len(mapped)
+        if not fits or (n == 0) != (piece.n_bytes == 0) or piece.n_bytes % (n or 1):
+            raise ValueError(f"the data of tensors {key} are not where they should be")
+        mapped.seek(piece.n_bytes, io.SEEK_CUR)
+    if any(not piece.start for piece in stored.values()):
+        raise ValueError("the data of tensors are missing")
+    return loaded
 
 
-@contextmanager
-def _utf8_path(path: Path) -> Iterator[Path]:
-    """The path, or one that torch can open where it is no UTF-8."""
-    if valid_utf8(str(path)) == str(path):
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="valle-convert-") as folder:
-        link = Path(folder) / f"checkpoint{path.suffix}"
-        link.symlink_to(path.absolute())
-        yield link
+def _check_order(is_little: bool) -> None:
+    if not is_little:
+        raise ValueError("it was saved on a machine of the other byte order")
 
 
 class TorchTensors:
     """A `TensorSource` over the tensors of a loaded state dict."""
 
-    def __init__(
-        self, path: Path, state: Mapping[str, object], *, has_checksums: bool = True
-    ) -> None:
-        import torch
-
-        self._tensors: dict[str, torch.Tensor] = {}
-        specs: dict[str, TensorSpec] = {}
-        dtypes: dict[torch.dtype, np.dtype[Any]] = {
-            torch.float64: np.dtype(np.float64),
-            torch.float32: np.dtype(np.float32),
-            torch.float16: np.dtype(np.float16),
-            torch.bfloat16: BFLOAT16,
-            torch.int64: np.dtype(np.int64),
-            torch.int32: np.dtype(np.int32),
-            torch.int16: np.dtype(np.int16),
-            torch.int8: np.dtype(np.int8),
-            torch.uint8: np.dtype(np.uint8),
-            torch.bool: np.dtype(np.bool_),
-        }
+    def __init__(self, path: Path, state: Mapping[str, object]) -> None:
+        self._tensors: dict[str, StoredTensor] = {}
         strange: list[str] = []
         for name, value in state.items():
             if (
                 not isinstance(name, str)
-                or not isinstance(value, torch.Tensor)
-                or value.layout != torch.strided
-                or value.is_quantized
-                or value.device.type != "cpu"
+                or not isinstance(value, StoredTensor)
                 # Made of fewer numbers, each of which stands for many: it would unfold.
-                or value.numel() * value.element_size() > value.untyped_storage().nbytes()
+                or value.n_elements * value.numbers.itemsize > value.storage.n_bytes
             ):
-                strange.append(f"{name!s} ({type(value).__name__})")
+                strange.append(f"{name!s} ({getattr(value, 'kind', type(value).__name__)})")
                 continue
-            self._tensors[name] = value.detach()
-            specs[name] = TensorSpec(
-                name=name,
-                dtype=dtypes.get(value.dtype),
-                dtype_name=str(value.dtype).removeprefix("torch."),
-                shape=tuple(value.shape),
-            )
+            self._tensors[name] = value
         if strange:
             raise InputError(
                 f"{path}: the state dict holds values that are no dense tensors: "
-                f"{', '.join(strange[:5])}{' ...' if len(strange) > 5 else ''}; "
-                "save the model's plain state_dict()."
+                f"{listing(strange)}; save the model's plain state_dict()."
             )
-        if has_checksums:
-            _check_storages(path, self._tensors)
         self._path = path
-        self._is_checked = not has_checksums
-        self.specs: Mapping[str, TensorSpec] = MappingProxyType(specs)
+        self._is_checked = _is_bare_pickle(path)  # which has no checksums
+        self.specs: Mapping[str, TensorSpec] = MappingProxyType(
+            {
+                name: TensorSpec(
+                    name=name,
+                    dtype=one.numbers.dtype,
+                    dtype_name=one.numbers.name,
+                    shape=one.shape,
+                )
+                for name, one in self._tensors.items()
+            }
+        )
 
     def read(self, name: str) -> NDArray[Any]:
         """One tensor; a view of the mapped file where it is contiguous there."""
-        import torch
-
         self.check()
         spec = self.specs[name]
         if spec.dtype is None:
@@ -325,34 +166,13 @@ class TorchTensors:
                 f"{self._path}: the tensor {name} has the type {spec.dtype_name}, which cannot be "
                 "read; float32, float16 and bfloat16 can."
             )
-        tensor = self._tensors[name].contiguous()
-        if tensor.dtype == torch.bfloat16:
-            return tensor.view(torch.int16).numpy().view(BFLOAT16)
-        return tensor.numpy()
+        return self._tensors[name].read()
 
     def check(self) -> None:
-        """Hold the file against its checksums, once."""
+        """Compare the file with its checksums, once."""
         if not self._is_checked:
             check_sums(self._path)
             self._is_checked = True
-
-
-@contextmanager
-def packed_again(folder: Path) -> Iterator[tuple[Path, tuple[Path, ...]]]:
-    """A file of torch.save that was unpacked into a folder, for as long as it takes to open it.
-
-    Yields the file, whose data can be read afterwards, too, and those of the folder.
-    """
-    files = sorted(one for one in folder.rglob("*") if not one.is_dir())
-    for one in files:
-        check_input_file(one)
-    with tempfile.TemporaryDirectory(prefix="valle-convert-") as place:
-        packed = Path(place) / f"{folder.name or 'archive'}.pth"
-        check_free_space(packed, sum(one.stat().st_size for one in files))
-        with explained_writes(packed), zipfile.ZipFile(packed, "w") as archive:
-            for one in files:
-                archive.write(one, Path("archive") / one.relative_to(folder))
-        yield packed, tuple(files)
 
 
 def is_bare_torch_pickle(head: bytes) -> bool:
@@ -363,179 +183,3 @@ def is_bare_torch_pickle(head: bytes) -> bool:
 def _is_bare_pickle(path: Path) -> bool:
     with path.open("rb") as file:
         return is_bare_torch_pickle(file.read(len(_MAGIC)))
-
-
-def check_sums(path: Path, *, pickle_only: bool = False) -> None:
-    """Hold the entries of a zip file against their checksums.
-
-    A file that was saved without checksums (torch's `set_crc32_options(False)`) has 0 for each, and
-    nothing to compare with.
-    """
-    with _open_zip(path) as archive:
-        entries = _data_offsets(path, archive)
-    if not any(entry.CRC for entry in entries.values()):
-        return
-    piece = memoryview(bytearray(_PIECE_BYTES))
-    try:
-        with path.open("rb", buffering=0) as file:
-            for start, entry in entries.items():
-                if pickle_only and not entry.filename.endswith("data.pkl"):
-                    continue
-                file.seek(start)
-                left, found = entry.file_size, 0
-                while left and (n_bytes := file.readinto(piece[: min(left, _PIECE_BYTES)])):
-                    found = zlib_ng.crc32(piece[:n_bytes], found)
-                    left -= n_bytes
-                if left or found != entry.CRC:
-                    raise InputError(
-                        f"{path} is damaged: the entry {entry.filename} is not what was written, "
-                        "by its checksum; copy or download it again."
-                    )
-    except OSError as error:
-        raise os_fault(f"{path} cannot be read", error) from error
-
-
-def _check_storages(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Hold what the pickle says of the data of tensors against the entries of the zip.
-
-    torch maps as many bytes as the pickle asks for, across the end of an entry too. Where the file
-    is mapped, nothing tells but the storages themselves: they lie as far from each other as the
-    entries do, and each is as long as its entry.
-    """
-    storages = {
-        storage.data_ptr(): (storage.nbytes(), name)
-        for name, tensor in tensors.items()
-        if (storage := tensor.untyped_storage()).nbytes()
-    }
-    if not storages:
-        return
-    with _open_zip(path) as archive:
-        entries = _data_offsets(path, archive)
-    sizes = {start: entry.file_size for start, entry in entries.items()}
-    first = min(storages)
-    starts = (first - offset for offset in sizes)
-    # A file is mapped at the beginning of a page.
-    for start in (one for one in starts if one % mmap.PAGESIZE == 0):
-        wrong = [
-            name for at, (n_bytes, name) in storages.items() if sizes.get(at - start) != n_bytes
-        ]
-        if not wrong:
-            return
-    raise InputError(
-        f"{path} is damaged: its pickle and its zip table do not agree on the size of the data of "
-        f"tensors, one of {', '.join(sorted(name for _, name in storages.values())[:3])}...; copy "
-        "or download it again."
-    )
-
-
-def _data_offsets(path: Path, archive: zipfile.ZipFile) -> dict[int, zipfile.ZipInfo]:
-    """The entries of a zip by where their contents begin.
-
-    A zip says everything twice: in a table at its end, which zipfile reads, and before each entry,
-    where torch looks as well. Here both say the same, and no entry lies in another.
-    """
-    found: dict[int, zipfile.ZipInfo] = {}
-    end = 0
-    entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
-    with path.open("rb") as file:
-        for entry in entries:
-            fits = entry.header_offset >= end  # which is below zero where the table is damaged
-            if fits:
-                file.seek(entry.header_offset)
-                header = file.read(_LOCAL.size)
-                fits = len(header) == _LOCAL.size
-            if fits:
-                magic, _, flags, method, _, _, *sums, n_name, n_extra = _LOCAL.unpack(header)
-                # With the third bit set, checksum and sizes stand behind the data.
-                known = [0, 0, 0] if flags & 8 else [entry.CRC, *[entry.compress_size] * 2]
-                name = file.read(n_name)
-                start = entry.header_offset + _LOCAL.size + n_name + n_extra
-                end = start + entry.compress_size
-                fits = (
-                    magic == b"PK\3\4"
-                    and (flags, method) == (entry.flag_bits, entry.compress_type)
-                    and not flags & 1  # encrypted
-                    and not entry.filename.endswith("/")
-                    and not entry.external_attr & 0x10  # a folder, for MS-DOS and torch
-                    and (
-                        sums == known or (flags & 8 and sums[0] == entry.CRC) or 0xFFFFFFFF in sums
-                    )
-                    and name.decode("utf-8", "replace") == entry.orig_filename
-                    and entry.compress_size == entry.file_size
-                    and end <= archive.start_dir
-                )
-            if not fits:
-                raise InputError(
-                    f"{path} is refused: its zip table and the entry {entry.filename!r:.70} itself "
-                    "do not say the same, so that what is in it depends on the reader; save it "
-                    "again with torch.save."
-                )
-            found[start] = entry
-    return found
-
-
-@contextmanager
-def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The zip of `torch.save`."""
-    try:
-        with path.open("rb") as file:
-            # To zipfile, a disk that fails here is a file that is no zip.
-            file.seek(max(0, path.stat().st_size - _LAST_BYTES))
-            file.read()
-    except OSError as error:
-        raise os_fault(f"{path} cannot be read", error) from error
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise InputError(
-            f"{path} begins like a file of torch.save, but is cut off or damaged "
-            f"({_first_line(error)}); copy or download it again."
-        ) from error
-    with archive:
-        yield archive
-
-
-def _check_zip(path: Path) -> None:
-    """Refuse what `torch.save` never writes: compression, or more bytes than the file has."""
-    with _open_zip(path) as archive:
-        _check_entries(path, archive)
-        _data_offsets(path, archive)
-    check_sums(path, pickle_only=True)
-
-
-def _check_entries(path: Path, archive: zipfile.ZipFile) -> None:
-    entries = archive.infolist()
-    names = [entry.filename for entry in entries]
-    if len(set(names)) != len(names):
-        raise InputError(
-            f"{path} is refused: its zip table has an entry twice, so that what is in it depends "
-            "on the reader; save it again with torch.save."
-        )
-    pickles = [entry for entry in entries if entry.filename.endswith("data.pkl")]
-    if len(pickles) != 1:
-        raise InputError(
-            f"{path} is a zip file, but not one of torch.save: it has {len(pickles)} entries named "
-            "data.pkl, where one is expected; give the checkpoint itself, unpacked."
-        )
-    claimed = sum(entry.file_size for entry in entries)
-    size = path.stat().st_size
-    if (
-        any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-        or claimed > size
-        or len(entries) > _MAX_ENTRIES
-        or pickles[0].file_size > _MAX_PICKLE_BYTES
-    ):
-        raise InputError(
-            f"{path} is refused: its zip table claims {claimed:,} bytes in {len(entries):,} "
-            f"entries inside a file of {size:,} bytes, or compressed entries, which torch.save "
-            "never writes; save it again with torch.save."
-        )
-
-
-def _first_line(error: Exception) -> str:
-    """The first sentence of an error's text, since torch appends pages of advice."""
-    text = str(error).strip() or type(error).__name__
-    for line in text.splitlines():
-        if "WeightsUnpickler error" in line:
-            return line.strip().removeprefix("WeightsUnpickler error:").strip()
-    return text.splitlines()[0]

@@ -1,10 +1,11 @@
-"""The command line: it reads arguments, calls one library function, and prints the report.
+"""The command line: each command reads its arguments, calls the library, and prints the result.
 
-    app        the program: what is a command, how errors end it
-    console    the one place that prints: data to stdout, talk and progress to stderr
-    streams    standard streams that cost no verdict
+    app        the program: commands, errors, exit codes
+    console    the one place that prints: results to stdout, logs and progress to stderr
+    streams    standard streams that never raise
     interrupt  Ctrl-C and SIGTERM
-    options    options that several commands share
+    options    options shared by several commands, and which of them need each other
+    examples   examples at the end of each --help
     convert, inspect, tokenize, verify, doctor ...   one command each
 
 Heavy packages are imported inside the commands, so that `--help` is instant.

@@ -1,7 +1,7 @@
-"""The program: its commands, the one that needs no name, and how it ends.
+"""The program: its commands, the default command, and its exit codes.
 
 `valle-convert CHECKPOINT OUT.gguf` is `valle-convert convert CHECKPOINT OUT.gguf`: a first
-argument that is no command is taken for a checkpoint.
+argument that is not a command is a checkpoint.
 
 Exit codes: 0 done; 1 a check failed; 2 bad input or usage; 3 the machine cannot do it;
 130 interrupted.
@@ -39,12 +39,14 @@ from valle_convert.cli import (
     quantize,
     repair,
     scan,
+    serve,
     speak,
     streams,
     tokenize,
     transcribe,
     utterances,
     verify,
+    voice,
 )
 from valle_convert.cli.examples import epilog_of
 from valle_convert.errors import (
@@ -55,11 +57,11 @@ from valle_convert.errors import (
     ValleConvertError,
 )
 from valle_convert.files import os_fault
-from valle_convert.threads import wait_politely
+from valle_convert.threads import limit_openmp_spinning
 
 _DEFAULT_COMMAND = "convert"
-# What typer raises for a wrong command line. It brings a copy of click of its own in some versions
-# and uses click in others; this is the name that both have.
+# What typer raises for a wrong command line. Some versions bundle click, others import it; this
+# name exists in both.
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
 
@@ -70,10 +72,10 @@ class _Command(TyperCommand):
         super().__init__(*args, **others)
         for param in self.params:
             if isinstance(param.type, TyperPath):
-                param.type.readable = False  # whoever reads it says why not, with exit code 3
+                param.type.readable = False  # the reader reports it, with exit code 3
 
-    def format_options(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - likewise
-        panels: dict[str, list[Any]] = {"Arguments": [], "Options": []}
+    def format_options(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - click's or typer's
+        panels: dict[str, list[Any]] = {}
         for param in self.get_params(ctx):
             kind = "Options" if param.param_type_name == "option" else "Arguments"
             panel = getattr(param, "rich_help_panel", None) or kind
@@ -89,29 +91,29 @@ class _Command(TyperCommand):
             for value in given if isinstance(given, list | tuple) else [given]:
                 problem = _problem(param, value)
                 if problem:
-                    # Options by their name, arguments by that in the usage.
+                    # Options by their name, arguments by their metavar.
                     name = param.opts[-1] if param.param_type_name == "option" else param.metavar
                     raise typer.BadParameter(problem, param_hint=name)
         return super().invoke(ctx)
 
 
 def _problem(param: Any, value: object) -> str:  # noqa: ANN401 - click's or typer's
-    """Why a value is none; empty for nearly all."""
+    """Why a value is invalid; usually empty."""
     if isinstance(value, float) and not math.isfinite(value):
-        return f"{value} is not finite, and has to be."
+        return f"{value} is not finite."
     if isinstance(param.type, TyperPath):
         if value == "":
-            return "the name is empty; give that of a file."
+            return "the name is empty."
         if value == "-" and not param.type.allow_dash:
-            return "- is the name of no file; give one."
+            return "- is not a file name here."
     return ""
 
 
 class _DefaultCommandGroup(TyperGroup):
-    """A group whose first argument may be that of the default command."""
+    """A group with a default command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - click's or typer's
-        # Options of the program itself, such as --help, stay in front.
+        # Options of the program itself, such as --help.
         known = self.commands.keys() | {"--help", "-h", "--version", "--install-completion"}
         if args and args[0] not in known and not args[0].startswith("--show-completion"):
             _refuse_misspelt(args[0], [*self.commands])
@@ -120,22 +122,20 @@ class _DefaultCommandGroup(TyperGroup):
 
 
 def _refuse_misspelt(word: str, commands: list[str]) -> None:
-    """Tell a command with a typing error from a checkpoint."""
+    """Reject a misspelt command instead of reading it as a checkpoint."""
     if word.startswith("-") or "." in word or "/" in word or os.path.lexists(word):
         return
     near = difflib.get_close_matches(word.lower(), commands, n=1, cutoff=0.6)
     if near:
-        raise _UsageError(
-            f"There is no command, and no checkpoint, {word!r}. Did you mean {near[0]}?"
-        )
+        raise _UsageError(f"No command or checkpoint named {word!r}. Did you mean {near[0]}?")
 
 
 app = typer.Typer(
     name="valle-convert",
     cls=_DefaultCommandGroup,
     help=(
-        "Turn a trained VALL-E checkpoint into a GGUF file that stock llama.cpp runs, and prove "
-        "it.\n\nThe main job needs no command: valle-convert CHECKPOINT OUT.gguf"
+        "Convert VALL-E checkpoints to GGUF for stock llama.cpp, check the result, quantize it, "
+        "and speak with it.\n\nWithout a command: valle-convert CHECKPOINT OUT.gguf"
     ),
     epilog=(
         "Exit codes: 0 done, 1 a check failed, 2 bad input or usage, 3 the machine cannot do it "
@@ -158,10 +158,10 @@ def _version(show: bool) -> None:
 @app.callback()
 def _program(
     version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Show the version and exit."
+        False, "--version", callback=_version, is_eager=True, help="Show the version."
     ),
 ) -> None:
-    """The options of the program itself stand here; the commands do everything else."""
+    """Options of the program itself."""
 
 
 for command in (
@@ -181,6 +181,8 @@ for command in (
     publish,
     utterances,
     speak,
+    serve,
+    voice,
     transcribe,
     codec,
     doctor,
@@ -193,10 +195,10 @@ for registered in app.registered_commands:
 
 def run() -> None:
     """Run the program and exit with a documented code."""
-    streams.mend()
-    wait_politely()
+    streams.install_safe_streams()
+    limit_openmp_spinning()
     interrupt.during_work()
-    faulthandler.enable(2)  # a mapped file that is cut off ends the process by a signal
+    faulthandler.enable(2)  # a truncated mapped file ends the process by a signal
     try:
         # A command that ends with `typer.Exit` makes this return its code, Ctrl-C included.
         returned = app(standalone_mode=False, prog_name="valle-convert")
@@ -207,8 +209,8 @@ def run() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
     except OSError as error:
-        # Any read may meet a broken disk, and any look at a path a name that is too long or a
-        # folder that is closed; no code of ours foresees it everywhere.
+        # Any read may hit a broken disk, and any stat a name that is too long or a folder without
+        # permission; not every place can handle that itself.
         if error.filename is None and error.errno not in {errno.EIO, errno.ESTALE, errno.ENXIO}:
             raise
         fault = os_fault(f"{error.filename or 'A file'} cannot be read or written", error)
@@ -218,7 +220,7 @@ def run() -> None:
         error.show()
         code = EXIT_BAD_INPUT
     except Exception:
-        # An import that is interrupted half way may end in any error.
+        # An interrupted import may end in any error.
         if not interrupt.requested():
             raise
         code = EXIT_INTERRUPTED
@@ -226,10 +228,10 @@ def run() -> None:
         code = EXIT_INTERRUPTED
     interrupt.after_work(code)
     if code == EXIT_INTERRUPTED:
-        console.talk(interrupt.message())
+        console.log(interrupt.message())
     sys.stdout.flush()
     lost = streams.lost_output()
     if lost is not None:
-        console.error(f"Not all that was printed could be written to standard output: {lost}.")
+        console.error(f"Standard output is incomplete: {lost}.")
         code = code or EXIT_ENVIRONMENT
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""`valle-convert codec CODEC OUT`: the codec as one file, for this program or for encodec.cpp."""
+"""`valle-convert codec CODEC OUT`: convert EnCodec to one file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from valle_convert.cli import console
-from valle_convert.cli.options import ForceOption, JsonOption
+from valle_convert.cli.options import OUTPUT, ForceOption, JsonOption
 from valle_convert.wording import plural
 
 CodecType = Literal["f16", "f32"]
@@ -23,23 +23,23 @@ def codec(
         str,
         typer.Argument(
             metavar="CODEC",
-            help="An EnCodec: a folder with config.json and weights, a name on the Hugging Face "
-            "hub such as facebook/encodec_24khz, or a file: Meta's .th, a .bin or .gguf.",
+            help="EnCodec: a folder with config.json and weights, a name on the Hugging Face hub "
+            "such as facebook/encodec_24khz, or a file (Meta's .th, a .bin or .gguf).",
         ),
     ],
     out: Annotated[
         Path,
         typer.Argument(
             metavar="OUT",
-            help="OUT.gguf for this program, to lie beside the model's; or OUT.bin for "
-            "encodec.cpp and vall_e.cpp.",
+            help="OUT.gguf for this program, or OUT.bin for encodec.cpp and vall_e.cpp.",
         ),
     ],
     out_type: Annotated[
         CodecType,
         typer.Option(
             "--outtype",
-            help="Number format of the matrices. encodec.cpp aborts on f32 unless it is patched.",
+            help="Number format of the matrices. Unpatched encodec.cpp aborts on f32.",
+            rich_help_panel=OUTPUT,
         ),
     ] = "f16",
     license_: Annotated[
@@ -47,21 +47,21 @@ def codec(
         typer.Option(
             "--license",
             metavar="ID",
-            help="Of the weights, for OUT.gguf; without it, what their model card says.",
+            help="general.license of OUT.gguf. Default: from the model card.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     url: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Where they come from, for OUT.gguf."),
+        typer.Option(metavar="URL", help="general.source.url of OUT.gguf.", rich_help_panel=OUTPUT),
     ] = None,
     force: ForceOption = False,
     json_: JsonOption = False,
 ) -> None:
-    """Write an EnCodec, encoder and decoder, as one file.
+    """Convert EnCodec, encoder and decoder, to one file.
 
-    A .gguf is what --codec of speak and transcribe takes. A .bin is for encodec.cpp and the fork of
-    it that vall_e.cpp uses: their loader checks next to nothing, so everything that they would get
-    wrong is refused here, with the reason.
+    --codec of the other commands takes OUT.gguf. OUT.bin is for encodec.cpp and vall_e.cpp; models
+    that their loader would compute wrongly are rejected.
     """
     from valle_convert.encodec import open_encodec, write_cpp_file, write_gguf_codec
     from valle_convert.files import check_outputs
@@ -69,7 +69,7 @@ def codec(
     if out.suffix not in (".bin", ".gguf"):
         raise typer.BadParameter("the file must end in .gguf or .bin.", param_hint="OUT")
     if out.suffix == ".bin" and (license_ or url):
-        raise typer.BadParameter("a .bin has no place for it.", param_hint="--license, --url")
+        raise typer.BadParameter("a .bin file cannot store it.", param_hint="--license, --url")
     check_outputs({"OUT": out}, inputs=[Path(source)], force=force)
     opened, bar = open_encodec(source), console.progress_bar
     if out.suffix == ".bin":
@@ -87,8 +87,8 @@ def codec(
     if json_:
         console.data_json(_json(written))
     for note in written.notes:
-        console.talk(f"note: {note}")
-    console.talk(
+        console.log(f"note: {note}")
+    console.log(
         f"wrote {written.path}: {plural(written.n_tensors, 'tensor')}, {written.n_bytes:,} bytes"
     )
 

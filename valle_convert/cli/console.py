@@ -1,4 +1,4 @@
-"""The one place that prints: data goes to stdout, everything said about it to stderr."""
+"""The one place that prints: results go to stdout, logs and progress to stderr."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def data(text: str) -> None:
 
 
 def data_json(value: Any) -> None:  # noqa: ANN401 - whatever JSON holds
-    """Print what was asked for, as JSON; a number that is not finite is null, as JSON has none."""
+    """Print JSON; numbers that are not finite become null."""
     text = to_json_text(value)
     try:
         text.encode(sys.stdout.encoding)
@@ -26,17 +26,20 @@ def data_json(value: Any) -> None:  # noqa: ANN401 - whatever JSON holds
     data(text)
 
 
-def talk(text: str) -> None:
+def log(text: str) -> None:
     sys.stderr.write(text + "\n")
 
 
+talk = log  # the older name of the same
+
+
 def error(text: str) -> None:
-    talk(f"error: {text}")
+    log(f"error: {text}")
 
 
 @contextmanager
 def progress_bar(label: str, total: int, unit: str) -> Iterator[Advance]:
-    """A `progress.Progress` that draws a bar on stderr, where somebody watches it."""
+    """A `progress.Progress` that draws a bar on stderr if that is a terminal."""
     from tqdm import tqdm
 
     scaled = unit == "B" or total >= 100_000
@@ -46,14 +49,14 @@ def progress_bar(label: str, total: int, unit: str) -> Iterator[Advance]:
         unit=unit if unit == "B" else f" {unit}",
         unit_scale=scaled,
         file=sys.stderr,
-        disable=None,  # none where stderr is no terminal
+        disable=None,  # no bar unless stderr is a terminal
         leave=False,
     ) as bar:
         yield bar.update
 
 
 def table(rows: Sequence[Sequence[str]], *, header: Sequence[str] | None = None) -> str:
-    """Columns of equal width; numbers to the right."""
+    """Aligned columns; numbers to the right."""
     lines = [list(header), *map(list, rows)] if header else [list(row) for row in rows]
     if not lines:
         return ""
@@ -72,7 +75,7 @@ def table(rows: Sequence[Sequence[str]], *, header: Sequence[str] | None = None)
 
 
 def n_bytes(n: int) -> str:
-    """A size as people read it: `437.2 MiB`."""
+    """A size such as `437.2 MiB`."""
     size = float(n)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024 or unit == "GiB":

@@ -10,6 +10,7 @@ import typer
 
 from valle_convert.cli import console
 from valle_convert.cli.options import (
+    OUTPUT,
     CheckpointArgument,
     CodecNameOption,
     ConfigOption,
@@ -37,9 +38,10 @@ VerifyChoice = Literal["quick", "full", "none"]
 VerifyOption = Annotated[
     VerifyChoice,
     typer.Option(
-        help="What to check of the result: quick (structure, tensors, tokenizer), full (the "
-        "logits of every head too), none. Where this machine cannot run a check that was given, "
-        "exit code 3; where none was given, it says NOT VERIFIED and ends with 0."
+        help="Checks of the result: quick (structure, tensors, tokenizer), full (also the logits "
+        "of every head) or none. If this machine cannot run them, the exit code is 3, or 0 with "
+        "NOT VERIFIED if the option was not given.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 
@@ -53,15 +55,14 @@ def convert(
     checkpoint: CheckpointArgument,
     out: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="OUT.gguf", help="The file to write. May be left out with --dry-run."
-        ),
+        typer.Argument(metavar="OUT.gguf", help="Output file; optional with --dry-run."),
     ] = None,
     out_type: Annotated[
         OutType,
         typer.Option(
             "--outtype",
-            help="Number format of the matrices; auto keeps the checkpoint's. Norms stay float32.",
+            help="Number format of the matrices; auto keeps the checkpoint's. Norms are float32.",
+            rich_help_panel=OUTPUT,
         ),
     ] = "auto",
     config: ConfigOption = None,
@@ -73,29 +74,39 @@ def convert(
         Path | None,
         typer.Option(
             metavar="FILE.json",
-            help="JSON with values for the general.* keys: author, license, description, "
-            "source.url, tags and the others of the GGUF specification.",
+            help="JSON with values for general.* keys of the GGUF specification: author, license, "
+            "description, source.url, tags, ...",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option(help="general.name; else that of the file, else of the config."),
+        typer.Option(
+            metavar="TEXT",
+            help="general.name. Default: from the file name or the config.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     verify: VerifyOption = "quick",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan; read no weights, write nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print the plan; read no weights, write nothing.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
     json_: JsonOption = False,
     force: ForceOption = False,
 ) -> None:
-    """Convert a checkpoint to GGUF. This is the main job, and needs no command name.
+    """Convert a checkpoint to GGUF; the command name may be omitted.
 
-    The result is an ordinary `gemma` model for stock llama.cpp; what is VALL-E about it stands
-    in its valle.* keys. Of a VALL-E X it is a set of `mpt` files: OUT.gguf (the AR), OUT-nar.gguf,
-    and OUT-nar-1.gguf to OUT-nar-7.gguf beside it.
+    VALL-E of versions 5 and 6 becomes one `gemma` model; everything specific to VALL-E is in
+    valle.* keys. Version 7 becomes OUT.gguf and OUT-audio.gguf. VALL-E X becomes nine `mpt` files:
+    OUT.gguf (the AR), OUT-nar.gguf, and OUT-nar-1.gguf to OUT-nar-7.gguf.
 
-    Nothing is left behind where the conversion fails, and a file that does not pass its own
-    verification is kept, with exit code 1.
+    A failed conversion leaves no files. If the result fails its checks, it is kept and the exit
+    code is 1.
     """
     from valle_convert.api import plan_conversion, read_checkpoint
     from valle_convert.families.family import Choices

@@ -1,4 +1,4 @@
-"""`valle-convert doctor`: what this machine has, and what is missing for which command."""
+"""`valle-convert doctor`: the state of this machine, and what each command lacks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from valle_convert.cli import console
 from valle_convert.cli.options import JsonOption
 from valle_convert.errors import EXIT_ENVIRONMENT
+from valle_convert.wording import plural
 
 if TYPE_CHECKING:
     from valle_convert.doctor import DoctorReport
@@ -20,9 +21,9 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(json_: JsonOption = False) -> None:
-    """Show versions, llama.cpp's library and programs, the CPU, and what is missing.
+    """Show versions, llama.cpp, the CPU, and what each command lacks.
 
-    Exit code 3 where something is missing for some command.
+    Exit code 3 if a command lacks something.
     """
     from valle_convert.doctor import examine
 
@@ -42,15 +43,15 @@ def _show(report: DoctorReport) -> None:
                 ("valle-convert", report.version),
                 ("Python", report.python),
                 ("system", report.system),
-                ("CPU", f"{report.cpu}, {report.cores} usable cores"),
+                ("CPU", f"{report.cpu}, {plural(report.cores, 'usable core')}"),
                 ("CPU features", " ".join(report.cpu_features)),
             ]
         )
     )
     if report.announces_amx:
         console.data(
-            "The CPU announces AMX; where a virtual machine does not let it be used, a llama.cpp "
-            "built for this CPU crashes on quantized models."
+            "The CPU announces AMX. On virtual machines that do not support it, a natively built "
+            "llama.cpp crashes on quantized models."
         )
     console.data("\npackages")
     console.data(
@@ -77,6 +78,7 @@ def _show(report: DoctorReport) -> None:
         for program in report.programs
     ]
     console.data(console.table(rows))
+    console.data(f"install for this CPU: {report.install}")
     if llama.problem:
         console.data(llama.problem)
     console.data("\ncommands")
@@ -88,7 +90,7 @@ def _show(report: DoctorReport) -> None:
 
 
 def _plain(value: object) -> object:
-    """Paths as strings, all the way down."""
+    """Convert paths to strings, recursively."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -63,6 +63,12 @@ EXAMPLES = {
         valle-convert speak model.gguf "Hello." --voice prompt.wav --codec codec.gguf -o hello.wav
         valle-convert speak model.gguf - -o - < text.txt | ffplay -nodisp -
     """,
+    "serve": """
+        valle-convert serve model-Q4_K_M.gguf --codec codec.gguf --voices voices/
+    """,
+    "voice": """
+        valle-convert voice prompt.wav voices/anna.npz --model model.gguf --codec codec.gguf
+    """,
     "transcribe": """
         valle-convert transcribe model.gguf speech.wav --codec codec.gguf
     """,
@@ -76,6 +82,6 @@ EXAMPLES = {
 
 
 def epilog_of(command: str) -> str:
-    """The examples of a command, a line each, as `--help` shows them."""
+    """The examples of a command, as `--help` shows them."""
     lines = EXAMPLES[command].split("\n")
     return "\b\nExamples:\n" + "\n".join(f"  {line.strip()}" for line in lines if line.strip())

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from valle_convert.cli import console
-from valle_convert.cli.options import ForceOption, JsonOption, TokenizerOption
+from valle_convert.cli.options import OUTPUT, ForceOption, JsonOption, TokenizerOption
 from valle_convert.cli.remote import local_gguf
 
 
@@ -23,20 +23,23 @@ def export(
     ],
     folder: Annotated[
         Path,
-        typer.Argument(metavar="DIR", help="The folder for the result."),
+        typer.Argument(metavar="DIR", help="Output folder."),
     ],
     dtype: Annotated[
         Literal["auto", "f32", "f16", "bf16"],
-        typer.Option(help="Of the numbers; auto keeps the file's, and makes quantized ones f32."),
+        typer.Option(
+            help="Number format; auto keeps that of the file, and turns quantized types into f32.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = "auto",
     tokenizer: TokenizerOption = None,
     json_: JsonOption = False,
     force: ForceOption = False,
 ) -> None:
-    """Write a converted file back as a checkpoint.
+    """Convert a GGUF file back to a checkpoint.
 
-    Of a plain file, fp32.sft has the numbers, the config and the phoneme strings that the
-    checkpoint had, bit for bit; of a quantized one, the numbers that are left.
+    Without quantization, DIR/fp32.sft has the checkpoint's weights, config and vocabulary, bit for
+    bit. A quantized file gives its dequantized weights.
     """
     from valle_convert.families.bundle import open_files
 

@@ -14,6 +14,7 @@ from valle_convert.cli.options import (
     JsonOption,
     LoraAlphaOption,
     LoraOption,
+    refuse_idle,
 )
 
 if TYPE_CHECKING:
@@ -29,9 +30,8 @@ def inspect(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="A checkpoint (on the hub, too, of whose safetensors the header alone is read), a "
-            "GGUF file made from one, a codec's .bin, or a folder of GGUF files, such as "
-            "`quantize` makes: a line each.",
+            help="A checkpoint, a GGUF file, a codec's .bin, or a folder of GGUF files (one line "
+            "each). Of safetensors on the hub, only the header is downloaded.",
         ),
     ],
     config: ConfigOption = None,
@@ -40,15 +40,17 @@ def inspect(
     json_: JsonOption = False,
 ) -> None:
     """Show sizes, capabilities, tables and heads, tokenizer, types, bytes and provenance."""
-    from valle_convert.checkpoint.hub import is_on_hub
     from valle_convert.checkpoint.lora import lora_files
-    from valle_convert.inspect import inspect_file, models_in
+    from valle_convert.inspect import inspect_file, is_converted_file, models_in
 
-    if not is_on_hub(file) and os.path.isdir(file):  # noqa: PTH112 - no exception where it is closed
-        models = models_in(file)
-        if models:
-            _show_folder(file, [inspect_file(one) for one in models], as_json=json_)
-            return
+    is_folder = os.path.isdir(file)  # noqa: PTH112 - no exception where it is closed
+    models = models_in(file) if is_folder else []
+    if models or is_converted_file(file):
+        given = {"--config": config, "--lora": lora, "--lora-alpha": lora_alpha}
+        refuse_idle("only a checkpoint is read with it", given)
+    if models:
+        _show_folder(file, [inspect_file(one) for one in models], as_json=json_)
+        return
     summary = inspect_file(
         file,
         config=config,

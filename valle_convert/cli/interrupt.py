@@ -1,11 +1,10 @@
-"""Ctrl-C and SIGTERM end the program in order: cleaned up, in one line, with exit code 130.
+"""Ctrl-C and SIGTERM clean up and end the program with one line and exit code 130.
 
-While modules are imported there is nothing to clean up, and an exception could come up in
-the middle of anything: `before_work` ends the process at once. `during_work` raises
-KeyboardInterrupt in the main thread, so that every `finally` runs. Python swallows
-exceptions in some places (destructors, callbacks from C); there the interruption is
-raised again a moment later, until it gets through. It waits for a module that is being imported
-meanwhile, since C code in there prints tracebacks of its own.
+While the program starts there is nothing to clean up: `before_work` ends the process at once.
+`during_work` raises KeyboardInterrupt in the main thread, so that every `finally` runs. Python
+swallows exceptions in some places (destructors, callbacks from C); there the interrupt is raised
+again until it gets through. It waits for imports to end, since their C code prints its own
+tracebacks.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from types import FrameType
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _HAS_TIMER = hasattr(signal, "setitimer")  # Windows has none
 _AGAIN_AFTER = 0.002  # seconds
-_LONGEST_IMPORT = 5.0  # seconds that an interruption waits for one: torch takes two
+_LONGEST_IMPORT = 5.0  # seconds that an interrupt waits for an import; torch takes two
 MESSAGE = "error: Interrupted; no unfinished file was left behind."
 
 _requested = False
@@ -33,7 +32,7 @@ def before_work() -> None:
 
 
 def during_work() -> None:
-    """Let a signal raise KeyboardInterrupt, and see to it that nothing swallows it."""
+    """Let a signal raise KeyboardInterrupt, even if something swallows it once."""
     global _requested, _kept
     _requested, _kept = False, ()
     for one in _SIGNALS:
@@ -42,7 +41,7 @@ def during_work() -> None:
 
 
 def after_work(code: int) -> None:
-    """Let a signal change nothing any more, since the exit code stands."""
+    """Let a signal end the process with the exit code that is already known."""
     if _HAS_TIMER:
         signal.setitimer(signal.ITIMER_REAL, 0)
     for one in _SIGNALS:
@@ -50,13 +49,13 @@ def after_work(code: int) -> None:
 
 
 def keep(*what: str) -> None:
-    """Note what an interrupted command wrote all the same, such as `out.wav (2 sentences)`."""
-    global _kept  # noqa: PLW0603 - likewise
+    """Note what an interrupted command kept, such as `out.wav (2 sentences)`."""
+    global _kept  # noqa: PLW0603 - state of the process
     _kept = what
 
 
 def message() -> str:
-    """How an interrupted program ends."""
+    """The last line of an interrupted program."""
     return f"error: Interrupted; kept {' and '.join(_kept)}." if _kept else MESSAGE
 
 
@@ -66,7 +65,7 @@ def requested() -> bool:
 
 
 def waits() -> bool:
-    """Whether an interruption still waits for an import to end."""
+    """Whether an interrupt is waiting for an import to end."""
     return _HAS_TIMER and signal.getitimer(signal.ITIMER_REAL)[0] > 0
 
 
@@ -76,7 +75,7 @@ def _end() -> None:
 
 
 def _raise(signum: int, frame: FrameType | None) -> None:
-    global _requested, _n_waits  # noqa: PLW0603 - likewise
+    global _requested, _n_waits  # noqa: PLW0603 - state of the process
     if signum in _SIGNALS:
         _n_waits = 0
     _requested = True
@@ -88,7 +87,7 @@ def _raise(signum: int, frame: FrameType | None) -> None:
 
 
 def _is_importing(frame: FrameType | None) -> bool:
-    """Whether a module is being imported; numpy's C code prints what comes up in the middle."""
+    """Whether a module is being imported; numpy's C code prints exceptions raised then."""
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
             return True

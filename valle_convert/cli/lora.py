@@ -1,4 +1,4 @@
-"""`valle-convert lora BASE LORA OUT.gguf`: a LoRA that llama.cpp applies while it runs."""
+"""`valle-convert lora BASE LORA OUT.gguf`: convert a LoRA to a GGUF adapter."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from valle_convert.cli import console
 from valle_convert.cli.options import (
+    OUTPUT,
     ConfigOption,
     ForceOption,
     JsonOption,
@@ -28,31 +29,30 @@ def lora(
         Path,
         typer.Argument(
             metavar="BASE",
-            help="The converted file that it is for, quantized or not; or its checkpoint.",
+            help="The converted file it belongs to, quantized or not, or the checkpoint of that.",
         ),
     ],
     source: Annotated[
         str,
         typer.Argument(
-            metavar="LORA[@SCALE]", help="The LoRA: .sft or .pth, or a checkpoint that holds one."
+            metavar="LORA[@SCALE]", help="The LoRA (.sft, .pth), or a checkpoint with one."
         ),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="The file to write.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="Output file.")],
     out_type: Annotated[
         Literal["f32", "f16"],
-        typer.Option("--outtype", help="Number format of the adapter's matrices."),
+        typer.Option("--outtype", help="Number format of the matrices.", rich_help_panel=OUTPUT),
     ] = "f32",
     config: ConfigOption = None,
     lora_alpha: LoraAlphaOption = None,
     json_: JsonOption = False,
     force: ForceOption = False,
 ) -> None:
-    """Make of a LoRA a GGUF adapter, which stays apart from the converted file.
+    """Convert a LoRA to a GGUF adapter that llama.cpp applies at run time.
 
-    Stock llama.cpp applies it at run time (llama_adapter_lora_init, --lora of its programs) to the
-    base, quantized or not; `speak`, `verify` and `quantize` take it with --lora. A LoRA for some
-    codebook levels (rvq_levels) is switched on in the passes of these only, which merging cannot
-    do.
+    --lora of llama.cpp's programs and of `speak`, `verify` and `quantize` takes it, over a base of
+    any type. A LoRA for some codebook levels (rvq_levels) is applied in their passes only, which is
+    not possible by merging.
     """
     from valle_convert.api import write_lora
     from valle_convert.files import check_outputs
@@ -67,6 +67,8 @@ def lora(
         lora_alpha=lora_alpha,
         force=force,
     )
+    for note in written.notes:
+        console.talk(f"note: {note}")
     levels = ", ".join(map(str, written.levels)) or "all"
     console.talk(
         f"wrote {out}: {console.n_bytes(out.stat().st_size)}, "

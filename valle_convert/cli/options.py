@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from valle_convert.checkpoint.lora import LoraFile
 
 #: Panels of `--help` that several commands have.
-MODEL, OUTPUT = "Model", "Output"
+VOICE, MODEL, OUTPUT = "Text and voice", "Model", "Output"
 
 #: Number formats of `--outtype`.
 OutType = Literal["auto", "f32", "f16", "bf16", "q8_0"]
@@ -122,6 +122,7 @@ LanguageOption = Annotated[
         metavar="CODE",
         help="en, de, fr, ja, zh or ko. Default: detected from the text; for recordings without "
         "text, the model's first language.",
+        rich_help_panel=VOICE,
     ),
 ]
 ThreadsOption = Annotated[
@@ -132,6 +133,35 @@ ThreadsOption = Annotated[
         min=1,
         max=1024,
         rich_help_panel=MODEL,
+    ),
+]
+TuneChoice = Literal["auto", "off", "again"]
+TuneOption = Annotated[
+    TuneChoice,
+    typer.Option(
+        "--tune",
+        help="auto finds the fastest settings of llama.cpp for this file and CPU once, and keeps "
+        "them; off computes as exactly as verify; again repeats the search.",
+        rich_help_panel=MODEL,
+    ),
+]
+GpuLayersOption = Annotated[
+    int,
+    typer.Option(
+        "--gpu-layers",
+        metavar="N",
+        help="Layers to offload to a GPU, if llama.cpp was built for one; -1 is all.",
+        min=-1,
+        rich_help_panel=MODEL,
+    ),
+]
+SettingsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE,...",
+        help="Other settings, such as mode=ar,top_k=50; docs/commands.md lists them.",
+        rich_help_panel="Decoding",
     ),
 ]
 JsonOption = Annotated[
@@ -194,8 +224,8 @@ def is_given(context: typer.Context, parameter: str) -> bool:
     """Whether the user set a parameter, even to its default."""
     # click has a class for where a value comes from, which typer does not offer.
     source = getattr(context.get_parameter_source(parameter), "name", "DEFAULT")
-    is_on = context.params.get(parameter) not in (None, False)
-    return is_on and source not in ("DEFAULT", "DEFAULT_MAP")
+    value = context.params.get(parameter)  # 0 is one, and is equal to False
+    return value is not None and value is not False and source not in ("DEFAULT", "DEFAULT_MAP")
 
 
 def _holds(context: typer.Context, condition: str) -> bool:

@@ -1,4 +1,4 @@
-"""GGUF files of a command line that are on the Hugging Face hub."""
+"""Download GGUF files named on the command line from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -8,29 +8,17 @@ from valle_convert.cli import console
 
 
 def local_gguf(path: Path, *, or_checkpoint: bool = False) -> Path:
-    """A GGUF file, downloaded into the hub's cache where `path` is on the hub.
-
-    Of a model of several files, all of them are.
-    """
-    from valle_convert.checkpoint.hub import HubTree, is_on_hub, parse_location
+    """The path of a GGUF file, downloaded to the hub's cache if needed, with all its parts."""
+    from valle_convert.checkpoint.hub import is_on_hub
     from valle_convert.errors import InputError
 
     if not is_on_hub(path) or (or_checkpoint and path.suffix != ".gguf"):
         return path
     if path.suffix != ".gguf":
         raise InputError(
-            f"{path} is no GGUF file, where hf:OWNER/REPO:NAME.gguf or a file here is expected; "
-            f"convert it first: valle-convert {path} OUT.gguf."
+            f"{path} is not a GGUF file (hf:OWNER/REPO:NAME.gguf, or a local one). Convert it "
+            f"first: valle-convert {path} OUT.gguf."
         )
-    from valle_convert.families import family_of_file
-    from valle_convert.families.bundle import paths_of
-    from valle_convert.gguf_file.read import GgufFile, is_gguf
+    from valle_convert.families.bundle import fetched
 
-    tree = HubTree(parse_location(str(path)), progress=console.progress_bar)
-    place = tree.resolve()
-    local = tree.get(place)
-    if is_gguf(local):
-        file = GgufFile(local, allow_part=True)
-        for beside in list(paths_of(Path(place), family_of_file(file).parts(file)).values())[1:]:
-            tree.get(beside)
-    return local
+    return fetched(path, console.progress_bar)

@@ -29,10 +29,10 @@ def repair(
         Path,
         typer.Argument(
             metavar="OLD.gguf",
-            help="A VALL-E that was made into GGUF as a `llama` model, quantized or not.",
+            help="A VALL-E that llama.cpp's converter wrote as a `llama` model, quantized or not.",
         ),
     ],
-    out: Annotated[Path, typer.Argument(metavar="NEW.gguf", help="The file to write.")],
+    out: Annotated[Path, typer.Argument(metavar="NEW.gguf", help="Output file.")],
     config: ConfigOption = None,
     biases: BiasesOption = None,
     tokenizer: TokenizerOption = None,
@@ -40,11 +40,11 @@ def repair(
     json_: JsonOption = False,
     force: ForceOption = False,
 ) -> None:
-    """Make the right file of a GGUF file that was made the old way and speaks wrongly.
+    """Repair a GGUF file of llama.cpp's LLaMA converter, which loads but generates garbage.
 
-    Quantized rows are moved bit for bit, and nothing is quantized a second time; only where tables
-    and heads are of two types, both become float16. What the old file does not say is taken to be
-    as in the published models, and said; --config tells otherwise.
+    Quantized rows are copied, not quantized again; only if tables and heads have different types,
+    both become float16. What the old file lacks is assumed to be as in the published models and
+    reported; --config overrides it.
     """
     from valle_convert.api import plan_repair
     from valle_convert.families.family import Choices

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,20 +14,28 @@ import typer
 
 from valle_convert.cli import console
 from valle_convert.cli.options import (
+    OUTPUT,
+    VOICE,
     CodecOption,
     ForceOption,
     GgufArgument,
+    GpuLayersOption,
     JsonOption,
     KeptLoraOption,
     LanguageOption,
+    SettingsOption,
     ThreadsOption,
-    is_given,
+    TuneChoice,
+    TuneOption,
+    excludes,
     paths_of,
+    requires,
 )
 from valle_convert.cli.remote import local_gguf
 from valle_convert.cli.spoken import Report
 from valle_convert.cli.watch import SpeechProgress, stop_on_interrupt
 from valle_convert.errors import EXIT_INTERRUPTED, InputError
+from valle_convert.llama.context import Settings
 from valle_convert.wording import plural
 
 if TYPE_CHECKING:
@@ -36,19 +45,20 @@ if TYPE_CHECKING:
     from valle_convert.speech.results import SpeakOptions, Spoken
     from valle_convert.speech.speaker import AnySpeaker, Watch
 
-ModeChoice = Literal["auto", "ar", "nar-len"]
 TaskChoice = Literal["tts", "vc", "ns", "sr"]
-CacheChoice = Literal["f32", "f16"]
+_DECODING = "Decoding"
 
-#: Parameters that are not called as the field of `SpeakOptions` that they go into.
-_FIELDS = {
-    **dict.fromkeys(("temperature", "top_k", "top_p", "min_p", "top_no"), "sampling"),
-    "nar_temperature": "nar_sampling",
-    "repetition_penalty": "repetition",
-    "repetition_penalty_decay": "repetition",
-    "guidance_rescale": "guidance",
-    "steps": "max_steps",
+# Without a text or a task on a recording, saved codes are decoded by the codec alone.
+_SPEAKS = "text task=vc|ns|sr"
+_NEEDS = {
+    **dict.fromkeys(("voice", "phonemes"), "text"),
+    "voice_text": "voice",
+    "source": "task=vc|ns|sr",
+    **dict.fromkeys(("save_codes", "keep_partial", "language", "temperature", "seed"), _SPEAKS),
+    **dict.fromkeys(("settings", "lora", "threads", "tune", "gpu_layers"), _SPEAKS),
+    **dict.fromkeys(("float_", "raw"), "out"),
 }
+_EXCLUDES = {"codes": "task=vc|ns|sr", "voice": "task=ns|sr", "json_": "out=-"}
 
 #: Of a text by stdin: about a day of speech.
 _MAX_TEXT_BYTES = 1 << 20
@@ -73,7 +83,8 @@ class _Request:
     codec: str | None
     lora: list[str] | None
     threads: int | None
-    cache_type: CacheChoice
+    tune: TuneChoice
+    gpu_layers: int
 
     @property
     def recordings(self) -> list[Path]:
@@ -103,27 +114,73 @@ def speak(
         str | None,
         typer.Argument(
             metavar="[TEXT]",
-            help="What to say; - reads it from stdin. May be left out with --codes and with the "
+            help="The text to speak; - reads it from stdin. Optional with --codes and with the "
             "tasks ns and sr.",
         ),
     ] = None,
-    lora: KeptLoraOption = None,
     voice: Annotated[
         Path | None,
         typer.Option(
             "--voice",
             metavar="FILE",
-            help="A recording of the voice to speak in (wav, flac, ogg, mp3), its codes "
-            "(.npz), or a voice file of the model's own project. Without it, the model chooses.",
+            help="The voice to speak in: a recording (wav, flac, ogg, mp3), saved codes (.npz), or "
+            "a voice file of VALL-E's own project. By default, the model chooses.",
+            rich_help_panel=VOICE,
         ),
     ] = None,
     voice_text: Annotated[
         str | None,
         typer.Option(
             metavar="TEXT",
-            help="What a recording or codes given as --voice say, for models that go on with it.",
+            help="Transcript of --voice, for models that continue it.",
+            rich_help_panel=VOICE,
         ),
     ] = None,
+    phonemes: Annotated[
+        bool,
+        typer.Option("--phonemes", help="TEXT is IPA, and one sentence.", rich_help_panel=VOICE),
+    ] = False,
+    language: LanguageOption = None,
+    task: Annotated[
+        TaskChoice,
+        typer.Option(
+            help="tts speaks TEXT. The others process the recording --source: vc speaks its TEXT "
+            "in another --voice with the same timing, ns removes noise, sr removes speech.",
+            rich_help_panel=VOICE,
+        ),
+    ] = "tts",
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Recording or saved codes for the tasks vc, ns and sr.",
+            rich_help_panel=VOICE,
+        ),
+    ] = None,
+    codes: Annotated[
+        Path | None,
+        typer.Option(
+            "--codes",
+            metavar="FILE",
+            help="Saved codes (.npz). Without TEXT, decode them to audio; with TEXT, keep level 0 "
+            "and generate the other levels again.",
+            rich_help_panel=VOICE,
+        ),
+    ] = None,
+    codec: CodecOption = None,
+    lora: KeptLoraOption = None,
+    threads: ThreadsOption = None,
+    tune: TuneOption = "auto",
+    gpu_layers: GpuLayersOption = 0,
+    temperature: Annotated[
+        float,
+        typer.Option(help="Of level 0; 0 takes the most likely code.", rich_help_panel=_DECODING),
+    ] = 1.0,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Repeats a run. Default: random.", min=0, rich_help_panel=_DECODING),
+    ] = None,
+    settings: SettingsOption = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -131,110 +188,34 @@ def speak(
             "-o",
             metavar="OUT.wav",
             allow_dash=True,
-            help="The sound: .wav, .flac, .ogg, .mp3 or .opus; - for a wav on stdout, sentence by "
-            "sentence.",
+            help="The audio file: .wav, .flac, .ogg, .mp3 or .opus; - streams wav to stdout.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     save_codes: Annotated[
         Path | None,
-        typer.Option(metavar="OUT.npz", help="The codes it is made of."),
+        typer.Option(metavar="OUT.npz", help="Also write the codes.", rich_help_panel=OUTPUT),
     ] = None,
-    codes: Annotated[
-        Path | None,
-        typer.Option(
-            "--codes",
-            metavar="FILE",
-            help="Saved codes (.npz): sound them; or, with TEXT, keep their level 0 and "
-            "decode the levels above it anew.",
-        ),
-    ] = None,
-    task: Annotated[
-        TaskChoice,
-        typer.Option(
-            help="tts speaks TEXT. On the recording --source, vc says its TEXT with its timing in "
-            "another --voice, ns takes the noise out and sr the speech."
-        ),
-    ] = "tts",
-    source: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="The recording (or codes) for vc, ns, sr."),
-    ] = None,
-    codec: CodecOption = None,
-    phonemes: Annotated[
-        bool, typer.Option("--phonemes", help="TEXT is IPA already, and one sentence.")
-    ] = False,
-    language: LanguageOption = None,
-    mode: Annotated[
-        ModeChoice, typer.Option(help="auto takes nar-len where the model has durations.")
-    ] = "auto",
-    steps: Annotated[int, typer.Option(help="Of demasking (nar-len).", min=1, max=1000)] = 25,
-    guidance: Annotated[
-        float, typer.Option(help="Strength; 0 is off. Demasking takes at least 2.5.")
-    ] = 0.0,
-    guidance_rescale: Annotated[
-        float, typer.Option(help="How far the spread of guided logits is brought back, 0 to 1.")
-    ] = 0.75,
-    max_seconds: Annotated[
-        float | None,
-        typer.Option(
-            help="Of one sentence, at most. Without it, the model's own limit: 12, or 16 frames a "
-            "symbol."
-        ),
-    ] = None,
-    duration_padding: Annotated[
-        float, typer.Option(help="Factor on the model's durations (nar-len).")
-    ] = 1.05,
-    prompt_seconds: Annotated[
-        float, typer.Option(help="How much of the voice is used; a shorter one is repeated.")
-    ] = 3.0,
-    context_history: Annotated[
-        int, typer.Option(help="How many sentences before are given along as context.")
-    ] = 0,
-    temperature: Annotated[float, typer.Option(help="Of level 0; 0 is the best code.")] = 1.0,
-    nar_temperature: Annotated[float, typer.Option(help="Of the levels above.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Keep so many codes; 0 keeps all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Keep codes of this probability together.")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="Keep codes this likely beside the best.")] = 0.0,
-    top_no: Annotated[
-        float, typer.Option(help="Keep logits so many deviations from the best; 0 keeps all.")
-    ] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="1 does nothing (ar).")] = 1.0,
-    repetition_penalty_decay: Annotated[
-        float, typer.Option(help="Power of the distance, times the penalty (ar).")
-    ] = 0.0,
-    length_penalty: Annotated[
-        float | None,
-        typer.Option(help="Above 0 is longer (ar). Without it, 0; with --best-of, 1."),
-    ] = None,
-    best_of: Annotated[int, typer.Option(help="Draw so many, and keep the most probable one.")] = 1,
-    accent: Annotated[
-        str | None,
-        typer.Option(metavar="WORD", help="Speak all of the text in the accent of en, zh or ja."),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(help="Gives the same speech again; else a new one.", min=0),
-    ] = None,
-    threads: ThreadsOption = None,
-    cache_type: Annotated[
-        CacheChoice,
-        typer.Option(help="Of keys and values; f16 is faster (nar-len) and a little less exact."),
-    ] = "f32",
     float_: Annotated[
-        bool, typer.Option("--float", help="Write 32-bit floats instead of 16-bit integers.")
+        bool,
+        typer.Option(
+            "--float", help="32-bit float samples instead of 16-bit.", rich_help_panel=OUTPUT
+        ),
     ] = False,
     raw: Annotated[
         bool,
         typer.Option(
             "--raw",
-            help="With -o - or a pipe: samples without a header, little endian, one channel.",
+            help="Stream samples without a header: little endian, mono.",
+            rich_help_panel=OUTPUT,
         ),
     ] = False,
     keep_partial: Annotated[
         bool,
         typer.Option(
             "--keep-partial",
-            help="On Ctrl-C, write what there is; a second Ctrl-C leaves nothing.",
+            help="Write the finished part on the first Ctrl-C; the second one aborts.",
+            rich_help_panel=OUTPUT,
         ),
     ] = False,
     json_: JsonOption = False,
@@ -242,43 +223,32 @@ def speak(
 ) -> None:
     """Speak a text with a converted model, on stock llama.cpp.
 
-    Level 0 of the codes is decoded from left to right (ar) or by demasking (nar-len), the levels
-    above it in one pass each, and a codec turns them into sound. Long texts are spoken sentence by
-    sentence, and a pipe gets each as soon as it is done. Voices are given as recordings of any
-    format, rate and number of channels. Options that a model has no use for are refused.
+    Long texts are spoken sentence by sentence. Settings that the model does not use are rejected.
     """
-    from valle_convert.decode import Guidance, Repetition, SamplingOptions
+    from valle_convert.decode import SamplingOptions
     from valle_convert.families.bundle import open_bundle
     from valle_convert.speech.results import SpeakOptions
+    from valle_convert.speech.settings import parse_settings, with_settings
 
+    requires(context, _NEEDS)
+    excludes(context, _EXCLUDES)
     if out is not None and str(out) == "-":
-        if json_:
-            raise typer.BadParameter("the sound goes to stdout already.", param_hint="--json")
         out = Path("/dev/stdout")
-    request = _Request(task, text, phonemes, voice, source, codes, codec, lora, threads, cache_type)
+    request = _Request(
+        task, text, phonemes, voice, source, codes, codec, lora, threads, tune, gpu_layers
+    )
     target = _Target(out, save_codes, float_, raw, force, keep_partial)
     _check(request, target)
-    bundle = open_bundle(local_gguf(gguf))
-    _refuse_foreign(context, bundle.family)
+    values = parse_settings(settings or [])
     options = SpeakOptions(
-        mode=mode,
         language=language,
         voice_text=voice_text,
-        accent=accent,
-        sampling=SamplingOptions(temperature, top_k, top_p, min_p, top_no),
-        # A filter of level 0 does the levels above no good at their own temperature of 0.
-        nar_sampling=SamplingOptions(nar_temperature),
-        repetition=Repetition(repetition_penalty, repetition_penalty_decay),
-        guidance=Guidance(guidance, guidance_rescale),
-        max_steps=steps,
-        best_of=best_of,
-        length_penalty=length_penalty,
-        max_seconds=max_seconds,
-        duration_padding=duration_padding,
-        prompt_seconds=prompt_seconds,
-        context_history=context_history,
+        sampling=SamplingOptions(temperature),
         seed=seed,
     )
+    options = with_settings(options, values)
+    bundle = open_bundle(local_gguf(gguf))
+    refuse_foreign(bundle.family, values, _foreign(bundle.family, request, voice_text))
     report = _carry_out(bundle, request, target, options)
     report.show(as_json=json_)
     if not report.is_whole:
@@ -289,46 +259,46 @@ def speak(
 
 
 def _check(request: _Request, target: _Target) -> None:
-    """Refuse what does not go together, before anything is opened."""
-    task, text, codes = request.task, request.text, request.codes
-    if target.sound is None and (target.codes is None or (codes is not None and text is None)):
+    """Refuse a command line that lacks something, before anything is opened."""
+    task, text = request.task, request.text
+    if target.sound is None and target.codes is None:
         raise typer.BadParameter("give the file to write with -o OUT.wav.", param_hint="--out")
     if task == "tts":
-        if request.source is not None:
-            raise typer.BadParameter("only the tasks vc, ns and sr take it.", param_hint="--source")
-        if text is None and codes is None:
-            raise typer.BadParameter("give the text to say.", param_hint="TEXT")
-        if text is None and target.codes is not None:
-            raise typer.BadParameter("without TEXT, --codes stay.", param_hint="--save-codes")
-        return
-    if codes is not None:
-        raise typer.BadParameter(f"the task {task} takes --source.", param_hint="--codes")
-    if request.source is None:
+        if text is None and request.codes is None:
+            raise typer.BadParameter("give the text to speak.", param_hint="TEXT")
+    elif request.source is None:
         raise typer.BadParameter(f"the task {task} needs a recording.", param_hint="--source")
-    if task == "vc" and (request.voice is None or text is None):
+    elif task == "vc" and (request.voice is None or text is None):
         raise typer.BadParameter(
-            "the task vc needs a --voice, and as TEXT what the recording says.", param_hint="--task"
+            "the task vc needs --voice, and as TEXT the words of the recording.",
+            param_hint="--task",
         )
-    if task in ("ns", "sr") and request.voice is not None:
-        raise typer.BadParameter(f"the task {task} takes only --source.", param_hint="--voice")
 
 
-def _refuse_foreign(context: typer.Context, family: AnyFamily) -> None:
-    """Refuse what was given and the model's family has no use for."""
-    from valle_convert.speech.results import SpeakOptions
+def _foreign(family: AnyFamily, request: _Request, voice_text: str | None) -> list[str]:
+    """Options that the model's family does not use."""
+    task, can = request.task, family.abilities
+    foreign = [f"--task {task}"] if task != "tts" and task not in can else []
+    foreign += ["--lora"] if request.lora and "lora" not in can else []
+    foreign += ["--voice-text"] if voice_text and "voice_text" not in family.speaks_with else []
+    return foreign
 
-    options = {one.name for one in fields(SpeakOptions)}
-    task = context.params["task"]
-    foreign = [f"--task {task}"] if task != "tts" and task not in family.abilities else []
-    for name in filter(lambda one: is_given(context, one), context.params):
-        field = _FIELDS.get(name, name)
-        is_foreign = field in options and field not in family.speaks_with
-        if is_foreign or (name == "lora" and name not in family.abilities):
-            foreign.append(f"--{name.replace('_', '-')}")
-    if len(foreign) == 1:
-        raise InputError(f"{foreign[0]} does not apply to {family.title}; leave it out.")
+
+def refuse_foreign(
+    family: AnyFamily, values: Mapping[str, object], others: Sequence[str] = ()
+) -> None:
+    """Refuse settings that the model's family does not use, and other options."""
+    from valle_convert.speech.settings import settings
+
+    foreign = list(others)
+    foreign += [
+        f"--set {name}" for name in values if settings()[name].field not in family.speaks_with
+    ]
     if foreign:
-        raise InputError(f"{', '.join(foreign)} do not apply to {family.title}; leave them out.")
+        raise InputError(
+            f"{', '.join(foreign)} {'does' if len(foreign) == 1 else 'do'} not apply to "
+            f"{family.title}; leave {'it' if len(foreign) == 1 else 'them'} out."
+        )
 
 
 def _read_text(text: str | None) -> str | None:
@@ -337,8 +307,8 @@ def _read_text(text: str | None) -> str | None:
     data = sys.stdin.buffer.read(_MAX_TEXT_BYTES + 1)
     if len(data) > _MAX_TEXT_BYTES:
         raise InputError(
-            f"The text on stdin has more than {_MAX_TEXT_BYTES:,} bytes, which is about a day of "
-            "speech; give it in parts."
+            f"The text on stdin has more than {_MAX_TEXT_BYTES:,} bytes, about a day of speech; "
+            "split it."
         )
     try:
         return data.decode("utf-8")
@@ -352,7 +322,7 @@ def _read_text(text: str | None) -> str | None:
 
 
 def _carry_out(bundle: Bundle, request: _Request, target: _Target, options: SpeakOptions) -> Report:
-    """Speak, and write what is wanted of it."""
+    """Speak, and write what was asked for."""
     from valle_convert.audio import check_codes_target, open_codec, write_codes
     from valle_convert.audio.codes import is_codes_path
     from valle_convert.checkpoint.lora import lora_files
@@ -370,22 +340,23 @@ def _carry_out(bundle: Bundle, request: _Request, target: _Target, options: Spea
     if target.codes is not None:
         check_codes_target(target.codes)
     sink = _sink(target, inputs)
-    _tell_threads(request.threads)
+    if request.codes is not None and request.text is None:
+        assert sink is not None  # noqa: S101 - `_check` saw to it
+        return _decode(bundle, request, request.codes, sink)
+    _note_threads(request.threads)
     text = _read_text(request.text)
     needs_codec = target.sound is not None or not all(map(is_codes_path, request.recordings))
     begin = time.perf_counter()
-    console.talk(f"loading {bundle.path}" + (" and the codec" if needs_codec else ""))
+    console.log(f"loading {bundle.path}" + (" and the codec" if needs_codec else ""))
     with bundle.family.speaker(
         bundle,
         codec=open_codec(request.codec, bundle.model) if needs_codec else None,
         n_threads=request.threads,
-        cache_type=request.cache_type,
+        settings=Settings(n_gpu_layers=request.gpu_layers),
+        tune=request.tune,
         adapters=lora_files(request.lora),
     ) as speaker:
         loaded = time.perf_counter() - begin
-        if request.codes is not None and text is None:
-            assert sink is not None  # noqa: S101 - `_check` saw to it
-            return _sound(speaker, request.codes, sink, loaded)
         progress = SpeechProgress(speaker.frame_rate, sink)
         with sink or nullcontext(), stop_on_interrupt(target.keep_partial) as should_stop:
             watch = Watch(progress, should_stop, progress.begins, progress.finished)
@@ -395,6 +366,20 @@ def _carry_out(bundle: Bundle, request: _Request, target: _Target, options: Spea
     if codes is not None:
         write_codes(codes, spoken.saved_codes, force=target.force, sources=inputs)
     return Report(written, loaded, spoken=spoken, codes=codes)
+
+
+def _decode(bundle: Bundle, request: _Request, codes: Path, sink: AudioWriter) -> Report:
+    """Saved codes to audio; the model's weights are not read."""
+    from valle_convert.audio import open_codec, read_codes
+
+    begin = time.perf_counter()
+    codec = open_codec(request.codec, bundle.model)
+    loaded = time.perf_counter()
+    audio = codec.decode(read_codes(codes, bundle.model).codes)
+    seconds = time.perf_counter() - loaded
+    with sink:
+        sink.add(audio)
+    return Report(sink.written, loaded - begin, codec_seconds=seconds)
 
 
 def _speak(
@@ -415,22 +400,12 @@ def _speak(
         )
         return answered
     if request.codes is not None:
-        return speaker.raise_levels(
+        return speaker.regenerate_levels(
             request.codes, text, voice, options, is_phonemes=is_phonemes, watch=watch
         )
     return speaker.speak(
         text, voice, options, is_phonemes=is_phonemes, watch=watch, keep_audio=False
     )
-
-
-def _sound(speaker: AnySpeaker, codes: Path, sink: AudioWriter, loaded: float) -> Report:
-    """Saved codes to sound, as they are."""
-    begin = time.perf_counter()
-    audio = speaker.sound(codes)
-    seconds = time.perf_counter() - begin
-    with sink:
-        sink.add(audio)
-    return Report(sink.written, loaded, codec_seconds=seconds)
 
 
 def _sink(target: _Target, inputs: list[Path]) -> AudioWriter | None:
@@ -439,7 +414,7 @@ def _sink(target: _Target, inputs: list[Path]) -> AudioWriter | None:
     from valle_convert.files import is_stream
 
     if target.raw and (target.sound is None or not is_stream(target.sound)):
-        raise typer.BadParameter("only -o -, a pipe or a device gets it.", param_hint="--raw")
+        raise typer.BadParameter("only for -o -, a pipe or a device.", param_hint="--raw")
     if target.sound is None:
         return None
     return AudioWriter(
@@ -451,12 +426,12 @@ def _sink(target: _Target, inputs: list[Path]) -> AudioWriter | None:
     )
 
 
-def _tell_threads(threads: int | None) -> None:
+def _note_threads(threads: int | None) -> None:
     from valle_convert.llama.cpu import usable_cores
 
     cores = usable_cores()
     if threads is not None and threads > cores:
-        console.talk(
+        console.log(
             f"note: {threads} threads on {plural(cores, 'usable core')} wait for each other; "
             f"--threads {cores} is faster"
         )

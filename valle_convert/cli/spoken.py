@@ -1,4 +1,4 @@
-"""What `speak` says at its end, on stderr and as JSON."""
+"""The result of `speak`, on stderr and as JSON."""
 
 from __future__ import annotations
 
@@ -17,12 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """What was made.
-
-    Attributes:
-        load_seconds: of loading the model and the codec.
-        spoken: None where saved codes were sounded as they are.
-    """
+    """What `speak` wrote; `spoken` is None if saved codes were only decoded."""
 
     written: WrittenAudio | None
     load_seconds: float
@@ -38,28 +33,28 @@ class Report:
         if as_json:
             console.data_json(_to_json(self))
         if self.spoken is not None:
-            _tell(self.spoken, self.written, self.codes)
+            _log(self.spoken, self.written, self.codes)
         elif self.written is not None:
-            _tell_written(self.written)
+            _log_written(self.written)
 
 
-def _tell(spoken: Spoken, written: WrittenAudio | None, codes: Path | None) -> None:
+def _log(spoken: Spoken, written: WrittenAudio | None, codes: Path | None) -> None:
     if not spoken.is_whole:
         _note_kept(spoken, written, codes)
     for notice in spoken.notices:
-        console.talk(f"note: {notice}")
+        console.log(f"note: {notice}")
     if written is not None:
-        _tell_written(written)
+        _log_written(written)
     if codes is not None:
         frames, levels = plural(len(spoken.codes), "frame"), plural(spoken.n_levels, "level")
-        console.talk(f"wrote {codes}: {frames} of {levels}")
+        console.log(f"wrote {codes}: {frames} of {levels}")
     factor = spoken.real_time_factor
     if math.isfinite(factor):
-        console.talk(f"{factor:.2f} s of computing for a second of audio; seed {spoken.seed}")
+        console.log(f"{factor:.2f} s of computing per second of audio; seed {spoken.seed}")
 
 
 def _note_kept(spoken: Spoken, written: WrittenAudio | None, codes: Path | None) -> None:
-    """What an interrupted speech wrote, for the last line of the program."""
+    """Note what an interrupted run wrote, for the last line of the program."""
     kept = []
     if written is not None:
         kept.append(f"{written.path} ({written.seconds:.1f} s of audio)")
@@ -68,16 +63,15 @@ def _note_kept(spoken: Spoken, written: WrittenAudio | None, codes: Path | None)
     interrupt.keep(*kept)
 
 
-def _tell_written(written: WrittenAudio) -> None:
-    console.talk(f"wrote {written.path}: {written.seconds:.1f} s of audio")
+def _log_written(written: WrittenAudio) -> None:
+    console.log(f"wrote {written.path}: {written.seconds:.1f} s of audio")
     if written.gain < 1:
         quieter = -20 * math.log10(written.gain)
-        console.talk(
-            f"note: it would have been clipped, and is {quieter:.1f} dB quieter instead; --float "
-            "keeps every sample"
+        console.log(
+            f"note: made {quieter:.1f} dB quieter to avoid clipping; --float keeps every sample"
         )
     elif written.peak > 1:
-        console.talk(f"note: samples go up to {written.peak:.2f}, beyond full scale")
+        console.log(f"note: the peak is {written.peak:.2f}, above full scale")
 
 
 def _to_json(report: Report) -> dict[str, Any]:

@@ -1,8 +1,7 @@
-"""Standard streams that fail without an exception, so that no verdict is lost on a printed line.
+"""Standard streams that never raise, so that a failed print does not change the exit code.
 
-Whoever reads may go away, the disk behind a redirection may be full, and any of the three
-may be closed from the start. The work goes on and ends with its own exit code; what
-happened to the data is kept, and asked for at the end.
+The reader of a pipe may exit, a redirected disk may be full, and a stream may be closed from the
+start. The work goes on; the first failure is kept and reported at the end.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any, TextIO
 
 
 class _Stream(io.RawIOBase):
-    """An open file that swallows what it cannot write, and keeps the first reason."""
+    """An open file that drops what it cannot write, and keeps the first error."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
@@ -48,18 +47,18 @@ class _Stream(io.RawIOBase):
 _stdout: _Stream | None = None
 
 
-def mend() -> None:
-    """Put streams that do not raise in the place of standard output and error, once.
+def install_safe_streams() -> None:
+    """Replace standard output and error by streams that do not raise.
 
-    Descriptors that are closed are opened on the null device first, since the next file to be
-    opened would get their numbers, and everything that is printed.
+    Closed descriptors are opened on the null device first; otherwise the next file to be opened
+    would get their number, and everything that is printed.
     """
     global _stdout  # noqa: PLW0603 - the streams are the process's, and so is this
     for descriptor, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, flags)  # gets the lowest number that is free, which is this one
+            os.open(os.devnull, flags)  # gets the lowest free number, which is this one
     if sys.stdin is None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - open to the end
     if sys.stdout is sys.__stdout__:
@@ -70,7 +69,7 @@ def mend() -> None:
 
 
 def lost_output() -> str | None:
-    """Why what was printed on stdout did not all arrive; a reader who went away is no reason."""
+    """Why stdout is incomplete; None if it is not, or if its reader exited."""
     if _stdout is None or _stdout.failure is None or _stdout.failure.errno == errno.EPIPE:
         return None
     return (_stdout.failure.strerror or "unknown").lower()

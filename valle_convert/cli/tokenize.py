@@ -1,4 +1,4 @@
-"""`valle-convert tokenize GGUF TEXT`: ids from stock llama.cpp beside those of the oracle."""
+"""`valle-convert tokenize GGUF TEXT`: ids from llama.cpp and from the reference tokenizer."""
 
 from __future__ import annotations
 
@@ -33,32 +33,32 @@ def tokenize(
     text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Phonemes or symbols.")] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--file", metavar="FILE", help="A text a line."),
+        typer.Option("--file", metavar="FILE", help="Read one text per line."),
     ] = None,
     tokenizer: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="The tokenizer.json or .model that the file was converted with; else the "
-            "built-in one. It has to be the very file that the conversion recorded.",
+            help="The tokenizer.json or .model of the conversion, checked by its hash. Default: "
+            "the built-in one.",
         ),
     ] = None,
-    special: Annotated[bool, typer.Option(help="Put <bos> and </eos> around the text.")] = True,
+    special: Annotated[bool, typer.Option(help="Add <bos> and </eos>.")] = True,
     parse_special: Annotated[
-        bool, typer.Option(help="Take <mask> and the like in the text for tokens.")
+        bool, typer.Option(help="Parse special tokens such as <mask> in the text.")
     ] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Show ids and pieces from stock llama.cpp and from the tokenizer's own library.
+    """Tokenize with stock llama.cpp, and compare with the tokenizer's own library.
 
-    Exit code 1 where the two differ on any text.
+    Exit code 1 if they differ.
     """
     if (text is None) == (file is None):
         raise typer.BadParameter("Give either TEXT or --file FILE.", param_hint="TEXT")
     if text is not None:
         check_utf8(text)
     from valle_convert.families.bundle import open_bundle
-    from valle_convert.text import unknown_phonemes
+    from valle_convert.text import listed, unknown_phonemes
     from valle_convert.tokenizer.check import compare
     from valle_convert.tokenizer.compiled import TRUE_IDS_KEY
     from valle_convert.tokenizer.oracle import LlamaTokenizer, Setting
@@ -92,8 +92,7 @@ def tokenize(
                 ],
             )
             if unknown:
-                listed = " ".join(f"{one} (U+{ord(one):04X})" for one in unknown)
-                console.talk(f"note: the vocabulary lacks {listed}")
+                console.talk(f"note: the vocabulary lacks {listed(unknown)}")
             agree = one.agree
     if not agree:
         raise typer.Exit(EXIT_FAILED_CHECK)

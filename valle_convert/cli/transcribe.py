@@ -32,17 +32,17 @@ def transcribe(
         list[Path],
         typer.Argument(
             metavar="SPEECH..",
-            help="Recordings (wav, flac, ogg, mp3), or their codes (.npz). Of several, each gets a "
-            "line: its path, a tab, the phonemes; with --json, a list.",
+            help="Recordings (wav, flac, ogg, mp3) or saved codes (.npz). With several, each line "
+            "is the path, a tab and the phonemes; with --json, a list.",
         ),
     ],
     codec: CodecOption = None,
     language: LanguageOption = None,
-    max_phonemes: Annotated[int, typer.Option(help="Where to end.", min=1, max=20_000)] = 900,
+    max_phonemes: Annotated[int, typer.Option(help="Longest transcript.", min=1, max=20_000)] = 900,
     threads: ThreadsOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Print the phonemes of recordings, as the model hears them."""
+    """Transcribe recordings to phonemes."""
     from valle_convert.audio import open_codec
     from valle_convert.audio.codes import is_codes_path
     from valle_convert.decode import TranscribeOptions
@@ -68,11 +68,9 @@ def transcribe(
                 console.data(f"{path}\t{heard.phonemes}" if several else heard.phonemes)
             label = f"{path}: " if several else "note: "
             for notice in heard.notices:
-                console.talk(f"{label}{notice}")
+                console.log(f"{label}{notice}")
             if heard.end == "limit":
-                console.talk(
-                    f"{label}there is more than the {max_phonemes} phonemes of --max-phonemes"
-                )
+                console.log(f"{label}cut off after {max_phonemes} phonemes (--max-phonemes)")
     if json_:
         console.data_json(found if several else found[0])
 

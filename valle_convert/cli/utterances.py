@@ -1,4 +1,4 @@
-"""`valle-convert utterances AUDIO.. --text .. OUTDIR`: what `evaluate --data` measures on."""
+"""`valle-convert utterances AUDIO.. --text .. OUTDIR`: data to measure quality on."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import typer
 
 from valle_convert.cli import console
 from valle_convert.cli.options import (
+    MODEL,
+    VOICE,
     CodecOption,
     ForceOption,
     JsonOption,
     LanguageOption,
     check_utf8,
+    excludes,
 )
 from valle_convert.cli.remote import local_gguf
 from valle_convert.errors import InputError
@@ -30,6 +33,7 @@ def register(app: typer.Typer) -> None:
 
 
 def utterances(
+    context: typer.Context,
     audio: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -39,14 +43,15 @@ def utterances(
     *,
     out: Annotated[
         Path,
-        typer.Argument(metavar="OUTDIR", help="A folder, one .npz file an utterance."),
+        typer.Argument(metavar="OUTDIR", help="Output folder, one .npz file per utterance."),
     ],
     model: Annotated[
         Path,
         typer.Option(
             "--model",
             metavar="GGUF",
-            help="A converted file, whose tokenizer, levels and languages are taken.",
+            help="A converted file; its tokenizer, levels and languages are used.",
+            rich_help_panel=MODEL,
         ),
     ],
     text: Annotated[
@@ -54,7 +59,8 @@ def utterances(
         typer.Option(
             "--text",
             metavar="TEXT",
-            help="What is said in a recording; once for each AUDIO, in their order.",
+            help="Transcript of a recording; once per AUDIO, in the same order.",
+            rich_help_panel=VOICE,
         ),
     ] = None,
     list_: Annotated[
@@ -62,32 +68,35 @@ def utterances(
         typer.Option(
             "--list",
             metavar="FILE.tsv",
-            help="Instead of AUDIO and --text: a path, a tab and the text a line; paths are "
-            "relative to the file.",
+            help="Instead of AUDIO and --text: one path, tab and transcript per line; paths are "
+            "relative to this file.",
+            rich_help_panel=VOICE,
         ),
     ] = None,
     voice: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="The voice prompt of all of them: a recording, or codes. Without it, none.",
+            help="Voice prompt for all utterances: a recording or saved codes. Default: none.",
+            rich_help_panel=VOICE,
         ),
     ] = None,
     codec: CodecOption = None,
     phonemes: Annotated[
-        bool, typer.Option("--phonemes", help="The texts are IPA already.")
+        bool,
+        typer.Option("--phonemes", help="The texts are IPA.", rich_help_panel=VOICE),
     ] = False,
     language: LanguageOption = None,
     json_: JsonOption = False,
     force: ForceOption = False,
 ) -> None:
-    """Make the utterances that evaluate and imatrix take with --data, of recordings and texts.
+    """Turn recordings and transcripts into data for --data of evaluate and imatrix.
 
-    Texts become phonemes and ids as for `speak`, recordings become codes. Nothing is written
-    unless all of them can be used.
+    Nothing is written unless all recordings and texts are usable.
     """
     from valle_convert.families.bundle import open_bundle
 
+    excludes(context, {"list_": "audio text"})
     recorded = _recorded(audio or [], text or [], list_)
     _check_recordings([*(one.path for one in recorded), *([voice] if voice else [])])
     bundle = open_bundle(local_gguf(model))
@@ -108,20 +117,17 @@ def utterances(
 
 
 def _recorded(audio: Sequence[Path], texts: Sequence[str], listed: Path | None) -> list[Recorded]:
-    """The recordings and their texts, however they were given."""
+    """The recordings and their transcripts."""
     from valle_convert.audio.recorded import Recorded, read_list
 
     if listed is not None:
-        if audio or texts:
-            raise typer.BadParameter("give either it, or AUDIO and --text.", param_hint="--list")
         return read_list(listed)
     if not audio:
         raise typer.BadParameter("give recordings and OUTDIR, or --list.", param_hint="AUDIO")
     if len(audio) != len(texts):
         raise InputError(
-            f"There are {plural(len(audio), 'recording')} and {plural(len(texts), 'text')}; give "
-            "--text once for each recording, in their order (the last argument "
-            "is the folder to write into)."
+            f"{plural(len(audio), 'recording')} and {plural(len(texts), 'text')}; give --text once "
+            "per recording (the last argument is the output folder)."
         )
     for one in texts:
         check_utf8(one)
@@ -129,7 +135,7 @@ def _recorded(audio: Sequence[Path], texts: Sequence[str], listed: Path | None) 
 
 
 def _check_recordings(paths: Sequence[Path]) -> None:
-    """Refuse paths that lead to no file before anything is computed."""
+    """Refuse missing files before anything is computed."""
     from valle_convert.files import check_input_file
 
     for path in paths:
@@ -162,8 +168,6 @@ def _show(made: Sequence[Any], out: Path, others: int, *, as_json: bool) -> None
                 f"{one.name}: {plural(ids, 'id')}, {plural(frames, 'frame')} ({one.said.language})"
             )
     for notice in (notice for one in made for notice in one.notices):
-        console.talk(f"note: {notice}")
+        console.log(f"note: {notice}")
     if others:
-        console.talk(
-            f"note: {out} has {plural(others, 'other .npz file')}, which --data takes as well"
-        )
+        console.log(f"note: {out} has {plural(others, 'other .npz file')}, which --data reads too")

@@ -1,4 +1,4 @@
-"""`valle-convert verify CHECKPOINT GGUF`: the verdict."""
+"""`valle-convert verify CHECKPOINT GGUF`: compare a converted file with its checkpoint."""
 
 from __future__ import annotations
 
@@ -39,10 +39,13 @@ LevelChoice = Literal["all", "structure", "tensors", "tokenizer", "logits"]
 _CONVERSION = ("--config", "--lora", "--lora-alpha", "--tokenizer", "--codec-name", "--biases")
 #: By what is verified: which options change nothing, and why.
 _UNUSED = {
-    "alone": ("a file alone is held against its own digests", ("--level", *_CONVERSION)),
-    "codec": ("a codec is not converted with it", _CONVERSION),
-    "old": ("nothing is merged into old files", ("--lora", "--lora-alpha")),
-    "checkpoint": ("a checkpoint has its biases", ("--biases",)),
+    "alone": (
+        "a file alone is compared with its own digests",
+        ("--level", "--trace", *_CONVERSION),
+    ),
+    "codec": ("codecs do not use it", ("--trace", *_CONVERSION)),
+    "old": ("LoRAs are not merged into GGUF files", ("--lora", "--lora-alpha")),
+    "checkpoint": ("checkpoints have their biases", ("--biases",)),
 }
 
 
@@ -56,42 +59,43 @@ def verify(
         Path | None,
         typer.Argument(
             metavar="GGUF",
-            help="A file converted from it, quantized or not; or the .bin or .gguf of a codec. "
-            "With a converted file alone in the place of CHECKPOINT: whether it is as it was "
-            "written, and of which checkpoint.",
+            help="A file converted from it, quantized or not, or the .bin or .gguf of a codec. "
+            "Without GGUF, CHECKPOINT is a converted file that is compared with its own digests.",
         ),
     ] = None,
-    level: Annotated[
-        LevelChoice, typer.Option(help="One level of the proof, or all of them.")
-    ] = "all",
+    level: Annotated[LevelChoice, typer.Option(help="Run one level only.")] = "all",
+    trace: Annotated[
+        bool,
+        typer.Option(
+            "--trace",
+            help="Also compare layer by layer, and name the first layer and part that are off.",
+        ),
+    ] = False,
     config: ConfigOption = None,
     lora: LoraOption = None,
     lora_alpha: LoraAlphaOption = None,
     tokenizer: TokenizerOption = None,
     codec: CodecNameOption = None,
     biases: BiasesOption = None,
-    seed: Annotated[int, typer.Option(help="Of the random texts and inputs.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of random texts and inputs.", min=0)] = 0,
     json_: JsonOption = False,
     report: ReportOption = None,
     force: ForceOption = False,
 ) -> None:
-    """Prove that a GGUF file is its checkpoint, or say where it is not (exit code 1).
+    r"""Compare a GGUF file with its checkpoint. Exit code 1 if it differs.
 
-    What was asked for and cannot run on this machine ends with NOT VERIFIED and exit code 3.
+    \b
+    structure  stock llama.cpp loads the file; all keys and counts are as planned
+    tensors    every weight is read back and compared
+    tokenizer  llama.cpp gives the same ids as the tokenizer's own library
+    logits     llama.cpp computes what PyTorch computes, for every head and task, within rounding
 
-    structure: stock llama.cpp loads it, and every key and count is as planned. tensors: every
-    weight is read back and compared. tokenizer: llama.cpp gives the ids of the tokenizer's own
-    library. logits: llama.cpp computes what PyTorch computes from the file's weights, for every
-    head and task, to within what its rounding costs. Give the same --config,
-    --lora, --tokenizer and --codec-name as for the conversion.
+    Use the same --config, --lora, --tokenizer and --codec-name as for the conversion. For models of
+    several files, name the first one. Checks that cannot run here give NOT VERIFIED and exit code
+    3.
 
-    A VALL-E X is a set of files: give that of its AR, the others lie beside it.
-
-    With the GGUF file made the old way in the place of CHECKPOINT, and what `repair` made of it in
-    that of GGUF: against the weights of the old one.
-
-    With an EnCodec in the place of CHECKPOINT and its .bin or .gguf in that of GGUF: structure and
-    tensors.
+    CHECKPOINT may also be a GGUF file of llama.cpp's LLaMA converter, if GGUF was repaired from it,
+    or an EnCodec, if GGUF is its .bin or .gguf.
     """
     from valle_convert.families import family_of
     from valle_convert.families.bundle import paths_of as paths_of_parts
@@ -113,6 +117,7 @@ def verify(
     result: Report
     given: dict[str, object] = {
         "--level": None if level == "all" else level,
+        "--trace": trace,
         "--config": config,
         "--lora": lora,
         "--lora-alpha": lora_alpha,
@@ -143,7 +148,7 @@ def verify(
             opened,
             file,
             given=Choices(tokenizer=tokenizer, codec=codec),
-            levels=LEVELS if level == "all" else (level,),
+            levels=(*(LEVELS if level == "all" else (level,)), *(("trace",) if trace else ())),
             seed=seed,
             adapters=adapters,
             progress=console.progress_bar,

@@ -1,4 +1,4 @@
-"""What is shown of speech while it is made, and how Ctrl-C ends it."""
+"""Progress of speech, and how Ctrl-C stops it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from valle_convert.cli import console
 from valle_convert.progress import Advance
+from valle_convert.wording import duration, plural
 
 if TYPE_CHECKING:
     from valle_convert.audio import AudioWriter
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def stop_on_interrupt(keep: bool) -> Iterator[Callable[[], bool]]:
-    """What decoders ask whether to stop; where something is to be kept, Ctrl-C makes it say yes.
+    """Yield `should_stop` for decoders; with `keep`, the first Ctrl-C makes it true.
 
-    Only the first: then the signals are what they were, so that a second one aborts.
+    A second Ctrl-C aborts as usual.
     """
     if not keep:
         yield lambda: False
@@ -40,8 +41,8 @@ def stop_on_interrupt(keep: bool) -> Iterator[Callable[[], bool]]:
         del signum, frame
         stopped = True
         restore()
-        # Not by way of a stream, which this signal may have interrupted in the middle of a line.
-        os.write(2, b"stopping; once more to abort\n")
+        # Not through a stream, which the signal may have interrupted in the middle of a line.
+        os.write(2, b"stopping; press Ctrl-C again to abort\n")
 
     for one in before:
         signal.signal(one, stop)
@@ -52,11 +53,7 @@ def stop_on_interrupt(keep: bool) -> Iterator[Callable[[], bool]]:
 
 
 class SpeechProgress:
-    """A `progress.Progress` on stderr that tells of sentences as well, and passes their sound on.
-
-    Args:
-        frame_rate: frames a second.
-    """
+    """A `progress.Progress` on stderr that also logs sentences and passes on their audio."""
 
     def __init__(self, frame_rate: float, sink: AudioWriter | None) -> None:
         self._frame_rate, self._sink = frame_rate, sink
@@ -64,15 +61,15 @@ class SpeechProgress:
         self._began = time.perf_counter()
 
     def begins(self, phonemes: Sequence[str]) -> None:
-        """Say what is going to be done, now that all of the text is known to be sayable."""
+        """Log the number of sentences, after all of the text became phonemes."""
         self._lengths = [max(1, len(one)) for one in phonemes]
         if len(phonemes) > 1:
-            console.talk(f"speaking {len(phonemes)} sentences, {sum(self._lengths)} phonemes")
+            console.log(f"speaking {len(phonemes)} sentences, {sum(self._lengths)} phonemes")
         self._began = time.perf_counter()
 
     @contextmanager
     def __call__(self, label: str, total: int, unit: str) -> Iterator[Advance]:
-        """Show work on the sentence that is being spoken."""
+        """Show progress of the current sentence."""
         with console.progress_bar(f"{self._name}, {label}", total, unit) as advance:
             if label != "frames":
                 yield advance
@@ -99,7 +96,7 @@ class SpeechProgress:
         return f"sentence {self._n_done + 1}" + (f" of {n}" if n > 1 else "")
 
     def finished(self, piece: Piece) -> None:
-        """Pass on a sentence that was spoken, and tell of it."""
+        """Pass on the audio of a sentence, and log it."""
         if self._sink is not None and piece.audio is not None:
             self._sink.add(piece.audio)
         name = self._name
@@ -107,27 +104,17 @@ class SpeechProgress:
         frames, levels = piece.codes.shape
         seconds = frames / self._frame_rate
         factor = piece.seconds.total / seconds if seconds else math.inf
-        quoted = f": {piece.text[:60]}" if piece.text else ""
-        console.talk(
-            f"{name}: {frames} frames, {levels} levels, {seconds:.1f} s of audio, {factor:.2f} x "
-            f"real time ({piece.mode}, {piece.language}){self._left()}{quoted}"
+        rest = self._left() + (f": {piece.text[:60]}" if piece.text else "")
+        console.log(
+            f"{name}: {plural(frames, 'frame')}, {plural(levels, 'level')}, {seconds:.1f} s of "
+            f"audio, {factor:.2f} x real time ({piece.mode}, {piece.language}){rest}"
         )
 
     def _left(self) -> str:
-        """The time that is left, if a phoneme of the rest takes what one took so far."""
+        """Estimate of the time left, by phonemes."""
         rest = sum(self._lengths[self._n_done :])
         if not rest:
             return ""
         took = time.perf_counter() - self._began
         left = took * rest / sum(self._lengths[: self._n_done])
         return f", {duration(left)} left"
-
-
-def duration(seconds: float) -> str:
-    """As people say it: `40 s`, `3 min 20 s`, `2 h 5 min`."""
-    whole = math.ceil(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -19,7 +19,7 @@ from valle_convert.network.protocol import Network
 
 
 class CausalSequences:
-    """One or more requests, the last segments of which grow together."""
+    """One or more requests whose last segments grow together."""
 
     def __init__(
         self, network: Network, requests: Sequence[Sequence[Segment]], *, head: str

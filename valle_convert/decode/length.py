@@ -57,5 +57,6 @@ def decode_length(network: Network, condition: Condition) -> int:
 
 
 def frames_for(said: int, options: LengthOptions) -> int:
-    """How many frames to decode where the model said so many."""
-    return min(int(max(said, options.min_frames) * options.duration_padding), options.max_frames)
+    """How many frames to decode where the model said so many; at least one."""
+    wanted = int(max(said, options.min_frames) * options.duration_padding)
+    return max(1, min(wanted, options.max_frames))

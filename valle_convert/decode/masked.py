@@ -1,18 +1,19 @@
-"""Level 0 by demasking (NAR-len): all frames at once, the doubtful ones again and again.
+"""Codes by demasking (NAR-len): all frames at once, the doubtful ones again and again.
 
 In: a condition and a number of frames n. At time t from 0 to 1, in S steps:
 
-    1. the cos(t pi / 2) n frames with the lowest scores are hidden behind the mask code;
+    1. of each level, the cos(t pi / 2) n codes with the lowest scores are hidden behind the mask;
     2. one pass for the condition and one for the null condition give guided logits;
     3. codes drawn at a temperature that falls with t take the hidden places;
-    4. every frame's score is the probability of the most likely code there.
+    4. every place gets a new score, a probability without temperature.
 
-Voice conversion shows another recording's codes at the hidden places, as long as t is small.
+Versions 5 and 6 decode level 0 so (`decode_masked`), version 7 all levels together.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from valle_convert.decode.causal import assemble_within_context
 from valle_convert.decode.control import End, ShouldStop, check_range, never
 from valle_convert.decode.guidance import Guidance, guide
-from valle_convert.decode.sampling import Logits, SamplingOptions, probabilities, sample
+from valle_convert.decode.sampling import Logits, SamplingOptions, draw, filtered, probabilities
 from valle_convert.model.inputs import Condition, speech_segments
 from valle_convert.model.spec import Codes
 from valle_convert.network.protocol import Network
@@ -33,7 +34,7 @@ MINIMUM_CFG_STRENGTH = 2.5
 
 @dataclass(frozen=True)
 class MaskedOptions:
-    """How level 0 is demasked.
+    """How codes are demasked.
 
     Attributes:
         max_steps: S above; every step is two passes.
@@ -50,7 +51,6 @@ class MaskedOptions:
     max_steps: int = 25
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     guidance: Guidance = field(default_factory=lambda: Guidance(MINIMUM_CFG_STRENGTH))
-    annealed_sampling: bool = True
     annealed_guidance: bool = False
     score_hidden_only: bool = False
     vc_threshold: float = 0.25
@@ -62,7 +62,7 @@ class MaskedOptions:
 
 @dataclass(frozen=True, eq=False)
 class MaskedResult:
-    """Codes of level 0, [frames].
+    """Codes, [frames] or [levels, frames].
 
     Attributes:
         codes: where interrupted, those of the last step that was finished, which are a whole
@@ -71,6 +71,59 @@ class MaskedResult:
 
     codes: Codes
     end: End
+
+
+def demask(
+    predict: Callable[[Condition, Codes], Logits],
+    condition: Condition,
+    draft: Codes,
+    mask: int,
+    options: MaskedOptions,
+    rng: np.random.Generator,
+    *,
+    kept: NDArray[np.bool_] | None = None,
+    source: Codes | None = None,
+    scores_drawn: bool = False,
+    progress: Progress = silent,
+    should_stop: ShouldStop = never,
+) -> MaskedResult:
+    """Decode codes [frames], or [levels, frames].
+
+    Args:
+        predict: the logits of codes [.., frames, codes] for a condition and what is shown.
+        draft: the mask code, and the codes that are kept.
+        kept: which codes of the draft are never hidden.
+        source: the recording whose voice is changed, in the shape of the draft.
+        scores_drawn: scores are the probabilities of the drawn codes after the filters, and not
+            those of the likeliest codes before them.
+    """
+    codes, n_frames, n_steps = draft, draft.shape[-1], options.max_steps
+    scores: NDArray[np.float64] = np.ones(codes.shape)
+    strength = max(options.guidance.cfg_strength, MINIMUM_CFG_STRENGTH)
+    with progress("steps", n_steps, "step") as advance:
+        for step, time in enumerate(times(n_steps)):
+            if should_stop():
+                return MaskedResult(codes if step else codes[..., :0], "interrupted")
+            hidden = _lowest(scores, n_hidden(time, n_frames, step))
+            if kept is not None:
+                hidden &= ~kept
+            shown = np.where(hidden, np.int32(mask), codes)
+            if source is not None and time < options.vc_threshold:
+                masked = rng.random(codes.shape) < options.vc_mask_p
+                shown = np.where(hidden & ~masked, source, shown)
+            full, null = (predict(one, shown) for one in (condition, condition.null()))
+            growth = time if options.annealed_guidance else 1.0
+            logits = guide(full, null, strength * growth, options.guidance.cfg_rescale)
+            left = filtered(logits, options.sampling)
+            drawn = draw(left, options.sampling.temperature * (1.0 - time), rng)
+            codes = np.where(hidden, drawn, codes)
+            if scores_drawn:
+                found = np.take_along_axis(probabilities(left), drawn[..., None], axis=-1)[..., 0]
+            else:
+                found = probabilities(logits).max(axis=-1)
+            scores = np.where(hidden, found, 1.0) if options.score_hidden_only else found
+            advance(1)
+    return MaskedResult(codes, "stop")
 
 
 def decode_masked(
@@ -91,38 +144,28 @@ def decode_masked(
         prefix: level 0 of what was said before, [frames]; not part of the result.
         source: level 0 of the recording whose voice is changed, [n_frames].
     """
-    mask = network.model.config.special_code
-    codes = np.full(n_frames, mask, np.int32)
-    scores = np.ones(n_frames)
-    n_steps = options.max_steps
     spoken = np.zeros(0, np.int32) if prefix is None else prefix
-    strength = max(options.guidance.cfg_strength, MINIMUM_CFG_STRENGTH)
-    with progress("steps", n_steps, "step") as advance:
-        for step, time in enumerate(times(n_steps)):
-            if should_stop():
-                finished = codes if step else codes[:0]
-                return MaskedResult(finished, "interrupted")
-            hidden = _lowest(scores, n_hidden(time, n_frames, step))
-            shown = np.where(hidden, np.int32(mask), codes)
-            if source is not None and time < options.vc_threshold:
-                masked = rng.random(n_frames) < options.vc_mask_p
-                shown = np.where(hidden & ~masked, source, shown).astype(np.int32)
-            logits = _guided_pass(
-                network,
-                condition,
-                np.concatenate([spoken, shown]),
-                n_frames,
-                strength * (time if options.annealed_guidance else 1.0),
-                options.guidance.cfg_rescale,
-            )
-            annealing = 1.0 - time if options.annealed_sampling else 1.0
-            drawn = sample(logits, options.sampling, rng, annealing=annealing)
-            codes = np.where(hidden, drawn, codes)
-            scores = probabilities(logits).max(axis=-1)
-            if options.score_hidden_only:
-                scores = np.where(hidden, scores, 1.0)
-            advance(1)
-    return MaskedResult(codes, "stop")
+
+    def predict(given: Condition, shown: Codes) -> Logits:
+        response = np.concatenate([spoken, shown])
+        segments = speech_segments(network.model, given, 0, response, masked=True)
+        inputs = assemble_within_context(network, segments)
+        network.reset()
+        outputs = slice(len(inputs) - n_frames, None)
+        return network.step(inputs.embeddings, inputs.positions, head="mask", outputs=outputs)
+
+    mask = network.model.config.special_code
+    return demask(
+        predict,
+        condition,
+        np.full(n_frames, mask, np.int32),
+        mask,
+        options,
+        rng,
+        source=source,
+        progress=progress,
+        should_stop=should_stop,
+    )
 
 
 def times(n_steps: int) -> list[float]:
@@ -140,32 +183,8 @@ def n_hidden(time: float, n_frames: int, step: int) -> int:
 
 
 def _lowest(scores: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
-    """Which are the `count` lowest scores; of equal ones the first."""
-    chosen = np.zeros(len(scores), bool)
-    chosen[np.argsort(scores, kind="stable")[:count]] = True
+    """Which are the `count` lowest scores of the last axis; of equal ones the first."""
+    chosen = np.zeros(scores.shape, bool)
+    order = np.argsort(scores, axis=-1, kind="stable")[..., :count]
+    np.put_along_axis(chosen, order, values=True, axis=-1)
     return chosen
-
-
-def _guided_pass(
-    network: Network,
-    condition: Condition,
-    response: Codes,
-    n_frames: int,
-    strength: float,
-    rescale: float,
-) -> Logits:
-    """Guided logits at the last `n_frames` of the response, [n_frames, codes]."""
-    full, null = (
-        _pass(network, one, response)[-n_frames:] for one in (condition, condition.null())
-    )
-    return guide(full, null, strength, rescale)
-
-
-def _pass(network: Network, condition: Condition, response: Codes) -> Logits:
-    inputs = assemble_within_context(
-        network, speech_segments(network.model, condition, 0, response, masked=True)
-    )
-    network.reset()
-    return network.step(
-        inputs.embeddings, inputs.positions, head="mask", outputs=slice(inputs.last, None)
-    )

@@ -26,12 +26,10 @@ class NarOptions:
     Attributes:
         sampling: the most likely code by default: higher temperatures are heard as noise.
         guidance: off by default; it doubles the time.
-        max_levels: how many levels above 0 to decode; None for all of the model's.
     """
 
     sampling: SamplingOptions = GREEDY
     guidance: Guidance = field(default_factory=Guidance)
-    max_levels: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +59,6 @@ def decode_nar(
     """
     codes = level_0.reshape(-1, 1).astype(np.int32)
     n_levels = network.model.config.n_levels
-    if options.max_levels is not None:
-        n_levels = min(n_levels, options.max_levels + 1)
     if not len(codes):
         return NarResult(np.zeros((0, n_levels), np.int32), "stop")
     guidance = options.guidance

@@ -71,19 +71,9 @@ class Repetition:
 GREEDY = SamplingOptions(temperature=0.0)
 
 
-def sample(
-    logits: Logits,
-    options: SamplingOptions,
-    rng: np.random.Generator,
-    *,
-    annealing: float = 1.0,
-) -> Codes:
-    """Filter and draw one code a row, [rows, codes] -> [rows].
-
-    Args:
-        logits: [rows, codes], penalized already where that is wanted.
-    """
-    return draw(filtered(logits, options), options.temperature * annealing, rng)
+def sample(logits: Logits, options: SamplingOptions, rng: np.random.Generator) -> Codes:
+    """Filter and draw one code a row, [rows, codes] -> [rows]; after penalties, if any."""
+    return draw(filtered(logits, options), options.temperature, rng)
 
 
 def filtered(logits: Logits, options: SamplingOptions) -> Logits:

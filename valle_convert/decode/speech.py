@@ -128,7 +128,7 @@ def decode_speech(
         if mode != "nar-len":
             raise InputError(
                 "Voice conversion begins with another recording's codes, which only the mode "
-                "nar-len can do; this model or --mode asks for ar."
+                "nar-len can do; this model or --set mode asks for ar."
             )
         n_frames = len(source)
     elif condition.task != "tts":
@@ -143,12 +143,7 @@ def decode_speech(
     else:
         continued = condition
 
-    begin = time.perf_counter()
-    is_limited = False
-    if level_0 is None and mode == "nar-len" and n_frames is None:
-        n_frames = frames_for(decode_length(network, condition), options.length)
-        is_limited = n_frames == options.length.max_frames
-    length_done = time.perf_counter()
+    begin = length_done = time.perf_counter()
     before = None if prefix is None else prefix.codes[:, 0]
     end: End
     if level_0 is not None:
@@ -168,10 +163,15 @@ def decode_speech(
         )
         level_0, end = spoken.codes, spoken.end
     else:
+        is_limited = False
+        if n_frames is None:
+            n_frames = frames_for(decode_length(network, condition), options.length)
+            is_limited = n_frames == options.length.max_frames
+            length_done = time.perf_counter()
         drawn = decode_masked(
             network,
             continued,
-            n_frames or 1,
+            n_frames,
             options.masked,
             rng,
             prefix=before,

@@ -1,9 +1,8 @@
-"""EnCodec without any other program: its weights from every kind of file, its files, its network.
+"""EnCodec: weights from several kinds of files, its own files, and the network.
 
-`architecture` says what an EnCodec consists of, `weights` is one with tensors that are read when
-they are asked for, `sources` makes that of folders and files; `cpp_file` is the file of
-encodec.cpp, `gguf_codec` the one beside a model's; `streaming` computes. torch is imported where it
-is used.
+`architecture` has the layers and tensors, `weights` an opened codec whose tensors are read on
+demand, `sources` opens folders and files, `cpp_file` is the file of encodec.cpp, `gguf_codec` the
+GGUF file, `streaming` the network. torch is imported where it is used.
 """
 
 from valle_convert.encodec.architecture import EncodecSpec

@@ -1,11 +1,11 @@
-"""What an EnCodec consists of: sizes in, layers and the table of tensors out.
+"""The architecture of EnCodec: sizes in, layers and the table of tensors out.
 
-The encoder halves time and doubles channels from block to block (SEANet), the quantizer replaces
-each frame by one code a level, every level coding what the levels before it left, and the decoder
-is the encoder backwards (Défossez et al., "High Fidelity Neural Audio Compression", 2022).
+The encoder reduces time and doubles channels from block to block (SEANet). The quantizer replaces
+each frame by one code per level; every level encodes the residual of the levels before. The decoder
+mirrors the encoder (Défossez et al., "High Fidelity Neural Audio Compression", 2022).
 
-Tensors carry the names of Meta's own package, which are those of encodec.cpp's file as well;
-transformers has other words for the same layers with the same numbers:
+Tensors have the names of Meta's package, which encodec.cpp uses too. transformers has other names
+with the same numbers:
 
     encoder.model.3.conv.conv.weight                encoder.layers.3.conv.weight
     decoder.model.3.convtr.convtr.weight            decoder.layers.3.conv.weight
@@ -23,7 +23,7 @@ from typing import Any
 
 from valle_convert.errors import InputError
 
-#: Beyond these, a number is no size of a codec but a damaged config.
+#: Larger numbers mean a damaged config.
 _MAX_SIZE = 1 << 16
 _MAX_LAYERS = 64
 _MAX_CODEBOOKS = 1024
@@ -35,19 +35,19 @@ _PAD_MODES = ("reflect", "constant", "replicate")
 class EncodecSpec:
     """Sizes and switches of an EnCodec, under the names of transformers' `EncodecConfig`.
 
-    The defaults are those of the published 24 kHz model, and of a config that leaves a key out.
+    The defaults are those of the published 24 kHz model and of missing keys in a config.
 
     Attributes:
         sampling_rate: in Hz.
         hidden_size: width of a frame between encoder and quantizer.
         kernel_size: of the first convolution of encoder and decoder.
         residual_kernel_size: of the first convolution of a residual block.
-        dilation_growth_rate: by which dilation grows from one of them to the next.
-        compress: by which a residual block narrows its channels.
-        trim_right_ratio: where a transposed convolution is cut to length; 1 is the end.
-        use_conv_shortcut: whether the way around a residual block is a convolution.
-        norm_type: `weight_norm`, or a norm that is a layer of its own.
-        chunk_length_s: in seconds, where audio is coded in pieces; None where in one.
+        dilation_growth_rate: factor of the dilation from one residual block to the next.
+        compress: factor by which a residual block narrows its channels.
+        trim_right_ratio: where a transposed convolution is trimmed; 1 is the end.
+        use_conv_shortcut: whether the shortcut of a residual block is a convolution.
+        norm_type: `weight_norm`, or a norm with a layer of its own.
+        chunk_length_s: length of chunks in seconds; None if audio is coded at once.
     """
 
     n_codebooks: int
@@ -84,31 +84,31 @@ class EncodecSpec:
 
     @property
     def widest(self) -> int:
-        """Channels where time is shortest."""
+        """The largest number of channels."""
         return self.num_filters << len(self.upsampling_ratios)
 
     def levels_at(self, bandwidth: float) -> int:
-        """The codebooks that a bandwidth in kbit/s pays for, at least one."""
+        """The number of levels at a bandwidth in kbit/s, at least one."""
         bits = math.log2(self.codebook_size) * math.ceil(self.frame_rate)
         return max(1, math.floor(bandwidth * 1000 / bits + 1e-9))
 
 
 def spec_from_config(config: Mapping[str, Any], n_codebooks: int, where: str) -> EncodecSpec:
-    """The spec that a transformers `config.json` tells, every value checked."""
+    """The spec in a transformers `config.json`, with every value checked."""
     problems: list[str] = []
     known: dict[str, Any] = {}
     for field in fields(EncodecSpec):
         if field.name == "n_codebooks" or config.get(field.name) is None:
-            continue  # transformers, too, takes null for its default
+            continue  # null means the default, as in transformers
         try:
             known[field.name] = _parsed(field.name, config[field.name])
         except ValueError as error:
             problems.append(f"{field.name} is {config[field.name]!r}, {error}")
     if problems:
         raise InputError(
-            f"{where} cannot be the config of an EnCodec: {'; '.join(problems)}; download it again."
+            f"{where} is not a config of EnCodec: {'; '.join(problems)}; download it again."
         )
-    # transformers takes the width of a frame where codebook_dim is left out.
+    # As in transformers, codebook_dim defaults to the width of a frame.
     known.setdefault("codebook_dim", known.get("hidden_size", EncodecSpec.hidden_size))
     return EncodecSpec(n_codebooks=n_codebooks, **known)
 
@@ -116,19 +116,19 @@ def spec_from_config(config: Mapping[str, Any], n_codebooks: int, where: str) ->
 def _parsed(name: str, value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
     if name == "upsampling_ratios":
         if not isinstance(value, list) or not 1 <= len(value) <= 16:
-            raise ValueError("where a list of whole numbers is expected")
+            raise ValueError("expected a list of whole numbers")
         return tuple(_whole(one, 1024) for one in value)
     if name == "target_bandwidths":
         if not isinstance(value, list) or not value:
-            raise ValueError("where a list of kbit/s is expected")
+            raise ValueError("expected a list of kbit/s")
         return tuple(sorted(_positive(one) for one in value))
     if name in {"use_causal_conv", "use_conv_shortcut", "normalize"}:
         if not isinstance(value, bool):
-            raise ValueError("where true or false is expected")
+            raise ValueError("expected true or false")
         return value
     if name in {"pad_mode", "norm_type"}:
         if not isinstance(value, str):
-            raise ValueError("where a word is expected")
+            raise ValueError("expected a word")
         return value
     if name in {"trim_right_ratio", "chunk_length_s"}:
         return _positive(value)
@@ -139,13 +139,13 @@ def _parsed(name: str, value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
 
 def _whole(value: Any, limit: int, least: int = 1) -> int:  # noqa: ANN401 - whatever JSON holds
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= limit:
-        raise ValueError(f"where a whole number from {least} to {limit:,} is expected")
+        raise ValueError(f"expected a whole number from {least} to {limit:,}")
     return value
 
 
 def _positive(value: Any) -> float:  # noqa: ANN401 - whatever JSON holds
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
-        raise ValueError("where a positive number is expected")
+        raise ValueError("expected a positive number")
     return float(value)
 
 
@@ -177,7 +177,7 @@ class TransposedConvolution:
 
 @dataclass(frozen=True)
 class Lstm:
-    """An LSTM over time with a way around it; gates in the order i, f, g, o."""
+    """An LSTM over time with a residual connection; gates in the order i, f, g, o."""
 
     name: str
     width: int
@@ -191,7 +191,7 @@ class Elu:
 
 @dataclass(frozen=True)
 class ResidualBlock:
-    """ELU, `first`, ELU, `second`, and the shortcut (None: the input itself) added."""
+    """ELU, `first`, ELU, `second`, plus the shortcut (None: the input itself)."""
 
     first: Convolution
     second: Convolution
@@ -270,7 +270,7 @@ class CodecTensor:
     """One tensor of the codec.
 
     Attributes:
-        shape: as torch has it, slowest dimension first.
+        shape: as in torch, slowest dimension first.
     """
 
     name: str
@@ -279,7 +279,7 @@ class CodecTensor:
 
     @property
     def is_weight(self) -> bool:
-        """Whether it is a matrix that float16 files round; biases and codebooks are not."""
+        """Whether it is float16 in a float16 file; biases and codebooks are not."""
         return "weight" in self.name
 
     @property
@@ -303,13 +303,13 @@ def tensor_table(spec: EncodecSpec) -> tuple[CodecTensor, ...]:
     )
 
 
-#: Name to shape and number formats: what a file has, or may have.
+#: Name, shape and number format of tensors in a file, and what is expected.
 Shapes = Iterable[tuple[str, tuple[int, ...], str]]
 Expected = Mapping[str, tuple[tuple[int, ...], Sequence[str]]]
 
 
 def table_problems(expected: Expected, found: Shapes) -> list[str]:
-    """What is wrong with the tensors of a file; empty where it has exactly the expected ones."""
+    """Problems with the tensors of a file; empty if they are exactly the expected ones."""
     seen: set[str] = set()
     unknown, twice, wrong = [], [], []
     for name, shape, dtype in found:
@@ -327,7 +327,7 @@ def table_problems(expected: Expected, found: Shapes) -> list[str]:
     kinds = {
         "missing": missing,
         "unknown": unknown,
-        "there twice": twice,
+        "duplicated": twice,
         "of another shape or type": wrong,
     }
     return [
@@ -381,7 +381,7 @@ def _with_bias(
 
 
 def check_computable(spec: EncodecSpec, where: str) -> None:
-    """Refuse what this project's encoder and decoder would compute wrongly."""
+    """Reject what this project's encoder and decoder would compute wrongly."""
     reasons = []
     if spec.audio_channels != 1:
         reasons.append(f"it is for {spec.audio_channels} channels (audio_channels)")

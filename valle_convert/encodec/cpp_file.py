@@ -11,10 +11,9 @@ Little endian, without alignment, index or count:
       bytes         the name, not terminated
       data          C order, slowest dim first
 
-ftype 1 means that every tensor with `weight` in its name is float16, and biases and codebooks are
-float32. Biases of one element have no dims at all. The loader checks names, dims and types of what
-is there and nothing else: missing tensors and cut files load without a word. So this module checks
-for it.
+With ftype 1, tensors with `weight` in their name are float16, biases and codebooks float32. Biases
+of one element have no dims. The loader checks names, dims and types of the tensors that it finds;
+files that are truncated or lack tensors load silently. So this module checks everything.
 """
 
 from __future__ import annotations
@@ -62,8 +61,6 @@ _HEADER_FIELDS = (
 )
 _MAX_DIMS = 3
 _MAX_NAME = 256
-#: encodec.cpp stops reading where fewer bytes than a tensor's header are left.
-_MAX_IGNORED = _TENSOR.size - 1
 
 CppType = Literal["f16", "f32"]
 _FTYPES: Mapping[CppType, int] = {"f32": 0, "f16": 1}
@@ -72,14 +69,14 @@ _FIRST_INFINITE = 65_520.0
 _DTYPES: Mapping[int, np.dtype[Any]] = {0: np.dtype("<f4"), 1: np.dtype("<f2")}
 
 F32_WARNING = (
-    "encodec.cpp loads a file of float32 and aborts at its first convolution, which wants float16; "
-    "only a program patched for it runs this file"
+    "encodec.cpp aborts on float32 files at its first convolution, which needs float16; only a "
+    "patched program runs this file"
 )
 
 
 @dataclass(frozen=True)
 class CppHeader:
-    """The nine numbers at the front of the file."""
+    """The nine numbers at the start of the file."""
 
     in_channels: int
     hidden: int
@@ -97,19 +94,19 @@ class CppHeader:
 
     @property
     def n_levels(self) -> int:
-        """The levels that encodec.cpp makes of the bandwidth, in whole numbers as it counts."""
+        """The number of levels that encodec.cpp computes from the bandwidth, in integers."""
         bits = int(math.log2(self.n_bins) * (self.sample_rate // 320))
         return max(1, 1000 * self.bandwidth // max(1, bits))
 
 
 @dataclass(frozen=True)
 class CppTensor:
-    """One tensor as it stands in a file.
+    """One tensor in a file.
 
     Attributes:
         dims: fastest first; none for a single number.
         ftype: 0 float32, 1 float16.
-        n_bytes: of the data, as the header of the tensor says.
+        n_bytes: size of the data.
     """
 
     name: str
@@ -121,11 +118,7 @@ class CppTensor:
 
 @dataclass(frozen=True)
 class WrittenCodec:
-    """What became of a codec.
-
-    Attributes:
-        notes: what the user should know of it.
-    """
+    """A written codec, with notes for the user."""
 
     path: Path
     n_bytes: int
@@ -139,7 +132,7 @@ class WrittenCodec:
 def plan_cpp_file(
     codec: EncodecWeights, out_type: CppType = "f16"
 ) -> tuple[CppHeader, tuple[CppTensor, ...]]:
-    """Header and tensors of a file, without reading a weight."""
+    """Header and tensors of a file, without reading weights."""
     spec = codec.spec
     check_runs_on_encodec_cpp(spec, codec.source)
     header = CppHeader(
@@ -166,7 +159,7 @@ def plan_cpp_file(
 
 
 def _whole_bandwidth(spec: EncodecSpec, source: str) -> int:
-    """The bandwidth in whole kbit/s, which is all the file can say, of the same levels."""
+    """The bandwidth in whole kbit/s (as the file stores it) with the same number of levels."""
     wanted = spec.levels_at(spec.target_bandwidths[-1])
     asked = spec.target_bandwidths[-1]
     for bandwidth in (int(asked), math.ceil(asked)):
@@ -177,8 +170,8 @@ def _whole_bandwidth(spec: EncodecSpec, source: str) -> int:
             return bandwidth
     raise InputError(
         f"The codec {source} has a bandwidth of {asked:g} kbit/s with {plural(wanted, 'level')} of "
-        f"{spec.codebook_size} codes, and encodec.cpp, which counts in whole kbit/s and knows "
-        f"{CPP_MAX_CODEBOOKS} levels at most, cannot say so."
+        f"{spec.codebook_size} codes, which encodec.cpp cannot store: it counts whole kbit/s and "
+        f"at most {CPP_MAX_CODEBOOKS} levels."
     )
 
 
@@ -190,10 +183,7 @@ def write_cpp_file(
     force: bool = False,
     progress: Progress = silent,
 ) -> WrittenCodec:
-    """Write the file, or leave nothing.
-
-    Memory holds one tensor at a time.
-    """
+    """Write the file, or nothing. Memory holds one tensor at a time."""
     check_outputs([path], force=force, inputs=codec.files)
     header, tensors = plan_cpp_file(codec, out_type)
     size = tensors[-1].offset + tensors[-1].n_bytes
@@ -223,16 +213,16 @@ def _data(codec: EncodecWeights, tensor: CppTensor) -> memoryview:
 
 
 def to_float16(values: Tensor, what: str) -> NDArray[np.float16]:
-    """Rounded to the nearest, ties to even."""
+    """Round to nearest, ties to even."""
     largest = max(float(values.max(initial=0.0)), -float(values.min(initial=0.0)))
     if largest >= _FIRST_INFINITE:
         raise InputError(
-            f"{what} has values up to {largest:,.0f}, where float16 holds 65,504 at most; they "
-            "would become infinite. Write a .gguf with --outtype f32, for this program."
+            f"{what} has values up to {largest:,.0f}, beyond float16's 65,504. Write a .gguf with "
+            "--outtype f32."
         )
     import torch
 
-    # The same rounding as numpy's, in an eighth of the time.
+    # Rounds like numpy, in an eighth of the time.
     rounded: NDArray[np.float16] = torch.tensor(values).half().numpy()
     return rounded
 
@@ -241,7 +231,7 @@ def to_float16(values: Tensor, what: str) -> NDArray[np.float16]:
 
 
 def is_cpp_codec(path: Path) -> bool:
-    """Whether a file is one of encodec.cpp, by its first bytes."""
+    """Whether the first bytes of a file are those of encodec.cpp."""
     if not os.path.isfile(path):  # noqa: PTH113 - no exception where a folder cannot be entered
         return False
     try:
@@ -252,7 +242,7 @@ def is_cpp_codec(path: Path) -> bool:
 
 
 def open_cpp_file(path: Path, source: str | None = None) -> EncodecWeights:
-    """Open a file of encodec.cpp as a codec, every tensor of it accounted for."""
+    """Open a file of encodec.cpp, with every tensor checked."""
     header, tensors = read_cpp_layout(path)
     spec = spec_of_header(header, [tensor.name for tensor in tensors], path)
     expected = {
@@ -290,9 +280,9 @@ def read_cpp_layout(path: Path) -> tuple[CppHeader, tuple[CppTensor, ...]]:
             packed = file.read(_HEADER.size)
             if len(packed) < _HEADER.size or not packed.startswith(MAGIC):
                 raise InputError(
-                    f"{path} is no file of encodec.cpp: it begins with {packed[:4]!r} and has "
-                    f"{size:,} bytes, where {MAGIC!r} and at least {_HEADER.size} bytes are "
-                    "expected; make one with `valle-convert codec`."
+                    f"{path} is not a file of encodec.cpp: it begins with {packed[:4]!r} and has "
+                    f"{size:,} bytes, expected {MAGIC!r} and at least {_HEADER.size}. Make one "
+                    "with `valle-convert codec`."
                 )
             header = CppHeader(*_HEADER.unpack(packed)[1:])
             return header, tuple(_read_tensors(file, size, path))
@@ -306,10 +296,10 @@ def _read_tensors(file: BinaryIO, size: int, path: Path) -> Iterator[CppTensor]:
         if len(head) < _TENSOR.size:
             raise _broken(path, f"{len(head)} bytes too many at its end")
         n_dims, n_name, ftype = _TENSOR.unpack(head)
-        # Beyond three dims, encodec.cpp writes past the end of an array of its own.
+        # With more than three dims, encodec.cpp writes past the end of an array.
         if not 0 <= n_dims <= _MAX_DIMS or not 0 < n_name <= _MAX_NAME or ftype not in _DTYPES:
             found = f"{n_dims} dims, a name of {n_name} bytes and the type {ftype}"
-            raise _broken(path, f"at byte {at:,} there is no tensor, but {found}")
+            raise _broken(path, f"expected a tensor at byte {at:,}, found {found}")
         rest = file.read(4 * n_dims + n_name)
         if len(rest) < 4 * n_dims + n_name:
             raise _broken(path, f"it is cut off at byte {size:,}, in the header of a tensor")
@@ -327,16 +317,16 @@ def _read_tensors(file: BinaryIO, size: int, path: Path) -> Iterator[CppTensor]:
 
 def _broken(path: Path, what: str) -> InputError:
     return InputError(
-        f"The codec {path} is no whole file of encodec.cpp: {what}. Make it again with "
-        "`valle-convert codec`, or copy it again."
+        f"The codec {path} is damaged: {what}. Make it again with `valle-convert codec`, or copy "
+        "it again."
     )
 
 
 def spec_of_header(header: CppHeader, names: Iterable[str], path: Path) -> EncodecSpec:
-    """What encodec.cpp makes of the numbers: they, and what it has built in."""
+    """The spec of a header, with the constants built into encodec.cpp."""
     if header.ftype not in _DTYPES:
         raise InputError(
-            f"{path} has the ftype {header.ftype}, where 1 (float16) or 0 (float32) is expected."
+            f"{path} has the ftype {header.ftype}, expected 1 (float16) or 0 (float32)."
         )
     held = set(names)
     n_codebooks = sum(codebook_name(n) in held for n in range(CPP_MAX_CODEBOOKS + 1))
@@ -346,8 +336,8 @@ def spec_of_header(header: CppHeader, names: Iterable[str], path: Path) -> Encod
         limit = limits.get(name, 1 << 14)
         if not 1 <= value <= limit or (name == "n_bins" and value < 2):
             raise InputError(
-                f"{path}: the header says {name} {value:,}, where 1 to {limit:,} is expected; the "
-                "file is damaged: make it again with `valle-convert codec`."
+                f"{path} is damaged: {name} is {value:,}, expected 1 to {limit:,}. Make it again "
+                "with `valle-convert codec`."
             )
     if header.n_levels > CPP_MAX_CODEBOOKS:
         raise _broken(

@@ -1,9 +1,8 @@
-"""A codec as a GGUF file beside the model's: `general.architecture` is `encodec`.
+"""A codec as a GGUF file with `general.architecture` `encodec`.
 
-The keys `encodec.*` are the fields of `EncodecSpec` under their own names, tensors are those of
-`tensor_table` under Meta's names, weight norm folded: matrices of float16 or float32, biases and
-codebooks of float32. docs/codec.md lists both. llama.cpp has no graph for it,
-but any reader of GGUF can read its keys and tensors.
+The keys `encodec.*` are the fields of `EncodecSpec`. The tensors are those of `tensor_table` under
+Meta's names, with weight norm folded: matrices in float16 or float32, biases and codebooks in
+float32. docs/codec.md lists both. llama.cpp has no graph for it.
 """
 
 from __future__ import annotations
@@ -52,8 +51,7 @@ CodecType = Literal["f16", "f32"]
 _TYPES: Mapping[CodecType, GgmlType] = {"f16": F16, "f32": F32}
 _FILE_TYPES = {F16: LlamaFileType.MOSTLY_F16, F32: LlamaFileType.ALL_F32}
 
-#: The type of each key; those of weight norm and of other kinds of codec are left out, since the
-#: file has none.
+#: The type of each key; fields of weight norm and of other codecs are not stored.
 _KEY_TYPES: Mapping[str, str] = {
     "sampling_rate": "u32",
     "audio_channels": "u32",
@@ -88,7 +86,7 @@ def plan_gguf_codec(
     license_: str | None = None,
     url: str | None = None,
 ) -> tuple[tuple[Key, ...], tuple[TensorEntry, ...]]:
-    """Keys and tensors of a file; of the source, only what it is told by is read, and hashed."""
+    """Keys and tensors of a file; reads only the header of the source, and hashes it."""
     check_computable(codec.spec, codec.source)
     values = asdict(codec.spec)
     weights = max(codec.files, key=lambda path: path.stat().st_size)
@@ -125,7 +123,7 @@ def write_gguf_codec(
     force: bool = False,
     progress: Progress = silent,
 ) -> WrittenCodec:
-    """Write the file, or leave nothing. Memory holds one tensor at a time."""
+    """Write the file, or nothing. Memory holds one tensor at a time."""
     check_outputs([path], force=force, inputs=codec.files)
     keys, tensors = plan_gguf_codec(codec, out_type, license_=license_, url=url)
     header = pack_header(keys, tensors)
@@ -145,7 +143,7 @@ def write_gguf_codec(
         write_entries(file, header, tensors, map(data, tensors), advance)
     notes = list(codec.notes)
     if not any(key.name == "general.license" for key in keys):
-        notes.append("the source does not say its licence; tell it with --license")
+        notes.append("the source has no license; pass it with --license")
     return WrittenCodec(path, size, len(tensors), tuple(notes))
 
 
@@ -153,19 +151,18 @@ def write_gguf_codec(
 
 
 def is_gguf_codec(file: GgufFile) -> bool:
-    """Whether a GGUF file says that it is a codec."""
+    """Whether a GGUF file is a codec."""
     return bool(file.keys.get("general.architecture") == ARCHITECTURE)
 
 
 def open_gguf_codec(path: Path, source: str | None = None) -> EncodecWeights:
-    """Open a codec that `write_gguf_codec` wrote, or somebody else by the same rules."""
+    """Open a codec in the format of `write_gguf_codec`."""
     file = GgufFile(path)
     where = source or str(path)
     if not is_gguf_codec(file):
         raise InputError(
-            f"{where} is a GGUF file of the architecture "
-            f"{file.keys.get('general.architecture')!r}, where a codec ({ARCHITECTURE}) is "
-            "expected; write one with `valle-convert codec CODEC OUT.gguf`."
+            f"{where} has the architecture {file.keys.get('general.architecture')!r}, expected a "
+            f"codec ({ARCHITECTURE}). Write one with `valle-convert codec CODEC OUT.gguf`."
         )
     spec = _read_spec(file, where)
     names = [kind.name for kind in _TYPES.values()]
@@ -175,7 +172,7 @@ def open_gguf_codec(path: Path, source: str | None = None) -> EncodecWeights:
     )
     if problems:
         raise InputError(
-            f"The codec {where} is not whole: {'; '.join(problems)}; write it again with "
+            f"The codec {where} is damaged: {'; '.join(problems)}. Write it again with "
             "`valle-convert codec`."
         )
 
@@ -200,19 +197,19 @@ def _read_spec(file: GgufFile, where: str) -> EncodecSpec:
     version = file.keys.get(f"{_PREFIX}format_version")
     if version != FORMAT_VERSION:
         raise InputError(
-            f"{where} is a codec of the format {version!r}, and this program reads "
-            f"{FORMAT_VERSION}; update it, or write the file again."
+            f"{where} has version {version!r} of the format, expected {FORMAT_VERSION}; update "
+            "valle-convert, or write the file again."
         )
     missing = [_PREFIX + name for name in _KEY_TYPES if _PREFIX + name not in file.keys]
     if missing:
         raise InputError(
-            f"{where} has no {', '.join(missing)}; write it again with `valle-convert codec`."
+            f"{where} lacks {', '.join(missing)}; write it again with `valle-convert codec`."
         )
     config: dict[str, Any] = {name: file.keys[_PREFIX + name] for name in _KEY_TYPES}
     n_codebooks = config.pop("n_codebooks")
     if not isinstance(n_codebooks, int) or not 1 <= n_codebooks <= _MAX_CODEBOOKS:
         raise InputError(
-            f"{where}: {_PREFIX}n_codebooks is {n_codebooks!r}, where 1 to {_MAX_CODEBOOKS} is "
-            "expected; the file is damaged."
+            f"{where} is damaged: {_PREFIX}n_codebooks is {n_codebooks!r}, expected 1 to "
+            f"{_MAX_CODEBOOKS}."
         )
     return spec_from_config(config, n_codebooks, where)

@@ -1,16 +1,15 @@
-"""Where an EnCodec comes from: a folder of transformers, the hub, and files of four programs.
+"""Open EnCodec from a folder of transformers, the hub, or files of other programs.
 
 transformers itself is not needed: a folder is a `config.json` and tensors in safetensors files or
-in older pickles, one or several of them (shards). Pickles are read by torch with `weights_only`,
-so that nothing in them is executed. A tensor with weight norm is stored in two parts, under one of
-two namings, and is folded where it is read:
+older pickles, whole or in shards. Pickles are read with `weights_only`, so that nothing in them is
+executed. A tensor with weight norm is stored in two parts, under one of two names, and is folded
+when it is read:
 
     conv.weight_g, conv.weight_v                                    Meta, older transformers
     conv.parametrizations.weight.original0, .original1              transformers 5
     conv.weight                                                     folded already
 
-The world is closed: every tensor of the source is one of the table, or a leftover of training that
-is named here, or an error; and every tensor of the table is there, or an error.
+Unknown and missing tensors are errors, except for tensors of training that are listed here.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ _CONFIG = "config.json"
 #: In this order, as transformers looks for them; an index names the shards.
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _INDEX = "model.safetensors.index.json"
-#: What is asked of the hub, the latter only where there is nothing of the former.
+#: Files to download from the hub; the second set only if the first does not exist.
 _HUB_FILES = (("model.safetensors", _INDEX, "model-*.safetensors"), ("pytorch_model.bin",))
 _MAX_JSON_BYTES = 1 << 20
 
@@ -68,7 +67,7 @@ _NORM_PARTS = (
     ("weight_g", "weight_v"),
     ("parametrizations.weight.original0", "parametrizations.weight.original1"),
 )
-#: Of training: whether a codebook has begun, how often a code was used, and its running sum.
+#: Tensors of training: initialization, usage and running sum of a codebook.
 _LEFT_OUT = re.compile(
     r"quantizer\.(?:vq\.)?layers\.\d+\._?codebook\.(?:inited|cluster_size|embed_avg)"
 )
@@ -76,7 +75,7 @@ _CODEBOOK = re.compile(r"quantizer\.(?:vq\.)?layers\.(\d+)\._?codebook\.embed")
 _MAX_CODEBOOKS = 1024
 _DTYPES = [str(dtype) for dtype in WEIGHT_DTYPES]
 
-#: What other codecs call themselves in config.json.
+#: Other codecs, by model_type in config.json.
 _OTHER_CODECS = {
     "dac": "the Descript Audio Codec",
     "nemo": "NeMo's codec",
@@ -84,10 +83,10 @@ _OTHER_CODECS = {
     "xcodec": "X-Codec",
     "vocos": "Vocos",
 }
-#: What can be done with them, and with EnCodecs of another kind.
+#: Advice for them, and for other kinds of EnCodec.
 _ELSEWHERE = (
-    "Codes of another codec can be spoken and kept as .npz files (--save-codes, --voice "
-    "CODES.npz); its own program turns them into sound."
+    "Models of another codec can work with codes (--save-codes, --voice CODES.npz), which its own "
+    "program decodes."
 )
 
 
@@ -102,7 +101,7 @@ def open_encodec(source: str | Path = ENCODEC_24KHZ) -> EncodecWeights:
         return _open_file(path, str(source))
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or str(source).startswith("."):
         raise InputError(
-            f"There is no codec folder or file {source}; give a folder with config.json and "
+            f"There is no codec folder or file {source}; pass a folder with config.json and "
             f"weights, a .th, .bin or .gguf file, or a name on the hub such as {ENCODEC_24KHZ}."
         )
     folder = _fetch(str(source))
@@ -126,41 +125,36 @@ def _open_file(path: Path, source: str) -> EncodecWeights:
     if head.startswith(b"PK\x03\x04") or head[:1] == b"\x80":
         return _open_meta(path, source)
     if path.suffix == ".nemo":
-        raise InputError(
-            f"The file {path} is a model of NeMo's, where an EnCodec is expected. {_ELSEWHERE}"
-        )
+        raise InputError(f"{path} is a NeMo model, expected EnCodec. {_ELSEWHERE}")
     if len(head) == 8 and path.suffix == ".safetensors":
         raise InputError(
-            f"The codec {path} is the weights of a folder; give the folder, {path.parent}, with "
-            "its config.json."
+            f"The codec {path} has only weights; pass the folder {path.parent} with config.json."
         )
     found = "is empty" if not head else f"begins with {head[:4]!r}"
     raise InputError(
-        f"The file {path} is no codec: it {found}; give a folder with config.json and weights, a "
-        ".th file of Meta's, a .bin of encodec.cpp, or a .gguf of this program."
+        f"{path} is not a codec: it {found}. Pass a folder with config.json and weights, Meta's "
+        ".th, a .bin of encodec.cpp, or a .gguf of `valle-convert codec`."
     )
 
 
 def _open_meta(path: Path, source: str) -> EncodecWeights:
-    """Meta's `encodec_24khz-*.th`: a bare state dict, whose sizes tell the rest."""
-    state = _load_pickle(path)
+    """Open Meta's `encodec_24khz-*.th`, a bare state dict."""
+    state = load_torch_file(path)
     if not isinstance(state, Mapping) or not state:
         raise InputError(
-            f"The codec {path} holds a {type(state).__name__}, where the tensors of an EnCodec are "
-            "expected; give the .th file of the 24 kHz EnCodec."
+            f"The codec {path} contains a {type(state).__name__}, expected the tensors of EnCodec; "
+            "pass the .th file of the 24 kHz EnCodec."
         )
     if "best_state" in state or "xp.cfg" in state:
         raise InputError(
-            f"The codec {path} is a training checkpoint of audiocraft, where the tensors of the "
-            "24 kHz EnCodec are expected; export its state dict first."
+            f"The codec {path} is a training checkpoint of audiocraft; export its state dict first."
         )
     inner = state.get("state_dict", state)
     if isinstance(inner, Mapping) and any("quantizer.quantizers." in str(name) for name in inner):
         raise InputError(
-            f"The codec {path} is the Descript Audio Codec, where an EnCodec is expected. "
-            f"{_ELSEWHERE}"
+            f"The codec {path} is the Descript Audio Codec, expected EnCodec. {_ELSEWHERE}"
         )
-    tensors = TorchTensors(path, state, has_checksums=not _is_bare_pickle(path))
+    tensors = TorchTensors(path, state)
     spec = _spec_from_tensors(tensors.specs, path)
     reader = _FoldingReader(source, tensors, spec, [entry.name for entry in tensor_table(spec)])
     return EncodecWeights(
@@ -170,14 +164,12 @@ def _open_meta(path: Path, source: str) -> EncodecWeights:
         reader,
         (path,),
         url="https://github.com/facebookresearch/encodec",
-        notes=(
-            "a .th file says nothing of rate and padding; those of the published EnCodec are taken",
-        ),
+        notes=("a .th file has no rate and padding; those of the published EnCodec are assumed",),
     )
 
 
 def _spec_from_tensors(specs: Mapping[str, TensorSpec], path: Path) -> EncodecSpec:
-    """Sizes from shapes; what shapes do not tell is as published."""
+    """Sizes from shapes; everything else as published."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, found in specs.items():
         for _, direction in _NORM_PARTS:
@@ -189,15 +181,14 @@ def _spec_from_tensors(specs: Mapping[str, TensorSpec], path: Path) -> EncodecSp
         got = shapes.get(name, ())
         if len(got) != n_dims or min(got) == 0 or got[0] < least:
             raise InputError(
-                f"The codec {path} has no fitting tensor {name} ({list(got) or 'missing'}), where "
-                "the layers of Meta's 24 kHz EnCodec are expected; give encodec_24khz-*.th."
+                f"The codec {path} is not Meta's 24 kHz EnCodec: the tensor {name} is "
+                f"{list(got) or 'missing'}. Pass encodec_24khz-*.th."
             )
         return got
 
     if any(".norm." in name for name in shapes):
         raise InputError(
-            f"The codec {path} is Meta's 48 kHz EnCodec (its layers have norms), where the one of "
-            f"24 kHz is expected; give encodec_24khz-*.th. {_ELSEWHERE}"
+            f"The codec {path} is Meta's 48 kHz EnCodec, expected encodec_24khz-*.th. {_ELSEWHERE}"
         )
     filters, channels, kernel = shape("encoder.model.0.conv.conv.weight", 3)
     _, hidden, _ = shape("decoder.model.0.conv.conv.weight", 3)
@@ -206,9 +197,8 @@ def _spec_from_tensors(specs: Mapping[str, TensorSpec], path: Path) -> EncodecSp
     ratios = tuple(shape(f"decoder.model.{n}.convtr.convtr.weight", 3)[2] // 2 for n in upward)
     if len(ratios) > 16 or math.prod(ratios) != EncodecSpec(n_codebooks=1).hop_length:
         raise InputError(
-            f"The codec {path} makes one frame of {math.prod(ratios)} samples, and the 24 kHz "
-            "EnCodec one of 320; the rate of another cannot be told from its tensors: give "
-            "encodec_24khz-*.th, or a folder of transformers with its config.json."
+            f"The codec {path} has {math.prod(ratios)} samples per frame, expected 320 for the 24 "
+            "kHz EnCodec. Pass encodec_24khz-*.th, or a folder of transformers with config.json."
         )
     blocks = {
         name.split(".")[2] for name in shapes if re.match(r"decoder\.model\.\d+\.block", name)
@@ -236,14 +226,14 @@ def _spec_from_tensors(specs: Mapping[str, TensorSpec], path: Path) -> EncodecSp
         codebook_dim=dim,
         use_conv_shortcut=any(".shortcut." in name for name in shapes),
     )
-    # Of the published bandwidths, those that there are codebooks for.
+    # The published bandwidths that there are enough codebooks for.
     paid = tuple(one for one in spec.target_bandwidths if spec.levels_at(one) <= n_codebooks)
     everything = n_codebooks * spec.frame_rate * math.log2(max(2, size)) / 1000
     return replace(spec, target_bandwidths=paid or (everything,))
 
 
 def _count_codebooks(names: Iterable[str]) -> int:
-    """Levels from 0 up to the highest that there is a codebook for."""
+    """One more than the highest level with a codebook."""
     levels = [int(match[1]) for name in names if (match := _CODEBOOK.fullmatch(name))]
     return min(max(levels, default=-1) + 1, _MAX_CODEBOOKS)
 
@@ -257,10 +247,10 @@ def _open_folder(folder: Path, source: str) -> EncodecWeights:
     spec = spec_from_config(config, max(1, _count_codebooks(tensors.specs)), str(folder / _CONFIG))
     if spec.norm_type != EncodecSpec.norm_type:
         raise InputError(
-            f"The codec {folder} has layers with {spec.norm_type}, like the EnCodec for stereo "
-            f"music at 48 kHz, where the one of 24 kHz is expected ({ENCODEC_24KHZ}). {_ELSEWHERE}"
+            f"The codec {folder} has layers with {spec.norm_type}, like the 48 kHz EnCodec, "
+            f"expected {ENCODEC_24KHZ}. {_ELSEWHERE}"
         )
-    # transformers makes as many codebooks as the highest bandwidth pays for.
+    # transformers makes as many codebooks as the highest bandwidth needs.
     n_expected = min(spec.levels_at(spec.target_bandwidths[-1]), _MAX_CODEBOOKS)
     spec = replace(spec, n_codebooks=max(spec.n_codebooks, n_expected))
     names = [entry.transformers_name for entry in tensor_table(spec)]
@@ -283,12 +273,12 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     name = next((words for key, words in _OTHER_CODECS.items() if key in str(kind).lower()), None)
     if name is not None:
         raise InputError(
-            f"The folder {folder} holds {name} (model_type {kind!r}), where an EnCodec is "
-            f"expected. {_ELSEWHERE}"
+            f"The folder {folder} contains {name} (model_type {kind!r}), expected EnCodec. "
+            f"{_ELSEWHERE}"
         )
     raise InputError(
-        f"The folder {folder} holds a model of the type {kind!r}, where encodec is expected; give "
-        f"a folder of {ENCODEC_24KHZ}."
+        f"The folder {folder} has the model_type {kind!r}, expected encodec; pass a folder of "
+        f"{ENCODEC_24KHZ}."
     )
 
 
@@ -302,7 +292,7 @@ def _folder_tensors(folder: Path) -> tuple[TensorSource, tuple[Path, ...]]:
 
         def get(name: str) -> tuple[Path, TensorSource, Mapping[str, str]] | None:
             path = folder / name
-            # No exception where a name is too long to be one.
+            # Without exception if the name is too long.
             if not os.path.isfile(path):  # noqa: PTH113
                 return None
             file = SafetensorsFile(path)
@@ -311,53 +301,31 @@ def _folder_tensors(folder: Path) -> tuple[TensorSource, tuple[Path, ...]]:
         shards = ShardedTensors(index, get)
         return shards, (index, *shards.paths)
     raise InputError(
-        f"The codec folder {folder} has no weights, where {' or '.join(_WEIGHT_FILES)} (or shards "
-        "of the former) is expected; download it again."
+        f"The codec folder {folder} has no weights, expected {' or '.join(_WEIGHT_FILES)} (or "
+        "shards of the former); download it again."
     )
 
 
 def _open_tensors(path: Path) -> TensorSource:
     if path.suffix == ".safetensors":
         return SafetensorsFile(path)
-    state = _load_pickle(path)
+    state = load_torch_file(path)
     if not isinstance(state, Mapping):
         raise InputError(
-            f"{path} holds a {type(state).__name__}, where a dict of tensors is expected; "
-            "download it again."
+            f"{path} contains a {type(state).__name__}, expected a dict of tensors; download it "
+            "again."
         )
-    return TorchTensors(path, state, has_checksums=not _is_bare_pickle(path))
-
-
-def _load_pickle(path: Path) -> object:
-    """What torch.save wrote, in its zip or as a bare pickle as before torch 1.6; nothing is run."""
-    if not _is_bare_pickle(path):
-        return load_torch_file(path)
-    import torch
-
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # An untrusted file, at which torch raises whatever its parts raise.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"{path} cannot be read as tensors of torch.save, and nothing else in it is loaded "
-            f"({reason[:200]}); download it again, or save it again with a new torch."
-        ) from error
-
-
-def _is_bare_pickle(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(1) == b"\x80"
+    return TorchTensors(path, state)
 
 
 def _license_in_card(card: Path) -> str | None:
-    """The licence that a model card names."""
+    """The license in a model card."""
     from huggingface_hub import ModelCard
 
     try:
         text = read_small_file(card, "model card", _MAX_JSON_BYTES).decode()
         found = ModelCard(text, ignore_metadata_errors=True).data.get("license")
-    except Exception:  # a text of strangers, and no more than a hint
+    except Exception:  # untrusted text, and only a hint
         return None
     return found if isinstance(found, str) else None
 
@@ -366,7 +334,7 @@ def _license_in_card(card: Path) -> str | None:
 
 
 def _fetch(name: str) -> Path:
-    """A model on the hub, of one commit: from huggingface_hub's cache, else downloaded."""
+    """A model on the hub at one commit, from the cache or downloaded."""
     hub = require("huggingface_hub", "A codec on the Hugging Face hub", extra="hub")
     commit: str | None = None
     error: Exception | None = None
@@ -388,9 +356,8 @@ def _fetch(name: str) -> Path:
         error, commit = None, None if from_cache else folder.name
     reason = words_of(error)[:200] if error else "it has no weights that can be read"
     raise EnvironmentFault(
-        f"The codec {name} cannot be had from the Hugging Face hub ({reason}). Where there is a "
-        f"network, download it once with: hf download {name} --local-dir encodec; then give "
-        "the folder, encodec, as the codec."
+        f"The codec {name} cannot be downloaded ({reason}). With a network, run hf download {name} "
+        "--local-dir encodec, and pass the folder encodec."
     ) from error
 
 
@@ -398,13 +365,13 @@ def _fetch(name: str) -> Path:
 
 
 class _FoldingReader:
-    """A `TensorReader` over a source whose weights may be split by weight norm."""
+    """A `TensorReader` that folds weight norm."""
 
     def __init__(
         self, source: str, tensors: TensorSource, spec: EncodecSpec, names: Sequence[str]
     ) -> None:
         self._tensors = tensors
-        #: Name of the table to the tensor, or to magnitude and direction.
+        #: Name in the table to the tensor, or to magnitude and direction.
         self._parts: dict[str, tuple[str, ...]] = {}
         expected: dict[str, tuple[tuple[int, ...], Sequence[str]]] = {}
         for entry, name in zip(tensor_table(spec), names, strict=True):
@@ -422,12 +389,12 @@ class _FoldingReader:
         )
         if problems:
             raise InputError(
-                f"The codec {source} is not whole, or is another model: {'; '.join(problems)}. "
-                f"Download it again, or give {ENCODEC_24KHZ}."
+                f"The codec {source} is damaged or another model: {'; '.join(problems)}. Download "
+                f"it again, or pass {ENCODEC_24KHZ}."
             )
 
     def _find(self, name: str) -> tuple[str, ...]:
-        """The names by which a tensor is stored; its own where it is missing."""
+        """The names under which a tensor is stored; its own name if it is missing."""
         specs = self._tensors.specs
         if name not in specs and name.endswith(".weight"):
             base = name.removesuffix("weight")
@@ -437,7 +404,7 @@ class _FoldingReader:
         return (name,)
 
     def __call__(self, entry: CodecTensor) -> Tensor:
-        """One tensor in float32; v * g / norm(v) where it is split, the norm over dims 1 and up."""
+        """One tensor in float32; v * g / norm(v) if split, with the norm over dims 1 and up."""
         parts = self._parts[entry.name]
         if len(parts) == 1:
             return np.ascontiguousarray(self._tensors.read(parts[0]), np.float32)
@@ -446,6 +413,6 @@ class _FoldingReader:
         magnitude, direction = (
             torch.from_numpy(np.array(self._tensors.read(part), np.float32)) for part in parts
         )
-        # The one function whose float32 bits are those that torch itself computes with.
+        # The only function that gives the float32 bits that torch computes with.
         folded: Tensor = torch._weight_norm(direction, magnitude, 0).numpy()  # noqa: SLF001
         return folded

@@ -1,9 +1,9 @@
-"""EnCodec in PyTorch, one stretch of time after the other: memory does not grow with the audio.
+"""EnCodec in PyTorch, computed in chunks, so that memory does not grow with the audio.
 
-Every convolution keeps the end of its input, every transposed convolution the part of its output
-that the next stretch is added to, every LSTM its state; so the stretches give what the whole
-gives. Padding is that of transformers: the start of a recording is reflected, and so is its end
-where a stride does not divide it. Only causal models can be computed so (`check_computable`).
+Every convolution keeps the end of its input, every transposed convolution the overlap of its
+output, every LSTM its state. So the chunks give the same result as the whole. Padding is that of
+transformers: the start of a recording is reflected, and its end too if the stride does not divide
+it. This works for causal models only (`check_computable`).
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 Advance = Callable[[int], object]
 
-#: Frames of a stretch: one second, of which the widest layers take 3 MB. Five are no faster, and
-#: four minutes of the published model there and back then take 659 MiB in all, and not 464.
-_STRETCH_FRAMES = 75
+#: Frames per chunk: one second, for which the widest layers take 3 MB. Five seconds are not faster,
+#: and encoding and decoding four minutes takes 659 MiB instead of 464 (published model).
+_CHUNK_FRAMES = 75
 
-#: One layer: input [1, channels, time] and whether it is the last of the recording; output alike.
+#: One layer: takes [1, channels, time] and whether it is the last chunk; returns the same form.
 _Step = Callable[["torch.Tensor", bool], "torch.Tensor"]
 
 
@@ -55,21 +55,21 @@ class EncodecEncoder:
     def encode(
         self, samples: NDArray[np.float32], advance: Advance = lambda _n: None
     ) -> NDArray[np.int32]:
-        """Samples [n] of the codec's rate to codes [frames, levels]; n / 320 frames, rounded up.
+        """Samples [n] at the codec's rate to codes [frames, levels]; n / 320 frames, rounded up.
 
-        `advance` is called after every stretch with its number of samples.
+        `advance` is called after every chunk with its number of samples.
         """
         codes = [np.zeros((0, len(self._codebooks)), np.int32)]
         codes += [self._quantize(frames).numpy() for frames in self._frames(samples, advance)]
         return np.concatenate(codes)
 
     def _frames(self, samples: NDArray[np.float32], advance: Advance) -> Iterator[torch.Tensor]:
-        """Frames [n, width] of one stretch after the other."""
+        """Frames [n, width], chunk by chunk."""
         import torch
 
         steps = self._stack.steps()
-        length = self._stack.stretch * self._spec.hop_length
-        for start, is_last in _stretches(len(samples), length):
+        length = self._stack.chunk * self._spec.hop_length
+        for start, is_last in _chunks(len(samples), length):
             part = np.array(samples[start : start + length], np.float32)
             with torch.inference_mode():
                 frames = _run(steps, torch.from_numpy(part)[None, None], is_last)[0].T
@@ -77,12 +77,12 @@ class EncodecEncoder:
             advance(len(part))
 
     def _quantize(self, frames: torch.Tensor) -> torch.Tensor:
-        """Frames [n, width] to codes [n, levels]: every level codes what is left."""
+        """Frames [n, width] to codes [n, levels]; every level encodes the residual."""
         import torch
 
         left, codes = frames, []
         for book, norm in zip(self._codebooks, self._norms, strict=True):
-            # The terms in the order of transformers, so that ties round alike.
+            # In the order of transformers, so that ties round the same way.
             distances = -(left.pow(2).sum(1, keepdim=True) - 2 * left @ book.T + norm)
             nearest = distances.max(dim=-1).indices
             left = left - torch.nn.functional.embedding(nearest, book)
@@ -104,16 +104,16 @@ class EncodecDecoder:
     ) -> NDArray[np.float32]:
         """Codes [frames, levels or fewer] to samples [frames * 320].
 
-        `advance` is called after every stretch with its number of frames.
+        `advance` is called after every chunk with its number of frames.
         """
         import torch
 
         steps = self._stack.steps()
-        length = self._stack.stretch
+        length = self._stack.chunk
         samples = np.zeros(len(codes) * self._spec.hop_length, np.float32)
         at = 0
         with torch.inference_mode():
-            for start, is_last in _stretches(len(codes), length):
+            for start, is_last in _chunks(len(codes), length):
                 part = codes[start : start + length]
                 audio = _run(steps, self._look_up(part), is_last)[0, 0]
                 samples[at : at + len(audio)] = audio.numpy()
@@ -132,8 +132,8 @@ class EncodecDecoder:
         return total.T[None]
 
 
-def _stretches(n: int, length: int) -> Iterator[tuple[int, bool]]:
-    """Where stretches begin, and whether each is the last."""
+def _chunks(n: int, length: int) -> Iterator[tuple[int, bool]]:
+    """Where chunks begin, and whether each is the last."""
     for start in range(0, n, length):
         yield start, start + length >= n
 
@@ -145,7 +145,7 @@ def _run(steps: list[_Step], values: torch.Tensor, is_last: bool) -> torch.Tenso
 
 
 def _codebooks(codec: EncodecWeights, n_levels: int) -> list[torch.Tensor]:
-    """Of the first levels, [codes, width] each."""
+    """Codebooks of the first levels, [codes, width] each."""
     import torch
 
     return [torch.tensor(codec.read(codebook_name(n))) for n in range(n_levels)]
@@ -158,7 +158,7 @@ class _Stack:
     """The encoder or the decoder: layers and their weights, read once.
 
     Attributes:
-        stretch: frames of a stretch; more than any convolution looks back, whatever its size.
+        chunk: frames per chunk; more than any convolution looks back.
     """
 
     def __init__(self, codec: EncodecWeights, name: str, layers: tuple[Layer, ...]) -> None:
@@ -176,13 +176,13 @@ class _Stack:
             *(block.first for block in blocks),
         ]
         reach = max(one.kernel * one.dilation for one in convolutions)
-        self.stretch = max(_STRETCH_FRAMES, 2 * reach)
+        self.chunk = max(_CHUNK_FRAMES, 2 * reach)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._weights[name]
 
     def steps(self) -> list[_Step]:
-        """The layers with no state yet, for one recording."""
+        """The layers without state, for a new recording."""
         return [self._step(layer) for layer in self._layers]
 
     def _step(self, layer: Layer) -> _Step:
@@ -211,7 +211,7 @@ class _ConvolutionStep:
     def __init__(self, layer: Convolution, stack: _Stack) -> None:
         self._layer, self._pad_mode = layer, stack.pad_mode
         self._weight, self._bias = stack[f"{layer.name}.weight"], stack[f"{layer.name}.bias"]
-        #: What stands before a sample: so many samples, reflected at the start of a recording.
+        #: Number of samples to the left, reflected at the start of a recording.
         self._reach = (layer.kernel - 1) * layer.dilation + 1 - layer.stride
         self._before: torch.Tensor | None = None
 
@@ -219,7 +219,7 @@ class _ConvolutionStep:
         import torch
 
         layer = self._layer
-        # A stretch that is not the last is a whole number of strides.
+        # Only the last chunk may not be a multiple of the stride.
         right = -values.shape[-1] % layer.stride if is_last else 0
         left = self._reach if self._before is None else 0
         if self._before is not None:
@@ -234,7 +234,7 @@ class _ConvolutionStep:
 
 
 def _pad(values: torch.Tensor, left: int, right: int, mode: str) -> torch.Tensor:
-    """As transformers pads: what is too short to be reflected gets zeros behind it meanwhile."""
+    """Padding of transformers: input too short to be reflected gets zeros first."""
     import torch
 
     short = max(left, right) - values.shape[-1] + 1
@@ -260,7 +260,7 @@ class _TransposedStep:
         if self._overlap is not None:
             made[..., : self._overlap.shape[-1]] += self._overlap
         if not is_last:
-            # The bias is in it already, and will be added to what comes as well.
+            # The bias is in it already, and will be added again.
             self._overlap = made[..., n:] - self._bias[None, :, None]
         return made[..., :n]
 

@@ -1,4 +1,4 @@
-"""An EnCodec in hand: what it is, where it came from, and tensors read when they are asked for."""
+"""An opened EnCodec: its spec, its source, and tensors read on demand."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class TensorReader(Protocol):
 
 @dataclass(frozen=True)
 class EncodecWeights:
-    """A codec whose every tensor is known to be there, and of its shape.
+    """A codec with all tensors present and of the right shape.
 
     Attributes:
         source: what was opened, as the user wrote it.
-        kind: of what it was read, in words.
-        files: every file that is read; no output may replace one.
-        license: of the weights, where the source says; else None.
-        url: where the weights are published, where known; else None.
-        halves: the tensors that are float16 in a converted file.
+        kind: kind of source, in words.
+        files: all files that are read; no output may replace them.
+        license: license of the weights, if known.
+        url: where the weights are published, if known.
+        halves: tensors that are float16 in a converted file.
     """
 
     spec: EncodecSpec
@@ -63,8 +63,7 @@ class EncodecWeights:
         broken = tensor.size - int(np.count_nonzero(np.isfinite(tensor)))
         if broken:
             raise InputError(
-                f"The codec {self.source}: the tensor {name} has {broken:,} values of "
-                f"{tensor.size:,} that are no finite numbers; the weights are damaged: download "
-                "them again."
+                f"The codec {self.source} is damaged: in the tensor {name}, {broken:,} of "
+                f"{tensor.size:,} values are not finite. Download it again."
             )
         return tensor

@@ -39,7 +39,7 @@ def family_of_file(file: GgufFile) -> AnyFamily:
 
 
 def refuse_known(path: Path) -> None:
-    """Refuse a GGUF file of which a family knows that it is not what people take it for.
+    """Refuse a GGUF file that holds a model of a family and is no converted one.
 
     Raises:
         InputError: it is one.

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from valle_convert.checkpoint import Checkpoint
+from valle_convert.checkpoint.hub import locate
 from valle_convert.errors import InputError
 from valle_convert.families import family_of, family_of_file
 from valle_convert.families.family import AnyFamily, Choices
 from valle_convert.files import check_input_file
 from valle_convert.gguf_file.keys import PART_KEY, SET_ID_KEY
 from valle_convert.gguf_file.plan import PlannedFile, check_codec, lay_out, out_type_named
-from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.read import GgufFile, is_gguf
 from valle_convert.gguf_file.write import write_files
 from valle_convert.model.description import Description
 from valle_convert.progress import Progress, silent
@@ -236,6 +237,24 @@ def open_files(main: Path | GgufFile) -> Bundle:
             )
         files[part] = file
     return Bundle(family, files)
+
+
+def fetched(path: Path, progress: Progress = silent) -> Path:
+    """The main file of a model on the hub, downloaded with its other files.
+
+    Raises:
+        InputError: there is no such file, or one that belongs to it is missing.
+        EnvironmentFault: the hub does not give it.
+    """
+    tree, place = locate(path, progress)
+    local = tree.get(place)
+    if is_gguf(local):
+        file = GgufFile(local, allow_part=True)
+        # A part alone has no others.
+        parts = () if part_of(file) else family_of_file(file).parts(file)
+        for beside in list(paths_of(Path(place), parts).values())[1:]:
+            tree.get(beside)
+    return local
 
 
 def open_bundle(path: Path) -> Bundle:

@@ -2,8 +2,8 @@
 
 A family has no state. Whatever is heavy (torch, llama.cpp) is imported inside of its methods.
 
-M is the family's model without weights, N a network that computes it, and E an example that the
-network is run on. Generic code only closes a network, sets its `observe`, and hands it to cases.
+M is the family's model without weights, N a network that computes it. Generic code only closes a
+network, sets its `observe`, and hands it to cases.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
@@ -24,25 +24,26 @@ from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.lora import LoraFile
 from valle_convert.checkpoint.source import NamedTensors
 from valle_convert.errors import InputError
+from valle_convert.gguf_file.keys import FAMILY_KEY
 from valle_convert.gguf_file.metadata import GeneralMetadata
 from valle_convert.gguf_file.plan import FileKeys
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.metrics import Logits
 from valle_convert.model.description import Description
-from valle_convert.model.spec import CodeFormat, Head, Table
+from valle_convert.model.spec import CODECS, UNKNOWN_CODEC, CodeFormat, Head, Table
 from valle_convert.network.protocol import Computing
 from valle_convert.tokenizer.choose import TokenizerChoice, TokenizerFile
 
 if TYPE_CHECKING:
     from valle_convert.audio.codec import AudioCodec
     from valle_convert.families.bundle import Bundle
-    from valle_convert.llama.context import CacheType
+    from valle_convert.llama.context import Settings
+    from valle_convert.llama.tuning import Tune
     from valle_convert.network.arithmetic import Arithmetic
     from valle_convert.speech.speaker import AnySpeaker
 
 M = TypeVar("M", bound=CodeFormat)
 N = TypeVar("N", bound=Computing)
-E = TypeVar("E")
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,6 @@ class Unit:
 #: How much is spoken without randomness, to compare codes.
 GREEDY_FRAMES = 32
 
-#: Called as `observe(part, linear, inputs [n, in])` before every linear layer, with the layer's
-#: GGUF name; for importance matrices.
-Observe = Callable[[str, str, Any], None]
-
 
 @dataclass(frozen=True)
 class Case(Generic[N]):
@@ -106,7 +103,7 @@ class Speed:
 
     Attributes:
         ar_step: one code of the AR.
-        nar_pass: all codes of a level above 0.
+        nar_pass: all codes of a level above 0, in one pass; of masked codes where there is none.
         n_positions: of the request.
     """
 
@@ -115,7 +112,7 @@ class Speed:
     n_positions: int
 
 
-class Family(ABC, Generic[M, N, E]):
+class Family(ABC, Generic[M, N]):
     """A family of checkpoints."""
 
     #: As `valle.family` has it; empty for the family whose files have no such key.
@@ -193,9 +190,9 @@ class Family(ABC, Generic[M, N, E]):
         del description
         return None
 
-    @abstractmethod
     def claims_file(self, file: GgufFile) -> bool:
         """Whether a GGUF file is one of this family's, or is made of its checkpoints."""
+        return bool(file.keys.get(FAMILY_KEY, "") == self.name)
 
     def refusal(self, file: GgufFile) -> str:
         """Why a file is no converted model though it holds one, and what helps; else ""."""
@@ -239,13 +236,17 @@ class Family(ABC, Generic[M, N, E]):
         del bundle
         return checkpoint
 
-    @abstractmethod
     def choices_of(self, bundle: Bundle, checkpoint: Checkpoint, given: Choices) -> Choices:
         """The choices that files show, as far as they are not given."""
+        recorded = bundle.model.codec.name
+        if given.codec is not None or recorded not in {codec.name for codec in CODECS.values()}:
+            return given
+        is_unknown = self.describe(checkpoint, Choices()).model.codec is UNKNOWN_CODEC
+        return replace(given, codec=recorded) if is_unknown else given
 
-    @abstractmethod
     def units(self, parts: Sequence[str]) -> tuple[Unit, ...]:
         """What is quantized of these parts."""
+        return tuple(Unit(part) for part in parts)
 
     # ---- what computes
 
@@ -276,10 +277,18 @@ class Family(ABC, Generic[M, N, E]):
         bundle: Bundle,
         *,
         n_threads: int | None = None,
-        cache_type: CacheType | None = None,
+        settings: Settings | None = None,
+        tune: Tune = "off",
         adapters: Sequence[LoraFile] = (),
     ) -> N:
         """The network on stock llama.cpp.
+
+        Args:
+            bundle: the files.
+            n_threads: None for the cores that this process may use.
+            settings: how llama.cpp computes; None for the exact way, which verdicts need.
+            tune: whether to find the fastest settings for these files on this machine.
+            adapters: LoRAs kept apart, applied while it runs.
 
         Raises:
             InputError: the files are damaged.
@@ -318,39 +327,52 @@ class Family(ABC, Generic[M, N, E]):
             EnvironmentFault: llama.cpp does not do what is relied on.
         """
 
-    # ---- what it is tried on
+    # ---- what it is tried on: functions of the folder's trials.py
 
-    @abstractmethod
-    def draw(self, model: M, n: int, seed: int) -> Iterable[E]:
+    @property
+    def _trials(self) -> Any:  # noqa: ANN401 - a module
+        return import_module(f"{type(self).__module__}.trials")
+
+    def draw(self, model: M, n: int, seed: int) -> Iterable[Any]:
         """`n` random examples, the same for the same seed."""
+        yield from self._trials.utterances(model, n, seed=seed)
 
-    @abstractmethod
-    def read_example(self, path: Path, model: M, number: int, seed: int) -> E:
+    def read_example(self, path: Path, model: M, number: int, seed: int) -> Any:  # noqa: ANN401
         """An example of a file; what it does not say is drawn.
 
         Raises:
             InputError: it is no such file, or is of another model.
         """
+        return self._trials.read_utterance(path, model, seed=(seed, number))
 
-    @abstractmethod
-    def said_in(self, example: E) -> NDArray[Any]:
+    def said_in(self, example: Any) -> NDArray[Any]:  # noqa: ANN401
         """The symbols that an example says, [n]."""
+        said: NDArray[Any] = example.said
+        return said
 
-    @abstractmethod
-    def cases(self, model: M, example: E) -> Iterator[Case[N]]:
+    def cases(self, model: M, example: Any) -> Iterator[Case[N]]:  # noqa: ANN401
         """Every head and every task, over one example."""
+        yield from self._trials.cases(model, example)
 
-    @abstractmethod
-    def speak_level_0(self, network: N, example: E) -> NDArray[Any]:
+    def speak_level_0(self, network: N, example: Any) -> NDArray[Any]:  # noqa: ANN401
         """Greedy codes of level 0 for what the example says, [frames]."""
+        codes: NDArray[Any] = self._trials.speak_level_0(network, example)
+        return codes
 
-    @abstractmethod
-    def speak_levels(self, network: N, example: E, level_0: NDArray[Any]) -> NDArray[Any]:
+    def speak_levels(
+        self,
+        network: N,
+        example: Any,  # noqa: ANN401
+        level_0: NDArray[Any],
+    ) -> NDArray[Any]:
         """Greedy codes of all levels over those of level 0, [frames, levels]."""
+        codes: NDArray[Any] = self._trials.speak_levels(network, example, level_0)
+        return codes
 
-    @abstractmethod
     def speed(self, network: N) -> Speed:
         """Time what decoding is made of."""
+        speed: Speed = self._trials.measure_speed(network)
+        return speed
 
     # ---- speech and words
 
@@ -360,7 +382,8 @@ class Family(ABC, Generic[M, N, E]):
         *,
         codec: AudioCodec | None = None,
         n_threads: int | None = None,
-        cache_type: CacheType = "f32",
+        settings: Settings | None = None,
+        tune: Tune = "off",
         adapters: Sequence[LoraFile] = (),
     ) -> AnySpeaker:
         """What speaks with a model, on stock llama.cpp.
@@ -369,8 +392,8 @@ class Family(ABC, Generic[M, N, E]):
             bundle: the files.
             codec: between audio and codes; None speaks codes only.
             n_threads: None for the cores that this process may use.
-            cache_type: of keys and values. f16 makes passes in both directions faster and logits
-                a little less exact.
+            settings: how llama.cpp computes; None for the exact way.
+            tune: whether to find the fastest settings for these files on this machine.
             adapters: LoRAs kept apart, applied while it runs.
 
         Raises:
@@ -379,7 +402,7 @@ class Family(ABC, Generic[M, N, E]):
         """
         with ExitStack() as opened:
             network = self.open(
-                bundle, n_threads=n_threads, cache_type=cache_type, adapters=adapters
+                bundle, n_threads=n_threads, settings=settings, tune=tune, adapters=adapters
             )
             opened.callback(network.close)
             return self.speaker_on(network, bundle, codec, opened)
@@ -407,4 +430,4 @@ class Family(ABC, Generic[M, N, E]):
         """Tables and heads, by the part that their rows lie in."""
 
 
-AnyFamily = Family[Any, Any, Any]
+AnyFamily = Family[Any, Any]

@@ -50,10 +50,10 @@ def atomic_outputs(
     try:
         with ExitStack() as stack:
             opened: list[BinaryIO] = []
-            for target in targets:
+            for target in map(resolve, targets):
                 stack.push(partial(note, target))  # called after the file has got its name
                 stack.enter_context(explained_writes(target))
-                opened.append(stack.enter_context(_named_at_the_end(resolve(target), force)))
+                opened.append(stack.enter_context(_named_at_the_end(target, force)))
             yield opened
             for file in opened:
                 file.flush()

@@ -9,25 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from valle_convert.errors import InputError
 from valle_convert.gguf_file.keys import ARCHITECTURE, ARCHITECTURE_KEYS
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.tokenizer.compiled import TOKENS_KEY
+from valle_convert.wording import listing
 
 _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 #: No kernel multiplies matrices of these.
 _NOT_OF_WEIGHTS = ("I8", "I16", "I32", "I64", "F64")
 _IDS = ("bos", "eos", "unknown")
-
-
-def check_loadable(file: GgufFile) -> None:
-    """Refuse what llama.cpp would not survive."""
-    found = list(dangers(file))
-    if found:
-        raise InputError(
-            f"{file.path} would make llama.cpp abort: {'; '.join(found)}. Convert the checkpoint "
-            "again."
-        )
 
 
 def dangers(file: GgufFile) -> Iterator[str]:
@@ -40,7 +30,7 @@ def dangers(file: GgufFile) -> Iterator[str]:
     unknown = [name for name in file.keys if name.startswith(prefix)]
     unknown = [name for name in unknown if name.removeprefix(prefix) not in ARCHITECTURE_KEYS]
     if unknown:
-        yield f"{', '.join(unknown[:5])} would make another graph"
+        yield f"{listing(unknown)} would make another graph"
     yield from _size_dangers(file)
     for tensor in file.tensors.values():
         kind, is_vector = tensor.ggml_type.name, len(tensor.shape) == 1

@@ -31,7 +31,7 @@ from valle_convert.gguf_file.types import (
 )
 from valle_convert.model.description import BiasBlock, Contents
 from valle_convert.model.spec import CODECS, CodeFormat
-from valle_convert.wording import plural
+from valle_convert.wording import listing, plural
 
 TOKEN_EMBEDDING = "token_embd.weight"  # noqa: S105 - a tensor
 #: What `--outtype` takes; `auto` keeps the type of the checkpoint.
@@ -270,7 +270,7 @@ def place_tensors(
         name = "auto" if forced is None else forced.name.lower()
         raise InputError(
             f"The type {name} cannot hold these tensors: "
-            f"{'; '.join(faults[:5])}{' ...' if len(faults) > 5 else ''}; use --outtype f16."
+            f"{listing(faults, separator='; ')}; use --outtype f16."
         )
     return tuple(tensors)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from valle_convert.metrics import log_softmax
 from valle_convert.model.inputs import (
     Condition,
     Segment,
@@ -81,11 +82,9 @@ def unlikelihood(network: Network, lesson: Lesson) -> NDArray[np.float64]:
     inputs = assemble(network.model, lesson.segments, network.look_up)
     logits = network.step(
         inputs.embeddings, inputs.positions, head=lesson.head, outputs=lesson.outputs
-    ).astype(np.float64)
-    highest = logits.max(1)
-    total = highest + np.log(np.exp(logits - highest[:, None]).sum(1))
-    found: NDArray[np.float64] = total - logits[np.arange(len(logits)), lesson.targets]
-    return found
+    )
+    found: NDArray[np.float64] = log_softmax(logits)[np.arange(len(logits)), lesson.targets]
+    return -found
 
 
 def _lesson(

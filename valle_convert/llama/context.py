@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,10 +28,41 @@ FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int32]
 BoolArray = NDArray[np.bool_]
 CacheType = Literal["f16", "f32"]
-#: What a decode gives: logits, the last layer's output, or that after the last norm.
-Output = Literal["logits", "states", "normed"]
+#: What a decode gives: logits, or with none computed the last layer's output or that after the last
+#: norm; "embeddings" is what llama.cpp itself gives for the latter, beside logits.
+Output = Literal["logits", "states", "normed", "embeddings"]
+
+#: What llama.cpp calls the output of a layer.
+STATES = "l_out-{}"
+#: And what it multiplies the output head with.
+NORMED = "result_norm"
+#: Operations whose results may have the name of what they are made of.
+_SAME_NAME = frozenset({b"RESHAPE", b"ROPE", b"VIEW", b"PERMUTE"})
 
 CELLS_PER_BLOCK = 256  # llama.cpp rounds a context up to blocks of this many cells
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How llama.cpp computes: what changes speed, memory and rounding, and nothing else.
+
+    Attributes:
+        cache_type: number format of cached keys and values.
+        flash_attention: the fused kernel; it computes in f16 whatever the cache is.
+        repack: copy weights into the order that the CPU's kernels like best.
+        n_gpu_layers: layers to offload; -1 for all.
+        own_head: multiply only the wanted rows of the output head, outside of llama.cpp.
+    """
+
+    cache_type: CacheType = "f32"
+    flash_attention: bool = False
+    repack: bool = True
+    n_gpu_layers: int = 0
+    own_head: bool = False
+
+
+#: llama.cpp's own head and f32 caches: what verdicts are computed with.
+EXACT = Settings()
 
 
 class LlamaModel(Closing):
@@ -42,7 +74,7 @@ class LlamaModel(Closing):
         path: Path,
         *,
         further_parts: Sequence[Path] = (),
-        repack: bool = True,
+        settings: Settings = EXACT,
         opened_as: Path | None = None,
     ) -> None:
         self.library = library
@@ -54,8 +86,9 @@ class LlamaModel(Closing):
         api = library.api
         parameters = api.llama_model_default_params()
         parameters.load_mode = api.LLAMA_LOAD_MODE_MMAP
-        parameters.n_gpu_layers = 0
-        parameters.use_extra_bufts = repack
+        parameters.n_gpu_layers = settings.n_gpu_layers
+        # Repacked weights are copies, which do not change with a mapped file.
+        parameters.use_extra_bufts = settings.repack and not further_parts
         mark = library.log.mark()
         if further_parts:
             paths = [os.fsencode(part) for part in (opened_as or path, *further_parts)]
@@ -134,13 +167,19 @@ class Context(Closing):
         n_ubatch: int,
         n_seq: int,
         n_threads: int,
-        cache_type: CacheType,
+        settings: Settings = EXACT,
         rope_scale: float | None = None,
         output: Output = "logits",
+        watched: Collection[str] = (),
     ) -> None:
+        """Open a context; `watched` names tensors of the graph, see `caught`."""
         self.model = model
         self._output = output
-        self._states = _StateCatcher(model) if output == "states" else None
+        self._last = {"states": STATES.format(model.n_layer - 1), "normed": NORMED}.get(output)
+        names = {*watched, *([self._last] if self._last else [])}
+        self._catcher = _Catcher(model.library, names, self._last) if names else None
+        #: Of the last decode, what was watched, [n, width] in the order of the batch.
+        self.caught: dict[str, FloatArray] = {}
         self._api = model.library.api
         self._log = model.library.log
         self._handle: Any = None
@@ -156,18 +195,20 @@ class Context(Closing):
         parameters.type_k = parameters.type_v = {
             "f32": api.GGML_TYPE_F32,
             "f16": api.GGML_TYPE_F16,
-        }[cache_type]
-        # The fused kernel computes in f16 whatever the cache is, with the errors of an f16 cache,
-        # and a causal step of 12 x 1024 takes 48 ms for 37.
-        parameters.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        }[settings.cache_type]
+        parameters.flash_attn_type = (
+            api.LLAMA_FLASH_ATTN_TYPE_ENABLED
+            if settings.flash_attention
+            else api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )
         if rope_scale is not None:
             parameters.rope_scaling_type = api.LLAMA_ROPE_SCALING_TYPE_LINEAR
             parameters.rope_freq_scale = rope_scale
         parameters.kv_unified = True
         parameters.no_perf = True
-        parameters.embeddings = output == "normed"
-        if self._states is not None:
-            parameters.cb_eval = self._states.callback
+        parameters.embeddings = output == "embeddings"
+        if self._catcher is not None:
+            parameters.cb_eval = self._catcher.callback
         mark = self._log.mark()
         self._handle = api.llama_init_from_model(model.handle, parameters)
         if not self._handle:
@@ -240,6 +281,8 @@ class Context(Closing):
         batch.seq_id = addresses.ctypes.data_as(ctypes.POINTER(ctypes.POINTER(ctypes.c_int32)))
         batch.logits = wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
 
+        if self._catcher is not None:
+            self._catcher.take()  # what a decode that failed has left
         mark = self._log.mark()
         api.llama_set_causal_attn(self.handle, causal)
         code = int(api.llama_decode(self.handle, batch))
@@ -249,16 +292,28 @@ class Context(Closing):
                 f"(llama_decode returned {code}).{self._log.explain(mark)}"
             )
         n_out = int(np.count_nonzero(wanted))
-        if self._states is not None:
-            return self._states.take(n_out)
-        is_normed = self._output == "normed"
-        width = self.model.n_embd if is_normed else self.model.n_vocab
+        if self._catcher is not None:
+            self.caught = self._catcher.take()
+        if self._last is not None:
+            return self._states_of(n_out)
+        is_embedding = self._output == "embeddings"
+        width = self.model.n_embd if is_embedding else self.model.n_vocab
         if n_out == 0:
             return np.empty((0, width), dtype=np.float32)
-        pointer = (api.llama_get_embeddings if is_normed else api.llama_get_logits)(self.handle)
+        pointer = (api.llama_get_embeddings if is_embedding else api.llama_get_logits)(self.handle)
         return np.ctypeslib.as_array(
             ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), (n_out, width)
         )
+
+    def _states_of(self, n: int) -> FloatArray:
+        assert self._last is not None  # noqa: S101 - for the type checker
+        found = self.caught.get(self._last, np.empty((0, self.model.n_embd), np.float32))
+        if found.shape != (n, self.model.n_embd):
+            raise EnvironmentFault(
+                f"llama.cpp {self.model.library.binding_version} gives {len(found)} states of "
+                f"{self.model.path}, where {n} are expected; {INSTALL_TESTED}."
+            )
+        return found
 
     def use_adapters(self, adapters: Sequence[tuple[Any, float]]) -> None:
         """Compute with these adapters from now on, each scaled, and with no other."""
@@ -321,51 +376,55 @@ class Context(Closing):
             )
 
 
-class _StateCatcher:
-    """Takes the last layer's output out of the graph, and ends the graph there.
+class _Catcher:
+    """Takes tensors out of the graph by their names while llama.cpp computes it.
 
-    The name of that tensor is none of llama.cpp's promises, so whoever asks for states compares
-    them with the normed ones, which are.
+    The names are none of llama.cpp's promises, so whoever relies on one proves what it is.
     """
 
-    def __init__(self, model: LlamaModel) -> None:
-        library = model.library
-        base = ctypes.CDLL(
-            str(library.path.with_name(library.path.name.replace("llama", "ggml-base")))
-        )
-        base.ggml_get_name.restype = ctypes.c_char_p
-        base.ggml_get_name.argtypes = [ctypes.c_void_p]
-        base.ggml_nbytes.restype = ctypes.c_size_t
-        base.ggml_nbytes.argtypes = [ctypes.c_void_p]
-        base.ggml_backend_tensor_get.restype = None
-        base.ggml_backend_tensor_get.argtypes = [
-            *(ctypes.c_void_p, ctypes.c_void_p),
-            *(ctypes.c_size_t, ctypes.c_size_t),
-        ]
-        self._base, self._model = base, model
-        self._name = f"l_out-{model.n_layer - 1}".encode()
-        self._caught: list[FloatArray] = []
+    def __init__(self, library: Library, names: Collection[str], last: str | None) -> None:
+        """`last` is the tensor behind which the graph ends."""
+        path = library.path.with_name(library.path.name.replace("llama", "ggml-base"))
+        try:
+            base = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise EnvironmentFault(
+                f"{path} of llama.cpp {library.binding_version} does not load ({error}); "
+                f"{INSTALL_TESTED}."
+            ) from error
+        tensor, size = ctypes.c_void_p, ctypes.c_size_t
+        for name, result, arguments in (
+            ("ggml_get_name", ctypes.c_char_p, [tensor]),
+            ("ggml_op_desc", ctypes.c_char_p, [tensor]),
+            ("ggml_nrows", ctypes.c_int64, [tensor]),
+            ("ggml_nbytes", size, [tensor]),
+            ("ggml_backend_tensor_get", None, [tensor, tensor, size, size]),
+        ):
+            function = getattr(base, name)
+            function.restype, function.argtypes = result, arguments
+        self._base = base
+        self._names = {name.encode() for name in names}
+        self._last = None if last is None else last.encode()
+        self._caught: dict[str, list[FloatArray]] = {}
         # llama.cpp holds its bare address.
         self.callback = library.api.ggml_backend_sched_eval_callback(self._look_at)
 
     def _look_at(self, tensor: int, ask: bool, user_data: object) -> bool:
         """Called before a tensor is computed (is it wanted?), and after (may the graph go on?)."""
         del user_data
-        is_it: bool = self._base.ggml_get_name(tensor) == self._name
-        if ask or not is_it:
-            return is_it or not ask
-        rows = np.empty((self._base.ggml_nbytes(tensor) // 4, 1), np.float32)
+        name: bytes = self._base.ggml_get_name(tensor)
+        if ask:
+            # What is made of a tensor may go by its name.
+            return name in self._names and self._base.ggml_op_desc(tensor) not in _SAME_NAME
+        n = self._base.ggml_nrows(tensor)
+        if not n:
+            return name != self._last
+        rows = np.empty((n, self._base.ggml_nbytes(tensor) // (4 * n)), np.float32)
         self._base.ggml_backend_tensor_get(tensor, rows.ctypes.data, 0, rows.nbytes)
-        self._caught.append(rows.reshape(-1, self._model.n_embd))
-        return False
+        self._caught.setdefault(name.decode(), []).append(rows)
+        return name != self._last
 
-    def take(self, n: int) -> FloatArray:
-        """The states of the last decode, [n, n_embd]."""
-        caught, self._caught = self._caught, []
-        states = np.concatenate([np.empty((0, self._model.n_embd), np.float32), *caught])
-        if len(states) != n:
-            raise EnvironmentFault(
-                f"llama.cpp {self._model.library.binding_version} gives {len(states)} states of "
-                f"{self._model.path}, where {n} are expected; {INSTALL_TESTED}."
-            )
-        return states
+    def take(self) -> dict[str, FloatArray]:
+        """By name, what was caught since the last call, [rows, width]."""
+        caught, self._caught = self._caught, {}
+        return {name: np.concatenate(parts) for name, parts in caught.items()}

@@ -1,10 +1,14 @@
-"""What the CPU says it can do, and how many of its cores this process may use."""
+"""What the CPU supports, how llama.cpp is compiled for it, and how many cores are usable.
+
+Only the standard library is used: `scripts/build_llama_tools.py` loads this file by its path.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 # What llama.cpp has kernels for, as Linux names it (x86 and ARM); the rest of the list is noise
@@ -12,6 +16,25 @@ from pathlib import Path
 OF_INTEREST = re.compile(
     r"^(sse4_2|avx.*|fma|f16c|bmi2|amx.*|asimd.*|neon|sve.*|sme(?!p).*|i8mm|bf16|fphp)$"
 )
+
+# A native build is refused on purpose. On some virtual machines the CPU announces AMX and faults
+# on its first instruction: a native llama.cpp then dies with SIGSEGV on the first batch of a
+# quantized model. So every instruction set is named, on or off, and AMX is not among them. Without
+# a name, these are on, but off where SOURCE_DATE_EPOCH is set: then AVX-512 does not compile.
+ON_IF_THERE = {
+    "GGML_SSE42": {"sse4_2"},
+    "GGML_AVX": {"avx"},
+    "GGML_AVX2": {"avx2"},
+    "GGML_BMI2": {"bmi2"},
+    "GGML_FMA": {"fma"},
+    "GGML_F16C": {"f16c"},
+}
+OFF_UNLESS_NAMED = {
+    "GGML_AVX512": {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"},
+    "GGML_AVX512_VBMI": {"avx512vbmi"},
+    "GGML_AVX512_VNNI": {"avx512_vnni"},
+    "GGML_AVX512_BF16": {"avx512_bf16"},
+}
 
 
 def cpu_features() -> tuple[str, ...]:
@@ -53,3 +76,20 @@ def usable_cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on Linux
         return os.cpu_count() or 1
+
+
+def cmake_args(features: Collection[str] | None = None) -> list[str]:
+    """The CMAKE_ARGS that select instructions for this x86 CPU; elsewhere, those of any CPU."""
+    if features is None:
+        is_x86 = platform.machine().lower() in {"x86_64", "amd64"}
+        features = cpu_features() if is_x86 else ()
+    args = ["-DGGML_NATIVE=OFF"]
+    if not features:
+        return args
+    there = set(features)
+    args += [
+        f"-D{name}={'ON' if needed <= there else 'OFF'}" for name, needed in ON_IF_THERE.items()
+    ]
+    if OFF_UNLESS_NAMED["GGML_AVX512"] <= there:
+        args += [f"-D{name}=ON" for name, needed in OFF_UNLESS_NAMED.items() if needed <= there]
+    return args

@@ -18,24 +18,27 @@ loaded model before a sequence of several segments is laid down.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from valle_convert.errors import EnvironmentFault
+from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.llama.context import (
+    EXACT,
     BoolArray,
-    CacheType,
     Context,
     FloatArray,
     IntArray,
     Output,
+    Settings,
 )
 from valle_convert.llama.library import INSTALL_TESTED, Library
 from valle_convert.llama.session import ALL_COLUMNS, SAME_NMSE, Session
+from valle_convert.llama.tiny_gemma import GemmaShape, random_weights, write_gemma
 from valle_convert.metrics import nmse
 
 OutputRows = Sequence[int] | slice | NDArray[np.bool_] | NDArray[np.int64] | None
@@ -82,6 +85,7 @@ class GemmaSession(Session):
         probe_rows: token id -> its row in `token_embd.weight` [n_embd], for finding the
             input scale; the likeliest to show it first.
         n_seq: independent sequences, 0 to n_seq - 1.
+        head_rows: rows of `token_embd.weight` [n, n_embd], for `Settings.own_head`.
         last_norm: `output_norm.weight` [n_embd], where states are wanted in the place of logits:
             what the last layer gives, before that norm, [n_out, n_embd].
     """
@@ -96,7 +100,8 @@ class GemmaSession(Session):
         n_ctx: int = 512,
         n_seq: int = 1,
         n_threads: int | None = None,
-        cache_type: CacheType = "f32",
+        settings: Settings = EXACT,
+        head_rows: Callable[[slice], FloatArray] | None = None,
         adapters: Sequence[Path] = (),
         last_norm: FloatArray | None = None,
         library: Library | None = None,
@@ -110,7 +115,8 @@ class GemmaSession(Session):
             path,
             n_seq=n_seq,
             n_threads=n_threads,
-            cache_type=cache_type,
+            settings=settings,
+            head_rows=head_rows,
             adapters=adapters,
             output="logits" if last_norm is None else "states",
             library=library,
@@ -123,6 +129,7 @@ class GemmaSession(Session):
             self.input_scale = self._find_input_scale(
                 probe_rows, of_ids=float(np.sqrt(self.n_embd))
             )
+            self._prove_own_head(probe_rows)
             self._room_for(n_ctx * n_seq)
 
     def reset(self, sequence: int | None = None) -> None:
@@ -200,6 +207,8 @@ class GemmaSession(Session):
             )
         finally:
             self._clear()
+        for parts in self._caught.values():
+            parts[-1] = parts[-1][np.argsort(order)]
         # Row k of `logits` belongs to the k-th output in sorted order.
         rows = np.empty(one.n, dtype=np.int64)
         rows[order[one.outputs[order]]] = np.arange(len(logits))
@@ -314,7 +323,7 @@ class GemmaSession(Session):
 
         states = decode("states").astype(np.float64)
         size = np.sqrt(np.square(states).mean(-1, keepdims=True) + RMS_EPSILON)
-        normed = decode("normed")
+        normed = decode("embeddings")
         # What is no number is said where it is computed with.
         if np.isfinite(normed).all() and not nmse(normed, states / size * last_norm) <= SAME_NMSE:
             raise EnvironmentFault(
@@ -379,6 +388,22 @@ class GemmaSession(Session):
         wanted = np.zeros(len(embeddings), dtype=np.bool_)
         wanted[_wanted(one.outputs, len(embeddings))] = True
         return _Checked(embeddings, positions.astype(np.int32), wanted)
+
+
+def prove_states() -> None:
+    """Find out on a small model that llama.cpp gives the states of the last layer."""
+    shape = GemmaShape()
+    weights = random_weights(shape, seed=0)
+    with tempfile.TemporaryDirectory(prefix="valle-convert-") as folder:
+        path = Path(folder) / "small.gguf"
+        write_gemma(path, shape, weights)
+        rows = dict(enumerate(weights["token_embd.weight"][:4]))
+        try:
+            GemmaSession(
+                path, probe_rows=rows, n_threads=1, last_norm=weights["output_norm.weight"]
+            ).close()
+        except InputError as error:  # of a file of our own making
+            raise EnvironmentFault(str(error)) from error
 
 
 def park_segment(context: Context, sequence: int, n: int) -> None:

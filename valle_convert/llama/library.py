@@ -22,7 +22,7 @@ from typing import Any
 
 from valle_convert.errors import EnvironmentFault
 from valle_convert.extras import install
-from valle_convert.threads import wait_politely
+from valle_convert.threads import limit_openmp_spinning
 
 INSTALL = install("llama")
 #: What this program was tested with, as pinned in constraints.txt.
@@ -169,7 +169,7 @@ def load_library() -> Library:
 
 
 def _import_binding() -> Any:  # noqa: ANN401 - a module without types
-    wait_politely()
+    limit_openmp_spinning()
     try:
         return importlib.import_module("llama_cpp.llama_cpp")
     except ModuleNotFoundError as error:

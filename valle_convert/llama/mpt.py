@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,7 +26,7 @@ import numpy as np
 
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import check_input_file, describe_os_error
-from valle_convert.llama.context import CacheType, Context, FloatArray, LlamaModel
+from valle_convert.llama.context import EXACT, Context, FloatArray, LlamaModel, Settings
 from valle_convert.llama.library import INSTALL_TESTED, load_library
 from valle_convert.llama.session import CONTRAST, SAME_NMSE, Session
 from valle_convert.llama.tiny_mpt import MPT_WIDTH, random_mpt, write_mpt
@@ -59,7 +59,8 @@ class MptSession(Session):
         probe_rows: Mapping[int, FloatArray],
         activation_factor: int,
         n_threads: int | None = None,
-        cache_type: CacheType = "f32",
+        settings: Settings = EXACT,
+        head_rows: Callable[[slice], FloatArray] | None = None,
         exchangeable: bool = False,
         proven: bool = False,
     ) -> None:
@@ -70,13 +71,16 @@ class MptSession(Session):
             further_parts=further_parts,
             mapped=self._copy,
             n_threads=n_threads,
-            cache_type=cache_type,
+            settings=settings,
+            head_rows=head_rows,
         )
         if not proven:
             with self._closed_on_error():
                 prove_relu(activation_factor)
                 self.input_scale = self._find_input_scale(probe_rows, of_ids=1.0)
                 self._prove_masks(probe_rows)
+        with self._closed_on_error():
+            self._prove_own_head(probe_rows)
 
     def read(self, rows: FloatArray, *, room: int = 0) -> None:
         """Empty all sequences and give sequence 0 rows that see each other, [n, n_embd]."""
@@ -226,7 +230,6 @@ def prove_relu(factor: int) -> None:
                 n_ubatch=16,
                 n_seq=1,
                 n_threads=1,
-                cache_type="f32",
             ) as context,
         ):
             found = context.decode(
@@ -255,7 +258,11 @@ def prove_mpt() -> None:
         first, *others = write_mpt(Path(folder), weights, _PROVEN_FACTOR, split=True)
         try:
             MptSession(
-                first, others, probe_rows=rows, activation_factor=_PROVEN_FACTOR, n_threads=1
+                first,
+                others,
+                probe_rows=rows,
+                activation_factor=_PROVEN_FACTOR,
+                n_threads=1,
             ).close()
         except InputError as error:  # of a file of our own making
             raise EnvironmentFault(str(error)) from error

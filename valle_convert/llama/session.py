@@ -9,8 +9,8 @@ loaded model and never assumed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
@@ -19,13 +19,14 @@ import numpy as np
 from valle_convert.closing import Closing
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.llama.context import (
+    EXACT,
     BoolArray,
-    CacheType,
     Context,
     FloatArray,
     IntArray,
     LlamaModel,
     Output,
+    Settings,
 )
 from valle_convert.llama.cpu import usable_cores
 from valle_convert.llama.library import INSTALL_TESTED, Library, load_library
@@ -33,6 +34,8 @@ from valle_convert.llama.probe import prove_library
 from valle_convert.metrics import nmse
 
 ALL_COLUMNS = slice(None)
+#: What the rows that go in are called among the tensors that are caught.
+INPUTS = "inputs"
 CAUSAL_UBATCH = 512  # llama.cpp's default; longer causal batches are split by llama.cpp
 # Below this many weights, waiting for a second thread takes as long as it saves: measured, 11
 # million weights gain nothing and 39 million a third.
@@ -42,6 +45,8 @@ SMALL_MODEL = 20_000_000
 # Q4_K files), and 0.3 to 1.5 with the wrong scale. Normalized mean square errors, both.
 SAME_NMSE = 1e-4
 CONTRAST = 100.0
+#: Another head, or one that is no head, gives 1 and more; Q4_0 rows against rounded states 1e-3.
+_ROUNDED_HEAD = 1e-2
 
 
 class Session(Closing):
@@ -63,7 +68,8 @@ class Session(Closing):
         further_parts: Sequence[Path] = (),
         mapped: BinaryIO | None = None,
         n_threads: int | None = None,
-        cache_type: CacheType = "f32",
+        settings: Settings = EXACT,
+        head_rows: Callable[[slice], FloatArray] | None = None,
         adapters: Sequence[Path] = (),
         output: Output = "logits",
         library: Library | None = None,
@@ -71,11 +77,15 @@ class Session(Closing):
         self.path = path
         self._output: Output = output
         self.n_seq = n_seq
-        self._cache_type: CacheType = cache_type
+        self.settings = settings
+        self._head_rows = head_rows if settings.own_head else None
+        self._heads: dict[tuple[int | None, int | None], FloatArray] = {}
         self._context: Context | None = None
         self._lengths = [0] * n_seq  # cells that each sequence holds
         self._n_cells = 0  # of all of them together, shared ones counted once
         self._scales: tuple[float, ...] = ()
+        self._watched: Collection[str] = ()
+        self._caught: dict[str, list[FloatArray]] = {}
         self._held = ExitStack()
         with self._closed_on_error():
             if mapped is not None:
@@ -88,8 +98,7 @@ class Session(Closing):
                     library,
                     path,
                     further_parts=further_parts,
-                    # Repacked weights are copies, which do not change with a mapped file.
-                    repack=not further_parts,
+                    settings=settings,
                     opened_as=Path(f"/dev/fd/{mapped.fileno()}") if mapped else None,
                 )
             )
@@ -154,11 +163,42 @@ class Session(Closing):
         """
         context = self._room_for(len(rows), n_ubatch=1 if causal else len(rows))
         inputs = rows / np.float32(self.input_scale)
-        logits = context.decode(inputs, places, sequences, outputs, causal=causal)
+        # Of the last layer, llama.cpp computes the rows alone of which something is wanted.
+        wanted = np.ones_like(outputs) if self._watched else outputs
+        found = context.decode(inputs, places, sequences, wanted, causal=causal)
+        if self._watched:
+            found = found[outputs]
+            for name, values in {INPUTS: rows, **context.caught}.items():
+                self._caught.setdefault(name, []).append(values)
         for sequence in sequences:
             self._lengths[sequence] += 1
         self._n_cells += len(rows)
-        return logits[:, columns].copy()
+        if self._head_rows is None or self._output != "normed":
+            return found[:, columns].copy()
+        key = (columns.start, columns.stop)
+        if key not in self._heads:
+            self._heads[key] = self._head_rows(columns)
+        return found @ self._heads[key].T
+
+    def forget(self) -> None:
+        """Empty every sequence."""
+        self._clear()
+
+    @contextmanager
+    def watching(self, names: Collection[str]) -> Iterator[dict[str, list[FloatArray]]]:
+        """Catch tensors of the graph by their names; before and after, sequences are forgotten.
+
+        Yields by name what each batch gives, [n, width]; the rows that go in are `INPUTS`.
+        """
+        self._clear()
+        self._drop_context()
+        self._watched, self._caught = names, {}
+        try:
+            yield self._caught
+        finally:
+            self._watched, self._caught = (), {}
+            self._clear()
+            self._drop_context()
 
     def close(self) -> None:
         """Free everything; closing twice is no error."""
@@ -182,6 +222,7 @@ class Session(Closing):
         n_seq: int | None = None,
         rope_scale: float | None = None,
         output: Output | None = None,
+        watched: Collection[str] = (),
     ) -> Context:
         """A context with the session's options."""
         return Context(
@@ -190,9 +231,10 @@ class Session(Closing):
             n_ubatch=n_ubatch,
             n_seq=n_seq or self.n_seq,
             n_threads=self.n_threads,
-            cache_type=self._cache_type,
+            settings=self.settings,
             rope_scale=rope_scale,
             output=output or self._output,
+            watched=watched,
         )
 
     def _room_for(self, n_cells: int, *, n_ubatch: int = 1) -> Context:
@@ -212,7 +254,7 @@ class Session(Closing):
             n_ctx = max(n_ctx, sum(self._lengths) + n_cells)
         else:
             self._drop_context()
-        new = self._new_context(n_ctx, n_ubatch)
+        new = self._new_context(n_ctx, n_ubatch, watched=self._watched)
         try:
             if self._scales:
                 self._switch_adapters(new)
@@ -286,6 +328,26 @@ class Session(Closing):
             f"Cannot determine how llama.cpp {self._version} scales the input embeddings of "
             f"{self.path}. Check the file with `valle-convert verify`, or {INSTALL_TESTED}."
         )
+
+    def _prove_own_head(self, probe_rows: Mapping[int, FloatArray]) -> None:
+        """Compute heads outside of llama.cpp from now on, if its graph does end where it should."""
+        if self._head_rows is None or self._output != "logits":
+            return
+        rows = np.stack(list(probe_rows.values()))
+        places, wanted = np.arange(len(rows), dtype=np.int32), np.ones(len(rows), np.bool_)
+
+        def decode(output: Output) -> FloatArray:
+            with self._new_context(len(rows), len(rows), n_seq=1, output=output) as context:
+                return context.decode(rows, places, 0 * places, wanted, causal=True).copy()
+
+        # The logits of the likeliest ids; their rows in the file are exact, those in llama.cpp's
+        # product are rounded as its kernels like.
+        with suppress(EnvironmentFault):
+            caught = decode("normed")
+            expected = decode("logits")[:, list(probe_rows)]
+            same = nmse(decode("embeddings"), caught) <= SAME_NMSE
+            if same and nmse(expected, caught @ rows.T) <= _ROUNDED_HEAD:
+                self._output = "normed"
 
     @property
     def _version(self) -> str:

@@ -9,6 +9,7 @@ from valle_convert.checkpoint import TensorSpec
 from valle_convert.checkpoint.source import WEIGHT_DTYPES
 from valle_convert.errors import InputError
 from valle_convert.model.description import Dropped
+from valle_convert.wording import listing
 
 
 class Collector:
@@ -35,6 +36,11 @@ class Collector:
                 f"{name} is of type {spec.dtype_name}, and float32, float16 or bfloat16 is expected"
             )
 
+    def rows_of(self, name: str) -> int:
+        """The first dimension of a tensor; 0 where there is none."""
+        spec = self.specs.get(name)
+        return spec.shape[0] if spec and spec.shape else 0
+
     def compare(self, words: str, claimed: int, found: int) -> None:
         """Expect that the config and the weights agree on a number."""
         if claimed != found:
@@ -58,17 +64,12 @@ class Collector:
         if self.faults:
             parts.append("; ".join(self.faults))
         if self._missing:
-            parts.append(f"missing: {_listing(self._missing)}")
+            parts.append(f"missing: {listing(self._missing, 20)}")
         if unexpected:
-            parts.append(f"unexpected: {_listing(unexpected)}")
+            parts.append(f"unexpected: {listing(unexpected, 20)}")
         if parts:
             raise InputError(f"{complaint}: {'; '.join(parts)}. {advice}")
         return dropped
-
-
-def _listing(items: list[str]) -> str:
-    shown = ", ".join(items[:20])
-    return f"{shown}, and {len(items) - 20} more" if len(items) > 20 else shown
 
 
 def count_numbered(specs: Mapping[str, TensorSpec], template: str) -> int:

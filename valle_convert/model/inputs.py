@@ -17,13 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.errors import InputError
-from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, Model, Positions
+from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, GemmaModel, Model, Positions
 
 IntArray = NDArray[np.integer]
 FloatArray = NDArray[np.float32]
@@ -71,6 +71,22 @@ class Condition:
     prompt: IntArray | None = None
     tone: int | None = None
     task: AudioTask = "tts"
+
+    @classmethod
+    def of(
+        cls,
+        model: GemmaModel[Any],
+        phonemes: IntArray,
+        prompt: IntArray | None = None,
+        language: int = 0,
+    ) -> Self:
+        """With a language and a tone where the model has them."""
+        return cls(
+            phonemes,
+            language if model.has_table("language") else None,
+            prompt,
+            tone=0 if "tone" in model.config.capabilities else None,
+        )
 
     def null(self) -> Condition:
         """Guidance's null condition: no text and no voice, the same language."""

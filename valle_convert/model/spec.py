@@ -12,12 +12,13 @@ matrix, the token embedding of the converted file:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.errors import InputError
+from valle_convert.wording import plural
 
 Positions = Literal["segment", "unified"]
 Attention = Literal["bidirectional", "causal"]
@@ -78,6 +79,16 @@ def codec_named(name: str) -> Codec:
             return codec
     names = ", ".join(codec.name for codec in CODECS.values())
     raise InputError(f"There is no codec {name!r}; the supported ones are {names}.")
+
+
+def choose_codec(name: str | None, n_levels: int, n_codes: int) -> tuple[Codec, list[str]]:
+    """The codec of that name, or the one of so many levels and codes; a note if there is none."""
+    if name is not None:
+        return codec_named(name), []
+    if (found := CODECS.get((n_levels, n_codes))) is not None:
+        return found, []
+    note = f"no known codec has {plural(n_levels, 'level')} of {n_codes} codes"
+    return UNKNOWN_CODEC, [f"{note}, so it is recorded as `unknown`; name it with --codec-name"]
 
 
 class CodeFormat(Protocol):
@@ -211,11 +222,14 @@ class RowMap:
         return any(head.name == name for head in self.heads)
 
 
-@dataclass(frozen=True)
-class Model(RowMap):
-    """A model of version 5 or 6 without its weights."""
+C = TypeVar("C", bound=GemmaConfig)
 
-    config: ModelConfig
+
+@dataclass(frozen=True)
+class GemmaModel(RowMap, Generic[C]):
+    """A model whose backbone is a `gemma`, without its weights."""
+
+    config: C
     languages: tuple[str, ...]
     tasks: tuple[str, ...]
     tones: tuple[str, ...]
@@ -233,6 +247,10 @@ class Model(RowMap):
     @property
     def codec(self) -> Codec:
         return self.config.codec
+
+
+class Model(GemmaModel[ModelConfig]):
+    """A model of version 5 or 6 without its weights."""
 
     def is_causal(self, head: str) -> bool:
         """Whether a pass for that head attends to what came before only."""

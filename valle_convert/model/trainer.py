@@ -33,6 +33,8 @@ DEFAULT_SIZE = {"resp_levels": 8, "audio_tokens": 1024, "text_tokens": 8575}
 _CAPABILITIES = ("ar", "nar", "len", "lang", "tone")
 _DEFAULT_CONTEXT = 22_750  # what the training project writes unless a length is set
 _DEFAULT_VERSION = 5
+#: For messages about every other version.
+SUPPORTED = "versions 5, 6 and 7 of e-c-k-e-r/vall-e"
 #: What the training project takes where its config does not say.
 _DEFAULTS: dict[str, object] = {
     "capabilities": ["ar", "nar"],
@@ -67,8 +69,16 @@ _MUST_BE: dict[str, tuple[object, ...]] = {
     "use_segmented_attention_mask": (False, None),
     "use_sliding_attention_mask": (False, None),
 }
-#: Switches that every version reads.
-_READ = frozenset("unified_position_ids noncausal_masks max_position_embeddings".split())
+#: Switches that some version reads, and that have no effect in the others.
+_READ = frozenset(
+    """
+    unified_position_ids noncausal_masks max_position_embeddings
+    split_classifiers classifiers_bias audio_embedding_sums kv_heads
+    use_audio_encoder_norm use_audio_encoder_ffn use_audio_encoder_level_weights
+    per_level_normalization len_use_logits audio_encoder_ffn_expansion_size
+    audio_decoder_ffn_expansion_size
+    """.split()
+)
 
 #: Keys of the config itself and of `size` that the training project knows. It reads no others, so
 #: that they change nothing.
@@ -88,7 +98,7 @@ _SIZE_KEYS = frozenset(
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """What every version reads of a config; sizes are what it claims, to be held against tensors.
+    """What every version reads of a config; sizes are claims, to be compared with the tensors.
 
     Attributes:
         claims: every other number by its meaning, where the config has it or a default.
@@ -110,13 +120,7 @@ class TrainerConfig:
 class ConfigReader:
     """Reads a checkpoint's config; `finish` raises what is wrong with it, all at once."""
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        read: frozenset[str] = frozenset(),
-        without_effect: frozenset[str] = frozenset(),
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint) -> None:
         self._config = checkpoint.config
         self._where = f"{checkpoint.path} (config {checkpoint.config_source})"
         switches = self._config.get("experimental")
@@ -126,8 +130,7 @@ class ConfigReader:
                 "with --config."
             )
         self._switches: Mapping[str, Any] = switches or {}
-        known = _READ | read | without_effect | _OF_TRAINING | _MUST_BE.keys()
-        _refuse_unsupported(self._config, self._switches, known, self._where)
+        _refuse_unsupported(self._config, self._switches, self._where)
         self.faults: list[str] = []
         self.assumed: list[str] = []
         if self._config.get("version") is None:
@@ -247,7 +250,7 @@ class ConfigReader:
         return dim, heads, layers, claims
 
 
-def version_of(checkpoint: Checkpoint, supported: str) -> int:
+def version_of(checkpoint: Checkpoint) -> int:
     """The config's version."""
     if not any(key in _CONFIG_KEYS for key in checkpoint.config):
         raise InputError(
@@ -259,18 +262,16 @@ def version_of(checkpoint: Checkpoint, supported: str) -> int:
     if version is None:
         raise InputError(
             f"{checkpoint.path}: the config ({checkpoint.config_source}) gives version {said!r},"
-            f" where a whole number is expected ({supported}); add it with --config."
+            f" where a whole number is expected (supported are {SUPPORTED}); add it with --config."
         )
     return version
 
 
 def _refuse_unsupported(
-    config: Mapping[str, Any],
-    experimental: Mapping[str, Any],
-    switches: frozenset[str],
-    where: str,
+    config: Mapping[str, Any], experimental: Mapping[str, Any], where: str
 ) -> None:
     """Refuse, in one message, every switch that would change the result in a way not supported."""
+    switches = _READ | _OF_TRAINING | _MUST_BE.keys()
     refused: list[str] = []
     if config.get("arch_type", "llama") != "llama":
         refused.append(f"arch_type {config['arch_type']!r} (supported: 'llama')")

@@ -1,12 +1,14 @@
-"""A VALL-E that computes: embeddings in, logits of one head out, whoever does it.
+"""Networks that compute, and what those of several families share.
 
 protocol     what decoders and the verifier need of one
-reference    PyTorch, from a checkpoint: the yardstick of every converted file
-converted    stock llama.cpp, from a converted file
+backbone     PyTorch, from a checkpoint: what every converted file is compared with
+arithmetic   what llama.cpp's rounding does to the logits
+weights      the weights of a converted file under the checkpoint's names
+probe        rows that a session of llama.cpp is tried with
 """
 
 from __future__ import annotations
 
-from valle_convert.threads import wait_politely
+from valle_convert.threads import limit_openmp_spinning
 
-wait_politely()  # before torch is imported
+limit_openmp_spinning()  # before torch is imported

@@ -23,6 +23,17 @@ _LARGEST = 127  # of an 8-bit number
 _GELU_TABLE_ENDS = 10.0
 
 
+#: Called as `watch(part, linear, inputs [n, in], outputs [n, out])` after every linear layer, with
+#: the layer's GGUF name; `INPUTS` stands in its place for the rows that go into the first layer.
+Watch = Callable[[str, str, Tensor, Tensor], None]
+INPUTS = "inputs"
+
+
+def unwatched(part: str, name: str, inputs: Tensor, outputs: Tensor) -> None:
+    """Nobody looks."""
+    del part, name, inputs, outputs
+
+
 def _as_it_is(part: str, name: str, inputs: Tensor) -> Tensor:
     del part, name
     return inputs
@@ -36,10 +47,12 @@ class Arithmetic:
         activation: of the feed-forward; None for the one that the checkpoint means.
         round_inputs: called as `round_inputs(part, linear, inputs [n, in])` with the layer's GGUF
             name before every linear layer; what it returns is multiplied.
+        watch: sees what every linear layer gets and gives.
     """
 
     activation: Callable[[Tensor], Tensor] | None = None
     round_inputs: Callable[[str, str, Tensor], Tensor] = _as_it_is
+    watch: Watch = unwatched
 
 
 #: Float32 throughout.
@@ -58,7 +71,8 @@ def input_rounding(
     """How inputs of each linear layer are rounded before they are multiplied."""
 
     def round_inputs(part: str, name: str, x: Tensor) -> Tensor:
-        kind = types[part][name]
+        # Other parts are computed in PyTorch, from weights that are dequantized.
+        kind = types[part][name] if part in types else "F32"
         if kind == "F32":
             return x
         if kind == "F16":

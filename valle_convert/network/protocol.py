@@ -1,19 +1,19 @@
 """What decoders and the verifier need of a network, whoever computes it.
 
-`reference.ReferenceNetwork` (PyTorch, from a checkpoint) and `converted.GgufNetwork` (stock
-llama.cpp, from a converted file) both are one, so the same code runs on both and
-comparing them is short.
+Each family has two of them, PyTorch from a checkpoint and stock llama.cpp from converted files, so
+that the same code runs on both and comparing them is short.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from valle_convert.llama.session import Session
 from valle_convert.model.spec import Model
 
 #: Which rows of a step give logits: a slice, or indices in increasing order.
@@ -38,6 +38,15 @@ class Computing(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None: ...
+
+
+class OnLlama(Computing, Protocol):
+    """A network on stock llama.cpp."""
+
+    @property
+    def sessions(self) -> Mapping[str, Session]:
+        """What llama.cpp has loaded, by part."""
+        ...
 
 
 class Network(Computing, Protocol):

@@ -7,8 +7,7 @@ itself speaks the recordings that all files are held against, with a seed that n
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.listening import Listening
 from valle_convert.quantize.options import ListenOptions, MeasureOptions
 from valle_convert.quantize.source import SourceBundle
+from valle_convert.speech.phonemes import phoneme_tokenizer
 from valle_convert.wording import plural
 
 #: Of how many sentences the HTML report has the sound.
@@ -69,7 +69,8 @@ class Audience:
             sentences = listen.given_sentences(examples)
             references = examples.description
         else:
-            with _tokenizer(source) as tokenize:
+            with ExitStack() as opened:
+                tokenize, _ = phoneme_tokenizer(source.main.header, opened)
                 sentences = listen.read_sentences(
                     texts, model, tokenize, listening.voice, codec, listening.prompt_seconds
                 )[: measuring.n_utterances]
@@ -142,16 +143,3 @@ class Audience:
             n_texts=len({tuple(map(int, one.condition.phonemes)) for one in test.sentences}),
         )
         return listening, test
-
-
-@contextmanager
-def _tokenizer(source: SourceBundle) -> Iterator[Callable[[str], list[int]]]:
-    """Phonemes to the model's ids; of a source whose weights may not be there yet."""
-    from valle_convert.tokenizer.compiled import TRUE_IDS_KEY
-    from valle_convert.tokenizer.oracle import LlamaTokenizer
-
-    true_ids = source.main.header.keys[TRUE_IDS_KEY]
-    with LlamaTokenizer(source.main.path) as llama:
-        yield lambda line: [
-            true_ids[i] for i in llama.encode(line, add_special=True, parse_special=False)
-        ]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
 from valle_convert.errors import InputError
-from valle_convert.families.family import Family
+from valle_convert.families.family import AnyFamily
 from valle_convert.files import describe_os_error
 from valle_convert.wording import plural
 
@@ -33,7 +33,7 @@ class Examples(Generic[E]):
         seed: of the seeded ones, and of what is masked.
     """
 
-    family: Family[Any, Any, E]
+    family: AnyFamily
     model: Any
     count: int
     description: str
@@ -42,7 +42,7 @@ class Examples(Generic[E]):
     seed: int = 0
 
     @classmethod
-    def seeded(cls, family: Family[Any, Any, E], model: Any, count: int, *, seed: int) -> Self:  # noqa: ANN401
+    def seeded(cls, family: AnyFamily, model: Any, count: int, *, seed: int) -> Self:  # noqa: ANN401
         """Random symbols and codes; the same for the same seed."""
         utterances = plural(count, "utterance")
         text = f"{utterances} of random phonemes and codes, seed {seed} (no real speech)"
@@ -52,7 +52,7 @@ class Examples(Generic[E]):
     @classmethod
     def given(
         cls,
-        family: Family[Any, Any, E],
+        family: AnyFamily,
         model: Any,  # noqa: ANN401 - the family's own
         folder: Path,
         *,
@@ -73,7 +73,7 @@ class Examples(Generic[E]):
     @classmethod
     def choose(
         cls,
-        family: Family[Any, Any, E],
+        family: AnyFamily,
         model: Any,  # noqa: ANN401 - the family's own
         data: Path | None,
         count: int | None,

@@ -68,7 +68,7 @@ class Matrices:
             for unit, one in source.units.items():
                 check_fits(given[unit.part], one)
             return cls(source, given, None, paths, is_kept, for_all)
-        calibration = None
+        calibration: Examples[Any] | None = None
         if path is not None:
             if source.reference is None:
                 raise InputError(

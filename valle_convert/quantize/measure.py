@@ -39,13 +39,14 @@ from valle_convert.quantize.quality import ALL
 from valle_convert.quantize.source import Scratch, SourceBundle, split_off
 from valle_convert.quantize.tool import find_quantizer
 from valle_convert.quantize.types import FILE_TYPES, bits_per_weight, describe_types
-from valle_convert.wording import plural
+from valle_convert.wording import duration, plural
 
 if TYPE_CHECKING:
     from valle_convert.listening.listen import ListeningTest
     from valle_convert.network.protocol import Computing
     from valle_convert.quantize.listening import Listening
     from valle_convert.quantize.quality import Expected, Measured
+    from valle_convert.verify.report import Report
 
 #: What an utterance takes on llama.cpp, and the verdict of a file, over what an utterance takes on
 #: the reference: measured on small models, within a factor of two.
@@ -64,7 +65,7 @@ class Measurer:
     audience: Audience | None
     scratch: Scratch
     log: RunLog
-    n_files: int
+    n_files: int = 1
     _n_measured: int = field(default=0, init=False)
 
     @cached_property
@@ -95,19 +96,21 @@ class Measurer:
     def predictions(self, bundle: Bundle, name: str) -> Predictions:
         """Quality, speed and verdict of files."""
         (expected, baseline), start = self.compared, time.perf_counter()
-        measured, note = self._measure(bundle, name, expected)
+        report, why_not = self._verify(bundle)
+        measured, note = None, "not measured, since its structure is wrong"
+        if report is None or not any(one.failed for one in report.levels[:1]):
+            measured, note = self._measure(bundle, name, expected)
         if measured is not None:
             total = measured.quality[ALL]
             self.log.talk(
                 f"measured {name}: KL mean {total.kl_mean:.2e}, best code kept in "
                 f"{total.best_code:.2%}"
             )
-        verified, why_not = self._verify(bundle)
         self._n_measured += 1
         left = self.n_files - 1
         if self._n_measured == 1 and left:
-            duration = _duration((time.perf_counter() - start) * left)
-            self.log.talk(f"{plural(left, 'file')} to go: about {duration}")
+            needed = duration((time.perf_counter() - start) * left)
+            self.log.talk(f"{plural(left, 'file')} to go: about {needed}")
         plan, checkpoint = self.source.reference, None
         if plan is not None:
             name, digest = valid_utf8(plan.checkpoint.path.name), plan.checkpoint.sha256()
@@ -122,7 +125,7 @@ class Measurer:
             n_texts=self.examples.n_texts,
             baseline=baseline,
             measured=measured,
-            verified=verified,
+            verified=None if report is None else Verified(report.outcome, report.verdict()),
             tensors=tuple(self.tensor_reports(bundle)),
             note="; ".join(filter(None, (note, why_not))),
         )
@@ -141,7 +144,7 @@ class Measurer:
         for unit in self.source.units:
             before = self._completed.bundle.files[unit.part].tensors
             for name, tensor in bundle.files[unit.part].tensors.items():
-                if len(tensor.shape) == 2:
+                if len(tensor.shape) == 2 and name in before and before[name].shape == tensor.shape:
                     noise, kind = signal_to_noise(before[name], tensor), tensor.ggml_type
                     known = None if noise is None or math.isinf(noise) else noise
                     part = unit.part if several else ""
@@ -161,7 +164,7 @@ class Measurer:
         )
         return network
 
-    def _verify(self, bundle: Bundle) -> tuple[Verified | None, str]:
+    def _verify(self, bundle: Bundle) -> tuple[Report | None, str]:
         """Whether files are right: the checkpoint's weights, and the logits that follow."""
         from valle_convert.verify.run import verify
 
@@ -180,8 +183,7 @@ class Measurer:
         )
         names = (self.source.reference.checkpoint.path.name, bundle.path.name)  # and no paths
         checkpoint, file = map(valid_utf8, names)
-        report = replace(report, checkpoint=checkpoint, file=file)
-        return Verified(report.outcome, report.verdict()), ""
+        return replace(report, checkpoint=checkpoint, file=file), ""
 
     @cached_property
     def compared(self) -> tuple[Expected, Baseline]:
@@ -234,7 +236,7 @@ class Measurer:
         left = seconds * (n - 1 + _MEASURING * n + n_files * (_MEASURING * n + verifying))
         listening = "" if self.audience is None else ", and listening what the speech takes"
         self.log.talk(
-            f"measuring {plural(n_files, 'file')} takes about {_duration(left)}{listening} (fewer "
+            f"measuring {plural(n_files, 'file')} takes about {duration(left)}{listening} (fewer "
             "--utterances take less)"
         )
 
@@ -301,13 +303,6 @@ def open_adapters(source: SourceBundle, options: MeasureOptions) -> Sequence[Any
     base = source.reference.checkpoint if source.is_converted_here and source.reference else None
     # The header of a file that is converted on the way has no digest of its checkpoint.
     return source.family.open_adapters(options.adapters, base or source.bundle)
-
-
-def _duration(seconds: float) -> str:
-    """As people say it: `40 seconds`, `3 minutes`, `2.5 hours`."""
-    if seconds < 90:
-        return plural(max(round(seconds), 1), "second")
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def _quantized(bundle: Bundle, source: SourceBundle) -> tuple[Any, ...]:

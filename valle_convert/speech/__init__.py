@@ -1,5 +1,7 @@
 """Text and a voice in, speech out.
 
-speaker  reading, voices, redraws and pieces, whatever the model; each family has a subclass
-results  options, and what comes out
+speaker   sentences, voices and decoding for any model; each family has a subclass
+phonemes  a speaker for models that read espeak-ng's phonemes
+results   options and results
+settings  options by flat names, for `--set`
 """

@@ -1,4 +1,4 @@
-"""A speaker whose model reads phonemes of espeak-ng and a voice of a few seconds."""
+"""A speaker for models that read espeak-ng's phonemes and a voice of a few seconds."""
 
 from __future__ import annotations
 
@@ -31,39 +31,39 @@ from valle_convert.text import (
 )
 from valle_convert.tokenizer.compiled import TRUE_IDS_KEY
 
-#: Phonemes to the ids that the model was trained on, with the marks around them.
+#: Phonemes to the ids that the model was trained on, with `<bos>` and `</eos>`.
 Tokenize = Callable[[str], list[int]]
-#: And back, without the marks.
+#: The reverse, without `<bos>` and `</eos>`.
 Detokenize = Callable[[Sequence[int]], str]
 
-#: Of one sentence, at most, where the options leave it open.
+#: Longest sentence by default.
 MAX_SECONDS = 12.0
 
 
 class ReadsPhonemes(CodeFormat, Protocol):
-    """A model, as far as its text is concerned."""
+    """What a speaker needs to know about a model's text."""
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Names in id order."""
+        """Names of the languages in id order."""
         ...
 
     def has_table(self, name: str) -> bool:
-        """Whether the model has an input table of that name."""
+        """Whether the model has an input table of this name."""
         ...
 
 
 class PhonemeSpeaker(Speaker[Recording, Codes, Codes]):
-    """A model that speaks phonemes. Close it, or use it as a context manager.
+    """A speaker for a model that reads phonemes. Close it, or use it as a context manager.
 
     Args:
-        model: whose phonemes and codes they are.
-        tokenize: phonemes to ids.
-        codec: between audio and codes; None speaks codes only, with voices given as codes.
-        opened: closed with it.
+        model: the model.
+        tokenize: turns phonemes into ids.
+        codec: converts between audio and codes; None works with codes only.
+        opened: resources to close with the speaker.
 
     Raises:
-        InputError: the codec is not the model's.
+        InputError: the codec does not fit the model.
     """
 
     def __init__(
@@ -119,14 +119,14 @@ class PhonemeSpeaker(Speaker[Recording, Codes, Codes]):
         return Line(text, phonemes, language, rows, notices, ids, self._language_id(language))
 
     def _silence(self, options: SpeakOptions) -> Line[Codes]:
-        """What is said in a recording of which nobody tells what is said."""
+        """The text input for a recording without transcript."""
         language = self._language(options.language)
         rows = np.array(NULL_PHONEMES, np.int32)
         return Line("", "", language, rows, language_id=self._language_id(language))
 
     @property
     def _languages(self) -> tuple[str, ...]:
-        """Those that the model was told apart in training; of others it has all there are."""
+        """The languages of the model; all languages if it does not distinguish them."""
         return self._model.languages or LANGUAGES
 
     def _language(self, given: str | None) -> str:
@@ -148,7 +148,7 @@ class PhonemeSpeaker(Speaker[Recording, Codes, Codes]):
     def _prompt(
         self, recording: Recording, seconds: float | None, name: str
     ) -> tuple[Codes, tuple[str, ...]]:
-        """The codes of a recording, cut or repeated to so many seconds; None takes all of it."""
+        """The codes of a recording, cut or repeated to a length; None takes all of it."""
         name = str(recording) if isinstance(recording, str | Path) else name
         codes, notices = self._codes_of(self._read(recording, name), seconds, name)
         if seconds is None:
@@ -160,7 +160,7 @@ class PhonemeSpeaker(Speaker[Recording, Codes, Codes]):
 def prefix_of(
     said: Sequence[tuple[Line[Codes], Speech]], line: Line[Codes], n: int
 ) -> Prefix | None:
-    """What was said before, of the last `n` sentences as far as they are in the same language."""
+    """Text and codes of the last `n` sentences that have the same language."""
     recent = said[-n:] if n else []
     same = [(before, speech) for before, speech in recent if before.language == line.language]
     if not same:
@@ -181,7 +181,7 @@ def phoneme_tokenizer(file: GgufFile, opened: ExitStack) -> tuple[Tokenize, Deto
     """llama.cpp's tokenizer of a converted file, with the ids that the network was trained on.
 
     Args:
-        file: has the vocabulary.
+        file: the file with the vocabulary.
         opened: closes the tokenizer.
     """
     from valle_convert.tokenizer.oracle import LlamaTokenizer

@@ -1,4 +1,4 @@
-"""How to speak, and what was spoken: the frozen options and results of a `Speaker`."""
+"""Options and results of a `Speaker`."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ from valle_convert.decode import (
 )
 from valle_convert.model.spec import Codec, Codes
 
-#: Beyond this a recording is not read on: its codes would exceed every model's context.
+#: Recordings are read up to here; longer ones exceed every model's context.
 MAX_RECORDING_SECONDS = 600.0
-#: Where nothing tells the frame rate, seconds are counted as EnCodec's 75 frames.
+#: EnCodec's rate, if neither the codec nor the model gives one.
 DEFAULT_FRAME_RATE = 75.0
 
 
 @dataclass(frozen=True)
 class SpeakOptions:
-    """How to speak. A family reads the fields of its `speaks_with`, and no others.
+    """Options of speech. A family reads only the fields in its `speaks_with`.
 
     Attributes:
-        mode: `auto` takes what the model is made for.
-        language: of the text; None detects it.
-        voice_text: what the voice says, where the model goes on with it and cannot tell.
-        accent: the language in whose accent all of the text is spoken; None speaks each
-            language in its own.
+        mode: how level 0 is decoded; `auto` uses `nar-len` if the model predicts durations.
+        language: language of the text; None detects it.
+        voice_text: transcript of the voice, for models that continue it.
+        accent: accent of the whole text; None uses that of each language.
         sampling: how codes of level 0 are drawn.
-        nar_sampling: how those of the levels above are.
-        repetition: how codes of level 0 are weakened that were there before.
-        guidance: of all levels. Demasking always has some, see `decode.masked`.
-        max_steps: of demasking.
-        best_of: how many continuations are drawn, of which the most probable one is kept.
-        length_penalty: above 0 makes speech longer; None takes the family's.
-        max_seconds: of one sentence, at most; None takes the family's.
-        duration_padding: the model's own durations are multiplied by this.
+        nar_sampling: how codes of the other levels are drawn.
+        repetition: penalty on codes of level 0 that were already generated.
+        guidance: classifier-free guidance of all levels; demasking always has some, see
+            `decode.masked`.
+        max_steps: number of demasking steps.
+        best_of: number of candidates, of which the most probable one is kept.
+        length_penalty: above 0 makes speech longer; None uses the family's default.
+        max_seconds: longest sentence; None uses the family's default.
+        duration_padding: factor for predicted durations.
         prompt_seconds: how much of a voice is used; a shorter one is repeated.
-        context_history: how many sentences before are given along as context.
-        seed: of all randomness; None takes one, and the result tells which.
+        context_history: number of previous sentences to condition on.
+        seed: random seed; None draws one, which the result contains.
     """
 
     mode: ModeChoice = "auto"
@@ -73,6 +73,7 @@ class SpeakOptions:
             check_range("max-seconds", self.max_seconds, 0.1, MAX_RECORDING_SECONDS)
         check_range("prompt-seconds", self.prompt_seconds, 0.1, 60.0)
         check_range("context-history", self.context_history, 0, 100)
+        check_range("max-steps", self.max_steps, 1, 1000)
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Timings:
 
     @property
     def total(self) -> float:
-        """All stages together."""
+        """The sum of all stages."""
         return self.text + self.voice + self.length + self.level_0 + self.levels + self.codec
 
     def __add__(self, other: Timings) -> Timings:
@@ -104,20 +105,20 @@ class Timings:
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """One sentence, spoken.
+    """One spoken sentence.
 
     Attributes:
-        text: as it was given; empty where there was none.
-        phonemes: what it says, in the model's alphabet.
-        language: of the text.
-        codes: [frames, levels]; fewer levels than the model's where interrupted.
-        audio: None where the speaker has no codec.
+        text: the text; empty if phonemes were given.
+        phonemes: the text in the model's alphabet.
+        language: language of the text.
+        codes: [frames, levels]; fewer levels than the model has if interrupted.
+        audio: None if the speaker has no codec.
         mode: how level 0 was decoded.
-        end: `stop` where it is whole, `limit` where `max_seconds` was too short for it.
-        notices: what a user should know of it.
-        seconds: of computing. Those of the text and the voice are in the first piece.
-        ids: of the phonemes, with the marks around them.
-        language_id: the model's; None where it tells no languages apart.
+        end: `stop` if complete, `limit` if `max_seconds` was too short.
+        notices: remarks for the user.
+        seconds: computing time. Text and voice count with the first piece.
+        ids: ids of the phonemes, with `<bos>` and `</eos>`.
+        language_id: the model's id of the language; None if it does not distinguish languages.
     """
 
     text: str
@@ -135,16 +136,15 @@ class Piece:
 
 @dataclass(frozen=True, eq=False)
 class Spoken:
-    """Everything that was spoken.
+    """A spoken text.
 
     Attributes:
-        pieces: by sentence, in order. An interrupted text has those that were finished, and
-            what there is of the one that was being spoken.
-        n_levels: of the model.
-        codec: what the codes are of, with its rates; `unknown` where neither codec nor model says.
+        pieces: the sentences in order; if interrupted, the last one may be incomplete.
+        n_levels: number of levels of the model.
+        codec: the codec of the codes, with its rates; `unknown` if neither codec nor model says.
         codebook_size: all codes are below this.
-        seed: that gives the same codes again.
-        is_whole: whether nothing interrupted it.
+        seed: gives the same codes again.
+        is_whole: whether the text was spoken without interruption.
     """
 
     pieces: tuple[Piece, ...]
@@ -156,13 +156,13 @@ class Spoken:
 
     @property
     def codes(self) -> Codes:
-        """Those of all pieces that have every level, joined, [frames, levels]."""
+        """The codes of all pieces with all levels, joined, [frames, levels]."""
         whole = [piece.codes for piece in self.pieces if piece.codes.shape[1] == self.n_levels]
         return np.concatenate([np.zeros((0, self.n_levels), np.int32), *whole])
 
     @property
     def saved_codes(self) -> SavedCodes:
-        """The same, as they go into a file; with the phonemes where they are one whole sentence."""
+        """The codes for a file, with the phonemes if they are one complete sentence."""
         if len(self.pieces) != 1 or not self.is_whole:
             return SavedCodes(self.codes, self.codec, self.codebook_size)
         (piece,) = self.pieces
@@ -170,7 +170,7 @@ class Spoken:
 
     @property
     def audio(self) -> Audio | None:
-        """That of all pieces, joined; None where the speaker has no codec."""
+        """The audio of all pieces, joined; None if the speaker has no codec."""
         parts = [piece.audio for piece in self.pieces if piece.audio is not None]
         if not parts:
             return None
@@ -178,7 +178,7 @@ class Spoken:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """Those of all pieces, each once."""
+        """The notices of all pieces, without duplicates."""
         return tuple(dict.fromkeys(notice for piece in self.pieces for notice in piece.notices))
 
     @property
@@ -188,7 +188,7 @@ class Spoken:
 
     @property
     def real_time_factor(self) -> float:
-        """Seconds of computing for a second of sound; infinite where there is no sound."""
+        """Seconds of computing per second of audio; infinite without audio."""
         rate = self.codec.frame_rate or DEFAULT_FRAME_RATE
         frames = sum(len(piece.codes) for piece in self.pieces)
         return self.seconds.total * rate / frames if frames else float("inf")
@@ -200,11 +200,11 @@ class Heard:
 
     Attributes:
         phonemes: IPA, as far as the vocabulary can spell it.
-        ids: of the phonemes.
-        language: that the model was told.
-        end: `limit` where it did not come to an end by itself.
-        notices: what a user should know of it.
-        voice_seconds, decode_seconds: of computing.
+        ids: ids of the phonemes.
+        language: the language given to the model.
+        end: `limit` if the transcript was cut off.
+        notices: remarks for the user.
+        voice_seconds, decode_seconds: computing time.
     """
 
     phonemes: str

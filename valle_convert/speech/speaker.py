@@ -5,8 +5,8 @@ with bundle.family.speaker(bundle, codec=EncodecCodec()) as speaker:
     spoken = speaker.speak("Hello world.", "prompt.wav")
     write_wav(Path("hello.wav"), spoken.audio)
 
-Long texts are spoken sentence by sentence; `pieces` gives each as soon as it is done. Nothing
-in here prints: what a user should know comes as `notices` in the result.
+Long texts are spoken sentence by sentence; `pieces` yields each one when it is done. Nothing here
+prints: remarks for the user are `notices` of the result.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ from valle_convert.speech.results import (
     Timings,
 )
 
-#: A recording, its codes, or a file of either.
+#: A recording or its codes, in memory or in a file.
 Recording = str | Path | Audio | SavedCodes
 
-#: How often a sentence is drawn that the model ends before its first frame.
+#: How often a sentence is drawn if the model ends before its first frame.
 MAX_DRAWS = 3
 
 RowsT = TypeVar("RowsT")
@@ -59,14 +59,14 @@ VoiceT = TypeVar("VoiceT")
 
 @dataclass(frozen=True)
 class Watch:
-    """Who follows the work, and may end it.
+    """Callbacks to follow and stop the work.
 
     Attributes:
         progress: shows what is being decoded.
-        should_stop: asked between steps; where it says so, what there is of the sentence is
-            given, if there is any, and is the last.
-        on_sentences: called once, before the first is spoken, with the phonemes of all.
-        on_piece: called with each sentence as soon as it is done.
+        should_stop: called between steps; if true, the part of the sentence that is done is
+            returned as the last piece.
+        on_sentences: called once, before the first sentence, with the phonemes of all.
+        on_piece: called with each sentence when it is done.
     """
 
     progress: Progress = silent
@@ -83,11 +83,11 @@ class Line(Generic[RowsT]):
     """A sentence, ready to be spoken.
 
     Attributes:
-        text: as it was given; empty where phonemes were.
-        phonemes: what it says.
-        language: of the text.
-        rows: what the network is told of it.
-        notices: what a user should know of it.
+        text: the text; empty if phonemes were given.
+        phonemes: the text in the model's alphabet.
+        language: language of the text.
+        rows: input of the network.
+        notices: remarks for the user.
         ids, language_id: as in `Piece`.
     """
 
@@ -103,19 +103,18 @@ class Line(Generic[RowsT]):
 class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
     """A model that speaks. Close it, or use it as a context manager.
 
-    SourceT is what it takes for a voice, VoiceT what it makes of one, RowsT what its network is
-    told of a text.
+    SourceT is a voice as given, VoiceT a voice for the network, RowsT a text for the network.
 
     Args:
-        model: whose codes they are.
-        codec: between audio and codes; None speaks codes only, with voices given as codes.
-        opened: closed with it.
+        model: the model of the codes.
+        codec: converts between audio and codes; None works with codes only.
+        opened: resources to close with the speaker.
 
     Raises:
-        InputError: the codec is not the model's.
+        InputError: the codec does not fit the model.
     """
 
-    #: What helps where the model says nothing.
+    #: Advice if the model generates nothing.
     remedies: ClassVar[str] = "try another --seed, --temperature or --voice"
 
     def __init__(
@@ -128,12 +127,12 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
         self._opened = ExitStack() if opened is None else opened.pop_all()
 
     def close(self) -> None:
-        """Close what was opened for it."""
+        """Release the model."""
         self._opened.close()
 
     @property
     def codec_description(self) -> Codec:
-        """What the codes are of: as the codec says, or else as the model does."""
+        """The codec of the codes, from the codec itself or from the model."""
         return self._format.codec if self._codec is None else self._codec.description
 
     @property
@@ -147,13 +146,13 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
     def _lines(
         self, text: str, options: SpeakOptions, *, is_phonemes: bool, whole: bool
     ) -> list[Line[RowsT]]:
-        """The sentences in which there is something to say; all in one where `whole`."""
+        """The sentences that can be spoken; a single one if `whole`."""
 
     @abstractmethod
     def _voice(
         self, voice: SourceT | None, options: SpeakOptions
     ) -> tuple[VoiceT | None, tuple[str, ...]]:
-        """A voice as the network takes it, and what a user should know of it."""
+        """A voice for the network, and remarks for the user."""
 
     @abstractmethod
     def _decode(
@@ -166,9 +165,9 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
         watch: Watch,
         level_0: Codes | None = None,
     ) -> Speech:
-        """Speak one sentence, after those before that came to something.
+        """Decode one sentence, after the earlier ones.
 
-        With `level_0`, [frames], only the levels above it are decoded.
+        With `level_0`, [frames], only the other levels are decoded.
         """
 
     # ------------------------------------------------------------------------- speaking
@@ -182,21 +181,21 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
         is_phonemes: bool = False,
         watch: Watch = UNWATCHED,
     ) -> Iterator[Piece]:
-        """Speak a text sentence by sentence, each given as soon as it is done.
+        """Speak a text, and yield each sentence when it is done.
 
-        All of the text is turned into phonemes before the first sentence is spoken, so that
-        what is wrong with it shows at once.
+        All of the text is turned into phonemes before the first sentence, so that errors show at
+        once.
 
         Args:
-            text: of any length.
-            voice: whose voice to speak in; None leaves it to the model.
-            options: how to speak.
-            is_phonemes: the text is phonemes already, and one sentence.
-            watch: who follows the work; its `on_piece` is not called.
+            text: a text of any length.
+            voice: the voice to speak in; None leaves the choice to the model.
+            options: options of speech.
+            is_phonemes: the text is phonemes, and one sentence.
+            watch: callbacks; `on_piece` is not called.
 
         Raises:
-            InputError: there is nothing to say, the language is not the model's, the voice is not
-                usable, or the text is too long.
+            InputError: there is nothing to say, the model does not have the language, the voice is
+                not usable, or the text is too long.
             EnvironmentFault: a package is missing.
         """
         options = seeded(options)
@@ -207,7 +206,7 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
         seconds = Timings(text=text_done - begin, voice=time.perf_counter() - text_done)
         watch.on_sentences([line.phonemes for line in lines])
         rng = np.random.default_rng(options.seed)
-        # At temperature 0 it would come out the same.
+        # At temperature 0 the result would be the same.
         n_draws = MAX_DRAWS if options.sampling.temperature > 0 else 1
         said: list[tuple[Line[RowsT], Speech]] = []
         for line in lines:
@@ -235,14 +234,14 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
     ) -> Spoken:
         """Speak a text; arguments and errors are those of `pieces`.
 
-        Interrupted by `watch.should_stop`, it gives what there is. Without `keep_audio`, nobody
-        but `watch.on_piece` gets the sound, and memory does not grow with it.
+        If `watch.should_stop` interrupts it, the result has what is done. Without `keep_audio`,
+        only `watch.on_piece` gets the audio, so that memory does not grow with the text.
         """
         options = seeded(options)
         stopped = False
 
         def noting_stop() -> bool:
-            # Interrupted between two sentences, the last piece is as whole as the others.
+            # If interrupted between two sentences, the last piece is complete.
             nonlocal stopped
             stopped = stopped or watch.should_stop()
             return stopped
@@ -256,7 +255,7 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
             raise InputError(f"There is nothing to write: {pieces[0].notices[-1]}.")
         return self._spoken(pieces, options, is_whole=not stopped)
 
-    def raise_levels(
+    def regenerate_levels(
         self,
         saved: SavedCodes | str | Path,
         text: str,
@@ -266,18 +265,18 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
         is_phonemes: bool = False,
         watch: Watch = UNWATCHED,
     ) -> Spoken:
-        """Keep level 0 of some codes, and decode the levels above it anew.
+        """Keep level 0 of saved codes, and decode the other levels again.
 
         Args:
-            saved: the codes, or a file of them; only their level 0 is read.
-            text: what they say.
-            voice: whose voice to speak in.
-            options: how to speak.
-            is_phonemes: the text is phonemes already.
-            watch: who follows the work.
+            saved: codes, or a file of codes.
+            text: the text of the codes.
+            voice: the voice to speak in.
+            options: options of speech.
+            is_phonemes: the text is phonemes.
+            watch: callbacks.
 
         Raises:
-            InputError, EnvironmentFault: as `pieces`, and where the codes are not the model's.
+            InputError, EnvironmentFault: as `pieces`, or the codes do not fit the model.
         """
         options = seeded(options)
         level_0 = self._saved(saved, "the file of codes").codes[:, 0]
@@ -290,15 +289,34 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
         speech = self._decode(line, prompt, (), options, rng, watch, level_0)
         return self._at_once(self._piece(line, speech, notices, seconds), options, watch)
 
-    def sound(self, codes: Codes | SavedCodes | str | Path) -> Audio:
-        """Codes [frames, levels or fewer], or a file of them, to audio.
+    def decode(self, codes: Codes | SavedCodes | str | Path) -> Audio:
+        """Decode codes [frames, levels or fewer], or a file of codes, to audio.
 
         Raises:
-            InputError: the speaker has no codec, or saved codes are not the model's.
+            InputError: the speaker has no codec, or the codes do not fit the model.
         """
         if not isinstance(codes, np.ndarray):
             codes = self._saved(codes, "the file of codes").codes
         return self._needed_codec().decode(codes)
+
+    def encode(
+        self, recording: Path | Audio, seconds: float | None, name: str
+    ) -> tuple[SavedCodes, tuple[str, ...]]:
+        """The codes of a recording, which serve as a voice in its place.
+
+        Args:
+            recording: what is heard, or a file of it.
+            seconds: at most so many from the first sound on; None for all of it.
+            name: of the recording, for messages.
+
+        Returns:
+            The codes, and notices of what was left out.
+
+        Raises:
+            InputError: as `prompt_audio`, or the speaker has no codec.
+        """
+        codes, notices = self._codes_of(self._read(recording, name), seconds, name)
+        return SavedCodes(codes, self.codec_description, self._format.codebook_size), notices
 
     def _frames(self, seconds: float) -> int:
         return max(1, round(seconds * self.frame_rate))
@@ -306,7 +324,7 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
     # ----------------------------------------------------------------------- recordings
 
     def _read(self, recording: Recording, name: str) -> Audio | SavedCodes:
-        """A recording or its codes, from a file where it names one."""
+        """A recording or its codes, read from a file if it is a path."""
         if isinstance(recording, SavedCodes) or (
             isinstance(recording, str | Path) and is_codes_path(Path(recording))
         ):
@@ -320,14 +338,14 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
     def _codes_of(
         self, heard: Audio | SavedCodes, seconds: float | None, name: str
     ) -> tuple[Codes, tuple[str, ...]]:
-        """Codes, of a recording so many seconds from the first sound on; None takes all."""
+        """Codes of a recording, from the first sound on for some seconds; None takes all."""
         if isinstance(heard, SavedCodes):
             return heard.codes, ()
         audio, notices = prompt_audio(heard, seconds, name)
         return self._needed_codec().encode(audio), notices
 
     def _saved(self, codes: SavedCodes | str | Path, name: str) -> SavedCodes:
-        """Saved codes that are the model's."""
+        """Saved codes, checked to fit the model."""
         if isinstance(codes, SavedCodes):
             check_codes_fit(codes, self._format, name)
             return codes
@@ -336,8 +354,7 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
     def _needed_codec(self) -> AudioCodec:
         if self._codec is None:
             raise InputError(
-                "Audio needs a codec, but none was given; give one with --codec, or use files of "
-                f"codes ({CODES_SUFFIX})."
+                f"Audio needs a codec; pass one with --codec, or use saved codes ({CODES_SUFFIX})."
             )
         return self._codec
 
@@ -346,9 +363,9 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
     def _piece(
         self, line: Line[RowsT], speech: Speech, notices: tuple[str, ...], seconds: Timings
     ) -> Piece:
-        """A sentence with its sound, and with the notices and seconds of what came before."""
+        """A sentence with its audio, and with notices and times of the steps before."""
         begin = time.perf_counter()
-        audio = self._sounding(speech.codes)
+        audio = self._audio_of(speech.codes)
         notices = line.notices + notices
         said = (line.text or line.phonemes)[:40]
         if speech.end == "limit" and said:
@@ -356,9 +373,9 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
             if speech.mode == "ar":
                 notices += (f"{said!r} did not end within {length} and is cut off there",)
             else:
-                notices += (f"{said!r} has to fit into {length}, the limit",)
+                notices += (f"{said!r} was shortened to {length}, the limit",)
         if not len(speech.codes):
-            notices += (f"the model said nothing for {said!r}, but ended at once; {self.remedies}",)
+            notices += (f"the model generated nothing for {said!r}; {self.remedies}",)
         stages = speech.seconds
         return Piece(
             text=line.text,
@@ -380,8 +397,8 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
             language_id=line.language_id,
         )
 
-    def _sounding(self, codes: Codes) -> Audio | None:
-        """The sound of a piece, which may be empty; None without a codec."""
+    def _audio_of(self, codes: Codes) -> Audio | None:
+        """The audio of a piece, which may be empty; None without a codec."""
         if self._codec is None:
             return None
         if not len(codes):
@@ -408,7 +425,7 @@ AnySpeaker = Speaker[Any, Any, Any]
 
 
 def seeded(options: SpeakOptions | None) -> SpeakOptions:
-    """The options, or the usual ones, with a seed that a user can type."""
+    """Options with a 32-bit seed."""
     options = options or SpeakOptions()
     return options if options.seed is not None else replace(options, seed=secrets.randbits(32))
 
@@ -416,14 +433,14 @@ def seeded(options: SpeakOptions | None) -> SpeakOptions:
 def sayable(
     sentences: Iterable[tuple[str, Callable[[], Line[RowsT]]]], notices: tuple[str, ...] = ()
 ) -> list[Line[RowsT]]:
-    """The lines in which there is something to say; the first one tells of those left out.
+    """The lines that can be spoken; the first one has a notice about those that cannot.
 
     Args:
-        sentences: texts, and what makes lines of them.
-        notices: of the text as a whole.
+        sentences: texts, and functions that make lines of them.
+        notices: notices for the whole text.
 
     Raises:
-        InputError: there is nothing to say in any of them.
+        InputError: no sentence can be spoken.
     """
     lines: list[Line[RowsT]] = []
     silent_parts: list[str] = []
@@ -438,5 +455,5 @@ def sayable(
         raise refusal
     if silent_parts:
         left_out = ", ".join(map(repr, silent_parts))
-        notices += (f"there is nothing to say in {left_out}; left out",)
+        notices += (f"skipped, nothing to say: {left_out}",)
     return [replace(lines[0], notices=lines[0].notices + notices), *lines[1:]]

@@ -1,6 +1,6 @@
-"""From text to phonemes: `sentences` splits, `languages` detects, `phonemes` makes IPA.
+"""Text to phonemes: `sentences` splits, `languages` detects, `phonemes` makes IPA.
 
-Everything works offline; espeak-ng comes as a library inside a Python package.
+Everything works offline; a Python package brings espeak-ng as a library.
 """
 
 from valle_convert.text.folding import listed, unsaid_notice

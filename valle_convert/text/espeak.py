@@ -1,8 +1,7 @@
-"""espeak-ng's phonemes of a text, with no word or mark lost.
+"""espeak-ng's phonemes of a text, without losing a word or a mark.
 
-phonemizer may lose words when it splits a text at its marks, so it gets one stretch between two
-marks at a time. The answer is compared with the words of the stretch; if one of them is missing,
-the words are read one by one.
+phonemizer may lose words when it splits a text at its marks, so it gets the text between two marks
+at a time. The result is compared with the words; if one is missing, they are read one by one.
 
     Dr. Smith paid 3.50    "Dr" "Smith paid 3.50", and between them ". "
 """
@@ -20,7 +19,7 @@ from valle_convert.errors import EnvironmentFault
 from valle_convert.extras import require
 from valle_convert.text.folding import HAN
 
-#: The marks that the training data kept; between digits they belong to the number.
+#: Marks of the training data; between digits they belong to the number.
 MARKS = ';:,.!?¡¿—…"«»“”(){}[]'
 _MARK = re.compile(rf"(\s*(?:(?!(?<=\d)[.,:](?=\d))[{re.escape(MARKS)}]\s*)+)")
 #: Numbers, pinyin with its tone, Chinese, words, signs.
@@ -28,19 +27,19 @@ _WORD = re.compile(
     rf"\d+(?:[.,:]\d+)*|[a-zü]+[1-5](?!\w)|[{HAN}]+"
     rf"|(?:(?![{HAN}])[^\W\d_])+(?:['’](?:(?![{HAN}])[^\W\d_])+)*|[^\w\s]"
 )
-#: espeak-ng drops what exceeds 800 bytes of a clause, decomposed, or about 100 phonemes of a word.
+#: espeak-ng drops text after 800 bytes of a clause, decomposed, or 100 phonemes of a word.
 _MAX_BYTES = 700
 _MAX_SOUNDS = 90
-#: A character of no script: espeak-ng reads it as "letter" and its code point.
+#: A character without script: espeak-ng reads it as "letter" and its code point.
 _NO_SCRIPT, _NO_SCRIPT_DIGIT = "\u0800", "8"
 _STRESS = re.compile("[ˈˌ]")
 
 _log = logging.getLogger(__name__)
-_log.setLevel(logging.ERROR)  # its warnings count words, and report flags that are taken off
+_log.setLevel(logging.ERROR)  # it warns about word counts and removed flags
 
 
 def read(text: str, voice: str) -> str:
-    """Read a folded text with one of espeak-ng's voices; marks stay where they are."""
+    """Read a folded text with an espeak-ng voice; marks stay where they are."""
     stretches = _MARK.split(text)
     return "".join(
         stretch if i % 2 else " ".join(_read_all(piece, voice) for piece in _pieces(stretch, voice))
@@ -60,7 +59,7 @@ def names_code_point(character: str, voice: str) -> bool:
 
 
 def is_sound(character: str) -> bool:
-    """Whether it is a letter of IPA and no mark of stress, length or tone (category Lm)."""
+    """Whether it is a letter of IPA, not a mark of stress, length or tone (category Lm)."""
     category = unicodedata.category(character)
     return category.startswith("L") and category != "Lm"
 
@@ -108,9 +107,9 @@ def _must_be_said(word: str, voice: str) -> bool:
 
 
 def _has_all(phonemes: str, words: list[str]) -> bool:
-    """Whether each word is in some phonemes: aligned by edit distance, it is not deleted whole.
+    """Whether no word is missing from phonemes: aligned by edit distance, none is fully deleted.
 
-    In context a word may sound otherwise than alone, but then other sounds are in its place.
+    In context a word may sound different, but then other sounds take its place.
     """
     place = 0
     for word in words:
@@ -146,18 +145,18 @@ def _sounds(phonemes: str) -> str:
 
 @lru_cache
 def _letter(voice: str) -> str:
-    """What a voice says before the code point of a character that it does not know."""
+    """What a voice says before the code point of an unknown character."""
     said, digit = (_STRESS.sub("", _ask(one, voice)) for one in (_NO_SCRIPT, _NO_SCRIPT_DIGIT))
     return said.partition(digit)[0]
 
 
 @lru_cache(maxsize=8192)
 def _ask(text: str, voice: str) -> str:
-    """espeak-ng's answer, without the flags around words of another language."""
+    """espeak-ng's output, without flags around words of another language."""
     said = _backend(voice).phonemize([text], strip=True)
     if len(said) > 1:
         raise EnvironmentFault(
-            f"phonemizer made {len(said)} lines of {text[:40]!r}; install another version of it."
+            f"phonemizer returned {len(said)} lines for {text[:40]!r}; install another version."
         )
     return str(said[0]).strip() if said else ""
 
@@ -179,6 +178,6 @@ def _backend(voice: str) -> Any:  # noqa: ANN401 - the package has no types
         )
     except (RuntimeError, OSError) as error:
         raise EnvironmentFault(
-            f"espeak-ng cannot be used with the voice {voice} ({error}); install it anew with: "
-            "pip install --force-reinstall espeakng-loader phonemizer"
+            f"espeak-ng has no usable voice {voice} ({error}); run pip install --force-reinstall "
+            "espeakng-loader phonemizer."
         ) from error

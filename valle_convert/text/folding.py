@@ -1,4 +1,4 @@
-"""Text cleaning before reading: compatibility forms, signs, and the names of what is left out.
+"""Text normalization: compatibility forms, signs, and names of skipped characters.
 
 >>> fold("ｶﾞ １½ oﬃce")
 'ガ 1 1/2 office'
@@ -15,14 +15,14 @@ from valle_convert.errors import InputError
 #: Chinese characters, as the inside of a character class.
 HAN = r"\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 
-#: Forms of digits that make one number with the digit before.
+#: Forms of digits that continue a number.
 _SAME_NUMBER = ("<wide>", "<narrow>", "<font>")
-#: Apostrophes, and variants in Japanese names, that Unicode does not fold this way.
+#: Apostrophes and Japanese variants that Unicode does not fold.
 _VARIANTS = {"´": "'", "ʼ": "'", "\u200b": " ", "髙": "高", "﨑": "崎", "𠮷": "吉"}
 #: Variation selectors, and the frame of a keycap.
 _INVISIBLE = re.compile("[\ufe00-\ufe0f\u20e3]")
 
-#: The words for signs; espeak-ng needs those that its voice does not say.
+#: Words for signs that the voices of espeak-ng do not read.
 SIGNS: dict[str, dict[str, str]] = {
     "en": {
         "&": "and", "@": "at", "%": "percent", "‰": "per mille", "+": "plus", "=": "equals",
@@ -66,21 +66,20 @@ _NAMES = {
     "zh": "Chinese",
     "ko": "Korean",
 }
-#: No reader of these languages takes such a number as one; the Korean voice drops its fraction.
+#: The voices of these languages do not read it as one number; the Korean one drops its fraction.
 _GROUPING = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-#: Plain marks have a space after them, but not in numbers.
+#: Marks get a space after them, but not in numbers.
 _WIDE_MARK = re.compile(r"[，：；！？](?=\w)(?!(?<=\d.)\d)")
 _CURRENCY_FIRST = re.compile(r"([$€£¥₩])\s?(\d+(?:[.,]\d+)*)")
 
 
 def fold(text: str, said: Callable[[str], bool] = lambda _: False) -> str:
-    """Fold fullwidth forms, ligatures, circled digits and the like, unless `said` as they are."""
+    """Fold fullwidth forms, ligatures, circled digits etc., unless `said` can read them."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
         raise InputError(
-            f"The text {shortened(text)} has characters that are no valid Unicode; save it as "
-            "UTF-8."
+            f"The text {shortened(text)} is not valid Unicode; save it as UTF-8."
         ) from None
     folded: list[str] = []
     text = _INVISIBLE.sub("", unicodedata.normalize("NFC", text))
@@ -111,7 +110,7 @@ def _plain(character: str, said: Callable[[str], bool]) -> str:
 
 
 def signs_in_words(text: str, language: str, said: Callable[[str], bool] = lambda _: False) -> str:
-    """Write the `SIGNS` of a folded text in words, unless they are `said` by themselves."""
+    """Write the `SIGNS` of a folded text in words, unless `said` can read them."""
     signs = {sign: words for sign, words in SIGNS[language].items() if not said(sign[0])}
     space = " "
     if language in ("ja", "ko", "zh"):
@@ -122,9 +121,9 @@ def signs_in_words(text: str, language: str, said: Callable[[str], bool] = lambd
 
 
 def unsaid_notice(characters: Iterable[str], language: str) -> str:
-    """Name the characters that are left out."""
+    """Name the characters that are skipped."""
     return (
-        f"these characters cannot be said in {_NAMES[language]} and are left out: "
+        f"these characters cannot be read in {_NAMES[language]} and are skipped: "
         f"{listed(characters)}"
     )
 

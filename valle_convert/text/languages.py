@@ -12,23 +12,23 @@ from valle_convert.errors import InputError
 from valle_convert.extras import require
 from valle_convert.model.spec import LANGUAGES
 
-#: A script is the first word of its letters' Unicode names.
+#: Languages by script, which is the first word in the Unicode names of its letters.
 _SCRIPTS = {"HIRAGANA": "ja", "CJK": "zh", "BOPOMOFO": "zh", "HANGUL": "ko", "LATIN": ""}
 _LATIN = ("en", "de", "fr")
 
 #: A Chinese, Japanese or Korean letter counts as this many Latin ones.
 _LATIN_LETTERS_WORTH = 3
 
-#: Below this probability the classifier is guessing (a single short word): take English.
+#: Below this probability (a single short word) the classifier is guessing.
 _SURE = 0.5
 
 
 def detect_language(text: str, among: Sequence[str] = LANGUAGES) -> str:
-    """The language of a text, as the models name it: one of `among`.
+    """The language of a text: one of `among`.
 
     The most frequent script decides. Chinese characters are Japanese if there are kana among them,
-    or some that only Japan writes. Latin letters without a clear language, and texts without
-    letters, are the first of en, de and fr that is among the languages.
+    or characters that only Japan uses. Latin letters without a clear language, and texts without
+    letters, are the first of en, de and fr in `among`.
     """
     letters = _letters(text)
     if letters["HIRAGANA"]:
@@ -36,9 +36,8 @@ def detect_language(text: str, among: Sequence[str] = LANGUAGES) -> str:
     script = letters.most_common(1)[0][0] if letters.total() else "LATIN"
     if script not in _SCRIPTS:
         raise InputError(
-            f"The text is written in the script {script.capitalize()}, which none of this model's "
-            f"languages uses ({', '.join(among)}); give the language with --language if it is "
-            "one of them."
+            f"The text is in the script {script.capitalize()}, which no language of this model "
+            f"uses ({', '.join(among)}). Pass --language if it is one of them."
         )
     language = _SCRIPTS[script] or _classify_latin(text, [one for one in _LATIN if one in among])
     if script == "CJK":
@@ -47,13 +46,13 @@ def detect_language(text: str, among: Sequence[str] = LANGUAGES) -> str:
     if language not in among:
         raise InputError(
             f"The text seems to be in the language {language or 'of Latin letters'}, which this "
-            f"model does not speak ({', '.join(among)}); give --language if that is wrong."
+            f"model does not speak ({', '.join(among)}). Pass --language if that is wrong."
         )
     return language
 
 
 def known_language(word: str, among: Sequence[str] = LANGUAGES) -> str:
-    """The model's name of a language: en for en-US, en_GB and EN. Raises InputError if none."""
+    """The model's name of a language: en for en-US, en_GB and EN; else raises InputError."""
     plain = word.lower().replace("_", "-").partition("-")[0]
     for known in among:
         if known in (word, plain):
@@ -66,8 +65,8 @@ def known_language(word: str, among: Sequence[str] = LANGUAGES) -> str:
 def detect_languages(sentences: Sequence[str], among: Sequence[str] = LANGUAGES) -> list[str]:
     """The language of each sentence of a text; errors as `detect_language`.
 
-    Sentences in Latin letters are detected together, since short ones are easily mistaken. One in
-    Chinese characters alone takes the language of most other sentences in them or kana.
+    Sentences in Latin letters are detected together, since short ones are ambiguous. A sentence of
+    Chinese characters alone gets the language of most other sentences with them or with kana.
     """
     languages = [detect_language(sentence, among) for sentence in sentences]
     latin = [one in _LATIN for one in languages]
@@ -88,7 +87,7 @@ def detect_languages(sentences: Sequence[str], among: Sequence[str] = LANGUAGES)
 
 
 def could_be_either(text: str) -> bool:
-    """Whether a text in Chinese characters may be Japanese as well as Chinese."""
+    """Whether a text in Chinese characters may be Chinese or Japanese."""
     letters = _letters(text)
     is_han = letters["CJK"] > 0 and letters.most_common(1)[0][0] == "CJK"
     return is_han and not letters["HIRAGANA"] and _language_of_han(text) is None
@@ -97,7 +96,7 @@ def could_be_either(text: str) -> bool:
 def assumed_language_notices(
     sentences: Sequence[str], languages: Sequence[str], among: Sequence[str] = LANGUAGES
 ) -> list[str]:
-    """Name the sentences that got their language from the others."""
+    """Name the sentences whose language was taken from the others."""
     assumed = [
         repr(sentence[:20])
         for sentence, language in zip(sentences, languages, strict=True)
@@ -108,8 +107,8 @@ def assumed_language_notices(
     named = ", ".join([*assumed[:3], *["..."][: len(assumed[3:])]])
     return [
         (
-            f"{named} may be Chinese or Japanese, and is read in Japanese as the rest of the text "
-            "is; give --language if that is wrong"
+            f"{named} may be Chinese or Japanese, and is read in Japanese like the rest; pass "
+            "--language if that is wrong"
         )
     ]
 
@@ -125,12 +124,12 @@ def _letters(text: str) -> Counter[str]:
     return letters
 
 
-#: Letters whose Unicode names begin with another word than those of their script.
+#: Letters whose Unicode names begin with another word than their script.
 _SCRIPT_OF_VARIANT = {"KATAKANA": "HIRAGANA", "IDEOGRAPHIC": "CJK"}
 
 
 def _language_of_han(text: str) -> str | None:
-    """Japanese or Chinese, if some characters are in the character sets of one country only."""
+    """Japanese or Chinese, if some characters are in the character sets of one only."""
     japanese = chinese = 0
     for character in text:
         in_japanese = _is_in(character, "shift_jis")

@@ -1,8 +1,8 @@
-"""Text to IPA with espeak-ng, as the models' training data was made.
+"""Text to IPA with espeak-ng, as for the models' training data.
 
-Punctuation and stress marks stay. Kanji become hiragana first; tone digits become the marks of the
-models' vocabulary. Characters that a language cannot say are left out; `unsaid_characters` names
-them.
+Punctuation and stress marks are kept. Kanji become hiragana first; tone digits become the marks of
+the models' vocabulary. Characters that a language cannot read are skipped; `unsaid_characters`
+lists them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from valle_convert.model.spec import UNKNOWN_PHONEME
 from valle_convert.text.espeak import MARKS, is_sound, names_code_point, read, says
 from valle_convert.text.folding import HAN, fold, shortened, signs_in_words, unsaid_notice
 
-#: espeak-ng's voice for each language of the models.
+#: espeak-ng's voice for each language.
 VOICES = {
     "en": "en-us",
     "de": "de",
@@ -30,7 +30,7 @@ VOICES = {
     "ko": "ko",
 }
 
-#: espeak-ng writes Mandarin tones as digits; the models' vocabulary has these marks for them.
+#: The models' vocabulary has these marks for espeak-ng's tone digits of Mandarin.
 _TONE_MARKS = str.maketrans({"1": "ˇ", "2": "ˉ", "3": "ˊ", "4": "ˋ", "5": "_"})
 
 _KANA = "ぁ-ゖァ-ヺー"
@@ -38,7 +38,7 @@ _KANA = "ぁ-ゖァ-ヺー"
 _MAX_KANA = 60
 _JAPANESE = re.compile(rf"[{HAN}{_KANA}々〆]+")
 _FLAG_OR_CHARACTER = re.compile("[\U0001f1e6-\U0001f1ff]{2}|.", re.DOTALL)
-#: Signs that part words, or stand over a letter.
+#: Signs that separate words or modify a letter.
 _SILENT = f"{MARKS}|^`"
 
 
@@ -51,30 +51,27 @@ def to_phonemes(text: str, language: str) -> str:
     if unsaid and not any(map(is_sound, phonemes)):
         raise InputError(
             f"There is nothing to say in the text {shortened(text)}, since "
-            f"{unsaid_notice(unsaid[:5], language)}; give --language if it is in another one."
+            f"{unsaid_notice(unsaid[:5], language)}; pass --language if it is in another one."
         )
     check_phonemes(phonemes, said=text)
     return phonemes
 
 
 def unsaid_characters(text: str, language: str) -> list[str]:
-    """The characters that `to_phonemes` leaves out, each once, in order."""
+    """The characters that `to_phonemes` skips, without duplicates."""
     return list(_readable(text, language)[1])
 
 
 def check_phonemes(phonemes: str, *, said: str | None = None) -> None:
-    """Raise InputError if phonemes have no sound; the message quotes `said`, or else them."""
+    """Raise InputError if phonemes have no sound; the message quotes `said`, else the phonemes."""
     if any(is_sound(character) for character in phonemes):
         return
     quoted = shortened(phonemes if said is None else said)
-    raise InputError(
-        f"There is nothing to say in the text {quoted}: it has no letters or numbers that can be "
-        "read out; give some words."
-    )
+    raise InputError(f"There is nothing to say in the text {quoted}: it has no letters or numbers.")
 
 
 def unknown_phonemes(phonemes: str, tokenize: Callable[[str], Sequence[int]]) -> list[str]:
-    """The characters that `tokenize` gives the id `UNKNOWN_PHONEME`, each once, in order."""
+    """The characters with the id `UNKNOWN_PHONEME`, without duplicates."""
     if UNKNOWN_PHONEME not in tokenize(phonemes):
         return []
     return [one for one in dict.fromkeys(phonemes) if UNKNOWN_PHONEME in tokenize(one)]
@@ -82,12 +79,10 @@ def unknown_phonemes(phonemes: str, tokenize: Callable[[str], Sequence[int]]) ->
 
 @lru_cache(maxsize=64)
 def _readable(text: str, language: str) -> tuple[str, tuple[str, ...]]:
-    """The text as its voice can say it, and the characters that it cannot say."""
+    """The text as its voice can read it, and the characters that it cannot read."""
     voice = VOICES.get(language)
     if voice is None:
-        raise InputError(
-            f"The language {language!r} is not supported; the languages are {', '.join(VOICES)}."
-        )
+        raise InputError(f"The language {language!r} is not supported, only {', '.join(VOICES)}.")
     said = partial(says, voice=voice)
     text = signs_in_words(fold(text, said), language, said)
     if language == "ja":
@@ -131,7 +126,7 @@ def _one_by_one(text: str) -> str:
 
 
 def _converted(text: str) -> str | None:
-    """A text in hiragana; None if any of it would be lost."""
+    """A text in hiragana; None if a part would be lost."""
     words = [(word["orig"], word["hira"]) for word in _kakasi().convert(text)]
     if "".join(orig for orig, _ in words) != text or any(o.strip() and not h for o, h in words):
         return None

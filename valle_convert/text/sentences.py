@@ -1,4 +1,4 @@
-"""Split a text into sentences; cut those that are too long at a clause, a space, or anywhere.
+"""Split a text into sentences; split long ones at a clause, a space, or anywhere.
 
 Only white space is lost.
 
@@ -12,14 +12,14 @@ import re
 import unicodedata
 from collections import Counter
 
-#: About 12 seconds, which is what the models are trained on; see `speaking_size`.
+#: About 12 seconds, as in training; see `speaking_size`.
 MAX_SIZE = 180
 
 _CLOSERS = "\"'”“’»«›‹)\\]}）」』】》〉"
 _OPENERS = "\"'“‘«„‚»›([{¿¡"
 _WIDE = r"\u3040-\u30ff\u3400-\u9fff"
-#: The end of a sentence: full width marks end one at once, and so do others between Chinese or
-#: Japanese characters. Else white space follows, and in French stands before a closing mark, too.
+#: The end of a sentence. Full width marks end one, and so do others between Chinese or Japanese
+#: characters. Otherwise white space follows; in French it may precede a closing mark.
 _END = re.compile(
     rf"""
     [。！？｡]+ [{_CLOSERS}]*
@@ -32,8 +32,7 @@ _CLAUSE = re.compile(rf"[、，；：]+[{_CLOSERS}]*|[,;:–—]+[{_CLOSERS}]*(?
 _SPACE = re.compile(r"\s+")
 _CONTEXT = 40  # characters around a mark that are looked at
 
-#: Abbreviations that never end a sentence. Those listed with a capital letter are other words
-#: without it.
+#: Abbreviations that never end a sentence. Those with a capital letter are other words without.
 _UNFINISHED = frozenset(
     """
     Mr Mrs Ms Messrs Dr Prof Rev Hon Mt Ft Gen Adm Col Maj Capt Cmdr Lt Sgt Cpl Pvt Gov Sen Rep
@@ -54,7 +53,7 @@ _ABBREVIATIONS = frozenset(
     janv févr avr juil août déc av boul éd
     """.split()
 )
-#: Abbreviations before a number only; elsewhere they are words.
+#: Abbreviations before a number; elsewhere they are words.
 _NUMBERED = frozenset(
     """
     no nos n° nr nrn fig figs sec ch chap chaps vol vols art arts par op cap eq
@@ -66,8 +65,8 @@ _SHORT = re.compile(
     r"[^\W\d_]|(?:[^\W\d_]{1,2}\.-?)+[^\W\d_]{1,2}|(?![A-Z]+$)[B-DF-HJ-NP-TV-XZb-df-hj-np-tv-xz]{2,5}"
 )
 _SPACED = re.compile(r"(?:\b[^\W\d_]\.\s)*[^\W\d_]*$")
-#: Words that often begin a sentence: an abbreviation before one of them ends a sentence. A text
-#: is in the language with the most of these words.
+#: Words that often begin a sentence: after an abbreviation, they show that it ended one. The
+#: language with the most of these words is that of a text.
 _BEGINNERS = {
     "en": """
     The This That These Those It He She We They You I My His Her Our Their There Here Then When
@@ -97,7 +96,8 @@ def split_sentences(
 ) -> list[str]:
     """The sentences of a text, none empty or larger than `max_size` in `speaking_size`.
 
-    An empty line ends a sentence, a line break does not. Without a language, frequent words decide.
+    An empty line ends a sentence, a line break does not. Frequent words decide the language if none
+    is given.
     """
     sentences: list[str] = []
     for paragraph in re.split(r"\n\s*\n", text):
@@ -107,7 +107,7 @@ def split_sentences(
 
 
 def speaking_size(text: str) -> int:
-    """How long a text takes to say: 1 per character, 3 per Chinese or Japanese one."""
+    """Relative duration of a text: 1 per character, 3 per Chinese or Japanese one."""
     return sum(3 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text)
 
 
@@ -127,12 +127,12 @@ def _sentences_of(paragraph: str, language: str) -> list[str]:
     return [stripped for sentence in sentences if (stripped := sentence.strip())]
 
 
-#: Japanese goes on after what is quoted.
+#: Japanese sentences continue after a quotation.
 _QUOTING = re.compile("と(?!ころ|にか|ても|もか)|って|など")
 
 
 def _ends_sentence(text: str, start: int, mark: re.Match[str], language: str) -> bool:
-    """Whether a mark ends a sentence, or belongs to an abbreviation, a number or a pause."""
+    """Whether a mark ends a sentence, rather than an abbreviation, a number or a pause."""
     near = max(start, mark.start() - _CONTEXT)
     before, after = text[near : mark.start()], text[mark.end() : mark.end() + _CONTEXT]
     if mark[0][0] in "。！？｡":
@@ -149,7 +149,7 @@ def _ends_sentence(text: str, start: int, mark: re.Match[str], language: str) ->
     first = re.match(r"[^\W_]+(?:'\w+)?(?![\w.])", following)
     begins = first is not None and first[0] in _BEGIN.get(language, ())
     if word.isdigit():
-        # "am 3. Mai", "3. 5. 2020"; a number of more digits is rather a year at the end.
+        # "am 3. Mai", "3. 5. 2020"; more digits are probably a year at the end.
         is_ordinal = following[:1].isdigit() or (language == "de" and following[:1].isalpha())
         return begins or len(word) > 2 or not is_ordinal
     spaced = re.sub(r"\s", "", _SPACED.search(before)[0])  # type: ignore[index]
@@ -164,14 +164,14 @@ def _ends_sentence(text: str, start: int, mark: re.Match[str], language: str) ->
 
 
 def _fitting(sentence: str, max_size: int) -> list[str]:
-    """Cut a sentence into pieces that fit."""
+    """Split a sentence into pieces that fit."""
     pieces: list[str] = []
     start = 0
     while start < len(sentence):
         if sentence[start].isspace():
             start += 1
             continue
-        # No character is smaller than 1, so what fits is in here, however long the sentence is.
+        # No character is smaller than 1, so this is enough, however long the sentence is.
         near = sentence[start : start + max_size + 1]
         room = _room(near, max_size)
         cut = room if room == len(near) else _cut_within(near, room)
@@ -191,12 +191,12 @@ def _room(sentence: str, max_size: int) -> int:
 
 
 def _cut_within(sentence: str, room: int) -> int:
-    """Where to cut: after the last clause that fits, else at the last space, else anywhere."""
-    fitting = sentence[: room + 1]  # with the character that tells whether a mark is an end
+    """Where to split: after the last clause that fits, else at the last space, else anywhere."""
+    fitting = sentence[: room + 1]  # with the character that shows whether a mark ends a clause
     clauses = [mark.end() for mark in _CLAUSE.finditer(fitting)]
     spaces = [mark.start() for mark in _SPACE.finditer(fitting)]
     for cuts in (clauses, spaces):
-        # A few words before a long rest would sound out of breath.
+        # A few words before a long rest would sound rushed.
         gentle = [cut for cut in cuts if room // 4 <= cut <= room and cut > 0]
         if gentle:
             return gentle[-1]

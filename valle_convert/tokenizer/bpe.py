@@ -18,14 +18,14 @@ same ids as long as the order among the copies of a merge cannot matter, and the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import permutations, product
 from pathlib import Path
 
 from valle_convert.errors import InputError
-from valle_convert.files import os_fault
+from valle_convert.files import read_small_file
+from valle_convert.strict_json import unique_json
 from valle_convert.tokenizer.problems import refusal, short
 
 # A phoneme vocabulary takes 20 kB; the largest tokenizer.json of a language model, 40 MB.
@@ -93,38 +93,12 @@ class PhonemeBpe:
 
 def read_file(path: Path) -> bytes:
     """Read a tokenizer's file as a whole."""
-    try:
-        if path.is_dir():
-            raise InputError(
-                f"The tokenizer {path} is a directory, where a file is expected; "
-                f"give {path / 'tokenizer.json'} if it is there."
-            )
-        size = path.stat().st_size
-        if not path.is_file():
-            raise InputError(f"The tokenizer {path} is not a regular file; give one that is.")
-        if size > MAX_FILE_BYTES:
-            raise InputError(
-                f"The tokenizer {path} has {size:,} bytes, where at most {MAX_FILE_BYTES:,} are "
-                "expected; give a tokenizer.json or a SentencePiece .model file."
-            )
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(
-            f"The tokenizer {path} does not exist; check the name, or leave --tokenizer out to "
-            "use the built-in vocabulary."
-        ) from None
-    except OSError as error:
-        raise os_fault(f"The tokenizer {path} cannot be read", error) from error
+    data = read_small_file(path, "tokenizer", MAX_FILE_BYTES)
     if not data:
         raise InputError(
             f"The tokenizer {path} is empty (0 bytes); copy it again from where it came from."
         )
     return data
-
-
-def read_bpe(path: Path) -> PhonemeBpe:
-    """Read and check a tokenizer.json."""
-    return parse_bpe(read_file(path), str(path))
 
 
 def parse_bpe(data: bytes, source: str) -> PhonemeBpe:
@@ -158,44 +132,19 @@ def parse_bpe(data: bytes, source: str) -> PhonemeBpe:
 # --- the file's own form ------------------------------------------------------------------
 
 
-class _DuplicateKeyError(ValueError):
-    """A key stands twice in one JSON object."""
-
-
-def _unique_keys(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise _DuplicateKeyError(key)
-            seen.add(key)
-    return result
-
-
 def _load_json(data: bytes, source: str) -> dict[str, Json]:
     try:
-        document = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique_keys)
+        document = unique_json(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InputError(
             f"The tokenizer {source} is not UTF-8 text (byte {error.start:,}), which a "
             "tokenizer.json is; a SentencePiece file has to be named *.model."
         ) from None
-    except _DuplicateKeyError as error:
+    except (RecursionError, ValueError) as error:
+        # Some ValueErrors: a number of thousands of digits, and a key that is there twice.
         raise InputError(
-            f"The tokenizer {source} has the key {short(error.args[0])} twice in one object, so "
-            "that its meaning depends on the reader; remove one of them."
-        ) from None
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"The tokenizer {source} is not JSON (line {error.lineno}, column {error.colno}: "
-            f"{error.msg}); copy it again from where it came from."
-        ) from None
-    except (RecursionError, ValueError):
-        # ValueError: a number of thousands of digits, which Python refuses to read.
-        raise InputError(
-            f"The tokenizer {source} is nested too deeply, or has too long a number, to be a "
-            "tokenizer.json; copy it again from where it came from."
+            f"The tokenizer {source} is not JSON that every program reads alike ({error}); copy it "
+            "again from where it came from."
         ) from None
     if not isinstance(document, dict):
         raise InputError(

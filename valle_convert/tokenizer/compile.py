@@ -12,7 +12,7 @@ into a BPE of characters in which several strings share an id:
   ASCII byte, a lead byte, a prefix of a known character that the merges leave behind) is a
   token with the true id of `<unk>`, and continuation bytes are none.
 
-    >>> bpe = read_bpe(Path("tokenizer.json"))
+    >>> bpe = parse_bpe(read_file(Path("tokenizer.json")), "tokenizer.json")
     >>> compiled = compile_bpe(bpe, placeholders=["level:0", "level:1"])
     >>> [compiled.true_ids[i] for i in llama_tokenize("ʁˈɛ€")]  # ʁ shares the id of r
     [1, 32, 83, 0, 2]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,10 @@ from valle_convert.checkpoint.source import NamedTensors
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle, Plan
 from valle_convert.metrics import Logits, kl_divergence, nmse
+from valle_convert.network.arithmetic import EXACT, Arithmetic, Watch, unwatched
 from valle_convert.network.protocol import Computing
 from valle_convert.network.weights import BundleTensors, ConvertedTensors, RoundedTensors
-from valle_convert.verify.deviation import FLOOR, NOISE_FACTOR, hold_against
+from valle_convert.verify.deviation import FLOOR, NOISE_FACTOR, Deviation, hold_against
 from valle_convert.verify.report import Check
 from valle_convert.verify.structure import pairs_of
 
@@ -39,15 +40,61 @@ _TOO_LARGE = (
 Predictions = Mapping[str, Logits]
 
 
-class Yardstick:
-    """What a right file gives: the logits of every case, [predictions, rows of the head].
+#: Makes a network that tells what it computes, see `Arithmetic.watch`.
+MakeNetwork = Callable[[Watch], Computing]
 
-    The networks are computed one after the other, so that only one is in memory.
+
+@dataclass(frozen=True)
+class References:
+    """The networks in PyTorch that a file is compared with.
+
+    They are made one after the other, so that only one is in memory.
 
     Attributes:
         exact: with the files' weights, in float32.
-        meant: with the checkpoint's weights, in float32; of the first utterance only.
+        emulated: with the files' weights, rounding as llama.cpp does.
+        meant: with the checkpoint's weights, in float32.
         degraded: the same, with what the file's types should leave of the weights.
+    """
+
+    exact: MakeNetwork
+    emulated: MakeNetwork
+    meant: MakeNetwork
+    degraded: MakeNetwork
+
+    @classmethod
+    def of(cls, plan: Plan, bundle: Bundle, adapters: Sequence[Any]) -> References:
+        """The references of converted files."""
+        files = [(planned, file) for _, planned, file in pairs_of(plan, bundle)]
+        recovered = plan.description.recovered
+        stored = BundleTensors(files, recovered, ConvertedTensors)
+        rounded = BundleTensors(files, recovered, RoundedTensors)
+
+        def network(
+            tensors: NamedTensors, arithmetic: Arithmetic = EXACT, *, folded: bool = True
+        ) -> MakeNetwork:
+            return lambda watch: plan.family.reference(
+                tensors,
+                plan.description,
+                arithmetic=replace(arithmetic, watch=watch),
+                adapters=adapters,
+                folded=folded,
+            )
+
+        return cls(
+            exact=network(stored),
+            emulated=network(stored, plan.family.arithmetic(bundle)),
+            meant=network(plan.description.tensors, folded=False),
+            degraded=network(rounded),
+        )
+
+
+class Yardstick:
+    """What a right file gives: the logits of every case, [predictions, rows of the head].
+
+    Attributes:
+        exact, emulated, meant, degraded: of each of the `References`; of the last two, for the
+            first utterance only.
     """
 
     def __init__(
@@ -63,28 +110,17 @@ class Yardstick:
         self._family = plan.family
         self._examples = tuple(plan.family.draw(plan.model, n_utterances, seed))
         self._advance = advance
-        files = [(planned, file) for _, planned, file in pairs_of(plan, bundle)]
-
-        def network(tensors: NamedTensors, **how: Any) -> Computing:  # noqa: ANN401
-            made: Computing = plan.family.reference(
-                tensors, plan.description, adapters=adapters, **how
-            )
-            return made
-
-        recovered = plan.description.recovered
-        stored = BundleTensors(files, recovered, ConvertedTensors)
-        rounded = BundleTensors(files, recovered, RoundedTensors)
-        self.exact = self.run(network(stored, folded=True))
+        references = References.of(plan, bundle, adapters)
+        self.exact = self.run(references.exact(unwatched))
         if not all(np.isfinite(logits).all() for logits in self.exact.values()):
             raise InputError(
                 "the weights give numbers that are none (NaN or infinite), in PyTorch too: one of "
                 "them is far too large"
             )
-        arithmetic = plan.family.arithmetic(bundle)
-        self.emulated = self.run(network(stored, folded=True, arithmetic=arithmetic))
+        self.emulated = self.run(references.emulated(unwatched))
         # Of what the number format costs, one utterance tells enough, in less time.
-        self.meant = self.run(network(plan.description.tensors), first_only=True)
-        self.degraded = self.run(network(rounded, folded=True), first_only=True)
+        self.meant = self.run(references.meant(unwatched), first_only=True)
+        self.degraded = self.run(references.degraded(unwatched), first_only=True)
 
     def run(self, network: Computing, *, first_only: bool = False) -> Predictions:
         """The logits of every case; a network of a file composes its inputs by its own keys."""
@@ -121,6 +157,71 @@ def n_passes(plan: Plan, n_utterances: int) -> int:
     return (3 * n_utterances + 2) * len(list(plan.family.cases(plan.model, first)))
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What llama.cpp gives beside the references.
+
+    Attributes:
+        problem: why nothing could be compared; "" where it could.
+        cost: the NMSE to the checkpoint, and what the file's types should cost at most.
+    """
+
+    deviation: Deviation | None
+    cost: float
+    cost_allowed: float
+    problem: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.deviation is not None and self.deviation.passed and self.badness <= 1.0
+
+    @property
+    def badness(self) -> float:
+        """How far from the limits, 1 being at them."""
+        if self.deviation is None:
+            return math.inf
+        return max(self.deviation.badness, self.cost / self.cost_allowed)
+
+    @property
+    def words(self) -> str:
+        """What was found."""
+        if self.deviation is None:
+            return self.problem
+        return f"NMSE {self.deviation.nmse:.1e}, to the checkpoint {self.cost:.1e}"
+
+    @property
+    def limit(self) -> str:
+        """What was allowed, and where that comes from."""
+        if self.deviation is None:
+            return ""
+        return (
+            f"NMSE {self.deviation.allowed:.1e}, {NOISE_FACTOR:g} times what llama.cpp's rounding "
+            f"costs on this network; to the checkpoint {self.cost_allowed:.1e}, "
+            f"{COST_FACTOR:g} times what the number format should cost"
+        )
+
+
+def judge(
+    exact: Logits, emulated: Logits, found: Logits, meant: Logits, degraded: Logits
+) -> Judged:
+    """Judge numbers that llama.cpp computes, [rows, columns].
+
+    Args:
+        exact: with the files' weights, in float32.
+        meant: with the checkpoint's weights, in float32; may be the first rows only.
+    """
+    for numbers, words in (
+        (exact, "the weights themselves give numbers that are none: a weight is far too large"),
+        (emulated, _TOO_LARGE),
+        (found, "llama.cpp gives numbers that are none"),
+    ):
+        if not np.isfinite(numbers).all():
+            return Judged(None, math.inf, 0.0, words)
+    result = hold_against(exact, emulated, found)
+    allowed = COST_FACTOR * (nmse(meant, degraded) + max(result.noise, FLOOR))
+    return Judged(result, nmse(meant, found[: len(meant)]), allowed)
+
+
 def judge_logits(
     name: str,
     exact: Logits,
@@ -129,23 +230,12 @@ def judge_logits(
     meant: Logits,
     degraded: Logits,
 ) -> Check:
-    """Judge the logits of one case, all [predictions, codes].
-
-    Args:
-        exact: with the files' weights, in float32.
-        meant: with the checkpoint's weights, in float32; may be the first predictions only.
-    """
+    """Judge the logits of one case, all [predictions, codes]; see `judge`."""
     label = f"logits {name}"
-    for logits, words in (
-        (exact, "the weights themselves give numbers that are none: a weight is far too large"),
-        (emulated, _TOO_LARGE),
-        (found, "llama.cpp gives numbers that are none"),
-    ):
-        if not np.isfinite(logits).all():
-            return Check(label, passed=False, summary=words, values={}, badness=float("inf"))
-    result = hold_against(exact, emulated, found)
-    cost = nmse(meant, found[: len(meant)])
-    allowed = COST_FACTOR * (nmse(meant, degraded) + max(result.noise, FLOOR))
+    judged = judge(exact, emulated, found, meant, degraded)
+    result = judged.deviation
+    if result is None:
+        return Check(label, passed=False, summary=judged.problem, values={}, badness=math.inf)
     divergence = float(kl_divergence(meant, found[: len(meant)]).mean())
     changed = round((1 - result.best_code) * result.n_rows)
     ties = f", {changed} of {result.n_rows} best codes changed" if changed else ""
@@ -153,18 +243,17 @@ def judge_logits(
         ties += " (all of them ties)"
     return Check(
         label,
-        passed=result.passed and cost <= allowed,
+        passed=judged.passed,
         summary=f"NMSE {result.nmse:.1e} (one prediction {result.worst_row:.1e}, one code "
-        f"{result.worst_code:.1e}){ties}; to the checkpoint NMSE {cost:.1e}, KL {divergence:.1e}",
+        f"{result.worst_code:.1e}){ties}; to the checkpoint NMSE {judged.cost:.1e}, "
+        f"KL {divergence:.1e}",
         values={
             **asdict(result),
-            "nmse_to_checkpoint": cost,
-            "nmse_to_checkpoint_allowed": allowed,
+            "nmse_to_checkpoint": judged.cost,
+            "nmse_to_checkpoint_allowed": judged.cost_allowed,
             "kl_to_checkpoint": divergence,
         },
-        limit=f"NMSE {result.allowed:.1e}, {NOISE_FACTOR:g} times what llama.cpp's rounding costs "
-        f"on this network (for one prediction or code {result.allowed_outlier:.1e}), no best code "
-        f"changed but ties; to the checkpoint {allowed:.1e}, {COST_FACTOR:g} times what the number "
-        "format should cost",
-        badness=max(result.badness, cost / allowed),
+        limit=f"{judged.limit}; for one prediction or code {result.allowed_outlier:.1e}, and no "
+        "best code changed but ties",
+        badness=judged.badness,
     )

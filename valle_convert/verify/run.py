@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -33,8 +34,9 @@ from valle_convert.verify.structure import (
 from valle_convert.verify.tensors import check_tensors
 from valle_convert.wording import plural
 
-LevelName = Literal["structure", "tensors", "tokenizer", "logits"]
-LEVELS: tuple[LevelName, ...] = get_args(LevelName)
+LevelName = Literal["structure", "tensors", "tokenizer", "logits", "trace"]
+#: All but the comparison layer by layer, which tells where logits that are off come from.
+LEVELS: tuple[LevelName, ...] = get_args(LevelName)[:-1]
 #: What a conversion runs when it ends: everything but the networks.
 QUICK: tuple[LevelName, ...] = ("structure", "tensors", "tokenizer")
 N_TEXTS_QUICK = 2_000
@@ -63,6 +65,7 @@ def verify(
         "tensors": lambda: _tensors(plan, bundle, progress),
         "tokenizer": lambda: [_tokenizer(plan, bundle, texts, seed, progress)],
         "logits": lambda: _logits(plan, bundle, utterances, seed, adapters, progress),
+        "trace": lambda: _trace(plan, bundle, seed, adapters, progress),
     }
     source = check_source(plan.checkpoint, bundle.main)
     if source is not None and not source.passed:
@@ -157,10 +160,7 @@ def _tokenizer(plan: Plan, bundle: Bundle, n_texts: int, seed: int, progress: Pr
     if not isinstance(true_ids, list) or not all(isinstance(i, int) for i in true_ids):
         words = f"{TRUE_IDS_KEY} is missing, or no list of ids"
         return Check("tokenizer", passed=False, summary=words, values={})
-    with (
-        LlamaTokenizer(bundle.path) as llama,
-        progress("comparing tokenizers", n_texts, "texts") as advance,
-    ):
+    with progress("comparing tokenizers", n_texts, "texts") as advance:
 
         def counted() -> Iterable[str]:
             for text in corpus.texts(source.strings(), n_texts, seed=seed):
@@ -168,8 +168,9 @@ def _tokenizer(plan: Plan, bundle: Bundle, n_texts: int, seed: int, progress: Pr
                 yield text
 
         try:
-            report = compare(llama, source.oracle(), true_ids, counted())
-        except ValueError as error:
+            with LlamaTokenizer(bundle.path) as llama:
+                report = compare(llama, source.oracle(), true_ids, counted())
+        except (ValueError, InputError) as error:
             return Check("tokenizer", passed=False, summary=str(error), values={})
     shown = "; ".join(
         f"{difference.text!r:.60} gives {list(difference.found)[:12]}, "
@@ -202,6 +203,7 @@ def _logits(
     progress: Progress,
 ) -> list[Check]:
     from valle_convert.verify.logits import Yardstick, check_logits, n_passes
+    from valle_convert.verify.trace import trace
 
     opened = plan.family.open_adapters(adapters, bundle)
     prove_library()  # so that what fails from here on is not this machine's llama.cpp
@@ -220,4 +222,34 @@ def _logits(
         except (InputError, EnvironmentFault) as error:
             return [Check("logits", passed=False, summary=str(error), values={}, badness=math.inf)]
         with network:
-            return list(check_logits(yardstick, network))
+            checks = list(check_logits(yardstick, network))
+            worst = max((one for one in checks if not one.passed), key=_badness, default=None)
+            if worst is None:
+                return checks
+            only = [worst.name.removeprefix("logits ")]
+            (traced,) = trace(plan, bundle, network, seed=seed, adapters=opened, only=only)
+    words = f"the layers are right ({traced.summary})" if traced.passed else traced.summary
+    named_at = replace(worst, summary=f"{worst.summary}; {words}")
+    return [named_at if check is worst else check for check in checks]
+
+
+def _badness(check: Check) -> float:
+    return check.badness
+
+
+def _trace(
+    plan: Plan, bundle: Bundle, seed: int, adapters: Sequence[LoraFile], progress: Progress
+) -> list[Check]:
+    from valle_convert.verify.trace import N_NETWORKS, trace, traced_cases
+
+    opened = plan.family.open_adapters(adapters, bundle)
+    prove_library()  # so that what fails from here on is not this machine's llama.cpp
+    total = N_NETWORKS * len(list(traced_cases(plan, seed)))
+    with progress("comparing layers", total, "passes") as advance:
+        try:
+            with plan.family.open(bundle, adapters=adapters) as network:
+                return list(
+                    trace(plan, bundle, network, seed=seed, adapters=opened, advance=advance)
+                )
+        except InputError as error:
+            return [Check("trace", passed=False, summary=str(error), values={}, badness=math.inf)]

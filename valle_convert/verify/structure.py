@@ -22,7 +22,7 @@ from valle_convert.gguf_file.write import read_biases
 from valle_convert.llama.probe import prove_library
 from valle_convert.tokenizer.compiled import TOKENS_KEY
 from valle_convert.verify.report import Check
-from valle_convert.wording import plural
+from valle_convert.wording import listing, plural
 
 # What may differ without the file being another model: its name and authors, the number format
 # that llama-quantize changed, and the version of the converter.
@@ -52,7 +52,6 @@ _OPTIONAL_KEYS = (
 _EXACT_GENERAL = "general.architecture"
 #: Keys that quantizing adds.
 QUANTIZE_PREFIX = "valle.quantize."
-_SHOWN = 5
 
 
 def check_structure(plan: Plan, bundle: Bundle, *, with_llama: bool) -> Iterator[Check]:
@@ -141,7 +140,7 @@ def what_llama_must_not_see(plan: Plan, bundle: Bundle) -> str:
         ]
         if tables[0] != tables[1] or plan.model.n_levels != found.n_levels:
             faults.append("its tables are not the checkpoint's")
-    return "; ".join(faults[:_SHOWN])
+    return listing(faults, separator="; ")
 
 
 def _size_faults(planned: PlannedFile, file: GgufFile) -> Iterator[str]:
@@ -209,11 +208,11 @@ def check_keys(
         and name not in expected
         and name not in _FREE_KEYS
     ]
-    shown = "; ".join(faults[:_SHOWN])
     return Check(
         "keys",
         passed=not faults,
-        summary=f"{len(faults)} of {plural(n_compared, 'key')} differ: {shown}"
+        summary=f"{len(faults)} of {plural(n_compared, 'key')} differ: "
+        f"{listing(faults, separator='; ')}"
         if faults
         else f"{plural(n_compared, 'key')}, each of the right type and value",
         values={"compared": n_compared, "different": len(faults)},
@@ -238,7 +237,7 @@ def check_tensor_table(plan: PlannedFile, file: GgufFile) -> Check:
     return Check(
         "tensor table",
         passed=not faults,
-        summary="; ".join(faults[:_SHOWN])
+        summary=listing(faults, separator="; ")
         or f"{plural(len(plan.tensors), 'tensor')} of the right names and shapes",
         values={"tensors": len(file.tensors), "faults": len(faults)},
     )

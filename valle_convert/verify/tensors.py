@@ -23,6 +23,7 @@ from valle_convert.gguf_file.types import GGML_TYPES, PLAIN_DTYPES, GgmlType
 from valle_convert.gguf_file.write import stored_blocks
 from valle_convert.network.weights import rounded_types
 from valle_convert.verify.report import Check
+from valle_convert.wording import listing
 
 _ROWS_AT_ONCE = 2048
 
@@ -253,7 +254,7 @@ def _check_quantized(
         summary=f"{name}: {whole.decibels:.1f} dB signal to noise"
         + (f" ({weakest.decibels:.1f} in {weakest.where})" if len(tallies) > 1 else "")
         + f", largest error {whole.max_error:.2e} ({whole.max_relative:.1%} of its row's largest, "
-        f"{whole.where})" + "".join(f"; {fault}" for fault in faults[:_SHOWN]),
+        f"{whole.where})" + (f"; {listing(faults, _SHOWN, '; ')}" if faults else ""),
         values={
             "type": name,
             "weights": whole.n_weights,

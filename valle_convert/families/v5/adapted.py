@@ -1,4 +1,4 @@
-"""A network with adapters, each of which may be for some codebook levels only.
+"""A network with adapters, each for all codebook levels or for some of them.
 
 llama.cpp switches an adapter on and off between passes. In PyTorch the same is a network of merged
 weights for each set of adapters that some level asks for: `AdaptedNetwork` sends a pass to the one

@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 
 from valle_convert import __version__
 from valle_convert.checkpoint import Checkpoint, TensorSpec
-from valle_convert.checkpoint.lora import LoraFile, LoraPairs
-from valle_convert.checkpoint.read import open_lora
+from valle_convert.checkpoint.lora import LoraFile, LoraPairs, open_lora
 from valle_convert.checkpoint.source import FLOAT32, LARGEST_WEIGHT, NamedTensors
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle
@@ -42,6 +41,7 @@ from valle_convert.gguf_file.keys import (
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
 from valle_convert.gguf_file.types import F16, F32, GgmlType
 from valle_convert.model.trainer import LAYER_TENSORS
+from valle_convert.wording import listing
 
 LEVELS_KEY = "valle.adapter.levels"
 BASE_SHA256_KEY = "valle.adapter.base_sha256"
@@ -64,6 +64,13 @@ class AdapterBase:
     sha256: str | None
 
     @classmethod
+    def of(cls, base: Bundle | Checkpoint) -> AdapterBase:
+        """A checkpoint, or files made of it, which have the same weights."""
+        if isinstance(base, Checkpoint):
+            return cls(str(base.path), base.tensors.specs, base.sha256())
+        return cls.of_gguf(base.main)
+
+    @classmethod
     def of_gguf(cls, file: GgufFile) -> AdapterBase:
         """A converted file, quantized or not."""
         if not is_converted(file.keys):
@@ -79,11 +86,6 @@ class AdapterBase:
         said = file.keys.get(SOURCE_SHA256_KEY)
         return cls(str(file.path), specs, said if isinstance(said, str) else None)
 
-    @classmethod
-    def of_checkpoint(cls, checkpoint: Checkpoint) -> AdapterBase:
-        """A checkpoint, whose converted files have the same weights."""
-        return cls(str(checkpoint.path), checkpoint.tensors.specs, checkpoint.sha256())
-
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
@@ -93,6 +95,7 @@ class Adapter:
         factor: by what the user multiplies its update.
         levels: the codebook levels that it is for; empty for all.
         pairs: by the names of the checkpoint, lora_a [r, in] and lora_b [out, r].
+        notes: what was left out or renamed in the file that it was made of, in words.
     """
 
     path: Path
@@ -100,6 +103,7 @@ class Adapter:
     alpha: float
     levels: tuple[int, ...]
     pairs: Mapping[str, tuple[TensorInfo, TensorInfo]]
+    notes: tuple[str, ...] = ()
 
     def is_for(self, level: int) -> bool:
         """Whether passes of that codebook level are computed with it."""
@@ -201,11 +205,9 @@ def write_adapter(
         return write_entries(file, pack_header(keys, entries), entries, data.values())
 
 
-def open_adapter(given: LoraFile, base: GgufFile) -> Adapter:
-    """Open an adapter file and check that it fits a converted file."""
-    return replace(
-        read_adapter(GgufFile(given.path), AdapterBase.of_gguf(base)), factor=given.factor
-    )
+def open_adapter(given: LoraFile, fits: AdapterBase) -> Adapter:
+    """Open an adapter file and check that it fits a base."""
+    return replace(read_adapter(GgufFile(given.path), fits), factor=given.factor)
 
 
 def read_adapter(file: GgufFile, fits: AdapterBase) -> Adapter:
@@ -261,8 +263,8 @@ def read_adapter(file: GgufFile, fits: AdapterBase) -> Adapter:
         )
     if faults:
         raise InputError(
-            f"{where} is no adapter for {fits.name}: {'; '.join(faults[:5])}"
-            f"{' ...' if len(faults) > 5 else ''}. Give the file that it was made for, or make it "
+            f"{where} is no adapter for {fits.name}: "
+            f"{listing(faults, separator='; ')}. Give the file that it was made for, or make it "
             "again with `valle-convert lora`."
         )
     return Adapter(file.path, 1.0, alpha, tuple(levels), pairs)
@@ -278,11 +280,8 @@ def write_lora(
     force: bool = False,
 ) -> Adapter:
     """Write a LoRA as an adapter of a model, and read it back; see `api.write_lora`."""
-    if isinstance(base, Checkpoint):
-        fits, path = AdapterBase.of_checkpoint(base), base.path
-    else:
-        fits, path = AdapterBase.of_gguf(base.main), base.path
+    fits = AdapterBase.of(base)
     pairs = open_lora(lora, fits.specs, alpha=alpha, kept_apart=True)
-    inputs = [path, lora.path]
+    inputs = [base.path, lora.path]
     write_adapter(fits, pairs, lora.path, target, out_type=out_type, force=force, inputs=inputs)
-    return read_adapter(GgufFile(target), fits)
+    return replace(read_adapter(GgufFile(target), fits), notes=pairs.notes)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -249,10 +249,10 @@ def _metadata(
         )
         symmap = _strings(file, tokenizer, notes)
     found = describe(
-        Checkpoint(file.path, "gguf", tensors, config, f"in {file.path.name}", None, {}),
-        codec=model.config.codec,
+        Checkpoint(file.path, "gguf", tensors, config, f"in {file.path.name}", None, {})
     ).model
-    if (found.config, found.tables) != (model.config, model.tables):
+    carried = replace(found.config, codec=model.codec)
+    if (carried, found.tables) != (model.config, model.tables):
         raise InputError(
             f"{file.path}: the config that it carries is not that of its tensors and keys; "
             "convert the checkpoint again."

@@ -17,6 +17,7 @@ from typing import Any
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import UnsupportedModelError
+from valle_convert.families.gemma import PART
 from valle_convert.model.collector import Collector, count_numbered
 from valle_convert.model.description import (
     BiasBlock,
@@ -25,19 +26,11 @@ from valle_convert.model.description import (
     Dropped,
     RowBlock,
 )
-from valle_convert.model.spec import (
-    CODECS,
-    LENGTH_STOP,
-    UNKNOWN_CODEC,
-    Codec,
-    Head,
-    Model,
-    ModelConfig,
-    Table,
-)
+from valle_convert.model.spec import LENGTH_STOP, Head, Model, ModelConfig, Table, choose_codec
 from valle_convert.model.trainer import (
     DEFAULT_SIZE,
     DROPPED,
+    SUPPORTED,
     ConfigReader,
     TrainerConfig,
     backbone_tensors,
@@ -47,25 +40,10 @@ from valle_convert.model.trainer import (
     unread_notes,
     version_of,
 )
-from valle_convert.wording import plural
 
-#: The name of the only part.
-PART = "model"
 VERSIONS = (5, 6)
-_SUPPORTED = "supported are " + " and ".join(map(str, VERSIONS))
 
 # ------------------------------------------------------------------------- the config
-
-#: Switches of `experimental` that versions 5 and 6 read beyond those of all versions.
-_READ = frozenset("split_classifiers classifiers_bias audio_embedding_sums kv_heads".split())
-#: What belongs to version 7.
-_WITHOUT_EFFECT = frozenset(
-    """
-    len_use_logits per_level_normalization use_audio_encoder_level_weights
-    use_audio_encoder_ffn use_audio_encoder_norm audio_decoder_ffn_expansion_size
-    audio_encoder_ffn_expansion_size
-    """.split()
-)
 
 
 @dataclass(frozen=True)
@@ -82,7 +60,7 @@ class _Switches:
 
 
 def _read_switches(checkpoint: Checkpoint) -> _Switches:
-    reader = ConfigReader(checkpoint, read=_READ, without_effect=_WITHOUT_EFFECT)
+    reader = ConfigReader(checkpoint)
     common = reader.common()
     sums = reader.switch("audio_embedding_sums")
     if not (isinstance(sums, bool) or sums in ("prom", "resp")):
@@ -181,17 +159,19 @@ def _head_rows(
 
 def check_version(checkpoint: Checkpoint) -> None:
     """Refuse every version but 5 and 6."""
-    version = version_of(checkpoint, _SUPPORTED)
+    version = version_of(checkpoint)
     if version in VERSIONS:
         return
     if version < min(VERSIONS):
         kind = f"version {version} (older than the layout with one head a level)"
     else:
         kind = f"version {version}, which is not known"
-    raise UnsupportedModelError(f"{checkpoint.path} is a checkpoint of {kind}; {_SUPPORTED}.")
+    raise UnsupportedModelError(
+        f"{checkpoint.path} is a checkpoint of {kind}; supported are {SUPPORTED}."
+    )
 
 
-def describe(checkpoint: Checkpoint, codec: Codec | None = None) -> Description[Model]:
+def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Model]:
     """Understand a checkpoint of version 5 or 6."""
     check_version(checkpoint)
     switches = _read_switches(checkpoint)
@@ -199,15 +179,11 @@ def describe(checkpoint: Checkpoint, codec: Codec | None = None) -> Description[
     specs = checkpoint.tensors.specs
     collector = Collector(specs)
 
-    def rows_of(name: str) -> int:
-        spec = specs.get(name)
-        return spec.shape[0] if spec and spec.shape else 0
-
     sizes = _Sizes(
         n_embd=common.dim,
         n_levels=count_numbered(specs, "proms_emb.embeddings.{}.weight"),
-        codebook_size=rows_of("proms_emb.embeddings.0.weight"),
-        n_phonemes=rows_of("text_emb.weight"),
+        codebook_size=collector.rows_of("proms_emb.embeddings.0.weight"),
+        n_phonemes=collector.rows_of("text_emb.weight"),
     )
     n_layer, n_ff = count_layers(collector)
     n_head_kv = switches.kv_heads or common.heads
@@ -215,10 +191,10 @@ def describe(checkpoint: Checkpoint, codec: Codec | None = None) -> Description[
         "codebook levels": sizes.n_levels,
         "codes a codebook": sizes.codebook_size,
         "phonemes": sizes.n_phonemes,
-        "text tokens": rows_of("raw_text_emb.weight"),
-        "languages": rows_of("langs_emb.weight"),
-        "tasks": rows_of("tasks_emb.weight"),
-        "tones": rows_of("tones_emb.weight"),
+        "text tokens": collector.rows_of("raw_text_emb.weight"),
+        "languages": collector.rows_of("langs_emb.weight"),
+        "tasks": collector.rows_of("tasks_emb.weight"),
+        "tones": collector.rows_of("tones_emb.weight"),
         "feed-forward width": n_ff,
     }
     check_claims(collector, common, n_layer, found_sizes)
@@ -229,7 +205,7 @@ def describe(checkpoint: Checkpoint, codec: Codec | None = None) -> Description[
     for rule in _table_rules(sizes, common.capabilities):
         if not rule.needed and rule.source not in specs:
             continue
-        n_rows = rule.rows if rule.rows is not None else max(1, rows_of(rule.source))
+        n_rows = rule.rows if rule.rows is not None else max(1, collector.rows_of(rule.source))
         shape = (sizes.n_embd,) if rule.name == "separator" else (n_rows, sizes.n_embd)
         collector.take(rule.source, shape)
         tables.append(Table(rule.name, next_row, n_rows))
@@ -241,7 +217,7 @@ def describe(checkpoint: Checkpoint, codec: Codec | None = None) -> Description[
         sizes,
         common.version,
         common.capabilities,
-        rows_of("raw_text_emb.weight"),
+        collector.rows_of("raw_text_emb.weight"),
         split=split,
     )
     heads, head_blocks, biases, dropped = _heads(
@@ -263,13 +239,7 @@ def describe(checkpoint: Checkpoint, codec: Codec | None = None) -> Description[
         DROPPED,
     )
 
-    found = CODECS.get((sizes.n_levels, sizes.codebook_size), UNKNOWN_CODEC)
-    notes: list[str] = []
-    if codec is None and found is UNKNOWN_CODEC:
-        notes.append(
-            f"no known codec has {plural(sizes.n_levels, 'level')} of {sizes.codebook_size} codes; "
-            "the file says `unknown` (give it with --codec-name)"
-        )
+    chosen, notes = choose_codec(codec, sizes.n_levels, sizes.codebook_size)
     config = ModelConfig(
         version=common.version,
         capabilities=common.capabilities,
@@ -285,7 +255,7 @@ def describe(checkpoint: Checkpoint, codec: Codec | None = None) -> Description[
         nar_attention="bidirectional" if common.noncausal else "causal",
         sum_prompt=switches.sum_prompt,
         sum_response=switches.sum_response,
-        codec=codec or found,
+        codec=chosen,
     )
     languages, tasks, tones = names_of_rows(checkpoint)
     model = Model(
@@ -307,7 +277,7 @@ def describe(checkpoint: Checkpoint, codec: Codec | None = None) -> Description[
 
 
 def contents_of(model: Model) -> Contents:
-    """Where the rows and tensors of a converted file came from, told by its model alone."""
+    """Where the rows and tensors of a converted file came from, by its model alone."""
     config = model.config
     sizes = _Sizes(
         n_embd=config.n_embd,

@@ -5,12 +5,11 @@ docs/gguf-keys.md lists their meaning.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError
+from valle_convert.families.gemma import n_token_rows
 from valle_convert.families.v5.old import is_old, why_wrong
 from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.keys import (
@@ -26,7 +25,7 @@ from valle_convert.gguf_file.keys import (
     name_keys,
     row_keys,
 )
-from valle_convert.gguf_file.plan import TOKEN_EMBEDDING, FileKeys
+from valle_convert.gguf_file.plan import FileKeys
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.vocabulary import phoneme_vocabulary, source_json_keys
 from valle_convert.model.description import Description
@@ -66,9 +65,8 @@ def model_keys(model: Model) -> Iterator[Key]:
     yield from row_keys(model.tables, model.heads)
 
 
-def open_model(file: GgufFile) -> Model:
+def read_model(file: GgufFile) -> Model:
     """The model that a converted file describes."""
-    embedding = file.tensors.get(TOKEN_EMBEDDING)
     if is_old(file):
         raise InputError(why_wrong(file.path))
     if (family := file.keys.get(FAMILY_KEY)) is not None:
@@ -76,18 +74,9 @@ def open_model(file: GgufFile) -> Model:
             f"{file.path} is a model of the family {family!r:.40}, where one of version 5 or 6 is "
             "expected; give it to a command, or to `open_bundle`, which know its family."
         )
-    if embedding is None or len(embedding.shape) != 2:
-        raise InputError(
-            f"{file.path} has no matrix {TOKEN_EMBEDDING}, so it is no converted checkpoint; "
-            "convert one with `valle-convert CHECKPOINT OUT.gguf`."
-        )
-    return read_model(file.keys, embedding.shape[0], file.path)
-
-
-def read_model(keys: Mapping[str, Any], n_token_rows: int, path: Path) -> Model:
-    """The model that the keys of a converted file describe."""
-    reader = KeyReader.of_converted(keys, path)
-    tables, heads = reader.tables(n_token_rows), reader.heads(n_token_rows)
+    n_rows = n_token_rows(file)
+    reader = KeyReader.of_converted(file.keys, file.path)
+    tables, heads = reader.tables(n_rows), reader.heads(n_rows)
     config = ModelConfig(
         **vars(reader.config()),
         sum_prompt=reader.flag("valle.sums.prompt"),
@@ -104,7 +93,7 @@ def read_model(keys: Mapping[str, Any], n_token_rows: int, path: Path) -> Model:
     _check_contents(reader, model)
     for name, id_ in SPECIAL_IDS.items():
         reader.expect(name, id_)
-    reader.finish(path)
+    reader.finish(file.path)
     return model
 
 

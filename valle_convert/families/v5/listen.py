@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import Model
 from valle_convert.network.protocol import Network
 from valle_convert.progress import Progress
+from valle_convert.speech.phonemes import Tokenize
 from valle_convert.wording import plural
 
 _MAX_SENTENCES_BYTES = 1 << 20
@@ -38,7 +39,7 @@ def given_sentences(examples: Any) -> list[Sentence]:  # noqa: ANN401 - quantize
 def read_sentences(
     path: Path,
     model: Model,
-    tokenize: Callable[[str], list[int]],
+    tokenize: Tokenize,
     voice: Path | None,
     codec: AudioCodec,
     prompt_seconds: float,
@@ -61,12 +62,7 @@ def read_sentences(
         Sentence(
             text,
             text,
-            Condition(
-                np.array(one.ids),
-                model.languages.index(one.language) if model.has_table("language") else None,
-                prompt,
-                tone=0 if "tone" in model.config.capabilities else None,
-            ),
+            Condition.of(model, np.array(one.ids), prompt, one.language_id(model)),
             nothing,
         )
         for text, one in zip(texts.values(), said, strict=True)
@@ -96,7 +92,7 @@ def speak_references(
             if not len(codes):
                 raise InputError(
                     f"The F16 file says nothing for {sentence.text!r}, so that there is nothing to "
-                    "hold other files against; give another --seed or leave the sentence out."
+                    "compare other files with; give another --seed or leave the sentence out."
                 )
             found.append(replace(sentence, codes=codes))
             advance(1)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from valle_convert.checkpoint import Checkpoint, TensorSource, TensorSpec
-from valle_convert.checkpoint.config import load_config, overlay
+from valle_convert.checkpoint import Checkpoint, TensorSpec
+from valle_convert.checkpoint.config import Config, load_config, overlay
 from valle_convert.checkpoint.exported import (
     EMBEDDINGS,
     HEADS,
@@ -32,6 +32,7 @@ from valle_convert.checkpoint.exported import (
     rows_of_export,
 )
 from valle_convert.checkpoint.folder import DiskTree, found_file
+from valle_convert.checkpoint.names import RenamedTensors
 from valle_convert.checkpoint.source import FLOAT32, BlockSource, CarriedVocabulary
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.encode import can_decode
@@ -45,9 +46,9 @@ from valle_convert.gguf_file.keys import (
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
 from valle_convert.gguf_file.types import PLAIN_DTYPES
-from valle_convert.model.spec import LANGUAGES, TASKS, TONES
 from valle_convert.model.trainer import LAYER_TENSORS
 from valle_convert.tokenizer.compiled import TOKENS_KEY
+from valle_convert.wording import listing
 
 FORMAT = "gguf, made the old way"
 _OLD_TYPES = OLD_TYPES_KEY.removeprefix(SOURCE_PREFIX)
@@ -97,14 +98,13 @@ def read_old(
             "is expected."
         )
     sizes = _Sizes(file)
-    given = {} if config is None else load_config(config, found_file(DiskTree(), path))
+    given = Config({}, "") if config is None else load_config(config, found_file(DiskTree(), path))
     export = _OldTensors(file, sizes)
     n_rows = export.specs[EMBEDDINGS].shape[0] if EMBEDDINGS in export.specs else 0
-    rows = rows_of_export(names, n_rows, given, str(path))
-    _check_words(rows, path)
+    rows = rows_of_export(names, n_rows, given.keys, str(path))
     said, assumed = assumed_config(
         rows,
-        given,
+        given.keys,
         name=path.stem,
         dim=sizes.width,
         heads=sizes.heads,
@@ -124,16 +124,17 @@ def read_old(
         tensors = _WithBiases(tensors, biases, path)
         said["experimental"]["classifiers_bias"] = True
         origin["biases_sha256"] = biases.sha256()
-    companions = [] if config is None else [config]
     return Checkpoint(
         path=path,
         container=FORMAT,
         tensors=tensors,
-        config=overlay(said, given),
-        config_source="assumed" if config is None else f"assumed, overridden by {config.name}",
+        config=overlay(said, given.keys),
+        config_source="assumed" if config is None else f"assumed, overridden by {given.source}",
         symmap=None,
         stats={},
-        companions=(*companions, *(biases.inputs if biases is not None else ())),
+        companions=(*given.files, *(biases.inputs if biases is not None else ())),
+        notes=given.notes,
+        words={name: part.words for name, part in rows.items()},
         vocabulary=_vocabulary(file, names[: rows["text_emb.weight"].n_rows]),
         assumed=assumed,
         lost=tuple(lost),
@@ -146,8 +147,8 @@ def as_repaired(checkpoint: Checkpoint, file: GgufFile) -> Checkpoint:
     with_biases = BIAS_KEY in file.keys
     n_heads = len(open_names(file, "valle.head.names"))
     kept = {
-        name: spec
-        for name, spec in checkpoint.tensors.specs.items()
+        name: name
+        for name in checkpoint.tensors.specs
         if name != "raw_text_emb.weight" and _is_kept(name, n_heads, with_biases=with_biases)
     }
     experimental: dict[str, Any] = {"classifiers_bias": with_biases}
@@ -156,7 +157,7 @@ def as_repaired(checkpoint: Checkpoint, file: GgufFile) -> Checkpoint:
         experimental["max_position_embeddings"] = context
     return replace(
         checkpoint,
-        tensors=_Some(checkpoint.tensors, MappingProxyType(kept)),
+        tensors=RenamedTensors(checkpoint.tensors, kept),
         config=overlay(checkpoint.config, {"experimental": experimental}),
         stats={},
     )
@@ -171,17 +172,6 @@ def open_names(file: GgufFile, key: str) -> list[str]:
 def _is_kept(name: str, n_heads: int, *, with_biases: bool) -> bool:
     head = re.fullmatch(r"classifiers\.proj\.(\d+)\.(weight|bias)", name)
     return head is None or (int(head[1]) < n_heads and (with_biases or head[2] == "weight"))
-
-
-@dataclass(frozen=True)
-class _Some:
-    """Some of the tensors of a source."""
-
-    source: TensorSource
-    specs: Mapping[str, TensorSpec]
-
-    def read(self, name: str) -> NDArray[Any]:
-        return self.source.read(name)
 
 
 class _Sizes:
@@ -239,10 +229,7 @@ class _OldTensors:
             ("cannot be read", unreadable),
         ):
             if found:
-                raise InputError(
-                    f"{file.path} is no {_WHAT}; {words}: "
-                    f"{', '.join(found[:10])}{' ...' if len(found) > 10 else ''}."
-                )
+                raise InputError(f"{file.path} is no {_WHAT}; {words}: {listing(found, 10)}.")
         specs: dict[str, TensorSpec] = {}
         for name, tensor in file.tensors.items():
             source = names[name]
@@ -339,22 +326,6 @@ class _WithBiases:
     def read_blocks(self, name: str) -> NDArray[np.uint8] | None:
         """Rows as they are stored, see `BlockSource`."""
         return self._tensors.read_blocks(name) if name in self._tensors.specs else None
-
-
-def _check_words(rows: Mapping[str, Any], path: Path) -> None:
-    """Languages, tasks and tones are numbered as everywhere."""
-    for table, known in (
-        ("langs_emb.weight", LANGUAGES),
-        ("tasks_emb.weight", TASKS),
-        ("tones_emb.weight", TONES),
-    ):
-        words = rows[table].words if table in rows else ()
-        for i, (word, expected) in enumerate(zip(words, known, strict=False)):
-            if word != expected:
-                raise InputError(
-                    f"{path}: row {i} of {table} is called {word!r:.40}, where {expected!r} is "
-                    "expected; a model with another numbering cannot be repaired."
-                )
 
 
 def _vocabulary(file: GgufFile, names: list[str]) -> CarriedVocabulary | None:

@@ -7,21 +7,25 @@ VALL-E; this module adds what it knows, and no arithmetic but a head's bias.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from valle_convert.checkpoint.lora import LoraFile
 from valle_convert.closing import Closing
-from valle_convert.families.v5.adapter import open_adapter
+from valle_convert.families.gemma import PART
+from valle_convert.families.v5.adapter import Adapter
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.llama.context import CacheType
+from valle_convert.llama.context import Settings
 from valle_convert.llama.gemma import GemmaSession, Pass
+from valle_convert.llama.session import Session
+from valle_convert.llama.tuning import Tune
 from valle_convert.model.spec import Head, Model, level_of_head
 from valle_convert.network.probe import read_probe_rows
 from valle_convert.network.protocol import Outputs
+from valle_convert.network.tuned import head_rows, tuned_for
 
 
 class GgufNetwork(Closing):
@@ -33,29 +37,41 @@ class GgufNetwork(Closing):
         model: Model,
         *,
         n_ctx: int = 512,
-        n_seq: int = 2,
         n_threads: int | None = None,
-        cache_type: CacheType = "f32",
-        adapters: Sequence[LoraFile] = (),
+        settings: Settings | None = None,
+        tune: Tune = "off",
+        adapters: Sequence[Adapter] = (),
     ) -> None:
         self.file = file
         self._model = model
-        self.adapters = tuple(open_adapter(one, self.file) for one in adapters)
+        self.adapters = tuple(adapters)
         self._embedding = self.file.tensors[TOKEN_EMBEDDING]
         self._biases = {
             head.name: np.array(head.bias, np.float32)
             for head in self._model.heads
             if head.bias is not None
         }
-        self.session = GemmaSession(
-            self.file.path,
-            n_ctx=n_ctx,
-            n_seq=n_seq,
-            n_threads=n_threads,
-            cache_type=cache_type,
-            probe_rows=read_probe_rows(self.file),
-            adapters=[one.path for one in self.adapters],
-        )
+        probe_rows = read_probe_rows(self.file)
+
+        def open_session(how: Settings) -> GemmaSession:
+            return GemmaSession(
+                self.file.path,
+                n_ctx=n_ctx,
+                n_seq=2,  # guidance grows two
+                n_threads=n_threads,
+                settings=how,
+                probe_rows=probe_rows,
+                head_rows=head_rows(self.file),
+                adapters=[one.path for one in self.adapters],
+            )
+
+        tuned = tuned_for(self.file, open_session, probe_rows, settings, tune)
+        with ExitStack() as opened:
+            self.session = opened.enter_context(open_session(tuned.steps))
+            self._passes = self.session
+            if tuned.passes != tuned.steps:
+                self._passes = opened.enter_context(open_session(tuned.passes))
+            self._opened = opened.pop_all()
 
     @property
     def model(self) -> Model:
@@ -81,10 +97,11 @@ class GgufNetwork(Closing):
         """Run a batch; see `protocol.Network.step`."""
         self._switch_adapters(head)
         target: Head = self._model.head(head)
-        logits = self.session.step(
+        causal = self._model.is_causal(head)
+        logits = (self.session if causal else self._passes).step(
             embeddings,
             positions,
-            causal=self._model.is_causal(head),
+            causal=causal,
             outputs=_indices(outputs),
             columns=target.columns,
             sequence=sequence,
@@ -112,16 +129,20 @@ class GgufNetwork(Closing):
     def _switch_adapters(self, head: str) -> None:
         if self.adapters:
             level = level_of_head(head)
-            self.session.use_adapters(
-                [one.factor if one.is_for(level) else 0.0 for one in self.adapters]
-            )
+            scales = [one.factor if one.is_for(level) else 0.0 for one in self.adapters]
+            self.session.use_adapters(scales)
+            self._passes.use_adapters(scales)
 
     def _biased(self, head: str, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         bias = self._biases.get(head)
         return logits if bias is None else logits + bias
 
+    @property
+    def sessions(self) -> Mapping[str, Session]:
+        return {PART: self.session}
+
     def close(self) -> None:
-        self.session.close()
+        self._opened.close()
 
 
 def _indices(outputs: Outputs) -> slice | NDArray[np.int64]:

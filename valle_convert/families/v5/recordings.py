@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from valle_convert.families.bundle import Bundle
 from valle_convert.files import atomic_output, check_outputs, locked_folder, made_folder
 from valle_convert.model.spec import LANGUAGES, Codes, Model
 from valle_convert.progress import Progress, silent
+from valle_convert.speech.phonemes import Tokenize, phoneme_tokenizer
 from valle_convert.speech.results import DEFAULT_FRAME_RATE, MAX_RECORDING_SECONDS
 from valle_convert.text import (
     check_phonemes,
@@ -33,7 +35,6 @@ from valle_convert.text import (
     unsaid_characters,
     unsaid_notice,
 )
-from valle_convert.tokenizer.compiled import TRUE_IDS_KEY
 
 #: Of a recording's name in the name of its utterance, so that a long one leaves room.
 _MAX_STEM_BYTES = 200
@@ -53,10 +54,13 @@ class Said:
     ids: list[int]
     notices: tuple[str, ...]
 
+    def language_id(self, model: Model) -> int:
+        return model.languages.index(self.language) if model.languages else 0
+
 
 @dataclass(frozen=True, eq=False)
 class MadeUtterance:
-    """An utterance as `utterances.read_utterance` reads it.
+    """An utterance as `audio.utterances.read_spoken` reads it.
 
     Attributes:
         notices: what a user should know of it.
@@ -83,28 +87,18 @@ def fill_folder(
     progress: Progress = silent,
 ) -> list[MadeUtterance]:
     """Make an utterance of each recording, and write all of them or none."""
-    from valle_convert.tokenizer.oracle import LlamaTokenizer
-
     heard = [*(one.path for one in recorded), *([voice] if voice else [])]
     inputs = [*inputs, *bundle.paths, *heard]
-    true_ids = bundle.main.keys[TRUE_IDS_KEY]
     with (
         made_folder(folder, "give another name."),
         locked_folder(folder),
-        LlamaTokenizer(bundle.path) as llama,
+        ExitStack() as opened,
     ):
+        tokenize, _ = phoneme_tokenizer(bundle.main, opened)
         outputs = {name: folder / name for name in utterance_names(recorded)}
         check_outputs(outputs, inputs=inputs, force=force)
         # All texts are looked at before a codec is loaded, or asked for at the hub.
-        said = say_all(
-            recorded,
-            bundle.model,
-            lambda line: [
-                true_ids[i] for i in llama.encode(line, add_special=True, parse_special=False)
-            ],
-            language=language,
-            is_phonemes=is_phonemes,
-        )
+        said = say_all(recorded, bundle.model, tokenize, language=language, is_phonemes=is_phonemes)
         made = make_utterances(
             recorded,
             said,
@@ -128,7 +122,7 @@ def utterance_names(recorded: Sequence[Recorded]) -> list[str]:
 def say_all(
     recorded: Sequence[Recorded],
     model: Model,
-    tokenize: Callable[[str], list[int]],
+    tokenize: Tokenize,
     *,
     language: str | None = None,
     is_phonemes: bool = False,
@@ -164,7 +158,7 @@ def make_utterances(
             if prompt is not None:
                 arrays["prompt"] = prompt
             if model.has_table("language"):
-                arrays["language"] = np.array(model.languages.index(line.language), np.int32)
+                arrays["language"] = np.array(line.language_id(model), np.int32)
             check_utterance(one.path, arrays, model.config, model)
             if not is_phonemes:
                 arrays["text"] = np.array(one.text)
@@ -196,7 +190,7 @@ def write_utterances(
 def _say(
     one: Recorded,
     model: Model,
-    tokenize: Callable[[str], list[int]],
+    tokenize: Tokenize,
     language: str | None,
     *,
     is_phonemes: bool,

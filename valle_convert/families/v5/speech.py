@@ -45,7 +45,7 @@ from valle_convert.speech.speaker import (
 class VersionFiveSpeaker(PhonemeSpeaker):
     """A version 5 or 6 model that speaks, answers recordings and transcribes them."""
 
-    remedies = f"{PhonemeSpeaker.remedies}, or --mode nar-len"
+    remedies = f"{PhonemeSpeaker.remedies}, or --set mode=nar-len"
 
     def __init__(
         self,

@@ -22,6 +22,7 @@ from valle_convert.families.family import GREEDY_FRAMES, Case, Speed
 from valle_convert.model.inputs import (
     Condition,
     Inputs,
+    IntArray,
     Segment,
     assemble,
     length_segments,
@@ -59,6 +60,10 @@ class Utterance:
     digits: NDArray[np.int64]
     text: str = ""
 
+    @property
+    def said(self) -> IntArray:
+        return self.condition.phonemes
+
 
 @dataclass(frozen=True)
 class NetworkPass:
@@ -95,16 +100,10 @@ def utterances(model: Model, n: int, *, seed: int = 0) -> Iterator[Utterance]:
         inner = draw.integers(min(4, n_phonemes - 1), n_phonemes, _N_PHONEMES + 3 * i)
         response = draw.integers(0, config.codebook_size, (_N_FRAMES + 7 * i, config.n_levels))
         masked = np.where(draw.random(len(response)) < 0.5, config.special_code, response[:, 0])
-        has_language = model.has_table("language")
+        prompt = draw.integers(0, config.codebook_size, (_N_PROMPT_FRAMES + 5 * i, config.n_levels))
+        phonemes = np.array([BOS_PHONEME, *inner, EOS_PHONEME])
         yield Utterance(
-            condition=Condition(
-                phonemes=np.array([BOS_PHONEME, *inner, EOS_PHONEME]),
-                language=i % model.table("language").n_rows if has_language else None,
-                prompt=draw.integers(
-                    0, config.codebook_size, (_N_PROMPT_FRAMES + 5 * i, config.n_levels)
-                ),
-                tone=0 if "tone" in config.capabilities else None,
-            ),
+            condition=Condition.of(model, phonemes, prompt, i % max(1, len(model.languages))),
             response=response,
             masked=masked,
             digits=np.array([0, *draw.integers(0, LENGTH_STOP, 3)]),
@@ -184,42 +183,42 @@ def speak_levels(
 
 
 def measure_speed(network: Network) -> Speed:
-    """Time an AR step and a NAR pass on a request of everyday size."""
+    """Time an AR step and a pass over all frames on a request of everyday size."""
     model = network.model
     draw = np.random.default_rng(0)
-    n_codes, n_levels = model.config.codebook_size, model.config.n_levels
-    condition = Condition(
-        phonemes=draw.integers(4, model.table("phonemes").n_rows, _SPEED_PHONEMES),
-        language=0 if model.has_table("language") else None,
-        prompt=draw.integers(0, n_codes, (_SPEED_PROMPT, n_levels)),
+    n_codes, n_levels = model.codebook_size, model.n_levels
+    condition = Condition.of(
+        model,
+        draw.integers(4, model.table("phonemes").n_rows, _SPEED_PHONEMES),
+        draw.integers(0, n_codes, (_SPEED_PROMPT, n_levels)),
     )
     response = draw.integers(0, n_codes, (_SPEED_FRAMES, n_levels))
-    spoken = assemble(model, speech_segments(model, condition, 0, response[:, 0]), network.look_up)
-    passed = assemble(model, speech_segments(model, condition, 1, response), network.look_up)
+    at_once, level = ("nar.1", 1) if n_levels > 1 else ("mask", 0)
+    spoken, passed = (
+        assemble(model, segments, network.look_up)
+        for segments in (
+            speech_segments(model, condition, 0, response),
+            speech_segments(model, condition, level, response, masked=level == 0),
+        )
+    )
+
+    def run(inputs: Inputs, start: int, stop: int, head: str, first: int) -> float:
+        outputs, part = slice(first - start, None), slice(start, stop)
+        begin = time.perf_counter()
+        network.step(inputs.embeddings[part], inputs.positions[part], head=head, outputs=outputs)
+        return 1000 * (time.perf_counter() - begin)
+
     network.reset()
     first = len(spoken) - _SPEED_STEPS
     edges = [0, spoken.last, first, *range(first + 1, len(spoken) + 1)]
-    steps: list[float] = []
-    for start, stop in pairwise(edges):
-        begin = time.perf_counter()
-        network.step(
-            spoken.embeddings[start:stop],
-            spoken.positions[start:stop],
-            head="ar",
-            outputs=slice(-1, None),
-        )
-        steps.append(time.perf_counter() - begin)
-    passes: list[float] = []
+    steps = [run(spoken, start, stop, "ar", stop - 1) for start, stop in pairwise(edges)]
+    passes = []
     for _ in range(_SPEED_PASSES):
         network.reset()
-        begin = time.perf_counter()
-        network.step(
-            passed.embeddings, passed.positions, head="nar.1", outputs=slice(passed.last, None)
-        )
-        passes.append(time.perf_counter() - begin)
+        passes.append(run(passed, 0, len(passed), at_once, passed.last))
     return Speed(
-        ar_step=1000 * statistics.median(steps[-_SPEED_STEPS:]),
-        nar_pass=1000 * statistics.median(passes),
+        ar_step=statistics.median(steps[-_SPEED_STEPS:]),
+        nar_pass=statistics.median(passes),
         n_positions=len(passed),
     )
 

@@ -84,7 +84,7 @@ class AllLevelsNetwork(Closing, ABC):
             [levels, frames, A + 1].
         """
         segments = [*self._leading(condition), self._encoded("response", response)]
-        return self.decode(self._states(segments, len(response), causal=self._is_causal("level")))
+        return self.decode(self._states(segments, "level", len(response)))
 
     def length(self, condition: Condition, *, everywhere: bool = False) -> FloatArray:
         """How long the text would take: [1, 1] seconds, or the logits of digits [5, 10].
@@ -93,33 +93,24 @@ class AllLevelsNetwork(Closing, ABC):
         """
         segments = [*self._leading(condition), self.look_up("length", np.zeros(1, np.int64))]
         n = sum(len(segment) + 1 for segment in segments) - 1 if everywhere else 1
-        found = self.head("length", self._states(segments, n, causal=self._is_causal("length")))
+        found = self.head("length", self._states(segments, "length", n))
         return found if found.shape[1] == 1 else found.reshape(-1, DIGITS)
 
     def phonemes(self, response: IntArray, phonemes: IntArray, language: int | None) -> FloatArray:
         """The logits of the phonemes that follow each of those given, [n, rows of the head]."""
-        segments = [
-            self._encoded("response", response),
-            *self._selected(language),
-            self.look_up("phonemes", phonemes),
-        ]
-        states = self._states(segments, len(phonemes), causal=self._is_causal("phonemes"))
-        return self.head("phonemes", states)
+        return self._following("phonemes", self._encoded("response", response), phonemes, language)
 
     def text(self, phonemes: IntArray, text: IntArray, language: int | None) -> FloatArray:
-        """The logits of the pieces of text that follow each of those given, likewise."""
-        segments = [
-            self.look_up("phonemes", phonemes),
-            *self._selected(language),
-            self.look_up("text", text),
-        ]
-        states = self._states(segments, len(text), causal=self._is_causal("text"))
-        return self.head("text", states)
+        """The logits of the pieces of text that follow each of those given."""
+        return self._following("text", self.look_up("phonemes", phonemes), text, language)
+
+    def _following(
+        self, table: str, before: FloatArray, given: IntArray, language: int | None
+    ) -> FloatArray:
+        segments = [before, *self._selected(language), self.look_up(table, given)]
+        return self.head(table, self._states(segments, table, len(given)))
 
     # ------------------------------------------------------------------------- segments
-
-    def _is_causal(self, head: str) -> bool:
-        return self._model.is_causal(head)
 
     def _leading(self, condition: Condition) -> list[FloatArray]:
         """Everything before the response or the marker."""
@@ -151,8 +142,8 @@ class AllLevelsNetwork(Closing, ABC):
             raise ValueError(f"{kind} has codes up to {codes.max()}, expected 0 to {n_codes - 1}")
         return self.encode(kind, codes)
 
-    def _states(self, segments: list[FloatArray], n_outputs: int, *, causal: bool) -> FloatArray:
-        config = self._model.config
+    def _states(self, segments: list[FloatArray], head: str, n_outputs: int) -> FloatArray:
+        config, causal = self._model.config, self._model.is_causal(head)
         check_context(config, sum(len(segment) + 1 for segment in segments) - 1)
         separator = self.look_up("separator", np.zeros(1, np.int64))
         inputs = join(segments, separator, config.positions)

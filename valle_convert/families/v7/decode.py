@@ -1,20 +1,8 @@
-"""All levels of a response by demasking: all frames at once, the doubtful codes again and again.
-
-In: a condition and a number of frames n. At time t from 0 to 1, in S steps:
-
-    1. of each level, the cos(t pi / 2) n codes with the lowest scores are hidden behind the mask;
-    2. one pass for the condition and one for the null condition give guided logits of all levels;
-    3. codes drawn at a temperature that falls with t take the hidden places;
-    4. the score of every place is the probability of the code drawn there, after the filters and
-       without temperature.
-
-It is `decode.masked` over all levels, but for the scores, which there are of the likeliest code.
-"""
+"""All levels of a response by demasking, and how long it is."""
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from valle_convert.decode import (
     LengthOptions,
@@ -22,11 +10,10 @@ from valle_convert.decode import (
     MaskedResult,
     ShouldStop,
     frames_for,
-    guide,
     never,
 )
-from valle_convert.decode.masked import MINIMUM_CFG_STRENGTH, n_hidden, times
-from valle_convert.decode.sampling import Logits, draw, filtered, probabilities
+from valle_convert.decode.masked import demask
+from valle_convert.decode.sampling import Logits
 from valle_convert.families.v7.composed import AllLevelsNetwork
 from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import Codes
@@ -55,47 +42,28 @@ def decode_levels(
         Codes [n_frames, levels]. A model may give the stop code, `codebook_size`, at any place.
     """
     config = network.model.config
-    codes = np.full((n_frames, config.n_levels), config.mask_code, np.int32)
-    scores: NDArray[np.float64] = np.ones(codes.shape)
-    spoken = codes[:0] if prefix is None else prefix
-    strength = max(options.guidance.cfg_strength, MINIMUM_CFG_STRENGTH)
-    n_steps = options.max_steps
-    with progress("steps", n_steps, "step") as advance:
-        for step, time in enumerate(times(n_steps)):
-            if should_stop():
-                return MaskedResult(codes if step else codes[:0], "interrupted")
-            order = np.argsort(scores, axis=0, kind="stable")[: n_hidden(time, n_frames, step)]
-            hidden = np.zeros(codes.shape, bool)
-            np.put_along_axis(hidden, order, values=True, axis=0)
-            if level_0 is not None:
-                hidden[:, 0], codes[:, 0] = False, level_0
-            shown = np.where(hidden, np.int32(config.mask_code), codes)
-            response = np.concatenate([spoken, shown])
-            full, null = (
-                network.levels(one, response)[:, -n_frames:]
-                for one in (condition, condition.null())
-            )
-            growth = time if options.annealed_guidance else 1.0
-            logits = guide(full, null, strength * growth, options.guidance.cfg_rescale)
-            annealing = 1.0 - time if options.annealed_sampling else 1.0
-            drawn, found = _draw(logits, options, annealing, rng)
-            codes = np.where(hidden, drawn, codes)
-            scores = found
-            if options.score_hidden_only:
-                scores = np.where(hidden, found, 1.0)
-            advance(1)
-    return MaskedResult(codes, "stop")
+    draft = np.full((config.n_levels, n_frames), config.mask_code, np.int32)
+    kept = np.zeros(draft.shape, bool)
+    if level_0 is not None:
+        draft[0], kept[0] = level_0, True
 
+    def predict(given: Condition, shown: Codes) -> Logits:
+        response = shown.T if prefix is None else np.concatenate([prefix, shown.T])
+        return network.levels(given, response)[:, -n_frames:]
 
-def _draw(
-    logits: Logits, options: MaskedOptions, annealing: float, rng: np.random.Generator
-) -> tuple[Codes, NDArray[np.float64]]:
-    """Codes and their probabilities [frames, levels] of logits [levels, frames, A + 1]."""
-    rows = filtered(logits.reshape(-1, logits.shape[-1]), options.sampling)
-    drawn = draw(rows, options.sampling.temperature * annealing, rng)
-    found = np.take_along_axis(probabilities(rows), drawn[:, None], axis=-1)
-    shape = logits.shape[:2]
-    return drawn.reshape(shape).T, found.reshape(shape).T
+    found = demask(
+        predict,
+        condition,
+        draft,
+        config.mask_code,
+        options,
+        rng,
+        kept=kept,
+        scores_drawn=True,
+        progress=progress,
+        should_stop=should_stop,
+    )
+    return MaskedResult(found.codes.T, found.end)
 
 
 def decode_duration(

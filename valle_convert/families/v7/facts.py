@@ -18,6 +18,7 @@ import numpy as np
 
 from valle_convert.checkpoint import Checkpoint, TensorSpec
 from valle_convert.checkpoint.source import FLOAT32
+from valle_convert.families.gemma import PART
 from valle_convert.model.collector import Collector, count_numbered
 from valle_convert.model.description import (
     BackboneTensor,
@@ -27,15 +28,7 @@ from valle_convert.model.description import (
     Description,
     RowBlock,
 )
-from valle_convert.model.spec import (
-    CODECS,
-    UNKNOWN_CODEC,
-    Codec,
-    GemmaConfig,
-    Head,
-    RowMap,
-    Table,
-)
+from valle_convert.model.spec import GemmaConfig, GemmaModel, Head, RowMap, Table, choose_codec
 from valle_convert.model.trainer import (
     DROPPED,
     OUTPUT_NORM,
@@ -48,8 +41,8 @@ from valle_convert.model.trainer import (
     unread_notes,
 )
 
-#: The parts of a model.
-PART, AUDIO = "model", "audio"
+#: The part beside the backbone.
+AUDIO = "audio"
 VERSION = 7
 #: Digits of a duration, and what each of them may be, where it is none of seconds.
 LENGTH_DIGITS, DIGITS = 5, 10
@@ -59,16 +52,12 @@ ENCODERS = {"prompt": "proms_emb", "response": "resps_emb"}
 # ------------------------------------------------------------------------- the config
 
 #: Switches that the tensors tell, and the config may tell too.
-_READ = frozenset(
-    """
-    use_audio_encoder_norm use_audio_encoder_ffn use_audio_encoder_level_weights
-    per_level_normalization len_use_logits audio_encoder_ffn_expansion_size
-    audio_decoder_ffn_expansion_size
-    """.split()
-)
-#: What belongs to versions 5 and 6.
-_WITHOUT_EFFECT = frozenset(
-    "split_classifiers classifiers_bias audio_embedding_sums kv_heads".split()
+_SWITCHES = (
+    "use_audio_encoder_norm",
+    "use_audio_encoder_ffn",
+    "use_audio_encoder_level_weights",
+    "per_level_normalization",
+    "len_use_logits",
 )
 
 
@@ -100,32 +89,14 @@ class VersionSevenConfig(GemmaConfig):
 
 
 @dataclass(frozen=True)
-class VersionSevenModel(RowMap):
+class VersionSevenModel(GemmaModel[VersionSevenConfig]):
     """A model of version 7 without its weights.
 
     Attributes:
         audio: tables of codes and all heads, which lie in the second file.
     """
 
-    config: VersionSevenConfig
-    languages: tuple[str, ...]
-    tasks: tuple[str, ...]
-    tones: tuple[str, ...]
     audio: RowMap
-
-    @property
-    def n_levels(self) -> int:
-        """Codebooks a frame of audio has."""
-        return self.config.n_levels
-
-    @property
-    def codebook_size(self) -> int:
-        """Codes a codebook has, without the stop and mask codes."""
-        return self.config.codebook_size
-
-    @property
-    def codec(self) -> Codec:
-        return self.config.codec
 
     def is_causal(self, head: str) -> bool:
         """Whether a pass for that head attends to what came before only."""
@@ -136,7 +107,7 @@ class VersionSevenModel(RowMap):
 
 
 #: The tables that are looked up alone with their sources, in row order.
-_TABLES = {
+TABLES = {
     "phonemes": "phn_emb.weight",
     "text": "text_emb.weight",
     "language": "langs_emb.weight",
@@ -192,18 +163,18 @@ def audio_tensors(config: VersionSevenConfig) -> dict[str, tuple[str, tuple[int,
 # --------------------------------------------------------------------------- describe
 
 
-def describe(checkpoint: Checkpoint, codec: Codec | None = None) -> Description[VersionSevenModel]:
+def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[VersionSevenModel]:
     """Understand a checkpoint of version 7."""
-    reader = ConfigReader(checkpoint, read=_READ, without_effect=_WITHOUT_EFFECT)
+    reader = ConfigReader(checkpoint)
     said = reader.common()
-    switches = {name: reader.optional_flag(name) for name in _READ if not name.endswith("_size")}
+    switches = {name: reader.optional_flag(name) for name in _SWITCHES}
     factors = {
         words: reader.number(f"audio_{words}_ffn_expansion_size", 0)
         for words in ("encoder", "decoder")
     }
     reader.finish()
     collector = Collector(checkpoint.tensors.specs)
-    config = _config(collector, said, codec)
+    config, notes = _config(collector, said, codec)
     _check_switches(collector, config, switches, factors)
 
     rows = _rows(collector, config)
@@ -228,12 +199,6 @@ def describe(checkpoint: Checkpoint, codec: Codec | None = None) -> Description[
         "Give the config that belongs to these weights with --config.",
         DROPPED,
     )
-    notes = unread_notes(checkpoint.config)
-    if config.codec is UNKNOWN_CODEC:
-        notes.append(
-            f"no known codec has {config.n_levels} levels of {config.codebook_size} codes; "
-            "the file says `unknown` (give it with --codec-name)"
-        )
     languages, tasks, tones = names_of_rows(checkpoint)
     model = VersionSevenModel(
         tables=_tables_of(rows),
@@ -259,34 +224,33 @@ def describe(checkpoint: Checkpoint, codec: Codec | None = None) -> Description[
             AUDIO: Contents(audio_rows, tuple(audio), biases),
         },
         tuple(dropped),
-        tuple(notes),
+        (*notes, *unread_notes(checkpoint.config)),
         tuple(reader.assumed),
     )
 
 
-def _config(collector: Collector, said: TrainerConfig, codec: Codec | None) -> VersionSevenConfig:
-    """Every size by the tensor that knows it, compared with what the config claims."""
+def _config(
+    collector: Collector, said: TrainerConfig, codec: str | None
+) -> tuple[VersionSevenConfig, list[str]]:
+    """Every size by the tensor that knows it, compared with what the config claims; and notes."""
     specs = collector.specs
 
-    def rows_of(name: str) -> int:
-        spec = specs.get(name)
-        return spec.shape[0] if spec and spec.shape else 0
-
     n_levels = count_numbered(specs, "proms_emb.embs.{}.weight")
-    codebook_size = rows_of("proms_emb.embs.0.weight")
+    codebook_size = collector.rows_of("proms_emb.embs.0.weight")
     n_layer, n_ff = count_layers(collector)
     found = {
         "codebook levels": n_levels,
         "codes a codebook": codebook_size,
-        "phonemes": rows_of("phn_emb.weight"),
-        "text tokens": rows_of("text_emb.weight"),
-        "languages": rows_of("langs_emb.weight"),
-        "tasks": rows_of("tasks_emb.weight"),
-        "tones": rows_of("tones_emb.weight"),
+        "phonemes": collector.rows_of("phn_emb.weight"),
+        "text tokens": collector.rows_of("text_emb.weight"),
+        "languages": collector.rows_of("langs_emb.weight"),
+        "tasks": collector.rows_of("tasks_emb.weight"),
+        "tones": collector.rows_of("tones_emb.weight"),
         "feed-forward width": n_ff,
     }
     check_claims(collector, said, n_layer, found)
-    return VersionSevenConfig(
+    chosen, notes = choose_codec(codec, n_levels, codebook_size)
+    config = VersionSevenConfig(
         version=said.version,
         capabilities=said.capabilities,
         n_embd=said.dim,
@@ -299,13 +263,14 @@ def _config(collector: Collector, said: TrainerConfig, codec: Codec | None) -> V
         codebook_size=codebook_size,
         positions="unified" if said.unified else "segment",
         nar_attention="bidirectional" if said.noncausal else "causal",
-        codec=codec or CODECS.get((n_levels, codebook_size), UNKNOWN_CODEC),
+        codec=chosen,
         encoder_norm="proms_emb.norm.weight" in specs,
-        n_ff_encoder=rows_of("proms_emb.proj.0.weight"),
+        n_ff_encoder=collector.rows_of("proms_emb.proj.0.weight"),
         level_weights="proms_emb.level_weights" in specs,
         level_norm="audio_decoder.head.0.0.weight" in specs,
-        n_ff_decoder=rows_of("audio_decoder.head.0.1.weight"),
+        n_ff_decoder=collector.rows_of("audio_decoder.head.0.1.weight"),
     )
+    return config, notes
 
 
 def _check_switches(
@@ -342,7 +307,7 @@ def _check_switches(
 def _rows(collector: Collector, config: VersionSevenConfig) -> tuple[RowBlock, ...]:
     blocks: list[RowBlock] = []
     next_row = 0
-    for name, source in _TABLES.items():
+    for name, source in TABLES.items():
         spec = collector.specs.get(source)
         if spec is None and name in _OPTIONAL:
             continue
@@ -371,7 +336,7 @@ def _audio_rows(
         spec = specs.get(f"{source}.weight")
         if spec is None and name in _OPTIONAL:
             continue
-        table = specs.get(_TABLES.get(name, "")) if name != "length" else None
+        table = specs.get(TABLES.get(name, "")) if name != "length" else None
         n_rows = codes + 1
         if not name.startswith("level."):
             # Of phonemes and text as many as their tables have; of the length what there is.

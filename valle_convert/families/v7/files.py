@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError
+from valle_convert.families.gemma import PART, n_token_rows
 from valle_convert.families.v7.facts import (
     AUDIO,
     DIGITS,
     LENGTH_DIGITS,
-    PART,
     VersionSevenConfig,
     VersionSevenModel,
     audio_tensors,
@@ -130,7 +130,7 @@ def read_model(files: Mapping[str, GgufFile]) -> VersionSevenModel:
         level_norm=of_audio.flag("valle.decoder.norm"),
         n_ff_decoder=of_audio.number("valle.decoder.feed_forward_length"),
     )
-    n_rows, n_audio_rows = _n_token_rows(main), _n_token_rows(audio)
+    n_rows, n_audio_rows = n_token_rows(main), n_token_rows(audio)
     tables = reader.tables(n_rows)
     model = VersionSevenModel(
         tables=tables,
@@ -151,16 +151,6 @@ def read_model(files: Mapping[str, GgufFile]) -> VersionSevenModel:
     reader.finish(main.path)
     of_audio.finish(audio.path)
     return model
-
-
-def _n_token_rows(file: GgufFile) -> int:
-    embedding = file.tensors.get(TOKEN_EMBEDDING)
-    if embedding is None or len(embedding.shape) != 2:
-        raise InputError(
-            f"{file.path} has no matrix {TOKEN_EMBEDDING}, so it is no converted checkpoint; "
-            "convert one with `valle-convert CHECKPOINT OUT.gguf`."
-        )
-    return embedding.shape[0]
 
 
 def _check_rows(reader: KeyReader, of_audio: KeyReader, model: VersionSevenModel) -> None:

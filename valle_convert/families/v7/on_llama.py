@@ -16,16 +16,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 
+from valle_convert.families.gemma import PART
 from valle_convert.families.v7.composed import AllLevelsNetwork, Encoded
-from valle_convert.families.v7.facts import AUDIO, PART, VersionSevenModel
+from valle_convert.families.v7.facts import AUDIO, VersionSevenModel
 from valle_convert.gguf_file.keys import RMS_EPSILON
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.llama.context import CacheType
+from valle_convert.llama.context import Settings
 from valle_convert.llama.gemma import GemmaSession
+from valle_convert.llama.session import Session
+from valle_convert.llama.tuning import Tune
 from valle_convert.model.inputs import FloatArray, IntArray
 from valle_convert.model.trainer import OUTPUT_NORM
 from valle_convert.network.probe import read_probe_rows
+from valle_convert.network.tuned import tuned_for
 
 #: Of every LayerNorm; PyTorch's default, which no config of these checkpoints has.
 _NORM_EPSILON = 1e-5
@@ -42,19 +46,30 @@ class VersionSevenGguf(AllLevelsNetwork):
         model: VersionSevenModel,
         *,
         n_threads: int | None = None,
-        cache_type: CacheType = "f32",
+        settings: Settings | None = None,
+        tune: Tune = "off",
     ) -> None:
         super().__init__(model)
         self._main, self._audio = files[PART], files[AUDIO]
         self._weights: dict[str, Tensor] = {}
         self._last_norm = self._main.tensors[OUTPUT_NORM].rows().reshape(-1)
-        self.session = GemmaSession(
-            self._main.path,
-            probe_rows=read_probe_rows(self._main),
-            n_threads=n_threads,
-            cache_type=cache_type,
-            last_norm=self._last_norm,
-        )
+        probe_rows = read_probe_rows(self._main)
+
+        def open_session(how: Settings) -> GemmaSession:
+            return GemmaSession(
+                self._main.path,
+                probe_rows=probe_rows,
+                n_threads=n_threads,
+                settings=how,
+                last_norm=self._last_norm,
+            )
+
+        tuned = tuned_for(self._main, open_session, probe_rows, settings, tune)
+        self.session = open_session(tuned.passes)
+
+    @property
+    def sessions(self) -> Mapping[str, Session]:
+        return {PART: self.session}
 
     def close(self) -> None:
         self.session.close()
@@ -105,7 +120,7 @@ class VersionSevenGguf(AllLevelsNetwork):
 
     @torch.inference_mode()
     def decode(self, states: FloatArray) -> FloatArray:
-        """The logits of all levels, each of which has a decoder of its own."""
+        """The logits of all levels, each by its own decoder."""
         places = range(0, len(states), _FRAMES_AT_ONCE)
         parts = [self._decode(states[i : i + _FRAMES_AT_ONCE]) for i in places]
         return np.concatenate(parts, axis=1)

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from valle_convert.families.family import GREEDY_FRAMES, Case, Speed
 from valle_convert.families.v7.composed import AllLevelsNetwork
 from valle_convert.families.v7.decode import decode_levels
 from valle_convert.families.v7.facts import VersionSevenModel
-from valle_convert.model.inputs import Condition, FloatArray
+from valle_convert.model.inputs import Condition, FloatArray, IntArray
 from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, Codes
 
 Logits = NDArray[np.float32]
@@ -47,6 +48,10 @@ class MaskedUtterance:
     masked: NDArray[np.int64]
     text: NDArray[np.int64]
 
+    @property
+    def said(self) -> IntArray:
+        return self.condition.phonemes
+
 
 def utterances(model: VersionSevenModel, n: int, *, seed: int = 0) -> Iterator[MaskedUtterance]:
     """`n` different utterances of random phonemes and codes, the same for the same seed."""
@@ -57,13 +62,8 @@ def utterances(model: VersionSevenModel, n: int, *, seed: int = 0) -> Iterator[M
         inner = draw.integers(min(4, n_phonemes - 1), n_phonemes, _N_PHONEMES + 3 * i)
         shapes = [(_N_PROMPT_FRAMES + 5 * i, config.n_levels), (_N_FRAMES + 7 * i, config.n_levels)]
         prompt, response = (draw.integers(0, config.codebook_size, shape) for shape in shapes)
-        has_language = model.has_table("language")
-        condition = Condition(
-            phonemes=np.array([BOS_PHONEME, *inner, EOS_PHONEME]),
-            language=i % model.table("language").n_rows if has_language else None,
-            prompt=prompt,
-            tone=0 if "tone" in config.capabilities else None,
-        )
+        phonemes = np.array([BOS_PHONEME, *inner, EOS_PHONEME])
+        condition = Condition.of(model, phonemes, prompt, i % max(1, len(model.languages)))
         yield _masked(model, condition, response, draw)
 
 
@@ -115,7 +115,6 @@ class _Levels:
 def cases(model: VersionSevenModel, example: MaskedUtterance) -> Iterator[Case[AllLevelsNetwork]]:
     """Every level, every other head and every task of the model, over one utterance."""
     condition, n_levels = example.condition, model.n_levels
-    unmasked = _Levels(condition, example.response)
     for name, one in (
         ("", _Levels(condition, example.masked)),
         (" null", _Levels(condition.null(), example.masked)),
@@ -123,13 +122,15 @@ def cases(model: VersionSevenModel, example: MaskedUtterance) -> Iterator[Case[A
         for level in range(n_levels):
             head = f"level.{level}"
             yield Case(f"{head}{name}", head, one.of(level))
-    yield Case("level.0 unmasked", "level.0", unmasked.of(0))
-    voiceless = _Levels(replace(condition, prompt=None), example.masked)
-    yield Case("level.0 without prompt", "level.0", voiceless.of(0))
+    alone = {
+        "unmasked": (condition, example.response),
+        "without prompt": (replace(condition, prompt=None), example.masked),
+    }
     for task in ("ns", "sr"):
         if task in model.tasks:
-            given = _Levels(replace(condition, task=task), example.masked)
-            yield Case(f"level.0 {task}", "level.0", given.of(0))
+            alone[task] = (replace(condition, task=task), example.masked)
+    for name, given in alone.items():
+        yield Case(f"level.0 {name}", "level.0", partial(_level_0, *given))
     yield Case("length", "length", lambda network: network.length(condition, everywhere=True))
     phonemes = condition.phonemes[:_N_TEXT]
     yield Case(
@@ -143,6 +144,13 @@ def cases(model: VersionSevenModel, example: MaskedUtterance) -> Iterator[Case[A
             "text",
             lambda network: network.text(condition.phonemes, example.text, condition.language),
         )
+
+
+def _level_0(
+    condition: Condition, response: NDArray[np.int64], network: AllLevelsNetwork
+) -> Logits:
+    logits: Logits = network.levels(condition, response)[0]
+    return logits
 
 
 def speak_level_0(network: AllLevelsNetwork, example: MaskedUtterance) -> Codes:
@@ -171,11 +179,8 @@ def measure_speed(network: AllLevelsNetwork) -> Speed:
         draw.integers(0, model.codebook_size, (n, model.n_levels))
         for n in (_SPEED_PROMPT, _SPEED_FRAMES)
     )
-    condition = Condition(
-        phonemes=draw.integers(4, model.table("phonemes").n_rows, _SPEED_PHONEMES),
-        language=0 if model.has_table("language") else None,
-        prompt=prompt,
-    )
+    phonemes = draw.integers(4, model.table("phonemes").n_rows, _SPEED_PHONEMES)
+    condition = Condition.of(model, phonemes, prompt)
     passes: list[float] = []
     for _ in range(_SPEED_PASSES + 1):  # the first one dequantizes weights
         begin = time.perf_counter()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,32 +13,29 @@ from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.lora import LoraFile
 from valle_convert.checkpoint.source import NamedTensors
 from valle_convert.errors import InputError
-from valle_convert.families.family import Case, Choices, Family, Speed, Unit
-from valle_convert.families.vallex import facts, files
+from valle_convert.families.family import Choices, Family, Unit
+from valle_convert.families.vallex import facts, files, relatives
 from valle_convert.families.vallex.facts import FACTOR, FACTOR_F32, VallexModel
-from valle_convert.gguf_file.keys import FAMILY_KEY
 from valle_convert.gguf_file.plan import FileKeys, out_type_named
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F32
 from valle_convert.model.description import Description
-from valle_convert.model.spec import CODECS, UNKNOWN_CODEC, Head, Table, codec_named
+from valle_convert.model.spec import Head, Table
 from valle_convert.tokenizer.choose import TokenizerChoice, TokenizerFile
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from valle_convert.audio.codec import AudioCodec
     from valle_convert.families.bundle import Bundle
     from valle_convert.families.vallex.composed import ComposedNetwork
     from valle_convert.families.vallex.speech import VallexSpeaker
-    from valle_convert.families.vallex.trials import VallexUtterance
-    from valle_convert.llama.context import CacheType
+    from valle_convert.llama.context import Settings
+    from valle_convert.llama.tuning import Tune
     from valle_convert.network.arithmetic import Arithmetic
 
 _FLOAT32 = ("float32", "F32")
 
 
-class VallEX(Family[VallexModel, "ComposedNetwork", "VallexUtterance"]):
+class VallEX(Family[VallexModel, "ComposedNetwork"]):
     """VALL-E X; see the modules of this folder."""
 
     name = files.FAMILY
@@ -56,15 +53,14 @@ class VallEX(Family[VallexModel, "ComposedNetwork", "VallexUtterance"]):
     example_arrays = "audio_tokens, text_tokens and lang_code of a voice file of VALL-E X"
 
     def claims(self, checkpoint: Checkpoint) -> bool:
-        return facts.is_icefall(checkpoint) or facts.is_amphion(checkpoint)
+        return relatives.is_icefall(checkpoint) or relatives.is_amphion(checkpoint)
 
     def describe(self, checkpoint: Checkpoint, choices: Choices) -> Description[VallexModel]:
         forced = out_type_named(choices.out_type)
         specs = checkpoint.tensors.specs.values()
         has_f32 = any(spec.dtype_name in _FLOAT32 for spec in specs)
         exact = forced == F32 or (forced is None and has_f32)
-        codec = None if choices.codec is None else codec_named(choices.codec)
-        return facts.describe(checkpoint, codec, factor=FACTOR_F32 if exact else FACTOR)
+        return facts.describe(checkpoint, choices.codec, factor=FACTOR_F32 if exact else FACTOR)
 
     def tokenizer(
         self, checkpoint: Checkpoint, description: Description[VallexModel], choices: Choices
@@ -85,9 +81,6 @@ class VallEX(Family[VallexModel, "ComposedNetwork", "VallexUtterance"]):
     def set_salt(self, description: Description[VallexModel]) -> str:
         return str(description.model.activation_factor)
 
-    def claims_file(self, file: GgufFile) -> bool:
-        return file.keys.get(FAMILY_KEY) == self.name
-
     def parts(self, main: GgufFile) -> tuple[str, ...]:
         return files.parts_of(main)
 
@@ -107,13 +100,8 @@ class VallEX(Family[VallexModel, "ComposedNetwork", "VallexUtterance"]):
     def choices_of(self, bundle: Bundle, checkpoint: Checkpoint, given: Choices) -> Choices:
         # Tensors are compared in the types that the files have; the plan's own decides the factor.
         exact = bundle.model.activation_factor > FACTOR
-        choices = replace(given, out_type="f32" if exact else "bf16")
-        recorded = bundle.model.codec.name
-        known = {codec.name for codec in CODECS.values()}
-        if given.codec is None and recorded in known:
-            found = facts.describe(checkpoint).model.codec
-            return replace(choices, codec=recorded) if found is UNKNOWN_CODEC else choices
-        return choices
+        found = super().choices_of(bundle, checkpoint, given)
+        return replace(found, out_type="f32" if exact else "bf16")
 
     def units(self, parts: Sequence[str]) -> tuple[Unit, ...]:
         ar, body, first, *_ = parts
@@ -141,13 +129,16 @@ class VallEX(Family[VallexModel, "ComposedNetwork", "VallexUtterance"]):
         bundle: Bundle,
         *,
         n_threads: int | None = None,
-        cache_type: CacheType | None = None,
+        settings: Settings | None = None,
+        tune: Tune = "off",
         adapters: Sequence[LoraFile] = (),
     ) -> ComposedNetwork:
         from valle_convert.families.vallex.on_llama import VallexGguf
 
         self.open_adapters(adapters, bundle)
-        return VallexGguf(bundle.files, bundle.model, n_threads=n_threads, cache_type=cache_type)
+        return VallexGguf(
+            bundle.files, bundle.model, n_threads=n_threads, settings=settings, tune=tune
+        )
 
     def prove(self) -> None:
         from valle_convert.llama.mpt import prove_mpt
@@ -181,46 +172,6 @@ class VallEX(Family[VallexModel, "ComposedNetwork", "VallexUtterance"]):
             f"weights of {part}": counts
             for part, counts in zip(loaded, zip(found, expected, strict=True), strict=True)
         }
-
-    def draw(self, model: VallexModel, n: int, seed: int) -> Iterable[VallexUtterance]:
-        from valle_convert.families.vallex.trials import utterances
-
-        return utterances(model, n, seed=seed)
-
-    def read_example(
-        self, path: Path, model: VallexModel, number: int, seed: int
-    ) -> VallexUtterance:
-        from valle_convert.families.vallex.trials import read_utterance
-
-        del number, seed
-        return read_utterance(path, model)
-
-    def said_in(self, example: VallexUtterance) -> NDArray[Any]:
-        return example.text.symbols
-
-    def cases(
-        self, model: VallexModel, example: VallexUtterance
-    ) -> Iterator[Case[ComposedNetwork]]:
-        from valle_convert.families.vallex.trials import cases
-
-        return cases(model, example)
-
-    def speak_level_0(self, network: ComposedNetwork, example: VallexUtterance) -> NDArray[Any]:
-        from valle_convert.families.vallex.trials import speak_level_0
-
-        return speak_level_0(network, example)
-
-    def speak_levels(
-        self, network: ComposedNetwork, example: VallexUtterance, level_0: NDArray[Any]
-    ) -> NDArray[Any]:
-        from valle_convert.families.vallex.trials import speak_levels
-
-        return speak_levels(network, example, level_0)
-
-    def speed(self, network: ComposedNetwork) -> Speed:
-        from valle_convert.families.vallex.trials import measure_speed
-
-        return measure_speed(network)
 
     def speaker_on(
         self, network: ComposedNetwork, bundle: Bundle, codec: AudioCodec | None, opened: ExitStack

@@ -1,6 +1,8 @@
-"""The inputs of VALL-E X's networks: rows of tables, languages and positions, summed.
+"""VALL-E X's two networks: text and codes in, logits out, whoever computes them.
 
-PyTorch and stock llama.cpp are the two backends of what is here; they get finished rows.
+The AR keeps a sequence whose text sees itself in both directions and whose codes see what is
+before them; the NAR sees everything, and every pass stands alone. PyTorch and stock llama.cpp get
+finished rows: of tables, languages and positions, summed.
 
 Shapes: n rows, d = n_embd, A = codebook_size, R = n_levels.
 """
@@ -9,20 +11,45 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.closing import Closing
 from valle_convert.families.vallex.facts import Net, VallexModel
-from valle_convert.families.vallex.protocol import VallexText
 
 Rows = NDArray[np.float32]
 Ids = NDArray[np.integer]
 
 
+@dataclass(frozen=True, eq=False)
+class VallexText:
+    """All text rows: what the prompt says, and then what is to be said; nothing around them.
+
+    Attributes:
+        symbols: ids of the table in `symbols.py`, [n].
+        languages: the network's id of each symbol's language (en 0, zh 1, ja 2), [n].
+    """
+
+    symbols: NDArray[np.int32]
+    languages: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.symbols)
+
+    def __add__(self, other: VallexText) -> VallexText:
+        return VallexText(
+            np.concatenate([self.symbols, other.symbols]),
+            np.concatenate([self.languages, other.languages]),
+        )
+
+
 class ComposedNetwork(Closing):
-    """A `VallexNetwork`: AR and NAR of one model, and the state of the AR's copies."""
+    """AR and NAR of one model, and the state of the AR's copies.
+
+    AR logits have one code more than NAR logits: stop.
+    """
 
     def __init__(self, model: VallexModel) -> None:
         self._model = model
@@ -38,7 +65,7 @@ class ComposedNetwork(Closing):
 
     @property
     def codebook_size(self) -> int:
-        """Codes a level, and the id of stop."""
+        """Codes a level, without stop; also the id of stop in AR logits."""
         return self._model.codebook_size
 
     # ---- what a backend offers
@@ -70,7 +97,14 @@ class ComposedNetwork(Closing):
     # ---- decoding
 
     def begin_ar(self, text: VallexText, prompt: Ids, *, room: int = 0, n_copies: int = 1) -> Rows:
-        """Lay down text, begin and the prompt's codes; see `VallexNetwork.begin_ar`."""
+        """Lay down text, begin and the prompt's codes; what was there before is forgotten.
+
+        Args:
+            prompt: level 0, [frames]; may be empty.
+
+        Returns:
+            Logits of the first code, the same for all copies, [1, codes + 1].
+        """
         codes = np.concatenate([[self._model.begin_code], prompt]).astype(np.int64)
         self._read_text(self._text_rows(self._model.ar, text), len(codes) + n_copies * room)
         logits = self._append(self._audio_rows(codes, 0), [0], 1)
@@ -80,7 +114,7 @@ class ComposedNetwork(Closing):
         return logits
 
     def step_ar(self, copies: Sequence[int], codes: Ids) -> Rows:
-        """Add a code to some of the copies; see `VallexNetwork.step_ar`."""
+        """Add a code to some of the copies: [copies] -> logits of the next, [copies, A + 1]."""
         given = [
             self._audio_rows(np.array([code]), self._lengths[i])
             for i, code in zip(copies, codes, strict=True)
@@ -106,15 +140,19 @@ class ComposedNetwork(Closing):
     def pass_nar(
         self, text: VallexText, prompt: NDArray[np.integer], codes: NDArray[np.integer]
     ) -> Rows:
-        """One level above those that are there; see `VallexNetwork.pass_nar`."""
+        """One level above those that are there; the AR's sequence is lost.
+
+        Args:
+            prompt: all levels, [frames, levels]; may have no frames.
+            codes: the levels below the one wanted, [frames, q], q from 1.
+
+        Returns:
+            Logits of level q at every frame, [frames, codes].
+        """
         net, level = self._model.nar, codes.shape[1]
         if not 1 <= level < self.n_levels or not len(codes):
             raise ValueError(f"codes {codes.shape} of a model of {self.n_levels} levels")
-        frames = [
-            self._summed(prompt),
-            self._summed(codes),
-        ]
-        audio = np.concatenate(frames)
+        audio = np.concatenate([self._summed(prompt), self._summed(codes)])
         audio += net.audio_scale * positions(0, len(audio), net.n_embd)
         rows = np.concatenate([self._text_rows(net, text), audio])
         return self._run_nar(level, rows, len(codes))

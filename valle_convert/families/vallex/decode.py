@@ -23,7 +23,7 @@ from valle_convert.decode.sampling import (
     sample,
 )
 from valle_convert.decode.speech import Speech, StageSeconds
-from valle_convert.families.vallex.protocol import VallexNetwork, VallexText
+from valle_convert.families.vallex.composed import ComposedNetwork, VallexText
 from valle_convert.model.spec import Codes
 from valle_convert.progress import Progress, silent
 
@@ -40,7 +40,7 @@ class VallexOptions:
     Attributes:
         sampling: how codes of level 0 are drawn.
         nar_sampling: how those of the levels above are; the original knows the best code only.
-        best_of: how many continuations are drawn, of which the best one is kept.
+        best_of: how many continuations are drawn; the best one is kept.
         length_penalty: power of the length that a continuation's log probability is divided by;
             0 prefers short ones.
         max_frames: where to end at the latest; None for `MAX_CODES_A_SYMBOL` only.
@@ -71,7 +71,7 @@ class _Continuation:
 
 
 def decode_vallex(
-    network: VallexNetwork,
+    network: ComposedNetwork,
     text: VallexText,
     prompt: Codes,
     options: VallexOptions,
@@ -110,7 +110,7 @@ def decode_vallex(
 
 
 def decode_vallex_ar(
-    network: VallexNetwork,
+    network: ComposedNetwork,
     text: VallexText,
     prompt: Codes,
     options: VallexOptions,
@@ -165,7 +165,7 @@ def decode_vallex_ar(
 
 
 def decode_vallex_nar(
-    network: VallexNetwork,
+    network: ComposedNetwork,
     text: VallexText,
     prompt: Codes,
     level_0: Codes,
@@ -199,7 +199,7 @@ def log_probabilities(logits: Logits, codes: Codes, temperature: float) -> NDArr
 
     Args:
         logits: [rows, codes], filtered; minus infinity where nothing is drawn.
-        codes: [rows], each of which could have been drawn.
+        codes: [rows]; the filters have kept all of them.
     """
     if temperature == 0:
         return np.zeros(len(codes))

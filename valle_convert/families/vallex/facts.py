@@ -16,7 +16,6 @@ LayerNorm, biases and ReLU, for which `mpt` is llama.cpp's graph:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -27,7 +26,8 @@ from numpy.typing import NDArray
 
 from valle_convert.checkpoint import Checkpoint, TensorSpec
 from valle_convert.checkpoint.source import FLOAT32
-from valle_convert.errors import InputError, UnsupportedModelError
+from valle_convert.errors import InputError
+from valle_convert.families.vallex.relatives import refuse_relatives
 from valle_convert.families.vallex.symbols import VALLEX_LANGUAGES, VALLEX_SYMBOLS
 from valle_convert.model.collector import Collector, count_numbered
 from valle_convert.model.description import (
@@ -39,16 +39,7 @@ from valle_convert.model.description import (
     Recovered,
     RowBlock,
 )
-from valle_convert.model.spec import (
-    CODECS,
-    UNKNOWN_CODEC,
-    Codec,
-    Head,
-    RowMap,
-    Table,
-    names_in_order,
-)
-from valle_convert.wording import plural
+from valle_convert.model.spec import Codec, Head, RowMap, Table, choose_codec, names_in_order
 
 #: The factor in front of GELU: normalized mean square error 6e-13 with the one, 9e-10 with the
 #: other, where the rounding of float16 costs 4e-7.
@@ -58,13 +49,6 @@ _SMALLEST_FACTOR = 64
 #: `ffn_up` times the factor has to fit float16, in which some backends compute.
 LARGEST_UP = 65504.0
 _USUAL_HEAD_SIZE = 64
-#: How icefall's trainer, which is that of VALL-E X, names the parts of its models.
-_ICEFALL_NAME = re.compile(
-    r"(ar|nar)_(decoder|text_embedding|audio_embeddings?|predict_layers?|stage_embeddings)\."
-)
-#: Amphion's VALL-E v2, a LLaMA of Hugging Face inside another module.
-_AMPHION_NAME = re.compile(r"model\.(model|lm_head)\..*|(phone|prompt)_embedder\..*")
-_SUPPORTED = "supported of this trainer's models is VALL-E X (Plachtaa/VALL-E-X)"
 
 
 @dataclass(frozen=True)
@@ -108,75 +92,6 @@ class VallexModel:
     def begin_code(self) -> int:
         """The AR's first audio input; there is no output for it."""
         return self.codebook_size + 1
-
-
-# ------------------------------------------------------------------- which model it is
-
-
-#: What a relative is told by: a name that it has, and what it is then.
-_RELATIVES = (
-    (
-        r"(ar|nar)_decoder\.layers\.\d+\.(multihead_attn|norm3)\..*",
-        "is a VALL-F, whose decoders attend to the text across ({}): no graph of llama.cpp does",
-    ),
-    (
-        r"(ar|nar)_(text|audio)_prenet\..*",
-        "has a prenet ({}) between tables and decoder, which llama.cpp cannot compute",
-    ),
-)
-
-
-def _refuse_relatives(checkpoint: Checkpoint) -> None:
-    """Refuse by name the models that share the trainer or the names, and compute something else."""
-    names, config = checkpoint.tensors.specs, checkpoint.config
-    why = ""
-    for pattern, words in _RELATIVES:
-        found = next((name for name in names if re.fullmatch(pattern, name)), None)
-        if found is not None and not why:
-            why = words.format(found)
-    languages = [f"{net}_language_embedding.word_embeddings.weight" for net in ("ar", "nar")]
-    normed = any(name.startswith("ar_decoder.norm.") for name in names)
-    if why:
-        pass
-    elif not any(name in names for name in languages):
-        why = (
-            "is a VALL-E of lifeiteng/vall-e or a descendant of it: it has no language tables "
-            f"({languages[0]}), and its symbols come from a table beside the file"
-        )
-    elif config.get("norm_first") is False or not normed:
-        sign = "norm_first is false" if normed else "there is no ar_decoder.norm"
-        why = f"normalizes after each layer, not before ({sign})"
-    elif config.get("prefix_mode", 1) != 1:
-        why = (
-            f"was trained with prefix_mode {config['prefix_mode']!r}, in which the NAR sees other "
-            "prompts than in prefix_mode 1"
-        )
-    if why:
-        raise UnsupportedModelError(f"{checkpoint.path} {why}; {_SUPPORTED}.")
-
-
-def is_icefall(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint is one of VALL-E X or of a relative, by the names of its tensors."""
-    return any(_ICEFALL_NAME.match(name) for name in checkpoint.tensors.specs)
-
-
-def is_amphion(checkpoint: Checkpoint) -> bool:
-    """Whether it is the one relative whose names are not those of this trainer."""
-    return checkpoint.config.get("version") is None and _amphion_name(checkpoint) is not None
-
-
-def _amphion_name(checkpoint: Checkpoint) -> str | None:
-    return next((name for name in checkpoint.tensors.specs if _AMPHION_NAME.fullmatch(name)), None)
-
-
-def _refuse_amphion(checkpoint: Checkpoint) -> None:
-    if is_amphion(checkpoint):
-        raise UnsupportedModelError(
-            f"{checkpoint.path} is one of the two files of Amphion's VALL-E v2 (it has "
-            f"{_amphion_name(checkpoint)}), a LLaMA with one vocabulary and another codec "
-            "(SpeechTokenizer), which is not converted; supported are VALL-E X, and versions 5 "
-            "and 6 of e-c-k-e-r/vall-e."
-        )
 
 
 # ---------------------------------------------------------------------------- tensors
@@ -251,15 +166,14 @@ def fold_norm(read: Callable[[str], NDArray[Any]], norm: str, level: int) -> NDA
 
 
 def describe(
-    checkpoint: Checkpoint, codec: Codec | None = None, *, factor: int = FACTOR
+    checkpoint: Checkpoint, codec: str | None = None, *, factor: int = FACTOR
 ) -> Description[VallexModel]:
     """Understand a checkpoint of VALL-E X.
 
     A few weights are read: the factors on positions, heads and tables that may be the same, and
     `linear1`, whose largest value bounds the activation factor.
     """
-    _refuse_amphion(checkpoint)
-    _refuse_relatives(checkpoint)
+    refuse_relatives(checkpoint)
     specs = checkpoint.tensors.specs
     collector = Collector(specs)
 
@@ -314,12 +228,8 @@ def describe(
     ar, ar_rows, _ = _rows(nets[0], read)
     nar, nar_rows, same = _rows(nets[1], read)
     recovered: dict[str, Recovered] = {}
-    found = CODECS.get((n_levels, n_codes), UNKNOWN_CODEC)
-    if codec is None and found is UNKNOWN_CODEC:
-        notes.append(
-            f"no known codec has {plural(n_levels, 'level')} of {n_codes} codes; the files say "
-            "`unknown` (give it with --codec-name)"
-        )
+    chosen, of_codec = choose_codec(codec, n_levels, n_codes)
+    notes += of_codec
     recovered |= {source: Recovered(table) for source, table in same.items()}
     dropped += [Dropped(source, f"the same as {table}") for source, table in same.items()]
     folded = _folding(read, n_levels)
@@ -330,7 +240,7 @@ def describe(
         codebook_size=n_codes,
         languages=names_in_order(VALLEX_LANGUAGES, n_languages),
         activation_factor=factor,
-        codec=codec or found,
+        codec=chosen,
     )
     contents = {
         "ar": Contents(

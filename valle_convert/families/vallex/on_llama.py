@@ -9,7 +9,7 @@ from its own file.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,11 +19,14 @@ from valle_convert.families.vallex.facts import VallexModel
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F32
-from valle_convert.llama.context import CacheType
+from valle_convert.llama.context import EXACT, Settings
 from valle_convert.llama.library import INSTALL_TESTED
 from valle_convert.llama.mpt import MptSession
+from valle_convert.llama.session import Session
+from valle_convert.llama.tuning import Tune
 from valle_convert.metrics import nmse
 from valle_convert.network.probe import read_probe_rows
+from valle_convert.network.tuned import head_rows, tuned_for
 
 #: The bits are the same, measured on f32, f16 and Q8_0, but for how threads share the work.
 _SAME_NMSE = 1e-9
@@ -37,7 +40,7 @@ class _Files:
 
 
 class VallexGguf(ComposedNetwork):
-    """A `VallexNetwork` on stock llama.cpp. Close it, or use it as a context manager."""
+    """A `ComposedNetwork` on stock llama.cpp. Close it, or use it as a context manager."""
 
     def __init__(
         self,
@@ -45,21 +48,20 @@ class VallexGguf(ComposedNetwork):
         model: VallexModel,
         *,
         n_threads: int | None = None,
-        cache_type: CacheType | None = None,
+        settings: Settings | None = None,
+        tune: Tune = "off",
     ) -> None:
         super().__init__(model)
         ar, body, *levels = files.values()
         self._files = _Files(ar, body, tuple(levels))
         self._n_threads = n_threads
         is_f32 = self._files.body.tensors["blk.0.ffn_up.weight"].ggml_type == F32
-        self._cache_types: tuple[CacheType, CacheType] = (
-            cache_type or "f32",
-            cache_type or ("f32" if is_f32 else "f16"),
-        )
+        # Parts that are exchanged cannot be repacked: llama.cpp would compute with the copies.
+        for_nar = replace(settings or Settings("f32" if is_f32 else "f16"), repack=False)
         self._level = 1  # whose norms the NAR computes with
-        self._ar = self._open(self._files.ar)
+        self._ar = self._open_tuned(self._files.ar, settings or EXACT, tune)
         try:
-            self._nar = self._open(self._files.levels[0], exchangeable=True)
+            self._nar = self._open_tuned(self._files.levels[0], for_nar, tune, exchangeable=True)
         except BaseException:
             self._ar.close()
             raise
@@ -69,18 +71,42 @@ class VallexGguf(ComposedNetwork):
             self.close()
             raise
 
+    def _open_tuned(
+        self, first: GgufFile, settings: Settings, tune: Tune, **how: bool
+    ) -> MptSession:
+        """The AR with the settings that are best for steps, the NAR with those for passes."""
+        is_ar = first is self._files.ar
+        tuned = tuned_for(
+            first if is_ar else self._files.body,
+            lambda one: self._open(first, one),
+            self._probe_rows(first),
+            settings,
+            tune,
+        )
+        return self._open(first, tuned.steps if is_ar else tuned.passes, **how)
+
+    def _probe_rows(self, first: GgufFile) -> dict[int, Rows]:
+        if first is self._files.ar:
+            return read_probe_rows(first, self._model.ar.n_rows)
+        return read_probe_rows(self._files.body, self._model.nar.n_rows)
+
     def _open(
-        self, first: GgufFile, *, exchangeable: bool = False, proven: bool = False
+        self,
+        first: GgufFile,
+        settings: Settings,
+        *,
+        exchangeable: bool = False,
+        proven: bool = False,
     ) -> MptSession:
         is_ar = first is self._files.ar
-        with_rows, net = (first, self._model.ar) if is_ar else (self._files.body, self._model.nar)
         return MptSession(
             first.path,
             [] if is_ar else [self._files.body.path],
-            probe_rows=read_probe_rows(with_rows, net.n_rows),
+            probe_rows=self._probe_rows(first),
             activation_factor=self._model.activation_factor,
             n_threads=self._n_threads,
-            cache_type=self._cache_types[not is_ar],
+            settings=settings,
+            head_rows=head_rows(first if is_ar else self._files.body),
             exchangeable=exchangeable,
             proven=proven,
         )
@@ -90,9 +116,9 @@ class VallexGguf(ComposedNetwork):
         last = self.n_levels - 1
         if last == 1:
             return
-        probe = read_probe_rows(self._files.body, self._model.nar.n_rows)
-        rows, columns = np.stack(list(probe.values())[:3]), slice(None)
-        with self._open(self._files.levels[-1], proven=True) as loaded:
+        probe = self._probe_rows(self._files.body)
+        rows, columns = np.stack(list(probe.values())[:3]), self._model.nar.head("nar.1").columns
+        with self._open(self._files.levels[-1], self._nar.settings, proven=True) as loaded:
             expected = loaded.both_ways(rows, len(rows), columns)
         self._switch(last)
         found = self._nar.both_ways(rows, len(rows), columns)
@@ -138,12 +164,16 @@ class VallexGguf(ComposedNetwork):
         return self._nar.both_ways(rows, n_outputs, self._model.nar.head(f"nar.{level}").columns)
 
     def count_weights(self) -> list[int]:
-        """What llama.cpp counts in the AR, and in each level from 1 on, all of which it loads."""
+        """The weights that llama.cpp counts in the AR and in each level from 1 on."""
         counts = [self._ar.n_params]
         for level in self._files.levels:
-            with self._open(level, proven=True) as session:
+            with self._open(level, self._nar.settings, proven=True) as session:
                 counts.append(session.n_params)
         return counts
+
+    @property
+    def sessions(self) -> Mapping[str, Session]:
+        return {"ar": self._ar, "nar": self._nar}
 
     def close(self) -> None:
         self._ar.close()

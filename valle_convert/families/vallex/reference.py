@@ -6,9 +6,8 @@ the writer's does not repeat here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - everybody's name for it
@@ -16,23 +15,16 @@ from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 from valle_convert.checkpoint.source import NamedTensors
 from valle_convert.families.vallex.composed import ComposedNetwork, Ids, Rows
 from valle_convert.families.vallex.facts import Net, VallexModel, table_source
+from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.network.arithmetic import EXACT, Arithmetic
+from valle_convert.network.backbone import Cache, TorchNetwork, attend
 
 #: Of every LayerNorm; the writer has its own, so that a wrong one there is noticed here.
 NORM_EPSILON = 1e-5
-#: The name that the inputs of all heads go by, since llama.cpp has them in one matrix.
-HEADS = "token_embd.weight"
-
-_Cache = list[tuple[Tensor, Tensor]]  # keys and values [heads, n, d / heads] of each layer
 
 
-class VallexReference(ComposedNetwork):
-    """A `VallexNetwork` on PyTorch.
-
-    Attributes:
-        observe: called as `observe(part, linear, inputs [n, in])` before every linear layer; for
-            importance matrices.
-    """
+class VallexReference(TorchNetwork, ComposedNetwork):
+    """A `ComposedNetwork` on PyTorch."""
 
     def __init__(
         self,
@@ -42,21 +34,15 @@ class VallexReference(ComposedNetwork):
         arithmetic: Arithmetic = EXACT,
         folded: bool = False,
     ) -> None:
-        super().__init__(model)
-        self._tensors = tensors
-        self._arithmetic = arithmetic
+        ComposedNetwork.__init__(self, model)
+        TorchNetwork.__init__(self, tensors, arithmetic)
         self._activation = arithmetic.activation or F.relu
         self._norm_of = self._stored if folded else self._folded
-        self._weights: dict[str, Tensor] = {}
-        self._caches: list[_Cache] = []
-        self.observe: Callable[[str, str, Tensor], None] | None = None
-
-    def close(self) -> None:
-        """Nothing is held that PyTorch does not free by itself."""
+        self._caches: list[Cache] = []
 
     def look_up(self, net: str, table: str, ids: Ids) -> Rows:
         """Rows of an input table, [n] -> [n, d]."""
-        found: Rows = self._weight(table_source(net, table)).numpy()[ids]
+        found: Rows = self.weight(table_source(net, table)).numpy()[ids]
         return found
 
     def _read_text(self, rows: Rows, room: int) -> None:
@@ -85,9 +71,9 @@ class VallexReference(ComposedNetwork):
         return self._head("nar", f"nar_predict_layers.{level - 1}.weight", hidden[-n_outputs:])
 
     @torch.inference_mode()
-    def _run(self, net: Net, rows: Rows, cache: _Cache, *, causal: bool, level: int) -> Tensor:
+    def _run(self, net: Net, rows: Rows, cache: Cache, *, causal: bool, level: int) -> Tensor:
         """All layers and the last norm, [n, d]; the cache is extended."""
-        x = torch.from_numpy(np.array(rows, np.float32))
+        x = self.rows(net.name, rows)
         for i in range(net.n_layer):
             layer = f"{net.name}_decoder.layers.{i}"
             x = x + self._attention(net, i, self._norm(layer + ".norm1", level, x), cache, causal)
@@ -97,63 +83,42 @@ class VallexReference(ComposedNetwork):
             x = x + self._linear(net, f"blk.{i}.ffn_down.weight", f"{layer}.linear2.", hidden)
         return self._norm(f"{net.name}_decoder.norm", level, x)
 
-    def _attention(self, net: Net, i: int, x: Tensor, cache: _Cache, causal: bool) -> Tensor:
+    def _attention(self, net: Net, i: int, x: Tensor, cache: Cache, causal: bool) -> Tensor:
         layer = f"{net.name}_decoder.layers.{i}.self_attn."
         packed = self._linear(net, f"blk.{i}.attn_qkv.weight", f"{layer}in_proj_", x)
         q, k, v = (
             part.reshape(len(x), net.n_head, -1).transpose(0, 1) for part in packed.chunk(3, -1)
         )
-        if i < len(cache):
-            k, v = torch.cat([cache[i][0], k], 1), torch.cat([cache[i][1], v], 1)
-            cache[i] = (k, v)
-        else:
-            cache.append((k, v))
-        n, m = q.shape[1], k.shape[1]
-        mask = torch.ones(n, m, dtype=torch.bool).tril(m - n) if causal else None
-        mixed = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask)[0]
-        mixed = mixed.transpose(0, 1).flatten(1)
+        mixed = attend(q, k, v, cache, i, causal=causal)
         return self._linear(net, f"blk.{i}.attn_output.weight", f"{layer}out_proj.", mixed)
 
     def _norm(self, name: str, level: int, x: Tensor) -> Tensor:
         if level:
             weight, bias = self._norm_of(name, level)
         else:
-            weight, bias = self._weight(f"{name}.weight"), self._weight(f"{name}.bias")
+            weight, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
         return F.layer_norm(x, (x.shape[-1],), weight, bias, NORM_EPSILON)
 
     def _stored(self, name: str, level: int) -> tuple[Tensor, Tensor]:
         return (
-            self._weight(f"{name}.weight at level {level}"),
-            self._weight(f"{name}.bias at level {level}"),
+            self.weight(f"{name}.weight at level {level}"),
+            self.weight(f"{name}.bias at level {level}"),
         )
 
     def _folded(self, name: str, level: int) -> tuple[Tensor, Tensor]:
         """The adaptive norm as it is written in the original: gain * norm(x) + shift."""
-        stage = self._weight(f"nar_stage_embeddings.{level - 1}.word_embeddings.weight")[0]
+        stage = self.weight(f"nar_stage_embeddings.{level - 1}.word_embeddings.weight")[0]
         projection = f"{name}.project_layer."
-        both = F.linear(
-            stage, self._weight(f"{projection}weight"), self._weight(f"{projection}bias")
-        )
+        both = F.linear(stage, self.weight(f"{projection}weight"), self.weight(f"{projection}bias"))
         gain, shift = both.chunk(2)
-        weight, bias = self._weight(f"{name}.norm.weight"), self._weight(f"{name}.norm.bias")
+        weight, bias = self.weight(f"{name}.norm.weight"), self.weight(f"{name}.norm.bias")
         return gain * weight, gain * bias + shift
 
     def _linear(self, net: Net, target: str, source: str, x: Tensor) -> Tensor:
-        """A layer by its GGUF name, for who listens, and by the beginning of its own."""
-        weight, bias = self._weight(f"{source}weight"), self._weight(f"{source}bias")
-        return F.linear(self._inputs(net.name, target, x), weight, bias)
+        """A layer by its GGUF name and by the beginning of its own."""
+        weight, bias = self.weight(f"{source}weight"), self.weight(f"{source}bias")
+        return self.linear(net.name, target, x, weight, bias)
 
     def _head(self, net: str, source: str, hidden: Tensor) -> Rows:
-        logits: Rows = F.linear(self._inputs(net, HEADS, hidden), self._weight(source)).numpy()
+        logits: Rows = self.linear(net, TOKEN_EMBEDDING, hidden, self.weight(source)).numpy()
         return logits
-
-    def _inputs(self, net: str, target: str, x: Tensor) -> Tensor:
-        if self.observe is not None:
-            self.observe(net, target, x)
-        return self._arithmetic.round_inputs(net, target, x)
-
-    def _weight(self, name: str) -> Tensor:
-        if name not in self._weights:
-            # A copy: torch wants memory that it may write to, and bfloat16 needs one anyway.
-            self._weights[name] = torch.from_numpy(np.array(self._tensors.read(name), np.float32))
-        return self._weights[name]

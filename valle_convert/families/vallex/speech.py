@@ -1,6 +1,6 @@
 """VALL-E X speaks: text in three languages and a voice with its transcript in, speech out.
 
-The model continues a voice, so it is told what the voice says: voice files of its own project
+The model continues a voice, so it needs the words of the voice: voice files of its own project
 have that in them, of recordings the user gives it. Long texts are spoken sentence by sentence,
 each after the same voice; without a voice, each after the last one that was whole.
 """
@@ -18,9 +18,8 @@ from valle_convert.audio.codec import AudioCodec
 from valle_convert.audio.codes import SavedCodes
 from valle_convert.decode import Speech
 from valle_convert.errors import InputError
-from valle_convert.families.vallex.composed import ComposedNetwork
+from valle_convert.families.vallex.composed import ComposedNetwork, VallexText
 from valle_convert.families.vallex.decode import VallexOptions, decode_vallex
-from valle_convert.families.vallex.protocol import VallexText
 from valle_convert.families.vallex.symbols import VALLEX_LANGUAGES, symbol_ids
 from valle_convert.families.vallex.text import (
     SpelledText,
@@ -138,8 +137,8 @@ class VallexSpeaker(Speaker[VoiceSource, VallexText, VallexVoice]):
         if voice is None:
             if said is not None:
                 raise InputError(
-                    "--voice-text is the transcript of a voice, but no voice was given; give one "
-                    "with --voice."
+                    "--voice-text is the transcript of a voice, but there is none; pass one with "
+                    "--voice."
                 )
             return None, ()
         name = str(voice) if isinstance(voice, str | Path) else "the voice"
@@ -147,13 +146,13 @@ class VallexSpeaker(Speaker[VoiceSource, VallexText, VallexVoice]):
             voice = read_vallex_voice(Path(voice), self._format)
         if isinstance(voice, VallexVoice):
             if said is not None:
-                raise InputError(f"{name} has its transcript already; leave --voice-text out.")
+                raise InputError(f"{name} contains its transcript; leave --voice-text out.")
             _check_length(len(voice.codes) / self.frame_rate, name)
             return voice, ()
         if said is None:
             raise InputError(
-                f"VALL-E X has to be told what is said in {name}, to go on with it; give its "
-                "transcript with --voice-text, or a voice file of its project, which has it."
+                f"VALL-E X continues the voice and needs the transcript of {name}; pass it with "
+                "--voice-text, or use a voice file of its project."
             )
         # The transcript first: codes take longer.
         pieces, outside = tagged_pieces(said, None)
@@ -200,13 +199,13 @@ def _text_of(pieces: Sequence[TaggedText]) -> str:
 def _outside_notices(outside: Sequence[str]) -> tuple[str, ...]:
     if not outside:
         return ()
-    return (f"what stands outside of language tags is not spoken: {' '.join(outside)[:60]!r}",)
+    return (f"text outside of language tags is skipped: {' '.join(outside)[:60]!r}",)
 
 
 def _check_length(seconds: float, name: str) -> None:
     """Refuse a voice longer than what the model was made for."""
     if seconds > MAX_VOICE_SECONDS:
         raise InputError(
-            f"{name} is {seconds:.1f} seconds long, and a voice of VALL-E X has "
-            f"{MAX_VOICE_SECONDS:g} at most; cut the recording and what is said in it."
+            f"{name} is {seconds:.1f} seconds long; a voice of VALL-E X has at most "
+            f"{MAX_VOICE_SECONDS:g}. Cut the recording and its transcript."
         )

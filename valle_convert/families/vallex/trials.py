@@ -18,20 +18,17 @@ from numpy.typing import NDArray
 from valle_convert.decode.sampling import GREEDY
 from valle_convert.errors import InputError
 from valle_convert.families.family import GREEDY_FRAMES, Case, Speed
-from valle_convert.families.vallex.composed import ComposedNetwork, Ids, Rows
+from valle_convert.families.vallex.composed import ComposedNetwork, Ids, Rows, VallexText
 from valle_convert.families.vallex.decode import (
     VallexOptions,
     decode_vallex_ar,
     decode_vallex_nar,
 )
 from valle_convert.families.vallex.facts import VallexModel
-from valle_convert.families.vallex.protocol import VallexText
 from valle_convert.families.vallex.symbols import VALLEX_SYMBOLS
 from valle_convert.families.vallex.voice import read_vallex_voice
 from valle_convert.wording import plural
 
-#: What a file of an utterance holds.
-ARRAYS = "audio_tokens, text_tokens and lang_code of a voice file of VALL-E X"
 _N_SYMBOLS, _N_PROMPT_FRAMES, _N_FRAMES = 40, 30, 40
 _N_STEPS = 8  # codes that go in one by one, at the end
 # A request of everyday size: four seconds after three seconds of voice.
@@ -52,6 +49,10 @@ class VallexUtterance:
     text: VallexText
     prompt: NDArray[np.int32]
     codes: NDArray[np.int32]
+
+    @property
+    def said(self) -> NDArray[np.int32]:
+        return self.text.symbols
 
 
 def utterances(model: VallexModel, n: int, *, seed: int = 0) -> Iterator[VallexUtterance]:
@@ -148,8 +149,9 @@ def measure_speed(network: ComposedNetwork) -> Speed:
     )
 
 
-def read_utterance(path: Path, model: VallexModel) -> VallexUtterance:
+def read_utterance(path: Path, model: VallexModel, *, seed: tuple[int, ...]) -> VallexUtterance:
     """One utterance of a voice file; the first three seconds, or half of it, are the prompt."""
+    del seed  # nothing is drawn
     voice = read_vallex_voice(path, model)
     n_frames, n_symbols = len(voice.codes), len(voice.symbols)
     if n_frames < 2 or n_frames + n_symbols > _MAX_ELEMENTS:

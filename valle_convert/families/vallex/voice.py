@@ -38,7 +38,7 @@ class VallexVoice:
 
     Attributes:
         codes: [frames, levels], int32.
-        symbols: ids of what is said, as in `model.vallex_symbols`, [n].
+        symbols: ids of what is said, as in `symbols.py`, [n].
         languages: the network's id of each symbol's language, [n].
     """
 

@@ -1,4 +1,4 @@
-"""Mandarin for VALL-E X: jieba cuts words, pypinyin reads them, and a table spells syllables.
+"""Mandarin for VALL-E X: jieba segments, pypinyin reads, and a table spells syllables.
 
 >>> chinese_symbols("我想要零花钱。")[0]
 'wo↓↑ ʃiɑŋ↓↑iɑʊ↓ liŋ↑xwa→tʃʰjɛn↑.'
@@ -80,9 +80,9 @@ FINALS = {
     "ㄩㄣ": "ɥn",
     "ㄩㄥ": "jʊŋ",  # iong
 }
-#: What stands for the vowel of zhi and zi, which bopomofo does not write.
+#: The vowel of zhi and zi, which bopomofo does not write.
 _SYLLABIC = {**dict.fromkeys("ㄓㄔㄕㄖ", "ɹ`"), **dict.fromkeys("ㄗㄘㄙ", "ɹ")}
-#: The first tone has no mark in bopomofo, the neutral one none in the symbols.
+#: The first tone has no mark in bopomofo; the neutral tone has no symbol.
 TONES = {"": "→", "ˊ": "↑", "ˇ": "↓↑", "ˋ": "↓", "˙": ""}
 _LABIALS = "ㄅㄆㄇㄈ"
 
@@ -127,7 +127,7 @@ _SYLLABLE = re.compile(
 
 
 def chinese_symbols(text: str) -> tuple[str, list[str]]:
-    """The symbols of a text, with blanks between words, and the characters that have none."""
+    """The symbols of a text with blanks between words, and the characters without a symbol."""
     parts: list[str] = []
     unsaid: list[str] = []
     for word in _words(_expanded(plain(text, "zh"))):
@@ -209,15 +209,14 @@ def _jieba() -> Any:  # noqa: ANN401 - the package has no types
         warnings.simplefilter("ignore")  # it imports pkg_resources, which is deprecated
         jieba = require("jieba", "Cutting Chinese words", extra="vallex")
     tokenizer = jieba.Tokenizer()
-    # Left to itself, it would unmarshal a cache from the folder of temporary files, where
-    # anybody can have put it.
+    # By default it unmarshals a cache from the folder of temporary files, which anybody can write.
     tokenizer.FREQ, tokenizer.total = tokenizer.gen_pfdict(tokenizer.get_dict_file())
     tokenizer.initialized = True
     return tokenizer
 
 
 def _readings(word: str) -> list[str]:
-    """Bopomofo of each Chinese character of a word; other characters stay."""
+    """Bopomofo of each Chinese character of a word; other characters are kept."""
     pypinyin = require("pypinyin", "Reading Chinese", extra="vallex")
     read = partial(pypinyin.lazy_pinyin, style=pypinyin.Style.BOPOMOFO)
     readings = list(read(word))

@@ -1,10 +1,10 @@
-"""English for VALL-E X: the CMU dictionary by `eng_to_ipa`, and espeak-ng for words it lacks.
+"""English for VALL-E X: the CMU dictionary of `eng_to_ipa`, and espeak-ng for other words.
 
 >>> english_symbols("There will be widespread support on all sides.")[0]
 'ðɛɹ wɪɫ bi ˈwaɪdˈspɹɛd səˈpɔɹt ɔn ɔɫ saɪdz.'
 
-The network was trained on the dictionary's notation: no lengths, a stress mark before its syllable,
-none in words of one syllable. espeak-ng's phonemes are rewritten in it.
+The network was trained on the dictionary's notation: no length marks, stress marks before the
+syllable, but not in words of one syllable. espeak-ng's phonemes are rewritten to match it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from valle_convert.families.vallex.text.plain import PUNCTUATION, joined, plain
 from valle_convert.text.folding import signs_in_words
 from valle_convert.text.phonemes import to_phonemes
 
-#: The dictionary itself knows "mr", "mrs", "dr" and months.
+#: The dictionary already has "mr", "mrs", "dr" and months.
 _ABBREVIATIONS = {
     "st.": "saint",
     "co.": "company",
@@ -47,7 +47,7 @@ _ABBREVIATIONS = {
     "mrs.": "missis",
     "ms.": "miz",
 }
-#: Currency: its name, and that of its hundredth, for one and for several.
+#: Currencies: singular and plural of the unit and its hundredth.
 _CURRENCIES = {
     "$": (("dollar", "dollars"), ("cent", "cents")),
     "€": (("euro", "euros"), ("cent", "cents")),
@@ -57,7 +57,7 @@ _MAGNITUDES = ("hundred", "thousand", "million", "billion", "trillion")
 
 _NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
 _MONEY = re.compile(rf"([{''.join(_CURRENCIES)}])\s?({_NUMBER})(?:\s({'|'.join(_MAGNITUDES)})\b)?")
-#: U.S., e.g. where it is no abbreviation that is known.
+#: Dotted abbreviations such as U.S., unless known above.
 _LETTER_NAMES = re.compile(r"(?<![\w.])(?:[A-Za-z]\.){2,}")
 _FRACTION = re.compile(r"(?<![\d/])(\d+)/(\d+)(?![\d/])")
 _TIME = re.compile(r"\b([01]?\d|2[0-4]):([0-5]\d)\b")
@@ -70,12 +70,12 @@ _MAX_DIGITS = 15
 _WORD = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*")
 _TOKEN = re.compile(rf"{_WORD.pattern}|\s+|.", re.DOTALL)
 
-#: eng_to_ipa's letters that are others in the network's symbols.
+#: Letters of eng_to_ipa with another symbol in the network.
 _DICTIONARY_LETTERS = str.maketrans({"r": "ɹ", "ʤ": "dʒ", "ʧ": "tʃ"})
-#: An l is dark where no vowel follows in its word.
+#: An l is dark unless a vowel follows in its word.
 _DARK_L = re.compile(r"l(?=[^aeiouæɑɔəɛɪʊ\s]*(?:\s|$))")
 
-#: espeak-ng's vowels and consonants of American English, as the dictionary writes them.
+#: espeak-ng's phonemes of American English in the dictionary's notation.
 ESPEAK_VOWELS = {
     **{one: one for one in ("aɪ", "aʊ", "eɪ", "oʊ", "ɔɪ", "i", "u", "ɛ", "ɪ", "ʊ", "ə", "æ")},
     "iː": "i",
@@ -118,7 +118,7 @@ ESPEAK_CONSONANTS = {
 _ESPEAK = {**ESPEAK_VOWELS, **ESPEAK_CONSONANTS}
 _PHONE = re.compile("|".join(sorted(map(re.escape, _ESPEAK), key=len, reverse=True)) + "|.")
 _STRESSES = "ˈˌ"
-#: What may begin a syllable besides a single consonant; the stress mark stands before it.
+#: Onsets of more than one consonant; the stress mark precedes them.
 _ONSETS = frozenset(
     """
     pl pɹ pj tɹ tw kl kɹ kw kj bl bɹ bj dɹ dw gl gɹ gw fl fɹ fj vj mj hj θɹ θw ʃɹ
@@ -128,7 +128,7 @@ _ONSETS = frozenset(
 
 
 def english_symbols(text: str) -> tuple[str, list[str]]:
-    """The symbols of a text, with blanks between words, and the characters that have none."""
+    """The symbols of a text with blanks between words, and the characters without a symbol."""
     tokens = _TOKEN.findall(_expanded(plain(text, "en")))
     said = _pronounced(token for token in tokens if _WORD.fullmatch(token))
     parts: list[str] = []
@@ -159,7 +159,7 @@ def _expanded(text: str) -> str:
     text = _TIME.sub(_time_of_day, text)
     text = _ORDINAL.sub(lambda n: f" {_ordinal(n[1])} ", text)
     text = _NEGATIVE.sub("minus ", text)
-    # A letter right before or after a number is a word of its own: mp3, 4K.
+    # A letter next to a number is a separate word: mp3, 4K.
     text = _PLAIN.sub(lambda n: f" {_number(n[0])} ", text)
     return signs_in_words(text, "en")
 
@@ -228,7 +228,7 @@ def _digits(digits: str) -> str:
 
 
 @cache
-def _inflect() -> Any:  # noqa: ANN401 - its types are those of another era
+def _inflect() -> Any:  # noqa: ANN401 - its types are outdated
     return require("inflect", "Reading English numbers", extra="vallex").engine()
 
 
@@ -236,7 +236,7 @@ def _inflect() -> Any:  # noqa: ANN401 - its types are those of another era
 
 
 def _pronounced(words: Iterable[str]) -> dict[str, str]:
-    """Each word as it is said; the dictionary first, whole, then the parts between hyphens."""
+    """Pronunciations: the dictionary for whole words, then for the parts between hyphens."""
     wanted = list(dict.fromkeys(words))
     said = _in_dictionary(wanted)
     parts = {part for word in wanted if word not in said for part in word.split("-")}
@@ -249,10 +249,10 @@ def _pronounced(words: Iterable[str]) -> dict[str, str]:
 
 
 def _in_dictionary(words: list[str]) -> dict[str, str]:
-    """Those that the dictionary has; of several pronunciations, the one that eng_to_ipa takes."""
+    """Words of the dictionary; with several pronunciations, the one eng_to_ipa chooses."""
     dictionary = require("eng_to_ipa", "Reading English words", extra="vallex")
     said: dict[str, str] = {}
-    for start in range(0, len(words), 500):  # SQLite takes so many at once
+    for start in range(0, len(words), 500):  # the limit of SQLite
         some = words[start : start + 500]
         for word, found in zip(
             some,
@@ -266,7 +266,7 @@ def _in_dictionary(words: list[str]) -> dict[str, str]:
 
 @cache
 def _by_espeak(word: str) -> str:
-    """As espeak-ng says it, in the dictionary's way of writing."""
+    """espeak-ng's pronunciation in the dictionary's notation."""
     try:
         return from_espeak(to_phonemes(word, "en"))
     except InputError:
@@ -274,7 +274,7 @@ def _by_espeak(word: str) -> str:
 
 
 def from_espeak(phonemes: str) -> str:
-    """What espeak-ng says of American English words, in the dictionary's way of writing.
+    """Rewrite espeak-ng's phonemes of American English in the dictionary's notation.
 
     >>> from_espeak("vˈeɪpɚwˌɛɹ")
     'ˈveɪpəɹˌwɛɹ'
@@ -295,7 +295,7 @@ def _word_from_espeak(word: str) -> str:
 
 
 def _syllable_begin(before: list[str]) -> int:
-    """Where the syllable begins whose vowel comes next: as early as an onset allows."""
+    """Where the syllable of the next vowel begins: as early as an onset allows."""
     begin = len(before)
     while begin > 0:
         onset = "".join(before[begin - 1 :])

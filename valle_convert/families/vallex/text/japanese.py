@@ -1,9 +1,9 @@
-"""Japanese for VALL-E X: OpenJTalk reads phones and accents.
+"""Japanese for VALL-E X: phones and accents by OpenJTalk.
 
 >>> japanese_symbols("レベルが上がったそうです。")[0]
 'ɾe↓beɾɯga a↑gat#taso↑ode↓sɯ*.'
 
-Accents are arrows: up after the first mora of a phrase that rises, down at its fall. Blanks
+Accents are arrows: up after the first mora of a rising phrase, down where the pitch falls. Blanks
 separate phrases.
 """
 
@@ -24,7 +24,7 @@ from valle_convert.extras import require
 from valle_convert.families.vallex.text.plain import PUNCTUATION, joined, plain
 from valle_convert.text.folding import HAN, signs_in_words
 
-#: OpenJTalk's phones that are written otherwise; capitals are devoiced vowels.
+#: Symbols for phones of OpenJTalk with another name; capitals are devoiced vowels.
 PHONES = {
     "u": "ɯ",
     "U": "ɯ*",
@@ -51,17 +51,17 @@ PHONES = {
     "ny": "n^",
     "hy": "ç",
 }
-#: Consonants that another phone makes different: before i, voiced or not.
+#: Consonants that change before i.
 _BEFORE_I = {"n": "n^", "h": "ç"}
 _I = ("i", "I")
-#: The first half of a double consonant, by the first letter of what follows; else Q.
+#: First half of a double consonant, by the following phone; otherwise Q.
 _DOUBLED = {
     **dict.fromkeys(("k", "ky", "g", "gy"), "k#"),
     **dict.fromkeys(("t", "ty", "ts", "d", "dy", "j", "ch"), "t#"),
     **dict.fromkeys(("p", "py", "b", "by"), "p#"),
     **dict.fromkeys(("s", "sh"), "s"),
 }
-#: The syllabic nasal, by what follows; else N.
+#: The syllabic nasal, by the following phone; otherwise N.
 _NASALS = {
     **dict.fromkeys(("m", "my", "p", "py", "b", "by"), "m"),
     **dict.fromkeys(("ch", "j"), "n^"),
@@ -70,9 +70,9 @@ _NASALS = {
 }
 
 _KANA = "ぁ-ゖゝゞァ-ヺヽヾー"
-#: What OpenJTalk reads, at most so much of it at once: it takes 8 kB.
+#: Text for OpenJTalk, in pieces of at most 500 characters; its buffer has 8 kB.
 _READABLE = re.compile(rf"(?:[A-Za-z0-9{_KANA}{HAN}々〆]|(?<=\d)\.(?=\d)){{1,500}}")
-#: It gives these back one for one, if not as they are; numbers it writes otherwise.
+#: Characters that OpenJTalk returns one for one; it rewrites numbers.
 _WRITTEN = re.compile(rf"[{_KANA}{HAN}々〆]")
 _NUMERALS = re.compile("[〇一二三四五六七八九十百千万億兆]")
 _NEGATIVE = re.compile(r"(?<![\w.,])[-−](?=\d)")
@@ -80,12 +80,12 @@ _NEGATIVE = re.compile(r"(?<![\w.,])[-−](?=\d)")
 
 @dataclass(frozen=True)
 class Phone:
-    """A phone, and where its mora stands in its accent phrase.
+    """A phone, and the position of its mora in the accent phrase.
 
     Attributes:
-        to_accent: of moras, from the accented one; 0 on it.
-        place: of the mora in its phrase, from 1.
-        left: moras to the end of the phrase, this one included.
+        to_accent: number of moras after the accented one; 0 on it.
+        place: position of the mora in its phrase, from 1.
+        left: number of moras to the end of the phrase, including this one.
     """
 
     name: str
@@ -95,9 +95,9 @@ class Phone:
 
 
 def japanese_symbols(text: str) -> tuple[str, list[str]]:
-    """The symbols of a text, with blanks between phrases, and the characters that have none.
+    """The symbols of a text with blanks between phrases, and the characters without a symbol.
 
-    Raises InputError if OpenJTalk leaves out a part of the text.
+    Raises InputError if OpenJTalk skips a part of the text.
     """
     parts: list[str] = []
     unsaid: list[str] = []
@@ -143,7 +143,7 @@ def _letter(phone: str, following: str) -> str:
 
 
 def _stretches(text: str) -> Iterator[tuple[bool, str]]:
-    """What can be read, and what is between it, in turn."""
+    """Alternating parts of a text: readable, and not."""
     start = 0
     for stretch in _READABLE.finditer(text):
         if between := text[start : stretch.start()]:
@@ -155,17 +155,17 @@ def _stretches(text: str) -> Iterator[tuple[bool, str]]:
 
 
 def _phrases(text: str) -> tuple[str, list[str]]:
-    """A stretch in symbols, and its characters that have no reading."""
+    """The symbols of a readable part, and its characters without reading."""
     openjtalk = _openjtalk()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it calls sudachipy in a way that is deprecated
+        warnings.simplefilter("ignore")  # it uses a deprecated call of sudachipy
         words = openjtalk.run_frontend(text, predict_nani=False)
-        is_read = any(map(_has_reading, words))  # it complains on stderr of labels without any
+        is_read = any(map(_has_reading, words))  # without readings it warns on stderr
         labels = openjtalk.make_label(words) if is_read else []
     found = "".join(word["string"] for word in words)
     if len(_WRITTEN.findall(found)) < len(_WRITTEN.findall(_NUMERALS.sub("", text))):
         raise InputError(
-            f"OpenJTalk reads only {found!r} of the text {text!r}; write it otherwise, or in kana."
+            f"OpenJTalk reads only {found!r} of the text {text!r}; rewrite it, or use kana."
         )
     unread = "".join(word["string"] for word in words if not _has_reading(word))
     named = [one for one in unicodedata.normalize("NFKC", unread) if one.isalnum()]
@@ -178,7 +178,7 @@ def _has_reading(word: dict[str, Any]) -> bool:
 
 @cache
 def _openjtalk() -> Any:  # noqa: ANN401 - imported late
-    with contextlib.redirect_stdout(io.StringIO()):  # it greets on stdout
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints on stdout
         return require("pyopenjtalk", "Reading Japanese", extra="japanese")
 
 

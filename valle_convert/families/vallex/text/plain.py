@@ -1,4 +1,4 @@
-"""What the three readers share: characters made plain, the symbols of marks, and blanks."""
+"""Shared by the three readers: plain characters, punctuation, and blanks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from valle_convert.text.folding import SIGNS, fold
 
-#: Punctuation: what it becomes. Of the rest, what no reader says is named.
+#: Replacements for punctuation. Other characters that no reader knows are reported.
 PUNCTUATION = {
     **{mark: mark for mark in ".,!?-~…"},
     **dict.fromkeys(";:、，；：､", ","),
@@ -20,7 +20,7 @@ PUNCTUATION = {
     **dict.fromkeys("¡¿\"'`´‘’‚‛“”„‟«»‹›「」『』《》〈〉【】〔〕｢｣（）()[]{}", ""),
     **dict.fromkeys("_/\\|*^•·・", " "),
 }
-#: Latin letters that have no decomposition.
+#: Latin letters without a decomposition.
 _LETTERS = {
     "ß": "ss",
     "æ": "ae",
@@ -38,7 +38,7 @@ _LETTERS |= {one.upper(): two.capitalize() for one, two in _LETTERS.items() if o
 
 
 def plain(text: str, language: str) -> str:
-    """A folded text whose Latin letters have no accents; the signs of the language stay."""
+    """A folded text with Latin letters without accents; the signs of the language are kept."""
     return "".join(map(_without_accent, fold(text, SIGNS[language].__contains__)))
 
 
@@ -53,6 +53,6 @@ def _without_accent(character: str) -> str:
 
 
 def joined(parts: Iterable[str]) -> str:
-    """Symbols with single blanks, none before a mark that ends something or at either end."""
+    """Join symbols with single blanks, but not before a closing mark or at the ends."""
     symbols = re.sub(r"\.{3,}", "…", re.sub(r"\s+", " ", "".join(parts)))
     return re.sub(r" (?=[.,!?…])", "", symbols).strip()

@@ -3,7 +3,7 @@
     [EN]I like [EN][ZH]苹果。[ZH]      pieces, each between two tags of its language
     Plain text.                        one language, given or detected
 
-Each piece is spelled by itself and ends with a punctuation mark. Pieces are joined without a blank,
+Each piece is spelled separately and ends with a punctuation mark. Pieces are joined without blanks,
 and every symbol has the language of its piece.
 """
 
@@ -28,7 +28,7 @@ from valle_convert.text.languages import (
 from valle_convert.text.phonemes import check_phonemes
 from valle_convert.text.sentences import split_sentences
 
-#: How each language is read: the symbols, and the characters that cannot be said.
+#: Readers by language; they return symbols, and the characters that they cannot read.
 _READERS: dict[str, Callable[[str], tuple[str, list[str]]]] = {
     "en": english_symbols,
     "zh": chinese_symbols,
@@ -52,12 +52,12 @@ class TaggedText:
 
 @dataclass(frozen=True)
 class SpelledText:
-    """What the network reads.
+    """Input of the network.
 
     Attributes:
-        symbols: characters of `model.vallex_symbols`; a blank is `_`.
-        languages: of each symbol, as `en`, `zh` and `ja`.
-        notices: for the user, such as characters that cannot be said.
+        symbols: characters of the table in `symbols.py`; a blank is `_`.
+        languages: language of each symbol: `en`, `zh` or `ja`.
+        notices: remarks for the user, such as characters that cannot be read.
     """
 
     symbols: str
@@ -66,9 +66,9 @@ class SpelledText:
 
 
 def tagged_pieces(text: str, language: str | None = None) -> tuple[list[TaggedText], list[str]]:
-    """The pieces between tags, or a whole text without tags; and the text outside of the tags.
+    """The pieces between tags, or the whole text without tags, and the text outside of tags.
 
-    The language is that of a text without tags; None detects it.
+    `language` is for a text without tags; None detects it.
     """
     if _TAG.search(text) is None:
         if language is None:
@@ -81,10 +81,10 @@ def tagged_pieces(text: str, language: str | None = None) -> tuple[list[TaggedTe
         outside.append(text[end : opening.start()])
         closing = _TAG.search(text, opening.end())
         if closing is None or closing[0] != opening[0]:
-            found = "ends" if closing is None else f"goes on with {closing[0]}"
+            found = "the text ends" if closing is None else f"{closing[0]} follows"
             raise InputError(
-                f"The text {found} where the tag {opening[0]} is not closed; write each piece "
-                f"between two tags of its language, as in {opening[0]}...{opening[0]}."
+                f"The tag {opening[0]} is not closed: {found}. Write each piece between two tags, "
+                f"as in {opening[0]}...{opening[0]}."
             )
         pieces.append(TaggedText(text[opening.end() : closing.start()], _TAGS[opening[1]]))
         end = closing.end()
@@ -98,7 +98,7 @@ def tagged_pieces(text: str, language: str | None = None) -> tuple[list[TaggedTe
 def tagged_sentences(
     text: str, language: str | None = None
 ) -> tuple[list[list[TaggedText]], list[str]]:
-    """As `tagged_pieces`, by sentence; without tags, each may be in another language."""
+    """Like `tagged_pieces`, by sentence; without tags, the language may change by sentence."""
     if _TAG.search(text) is None:
         given = language and known_language(language, VALLEX_LANGUAGES)
         sentences = split_sentences(text, language=given) or [""]
@@ -135,13 +135,13 @@ def spell(pieces: Sequence[TaggedText]) -> SpelledText:
 
 
 def spell_symbols(pieces: Sequence[TaggedText]) -> SpelledText:
-    """Take symbols as they are; a blank may stand for `_`."""
+    """Use symbols as they are; a blank is the same as `_`."""
     symbols: list[tuple[str, str]] = []
     notices: list[str] = []
     for piece in pieces:
         given = re.sub(r"\s+", "_", piece.text.strip())
         if unknown := unknown_symbols(given):
-            notices.append(f"the model's symbols lack these, which are left out: {listed(unknown)}")
+            notices.append(f"the model lacks these symbols, which are skipped: {listed(unknown)}")
         symbols.append(("".join(one for one in given if one not in unknown), piece.language))
     return _put_together(symbols, notices, pieces)
 

@@ -1,0 +1,161 @@
+"""The server: time to first sound and throughput with 1, 2, 4 and 8 clients, over one client.
+
+    python benchmarks/bench_serve.py [--requests 6] [--threads 1] [--write]
+
+The miniature in Q8_0 on a server of its own, asked by HTTP for three sentences as pcm, each client
+--requests times in a row. Everything is a ratio over one client, but for the first row: over
+`speaker.pieces` in this process. --write puts the table into docs/serve.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+import httpx2
+
+from miniature.world import WorldCodec
+from valle_convert import Choices, plan_conversion, write_gguf
+from valle_convert.decode import SamplingOptions
+from valle_convert.families.bundle import Bundle, open_bundle
+from valle_convert.serve.app import Settings
+from valle_convert.serve.server import SpeechServer, bind
+from valle_convert.speech.results import SpeakOptions
+from valle_convert.speech.speaker import AnySpeaker
+
+ROOT = Path(__file__).parents[1]
+MINIATURE = ROOT / "miniature"
+DOCUMENT = ROOT / "docs" / "serve.md"
+BEGIN = "<!-- written by benchmarks/bench_serve.py -->"
+CLIENTS = (1, 2, 4, 8)
+TEXT = "Hello world. The old man sees the river. A small dog wants the red apple."
+OPTIONS = SpeakOptions(
+    mode="ar", language="en", sampling=SamplingOptions(0.6), prompt_seconds=0.8, max_seconds=2.0
+)
+BYTES_A_SECOND = 48_000
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds to the first sound, to the end, and seconds of sound for a second."""
+
+    first: float
+    whole: float
+    throughput: float
+
+
+def open_speaker(bundle: Bundle, threads: int) -> AnySpeaker:
+    """The miniature, ready to speak."""
+    codec = WorldCodec(MINIATURE / "codec.safetensors")
+    return bundle.family.speaker(bundle, codec=codec, n_threads=threads)
+
+
+def measure_alone(bundle: Bundle, threads: int, n: int) -> Measured:
+    """The same work without a server."""
+    firsts, wholes, seconds = [], [], 0.0
+    with open_speaker(bundle, threads) as speaker:
+        for seed in range(-1, n):
+            begin, times = time.perf_counter(), []
+            for piece in speaker.pieces(TEXT, None, replace(OPTIONS, seed=abs(seed))):
+                times.append(time.perf_counter() - begin)
+                seconds += piece.audio.seconds if seed >= 0 else 0.0
+            if seed >= 0:  # the first loads espeak-ng
+                firsts.append(times[0])
+                wholes.append(times[-1])
+    return Measured(median(firsts), median(wholes), seconds / sum(wholes))
+
+
+@contextmanager
+def serving(bundle: Bundle, threads: int) -> Iterator[str]:
+    """The address of a server that is ready."""
+    server = SpeechServer(
+        Settings(bundle, defaults=OPTIONS, n_places=max(CLIENTS)),
+        lambda: open_speaker(bundle, threads),
+    )
+    with ThreadPoolExecutor(1) as thread, bind("127.0.0.1", 0) as listening:
+        running = thread.submit(server.run, listening)
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        while httpx2.get(f"{address}/health").status_code == 503:
+            time.sleep(0.05)
+        yield address
+        server.stop()
+        running.result()
+
+
+def ask(address: str, seed: int) -> tuple[float, float, int]:
+    """Seconds to the first sound and to the last, and bytes."""
+    wanted = {"input": TEXT, "seed": seed, "response_format": "pcm"}
+    begin, first, size = time.perf_counter(), 0.0, 0
+    with httpx2.stream("POST", f"{address}/v1/audio/speech", json=wanted, timeout=600) as answer:
+        answer.raise_for_status()
+        for chunk in answer.iter_raw():
+            first = first or time.perf_counter() - begin
+            size += len(chunk)
+    return first, time.perf_counter() - begin, size
+
+
+def measure(address: str, n_clients: int, n: int) -> Measured:
+    """So many clients, each of which asks again as soon as it has its answer."""
+    begin = time.perf_counter()
+    with ThreadPoolExecutor(n_clients) as threads:
+        turns = threads.map(
+            lambda client: [ask(address, client * n + turn) for turn in range(n)], range(n_clients)
+        )
+        answers = [one for turn in turns for one in turn]
+    took = time.perf_counter() - begin
+    seconds = sum(size for _, _, size in answers) / BYTES_A_SECOND
+    return Measured(
+        median(first for first, _, _ in answers),
+        median(whole for _, whole, _ in answers),
+        seconds / took,
+    )
+
+
+def table(alone: Measured, found: dict[int, Measured]) -> list[str]:
+    """Ratios, as Markdown."""
+    one = found[1]
+    pairs = [("1, over the speaker without a server", one, alone)]
+    pairs += [(f"{n}, over 1 client", each, one) for n, each in found.items() if n > 1]
+    head = "| clients | time to first sound | time to the end | throughput |"
+    return [
+        head,
+        "|---|---:|---:|---:|",
+        *(
+            f"| {name} | {this.first / base.first:.2f} | {this.whole / base.whole:.2f} "
+            f"| {this.throughput / base.throughput:.2f} |"
+            for name, this, base in pairs
+        ),
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print, and write where it is wanted."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--requests", type=int, default=6)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--write", action="store_true", help="put the table into docs/serve.md")
+    arguments = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "miniature.gguf"
+        write_gguf(plan_conversion(MINIATURE / "miniature.sft", Choices("q8_0")), path)
+        bundle = open_bundle(path)
+        alone = measure_alone(bundle, arguments.threads, arguments.requests)
+        with serving(bundle, arguments.threads) as address:
+            ask(address, 0)
+            found = {n: measure(address, n, arguments.requests) for n in CLIENTS}
+    lines = table(alone, found)
+    print("\n".join(lines))
+    if arguments.write:
+        before = DOCUMENT.read_text(encoding="utf-8").split(BEGIN)[0]
+        DOCUMENT.write_text(before + "\n".join([BEGIN, "", *lines]) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

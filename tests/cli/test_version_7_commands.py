@@ -1,0 +1,200 @@
+"""Version 7 through every command: it does what the others do, or refuses in one sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from make_checkpoint import PUBLISHED_SIZES, Shape, make_checkpoint
+from safetensors.numpy import save_file
+from support import Cli, error_of
+
+from valle_convert import Choices, plan_conversion, write_gguf
+from valle_convert.errors import InputError
+from valle_convert.families.bundle import open_bundle, open_files
+from valle_convert.families.v5.files import read_model
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.verify import verify
+
+#: Rows that K-quants divide into.
+WIDE = Shape(
+    version=7, dim=256, heads=4, layers=1, ffn=1, levels=2, capabilities=("nar", "len", "lang")
+)
+CANNOT = "does not support VALL-E of version 7 yet"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("version-7") / "wide.sft"
+    make_checkpoint(path, WIDE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Path) -> Path:
+    path = checkpoint.with_name("wide-F16.gguf")
+    write_gguf(plan_conversion(checkpoint, Choices("f16")), path)
+    return path
+
+
+def test_a_matrix_is_made_of_both_files_and_used(
+    checkpoint: Path, model: Path, tmp_path: Path, cli: Cli
+) -> None:
+    matrix = tmp_path / "m.gguf"
+    made = cli("imatrix", checkpoint, "-o", matrix, "--utterances", 1, "--json")
+    assert made.code == 0, made.err
+    files = [matrix, tmp_path / "m-audio.gguf"]
+    assert json.loads(made.out)["files"] == [str(path) for path in files]
+    linear = {
+        part: {name for name, one in file.tensors.items() if len(one.shape) == 2}
+        for part, file in open_files(model).files.items()
+    }
+    for path, names in zip(files, linear.values(), strict=True):
+        found = {name.removesuffix(".in_sum2") for name in GgufFile(path).tensors}
+        # Tables are looked up, and not multiplied; the heads lie in the second file.
+        assert found & names >= {name for name in names if "ffn" in name or "attn" in name}
+        assert ("token_embd.weight.in_sum2" in GgufFile(path).tensors) == (path == files[1])
+    out = tmp_path / "out"
+    used = cli("quantize", model, out, "--types", "IQ2_XXS", "--imatrix", matrix)
+    assert used.code == 0, used.err
+
+
+def test_a_scan_chooses_types_for_the_tensors_of_both_files(
+    checkpoint: Path, tmp_path: Path, cli: Cli
+) -> None:
+    listing, out = tmp_path / "chosen.txt", tmp_path / "chosen.gguf"
+    result = cli(
+        *("scan", checkpoint, listing, "--types", "Q2_K,Q8_0", "--json"),
+        *("--target-bits", 5, "--utterances", 1, "--threads", 1),
+    )
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
+    scanned = {one["tensor"] for one in report["scan"]}
+    assert any("blk.0.ffn_up.weight" in name for name in scanned)
+    assert any("a.level.1.ffn_up.weight" in name for name in scanned)
+    made = cli("quantize", checkpoint, out, report["chosen"]["type"], "--tensor-types", listing)
+    assert made.code == 0, made.err
+    judged = cli("evaluate", out, "--checkpoint", checkpoint, "--utterances", 1, "--json")
+    (file,) = json.loads(judged.out)["files"]
+    assert 4 < file["bits_per_weight"] < 6
+    assert file["verified"]["outcome"] == "passed"
+
+
+def test_files_are_published_as_one_model(model: Path, tmp_path: Path, cli: Cli) -> None:
+    out = tmp_path / "out"
+    made = cli("quantize", model, out, "--types", "Q8_0,Q4_K_M")
+    assert made.code == 0, made.err
+    said = cli("publish", out, "--dry-run", "--license", "mit")
+    assert said.code == 0, said.err
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "a set of 2 files" in card
+    rows = [line for line in card.splitlines() if "`wide-" in line and line.startswith("|")]
+    assert len(rows) == 2
+    for row, kind in zip(rows, ("Q4_K_M", "Q8_0"), strict=True):
+        n_bytes = sum(path.stat().st_size for path in out.glob(f"wide-{kind}*.gguf"))
+        assert f"{n_bytes / 2**20:.1f} MiB" in row
+
+
+def test_files_are_compared_part_by_part(model: Path, tmp_path: Path, cli: Cli) -> None:
+    for path in open_files(model).paths:
+        shutil.copy(path, tmp_path)
+    copy = tmp_path / model.name
+    assert cli("compare", model, copy).code == 0
+    audio = open_files(copy).files["audio"]
+    contents = bytearray(audio.path.read_bytes())
+    contents[audio.tensors["a.level.1.ffn_up.weight"].start + 1] ^= 1
+    audio.path.write_bytes(contents)
+    said = cli("compare", model, copy).out
+    assert "audio: a.level.1.ffn_up.weight: F16" in said
+    assert "1 of " in said.splitlines()[-1]
+
+
+def test_inspect_tells_sizes_and_rows_of_both_files(model: Path, cli: Cli) -> None:
+    found = json.loads(cli("inspect", model, "--json").out)
+    assert found["sizes"].items() >= {"width": 256, "decoders' feed-forward width": 512}.items()
+    assert found["behaviour"]["duration"] == "in seconds"
+    text = json.dumps(found["rows"])
+    assert all(name in text for name in ("phonemes", "response.1", "level.1", "length"))
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("export {model} {out}", f"export {CANNOT}."),
+        ("lora {model} {model} {out}", f"lora {CANNOT}."),
+        ("transcribe {model} {codes}", f"transcribe {CANNOT}."),
+        ("utterances {codes} --text Hi. --model {model} {out}", f"utterances {CANNOT}."),
+        ("quantize {model} {out} --types Q8_0 --listen --sentences {texts}", f"listen {CANNOT}."),
+        ("convert {checkpoint} {out} --lora {lora}", "--lora does not apply to VALL-E of ver"),
+        *(
+            (
+                f"speak {{model}} {more} --task {task} --source {{codes}} --save-codes {{out}}",
+                f"--task {task} does not apply to VALL-E of version 7; leave it out.",
+            )
+            for task, more in (("vc", "Hi. --voice {codes}"), ("ns", "Hi."), ("sr", "Hi."))
+        ),
+        ("speak {model} Hi. --lora {model} --save-codes {out}", "--lora does not apply to VALL-E"),
+        ("speak {audio} Hi. --save-codes {out}", "give the file that is not called -audio"),
+    ],
+    ids=lambda value: " ".join(value.split()[:1]),
+)
+def test_what_it_cannot_do_is_refused_in_one_sentence(
+    command: str, words: str, checkpoint: Path, model: Path, tmp_path: Path, cli: Cli
+) -> None:
+    places = {
+        "model": model,
+        "audio": model.with_name("wide-F16-audio.gguf"),
+        "checkpoint": checkpoint,
+        "codes": tmp_path / "codes.npz",
+        "texts": tmp_path / "texts.txt",
+        "lora": tmp_path / "lora.sft",
+        "out": tmp_path / "out",
+    }
+    places["texts"].write_text("Hi.\nYes.\n", encoding="utf-8")
+    sides = {"A": np.ones((1, 256), np.float32), "B": np.ones((256, 1), np.float32)}
+    pair = {f"model.layers.0.self_attn.q_proj.lora_{side}": one for side, one in sides.items()}
+    save_file(pair, places["lora"], {"config": json.dumps({"alpha": 1})})
+    np.savez(places["codes"], codes=np.zeros((9, 2), np.int32), codec=np.str_("unknown"))
+    said = error_of(cli(*(word.format(**places) for word in command.split())), 2)
+    assert words in said
+    assert len(said) <= 250
+    assert not places["out"].exists()
+
+
+def test_halves_of_two_conversions_are_refused(model: Path, tmp_path: Path, cli: Cli) -> None:
+    make_checkpoint(tmp_path / "other.sft", Shape(**{**vars(WIDE), "seed": 1}))
+    write_gguf(plan_conversion(tmp_path / "other.sft", Choices("f16")), tmp_path / "other.gguf")
+    shutil.copy(model, tmp_path / "x.gguf")
+    shutil.move(tmp_path / "other-audio.gguf", tmp_path / "x-audio.gguf")
+    for command in ("inspect", "tokenize"):
+        said = error_of(cli(command, tmp_path / "x.gguf", *(["a"] * (command != "inspect"))), 2)
+        assert "x-audio.gguf belongs to another set than" in said
+    (tmp_path / "x-audio.gguf").unlink()
+    assert "x-audio.gguf" in error_of(cli("inspect", tmp_path / "x.gguf"), 2)
+
+
+def test_a_decoder_of_version_5_takes_no_file_of_version_7(model: Path) -> None:
+    for path in open_files(model).paths:
+        with pytest.raises(InputError, match=r"family 'vall-e-7', where one of version 5 or 6"):
+            read_model(GgufFile(path, allow_part=True))
+
+
+@pytest.mark.slow
+def test_the_larger_published_size_converts_verifies_and_speaks(tmp_path: Path, cli: Cli) -> None:
+    """24 layers of 1024, 0.5 billion weights."""
+    source, out, codes = tmp_path / "larger.sft", tmp_path / "out.gguf", tmp_path / "codes.npz"
+    make_checkpoint(source, PUBLISHED_SIZES["nemo-larger"], dtype="bf16")
+    plan = plan_conversion(source, Choices("q8_0"))
+    write_gguf(plan, out)
+    bundle = open_bundle(out)
+    assert (bundle.model.config.n_layer, bundle.model.config.n_embd) == (24, 1024)
+    assert bundle.model.codec.name == "nemo-44khz"
+    report = verify(plan, bundle, levels=["structure", "tensors", "logits"], n_utterances=1)
+    assert report.passed, report.verdict()
+    said = cli("speak", out, "Hi.", "--save-codes", codes, "--steps", 2, "--max-seconds", 0.5)
+    assert said.code == 0, said.err
+    with np.load(codes) as saved:
+        assert saved["codes"].shape == (round(0.5 * 44_100 / 512), 8)

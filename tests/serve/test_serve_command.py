@@ -1,0 +1,100 @@
+"""The command: it starts, says what is wrong, and ends when it is told, after what it has begun."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx2
+import pytest
+from serve.servers import CODEC, SPEECH
+from support import PROJECT, Cli, error_of
+
+import miniature.world  # noqa: F401 - registers the codec
+from valle_convert.families.bundle import Bundle
+
+
+@contextmanager
+def running(gguf: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server process that says where it listens."""
+    command = [sys.executable, "-m", "miniature", "serve", str(gguf), "--codec", str(CODEC)]
+    process = subprocess.Popen(
+        [*command, "--port", "0", "--max-seconds", "1", "--threads", "1"],
+        cwd=PROJECT,
+        env={**os.environ, "PYTHONPATH": str(PROJECT), **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        found = re.search(r"http://\S+", line)
+        assert found, line
+        yield process, found[0]
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def test_a_signal_lets_what_was_begun_end(miniature: Bundle) -> None:
+    with running(miniature.path, VALLE_API_KEY="key") as (process, address):
+        headers = {"Authorization": "Bearer key"}
+        with httpx2.Client(base_url=address, timeout=120, headers=headers) as client:
+            while client.get("/health").status_code == 503:
+                pass
+            assert client.get("/v1/models", headers={"Authorization": ""}).status_code == 401
+            text = "The old man sees the river. " * 4
+            wanted = {"input": text, "response_format": "wav", "seed": 1}
+            with client.stream("POST", SPEECH, json=wanted) as answer:
+                sound = answer.iter_raw()
+                size = len(next(sound))
+                process.send_signal(signal.SIGTERM)
+                size += sum(map(len, sound))  # no error: the answer is whole
+            assert size > 2 * 24_000
+        assert process.wait(60) == 0
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_two_signals_end_it_at_once(miniature: Bundle) -> None:
+    with running(miniature.path) as (process, address), httpx2.Client(base_url=address) as client:
+        while client.get("/health").status_code == 503:
+            pass
+        wanted = {"input": "The old man sees the river. " * 100, "response_format": "wav"}
+        with client.stream("POST", SPEECH, json=wanted, timeout=120) as answer:
+            sound = answer.iter_raw()
+            next(sound)
+            process.send_signal(signal.SIGINT)
+            with suppress(httpx2.ConnectError):
+                while True:  # until it takes no more
+                    httpx2.get(f"{address}/health")
+            process.send_signal(signal.SIGINT)
+            with pytest.raises(httpx2.TransportError):
+                b"".join(sound)
+        assert process.wait(60) == 130
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_what_cannot_be_served_is_refused(miniature: Bundle, tmp_path: Path, cli: Cli) -> None:
+    run = ("serve", miniature.path, "--port", 0)
+    assert "codec" in error_of(cli(*run), 2)
+    missing = tmp_path / "none.safetensors"
+    assert error_of(cli(*run, "--codec", missing), 2)
+    assert "there is no folder" in cli(*run, "--voices", tmp_path / "none").err
+    assert "--voices" in cli(*run, "--allow-voices").err
+    assert "empty" in cli(*run, "--api-key", "").err
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        message = error_of(cli(*run[:-1], port, "--codec", CODEC), 3)
+        assert f"port {port}" in message
+    assert "cannot listen" in error_of(cli(*run, "--codec", CODEC, "--host", "192.0.2.1"), 3)

@@ -1,0 +1,66 @@
+"""What docs/serve.md tells to type, as it stands but for the port."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+from serve.servers import samples_of
+from support import PROJECT
+from test_docs import blocks
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """What the page takes for granted."""
+    (tmp_path / "miniature").symlink_to(PROJECT / "miniature")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, module in (("valle-convert", "-m valle_convert"), ("python", "")):
+        (programs / name).write_text(f'#!/bin/sh\nexec {sys.executable} {module} "$@"\n')
+        (programs / name).chmod(0o755)
+    return tmp_path
+
+
+def test_the_page_leads_to_sound(clone: Path) -> None:
+    start, ask = (block.text for block in blocks("docs/serve.md") if block.language == "sh")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(PROJECT),
+        "PATH": f"{clone / 'bin'}:{os.environ['PATH']}",
+    }
+    how = {"cwd": clone, "env": environment}
+    _, *prepare, serve = start.replace("\\\n", " ").splitlines()
+    subprocess.run(["bash", "-euc", "\n".join(prepare)], check=True, **how)
+    command = [*shlex.split(serve), "--port", str(port), "--threads", "1"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, **how) as process:
+        try:
+            address = f"http://127.0.0.1:{port}"
+            while True:
+                try:
+                    if httpx2.get(f"{address}/health").status_code == 200:
+                        break
+                except httpx2.ConnectError:
+                    assert process.poll() is None
+                time.sleep(0.05)
+            voices = httpx2.get(f"{address}/v1/voices").json()["voices"]
+            assert [one["id"] for one in voices] == [
+                f"voice-{name}" for name in ("deep", "female", "plain")
+            ]
+            at_port, n = re.subn(r"http://127.0.0.1:8000", address, ask)
+            assert n == 1
+            subprocess.run(["bash", "-euc", at_port + " --fail -s"], check=True, **how)
+        finally:
+            process.terminate()
+    samples, rate = samples_of((clone / "hello.mp3").read_bytes())
+    assert len(samples) > 0.3 * rate

@@ -1,0 +1,32 @@
+"""Benchmarks run for minutes; here they only have to start."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+from support import PROJECT
+from vallex_golden import CHECKPOINT as VALLEX
+
+from valle_convert import Choices, plan_conversion, write_gguf
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(PROJECT / "benchmarks"))
+
+
+def test_every_benchmark_is_in_the_list_and_takes_arguments() -> None:
+    listed = importlib.import_module("run").BENCHMARKS
+    there = {path.stem for path in (PROJECT / "benchmarks").glob("bench_*.py")}
+    assert {one.__name__ for one in listed} == there
+    for one in listed:
+        inspect.signature(one.main).bind([])
+
+
+def test_a_session_of_vall_e_x_is_measured(tmp_path: Path) -> None:
+    write_gguf(plan_conversion(VALLEX, Choices("f16")), tmp_path / "x.gguf")
+    bench = importlib.import_module("bench_vallex")
+    assert bench.bench_session(tmp_path / "x.gguf", 1, 1)["nar_pass_ms"] > 0

@@ -1,0 +1,171 @@
+"""What stands in the place of objects of a pickle that are no tensors, containers or plain values.
+
+Nothing of the file is imported or called. Paths, numpy's numbers and namespaces of arguments know
+the plain value that they stand for. What no training writes is refused by its name.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Values of Python's own library that trainings keep beside tensors. What else it has, does
+#: something; a pickle that names that was made to do harm, and is refused, although a stand-in
+#: would be harmless.
+_VALUES = frozenset(
+    """
+    argparse.Namespace collections.Counter collections.OrderedDict collections.defaultdict
+    collections.deque copyreg._reconstructor datetime.date datetime.datetime datetime.time
+    datetime.timedelta datetime.timezone decimal.Decimal fractions.Fraction types.SimpleNamespace
+    uuid.UUID builtins.bool builtins.bytearray builtins.complex builtins.dict builtins.float
+    builtins.frozenset builtins.int builtins.list builtins.object builtins.range builtins.str
+    builtins.set builtins.slice builtins.tuple _codecs.encode
+    """.split()
+)
+_PATH = re.compile(r"pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path")
+_NUMPY = re.compile(
+    r"numpy\.((_?core\.(multiarray|numeric)\.)?(scalar|dtype|ndarray|_reconstruct|_frombuffer)|"
+    r"dtypes\.\w+|random\.\w+\.__\w+|(u?int|float|complex|bool|str|bytes)\d*_?)"
+)
+#: Beyond Python's library: what loads, compiles, installs or evaluates, and Python 2's old names.
+_HARMFUL = frozenset(
+    "IPython __builtin__ cPickle cloudpickle commands copy_reg dill distutils joblib numexpr "
+    "pandas pip pkg_resources setuptools wheel".split()
+)
+_HARMFUL_TORCH = tuple(
+    f"torch.{name}"
+    for name in "load hub serialization utils.cpp_extension jit package fx ops _C _dynamo "
+    "_inductor storage._load multiprocessing distributed.rpc testing".split()
+)
+
+#: Of numpy's types, those that are numbers.
+_NUMBER = re.compile(r"[biu][1248]|f[248]")
+_MAX_ARRAY_BYTES = 1 << 16
+
+
+class StandIn:
+    """In the place of an object of a pickle that is no tensor, container or plain value.
+
+    It takes whatever the pickle gives it, and keeps nothing.
+    """
+
+    kind = "object"
+
+    def __new__(cls, *_arguments: object, **_options: object) -> Self:
+        """Whatever the class that it stands for was made of."""
+        return super().__new__(cls)
+
+    def __init__(self, *_arguments: object, **_options: object) -> None:
+        """Likewise."""
+
+    def __setstate__(self, state: object) -> None:
+        """Of any form: a numpy type's is a tuple."""
+
+    def __setitem__(self, key: object, value: object) -> None:
+        """Of a dict of another class."""
+
+    def extend(self, values: object) -> None:
+        """Of a list of another class."""
+
+    append = add = update = extend
+
+    def plain(self) -> object:
+        """The plain value that it stands for."""
+        raise ValueError(f"a {self.kind} of the pickle")
+
+
+class _Namespace(StandIn):
+    """For what is nothing but attributes."""
+
+    def __setstate__(self, state: object) -> None:
+        self._state = state
+
+    def plain(self) -> object:
+        return getattr(self, "_state", {})
+
+
+class _NumpyType(StandIn):
+    _code: object = None
+    _order = "="
+
+    def __init__(self, code: object = None, *_arguments: object) -> None:
+        self._code = code
+
+    def __setstate__(self, state: object) -> None:
+        if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
+            self._order = state[1]
+
+    def numbers(self, data: object) -> NDArray[Any] | None:
+        """Data as numbers of this type; None where it is no type of numbers."""
+        known = isinstance(self._code, str) and _NUMBER.fullmatch(self._code)
+        if not known or not isinstance(data, bytes) or len(data) > _MAX_ARRAY_BYTES:
+            return None
+        dtype = np.dtype(f"{self._order}{self._code}")
+        return None if len(data) % dtype.itemsize else np.frombuffer(data, dtype)
+
+
+class _NumpyArray(StandIn):
+    kind = "numpy array"
+
+    def __setstate__(self, state: object) -> None:
+        self._state = state
+
+    def plain(self) -> object:
+        state = getattr(self, "_state", None)
+        if isinstance(state, tuple) and len(state) == 5 and isinstance(state[2], _NumpyType):
+            numbers, shape = state[2].numbers(state[4]), state[1]
+            if numbers is not None and shape in ((), (len(numbers),)):
+                return numbers.tolist() if shape else numbers[0].item()
+        return super().plain()
+
+
+def _numpy_scalar(kind: object = None, data: object = None, *_arguments: object) -> object:
+    numbers = kind.numbers(data) if isinstance(kind, _NumpyType) else None
+    return StandIn() if numbers is None or len(numbers) != 1 else numbers[0].item()
+
+
+def _joined(*parts: object) -> object:
+    is_path = all(isinstance(part, str) for part in parts)
+    return "/".join(map(str, parts)).replace("//", "/") if is_path else StandIn()
+
+
+def _encoded(text: object = "", *_arguments: object) -> bytes:
+    return text.encode("latin-1", "replace") if isinstance(text, str) else b""
+
+
+def stand_in_for(name: str) -> object:
+    """What is built or called where a pickle has a global of that name."""
+    if _PATH.fullmatch(name):
+        return _joined
+    if name in ("argparse.Namespace", "types.SimpleNamespace"):
+        return _Namespace
+    if name.startswith("numpy."):
+        known = {
+            "scalar": _numpy_scalar,
+            "dtype": _NumpyType,
+            "ndarray": _NumpyArray,
+            "_reconstruct": _NumpyArray,
+        }
+        return known.get(name.rpartition(".")[2], StandIn)
+    others: dict[str, object] = {
+        "_codecs.encode": _encoded,
+        "collections.defaultdict": lambda *_: {},
+        "collections.deque": lambda *_: [],
+    }
+    return others.get(name) or type("StandIn", (StandIn,), {"kind": name[:80]})
+
+
+def is_harmful(name: str) -> bool:
+    """Whether no training's pickle has a global of that name, but those of attackers do."""
+    module = name.partition(".")[0]
+    if module in sys.stdlib_module_names or module == name:
+        return name not in _VALUES and not _PATH.fullmatch(name)
+    if module == "numpy":
+        return _NUMPY.fullmatch(name) is None
+    return module in _HARMFUL or any(
+        name == one or name.startswith(f"{one}.") for one in _HARMFUL_TORCH
+    )

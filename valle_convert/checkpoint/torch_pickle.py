@@ -1,0 +1,238 @@
+"""The pickle in a file of torch.save, read without importing or calling anything that it names.
+
+It builds tensors, containers and plain values; `stand_ins` says what becomes of everything else.
+"""
+
+from __future__ import annotations
+
+import _compat_pickle
+import mmap
+import pickle
+import re
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, BinaryIO, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle_convert.checkpoint.source import DTYPES
+from valle_convert.checkpoint.stand_ins import StandIn, is_harmful, stand_in_for
+
+#: The types of numbers, by torch's names: bytes of one, and numpy's type for it.
+_NUMBERS: dict[str, tuple[int, np.dtype[Any] | None]] = {
+    **{name: (dtype.itemsize, dtype) for name, dtype in DTYPES.items()},
+    **dict.fromkeys("uint16 complex32 float8_e4m3fnx2".split(), (2, None)),
+    **dict.fromkeys("uint32 qint32".split(), (4, None)),
+    **dict.fromkeys("uint64 complex64".split(), (8, None)),
+    **dict.fromkeys("quint8 qint8 quint4x2 quint2x4".split(), (1, None)),
+    **dict.fromkeys("float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz".split(), (1, None)),
+    "complex128": (16, None),
+}
+_STORAGES = {
+    "Double": "float64",
+    "Float": "float32",
+    "Half": "float16",
+    "BFloat16": "bfloat16",
+    "Long": "int64",
+    "Int": "int32",
+    "Short": "int16",
+    "Char": "int8",
+    "Byte": "uint8",
+    "Bool": "bool",
+    "ComplexDouble": "complex128",
+    "ComplexFloat": "complex64",
+    "QUInt8": "quint8",
+    "QInt8": "qint8",
+    "QInt32": "qint32",
+    "QUInt4x2": "quint4x2",
+    "QUInt2x4": "quint2x4",
+    "Untyped": "uint8",
+}
+_STORAGE = re.compile(r"torch\.(?:storage\.)?(\w+)Storage")
+_MAX_ARRAY_BYTES = 1 << 16
+
+
+class RefusedError(Exception):
+    """The pickle names something that is not allowed."""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A type of numbers, as torch calls it."""
+
+    name: str
+
+    @property
+    def itemsize(self) -> int:
+        return _NUMBERS[self.name][0]
+
+    @property
+    def dtype(self) -> np.dtype[Any] | None:
+        return _NUMBERS[self.name][1]
+
+
+class Storage(Protocol):
+    """Where the numbers of tensors lie."""
+
+    n_bytes: int
+
+    def read(self) -> memoryview: ...
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTensor:
+    """A dense tensor: which numbers of a storage it is made of."""
+
+    storage: Storage
+    numbers: Numbers
+    offset: int  # in numbers, as the strides
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    kind: ClassVar[str] = "Tensor"
+
+    @property
+    def n_elements(self) -> int:
+        return int(np.prod(self.shape, dtype=object))
+
+    def read(self) -> NDArray[Any]:
+        """The numbers; a view of the storage where they lie in order."""
+        size = self.numbers.itemsize
+        found: NDArray[Any] = np.ndarray(
+            self.shape,
+            self.numbers.dtype,
+            self.storage.read() if self.n_elements else b"",
+            self.offset * size if self.n_elements else 0,
+            tuple(size * stride for stride in self.strides),
+        )
+        return np.ascontiguousarray(found).reshape(self.shape)
+
+    def plain(self) -> object:
+        if self.numbers.dtype is None or self.n_elements * 8 > _MAX_ARRAY_BYTES:
+            raise ValueError(f"a tensor of {self.n_elements:,} numbers ({self.numbers.name})")
+        values = self.read()
+        if self.numbers.name == "bfloat16":  # whose numbers are no Python ones
+            values = values.astype(np.float32)
+        return values.tolist()
+
+
+def _tensor(
+    storage: object, offset: object, shape: object, strides: object, *more: object
+) -> StoredTensor:
+    """`_rebuild_tensor_v2`, and 3 with a type of its own; what does not fit is damaged."""
+    if not isinstance(storage, _TypedStorage):
+        raise TypeError("a tensor without a storage")
+    numbers = next((one for one in more if isinstance(one, Numbers)), storage.numbers)
+    sizes, steps = _counts(shape), _counts(strides)
+    (begin,) = _counts((offset,))
+    tensor = StoredTensor(storage.where, numbers, begin, sizes, steps)
+    if len(sizes) != len(steps):
+        raise ValueError(f"a tensor of shape {sizes} with {len(steps)} strides")
+    last = sum((n - 1) * step for n, step in zip(sizes, steps, strict=True))
+    held = storage.where.n_bytes // numbers.itemsize
+    if tensor.n_elements and begin + last >= held:
+        raise ValueError(f"a tensor of shape {sizes} beyond its storage of {held} numbers")
+    return tensor
+
+
+def _counts(values: object) -> tuple[int, ...]:
+    if not isinstance(values, tuple | list) or not all(
+        isinstance(one, int) and 0 <= one < 1 << 62 for one in values
+    ):
+        raise ValueError(f"sizes of a tensor are {values!r:.60}")
+    return tuple(values)
+
+
+@dataclass(frozen=True)
+class _TypedStorage:
+    where: Storage
+    numbers: Numbers
+
+
+def _first(value: object = None, *_more: object) -> object:
+    return value
+
+
+def _of_type(rebuild: object, _kind: object, given: tuple[Any, ...], *_more: object) -> object:
+    """`_rebuild_from_type_v2`: a tensor with attributes."""
+    return _tensor(*given) if rebuild is _tensor else StandIn()
+
+
+_KNOWN: dict[str, object] = {
+    "collections.OrderedDict": OrderedDict,
+    "collections.Counter": Counter,
+    "builtins.set": set,
+    "builtins.frozenset": frozenset,
+    "torch.Size": _first,
+    "torch.serialization._get_layout": _first,  # of sparse tensors, which are stand-ins
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor,
+    "torch._utils._rebuild_parameter": _first,
+    "torch._utils._rebuild_parameter_with_state": _first,
+    "torch.nn.parameter.Parameter": _first,
+    "torch._tensor._rebuild_from_type_v2": _of_type,
+}
+
+
+def _known(name: str) -> object:
+    """What is built or called where a pickle has a global of that name; None for a stand-in."""
+    if storage := _STORAGE.fullmatch(name):
+        kind = _STORAGES.get(storage[1], "")
+    else:
+        kind = name.removeprefix("torch.") if name.startswith("torch.") else ""
+    return Numbers(kind) if kind in _NUMBERS else _KNOWN.get(name)
+
+
+class PickleReader(pickle._Unpickler):  # noqa: SLF001 - see below
+    """Python's own reader of pickles; the one in C would allocate what an index asks for."""
+
+    proto: int
+    stack: list[Any]
+
+    def __init__(
+        self,
+        file: BinaryIO | mmap.mmap,
+        storage: Callable[[str, int], Storage],
+    ) -> None:
+        """`storage` gives that of a key and of so many bytes."""
+        super().__init__(file, encoding="utf-8")
+        self._storage = storage
+        self._stored: dict[str, Storage] = {}
+
+    def find_class(self, module: str, name: str) -> object:
+        if self.proto < 3:
+            module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
+            module = _compat_pickle.IMPORT_MAPPING.get(module, module)
+        full = f"{module}.{name}"
+        found = _known(full)
+        if found is None and is_harmful(full):
+            raise RefusedError(full)
+        return stand_in_for(full) if found is None else found
+
+    def persistent_load(self, saved: object) -> object:
+        """The storage that a pickle refers to."""
+        if not isinstance(saved, tuple) or len(saved) < 5 or saved[0] != "storage":
+            raise ValueError("a reference to something that is no storage")
+        _, numbers, key, _, n = saved[:5]
+        if not isinstance(numbers, Numbers) or not isinstance(key, str) or any(saved[5:]):
+            raise ValueError("a storage of an unknown kind")
+        (count,) = _counts((n,))
+        n_bytes = count * numbers.itemsize
+        where = self._stored.setdefault(key, self._storage(key, n_bytes))
+        if where.n_bytes != n_bytes:
+            raise ValueError(f"a storage of {where.n_bytes} bytes, and of {n_bytes} elsewhere")
+        return _TypedStorage(where, numbers)
+
+    def load_build(self) -> None:
+        """Give a state to what was built, and to nothing else: not to a class or a function."""
+        state = self.stack.pop()
+        target = self.stack[-1]
+        if isinstance(target, StandIn):
+            target.__setstate__(state)
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        **pickle._Unpickler.dispatch,  # noqa: SLF001
+        pickle.BUILD[0]: load_build,
+    }

@@ -1,0 +1,202 @@
+"""The zip around a file of torch.save, checked before anything in it is read.
+
+A small file cannot claim terabytes, what the table says is what lies before each entry, and the
+contents are compared with the checksums: the pickle at once, tensors before the first is read.
+"""
+
+from __future__ import annotations
+
+import struct
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from zlib_ng import zlib_ng
+
+from valle_convert.errors import InputError
+from valle_convert.files import check_free_space, check_input_file, explained_writes, os_fault
+
+# A VALL-E checkpoint's pickle has some hundred tensors and a vocabulary: tens of KiB.
+_MAX_PICKLE_BYTES = 64 << 20
+_MAX_ENTRIES = 100_000
+_PIECE_BYTES = 1 << 20
+_LAST_BYTES = 1 << 16
+# What stands before an entry: magic, version, flags, method, time, date, checksum, two sizes, and
+# the lengths of its name and of the extra field.
+_LOCAL = struct.Struct("<4s5H3I2H")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where the contents of an entry lie."""
+
+    start: int
+    n_bytes: int
+
+
+def zip_entries(path: Path) -> dict[str, Entry]:
+    """The entries by their names without the archive's own: `data.pkl`, `data/0`, `byteorder`.
+
+    Refuses what `torch.save` never writes: compression, or more bytes than the file has.
+    """
+    with _open_zip(path) as archive:
+        _check_entries(path, archive)
+        found = _data_offsets(path, archive)
+    check_sums(path, pickle_only=True)
+    (root,) = (
+        entry.filename.removesuffix("data.pkl")
+        for entry in found.values()
+        if entry.filename.endswith("data.pkl")
+    )
+    return {
+        entry.filename.removeprefix(root): Entry(start, entry.file_size)
+        for start, entry in found.items()
+        if entry.filename.startswith(root)
+    }
+
+
+def check_sums(path: Path, *, pickle_only: bool = False) -> None:
+    """Hold the entries of a zip file against their checksums.
+
+    A file that was saved without checksums (torch's `set_crc32_options(False)`) has 0 for each, and
+    nothing to compare with.
+    """
+    with _open_zip(path) as archive:
+        entries = _data_offsets(path, archive)
+    if not any(entry.CRC for entry in entries.values()):
+        return
+    piece = memoryview(bytearray(_PIECE_BYTES))
+    try:
+        with path.open("rb", buffering=0) as file:
+            for start, entry in entries.items():
+                if pickle_only and not entry.filename.endswith("data.pkl"):
+                    continue
+                file.seek(start)
+                left, found = entry.file_size, 0
+                while left and (n_bytes := file.readinto(piece[: min(left, _PIECE_BYTES)])):
+                    found = zlib_ng.crc32(piece[:n_bytes], found)
+                    left -= n_bytes
+                if left or found != entry.CRC:
+                    raise InputError(
+                        f"{path} is damaged: the entry {entry.filename} is not what was written, "
+                        "by its checksum; copy or download it again."
+                    )
+    except OSError as error:
+        raise os_fault(f"{path} cannot be read", error) from error
+
+
+@contextmanager
+def packed_again(folder: Path) -> Iterator[tuple[Path, tuple[Path, ...]]]:
+    """A file of torch.save that was unpacked into a folder, for as long as it takes to open it.
+
+    Yields the file, whose data can be read afterwards, too, and those of the folder.
+    """
+    files = sorted(one for one in folder.rglob("*") if not one.is_dir())
+    for one in files:
+        check_input_file(one)
+    with tempfile.TemporaryDirectory(prefix="valle-convert-") as place:
+        packed = Path(place) / f"{folder.name or 'archive'}.pth"
+        check_free_space(packed, sum(one.stat().st_size for one in files))
+        with explained_writes(packed), zipfile.ZipFile(packed, "w") as archive:
+            for one in files:
+                archive.write(one, Path("archive") / one.relative_to(folder))
+        yield packed, tuple(files)
+
+
+@contextmanager
+def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The zip of `torch.save`."""
+    try:
+        with path.open("rb") as file:
+            # To zipfile, a disk that fails here is a file that is no zip.
+            file.seek(max(0, path.stat().st_size - _LAST_BYTES))
+            file.read()
+    except OSError as error:
+        raise os_fault(f"{path} cannot be read", error) from error
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise InputError(
+            f"{path} begins like a file of torch.save, but is cut off or damaged "
+            f"({error}); copy or download it again."
+        ) from error
+    with archive:
+        yield archive
+
+
+def _check_entries(path: Path, archive: zipfile.ZipFile) -> None:
+    entries = archive.infolist()
+    names = [entry.filename for entry in entries]
+    if len(set(names)) != len(names):
+        raise InputError(
+            f"{path} is refused: its zip table has an entry twice, so that what is in it depends "
+            "on the reader; save it again with torch.save."
+        )
+    pickles = [entry for entry in entries if entry.filename.endswith("data.pkl")]
+    if len(pickles) != 1:
+        raise InputError(
+            f"{path} is a zip file, but not one of torch.save: it has {len(pickles)} entries named "
+            "data.pkl, where one is expected; give the checkpoint itself, unpacked."
+        )
+    claimed = sum(entry.file_size for entry in entries)
+    size = path.stat().st_size
+    if (
+        any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+        or claimed > size
+        or len(entries) > _MAX_ENTRIES
+        or pickles[0].file_size > _MAX_PICKLE_BYTES
+    ):
+        raise InputError(
+            f"{path} is refused: its zip table claims {claimed:,} bytes in {len(entries):,} "
+            f"entries inside a file of {size:,} bytes, or compressed entries, which torch.save "
+            "never writes; save it again with torch.save."
+        )
+
+
+def _data_offsets(path: Path, archive: zipfile.ZipFile) -> dict[int, zipfile.ZipInfo]:
+    """The entries of a zip by where their contents begin.
+
+    A zip says everything twice: in a table at its end, which zipfile reads, and before each entry,
+    where torch looks as well. Here both say the same, and no entry lies in another.
+    """
+    found: dict[int, zipfile.ZipInfo] = {}
+    end = 0
+    entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
+    with path.open("rb") as file:
+        for entry in entries:
+            fits = entry.header_offset >= end  # which is below zero where the table is damaged
+            if fits:
+                file.seek(entry.header_offset)
+                header = file.read(_LOCAL.size)
+                fits = len(header) == _LOCAL.size
+            if fits:
+                magic, _, flags, method, _, _, *sums, n_name, n_extra = _LOCAL.unpack(header)
+                # With the third bit set, checksum and sizes stand behind the data.
+                known = [0, 0, 0] if flags & 8 else [entry.CRC, *[entry.compress_size] * 2]
+                name = file.read(n_name)
+                start = entry.header_offset + _LOCAL.size + n_name + n_extra
+                end = start + entry.compress_size
+                fits = (
+                    magic == b"PK\3\4"
+                    and (flags, method) == (entry.flag_bits, entry.compress_type)
+                    and not flags & 1  # encrypted
+                    and not entry.filename.endswith("/")
+                    and not entry.external_attr & 0x10  # a folder, for MS-DOS and torch
+                    and (
+                        sums == known or (flags & 8 and sums[0] == entry.CRC) or 0xFFFFFFFF in sums
+                    )
+                    and name.decode("utf-8", "replace") == entry.orig_filename
+                    and entry.compress_size == entry.file_size
+                    and end <= archive.start_dir
+                )
+            if not fits:
+                raise InputError(
+                    f"{path} is refused: its zip table and the entry {entry.filename!r:.70} itself "
+                    "do not say the same, so that what is in it depends on the reader; save it "
+                    "again with torch.save."
+                )
+            found[start] = entry
+    return found

@@ -1,0 +1,141 @@
+"""`valle-convert serve GGUF`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from valle_convert.cli import console
+from valle_convert.cli.options import (
+    CodecOption,
+    GgufArgument,
+    GpuLayersOption,
+    LanguageOption,
+    SettingsOption,
+    ThreadsOption,
+    TuneOption,
+)
+from valle_convert.cli.remote import local_gguf
+from valle_convert.cli.speak import refuse_foreign
+
+if TYPE_CHECKING:
+    from valle_convert.speech.speaker import AnySpeaker
+
+
+def register(app: typer.Typer) -> None:
+    app.command("serve")(serve)
+
+
+def serve(
+    gguf: GgufArgument,
+    codec: CodecOption = None,
+    voices: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Recordings or codes (.npz) by name, with the words of NAME.wav in NAME.txt where "
+            "the model needs them. Without it, the model chooses a voice.",
+        ),
+    ] = None,
+    allow_voices: Annotated[
+        bool, typer.Option("--allow-voices", help="Let clients add voices to DIR and remove them.")
+    ] = False,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; 0.0.0.0 is every one.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8000,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            envvar="VALLE_API_KEY",
+            help="Clients have to send it. Other users of this machine can read a command line, "
+            "so $VALLE_API_KEY is better.",
+        ),
+    ] = None,
+    cors: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN",
+            help="A site whose pages may use the server, such as https://chat.example.org; may be "
+            "given several times.",
+        ),
+    ] = None,
+    queue: Annotated[
+        int, typer.Option(help="Requests at a time; the next is answered with 429.", min=1)
+    ] = 8,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds for a request and its answer.", min=1)
+    ] = 900.0,
+    max_characters: Annotated[int, typer.Option(help="Of one text.", min=1, max=1 << 20)] = 4096,
+    language: LanguageOption = None,
+    settings: SettingsOption = None,
+    threads: ThreadsOption = None,
+    tune: TuneOption = "auto",
+    gpu_layers: GpuLayersOption = 0,
+) -> None:
+    """Serve a converted model as OpenAI's POST /v1/audio/speech does, and as a page at /.
+
+    Sound goes out sentence by sentence. One thread speaks; requests take turns after each sentence.
+    The options of speaking are the defaults for what a request does not say.
+    """
+    from valle_convert.audio import open_codec
+    from valle_convert.extras import require
+    from valle_convert.families.bundle import open_bundle
+    from valle_convert.llama.context import Settings as LlamaSettings
+    from valle_convert.speech.results import SpeakOptions
+    from valle_convert.speech.settings import parse_settings, with_settings
+
+    for module in (
+        "starlette",
+        "uvicorn",
+        "python_multipart",
+        "prometheus_client",
+        "python_stretch",
+    ):
+        require(module, "Serving", extra="serve")
+    from valle_convert.serve.app import Settings
+    from valle_convert.serve.gate import Access, is_local
+    from valle_convert.serve.server import SpeechServer, bind
+
+    if voices is not None and not voices.is_dir():
+        raise typer.BadParameter(f"there is no folder {voices}.", param_hint="--voices")
+    if allow_voices and voices is None:
+        raise typer.BadParameter("give the folder with --voices.", param_hint="--allow-voices")
+    if api_key == "":
+        raise typer.BadParameter("the key is empty.", param_hint="--api-key")
+    values = parse_settings(settings or [])
+    bundle = open_bundle(local_gguf(gguf))
+    refuse_foreign(bundle.family, values)
+    served = Settings(
+        bundle,
+        voices=voices,
+        defaults=with_settings(SpeakOptions(language=language), values),
+        access=Access(api_key, tuple(cors or ()), is_local(host)),
+        n_places=queue,
+        seconds=timeout,
+        max_characters=max_characters,
+        allows_new_voices=allow_voices,
+    )
+
+    def open_speaker() -> AnySpeaker:
+        return bundle.family.speaker(
+            bundle,
+            codec=open_codec(codec, bundle.model),
+            n_threads=threads,
+            settings=LlamaSettings(n_gpu_layers=gpu_layers),
+            tune=tune,
+        )
+
+    server = SpeechServer(served, open_speaker)
+    with bind(host, port) as listening:
+        address, found = listening.getsockname()[:2]
+        name = f"[{address}]" if ":" in address else address
+        if not served.access.is_local and api_key is None:
+            console.talk(
+                "note: whoever reaches this machine can use the server; --api-key locks it"
+            )
+        console.talk(f"serving {bundle.path} on http://{name}:{found} (Ctrl-C ends it)")
+        server.run(listening)

@@ -1,0 +1,67 @@
+"""`valle-convert voice RECORDING OUT.npz`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from valle_convert.cli import console
+from valle_convert.cli.options import CodecOption, ForceOption
+from valle_convert.cli.remote import local_gguf
+from valle_convert.wording import plural
+
+
+def register(app: typer.Typer) -> None:
+    app.command("voice")(voice)
+
+
+def voice(
+    recording: Annotated[
+        Path, typer.Argument(metavar="RECORDING", help="Of the voice: wav, flac, ogg or mp3.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT.npz", help="The codes of it.")],
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="GGUF",
+            help="The model that will speak, which says how long the voice is. Without it, three "
+            "seconds of eight levels, as the published models have it.",
+        ),
+    ] = None,
+    codec: CodecOption = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(help="How much of the recording to take, from its first sound on.", min=0.1),
+    ] = None,
+    force: ForceOption = False,
+) -> None:
+    """Encode a voice once, for --voice of speak and --voices of serve."""
+    from valle_convert.audio import (
+        SavedCodes,
+        check_codes_target,
+        open_codec,
+        prompt_audio,
+        read_audio,
+        write_codes,
+    )
+    from valle_convert.families.bundle import open_bundle
+    from valle_convert.files import check_outputs
+    from valle_convert.speech.results import MAX_RECORDING_SECONDS, SpeakOptions
+
+    check_codes_target(out)
+    check_outputs({"OUT": out}, inputs=[recording], force=force)
+    bundle = None if model is None else open_bundle(local_gguf(model))
+    if seconds is None and (bundle is None or "prompt_seconds" in bundle.family.speaks_with):
+        seconds = SpeakOptions().prompt_seconds
+    opened = open_codec(codec, None if bundle is None else bundle.model)
+    rate = opened.description.sample_rate
+    heard = read_audio(recording, rate, max_seconds=MAX_RECORDING_SECONDS)
+    audio, notices = prompt_audio(heard, seconds, str(recording))
+    codes = SavedCodes(opened.encode(audio), opened.description, opened.codebook_size)
+    write_codes(out, codes, force=force, sources=[recording])
+    for notice in notices:
+        console.talk(f"note: {notice}")
+    frames, levels = codes.codes.shape
+    console.talk(f"wrote {out}: {plural(frames, 'frame')} of {plural(levels, 'level')}")

@@ -1,0 +1,122 @@
+"""What families share whose backbone is a `gemma` with a vocabulary of phonemes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from valle_convert.checkpoint import Checkpoint
+from valle_convert.errors import InputError
+from valle_convert.families.family import Choices, Family
+from valle_convert.gguf_file.loadable import dangers
+from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.model.description import Description
+from valle_convert.model.spec import GemmaModel
+from valle_convert.network.protocol import Computing
+from valle_convert.tokenizer.choose import TokenizerChoice, TokenizerFile, choose_tokenizer
+
+if TYPE_CHECKING:
+    from valle_convert.families.bundle import Bundle
+    from valle_convert.network.arithmetic import Arithmetic
+
+#: The part with the backbone.
+PART = "model"
+
+G = TypeVar("G", bound=GemmaModel[Any])
+N = TypeVar("N", bound=Computing)
+
+
+class GemmaFamily(Family[G, N]):
+    """A family whose main file is a `gemma` that llama.cpp's tokenizer reads phonemes for."""
+
+    reads = frozenset({"out_type", "tokenizer", "codec", "metadata"})
+    needs = ("speech",)
+    example_arrays = "phonemes, response, prompt and language"
+
+    def tokenizer(
+        self, checkpoint: Checkpoint, description: Description[G], choices: Choices
+    ) -> TokenizerChoice:
+        return choose_tokenizer(
+            choices.tokenizer,
+            checkpoint.path,
+            checkpoint.symmap,
+            description.model.table("phonemes").n_rows,
+            carried=checkpoint.vocabulary,
+        )
+
+    def dangers(self, files: Mapping[str, GgufFile]) -> Iterator[str]:
+        return dangers(files[PART])
+
+    def differences(self, planned: G, found: G) -> list[str]:
+        nets = [list(self.nets(model)) for model in (planned, found)]
+        tables = [[tables for _, tables, _ in one] for one in nets]
+        heads = [
+            [(head.name, head.first_row, head.n_rows) for _, _, heads in one for head in heads]
+            for one in nets
+        ]
+        same = {
+            "sizes and switches": planned.config == found.config,
+            "tables": tables[0] == tables[1],
+            "heads": heads[0] == heads[1],
+        }
+        return [f"other {words}" for words, is_same in same.items() if not is_same]
+
+    def arithmetic(self, bundle: Bundle) -> Arithmetic:
+        from valle_convert.network.arithmetic import Arithmetic, gelu_from_table, input_rounding
+
+        types = {name: tensor.ggml_type.name for name, tensor in bundle.main.tensors.items()}
+        return Arithmetic(gelu_from_table, input_rounding({PART: types}))
+
+    def counted(self, bundle: Bundle) -> Mapping[str, tuple[object, object]]:
+        from valle_convert.llama.gemma import GemmaSession
+        from valle_convert.network.probe import read_probe_rows
+        from valle_convert.tokenizer.compiled import TOKENS_KEY
+
+        config, file = bundle.model.config, bundle.main
+        n_weights = sum(tensor.n_elements for tensor in file.tensors.values())
+        with GemmaSession(file.path, n_ctx=8, probe_rows=read_probe_rows(file)) as session:
+            return {
+                "widths": (session.n_embd, config.n_embd),
+                "layers": (session.n_layer, config.n_layer),
+                "rows": (session.n_vocab, len(file.keys[TOKENS_KEY])),
+                "weights": (session.n_params, n_weights),
+            }
+
+    def recorded_tokenizer(self, file: GgufFile, given: Path | None) -> TokenizerFile:
+        from valle_convert.tokenizer.recorded import recorded_tokenizer
+
+        return recorded_tokenizer(file.keys, file.path, given)
+
+    def words(self, model: G) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        config = model.config
+        sizes = {
+            "width": config.n_embd,
+            "layers": config.n_layer,
+            "heads": config.n_head,
+            "key/value heads": config.n_head_kv,
+            "feed-forward width": config.n_ff,
+            "context": config.n_ctx_train,
+        }
+        behaviour = {
+            "checkpoint version": config.version,
+            "capabilities": list(config.capabilities),
+            "positions": config.positions,
+            "NAR attention": config.nar_attention,
+            "languages": list(model.languages),
+            "tasks": list(model.tasks),
+            "tones": list(model.tones),
+        }
+        return sizes, behaviour
+
+
+def n_token_rows(file: GgufFile) -> int:
+    """The rows of the token embedding; a file without one is refused."""
+    embedding = file.tensors.get(TOKEN_EMBEDDING)
+    if embedding is None or len(embedding.shape) != 2:
+        raise InputError(
+            f"{file.path} has no matrix {TOKEN_EMBEDDING}, so it is no converted checkpoint; "
+            "convert one with `valle-convert CHECKPOINT OUT.gguf`."
+        )
+    return embedding.shape[0]

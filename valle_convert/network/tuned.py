@@ -1,0 +1,56 @@
+"""The fastest settings for a converted file: `llama.tuning`, told what it must know of the file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from valle_convert.gguf_file.encode import decode, encode, nominal_decibels
+from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.types import PLAIN_DTYPES, GgmlType
+from valle_convert.llama.context import EXACT, FloatArray, Settings
+from valle_convert.llama.session import Session
+from valle_convert.llama.tuning import Tune, Tuned, tuned_settings
+from valle_convert.metrics import nmse
+
+
+def tuned_for(
+    file: GgufFile,
+    open_session: Callable[[Settings], Session],
+    rows: Mapping[int, FloatArray],
+    settings: Settings | None,
+    tune: Tune,
+) -> Tuned:
+    """Settings for passes and for steps: those given, or the fastest that are exact enough."""
+    if tune == "off":
+        same = settings or EXACT
+        return Tuned(same, same)
+    sizes: Counter[GgmlType] = Counter()
+    for tensor in file.tensors.values():
+        sizes[tensor.ggml_type] += tensor.n_bytes
+    most = sizes.most_common(1)[0][0]
+    return tuned_settings(
+        open_session,
+        settings or EXACT,
+        np.stack(list(rows.values())),
+        rounding=_rounding(most),
+        about=sorted((name, one.ggml_type.name, *one.shape) for name, one in file.tensors.items()),
+        mode=tune,
+    )
+
+
+def head_rows(file: GgufFile) -> Callable[[slice], FloatArray]:
+    """Rows of the output head, which is the token table, dequantized as they are needed."""
+    table = file.tensors[TOKEN_EMBEDDING]
+    return lambda columns: table.rows(np.arange(table.shape[0])[columns])
+
+
+def _rounding(ggml_type: GgmlType) -> float:
+    """The normalized mean square error of normally distributed weights in a type."""
+    if ggml_type not in PLAIN_DTYPES:
+        return float(10 ** (-nominal_decibels(ggml_type) / 10))
+    exact = np.random.default_rng(0).standard_normal((16, 256), np.float32)
+    return nmse(exact, decode(encode(exact, ggml_type, "noise").view(np.uint8), ggml_type))

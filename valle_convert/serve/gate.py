@@ -1,0 +1,92 @@
+"""Between the server and the routes: who may ask, the id of a request, and its end in any case."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from valle_convert.serve.metrics import Metrics
+from valle_convert.serve.refusal import Refusal, refusal_of
+
+#: What needs no key: nothing in it is of a user.
+_OPEN_PATHS = frozenset({"/", "/health"})
+_LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may ask; `is_local` where the server listens on this machine alone."""
+
+    api_key: str | None = None
+    origins: tuple[str, ...] = ()
+    is_local: bool = True
+
+    def check(self, path: str, headers: Headers) -> None:
+        """Raise the `Refusal` of a request that is not allowed."""
+        # A page of another site must not use the server by way of a browser: neither as it is, nor
+        # by a name of its own that it lets point to 127.0.0.1.
+        host, origin = headers.get("host", ""), headers.get("origin")
+        is_known_host = _name_of(f"//{host}") in _LOCAL_HOSTS
+        if self.is_local and self.api_key is None and not is_known_host:
+            message = "The server is for this machine; --host or --api-key open it to others."
+            raise Refusal(403, message, "foreign_host")
+        is_own = origin is None or origin.partition("://")[2] == host
+        if not is_own and not {origin, "*"} & {*self.origins}:
+            message = "Pages of other sites may not use the server, unless --cors names them."
+            raise Refusal(403, message, "foreign_origin")
+        if self.api_key is None or path in _OPEN_PATHS:
+            return
+        given = headers.get("authorization", "").removeprefix("Bearer ")
+        # ASGI gives the bytes of headers as latin-1.
+        if not hmac.compare_digest(given.encode("latin-1"), self.api_key.encode()):
+            message = "The API key is missing or wrong; send it as Authorization: Bearer KEY."
+            challenge = {"WWW-Authenticate": "Bearer"}
+            raise Refusal(401, message, "invalid_api_key", None, challenge)
+
+
+def is_local(host: str) -> bool:
+    """Whether a server that listens on an address is for this machine alone."""
+    return host in _LOCAL_HOSTS
+
+
+def _name_of(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+class Gate:
+    """Middleware around all routes."""
+
+    def __init__(self, app: ASGIApp, *, access: Access, metrics: Metrics) -> None:
+        self._app, self._access, self._metrics = app, access, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id, has_begun = uuid4().hex, False
+
+        async def tagged(message: Message) -> None:
+            nonlocal has_begun
+            if message["type"] == "http.response.start":
+                has_begun = True
+                MutableHeaders(scope=message).append("X-Request-Id", request_id)
+                self._metrics.requests.labels(message["status"]).inc()
+            await send(message)
+
+        try:
+            self._access.check(scope["path"], Headers(scope=scope))
+            await self._app(scope, receive, tagged)
+        except Exception as error:
+            refusal = refusal_of(error)
+            if refusal.code == "internal_error":
+                _LOG.exception("request %s failed", request_id)
+            # An answer that has begun is cut off, which tells the client that it is not whole.
+            if not has_begun:
+                await refusal.response()(scope, receive, tagged)

@@ -1,0 +1,66 @@
+"""Binds, loads the model in the worker's thread, answers meanwhile, and ends in order."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from valle_convert.errors import EnvironmentFault
+from valle_convert.files.paths import describe_os_error
+from valle_convert.serve.app import Settings, make_app
+from valle_convert.serve.worker import Worker
+from valle_convert.speech.speaker import AnySpeaker
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"The server cannot listen on {host}, port {port} ({describe_os_error(error)}); give "
+            "another --port or --host."
+        ) from error
+
+
+class SpeechServer:
+    """A server of one model, whose speaker is opened in the thread that uses it."""
+
+    def __init__(self, settings: Settings, open_speaker: Callable[[], AnySpeaker]) -> None:
+        self._worker = Worker(open_speaker, n_places=settings.n_places, failed=self.stop)
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                make_app(settings, self._worker),
+                http="h11",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                log_level="critical",  # the gate tells of what fails
+                access_log=False,
+                server_header=False,
+            )
+        )
+
+    def run(self, listening: socket.socket) -> None:
+        """Serve until `stop` or a signal; requests that were begun are answered first.
+
+        Raises:
+            ValleConvertError: the model cannot be opened.
+        """
+        self._worker.start()
+        with self._worker:
+            try:
+                self._server.run(sockets=[listening])
+            except KeyboardInterrupt:
+                # uvicorn raises the signals that ended it again; a second Ctrl-C cuts answers off.
+                if self._server.force_exit:
+                    raise
+        if self._worker.failure is not None:
+            raise self._worker.failure
+
+    def stop(self) -> None:
+        """End as a signal does; from any thread."""
+        self._server.should_exit = True

@@ -1,0 +1,134 @@
+"""Speech as a client wants it, of which each piece goes out as soon as it is there."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from valle_convert.audio import Audio
+from valle_convert.audio.files import FORMATS, Samples, to_int16, wav_header
+from valle_convert.extras import require
+
+
+@dataclass(frozen=True)
+class SoundFormat:
+    """A value of `response_format`.
+
+    Attributes:
+        rates: that it has, the first one for a codec of another; empty for any. OpenAI's pcm is at
+            24 kHz.
+    """
+
+    media_type: str
+    rates: tuple[int, ...] = ()
+
+
+SOUND_FORMATS = {
+    "mp3": SoundFormat(
+        "audio/mpeg", (24_000, 8_000, 11_025, 12_000, 16_000, 22_050, 32_000, 44_100, 48_000)
+    ),
+    "wav": SoundFormat("audio/wav"),
+    "flac": SoundFormat("audio/flac"),
+    "opus": SoundFormat("audio/ogg", (48_000, 24_000, 16_000, 12_000, 8_000)),
+    "pcm": SoundFormat("audio/pcm", (24_000,)),
+}
+
+
+class _Growing(io.RawIOBase):
+    """A file for libsndfile, whose bytes are taken as it grows.
+
+    At the end libsndfile goes back and writes the length into the header. Where that has been taken
+    already, it stays as it is: mp3 and opus are played without.
+    """
+
+    def __init__(self) -> None:
+        self._new = bytearray()
+        self._n_taken = self._place = 0
+
+    def write(self, data: Any) -> int:  # noqa: ANN401 - a buffer
+        data = bytes(data)
+        start = self._place - self._n_taken
+        new = data[max(0, -start) :]
+        start = max(0, start)
+        self._new[start : start + len(new)] = new
+        self._place += len(data)
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        end = self._n_taken + len(self._new)
+        self._place = (0, self._place, end)[whence] + offset
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def take(self) -> bytes:
+        taken = bytes(self._new)
+        self._n_taken += len(taken)
+        self._new.clear()
+        return taken
+
+
+class Encoder:
+    """Pieces of sound to the bytes of one file.
+
+    Nothing is clipped: a piece beyond full scale is made quieter together with all that follow.
+    """
+
+    def __init__(self, name: str, speed: float = 1.0) -> None:
+        self._name, self._rates = name, SOUND_FORMATS[name].rates
+        self._speed = speed
+        self._out = _Growing()
+        self._file: Any = None
+        self._peak, self._began = 1.0, False
+
+    def add(self, audio: Audio) -> bytes:
+        """The bytes that a piece makes ready."""
+        samples, rate = audio.samples, audio.sample_rate
+        if self._speed != 1:
+            samples = _stretched(samples, rate, self._speed)
+        if self._rates and rate not in self._rates:
+            soxr = require("soxr", "Resampling audio")
+            samples = soxr.resample(samples, rate, self._rates[0], quality="VHQ")
+            rate = self._rates[0]
+        self._peak = max(self._peak, float(np.abs(samples).max(initial=0.0)))
+        whole = to_int16(samples, 1 / self._peak)
+        if not self._began:
+            self._begin(rate)
+        if self._file is None:
+            self._out.write(whole.tobytes())
+        else:
+            self._file.write(whole)
+        # Many readers of flac need the length in its header, so that it goes out whole.
+        return b"" if self._name == "flac" else self._out.take()
+
+    def finish(self) -> bytes:
+        """The bytes at the end."""
+        if self._file is not None:
+            self._file.close()
+        return self._out.take()
+
+    def _begin(self, rate: int) -> None:
+        self._began = True
+        if self._name == "wav":
+            self._out.write(wav_header(rate, None))
+        elif self._name != "pcm":
+            kind, subtype = FORMATS[f".{self._name}"]
+            sound = require("soundfile", "Writing audio files")
+            how: dict[str, Any] = {"channels": 1, "format": kind, "subtype": subtype}
+            if self._name == "mp3":
+                # Of a constant rate, players tell the length without the header's.
+                how |= {"bitrate_mode": "CONSTANT", "compression_level": 0.5}
+            self._file = sound.SoundFile(self._out, "w", rate, **how)
+
+
+def _stretched(samples: Samples, rate: int, speed: float) -> Samples:
+    """The same sound faster or slower, at its own pitch."""
+    stretch = require("python_stretch", "Another speed", extra="serve").Signalsmith.Stretch()
+    stretch.preset(1, rate)
+    stretch.timeFactor = speed
+    changed: Samples = np.asarray(stretch.process(samples[None])[0], np.float32)
+    return changed

@@ -1,0 +1,170 @@
+"""The one thread that owns llama.cpp, and the queue before it.
+
+A request is a generator of results. Where it yields `TURN`, between two sentences, the others take
+their turns, so that a short text does not wait for a long one; every second turn is for a request
+that has heard nothing yet. Each draws from a random generator of its own, and every sentence begins
+with an empty cache: what else runs changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from threading import Condition, Thread
+from typing import Any, Generic, TypeVar
+
+from valle_convert.closing import Closing
+from valle_convert.decode import ShouldStop
+from valle_convert.serve.refusal import RETRY_AFTER, Refusal
+from valle_convert.speech.speaker import AnySpeaker
+
+T = TypeVar("T")
+
+#: Yielded where other requests may go on.
+TURN = None
+#: What a request does: called in the thread, with what tells it to stop between two steps.
+Work = Callable[[AnySpeaker, ShouldStop], Generator[T | None, None, None]]
+
+
+class _Done:
+    """The end of the results."""
+
+
+class Job(Generic[T]):
+    """Results of one request, awaited by the event loop that made it."""
+
+    def __init__(self, work: Work[T], seconds: float) -> None:
+        self._work = work
+        self._loop = asyncio.get_running_loop()
+        self._results: asyncio.Queue[T | _Done | Exception] = asyncio.Queue()
+        self._deadline = time.monotonic() + seconds
+        self._is_left = False
+        self._steps: Generator[T | None, None, None] | None = None
+
+    @property
+    def seconds_left(self) -> float:
+        return self._deadline - time.monotonic()
+
+    def leave(self) -> None:
+        """Say that nobody waits for it any more."""
+        self._is_left = True
+
+    def __aiter__(self) -> Job[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        found = await self._results.get()
+        if isinstance(found, _Done):
+            raise StopAsyncIteration
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def step(self, speaker: AnySpeaker) -> bool:
+        """Work until the next turn of others, in the worker's thread; false at the end."""
+        end: _Done | Exception = _Done()
+        self._steps = self._steps or self._work(speaker, self._must_stop)
+        try:
+            while not self._must_stop():
+                result = next(self._steps)
+                if self._must_stop():
+                    break  # in the middle of a sentence
+                if result is None:
+                    return True
+                self._tell(result)
+            self._steps.close()
+        except StopIteration:
+            pass
+        except Exception as error:
+            end = error
+        if self.seconds_left < 0:
+            late = (
+                "The request took longer than the server allows (--timeout); send a shorter text."
+            )
+            end = Refusal(503, late, "timeout", None, RETRY_AFTER)
+        self._tell(end)
+        return False
+
+    def _must_stop(self) -> bool:
+        return self._is_left or self.seconds_left < 0
+
+    def _tell(self, result: T | _Done | Exception) -> None:
+        with suppress(RuntimeError):  # the loop is closed, since the server was ended by force
+            self._loop.call_soon_threadsafe(self._results.put_nowait, result)
+
+
+class Worker(Closing):
+    """Opens a speaker in a thread of its own, and runs jobs on it."""
+
+    def __init__(
+        self, open_speaker: Callable[[], AnySpeaker], *, n_places: int, failed: Callable[[], None]
+    ) -> None:
+        self._open, self._failed = open_speaker, failed
+        self._n_places = n_places
+        self._new: deque[Job[Any]] = deque()
+        self._begun: deque[Job[Any]] = deque()
+        self._turns = self._begun, self._new  # the other way round each time
+        self._at_work: Job[Any] | None = None
+        self._changed = Condition()
+        self._is_closing = False
+        self._thread = Thread(target=self._run, name="speech", daemon=True)
+        self.is_ready = False
+        self.failure: Exception | None = None
+        #: Requests that were admitted, until their answer has gone out.
+        self.n_admitted = 0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def admit(self) -> None:
+        """Take a place; whoever took it gives it back by `release`."""
+        if not self.is_ready:
+            raise Refusal(503, "The model is still loading.", "loading", None, RETRY_AFTER)
+        if self.n_admitted >= self._n_places:
+            full = f"The server has {self._n_places} requests already; try again."
+            raise Refusal(429, full, "queue_full", None, RETRY_AFTER)
+        self.n_admitted += 1
+
+    def release(self) -> None:
+        self.n_admitted -= 1
+
+    def add(self, job: Job[Any]) -> None:
+        with self._changed:
+            self._new.append(job)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """End the thread; jobs that are left are given up."""
+        with self._changed:
+            self._is_closing = True
+            for job in filter(None, (*self._new, *self._begun, self._at_work)):
+                job.leave()
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            with self._open() as speaker:
+                self.is_ready = True
+                while (job := self._next()) is not None:
+                    if job.step(speaker):
+                        with self._changed:
+                            self._begun.append(job)
+        except Exception as error:
+            self.failure = error
+            self.is_ready = False
+            self._failed()
+
+    def _next(self) -> Job[Any] | None:
+        with self._changed:
+            while not (self._new or self._begun or self._is_closing):
+                self._changed.wait()
+            if self._is_closing:
+                return None
+            queue, other = self._turns = self._turns[::-1]
+            self._at_work = (queue or other).popleft()
+            return self._at_work

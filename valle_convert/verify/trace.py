@@ -1,0 +1,245 @@
+"""Where does llama.cpp go wrong first? The layers of a network one by one, against PyTorch.
+
+llama.cpp's evaluation callback gives the residual stream behind every layer, at every position of
+a pass, and each part of a layer. The references give the same, and `judge` tells what may differ,
+as for logits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import fields
+from functools import partial
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from valle_convert.errors import EnvironmentFault
+from valle_convert.families.bundle import Bundle, Plan
+from valle_convert.families.family import Case
+from valle_convert.llama.context import FloatArray
+from valle_convert.llama.library import INSTALL_TESTED
+from valle_convert.network.arithmetic import INPUTS
+from valle_convert.network.protocol import OnLlama
+from valle_convert.verify.logits import Judged, References, judge
+from valle_convert.verify.report import Check
+from valle_convert.wording import plural
+
+_LINEAR = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
+#: The references, and llama.cpp.
+N_NETWORKS = len(fields(References)) + 1
+#: The residual stream behind a layer.
+_OUTPUT = "output"
+#: The parts of a layer in their order, and what llama.cpp calls them in the graph of each
+#: architecture. The residual stream between attention and feed-forward stands for `attn_output`.
+#: Activation factors stand in the weights of an `mpt` before its activation.
+_GRAPHS: dict[str, dict[str, str]] = {
+    "gemma": {
+        "attn_norm": "attn_norm",
+        "attn_q": "Qcur",
+        "attn_k": "Kcur",
+        "attn_v": "Vcur",
+        "attention": "kqv_out",
+        "attn_output": "sa_out",
+        "ffn_norm": "ffn_norm",
+        "ffn_gate": "ffn_gate",
+        "ffn_up": "ffn_up",
+        "activation": "ffn_geglu",
+        "ffn_down": "ffn_out",
+        _OUTPUT: "l_out",
+    },
+    "mpt": {
+        "attn_norm": "attn_norm",
+        "attn_qkv": "wqkv_b",
+        "attention": "kqv_out",
+        "attn_output": "ffn_inp",
+        "ffn_norm": "ffn_norm",
+        "activation": "ffn_act",
+        "ffn_down": "ffn_out",
+        _OUTPUT: "l_out",
+    },
+}
+#: What the inputs of a linear layer are.
+_INPUTS_OF = {
+    "attn_q": "attn_norm",
+    "attn_qkv": "attn_norm",
+    "attn_output": "attention",
+    "ffn_up": "ffn_norm",
+    "ffn_down": "activation",
+}
+
+#: A part of a network, a layer and what of it; of the inputs, layer -1.
+_Place = tuple[str, int, str]
+_States = Mapping[_Place, FloatArray]
+#: All parts of a layer, by its number.
+_PartsOf = Callable[[int], Mapping[_Place, Judged]]
+
+
+class _Recorder:
+    """A `Watch` that keeps what is wanted of a reference, as llama.cpp would give it."""
+
+    def __init__(self, wanted: Callable[[int, str], bool]) -> None:
+        self._wanted = wanted
+        self._streams: dict[str, Tensor] = {}
+        self._kept: dict[_Place, list[FloatArray]] = {}
+
+    def __call__(self, part: str, target: str, inputs: Tensor, outputs: Tensor) -> None:
+        if target == INPUTS:
+            self._streams[part] = outputs
+            self._keep(part, -1, INPUTS, outputs)
+        found = _LINEAR.fullmatch(target)
+        if found is None:
+            return
+        layer, name = int(found[1]), found[2]
+        if name in _INPUTS_OF:
+            self._keep(part, layer, _INPUTS_OF[name], inputs)
+        if name in ("attn_output", "ffn_down"):
+            self._streams[part] = self._streams[part] + outputs
+        if name == "ffn_down":
+            self._keep(part, layer, _OUTPUT, self._streams[part])
+        self._keep(part, layer, name, self._streams[part] if name == "attn_output" else outputs)
+
+    def _keep(self, part: str, layer: int, name: str, values: Tensor) -> None:
+        if self._wanted(layer, name):
+            self._kept.setdefault((part, layer, name), []).append(values.numpy())
+
+    def take(self) -> _States:
+        """What was kept since the last call."""
+        kept, self._kept = self._kept, {}
+        return {place: np.concatenate(pieces) for place, pieces in kept.items()}
+
+
+def trace(
+    plan: Plan,
+    bundle: Bundle,
+    network: OnLlama,
+    *,
+    seed: int = 0,
+    adapters: Sequence[Any] = (),
+    only: Collection[str] | None = None,
+    advance: Callable[[int], object] = lambda _n: None,
+) -> Iterator[Check]:
+    """One check a case: the first layer that is off, and the first part of it.
+
+    Args:
+        only: the names of cases; None for all that tell something new.
+    """
+    references = References.of(plan, bundle, adapters)
+    cases = list(traced_cases(plan, seed, only))
+
+    def states(
+        wanted: Callable[[int, str], bool], chosen: Sequence[Case[Any]]
+    ) -> list[list[_States]]:
+        """By case, what each of the references and llama.cpp gives."""
+        found: list[list[_States]] = [[] for _ in chosen]
+        for make in (getattr(references, field.name) for field in fields(references)):
+            watch = _Recorder(wanted)
+            reference = make(watch)
+            for kept, case in zip(found, chosen, strict=True):
+                case.run(reference)
+                kept.append(watch.take())
+                advance(1)
+        for kept, case in zip(found, chosen, strict=True):
+            kept.append(_on_llama(network, case, wanted))
+            advance(1)
+        return found
+
+    def parts_of(case: Case[Any], layer: int) -> Mapping[_Place, Judged]:
+        (found,) = states(lambda i, _: i == layer, [case])
+        return _judged(found)
+
+    streams = states(lambda _, name: name in (INPUTS, _OUTPUT), cases)
+    for case, found in zip(cases, streams, strict=True):
+        judged = _judged(found)
+        if judged:
+            yield _check(case.name, judged, partial(parts_of, case))
+
+
+def traced_cases(plan: Plan, seed: int, only: Collection[str] | None = None) -> Iterator[Case[Any]]:
+    """The cases of one example that are looked at."""
+    (example,) = plan.family.draw(plan.model, 1, seed)
+    for case in plan.family.cases(plan.model, example):
+        if case.name in only if only is not None else not case.repeats:
+            yield case
+
+
+def _on_llama(
+    network: OnLlama, case: Case[Any], wanted: Callable[[int, str], bool]
+) -> dict[_Place, FloatArray]:
+    """What llama.cpp computes of a case."""
+    kept: dict[_Place, FloatArray] = {}
+    with ExitStack() as stack:
+        caught = {}
+        for part, session in network.sessions.items():
+            places = {INPUTS: (part, -1, INPUTS)} if wanted(-1, INPUTS) else {}
+            places |= {
+                f"{name}-{layer}": (part, layer, own)
+                for layer in range(session.n_layer)
+                for own, name in _GRAPHS[session.architecture].items()
+                if wanted(layer, own)
+            }
+            caught[part] = places, stack.enter_context(session.watching(places))
+        case.run(network)
+        for places, pieces in caught.values():
+            if not pieces:
+                continue  # another part computes this case
+            missing = [name for name in places if name not in pieces]
+            if missing:
+                raise EnvironmentFault(
+                    f"llama.cpp computes no {missing[0]}, so that its layers cannot be compared; "
+                    f"{INSTALL_TESTED}."
+                )
+            kept |= {place: np.concatenate(pieces[name]) for name, place in places.items()}
+    return kept
+
+
+def _judged(found: Sequence[_States]) -> dict[_Place, Judged]:
+    """Every place that llama.cpp gives, in the order of the network."""
+    exact, emulated, meant, degraded, on_llama = found
+    return {
+        place: judge(exact[place], emulated[place], values, meant[place], degraded[place])
+        for place, values in on_llama.items()
+    }
+
+
+def _check(name: str, judged: Mapping[_Place, Judged], parts_of: _PartsOf) -> Check:
+    """The verdict on one case."""
+    n_layers = plural(len(judged) - 1, "layer")
+    off = [place for place, one in judged.items() if not one.passed]
+    if not off:
+        place = max(judged, key=lambda one: judged[one].badness)
+        words = f"the residual stream of {n_layers} is right, and closest to its limit "
+    else:
+        place, judged = _first_off(off[0], judged, parts_of)
+        words = f"of {n_layers}, "
+    _, layer, what = place
+    one = judged[place]
+    where = "in the inputs" if what == INPUTS else f"in layer {layer}"
+    where += "" if what in (INPUTS, _OUTPUT) else f", {what}"
+    return Check(
+        f"trace {name}",
+        passed=not off,
+        summary=f"{words}{'the first one off is ' if off else ''}{where}: {one.words}",
+        values={"layer": layer, "part": what, "nmse_to_checkpoint": one.cost},
+        limit=one.limit,
+        badness=one.badness,
+    )
+
+
+def _first_off(
+    place: _Place, judged: Mapping[_Place, Judged], parts_of: _PartsOf
+) -> tuple[_Place, Mapping[_Place, Judged]]:
+    """The first part that is off, by the first residual stream that is."""
+    for layer in range(place[1], -1, -1):
+        found = parts_of(layer)
+        off = [one for one in found if not found[one].passed]
+        if not off:
+            break
+        place, judged = off[0], found
+        # What goes into a layer may be off by less than the residual stream shows.
+        if place[2] != "attn_norm":
+            break
+    return place, judged
