@@ -127,6 +127,8 @@ def test_what_was_not_made_in_one_way_is_refused_and_nothing_is_left(
         f"{evaluated / 'wide-Q8_0.gguf'} and {evaluated / 'wide-Q4_0.gguf'} differ in the {what}"
     )
     assert words in found
+    if what == "options":
+        assert "(--leave-output-tensor, nothing)" in found
     assert not (tmp_path / "out").exists()
 
 

@@ -136,10 +136,17 @@ def check_together(models: Sequence[MergedModel]) -> None:
         for what, value in _ways(one):
             path, expected = known.setdefault(what, (one.path, value))
             if value != expected:
+                new, old = _only(value, expected), _only(expected, value)
                 raise InputError(
-                    f"{one.path} and {path} differ in {what} ({value:.30}, {expected:.30}); "
-                    "merge what was made and measured in one way."
+                    f"{one.path} and {path} differ in {what} ({new}, {old}); merge what was made "
+                    "and measured in one way."
                 )
+
+
+def _only(text: str, other: str) -> str:
+    """The words that the other text lacks."""
+    words = [word for word in text.split() if word not in other.split()]
+    return f"{' '.join(words):.24}" or "nothing"
 
 
 def _ways(model: MergedModel) -> Iterator[tuple[str, str]]:
