@@ -58,31 +58,34 @@ def test_a_matrix_is_made_of_both_files_and_used(
         assert found & names >= {name for name in names if "ffn" in name or "attn" in name}
         assert ("token_embd.weight.in_sum2" in GgufFile(path).tensors) == (path == files[1])
     out = tmp_path / "out"
-    used = cli("quantize", model, out, "--types", "IQ2_XXS", "--imatrix", matrix, "--no-measure")
+    used = cli("quantize", model, out, "--types", "IQ2_XXS", "--imatrix", matrix)
     assert used.code == 0, used.err
 
 
 def test_a_scan_chooses_types_for_the_tensors_of_both_files(
     checkpoint: Path, tmp_path: Path, cli: Cli
 ) -> None:
-    out = tmp_path / "chosen.gguf"
+    listing, out = tmp_path / "chosen.txt", tmp_path / "chosen.gguf"
     result = cli(
-        *("quantize", checkpoint, out, "--scan", "--scan-types", "Q2_K,Q8_0", "--json"),
-        *("--target-bits", 5, "--utterances", 1, "--imatrix", "none", "--threads", 1),
+        *("scan", checkpoint, listing, "--types", "Q2_K,Q8_0", "--json"),
+        *("--target-bits", 5, "--utterances", 1, "--threads", 1),
     )
     assert result.code == 0, result.err
     report = json.loads(result.out)
     scanned = {one["tensor"] for one in report["scan"]}
     assert any("blk.0.ffn_up.weight" in name for name in scanned)
     assert any("a.level.1.ffn_up.weight" in name for name in scanned)
-    (file,) = report["files"]
+    made = cli("quantize", checkpoint, out, report["chosen"]["type"], "--tensor-types", listing)
+    assert made.code == 0, made.err
+    judged = cli("evaluate", out, "--checkpoint", checkpoint, "--utterances", 1, "--json")
+    (file,) = json.loads(judged.out)["files"]
     assert 4 < file["bits_per_weight"] < 6
     assert file["verified"]["outcome"] == "passed"
 
 
 def test_files_are_published_as_one_model(model: Path, tmp_path: Path, cli: Cli) -> None:
     out = tmp_path / "out"
-    made = cli("quantize", model, out, "--types", "Q8_0,Q4_K_M", "--no-measure")
+    made = cli("quantize", model, out, "--types", "Q8_0,Q4_K_M")
     assert made.code == 0, made.err
     said = cli("publish", out, "--dry-run", "--license", "mit")
     assert said.code == 0, said.err

@@ -23,6 +23,7 @@ from support import Cli, error_of
 
 from valle_convert import plan_conversion, read_checkpoint, write_gguf
 from valle_convert.families.family import Choices
+from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize import evaluate as evaluate_module
 from valle_convert.quantize.evaluate import Given, evaluate
@@ -165,6 +166,18 @@ def test_damaged_weights_are_found_whatever_the_limits(
     assert result.code == 1, result.err
     assert "FAILED: o.gguf: FAILED: " in result.out
     assert ".." not in result.out.replace("...", "")
+
+
+def test_a_file_of_a_wrong_structure_is_not_given_to_llama_cpp(
+    cli: Cli, made: Path, checkpoint_256: Path
+) -> None:
+    path = made / "wide-Q4_0.gguf"
+    file, raw = GgufFile(path), path.read_bytes()
+    path.write_bytes(file.changed([Key("valle.strange", 1, "u32")]) + raw[file.data_start :])
+    result = cli("evaluate", path, "--checkpoint", checkpoint_256, *QUICK)
+    assert result.code == 1, result
+    assert "valle.strange is there, and not expected" in result.out
+    assert "not measured, since its structure is wrong" in result.err
 
 
 def test_a_checkpoint_and_loras_that_the_file_was_not_made_of_are_refused(

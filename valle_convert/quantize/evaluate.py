@@ -130,6 +130,8 @@ def evaluate(
         if measuring.reference or measuring.save_reference:
             run.measurer.compared  # noqa: B018 - refused, or saved, before an hour of work
         known = {path: run.start(one) for path, one in bundles.items()}
+        new = [one for one in known.values() if not run.is_known(one)]
+        run.measurer.n_files = len(new)
         found = {path: run.finish(one, known[path]) for path, one in bundles.items()}
         report = judge.report(bundles, found, valid_utf8(command))
         if prunes:
@@ -154,11 +156,14 @@ class _Run:
             write_measurements(bundle.path, known)
         return known
 
+    def is_known(self, known: Measurements) -> bool:
+        return known.predictions is not None and known.predictions.key == self.measurer.key
+
     def finish(self, bundle: Bundle, known: Measurements) -> Measurements:
         """Measure what is not known, and judge."""
         measurer, name = self.measurer, valid_utf8(bundle.path.name)
         predictions, speech = known.predictions, known.speech
-        if predictions is None or predictions.key != measurer.key:
+        if predictions is None or not self.is_known(known):
             predictions = measurer.predictions(bundle, name)
         else:
             measurer.log.talk(f"kept the measurements of {name}")

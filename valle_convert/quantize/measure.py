@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from valle_convert.network.protocol import Computing
     from valle_convert.quantize.listening import Listening
     from valle_convert.quantize.quality import Expected, Measured
+    from valle_convert.verify.report import Report
 
 #: What an utterance takes on llama.cpp, and the verdict of a file, over what an utterance takes on
 #: the reference: measured on small models, within a factor of two.
@@ -64,7 +65,7 @@ class Measurer:
     audience: Audience | None
     scratch: Scratch
     log: RunLog
-    n_files: int
+    n_files: int = 1
     _n_measured: int = field(default=0, init=False)
 
     @cached_property
@@ -95,14 +96,16 @@ class Measurer:
     def predictions(self, bundle: Bundle, name: str) -> Predictions:
         """Quality, speed and verdict of files."""
         (expected, baseline), start = self.compared, time.perf_counter()
-        measured, note = self._measure(bundle, name, expected)
+        report, why_not = self._verify(bundle)
+        measured, note = None, "not measured, since its structure is wrong"
+        if report is None or not any(one.failed for one in report.levels[:1]):
+            measured, note = self._measure(bundle, name, expected)
         if measured is not None:
             total = measured.quality[ALL]
             self.log.talk(
                 f"measured {name}: KL mean {total.kl_mean:.2e}, best code kept in "
                 f"{total.best_code:.2%}"
             )
-        verified, why_not = self._verify(bundle)
         self._n_measured += 1
         left = self.n_files - 1
         if self._n_measured == 1 and left:
@@ -122,7 +125,7 @@ class Measurer:
             n_texts=self.examples.n_texts,
             baseline=baseline,
             measured=measured,
-            verified=verified,
+            verified=None if report is None else Verified(report.outcome, report.verdict()),
             tensors=tuple(self.tensor_reports(bundle)),
             note="; ".join(filter(None, (note, why_not))),
         )
@@ -141,7 +144,7 @@ class Measurer:
         for unit in self.source.units:
             before = self._completed.bundle.files[unit.part].tensors
             for name, tensor in bundle.files[unit.part].tensors.items():
-                if len(tensor.shape) == 2:
+                if len(tensor.shape) == 2 and name in before and before[name].shape == tensor.shape:
                     noise, kind = signal_to_noise(before[name], tensor), tensor.ggml_type
                     known = None if noise is None or math.isinf(noise) else noise
                     part = unit.part if several else ""
@@ -161,7 +164,7 @@ class Measurer:
         )
         return network
 
-    def _verify(self, bundle: Bundle) -> tuple[Verified | None, str]:
+    def _verify(self, bundle: Bundle) -> tuple[Report | None, str]:
         """Whether files are right: the checkpoint's weights, and the logits that follow."""
         from valle_convert.verify.run import verify
 
@@ -180,8 +183,7 @@ class Measurer:
         )
         names = (self.source.reference.checkpoint.path.name, bundle.path.name)  # and no paths
         checkpoint, file = map(valid_utf8, names)
-        report = replace(report, checkpoint=checkpoint, file=file)
-        return Verified(report.outcome, report.verdict()), ""
+        return replace(report, checkpoint=checkpoint, file=file), ""
 
     @cached_property
     def compared(self) -> tuple[Expected, Baseline]:
