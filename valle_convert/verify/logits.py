@@ -210,6 +210,9 @@ def judge(
         exact: with the files' weights, in float32.
         meant: with the checkpoint's weights, in float32; may be the first rows only.
     """
+    if exact.shape != found.shape:
+        words = f"llama.cpp gives {list(found.shape)} numbers, not {list(exact.shape)}"
+        return Judged(None, math.inf, 0.0, words)
     for numbers, words in (
         (exact, "the weights themselves give numbers that are none: a weight is far too large"),
         (emulated, _TOO_LARGE),
