@@ -1,8 +1,8 @@
 """Where does llama.cpp go wrong first? The layers of a network one by one, against PyTorch.
 
 llama.cpp's evaluation callback gives the residual stream behind every layer, at every position of
-a pass, and each part of a layer. The references give the same, and `judge` tells what may differ,
-as for logits.
+a pass, and each part of a layer. The references give the same, and `judge_numbers` tells what may
+differ, as for logits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from valle_convert.llama.context import FloatArray
 from valle_convert.llama.library import INSTALL_TESTED
 from valle_convert.network.arithmetic import INPUTS
 from valle_convert.network.protocol import OnLlama
-from valle_convert.verify.logits import Judged, References, judge
+from valle_convert.verify.logits import Judged, References, judge_numbers
 from valle_convert.verify.report import Check
 from valle_convert.wording import plural
 
@@ -162,9 +162,9 @@ def trace(
 
 def traced_cases(
     plan: Plan,
-    model: Any,
+    model: Any,  # noqa: ANN401 - the family's own
     seed: int,
-    only: Collection[str] | None = None,  # noqa: ANN401
+    only: Collection[str] | None = None,
 ) -> Iterator[Case[Any]]:
     """The cases of one example that are looked at."""
     (example,) = plan.family.draw(plan.model, 1, seed)
@@ -207,7 +207,7 @@ def _judged(found: Sequence[_States]) -> dict[_Place, Judged]:
     """Every place that llama.cpp gives, in the order of the network."""
     exact, emulated, meant, degraded, on_llama = found
     return {
-        place: judge(exact[place], emulated[place], values, meant[place], degraded[place])
+        place: judge_numbers(exact[place], emulated[place], values, meant[place], degraded[place])
         for place, values in on_llama.items()
     }
 
