@@ -1,11 +1,11 @@
 """What each job of workflow/Snakefile takes, and from that what many machines take.
 
-    python benchmarks/bench_jobs.py [--sizes small,middle] [--folder DIR]
+    python benchmarks/bench_jobs.py [--sizes tiny,small,middle] [--folder DIR]
 
 Runs convert, imatrix, the reference, quantize, evaluate and merge as the workflow does, each as a
-process of its own with one thread, at two sizes of random weights. Prints two Markdown tables for
+process of its own with one thread, at some sizes of random weights. Prints two Markdown tables for
 docs/scale.md: time, memory and bytes of each job, and what 20 checkpoints of some sizes in 12 types
-take on machines of two cores, where a job takes as much of the processor a weight as at the larger
+take on machines of two cores, where a job takes as much of the processor a weight as at the last
 size that was measured. The processor's time is taken since it stays the same on a busy machine.
 """
 
@@ -27,8 +27,10 @@ from make_checkpoint import PRODUCTION, Shape, make_checkpoint
 from valle_convert.gguf_file.read import GgufFile
 
 SIZES = {
+    "tiny": Shape(dim=256, heads=4, layers=4, audio_tokens=256, text_tokens=256),
     "small": Shape(dim=512, heads=8, layers=6, audio_tokens=1024, text_tokens=256),
-    "middle": PRODUCTION,
+    "middle": Shape(dim=768, heads=12, layers=8, audio_tokens=1024, text_tokens=256),
+    "production": PRODUCTION,
 }
 #: It stands for all types.
 TYPE = "Q4_K_M"
@@ -56,7 +58,7 @@ class Job:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--sizes", default=",".join(SIZES))
+    parser.add_argument("--sizes", default="tiny,small,middle")
     parser.add_argument("--folder", type=Path, help="where the files go; else a temporary one")
     given = parser.parse_args(arguments)
     os.environ["OMP_NUM_THREADS"] = "1"

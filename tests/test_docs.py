@@ -34,6 +34,7 @@ PAGES = ["README.md", *sorted(str(one.relative_to(PROJECT)) for one in PROJECT.g
 NEEDED = {
     "README.md": ["model.gguf", "prompt.wav"],
     "docs/python.md": ["ckpt.sft"],
+    "docs/scale.md": ["model.sft"],
     "docs/codec.md": ["model.gguf", "prompt.wav", "speech.wav"],
     "docs/quantize.md": [
         "model.sft",
@@ -76,6 +77,7 @@ NOT_HERE = {
     "pip install": "what it installs is what runs; its extras are looked up",
     "make ": "it runs these tests; its target is looked up",
     "hf:": "the hub's own tests have a hub",
+    "snakemake ": "tests/quantize/test_merge.py runs the workflow",
 }
 _WITH_SHELL = re.compile(r"^(CMAKE_ARGS=|(valle-convert|llama-quantize|pip|make|python|hf) )")
 _ROW = re.compile(r"\| `(valle-convert (?:[^`])*)` \|")

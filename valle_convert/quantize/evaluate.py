@@ -125,7 +125,7 @@ def evaluate(
         run = _Run(
             given,
             judge,
-            Measurer(source, examples, measuring, audience, scratch, log),
+            Measurer(source, examples, measuring, audience, scratch, log, len(bundles)),
         )
         if measuring.reference or measuring.save_reference:
             run.measurer.compared  # noqa: B018 - refused, or saved, before an hour of work

@@ -46,7 +46,7 @@ _PIECE = 4 << 20
 
 
 @dataclass(frozen=True)
-class Piece:
+class MergedModel:
     """A model of a folder that is merged.
 
     Attributes:
@@ -92,7 +92,7 @@ def merge(
     sources = [*folders, *([out] if (out / MANIFEST).is_file() and not force else [])]
     places: dict[str, Path] = {}
     files: dict[str, ManifestFile] = {}
-    pieces: dict[str, Piece] = {}
+    models: dict[str, MergedModel] = {}
     for folder in sources:
         listed = _checked(folder, progress)
         for name, file in listed.items():
@@ -102,24 +102,24 @@ def merge(
                     "name; merge only one of them."
                 )
             places.setdefault(name, folder / name)
-        for piece in _pieces(folder, listed):
-            known = pieces.get(piece.path.name)
+        for model in _models_of(folder, listed):
+            known = models.get(model.path.name)
             if known is None or known.measurements.predictions is None:
-                pieces[piece.path.name] = piece
-    if not pieces:
+                models[model.path.name] = model
+    if not models:
         raise InputError(f"{folders[0]} has no converted model; give folders of `quantize`.")
-    check_together(tuple(pieces.values()))
-    judge = _judge_of(tuple(pieces.values()), gates, has_report=has_report)
-    remove_old(reports, [one.path for one in pieces.values()], force=force)
+    check_together(tuple(models.values()))
+    judge = _judge_of(tuple(models.values()), gates, has_report=has_report)
+    remove_old(reports, [one.path for one in models.values()], force=force)
     with (
         made_folder(out),
         protected(places.values()),
         locked_folder(out),
         _placed(places, files, out, force=force),
     ):
-        bundles = {out / name: open_files(out / name) for name in pieces}
+        bundles = {out / name: open_files(out / name) for name in models}
         bundles = dict(sorted(bundles.items(), key=lambda item: (-item[1].n_bytes, item[0].name)))
-        found = {path: pieces[path.name].measurements for path in bundles}
+        found = {path: models[path.name].measurements for path in bundles}
         if judge is not None:
             found = {path: judge.judged(bundles[path], one) for path, one in found.items()}
             for path, one in found.items():
@@ -129,33 +129,40 @@ def merge(
     return Merged(tuple(files.values()), report)
 
 
-def check_together(pieces: Sequence[Piece]) -> None:
+def check_together(models: Sequence[MergedModel]) -> None:
     """Refuse models that no single run could have made and measured."""
     known: dict[str, tuple[Path, str]] = {}
-    for one in pieces:
+    for one in models:
         for what, value in _ways(one):
             path, expected = known.setdefault(what, (one.path, value))
             if value != expected:
+                new, old = _only(value, expected), _only(expected, value)
                 raise InputError(
-                    f"{one.path} and {path} differ in {what} ({value:.30}, {expected:.30}); "
-                    "merge what was made and measured in one way."
+                    f"{one.path} and {path} differ in {what} ({new}, {old}); merge what was made "
+                    "and measured in one way."
                 )
 
 
-def _ways(piece: Piece) -> Iterator[tuple[str, str]]:
+def _only(text: str, other: str) -> str:
+    """The words that the other text lacks."""
+    words = [word for word in text.split() if word not in other.split()]
+    return f"{' '.join(words):.24}" or "nothing"
+
+
+def _ways(model: MergedModel) -> Iterator[tuple[str, str]]:
     """How a model was made and measured, each with words for it."""
-    yield "the checkpoint", str(piece.bundle.main.keys.get(SOURCE_SHA256_KEY))
-    for part, file in piece.files.items():
+    yield "the checkpoint", str(model.bundle.main.keys.get(SOURCE_SHA256_KEY))
+    for part, file in model.files.items():
         yield f"the tool of {part}", " ".join(file.tool[one] for one in sorted(file.tool))
-        yield f"the options of {part}", _options_of(file, type_of(piece.bundle))
+        yield f"the options of {part}", _options_of(file, type_of(model.bundle))
         yield f"the source of {part}", file.source_sha256
         if file.imatrix_sha256 is not None:  # some types need none
             yield f"the importance matrix of {part}", file.imatrix_sha256
-    if piece.measurements.predictions is not None:
-        for what, value in piece.measurements.predictions.inputs.items():
+    if model.measurements.predictions is not None:
+        for what, value in model.measurements.predictions.inputs.items():
             yield f"the {what} of the measurements", value
-    if piece.measurements.speech is not None:
-        yield "what was listened to", piece.measurements.speech.key
+    if model.measurements.speech is not None:
+        yield "what was listened to", model.measurements.speech.key
 
 
 def _options_of(file: ManifestFile, kind: str) -> str:
@@ -175,19 +182,21 @@ def _checked(folder: Path, progress: Progress) -> dict[str, ManifestFile]:
     return {one.name: one for one in read_manifest(folder / MANIFEST)}
 
 
-def _pieces(folder: Path, files: Mapping[str, ManifestFile]) -> Iterator[Piece]:
+def _models_of(folder: Path, files: Mapping[str, ManifestFile]) -> Iterator[MergedModel]:
     for path in converted_models_in(folder):
         bundle = open_files(path)
         missing = [one.name for one in bundle.paths if one.name not in files]
         if missing:
             raise InputError(f"{folder / missing[0]} is in no manifest; quantize {path} again.")
         parts = {part: files[file.path.name] for part, file in bundle.files.items()}
-        yield Piece(bundle, parts, read_measurements(bundle))
+        yield MergedModel(bundle, parts, read_measurements(bundle))
 
 
-def _judge_of(pieces: Sequence[Piece], gates: Gates | None, *, has_report: bool) -> Judge | None:
+def _judge_of(
+    models: Sequence[MergedModel], gates: Gates | None, *, has_report: bool
+) -> Judge | None:
     """Who judges all of them; None where nothing was measured."""
-    found = {one.path: one.measurements.predictions for one in pieces}
+    found = {one.path: one.measurements.predictions for one in models}
     missing = [path for path, predictions in found.items() if predictions is None]
     first = next(filter(None, found.values()), None)
     if first is None and gates is None and not has_report:
@@ -195,9 +204,9 @@ def _judge_of(pieces: Sequence[Piece], gates: Gates | None, *, has_report: bool)
     if first is None or missing:
         raise InputError(f"{missing[0]} was not measured; run `valle-convert evaluate` on it.")
     if gates is not None:
-        gates.check_types({type_of(one.bundle) for one in pieces})
+        gates.check_types({type_of(one.bundle) for one in models})
         gates.check_utterances(first.utterances)
-    return Judge(gates, hears=any(one.measurements.speech for one in pieces))
+    return Judge(gates, hears=any(one.measurements.speech for one in models))
 
 
 @contextmanager
