@@ -127,7 +127,10 @@ def test_inspect_tells_sizes_and_rows_of_both_files(model: Path, cli: Cli) -> No
         ("lora {model} {model} {out}", f"lora {CANNOT}."),
         ("transcribe {model} {codes}", f"transcribe {CANNOT}."),
         ("utterances {codes} --text Hi. --model {model} {out}", f"utterances {CANNOT}."),
-        ("quantize {model} {out} --types Q8_0 --listen --sentences {texts}", f"listen {CANNOT}."),
+        (
+            "evaluate {model} --checkpoint {checkpoint} --listen --sentences {texts}",
+            f"listen {CANNOT}.",
+        ),
         ("convert {checkpoint} {out} --lora {lora}", "--lora does not apply to VALL-E of ver"),
         *(
             (

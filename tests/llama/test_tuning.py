@@ -10,14 +10,23 @@ import pytest
 from sessions import open_session
 
 from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.types import GGML_TYPES
 from valle_convert.llama.context import Settings
 from valle_convert.llama.gemma import GemmaSession
 from valle_convert.llama.tiny_gemma import GemmaShape, random_weights, write_gemma
-from valle_convert.llama.tuning import Trial, Tuned, choose, try_settings
+from valle_convert.llama.tuning import (
+    Trial,
+    Tune,
+    Tuned,
+    choose,
+    try_settings,
+    tuned_settings,
+)
 from valle_convert.network.probe import read_probe_rows
-from valle_convert.network.tuned import head_rows, tuned_for
+from valle_convert.network.tuned import head_rows, rounding_of, tuned_for
 
 SHAPE = GemmaShape(n_embd=64, n_head=4, n_head_kv=4, n_layer=2, n_ff=96, n_vocab=80)
+MODES: tuple[Tune, ...] = ("off", "auto")
 EXACT, REPACKED, F16 = Settings(), Settings(repack=False), Settings("f16")
 
 
@@ -47,11 +56,12 @@ def test_settings_are_found_once_and_again_where_that_is_asked_for(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     opened = Opened(path)
 
-    def tuned(mode: str) -> Tuned:
-        return tuned_for(opened.file, opened, opened.rows, None, mode)  # type: ignore[arg-type]
+    rows = np.stack(list(opened.rows.values()))
 
-    assert tuned("off") == Tuned(EXACT, EXACT)
-    assert opened.n == 0
+    def tuned(mode: Tune) -> Tuned:
+        base = Settings(own_head=True)
+        return tuned_settings(opened, base, rows, rounding=1e-2, about=["tiny"], mode=mode)
+
     first = tuned("auto")
     n = opened.n
     assert n > 1
@@ -65,6 +75,21 @@ def test_settings_are_found_once_and_again_where_that_is_asked_for(
         kept.write_text(damage)
         tuned("auto")
         assert json.loads(kept.read_text())["passes"]["own_head"]
+
+
+def test_a_small_model_is_not_tuned_and_off_is_exact(path: Path) -> None:
+    opened = Opened(path)
+    both = [tuned_for(opened.file, opened, opened.rows, None, mode) for mode in MODES]
+    assert both == [Tuned(EXACT, EXACT), Tuned(Settings(own_head=True), Settings(own_head=True))]
+    assert opened.n == 0
+
+
+def test_a_type_costs_what_its_rounding_does() -> None:
+    costs = [rounding_of(GGML_TYPES[name]) for name in ("F32", "F16", "BF16", "Q8_0", "Q4_K")]
+    assert costs[0] == 0
+    assert costs == sorted(costs)
+    assert costs[1] > 1e-9
+    assert costs[-1] < 0.1
 
 
 def test_exact_files_keep_exact_settings(path: Path) -> None:

@@ -20,7 +20,7 @@ from miniature.world import WorldCodec
 from valle_convert.audio import AudioCodec
 from valle_convert.decode import SamplingOptions
 from valle_convert.families.bundle import Bundle
-from valle_convert.serve.app import Settings
+from valle_convert.serve.app import ServerSettings
 from valle_convert.serve.server import SpeechServer, bind
 from valle_convert.speech.results import SpeakOptions
 
@@ -48,7 +48,7 @@ def serving(
     **how: Any,
 ) -> Iterator[httpx2.Client]:
     """A client of a server that is ready."""
-    settings = Settings(bundle, voices, defaults, **how)
+    settings = ServerSettings(bundle, voices, defaults, **how)
     server = SpeechServer(
         settings,
         lambda: bundle.family.speaker(bundle, codec=codec or WorldCodec(CODEC), n_threads=1),

@@ -184,7 +184,7 @@ def test_until_the_model_is_there_requests_are_told_to_wait(miniature: Bundle) -
         loaded.wait()
         return miniature.family.speaker(miniature, codec=WorldCodec(CODEC), n_threads=1)
 
-    server = SpeechServer(app.Settings(miniature), open_late)
+    server = SpeechServer(app.ServerSettings(miniature), open_late)
     with ThreadPoolExecutor(1) as thread, bind("127.0.0.1", 0) as listening:
         running = thread.submit(server.run, listening)
         address = f"http://127.0.0.1:{listening.getsockname()[1]}"

@@ -192,7 +192,7 @@ def test_of_a_thousand_problems_a_dozen_are_shown_and_the_rest_counted() -> None
     document = good()
     document["model"]["merges"] = ["ж ж"] * 1000
     message = refusal(document)
-    assert "and 2988 more" in message
+    assert "and 2,988 more" in message
     assert len(message) < 3000
 
 

@@ -124,7 +124,7 @@ def test_another_number_of_rows_is_refused(checkpoint: Path, n_rows: int) -> Non
 
 
 def test_a_missing_named_file_is_refused(checkpoint: Path) -> None:
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="There is no tokenizer"):
         choose_tokenizer(Path("missing.json"), checkpoint, None, 256)
 
 

@@ -31,6 +31,8 @@ PLACES = {
     "norms of two layers swapped": (0, "attn_norm"),
     "a matrix 5 % too large": (1, "ffn_up"),
     "rotary base 500000": (0, "attention"),
+    "positions": (0, "attention"),
+    "NAR attention": (0, "attention"),
     "the separator zeroed": (-1, "inputs"),
 }
 #: The same of a VALL-E X, and the cases in which it shows.

@@ -30,14 +30,14 @@ _LOCAL = struct.Struct("<4s5H3I2H")
 
 
 @dataclass(frozen=True)
-class Entry:
+class ZipEntry:
     """Where the contents of an entry lie."""
 
     start: int
     n_bytes: int
 
 
-def zip_entries(path: Path) -> dict[str, Entry]:
+def zip_entries(path: Path) -> dict[str, ZipEntry]:
     """The entries by their names without the archive's own: `data.pkl`, `data/0`, `byteorder`.
 
     Refuses what `torch.save` never writes: compression, or more bytes than the file has.
@@ -52,7 +52,7 @@ def zip_entries(path: Path) -> dict[str, Entry]:
         if entry.filename.endswith("data.pkl")
     )
     return {
-        entry.filename.removeprefix(root): Entry(start, entry.file_size)
+        entry.filename.removeprefix(root): ZipEntry(start, entry.file_size)
         for start, entry in found.items()
         if entry.filename.startswith(root)
     }

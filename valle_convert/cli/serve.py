@@ -84,7 +84,7 @@ def serve(
     from valle_convert.audio import open_codec
     from valle_convert.extras import require
     from valle_convert.families.bundle import open_bundle
-    from valle_convert.llama.context import Settings as LlamaSettings
+    from valle_convert.llama.context import Settings
     from valle_convert.speech.results import SpeakOptions
     from valle_convert.speech.settings import parse_settings, with_settings
 
@@ -96,7 +96,7 @@ def serve(
         "python_stretch",
     ):
         require(module, "Serving", extra="serve")
-    from valle_convert.serve.app import Settings
+    from valle_convert.serve.app import ServerSettings
     from valle_convert.serve.gate import Access, is_local
     from valle_convert.serve.server import SpeechServer, bind
 
@@ -109,7 +109,7 @@ def serve(
     values = parse_settings(settings or [])
     bundle = open_bundle(local_gguf(gguf))
     refuse_foreign(bundle.family, values)
-    served = Settings(
+    served = ServerSettings(
         bundle,
         voices=voices,
         defaults=with_settings(SpeakOptions(language=language), values),
@@ -125,7 +125,7 @@ def serve(
             bundle,
             codec=open_codec(codec, bundle.model),
             n_threads=threads,
-            settings=LlamaSettings(n_gpu_layers=gpu_layers),
+            settings=Settings(n_gpu_layers=gpu_layers),
             tune=tune,
         )
 

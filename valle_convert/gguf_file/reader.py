@@ -30,7 +30,7 @@ class DamageError(Exception):
 
 
 @dataclass(frozen=True)
-class Span:
+class KeySpan:
     """Where a key lies: the whole entry, its type, its value."""
 
     type: str
@@ -43,7 +43,7 @@ class Span:
 class Keys(Mapping[str, Any]):
     """Values by name, each decoded once, when it is looked up."""
 
-    def __init__(self, buffer: bytes | mmap.mmap, spans: Mapping[str, Span]) -> None:
+    def __init__(self, buffer: bytes | mmap.mmap, spans: Mapping[str, KeySpan]) -> None:
         self._buffer = buffer
         self._spans = spans
         self._decoded: dict[str, Any] = {}
@@ -93,9 +93,9 @@ class Reader:
                 )
         return version, n_tensors, n_keys
 
-    def keys(self, n: int) -> dict[str, Span]:
+    def keys(self, n: int) -> dict[str, KeySpan]:
         """The entries of the metadata by name."""
-        spans: dict[str, Span] = {}
+        spans: dict[str, KeySpan] = {}
         for i in range(n):
             start = self.at
             name = self._name(f"key {i}", _MAX_KEY_NAME)
@@ -106,7 +106,7 @@ class Reader:
             kind = self._skip_value(number, what)
             if name in spans:
                 self.fail(f"the {what} is there twice")
-            spans[name] = Span(kind, start, type_at, value_at, self.at)
+            spans[name] = KeySpan(kind, start, type_at, value_at, self.at)
         return spans
 
     def tensor(self) -> TensorEntry:

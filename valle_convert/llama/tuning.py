@@ -70,9 +70,6 @@ def tuned_settings(
         rounding: the normalized mean square error of a weight in the file's type.
         about: what the answer depends on, but for the library and the CPU: type and sizes.
     """
-    base = replace(base, own_head=True)
-    if mode == "off":
-        return Tuned(base, base)
     path = _kept_at(about, base)
     kept = None if mode == "again" else _read(path)
     if kept is None:

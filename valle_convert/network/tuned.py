@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import PLAIN_DTYPES, GgmlType
 from valle_convert.llama.context import EXACT, FloatArray, Settings
-from valle_convert.llama.session import Session
+from valle_convert.llama.session import SMALL_MODEL, Session
 from valle_convert.llama.tuning import Tune, Tuned, tuned_settings
 from valle_convert.metrics import nmse
 
@@ -28,15 +29,17 @@ def tuned_for(
     if tune == "off":
         same = settings or EXACT
         return Tuned(same, same)
+    base = replace(settings or EXACT, own_head=True)
     sizes: Counter[GgmlType] = Counter()
     for tensor in file.tensors.values():
-        sizes[tensor.ggml_type] += tensor.n_bytes
-    most = sizes.most_common(1)[0][0]
+        sizes[tensor.ggml_type] += tensor.n_elements
+    if sizes.total() < SMALL_MODEL:  # which speaks in less time than the search takes
+        return Tuned(base, base)
     return tuned_settings(
         open_session,
-        settings or EXACT,
+        base,
         np.stack(list(rows.values())),
-        rounding=_rounding(most),
+        rounding=rounding_of(sizes.most_common(1)[0][0]),
         about=sorted((name, one.ggml_type.name, *one.shape) for name, one in file.tensors.items()),
         mode=tune,
     )
@@ -48,7 +51,7 @@ def head_rows(file: GgufFile) -> Callable[[slice], FloatArray]:
     return lambda columns: table.rows(np.arange(table.shape[0])[columns])
 
 
-def _rounding(ggml_type: GgmlType) -> float:
+def rounding_of(ggml_type: GgmlType) -> float:
     """The normalized mean square error of normally distributed weights in a type."""
     if ggml_type not in PLAIN_DTYPES:
         return float(10 ** (-nominal_decibels(ggml_type) / 10))

@@ -50,7 +50,7 @@ _PAGE_HEADERS = {
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServerSettings:
     """What the owner of a server decides.
 
     Attributes:
@@ -97,7 +97,7 @@ class _Answer(StreamingResponse):
 class Routes:
     """Everything that is answered."""
 
-    def __init__(self, settings: Settings, worker: Worker, metrics: Metrics) -> None:
+    def __init__(self, settings: ServerSettings, worker: Worker, metrics: Metrics) -> None:
         self._settings, self._worker, self._metrics = settings, worker, metrics
         self._family = settings.bundle.family
         reads_seconds = "prompt_seconds" in self._family.speaks_with
@@ -209,7 +209,7 @@ class Routes:
         return HTMLResponse(text, headers=_PAGE_HEADERS)
 
 
-def make_app(settings: Settings, worker: Worker) -> Starlette:
+def make_app(settings: ServerSettings, worker: Worker) -> Starlette:
     """The application of a server."""
     metrics = Metrics(lambda: worker.n_admitted)
     access = settings.access

@@ -9,7 +9,7 @@ import uvicorn
 
 from valle_convert.errors import EnvironmentFault
 from valle_convert.files.paths import describe_os_error
-from valle_convert.serve.app import Settings, make_app
+from valle_convert.serve.app import ServerSettings, make_app
 from valle_convert.serve.worker import Worker
 from valle_convert.speech.speaker import AnySpeaker
 
@@ -29,7 +29,7 @@ def bind(host: str, port: int) -> socket.socket:
 class SpeechServer:
     """A server of one model, whose speaker is opened in the thread that uses it."""
 
-    def __init__(self, settings: Settings, open_speaker: Callable[[], AnySpeaker]) -> None:
+    def __init__(self, settings: ServerSettings, open_speaker: Callable[[], AnySpeaker]) -> None:
         self._worker = Worker(open_speaker, n_places=settings.n_places, failed=self.stop)
         self._server = uvicorn.Server(
             uvicorn.Config(

@@ -201,7 +201,7 @@ class Judged:
         )
 
 
-def judge(
+def judge_numbers(
     exact: Logits, emulated: Logits, found: Logits, meant: Logits, degraded: Logits
 ) -> Judged:
     """Judge numbers that llama.cpp computes, [rows, columns].
@@ -210,6 +210,9 @@ def judge(
         exact: with the files' weights, in float32.
         meant: with the checkpoint's weights, in float32; may be the first rows only.
     """
+    if exact.shape != found.shape:
+        words = f"llama.cpp gives {list(found.shape)} numbers, not {list(exact.shape)}"
+        return Judged(None, math.inf, 0.0, words)
     for numbers, words in (
         (exact, "the weights themselves give numbers that are none: a weight is far too large"),
         (emulated, _TOO_LARGE),
@@ -230,9 +233,9 @@ def judge_logits(
     meant: Logits,
     degraded: Logits,
 ) -> Check:
-    """Judge the logits of one case, all [predictions, codes]; see `judge`."""
+    """Judge the logits of one case, all [predictions, codes]; see `judge_numbers`."""
     label = f"logits {name}"
-    judged = judge(exact, emulated, found, meant, degraded)
+    judged = judge_numbers(exact, emulated, found, meant, degraded)
     result = judged.deviation
     if result is None:
         return Check(label, passed=False, summary=judged.problem, values={}, badness=math.inf)

@@ -227,8 +227,12 @@ def _logits(
             if worst is None:
                 return checks
             only = [worst.name.removeprefix("logits ")]
-            (traced,) = trace(plan, bundle, network, seed=seed, adapters=opened, only=only)
-    words = f"the layers are right ({traced.summary})" if traced.passed else traced.summary
+            # None where the file describes no such head.
+            traced = next(trace(plan, bundle, network, seed=seed, adapters=opened, only=only), None)
+    if traced is None:
+        return checks
+    right = "the layers are right, and the last norm or the head is off"
+    words = right if traced.passed else traced.summary
     named_at = replace(worst, summary=f"{worst.summary}; {words}")
     return [named_at if check is worst else check for check in checks]
 
@@ -244,7 +248,7 @@ def _trace(
 
     opened = plan.family.open_adapters(adapters, bundle)
     prove_library()  # so that what fails from here on is not this machine's llama.cpp
-    total = N_NETWORKS * len(list(traced_cases(plan, seed)))
+    total = N_NETWORKS * len(list(traced_cases(plan, plan.model, seed)))
     with progress("comparing layers", total, "passes") as advance:
         try:
             with plan.family.open(bundle, adapters=adapters) as network:

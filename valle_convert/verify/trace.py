@@ -1,8 +1,8 @@
 """Where does llama.cpp go wrong first? The layers of a network one by one, against PyTorch.
 
 llama.cpp's evaluation callback gives the residual stream behind every layer, at every position of
-a pass, and each part of a layer. The references give the same, and `judge` tells what may differ,
-as for logits.
+a pass, and each part of a layer. The references give the same, and `judge_numbers` tells what may
+differ, as for logits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from valle_convert.llama.context import FloatArray
 from valle_convert.llama.library import INSTALL_TESTED
 from valle_convert.network.arithmetic import INPUTS
 from valle_convert.network.protocol import OnLlama
-from valle_convert.verify.logits import Judged, References, judge
+from valle_convert.verify.logits import Judged, References, judge_numbers
 from valle_convert.verify.report import Check
 from valle_convert.wording import plural
 
@@ -128,7 +128,9 @@ def trace(
         only: the names of cases; None for all that tell something new.
     """
     references = References.of(plan, bundle, adapters)
-    cases = list(traced_cases(plan, seed, only))
+    # A network of a file composes its inputs by its own keys.
+    of_file = {one.name: one for one in traced_cases(plan, network.model, seed, only)}
+    cases = [one for one in traced_cases(plan, plan.model, seed, only) if one.name in of_file]
 
     def states(
         wanted: Callable[[int, str], bool], chosen: Sequence[Case[Any]]
@@ -143,7 +145,7 @@ def trace(
                 kept.append(watch.take())
                 advance(1)
         for kept, case in zip(found, chosen, strict=True):
-            kept.append(_on_llama(network, case, wanted))
+            kept.append(_on_llama(network, of_file[case.name], wanted))
             advance(1)
         return found
 
@@ -158,10 +160,15 @@ def trace(
             yield _check(case.name, judged, partial(parts_of, case))
 
 
-def traced_cases(plan: Plan, seed: int, only: Collection[str] | None = None) -> Iterator[Case[Any]]:
+def traced_cases(
+    plan: Plan,
+    model: Any,  # noqa: ANN401 - the family's own
+    seed: int,
+    only: Collection[str] | None = None,
+) -> Iterator[Case[Any]]:
     """The cases of one example that are looked at."""
     (example,) = plan.family.draw(plan.model, 1, seed)
-    for case in plan.family.cases(plan.model, example):
+    for case in plan.family.cases(model, example):
         if case.name in only if only is not None else not case.repeats:
             yield case
 
@@ -200,7 +207,7 @@ def _judged(found: Sequence[_States]) -> dict[_Place, Judged]:
     """Every place that llama.cpp gives, in the order of the network."""
     exact, emulated, meant, degraded, on_llama = found
     return {
-        place: judge(exact[place], emulated[place], values, meant[place], degraded[place])
+        place: judge_numbers(exact[place], emulated[place], values, meant[place], degraded[place])
         for place, values in on_llama.items()
     }
 
@@ -209,20 +216,20 @@ def _check(name: str, judged: Mapping[_Place, Judged], parts_of: _PartsOf) -> Ch
     """The verdict on one case."""
     n_layers = plural(len(judged) - 1, "layer")
     off = [place for place, one in judged.items() if not one.passed]
-    if not off:
-        place = max(judged, key=lambda one: judged[one].badness)
-        words = f"the residual stream of {n_layers} is right, and closest to its limit "
-    else:
+    if off:
         place, judged = _first_off(off[0], judged, parts_of)
-        words = f"of {n_layers}, "
+        words = "the first place that is off is"
+    else:
+        place = max(judged, key=lambda one: judged[one].badness)
+        words = f"right in {n_layers}; closest to the limit is"
     _, layer, what = place
     one = judged[place]
-    where = "in the inputs" if what == INPUTS else f"in layer {layer}"
+    where = "the inputs" if what == INPUTS else f"layer {layer}"
     where += "" if what in (INPUTS, _OUTPUT) else f", {what}"
     return Check(
         f"trace {name}",
         passed=not off,
-        summary=f"{words}{'the first one off is ' if off else ''}{where}: {one.words}",
+        summary=f"{words} {where}: {one.words}",
         values={"layer": layer, "part": what, "nmse_to_checkpoint": one.cost},
         limit=one.limit,
         badness=one.badness,
