@@ -109,6 +109,7 @@ class LlamaReport:
         path: the shared library; None if not found.
         binding_version: the version of llama-cpp-python; None if not installed.
         system_info: llama.cpp's build features; None if not loaded.
+        devices: what it can compute on.
         probe: result of the self-test; None if it failed or could not run.
         problem: why it cannot be used, and the remedy; None if it works.
         graphs: by title of a family, why its models cannot run; None if they can. Empty if the
@@ -118,6 +119,7 @@ class LlamaReport:
     path: Path | None
     binding_version: str | None
     system_info: str | None
+    devices: tuple[str, ...]
     probe: ProbeResult | None
     problem: str | None
     graphs: Mapping[str, str | None]
@@ -221,11 +223,12 @@ def examine_llama(probe: Callable[[], ProbeResult]) -> LlamaReport:
     version = _installed_version("llama-cpp-python")
     try:
         result = probe()
-        system_info = load_library().system_info()
+        library = load_library()
+        system_info, devices = library.system_info(), tuple(library.devices())
     except ValleConvertError as error:
-        return LlamaReport(path, version, None, None, str(error), {})
+        return LlamaReport(path, version, None, (), None, str(error), {})
     graphs = {family.title: _problem_of(family.prove) for family in reversed(families())}
-    return LlamaReport(path, version, system_info, result, None, graphs)
+    return LlamaReport(path, version, system_info, devices, result, None, graphs)
 
 
 def _problem_of(proof: Callable[[], None]) -> str | None:

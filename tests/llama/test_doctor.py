@@ -28,7 +28,7 @@ from valle_convert.llama.mpt import prove_relu
 from valle_convert.llama.probe import ProbeResult
 
 WORKING = LlamaReport(
-    Path("libllama.so"), "0.3.36", "CPU : AVX2 = 1", ProbeResult(True, 0.0), None, {}
+    Path("libllama.so"), "0.3.36", "CPU : AVX2 = 1", (), ProbeResult(True, 0.0), None, {}
 )
 NUMPY = PackageReport("numpy", ">=1.26", "2.4.6", "")
 
@@ -40,6 +40,7 @@ def test_this_machine_is_described() -> None:
     assert packages["llama-cpp-python"].extra == "llama"
     assert report.llama.problem is None
     assert report.llama.path is not None
+    assert report.llama.devices[0].startswith("CPU: ")
     assert report.llama.path.is_file()
     assert "CPU" in (report.llama.system_info or "")
     assert [command.name for command in report.commands] == list(needs())

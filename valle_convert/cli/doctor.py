@@ -70,6 +70,7 @@ def _show(report: DoctorReport) -> None:
         ("library", str(llama.path or "not found")),
         ("llama-cpp-python", llama.binding_version or "missing"),
         ("built with", llama.system_info or "unknown"),
+        ("devices", "; ".join(llama.devices) or "unknown"),
         ("self-test", probe),
     ]
     rows += [(f"graph of {title}", problem or "passed") for title, problem in llama.graphs.items()]

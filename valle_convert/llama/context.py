@@ -84,6 +84,11 @@ class LlamaModel(Closing):
             if not part.is_file():
                 raise InputError(f"The model {part} is not a file; give the path of a GGUF file.")
         api = library.api
+        if settings.n_gpu_layers and not api.llama_supports_gpu_offload():
+            raise EnvironmentFault(
+                f"llama.cpp {library.binding_version} was built without a GPU backend. Leave "
+                "--gpu-layers out, or build it again with CMAKE_ARGS=-DGGML_CUDA=ON."
+            )
         parameters = api.llama_model_default_params()
         parameters.load_mode = api.LLAMA_LOAD_MODE_MMAP
         parameters.n_gpu_layers = settings.n_gpu_layers
@@ -384,25 +389,17 @@ class _Catcher:
 
     def __init__(self, library: Library, names: Collection[str], last: str | None) -> None:
         """`last` is the tensor behind which the graph ends."""
-        path = library.path.with_name(library.path.name.replace("llama", "ggml-base"))
-        try:
-            base = ctypes.CDLL(str(path))
-        except OSError as error:
-            raise EnvironmentFault(
-                f"{path} of llama.cpp {library.binding_version} does not load ({error}); "
-                f"{INSTALL_TESTED}."
-            ) from error
         tensor, size = ctypes.c_void_p, ctypes.c_size_t
-        for name, result, arguments in (
-            ("ggml_get_name", ctypes.c_char_p, [tensor]),
-            ("ggml_op_desc", ctypes.c_char_p, [tensor]),
-            ("ggml_nrows", ctypes.c_int64, [tensor]),
-            ("ggml_nbytes", size, [tensor]),
-            ("ggml_backend_tensor_get", None, [tensor, tensor, size, size]),
-        ):
-            function = getattr(base, name)
-            function.restype, function.argtypes = result, arguments
-        self._base = base
+        self._base = library.ggml(
+            "ggml-base",
+            [
+                ("ggml_get_name", ctypes.c_char_p, [tensor]),
+                ("ggml_op_desc", ctypes.c_char_p, [tensor]),
+                ("ggml_nrows", ctypes.c_int64, [tensor]),
+                ("ggml_nbytes", size, [tensor]),
+                ("ggml_backend_tensor_get", None, [tensor, tensor, size, size]),
+            ],
+        )
         self._names = {name.encode() for name in names}
         self._last = None if last is None else last.encode()
         self._caught: dict[str, list[FloatArray]] = {}

@@ -10,12 +10,14 @@ of a failed call go into the message of the exception.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import importlib.metadata
 import importlib.util
 import os
 from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +127,50 @@ class Library:
     def system_info(self) -> str:
         """The instruction sets and backends that llama.cpp was built with, in its own words."""
         return " ".join(bytes(self.api.llama_print_system_info()).decode().split())
+
+    def ggml(self, part: str, functions: Iterable[tuple[str, Any, Sequence[Any]]]) -> Any:
+        """Functions of a library beside libllama: names, types of results and of arguments."""
+        path = self.path.with_name(self.path.name.replace("llama", part))
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise EnvironmentFault(
+                f"{path} of llama.cpp {self.binding_version} does not load ({error}); "
+                f"{INSTALL_TESTED}."
+            ) from error
+        for name, result, arguments in functions:
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, list(arguments)
+        return library
+
+    def devices(self) -> list[str]:
+        """What llama.cpp can compute on, with the memory of each."""
+        pointer, size = ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t)
+        ggml = self.ggml(
+            "ggml",
+            [
+                ("ggml_backend_dev_count", ctypes.c_size_t, []),
+                ("ggml_backend_dev_get", pointer, [ctypes.c_size_t]),
+            ],
+        )
+        base = self.ggml(
+            "ggml-base",
+            [
+                ("ggml_backend_dev_name", ctypes.c_char_p, [pointer]),
+                ("ggml_backend_dev_description", ctypes.c_char_p, [pointer]),
+                ("ggml_backend_dev_memory", None, [pointer, size, size]),
+            ],
+        )
+        found = []
+        for i in range(ggml.ggml_backend_dev_count()):
+            device, free, total = ggml.ggml_backend_dev_get(i), ctypes.c_size_t(), ctypes.c_size_t()
+            base.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
+            name, words = (
+                bytes(get(device)).decode(errors="replace")
+                for get in (base.ggml_backend_dev_name, base.ggml_backend_dev_description)
+            )
+            found.append(f"{name}: {words}, {total.value / 2**30:.0f} GiB")
+        return found
 
 
 def find_library() -> Path | None:
