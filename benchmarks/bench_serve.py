@@ -10,6 +10,7 @@ The miniature in Q8_0 on a server of its own, asked by HTTP for three sentences 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,6 @@ from statistics import median
 
 import httpx2
 
-from miniature.world import WorldCodec
 from valle_convert import Choices, plan_conversion, write_gguf
 from valle_convert.decode import SamplingOptions
 from valle_convert.families.bundle import Bundle, open_bundle
@@ -31,6 +31,9 @@ from valle_convert.speech.results import SpeakOptions
 from valle_convert.speech.speaker import AnySpeaker
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from miniature.world import WorldCodec  # noqa: E402
+
 MINIATURE = ROOT / "miniature"
 DOCUMENT = ROOT / "docs" / "serve.md"
 BEGIN = "<!-- written by benchmarks/bench_serve.py -->"
@@ -102,7 +105,7 @@ def ask(address: str, seed: int) -> tuple[float, float, int]:
 
 
 def measure(address: str, n_clients: int, n: int) -> Measured:
-    """So many clients, each of which asks again as soon as it has its answer."""
+    """So many clients; each asks again as soon as it has its answer."""
     begin = time.perf_counter()
     with ThreadPoolExecutor(n_clients) as threads:
         turns = threads.map(

@@ -152,7 +152,7 @@ def make_source(folder: Path) -> tuple[Path, Path]:
 def make_file(checkpoint: Path, f16: Path, kind: str) -> Path:
     """A file of another type, converted or quantized."""
     path = f16.with_name(f"production-{kind}.gguf")
-    if kind in MORE_CONVERTED:
+    if kind in ("F32", *MORE_CONVERTED):
         write_gguf(plan_conversion(checkpoint, Choices(kind.lower())), path)
     else:
         command = [sys.executable, "-m", "valle_convert", "quantize", f16, path, kind]

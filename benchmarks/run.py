@@ -10,7 +10,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 BENCHMARKS = tuple(
     import_module(f"bench_{name}")
-    for name in ("convert", "containers", "repair", "quantize", "speak", "serve", "codec", "vallex")
+    for name in (
+        "convert",
+        "containers",
+        "repair",
+        "quantize",
+        "speak",
+        "settings",
+        "serve",
+        "codec",
+        "vallex",
+    )
 )
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ IMPORTS: Mapping[str, str] = {
     "vallex": "import cn2an, eng_to_ipa, inflect, jieba, pypinyin",
     "japanese": "import pyopenjtalk",
     "hub": "import hf_xet",
+    "serve": "import python_multipart, prometheus_client, python_stretch, starlette, uvicorn",
     "cluster": "import snakemake",
     "asr": "import pocketsphinx",
     "miniature": "import pyworld",

@@ -1,4 +1,4 @@
-"""The command: it starts, says what is wrong, and ends when it is told, after what it has begun."""
+"""The command starts, tells its errors, and ends by a signal after running requests."""
 
 from __future__ import annotations
 

@@ -30,9 +30,6 @@ def log(text: str) -> None:
     sys.stderr.write(text + "\n")
 
 
-talk = log  # the older name of the same
-
-
 def error(text: str) -> None:
     log(f"error: {text}")
 

@@ -158,7 +158,7 @@ def carry_out(
     seconds = time.perf_counter() - start
     others = f" and {plural(len(sizes) - 1, 'file')} beside it" if len(sizes) > 1 else ""
     total = sum(sizes.values())
-    console.talk(f"wrote {out}{others}: {console.n_bytes(total)} in {seconds:.1f} s")
+    console.log(f"wrote {out}{others}: {console.n_bytes(total)} in {seconds:.1f} s")
     report = _verify(plan, out, verify)
     if as_json:
         console.data_json(
@@ -172,7 +172,7 @@ def carry_out(
             }
         )
     if report is not None:
-        console.talk(report.verdict())
+        console.log(report.verdict())
         # Nobody asked for the default, which is whatever this machine can do.
         if report.failures or (must_run and report.exit_code):
             raise typer.Exit(report.exit_code)
@@ -199,20 +199,20 @@ def _log_choices(plan: Plan) -> None:
     """Everything that was decided for the user."""
     checkpoint = plan.checkpoint
     for note in checkpoint.notes:
-        console.talk(f"note: {note}")
-    console.talk(f"config: {checkpoint.config_source}")
+        console.log(f"note: {note}")
+    console.log(f"config: {checkpoint.config_source}")
     tokenizer = plan.tokenizer
-    console.talk(f"tokenizer: {tokenizer.source} ({tokenizer.reason}; {tokenizer.agreement})")
+    console.log(f"tokenizer: {tokenizer.source} ({tokenizer.reason}; {tokenizer.agreement})")
     if checkpoint.lora:
-        console.talk(f"LoRA merged: {checkpoint.lora}")
+        console.log(f"LoRA merged: {checkpoint.lora}")
     for assumed in (*checkpoint.assumed, *plan.description.assumed):
-        console.talk(f"assumed, since the file does not say: {assumed} (else give --config)")
+        console.log(f"assumed, since the file does not say: {assumed} (else give --config)")
     for lost in checkpoint.lost:
-        console.talk(f"lost on the way to this file, and not in the result: {lost}")
+        console.log(f"lost on the way to this file, and not in the result: {lost}")
     for dropped in plan.description.dropped:
-        console.talk(f"left out: {dropped.source} ({dropped.reason})")
+        console.log(f"left out: {dropped.source} ({dropped.reason})")
     for note in plan.description.notes:
-        console.talk(f"note: {note}")
+        console.log(f"note: {note}")
 
 
 def _show_plan(plan: Plan, out: Path, *, as_json: bool) -> None:

@@ -274,7 +274,7 @@ def evaluate(
         prunes=prune,
         reports=reports,
         command=shlex.join(["valle-convert", *sys.argv[1:]]),
-        log=RunLog(console.progress_bar, console.talk),
+        log=RunLog(console.progress_bar, console.log),
     )
     finish(result, reports, as_json=json_, force=force)
 
@@ -339,9 +339,9 @@ def _show(result: EvaluationReport, *, as_json: bool) -> None:
     header, rows = result.summary(width)
     console.data(console.table(rows, header=header))
     for title, (columns, cells) in list(result.heard())[:1]:  # a report has all of them
-        console.talk(f"{title}:\n{console.table(cells, header=columns)}")
+        console.log(f"{title}:\n{console.table(cells, header=columns)}")
     for line in result.facts():
-        console.talk(line)
+        console.log(line)
     if result.recommendation():
         console.data(result.recommendation())
     console.data(result.verdict())

@@ -53,8 +53,8 @@ def export(
         progress=console.progress_bar,
     )
     for note in done.notes:
-        console.talk(f"note: {note}")
-    console.talk(f"wrote {done.path}: {console.n_bytes(done.n_bytes)}")
+        console.log(f"note: {note}")
+    console.log(f"wrote {done.path}: {console.n_bytes(done.n_bytes)}")
     if json_:
         console.data_json(
             {"file": str(done.path), "bytes": done.n_bytes, "notes": list(done.notes)}

@@ -65,7 +65,7 @@ def imatrix(
     examples: Examples[Any] = Examples.choose(
         reference.family, reference.model, data, None if data else utterances, seed=seed
     )
-    console.talk(f"importance matrix of {examples.description}")
+    console.log(f"importance matrix of {examples.description}")
     files = make_imatrices(reference, examples, out, force=force, progress=console.progress_bar)
     made, words, paths = list(files.values()), examples.description, list(files)
     n_matrices, n_passes = sum(len(one.entries) for one in made), made[0].chunk_count

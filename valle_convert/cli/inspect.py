@@ -96,7 +96,7 @@ def inspect(
         )
     )
     for note in summary.notes:
-        console.talk(f"note: {note}")
+        console.log(f"note: {note}")
 
 
 def _show_folder(folder: Path, summaries: list[Summary], *, as_json: bool) -> None:

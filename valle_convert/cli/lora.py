@@ -68,9 +68,9 @@ def lora(
         force=force,
     )
     for note in written.notes:
-        console.talk(f"note: {note}")
+        console.log(f"note: {note}")
     levels = ", ".join(map(str, written.levels)) or "all"
-    console.talk(
+    console.log(
         f"wrote {out}: {console.n_bytes(out.stat().st_size)}, "
         f"{plural(len(written.pairs), 'weight')}, alpha {written.alpha:g}, "
         f"codebook levels: {levels}"

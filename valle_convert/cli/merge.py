@@ -85,6 +85,6 @@ def merge(
         force=force,
         progress=console.progress_bar,
     )
-    console.talk(f"merged {plural(len(result.files), 'file')} into {out}")
+    console.log(f"merged {plural(len(result.files), 'file')} into {out}")
     if result.report is not None:
         finish(result.report, reports, as_json=json_, force=force)

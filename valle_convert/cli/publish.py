@@ -78,13 +78,13 @@ def publish(
         )
     if old != text:
         write_text_atomically(path, text, force=True)
-    console.talk(f"wrote {path}")
+    console.log(f"wrote {path}")
     result = None
     if repository is not None and not dry_run:
         result = publish_folder(read, repository, message=message)
-        console.talk(f"published {plural(len(result.files), 'file')}: {result.url}")
+        console.log(f"published {plural(len(result.files), 'file')}: {result.url}")
     elif repository is None:
-        console.talk("nothing was sent; give OWNER/NAME to publish")
+        console.log("nothing was sent; give OWNER/NAME to publish")
     if json_:
         console.data_json(
             {

@@ -250,7 +250,7 @@ def quantize(
     read = (source, checkpoint, options.imatrix_path, *options.inputs)
     with _kept_log(log, out, read, force=force) as keep:
         reference = checkpoint_of(source, checkpoint, config, lora, lora_alpha)
-        run = RunLog(console.progress_bar, console.talk, keep)
+        run = RunLog(console.progress_bar, console.log, keep)
         result = quantize_files(source, out, options, existing, checkpoint=reference, log=run)
         _show(result, as_json=json_)
     if result.exit_code:
@@ -322,7 +322,7 @@ def _show(result: MakeReport, *, as_json: bool) -> None:
     header, rows = result.table()
     console.data(console.table(rows, header=header))
     for line in result.facts():
-        console.talk(line)
+        console.log(line)
     console.data(result.verdict())
 
 

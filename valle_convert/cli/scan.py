@@ -117,7 +117,7 @@ def scan(
             tool=llama_quantize, threads=threads, imatrix=NONE if imatrix is None else str(imatrix)
         ),
         MeasureOptions(data, utterances, seed),
-        log=RunLog(console.progress_bar, console.talk),
+        log=RunLog(console.progress_bar, console.log),
     )
     if json_:
         console.data_json(result.to_json())

@@ -134,8 +134,6 @@ def serve(
         address, found = listening.getsockname()[:2]
         name = f"[{address}]" if ":" in address else address
         if not served.access.is_local and api_key is None:
-            console.talk(
-                "note: whoever reaches this machine can use the server; --api-key locks it"
-            )
-        console.talk(f"serving {bundle.path} on http://{name}:{found} (Ctrl-C ends it)")
+            console.log("note: whoever reaches this machine can use the server; --api-key locks it")
+        console.log(f"serving {bundle.path} on http://{name}:{found} (Ctrl-C ends it)")
         server.run(listening)

@@ -92,7 +92,7 @@ def tokenize(
                 ],
             )
             if unknown:
-                console.talk(f"note: the vocabulary lacks {listed(unknown)}")
+                console.log(f"note: the vocabulary lacks {listed(unknown)}")
             agree = one.agree
     if not agree:
         raise typer.Exit(EXIT_FAILED_CHECK)
@@ -125,7 +125,7 @@ class _OneText:
         console.data(f"pieces         {self.pieces}")
         console.data(f"llama.cpp      {self.found}")
         console.data(f"{oracle:<14} {self.expected}")
-        console.talk("they agree" if self.agree else "they differ")
+        console.log("they agree" if self.agree else "they differ")
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -166,13 +166,13 @@ def _show_report(report: TokenizerReport, seconds: float, *, as_json: bool) -> N
             }
         )
     for difference in report.first:
-        console.talk(f"differs: {difference.text!r}")
-        console.talk(f"  pieces     {difference.pieces}")
-        console.talk(f"  llama.cpp  {list(difference.found)}")
-        console.talk(f"  expected   {list(difference.expected)}")
+        console.log(f"differs: {difference.text!r}")
+        console.log(f"  pieces     {difference.pieces}")
+        console.log(f"  llama.cpp  {list(difference.found)}")
+        console.log(f"  expected   {list(difference.expected)}")
     if not as_json:
         console.data(
             f"{plural(report.n_texts, 'text')}, {plural(report.n_tokens, 'token')}, "
             f"{plural(report.n_differences, 'difference')}"
         )
-    console.talk(f"{seconds:.2f} s")
+    console.log(f"{seconds:.2f} s")

@@ -220,5 +220,5 @@ def _show(result: Report) -> None:
             if not check.passed and check.limit:
                 console.data(f"        allowed: {check.limit}")
     for note in result.notes:
-        console.talk(f"note: {note}")
+        console.log(f"note: {note}")
     console.data(result.verdict())

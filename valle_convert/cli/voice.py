@@ -62,6 +62,6 @@ def voice(
     codes = SavedCodes(opened.encode(audio), opened.description, opened.codebook_size)
     write_codes(out, codes, force=force, sources=[recording])
     for notice in notices:
-        console.talk(f"note: {notice}")
+        console.log(f"note: {notice}")
     frames, levels = codes.codes.shape
-    console.talk(f"wrote {out}: {plural(frames, 'frame')} of {plural(levels, 'level')}")
+    console.log(f"wrote {out}: {plural(frames, 'frame')} of {plural(levels, 'level')}")

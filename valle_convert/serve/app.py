@@ -37,7 +37,7 @@ from valle_convert.speech.results import SpeakOptions
 from valle_convert.speech.speaker import AnySpeaker
 
 _MAX_UPLOAD_BYTES = 8 << 20
-#: A character is at most 12 bytes of JSON (two escapes), of which a request has two texts.
+#: A request has two texts, and a character takes up to 12 bytes of JSON (two escapes).
 _BYTES_A_CHARACTER = 24
 #: Of a body, which comes at once from all but a client that wants to hold a connection.
 _BODY_SECONDS = 30.0

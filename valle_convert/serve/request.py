@@ -98,7 +98,7 @@ def _voice(given: Mapping[str, Any]) -> str | None:
 
 
 def _choice(given: Mapping[str, Any], name: str, known: Any, code: str) -> str:  # noqa: ANN401
-    """One of some words, of which the first one is the default."""
+    """One of some words; the first one is the default."""
     value = given.get(name, next(iter(known)))
     if not isinstance(value, str) or value not in known:
         raise bad_value(name, f"{name} has to be one of {', '.join(known)}.", code)

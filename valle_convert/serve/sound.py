@@ -1,4 +1,4 @@
-"""Speech as a client wants it, of which each piece goes out as soon as it is there."""
+"""Speech in the format that a client wants, each piece as soon as it is there."""
 
 from __future__ import annotations
 
