@@ -150,7 +150,7 @@ def test_the_models_codec_is_opened_and_no_other(codec: WorldCodec) -> None:
     assert isinstance(open_codec(CODEC, config(world)), WorldCodec)
     with pytest.raises(InputError, match="4 levels of 256 codes, and the model was trained on 8"):
         open_codec(CODEC, config(Codec("encodec-24khz", 24_000, 75.0), 8, 1024))
-    with pytest.raises(InputError, match="world-rvq, and no codec was given"):
+    with pytest.raises(InputError, match="world-rvq, but no codec was given"):
         open_codec(None, config(world))
     with pytest.raises(InputError, match="fixtures is none"):
         open_codec(PROJECT / "fixtures", config(world))

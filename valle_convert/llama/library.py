@@ -128,7 +128,7 @@ class Library:
         """The instruction sets and backends that llama.cpp was built with, in its own words."""
         return " ".join(bytes(self.api.llama_print_system_info()).decode().split())
 
-    def ggml(self, part: str, functions: Iterable[tuple[str, Any, Sequence[Any]]]) -> Any:
+    def ggml(self, part: str, functions: Iterable[tuple[str, Any, Sequence[Any]]]) -> Any:  # noqa: ANN401
         """Functions of a library beside libllama: names, types of results and of arguments."""
         path = self.path.with_name(self.path.name.replace("llama", part))
         try:
