@@ -152,7 +152,7 @@ def test_the_models_codec_is_opened_and_no_other(codec: WorldCodec) -> None:
         open_codec(CODEC, config(Codec("encodec-24khz", 24_000, 75.0), 8, 1024))
     with pytest.raises(InputError, match="world-rvq, but no codec was given"):
         open_codec(None, config(world))
-    with pytest.raises(InputError, match="fixtures is none"):
+    with pytest.raises(InputError, match="fixtures is another file"):
         open_codec(PROJECT / "fixtures", config(world))
 
 
