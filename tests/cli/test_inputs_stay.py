@@ -172,7 +172,7 @@ def test_an_adapter_that_cannot_be_right_is_not_written(
         ("quantize GGUF OUT Q8_0 --log EMPTY", "the name is empty"),
         ("evaluate GGUF --margin nan --no-worse-than x", "nan is not finite"),
         ("scan GGUF OUT --target-bits nan", "nan is not finite"),
-        ("speak GGUF Hi --save-codes OUT --guidance inf", "inf is not finite"),
+        ("speak GGUF Hi --save-codes OUT --set guidance_strength=inf", "a finite number"),
         ("publish OUT owner --dry-run", "is no OWNER/NAME"),
         ("publish OUT --message words", "has no effect"),
         ("quantize GGUF OUT Q8_0 --lora x.sft", "there is no checkpoint"),

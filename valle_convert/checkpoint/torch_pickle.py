@@ -138,7 +138,7 @@ def _tensor(
 
 def _counts(values: object) -> tuple[int, ...]:
     if not isinstance(values, tuple | list) or not all(
-        isinstance(one, int) and 0 <= one < 1 << 62 for one in values
+        type(one) is int and 0 <= one < 1 << 62 for one in values
     ):
         raise ValueError(f"sizes of a tensor are {values!r:.60}")
     return tuple(values)
@@ -199,7 +199,7 @@ class PickleReader(pickle._Unpickler):  # noqa: SLF001 - see below
         """`storage` gives that of a key and of so many bytes."""
         super().__init__(file, encoding="utf-8")
         self._storage = storage
-        self._stored: dict[str, Storage] = {}
+        self._stored: dict[str, _TypedStorage] = {}
 
     def find_class(self, module: str, name: str) -> object:
         if self.proto < 3:
@@ -213,17 +213,20 @@ class PickleReader(pickle._Unpickler):  # noqa: SLF001 - see below
 
     def persistent_load(self, saved: object) -> object:
         """The storage that a pickle refers to."""
-        if not isinstance(saved, tuple) or len(saved) < 5 or saved[0] != "storage":
+        if not isinstance(saved, tuple) or len(saved) not in (5, 6) or saved[0] != "storage":
             raise ValueError("a reference to something that is no storage")
         _, numbers, key, _, n = saved[:5]
         if not isinstance(numbers, Numbers) or not isinstance(key, str) or any(saved[5:]):
             raise ValueError("a storage of an unknown kind")
         (count,) = _counts((n,))
         n_bytes = count * numbers.itemsize
-        where = self._stored.setdefault(key, self._storage(key, n_bytes))
-        if where.n_bytes != n_bytes:
-            raise ValueError(f"a storage of {where.n_bytes} bytes, and of {n_bytes} elsewhere")
-        return _TypedStorage(where, numbers)
+        found = self._stored.get(key)
+        if found is None:
+            found = _TypedStorage(self._storage(key, n_bytes), numbers)
+            self._stored[key] = found
+        if (found.numbers, found.where.n_bytes) != (numbers, n_bytes):
+            raise ValueError(f"the storage {key} has two types or sizes")
+        return found
 
     def load_build(self) -> None:
         """Give a state to what was built, and to nothing else: not to a class or a function."""

@@ -18,6 +18,7 @@ from zlib_ng import zlib_ng
 
 from valle_convert.errors import InputError
 from valle_convert.files import check_free_space, check_input_file, explained_writes, os_fault
+from valle_convert.wording import listing
 
 # A VALL-E checkpoint's pickle has some hundred tensors and a vocabulary: tens of KiB.
 _MAX_PICKLE_BYTES = 64 << 20
@@ -51,10 +52,15 @@ def zip_entries(path: Path) -> dict[str, ZipEntry]:
         for entry in found.values()
         if entry.filename.endswith("data.pkl")
     )
+    strange = [one.filename for one in found.values() if not one.filename.startswith(root)]
+    if not root or strange:
+        raise InputError(
+            f"{path} is refused: {listing(strange) or 'its pickle'} is not in the archive's folder "
+            f"{root!r}; save it again with torch.save."
+        )
     return {
         entry.filename.removeprefix(root): ZipEntry(start, entry.file_size)
         for start, entry in found.items()
-        if entry.filename.startswith(root)
     }
 
 
@@ -183,6 +189,7 @@ def _data_offsets(path: Path, archive: zipfile.ZipFile) -> dict[int, zipfile.Zip
                     magic == b"PK\3\4"
                     and (flags, method) == (entry.flag_bits, entry.compress_type)
                     and not flags & 1  # encrypted
+                    and not entry.volume  # of an archive on several disks
                     and not entry.filename.endswith("/")
                     and not entry.external_attr & 0x10  # a folder, for MS-DOS and torch
                     and (

@@ -35,7 +35,6 @@ from valle_convert.cli.remote import local_gguf
 from valle_convert.cli.spoken import Report
 from valle_convert.cli.watch import SpeechProgress, stop_on_interrupt
 from valle_convert.errors import EXIT_INTERRUPTED, InputError
-from valle_convert.llama.context import Settings
 from valle_convert.wording import plural
 
 if TYPE_CHECKING:
@@ -327,6 +326,7 @@ def _carry_out(bundle: Bundle, request: _Request, target: _Target, options: Spea
     from valle_convert.audio.codes import is_codes_path
     from valle_convert.checkpoint.lora import lora_files
     from valle_convert.files import check_outputs, is_stream
+    from valle_convert.llama.context import Settings
     from valle_convert.speech.speaker import Watch
 
     inputs = [*bundle.paths, *request.recordings, *([request.codes] if request.codes else [])]
