@@ -37,8 +37,6 @@ DISTRIBUTION = "valle-convert"
 LLAMA = "llama.cpp"  # the library, as something that a command needs
 #: Commands without further needs, and those that only some families support.
 _ALWAYS = (
-    "convert repair lora export inspect imatrix compare merge check-manifest codec doctor"
-).split()
     "convert repair lora export inspect imatrix compare merge check-manifest codec doctor".split()
 )
 _ABILITIES = {

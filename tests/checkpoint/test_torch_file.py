@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import io
+import json
 import pickle
 import pickletools
 import subprocess
@@ -21,7 +23,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 
+from valle_convert.checkpoint.read import read_checkpoint
 from valle_convert.checkpoint.torch_file import TorchTensors, load_torch_file
 from valle_convert.checkpoint.torch_pickle import StoredTensor
 from valle_convert.errors import InputError
@@ -189,3 +193,117 @@ def test_dicts_and_lists_of_other_classes_are_taken(tmp_path: Path) -> None:
         torch.save({"a": torch.ones(2), "config": Keys(x=1)}, tmp_path / "x.pth")
     found = load_torch_file(tmp_path / "x.pth")
     np.testing.assert_array_equal(found["a"].read(), [1, 1])  # type: ignore[index]
+
+
+def checkpoint() -> dict[str, Any]:
+    """A right checkpoint, as torch saves it."""
+    path = FIXTURES / "golden" / "ar-nar-len" / "fp32.sft"
+    with safe_open(path, "pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return {"module": state, "config": json.loads(file.metadata()["config"])}
+
+
+class AttributeDict(dict[str, Any]):
+    """What trainers keep settings in."""
+
+
+def changed_size(config: dict[str, Any], heads: object) -> dict[str, Any]:
+    return {**config, "size": {**config["size"], "heads": heads}}
+
+
+@pytest.mark.parametrize(
+    ("change", "protocol"),
+    [
+        (lambda c: {**c, "config": changed_size(c["config"], np.array(2))}, 5),
+        (lambda c: {**c, "config": changed_size(c["config"], np.int64(2))}, 2),
+        (lambda c: {**c, "config": changed_size(c["config"], torch.tensor(2))}, 2),
+        (lambda c: {**c, "config": AttributeDict(c["config"])}, 2),
+        (lambda c: {**c, "module": AttributeDict(c["module"])}, 2),
+        (lambda c: {"module": c["module"], "args": argparse.Namespace(**c["config"])}, 2),
+        (lambda c: {**c, "x": b"", "y": np.array([]), "z": type(None), "e": ..., 10**6000: 1}, 2),
+        (lambda c: {**c, "g": torch.nn.functional.gelu, "r": np.random.default_rng()}, 2),
+        (lambda c: c, 4),
+    ],
+)
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_what_trainers_keep_beside_weights_changes_no_config(
+    change: Callable[[dict[str, Any]], object], protocol: int, is_zip: bool, tmp_path: Path
+) -> None:
+    right = checkpoint()
+    torch.save(
+        change(right),
+        tmp_path / "x.pth",
+        pickle_protocol=protocol,
+        _use_new_zipfile_serialization=is_zip,
+    )
+    read = read_checkpoint(tmp_path / "x.pth")
+    assert {key: read.config[key] for key in right["config"]} == right["config"]
+    assert list(read.tensors.specs) == list(right["module"])
+
+
+class Opaque:
+    """Something that has no plain value."""
+
+
+@pytest.mark.parametrize("key", ["size", "experimental", "version"])
+def test_a_value_that_the_network_depends_on_is_not_passed_over(key: str, tmp_path: Path) -> None:
+    right = checkpoint()
+    value = Opaque() if key == "version" else {**right["config"][key], "heads": Opaque()}
+    torch.save({**right, "config": {**right["config"], key: value}}, tmp_path / "x.pth")
+    with pytest.raises(InputError, match=rf"{key}.*Opaque.* no plain value"):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+def test_a_negated_view_is_no_dense_tensor(tmp_path: Path) -> None:
+    right = checkpoint()
+    right["module"]["sep"] = torch._neg_view(right["module"]["sep"])
+    torch.save(right, tmp_path / "x.pth")
+    with pytest.raises(InputError, match=r"no dense tensors: sep \(negated"):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+def test_a_whole_module_is_named(tmp_path: Path) -> None:
+    for is_zip in (True, False):
+        path = tmp_path / f"{is_zip}.pth"
+        torch.save(torch.nn.Linear(2, 2), path, _use_new_zipfile_serialization=is_zip)
+        with pytest.raises(InputError, match=r"holds a torch\.nn\.modules\.linear\.Linear"):
+            read_checkpoint(path)
+
+
+def doubled(first: bytes, twice: bytes) -> bytes:
+    """A dict with a key that is made of two of itself, sixty times."""
+    return b"\x80\x02}" + first + b"q\x000" + (twice + b"q\x000") * 60 + b"h\x00K\x01s."
+
+
+@pytest.mark.parametrize(
+    ("first", "twice"),
+    [
+        (b"K\x01", b"h\x00h\x00\x86"),
+        (b"K\x01", b"cbuiltins\nfrozenset\n](h\x00h\x00\x86\x85e\x85R"),
+        (b"X\x01\0\0\0p", b"cpathlib\nPosixPath\nh\x00h\x00\x86R"),
+    ],
+)
+def test_what_doubles_itself_takes_neither_time_nor_memory(
+    first: bytes, twice: bytes, tmp_path: Path
+) -> None:
+    torch.save({"a": torch.zeros(3, 4)}, tmp_path / "x.pth")
+    path = rewritten(tmp_path / "x.pth", lambda _: doubled(first, twice))
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError) as refused:
+            read_checkpoint(path)
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 20 << 20
+    assert len(str(refused.value)) < 1000
+
+
+def test_a_name_is_looked_up_once(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(3, 4)}, tmp_path / "x.pth")
+    pickled = b"\x80\x02](" + b"cx\nY\n" * 200_000 + b"e."
+    found = load_torch_file(rewritten(tmp_path / "x.pth", lambda _: pickled))
+    assert len(set(found)) == 1  # type: ignore[call-overload]
+    many = b"\x80\x02](" + b"".join(b"cx\nY%d\n" % i for i in range(2000)) + b"e."
+    with pytest.raises(InputError, match="names more than 1,000 classes"):
+        load_torch_file(rewritten(tmp_path / "x.pth", lambda _: many))

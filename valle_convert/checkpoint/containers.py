@@ -29,12 +29,13 @@ from valle_convert.checkpoint.names import is_averaged, is_model, with_plain_nam
 from valle_convert.checkpoint.safetensors_file import SafetensorsFile
 from valle_convert.checkpoint.sharded import ShardedTensors
 from valle_convert.checkpoint.source import TensorSource
+from valle_convert.checkpoint.stand_ins import StandIn
 from valle_convert.checkpoint.torch_file import (
     TorchTensors,
     is_bare_torch_pickle,
     load_torch_file,
 )
-from valle_convert.checkpoint.torch_pickle import StoredTensor
+from valle_convert.checkpoint.torch_pickle import StoredTensor, kind_of
 from valle_convert.checkpoint.torch_zip import packed_again
 from valle_convert.errors import InputError, UnsupportedModelError, ValleConvertError
 from valle_convert.files import check_input_file, os_fault
@@ -276,7 +277,7 @@ def _find_state(
 ) -> tuple[tuple[str, ...], Mapping[str, Any], tuple[str, ...]]:
     """The keys that lead to the model's state dict, the dict, and what was left out."""
     found = list(_states(loaded, (), set()))
-    models = [one for one in found if is_model(map(str, one.state))]
+    models = [one for one in found if is_model(k for k in one.state if isinstance(k, str))]
     averages = [one for one in models if is_averaged(one.name)]
     chosen = [one for one in models if one not in averages] or averages or found
     distinct: dict[tuple[int, ...], _State] = {}
@@ -322,12 +323,15 @@ def _explain_states(path: Path, loaded: object, states: list[_State]) -> str:
             f"({listing(one.name for one in states)}), and nothing tells which of them is the "
             "model's; save that state_dict() alone."
         )
-    if not isinstance(loaded, Mapping):
+    if not isinstance(loaded, Mapping) or (isinstance(loaded, StandIn) and not loaded):
         return (
-            f"{path} holds a {type(loaded).__name__}, where a dict of tensors, or one with such a "
+            f"{path} holds a {kind_of(loaded)}, where a dict of tensors, or one with such a "
             "dict in it, is expected; save the model's state_dict()."
         )
-    held = ", ".join(f"{key!s:.40} ({type(value).__name__})" for key, value in loaded.items())
+    held = ", ".join(
+        f"{key if isinstance(key, str) else kind_of(key):.40} ({kind_of(value)})"
+        for key, value in loaded.items()
+    )
     return (
         f"{path} holds no dict of tensors, but {held[:200] or 'nothing'}; save the model's "
         "state_dict()."

@@ -33,17 +33,21 @@ def to_plain(value: object) -> tuple[Any, list[str]]:
     left_out: list[str] = []
 
     def convert(value: Any, place: str) -> Any:  # noqa: ANN401
+        if hasattr(value, "plain"):
+            return convert(value.plain(), place)
         if isinstance(value, Mapping):
             found = {}
             for key, inner in value.items():
+                word = key if isinstance(key, str) else type(key).__name__
+                where = f"{place}.{word:.40}".lstrip(".")
                 try:
-                    found[_plain(key)] = convert(inner, f"{place}.{key!s:.40}".lstrip("."))
+                    found[_plain(key)] = convert(inner, where)
                 except ValueError as error:
-                    left_out.append(f"{f'{place}.{key!s:.40}'.lstrip('.')} ({error})")
+                    left_out.append(f"{where} ({error})")
             return found
         if isinstance(value, list | tuple | set | frozenset):
             return [convert(inner, f"{place}[]") for inner in value]
-        return convert(value.plain(), place) if hasattr(value, "plain") else _plain(value)
+        return _plain(value)
 
     try:
         _measure(value, _children_of_any)
@@ -65,14 +69,14 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
 
 
 def _children_of_any(value: object) -> Iterable[object]:
-    if isinstance(value, Mapping):
+    if hasattr(value, "plain"):
+        with suppress(ValueError):
+            yield value.plain()
+    elif isinstance(value, Mapping):
         for key, child in value.items():
             yield from (key, child)
     elif isinstance(value, list | tuple | set | frozenset):
         yield from value
-    elif hasattr(value, "plain"):
-        with suppress(ValueError):
-            yield value.plain()
 
 
 def load_yaml(text: str) -> object:

@@ -168,7 +168,7 @@ def _stats(extras: Mapping[str, Any]) -> Mapping[str, Any]:
     stats = extras.get("stats")
     if not isinstance(stats, Mapping):
         return {}
-    return {str(key): value for key, value in stats.items() if is_plain(value)}
+    return {k: v for k, v in stats.items() if isinstance(k, str) and is_plain(v)}
 
 
 def _symmap(path: Path, extras: Mapping[str, Any]) -> Mapping[str, int] | None:

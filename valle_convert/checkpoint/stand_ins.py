@@ -21,15 +21,17 @@ _VALUES = frozenset(
     argparse.Namespace collections.Counter collections.OrderedDict collections.defaultdict
     collections.deque copyreg._reconstructor datetime.date datetime.datetime datetime.time
     datetime.timedelta datetime.timezone decimal.Decimal fractions.Fraction types.SimpleNamespace
-    uuid.UUID builtins.bool builtins.bytearray builtins.complex builtins.dict builtins.float
+    uuid.UUID builtins.bool builtins.bytes builtins.bytearray builtins.complex builtins.dict
+    builtins.float
     builtins.frozenset builtins.int builtins.list builtins.object builtins.range builtins.str
-    builtins.set builtins.slice builtins.tuple _codecs.encode
+    builtins.set builtins.slice builtins.tuple builtins.type builtins.NoneType
+    builtins.Ellipsis _codecs.encode
     """.split()
 )
 _PATH = re.compile(r"pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path")
 _NUMPY = re.compile(
     r"numpy\.((_?core\.(multiarray|numeric)\.)?(scalar|dtype|ndarray|_reconstruct|_frombuffer)|"
-    r"dtypes\.\w+|random\.\w+\.__\w+|(u?int|float|complex|bool|str|bytes)\d*_?)"
+    r"dtypes\.\w+|random\.\w+\.\w+|(u?int|float|complex|bool|str|bytes)\d*_?)"
 )
 #: Beyond Python's library: what loads, compiles, installs or evaluates, and Python 2's old names.
 _HARMFUL = frozenset(
@@ -45,36 +47,39 @@ _HARMFUL_TORCH = tuple(
 #: Of numpy's types, those that are numbers.
 _NUMBER = re.compile(r"[biu][1248]|f[248]")
 _MAX_ARRAY_BYTES = 1 << 16
+_MAX_PATH = 1 << 12
 
 
-class StandIn:
+class StandIn(dict[Any, Any]):
     """In the place of an object of a pickle that is no tensor, container or plain value.
 
-    It takes whatever the pickle gives it, and keeps nothing.
+    It keeps the items of a dict of another class and the attributes of a namespace, and nothing
+    else that the pickle gives it.
     """
 
     kind = "object"
 
     def __new__(cls, *_arguments: object, **_options: object) -> Self:
-        """Whatever the class that it stands for was made of."""
         return super().__new__(cls)
 
     def __init__(self, *_arguments: object, **_options: object) -> None:
-        """Likewise."""
+        super().__init__()
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+    __eq__ = object.__eq__
 
     def __setstate__(self, state: object) -> None:
         """Of any form: a numpy type's is a tuple."""
 
-    def __setitem__(self, key: object, value: object) -> None:
-        """Of a dict of another class."""
-
     def extend(self, values: object) -> None:
-        """Of a list of another class."""
+        """Of a list or a set of another class."""
 
-    append = add = update = extend
+    append = add = extend
 
     def plain(self) -> object:
         """The plain value that it stands for."""
+        if self:
+            return dict(self)
         raise ValueError(f"a {self.kind} of the pickle")
 
 
@@ -82,10 +87,11 @@ class _Namespace(StandIn):
     """For what is nothing but attributes."""
 
     def __setstate__(self, state: object) -> None:
-        self._state = state
+        if isinstance(state, dict):
+            self.update(state)
 
     def plain(self) -> object:
-        return getattr(self, "_state", {})
+        return dict(self)
 
 
 class _NumpyType(StandIn):
@@ -128,9 +134,19 @@ def _numpy_scalar(kind: object = None, data: object = None, *_arguments: object)
     return StandIn() if numbers is None or len(numbers) != 1 else numbers[0].item()
 
 
+def _from_buffer(data: object, kind: object, shape: object, *_more: object) -> object:
+    """How protocol 5 saves an array."""
+    array = _NumpyArray()
+    given = bytes(data) if isinstance(data, bytes | bytearray | memoryview) else data
+    array.__setstate__((1, shape, kind, False, given))
+    return array
+
+
 def _joined(*parts: object) -> object:
-    is_path = all(isinstance(part, str) for part in parts)
-    return "/".join(map(str, parts)).replace("//", "/") if is_path else StandIn()
+    texts = [part for part in parts if isinstance(part, str)]
+    if len(texts) < len(parts) or sum(map(len, texts)) > _MAX_PATH:
+        return StandIn()
+    return "/".join(texts).replace("//", "/")
 
 
 def _encoded(text: object = "", *_arguments: object) -> bytes:
@@ -149,10 +165,12 @@ def stand_in_for(name: str) -> object:
             "dtype": _NumpyType,
             "ndarray": _NumpyArray,
             "_reconstruct": _NumpyArray,
+            "_frombuffer": _from_buffer,
         }
         return known.get(name.rpartition(".")[2], StandIn)
     others: dict[str, object] = {
         "_codecs.encode": _encoded,
+        "builtins.bytes": lambda *given: StandIn() if given else b"",
         "collections.defaultdict": lambda *_: {},
         "collections.deque": lambda *_: [],
     }
@@ -166,6 +184,7 @@ def is_harmful(name: str) -> bool:
         return name not in _VALUES and not _PATH.fullmatch(name)
     if module == "numpy":
         return _NUMPY.fullmatch(name) is None
-    return module in _HARMFUL or any(
-        name == one or name.startswith(f"{one}.") for one in _HARMFUL_TORCH
+    return module in _HARMFUL or (
+        not name.startswith("torch._C._nn.")  # functions such as gelu
+        and any(name == one or name.startswith(f"{one}.") for one in _HARMFUL_TORCH)
     )

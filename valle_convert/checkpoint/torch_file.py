@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import mmap
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,14 +19,20 @@ from typing import Any
 from numpy.typing import NDArray
 
 from valle_convert.checkpoint.source import TensorSpec
-from valle_convert.checkpoint.torch_pickle import PickleReader, RefusedError, Storage, StoredTensor
+from valle_convert.checkpoint.torch_pickle import (
+    PickleReader,
+    RefusedError,
+    Storage,
+    StoredTensor,
+    kind_of,
+)
 from valle_convert.checkpoint.torch_zip import check_sums, zip_entries
 from valle_convert.errors import InputError
 from valle_convert.files import check_input_file, os_fault
 from valle_convert.wording import listing
 
 #: A pickle of torch's own number, with which its files began before they were zips.
-_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_MAGIC = re.compile(rb"\x80[\2-\5](\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)
 
 
 @dataclass
@@ -135,7 +142,8 @@ class TorchTensors:
                 # Made of fewer numbers, each of which stands for many: it would unfold.
                 or value.n_elements * value.numbers.itemsize > value.storage.n_bytes
             ):
-                strange.append(f"{name!s} ({getattr(value, 'kind', type(value).__name__)})")
+                known = name if isinstance(name, str) else f"a {type(name).__name__}"
+                strange.append(f"{known:.80} ({kind_of(value)})")
                 continue
             self._tensors[name] = value
         if strange:
@@ -177,9 +185,9 @@ class TorchTensors:
 
 def is_bare_torch_pickle(head: bytes) -> bool:
     """Whether a file begins as torch.save began them before torch 1.6."""
-    return head.startswith(_MAGIC)
+    return _MAGIC.match(head) is not None
 
 
 def _is_bare_pickle(path: Path) -> bool:
     with path.open("rb") as file:
-        return is_bare_torch_pickle(file.read(len(_MAGIC)))
+        return is_bare_torch_pickle(file.read(64))

@@ -9,8 +9,8 @@ import _compat_pickle
 import mmap
 import pickle
 import re
-from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, ClassVar, Protocol
 
@@ -52,6 +52,7 @@ _STORAGES = {
 }
 _STORAGE = re.compile(r"torch\.(?:storage\.)?(\w+)Storage")
 _MAX_ARRAY_BYTES = 1 << 16
+_MAX_NAMES = 1000
 
 
 class RefusedError(Exception):
@@ -117,12 +118,24 @@ class StoredTensor:
         return values.tolist()
 
 
+def kind_of(value: object) -> str:
+    """What a value is, in a word."""
+    return str(getattr(value, "kind", type(value).__name__))
+
+
+class _Negated(StandIn):
+    kind = "negated or conjugated Tensor"
+
+
 def _tensor(
     storage: object, offset: object, shape: object, strides: object, *more: object
-) -> StoredTensor:
+) -> StoredTensor | StandIn:
     """`_rebuild_tensor_v2`, and 3 with a type of its own; what does not fit is damaged."""
     if not isinstance(storage, _TypedStorage):
         raise TypeError("a tensor without a storage")
+    bits = more[2] if len(more) > 2 else None
+    if isinstance(bits, dict) and (bits.get("neg") or bits.get("conj")):
+        return _Negated()
     numbers = next((one for one in more if isinstance(one, Numbers)), storage.numbers)
     sizes, steps = _counts(shape), _counts(strides)
     (begin,) = _counts((offset,))
@@ -140,7 +153,7 @@ def _counts(values: object) -> tuple[int, ...]:
     if not isinstance(values, tuple | list) or not all(
         type(one) is int and 0 <= one < 1 << 62 for one in values
     ):
-        raise ValueError(f"sizes of a tensor are {values!r:.60}")
+        raise ValueError("sizes of a tensor that are no whole numbers")
     return tuple(values)
 
 
@@ -148,6 +161,24 @@ def _counts(values: object) -> tuple[int, ...]:
 class _TypedStorage:
     where: Storage
     numbers: Numbers
+
+
+def _flat(key: object) -> object:
+    """A key without depth: Python hashes what a tuple names twice twice, and so on."""
+    inner = key if isinstance(key, tuple) else ()
+    if any(isinstance(one, tuple | frozenset) for one in inner):
+        raise ValueError("a key that is a tuple of tuples")
+    return key
+
+
+def _frozen(items: Iterable[object] = ()) -> frozenset[object]:
+    if any(isinstance(one, tuple | frozenset) for one in items):
+        raise ValueError("a set of tuples or sets")
+    return frozenset(items)
+
+
+def _ordered(items: Iterable[Sequence[Any]] = ()) -> OrderedDict[Any, Any]:
+    return OrderedDict((_flat(key), value) for key, value in items)
 
 
 def _first(value: object = None, *_more: object) -> object:
@@ -160,10 +191,10 @@ def _of_type(rebuild: object, _kind: object, given: tuple[Any, ...], *_more: obj
 
 
 _KNOWN: dict[str, object] = {
-    "collections.OrderedDict": OrderedDict,
-    "collections.Counter": Counter,
-    "builtins.set": set,
-    "builtins.frozenset": frozenset,
+    "collections.OrderedDict": _ordered,
+    "collections.Counter": _ordered,
+    "builtins.set": lambda items=(): set(_frozen(items)),
+    "builtins.frozenset": _frozen,
     "torch.Size": _first,
     "torch.serialization._get_layout": _first,  # of sparse tensors, which are stand-ins
     "torch._utils._rebuild_tensor": _tensor,
@@ -190,6 +221,8 @@ class PickleReader(pickle._Unpickler):  # noqa: SLF001 - see below
 
     proto: int
     stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
+    append: Callable[[object], None]
 
     def __init__(
         self,
@@ -199,6 +232,7 @@ class PickleReader(pickle._Unpickler):  # noqa: SLF001 - see below
         """`storage` gives that of a key and of so many bytes."""
         super().__init__(file, encoding="utf-8")
         self._storage = storage
+        self._stand_ins: dict[str, object] = {}
         self._stored: dict[str, _TypedStorage] = {}
 
     def find_class(self, module: str, name: str) -> object:
@@ -209,10 +243,16 @@ class PickleReader(pickle._Unpickler):  # noqa: SLF001 - see below
         found = _known(full)
         if found is None and is_harmful(full):
             raise RefusedError(full)
-        return stand_in_for(full) if found is None else found
+        if found is None:
+            found = self._stand_ins.setdefault(full, stand_in_for(full))
+            if len(self._stand_ins) > _MAX_NAMES:
+                raise ValueError(f"it names more than {_MAX_NAMES:,} classes")
+        return found
 
     def persistent_load(self, saved: object) -> object:
         """The storage that a pickle refers to."""
+        if isinstance(saved, tuple) and len(saved) == 4 and saved[0] == "module":
+            return saved[1]  # a class, with its source code
         if not isinstance(saved, tuple) or len(saved) not in (5, 6) or saved[0] != "storage":
             raise ValueError("a reference to something that is no storage")
         _, numbers, key, _, n = saved[:5]
@@ -235,7 +275,28 @@ class PickleReader(pickle._Unpickler):  # noqa: SLF001 - see below
         if isinstance(target, StandIn):
             target.__setstate__(state)
 
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.stack[-1][_flat(key)] = value
+
+    def load_setitems(self) -> None:
+        items = self.pop_mark()
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            self.stack[-1][_flat(key)] = value
+
+    def load_additems(self) -> None:
+        items = self.pop_mark()
+        for item in items:
+            self.stack[-1].add(_flat(item))
+
+    def load_frozenset(self) -> None:
+        self.append(_frozen(self.pop_mark()))
+
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
         **pickle._Unpickler.dispatch,  # noqa: SLF001
         pickle.BUILD[0]: load_build,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.ADDITEMS[0]: load_additems,
+        pickle.FROZENSET[0]: load_frozenset,
     }
