@@ -29,6 +29,7 @@ from valle_convert.checkpoint.read import read_checkpoint
 from valle_convert.checkpoint.torch_file import TorchTensors, load_torch_file
 from valle_convert.checkpoint.torch_pickle import StoredTensor
 from valle_convert.errors import InputError
+from valle_convert.families.bundle import plan
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 DTYPES = [
@@ -245,13 +246,19 @@ class Opaque:
     """Something that has no plain value."""
 
 
-@pytest.mark.parametrize("key", ["size", "experimental", "version"])
-def test_a_value_that_the_network_depends_on_is_not_passed_over(key: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("place", "key"),
+    [("size", "heads"), ("experimental", "noncausal_masks"), ("", "version"), ("", "size")],
+)
+def test_a_value_that_the_network_depends_on_is_not_passed_over(
+    place: str, key: str, tmp_path: Path
+) -> None:
     right = checkpoint()
-    value = Opaque() if key == "version" else {**right["config"][key], "heads": Opaque()}
-    torch.save({**right, "config": {**right["config"], key: value}}, tmp_path / "x.pth")
-    with pytest.raises(InputError, match=rf"{key}.*Opaque.* no plain value"):
-        read_checkpoint(tmp_path / "x.pth")
+    inner = right["config"][place] if place else right["config"]
+    inner[key] = Opaque()
+    torch.save(right, tmp_path / "x.pth")
+    with pytest.raises(InputError, match=rf"{key}.*Opaque of the pickle"):
+        plan(read_checkpoint(tmp_path / "x.pth"))
 
 
 def test_a_negated_view_is_no_dense_tensor(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ state of a training). Keys given by the user override both, before any of them i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,6 @@ from valle_convert.files import decoded, read_small_file
 from valle_convert.wording import listing
 
 _MAX_BYTES = 1 << 20
-#: What the network depends on.
-_NEEDED = re.compile(r"(size|experimental|version|capabilities|resp_levels|experts)\b")
 
 
 @dataclass(frozen=True)
@@ -51,9 +48,6 @@ def read_config(
     if inside is not None:
         try:
             keys, left_out = plain_keys(inside)
-            needed = [one for one in left_out if _NEEDED.match(one)]
-            if needed and given is None:
-                raise ValueError(f"{listing(needed)} has no plain value")  # noqa: TRY301
         except ValueError as error:
             if given is None:
                 raise InputError(

@@ -14,6 +14,7 @@ import datetime as dt
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
@@ -28,8 +29,18 @@ _MAX_ARRAY = 1 << 10  # numbers of an array that is a list
 _EXPONENT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]+")
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """In the place of what has no plain value: whoever reads it refuses it by this word."""
+
+    reason: str
+
+    def __repr__(self) -> str:
+        return self.reason
+
+
 def to_plain(value: object) -> tuple[Any, list[str]]:
-    """A value made plain, and the places of what has no plain value and was left out."""
+    """A value made plain, and the places of what has no plain value, which is `Unreadable`."""
     left_out: list[str] = []
 
     def convert(value: Any, place: str) -> Any:  # noqa: ANN401
@@ -44,6 +55,7 @@ def to_plain(value: object) -> tuple[Any, list[str]]:
                     found[_plain(key)] = convert(inner, where)
                 except ValueError as error:
                     left_out.append(f"{where} ({error})")
+                    found[word] = Unreadable(str(error))
             return found
         if isinstance(value, list | tuple | set | frozenset):
             return [convert(inner, f"{place}[]") for inner in value]
