@@ -108,8 +108,8 @@ def test_the_merge_is_rounded_to_the_type_of_the_weight(
     [
         ({"x": DOWN}, {"alpha": 1}, "holds no *.lora_A and *.lora_B tensors"),
         ({f"{TARGET}.lora_A": DOWN}, {"alpha": 1}, "only lora_A of the pair"),
-        (plain_pair(), {}, "does not say the LoRA's alpha"),
-        (plain_pair(), {"alpha": 1, "rank": 8}, "rank 4, and the config says 8"),
+        (plain_pair(), {}, "give it with --lora-alpha"),
+        (plain_pair(), {"alpha": 1, "rank": 8}, "rank 4, but the config says 8"),
         (plain_pair(), {"alpha": "one"}, "alpha is 'one'"),
         (plain_pair(), {"alpha": 1, "rvq_levels": "all"}, "rvq_levels is 'all'"),
         (
@@ -165,7 +165,7 @@ def test_a_merge_that_leaves_the_numbers_is_the_loras_fault(
 @pytest.mark.parametrize("alpha", ["nan", "inf"])
 def test_an_alpha_that_is_no_number_is_refused(source: Path, alpha: str, tmp_path: Path) -> None:
     lora = adapter_file(tmp_path / "lora.sft", plain_pair(), rank=4)
-    with pytest.raises(InputError, match="must be finite"):
+    with pytest.raises(InputError, match="expected a finite number"):
         read_checkpoint(source, lora=lora, lora_alpha=float(alpha))
 
 
@@ -185,7 +185,7 @@ def test_what_a_lora_is_taken_without_is_noted_merged_or_apart(
     """Its names are wrapped, and have something before the model's."""
     wrapped = {f"_orig_mod.net.{name}": values for name, values in plain_pair().items()}
     lora = adapter_file(tmp_path / "lora.sft", wrapped, alpha=ALPHA)
-    words = "lora.sft: 2 names of tensors are taken without what wraps them"
+    words = "lora.sft: 2 tensor names taken without wrapper names"
     assert words in " ".join(read_checkpoint(source, lora=lora).notes)
     apart = cli("lora", source, lora, tmp_path / "apart.gguf")
     assert apart.code == 0, apart.err

@@ -48,9 +48,9 @@ def reason(data: bytes) -> str:
     with pytest.raises(InputError) as caught:
         parse(data)
     text = str(caught.value)
-    assert text.startswith("made.gguf is no whole GGUF file: ")
+    assert text.startswith("made.gguf is not a complete GGUF file: ")
     assert text.endswith("; convert or copy it again.")
-    return text.removeprefix("made.gguf is no whole GGUF file: ").partition(";")[0]
+    return text.removeprefix("made.gguf is not a complete GGUF file: ").partition(";")[0]
 
 
 def test_a_file_is_read_from_its_literal_bytes() -> None:
@@ -109,13 +109,16 @@ def tensors(*rows: tuple[str | bytes, list[int], int, int], data: int = 0) -> by
 FAULTS = {
     "another magic": (b"GGML" + bytes(40), "it does not begin with the four letters GGUF"),
     "nothing behind the magic": (b"GGUF", "it ends within the beginning, 4 bytes in"),
-    "version 1": (whole(version=1), "it is of version 1 of the format, where .* 2 or 3"),
+    "version 1": (whole(version=1), "it is of version 1 of the format, expected .* 2 or 3"),
     "version 4": (whole(version=4), "it is of version 4 of the format"),
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "in big-endian byte order"),
-    "2^62 keys": (whole(n_keys=1 << 62), "has 4611686018427387904 keys, where 131,072"),
-    "more keys than bytes": (whole(n_keys=9), "has 9 keys, more than its 32 bytes hold"),
-    "2^63 tensors": (whole(n_tensors=1 << 63), "has 9223372036854775808 tensors, where"),
-    "more tensors than bytes": (whole(n_tensors=2), "has 2 tensors, more than its 32 bytes"),
+    "2^62 keys": (
+        whole(n_keys=1 << 62),
+        "claims 4611686018427387904 keys, expected at most 131,072",
+    ),
+    "more keys than bytes": (whole(n_keys=9), "claims 9 keys, more than fit in 32 bytes"),
+    "2^63 tensors": (whole(n_tensors=1 << 63), "claims 9223372036854775808 tensors, expected"),
+    "more tensors than bytes": (whole(n_tensors=2), "claims 2 tensors, more than fit in 32 bytes"),
     "a key missing": (
         whole([key("a", U32, bytes(4))], n_keys=2)[:48],
         "it ends within the name of a key 1",
@@ -124,7 +127,7 @@ FAULTS = {
     "a key with a zero": (one_key("a\0b", U8, b"\0"), r"the name 'a\\x00b' of a key 0"),
     "a key of 2^64-1 bytes": (
         whole([struct.pack("<Q", (1 << 64) - 1) + bytes(8)]),
-        "a key 0 has a name of 18446744073709551615 bytes, where 1 to 65535",
+        "a key 0 has a name of 18446744073709551615 bytes, expected 1 to 65535",
     ),
     "a key that is not UTF-8": (one_key(b"\xff", U8, b"\0"), "key 0 has a string that is not UTF"),
     "a key twice": (
@@ -346,7 +349,7 @@ def test_hostile_sizes_cost_no_time_and_no_memory(tmp_path: Path) -> None:
             path.write_bytes(data)
             os.truncate(path, size)
             start = time.process_time()
-            with pytest.raises(InputError, match=r"hostile\.gguf is no whole GGUF file"):
+            with pytest.raises(InputError, match=r"hostile\.gguf is not a complete GGUF file"):
                 GgufFile(path)
             # Not a measurement: the difference to walking over 2^40 elements is that to forever.
             assert time.process_time() - start < 10

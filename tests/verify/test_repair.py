@@ -171,7 +171,7 @@ def test_what_is_assumed_and_lost_is_said_and_recorded(tmp_path: Path, cli: Cli)
     out = tmp_path / "new.gguf"
     said = cli("repair", OLD / "q8_0.gguf", out)
     assert said.code == 0
-    assert "assumed, since the file does not say: positions begin anew" in said.err
+    assert "assumed, since the file lacks it: positions begin anew" in said.err
     assert "lost on the way to this file, and not in the result: the biases" in said.err
     file = GgufFile(out)
     assert len(file.keys["valle.source.assumed"]) == 5
@@ -200,7 +200,7 @@ def test_verify_holds_it_against_the_old_file_and_against_the_checkpoint(
             assert result.code == 0, result.out
     assert "bit for bit" in cli("verify", OLD / "q8_0.gguf", out, "--level", "tensors").out
     other = cli("verify", OLD / "f16.gguf", out, "--level", "tensors")
-    assert "was made of another checkpoint" in other.out
+    assert "was made from another checkpoint" in other.out
     assert cli("verify", golden_checkpoint("ar-nar-len-unified-causal"), out).code == 1
 
 
@@ -262,10 +262,10 @@ def test_every_command_says_why_such_a_file_speaks_wrongly(
     result = cli(*[old if word == "OLD" else word for word in command])
     if command[:2] == ["verify", CHECKPOINT]:
         assert result.code == 1
-        assert "SiLU where the network has GELU" in result.out
+        assert "SiLU instead of GELU" in result.out
         return
     message = error_of(result, 2)
-    assert "SiLU where the network has GELU" in message
+    assert "SiLU instead of GELU" in message
     assert f"`valle-convert repair {old} NEW.gguf`" in message
 
 
@@ -273,7 +273,7 @@ def test_inspect_shows_what_such_a_file_is(cli: Cli) -> None:
     result = cli("inspect", OLD / "q8_0.gguf")
     assert result.code == 0
     assert "made by another converter" in result.out.splitlines()[0]
-    assert "SiLU where the network has GELU" in result.err
+    assert "SiLU instead of GELU" in result.err
 
 
 Change = Callable[[list[Key]], list[Key]]

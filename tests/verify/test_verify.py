@@ -424,7 +424,7 @@ def test_another_checkpoint_is_told_at_once(
     (check,) = level["checks"]
     assert check["name"] == "source"
     source = golden_checkpoint(name).name
-    assert f"was made of another checkpoint ({source}" in check["summary"]
+    assert f"was made from another checkpoint ({source}" in check["summary"]
 
 
 def test_the_same_tokenizer_from_another_place_is_the_same(
