@@ -194,7 +194,7 @@ AS_NOBODY = (
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 @pytest.mark.parametrize(
     ("mode", "words"),
-    [(0o1777, "belongs to another user"), (0o700, "permission denied"), (0o755, "cannot be wri")],
+    [(0o1777, "belongs to another user"), (0o700, "permission denied"), (0o755, "is not writable")],
 )
 def test_what_other_users_own_is_told_before_any_work(mode: int, words: str) -> None:
     # Not in pytest's own folders, which nobody else may enter.
@@ -229,7 +229,7 @@ def test_two_outputs_are_never_one_file(tmp_path: Path) -> None:
     link.symlink_to(tmp_path / "new")
     (tmp_path / "sub").mkdir()
     for other in (tmp_path / "new", link, tmp_path / "sub" / ".." / "new"):
-        with pytest.raises(InputError, match="OUT and --log are one file"):
+        with pytest.raises(InputError, match="OUT and --log are the same file"):
             check_outputs({"OUT": tmp_path / "new", "--log": other}, inputs=[], force=False)
 
 

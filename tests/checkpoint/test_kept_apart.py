@@ -306,7 +306,7 @@ def test_a_damaged_adapter_is_refused_before_llama_cpp_sees_it(
             open_adapter(LoraFile(odd), AdapterBase.of_gguf(GgufFile(base)))
     renamed = whole.replace(b"blk.1.attn_q.weight.lora_a", b"blk.1.attn_q.weight.lora_c")
     odd.write_bytes(renamed)
-    with pytest.raises(Exception, match="no adapter for"):
+    with pytest.raises(Exception, match="not an adapter for"):
         open_adapter(LoraFile(odd), AdapterBase.of_gguf(GgufFile(base)))
 
 

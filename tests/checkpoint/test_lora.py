@@ -140,7 +140,7 @@ def test_an_adapter_that_does_not_fit_is_refused(
 
 def test_an_adapter_for_some_levels_is_refused_by_name(source: Path, tmp_path: Path) -> None:
     lora = adapter_file(tmp_path / "lora.sft", plain_pair(), alpha=1, rvq_levels=[0, 1])
-    with pytest.raises(UnsupportedModelError, match=r"codebook levels \[0, 1\] only"):
+    with pytest.raises(UnsupportedModelError, match=r"codebook levels \[0, 1\]"):
         read_checkpoint(source, lora=lora)
 
 
@@ -165,7 +165,7 @@ def test_a_merge_that_leaves_the_numbers_is_the_loras_fault(
 @pytest.mark.parametrize("alpha", ["nan", "inf"])
 def test_an_alpha_that_is_no_number_is_refused(source: Path, alpha: str, tmp_path: Path) -> None:
     lora = adapter_file(tmp_path / "lora.sft", plain_pair(), rank=4)
-    with pytest.raises(InputError, match="expected a finite number"):
+    with pytest.raises(InputError, match="not a finite number"):
         read_checkpoint(source, lora=lora, lora_alpha=float(alpha))
 
 
@@ -185,7 +185,7 @@ def test_what_a_lora_is_taken_without_is_noted_merged_or_apart(
     """Its names are wrapped, and have something before the model's."""
     wrapped = {f"_orig_mod.net.{name}": values for name, values in plain_pair().items()}
     lora = adapter_file(tmp_path / "lora.sft", wrapped, alpha=ALPHA)
-    words = "lora.sft: 2 tensor names taken without wrapper names"
+    words = "lora.sft: 2 names of tensors are taken without what wraps them"
     assert words in " ".join(read_checkpoint(source, lora=lora).notes)
     apart = cli("lora", source, lora, tmp_path / "apart.gguf")
     assert apart.code == 0, apart.err

@@ -224,7 +224,7 @@ STATE_WITHOUT_CONFIG = {"sep": np.zeros(64, np.float32)}
 #: name of the file, how it is made, words of the refusal
 CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "empty": ("a.sft", text(""), "is empty"),
-    "a directory": ("a.sft", lambda path: path.mkdir(), "is a directory"),
+    "a directory": ("a.sft", lambda path: path.mkdir(), "holds no checkpoint"),
     "a training directory": (
         "a.pth",
         lambda path: (path.mkdir(), (path / "latest").write_text("1")),

@@ -78,7 +78,7 @@ def read_config(
 def _said(left_out: list[str], where: str) -> list[str]:
     if not left_out:
         return []
-    return [f"keys of {where} without a plain value are ignored: {listing(left_out)}"]
+    return [f"keys of {where} without a plain value are passed over: {listing(left_out)}"]
 
 
 def plain_keys(value: object) -> tuple[dict[str, Any], list[str]]:

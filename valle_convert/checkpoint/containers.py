@@ -162,7 +162,7 @@ def _refuse_shard(tree: Tree, place: PurePath) -> None:
 
 def _misnamed(place: PurePath, suffixes: tuple[str, ...], what: str) -> tuple[str, ...]:
     is_so = place.suffix.lower() in suffixes
-    return (f"{place.name} is {what} by its content, and was read as one",) if is_so else ()
+    return (f"{place.name} is {what} by its content, and read as one",) if is_so else ()
 
 
 def _explain_unknown(path: Path, head: bytes) -> str:
@@ -218,7 +218,7 @@ def _read_torch(path: Path, *, is_deepspeed: bool = False) -> Container:
     others = [key for key, value in state.items() if value is None or _is_scalar(value)]
     if others and len(others) < len(state):
         state = {key: value for key, value in state.items() if key not in others}
-        notes += (f"values that are not tensors are left out: {listing(others)}",)
+        notes += (f"values that are no tensors are left out: {listing(others)}",)
     extras = {key: root[key] for key in ("userdata", "stats") if key in root}
     config = _config_in(root) if place else None
     if config is not None:

@@ -108,7 +108,7 @@ def with_plain_names(tensors: TensorSource, where: str) -> tuple[TensorSource, t
         if tensors.specs[name].n_elements <= 1 and _COUNTER.fullmatch(plain)
     ]
     if counters:
-        notes.append(f"training counters are left out: {listing(counters, _SHOWN)}")
+        notes.append(f"counters of the training are left out: {listing(counters, _SHOWN)}")
     own: dict[str, str] = {}
     twice: list[str] = []
     for name, plain in names.items():
@@ -127,7 +127,8 @@ def with_plain_names(tensors: TensorSource, where: str) -> tuple[TensorSource, t
         old, new = renamed[0]
         notes.insert(
             0,
-            f"{plural(len(renamed), 'tensor name')} taken without wrapper names: {old} is {new}",
+            f"{plural(len(renamed), 'name')} of tensors taken without what wraps them: {old} is "
+            f"{new}",
         )
     return (RenamedTensors(tensors, own), tuple(notes)) if notes else (tensors, ())
 

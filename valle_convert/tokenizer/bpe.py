@@ -140,7 +140,7 @@ def _load_json(data: bytes, source: str) -> dict[str, Json]:
     except (RecursionError, ValueError) as error:
         # Some ValueErrors: a number of thousands of digits, and a duplicate key.
         raise InputError(
-            f"The tokenizer {source} is not unambiguous JSON ({error}); copy it again."
+            f"The tokenizer {source} is not JSON ({error}); copy it again."
         ) from None
     if not isinstance(document, dict):
         raise InputError(

@@ -120,10 +120,10 @@ def choose_tokenizer(
         built_in = open_tokenizer(BUILT_IN) if ROW_MARK in file.data else None
         if built_in is not None and file.tokenizer == built_in.tokenizer:
             file, source = built_in, "built-in"
-            reason = f"the export's {beside.name} is the same except for names of other rows"
+            reason = f"the export's {beside.name} is the same, but for the names of its other rows"
     else:
         file, source = open_tokenizer(BUILT_IN), "built-in"
-        reason = f"there is no {FILE_NAME} beside the checkpoint"
+        reason = f"no {FILE_NAME} lies beside the checkpoint"
         if carried is not None:
             strings, merges = carried.strings, carried.merges
             if _differences(file.tokenizer, carried):
@@ -131,7 +131,7 @@ def choose_tokenizer(
                 own = parse_bpe(document, str(checkpoint))
                 digest = hashlib.sha256(document).hexdigest()
                 file, source = TokenizerFile(checkpoint, own, document, digest), "carried"
-                reason = "the built-in one differs from the file's"
+                reason = "the built-in one differs from what the file carries"
             else:
                 reason = f"the file's {len(strings)} strings and {len(merges)} merges are in it"
     if isinstance(file.tokenizer, PhonemeBpe) and file.tokenizer.left_out:
