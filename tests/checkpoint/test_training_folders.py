@@ -194,7 +194,7 @@ def test_a_latest_that_is_not_there_is_answered_with_those_that_are(
     (tag,) = [path.name for path in folder.iterdir() if path.is_dir()]
     (folder / "latest").write_text("7")
     message = error_of(cli("inspect", folder), 2)
-    assert f"names the folder 7, which is not there; there are: {tag}" in message
+    assert f"names the folder 7, which does not exist; found {tag}" in message
 
 
 def test_a_class_in_a_state_of_deepspeed_does_not_matter(tmp_path: Path, cli: Cli) -> None:

@@ -228,7 +228,7 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a training directory": (
         "a.pth",
         lambda path: (path.mkdir(), (path / "latest").write_text("1")),
-        "latest names the folder 1, which is not there",
+        "latest names the folder 1, which does not exist",
     ),
     "a text file": ("a.sft", text("hello\n"), "is a text file"),
     "JSON": ("a.sft", text('{"config": 1}'), "is a text file"),
@@ -314,29 +314,29 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a misshaped tensor": (
         "a.sft",
         replace_tensor("len_emb.weight", np.zeros((12, 64), np.float32)),
-        "len_emb.weight is [12, 64], and [11, 64] is expected",
+        "len_emb.weight is [12, 64], expected [11, 64]",
     ),
     "float64 weights": (
         "a.sft",
         replace_tensor("sep", np.zeros(64)),
-        "sep is of type F64",
+        "sep has type F64",
     ),
     "NaN": ("a.sft", set_value("rvq_l_emb.weight", np.nan), "rvq_l_emb.weight holds nan at [0, 7]"),
     "infinity": ("a.sft", set_value("model.norm.weight", np.inf), "model.norm.weight holds inf"),
     "a huge number": (
         "a.sft",
         set_value("model.norm.weight", 1e38),
-        "model.norm.weight holds 1e+38, and with weights beyond 1e+09 no network computes",
+        "model.norm.weight holds 1e+38, expected at most 1e+09",
     ),
     "a tensor that is not what was saved": (
         "a.pth",
         flipped_bit("data/3"),
-        "data/3 is not what was written, by its checksum",
+        "data/3 does not match its checksum",
     ),
     "a pickle that is not what was saved": (
         "a.pth",
         flipped_bit("data.pkl"),
-        "data.pkl is not what was written, by its checksum",
+        "data.pkl does not match its checksum",
     ),
     "NaN in a bias": ("a.sft", set_value("classifiers.proj.2.bias", np.nan), "proj.2.bias holds"),
     "the weights of version 7 under another version": (
@@ -357,7 +357,7 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "version 7 without the norm that its weights have": (
         "a.sft",
         with_config(VERSION_7, x__per_level_normalization=False),
-        "per_level_normalization is False in the config, and True by the weights",
+        "per_level_normalization is False in the config, but True by the weights",
     ),
     "version 7 with a narrower encoder": (
         "a.sft",
@@ -377,7 +377,7 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "version 7 with encoders of two widths": (
         "a.sft",
         replace_tensor("resps_emb.proj.0.weight", np.zeros((192, 64), np.float32), VERSION_7),
-        "resps_emb.proj.0.weight is [192, 64], and [128, 64] is expected",
+        "resps_emb.proj.0.weight is [192, 64], expected [128, 64]",
     ),
     "version 7 with codes of another codec in its config": (
         "a.sft",
@@ -387,16 +387,16 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "version 7 whose responses have no mask code": (
         "a.sft",
         replace_tensor("resps_emb.embs.3.weight", np.zeros((64, 64), np.float32), VERSION_7),
-        "resps_emb.embs.3.weight is [64, 64], and [66, 64] is expected",
+        "resps_emb.embs.3.weight is [64, 64], expected [66, 64]",
     ),
     "version 7 with a head too small": (
         "a.sft",
         replace_tensor("audio_decoder.head.2.4.bias", np.zeros(64, np.float32), VERSION_7),
-        "audio_decoder.head.2.4.bias is [64], and [65] is expected",
+        "audio_decoder.head.2.4.bias is [64], expected [65]",
     ),
     "version 4": ("a.sft", with_config(version=4), "version 4 (older"),
     "version 8": ("a.sft", with_config(version=8), "version 8, which is not known"),
-    "a version in words": ("a.sft", with_config(version="five"), "gives version 'five'"),
+    "a version in words": ("a.sft", with_config(version="five"), "has version 'five'"),
     "experts": ("a.sft", with_config(experts=8), "experts 8"),
     "retnet": ("a.sft", with_config(arch_type="retnet"), "arch_type 'retnet'"),
     "an unknown switch": ("a.sft", with_config(x__rotate_twice=True), "rotate_twice True"),
@@ -430,7 +430,7 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a width that is not the weights'": (
         "a.sft",
         with_config(size={**config_of(Shape())["size"], "dim": 128}),
-        "text_emb.weight is [256, 64], and [256, 128] is expected",
+        "text_emb.weight is [256, 64], expected [256, 128]",
     ),
     "layers that are not the weights'": (
         "a.sft",
@@ -445,7 +445,7 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a bias that is not there": (
         "a.sft",
         remove_tensors(*(f"classifiers.proj.{k}.bias" for k in range(11))),
-        "classifiers_bias is True in the config, and the weights have none",
+        "classifiers_bias is True in the config, but the weights have none",
     ),
     "a vocabulary of others": (
         "a.sft",
@@ -575,8 +575,8 @@ def test_an_output_is_required(source: Path, cli: Cli) -> None:
     ("content", "words"),
     [
         ("[1]", "holds a JSON list"),
-        ("{", "is no valid JSON"),
-        ('{"colour": "red"}', "'colour' is none of"),
+        ("{", "is not valid JSON"),
+        ('{"colour": "red"}', "'colour' is not one of"),
         ('{"author": 3}', "author is 3"),
         ('{"tags": "speech"}', "tags is 'speech'"),
     ],

@@ -221,7 +221,7 @@ def test_a_set_with_a_file_that_is_missing_or_changed_is_not_kept(
     path = set_paths(out / "golden-Q8_0.gguf", 7)[which]
     contents = path.read_bytes()
     path.write_bytes(contents[:-1] + bytes([contents[-1] ^ 1]))
-    assert f"{path.name} is there, and --resume does not keep it, since its bytes" in error_of(
+    assert f"{path.name} exists, and --resume does not keep it, since its bytes" in error_of(
         cli(*run, "--resume"), 2
     )
     path.unlink()

@@ -139,9 +139,7 @@ def _load_json(data: bytes, source: str) -> dict[str, Json]:
         ) from None
     except (RecursionError, ValueError) as error:
         # Some ValueErrors: a number of thousands of digits, and a duplicate key.
-        raise InputError(
-            f"The tokenizer {source} is not JSON ({error}); copy it again."
-        ) from None
+        raise InputError(f"The tokenizer {source} is not JSON ({error}); copy it again.") from None
     if not isinstance(document, dict):
         raise InputError(
             f"The tokenizer {source} holds a {type(document).__name__}, expected an object with "
