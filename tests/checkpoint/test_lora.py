@@ -185,7 +185,7 @@ def test_what_a_lora_is_taken_without_is_noted_merged_or_apart(
     """Its names are wrapped, and have something before the model's."""
     wrapped = {f"_orig_mod.net.{name}": values for name, values in plain_pair().items()}
     lora = adapter_file(tmp_path / "lora.sft", wrapped, alpha=ALPHA)
-    words = "lora.sft: 2 names of tensors are taken without what wraps them"
+    words = "lora.sft: 2 names of tensors taken without what wraps them"
     assert words in " ".join(read_checkpoint(source, lora=lora).notes)
     apart = cli("lora", source, lora, tmp_path / "apart.gguf")
     assert apart.code == 0, apart.err

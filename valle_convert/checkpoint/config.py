@@ -22,8 +22,6 @@ _MAX_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Config:
-    """The config of a model."""
-
     keys: Mapping[str, Any]
     source: str
     files: tuple[Path, ...] = ()

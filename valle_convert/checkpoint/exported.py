@@ -238,7 +238,6 @@ def _is_count(value: object) -> bool:
 
 
 def _heads(tables: Mapping[str, ExportRows], with_length: bool) -> dict[str, ExportRows]:
-    """Each head at the rows of its table."""
     n_levels = sum(name.startswith("proms_emb.") for name in tables)
     of_tables = [_RESPONSE.format(level) for level in range(n_levels + 1)]
     of_tables += [_TEXT, *([_LENGTH] if with_length else [])]

@@ -56,9 +56,7 @@ _SHOWN = 12
 class Tree(Protocol):
     """Folders and files below some root."""
 
-    def is_folder(self, path: PurePath) -> bool:
-        """Whether there is a folder of that name."""
-        ...
+    def is_folder(self, path: PurePath) -> bool: ...
 
     def files(self, folder: PurePath) -> list[str]:
         """The names of the files in a folder, sorted."""
@@ -79,7 +77,6 @@ class Tree(Protocol):
 
 class DiskTree:
     def is_folder(self, path: PurePath) -> bool:
-        """Whether there is a folder of that name."""
         return os.path.isdir(path)  # noqa: PTH112 - no exception for a closed folder
 
     def files(self, folder: PurePath) -> list[str]:
@@ -138,7 +135,6 @@ class Found:
 
 
 def find_weights(tree: Tree, folder: PurePath, holds_model: Callable[[PurePath], bool]) -> Found:
-    """Find the one model of a folder."""
     found = _look_into(tree, folder, holds_model)
     if found is not None:
         return found
@@ -211,7 +207,6 @@ def is_deepspeed(name: str) -> bool:
 
 
 def is_shard(name: str) -> bool:
-    """Whether a file has the name of a shard."""
     return _SHARD.search(name) is not None
 
 

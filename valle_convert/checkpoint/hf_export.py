@@ -75,7 +75,6 @@ class Export:
 
 
 def is_export(tensors: TensorSource) -> bool:
-    """Whether tensors have the names of an export."""
     return EMBEDDINGS in tensors.specs and "text_emb.weight" not in tensors.specs
 
 
@@ -88,7 +87,6 @@ def read_export(
     given: Mapping[str, Any],
     title: str,
 ) -> Export:
-    """Understand an export."""
     said = {} if config is None else read_json_object(config, "file", _MAX_JSON_BYTES)
     _check_arithmetic(said, config)
     widths = [spec.shape for name, spec in tensors.specs.items() if name in (EMBEDDINGS, HEADS)]

@@ -150,7 +150,6 @@ class HubTree:
         raise InputError(self._no_such(path))
 
     def is_folder(self, path: PurePath) -> bool:
-        """Whether there is a folder of that name."""
         return path in self._folders
 
     def files(self, folder: PurePath) -> list[str]:

@@ -207,7 +207,6 @@ class LoraPairs:
         specs: Mapping[str, TensorSpec],
         factor: float,
     ) -> LoraPair | str:
-        """The pair, or what is wrong with it."""
         if set(sides) != {"A", "B"}:
             return f"only lora_{next(iter(sides))} of the pair is there"
         down, up = self._adapters.specs[sides["A"]], self._adapters.specs[sides["B"]]
@@ -240,7 +239,6 @@ class LoraPairs:
         return LoraPair(target, sides["A"], sides["B"], factor * self.alpha / rank, is_table)
 
     def read(self, pair: LoraPair) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """lora_A and lora_B as float32."""
         down, up = (self._adapters.read(name) for name in (pair.down, pair.up))
         return down.astype(np.float32), up.astype(np.float32)
 
@@ -405,7 +403,6 @@ def multiplied(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray
 
 
 def _checked_alpha(scale: LoraScale) -> float:
-    """The alpha of alpha / rank."""
     if scale.alpha is None:
         raise InputError(
             f"{scale.where} does not contain the LoRA's alpha; give it with --lora-alpha."

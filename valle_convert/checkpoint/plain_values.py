@@ -75,7 +75,6 @@ def _children_of_any(value: object) -> Iterable[object]:
 
 
 def load_yaml(text: str) -> object:
-    """YAML, or JSON, which is YAML."""
     import yaml
 
     class Loader(yaml.SafeLoader):

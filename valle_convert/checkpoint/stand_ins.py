@@ -73,7 +73,6 @@ class StandIn:
     append = add = update = extend
 
     def plain(self) -> object:
-        """The plain value of the object."""
         raise ValueError(f"a {self.kind} of the pickle")
 
 

@@ -108,7 +108,6 @@ def packed_again(folder: Path) -> Iterator[tuple[Path, tuple[Path, ...]]]:
 
 @contextmanager
 def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The zip of `torch.save`."""
     try:
         with path.open("rb") as file:
             # zipfile reports a failing disk as a bad zip.

@@ -196,7 +196,7 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="FILE.txt",
-            help="Texts, one a line; the F16 file speaks the recordings that others are compared with.",
+            help="Texts, one a line; the F16 file speaks the recordings to compare others with.",
             rich_help_panel=_LISTENING,
         ),
     ] = None,
@@ -240,7 +240,7 @@ def evaluate(
 ) -> None:
     """Measure and judge the loss of quantizing (exit code 1: a file is wrong, or beyond a limit).
 
-    Compares files on stock llama.cpp with the checkpoint: KL divergence, error and top-1 agreement by
+    Compares files on stock llama.cpp with the checkpoint: KL divergence, error, top-1 agreement by
     head and level, greedy decoding, speed; with --listen, also the speech. Measurements are saved
     beside each file (NAME.measurements.json), and nothing is measured twice.
     """

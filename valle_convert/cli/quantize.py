@@ -277,7 +277,6 @@ def checkpoint_of(
     lora: list[str] | None,
     lora_alpha: float | None,
 ) -> Checkpoint | None:
-    """The given checkpoint, or IN if it is one."""
     from valle_convert.api import read_checkpoint
     from valle_convert.gguf_file.read import is_gguf
 

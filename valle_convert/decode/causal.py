@@ -64,7 +64,6 @@ class CausalSequences:
 
 
 def assemble_within_context(network: Network, segments: Sequence[Segment]) -> Inputs:
-    """Embed the segments."""
     check_context(network.model.config, sum(len(segment) + 1 for segment in segments) - 1)
     return assemble(network.model, segments, network.look_up)
 

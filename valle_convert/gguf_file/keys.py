@@ -155,7 +155,6 @@ class KeyReader:
 
     @classmethod
     def of_converted(cls, keys: Mapping[str, Any], path: Path) -> Self:
-        """A reader of a converted file."""
         if not is_converted(keys):
             raise InputError(
                 f"{path} is a GGUF file without valle.* keys, not a converted VALL-E "
@@ -219,7 +218,6 @@ class KeyReader:
         return self._fault(name, value, "a list of strings", ())
 
     def config(self) -> GemmaConfig:
-        """The config from `architecture_keys` and `config_keys`."""
         return GemmaConfig(
             version=self.number("valle.checkpoint_version"),
             capabilities=self.words("valle.capabilities"),
@@ -237,7 +235,6 @@ class KeyReader:
         )
 
     def codec(self) -> Codec:
-        """The codec that `codec_keys` wrote."""
         return Codec(
             self.text("valle.codec.name"),
             self.number("valle.codec.sample_rate"),
@@ -271,7 +268,6 @@ class KeyReader:
         return found
 
     def tables(self, n_token_rows: int) -> tuple[Table, ...]:
-        """The tables that `row_keys` wrote."""
         return tuple(Table(*row) for row in self.ranges("table", n_token_rows))
 
     def names(self, kind: str, table: str, tables: Sequence[Table]) -> tuple[str, ...]:

@@ -26,7 +26,6 @@ class GgmlType:
     block_bytes: int
 
     def row_bytes(self, n_columns: int) -> int:
-        """The size of a row."""
         if n_columns % self.block:
             raise ValueError(f"rows of {n_columns} do not divide into blocks of {self.block}")
         return n_columns // self.block * self.block_bytes

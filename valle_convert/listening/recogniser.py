@@ -17,8 +17,6 @@ _SHOWN = 300
 
 
 class Recogniser:
-    """A speech recogniser."""
-
     def __init__(self, command: str) -> None:
         self.command = command
         try:

@@ -111,7 +111,6 @@ class LlamaModel(Closing):
 
     @property
     def handle(self) -> Any:  # noqa: ANN401 - an opaque pointer
-        """The `llama_model *`."""
         if not self._handle:
             raise ValueError(f"the model {self.path} is closed")
         return self._handle
@@ -222,7 +221,6 @@ class Context(Closing):
 
     @property
     def handle(self) -> Any:  # noqa: ANN401 - an opaque pointer
-        """The `llama_context *`."""
         if not self._handle:
             raise ValueError("the context is closed")
         return self._handle

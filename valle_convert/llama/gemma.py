@@ -298,8 +298,8 @@ class GemmaSession(Session):
             segments = split_segments(positions)
             if self.length(sequence) + segments[-1].start > progress.offset:
                 raise ValueError(
-                    f"sequence {sequence} has room for one more segment after the first call, if it "
-                    "has several; give all segments but the last in the first call"
+                    f"sequence {sequence} has room for one more segment after the first call, if "
+                    "it has several; give all segments but the last in the first call"
                 )
             return segments
         first = progress.next_position

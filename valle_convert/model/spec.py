@@ -73,7 +73,6 @@ UNKNOWN_CODEC = Codec("unknown", 0, 0.0)
 
 
 def codec_named(name: str) -> Codec:
-    """The codec of that name."""
     for codec in CODECS.values():
         if codec.name == name:
             return codec
@@ -214,11 +213,9 @@ class RowMap:
         raise KeyError(name)
 
     def has_table(self, name: str) -> bool:
-        """Whether the model has an input table of that name."""
         return any(table.name == name for table in self.tables)
 
     def has_head(self, name: str) -> bool:
-        """Whether the model has an output head of that name."""
         return any(head.name == name for head in self.heads)
 
 

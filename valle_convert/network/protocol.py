@@ -25,7 +25,6 @@ class Computing(Protocol):
 
     @property
     def model(self) -> Any:  # noqa: ANN401 - the family's own
-        """The description of the model."""
         ...
 
     def close(self) -> None: ...

@@ -52,7 +52,6 @@ class Audience:
         measuring: MeasureOptions,
         listening: ListenOptions,
     ) -> Audience:
-        """The audience for the given options."""
         require("soundfile", "Sound for recognisers and reports")
         model = source.model
         listen = source.family.ability("listen")

@@ -128,7 +128,6 @@ class ImatrixInput:
 
 
 def encode_imatrix(imatrix: ImatrixFile) -> bytes:
-    """The file as bytes."""
     keys = [
         Key("general.type", "imatrix", "string"),
         Key("imatrix.datasets", list(imatrix.datasets), "[string]"),

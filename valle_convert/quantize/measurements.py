@@ -103,8 +103,6 @@ class Predictions:
 
 @dataclass(frozen=True, eq=False)
 class SpeechMeasured:
-    """The measurements of speech, and their reference."""
-
     key: Sha256
     listened: Listened
     listening: Listening
@@ -179,7 +177,6 @@ def write_measurements(main: Path, found: Measurements) -> None:
 
 
 def measurements_in(folder: Path) -> Iterator[Measurements]:
-    """All measurements in a folder."""
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         yield _read(path)
 

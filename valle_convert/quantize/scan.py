@@ -253,7 +253,6 @@ class Scan:
         ]
 
     def run(self, kinds: Sequence[GgmlType], progress: Progress) -> list[Sensitivity]:
-        """Every matrix in every type."""
         for kind in kinds:
             self._make(kind, progress)
         found: dict[tuple[str, str], Sensitivity] = {}

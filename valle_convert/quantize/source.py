@@ -139,7 +139,6 @@ class SourceBundle:
 
     @property
     def model(self) -> Any:  # noqa: ANN401 - the family's own
-        """The model in the files."""
         if self.is_converted_here and self.reference is not None:
             return self.reference.model
         return self.bundle.model
@@ -316,7 +315,6 @@ def write_tensors(
 
 
 def _own_checkpoint(source: Path, given: Checkpoint | None) -> Checkpoint:
-    """The checkpoint that the source itself is."""
     if given is None:
         return read_checkpoint(source)
     if source != given.given and not given.path.samefile(source):

@@ -95,8 +95,6 @@ class _Answer(StreamingResponse):
 
 
 class Routes:
-    """All routes."""
-
     def __init__(self, settings: ServerSettings, worker: Worker, metrics: Metrics) -> None:
         self._settings, self._worker, self._metrics = settings, worker, metrics
         self._family = settings.bundle.family
@@ -210,7 +208,6 @@ class Routes:
 
 
 def make_app(settings: ServerSettings, worker: Worker) -> Starlette:
-    """The application of a server."""
     metrics = Metrics(lambda: worker.n_admitted)
     access = settings.access
     middleware = [Middleware(Gate, access=access, metrics=metrics)]

@@ -106,7 +106,6 @@ class Encoder:
         return b"" if self._name == "flac" else self._out.take()
 
     def finish(self) -> bytes:
-        """The bytes at the end."""
         if self._file is not None:
             self._file.close()
         return self._out.take()

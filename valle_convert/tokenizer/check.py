@@ -63,7 +63,6 @@ def compare(
     texts: Iterable[str],
     settings: Sequence[Setting] | None = None,
 ) -> TokenizerReport:
-    """Compare the ids of every text under every setting."""
     if len(true_ids) != llama.n_tokens:
         raise ValueError(f"{len(true_ids)} true ids for {llama.n_tokens} tokens")
     chosen = tuple(oracle.settings if settings is None else settings)

@@ -117,7 +117,6 @@ def texts(strings: Iterable[str], n: int, *, seed: int = 0) -> Iterator[str]:
 
 
 def pairs(strings: Sequence[str]) -> list[str]:
-    """Every string followed by every string."""
     return [left + right for left, right in product(strings, strings)]
 
 

@@ -54,7 +54,6 @@ class HuggingFaceOracle:
     settings = ALL_SETTINGS
 
     def __init__(self, data: bytes) -> None:
-        """Load the tokenizer."""
         from tokenizers import Tokenizer
 
         try:

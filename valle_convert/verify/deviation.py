@@ -75,7 +75,6 @@ class Deviation:
 
 
 def hold_against(exact: Logits, emulated: Logits, found: Logits) -> Deviation:
-    """Compare logits with the exact ones."""
     if not exact.shape == emulated.shape == found.shape or not exact.size:
         raise ValueError(f"logits {found.shape}, {emulated.shape} against {exact.shape}")
     energy = float(np.square(exact, dtype=np.float64).mean())

@@ -183,7 +183,6 @@ class Judged:
 
     @property
     def words(self) -> str:
-        """The result in words."""
         if self.deviation is None:
             return self.problem
         return f"NMSE {self.deviation.nmse:.1e}, to the checkpoint {self.cost:.1e}"

@@ -182,7 +182,6 @@ def _check_model(plan: Plan, bundle: Bundle) -> Check:
 def check_keys(
     plan: PlannedFile, file: GgufFile, late_values: Mapping[str, object] = MappingProxyType({})
 ) -> Check:
-    """Every key of the plan is in the file, with its type and value."""
     deferred = dict(late_values)
     if plan.biases:
         deferred[gguf_keys.BIAS_KEY] = read_biases(plan)

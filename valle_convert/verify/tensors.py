@@ -109,7 +109,6 @@ class _Tally:
 def check_tensors(
     plan: PlannedFile, file: GgufFile, advance: Callable[[int], object] = lambda _n: None
 ) -> Iterator[Check]:
-    """One check per tensor."""
     rounded = rounded_types(plan, file)
     for planned in plan.tensors:
         found = file.tensors.get(planned.name)

@@ -148,7 +148,6 @@ def source_name(target: str) -> str | None:
 
 
 def target_name(source: str) -> str:
-    """The inverse of `source_name`."""
     _, _, layer, rest = source.split(".", 3)
     targets = {f"{name}.weight": target for name, target, _ in LAYER_TENSORS}
     return f"blk.{layer}.{targets[rest]}.weight"
@@ -206,12 +205,10 @@ def write_adapter(
 
 
 def open_adapter(given: LoraFile, fits: AdapterBase) -> Adapter:
-    """Open an adapter file and check that it fits a base."""
     return replace(read_adapter(GgufFile(given.path), fits), factor=given.factor)
 
 
 def read_adapter(file: GgufFile, fits: AdapterBase) -> Adapter:
-    """Read an adapter file for a base."""
     where = str(file.path)
     if file.keys.get("general.type") != "adapter":
         raise InputError(

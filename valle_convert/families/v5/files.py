@@ -38,7 +38,6 @@ def file_keys(
     description: Description[Model],
     tokenizer: TokenizerChoice,
 ) -> FileKeys:
-    """What is written into the file."""
     model = description.model
     vocabulary, extra_rows = phoneme_vocabulary(tokenizer, description.blocks())
     return FileKeys(

@@ -181,7 +181,6 @@ def voice_prompt(
 def write_utterances(
     made: Iterable[MadeUtterance], folder: Path, *, force: bool, sources: Sequence[Path] = ()
 ) -> None:
-    """Write each into a file of the folder."""
     for one in made:
         with atomic_output(folder / one.name, force=force, sources=sources) as file:
             np.savez(file, **one.arrays)  # type: ignore[arg-type]

@@ -157,7 +157,6 @@ class VersionFiveSpeaker(PhonemeSpeaker):
         *,
         watch: Watch = UNWATCHED,
     ) -> Heard:
-        """The phonemes of a recording."""
         model = self._network.model
         if not model.has_head("stt"):
             raise InputError("This model cannot transcribe: it has no head for the task stt.")

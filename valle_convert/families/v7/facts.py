@@ -164,7 +164,6 @@ def audio_tensors(config: VersionSevenConfig) -> dict[str, tuple[str, tuple[int,
 
 
 def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[VersionSevenModel]:
-    """Understand a checkpoint of version 7."""
     reader = ConfigReader(checkpoint)
     said = reader.common()
     switches = {name: reader.optional_flag(name) for name in _SWITCHES}

@@ -58,7 +58,6 @@ def file_keys(
     part: str,
     tokenizer: TokenizerChoice,
 ) -> FileKeys:
-    """The keys of a part's file."""
     model, config = description.model, description.model.config
     who = [
         Key("valle.format_version", FORMAT_VERSION, "u32"),
@@ -108,7 +107,6 @@ def _encoder_keys(config: VersionSevenConfig) -> Iterator[Key]:
 
 
 def check_part(file: GgufFile, part: str) -> None:
-    """Check that a file is the expected part."""
     found = file.keys.get(PART_KEY)
     if file.keys.get(FAMILY_KEY) != FAMILY or found != part:
         raise InputError(
@@ -119,7 +117,6 @@ def check_part(file: GgufFile, part: str) -> None:
 
 
 def read_model(files: Mapping[str, GgufFile]) -> VersionSevenModel:
-    """The model that the files describe."""
     main, audio = files[PART], files[AUDIO]
     reader, of_audio = (KeyReader.of_converted(one.keys, one.path) for one in (main, audio))
     config = VersionSevenConfig(

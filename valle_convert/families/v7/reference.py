@@ -31,8 +31,6 @@ NORM_EPSILON = 1e-5
 
 
 class VersionSevenReference(Backbone, AllLevelsNetwork):
-    """An `AllLevelsNetwork` on PyTorch."""
-
     def __init__(
         self, tensors: NamedTensors, model: VersionSevenModel, *, arithmetic: Arithmetic = EXACT
     ) -> None:

@@ -73,7 +73,6 @@ def level_of(part: str) -> int:
 def file_keys(
     description: Description[VallexModel], part: str, tokenizer: TokenizerChoice
 ) -> FileKeys:
-    """The keys of a part's file."""
     model, level = description.model, level_of(part)
     kind = _LEVEL if level else _BODY if part == "nar" else _AR
     who = [

@@ -24,8 +24,6 @@ NORM_EPSILON = 1e-5
 
 
 class VallexReference(TorchNetwork, ComposedNetwork):
-    """A `ComposedNetwork` on PyTorch."""
-
     def __init__(
         self,
         tensors: NamedTensors,
