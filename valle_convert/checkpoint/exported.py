@@ -253,7 +253,7 @@ def _heads(tables: Mapping[str, ExportRows], with_length: bool) -> dict[str, Exp
 
 # ------------------------------------------------------------------------------- config
 
-#: What an export does not say, with what the published `ar+nar-len` models have.
+#: Values that an export lacks, from the published `ar+nar-len` models.
 _ASSUMED: tuple[tuple[str, object, str], ...] = (
     ("unified_position_ids", False, "positions begin anew in every segment"),
     ("noncausal_masks", True, "NAR passes attend in both directions"),
@@ -272,7 +272,7 @@ def assumed_config(
     layers: int,
     context: int,
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The config of an exported checkpoint, before `given` is laid over it, and what is assumed."""
+    """The config of an exported checkpoint without `given`, and the assumptions in words."""
     experimental = given.get("experimental")
     said: Mapping[str, Any] = experimental if isinstance(experimental, Mapping) else {}
     capabilities = _capabilities(rows, given)

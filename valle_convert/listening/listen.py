@@ -321,7 +321,7 @@ class ListeningTest:
     def _sounds(
         self, place: str, said: Sequence[Audio | None]
     ) -> Iterator[tuple[tuple[str, str], Tally]]:
-        """What was said, compared with the recordings."""
+        """Measures of the speech, compared with the recordings."""
         right, distances, durations = [], [], []
         for n, (audio, recording) in enumerate(zip(said, self.recordings, strict=True)):
             if audio is None:

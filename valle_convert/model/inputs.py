@@ -78,7 +78,7 @@ class Condition:
         prompt: IntArray | None = None,
         language: int = 0,
     ) -> Self:
-        """With a language and a tone where the model has them."""
+        """With a language and a tone if the model has them."""
         return cls(
             phonemes,
             language if model.has_table("language") else None,

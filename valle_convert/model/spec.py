@@ -182,7 +182,7 @@ class Head:
 
 @dataclass(frozen=True)
 class RowMap:
-    """Input tables and output heads whose rows lie in one token embedding.
+    """Input tables and output heads with rows in one token embedding.
 
     Attributes:
         heads: the output heads, in the checkpoint's order. Biases are only present if the model
@@ -199,14 +199,14 @@ class RowMap:
         return max(ends + [head.first_row + head.n_rows for head in self.heads], default=0)
 
     def table(self, name: str) -> Table:
-        """The table of that name; KeyError where the model has none."""
+        """The table of that name; KeyError if there is none."""
         for table in self.tables:
             if table.name == name:
                 return table
         raise KeyError(name)
 
     def head(self, name: str) -> Head:
-        """The head of that name; KeyError where the model has none."""
+        """The head of that name; KeyError if there is none."""
         for head in self.heads:
             if head.name == name:
                 return head

@@ -61,7 +61,7 @@ _TOKENIZER, _NO_VOCABULARY = "tokenizer.ggml.model", "no_vocab"
 _SHOWN = 5
 
 
-# --------------------------------------------------------------------------- what is written
+# ------------------------------------------------------------------------------- writing
 
 
 def level_of(part: str) -> int:
@@ -155,7 +155,7 @@ def _row_names(net: Net) -> list[str]:
 
 
 def _graph_keys(net: Net, n_tokens: int) -> Iterator[Key]:
-    """What llama.cpp reads to build the graph: no ALiBi, no clamping, no position table."""
+    """The keys that llama.cpp builds the graph from: no ALiBi, clamping or position table."""
     values: dict[str, int | float] = {
         "context_length": _CONTEXT,
         "embedding_length": net.n_embd,
