@@ -143,7 +143,7 @@ def test_what_is_no_regular_file_is_refused_and_left_alone(tmp_path: Path) -> No
     before = null.stat()
     for target, words in ((pipe, "a pipe"), (null, "a device"), (link, "a device")):
         for force in (False, True):
-            with pytest.raises(InputError, match=f"is {words}, where a file is needed"):
+            with pytest.raises(InputError, match=f"is {words}, expected a regular file"):
                 write_text_atomically(target, "text", force=force)
     assert stat.S_ISFIFO(pipe.stat().st_mode)
     assert (before.st_ino, before.st_rdev) == (null.stat().st_ino, null.stat().st_rdev)
@@ -165,7 +165,7 @@ def test_the_file_on_standard_output_is_not_replaced(tmp_path: Path) -> None:
     out = tmp_path / "log"
     with out.open("w") as file:
         subprocess.run([sys.executable, "-c", code], stdout=file, check=True, cwd=PROJECT)
-    assert "is standard output, where a file is needed" in out.read_text()
+    assert "is standard output, expected a regular file" in out.read_text()
 
 
 def test_what_gets_sound_as_it_comes(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ AS_NOBODY = (
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 @pytest.mark.parametrize(
     ("mode", "words"),
-    [(0o1777, "belongs to another user"), (0o700, "permission denied"), (0o755, "cannot be wri")],
+    [(0o1777, "belongs to another user"), (0o700, "permission denied"), (0o755, "is not writable")],
 )
 def test_what_other_users_own_is_told_before_any_work(mode: int, words: str) -> None:
     # Not in pytest's own folders, which nobody else may enter.
@@ -229,7 +229,7 @@ def test_two_outputs_are_never_one_file(tmp_path: Path) -> None:
     link.symlink_to(tmp_path / "new")
     (tmp_path / "sub").mkdir()
     for other in (tmp_path / "new", link, tmp_path / "sub" / ".." / "new"):
-        with pytest.raises(InputError, match="OUT and --log are one file"):
+        with pytest.raises(InputError, match="OUT and --log are the same file"):
             check_outputs({"OUT": tmp_path / "new", "--log": other}, inputs=[], force=False)
 
 
@@ -319,7 +319,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(
             (".", "is a directory"),
             ("pipe", "is a pipe"),
             ("socket", "is a socket"),
-            ("link", "which is not there"),
+            ("link", "which does not exist"),
             ("a\0b", "null"),
         ):
             with pytest.raises(InputError, match=words):

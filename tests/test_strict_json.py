@@ -60,4 +60,4 @@ def test_compare_prints_json_of_weights_that_are_not_finite(cli: Cli, tmp_path: 
     value = strict(cli("compare", tmp_path / "a", tmp_path / "b", "--json").out)
     assert isinstance(value, dict)
     (tensor,) = value["tensors"]
-    assert (tensor["snr_db"], tensor["note"]) == (None, "not every number is finite")
+    assert (tensor["snr_db"], tensor["note"]) == (None, "not all numbers are finite")

@@ -1,4 +1,4 @@
-"""The whole pipeline in seven functions, for programs; the command line calls the same.
+"""The whole pipeline in seven functions; the command line calls the same ones.
 
 plan = plan_conversion("ckpt.sft")            # reads headers
 write_gguf(plan, "out.gguf")
@@ -66,16 +66,16 @@ def plan_repair(
     biases: PathLike | None = None,
     choices: Choices | None = None,
 ) -> Plan:
-    """Plan the right files of a GGUF file that another converter made; see docs/repair.md.
+    """Plan correct files for a GGUF file of another converter; see docs/repair.md.
 
     Args:
-        old: the file; its quantized rows are moved as they are.
-        config: what it does not say, where that is not as in the published models.
-        biases: the checkpoint that it was made of, which has the heads' biases.
+        old: the file; its quantized rows are copied unchanged.
+        config: values that the file lacks, if they differ from the published models.
+        biases: the checkpoint that it was made from, which has the heads' biases.
         choices: as for `plan_conversion`.
 
     Raises:
-        InputError: it is no such file, or the checkpoint is of another model.
+        InputError: it is not such a file, or the checkpoint is of another model.
     """
     from valle_convert.families import family_of_file
     from valle_convert.families.bundle import plan
@@ -94,7 +94,7 @@ def plan_conversion(checkpoint: PathLike | Checkpoint, choices: Choices | None =
     """Decide everything about the GGUF files of a checkpoint.
 
     Args:
-        checkpoint: a path, or what `read_checkpoint` gave.
+        checkpoint: a path, or the result of `read_checkpoint`.
         choices: number format, tokenizer, codec and metadata; None for the defaults.
 
     Returns:
@@ -117,7 +117,7 @@ def write_gguf(
 
     Args:
         plan: what to write.
-        target: the main file; others lie beside it, named after it.
+        target: the main file; others are written beside it and named after it.
         force: whether existing files may be replaced.
         progress: shows the number of bytes written.
 
@@ -148,12 +148,12 @@ def verify_gguf(
         file: the main file.
         levels: of "structure", "tensors", "tokenizer", "logits" and "trace"; None for all but the
             last, which compares layer by layer.
-        seed: of the strings and inputs that are tried.
+        seed: of the strings and inputs that are compared.
         progress: shows the long levels.
 
     Raises:
-        InputError: a file is no whole GGUF file, or is of another set.
-        EnvironmentFault: llama.cpp is there, and does not work on this machine.
+        InputError: a file is not a complete GGUF file, or belongs to another set.
+        EnvironmentFault: llama.cpp is installed, but does not work on this machine.
     """
     from valle_convert.families.bundle import open_files
     from valle_convert.verify.run import LEVELS, verify
@@ -175,7 +175,7 @@ def open_network(file: PathLike, *, n_threads: int | None = None) -> Computing:
         n_threads: None for the cores that this process may use.
 
     Raises:
-        InputError: they are no converted model, or damaged.
+            InputError: they are not a converted model, or damaged.
         EnvironmentFault: there is no usable llama.cpp.
     """
     from valle_convert.families.bundle import open_bundle
@@ -199,11 +199,11 @@ def write_lora(
 
     Args:
         base: the converted file, quantized or not, or its checkpoint.
-        lora: `FILE` or `FILE@SCALE`, of the adapter or of a checkpoint that holds one.
+        lora: `FILE` or `FILE@SCALE`, an adapter or a checkpoint that holds one.
         target: the file to write.
         out_type: "f32" or "f16".
-        config: of the checkpoint, where `base` is one without.
-        lora_alpha: where the adapter does not say it.
+        config: of the checkpoint, if `base` is one without a config.
+        lora_alpha: alpha, if the adapter lacks it.
         force: whether an existing file may be replaced.
 
     Returns:
@@ -211,7 +211,7 @@ def write_lora(
 
     Raises:
         InputError: the adapter is of another model, or the target must not be written.
-        UnsupportedModelError: it changes tables or heads, which llama.cpp cannot.
+        UnsupportedModelError: it changes tables or heads, to which llama.cpp applies no adapter.
         EnvironmentFault: the disk is full, or the folder is not writable.
     """
     from valle_convert.families import family_of

@@ -34,8 +34,8 @@ from valle_convert.llama.probe import ProbeResult, prove_library
 from valle_convert.llama.programs import PROGRAMS, Program, find_program
 
 DISTRIBUTION = "valle-convert"
-LLAMA = "llama.cpp"  # the library, as something that a command needs
-#: Commands without further needs, and those that only some families support.
+LLAMA = "llama.cpp"  # the library, as a requirement of commands
+#: Commands without further requirements, and those that only some families support.
 _ALWAYS = (
     "convert repair lora export inspect imatrix compare merge check-manifest codec doctor".split()
 )
@@ -49,7 +49,7 @@ _ABILITIES = {
 def needs() -> dict[str, tuple[str, ...]]:
     """What commands need beyond the required packages: LLAMA, graphs of families, extras.
 
-    `quantize` uses llama-quantize if it is installed, otherwise the same routine of the library.
+    Without llama-quantize, `quantize` uses the same routine of the library.
     """
     found: dict[str, tuple[str, ...]] = {
         **dict.fromkeys(_ALWAYS, ()),

@@ -1,4 +1,4 @@
-"""What is in a checkpoint, a GGUF file or a codec, as one frozen summary."""
+"""The contents of a checkpoint, a GGUF file or a codec, as one frozen summary."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from valle_convert.wording import plural
 
 @dataclass(frozen=True)
 class RowsOf:
-    """A table or a head: where it lies in the token embedding, and where it comes from."""
+    """The rows of a table or a head in the token embedding, and their source."""
 
     kind: str
     name: str
@@ -60,7 +60,7 @@ class WeightGroup:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a file holds. Sizes and rows are empty for a GGUF file of another kind."""
+    """The contents of a file. Sizes and rows are empty for a GGUF file of another kind."""
 
     path: str
     kind: str
@@ -74,7 +74,7 @@ class Summary:
     notes: tuple[str, ...]
 
     def sections(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """The parts that are names and values, with titles."""
+        """The parts that consist of names and values, with titles."""
         yield "sizes", self.sizes
         yield "behaviour", self.behaviour
         yield "tokenizer", self.tokenizer
@@ -92,10 +92,10 @@ def inspect_file(
     lora_alpha: float | None = None,
     progress: Progress = silent,
 ) -> Summary:
-    """Look into a checkpoint, a GGUF file or a codec of encodec.cpp, without reading weights.
+    """Inspect a checkpoint, a GGUF file or a codec of encodec.cpp, without reading weights.
 
-    Of safetensors on the hub, nothing but the header is downloaded, unless their family is told by
-    weights; of other files there, all.
+    On the hub, only the header of safetensors is downloaded, unless weights decide the family;
+    other files are downloaded completely.
     """
     if is_on_hub(path) and path.suffix == ".gguf":
         return replace(inspect_file(fetched(path, progress)), path=str(path))
@@ -107,7 +107,7 @@ def inspect_file(
     }
     if is_on_hub(path):
         return _inspect_on_hub(path, how)
-    if not os.path.isdir(path):  # noqa: PTH112 - no exception for a folder that cannot be entered
+    if not os.path.isdir(path):  # noqa: PTH112 - no exception for a closed folder
         check_input_file(path)
     if is_cpp_codec(path):
         return _inspect_codec(open_cpp_file(path), None)
@@ -120,14 +120,14 @@ def inspect_file(
 
 
 def is_converted_file(path: Path) -> bool:
-    """Whether a path leads to a GGUF file or a codec, and to no checkpoint."""
+    """Whether a path leads to a GGUF file or a codec, not to a checkpoint."""
     if is_on_hub(path):
         return path.suffix == ".gguf"
     return path.is_file() and (is_gguf(path) or is_cpp_codec(path))
 
 
 def models_in(folder: Path) -> list[Path]:
-    """The GGUF files of a folder, of a set the main one; none where it may hold a checkpoint."""
+    """The GGUF files of a folder, only the main one of a set; none if it may hold a checkpoint."""
     names = DiskTree().files(folder)
     weights = (*SAFETENSORS_SUFFIXES, *TORCH_SUFFIXES, INDEX_SUFFIX)
     if any(name.endswith(weights) or name == LATEST for name in names):
@@ -142,7 +142,7 @@ def _is_another_part(path: Path) -> bool:
 
 
 def _inspect_on_hub(path: Path, how: Mapping[str, Any]) -> Summary:
-    """A checkpoint by headers in a folder that is gone afterwards, if these are enough."""
+    """A checkpoint from headers in a temporary folder, if these are enough."""
     with tempfile.TemporaryDirectory(prefix="valle-convert-") as folder:
         try:
             headers = read_checkpoint(path, **how, headers_in=Path(folder))
@@ -187,10 +187,10 @@ def _inspect_checkpoint(checkpoint: Checkpoint) -> Summary:
         notes=(
             *checkpoint.notes,
             *(
-                f"assumed, since the file does not say: {words}"
+                f"assumed, since the file lacks it: {words}"
                 for words in (*checkpoint.assumed, *description.assumed)
             ),
-            *(f"lost on the way to this file: {words}" for words in checkpoint.lost),
+            *(f"lost in this file: {words}" for words in checkpoint.lost),
             *(f"left out when converted: {d.source} ({d.reason})" for d in description.dropped),
             *description.notes,
         ),
@@ -198,7 +198,7 @@ def _inspect_checkpoint(checkpoint: Checkpoint) -> Summary:
 
 
 def _words(family: AnyFamily, model: Any) -> tuple[dict[str, Any], dict[str, Any]]:  # noqa: ANN401
-    """Sizes and behaviour of a model, with what all families have."""
+    """Sizes and behaviour of a model, with those that all families have."""
     sizes, behaviour = family.words(model)
     codec = model.codec
     return (
@@ -217,7 +217,7 @@ def _rows(
     model: Any,  # noqa: ANN401 - the family's own
     description: Description[Any] | None = None,
 ) -> Iterator[RowsOf]:
-    """Tables and heads of every part; the source is the checkpoint's tensor where it is known."""
+    """Tables and heads of every part; the source is the checkpoint's tensor, if known."""
     nets = list(family.nets(model))
     for part, tables, heads in nets:
         blocks = description.contents[part].rows if description else ()
@@ -241,7 +241,7 @@ def _provenance(file: GgufFile) -> dict[str, Any]:
 
 
 def _inspect_gguf(file: GgufFile) -> Summary:
-    """A whole model by its main file; of another file, what is in that."""
+    """A complete model from its main file; the contents of any other file."""
     keys, family = file.keys, family_of_file(file)
     bundle = open_files(file) if is_converted(keys) and not part_of(file) else None
     sizes, behaviour = _words(family, bundle.model) if bundle else ({}, {})
@@ -286,19 +286,19 @@ def _kind_of(file: GgufFile, bundle: Bundle | None) -> str:
     if family.refusal(file):
         return f"GGUF, {family.title}, made by another converter"
     if file.keys.get("general.type") == "adapter":
-        return "GGUF, a LoRA kept apart"
+        return "GGUF, LoRA adapter"
     return "GGUF, not made from a VALL-E checkpoint"
 
 
 def _notes(file: GgufFile) -> Iterator[str]:
-    """What a user should know of a file that somebody else made."""
+    """Notes on a file from somebody else."""
     refusal = family_of_file(file).refusal(file)
     if refusal:
         yield refusal
     if is_converted(file.keys) and part_of(file):
         yield "one part of a set: give its main file to see the whole"
     elif file.is_part:
-        yield "one part of a split model: nothing but inspect takes it"
+        yield "one part of a split model: only inspect accepts it"
     for name in file.keys:
         if name.startswith("tokenizer.chat_template"):
             yield f"{name}: a program that other programs may run, {len(file.raw(name)):,} bytes"
@@ -339,12 +339,12 @@ def _inspect_codec(codec: EncodecWeights, file: GgufFile | None) -> Summary:
 
 
 def _group(tensors: Iterable[tuple[str, str, int, int]]) -> tuple[WeightGroup, ...]:
-    """Sum tensors up by purpose and type."""
+    """Group tensors by purpose and type."""
     return _sum_up((_purpose(name), kind, weights, size) for name, kind, weights, size in tensors)
 
 
 def _sum_up(tensors: Iterable[tuple[str, str, int, int]]) -> tuple[WeightGroup, ...]:
-    """One group for each purpose and type, in the order that they come."""
+    """One group for each purpose and type, in the order of the tensors."""
     groups: dict[tuple[str, str], list[int]] = {}
     for purpose, kind, n_weights, n_bytes in tensors:
         sums = groups.setdefault((purpose, kind), [0, 0, 0])
@@ -354,7 +354,7 @@ def _sum_up(tensors: Iterable[tuple[str, str, int, int]]) -> tuple[WeightGroup, 
 
 
 def _purpose(name: str) -> str:
-    """What a tensor of either kind of file is for."""
+    """The purpose of a tensor of either kind of file."""
     for purpose, marks in (
         ("norms", ("norm",)),
         ("attention", ("attn", "self_attn")),

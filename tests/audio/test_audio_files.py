@@ -373,6 +373,6 @@ def test_a_header_that_promises_more_than_the_file_has_costs_no_memory(tmp_path:
 @pytest.mark.parametrize("name", ["missing.wav", "."])
 def test_a_file_that_cannot_be_opened_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(
-        InputError, match=r"There is no audio file|is a directory, where an audio file"
+        InputError, match=r"There is no audio file|is a directory, expected an audio file"
     ):
         read_audio(tmp_path / name, RATE)

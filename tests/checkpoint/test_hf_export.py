@@ -91,8 +91,8 @@ def test_converted_and_verified_and_recorded(tmp_path: Path, two_heads: Path, cl
     for source in (EXPORT, EXPORT / "model.safetensors"):
         result = cli(source, out, "--config", two_heads, "--verify", "full", "--force")
         assert result.code == 0, result.err
-        assert result.err.count("assumed, since the file does not say") == 5
-        assert "lost on the way to this file, and not in the result: the biases" in result.err
+        assert result.err.count("assumed, since the file lacks it") == 5
+        assert "lost in this file, and not in the result: the biases" in result.err
     keys = GgufFile(out).keys
     assert keys["valle.source.format"] == "Hugging Face export"
     assert keys["valle.source.lost"] == [
@@ -107,7 +107,7 @@ def test_converted_and_verified_and_recorded(tmp_path: Path, two_heads: Path, cl
     original = golden_checkpoint("ar-nar-len")
     assert cli("verify", original, out, "--level", "tensors").code == 0
     looked = cli("inspect", EXPORT, "--config", two_heads)
-    assert "lost on the way to this file: the biases of the heads" in looked.err
+    assert "lost in this file: the biases of the heads" in looked.err
     assert cli("verify", out).code == 0
 
 
@@ -128,7 +128,7 @@ def test_quantized_from_the_export(tmp_path: Path, cli: Cli) -> None:
 def test_contradictory_heads_need_the_users_word(tmp_path: Path, cli: Cli) -> None:
     for command in (("inspect", EXPORT), (EXPORT, tmp_path / "out.gguf")):
         message = error_of(cli(*command), 2)
-        assert "config.json says 16 heads" in message
+        assert "the default of every export, 16 heads" in message
         assert "the width 64 is not 16 times 64" in message
         assert "--config (size: {heads: N})" in message
     assert not (tmp_path / "out.gguf").exists()
@@ -154,7 +154,7 @@ def test_heads_that_do_not_divide_the_width_are_no_heads(
 ) -> None:
     change_json(export / "config.json", num_attention_heads=heads)
     message = error_of(cli("inspect", export), 2)
-    assert "nothing tells their number" in message
+    assert "give the number with --config" in message
 
 
 def test_what_is_assumed_is_changed_by_the_user(export: Path, tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_another_arithmetic_is_another_network(export: Path, cli: Cli) -> None:
             del document["rope_theta"]
             (export / "config.json").write_text(json.dumps(document))
         message = error_of(cli("inspect", export), 2)
-        assert "computes something else than VALL-E" in message
+        assert "describes a network other than VALL-E" in message
         assert (key if key != "rope_parameters" else "rope_theta") in message
 
 
@@ -309,10 +309,16 @@ def swap(a: str, b: str) -> Callable[[dict[str, int]], None]:
 
 
 DAMAGES: dict[str, tuple[Callable[[dict[str, int]], None], str]] = {
-    "a row of another name": (rename("<|P|3|7|>", "<|Q|3|7|>"), "is no row of VALL-E's tables"),
-    "a row without a name": (lambda v: v.__delitem__("<|P|3|7|>"), "is no row of VALL-E's tables"),
-    "two rows in each other's place": (swap("<|P|3|7|>", "<|P|3|8|>"), "number 7 is next"),
-    "rows of two tables swapped": (swap("<|P|3|63|>", "<|P|4|0|>"), "is no row of VALL-E's tables"),
+    "a row of another name": (rename("<|P|3|7|>", "<|Q|3|7|>"), "is out of the order of VALL-E's"),
+    "a row without a name": (
+        lambda v: v.__delitem__("<|P|3|7|>"),
+        "is out of the order of VALL-E's",
+    ),
+    "two rows in each other's place": (swap("<|P|3|7|>", "<|P|3|8|>"), "expected number 7"),
+    "rows of two tables swapped": (
+        swap("<|P|3|63|>", "<|P|4|0|>"),
+        "is out of the order of VALL-E's",
+    ),
     "languages in another order": (swap("<|lang:en|>", "<|lang:ja|>"), "row 0 of langs_emb"),
     "one row more": (lambda v: v.update({"<|R|NAR|0:0|65|>": 1382}), "1383 tokens have names"),
     "one row fewer": (lambda v: v.__delitem__("<|R|NAR|0:0|64|>"), "1381 tokens have names"),
@@ -381,7 +387,7 @@ def test_files_beside_that_are_damaged(
 def test_missing_and_misshaped_matrices_are_named(export: Path, two_heads: Path, cli: Cli) -> None:
     arrays = load_file(export / "model.safetensors")
     for change, words in (
-        ({"lm_head.weight": None}, "lm_head.weight of one shape"),
+        ({"lm_head.weight": None}, "lm_head.weight have the shapes"),
         ({"lm_head.weight": arrays["lm_head.weight"][:-1]}, "[[1381, 64], [1382, 64]]"),
         ({"model.norm.weight": None}, "missing: model.norm.weight"),
         ({"other.weight": arrays["model.norm.weight"]}, "unexpected: other.weight"),

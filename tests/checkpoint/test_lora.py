@@ -108,8 +108,8 @@ def test_the_merge_is_rounded_to_the_type_of_the_weight(
     [
         ({"x": DOWN}, {"alpha": 1}, "holds no *.lora_A and *.lora_B tensors"),
         ({f"{TARGET}.lora_A": DOWN}, {"alpha": 1}, "only lora_A of the pair"),
-        (plain_pair(), {}, "does not say the LoRA's alpha"),
-        (plain_pair(), {"alpha": 1, "rank": 8}, "rank 4, and the config says 8"),
+        (plain_pair(), {}, "give it with --lora-alpha"),
+        (plain_pair(), {"alpha": 1, "rank": 8}, "rank 4, but the config says 8"),
         (plain_pair(), {"alpha": "one"}, "alpha is 'one'"),
         (plain_pair(), {"alpha": 1, "rvq_levels": "all"}, "rvq_levels is 'all'"),
         (
@@ -140,7 +140,7 @@ def test_an_adapter_that_does_not_fit_is_refused(
 
 def test_an_adapter_for_some_levels_is_refused_by_name(source: Path, tmp_path: Path) -> None:
     lora = adapter_file(tmp_path / "lora.sft", plain_pair(), alpha=1, rvq_levels=[0, 1])
-    with pytest.raises(UnsupportedModelError, match=r"codebook levels \[0, 1\] only"):
+    with pytest.raises(UnsupportedModelError, match=r"codebook levels \[0, 1\]"):
         read_checkpoint(source, lora=lora)
 
 
@@ -165,7 +165,7 @@ def test_a_merge_that_leaves_the_numbers_is_the_loras_fault(
 @pytest.mark.parametrize("alpha", ["nan", "inf"])
 def test_an_alpha_that_is_no_number_is_refused(source: Path, alpha: str, tmp_path: Path) -> None:
     lora = adapter_file(tmp_path / "lora.sft", plain_pair(), rank=4)
-    with pytest.raises(InputError, match="must be finite"):
+    with pytest.raises(InputError, match="not a finite number"):
         read_checkpoint(source, lora=lora, lora_alpha=float(alpha))
 
 

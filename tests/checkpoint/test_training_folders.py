@@ -110,7 +110,7 @@ def test_no_config_at_all_is_asked_for(tmp_path: Path, cli: Cli) -> None:
     folder = local_training(tmp_path / "m", SHAPE)
     (folder / "config.yaml").unlink()
     message = error_of(cli("inspect", folder), 2)
-    assert "no config.yaml lies with it" in message
+    assert "nor a config.yaml beside it" in message
     assert "--config" in message
 
 
@@ -125,7 +125,7 @@ def test_several_models_are_all_named(make: Make, tmp_path: Path, cli: Cli) -> N
     for name in ("first", "second"):
         make(tmp_path / "ckpt" / name, SHAPE)
     message = error_of(cli(tmp_path / "ckpt", tmp_path / "out.gguf"), 2)
-    assert "2 models, where one is expected" in message
+    assert "2 models, expected one" in message
     assert f"{tmp_path / 'ckpt' / 'first'}, {tmp_path / 'ckpt' / 'second'}" in message
     assert not (tmp_path / "out.gguf").exists()
 
@@ -183,7 +183,7 @@ def test_latest_names_a_folder_beside_it_or_is_refused(
     folder = make(tmp_path / "m", SHAPE)
     (folder / "latest").write_text(tag, encoding="latin-1")
     message = error_of(cli(folder, tmp_path / "out.gguf"), 2)
-    assert "where the name of a folder beside it is expected" in message
+    assert "expected the name of a folder beside it" in message
     assert not (tmp_path / "out.gguf").exists()
 
 
@@ -194,7 +194,7 @@ def test_a_latest_that_is_not_there_is_answered_with_those_that_are(
     (tag,) = [path.name for path in folder.iterdir() if path.is_dir()]
     (folder / "latest").write_text("7")
     message = error_of(cli("inspect", folder), 2)
-    assert f"names the folder 7, which is not there; there are: {tag}" in message
+    assert f"names the folder 7, which does not exist; found {tag}" in message
 
 
 def test_a_class_in_a_state_of_deepspeed_does_not_matter(tmp_path: Path, cli: Cli) -> None:
@@ -220,7 +220,7 @@ def test_two_states_in_one_folder_are_no_guess(tmp_path: Path, cli: Cli) -> None
     folder = local_training(tmp_path / "m", SHAPE)
     (folder / "1000" / "state.pth").write_bytes(b"")
     message = error_of(cli("inspect", folder), 2)
-    assert "state.pth, state.sft, where one state is expected" in message
+    assert "state.pth, state.sft, expected one state" in message
     same_weights(folder / "1000" / "state.sft", SHAPE)
 
 
@@ -235,7 +235,7 @@ def test_a_folder_without_weights_says_what_is_expected(
     elif content == "a readme":
         (folder / "README.md").write_text("hello")
     message = error_of(cli("inspect", folder), 2)
-    assert "is a directory" in message
+    assert "holds no checkpoint" in message or "holds only a LoRA" in message
     assert ("--lora" in message) == (content == "a lora")
 
 

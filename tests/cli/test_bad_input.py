@@ -224,54 +224,54 @@ STATE_WITHOUT_CONFIG = {"sep": np.zeros(64, np.float32)}
 #: name of the file, how it is made, words of the refusal
 CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "empty": ("a.sft", text(""), "is empty"),
-    "a directory": ("a.sft", lambda path: path.mkdir(), "is a directory"),
+    "a directory": ("a.sft", lambda path: path.mkdir(), "holds no checkpoint"),
     "a training directory": (
         "a.pth",
         lambda path: (path.mkdir(), (path / "latest").write_text("1")),
-        "latest names the folder 1, which is not there",
+        "latest names the folder 1, which does not exist",
     ),
     "a text file": ("a.sft", text("hello\n"), "is a text file"),
     "JSON": ("a.sft", text('{"config": 1}'), "is a text file"),
     "HTML": ("a.pth", text("<!DOCTYPE html><html>not found"), "is a text file"),
     "a Git LFS pointer": ("a.sft", text("version https://git-lfs.github.com/spec/v1\n"), "LFS"),
-    "binary noise": ("a.sft", text(b"\xfe\xed" * 300), "seems damaged"),
+    "binary noise": ("a.sft", text(b"\xfe\xed" * 300), "seems to be damaged"),
     "an unknown format": ("a.xyz", text(b"\xfe\xed" * 300), "no known checkpoint format"),
-    "a GGUF file": ("a.sft", text(b"GGUF\x03\0\0\0" + bytes(64)), "is a GGUF file already"),
-    "truncated safetensors": ("a.sft", cut, "not a whole safetensors file"),
-    "truncated torch": ("a.pth", cut, "cut off or damaged"),
+    "a GGUF file": ("a.sft", text(b"GGUF\x03\0\0\0" + bytes(64)), "is already a GGUF file"),
+    "truncated safetensors": ("a.sft", cut, "not a complete safetensors file"),
+    "truncated torch": ("a.pth", cut, "truncated or damaged"),
     "only the header": (
         "a.sft",
         lambda path: (make_checkpoint(path, Shape()), os.truncate(path, 40)),
-        "not a whole safetensors file",
+        "not a complete safetensors file",
     ),
-    "a header of an exabyte": ("a.sft", huge_header, "not a whole safetensors file"),
+    "a header of an exabyte": ("a.sft", huge_header, "not a complete safetensors file"),
     "a pickle that runs code": ("a.pth", pickle_that_runs, "could run code"),
     "a bare pickle that runs code": ("a.pth", bare_pickle_that_runs, "is a bare pickle"),
-    "a zip bomb": ("a.pth", zip_bomb, "which torch.save never writes"),
-    "a zip table that lies": ("a.pth", zip_with_a_lying_table, "torch.save never writes"),
+    "a zip bomb": ("a.pth", zip_bomb, "or compressed entries"),
+    "a zip table that lies": ("a.pth", zip_with_a_lying_table, "its zip table claims"),
     "another zip": ("a.pth", other_zip, "not one of torch.save"),
     "a list in a torch file": ("a.pth", save_torch([1, 2]), "holds a list"),
-    "a module that is no dict": ("a.pth", save_torch({"module": [1]}), "but module (list)"),
+    "a module that is no dict": ("a.pth", save_torch({"module": [1]}), "only module (list)"),
     "a module that is a tensor": (
         "a.pth",
         save_torch({"module": torch.zeros(3)}),
         "its tensors are module",
     ),
-    "a module that is 0": ("a.pth", save_torch({"module": 0}), "but module (int)"),
+    "a module that is 0": ("a.pth", save_torch({"module": 0}), "only module (int)"),
     "values that are no tensors": (
         "a.pth",
         save_torch({"module": {"sep": "text"}, "config": {"version": 5}}),
-        "but module (dict), config (dict)",
+        "only module (dict), config (dict)",
     ),
     "a sparse tensor": (
         "a.pth",
         save_torch({"module": {"a": torch.zeros(2), "sep": torch.zeros(2, 2).to_sparse()}}),
-        "no dense tensors",
+        "not dense tensors",
     ),
     "a config that is a list": (
         "a.pth",
         save_torch({"module": {"sep": torch.zeros(2)}, "config": [1]}),
-        "'config' is refused: it is a list",
+        "'config' is rejected: it is a list",
     ),
     "a bare state dict without config": (
         "a.pth",
@@ -293,12 +293,12 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
         lambda path: write_state(path, STATE_WITHOUT_CONFIG, {"config": "[" * 10**5}),
         "is not valid JSON",
     ),
-    "overlapping offsets": ("a.sft", with_header(overlap), "not a whole safetensors file"),
-    "offsets beyond the end": ("a.sft", with_header(beyond_the_end), "not a whole safetensors"),
+    "overlapping offsets": ("a.sft", with_header(overlap), "not a complete safetensors file"),
+    "offsets beyond the end": ("a.sft", with_header(beyond_the_end), "not a complete safetensors"),
     "an unknown type": (
         "a.sft",
         with_header(lambda header: first_entry(header).update(dtype="F33")),
-        "not a whole safetensors file",
+        "not a complete safetensors file",
     ),
     "a layer without end": ("a.sft", with_header(too_many_layers), "layers: 2 by the config"),
     "a missing tensor": (
@@ -314,29 +314,29 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a misshaped tensor": (
         "a.sft",
         replace_tensor("len_emb.weight", np.zeros((12, 64), np.float32)),
-        "len_emb.weight is [12, 64], and [11, 64] is expected",
+        "len_emb.weight is [12, 64], expected [11, 64]",
     ),
     "float64 weights": (
         "a.sft",
         replace_tensor("sep", np.zeros(64)),
-        "sep is of type F64",
+        "sep has type F64",
     ),
     "NaN": ("a.sft", set_value("rvq_l_emb.weight", np.nan), "rvq_l_emb.weight holds nan at [0, 7]"),
     "infinity": ("a.sft", set_value("model.norm.weight", np.inf), "model.norm.weight holds inf"),
     "a huge number": (
         "a.sft",
         set_value("model.norm.weight", 1e38),
-        "model.norm.weight holds 1e+38, and with weights beyond 1e+09 no network computes",
+        "model.norm.weight holds 1e+38, expected at most 1e+09",
     ),
     "a tensor that is not what was saved": (
         "a.pth",
         flipped_bit("data/3"),
-        "data/3 is not what was written, by its checksum",
+        "data/3 does not match its checksum",
     ),
     "a pickle that is not what was saved": (
         "a.pth",
         flipped_bit("data.pkl"),
-        "data.pkl is not what was written, by its checksum",
+        "data.pkl does not match its checksum",
     ),
     "NaN in a bias": ("a.sft", set_value("classifiers.proj.2.bias", np.nan), "proj.2.bias holds"),
     "the weights of version 7 under another version": (
@@ -357,7 +357,7 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "version 7 without the norm that its weights have": (
         "a.sft",
         with_config(VERSION_7, x__per_level_normalization=False),
-        "per_level_normalization is False in the config, and True by the weights",
+        "per_level_normalization is False in the config, but True by the weights",
     ),
     "version 7 with a narrower encoder": (
         "a.sft",
@@ -377,7 +377,7 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "version 7 with encoders of two widths": (
         "a.sft",
         replace_tensor("resps_emb.proj.0.weight", np.zeros((192, 64), np.float32), VERSION_7),
-        "resps_emb.proj.0.weight is [192, 64], and [128, 64] is expected",
+        "resps_emb.proj.0.weight is [192, 64], expected [128, 64]",
     ),
     "version 7 with codes of another codec in its config": (
         "a.sft",
@@ -387,16 +387,16 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "version 7 whose responses have no mask code": (
         "a.sft",
         replace_tensor("resps_emb.embs.3.weight", np.zeros((64, 64), np.float32), VERSION_7),
-        "resps_emb.embs.3.weight is [64, 64], and [66, 64] is expected",
+        "resps_emb.embs.3.weight is [64, 64], expected [66, 64]",
     ),
     "version 7 with a head too small": (
         "a.sft",
         replace_tensor("audio_decoder.head.2.4.bias", np.zeros(64, np.float32), VERSION_7),
-        "audio_decoder.head.2.4.bias is [64], and [65] is expected",
+        "audio_decoder.head.2.4.bias is [64], expected [65]",
     ),
     "version 4": ("a.sft", with_config(version=4), "version 4 (older"),
-    "version 8": ("a.sft", with_config(version=8), "version 8, which is not known"),
-    "a version in words": ("a.sft", with_config(version="five"), "gives version 'five'"),
+    "version 8": ("a.sft", with_config(version=8), "version 8, which is unknown"),
+    "a version in words": ("a.sft", with_config(version="five"), "has version 'five'"),
     "experts": ("a.sft", with_config(experts=8), "experts 8"),
     "retnet": ("a.sft", with_config(arch_type="retnet"), "arch_type 'retnet'"),
     "an unknown switch": ("a.sft", with_config(x__rotate_twice=True), "rotate_twice True"),
@@ -419,7 +419,7 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a context of nothing": (
         "a.sft",
         with_config(x__max_position_embeddings=0),
-        "max_position_embeddings is 0, where a length is expected",
+        "max_position_embeddings is 0, expected a length",
     ),
     "unknown capabilities": ("a.sft", with_config(capabilities=["sing"]), "capabilities is"),
     "heads that do not divide": (
@@ -430,7 +430,7 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a width that is not the weights'": (
         "a.sft",
         with_config(size={**config_of(Shape())["size"], "dim": 128}),
-        "text_emb.weight is [256, 64], and [256, 128] is expected",
+        "text_emb.weight is [256, 64], expected [256, 128]",
     ),
     "layers that are not the weights'": (
         "a.sft",
@@ -445,7 +445,7 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a bias that is not there": (
         "a.sft",
         remove_tensors(*(f"classifiers.proj.{k}.bias" for k in range(11))),
-        "classifiers_bias is True in the config, and the weights have none",
+        "classifiers_bias is True in the config, but the weights have none",
     ),
     "a vocabulary of others": (
         "a.sft",
@@ -575,8 +575,8 @@ def test_an_output_is_required(source: Path, cli: Cli) -> None:
     ("content", "words"),
     [
         ("[1]", "holds a JSON list"),
-        ("{", "is no valid JSON"),
-        ('{"colour": "red"}', "'colour' is none of"),
+        ("{", "is not valid JSON"),
+        ('{"colour": "red"}', "'colour' is not one of"),
         ('{"author": 3}', "author is 3"),
         ('{"tags": "speech"}', "tags is 'speech'"),
     ],
@@ -594,7 +594,7 @@ def test_bad_metadata_is_refused(
     [
         ("--config", "a: [", "neither YAML nor JSON"),
         ("--config", "just words", "holds a str"),
-        ("--config", "x" * (2 << 20), "where at most"),
+        ("--config", "x" * (2 << 20), "is larger than 1,048,576 bytes"),
         ("--config", b"\xff\xfe\x00", "neither YAML nor JSON"),
         ("--lora", "words", "is a text file"),
         ("--tokenizer", "words", "JSON"),
@@ -632,6 +632,6 @@ def test_a_damaged_gguf_is_refused(
     if command == "verify" and content.startswith(b"GGUF"):
         # Of a file that it is asked to judge, the damage is the verdict.
         assert result.code == 1
-        assert f"files: {path} is no whole GGUF file" in result.out.splitlines()[-1]
+        assert f"files: {path} is not a complete GGUF file" in result.out.splitlines()[-1]
     else:
         assert str(path) in error_of(result, 2)

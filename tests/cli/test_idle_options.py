@@ -100,7 +100,7 @@ def test_a_lora_of_another_model_is_refused_before_anything_is_measured(
     make_checkpoint(other, Shape(heads=4, kv_heads=2))
     assert cli(other, source, "--outtype", "f16", "--verify", "none").code == 0
     run = ("evaluate", source, "--checkpoint", other, "--utterances", "1", "--lora")
-    assert "is no adapter for" in error_of(cli(*run, adapter(CHECKPOINT)), 2)
+    assert "is not an adapter for" in error_of(cli(*run, adapter(CHECKPOINT)), 2)
     assert not source.with_suffix(".measurements.json").exists()
     assert cli(*run, adapter(other)).code == 0
 

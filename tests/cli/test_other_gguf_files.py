@@ -44,9 +44,9 @@ def test_speak_and_tokenize_want_a_converted_file(
     foreign: Path, empty: Path, tmp_path: Path, cli: Cli
 ) -> None:
     for path in (foreign, empty):
-        assert "no converted checkpoint" in error_of(cli("tokenize", path, "a"), 2)
+        assert "not a converted checkpoint" in error_of(cli("tokenize", path, "a"), 2)
         spoken = cli("speak", path, "Hi.", "-o", tmp_path / "o.wav")
-        assert "no converted checkpoint" in error_of(spoken, 2)
+        assert "not a converted checkpoint" in error_of(spoken, 2)
 
 
 def test_a_file_without_tensors_has_nothing_to_quantize(

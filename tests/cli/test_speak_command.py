@@ -228,7 +228,7 @@ def test_a_codec_that_cannot_fit_is_refused_before_the_hub_is_asked(
 def test_a_codec_whose_codes_are_not_the_models_is_not_recorded(cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "o.gguf"
     refused = cli(golden_checkpoint("ar-nar-len"), out, "--codec-name", "encodec-24khz")
-    assert "has 8 levels of 1024 codes, and the model was trained on 8" in error_of(refused, 2)
+    assert "has 8 levels of 1024 codes, but the model has 8" in error_of(refused, 2)
     assert not out.exists()
 
 

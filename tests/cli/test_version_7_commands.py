@@ -140,7 +140,7 @@ def test_inspect_tells_sizes_and_rows_of_both_files(model: Path, cli: Cli) -> No
             for task, more in (("vc", "Hi. --voice {codes}"), ("ns", "Hi."), ("sr", "Hi."))
         ),
         ("speak {model} Hi. --lora {model} --save-codes {out}", "--lora does not apply to VALL-E"),
-        ("speak {audio} Hi. --save-codes {out}", "give the file that is not called -audio"),
+        ("speak {audio} Hi. --save-codes {out}", "give the file without -audio"),
     ],
     ids=lambda value: " ".join(value.split()[:1]),
 )
@@ -181,7 +181,7 @@ def test_halves_of_two_conversions_are_refused(model: Path, tmp_path: Path, cli:
 
 def test_a_decoder_of_version_5_takes_no_file_of_version_7(model: Path) -> None:
     for path in open_files(model).paths:
-        with pytest.raises(InputError, match=r"family 'vall-e-7', where one of version 5 or 6"):
+        with pytest.raises(InputError, match=r"family 'vall-e-7', expected one of version 5 or 6"):
             read_model(GgufFile(path, allow_part=True))
 
 

@@ -384,7 +384,7 @@ def test_an_index_does_not_lead_out_of_its_folder(folder: Path, name: str) -> No
     (folder / "model.safetensors").unlink()
     index = {"weight_map": {"a": name}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(InputError, match="names of files of weights beside it"):
+    with pytest.raises(InputError, match="expected names of weight files"):
         open_encodec(folder)
 
 

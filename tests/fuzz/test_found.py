@@ -75,10 +75,10 @@ def circle() -> object:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (circle(), "holds itself"),
+        (circle(), "contains itself"),
         (10**30, "more than 64 bits"),
-        (torch.zeros(2), "a Tensor, where a plain value"),
-        ([[0] * 1000] * 1000, "unfolds into more"),
+        (torch.zeros(2), "a Tensor, expected a plain value"),
+        ([[0] * 1000] * 1000, "expands to more"),
     ],
 )
 def test_a_pickled_config_is_of_plain_values(value: object, words: str, tmp_path: Path) -> None:
@@ -86,8 +86,8 @@ def test_a_pickled_config_is_of_plain_values(value: object, words: str, tmp_path
         check_plain({"a": value})
     config = config_of(Shape()) | {"name": value}
     torch.save({"module": {"sep": torch.ones(1)}, "config": config}, tmp_path / "x.pth")
-    if words in ("holds itself", "unfolds into more"):
-        with pytest.raises(InputError, match=f"'config' is refused: .*{words}"):
+    if words in ("contains itself", "expands to more"):
+        with pytest.raises(InputError, match=f"'config' is rejected: .*{words}"):
             read_checkpoint(tmp_path / "x.pth")
         return
     checkpoint = read_checkpoint(tmp_path / "x.pth")
@@ -122,7 +122,7 @@ def test_a_pickle_that_asks_for_more_data_than_its_entry_has_is_refused(tmp_path
         entries.append((name, data.replace(b"K\x0c", b"K\x0d") if "data.pkl" in name else data))
     path.write_bytes(formats.zip_of(entries))
     assert torch.load(path, mmap=True, weights_only=True)["module"]["sep"].shape == (13,)
-    with pytest.raises(InputError, match=r"do not agree on the size of the data"):
+    with pytest.raises(InputError, match=r"disagree on the size of tensor data"):
         read_checkpoint(path)
 
 
@@ -167,7 +167,7 @@ def test_a_zip_says_the_same_of_an_entry_in_both_places(
     fields = formats.zip_fields(saved(tmp_path / "right.pth").read_bytes())
     change(fields)
     (tmp_path / "x.pth").write_bytes(b"".join(fields))
-    with pytest.raises(InputError, match=r"do not say the same|cut off or damaged|is damaged"):
+    with pytest.raises(InputError, match=r"readers read|is truncated or damaged|is damaged"):
         read_checkpoint(tmp_path / "x.pth")
 
 
@@ -194,7 +194,7 @@ def test_tokens_that_llama_cpp_cuts_or_names_alike_are_told(old: str, new: str |
         tokens[701] = tokens[0] + new if new.startswith("\0") else new
     keys["tokenizer.ggml.tokens"] = tokens
     file.keys = keys
-    assert any("have a text that another one has" in one for one in dangers(file))
+    assert any("have the text of another token" in one for one in dangers(file))
 
 
 # ------------------------------------------------------------------- reports, states, arrays
@@ -238,7 +238,7 @@ def test_an_archive_that_says_an_entry_is_larger_than_it_all_is_refused(tmp_path
 
 def test_a_piece_that_sentencepiece_does_not_find_is_told(tmp_path: Path) -> None:
     (tmp_path / "x.model").write_bytes(seeds.sentencepiece_model().replace(b"</s>", b"<!s>"))
-    with pytest.raises(InputError, match=r"eos_id is 2, which is the piece '<!s>', and Sent"):
+    with pytest.raises(InputError, match=r"eos_id is 2, which is the piece '<!s>', but Sent"):
         open_tokenizer(tmp_path / "x.model")
 
 
@@ -263,7 +263,7 @@ def test_a_shard_whose_name_is_too_long_is_missing(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(data)
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(index.read_text().replace("model-1.", "x" * 300 + "."))
-    with pytest.raises(InputError, match=r"names 'x+, where names of files"):
+    with pytest.raises(InputError, match=r"names 'x+, expected names of weight files"):
         open_encodec(tmp_path)
 
 
@@ -279,7 +279,7 @@ def test_a_header_with_a_name_twice_or_hundreds_of_dimensions_is_refused(tmp_pat
         SafetensorsFile(tmp_path / "x.sft")
     empty = {"dtype": "F32", "shape": [0, 1 << 40, 1 << 40], "data_offsets": [0, 0]}
     (tmp_path / "x.sft").write_bytes(formats.safetensors_of(json.dumps({"a": empty}).encode(), b""))
-    with pytest.raises(InputError, match="dimensions that no machine can count"):
+    with pytest.raises(InputError, match="overflow"):
         SafetensorsFile(tmp_path / "x.sft")
     (tmp_path / "x.sft").write_bytes(formats.safetensors_of(b'{"__metadata__": null}', b""))
     assert not SafetensorsFile(tmp_path / "x.sft").specs
@@ -301,5 +301,5 @@ def test_a_manifest_whose_file_has_too_long_a_name_finds_it_missing(tmp_path: Pa
 def test_a_tensor_larger_than_its_data_is_refused(tmp_path: Path) -> None:
     huge = torch.zeros(1).expand(1 << 20, 1 << 20)
     torch.save({"module": {"a": huge}, "config": config_of(Shape())}, tmp_path / "x.pth")
-    with pytest.raises(InputError, match=r"no dense tensors: a \(Tensor\)"):
+    with pytest.raises(InputError, match=r"not dense tensors: a \(Tensor\)"):
         read_checkpoint(tmp_path / "x.pth")

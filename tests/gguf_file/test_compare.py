@@ -100,4 +100,4 @@ def test_other_tensors_and_shapes_are_named(converted: Callable[[str, str], Path
 
 def test_a_file_that_is_no_gguf_is_bad_input(cli: Cli, golden: Path, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("text")
-    assert "no whole GGUF file" in error_of(cli("compare", golden, tmp_path / "text"), 2)
+    assert "not a complete GGUF file" in error_of(cli("compare", golden, tmp_path / "text"), 2)

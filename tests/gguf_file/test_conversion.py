@@ -307,7 +307,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path: Path) 
     part, file = next(iter(plan.files.items()))
     last = replace(file.tensors[-1], shape=(free,))
     too_large = replace(plan, files={part: replace(file, tensors=(*file.tensors[:-1], last))})
-    with pytest.raises(EnvironmentFault, match=r"bytes free, and out\.gguf needs"):
+    with pytest.raises(EnvironmentFault, match=r"bytes free, but out\.gguf needs"):
         write_gguf(too_large, tmp_path / "out.gguf")
     assert list(tmp_path.iterdir()) == []
 

@@ -105,20 +105,28 @@ CASES: dict[str, tuple[Callable[[Path], dict[str, Any]], dict[str, GgmlType], st
     "an unknown scaling": (
         set_key("gemma.rope.scaling.type", "x", "string"),
         {},
-        r"gemma\.rope\.scaling\.type would make another graph",
+        r"gemma\.rope\.scaling\.type would change the graph",
     ),
     "experts": (
         set_key("gemma.expert_count", 5000, "u32"),
         {},
-        r"gemma\.expert_count would make another graph",
+        r"gemma\.expert_count would change the graph",
     ),
-    "a token twice": (tokens(lambda old: [*old[:-1], old[-2]]), {}, "1 of its tokens have a text"),
-    "one token": (tokens(lambda _old: ["a"]), {}, "bos_token_id is 1, where one of 1 tokens"),
-    "no token": (tokens(lambda _old: []), {}, "tokens is no list of strings"),
-    "a norm in float16": (no_keys, {"output_norm.weight": F16}, "norm.weight' is F16, where F32"),
-    "a matrix of integers": (no_keys, {"blk.0.attn_q.weight": I8}, "is I8, where a type of we"),
-    "a matrix of float64": (no_keys, {"blk.1.ffn_up.weight": F64}, "is F64, where a type of we"),
-    "a table of integers": (no_keys, {"token_embd.weight": I32}, "is I32, where a type of we"),
+    "a token twice": (
+        tokens(lambda old: [*old[:-1], old[-2]]),
+        {},
+        "1 of its tokens have the text of another",
+    ),
+    "one token": (tokens(lambda _old: ["a"]), {}, "bos_token_id is 1, expected one of 1 tokens"),
+    "no token": (tokens(lambda _old: []), {}, "tokens is not a list of strings"),
+    "a norm in float16": (
+        no_keys,
+        {"output_norm.weight": F16},
+        "norm.weight' is F16, expected F32",
+    ),
+    "a matrix of integers": (no_keys, {"blk.0.attn_q.weight": I8}, "is I8, expected a type of we"),
+    "a matrix of float64": (no_keys, {"blk.1.ffn_up.weight": F64}, "is F64, expected a type of we"),
+    "a table of integers": (no_keys, {"token_embd.weight": I32}, "is I32, expected a type of we"),
 }
 
 

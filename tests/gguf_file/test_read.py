@@ -48,9 +48,9 @@ def reason(data: bytes) -> str:
     with pytest.raises(InputError) as caught:
         parse(data)
     text = str(caught.value)
-    assert text.startswith("made.gguf is no whole GGUF file: ")
+    assert text.startswith("made.gguf is not a complete GGUF file: ")
     assert text.endswith("; convert or copy it again.")
-    return text.removeprefix("made.gguf is no whole GGUF file: ").partition(";")[0]
+    return text.removeprefix("made.gguf is not a complete GGUF file: ").partition(";")[0]
 
 
 def test_a_file_is_read_from_its_literal_bytes() -> None:
@@ -109,13 +109,16 @@ def tensors(*rows: tuple[str | bytes, list[int], int, int], data: int = 0) -> by
 FAULTS = {
     "another magic": (b"GGML" + bytes(40), "it does not begin with the four letters GGUF"),
     "nothing behind the magic": (b"GGUF", "it ends within the beginning, 4 bytes in"),
-    "version 1": (whole(version=1), "it is of version 1 of the format, where .* 2 or 3"),
+    "version 1": (whole(version=1), "it is of version 1 of the format, expected .* 2 or 3"),
     "version 4": (whole(version=4), "it is of version 4 of the format"),
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "in big-endian byte order"),
-    "2^62 keys": (whole(n_keys=1 << 62), "has 4611686018427387904 keys, where 131,072"),
-    "more keys than bytes": (whole(n_keys=9), "has 9 keys, more than its 32 bytes hold"),
-    "2^63 tensors": (whole(n_tensors=1 << 63), "has 9223372036854775808 tensors, where"),
-    "more tensors than bytes": (whole(n_tensors=2), "has 2 tensors, more than its 32 bytes"),
+    "2^62 keys": (
+        whole(n_keys=1 << 62),
+        "claims 4611686018427387904 keys, expected at most 131,072",
+    ),
+    "more keys than bytes": (whole(n_keys=9), "claims 9 keys, more than fit in 32 bytes"),
+    "2^63 tensors": (whole(n_tensors=1 << 63), "claims 9223372036854775808 tensors, expected"),
+    "more tensors than bytes": (whole(n_tensors=2), "claims 2 tensors, more than fit in 32 bytes"),
     "a key missing": (
         whole([key("a", U32, bytes(4))], n_keys=2)[:48],
         "it ends within the name of a key 1",
@@ -124,7 +127,7 @@ FAULTS = {
     "a key with a zero": (one_key("a\0b", U8, b"\0"), r"the name 'a\\x00b' of a key 0"),
     "a key of 2^64-1 bytes": (
         whole([struct.pack("<Q", (1 << 64) - 1) + bytes(8)]),
-        "a key 0 has a name of 18446744073709551615 bytes, where 1 to 65535",
+        "a key 0 has a name of 18446744073709551615 bytes, expected 1 to 65535",
     ),
     "a key that is not UTF-8": (one_key(b"\xff", U8, b"\0"), "key 0 has a string that is not UTF"),
     "a key twice": (
@@ -142,7 +145,7 @@ FAULTS = {
     ),
     "a list of 2^40": (
         one_key("a", ARRAY, array(U32, 1 << 40, b"")),
-        "key 'a' brings the elements of all arrays to 1099511627776, where 8,388,608 are allowed",
+        "key 'a' brings the elements of all arrays to 1099511627776, expected at most 8,388,608",
     ),
     "a list beyond the file": (
         one_key("a", ARRAY, array(U32, 100, b"")),
@@ -176,7 +179,7 @@ FAULTS = {
     ),
     "an alignment of 0": (
         one_key("general.alignment", U32, struct.pack("<I", 0)),
-        "general.alignment is 0, where a power of two from 8 to 65536",
+        "general.alignment is 0, expected a power of two from 8 to 65536",
     ),
     "an alignment of 48": (
         one_key("general.alignment", U32, struct.pack("<I", 48)),
@@ -192,16 +195,16 @@ FAULTS = {
     ),
     "an alignment in u64": (
         one_key("general.alignment", U64, struct.pack("<Q", 32)),
-        "general.alignment is of type u64, where u32 is expected",
+        "general.alignment has type u64, expected u32",
     ),
     "an alignment in a string": (
         one_key("general.alignment", STRING, string("32")),
-        "general.alignment is of type string",
+        "general.alignment has type string",
     ),
     "an empty tensor name": (tensors(("", [1], 0, 0)), "a tensor has a name of 0 bytes"),
     "a tensor name of 64 bytes": (
         tensors(("t" * 64, [1], 0, 0)),
-        "a tensor has a name of 64 bytes, where 1 to 63 are expected",
+        "a tensor has a name of 64 bytes, expected 1 to 63",
     ),
     "a tensor name that is not UTF-8": (
         tensors((b"t\xff", [1], 0, 0)),
@@ -212,7 +215,7 @@ FAULTS = {
         "the tensor 't' is there twice",
     ),
     "no dimensions": (tensors(("t", [], 0, 0)) + bytes(32), "tensor 't' has 0 dimensions"),
-    "5 dimensions": (tensors(("t", [1] * 5, 0, 0)), "'t' has 5 dimensions, where 1 to 4"),
+    "5 dimensions": (tensors(("t", [1] * 5, 0, 0)), "'t' has 5 dimensions, expected 1 to 4"),
     "2^32-1 dimensions": (
         whole(tensors=[string("t") + struct.pack("<I", 0xFFFFFFFF) + bytes(24)]),
         "the tensor 't' has 4294967295 dimensions",
@@ -238,16 +241,16 @@ FAULTS = {
     ),
     "an offset out of line": (
         tensors(("t", [1], 0, 8), data=64),
-        "data of 't' begins at 8, which is no multiple of the alignment 32",
+        "data of 't' begins at 8, which is not a multiple of the alignment 32",
     ),
     "an offset of 2^64-32": (tensors(("t", [1], 0, (1 << 64) - 32), data=64), "exceeds 63 bits"),
     "an overlap": (
         tensors(("a", [16], 0, 0), ("b", [16], 0, 32), data=128),
-        "the data of 'b' begins at 32 and overlaps with that of 'a', where 64 is next",
+        "the data of 'b' begins at 32 and overlaps with that of 'a', expected 64",
     ),
     "a hole": (
         tensors(("a", [1], 0, 0), ("b", [1], 0, 64), data=96),
-        "the data of 'b' begins at 64 and leaves a hole after that of 'a', where 32 is next",
+        "the data of 'b' begins at 64 and leaves a hole after that of 'a', expected 32",
     ),
     "a hole in front": (
         tensors(("a", [1], 0, 32), data=64),
@@ -255,11 +258,11 @@ FAULTS = {
     ),
     "data beyond the end": (
         tensors(("t", [1024, 1024], 0, 0), data=64),
-        "the data of 't' ends at byte 4,194,400, and the file has 160",
+        "the data of 't' ends at byte 4,194,400, but the file has 160",
     ),
     "more data than any disk": (
         tensors(("t", [1 << 40, 1 << 20], 0, 0), data=64),
-        "the data of 't' ends at byte 4,611,686,018,427,388,000, and the file has 160",
+        "the data of 't' ends at byte 4,611,686,018,427,388,000, but the file has 160",
     ),
     "bytes behind the last tensor": (
         tensors(("t", [1], 0, 0), data=33),
@@ -346,7 +349,7 @@ def test_hostile_sizes_cost_no_time_and_no_memory(tmp_path: Path) -> None:
             path.write_bytes(data)
             os.truncate(path, size)
             start = time.process_time()
-            with pytest.raises(InputError, match=r"hostile\.gguf is no whole GGUF file"):
+            with pytest.raises(InputError, match=r"hostile\.gguf is not a complete GGUF file"):
                 GgufFile(path)
             # Not a measurement: the difference to walking over 2^40 elements is that to forever.
             assert time.process_time() - start < 10
@@ -359,12 +362,12 @@ def test_what_is_no_file_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"There is no GGUF file .*absent\.gguf"):
         GgufFile(tmp_path / "absent.gguf")
     (tmp_path / "empty.gguf").touch()
-    with pytest.raises(InputError, match=r"empty\.gguf is empty, where a GGUF file is expected"):
+    with pytest.raises(InputError, match=r"empty\.gguf is empty, expected a GGUF file"):
         GgufFile(tmp_path / "empty.gguf")
-    with pytest.raises(InputError, match="is a directory, where a GGUF file is expected"):
+    with pytest.raises(InputError, match="is a directory, expected a GGUF file"):
         GgufFile(tmp_path)
     os.mkfifo(tmp_path / "pipe.gguf")
-    with pytest.raises(InputError, match=r"pipe\.gguf is a pipe, where"):
+    with pytest.raises(InputError, match=r"pipe\.gguf is a pipe, expected"):
         GgufFile(tmp_path / "pipe.gguf")
 
 

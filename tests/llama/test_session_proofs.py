@@ -175,7 +175,7 @@ def test_an_input_scale_that_is_neither_is_refused(models: Path) -> None:
 def test_a_token_table_of_zeros_is_refused(tmp_path: Path) -> None:
     table = np.zeros_like(WEIGHTS["token_embd.weight"])
     write_gemma(tmp_path / "zeros.gguf", SHAPE, {**WEIGHTS, "token_embd.weight": table})
-    with pytest.raises(InputError, match="are all zero"):
+    with pytest.raises(InputError, match="are zero"):
         open_session(tmp_path / "zeros.gguf", n_threads=1)
 
 

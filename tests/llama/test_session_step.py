@@ -320,7 +320,7 @@ def test_positions_that_no_model_has_are_refused(
 def test_a_causal_call_has_to_go_on_where_the_last_one_ended(session: GemmaSession) -> None:
     session.step(tokens(9), SEGMENTS, causal=True)
     for positions in ([1], [3]):
-        with pytest.raises(ValueError, match="goes on at position 2"):
+        with pytest.raises(ValueError, match="continues at position 2"):
             session.step(tokens(1), positions, causal=True)
     session.step(tokens(1), [2], causal=True)
     assert session.length() == 10

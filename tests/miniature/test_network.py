@@ -16,7 +16,7 @@ from miniature.network import Network, export
 from miniature.train import ENGLISH, Spoken, Trainer, encode, example
 from miniature.world import WorldCodec
 from valle_convert.checkpoint import read_checkpoint
-from valle_convert.listening.likelihood import lessons, unlikelihood
+from valle_convert.listening.likelihood import negative_log_likelihood, teacher_forced_passes
 from valle_convert.model.inputs import Condition, assemble
 from valle_convert.tokenizer.choose import BUILT_IN
 
@@ -82,6 +82,8 @@ def losses_of(path: Path, spoken: list[Spoken]) -> dict[str, float]:
     found = defaultdict(list)
     for i, one in enumerate(spoken):
         condition = Condition(one.phonemes, ENGLISH, spoken[i - 2].codes[:20])
-        for lesson in lessons(network.model, condition, one.codes, np.random.default_rng(i)):
-            found[lesson.head].append(unlikelihood(network, lesson).mean())
+        for one_pass in teacher_forced_passes(
+            network.model, condition, one.codes, np.random.default_rng(i)
+        ):
+            found[one_pass.head].append(negative_log_likelihood(network, one_pass).mean())
     return {head: float(np.mean(values)) for head, values in found.items()}

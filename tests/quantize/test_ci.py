@@ -1,4 +1,4 @@
-"""docs/ci.md as it stands: the workflows are taken out of it and run."""
+"""The workflows of docs/ci.md and workflow/release.yml, run as they are."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from make_checkpoint import Shape, make_checkpoint
 from support import PROJECT
 
 PAGE = (PROJECT / "docs" / "ci.md").read_text(encoding="utf-8")
-BLOCK, MATRIX = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+(BLOCK,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+MATRIX = (PROJECT / "workflow" / "release.yml").read_text(encoding="utf-8")
 JOB: dict[str, Any] = yaml.safe_load(BLOCK)["jobs"]["quantize"]
 #: What an action's cache refuses in a key, and how long one may be.
 KEY = re.compile(r"[^,]{1,512}")

@@ -183,7 +183,7 @@ def test_values_that_are_no_sums_of_squares_are_refused(tmp_path: Path, value: f
     path = tmp_path / "m.gguf"
     entries = {"a.weight": Entry(np.array([1, value], np.float32), 2)}
     path.write_bytes(encode_imatrix(ImatrixFile(entries, (), 1, 1)))
-    with pytest.raises(InputError, match="no list of sums of squares"):
+    with pytest.raises(InputError, match="not a list of sums of squares"):
         read_imatrix(path)
 
 

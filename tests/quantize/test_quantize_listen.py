@@ -142,7 +142,7 @@ def test_sentences_without_recordings_are_compared_with_what_f16_says(
     given = Given((f16, made / "miniature-Q8_0.gguf"), keep=False)
     report = evaluate(given, Gates(), measuring, listening).to_json()
     assert report["listening"]["sentences"][0] == "The old man sees the river."
-    assert "F16 file itself" in report["listening"]["references"]
+    assert "own speech of the texts" in report["listening"]["references"]
     (file,) = report["files"]
     assert set(file["listened"]["retrieval"]) == {
         "ar greedy",
@@ -159,9 +159,9 @@ def test_sentences_without_recordings_are_compared_with_what_f16_says(
     [
         ([], "--listen needs something to say"),
         (["--data", "DATA", "--asr", "no-such-recogniser"], "no-such-recogniser"),
-        (["--data", "DATA", "--asr", "a 'b"], "which is no command"),
-        (["--data", "DATA", "--utterances", "1"], "there is one only"),
-        (["--sentences", "ONE"], "has 1 sentence, where two or more"),
+        (["--data", "DATA", "--asr", "a 'b"], "which is not a command"),
+        (["--data", "DATA", "--utterances", "1"], "expected two or more"),
+        (["--sentences", "ONE"], "has 1 sentence, expected two or more"),
         (["--sentences", "LATIN"], "is not UTF-8"),
         (["--sentences", "absent.txt"], "absent.txt"),
     ],
@@ -193,7 +193,7 @@ def test_a_recogniser_needs_the_words(cli: Cli, f16: Path, data: Path, tmp_path:
         np.savez(folder / path.name, **kept)
     arguments = ("--listen", "--data", folder, "--asr", sys.executable)
     result = cli("evaluate", f16, *arguments, *CODEC, *QUICK)
-    assert "does not tell the words" in error_of(result, 2)
+    assert "lacks the words" in error_of(result, 2)
 
 
 @pytest.mark.parametrize(

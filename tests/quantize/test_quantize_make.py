@@ -190,7 +190,7 @@ def test_a_program_that_makes_something_else_than_it_planned_is_caught(
     plan = plan_file(program, source_256, FILE_TYPES["Q8_0"], OPTIONS)
     # It calls the real program, with another type.
     tool = script(tmp_path / "other", f'"{program.command[0]}" "$1" "$2" Q5_0 1')
-    with pytest.raises(EnvironmentFault, match=r"token_embd\.weight is .*Q6_K.*planned was .*Q8_0"):
+    with pytest.raises(EnvironmentFault, match=r"token_embd\.weight is .*Q6_K.*expected .*Q8_0"):
         make_one(tool, plan, tmp_path / "out.gguf")
     assert not (tmp_path / "out.gguf").exists()
 
@@ -202,7 +202,7 @@ def test_a_damaged_file_of_the_program_is_the_machines_fault(
     plan = plan_file(program, source_256, FILE_TYPES["Q8_0"], OPTIONS)
     real = f'"{program.command[0]}" "$1" "$2" Q8_0 1 && truncate -s {n_bytes} "$2"'
     tool = script(tmp_path / "forgetful", real)
-    with pytest.raises(EnvironmentFault, match="ended without an error, and yet: what llama-q"):
+    with pytest.raises(EnvironmentFault, match="ended without an error, but: output of llama-q"):
         make_one(tool, plan, tmp_path / "out.gguf")
     assert not (tmp_path / "out.gguf").exists()
 

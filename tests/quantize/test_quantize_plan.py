@@ -154,7 +154,7 @@ def test_a_quantized_input_is_refused_unless_it_is_allowed(
 ) -> None:
     path = converted(NARROW, "q8_0")
     source = Source(path, path.name, GgufFile(path), path)
-    with pytest.raises(InputError, match=r"quantized already .* --allow-requantize"):
+    with pytest.raises(InputError, match=r"already quantized .* --allow-requantize"):
         plan_file(program, source, FILE_TYPES["Q5_0"], OPTIONS)
     allowed = MakeOptions(allow_requantize=True, threads=1)
     assert plan_file(program, source, FILE_TYPES["Q5_0"], allowed).n_bytes > 0

@@ -120,7 +120,7 @@ def test_resume_compares_the_checkpoint_that_is_converted_first(cli: Cli, tmp_pa
         make_checkpoint(checkpoint, Shape(dim=32, heads=2, layers=1, levels=2, seed=seed))
         result = cli("quantize", checkpoint, out, "--types", "Q8_0", "--resume", *QUICK)
         assert result.code == code, result.err
-    assert "made of another source" in error_of(result, 2)
+    assert "made from another source" in error_of(result, 2)
 
 
 def test_one_file_is_one_file_and_its_log_is_kept(cli: Cli, gguf_256: Path, tmp_path: Path) -> None:

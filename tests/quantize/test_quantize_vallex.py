@@ -221,7 +221,7 @@ def test_a_set_with_a_file_that_is_missing_or_changed_is_not_kept(
     path = set_paths(out / "golden-Q8_0.gguf", 7)[which]
     contents = path.read_bytes()
     path.write_bytes(contents[:-1] + bytes([contents[-1] ^ 1]))
-    assert f"{path.name} is there, and --resume does not keep it, since its bytes" in error_of(
+    assert f"{path.name} exists, and --resume does not keep it, since its bytes" in error_of(
         cli(*run, "--resume"), 2
     )
     path.unlink()
@@ -236,7 +236,7 @@ def test_sets_of_another_source_are_not_kept(golden_set: Path, cli: Cli, tmp_pat
     make_vallex(tmp_path / "other.pt", VallexShape(seed=9))
     write_bundle(plan(read_checkpoint(tmp_path / "other.pt"), Choices("f16")), other)
     found = cli("quantize", other, out, "--types", "Q8_0", "--resume")
-    assert "made of another source" in error_of(found, 2)
+    assert "made from another source" in error_of(found, 2)
 
 
 def test_a_checkpoint_is_gone_on_with_as_well(cli: Cli, tmp_path: Path) -> None:

@@ -65,4 +65,4 @@ def test_a_model_without_durations_says_that_it_cannot_speak(tmp_path: Path, cli
     make_checkpoint(tmp_path / "m.sft", Shape(version=7, capabilities=("nar",)))
     write_gguf(plan_conversion(tmp_path / "m.sft"), tmp_path / "m.gguf")
     result = cli("speak", tmp_path / "m.gguf", "Hi.", "--save-codes", tmp_path / "c.npz")
-    assert "it has the capabilities nar, and len is needed" in error_of(result, 2)
+    assert "it has the capabilities nar, expected len" in error_of(result, 2)

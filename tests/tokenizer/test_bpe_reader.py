@@ -137,7 +137,7 @@ def set_in_added(index: int, key: str, value: object) -> Callable[[Document], No
         (add_merge(["a", 5]), "the merge of rank 173"),
         (add_merge(["a", ""]), "the merge of rank 173"),
         (add_merge(None), "the merge of rank 173"),
-        (add_merge("q x"), "makes 'qx', which the vocabulary does not have"),
+        (add_merge("q x"), "makes 'qx', which the vocabulary lacks"),
         (add_merge("ж x"), "uses 'ж'"),
         # `tokenizers` keeps the later of two merges on one pair of ids.
         (add_merge("ˈ ɛ"), "are on the same ids 72 and 54"),
@@ -150,8 +150,8 @@ def set_in_added(index: int, key: str, value: object) -> Callable[[Document], No
         (add_merge("ˈɛ ɹ", at=0), "which is made by the later rank"),
         # "ɴd" comes out of the merge n + d as the id 86, whatever else the file says of it.
         (add_to_vocab("ɴd", 255), "'ɴd' has the id 255"),
-        (set_in_added(1, "id", 7), "has the id 7, and in the vocabulary it has 1"),
-        (set_in_added(1, "content", "<s>"), "in the vocabulary it has none"),
+        (set_in_added(1, "id", 7), "has the id 7, but in the vocabulary 1"),
+        (set_in_added(1, "content", "<s>"), "in the vocabulary none"),
         (set_in_added(1, "id", None), "lacks an id"),
         (set_in_added(3, "lstrip", True), '"lstrip" set'),
         (set_in_added(3, "single_word", True), '"single_word" set'),

@@ -98,9 +98,9 @@ def test_every_disagreement_with_the_checkpoint_is_in_one_message(
         choose_tokenizer(None, checkpoint, symmap, 255)
     message = str(error.value)
     assert "does not fit the built-in tokenizer" in message
-    assert "it has 255 phoneme rows, and the tokenizer 256 ids" in message
-    assert "'a' has the id 17 in the checkpoint, and the id 16 in the tokenizer" in message
-    assert "'b' has no id in the checkpoint, and the id 17 in the tokenizer" in message
+    assert "it has 255 phoneme rows, but the tokenizer has 256 ids" in message
+    assert "'a' has the id 17 in the checkpoint, but the id 16 in the tokenizer" in message
+    assert "'b' has no id in the checkpoint, but the id 17 in the tokenizer" in message
     assert "'ж' has the id 255 in the checkpoint, and no id in the tokenizer" in message
     assert "--tokenizer FILE" in message
 

@@ -226,7 +226,7 @@ def test_no_text_turns_into_a_row_that_is_no_text(
 )
 def test_merges_that_the_pre_tokenizer_would_cut_are_refused(left: str, right: str) -> None:
     bpe = parse_bpe(with_merge(left, right), "f")
-    with pytest.raises(InputError, match="letters and combining marks only"):
+    with pytest.raises(InputError, match="keeps only letters and combining marks"):
         compile_bpe(bpe, [])
 
 

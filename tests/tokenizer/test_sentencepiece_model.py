@@ -128,8 +128,8 @@ def test_its_keys_are_those_of_the_llama_type(train: Train) -> None:
         ({"user_defined_symbols": ["<laugh>"]}, "add_dummy_prefix"),
         ({"add_dummy_prefix": False, "user_defined_symbols": ["ab", "bc"]}, "can overlap"),
         ({"add_dummy_prefix": False, "user_defined_symbols": ["a b"]}, "has a space in it"),
-        ({"control_symbols": ["q"]}, "also make it of ordinary text"),
-        ({"control_symbols": ["oʊ"]}, "also make it of ordinary text"),
+        ({"control_symbols": ["q"]}, "also make it from ordinary text"),
+        ({"control_symbols": ["oʊ"]}, "also make it from ordinary text"),
     ],
     ids=repr,
 )
@@ -161,8 +161,8 @@ def test_a_row_name_that_could_be_merged_from_pieces_is_refused(train: Train) ->
     ("data", "reason"),
     [
         (b"\x22\x00", "holds no pieces"),
-        (b"\x08\x01", "a number where bytes"),
-        (b"\x0a\x05ab", "a field of 5 bytes where 2 are left"),
+        (b"\x08\x01", "a number, expected bytes"),
+        (b"\x0a\x05ab", "a field of 5 bytes, with 2 left"),
         (b"\x0a", "ends in the middle"),
         (b"\x0b", "unknown kind 3"),
         (b"\xff" * 20, "more than 64 bits"),
@@ -170,7 +170,7 @@ def test_a_row_name_that_could_be_merged_from_pieces_is_refused(train: Train) ->
         (b"\x0a\x02\x0a\x00" + b"\x12\x00" + b"\x0a", "ends in the middle"),
         (b"\x0a\x04\x0a\x02\xff\xff", "not UTF-8"),
         (b"\x0a\x05\x15\x00\x00\xc0\x7f", "the score nan"),
-        (b"\x0a\x02\x08\x01", "a number where bytes"),
+        (b"\x0a\x02\x08\x01", "a number, expected bytes"),
         (b"{}", "unknown kind 3"),
     ],
 )
@@ -185,7 +185,7 @@ def test_bytes_that_are_no_model_are_refused(data: bytes, reason: str) -> None:
     [
         (b"\x0a\x05\x0a\x01x\x18\x63", "piece 0, 'x', has the unknown type 99"),
         (b"\x0a\x03\x0a\x01x\x12\x02\x18\x09", "its model_type is 9, expected bpe"),
-        (b"\x0a\x03\x0a\x01x\x12\x04\x1a\x02xx", "bytes where a number is expected"),
+        (b"\x0a\x03\x0a\x01x\x12\x04\x1a\x02xx", "bytes, expected a number"),
     ],
 )
 def test_a_value_that_protobuf_would_replace_by_its_default_is_refused(

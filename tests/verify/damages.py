@@ -216,7 +216,7 @@ DAMAGES: dict[str, Damage] = {
         {"valle.codec.stride": (320, GGUFValueType.UINT32, None)}
     ),
     "a key missing": lambda p: p.keys.pop("valle.tasks"),
-    "made of another checkpoint": lambda p: p.set("valle.source.sha256", "0" * 64),
+    "made from another checkpoint": lambda p: p.set("valle.source.sha256", "0" * 64),
 }
 
 #: What is wrong with a VALL-E X -> how to do it to its parts, of which the main one has no name.
@@ -249,7 +249,9 @@ SET_DAMAGES: dict[str, Callable[[Mapping[str, Parts]], object]] = {
     "the texts of two tokens swapped": lambda p: swap_in_list(
         p[""], "tokenizer.ggml.tokens", 20, 30
     ),
-    "a part made of another checkpoint": lambda p: p["nar-5"].set("valle.source.sha256", "0" * 64),
+    "a part made from another checkpoint": lambda p: p["nar-5"].set(
+        "valle.source.sha256", "0" * 64
+    ),
 }
 
 #: What is wrong with a VALL-E of version 7 -> how to do it to its parts, `` and `audio`.
@@ -292,7 +294,9 @@ SEVEN_DAMAGES: dict[str, Callable[[Mapping[str, Parts]], object]] = {
     "one bias wrong": lambda p: change_list(p["audio"], "valle.head.bias", 7, 0.5),
     "number of levels": lambda p: p["audio"].set("valle.codec.levels", 2),
     "NaN in a decoder": lambda p: nan_in(p["audio"].tensors["a.level.2.ffn_up.weight"]),
-    "a part made of another checkpoint": lambda p: p["audio"].set("valle.source.sha256", "0" * 64),
+    "a part made from another checkpoint": lambda p: p["audio"].set(
+        "valle.source.sha256", "0" * 64
+    ),
 }
 
 

@@ -170,7 +170,7 @@ def test_a_file_alone_tells_whether_it_is_as_it_was_written(folder: Path, tmp_pa
     report = verify_whole(folder / "right-F16.gguf")
     assert report.passed, report.verdict()
     (origin,) = report.notes
-    assert "made of right.sft with sha256 " in origin
+    assert "made from right.sft with sha256 " in origin
     # By llama-quantize itself, which copies all keys.
     assert verify_whole(folder / "right-Q4_K_M.gguf").outcome == "not verified"
     data = (folder / "right-F16.gguf").read_bytes()

@@ -141,7 +141,7 @@ def test_a_file_of_an_earlier_version_gets_a_config_that_says_the_same(
     old.write_bytes(header + path.read_bytes()[file.data_start :])
     result = cli("export", old, tmp_path / "back")
     assert result.code == 0, result.err
-    assert "does not carry its checkpoint's config" in result.err
+    assert "lacks its checkpoint's config" in result.err
     back, right = (
         read_checkpoint(one)
         for one in (tmp_path / "back" / "fp32.sft", golden_checkpoint("v6-text-head"))

@@ -253,7 +253,7 @@ def test_a_llama_cpp_that_keeps_copies_of_norms_is_refused(
     golden_set: Converted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(MptSession, "exchange", lambda _session, pieces: list(pieces))
-    with pytest.raises(EnvironmentFault, match="does not compute with what is written"):
+    with pytest.raises(EnvironmentFault, match="does not compute with the norms"):
         open_network(golden_set("f16"))
 
 

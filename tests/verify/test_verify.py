@@ -340,7 +340,7 @@ def test_a_set_without_its_source_and_with_other_levels_is_a_failed_check(
     report = verify_path(checkpoint, bundle.path)
     assert report.exit_code == 1
     found = {one.name: one.summary for one in report.failures}
-    assert found["files"] == "9 files, where 4 are expected"
+    assert found["files"] == "9 files, expected 4"
     assert "tensors" in {level.name for level in report.levels if level.failed}
 
 
@@ -397,7 +397,7 @@ def test_a_lora_is_verified_with_the_same_options(
     assert cli("verify", path, out, "--lora", lora).code == 0
     without = cli("verify", path, out, "--level", "tensors")
     assert without.code == 1
-    assert "made with lora.sft (1 weight, alpha 2) merged, and the checkpoint has none; give" in (
+    assert "made with lora.sft (1 weight, alpha 2) merged, but the checkpoint has none; give" in (
         without.out
     )
     other = tmp_path / "elsewhere" / "other.sft"
@@ -424,7 +424,7 @@ def test_another_checkpoint_is_told_at_once(
     (check,) = level["checks"]
     assert check["name"] == "source"
     source = golden_checkpoint(name).name
-    assert f"was made of another checkpoint ({source}" in check["summary"]
+    assert f"was made from another checkpoint ({source}" in check["summary"]
 
 
 def test_the_same_tokenizer_from_another_place_is_the_same(

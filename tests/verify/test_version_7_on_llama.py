@@ -138,5 +138,5 @@ def test_codes_and_lengths_that_do_not_fit_are_refused(
         with pytest.raises(ValueError, match="prompt"):
             network.levels(replace(one.condition, prompt=one.masked), one.response)
         far_too_long = np.zeros((23_000, 8), np.int64)
-        with pytest.raises(InputError, match=r"are 2\d{4} elements, and the model was made for"):
+        with pytest.raises(InputError, match=r"are 2\d{4} elements, but the model was made for"):
             network.levels(one.condition, far_too_long)

@@ -1,9 +1,9 @@
-"""A path becomes a `Checkpoint`: named tensors, read one by one, and what is known of them.
+"""A path becomes a `Checkpoint`: named tensors, read one by one, and what is known about them.
 
     path -> container (by content) -> TensorSource -> LoRA merged -> Checkpoint
 
-Each container format is one file of this package. A checkpoint is untrusted input: no
-container runs code from it, and every fault in one is an `InputError`.
+Each container format is one file. A checkpoint is untrusted: no container runs code from it, and
+every fault in one is an `InputError`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An open checkpoint: named tensors, and everything else that is known of them."""
+"""An open checkpoint: named tensors and what is known about them."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from valle_convert.files import sha256_of
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that a checkpoint, and what the user said about it, tells.
+    """A checkpoint, with what the user said about it.
 
     Attributes:
         path: the file of the weights, or the index of several.
         container: how the weights are stored, in words.
         tensors: the weights by name, with any LoRA merged.
         config: the training project's description of the model.
-        symmap: phoneme string to id, where the file carries it.
-        stats: training counters, where the file carries them.
-        lora: what was merged, in words; None where nothing was.
-        companions: further input files (config, LoRA), which no output may replace.
+        symmap: phoneme string to id, if the file has it.
+        stats: training counters, if the file has them.
+        lora: which LoRAs were merged, in words, or None.
+        companions: further input files (config, LoRA) that no output may replace.
         notes: what was chosen on the way to the weights.
-        given: the file or folder as the user named it; None where it is `path`.
-        shards: the files of the weights, where they are several.
-        folder_title: what the folder of the weights calls the model.
-        vocabulary: strings and merges, where an export carries them.
-        assumed: what the file does not say, and is taken to be as in the published models.
-        lost: what the training project's checkpoint had, and the file has no more.
-        words: by table, what the names of its rows say, where they have names.
-        origin: more on where the weights come from; it stands in the converted file, under
-            `valle.source.` and these names.
-        hub: the repository and commit on the Hugging Face hub, where the files come from there.
+        given: the file or folder as the user named it, or None if it is `path`.
+        shards: the files of the weights, if there are several.
+        folder_title: the model's name according to the folder of the weights.
+        vocabulary: strings and merges, if an export has them.
+        assumed: values that the file lacks, assumed as in the published models.
+        lost: parts of the training project's checkpoint that the file lacks.
+        words: the names of the rows, by table, if they have names.
+        origin: more on where the weights come from; the converted file stores it as
+            `valle.source.*` under these names.
+        hub: the repository and commit on the Hugging Face hub, if the files come from there.
     """
 
     path: Path
@@ -66,7 +66,7 @@ class Checkpoint:
 
     @property
     def title(self) -> str:
-        """What the model is called, if its config does not say."""
+        """The model's name, if its config does not have one."""
         return self.folder_title or self.path.stem
 
     @property
@@ -76,15 +76,15 @@ class Checkpoint:
     def sha256(self, advance: Callable[[int], object] = lambda _n: None) -> str:
         """The SHA-256 of the file of the weights, 64 hexadecimal digits.
 
-        Of several files it is that of what `sha256sum` prints of them, in the order of their names.
+        For several files, the SHA-256 of what `sha256sum` prints for them, sorted by name.
         """
         digests = [sha256_of(path, advance) for path in self.weights]
         for path, digest in zip(self.weights, digests, strict=True):
             said = self.hub.sha256.get(path, digest) if self.hub else digest
             if said != digest:
                 raise InputError(
-                    f"{path} is damaged: its sha256 is {digest}, and the Hugging Face hub gives "
-                    f"{said}; remove it, and {path.resolve()}, and run the command again."
+                    f"{path} is damaged: its sha256 is {digest}, expected {said}; "
+                    f"remove it, and {path.resolve()}, and run the command again."
                 )
         if len(digests) == 1:
             return digests[0]

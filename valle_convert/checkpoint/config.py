@@ -1,7 +1,7 @@
-"""The config of a checkpoint: where it is found, and what it says, in plain values.
+"""The config of a checkpoint: where it is found, and its plain values.
 
-It comes from inside the file, or from a config.yaml beside a file that has none (above it, for the
-state of a training). Keys given by the user override both, before any of them is looked at.
+It comes from inside the file, else from a config.yaml beside the file (above it, for a training
+state). The user's keys override both before any of them is used.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ _MAX_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Config:
-    """What is said of a model."""
-
     keys: Mapping[str, Any]
     source: str
     files: tuple[Path, ...] = ()
@@ -40,7 +38,7 @@ def read_config(
     *,
     origin: str = "inside the checkpoint",
 ) -> Config:
-    """The config of the weights in a file; `origin` says where the one inside comes from."""
+    """The config of the weights in a file; `origin` names the source of `inside`."""
     keys: Mapping[str, Any] = {}
     source = ""
     files: list[Path] = []
@@ -51,7 +49,7 @@ def read_config(
         except ValueError as error:
             if given is None:
                 raise InputError(
-                    f"{path}: the entry 'config' is refused: {error}; give the config with "
+                    f"{path}: the entry 'config' is rejected: {error}; give the config with "
                     "--config, or export the checkpoint again."
                 ) from error
             left_out = [f"all of it ({error})"]
@@ -82,24 +80,24 @@ def _said(left_out: list[str], where: str) -> list[str]:
 
 
 def plain_keys(value: object) -> tuple[dict[str, Any], list[str]]:
-    """A dict, or what stands for one, in plain values; and what was left out of it."""
+    """A dict, or an object that holds one, as plain values; and what was left out of it."""
     plain, left_out = to_plain(value)
     if not isinstance(plain, dict):
-        raise ValueError(  # noqa: TRY004 - as of any other value that is none
-            f"it is a {type(plain).__name__}, where a dict is expected"
+        raise ValueError(  # noqa: TRY004 - as for every other bad value
+            f"it is a {type(plain).__name__}, expected a dict"
         )
     return plain, left_out
 
 
 def load_config(path: Path, found: Found) -> Config:
-    """A config file, YAML or JSON. It may be a pipe, which can be read once."""
+    """A config file, YAML or JSON. It may be a pipe, which can only be read once."""
     try:
         # JSON is YAML, so one parser reads both.
         loaded = load_yaml(decoded(read_small_file(path, "config", _MAX_BYTES, pipe=True)))
-    except ValueError as error:  # of the encoding, too
+    except ValueError as error:  # includes encoding errors
         reason = " ".join(str(error).split())
         raise InputError(f"The config {path} is neither YAML nor JSON: {reason}.") from error
-    # The training project's own config.yaml has its models under a key, and other things beside.
+    # The training project's own config.yaml has its models under a key, among other settings.
     models = loaded.get("models") or loaded.get("model") if isinstance(loaded, dict) else None
     if isinstance(models, list) and models:
         loaded = _model_of(models, path, found)
@@ -107,20 +105,20 @@ def load_config(path: Path, found: Found) -> Config:
         loaded = models
     if not isinstance(loaded, dict):
         raise InputError(
-            f"The config {path} holds a {type(loaded).__name__}, where keys and values are "
-            "expected, for example `version: 5`."
+            f"The config {path} holds a {type(loaded).__name__}, expected keys and values, "
+            "for example `version: 5`."
         )
     try:
         keys, left_out = plain_keys(loaded)
     except ValueError as error:
-        raise InputError(f"The config {path} is refused: {error}; correct it.") from error
+        raise InputError(f"The config {path} is rejected: {error}; correct it.") from error
     return Config(keys, path.name, (path,), tuple(_said(left_out, path.name)))
 
 
 def _model_of(models: list[Any], path: Path, found: Found) -> object:
-    """The one model of a config's list that the weights are of, by the name of their folder.
+    """The model in a config's list that the weights belong to, by the name of their folder.
 
-    A folder is called after its model, and what the training project appends: `ar+nar-llama-8`.
+    A folder's name is the model's name and a suffix of the training project: `ar+nar-llama-8`.
     """
     if len(models) == 1:
         return models[0]
@@ -129,15 +127,14 @@ def _model_of(models: list[Any], path: Path, found: Found) -> object:
     longest = max(fitting, key=len, default=None)
     if longest is None or names.count(longest) > 1:
         raise InputError(
-            f"The config {path} describes {len(models)} models ({', '.join(names)}), and none, or "
-            f"more than one, is called like {found.title}; give a file with the right one with "
-            "--config."
+            f"The config {path} describes {len(models)} models ({', '.join(names)}), expected one "
+            f"that matches {found.title}; give a file with one model with --config."
         )
     return models[names.index(longest)]
 
 
 def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`below` with every key of `above` in place of its own, dicts merged key by key."""
+    """`below` overridden by every key of `above`; dicts are merged key by key."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)

@@ -1,10 +1,10 @@
-"""Containers: what a file holds is told by its content, whatever it is called.
+"""Containers: the content of a file, not its name, decides how it is read.
 
     file -> first bytes -> safetensors, a file of torch.save, or an index of several -> Container
 
-A trainer puts much beside the weights. They are the one dict of tensors in which a known model is,
-wherever it lies (`module`, `state_dict`, `model`, the file itself ...); else the only dict of
-tensors that there is. States of optimizers, schedulers and random numbers are none.
+Trainers store much beside the weights. The weights are the one dict of tensors with the names of a
+known model, under any key (`module`, `state_dict`, `model`, the file itself ...), else the only
+dict of tensors. States of optimizers, schedulers and random generators do not count.
 """
 
 from __future__ import annotations
@@ -42,28 +42,28 @@ from valle_convert.files import check_input_file, os_fault
 from valle_convert.wording import listing
 
 _SUPPORTED = "supported are safetensors, files of torch.save, and folders with one of them"
-#: What trainings keep beside weights: states of the optimizer and the like.
+#: Optimizer states and the like, which trainers store beside weights.
 _NO_WEIGHTS = re.compile(
     r".*(optim|sched|rng|random|scaler|callback|loops|param_groups|shapes|amp$|ds_config).*"
     r"|config|userdata|stats|hyper_parameters|hparams|args|cfg",
     re.IGNORECASE,
 )
-#: Where PyTorch Lightning and others keep the parameters of a training.
+#: Keys under which PyTorch Lightning and others store hyperparameters.
 _PARAMETERS = ("hyper_parameters", "hparams", "args", "cfg")
-#: How trainers call the count of steps.
+#: Names of the step counter.
 _STEPS = ("global_step", "global_steps", "batch_idx_train")
 _MAX_DEPTH = 4
 
 
 @dataclass(frozen=True)
 class Container:
-    """One container, parsed: a checkpoint's or a LoRA's.
+    """A parsed container of a checkpoint or a LoRA.
 
     Attributes:
         container: how the weights are stored, in words.
-        extras: what stands beside them: config, userdata, stats.
+        extras: what is stored beside them: config, userdata, stats.
         plain: all plain values of the container itself.
-        shards: the files of the weights, where they are several.
+        shards: the files of the weights, if there are several.
         notes: what was chosen, left out or renamed, in words.
     """
 
@@ -77,7 +77,7 @@ class Container:
 
 
 def read_container(path: Path, tree: Tree, place: PurePath) -> Container:
-    """Parse a file, and the shards beside it where it is an index."""
+    """Parse a file, and its shards if it is an index."""
     contents = _parse(path, tree, place)
     tensors, notes = with_plain_names(contents.tensors, str(path))
     lora = contents.lora
@@ -88,7 +88,7 @@ def read_container(path: Path, tree: Tree, place: PurePath) -> Container:
 
 
 def holds_model(tree: Tree, place: PurePath) -> bool:
-    """Whether a file on this machine holds the weights of a known model."""
+    """Whether a local file holds the weights of a known model."""
     try:
         contents = read_container(tree.get(place), tree, place)
     except ValleConvertError:
@@ -171,28 +171,28 @@ def _explain_unknown(path: Path, head: bytes) -> str:
         return f"{path} is empty (0 bytes); copy or download the checkpoint again."
     if head.startswith(b"GGUF"):
         return (
-            f"{path} is a GGUF file already, where a checkpoint is expected; "
-            "`valle-convert inspect` shows what is in it."
+            f"{path} is already a GGUF file, not a checkpoint; "
+            "`valle-convert inspect` shows its contents."
         )
     if head.startswith(b"version https://git-lfs"):
         return f"{path} is a pointer of Git LFS, not the weights themselves; run `git lfs pull`."
     if head[:1] == b"\x80":
         return (
-            f"{path} is a bare pickle and none of torch.save, so that nothing in it is read; save "
+            f"{path} is a bare pickle, not a file of torch.save, and is not read; save "
             "the state_dict() with torch.save."
         )
     if head[:1] in b"<{" or all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head):
-        return f"{path} is a text file, where a checkpoint is expected; {_SUPPORTED}."
+        return f"{path} is a text file, not a checkpoint; {_SUPPORTED}."
     if path.suffix.lower() in SAFETENSORS_SUFFIXES + TORCH_SUFFIXES:
         return (
-            f"{path} does not begin like a {path.suffix} file and seems damaged; "
+            f"{path} does not begin like a {path.suffix} file and seems to be damaged; "
             "copy or download it again."
         )
-    return f"{path} is of no known checkpoint format; {_SUPPORTED}."
+    return f"{path} has no known checkpoint format; {_SUPPORTED}."
 
 
 def _metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What the metadata of safetensors says of the model."""
+    """The model's config and the like in the metadata of safetensors."""
     extras: dict[str, Any] = {}
     for key in ("config", "userdata", "stats"):
         if key not in metadata:
@@ -215,7 +215,7 @@ def _read_torch(path: Path, *, is_deepspeed: bool = False) -> Container:
     lora = loaded.get("lora") if isinstance(loaded, Mapping) else None
     place, state, notes = _find_state(path, loaded, may_be_none=bool(lora))
     root = loaded if isinstance(loaded, Mapping) else {}
-    # Counters and the like, which some save among the tensors.
+    # Counters and the like, which some trainers save among the tensors.
     others = [key for key, value in state.items() if value is None or _is_scalar(value)]
     if others and len(others) < len(state):
         state = {key: value for key, value in state.items() if key not in others}
@@ -237,14 +237,14 @@ def _read_torch(path: Path, *, is_deepspeed: bool = False) -> Container:
     )
     if is_deepspeed and not any(spec.n_elements for spec in contents.tensors.specs.values()):
         raise UnsupportedModelError(
-            f"{path} is a state of DeepSpeed without the weights, which its optimizer's files hold "
-            "(ZeRO stage 3); export it to .sft with the training project first."
+            f"{path} is a DeepSpeed ZeRO stage 3 state, with the weights in the optimizer's files; "
+            "export it to .sft with the training project first."
         )
     return contents
 
 
 def _config_in(root: Mapping[str, Any]) -> object:
-    """The config among the keys of a container; parameters of a trainer are none."""
+    """The config among the keys of a container; a trainer's hyperparameters are not one."""
     if "config" in root:
         return root["config"]
     for parameters in (root.get(key) for key in _PARAMETERS):
@@ -262,7 +262,7 @@ def _is_scalar(value: object) -> bool:
 
 @dataclass(frozen=True)
 class _State:
-    """A dict with tensors in it, and the keys that lead there."""
+    """A dict of tensors, and the keys that lead there."""
 
     place: tuple[str, ...]
     state: Mapping[str, Any]
@@ -275,13 +275,13 @@ class _State:
 def _find_state(
     path: Path, loaded: object, *, may_be_none: bool
 ) -> tuple[tuple[str, ...], Mapping[str, Any], tuple[str, ...]]:
-    """The keys that lead to the model's state dict, the dict, and what was left out."""
+    """The keys of the model's state dict, the dict, and what was left out."""
     found = list(_states(loaded, (), set()))
     models = [one for one in found if is_model(k for k in one.state if isinstance(k, str))]
     averages = [one for one in models if is_averaged(one.name)]
     chosen = [one for one in models if one not in averages] or averages or found
     distinct: dict[tuple[int, ...], _State] = {}
-    for one in chosen:  # one dict may stand under two keys
+    for one in chosen:  # one dict may have two keys
         distinct.setdefault(tuple(map(id, one.state.values())), one)
     if len(distinct) == 1:
         (one,) = distinct.values()
@@ -302,7 +302,7 @@ _USUAL = ((), ("module",), ("model",))
 
 
 def _states(value: object, place: tuple[str, ...], seen: set[int]) -> Iterator[_State]:
-    """Dicts with tensors in them, the outer ones first; each once: a pickle may hold itself."""
+    """Dicts of tensors, outer ones first, each once: a pickle may contain itself."""
     if not isinstance(value, Mapping) or id(value) in seen:
         return
     seen.add(id(value))
@@ -320,19 +320,19 @@ def _explain_states(path: Path, loaded: object, states: list[_State]) -> str:
     if states:
         return (
             f"{path} holds {len(states)} dicts of tensors "
-            f"({listing(one.name for one in states)}), and nothing tells which of them is the "
-            "model's; save that state_dict() alone."
+            f"({listing(one.name for one in states)}), and none is recognized as the model's; "
+            "save that state_dict() alone."
         )
     if not isinstance(loaded, Mapping) or (isinstance(loaded, StandIn) and not loaded):
         return (
-            f"{path} holds a {kind_of(loaded)}, where a dict of tensors, or one with such a "
-            "dict in it, is expected; save the model's state_dict()."
+            f"{path} holds a {kind_of(loaded)}, expected a dict of tensors, possibly nested; "
+            "save the model's state_dict()."
         )
     held = ", ".join(
         f"{key if isinstance(key, str) else kind_of(key):.40} ({kind_of(value)})"
         for key, value in loaded.items()
     )
     return (
-        f"{path} holds no dict of tensors, but {held[:200] or 'nothing'}; save the model's "
+        f"{path} holds no dict of tensors, only {held[:200] or 'nothing'}; save the model's "
         "state_dict()."
     )

@@ -4,10 +4,9 @@
     lm_head.weight              each head at the rows of "its" table
     model.layers.*, model.norm  as in the checkpoint
 
-GGUF files that were made the old way hold the same two matrices. The rows are told by the names
-that the export gave their tokens, such as `<|RVQ:0|>`, else by the order of the tables and the
-sizes in the config. `ExportedTensors` gives the tensors of the checkpoint back; what the export
-does not say stands in `assumed_config`.
+GGUF files made by llama.cpp's LLaMA converter hold the same two matrices. The token names, such as
+`<|RVQ:0|>`, show which rows are which; without them, the order of the tables and the sizes in the
+config do. `ExportedTensors` restores the checkpoint's tensors; `assumed_config` fills the gaps.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ _BACKBONE = ("model.layers.", "model.norm.")
 
 _TEXT, _LENGTH = "text_emb.weight", "len_emb.weight"
 _PROMPT, _RESPONSE = "proms_emb.embeddings.{}.weight", "resps_emb.embeddings.{}.weight"
-#: Names of tokens: the last group is the row's own, one before it the number of the table. Those of
-#: the large tables stand first, since each name is tried in turn.
+#: Names of tokens: the last group is the row's own, one before it the number of the table. The
+#: large tables come first, since each name is tried in turn.
 _NAMES: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"<\|P\|(\d+)\|(\d+)\|>"), _PROMPT),
     (re.compile(r"<\|R\|NAR\|\d+:([1-9]\d*)\|(\d+)\|>"), _RESPONSE),
@@ -46,11 +45,11 @@ _NAMES: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"<\|tone:([^|]+)\|>"), "tones_emb.weight"),
     (re.compile(r"<\|sep\|>"), "sep"),
 )
-#: Sizes of the published models, which the config may override.
+#: Sizes of the published models; the config may override them.
 _PUBLISHED = {"langs": 6, "tasks": 9, "tones": 1}
 _PUBLISHED_SIZES = {"phoneme_tokens": 256, "resp_levels": 8, "audio_tokens": 1024}
 _LENGTH_ROWS = 11
-#: What a table's words are called in a config, whose number they are.
+#: The config's name for the number of a table's words.
 COUNTED = {"langs": "langs_emb.weight", "tasks": "tasks_emb.weight", "tones": "tones_emb.weight"}
 
 
@@ -59,7 +58,7 @@ class ExportRows:
     """Rows of one of the two matrices that were one tensor of the checkpoint.
 
     Attributes:
-        words: what the rows' own names say, such as `en`; empty where they have none.
+        words: the rows' own names, such as `en`; empty if they have none.
     """
 
     matrix: str
@@ -69,19 +68,19 @@ class ExportRows:
 
 
 class ExportSource(TensorSource, Protocol):
-    """The tensors of an export under their names in it, of which rows can be read."""
+    """The tensors of an export under the export's names, readable row by row."""
 
     def read_rows(self, name: str, rows: slice) -> NDArray[Any]:
         """Rows of a matrix, in the type of its spec."""
         ...
 
     def read_blocks(self, name: str, rows: slice) -> NDArray[np.uint8] | None:
-        """Rows as they are stored, [n, bytes of a row], where the spec's type is not theirs."""
+        """Rows as stored, [n, bytes of a row], if they are quantized."""
         ...
 
 
 class ExportedTensors:
-    """A `TensorSource` of the checkpoint that an export was made of, and a `BlockSource`."""
+    """The checkpoint's tensors from its export; a `TensorSource` and a `BlockSource`."""
 
     def __init__(self, export: ExportSource, rows: Mapping[str, ExportRows], where: str) -> None:
         self._export = export
@@ -96,7 +95,7 @@ class ExportedTensors:
             faults = [f"missing: {listing(missing)}"] if missing else []
             faults += [f"unexpected: {listing(others, 10)}"] if others else []
             raise InputError(
-                f"{where} is no whole export of a VALL-E checkpoint: {'; '.join(faults)}; "
+                f"{where} is not a complete export of a VALL-E checkpoint: {'; '.join(faults)}; "
                 "export the checkpoint again."
             )
         specs: dict[str, TensorSpec] = {}
@@ -118,7 +117,7 @@ class ExportedTensors:
         return self._export.read_rows(part.matrix, rows).reshape(self.specs[name].shape)
 
     def read_blocks(self, name: str) -> NDArray[np.uint8] | None:
-        """The rows as they are stored, see `BlockSource`."""
+        """The rows as stored, see `BlockSource`."""
         part = self._rows.get(name)
         if part is None:
             return self._export.read_blocks(name, slice(None))
@@ -136,7 +135,7 @@ def rows_of_export(
     if is_named(names):
         if len(names) != n_rows:
             raise InputError(
-                f"{where}: {len(names)} tokens have names, and the matrices {n_rows} rows; "
+                f"{where}: {len(names)} tokens have names, but the matrices have {n_rows} rows; "
                 "export the checkpoint again."
             )
         tables = _tables_by_name(names, where)
@@ -146,12 +145,12 @@ def rows_of_export(
 
 
 def is_named(names: Sequence[str]) -> bool:
-    """Whether the tokens have the names that the export gives the rows after the phonemes."""
+    """Whether the tokens have the names that exports give to rows after the phonemes."""
     return "<|RVQ:0|>" in names and "<|sep|>" in names
 
 
 def is_row_name(name: str) -> bool:
-    """Whether a token's name is one that the export gives a row after the phonemes."""
+    """Whether an export gives a name like this to a row after the phonemes."""
     return _table_of(name)[0] is not None
 
 
@@ -162,17 +161,17 @@ def _tables_by_name(names: Sequence[str], where: str) -> dict[str, ExportRows]:
     previous = ""
     for row, name in enumerate(names[start:], start):
         table, word = _table_of(name)
-        # A row out of order, or one more of a table that has ended, would be another one's.
+        # A row out of order, or one row too many, would belong to another table.
         if table is None or (table != previous and table in firsts):
             raise InputError(
-                f"{where}: row {row} is named {name!r:.60}, which is no row of VALL-E's tables "
-                "in their order; export the checkpoint again."
+                f"{where}: row {row} is named {name!r:.60}, which is out of the order of VALL-E's "
+                "tables; export the checkpoint again."
             )
         firsts.setdefault(table, row)
         known = words.setdefault(table, [])
         if word.isdecimal() and int(word) != len(known):
             raise InputError(
-                f"{where}: row {row} is named {name!r:.60}, and number {len(known)} is next; "
+                f"{where}: row {row} is named {name!r:.60}, expected number {len(known)}; "
                 "export the checkpoint again."
             )
         known.append(word)
@@ -186,10 +185,10 @@ def _tables_by_name(names: Sequence[str], where: str) -> dict[str, ExportRows]:
     return tables
 
 
-# Every name is looked at twice: for its row, and for being no string of the vocabulary.
+# Every name is looked up twice: for its row, and to exclude it from the vocabulary.
 @lru_cache(1 << 15)
 def _table_of(name: str) -> tuple[str | None, str]:
-    """The table that a token's name tells, and the row's own word in it."""
+    """The table that a token's name belongs to, and the row's own word in it."""
     for pattern, table in _NAMES:
         found = pattern.fullmatch(name)
         if found is not None:
@@ -205,7 +204,7 @@ def _tables_by_size(n_rows: int, config: Mapping[str, Any], where: str) -> dict[
     n |= {key: details.get(key, default) for key, default in _PUBLISHED_SIZES.items()}
     wrong = [f"{key} {value!r}" for key, value in n.items() if not _is_count(value)]
     if wrong:
-        raise InputError(f"{where}: {', '.join(wrong)}, where a whole number is expected.")
+        raise InputError(f"{where}: {', '.join(wrong)}, expected a whole number.")
     levels, codes = n["resp_levels"], n["audio_tokens"]
     counts = [
         (_TEXT, n["phoneme_tokens"]),
@@ -223,7 +222,7 @@ def _tables_by_size(n_rows: int, config: Mapping[str, Any], where: str) -> dict[
         said = ", ".join(f"{key} {value}" for key, value in n.items())
         raise InputError(
             f"{where}: the rows have no names, and with {said} there would be {total} of them, "
-            f"where {n_rows} are; give the sizes with --config."
+            f"not {n_rows}; give the sizes with --config."
         )
     tables: dict[str, ExportRows] = {}
     first = 0
@@ -239,7 +238,6 @@ def _is_count(value: object) -> bool:
 
 
 def _heads(tables: Mapping[str, ExportRows], with_length: bool) -> dict[str, ExportRows]:
-    """Each head at the rows of its table."""
     n_levels = sum(name.startswith("proms_emb.") for name in tables)
     of_tables = [_RESPONSE.format(level) for level in range(n_levels + 1)]
     of_tables += [_TEXT, *([_LENGTH] if with_length else [])]
@@ -255,7 +253,7 @@ def _heads(tables: Mapping[str, ExportRows], with_length: bool) -> dict[str, Exp
 
 # ------------------------------------------------------------------------------- config
 
-#: What an export does not say, with what the published `ar+nar-len` models have.
+#: Values that an export lacks, from the published `ar+nar-len` models.
 _ASSUMED: tuple[tuple[str, object, str], ...] = (
     ("unified_position_ids", False, "positions begin anew in every segment"),
     ("noncausal_masks", True, "NAR passes attend in both directions"),
@@ -274,7 +272,7 @@ def assumed_config(
     layers: int,
     context: int,
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The config of an exported checkpoint, before `given` is laid over it, and what is assumed."""
+    """The config of an exported checkpoint without `given`, and the assumptions in words."""
     experimental = given.get("experimental")
     said: Mapping[str, Any] = experimental if isinstance(experimental, Mapping) else {}
     capabilities = _capabilities(rows, given)

@@ -1,4 +1,4 @@
-"""Folders: which file in one holds the weights, and where its config lies.
+"""Folders: which file holds the weights, and where its config is.
 
     ckpt/ar+nar/latest                                   the tag, in the training project's folders
     ckpt/ar+nar/<tag>/state.sft or state.pth             its own back end
@@ -7,9 +7,8 @@
     anything/model.safetensors or fp32.sft or one file   everything else
     anything/data.pkl, data/                             an unpacked file of torch.save
 
-A folder is seen through a `Tree`, which lists names and gives files: `DiskTree` here, the hub's in
-`hub.py`. Where several files of a disk may be the weights, what is in them decides. Files of an
-optimizer are never opened, nor asked for.
+A `Tree` lists names and gives files: `DiskTree` here, the hub's in `hub.py`. If several local files
+may be the weights, their content decides. Optimizer files are never opened or downloaded.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ from valle_convert.wording import listing
 SAFETENSORS_SUFFIXES = (".sft", ".safetensors")
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".th", ".tar")
 INDEX_SUFFIX = ".index.json"
-#: In a file of torch.save, and in a folder that one was unpacked into.
+#: An entry of a file of torch.save, and of a folder that one was unpacked into.
 PICKLE = "data.pkl"
 CONFIGS = ("config.yaml", "config.yml")
 
 LATEST = "latest"
 _STATES = ("state.sft", "state.pth")
 _DEEPSPEED = re.compile(r"mp_rank_(\d+)_model_states\.pt")
-#: What lies beside weights and is none: the optimizer's, and adapters.
+#: Files beside weights that are not weights: the optimizer's, and adapters.
 _NO_WEIGHTS = re.compile(
     r"(optimizer|scheduler|rng_state|random_states|scaler|training_args|lora|adapter_model"
     r"|(bf16_|fp16_)?zero_pp_rank_).*|.*_optim_states\.pt"
@@ -57,9 +56,7 @@ _SHOWN = 12
 class Tree(Protocol):
     """Folders and files below some root."""
 
-    def is_folder(self, path: PurePath) -> bool:
-        """Whether there is a folder of that name."""
-        ...
+    def is_folder(self, path: PurePath) -> bool: ...
 
     def files(self, folder: PurePath) -> list[str]:
         """The names of the files in a folder, sorted."""
@@ -70,18 +67,17 @@ class Tree(Protocol):
         ...
 
     def get(self, path: PurePath) -> Path:
-        """A file, on this machine."""
+        """A file, as a local path."""
         ...
 
     def name(self, path: PurePath) -> str:
-        """What to call a path in a message, such that a user can give it back."""
+        """The path in a form that the user can give back."""
         ...
 
 
 class DiskTree:
     def is_folder(self, path: PurePath) -> bool:
-        """Whether there is a folder of that name."""
-        return os.path.isdir(path)  # noqa: PTH112 - no exception for what cannot be entered
+        return os.path.isdir(path)  # noqa: PTH112 - no exception for a closed folder
 
     def files(self, folder: PurePath) -> list[str]:
         """The names of the files in a folder, sorted."""
@@ -103,7 +99,7 @@ class DiskTree:
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    # A link in a circle, or to what nobody may look at, is neither file nor folder.
+                    # A circular link, or one to a closed place, is neither file nor folder.
                     with suppress(OSError):
                         is_folder = entry.is_dir()
                         if not is_folder or not _leads_back(entry):
@@ -114,7 +110,7 @@ class DiskTree:
 
 
 def _leads_back(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a link to a folder that it stands in, or to one beside it."""
+    """Whether an entry is a link to its own folder, or to one beside it."""
     if not entry.is_symlink():
         return False
     target, folder = Path(entry.path).resolve(), Path(entry.path).parent.resolve()
@@ -127,8 +123,8 @@ class Found:
 
     Attributes:
         weights: the file, or the index of several.
-        title: what the model is called, if its config does not say.
-        is_training: whether they are the state of a training, whose config lies above.
+        title: the model's name, if its config does not have one.
+        is_training: whether they are a training state, whose config is in a folder above.
         notes: what was chosen on the way, in words.
     """
 
@@ -139,7 +135,6 @@ class Found:
 
 
 def find_weights(tree: Tree, folder: PurePath, holds_model: Callable[[PurePath], bool]) -> Found:
-    """Look for the one model of a folder."""
     found = _look_into(tree, folder, holds_model)
     if found is not None:
         return found
@@ -150,34 +145,34 @@ def find_weights(tree: Tree, folder: PurePath, holds_model: Callable[[PurePath],
         return below
     if models:
         raise InputError(
-            f"{tree.name(folder)} holds {len(models)} models, where one is expected: "
+            f"{tree.name(folder)} holds {len(models)} models, expected one: "
             f"{listing(map(tree.name, models), _SHOWN)}; give one of them."
         )
     if find_adapter(tree, folder) is not None:
         raise InputError(
-            f"{tree.name(folder)} is a directory that holds a LoRA alone; give the checkpoint that "
-            "it was trained on, and this one with --lora."
+            f"{tree.name(folder)} holds only a LoRA; give the checkpoint that it was trained on, "
+            "and add this one with --lora."
         )
     raise InputError(
-        f"{tree.name(folder)} is a directory without a checkpoint in it; expected is a training "
-        f"folder (latest, state.sft, mp_rank_00_model_states.pt), one with *{INDEX_SUFFIX}, or "
-        "one with a file of safetensors or torch.save: give the file itself."
+        f"{tree.name(folder)} holds no checkpoint; expected a training folder "
+        f"(latest, state.sft, mp_rank_00_model_states.pt), *{INDEX_SUFFIX}, or "
+        "a file of safetensors or torch.save."
     )
 
 
 def find_adapter(tree: Tree, folder: PurePath) -> PurePath | None:
-    """The file of a LoRA in a folder, as PEFT and the training project call it."""
+    """The file of a LoRA in a folder, by the names of PEFT and the training project."""
     names = tree.files(folder)
     return next((folder / name for name in _ADAPTERS if name in names), None)
 
 
 def found_file(tree: Tree, path: PurePath) -> Found:
-    """The weights where the user names their file; a training's state is known by its name."""
+    """The weights in a file that the user named; a training state is recognized by its name."""
     if _DEEPSPEED.fullmatch(path.name):
         _state(tree, path.parent, [one for one in tree.files(path.parent) if one not in _STATES])
     elif path.name not in _STATES:
         is_index = path.name.endswith(INDEX_SUFFIX)
-        # transformers calls every file so; a user's `model.sft` is a name of the user's.
+        # transformers gives every file this name; `model.sft` is the user's own choice.
         if path.name in {"model.safetensors", f"model{INDEX_SUFFIX}"}:
             return Found(path, _title(path.parent))
         return Found(path, path.name.removesuffix(INDEX_SUFFIX) if is_index else path.stem)
@@ -185,9 +180,9 @@ def found_file(tree: Tree, path: PurePath) -> Found:
 
 
 def find_config(tree: Tree, found: Found) -> PurePath | None:
-    """The config.yaml beside the weights or, of a training, above them.
+    """The config.yaml beside the weights or, for a training, above them.
 
-    The published models' lie elsewhere: `models/config.<name>.yaml` for `models/ckpt/<name>`.
+    The published models have `models/config.<name>.yaml` for `models/ckpt/<name>`.
     """
     folder = found.weights.parent
     for _ in range(_CONFIG_DEPTH if found.is_training else 1):
@@ -207,17 +202,16 @@ def find_config(tree: Tree, found: Found) -> PurePath | None:
 
 
 def is_deepspeed(name: str) -> bool:
-    """Whether a file's name is that of a state of DeepSpeed."""
+    """Whether a file has the name of a DeepSpeed state."""
     return _DEEPSPEED.fullmatch(name) is not None
 
 
 def is_shard(name: str) -> bool:
-    """Whether a file's name is that of one shard of several."""
     return _SHARD.search(name) is not None
 
 
 def is_plain_name(name: object) -> bool:
-    """Whether an untrusted name is that of an entry of the folder it stands in: no path."""
+    """Whether an untrusted name is that of a file, without a path."""
     return (
         isinstance(name, str)
         and 0 < len(name) <= 255
@@ -230,7 +224,7 @@ def is_plain_name(name: object) -> bool:
 def _look_into(
     tree: Tree, folder: PurePath, holds_model: Callable[[PurePath], bool]
 ) -> Found | None:
-    """The weights that a folder itself has; None where it has none."""
+    """The weights in the folder itself, or None."""
     names = tree.files(folder)
     if LATEST in names:
         return _at_latest(tree, folder)
@@ -248,20 +242,20 @@ def _look_into(
             return Found(folder / plain[0], _title(folder), notes=tuple(_passed_over(held, plain)))
         if choices:
             raise InputError(
-                f"{tree.name(folder)} holds {len(plain)} {kind}, where one is expected: "
+                f"{tree.name(folder)} holds {len(plain)} {kind}, expected one: "
                 f"{listing(plain, _SHOWN)}; give one of these files."
             )
     shards = [name for name in names if is_shard(name)]
     if shards:
         raise InputError(
-            f"{tree.name(folder)} holds shards ({shards[0]} ...) without the *{INDEX_SUFFIX} that "
-            "lists their tensors; copy or download it too."
+            f"{tree.name(folder)} holds shards ({shards[0]} ...) but no *{INDEX_SUFFIX}; "
+            "copy or download it too."
         )
     return None
 
 
 def _is_model(tree: Tree, folder: PurePath, holds_model: Callable[[PurePath], bool]) -> bool:
-    """Whether a folder has weights in it that are a model's, or more than one file of them."""
+    """Whether a folder holds a model's weights, or more than one file of weights."""
     try:
         found = _look_into(tree, folder, holds_model)
     except ValleConvertError:
@@ -270,7 +264,7 @@ def _is_model(tree: Tree, folder: PurePath, holds_model: Callable[[PurePath], bo
 
 
 def _passed_over(names: list[str], chosen: list[str]) -> Iterator[str]:
-    """What is said of other files of weights."""
+    """Notes on other files of weights."""
     others = [name for name in names if name not in chosen]
     if others:
         yield f"averaged (EMA) weights beside the weights are left out: {', '.join(others)}"
@@ -283,14 +277,14 @@ def _at_latest(tree: Tree, folder: PurePath) -> Found:
     tag = raw.decode("utf-8", errors="replace").strip()
     if not is_plain_name(tag):
         raise InputError(
-            f"{tree.name(path)} holds {tag!r:.80}, where the name of a folder beside it is "
-            "expected, such as 1000; give the folder of the state to convert."
+            f"{tree.name(path)} holds {tag!r:.80}, expected the name of a folder beside it, "
+            "such as 1000; give the folder of the state to convert."
         )
     inner = folder / tag
     if not tree.is_folder(inner):
         there = listing(tree.folders(folder), _SHOWN) or "none"
         raise InputError(
-            f"{tree.name(path)} names the folder {tag}, which is not there; there are: {there}. "
+            f"{tree.name(path)} names the folder {tag}, which does not exist; found {there}. "
             "Give the folder of the state to convert."
         )
     state = _state(tree, inner, tree.files(inner))
@@ -304,27 +298,27 @@ def _at_latest(tree: Tree, folder: PurePath) -> Found:
 
 
 def _state(tree: Tree, folder: PurePath, names: list[str]) -> str | None:
-    """The file of a training's state in the folder of a tag."""
+    """The file of the training state in a tag's folder."""
     states = [name for name in names if name in _STATES]
     ranks = [name for name in names if _DEEPSPEED.fullmatch(name)]
     if len(states) + bool(ranks) > 1:
         raise InputError(
-            f"{tree.name(folder)} holds {', '.join(states + ranks[:1])}, where one state is "
-            "expected; give the file to convert."
+            f"{tree.name(folder)} holds {', '.join(states + ranks[:1])}, expected one state; "
+            "give the file to convert."
         )
     if len(ranks) > 1:
         raise UnsupportedModelError(
-            f"{tree.name(folder)} holds a model that DeepSpeed has split over {len(ranks)} ranks "
-            f"({ranks[0]} to {ranks[-1]}), where one is expected; export it to .sft with the "
+            f"{tree.name(folder)} holds a DeepSpeed model split over {len(ranks)} ranks "
+            f"({ranks[0]} to {ranks[-1]}), expected one; export it to .sft with the "
             "training project first."
         )
     return next(iter(states + ranks), None)
 
 
 def _choices(names: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """Kinds of files that hold weights, the surest first; of the first that is there, one counts.
+    """Kinds of files that hold weights, the surest first; the first kind found must be one file.
 
-    What the training project exports is called fp32, and what transformers writes, model.
+    The training project's exports are called fp32, those of transformers model.
     """
     files = [
         name
@@ -339,13 +333,13 @@ def _choices(names: list[str]) -> Iterator[tuple[str, list[str]]]:
 
 
 def _models_below(tree: Tree, folder: PurePath, depth: int) -> Iterator[PurePath]:
-    """Folders inside that hold weights, the nearest ones."""
+    """The nearest folders inside that hold weights."""
     for name in tree.folders(folder):
         inner = folder / name
         try:
             names = tree.files(inner)
         except ValleConvertError:
-            continue  # a folder that this user may not look into
+            continue  # no permission
         if (
             any(name in (LATEST, PICKLE) or name in _STATES or is_shard(name) for name in names)
             or any(_DEEPSPEED.fullmatch(name) for name in names)
@@ -357,8 +351,8 @@ def _models_below(tree: Tree, folder: PurePath, depth: int) -> Iterator[PurePath
 
 
 def _title(folder: PurePath) -> str:
-    """The name of a model's folder; `ckpt` is no name."""
+    """The name of a model's folder; `ckpt` does not count."""
     path = folder
     if folder.name in ("", "..") and isinstance(folder, Path):
-        path = folder.resolve()  # the root of a repository on the hub has no name at all
+        path = folder.resolve()  # the root of a repository on the hub has no name
     return path.parent.name if path.name == "ckpt" and path.parent.name else path.name

@@ -1,12 +1,12 @@
 """The Hugging Face export as a folder: `model.safetensors`, `config.json`, `tokenizer.json`.
 
-In: the tensors of the first, whole or in shards, and the two others where they are there. Out: the
-checkpoint's tensors and config, with what was lost on the way and what had to be assumed. Which
-rows are which is told by `exported.py`.
+In: the tensors of the first, whole or in shards, and the other two if they exist. Out: the
+checkpoint's tensors and config, with what the export lost and what had to be assumed.
+`exported.py` finds the rows.
 
-`config.json` says the same of every model, 16 heads and 12 layers, and nothing of positions,
-attention or sums. What it says of the arithmetic is held against what VALL-E computes; its number
-of heads is believed where the width agrees with it.
+`config.json` has the same values for every model, 16 heads and 12 layers, and nothing on positions,
+attention or sums. Its arithmetic must be VALL-E's; its number of heads is used if it fits the
+width.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from valle_convert.wording import plural
 
 FORMAT = "Hugging Face export"
 CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
-#: What was in the training project's checkpoint, and is in no export.
+#: Parts of the training project's checkpoint that no export has.
 LOST = ("the biases of the heads, if it had any", "the table and the head of raw text")
 
 _MAX_JSON_BYTES = 64 << 20
 _MAX_ROWS = 1 << 24
 _MAX_PADDING = 512  # rows
-#: What every export says, and the width of one head in every published model.
+#: Values that every export has, and the width of a head in every published model.
 _EXPORTED_HEADS, _HEAD_WIDTH = 16, 64
 _DEFAULT_CONTEXT = 22_500
-#: What the network computes; with another value, a file is no VALL-E.
+#: VALL-E's arithmetic; other values are rejected.
 _ARITHMETIC: dict[str, tuple[object, ...]] = {
     "model_type": ("llama",),
     "hidden_act": ("gelu",),
@@ -61,10 +61,10 @@ class Export:
     """An export, understood.
 
     Attributes:
-        tensors: under the names of the checkpoint that it was made of.
-        config: of that checkpoint, before the user's is laid over it.
-        words: by table, what the names of its rows say, such as `en`.
-        assumed: what the export does not say, in words.
+        tensors: under the names of the original checkpoint.
+        config: of that checkpoint, without the user's keys.
+        words: the names of the rows by table, such as `en`.
+        assumed: values that the export lacks, in words.
     """
 
     tensors: TensorSource
@@ -75,7 +75,6 @@ class Export:
 
 
 def is_export(tensors: TensorSource) -> bool:
-    """Whether tensors are named as those of an export."""
     return EMBEDDINGS in tensors.specs and "text_emb.weight" not in tensors.specs
 
 
@@ -88,14 +87,13 @@ def read_export(
     given: Mapping[str, Any],
     title: str,
 ) -> Export:
-    """Understand an export."""
     said = {} if config is None else read_json_object(config, "file", _MAX_JSON_BYTES)
     _check_arithmetic(said, config)
     widths = [spec.shape for name, spec in tensors.specs.items() if name in (EMBEDDINGS, HEADS)]
     if len(set(widths)) != 1 or len(widths) != 2 or len(widths[0]) != 2:
         raise InputError(
-            f"{path} is no whole export of a VALL-E checkpoint: {EMBEDDINGS} and {HEADS} of one "
-            f"shape, rows and width, are expected, and {[list(shape) for shape in widths]} found; "
+            f"{path} is not a complete export of a VALL-E checkpoint: {EMBEDDINGS} and {HEADS} "
+            f"have the shapes {[list(shape) for shape in widths]}, expected two equal ones; "
             "export the checkpoint again."
         )
     n_rows, width = widths[0]
@@ -144,7 +142,7 @@ def _check_arithmetic(said: Mapping[str, Any], path: Path | None) -> None:
     try:
         check_plain(said)
     except ValueError as error:
-        raise InputError(f"{path} is refused: {error}; copy or download it again.") from error
+        raise InputError(f"{path} is rejected: {error}; copy or download it again.") from error
     rope = said.get("rope_parameters")
     values = dict(rope) | dict(said) if isinstance(rope, Mapping) else said
     wrong = [
@@ -154,7 +152,7 @@ def _check_arithmetic(said: Mapping[str, Any], path: Path | None) -> None:
     ]
     if wrong:
         raise UnsupportedModelError(
-            f"{path} is of a network that computes something else than VALL-E: {'; '.join(wrong)}; "
+            f"{path} describes a network other than VALL-E: {'; '.join(wrong)}; "
             "give the export of a VALL-E checkpoint."
         )
 
@@ -179,7 +177,7 @@ def _row_names(path: Path) -> list[str]:
 
 
 def _n_padding(names: list[str], tensors: TensorSource) -> int:
-    """Rows behind the last table, appended to make their number a multiple of 8, 64 ..."""
+    """Rows after the last table that pad to a multiple of 8, 64 ..."""
     n_rows = tensors.specs[EMBEDDINGS].shape[0]
     if is_named(names):
         padding = n_rows - len(names)
@@ -192,40 +190,40 @@ def _n_padding(names: list[str], tensors: TensorSource) -> int:
 def _heads(
     said: Mapping[str, Any], given: Mapping[str, Any], width: int, path: Path
 ) -> tuple[int, bool]:
-    """The number of heads, and whether the user gave it; tensors do not tell it."""
+    """The number of heads, which tensors do not show, and whether the user gave it."""
     size = given.get("size")
     wanted = size.get("heads") if isinstance(size, Mapping) else None
     if wanted is not None or isinstance(size, str | int | float):
-        # Whether it fits is checked with the rest of the config.
+        # The other checks of the config find out whether it fits.
         return (wanted if _is_count(wanted) else _EXPORTED_HEADS), True
     heads = said.get("num_attention_heads", _EXPORTED_HEADS)
     divides = _is_count(heads) and width % heads == 0 and width // heads % 2 == 0
-    # Another number than that of every export was put there by somebody who knows.
+    # A number other than the exports' default was set on purpose.
     if divides and (heads != _EXPORTED_HEADS or width == heads * _HEAD_WIDTH):
         return heads, False
     raise InputError(
-        f"{path}: config.json says {heads!r:.20} heads, as that of every export does, and the "
-        f"width {width} is not {_EXPORTED_HEADS} times {_HEAD_WIDTH}, as in the published models, "
-        "so that nothing tells their number; give it with --config (size: {heads: N})."
+        f"{path}: config.json has the default of every export, {heads!r:.20} heads, but the "
+        f"width {width} is not {_EXPORTED_HEADS} times {_HEAD_WIDTH}, as in the published models; "
+        "give the number with --config (size: {heads: N})."
     )
 
 
 def _kv_heads(tensors: TensorSource, heads: int, width: int, path: Path) -> int:
-    """Key/value heads, by the rows of their matrix; 0 for as many as heads."""
+    """Key/value heads, by the rows of their matrix; 0 if there are as many as heads."""
     spec = tensors.specs.get("model.layers.0.self_attn.k_proj.weight")
     n_rows = spec.shape[0] if spec is not None and spec.shape else width
     if n_rows == width:
         return 0
     if width % heads or n_rows % (width // heads):
         raise InputError(
-            f"{path}: {n_rows} rows of keys are no whole number of heads of {width} / {heads}; "
+            f"{path}: {n_rows} rows of keys do not divide into heads of {width} / {heads}; "
             "give the right number of heads with --config (size: {heads: N})."
         )
     return n_rows // (width // heads)
 
 
 def _n_layers(tensors: TensorSource) -> int:
-    """By the highest number among as many layers as there are tensors."""
+    """By the highest layer number, which is at most the number of tensors."""
     found = [name.split(".")[2] for name in tensors.specs if name.startswith("model.layers.")]
     numbers = [int(one) for one in found if one.isascii() and one.isdecimal() and len(one) < 10]
     return max((n + 1 for n in numbers if n < len(tensors.specs)), default=0)

@@ -4,13 +4,12 @@
     hf:ecker/vall-e@hf                               the folder of a branch
     hf:ecker/vall-e@4f2a91c:models/ckpt/x/fp32.sft   a file or folder of a commit, branch or tag
 
-One request lists the files of the commit that the revision is at; after that, nothing but the files
-that are needed is downloaded, all of this commit. Cache, endpoint, token and offline mode are those
-of huggingface_hub. Without a network, or offline, the files that its cache has of the revision are
-the list.
+One request lists the files of the commit; after that, only the needed files of this commit are
+downloaded. Cache, endpoint, token and offline mode are those of huggingface_hub. Offline, the
+cache's files of the revision are the list.
 
 To look into safetensors on the hub, their headers are enough: they are read by HTTP ranges into
-files that have the size of the whole, and no data (`headers_in`).
+sparse files of the full size (`headers_in`).
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from valle_convert.files import describe_os_error
 from valle_convert.progress import Progress, silent
 
 PREFIX = "hf:"
-#: Where a published model lies in its repository.
+#: The path of a published model in its repository.
 _MODELS = PurePosixPath("models/ckpt")
 
 _LOCATION = re.compile(
@@ -40,9 +39,9 @@ _LOCATION = re.compile(
 _FORMS = "hf:OWNER/REPO/MODEL, hf:OWNER/REPO@REVISION or hf:OWNER/REPO@REVISION:PATH"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# What is asked for first: a header of a checkpoint with its vocabulary has some 60 kB.
+# The first request: a checkpoint's header with its vocabulary has some 60 kB.
 _HEAD_BYTES = 1 << 17
-_MAX_HEADER_BYTES = 100_000_000  # of the safetensors library
+_MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 _TIMEOUT = 30.0  # seconds without an answer
 _SHOWN = 12
 
@@ -53,8 +52,8 @@ class Location:
 
     Attributes:
         revision: a commit, branch or tag; None for the main branch.
-        path: a file or folder of it; for the whole, ".".
-        is_loose: whether `path` may be the name of a model, too.
+        path: a file or folder in it; "." for all of it.
+        is_loose: whether `path` may also be the name of a model.
     """
 
     text: str
@@ -69,7 +68,7 @@ class HubOrigin:
     """Where on the hub the files of a checkpoint come from.
 
     Attributes:
-        sha256: by file on this machine, of those that the hub gives one for.
+        sha256: by local file, if the hub gives one.
     """
 
     repository: str
@@ -94,16 +93,16 @@ def parse_location(text: str) -> Location:
     match = _LOCATION.fullmatch(text)
     inside, path = (match["inside"], match["path"]) if match else (None, None)
     if match is None or (inside and path) or not text.isprintable():
-        raise InputError(f"{text!r} is no place on the Hugging Face hub; expected is {_FORMS}.")
+        raise InputError(f"{text!r} is not a place on the Hugging Face hub; expected {_FORMS}.")
     place = PurePosixPath(path or inside or ".")
     if place.is_absolute() or ".." in place.parts or "\\" in str(place):
         raise InputError(
-            f"{text} names the path {str(place)!r}, where one inside of the repository is expected."
+            f"{text} names the path {str(place)!r}, expected one inside the repository."
         )
     revision = match["revision"]
     if revision is not None and (".." in revision or not revision.strip("/ ")):
         raise InputError(
-            f"{revision!r} is no revision; give a commit, branch or tag of {match['repository']}."
+            f"{revision!r} is not a revision of {match['repository']}; give a commit or tag."
         )
     return Location(text, match["repository"], revision, place, is_loose=inside is not None)
 
@@ -111,7 +110,7 @@ def parse_location(text: str) -> Location:
 def locate(
     path: Path, progress: Progress = silent, headers_in: Path | None = None
 ) -> tuple[Tree, PurePath]:
-    """Where a path of the user leads: the disk or a commit on the hub, and the place there."""
+    """The disk or a commit on the hub that a path leads to, and the place there."""
     if not is_on_hub(path):
         return DiskTree(), path
     tree = HubTree(parse_location(str(path)), progress=progress, headers_in=headers_in)
@@ -119,10 +118,10 @@ def locate(
 
 
 class HubTree:
-    """The files of one commit, downloaded as they are asked for; a `Tree`.
+    """The files of one commit, downloaded on request; a `Tree`.
 
     Attributes:
-        notes: what the user should know of where the files come from.
+        notes: what the user should know about the source of the files.
     """
 
     def __init__(
@@ -142,7 +141,7 @@ class HubTree:
         self._folders = {parent for path in self._files for parent in path.parents}
 
     def resolve(self) -> PurePosixPath:
-        """The file or folder that the location names, be it by a model's name."""
+        """The file or folder of the location, which may name a model."""
         path = self._location.path
         if path in self._files or path in self._folders:
             return path
@@ -151,7 +150,6 @@ class HubTree:
         raise InputError(self._no_such(path))
 
     def is_folder(self, path: PurePath) -> bool:
-        """Whether there is a folder of that name."""
         return path in self._folders
 
     def files(self, folder: PurePath) -> list[str]:
@@ -171,7 +169,7 @@ class HubTree:
         return f"{PREFIX}{self._location.repository}{at}{inside}"
 
     def get(self, path: PurePath) -> Path:
-        """A file, from the cache or downloaded; of safetensors a stand-in, where that is enough."""
+        """A file, from the cache or downloaded; a placeholder of safetensors if that is enough."""
         place = PurePosixPath(path)
         if place not in self._files:
             raise InputError(self._no_such(place))
@@ -187,10 +185,10 @@ class HubTree:
 
     @property
     def origin(self) -> HubOrigin:
-        """Where the files come from that were asked for so far."""
+        """Where the files requested so far come from."""
         digests: dict[Path, str] = {}
         for place, path in self._got.items():
-            # The cache calls the blob of a large file by the ETag, which is its SHA-256.
+            # The cache names the blob of a large file by its ETag, which is its SHA-256.
             said = self._files[place].sha256 or path.resolve().name
             if _SHA256.fullmatch(said):
                 digests[path] = said
@@ -214,7 +212,7 @@ class HubTree:
             return self._list_cache(f"the hub answers {error.response.status_code}", error)
         except HFValidationError as error:
             raise InputError(
-                f"{where.repository} is no name of a repository: {words_of(error)}."
+                f"{where.repository} is not the name of a repository: {words_of(error)}."
             ) from error
         except transport_errors() as error:
             return self._list_cache(f"the hub cannot be reached ({words_of(error)})", error)
@@ -235,19 +233,17 @@ class HubTree:
     def _list_cache(
         self, reason: str, error: Exception | None
     ) -> tuple[str, dict[str, _RemoteFile]]:
-        """What the cache has of the revision."""
+        """The cache's files of the revision."""
         where = self._location
         revision = where.revision or "main"
         for commit, refs, files in self._cached_revisions():
             if revision in refs or commit == revision:
-                self.notes = (
-                    f"{reason}: {where.repository} at {commit[:12]} is taken from the cache",
-                )
+                self.notes = (f"{reason}: using the cached {where.repository} at {commit[:12]}",)
                 return commit, files
         raise EnvironmentFault(
-            f"{where.text} cannot be had: {reason}, and the cache has nothing of "
-            f"{where.repository} at {revision}; download it once where there is a network "
-            f"(hf download {where.repository} --revision {revision}), or give a file."
+            f"{where.text} is not available: {reason}, and the cache lacks {where.repository} at "
+            f"{revision}; with a network, run `hf download {where.repository} --revision "
+            f"{revision}`, or give a file."
         ) from error
 
     def _cached_revisions(self) -> Iterator[tuple[str, frozenset[str], dict[str, _RemoteFile]]]:
@@ -272,8 +268,8 @@ class HubTree:
     # ------------------------------------------------------------------------------ download
 
     def _download(self, place: PurePosixPath) -> Path:
-        # Asked for by its branch, the first file makes the cache note which commit that is at, so
-        # that it is found without a network. The others are of the same commit, whatever happens.
+        # Requested by branch, the first file makes the cache record the branch's commit, so that it
+        # is found offline. The others are requested by commit.
         revision = self.commit if self._got else self._location.revision
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -295,13 +291,13 @@ class HubTree:
             ) from error
         if self.commit not in found.parts:
             raise EnvironmentFault(
-                f"{self.name(PurePosixPath('.'))} has changed while it was read, from commit "
-                f"{self.commit[:12]} to another; run the command again."
+                f"{self.name(PurePosixPath('.'))} has changed from commit "
+                f"{self.commit[:12]} to another while it was read; run the command again."
             )
         return found
 
     def _stand_in(self, place: PurePosixPath, folder: Path) -> Path:
-        """A file of the size of the whole with nothing but the header of safetensors in it."""
+        """A sparse file of the full size with only the header of safetensors in it."""
         found = self._hub.try_to_load_from_cache(
             self._location.repository, str(place), revision=self.commit
         )
@@ -325,7 +321,7 @@ class HubTree:
         return path
 
     def _range(self, place: PurePosixPath, start: int, stop: int) -> tuple[bytes, int]:
-        """Bytes of a file, or as many as it has of them, and the size of the whole."""
+        """The bytes of a range, as far as the file goes, and the file's size."""
         utils = require("huggingface_hub.utils", "Reading from the Hugging Face hub", extra="hub")
         url = self._hub.hf_hub_url(self._location.repository, str(place), revision=self.commit)
         headers = utils.build_hf_headers() | {
@@ -336,7 +332,7 @@ class HubTree:
             if response.status_code == 416:  # an empty file
                 return b"", 0
             utils.hf_raise_for_status(response)
-            # A server that knows no ranges sends all; no more than is asked for is taken.
+            # A server without ranges sends everything; only what was requested is read.
             skip = 0 if response.status_code == 206 else start
             data = b""
             for piece in response.iter_bytes():
@@ -363,7 +359,7 @@ class HubTree:
             raise self._unreachable(place, error) from error
 
     def _refusal(self, error: Any, place: PurePosixPath | None) -> ValleConvertError:  # noqa: ANN401 - of a library that is imported late
-        """What to say where the hub answers, and the answer is no."""
+        """The error for an HTTP status of the hub."""
         from huggingface_hub.errors import (
             DisabledRepoError,
             GatedRepoError,
@@ -376,39 +372,37 @@ class HubTree:
         status = error.response.status_code
         if isinstance(error, GatedRepoError):
             return EnvironmentFault(
-                f"{where.repository} is gated: its owners want its terms accepted; do that at "
+                f"{where.repository} is gated; accept its terms at "
                 f"{url}, and set HF_TOKEN to a token of that account (or run: hf auth login)."
             )
         if isinstance(error, DisabledRepoError):
-            return EnvironmentFault(
-                f"The hub has disabled the access to {where.repository} ({url})."
-            )
+            return EnvironmentFault(f"The hub has disabled access to {where.repository} ({url}).")
         if isinstance(error, RevisionNotFoundError):
             return InputError(
-                f"{where.repository} has no revision {where.revision}; give a branch, a tag or a "
-                f"commit that {url}/tree/main lists."
+                f"{where.repository} has no revision {where.revision}; "
+                f"{url}/tree/main lists branches, tags and commits."
             )
         if isinstance(error, RepositoryNotFoundError) or (status == 404 and place is None):
             return InputError(
-                f"There is no model {where.repository} at {self._constants.ENDPOINT}, or none that "
-                "this user may see; check the name, or set HF_TOKEN where it is private."
+                f"{self._constants.ENDPOINT} has no model {where.repository} visible to you; "
+                "check the name, or set HF_TOKEN if it is private."
             )
         if status in (401, 403):
             return EnvironmentFault(
-                f"The hub does not let this user read {where.repository} ({status}); check "
-                "HF_TOKEN (hf auth whoami), and what that token may do."
+                f"The hub denies access to {where.repository} ({status}); check "
+                "HF_TOKEN (hf auth whoami) and its permissions."
             )
         what = where.text if place is None else self.name(place)
-        return EnvironmentFault(f"{what} cannot be had: the hub answers {status}; try again later.")
+        return EnvironmentFault(f"{what} is not available: the hub answers {status}; try later.")
 
     def _unreachable(self, place: PurePosixPath, error: Exception) -> EnvironmentFault:
         return EnvironmentFault(
             f"{self.name(place)} cannot be downloaded: {words_of(error)}; check the network and "
-            "the room on the disk, and run the command again."
+            "the free disk space, and run the command again."
         )
 
     def _no_such(self, path: PurePosixPath) -> str:
-        """The refusal of a path, with what is there instead."""
+        """The error for a path that does not exist, with similar ones."""
         where = self._location
         at = f"{where.repository} at {where.revision or 'main'}"
         models = self.folders(_MODELS) if _MODELS in self._folders else []
@@ -427,9 +421,9 @@ class HubTree:
 
 
 def transport_errors() -> tuple[type[Exception], ...]:
-    """Whatever the library raises where no answer comes, or none that it understands.
+    """The errors that the library raises if there is no valid answer.
 
-    Its HTTP client has changed over time; the base of that one's errors is a base of its own.
+    Its HTTP client has changed over time, and with it the base class of errors.
     """
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -460,12 +454,12 @@ def _bar_class(progress: Progress) -> type[Any]:
             self._is_open = True
 
         def update(self, n: float | None = 1) -> bool | None:
-            """More bytes are there, or fewer, where a download begins again."""
+            """More bytes, or fewer if a download restarts."""
             self._advance(int(n or 0))
             return None
 
         def close(self) -> None:
-            """The file is there, or will not be."""
+            """The download ended."""
             if getattr(self, "_is_open", False):
                 self._is_open = False
                 self._shown.__exit__(None, None, None)

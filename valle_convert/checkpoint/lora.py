@@ -1,13 +1,13 @@
 """Low-rank adapters, merged into the weights as they are read, or kept apart.
 
-For a linear `X` an adapter holds `X.lora_A` (r, in) and `X.lora_B` (out, r), and the merged weight
-is `W' = W + scale (alpha / rank) B A`, computed in float32 and rounded to the type of W; scale is
-the user's, 1 unless given. Adapters trained by torch's parametrizations name the same three tensors
-`X.parametrizations.weight.original` and `X.parametrizations.weight.0.lora_A/B`. Of an embedding
-table the two are the other way round: (rows, r) and (r, width).
+An adapter has `X.lora_A` (r, in) and `X.lora_B` (out, r) for a linear `X`. The merged weight is
+`W' = W + scale (alpha / rank) B A`, computed in float32 and rounded to the type of W; scale is the
+user's, 1 by default. torch's parametrizations name the same three tensors
+`X.parametrizations.weight.original` and `X.parametrizations.weight.0.lora_A/B`. For an embedding
+table, the shapes are (rows, r) and (r, width).
 
-`LoraPairs` are the pairs of one adapter, checked against a model. `MergedTensors` is itself a
-`TensorSource`: nothing downstream knows that there was an adapter.
+`LoraPairs` is one adapter, checked against a model. `MergedTensors` is a `TensorSource`, so nothing
+downstream knows of adapters.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from valle_convert.wording import listing, plural
 _PARAMETRIZED = ".parametrizations.weight.original"
 _PARAMETRIZED_LORA = ".parametrizations.weight.0.lora_"
 _LORA = ".lora_"
-#: Beside an adapter that PEFT has saved.
+#: PEFT's config, beside an adapter.
 _PEFT_CONFIG = "adapter_config.json"
 _MAX_JSON_BYTES = 1 << 20
 _ROWS_AT_ONCE = 32
-#: Of `lora_words`, what does not depend on the name of a file.
+#: The part of `lora_words` that does not depend on the name of a file.
 _LORA_NUMBERS = re.compile(r"\(([\d,]+ weights?, [^()]*)\)")
-#: Values of PEFT's config with which an adapter is W + alpha / r B A.
+#: Values of PEFT's config for which an adapter is W + alpha / r B A.
 _PEFT_USUAL: dict[str, tuple[object, ...]] = {
     "peft_type": (None, "LORA"),
     "bias": (None, "none"),
@@ -59,9 +59,9 @@ _PEFT_USUAL: dict[str, tuple[object, ...]] = {
 
 @dataclass(frozen=True)
 class LoraScale:
-    """What an adapter's config says. `rank` and `alpha` are None where it does not say.
+    """The numbers in an adapter's config; `rank` and `alpha` are None if missing.
 
-    With `by_root`, as of PEFT's rsLoRA, alpha is divided by the root of the rank.
+    With `by_root` (PEFT's rsLoRA), alpha is divided by the root of the rank.
     """
 
     rank: int | None
@@ -72,26 +72,26 @@ class LoraScale:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], where: str) -> LoraScale:
-        """Read `rank`, `alpha` and `rvq_levels`, of PEFT's config `r` and `lora_alpha`."""
+        """Read `rank`, `alpha` and `rvq_levels`, or PEFT's `r` and `lora_alpha`."""
         changed = [key for key, usual in _PEFT_USUAL.items() if config.get(key) not in usual]
         if changed:
             raise UnsupportedModelError(
                 f"{where}: {', '.join(f'{key} {config[key]!r:.40}' for key in changed)} is not "
-                "supported, only W + alpha / r B A; merge it with PEFT (merge_and_unload), and "
-                "convert what it saves."
+                "supported, only W + alpha / r B A; merge it with PEFT (merge_and_unload) and "
+                "convert the result."
             )
         rank, alpha = config.get("rank", config.get("r")), config.get("alpha")
         alpha, levels = config.get("lora_alpha", alpha), config.get("rvq_levels")
         n_rank = whole(rank)
         if rank is not None and (n_rank is None or n_rank < 1):
-            raise InputError(f"{where}: the LoRA's rank is {rank!r}, and must be a whole number.")
+            raise InputError(f"{where}: the LoRA's rank is {rank!r}, expected a whole number.")
         if alpha is not None and (not isinstance(alpha, int | float) or isinstance(alpha, bool)):
-            raise InputError(f"{where}: the LoRA's alpha is {alpha!r}, and must be a number.")
+            raise InputError(f"{where}: the LoRA's alpha is {alpha!r}, expected a number.")
         if levels is not None and (
             not isinstance(levels, list) or any(not isinstance(level, int) for level in levels)
         ):
             raise InputError(
-                f"{where}: the LoRA's rvq_levels is {levels!r}, and must be a list of numbers."
+                f"{where}: the LoRA's rvq_levels is {levels!r}, expected a list of numbers."
             )
         return cls(
             rank=n_rank,
@@ -102,20 +102,20 @@ class LoraScale:
         )
 
     def with_alpha(self, alpha: float | None) -> LoraScale:
-        """The same with another alpha, where one is given."""
+        """The same with another alpha, if one is given."""
         return self if alpha is None else replace(self, alpha=alpha)
 
 
 @dataclass(frozen=True)
 class LoraFile:
-    """An adapter that the user gives, and by what its update is multiplied."""
+    """An adapter from the user, with a factor for its update."""
 
     path: Path
     factor: float = 1.0
 
     @classmethod
     def parse(cls, text: str) -> LoraFile:
-        """`FILE` or `FILE@SCALE`; a file whose own name ends so is that file."""
+        """`FILE` or `FILE@SCALE`, unless the whole text is the name of a file."""
         name, at, number = text.rpartition("@")
         if not at or Path(text).exists():
             return cls(Path(text))
@@ -124,12 +124,12 @@ class LoraFile:
         except ValueError:
             return cls(Path(text))
         if not math.isfinite(scale):
-            raise InputError(f"--lora {text}: the scale is {number}, and must be finite.")
+            raise InputError(f"--lora {text}: the scale is {number}, expected a finite number.")
         return cls(Path(name), scale)
 
 
 def lora_files(given: str | Path | Sequence[str | Path] | None) -> tuple[LoraFile, ...]:
-    """The adapters that a user gives, each as `FILE` or `FILE@SCALE`."""
+    """The user's adapters, each as `FILE` or `FILE@SCALE`."""
     texts = [given] if isinstance(given, str | Path) else given or ()
     return tuple(LoraFile.parse(str(text)) for text in texts)
 
@@ -140,7 +140,7 @@ class LoraPair:
 
     Attributes:
         down: the name of lora_A in the adapter.
-        scale: by what their product is multiplied: alpha / rank, and the user's factor.
+        scale: the factor on their product: alpha / rank times the user's factor.
         is_table: whether the weight is an embedding table, whose update is A B.
     """
 
@@ -155,8 +155,8 @@ class LoraPairs:
     """One adapter that fits a model.
 
     Attributes:
-        by_target: a pair for each weight that it changes.
-        levels: the codebook levels that it is for; empty for all.
+        by_target: the pair of each weight that it changes.
+        levels: its codebook levels; empty for all.
         notes: what was left out or renamed in its file, in words.
     """
 
@@ -207,7 +207,6 @@ class LoraPairs:
         specs: Mapping[str, TensorSpec],
         factor: float,
     ) -> LoraPair | str:
-        """The pair, or what is wrong with it."""
         if set(sides) != {"A", "B"}:
             return f"only lora_{next(iter(sides))} of the pair is there"
         down, up = self._adapters.specs[sides["A"]], self._adapters.specs[sides["B"]]
@@ -232,20 +231,19 @@ class LoraPairs:
             rank, is_table = up.shape[0], True
         else:
             return (
-                f"lora_B {list(up.shape)} times lora_A {list(down.shape)} is not "
-                f"of the weight's shape {list(weight.shape)}"
+                f"lora_B {list(up.shape)} times lora_A {list(down.shape)} does not have "
+                f"the weight's shape {list(weight.shape)}"
             )
         if scale.rank is not None and scale.rank != rank:
-            return f"rank {rank}, and the config says {scale.rank}"
+            return f"rank {rank}, but the config says {scale.rank}"
         return LoraPair(target, sides["A"], sides["B"], factor * self.alpha / rank, is_table)
 
     def read(self, pair: LoraPair) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """lora_A and lora_B as float32."""
         down, up = (self._adapters.read(name) for name in (pair.down, pair.up))
         return down.astype(np.float32), up.astype(np.float32)
 
     def update(self, target: str) -> NDArray[np.float32] | None:
-        """What is added to a weight, in its shape; None where the adapter does not change it."""
+        """The update of a weight, in its shape, or None."""
         pair = self.by_target.get(target)
         if pair is None:
             return None
@@ -266,14 +264,13 @@ class MergedTensors:
         for one in adapters:
             if one.levels:
                 raise UnsupportedModelError(
-                    f"{one.where}: the LoRA is for the codebook levels {list(one.levels)} only, "
-                    "and one set of merged weights cannot serve the others unchanged; keep it "
-                    "apart (`valle-convert lora BASE LORA OUT.gguf`), and give that with --lora "
-                    "to speak."
+                    f"{one.where}: the LoRA is for codebook levels {list(one.levels)}, but merged "
+                    "weights serve all levels; make it a GGUF adapter "
+                    "(`valle-convert lora BASE LORA OUT.gguf`) for `speak --lora`."
                 )
 
     def read(self, name: str) -> NDArray[Any]:
-        """One tensor, merged where an adapter has a pair for it."""
+        """One tensor, merged if an adapter has a pair for it."""
         weight = self._base.read(name)
         updates = [(one, one.update(name)) for one in self._adapters]
         given = [(one, update) for one, update in updates if update is not None]
@@ -289,8 +286,8 @@ class MergedTensors:
             one = given[-1][0]
             raise InputError(
                 f"{one.where}: merging the LoRA makes {worst:g} of a weight of {name}, "
-                f"where at most {largest:g} is expected; its alpha is {one.alpha:g}: "
-                "check it (--lora-alpha), or give the LoRA that was trained on this checkpoint."
+                f"expected at most {largest:g}; its alpha is {one.alpha:g}: "
+                "check it (--lora-alpha), or give a LoRA trained on this checkpoint."
             )
         return merged.astype(weight.dtype)
 
@@ -304,16 +301,16 @@ def merge_loras(
     alpha: float | None,
     progress: Progress,
 ) -> tuple[TensorSource, str | None, tuple[str, ...]]:
-    """Add adapters: one beside the checkpoint's tensors or among them, and given ones.
+    """Add the checkpoint's own adapter, if it has one, and the given ones.
 
-    Returns the tensors, what was merged in words, and the notes of the given ones.
+    Returns the tensors, what was merged in words, and notes on the given ones.
     """
     inside = beside if beside is not None and beside.specs else None
     if inside is None and has_adapters(tensors.specs):
         inside = tensors
     if inside is None and not given:
         if alpha is not None:
-            raise InputError(f"--lora-alpha is given, but {path} has no LoRA, and --lora is not.")
+            raise InputError(f"--lora-alpha is given, but {path} has no LoRA; add one with --lora.")
         return tensors, None, ()
     base = _without_adapters(tensors)
     adapters: list[LoraPairs] = []
@@ -348,40 +345,38 @@ def open_lora(
     if tree.is_folder(place):
         inner = find_adapter(tree, place)
         if inner is None:
-            raise InputError(
-                f"{given.path} is a directory without a LoRA in it; give the file itself."
-            )
+            raise InputError(f"{given.path} is a directory without a LoRA; give the file itself.")
         place = inner
     adapter = read_container(tree.get(place), tree, place)
-    # The file of an adapter alone has it under `lora` (torch) or as its only tensors.
+    # An adapter's own file has it under `lora` (torch) or as its only tensors.
     tensors = adapter.lora or adapter.tensors
     strange = [name for name in tensors.specs if "lora_" in name and not has_adapters([name])]
     if strange:
         raise UnsupportedModelError(
-            f"{given.path} holds {listing(strange, 3)}, and only pairs of lora_A and lora_B of "
-            "linear layers are supported; merge it with PEFT, and convert what it saves."
+            f"{given.path} holds {listing(strange, 3)}, expected pairs of lora_A and lora_B of "
+            "linear layers only; merge it with PEFT, and convert the result."
         )
     scale = _lora_scale(_adapter_config(adapter, tree, place), str(given.path))
-    # Whatever stands before the names of the model.
+    # The prefix before the names of the model.
     others = [one for one in adapted_weights(tensors) if ".model.layers." not in f".{one}"]
     if kept_apart and others:
         raise UnsupportedModelError(
             f"{given.path} changes {listing(others)}: tables and heads are rows of one matrix in a "
-            "converted file, to which stock llama.cpp applies no adapter; merge it when you "
+            "converted file, and stock llama.cpp applies no adapter to it; merge it when you "
             "convert (--lora)."
         )
     return LoraPairs(tensors, scale.with_alpha(alpha), specs, given.factor, adapter.notes)
 
 
 def _adapter_config(adapter: Container, tree: Tree, place: PurePath) -> Mapping[str, Any]:
-    """What is said of an adapter, inside its file or beside it."""
+    """The config of an adapter, inside its file or beside it."""
     said = adapter.extras.get("config")
     if said is None and _PEFT_CONFIG in tree.files(place.parent):
         said = read_json_object(tree.get(place.parent / _PEFT_CONFIG), "file", _MAX_JSON_BYTES)
     try:
         return plain_keys(said or {})[0]
     except ValueError as error:
-        raise InputError(f"{tree.name(place)}: its config is refused: {error}.") from error
+        raise InputError(f"{tree.name(place)}: its config is rejected: {error}.") from error
 
 
 def _lora_scale(config: Mapping[str, Any], where: str) -> LoraScale:
@@ -393,7 +388,7 @@ def _lora_scale(config: Mapping[str, Any], where: str) -> LoraScale:
 def multiplied(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
     """Left @ right, summed in a fixed order.
 
-    The order of a matrix product is the processor's, and so would be the last bits of the weights.
+    A library's matrix product sums in an order of the CPU, which changes the weights' last bits.
     0.6 s for rank 64 and 4096 x 1024, some rows at a time, so that they stay in the cache.
     """
     product = np.empty((len(left), right.shape[1]), np.float32)
@@ -408,40 +403,38 @@ def multiplied(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray
 
 
 def _checked_alpha(scale: LoraScale) -> float:
-    """The alpha of alpha / rank."""
     if scale.alpha is None:
         raise InputError(
-            f"{scale.where} does not say the LoRA's alpha, and nothing else tells it; "
-            "give it with --lora-alpha."
+            f"{scale.where} does not contain the LoRA's alpha; give it with --lora-alpha."
         )
     if not math.isfinite(scale.alpha):
-        raise InputError(f"{scale.where}: the LoRA's alpha is {scale.alpha}, and must be finite.")
+        raise InputError(f"{scale.where}: the LoRA's alpha is {scale.alpha}, not a finite number.")
     return scale.alpha * math.sqrt(scale.rank or 1) if scale.by_root else scale.alpha
 
 
 def lora_words(name: str, adapter: LoraPairs, factor: float) -> str:
-    """What a converted file says of a LoRA that was merged into it."""
+    """A converted file's description of a LoRA that was merged into it."""
     scaled = "" if factor == 1.0 else f", scale {factor:g}"
     return f"{name} ({plural(len(adapter.by_target), 'weight')}, alpha {adapter.alpha:g}{scaled})"
 
 
 def are_same_loras(one: str | None, other: str | None) -> bool:
-    """Whether two texts of `lora_words` name the same LoRAs; their files may have other names."""
+    """Whether two texts of `lora_words` name the same LoRAs; file names may differ."""
     return _LORA_NUMBERS.findall(one or "") == _LORA_NUMBERS.findall(other or "")
 
 
 def has_adapters(names: Iterable[str]) -> bool:
-    """Whether any of the names is one of an adapter, or of a parametrized weight."""
+    """Whether any of the names belongs to an adapter or a parametrized weight."""
     return any(_is_adapter(name) or name.endswith(_PARAMETRIZED) for name in names)
 
 
 def adapted_weights(tensors: TensorSource) -> list[str]:
-    """The weights that the adapters among some tensors change."""
+    """The weights that adapters among these tensors change."""
     return sorted({_adapter_target(name)[0] for name in tensors.specs if _is_adapter(name)})
 
 
 def _prefix(targets: Sequence[str], specs: Mapping[str, TensorSpec]) -> str:
-    """What stands in front of every target of an adapter, where all are weights without it."""
+    """The prefix of every target of an adapter, if all are weights without it."""
     parts = targets[0].split(".") if targets else []
     for n in range(len(parts)):
         prefix = "".join(f"{part}." for part in parts[:n])
@@ -455,7 +448,7 @@ def _is_adapter(name: str) -> bool:
 
 
 def _adapter_target(name: str) -> tuple[str, str]:
-    """The weight that an adapter tensor changes, and which side ("A" or "B") it is."""
+    """The weight that an adapter tensor changes, and its side ("A" or "B")."""
     marker = _PARAMETRIZED_LORA if _PARAMETRIZED_LORA in name else _LORA
     module, side = name.rsplit(marker, 1)
     return f"{module}.weight", side

@@ -1,12 +1,12 @@
-"""Names of tensors as the model itself has them: whatever wrapped it comes off.
+"""Tensor names of the model itself, without those of wrappers.
 
     _orig_mod.sep, module.sep, net._orig_mod.sep          -> sep
     base_model.model.model.norm.weight                    -> model.norm.weight
     q_proj.base_layer.weight, q_proj.lora_A.default.weight -> q_proj.weight, q_proj.lora_A
 
-torch.compile, DDP, FSDP, DeepSpeed and PEFT put components of their own into names, at any depth.
-A trainer puts one in front of all (`model.`, `net.`), which comes off where known names are behind
-it. Nothing comes off where two names would become one.
+torch.compile, DDP, FSDP, DeepSpeed and PEFT put components into names, at any depth. A trainer puts
+a prefix before all of them (`model.`, `net.`), which is removed if known names follow. A component
+stays if two names would become equal.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _WRAPPERS = frozenset(
 )
 _PEFT = ("base_model", "model")
 _PEFT_ADAPTER = re.compile(r"(.+\.lora_[AB])(\.[^.]+)?\.weight")
-#: How icefall's trainer names the parts of its models.
+#: icefall's names for the parts of its models.
 ICEFALL = re.compile(
     r"(ar|nar)_(decoder|text_embedding|audio_embeddings?|predict_layers?|stage_embeddings)\..+"
 )
-#: Tensors that tell a model of a known family or an export of one, whatever stands before them.
+#: Tensors that identify a known family or an export of one, after any prefix.
 _KNOWN = re.compile(
     r"((?:[^.]+\.)*?)(text_emb\.weight|phn_emb\.weight|sep|model\.embed_tokens\.weight"
     rf"|{ICEFALL.pattern})"
 )
-#: A LLaMA of Hugging Face inside another module: Amphion's VALL-E v2, refused by name.
+#: A Hugging Face LLaMA inside another module: Amphion's VALL-E v2, rejected by name.
 AMPHION = re.compile(r"model\.(model|lm_head)\..*|(phone|prompt)_embedder\..*")
 #: A moving average of weights, by the words of its name.
 _AVERAGED = re.compile(r"(^|[^a-z])(ema|avg|averaged?|swa|shadow|polyak)([^a-z]|$)", re.IGNORECASE)
@@ -57,22 +57,22 @@ class RenamedTensors:
         )
 
     def read(self, name: str) -> NDArray[Any]:
-        """One tensor, as it is under its own name."""
+        """One tensor, read under its own name."""
         return self._tensors.read(self._own[name])
 
 
 def is_model(names: Iterable[str]) -> bool:
-    """Whether there are names among these that a known model has, perhaps wrapped."""
+    """Whether a known model, perhaps wrapped, has any of these names."""
     return any(_known(unwrapped(name)) is not None for name in names)
 
 
 def is_refused_by_name(names: Iterable[str]) -> bool:
-    """Whether a family knows these names only to say why it does not take them."""
+    """Whether a family knows these names only to explain why it rejects them."""
     return any(map(AMPHION.fullmatch, names))
 
 
 def is_averaged(name: str) -> bool:
-    """Whether a name is one of a moving average of weights."""
+    """Whether a name belongs to a moving average of weights."""
     return _AVERAGED.search(name) is not None
 
 
@@ -91,7 +91,7 @@ def unwrapped(name: str) -> str:
 
 
 def with_plain_names(tensors: TensorSource, where: str) -> tuple[TensorSource, tuple[str, ...]]:
-    """The tensors under the names that the model has, and what was done to get there, in words."""
+    """The tensors under the model's own names, and the changes in words."""
     names = {name: unwrapped(name) for name in tensors.specs}
     prefix, averages = _prefixes(names.values(), where)
     notes: list[str] = []
@@ -119,7 +119,7 @@ def with_plain_names(tensors: TensorSource, where: str) -> tuple[TensorSource, t
             twice.append(f"{own[target]} and {name} ({target})")
     if twice:
         raise InputError(
-            f"{where}: tensors would have one name without what wraps them: "
+            f"{where}: tensors have the same name once wrapper names are removed: "
             f"{listing(twice, _SHOWN)}; save the plain state_dict() of one model."
         )
     renamed = [(name, target) for target, name in own.items() if target != name]
@@ -134,23 +134,23 @@ def with_plain_names(tensors: TensorSource, where: str) -> tuple[TensorSource, t
 
 
 def _known(name: str) -> str | None:
-    """What stands in front of a name that tells a model; None for other names."""
+    """The prefix of a name that identifies a model, or None."""
     found = _KNOWN.fullmatch(name)
-    # Amphion's VALL-E v2 has a LLaMA of Hugging Face in a `model`; an export has it alone.
+    # Amphion's VALL-E v2 has a Hugging Face LLaMA in a `model`; an export has it at the top.
     if found is None or (found[1] == "model." and found[2].startswith("model.")):
         return None
     return found[1]
 
 
 def _prefixes(names: Iterable[str], where: str) -> tuple[str, list[str]]:
-    """What stands in front of the model's names, and in front of those of its averages."""
+    """The prefix of the model's names, and those of its averages."""
     found = sorted({prefix for name in names if (prefix := _known(name)) is not None})
     averages = [prefix for prefix in found if is_averaged(prefix)]
     models = [prefix for prefix in found if prefix not in averages] or averages
     if len(models) > 1:
         raise InputError(
-            f"{where} holds {len(models)} models, whose tensors begin with "
-            f"{listing(map(repr, models), _SHOWN)}, where one is expected; save the "
+            f"{where} holds {len(models)} models with the prefixes "
+            f"{listing(map(repr, models), _SHOWN)}, expected one; save the "
             "plain state_dict() of one."
         )
     chosen = models[0] if models else ""

@@ -1,11 +1,10 @@
-"""What strangers say of a model, as YAML, JSON or a pickle: plain values, and not too many.
+"""Plain values of untrusted YAML, JSON or pickles, limited in number.
 
-A number of numpy or torch, a tuple, a date and a path are what they say, and 8e-1 is a number in
-YAML. What has no plain value is left out and named, since it can only stop what reads it.
+Numbers of numpy or torch, tuples, dates and paths become plain values, and 8e-1 is a number in
+YAML. Everything else is left out and listed.
 
-A few lines of YAML can unfold into billions of values by naming each other, and a pickle can hold
-itself or a number of a million digits. Nothing of that is walked through or printed before it has
-been measured.
+A few lines of YAML can expand to billions of values by references, and a pickle can contain itself
+or a number of a million digits. So sizes are measured before anything is walked through or printed.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-#: A vocabulary has some thousand.
+#: A vocabulary has a few thousand.
 _MAX_VALUES = 1 << 18
 _MAX_DIGITS = 1000  # of a number, a date ... in YAML
 _MAX_INTEGER = 1 << 64
-_MAX_ARRAY = 1 << 10  # numbers of an array that is a list
-#: YAML 1.1 has a point in every number with an exponent, 1.2 has not.
+_MAX_ARRAY = 1 << 10  # numbers of an array that becomes a list
+#: YAML 1.1 requires a point in every number with an exponent, 1.2 does not.
 _EXPONENT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]+")
 
 
@@ -92,11 +91,10 @@ def _children_of_any(value: object) -> Iterable[object]:
 
 
 def load_yaml(text: str) -> object:
-    """YAML, or JSON, which is YAML."""
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """With numbers such as 8e-1, which YAML 1.1 takes for text."""
+        """With numbers such as 8e-1, which are text in YAML 1.1."""
 
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
     try:
@@ -111,21 +109,21 @@ def load_yaml(text: str) -> object:
     except ValueError:
         raise
     except Exception as error:
-        # Of what is no value of its tag, the constructors raise whatever their parts do
+        # For a value that does not match its tag, the constructors raise anything
         # (KeyError, AttributeError, IndexError ...).
         raise ValueError(str(error) or type(error).__name__) from error
     return value
 
 
 def whole(value: object) -> int | None:
-    """A whole number, which may be written as 64.0; None for every other value."""
+    """A whole number, which may be written as 64.0, else None."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def check_plain(value: object) -> None:
-    """Hold a value against what a config may be made of."""
+    """Raise ValueError for a value that no config may contain."""
     try:
         _measure(value, _children_of_value)
     except RecursionError as error:
@@ -133,7 +131,7 @@ def check_plain(value: object) -> None:
 
 
 def is_plain(value: object) -> bool:
-    """Whether `check_plain` takes it."""
+    """Whether `check_plain` accepts it."""
     try:
         check_plain(value)
     except ValueError:
@@ -142,7 +140,7 @@ def is_plain(value: object) -> bool:
 
 
 def _measure(root: Any, children_of: Callable[[Any], Iterable[Any]]) -> None:  # noqa: ANN401
-    """Count everything below a value as often as it is named."""
+    """Count everything below a value, once per reference."""
     sizes: dict[int, int | None] = {}  # None while it is being counted
 
     def size_of(value: Any) -> int:  # noqa: ANN401
@@ -150,14 +148,14 @@ def _measure(root: Any, children_of: Callable[[Any], Iterable[Any]]) -> None:  #
         if key in sizes:
             known = sizes[key]
             if known is None:
-                raise ValueError("it holds itself")
+                raise ValueError("it contains itself")
             return known
         sizes[key] = None
         size = 1
         for child in children_of(value):
             size += size_of(child)
             if size > _MAX_VALUES:
-                raise ValueError(f"it unfolds into more than {_MAX_VALUES:,} values")
+                raise ValueError(f"it expands to more than {_MAX_VALUES:,} values")
         sizes[key] = size
         return size
 
@@ -169,7 +167,7 @@ def _children_of_node(node: Any) -> Iterable[Any]:  # noqa: ANN401 - yaml has no
 
     if isinstance(node, yaml.ScalarNode):
         if len(node.value) > _MAX_DIGITS and not node.tag.endswith((":str", ":binary")):
-            raise ValueError(f"a value of {len(node.value):,} characters that is no text")
+            raise ValueError(f"a value of {len(node.value):,} characters that is not text")
         return
     if isinstance(node, yaml.SequenceNode):
         yield from node.value
@@ -187,4 +185,4 @@ def _children_of_value(value: object) -> Iterable[object]:
     elif isinstance(value, int) and abs(value) >= _MAX_INTEGER:
         raise ValueError("a whole number of more than 64 bits")
     elif value is not None and not isinstance(value, str | int | float):
-        raise ValueError(f"a {type(value).__name__}, where a plain value is expected")
+        raise ValueError(f"a {type(value).__name__}, expected a plain value")

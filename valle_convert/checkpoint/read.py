@@ -1,14 +1,12 @@
-"""The one way in: a path, and what the user says about it, become a `Checkpoint`.
+"""A path and the user's options become a `Checkpoint`.
 
     path or hf:... -> folder.find_weights -> containers.read_container -> LoRA merged -> Checkpoint
 
-What was taken although it is not quite as the training project writes it (names of wrapped modules,
-containers of other trainers, values without a meaning) is said in `notes`, and stands in the
-converted file.
+`notes` lists deviations from the training project's own files (wrapped modules, containers of other
+trainers, values without a meaning); the converted file stores them.
 
-Plain values beside the weights, such as a trainer's parameters, are a config where there is no
-other, and stand under one that lies beside the file. A checkpoint may have none at all: its family
-says whether it needs one.
+Plain values beside the weights, such as hyperparameters, are used as a config below a config file.
+A checkpoint may have no config; its family decides whether it needs one.
 """
 
 from __future__ import annotations
@@ -75,7 +73,7 @@ def read_checkpoint(
     said = read_config(file, inside, contents.plain, given, tree, found, origin=origin)
     companions += said.files
     if isinstance(tree, HubTree):
-        _beside(tree, found, TOKENIZER_FILE)  # which is looked for beside the weights
+        _beside(tree, found, TOKENIZER_FILE)  # downloads it; it is looked up beside the weights
     tensors, merged, more = merge_loras(
         file, tensors, contents.lora, said.keys, lora, lora_alpha, progress
     )
@@ -106,22 +104,22 @@ def read_checkpoint(
 
 
 def _holds_model(tree: Tree, place: PurePath) -> bool:
-    # Of the hub, nothing is downloaded to look into it.
+    # To look into a checkpoint on the hub, nothing more is downloaded.
     return not isinstance(tree, DiskTree) or holds_model(tree, place)
 
 
 def _check_model(contents: Container, where: str) -> None:
-    """Refuse what is no model at all, before a config is asked for that could not help."""
+    """Reject input without a model, before a config is asked for that could not help."""
     names = list(contents.tensors.specs)
     if is_model(names) or is_refused_by_name(names):
         return
     if contents.lora is not None or has_adapters(names):
         raise InputError(
-            f"{where} holds a LoRA alone; give the checkpoint that it was trained on, and this one "
-            "with --lora."
+            f"{where} holds only a LoRA; give the checkpoint that it was trained on, and add this "
+            "one with --lora."
         )
     raise InputError(
-        f"{where} holds no model of a family that is known here: its tensors are "
+        f"{where} holds no model of a known family: its tensors are "
         f"{listing(names) or 'none'}; give the file of the weights."
     )
 
@@ -129,7 +127,7 @@ def _check_model(contents: Container, where: str) -> None:
 def _read_export(
     contents: Container, tree: Tree, found: Found, given: Config | None, companions: list[Path]
 ) -> Export | None:
-    """What the container holds, where it is an export of Hugging Face."""
+    """The content of a container that is a Hugging Face export."""
     if not is_export(contents.tensors):
         return None
     files = [_beside(tree, found, name) for name in (CONFIG_FILE, TOKENIZER_FILE)]
@@ -145,7 +143,7 @@ def _read_export(
 
 
 def _beside(tree: Tree, found: Found, name: str) -> Path | None:
-    """A file in the folder of the weights, if it is there."""
+    """A file in the folder of the weights, if it exists."""
     folder = found.weights.parent
     return tree.get(folder / name) if name in tree.files(folder) else None
 
@@ -164,7 +162,7 @@ def _notes_of(tree: Tree) -> tuple[str, ...]:
 
 
 def _stats(extras: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The counters that can be shown; nothing is computed from them."""
+    """The counters, which are only shown."""
     stats = extras.get("stats")
     if not isinstance(stats, Mapping):
         return {}
@@ -176,7 +174,7 @@ def _symmap(path: Path, extras: Mapping[str, Any]) -> Mapping[str, int] | None:
         symmap = plain_keys(extras.get("userdata") or {})[0].get("symmap")
     except ValueError as error:
         raise InputError(
-            f"{path}: the entry 'userdata' is refused: {error}; export the checkpoint again."
+            f"{path}: the entry 'userdata' is rejected: {error}; export the checkpoint again."
         ) from error
     if symmap is None:
         return None

@@ -4,9 +4,8 @@
     JSON                {"__metadata__": {str: str}, name: {"dtype", "shape", "data_offsets"}, ...}
     bytes               the data; offsets count from here
 
-The safetensors library checks the header (lengths, overlaps, holes, offsets beyond the
-end). After that the data is mapped here, because the library's numpy side has no bfloat16.
-torch is not imported.
+The safetensors library checks the header (lengths, overlaps, holes, offsets beyond the end). The
+data is mapped here, because the library's numpy side has no bfloat16. torch is not imported.
 """
 
 from __future__ import annotations
@@ -40,32 +39,32 @@ _DTYPES = {
 }
 
 
-#: What numpy's arrays may have at most.
+#: The limit of numpy's arrays.
 _MAX_DIMENSIONS = 64
 _MAX_ELEMENTS = 1 << 56
 
 
 def _parse_header(path: Path, data: bytes) -> dict[str, Any]:
-    """The JSON that the library has checked, but for what it lets through."""
+    """The JSON that the library has checked, with the checks that it lacks."""
     try:
         header: dict[str, Any] = unique_json(data)
     except DuplicateKeyError as error:
         raise InputError(
-            f"{path} is refused: {error} of its header, so that what is in it depends on the "
-            "reader; save the tensors again."
+            f"{path} is rejected: {error} of its header, which readers read differently; "
+            "save the tensors again."
         ) from None
     for name, entry in header.items():
         shape = entry.get("shape", ()) if isinstance(entry, dict) else ()
-        # One dimension of nothing makes a tensor empty, and numpy still multiplies the others.
+        # A zero dimension makes a tensor empty, but numpy still multiplies the others.
         if math.prod(max(n, 1) for n in shape) > _MAX_ELEMENTS:
             raise InputError(
-                f"{path}: the tensor {name[:70]!r} has dimensions that no machine can count; save "
+                f"{path}: the dimensions of the tensor {name[:70]!r} overflow; save "
                 "the tensors again."
             )
         if len(shape) > _MAX_DIMENSIONS:
             raise InputError(
-                f"{path}: the tensor {name[:70]!r} has {len(shape)} dimensions, where at "
-                f"most {_MAX_DIMENSIONS} are expected; save the tensors again."
+                f"{path}: the tensor {name[:70]!r} has {len(shape)} dimensions, expected at "
+                f"most {_MAX_DIMENSIONS}; save the tensors again."
             )
     return header
 
@@ -74,7 +73,7 @@ class SafetensorsFile:
     """A `TensorSource` over one safetensors file.
 
     Attributes:
-        metadata: the strings of the header's `__metadata__`, as they are.
+        metadata: the unchanged strings of the header's `__metadata__`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -85,7 +84,7 @@ class SafetensorsFile:
                 self.metadata: dict[str, str] = dict(file.metadata() or {})
         except (SafetensorError, UnicodeDecodeError) as error:
             raise InputError(
-                f"{path} is not a whole safetensors file ({error}); "
+                f"{path} is not a complete safetensors file ({error}); "
                 "copy or download it again, and compare its size with the original's."
             ) from error
         except OSError as error:

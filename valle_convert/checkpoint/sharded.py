@@ -2,8 +2,8 @@
 
     {"metadata": {...}, "weight_map": {tensor: file beside the index, ...}}
 
-In: an index, and a way to the files beside it. Out: one `TensorSource` over all of them. An index
-is untrusted: its files are names, not paths, and it has to name exactly what the files hold.
+In: an index, and access to the files beside it. Out: one `TensorSource` over all of them. An index
+is untrusted: it may list plain names only, and must list exactly the tensors of the files.
 """
 
 from __future__ import annotations
@@ -63,8 +63,7 @@ def _read_index(path: Path) -> dict[str, str]:
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(
-            f"The index {path} has no weight_map, where one from tensors to files is expected; "
-            "copy or download it again."
+            f"The index {path} has no weight_map from tensors to files; copy or download it again."
         )
     strange = sorted(
         {
@@ -75,14 +74,14 @@ def _read_index(path: Path) -> dict[str, str]:
     )
     if strange:
         raise InputError(
-            f"The index {path} names {listing(strange)}, where names of files of weights beside it "
-            "are expected; save the model again."
+            f"The index {path} names {listing(strange)}, expected names of weight files beside it; "
+            "save the model again."
         )
     return weight_map
 
 
 def _check(index: Path, weight_map: Mapping[str, str], files: Mapping[str, TensorSource]) -> None:
-    """Hold the index against the shards, and name all that is wrong in one error."""
+    """Compare the index with the shards, and report all faults in one error."""
     faults: list[str] = []
     shards = sorted(set(weight_map.values()) - files.keys())
     if shards:
@@ -112,7 +111,7 @@ def _check(index: Path, weight_map: Mapping[str, str], files: Mapping[str, Tenso
         faults.append(f"tensors that it does not list: {listing(unlisted)}")
     if faults:
         raise InputError(
-            f"The index {index} does not fit the files beside it: {'; '.join(faults)}. Copy or "
+            f"The index {index} does not match the files beside it: {'; '.join(faults)}. Copy or "
             "download the whole folder again."
         )
 
@@ -124,6 +123,6 @@ def _merge(index: Path, metadata: Mapping[str, Mapping[str, str]]) -> dict[str, 
             if merged.setdefault(key, value) != value:
                 raise InputError(
                     f"The shards of {index} contradict each other: the metadata entry {key!r} of "
-                    f"{shard} is not that of the shards before it; save the model again."
+                    f"{shard} differs from that of earlier shards; save the model again."
                 )
     return merged

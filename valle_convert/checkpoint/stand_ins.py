@@ -1,7 +1,7 @@
-"""What stands in the place of objects of a pickle that are no tensors, containers or plain values.
+"""Placeholders for objects of a pickle other than tensors, containers and plain values.
 
-Nothing of the file is imported or called. Paths, numpy's numbers and namespaces of arguments know
-the plain value that they stand for. What no training writes is refused by its name.
+Nothing in the file is imported or called. Placeholders for paths, numpy's numbers and namespaces of
+arguments know their plain value. Names that no training writes are rejected.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-#: Values of Python's own library that trainings keep beside tensors. What else it has, does
-#: something; a pickle that names that was made to do harm, and is refused, although a stand-in
-#: would be harmless.
+#: Types of Python's own library that trainings store beside tensors. The rest of the library acts,
+#: so a pickle that names it is an attack and is rejected, although a placeholder would be harmless.
 _VALUES = frozenset(
     """
     argparse.Namespace collections.Counter collections.OrderedDict collections.defaultdict
@@ -33,7 +32,7 @@ _NUMPY = re.compile(
     r"numpy\.((_?core\.(multiarray|numeric)\.)?(scalar|dtype|ndarray|_reconstruct|_frombuffer)|"
     r"dtypes\.\w+|random\.\w+\.\w+|(u?int|float|complex|bool|str|bytes)\d*_?)"
 )
-#: Beyond Python's library: what loads, compiles, installs or evaluates, and Python 2's old names.
+#: Outside of Python's library: what loads, compiles, installs or evaluates, and Python 2's names.
 _HARMFUL = frozenset(
     "IPython __builtin__ cPickle cloudpickle commands copy_reg dill distutils joblib numexpr "
     "pandas pip pkg_resources setuptools wheel".split()
@@ -44,17 +43,16 @@ _HARMFUL_TORCH = tuple(
     "_inductor storage._load multiprocessing distributed.rpc testing".split()
 )
 
-#: Of numpy's types, those that are numbers.
+#: Numpy's number types.
 _NUMBER = re.compile(r"[biu][1248]|f[248]")
 _MAX_ARRAY_BYTES = 1 << 16
 _MAX_PATH = 1 << 12
 
 
 class StandIn(dict[Any, Any]):
-    """In the place of an object of a pickle that is no tensor, container or plain value.
+    """A placeholder for an object of a pickle.
 
-    It keeps the items of a dict of another class and the attributes of a namespace, and nothing
-    else that the pickle gives it.
+    It keeps the items of a dict subclass and the attributes of a namespace, nothing else.
     """
 
     kind = "object"
@@ -69,22 +67,21 @@ class StandIn(dict[Any, Any]):
     __eq__ = object.__eq__
 
     def __setstate__(self, state: object) -> None:
-        """Of any form: a numpy type's is a tuple."""
+        """Accepts any form: the state of a numpy type is a tuple."""
 
     def extend(self, values: object) -> None:
-        """Of a list or a set of another class."""
+        """For subclasses of list and set."""
 
     append = add = extend
 
     def plain(self) -> object:
-        """The plain value that it stands for."""
         if self:
             return dict(self)
         raise ValueError(f"a {self.kind} of the pickle")
 
 
 class _Namespace(StandIn):
-    """For what is nothing but attributes."""
+    """For objects that are only attributes."""
 
     def __setstate__(self, state: object) -> None:
         if isinstance(state, dict):
@@ -106,7 +103,7 @@ class _NumpyType(StandIn):
             self._order = state[1]
 
     def numbers(self, data: object) -> NDArray[Any] | None:
-        """Data as numbers of this type; None where it is no type of numbers."""
+        """Data as numbers of this type, or None if it is not a number type."""
         known = isinstance(self._code, str) and _NUMBER.fullmatch(self._code)
         if not known or not isinstance(data, bytes) or len(data) > _MAX_ARRAY_BYTES:
             return None
@@ -154,7 +151,7 @@ def _encoded(text: object = "", *_arguments: object) -> bytes:
 
 
 def stand_in_for(name: str) -> object:
-    """What is built or called where a pickle has a global of that name."""
+    """The replacement of a pickle's global of that name."""
     if _PATH.fullmatch(name):
         return _joined
     if name in ("argparse.Namespace", "types.SimpleNamespace"):
@@ -178,7 +175,7 @@ def stand_in_for(name: str) -> object:
 
 
 def is_harmful(name: str) -> bool:
-    """Whether no training's pickle has a global of that name, but those of attackers do."""
+    """Whether only attackers' pickles have a global of that name."""
     module = name.partition(".")[0]
     if module in sys.stdlib_module_names or module == name:
         return name not in _VALUES and not _PATH.fullmatch(name)

@@ -1,7 +1,7 @@
-"""`.pth` / `.pt`: what `torch.save` writes, since torch 1.6 a zip of a pickle and raw tensors.
+"""`.pth` / `.pt`: the output of `torch.save`, since torch 1.6 a zip of a pickle and raw tensors.
 
-torch is not needed to read them. `torch_zip` checks the zip, and `torch_pickle` reads the pickle
-without importing or calling what it names. The tensors are mapped from the file.
+torch is not needed. `torch_zip` checks the zip, and `torch_pickle` reads the pickle without
+importing or calling what it names. The tensors are mapped from the file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from valle_convert.errors import InputError
 from valle_convert.files import check_input_file, os_fault
 from valle_convert.wording import listing
 
-#: A pickle of torch's own number, with which its files began before they were zips.
+#: A pickle of torch's magic number, the start of its files before they were zips.
 _MAGIC = re.compile(rb"\x80[\2-\5](\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)
 
 
@@ -50,7 +50,7 @@ class _Piece:
 def load_torch_file(path: Path) -> object:
     """The object inside a file of torch.save; its tensors are `StoredTensor`s.
 
-    One from before torch 1.6 is a row of pickles without a zip.
+    A file from before torch 1.6 is a sequence of pickles without a zip.
     """
     check_input_file(path)
     is_zip = not _is_bare_pickle(path)
@@ -68,7 +68,7 @@ def load_torch_file(path: Path) -> object:
         found = piece(f"data/{key}")
         if found.n_bytes != n_bytes:
             raise ValueError(
-                "its pickle and its zip table do not agree on the size of the data of tensors: "
+                "the pickle and the zip table disagree on the size of tensor data: "
                 f"{n_bytes} and {found.n_bytes} bytes of {key}"
             )
         return found
@@ -82,12 +82,12 @@ def load_torch_file(path: Path) -> object:
         loaded: object = PickleReader(pickled, storage).load()
     except RefusedError as error:
         raise InputError(
-            f"{path} is refused, because its pickle holds more than tensors and plain values, and "
-            f"loading it could run code: it asks for {error}. Save it again with tensors, dicts, "
-            "lists, strings and numbers only, or export it to .sft with the training project."
+            f"{path} is rejected: its pickle could run code, since it asks for {error}. "
+            "Save only tensors, dicts, lists, strings and numbers, or export it to .sft "
+            "with the training project."
         ) from error
     except Exception as error:
-        # The file is untrusted, and a reader of pickles raises whatever its parts raise
+        # The file is untrusted, and a pickle reader raises whatever its parts raise
         # (EOFError, KeyError, IndexError, OverflowError, ...).
         reason = str(error).strip() or type(error).__name__
         raise InputError(
@@ -106,7 +106,7 @@ def _load_bare(mapped: mmap.mmap) -> object:
 
     mapped.seek(0)
 
-    def load() -> Any:  # noqa: ANN401 - whatever it is
+    def load() -> Any:  # noqa: ANN401 - any object
         return PickleReader(mapped, storage).load()
 
     _magic, _version, system, loaded, keys = (load() for _ in range(5))
@@ -117,10 +117,10 @@ def _load_bare(mapped: mmap.mmap) -> object:
         piece.start = mapped.tell()
         fits = piece.start + piece.n_bytes <= len(mapped)
         if not fits or (n == 0) != (piece.n_bytes == 0) or piece.n_bytes % (n or 1):
-            raise ValueError(f"the data of tensors {key} are not where they should be")
+            raise ValueError(f"the data of tensors {key} is out of place")
         mapped.seek(piece.n_bytes, io.SEEK_CUR)
     if any(not piece.start for piece in stored.values()):
-        raise ValueError("the data of tensors are missing")
+        raise ValueError("the data of tensors is missing")
     return loaded
 
 
@@ -139,7 +139,7 @@ class TorchTensors:
             if (
                 not isinstance(name, str)
                 or not isinstance(value, StoredTensor)
-                # Made of fewer numbers, each of which stands for many: it would unfold.
+                # Fewer numbers than elements: it would expand.
                 or value.n_elements * value.numbers.itemsize > value.storage.n_bytes
             ):
                 known = name if isinstance(name, str) else f"a {type(name).__name__}"
@@ -148,11 +148,11 @@ class TorchTensors:
             self._tensors[name] = value
         if strange:
             raise InputError(
-                f"{path}: the state dict holds values that are no dense tensors: "
+                f"{path}: the state dict holds values that are not dense tensors: "
                 f"{listing(strange)}; save the model's plain state_dict()."
             )
         self._path = path
-        self._is_checked = _is_bare_pickle(path)  # which has no checksums
+        self._is_checked = _is_bare_pickle(path)  # no checksums
         self.specs: Mapping[str, TensorSpec] = MappingProxyType(
             {
                 name: TensorSpec(
@@ -166,7 +166,7 @@ class TorchTensors:
         )
 
     def read(self, name: str) -> NDArray[Any]:
-        """One tensor; a view of the mapped file where it is contiguous there."""
+        """One tensor; a view of the mapped file if it is contiguous there."""
         self.check()
         spec = self.specs[name]
         if spec.dtype is None:
@@ -177,14 +177,14 @@ class TorchTensors:
         return self._tensors[name].read()
 
     def check(self) -> None:
-        """Compare the file with its checksums, once."""
+        """Check the file against its checksums, once."""
         if not self._is_checked:
             check_sums(self._path)
             self._is_checked = True
 
 
 def is_bare_torch_pickle(head: bytes) -> bool:
-    """Whether a file begins as torch.save began them before torch 1.6."""
+    """Whether a file begins like those of torch.save before torch 1.6."""
     return _MAGIC.match(head) is not None
 
 

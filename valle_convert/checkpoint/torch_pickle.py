@@ -1,6 +1,6 @@
 """The pickle in a file of torch.save, read without importing or calling anything that it names.
 
-It builds tensors, containers and plain values; `stand_ins` says what becomes of everything else.
+It builds tensors, containers and plain values; `stand_ins` replaces everything else.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from valle_convert.checkpoint.source import DTYPES
 from valle_convert.checkpoint.stand_ins import StandIn, is_harmful, stand_in_for
 
-#: The types of numbers, by torch's names: bytes of one, and numpy's type for it.
+#: The number types by torch's names: their bytes, and numpy's type.
 _NUMBERS: dict[str, tuple[int, np.dtype[Any] | None]] = {
     **{name: (dtype.itemsize, dtype) for name, dtype in DTYPES.items()},
     **dict.fromkeys("uint16 complex32 float8_e4m3fnx2".split(), (2, None)),
@@ -61,7 +61,7 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class Numbers:
-    """A type of numbers, as torch calls it."""
+    """A number type by its name in torch."""
 
     name: str
 
@@ -75,7 +75,7 @@ class Numbers:
 
 
 class Storage(Protocol):
-    """Where the numbers of tensors lie."""
+    """The bytes of a tensor's numbers."""
 
     n_bytes: int
 
@@ -84,11 +84,11 @@ class Storage(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class StoredTensor:
-    """A dense tensor: which numbers of a storage it is made of."""
+    """A dense tensor: which numbers of a storage it consists of."""
 
     storage: Storage
     numbers: Numbers
-    offset: int  # in numbers, as the strides
+    offset: int  # in numbers, like the strides
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     kind: ClassVar[str] = "Tensor"
@@ -98,7 +98,7 @@ class StoredTensor:
         return int(np.prod(self.shape, dtype=object))
 
     def read(self) -> NDArray[Any]:
-        """The numbers; a view of the storage where they lie in order."""
+        """The numbers; a view of the storage if they are in order."""
         size = self.numbers.itemsize
         found: NDArray[Any] = np.ndarray(
             self.shape,
@@ -113,7 +113,7 @@ class StoredTensor:
         if self.numbers.dtype is None or self.n_elements * 8 > _MAX_ARRAY_BYTES:
             raise ValueError(f"a tensor of {self.n_elements:,} numbers ({self.numbers.name})")
         values = self.read()
-        if self.numbers.name == "bfloat16":  # whose numbers are no Python ones
+        if self.numbers.name == "bfloat16":  # not a standard numpy type
             values = values.astype(np.float32)
         return values.tolist()
 
@@ -130,7 +130,7 @@ class _Negated(StandIn):
 def _tensor(
     storage: object, offset: object, shape: object, strides: object, *more: object
 ) -> StoredTensor | StandIn:
-    """`_rebuild_tensor_v2`, and 3 with a type of its own; what does not fit is damaged."""
+    """`_rebuild_tensor_v2`, and 3 with its own type; rejects what does not fit."""
     if not isinstance(storage, _TypedStorage):
         raise TypeError("a tensor without a storage")
     bits = more[2] if len(more) > 2 else None
@@ -196,7 +196,7 @@ _KNOWN: dict[str, object] = {
     "builtins.set": lambda items=(): set(_frozen(items)),
     "builtins.frozenset": _frozen,
     "torch.Size": _first,
-    "torch.serialization._get_layout": _first,  # of sparse tensors, which are stand-ins
+    "torch.serialization._get_layout": _first,  # of sparse tensors, which are placeholders
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor,
@@ -208,7 +208,7 @@ _KNOWN: dict[str, object] = {
 
 
 def _known(name: str) -> object:
-    """What is built or called where a pickle has a global of that name; None for a stand-in."""
+    """The replacement of a pickle's global of that name; None for a placeholder."""
     if storage := _STORAGE.fullmatch(name):
         kind = _STORAGES.get(storage[1], "")
     else:
@@ -217,7 +217,7 @@ def _known(name: str) -> object:
 
 
 class PickleReader(pickle._Unpickler):  # noqa: SLF001 - see below
-    """Python's own reader of pickles; the one in C would allocate what an index asks for."""
+    """Python's own pickle reader; the one in C would allocate what an index asks for."""
 
     proto: int
     stack: list[Any]
@@ -229,7 +229,7 @@ class PickleReader(pickle._Unpickler):  # noqa: SLF001 - see below
         file: BinaryIO | mmap.mmap,
         storage: Callable[[str, int], Storage],
     ) -> None:
-        """`storage` gives that of a key and of so many bytes."""
+        """`storage` gives the storage of a key and a number of bytes."""
         super().__init__(file, encoding="utf-8")
         self._storage = storage
         self._stand_ins: dict[str, object] = {}
@@ -252,9 +252,9 @@ class PickleReader(pickle._Unpickler):  # noqa: SLF001 - see below
     def persistent_load(self, saved: object) -> object:
         """The storage that a pickle refers to."""
         if isinstance(saved, tuple) and len(saved) == 4 and saved[0] == "module":
-            return saved[1]  # a class, with its source code
+            return saved[1]  # a class with its source code
         if not isinstance(saved, tuple) or len(saved) not in (5, 6) or saved[0] != "storage":
-            raise ValueError("a reference to something that is no storage")
+            raise ValueError("a reference to something other than a storage")
         _, numbers, key, _, n = saved[:5]
         if not isinstance(numbers, Numbers) or not isinstance(key, str) or any(saved[5:]):
             raise ValueError("a storage of an unknown kind")
@@ -269,7 +269,7 @@ class PickleReader(pickle._Unpickler):  # noqa: SLF001 - see below
         return found
 
     def load_build(self) -> None:
-        """Give a state to what was built, and to nothing else: not to a class or a function."""
+        """Set the state of objects that were built, but never of a class or function."""
         state = self.stack.pop()
         target = self.stack[-1]
         if isinstance(target, StandIn):

@@ -1,7 +1,7 @@
-"""The zip around a file of torch.save, checked before anything in it is read.
+"""The zip of a file of torch.save, checked before anything in it is read.
 
-A small file cannot claim terabytes, what the table says is what lies before each entry, and the
-contents are compared with the checksums: the pickle at once, tensors before the first is read.
+A small file cannot claim terabytes, the table agrees with the entries, and contents are compared
+with the checksums: the pickle at once, tensors before the first is read.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _MAX_PICKLE_BYTES = 64 << 20
 _MAX_ENTRIES = 100_000
 _PIECE_BYTES = 1 << 20
 _LAST_BYTES = 1 << 16
-# What stands before an entry: magic, version, flags, method, time, date, checksum, two sizes, and
-# the lengths of its name and of the extra field.
+# An entry's header: magic, version, flags, method, time, date, checksum, two sizes, and the
+# lengths of its name and of the extra field.
 _LOCAL = struct.Struct("<4s5H3I2H")
 
 
 @dataclass(frozen=True)
 class ZipEntry:
-    """Where the contents of an entry lie."""
+    """Where the contents of an entry are."""
 
     start: int
     n_bytes: int
@@ -41,7 +41,7 @@ class ZipEntry:
 def zip_entries(path: Path) -> dict[str, ZipEntry]:
     """The entries by their names without the archive's own: `data.pkl`, `data/0`, `byteorder`.
 
-    Refuses what `torch.save` never writes: compression, or more bytes than the file has.
+    Rejects what `torch.save` never writes: compression, or more bytes than the file has.
     """
     with _open_zip(path) as archive:
         _check_entries(path, archive)
@@ -65,10 +65,10 @@ def zip_entries(path: Path) -> dict[str, ZipEntry]:
 
 
 def check_sums(path: Path, *, pickle_only: bool = False) -> None:
-    """Hold the entries of a zip file against their checksums.
+    """Compare the entries of a zip file with their checksums.
 
-    A file that was saved without checksums (torch's `set_crc32_options(False)`) has 0 for each, and
-    nothing to compare with.
+    A file saved without checksums (torch's `set_crc32_options(False)`) has 0 for each, and is not
+    compared.
     """
     with _open_zip(path) as archive:
         entries = _data_offsets(path, archive)
@@ -87,8 +87,8 @@ def check_sums(path: Path, *, pickle_only: bool = False) -> None:
                     left -= n_bytes
                 if left or found != entry.CRC:
                     raise InputError(
-                        f"{path} is damaged: the entry {entry.filename} is not what was written, "
-                        "by its checksum; copy or download it again."
+                        f"{path} is damaged: the entry {entry.filename} does not match "
+                        "its checksum; copy or download it again."
                     )
     except OSError as error:
         raise os_fault(f"{path} cannot be read", error) from error
@@ -96,9 +96,9 @@ def check_sums(path: Path, *, pickle_only: bool = False) -> None:
 
 @contextmanager
 def packed_again(folder: Path) -> Iterator[tuple[Path, tuple[Path, ...]]]:
-    """A file of torch.save that was unpacked into a folder, for as long as it takes to open it.
+    """A file of torch.save that was unpacked into a folder, while it is opened.
 
-    Yields the file, whose data can be read afterwards, too, and those of the folder.
+    Yields the file, whose data stays readable, and the files of the folder.
     """
     files = sorted(one for one in folder.rglob("*") if not one.is_dir())
     for one in files:
@@ -114,10 +114,9 @@ def packed_again(folder: Path) -> Iterator[tuple[Path, tuple[Path, ...]]]:
 
 @contextmanager
 def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The zip of `torch.save`."""
     try:
         with path.open("rb") as file:
-            # To zipfile, a disk that fails here is a file that is no zip.
+            # zipfile reports a failing disk as a bad zip.
             file.seek(max(0, path.stat().st_size - _LAST_BYTES))
             file.read()
     except OSError as error:
@@ -126,7 +125,7 @@ def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise InputError(
-            f"{path} begins like a file of torch.save, but is cut off or damaged "
+            f"{path} begins like a file of torch.save, but is truncated or damaged "
             f"({error}); copy or download it again."
         ) from error
     with archive:
@@ -138,14 +137,14 @@ def _check_entries(path: Path, archive: zipfile.ZipFile) -> None:
     names = [entry.filename for entry in entries]
     if len(set(names)) != len(names):
         raise InputError(
-            f"{path} is refused: its zip table has an entry twice, so that what is in it depends "
-            "on the reader; save it again with torch.save."
+            f"{path} is rejected: its zip table lists an entry twice, which readers read "
+            "differently; save it again with torch.save."
         )
     pickles = [entry for entry in entries if entry.filename.endswith("data.pkl")]
     if len(pickles) != 1:
         raise InputError(
             f"{path} is a zip file, but not one of torch.save: it has {len(pickles)} entries named "
-            "data.pkl, where one is expected; give the checkpoint itself, unpacked."
+            "data.pkl, expected one; give the checkpoint itself, unpacked."
         )
     claimed = sum(entry.file_size for entry in entries)
     size = path.stat().st_size
@@ -156,31 +155,31 @@ def _check_entries(path: Path, archive: zipfile.ZipFile) -> None:
         or pickles[0].file_size > _MAX_PICKLE_BYTES
     ):
         raise InputError(
-            f"{path} is refused: its zip table claims {claimed:,} bytes in {len(entries):,} "
-            f"entries inside a file of {size:,} bytes, or compressed entries, which torch.save "
-            "never writes; save it again with torch.save."
+            f"{path} is rejected: its zip table claims {claimed:,} bytes in {len(entries):,} "
+            f"entries in a file of {size:,} bytes, or compressed entries; save it again with "
+            "torch.save."
         )
 
 
 def _data_offsets(path: Path, archive: zipfile.ZipFile) -> dict[int, zipfile.ZipInfo]:
-    """The entries of a zip by where their contents begin.
+    """The entries of a zip by the offset of their contents.
 
     A zip says everything twice: in a table at its end, which zipfile reads, and before each entry,
-    where torch looks as well. Here both say the same, and no entry lies in another.
+    which torch reads too. Both must agree, and no entry may overlap another.
     """
     found: dict[int, zipfile.ZipInfo] = {}
     end = 0
     entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
     with path.open("rb") as file:
         for entry in entries:
-            fits = entry.header_offset >= end  # which is below zero where the table is damaged
+            fits = entry.header_offset >= end  # below zero if the table is damaged
             if fits:
                 file.seek(entry.header_offset)
                 header = file.read(_LOCAL.size)
                 fits = len(header) == _LOCAL.size
             if fits:
                 magic, _, flags, method, _, _, *sums, n_name, n_extra = _LOCAL.unpack(header)
-                # With the third bit set, checksum and sizes stand behind the data.
+                # With the third bit set, checksum and sizes follow the data.
                 known = [0, 0, 0] if flags & 8 else [entry.CRC, *[entry.compress_size] * 2]
                 name = file.read(n_name)
                 start = entry.header_offset + _LOCAL.size + n_name + n_extra
@@ -201,9 +200,8 @@ def _data_offsets(path: Path, archive: zipfile.ZipFile) -> dict[int, zipfile.Zip
                 )
             if not fits:
                 raise InputError(
-                    f"{path} is refused: its zip table and the entry {entry.filename!r:.70} itself "
-                    "do not say the same, so that what is in it depends on the reader; save it "
-                    "again with torch.save."
+                    f"{path} is rejected: its zip table and the entry {entry.filename!r:.70} "
+                    "disagree, so that readers read it differently; save it again with torch.save."
                 )
             found[start] = entry
     return found

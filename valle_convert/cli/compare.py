@@ -21,13 +21,13 @@ def compare(
     first: Annotated[Path, typer.Argument(metavar="A.gguf")],
     second: Annotated[Path, typer.Argument(metavar="B.gguf")],
     exit_code: Annotated[
-        bool, typer.Option("--exit-code", help="End with exit code 1 where the files differ.")
+        bool, typer.Option("--exit-code", help="End with exit code 1 if the files differ.")
     ] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Say what differs between two GGUF files, key by key and tensor by tensor.
+    """Show the differences of two GGUF files, key by key and tensor by tensor.
 
-    Of models of several files, given by their main files, every file is compared.
+    For models of several files, given by their main files, every file is compared.
     """
     from valle_convert.families.bundle import files_at
     from valle_convert.gguf_file.compare import compare_files

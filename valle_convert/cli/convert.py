@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from valle_convert.verify.report import Report
 
 
-#: How much a conversion checks of its own result.
+#: How thoroughly a conversion checks its own result.
 VerifyChoice = Literal["quick", "full", "none"]
 VerifyOption = Annotated[
     VerifyChoice,
@@ -146,7 +146,7 @@ def carry_out(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Write the planned files, check them, and tell of both; the check may have to run in full."""
+    """Write the planned files, check them, and report; some options require the full check."""
     from valle_convert.api import write_gguf
     from valle_convert.files import check_outputs
 
@@ -173,7 +173,7 @@ def carry_out(
         )
     if report is not None:
         console.log(report.verdict())
-        # Nobody asked for the default, which is whatever this machine can do.
+        # The user did not ask for the default, which depends on this machine.
         if report.failures or (must_run and report.exit_code):
             raise typer.Exit(report.exit_code)
 
@@ -206,9 +206,9 @@ def _log_choices(plan: Plan) -> None:
     if checkpoint.lora:
         console.log(f"LoRA merged: {checkpoint.lora}")
     for assumed in (*checkpoint.assumed, *plan.description.assumed):
-        console.log(f"assumed, since the file does not say: {assumed} (else give --config)")
+        console.log(f"assumed, since the file lacks it: {assumed} (or give --config)")
     for lost in checkpoint.lost:
-        console.log(f"lost on the way to this file, and not in the result: {lost}")
+        console.log(f"lost in this file, and not in the result: {lost}")
     for dropped in plan.description.dropped:
         console.log(f"left out: {dropped.source} ({dropped.reason})")
     for note in plan.description.notes:

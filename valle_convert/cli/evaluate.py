@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from valle_convert.quantize.report import EvaluationReport
 
 _MEASURING, _LISTENING, _LIMITS = "Measuring", "Listening", "Limits (exit code 1 beyond them)"
-#: What each option has no effect without.
+#: What each option requires to have an effect.
 _NEEDS = {
     "config": "checkpoint",
     "lora_alpha": "checkpoint",
@@ -64,7 +64,7 @@ UtterancesOption = Annotated[
     int | None,
     typer.Option(
         "--utterances",
-        help="Measure on that many at most. Default: all of --data, or 2 random ones.",
+        help="Number of utterances, at most. Default: all of --data, or 2 random ones.",
         min=1,
         rich_help_panel=_MEASURING,
     ),
@@ -87,7 +87,7 @@ MaxNllOption = Annotated[
     str | None,
     typer.Option(
         metavar="LIMIT|TYPE=LIMIT,...",
-        help="How much less likely than for F16 the true codes may be, in nats per code.",
+        help="How much less likely the true codes may be than for F16, in nats per code.",
         rich_help_panel=_LIMITS,
     ),
 ]
@@ -107,7 +107,7 @@ NoWorseThanOption = Annotated[
     Path | None,
     typer.Option(
         metavar="REPORT.json",
-        help="What an earlier run measured, times --margin.",
+        help="Limits from an earlier run's results, times --margin.",
         rich_help_panel=_LIMITS,
     ),
 ]
@@ -141,14 +141,14 @@ def evaluate(
     ],
     types: Annotated[
         list[str] | None,
-        typer.Option("--types", metavar="LIST", help="Of a folder, only the files of these types."),
+        typer.Option("--types", metavar="LIST", help="In a folder, only files of these types."),
     ] = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(
             metavar="CHECKPOINT",
             help="Compare with this checkpoint, in PyTorch, and verify the files. Default: compare "
-            "with the first of the files that is in F16, BF16 or F32, on llama.cpp.",
+            "with the first of the files in F16, BF16 or F32, on llama.cpp.",
             rich_help_panel=MODEL,
         ),
     ] = None,
@@ -171,7 +171,7 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="What --save-reference wrote, in the place of computing it again.",
+            help="Read the output of --save-reference instead of computing it again.",
             rich_help_panel=_MEASURING,
         ),
     ] = None,
@@ -179,7 +179,7 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Keep the logits and the codes of the reference, for other runs.",
+            help="Save the logits and the codes of the reference, for other runs.",
             rich_help_panel=_MEASURING,
         ),
     ] = None,
@@ -196,7 +196,7 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="FILE.txt",
-            help="Texts, one a line; the F16 file speaks what the others are compared with.",
+            help="Texts, one a line; the F16 file speaks the recordings to compare others with.",
             rich_help_panel=_LISTENING,
         ),
     ] = None,
@@ -238,11 +238,11 @@ def evaluate(
     json_: JsonOption = False,
     force: ForceOption = False,
 ) -> None:
-    """Measure what quantizing costs, and judge it (exit code 1: a file is wrong, or too bad).
+    """Measure and judge the loss of quantizing (exit code 1: a file is wrong, or beyond a limit).
 
-    On stock llama.cpp, against the checkpoint: KL divergence, error and top-1 agreement by head and
-    level, greedy decoding, speed; with --listen, also the speech. Measurements are kept beside each
-    file (NAME.measurements.json), and nothing is measured twice.
+    Compares files on stock llama.cpp with the checkpoint: KL divergence, error, top-1 agreement by
+    head and level, greedy decoding, speed; with --listen, also the speech. Measurements are saved
+    beside each file (NAME.measurements.json), and nothing is measured twice.
     """
     from valle_convert.files import check_outputs
     from valle_convert.quantize.evaluate import evaluate as evaluate_files
@@ -309,7 +309,7 @@ def _given(
 
 
 def finish(result: EvaluationReport, reports: list[Path], *, as_json: bool, force: bool) -> None:
-    """Print a result, write its reports, and end with its exit code where that is not 0."""
+    """Print a result, write its reports, and exit with its code unless that is 0."""
     _show(result, as_json=as_json)
     code = _write_reports(result, reports, force=force)
     if result.exit_code or code:
@@ -317,7 +317,7 @@ def finish(result: EvaluationReport, reports: list[Path], *, as_json: bool, forc
 
 
 def _write_reports(result: EvaluationReport, reports: list[Path], *, force: bool) -> int:
-    """Write every report that can be written; the exit code."""
+    """Write every report that can be written; returns the exit code."""
     from valle_convert.quantize.forms import write_report
 
     code = EXIT_OK
@@ -334,7 +334,7 @@ def _show(result: EvaluationReport, *, as_json: bool) -> None:
     if as_json:
         console.data_json(result.to_json())
         return
-    # A pipe takes all columns; a terminal takes what fits.
+    # A pipe gets all columns; a terminal as many as fit.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     header, rows = result.summary(width)
     console.data(console.table(rows, header=header))

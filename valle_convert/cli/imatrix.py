@@ -35,16 +35,16 @@ def imatrix(
     lora: LoraOption = None,
     lora_alpha: LoraAlphaOption = None,
     data: DataOption = None,
-    utterances: Annotated[int, typer.Option(help="How many random utterances.", min=1)] = 32,
+    utterances: Annotated[int, typer.Option(help="Number of random utterances.", min=1)] = 32,
     seed: SeedOption = 0,
     json_: JsonOption = False,
     force: ForceOption = False,
 ) -> None:
     """Make an importance matrix for llama-quantize by running the PyTorch reference.
 
-    Every mode of the model is run over the utterances, and the mean square of each input column
-    of each matrix is written in llama.cpp's own format. A model of several networks gets a file
-    for each: a VALL-E X OUT.gguf for its AR and OUT-nar.gguf for its NAR.
+    Runs every mode of the model over the utterances, and writes the mean square of each input
+    column of each matrix in llama.cpp's own format. A model of several networks gets a file for
+    each: a VALL-E X OUT.gguf for its AR and OUT-nar.gguf for its NAR.
     """
     from valle_convert.api import read_checkpoint
     from valle_convert.families.bundle import plan

@@ -1,4 +1,4 @@
-"""`valle-convert inspect FILE`: what is in a checkpoint, a GGUF file or a codec."""
+"""`valle-convert inspect FILE`: the contents of a checkpoint, a GGUF file or a codec."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def inspect(
     from valle_convert.checkpoint.lora import lora_files
     from valle_convert.inspect import inspect_file, is_converted_file, models_in
 
-    is_folder = os.path.isdir(file)  # noqa: PTH112 - no exception where it is closed
+    is_folder = os.path.isdir(file)  # noqa: PTH112 - no exception for a closed folder
     models = models_in(file) if is_folder else []
     if models or is_converted_file(file):
         given = {"--config": config, "--lora": lora, "--lora-alpha": lora_alpha}
-        refuse_idle("only a checkpoint is read with it", given)
+        refuse_idle("it is only for checkpoints", given)
     if models:
         _show_folder(file, [inspect_file(one) for one in models], as_json=json_)
         return

@@ -32,12 +32,12 @@ def merge(
     context: typer.Context,
     folders: Annotated[
         list[Path],
-        typer.Argument(metavar="DIR...", help="Folders of `quantize`, of one model."),
+        typer.Argument(metavar="DIR...", help="Folders of `quantize`, for one model."),
     ],
     out: Annotated[
         Path,
         typer.Argument(
-            metavar="OUTDIR", help="The folder to make, or one to add to that `merge` made."
+            metavar="OUTDIR", help="A new folder, or an earlier one of `merge` to add to."
         ),
     ],
     max_kl: MaxKlOption = None,
@@ -51,9 +51,9 @@ def merge(
     json_: JsonOption = False,
     force: ForceOption = False,
 ) -> None:
-    """Join folders that jobs made, each of some types of one model, and judge the whole.
+    """Merge folders of separate jobs, each with some types of one model, and judge the result.
 
-    Files are linked where the file system can do that. Folders of different checkpoints, tools or
+    Files are linked if the file system supports it. Folders of different checkpoints, tools or
     options are rejected. Without a limit, the verdicts of `evaluate` stay.
     """
     from valle_convert.files import check_outputs

@@ -36,7 +36,7 @@ QuantizeOption = Annotated[
     typer.Option(
         metavar="PATH|library",
         help="The llama-quantize to run; `library` for the same routine in llama-cpp-python. "
-        "Default: $LLAMA_QUANTIZE, then PATH, then what `make llama-tools` built, then the "
+        "Default: $LLAMA_QUANTIZE, then PATH, then the build of `make llama-tools`, then the "
         "library.",
         rich_help_panel=MODEL,
     ),
@@ -55,8 +55,8 @@ SourceArgument = Annotated[
     Path,
     typer.Argument(
         metavar="IN",
-        help="A converted .gguf file in F16, BF16 or F32, or a checkpoint, which is converted "
-        "first.",
+        help="A converted .gguf file in F16, BF16 or F32, or a checkpoint, which is first "
+        "converted.",
     ),
 ]
 CheckpointOption = Annotated[
@@ -75,7 +75,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _list_types(given: bool) -> None:
-    """Print every type on a line, and end."""
+    """Print one type per line, and exit."""
     if not given:
         return
     from valle_convert.quantize.types import COMMON, FILE_TYPES
@@ -99,7 +99,7 @@ def quantize(
     out: Annotated[
         Path,
         typer.Argument(
-            metavar="OUTDIR|OUT.gguf", help="A folder, or one file, which takes a TYPE."
+            metavar="OUTDIR|OUT.gguf", help="A folder, or one file, which needs a TYPE."
         ),
     ],
     type_: Annotated[
@@ -136,8 +136,8 @@ def quantize(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="More of them, in a file as `scan` writes it and llama-quantize's "
-            "--tensor-type-file reads it.",
+            help="A file of such pairs, as written by `scan` and read by llama-quantize's "
+            "--tensor-type-file.",
             rich_help_panel=_TYPES,
         ),
     ] = None,
@@ -155,7 +155,7 @@ def quantize(
         bool,
         typer.Option(
             "--no-fallback",
-            help="Reject types that the rows of some tensor do not divide into.",
+            help="Reject types whose block size does not divide the rows of some tensor.",
             rich_help_panel=_TYPES,
         ),
     ] = False,
@@ -167,8 +167,8 @@ def quantize(
         str,
         typer.Option(
             metavar="auto|FILE|DIR|none",
-            help="Importance matrix: a file; or a folder of utterances, to make one of for all "
-            "types; auto makes one of random codes for the types that need one. Making one takes "
+            help="Importance matrix: a file; or a folder of utterances, to make one for all types; "
+            "auto makes one from random codes for the types that need one. Making one needs "
             "the checkpoint.",
             rich_help_panel=MODEL,
         ),
@@ -178,8 +178,8 @@ def quantize(
     name_files: Annotated[
         Literal["type", "convention"],
         typer.Option(
-            help="type: NAME-Q8_0.gguf. convention: by the GGUF naming convention, with the same "
-            "in the metadata.",
+            help="type: NAME-Q8_0.gguf. convention: the GGUF naming convention, also in the "
+            "metadata.",
             rich_help_panel=_NAMES,
         ),
     ] = "type",
@@ -190,7 +190,7 @@ def quantize(
         str | None,
         typer.Option(
             metavar="OWNER/NAME",
-            help="general.base_model.*, a model on the hub. Default: what the input says.",
+            help="general.base_model.*, a model on the hub. Default: from the input.",
             rich_help_panel=_NAMES,
         ),
     ] = None,
@@ -201,7 +201,7 @@ def quantize(
     log: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Keep what llama-quantize prints.", rich_help_panel=OUTPUT
+            metavar="FILE", help="Save the output of llama-quantize.", rich_help_panel=OUTPUT
         ),
     ] = None,
     dry_run: Annotated[
@@ -223,8 +223,8 @@ def quantize(
 ) -> None:
     """Quantize with llama-quantize, and compare each file with its source.
 
-    A folder gets one file per type, manifest.json and SHA256SUMS. `evaluate` measures what
-    quantizing costs. A model of several files is given and named by its main file.
+    A folder gets one file per type, manifest.json and SHA256SUMS. `evaluate` measures the loss. For
+    a model of several files, give the main ones.
     """
     from valle_convert.quantize.identity import Identity
     from valle_convert.quantize.options import FolderOptions, MakeOptions, RunLog
@@ -277,7 +277,6 @@ def checkpoint_of(
     lora: list[str] | None,
     lora_alpha: float | None,
 ) -> Checkpoint | None:
-    """The checkpoint that is given, or that IN is; None where there is none."""
     from valle_convert.api import read_checkpoint
     from valle_convert.gguf_file.read import is_gguf
 
@@ -295,7 +294,7 @@ def checkpoint_of(
 def _kept_log(
     log: Path | None, out: Path, read: tuple[Path | None, ...], *, force: bool
 ) -> Iterator[Callable[[list[str]], object]]:
-    """Gives what takes lines of the tool; they are written at the end, however that is."""
+    """Gives a sink for lines of the tool, which are written at the end in any case."""
     from valle_convert.files import check_outputs, made_folder, write_text_atomically
     from valle_convert.quantize.manifest import MANIFEST, SUMS
 
@@ -303,7 +302,7 @@ def _kept_log(
     with ExitStack() as held:
         if log is not None:
             if log.parent == out:
-                held.enter_context(made_folder(out))  # it may lie in the folder that is to come
+                held.enter_context(made_folder(out))  # the log may be in the new folder
             if log.suffix == ".gguf" or log.name in (MANIFEST, SUMS):
                 raise typer.BadParameter(f"--log is {log}, the name of an output.")
         single = out.suffix == ".gguf"
@@ -328,12 +327,12 @@ def _show(result: MakeReport, *, as_json: bool) -> None:
 
 def check_manifest(
     path: Annotated[
-        Path, typer.Argument(metavar="DIR|manifest.json", help="What `quantize` wrote.")
+        Path, typer.Argument(metavar="DIR|manifest.json", help="The result of `quantize`.")
     ],
     require_passed: Annotated[
         bool,
         typer.Option(
-            "--require-passed", help="Fail also where the last `evaluate` of a model did not pass."
+            "--require-passed", help="Fail also if the last `evaluate` of a model did not pass."
         ),
     ] = False,
     json_: JsonOption = False,

@@ -1,4 +1,4 @@
-"""`valle-convert repair OLD.gguf NEW.gguf`: the right file of one that was made the old way."""
+"""`valle-convert repair OLD.gguf NEW.gguf`: fix a file made by llama.cpp's LLaMA converter."""
 
 from __future__ import annotations
 

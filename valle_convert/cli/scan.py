@@ -59,7 +59,7 @@ def scan(
     target_bits: Annotated[
         float | None,
         typer.Option(
-            help="Choose the best mixture of that many bits per weight, over all matrices.",
+            help="Choose the best mixture with this many bits per weight, over all matrices.",
             min=1,
             max=16,
             rich_help_panel=_CHOICE,
@@ -82,7 +82,7 @@ def scan(
         typer.Option(
             metavar="FILE",
             dir_okay=False,
-            help="An importance matrix to quantize with.",
+            help="An importance matrix for quantizing.",
             rich_help_panel=MODEL,
         ),
     ] = None,
@@ -96,8 +96,8 @@ def scan(
 ) -> None:
     """Measure the sensitivity of every matrix, and choose a type for each.
 
-    One matrix after the other is exchanged for its quantized form in PyTorch, and the mean KL
-    divergence of the predictions is measured. Needs the checkpoint.
+    Replaces one matrix after the other with its quantized form in PyTorch, and measures the mean KL
+    divergence of the predictions. Needs the checkpoint.
     """
     from valle_convert.files import check_outputs, write_text_atomically
     from valle_convert.quantize.options import NONE, MakeOptions, MeasureOptions, RunLog

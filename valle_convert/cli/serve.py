@@ -35,7 +35,7 @@ def serve(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Recordings or codes (.npz) by name, with the words of NAME.wav in NAME.txt where "
+            help="Recordings or codes (.npz) by name, with the words of NAME.wav in NAME.txt if "
             "the model needs them. Without it, the model chooses a voice.",
         ),
     ] = None,
@@ -43,7 +43,7 @@ def serve(
         bool, typer.Option("--allow-voices", help="Let clients add voices to DIR and remove them.")
     ] = False,
     host: Annotated[
-        str, typer.Option(help="The address to listen on; 0.0.0.0 is every one.")
+        str, typer.Option(help="The address to listen on; 0.0.0.0 is all of them.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8000,
     api_key: Annotated[
@@ -51,7 +51,7 @@ def serve(
         typer.Option(
             metavar="KEY",
             envvar="VALLE_API_KEY",
-            help="Clients have to send it. Other users of this machine can read a command line, "
+            help="Clients must send it. Other users of this machine can read a command line, "
             "so $VALLE_API_KEY is better.",
         ),
     ] = None,
@@ -59,12 +59,12 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="ORIGIN",
-            help="A site whose pages may use the server, such as https://chat.example.org; may be "
-            "given several times.",
+            help="A site whose pages may use the server, such as https://chat.example.org; "
+            "repeatable.",
         ),
     ] = None,
     queue: Annotated[
-        int, typer.Option(help="Requests at a time; the next is answered with 429.", min=1)
+        int, typer.Option(help="Simultaneous requests; further ones get 429.", min=1)
     ] = 8,
     timeout: Annotated[
         float, typer.Option(help="Seconds for a request and its answer.", min=1)
@@ -76,10 +76,10 @@ def serve(
     tune: TuneOption = "auto",
     gpu_layers: GpuLayersOption = 0,
 ) -> None:
-    """Serve a converted model as OpenAI's POST /v1/audio/speech does, and as a page at /.
+    """Serve a converted model as OpenAI's POST /v1/audio/speech, with a page at /.
 
-    Sound goes out sentence by sentence. One thread speaks; requests take turns after each sentence.
-    The options of speaking are the defaults for what a request does not say.
+    Sound is sent sentence by sentence. One thread speaks; requests take turns after each sentence.
+    The options of speaking are the defaults for requests without them.
     """
     from valle_convert.audio import open_codec
     from valle_convert.extras import require
@@ -134,6 +134,6 @@ def serve(
         address, found = listening.getsockname()[:2]
         name = f"[{address}]" if ":" in address else address
         if not served.access.is_local and api_key is None:
-            console.log("note: whoever reaches this machine can use the server; --api-key locks it")
+            console.log("note: anyone who reaches this machine can use it; --api-key locks it")
         console.log(f"serving {bundle.path} on http://{name}:{found} (Ctrl-C ends it)")
         server.run(listening)

@@ -70,7 +70,7 @@ def tokenize(
     setting = Setting(special, parse_special)
     if setting not in oracle.settings:
         raise InputError(
-            "A SentencePiece model takes no special pieces out of a text, so there is nothing to "
+            "A SentencePiece model parses no special pieces, so there is nothing to "
             "compare --parse-special with; leave it out."
         )
     true_ids = bundle.main.keys[TRUE_IDS_KEY]
@@ -143,7 +143,7 @@ def _lines(path: Path) -> Iterator[str]:
     except OSError as error:
         raise os_fault(f"{path} cannot be read", error) from error
     if n == 0:
-        raise InputError(f"{path} is empty, where a text a line is expected.")
+        raise InputError(f"{path} is empty, expected one text per line.")
 
 
 def _show_report(report: TokenizerReport, seconds: float, *, as_json: bool) -> None:

@@ -37,7 +37,7 @@ LevelChoice = Literal["all", "structure", "tensors", "tokenizer", "logits"]
 
 
 _CONVERSION = ("--config", "--lora", "--lora-alpha", "--tokenizer", "--codec-name", "--biases")
-#: By what is verified: which options change nothing, and why.
+#: For each kind of comparison, the options without effect, and why.
 _UNUSED = {
     "alone": (
         "a file alone is compared with its own digests",
@@ -140,7 +140,7 @@ def verify(
         parts = family.describe(opened, Choices(codec=codec)).contents
         read = [*opened.inputs, *paths_of_parts(gguf, parts).values()]
         check_outputs({"--report": report}, inputs=read, force=force)
-        # Of a foreign GGUF only what would be merged is idle: one that was kept apart is applied.
+        # For a GGUF of another converter, only merging is without effect: adapters are applied.
         is_foreign = is_gguf(checkpoint)
         kind = "old" if is_foreign else "checkpoint"
         _refuse_unused(kind, {**given, "--lora": merged if is_foreign else lora})
@@ -170,7 +170,7 @@ def _open_source(
     lora_alpha: float | None,
     biases: Path | None,
 ) -> Checkpoint:
-    """The checkpoint, or a GGUF file of another converter read as the one that it was made of."""
+    """The checkpoint, or a GGUF file of another converter read as its checkpoint."""
     from valle_convert.api import read_checkpoint
     from valle_convert.families import family_of_file
     from valle_convert.gguf_file.read import GgufFile, is_gguf
@@ -186,7 +186,7 @@ def _open_source(
 
 
 def _refuse_unused(kind: str, given: Mapping[str, object]) -> None:
-    """Refuse options that this kind of verification takes no notice of."""
+    """Reject options without effect on this kind of verification."""
     reason, names = _UNUSED[kind]
     refuse_idle(reason, {name: given[name] for name in names})
 
@@ -203,7 +203,7 @@ def _verify_codec(source: str, path: Path, level: LevelChoice) -> Report:
 
 
 def _show(result: Report) -> None:
-    """Every check but those of single tensors, which are many; of these, the worst."""
+    """Every check, but only the worst of the many single tensors."""
     for level in result.levels:
         console.data(f"{level.name} ({level.seconds:.1f} s)")
         if level.skipped:

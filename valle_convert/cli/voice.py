@@ -19,21 +19,21 @@ def register(app: typer.Typer) -> None:
 
 def voice(
     recording: Annotated[
-        Path, typer.Argument(metavar="RECORDING", help="Of the voice: wav, flac, ogg or mp3.")
+        Path, typer.Argument(metavar="RECORDING", help="The voice: wav, flac, ogg or mp3.")
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT.npz", help="The codes of it.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.npz", help="Its codes.")],
     model: Annotated[
         Path | None,
         typer.Option(
             metavar="GGUF",
-            help="The model that will speak, which says how long the voice is. Without it, three "
-            "seconds of eight levels, as the published models have it.",
+            help="The model that will speak, which decides the length. Without it, three "
+            "seconds of eight levels, as in the published models.",
         ),
     ] = None,
     codec: CodecOption = None,
     seconds: Annotated[
         float | None,
-        typer.Option(help="How much of the recording to take, from its first sound on.", min=0.1),
+        typer.Option(help="Length of the recording to use, from its first sound on.", min=0.1),
     ] = None,
     force: ForceOption = False,
 ) -> None:

@@ -1,8 +1,8 @@
 """The decoding algorithms, on any `protocol.Network`: from a condition to codes and back.
 
-`speech` puts the stages together: `length` (how many frames), `ar` or `masked` (level 0) and `nar`
-(the levels above). `transcribe` goes the other way. `sampling` and `guidance` are the arithmetic on
-logits, `causal` the sequence that grows one element a step.
+`speech` joins the stages: `length` (how many frames), `ar` or `masked` (level 0) and `nar` (the
+levels above). `transcribe` is the reverse. `sampling` and `guidance` are the arithmetic on logits,
+`causal` is a sequence that grows by one element a step.
 """
 
 from valle_convert.decode.ar import ArOptions, ArResult, decode_ar

@@ -1,7 +1,7 @@
 """Level 0 from left to right: each code is drawn from the logits of the one before.
 
-In: a condition. Out: codes [frames]. The network keeps the sequence, so a frame costs one
-element (two with guidance).
+In: a condition. Out: codes [frames]. The network keeps the sequence, so a frame costs one element
+(two with guidance).
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from valle_convert.progress import Progress, silent
 
 @dataclass(frozen=True)
 class ArOptions:
-    """How the AR decodes.
+    """Options of AR decoding.
 
     Attributes:
         guidance: off by default; it doubles the time.
-        max_frames: where to end at the latest (12 seconds of EnCodec).
+        max_frames: the limit (12 seconds of EnCodec).
         length_penalty: above 0 makes responses longer, below 0 shorter.
     """
 
@@ -68,7 +68,7 @@ def decode_ar(
     """Decode level 0 of a response, one frame a step.
 
     Args:
-        prefix: level 0 of what was said before, [frames]; not part of the result.
+        prefix: level 0 of the speech before, [frames]; not part of the result.
     """
     model = network.model
     spoken = np.zeros(0, np.int32) if prefix is None else prefix
@@ -104,14 +104,14 @@ def decode_ar(
 
 
 def _segments(model: Model, condition: Condition, spoken: Codes) -> list[Segment]:
-    """The segments with a response of what was spoken before, which may be nothing."""
+    """The segments, with a response of the speech before, which may be empty."""
     leading = speech_segments(model, condition, 0, np.zeros(1, np.int32))[:-1]
     response = Segment("response", ("response.ar",), np.asarray(spoken, np.int64).reshape(-1, 1))
     return [*leading, response]
 
 
 def _combine(rows: Logits, guidance: Guidance) -> Logits:
-    """The logits to draw from, [1, codes + 1], of those of one or two conditions."""
+    """The logits to draw from, [1, codes + 1], given those of one or two conditions."""
     if not guidance.is_on:
         return rows
     return guide(rows[:1], rows[1:], guidance.cfg_strength, guidance.cfg_rescale)

@@ -1,7 +1,7 @@
 """Causal sequences that grow at their end, one element a step.
 
-The network keeps what was computed before, so a step costs one element however long the
-sequence is. Guidance grows two sequences in one batch, with the same elements at their ends.
+The network keeps earlier results, so a step costs one element for any length of the sequence.
+Guidance grows two sequences in one batch, with the same elements at their ends.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class CausalSequences:
         """Run all segments; the logits of the element after them, [requests, rows of the head]."""
         self._network.reset()
         inputs = [assemble_within_context(self._network, segments) for segments in self._requests]
-        # Where positions restart, the first element of an empty last segment is at 0.
+        # If positions restart, the first element of an empty last segment is at 0.
         self._next_positions = [
             len(one) if self._unified else len(segments[-1])
             for one, segments in zip(inputs, self._requests, strict=True)
@@ -64,15 +64,14 @@ class CausalSequences:
 
 
 def assemble_within_context(network: Network, segments: Sequence[Segment]) -> Inputs:
-    """Embed the segments."""
     check_context(network.model.config, sum(len(segment) + 1 for segment in segments) - 1)
     return assemble(network.model, segments, network.look_up)
 
 
 def check_context(config: GemmaConfig, n_elements: int) -> None:
-    """Refuse a sequence that is longer than what the model was made for."""
+    """Reject a sequence that is longer than the model's context."""
     if n_elements > config.n_ctx_train:
         raise InputError(
-            f"Text, voice and speech together are {n_elements} elements, and the model was made "
+            f"Text, voice and speech together are {n_elements} elements, but the model was made "
             f"for {config.n_ctx_train}; give a shorter text or a shorter voice recording."
         )

@@ -1,4 +1,4 @@
-"""What all decoders share: ranges of options, how they are asked to stop, and how they ended."""
+"""Shared by all decoders: ranges of options, and how decoding stops or ends."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Literal
 
 from valle_convert.errors import InputError
 
-#: Asked before every step; True ends the decoding, with what there is so far as the result.
+#: Called before every step; True ends the decoding, and the result is what exists by then.
 ShouldStop = Callable[[], bool]
 
-#: `stop`: the model (or the task) said that it is complete; `limit`: the given maximum was
-#: reached first; `interrupted`: `ShouldStop` said so.
+#: `stop`: the model (or the task) was complete; `limit`: the maximum was reached first;
+#: `interrupted`: `ShouldStop` returned True.
 End = Literal["stop", "limit", "interrupted"]
 
 
@@ -22,7 +22,7 @@ def never() -> bool:
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
-    """Refuse a value of an option, by the option's name, that is not from `low` to `high`."""
+    """Reject an option's value outside of `low` to `high`."""
     if not low <= value <= high or math.isinf(value):
         limits = f"{low:g} or more" if math.isinf(high) else f"from {low:g} to {high:g}"
-        raise InputError(f"The option {name} is {value}, where a number {limits} is expected.")
+        raise InputError(f"The option {name} is {value}, expected a number {limits}.")

@@ -1,4 +1,4 @@
-"""Guidance: push the logits away from what the model says without text and voice."""
+"""Guidance: push the logits away from those without text and voice."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from valle_convert.decode.sampling import Logits
 
 @dataclass(frozen=True)
 class Guidance:
-    """How strongly the condition counts.
+    """The strength of guidance.
 
     Attributes:
-        cfg_strength: 0 is off and costs nothing; else every pass is run a second time, for the
-            null condition.
-        cfg_rescale: how far (0 to 1) the spread of the guided logits is brought back to that of
-            the model's own, which high strengths blow up.
+        cfg_strength: 0 is off and costs nothing; otherwise every pass is run a second time, for
+            the null condition.
+        cfg_rescale: how far (0 to 1) the spread of the guided logits, which grows with the
+            strength, is brought back to that of the model's own.
     """
 
     cfg_strength: float = 0.0
@@ -31,7 +31,7 @@ class Guidance:
 
     @property
     def is_on(self) -> bool:
-        """Whether the null condition is needed at all."""
+        """Whether the null condition is needed."""
         return self.cfg_strength > 0
 
 

@@ -1,4 +1,4 @@
-"""How many frames a text takes: the model spells the number, digit by digit.
+"""The number of frames for a text: the model predicts it digit by digit.
 
 The digits begin with a given 0 and end with the stop element, so that 0 2 3 1 stop is 231.
 """
@@ -20,12 +20,12 @@ MAX_DIGITS = 10
 
 @dataclass(frozen=True)
 class LengthOptions:
-    """What is made of the number that the model says.
+    """Changes to the predicted number.
 
     Attributes:
-        duration_padding: it is multiplied by this, so that nothing is cut off at the end.
-        min_frames: and is no less than this before (one second of EnCodec).
-        max_frames: and no more than this in the end (12 seconds).
+        duration_padding: a factor, so that nothing is cut off at the end.
+        min_frames: the minimum before padding (one second of EnCodec).
+        max_frames: the maximum after padding (12 seconds).
     """
 
     duration_padding: float = 1.05
@@ -35,13 +35,13 @@ class LengthOptions:
     def __post_init__(self) -> None:
         if not 0 < self.duration_padding <= 100:
             raise InputError(
-                f"The duration padding is {self.duration_padding}, where a factor above 0 and up "
-                "to 100 is expected."
+                f"The duration padding is {self.duration_padding}, expected a factor above 0, "
+                "at most 100."
             )
 
 
 def decode_length(network: Network, condition: Condition) -> int:
-    """The number of frames that the model spells, as it is."""
+    """The unchanged number of frames that the model predicts."""
     segments = length_segments(network.model, condition, [0])
     sequence = CausalSequences(network, [segments], head="len")
     digits = "0"
@@ -57,6 +57,6 @@ def decode_length(network: Network, condition: Condition) -> int:
 
 
 def frames_for(said: int, options: LengthOptions) -> int:
-    """How many frames to decode where the model said so many; at least one."""
+    """The number of frames to decode, at least one."""
     wanted = int(max(said, options.min_frames) * options.duration_padding)
     return max(1, min(wanted, options.max_frames))

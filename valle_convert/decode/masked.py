@@ -2,12 +2,12 @@
 
 In: a condition and a number of frames n. At time t from 0 to 1, in S steps:
 
-    1. of each level, the cos(t pi / 2) n codes with the lowest scores are hidden behind the mask;
+    1. for each level, the mask hides the cos(t pi / 2) n codes with the lowest scores;
     2. one pass for the condition and one for the null condition give guided logits;
-    3. codes drawn at a temperature that falls with t take the hidden places;
+    3. codes drawn at a temperature that falls with t replace the hidden ones;
     4. every place gets a new score, a probability without temperature.
 
-Versions 5 and 6 decode level 0 so (`decode_masked`), version 7 all levels together.
+Versions 5 and 6 decode level 0 this way (`decode_masked`), version 7 all levels together.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ MINIMUM_CFG_STRENGTH = 2.5
 
 @dataclass(frozen=True)
 class MaskedOptions:
-    """How codes are demasked.
+    """Options of demasking.
 
     Attributes:
         max_steps: S above; every step is two passes.
         sampling: how hidden codes are drawn; its temperature is the one at t = 0.
-        annealed_guidance: whether the strength grows with t. The checkpoints' own project computes
-            such a strength, but then guides with the full one in every step, and so does the
-            default here: its codes come out equal.
-        score_hidden_only: leave frames that were not hidden alone from then on, with a score of 1,
-            instead of scoring them with the others.
+        annealed_guidance: whether the strength grows with t. The original project computes such a
+            strength, but then uses the full one in every step, and so does the default here: the
+            codes are equal.
+        score_hidden_only: keep frames that were not hidden from then on, with a score of 1,
+            instead of scoring them again.
         vc_threshold: voice conversion shows the other recording while t is below this,
-        vc_mask_p: with this part of its codes masked, at random.
+        vc_mask_p: with this part of its codes masked at random.
     """
 
     max_steps: int = 25
@@ -65,8 +65,8 @@ class MaskedResult:
     """Codes, [frames] or [levels, frames].
 
     Attributes:
-        codes: where interrupted, those of the last step that was finished, which are a whole
-            draft; no frames where none was.
+        codes: if interrupted, those of the last complete step, which are a whole draft; no frames
+            if there was none.
     """
 
     codes: Codes
@@ -90,12 +90,12 @@ def demask(
     """Decode codes [frames], or [levels, frames].
 
     Args:
-        predict: the logits of codes [.., frames, codes] for a condition and what is shown.
-        draft: the mask code, and the codes that are kept.
+        predict: the logits of codes [.., frames, codes] for a condition and the shown codes.
+        draft: mask codes and kept codes.
         kept: which codes of the draft are never hidden.
         source: the recording whose voice is changed, in the shape of the draft.
-        scores_drawn: scores are the probabilities of the drawn codes after the filters, and not
-            those of the likeliest codes before them.
+        scores_drawn: scores are the probabilities of the drawn codes after the filters, instead
+            of those of the likeliest codes before them.
     """
     codes, n_frames, n_steps = draft, draft.shape[-1], options.max_steps
     scores: NDArray[np.float64] = np.ones(codes.shape)
@@ -141,7 +141,7 @@ def decode_masked(
     """Decode level 0 of a response of `n_frames` frames by demasking.
 
     Args:
-        prefix: level 0 of what was said before, [frames]; not part of the result.
+        prefix: level 0 of the speech before, [frames]; not part of the result.
         source: level 0 of the recording whose voice is changed, [n_frames].
     """
     spoken = np.zeros(0, np.int32) if prefix is None else prefix
@@ -169,7 +169,7 @@ def decode_masked(
 
 
 def times(n_steps: int) -> list[float]:
-    """Numbers from 0 to 1, rounded as the original's float32: there, halves of n are at stake."""
+    """Numbers from 0 to 1, rounded like the original's float32, which decides halves of n."""
     step, i = np.float64(np.float32(1) / np.float32(max(n_steps - 1, 1))), np.arange(n_steps)
     exact = np.where(i < n_steps // 2, step * i, 1 - step * (n_steps - 1 - i))
     found: list[float] = (exact if n_steps > 1 else np.zeros(1)).astype(np.float32).tolist()
@@ -177,13 +177,13 @@ def times(n_steps: int) -> list[float]:
 
 
 def n_hidden(time: float, n_frames: int, step: int) -> int:
-    """How many frames are masked; never more than would leave one finished a step."""
+    """The number of masked frames; each step finishes at least one."""
     angle = float(np.float32(time) * np.float32(math.pi) * np.float32(0.5))
     return max(1, min(int(math.cos(angle) * n_frames), n_frames - step))
 
 
 def _lowest(scores: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
-    """Which are the `count` lowest scores of the last axis; of equal ones the first."""
+    """A mask of the `count` lowest scores of the last axis; the first of equal ones."""
     chosen = np.zeros(scores.shape, bool)
     order = np.argsort(scores, axis=-1, kind="stable")[..., :count]
     np.put_along_axis(chosen, order, values=True, axis=-1)

@@ -21,10 +21,10 @@ from valle_convert.progress import Progress, silent
 
 @dataclass(frozen=True)
 class NarOptions:
-    """How the levels above 0 are decoded.
+    """Options of decoding the levels above 0.
 
     Attributes:
-        sampling: the most likely code by default: higher temperatures are heard as noise.
+        sampling: the most likely code by default; higher temperatures sound noisy.
         guidance: off by default; it doubles the time.
     """
 
@@ -34,7 +34,7 @@ class NarOptions:
 
 @dataclass(frozen=True, eq=False)
 class NarResult:
-    """Codes [frames, levels]; where interrupted, of the levels that were finished."""
+    """Codes [frames, levels]; if interrupted, the complete levels."""
 
     codes: Codes
     end: End
@@ -55,7 +55,7 @@ def decode_nar(
 
     Args:
         level_0: [frames].
-        prefix: what was said before, all levels, [frames, levels]; not part of the result.
+            prefix: the speech before, all levels, [frames, levels]; not part of the result.
     """
     codes = level_0.reshape(-1, 1).astype(np.int32)
     n_levels = network.model.config.n_levels

@@ -1,13 +1,13 @@
 """From logits to a choice: penalties, filters, temperature, and a draw.
 
-Every function is pure and works on a block of logits [rows, codes]; what is left out has a
-logit of minus infinity. The only randomness is the numpy generator that is passed in, so
-a seed gives the same codes on the same logits.
+Every function is pure and works on logits [rows, codes]; excluded codes have a logit of minus
+infinity. The only randomness is the given numpy generator, so a seed gives the same codes on the
+same logits.
 
     logits -> penalties (AR only) -> min-p -> top-k -> top-p -> top-n-sigma -> temperature -> draw
 
-Every filter keeps the most likely code of each row, so that temperature 0 is the argmax of the
-(penalized) logits whatever else is set.
+Every filter keeps the most likely code of each row, so temperature 0 is the argmax of the
+(penalized) logits for all other options.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ NEVER = np.float32(-np.inf)
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How codes are drawn; names and defaults are those of the checkpoints' own project.
+    """How codes are drawn; names and defaults are the training project's.
 
     Attributes:
         temperature: 0 takes the most likely code; 1 draws by the model's probabilities.
         top_k: keep that many codes (and those as likely as the last of them); 0 keeps all.
-        top_p: keep the fewest most likely codes that have this probability together.
+        top_p: keep the fewest most likely codes with this total probability.
         min_p: keep codes at least this likely, relative to the most likely one.
-        top_no: keep logits within so many standard deviations of the highest; 0 keeps all.
+        top_no: keep logits within this many standard deviations of the highest; 0 keeps all.
     """
 
     temperature: float = 1.0
@@ -54,10 +54,10 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class Repetition:
-    """How codes are weakened that were there before.
+    """Penalties of earlier codes.
 
     Attributes:
-        decay: power of the distance, which the penalty is multiplied by.
+        decay: the penalty is multiplied by the distance to this power.
     """
 
     penalty: float = 1.0
@@ -72,12 +72,12 @@ GREEDY = SamplingOptions(temperature=0.0)
 
 
 def sample(logits: Logits, options: SamplingOptions, rng: np.random.Generator) -> Codes:
-    """Filter and draw one code a row, [rows, codes] -> [rows]; after penalties, if any."""
+    """Filter and draw one code a row, [rows, codes] -> [rows]; penalties come before."""
     return draw(filtered(logits, options), options.temperature, rng)
 
 
 def filtered(logits: Logits, options: SamplingOptions) -> Logits:
-    """What the filters leave, [rows, codes] -> [rows, codes]; not the temperature."""
+    """The logits after all filters, before the temperature, [rows, codes] -> [rows, codes]."""
     logits = keep_min_p(logits, options.min_p)
     logits = keep_top_k(logits, options.top_k)
     logits = keep_top_p(logits, options.top_p)
@@ -87,8 +87,8 @@ def filtered(logits: Logits, options: SamplingOptions) -> Logits:
 def draw(logits: Logits, temperature: float, rng: np.random.Generator) -> Codes:
     """One code a row, in proportion to exp(logit / temperature); at 0 the first highest."""
     if temperature > 0:
-        # The highest of logits with Gumbel noise falls on a code with its probability. The maximum
-        # is taken off first, so that no temperature, however small, overflows into a tie.
+        # The argmax of logits with Gumbel noise is a code with its probability. The maximum is
+        # subtracted first, so that no temperature, however small, overflows into a tie.
         with np.errstate(over="ignore"):
             scaled = (logits - logits.max(axis=-1, keepdims=True)).astype(np.float64) / temperature
         chosen = np.argmax(scaled + rng.gumbel(size=logits.shape), axis=-1)
@@ -105,14 +105,14 @@ def probabilities(logits: Logits) -> NDArray[np.float64]:
 
 
 def keep_min_p(logits: Logits, min_p: float) -> Logits:
-    """Leave out codes less likely than `min_p` times the most likely one of the row."""
+    """Exclude codes less likely than `min_p` times the most likely one of the row."""
     if min_p <= 0:
         return logits
     return np.where(logits < logits.max(axis=-1, keepdims=True) + math.log(min_p), NEVER, logits)
 
 
 def keep_top_k(logits: Logits, top_k: int) -> Logits:
-    """Leave out codes less likely than the k-th of the row; ties with it stay."""
+    """Exclude codes less likely than the k-th of the row; ties with it stay."""
     if not 0 < top_k < logits.shape[-1]:
         return logits
     last = np.partition(logits, -top_k, axis=-1)[..., -top_k, None]
@@ -125,7 +125,7 @@ def keep_top_p(logits: Logits, top_p: float) -> Logits:
         return logits
     order = np.argsort(-logits, axis=-1, kind="stable")
     likely_first = np.take_along_axis(probabilities(logits), order, axis=-1)
-    before = np.cumsum(likely_first, axis=-1) - likely_first  # what more likely codes have together
+    before = np.cumsum(likely_first, axis=-1) - likely_first  # total of the more likely codes
     outside = before >= top_p
     outside[..., 0] = False
     kept = np.take_along_axis(logits, order, axis=-1)
@@ -135,10 +135,10 @@ def keep_top_p(logits: Logits, top_p: float) -> Logits:
 
 
 def keep_top_n_sigma(logits: Logits, n: float) -> Logits:
-    """Leave out logits more than n standard deviations below the highest of the row.
+    """Exclude logits more than n standard deviations below the highest of the row.
 
-    The deviation is that of the logits that earlier filters left, which makes the filter
-    the same at every temperature.
+    The deviation is that of the logits left by earlier filters, so the filter is the same at every
+    temperature.
     """
     if n <= 0:
         return logits
@@ -152,10 +152,10 @@ def keep_top_n_sigma(logits: Logits, n: float) -> Logits:
 
 
 def penalize_repetition(logits: Logits, previous: Codes, options: Repetition) -> Logits:
-    """Weaken the codes that were there before, by `penalty * distance ** decay`.
+    """Weaken earlier codes by `penalty * distance ** decay`.
 
-    A code counts once, at its latest place; the distance of the code just before is 1. A
-    positive logit is divided, a negative one multiplied, so that the code never gains.
+    A code counts once, at its latest place; the distance of the previous code is 1. A positive
+    logit is divided, a negative one multiplied, so that the code never gains.
     """
     if options.penalty == 1 or not len(previous):
         return logits
@@ -165,7 +165,7 @@ def penalize_repetition(logits: Logits, previous: Codes, options: Repetition) ->
 
 
 def penalize_length(logits: Logits, stop: int, length: int, factor: float) -> Logits:
-    """Weaken the stop code by `length ** factor`, where `length` counts from 1."""
+    """Weaken the stop code by `length ** factor`; `length` counts from 1."""
     if factor == 0:
         return logits
     return _weaken(logits, np.array([stop]), 1.0, np.array([float(length)]), factor)
@@ -178,7 +178,7 @@ def _weaken(
     distances: NDArray[np.floating],
     power: float,
 ) -> Logits:
-    """Weaken codes by `factor * distance ** power`, which may be beyond all numbers."""
+    """Weaken codes by `factor * distance ** power`, which may be infinite."""
     result = logits.copy()
     there = logits[..., codes]
     single, double = np.finfo(np.float32), np.finfo(np.float64)

@@ -1,7 +1,7 @@
 """From a condition to all levels of a response: duration, level 0, the levels above.
 
-In the mode `ar`, level 0 comes from left to right and ends by itself; in the mode `nar-len`,
-the duration comes first, and then all of level 0 by demasking. NAR levels follow in both.
+In the mode `ar`, level 0 is decoded from left to right and ends by itself; in the mode `nar-len`,
+the duration is decoded first, then all of level 0 by demasking. NAR levels follow in both.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ModeChoice = Literal["auto", "ar", "nar-len"]
 
 @dataclass(frozen=True)
 class SpeechOptions:
-    """How a response is decoded; the mode decides which of the parts are used."""
+    """Options of all stages; the mode decides which are used."""
 
     mode: ModeChoice = "auto"
     ar: ArOptions = field(default_factory=ArOptions)
@@ -40,11 +40,11 @@ class SpeechOptions:
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """A piece of text that was spoken before and is continued.
+    """An earlier piece of text and its speech, to be continued.
 
     Attributes:
         phonemes: ids, with the marks around them, [n].
-        codes: what was spoken, [frames, levels].
+        codes: the speech, [frames, levels].
     """
 
     phonemes: Codes
@@ -67,9 +67,9 @@ class Speech:
     """A decoded response.
 
     Attributes:
-        codes: [frames, levels]; where interrupted, the frames and levels there are.
-        end: how that ended; `limit` where speech was cut off at the maximum (ar), or was given
-            less time than the model said (nar-len).
+        codes: [frames, levels]; if interrupted, the complete frames and levels.
+        end: how that ended; `limit` if speech was cut off at the maximum (ar), or is shorter
+            than the model predicted (nar-len).
         seconds: of computing, by stage.
     """
 
@@ -80,7 +80,7 @@ class Speech:
 
 
 def choose_mode(model: Model, wanted: ModeChoice = "auto") -> Mode:
-    """The mode to decode in, by the model's capabilities."""
+    """The decoding mode, by the model's capabilities."""
     capabilities = model.config.capabilities
     can: dict[Mode, bool] = {
         "nar-len": "len" in capabilities and model.has_head("mask") and model.has_head("len"),
@@ -89,8 +89,8 @@ def choose_mode(model: Model, wanted: ModeChoice = "auto") -> Mode:
     possible = [mode for mode, able in can.items() if able]
     if not possible:
         raise InputError(
-            f"This model cannot speak: it has the capabilities {', '.join(capabilities)}, and "
-            "one of ar and len is needed."
+            f"This model cannot speak: it has the capabilities {', '.join(capabilities)}, expected "
+            "ar or len."
         )
     if wanted == "auto":
         return possible[0]
@@ -118,16 +118,16 @@ def decode_speech(
     """Decode all levels of a response.
 
     Args:
-        level_0: of the response, [frames], where only the levels above it are wanted.
-        source: level 0 of a recording to speak like, [frames] (voice conversion); the response is
-            as long as it.
+        level_0: of the response, [frames], to decode only the levels above it.
+        source: level 0 of a recording whose voice is changed, [frames] (voice conversion); the
+            response has its length.
         progress: shows frames, steps and levels.
     """
     mode = choose_mode(network.model, options.mode)
     if source is not None:
         if mode != "nar-len":
             raise InputError(
-                "Voice conversion begins with another recording's codes, which only the mode "
+                "Voice conversion starts from another recording's codes, which only the mode "
                 "nar-len can do; this model or --set mode asks for ar."
             )
         n_frames = len(source)

@@ -1,4 +1,4 @@
-"""Speech to phonemes (stt): causal, the most likely phoneme each time."""
+"""Speech to phonemes (stt): causal, always the most likely phoneme."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The families of checkpoints, each a folder; `family.py` says what it supplies.
+"""The families of checkpoints, each a folder that implements `family.py`.
 
-`bundle` plans, writes and opens the files of a model of any of them. docs/families.md says how
+`bundle` plans, writes and opens the files of a model of any family. docs/families.md explains how
 to add one.
 """
 
@@ -16,7 +16,7 @@ from valle_convert.errors import InputError
 from valle_convert.families.family import AnyFamily
 from valle_convert.gguf_file.read import GgufFile, parsed
 
-#: The folders, in the order in which they are asked; the last one takes, or refuses, the rest.
+#: The folders, in the order in which they are asked; the last one takes, or rejects, the rest.
 FOLDERS = ("vallex", "v7", "v5")
 
 
@@ -29,20 +29,20 @@ def families() -> tuple[AnyFamily, ...]:
 
 
 def family_of(checkpoint: Checkpoint) -> AnyFamily:
-    """The family of a checkpoint; the last one where none claims it, which says what is wrong."""
+    """The family of a checkpoint; if none claims it, the last one, which reports the problem."""
     return next((one for one in families() if one.claims(checkpoint)), families()[-1])
 
 
 def family_of_file(file: GgufFile) -> AnyFamily:
-    """The family of a GGUF file; the last one where none claims it, which says what is wrong."""
+    """The family of a GGUF file; if none claims it, the last one, which reports the problem."""
     return next((one for one in families() if one.claims_file(file)), families()[-1])
 
 
 def refuse_known(path: Path) -> None:
-    """Refuse a GGUF file that holds a model of a family and is no converted one.
+    """Reject a GGUF file that holds a model of a family but was not converted by this project.
 
     Raises:
-        InputError: it is one.
+        InputError: always for such a file.
     """
     file = parsed(path) if path.is_file() else path
     refusal = family_of_file(file).refusal(file) if isinstance(file, GgufFile) else ""

@@ -1,8 +1,8 @@
 """A bundle is the files of one model by part; a single file is a bundle of one.
 
 `plan` decides everything about the files of a checkpoint, `write_bundle` writes all of them or
-none, and `open_bundle` opens them once, compared with each other. The main part lies where the
-user says, every other beside it under the name of its part: OUT.gguf, OUT-nar.gguf.
+none, and `open_bundle` opens and checks them. The main part has the user's name, the others are
+beside it and named after their part: OUT.gguf, OUT-nar.gguf.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Plan:
     Attributes:
         family: of the checkpoint.
         checkpoint: the source.
-        description: what the family said of it.
-        choices: what the user decided.
-        tokenizer: the one that the vocabulary was compiled from.
+        description: the family's, of the checkpoint.
+        choices: the user's.
+        tokenizer: the source of the vocabulary.
         files: by part, the main one first.
     """
 
@@ -57,7 +57,7 @@ class Plan:
 
     @property
     def model(self) -> Any:  # noqa: ANN401 - the family's own
-        """What the files describe."""
+        """The model in the files."""
         return self.description.model
 
     @property
@@ -80,7 +80,7 @@ class Plan:
 
 
 def paths_of(main: Path, parts: Iterable[str]) -> dict[str, Path]:
-    """Where the files of a bundle lie, by part; the first part lies at `main`."""
+    """The paths of a bundle's files by part; `main` is that of the first part."""
     is_gguf_name = main.suffix.lower() == ".gguf"
     stem, suffix = (main.name[:-5], main.name[-5:]) if is_gguf_name else (main.name, ".gguf")
     return {
@@ -92,12 +92,12 @@ def paths_of(main: Path, parts: Iterable[str]) -> dict[str, Path]:
 def plan(checkpoint: Checkpoint, choices: Choices | None = None) -> Plan:
     """Decide everything about the files of a checkpoint.
 
-    Headers are read, and of some families a few weights.
+    Reads headers, and for some families a few weights.
 
     Raises:
-        UnsupportedModelError: the checkpoint, or a switch of it, is refused by name.
+        UnsupportedModelError: the checkpoint, or a switch of it, is rejected by name.
         InputError: the checkpoint, its config or its tokenizer cannot be converted exactly, or
-            its family does not know a choice.
+            its family does not support a choice.
     """
     choices = choices or Choices()
     family = family_of(checkpoint)
@@ -140,7 +140,7 @@ class Bundle:
     """The files of a converted model, opened.
 
     Attributes:
-        family: that they are of.
+        family: of the model.
         files: by part, the main one first.
     """
 
@@ -169,18 +169,18 @@ class Bundle:
 
     @cached_property
     def model(self) -> Any:  # noqa: ANN401 - the family's own
-        """What the files describe.
+        """The model in the files.
 
         Raises:
-            InputError: they are no converted model, or not consistent.
+            InputError: they are not a converted model, or inconsistent.
         """
         return self.family.read_model(self.files)
 
     def check(self) -> None:
-        """Refuse what is no converted model, or what llama.cpp would not survive.
+        """Reject files that are not a converted model, or that llama.cpp would not survive.
 
         Raises:
-            InputError: it is that; all of it in one message.
+            InputError: with all faults in one message.
         """
         _ = self.model
         found = list(self.family.dangers(self.files))
@@ -192,7 +192,7 @@ class Bundle:
 
 
 def part_of(file: GgufFile) -> str:
-    """The part of a set that a file says it is, where it is another one than the main; else ""."""
+    """The part of a set that a file belongs to, unless it is the main one; else ""."""
     try:
         family_of_file(file).parts(file)
     except InputError:
@@ -201,7 +201,7 @@ def part_of(file: GgufFile) -> str:
 
 
 def files_at(path: Path) -> Mapping[str, GgufFile]:
-    """The files of a model by its main file; another part of a set is a file by itself.
+    """The files of a model, given its main file; any other part of a set is alone.
 
     Raises:
         InputError: as `open_files`.
@@ -212,10 +212,10 @@ def files_at(path: Path) -> Mapping[str, GgufFile]:
 
 
 def open_files(main: Path | GgufFile) -> Bundle:
-    """Open the files of a model, as far as they are GGUF files of one set.
+    """Open the files of a model, which must be GGUF files of one set.
 
     Args:
-        main: the main file, or its path; the others lie beside it.
+        main: the main file, or its path; the others are beside it.
 
     Raises:
         InputError: a file is missing, damaged or of another kind, or two belong to different sets.
@@ -243,8 +243,8 @@ def fetched(path: Path, progress: Progress = silent) -> Path:
     """The main file of a model on the hub, downloaded with its other files.
 
     Raises:
-        InputError: there is no such file, or one that belongs to it is missing.
-        EnvironmentFault: the hub does not give it.
+        InputError: the file, or another one of its set, does not exist.
+        EnvironmentFault: the hub does not provide it.
     """
     tree, place = locate(path, progress)
     local = tree.get(place)
@@ -258,13 +258,13 @@ def fetched(path: Path, progress: Progress = silent) -> Path:
 
 
 def open_bundle(path: Path) -> Bundle:
-    """Open a converted model, with everything checked that llama.cpp relies on.
+    """Open a converted model, and check everything that llama.cpp relies on.
 
     Args:
-        path: of the main file; the others lie beside it.
+        path: of the main file; the others are beside it.
 
     Raises:
-        InputError: as `open_files`; it is no converted model, or not consistent.
+        InputError: as `open_files`; it is not a converted model, or inconsistent.
     """
     bundle = open_files(path)
     bundle.check()

@@ -1,9 +1,9 @@
-"""What a family of checkpoints supplies; everything else is written once over all of them.
+"""The interface of a family of checkpoints; all other code is shared by families.
 
-A family has no state. Whatever is heavy (torch, llama.cpp) is imported inside of its methods.
+A family has no state. Its methods import heavy packages (torch, llama.cpp) themselves.
 
 M is the family's model without weights, N a network that computes it. Generic code only closes a
-network, sets its `observe`, and hands it to cases.
+network, sets its `observe`, and passes it to cases.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ N = TypeVar("N", bound=Computing)
 
 @dataclass(frozen=True)
 class Choices:
-    """What a user decides about a conversion.
+    """A user's choices for a conversion.
 
     Attributes:
-        out_type: a key of `OUT_TYPES`, in capitals or not.
-        tokenizer: a tokenizer.json or SentencePiece .model; None chooses one, and says why.
-        codec: name of the audio codec; None takes it from levels and codes.
+        out_type: a key of `OUT_TYPES`, in any case.
+        tokenizer: a tokenizer.json or SentencePiece .model; None chooses one, with a reason.
+        codec: name of the audio codec; None derives it from levels and codes.
         metadata: values for the `general.*` keys.
     """
 
@@ -65,18 +65,18 @@ class Choices:
 
 @dataclass(frozen=True)
 class Unit:
-    """What llama-quantize takes as one file. Parts that no unit names are copied.
+    """A unit of quantization, one file for llama-quantize. Parts outside of units are copied.
 
     Attributes:
-        part: whose tensors are quantized.
-        first: the part whose keys and vectors make a whole model of it; None for its own.
+        part: the part whose tensors are quantized.
+        first: the part whose keys and vectors make it a complete model; None for its own.
     """
 
     part: str
     first: str | None = None
 
 
-#: How much is spoken without randomness, to compare codes.
+#: The length of speech without randomness, to compare codes.
 GREEDY_FRAMES = 32
 
 
@@ -86,9 +86,9 @@ class Case(Generic[N]):
 
     Attributes:
         name: for reports, such as `nar.3` or `mask null`.
-        head: whose logits are given.
+        head: the head of the logits.
         run: computes the logits, [predictions, rows of the head].
-        repeats: the inputs are those of another case, so that it tells nothing new of weights.
+        repeats: whether another case has the same inputs, so that this one adds nothing on weights.
     """
 
     name: str
@@ -99,11 +99,11 @@ class Case(Generic[N]):
 
 @dataclass(frozen=True)
 class Speed:
-    """Medians of what decoding is made of, in milliseconds, on a request of everyday size.
+    """Median times of decoding, in milliseconds, on a request of everyday size.
 
     Attributes:
         ar_step: one code of the AR.
-        nar_pass: all codes of a level above 0, in one pass; of masked codes where there is none.
+        nar_pass: all codes of a level above 0, in one pass; else of masked codes.
         n_positions: of the request.
     """
 
@@ -115,35 +115,35 @@ class Speed:
 class Family(ABC, Generic[M, N]):
     """A family of checkpoints."""
 
-    #: As `valle.family` has it; empty for the family whose files have no such key.
+    #: The value of `valle.family`; empty for the family without this key.
     name: ClassVar[str]
-    #: For people.
+    #: For users.
     title: ClassVar[str]
-    #: The fields of `Choices` that it reads; another one that is given is refused.
+    #: The supported fields of `Choices`; any other one is rejected.
     reads: ClassVar[frozenset[str]]
-    #: The fields of `SpeakOptions` that it reads; the command line refuses the others.
+    #: The supported fields of `SpeakOptions`; the command line rejects the others.
     speaks_with: ClassVar[frozenset[str]]
-    #: What it can do beyond converting, measuring and speaking: the function that does it, as
-    #: `module:function`, or the module that has several. For `transcribe` and the tasks `vc`, `ns`
-    #: and `sr`, a method of the family's speaker as `module:Class.method`.
+    #: Optional abilities: the function that implements one, as `module:function`, or a module of
+    #: several. For `transcribe` and the tasks `vc`, `ns` and `sr`, a method of the family's speaker
+    #: as `module:Class.method`.
     abilities: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    #: Whether `describe` reads weights, and not headers alone.
+    #: Whether `describe` also reads weights.
     reads_weights: ClassVar[bool] = False
     #: Extras that its speech needs.
     needs: ClassVar[tuple[str, ...]] = ()
-    #: Further ones, by the language that needs them.
+    #: Further ones, by language.
     needs_for: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
-    #: What a file of `--data` holds, in words.
+    #: The contents of a file of `--data`, in words.
     example_arrays: ClassVar[str]
-    #: Strings that `verify` compares tokenizers on, and examples that it compares logits on.
+    #: Numbers of strings to compare tokenizers on, and of examples to compare logits on.
     n_texts: ClassVar[int] = 100_000
     n_utterances: ClassVar[int] = 3
 
     def ability(self, name: str) -> Any:  # noqa: ANN401 - a function of the family's own
-        """What does something that not every family can do.
+        """The implementation of an optional ability.
 
         Raises:
-            InputError: the family cannot do it.
+            InputError: the family lacks it.
         """
         place = self.abilities.get(name)
         if place is None:
@@ -156,14 +156,14 @@ class Family(ABC, Generic[M, N]):
 
     @abstractmethod
     def claims(self, checkpoint: Checkpoint) -> bool:
-        """Whether a checkpoint is of this family, or of a relative that it refuses by name."""
+        """Whether a checkpoint belongs to this family, or to a relative that it rejects by name."""
 
     @abstractmethod
     def describe(self, checkpoint: Checkpoint, choices: Choices) -> Description[M]:
         """Understand a checkpoint.
 
         Raises:
-            UnsupportedModelError: it computes something that no converted file would.
+            UnsupportedModelError: it computes something that converted files do not.
             InputError: config and weights disagree, or tensors are missing or unexpected.
         """
 
@@ -173,7 +173,7 @@ class Family(ABC, Generic[M, N]):
     def tokenizer(
         self, checkpoint: Checkpoint, description: Description[M], choices: Choices
     ) -> TokenizerChoice:
-        """The tokenizer that the vocabulary is compiled from."""
+        """The source of the vocabulary."""
 
     @abstractmethod
     def keys(
@@ -183,19 +183,19 @@ class Family(ABC, Generic[M, N]):
         part: str,
         tokenizer: TokenizerChoice,
     ) -> FileKeys:
-        """What is written into the file of a part."""
+        """The keys of a part's file."""
 
     def set_salt(self, description: Description[M]) -> str | None:
-        """What tells two conversions of one checkpoint apart; None for models of one file."""
+        """Distinguishes conversions of one checkpoint; None for models of one file."""
         del description
         return None
 
     def claims_file(self, file: GgufFile) -> bool:
-        """Whether a GGUF file is one of this family's, or is made of its checkpoints."""
+        """Whether a GGUF file is this family's, or made from its checkpoints."""
         return bool(file.keys.get(FAMILY_KEY, "") == self.name)
 
     def refusal(self, file: GgufFile) -> str:
-        """Why a file is no converted model though it holds one, and what helps; else ""."""
+        """Why a file is not a converted model although it holds one, and the remedy; else ""."""
         del file
         return ""
 
@@ -204,11 +204,11 @@ class Family(ABC, Generic[M, N]):
         """The parts that belong to a main file, itself first.
 
         Raises:
-            InputError: it is another part than the main one.
+            InputError: the file is not the main part.
         """
 
     def check_part(self, file: GgufFile, part: str) -> None:
-        """Refuse a file that is not the part which its name says.
+        """Check that a file is the part that its name says.
 
         Raises:
             InputError: it is not.
@@ -216,28 +216,29 @@ class Family(ABC, Generic[M, N]):
 
     @abstractmethod
     def read_model(self, files: Mapping[str, GgufFile]) -> M:
-        """The model that the files describe.
+        """The model in the files.
 
         Raises:
-            InputError: they are no converted model, or not consistent; all faults in one message.
+            InputError: they are not a converted model, or inconsistent, with all faults in one
+            message.
         """
 
     def dangers(self, files: Mapping[str, GgufFile]) -> Iterator[str]:
-        """What llama.cpp would not survive, in words."""
+        """Everything that llama.cpp would not survive, in words."""
         del files
         yield from ()
 
     def differences(self, planned: M, found: M) -> list[str]:
-        """Where the model that files describe is not the one of the checkpoint, in words."""
+        """Differences of the model in files from the checkpoint's, in words."""
         return [] if planned == found else ["another model"]
 
     def comparable(self, checkpoint: Checkpoint, bundle: Bundle) -> Checkpoint:
-        """A checkpoint with what these files can have of it."""
+        """A checkpoint, reduced to what these files can contain."""
         del bundle
         return checkpoint
 
     def choices_of(self, bundle: Bundle, checkpoint: Checkpoint, given: Choices) -> Choices:
-        """The choices that files show, as far as they are not given."""
+        """The choices that files show, unless given."""
         recorded = bundle.model.codec.name
         if given.codec is not None or recorded not in {codec.name for codec in CODECS.values()}:
             return given
@@ -245,7 +246,7 @@ class Family(ABC, Generic[M, N]):
         return replace(given, codec=recorded) if is_unknown else given
 
     def units(self, parts: Sequence[str]) -> tuple[Unit, ...]:
-        """What is quantized of these parts."""
+        """The units of quantization among these parts."""
         return tuple(Unit(part) for part in parts)
 
     # ---- what computes
@@ -263,12 +264,12 @@ class Family(ABC, Generic[M, N]):
         """The network in PyTorch.
 
         Args:
-            tensors: gives the weights by the checkpoint's names.
+            tensors: the weights by the checkpoint's names.
             description: of the checkpoint.
-            arithmetic: how layers compute; None for what the checkpoint means, in float32.
+            arithmetic: how layers compute; None for the checkpoint's own way, in float32.
             adapters: LoRAs that are kept apart, opened.
-            folded: whether `tensors` are those of converted files, in which something may be
-                computed already that the checkpoint has apart.
+            folded: whether `tensors` come from converted files, which may have values already
+                computed that the checkpoint keeps apart.
         """
 
     @abstractmethod
@@ -286,13 +287,13 @@ class Family(ABC, Generic[M, N]):
         Args:
             bundle: the files.
             n_threads: None for the cores that this process may use.
-            settings: how llama.cpp computes; None for the exact way, which verdicts need.
+            settings: how llama.cpp computes; None for the exact way, for verdicts.
             tune: whether to find the fastest settings for these files on this machine.
             adapters: LoRAs kept apart, applied while it runs.
 
         Raises:
             InputError: the files are damaged.
-            EnvironmentFault: there is no usable llama.cpp, or it does not do what is relied on.
+            EnvironmentFault: there is no usable llama.cpp, or it does not compute as needed.
         """
 
     def open_adapters(
@@ -301,14 +302,14 @@ class Family(ABC, Generic[M, N]):
         """LoRAs that are kept apart, for `reference`.
 
         Raises:
-            InputError: one does not fit, or the family knows none.
+            InputError: one does not fit, or the family supports none.
         """
         if adapters:
             raise InputError(f"--lora does not apply to {self.title} ({base.path}); leave it out.")
         return ()
 
     def prove(self) -> None:
-        """Try on a small model what its networks need beyond the self-test of `llama.probe`.
+        """Prove on a small model what its networks need beyond the self-test of `llama.probe`.
 
         Raises:
             EnvironmentFault: llama.cpp does not do it.
@@ -320,14 +321,14 @@ class Family(ABC, Generic[M, N]):
 
     @abstractmethod
     def counted(self, bundle: Bundle) -> Mapping[str, tuple[object, object]]:
-        """What llama.cpp counts in the files it loads, and what it should.
+        """llama.cpp's counts for the loaded files, with the expected ones.
 
         Raises:
             InputError: a file cannot be loaded.
-            EnvironmentFault: llama.cpp does not do what is relied on.
+            EnvironmentFault: llama.cpp does not compute as needed.
         """
 
-    # ---- what it is tried on: functions of the folder's trials.py
+    # ---- examples and cases: functions of the folder's trials.py
 
     @property
     def _trials(self) -> Any:  # noqa: ANN401 - a module
@@ -338,10 +339,10 @@ class Family(ABC, Generic[M, N]):
         yield from self._trials.utterances(model, n, seed=seed)
 
     def read_example(self, path: Path, model: M, number: int, seed: int) -> Any:  # noqa: ANN401
-        """An example of a file; what it does not say is drawn.
+        """An example from a file; missing parts are random.
 
         Raises:
-            InputError: it is no such file, or is of another model.
+            InputError: the file holds none, or belongs to another model.
         """
         return self._trials.read_utterance(path, model, seed=(seed, number))
 
@@ -351,11 +352,11 @@ class Family(ABC, Generic[M, N]):
         return said
 
     def cases(self, model: M, example: Any) -> Iterator[Case[N]]:  # noqa: ANN401
-        """Every head and every task, over one example."""
+        """Every head and every task, on one example."""
         yield from self._trials.cases(model, example)
 
     def speak_level_0(self, network: N, example: Any) -> NDArray[Any]:  # noqa: ANN401
-        """Greedy codes of level 0 for what the example says, [frames]."""
+        """Greedy codes of level 0 for an example, [frames]."""
         codes: NDArray[Any] = self._trials.speak_level_0(network, example)
         return codes
 
@@ -370,7 +371,7 @@ class Family(ABC, Generic[M, N]):
         return codes
 
     def speed(self, network: N) -> Speed:
-        """Time what decoding is made of."""
+        """Time the passes of decoding."""
         speed: Speed = self._trials.measure_speed(network)
         return speed
 
@@ -386,7 +387,7 @@ class Family(ABC, Generic[M, N]):
         tune: Tune = "off",
         adapters: Sequence[LoraFile] = (),
     ) -> AnySpeaker:
-        """What speaks with a model, on stock llama.cpp.
+        """A speaker on stock llama.cpp.
 
         Args:
             bundle: the files.
@@ -411,23 +412,23 @@ class Family(ABC, Generic[M, N]):
     def speaker_on(
         self, network: N, bundle: Bundle, codec: AudioCodec | None, opened: ExitStack
     ) -> AnySpeaker:
-        """What speaks on an opened network; the speaker takes over `opened`."""
+        """A speaker on an opened network; it takes over `opened`."""
 
     @abstractmethod
     def recorded_tokenizer(self, file: GgufFile, given: Path | None) -> TokenizerFile:
         """The tokenizer that the vocabulary of a main file was compiled from.
 
         Raises:
-            InputError: no tokenizer at hand is that one.
+            InputError: it is not available.
         """
 
     @abstractmethod
     def words(self, model: M) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        """Sizes and behaviour of a model, by words for them."""
+        """Sizes and behaviour of a model, by their names for users."""
 
     @abstractmethod
     def nets(self, model: M) -> Iterator[tuple[str, tuple[Table, ...], tuple[Head, ...]]]:
-        """Tables and heads, by the part that their rows lie in."""
+        """Tables and heads, by the part that has their rows."""
 
 
 AnyFamily = Family[Any, Any]

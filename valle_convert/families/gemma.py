@@ -1,4 +1,4 @@
-"""What families share whose backbone is a `gemma` with a vocabulary of phonemes."""
+"""Shared by families with a `gemma` as backbone and a vocabulary of phonemes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ N = TypeVar("N", bound=Computing)
 
 
 class GemmaFamily(Family[G, N]):
-    """A family whose main file is a `gemma` that llama.cpp's tokenizer reads phonemes for."""
+    """A family whose main file is a `gemma` with phonemes as its vocabulary."""
 
     reads = frozenset({"out_type", "tokenizer", "codec", "metadata"})
     needs = ("speech",)
@@ -112,11 +112,11 @@ class GemmaFamily(Family[G, N]):
 
 
 def n_token_rows(file: GgufFile) -> int:
-    """The rows of the token embedding; a file without one is refused."""
+    """The rows of the token embedding; a file without one is rejected."""
     embedding = file.tensors.get(TOKEN_EMBEDDING)
     if embedding is None or len(embedding.shape) != 2:
         raise InputError(
-            f"{file.path} has no matrix {TOKEN_EMBEDDING}, so it is no converted checkpoint; "
+            f"{file.path} has no matrix {TOKEN_EMBEDDING}, so it is not a converted checkpoint; "
             "convert one with `valle-convert CHECKPOINT OUT.gguf`."
         )
     return embedding.shape[0]

@@ -1,14 +1,13 @@
-"""Files: inputs checked, outputs checked and written whole or not at all.
+"""Files: inputs checked, outputs checked and written completely or not at all.
 
-Everything this project writes goes through `atomic_output`: the data is written to a file
-without a name in the folder of the target, flushed to the disk, and given its name at the
-end. On any error, Ctrl-C and `kill -9` included, nothing is left and the target is as it
-was. Where the system has no unnamed files (all but Linux, and some file systems), a hidden
-file takes its place; it is locked as long as its writer lives, so that the next run knows
-one that was left by a run that was killed, and removes it.
+Everything this project writes goes through `atomic_output`: the data is written to an unnamed file
+in the folder of the target, flushed to the disk, and named at the end. After any error, Ctrl-C or
+`kill -9`, nothing is left and the target is unchanged. Where the system has no unnamed files (all
+but Linux, and some file systems), a hidden file takes its place. Its writer locks it, so that a
+later run recognizes and removes the hidden files of killed runs.
 
-What is no regular file is never replaced and, but for sound, not written into. Of a symbolic link,
-the file that it points to is written.
+Anything but a regular file is never replaced and, except for sound, not written into. A symbolic
+link is followed.
 """
 
 from valle_convert.files.atomic import atomic_output, atomic_outputs, write_text_atomically

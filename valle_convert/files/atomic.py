@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files that are either complete or absent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NO_UNNAMED_FILES = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL,
 
 @contextmanager
 def atomic_output(target: Path, *, force: bool, sources: Iterable[Path] = ()) -> Iterator[BinaryIO]:
-    """Open a file that appears under its name only once it is complete.
+    """Open a file that appears under its name once it is complete.
 
     Yields a binary file, readable and seekable.
     """
@@ -36,9 +36,9 @@ def atomic_outputs(
 ) -> Iterator[list[BinaryIO]]:
     """Open files that belong together: all of them appear once all are complete, or none.
 
-    They get their names one right after the other, the first one last, so that who waits for it
-    finds the others. Where one cannot get its name, those that had theirs lose it again; what
-    `force` has replaced by then stays replaced.
+    They are named one right after the other, the first one last, so that a program waiting for it
+    finds the others. If one cannot be named, those already named are removed; files that `force`
+    has replaced by then stay replaced.
     """
     check_outputs(targets, force=force, inputs=sources)
     named: list[Path] = []
@@ -51,7 +51,7 @@ def atomic_outputs(
         with ExitStack() as stack:
             opened: list[BinaryIO] = []
             for target in map(resolve, targets):
-                stack.push(partial(note, target))  # called after the file has got its name
+                stack.push(partial(note, target))  # called after the file was named
                 stack.enter_context(explained_writes(target))
                 opened.append(stack.enter_context(_named_at_the_end(target, force)))
             yield opened
@@ -67,14 +67,14 @@ def atomic_outputs(
 def write_text_atomically(
     target: Path, text: str, *, force: bool, sources: Iterable[Path] = ()
 ) -> None:
-    """Write a small UTF-8 text file by way of `atomic_output`."""
+    """Write a small UTF-8 text file through `atomic_output`."""
     with atomic_output(target, force=force, sources=sources) as file:
         file.write(text.encode("utf-8", errors="backslashreplace"))
 
 
 @contextmanager
 def _named_at_the_end(target: Path, force: bool) -> Iterator[BinaryIO]:
-    """A file by way of one without a name, or with a hidden one."""
+    """A file that is unnamed or hidden until it is complete."""
     folder = target.parent
     remove_stale(folder)
     hidden: Path | None = None
@@ -94,7 +94,7 @@ def _named_at_the_end(target: Path, force: bool) -> Iterator[BinaryIO]:
             file.flush()
             found = stat_of(target, f"The output {target}")
             if found is not None and force and hasattr(os, "fchmod"):
-                # Who replaces a file keeps who may read it.
+                # The permissions stay.
                 with suppress(OSError):
                     os.fchmod(file.fileno(), stat.S_IMODE(found.st_mode))
             os.fsync(file.fileno())
@@ -105,7 +105,7 @@ def _named_at_the_end(target: Path, force: bool) -> Iterator[BinaryIO]:
                 elif hidden is None:
                     _name(file, target)
                 elif not HAS_LOCKS:
-                    file.close()  # Windows does not rename what is open
+                    file.close()  # Windows does not rename open files
                 if hidden is not None and force:
                     hidden.replace(target)
                 elif hidden is not None:
@@ -127,7 +127,7 @@ def _named_at_the_end(target: Path, force: bool) -> Iterator[BinaryIO]:
 
 
 def _open_unnamed(folder: Path) -> int | None:
-    """A file without a name in a folder; None where the system or the file system has none."""
+    """An unnamed file in a folder; None if the system or the file system has none."""
     flag = getattr(os, "O_TMPFILE", 0)
     if not flag or not Path("/proc/self/fd").is_dir():
         return None
@@ -140,17 +140,17 @@ def _open_unnamed(folder: Path) -> int | None:
 
 
 def _name(file: BinaryIO, path: Path) -> None:
-    """Give an unnamed file a name that nothing has."""
+    """Give an unnamed file a new name."""
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        # Only with a descriptor does os.link follow the link that /proc/self/fd/N is.
+        # os.link follows the link /proc/self/fd/N only with a descriptor.
         os.link(f"/proc/self/fd/{file.fileno()}", path.name, dst_dir_fd=folder)
     finally:
         os.close(folder)
 
 
 def _rename_without_overwriting(hidden: Path, target: Path) -> None:
-    """Rename, but refuse where the target came into being while the data was written."""
+    """Rename, unless the target appeared while the data was written."""
     try:
         os.link(hidden, target)
     except FileExistsError:
@@ -163,7 +163,7 @@ def _rename_without_overwriting(hidden: Path, target: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut, where the system lets a folder be opened."""
+    """Make the rename survive a power cut, if the system can open a folder."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

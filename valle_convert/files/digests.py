@@ -1,4 +1,4 @@
-"""SHA-256 of files, each of which is hashed once a process."""
+"""SHA-256 of files, each hashed once a process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from threading import Lock
 from valle_convert.files.paths import os_fault
 
 _CHUNK_BYTES = 4 << 20
-# A file that changed so recently may change again without its time doing so.
+# A file that changed so recently may change again with the same time.
 _RECENT_NS = 2_000_000_000
 
 _Version = tuple[Path, int, int, int, int]
@@ -25,7 +25,7 @@ def sha256_of(path: Path, advance: Callable[[int], object] = lambda _n: None) ->
     try:
         with path.open("rb") as file:
             version = _version(path, file.fileno())
-            # Whoever asks while another thread reads the file waits for that one.
+            # If another thread reads the file, wait for it.
             with _locks.setdefault(version, Lock()):
                 if version in _known:
                     return _known[version]

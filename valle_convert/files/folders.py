@@ -1,4 +1,4 @@
-"""Folders for outputs, locks on them, and what runs that were killed have left there."""
+"""Folders for outputs, locks on them, and remains of killed runs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from valle_convert.files.paths import describe_os_error, os_fault
 try:
     import fcntl
 except ImportError:
-    #: Whether the system locks files. Windows does not, and neither removes nor renames open ones.
+    #: Whether the system locks files. Windows neither does nor removes or renames open ones.
     HAS_LOCKS = False
 else:
     HAS_LOCKS = True
 
-# Of everything that is temporary. It is short, so that the target's own name may have 255 bytes.
+# Of every temporary file. It is short, so that the target's own name may have 255 bytes.
 _PREFIX = ".valle-convert-"
 PARTIAL = ".partial"
 _TEMPORARY = re.compile(rf"{re.escape(_PREFIX)}[0-9a-f]{{16}}{re.escape(PARTIAL)}")
@@ -31,14 +31,12 @@ _TEMPORARY = re.compile(rf"{re.escape(_PREFIX)}[0-9a-f]{{16}}{re.escape(PARTIAL)
 def made_folder(
     folder: Path, advice: str = "give one that ends in .gguf for a single file."
 ) -> Iterator[None]:
-    """A folder for files to come; it is gone again where none has come."""
+    """A folder for outputs, removed again if it stays empty."""
     missing = list(takewhile(lambda path: not path.exists(), [folder, *folder.parents]))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise InputError(
-            f"The output {folder} is a file, where a folder is expected; {advice}"
-        ) from None
+        raise InputError(f"The output {folder} is a file, expected a folder; {advice}") from None
     except OSError as error:
         raise EnvironmentFault(
             f"The folder {folder} cannot be made: {describe_os_error(error)}."
@@ -46,14 +44,14 @@ def made_folder(
     try:
         yield
     finally:
-        with suppress(OSError):  # something lies in it
+        with suppress(OSError):  # it is not empty
             for path in missing:
                 path.rmdir()
 
 
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Keep other runs of this program that ask for the same out of a folder; leaves nothing."""
+    """Keep other runs of this program out of an output folder; leaves nothing."""
     if not HAS_LOCKS:
         yield
         return
@@ -73,9 +71,9 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove what runs of this program that were killed have left in a folder.
+    """Remove what killed runs of this program have left in a folder.
 
-    Whatever a living process still writes is locked by it, and stays.
+    Files of living processes are locked, and stay.
     """
     try:
         with os.scandir(folder) as entries:
@@ -97,7 +95,7 @@ def remove_stale(folder: Path) -> None:
 
 
 def lock(handle: int) -> bool:
-    """Lock an open file or folder until it is closed; False where another process has it."""
+    """Lock an open file or folder until it is closed; False if another process has it."""
     if HAS_LOCKS:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -109,7 +107,7 @@ def lock(handle: int) -> bool:
 
 
 def new_name(folder: Path) -> Path:
-    """Of a file that is not yet what it will be."""
+    """A name for a hidden file."""
     return folder / f"{_PREFIX}{secrets.token_hex(8)}{PARTIAL}"
 
 
@@ -119,7 +117,7 @@ def new_locked(parent: Path) -> tuple[Path, int]:
         path = new_name(parent).with_suffix(PARTIAL)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         handle = os.open(path, flags, 0o666)
-        # Another run may have taken it for a stale one before it was locked.
+        # Another run may have removed it as stale before it was locked.
         if lock(handle) and path.exists():
             return path, handle
         os.close(handle)

@@ -21,26 +21,26 @@ _MARKS = (
 
 
 def check_input_file(path: Path, what: str = "file") -> None:
-    """Refuse an input that is no regular file, such as a pipe, which may wait for ever."""
+    """Reject an input that is not a regular file, such as a pipe, which may block forever."""
     found = stat_of(path, f"The {what} {path}")
     if found is None and path.is_symlink():
         raise InputError(
-            f"{path} is a link to {path.readlink()}, which is not there; give the file itself, or "
-            "mend the link."
+            f"{path} is a link to {path.readlink()}, which does not exist; give the file itself, "
+            "or fix the link."
         )
     if found is None:
         raise InputError(f"There is no {what} {path}; {suggest(path)}")
     if stat.S_ISDIR(found.st_mode):
-        raise InputError(f"{path} is a directory, where {_a(what)} is expected; give a file in it.")
+        raise InputError(f"{path} is a directory, expected {_a(what)}; give a file in it.")
     if not stat.S_ISREG(found.st_mode):
         raise InputError(
-            f"{path} is {kind_of(found.st_mode)}, where {_a(what)} is expected that can be read "
-            "from any place; write it to a file first."
+            f"{path} is {kind_of(found.st_mode)}, expected {_a(what)} with random access; "
+            "write it to a file first."
         )
 
 
 def read_small_file(path: Path, what: str, max_bytes: int, *, pipe: bool = False) -> bytes:
-    """All of a file; no more than it may have."""
+    """The whole content of a file of limited size."""
     if not pipe:
         check_input_file(path, what)
     try:
@@ -52,8 +52,7 @@ def read_small_file(path: Path, what: str, max_bytes: int, *, pipe: bool = False
         raise InputError(f"The {what} {str(path)!r} cannot be read: {error}.") from error
     if len(data) > max_bytes:
         raise InputError(
-            f"The {what} {path} has more than {max_bytes:,} bytes, where at most that many are "
-            "expected; give another file."
+            f"The {what} {path} is larger than {max_bytes:,} bytes; give another file."
         )
     return data
 
@@ -61,16 +60,16 @@ def read_small_file(path: Path, what: str, max_bytes: int, *, pipe: bool = False
 def read_json_object(
     path: Path, what: str, max_bytes: int, *, pipe: bool = False
 ) -> dict[str, Any]:
-    """The object that a JSON file holds; arguments as of `read_small_file`."""
+    """The object in a JSON file; arguments as in `read_small_file`."""
     try:
         loaded = json.loads(read_small_file(path, what, max_bytes, pipe=pipe))
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"The {what} {path} is no valid JSON ({error}); copy it again or give another."
+            f"The {what} {path} is not valid JSON ({error}); copy it again or give another."
         ) from error
     if not isinstance(loaded, dict):
         raise InputError(
-            f"The {what} {path} holds a JSON {type(loaded).__name__}, where an object is expected; "
+            f"The {what} {path} holds a JSON {type(loaded).__name__}, expected an object; "
             "give another file."
         )
     return loaded
@@ -81,9 +80,9 @@ def _a(what: str) -> str:
 
 
 def decoded(data: bytes) -> str:
-    """A text in UTF-8, or in the UTF-16 or UTF-32 that the mark at its beginning names."""
+    """A text in UTF-8, or in the UTF-16 or UTF-32 of its byte order mark."""
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
     text = data.decode(encoding)
     if "\0" in text:
-        raise ValueError("it has NUL characters, as UTF-16 without a mark; save it as UTF-8")
+        raise ValueError("it has NUL characters, like UTF-16 without a mark; save it as UTF-8")
     return text

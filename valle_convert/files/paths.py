@@ -1,4 +1,4 @@
-"""What is true of every path: what lies there, and whose fault it is that the system says no."""
+"""Facts about any path: what it leads to, and whose fault a system error is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from valle_convert.errors import EnvironmentFault, InputError, ValleConvertError
 
-#: Faults of the machine; all other errors of the system are about what was given.
+#: Faults of the machine; all other system errors are about the input.
 _MACHINE = {
     errno.EACCES,
     errno.EPERM,
@@ -35,22 +35,22 @@ def describe_os_error(error: OSError) -> str:
 
 
 def valid_utf8(text: str) -> str:
-    """A text for a file, with what is no UTF-8 in it (of a file's name, say) as U+FFFD."""
+    """A text for a file; bytes that are not UTF-8 (in a file name, say) become U+FFFD."""
     return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def os_fault(words: str, error: OSError, advice: str = "") -> ValleConvertError:
-    """The error to raise for one of the system: whose fault it is follows from its number."""
+    """Our error for one of the system; its number decides whose fault it is."""
     kind = EnvironmentFault if error.errno in _MACHINE else InputError
     if not advice and error.errno == errno.ENOENT and isinstance(error.filename, str):
         advice = suggest(Path(error.filename))
     if not advice and error.errno in {errno.EACCES, errno.EPERM}:
-        advice = "change its permissions, or run as a user who may."
+        advice = "change its permissions, or run as another user."
     return kind(f"{words}: {describe_os_error(error)}{'; ' + advice if advice else '.'}")
 
 
 def suggest(path: Path) -> str:
-    """Advice on a path that leads nowhere: the nearest name in its folder."""
+    """Advice on a path that does not exist: the nearest name in its folder."""
     try:
         there = [one.name for one in path.parent.iterdir()]
     except OSError:
@@ -60,7 +60,7 @@ def suggest(path: Path) -> str:
 
 
 def stat_of(path: Path, words: str) -> os.stat_result | None:
-    """What a path leads to; None for nothing."""
+    """The stat of a path, or None if it does not exist."""
     try:
         return path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -72,7 +72,7 @@ def stat_of(path: Path, words: str) -> os.stat_result | None:
 
 
 def kind_of(mode: int) -> str:
-    """What a file is that is no regular one."""
+    """The kind of a file that is not a regular one."""
     for test, words in (
         (stat.S_ISFIFO, "a pipe"),
         (stat.S_ISSOCK, "a socket"),
@@ -82,4 +82,4 @@ def kind_of(mode: int) -> str:
     ):
         if test(mode):
             return words
-    return "no regular file"
+    return "not a regular file"

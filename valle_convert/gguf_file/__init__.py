@@ -1,4 +1,4 @@
-"""GGUF files: what will be in one (plan), making it (write), and what is in one (read).
+"""GGUF files: their plan, writing them, and reading them.
 
 Description + tokenizer -> plan.plan_gguf -> GgufPlan -> write.write_plan -> file
 file -> read.GgufFile -> keys, tensors, rows

@@ -1,4 +1,4 @@
-"""Two GGUF files, key by key and tensor by tensor: what differs, and by how much.
+"""The differences of two GGUF files, key by key and tensor by tensor, and how large they are.
 
 Works on any two files, from their bytes; weights are read a few megabytes at a time.
 """
@@ -25,7 +25,7 @@ _SHOWN = 60
 
 @dataclass(frozen=True)
 class KeyDifference:
-    """A key that differs; None where one of the files has none."""
+    """A key that differs; None if a file does not have it."""
 
     name: str
     first: str | None
@@ -37,9 +37,9 @@ class TensorDifference:
     """A tensor that differs.
 
     Attributes:
-        first, second: type and shape in each file; None where it has none.
-        snr_db: signal of the first over the difference; infinite where the numbers are the
-            same, None where they cannot be compared.
+        first, second: type and shape in each file, or None.
+        snr_db: signal of the first over the difference; infinite if the numbers are the
+            same, None if they cannot be compared.
     """
 
     name: str
@@ -62,7 +62,7 @@ class TensorDifference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What differs between two files."""
+    """The differences of two files."""
 
     first: str
     second: str
@@ -73,11 +73,11 @@ class Comparison:
 
     @property
     def same(self) -> bool:
-        """Whether every key and tensor is the same, bit by bit."""
+        """Whether all keys and tensors are bit-identical."""
         return not self.keys and not self.tensors
 
     def lines(self) -> Iterator[str]:
-        """The comparison in words, a line a difference and one for the sum of it."""
+        """One line for each difference, and a last one with their number."""
         for key in self.keys:
             first, second = (value or "(none)" for value in (key.first, key.second))
             yield f"key     {key.name}: {first} | {second}"
@@ -107,7 +107,7 @@ class Comparison:
                     "name": tensor.name,
                     "first": tensor.first,
                     "second": tensor.second,
-                    # JSON has no infinity: the numbers are the same, only their type differs.
+                    # JSON has no infinity: same numbers, different type.
                     "equal_numbers": tensor.snr_db == math.inf,
                     "snr_db": None if tensor.snr_db in (None, math.inf) else tensor.snr_db,
                     "max_error": tensor.max_error,
@@ -119,9 +119,9 @@ class Comparison:
 
 
 def signal_to_noise(first: TensorInfo, second: TensorInfo) -> float | None:
-    """Signal of the first tensor over the difference, in dB; None where it cannot be told.
+    """Signal of the first tensor over the difference, in dB; infinite if the numbers are the same.
 
-    Infinite where the numbers are the same.
+    None if they cannot be compared.
     """
     difference = _compare_data(first, second)
     return math.inf if difference is None else difference.snr_db
@@ -134,8 +134,8 @@ def compare_files(
     paths = [next(iter(files.values())).path for files in (first, second)]
     if list(first) != list(second):
         raise InputError(
-            f"{paths[0]} has {plural(len(first), 'file')}, and {paths[1]} has {len(second)}; "
-            "compare files of one kind."
+            f"{paths[0]} has {plural(len(first), 'file')}, but {paths[1]} has {len(second)}; "
+            "compare files of the same kind."
         )
     pairs = [(f"{part}: " if len(first) > 1 else "", first[part], second[part]) for part in first]
     keys: list[KeyDifference] = []
@@ -206,7 +206,7 @@ def _compare_data(a: TensorInfo, b: TensorInfo) -> TensorDifference | None:
             noise += float(np.square(error).sum())
             largest = max(largest, float(np.abs(error).max()))
     if not math.isfinite(signal + noise):
-        note = "not every number is finite"
+        note = "not all numbers are finite"
     if equal:
         return None
     if note:

@@ -1,8 +1,8 @@
-"""Rows of numbers to the bytes of a GGUF type, with nothing lost in silence.
+"""Encode rows of numbers in a GGUF type, without silent loss.
 
 f32, f16 and bf16 are rounded to nearest even, as llama.cpp reads them; q8_0 is the gguf
-package's. NaN and infinity are refused, and so is a number too large for float16, or larger
-than any network computes with.
+package's. NaN, infinity, numbers too large for float16, and numbers too large for any network are
+rejected.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from valle_convert.checkpoint.source import LARGEST_WEIGHT
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.types import BF16, F16, F32, GGML_TYPES, PLAIN_DTYPES, GgmlType
 
-# The types whose elements are numpy's own, those that no weight has among them.
+# Types whose elements are numpy's own.
 _NUMBERS: Mapping[GgmlType, np.dtype[Any]] = {
     **PLAIN_DTYPES,
     **{GGML_TYPES[f"I{8 * n}"]: np.dtype(f"<i{n}") for n in (1, 2, 4, 8)},
     GGML_TYPES["F64"]: np.dtype("<f8"),
 }
-# What the gguf package does not read: bits of a code, and how far one code is from the next.
+# Types that the gguf package does not read: bits of a code, and how far apart codes are.
 _FEW_BITS: Mapping[GgmlType, tuple[int, int]] = {
     GGML_TYPES["Q1_0"]: (1, 2),
     GGML_TYPES["Q2_0"]: (2, 1),
 }
-# The bits of the largest number allowed, without the sign; those of infinity and NaN are larger.
+# The bits of the largest number allowed, without the sign; infinity and NaN are larger.
 _LARGEST_BITS: Mapping[GgmlType, np.unsignedinteger[Any]] = {
     F32: np.float32(LARGEST_WEIGHT).view(np.uint32),
     F16: np.uint16(0x7BFF),
@@ -58,7 +58,7 @@ def encode(rows: NDArray[Any], ggml_type: GgmlType, name: str) -> NDArray[Any]:
     return quantized
 
 
-#: Where the float16 scales of a block lie, in bytes.
+#: Offsets of the float16 scales in a block, in bytes.
 _SCALES: Mapping[str, tuple[int, ...]] = {
     "Q4_0": (0,),
     "Q4_1": (0, 2),
@@ -77,10 +77,10 @@ _EXPONENT = np.uint16(0x7C00)
 
 
 def check_blocks(blocks: NDArray[np.uint8], ggml_type: GgmlType, name: str) -> None:
-    """Refuse quantized rows [n, bytes of a row] that stand for numbers which are none.
+    """Reject quantized rows [n, bytes of a row] that decode to NaN or infinity.
 
-    A block's numbers are whole multiples of its scales, at most some thousand of them, so they are
-    finite, and no larger than a network can compute with, where its scales in float16 are finite.
+    A block's numbers are multiples of its scales, by at most some thousand, so they are finite and
+    not too large if the float16 scales are finite.
     """
     places = _SCALES.get(ggml_type.name)
     if places is None:
@@ -93,14 +93,14 @@ def check_blocks(blocks: NDArray[np.uint8], ggml_type: GgmlType, name: str) -> N
             good = good and not ((scales & _EXPONENT) == _EXPONENT).any()
     if not good:
         raise InputError(
-            f"The tensor {name} holds numbers that are none (NaN or infinite) in a block of "
+            f"The tensor {name} holds NaN or infinity in a block of "
             f"{ggml_type.name}; the file is damaged: copy it again."
         )
 
 
 def decode(data: NDArray[Any], ggml_type: GgmlType) -> NDArray[np.float32]:
     """Rows of a GGUF type as float32; `data` is [n, bytes of a row] or of the type itself."""
-    # What overflows in a damaged file becomes infinite or NaN, which the caller judges.
+    # Overflow in a damaged file gives infinity or NaN, which the caller judges.
     with np.errstate(all="ignore"):
         if ggml_type in _NUMBERS:
             return data.view(_NUMBERS[ggml_type]).astype(np.float32)
@@ -108,7 +108,7 @@ def decode(data: NDArray[Any], ggml_type: GgmlType) -> NDArray[np.float32]:
             return _decode_few_bits(data, ggml_type)
         try:
             values: NDArray[np.float32] = quants.dequantize(data, _of_package(ggml_type))
-        except (ValueError, NotImplementedError):  # one that it does not know, or only names
+        except (ValueError, NotImplementedError):  # a type that it does not know, or only names
             raise InputError(
                 f"the gguf package cannot read numbers of the type {ggml_type.name}"
             ) from None
@@ -116,25 +116,25 @@ def decode(data: NDArray[Any], ggml_type: GgmlType) -> NDArray[np.float32]:
 
 
 def roundings(ggml_type: GgmlType) -> tuple[str | None, ...]:
-    """The ways in which weights come to a plain type: at once (None), or by way of another one.
+    """The ways to round weights to a plain type: directly (None), or first to another type.
 
-    A file that was converted to float16 and then quantized to `BF16` is rounded twice, which is not
-    what one rounding gives.
+    A file converted to float16 and then quantized to `BF16` is rounded twice, which gives other
+    values than rounding once.
     """
     return (None, *(kind.name for kind in (F16, BF16) if kind != ggml_type))
 
 
 def nominal_decibels(ggml_type: GgmlType) -> float:
-    """The ratio of signal to noise that a quantized type reaches on normally distributed weights.
+    """The signal to noise ratio of a quantized type on normally distributed weights, in dB.
 
-    A uniform quantizer gains 6.02 dB a bit; of the bits of a block some go into scales, and weights
-    are not uniform. llama.cpp's types from Q2_K to Q8_0 lie within 3 dB of this line.
+    A uniform quantizer gains 6.02 dB a bit, but scales take some of a block's bits and weights are
+    not uniform. llama.cpp's types from Q2_K to Q8_0 are within 3 dB of this line.
     """
     return 6.02 * ggml_type.bits - 10.0
 
 
 def can_decode(ggml_type: GgmlType) -> bool:
-    """Whether rows of a type can be read as numbers; only those of a type to come cannot."""
+    """Whether rows of a type can be decoded; only future types cannot."""
     try:
         decode(np.zeros(ggml_type.block_bytes, np.uint8), ggml_type)
     except InputError:
@@ -162,10 +162,10 @@ def _of_package(ggml_type: GgmlType) -> GGMLQuantizationType:
 
 
 def _check_size(encoded: NDArray[Any], ggml_type: GgmlType, rows: NDArray[Any], name: str) -> None:
-    """Refuse numbers that are not finite, or too large."""
+    """Reject numbers that are not finite, or too large."""
     largest = _LARGEST_BITS[ggml_type]
     bits = encoded.view(largest.dtype)
-    # As integers, which is as fast as isfinite on float32 and faster on the types of 16 bits.
+    # As integers: as fast as isfinite on float32, and faster on 16-bit types.
     if ((bits & (np.iinfo(largest.dtype).max >> 1)) > largest).any():
         _refuse(rows, name)
 
@@ -177,15 +177,14 @@ def _refuse(rows: NDArray[Any], name: str) -> None:
         where = [int(index) for index in not_finite[0]]
         raise InputError(
             f"The tensor {name} holds {values[tuple(not_finite[0])]} at {where} "
-            f"({len(not_finite)} such values in this part of it), where numbers are expected; "
+            f"({len(not_finite)} such values in this part); "
             "the checkpoint is damaged or its training diverged: take an earlier one."
         )
     largest = float(np.abs(values).max())
     if largest > LARGEST_WEIGHT:
         raise InputError(
-            f"The tensor {name} holds {largest:g}, and with weights beyond {LARGEST_WEIGHT:g} no "
-            "network computes finite numbers; the checkpoint is damaged or its training diverged: "
-            "take an earlier one."
+            f"The tensor {name} holds {largest:g}, expected at most {LARGEST_WEIGHT:g}; the "
+            "checkpoint is damaged or its training diverged: take an earlier one."
         )
     raise InputError(
         f"The tensor {name} holds {largest:g}, more than float16 can (65504); "

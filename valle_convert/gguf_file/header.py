@@ -5,10 +5,10 @@
     tensors:  string name, u32 dimensions, u64 each (fastest first), u32 type, u64 offset
     zeros up to the alignment
 
-A string is a u64 length and UTF-8; an array is a u32 type of its elements, a u64 length,
-and the elements. The gguf package writes the same bytes (a test compares), one Python call
-an element: 0.15 s for the hundred thousand strings and ids of a production-size vocabulary,
-where packing whole arrays takes 0.02 s. A header is made twice in a conversion.
+A string is a u64 length and UTF-8; an array is a u32 type of its elements, a u64 length, and the
+elements. The gguf package writes the same bytes (a test compares) with a Python call per element:
+0.15 s for the hundred thousand strings and ids of a production-size vocabulary, compared with
+0.02 s for packing whole arrays. A conversion makes a header twice.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from valle_convert.gguf_file.types import ARRAY, SCALARS, STRING, VALUE_TYPES, G
 
 MAGIC = b"GGUF"
 VERSION = 3
-#: What the data of each tensor is aligned to, where the key does not say otherwise.
+#: The default alignment of tensor data.
 ALIGNMENT = 32
 ALIGNMENT_KEY = "general.alignment"
 
@@ -37,7 +37,7 @@ class Key:
 
     Attributes:
         type: `u32`, `f32`, `bool`, `string` and so on, in brackets for an array.
-        deferred: the value is known only when the weights are read; `value` is then a
+        deferred: the value is known once the weights are read; `value` is then a
             placeholder of the same size.
     """
 
@@ -53,7 +53,7 @@ class TensorEntry:
 
     Attributes:
         shape: rows first, as in numpy; one number for a vector.
-        offset: of its data, from the beginning of the data.
+        offset: from the beginning of the data.
     """
 
     name: str
@@ -77,7 +77,7 @@ def padded(n_bytes: int, alignment: int = ALIGNMENT) -> int:
 
 
 def tensor_entries(tensors: Iterable[tuple[str, tuple[int, ...], GgmlType]]) -> list[TensorEntry]:
-    """Names, shapes and types to rows of the table: the data one after the other, aligned."""
+    """The table of tensors whose data is written in this order, aligned."""
     entries: list[TensorEntry] = []
     end = 0
     for name, shape, ggml_type in tensors:
@@ -93,9 +93,9 @@ def write_entries(
     data: Iterable[NDArray[Any]],
     advance: Callable[[int], object] = lambda _n: None,
 ) -> int:
-    """Write a file of tensors that are placed one after the other; returns its size.
+    """Write a file of tensors in the order of their data; returns its size.
 
-    The data of each is asked for when it is its turn, and `advance` is told the bytes of each.
+    Each tensor's data is requested when it is its turn; `advance` gets its size.
     """
     size = out.write(header)
     for tensor, piece in zip(tensors, data, strict=True):
@@ -119,7 +119,7 @@ def join_header(
     alignment: int,
     version: int = VERSION,
 ) -> bytes:
-    """A padded header of keys and a table of tensors that are bytes already."""
+    """A padded header of encoded keys and an encoded table of tensors."""
     counts = struct.pack("<IQQ", version, n_tensors, len(keys))
     header = b"".join([MAGIC, counts, *keys, *table])
     return header.ljust(padded(len(header), alignment), b"\0")
@@ -137,7 +137,7 @@ def pack_tensor(tensor: TensorEntry) -> bytes:
     return _string(tensor.name) + shape + place
 
 
-def _value(kind: str, value: Any) -> bytes:  # noqa: ANN401 - of the type that `kind` says
+def _value(kind: str, value: Any) -> bytes:  # noqa: ANN401 - `kind` names its type
     if not kind.startswith("["):
         number, data = _elements(kind, [value])
         return struct.pack("<I", number) + data

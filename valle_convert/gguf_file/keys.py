@@ -1,6 +1,6 @@
-"""The metadata of a converted file: one list, read by the writer and by the reader.
+"""The metadata keys of a converted file, for the writer and the reader.
 
-docs/gguf-keys.md lists their meaning.
+docs/gguf-keys.md describes them.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _ATTENTIONS: dict[str, Attention] = {"bidirectional": "bidirectional", "causal":
 RMS_EPSILON = 1e-6
 ROPE_BASE = 10_000.0
 
-#: The family's name; files of the family without a name have no such key.
+#: The family's name; versions 5 and 6 do not have this key.
 FAMILY_KEY = "valle.family"
-#: Ties the files of a set together, whatever they are quantized to later.
+#: Ties the files of a set together, also after quantizing.
 SET_ID_KEY = "valle.set.id"
-#: Which file of a set a file is.
+#: A file's part in its set.
 PART_KEY = "valle.part"
 BIAS_KEY = "valle.head.bias"
-#: The tokenizer's keys whose values the network's phoneme rows fix.
+#: Tokenizer keys whose values follow from the network's phoneme rows.
 SPECIAL_IDS = {
     "tokenizer.ggml.unknown_token_id": UNKNOWN_PHONEME,
     "tokenizer.ggml.bos_token_id": BOS_PHONEME,
@@ -48,21 +48,20 @@ SPECIAL_IDS = {
 }
 SOURCE_SHA256_KEY = "valle.source.sha256"
 SOURCE_LORA_KEY = "valle.source.lora"
-#: What the source did not say and was assumed, and what its checkpoint had and it has no more.
+#: Assumed values, and parts of the checkpoint that its source had lost.
 SOURCE_ASSUMED_KEY = "valle.source.assumed"
 SOURCE_LOST_KEY = "valle.source.lost"
 SOURCE_PREFIX = "valle.source."
-#: The config of the checkpoint and its phoneme strings with their ids, as JSON, so that `export`
-#: gives both back as they were.
+#: The config and the phonemes with their ids as JSON, so that `export` restores them exactly.
 SOURCE_CONFIG_KEY = "valle.source.config"
 SOURCE_SYMMAP_KEY = "valle.source.symmap"
-#: What container the weights were in, where it was not the training project's own.
+#: The container of the weights, unless it was the training project's own.
 SOURCE_FORMAT_KEY = "valle.source.format"
 SOURCE_REVISION_KEY = "valle.source.revision"
-#: Of a repaired file: the types that its source had for tables and heads.
+#: In a repaired file: the source's types of tables and heads.
 OLD_TYPES_KEY = "valle.source.old_types"
-#: SHA-256 of the tensors' data with its padding, and of all before it, with zeros in the place of
-#: the two digests; and the file type then. They let a file be checked without its checkpoint.
+#: SHA-256 of the tensor data with padding, and of everything before it with zeros in the place of
+#: the two digests; and the file type at that time. They verify a file without its checkpoint.
 DATA_DIGEST_KEY = "valle.digest.data"
 HEADER_DIGEST_KEY = "valle.digest.header"
 DIGEST_TYPE_KEY = "valle.digest.file_type"
@@ -72,7 +71,7 @@ CONVERTER_KEY = "valle.converter.version"
 FILE_TYPE_KEY = "general.file_type"
 
 
-#: The names of all that `architecture_keys` gives, without the architecture in front.
+#: The names of the `architecture_keys`, without the architecture.
 ARCHITECTURE_KEYS = frozenset(
     """
     context_length embedding_length block_count feed_forward_length attention.head_count
@@ -83,7 +82,7 @@ ARCHITECTURE_KEYS = frozenset(
 
 
 def architecture_keys(config: GemmaConfig) -> Iterator[Key]:
-    """What llama.cpp reads to build the graph."""
+    """The keys that llama.cpp builds the graph from."""
     prefix = ARCHITECTURE
     yield Key(f"{prefix}.context_length", config.n_ctx_train, "u32")
     yield Key(f"{prefix}.embedding_length", config.n_embd, "u32")
@@ -99,7 +98,7 @@ def architecture_keys(config: GemmaConfig) -> Iterator[Key]:
 
 
 def config_keys(config: GemmaConfig) -> Iterator[Key]:
-    """What is VALL-E about the config; `KeyReader.config` reads it."""
+    """VALL-E's part of the config; `KeyReader.config` reads it."""
     yield Key("valle.checkpoint_version", config.version, "u32")
     yield Key("valle.capabilities", list(config.capabilities), "[string]")
     yield from codec_keys(config)
@@ -110,14 +109,14 @@ def config_keys(config: GemmaConfig) -> Iterator[Key]:
 def name_keys(
     languages: Sequence[str], tasks: Sequence[str], tones: Sequence[str]
 ) -> Iterator[Key]:
-    """The names of rows in id order; GGUF has no empty arrays, so that no names are no key."""
+    """The names of rows in id order; GGUF has no empty arrays, so no names means no key."""
     for name, words in (("languages", languages), ("tasks", tasks), ("tones", tones)):
         if words:
             yield Key(f"valle.{name}", list(words), "[string]")
 
 
 def codec_keys(format_: CodeFormat) -> Iterator[Key]:
-    """What the codes are codes of; `KeyReader.codec` reads the codec."""
+    """The codec and the form of its codes; `KeyReader.codec` reads the codec."""
     yield Key("valle.codec.name", format_.codec.name, "string")
     yield Key("valle.codec.sample_rate", format_.codec.sample_rate, "u32")
     yield Key("valle.codec.levels", format_.n_levels, "u32")
@@ -126,13 +125,13 @@ def codec_keys(format_: CodeFormat) -> Iterator[Key]:
 
 
 def row_keys(tables: Sequence[Table], heads: Sequence[Head]) -> Iterator[Key]:
-    """Which rows of the token embedding are which table and head; a `KeyReader` reads them."""
+    """The rows of each table and head in the token embedding; a `KeyReader` reads them."""
     yield from table_keys(tables)
     yield from _range_keys("head", heads)
 
 
 def table_keys(tables: Sequence[Table]) -> Iterator[Key]:
-    """The same where there are no heads; GGUF has no empty arrays."""
+    """The same without heads."""
     yield from _range_keys("table", tables)
 
 
@@ -143,12 +142,12 @@ def _range_keys(kind: str, entries: Sequence[Table] | Sequence[Head]) -> Iterato
 
 
 def is_converted(keys: Mapping[str, Any]) -> bool:
-    """Whether the keys are those of a file made by this project."""
+    """Whether this project made a file with these keys."""
     return "valle.format_version" in keys
 
 
 class KeyReader:
-    """Typed access to keys of an untrusted file; faults are gathered, not raised."""
+    """Typed access to keys of an untrusted file, which collects faults."""
 
     def __init__(self, keys: Mapping[str, Any]) -> None:
         self.keys = keys
@@ -156,26 +155,25 @@ class KeyReader:
 
     @classmethod
     def of_converted(cls, keys: Mapping[str, Any], path: Path) -> Self:
-        """A reader of a converted file."""
         if not is_converted(keys):
             raise InputError(
-                f"{path} is a GGUF file without the valle.* keys, so it is no converted VALL-E "
+                f"{path} is a GGUF file without valle.* keys, not a converted VALL-E "
                 "checkpoint; convert one with `valle-convert CHECKPOINT OUT.gguf`."
             )
         reader = cls(keys)
         version = reader.number("valle.format_version")
         if version != FORMAT_VERSION:
             raise InputError(
-                f"{path} is of format version {version}, and this program reads {FORMAT_VERSION}; "
+                f"{path} has format version {version}, expected {FORMAT_VERSION}; "
                 "use a newer valle-convert."
             )
         return reader
 
     def finish(self, path: Path) -> None:
-        """Refuse a file with faults."""
+        """Reject a file with faults."""
         if self.faults:
             raise InputError(
-                f"{path}: its keys are not consistent: {'; '.join(self.faults)}. "
+                f"{path}: its keys are inconsistent: {'; '.join(self.faults)}. "
                 "Convert the checkpoint again."
             )
 
@@ -205,7 +203,7 @@ class KeyReader:
         return value if isinstance(value, str) else self._fault(name, value, "a string", "")
 
     def choice(self, name: str, choices: Mapping[str, T]) -> T:
-        """What a string stands for, else the first choice."""
+        """The meaning of a string, else the first choice."""
         value = self._get(name)
         if isinstance(value, str) and value in choices:
             return choices[value]
@@ -220,7 +218,6 @@ class KeyReader:
         return self._fault(name, value, "a list of strings", ())
 
     def config(self) -> GemmaConfig:
-        """What `architecture_keys` and `config_keys` wrote."""
         return GemmaConfig(
             version=self.number("valle.checkpoint_version"),
             capabilities=self.words("valle.capabilities"),
@@ -238,7 +235,6 @@ class KeyReader:
         )
 
     def codec(self) -> Codec:
-        """The codec that `codec_keys` wrote."""
         return Codec(
             self.text("valle.codec.name"),
             self.number("valle.codec.sample_rate"),
@@ -272,11 +268,10 @@ class KeyReader:
         return found
 
     def tables(self, n_token_rows: int) -> tuple[Table, ...]:
-        """The tables that `row_keys` wrote."""
         return tuple(Table(*row) for row in self.ranges("table", n_token_rows))
 
     def names(self, kind: str, table: str, tables: Sequence[Table]) -> tuple[str, ...]:
-        """Names in id order, one for each row of a table, which may not be there."""
+        """Names in id order, one for each row of an optional table."""
         words = self.words(f"valle.{kind}", optional=True)
         n_rows = sum(one.n_rows for one in tables if one.name == table)
         if len(words) != n_rows:
@@ -306,7 +301,7 @@ class KeyReader:
     def compare_rows(
         self, kind: str, found: Mapping[str, int], expected: Mapping[str, int | None]
     ) -> None:
-        """Expect tables or heads of so many rows each, or of any number of them."""
+        """Require tables or heads with these numbers of rows; None for any number."""
         for name, n_rows in expected.items():
             if name not in found:
                 self.faults.append(f"the {kind} {name} is missing")
@@ -314,13 +309,12 @@ class KeyReader:
                 self.faults.append(f"the {kind} {name} has {found[name]} rows, not {n_rows}")
 
     def compare_order(self, tables: Sequence[Table], first: str) -> None:
-        """Expect tables side by side, beginning with one."""
+        """Require adjacent tables, beginning with one."""
         next_row = 0
         for table in tables:
             if table.first_row != next_row:
                 self.faults.append(
-                    f"the table {table.name} begins at row {table.first_row}, and {next_row} is "
-                    "next"
+                    f"the table {table.name} begins at row {table.first_row}, expected {next_row}"
                 )
             next_row = table.first_row + table.n_rows
         if tables and tables[0].name != first:
@@ -331,5 +325,5 @@ class KeyReader:
 
     def _fault(self, name: str, value: object, expected: str, default: T) -> T:
         found = "missing" if value is None else f"{value!r:.60}"
-        self.faults.append(f"{name} is {found}, where {expected} is expected")
+        self.faults.append(f"{name} is {found}, expected {expected}")
         return default

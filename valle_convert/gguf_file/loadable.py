@@ -1,8 +1,8 @@
-"""What stock llama.cpp aborts, dies or never ends on, though the file is well-formed GGUF.
+"""Well-formed GGUF on which stock llama.cpp aborts, dies or hangs.
 
-llama.cpp throws for most of what is wrong with a model, and that is caught; some of it is an
-assertion, which ends the process. So a file of the architecture `gemma` is looked at before it is
-loaded. tests/gguf_file/test_loadable.py gives each case to llama.cpp in a child process.
+llama.cpp throws for most faulty models, but some faults end the process with an assertion. So a
+file of the architecture `gemma` is checked before it is loaded. tests/gguf_file/test_loadable.py
+gives each case to llama.cpp in a child process.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from valle_convert.tokenizer.compiled import TOKENS_KEY
 from valle_convert.wording import listing
 
 _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
-#: No kernel multiplies matrices of these.
+#: Types without matrix multiplication kernels.
 _NOT_OF_WEIGHTS = ("I8", "I16", "I32", "I64", "F64")
 _IDS = ("bos", "eos", "unknown")
 
 
 def dangers(file: GgufFile) -> Iterator[str]:
-    """What llama.cpp would not survive, in words."""
+    """Everything that llama.cpp would not survive, in words."""
     architecture = file.keys.get("general.architecture")
     if architecture != ARCHITECTURE:
-        yield f"general.architecture is {architecture!r:.40}, where {ARCHITECTURE!r} is expected"
+        yield f"general.architecture is {architecture!r:.40}, expected {ARCHITECTURE!r}"
         return
     prefix = f"{ARCHITECTURE}."
     unknown = [name for name in file.keys if name.startswith(prefix)]
     unknown = [name for name in unknown if name.removeprefix(prefix) not in ARCHITECTURE_KEYS]
     if unknown:
-        yield f"{listing(unknown)} would make another graph"
+        yield f"{listing(unknown)} would change the graph"
     yield from _size_dangers(file)
     for tensor in file.tensors.values():
         kind, is_vector = tensor.ggml_type.name, len(tensor.shape) == 1
         if kind in _NOT_OF_WEIGHTS or (is_vector and kind != "F32"):
             expected = "F32" if is_vector else "a type of weights"
-            yield f"the tensor {tensor.name!r:.70} is {kind}, where {expected} is expected"
+            yield f"the tensor {tensor.name!r:.70} is {kind}, expected {expected}"
     yield from vocabulary_dangers(file)
 
 
@@ -52,24 +52,24 @@ def _size_dangers(file: GgufFile) -> Iterator[str]:
         yield f"{n_layer} layers, where 1 to {_MAX_LAYERS} are allowed"
     n_rotated, n_head = number("rope.dimension_count"), number("attention.key_length")
     if not 2 <= n_rotated <= n_head or n_rotated % 2:
-        yield f"{n_rotated} of the {n_head} elements of a head are rotated, which has to be even"
+        yield f"{n_rotated} of the {n_head} elements of a head are rotated, expected an even number"
     epsilon = number("attention.layer_norm_rms_epsilon")
-    if not epsilon >= 0:  # NaN is not
+    if not epsilon >= 0:  # also for NaN
         yield f"an epsilon of {epsilon}"
 
 
 def vocabulary_dangers(file: GgufFile) -> Iterator[str]:
-    """What is wrong with the tokens of a file, in words."""
+    """Faults in the tokens of a file, in words."""
     tokens = file.keys.get(TOKENS_KEY)
     if file.key_types.get(TOKENS_KEY) != "[string]" or not tokens:
-        yield f"{TOKENS_KEY} is no list of strings"
+        yield f"{TOKENS_KEY} is not a list of strings"
         return
-    # llama.cpp's own texts end at the first zero, and it names those that are empty.
+    # llama.cpp cuts texts at the first zero, and names empty ones.
     texts = {text.partition("\0")[0] or f"[EMPTY_{i}]" for i, text in enumerate(tokens)}
     if len(texts) != len(tokens):
-        yield f"{len(tokens) - len(texts)} of its tokens have a text that another one has"
+        yield f"{len(tokens) - len(texts)} of its tokens have the text of another token"
     for name in _IDS:
         key = f"tokenizer.ggml.{name}_token_id"
         token = file.keys.get(key)
         if not isinstance(token, int) or not 0 <= token < len(tokens):
-            yield f"{key} is {token!r:.40}, where one of {len(tokens)} tokens is expected"
+            yield f"{key} is {token!r:.40}, expected one of {len(tokens)} tokens"

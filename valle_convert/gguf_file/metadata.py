@@ -1,7 +1,7 @@
-"""The `general.*` keys: what the user says of the model, and what follows from it.
+"""The `general.*` keys, from the user or derived.
 
-They are given in a JSON file whose keys are the names of the GGUF specification, with or without
-`general.`; a name given on the command line wins over the file.
+The user gives them in a JSON file with the names of the GGUF specification, with or without
+`general.`; a name given on the command line overrides the file.
 """
 
 from __future__ import annotations
@@ -56,15 +56,15 @@ class GeneralMetadata:
         for name, value in self.values.items():
             kind = ALLOWED.get(name)
             if kind is None:
-                faults.append(f"{name!r} is none of {', '.join(ALLOWED)}")
+                faults.append(f"{name!r} is not one of {', '.join(ALLOWED)}")
             elif kind == "string" and not isinstance(value, str):
-                faults.append(f"{name} is {value!r}, where a string is expected")
+                faults.append(f"{name} is {value!r}, expected a string")
             elif kind == "[string]" and (
                 not isinstance(value, list)
                 or not value
                 or any(not isinstance(item, str) for item in value)
             ):
-                faults.append(f"{name} is {value!r}, where a list of strings is expected")
+                faults.append(f"{name} is {value!r}, expected a list of strings")
             else:
                 texts = [value] if isinstance(value, str) else value
                 if any(valid_utf8(text) != text for text in texts):
@@ -74,7 +74,7 @@ class GeneralMetadata:
 
     @classmethod
     def read(cls, path: Path | None, name: str | None = None) -> GeneralMetadata:
-        """The values of a JSON file, and the model's name, where they are given."""
+        """The values of a JSON file and the model's name, if given."""
         values: dict[str, Any] = {}
         if path is not None:
             loaded = read_json_object(path, "metadata file", _MAX_BYTES, pipe=True)
@@ -86,7 +86,7 @@ class GeneralMetadata:
     def keys(
         self, checkpoint: Checkpoint, languages: Sequence[str], n_weights: int
     ) -> Iterator[Key]:
-        """All `general.*` keys but architecture and file type; what is not given is derived."""
+        """All `general.*` keys except architecture and file type; missing values are derived."""
         from gguf.utility import model_weight_count_rounded_notation
 
         values: dict[str, Any] = {

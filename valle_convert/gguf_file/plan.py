@@ -1,7 +1,7 @@
-"""The plan of a GGUF file: every key, every tensor, where each row comes from.
+"""The plan of a GGUF file: every key, every tensor, and the source of each row.
 
-A plan is made from names and shapes alone. It can be printed (`--dry-run`), compared and
-tested without weights; writing only streams it, and verifying reads it backwards.
+A plan is made from names and shapes alone. It can be printed (`--dry-run`), compared and tested
+without weights; the writer streams it, and the verifier reads it backwards.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from valle_convert.model.spec import CODECS, CodeFormat
 from valle_convert.wording import listing, plural
 
 TOKEN_EMBEDDING = "token_embd.weight"  # noqa: S105 - a tensor
-#: What `--outtype` takes; `auto` keeps the type of the checkpoint.
+#: The values of `--outtype`; `auto` keeps the type of the checkpoint.
 OUT_TYPES: dict[str, GgmlType | None] = {
     "auto": None,
     "f32": F32,
@@ -57,10 +57,10 @@ _FILE_TYPES = {
 
 @dataclass(frozen=True)
 class Span:
-    """Consecutive rows of a planned tensor, from one source tensor.
+    """Consecutive rows of a planned tensor from one source tensor.
 
     Attributes:
-        gather: the source rows, where they are not simply the first `n_rows` in order.
+        gather: the source rows, unless they are the first `n_rows` in order.
     """
 
     label: str
@@ -75,7 +75,7 @@ class PlannedTensor(TensorEntry):
     """One tensor of the file.
 
     Attributes:
-        spans: what it is made of, in row order, without gaps.
+        spans: its rows in order, without gaps.
     """
 
     spans: tuple[Span, ...]
@@ -83,10 +83,10 @@ class PlannedTensor(TensorEntry):
 
 @dataclass(frozen=True)
 class FileKeys:
-    """What a family writes into one file, beside what stands in every file.
+    """A family's part of one file.
 
     Attributes:
-        extra_rows: rows of the first table to be copied behind all rows, for the tokenizer.
+        extra_rows: rows of the first table that are copied after all rows, for the tokenizer.
         languages: for `general.languages`; None for a file without general keys.
     """
 
@@ -106,7 +106,7 @@ class PlannedFile:
     Attributes:
         keys: the metadata in file order, `general.architecture` first.
         biases: the heads' biases, which are a key.
-        set_salt: what the id of the file's set is made of, beside the source; None for a file
+        set_salt: hashed with the source to the id of the file's set; None for a file
             that stands alone.
     """
 
@@ -183,19 +183,19 @@ def lay_out(
 
 
 def check_codec(name: str, model: CodeFormat) -> None:
-    """Refuse a codec by name whose codes cannot be those of a model."""
+    """Reject a codec whose codes cannot be the model's."""
     levels, codes = model.n_levels, model.codebook_size
     for (n_levels, n_codes), codec in CODECS.items():
         if codec.name == name and (levels > n_levels or codes != n_codes):
             raise InputError(
-                f"The codec {name} has {plural(n_levels, 'level')} of {n_codes} codes, and the "
-                f"model was trained on {plural(levels, 'level')} of {codes}; leave "
+                f"The codec {name} has {plural(n_levels, 'level')} of {n_codes} codes, but the "
+                f"model has {plural(levels, 'level')} of {codes}; leave "
                 "--codec-name out, or give the codec of the training."
             )
 
 
 def valid_key(key: Key) -> Key:
-    """The key with nothing in it that is no UTF-8, as names of files may have."""
+    """The key with bytes that are not UTF-8 replaced, as file names may have them."""
     if key.type == "string":
         return replace(key, value=valid_utf8(key.value))
     if key.type == "[string]":
@@ -204,14 +204,14 @@ def valid_key(key: Key) -> Key:
 
 
 def out_type_named(name: str) -> GgmlType | None:
-    """The type that is asked for, in capitals or not; None for the checkpoint's own."""
+    """The requested type, in any case; None for the checkpoint's own."""
     if name.lower() not in OUT_TYPES:
         raise InputError(f"There is no output type {name!r}; there are {', '.join(OUT_TYPES)}.")
     return OUT_TYPES[name.lower()]
 
 
 def digest_keys(tensors: tuple[PlannedTensor, ...]) -> list[Key]:
-    """By which a file is checked without its checkpoint; the digests are known when written."""
+    """Digests to verify a file without its checkpoint; known once it is written."""
     return [
         Key(gguf_keys.DIGEST_TYPE_KEY, int(file_type_of(tensors)), "u32"),
         Key(gguf_keys.DATA_DIGEST_KEY, gguf_keys.NO_DIGEST, "string", deferred=True),
@@ -220,7 +220,7 @@ def digest_keys(tensors: tuple[PlannedTensor, ...]) -> list[Key]:
 
 
 def source_keys(checkpoint: Checkpoint, assumed: tuple[str, ...] = ()) -> list[Key]:
-    """Where the weights come from, and what converted them."""
+    """The source of the weights, and the converter's version."""
     keys = [
         Key("valle.source.name", checkpoint.path.name, "string"),
         Key(gguf_keys.SOURCE_SHA256_KEY, gguf_keys.NO_DIGEST, "string", deferred=True),
@@ -248,7 +248,7 @@ def place_tensors(
     specs: Mapping[str, TensorSpec],
     forced: GgmlType | None,
 ) -> tuple[PlannedTensor, ...]:
-    """Give every tensor its type and its place."""
+    """Give every tensor its type and offset."""
     tensors: list[PlannedTensor] = []
     faults: list[str] = []
     offset = 0
@@ -276,7 +276,7 @@ def place_tensors(
 
 
 def _common_type(specs: list[TensorSpec]) -> GgmlType:
-    """The type that holds all of them without loss; float16 where they are of several quantized."""
+    """The type that holds all of them without loss; float16 for several quantized ones."""
     types = {stored_type(spec) for spec in specs}
     if len(types) == 1:
         return types.pop()
@@ -292,7 +292,7 @@ def stored_type(spec: TensorSpec) -> GgmlType:
 
 
 def file_type_of(tensors: tuple[PlannedTensor, ...]) -> LlamaFileType:
-    """llama.cpp's word for the file: the type that most of its bytes have."""
+    """llama.cpp's file type: the type that most of its bytes have."""
     sizes: dict[GgmlType, int] = {}
     for tensor in tensors:
         sizes[tensor.ggml_type] = sizes.get(tensor.ggml_type, 0) + tensor.n_bytes

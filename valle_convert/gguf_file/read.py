@@ -1,11 +1,11 @@
-"""What is in a GGUF file, whoever made it: keys decoded when asked for, tensors mapped.
+"""Reads any GGUF file: keys are decoded on request, tensors mapped.
 
-A file is untrusted. The table of its contents is walked once, strictly, and kept as spans
-of the mapped bytes; so a file is opened in milliseconds, and a header can be changed without
-decoding 36,000 tokens. `header` describes the format.
+A file is untrusted. Its table of contents is walked once, strictly, and kept as spans of the mapped
+bytes; so a file is opened in milliseconds, and a header can be changed without decoding 36,000
+tokens. `header` describes the format.
 
-What is accepted, stock llama.cpp and the gguf package read alike. What one of them would
-abort, hang or index wildly on, is an `InputError` that says what is wrong.
+Stock llama.cpp and the gguf package read an accepted file alike. If one of them would abort, hang
+or read out of bounds, an `InputError` describes the fault.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _SPLIT_NUMBER, _SPLIT_COUNT = "split.no", "split.count"
 
 @dataclass(frozen=True)
 class _Contents:
-    """The bytes of a file, and what to call it."""
+    """The bytes of a file, and its name."""
 
     label: str
     buffer: bytes | mmap.mmap
@@ -57,7 +57,7 @@ class TensorInfo(TensorEntry):
     """One tensor of a GGUF file.
 
     Attributes:
-        start: of its data, from the beginning of the file.
+        start: offset of its data in the file.
     """
 
     start: int = field(compare=False)
@@ -65,7 +65,7 @@ class TensorInfo(TensorEntry):
 
     @property
     def data(self) -> NDArray[np.uint8]:
-        """Mapped bytes: [..., bytes of a row]; of a vector, [bytes]."""
+        """Mapped bytes: [..., bytes of a row]; [bytes] for a vector."""
         flat = np.frombuffer(self._contents.buffer, np.uint8, self.n_bytes, self.start)
         return flat.reshape(*self.shape[:-1], self.ggml_type.row_bytes(self.shape[-1]))
 
@@ -81,12 +81,12 @@ class TensorInfo(TensorEntry):
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a file is meant to be a GGUF file, by its first four letters."""
+    """Whether a file begins with the GGUF magic."""
     if is_on_hub(path):
         return False
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            return False  # a pipe is not waited for
+            return False  # do not wait for a pipe
         with path.open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC
     except OSError as error:
@@ -94,16 +94,16 @@ def is_gguf(path: Path) -> bool:
 
 
 class GgufFile:
-    """A GGUF file, parsed. It stays mapped as long as this object or data of it lives.
+    """A parsed GGUF file. It stays mapped as long as this object or its data exists.
 
     Args:
-        contents: the file's bytes, or the file opened, wherever its position is.
+        contents: the file's bytes, or the open file at any position.
 
     Attributes:
-        keys: every metadata key, decoded when it is looked up; strings and lists as Python's.
+        keys: every metadata key, decoded on access; strings and lists as Python's.
         key_types: the type of each key, as in `header.Key`.
         tensors: by name, in the order of the file.
-        alignment: what the data of each tensor is aligned to.
+        alignment: of the data of each tensor.
         data_start: where the data begins in the file.
         data_bytes: the size of the data, padding included.
         size: of the file, in bytes.
@@ -130,7 +130,7 @@ class GgufFile:
             self._parse(reader)
         except DamageError as error:
             raise InputError(
-                f"{path} is no whole GGUF file: {error}; convert or copy it again."
+                f"{path} is not a complete GGUF file: {error}; convert or copy it again."
             ) from None
         if not allow_part:
             self.refuse_part()
@@ -167,35 +167,35 @@ class GgufFile:
             return ALIGNMENT
         kind = self._spans[ALIGNMENT_KEY].type
         if kind != "u32":
-            raise DamageError(f"{ALIGNMENT_KEY} is of type {kind}, where u32 is expected")
+            raise DamageError(f"{ALIGNMENT_KEY} has type {kind}, expected u32")
         alignment: int = self.keys[ALIGNMENT_KEY]
         if not 8 <= alignment <= _MAX_ALIGNMENT or alignment & (alignment - 1):
             raise DamageError(
-                f"{ALIGNMENT_KEY} is {alignment}, where a power of two from 8 to "
-                f"{_MAX_ALIGNMENT} is expected"
+                f"{ALIGNMENT_KEY} is {alignment}, expected a power of two from 8 to "
+                f"{_MAX_ALIGNMENT}"
             )
         return alignment
 
     def _place(self, tensors: Mapping[str, TensorEntry]) -> None:
-        """The data: one tensor behind the other, in the order of the table, to the file's end."""
+        """Check that the data is contiguous, in the order of the table, up to the file's end."""
         end, before = 0, "the beginning"
         for tensor in tensors.values():
             name, expected = quote(tensor.name), self.padded(end)
             if tensor.offset % self.alignment:
                 raise DamageError(
-                    f"the data of {name} begins at {tensor.offset}, which is no multiple of the "
+                    f"the data of {name} begins at {tensor.offset}, which is not a multiple of the "
                     f"alignment {self.alignment}"
                 )
             if tensor.offset != expected:
                 what = "overlaps with" if tensor.offset < expected else "leaves a hole after"
                 raise DamageError(
                     f"the data of {name} begins at {tensor.offset} and {what} that of {before}, "
-                    f"where {expected} is next"
+                    f"expected {expected}"
                 )
             end, before = tensor.offset + tensor.n_bytes, name
             if self.data_start + end > self.size:
                 raise DamageError(
-                    f"the data of {name} ends at byte {self.data_start + end:,}, and the file "
+                    f"the data of {name} ends at byte {self.data_start + end:,}, but the file "
                     f"has {self.size:,}"
                 )
         self.data_bytes = self.padded(end)
@@ -204,12 +204,12 @@ class GgufFile:
             raise DamageError(f"{n_more:,} bytes follow the last tensor")
 
     def refuse_part(self) -> None:
-        """Refuse a part of a split model: llama.cpp would load further files by their names."""
+        """Reject a part of a split model: llama.cpp would load further files by their names."""
         if self.is_part:
             number, count = (self.keys.get(name) for name in (_SPLIT_NUMBER, _SPLIT_COUNT))
             raise InputError(
                 f"{self.path} is one part of a split model ({_SPLIT_NUMBER} {number!r:.20}, "
-                f"{_SPLIT_COUNT} {count!r:.20}), where a whole one is expected; join the parts "
+                f"{_SPLIT_COUNT} {count!r:.20}); join the parts "
                 "with `llama-gguf-split --merge`."
             )
 
@@ -223,7 +223,7 @@ class GgufFile:
         return {name: span.type for name, span in self._spans.items()}
 
     def raw(self, name: str) -> bytes:
-        """A key's type and value as they stand in the file; equal bytes are equal keys."""
+        """The bytes of a key's type and value in the file; equal bytes are equal keys."""
         span = self._spans[name]
         return self._contents.buffer[span.type_at : span.stop]
 
@@ -232,15 +232,15 @@ class GgufFile:
         return padded(n_bytes, self.alignment)
 
     def changed(self, keys: Sequence[Key], *, drop: Sequence[str] = ()) -> bytes:
-        """The header with other keys, padded; a key that is there keeps its place."""
+        """The padded header with changed keys, which keep their place."""
         table = self._contents.buffer[self._keys_end : self._tables_end]
         entries = self._entries(keys, drop)
         return join_header(entries, len(self.tensors), [table], self.alignment, self._version)
 
     def write_aligned(self, out: BinaryIO) -> None:
-        """Write the same keys and tensors, aligned as files are that do not say how.
+        """Write the same keys and tensors with the default alignment.
 
-        llama-quantize aligns what it writes to 32 bytes, and keeps a key that says otherwise.
+        llama-quantize always aligns to 32 bytes, but keeps a key with another alignment.
         """
         held = self.tensors.values()
         tensors = tensor_entries((one.name, one.shape, one.ggml_type) for one in held)
@@ -270,12 +270,12 @@ def _map_path(path: Path) -> mmap.mmap:
 
 def _map(file: BinaryIO, label: str) -> mmap.mmap:
     if file.seek(0, 2) == 0:
-        raise InputError(f"{label} is empty, where a GGUF file is expected.")
+        raise InputError(f"{label} is empty, expected a GGUF file.")
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def parsed(path: Path) -> Path | GgufFile:
-    """A GGUF file, parsed; the path of what is none or is damaged, for whoever says so."""
+    """A parsed GGUF file; the path of any other file, which the caller reports."""
     try:
         return GgufFile(path, allow_part=True) if is_gguf(path) else path
     except InputError:
@@ -283,5 +283,5 @@ def parsed(path: Path) -> Path | GgufFile:
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a file is a GGUF adapter, rather than a LoRA of the training project."""
+    """Whether a file is a GGUF adapter, not a LoRA of the training project."""
     return is_gguf(path) and GgufFile(path).keys.get("general.type") == "adapter"

@@ -15,9 +15,9 @@ from valle_convert.gguf_file.types import ARRAY, SCALARS, STRING, TYPE_OF_NUMBER
 
 _VERSIONS = (2, 3)
 _MAX_DIMENSIONS = 4
-_MAX_TENSOR_NAME = 63  # bytes: what llama.cpp holds without the zero at the end
+_MAX_TENSOR_NAME = 63  # bytes: llama.cpp's limit without the final zero
 _MAX_KEY_NAME = 65_535  # bytes, by the specification
-# Far above any model, and low enough that a hostile file costs a second and some 100 MB.
+# Far above any model, but a hostile file costs at most a second and some 100 MB.
 _MAX_ENTRIES = 1 << 17  # keys, and tensors
 _MAX_ELEMENTS = 1 << 23  # of all arrays together
 _MAX_HEADER_BYTES = 128 << 20
@@ -26,12 +26,12 @@ _SHOWN = 60  # characters of a name in a message
 
 
 class DamageError(Exception):
-    """What is wrong with a file, in words."""
+    """The fault in a file, in words."""
 
 
 @dataclass(frozen=True)
 class KeySpan:
-    """Where a key lies: the whole entry, its type, its value."""
+    """The position of a key: the entry, its type, its value."""
 
     type: str
     start: int
@@ -41,7 +41,7 @@ class KeySpan:
 
 
 class Keys(Mapping[str, Any]):
-    """Values by name, each decoded once, when it is looked up."""
+    """Values by name, each decoded once, on access."""
 
     def __init__(self, buffer: bytes | mmap.mmap, spans: Mapping[str, KeySpan]) -> None:
         self._buffer = buffer
@@ -65,7 +65,7 @@ class Keys(Mapping[str, Any]):
 
 
 class Reader:
-    """A place in untrusted bytes."""
+    """A position in untrusted bytes."""
 
     def __init__(self, buffer: bytes | mmap.mmap, at: int = 0) -> None:
         self._buffer = buffer
@@ -82,15 +82,13 @@ class Reader:
         if version not in _VERSIONS:
             swapped = int.from_bytes(version.to_bytes(4, "little"), "big") in _VERSIONS
             found = "in big-endian byte order" if swapped else f"of version {version} of the format"
-            self.fail(f"it is {found}, where little-endian and version 2 or 3 are expected")
+            self.fail(f"it is {found}, expected little-endian and version 2 or 3")
         # The shortest key is a u8 of a one-letter name, the shortest tensor has one dimension.
         for n, what, least in ((n_keys, "keys", 14), (n_tensors, "tensors", 33)):
             if n > _MAX_ENTRIES:
-                self.fail(f"it says that it has {n} {what}, where {_MAX_ENTRIES:,} are allowed")
+                self.fail(f"it claims {n} {what}, expected at most {_MAX_ENTRIES:,}")
             if n * least > self._size:
-                self.fail(
-                    f"it says that it has {n} {what}, more than its {self._size:,} bytes hold"
-                )
+                self.fail(f"it claims {n} {what}, more than fit in {self._size:,} bytes")
         return version, n_tensors, n_keys
 
     def keys(self, n: int) -> dict[str, KeySpan]:
@@ -114,7 +112,7 @@ class Reader:
         what = f"tensor {quote(name)}"
         (n_dims,) = self._unpack("<I", what)
         if not 1 <= n_dims <= _MAX_DIMENSIONS:
-            self.fail(f"the {what} has {n_dims} dimensions, where 1 to 4 are expected")
+            self.fail(f"the {what} has {n_dims} dimensions, expected 1 to 4")
         *columns_first, number, offset = self._unpack(f"<{n_dims}QIQ", what)
         shape = tuple(reversed(columns_first))
         if 0 in shape:
@@ -131,7 +129,7 @@ class Reader:
         return entry
 
     def value(self, kind: str) -> Any:  # noqa: ANN401 - of any type
-        """A value that was walked over before."""
+        """A value that was already walked over."""
         if kind == "string":
             return self._text()
         if not kind.startswith("["):
@@ -158,8 +156,8 @@ class Reader:
         self._n_elements += n
         if self._n_elements > _MAX_ELEMENTS:
             self.fail(
-                f"the {what} brings the elements of all arrays to {self._n_elements}, where "
-                f"{_MAX_ELEMENTS:,} are allowed"
+                f"the {what} brings the elements of all arrays to {self._n_elements}, expected "
+                f"at most {_MAX_ELEMENTS:,}"
             )
         if element == STRING:
             self._skip_strings(n, what)
@@ -196,8 +194,8 @@ class Reader:
                 )
         self.at = at
         try:
-            # Lengths below 128 are ASCII, with zeros behind them that no letter runs across, so
-            # that all strings are valid where the whole is: 0.1 ms for a vocabulary.
+            # Lengths below 128 are ASCII, followed by zeros that no character runs across, so
+            # all strings are valid if the whole is: 0.1 ms for a vocabulary.
             if longest < 128:
                 buffer[start:at].decode()
             else:
@@ -211,13 +209,13 @@ class Reader:
         start = self.at
         (length,) = self._unpack("<Q", f"name of a {what}")
         if not 0 < length <= most:
-            self.fail(f"a {what} has a name of {length} bytes, where 1 to {most} are expected")
+            self.fail(f"a {what} has a name of {length} bytes, expected 1 to {most}")
         self.at = start
         self._skip_strings(1, f"name of a {what}")
         self.at = start
         name = self._text()
         if "\0" in name:
-            self.fail(f"the name {quote(name)} of a {what} has a zero in it")
+            self.fail(f"the name {quote(name)} of a {what} contains a zero")
         return name
 
     def _text(self) -> str:

@@ -1,4 +1,4 @@
-"""The types of a GGUF file, one table each: of a tensor's elements, and of a key's value."""
+"""The types of GGUF files: one table for tensor elements, one for the values of keys."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class GgmlType:
     """How llama.cpp stores the elements of a tensor.
 
     Attributes:
-        name: in capitals, as the gguf package has it.
-        block: elements that are stored together; rows have to divide by it.
+        name: in capitals, as in the gguf package.
+        block: the number of elements stored together; rows must be a multiple of it.
     """
 
     name: str
@@ -26,7 +26,6 @@ class GgmlType:
     block_bytes: int
 
     def row_bytes(self, n_columns: int) -> int:
-        """The size of a row."""
         if n_columns % self.block:
             raise ValueError(f"rows of {n_columns} do not divide into blocks of {self.block}")
         return n_columns // self.block * self.block_bytes
@@ -36,10 +35,10 @@ class GgmlType:
         return 8 * self.block_bytes / self.block
 
 
-# Forms of numbers within a computation, which no file has; llama.cpp and the gguf package do not
-# even agree on the size of a Q8_1.
+# Types of intermediate results, which files do not have; llama.cpp and the gguf package even
+# disagree on the size of Q8_1.
 _NOT_IN_FILES = ("Q8_1", "Q8_K")
-# Q2_0 is younger than the newest gguf package: 64 two-bit values and a scale in float16.
+# Q2_0 is newer than the newest gguf package: 64 two-bit values and a scale in float16.
 _TYPES = [
     *(
         GgmlType(kind.name, int(kind), *size)
@@ -53,7 +52,7 @@ TYPE_OF_NUMBER: Mapping[int, GgmlType] = {kind.number: kind for kind in _TYPES}
 
 F32, F16, BF16, Q8_0 = (GGML_TYPES[name] for name in ("F32", "F16", "BF16", "Q8_0"))
 
-#: The types of weights whose elements are numpy's own, so that they can be compared bit by bit.
+#: Types whose elements are numpy's own, so that they can be compared bit by bit.
 PLAIN_DTYPES: Mapping[GgmlType, np.dtype[Any]] = {
     F32: np.dtype(np.float32),
     F16: np.dtype(np.float16),

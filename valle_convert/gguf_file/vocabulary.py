@@ -19,7 +19,7 @@ _MAX_JSON = 1 << 20
 def phoneme_vocabulary(
     tokenizer: TokenizerChoice, blocks: Iterable[RowBlock]
 ) -> tuple[list[Key], tuple[int, ...]]:
-    """The keys, and the phonemes whose rows are copied behind all others."""
+    """The keys, and the phonemes whose rows are copied after all others."""
     _, *others = blocks
     compiled = tokenizer.compile(placeholder_names(others))
     _check_special_ids(compiled, tokenizer)
@@ -33,18 +33,18 @@ def phoneme_vocabulary(
 
 
 def placeholder_names(blocks: Iterable[RowBlock]) -> list[str]:
-    """A token text for every row that is no phoneme, such as `<prompt.3:17>`; all different."""
+    """A unique token text for every row that is not a phoneme, such as `<prompt.3:17>`."""
     return [f"<{block.label}:{row}>" for block in blocks for row in range(block.n_rows)]
 
 
 def source_json_keys(given: Mapping[str, Mapping[str, Any] | None]) -> list[Key]:
-    """What the checkpoint says of itself, as JSON, by the names of the keys."""
+    """The config and the like of the checkpoint as JSON, by key."""
     texts = {name: _json_of(value) for name, value in given.items()}
     return [Key(name, text, "string") for name, text in texts.items() if text is not None]
 
 
 def _json_of(value: Mapping[str, Any] | None) -> str | None:
-    """A mapping as JSON; None where there is none, or JSON has no words for it."""
+    """A mapping as JSON; None if there is none, or JSON cannot express it."""
     if value is None:
         return None
     try:
@@ -60,9 +60,7 @@ def _check_special_ids(compiled: CompiledTokenizer, tokenizer: TokenizerChoice) 
         unknown, bos, eos = (found[name] for name in SPECIAL_IDS)
         expected = "{}, {} and {}".format(*SPECIAL_IDS.values())
         raise InputError(
-            f"The tokenizer {tokenizer.file.path} gives the unknown token and the tokens that "
-            f"begin and end a text the ids {unknown}, {bos} and {eos}, where {expected} are "
-            "expected: the network reads the marks around phonemes, the null condition of guidance "
-            "and the end of a transcript at these rows. Give the tokenizer that the checkpoint was "
-            "trained with; one with other ids cannot be converted."
+            f"The tokenizer {tokenizer.file.path} has the ids {unknown}, {bos} and {eos} for the "
+            f"unknown, beginning and end tokens, but the network is trained with {expected}. "
+            "Give the tokenizer that the checkpoint was trained with."
         )

@@ -1,9 +1,9 @@
-"""A plan becomes a file: the header, then tensor after tensor, in pieces of a few megabytes.
+"""Writes a plan: the header, then tensor after tensor, in pieces of a few megabytes.
 
-The source is hashed by a second thread while the weights are read, and the data by a third
-while it is written, so that the two SHA-256 cost little time of their own; the header,
-written first with placeholders of the same length, is written again at the end. Peak memory
-is two pieces, plus the mapped source.
+A second thread hashes the source while the weights are read, and a third hashes the data while it
+is written, so that the SHA-256 digests cost little time. The header, written first with
+placeholders of the same length, is written again at the end. Peak memory is two pieces, plus the
+mapped source.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from valle_convert.gguf_file.plan import PlannedFile, PlannedTensor, Span
 from valle_convert.gguf_file.types import F32, STRING, GgmlType
 from valle_convert.progress import Progress, silent
 
-# Large enough that numpy's cost per call vanishes, small enough to stay in the cache's reach.
+# Large enough to hide numpy's cost per call, small enough for the cache.
 _PIECE_BYTES = 8 << 20
-# Type and length of a digest in a header, and one that is none yet.
+# Type and length of a digest in a header, and a placeholder.
 _STRING = struct.pack("<IQ", STRING, len(NO_DIGEST))
 _ZEROS = _STRING + NO_DIGEST.encode()
 
 
 class _CancelledError(Exception):
-    """The hashing thread was told to stop, because the writing failed."""
+    """The hashing thread was stopped, because the writing failed."""
 
 
 def header_of(plan: PlannedFile, values: Mapping[str, Any] | None = None) -> bytes:
@@ -87,7 +87,7 @@ def write_files(
 
 @contextmanager
 def _digest_of(plan: PlannedFile) -> Iterator[Future[str]]:
-    """The SHA-256 of the source, computed by another thread; given up where the writing fails."""
+    """The SHA-256 of the source, computed by another thread and cancelled if the writing fails."""
     stop = threading.Event()
 
     def keep_going(_n: int) -> None:
@@ -149,7 +149,7 @@ def write_plan_to(
 
 
 def header_digest(header: bytes, digests: Mapping[str, Any]) -> str:
-    """The SHA-256 of a header, with zeros in the place of the digests that stand in it."""
+    """The SHA-256 of a header, with zeros in the place of its digests."""
     for name in (DATA_DIGEST_KEY, HEADER_DIGEST_KEY):
         digest = str(digests.get(name, NO_DIGEST)).encode()
         header = header.replace(name.encode() + _STRING + digest, name.encode() + _ZEROS)
@@ -182,7 +182,7 @@ def pieces(plan: PlannedFile, tensor: PlannedTensor) -> Iterator[NDArray[Any]]:
 def stored_blocks(
     tensors: TensorSource, name: str, ggml_type: GgmlType
 ) -> NDArray[np.uint8] | None:
-    """The rows of a source tensor in a quantized type that they have already, [n, bytes]."""
+    """The rows of a source tensor that is already of the quantized type, [n, bytes], or None."""
     if not isinstance(tensors, BlockSource) or tensors.specs[name].dtype_name != ggml_type.name:
         return None
     return tensors.read_blocks(name)
@@ -191,7 +191,7 @@ def stored_blocks(
 def _moved(
     stored: NDArray[np.uint8], span: Span, ggml_type: GgmlType
 ) -> Iterator[NDArray[np.uint8]]:
-    """Quantized rows as they are, once their scales are known to be numbers."""
+    """Unchanged quantized rows, with checked scales."""
     step = max(1, _PIECE_BYTES // stored.shape[1])
     for start in range(0, span.n_rows, step):
         stop = min(start + step, span.n_rows)
@@ -216,7 +216,7 @@ def _bytes_of(data: NDArray[Any]) -> memoryview:
 
 
 def _write(file: BinaryIO, data: memoryview | bytes) -> int:
-    """Write all of it, or say how much of it went through."""
+    """Write everything, or raise with the number of bytes written."""
     view = memoryview(data)
     written = file.write(view)
     if written != view.nbytes:

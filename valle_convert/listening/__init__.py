@@ -1,4 +1,4 @@
-"""How good a model speaks: what is said, beside what should have been said.
+"""How well a model speaks, compared with the right text and recordings.
 
 measures    sound against sound, words against words, intervals
 likelihood  how likely the true codes are, head by head

@@ -1,8 +1,8 @@
-"""How likely the true codes of some speech are to a model, head by head, teacher forced.
+"""The likelihood of the true codes of some speech, head by head, teacher forced.
 
 Everything before a code is the truth, so nothing is drawn, and one utterance gives hundreds of
-predictions: of all that can be measured of a quantized speaker, the number that tells two types
-apart with the fewest sentences.
+predictions. Of all measures of a quantized speaker, this one tells two types apart with the fewest
+sentences.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from valle_convert.network.protocol import Network
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
-    """One pass in which the truth is known.
+class TeacherForcedPass:
+    """A pass with known targets.
 
     Attributes:
         outputs: the elements that predict, [n].
-        targets: what is true there, [n].
+        targets: the true codes, [n].
     """
 
     head: str
@@ -42,60 +42,60 @@ class Lesson:
     targets: NDArray[np.int64]
 
 
-def lessons(
+def teacher_forced_passes(
     model: Model, condition: Condition, codes: NDArray[np.integer], rng: np.random.Generator
-) -> Iterator[Lesson]:
-    """What a model of these capabilities can be asked of an utterance.
+) -> Iterator[TeacherForcedPass]:
+    """All passes over an utterance that a model's capabilities allow.
 
     Args:
         codes: the speech, [frames, levels].
-        rng: says what is masked: a part cos(u pi / 2) of the frames, u uniform, as in training.
+        rng: chooses what is masked: a part cos(u pi / 2) of the frames, u uniform, as in training.
     """
     capabilities, n, levels = model.config.capabilities, len(codes), model.config.n_levels
     level_0 = np.asarray(codes)[:, 0]
     if "ar" in capabilities and model.has_head("ar"):
         segments = speech_segments(model, condition, 0, level_0)
-        yield _lesson("ar", segments, [*level_0, model.config.special_code], back=1)
+        yield _pass("ar", segments, [*level_0, model.config.special_code], back=1)
     for level in range(1, levels):
         segments = speech_segments(model, condition, level, codes)
-        yield _lesson(f"nar.{level}", segments, codes[:, level])
+        yield _pass(f"nar.{level}", segments, codes[:, level])
     if "len" in capabilities and model.has_head("mask"):
         n_hidden = max(1, round(math.cos(rng.random() * math.pi / 2) * n))
         hidden = np.sort(rng.choice(n, n_hidden, replace=False))
         shown = level_0.copy()
         shown[hidden] = model.config.special_code
         segments = speech_segments(model, condition, 0, shown, masked=True)
-        yield _lesson("mask", segments, level_0[hidden], among=hidden)
+        yield _pass("mask", segments, level_0[hidden], among=hidden)
     if "len" in capabilities and model.has_head("len"):
         digits = [int(digit) for digit in str(n)]
         segments = length_segments(model, condition, [0, *digits])
-        yield _lesson("len", segments, [*digits, LENGTH_STOP])
+        yield _pass("len", segments, [*digits, LENGTH_STOP])
     if model.has_head("stt") and levels > 1:
         phonemes = np.asarray(condition.phonemes)
         segments = transcript_segments(model, codes, phonemes[:-1], condition.language)
-        yield _lesson("stt", segments, phonemes[1:])
+        yield _pass("stt", segments, phonemes[1:])
 
 
-def unlikelihood(network: Network, lesson: Lesson) -> NDArray[np.float64]:
+def negative_log_likelihood(network: Network, one_pass: TeacherForcedPass) -> NDArray[np.float64]:
     """The negative log likelihood of each target, in nats, [n]."""
     network.reset()
-    inputs = assemble(network.model, lesson.segments, network.look_up)
+    inputs = assemble(network.model, one_pass.segments, network.look_up)
     logits = network.step(
-        inputs.embeddings, inputs.positions, head=lesson.head, outputs=lesson.outputs
+        inputs.embeddings, inputs.positions, head=one_pass.head, outputs=one_pass.outputs
     )
-    found: NDArray[np.float64] = log_softmax(logits)[np.arange(len(logits)), lesson.targets]
+    found: NDArray[np.float64] = log_softmax(logits)[np.arange(len(logits)), one_pass.targets]
     return -found
 
 
-def _lesson(
+def _pass(
     head: str,
     segments: list[Segment],
     targets: NDArray[np.integer] | list[int],
     *,
     back: int = 0,
     among: NDArray[np.int64] | None = None,
-) -> Lesson:
-    """Targets of the last segment's elements; `back` before them, or only `among` them."""
+) -> TeacherForcedPass:
+    """A pass over the last segment's elements, `back` before them, or only `among` them."""
     first = sum(len(one) + 1 for one in segments[:-1]) - back
     rows = np.arange(len(targets)) if among is None else among
-    return Lesson(head, tuple(segments), first + rows, np.array(targets, np.int64))
+    return TeacherForcedPass(head, tuple(segments), first + rows, np.array(targets, np.int64))

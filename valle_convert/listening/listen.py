@@ -1,10 +1,10 @@
-"""One model and held-out sentences: how likely their codes are to it, and what it says for them.
+"""One model on held-out sentences: the likelihood of their codes, and the speech that it makes.
 
     ListeningTest     the sentences, with their recordings as sound and as mel cepstra
-    .listen(network)  -> Listened: what was counted of each sentence, and some of the sound
+    .listen(network)  -> Listened: tallies of each sentence, and some of the sound
 
-Each sentence is spoken in every way that the model's capabilities allow, with a seed of its own,
-so that two models can be held against each other sentence by sentence.
+Each sentence is spoken in every way that the model's capabilities allow, with its own seed, so that
+two models can be compared sentence by sentence.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from valle_convert.decode import (
 )
 from valle_convert.decode.speech import Mode, choose_mode
 from valle_convert.errors import InputError
-from valle_convert.listening.likelihood import lessons, unlikelihood
+from valle_convert.listening.likelihood import negative_log_likelihood, teacher_forced_passes
 from valle_convert.listening.measures import (
     Tally,
     edit_distance,
@@ -47,21 +47,21 @@ from valle_convert.model.spec import Model
 from valle_convert.network.protocol import Network
 from valle_convert.progress import Advance, Progress, silent
 
-#: Under this stands what is counted over all heads, or all ways of speaking.
+#: The place of tallies over all heads, or all ways of speaking.
 EVERYWHERE = "all"
 AR_TEMPERATURE = 0.6
-#: A way may take so many times the recording's frames, and a second more.
+#: The limit of a way's frames: this many times the recording's, and a second more.
 _MOST_FRAMES = 2
-#: Heads that give no codes, and are not in the mean over all codes.
+#: Heads without codes, which are not in the mean over all codes.
 _NO_CODES = ("len", "stt")
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What is measured.
+    """A measure of quality.
 
     Attributes:
-        unit: of its values; empty for a part of 1.
+        unit: of its values; empty for a ratio.
     """
 
     name: str
@@ -76,7 +76,7 @@ NLL = Measure(
     "NLL",
     "nats a code",
     False,
-    "negative log likelihood of the held-out codes, everything before each given; over all heads "
+    "negative log likelihood of the held-out codes, given everything before each; over all heads "
     "that give codes",
 )
 PHONEMES = Measure(
@@ -84,14 +84,14 @@ PHONEMES = Measure(
     "PER",
     "",
     False,
-    "edits a phoneme of what the model transcribes of the recordings",
+    "edits per phoneme of the model's transcripts of the recordings",
 )
 RETRIEVAL = Measure(
     "retrieval",
     "said right",
     "",
     True,
-    "part of the sentences whose own recording is, of all of them, the nearest to what was said "
+    "part of the sentences whose own recording is the nearest of all to what was said "
     "(dynamic time warping over normalized mel cepstra)",
 )
 DISTANCE = Measure(
@@ -106,13 +106,13 @@ DURATION = Measure(
     "duration",
     "",
     False,
-    "difference of the duration to the recording's, as a part of that",
+    "difference of the duration from the recording's, relative to it",
 )
 WORDS = Measure(
-    "word_error_rate", "WER", "", False, "edits a word of what the recogniser hears in it"
+    "word_error_rate", "WER", "", False, "edits per word of what the recogniser hears in it"
 )
 CHARACTERS = Measure(
-    "character_error_rate", "CER", "", False, "edits a letter of what the recogniser hears in it"
+    "character_error_rate", "CER", "", False, "edits per letter of what the recogniser hears in it"
 )
 MEASURES: Mapping[str, Measure] = {
     one.name: one for one in (NLL, PHONEMES, RETRIEVAL, DISTANCE, DURATION, WORDS, CHARACTERS)
@@ -124,9 +124,9 @@ class Sentence:
     """A held-out sentence.
 
     Attributes:
-        text: the words; empty where they are not known.
+        text: the words; empty if unknown.
         codes: the recording's, [frames, levels].
-        recording: as sound; None for what the codec makes of the codes.
+        recording: as sound; None for the codec's sound of the codes.
     """
 
     name: str
@@ -149,7 +149,7 @@ class Way:
         return f"{self.mode} {'sampled' if self.temperature else 'greedy'}"
 
     def options(self, n_frames: int, frame_rate: float) -> SpeechOptions:
-        """For a sentence whose recording has so many frames."""
+        """Options for a sentence whose recording has `n_frames`."""
         sampling = SamplingOptions(temperature=self.temperature) if self.temperature else GREEDY
         second = max(1, round(frame_rate))
         most = _MOST_FRAMES * n_frames + second
@@ -163,7 +163,7 @@ class Way:
 
 
 def ways_of(model: Model, ar_temperature: float = AR_TEMPERATURE) -> tuple[Way, ...]:
-    """How a model can speak; demasking is drawn at the temperature 1, which falls as it goes."""
+    """How a model can speak; demasking starts at temperature 1, which falls."""
     found: list[Way] = []
     modes: tuple[Mode, ...] = ("ar", "nar-len")
     for mode in modes:
@@ -178,7 +178,7 @@ def ways_of(model: Model, ar_temperature: float = AR_TEMPERATURE) -> tuple[Way, 
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """What was said for a sentence in one way; None where nothing was."""
+    """The speech of a sentence in one way, or None."""
 
     sentence: int
     way: str
@@ -187,7 +187,7 @@ class Clip:
 
 @dataclass(frozen=True, eq=False)
 class Listened:
-    """One model.
+    """The result of one model.
 
     Attributes:
         tallies: by measure and place: a head, a way of speaking, or `EVERYWHERE`.
@@ -197,16 +197,16 @@ class Listened:
     clips: tuple[Clip, ...] = ()
 
     def places(self, measure: Measure) -> list[str]:
-        """Where it was measured, all places together last."""
+        """Where it was measured; the total comes last."""
         return list(self.tallies.get(measure.name, ()))
 
     def total(self, measure: Measure) -> Tally | None:
-        """Over all places; None where it was not measured."""
+        """Over all places; None if it was not measured."""
         return self.tallies.get(measure.name, {}).get(EVERYWHERE)
 
 
 class ListeningTest:
-    """Sentences to speak, and what they should sound like."""
+    """Sentences to speak, and their recordings."""
 
     def __init__(
         self,
@@ -222,16 +222,16 @@ class ListeningTest:
         choose_mode(model)
         if len(sentences) < 2:
             raise InputError(
-                "Listening compares what is said with the recordings of all sentences, and there "
-                "is one only; give more utterances."
+                "Listening compares speech with the recordings of all sentences, expected two or "
+                "more; give more utterances."
             )
         if recogniser is not None:
             silent_ones = [one.name for one in sentences if not plain_words(one.text)]
             if silent_ones:
                 raise InputError(
-                    f"{silent_ones[0]} does not tell the words that are said in it "
-                    f"({len(silent_ones)} of {len(sentences)} do not), which --asr is held "
-                    "against; make it anew with `valle-convert utterances` and --text."
+                    f"{silent_ones[0]} lacks the words that are said in it "
+                    f"({len(silent_ones)} of {len(sentences)} do), which --asr needs; "
+                    "make it again with `valle-convert utterances` and --text."
                 )
         self.sentences, self.codec, self.seed = tuple(sentences), codec, seed
         self.ways = ways_of(model, ar_temperature)
@@ -252,7 +252,7 @@ class ListeningTest:
         return len(self.sentences) * (1 + len(self.ways))
 
     def recordings_alone(self) -> Listened:
-        """What the recogniser hears in the recordings themselves, and the codec in between."""
+        """What the recogniser hears in the recordings, and in the codec's versions of them."""
         codec = self.codec
         again = [codec.decode(np.asarray(one.codes, np.int32)) for one in self.sentences]
         found = dict(self._sounds("recording", again))
@@ -282,11 +282,13 @@ class ListeningTest:
         nats: dict[str, list[tuple[float, int]]] = defaultdict(list)
         edits: list[tuple[float, int]] = []
         for n, sentence in enumerate(self.sentences):
-            # What is masked is the same for every model and seed.
+            # The masks are the same for every model and seed.
             rng = np.random.default_rng(n)
-            for lesson in lessons(network.model, sentence.condition, sentence.codes, rng):
-                values = unlikelihood(network, lesson)
-                nats[lesson.head].append((float(values.sum()), len(values)))
+            for one_pass in teacher_forced_passes(
+                network.model, sentence.condition, sentence.codes, rng
+            ):
+                values = negative_log_likelihood(network, one_pass)
+                nats[one_pass.head].append((float(values.sum()), len(values)))
             if "stt" in nats:
                 true = np.asarray(sentence.condition.phonemes)[1:-1].tolist()
                 network.reset()
@@ -319,7 +321,7 @@ class ListeningTest:
     def _sounds(
         self, place: str, said: Sequence[Audio | None]
     ) -> Iterator[tuple[tuple[str, str], Tally]]:
-        """What was said, held against the recordings."""
+        """Measures of the speech, compared with the recordings."""
         right, distances, durations = [], [], []
         for n, (audio, recording) in enumerate(zip(said, self.recordings, strict=True)):
             if audio is None:
@@ -363,7 +365,7 @@ def _tally(values: Sequence[tuple[float, int]]) -> Tally:
 
 
 def _by_measure(found: Mapping[tuple[str, str], Tally]) -> dict[str, dict[str, Tally]]:
-    """Tallies by measure and place, and each measure over all its places."""
+    """Tallies by measure and place, with the total of each measure."""
     by_measure: dict[str, dict[str, Tally]] = defaultdict(dict)
     for (measure, place), tally in found.items():
         by_measure[measure][place] = tally

@@ -1,8 +1,7 @@
-"""Sound against sound, words against words, and how sure a mean of few sentences is.
+"""Distances of sounds and words, and the confidence of a mean of few sentences.
 
-Sound is compared as mel cepstra, so that any codec and any model can be: no pitch, no loudness,
-the shape of the spectrum as it changes. Two sounds of different length are laid beside each other
-by dynamic time warping.
+Sound is compared as mel cepstra, which works for any codec and model: the shape of the spectrum
+over time, without pitch and loudness. Dynamic time warping aligns sounds of different length.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ N_CEPSTRA = 13
 _N_BANDS = 26
 _HIGHEST = 8_000.0  # hertz; above it is breath
 _WINDOW, _HOP = 0.032, 0.016  # seconds
-_RANGE = 1e-6  # power below the loudest band's counts as silence: 60 dB
+_RANGE = 1e-6  # less power, relative to the loudest band, is silence: 60 dB
 #: To decibels: 10 / ln 10 of log power.
 _DECIBELS = 10 / np.log(10)
 
@@ -50,7 +49,7 @@ def mel_cepstra(audio: Audio) -> Cepstra:
 def mel_bands(audio: Audio, n_bands: int) -> Floats:
     """Log power of each mel band up to 8 kHz, [frames, n_bands], a frame every 16 ms.
 
-    What is 60 dB below the loudest counts as silence.
+    Anything 60 dB below the loudest is silence.
     """
     rate = audio.sample_rate
     size, hop = round(rate * _WINDOW), round(rate * _HOP)
@@ -66,8 +65,8 @@ def mel_bands(audio: Audio, n_bands: int) -> Floats:
 def normalized(cepstra: Cepstra) -> Cepstra:
     """Each coefficient with mean 0 and deviation 1: less of the voice, more of the words.
 
-    Of 96 sentences that a trained network said (24, in four ways), 63 were nearest to their own
-    recording so, and 59 without.
+    Of 96 sentences spoken by a trained network (24, in four ways), 63 were nearest to their own
+    recording this way, and 59 without.
     """
     found: Cepstra = (cepstra - cepstra.mean(0)) / (cepstra.std(0) + np.float32(1e-3))
     return found
@@ -77,7 +76,7 @@ def mel_cepstral_distance(said: Cepstra, references: Sequence[Cepstra]) -> Float
     """The mel cepstral distance (R. Kubichek, 1993) to each reference, in dB, [n].
 
     The mean over the best path of dynamic time warping (H. Sakoe and S. Chiba, 1978, the symmetric
-    form). All references are done at once, one diagonal after the other.
+    form), for all references at once, one diagonal after the other.
     """
     n, m = len(said), max(map(len, references))
     distance = np.full((len(references), n, m), np.inf)
@@ -133,7 +132,7 @@ def _cosines() -> Floats:
 
 
 def edit_distance(a: Sequence[object], b: Sequence[object]) -> int:
-    """Levenshtein's: how many insertions, deletions and replacements make one of the other."""
+    """Levenshtein: the number of insertions, deletions and replacements."""
     above = list(range(len(b) + 1))
     for i, one in enumerate(a, start=1):
         current = [i]
@@ -144,7 +143,7 @@ def edit_distance(a: Sequence[object], b: Sequence[object]) -> int:
 
 
 def plain_words(text: str) -> list[str]:
-    """Words as recognisers write them: small letters, no marks but the apostrophe."""
+    """Words as recognisers write them: lower case, no punctuation except the apostrophe."""
     folded = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
     return re.findall(r"[\w']+", folded.replace("_", " "))
 
@@ -164,11 +163,11 @@ class Estimate:
 
 @dataclass(frozen=True, eq=False)
 class Tally:
-    """What was counted in each sentence: a mean is the sum of `of_what` over that of `out_of`.
+    """Counts of each sentence; the mean is the sum of `of_what` over that of `out_of`.
 
     Attributes:
-        of_what: nats, edits, decibels, sentences that were right, [n].
-        out_of: codes, words, sentences; 0 where a sentence has none, [n].
+        of_what: nats, edits, decibels, correct sentences, [n].
+        out_of: codes, words, sentences; 0 if a sentence has none, [n].
     """
 
     of_what: Floats
@@ -180,14 +179,14 @@ class Tally:
 
     @classmethod
     def each(cls, values: Sequence[float]) -> Tally:
-        """One value a sentence; what is not finite was not measured."""
+        """One value a sentence; NaN or infinity means that it was not measured."""
         found = np.array(values, np.float64)
         known = np.isfinite(found)
         return cls(np.where(known, found, 0.0), known.astype(np.float64))
 
     @classmethod
     def pooled(cls, tallies: Sequence[Tally]) -> Tally:
-        """All of them together, sentence by sentence."""
+        """The sum of several, sentence by sentence."""
         return cls(
             np.sum([one.of_what for one in tallies], axis=0),
             np.sum([one.out_of for one in tallies], axis=0),
@@ -195,12 +194,12 @@ class Tally:
 
     @property
     def mean(self) -> float:
-        """Over all sentences; not a number where nothing was counted."""
+        """Over all sentences; NaN if nothing was counted."""
         total = float(self.out_of.sum())
         return float(self.of_what.sum()) / total if total else float("nan")
 
     def estimate(self) -> Estimate:
-        """The mean with its interval; the same each time."""
+        """The mean with its interval; always the same."""
         return _estimate(self.mean, self._draws())
 
     def minus(self, other: Tally) -> Estimate:
@@ -216,7 +215,7 @@ class Tally:
 
 @cache
 def _weights(n: int) -> Floats:
-    """How often each of n sentences comes in each draw, [_DRAWS, n]; always the same draws."""
+    """How often each of n sentences occurs in each draw, [_DRAWS, n]; always the same draws."""
     rng = np.random.default_rng(0)
     return rng.multinomial(n, np.full(n, 1 / n), size=_DRAWS).astype(np.float64)
 

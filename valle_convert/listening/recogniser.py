@@ -1,4 +1,4 @@
-"""A program that hears words: any command that takes the path of a wav and prints a text."""
+"""A speech recogniser: any command that takes the path of a wav and prints a text."""
 
 from __future__ import annotations
 
@@ -11,26 +11,23 @@ from pathlib import Path
 from valle_convert.audio.files import Audio, write_wav
 from valle_convert.errors import EnvironmentFault, InputError
 
-#: A sentence that takes longer than this has hung.
+#: A recogniser that takes longer for a sentence hangs.
 _SECONDS = 600.0
 _SHOWN = 300
 
 
 class Recogniser:
-    """A speech recogniser."""
-
     def __init__(self, command: str) -> None:
         self.command = command
         try:
             self._words = shlex.split(command)
         except ValueError as error:
-            raise InputError(f"--asr is {command!r}, which is no command: {error}.") from error
+            raise InputError(f"--asr is {command!r}, which is not a command: {error}.") from error
         if not self._words:
             raise InputError("--asr is empty; give a command that prints what it hears in a wav.")
         if shutil.which(self._words[0]) is None:
             raise EnvironmentFault(
-                f"--asr asks for the program {self._words[0]}, which is not installed, or not in "
-                "PATH."
+                f"--asr needs the program {self._words[0]}, which is not installed, or not in PATH."
             )
 
     def hear(self, audio: Audio) -> str:
@@ -58,6 +55,6 @@ class Recogniser:
             raise EnvironmentFault(
                 f"The recogniser {self.command!r} ended with exit code {done.returncode}"
                 + (f": {said}" if said else "")
-                + "; it has to print what it hears in the wav whose path it gets."
+                + "; it must print what it hears in the wav whose path it gets."
             )
         return done.stdout.decode(errors="replace").strip()

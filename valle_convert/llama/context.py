@@ -1,11 +1,10 @@
 """llama.cpp's two handles, a model and a context, as Python objects that close themselves.
 
-In: arrays. Out: a view of the logits, or states. Errors are exceptions that carry llama.cpp's log.
+In: arrays. Out: a view of the logits, or states. Errors are exceptions with llama.cpp's log.
 
-A batch is built from numpy arrays without a loop over tokens. llama.cpp gets bare
-addresses, so every array stays referenced by a local name until the call has returned:
-`np.ascontiguousarray(x, np.float32)` as an argument would be a temporary, and its address
-dangling by the time it is read.
+A batch is built from numpy arrays without a loop over tokens. llama.cpp gets bare addresses, so
+every array stays referenced by a local name until the call has returned: as an argument,
+`np.ascontiguousarray(x, np.float32)` would be a temporary with a dangling address.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int32]
 BoolArray = NDArray[np.bool_]
 CacheType = Literal["f16", "f32"]
-#: What a decode gives: logits, or with none computed the last layer's output or that after the last
-#: norm; "embeddings" is what llama.cpp itself gives for the latter, beside logits.
+#: The result of a decode: logits, or without them the output of the last layer or of the last norm;
+#: "embeddings" is llama.cpp's own output of the last norm, beside logits.
 Output = Literal["logits", "states", "normed", "embeddings"]
 
-#: What llama.cpp calls the output of a layer.
+#: llama.cpp's name for the output of a layer.
 STATES = "l_out-{}"
-#: And what it multiplies the output head with.
+#: llama.cpp's name for the input of the output head.
 NORMED = "result_norm"
-#: Operations whose results may have the name of what they are made of.
+#: Operations whose results may have the name of their input.
 _SAME_NAME = frozenset({b"RESHAPE", b"ROPE", b"VIEW", b"PERMUTE"})
 
 CELLS_PER_BLOCK = 256  # llama.cpp rounds a context up to blocks of this many cells
@@ -44,12 +43,12 @@ CELLS_PER_BLOCK = 256  # llama.cpp rounds a context up to blocks of this many ce
 
 @dataclass(frozen=True)
 class Settings:
-    """How llama.cpp computes: what changes speed, memory and rounding, and nothing else.
+    """How llama.cpp computes: affects only speed, memory and rounding.
 
     Attributes:
         cache_type: number format of cached keys and values.
-        flash_attention: the fused kernel; it computes in f16 whatever the cache is.
-        repack: copy weights into the order that the CPU's kernels like best.
+        flash_attention: the fused kernel, which computes in f16 for any cache type.
+        repack: copy weights into the order that suits the CPU's kernels best.
         n_gpu_layers: layers to offload; -1 for all.
         own_head: multiply only the wanted rows of the output head, outside of llama.cpp.
     """
@@ -61,7 +60,7 @@ class Settings:
     own_head: bool = False
 
 
-#: llama.cpp's own head and f32 caches: what verdicts are computed with.
+#: llama.cpp's own head and f32 caches, for verdicts.
 EXACT = Settings()
 
 
@@ -92,7 +91,7 @@ class LlamaModel(Closing):
         parameters = api.llama_model_default_params()
         parameters.load_mode = api.LLAMA_LOAD_MODE_MMAP
         parameters.n_gpu_layers = settings.n_gpu_layers
-        # Repacked weights are copies, which do not change with a mapped file.
+        # Repacked weights are copies, which do not follow a mapped file.
         parameters.use_extra_bufts = settings.repack and not further_parts
         mark = library.log.mark()
         if further_parts:
@@ -106,8 +105,8 @@ class LlamaModel(Closing):
         if not self._handle:
             raise InputError(
                 f"llama.cpp {library.binding_version} does not load {path}."
-                f"{library.log.explain(mark)} Check that the file is complete, and convert it "
-                "again where it is not."
+                f"{library.log.explain(mark)} Check that the file is complete, or convert it "
+                "again."
             )
         vocabulary = api.llama_model_get_vocab(self._handle)
         self.n_embd = int(api.llama_model_n_embd(self._handle))
@@ -117,13 +116,12 @@ class LlamaModel(Closing):
 
     @property
     def handle(self) -> Any:  # noqa: ANN401 - an opaque pointer
-        """The `llama_model *`."""
         if not self._handle:
             raise ValueError(f"the model {self.path} is closed")
         return self._handle
 
     def metadata(self, key: str) -> str | None:
-        """A value of the file's metadata as llama.cpp prints it; None where the key is missing."""
+        """A value of the file's metadata as llama.cpp prints it; None if the key is missing."""
         api = self.library.api
         size = 256
         while True:
@@ -136,7 +134,7 @@ class LlamaModel(Closing):
             size = n + 1
 
     def load_adapter(self, path: Path) -> Any:  # noqa: ANN401 - an opaque pointer
-        """A LoRA that contexts of this model may use; it is freed with the model."""
+        """A LoRA for contexts of this model; freed with the model."""
         api = self.library.api
         mark = self.library.log.mark()
         adapter = api.llama_adapter_lora_init(self.handle, os.fsencode(path))
@@ -158,10 +156,10 @@ class LlamaModel(Closing):
 class Context(Closing):
     """A key/value cache for `n_seq` sequences and the buffers to decode into it.
 
-    All sequences share one pool of cells (llama.cpp's unified cache): only then does a batch
-    with several sequences stay in one piece, which attention in both directions needs. A
-    split cache cuts a batch at the length of its shortest sequence, and tokens on either
-    side of a cut would not see each other; without any error.
+    All sequences share one pool of cells (llama.cpp's unified cache): only then is a batch of
+    several sequences computed in one piece, as attention in both directions needs. A split cache
+    silently cuts a batch at the length of its shortest sequence, and tokens on either side of the
+    cut do not see each other.
     """
 
     def __init__(
@@ -183,7 +181,7 @@ class Context(Closing):
         self._last = {"states": STATES.format(model.n_layer - 1), "normed": NORMED}.get(output)
         names = {*watched, *([self._last] if self._last else [])}
         self._catcher = _Catcher(model.library, names, self._last) if names else None
-        #: Of the last decode, what was watched, [n, width] in the order of the batch.
+        #: The watched tensors of the last decode, [n, width] in the order of the batch.
         self.caught: dict[str, FloatArray] = {}
         self._api = model.library.api
         self._log = model.library.log
@@ -228,7 +226,6 @@ class Context(Closing):
 
     @property
     def handle(self) -> Any:  # noqa: ANN401 - an opaque pointer
-        """The `llama_context *`."""
         if not self._handle:
             raise ValueError("the context is closed")
         return self._handle
@@ -252,8 +249,8 @@ class Context(Closing):
 
         Args:
             inputs: raw embeddings, float32 [n, n_embd], or token ids, int32 [n].
-            positions: [n], as llama.cpp is to see them.
-            sequences: [n] the sequence that each token belongs to.
+            positions: [n], llama.cpp's.
+            sequences: [n] the sequence of each token.
             outputs: [n], true where logits (or states) are wanted.
 
         Returns:
@@ -266,7 +263,7 @@ class Context(Closing):
             raise ValueError(f"{n} tokens in both directions, but n_ubatch is {self.n_ubatch}")
         if n > self.n_batch:
             raise ValueError(f"a batch of {n} tokens, but n_batch is {self.n_batch}")
-        # Named one by one, since llama.cpp sees addresses only (see the module's docstring).
+        # Each has a name, since llama.cpp sees addresses only (see the module's docstring).
         data = np.ascontiguousarray(inputs)
         places = np.ascontiguousarray(positions, dtype=np.int32)
         ids = np.ascontiguousarray(sequences, dtype=np.int32)
@@ -287,7 +284,7 @@ class Context(Closing):
         batch.logits = wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
 
         if self._catcher is not None:
-            self._catcher.take()  # what a decode that failed has left
+            self._catcher.take()  # discard the remains of a failed decode
         mark = self._log.mark()
         api.llama_set_causal_attn(self.handle, causal)
         code = int(api.llama_decode(self.handle, batch))
@@ -316,17 +313,17 @@ class Context(Closing):
         if found.shape != (n, self.model.n_embd):
             raise EnvironmentFault(
                 f"llama.cpp {self.model.library.binding_version} gives {len(found)} states of "
-                f"{self.model.path}, where {n} are expected; {INSTALL_TESTED}."
+                f"{self.model.path}, expected {n}; {INSTALL_TESTED}."
             )
         return found
 
     def use_adapters(self, adapters: Sequence[tuple[Any, float]]) -> None:
-        """Compute with these adapters from now on, each scaled, and with no other."""
+        """Use exactly these adapters from now on, with a scale each."""
         n = len(adapters)
         handles = (self._api.llama_adapter_lora_p_ctypes * n)(*(one for one, _ in adapters))
         scales = (ctypes.c_float * n)(*(scale for _, scale in adapters))
         if self._api.llama_set_adapters_lora(self.handle, handles, n, scales) != 0:
-            raise EnvironmentFault("llama.cpp does not switch to other adapters.")
+            raise EnvironmentFault("llama.cpp cannot switch adapters.")
 
     def clear(self) -> None:
         """Empty the cache of every sequence."""
@@ -337,7 +334,7 @@ class Context(Closing):
         self._api.llama_memory_seq_rm(self._memory, sequence, start, -1)
 
     def copy(self, source: int, target: int) -> None:
-        """Make `target`, which has to be empty, hold what `source` holds; the cells are shared."""
+        """Copy a sequence to the empty sequence `target`; the cells are shared."""
         self._api.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
     def move(self, sequence: int, by: int) -> None:
@@ -345,12 +342,11 @@ class Context(Closing):
         self._api.llama_memory_seq_add(self._memory, sequence, 0, -1, by)
 
     def drop_pending_rotation(self, sequence: int) -> None:
-        """Forget the rotation that `move` left pending, and keep the moved positions.
+        """Forget the rotation that `move` left pending, but keep the moved positions.
 
-        A saved state holds positions and keys, and no pending rotation; so the sequence is
-        saved, removed and put back. Removing one sequence does what clearing all does in the
-        recipe: the cells' pending shifts are gone with the cells. llama.cpp then rotates by
-        zero at the next decode, which changes no bit.
+        A saved state holds positions and keys, but no pending rotation; so the sequence is saved,
+        removed and restored. The cells' pending shifts disappear with the cells. llama.cpp then
+        rotates by zero at the next decode, which changes no bit.
         """
         state = self.save(sequence)
         self.remove(sequence)
@@ -382,13 +378,13 @@ class Context(Closing):
 
 
 class _Catcher:
-    """Takes tensors out of the graph by their names while llama.cpp computes it.
+    """Catches tensors of the graph by name while llama.cpp computes it.
 
-    The names are none of llama.cpp's promises, so whoever relies on one proves what it is.
+    llama.cpp does not promise the names, so every user of one proves what it is.
     """
 
     def __init__(self, library: Library, names: Collection[str], last: str | None) -> None:
-        """`last` is the tensor behind which the graph ends."""
+        """The graph ends at the tensor `last`."""
         tensor, size = ctypes.c_void_p, ctypes.c_size_t
         self._base = library.ggml(
             "ggml-base",
@@ -411,7 +407,7 @@ class _Catcher:
         del user_data
         name: bytes = self._base.ggml_get_name(tensor)
         if ask:
-            # What is made of a tensor may go by its name.
+            # A result of a tensor may have its name.
             return name in self._names and self._base.ggml_op_desc(tensor) not in _SAME_NAME
         n = self._base.ggml_nrows(tensor)
         if not n:
@@ -422,6 +418,6 @@ class _Catcher:
         return name != self._last
 
     def take(self) -> dict[str, FloatArray]:
-        """By name, what was caught since the last call, [rows, width]."""
+        """The tensors caught since the last call by name, [rows, width]."""
         caught, self._caught = self._caught, {}
         return {name: np.concatenate(parts) for name, parts in caught.items()}

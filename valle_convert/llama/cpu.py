@@ -1,4 +1,4 @@
-"""What the CPU supports, how llama.cpp is compiled for it, and how many cores are usable.
+"""The CPU's features, llama.cpp's build flags for it, and the usable cores.
 
 Only the standard library is used: `scripts/build_llama_tools.py` loads this file by its path.
 """
@@ -11,16 +11,15 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-# What llama.cpp has kernels for, as Linux names it (x86 and ARM); the rest of the list is noise
-# in a report.
+# Features that llama.cpp has kernels for, by their names in Linux (x86 and ARM).
 OF_INTEREST = re.compile(
     r"^(sse4_2|avx.*|fma|f16c|bmi2|amx.*|asimd.*|neon|sve.*|sme(?!p).*|i8mm|bf16|fphp)$"
 )
 
-# A native build is refused on purpose. On some virtual machines the CPU announces AMX and faults
-# on its first instruction: a native llama.cpp then dies with SIGSEGV on the first batch of a
-# quantized model. So every instruction set is named, on or off, and AMX is not among them. Without
-# a name, these are on, but off where SOURCE_DATE_EPOCH is set: then AVX-512 does not compile.
+# No native build: on some virtual machines the CPU announces AMX but faults on its first
+# instruction, and a native llama.cpp dies with SIGSEGV on the first batch of a quantized model. So
+# every instruction set except AMX is switched explicitly. Unnamed ones are on, except with
+# SOURCE_DATE_EPOCH set: then they are off, and AVX-512 does not compile.
 ON_IF_THERE = {
     "GGML_SSE42": {"sse4_2"},
     "GGML_AVX": {"avx"},
@@ -38,7 +37,7 @@ OFF_UNLESS_NAMED = {
 
 
 def cpu_features() -> tuple[str, ...]:
-    """The CPU's features as Linux names them, sorted; empty where the system does not tell."""
+    """The CPU's features by their names in Linux, sorted; empty if unknown."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -53,12 +52,12 @@ def parse_cpuinfo(text: str) -> tuple[str, ...]:
 
 
 def features_of_interest(features: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of the features that llama.cpp has kernels for."""
+    """The features that llama.cpp has kernels for."""
     return tuple(feature for feature in features if OF_INTEREST.match(feature))
 
 
 def cpu_name() -> str:
-    """The CPU's model name, or the machine type where there is none."""
+    """The CPU's model name, or the machine type if there is none."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -70,7 +69,7 @@ def cpu_name() -> str:
 def usable_cores() -> int:
     """The cores that this process may run on; fewer than the machine has under taskset or Docker.
 
-    More threads than cores make llama.cpp many times slower: its threads wait by spinning.
+    With more threads than cores, llama.cpp becomes many times slower: its threads wait by spinning.
     """
     try:
         return len(os.sched_getaffinity(0))
@@ -79,7 +78,7 @@ def usable_cores() -> int:
 
 
 def cmake_args(features: Collection[str] | None = None) -> list[str]:
-    """The CMAKE_ARGS that select instructions for this x86 CPU; elsewhere, those of any CPU."""
+    """The CMAKE_ARGS that select instructions for this x86 CPU, or those of any CPU."""
     if features is None:
         is_x86 = platform.machine().lower() in {"x86_64", "amd64"}
         features = cpu_features() if is_x86 else ()

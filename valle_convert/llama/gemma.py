@@ -3,17 +3,17 @@
 In: raw embeddings, and positions that are the *model's own*: they may restart at 0 in every
 segment, which llama.cpp's batches do not allow. Two tricks, both exact, both public API only:
 
-* In both directions the order of a batch means nothing, so it is sorted by position
+* In both directions the order of a batch does not matter, so it is sorted by position
   (equal positions are allowed) and the logits are put back in order.
-* Causally, rotary attention knows only differences of positions, and llama.cpp's mask and
-  checks know only that what came before is lower. With T the length of the first call (so
-  that another segment can follow it), each earlier segment is decoded at T, T+1, ..., then
-  its cells are lowered out of the way while its keys keep the phase that they were computed
-  with (`Context.drop_pending_rotation`). The last segment goes in at T, T+1, ..., at once or
-  token by token.
+* Causally, rotary attention depends only on differences of positions, and llama.cpp's mask and
+  checks only require that earlier elements have lower positions. With T the length of the first
+  call (so that another segment can follow it), each earlier segment is decoded at T, T+1, ...,
+  then its cells are lowered out of the way while its keys keep the phase that they were computed
+  with (`Context.drop_pending_rotation`). The last segment goes in at T, T+1, ..., at once or token
+  by token.
 
-That a saved state forgets a pending rotation llama.cpp does not promise; it is proved on the
-loaded model before a sequence of several segments is laid down.
+llama.cpp does not promise that a saved state forgets a pending rotation; it is proved on the loaded
+model before the first sequence of several segments.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ NO_ROTATION = 1e-12  # a factor on positions; 0 would mean "as the file says"
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """What one sequence contributes to a `step_many`; the arguments of `GemmaSession.step`."""
+    """One sequence's part of a `step_many`; the arguments of `GemmaSession.step`."""
 
     embeddings: ArrayLike  # [n, n_embd]
     positions: ArrayLike  # [n]
@@ -59,7 +59,7 @@ class Pass:
 
 @dataclass
 class _Progress:
-    """Where a causal sequence goes on."""
+    """Where a causal sequence continues."""
 
     offset: int = 0  # llama.cpp's position minus the model's, in the last segment
     next_position: int = 0  # the model's own
@@ -67,7 +67,7 @@ class _Progress:
 
 @dataclass(frozen=True, eq=False)
 class _Checked:
-    """A `Pass` whose arrays have been checked and converted."""
+    """A `Pass` with checked and converted arrays."""
 
     embeddings: FloatArray  # [n, n_embd], as the caller gave them
     positions: IntArray  # [n]
@@ -82,12 +82,12 @@ class GemmaSession(Session):
     """A GGUF file of the `gemma` architecture, and the state of `n_seq` independent sequences.
 
     Args:
-        probe_rows: token id -> its row in `token_embd.weight` [n_embd], for finding the
-            input scale; the likeliest to show it first.
+        probe_rows: token id -> its row in `token_embd.weight` [n_embd], to find the input scale;
+            the likeliest to show it first.
         n_seq: independent sequences, 0 to n_seq - 1.
         head_rows: rows of `token_embd.weight` [n, n_embd], for `Settings.own_head`.
-        last_norm: `output_norm.weight` [n_embd], where states are wanted in the place of logits:
-            what the last layer gives, before that norm, [n_out, n_embd].
+        last_norm: `output_norm.weight` [n_embd], to get states instead of logits: the output of
+            the last layer, before that norm, [n_out, n_embd].
     """
 
     architecture = "gemma"
@@ -124,8 +124,8 @@ class GemmaSession(Session):
         with self._closed_on_error():
             if last_norm is not None:
                 self._prove_states(last_norm)
-            # Of token ids, the rows are multiplied by definition. Raw embeddings llama.cpp 0.3.36
-            # multiplies too; its gemma 3 does not.
+            # The rows of token ids are multiplied by definition. llama.cpp 0.3.36 multiplies raw
+            # embeddings too, except in gemma 3.
             self.input_scale = self._find_input_scale(
                 probe_rows, of_ids=float(np.sqrt(self.n_embd))
             )
@@ -160,10 +160,10 @@ class GemmaSession(Session):
         """Run a batch of one sequence through the model.
 
         Args:
-            embeddings: [n, n_embd] floats, as the first layer is to see them.
-            positions: [n] the model's own; each segment counts 0, 1, ... . A causal call
-                after the first continues the last segment or begins another at 0, which a
-                sequence of several segments has room for once.
+            embeddings: [n, n_embd] floats, the inputs of the first layer.
+            positions: [n] the model's own; each segment counts 0, 1, ... . A causal call after the
+                first continues the last segment or begins another at 0, for which a sequence of
+                several segments has room once.
 
         Returns:
             float32 [n_out, n_columns], in the order of `outputs`.
@@ -176,13 +176,13 @@ class GemmaSession(Session):
     def step_many(
         self, passes: Sequence[Pass], *, columns: slice = ALL_COLUMNS
     ) -> list[FloatArray]:
-        """Run several causal sequences in one batch, none of which sees another.
+        """Run several independent causal sequences in one batch.
 
         Pass i continues sequence i, and the last segments of all passes go into one batch: the
         weights are read once (12 x 1024 in F16 on two cores, two new tokens after 700 positions
-        each: 48 ms, against 82 in two calls). In both directions the arithmetic is the limit, and
-        a batch of two would compute the masked attention between them on top (6.6 s, against 5.5
-        in two calls).
+        each: 48 ms, compared with 82 in two calls). In both directions the arithmetic is the limit,
+        and a batch of two would also compute the masked attention between them (6.6 s, compared
+        with 5.5 in two calls).
 
         Returns:
             For each pass, float32 [n_out, n_columns].
@@ -228,7 +228,7 @@ class GemmaSession(Session):
         try:
             logits = self._decode_causal(context, checked, segments, columns)
         except BaseException:
-            # How much of the batch is in the cache is not known any more.
+            # The state of the cache is unknown.
             for sequence in checked:
                 self.reset(sequence)
             raise
@@ -246,7 +246,7 @@ class GemmaSession(Session):
         segments: Mapping[int, list[slice]],
         columns: slice,
     ) -> dict[int, FloatArray]:
-        """Lay down the earlier segments of each pass, then the last ones in one batch.
+        """Decode the earlier segments of each pass, then the last ones in one batch.
 
         Returns the logits of all outputs of each pass, in the pass's own order.
         """
@@ -276,8 +276,8 @@ class GemmaSession(Session):
         for sequence, one in passes.items():
             progress = self._progress[sequence]
             if not self.length(sequence):
-                # Room below for all of this call, so that a segment can still follow it. One
-                # segment alone needs none: its positions run on.
+                # Room below for this whole call, so that a segment can still follow it. A single
+                # segment needs none: its positions continue.
                 progress.offset = one.n if len(segments[sequence]) > 1 else 0
             elif one.positions[0] == 0:
                 park_segment(context, sequence, progress.next_position)
@@ -298,22 +298,22 @@ class GemmaSession(Session):
             segments = split_segments(positions)
             if self.length(sequence) + segments[-1].start > progress.offset:
                 raise ValueError(
-                    f"sequence {sequence} has room for one more segment after its first call, and "
-                    "that for several segments; give all segments but the last in the first call"
+                    f"sequence {sequence} has room for one more segment after the first call, if "
+                    "it has several; give all segments but the last in the first call"
                 )
             return segments
         first = progress.next_position
         if not np.array_equal(positions, np.arange(first, first + len(positions))):
             raise ValueError(
-                f"sequence {sequence} goes on at position {first}, but the positions given "
+                f"sequence {sequence} continues at position {first}, but the positions given "
                 f"are {positions[:4].tolist()}...; reset() begins another sequence"
             )
         return [slice(0, len(positions))]
 
-    # -- what is found out and not assumed ---------------------------------------------------
+    # -- proofs on the loaded model ----------------------------------------------------------
 
     def _prove_states(self, last_norm: FloatArray) -> None:
-        """Check that the states, normed by hand, are those that llama.cpp's own norm gives."""
+        """Check that the states, normed by hand, equal the output of llama.cpp's own norm."""
         rows = np.stack(list(self._probe_rows.values()))
         places, wanted = np.arange(len(rows), dtype=np.int32), np.ones(len(rows), np.bool_)
 
@@ -324,7 +324,7 @@ class GemmaSession(Session):
         states = decode("states").astype(np.float64)
         size = np.sqrt(np.square(states).mean(-1, keepdims=True) + RMS_EPSILON)
         normed = decode("embeddings")
-        # What is no number is said where it is computed with.
+        # NaN and infinity are reported during computation.
         if np.isfinite(normed).all() and not nmse(normed, states / size * last_norm) <= SAME_NMSE:
             raise EnvironmentFault(
                 f"llama.cpp {self._version} does not give the states of the last layer of "
@@ -332,19 +332,19 @@ class GemmaSession(Session):
             )
 
     def _prove_segments(self) -> None:
-        """Check on this model that segments are laid down with the phases they should have.
+        """Check on this model that segments have the right phases.
 
-        Twice, since each check sees what the other cannot. The keys in the cache, bit by bit:
-        no number format blurs that. And the logits, against a reference that needs no trick:
-        where every segment has one token, all positions are 0 and no key is turned against any
-        query, which is an ordinary causal batch with the rotary embedding switched off. Were
-        the pending rotation applied after all, the logits would be those of running positions.
+        Two checks, since each sees what the other cannot. The keys in the cache, bit by bit: no
+        number format blurs that. And the logits, compared with a reference without tricks: if every
+        segment has one token, all positions are 0 and no key is rotated relative to a query, which
+        is an ordinary causal batch without rotary embedding. If the pending rotation were applied
+        after all, the logits would be those of running positions.
         """
         if self._segments_proven:
             return
         generator = np.random.default_rng(0)
         tokens = generator.standard_normal((PROBE_SEGMENTS, self.n_embd)).astype(np.float32)
-        # As large as the rows of the file: the residual stream should not drown attention.
+        # As large as the rows of the file, so that the residual stream does not drown attention.
         size = np.median([np.sqrt(np.mean(row**2)) for row in self._probe_rows.values()])
         inputs = tokens * np.float32(size) / np.float32(self.input_scale)
         with self._new_context(PROBE_SEGMENTS, 1, n_seq=1) as context:
@@ -362,7 +362,7 @@ class GemmaSession(Session):
             reference = _token_by_token(context, inputs)
         to_reference = nmse(reference, np.concatenate(segments))
         to_running = nmse(running, np.concatenate(segments))
-        # Attention of a model may be so flat that positions drown in the rounding of its weights
+        # A model's attention may be so flat that positions drown in the rounding of its weights
         # (Q4_K, measured: 6e-4 either way). Then the logits say nothing, and the keys decide.
         if not untouched or not to_reference < 2 * to_running:
             raise EnvironmentFault(
@@ -391,7 +391,7 @@ class GemmaSession(Session):
 
 
 def prove_states() -> None:
-    """Find out on a small model that llama.cpp gives the states of the last layer."""
+    """Prove on a small model that llama.cpp gives the states of the last layer."""
     shape = GemmaShape()
     weights = random_weights(shape, seed=0)
     with tempfile.TemporaryDirectory(prefix="valle-convert-") as folder:
@@ -402,22 +402,21 @@ def prove_states() -> None:
             GemmaSession(
                 path, probe_rows=rows, n_threads=1, last_norm=weights["output_norm.weight"]
             ).close()
-        except InputError as error:  # of a file of our own making
+        except InputError as error:  # in our own file
             raise EnvironmentFault(str(error)) from error
 
 
 def park_segment(context: Context, sequence: int, n: int) -> None:
-    """Lower a sequence's positions by `n`, its keys staying as they are in memory."""
+    """Lower a sequence's positions by `n`, with its keys unchanged in memory."""
     context.move(sequence, -n)
     context.drop_pending_rotation(sequence)
 
 
 def keys_stay_as_they_were(context: Context, inputs: FloatArray) -> bool:
-    """Whether `park_segment` leaves every bit of the cache but the positions, also past a decode.
+    """Whether `park_segment` changes only the positions in the cache, also after a decode.
 
-    A segment is decoded and parked, one more token is decoded (any pending rotation would
-    be applied now) and removed, and the positions are moved forth again: the saved state has to
-    be the one from before.
+    A segment is decoded and parked, one more token is decoded (any pending rotation would be
+    applied now) and removed, and the positions are moved back: the saved state must be unchanged.
 
     Args:
         inputs: [n, n_embd], already divided by the input scale; n at least 2.
@@ -435,8 +434,8 @@ def keys_stay_as_they_were(context: Context, inputs: FloatArray) -> bool:
 def _token_by_token(context: Context, inputs: FloatArray, *, start: int = 0) -> FloatArray:
     """The logits [n, n_vocab] of a causal sequence, decoded one token at a time.
 
-    So that everything compared ran through the same kernels: a batch of another size rounds
-    otherwise, by up to 1e-4 with quantized weights.
+    Then everything compared ran through the same kernels: another batch size rounds differently, by
+    up to 1e-4 with quantized weights.
     """
     zero = np.zeros(1, dtype=np.int32)
     one = np.ones(1, dtype=np.bool_)
@@ -449,7 +448,7 @@ def _token_by_token(context: Context, inputs: FloatArray, *, start: int = 0) -> 
 
 
 def split_segments(positions: IntArray) -> list[slice]:
-    """Cut positions where they restart at 0.
+    """Cut positions at every restart at 0.
 
     >>> split_segments(np.array([0, 1, 2, 0, 0, 1]))
     [slice(0, 3, None), slice(3, 4, None), slice(4, 6, None)]
@@ -471,7 +470,7 @@ def split_segments(positions: IntArray) -> list[slice]:
 
 
 def _wanted(outputs: OutputRows, n: int) -> NDArray[np.int64]:
-    """The indices that an `outputs` argument stands for, in its order; negative ones resolved."""
+    """The indices selected by an `outputs` argument, in its order; negative ones resolved."""
     if outputs is None:
         return np.array([n - 1])
     if isinstance(outputs, slice):

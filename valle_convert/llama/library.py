@@ -1,11 +1,11 @@
 """Finding libllama, loading it once, and listening to its log.
 
-In: an installed llama-cpp-python. Out: a `Library` with the low-level API (the ctypes
-functions of `llama_cpp.llama_cpp`, which are named as in llama.h) and a `Log`.
+In: an installed llama-cpp-python. Out: a `Library` with the low-level API (the ctypes functions of
+`llama_cpp.llama_cpp`, named as in llama.h) and a `Log`.
 
-llama.cpp returns NULL or a number when a call fails and says why in its log only. So the
-log is caught in a bounded buffer, nothing of it is printed, and the warnings and errors
-of a failed call go into the message of the exception.
+If a call fails, llama.cpp returns NULL or a number and gives the reason in its log only. So the log
+is kept in a bounded buffer, not printed, and the warnings and errors of a failed call go into the
+message of the exception.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from valle_convert.extras import install
 from valle_convert.threads import limit_openmp_spinning
 
 INSTALL = install("llama")
-#: What this program was tested with, as pinned in constraints.txt.
+#: The tested version, as pinned in constraints.txt.
 TESTED = "0.3.36"
 INSTALL_TESTED = f"install the version tested here: pip install llama-cpp-python=={TESTED}"
-# The instruction sets are named one by one by the project's build script; this form works
-# everywhere and is the one to give to somebody whose build crashes.
+# The build script switches every instruction set; this form works everywhere and is for users
+# whose build crashes.
 REBUILD = (
     'CMAKE_ARGS="-DGGML_NATIVE=OFF" pip install --force-reinstall --no-deps --no-cache-dir '
     "--no-binary llama-cpp-python llama-cpp-python"
@@ -65,7 +65,7 @@ class Log:
         self._unfinished = ""
 
     def write(self, level: int, text: str) -> None:
-        """Take a piece of log; a line may come in several pieces, continued ones without level."""
+        """Add a piece of log; a line may come in several pieces, and later pieces have no level."""
         if level != LEVEL_CONTINUED:
             self._finish()
             self._level = level
@@ -76,7 +76,7 @@ class Log:
         self._unfinished = rest
 
     def mark(self) -> int:
-        """A point in the log, to ask `complaints` for what came after it."""
+        """A point in the log, from which `complaints` starts."""
         self._finish()
         return self._count
 
@@ -91,12 +91,12 @@ class Log:
         return list(dict.fromkeys(text for text in texts if text))
 
     def explain(self, since: int) -> str:
-        """` llama.cpp says: ...` with the last complaints after a mark; empty where none came."""
+        """` llama.cpp says: ...` with the last complaints after a mark; empty if none came."""
         complaints = self.complaints(since)[-LINES_IN_A_MESSAGE:]
         return f" llama.cpp says: {' | '.join(complaints)}." if complaints else ""
 
     def lines(self) -> list[LogLine]:
-        """Everything that is still in the buffer."""
+        """Everything still in the buffer."""
         self._finish()
         return list(self._lines)
 
@@ -114,8 +114,8 @@ class Log:
 class Library:
     """libllama, loaded and initialized.
 
-    `api` is the module `llama_cpp.llama_cpp`; it is typed `Any` since it has no types that a
-    checker could use. `callback` is kept here because llama.cpp holds its bare address.
+    `api` is the module `llama_cpp.llama_cpp`, which has no types. `callback` is kept here because
+    llama.cpp holds its bare address.
     """
 
     api: Any
@@ -174,9 +174,9 @@ class Library:
 
 
 def find_library() -> Path | None:
-    """Where the shared library lies that `load_library` would load; imports and loads nothing.
+    """The shared library that `load_library` would load; imports and loads nothing.
 
-    Returns None where llama-cpp-python is not installed or its library folder has no libllama.
+    Returns None if llama-cpp-python is not installed or its library folder has no libllama.
     """
     override = os.environ.get("LLAMA_CPP_LIB_PATH")  # the binding's own variable
     if override is not None:
@@ -224,8 +224,8 @@ def _import_binding() -> Any:  # noqa: ANN401 - a module without types
             f"Run {INSTALL}."
         ) from error
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        # OSError: no libllama in the folder. RuntimeError: the binding's own word for a library
-        # that the loader refused. AttributeError: a libllama of another version, a function short.
+        # OSError: no libllama in the folder. RuntimeError: the loader rejected the library.
+        # AttributeError: a libllama of another version, without some function.
         raise EnvironmentFault(
             f"llama.cpp's library does not load: {error}; build it again for this machine: "
             f"{REBUILD}"

@@ -1,16 +1,16 @@
-"""A model of llama.cpp's `mpt` architecture that sees a text both ways and goes on causally.
+"""A model of llama.cpp's `mpt` architecture that sees a text both ways, then continues causally.
 
-In: raw embeddings, with positions in them already, since `mpt` has none but for the mask. The
-mask is chosen by each call: what is decoded without one stays in the cache, and what follows
-with one sees it. Public API only; two things that llama.cpp does not promise are found out
-at load, on the loaded model where it can show them, and refused where they do not hold:
+In: raw embeddings that include positions, since `mpt` only has the mask. Each call chooses its
+mask: elements decoded without one stay in the cache, and later ones with a mask see them. Public
+API only; two facts that llama.cpp does not promise are proved at load, on the loaded model if it
+can show them:
 
-* rows decoded in both directions do see each other, and a causal row sees none after it;
-* GELU behind a factor k, with the divisor k behind it, is ReLU (on a model made for it).
+* rows decoded in both directions see each other, and a causal row sees none after it;
+* GELU after a factor k, with the divisor k after it, is ReLU (on a model made for it).
 
-Models that differ in their first part only, and there in the values of their tensors, need one
-model and one context: llama.cpp maps a copy of the first part, and what is written into the copy
-is what it computes with (`MptSession.exchange`).
+Models that differ only in tensor values of their first part need one model and one context:
+llama.cpp maps a copy of the first part, and computes with whatever is written into the copy
+(`MptSession.exchange`).
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from valle_convert.llama.session import CONTRAST, SAME_NMSE, Session
 from valle_convert.llama.tiny_mpt import MPT_WIDTH, random_mpt, write_mpt
 from valle_convert.metrics import nmse
 
-#: llama.cpp's own limit, LLAMA_MAX_SEQ, is no lower.
+#: llama.cpp's own limit, LLAMA_MAX_SEQ, is not lower.
 MAX_SEQUENCES = 64
-#: Cells made room for at once, where more may be needed: 1,024 of 12 x 1024 in f32 take 100 MB.
+#: Cells to allocate at once: 1,024 of 12 x 1024 in f32 take 100 MB.
 _FIRST_ROOM = 1024
 #: GELU's distance from ReLU falls with the third power of k: 6e-8 of the logits at 64, measured,
 #: 9e-10 at 256 and 6e-13 at 4096, where float32 begins. Without the divisor it is 1e-2.
 _RELU_NMSE_AT_64, _RELU_FLOOR = 1e-6, 1e-11
-_PROVEN_FACTOR = 256  # of files that are no f32
+_PROVEN_FACTOR = 256  # of files that are not f32
 
 
 class MptSession(Session):
@@ -89,9 +89,9 @@ class MptSession(Session):
         self._append(rows, [0], 0, slice(0), causal=False)
 
     def fork(self, n: int) -> None:
-        """Make sequences 1 to n - 1 copies of sequence 0, which go on by themselves."""
+        """Make sequences 1 to n - 1 copies of sequence 0, which continue independently."""
         if not 1 <= n <= MAX_SEQUENCES:
-            raise ValueError(f"{n} sequences, where 1 to {MAX_SEQUENCES} are possible")
+            raise ValueError(f"{n} sequences, expected 1 to {MAX_SEQUENCES}")
         context = self._room_for(0)
         for sequence in range(1, n):
             context.copy(0, sequence)
@@ -111,7 +111,7 @@ class MptSession(Session):
         return self._append(rows, sequences, n_outputs, columns, causal=True)
 
     def both_ways(self, rows: FloatArray, n_outputs: int, columns: slice) -> FloatArray:
-        """Rows that all see each other, [n, n_embd]; every sequence is forgotten.
+        """Rows that all see each other, [n, n_embd]; empties every sequence.
 
         Returns:
             Logits of the last rows, [n_outputs, n_columns].
@@ -120,10 +120,10 @@ class MptSession(Session):
         return self._append(rows, [0], n_outputs, columns, causal=False)
 
     def exchange(self, pieces: Iterable[tuple[int, memoryview]]) -> None:
-        """Compute with other values of the first part's tensors; every sequence is forgotten.
+        """Compute with other values of the first part's tensors; empties every sequence.
 
         Args:
-            pieces: where in the file they begin, and their bytes.
+                pieces: their offsets in the file, and their bytes.
         """
         if self._copy is None:
             raise ValueError(f"{self.path} was not opened to be exchanged")
@@ -151,10 +151,10 @@ class MptSession(Session):
         outputs = np.arange(n) >= n - n_outputs
         return self.decode(rows, places, ids, outputs, causal=causal, columns=columns)
 
-    # -- what is found out and not assumed ---------------------------------------------------
+    # -- proofs on the loaded model ----------------------------------------------------------
 
     def _prove_masks(self, probe_rows: Mapping[int, FloatArray]) -> None:
-        """Three rows see each other without a mask, and only what is before them with one."""
+        """Three rows see each other without a mask, and only earlier ones with one."""
         rows = np.stack(list(probe_rows.values())[:3])
         n = len(rows)
         places, ids, all_ = (
@@ -178,8 +178,8 @@ class MptSession(Session):
             back = run(rows[::-1], causal=False)[::-1]
             context.clear()
             alone = run(rows, causal=True)
-        # Without positions, the order of rows that all see each other is nothing. Batches of one
-        # size run through the same kernels, so that what does not matter changes hardly a bit.
+        # Without positions, the order of rows that all see each other does not matter. Batches of
+        # one size run through the same kernels, so the results differ by hardly a bit.
         order, both_ways = nmse(forth, back), nmse(forth, alone)
         later, text = nmse(after[:-1], other_end[:-1]), nmse(after, alone)
         if not (
@@ -189,19 +189,19 @@ class MptSession(Session):
         ):
             raise EnvironmentFault(
                 f"llama.cpp {self._version} does not attend as {self.path} needs it: to both sides "
-                f"without a mask, and with one to all before. Check the file with `valle-convert "
+                f"without a mask, and to earlier rows with one. Check the file with `valle-convert "
                 f"verify`, or {INSTALL_TESTED}."
             )
 
 
 def _copy_without_name(path: Path) -> BinaryIO:
-    """A copy that the system removes with the process, however that ends."""
+    """A copy that disappears with the process, however it ends."""
     check_input_file(path, "model")
     contents = path.read_bytes()
     try:
         copy = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the session
         copy.write(contents)
-        copy.seek(0)  # flushes; where descriptors share their place, llama.cpp reads from here
+        copy.seek(0)  # flushes; if descriptors share their position, llama.cpp reads from here
     except OSError as error:
         raise _no_copy(path, error) from error
     return copy
@@ -216,7 +216,7 @@ def _no_copy(path: Path, error: OSError) -> EnvironmentFault:
 
 @functools.cache
 def prove_relu(factor: int) -> None:
-    """Find out on a model of one layer that GELU between factor and divisor is ReLU."""
+    """Prove on a model of one layer that GELU between factor and divisor is ReLU."""
     library = load_library()
     weights = random_mpt(attention=False)
     inputs = np.random.default_rng(1).standard_normal((16, MPT_WIDTH), dtype=np.float32)
@@ -245,13 +245,13 @@ def prove_relu(factor: int) -> None:
     allowed = max(_RELU_FLOOR, _RELU_NMSE_AT_64 * min(1.0, 64 / factor) ** 3)
     if not error <= allowed:
         raise EnvironmentFault(
-            f"llama.cpp {library.binding_version} does not compute ReLU by way of GELU with the "
+            f"llama.cpp {library.binding_version} does not compute ReLU from GELU with the "
             f"factor {factor} (error {error:.1e}, allowed {allowed:.1e}); {INSTALL_TESTED}."
         )
 
 
 def prove_mpt() -> None:
-    """Find out on a small split model that llama.cpp computes what a VALL-E X needs."""
+    """Prove on a small split model that llama.cpp computes what VALL-E X needs."""
     weights = random_mpt(attention=True)
     rows = dict(enumerate(weights["token_embd.weight"][:4]))
     with tempfile.TemporaryDirectory(prefix="valle-convert-") as folder:
@@ -264,7 +264,7 @@ def prove_mpt() -> None:
                 activation_factor=_PROVEN_FACTOR,
                 n_threads=1,
             ).close()
-        except InputError as error:  # of a file of our own making
+        except InputError as error:  # in our own file
             raise EnvironmentFault(str(error)) from error
 
 

@@ -1,12 +1,12 @@
-"""Whether the machine's llama.cpp survives its work, tried in a child process first.
+"""Tests in a child process whether this machine's llama.cpp survives its work.
 
-A build for another CPU does not raise an error, it kills the process: SIGILL on the first
-unknown instruction, SIGSEGV where a virtual machine announces AMX and does not have it (the
-first batch of a *quantized* model dies; f32 and f16 run). So `selftest` quantizes and decodes
-a tiny model in a child, and a death by signal becomes an `EnvironmentFault` here.
+A build for another CPU raises no error, it kills the process: SIGILL on the first unknown
+instruction, SIGSEGV on a virtual machine that announces AMX but lacks it (the first batch of a
+*quantized* model dies; f32 and f16 run). So `selftest` quantizes and decodes a tiny model in a
+child, and a death by signal becomes an `EnvironmentFault` here.
 
-It takes about a second. That it went well is remembered in the user's cache folder, under the
-library's files and the CPU's features, so that only the first use pays.
+It takes about a second. The user's cache folder remembers a success by the library's files and the
+CPU's features, so that only the first use pays.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from valle_convert.llama.library import INSTALL, REBUILD, find_library
 from valle_convert.llama.programs import child_environment
 
 SELFTEST = "valle_convert.llama.selftest"
-STAGE = "stage: "  # how a line of the child begins that says what it does next
-PROBE_VERSION = 1  # raise it when the self-test tries something new
+STAGE = "stage: "  # prefix of a child's line that announces its next step
+PROBE_VERSION = 1  # increment it when the self-test changes
 TIMEOUT = 300.0  # seconds; it takes one to three
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """That the library works, and how that is known.
+    """The library works.
 
     Attributes:
-        remembered: true where an earlier probe of the same library on the same CPU is trusted.
-        seconds: what this probe took; 0 where it is remembered.
+        remembered: whether an earlier probe of the same library on the same CPU is trusted.
+        seconds: the time of this probe; 0 if it is remembered.
     """
 
     remembered: bool
@@ -51,19 +51,19 @@ class ProbeResult:
 
 @functools.cache
 def prove_library() -> ProbeResult:
-    """Probe the installed library, once in a process and once for a library and a CPU."""
+    """Probe the installed library, once per process, library and CPU."""
     return probe_and_remember(cache_folder())
 
 
 def probe_and_remember(folder: Path, command: Sequence[str] | None = None) -> ProbeResult:
-    """Probe the installed library unless `folder` says that this was done."""
+    """Probe the installed library unless `folder` remembers a success."""
     library = find_library()
     if library is None:
         raise EnvironmentFault(
             f"llama.cpp's library was not found, and this command needs it. Run {INSTALL}."
         )
     mark = folder / f"llama-probe-{fingerprint(library)}.json"
-    if os.path.isfile(mark):  # noqa: PTH113 - no exception where the folder cannot be entered
+    if os.path.isfile(mark):  # noqa: PTH113 - no exception for a closed folder
         return ProbeResult(remembered=True, seconds=0.0)
     start = time.monotonic()
     run_probe(command)
@@ -115,7 +115,7 @@ def run_probe(command: Sequence[str] | None = None, *, timeout: float = TIMEOUT)
             f"its build does not fit this CPU. Build it again: {REBUILD}"
         )
     if child.returncode != 0:
-        last = (child.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        last = (child.stderr.strip().splitlines() or ["no output"])[-1]
         raise EnvironmentFault(
             f"llama.cpp failed its self-test (exit code {child.returncode})"
             f"{_doing(child.stdout)}: {last}"
@@ -126,7 +126,7 @@ def fingerprint(library: Path) -> str:
     """A hash that changes with the library's files, the CPU and the self-test."""
     files = []
     for path in sorted(library.parent.iterdir()):
-        # libggml-cpu has the kernels, so all files of the folder count, not libllama alone.
+        # libggml-cpu has the kernels, so all files of the folder count, not only libllama.
         if path.is_file():
             status = path.stat()
             files.append([str(path.resolve()), status.st_mtime_ns, status.st_size])
@@ -135,7 +135,7 @@ def fingerprint(library: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """The user's cache folder for this program, by the XDG rules; it need not exist."""
+    """The user's cache folder for this program, by the XDG rules; it may not exist."""
     given = os.environ.get("XDG_CACHE_HOME", "")
     if Path(given).is_absolute():
         return Path(given) / "valle-convert"

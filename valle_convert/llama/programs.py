@@ -1,8 +1,8 @@
-"""Where llama.cpp's own programs are: `llama-quantize` and `llama-tokenize`.
+"""Finds llama.cpp's own programs: `llama-quantize` and `llama-tokenize`.
 
-They are no part of the Python binding. The order of search: an environment variable
-(LLAMA_QUANTIZE, LLAMA_TOKENIZE), PATH, and what `make llama-tools` built in a checkout of
-this project. And the environment of Python children, which run llama.cpp's library.
+The Python binding does not include them. The order of search: an environment variable
+(LLAMA_QUANTIZE, LLAMA_TOKENIZE), PATH, and the build of `make llama-tools` in a checkout of this
+project. Also the environment of Python children, which run llama.cpp's library.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def find_program(name: str, *, checkout: Path | None = None) -> Program:
         path = Path(given)
         if not (path.is_file() and os.access(path, os.X_OK)):
             raise InputError(
-                f"${variable} is {given}, which is no program that can be run; give the path of "
+                f"${variable} is {given}, which is not an executable program; give the path of "
                 f"{name}, or unset it."
             )
         return Program(name, path, variable)
@@ -48,7 +48,7 @@ def find_program(name: str, *, checkout: Path | None = None) -> Program:
         return Program(name, Path(in_path), "PATH")
     folder = Path(__file__).resolve().parents[2] if checkout is None else checkout
     if (folder / "pyproject.toml").is_file():
-        # The newest build first, where more than one version of llama.cpp was built.
+        # The newest build first, if there are several versions of llama.cpp.
         built = sorted(
             (folder / ".cache" / "llama.cpp").glob(f"*/bin/{name}"),
             key=lambda path: path.stat().st_mtime,

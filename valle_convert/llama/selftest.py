@@ -1,9 +1,9 @@
-"""What `probe` runs in a child process: llama.cpp at every kind of work that has killed one.
+"""Run by `probe` in a child process: llama.cpp at every kind of work that has killed one.
 
-`python -m valle_convert.llama.selftest` writes a tiny random model, runs it as f32, f16,
-Q8_0 and Q4_K, in both directions and causally, and prints each stage before it begins, so
-that the parent knows how far a child came that died. The exit code is 0 where all logits
-are numbers and close to those of the f32 file.
+`python -m valle_convert.llama.selftest` writes a tiny random model, runs it as f32, f16, Q8_0 and
+Q4_K, in both directions and causally, and prints each stage before it begins, so that the parent
+knows the stage of a crash. The exit code is 0 if all logits are finite and close to those of the
+f32 file.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from valle_convert.llama.probe import STAGE
 from valle_convert.llama.tiny_gemma import GemmaShape, random_weights, write_gemma
 from valle_convert.metrics import nmse
 
-# Rows of 256, which K-quants need, and a batch that is large enough for llama.cpp to take its
-# matrix kernels (AMX among them) and not those for vectors.
+# Rows of 256, which K-quants need, and a batch large enough for llama.cpp's matrix kernels (such as
+# AMX) instead of those for vectors.
 SHAPE = GemmaShape(n_embd=256, n_head=4, n_head_kv=4, n_layer=1, n_ff=256, n_vocab=256)
 BATCH = 48
 
@@ -32,7 +32,7 @@ ALLOWED_NMSE = {"f16": 1e-5, "q8_0": 5e-3, "q4_k": 0.1}
 
 
 def main() -> int:
-    """Run all stages; prints to stdout what it does and to stderr why it failed."""
+    """Run all stages; prints progress to stdout and errors to stderr."""
     try:
         with tempfile.TemporaryDirectory(prefix="valle-convert-") as folder:
             run(Path(folder))
@@ -88,7 +88,7 @@ def quantize_file(library: Library, source: Path, target: Path, kind: str) -> No
 
 
 def _token_rows(path: Path) -> dict[int, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
-    """The rows of the token table as the file's type leaves them, id -> [n_embd]."""
+    """The rows of the token table as stored in the file's type, id -> [n_embd]."""
     (table,) = (t for t in gguf.GGUFReader(path).tensors if t.name == "token_embd.weight")
     return dict(enumerate(gguf.quants.dequantize(table.data, table.tensor_type)))
 

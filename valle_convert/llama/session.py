@@ -1,10 +1,10 @@
-"""A model that stock llama.cpp has loaded, and the state of its sequences, whatever its graph.
+"""A model on stock llama.cpp, and the state of its sequences, for any graph.
 
-In: raw embeddings with llama.cpp's own positions. Out: logits. `gemma` and `mpt` stand on it and
-know which positions and masks their models want.
+In: raw embeddings with llama.cpp's own positions. Out: logits. `gemma` and `mpt` build on it and
+know the positions and masks of their models.
 
-What a graph multiplies raw embeddings by, llama.cpp does not promise. It is found out on the
-loaded model and never assumed.
+llama.cpp does not promise the factor that a graph multiplies raw embeddings by. It is measured on
+the loaded model.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from valle_convert.llama.probe import prove_library
 from valle_convert.metrics import nmse
 
 ALL_COLUMNS = slice(None)
-#: What the rows that go in are called among the tensors that are caught.
+#: The name of the input rows among the caught tensors.
 INPUTS = "inputs"
 CAUSAL_UBATCH = 512  # llama.cpp's default; longer causal batches are split by llama.cpp
 # Below this many weights, waiting for a second thread takes as long as it saves: measured, 11
@@ -45,19 +45,19 @@ SMALL_MODEL = 20_000_000
 # Q4_K files), and 0.3 to 1.5 with the wrong scale. Normalized mean square errors, both.
 SAME_NMSE = 1e-4
 CONTRAST = 100.0
-#: Another head, or one that is no head, gives 1 and more; Q4_0 rows against rounded states 1e-3.
+#: A wrong head gives 1 and more; Q4_0 rows against rounded states 1e-3.
 _ROUNDED_HEAD = 1e-2
 
 
 class Session(Closing):
-    """A GGUF file opened for running, and the state of sequences 0 to n_seq - 1.
+    """A GGUF file on llama.cpp, and the state of sequences 0 to n_seq - 1.
 
-    `path` may be the first part of a split file, and `mapped` is what llama.cpp then maps in its
-    place; it is closed with the session. The other arguments are those of `GemmaSession`.
+    `path` may be the first part of a split file; llama.cpp then maps `mapped` instead, which is
+    closed with the session. The other arguments are those of `GemmaSession`.
     """
 
     architecture: ClassVar[str]
-    #: What the graph multiplies raw embeddings by, and `decode` divides them by.
+    #: The graph multiplies raw embeddings by this, so `decode` divides them by it.
     input_scale = 1.0
 
     def __init__(
@@ -82,7 +82,7 @@ class Session(Closing):
         self._heads: dict[tuple[int | None, int | None], FloatArray] = {}
         self._context: Context | None = None
         self._lengths = [0] * n_seq  # cells that each sequence holds
-        self._n_cells = 0  # of all of them together, shared ones counted once
+        self._n_cells = 0  # of all sequences, shared ones counted once
         self._scales: tuple[float, ...] = ()
         self._watched: Collection[str] = ()
         self._caught: dict[str, list[FloatArray]] = {}
@@ -113,7 +113,7 @@ class Session(Closing):
 
     @property
     def n_vocab(self) -> int:
-        """The number of logits that a position has."""
+        """The number of logits of a position."""
         return self._model.n_vocab
 
     @property
@@ -123,17 +123,17 @@ class Session(Closing):
 
     @property
     def n_params(self) -> int:
-        """The number of weights that llama.cpp counts."""
+        """The number of weights, as llama.cpp counts them."""
         return self._model.n_params
 
     def length(self, sequence: int = 0) -> int:
-        """How many positions a sequence holds."""
+        """The number of positions in a sequence."""
         return self._lengths[sequence]
 
     def use_adapters(self, scales: Sequence[float]) -> None:
         """Scale each of the session's adapters from now on; 0 switches it off.
 
-        What a sequence holds already stays as it was computed.
+        Earlier elements of a sequence stay unchanged.
         """
         if tuple(scales) != self._scales:
             self._scales = tuple(scales)
@@ -153,7 +153,7 @@ class Session(Closing):
         """Append a batch to the sequences.
 
         Args:
-            rows: [n, n_embd], as the first layer is to see them.
+                rows: [n, n_embd], the inputs of the first layer.
             places: [n], llama.cpp's positions.
             sequences: [n], the sequence of each row.
             outputs: [n], true where logits are wanted.
@@ -163,7 +163,7 @@ class Session(Closing):
         """
         context = self._room_for(len(rows), n_ubatch=1 if causal else len(rows))
         inputs = rows / np.float32(self.input_scale)
-        # Of the last layer, llama.cpp computes the rows alone of which something is wanted.
+        # In the last layer, llama.cpp computes only the rows with outputs.
         wanted = np.ones_like(outputs) if self._watched else outputs
         found = context.decode(inputs, places, sequences, wanted, causal=causal)
         if self._watched:
@@ -186,9 +186,9 @@ class Session(Closing):
 
     @contextmanager
     def watching(self, names: Collection[str]) -> Iterator[dict[str, list[FloatArray]]]:
-        """Catch tensors of the graph by their names; before and after, sequences are forgotten.
+        """Catch tensors of the graph by name; sequences are emptied before and after.
 
-        Yields by name what each batch gives, [n, width]; the rows that go in are `INPUTS`.
+        Yields each batch's tensors by name, [n, width]; the input rows are `INPUTS`.
         """
         self._clear()
         self._drop_context()
@@ -201,7 +201,7 @@ class Session(Closing):
             self._drop_context()
 
     def close(self) -> None:
-        """Free everything; closing twice is no error."""
+        """Free everything; closing twice is harmless."""
         self._drop_context()
         self._held.close()
 
@@ -238,7 +238,7 @@ class Session(Closing):
         )
 
     def _room_for(self, n_cells: int, *, n_ubatch: int = 1) -> Context:
-        """The context, with room for more cells; made again where it is too small."""
+        """The context, with room for more cells; a larger one if necessary."""
         old, needed = self._context, self._n_cells + n_cells
         if old is not None and needed <= old.n_ctx and n_ubatch <= old.n_ubatch:
             return old
@@ -247,10 +247,10 @@ class Session(Closing):
         if old is not None:
             n_ubatch = max(n_ubatch, old.n_ubatch)
             moving = [(sequence, old) for sequence, n in enumerate(self._lengths) if n]
-            # Doubling, so that a sequence that grows row by row moves a few times only.
+            # Doubling, so that a sequence that grows row by row moves only a few times.
             n_ctx = max(n_ctx, 2 * old.n_ctx if moving and needed > old.n_ctx else old.n_ctx)
         if moving:
-            # Copies of a sequence do not share cells any more.
+            # Copies of a sequence no longer share cells.
             n_ctx = max(n_ctx, sum(self._lengths) + n_cells)
         else:
             self._drop_context()
@@ -282,22 +282,22 @@ class Session(Closing):
         used = zip(self._adapters, self._scales, strict=True) if self._scales else ()
         context.use_adapters([(adapter, scale) for adapter, scale in used if scale])
 
-    # -- what is found out and not assumed ---------------------------------------------------
+    # -- proofs on the loaded model ----------------------------------------------------------
 
     def _check_architecture(self) -> None:
         found = self._model.metadata("general.architecture")
         if found != self.architecture:
             raise InputError(
-                f"{self.path} is a model of the architecture {found!r}, expected "
-                f"{self.architecture!r}, whose graph this program knows; convert the checkpoint "
+                f"{self.path} has the architecture {found!r}, expected "
+                f"{self.architecture!r}; convert the checkpoint "
                 "again."
             )
 
     def _find_input_scale(self, probe_rows: Mapping[int, FloatArray], of_ids: float) -> float:
-        """By what the graph multiplies raw embeddings.
+        """The factor that the graph multiplies raw embeddings by.
 
-        A token is decoded by its id, and by its row as it is and times sqrt(n_embd); one of both
-        gives the same logits.
+        A token is decoded by its id, by its row, and by its row times sqrt(n_embd); one of the
+        latter two gives the same logits.
 
         Args:
             probe_rows: token id -> its row in `token_embd.weight` [n_embd]; the likeliest to show
@@ -315,8 +315,8 @@ class Session(Closing):
                 expected = logits(np.array([token], np.int32))
                 if not np.isfinite(expected).all():
                     raise InputError(
-                        f"{self.path} gives no numbers (NaN or infinite) for token {token}, so "
-                        "that a weight in it is damaged or far too large; convert it again."
+                        f"{self.path} gives NaN or infinity for token {token}: "
+                        "a weight in it is damaged or far too large; convert it again."
                     )
                 as_it_is = nmse(expected, logits(row[None]))
                 multiplied = nmse(expected, logits(row[None] * np.float32(root)))
@@ -330,7 +330,7 @@ class Session(Closing):
         )
 
     def _prove_own_head(self, probe_rows: Mapping[int, FloatArray]) -> None:
-        """Compute heads outside of llama.cpp from now on, if its graph does end where it should."""
+        """Compute heads outside of llama.cpp from now on, if its graph ends as expected."""
         if self._head_rows is None or self._output != "logits":
             return
         rows = np.stack(list(probe_rows.values()))
@@ -340,8 +340,8 @@ class Session(Closing):
             with self._new_context(len(rows), len(rows), n_seq=1, output=output) as context:
                 return context.decode(rows, places, 0 * places, wanted, causal=True).copy()
 
-        # The logits of the likeliest ids; their rows in the file are exact, those in llama.cpp's
-        # product are rounded as its kernels like.
+        # The logits of the likeliest ids; our product uses the exact rows, llama.cpp's rounds
+        # them as its kernels like.
         with suppress(EnvironmentFault):
             caught = decode("normed")
             expected = decode("logits")[:, list(probe_rows)]

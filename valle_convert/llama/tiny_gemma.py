@@ -1,7 +1,7 @@
 """A random model of llama.cpp's `gemma` architecture, small enough to make on the spot.
 
-It is what a machine's llama.cpp is tried on before it is trusted with a real file, and
-what the tests and benchmarks of the session run on.
+It tests a machine's llama.cpp before that is trusted with a real file, and the tests and benchmarks
+of the session use it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def tensor_shapes(shape: GemmaShape) -> dict[str, tuple[int, ...]]:
 
 
 def random_weights(shape: GemmaShape, seed: int) -> dict[str, FloatArray]:
-    """Weights that keep activations of order one and make attention sharp enough to matter."""
+    """Weights that keep activations of order one, with attention sharp enough to matter."""
     generator = np.random.default_rng(seed)
     weights = {}
     for name, size in tensor_shapes(shape).items():
@@ -68,7 +68,7 @@ def random_weights(shape: GemmaShape, seed: int) -> dict[str, FloatArray]:
         if len(size) == 1:
             weights[name] = np.float32(1) + np.float32(0.1) * noise
         else:
-            # Queries and keys twice as large: attention weights that are far from uniform.
+            # Queries and keys twice as large: attention weights far from uniform.
             gain = 2.0 if "attn_q" in name or "attn_k" in name else 1.0
             weights[name] = noise * np.float32(gain / np.sqrt(size[-1]))
     return weights

@@ -1,7 +1,7 @@
 """A random model of llama.cpp's `mpt` architecture in one layer, small enough to make on the spot.
 
-Whether ReLU comes out of GELU is tried on it before a real file is trusted with it, and `doctor`
-tries all that VALL-E X needs.
+It proves that GELU can compute ReLU before a real file needs it, and `doctor` tests on it
+everything that VALL-E X needs.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ MPT_WIDTH, MPT_FF, MPT_ROWS = 32, 64, 32
 
 
 def random_mpt(*, attention: bool) -> dict[str, FloatArray]:
-    """Weights by name, the activation's factor not in them; without attention, its matrices are
-    zeros, so that the rows of a batch are nothing to each other.
+    """Weights by name, without the activation's factor; without attention, its matrices are zeros,
+    so that the rows of a batch are independent.
     """
     draw = np.random.default_rng(0)
 

@@ -1,8 +1,8 @@
-"""Which of llama.cpp's settings compute a file fastest on this machine: tried once, and kept.
+"""Measures which of llama.cpp's settings are fastest for a file on this machine, once.
 
 The best setting depends on the CPU and the type: weights that are not repacked gain 25 % on one
-machine and lose 25 % on another. So a few passes and steps are timed on the loaded file. What
-rounds more than the exact settings is taken only where that costs less than the file's type does.
+machine and lose 25 % on another. So a few passes and steps are timed on the loaded file. A setting
+that rounds more than the exact ones must cost less precision than the file's type.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from valle_convert.metrics import nmse
 
 Tune = Literal["auto", "off", "again"]
 
-VERSION = 1  # raise it when something else is tried
-#: Rows of a trial: as many as take about this long, and no more than a sentence has.
+VERSION = 1  # increment it when the trials change
+#: Rows of a trial: as many as take about this long, but not more than a sentence has.
 _SECONDS, _LEAST_ROWS, _MOST_ROWS = 0.25, 32, 512
 _STEPS, _REPEATS = 6, 2
-#: A setting has to be this much faster than the exact one, since the clock is noisy.
+#: A setting must be this much faster than the exact one, since timings are noisy.
 _GAIN = 0.97
 
 
@@ -47,7 +47,7 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Trial:
-    """A setting, seconds of a pass and of a step, and whether it rounds no more than the type."""
+    """A setting, the seconds of a pass and of a step, and whether it is exact enough."""
 
     settings: Settings
     seconds: tuple[float, float]
@@ -68,7 +68,7 @@ def tuned_settings(
     Args:
         rows: [n, n_embd], likely inputs.
         rounding: the normalized mean square error of a weight in the file's type.
-        about: what the answer depends on, but for the library and the CPU: type and sizes.
+            about: what the result depends on besides the library and the CPU: type and sizes.
     """
     path = _kept_at(about, base)
     kept = None if mode == "again" else _read(path)
@@ -81,7 +81,7 @@ def tuned_settings(
 
 
 def candidates(base: Settings) -> list[Settings]:
-    """What is tried, the exact settings first."""
+    """The settings to try, the exact ones first."""
     caches: list[tuple[CacheType, bool]] = [("f32", False), ("f16", False), ("f16", True)]
     return [
         replace(base, repack=repack, cache_type=cache, flash_attention=flash)
@@ -98,7 +98,7 @@ def try_settings(
 ) -> list[Trial]:
     """Time a pass and some steps with each candidate.
 
-    What one rounding of the inputs to the file's type changes is what a setting may change.
+    A setting may change the results as much as rounding the inputs to the file's type once.
     """
     exact, *others = candidates(base)
     n_rows = _LEAST_ROWS
@@ -123,7 +123,7 @@ def _best(session: Session, rows: FloatArray, n: int) -> tuple[tuple[float, floa
 
 
 def _time(session: Session, rows: FloatArray, n: int) -> tuple[tuple[float, float], FloatArray]:
-    """Seconds of a pass over n rows and of a step after it, and what they gave."""
+    """Seconds of a pass over n rows and of a step after it, and their results."""
     given = np.resize(rows, (n + _STEPS, rows.shape[1]))
     places, ids = np.arange(n + _STEPS, dtype=np.int32), np.zeros(n + _STEPS, np.int32)
     columns = slice(0, min(session.n_vocab, 1024))
@@ -164,7 +164,7 @@ def _kept_at(about: Sequence[object], base: Settings) -> Path:
 
 
 def _read(path: Path) -> Tuned | None:
-    """What was kept; None where it is not there or not to be read."""
+    """The stored settings; None if missing or unreadable."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         return Tuned(Settings(**kept["passes"]), Settings(**kept["steps"]))

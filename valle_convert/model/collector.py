@@ -13,7 +13,7 @@ from valle_convert.wording import listing
 
 
 class Collector:
-    """Marks the tensors that are understood, and gathers everything that is wrong."""
+    """Marks tensors as understood, and collects faults."""
 
     def __init__(self, specs: Mapping[str, TensorSpec]) -> None:
         self.specs = specs
@@ -30,19 +30,19 @@ class Collector:
             return
         self._taken.add(name)
         if spec.shape != shape:
-            self.faults.append(f"{name} is {list(spec.shape)}, and {list(shape)} is expected")
+            self.faults.append(f"{name} is {list(spec.shape)}, expected {list(shape)}")
         elif spec.dtype not in WEIGHT_DTYPES:
             self.faults.append(
-                f"{name} is of type {spec.dtype_name}, and float32, float16 or bfloat16 is expected"
+                f"{name} has type {spec.dtype_name}, expected float32, float16 or bfloat16"
             )
 
     def rows_of(self, name: str) -> int:
-        """The first dimension of a tensor; 0 where there is none."""
+        """The first dimension of a tensor; 0 if there is none."""
         spec = self.specs.get(name)
         return spec.shape[0] if spec and spec.shape else 0
 
     def compare(self, words: str, claimed: int, found: int) -> None:
-        """Expect that the config and the weights agree on a number."""
+        """Require that the config and the weights agree on a number."""
         if claimed != found:
             self.faults.append(f"{words}: {claimed} by the config, {found} by the weights")
 
@@ -76,6 +76,6 @@ def count_numbered(specs: Mapping[str, TensorSpec], template: str) -> int:
     """One more than the highest number in a numbered name, so that a gap shows as missing."""
     pattern = re.compile(re.escape(template).replace(r"\{\}", r"(\d{1,9})"))
     numbers = {int(found[1]) for name in specs if (found := pattern.fullmatch(name))}
-    # Layers are numbered without a gap, so no number can reach the count of all tensors. One that
-    # does is not counted, or one hostile name would make a billion layers to be looked for.
+    # Layers are numbered without gaps, so every number is below the count of all tensors. Larger
+    # ones are ignored, or one hostile name would cause a search for a billion layers.
     return max((number + 1 for number in numbers if number < len(specs)), default=0)

@@ -1,8 +1,8 @@
-"""What a family says of a checkpoint: the model, and where each of its tensors goes.
+"""A family's description of a checkpoint: the model, and where each of its tensors goes.
 
-A family fills a `Description`; `gguf_file.plan.lay_out` turns each part's contents into the plan
-of a GGUF file. Nothing is passed over: every tensor of the source is a row block, a backbone
-tensor or a bias, is recovered from another tensor, or is listed as dropped with the reason.
+A family fills a `Description`; `gguf_file.plan.lay_out` turns each part's contents into the plan of
+a GGUF file. Every source tensor is a row block, a backbone tensor or a bias, is recovered from
+another tensor, or is listed as dropped with the reason.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class RowBlock:
     """Rows of one source tensor that become rows of the token embedding.
 
     Attributes:
-        label: the table, or `head.<name>`, whose rows they are.
-        first_row: where they begin in the token embedding.
-        n_rows: how many there are, from row 0 of the source on.
+        label: the table, or `head.<name>`, that they belong to.
+        first_row: the first row in the token embedding.
+        n_rows: their number, from row 0 of the source on.
     """
 
     label: str
@@ -37,7 +37,7 @@ class RowBlock:
 
 @dataclass(frozen=True)
 class BackboneTensor:
-    """One tensor that is taken over whole under another name."""
+    """One tensor that is copied completely under another name."""
 
     source: str
     target: str
@@ -66,8 +66,8 @@ class Contents:
     """The tensors of one file.
 
     Attributes:
-        rows: what the token embedding is made of, in row order, without gaps.
-        biases: the heads' biases, in head order; empty where there are none.
+        rows: the blocks of the token embedding, in row order, without gaps.
+        biases: the heads' biases, in head order; empty if there are none.
     """
 
     rows: tuple[RowBlock, ...] = ()
@@ -77,11 +77,11 @@ class Contents:
 
 @dataclass(frozen=True)
 class Recovered:
-    """How a source tensor is read back that no file holds under its own name.
+    """How to restore a source tensor that no file has under its own name.
 
     Attributes:
         source: the tensor of the description that is written instead.
-        undo: computes the source tensor of it; None where the two are equal.
+        undo: computes the source tensor from it; None if the two are equal.
     """
 
     source: str
@@ -93,10 +93,10 @@ class Description(Generic[M]):
     """A checkpoint, understood.
 
     Attributes:
-        tensors: the checkpoint's, and those that are computed of them.
+        tensors: the checkpoint's, and those computed from them.
         contents: of each file by its part's name, the main part first.
-        notes: things worth telling the user, such as config switches without effect.
-        assumed: what the config does not say, and is taken as the training project takes it.
+        notes: for the user, such as config switches without effect.
+        assumed: values that the config lacks, with the training project's defaults.
         recovered: source tensors that are written in another form, by name.
     """
 
@@ -113,7 +113,7 @@ class Description(Generic[M]):
 
 
 class ComputedTensors:
-    """A `TensorSource` with tensors that are computed of its own."""
+    """A `TensorSource` with additional tensors, computed from its own."""
 
     def __init__(self, source: TensorSource) -> None:
         self._source = source
@@ -126,12 +126,12 @@ class ComputedTensors:
         return MappingProxyType(self._specs)
 
     def add(self, spec: TensorSpec, recipe: Callable[[], NDArray[Any]]) -> str:
-        """Offer a tensor under a further name, which is returned."""
+        """Add a computed tensor; returns its name."""
         self._specs[spec.name] = spec
         self._recipes[spec.name] = recipe
         return spec.name
 
     def read(self, name: str) -> NDArray[Any]:
-        """One tensor; what is computed is float32."""
+        """One tensor; computed ones are float32."""
         recipe = self._recipes.get(name)
         return self._source.read(name) if recipe is None else recipe()

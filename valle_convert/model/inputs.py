@@ -1,16 +1,14 @@
-"""What goes into the network: segments of summed table rows, with separators and positions.
+"""The inputs of the network: segments of summed table rows, with separators and positions.
 
-A request (phonemes, a prompt, codes ...) is composed into segments. Each element of a
-segment is a sum of rows, named symbolically as (table, row), so that the PyTorch
-reference looks them up in the checkpoint's tensors and the llama.cpp session in the
-converted file, and both are fed by this one function.
+A request (phonemes, a prompt, codes ...) is composed into segments. Each element of a segment is a
+sum of rows, named symbolically as (table, row): the PyTorch reference looks them up in the
+checkpoint's tensors and the llama.cpp session in the converted file, so this function serves both.
 
     tts, ns, sr   phonemes | language | level | prompt | tone | response
     len           phonemes | language | level | prompt | tone | length digits
     stt           response | language | level | phonemes
 
-Between two segments stands the separator, which belongs to the segment before it; there
-is none at the end.
+A separator comes between two segments and belongs to the first of them; there is none at the end.
 """
 
 from __future__ import annotations
@@ -41,9 +39,9 @@ class Segment:
     """Elements that are each a sum of table rows.
 
     Attributes:
-        tables: one a term, [n_terms].
-        rows: which row of each term's table, [n_elements, n_terms].
-        lead: a row (table, row) that goes in alone, as the first element.
+        tables: one per term, [n_terms].
+        rows: the row in each term's table, [n_elements, n_terms].
+        lead: a single row (table, row) as the first element.
     """
 
     name: str
@@ -57,11 +55,11 @@ class Segment:
 
 @dataclass(frozen=True)
 class Condition:
-    """What a response is spoken from.
+    """The input of a response.
 
     Attributes:
         phonemes: ids, with the marks around them, [n].
-        language: id; None where the model has no languages.
+        language: id; None if the model has no languages.
         prompt: codes of the voice, [frames, levels]; None for no prompt.
         task: "tts", or "ns" (noise suppression) or "sr" (speech removal) on the prompt.
     """
@@ -80,7 +78,7 @@ class Condition:
         prompt: IntArray | None = None,
         language: int = 0,
     ) -> Self:
-        """With a language and a tone where the model has them."""
+        """With a language and a tone if the model has them."""
         return cls(
             phonemes,
             language if model.has_table("language") else None,
@@ -99,8 +97,8 @@ class Inputs:
 
     Attributes:
         embeddings: [n, n_embd], float32.
-        positions: [n]; they begin again at 0 with every segment, or count through.
-        last: where the last segment begins; its elements are `embeddings[last:]`, and the
+        positions: [n]; they restart at 0 with every segment, or continue.
+        last: the start of the last segment; its elements are `embeddings[last:]`, and the
             separator before it is element `last - 1`.
     """
 
@@ -118,9 +116,9 @@ def speech_segments(
     """The segments of a pass that predicts one codebook level of a response.
 
     Args:
-        response: what is there of it: level 0 so far for the AR [frames], level 0 with mask
-            codes where `masked` [frames], and at least `level` levels [frames, levels] for a
-            NAR level.
+            response: the known part: level 0 so far for the AR [frames], level 0 with mask codes
+                where `masked` [frames], and at least `level` levels [frames, levels] for a NAR
+                level.
     """
     segments = _leading(model, condition, level)
     if level == 0:
@@ -154,13 +152,13 @@ def transcript_segments(
         response: the speech, [frames, levels].
         phonemes: ids so far, beginning with `BOS_PHONEME`, [n].
     """
-    # All levels but the last. Level 0 is looked up in the AR's table, the others in the tables
-    # from which the NAR levels take them.
+    # All levels except the last. Level 0 is looked up in the AR's table, the others in the tables
+    # of the NAR levels.
     n_terms = model.config.n_levels - 1
     if n_terms == 0:
         raise InputError(
-            "A model of one codebook level cannot transcribe: it would read all levels but the "
-            "last, which are none."
+            "A model with one codebook level cannot transcribe, since transcription reads all "
+            "levels but the last."
         )
     tables = tuple("response.ar" if i == 0 else f"response.{i + 1}" for i in range(n_terms))
     codes = np.asarray(response)
@@ -200,7 +198,7 @@ def embed(segment: Segment, look_up: LookUp) -> FloatArray:
 
 
 def positions_of(positions: Positions, counts: Sequence[int]) -> NDArray[np.int32]:
-    """Positions of segments of so many elements, each count with its separator."""
+    """Positions of segments with these numbers of elements, each with its separator."""
     if positions == "unified":
         return np.arange(sum(counts), dtype=np.int32)
     return np.concatenate([np.arange(count, dtype=np.int32) for count in counts])
@@ -242,7 +240,7 @@ def _prompt(model: Model, condition: Condition, level: int) -> Segment:
 
 
 def _segment(model: Model, name: str, tables: tuple[str, ...], rows: IntArray) -> Segment:
-    """A segment whose rows are inside of their tables."""
+    """A segment, after a check that its rows are inside their tables."""
     for term, table in enumerate(tables):
         column, n_rows = rows[:, term], model.table(table).n_rows
         if len(column) and (column.min() < 0 or column.max() >= n_rows):

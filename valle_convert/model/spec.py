@@ -1,7 +1,7 @@
 """The immutable description of a model. Its readers check it, so that its users need not.
 
-All rows of the model's input tables and output heads lie one after the other in one
-matrix, the token embedding of the converted file:
+All rows of the model's input tables and output heads lie one after the other in one matrix, the
+token embedding of the converted file:
 
     row 0            n_rows of table 0 (phonemes)
     ...              the other input tables
@@ -25,14 +25,14 @@ Attention = Literal["bidirectional", "causal"]
 #: Codes of some speech: [frames, levels], or of one level, [frames].
 Codes = NDArray[np.int32]
 
-#: Names in id order, as the training project numbers them. A model may have fewer of them.
+#: Names in id order, as the training project numbers them. A model may have only the first ones.
 #: Row i of the tables `language`, `task` and `tone` belongs to name i.
 LANGUAGES = ("en", "ja", "de", "fr", "zh", "ko")
 TASKS = ("tts", "tts-c", "ns", "sr", "tse", "soe", "mask", "eoe", "stt")
 TONES = ("neutral",)
 
-#: Phoneme ids that every model gives a meaning: what is no known phoneme, and the marks around a
-#: phoneme string. A network is trained with these rows, so a tokenizer with others is refused.
+#: Phoneme ids with a fixed meaning: the unknown phoneme, and the marks around a phoneme string. A
+#: network is trained with these rows, so a tokenizer with others is rejected.
 UNKNOWN_PHONEME = 0
 BOS_PHONEME = 1
 EOS_PHONEME = 2
@@ -45,8 +45,8 @@ class Codec:
     """The audio codec whose codes the model speaks.
 
     Attributes:
-        sample_rate: in Hz; 0 where unknown.
-        frame_rate: frames (one code a level) per second; 0 where unknown.
+        sample_rate: in Hz; 0 if unknown.
+        frame_rate: frames (one code a level) per second; 0 if unknown.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Codec:
     frame_rate: float
 
     def is_like(self, other: Codec) -> bool:
-        """Whether its codes are the other's, as far as name and rates tell."""
+        """Whether its codes are the other's, according to name and rates."""
         rates = (self.name, self.sample_rate, round(self.frame_rate, 1))
         return rates == (other.name, other.sample_rate, round(other.frame_rate, 1))
 
@@ -62,7 +62,7 @@ class Codec:
         return f"{self.name} with {self.sample_rate} Hz and {self.frame_rate:g} frames a second"
 
 
-#: Codecs with the levels and codebook size that tell them.
+#: Codecs with the levels and codebook size that identify them.
 CODECS: dict[tuple[int, int], Codec] = {
     (8, 1024): Codec("encodec-24khz", 24_000, 75.0),
     (9, 1024): Codec("dac-44khz", 44_100, 44_100 / 512),
@@ -73,7 +73,6 @@ UNKNOWN_CODEC = Codec("unknown", 0, 0.0)
 
 
 def codec_named(name: str) -> Codec:
-    """The codec of that name."""
     for codec in CODECS.values():
         if codec.name == name:
             return codec
@@ -82,7 +81,7 @@ def codec_named(name: str) -> Codec:
 
 
 def choose_codec(name: str | None, n_levels: int, n_codes: int) -> tuple[Codec, list[str]]:
-    """The codec of that name, or the one of so many levels and codes; a note if there is none."""
+    """The codec by name, else by levels and codes; a note if there is none."""
     if name is not None:
         return codec_named(name), []
     if (found := CODECS.get((n_levels, n_codes))) is not None:
@@ -92,14 +91,14 @@ def choose_codec(name: str | None, n_levels: int, n_codes: int) -> tuple[Codec, 
 
 
 class CodeFormat(Protocol):
-    """What is to be known of a model, of whatever family, to exchange codes with it."""
+    """The properties of a model, of any family, that matter for exchanging codes."""
 
     @property
     def n_levels(self) -> int: ...
 
     @property
     def codebook_size(self) -> int:
-        """Codes a level, without stop and the like."""
+        """Codes of a level, without stop and mask codes."""
         ...
 
     @property
@@ -112,9 +111,9 @@ class GemmaConfig:
 
     Attributes:
         n_head_kv: key/value heads; equal to `n_head` unless attention is grouped.
-        codebook_size: codes a codebook has, without the stop and mask codes.
+        codebook_size: codes in a codebook, without the stop and mask codes.
         positions: `segment` (every segment counts from 0) or `unified`.
-        nar_attention: what a pass that predicts in place attends to.
+        nar_attention: the attention of a pass that predicts in place.
     """
 
     version: int
@@ -167,7 +166,7 @@ class Head:
     """One output head: its logits are columns `first_row .. first_row + n_rows` of all logits.
 
     Attributes:
-        bias: added to the logits, one value a row; None where the model has none.
+        bias: added to the logits, one value a row; None if the model has none.
     """
 
     name: str
@@ -183,11 +182,11 @@ class Head:
 
 @dataclass(frozen=True)
 class RowMap:
-    """Input tables and output heads whose rows lie in one token embedding.
+    """Input tables and output heads with rows in one token embedding.
 
     Attributes:
-        heads: the output heads, in the checkpoint's order. Biases are there only where the
-            model was read from a converted file; of a checkpoint they are weights.
+        heads: the output heads, in the checkpoint's order. Biases are only present if the model
+            was read from a converted file; in a checkpoint they are weights.
     """
 
     tables: tuple[Table, ...]
@@ -200,25 +199,23 @@ class RowMap:
         return max(ends + [head.first_row + head.n_rows for head in self.heads], default=0)
 
     def table(self, name: str) -> Table:
-        """The table of that name; KeyError where the model has none."""
+        """The table of that name; KeyError if there is none."""
         for table in self.tables:
             if table.name == name:
                 return table
         raise KeyError(name)
 
     def head(self, name: str) -> Head:
-        """The head of that name; KeyError where the model has none."""
+        """The head of that name; KeyError if there is none."""
         for head in self.heads:
             if head.name == name:
                 return head
         raise KeyError(name)
 
     def has_table(self, name: str) -> bool:
-        """Whether the model has an input table of that name."""
         return any(table.name == name for table in self.tables)
 
     def has_head(self, name: str) -> bool:
-        """Whether the model has an output head of that name."""
         return any(head.name == name for head in self.heads)
 
 
@@ -236,7 +233,7 @@ class GemmaModel(RowMap, Generic[C]):
 
     @property
     def n_levels(self) -> int:
-        """Codebooks a frame of audio has."""
+        """Codebooks of a frame of audio."""
         return self.config.n_levels
 
     @property
@@ -253,16 +250,16 @@ class Model(GemmaModel[ModelConfig]):
     """A model of version 5 or 6 without its weights."""
 
     def is_causal(self, head: str) -> bool:
-        """Whether a pass for that head attends to what came before only."""
+        """Whether a pass for that head attends only to earlier elements."""
         in_place = head == "mask" or head.startswith("nar.")
         return not in_place or self.config.nar_attention == "causal"
 
 
 def level_of_head(head: str) -> int:
-    """The codebook level of a head's passes: of `nar.q` it is q; of all others 0, as they say."""
+    """The codebook level of a head's passes: q for `nar.q`, 0 for all others."""
     return int(head.removeprefix("nar.")) if head.startswith("nar.") else 0
 
 
 def names_in_order(known: tuple[str, ...], n: int) -> tuple[str, ...]:
-    """The first `n` known names; ids beyond the known ones are called `unnamed-<id>`."""
+    """The first `n` known names; further ids are called `unnamed-<id>`."""
     return tuple(known[i] if i < len(known) else f"unnamed-{i}" for i in range(n))

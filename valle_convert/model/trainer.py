@@ -1,4 +1,4 @@
-"""What the checkpoints of one training project (e-c-k-e-r/vall-e) share, whatever their version.
+"""Shared by all checkpoints of one training project (e-c-k-e-r/vall-e), of any version.
 
 Their config, read strictly; their backbone, a LLaMA with a GELU gate; their names for rows.
 """
@@ -31,11 +31,11 @@ _SIZES = {
 }
 DEFAULT_SIZE = {"resp_levels": 8, "audio_tokens": 1024, "text_tokens": 8575}
 _CAPABILITIES = ("ar", "nar", "len", "lang", "tone")
-_DEFAULT_CONTEXT = 22_750  # what the training project writes unless a length is set
+_DEFAULT_CONTEXT = 22_750  # the training project's default
 _DEFAULT_VERSION = 5
 #: For messages about every other version.
 SUPPORTED = "versions 5, 6 and 7 of e-c-k-e-r/vall-e"
-#: What the training project takes where its config does not say.
+#: The training project's defaults.
 _DEFAULTS: dict[str, object] = {
     "capabilities": ["ar", "nar"],
     "audio_embedding_sums": False,
@@ -43,7 +43,7 @@ _DEFAULTS: dict[str, object] = {
     "noncausal_masks": False,
 }
 
-#: Switches of `experimental` that steer training, and no forward pass.
+#: Switches of `experimental` that affect training only.
 _OF_TRAINING = frozenset(
     """
     rvq_levels_p rvq_level_range masking_train_p masking_train_rvq_levels masking_ratio
@@ -56,7 +56,7 @@ _OF_TRAINING = frozenset(
     """.split()
 )
 
-#: Switches that would change what is computed, with the values that leave it unchanged.
+#: Switches that would change the computation, with the values that leave it unchanged.
 _MUST_BE: dict[str, tuple[object, ...]] = {
     "hf": (False, None),
     "interleave": (False, None),
@@ -69,7 +69,7 @@ _MUST_BE: dict[str, tuple[object, ...]] = {
     "use_segmented_attention_mask": (False, None),
     "use_sliding_attention_mask": (False, None),
 }
-#: Switches that some version reads, and that have no effect in the others.
+#: Switches that some versions read, without effect in the others.
 _READ = frozenset(
     """
     unified_position_ids noncausal_masks max_position_embeddings
@@ -80,8 +80,7 @@ _READ = frozenset(
     """.split()
 )
 
-#: Keys of the config itself and of `size` that the training project knows. It reads no others, so
-#: that they change nothing.
+#: Keys of the config itself and of `size` that the training project knows. It ignores others.
 _CONFIG_KEYS = frozenset(
     """
     name version size tasks langs tones experts arch_type capabilities experimental
@@ -98,12 +97,12 @@ _SIZE_KEYS = frozenset(
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """What every version reads of a config; sizes are claims, to be compared with the tensors.
+    """The part of a config that every version reads; sizes are compared with the tensors.
 
     Attributes:
-        claims: every other number by its meaning, where the config has it or a default.
+        claims: every other number by its meaning, if the config has it or a default.
         noncausal: whether passes that predict in place attend in both directions.
-        context: positions that the model was made for.
+        context: the maximum number of positions.
     """
 
     version: int
@@ -118,7 +117,7 @@ class TrainerConfig:
 
 
 class ConfigReader:
-    """Reads a checkpoint's config; `finish` raises what is wrong with it, all at once."""
+    """Reads a checkpoint's config; `finish` raises all faults at once."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._config = checkpoint.config
@@ -126,7 +125,7 @@ class ConfigReader:
         switches = self._config.get("experimental")
         if switches is not None and not isinstance(switches, Mapping):
             raise InputError(
-                f"{self._where}: experimental is {switches!r}, where a dict is expected; give it "
+                f"{self._where}: experimental is {switches!r}, expected a dict; give it "
                 "with --config."
             )
         self._switches: Mapping[str, Any] = switches or {}
@@ -148,14 +147,14 @@ class ConfigReader:
         return value
 
     def flag(self, key: str) -> bool:
-        """A switch that is there, or has a default."""
+        """A switch, or its default."""
         value = self.switch(key)
         if not isinstance(value, bool):
-            self.faults.append(f"experimental.{key} is {value!r}, where true or false is expected")
+            self.faults.append(f"experimental.{key} is {value!r}, expected true or false")
         return bool(value)
 
     def optional_flag(self, key: str) -> bool | None:
-        """A switch; None where it is not there."""
+        """A switch; None if missing."""
         return self.flag(key) if self._switches.get(key) is not None else None
 
     def number(self, key: str, default: int) -> int:
@@ -168,7 +167,7 @@ class ConfigReader:
             return default
         n = whole(value)
         if n is None or not 0 <= n < 1 << 31:
-            self.faults.append(f"{key} is {value!r}, where a whole number is expected")
+            self.faults.append(f"{key} is {value!r}, expected a whole number")
             return default
         return n
 
@@ -181,15 +180,12 @@ class ConfigReader:
             or not all(item in _CAPABILITIES for item in capabilities)
         ):
             self.faults.append(
-                f"capabilities is {capabilities!r}, where a list of {', '.join(_CAPABILITIES)} is "
-                "expected"
+                f"capabilities is {capabilities!r}, expected a list of {', '.join(_CAPABILITIES)}"
             )
             capabilities = []
         context = self.number("max_position_embeddings", _DEFAULT_CONTEXT)
         if not context:
-            self.faults.append(
-                "experimental.max_position_embeddings is 0, where a length is expected"
-            )
+            self.faults.append("experimental.max_position_embeddings is 0, expected a length")
         if heads < 1 or dim < 1 or dim % heads or (dim // heads) % 2:
             self.faults.append(
                 f"{heads} heads do not divide the width {dim} into an even number of elements"
@@ -207,14 +203,14 @@ class ConfigReader:
         )
 
     def finish(self) -> None:
-        """Refuse a config that has faults."""
+        """Reject a config with faults."""
         if self.faults:
             raise InputError(
                 f"{self._where}: {'; '.join(self.faults)}. Give the right values with --config."
             )
 
     def _size(self) -> tuple[int, int, int, dict[str, int]]:
-        """Width, heads and layers, and every other number that is claimed, by its meaning."""
+        """Width, heads and layers, and every other number, by its meaning."""
         config, count = self._config, self._count
         size = config.get("size", "full")
         claims: dict[str, int] = {}
@@ -230,8 +226,7 @@ class ConfigReader:
             layers = count(size, "layers", layers)
         else:
             self.faults.append(
-                f"size is {size!r}, where one of {', '.join(_SIZES)}, a factor or a dict is "
-                "expected"
+                f"size is {size!r}, expected one of {', '.join(_SIZES)}, a factor or a dict"
             )
         levels = {"resp_levels": config["resp_levels"]} if "resp_levels" in config else details
         claims["codebook levels"] = count(levels, "resp_levels", DEFAULT_SIZE["resp_levels"])
@@ -254,15 +249,15 @@ def version_of(checkpoint: Checkpoint) -> int:
     """The config's version."""
     if not any(key in _CONFIG_KEYS for key in checkpoint.config):
         raise InputError(
-            f"{checkpoint.path} has no config, and no config.yaml lies with it; heads, positions "
-            "and attention cannot be told from the weights: give them with --config config.yaml."
+            f"{checkpoint.path} has no config, nor a config.yaml beside it; heads, positions and "
+            "attention do not follow from the weights: give them with --config config.yaml."
         )
     said = checkpoint.config.get("version", _DEFAULT_VERSION)
     version = whole(said)
     if version is None:
         raise InputError(
-            f"{checkpoint.path}: the config ({checkpoint.config_source}) gives version {said!r},"
-            f" where a whole number is expected (supported are {SUPPORTED}); add it with --config."
+            f"{checkpoint.path}: the config ({checkpoint.config_source}) has version {said!r},"
+            f" expected a whole number (supported are {SUPPORTED}); add it with --config."
         )
     return version
 
@@ -270,7 +265,7 @@ def version_of(checkpoint: Checkpoint) -> int:
 def _refuse_unsupported(
     config: Mapping[str, Any], experimental: Mapping[str, Any], where: str
 ) -> None:
-    """Refuse, in one message, every switch that would change the result in a way not supported."""
+    """Reject, in one message, every unsupported switch that would change the result."""
     switches = _READ | _OF_TRAINING | _MUST_BE.keys()
     refused: list[str] = []
     if config.get("arch_type", "llama") != "llama":
@@ -284,19 +279,19 @@ def _refuse_unsupported(
             refused.append(f"experimental.{key} {value!r} (supported: {neutral[0]!r})")
     # An unknown switch may change the result, unless it is off.
     refused += [
-        f"experimental.{key} {value!r} (not known here)"
+        f"experimental.{key} {value!r} (unknown)"
         for key, value in experimental.items()
         if key not in switches and value not in (None, False, 0, "", [], {})
     ]
     if refused:
         raise UnsupportedModelError(
-            f"{where}: {'; '.join(refused)}. What this would compute is not what a converted file "
-            "computes; where a switch is known to have no effect, turn it off with --config."
+            f"{where}: {'; '.join(refused)}. A converted file would compute something else; "
+            "if a switch has no effect, turn it off with --config."
         )
 
 
 def unread_notes(config: Mapping[str, Any]) -> list[str]:
-    """What is said of keys of the config that nothing reads."""
+    """Notes on keys of the config that nothing reads."""
     size = config.get("size")
     keys = [key for key in config if key not in _CONFIG_KEYS]
     keys += [
@@ -325,7 +320,7 @@ OUTPUT_NORM = "output_norm.weight"
 
 
 def count_layers(collector: Collector) -> tuple[int, int]:
-    """How many layers the weights have, and how wide their feed-forward is."""
+    """The number of layers, and the width of their feed-forward."""
     gate = collector.specs.get("model.layers.0.mlp.gate_proj.weight")
     n_layer = count_numbered(collector.specs, "model.layers.{}.input_layernorm.weight")
     return n_layer, gate.shape[0] if gate and gate.shape else 0
@@ -351,10 +346,10 @@ def backbone_tensors(
 def check_claims(
     collector: Collector, config: TrainerConfig, n_layer: int, found: Mapping[str, int]
 ) -> None:
-    """Compare every number of the config with the tensor that knows it."""
+    """Compare every number of the config with the tensor that shows it."""
     collector.compare("layers", config.layers, n_layer)
     for words, claimed in config.claims.items():
-        # A table that is not there contradicts nothing: where it is needed, it is missing.
+        # A missing table contradicts nothing: if it is needed, it is reported as missing.
         if found[words]:
             collector.compare(words, claimed, found[words])
 
@@ -375,7 +370,7 @@ DROPPED: tuple[tuple[re.Pattern[str], str], ...] = (
 def names_of_rows(
     checkpoint: Checkpoint,
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """The names of languages, tasks and tones in id order; a checkpoint may tell them too."""
+    """The names of languages, tasks and tones in id order, possibly from the checkpoint."""
     named = []
     for table, order in (
         ("langs_emb.weight", LANGUAGES),
@@ -388,8 +383,8 @@ def names_of_rows(
         for row, (word, expected) in enumerate(zip(words, known, strict=False)):
             if word != expected and not expected.startswith("unnamed-"):
                 raise InputError(
-                    f"{checkpoint.path}: row {row} of {table} is called {word!r:.40}, where "
-                    f"{expected!r} is expected; a model with another numbering cannot be converted."
+                    f"{checkpoint.path}: row {row} of {table} is called {word!r:.40}, expected "
+                    f"{expected!r}; a model with another numbering cannot be converted."
                 )
         named.append(known)
     languages, tasks, tones = named

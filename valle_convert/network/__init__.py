@@ -1,10 +1,10 @@
-"""Networks that compute, and what those of several families share.
+"""Networks that compute, and what families share of them.
 
-protocol     what decoders and the verifier need of one
-backbone     PyTorch, from a checkpoint: what every converted file is compared with
-arithmetic   what llama.cpp's rounding does to the logits
+protocol     what decoders and the verifier need
+backbone     PyTorch, from a checkpoint: the reference for every converted file
+arithmetic   the effect of llama.cpp's rounding on the logits
 weights      the weights of a converted file under the checkpoint's names
-probe        rows that a session of llama.cpp is tried with
+probe        rows that test a session of llama.cpp
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""How the layers of a network compute, and what llama.cpp's arithmetic does to it, in PyTorch.
+"""How the layers of a network compute, and the effect of llama.cpp's arithmetic, in PyTorch.
 
-On the CPU llama.cpp rounds what goes into a matrix product to a type that follows from the
-weights' (float16 for float16, blocks of 8-bit numbers for all quantized types), and looks
-GELU up in a table of float16. This module does the same to a reference network. Its logits
-are not llama.cpp's bit for bit, since sums are rounded in another order, but they are as
-far off from the exact ones, on whatever network it is. That makes it the measure of what a
-right file may differ by.
+On the CPU llama.cpp rounds the inputs of a matrix product to a type that follows from the weights'
+(float16 for float16, blocks of 8-bit numbers for all quantized types), and looks GELU up in a table
+of float16. This module does the same to a reference network. Its logits are not llama.cpp's bit for
+bit, since sums are rounded in another order, but they are as far from the exact ones, on any
+network. That makes their error the yardstick for correct files.
 """
 
 from __future__ import annotations
@@ -15,22 +14,21 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - everybody's name for it
+from torch.nn import functional as F  # noqa: N812 - the usual name
 
 #: Quantized types whose inputs are rounded in blocks of 32; all others have blocks of 256.
 _BLOCKS_OF_32 = frozenset("Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q8_1 IQ4_NL MXFP4 NVFP4 Q1_0 Q2_0".split())
-_LARGEST = 127  # of an 8-bit number
+_LARGEST = 127  # 8-bit number
 _GELU_TABLE_ENDS = 10.0
 
 
 #: Called as `watch(part, linear, inputs [n, in], outputs [n, out])` after every linear layer, with
-#: the layer's GGUF name; `INPUTS` stands in its place for the rows that go into the first layer.
+#: the layer's GGUF name; `INPUTS` is the name for the rows that go into the first layer.
 Watch = Callable[[str, str, Tensor, Tensor], None]
 INPUTS = "inputs"
 
 
 def unwatched(part: str, name: str, inputs: Tensor, outputs: Tensor) -> None:
-    """Nobody looks."""
     del part, name, inputs, outputs
 
 
@@ -41,13 +39,13 @@ def _as_it_is(part: str, name: str, inputs: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What a matrix product and an activation are.
+    """The arithmetic of matrix products and activations.
 
     Attributes:
-        activation: of the feed-forward; None for the one that the checkpoint means.
+        activation: of the feed-forward; None for the checkpoint's own.
         round_inputs: called as `round_inputs(part, linear, inputs [n, in])` with the layer's GGUF
-            name before every linear layer; what it returns is multiplied.
-        watch: sees what every linear layer gets and gives.
+            name before every linear layer; its result is multiplied.
+        watch: gets the inputs and outputs of every linear layer.
     """
 
     activation: Callable[[Tensor], Tensor] | None = None
@@ -60,7 +58,7 @@ EXACT = Arithmetic()
 
 
 def gelu_from_table(x: Tensor) -> Tensor:
-    """GELU as ggml's CPU backend has it: the tanh form, of and in float16 between -10 and 10."""
+    """GELU as in ggml's CPU backend: the tanh form, of and in float16 between -10 and 10."""
     table = F.gelu(x.half().float(), approximate="tanh").half().float()
     return torch.where(x.abs() < _GELU_TABLE_ENDS, table, F.relu(x))
 
@@ -71,7 +69,7 @@ def input_rounding(
     """How inputs of each linear layer are rounded before they are multiplied."""
 
     def round_inputs(part: str, name: str, x: Tensor) -> Tensor:
-        # Other parts are computed in PyTorch, from weights that are dequantized.
+        # Other parts are computed in PyTorch, from dequantized weights.
         kind = types[part][name] if part in types else "F32"
         if kind == "F32":
             return x

@@ -1,4 +1,4 @@
-"""Networks in PyTorch, float32, by a checkpoint's names: what everything else is compared with.
+"""Networks in PyTorch, float32, from a checkpoint: the reference for everything else.
 
 Shapes: n new elements, m elements so far (m >= n), d = n_embd, h = heads, k = d / h.
 """
@@ -11,23 +11,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - everybody's name for it
+from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from valle_convert.checkpoint.source import NamedTensors
 from valle_convert.model.spec import GemmaConfig
 from valle_convert.network.arithmetic import INPUTS, Arithmetic
 
-#: Of every RMSNorm, and of the rotary embedding. They stand in no config of these checkpoints; the
-#: writer has its own, so that a wrong one there is noticed here.
+#: Of every RMSNorm, and of the rotary embedding. No config of these checkpoints has them; the
+#: writer has its own constants, so that a wrong one there is noticed here.
 RMS_EPSILON = 1e-6
 ROPE_BASE = 10_000.0
 
-#: Keys (rotated) and values [h, m, k] of the layers that a sequence has been through.
+#: Keys (rotated) and values [h, m, k] of the layers of a sequence.
 Cache = list[tuple[Tensor, Tensor]]
 
 
 class TorchNetwork:
-    """Weights, read when they are needed first, and linear layers.
+    """Weights, read on first use, and linear layers.
 
     Attributes:
         observe: called as `observe(part, linear, inputs [n, in])` before every linear layer, with
@@ -42,16 +42,16 @@ class TorchNetwork:
         self._weights: dict[str, Tensor] = {}
 
     def close(self) -> None:
-        """Nothing is held that PyTorch does not free by itself."""
+        """PyTorch frees everything by itself."""
 
     def weight(self, name: str) -> Tensor:
         if name not in self._weights:
-            # A copy: torch wants memory that it may write to, and bfloat16 needs one anyway.
+            # A copy: torch wants writable memory, and bfloat16 needs one anyway.
             self._weights[name] = torch.from_numpy(np.array(self._tensors.read(name), np.float32))
         return self._weights[name]
 
     def rows(self, part: str, rows: NDArray[np.float32]) -> Tensor:
-        """What goes into the first layer."""
+        """The inputs of the first layer."""
         x = torch.from_numpy(np.array(rows, np.float32))
         self._arithmetic.watch(part, INPUTS, x, x)
         return x
@@ -119,7 +119,7 @@ class Backbone(TorchNetwork):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, cache: Cache, layer: int, *, causal: bool) -> Tensor:
-    """Attention to what is in the cache of a layer and what is new, [h, n, k] -> [n, d].
+    """Attention to the cached and the new elements of a layer, [h, n, k] -> [n, d].
 
     k and v may have fewer heads than q.
     """
@@ -129,7 +129,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, cache: Cache, layer: int, *, causal:
     else:
         cache.append((k, v))
     n, m, group = q.shape[1], k.shape[1], q.shape[0] // k.shape[0]
-    # Element j of the batch sees everything up to itself, whatever the positions say.
+    # Element j of the batch sees everything up to itself, at any position.
     mask = torch.ones(n, m, dtype=torch.bool).tril(m - n) if causal else None
     mixed = F.scaled_dot_product_attention(
         q[None],

@@ -1,4 +1,4 @@
-"""Rows of a file's token table that a session proves llama.cpp's input scale with."""
+"""Rows of a file's token table that test llama.cpp's input scale."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from valle_convert.errors import InputError
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 
-#: Rows of the token table that are looked at, evenly spread over it.
+#: The number of rows, evenly spread over the token table.
 _PROBE_ROWS = 32
 
 
@@ -29,7 +29,7 @@ def read_probe_rows(file: GgufFile, n_rows: int | None = None) -> dict[int, NDAr
     used = np.flatnonzero(sizes > 0)
     if not len(used):
         raise InputError(
-            f"The {len(ids)} rows of token_embd.weight looked at in {file.path} are all zero; "
+            f"All {len(ids)} probed rows of token_embd.weight in {file.path} are zero; "
             "the file is not a converted model."
         )
     from_the_middle = used[np.argsort(np.abs(sizes[used] - np.median(sizes[used])), kind="stable")]

@@ -1,7 +1,7 @@
-"""What decoders and the verifier need of a network, whoever computes it.
+"""The interface of a network for decoders and the verifier.
 
-Each family has two of them, PyTorch from a checkpoint and stock llama.cpp from converted files, so
-that the same code runs on both and comparing them is short.
+Each family implements it twice, in PyTorch from a checkpoint and on stock llama.cpp from converted
+files, so the same code runs on both and comparing them is short.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from numpy.typing import NDArray
 from valle_convert.llama.session import Session
 from valle_convert.model.spec import Model
 
-#: Which rows of a step give logits: a slice, or indices in increasing order.
+#: The rows of a step that give logits: a slice, or indices in increasing order.
 Outputs = slice | Sequence[int] | NDArray[np.integer]
 
 
 class Computing(Protocol):
-    """A network of any family, as far as generic code knows it. A context manager."""
+    """A network of any family, as generic code sees it. A context manager."""
 
     @property
     def model(self) -> Any:  # noqa: ANN401 - the family's own
-        """What it computes, as its weights' source describes it."""
         ...
 
     def close(self) -> None: ...
@@ -45,16 +44,16 @@ class OnLlama(Computing, Protocol):
 
     @property
     def sessions(self) -> Mapping[str, Session]:
-        """What llama.cpp has loaded, by part."""
+        """llama.cpp's sessions, by part."""
         ...
 
 
 class Network(Computing, Protocol):
     """Embeddings in, logits of one head out, with a state for causal passes.
 
-    The state is the sequence so far. A causal step appends to it: the first one after
-    `reset` lays down whole segments, the following continue the last segment, or begin one
-    more. A step that attends in both directions stands alone, and leaves the state empty.
+    The state is the sequence so far. A causal step appends to it: the first one after `reset` has
+    whole segments, later ones continue the last segment or begin another. A step that attends in
+    both directions stands alone, and leaves the state empty.
     """
 
     @property
@@ -79,8 +78,9 @@ class Network(Computing, Protocol):
 
         Args:
             embeddings: [n, n_embd].
-            positions: [n]; a segment begins where they return to 0. Steps after the first may
-                begin one segment together, where the first had several.
+            positions: [n]; a segment begins where they return to 0. Later steps may begin one
+            segment
+                together, if the first step had several.
 
         Returns:
             Logits [n_outputs, rows of the head], biases included.
@@ -95,10 +95,10 @@ class Network(Computing, Protocol):
         head: str,
         outputs: Sequence[Outputs],
     ) -> list[NDArray[np.float32]]:
-        """Run several causal sequences at once, none of which sees another.
+        """Run several causal sequences at once, independent of each other.
 
-        What is given i-th belongs to sequence i, as in so many calls of `step`; it costs less
-        where the network can compute them together.
+        Sequence i is given as to its own calls of `step`; it costs less if the network can compute
+        them together.
 
         Returns:
             For each sequence, logits [n_outputs, rows of the head].

@@ -1,4 +1,4 @@
-"""The fastest settings for a converted file: `llama.tuning`, told what it must know of the file."""
+"""The fastest settings for a converted file, from `llama.tuning`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def tuned_for(
     settings: Settings | None,
     tune: Tune,
 ) -> Tuned:
-    """Settings for passes and for steps: those given, or the fastest that are exact enough."""
+    """Settings for passes and for steps: given ones, or the fastest that are exact enough."""
     if tune == "off":
         same = settings or EXACT
         return Tuned(same, same)
@@ -33,7 +33,7 @@ def tuned_for(
     sizes: Counter[GgmlType] = Counter()
     for tensor in file.tensors.values():
         sizes[tensor.ggml_type] += tensor.n_elements
-    if sizes.total() < SMALL_MODEL:  # which speaks in less time than the search takes
+    if sizes.total() < SMALL_MODEL:  # it speaks in less time than the search takes
         return Tuned(base, base)
     return tuned_settings(
         open_session,
@@ -46,7 +46,7 @@ def tuned_for(
 
 
 def head_rows(file: GgufFile) -> Callable[[slice], FloatArray]:
-    """Rows of the output head, which is the token table, dequantized as they are needed."""
+    """Rows of the output head, which is the token table, dequantized on request."""
     table = file.tensors[TOKEN_EMBEDDING]
     return lambda columns: table.rows(np.arange(table.shape[0])[columns])
 

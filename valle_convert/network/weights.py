@@ -1,8 +1,8 @@
-"""The weights of GGUF files under the names that they had in the checkpoint.
+"""The weights of GGUF files under their names in the checkpoint.
 
-A plan says where each row of a file comes from; read backwards, it makes converted files a
-source of tensors like a checkpoint, with what their number formats left of them. And what the
-number formats should leave of them is known without the files.
+A plan says where each row of a file comes from; read backwards, it turns converted files into a
+source of tensors like a checkpoint, with the loss of their number formats. The expected loss is
+known without the files.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class ConvertedTensors:
             start += bias.n_rows
 
     def read(self, name: str) -> NDArray[Any]:
-        """One tensor as float32, with the rows that the file has of it."""
+        """One tensor as float32, with the rows that the file has."""
         if name in self._biases:
             found = self._file.keys.get(BIAS_KEY, [])
             where, values = BIAS_KEY, np.array(found[slice(*self._biases[name])], np.float32)
@@ -87,16 +87,16 @@ class ConvertedTensors:
             values = stored.rows() if len(tensor.shape) == 1 else stored.rows(rows)
         if not np.isfinite(values).all():
             raise InputError(
-                f"{where} of {self._file.path} holds a number that is none (NaN or infinite) where "
-                f"{name} of the checkpoint should stand; convert the checkpoint again."
+                f"{where} of {self._file.path} holds NaN or infinity, expected "
+                f"{name} of the checkpoint; convert the checkpoint again."
             )
         return values
 
 
 class RoundedTensors:
-    """A `NamedTensors` of a checkpoint, with what a file's number formats should leave of it.
+    """A `NamedTensors` of a checkpoint, with the expected loss of a file's number formats.
 
-    A plain type rounds; a quantized one adds seeded noise of the size that the type is known for.
+    A plain type rounds; a quantized one adds seeded noise of the type's usual size.
     """
 
     def __init__(self, plan: PlannedFile, file: GgufFile) -> None:
@@ -140,11 +140,10 @@ def _round(weights: NDArray[np.float32], kind: str) -> NDArray[np.float32]:
 
 
 def rounded_types(plan: PlannedFile, file: GgufFile) -> dict[str, GgmlType]:
-    """By the names of the checkpoint, the types that its weights were rounded to for a file.
+    """The types that the checkpoint's weights were rounded to for a file, by name.
 
-    That is the type in the file, but for a repaired one: its token embedding may be float16 where
-    the old file had quantized tables and heads, and what comes from the old file is rounded no
-    more.
+    These are the types in the file, except in a repaired one: its token embedding may be float16 if
+    the old file had quantized tables and heads, whose values are not rounded again.
     """
     specs = plan.checkpoint.tensors.specs
     names = file.keys.get(OLD_TYPES_KEY)

@@ -1,7 +1,7 @@
-"""Who listens to the files of a run: sentences, a codec, a recogniser.
+"""A run's listening test: sentences, a codec, a recogniser.
 
-The sentences are the given utterances (`--data`), or texts (`--sentences`), for which the F16 file
-itself speaks the recordings that all files are held against, with a seed that nothing else has.
+The sentences are the given utterances (`--data`), or texts (`--sentences`). For texts, the F16 file
+speaks the recordings that all files are compared with, with a seed used for nothing else.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from valle_convert.quantize.source import SourceBundle
 from valle_convert.speech.phonemes import phoneme_tokenizer
 from valle_convert.wording import plural
 
-#: Of how many sentences the HTML report has the sound.
+#: The number of sentences with sound in the HTML report.
 N_CLIPS = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Audience:
-    """Who listens to what the files say; everything that was given for it is checked now."""
+    """The inputs of a listening test, all checked at once."""
 
     codec: AudioCodec
     recogniser: Recogniser | None
@@ -52,11 +52,10 @@ class Audience:
         measuring: MeasureOptions,
         listening: ListenOptions,
     ) -> Audience:
-        """Whoever the options ask for."""
         require("soundfile", "Sound for recognisers and reports")
         model = source.model
         listen = source.family.ability("listen")
-        choose_mode(model)  # whether it can speak at all
+        choose_mode(model)  # raises if it cannot speak
         recogniser = None if listening.asr is None else Recogniser(listening.asr)
         texts = listening.sentences
         if texts is None and measuring.data is None:
@@ -74,12 +73,12 @@ class Audience:
                 sentences = listen.read_sentences(
                     texts, model, tokenize, listening.voice, codec, listening.prompt_seconds
                 )[: measuring.n_utterances]
-            references = f"what the F16 file itself says for the texts of {texts.name}"
+            references = f"the F16 file's own speech of the texts of {texts.name}"
         audience = cls(
             codec, recogniser, tuple(sentences), valid_utf8(references), measuring, listening
         )
         if texts is None:
-            audience.test(model)  # is refused now where it cannot be done
+            audience.test(model)  # raises now if it is impossible
         return audience
 
     @property
@@ -108,7 +107,7 @@ class Audience:
     def listen_to_baseline(
         self, bundle: Bundle, progress: Progress
     ) -> tuple[Listening, ListeningTest]:
-        """What the F16 file says, and says again; where there are no recordings, it speaks them."""
+        """The F16 file's results, twice; without recordings, it speaks them first."""
         audience, seed = self, self.measuring.seed
         n_threads = self.measuring.threads or os.cpu_count() or 1
         adapters = self.measuring.adapters

@@ -1,9 +1,9 @@
-"""`evaluate`: measure files, judge them, and keep beside each what was found.
+"""`evaluate`: measure files, judge them, and store the results beside each.
 
 given     files of one model, converted or quantized, ours or from the hub
-source    what they are compared with: their checkpoint, or one of them in F16
+source    the reference: their checkpoint, or one of them in F16
 measure   what no earlier run has measured in the same way
-judge     by the limits; the verdict is kept, too
+judge     by the limits; the verdict is stored too
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ _PLAIN = ("F32", "F16", "BF16")
 
 @dataclass(frozen=True)
 class Given:
-    """Which files are evaluated.
+    """The files to evaluate.
 
     Attributes:
         paths: files, and folders of them.
-        types: of folders, only files of these types; empty for all.
-        checkpoint: what they are compared with; None for the first plain one of them.
-        keep: whether measurements are kept beside the files.
-        force: whether measurements that cannot be read are replaced.
+        types: in folders, only files of these types; empty for all.
+        checkpoint: the reference; None for the first plain one of them.
+        keep: whether measurements are stored beside the files.
+        force: whether unreadable measurements are replaced.
     """
 
     paths: tuple[Path, ...]
@@ -94,7 +94,7 @@ def evaluate(
     log = log or RunLog()
     if find_library() is None:
         raise EnvironmentFault(
-            f"llama-cpp-python is not installed, and files are measured on it. Run {INSTALL}."
+            f"llama-cpp-python is not installed, but files are measured on it. Run {INSTALL}."
         )
     with protected(_inputs_of(given, measuring, listening)), ExitStack() as held:
         bundles = dict(_open(given))
@@ -128,7 +128,7 @@ def evaluate(
             Measurer(source, examples, measuring, audience, scratch, log, len(bundles)),
         )
         if measuring.reference or measuring.save_reference:
-            run.measurer.compared  # noqa: B018 - refused, or saved, before an hour of work
+            run.measurer.compared  # noqa: B018 - fails, or is saved, before an hour of work
         known = {path: run.start(one) for path, one in bundles.items()}
         new = [one for one in known.values() if not run.is_known(one)]
         run.measurer.n_files = len(new)
@@ -146,7 +146,7 @@ class _Run:
     measurer: Measurer
 
     def start(self, bundle: Bundle) -> Measurements:
-        """What is known of files; their verdict is taken back until there is a new one."""
+        """The stored measurements; the verdict is removed until there is a new one."""
         if not self.given.keep:
             return Measurements(1, {})
         check_outputs([path_of(bundle.path)], force=True)
@@ -160,7 +160,7 @@ class _Run:
         return known.predictions is not None and known.predictions.key == self.measurer.key
 
     def finish(self, bundle: Bundle, known: Measurements) -> Measurements:
-        """Measure what is not known, and judge."""
+        """Measure what is missing, and judge."""
         measurer, name = self.measurer, valid_utf8(bundle.path.name)
         predictions, speech = known.predictions, known.speech
         if predictions is None or not self.is_known(known):
@@ -211,14 +211,14 @@ def _open_one(path: Path) -> Bundle:
     bundle = open_checked(path)
     if not is_converted(bundle.main.keys):
         raise InputError(
-            f"{path} is no converted VALL-E checkpoint, so its quality cannot be measured; "
+            f"{path} is not a converted VALL-E checkpoint, so its quality cannot be measured; "
             "convert it first."
         )
     return bundle
 
 
 def _source_of(given: Given, bundles: dict[Path, Bundle], scratch: Scratch) -> SourceBundle:
-    """What files are compared with; one of them that is that is not among them any more."""
+    """The reference; a file that is the reference is removed from the others."""
     if given.checkpoint is not None:
         first = next(iter(bundles.values()))
         for one in bundles.values():
@@ -240,7 +240,9 @@ def _source_of(given: Given, bundles: dict[Path, Bundle], scratch: Scratch) -> S
     shapes = _shapes(base)
     for path, one in bundles.items():
         if one.family is not base.family or _shapes(one) != shapes:
-            raise InputError(f"{path} is of another model than {plain[0]}; evaluate them apart.")
+            raise InputError(
+                f"{path} is of another model than {plain[0]}; evaluate them separately."
+            )
     return open_source(plain[0], None, scratch)
 
 
@@ -255,7 +257,7 @@ def _shapes(bundle: Bundle) -> dict[tuple[str, str], tuple[int, ...]]:
 def _inputs_of(
     given: Given, measuring: MeasureOptions, listening: ListenOptions | None
 ) -> Iterator[Path]:
-    """Every file that a run reads, which nothing that it writes may replace."""
+    """Every input, which no output may replace."""
     yield from (path for path in given.paths if not path.is_dir())
     yield from given.checkpoint.inputs if given.checkpoint is not None else ()
     yield from (one.path for one in measuring.adapters)
@@ -267,7 +269,7 @@ def _inputs_of(
 
 
 def remove_old(reports: Sequence[Path], models: Sequence[Path], *, force: bool) -> None:
-    """Remove reports of an earlier run, which would speak for this one if it breaks off."""
+    """Remove reports of an earlier run, which would be misleading if this one fails."""
     own = [path for one in models for path in (one, path_of(one))]
     own += [one.parent / name for one in models for name in (MANIFEST, SUMS)]
     check_outputs({f"--report {one}": one for one in reports}, inputs=own, force=force)
@@ -279,9 +281,7 @@ def remove_old(reports: Sequence[Path], models: Sequence[Path], *, force: bool) 
 def _check_prunes(given: Given) -> None:
     folders = [path for path in given.paths if path.is_dir()]
     if len(folders) != len(given.paths) or not all((one / MANIFEST).is_file() for one in folders):
-        raise InputError(
-            f"--prune goes by the {MANIFEST} of a folder; give folders that `quantize` made."
-        )
+        raise InputError(f"--prune needs the {MANIFEST} of a folder; give folders of `quantize`.")
 
 
 def _prune(

@@ -1,19 +1,18 @@
-"""The importance matrix: how large the inputs of every matrix are, column by column.
+"""The importance matrix: the magnitude of the inputs of every matrix, column by column.
 
-The file is llama.cpp's: a GGUF file of `general.type` "imatrix". For a matrix `X`
-[rows, columns] it has two float32 tensors: `X.in_sum2` [1, columns], the sum of the squares of
-every input column, and `X.counts` [1, 1], over how many inputs. llama-quantize divides the one
-by the other.
+The file is llama.cpp's: a GGUF file of `general.type` "imatrix". For a matrix `X` [rows, columns]
+it has two float32 tensors: `X.in_sum2` [1, columns], the sum of the squares of every input column,
+and `X.counts` [1, 1], the number of inputs. llama-quantize divides the first by the second.
 
-    imatrix.datasets     [string]  what the inputs were, in words
+    imatrix.datasets     [string]  the inputs in words
     imatrix.chunk_count  u32       passes of the network
     imatrix.chunk_size   u32       elements of the longest of them
 
 It is made by running the PyTorch reference over utterances in every mode (AR with and without
 prompt and condition, every NAR level, demasking, duration, transcription, and the tasks on
-recordings). `token_embd.weight` counts as the head that it is: its inputs are the final hidden
-states. A family whose models are several networks has a file for each unit, since the tensors of
-all have the same names; `valle.imatrix.part` says which. One example is in memory at a time.
+recordings). `token_embd.weight` counts as the head: its inputs are the final hidden states. A
+family of several networks has a file for each unit, since their tensors have the same names;
+`valle.imatrix.part` tells them apart. One example is in memory at a time.
 """
 
 from __future__ import annotations
@@ -57,15 +56,15 @@ if TYPE_CHECKING:
 PREFIX = "valle.imatrix."
 _PART = f"{PREFIX}part"
 _SUM, _COUNTS = ".in_sum2", ".counts"
-_MAX_TEXT = 127  # bytes of a string that llama.cpp's list of overrides holds
-#: The digest of a placeholder for a matrix which is still to be made.
+_MAX_TEXT = 127  # bytes of a string in llama.cpp's list of overrides
+#: The digest of a placeholder for a matrix that is not made yet.
 NOT_MADE_YET = "0" * 64
 _MAX_LEGACY = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """What is known of one matrix.
+    """The statistics of one matrix.
 
     Attributes:
         sums: of the squares of each input column, float32 [columns].
@@ -75,7 +74,7 @@ class Entry:
     count: int
 
     def mean(self) -> NDArray[np.float32]:
-        """Mean squares as llama-quantize computes them: 1 where there was no input."""
+        """Mean squares as llama-quantize computes them: 1 for a matrix without inputs."""
         if self.count == 0:
             return np.ones_like(self.sums)
         return np.ascontiguousarray(self.sums / np.float32(self.count))
@@ -86,8 +85,8 @@ class ImatrixFile:
     """The contents of an importance matrix file.
 
     Attributes:
-        part: which of several networks of a model it is of; empty for the only one, and in files
-            that do not say it.
+        part: its network in a model of several; empty for the only one, and in files without this
+            key.
     """
 
     entries: Mapping[str, Entry]
@@ -98,7 +97,7 @@ class ImatrixFile:
     part: str = ""
 
     def keys(self, file_name: str) -> list[Key]:
-        """What llama-quantize writes into a file that it made with this matrix."""
+        """The keys that llama-quantize writes into a file made with this matrix."""
         keys = [Key("quantize.imatrix.file", _cut(file_name), "string")]
         if self.datasets:
             keys.append(Key("quantize.imatrix.dataset", _cut(self.datasets[0]), "string"))
@@ -119,7 +118,7 @@ class ImatrixInput:
 
     @property
     def is_made(self) -> bool:
-        """Whether it is the real one, and no placeholder for one that is still to be made."""
+        """Whether it is real, not a placeholder."""
         return self.sha256 != NOT_MADE_YET
 
     @classmethod
@@ -129,7 +128,6 @@ class ImatrixInput:
 
 
 def encode_imatrix(imatrix: ImatrixFile) -> bytes:
-    """The file as bytes."""
     keys = [
         Key("general.type", "imatrix", "string"),
         Key("imatrix.datasets", list(imatrix.datasets), "[string]"),
@@ -150,7 +148,7 @@ def encode_imatrix(imatrix: ImatrixFile) -> bytes:
 
 
 def read_imatrix(path: Path) -> ImatrixFile:
-    """Read an importance matrix file, ours or llama-imatrix's, of its older format too."""
+    """Read an importance matrix file, ours or llama-imatrix's, also in its older format."""
     check_input_file(path, "importance matrix")
     if not is_gguf(path):
         return _read_legacy(path)
@@ -158,7 +156,7 @@ def read_imatrix(path: Path) -> ImatrixFile:
     keys = file.keys
     if keys.get("general.type") != "imatrix":
         raise InputError(
-            f"{path} is a GGUF file, but no importance matrix (general.type is "
+            f"{path} is a GGUF file, but not an importance matrix (general.type is "
             f"{keys.get('general.type')!r}); make one with `valle-convert imatrix`."
         )
     entries: dict[str, Entry] = {}
@@ -169,7 +167,7 @@ def read_imatrix(path: Path) -> ImatrixFile:
         sums, counts = _read(file, name), _read(file, matrix + _COUNTS)
         if counts.size != 1 or not np.isfinite(sums).all() or (sums < 0).any():
             raise InputError(
-                f"{path}: the entry of {matrix} is no list of sums of squares; make the "
+                f"{path}: the entry of {matrix} is not a list of sums of squares; make the "
                 "importance matrix again."
             )
         if not (np.isfinite(counts).all() and counts[0] >= 0):
@@ -181,7 +179,7 @@ def read_imatrix(path: Path) -> ImatrixFile:
     chunk_count = keys.get("imatrix.chunk_count", 0)
     chunk_size = keys.get("imatrix.chunk_size", 0)
     if not isinstance(datasets, list) or not isinstance(chunk_count, int):
-        raise InputError(f"{path}: imatrix.datasets or imatrix.chunk_count is of a wrong type.")
+        raise InputError(f"{path}: imatrix.datasets or imatrix.chunk_count has a wrong type.")
     part = keys.get(_PART, "")
     return ImatrixFile(
         entries,
@@ -193,7 +191,7 @@ def read_imatrix(path: Path) -> ImatrixFile:
 
 
 def _read_legacy(path: Path) -> ImatrixFile:
-    """What llama-imatrix wrote before it wrote GGUF, a `.dat`.
+    """llama-imatrix's format before GGUF, a `.dat`.
 
     i32 entries; of each: i32 length, name, i32 calls, i32 n, f32[n] mean squares times calls
     i32 calls of the last, i32 length, name of the data set: not in the oldest
@@ -208,7 +206,7 @@ def _read_legacy(path: Path) -> ImatrixFile:
         nonlocal at
         if not 0 <= n <= len(data) - at:
             raise InputError(
-                f"{path} is no importance matrix, neither a GGUF file nor a whole one of "
+                f"{path} is not an importance matrix, neither a GGUF file nor a complete one of "
                 "llama-imatrix's older format (.dat); make one with `valle-convert imatrix`."
             )
         at += n
@@ -221,7 +219,7 @@ def _read_legacy(path: Path) -> ImatrixFile:
         sums = np.frombuffer(take(4 * n), "<f4")
         if not name or count < 0 or n < 1 or not np.isfinite(sums).all() or (sums < 0).any():
             raise InputError(
-                f"{path}: the entry {name!r:.80} is no list of sums of squares; make the "
+                f"{path}: the entry {name!r:.80} is not a list of sums of squares; make the "
                 "importance matrix again."
             )
         entries[name] = Entry(sums, count)
@@ -242,13 +240,13 @@ def _read(file: GgufFile, name: str) -> NDArray[np.float32]:
 
 
 def _cut(text: str) -> str:
-    """As much of a text as llama.cpp keeps of it, cut between characters."""
+    """The beginning of a text that llama.cpp keeps, cut between characters."""
     return valid_utf8(text).encode()[:_MAX_TEXT].decode(errors="ignore")
 
 
 @dataclass
 class Sums:
-    """What was collected so far.
+    """The sums so far.
 
     Attributes:
         squares: by part and matrix, float64 [columns].
@@ -261,7 +259,7 @@ class Sums:
     longest: int = 0
 
     def add(self, part: str, name: str, inputs: NDArray[np.float32]) -> None:
-        """Take what goes into a matrix, [n, columns]."""
+        """Add inputs of a matrix, [n, columns]."""
         key = part, name
         squares = np.square(inputs, dtype=np.float64).sum(0)
         self.squares[key] = self.squares[key] + squares if key in self.squares else squares
@@ -289,7 +287,7 @@ def make_imatrices(
 
 
 def imatrix_paths(family: AnyFamily, parts: Iterable[str], target: Path) -> dict[str, Path]:
-    """Where the importance matrices of a model lie, by the parts of its units."""
+    """The paths of a model's importance matrices, by the parts of its units."""
     return paths_of(target, [unit.part for unit in family.units(list(parts))])
 
 
@@ -314,7 +312,7 @@ def collect_imatrices(
 def imatrix_of(
     sums: Sums, checkpoint: Checkpoint, examples: Examples[Any], part: str, n_units: int
 ) -> ImatrixFile:
-    """The file of what was collected of a part; one that is the only unit is not named."""
+    """The file of a part; the only unit has no part."""
     return ImatrixFile(
         entries={
             name: Entry(squares.astype(np.float32), sums.counts[of_part, name])
@@ -348,7 +346,7 @@ def made_of(path: Path, checkpoint: Checkpoint, examples: Examples[Any], part: s
 
 
 def observe(family: AnyFamily, network: Any, example: object, sums: Sums) -> None:  # noqa: ANN401
-    """Run one example in every mode and add up what goes into the matrices."""
+    """Run one example in every mode and add up the inputs of the matrices."""
     network.observe = lambda part, name, inputs: sums.add(part, name, inputs.numpy())
     try:
         for case in family.cases(network.model, example):
@@ -361,14 +359,14 @@ def observe(family: AnyFamily, network: Any, example: object, sums: Sums) -> Non
 
 
 def check_fits(imatrix: ImatrixInput, source: Source) -> None:
-    """Refuse a matrix of another model, whose columns would stop llama-quantize halfway."""
+    """Reject a matrix of another model, whose columns would stop llama-quantize halfway."""
     for name, entry in imatrix.contents.entries.items():
         tensor = source.header.tensors.get(name)
         if tensor is None or tensor.shape[-1] != len(entry.sums):
             found = "no such tensor" if tensor is None else f"{tensor.shape[-1]} columns"
             raise InputError(
-                f"The importance matrix {imatrix.path} is of another model: it has {name} with "
-                f"{len(entry.sums)} columns, and {source.name} has {found}."
+                f"The importance matrix {imatrix.path} is of another model: its {name} has "
+                f"{len(entry.sums)} columns, but {source.name} has {found}."
             )
 
 

@@ -1,9 +1,9 @@
 """Quantized files: made by llama-quantize, checked against the plan, signed, renamed.
 
-llama-quantize writes into a file without a name beside the target, so that nothing is left
-whoever is killed when. Its result is then copied into place in one pass that changes the
-header (how the file was made) and computes every digest. The files of a run are made one after
-the other, or kept, with a manifest that is right after each.
+llama-quantize writes into an unnamed file beside the target, so that nothing is left if either
+process is killed. Its result is then copied into place in one pass that changes the header (how the
+file was made) and computes every digest. The files of a run are made or kept one after the other,
+and the manifest is correct after each.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _PIECE = 4 << 20
 
 @dataclass(frozen=True)
 class MadeBundle:
-    """Files that were just made: their entries of a manifest, and what the tool said."""
+    """Files that were just made: their entries in a manifest, and the tool's log."""
 
     entries: tuple[ManifestFile, ...]
     log: tuple[str, ...]
@@ -112,7 +112,7 @@ def _entries(
     source: SourceBundle,
     done: Mapping[str, tuple[str, tuple[TensorDigest, ...]]],
 ) -> tuple[ManifestFile, ...]:
-    """Of all files, the main one first; digests that are not known are computed."""
+    """Entries of all files, the main one first, with missing digests computed."""
     units = {unit.part: one for unit, one in plan.units.items()}
     entries = []
     for part, path in plan.paths.items():
@@ -149,20 +149,20 @@ def _digest_of(source: SourceBundle, part: str) -> str:
 
 
 def open_written(quantizer: Quantizer, work: BinaryIO) -> GgufFile:
-    """What the tool has written."""
+    """The output of the tool."""
     try:
-        return GgufFile(Path(f"what {quantizer.kind} wrote"), work)
+        return GgufFile(Path(f"output of {quantizer.kind}"), work)
     except InputError as error:
-        # Of the tool's making, and not of the user's.
+        # The tool's fault, not the user's.
         raise EnvironmentFault(
-            f"{quantizer.kind} ended without an error, and yet: {error} The tool at "
+            f"{quantizer.kind} ended without an error, but: {error} The tool at "
             f"{' '.join(quantizer.command)} does not work here; build it again (make "
-            "llama-tools), or take another with --llama-quantize."
+            "llama-tools), or choose another with --llama-quantize."
         ) from error
 
 
 def run_quantizer(quantizer: Quantizer, plan: FilePlan, work: Path, log: RunLog) -> list[str]:
-    """Quantize into an open file; the log is kept, also where it failed."""
+    """Quantize into an open file; the log is kept, also after a failure."""
     lines: list[str] = []
     sizes = {name: tensor.n_bytes for name, tensor in plan.source.header.tensors.items()}
     label = f"quantizing {plan.kind.name}"
@@ -186,8 +186,8 @@ def run_quantizer(quantizer: Quantizer, plan: FilePlan, work: Path, log: RunLog)
 
 @contextmanager
 def _nameless(imatrix: ImatrixInput | None) -> Iterator[Path | None]:
-    """A path without the matrix's name, which llama.cpp writes into the file, cut after 127 bytes:
-    a string that no reader takes, where the name is not UTF-8 or is cut inside of a character.
+    """A path without the matrix's name. llama.cpp writes the name into the file, cut after 127
+    bytes, and no reader accepts the string if it is not UTF-8 or is cut inside a character.
     """
     if imatrix is None:
         yield None
@@ -201,7 +201,7 @@ def _nameless(imatrix: ImatrixInput | None) -> Iterator[Path | None]:
 
 
 def check_types(quantizer: Quantizer, planned: Sequence[TensorEntry], header: GgufFile) -> None:
-    """The result is what the dry run said, tensor by tensor."""
+    """Compare the result with the dry run, tensor by tensor."""
     expected = {tensor.name: (tensor.shape, tensor.ggml_type.name) for tensor in planned}
     found = {name: (t.shape, t.ggml_type.name) for name, t in header.tensors.items()}
     if found != expected:
@@ -210,17 +210,17 @@ def check_types(quantizer: Quantizer, planned: Sequence[TensorEntry], header: Gg
         ]
         name = different[0]
         raise EnvironmentFault(
-            f"{quantizer.kind} made something else than its dry run said: {name} is "
-            f"{found.get(name, 'missing')}, planned was {expected.get(name, 'none')} "
-            f"({len(different)} tensors differ); nothing was kept. Use the llama-quantize that "
-            "`make llama-tools` builds."
+            f"{quantizer.kind} differs from its dry run: {name} is "
+            f"{found.get(name, 'missing')}, expected {expected.get(name, 'none')} "
+            f"({len(different)} tensors differ); nothing was kept. Use the llama-quantize of "
+            "`make llama-tools`."
         )
 
 
 def copy_file(
     work: BinaryIO, header: GgufFile, new_header: bytes, out: BinaryIO
 ) -> tuple[str, tuple[TensorDigest, ...]]:
-    """Header and data into the target; the file's and the tensors' digests, side by side."""
+    """Write header and data to the target, and compute the digests of file and tensors."""
     out.write(new_header)
     out.flush()
     _copy_data(work, header.data_start, out, header.data_bytes)
@@ -240,24 +240,24 @@ def copy_file(
 
 
 def _copy_data(work: BinaryIO, start: int, out: BinaryIO, n_bytes: int) -> None:
-    """Append `n_bytes` of one file to another, inside of the system where it can do that."""
+    """Append `n_bytes` of one file to another, inside the kernel if possible."""
     work.seek(start)
     if hasattr(os, "copy_file_range"):
         left = n_bytes
-        with suppress(OSError):  # a file system that cannot; what is left is copied below
+        with suppress(OSError):  # unsupported by the file system; the rest is copied below
             while left:
                 n = os.copy_file_range(work.fileno(), out.fileno(), left)
                 if n == 0:
                     break
                 left -= n
-        # The descriptors have moved on, and Python's own idea of the places has to follow.
+        # The descriptors have moved on; tell Python.
         work.seek(start + n_bytes - left)
         out.seek(0, os.SEEK_END)
     shutil.copyfileobj(work, out, _PIECE)
 
 
 def _digest(digest: hashlib._Hash, file: BinaryIO, start: int, n_bytes: int) -> str:
-    """The digest with a part of a file added, without moving in the file."""
+    """The digest extended by a part of a file, without moving in the file."""
     for at in range(start, start + n_bytes, _PIECE):
         piece = os.pread(file.fileno(), min(_PIECE, start + n_bytes - at), at)
         digest.update(piece)
@@ -276,8 +276,8 @@ class Output:
     """The files of a type, before they are made.
 
     Attributes:
-        kept: the manifest's entries of files that are there and need not be made again.
-        reason: why files that are there are made again; empty where there are none.
+        kept: the manifest's entries of existing files that need not be made again.
+        reason: why existing files are made again; empty if there are none.
     """
 
     plan: BundlePlan
@@ -292,11 +292,11 @@ def outputs_of(
     known: Mapping[str, ManifestFile],
     options: FolderOptions,
 ) -> list[Output]:
-    """What has to be made; refuses to replace what is there.
+    """Decide what to make; refuses to replace existing files.
 
-    The files of a type are kept, all of them or none, with --resume where the manifest lists
-    them, they were made in the same way, and their bytes are those of then. As long as source or
-    importance matrix are still to be made, what depends on them is taken to be the same.
+    With --resume, the files of a type are kept, all of them or none, if the manifest lists them,
+    they were made in the same way, and their bytes are unchanged. While source or importance matrix
+    are not made yet, they count as unchanged.
     """
     return [_output_of(quantizer, plan, source, known, options) for plan in plans]
 
@@ -338,13 +338,13 @@ def _output_of(
 def _copy_difference(
     source: SourceBundle, part: str, target: Path, old: ManifestFile | None
 ) -> str:
-    """Why a file that is there is not the copy that would be made; empty where it is."""
+    """Why an existing file is not the copy that would be made; empty if it is."""
     if old is None:
         return "no manifest lists it"
     if sha256_of(target) != old.sha256:
-        return "its bytes are not those of the manifest"
+        return "its bytes differ from the manifest"
     if source.is_complete and old.sha256 != _digest_of(source, part):
-        return "it was made of another source"
+        return "it was made from another source"
     return ""
 
 
@@ -355,19 +355,19 @@ def _is_kept(
     options: FolderOptions,
     sources: Sequence[Path],
 ) -> bool:
-    """Whether an output that is there stays; where not, it may be replaced."""
+    """Whether an existing output is kept; if not, it may be replaced."""
     if options.resume and old is not None and not reason:
         return True
     if not options.force and options.resume:
         raise InputError(
-            f"The output {target} is there, and --resume does not keep it, since {reason}; "
+            f"The output {target} exists, and --resume does not keep it, since {reason}; "
             "give --force to make it again, or another folder."
         )
     if not options.force and old is not None:
         raise InputError(
-            f"The output {target} exists and is not overwritten. It is of an earlier run, by "
-            f"the folder's {MANIFEST}: --resume keeps what was made in the same way and makes "
-            "the rest, --force makes all of it again."
+            f"The output {target} exists and is not overwritten; --resume keeps the files of "
+            f"the folder's {MANIFEST} that were made in the same way, --force makes all "
+            "of them again."
         )
     check_outputs([target], force=options.force, inputs=sources)
     return False
@@ -376,15 +376,15 @@ def _is_kept(
 def _difference(
     quantizer: Quantizer, plan: FilePlan, target: Path, old: ManifestFile | None
 ) -> str:
-    """Why a file that is there is not what would be made; empty where it is."""
+    """Why an existing file is not what would be made; empty if it is."""
     if old is None:
         return "no manifest lists it"
     arguments = shown_arguments(plan.source, plan.kind, plan.options, plan.imatrix)
     tool = tool_of(quantizer, plan)
     if old.kind != plan.kind.name:
-        return f"it is of type {old.kind}"
+        return f"it has the type {old.kind}"
     if plan.source.is_complete and old.source_sha256 != plan.source.sha256:
-        return "it was made of another source"
+        return "it was made from another source"
     if dict(old.tool) != tool:
         return f"it was made by {old.tool.get('name')} {old.tool.get('version')}"
     if old.arguments != arguments:
@@ -395,13 +395,13 @@ def _difference(
     ):
         return "it was made with another importance matrix"
     if not target.is_file() or target.stat().st_size != old.n_bytes:
-        return "its size is not that of the manifest"
+        return "its size differs from the manifest"
     if sha256_of(target) != old.sha256:
-        return "its bytes are not those of the manifest"
+        return "its bytes differ from the manifest"
     keys = GgufFile(target, allow_part=True).keys
     for key in plan.options.identity.keys(plan.source.header.keys):
         if keys.get(key.name) != key.value:
-            return f"its {key.name} is another one"
+            return f"its {key.name} differs"
     return ""
 
 
@@ -461,7 +461,7 @@ def make_all(
 
 
 def planned(output: Output) -> MadeFile:
-    """What is known of the files of a type before they are made."""
+    """The known properties of a type's files before they are made."""
     plan, n_files = output.plan, len(output.plan.paths)
     return MadeFile(
         name=valid_utf8(plan.path.name),
@@ -499,7 +499,7 @@ def imatrix_entry(imatrix: ImatrixInput) -> ManifestFile:
 
 
 def tool_of(quantizer: Quantizer, plan: FilePlan) -> dict[str, str]:
-    """Who makes a file, for manifest and report."""
+    """The maker of a file, for manifest and report."""
     return {
         "name": quantizer.kind,
         "version": plan.tool_version,

@@ -1,8 +1,8 @@
-"""How good quantized files are, compared with their checkpoint, or with a file in F16.
+"""The quality of quantized files, compared with their checkpoint, or with a file in F16.
 
-expected   what the reference computes and says, once
-baseline   the F16 files that sizes and speeds stand beside
-files      quality, speed, what is heard, whether they are right
+expected   the results of the reference, computed once
+baseline   the F16 files for comparing sizes and speeds
+files      quality, speed, speech, and whether they are correct
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ if TYPE_CHECKING:
     from valle_convert.quantize.quality import Expected, Measured
     from valle_convert.verify.report import Report
 
-#: What an utterance takes on llama.cpp, and the verdict of a file, over what an utterance takes on
-#: the reference: measured on small models, within a factor of two.
+#: The time of an utterance on llama.cpp, and of a file's verdict, relative to an utterance on the
+#: reference: measured on small models, within a factor of two.
 _MEASURING, _VERIFYING = 1.5, 12.0
 
 
 @dataclass
 class Measurer:
-    """Measures files of one model, all in the same way; what they are compared with is computed
-    when the first one needs it.
+    """Measures files of one model, all in the same way; the reference is computed when it is first
+    needed.
     """
 
     source: SourceBundle
@@ -103,7 +103,7 @@ class Measurer:
         if measured is not None:
             total = measured.quality[ALL]
             self.log.talk(
-                f"measured {name}: KL mean {total.kl_mean:.2e}, best code kept in "
+                f"measured {name}: KL mean {total.kl_mean:.2e}, top-1 agreement "
                 f"{total.best_code:.2%}"
             )
         self._n_measured += 1
@@ -131,7 +131,7 @@ class Measurer:
         )
 
     def speech(self, bundle: Bundle, name: str) -> SpeechMeasured:
-        """What is said, beside what the F16 file says."""
+        """The speech, compared with that of the F16 file."""
         listening, test = self._listening
         network: Any
         with self._open(bundle) as network:
@@ -139,7 +139,7 @@ class Measurer:
         return SpeechMeasured(self.speech_key, listened, listening)
 
     def tensor_reports(self, bundle: Bundle) -> Iterator[TensorReport]:
-        """Every matrix that llama-quantize made, with its type and what that changed."""
+        """Every matrix that llama-quantize made, with its type and error."""
         several = len(self.source.units) > 1
         for unit in self.source.units:
             before = self._completed.bundle.files[unit.part].tensors
@@ -158,14 +158,14 @@ class Measurer:
         return self.source
 
     def _open(self, bundle: Bundle) -> Computing:
-        """Files on llama.cpp, with the adapters that they are measured with."""
+        """Files on llama.cpp, with their adapters."""
         network: Computing = bundle.family.open(
             bundle, n_threads=self.options.threads or None, adapters=self.options.adapters
         )
         return network
 
     def _verify(self, bundle: Bundle) -> tuple[Report | None, str]:
-        """Whether files are right: the checkpoint's weights, and the logits that follow."""
+        """Whether files have the checkpoint's weights, and the right logits."""
         from valle_convert.verify.run import verify
 
         if self.source.reference is None:
@@ -187,7 +187,7 @@ class Measurer:
 
     @cached_property
     def compared(self) -> tuple[Expected, Baseline]:
-        """What files are compared with: from a file of `--save-reference`, or computed."""
+        """The reference, from a file of `--save-reference` or computed."""
         from valle_convert.quantize.reference import read_reference, save_reference
 
         if self.options.reference is not None:
@@ -230,7 +230,7 @@ class Measurer:
         return run(network, f"{plan.checkpoint.path.name} in PyTorch, float32{names}")
 
     def _tell_how_long(self, seconds: float) -> None:
-        """By what the first utterance took on the reference, until a file has been measured."""
+        """An estimate from the first utterance on the reference, until a file was measured."""
         n, n_files = self.examples.count, self.n_files
         verifying = 0 if self.source.reference is None else _VERIFYING
         left = seconds * (n - 1 + _MEASURING * n + n_files * (_MEASURING * n + verifying))
@@ -246,7 +246,7 @@ class Measurer:
         tensors = _quantized(bundle, self.source)
         measured, _ = self._measure(bundle, kind, self._expected)
         if measured is None:
-            raise AssertionError("whatever is as plain as F16 can be measured")
+            raise AssertionError("any file as plain as F16 can be measured")
         is_source = bundle is self.source.bundle
         return Baseline(
             name=self.source.name if is_source else f"{self.source.main.stem}-F16.gguf",
@@ -266,7 +266,7 @@ class Measurer:
 
     @cached_property
     def _baseline_files(self) -> tuple[Bundle, str]:
-        """The F16 files that sizes and speeds stand beside; made where the source is none."""
+        """The F16 files for comparing sizes and speeds; made unless the source is one."""
         source = self._completed
         main = next(iter(describe_types(_quantized(source.bundle, source))))
         if main not in ("F32", "BF16"):
@@ -301,7 +301,7 @@ class Measurer:
 def open_adapters(source: SourceBundle, options: MeasureOptions) -> Sequence[Any]:
     """The LoRAs that are kept apart, opened."""
     base = source.reference.checkpoint if source.is_converted_here and source.reference else None
-    # The header of a file that is converted on the way has no digest of its checkpoint.
+    # The header of a file that is converted during the run has no digest of its checkpoint.
     return source.family.open_adapters(options.adapters, base or source.bundle)
 
 

@@ -1,8 +1,8 @@
-"""What was measured of a file, and the last verdict on it: NAME.measurements.json beside NAME.gguf.
+"""Measurements of a file, and the last verdict: NAME.measurements.json beside NAME.gguf.
 
-Each measurement has a key, the digest of everything that it depends on but the file itself: the
-reference, the data, the options. Where file and key are the same, nothing is measured again, and
-the files of any number of runs make one report. A verdict counts for the bytes it was given on.
+Each measurement has a key, the digest of everything that it depends on except the file itself: the
+reference, the data, the options. With the same file and key, nothing is measured again, and the
+files of many runs make one report. A verdict is valid for the bytes that were judged.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Outcome = Literal["passed", "failed", "not judged"]
 
 
 class Verified(msgspec.Struct, frozen=True):
-    """Whether a file is right: what `verify` found."""
+    """The result of `verify`."""
 
     outcome: Literal["passed", "failed", "not verified"]
     verdict: str
@@ -41,9 +41,9 @@ class TensorReport:
     """A matrix of a file.
 
     Attributes:
-        part: of which file of a set it is; empty for models of one file.
-        snr_db: the reference's weights over what the type changed of them; None where nothing
-            changed, or where it could not be told.
+        part: its file in a set; empty for models of one file.
+        snr_db: the reference's weights over the type's error; None if nothing changed, or if it is
+            unknown.
     """
 
     name: str
@@ -67,17 +67,17 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What was measured of predictions.
+    """The measurements of predictions.
 
     Attributes:
         key: the digest of `inputs`.
-        inputs: everything that a measurement depends on but the file, each as a digest.
-        source: the name of what they are compared with.
+        inputs: everything that a measurement depends on except the file, each as a digest.
+        source: the name of the reference.
         checkpoint: its name and digest; None without one.
-        reference: what they are compared with, in words.
-        utterances: what they were measured on, in words.
-        n_texts: how many different texts are in them.
-        measured: None where the file could not be measured; `note` says why.
+        reference: the reference in words.
+        utterances: the data in words.
+        n_texts: the number of different texts in it.
+        measured: None if the file could not be measured; `note` has the reason.
         verified: None without a checkpoint.
     """
 
@@ -103,14 +103,12 @@ class Predictions:
 
 @dataclass(frozen=True, eq=False)
 class SpeechMeasured:
-    """What was measured by listening, and what it is compared with."""
-
     key: Sha256
     listened: Listened
     listening: Listening
 
     def without_sound(self) -> SpeechMeasured:
-        """What is kept: the page of the run that listened has the sound."""
+        """The stored part; the sound is in the report of the run that listened."""
         one = self.listening
         repeat, baseline = (replace(heard, clips=()) for heard in (one.repeat, one.baseline))
         listening = replace(one, baseline=baseline, repeat=repeat, sounds=())
@@ -122,8 +120,8 @@ class Judgement:
     """A verdict.
 
     Attributes:
-        limits: that the file was judged by; by the names of `limits.Limits`.
-        failures: what is beyond the limits, in words.
+        limits: used for the file; by the names of `limits.Limits`.
+        failures: everything beyond the limits, in words.
     """
 
     outcome: Outcome
@@ -136,7 +134,7 @@ class Measurements(msgspec.Struct, frozen=True):
 
     Attributes:
         files: the digests of the measured files, by name; the main one first.
-        judgement: None while a run is at work that is to judge the file.
+        judgement: None while a run that judges the file is in progress.
     """
 
     schema_version: Literal[1]
@@ -147,7 +145,7 @@ class Measurements(msgspec.Struct, frozen=True):
 
 
 def path_of(main: Path) -> Path:
-    """Where the measurements of a model lie."""
+    """The path of a model's measurements."""
     return main.with_name(main.name.removesuffix(".gguf") + SUFFIX)
 
 
@@ -156,7 +154,7 @@ def digests_of(bundle: Bundle) -> dict[str, str]:
 
 
 def read_measurements(bundle: Bundle, *, force: bool = False) -> Measurements:
-    """What was measured of files, so long as they are the same; nothing where that is not there."""
+    """The stored measurements of files, if the files are unchanged."""
     digests, path = digests_of(bundle), path_of(bundle.path)
     if path.exists():
         try:
@@ -179,7 +177,6 @@ def write_measurements(main: Path, found: Measurements) -> None:
 
 
 def measurements_in(folder: Path) -> Iterator[Measurements]:
-    """All that lie in a folder."""
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         yield _read(path)
 

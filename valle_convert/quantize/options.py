@@ -1,5 +1,5 @@
-"""What a user wants: one object for making files, one for folders, one for measuring, one for
-listening. Each is given only to the code that reads it.
+"""The user's options: one object for making files, one for folders, one for measuring, one for
+listening. Each is passed only to the code that reads it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class MakeOptions:
 
     Attributes:
         tool: a path of llama-quantize, "library", or None to search.
-        tensor_types: pattern=type, checked; the first that matches wins.
+        tensor_types: pattern=type, checked; the first match wins.
         threads: 0 for llama-quantize's own choice.
-        imatrix: "auto", "none", or a path: an importance matrix, which every type is made with, or
-            a folder of utterances to make one of. "auto" makes one of random codes for those types
-            that cannot be made without.
+        imatrix: "auto", "none", or a path: an importance matrix for every type, or a folder of
+            utterances to make one from. "auto" makes one from random codes for the types that
+            require one.
         allow_fallback: whether a tensor that the type cannot hold may get another one.
         inputs: further files that were read for these options.
     """
@@ -44,13 +44,13 @@ class MakeOptions:
 
     @property
     def imatrix_path(self) -> Path | None:
-        """What is read for an importance matrix."""
+        """The path of an importance matrix or its utterances."""
         return None if self.imatrix in (AUTO, NONE) else Path(self.imatrix)
 
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """What happens to files that are there.
+    """How existing files are treated.
 
     Attributes:
         resume: keep those that were made in the same way.
@@ -65,15 +65,15 @@ class FolderOptions:
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """What files are measured on.
+    """How files are measured.
 
     Attributes:
         data: a folder of utterances; None for seeded ones.
-        n_utterances: how many, at most; None for all that are given, or for two seeded ones.
-        adapters: LoRAs kept apart, with which files are measured and verified.
-        threads: 0 for a choice by llama.cpp.
-        reference: a file of what the reference computes; None to compute it.
-        save_reference: where to keep that.
+        n_utterances: the maximum; None for all given ones, or two seeded ones.
+        adapters: LoRAs kept apart, applied to the files.
+        threads: 0 for llama.cpp's choice.
+        reference: a file of the reference's results; None to compute them.
+        save_reference: where to save them.
     """
 
     data: Path | None = None
@@ -87,14 +87,14 @@ class MeasureOptions:
 
 @dataclass(frozen=True)
 class ListenOptions:
-    """Who listens to what files say.
+    """How files are listened to.
 
     Attributes:
-        sentences: texts to speak, one a line; None for the utterances that are measured on.
-        voice: whose voice the texts are spoken in; None leaves it to the model.
+        sentences: texts to speak, one a line; None for the measured utterances.
+        voice: of the texts; None leaves it to the model.
         codec: a file, or a name on the hub.
-        asr: the command of a recogniser; None for none.
-        temperature: of the AR where codes are drawn; 0 for greedy decoding only.
+        asr: the command of a recogniser, or None.
+        temperature: of the AR if codes are drawn; 0 for greedy decoding only.
     """
 
     sentences: Path | None = None
@@ -107,7 +107,7 @@ class ListenOptions:
 
 @dataclass(frozen=True)
 class LimitOptions:
-    """The limits as they were given: by type, "" for all types."""
+    """The given limits: by type, "" for all types."""
 
     max_kl: Mapping[str, float] = field(default_factory=dict)
     min_agreement: Mapping[str, float] = field(default_factory=dict)
@@ -120,7 +120,7 @@ class LimitOptions:
 
 @dataclass(frozen=True)
 class RunLog:
-    """Where a run reports: its progress, sentences, and the log of each run of llama-quantize."""
+    """The outputs of a run: progress, messages, and the log of each run of llama-quantize."""
 
     progress: Progress = silent
     talk: Callable[[str], object] = lambda _text: None

@@ -1,10 +1,9 @@
-"""What quantizing will give, to the byte, before it runs.
+"""The exact result of quantizing, before it runs.
 
-The plan is not a model of llama.cpp's rules but llama.cpp's own: its dry run names the type
-of every tensor and every tensor that had to be given another one. What a type takes follows
-from its blocks, and the header is the input's with the keys that are added. Where a version of
-llama.cpp says it in other words there is no prediction; the file is made all the same, and its
-own header says what became of it.
+The plan uses llama.cpp's own dry run instead of a model of its rules: it names the type of every
+tensor and every tensor with a fallback. The size of a type follows from its blocks, and the header
+is the input's with added keys. If a version of llama.cpp has another log, there is no prediction;
+the file is made nevertheless, and its own header shows the types.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class Fallback:
     """A tensor that the type cannot hold.
 
     Attributes:
-        wanted: the type that its rows do not divide into.
+        wanted: the type whose blocks do not divide its rows.
     """
 
     tensor: str
@@ -75,11 +74,11 @@ class FilePlan:
 
     Attributes:
         imatrix: the importance matrix, if one is used.
-        tensors: in the order of the file, with their new types; offsets are not set. None where
-            the log of the dry run was not understood.
-        fallbacks: the tensors that the type cannot hold, as far as they are known.
+        tensors: in the order of the file, with their new types; offsets are not set. None if the
+            log of the dry run was not understood.
+        fallbacks: the tensors that the type cannot hold, as far as known.
         needs_imatrix: whether it cannot be made without an importance matrix.
-        n_bytes: the size of the file, exactly; None where it is not known.
+        n_bytes: the size of the file, exactly, or None.
     """
 
     source: Source
@@ -140,11 +139,11 @@ def plan_file(
 
 @dataclass(frozen=True)
 class BundlePlan:
-    """What a model is to become in one type.
+    """The files of a model in one type, before they are made.
 
     Attributes:
-        paths: of all files to come, by part, the main one first.
-        n_bytes: the size of all files, exactly; None where it is not known.
+        paths: of all new files, by part, the main one first.
+        n_bytes: the size of all files, exactly, or None.
     """
 
     kind: FileType
@@ -162,7 +161,7 @@ class BundlePlan:
 
     @property
     def tensors(self) -> tuple[TensorEntry, ...]:
-        """Those of all units, as far as they are known."""
+        """Those of all units, as far as known."""
         return tuple(tensor for unit in self.units.values() for tensor in unit.tensors or ())
 
     @property
@@ -172,16 +171,16 @@ class BundlePlan:
 
     @property
     def imatrices(self) -> tuple[ImatrixInput, ...]:
-        """The importance matrices, where they are used."""
+        """The importance matrices, if used."""
         return tuple(unit.imatrix for unit in self.units.values() if unit.imatrix)
 
     @property
     def lacks_imatrix(self) -> bool:
-        """Whether an importance matrix is still to be made."""
+        """Whether an importance matrix must still be made."""
         return any(not one.is_made for one in self.imatrices)
 
     def with_imatrices(self, real: Mapping[str, ImatrixInput]) -> BundlePlan:
-        """The plan with these, by part, in the place of placeholders."""
+        """The plan with real matrices, by part, instead of placeholders."""
         if not self.imatrices:
             return self
         units = {unit: replace(one, imatrix=real[unit.part]) for unit, one in self.units.items()}
@@ -196,7 +195,7 @@ def plan_bundles(
     matrices: Matrices,
     scratch: Scratch,
 ) -> list[BundlePlan]:
-    """Plans of all types. An importance matrix that is still to be made has a placeholder."""
+    """Plans of all types, with placeholders for importance matrices that are not made yet."""
     units = source.units
     rows = [
         {unit: plan_file(quantizer, one, kind, options) for unit, one in units.items()}
@@ -207,13 +206,13 @@ def plan_bundles(
     if needing and not given:
         raise InputError(
             f"{', '.join(k.name for k in options.types if k.name in needing)} cannot be made "
-            "without an importance matrix; give --imatrix FILE, or --checkpoint so that one can "
-            "be made."
+            "without an importance matrix; give --imatrix FILE, or --checkpoint to make "
+            "one."
         )
     plans = []
     for kind, row, target in zip(options.types, rows, targets, strict=True):
         if given and (kind.name in needing or (matrices.for_all and kind.is_quantized)):
-            row = {  # noqa: PLW2901 - planned anew
+            row = {  # noqa: PLW2901 - planned again
                 unit: plan_file(quantizer, one, kind, options, given[unit])
                 for unit, one in units.items()
             }
@@ -226,15 +225,15 @@ def plan_bundles(
     if falling and not options.allow_fallback:
         shown = "; ".join(f"{kind}: {describe_fallbacks(one)}" for kind, one in falling.items())
         raise InputError(
-            f"Not every tensor can have the type asked for, and --no-fallback was given: "
-            f"{shown}. Choose types whose blocks the rows divide into (Q8_0, Q5_0, Q4_0: 32; "
+            f"Not every tensor can have the given type, and --no-fallback was given: "
+            f"{shown}. Choose types whose block size divides the rows (Q8_0, Q5_0, Q4_0: 32; "
             "K and IQ types: 256)."
         )
     return plans
 
 
 def _bytes_of(quantizer: Quantizer, unit: Unit, plan: FilePlan, source: SourceBundle) -> int | None:
-    """The size of the file of a unit's part; of one that was joined, only its own tensors count."""
+    """The size of the file of a unit's part; of a joined one, only its own tensors count."""
     if unit.first is None or plan.tensors is None:
         return plan.n_bytes
     part = source.bundle.files[unit.part]
@@ -244,7 +243,7 @@ def _bytes_of(quantizer: Quantizer, unit: Unit, plan: FilePlan, source: SourceBu
 
 
 def made_keys(quantizer: Quantizer, plan: FilePlan, source_sha256: str) -> list[Key]:
-    """What a file says of how it was made, see `keys_of`."""
+    """A file's record of how it was made, see `keys_of`."""
     return keys_of(
         quantizer.kind,
         plan.tool_version,
@@ -260,7 +259,7 @@ def made_keys(quantizer: Quantizer, plan: FilePlan, source_sha256: str) -> list[
 def part_keys(
     quantizer: Quantizer, plan: FilePlan, part: GgufFile, source_sha256: str
 ) -> list[Key]:
-    """The keys of a part that was joined to be quantized: its own, and how it was made."""
+    """The keys of a part that was joined for quantizing: its own, and how it was made."""
     made = made_keys(quantizer, plan, source_sha256)
     names = {key.name for key in made}
     return [*(key for key in keys_of_file(part) if key.name not in names), *made]
@@ -296,8 +295,8 @@ def arguments_of(
 def shown_arguments(
     source: Source, kind: FileType, options: MakeOptions, imatrix: ImatrixInput | None
 ) -> tuple[str, ...]:
-    """The whole command for metadata and reports: names in the place of paths, and no number of
-    threads, which changes nothing in the file.
+    """The whole command for metadata and reports: names instead of paths, and without the number
+    of threads, which does not affect the file.
     """
     target = f"{Path(source.name).stem}-{kind.name}.gguf"
     options = replace(options, threads=0)
@@ -306,7 +305,7 @@ def shown_arguments(
 
 
 def file_name(source: Source, kind: str, options: MakeOptions) -> str:
-    """What the file of a type is called in a folder."""
+    """The name of a type's file in a folder."""
     if options.identity.naming == "convention":
         return f"{convention_name(source.header.keys, kind)}.gguf"
     return f"{source.stem}-{kind}.gguf"
@@ -323,9 +322,9 @@ def keys_of(
     *,
     source_sha256: str = "0" * 64,
 ) -> list[Key]:
-    """What a quantized file says of how it was made; no paths, no times.
+    """A quantized file's record of how it was made, without paths and times.
 
-    Every value but the names in it has a fixed size, so that a plan knows the header's size.
+    Every value except names has a fixed size, so that a plan knows the header's size.
     """
     shown = shown_arguments(source, kind, options, imatrix)
     values: list[Key] = [
@@ -358,10 +357,9 @@ def _check_source(source: Source, kind: FileType, options: MakeOptions) -> None:
     quantized = [t for t in source.header.tensors.values() if t.ggml_type.block > 1]
     if quantized and kind.base is not None and not options.allow_requantize:
         raise InputError(
-            f"{source.name} is quantized already ({plural(len(quantized), 'tensor')}, such as "
-            f"{quantized[0].name} of type {quantized[0].ggml_type.name}), and quantizing again "
-            "adds its errors to the new ones; take the F16, BF16 or F32 file, or give "
-            "--allow-requantize."
+            f"{source.name} is already quantized ({plural(len(quantized), 'tensor')}, such as "
+            f"{quantized[0].name} of type {quantized[0].ggml_type.name}), and its errors would "
+            "add up; give the F16, BF16 or F32 file, or --allow-requantize."
         )
 
 
@@ -372,10 +370,10 @@ def fallbacks_of(
     options: MakeOptions,
     tensors: Sequence[TensorEntry],
 ) -> tuple[Fallback, ...]:
-    """Which tensors got another type: what llama.cpp says, and what it does without a word.
+    """The tensors that got another type: llama.cpp's warnings, and its silent fallback.
 
-    Where the head is the token embedding it takes Q8_0 for one that its rule would make Q6_K or
-    the type itself, if the rows do not divide; no warning comes of that.
+    If the head is the token embedding and its rows do not divide, llama.cpp silently uses Q8_0
+    instead of Q6_K or the type itself.
     """
     found = {
         match["name"]: Fallback(

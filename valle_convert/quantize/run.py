@@ -1,8 +1,8 @@
 """`quantize`: plan everything, make every file, compare each with its source.
 
-source    the GGUF files that are quantized; a checkpoint is converted first
+source    the GGUF files to quantize; a checkpoint is converted first
 plan      a BundlePlan for each type, by llama.cpp's own dry run; fallbacks and disk are checked
-make      files and manifest, the files of each type as soon as they are whole
+make      files and manifest, the files of each type as soon as they are complete
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def quantize(
             plans = [plan.with_imatrices(real) for plan in plans]
             if folder is not None:
                 listed |= {one.name: imatrix_entry(one) for one in real.values()}
-                write_manifest(folder, listed.values())  # files may be refused now
-        # Once more: what is there may have been made of another source, or with another matrix.
+                write_manifest(folder, listed.values())  # files may be rejected now
+        # Again: existing files may have another source or matrix.
         outputs = outputs_of(quantizer, plans, source, listed, existing)
         kept = None if folder is None else listed
         made = tuple(make_all(quantizer, outputs, source, kept, existing, scratch, log))
@@ -110,14 +110,14 @@ def _check_options(out: Path, options: MakeOptions, existing: FolderOptions) -> 
     single = out.suffix == ".gguf"
     if single and len(options.types) != 1:
         raise InputError(
-            f"{out} is one file, and {len(options.types)} types are asked for; give a folder."
+            f"{out} is one file, but {len(options.types)} types are given; give a folder."
         )
     if single and existing.resume:
-        raise InputError("--resume goes by the manifest of a folder; give a folder for the output.")
+        raise InputError("--resume needs the manifest of a folder; give a folder for the output.")
 
 
 def _inputs_of(path: Path, checkpoint: Checkpoint | None, options: MakeOptions) -> Iterator[Path]:
-    """Every file that a run reads, which nothing that it writes may replace."""
+    """Every input, which no output may replace."""
     yield path
     yield from checkpoint.inputs if checkpoint is not None else ()
     yield from options.inputs
@@ -136,15 +136,15 @@ def _notes(source: SourceBundle, plans: Sequence[BundlePlan]) -> Iterator[str]:
     if unknown:
         kinds = ", ".join(dict.fromkeys(plan.kind.name for plan in unknown))
         yield (
-            f"the log of {unknown[0].tool_version} is in words that this program does not know, so "
-            f"types and sizes of {kinds} were not predicted; those of the files that were made are "
-            "from their own headers"
+            f"the log of {unknown[0].tool_version} has an unknown form, so "
+            f"types and sizes of {kinds} were not predicted; those of the result are "
+            "from the files' headers"
         )
 
 
 def _check_space(source: SourceBundle, outputs: Sequence[Output], folder: Path) -> None:
-    """Every file that is made, and the unnamed ones: what the largest is copied from, and the
-    conversion of a checkpoint.
+    """Every output and temporary file: the tool's largest result, and the conversion of a
+    checkpoint.
     """
     sizes = [
         source.n_bytes if output.plan.n_bytes is None else output.plan.n_bytes

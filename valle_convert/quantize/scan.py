@@ -1,11 +1,11 @@
-"""Per-tensor sensitivity: how much each matrix loses in each type, and which types to choose.
+"""Per-tensor sensitivity: the loss of each matrix in each type, and a choice of types.
 
-Every candidate type is made once of the whole file, by llama.cpp. Then one matrix after the other
-is taken from there, all others left as the checkpoint has them, and PyTorch tells how far the
-predictions move: Kullback-Leibler divergence, mean over every head and task. To first order the
-divergences of independent small errors add up, so that the best mixture of a given size is found
-without trying mixtures: from the smallest type everywhere, the upgrade that saves the most
-divergence a byte comes first (the lower convex hull of each matrix, merged).
+llama.cpp makes every candidate type of the whole file once. Then one matrix after the other is
+taken from it, with all others as in the checkpoint, and PyTorch measures the change of the
+predictions: Kullback-Leibler divergence, mean over every head and task. To first order the
+divergences of independent small errors add up, so the best mixture of a given size is found without
+trying mixtures: starting from the smallest type everywhere, the upgrade that saves the most
+divergence per byte comes first (the lower convex hull of each matrix, merged).
 """
 
 from __future__ import annotations
@@ -45,24 +45,24 @@ from valle_convert.quantize.tool import Quantizer, find_quantizer
 from valle_convert.quantize.types import FILE_TYPES, FileType, ggml_type
 from valle_convert.wording import plural
 
-#: What is tried, smallest first: none of them needs an importance matrix.
+#: The types to try, smallest first: none of them needs an importance matrix.
 SCANNED = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
-#: A mixture is chosen for a divergence a little below the one allowed: llama.cpp rounds the inputs
-#: of a matrix too, which the scan does not see.
+#: A mixture is chosen for slightly less than the allowed divergence: llama.cpp also rounds the
+#: inputs of a matrix, which the scan does not see.
 _ROOM = 0.9
 _TRIES = 6
-#: A matrix that stays as the conversion has it.
+#: A matrix that keeps the conversion's type.
 _KEPT = "F16"
 
 
 @dataclass(frozen=True)
 class Aim:
-    """What a scan tries, and what it chooses.
+    """What a scan tries and chooses.
 
     Attributes:
         types: names of tensor types; empty for the usual ones.
-        target_bits: a weight, over all matrices: the mixture with the least divergence.
-        max_kl: mean divergence, in nats: the smallest mixture. Of both, None for none.
+        target_bits: bits per weight, over all matrices, for the mixture with the least divergence.
+        max_kl: mean divergence, in nats, for the smallest mixture. None means no choice.
     """
 
     types: tuple[str, ...] = ()
@@ -72,10 +72,10 @@ class Aim:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """One matrix in one type, everything else as it was.
+    """One matrix in one type, with everything else unchanged.
 
     Attributes:
-        kind: what became of it; llama.cpp gives another type where rows do not divide.
+        kind: the actual type; llama.cpp gives another one if rows do not divide.
         kl: mean divergence of the predictions, in nats.
     """
 
@@ -91,7 +91,7 @@ class Mixture:
     """A type for each matrix.
 
     Attributes:
-        bits: a weight, over all of these matrices.
+        bits: per weight, over all of these matrices.
         predicted_kl: in nats.
     """
 
@@ -107,7 +107,7 @@ class Mixture:
 
     @property
     def tensor_types(self) -> tuple[str, ...]:
-        """It as `pattern=type` for llama-quantize."""
+        """The same as `pattern=type` for llama-quantize."""
         return tuple(_patterns(self.kinds))
 
 
@@ -116,7 +116,7 @@ class ScanReport:
     """The result of a scan.
 
     Attributes:
-        mixture: the chosen types; None where nothing was to be chosen.
+            mixture: the chosen types, if any.
     """
 
     source: str
@@ -125,7 +125,7 @@ class ScanReport:
     mixture: Mixture | None
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """A row a matrix, the most sensitive first, a column a type."""
+        """One row per matrix, the most sensitive first, one column per type."""
         kinds = sorted({(one.bits, one.kind) for one in self.sensitivities})
         by_tensor: dict[str, dict[str, float]] = {}
         for one in self.sensitivities:
@@ -180,14 +180,14 @@ def scan(
     *,
     log: RunLog | None = None,
 ) -> ScanReport:
-    """Measure every matrix in every type, and choose a mixture where there is an aim."""
+    """Measure every matrix in every type, and choose a mixture if there is an aim."""
     log = log or RunLog()
     kinds = tuple(map(ggml_type, aim.types or SCANNED))
     quantizer = find_quantizer(making.tool)
     with closing(Scratch(Path(tempfile.gettempdir()))) as scratch:
         source = open_source(path, checkpoint, scratch)
         if source.reference is None:
-            raise InputError("A scan exchanges matrices of the checkpoint; give --checkpoint.")
+            raise InputError("A scan replaces matrices of the checkpoint; give --checkpoint.")
         examples: Examples[Any] = Examples.choose(
             source.family,
             source.model,
@@ -212,10 +212,10 @@ def scan(
 
 
 class Scan:
-    """A checkpoint whose matrices can be exchanged one by one.
+    """A checkpoint whose matrices can be replaced one by one.
 
-    Networks of one model name their matrices alike, and llama-quantize's patterns name no
-    network: what has one name is exchanged together.
+    The networks of a model share names of matrices, and llama-quantize's patterns cannot tell them
+    apart, so matrices of one name are replaced together.
     """
 
     def __init__(
@@ -253,7 +253,6 @@ class Scan:
         ]
 
     def run(self, kinds: Sequence[GgmlType], progress: Progress) -> list[Sensitivity]:
-        """Every matrix in every type."""
         for kind in kinds:
             self._make(kind, progress)
         found: dict[tuple[str, str], Sensitivity] = {}
@@ -263,7 +262,7 @@ class Scan:
                     tensors = [file.tensors[name] for file in files if name in file.tensors]
                     kind = tensors[0].ggml_type
                     key = name, kind.name
-                    if key not in found:  # a type that does not fit becomes one that is tried too
+                    if key not in found:  # fallback types are tried anyway
                         kl = self.divergence({name: kind.name})
                         n_bytes = sum(tensor.n_bytes for tensor in tensors)
                         found[key] = Sensitivity(*key, kind.bits, n_bytes, kl)
@@ -313,7 +312,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class _Exchanged:
-    """A checkpoint's tensors, some of them from elsewhere; a `NamedTensors`."""
+    """A checkpoint's tensors, some of them replaced; a `NamedTensors`."""
 
     base: NamedTensors
     others: Mapping[str, NamedTensors]
@@ -339,10 +338,10 @@ def choose_mixture(
     target_bits: float | None = None,
     max_kl: float | None = None,
 ) -> Mixture:
-    """The mixture with the least divergence of a size, or the smallest of a divergence.
+    """The mixture with the least divergence for a size, or the smallest for a divergence.
 
     Args:
-        max_kl: predicted divergence at most, in nats.
+        max_kl: the largest predicted divergence, in nats.
     """
     steps: dict[str, list[Sensitivity]] = {}
     by_tensor: dict[str, list[Sensitivity]] = defaultdict(list)
@@ -358,8 +357,8 @@ def choose_mixture(
     budget = float("inf") if target_bits is None else target_bits * n_weights / 8
     if n_bytes > budget:
         raise InputError(
-            f"--target-bits is {target_bits:g}, and the smallest types that are tried take "
-            f"{8 * n_bytes / n_weights:.2f} bits a weight; give more bits, or smaller types."
+            f"--target-bits is {target_bits:g}, but the smallest types to try take "
+            f"{8 * n_bytes / n_weights:.2f} bits per weight; give more bits, or smaller types."
         )
     queue = [_upgrade(name, hull, 0) for name, hull in steps.items() if len(hull) > 1]
     heapq.heapify(queue)
@@ -389,18 +388,18 @@ def mixture_within(
             return replace(mixture, predicted_kl=found)
         aim *= _ROOM * _ROOM * max_kl / found
     raise InputError(
-        f"No mixture of these types was found whose KL is below {max_kl:g}; give a higher --max-kl."
+        f"No mixture of these types has a KL below {max_kl:g}; give a higher --max-kl."
     )
 
 
 def _upgrade(name: str, hull: Sequence[Sensitivity], i: int) -> tuple[float, str]:
-    """What the next type up saves, a byte; the most comes first."""
+    """The saving of the next larger type, per byte; the largest comes first."""
     now, then = hull[i], hull[i + 1]
     return (then.kl - now.kl) / (then.n_bytes - now.n_bytes), name
 
 
 def _hull(found: Sequence[Sensitivity]) -> list[Sensitivity]:
-    """Types by size of which each is better than any mixture of its neighbours."""
+    """The types, by size, that are better than any mixture of their neighbours."""
     hull: list[Sensitivity] = []
     for one in sorted(found, key=lambda one: (one.n_bytes, one.kl)):
         if hull and one.kl >= hull[-1].kl:
@@ -416,7 +415,7 @@ def _slope(a: Sensitivity, b: Sensitivity) -> float:
 
 
 def _patterns(kinds: Mapping[str, str]) -> Iterator[str]:
-    """`pattern=type` for llama-quantize, layers of one kind and type together."""
+    """`pattern=type` for llama-quantize; layers of one kind and type share a pattern."""
     layers: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name, kind in kinds.items():
         block, dot, rest = name.removeprefix("blk.").partition(".")

@@ -1,13 +1,12 @@
-"""What is quantized: the files of a model, or a checkpoint, which is converted first.
+"""The input of quantizing: the files of a model, or a checkpoint, which is converted first.
 
-In: a path, and the checkpoint that quality is measured against. Out: `SourceBundle`, with a GGUF
-file for each unit of the family, which llama-quantize reads. Converting takes time and disk, and
-llama.cpp plans by a file's header alone. So a checkpoint's sources are at first headers, followed
-by nothing (sparse files); everything is checked with them, and `SourceBundle.complete` fills in
-the weights when all is well.
+In: a path, and the checkpoint that quality is compared with. Out: `SourceBundle`, with a GGUF file
+for llama-quantize for each unit of the family. Converting takes time and disk, but llama.cpp plans
+by a file's header alone. So a checkpoint's sources are at first only headers in sparse files;
+everything is checked with them, then `SourceBundle.complete` writes the weights.
 
-What is needed only during the run lies in files without a name (`Scratch`), which the system
-removes with the process, however that ends.
+Temporary files are unnamed (`Scratch`), so the system removes them with the process, however that
+ends.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ _SPLIT = "split."
 
 
 class Scratch:
-    """Files without a name, for the time of a run."""
+    """Unnamed files for the time of a run."""
 
     def __init__(self, folder: Path) -> None:
         while not folder.exists():
@@ -55,7 +54,7 @@ class Scratch:
         self._files = ExitStack()
 
     def new(self) -> tuple[BinaryIO, Path]:
-        """An empty file, and a path that this process and its children can open it by."""
+        """An empty file, and a path by which this process and its children can open it."""
         try:
             file = self._files.enter_context(
                 tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - the stack closes it
@@ -73,12 +72,12 @@ class Scratch:
 
 @dataclass(eq=False)
 class Source:
-    """A file that llama-quantize reads.
+    """A file for llama-quantize.
 
     Attributes:
-        name: its name for metadata, reports and the files made of it; what is no UTF-8 in it is
-            U+FFFD, since manifests and GGUF strings hold nothing else.
-        given: the file that it stands for, whose digest is recorded: the user's, or `path`.
+        name: for metadata, reports and the names of its results; bytes that are not UTF-8 become
+            U+FFFD, since manifests and GGUF strings cannot hold them.
+        given: the file whose digest is recorded: the user's, or `path`.
         is_complete: whether the weights are in the file; until then it has a header only.
     """
 
@@ -90,7 +89,7 @@ class Source:
     _digest: Future[str] | None = None
 
     def begin_digest(self) -> None:
-        """Start to compute the digest of the file, which is complete now."""
+        """Start to compute the digest of the complete file."""
         self.is_complete = True
         pool = ThreadPoolExecutor(max_workers=1)
         self._digest = pool.submit(sha256_of, self.given)
@@ -98,12 +97,12 @@ class Source:
 
     @property
     def sha256(self) -> str:
-        """Of the file, which has to be complete."""
+        """Of the complete file."""
         return sha256_of(self.given) if self._digest is None else self._digest.result()
 
     @property
     def stem(self) -> str:
-        """What the names of the quantized files begin with."""
+        """The prefix of the quantized files' names."""
         return _TYPE_SUFFIX.sub("", Path(self.name).stem)
 
     @property
@@ -113,13 +112,13 @@ class Source:
 
 @dataclass(eq=False)
 class SourceBundle:
-    """The files that are quantized.
+    """The files to quantize.
 
     Attributes:
         bundle: the files; those of a checkpoint have no names.
-        units: what llama-quantize reads, by part, the main one first.
-        reference: the plan of the checkpoint that files are compared with; None without one.
-        is_converted_here: whether the files are made of the reference, and not the user's.
+        units: the files for llama-quantize, by part, the main one first.
+        reference: the plan of the checkpoint that files are compared with, or None.
+        is_converted_here: whether the files were made from the reference, not given by the user.
     """
 
     name: str
@@ -140,7 +139,6 @@ class SourceBundle:
 
     @property
     def model(self) -> Any:  # noqa: ANN401 - the family's own
-        """What the files describe."""
         if self.is_converted_here and self.reference is not None:
             return self.reference.model
         return self.bundle.model
@@ -161,7 +159,7 @@ class SourceBundle:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """The files that were given; none of a checkpoint's."""
+        """The given files; none for a checkpoint."""
         return () if self.is_converted_here else self.bundle.paths
 
     @property
@@ -171,7 +169,7 @@ class SourceBundle:
         return {part: file for part, file in self.bundle.files.items() if part not in quantized}
 
     def complete(self, progress: Progress = silent) -> None:
-        """Convert the checkpoint, where it is one, and start to compute the digests."""
+        """Convert the checkpoint, if it is one, and start to compute the digests."""
         if self._is_done:
             return
         try:
@@ -199,12 +197,12 @@ class SourceBundle:
 
 
 def open_source(path: Path, checkpoint: Checkpoint | None, scratch: Scratch) -> SourceBundle:
-    """The files to quantize, with the checkpoint that they are of, where it is given."""
+    """The files to quantize, with their checkpoint if it is given."""
     if not is_gguf(path):
         return convert_in_scratch(plan(_own_checkpoint(path, checkpoint)), scratch)
     bundle = open_checked(path)
     if not bundle.main.tensors:
-        raise InputError(f"{path} has no tensors, so there is nothing to quantize in it.")
+        raise InputError(f"{path} has no tensors, so there is nothing to quantize.")
     reference = None if checkpoint is None else reference_of(bundle, checkpoint)
     units = {
         unit: _unit_source(bundle, unit, scratch) for unit in bundle.family.units([*bundle.files])
@@ -213,7 +211,7 @@ def open_source(path: Path, checkpoint: Checkpoint | None, scratch: Scratch) -> 
 
 
 def open_checked(path: Path) -> Bundle:
-    """The files of a model that llama.cpp can be given."""
+    """The files of a model, after a check that llama.cpp survives them."""
     bundle = open_files(path)
     refusal = bundle.family.refusal(bundle.main)
     if refusal:
@@ -224,7 +222,7 @@ def open_checked(path: Path) -> Bundle:
 
 
 def reference_of(bundle: Bundle, checkpoint: Checkpoint) -> Plan:
-    """What files are compared with: the plan of their checkpoint, with the choices they show."""
+    """The plan of a checkpoint, with the choices that its files show."""
     source = check_source(checkpoint, bundle.main)
     if source is not None and not source.passed:
         raise InputError(f"{source.summary}.")
@@ -253,7 +251,7 @@ def convert_in_scratch(conversion: Plan, scratch: Scratch) -> SourceBundle:
 
 
 def _unit_source(bundle: Bundle, unit: Unit, scratch: Scratch) -> Source:
-    """What llama-quantize reads for a unit: the file itself, or one that is put together."""
+    """The file of a unit for llama-quantize: the file itself, or a joined one."""
     file = bundle.files[unit.part]
     name = valid_utf8(file.path.name)
     if unit.first is None and file.alignment == ALIGNMENT:
@@ -274,7 +272,7 @@ def _unit_source(bundle: Bundle, unit: Unit, scratch: Scratch) -> Source:
 
 
 def _join(bundle: Bundle, unit: Unit, path: Path, *, empty: bool = False) -> None:
-    """A part and its first part as one file; `empty` leaves the data to be zeros."""
+    """A part and its first part as one file; `empty` leaves the data zero."""
     if unit.first is None:
         return
     first, body = bundle.files[unit.first], bundle.files[unit.part]
@@ -284,7 +282,7 @@ def _join(bundle: Bundle, unit: Unit, path: Path, *, empty: bool = False) -> Non
 
 
 def split_off(source: SourceBundle, unit: Unit, made: GgufFile, scratch: Scratch) -> GgufFile:
-    """The part of a file that was made of a unit; the file itself where nothing was joined."""
+    """The part of a file that was made from a unit; the file itself if nothing was joined."""
     if unit.first is None:
         return made
     part = source.bundle.files[unit.part]
@@ -296,7 +294,7 @@ def split_off(source: SourceBundle, unit: Unit, made: GgufFile, scratch: Scratch
 
 
 def keys_of_file(file: GgufFile) -> list[Key]:
-    """All but the digests, which hold for what was converted only."""
+    """All keys except the digests, which are only valid for a conversion."""
     names = [name for name in file.keys if name not in DIGEST_KEYS]
     return [Key(name, file.keys[name], file.key_types[name]) for name in names]
 
@@ -304,7 +302,7 @@ def keys_of_file(file: GgufFile) -> list[Key]:
 def write_tensors(
     out: BinaryIO, keys: Sequence[Key], tensors: Sequence[TensorInfo], *, empty: bool = False
 ) -> None:
-    """A file with keys and tensors of others; `empty` leaves the data to be zeros."""
+    """A file with keys and tensors of others; `empty` leaves the data zero."""
     entries = tensor_entries((one.name, one.shape, one.ggml_type) for one in tensors)
     header = pack_header(keys, entries)
     out.seek(0)
@@ -317,12 +315,11 @@ def write_tensors(
 
 
 def _own_checkpoint(source: Path, given: Checkpoint | None) -> Checkpoint:
-    """The checkpoint that the source itself is."""
     if given is None:
         return read_checkpoint(source)
     if source != given.given and not given.path.samefile(source):
         raise InputError(
-            f"{source} is a checkpoint, which its files are held against; leave out --checkpoint "
+            f"{source} is a checkpoint, with which its files are compared; leave out --checkpoint "
             f"{given.given or given.path}."
         )
     return given

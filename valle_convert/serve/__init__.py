@@ -1,13 +1,13 @@
 """A converted model behind an OpenAI-compatible endpoint.
 
-server    binds, loads the model, and ends in order
+server    binds, loads the model, and shuts down in order
 app       routes
-gate      who may ask; request ids and the count of answers
+gate      access, request ids and the count of answers
 request   the JSON of a request, checked
-worker    the one thread that owns llama.cpp, and the queue before it
+worker    the one thread that owns llama.cpp, and its queue
 voices    a folder of recordings and their codes, by name
-sound     pieces of speech as mp3, wav, flac, opus or pcm, each as soon as it is there
-metrics   what Prometheus reads
+sound     pieces of speech as mp3, wav, flac, opus or pcm, as soon as they are ready
+metrics   for Prometheus
 refusal   errors in OpenAI's form
 page.html the page at /
 """

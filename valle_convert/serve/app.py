@@ -39,7 +39,7 @@ from valle_convert.speech.speaker import AnySpeaker
 _MAX_UPLOAD_BYTES = 8 << 20
 #: A request has two texts, and a character takes up to 12 bytes of JSON (two escapes).
 _BYTES_A_CHARACTER = 24
-#: Of a body, which comes at once from all but a client that wants to hold a connection.
+#: For a body, which arrives at once unless a client wants to hold a connection.
 _BODY_SECONDS = 30.0
 
 _PAGE = "page.html"
@@ -51,12 +51,12 @@ _PAGE_HEADERS = {
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """What the owner of a server decides.
+    """The owner's settings of a server.
 
     Attributes:
         voices: the folder of voices.
         defaults: options of speaking that a request does not give.
-        n_places: requests at a time, those that wait included.
+        n_places: simultaneous requests, including waiting ones.
         seconds: for a request, from its beginning to the end of its answer.
     """
 
@@ -71,7 +71,7 @@ class ServerSettings:
 
 
 class _Answer(StreamingResponse):
-    """The answer to an admitted request, whose place is free when it ends, however it does."""
+    """The answer to an admitted request, which frees its place however it ends."""
 
     def __init__(
         self,
@@ -95,8 +95,6 @@ class _Answer(StreamingResponse):
 
 
 class Routes:
-    """Everything that is answered."""
-
     def __init__(self, settings: ServerSettings, worker: Worker, metrics: Metrics) -> None:
         self._settings, self._worker, self._metrics = settings, worker, metrics
         self._family = settings.bundle.family
@@ -143,7 +141,7 @@ class Routes:
         )
 
     async def _admitted(self, request: Request, work: Work[bytes]) -> tuple[Job[bytes], bytes]:
-        """A job that was queued, and its first result; on an error it has no place any more."""
+        """A queued job and its first result; after an error it has no place any more."""
         self._worker.admit()
         job = Job(work, self._settings.seconds)
         try:
@@ -166,7 +164,7 @@ class Routes:
         if not isinstance(recording, bytes):
             raise bad_value("file", "file is missing; give a recording (wav, flac, ogg, mp3).")
         if not isinstance(name, str) or not isinstance(text, str):
-            raise bad_value("name", "name and text have to be words.")
+            raise bad_value("name", "name and text must be words.")
         if len(text) > self._settings.max_characters:
             raise bad_value("text", "text is too long for a recording.", "string_above_max_length")
         self._voices.check_new(name)
@@ -210,7 +208,6 @@ class Routes:
 
 
 def make_app(settings: ServerSettings, worker: Worker) -> Starlette:
-    """The application of a server."""
     metrics = Metrics(lambda: worker.n_admitted)
     access = settings.access
     middleware = [Middleware(Gate, access=access, metrics=metrics)]
@@ -239,7 +236,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _first(job: Job[bytes], request: Request) -> bytes:
-    """The first result, whose errors still have a status; raises where the client leaves before."""
+    """The first result, whose errors still have a status; raises if the client leaves before."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -282,14 +279,14 @@ def _event(value: Mapping[str, Any]) -> bytes:
 
 
 async def _body(request: Request, limit: int) -> bytes:
-    """The body, no more than it may have and no slower."""
+    """The body, up to a size and a time limit."""
     data = bytearray()
     try:
         async with asyncio.timeout(_BODY_SECONDS):
             async for chunk in request.stream():
                 data += chunk
                 if len(data) > limit:
-                    message = f"The request has more than {limit:,} bytes, which is the limit."
+                    message = f"The request has more than the limit of {limit:,} bytes."
                     raise Refusal(413, message, "request_too_large")
     except TimeoutError as error:
         raise Refusal(408, "The request came too slowly.", "timeout") from error
@@ -312,7 +309,7 @@ async def _form(request: Request) -> dict[str, str | bytes]:
     try:
         form = await _InMemory(request.headers, stream(), max_files=1, max_fields=8).parse()
     except (MultiPartException, KeyError) as error:
-        raise Refusal(400, "The body is no multipart/form-data.", "invalid_form") from error
+        raise Refusal(400, "The body is not multipart/form-data.", "invalid_form") from error
     try:
         return {
             name: value if isinstance(value, str) else await value.read()

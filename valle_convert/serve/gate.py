@@ -1,4 +1,4 @@
-"""Between the server and the routes: who may ask, the id of a request, and its end in any case."""
+"""Between the server and the routes: access, the id of a request, and its end in any case."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from valle_convert.serve.metrics import Metrics
 from valle_convert.serve.refusal import Refusal, refusal_of
 
-#: What needs no key: nothing in it is of a user.
+#: Paths without a key: they reveal nothing about users.
 _OPEN_PATHS = frozenset({"/", "/health"})
 _LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 _LOG = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Access:
-    """Who may ask; `is_local` where the server listens on this machine alone."""
+    """Who has access; `is_local` if the server listens on this machine alone."""
 
     api_key: str | None = None
     origins: tuple[str, ...] = ()
@@ -30,8 +30,8 @@ class Access:
 
     def check(self, path: str, headers: Headers) -> None:
         """Raise the `Refusal` of a request that is not allowed."""
-        # A page of another site must not use the server by way of a browser: neither as it is, nor
-        # by a name of its own that it lets point to 127.0.0.1.
+        # A page of another site must not use the server through a browser, neither directly nor
+        # by its own name that it points to 127.0.0.1.
         host, origin = headers.get("host", ""), headers.get("origin")
         is_known_host = _name_of(f"//{host}") in _LOCAL_HOSTS
         if self.is_local and self.api_key is None and not is_known_host:
@@ -87,6 +87,6 @@ class Gate:
             refusal = refusal_of(error)
             if refusal.code == "internal_error":
                 _LOG.exception("request %s failed", request_id)
-            # An answer that has begun is cut off, which tells the client that it is not whole.
+            # An answer that has begun is cut off, which shows the client that it is incomplete.
             if not has_begun:
                 await refusal.response()(scope, receive, tagged)

@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients read them."""
+"""Errors in the form of OpenAI's clients."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse
 
 from valle_convert.errors import EnvironmentFault, ValleConvertError
 
-#: Seconds after which a client should ask again.
+#: Seconds after which a client should retry.
 RETRY_AFTER = {"Retry-After": "2"}
 
 
@@ -49,7 +49,7 @@ def bad_value(param: str, message: str, code: str = "invalid_value") -> Refusal:
 
 
 def refusal_of(error: Exception) -> Refusal:
-    """What a client is told of an error; nothing of the inside of one that is a bug."""
+    """The answer for an error; no internals if it is a bug."""
     if isinstance(error, Refusal):
         return error
     if isinstance(error, EnvironmentFault):

@@ -18,7 +18,7 @@ STREAM_FORMATS = ("audio", "sse")
 
 @dataclass(frozen=True)
 class SpeechRequest:
-    """What a client wants; `voice` is a name, or None for the default one."""
+    """A client's request; `voice` is a name, or None for the default one."""
 
     text: str
     voice: str | None
@@ -42,20 +42,20 @@ _WORDS = {int: "an integer from 0 to 2^63 - 1", str: "a string", float: "a numbe
 def parse_request(
     data: bytes, defaults: SpeakOptions, family: AnyFamily, *, max_characters: int
 ) -> SpeechRequest:
-    """A request, or a `Refusal` that names the field; keys that are not known are ignored."""
+    """A request, or a `Refusal` that names the field; unknown keys are ignored."""
     try:
         body = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise Refusal(400, "The body of the request is no valid JSON.", "invalid_json") from error
+        raise Refusal(400, "The body of the request is not valid JSON.", "invalid_json") from error
     if not isinstance(body, dict):
-        raise Refusal(400, "The body of the request is no JSON object.", "invalid_json")
+        raise Refusal(400, "The body of the request is not a JSON object.", "invalid_json")
     given = {name: value for name, value in body.items() if value is not None}
     text = _string(given, "input", max_characters)
     if text is None or not text.strip():
         raise bad_value("input", "input is missing or empty; give the text to say.")
     speed = _value(given, "speed", float, "invalid_speed")
     if speed is not None and not 0.25 <= speed <= 4:
-        raise bad_value("speed", "speed has to be from 0.25 to 4.", "invalid_speed")
+        raise bad_value("speed", "speed must be from 0.25 to 4.", "invalid_speed")
     return SpeechRequest(
         text=text,
         voice=_voice(given),
@@ -93,15 +93,15 @@ def _voice(given: Mapping[str, Any]) -> str | None:
     if isinstance(voice, dict):
         voice = voice.get("id")
     if voice is not None and not isinstance(voice, str):
-        raise bad_value("voice", 'voice has to be a name, or {"id": NAME}.')
+        raise bad_value("voice", 'voice must be a name, or {"id": NAME}.')
     return voice or None
 
 
 def _choice(given: Mapping[str, Any], name: str, known: Any, code: str) -> str:  # noqa: ANN401
-    """One of some words; the first one is the default."""
+    """One of several words; the first one is the default."""
     value = given.get(name, next(iter(known)))
     if not isinstance(value, str) or value not in known:
-        raise bad_value(name, f"{name} has to be one of {', '.join(known)}.", code)
+        raise bad_value(name, f"{name} must be one of {', '.join(known)}.", code)
     return value
 
 
@@ -110,10 +110,10 @@ def _string(given: Mapping[str, Any], name: str, max_characters: int) -> str | N
     if text is None:
         return None
     if len(text) > max_characters:
-        message = f"{name} has {len(text):,} characters, and the limit is {max_characters:,}."
+        message = f"{name} has {len(text):,} characters, expected at most {max_characters:,}."
         raise bad_value(name, message, "string_above_max_length")
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise bad_value(name, f"{name} has half of a surrogate pair, which is no character.")
+        raise bad_value(name, f"{name} contains half of a surrogate pair, not a character.")
     return text
 
 
@@ -123,9 +123,9 @@ def _value(given: Mapping[str, Any], name: str, kind: type, code: str = "invalid
         return None
     is_right = isinstance(value, kind) or (kind is float and isinstance(value, int))
     if kind is float and is_right:
-        is_right = abs(value) < 1e9  # so that it is finite, and fits into a float
+        is_right = abs(value) < 1e9  # finite, and small enough for a float
     if kind is int and is_right:
         is_right = 0 <= value < 2**63
     if not is_right or isinstance(value, bool):
-        raise bad_value(name, f"{name} has to be {_WORDS[kind]}.", code)
+        raise bad_value(name, f"{name} must be {_WORDS[kind]}.", code)
     return float(value) if kind is float else value

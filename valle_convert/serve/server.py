@@ -1,4 +1,4 @@
-"""Binds, loads the model in the worker's thread, answers meanwhile, and ends in order."""
+"""Binds, loads the model in the worker's thread, answers meanwhile, and shuts down in order."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class SpeechServer:
                 ws="none",
                 lifespan="off",
                 log_config=None,
-                log_level="critical",  # the gate tells of what fails
+                log_level="critical",  # the gate logs failures
                 access_log=False,
                 server_header=False,
             )
         )
 
     def run(self, listening: socket.socket) -> None:
-        """Serve until `stop` or a signal; requests that were begun are answered first.
+        """Serve until `stop` or a signal; requests in progress are finished first.
 
         Raises:
             ValleConvertError: the model cannot be opened.
@@ -62,5 +62,5 @@ class SpeechServer:
             raise self._worker.failure
 
     def stop(self) -> None:
-        """End as a signal does; from any thread."""
+        """End like after a signal; from any thread."""
         self._server.should_exit = True

@@ -1,4 +1,4 @@
-"""Speech in the format that a client wants, each piece as soon as it is there."""
+"""Speech in the client's format, each piece as soon as it is ready."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class SoundFormat:
     """A value of `response_format`.
 
     Attributes:
-        rates: that it has, the first one for a codec of another; empty for any. OpenAI's pcm is at
+        rates: its sample rates, the first one for other codecs; empty for any. OpenAI's pcm has
             24 kHz.
     """
 
@@ -40,8 +40,8 @@ SOUND_FORMATS = {
 class _Growing(io.RawIOBase):
     """A file for libsndfile, whose bytes are taken as it grows.
 
-    At the end libsndfile goes back and writes the length into the header. Where that has been taken
-    already, it stays as it is: mp3 and opus are played without.
+    At the end libsndfile writes the length into the header. If the header was taken already, it
+    stays unchanged: players do not need it for mp3 and opus.
     """
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class _Growing(io.RawIOBase):
 class Encoder:
     """Pieces of sound to the bytes of one file.
 
-    Nothing is clipped: a piece beyond full scale is made quieter together with all that follow.
+    Nothing is clipped: a piece beyond full scale is made quieter together with all later ones.
     """
 
     def __init__(self, name: str, speed: float = 1.0) -> None:
@@ -86,7 +86,7 @@ class Encoder:
         self._peak, self._began = 1.0, False
 
     def add(self, audio: Audio) -> bytes:
-        """The bytes that a piece makes ready."""
+        """The bytes that are ready after a piece."""
         samples, rate = audio.samples, audio.sample_rate
         if self._speed != 1:
             samples = _stretched(samples, rate, self._speed)
@@ -102,11 +102,10 @@ class Encoder:
             self._out.write(whole.tobytes())
         else:
             self._file.write(whole)
-        # Many readers of flac need the length in its header, so that it goes out whole.
+        # Many players of flac need the length in its header, so it is sent as a whole.
         return b"" if self._name == "flac" else self._out.take()
 
     def finish(self) -> bytes:
-        """The bytes at the end."""
         if self._file is not None:
             self._file.close()
         return self._out.take()
@@ -120,13 +119,13 @@ class Encoder:
             sound = require("soundfile", "Writing audio files")
             how: dict[str, Any] = {"channels": 1, "format": kind, "subtype": subtype}
             if self._name == "mp3":
-                # Of a constant rate, players tell the length without the header's.
+                # With a constant rate, players know the length without the header.
                 how |= {"bitrate_mode": "CONSTANT", "compression_level": 0.5}
             self._file = sound.SoundFile(self._out, "w", rate, **how)
 
 
 def _stretched(samples: Samples, rate: int, speed: float) -> Samples:
-    """The same sound faster or slower, at its own pitch."""
+    """The same sound faster or slower, at the same pitch."""
     stretch = require("python_stretch", "Another speed", extra="serve").Signalsmith.Stretch()
     stretch.preset(1, rate)
     stretch.timeFactor = speed

@@ -1,4 +1,4 @@
-"""What a request for speech does in the worker's thread."""
+"""The work of a speech request in the worker's thread."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from valle_convert.speech.speaker import AnySpeaker, Watch, seeded
 class Speaking:
     """The work of one request: bytes of sound, and a turn of others after each sentence.
 
-    Its voice is found at once, so that a wrong name takes no place in the queue.
+    The voice is looked up at once, so that a wrong name does not occupy the queue.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Voices by name: a folder of recordings or codes, with what they say beside them.
+"""Voices by name: a folder of recordings or codes, with transcripts beside them.
 
-A name that a client sends is looked up among the files of the folder; no path is made of it, but
-for that of a new voice, whose name has a narrow form.
+A client's name is looked up among the files of the folder; only the name of a new voice, which has
+a narrow form, becomes a path.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from valle_convert.model.spec import CodeFormat
 from valle_convert.serve.refusal import Refusal, bad_value
 from valle_convert.speech.speaker import AnySpeaker
 
-#: In the order in which they are taken where a name has several.
+#: In order of preference, if a name has several.
 _SUFFIXES = (".npz", ".wav", ".flac", ".ogg", ".mp3")
 _NEW_NAME = re.compile(r"[^\W_][\w .-]{0,63}", re.ASCII)
 _MAX_VOICES = 1000
 _MAX_TEXT_BYTES = 1 << 14
-#: No model takes more of a voice than this.
+#: The most of a voice that any model uses.
 _MAX_UPLOAD_SECONDS = 60.0
 
 #: The file that maps other names, such as OpenAI's, and "default", to voices.
 NAMES_FILE = "names.json"
-#: Names that clients send until somebody chooses a voice; they speak in the default one.
+#: Names that clients send by default; they speak in the default voice.
 OPENAI_NAMES = frozenset(
     "alloy ash ballad cedar coral echo fable marin nova onyx sage shimmer verse".split()
 )
@@ -41,7 +41,7 @@ _ENCODED = ".encoded"
 
 @dataclass(frozen=True)
 class Voice:
-    """A file of the folder, and what it says where somebody wrote it down."""
+    """A file of the folder, with its transcript if there is one."""
 
     path: Path
     text: str | None
@@ -56,12 +56,12 @@ class Voices:
         self._encoded: dict[Path, tuple[str, SavedCodes]] = {}
 
     def check(self) -> None:
-        """Refuse a folder whose file of names leads nowhere."""
+        """Reject a folder whose file of names has a name without a voice."""
         names = self.names()
         for name, voice in self._mapped().items():
             if voice not in names:
                 raise InputError(
-                    f"{NAMES_FILE} maps {name!r} to {voice!r}, and there is no such voice in "
+                    f"{NAMES_FILE} maps {name!r} to {voice!r}, which is not a voice in "
                     f"{self.folder}."
                 )
 
@@ -93,7 +93,7 @@ class Voices:
         return Voice(path, self._text_of(path))
 
     def load(self, voice: Voice, speaker: AnySpeaker) -> Path | SavedCodes:
-        """A voice as a speaker takes it; a recording is encoded once. In the worker's thread."""
+        """A voice for a speaker; a recording is encoded once. In the worker's thread."""
         if voice.path.suffix.lower() == ".npz":
             return voice.path
         digest = sha256_of(voice.path)
@@ -104,7 +104,7 @@ class Voices:
         return known[1]
 
     def add(self, name: str, recording: bytes, text: str, speaker: AnySpeaker) -> None:
-        """Encode a recording, and keep its codes. In the worker's thread."""
+        """Encode a recording, and store its codes. In the worker's thread."""
         folder = self.check_new(name)
         rate = speaker.codec_description.sample_rate
         audio = decode_audio(
@@ -129,12 +129,12 @@ class Voices:
         path.with_suffix(".txt").unlink(missing_ok=True)
 
     def check_new(self, name: str) -> Path:
-        """Refuse the name of a new voice, or give the folder that it goes to."""
+        """Check the name of a new voice; returns its folder."""
         names = self.names()
         if not _NEW_NAME.fullmatch(name):
             raise bad_value("name", "A name has 1 to 64 letters, digits, spaces, dots and dashes.")
         if name in names:
-            raise bad_value("name", f"There is a voice {name!r} already.", "voice_exists")
+            raise bad_value("name", f"There is already a voice {name!r}.", "voice_exists")
         if len(names) >= _MAX_VOICES or self.folder is None:
             raise bad_value("name", "The server takes no more voices.", "too_many_voices")
         return self.folder
@@ -145,7 +145,7 @@ class Voices:
             return {}
         found = read_json_object(path, "file of names", _MAX_TEXT_BYTES)
         if not all(isinstance(one, str) for one in found.values()):
-            raise InputError(f"{path} maps a name to something that is no name of a voice.")
+            raise InputError(f"{path} maps a name to something other than the name of a voice.")
         return found
 
     def _text_of(self, path: Path) -> str | None:
@@ -158,7 +158,7 @@ class Voices:
             raise InputError(f"{text} is not UTF-8; save it as UTF-8.") from error
 
     def _from_disk(self, path: Path, digest: str, speaker: AnySpeaker) -> SavedCodes:
-        """Codes that an earlier run kept, or new ones."""
+        """Codes stored by an earlier run, or new ones."""
         kept = path.parent / _ENCODED / f"{path.stem}-{digest[:16]}-{self._seconds}.npz"
         with suppress(ValleConvertError):
             return read_codes(kept, self._model)

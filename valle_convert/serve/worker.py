@@ -1,9 +1,9 @@
-"""The one thread that owns llama.cpp, and the queue before it.
+"""The one thread that owns llama.cpp, and its queue.
 
-A request is a generator of results. Where it yields `TURN`, between two sentences, the others take
+A request is a generator of results. When it yields `TURN`, between two sentences, the others take
 their turns, so that a short text does not wait for a long one; every second turn is for a request
-that has heard nothing yet. Each draws from a random generator of its own, and every sentence begins
-with an empty cache: what else runs changes nothing.
+without sound so far. Each has its own random generator, and every sentence begins with an empty
+cache, so requests do not influence each other.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from valle_convert.speech.speaker import AnySpeaker
 
 T = TypeVar("T")
 
-#: Yielded where other requests may go on.
+#: Yielded when other requests may continue.
 TURN = None
-#: What a request does: called in the thread, with what tells it to stop between two steps.
+#: The work of a request: called in the thread, with a function that stops it between two steps.
 Work = Callable[[AnySpeaker, ShouldStop], Generator[T | None, None, None]]
 
 
@@ -49,7 +49,7 @@ class Job(Generic[T]):
         return self._deadline - time.monotonic()
 
     def leave(self) -> None:
-        """Say that nobody waits for it any more."""
+        """Mark that nobody waits for it any more."""
         self._is_left = True
 
     def __aiter__(self) -> Job[T]:
@@ -92,12 +92,12 @@ class Job(Generic[T]):
         return self._is_left or self.seconds_left < 0
 
     def _tell(self, result: T | _Done | Exception) -> None:
-        with suppress(RuntimeError):  # the loop is closed, since the server was ended by force
+        with suppress(RuntimeError):  # the loop is closed, since the server was killed
             self._loop.call_soon_threadsafe(self._results.put_nowait, result)
 
 
 class Worker(Closing):
-    """Opens a speaker in a thread of its own, and runs jobs on it."""
+    """Opens a speaker in its own thread, and runs jobs on it."""
 
     def __init__(
         self, open_speaker: Callable[[], AnySpeaker], *, n_places: int, failed: Callable[[], None]
@@ -106,25 +106,25 @@ class Worker(Closing):
         self._n_places = n_places
         self._new: deque[Job[Any]] = deque()
         self._begun: deque[Job[Any]] = deque()
-        self._turns = self._begun, self._new  # the other way round each time
+        self._turns = self._begun, self._new  # swapped each time
         self._at_work: Job[Any] | None = None
         self._changed = Condition()
         self._is_closing = False
         self._thread = Thread(target=self._run, name="speech", daemon=True)
         self.is_ready = False
         self.failure: Exception | None = None
-        #: Requests that were admitted, until their answer has gone out.
+        #: Requests that were admitted and not yet answered.
         self.n_admitted = 0
 
     def start(self) -> None:
         self._thread.start()
 
     def admit(self) -> None:
-        """Take a place; whoever took it gives it back by `release`."""
+        """Take a place, to be given back by `release`."""
         if not self.is_ready:
             raise Refusal(503, "The model is still loading.", "loading", None, RETRY_AFTER)
         if self.n_admitted >= self._n_places:
-            full = f"The server has {self._n_places} requests already; try again."
+            full = f"The server already has {self._n_places} requests; try again."
             raise Refusal(429, full, "queue_full", None, RETRY_AFTER)
         self.n_admitted += 1
 
@@ -137,7 +137,7 @@ class Worker(Closing):
             self._changed.notify()
 
     def close(self) -> None:
-        """End the thread; jobs that are left are given up."""
+        """End the thread; remaining jobs are dropped."""
         with self._changed:
             self._is_closing = True
             for job in filter(None, (*self._new, *self._begun, self._at_work)):

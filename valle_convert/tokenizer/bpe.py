@@ -1,14 +1,13 @@
-"""tokenizer.json -> `PhonemeBpe`, or one error that names all that cannot be converted.
+"""tokenizer.json -> `PhonemeBpe`, or one error with all reasons why it cannot be converted.
 
-In goes a Hugging Face file whose model is a character-level BPE: strings with ids, merges in
-rank order, special texts that are matched as a whole. What makes it unlike most others is
-that several strings share an id ("r", "ɽ" and "ʁ" have one embedding), and that Hugging Face
-keys its merges by ids: a merge of "ɾ" and "r" is one of "ɾ" and "ʁ" too.
+In: a Hugging Face file whose model is a character-level BPE: strings with ids, merges in rank
+order, special texts that are matched as a whole. Unlike in most others, several strings share an id
+("r", "ɽ" and "ʁ" have one embedding), and Hugging Face keys its merges by ids: a merge of "ɾ" and
+"r" is also one of "ɾ" and "ʁ".
 
-llama.cpp keys merges by text. So each merge has to be spelled out for all strings of its two
-ids (`strings`, below), and the copies get neighbouring ranks instead of one. That gives the
-same ids as long as the order among the copies of a merge cannot matter, and the rules in
-`_check_order` are what this rests on:
+llama.cpp keys merges by text. So each merge is spelled out for all strings of its two ids
+(`strings`, below), and the copies get neighbouring ranks instead of one. That gives the same ids as
+long as the order of the copies of a merge cannot matter, which the rules in `_check_order` ensure:
 
     a merge joins two different ids       else its occurrences overlap: "a a a"
     its result is used by later ones only else a later copy would have to wait for it
@@ -30,14 +29,14 @@ from valle_convert.tokenizer.problems import refusal, short
 
 # A phoneme vocabulary takes 20 kB; the largest tokenizer.json of a language model, 40 MB.
 MAX_FILE_BYTES = 64 << 20
-# Strings that share ids multiply with every merge; the published vocabulary comes to 412.
+# Strings that share ids multiply with every merge; the published vocabulary has 412.
 MAX_STRINGS = 1 << 16
-# Every one of them costs llama.cpp a search through each text.
+# Each costs llama.cpp a search through each text.
 MAX_ADDED_TOKENS = 256
 
 _REMEDY = (
-    "Give the tokenizer.json that the checkpoint was trained with (--tokenizer FILE); a file like "
-    "this one cannot be reproduced exactly by stock llama.cpp, and nothing less is written."
+    "Give the tokenizer.json that the checkpoint was trained with (--tokenizer FILE); stock "
+    "llama.cpp cannot reproduce this one exactly."
 )
 _NAIVE = (
     'This may be the older "naive" tokenizer (no merges, stress and length marks glued to their '
@@ -63,10 +62,10 @@ class PhonemeBpe:
     Attributes:
         vocab: string -> id; ids are 0 to `n_ids - 1` without a gap, strings may share one.
         merges: pairs of strings by rank, as written in the file.
-        strings: for each id its strings, those of the file first and in its order, then those
-            that the merges make of strings that share ids. No string stands under two ids.
+        strings: the strings of each id, first those of the file in its order, then those that
+            merges make of strings that share ids. No string has two ids.
         add_bos, add_eos: whether the post-processor puts them around a text.
-        left_out: settings of the file that shape batches and change no id.
+        left_out: settings of the file that shape batches but change no id.
     """
 
     vocab: Mapping[str, int]
@@ -95,9 +94,7 @@ def read_file(path: Path) -> bytes:
     """Read a tokenizer's file as a whole."""
     data = read_small_file(path, "tokenizer", MAX_FILE_BYTES)
     if not data:
-        raise InputError(
-            f"The tokenizer {path} is empty (0 bytes); copy it again from where it came from."
-        )
+        raise InputError(f"The tokenizer {path} is empty (0 bytes); copy it again.")
     return data
 
 
@@ -137,26 +134,23 @@ def _load_json(data: bytes, source: str) -> dict[str, Json]:
         document = unique_json(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InputError(
-            f"The tokenizer {source} is not UTF-8 text (byte {error.start:,}), which a "
-            "tokenizer.json is; a SentencePiece file has to be named *.model."
+            f"The tokenizer {source} is not UTF-8 text (byte {error.start:,}), as a "
+            "tokenizer.json must be; rename a SentencePiece file to *.model."
         ) from None
     except (RecursionError, ValueError) as error:
-        # Some ValueErrors: a number of thousands of digits, and a key that is there twice.
-        raise InputError(
-            f"The tokenizer {source} is not JSON that every program reads alike ({error}); copy it "
-            "again from where it came from."
-        ) from None
+        # Some ValueErrors: a number of thousands of digits, and a duplicate key.
+        raise InputError(f"The tokenizer {source} is not JSON ({error}); copy it again.") from None
     if not isinstance(document, dict):
         raise InputError(
-            f"The tokenizer {source} holds a {type(document).__name__}, where an object with the "
-            'key "model" is expected; give a Hugging Face tokenizer.json.'
+            f"The tokenizer {source} holds a {type(document).__name__}, expected an object with "
+            'the key "model"; give a Hugging Face tokenizer.json.'
         )
     return document
 
 
 @dataclass(slots=True)
 class _Parts:
-    """The file's contents with their types checked, before the rules between them are."""
+    """The file's contents with checked types, before their consistency is checked."""
 
     vocab: dict[str, int]
     merges: list[tuple[str, str]]
@@ -168,15 +162,15 @@ class _Parts:
     add_eos: bool = False
 
 
-# What must be absent (or be the value that means absent), and what it would do.
+# What must be absent (or have the value that means absent), and what it would do.
 _ABSENT_AT_TOP = {
-    "normalizer": "rewrites the text first, for which llama.cpp has no counterpart",
-    "pre_tokenizer": "splits the text first, and llama.cpp's splitters are other ones",
+    "normalizer": "rewrites the text first, and llama.cpp has no counterpart",
+    "pre_tokenizer": "splits the text first, unlike llama.cpp's splitters",
 }
-#: What a trainer sets for its batches, and the library saves with the file.
+#: Set by trainers for their batches, and saved with the file.
 _OF_BATCHES = ("truncation", "padding")
 _ABSENT_IN_MODEL = {
-    "dropout": "leaves out merges at random",
+    "dropout": "omits merges at random",
     "continuing_subword_prefix": "marks parts of words in a way that llama.cpp does not know",
     "end_of_word_suffix": "marks ends of words in a way that llama.cpp does not know",
     "fuse_unk": "makes one token of several unknown characters, which llama.cpp cannot",
@@ -204,7 +198,7 @@ def _read_parts(document: dict[str, Json], problems: list[str]) -> _Parts | None
         if not _is_absent(document.get(key)):
             problems.append(f'"{key}" is {short(document[key])}, expected null: it {effect}')
     problems.extend(
-        f"the key {short(key)} is unknown, and could change what text is turned into"
+        f"the key {short(key)} is unknown, and could change the tokens of a text"
         for key in document.keys() - _TOP_KEYS
     )
     model = document.get("model")
@@ -245,13 +239,13 @@ def _check_model_options(model: dict[str, Json], problems: list[str]) -> None:
         if not _is_absent(model.get(key)):
             problems.append(f'"model.{key}" is {short(model[key])}, expected none: it {effect}')
     problems.extend(
-        f"the key {short(f'model.{key}')} is unknown, and could change what text is turned into"
+        f"the key {short(f'model.{key}')} is unknown, and could change the tokens of a text"
         for key in model.keys() - _MODEL_KEYS
     )
 
 
 def _is_text(value: Json) -> bool:
-    """Whether a value is a string that UTF-8 can spell: JSON escapes can make others."""
+    """Whether a value is a string that UTF-8 can encode, unlike some JSON escapes."""
     return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
@@ -263,7 +257,7 @@ def _read_vocab(value: Json, problems: list[str]) -> dict[str, int] | None:
     before = len(problems)
     for string, id_ in value.items():
         if _is_row_name(string):
-            continue  # an export names the network's other rows here, too
+            continue  # an export also names the network's other rows here
         if not string or not _is_text(string):
             problems.append(f"the vocabulary string {short(string)} is empty or not valid Unicode")
         elif not isinstance(id_, int) or isinstance(id_, bool) or id_ < 0:
@@ -329,14 +323,14 @@ def _read_added_tokens(
                 tokens.append(AddedToken(id_, text, special=bool(entry.get("special"))))
                 problems.extend(
                     f'the added token {short(text)} has "{flag}" set, expected false: it changes '
-                    "which places of a text match"
+                    "which parts of a text match"
                     for flag in ("single_word", "lstrip", "rstrip")
                     if not _is_absent(entry.get(flag))
                 )
             case {"id": int(id_), "content": str(text)}:
                 problems.append(
-                    f"the added token {short(text)} has the id {id_}, and in the vocabulary it "
-                    f"has {vocab.get(text, 'none')}"
+                    f"the added token {short(text)} has the id {id_}, but in the vocabulary "
+                    f"{vocab.get(text, 'none')}"
                 )
             case _:
                 problems.append(f"the added token {short(entry)} lacks an id or its content")
@@ -348,19 +342,19 @@ def _read_added_tokens(
         if can_overlap(a, b)
     )
     if len(set(texts)) != len(texts):
-        problems.append("an added token stands twice in the list")
+        problems.append("an added token is in the list twice")
     return tokens
 
 
 def can_overlap(a: str, b: str) -> bool:
-    """Whether the text `b` can begin inside of the different text `a`, or stands in it."""
+    """Whether the text `b` can begin inside the different text `a`, or is part of it."""
     return any(
         a[i:].startswith(b) or b.startswith(a[i:]) for i in range(len(a)) if i or len(b) < len(a)
     )
 
 
 def _read_post_processor(value: Json, parts: _Parts, problems: list[str]) -> None:
-    """Find out which tokens are put around a text, `<bos> $A </eos>` for a published model."""
+    """Find the tokens around a text, `<bos> $A </eos>` for a published model."""
     for name, text in (("bos_id", "<bos>"), ("eos_id", "</eos>")):
         setattr(parts, name, next((t.id for t in parts.added_tokens if t.text == text), -1))
     if value is not None:
@@ -386,7 +380,7 @@ def _read_post_processor(value: Json, parts: _Parts, problems: list[str]) -> Non
 
 
 def _read_template(value: Json) -> tuple[int | None, int | None] | None:
-    """The ids put before and after the text, or None where the template is another one."""
+    """The ids put before and after the text, or None for any other template."""
     match value:
         case {
             "type": "TemplateProcessing",
@@ -396,7 +390,7 @@ def _read_template(value: Json) -> tuple[int | None, int | None] | None:
             pass
         case _:
             return None
-    ids: list[int | None] = []  # one a place; None for the text
+    ids: list[int | None] = []  # one per place; None for the text
     for piece in single:
         match piece:
             case {"Sequence": {"id": "A"}}:
@@ -422,17 +416,17 @@ def _check_merge_strings(parts: _Parts, problems: list[str]) -> None:
     for rank, (left, right) in enumerate(parts.merges):
         problems.extend(
             f"the merge of rank {rank}, {short(left)} + {short(right)}, {role} "
-            f"{short(string)}, which the vocabulary does not have"
+            f"{short(string)}, which the vocabulary lacks"
             for role, string in (("uses", left), ("uses", right), ("makes", left + right))
             if string not in parts.vocab
         )
 
 
-# --- what must hold so that llama.cpp gives the same ids ------------------------------------
+# --- conditions under which llama.cpp gives the same ids ------------------------------------
 
 
 def _check_order(parts: _Parts) -> Iterator[str]:
-    """The rules of the module's docstring, as far as ids alone decide them."""
+    """The rules in the module's docstring that follow from ids alone."""
     special = {token.id for token in parts.added_tokens} | {parts.unk_id}
     rank_of_pair: dict[tuple[int, int], int] = {}
     rank_of_result: dict[int, int] = {}
@@ -449,7 +443,7 @@ def _check_order(parts: _Parts) -> Iterator[str]:
             )
         if left == right:
             yield (
-                f"the merge of rank {rank} ({name}) joins the id {left} with itself, so that it "
+                f"the merge of rank {rank} ({name}) joins the id {left} with itself, so its result "
                 "depends on where a run of it begins"
             )
         if result in rank_of_result:
@@ -479,7 +473,7 @@ def _close(parts: _Parts, problems: list[str]) -> tuple[tuple[str, ...], ...]:
     One pass by rank is enough, since a merge uses results of lower ranks only.
     """
     strings: list[dict[str, None]] = [{} for _ in range(max(parts.vocab.values()) + 1)]
-    # The text of a special token comes first, whatever else has its id.
+    # The text of a special token comes first, before others with its id.
     for token in parts.added_tokens:
         strings[token.id][token.text] = None
     owner = dict(parts.vocab)
@@ -495,7 +489,7 @@ def _close(parts: _Parts, problems: list[str]) -> tuple[tuple[str, ...], ...]:
         for string in _joined(strings[a], strings[b]):
             if owner.setdefault(string, result) != result:
                 problems.append(
-                    f"the text {short(string)} has the id {owner[string]}, and the merge "
+                    f"the text {short(string)} has the id {owner[string]}, but the merge "
                     f"{short(left)} + {short(right)} makes it as the id {result}"
                 )
             else:

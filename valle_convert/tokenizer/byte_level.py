@@ -1,9 +1,8 @@
 """The printable form that GPT-2 style vocabularies give to bytes.
 
-Such a vocabulary stores text as characters that stand for UTF-8 bytes: the printable
-characters of Latin-1 stand for their own byte, and the 68 others (controls, space, 7F to A0,
-AD) for nothing, so those bytes are given U+0100, U+0101, ... in order. A space becomes `Ġ`,
-`ˈ` (CB 88) becomes `ËĪ`.
+Such a vocabulary stores text as characters for UTF-8 bytes: the printable characters of Latin-1
+stand for their own byte, and the other 68 bytes (controls, space, 7F to A0, AD) get U+0100, U+0101,
+... in order. A space becomes `Ġ`, `ˈ` (CB 88) becomes `ËĪ`.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def to_byte_level(data: str | bytes) -> str:
 
 
 def from_byte_level(piece: str) -> bytes | None:
-    """The bytes that a piece spells, or None where it holds a character that spells none."""
+    """The bytes that a piece spells, or None if a character spells none."""
     try:
         return bytes(CHARACTER_TO_BYTE[character] for character in piece)
     except KeyError:
@@ -43,7 +42,7 @@ def from_byte_level(piece: str) -> bytes | None:
 
 
 def readable(piece: str) -> str:
-    """Show a piece to a reader: the text it spells, or `<E2 80>` where it is a part of one."""
+    """A piece for a reader: the text it spells, or `<E2 80>` for a part of a character."""
     data = from_byte_level(piece)
     if data is None:
         return piece

@@ -1,7 +1,7 @@
-"""Stock llama.cpp against the tokenizer's own library, text by text.
+"""Compares stock llama.cpp with the tokenizer's own library, text by text.
 
-In go two tokenizers, the array of true ids, and a stream of texts of any length; out comes a
-`TokenizerReport`. The claim that is checked is equality of the ids themselves:
+In: two tokenizers, the array of true ids, and a stream of texts of any length. Out: a
+`TokenizerReport`. The ids themselves must be equal:
 
     true_ids[llama_tokenize(text)] == tokenizers.encode(text).ids
 """
@@ -14,18 +14,18 @@ from itertools import islice
 
 from valle_convert.tokenizer.oracle import LlamaTokenizer, Oracle, Setting
 
-# Hugging Face encodes a batch on all cores; beyond some hundred texts it gets no faster.
+# Hugging Face encodes a batch on all cores; beyond a few hundred texts it gets no faster.
 BATCH_SIZE = 512
 MAX_SHOWN_DIFFERENCES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A text for which the two do not give the same ids.
+    """A text with different ids.
 
     Attributes:
         expected: the ids of the tokenizer's own library.
-        found: llama.cpp's tokens as true ids (-1 for a token that is no text).
+        found: llama.cpp's tokens as true ids (-1 for a token that is not text).
     """
 
     text: str
@@ -40,8 +40,8 @@ class TokenizerReport:
     """The verdict.
 
     Attributes:
-        settings: under which settings each of them was.
-        n_differences: pairs of text and setting with other ids.
+        settings: the settings of each comparison.
+        n_differences: pairs of text and setting with different ids.
     """
 
     n_texts: int
@@ -52,7 +52,7 @@ class TokenizerReport:
 
     @property
     def ok(self) -> bool:
-        """Whether something was compared, and all of it was equal."""
+        """Whether something was compared, and everything was equal."""
         return self.n_texts > 0 and self.n_differences == 0
 
 
@@ -63,7 +63,6 @@ def compare(
     texts: Iterable[str],
     settings: Sequence[Setting] | None = None,
 ) -> TokenizerReport:
-    """Compare the ids of every text under every setting."""
     if len(true_ids) != llama.n_tokens:
         raise ValueError(f"{len(true_ids)} true ids for {llama.n_tokens} tokens")
     chosen = tuple(oracle.settings if settings is None else settings)

@@ -1,9 +1,9 @@
-"""Which tokenizer belongs to a checkpoint, and whether it does.
+"""Which tokenizer belongs to a checkpoint, and whether it fits.
 
-A checkpoint carries the strings of its vocabulary and their ids (`symmap`), but not the
-merges. So the tokenizer is the file that the user names, else a `tokenizer.json` beside the
-checkpoint, else the built-in one of the published models; and whichever it is, it has to agree
-with the checkpoint in every string and in the number of rows.
+A checkpoint has the strings of its vocabulary and their ids (`symmap`), but not the merges. So the
+tokenizer is the file that the user names, else a `tokenizer.json` beside the checkpoint, else the
+built-in one of the published models. It must agree with the checkpoint in every string and in the
+number of rows.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
     from valle_convert.checkpoint.source import CarriedVocabulary
 
 FILE_NAME = "tokenizer.json"
-#: In a tokenizer.json of the Hugging Face export only.
+#: Only in a tokenizer.json of the Hugging Face export.
 ROW_MARK = b"<|RVQ:0|>"
 BUILT_IN = Path(__file__).with_name("data") / FILE_NAME
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFile:
-    """A tokenizer that has been read and checked.
+    """A tokenizer that was read and checked.
 
     Attributes:
-        data: the bytes of the file, from which the oracle is made.
+        data: the bytes of the file, for the oracle.
     """
 
     path: Path
@@ -58,13 +58,13 @@ class TokenizerFile:
         return compile_sentencepiece(self.tokenizer, placeholders)
 
     def strings(self) -> list[str]:
-        """The vocabulary's strings, to make texts of."""
+        """The vocabulary's strings, for making texts."""
         if isinstance(self.tokenizer, PhonemeBpe):
             return list(self.tokenizer.vocab)
         return [piece.replace("\u2581", " ") for piece in self.tokenizer.pieces]
 
     def oracle(self) -> Oracle:
-        """The library that made the file, to compare with."""
+        """The library that made the file, for comparison."""
         if isinstance(self.tokenizer, PhonemeBpe):
             return HuggingFaceOracle(self.data)
         return SentencePieceOracle(self.data)
@@ -72,12 +72,12 @@ class TokenizerFile:
 
 @dataclass(frozen=True, slots=True)
 class TokenizerChoice:
-    """A tokenizer that fits a checkpoint, and why it was taken.
+    """A tokenizer that fits a checkpoint, and why it was chosen.
 
     Attributes:
-        source: where it comes from: a file's name, or `built-in`.
-        reason: why this one was taken, as the second half of a sentence.
-        agreement: what it was found to agree with, likewise.
+        source: a file's name, or `built-in`.
+        reason: why this one was chosen, as the second half of a sentence.
+        agreement: what it agrees with, as the second half of a sentence.
     """
 
     file: TokenizerFile
@@ -110,7 +110,7 @@ def choose_tokenizer(
     *,
     carried: CarriedVocabulary | None = None,
 ) -> TokenizerChoice:
-    """Find the tokenizer of a checkpoint and check that it is its own."""
+    """Find the tokenizer of a checkpoint and check that it fits."""
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     beside = folder / FILE_NAME
     if explicit is not None:
@@ -151,29 +151,29 @@ def choose_tokenizer(
     if symmap is not None:
         agreement += f", its {len(symmap)} strings the checkpoint's own"
     elif carried is None:
-        agreement += ", and the checkpoint carries no vocabulary to compare with"
+        agreement += ", and the checkpoint has no vocabulary to compare with"
     return TokenizerChoice(file, source, reason, agreement)
 
 
 def _differences(tokenizer: PhonemeBpe | SentencePieceBpe, carried: CarriedVocabulary) -> list[str]:
-    """Where a tokenizer is not what an export carries, with more strings for some ids perhaps."""
+    """Differences from an export's tokenizer; more strings for some ids are allowed."""
     if not isinstance(tokenizer, PhonemeBpe):
-        return []  # a program of another kind, whose merges have no ranks to compare
+        return []  # another kind, whose merges have no ranks to compare
     problems = [
-        f"{short(string)} has the id {id_} in the file, and {_id_name(tokenizer.vocab.get(string))}"
+        f"{short(string)} has the id {id_} in the file, but {_id_name(tokenizer.vocab.get(string))}"
         " in the tokenizer"
         for string, id_ in carried.strings.items()
         if tokenizer.vocab.get(string) != id_
     ]
     if carried.merges != tokenizer.merges:
-        problems.append(f"its {len(tokenizer.merges)} merges are not the file's")
+        problems.append(f"its {len(tokenizer.merges)} merges differ from the file's")
     return problems
 
 
 def _row_problem(tokenizer: PhonemeBpe | SentencePieceBpe, n_text_rows: int) -> str | None:
     if tokenizer.n_ids == n_text_rows:
         return None
-    return f"it has {n_text_rows} phoneme rows, and the tokenizer {tokenizer.n_ids} ids"
+    return f"it has {n_text_rows} phoneme rows, but the tokenizer has {tokenizer.n_ids} ids"
 
 
 def _disagreements(
@@ -199,7 +199,7 @@ def _disagreements(
         theirs, ours = symmap.get(string), vocab.get(string)
         if theirs != ours:
             problems.append(
-                f"{short(string)} has {_id_name(theirs)} in the checkpoint, and "
+                f"{short(string)} has {_id_name(theirs)} in the checkpoint, but "
                 f"{_id_name(ours)} in the tokenizer"
             )
     return problems

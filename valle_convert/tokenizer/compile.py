@@ -1,16 +1,16 @@
 """`PhonemeBpe` -> the vocabulary of llama.cpp's `gpt2` type that gives the same ids.
 
 That type works on bytes: it splits a text by a fixed regular expression, spells each piece in
-bytes, merges neighbours by rank, and drops what is no token in the end. Three measures turn it
-into a BPE of characters in which several strings share an id:
+bytes, merges neighbours by rank, and drops whatever is not a token in the end. Three measures turn
+it into a BPE of characters in which several strings share an id:
 
-* The first merges put the bytes of every known character together. Lead and continuation
-  bytes differ, so these merges cannot reach over a character's border.
-* A string that shares an id gets a token of its own after the model's rows. Its embedding row
-  is a copy, and `true_ids` tells which id it stands for.
-* An unknown character has to give exactly one `<unk>`. So every way in which one can begin (an
-  ASCII byte, a lead byte, a prefix of a known character that the merges leave behind) is a
-  token with the true id of `<unk>`, and continuation bytes are none.
+* The first merges join the bytes of every known character. Lead and continuation bytes differ, so
+  these merges cannot cross a character's border.
+* A string that shares an id gets its own token after the model's rows. Its embedding row is a
+  copy, and `true_ids` has the shared id.
+* An unknown character must give exactly one `<unk>`. So every possible beginning of one (an ASCII
+  byte, a lead byte, a prefix of a known character that the merges leave behind) is a token with
+  the true id of `<unk>`, and continuation bytes are not tokens.
 
     >>> bpe = parse_bpe(read_file(Path("tokenizer.json")), "tokenizer.json")
     >>> compiled = compile_bpe(bpe, placeholders=["level:0", "level:1"])
@@ -30,15 +30,15 @@ from valle_convert.tokenizer.byte_level import to_byte_level
 from valle_convert.tokenizer.compiled import CompiledTokenizer, TokenType, check_placeholders
 from valle_convert.tokenizer.problems import refusal, short
 
-#: llama.cpp's way to split a text before merging. It is linear in the length of a text, and never
-#: splits two neighbours of which both are letters or combining marks, so that merges among them
-#: are safe. `gpt-2` and `default` break a combining mark from its letter, `bloom` overflows the
-#: stack on 40,000 characters without a space.
+#: llama.cpp's splitter before merging. Its time is linear in the length of a text, and it never
+#: splits two neighbours that are both letters or combining marks, so merges among them are safe.
+#: `gpt-2` and `default` separate a combining mark from its letter, `bloom` overflows the stack on
+#: 40,000 characters without a space.
 PRE_TOKENIZER = "qwen35"
 _KEPT_WHOLE = "LM"  # Unicode categories by their first letter
 
 # qwen35 takes 's and the like for a word; an apostrophe that is a USER_DEFINED token is cut out
-# before that, and nothing is left to be taken.
+# before that.
 APOSTROPHE = "'"
 
 
@@ -87,27 +87,27 @@ def compile_bpe(bpe: PhonemeBpe, placeholders: Sequence[str]) -> CompiledTokeniz
 
 
 def _check_added_texts(bpe: PhonemeBpe, texts: Sequence[str]) -> None:
-    """Refuse added tokens whose text, which is stored as it is, spells something in bytes too."""
+    """Reject added tokens whose text, which is stored unchanged, also spells bytes."""
     for token in bpe.added_tokens:
         if texts.count(token.text) > 1 or (len(token.text) == 1 and not token.text.isascii()):
             raise InputError(
                 f"The added token {token.text!r} (id {token.id}) has the form that llama.cpp gives "
-                "to the bytes of other text, so that the two could not be told apart; "
+                "to the bytes of other text, so the two would be indistinguishable; "
                 "a tokenizer with this token cannot be converted."
             )
 
 
 def _check_splitting(bpe: PhonemeBpe) -> None:
-    """Refuse merges between whose halves the pre-tokenizer could come.
+    """Reject merges whose halves the pre-tokenizer could separate.
 
-    Python's Unicode tables may be older than llama.cpp's; a character that both know has the
-    same category in both, and one that Python does not know is category Cn, which is refused.
+    Python's Unicode tables may be older than llama.cpp's; a character that both know has the same
+    category in both, and one that Python does not know has category Cn, which is rejected.
     """
     problems = []
     for rank, (left, right, result) in enumerate(bpe.merges_by_id()):
         for string in bpe.strings[result]:
             cut = [c for c in string if unicodedata.category(c)[0] not in _KEPT_WHOLE]
-            # A string of this id that is one character is no result of the merge.
+            # A string of this id that is one character is not a result of the merge.
             if cut and len(string) > 1:
                 names = f"{short(bpe.strings[left][0])} + {short(bpe.strings[right][0])}"
                 problems.append(
@@ -117,8 +117,8 @@ def _check_splitting(bpe: PhonemeBpe) -> None:
                 break
     if problems:
         raise refusal(
-            f"The tokenizer's merges cannot be kept whole by llama.cpp's pre-tokenizer "
-            f"{PRE_TOKENIZER}, which is sure of letters and combining marks only",
+            f"llama.cpp's pre-tokenizer {PRE_TOKENIZER} could split the tokenizer's merges: it "
+            "keeps only letters and combining marks together",
             problems,
             "Give a tokenizer whose merges join nothing else.",
         )
@@ -133,7 +133,7 @@ def _known_characters(bpe: PhonemeBpe) -> Iterator[str]:
 
 
 def _byte_merges(bpe: PhonemeBpe) -> Iterator[tuple[str, str]]:
-    """The merges that put the bytes of each known character together, left to right."""
+    """The merges that join the bytes of each known character, left to right."""
     seen: set[tuple[str, str]] = set()
     for character in _known_characters(bpe):
         spelled = to_byte_level(character)
@@ -153,12 +153,12 @@ def _copies_of_merges(bpe: PhonemeBpe) -> Iterator[tuple[str, str]]:
 def _unknown_beginnings(bpe: PhonemeBpe, byte_merges: Sequence[tuple[str, str]]) -> list[str]:
     """The byte-level texts with which an unknown character can begin, each one token.
 
-    One and only one of them is left of an unknown character: its lead byte, merged with as
-    many continuation bytes as some known character shares with it.
+    Exactly one of them remains of an unknown character: its lead byte, merged with as many
+    continuation bytes as it shares with some known character.
     """
     known = {to_byte_level(character) for character in _known_characters(bpe)}
     ascii_bytes = (bytes([byte]) for byte in range(0x80))
-    # C0, C1 and F5 to FF stand in no UTF-8 text.
+    # C0, C1 and F5 to FF do not occur in UTF-8.
     lead_bytes = (bytes([byte]) for byte in range(0xC2, 0xF5))
     single = [to_byte_level(byte) for byte in (*ascii_bytes, *lead_bytes)]
     prefixes = [left + right for left, right in byte_merges]

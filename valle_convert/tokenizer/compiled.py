@@ -1,7 +1,6 @@
-"""What every kind of tokenizer is compiled to: the vocabulary keys of a GGUF file.
+"""The result of compiling any kind of tokenizer: the vocabulary keys of a GGUF file.
 
-The writer needs `metadata()` and `extra_rows`, the verifier `true_ids`; nothing here knows
-how the tokens came about.
+The writer needs `metadata()` and `extra_rows`, the verifier `true_ids`.
 """
 
 from __future__ import annotations
@@ -35,16 +34,15 @@ class TokenType(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompiledTokenizer:
-    """A vocabulary for stock llama.cpp, with the way back to the original ids.
+    """A vocabulary for stock llama.cpp, with a map to the original ids.
 
     Attributes:
         model: `tokenizer.ggml.model`, `gpt2` (byte-level BPE) or `llama` (merges by score).
-        pre: `tokenizer.ggml.pre`, which splitter runs before the merges.
+        pre: `tokenizer.ggml.pre`, the splitter before the merges.
         tokens: the text of every token; for `gpt2` in byte-level form. All different.
         add_bos, add_eos: whether they are put around a text.
-        add_space_prefix: for `llama`, whether a text gets a space in front.
-        true_ids: for every token the id that the original tokenizer gives; -1 for a row that
-            is no text.
+        add_space_prefix: for `llama`, whether a space is put before a text.
+        true_ids: the original tokenizer's id of every token; -1 for a row that is not text.
         extra_rows: for every token after the model's own rows, the true id whose embedding row
             it copies. Row `len(tokens) - len(extra_rows) + i` copies row `extra_rows[i]`.
     """
@@ -74,7 +72,7 @@ class CompiledTokenizer:
             yield "tokenizer.ggml.merges", list(self.merges), "[string]"
         else:
             yield "tokenizer.ggml.scores", list(self.scores), "[f32]"
-        # Left out, llama.cpp takes the ids of GPT-2 or LLaMA: 11, or 1 and 2.
+        # Without them, llama.cpp takes the ids of GPT-2 or LLaMA: 11, or 1 and 2.
         yield "tokenizer.ggml.bos_token_id", self.bos_id, "u32"
         yield "tokenizer.ggml.eos_token_id", self.eos_id, "u32"
         yield "tokenizer.ggml.unknown_token_id", self.unk_id, "u32"
@@ -85,7 +83,7 @@ class CompiledTokenizer:
 
 
 def check_placeholders(placeholders: Iterable[str], taken: Iterable[str]) -> None:
-    """Refuse texts for non-text rows that llama.cpp could take for text."""
+    """Reject texts for non-text rows that llama.cpp could take for text."""
     seen = set(taken)
     for text in placeholders:
         if text in seen:
@@ -95,7 +93,7 @@ def check_placeholders(placeholders: Iterable[str], taken: Iterable[str]) -> Non
             )
         if len(text) < 2:
             raise InputError(
-                f"The token text {text!r} of a row that is no text is a single character, which "
+                f"The token text {text!r} of a row that is not text is a single character, which "
                 "text could be split into; use a name of two characters or more."
             )
         seen.add(text)

@@ -1,16 +1,16 @@
 """Texts to compare two tokenizers on, from real phonemes to random characters.
 
-In go the strings of a vocabulary and a number; out come that many texts, all different, in
-the same order every time:
+In: the strings of a vocabulary and a number. Out: that many different texts, in the same order
+every time:
 
 1. phonemes that espeak-ng made of sentences in some twenty languages (`data/ipa.txt`);
-2. texts written to be awkward, `AWKWARD`;
-3. every pair of vocabulary strings, where there are few enough;
+2. awkward texts, `AWKWARD`;
+3. every pair of vocabulary strings, if there are few enough;
 4. random mixtures of vocabulary strings, unknown characters, special texts, marks, digits,
-   and characters from anywhere in Unicode, as many as are asked for.
+   and characters from anywhere in Unicode, up to the requested number.
 
-The random ones end in their own number, spelled in four or more vocabulary characters. So they
-differ without anybody having to remember a million of them.
+The random ones end in their own number, spelled in four or more vocabulary characters, so they
+differ without a set of a million texts in memory.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ AWKWARD: tuple[str, ...] = (
     "\x7f\x80\xa0\xad",
     "'",
     "''s",
-    # Some splitters take 's, 't, 'm, 'd, 're, 've, 'll for a word and tear sˈɛ, tə ... apart.
+    # Some splitters take 's, 't, 'm, 'd, 're, 've, 'll for a word and split sˈɛ, tə ... .
     "'tə",
     "i'sˈɛd n'tə o'mˈɪ a'dˈɪ l'ɹeɪ j'vɚ a'llˈɛ",
     "it's ˈɪts don't 'sɛ 'lˈɛ 'ɹe 'vˈɛ 'mˈɪ 'dˈɪ 'tə",
@@ -80,7 +80,7 @@ AWKWARD: tuple[str, ...] = (
     "sˈɛ" * 300,
     "ʁ" * 500,
 )
-# Beyond this many strings, pairs are drawn at random instead of taken all.
+# Beyond this many strings, pairs are drawn at random.
 MAX_STRINGS_FOR_PAIRS = 512
 N_RANDOM = 10**8
 _SPECIAL = ("<unk>", "<bos>", "</eos>", "<mask>", "<s>", "</s>", "<", ">", "</")
@@ -94,7 +94,7 @@ def ipa_lines() -> list[str]:
 
 
 def texts(strings: Iterable[str], n: int, *, seed: int = 0) -> Iterator[str]:
-    """Yield `n` different texts, see the module's docstring for their order."""
+    """Yield `n` different texts in the order of the module's docstring."""
     vocabulary = sorted(set(strings))
     known: set[str] = set()
     sources = [ipa_lines(), AWKWARD]
@@ -117,15 +117,14 @@ def texts(strings: Iterable[str], n: int, *, seed: int = 0) -> Iterator[str]:
 
 
 def pairs(strings: Sequence[str]) -> list[str]:
-    """Every string followed by every string."""
     return [left + right for left, right in product(strings, strings)]
 
 
 def random_texts(strings: Sequence[str], *, seed: int = 0) -> Iterator[str]:
     """Yield a hundred million different random texts of up to some forty parts."""
-    draw = random.Random(seed)  # noqa: S311 - to be repeated, not to be kept secret
+    draw = random.Random(seed)  # noqa: S311 - must be repeatable, not secret
     digits = sorted({string for string in strings if len(string) == 1} | {"a", "b"})
-    # All numbers have the same length; else a short one could end like a longer one.
+    # All numbers have the same length; otherwise a short one could end like a longer one.
     n_digits = math.ceil(math.log(N_RANDOM, len(digits)))
     for number in range(N_RANDOM):
         parts = [_random_part(draw, strings) for _ in range(draw.choice(_LENGTHS))]
@@ -153,7 +152,7 @@ def _random_part(draw: random.Random, strings: Sequence[str]) -> str:
 
 
 def _character(code: int) -> str:
-    """A character; the surrogates, which are none, are moved out of their way."""
+    """A character; surrogates are replaced."""
     return chr(code + 0x800 if 0xD800 <= code < 0xE000 else code)
 
 

@@ -1,11 +1,11 @@
-"""The two programs that have to agree: stock llama.cpp, and the tokenizer's own library.
+"""The two programs that must agree: stock llama.cpp, and the tokenizer's own library.
 
 `LlamaTokenizer` opens a GGUF file for its vocabulary alone; `HuggingFaceOracle` and
-`SentencePieceOracle` open the file that the vocabulary was compiled from. All of them turn a
-text into ids under the same two settings:
+`SentencePieceOracle` open the source of the vocabulary. All turn a text into ids under the same two
+settings:
 
     add_special     put <bos> and </eos> around
-    parse_special   take "<mask>" in the text for the token; without, for six characters
+    parse_special   "<mask>" in the text is the token, not six characters
 
 `tokenizers` always matches added tokens, unless `encode_special_tokens` is set; so the oracle
 without `parse_special` is the same tokenizer with that flag on.
@@ -25,7 +25,7 @@ from valle_convert.llama.library import load_library
 from valle_convert.tokenizer.byte_level import readable
 
 # llama.cpp's time grows with the square of the special tokens in a text: this many bytes of
-# apostrophes take it two seconds.
+# apostrophes take two seconds.
 MAX_TEXT_BYTES = 1 << 15
 
 
@@ -38,11 +38,11 @@ ALL_SETTINGS = tuple(Setting(add, parse) for add in (False, True) for parse in (
 
 
 class Oracle(Protocol):
-    """What `LlamaTokenizer` is compared with."""
+    """A library that `LlamaTokenizer` is compared with."""
 
     @property
     def settings(self) -> tuple[Setting, ...]:
-        """The settings for which this library has an answer."""
+        """The settings that this library supports."""
         ...
 
     def encode_batch(self, texts: Sequence[str], setting: Setting) -> list[list[int]]: ...
@@ -54,7 +54,6 @@ class HuggingFaceOracle:
     settings = ALL_SETTINGS
 
     def __init__(self, data: bytes) -> None:
-        """Load the tokenizer."""
         from tokenizers import Tokenizer
 
         try:
@@ -63,7 +62,7 @@ class HuggingFaceOracle:
         except ValueError as error:
             raise InputError(
                 f"The tokenizers library does not load the tokenizer.json: {error}; "
-                "give the file as it was written by that library."
+                "give the file as that library wrote it."
             ) from None
         for tokenizer in (self._parsing, self._plain):
             tokenizer.no_truncation()
@@ -79,7 +78,7 @@ class HuggingFaceOracle:
 class SentencePieceOracle:
     """Google's `sentencepiece` on the bytes of a .model file.
 
-    It never takes text for a control piece, so it has no answer for `parse_special`.
+    It never takes text for a control piece, so it does not support `parse_special`.
     """
 
     settings = tuple(setting for setting in ALL_SETTINGS if not setting.parse_special)
@@ -93,7 +92,7 @@ class SentencePieceOracle:
         except RuntimeError as error:
             raise InputError(
                 f"The sentencepiece library does not load the model: {error}; "
-                "give the file as it was written by that library."
+                "give the file as that library wrote it."
             ) from None
 
     def encode_batch(self, texts: Sequence[str], setting: Setting) -> list[list[int]]:
@@ -107,8 +106,8 @@ class SentencePieceOracle:
 class LlamaTokenizer(Closing):
     """The vocabulary of a GGUF file, as stock llama.cpp reads it.
 
-    Loads no tensors. Use it as a context manager, or call `close`. Not for several threads at
-    once: the buffers are shared between calls.
+    Loads no tensors. Use it as a context manager, or call `close`. Not thread-safe: calls share the
+    buffers.
     """
 
     def __init__(self, path: Path | str, *, max_text_bytes: int = MAX_TEXT_BYTES) -> None:
@@ -129,14 +128,14 @@ class LlamaTokenizer(Closing):
             )
         self.vocabulary = lib.llama_model_get_vocab(self._model)
         self.n_tokens: int = lib.llama_vocab_n_tokens(self.vocabulary)
-        # No byte gives more than one token; <bos>, </eos> and a space in front come on top.
+        # A byte gives at most one token; <bos>, </eos> and a leading space come on top.
         self._ids = (ctypes.c_int32 * (max_text_bytes + 8))()
         self._text = ctypes.create_string_buffer(4 * max_text_bytes)
 
     def encode(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Tokenize a text; the ids are llama.cpp's own, see `true_ids`."""
         try:
-            # Only valid UTF-8 may reach llama.cpp: on some other bytes it aborts the process.
+            # Only valid UTF-8 may reach llama.cpp: on other bytes it may abort the process.
             data = text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise InputError(
@@ -145,8 +144,8 @@ class LlamaTokenizer(Closing):
             ) from None
         if len(data) > self._max_text_bytes:
             raise InputError(
-                f"The text has {len(data):,} bytes, expected at most {self._max_text_bytes:,}, "
-                "since llama.cpp's time can grow with the square of it; give it in parts."
+                f"The text has {len(data):,} bytes, expected at most {self._max_text_bytes:,} "
+                "(llama.cpp's time grows with their square); give it in parts."
             )
         n = self.library.llama_tokenize(
             self.vocabulary, data, len(data), self._ids, len(self._ids), add_special, parse_special
@@ -174,7 +173,7 @@ class LlamaTokenizer(Closing):
         return self._text.raw[:n].decode("utf-8", errors="replace")
 
     def piece(self, id_: int) -> str:
-        """The text of a token in the form that the file stores (`gpt2`: byte-level)."""
+        """The text of a token in the file's form (`gpt2`: byte-level)."""
         self._check_id(id_)
         text: bytes = self.library.llama_vocab_get_text(self.vocabulary, id_)
         return text.decode("utf-8", errors="replace")

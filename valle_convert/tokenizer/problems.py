@@ -1,4 +1,4 @@
-"""All that is wrong with a file, in one message."""
+"""All faults of a file in one message."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ MAX_SHOWN = 12
 
 
 def refusal(what: str, problems: Sequence[str], remedy: str) -> InputError:
-    """Build the error for a file with these problems: what, the list, what to do."""
+    """The error for a file: what failed, the problems, the remedy."""
     return InputError(f"{what}: {listing(problems, MAX_SHOWN, '; ')}. {remedy}")
 
 
 def short(value: object) -> str:
-    """Show a value from a file in at most 60 characters."""
+    """A value from a file in at most 60 characters."""
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

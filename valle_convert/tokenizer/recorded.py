@@ -1,4 +1,4 @@
-"""The tokenizer that a converted file was compiled from, found again by its recorded digest."""
+"""The tokenizer that a converted file was compiled from, found by its recorded digest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def recorded_tokenizer(
     recorded = keys.get(TOKENIZER_SHA256_KEY)
     if not isinstance(recorded, str):
         raise InputError(
-            f"{gguf} does not record which tokenizer it was converted with, so it is no "
+            f"{gguf} does not record its tokenizer, so it is not a "
             "converted checkpoint; convert one with `valle-convert CHECKPOINT OUT.gguf`."
         )
     beside = gguf.with_name(FILE_NAME)
@@ -30,5 +30,5 @@ def recorded_tokenizer(
     tried = str(explicit) if explicit else "the built-in one"
     raise InputError(
         f"{gguf} was converted with the tokenizer {keys.get('valle.tokenizer.source')!r} "
-        f"(SHA-256 {recorded[:16]}...), and {tried} is another; give that file with --tokenizer."
+        f"(SHA-256 {recorded[:16]}...), not {tried}; give that file with --tokenizer."
     )

@@ -1,12 +1,12 @@
 """A SentencePiece `.model` file -> the vocabulary of llama.cpp's `llama` type.
 
-In goes the protobuf file of a BPE model with byte fallback; the pieces come out as they are,
-with their scores. It rests on both programs doing the same there: join the two neighbours
-whose piece has the highest score, the leftmost first, and spell what is no piece in bytes.
+In: the protobuf file of a BPE model with byte fallback. Out: its pieces with their scores. Both
+programs do the same with them: they join the two neighbours whose piece has the highest score, the
+leftmost first, and spell everything else in bytes.
 
-llama.cpp knows no normalizer for this type, and does other things than SentencePiece for
-several options of a model; those models are refused, with the reason. A unigram model is one
-of them: it looks for the most probable split of the whole text, which merging does not find.
+llama.cpp has no normalizer for this type, and differs from SentencePiece for several options of a
+model; those models are rejected, with the reason. So are unigram models: they search for the most
+probable split of the whole text, which merging does not find.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class SentencePieceBpe:
 
     Attributes:
         pieces: the text of every id, with U+2581 for a space.
-        scores: one a piece; the higher, the earlier it is merged.
-        add_space_prefix: whether a text gets a space in front (`add_dummy_prefix`).
+        scores: one per piece; higher ones are merged earlier.
+        add_space_prefix: whether a space is put before a text (`add_dummy_prefix`).
     """
 
     pieces: tuple[str, ...]
@@ -88,8 +88,8 @@ def compile_sentencepiece(
     for text in placeholders:
         if _can_be_merged(text, whole):
             raise InputError(
-                f"The token text {text!r} of a row that is no text can be merged from pieces of "
-                "the vocabulary, so that a text could turn into it; name the row differently."
+                f"The token text {text!r} of a row that is not text can be merged from pieces of "
+                "the vocabulary, so a text could turn into it; name the row differently."
             )
     n_rows = len(placeholders)
     return CompiledTokenizer(
@@ -108,7 +108,7 @@ def compile_sentencepiece(
     )
 
 
-# --- what must hold so that llama.cpp gives the same ids ------------------------------------
+# --- conditions under which llama.cpp gives the same ids ------------------------------------
 
 
 def _find_problems(proto: _Proto) -> Iterator[str]:
@@ -128,13 +128,13 @@ def _find_problems(proto: _Proto) -> Iterator[str]:
     if not proto.escape_whitespaces:
         yield "it does not write spaces as U+2581 (escape_whitespaces), as llama.cpp does"
     if proto.whitespace_as_suffix:
-        yield "it puts the space after a word (treat_whitespace_as_suffix), llama.cpp in front"
+        yield "it puts the space after a word (treat_whitespace_as_suffix), llama.cpp before"
     of_bytes = {p for p, t in zip(proto.pieces, proto.types, strict=True) if t == TokenType.BYTE}
     missing = [piece for piece in _BYTE_PIECES if piece not in of_bytes]
     if missing:
         yield (
             f"it has no byte fallback ({len(missing)} of 256 byte pieces are missing): llama.cpp "
-            "cannot tokenize a character that is no piece without them"
+            "needs them for characters without a piece"
         )
     for name, id_, piece, wanted in (
         ("unk_id", proto.unk_id, proto.unk_piece, TokenType.UNKNOWN),
@@ -148,7 +148,7 @@ def _find_problems(proto: _Proto) -> Iterator[str]:
             )
         elif proto.pieces[id_] != piece:
             yield (
-                f"its {name} is {id_}, which is the piece {short(proto.pieces[id_])}, and "
+                f"its {name} is {id_}, which is the piece {short(proto.pieces[id_])}, but "
                 f"SentencePiece looks for {short(piece)}"
             )
     yield from _find_piece_problems(proto)
@@ -161,30 +161,30 @@ def _find_piece_problems(proto: _Proto) -> Iterator[str]:
     defined = [p for p, t in zip(proto.pieces, proto.types, strict=True) if t == _DEFINED]
     for id_, (piece, kind) in enumerate(zip(proto.pieces, proto.types, strict=True)):
         if not piece or piece in seen:
-            yield f"piece {id_}, {short(piece)}, is empty or stands twice"
+            yield f"piece {id_}, {short(piece)}, is empty or a duplicate"
         seen.add(piece)
         if kind not in valid:
             yield f"piece {id_}, {short(piece)}, has the unknown type {kind}"
         elif kind == TokenType.UNUSED:
             yield (
-                f"piece {id_}, {short(piece)}, is of type unused, which SentencePiece splits "
-                "again and llama.cpp does not"
+                f"piece {id_}, {short(piece)}, has the type unused, which SentencePiece splits "
+                "again but llama.cpp does not"
             )
         elif kind == _DEFINED:
-            # Cut out before any merge, so that no merge can make it.
+            # Cut out before any merge, so no merge can make it.
             if "\u2581" in piece or " " in piece:
                 yield (
-                    f"the user-defined piece {short(piece)} has a space in it, and llama.cpp looks "
+                    f"the user-defined piece {short(piece)} has a space in it, but llama.cpp looks "
                     "for such pieces before it writes spaces as U+2581"
                 )
         elif kind != TokenType.NORMAL and (len(piece) == 1 or _can_be_merged(piece, whole)):
             yield (
-                f"piece {id_}, {short(piece)}, is of type {TokenType(kind).name.lower()}, and "
-                "llama.cpp would also make it of ordinary text"
+                f"piece {id_}, {short(piece)}, has the type {TokenType(kind).name.lower()}, but "
+                "llama.cpp would also make it from ordinary text"
             )
     if defined and proto.add_dummy_prefix:
         yield (
-            f"it has user-defined pieces ({short(defined[0])}) and add_dummy_prefix, and "
+            f"it has user-defined pieces ({short(defined[0])}) and add_dummy_prefix, but "
             "llama.cpp puts a space after each of those too"
         )
     if len(defined) > MAX_ADDED_TOKENS:
@@ -199,23 +199,23 @@ def _find_piece_problems(proto: _Proto) -> Iterator[str]:
 
 
 def _can_be_merged(text: str, pieces: AbstractSet[str]) -> bool:
-    """Whether llama.cpp's merges, which do not look at types, could make this text."""
+    """Whether llama.cpp's merges, which ignore types, could make this text."""
     return any(
         (i == 1 or text[:i] in pieces) and (i == len(text) - 1 or text[i:] in pieces)
         for i in range(1, len(text))
     )
 
 
-# --- the file's own form: protobuf, of which only the fields that matter are read -------------
+# --- the file's own form: protobuf, only the fields that matter ------------------------------
 #
 # sentencepiece's generated module is not used: that of release 0.2.3 needs protobuf 7.36.1 or
-# later, so no program that keeps to protobuf 6 could be installed beside this one; and it takes
-# what is refused here: a field of a wrong wire type, an unknown model_type and an unknown type of
-# a piece are passed over, and their defaults stand.
+# later, which excludes every program that requires protobuf 6. It also accepts what is rejected
+# here: for a field of a wrong wire type, an unknown model_type or an unknown type of a piece, it
+# uses the default.
 
 
 class _MalformedError(ValueError):
-    """The bytes are no protobuf message of this kind."""
+    """The bytes are not a protobuf message of this kind."""
 
 
 @dataclass(slots=True)
@@ -272,9 +272,9 @@ def _read_proto(data: bytes) -> _Proto:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a message: number, and an integer or the bytes of what is no integer.
+    """The fields of a message: number, and an integer or the bytes of any other value.
 
-    Of a field that stands several times, a `dict` of these keeps the last, as protobuf does.
+    A `dict` of them keeps the last of repeated fields, as protobuf does.
     """
     place = 0
     while place < len(data):
@@ -291,7 +291,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
         else:
             raise _MalformedError(f"a field of the unknown kind {wire}")
         if size > len(data) - place:
-            raise _MalformedError(f"a field of {size:,} bytes where {len(data) - place:,} are left")
+            raise _MalformedError(f"a field of {size:,} bytes, with {len(data) - place:,} left")
         yield number, data[place : place + size]
         place += size
 
@@ -312,14 +312,14 @@ def _varint(data: bytes, place: int) -> tuple[int, int]:
 
 def _as_int(value: int | bytes) -> int:
     if not isinstance(value, int):
-        raise _MalformedError("bytes where a number is expected")
+        raise _MalformedError("bytes, expected a number")
     # A negative int32 is written as the 64-bit number of the same bits.
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
 def _as_bytes(value: int | bytes) -> bytes:
     if not isinstance(value, bytes):
-        raise _MalformedError("a number where bytes are expected")
+        raise _MalformedError("a number, expected bytes")
     return value
 
 

@@ -1,8 +1,8 @@
-"""`verify` for the codec: a file of encodec.cpp, or one in GGUF, against what it was made of.
+"""`verify` for codecs: a file of encodec.cpp or in GGUF, compared with its source.
 
-* structure: its numbers and its table of tensors; encodec.cpp loads a file that is cut off, or
-  lacks tensors, without a word.
-* tensors: every value against the source's.
+* structure: its numbers and its table of tensors; encodec.cpp silently loads truncated files and
+  files that lack tensors.
+* tensors: every value compared with the source's.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from valle_convert.verify.report import Check, Level, Report
 CodecLevelName = Literal["structure", "tensors"]
 CODEC_LEVELS: tuple[CodecLevelName, ...] = get_args(CodecLevelName)
 
-#: A float16 next to the right one, as another order of sums in folding weight norm may give.
+#: One float16 step, as a different order of sums in folding weight norm may cause.
 _FLOAT16_STEP, _FLOAT16_TINY = 2.0**-10, 2.0**-24
-#: As much for float32.
+#: The same for float32.
 _FLOAT32_STEP, _FLOAT32_TINY = 2.0**-21, 1e-12
 
 
@@ -52,7 +52,7 @@ def verify_codec(
     levels: Sequence[CodecLevelName] = CODEC_LEVELS,
     progress: Progress = silent,
 ) -> Report:
-    """Hold a file against the codec that it was made of."""
+    """Compare a file with the codec that it was made from."""
     is_cpp = is_cpp_codec(path)
     try:
         file = open_cpp_file(path) if is_cpp else open_gguf_codec(path)
@@ -78,7 +78,7 @@ def verify_codec(
 
 
 def _check_spec(source: EncodecWeights, file: EncodecWeights, *, is_cpp: bool) -> Check:
-    """The sizes and switches that the file says, and with them its table of tensors."""
+    """The sizes and switches in the file, and its table of tensors."""
     planned: EncodecSpec = source.spec
     if is_cpp:
         header, tensors = plan_cpp_file(source, "f16" if file.halves else "f32")
@@ -123,6 +123,6 @@ def _compare_one(
         passed=worst <= 1.0,
         summary=f"{different:,} of {wanted.size:,} values are not the source's, rounded to {kind}",
         values={"type": kind, "weights": wanted.size, "different": different},
-        limit="the number next to it, where weight norm was folded in another order",
+        limit="one step, if weight norm was folded in another order",
         badness=worst if different else 0.0,
     )

@@ -1,10 +1,10 @@
-"""Are the logits of a file those of its weights? What may differ is found out, not tabulated.
+"""Are the logits of a file those of its weights? Allowed deviations are measured, not tabulated.
 
-Three sets of logits [rows, codes] of one head: the exact ones (PyTorch in float32), those of
-an emulation that rounds as llama.cpp does, and llama.cpp's own. How far the emulation is
-off says what rounding costs on this very network, be it deep, narrow or random; llama.cpp
-may be off by a small multiple of that. Over 819 passes of 11 random shapes in twelve types,
-llama.cpp's error was 1.0 times the emulation's in the median and 2.7 times at most.
+Three sets of logits [rows, codes] of one head are compared: exact ones (PyTorch in float32), those
+of an emulation that rounds as llama.cpp does, and llama.cpp's own. The emulation's error is the
+cost of rounding on this very network, whether deep, narrow or random; llama.cpp's may be a small
+multiple of it. Over 819 passes of 11 random shapes in twelve types, llama.cpp's error was 1.0
+times the emulation's in the median and 2.7 times at most.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from valle_convert.metrics import Logits
 
 #: The energy of the error, as a multiple of the emulation's.
 NOISE_FACTOR = 8.0
-#: One prediction's, and one code's, as a multiple of the emulation's mean. Nine times was measured
-#: for a right file; a wrong row of a head is thousands of times off.
+#: One prediction's, and one code's, as a multiple of the emulation's mean. Correct files reach
+#: nine times; a wrong row of a head is off by thousands of times.
 OUTLIER_FACTOR = 100.0
-#: Sums in float32, in whatever order: 1e-12 of the energy measured.
+#: Sums in float32, in any order: 1e-12 of the energy measured.
 FLOOR = 1e-10
 
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far logits are from the exact ones, beside what rounding explains.
+    """How far logits are from the exact ones, beside the cost of rounding.
 
     Attributes:
         nmse: squared error over the energy of the exact logits.
-        noise_outlier: the largest of one prediction or code of the emulation, likewise.
+        noise_outlier: the largest of one prediction or code of the emulation, in the same unit.
         worst_row, worst_code: the largest mean square error of one prediction, and of one code
             over all predictions, over the exact logits' mean square.
-        best_code: the part of the predictions whose most likely code is the same.
+        best_code: the part of the predictions with the same most likely code (top-1 agreement).
         decided: how many predictions have another best code although the exact logits of the
-            two are further apart than any allowed error. Others are ties, and no fault.
+            two differ by more than any allowed error. The others are ties, not faults.
     """
 
     n_rows: int
@@ -54,13 +54,13 @@ class Deviation:
 
     @property
     def allowed_outlier(self) -> float:
-        """The same for one prediction, or one code; a narrow network has large ones by itself."""
+        """The same for one prediction or code, which is larger in narrow networks."""
         usual = OUTLIER_FACTOR * max(self.noise, FLOOR)
         return max(usual, NOISE_FACTOR * self.noise_outlier)
 
     @property
     def badness(self) -> float:
-        """How far from the limits, 1 being at them."""
+        """The error relative to the limits; 1 is at the limit."""
         shares = (
             self.nmse / self.allowed,
             max(self.worst_row, self.worst_code) / self.allowed_outlier,
@@ -70,12 +70,11 @@ class Deviation:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is further off than rounding explains; numbers that are none fail."""
+        """Whether rounding explains all deviations; NaN and infinity fail."""
         return self.decided == 0 and self.badness <= 1.0
 
 
 def hold_against(exact: Logits, emulated: Logits, found: Logits) -> Deviation:
-    """Compare logits with the exact ones."""
     if not exact.shape == emulated.shape == found.shape or not exact.size:
         raise ValueError(f"logits {found.shape}, {emulated.shape} against {exact.shape}")
     energy = float(np.square(exact, dtype=np.float64).mean())

@@ -1,12 +1,12 @@
-"""Does llama.cpp compute what the weights of the file mean, for every head and task?
+"""Does llama.cpp compute the file's weights correctly, for every head and task?
 
-Both networks get the same seeded utterances: llama.cpp reads the file, and the PyTorch
-reference reads the file's own weights through the plan of its checkpoint. So what the number
-format cost the weights, which is the tensors' level to judge, is on both sides, and what is
-left is small enough to see a wrong activation in a 4-bit file. `deviation` says what may differ.
+Both networks get the same seeded utterances: llama.cpp reads the file, and the PyTorch reference
+reads the file's own weights through the plan of its checkpoint. So the loss of the number format,
+which the level `tensors` judges, is on both sides, and the remaining error is small enough to show
+a wrong activation in a 4-bit file. `deviation` defines the limits.
 
-Against the checkpoint itself the same logits may differ by what the number formats of the file
-should cost, rounding or noise, found out on the same network.
+The logits may differ from the checkpoint's by the expected cost of the file's number formats,
+rounding or noise, measured on the same network.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from valle_convert.verify.deviation import FLOOR, NOISE_FACTOR, Deviation, hold_
 from valle_convert.verify.report import Check
 from valle_convert.verify.structure import pairs_of
 
-#: To the checkpoint, as a multiple of what the number format should cost: 1.3 was measured at most.
+#: To the checkpoint, as a multiple of the number format's expected cost: measured 1.3 at most.
 COST_FACTOR = 4.0
 _TOO_LARGE = (
-    "the inputs of a layer are beyond what llama.cpp rounds them to for this type; convert with "
-    "--outtype bf16 or f32"
+    "the inputs of a layer exceed the range that llama.cpp rounds them to for this type; convert "
+    "with --outtype bf16 or f32"
 )
 
 
 Predictions = Mapping[str, Logits]
 
 
-#: Makes a network that tells what it computes, see `Arithmetic.watch`.
+#: Makes a network that reports its inputs and outputs, see `Arithmetic.watch`.
 MakeNetwork = Callable[[Watch], Computing]
 
 
 @dataclass(frozen=True)
 class References:
-    """The networks in PyTorch that a file is compared with.
+    """The PyTorch networks that a file is compared with.
 
     They are made one after the other, so that only one is in memory.
 
@@ -54,7 +54,7 @@ class References:
         exact: with the files' weights, in float32.
         emulated: with the files' weights, rounding as llama.cpp does.
         meant: with the checkpoint's weights, in float32.
-        degraded: the same, with what the file's types should leave of the weights.
+        degraded: the same, with the expected noise of the file's types.
     """
 
     exact: MakeNetwork
@@ -90,10 +90,10 @@ class References:
 
 
 class Yardstick:
-    """What a right file gives: the logits of every case, [predictions, rows of the head].
+    """The logits of a correct file for every case, [predictions, rows of the head].
 
     Attributes:
-        exact, emulated, meant, degraded: of each of the `References`; of the last two, for the
+        exact, emulated, meant, degraded: of each of the `References`; for the last two, for the
             first utterance only.
     """
 
@@ -114,16 +114,15 @@ class Yardstick:
         self.exact = self.run(references.exact(unwatched))
         if not all(np.isfinite(logits).all() for logits in self.exact.values()):
             raise InputError(
-                "the weights give numbers that are none (NaN or infinite), in PyTorch too: one of "
-                "them is far too large"
+                "the weights give NaN or infinity, in PyTorch too: one of them is far too large"
             )
         self.emulated = self.run(references.emulated(unwatched))
-        # Of what the number format costs, one utterance tells enough, in less time.
+        # One utterance is enough to see the cost of the number format, and faster.
         self.meant = self.run(references.meant(unwatched), first_only=True)
         self.degraded = self.run(references.degraded(unwatched), first_only=True)
 
     def run(self, network: Computing, *, first_only: bool = False) -> Predictions:
-        """The logits of every case; a network of a file composes its inputs by its own keys."""
+        """The logits of every case; a file's network composes its inputs by its own keys."""
         found: dict[str, list[Logits]] = {}
         for example in self._examples[: 1 if first_only else None]:
             for case in self._family.cases(network.model, example):
@@ -138,7 +137,7 @@ def check_logits(yardstick: Yardstick, network: Computing) -> Iterator[Check]:
     for name, exact in yardstick.exact.items():
         logits = found.get(name)
         if logits is None or logits.shape != exact.shape:
-            words = "the file describes no such head or task, or another one"
+            words = "the file has a different head or task, or none"
             yield Check(f"logits {name}", passed=False, summary=words, values={}, badness=math.inf)
             continue
         yield judge_logits(
@@ -152,18 +151,18 @@ def check_logits(yardstick: Yardstick, network: Computing) -> Iterator[Check]:
 
 
 def n_passes(plan: Plan, n_utterances: int) -> int:
-    """How many passes a `Yardstick` and `check_logits` take together."""
+    """The number of passes of a `Yardstick` and `check_logits` together."""
     (first,) = plan.family.draw(plan.model, 1, 0)
     return (3 * n_utterances + 2) * len(list(plan.family.cases(plan.model, first)))
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What llama.cpp gives beside the references.
+    """llama.cpp's result beside the references.
 
     Attributes:
-        problem: why nothing could be compared; "" where it could.
-        cost: the NMSE to the checkpoint, and what the file's types should cost at most.
+        problem: why nothing could be compared, or "".
+        cost: the NMSE to the checkpoint, and the most that the file's types should cost.
     """
 
     deviation: Deviation | None
@@ -177,21 +176,20 @@ class Judged:
 
     @property
     def badness(self) -> float:
-        """How far from the limits, 1 being at them."""
+        """The error relative to the limits; 1 is at the limit."""
         if self.deviation is None:
             return math.inf
         return max(self.deviation.badness, self.cost / self.cost_allowed)
 
     @property
     def words(self) -> str:
-        """What was found."""
         if self.deviation is None:
             return self.problem
         return f"NMSE {self.deviation.nmse:.1e}, to the checkpoint {self.cost:.1e}"
 
     @property
     def limit(self) -> str:
-        """What was allowed, and where that comes from."""
+        """The limits in words, with their origin."""
         if self.deviation is None:
             return ""
         return (
@@ -204,19 +202,19 @@ class Judged:
 def judge_numbers(
     exact: Logits, emulated: Logits, found: Logits, meant: Logits, degraded: Logits
 ) -> Judged:
-    """Judge numbers that llama.cpp computes, [rows, columns].
+    """Judge numbers that llama.cpp computed, [rows, columns].
 
     Args:
         exact: with the files' weights, in float32.
-        meant: with the checkpoint's weights, in float32; may be the first rows only.
+        meant: with the checkpoint's weights, in float32; possibly only the first rows.
     """
     if exact.shape != found.shape:
         words = f"llama.cpp gives {list(found.shape)} numbers, not {list(exact.shape)}"
         return Judged(None, math.inf, 0.0, words)
     for numbers, words in (
-        (exact, "the weights themselves give numbers that are none: a weight is far too large"),
+        (exact, "the weights themselves give NaN or infinity: a weight is far too large"),
         (emulated, _TOO_LARGE),
-        (found, "llama.cpp gives numbers that are none"),
+        (found, "llama.cpp gives NaN or infinity"),
     ):
         if not np.isfinite(numbers).all():
             return Judged(None, math.inf, 0.0, words)
@@ -257,6 +255,6 @@ def judge_logits(
             "kl_to_checkpoint": divergence,
         },
         limit=f"{judged.limit}; for one prediction or code {result.allowed_outlier:.1e}, and no "
-        "best code changed but ties",
+        "best code changed except ties",
         badness=judged.badness,
     )

@@ -1,4 +1,4 @@
-"""`verify`: open both sides, run the levels asked for, gather one report."""
+"""`verify`: open both sides, run the requested levels, and collect one report."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from valle_convert.verify.tensors import check_tensors
 from valle_convert.wording import plural
 
 LevelName = Literal["structure", "tensors", "tokenizer", "logits", "trace"]
-#: All but the comparison layer by layer, which tells where logits that are off come from.
+#: All except the comparison layer by layer, which locates the cause of wrong logits.
 LEVELS: tuple[LevelName, ...] = get_args(LevelName)[:-1]
-#: What a conversion runs when it ends: everything but the networks.
+#: The checks at the end of a conversion: everything except the networks.
 QUICK: tuple[LevelName, ...] = ("structure", "tensors", "tokenizer")
 N_TEXTS_QUICK = 2_000
-NEEDS_LLAMA = f"llama-cpp-python is not installed, so llama.cpp could not be asked; run {INSTALL}"
+NEEDS_LLAMA = f"llama-cpp-python is not installed, so llama.cpp was not tested; run {INSTALL}"
 
 
 def verify(
@@ -102,9 +102,9 @@ def verify_path(
     adapters: Sequence[LoraFile] = (),
     progress: Progress = silent,
 ) -> Report:
-    """Compare files that may be anything with a checkpoint, with the choices that they show.
+    """Compare any files with a checkpoint, with the choices that they show.
 
-    What is wrong with the files is a failed check, however early it shows.
+    Every fault in the files is a failed check, however early it shows.
     """
     path = file.path if isinstance(file, GgufFile) else file
     try:
@@ -125,13 +125,13 @@ def plan_like(bundle: Bundle, checkpoint: Checkpoint, given: Choices) -> Plan:
     """Plan the conversion of a checkpoint with the choices that files show."""
     try:
         _ = bundle.model
-    except InputError:  # the structure's level says what is wrong
+    except InputError:  # the level `structure` reports it
         return plan_bundle(checkpoint, given)
     return plan_bundle(checkpoint, bundle.family.choices_of(bundle, checkpoint, given))
 
 
 def _judged_at_once(checkpoint: Checkpoint, path: Path, check: Check, file_type: str) -> Report:
-    """The report where one look is enough to fail, and nothing else would tell more."""
+    """A report of one failed check that makes all others pointless."""
     return Report(str(checkpoint.path), str(path), file_type, (Level("structure", (check,), 0.0),))
 
 
@@ -158,7 +158,7 @@ def _tokenizer(plan: Plan, bundle: Bundle, n_texts: int, seed: int, progress: Pr
     source = plan.tokenizer.file
     true_ids = bundle.main.keys.get(TRUE_IDS_KEY)
     if not isinstance(true_ids, list) or not all(isinstance(i, int) for i in true_ids):
-        words = f"{TRUE_IDS_KEY} is missing, or no list of ids"
+        words = f"{TRUE_IDS_KEY} is missing, or not a list of ids"
         return Check("tokenizer", passed=False, summary=words, values={})
     with progress("comparing tokenizers", n_texts, "texts") as advance:
 
@@ -206,7 +206,7 @@ def _logits(
     from valle_convert.verify.trace import trace
 
     opened = plan.family.open_adapters(adapters, bundle)
-    prove_library()  # so that what fails from here on is not this machine's llama.cpp
+    prove_library()  # so that later failures are not this machine's llama.cpp
     total = n_passes(plan, n_utterances)
     with progress("comparing logits", total, "passes") as advance:
         try:
@@ -227,7 +227,7 @@ def _logits(
             if worst is None:
                 return checks
             only = [worst.name.removeprefix("logits ")]
-            # None where the file describes no such head.
+            # None if the file describes no such head.
             traced = next(trace(plan, bundle, network, seed=seed, adapters=opened, only=only), None)
     if traced is None:
         return checks
@@ -247,7 +247,7 @@ def _trace(
     from valle_convert.verify.trace import N_NETWORKS, trace, traced_cases
 
     opened = plan.family.open_adapters(adapters, bundle)
-    prove_library()  # so that what fails from here on is not this machine's llama.cpp
+    prove_library()  # so that later failures are not this machine's llama.cpp
     total = N_NETWORKS * len(list(traced_cases(plan, plan.model, seed)))
     with progress("comparing layers", total, "passes") as advance:
         try:

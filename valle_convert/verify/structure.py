@@ -1,4 +1,4 @@
-"""Does the file say of itself what the checkpoint says, and does llama.cpp agree?"""
+"""Does the file describe itself as the checkpoint does, and does llama.cpp agree?"""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ from valle_convert.tokenizer.compiled import TOKENS_KEY
 from valle_convert.verify.report import Check
 from valle_convert.wording import listing, plural
 
-# What may differ without the file being another model: its name and authors, the number format
-# that llama-quantize changed, and the version of the converter.
+# Keys that may differ: name and authors, the number format that llama-quantize changed, and the
+# version of the converter.
 _FREE_PREFIXES = ("general.",)
 _FREE_KEYS = (
     gguf_keys.CONVERTER_KEY,
     gguf_keys.SOURCE_SHA256_KEY,  # `check_source` compares it
-    # Where a file lay, and how it was chosen; what was in it is compared by its contents.
+    # A file's location, and how it was chosen; only its contents are compared.
     "valle.source.name",
     gguf_keys.SOURCE_LORA_KEY,
     "valle.tokenizer.source",
     "valle.tokenizer.reason",
-    # What was missing in the source is held against the checkpoint by what it leads to.
+    # The effects of assumed values are compared.
     gguf_keys.SOURCE_FORMAT_KEY,
     gguf_keys.SOURCE_ASSUMED_KEY,
     gguf_keys.SOURCE_LOST_KEY,
     gguf_keys.OLD_TYPES_KEY,
     f"{gguf_keys.SOURCE_PREFIX}biases_sha256",
 )
-#: What a file may say or not: the same weights may have come from the hub.
-#: And earlier versions did not write the config, which other keys are compared by.
+#: Optional keys: the same weights may have come from the hub, and earlier versions did not write
+#: the config, which other keys are compared by.
 _OPTIONAL_KEYS = (
     gguf_keys.SOURCE_REVISION_KEY,
     gguf_keys.SOURCE_CONFIG_KEY,
@@ -58,7 +58,7 @@ def check_structure(plan: Plan, bundle: Bundle, *, with_llama: bool) -> Iterator
     """Keys, tensors, provenance, and llama.cpp's own counts."""
     yield _check_model(plan, bundle)
     if list(plan.files) != list(bundle.files):
-        words = f"{plural(len(bundle.files), 'file')}, where {len(plan.files)} are expected"
+        words = f"{plural(len(bundle.files), 'file')}, expected {len(plan.files)}"
         yield Check("files", passed=False, summary=words, values={}, badness=math.inf)
         return
     digest = plan.checkpoint.sha256()
@@ -67,29 +67,29 @@ def check_structure(plan: Plan, bundle: Bundle, *, with_llama: bool) -> Iterator
         yield named(check_tensor_table(planned, file), part, plan)
         said = file.keys.get(gguf_keys.SOURCE_SHA256_KEY)
         if said != bundle.main.keys.get(gguf_keys.SOURCE_SHA256_KEY):
-            words = f"{file.path.name} was made of another checkpoint than {bundle.path.name}"
+            words = f"{file.path.name} was made from another checkpoint than {bundle.path.name}"
             yield named(Check("source", passed=False, summary=words, values={}), part, plan)
     if with_llama and not what_llama_must_not_see(plan, bundle):
         yield _check_llama(bundle)
 
 
 def pairs_of(plan: Plan, bundle: Bundle) -> Iterator[tuple[str, PlannedFile, GgufFile]]:
-    """Each part with its plan and its file, as far as there are both."""
+    """Each part with its plan and its file, if both exist."""
     for part, planned in plan.files.items():
         if part in bundle.files:
             yield part, planned, bundle.files[part]
 
 
 def named(check: Check, part: str, plan: Plan) -> Check:
-    """The check with the part that it is of in its name, where there are several."""
+    """The check with its part in its name, if there are several parts."""
     return check if len(plan.files) == 1 else replace(check, name=f"{part}: {check.name}")
 
 
 def check_source(checkpoint: Checkpoint, file: GgufFile) -> Check | None:
-    """Was the file made of this checkpoint at all? None where it does not say."""
+    """Was the file made from this checkpoint at all? None if it does not say."""
     said = file.keys.get(gguf_keys.SOURCE_SHA256_KEY)
     format_ = file.keys.get(gguf_keys.SOURCE_FORMAT_KEY)
-    # A file that was made of an export of the checkpoint does not know it.
+    # A file made from an export does not have the checkpoint's digest.
     made_of_another = format_ is not None and format_ != checkpoint.origin.get("format")
     if not isinstance(said, str) or made_of_another:
         return None
@@ -98,31 +98,31 @@ def check_source(checkpoint: Checkpoint, file: GgufFile) -> Check | None:
     fault = ""
     if said != found:
         fault = (
-            f"{file.path.name} was made of another checkpoint "
+            f"{file.path.name} was made from another checkpoint "
             f"({file.keys.get('valle.source.name')}, sha256 {said[:16]}...) than "
-            f"{checkpoint.path.name} (sha256 {found[:16]}...); give the one that it was made of"
+            f"{checkpoint.path.name} (sha256 {found[:16]}...); give the right one"
         )
     elif not are_same_loras(lora, checkpoint.lora):
         fault = (
-            f"{file.path.name} was made with {lora or 'no LoRA'} merged, and the checkpoint has "
+            f"{file.path.name} was made with {lora or 'no LoRA'} merged, but the checkpoint has "
             f"{checkpoint.lora or 'none'}; give the same with --lora and --lora-alpha"
         )
     return Check(
         "source",
         passed=not fault,
-        summary=fault or f"made of {checkpoint.path.name} (sha256 {found[:16]}...)",
+        summary=fault or f"made from {checkpoint.path.name} (sha256 {found[:16]}...)",
         values={"sha256": said, "checkpoint_sha256": found},
     )
 
 
 def what_llama_must_not_see(plan: Plan, bundle: Bundle) -> str:
-    """Why llama.cpp should not be given files: sizes or shapes on which it may abort; else "".
+    """Sizes or shapes on which llama.cpp may abort, or "".
 
-    Keys of other kinds, such as epsilon or positions, may be wrong: it computes something then,
-    and the comparison shows what.
+    Other keys, such as epsilon or positions, may be wrong: llama.cpp then computes something else,
+    and the comparison shows it.
     """
     if list(plan.files) != list(bundle.files):
-        return f"there are {len(bundle.files)} files and not {len(plan.files)}"
+        return f"there are {len(bundle.files)} files, expected {len(plan.files)}"
     faults: list[str] = []
     for _, planned, file in pairs_of(plan, bundle):
         faults += _tensor_faults(planned, file)
@@ -144,7 +144,7 @@ def what_llama_must_not_see(plan: Plan, bundle: Bundle) -> str:
 
 
 def _size_faults(planned: PlannedFile, file: GgufFile) -> Iterator[str]:
-    """Whole numbers that llama.cpp builds the graph of, the architecture, and the tokens."""
+    """Numbers that llama.cpp builds the graph from, the architecture, and the tokens."""
     architecture = planned.keys[0]
     for key in planned.keys:
         is_size = key.type == "u32" and key.name.startswith(f"{architecture.value}.")
@@ -153,7 +153,7 @@ def _size_faults(planned: PlannedFile, file: GgufFile) -> Iterator[str]:
         elif key.name == TOKENS_KEY:
             tokens = file.keys.get(TOKENS_KEY)
             if not isinstance(tokens, list) or len(tokens) != len(key.value):
-                yield f"{TOKENS_KEY} is no list of {len(key.value)} tokens"
+                yield f"{TOKENS_KEY} is not a list of {len(key.value)} tokens"
 
 
 def _check_model(plan: Plan, bundle: Bundle) -> Check:
@@ -182,7 +182,6 @@ def _check_model(plan: Plan, bundle: Bundle) -> Check:
 def check_keys(
     plan: PlannedFile, file: GgufFile, late_values: Mapping[str, object] = MappingProxyType({})
 ) -> Check:
-    """Every key of the plan stands in the file, with its type and value."""
     deferred = dict(late_values)
     if plan.biases:
         deferred[gguf_keys.BIAS_KEY] = read_biases(plan)
@@ -194,14 +193,14 @@ def check_keys(
             continue
         n_compared += 1
         if key.name in gguf_keys.DIGEST_KEYS:
-            n_compared -= 1  # quantizing leaves them out
-        elif key.name in _FREE_KEYS:  # it has to be there, with whatever value
+            n_compared -= 1  # quantizing omits them
+        elif key.name in _FREE_KEYS:  # required, with any value
             faults += [] if key.name in file.keys else [f"{key.name} is missing"]
         else:
             faults += _key_faults(key, deferred.get(key.name, key.value), file)
     expected = {*_OPTIONAL_KEYS, *(key.name for key in plan.keys)}
     faults += [
-        f"{name} is there, and not expected"
+        f"{name} is unexpected"
         for name in file.keys
         if name.startswith("valle.")
         and not name.startswith(QUANTIZE_PREFIX)
@@ -227,7 +226,7 @@ def _key_faults(key: Key, value: object, file: GgufFile) -> list[str]:
         return [f"{key.name} is of type {found_type}, not {key.type}"]
     found = file.keys[key.name]
     if key.type == "f32":
-        value = float(np.float32(cast("float", value)))  # the nearest that a file can hold
+        value = float(np.float32(cast("float", value)))  # the nearest value in a file
     return [] if found == value else [f"{key.name} is {found!r:.60}, not {value!r:.60}"]
 
 
@@ -247,7 +246,7 @@ def _tensor_faults(plan: PlannedFile, file: GgufFile) -> list[str]:
     expected = {tensor.name: tensor.shape for tensor in plan.tensors}
     found = {name: tensor.shape for name, tensor in file.tensors.items()}
     faults = [f"{name} is missing" for name in expected if name not in found]
-    faults += [f"{name} is not expected" for name in found if name not in expected]
+    faults += [f"{name} is unexpected" for name in found if name not in expected]
     faults += [
         f"{name} is {list(found[name])}, not {list(shape)}"
         for name, shape in expected.items()
@@ -257,8 +256,8 @@ def _tensor_faults(plan: PlannedFile, file: GgufFile) -> list[str]:
 
 
 def _check_llama(bundle: Bundle) -> Check:
-    """Stock llama.cpp loads the files and counts what is in them."""
-    prove_library()  # so that what fails from here on is not this machine's llama.cpp
+    """Stock llama.cpp loads the files and reports the same counts."""
+    prove_library()  # so that later failures are not this machine's llama.cpp
     try:
         counted = bundle.family.counted(bundle)
     except (InputError, EnvironmentFault) as error:

@@ -1,8 +1,8 @@
 """Is every weight of the file the checkpoint's?
 
-The plan's parts say where each row comes from; read backwards, they are the mapping's
-inverse. A plain type must hold exactly the rounded weight, bit for bit. A quantized type
-must keep its error inside the bound of its blocks and its noise below the signal.
+The plan says where each row comes from; read backwards, it is the mapping's inverse. A plain type
+must hold exactly the rounded weight, bit for bit. A quantized type must keep its error inside the
+bound of its blocks and its noise below the signal.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from valle_convert.wording import listing
 
 _ROWS_AT_ONCE = 2048
 
-# What is further below the type's nominal ratio than this is not quantization.
+# Further below the type's nominal ratio than this is not quantization.
 _DB_MARGIN = 4.0
 _DB_FLOOR = 1.0
-# A table of few rows may lie below the whole.
+# A table of few rows may be below the whole.
 _DB_PART_MARGIN = 6.0
-# Correlation of errors and weights that is no scale, where there are weights enough to tell.
+# Correlation of errors and weights that shows a wrong scale, if there are enough weights.
 _ALONG = 0.4
 _ENOUGH_WEIGHTS = 4096
 _SHOWN = 3
-#: These keep seven signs for eight weights. Where the eighth comes out wrong, it is that of the
-#: weight that matters least, and the error twice the weight: with an importance matrix of inputs
-#: that ReLU keeps at zero, 1.09 times the row's largest was measured. And types of one bit give a
-#: weight whose input hardly matters whatever suits its neighbours: 1.5 times.
+#: These types keep seven signs for eight weights. If the eighth is wrong, it belongs to the least
+#: important weight, and the error is twice the weight: 1.09 times the row's largest was measured,
+#: with an importance matrix of inputs that ReLU keeps at zero. Types of one bit give a weight with
+#: hardly any input whatever suits its neighbours: 1.5 times.
 _FAR_OFF = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ3_XXS"})
 
 
 @dataclass
 class _Tally:
-    """What was found in a tensor, or in a part of one."""
+    """Statistics of a tensor, or of a part of one."""
 
     where: str = ""
     n_weights: int = 0
@@ -57,7 +57,7 @@ class _Tally:
     max_relative: float = 0.0  # error over the largest weight of its row
 
     def add(self, weights: NDArray[np.float32], found: NDArray[np.float32]) -> None:
-        """Take rows [n, columns] as they should be, and as they are."""
+        """Add rows [n, columns]: expected ones and those of the file."""
         signed = found.astype(np.float64) - weights
         error = np.abs(signed)
         largest = np.abs(weights).max(axis=-1, keepdims=True)
@@ -72,7 +72,7 @@ class _Tally:
         self.n_weights += weights.size
 
     def merge(self, other: _Tally) -> None:
-        """Take another tally's weights too."""
+        """Add another tally's weights."""
         if not other.max_relative <= self.max_relative:
             self.max_relative, self.where = other.max_relative, other.where
         self.max_error = max(self.max_error, other.max_error)
@@ -83,25 +83,25 @@ class _Tally:
 
     @property
     def decibels(self) -> float:
-        """Signal to noise; infinite where there is no noise."""
+        """Signal to noise; infinite without noise."""
         if self.noise == 0.0:
             return math.inf
         return 10 * math.log10(self.signal / self.noise) if self.signal else -math.inf
 
     def fault(self, least: float, most: float) -> str | None:
-        """What is wrong with it, if anything is; NaN is."""
+        """The fault, if there is one; NaN is a fault."""
         if not self.decibels >= least:
             return f"has {self.decibels:.1f} dB signal to noise, not {least:.1f}"
         if not self.max_relative <= most:
             return f"has an error of {self.max_relative:.1%} of its row's largest weight"
         if self.noise > 0.0 and self.n_weights >= _ENOUGH_WEIGHTS:
-            # The nearest of some values errs against the weight by the noise itself. A wrong scale
-            # errs along with the weight, or against it, by all of it.
+            # Rounding to the nearest value errs against the weight by the noise itself. A wrong
+            # scale errs along with the weight, or against it, by the whole error.
             along = abs(self.product) / math.sqrt(self.signal * self.noise)
             if along > max(_ALONG, 2 * math.sqrt(self.noise / self.signal)):
                 return (
-                    f"has errors that follow the weights (correlation {along:.2f}), as a wrong "
-                    "scale makes them"
+                    f"has errors that follow the weights (correlation {along:.2f}), like a wrong "
+                    "scale"
                 )
         return None
 
@@ -109,7 +109,6 @@ class _Tally:
 def check_tensors(
     plan: PlannedFile, file: GgufFile, advance: Callable[[int], object] = lambda _n: None
 ) -> Iterator[Check]:
-    """One check a tensor."""
     rounded = rounded_types(plan, file)
     for planned in plan.tensors:
         found = file.tensors.get(planned.name)
@@ -139,7 +138,7 @@ def check_tensors(
 def _check_plain(
     plan: PlannedFile, planned: PlannedTensor, found: TensorInfo, advance: Callable[[int], object]
 ) -> Check:
-    """The tensor is the exactly rounded one: at once, or by way of a plain file in between."""
+    """The tensor is rounded exactly, either directly or through another plain type."""
     try:
         tally, rounded = _count_different(plan, planned, found, None)
         way = "exactly rounded" if rounded else "bit for bit"
@@ -147,7 +146,7 @@ def _check_plain(
             other, _ = _count_different(plan, planned, found, between)
             if not other.n_different:
                 tally = other
-                way = f"exactly rounded, to {between} and from there to {found.ggml_type.name}"
+                way = f"exactly rounded, to {between} and then to {found.ggml_type.name}"
                 break
     except InputError as error:
         return Check(f"tensor {planned.name}", passed=False, summary=str(error), values={})
@@ -168,7 +167,7 @@ def _check_plain(
 def _count_different(
     plan: PlannedFile, planned: PlannedTensor, found: TensorInfo, between: str | None
 ) -> tuple[_Tally, bool]:
-    """Count the weights that are not the rounded ones; and whether any had to be rounded."""
+    """Count the weights that differ from the rounded ones; and whether any had to be rounded."""
     tally = _Tally()
     rounded = False
     for span, source, data in _rows(plan, planned, found):
@@ -189,7 +188,7 @@ def _count_different(
 def _check_moved(
     plan: PlannedFile, planned: PlannedTensor, found: TensorInfo, advance: Callable[[int], object]
 ) -> Check:
-    """The rows are those of the source, bit for bit: quantized there already, and never again."""
+    """The rows are the source's quantized ones, bit for bit."""
     data = found.data.reshape(planned.shape[0], -1)
     different: list[str] = []
     n_rows = 0
@@ -223,9 +222,9 @@ def _check_quantized(
     types: Mapping[str, GgmlType],
     advance: Callable[[int], object],
 ) -> Check:
-    """The tensor as a whole, and every table and head in it by itself.
+    """The whole tensor, and every table and head in it.
 
-    `types` has for each of its spans the type that its weights were rounded to.
+    `types` has the type that the weights of each span were rounded to.
     """
     tallies: dict[str, _Tally] = {}
     for span, source, data in _rows(plan, planned, found):
@@ -272,7 +271,7 @@ def _check_quantized(
 
 
 def _least_of_part(ggml_type: GgmlType) -> float:
-    """The ratio of signal to noise, in dB, that a table or head of a type has to have."""
+    """The signal to noise ratio, in dB, that a table or head of a type must have."""
     least = max(_DB_FLOOR, nominal_decibels(ggml_type) - _DB_MARGIN)
     return max(_DB_FLOOR, least - _DB_PART_MARGIN)
 
@@ -284,7 +283,7 @@ def _badness(tally: _Tally, least: float, most: float) -> float:
 def _rows(
     plan: PlannedFile, planned: PlannedTensor, found: TensorInfo
 ) -> Iterator[tuple[Span, NDArray[Any], NDArray[Any]]]:
-    """Rows of the checkpoint beside the same rows of the file, some thousand at a time."""
+    """Rows of the checkpoint with the same rows of the file, a few thousand at a time."""
     if len(planned.shape) == 1:
         span = planned.spans[0]
         yield span, plan.checkpoint.tensors.read(span.source), found.data

@@ -1,8 +1,8 @@
-"""Where does llama.cpp go wrong first? The layers of a network one by one, against PyTorch.
+"""Where does llama.cpp go wrong first? Compares the layers of a network with PyTorch.
 
-llama.cpp's evaluation callback gives the residual stream behind every layer, at every position of
-a pass, and each part of a layer. The references give the same, and `judge_numbers` tells what may
-differ, as for logits.
+llama.cpp's evaluation callback gives the residual stream after every layer, at every position of a
+pass, and each part of a layer. The references give the same, and `judge_numbers` sets the limits,
+as for logits.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from valle_convert.wording import plural
 _LINEAR = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
 #: The references, and llama.cpp.
 N_NETWORKS = len(fields(References)) + 1
-#: The residual stream behind a layer.
+#: The residual stream after a layer.
 _OUTPUT = "output"
-#: The parts of a layer in their order, and what llama.cpp calls them in the graph of each
-#: architecture. The residual stream between attention and feed-forward stands for `attn_output`.
-#: Activation factors stand in the weights of an `mpt` before its activation.
+#: The parts of a layer in order, and their names in llama.cpp's graph of each architecture. The
+#: residual stream between attention and feed-forward stands for `attn_output`. In an `mpt`,
+#: activation factors come before the activation.
 _GRAPHS: dict[str, dict[str, str]] = {
     "gemma": {
         "attn_norm": "attn_norm",
@@ -62,7 +62,7 @@ _GRAPHS: dict[str, dict[str, str]] = {
         _OUTPUT: "l_out",
     },
 }
-#: What the inputs of a linear layer are.
+#: The inputs of each linear layer.
 _INPUTS_OF = {
     "attn_q": "attn_norm",
     "attn_qkv": "attn_norm",
@@ -71,7 +71,7 @@ _INPUTS_OF = {
     "ffn_down": "activation",
 }
 
-#: A part of a network, a layer and what of it; of the inputs, layer -1.
+#: A part of a network, a layer and a part of it; -1 is the layer of the inputs.
 _Place = tuple[str, int, str]
 _States = Mapping[_Place, FloatArray]
 #: All parts of a layer, by its number.
@@ -79,7 +79,7 @@ _PartsOf = Callable[[int], Mapping[_Place, Judged]]
 
 
 class _Recorder:
-    """A `Watch` that keeps what is wanted of a reference, as llama.cpp would give it."""
+    """A `Watch` that records a reference in the form of llama.cpp."""
 
     def __init__(self, wanted: Callable[[int, str], bool]) -> None:
         self._wanted = wanted
@@ -107,7 +107,7 @@ class _Recorder:
             self._kept.setdefault((part, layer, name), []).append(values.numpy())
 
     def take(self) -> _States:
-        """What was kept since the last call."""
+        """The records since the last call."""
         kept, self._kept = self._kept, {}
         return {place: np.concatenate(pieces) for place, pieces in kept.items()}
 
@@ -122,20 +122,20 @@ def trace(
     only: Collection[str] | None = None,
     advance: Callable[[int], object] = lambda _n: None,
 ) -> Iterator[Check]:
-    """One check a case: the first layer that is off, and the first part of it.
+    """One check per case: the first layer that is off, and the first part of it.
 
     Args:
-        only: the names of cases; None for all that tell something new.
+        only: the names of cases; None for all that are informative.
     """
     references = References.of(plan, bundle, adapters)
-    # A network of a file composes its inputs by its own keys.
+    # A file's network composes its inputs by its own keys.
     of_file = {one.name: one for one in traced_cases(plan, network.model, seed, only)}
     cases = [one for one in traced_cases(plan, plan.model, seed, only) if one.name in of_file]
 
     def states(
         wanted: Callable[[int, str], bool], chosen: Sequence[Case[Any]]
     ) -> list[list[_States]]:
-        """By case, what each of the references and llama.cpp gives."""
+        """For each case, the states of each reference and of llama.cpp."""
         found: list[list[_States]] = [[] for _ in chosen]
         for make in (getattr(references, field.name) for field in fields(references)):
             watch = _Recorder(wanted)
@@ -166,7 +166,7 @@ def traced_cases(
     seed: int,
     only: Collection[str] | None = None,
 ) -> Iterator[Case[Any]]:
-    """The cases of one example that are looked at."""
+    """The cases of one example that are compared."""
     (example,) = plan.family.draw(plan.model, 1, seed)
     for case in plan.family.cases(model, example):
         if case.name in only if only is not None else not case.repeats:
@@ -176,7 +176,7 @@ def traced_cases(
 def _on_llama(
     network: OnLlama, case: Case[Any], wanted: Callable[[int, str], bool]
 ) -> dict[_Place, FloatArray]:
-    """What llama.cpp computes of a case."""
+    """llama.cpp's states in a case."""
     kept: dict[_Place, FloatArray] = {}
     with ExitStack() as stack:
         caught = {}
@@ -196,7 +196,7 @@ def _on_llama(
             missing = [name for name in places if name not in pieces]
             if missing:
                 raise EnvironmentFault(
-                    f"llama.cpp computes no {missing[0]}, so that its layers cannot be compared; "
+                    f"llama.cpp computes no {missing[0]}, so its layers cannot be compared; "
                     f"{INSTALL_TESTED}."
                 )
             kept |= {place: np.concatenate(pieces[name]) for name, place in places.items()}
@@ -239,14 +239,14 @@ def _check(name: str, judged: Mapping[_Place, Judged], parts_of: _PartsOf) -> Ch
 def _first_off(
     place: _Place, judged: Mapping[_Place, Judged], parts_of: _PartsOf
 ) -> tuple[_Place, Mapping[_Place, Judged]]:
-    """The first part that is off, by the first residual stream that is."""
+    """The first part that is off, up to the first residual stream that is."""
     for layer in range(place[1], -1, -1):
         found = parts_of(layer)
         off = [one for one in found if not found[one].passed]
         if not off:
             break
         place, judged = off[0], found
-        # What goes into a layer may be off by less than the residual stream shows.
+        # A layer's inputs may be off by less than the residual stream shows.
         if place[2] != "attn_norm":
             break
     return place, judged

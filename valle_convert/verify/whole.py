@@ -1,7 +1,7 @@
-"""Is a converted file as it was written, and of which checkpoint? Told without the checkpoint.
+"""Is a converted file unchanged, and which checkpoint is it from? Needs no checkpoint.
 
-`convert` stores the digests of what it writes. Quantizing leaves them out: a folder that
-`quantize` made is checked against its manifest.
+`convert` stores the digests of what it writes. `quantize` omits them: its folders are checked
+against their manifest.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from valle_convert.verify.run import main_type
 
 _PIECE = 8 << 20
 _NO_DIGESTS = (
-    "the file holds no digests of its own (quantized, or converted by an earlier version): give "
-    "its checkpoint, or see check-manifest for a folder of quantized files"
+    "the file has no digests of its own (quantized, or converted by an earlier version): give "
+    "its checkpoint, or use check-manifest for a folder of quantized files"
 )
 _QUANTIZED_SINCE = (
-    "the file was quantized since its digests were stored, by a program that kept them: give its "
+    "the file was quantized after its digests were stored, by a program that kept them: give its "
     "checkpoint"
 )
 
 
 def verify_whole(path: Path, *, progress: Progress = silent) -> Report:
-    """Hold a converted file against the digests that were stored in it.
+    """Compare a converted file with the digests stored in it.
 
     Args:
-        progress: shows the bytes that are read.
+        progress: shows the bytes read.
     """
     try:
         bundle = open_files(path)
@@ -65,7 +65,7 @@ def verify_whole(path: Path, *, progress: Progress = silent) -> Report:
 
 
 def _check_digests(file: GgufFile, progress: Progress) -> tuple[tuple[Check, ...], str | None]:
-    """Data and header, or why they cannot be told."""
+    """Data and header, or why they cannot be checked."""
     stored = [file.keys.get(key) for key in (DATA_DIGEST_KEY, HEADER_DIGEST_KEY)]
     if None in stored:
         return (), _NO_DIGESTS
@@ -75,13 +75,13 @@ def _check_digests(file: GgufFile, progress: Progress) -> tuple[tuple[Check, ...
 
 
 def origin_of(file: GgufFile) -> str:
-    """One sentence on the checkpoint that a file says it was made of."""
+    """One sentence on the checkpoint that a file names as its source."""
     said = file.keys.get(SOURCE_SHA256_KEY)
     if said is None:
-        return "it does not say of which checkpoint it was made"
+        return "it does not name its checkpoint"
     lora = file.keys.get(SOURCE_LORA_KEY)
     merged = f", with the LoRA {lora} merged" if lora else ""
-    return f"made of {file.keys.get('valle.source.name')} with sha256 {said}{merged}"
+    return f"made from {file.keys.get('valle.source.name')} with sha256 {said}{merged}"
 
 
 def _check_data(file: GgufFile, progress: Progress) -> Check:
@@ -110,7 +110,7 @@ def _compared(name: str, stored: str, found: str) -> Check:
         passed=same,
         summary=f"sha256 {found[:16]}... as it was written"
         if same
-        else f"sha256 {found[:16]}..., and {stored[:16]}... was written: it was changed since",
+        else f"sha256 {found[:16]}..., expected {stored[:16]}...: it was changed",
         values={"sha256": found, "stored": stored},
         badness=0.0 if same else math.inf,
     )

@@ -1,7 +1,7 @@
 """A network with adapters, each for all codebook levels or for some of them.
 
-llama.cpp switches an adapter on and off between passes. In PyTorch the same is a network of merged
-weights for each set of adapters that some level asks for: `AdaptedNetwork` sends a pass to the one
+llama.cpp switches an adapter on and off between passes. In PyTorch, each set of adapters that some
+level needs has its own network of merged weights, and `AdaptedNetwork` sends each pass to the one
 of its head's level.
 """
 
@@ -70,7 +70,7 @@ class AdaptedNetwork(Closing):
             network.reset()
 
     def close(self) -> None:
-        """Nothing is held that PyTorch does not free by itself."""
+        """PyTorch frees everything by itself."""
 
     def step(
         self,

@@ -6,11 +6,11 @@
     <tensor>.lora_a            [r, in], of a tensor of the base, such as blk.0.attn_q.weight
     <tensor>.lora_b            [out, r]
     valle.adapter.levels       [u32], of an adapter for some codebook levels only
-    valle.adapter.base_sha256  of the checkpoint that its base was made of
+        valle.adapter.base_sha256  of the checkpoint of its base
 
-Any program of llama.cpp takes such a file (`--lora`); the levels are this project's word,
-which the session heeds by switching the adapter on and off between passes. Tables and heads are
-rows of one matrix, to which llama.cpp applies no adapter: a LoRA that changes them is refused.
+Any program of llama.cpp accepts such a file (`--lora`). The levels are this project's addition: the
+session switches the adapter on and off between passes. Tables and heads are rows of one matrix, to
+which llama.cpp applies no adapter: a LoRA that changes them is rejected.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ _TYPES: dict[str, GgmlType] = {"f32": F32, "f16": F16}
 
 @dataclass(frozen=True)
 class AdapterBase:
-    """What an adapter has to fit: the weights of the layers, and the checkpoint that they are of.
+    """The base of an adapter: the weights of the layers, and their checkpoint.
 
     Attributes:
-        sha256: of the checkpoint; None where a file does not say.
+        sha256: of the checkpoint; None if a file lacks it.
     """
 
     name: str
@@ -65,7 +65,7 @@ class AdapterBase:
 
     @classmethod
     def of(cls, base: Bundle | Checkpoint) -> AdapterBase:
-        """A checkpoint, or files made of it, which have the same weights."""
+        """A checkpoint, or files made from it, which have the same weights."""
         if isinstance(base, Checkpoint):
             return cls(str(base.path), base.tensors.specs, base.sha256())
         return cls.of_gguf(base.main)
@@ -75,7 +75,7 @@ class AdapterBase:
         """A converted file, quantized or not."""
         if not is_converted(file.keys):
             raise InputError(
-                f"{file.path} is no converted VALL-E checkpoint, which an adapter is made for; "
+                f"{file.path} is not a converted VALL-E checkpoint, as an adapter needs; "
                 "convert one with `valle-convert CHECKPOINT OUT.gguf`."
             )
         specs = {}
@@ -92,10 +92,10 @@ class Adapter:
     """An adapter file that fits a converted file.
 
     Attributes:
-        factor: by what the user multiplies its update.
-        levels: the codebook levels that it is for; empty for all.
+        factor: the user's factor on its update.
+        levels: its codebook levels; empty for all.
         pairs: by the names of the checkpoint, lora_a [r, in] and lora_b [out, r].
-        notes: what was left out or renamed in the file that it was made of, in words.
+        notes: what was left out or renamed in its source, in words.
     """
 
     path: Path
@@ -106,11 +106,11 @@ class Adapter:
     notes: tuple[str, ...] = ()
 
     def is_for(self, level: int) -> bool:
-        """Whether passes of that codebook level are computed with it."""
+        """Whether passes of that codebook level use it."""
         return not self.levels or level in self.levels
 
     def update(self, name: str) -> NDArray[np.float32] | None:
-        """What it adds to a weight of the checkpoint; None where it changes nothing."""
+        """The update of a weight of the checkpoint, or None."""
         pair = self.pairs.get(name)
         if pair is None:
             return None
@@ -137,7 +137,7 @@ class AdaptedTensors:
 
 
 def source_name(target: str) -> str | None:
-    """The checkpoint's name of a layer's matrix in a GGUF file; None for everything else."""
+    """The checkpoint's name of a layer's matrix in a GGUF file, else None."""
     parts = target.split(".")
     if len(parts) != 4 or parts[0] != "blk" or not parts[1].isdecimal() or parts[3] != "weight":
         return None
@@ -148,7 +148,6 @@ def source_name(target: str) -> str | None:
 
 
 def target_name(source: str) -> str:
-    """The inverse of `source_name`."""
     _, _, layer, rest = source.split(".", 3)
     targets = {f"{name}.weight": target for name, target, _ in LAYER_TENSORS}
     return f"blk.{layer}.{targets[rest]}.weight"
@@ -176,12 +175,12 @@ def write_adapter(
     alpha = pairs.alpha * pairs.factor
     if abs(alpha) < float(np.finfo(np.float32).tiny):
         raise InputError(
-            f"{source}: its alpha is 0, so it changes nothing (and llama.cpp would take it for 1)."
+            f"{source}: its alpha is 0, so it changes nothing (and llama.cpp would read it as 1)."
         )
     if not abs(alpha) <= LARGEST_WEIGHT:
         raise InputError(
-            f"{source}: its alpha is {alpha:g}, where at most {LARGEST_WEIGHT:g} is "
-            "expected; check --lora-alpha and its scale."
+            f"{source}: its alpha is {alpha:g}, expected at most {LARGEST_WEIGHT:g}; "
+            "check --lora-alpha and its scale."
         )
     keys = [
         Key("general.architecture", ARCHITECTURE, "string"),
@@ -206,23 +205,21 @@ def write_adapter(
 
 
 def open_adapter(given: LoraFile, fits: AdapterBase) -> Adapter:
-    """Open an adapter file and check that it fits a base."""
     return replace(read_adapter(GgufFile(given.path), fits), factor=given.factor)
 
 
 def read_adapter(file: GgufFile, fits: AdapterBase) -> Adapter:
-    """Read an adapter file for a base."""
     where = str(file.path)
     if file.keys.get("general.type") != "adapter":
         raise InputError(
-            f"{where} is no LoRA that was kept apart, but a GGUF file of another kind; make one "
+            f"{where} is not a LoRA adapter but another GGUF file; make one "
             "with `valle-convert lora BASE LORA OUT.gguf`."
         )
     faults: list[str] = []
     if file.keys.get("general.architecture") != ARCHITECTURE or (
         file.keys.get("adapter.type") != "lora"
     ):
-        faults.append(f"it is no lora of the architecture {ARCHITECTURE}")
+        faults.append(f"it is not a lora of the architecture {ARCHITECTURE}")
     alpha = file.keys.get(ALPHA_KEY)
     if not isinstance(alpha, float) or not np.isfinite(alpha) or not alpha:
         faults.append(f"{ALPHA_KEY} is {alpha!r:.40}")
@@ -238,7 +235,7 @@ def read_adapter(file: GgufFile, fits: AdapterBase) -> Adapter:
         down, up = (file.tensors.get(name + side) for side in _SIDES)
         spec = None if source is None else fits.specs.get(source)
         if source is None or spec is None or down is None or up is None:
-            faults.append(f"{name}: the base has no such matrix, or it is no pair")
+            faults.append(f"{name}: the base has no such matrix, or it is not a pair")
         elif (
             {down.ggml_type, up.ggml_type} - {F32, F16}
             or len(down.shape) != 2
@@ -247,23 +244,23 @@ def read_adapter(file: GgufFile, fits: AdapterBase) -> Adapter:
             or up.shape[1] != down.shape[0]
         ):
             faults.append(
-                f"{name}: lora_b {list(up.shape)} times lora_a {list(down.shape)} is not of the "
-                f"shape {list(spec.shape)}"
+                f"{name}: lora_b {list(up.shape)} times lora_a {list(down.shape)} does not have "
+                f"the shape {list(spec.shape)}"
             )
         else:
             pairs[source] = (down, up)
     if len(pairs) * 2 != len(file.tensors) and not faults:
-        faults.append("it holds tensors that are none of an adapter")
+        faults.append("it holds tensors that no adapter has")
     said = file.keys.get(BASE_SHA256_KEY)
     if said is not None and fits.sha256 is not None and said != fits.sha256:
         faults.insert(
             0,
-            f"it was made for the checkpoint with sha256 {str(said)[:16]}..., and the file is of "
+            f"it was made for the checkpoint with sha256 {str(said)[:16]}..., but the file is of "
             f"{fits.sha256[:16]}...",
         )
     if faults:
         raise InputError(
-            f"{where} is no adapter for {fits.name}: "
+            f"{where} is not an adapter for {fits.name}: "
             f"{listing(faults, separator='; ')}. Give the file that it was made for, or make it "
             "again with `valle-convert lora`."
         )

@@ -1,10 +1,9 @@
 """A converted file back to a `.sft`, the training project's own file.
 
-The keys tell which rows were which tensor, so the way back needs no checkpoint. Numbers keep their
-type; quantized ones become float32, which holds them exactly. The file carries its checkpoint's
-config and phoneme strings, and where an earlier version did not write them, they follow from the
-other keys and from the tokenizer. `fp32.sft` is safetensors with config, symmap and stats as
-metadata.
+The keys show which rows were which tensor, so no checkpoint is needed. Numbers keep their type;
+quantized ones become float32, which holds them exactly. The file has its checkpoint's config and
+phoneme strings; in files of earlier versions, they follow from the other keys and from the
+tokenizer. `fp32.sft` is safetensors with config, symmap and stats as metadata.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from valle_convert.progress import Progress, silent
 from valle_convert.tokenizer.bpe import PhonemeBpe
 from valle_convert.tokenizer.recorded import recorded_tokenizer
 
-#: What `--dtype` takes; `auto` keeps the file's own.
+#: The values of `--dtype`; `auto` keeps the file's own.
 DTYPES: Mapping[str, np.dtype[Any] | None] = {
     "auto": None,
     "f32": FLOAT32,
@@ -52,7 +51,7 @@ _PIECE_ROWS = 4096
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor of the checkpoint lies in the file; a bias has no tensor."""
+    """Where a tensor of the checkpoint is in the file; a bias has no tensor."""
 
     tensor: str | None
     first: int
@@ -60,10 +59,10 @@ class _Place:
 
 
 class BackTensors:
-    """A `TensorSource` of the checkpoint that a converted file was made of.
+    """The checkpoint's tensors from its converted file, as a `TensorSource`.
 
     Args:
-        dtype: of all tensors; None for the type that the file has, float32 where it is quantized.
+        dtype: of all tensors; None for the file's own type, float32 if it is quantized.
     """
 
     def __init__(self, file: GgufFile, model: Model, dtype: np.dtype[Any] | None = None) -> None:
@@ -88,13 +87,13 @@ class BackTensors:
             stored = file.tensors.get(tensor.target)
             if stored is None or stored.shape != tensor.shape:
                 raise InputError(
-                    f"{file.path}: {tensor.target} of shape {list(tensor.shape)} is expected, and "
+                    f"{file.path}: expected {tensor.target} of shape {list(tensor.shape)}, but "
                     f"{'it is missing' if stored is None else f'it is {list(stored.shape)}'}; "
                     "convert the checkpoint again."
                 )
             kind = PLAIN_DTYPES.get(stored.ggml_type, FLOAT32)
             place = _Place(tensor.target, 0, tensor.shape[0])
-            if len(tensor.shape) == 1:  # a file has norms in float32, whatever they were
+            if len(tensor.shape) == 1:  # norms are always float32 in a file
                 kind = _narrow(stored.rows(), matrices)
             add(tensor.source, tensor.shape, place, kind)
         start = 0
@@ -115,7 +114,7 @@ class BackTensors:
         return np.concatenate(pieces).reshape(spec.shape)
 
     def pieces(self, name: str) -> Iterator[NDArray[Any]]:
-        """The same, some thousand rows at a time."""
+        """The same, a few thousand rows at a time."""
         spec, place = self.specs[name], self._places[name]
         if place.tensor is None:
             yield self._cast(self._biases[place.first : place.stop], spec)
@@ -137,14 +136,14 @@ class BackTensors:
             cast = values.astype(spec.dtype)
         if not np.isfinite(cast.astype(np.float32)).all():
             raise InputError(
-                f"{self._file.path}: {spec.name} holds a number that {spec.dtype_name} cannot, or "
-                "that is none; give --dtype f32, or convert the checkpoint again."
+                f"{self._file.path}: {spec.name} holds NaN, infinity or a number too large for "
+                f"{spec.dtype_name}; give --dtype f32, or convert the checkpoint again."
             )
         return cast
 
 
 def _narrow(values: NDArray[np.float32], dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The type of the matrices where it holds these values exactly, else float32."""
+    """The type of the matrices if it holds these values exactly, else float32."""
     with np.errstate(over="ignore"):
         same = values.astype(dtype).astype(np.float32)
     return dtype if np.array_equal(same, values) else FLOAT32
@@ -152,10 +151,10 @@ def _narrow(values: NDArray[np.float32], dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """The result of an export.
 
     Attributes:
-        notes: what was made up, or is not in the result, in words.
+        notes: what was derived, or is not in the result, in words.
     """
 
     path: Path
@@ -197,7 +196,7 @@ def _write(
     force: bool,
     progress: Progress,
 ) -> int:
-    """Write a safetensors file, a few megabytes at a time; its size."""
+    """Write a safetensors file, a few megabytes at a time; returns its size."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name, spec in tensors.specs.items():
@@ -231,22 +230,20 @@ def _json_key(file: GgufFile, key: str) -> dict[str, Any] | None:
     except (TypeError, ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise InputError(f"{file.path}: {key} is no JSON object; convert the checkpoint again.")
+        raise InputError(f"{file.path}: {key} is not a JSON object; convert the checkpoint again.")
     return value
 
 
 def _metadata(
     file: GgufFile, model: Model, tensors: BackTensors, tokenizer: Path | None
 ) -> tuple[dict[str, str], list[str]]:
-    """The entries of the header, each a JSON string, and what has to be said of them."""
+    """The entries of the header, each a JSON string, and notes on them."""
     notes: list[str] = []
     config = _json_key(file, SOURCE_CONFIG_KEY)
     symmap = _json_key(file, SOURCE_SYMMAP_KEY)
     if config is None:
         config = config_of(model, str(file.keys.get("general.name", file.path.stem)))
-        notes.append(
-            "the file does not carry its checkpoint's config; one that says the same was made"
-        )
+        notes.append("the file lacks its checkpoint's config; an equivalent one was made")
         symmap = _strings(file, tokenizer, notes)
     found = describe(
         Checkpoint(file.path, "gguf", tensors, config, f"in {file.path.name}", None, {})
@@ -254,10 +251,10 @@ def _metadata(
     carried = replace(found.config, codec=model.codec)
     if (carried, found.tables) != (model.config, model.tables):
         raise InputError(
-            f"{file.path}: the config that it carries is not that of its tensors and keys; "
+            f"{file.path}: its config contradicts its tensors and keys; "
             "convert the checkpoint again."
         )
-    notes.append("not in the file: what only training reads (dropout_token, metrics)")
+    notes.append("not in the file: tensors for training only (dropout_token, metrics)")
     entries = {"config": json.dumps(config, ensure_ascii=False)}
     if symmap is not None:
         entries["userdata"] = json.dumps({"symmap": symmap}, ensure_ascii=False)
@@ -268,12 +265,12 @@ def _metadata(
 
 
 def _strings(file: GgufFile, tokenizer: Path | None, notes: list[str]) -> dict[str, int] | None:
-    """The strings and ids of the tokenizer that the file was compiled from, if it is at hand."""
+    """The strings and ids of the tokenizer that the file was compiled from, if available."""
     try:
         found = recorded_tokenizer(file.keys, file.path, tokenizer).tokenizer
     except InputError:
         if tokenizer is not None:
             raise
-        notes.append("its tokenizer is not at hand (--tokenizer), so there is no symmap")
+        notes.append("its tokenizer is not available (--tokenizer), so there is no symmap")
         return None
     return dict(found.vocab) if isinstance(found, PhonemeBpe) else None

@@ -1,13 +1,13 @@
-"""Checkpoints of versions 5 and 6: the facts, from config keys to tensor names.
+"""Checkpoints of versions 5 and 6: from config keys to tensor names.
 
-Read from top to bottom: the switches of the config, the sizes, the input tables, the
-heads, the backbone, what is dropped, and `describe`, which puts them together.
+Read from top to bottom: the switches of the config, the sizes, the input tables, the heads, the
+backbone, dropped tensors, and `describe`, which combines them.
 
-What makes the model an ordinary `gemma` for llama.cpp:
+Two facts make the model an ordinary `gemma` for llama.cpp:
 * its input tables and heads are all rows of one tied token embedding (inputs are fed as
   sums of rows, and the logits of a head are a slice of all logits);
-* the backbone is taken over under other names, unchanged: q and k are not permuted,
-  since both sides rotate the halves of a head, and norm weights go in as they are.
+* the backbone is unchanged except for names: q and k are not permuted, since both sides rotate
+  the halves of a head, and norm weights are the same.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ VERSIONS = (5, 6)
 
 @dataclass(frozen=True)
 class _Switches:
-    """The config, parsed; sizes are what it claims, to be checked against the tensors."""
+    """The parsed config; its sizes are checked against the tensors."""
 
     common: TrainerConfig
     kv_heads: int
@@ -65,8 +65,7 @@ def _read_switches(checkpoint: Checkpoint) -> _Switches:
     sums = reader.switch("audio_embedding_sums")
     if not (isinstance(sums, bool) or sums in ("prom", "resp")):
         reader.faults.append(
-            f"experimental.audio_embedding_sums is {sums!r}, where true, false, 'prom' or 'resp' "
-            "is expected"
+            f"experimental.audio_embedding_sums is {sums!r}, expected true, false, 'prom' or 'resp'"
         )
     kv_heads = reader.number("kv_heads", 0)
     if kv_heads and (kv_heads > common.heads or common.heads % kv_heads):
@@ -101,10 +100,10 @@ class _Sizes:
 
 @dataclass(frozen=True)
 class _TableRule:
-    """An input table: its name, the tensor it comes from, and the rows it must have.
+    """An input table: its name, its source tensor, and its number of rows.
 
-    `rows` is None where the tensor itself is the authority; `needed` tells whether a model
-    with these capabilities cannot do without it.
+    `rows` is None if the tensor itself decides; `needed` is true if a model with these capabilities
+    requires the table.
     """
 
     name: str
@@ -129,7 +128,7 @@ def _table_rules(sizes: _Sizes, capabilities: tuple[str, ...]) -> list[_TableRul
             _TableRule(f"prompt.{i}", f"proms_emb.embeddings.{i}.weight", n_codes)
             for i in range(n_levels)
         ),
-        # The first and the last response table have one row more: the stop and the mask code.
+        # The first and the last response table have one more row: the stop and the mask code.
         _TableRule("response.ar", "resps_emb.embeddings.0.weight", n_codes + 1),
         *(
             _TableRule(f"response.{i}", f"resps_emb.embeddings.{i}.weight", n_codes)
@@ -158,14 +157,14 @@ def _head_rows(
 
 
 def check_version(checkpoint: Checkpoint) -> None:
-    """Refuse every version but 5 and 6."""
+    """Reject every version except 5 and 6."""
     version = version_of(checkpoint)
     if version in VERSIONS:
         return
     if version < min(VERSIONS):
         kind = f"version {version} (older than the layout with one head a level)"
     else:
-        kind = f"version {version}, which is not known"
+        kind = f"version {version}, which is unknown"
     raise UnsupportedModelError(
         f"{checkpoint.path} is a checkpoint of {kind}; supported are {SUPPORTED}."
     )
@@ -277,7 +276,7 @@ def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Mo
 
 
 def contents_of(model: Model) -> Contents:
-    """Where the rows and tensors of a converted file came from, by its model alone."""
+    """The sources of a converted file's rows and tensors, from its model alone."""
     config = model.config
     sizes = _Sizes(
         n_embd=config.n_embd,
@@ -310,7 +309,7 @@ def contents_of(model: Model) -> Contents:
 
 
 def config_of(model: Model, name: str) -> dict[str, Any]:
-    """A config that says of a checkpoint what the keys of a converted file say."""
+    """A config equivalent to the keys of a converted file."""
     config = model.config
     rows = {table.name: table.n_rows for table in model.tables}
     size = {
@@ -350,7 +349,7 @@ def _is_split(collector: Collector, switches: _Switches) -> bool:
     split = "classifiers.proj.0.weight" in collector.specs
     if switches.split is not None and single != split and switches.split is not split:
         collector.faults.append(
-            f"split_classifiers is {switches.split} in the config, and the weights have "
+            f"split_classifiers is {switches.split} in the config, but the weights have "
             f"{'classifiers.proj.*' if split else 'one classifier'}"
         )
     return split or not single
@@ -365,7 +364,7 @@ def _heads(
     *,
     split: bool,
 ) -> tuple[list[Head], list[RowBlock], list[BiasBlock], list[Dropped]]:
-    """Heads with rows of their own, or sharing the first rows of the one classifier."""
+    """Heads with their own rows, or sharing the first rows of the one classifier."""
     heads: list[Head] = []
     blocks: list[RowBlock] = []
     biases: list[BiasBlock] = []
@@ -395,7 +394,7 @@ def _heads(
                 dropped.append(Dropped("classifier.bias", unread))
     if switches.bias is not None and switches.bias != has_bias:
         collector.faults.append(
-            f"classifiers_bias is {switches.bias} in the config, and the weights have "
+            f"classifiers_bias is {switches.bias} in the config, but the weights have "
             f"{'biases' if has_bias else 'none'}"
         )
     if not has_bias:

@@ -1,6 +1,6 @@
-"""The one GGUF file of a checkpoint of versions 5 and 6: its keys, written and read back.
+"""The GGUF file of a checkpoint of versions 5 and 6: its keys, written and read back.
 
-docs/gguf-keys.md lists their meaning.
+docs/gguf-keys.md describes them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ def file_keys(
     description: Description[Model],
     tokenizer: TokenizerChoice,
 ) -> FileKeys:
-    """What is written into the file."""
     model = description.model
     vocabulary, extra_rows = phoneme_vocabulary(tokenizer, description.blocks())
     return FileKeys(
@@ -55,7 +54,7 @@ def file_keys(
 
 
 def model_keys(model: Model) -> Iterator[Key]:
-    """What is VALL-E about the file; `read_model` is the inverse."""
+    """The VALL-E part of the file; `read_model` is the inverse."""
     config = model.config
     yield Key("valle.format_version", FORMAT_VERSION, "u32")
     yield from config_keys(config)
@@ -71,8 +70,8 @@ def read_model(file: GgufFile) -> Model:
         raise InputError(why_wrong(file.path))
     if (family := file.keys.get(FAMILY_KEY)) is not None:
         raise InputError(
-            f"{file.path} is a model of the family {family!r:.40}, where one of version 5 or 6 is "
-            "expected; give it to a command, or to `open_bundle`, which know its family."
+            f"{file.path} is a model of the family {family!r:.40}, expected one of version 5 or 6; "
+            "give it to a command, or to `open_bundle`, which know its family."
         )
     n_rows = n_token_rows(file)
     reader = KeyReader.of_converted(file.keys, file.path)
@@ -98,7 +97,7 @@ def read_model(file: GgufFile) -> Model:
 
 
 def _check_contents(reader: KeyReader, model: Model) -> None:
-    """What the decoders rely on: tables side by side, every table and head of every level."""
+    """Requirements of the decoders: adjacent tables, every table and head of every level."""
     config = model.config
     if not 0 < config.n_levels <= 64:
         reader.faults.append(f"valle.codec.levels is {config.n_levels}")

@@ -1,4 +1,4 @@
-"""Sentences that a model speaks to be listened to: given ones, or texts that it speaks first."""
+"""Sentences for listening tests: with recordings, or texts that the model speaks first."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from valle_convert.speech.phonemes import Tokenize
 from valle_convert.wording import plural
 
 _MAX_SENTENCES_BYTES = 1 << 20
-#: About what a sentence takes before it is spoken, seconds; it may take twice as long and one more.
+#: The expected length of a sentence before it is spoken, seconds; the limit is twice that plus one.
 _EXPECTED_SECONDS = 5.0
 
 
@@ -44,7 +44,7 @@ def read_sentences(
     codec: AudioCodec,
     prompt_seconds: float,
 ) -> list[Sentence]:
-    """Texts, one a line, as sentences that nobody has spoken yet."""
+    """Texts, one a line, as sentences without recordings."""
     data = read_small_file(path, "list of sentences", _MAX_SENTENCES_BYTES, pipe=True)
     try:
         lines = decoded(data).splitlines()
@@ -52,9 +52,7 @@ def read_sentences(
         raise InputError(f"{path} is not UTF-8; save it as UTF-8, one sentence a line.") from None
     texts = {f"{path}, line {i}": line.strip() for i, line in enumerate(lines, 1) if line.strip()}
     if len(texts) < 2:
-        raise InputError(
-            f"{path} has {plural(len(texts), 'sentence')}, where two or more are expected."
-        )
+        raise InputError(f"{path} has {plural(len(texts), 'sentence')}, expected two or more.")
     said = say_all([Recorded(Path(where), text) for where, text in texts.items()], model, tokenize)
     prompt = None if voice is None else voice_prompt(voice, model, codec, prompt_seconds)[0]
     nothing = np.zeros((0, model.config.n_levels), np.int64)
@@ -77,7 +75,7 @@ def speak_references(
     ar_temperature: float,
     progress: Progress,
 ) -> list[Sentence]:
-    """The sentences with what a network says as recordings, in the way it speaks by itself."""
+    """The sentences with a network's own speech as recordings."""
     way = ways_of(network.model, ar_temperature)[-1]
     found = []
     with progress("speaking the references", len(sentences), "sentences") as advance:
@@ -91,7 +89,7 @@ def speak_references(
             ).codes
             if not len(codes):
                 raise InputError(
-                    f"The F16 file says nothing for {sentence.text!r}, so that there is nothing to "
+                    f"The F16 file says nothing for {sentence.text!r}, so there is nothing to "
                     "compare other files with; give another --seed or leave the sentence out."
                 )
             found.append(replace(sentence, codes=codes))

@@ -1,11 +1,11 @@
-"""GGUF files of VALL-E that were made the old way, and why they speak wrongly.
+"""GGUF files of VALL-E made by llama.cpp's LLaMA converter, and why they speak wrongly.
 
 They are the Hugging Face export after llama.cpp's converter for LLaMA models:
-`general.architecture` is `llama`, whose gate is SiLU where the network has GELU; the rows of q and
-k are interleaved, as that graph rotates neighbours; tables and heads are two matrices; nothing says
-which rows are which, or how positions count. All weights are there. `read_old` gives them under the
-checkpoint's names, numbers for the reference and stored blocks for the writer: rows are moved,
-whole, and no number is rounded a second time.
+`general.architecture` is `llama`, with a SiLU gate instead of the network's GELU; the rows of q and
+k are interleaved, since that graph rotates neighbours; tables and heads are two matrices; nothing
+says which rows are which, or how positions count. All weights are there. `read_old` gives them
+under the checkpoint's names, as numbers for the reference and as stored blocks for the writer: rows
+are moved as a whole, and no number is rounded a second time.
 """
 
 from __future__ import annotations
@@ -52,19 +52,19 @@ from valle_convert.wording import listing
 
 FORMAT = "gguf, made the old way"
 _OLD_TYPES = OLD_TYPES_KEY.removeprefix(SOURCE_PREFIX)
-_WHAT = "VALL-E that was made into GGUF the old way"
+_WHAT = "GGUF file of VALL-E made by llama.cpp's LLaMA converter"
 _ARCHITECTURE = "llama"
 _OUTPUT = "output.weight"
 #: Rows of the published models' matrices, whose tokens may have lost their names.
 _PUBLISHED_ROWS = 17_702
-#: What every VALL-E has, so that a file with others is none.
+#: Values that every VALL-E has.
 _EXPECTED = {"rope.freq_base": 10_000.0, "attention.layer_norm_rms_epsilon": 1e-6}
-#: A norm weight of a checkpoint, rounded to bfloat16 on its way through the export.
+#: A checkpoint's norm weight, rounded to bfloat16 by the export.
 _ROUNDING = 2.0**-8
 
 
 def is_old(file: GgufFile) -> bool:
-    """Whether a GGUF file is a VALL-E made the old way."""
+    """Whether a GGUF file is a VALL-E made by llama.cpp's LLaMA converter."""
     if is_converted(file.keys) or file.keys.get("general.architecture") != _ARCHITECTURE:
         return False
     tokens = file.keys.get(TOKENS_KEY)
@@ -74,28 +74,26 @@ def is_old(file: GgufFile) -> bool:
 
 
 def why_wrong(path: Path) -> str:
-    """One sentence: what is wrong with such a file, and what to do."""
+    """One sentence on the fault of such a file, and the remedy."""
     return (
-        f"{path} is a VALL-E that was made into GGUF the old way, as a `llama` model: its graph "
-        "computes SiLU where the network has GELU, and nothing in it tells tables, heads and "
-        "positions, so it speaks wrongly; make the right file of it with `valle-convert repair "
-        f"{path} NEW.gguf`."
+        f"{path} is a GGUF file of VALL-E made by llama.cpp's LLaMA converter: its graph computes "
+        "SiLU instead of GELU, and it lacks tables, heads and positions, so it speaks wrongly; "
+        f"fix it with `valle-convert repair {path} NEW.gguf`."
     )
 
 
 def read_old(
     path: Path, *, config: Path | None = None, biases: Checkpoint | None = None
 ) -> Checkpoint:
-    """Read a file that was made the old way as the checkpoint that it came from."""
+    """Read a file made by llama.cpp's LLaMA converter as the checkpoint that it came from."""
     file = GgufFile(path)
     if is_converted(file.keys):
         raise InputError(f"{path} is a converted file, which needs no repair.")
     names = file.keys.get(TOKENS_KEY)
     if file.keys.get("general.architecture") != _ARCHITECTURE or not isinstance(names, list):
         raise InputError(
-            f"{path} is no {_WHAT}: its architecture is "
-            f"{file.keys.get('general.architecture')!r:.40}, where 'llama' with a list of tokens "
-            "is expected."
+            f"{path} is not a {_WHAT}: its architecture is "
+            f"{file.keys.get('general.architecture')!r:.40}, expected 'llama' with tokens."
         )
     sizes = _Sizes(file)
     given = Config({}, "") if config is None else load_config(config, found_file(DiskTree(), path))
@@ -143,7 +141,7 @@ def read_old(
 
 
 def as_repaired(checkpoint: Checkpoint, file: GgufFile) -> Checkpoint:
-    """A checkpoint with what a repaired file can have of it, to hold the file against."""
+    """A checkpoint, reduced to what a repaired file can contain, for comparison."""
     with_biases = BIAS_KEY in file.keys
     n_heads = len(open_names(file, "valle.head.names"))
     kept = {
@@ -153,7 +151,7 @@ def as_repaired(checkpoint: Checkpoint, file: GgufFile) -> Checkpoint:
     }
     experimental: dict[str, Any] = {"classifiers_bias": with_biases}
     context = file.keys.get(f"{ARCHITECTURE}.context_length")
-    if isinstance(context, int):  # every export says the same number
+    if isinstance(context, int):  # every export has the same number
         experimental["max_position_embeddings"] = context
     return replace(
         checkpoint,
@@ -164,7 +162,7 @@ def as_repaired(checkpoint: Checkpoint, file: GgufFile) -> Checkpoint:
 
 
 def open_names(file: GgufFile, key: str) -> list[str]:
-    """A list of strings among the keys; empty where there is none."""
+    """A list of strings among the keys; empty if there is none."""
     value = file.keys.get(key)
     return value if isinstance(value, list) and all(isinstance(one, str) for one in value) else []
 
@@ -175,7 +173,7 @@ def _is_kept(name: str, n_heads: int, *, with_biases: bool) -> bool:
 
 
 class _Sizes:
-    """The numbers of the header that the tensors do not tell."""
+    """The numbers of the header that do not follow from the tensors."""
 
     def __init__(self, file: GgufFile) -> None:
         faults: list[str] = []
@@ -199,11 +197,11 @@ class _Sizes:
         if not faults and (self.width % self.heads or self.width // self.heads % 2):
             faults.append(f"{self.heads} heads do not divide the width {self.width} evenly")
         if faults:
-            raise InputError(f"{file.path} is no {_WHAT}: {'; '.join(faults)}.")
+            raise InputError(f"{file.path} is not a {_WHAT}: {'; '.join(faults)}.")
 
 
 class _OldTensors:
-    """The file's tensors under the names of the Hugging Face export, q and k in their own order."""
+    """The file's tensors under the names of the Hugging Face export, q and k in original order."""
 
     def __init__(self, file: GgufFile, sizes: _Sizes) -> None:
         self._stored: dict[str, TensorInfo] = {}
@@ -229,7 +227,7 @@ class _OldTensors:
             ("cannot be read", unreadable),
         ):
             if found:
-                raise InputError(f"{file.path} is no {_WHAT}; {words}: {listing(found, 10)}.")
+                raise InputError(f"{file.path} is not a {_WHAT}; {words}: {listing(found, 10)}.")
         specs: dict[str, TensorSpec] = {}
         for name, tensor in file.tensors.items():
             source = names[name]
@@ -242,15 +240,15 @@ class _OldTensors:
                 continue
             if tensor.shape[0] % (2 * heads):
                 raise InputError(
-                    f"{file.path}: the {tensor.shape[0]} rows of {name} are not of {heads} heads; "
-                    "the file is damaged: copy it again."
+                    f"{file.path}: the {tensor.shape[0]} rows of {name} do not divide into {heads} "
+                    "heads; the file is damaged: copy it again."
                 )
             stored_rows = np.arange(tensor.shape[0]).reshape(heads, -1, 2)
             self._orders[source] = stored_rows.swapaxes(1, 2).reshape(-1)
         self.specs: Mapping[str, TensorSpec] = MappingProxyType(specs)
 
     def read(self, name: str) -> NDArray[Any]:
-        """One tensor, in its own type where numpy has it."""
+        """One tensor, in its own type if numpy has it."""
         return self.read_rows(name, slice(None))
 
     def read_rows(self, name: str, rows: slice) -> NDArray[Any]:
@@ -264,7 +262,7 @@ class _OldTensors:
         return stored.data.reshape(stored.shape[0], -1)[index].view(dtype)
 
     def read_blocks(self, name: str, rows: slice) -> NDArray[np.uint8] | None:
-        """Rows as they are stored; None for a type of numpy."""
+        """Rows as stored; None for a type of numpy."""
         stored = self._stored[name]
         if stored.ggml_type in PLAIN_DTYPES or len(stored.shape) == 1:
             return None
@@ -273,7 +271,7 @@ class _OldTensors:
 
 
 class _WithBiases:
-    """The tensors of an old file, and the biases of the checkpoint that it was made of."""
+    """The tensors of an old file, and the biases of its checkpoint."""
 
     def __init__(self, tensors: BlockSource, checkpoint: Checkpoint, path: Path) -> None:
         self._tensors = tensors
@@ -292,8 +290,8 @@ class _WithBiases:
             name = head.replace(".weight", ".bias")
             if name not in biases or given[name].shape != specs[head].shape[:1]:
                 raise InputError(
-                    f"{checkpoint.path} is not what {path} was made of: {name} of "
-                    f"{specs[head].shape[0]} values is expected in it; give its own checkpoint "
+                    f"{checkpoint.path} is not the checkpoint of {path}: expected {name} of "
+                    f"{specs[head].shape[0]} values; give the right checkpoint "
                     "with --biases, or leave that out."
                 )
             specs[name] = given[name]
@@ -301,7 +299,7 @@ class _WithBiases:
         self._check_norms(checkpoint.path, path)
 
     def _check_norms(self, checkpoint: Path, path: Path) -> None:
-        """The norms of the two are equal: they pass through every export unquantized."""
+        """Check that the norms are equal, which every export keeps unquantized."""
         for name, spec in self._tensors.specs.items():
             if not name.endswith("norm.weight"):
                 continue
@@ -313,7 +311,7 @@ class _WithBiases:
                 same = bool((np.abs(ours - theirs) <= _ROUNDING * np.abs(theirs)).all())
             if not same:
                 raise InputError(
-                    f"{checkpoint} is not what {path} was made of: {name} differs; give its own "
+                    f"{checkpoint} is not the checkpoint of {path}: {name} differs; give the right "
                     "checkpoint with --biases, or leave that out."
                 )
 
@@ -324,12 +322,12 @@ class _WithBiases:
         return self._checkpoint.read(name)
 
     def read_blocks(self, name: str) -> NDArray[np.uint8] | None:
-        """Rows as they are stored, see `BlockSource`."""
+        """Rows as stored, see `BlockSource`."""
         return self._tensors.read_blocks(name) if name in self._tensors.specs else None
 
 
 def _vocabulary(file: GgufFile, names: list[str]) -> CarriedVocabulary | None:
-    """The file's own strings and merges; None where it has no merges."""
+    """The file's own strings and merges; None if it has no merges."""
     merges = file.keys.get("tokenizer.ggml.merges")
     if not isinstance(merges, list) or len(set(names)) != len(names):
         return None

@@ -1,8 +1,8 @@
-"""A converted file, opened on stock llama.cpp: `protocol.Network` with nothing assumed.
+"""A converted file on stock llama.cpp, as a `protocol.Network`.
 
-The file's keys say which rows are which table and head; the rows are read from the file
-itself, dequantized as they are needed. `GemmaSession` runs them and knows nothing of
-VALL-E; this module adds what it knows, and no arithmetic but a head's bias.
+The file's keys show which rows are which table and head; the rows are read from the file itself,
+dequantized on request. `GemmaSession` runs them and knows nothing of VALL-E; this module adds that,
+without arithmetic except for a head's bias.
 """
 
 from __future__ import annotations

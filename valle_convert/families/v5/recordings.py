@@ -1,4 +1,4 @@
-"""From recordings and what is said in them to the files that `--data` takes."""
+"""From recordings and their transcripts to files for `--data`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from valle_convert.text import (
     unsaid_notice,
 )
 
-#: Of a recording's name in the name of its utterance, so that a long one leaves room.
+#: The part of a recording's name in the name of its utterance, in case of a long one.
 _MAX_STEM_BYTES = 200
 
 
@@ -46,7 +46,7 @@ class Said:
 
     Attributes:
         ids: of the phonemes, with the marks around them.
-        notices: what a user should know of it.
+        notices: for the user.
     """
 
     language: str
@@ -63,7 +63,7 @@ class MadeUtterance:
     """An utterance as `audio.utterances.read_spoken` reads it.
 
     Attributes:
-        notices: what a user should know of it.
+        notices: for the user.
     """
 
     name: str
@@ -97,7 +97,7 @@ def fill_folder(
         tokenize, _ = phoneme_tokenizer(bundle.main, opened)
         outputs = {name: folder / name for name in utterance_names(recorded)}
         check_outputs(outputs, inputs=inputs, force=force)
-        # All texts are looked at before a codec is loaded, or asked for at the hub.
+        # All texts are checked before a codec is loaded or downloaded.
         said = say_all(recorded, bundle.model, tokenize, language=language, is_phonemes=is_phonemes)
         made = make_utterances(
             recorded,
@@ -113,7 +113,7 @@ def fill_folder(
 
 
 def utterance_names(recorded: Sequence[Recorded]) -> list[str]:
-    """The file of each utterance: its number, so that the order stays, and the recording's name."""
+    """The file of each utterance: its number, which keeps the order, and the recording's name."""
     digits = max(4, len(str(len(recorded))))
     stems = [os.fsencode(one.path.stem)[:_MAX_STEM_BYTES] for one in recorded]
     return [f"{i:0{digits}}-{os.fsdecode(stem)}.npz" for i, stem in enumerate(stems, 1)]
@@ -143,7 +143,7 @@ def make_utterances(
     is_phonemes: bool = False,
     progress: Progress = silent,
 ) -> list[MadeUtterance]:
-    """Turn recordings into codes, and put them together with what is said."""
+    """Encode recordings, and combine them with their texts."""
     prompt: Codes | None = None
     notices: tuple[str, ...] = ()
     if voice is not None:
@@ -171,7 +171,7 @@ def make_utterances(
 def voice_prompt(
     voice: Path, model: Model, codec: AudioCodec | None, seconds: float = PROMPT_SECONDS
 ) -> tuple[Codes, tuple[str, ...]]:
-    """The codes of a voice [frames, levels], so many seconds of it, and notices."""
+    """The codes of a voice [frames, levels], of limited length, and notices."""
     prompt, notices = _codes(voice, model, codec, seconds)
     rate = model.config.codec.frame_rate or DEFAULT_FRAME_RATE
     prompt, more = fit_prompt(prompt, max(1, round(seconds * rate)), str(voice))
@@ -181,7 +181,6 @@ def voice_prompt(
 def write_utterances(
     made: Iterable[MadeUtterance], folder: Path, *, force: bool, sources: Sequence[Path] = ()
 ) -> None:
-    """Write each into a file of the folder."""
     for one in made:
         with atomic_output(folder / one.name, force=force, sources=sources) as file:
             np.savez(file, **one.arrays)  # type: ignore[arg-type]
@@ -216,11 +215,11 @@ def _say(
 def _codes(
     path: Path, model: Model, codec: AudioCodec | None, seconds: float | None
 ) -> tuple[Codes, tuple[str, ...]]:
-    """The codes of a recording [frames, levels], of so many seconds of it; None for all."""
+    """The codes of a recording [frames, levels], of limited length; None for all."""
     if is_codes_path(path):
         return read_codes(path, model.config).codes, ()
     if codec is None:
-        raise InputError(f"{path} is a recording, and without a codec only codes can be used.")
+        raise InputError(f"{path} is a recording, but without a codec only codes can be used.")
     rate = codec.description.sample_rate
     audio = read_audio(path, rate, max_seconds=MAX_RECORDING_SECONDS)
     audio, notices = prompt_audio(audio, seconds, str(path))

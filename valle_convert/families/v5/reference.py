@@ -34,7 +34,7 @@ class ReferenceNetwork(Backbone, Closing):
         super().__init__(PART, tensors, self._model.config, arithmetic)
         contents = description.contents[PART]
         self._tables = {block.label: block for block in contents.rows}
-        # By place in the model's row order, since heads may share rows.
+        # By position in the model's row order, since heads may share rows.
         self._heads = {
             block.first_row: block for block in contents.rows if block.label.startswith("head.")
         }

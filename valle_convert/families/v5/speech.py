@@ -1,4 +1,4 @@
-"""Everything that versions 5 and 6 speak, on any `network.protocol.Network`."""
+"""Speech of versions 5 and 6, on any `network.protocol.Network`."""
 
 from __future__ import annotations
 
@@ -114,11 +114,11 @@ class VersionFiveSpeaker(PhonemeSpeaker):
         is_phonemes: bool = False,
         watch: Watch = UNWATCHED,
     ) -> Spoken:
-        """Answer a recording with one as long."""
+        """Answer a recording with one of the same length."""
         tasks = self._network.model.tasks
         if task != "vc" and task not in tasks:
             raise InputError(
-                f"This model does not know the task {task}; it knows {', '.join(tasks)}."
+                f"This model does not support the task {task}, only {', '.join(tasks)}."
             )
         options = seeded(options)
         begin = time.perf_counter()
@@ -157,7 +157,6 @@ class VersionFiveSpeaker(PhonemeSpeaker):
         *,
         watch: Watch = UNWATCHED,
     ) -> Heard:
-        """The phonemes of a recording."""
         model = self._network.model
         if not model.has_head("stt"):
             raise InputError("This model cannot transcribe: it has no head for the task stt.")

@@ -1,7 +1,7 @@
-"""What versions 5 and 6 are tried on: utterances, random or from files, and passes over them.
+"""Examples and cases of versions 5 and 6: utterances, random or from files, and passes over them.
 
-A pass is what goes in, which head answers, and which elements are compared. The same cases
-serve the verdict, importance matrices, and the quality of quantized files.
+A pass is its inputs, its head, and the elements that are compared. The same cases serve the
+verdict, importance matrices, and the quality of quantized files.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class NetworkPass:
     """One pass of a network; it is called with the network.
 
     Attributes:
-        n_outputs: how many elements are compared, counted from the end.
-        stepwise: the last segment goes in one element at a time, through the cache.
+        n_outputs: the number of compared elements, counted from the end.
+        stepwise: the last segment is decoded one element at a time, through the cache.
     """
 
     head: str
@@ -150,7 +150,7 @@ def cases(model: Model, utterance: Utterance) -> Iterator[Case[Network]]:
     if model.config.n_levels > 1:
         spoken = transcript_segments(model, response, transcript, condition.language)
     else:
-        # Such a model has the head, and no task that reads it.
+        # Such a model has the head, but no task that reads it.
         spoken = speech_segments(model, condition, 0, response)
     yield Case("stt", "stt", NetworkPass("stt", tuple(spoken), len(transcript)))
     if model.has_head("text"):
@@ -160,7 +160,7 @@ def cases(model: Model, utterance: Utterance) -> Iterator[Case[Network]]:
 
 
 def _stepwise(network: Network, head: str, inputs: Inputs) -> Iterator[Prediction]:
-    """All but the last segment at once, then element after element."""
+    """All but the last segment at once, then element by element."""
     for start, stop in pairwise([0, *range(inputs.last, len(inputs) + 1)]):
         part = slice(start, stop)
         yield network.step(
@@ -169,7 +169,7 @@ def _stepwise(network: Network, head: str, inputs: Inputs) -> Iterator[Predictio
 
 
 def speak_level_0(network: Network, utterance: Utterance) -> NDArray[np.int32]:
-    """What the AR says without randomness, [frames]."""
+    """The AR's speech without randomness, [frames]."""
     options = ArOptions(sampling=GREEDY, max_frames=GREEDY_FRAMES)
     return decode_ar(network, utterance.condition, options, np.random.default_rng(0)).codes
 
@@ -230,7 +230,7 @@ def read_utterance(path: Path, model: Model, *, seed: tuple[int, ...]) -> Uttera
     """One utterance.
 
     Args:
-        seed: of which frames are masked.
+        seed: decides which frames are masked.
     """
     config = model.config
     given = read_spoken(path, config, model)

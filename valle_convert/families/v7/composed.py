@@ -1,11 +1,11 @@
-"""What goes into a VALL-E of version 7 and what comes out of it, whoever computes it.
+"""Inputs and outputs of a VALL-E of version 7, for any implementation.
 
     speech     phonemes | language | prompt | tone | response   -> codes of every level, in place
     length     phonemes | language | prompt | tone | marker     -> a duration, at the marker
     phonemes   response | language | phonemes                   -> the next phoneme
     text       phonemes | language | text                       -> the next piece of text
 
-A frame of the prompt or of the response is one element; between two segments stands a separator.
+A frame of the prompt or of the response is one element; a separator is between two segments.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ Encoded = Literal["prompt", "response"]
 class AllLevelsNetwork(Closing, ABC):
     """A model of version 7 that computes. Close it, or use it as a context manager.
 
-    d is the width, A the codes of a codebook.
+    d is the width, A the codebook size.
 
     Attributes:
-        observe: called as `observe(part, linear, inputs [n, in])` before every linear layer, where
-            it is a network that can be listened to.
+        observe: called as `observe(part, linear, inputs [n, in])` before every linear layer, in
+            networks that support it.
     """
 
     observe: Callable[[str, str, Any], None] | None = None
@@ -45,7 +45,7 @@ class AllLevelsNetwork(Closing, ABC):
     def model(self) -> VersionSevenModel:
         return self._model
 
-    # ------------------------------------------------------------------ what computes it
+    # ---------------------------------------------------------------------- implementation
 
     @abstractmethod
     def look_up(self, table: str, rows: IntArray) -> FloatArray:
@@ -53,15 +53,15 @@ class AllLevelsNetwork(Closing, ABC):
 
     @abstractmethod
     def encode(self, kind: Encoded, codes: IntArray) -> FloatArray:
-        """The elements that stand for frames, [n, levels] -> [n, d]."""
+        """The elements of frames, [n, levels] -> [n, d]."""
 
     @abstractmethod
     def run(
         self, rows: FloatArray, positions: NDArray[np.int32], n_outputs: int, *, causal: bool
     ) -> FloatArray:
-        """What the backbone makes of the last elements, [n, d] -> [n_outputs, d].
+        """The backbone's output for the last elements, [n, d] -> [n_outputs, d].
 
-        Where the model has a last norm, it is in it.
+        It includes the last norm, if the model has one.
         """
 
     @abstractmethod
@@ -72,13 +72,13 @@ class AllLevelsNetwork(Closing, ABC):
     def head(self, name: str, states: FloatArray) -> FloatArray:
         """The logits of another head, [n, d] -> [n, rows of the head]."""
 
-    # ---------------------------------------------------------------------- what it says
+    # ---------------------------------------------------------------------------- outputs
 
     def levels(self, condition: Condition, response: IntArray) -> FloatArray:
         """The logits of every level of a response.
 
         Args:
-            response: its codes, with the mask code where they are not known, [frames, levels].
+            response: its codes, with the mask code for unknown ones, [frames, levels].
 
         Returns:
             [levels, frames, A + 1].
@@ -87,9 +87,9 @@ class AllLevelsNetwork(Closing, ABC):
         return self.decode(self._states(segments, "level", len(response)))
 
     def length(self, condition: Condition, *, everywhere: bool = False) -> FloatArray:
-        """How long the text would take: [1, 1] seconds, or the logits of digits [5, 10].
+        """The duration of the text: [1, 1] seconds, or the logits of digits [5, 10].
 
-        One number tells little of a network, so `everywhere` gives those of all elements.
+        `everywhere` gives those of all elements, since one number says little about a network.
         """
         segments = [*self._leading(condition), self.look_up("length", np.zeros(1, np.int64))]
         n = sum(len(segment) + 1 for segment in segments) - 1 if everywhere else 1
@@ -97,11 +97,11 @@ class AllLevelsNetwork(Closing, ABC):
         return found if found.shape[1] == 1 else found.reshape(-1, DIGITS)
 
     def phonemes(self, response: IntArray, phonemes: IntArray, language: int | None) -> FloatArray:
-        """The logits of the phonemes that follow each of those given, [n, rows of the head]."""
+        """The logits of the phoneme after each given one, [n, rows of the head]."""
         return self._following("phonemes", self._encoded("response", response), phonemes, language)
 
     def text(self, phonemes: IntArray, text: IntArray, language: int | None) -> FloatArray:
-        """The logits of the pieces of text that follow each of those given."""
+        """The logits of the piece of text after each given one."""
         return self._following("text", self.look_up("phonemes", phonemes), text, language)
 
     def _following(

@@ -1,4 +1,4 @@
-"""All levels of a response by demasking, and how long it is."""
+"""All levels of a response by demasking, and its duration."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def decode_levels(
     """Decode a response of `n_frames` frames.
 
     Args:
-        level_0: codes of level 0 that stay as they are, [n_frames].
-        prefix: what was said before, [frames, levels]; not part of the result.
+        level_0: fixed codes of level 0, [n_frames].
+        prefix: the speech before, [frames, levels]; not part of the result.
 
     Returns:
         Codes [n_frames, levels]. A model may give the stop code, `codebook_size`, at any place.
@@ -69,7 +69,7 @@ def decode_levels(
 def decode_duration(
     network: AllLevelsNetwork, condition: Condition, options: LengthOptions, frame_rate: float
 ) -> int:
-    """How many frames to decode for a text: the model says it in seconds, or digit by digit."""
+    """The number of frames for a text, which the model gives in seconds or digit by digit."""
     found = network.length(condition)
     if found.shape[1] > 1:
         said = int("".join(map(str, found.argmax(-1))))
@@ -82,9 +82,9 @@ def decode_duration(
 def without_stops(
     network: AllLevelsNetwork, condition: Condition, codes: Codes, prefix: Codes | None = None
 ) -> Codes:
-    """The codes with the likeliest real code in the place of each stop, which no codec has.
+    """The codes with each stop, which no codec has, replaced by the likeliest real code.
 
-    Trained models give none; one more pass is run where there is one.
+    Trained models give none; if there is one, one more pass is run.
     """
     stop = network.model.config.stop_code
     if not (codes == stop).any():

@@ -1,11 +1,11 @@
-"""Checkpoints of version 7, all codebooks at once: the facts, from config keys to tensor names.
+"""Checkpoints of version 7, all codebooks at once: from config keys to tensor names.
 
 A frame of audio is one element: an encoder makes one vector of its codes of all levels, and after
-the backbone a decoder a level gives the codes of that level. So it is an ordinary `gemma` for
-llama.cpp between networks that no stock graph has. These lie in a second file:
+the backbone, one decoder per level gives the codes of that level. So it is an ordinary `gemma` for
+llama.cpp between networks that no stock graph has. These are in a second file:
 
-* `model` is the backbone with the tables that are looked up alone, phonemes first. Where the
-  decoders have norms of their own, the backbone has no last one; its weights are ones then.
+* `model` is the backbone with the tables that are looked up alone, phonemes first. If the decoders
+  have their own norms, the backbone has no last one; its weights are ones.
 * `audio` has the tables of codes, the encoders, the decoders, and every head.
 """
 
@@ -44,14 +44,14 @@ from valle_convert.model.trainer import (
 #: The part beside the backbone.
 AUDIO = "audio"
 VERSION = 7
-#: Digits of a duration, and what each of them may be, where it is none of seconds.
+#: Digits of a duration, and the values of each, unless it is in seconds.
 LENGTH_DIGITS, DIGITS = 5, 10
-#: The encoders by what they encode, with their names in the checkpoint.
+#: The encoders by their input, with their names in the checkpoint.
 ENCODERS = {"prompt": "proms_emb", "response": "resps_emb"}
 
 # ------------------------------------------------------------------------- the config
 
-#: Switches that the tensors tell, and the config may tell too.
+#: Switches that follow from the tensors, and may be in the config too.
 _SWITCHES = (
     "use_audio_encoder_norm",
     "use_audio_encoder_ffn",
@@ -63,12 +63,12 @@ _SWITCHES = (
 
 @dataclass(frozen=True)
 class VersionSevenConfig(GemmaConfig):
-    """Sizes and switches, all of the encoders' and decoders' taken from tensors.
+    """Sizes and switches; those of the encoders and decoders come from tensors.
 
     Attributes:
-        n_ff_encoder: width of the encoders' feed-forward; 0 where they have none.
-        level_norm: whether each level's decoder has a LayerNorm, in the place of the backbone's
-            last norm.
+        n_ff_encoder: width of the encoders' feed-forward; 0 if they have none.
+        level_norm: whether each level's decoder has a LayerNorm, instead of the backbone's last
+            norm.
     """
 
     encoder_norm: bool
@@ -84,7 +84,7 @@ class VersionSevenConfig(GemmaConfig):
 
     @property
     def mask_code(self) -> int:
-        """What stands for a code that is not known; only responses have it."""
+        """The placeholder of an unknown code; only responses have it."""
         return self.codebook_size + 1
 
 
@@ -93,20 +93,20 @@ class VersionSevenModel(GemmaModel[VersionSevenConfig]):
     """A model of version 7 without its weights.
 
     Attributes:
-        audio: tables of codes and all heads, which lie in the second file.
+        audio: tables of codes and all heads, which are in the second file.
     """
 
     audio: RowMap
 
     def is_causal(self, head: str) -> bool:
-        """Whether a pass for that head attends to what came before only."""
+        """Whether a pass for that head attends only to earlier elements."""
         return self.config.nar_attention == "causal" or head in ("phonemes", "text")
 
 
 # ------------------------------------------------------------------- tables and heads
 
 
-#: The tables that are looked up alone with their sources, in row order.
+#: The tables that are looked up alone, with their sources, in row order.
 TABLES = {
     "phonemes": "phn_emb.weight",
     "text": "text_emb.weight",
@@ -122,14 +122,14 @@ _VECTORS = ("length", "separator")
 
 
 def head_names(n_levels: int) -> dict[str, str]:
-    """The heads with the beginnings of their names in the checkpoint, in row order."""
+    """The heads with the prefixes of their names in the checkpoint, in row order."""
     levels = {f"level.{i}": f"audio_decoder.head.{i}.4" for i in range(n_levels)}
     others = {"length": "len_decoder", "phonemes": "phn_decoder", "text": "text_decoder"}
     return levels | {name: f"{decoder}.head" for name, decoder in others.items()}
 
 
 def audio_tensors(config: VersionSevenConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The tensors of the second file beside its rows: name -> (source, shape)."""
+    """The tensors of the second file other than its rows: name -> (source, shape)."""
     d, levels = config.n_embd, config.n_levels
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
 
@@ -164,7 +164,6 @@ def audio_tensors(config: VersionSevenConfig) -> dict[str, tuple[str, tuple[int,
 
 
 def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[VersionSevenModel]:
-    """Understand a checkpoint of version 7."""
     reader = ConfigReader(checkpoint)
     said = reader.common()
     switches = {name: reader.optional_flag(name) for name in _SWITCHES}
@@ -232,7 +231,7 @@ def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Ve
 def _config(
     collector: Collector, said: TrainerConfig, codec: str | None
 ) -> tuple[VersionSevenConfig, list[str]]:
-    """Every size by the tensor that knows it, compared with what the config claims; and notes."""
+    """Every size from its tensor, compared with the config; and notes."""
     specs = collector.specs
 
     n_levels = count_numbered(specs, "proms_emb.embs.{}.weight")
@@ -279,7 +278,7 @@ def _check_switches(
     switches: Mapping[str, bool | None],
     factors: Mapping[str, int],
 ) -> None:
-    """Compare what the config says of encoders and decoders with the tensors."""
+    """Compare the config's values for encoders and decoders with the tensors."""
     length = collector.specs.get("len_decoder.head.weight")
     n_length = length.shape[0] if length and length.shape else 1
     found = {
@@ -292,15 +291,15 @@ def _check_switches(
     for name, value in found.items():
         if switches[name] not in (None, value):
             collector.faults.append(
-                f"{name} is {switches[name]} in the config, and {value} by the weights"
+                f"{name} is {switches[name]} in the config, but {value} by the weights"
             )
     for words, n_ff in (("encoder", config.n_ff_encoder), ("decoder", config.n_ff_decoder)):
         if factors[words] and n_ff:
             collector.compare(f"{words} width", factors[words] * config.n_embd, n_ff)
     if n_length not in (1, LENGTH_DIGITS * DIGITS):
         collector.faults.append(
-            f"len_decoder.head.weight has {n_length} rows, where 1 (seconds) or "
-            f"{LENGTH_DIGITS * DIGITS} ({LENGTH_DIGITS} digits) are expected"
+            f"len_decoder.head.weight has {n_length} rows, expected 1 (seconds) or "
+            f"{LENGTH_DIGITS * DIGITS} ({LENGTH_DIGITS} digits)"
         )
 
 
@@ -325,7 +324,7 @@ def _audio_rows(
     """Tables of codes and heads, one after the other, and the heads' biases."""
     specs, codes, d = collector.specs, config.codebook_size, config.n_embd
     wanted: list[tuple[str, str, int]] = []
-    # Responses have two rows more: the stop and the mask code.
+    # Responses have two more rows: the stop and the mask code.
     for kind, n_rows in (("prompt", codes), ("response", codes + 2)):
         wanted += [
             (f"{kind}.{i}", f"{ENCODERS[kind]}.embs.{i}.weight", n_rows)
@@ -339,7 +338,7 @@ def _audio_rows(
         table = specs.get(TABLES.get(name, "")) if name != "length" else None
         n_rows = codes + 1
         if not name.startswith("level."):
-            # Of phonemes and text as many as their tables have; of the length what there is.
+            # For phonemes and text, as many as their tables have; for the length, all.
             known = table or spec
             n_rows = max(1, known.shape[0]) if known and known.shape else 1
         wanted.append((f"head.{name}", f"{source}.weight", n_rows))

@@ -3,8 +3,8 @@
     out.gguf         model    a complete `gemma` with the vocabulary of phonemes
     out-audio.gguf   audio    encoders, decoders and heads, as in llama.cpp's mmproj files
 
-The second file is of the architecture `clip`, which llama.cpp has for the sake of llama-quantize,
-and which none of its graphs computes. docs/gguf-keys.md lists the keys and the tensors.
+The second file has the architecture `clip`, which llama.cpp has for llama-quantize, without a graph
+that computes it. docs/gguf-keys.md lists the keys and the tensors.
 """
 
 from __future__ import annotations
@@ -58,7 +58,6 @@ def file_keys(
     part: str,
     tokenizer: TokenizerChoice,
 ) -> FileKeys:
-    """What is written into the file of a part."""
     model, config = description.model, description.model.config
     who = [
         Key("valle.format_version", FORMAT_VERSION, "u32"),
@@ -108,18 +107,16 @@ def _encoder_keys(config: VersionSevenConfig) -> Iterator[Key]:
 
 
 def check_part(file: GgufFile, part: str) -> None:
-    """Refuse a file that is another part than is expected."""
     found = file.keys.get(PART_KEY)
     if file.keys.get(FAMILY_KEY) != FAMILY or found != part:
         raise InputError(
-            f"{file.path} is the part {found!r:.40} of a model, where {part!r} of a VALL-E of "
-            "version 7 is expected; give the file that is not called -audio, and keep the names of "
-            "both."
+            f"{file.path} is the part {found!r:.40}, expected {part!r} of a VALL-E of "
+            "version 7; give the file without -audio in its name, and keep both "
+            "names."
         )
 
 
 def read_model(files: Mapping[str, GgufFile]) -> VersionSevenModel:
-    """The model that the files describe."""
     main, audio = files[PART], files[AUDIO]
     reader, of_audio = (KeyReader.of_converted(one.keys, one.path) for one in (main, audio))
     config = VersionSevenConfig(
@@ -154,7 +151,7 @@ def read_model(files: Mapping[str, GgufFile]) -> VersionSevenModel:
 
 
 def _check_rows(reader: KeyReader, of_audio: KeyReader, model: VersionSevenModel) -> None:
-    """What the networks rely on: tables side by side, every table and head of every level."""
+    """Requirements of the networks: adjacent tables, every table and head of every level."""
     config, codes = model.config, model.config.codebook_size
     rows = {table.name: table.n_rows for table in model.tables}
     reader.compare_rows("table", rows, {"phonemes": None, "length": 1, "separator": 1})
@@ -174,7 +171,7 @@ def _check_rows(reader: KeyReader, of_audio: KeyReader, model: VersionSevenModel
         of_audio.faults.append(f"{BIAS_KEY} is missing")
     for key in codec_keys(config):
         if of_audio.keys.get(key.name) != reader.keys.get(key.name):
-            of_audio.faults.append(f"{key.name} is not that of the other file")
+            of_audio.faults.append(f"{key.name} differs from the other file's")
 
 
 def _tensor_faults(file: GgufFile, config: VersionSevenConfig) -> Iterator[str]:
@@ -188,4 +185,4 @@ def _tensor_faults(file: GgufFile, config: VersionSevenConfig) -> Iterator[str]:
             yield f"{name} is missing"
         elif found.shape != shape:
             yield f"{name} is {list(found.shape)}, not {list(shape)}"
-    yield from (f"{name} is not expected" for name in file.tensors if name not in expected)
+    yield from (f"{name} is unexpected" for name in file.tensors if name not in expected)

@@ -1,8 +1,8 @@
 """A converted model of version 7: the backbone on stock llama.cpp, the rest in PyTorch.
 
-llama.cpp gives the states of the last layer. Encoders, decoders and heads are computed on the
-weights of the second file, for all levels of a piece of speech at once. They are dequantized when
-they are needed first, and kept: 0.3 GB for 24 x 1024 with feed-forwards of twice the width.
+llama.cpp gives the states of the last layer. Encoders, decoders and heads are computed from the
+weights of the second file, for all levels of a piece of speech at once. The weights are dequantized
+on first use and kept: 0.3 GB for 24 x 1024 with feed-forwards of twice the width.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - everybody's name for it
+from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from valle_convert.families.gemma import PART
 from valle_convert.families.v7.composed import AllLevelsNetwork, Encoded
@@ -31,9 +31,9 @@ from valle_convert.model.trainer import OUTPUT_NORM
 from valle_convert.network.probe import read_probe_rows
 from valle_convert.network.tuned import tuned_for
 
-#: Of every LayerNorm; PyTorch's default, which no config of these checkpoints has.
+#: Of every LayerNorm; PyTorch's default, which is in no config of these checkpoints.
 _NORM_EPSILON = 1e-5
-#: Frames that the encoders and decoders compute at once, so that memory does not grow with speech.
+#: Frames that the encoders and decoders compute at once, to limit memory.
 _FRAMES_AT_ONCE = 512
 
 
@@ -82,7 +82,7 @@ class VersionSevenGguf(AllLevelsNetwork):
     def run(
         self, rows: FloatArray, positions: NDArray[np.int32], n_outputs: int, *, causal: bool
     ) -> FloatArray:
-        """The states of the last layer, with the last norm where the model has one."""
+        """The states of the last layer, after the last norm if the model has one."""
         self.session.reset()
         outputs = slice(len(rows) - n_outputs, None)
         states = self.session.step(rows, positions, causal=causal, outputs=outputs)
@@ -94,7 +94,7 @@ class VersionSevenGguf(AllLevelsNetwork):
 
     @torch.inference_mode()
     def encode(self, kind: Encoded, codes: IntArray) -> FloatArray:
-        """One vector a frame, [n, levels] -> [n, d]."""
+        """One vector per frame, [n, levels] -> [n, d]."""
         places = range(0, len(codes), _FRAMES_AT_ONCE)
         parts = [self._encode(kind, codes[i : i + _FRAMES_AT_ONCE]) for i in places]
         return np.concatenate([np.zeros((0, self._model.config.n_embd), np.float32), *parts])
@@ -141,7 +141,7 @@ class VersionSevenGguf(AllLevelsNetwork):
 
     @torch.inference_mode()
     def head(self, name: str, states: FloatArray) -> FloatArray:
-        """The logits of a head that reads states as they are."""
+        """The logits of a head that reads unchanged states."""
         logits: FloatArray = F.linear(torch.from_numpy(states), *self._head(name)).numpy()
         return logits
 
@@ -149,7 +149,7 @@ class VersionSevenGguf(AllLevelsNetwork):
         return F.linear(x, self._weight(f"{name}.weight"), self._weight(f"{name}.bias"))
 
     def _levels(self, name: str) -> Tensor:
-        """A tensor of every level's decoder, as a batch of products takes them."""
+        """A tensor of every level's decoder, stacked for batched products."""
         if name not in self._weights:
             levels = range(self._model.n_levels)
             stacked = torch.stack([self._read(f"a.level.{level}.{name}") for level in levels])

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - everybody's name for it
+from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from valle_convert.checkpoint.source import NamedTensors
 from valle_convert.families.gemma import PART
@@ -31,8 +31,6 @@ NORM_EPSILON = 1e-5
 
 
 class VersionSevenReference(Backbone, AllLevelsNetwork):
-    """An `AllLevelsNetwork` on PyTorch."""
-
     def __init__(
         self, tensors: NamedTensors, model: VersionSevenModel, *, arithmetic: Arithmetic = EXACT
     ) -> None:
@@ -48,7 +46,7 @@ class VersionSevenReference(Backbone, AllLevelsNetwork):
 
     @torch.inference_mode()
     def encode(self, kind: Encoded, codes: IntArray) -> FloatArray:
-        """The levels' rows, each with its place, normed and fed forward; then summed by weight."""
+        """The levels' rows with their positions, normed and fed forward, as a weighted sum."""
         source, config = ENCODERS[kind], self._model.config
         total = torch.zeros(len(codes), config.n_embd)
         weights = torch.ones(config.n_levels)
@@ -70,7 +68,7 @@ class VersionSevenReference(Backbone, AllLevelsNetwork):
     def run(
         self, rows: FloatArray, positions: NDArray[np.int32], n_outputs: int, *, causal: bool
     ) -> FloatArray:
-        """The backbone; the last norm is there only where the decoders have none."""
+        """The backbone, with the last norm unless the decoders have their own."""
         x = self.run_layers(rows, positions, [], causal=causal)[-n_outputs:]
         if not self._model.config.level_norm:
             x = self.rms_norm("model.norm.weight", x)
@@ -92,7 +90,7 @@ class VersionSevenReference(Backbone, AllLevelsNetwork):
 
     @torch.inference_mode()
     def head(self, name: str, states: FloatArray) -> FloatArray:
-        """The logits of a head that reads states as they are."""
+        """The logits of a head that reads unchanged states."""
         x = torch.from_numpy(states)
         logits: FloatArray = self._audio(TOKEN_EMBEDDING, self._names[name], x).numpy()
         return logits

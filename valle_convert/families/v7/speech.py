@@ -1,4 +1,4 @@
-"""Everything that version 7 speaks, on any `AllLevelsNetwork`."""
+"""Speech of version 7, on any `AllLevelsNetwork`."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class VersionSevenSpeaker(PhonemeSpeaker):
         capabilities = network.model.config.capabilities
         if "len" not in capabilities:
             raise InputError(
-                f"This model cannot speak: it has the capabilities {', '.join(capabilities)}, and "
-                "len is needed."
+                f"This model cannot speak: it has the capabilities {', '.join(capabilities)}, "
+                "expected len."
             )
         super().__init__(network.model, tokenize=tokenize, codec=codec, opened=opened)
         self._network = network

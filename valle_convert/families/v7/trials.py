@@ -1,6 +1,6 @@
-"""What version 7 is tried on: utterances, random or from files, and passes over them.
+"""Examples and cases of version 7: utterances, random or from files, and passes over them.
 
-One pass gives the logits of every level, and each level is a case of its own.
+One pass gives the logits of every level, and each level is its own case.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class MaskedUtterance:
 
     Attributes:
         response: [frames, levels].
-        masked: the response with mask codes in it, in other frames on each level.
-        text: ids of what is said, in pieces; random, since nothing here spells words.
+        masked: the response with mask codes in it, in different frames on each level.
+        text: ids of the text, in pieces; random, since nothing here spells words.
     """
 
     condition: Condition
@@ -70,7 +70,7 @@ def utterances(model: VersionSevenModel, n: int, *, seed: int = 0) -> Iterator[M
 def read_utterance(
     path: Path, model: VersionSevenModel, *, seed: tuple[int, ...]
 ) -> MaskedUtterance:
-    """One utterance of a file; the seed says which codes are masked."""
+    """One utterance from a file; the seed decides which codes are masked."""
     given = read_spoken(path, model.config, model)
     return _masked(model, given.condition, given.response, np.random.default_rng(seed))
 
@@ -92,7 +92,7 @@ def _masked(
 
 
 class _Levels:
-    """A pass for all levels that is run for the first of them, and not again for the others."""
+    """A pass for all levels, which is run once."""
 
     def __init__(self, condition: Condition, response: NDArray[np.int64]) -> None:
         self._given = condition, response
@@ -154,7 +154,7 @@ def _level_0(
 
 
 def speak_level_0(network: AllLevelsNetwork, example: MaskedUtterance) -> Codes:
-    """Level 0 of what is said without randomness in a few steps, [frames]."""
+    """Level 0 without randomness in a few steps, [frames]."""
     return _greedy(network, example, GREEDY_FRAMES, None)[:, 0]
 
 

@@ -48,7 +48,7 @@ class VallEX(Family[VallexModel, "ComposedNetwork"]):
     reads_weights = True
     needs = ("speech", "vallex")
     needs_for = MappingProxyType({"Japanese": ("japanese",)})
-    n_texts = 10_000  # there are no merges to go wrong
+    n_texts = 10_000  # there are no merges that could be wrong
     n_utterances = 2
     example_arrays = "audio_tokens, text_tokens and lang_code of a voice file of VALL-E X"
 
@@ -98,7 +98,7 @@ class VallEX(Family[VallexModel, "ComposedNetwork"]):
         return super().differences(planned, found)
 
     def choices_of(self, bundle: Bundle, checkpoint: Checkpoint, given: Choices) -> Choices:
-        # Tensors are compared in the types that the files have; the plan's own decides the factor.
+        # Tensors are compared in the types of the files; the plan's own type decides the factor.
         exact = bundle.model.activation_factor > FACTOR
         found = super().choices_of(bundle, checkpoint, given)
         return replace(found, out_type="f32" if exact else "bf16")

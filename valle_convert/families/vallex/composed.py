@@ -1,8 +1,8 @@
-"""VALL-E X's two networks: text and codes in, logits out, whoever computes them.
+"""VALL-E X's two networks: text and codes in, logits out, for any implementation.
 
-The AR keeps a sequence whose text sees itself in both directions and whose codes see what is
+The AR keeps a sequence whose text sees itself in both directions and whose codes see everything
 before them; the NAR sees everything, and every pass stands alone. PyTorch and stock llama.cpp get
-finished rows: of tables, languages and positions, summed.
+finished rows: sums of tables, languages and positions.
 
 Shapes: n rows, d = n_embd, A = codebook_size, R = n_levels.
 """
@@ -25,7 +25,7 @@ Ids = NDArray[np.integer]
 
 @dataclass(frozen=True, eq=False)
 class VallexText:
-    """All text rows: what the prompt says, and then what is to be said; nothing around them.
+    """All text rows: the prompt's transcript, then the text to say; nothing around them.
 
     Attributes:
         symbols: ids of the table in `symbols.py`, [n].
@@ -65,10 +65,10 @@ class ComposedNetwork(Closing):
 
     @property
     def codebook_size(self) -> int:
-        """Codes a level, without stop; also the id of stop in AR logits."""
+        """Codes of a level, without stop; also the id of stop in AR logits."""
         return self._model.codebook_size
 
-    # ---- what a backend offers
+    # ---- implemented by each backend
 
     @abstractmethod
     def look_up(self, net: str, table: str, ids: Ids) -> Rows:
@@ -97,7 +97,7 @@ class ComposedNetwork(Closing):
     # ---- decoding
 
     def begin_ar(self, text: VallexText, prompt: Ids, *, room: int = 0, n_copies: int = 1) -> Rows:
-        """Lay down text, begin and the prompt's codes; what was there before is forgotten.
+        """Decode text, begin and the prompt's codes; earlier sequences are forgotten.
 
         Args:
             prompt: level 0, [frames]; may be empty.
@@ -124,7 +124,7 @@ class ComposedNetwork(Closing):
         return self._append(np.concatenate(given), copies, len(given))
 
     def continued(self, text: VallexText, prompt: Ids, codes: Ids) -> Rows:
-        """The logits of every code of a given speech and of what follows it, in one pass.
+        """The logits of every code of given speech and of the next one, in one pass.
 
         Args:
             codes: [frames] of level 0.
@@ -140,11 +140,11 @@ class ComposedNetwork(Closing):
     def pass_nar(
         self, text: VallexText, prompt: NDArray[np.integer], codes: NDArray[np.integer]
     ) -> Rows:
-        """One level above those that are there; the AR's sequence is lost.
+        """The next level above the given ones; the AR's sequence is lost.
 
         Args:
             prompt: all levels, [frames, levels]; may have no frames.
-            codes: the levels below the one wanted, [frames, q], q from 1.
+            codes: the lower levels, [frames, q], q from 1.
 
         Returns:
             Logits of level q at every frame, [frames, codes].

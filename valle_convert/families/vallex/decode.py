@@ -1,7 +1,7 @@
 """VALL-E X: text and a voice to codes. Level 0 from left to right, each level above in one pass.
 
-In: all text rows and the codes of the prompt. Out: codes [frames, levels] of what comes after.
-Of several drawn continuations (`best_of`), the most probable one a code wins.
+In: all text rows and the codes of the prompt. Out: codes [frames, levels] of the continuation. Of
+several drawn continuations (`best_of`), the one with the best mean log probability is kept.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from valle_convert.families.vallex.composed import ComposedNetwork, VallexText
 from valle_convert.model.spec import Codes
 from valle_convert.progress import Progress, silent
 
-#: The AR ends after so many codes a text row, the prompt's rows counted too.
+#: The AR ends after this many codes per text row, including the prompt's rows.
 MAX_CODES_A_SYMBOL = 16
-#: Each continuation is a sequence of llama.cpp's with a cache of its own.
+#: Each continuation is a sequence in llama.cpp with its own cache.
 MAX_BEST_OF = 64
 
 
 @dataclass(frozen=True)
 class VallexOptions:
-    """How VALL-E X decodes; the defaults are those of its own project.
+    """Options of VALL-E X; the defaults are those of its own project.
 
     Attributes:
         sampling: how codes of level 0 are drawn.
-        nar_sampling: how those of the levels above are; the original knows the best code only.
+        nar_sampling: how the levels above are drawn; the original always takes the best code.
         best_of: how many continuations are drawn; the best one is kept.
         length_penalty: power of the length that a continuation's log probability is divided by;
             0 prefers short ones.
-        max_frames: where to end at the latest; None for `MAX_CODES_A_SYMBOL` only.
+        max_frames: the limit; None for `MAX_CODES_A_SYMBOL` only.
     """
 
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
@@ -59,7 +59,7 @@ class VallexOptions:
 
 @dataclass(eq=False)
 class _Continuation:
-    """One of the sequences that grow: its codes, and the sum of their log probabilities."""
+    """A growing sequence: its codes, and the sum of their log probabilities."""
 
     codes: list[int] = field(default_factory=list)
     log_probability: float = 0.0
@@ -85,7 +85,7 @@ def decode_vallex(
 
     Args:
         prompt: codes of the voice, [frames, levels]; without a voice, no frames.
-        level_0: of the continuation, [frames], where only the levels above it are wanted.
+        level_0: of the continuation, [frames], to decode only the levels above it.
         progress: shows frames and levels.
     """
     begin = time.perf_counter()
@@ -122,8 +122,8 @@ def decode_vallex_ar(
     """Decode level 0; arguments and errors as `decode_vallex`, but the prompt is [frames].
 
     Returns:
-        Level 0 of the best continuation, [frames], without stop, and how it ended. Interrupted, the
-        best of what there is.
+        Level 0 of the best continuation, [frames], without stop, and how it ended. If
+        interrupted, the best so far.
     """
     stop = network.codebook_size
     max_frames = MAX_CODES_A_SYMBOL * len(text)
@@ -178,7 +178,7 @@ def decode_vallex_nar(
     """Decode the levels above `level_0`, [frames]; arguments and errors as `decode_vallex`.
 
     Returns:
-        Codes [frames, levels], of fewer levels where interrupted, and whether all are there.
+            Codes [frames, levels], of fewer levels if interrupted, and whether all are there.
     """
     codes = level_0.reshape(-1, 1).astype(np.int32)
     n_levels = network.n_levels
@@ -195,11 +195,11 @@ def decode_vallex_nar(
 
 
 def log_probabilities(logits: Logits, codes: Codes, temperature: float) -> NDArray[np.float64]:
-    """The log probability of one code a row at that temperature, [rows].
+    """The log probability of one code per row at that temperature, [rows].
 
     Args:
-        logits: [rows, codes], filtered; minus infinity where nothing is drawn.
-        codes: [rows]; the filters have kept all of them.
+        logits: [rows, codes], filtered; minus infinity for excluded codes.
+        codes: [rows]; none of them is excluded.
     """
     if temperature == 0:
         return np.zeros(len(codes))

@@ -1,17 +1,17 @@
-"""VALL-E X: the facts, from tensor names to two networks that llama.cpp computes.
+"""VALL-E X: from tensor names to two networks that llama.cpp computes.
 
-An AR network gives the codes of level 0, a NAR network those of the other levels, each with
-text, language and audio tables of its own. Both are ordinary pre-norm transformers with
-LayerNorm, biases and ReLU, for which `mpt` is llama.cpp's graph:
+An AR network gives the codes of level 0, a NAR network those of the other levels, each with its own
+text, language and audio tables. Both are ordinary pre-norm transformers with LayerNorm, biases and
+ReLU, which llama.cpp's `mpt` graph computes:
 
 * Input tables and heads are rows of one tied token embedding, and inputs are fed as sums of
-  rows, as with versions 5 and 6. `mpt` does not scale them, and knows no positions; these are
-  added by the caller.
-* Its activation is GELU, with a divisor behind it (`ffn.act.scales`). With k a power of two,
-  gelu(k z) / k goes to max(z, 0) as k grows: `ffn_up` is multiplied by k, which costs no bit.
-* The NAR's levels differ in nothing but gain and shift of their norms, a linear function of the
-  level's stage vector. Folded into the norms' weights, they are a small file for each level
-  beside one body.
+  rows, as with versions 5 and 6. `mpt` does not scale them, and has no positions; the caller adds
+  them.
+* Its activation is GELU, with a divisor after it (`ffn.act.scales`). With k a power of two,
+  gelu(k z) / k approaches max(z, 0) as k grows: `ffn_up` is multiplied by k, which costs no bit.
+* The NAR's levels differ only in gain and shift of their norms, a linear function of the level's
+  stage vector. Folded into the norms' weights, they are a small file for each level beside one
+  body.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from valle_convert.model.description import (
 )
 from valle_convert.model.spec import Codec, Head, RowMap, Table, choose_codec, names_in_order
 
-#: The factor in front of GELU: normalized mean square error 6e-13 with the one, 9e-10 with the
-#: other, where the rounding of float16 costs 4e-7.
+#: The factor before GELU: normalized mean square error 6e-13 with the first, 9e-10 with the
+#: second; the rounding of float16 costs 4e-7.
 FACTOR_F32, FACTOR = 4096, 256
 #: Below it GELU shows in the logits (6e-8 at 64).
 _SMALLEST_FACTOR = 64
-#: `ffn_up` times the factor has to fit float16, in which some backends compute.
+#: `ffn_up` times the factor must fit float16, in which some backends compute.
 LARGEST_UP = 65504.0
 _USUAL_HEAD_SIZE = 64
 
@@ -73,7 +73,7 @@ class VallexModel:
     """A VALL-E X without its weights.
 
     Attributes:
-        codebook_size: codes a codebook has, without stop and begin.
+            codebook_size: codes in a codebook, without stop and begin.
     """
 
     ar: Net
@@ -107,7 +107,7 @@ _LAYER: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("linear2.weight", "ffn_down.weight", ("d", "f")),
     ("linear2.bias", "ffn_down.bias", ("d",)),
 )
-#: The divisor behind the activation. The gguf package's table of names has another one.
+#: The divisor after the activation. The gguf package's table of names has a different one.
 ACT_SCALES = "ffn.act.scales"
 _SCALED = ("linear1.weight", "linear1.bias")
 
@@ -129,7 +129,7 @@ def net_shapes(net: Net, n_token_rows: int) -> tuple[dict[str, tuple[int, ...]],
 
 
 def norm_names(n_layer: int) -> Iterator[tuple[str, str]]:
-    """The norms of a network: in the checkpoint, after the decoder's name, and in the file."""
+    """The norms of a network: the checkpoint's name after the decoder's, and the file's."""
     for i in range(n_layer):
         yield f"layers.{i}.norm1", f"blk.{i}.attn_norm"
         yield f"layers.{i}.norm2", f"blk.{i}.ffn_norm"
@@ -139,8 +139,8 @@ def norm_names(n_layer: int) -> Iterator[tuple[str, str]]:
 def fold_norm(read: Callable[[str], NDArray[Any]], norm: str, level: int) -> NDArray[np.float32]:
     """The norm of the NAR for one level, with the level's stage folded in.
 
-    The network normalizes to n, takes n * w + b, and then gain * that + shift, gain and shift
-    being a linear function of the stage vector.
+    The network normalizes to n, computes n * w + b, and then gain * that + shift; gain and shift
+    are a linear function of the stage vector.
 
     Returns:
         Weight and bias, [2, n_embd].
@@ -155,8 +155,8 @@ def fold_norm(read: Callable[[str], NDArray[Any]], norm: str, level: int) -> NDA
             f"{norm}.project_layer.bias",
         )
     )
-    # No matrix product: the processor chooses its order, and `verify` on another one would find
-    # that the last bits differ.
+    # Not a matrix product: its order depends on the CPU, and `verify` on another CPU would see
+    # different last bits.
     products = np.multiply(matrix, stage.reshape(-1), dtype=np.float64)
     gain, shift = np.split(products.sum(axis=1) + offset, 2)
     return np.stack([gain * weight, gain * bias + shift]).astype(np.float32)
@@ -170,7 +170,7 @@ def describe(
 ) -> Description[VallexModel]:
     """Understand a checkpoint of VALL-E X.
 
-    A few weights are read: the factors on positions, heads and tables that may be the same, and
+    Reads a few weights: the factors on positions, heads and tables that may be the same, and
     `linear1`, whose largest value bounds the activation factor.
     """
     refuse_relatives(checkpoint)
@@ -187,13 +187,10 @@ def describe(
     n_languages = max(1, rows_of("ar_language_embedding.word_embeddings.weight"))
     if n_levels < 2:
         collector.faults.append(
-            f"there are {n_levels} tables nar_audio_embeddings.*, where 2 or more are expected: "
-            "it has no NAR"
+            f"there are {n_levels} tables nar_audio_embeddings.*, expected 2 or more: it has no NAR"
         )
     if n_text < len(VALLEX_SYMBOLS):
-        collector.faults.append(
-            f"{n_text} rows of text, and {len(VALLEX_SYMBOLS)} symbols are expected"
-        )
+        collector.faults.append(f"{n_text} rows of text, expected {len(VALLEX_SYMBOLS)} symbols")
     ar = _take_net(collector, "ar", n_text, n_languages, {"audio": n_codes + 2})
     audio = {f"audio.{i}": n_codes + (i == 0) for i in range(n_levels)}
     nar = _take_net(collector, "nar", n_text, n_languages, audio)
@@ -216,14 +213,14 @@ def describe(
         factor //= 2
     if factor < _SMALLEST_FACTOR:
         raise InputError(
-            f"{checkpoint.path}: a weight of linear1 is {largest:g}, and with weights above "
-            f"{LARGEST_UP / _SMALLEST_FACTOR:.0f} llama.cpp's GELU cannot stand for ReLU; the "
+            f"{checkpoint.path}: a weight of linear1 is {largest:g}, expected at most "
+            f"{LARGEST_UP / _SMALLEST_FACTOR:.0f}, so that llama.cpp's GELU can replace ReLU; the "
             "checkpoint is damaged or its training diverged: take an earlier one."
         )
     if factor < wanted:
         notes.append(
             f"the activation factor is {factor}, not {wanted}, since a weight of linear1 is "
-            f"{largest:g} and their product has to stay below {LARGEST_UP:g}"
+            f"{largest:g} and their product must stay below {LARGEST_UP:g}"
         )
     ar, ar_rows, _ = _rows(nets[0], read)
     nar, nar_rows, same = _rows(nets[1], read)
@@ -257,7 +254,7 @@ def describe(
 def _take_net(
     collector: Collector, name: str, n_text: int, n_languages: int, audio: Mapping[str, int]
 ) -> Net:
-    """Expect the tensors of one network, all but its heads; heads and factors follow later."""
+    """Take the tensors of one network except its heads; heads and factors follow later."""
     specs = collector.specs
     table = specs.get(f"{name}_text_embedding.word_embeddings.weight")
     d = table.shape[-1] if table is not None and table.shape else 1
@@ -301,15 +298,15 @@ def table_source(net: str, table: str) -> str:
 
 
 def _with_heads(checkpoint: Checkpoint, net: Net) -> Net:
-    """With the number of attention heads, which stands in the container at best."""
+    """With the number of attention heads, which only some containers have."""
     config = checkpoint.config
     told = config.get("nhead")
     advice = "give the number of attention heads with --config, as a file with the line nhead: N"
     if told is None:
         if net.n_embd % _USUAL_HEAD_SIZE:
             raise InputError(
-                f"{checkpoint.path} does not say how many attention heads it has (nhead), and its "
-                f"width {net.n_embd} is no multiple of {_USUAL_HEAD_SIZE}; {advice}."
+                f"{checkpoint.path} lacks the number of attention heads (nhead), and its "
+                f"width {net.n_embd} is not a multiple of {_USUAL_HEAD_SIZE}; {advice}."
             )
         return replace(net, n_head=net.n_embd // _USUAL_HEAD_SIZE)
     width = config.get("decoder_dim", net.n_embd)
@@ -325,7 +322,7 @@ def _with_heads(checkpoint: Checkpoint, net: Net) -> Net:
 
 
 def _largest_up(checkpoint: Checkpoint, nets: tuple[Net, ...]) -> float:
-    """The largest value of all `linear1`; what is no number is left to the writer to refuse."""
+    """The largest value of all `linear1`; the writer rejects NaN and infinity."""
     largest = 0.0
     for net in nets:
         for layer in range(net.n_layer):
@@ -339,7 +336,7 @@ def _largest_up(checkpoint: Checkpoint, nets: tuple[Net, ...]) -> float:
 def _rows(
     net: Net, read: Callable[[str], NDArray[Any]]
 ) -> tuple[Net, tuple[RowBlock, ...], dict[str, str]]:
-    """The rows of tables and heads; last, which heads are tables and are not written twice."""
+    """The rows of tables and heads; and the heads that equal tables and are not written twice."""
     rows = [
         RowBlock(table.name, table_source(net.name, table.name), table.first_row, table.n_rows)
         for table in net.tables
@@ -378,7 +375,7 @@ def _layers(
     net: Net,
     factor: int,
 ) -> Iterator[BackboneTensor]:
-    """The layers without their norms; `ffn_up` multiplied, and the divisor behind it."""
+    """The layers without their norms; `ffn_up` multiplied, with the divisor after it."""
 
     def divided(values: NDArray[Any]) -> NDArray[Any]:  # by a power of two: no bit is lost
         quotient: NDArray[Any] = values / np.float32(factor)
@@ -414,10 +411,10 @@ def _plain_norms(net: Net) -> Iterator[BackboneTensor]:
 def _folding(
     read: Callable[[str], NDArray[Any]], n_levels: int
 ) -> Callable[[str, int], NDArray[np.float32]]:
-    """`fold_norm` of all levels at once, so that a norm's matrix is read once and not for each."""
+    """`fold_norm` of all levels at once, so that a norm's matrix is read only once."""
 
     @cache
-    def folded(norm: str) -> list[NDArray[np.float32]]:  # of 12 x 1024, 1.4 MB in all
+    def folded(norm: str) -> list[NDArray[np.float32]]:  # 1.4 MB in total for 12 x 1024
         once = cache(read)
         return [fold_norm(once, norm, level) for level in range(1, n_levels)]
 

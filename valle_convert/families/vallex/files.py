@@ -1,8 +1,9 @@
 """The GGUF files of a VALL-E X: their keys, written and read back.
 
-    out.gguf         ar       the AR, a complete `mpt` model with the vocabulary of symbols
-    out-nar.gguf     nar      the body of the NAR: all that its levels share
-    out-nar-1.gguf   nar-1    the first part of level 1: every key, and the norms; so 2, 3, ...
+out.gguf         ar       the AR, a complete `mpt` model with the vocabulary of symbols
+out-nar.gguf     nar      the body of the NAR: everything that its levels share
+out-nar-1.gguf   nar-1    the first part of level 1: every key, and the norms; also 2, 3,
+...
 
 A level is loaded from its first part and the body (`llama_model_load_from_splits`), which is
 mapped once for all of them. docs/gguf-keys.md lists the keys.
@@ -40,11 +41,11 @@ ARCHITECTURE = "mpt"
 FAMILY = "vall-e-x"
 LEVEL_KEY = "valle.level"
 FACTOR_KEY = "valle.activation_factor"
-#: What the files call their parts.
+#: The names of the parts in files.
 _AR, _BODY, _LEVEL = "ar", "nar.body", "nar.level"
-#: Of every LayerNorm; PyTorch's default, which no config of these checkpoints has.
+#: Of every LayerNorm; PyTorch's default, which is in no config of these checkpoints.
 _NORM_EPSILON = 1e-5
-#: What the original's table of positions has at first; it grows, and so may a context.
+#: The initial size of the original's table of positions, which grows.
 _CONTEXT = 4000
 _ATTENTION = {"ar": "text-bidirectional", "nar": "bidirectional"}
 _MPT_KEYS = {
@@ -60,11 +61,11 @@ _TOKENIZER, _NO_VOCABULARY = "tokenizer.ggml.model", "no_vocab"
 _SHOWN = 5
 
 
-# --------------------------------------------------------------------------- what is written
+# ------------------------------------------------------------------------------- writing
 
 
 def level_of(part: str) -> int:
-    """The level that a part is the first one of: of `nar-3` it is 3, of others 0."""
+    """The level that a part is the first part of: 3 for `nar-3`, 0 for other parts."""
     _, _, number = part.partition("-")
     return int(number or 0)
 
@@ -72,7 +73,6 @@ def level_of(part: str) -> int:
 def file_keys(
     description: Description[VallexModel], part: str, tokenizer: TokenizerChoice
 ) -> FileKeys:
-    """What is written into the file of a part."""
     model, level = description.model, level_of(part)
     kind = _LEVEL if level else _BODY if part == "nar" else _AR
     who = [
@@ -121,7 +121,7 @@ def symbol_tokenizer_json() -> bytes:
 
 @cache
 def symbol_tokenizer() -> TokenizerChoice:
-    """The symbols as a tokenizer: one token a character, [UNK] for every other."""
+    """The symbols as a tokenizer: one token per character, [UNK] for every other."""
     vocab = {symbol: i for i, symbol in enumerate(VALLEX_SYMBOLS)}
     special = [AddedToken(vocab[name], name, True) for name in VALLEX_SYMBOLS[:N_SPECIAL_SYMBOLS]]
     bpe = PhonemeBpe(
@@ -130,7 +130,7 @@ def symbol_tokenizer() -> TokenizerChoice:
         strings=tuple((symbol,) for symbol in VALLEX_SYMBOLS),
         added_tokens=tuple(special),
         unk_id=vocab["[UNK]"],
-        # Nothing is put around a text; llama.cpp wants to know tokens of this kind all the same.
+        # Nothing is put around a text, but llama.cpp requires these tokens.
         bos_id=vocab["[CLS]"],
         eos_id=vocab["[SEP]"],
         add_bos=False,
@@ -155,7 +155,7 @@ def _row_names(net: Net) -> list[str]:
 
 
 def _graph_keys(net: Net, n_tokens: int) -> Iterator[Key]:
-    """What llama.cpp reads to build the graph: no ALiBi, no clamping, no position table."""
+    """The keys that llama.cpp builds the graph from: no ALiBi, clamping or position table."""
     values: dict[str, int | float] = {
         "context_length": _CONTEXT,
         "embedding_length": net.n_embd,
@@ -190,7 +190,7 @@ def _split_keys(number: int, description: Description[VallexModel]) -> Iterator[
 
 
 def parts_of(ar: GgufFile) -> tuple[str, ...]:
-    """The parts of the set that an AR's file names."""
+    """The parts of an AR file's set."""
     check_part(ar, "ar")
     n_levels = KeyReader(ar.keys).number("valle.codec.levels")
     if not 2 <= n_levels <= 64:
@@ -201,37 +201,37 @@ def parts_of(ar: GgufFile) -> tuple[str, ...]:
 
 
 def name_of_part(file: GgufFile) -> str:
-    """The part that a file says it is, in words."""
+    """A file's part in words."""
     level = file.keys.get(LEVEL_KEY)
     return f"{file.keys.get(PART_KEY)!s:.40}" + ("" if level is None else f" {level!s:.20}")
 
 
 def check_part(file: GgufFile, part: str) -> None:
-    """Refuse a file that is another part than is expected, or of another format."""
+    """Check that a file is the expected part, in the supported format."""
     level = level_of(part)
     kind = _LEVEL if level else _BODY if part == "nar" else _AR
     is_ours = file.keys.get(gguf_keys.FAMILY_KEY) == FAMILY
     if not is_ours or file.keys.get(PART_KEY) != kind or file.keys.get(LEVEL_KEY, 0) != level:
         wanted = f"{kind} {level}" if level else kind
         raise InputError(
-            f"{file.path} is the part {name_of_part(file)!r} of a VALL-E X, where {wanted!r} is "
-            "expected; give the file of the AR (such as out.gguf), and keep the names of the "
+            f"{file.path} is the part {name_of_part(file)!r} of a VALL-E X, expected {wanted!r}; "
+            "give the file of the AR (such as out.gguf), and keep the names of the "
             "others."
         )
     if file.keys.get("valle.format_version") != gguf_keys.FORMAT_VERSION:
         raise InputError(
-            f"{file.path} is of format version {file.keys.get('valle.format_version')!r:.20}, and "
-            f"this program reads {gguf_keys.FORMAT_VERSION}; use a newer valle-convert."
+            f"{file.path} has format version {file.keys.get('valle.format_version')!r:.20}, "
+            f"expected {gguf_keys.FORMAT_VERSION}; use a newer valle-convert."
         )
 
 
 def read_model(files: Mapping[str, GgufFile]) -> VallexModel:
-    """The model that the files describe, with everything checked that llama.cpp relies on."""
+    """The model in the files, with everything checked that llama.cpp relies on."""
     ar, body, *levels = files.values()
     model = _model_of(ar, body, levels[0])
     for file in levels[1:]:
         other = _model_of(ar, body, file)
-        # All levels are computed by the graph that one of them describes.
+        # The graph of one level computes all of them.
         if other != model or _said_of_graph(file) != _said_of_graph(levels[0]):
             raise InputError(
                 f"{file.path} describes another model than {levels[0].path}; convert the "
@@ -246,7 +246,7 @@ def _said_of_graph(file: GgufFile) -> dict[str, Any]:
 
 
 def _model_of(ar: GgufFile, body: GgufFile, level: GgufFile) -> VallexModel:
-    """What the AR and one level's files say, all of it checked."""
+    """The model in the AR and one level's files, all checked."""
     nets = [
         _read_net("ar", ar, [ar], [ar]),
         _read_net("nar", level, [body], [level]),
@@ -284,7 +284,7 @@ def _model_of(ar: GgufFile, body: GgufFile, level: GgufFile) -> VallexModel:
             faults.append(f"the heads of the {net.name} are not {', '.join(wanted)}")
     factor = model.activation_factor
     if factor < 1 or factor & (factor - 1):
-        faults.append(f"{FACTOR_KEY} is {factor}, where a power of two is expected")
+        faults.append(f"{FACTOR_KEY} is {factor}, expected a power of two")
     for net, file in ((nets[0], ar), (nets[1], body)):
         for layer in range(net.n_layer):
             name = f"blk.{layer}.{ACT_SCALES}"
@@ -299,7 +299,7 @@ def _model_of(ar: GgufFile, body: GgufFile, level: GgufFile) -> VallexModel:
 
 
 def _read_net(name: str, keys: GgufFile, shared: list[GgufFile], norms: list[GgufFile]) -> Net:
-    """One network, with everything checked that llama.cpp would abort or compute wrongly on."""
+    """One network, after a check for everything that llama.cpp aborts on or computes wrongly."""
     reader = KeyReader(keys.keys)
     prefix = f"{ARCHITECTURE}."
     embedding = shared[0].tensors.get(TOKEN_EMBEDDING)
@@ -322,17 +322,17 @@ def _read_net(name: str, keys: GgufFile, shared: list[GgufFile], norms: list[Ggu
     if keys.keys.get("general.architecture") != ARCHITECTURE:
         faults.append(f"general.architecture is not {ARCHITECTURE!r}")
     if unknown:
-        faults.append(f"{', '.join(unknown[:_SHOWN])} would make another graph")
+        faults.append(f"{', '.join(unknown[:_SHOWN])} would change the graph")
     reader.expect(f"{prefix}vocab_size", n_rows)
-    # NaN is not larger than 0; any other value is seen when logits are compared.
+    # NaN is not larger than 0; the logits show any other wrong value.
     if not reader.real(f"{prefix}attention.layer_norm_epsilon") > 0:
-        faults.append("the epsilon is no number above 0")
+        faults.append("the epsilon is not a number above 0")
     if name == "ar":
         faults += vocabulary_dangers(keys)
     elif [key for key in keys.keys if key.startswith("tokenizer.")] != [_TOKENIZER] or (
         keys.keys[_TOKENIZER] != _NO_VOCABULARY
     ):
-        faults.append("it has a vocabulary, where none is expected")
+        faults.append("it has a vocabulary, expected none")
     if keys.keys.get("valle.attention") != _ATTENTION[name]:
         faults.append(f"valle.attention is not {_ATTENTION[name]!r}")
     if not 1 <= net.n_layer <= 512 or net.n_head < 1 or net.n_embd < 2 or net.n_embd % net.n_head:

@@ -1,9 +1,8 @@
 """A converted VALL-E X on stock llama.cpp: the AR's file, and the NAR's body with its first parts.
 
-Tables are read from the files themselves, dequantized as they are needed. All levels are one model
-with one cache: the norms of the level that is wanted are written into a copy of a first part that
-llama.cpp has mapped. That it computes with them is proved at load, against a level that it loaded
-from its own file.
+Tables are read from the files themselves, dequantized on request. All levels are one model with one
+cache: the norms of a level are written into a copy of a first part that llama.cpp has mapped. That
+llama.cpp computes with them is proved at load, by comparison with a level loaded from its own file.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from valle_convert.metrics import nmse
 from valle_convert.network.probe import read_probe_rows
 from valle_convert.network.tuned import head_rows, tuned_for
 
-#: The bits are the same, measured on f32, f16 and Q8_0, but for how threads share the work.
+#: The bits are the same, measured on f32, f16 and Q8_0, except for how threads share the work.
 _SAME_NMSE = 1e-9
 
 
@@ -56,9 +55,9 @@ class VallexGguf(ComposedNetwork):
         self._files = _Files(ar, body, tuple(levels))
         self._n_threads = n_threads
         is_f32 = self._files.body.tensors["blk.0.ffn_up.weight"].ggml_type == F32
-        # Parts that are exchanged cannot be repacked: llama.cpp would compute with the copies.
+        # Exchanged parts cannot be repacked: llama.cpp would compute with the copies.
         for_nar = replace(settings or Settings("f32" if is_f32 else "f16"), repack=False)
-        self._level = 1  # whose norms the NAR computes with
+        self._level = 1  # the level of the NAR's norms
         self._ar = self._open_tuned(self._files.ar, settings or EXACT, tune)
         try:
             self._nar = self._open_tuned(self._files.levels[0], for_nar, tune, exchangeable=True)
@@ -74,7 +73,7 @@ class VallexGguf(ComposedNetwork):
     def _open_tuned(
         self, first: GgufFile, settings: Settings, tune: Tune, **how: bool
     ) -> MptSession:
-        """The AR with the settings that are best for steps, the NAR with those for passes."""
+        """The AR with the best settings for steps, the NAR with those for passes."""
         is_ar = first is self._files.ar
         tuned = tuned_for(
             first if is_ar else self._files.body,
@@ -112,7 +111,7 @@ class VallexGguf(ComposedNetwork):
         )
 
     def _prove_exchange(self) -> None:
-        """Make the norms of the last level the ones in use, in place of those of the first."""
+        """Exchange the first level's norms for the last level's."""
         last = self.n_levels - 1
         if last == 1:
             return
@@ -122,21 +121,21 @@ class VallexGguf(ComposedNetwork):
             expected = loaded.both_ways(rows, len(rows), columns)
         self._switch(last)
         found = self._nar.both_ways(rows, len(rows), columns)
-        # What is no number is said where it is computed with, or by `verify`.
+        # NaN and infinity are reported during computation, or by `verify`.
         same = np.array_equal(expected, found, equal_nan=True)
         if not same and not nmse(expected, found) <= _SAME_NMSE:
             raise EnvironmentFault(
-                "llama.cpp does not compute with what is written into a file that it has mapped, "
-                f"the norms of {self._files.levels[-1].path}. Check the files with `valle-convert "
+                "llama.cpp does not compute with the norms written into a mapped file "
+                f"({self._files.levels[-1].path}). Check the files with `valle-convert "
                 f"verify`, or {INSTALL_TESTED}."
             )
 
     def _switch(self, level: int) -> None:
-        """Let the NAR compute with the norms of a level."""
+        """Make the NAR compute with the norms of a level."""
         if level == self._level:
             return
         places = self._files.levels[0].tensors
-        self._level = 0  # should it be stopped in between
+        self._level = 0  # in case it is interrupted
         self._nar.exchange(
             (places[name].start, tensor.data.data)
             for name, tensor in self._files.levels[level - 1].tensors.items()

@@ -1,7 +1,7 @@
-"""VALL-E X in PyTorch, float32, written to be read: the measure of everything else.
+"""VALL-E X in PyTorch, float32, written for clarity: the reference for everything else.
 
-It takes the checkpoint's own names and folds the levels' norms by itself, so that a mistake of
-the writer's does not repeat here.
+It uses the checkpoint's own names and folds the levels' norms by itself, so that an error of the
+writer does not repeat here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - everybody's name for it
+from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from valle_convert.checkpoint.source import NamedTensors
 from valle_convert.families.vallex.composed import ComposedNetwork, Ids, Rows
@@ -19,13 +19,11 @@ from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.network.arithmetic import EXACT, Arithmetic
 from valle_convert.network.backbone import Cache, TorchNetwork, attend
 
-#: Of every LayerNorm; the writer has its own, so that a wrong one there is noticed here.
+#: Of every LayerNorm; the writer has its own constant, so that a wrong one there is noticed here.
 NORM_EPSILON = 1e-5
 
 
 class VallexReference(TorchNetwork, ComposedNetwork):
-    """A `ComposedNetwork` on PyTorch."""
-
     def __init__(
         self,
         tensors: NamedTensors,
@@ -62,7 +60,7 @@ class VallexReference(TorchNetwork, ComposedNetwork):
         return self._head("ar", "ar_predict_layer.weight", hidden[-n_outputs:])
 
     def _fork(self, n: int) -> None:
-        # Steps replace a layer's pair and do not change it, so that copies may share them.
+        # Steps replace a layer's pair without changing it, so copies may share them.
         self._caches = [list(self._caches[0]) for _ in range(n)]
 
     @torch.inference_mode()
@@ -106,7 +104,7 @@ class VallexReference(TorchNetwork, ComposedNetwork):
         )
 
     def _folded(self, name: str, level: int) -> tuple[Tensor, Tensor]:
-        """The adaptive norm as it is written in the original: gain * norm(x) + shift."""
+        """The adaptive norm as in the original: gain * norm(x) + shift."""
         stage = self.weight(f"nar_stage_embeddings.{level - 1}.word_embeddings.weight")[0]
         projection = f"{name}.project_layer."
         both = F.linear(stage, self.weight(f"{projection}weight"), self.weight(f"{projection}bias"))
@@ -115,7 +113,7 @@ class VallexReference(TorchNetwork, ComposedNetwork):
         return gain * weight, gain * bias + shift
 
     def _linear(self, net: Net, target: str, source: str, x: Tensor) -> Tensor:
-        """A layer by its GGUF name and by the beginning of its own."""
+        """A layer by its GGUF name and by the prefix of its own."""
         weight, bias = self.weight(f"{source}weight"), self.weight(f"{source}bias")
         return self.linear(net.name, target, x, weight, bias)
 

@@ -1,4 +1,4 @@
-"""Which checkpoints are of VALL-E X, and which are of a relative that is refused by name."""
+"""Recognizes checkpoints of VALL-E X, and relatives that are rejected by name."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from valle_convert.checkpoint.names import AMPHION, ICEFALL
 from valle_convert.errors import UnsupportedModelError
 from valle_convert.model.trainer import SUPPORTED
 
-_SUPPORTED = "supported of this trainer's models is VALL-E X (Plachtaa/VALL-E-X)"
-#: A name that a relative has, and what it is.
+_SUPPORTED = "of this trainer's models, only VALL-E X (Plachtaa/VALL-E-X) is supported"
+#: A name in a relative, and its meaning.
 _RELATIVES = (
     (
         r"(ar|nar)_decoder\.layers\.\d+\.(multihead_attn|norm3)\..*",
@@ -24,12 +24,12 @@ _RELATIVES = (
 
 
 def refuse_relatives(checkpoint: Checkpoint) -> None:
-    """Refuse by name the models that share the trainer or the names, and compute something else."""
+    """Reject the models that share the trainer or the names, but compute something else."""
     if is_amphion(checkpoint):
         raise UnsupportedModelError(
             f"{checkpoint.path} is one of the two files of Amphion's VALL-E v2 (it has "
             f"{_amphion_name(checkpoint)}), a LLaMA with one vocabulary and another codec "
-            f"(SpeechTokenizer), which is not converted; supported are VALL-E X and {SUPPORTED}."
+            f"(SpeechTokenizer); supported are VALL-E X and {SUPPORTED}."
         )
     names, config = checkpoint.tensors.specs, checkpoint.config
     others = [
@@ -44,8 +44,8 @@ def refuse_relatives(checkpoint: Checkpoint) -> None:
         why = others[0]
     elif not any(name in names for name in languages):
         why = (
-            "is a VALL-E of lifeiteng/vall-e or a descendant of it: it has no language tables "
-            f"({languages[0]}), and its symbols come from a table beside the file"
+            "is a VALL-E of lifeiteng/vall-e or a descendant: it has no language tables "
+            f"({languages[0]}), and its symbols come from a separate table"
         )
     elif config.get("norm_first") is False or not normed:
         sign = "norm_first is false" if normed else "there is no ar_decoder.norm"
@@ -61,12 +61,12 @@ def refuse_relatives(checkpoint: Checkpoint) -> None:
 
 
 def is_icefall(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint is one of VALL-E X or of a relative, by the names of its tensors."""
+    """Whether the tensor names are those of VALL-E X or a relative."""
     return any(ICEFALL.fullmatch(name) for name in checkpoint.tensors.specs)
 
 
 def is_amphion(checkpoint: Checkpoint) -> bool:
-    """Whether it is the one relative whose names are not those of this trainer."""
+    """Whether it is the one relative with names of its own."""
     return checkpoint.config.get("version") is None and _amphion_name(checkpoint) is not None
 
 

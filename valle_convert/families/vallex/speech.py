@@ -1,8 +1,8 @@
 """VALL-E X speaks: text in three languages and a voice with its transcript in, speech out.
 
-The model continues a voice, so it needs the words of the voice: voice files of its own project
-have that in them, of recordings the user gives it. Long texts are spoken sentence by sentence,
-each after the same voice; without a voice, each after the last one that was whole.
+The model continues a voice, so it needs the words of the voice: its project's voice files have
+them, and the user gives those of a recording. Long texts are spoken sentence by sentence, each
+after the same voice; without a voice, each after the last complete one.
 """
 
 from __future__ import annotations
@@ -91,10 +91,10 @@ class VallexSpeaker(Speaker[VoiceSource, VallexText, VallexVoice]):
     def _before(
         self, voice: VallexVoice | None, said: Sequence[tuple[Line[VallexText], Speech]]
     ) -> tuple[VallexText, Codes]:
-        """What is continued: a voice, or else the last sentence that came to its end."""
+        """The prefix to continue: a voice, or else the last complete sentence."""
         if voice is not None:
             return VallexText(voice.symbols, voice.languages), voice.codes
-        # Of one that was cut off, the text would say more than the codes.
+        # After a sentence that was cut off, the text would say more than the codes.
         for line, speech in reversed(said):
             if speech.end == "stop":
                 return line.rows, speech.codes
@@ -158,7 +158,7 @@ class VallexSpeaker(Speaker[VoiceSource, VallexText, VallexVoice]):
         pieces, outside = tagged_pieces(said, None)
         spelled = spell(pieces)
         rows = _rows(spelled, None)
-        # All of the recording: of a part of it, the transcript would say more.
+        # The whole recording: the transcript would say more than a part of it.
         heard = self._read(voice, name)
         _check_length(
             len(heard.codes) / self.frame_rate if isinstance(heard, SavedCodes) else heard.seconds,
@@ -182,7 +182,7 @@ def _line(
 
 
 def _rows(spelled: SpelledText, accent: str | None) -> VallexText:
-    """What the network is told of a text: symbols, and a language each."""
+    """The network's input for a text: symbols, and a language each."""
     if accent is None:
         languages = [VALLEX_LANGUAGES.index(one) for one in spelled.languages]
     else:
@@ -203,7 +203,7 @@ def _outside_notices(outside: Sequence[str]) -> tuple[str, ...]:
 
 
 def _check_length(seconds: float, name: str) -> None:
-    """Refuse a voice longer than what the model was made for."""
+    """Reject a voice longer than the model supports."""
     if seconds > MAX_VOICE_SECONDS:
         raise InputError(
             f"{name} is {seconds:.1f} seconds long; a voice of VALL-E X has at most "

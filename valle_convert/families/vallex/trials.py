@@ -1,7 +1,7 @@
-"""What a VALL-E X is tried on: utterances, random or from voice files, and passes over them.
+"""Examples and cases of VALL-E X: utterances, random or from voice files, and passes over them.
 
-AR in one batch, code by code, and without a prompt; every level of the NAR, and without a
-prompt; each symbol in a language of its own.
+AR in one batch, code by code, and without a prompt; every level of the NAR, with and without a
+prompt; each symbol in its own language.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from valle_convert.families.vallex.voice import read_vallex_voice
 from valle_convert.wording import plural
 
 _N_SYMBOLS, _N_PROMPT_FRAMES, _N_FRAMES = 40, 30, 40
-_N_STEPS = 8  # codes that go in one by one, at the end
+_N_STEPS = 8  # codes that are decoded one by one, at the end
 # A request of everyday size: four seconds after three seconds of voice.
 _SPEED_SYMBOLS, _SPEED_PROMPT, _SPEED_FRAMES, _SPEED_STEPS = 60, 225, 300, 16
-#: Symbols and frames: a minute of speech, as the original's first table of positions.
+#: Symbols and frames: a minute of speech, like the original's first table of positions.
 _MAX_ELEMENTS = 4000
 
 
 @dataclass(frozen=True)
 class VallexUtterance:
-    """One seeded example; every symbol has a language of its own.
+    """One seeded example; every symbol has its own language.
 
     Attributes:
         prompt: [frames, levels].
@@ -111,7 +111,7 @@ def _stepwise(text: VallexText, prompt: Ids, codes: Ids, network: ComposedNetwor
 
 
 def speak_level_0(network: ComposedNetwork, given: VallexUtterance) -> NDArray[np.int32]:
-    """What the AR says without randomness, [frames]."""
+    """The AR's speech without randomness, [frames]."""
     options = VallexOptions(sampling=GREEDY, max_frames=GREEDY_FRAMES)
     rng = np.random.default_rng(0)
     return decode_vallex_ar(network, given.text, given.prompt[:, 0], options, rng)[0]
@@ -156,8 +156,8 @@ def read_utterance(path: Path, model: VallexModel, *, seed: tuple[int, ...]) -> 
     n_frames, n_symbols = len(voice.codes), len(voice.symbols)
     if n_frames < 2 or n_frames + n_symbols > _MAX_ELEMENTS:
         raise InputError(
-            f"{path} has {plural(n_symbols, 'symbol')} and {plural(n_frames, 'frame')}, where "
-            f"at least 2 frames and at most {_MAX_ELEMENTS:,} of both are expected; "
+            f"{path} has {plural(n_symbols, 'symbol')} and {plural(n_frames, 'frame')}, expected "
+            f"at least 2 frames and at most {_MAX_ELEMENTS:,} of both; "
             "take another piece of speech."
         )
     n_prompt = min(_SPEED_PROMPT, n_frames // 2)

@@ -1,7 +1,7 @@
-"""Voices of VALL-E X: codes of some speech together with what is said in it.
+"""Voices of VALL-E X: codes of some speech together with its transcript.
 
-The model continues its prompt, so it has to be told what the prompt says. The voice files of its
-own project (`.npz`) hold both; they number the languages otherwise than the network does.
+The model continues its prompt, so it needs the transcript. The voice files of its own project
+(`.npz`) have both; they number the languages differently than the network.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from valle_convert.families.vallex.symbols import (
 from valle_convert.model.spec import CodeFormat
 from valle_convert.npz_file import npz_names, read_npz
 
-#: Of a recording, as its project has it: what the model was trained to continue.
+#: The length of recordings in its project, which the model was trained to continue.
 MAX_VOICE_SECONDS = 15.0
 
-#: Ten minutes of codes; what it would unpack to is checked before anything is.
+#: Ten minutes of codes; the unpacked size is checked first.
 _MAX_BYTES = 8 << 20
 _CODES, _TEXT, _LANGUAGE = "audio_tokens", "text_tokens", "lang_code"
 _WHAT = "voice file of VALL-E X"
@@ -38,7 +38,7 @@ class VallexVoice:
 
     Attributes:
         codes: [frames, levels], int32.
-        symbols: ids of what is said, as in `symbols.py`, [n].
+        symbols: ids of its transcript, as in `symbols.py`, [n].
         languages: the network's id of each symbol's language, [n].
     """
 
@@ -59,22 +59,20 @@ def read_vallex_voice(path: Path, model: CodeFormat) -> VallexVoice:
     text = _checked(path, _TEXT, arrays[_TEXT], n_axes=2)[0]
     language = arrays[_LANGUAGE]
     if language.size != 1 or language.dtype.kind not in "iu":
-        raise InputError(
-            f"{path}: {_LANGUAGE} is {_described(language)}, where one integer is expected."
-        )
+        raise InputError(f"{path}: {_LANGUAGE} is {_described(language)}, expected one integer.")
     number = int(language.reshape(()))
     if not 0 <= number < len(VOICE_FILE_LANGUAGES):
         numbered = ", ".join(f"{i} {name}" for i, name in enumerate(VOICE_FILE_LANGUAGES))
-        raise InputError(f"{path}: {_LANGUAGE} is {number}, where one of {numbered} is expected.")
+        raise InputError(f"{path}: {_LANGUAGE} is {number}, expected one of {numbered}.")
     if text.max() >= len(VALLEX_SYMBOLS):
         raise InputError(
-            f"{path}: {_TEXT} has the symbol {text.max()}, where 0 to {len(VALLEX_SYMBOLS) - 1} "
-            "are expected; it is a voice of another model."
+            f"{path}: {_TEXT} has the symbol {text.max()}, expected 0 to "
+            f"{len(VALLEX_SYMBOLS) - 1}; it is a voice of another model."
         )
     if codes.max() >= model.codebook_size:
         raise InputError(
-            f"{path}: {_CODES} has the code {codes.max()}, where 0 to {model.codebook_size - 1} "
-            "are expected; it is a voice of another model."
+            f"{path}: {_CODES} has the code {codes.max()}, expected 0 to "
+            f"{model.codebook_size - 1}; it is a voice of another model."
         )
     saved = SavedCodes(codes.astype(np.int32), model.codec, model.codebook_size)
     check_codes_fit(saved, model, str(path))
@@ -89,8 +87,8 @@ def _checked(path: Path, name: str, array: NDArray[Any], *, n_axes: int) -> NDAr
     if not is_right or array.dtype.kind not in "iu" or array.min() < 0:
         axes = "[1, frames, levels]" if n_axes == 3 else "[1, symbols]"
         raise InputError(
-            f"{path}: {name} is {_described(array)}, where integers {axes} from 0 on are "
-            "expected; the file is damaged, or of another project."
+            f"{path}: {name} is {_described(array)}, expected integers {axes} from 0 on; "
+            "the file is damaged, or of another project."
         )
     return array
 
