@@ -1,9 +1,8 @@
 """Open EnCodec from a folder of transformers, the hub, or files of other programs.
 
 transformers itself is not needed: a folder is a `config.json` and tensors in safetensors files or
-older pickles, whole or in shards; nothing in a pickle is
-imported or called. A tensor with weight norm is stored in two parts, under one of two names, and is folded
-when it is read:
+older pickles, whole or in shards; nothing in a pickle is imported or called. A tensor with weight
+norm is stored in two parts, under one of two names, and is folded when it is read:
 
     conv.weight_g, conv.weight_v                                    Meta, older transformers
     conv.parametrizations.weight.original0, .original1              transformers 5
