@@ -155,6 +155,14 @@ GpuLayersOption = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+TemperatureOption = Annotated[
+    float,
+    typer.Option(
+        "--temperature",
+        help="Of level 0; 0 takes the most likely code.",
+        rich_help_panel="Decoding",
+    ),
+]
 SettingsOption = Annotated[
     list[str] | None,
     typer.Option(

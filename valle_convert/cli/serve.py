@@ -14,6 +14,7 @@ from valle_convert.cli.options import (
     GpuLayersOption,
     LanguageOption,
     SettingsOption,
+    TemperatureOption,
     ThreadsOption,
     TuneOption,
 )
@@ -71,6 +72,7 @@ def serve(
     ] = 900.0,
     max_characters: Annotated[int, typer.Option(help="Of one text.", min=1, max=1 << 20)] = 4096,
     language: LanguageOption = None,
+    temperature: TemperatureOption = 1.0,
     settings: SettingsOption = None,
     threads: ThreadsOption = None,
     tune: TuneOption = "auto",
@@ -82,6 +84,7 @@ def serve(
     The options of speaking are the defaults for requests without them.
     """
     from valle_convert.audio import open_codec
+    from valle_convert.decode import SamplingOptions
     from valle_convert.extras import require
     from valle_convert.families.bundle import open_bundle
     from valle_convert.llama.context import Settings
@@ -112,7 +115,9 @@ def serve(
     served = ServerSettings(
         bundle,
         voices=voices,
-        defaults=with_settings(SpeakOptions(language=language), values),
+        defaults=with_settings(
+            SpeakOptions(language=language, sampling=SamplingOptions(temperature)), values
+        ),
         access=Access(api_key, tuple(cors or ()), is_local(host)),
         n_places=queue,
         seconds=timeout,

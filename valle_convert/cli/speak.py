@@ -24,6 +24,7 @@ from valle_convert.cli.options import (
     KeptLoraOption,
     LanguageOption,
     SettingsOption,
+    TemperatureOption,
     ThreadsOption,
     TuneChoice,
     TuneOption,
@@ -171,10 +172,7 @@ def speak(
     threads: ThreadsOption = None,
     tune: TuneOption = "auto",
     gpu_layers: GpuLayersOption = 0,
-    temperature: Annotated[
-        float,
-        typer.Option(help="Of level 0; 0 takes the most likely code.", rich_help_panel=_DECODING),
-    ] = 1.0,
+    temperature: TemperatureOption = 1.0,
     seed: Annotated[
         int | None,
         typer.Option(help="Repeats a run. Default: random.", min=0, rich_help_panel=_DECODING),
