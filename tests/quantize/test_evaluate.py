@@ -26,10 +26,10 @@ from valle_convert.families.family import Choices
 from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize import evaluate as evaluate_module
+from valle_convert.quantize import tables
 from valle_convert.quantize.evaluate import Given, evaluate
 from valle_convert.quantize.folder import prune
-from valle_convert.quantize.forms import FORMS
-from valle_convert.quantize.html import to_html
+from valle_convert.quantize.forms import FORMS, to_html
 from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.manifest import (
     ManifestFile,
@@ -416,10 +416,10 @@ def test_the_table_fits_the_terminal_and_the_reports_have_all_of_it(
     from valle_convert.cli import console
 
     report = reported["report"]
-    header, rows = report.summary(width)
+    header, rows = tables.fitting(report, width)
     assert max(map(len, console.table(rows, header=header).splitlines())) <= width
     assert {"type", "size, MiB", "verdict"} <= set(header)
-    everything, _ = report.summary()
+    everything, _ = tables.summary(report)
     assert len(everything) == 15
     for form in (".md", ".html"):
         for name in everything:

@@ -13,7 +13,8 @@ from playwright.sync_api import Browser
 from quantize.pages import WIDTHS, cut
 from quantize.reports import TYPES, make_report
 
-from valle_convert.quantize.html import plot_heads, plot_likelihood, plot_size, to_html
+from valle_convert.quantize.forms import to_html
+from valle_convert.quantize.plots import plot_heads, plot_likelihood, plot_size
 
 FEW = ("Q8_0", "Q2_K")
 

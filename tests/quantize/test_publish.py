@@ -388,11 +388,11 @@ def test_a_set_without_all_its_files_is_not_published(sets: Path, tmp_path: Path
 
 
 def test_words_of_files_are_no_markup() -> None:
-    from valle_convert.quantize.card import _plain
+    from valle_convert.quantize.render import markdown_words
 
-    assert _plain("a\nb") == "a b"
-    assert "<script>" not in _plain("<script>x</script>")
-    assert _plain("[x](http://evil)").startswith("\\[x\\]")
+    assert markdown_words("a\nb") == "a b"
+    assert "<script>" not in markdown_words("<script>x</script>")
+    assert markdown_words("[x](http://evil)").startswith("\\[x\\]")
 
 
 def test_resume_makes_a_file_again_whose_words_are_other_ones(

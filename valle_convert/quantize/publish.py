@@ -15,7 +15,6 @@ from typing import Any
 
 from valle_convert.checkpoint.hub import transport_errors, words_of
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.extras import require
 from valle_convert.files import sha256_of
 from valle_convert.quantize.card import CARD, Folder
 from valle_convert.quantize.manifest import MANIFEST, SUMS
@@ -36,13 +35,12 @@ class Published:
 
 def files_of(folder: Folder) -> dict[str, Path]:
     """What is published of a folder, by the names that it has there."""
-    names = [CARD, *(one.name for one in folder.listed()), MANIFEST, SUMS]
+    names = [CARD, *(one.name for one in folder.listed), MANIFEST, SUMS]
     return {name: folder.path / name for name in names}
 
 
 def publish_folder(folder: Folder, repository: str, *, message: str | None = None) -> Published:
     """Commit the files of a folder, whose card is written, and compare what the hub has of them."""
-    require("huggingface_hub", "Publishing to the Hugging Face hub", extra="hub")
     from huggingface_hub import CommitOperationAdd, HfApi, constants
     from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
@@ -51,7 +49,7 @@ def publish_folder(folder: Folder, repository: str, *, message: str | None = Non
             f"Nothing can be published to {repository} while HF_HUB_OFFLINE is set; unset it."
         )
     files = files_of(folder)
-    kinds = ", ".join(one.main.kind for one in folder.files)
+    kinds = ", ".join(one.main.kind for one in folder.models)
     api = HfApi()
     disable_progress_bars()
     try:

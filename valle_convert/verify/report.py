@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from valle_convert.errors import EXIT_ENVIRONMENT, EXIT_FAILED_CHECK, EXIT_OK
-from valle_convert.wording import plural
+from valle_convert.wording import markdown_table, plural
 
 REPORT_SCHEMA_VERSION = 1
 Outcome = Literal["passed", "failed", "not verified"]
@@ -174,14 +174,9 @@ class Report:
             lines += ["", f"## {level.name} ({level.seconds:.1f} s)", ""]
             if level.skipped:
                 lines += [f"**Not run: {level.skipped}**", ""]
-            lines += ["| check | verdict | found | allowed |", "|---|---|---|---|"]
-            lines += [
-                f"| {_cell(check.name)} | {'pass' if check.passed else '**FAIL**'} "
-                f"| {_cell(check.summary)} | {_cell(check.limit)} |"
+            rows = [
+                (check.name, "pass" if check.passed else "**FAIL**", check.summary, check.limit)
                 for check in level.checks
             ]
+            lines.append(markdown_table(("check", "verdict", "found", "allowed"), rows))
         return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

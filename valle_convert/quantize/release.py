@@ -1,0 +1,83 @@
+"""A folder of quantized models, compared with its manifest: what `publish` and `merge` read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from valle_convert.errors import InputError
+from valle_convert.families.bundle import Bundle, open_files
+from valle_convert.progress import Progress, silent
+from valle_convert.quantize.evaluate import converted_models_in
+from valle_convert.quantize.judge import file_report
+from valle_convert.quantize.manifest import MANIFEST, ManifestFile, check_manifest, read_manifest
+from valle_convert.quantize.measurements import Measurements, read_measurements
+from valle_convert.quantize.report import FileReport
+from valle_convert.wording import listing
+
+
+@dataclass(frozen=True)
+class QuantizedModel:
+    """A model of a folder.
+
+    Attributes:
+        files: of the manifest, by part, the main one first.
+    """
+
+    bundle: Bundle
+    files: Mapping[str, ManifestFile]
+    measurements: Measurements
+
+    @property
+    def path(self) -> Path:
+        return self.bundle.path
+
+    @property
+    def main(self) -> ManifestFile:
+        """The file that programs are given."""
+        return next(iter(self.files.values()))
+
+    @cached_property
+    def report(self) -> FileReport:
+        return file_report(self.bundle, self.measurements)
+
+
+@dataclass(frozen=True)
+class Release:
+    """A folder and its models.
+
+    Attributes:
+        files: of the manifest, by name.
+    """
+
+    path: Path
+    files: Mapping[str, ManifestFile]
+    models: tuple[QuantizedModel, ...]
+
+
+def read_release(path: Path, progress: Progress = silent) -> Release:
+    checked = check_manifest(path, progress=progress)
+    if not checked.passed:
+        found = listing((f"{one.name}: {one.problem.rstrip('.')}" for one in checked.findings), 2)
+        raise InputError(f"{path} differs from its manifest ({found}). Quantize again.")
+    listed = {one.name: one for one in read_manifest(path / MANIFEST)}
+    models, idle = [], {one.name for one in listed.values() if one.is_model}
+    for main in converted_models_in(path):
+        bundle = open_files(main)
+        names = {part: file.path.name for part, file in bundle.files.items()}
+        if missing := [name for name in names.values() if name not in listed]:
+            raise InputError(
+                f"{path / missing[0]} belongs to {main.name} and is in no manifest. Quantize again."
+            )
+        files = {part: listed[name] for part, name in names.items()}
+        models.append(QuantizedModel(bundle, files, read_measurements(bundle)))
+        idle -= {*names.values()}
+    if idle:
+        raise InputError(
+            f"{path}: no converted model has the file {listing(sorted(idle), 2)}. Quantize again."
+        )
+    if not models:
+        raise InputError(f"{path} has no converted model. Give a folder that `quantize` wrote.")
+    return Release(path, listed, tuple(models))
