@@ -26,13 +26,14 @@ from valle_convert.families.bundle import plan, write_bundle
 from valle_convert.families.family import Choices
 from valle_convert.gguf_file.metadata import GeneralMetadata
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.quantize.card import CardWords, card_of, read_folder
+from valle_convert.quantize.card import card_of
 from valle_convert.quantize.evaluate import Given, evaluate
 from valle_convert.quantize.identity import Identity, base_name, convention_name
 from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.manifest import check_manifest
 from valle_convert.quantize.measurements import measurements_in
 from valle_convert.quantize.options import MakeOptions, MeasureOptions
+from valle_convert.quantize.release import read_release
 from valle_convert.quantize.run import quantize
 from valle_convert.quantize.types import parse_types
 
@@ -179,7 +180,7 @@ def test_the_card_says_what_was_measured(folder: Path, cli: Cli) -> None:
     for path in folder.glob("*.gguf"):
         assert f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" in text
     # One utterance tells nothing of which file to take.
-    assert read_folder(folder).best() is None
+    assert read_release(folder).best() is None
     assert "1 different text," in text.split("## Which one")[1].split("##")[0]
     assert f"hf download {REPO} {rows[-1][0].strip('`')} " in text
     assert "Verified: 3 of 3 types" in text
@@ -332,7 +333,7 @@ def test_of_measurements_of_any_kind_comes_a_card_or_a_refusal(
     at[data.draw(st.sampled_from(sorted(at)))] = data.draw(JSON)
     path.write_text(json.dumps(value))
     try:
-        card = card_of(read_folder(folder), CardWords())
+        card = card_of(read_release(folder))
     except InputError:
         return
     assert card.startswith("---\n")

@@ -9,16 +9,14 @@ the files' keys        name, license, languages, lost and assumed values
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from valle_convert import __version__
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.keys import SOURCE_ASSUMED_KEY, SOURCE_LOST_KEY
-from valle_convert.quantize.advice import Advice, advise, use_of
-from valle_convert.quantize.manifest import SUMS, ManifestFile
-from valle_convert.quantize.release import QuantizedModel, read_release
+from valle_convert.quantize.advice import use_of
+from valle_convert.quantize.manifest import SUMS
+from valle_convert.quantize.release import QuantizedModel, Release
 from valle_convert.quantize.render import render
 from valle_convert.quantize.report import FileReport
 
@@ -27,72 +25,28 @@ _MIB = 1 << 20
 _PLAIN = ("F32", "F16", "BF16")
 
 
-@dataclass(frozen=True)
-class Folder:
-    """A folder that `quantize` wrote, read and checked.
-
-    Attributes:
-        models: by size.
-        listed: the files of the manifest: models by size, then others such as importance matrices.
-    """
-
-    path: Path
-    models: tuple[QuantizedModel, ...]
-    listed: tuple[ManifestFile, ...]
-
-    def advice(self) -> Advice:
-        """The recommended file, by the rule of an evaluation's report."""
-        n_texts = [
-            min(one.n_texts, speech.listening.n_texts if speech else one.n_texts)
-            for model in self.models
-            if (one := model.measurements.predictions)
-            for speech in (model.measurements.speech,)
-        ]
-        return advise([one.report for one in self.models], min(n_texts, default=0))
-
-    def best(self) -> QuantizedModel | None:
-        """The recommended model; None if nothing is recommended."""
-        taken = self.advice().take
-        return next((one for one in self.models if one.report is taken), None)
-
-
-def read_folder(path: Path) -> Folder:
-    """Read a folder that `quantize` wrote, and compare it with its manifest."""
-    release = read_release(path)
-    models = sorted(release.models, key=lambda one: one.bundle.n_bytes)
-    keys = {found.key if (found := one.measurements.predictions) else "" for one in models}
-    if len(keys) > 1:
-        raise InputError(
-            f"The files of {path} were not measured in one way. Run `evaluate {path}` again."
-        )
-    listed = [file for one in models for file in one.files.values()]
-    listed += [one for one in release.files.values() if not one.is_model]
-    return Folder(path, tuple(models), tuple(listed))
-
-
-@dataclass(frozen=True)
-class CardWords:
-    """What the user adds to the card; None for what the files say.
-
-    Attributes:
-        repository: the repository of the files; None if it is not known.
-    """
-
-    license: str | None = None
-    base_model: str | None = None
-    repository: str | None = None
-
-
-def card_of(folder: Folder, words: CardWords) -> str:
+def card_of(
+    folder: Release,
+    repository: str | None = None,
+    license_: str | None = None,
+    base_model: str | None = None,
+) -> str:
+    """The card; license and base model of the user go before those of the files."""
     models, bundle = folder.models, folder.models[0].bundle
     keys, reports = bundle.main.keys, [one.report for one in models]
-    measured = [found for one in models if (found := one.measurements.predictions)]
+    found = [one.measurements.predictions for one in models]
+    if len({one and one.key for one in found}) > 1:
+        raise InputError(
+            f"The files of {folder.path} were not measured in one way. Run `evaluate "
+            f"{folder.path}` again."
+        )
+    measured = found[0]
     tools = {f"{one.main.tool.get('name')} {one.main.tool.get('version')}" for one in models}
     verified = [one.verified.outcome for one in reports if one.verified]
     return render(
         "card.md.jinja",
         {
-            "matter": _front_matter(keys, words),
+            "matter": _front_matter(keys, license_, base_model),
             "version": __version__,
             "name": keys.get("general.name") or folder.path.name,
             "description": _text(keys, "general.description"),
@@ -100,14 +54,14 @@ def card_of(folder: Folder, words: CardWords) -> str:
             "family": bundle.family,
             "size_label": _size_label(folder.models[0]),
             "keys": keys,
-            "measured_on": (measured[0].reference, measured[0].utterances) if measured else None,
+            "measured_on": measured and (measured.reference, measured.utterances),
             "rows": [_row(one) for one in models],
             "n_files": len(models[0].files),
             "advice": folder.advice().sentence,
             "lost": _texts(keys, SOURCE_LOST_KEY),
             "assumed": _texts(keys, SOURCE_ASSUMED_KEY),
             "extras": ["llama", *bundle.family.needs],
-            "repository": words.repository,
+            "repository": repository,
             "shown": folder.best() or models[-1],
             "tools": sorted(tools),
             "n_right": verified.count("passed"),
@@ -140,17 +94,17 @@ def _use_of(report: FileReport) -> str:
     return "not measured" if report.kl is None else use_of(report.kl)
 
 
-def _front_matter(keys: Mapping[str, Any], words: CardWords) -> str:
+def _front_matter(keys: Mapping[str, Any], license_: str | None, base: str | None) -> str:
     from huggingface_hub import ModelCardData
 
-    base = words.base_model or _base_model(keys)
+    base = base or _base_model(keys)
     tags = dict.fromkeys([*_texts(keys, "general.tags"), "gguf", "llama.cpp", "vall-e"])
     return ModelCardData(
         base_model=base,
         base_model_relation="quantized" if base else None,
         language=_texts(keys, "general.languages") or None,
         library_name="valle-convert",
-        license=words.license or _text(keys, "general.license"),
+        license=license_ or _text(keys, "general.license"),
         pipeline_tag="text-to-speech",
         tags=list(tags),
     ).to_yaml()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 
 _BLUE, _RED, _GREY, _ORANGE = "#2b6cb0", "#c53030", "#808080", "#dd6b20"
 _LEVEL = re.compile(r"nar\.\d+")
+_STYLE: Any = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "grid.color": "#e2e8f0",
+}
 #: Of plots, inches; and of their legends: columns, and how long a word may be to stand in them.
 _WIDTH, _LEGEND_COLUMNS, _SHORT = 6.5, 5, 12
 
@@ -54,14 +61,14 @@ def plot_likelihood(report: EvaluationReport, listening: Listening) -> Figure:
     assert base is not None  # noqa: S101 - a model that speaks has heads
     error = base.estimate().error
     axes.axhspan(0, error, color="#bee3f8", zorder=0, label="within a standard error of F16")
-    points: dict[str, tuple[int, float]] = {}
+    points: list[tuple[float, float]] = []
     for file in report.files:
         tally = file.listened.total(NLL) if file.listened else None
         if tally is None:
             continue
         difference = tally.minus(base)
         size = file.n_bytes / 2**20
-        points[file.kind] = (file.n_bytes, difference.mean)
+        points.append((size, difference.mean))
         axes.errorbar(
             size,
             difference.mean,
@@ -86,11 +93,9 @@ def _name(axes: Any, name: str, x: float, y: float) -> None:  # noqa: ANN401 - m
     axes.annotate(name, (x, y), xytext=(6, 3), textcoords="offset points", fontsize=9)
 
 
-def _draw_front(axes: Any, points: Mapping[str, tuple[int, float]]) -> None:  # noqa: ANN401
-    front = [points[name] for name in pareto_front(points)]
+def _draw_front(axes: Any, points: Iterable[tuple[float, float]]) -> None:  # noqa: ANN401
     axes.step(
-        [size / 2**20 for size, _ in front],
-        [loss for _, loss in front],
+        *zip(*pareto_front(points), strict=True),
         where="post",
         color=_ORANGE,
         linewidth=1,
@@ -103,7 +108,7 @@ def _draw_front(axes: Any, points: Mapping[str, tuple[int, float]]) -> None:  # 
 def plot_size(rows: Sequence[FileReport]) -> Figure:
     """Size against divergence, a point a file."""
     figure, axes = _figure(4.4)
-    points: dict[str, tuple[int, float]] = {}
+    points: list[tuple[float, float]] = []
     for row in rows:
         assert row.kl is not None  # noqa: S101 - the caller chose such files
         color, label = _BLUE, "quantized"
@@ -113,7 +118,7 @@ def plot_size(rows: Sequence[FileReport]) -> Figure:
             color, label = _RED, "wrong, or beyond a limit"
         # A divergence of nothing has no place on a logarithmic axis.
         size, divergence = row.n_bytes / 2**20, max(row.kl, 1e-12)
-        points[row.name] = (row.n_bytes, divergence)
+        points.append((size, divergence))
         axes.scatter(size, divergence, s=60, color=color, label=label, zorder=3)
         _name(axes, f"{row.kind} ({row.bits_per_weight:.2f} bits)", size, divergence)
     _draw_front(axes, points)
@@ -144,14 +149,11 @@ def plot_heads(rows: Sequence[FileReport]) -> Figure:
 
 def plot_speed(rows: Sequence[FileReport]) -> Figure:
     """Milliseconds of an AR step and of a NAR pass, a bar a file."""
-    check_matplotlib()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(_WIDTH, 0.9 + 0.42 * len(rows)), layout="constrained")
+    figure, both = _figure(0.9 + 0.42 * len(rows), 2)
     names = [row.kind for row in rows]
     colors = [_GREY if row.is_baseline else _BLUE for row in rows]
     for axes, title, values in zip(
-        figure.subplots(1, 2, sharey=True),
+        both,
         ("one AR step", "one NAR pass"),
         (
             [row.measured.speed.ar_step for row in rows if row.measured],
@@ -165,19 +167,20 @@ def plot_speed(rows: Sequence[FileReport]) -> Figure:
         axes.set_xlabel("milliseconds, median")
         axes.set_title(title, fontsize=11)
         axes.set_xlim(0, max(values) * 1.3)
-        _quiet(axes, "x")
+        axes.grid(visible=False, axis="y")
     axes.invert_yaxis()  # both have the same
     return figure
 
 
-def _figure(height: float) -> tuple[Figure, Any]:
+def _figure(height: float, n: int = 1) -> tuple[Figure, Any]:
+    """A figure of `n` axes side by side."""
     check_matplotlib()
+    import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    axes = figure.subplots()
-    _quiet(axes, "both")
-    return figure, axes
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        return figure, figure.subplots(1, n, sharey=True)
 
 
 def _legend(figure: Figure, axes: Any) -> None:  # noqa: ANN401 - matplotlib's own
@@ -193,11 +196,6 @@ def _legend(figure: Figure, axes: Any) -> None:  # noqa: ANN401 - matplotlib's o
         frameon=False,
         fontsize=9,
     )
-
-
-def _quiet(axes: Any, grid: str) -> None:  # noqa: ANN401 - matplotlib's own
-    axes.grid(visible=True, axis=grid, color="#e2e8f0", zorder=0)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def check_matplotlib() -> None:

@@ -16,8 +16,9 @@ from typing import Any
 from valle_convert.checkpoint.hub import transport_errors, words_of
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import sha256_of
-from valle_convert.quantize.card import CARD, Folder
+from valle_convert.quantize.card import CARD
 from valle_convert.quantize.manifest import MANIFEST, SUMS
+from valle_convert.quantize.release import Release
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,13 @@ class Published:
     files: Mapping[str, int]
 
 
-def files_of(folder: Folder) -> dict[str, Path]:
+def files_of(folder: Release) -> dict[str, Path]:
     """What is published of a folder, by the names that it has there."""
     names = [CARD, *(one.name for one in folder.listed), MANIFEST, SUMS]
     return {name: folder.path / name for name in names}
 
 
-def publish_folder(folder: Folder, repository: str, *, message: str | None = None) -> Published:
+def publish_folder(folder: Release, repository: str, *, message: str | None = None) -> Published:
     """Commit the files of a folder, whose card is written, and compare what the hub has of them."""
     from huggingface_hub import CommitOperationAdd, HfApi, constants
     from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars

@@ -10,6 +10,7 @@ from pathlib import Path
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle, open_files
 from valle_convert.progress import Progress, silent
+from valle_convert.quantize.advice import Advice, advise
 from valle_convert.quantize.evaluate import converted_models_in
 from valle_convert.quantize.judge import file_report
 from valle_convert.quantize.manifest import MANIFEST, ManifestFile, check_manifest, read_manifest
@@ -50,11 +51,33 @@ class Release:
 
     Attributes:
         files: of the manifest, by name.
+        models: by size.
     """
 
     path: Path
     files: Mapping[str, ManifestFile]
     models: tuple[QuantizedModel, ...]
+
+    @property
+    def listed(self) -> tuple[ManifestFile, ...]:
+        """The files of the models, then others such as importance matrices."""
+        ours = [file for one in self.models for file in one.files.values()]
+        return (*ours, *(one for one in self.files.values() if not one.is_model))
+
+    def advice(self) -> Advice:
+        """The recommended file, by the rule of an evaluation's report."""
+        n_texts = [
+            min(one.n_texts, speech.listening.n_texts if speech else one.n_texts)
+            for model in self.models
+            if (one := model.measurements.predictions)
+            for speech in (model.measurements.speech,)
+        ]
+        return advise([one.report for one in self.models], min(n_texts, default=0))
+
+    def best(self) -> QuantizedModel | None:
+        """The recommended model; None if nothing is recommended."""
+        taken = self.advice().take
+        return next((one for one in self.models if one.report is taken), None)
 
 
 def read_release(path: Path, progress: Progress = silent) -> Release:
@@ -80,4 +103,5 @@ def read_release(path: Path, progress: Progress = silent) -> Release:
         )
     if not models:
         raise InputError(f"{path} has no converted model. Give a folder that `quantize` wrote.")
+    models.sort(key=lambda one: one.bundle.n_bytes)
     return Release(path, listed, tuple(models))

@@ -2,22 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import asdict
 
-from valle_convert.listening.listen import MEASURES, NLL, RETRIEVAL, WORDS, Measure
+from valle_convert.listening.listen import MEASURES, NLL, RETRIEVAL, WORDS
 from valle_convert.quantize.advice import nearness
 from valle_convert.quantize.listening import differences_of, means_of, places_of
-from valle_convert.quantize.quality import ALL, Measured, Quality
+from valle_convert.quantize.quality import ALL
 from valle_convert.quantize.report import EvaluationReport, FileReport
 
 #: A header, and rows of cells.
 Table = tuple[list[str], list[list[str]]]
-Cell = Callable[[EvaluationReport, FileReport], str]
 
 WRONG, BEYOND = "WRONG", "BEYOND LIMITS"
+_HEARD = (NLL, RETRIEVAL, WORDS)
+#: By importance: name, key of `_values`, format, meaning. A narrow terminal shows the first ones.
+COLUMNS = (
+    ("type", "kind", "", "of the file, as llama-quantize spells it"),
+    (
+        "verdict",
+        "verdict",
+        "",
+        (
+            "right: the file holds its checkpoint's weights, and llama.cpp computes what they "
+            "mean; within limits: it loses no more than the user allows. Neither says how much "
+            "that is"
+        ),
+    ),
+    ("size, MiB", "mib", ".2f", "of the file"),
+    (
+        "distance",
+        "distance",
+        "",
+        (
+            "from the reference, by the mean KL: very close up to 0.001, close up to 0.01, "
+            "changed up to 0.1, far above"
+        ),
+    ),
+    (
+        "KL mean",
+        "kl_mean",
+        ".2e",
+        (
+            "how far the predicted distributions are from the reference's: Kullback-Leibler "
+            "divergence, mean over all predictions, in nats; 0 is the same"
+        ),
+    ),
+    ("top-1", "best_code", ".2%", "agreement of the most likely code with the reference's"),
+    *((one.title, one.name, ".3f" if one.unit else ".1%", one.meaning) for one in _HEARD),
+    ("bits/weight", "bits", ".3f", "size of the weights over their number"),
+    ("AR step, ms", "ar_step", ".2f", "median time of one code of level 0, on this machine"),
+    ("NAR pass, ms", "nar_pass", ".1f", "median time of one pass over a level above"),
+    ("AR equal", "ar_equal", ".1%", "codes of level 0 that stay the same in greedy decoding"),
+    (
+        "NAR equal",
+        "nar_equal",
+        ".1%",
+        "codes of the levels above that stay the same, given the reference's level 0",
+    ),
+    ("of F16", "of_baseline", ".1%", "size over that of the first row"),
+    ("NMSE", "nmse", ".2e", "squared error of the logits over the reference's squared logits"),
+    ("KL p99", "kl_p99", ".2e", "divergence that 99 % of the predictions are below"),
+    ("KL max", "kl_max", ".2e", "divergence of the worst prediction"),
+)
+#: These first columns decide which file to take, and these always fit a terminal.
+_N_ANSWER, _N_LEAST = 6, 3
 
 
-def _verdict(_report: EvaluationReport, row: FileReport) -> str:
+def _values(report: EvaluationReport, row: FileReport) -> dict[str, str | float]:
+    """What is known of a file, by the keys of the columns."""
+    values: dict[str, str | float] = {
+        "kind": row.kind,
+        "verdict": _verdict(row),
+        "mib": row.n_bytes / 2**20,
+        "bits": row.bits_per_weight,
+    }
+    if report.baseline is not None:
+        values["of_baseline"] = row.n_bytes / report.baseline.n_bytes
+    if row.measured is not None:
+        measured = (row.measured.quality[ALL], row.measured.greedy, row.measured.speed)
+        values |= {key: value for one in measured for key, value in asdict(one).items()}
+    if row.kl is not None and not row.is_baseline:
+        values["distance"] = nearness(row.kl)
+    listened = row.listened
+    if row.is_baseline and report.listening is not None:
+        listened = report.listening.baseline
+    for measure in _HEARD:
+        if listened is not None and (tally := listened.total(measure)):
+            values[measure.name] = tally.mean
+    return values
+
+
+def _verdict(row: FileReport) -> str:
     if row.is_baseline:
         return "baseline"
     if row.is_wrong:
@@ -31,116 +107,12 @@ def _verdict(_report: EvaluationReport, row: FileReport) -> str:
     return ", ".join(words) or "not judged"
 
 
-def _distance(_report: EvaluationReport, row: FileReport) -> str:
-    return "" if row.kl is None or row.is_baseline else nearness(row.kl)
-
-
-def _of_baseline(report: EvaluationReport, row: FileReport) -> str:
-    return f"{row.n_bytes / report.baseline.n_bytes:.1%}" if report.baseline else ""
-
-
-def _measured(show: Callable[[Measured], str]) -> Cell:
-    return lambda _report, row: show(row.measured) if row.measured else ""
-
-
-def _total(show: Callable[[Quality], str]) -> Cell:
-    return _measured(lambda measured: show(measured.quality[ALL]))
-
-
-def _heard(measure: Measure) -> Cell:
-    def cell(report: EvaluationReport, row: FileReport) -> str:
-        listened = row.listened
-        if row.is_baseline and report.listening is not None:
-            listened = report.listening.baseline
-        tally = listened.total(measure) if listened else None
-        if tally is None:
-            return ""
-        return f"{tally.mean:.3f}" if measure.unit else f"{tally.mean:.1%}"
-
-    return cell
-
-
-#: By importance: name, meaning, cell. A narrow terminal shows the first ones.
-COLUMNS: tuple[tuple[str, str, Cell], ...] = (
-    ("type", "of the file, as llama-quantize spells it", lambda _report, row: row.kind),
-    (
-        "verdict",
-        (
-            "right: the file holds its checkpoint's weights, and llama.cpp computes what they mean; "
-            "within limits: it loses no more than the user allows. Neither says how much that is"
-        ),
-        _verdict,
-    ),
-    ("size, MiB", "of the file", lambda _report, row: f"{row.n_bytes / 2**20:.2f}"),
-    (
-        "distance",
-        (
-            "from the reference, by the mean KL: very close up to 0.001, close up to 0.01, changed up "
-            "to 0.1, far above"
-        ),
-        _distance,
-    ),
-    (
-        "KL mean",
-        (
-            "how far the predicted distributions are from the reference's: Kullback-Leibler "
-            "divergence, mean over all predictions, in nats; 0 is the same"
-        ),
-        _total(lambda one: f"{one.kl_mean:.2e}"),
-    ),
-    (
-        "top-1",
-        "agreement: predictions whose most likely code is the reference's",
-        _total(lambda one: f"{one.best_code:.2%}"),
-    ),
-    *((one.title, one.meaning, _heard(one)) for one in (NLL, RETRIEVAL, WORDS)),
-    (
-        "bits/weight",
-        "size of the weights over their number",
-        lambda _report, row: f"{row.bits_per_weight:.3f}",
-    ),
-    (
-        "AR step, ms",
-        "median time of one code of level 0, on this machine",
-        _measured(lambda one: f"{one.speed.ar_step:.2f}"),
-    ),
-    (
-        "NAR pass, ms",
-        "median time of one pass over a level above",
-        _measured(lambda one: f"{one.speed.nar_pass:.1f}"),
-    ),
-    (
-        "AR equal",
-        "codes of level 0 that stay the same in greedy decoding",
-        _measured(lambda one: f"{one.greedy.ar_equal:.1%}"),
-    ),
-    (
-        "NAR equal",
-        "codes of the levels above that stay the same, given the reference's level 0",
-        _measured(lambda one: f"{one.greedy.nar_equal:.1%}"),
-    ),
-    ("of F16", "size over that of the first row", _of_baseline),
-    (
-        "NMSE",
-        "squared error of the logits over the squared logits of the reference; 0 is the same",
-        _total(lambda one: f"{one.nmse:.2e}"),
-    ),
-    (
-        "KL p99",
-        "divergence that 99 % of the predictions are below",
-        _total(lambda one: f"{one.kl_p99:.2e}"),
-    ),
-    ("KL max", "divergence of the worst prediction", _total(lambda one: f"{one.kl_max:.2e}")),
-)
-#: These first columns decide which file to take, and these always fit a terminal.
-_N_ANSWER, _N_LEAST = 6, 3
-
-
 def summary(report: EvaluationReport) -> Table:
     """Every column that has something in it."""
-    shown = [one for one in COLUMNS if any(one[2](report, row) for row in report.rows)]
+    rows = [_values(report, row) for row in report.rows]
+    shown = [(name, key, form) for name, key, form, _ in COLUMNS if any(key in row for row in rows)]
     return [name for name, _, _ in shown], [
-        [cell(report, row) for _, _, cell in shown] for row in report.rows
+        [format(row[key], form) if key in row else "" for _, key, form in shown] for row in rows
     ]
 
 
@@ -157,7 +129,7 @@ def fitting(report: EvaluationReport, width: int) -> Table:
 def answer(report: EvaluationReport) -> Table:
     """The columns that decide which file to take."""
     header, rows = summary(report)
-    n = sum(name in header for name, _, _ in COLUMNS[:_N_ANSWER])
+    n = sum(column[0] in header for column in COLUMNS[:_N_ANSWER])
     return header[:n], [row[:n] for row in rows]
 
 
@@ -170,7 +142,7 @@ def details(report: EvaluationReport) -> Table:
 def legend(report: EvaluationReport) -> list[str]:
     """The meaning of each column, a line each."""
     header, _ = summary(report)
-    return [f"{name}: {meaning}" for name, meaning, _ in COLUMNS if name in header]
+    return [f"{name}: {meaning}" for name, _, _, meaning in COLUMNS if name in header]
 
 
 def by_head(report: EvaluationReport) -> Iterator[tuple[str, Table]]:
@@ -179,16 +151,16 @@ def by_head(report: EvaluationReport) -> Iterator[tuple[str, Table]]:
     if not qualities:
         return
     heads = [*(head for head in qualities[0][1] if head != ALL), ALL]
-    shows: dict[str, Callable[[Quality], str]] = {
-        "KL mean by head": lambda one: f"{one.kl_mean:.2e}",
-        "Top-1 agreement by head": lambda one: f"{one.best_code:.2%}",
-    }
-    for title, show in shows.items():
+    shown = ("KL mean", "kl_mean", ".2e"), ("Top-1 agreement", "best_code", ".2%")
+    for title, key, form in shown:
         rows = [
-            [kind, *(show(quality[head]) if head in quality else "" for head in heads)]
-            for kind, quality in qualities
+            [
+                kind,
+                *(format(getattr(one[head], key), form) if head in one else "" for head in heads),
+            ]
+            for kind, one in qualities
         ]
-        yield title, (["type", *heads], rows)
+        yield f"{title} by head", (["type", *heads], rows)
 
 
 def heard(report: EvaluationReport) -> Iterator[tuple[str, Table]]:
