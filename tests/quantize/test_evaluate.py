@@ -329,7 +329,7 @@ def test_a_run_is_no_worse_than_itself_and_worse_than_a_better_one(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--report", "r.txt"], "tells its form"),
+        (["--report", "r.txt"], "expected one of .json"),
         (["--max-kl", "nan"], "--max-kl is nan"),
         (["--max-kl", "inf"], "--max-kl is inf"),
         (["--min-agreement", "97"], "from 0 to 1"),
@@ -339,7 +339,7 @@ def test_a_run_is_no_worse_than_itself_and_worse_than_a_better_one(
         (["--no-worse-than", "absent.json"], "There is no report"),
         (["--types", "Q6_K"], "no converted model of type Q6_K"),
         (["--types", "Q8_0,Q6_K"], "no file of type Q6_K"),
-        (["--report", "wide.sft"], "tells its form"),
+        (["--report", "wide.sft"], "expected one of .json"),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence_and_exit_code_2(

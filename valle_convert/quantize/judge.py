@@ -16,10 +16,7 @@ from valle_convert.quantize.report import EvaluationReport, FileReport
 from valle_convert.quantize.types import bits_per_weight, describe_types
 from valle_convert.verify.run import main_type
 
-_UNVERIFIED = (
-    "no checkpoint was given, so files are not verified: what is wrong with the reference, or was "
-    "lost in it, is not seen"
-)
+_UNVERIFIED = "no checkpoint was given, so errors of the reference itself are not detected"
 
 
 @dataclass(frozen=True)
@@ -50,22 +47,13 @@ class Judge:
         first = next(iter(found.values())).predictions
         if first is None:
             raise AssertionError("whatever was evaluated has been measured")
-        base = first.baseline
         heard = [one.speech for one in found.values() if one.speech] if self.hears else []
         return EvaluationReport(
             source=first.source,
             reference=first.reference,
             utterances=first.utterances,
             n_measured=first.n_texts,
-            baseline=FileReport(
-                base.name,
-                base.kind,
-                base.n_bytes,
-                base.bits_per_weight,
-                base.weights,
-                measured=base.measured,
-                is_baseline=True,
-            ),
+            baseline=FileReport(**vars(first.baseline), is_baseline=True),
             files=tuple(self._file(one, found[path]) for path, one in bundles.items()),
             notes=() if first.checkpoint else (_UNVERIFIED,),
             listening=heard[0].listening if heard else None,
@@ -81,10 +69,10 @@ class Judge:
             given = found.judgement.limits if found.judgement else {}
             return replace(report, limits=Limits("given to evaluate", **given) if given else None)
         limits = self.gates.limits_of(report.kind)
-        failures = limits.failures(report.measured) if limits and report.measured else ()
-        if limits and report.listened and found.speech:
-            base = found.speech.listening.baseline
-            failures += limits.failures_of_speech(report.listened, base)
+        if limits is None:
+            return replace(report, limits=None, failures=())
+        base = found.speech.listening.baseline if found.speech else None
+        failures = limits.failures(report.measured, report.listened, base)
         return replace(report, limits=limits, failures=failures)
 
 

@@ -83,8 +83,8 @@ class Release:
 def read_release(path: Path, progress: Progress = silent) -> Release:
     checked = check_manifest(path, progress=progress)
     if not checked.passed:
-        found = listing((f"{one.name}: {one.problem.rstrip('.')}" for one in checked.findings), 2)
-        raise InputError(f"{path} differs from its manifest ({found}). Quantize again.")
+        first = checked.findings[0]
+        raise InputError(f"{path / first.name}: {first.problem.rstrip('.')}. Quantize again.")
     listed = {one.name: one for one in read_manifest(path / MANIFEST)}
     models, idle = [], {one.name for one in listed.values() if one.is_model}
     for main in converted_models_in(path):

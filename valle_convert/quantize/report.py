@@ -28,17 +28,12 @@ class FileReport:
     """One file.
 
     Attributes:
-        sha256: of the main file; None if unknown.
+        sha256: of the main file.
         tool: the program that quantized it; empty if its keys do not say.
-        imatrix: the name of the importance matrix; None if none was used.
-        measured: quality and speed; None if they were not measured.
+        imatrix: the name of the importance matrix.
         verified: the result of `verify`; None without a checkpoint.
-        listened: measurements of its speech; None without --listen.
-        tensors: its matrices; empty if they were not measured.
         beyond_noise: what it says worse than F16; None without --listen.
-        limits: the user's limits; None without any.
         failures: which limits it exceeds.
-        is_baseline: whether the other files are compared with it.
     """
 
     name: str
@@ -91,12 +86,8 @@ class FileReport:
     def open_questions(self) -> tuple[str, ...]:
         """What should have been judged and could not be."""
         found: list[str] = []
-        limits = self.limits
-        if limits is not None and (
-            (limits.on_predictions and self.measured is None)
-            or (limits.on_speech and self.listened is None)
-        ):
-            found.append(f"limits were given ({limits.why})")
+        if self.limits is not None and self.limits.is_open(self.measured, self.listened):
+            found.append(f"limits were given ({self.limits.why})")
         if self.verified is not None and self.verified.outcome == "not verified":
             found.append(self.verified.verdict.rstrip("."))
         return tuple(found)
@@ -137,10 +128,9 @@ class EvaluationReport:
         utterances: the data that quality is measured on, in words.
         n_measured: the number of different texts in it.
         baseline: the F16 file that sizes and speeds are compared with.
-        notes: remarks on the run.
         listening: the baseline of the speech; None without --listen.
         command: the command that repeats the run.
-        checkpoint: name and digest; None if none was given.
+        checkpoint: name and digest.
     """
 
     source: str
@@ -232,7 +222,7 @@ class EvaluationReport:
             if file.imatrix:
                 facts.append(f"{file.kind}: importance matrix {file.imatrix}")
             if file.limits:
-                facts.append(f"{file.kind} {file.limits}")
+                facts.append(f"{file.kind}: limits {file.limits}")
             if file.note:
                 facts.append(f"{file.kind}: {file.note}")
             if file.beyond_noise:
