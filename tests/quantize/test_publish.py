@@ -235,15 +235,15 @@ def test_publishing_is_one_commit_that_the_hub_has_bit_for_bit(
 def test_other_bytes_on_the_hub_are_noticed(folder: Path, hub: SmallHub, cli: Cli) -> None:
     hub.wrong_bytes = b"other"
     message = error_of(cli("publish", folder, REPO), 3)
-    assert "The hub has other bytes of VALL-E-random" in message
+    assert "The hub's copy of VALL-E-random" in message
 
 
 @pytest.mark.parametrize(
     ("fault", "code", "words"),
     [
-        ("token", 3, "does not let this user write"),
-        ("repository", 2, "There is no model someone/else on the hub"),
-        ("name", 2, "no OWNER/NAME"),
+        ("token", 3, "This user may not write to"),
+        ("repository", 2, "someone/else does not exist on the hub"),
+        ("name", 2, "not a valid OWNER/NAME"),
         ("card", 2, "The hub refuses the card: Invalid metadata in README.md"),
         ("offline", 3, "while HF_HUB_OFFLINE is set"),
         ("down", 3, "was not published"),

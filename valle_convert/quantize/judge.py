@@ -1,4 +1,4 @@
-"""The verdict on files that were measured, and the report of all of them."""
+"""The verdict on measured files, and the report of all of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Judge:
 
     Attributes:
         gates: None to keep the verdicts.
-        hears: whether what files say counts, where that was measured.
+        hears: whether to judge the speech, if it was measured.
     """
 
     gates: Gates | None
@@ -43,7 +43,7 @@ class Judge:
     def report(
         self, bundles: Mapping[Path, Bundle], found: Mapping[Path, Measurements], command: str
     ) -> EvaluationReport:
-        """All files, which have to have been measured."""
+        """The report of all files, which were measured before."""
         first = next(iter(found.values())).predictions
         if first is None:
             raise AssertionError("whatever was evaluated has been measured")
@@ -77,7 +77,7 @@ class Judge:
 
 
 def file_report(bundle: Bundle, found: Measurements) -> FileReport:
-    """What is known of files, before any limits."""
+    """A file's keys and measurements, before any limits."""
     predictions, speech, keys = found.predictions, found.speech, bundle.main.keys
     tensors = [
         tensor

@@ -40,7 +40,7 @@ _PARTS = ("min_agreement", "min_retrieval")
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of a file; None where nothing is limited.
+    """The limits of a file; None for no limit.
 
     Attributes:
         max_kl: mean divergence over all predictions, in nats.
@@ -131,12 +131,12 @@ class Earlier:
 
 @dataclass(frozen=True)
 class Gates:
-    """Everything that the user limits.
+    """All limits of the user.
 
     Attributes:
         limits: by the names of `Limits`, then by type; the empty name stands for all others.
-        earlier: a run that must not have been better.
-        margin: by what factor divergence and changed codes may exceed those of `earlier`.
+        earlier: a run that must not be better.
+        margin: the factor by which divergence and changed codes may exceed those of `earlier`.
     """
 
     limits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -144,7 +144,7 @@ class Gates:
     margin: float = MARGIN
 
     def limits_of(self, kind: str) -> Limits | None:
-        """What holds for a type: the strictest of all; None where nothing does."""
+        """The strictest limits of a type; None if there are none."""
         given = {
             name: values.get(kind, values.get("", math.nan))
             for name, values in self.limits.items()
@@ -162,7 +162,7 @@ class Gates:
         return Limits("; ".join(why), **given) if why else None
 
     def check_types(self, there: Collection[str]) -> None:
-        """Refuse limits of types that are not evaluated, which would limit nothing."""
+        """Refuse limits of types that are not evaluated."""
         for name, values in self.limits.items():
             idle = sorted(values.keys() - {*there, ""})
             if idle:

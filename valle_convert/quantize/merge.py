@@ -1,9 +1,9 @@
-"""`merge`: folders that jobs made, each of some types of one model, become one folder.
+"""`merge`: joins folders of jobs that each made some types of one model.
 
-read    every folder is compared with its manifest
-check   all models are of one checkpoint, made and measured in one way
-place   files (linked where the file system can), measurements, and the manifest at the end
-judge   one report over all of it
+read    compares every folder with its manifest
+check   all models have one checkpoint, and were made and measured in one way
+place   files (hard links if the file system has them), measurements, then the manifest
+judge   one report of all files
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def merge(
     force: bool = False,
     progress: Progress = silent,
 ) -> Merged:
-    """Join folders. What the output's manifest lists already stays and has to fit, too."""
+    """Join folders; files that the output's manifest lists already stay, and have to fit."""
     if any(one.resolve() == out.resolve() for one in folders):
-        raise InputError(f"{out} is among the folders that are merged; give another output.")
+        raise InputError(f"{out} is among the folders to merge. Give another output.")
     sources = [*folders, *([out] if (out / MANIFEST).is_file() and not force else [])]
     places: dict[str, Path] = {}
     files: dict[str, ManifestFile] = {}
@@ -76,8 +76,8 @@ def merge(
         for name, file in release.files.items():
             if files.setdefault(name, file) != file:
                 raise InputError(
-                    f"{folder / name} and {places[name].parent / name} are different files of one "
-                    "name; merge only one of them."
+                    f"{folder / name} and {places[name]} are different files of one name. Merge "
+                    "only one of them."
                 )
             places.setdefault(name, folder / name)
         for model in release.models:
@@ -106,17 +106,14 @@ def merge(
 
 
 def check_together(models: Sequence[QuantizedModel]) -> None:
-    """Refuse models that no single run could have made and measured."""
+    """Refuse models that were not made and measured in one way."""
     known: dict[str, tuple[Path, str]] = {}
     for one in models:
         for what, value in _ways(one):
             path, expected = known.setdefault(what, (one.path, value))
             if value != expected:
                 new, old = _only(value, expected), _only(expected, value)
-                raise InputError(
-                    f"{one.path} and {path} differ in {what} ({new}, {old}); merge what was made "
-                    "and measured in one way."
-                )
+                raise InputError(f"{one.path} and {path} differ in {what} ({new}, {old}).")
 
 
 def _only(text: str, other: str) -> str:
@@ -152,14 +149,14 @@ def _options_of(file: ManifestFile, kind: str) -> str:
 def _judge_of(
     models: Sequence[QuantizedModel], gates: Gates | None, *, has_report: bool
 ) -> Judge | None:
-    """Who judges all of them; None where nothing was measured."""
+    """The judge of all models; None if nothing was measured."""
     found = {one.path: one.measurements.predictions for one in models}
     missing = [path for path, predictions in found.items() if predictions is None]
     first = next(filter(None, found.values()), None)
     if first is None and gates is None and not has_report:
         return None
     if first is None or missing:
-        raise InputError(f"{missing[0]} was not measured; run `valle-convert evaluate` on it.")
+        raise InputError(f"{missing[0]} was not measured. Run `valle-convert evaluate` on it.")
     if gates is not None:
         gates.check_types({type_of(one.bundle) for one in models})
         gates.check_utterances(first.utterances)
@@ -170,7 +167,7 @@ def _judge_of(
 def _placed(
     places: Mapping[str, Path], files: Mapping[str, ManifestFile], out: Path, *, force: bool
 ) -> Iterator[None]:
-    """Every file in its place, and gone again if the rest fails; the same bytes stay."""
+    """Place every file that is not there yet, and remove it again if the rest fails."""
     left = []
     for name, path in places.items():
         target = out / name
@@ -191,7 +188,7 @@ def _placed(
 
 
 def _link(path: Path, target: Path, *, force: bool) -> None:
-    """A second name for a file, or a copy where the file system cannot do that."""
+    """A hard link, or a copy if the file system has none."""
     with suppress(OSError):
         os.link(path.resolve(), target)
         return
