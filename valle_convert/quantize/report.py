@@ -6,7 +6,7 @@ tables.py shows them in columns, forms.py writes them as Markdown and HTML.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -94,7 +94,8 @@ class FileReport:
 
     def to_json(self, base: Listened | None = None) -> dict[str, Any]:
         """The entry as plain values; its speech is compared with that of `base`."""
-        measured = {} if self.measured is None else asdict(self.measured)
+        plain = msgspec.to_builtins
+        measured = plain(self.measured) or {}
         return {
             "name": self.name,
             "type": self.kind,
@@ -105,15 +106,15 @@ class FileReport:
             "tool": self.tool,
             "imatrix": self.imatrix,
             **{one: measured.get(one) for one in ("quality", "greedy", "speed")},
-            "verified": None if self.verified is None else msgspec.structs.asdict(self.verified),
+            "verified": plain(self.verified),
             "listened": None if self.listened is None else listened_to_json(self.listened, base),
             "beyond_noise": self.beyond_noise,
             "tensors": [
-                {"type" if key == "kind" else key: value for key, value in asdict(one).items()}
+                {"type" if key == "kind" else key: x for key, x in vars(one).items()}
                 for one in self.tensors
             ],
-            "limits": None if self.limits is None else asdict(self.limits),
-            "failures": list(self.faults),
+            "limits": plain(self.limits),
+            "failures": self.faults,
             "note": self.note,
         }
 
