@@ -278,29 +278,19 @@ class Output:
     reason: str = ""
 
 
-def outputs_of(
-    quantizer: Quantizer,
-    plans: Sequence[BundlePlan],
-    source: SourceBundle,
-    known: Mapping[str, ManifestFile],
-    options: FolderOptions,
-) -> list[Output]:
-    """What has to be made; refuses to replace what is there.
-
-    The files of a type are kept, all of them or none, with --resume where the manifest lists
-    them, they were made in the same way, and their bytes are those of then. As long as source or
-    importance matrix are still to be made, what depends on them is taken to be the same.
-    """
-    return [_output_of(quantizer, plan, source, known, options) for plan in plans]
-
-
-def _output_of(
+def output_of(
     quantizer: Quantizer,
     plan: BundlePlan,
     source: SourceBundle,
     known: Mapping[str, ManifestFile],
     options: FolderOptions,
 ) -> Output:
+    """What has to be made of a type; refuses to replace what is there.
+
+    With --resume, all files of a type are kept if the manifest lists them, they were made in the
+    same way, and their bytes are those of then. As long as source or importance matrix are still
+    to be made, what depends on them is taken to be the same.
+    """
     there = {part: path for part, path in plan.paths.items() if path.exists()}
     if not there:
         if plan.path.parent.is_dir():
