@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from valle_convert.audio.files import Audio
+from valle_convert.listening.listen import Clip
 from valle_convert.quantize.advice import nearness
 from valle_convert.quantize.clips import spectrogram, vorbis
 from valle_convert.quantize.measurements import TensorReport
@@ -30,18 +31,16 @@ _MARKS = {
     "changed": "warn",
     "far": "bad",
 }
-#: A sentence, its recording, and by way of speaking the sound of each file.
-Sample = tuple[str, Audio, dict[str, dict[str, Audio | None]]]
 
 
 def page_values(report: EvaluationReport) -> dict[str, Any]:
-    advice, samples = report.advice(), list(_samples(report))
+    advice = report.advice()
     return {
         "advice": advice,
-        "first_clips": _first_clips(samples, advice.take.kind) if advice.take else None,
+        "first_clips": _first_clips(report, advice.take),
         "verdict_class": _verdict_class(report),
         "plots": [(title, svg_of(figure)) for title, figure in plots(report)],
-        "samples": samples,
+        "samples": list(_samples(report)),
         "matrices": [(file, _map_of(file)) for file in report.measured if file.tensors],
         "marks": _MARKS,
         "shade": _shade,
@@ -58,30 +57,35 @@ def _verdict_class(report: EvaluationReport) -> str:
     return "verdict" if all(near) else "verdict warn"
 
 
-def _samples(report: EvaluationReport) -> Iterator[Sample]:
+def _samples(report: EvaluationReport) -> Iterator[tuple[str, Audio, list[Any]]]:
+    """By sentence: its name, the recording, and by way of speaking the sound of each file."""
     listening = report.listening
     if listening is None:
         return
-    files = {file.kind: file.listened for file in report.files if file.listened}
-    sounds = {
-        (name, clip.sentence, clip.way): clip.audio
-        for name, listened in {"F16": listening.baseline, **files}.items()
-        for clip in listened.clips
-    }
+    speakers = [("F16", listening.baseline.clips)]
+    speakers += [(file.kind, file.listened.clips) for file in report.files if file.listened]
     ways = dict.fromkeys(clip.way for clip in listening.baseline.clips)
     for n, recording in enumerate(listening.sounds):
-        said = {way: {one: sounds.get((one, n, way)) for one in ("F16", *files)} for way in ways}
-        yield listening.names[n], recording, said
+        sounds = [(way, [(name, _find(clips, n, way)) for name, clips in speakers]) for way in ways]
+        yield listening.names[n], recording, sounds
 
 
-def _first_clips(samples: Sequence[Sample], kind: str) -> dict[str, Any] | None:
+def _first_clips(report: EvaluationReport, file: FileReport | None) -> dict[str, Any] | None:
     """The first sentence by F16 and by a file, if both said something."""
-    for title, _, said in samples[:1]:
-        for way, sounds in said.items():
-            audios = {name: sounds[name] for name in ("F16", kind) if sounds.get(name)}
-            if len(audios) > 1:
-                return {"title": f"{title} ({way})", "audios": audios}
+    listening = report.listening
+    if file is None or file.listened is None or listening is None or not listening.names:
+        return None
+    for clip in listening.baseline.clips:
+        other = _find(file.listened.clips, 0, clip.way)
+        if clip.sentence == 0 and clip.audio is not None and other is not None:
+            title = f"{listening.names[0]} ({clip.way})"
+            return {"title": title, "audios": [("F16", clip.audio), (file.kind, other)]}
     return None
+
+
+def _find(clips: tuple[Clip, ...], sentence: int, way: str) -> Audio | None:
+    found = [clip.audio for clip in clips if (clip.sentence, clip.way) == (sentence, way)]
+    return found[0] if found else None
 
 
 def _map_of(file: FileReport) -> dict[str, Any]:
