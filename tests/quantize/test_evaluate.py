@@ -320,7 +320,7 @@ def test_a_run_is_no_worse_than_itself_and_worse_than_a_better_one(
     assert cli(*again, "--margin", 2.1).code == 0
     assert "same --data" in error_of(cli(*again, "--seed", 5), 2)
     new = ["evaluate", evaluated, "--types", "Q8_0", *again[4:]]
-    assert "has not measured Q8_0" in error_of(cli(*new), 2)
+    assert "has no measurements of Q8_0" in error_of(cli(*new), 2)
     for text in ("", "[]", "{}", '{"files": [{"type": "Q8_0"}]}', "\0"):
         earlier.write_text(text)
         error_of(cli(*again), 2)
@@ -334,7 +334,7 @@ def test_a_run_is_no_worse_than_itself_and_worse_than_a_better_one(
         (["--max-kl", "inf"], "--max-kl is inf"),
         (["--min-agreement", "97"], "from 0 to 1"),
         (["--max-kl", "Q8_O=1e-3"], "Did you mean Q8_0?"),
-        (["--max-kl", "Q6_K=1e-3"], "not among the types"),
+        (["--max-kl", "Q6_K=1e-3"], "the files have the types"),
         (["--max-kl", "1e-3,1e-2"], "two limits"),
         (["--no-worse-than", "absent.json"], "There is no report"),
         (["--types", "Q6_K"], "no converted model of type Q6_K"),

@@ -243,7 +243,7 @@ def test_other_bytes_on_the_hub_are_noticed(folder: Path, hub: SmallHub, cli: Cl
     [
         ("token", 3, "This user may not write to"),
         ("repository", 2, "someone/else does not exist on the hub"),
-        ("name", 2, "not a valid OWNER/NAME"),
+        ("name", 2, "no OWNER/NAME"),
         ("card", 2, "The hub refuses the card: Invalid metadata in README.md"),
         ("offline", 3, "while HF_HUB_OFFLINE is set"),
         ("down", 3, "was not published"),
