@@ -25,7 +25,7 @@ import httpx2
 from valle_convert import Choices, plan_conversion, write_gguf
 from valle_convert.decode import SamplingOptions
 from valle_convert.families.bundle import Bundle, open_bundle
-from valle_convert.serve.app import Settings
+from valle_convert.serve.app import ServerSettings
 from valle_convert.serve.server import SpeechServer, bind
 from valle_convert.speech.results import SpeakOptions
 from valle_convert.speech.speaker import AnySpeaker
@@ -80,7 +80,7 @@ def measure_alone(bundle: Bundle, threads: int, n: int) -> Measured:
 def serving(bundle: Bundle, threads: int) -> Iterator[str]:
     """The address of a server that is ready."""
     server = SpeechServer(
-        Settings(bundle, defaults=OPTIONS, n_places=max(CLIENTS)),
+        ServerSettings(bundle, defaults=OPTIONS, n_places=max(CLIENTS)),
         lambda: open_speaker(bundle, threads),
     )
     with ThreadPoolExecutor(1) as thread, bind("127.0.0.1", 0) as listening:
