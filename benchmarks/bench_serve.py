@@ -29,6 +29,7 @@ from valle_convert.serve.app import Settings
 from valle_convert.serve.server import SpeechServer, bind
 from valle_convert.speech.results import SpeakOptions
 from valle_convert.speech.speaker import AnySpeaker
+from valle_convert.wording import markdown_table
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -121,21 +122,18 @@ def measure(address: str, n_clients: int, n: int) -> Measured:
     )
 
 
-def table(alone: Measured, found: dict[int, Measured]) -> list[str]:
+def table(alone: Measured, found: dict[int, Measured]) -> str:
     """Ratios, as Markdown."""
     one = found[1]
     pairs = [("1, over the speaker without a server", one, alone)]
     pairs += [(f"{n}, over 1 client", each, one) for n, each in found.items() if n > 1]
-    head = "| clients | time to first sound | time to the end | throughput |"
-    return [
-        head,
-        "|---|---:|---:|---:|",
-        *(
-            f"| {name} | {this.first / base.first:.2f} | {this.whole / base.whole:.2f} "
-            f"| {this.throughput / base.throughput:.2f} |"
-            for name, this, base in pairs
-        ),
+    fields = ("first", "whole", "throughput")
+    rows = [
+        (name, *(f"{getattr(this, field) / getattr(base, field):.2f}" for field in fields))
+        for name, this, base in pairs
     ]
+    header = ("clients", "time to first sound", "time to the end", "throughput")
+    return markdown_table(header, rows)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -153,11 +151,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         with serving(bundle, arguments.threads) as address:
             ask(address, 0)
             found = {n: measure(address, n, arguments.requests) for n in CLIENTS}
-    lines = table(alone, found)
-    print("\n".join(lines))
+    text = table(alone, found)
+    print(text)
     if arguments.write:
         before = DOCUMENT.read_text(encoding="utf-8").split(BEGIN)[0]
-        DOCUMENT.write_text(before + "\n".join([BEGIN, "", *lines]) + "\n", encoding="utf-8")
+        DOCUMENT.write_text(f"{before}{BEGIN}\n\n{text}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

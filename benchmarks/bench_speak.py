@@ -49,6 +49,7 @@ from valle_convert.families.family import Choices
 from valle_convert.model.inputs import Condition, Inputs, assemble, speech_segments
 from valle_convert.model.spec import Model
 from valle_convert.network.protocol import Network
+from valle_convert.wording import markdown_table
 
 #: What is converted, and what llama-quantize makes of it.
 CONVERTED, QUANTIZED = ("F16",), ("Q8_0", "Q4_K_M")
@@ -483,8 +484,11 @@ def tables(results: Mapping[str, Any]) -> str:
         f"{results['threads']} threads, {results['seconds']} s in all.",
         f"Load average {loads[0]} at the start, {loads[1]} at the end.",
         "",
-        *_table(
-            "file|MB|AR step|bare llama.cpp|ratio|its defaults|guided step|times PyTorch|peak MB",
+        markdown_table(
+            (
+                *("file", "MB", "AR step", "bare llama.cpp", "ratio", "its defaults"),
+                *("guided step", "times PyTorch", "peak MB"),
+            ),
             [
                 (
                     kind,
@@ -508,8 +512,8 @@ def tables(results: Mapping[str, Any]) -> str:
         f"divided by: {after}; {reference['peak_mb']:.0f} MB.",
         f"Allowed: a ratio of {MAX_AR}, and at least {MIN_SPEEDUP:.0f} times PyTorch.",
         "",
-        *_table(
-            "file|NAR pass, ms|bare llama.cpp|ratio|PyTorch float32",
+        markdown_table(
+            ("file", "NAR pass, ms", "bare llama.cpp", "ratio", "PyTorch float32"),
             [
                 (
                     kind,
@@ -528,15 +532,8 @@ def tables(results: Mapping[str, Any]) -> str:
         rows = [
             (name, *(f"{one['settings'][name]:.0f}" for one in files.values())) for name in names
         ]
-        header = "|".join(("NAR pass on bare llama.cpp, best, ms", *files))
-        lines += ["", *_table(header, rows)]
+        lines += ["", markdown_table(("NAR pass on bare llama.cpp, best, ms", *files), rows)]
     return "\n".join(lines) + "\n"
-
-
-def _table(header: str, rows: Sequence[Sequence[str]]) -> list[str]:
-    names = header.split("|")
-    lines = [names, ["---", *["--:"] * (len(names) - 1)], *rows]
-    return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("--table", action="store_true", help="of all runs so far, and no more")
     given = parser.parse_args()
     if given.table:
-        print("\n".join(table(Run(given.out, given.seed).counts())))
+        print(table(Run(given.out, given.seed).counts()))
         return 0
     seeds.warm()
     if given.again:

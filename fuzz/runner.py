@@ -26,6 +26,7 @@ from random import Random
 from typing import Any, NoReturn
 
 from fuzz.targets import TARGETS, Files, Target
+from valle_convert.wording import markdown_table
 
 #: Of the processor, since others may be at work on it.
 SECONDS_PER_INPUT = 10
@@ -405,20 +406,19 @@ def distinct(folder: Path) -> list[tuple[Finding, int]]:
     return [(ones[0], len(ones)) for ones in found.values()]
 
 
-def table(counts: Sequence[Count]) -> Iterator[str]:
+def table(counts: Sequence[Count]) -> str:
     """Markdown: what became of all inputs, target by target."""
-    yield "| target | inputs | taken | refused | findings | seconds | memory, MB |"
-    yield "|---|--:|--:|--:|--:|--:|--:|"
-    names = list(dict.fromkeys(count.target for count in counts))
-    for name in [*names, ""]:
+    rows = []
+    for name in [*dict.fromkeys(count.target for count in counts), ""]:
         ones = [count for count in counts if name in ("", count.target)]
         sums = [
             sum(getattr(count, field) for count in ones)
             for field in ("inputs", "accepted", "refused", "findings", "seconds")
         ]
         peak = max((count.peak_mb for count in ones), default=0.0)
-        cells = " | ".join(f"{one:,.0f}" for one in (*sums, peak))
-        yield f"| {name or '**all**'} | {cells} |"
+        rows.append([name or "**all**", *(f"{one:,.0f}" for one in (*sums, peak))])
+    header = ("target", "inputs", "taken", "refused", "findings", "seconds", "memory, MB")
+    return markdown_table(header, rows)
 
 
 def save_input(target: Target, seed: int, index: int, folder: Path) -> Sequence[Path]:

@@ -22,8 +22,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[1]
+PACKAGE = PROJECT / "valle_convert"
 #: 2024-01-01; any time will do.
 EPOCH = "1704067200"
+#: Every template that is there has to be in the wheel, too.
+TEMPLATES = "import jinja2; print(*jinja2.PackageLoader('valle_convert.quantize').list_templates())"
 #: What each extra has to make possible, as Python.
 IMPORTS: Mapping[str, str] = {
     "llama": "from valle_convert.llama.library import load_library; load_library()",
@@ -114,6 +117,9 @@ def use(installed: Path, folder: Path, extra: str) -> None:
     where = run([installed / "bin/python", "-c", asked], cwd=folder)
     if str(installed) not in where.stdout:
         raise RuntimeError(f"not the wheel is used, but {where.stdout}")
+    listed = run([installed / "bin/python", "-c", TEMPLATES], cwd=folder).stdout.split()
+    if listed != sorted(one.name for one in (PACKAGE / "quantize/templates").iterdir()):
+        raise RuntimeError(f"the wheel has these templates only: {listed}")
     run([program, "--version"])
     run([program, "inspect", "model.sft"], cwd=folder)
     run([program, "model.sft", "model.gguf", "--verify", "none"], cwd=folder)

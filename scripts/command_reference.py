@@ -12,6 +12,7 @@ import typer
 from valle_convert.cli.app import app
 from valle_convert.families import families
 from valle_convert.speech.settings import HELP, settings
+from valle_convert.wording import markdown_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "commands.md"
 
@@ -31,10 +32,10 @@ def page() -> str:
     counts = Counter(_key(param) for command in commands.values() for param in _options(command))
     shared = {key for key, n in counts.items() if n > 1}
     rows = {_key(param): _row(param) for one in commands.values() for param in _options(one)}
-    lines = [HEAD, "## Shared options\n", *_table(rows[key] for key in rows if key in shared)]
+    lines = [HEAD, "## Shared options\n", _table(rows[key] for key in rows if key in shared)]
     for name, command in commands.items():
         lines += ["", f"## {name}", "", *_command(name, command, shared)]
-    lines += ["", "## Settings of `speak --set`", "", *_settings()]
+    lines += ["", "## Settings of `speak --set`", "", _settings()]
     return "\n".join(lines) + "\n"
 
 
@@ -51,19 +52,18 @@ def _command(name: str, command: Any, shared: set[tuple[str, str]]) -> Iterator[
     rows += [_row(param) for param in _options(command) if _key(param) not in shared]
     if rows:
         yield ""
-        yield from _table(rows)
+        yield _table(rows)
 
 
-def _settings() -> Iterator[str]:
-    yield "| setting | value | default | models | meaning |"
-    yield "|---|---|---|---|---|"
-    known = families()
+def _settings() -> str:
+    rows, known = [], families()
     for name, one in settings().items():
         who = [family.title for family in reversed(known) if one.field in family.speaks_with]
         models = "all" if len(who) == len(known) else ", ".join(who)
         value = ", ".join(one.choices) or {int: "integer", float: "number"}.get(one.kind, "text")
         default = "" if one.default is None else one.default
-        yield f"| `{name}` | {value} | {default} | {models} | {HELP[name]} |"
+        rows.append((f"`{name}`", value, default, models, HELP[name]))
+    return markdown_table(("setting", "value", "default", "models", "meaning"), rows)
 
 
 def _options(command: Any) -> Iterator[Any]:  # noqa: ANN401
@@ -98,12 +98,8 @@ def _plain(text: str | None) -> str:
     return " ".join((text or "").split())
 
 
-def _table(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
-    yield "| option | meaning |"
-    yield "|---|---|"
-    for row in rows:
-        name, help_ = (cell.replace("|", "\\|") for cell in row)
-        yield f"| `{name}` | {help_} |"
+def _table(rows: Iterable[tuple[str, str]]) -> str:
+    return markdown_table(("option", "meaning"), ((f"`{name}`", help_) for name, help_ in rows))
 
 
 if __name__ == "__main__":

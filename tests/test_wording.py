@@ -1,12 +1,14 @@
-"""Counts and durations in messages."""
+"""Counts and durations in messages, and Markdown tables."""
 
 from __future__ import annotations
+
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from valle_convert.wording import duration, plural
+from valle_convert.wording import duration, markdown_table, plural
 
 
 @given(st.integers(0, 10**9))
@@ -21,3 +23,28 @@ def test_one_is_singular_and_everything_else_plural(n: int) -> None:
 )
 def test_durations_are_rounded_up(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+@given(st.integers(1, 4).flatmap(lambda n: st.lists(st.lists(st.text(), min_size=n, max_size=n))))
+def test_a_table_has_a_line_a_row_and_every_cell_in_it(rows: list[list[str]]) -> None:
+    n = len(rows[0]) if rows else 2
+    lines = markdown_table(["a|b"] * n, rows).splitlines()
+    assert len(lines) == len(rows) + 2
+    for line, row in zip(lines[2:], rows, strict=True):
+        cells = re.split(r"(?<!\\)\|", line)[1:-1]
+        assert len(cells) == n or any("\\" in cell for cell in row)
+        shown = line.replace("\\|", "|").split()
+        assert all(word in " ".join(shown) for cell in row for word in cell.split())
+
+
+@pytest.mark.parametrize(
+    ("cells", "rule"),
+    [
+        (["1.5", "-3e-05", "1,024 MiB", "97 %", "97.1%", "3.2 (3.1 to 3.3)", ""], "---:"),
+        (["Q4_0"], "---"),
+        (["4", "four"], "---"),
+        (["1 of 3 files"], "---"),
+    ],
+)
+def test_columns_of_numbers_are_aligned_right(cells: list[str], rule: str) -> None:
+    assert markdown_table(["x"], [[cell] for cell in cells]).splitlines()[1] == f"|{rule}|"

@@ -1,9 +1,13 @@
-"""How counts and durations are written in messages."""
+"""How counts, durations and tables are written."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
+
+#: `-3`, `1,024.5 MiB`, `3e-5`, `97 %` and `3.22 (3.11 to 3.33)`; an empty cell is one, too.
+_NUMBER = re.compile(r"([+-]?\d[\d.,]*(e[+-]?\d+)?( ?(%|\w+))?( \(.*\))?)?")
 
 
 def plural(n: int, thing: str, things: str = "") -> str:
@@ -27,3 +31,12 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(whole, 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table; columns of numbers are aligned right."""
+    lines = [[str(cell).replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    columns = zip(*lines[1:], strict=True) if lines[1:] else [("",)] * len(header)
+    rules = ["---:" if all(map(_NUMBER.fullmatch, cells)) else "---" for cells in columns]
+    shown = [" ".join(f"| {' | '.join(line)} |".splitlines()) for line in lines]
+    return "\n".join([shown[0], f"|{'|'.join(rules)}|", *shown[1:]])

@@ -26,10 +26,10 @@ from valle_convert.families.family import Choices
 from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize import evaluate as evaluate_module
+from valle_convert.quantize import tables
 from valle_convert.quantize.evaluate import Given, evaluate
 from valle_convert.quantize.folder import prune
-from valle_convert.quantize.forms import FORMS
-from valle_convert.quantize.html import to_html
+from valle_convert.quantize.forms import FORMS, to_html
 from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.manifest import (
     ManifestFile,
@@ -329,7 +329,7 @@ def test_a_run_is_no_worse_than_itself_and_worse_than_a_better_one(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--report", "r.txt"], "tells its form"),
+        (["--report", "r.txt"], "expected one of .json"),
         (["--max-kl", "nan"], "--max-kl is nan"),
         (["--max-kl", "inf"], "--max-kl is inf"),
         (["--min-agreement", "97"], "from 0 to 1"),
@@ -339,7 +339,7 @@ def test_a_run_is_no_worse_than_itself_and_worse_than_a_better_one(
         (["--no-worse-than", "absent.json"], "There is no report"),
         (["--types", "Q6_K"], "no converted model of type Q6_K"),
         (["--types", "Q8_0,Q6_K"], "no file of type Q6_K"),
-        (["--report", "wide.sft"], "tells its form"),
+        (["--report", "wide.sft"], "expected one of .json"),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence_and_exit_code_2(
@@ -416,10 +416,10 @@ def test_the_table_fits_the_terminal_and_the_reports_have_all_of_it(
     from valle_convert.cli import console
 
     report = reported["report"]
-    header, rows = report.summary(width)
+    header, rows = tables.fitting(report, width)
     assert max(map(len, console.table(rows, header=header).splitlines())) <= width
     assert {"type", "size, MiB", "verdict"} <= set(header)
-    everything, _ = report.summary()
+    everything, _ = tables.summary(report)
     assert len(everything) == 15
     for form in (".md", ".html"):
         for name in everything:

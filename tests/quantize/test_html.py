@@ -13,7 +13,8 @@ from playwright.sync_api import Browser
 from quantize.pages import WIDTHS, cut
 from quantize.reports import TYPES, make_report
 
-from valle_convert.quantize.html import plot_heads, plot_likelihood, plot_size, to_html
+from valle_convert.quantize.forms import to_html
+from valle_convert.quantize.plots import plot_heads, plot_likelihood, plot_size
 
 FEW = ("Q8_0", "Q2_K")
 
@@ -110,3 +111,10 @@ def test_words_of_a_report_are_no_markup() -> None:
     bad = "<script>alert(1)</script>"
     report: Any = replace(make_report(FEW), source=bad, command=bad, notes=(bad,), reference=bad)
     assert "<script" not in to_html(report)
+
+
+def test_every_file_of_one_type_has_its_players() -> None:
+    report = make_report(FEW, heard=True)
+    pages = [to_html(replace(report, files=report.files[:1] * n)) for n in (1, 2)]
+    once, twice = (page.count("<figcaption>Q8_0, ") - 1 for page in pages)  # one is in the answer
+    assert twice == 2 * once > 0

@@ -26,13 +26,14 @@ from valle_convert.families.bundle import plan, write_bundle
 from valle_convert.families.family import Choices
 from valle_convert.gguf_file.metadata import GeneralMetadata
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.quantize.card import CardWords, card_of, read_folder
+from valle_convert.quantize.card import card_of
 from valle_convert.quantize.evaluate import Given, evaluate
 from valle_convert.quantize.identity import Identity, base_name, convention_name
 from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.manifest import check_manifest
 from valle_convert.quantize.measurements import measurements_in
 from valle_convert.quantize.options import MakeOptions, MeasureOptions
+from valle_convert.quantize.release import read_release
 from valle_convert.quantize.run import quantize
 from valle_convert.quantize.types import parse_types
 
@@ -179,7 +180,7 @@ def test_the_card_says_what_was_measured(folder: Path, cli: Cli) -> None:
     for path in folder.glob("*.gguf"):
         assert f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" in text
     # One utterance tells nothing of which file to take.
-    assert read_folder(folder).best() is None
+    assert read_release(folder).best() is None
     assert "1 different text," in text.split("## Which one")[1].split("##")[0]
     assert f"hf download {REPO} {rows[-1][0].strip('`')} " in text
     assert "Verified: 3 of 3 types" in text
@@ -234,15 +235,15 @@ def test_publishing_is_one_commit_that_the_hub_has_bit_for_bit(
 def test_other_bytes_on_the_hub_are_noticed(folder: Path, hub: SmallHub, cli: Cli) -> None:
     hub.wrong_bytes = b"other"
     message = error_of(cli("publish", folder, REPO), 3)
-    assert "The hub has other bytes of VALL-E-random" in message
+    assert "The hub's copy of VALL-E-random" in message
 
 
 @pytest.mark.parametrize(
     ("fault", "code", "words"),
     [
-        ("token", 3, "does not let this user write"),
-        ("repository", 2, "There is no model someone/else on the hub"),
-        ("name", 2, "no OWNER/NAME"),
+        ("token", 3, "This user may not write to"),
+        ("repository", 2, "someone/else does not exist on the hub"),
+        ("name", 2, "not a valid OWNER/NAME"),
         ("card", 2, "The hub refuses the card: Invalid metadata in README.md"),
         ("offline", 3, "while HF_HUB_OFFLINE is set"),
         ("down", 3, "was not published"),
@@ -332,7 +333,7 @@ def test_of_measurements_of_any_kind_comes_a_card_or_a_refusal(
     at[data.draw(st.sampled_from(sorted(at)))] = data.draw(JSON)
     path.write_text(json.dumps(value))
     try:
-        card = card_of(read_folder(folder), CardWords())
+        card = card_of(read_release(folder))
     except InputError:
         return
     assert card.startswith("---\n")
@@ -388,11 +389,11 @@ def test_a_set_without_all_its_files_is_not_published(sets: Path, tmp_path: Path
 
 
 def test_words_of_files_are_no_markup() -> None:
-    from valle_convert.quantize.card import _plain
+    from valle_convert.quantize.render import markdown_words
 
-    assert _plain("a\nb") == "a b"
-    assert "<script>" not in _plain("<script>x</script>")
-    assert _plain("[x](http://evil)").startswith("\\[x\\]")
+    assert markdown_words("a\nb") == "a b"
+    assert "<script>" not in markdown_words("<script>x</script>")
+    assert markdown_words("[x](http://evil)").startswith("\\[x\\]")
 
 
 def test_resume_makes_a_file_again_whose_words_are_other_ones(

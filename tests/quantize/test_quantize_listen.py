@@ -287,5 +287,5 @@ def test_what_was_not_measured_is_not_within_the_noise() -> None:
 
 
 def test_the_front_has_what_none_is_both_smaller_and_better_than() -> None:
-    files = {"a": (10, 0.5), "b": (20, 0.6), "c": (30, 0.1), "d": (30, 0.2), "e": (40, 0.1)}
-    assert list(pareto_front(files)) == ["a", "c"]
+    points = [(10, 0.5), (20, 0.6), (30, 0.1), (30, 0.2), (40, 0.1)]
+    assert list(pareto_front(points)) == [(10, 0.5), (30, 0.1)]

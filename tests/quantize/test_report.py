@@ -10,31 +10,40 @@ from hypothesis import given
 from hypothesis import strategies as st
 from quantize.reports import TYPES, listening, make_report, measured, verified
 
-from valle_convert.quantize.advice import MIN_TEXTS, NEAR_KL, Choice, advise
+from valle_convert.quantize.advice import MIN_TEXTS, NEAR_KL, advise
+from valle_convert.quantize.forms import to_markdown
 from valle_convert.quantize.limits import Limits
-from valle_convert.quantize.report import EvaluationReport
+from valle_convert.quantize.report import EvaluationReport, FileReport
+from valle_convert.quantize.tables import answer, details, legend, summary
 from valle_convert.strict_json import to_json_text
 
-choices = st.builds(
-    Choice,
-    name=st.sampled_from(list(TYPES)),
-    n_bytes=st.integers(1, 10**12),
-    kl=st.none() | st.floats(0, 10) | st.just(float("nan")),
-    top_1=st.none() | st.floats(0, 1),
-    passes=st.booleans(),
-    is_heard_apart=st.booleans(),
-)
+
+@st.composite
+def files(draw: st.DrawFn) -> FileReport:
+    """A file that may be unmeasured, beyond a limit, or heard to differ from F16."""
+    kl = draw(st.none() | st.floats(0, 10) | st.just(float("nan")))
+    kind = draw(st.sampled_from(list(TYPES)))
+    return FileReport(
+        name=f"model-{kind}.gguf",
+        kind=kind,
+        n_bytes=draw(st.integers(1, 10**12)),
+        bits_per_weight=8.0,
+        weights={},
+        measured=None if kl is None else measured(kl, ["ar"], draw(st.floats(0, 1))),
+        failures=draw(st.sampled_from([(), ("KL mean 1",)])),
+        beyond_noise=draw(st.sampled_from([None, (), ("NLL 3",)])),
+    )
 
 
-@given(st.lists(choices, max_size=6), st.integers(0, 20), st.booleans())
+@given(st.lists(files(), max_size=6), st.integers(0, 20))
 def test_what_is_recommended_passes_is_near_and_is_the_smallest(
-    files: list[Choice], n_texts: int, heard: bool
+    given: list[FileReport], n_texts: int
 ) -> None:
-    advice = advise(files, n_texts, heard=heard)
+    advice = advise(given, n_texts)
     fit = [
         one
-        for one in files
-        if one.passes and not one.is_heard_apart and one.kl is not None and one.kl <= NEAR_KL
+        for one in given
+        if not (one.failures or one.beyond_noise) and one.kl is not None and one.kl <= NEAR_KL
     ]
     if n_texts < MIN_TEXTS or not fit:
         assert advice.take is None
@@ -42,7 +51,7 @@ def test_what_is_recommended_passes_is_near_and_is_the_smallest(
     else:
         assert advice.take in fit
         assert advice.take.n_bytes == min(one.n_bytes for one in fit)
-        assert advice.sentence.startswith(f"Take {advice.take.name} (")
+        assert advice.sentence.startswith(f"Take {advice.take.kind} (")
     assert advice.sentence.endswith(".")
     assert "None" not in advice.sentence
 
@@ -73,7 +82,7 @@ def test_right_and_near_are_told_apart() -> None:
     verdict = report.verdict()
     assert verdict.startswith("PASSED: 2 files; 2 right by their checkpoint")
     assert "Q8_0 very close, Q2_K far." in verdict
-    header, rows = report.answer()
+    header, rows = answer(report)
     by_type = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
     assert by_type["Q2_K"]["verdict"] == "right"
     assert by_type["Q2_K"]["distance"] == "far"
@@ -86,7 +95,7 @@ def test_right_and_near_are_told_apart() -> None:
         "FAILED: model-Q8_0.gguf: FAILED: 1 check of model-Q8_0.gguf; "
         "model-Q2_K.gguf: KL mean 0.4, allowed 0.1."
     )
-    _, rows = failed.answer()
+    _, rows = answer(failed)
     assert [row[1] for row in rows] == ["baseline", "WRONG", "BEYOND LIMITS"]
 
 
@@ -100,11 +109,11 @@ def test_a_file_that_measured_as_no_number_is_far_and_not_recommended() -> None:
 
 def test_the_first_table_and_the_second_have_every_column_once() -> None:
     report = make_report(heard=True)
-    first, second = report.answer()[0], report.details()[0]
-    assert first == ["type", "verdict", "distance", "size, MiB", "KL mean", "top-1"]
+    first, second = answer(report)[0], details(report)[0]
+    assert first == ["type", "verdict", "size, MiB", "distance", "KL mean", "top-1"]
     assert second[0] == "type"
-    assert sorted(first + second[1:]) == sorted(report.summary()[0])
-    assert len(report.legend()) == len(report.summary()[0])
+    assert sorted(first + second[1:]) == sorted(summary(report)[0])
+    assert len(legend(report)) == len(summary(report)[0])
 
 
 def test_what_changed_is_said_first() -> None:
@@ -113,7 +122,7 @@ def test_what_changed_is_said_first() -> None:
 
 
 def only_one(report: EvaluationReport) -> str:
-    return report.verdict() + report.recommendation() + report.to_markdown()
+    return report.verdict() + report.recommendation() + to_markdown(report)
 
 
 @pytest.mark.parametrize("n_texts", [1, 8])
@@ -127,6 +136,6 @@ def test_the_json_form_has_what_was_recommended() -> None:
     for report in (make_report(heard=True), make_report(n_texts=2)):
         value = json.loads(to_json_text(report.to_json()))
         best = report.advice().take
-        assert value["recommended"] == (best.name if best else None)
+        assert value["recommended"] == (best.kind if best else None)
         assert value["different_texts"] == report.n_texts
         assert {one["type"] for one in value["files"]} == set(TYPES)

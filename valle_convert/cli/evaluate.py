@@ -334,11 +334,13 @@ def _show(result: EvaluationReport, *, as_json: bool) -> None:
     if as_json:
         console.data_json(result.to_json())
         return
-    # A pipe takes all columns; a terminal takes what fits.
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    header, rows = result.summary(width)
+    from valle_convert.quantize.tables import fitting, heard, summary
+
+    # A pipe gets all columns, a terminal the first ones that fit.
+    width = shutil.get_terminal_size().columns
+    header, rows = fitting(result, width) if sys.stdout.isatty() else summary(result)
     console.data(console.table(rows, header=header))
-    for title, (columns, cells) in list(result.heard())[:1]:  # a report has all of them
+    for title, (columns, cells) in list(heard(result))[:1]:  # a report has all of them
         console.log(f"{title}:\n{console.table(cells, header=columns)}")
     for line in result.facts():
         console.log(line)

@@ -55,9 +55,10 @@ def publish(
     """
     from valle_convert.errors import InputError
     from valle_convert.files import check_outputs, write_text_atomically
-    from valle_convert.quantize.card import CARD, CardWords, card_of, read_folder
+    from valle_convert.quantize.card import CARD, card_of
     from valle_convert.quantize.identity import Identity, check_repository
     from valle_convert.quantize.publish import files_of, publish_folder
+    from valle_convert.quantize.release import read_release
     from valle_convert.wording import plural
 
     Identity(base_model=base_model)
@@ -65,8 +66,8 @@ def publish(
         check_repository(repository, repository)
     else:
         refuse_idle("no OWNER/NAME is given", {"--message": message})
-    read = read_folder(folder)
-    text = card_of(read, CardWords(license_, base_model, repository))
+    read = read_release(folder)
+    text = card_of(read, repository, license_, base_model)
     path = folder / CARD
     inputs = [one for name, one in files_of(read).items() if name != CARD]
     check_outputs([path], force=True, inputs=inputs)

@@ -1,7 +1,6 @@
-"""Which file to take: one rule for the report of a run and for the card of a folder.
+"""The recommended file, for the report of a run and for the card of a folder.
 
-Whether a file is right (it holds what it says) is one question, how near it comes to the reference
-another. The file to take is right, near, and the smallest of those.
+It is right (it holds the checkpoint's weights), near the reference, and the smallest such file.
 """
 
 from __future__ import annotations
@@ -9,19 +8,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from valle_convert.wording import plural
 
-#: From fewer different texts nothing is recommended: chance decides between neighbouring types.
+if TYPE_CHECKING:
+    from valle_convert.quantize.report import FileReport
+
+#: With fewer different texts nothing is recommended: chance decides between neighbouring types.
 MIN_TEXTS = 8
-#: A file that is taken has at most this mean KL divergence from the reference, in nats.
+#: The recommended file has at most this mean KL divergence from the reference, in nats.
 NEAR_KL = 1e-2
 #: By the mean KL divergence in nats: a word for it, and what such a file is good for. At the first
 #: limit one in hundreds of best codes changes; at the last, a tenth (docs/quantize-measured.md).
 _NEARNESS: tuple[tuple[float, str, str], ...] = (
     (1e-3, "very close", "as good as the original"),
     (NEAR_KL, "close", "everyday use"),
-    (1e-1, "changed", "where memory is short; other takes than the original's"),
+    (1e-1, "changed", "if memory is short; speech varies from the original's"),
     (math.inf, "far", "experiments only"),
 )
 
@@ -36,37 +39,19 @@ def use_of(kl: float) -> str:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A file that could be taken.
-
-    Attributes:
-        kl: mean divergence from the reference in nats; None where it was not measured.
-        top_1: part of the predictions whose most likely code is the reference's; likewise.
-        passes: it is not wrong, and beyond no limit.
-    """
-
-    name: str
-    n_bytes: int
-    kl: float | None
-    top_1: float | None
-    passes: bool
-    is_heard_apart: bool = False
-
-
-@dataclass(frozen=True)
 class Advice:
-    """What to take and why, in a sentence; `take` is None where nothing is recommended."""
+    """The recommended file and the reason; `take` is None if nothing is recommended."""
 
-    take: Choice | None
+    take: FileReport | None
     sentence: str
 
 
-def advise(choices: Sequence[Choice], n_texts: int, *, heard: bool) -> Advice:
+def advise(files: Sequence[FileReport], n_texts: int) -> Advice:
     """Recommend the smallest file that passes and is near the reference, or say why none is."""
-    measured = [one for one in choices if one.kl is not None and not math.isnan(one.kl)]
-    passing = [one for one in measured if one.passes]
+    measured = [one for one in files if one.kl is not None and not math.isnan(one.kl)]
+    passing = [one for one in measured if not one.faults]
     near = [one for one in passing if one.kl is not None and one.kl <= NEAR_KL]
-    taken = [one for one in near if not one.is_heard_apart]
+    taken = [one for one in near if not one.beyond_noise]
     if not measured:
         return _none("no file was measured")
     if n_texts < MIN_TEXTS:
@@ -80,18 +65,18 @@ def advise(choices: Sequence[Choice], n_texts: int, *, heard: bool) -> Advice:
         nearest = min(passing, key=lambda one: one.kl or 0.0)
         return _none(
             f"no file that passed is within {NEAR_KL:g} nats of the reference; the nearest is "
-            f"{nearest.name}, with {nearest.kl:.2g}"
+            f"{nearest.kind}, with {nearest.kl:.2g}"
         )
     if not taken:
         return _none(f"listening told every file within {NEAR_KL:g} nats of the reference from F16")
     best = min(taken, key=lambda one: one.n_bytes)
-    same = "" if best.top_1 is None else f", top-1 agreement {best.top_1:.1%}"
+    heard = any(one.beyond_noise is not None for one in files)
     noise = " that listening does not tell from F16" if heard else ""
     return Advice(
         best,
-        f"Take {best.name} ({best.n_bytes / 2**20:,.1f} MiB): the smallest file within "
-        f"{NEAR_KL:g} nats of the reference{noise} (KL {best.kl:.2g}{same}, measured over "
-        f"{n_texts} different texts).",
+        f"Take {best.kind} ({best.n_bytes / 2**20:,.1f} MiB): the smallest file within "
+        f"{NEAR_KL:g} nats of the reference{noise} (KL {best.kl:.2g}, top-1 agreement "
+        f"{best.top_1:.1%}, measured over {n_texts} different texts).",
     )
 
 

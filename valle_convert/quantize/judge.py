@@ -1,4 +1,4 @@
-"""The verdict on files that were measured, and the report of all of them."""
+"""The verdict on measured files, and the report of all of them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ from valle_convert.quantize.report import EvaluationReport, FileReport
 from valle_convert.quantize.types import bits_per_weight, describe_types
 from valle_convert.verify.run import main_type
 
-_UNVERIFIED = (
-    "no checkpoint was given, so files are not verified: what is wrong with the reference, or was "
-    "lost in it, is not seen"
-)
+_UNVERIFIED = "no checkpoint was given, so errors of the reference itself are not detected"
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,7 @@ class Judge:
 
     Attributes:
         gates: None to keep the verdicts.
-        hears: whether what files say counts, where that was measured.
+        hears: whether to judge the speech, if it was measured.
     """
 
     gates: Gates | None
@@ -46,26 +43,17 @@ class Judge:
     def report(
         self, bundles: Mapping[Path, Bundle], found: Mapping[Path, Measurements], command: str
     ) -> EvaluationReport:
-        """All files, which have to have been measured."""
+        """The report of all files, which were measured before."""
         first = next(iter(found.values())).predictions
         if first is None:
             raise AssertionError("whatever was evaluated has been measured")
-        base = first.baseline
         heard = [one.speech for one in found.values() if one.speech] if self.hears else []
         return EvaluationReport(
             source=first.source,
             reference=first.reference,
             utterances=first.utterances,
             n_measured=first.n_texts,
-            baseline=FileReport(
-                base.name,
-                base.kind,
-                base.n_bytes,
-                base.bits_per_weight,
-                base.weights,
-                measured=base.measured,
-                is_baseline=True,
-            ),
+            baseline=FileReport(**vars(first.baseline), is_baseline=True),
             files=tuple(self._file(one, found[path]) for path, one in bundles.items()),
             notes=() if first.checkpoint else (_UNVERIFIED,),
             listening=heard[0].listening if heard else None,
@@ -81,15 +69,15 @@ class Judge:
             given = found.judgement.limits if found.judgement else {}
             return replace(report, limits=Limits("given to evaluate", **given) if given else None)
         limits = self.gates.limits_of(report.kind)
-        failures = limits.failures(report.measured) if limits and report.measured else ()
-        if limits and report.listened and found.speech:
-            base = found.speech.listening.baseline
-            failures += limits.failures_of_speech(report.listened, base)
+        if limits is None:
+            return replace(report, limits=None, failures=())
+        base = found.speech.listening.baseline if found.speech else None
+        failures = limits.failures(report.measured, report.listened, base)
         return replace(report, limits=limits, failures=failures)
 
 
 def file_report(bundle: Bundle, found: Measurements) -> FileReport:
-    """What is known of files, before any limits."""
+    """A file's keys and measurements, before any limits."""
     predictions, speech, keys = found.predictions, found.speech, bundle.main.keys
     tensors = [
         tensor

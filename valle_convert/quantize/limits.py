@@ -1,9 +1,8 @@
-"""What a user allows a file to lose, and whether it keeps that.
+"""The loss that a user allows, and whether a file exceeds it.
 
-Nothing is allowed or forbidden by default: what is bearable depends on the model. Limits are
-given by number, for all types or by type, and by the report of an earlier run. Whether a file
-is right at all (its weights those of the checkpoint, its logits those of its weights) is
-another question, which `verify` answers.
+There are no default limits, since the acceptable loss depends on the model. Limits are numbers, for
+all types or by type, or the report of an earlier run. `verify` answers another question: whether a
+file is right at all.
 """
 
 from __future__ import annotations
@@ -26,21 +25,29 @@ from valle_convert.quantize.types import file_type
 #: another order. F16 files measured 4e-7.
 KL_FLOOR = 1e-6
 MARGIN = 1.1
+#: By the names of `Limits`: what is allowed, and what was found.
+_WORDS = {
+    "max_kl": ("mean KL at most {:.2e}", "KL mean {:.2e}, allowed {:.2e}"),
+    "min_agreement": ("top-1 agreement at least {:.1%}", "top-1 {:.2%}, required {:.2%}"),
+    "max_nll": ("NLL at most {:+.4f} nats/code to F16", "NLL {:+.4f} nats/code, allowed {:+.4f}"),
+    "min_retrieval": ("said right at least {:.1%}", "said right {:.1%}, required {:.1%}"),
+    "max_wer": ("WER at most {:.1%}", "word error rate {:.1%}, allowed {:.1%}"),
+}
+_ON_PREDICTIONS = {"max_kl", "min_agreement"}
 #: These are parts of 1.
 _PARTS = ("min_agreement", "min_retrieval")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file has to keep; None where nothing is limited.
+    """The limits of a file; None for no limit.
 
     Attributes:
-        max_kl: mean divergence over all predictions, at most, in nats.
-        min_agreement: part of the best codes that stay, at least.
-        max_nll: how much less likely the held-out codes may be than to the F16 file, at most, in
-            nats a code.
-        min_retrieval: part of the sentences that are said right, at least.
-        max_wer: word error rate, at most.
+        max_kl: mean divergence over all predictions, in nats.
+        min_agreement: top-1 agreement over all predictions.
+        max_nll: negative log likelihood of the held-out codes minus that of F16, in nats/code.
+        min_retrieval: part of the sentences that are said right.
+        max_wer: word error rate.
     """
 
     why: str
@@ -56,58 +63,46 @@ class Limits:
         return {name: x for name, x in asdict(self).items() if name != "why" and x is not None}
 
     def __str__(self) -> str:
-        words = {
-            "max_kl": "may have a mean KL of {:.2e}",
-            "min_agreement": "has to keep {:.1%} of the best codes",
-            "max_nll": "may be worse than F16 by {:.4f} nats a code",
-            "min_retrieval": "has to say {:.1%} right",
-            "max_wer": "may have a word error rate of {:.1%}",
-        }
-        said = [words[name].format(value) for name, value in self.given.items()]
-        return f"{' and '.join(said)} ({self.why})"
+        said = [_WORDS[name][0].format(value) for name, value in self.given.items()]
+        return f"{', '.join(said)} ({self.why})"
 
-    @property
-    def on_speech(self) -> bool:
-        """Whether anything of it is measured by listening."""
-        return bool(self.given.keys() & {"max_nll", "min_retrieval", "max_wer"})
+    def is_open(self, measured: Measured | None, listened: Listened | None) -> bool:
+        """Whether a limit is on something that was not measured."""
+        on_predictions, on_speech = _ON_PREDICTIONS & {*self.given}, {*self.given} - _ON_PREDICTIONS
+        return bool((on_predictions and not measured) or (on_speech and not listened))
 
-    @property
-    def on_predictions(self) -> bool:
-        """Whether anything of it is measured on predictions."""
-        return bool(self.given.keys() & {"max_kl", "min_agreement"})
+    def failures(
+        self, measured: Measured | None, listened: Listened | None, base: Listened | None
+    ) -> tuple[str, ...]:
+        """Which limits a file exceeds; not-a-number exceeds every limit.
 
-    def failures_of_speech(self, file: Listened, base: Listened) -> tuple[str, ...]:
-        """What is beyond a limit in what was said, beside what the F16 file says."""
-        found: list[str] = []
-        nll = _mean(file, NLL) - _mean(base, NLL)
-        retrieval, wer = _mean(file, RETRIEVAL), _mean(file, WORDS)
-        if self.max_nll is not None and not nll <= self.max_nll:
-            found.append(f"NLL {nll:+.4f} nats a code to F16, allowed {self.max_nll:+.4f}")
-        if self.min_retrieval is not None and not retrieval >= self.min_retrieval:
-            found.append(f"said right in {retrieval:.1%}, required {self.min_retrieval:.1%}")
-        if self.max_wer is not None and not wer <= self.max_wer:
-            found.append(f"word error rate {wer:.1%}, allowed {self.max_wer:.1%}")
-        return tuple(found)
+        The speech of the F16 file is `base`.
+        """
+        found: dict[str, float] = {}
+        if measured is not None:
+            total = measured.quality[ALL]
+            found |= {"max_kl": total.kl_mean, "min_agreement": total.best_code}
+        if listened is not None and base is not None:
+            found["max_nll"] = _mean(listened, NLL) - _mean(base, NLL)
+            found["min_retrieval"] = _mean(listened, RETRIEVAL)
+            found["max_wer"] = _mean(listened, WORDS)
+        given = {name: limit for name, limit in self.given.items() if name in found}
+        if math.isnan(found.get("max_kl", 0)):
+            given.setdefault("max_kl", math.inf)
+        return tuple(
+            _WORDS[name][1].format(found[name], limit) + _worst_head(measured, name)
+            for name, limit in given.items()
+            if not (found[name] <= limit if name.startswith("max") else found[name] >= limit)
+        )
 
-    def failures(self, measured: Measured) -> tuple[str, ...]:
-        """What is beyond a limit, in words, with the worst head; not-a-number always is."""
-        total = measured.quality[ALL]
-        heads = {name: one for name, one in measured.quality.items() if name != ALL}
-        found: list[str] = []
-        if not total.kl_mean <= (math.inf if self.max_kl is None else self.max_kl):
-            worst = max(heads, key=lambda name: heads[name].kl_mean)
-            allowed = "a number" if self.max_kl is None else f"{self.max_kl:.2e}"
-            found.append(
-                f"KL mean {total.kl_mean:.2e}, allowed {allowed} (worst in {worst}: "
-                f"{heads[worst].kl_mean:.2e})"
-            )
-        if self.min_agreement is not None and not total.best_code >= self.min_agreement:
-            worst = min(heads, key=lambda name: heads[name].best_code)
-            found.append(
-                f"best code kept in {total.best_code:.2%}, required {self.min_agreement:.2%} "
-                f"(worst in {worst}: {heads[worst].best_code:.2%})"
-            )
-        return tuple(found)
+
+def _worst_head(measured: Measured | None, name: str) -> str:
+    if measured is None or name not in _ON_PREDICTIONS:
+        return ""
+    pick, key, form = (max, "kl_mean", ".2e") if name == "max_kl" else (min, "best_code", ".2%")
+    heads = {head: getattr(one, key) for head, one in measured.quality.items() if head != ALL}
+    worst = pick(heads, key=heads.__getitem__)
+    return f" (worst in {worst}: {heads[worst]:{form}})"
 
 
 class _EarlierFile(msgspec.Struct, frozen=True):
@@ -136,12 +131,12 @@ class Earlier:
 
 @dataclass(frozen=True)
 class Gates:
-    """Everything that the user limits.
+    """All limits of the user.
 
     Attributes:
         limits: by the names of `Limits`, then by type; the empty name stands for all others.
-        earlier: a run that must not have been better.
-        margin: by what factor divergence and changed codes may exceed those of `earlier`.
+        earlier: a run that must not be better.
+        margin: the factor by which divergence and changed codes may exceed those of `earlier`.
     """
 
     limits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -149,7 +144,7 @@ class Gates:
     margin: float = MARGIN
 
     def limits_of(self, kind: str) -> Limits | None:
-        """What holds for a type: the strictest of all; None where nothing does."""
+        """The strictest limits of a type; None if there are none."""
         given = {
             name: values.get(kind, values.get("", math.nan))
             for name, values in self.limits.items()
@@ -167,18 +162,18 @@ class Gates:
         return Limits("; ".join(why), **given) if why else None
 
     def check_types(self, there: Collection[str]) -> None:
-        """Refuse limits of types that are not evaluated, which would limit nothing."""
+        """Refuse limits of types that are not evaluated."""
         for name, values in self.limits.items():
             idle = sorted(values.keys() - {*there, ""})
             if idle:
                 raise InputError(
-                    f"{_option(name)} has a limit for {', '.join(idle)}, which is not among the "
-                    f"types that are evaluated: {', '.join(sorted(there))}."
+                    f"{_option(name)} limits {', '.join(idle)}; the files have the types "
+                    f"{', '.join(sorted(there))}."
                 )
         if self.earlier is not None and (new := sorted({*there} - self.earlier.quality.keys())):
             raise InputError(
-                f"{self.earlier.name} has not measured {', '.join(new)}, so there is nothing to "
-                "compare with; leave these files out, or measure them without --no-worse-than."
+                f"{self.earlier.name} has no measurements of {', '.join(new)}. Measure these files "
+                "without --no-worse-than."
             )
 
     def check_utterances(self, utterances: str) -> None:
@@ -214,11 +209,11 @@ def parse_limits(text: str, option: str, highest: float = math.inf) -> dict[str,
         if not (0 <= value <= highest and math.isfinite(value)):
             expected = "from 0 on" if highest == math.inf else f"from 0 to {highest:g}"
             raise InputError(
-                f"{option} is {part}, where a number {expected} is expected, or a list such as "
+                f"{option} is {part}; expected a number {expected}, or a list such as "
                 "Q8_0=0.001,Q4_K_M=0.01."
             )
         if kind in values:
-            raise InputError(f"{option} has two limits for {kind or 'all types'}; give one.")
+            raise InputError(f"{option} has two limits for {kind or 'all types'}.")
         values[kind] = value
     if not values:
         raise InputError(f"{option} is empty; give a number.")

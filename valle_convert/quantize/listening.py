@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,10 +163,10 @@ def in_words(estimate: Estimate, sign: str = "") -> str:
     return f"{estimate.mean:{sign}.3f} ({estimate.low:{sign}.3f} to {estimate.high:{sign}.3f})"
 
 
-def pareto_front(files: Mapping[str, tuple[int, float]]) -> Iterator[str]:
-    """Of files by name (bytes, loss), those that none is both smaller and better than."""
+def pareto_front(points: Iterable[tuple[float, float]]) -> Iterator[tuple[float, float]]:
+    """The points (size, loss) that no other is both smaller and better than."""
     best = float("inf")
-    for name, (_, loss) in sorted(files.items(), key=lambda item: item[1]):
+    for size, loss in sorted(points):
         if loss < best:
             best = loss
-            yield name
+            yield size, loss

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -124,7 +125,7 @@ def _entries(
         if one is None:
             tool: dict[str, str] = {"name": "valle-convert", "version": __version__}
             arguments: tuple[str, ...] = ("copy",)
-            source_sha256, imatrix = _digest_of(source, part), None
+            source_sha256, imatrix = sha256_of(source.bundle.files[part].path), None
         else:
             tool, source_sha256, imatrix = tool_of(quantizer, one), one.source.sha256, one.imatrix
             arguments = shown_arguments(one.source, one.kind, one.options, imatrix)
@@ -142,10 +143,6 @@ def _entries(
             )
         )
     return tuple(entries)
-
-
-def _digest_of(source: SourceBundle, part: str) -> str:
-    return sha256_of(source.bundle.files[part].path)
 
 
 def open_written(quantizer: Quantizer, work: BinaryIO) -> GgufFile:
@@ -234,7 +231,7 @@ def copy_file(
                 tensor.shape,
                 _digest(hashlib.sha256(), work, header.data_start + tensor.offset, tensor.n_bytes),
             )
-            for tensor in sorted(header.tensors.values(), key=_offset)
+            for tensor in sorted(header.tensors.values(), key=attrgetter("offset"))
         ]
         return pending.result(), tuple(made)
 
@@ -264,10 +261,6 @@ def _digest(digest: hashlib._Hash, file: BinaryIO, start: int, n_bytes: int) -> 
     return digest.hexdigest()
 
 
-def _offset(tensor: TensorEntry) -> int:
-    return tensor.offset
-
-
 # ------------------------------------------------------------------- all files of a run
 
 
@@ -285,29 +278,19 @@ class Output:
     reason: str = ""
 
 
-def outputs_of(
-    quantizer: Quantizer,
-    plans: Sequence[BundlePlan],
-    source: SourceBundle,
-    known: Mapping[str, ManifestFile],
-    options: FolderOptions,
-) -> list[Output]:
-    """What has to be made; refuses to replace what is there.
-
-    The files of a type are kept, all of them or none, with --resume where the manifest lists
-    them, they were made in the same way, and their bytes are those of then. As long as source or
-    importance matrix are still to be made, what depends on them is taken to be the same.
-    """
-    return [_output_of(quantizer, plan, source, known, options) for plan in plans]
-
-
-def _output_of(
+def output_of(
     quantizer: Quantizer,
     plan: BundlePlan,
     source: SourceBundle,
     known: Mapping[str, ManifestFile],
     options: FolderOptions,
 ) -> Output:
+    """What has to be made of a type; refuses to replace what is there.
+
+    With --resume, all files of a type are kept if the manifest lists them, they were made in the
+    same way, and their bytes are those of then. As long as source or importance matrix are still
+    to be made, what depends on them is taken to be the same.
+    """
     there = {part: path for part, path in plan.paths.items() if path.exists()}
     if not there:
         if plan.path.parent.is_dir():
@@ -317,12 +300,7 @@ def _output_of(
     path, reason = next(iter(there.values())), ""
     for part, place in there.items():
         old, one = known.get(place.name), units.get(part)
-        found = (
-            _difference(quantizer, one, place, old)
-            if one is not None
-            else _copy_difference(source, part, place, old)
-        )
-        if found:
+        if found := _difference(quantizer, source, part, one, place, old):
             path, reason = place, found
             break
     missing = [place.name for part, place in plan.paths.items() if part not in there]
@@ -333,19 +311,6 @@ def _output_of(
     for place in there.values():
         _is_kept(place, known.get(place.name), reason, options, source.paths)
     return Output(plan, reason=reason)
-
-
-def _copy_difference(
-    source: SourceBundle, part: str, target: Path, old: ManifestFile | None
-) -> str:
-    """Why a file that is there is not the copy that would be made; empty where it is."""
-    if old is None:
-        return "no manifest lists it"
-    if sha256_of(target) != old.sha256:
-        return "its bytes are not those of the manifest"
-    if source.is_complete and old.sha256 != _digest_of(source, part):
-        return "it was made of another source"
-    return ""
 
 
 def _is_kept(
@@ -374,34 +339,47 @@ def _is_kept(
 
 
 def _difference(
-    quantizer: Quantizer, plan: FilePlan, target: Path, old: ManifestFile | None
+    quantizer: Quantizer,
+    source: SourceBundle,
+    part: str,
+    plan: FilePlan | None,
+    target: Path,
+    old: ManifestFile | None,
 ) -> str:
-    """Why a file that is there is not what would be made; empty where it is."""
+    """Why a file that is there is not what would be made, or copied; empty where it is."""
     if old is None:
         return "no manifest lists it"
-    arguments = shown_arguments(plan.source, plan.kind, plan.options, plan.imatrix)
-    tool = tool_of(quantizer, plan)
+    if plan is not None and (reason := _made_otherwise(quantizer, plan, old)):
+        return reason
+    if not target.is_file() or target.stat().st_size != old.n_bytes:
+        return "its size is not that of the manifest"
+    if sha256_of(target) != old.sha256:
+        return "its bytes are not those of the manifest"
+    if plan is None:
+        is_new = source.is_complete and sha256_of(source.bundle.files[part].path) != old.sha256
+        return "it was made of another source" if is_new else ""
+    keys = GgufFile(target, allow_part=True).keys
+    for key in plan.options.identity.keys(plan.source.header.keys):
+        if keys.get(key.name) != key.value:
+            return f"its {key.name} is another one"
+    return ""
+
+
+def _made_otherwise(quantizer: Quantizer, plan: FilePlan, old: ManifestFile) -> str:
+    """How the manifest's entry differs from the plan; empty where it does not."""
     if old.kind != plan.kind.name:
         return f"it is of type {old.kind}"
     if plan.source.is_complete and old.source_sha256 != plan.source.sha256:
         return "it was made of another source"
-    if dict(old.tool) != tool:
+    if dict(old.tool) != tool_of(quantizer, plan):
         return f"it was made by {old.tool.get('name')} {old.tool.get('version')}"
-    if old.arguments != arguments:
+    if old.arguments != shown_arguments(plan.source, plan.kind, plan.options, plan.imatrix):
         return f"it was made with other options ({' '.join(old.arguments)})"
     imatrix = plan.imatrix
     if (imatrix is None or imatrix.is_made) and old.imatrix_sha256 != (
         imatrix.sha256 if imatrix else None
     ):
         return "it was made with another importance matrix"
-    if not target.is_file() or target.stat().st_size != old.n_bytes:
-        return "its size is not that of the manifest"
-    if sha256_of(target) != old.sha256:
-        return "its bytes are not those of the manifest"
-    keys = GgufFile(target, allow_part=True).keys
-    for key in plan.options.identity.keys(plan.source.header.keys):
-        if keys.get(key.name) != key.value:
-            return f"its {key.name} is another one"
     return ""
 
 

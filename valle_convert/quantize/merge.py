@@ -1,9 +1,9 @@
-"""`merge`: folders that jobs made, each of some types of one model, become one folder.
+"""`merge`: joins folders of jobs that each made some types of one model.
 
-read    every folder is compared with its manifest
-check   all models are of one checkpoint, made and measured in one way
-place   files (linked where the file system can), measurements, and the manifest at the end
-judge   one report over all of it
+read    compares every folder with its manifest
+check   all models have one checkpoint, and were made and measured in one way
+place   files (hard links if the file system has them), measurements, then the manifest
+judge   one report of all files
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from valle_convert.errors import InputError
-from valle_convert.families.bundle import Bundle, open_files
+from valle_convert.families.bundle import open_files
 from valle_convert.files import (
     atomic_output,
     check_free_space,
@@ -29,37 +29,15 @@ from valle_convert.files import (
 )
 from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY
 from valle_convert.progress import Progress, silent
-from valle_convert.quantize.evaluate import converted_models_in, remove_old
+from valle_convert.quantize.evaluate import remove_old
 from valle_convert.quantize.judge import Judge, type_of
 from valle_convert.quantize.limits import Gates
-from valle_convert.quantize.manifest import (
-    MANIFEST,
-    ManifestFile,
-    check_manifest,
-    read_manifest,
-    write_manifest,
-)
-from valle_convert.quantize.measurements import Measurements, read_measurements, write_measurements
+from valle_convert.quantize.manifest import MANIFEST, ManifestFile, write_manifest
+from valle_convert.quantize.measurements import write_measurements
+from valle_convert.quantize.release import QuantizedModel, read_release
 from valle_convert.quantize.report import EvaluationReport
 
 _PIECE = 4 << 20
-
-
-@dataclass(frozen=True)
-class MergedModel:
-    """A model of a folder that is merged.
-
-    Attributes:
-        files: of the manifest, by part, the main one first.
-    """
-
-    bundle: Bundle
-    files: Mapping[str, ManifestFile]
-    measurements: Measurements
-
-    @property
-    def path(self) -> Path:
-        return self.bundle.path
 
 
 @dataclass(frozen=True)
@@ -86,28 +64,26 @@ def merge(
     force: bool = False,
     progress: Progress = silent,
 ) -> Merged:
-    """Join folders. What the output's manifest lists already stays and has to fit, too."""
+    """Join folders; files that the output's manifest lists already stay, and have to fit."""
     if any(one.resolve() == out.resolve() for one in folders):
-        raise InputError(f"{out} is among the folders that are merged; give another output.")
+        raise InputError(f"{out} is among the folders to merge. Give another output.")
     sources = [*folders, *([out] if (out / MANIFEST).is_file() and not force else [])]
     places: dict[str, Path] = {}
     files: dict[str, ManifestFile] = {}
-    models: dict[str, MergedModel] = {}
+    models: dict[str, QuantizedModel] = {}
     for folder in sources:
-        listed = _checked(folder, progress)
-        for name, file in listed.items():
+        release = read_release(folder, progress)
+        for name, file in release.files.items():
             if files.setdefault(name, file) != file:
                 raise InputError(
-                    f"{folder / name} and {places[name].parent / name} are different files of one "
-                    "name; merge only one of them."
+                    f"{folder / name} and {places[name]} are different files of one name. Merge "
+                    "only one of them."
                 )
             places.setdefault(name, folder / name)
-        for model in _models_of(folder, listed):
+        for model in release.models:
             known = models.get(model.path.name)
             if known is None or known.measurements.predictions is None:
                 models[model.path.name] = model
-    if not models:
-        raise InputError(f"{folders[0]} has no converted model; give folders of `quantize`.")
     check_together(tuple(models.values()))
     judge = _judge_of(tuple(models.values()), gates, has_report=has_report)
     remove_old(reports, [one.path for one in models.values()], force=force)
@@ -129,18 +105,15 @@ def merge(
     return Merged(tuple(files.values()), report)
 
 
-def check_together(models: Sequence[MergedModel]) -> None:
-    """Refuse models that no single run could have made and measured."""
+def check_together(models: Sequence[QuantizedModel]) -> None:
+    """Refuse models that were not made and measured in one way."""
     known: dict[str, tuple[Path, str]] = {}
     for one in models:
         for what, value in _ways(one):
             path, expected = known.setdefault(what, (one.path, value))
             if value != expected:
                 new, old = _only(value, expected), _only(expected, value)
-                raise InputError(
-                    f"{one.path} and {path} differ in {what} ({new}, {old}); merge what was made "
-                    "and measured in one way."
-                )
+                raise InputError(f"{one.path} and {path} differ in {what} ({new}, {old}).")
 
 
 def _only(text: str, other: str) -> str:
@@ -149,7 +122,7 @@ def _only(text: str, other: str) -> str:
     return f"{' '.join(words):.24}" or "nothing"
 
 
-def _ways(model: MergedModel) -> Iterator[tuple[str, str]]:
+def _ways(model: QuantizedModel) -> Iterator[tuple[str, str]]:
     """How a model was made and measured, each with words for it."""
     yield "the checkpoint", str(model.bundle.main.keys.get(SOURCE_SHA256_KEY))
     for part, file in model.files.items():
@@ -173,36 +146,17 @@ def _options_of(file: ManifestFile, kind: str) -> str:
     return " ".join(one for one in given if one != kind and not one.endswith(f"-{kind}.gguf"))
 
 
-def _checked(folder: Path, progress: Progress) -> dict[str, ManifestFile]:
-    """The manifest of a folder whose files are as it says."""
-    found = check_manifest(folder, progress=progress)
-    if not found.passed:
-        one = found.findings[0]
-        raise InputError(f"{folder / one.name}: {one.problem.rstrip('.')}; quantize it again.")
-    return {one.name: one for one in read_manifest(folder / MANIFEST)}
-
-
-def _models_of(folder: Path, files: Mapping[str, ManifestFile]) -> Iterator[MergedModel]:
-    for path in converted_models_in(folder):
-        bundle = open_files(path)
-        missing = [one.name for one in bundle.paths if one.name not in files]
-        if missing:
-            raise InputError(f"{folder / missing[0]} is in no manifest; quantize {path} again.")
-        parts = {part: files[file.path.name] for part, file in bundle.files.items()}
-        yield MergedModel(bundle, parts, read_measurements(bundle))
-
-
 def _judge_of(
-    models: Sequence[MergedModel], gates: Gates | None, *, has_report: bool
+    models: Sequence[QuantizedModel], gates: Gates | None, *, has_report: bool
 ) -> Judge | None:
-    """Who judges all of them; None where nothing was measured."""
+    """The judge of all models; None if nothing was measured."""
     found = {one.path: one.measurements.predictions for one in models}
     missing = [path for path, predictions in found.items() if predictions is None]
     first = next(filter(None, found.values()), None)
     if first is None and gates is None and not has_report:
         return None
     if first is None or missing:
-        raise InputError(f"{missing[0]} was not measured; run `valle-convert evaluate` on it.")
+        raise InputError(f"{missing[0]} was not measured. Run `valle-convert evaluate` on it.")
     if gates is not None:
         gates.check_types({type_of(one.bundle) for one in models})
         gates.check_utterances(first.utterances)
@@ -213,7 +167,7 @@ def _judge_of(
 def _placed(
     places: Mapping[str, Path], files: Mapping[str, ManifestFile], out: Path, *, force: bool
 ) -> Iterator[None]:
-    """Every file in its place, and gone again if the rest fails; the same bytes stay."""
+    """Place every file that is not there yet, and remove it again if the rest fails."""
     left = []
     for name, path in places.items():
         target = out / name
@@ -234,7 +188,7 @@ def _placed(
 
 
 def _link(path: Path, target: Path, *, force: bool) -> None:
-    """A second name for a file, or a copy where the file system cannot do that."""
+    """A hard link, or a copy if the file system has none."""
     with suppress(OSError):
         os.link(path.resolve(), target)
         return

@@ -1,12 +1,11 @@
-"""A folder of quantized files goes to the hub: one commit, and its digests compared afterwards.
+"""Uploads a folder of quantized files to the hub in one commit, and compares its digests.
 
-Nothing is sent but the files of the manifest, the manifest itself, the sums and the card; and
-nothing without the name of a repository, which has to be there already.
+Only the files of the manifest, the manifest itself, SHA256SUMS and the card are sent. The
+repository has to exist.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,43 +14,37 @@ from typing import Any
 
 from valle_convert.checkpoint.hub import transport_errors, words_of
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.extras import require
 from valle_convert.files import sha256_of
-from valle_convert.quantize.card import CARD, Folder
+from valle_convert.quantize.card import CARD
 from valle_convert.quantize.manifest import MANIFEST, SUMS
+from valle_convert.quantize.release import Release
+from valle_convert.wording import listing
 
 
 @dataclass(frozen=True)
 class Published:
-    """What the hub has now.
-
-    Attributes:
-        files: sent or there already, with their sizes.
-    """
+    """A commit on the hub, and the sizes of its files."""
 
     url: str
     commit: str
     files: Mapping[str, int]
 
 
-def files_of(folder: Folder) -> dict[str, Path]:
-    """What is published of a folder, by the names that it has there."""
-    names = [CARD, *(one.name for one in folder.listed()), MANIFEST, SUMS]
+def files_of(folder: Release) -> dict[str, Path]:
+    """The files to publish, by name."""
+    names = [CARD, *(one.name for one in folder.listed), MANIFEST, SUMS]
     return {name: folder.path / name for name in names}
 
 
-def publish_folder(folder: Folder, repository: str, *, message: str | None = None) -> Published:
-    """Commit the files of a folder, whose card is written, and compare what the hub has of them."""
-    require("huggingface_hub", "Publishing to the Hugging Face hub", extra="hub")
+def publish_folder(folder: Release, repository: str, *, message: str | None = None) -> Published:
+    """Commit the files of a folder, whose card is written, and compare the hub's digests."""
     from huggingface_hub import CommitOperationAdd, HfApi, constants
     from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
     if constants.HF_HUB_OFFLINE:
-        raise EnvironmentFault(
-            f"Nothing can be published to {repository} while HF_HUB_OFFLINE is set; unset it."
-        )
+        raise EnvironmentFault(f"Cannot publish to {repository} while HF_HUB_OFFLINE is set.")
     files = files_of(folder)
-    kinds = ", ".join(one.main.kind for one in folder.files)
+    kinds = ", ".join(one.main.kind for one in folder.models)
     api = HfApi()
     disable_progress_bars()
     try:
@@ -73,55 +66,54 @@ def publish_folder(folder: Folder, repository: str, *, message: str | None = Non
     wrong = [name for name, path in files.items() if not _is_same(there.get(name), path)]
     if wrong:
         raise EnvironmentFault(
-            f"The hub has other bytes of {', '.join(wrong)} than were sent ({made.commit_url}); "
-            "publish again, and delete that commit."
+            f"The hub's copy of {listing(wrong, 2)} differs from the file sent. Delete the commit "
+            f"{made.commit_url} and publish again."
         )
     sizes = {name: path.stat().st_size for name, path in files.items()}
     return Published(str(made.commit_url), str(made.oid), sizes)
 
 
 def _is_same(info: Any, path: Path) -> bool:  # noqa: ANN401 - of a library that is imported late
-    """Whether the hub's digest of a file is that of the file here."""
+    """Whether the hub's digest of a file is that of the local file."""
+    from huggingface_hub.utils.sha import git_hash
+
     if info is None:
         return False
     lfs = getattr(info, "lfs", None)
     if lfs is not None:
         return bool(lfs.sha256 == sha256_of(path))
-    raw = path.read_bytes()
-    blob = hashlib.sha1(b"blob %d\0" % len(raw) + raw).hexdigest()  # noqa: S324 - as git
-    return bool(getattr(info, "blob_id", None) == blob)
+    return bool(getattr(info, "blob_id", None) == git_hash(path.read_bytes()))
 
 
 @contextmanager
 def _faults(repository: str) -> Iterator[None]:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
-    # A thread that uploads ends in the last.
+    # An upload in a thread raises the last.
     transport: tuple[type[Exception], ...] = (*transport_errors(), RuntimeError)
     try:
         yield
     except RepositoryNotFoundError as error:
         raise InputError(
-            f"There is no model {repository} on the hub that this user may see; make it with "
-            f"`hf repo create {repository}`, or log in (HF_TOKEN, hf auth login)."
+            f"{repository} does not exist on the hub, or this user may not see it. Run `hf repo "
+            f"create {repository}` or `hf auth login`."
         ) from error
     except HFValidationError as error:
-        raise InputError(f"{repository} is no OWNER/NAME of a repository on the hub.") from error
+        raise InputError(f"{repository} is not a valid OWNER/NAME.") from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):
             raise EnvironmentFault(
-                f"The hub does not let this user write to {repository} ({status}); check HF_TOKEN "
-                "(hf auth whoami), and that its token may write."
+                f"This user may not write to {repository} ({status}). Check the permissions of "
+                "HF_TOKEN (`hf auth whoami`)."
             ) from error
         raise EnvironmentFault(
-            f"{repository} was not published: the hub answers {status} ({words_of(error)}); "
-            "nothing was committed, try again later."
+            f"{repository} was not published: the hub answers {status} ({words_of(error)}). "
+            "Nothing was committed; try again later."
         ) from error
     except transport as error:
         if isinstance(error, ValueError) and "metadata" in str(error).lower():
             raise InputError(f"The hub refuses the card: {words_of(error)}.") from error
         raise EnvironmentFault(
-            f"{repository} was not published: {words_of(error)}; check the network, and run the "
-            "command again."
+            f"{repository} was not published: {words_of(error)}. Check the network and try again."
         ) from error

@@ -28,7 +28,7 @@ from valle_convert.quantize.make import (
     Output,
     imatrix_entry,
     make_all,
-    outputs_of,
+    output_of,
     planned,
     tool_of,
 )
@@ -69,7 +69,7 @@ def quantize(
         names = [file_name(source.main, kind.name, options) for kind in options.types]
         targets = [out if folder is None else folder / name for name in names]
         plans = plan_bundles(quantizer, source, targets, options, matrices, scratch)
-        outputs = outputs_of(quantizer, plans, source, listed, existing)
+        outputs = [output_of(quantizer, one, source, listed, existing) for one in plans]
         lacks_matrix = any(plan.lacks_imatrix for plan in plans)
         if lacks_matrix:
             matrices.check_targets(existing)
@@ -94,7 +94,7 @@ def quantize(
                 listed |= {one.name: imatrix_entry(one) for one in real.values()}
                 write_manifest(folder, listed.values())  # files may be refused now
         # Once more: what is there may have been made of another source, or with another matrix.
-        outputs = outputs_of(quantizer, plans, source, listed, existing)
+        outputs = [output_of(quantizer, one, source, listed, existing) for one in plans]
         kept = None if folder is None else listed
         made = tuple(make_all(quantizer, outputs, source, kept, existing, scratch, log))
         notes = () if folder is None else others_in(folder, listed, plans)

@@ -1,8 +1,4 @@
-"""Results that can be trusted without reading code: what was checked, found and allowed.
-
-A `Report` is frozen, and shows itself as text, Markdown or JSON. Nothing here computes;
-nothing here prints.
-"""
+"""The report of a verification: what was checked, found and allowed, as Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from valle_convert.errors import EXIT_ENVIRONMENT, EXIT_FAILED_CHECK, EXIT_OK
-from valle_convert.wording import plural
+from valle_convert.wording import markdown_table, plural
 
 REPORT_SCHEMA_VERSION = 1
 Outcome = Literal["passed", "failed", "not verified"]
@@ -22,10 +18,10 @@ class Check:
     """One claim about a file, and whether it holds.
 
     Attributes:
-        name: what was looked at, such as `logits nar.3`.
-        summary: what was found, in words and numbers.
-        limit: what was allowed, and where that comes from; empty for claims of equality.
-        badness: how far from the limit, 1 being at it; the worst check is the one with most.
+        name: such as `logits nar.3`.
+        summary: what was found.
+        limit: the limit and its reason; empty for claims of equality.
+        badness: distance to the limit, which is at 1; the worst check has the most.
     """
 
     name: str
@@ -41,8 +37,7 @@ class Level:
     """One level of verification.
 
     Attributes:
-        seconds: that it took.
-        skipped: why some of it, or all, could not run; None where all of it ran.
+        skipped: why it, or a part of it, could not run.
     """
 
     name: str
@@ -74,7 +69,7 @@ class Report:
 
     Attributes:
         file_type: the type most of the file's weights have, such as F16.
-        notes: what the user should know of the run itself.
+        notes: remarks on the run.
     """
 
     checkpoint: str
@@ -85,7 +80,7 @@ class Report:
 
     @property
     def outcome(self) -> Outcome:
-        """The verdict: `passed` only where everything that was asked for ran."""
+        """`passed` only if every requested check ran."""
         if self.failures:
             return "failed"
         complete = all(level.skipped is None for level in self.levels)
@@ -95,12 +90,12 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether everything that was asked for ran, and nothing failed."""
+        """Whether every requested check ran and none failed."""
         return self.outcome == "passed"
 
     @property
     def exit_code(self) -> int:
-        """What a program ends with: 0 passed, 1 failed, 3 not verified."""
+        """0 passed, 1 failed, 3 not verified."""
         return {"passed": EXIT_OK, "failed": EXIT_FAILED_CHECK}.get(self.outcome, EXIT_ENVIRONMENT)
 
     @property
@@ -108,7 +103,7 @@ class Report:
         return tuple(c for level in self.levels for c in level.checks if not c.passed)
 
     def verdict(self) -> str:
-        """One sentence: the verdict, and the worst case by name where it is no."""
+        """One sentence: the verdict, and the worst case if a check failed."""
         reasons: dict[str, list[str]] = {}
         for level in self.levels:
             if level.skipped:
@@ -152,13 +147,7 @@ class Report:
                     "skipped": level.skipped,
                     "seconds": round(level.seconds, 3),
                     "checks": [
-                        {
-                            "name": check.name,
-                            "passed": check.passed,
-                            "summary": check.summary,
-                            "limit": check.limit,
-                            "values": dict(check.values),
-                        }
+                        {key: value for key, value in vars(check).items() if key != "badness"}
                         for check in level.checks
                     ],
                 }
@@ -174,14 +163,9 @@ class Report:
             lines += ["", f"## {level.name} ({level.seconds:.1f} s)", ""]
             if level.skipped:
                 lines += [f"**Not run: {level.skipped}**", ""]
-            lines += ["| check | verdict | found | allowed |", "|---|---|---|---|"]
-            lines += [
-                f"| {_cell(check.name)} | {'pass' if check.passed else '**FAIL**'} "
-                f"| {_cell(check.summary)} | {_cell(check.limit)} |"
+            rows = [
+                (check.name, "pass" if check.passed else "**FAIL**", check.summary, check.limit)
                 for check in level.checks
             ]
+            lines.append(markdown_table(("check", "verdict", "found", "allowed"), rows))
         return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,107 @@
+"""A folder of quantized models, compared with its manifest: what `publish` and `merge` read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from valle_convert.errors import InputError
+from valle_convert.families.bundle import Bundle, open_files
+from valle_convert.progress import Progress, silent
+from valle_convert.quantize.advice import Advice, advise
+from valle_convert.quantize.evaluate import converted_models_in
+from valle_convert.quantize.judge import file_report
+from valle_convert.quantize.manifest import MANIFEST, ManifestFile, check_manifest, read_manifest
+from valle_convert.quantize.measurements import Measurements, read_measurements
+from valle_convert.quantize.report import FileReport
+from valle_convert.wording import listing
+
+
+@dataclass(frozen=True)
+class QuantizedModel:
+    """A model of a folder.
+
+    Attributes:
+        files: of the manifest, by part, the main one first.
+    """
+
+    bundle: Bundle
+    files: Mapping[str, ManifestFile]
+    measurements: Measurements
+
+    @property
+    def path(self) -> Path:
+        return self.bundle.path
+
+    @property
+    def main(self) -> ManifestFile:
+        """The file that programs are given."""
+        return next(iter(self.files.values()))
+
+    @cached_property
+    def report(self) -> FileReport:
+        return file_report(self.bundle, self.measurements)
+
+
+@dataclass(frozen=True)
+class Release:
+    """A folder and its models.
+
+    Attributes:
+        files: of the manifest, by name.
+        models: by size.
+    """
+
+    path: Path
+    files: Mapping[str, ManifestFile]
+    models: tuple[QuantizedModel, ...]
+
+    @property
+    def listed(self) -> tuple[ManifestFile, ...]:
+        """The files of the models, then others such as importance matrices."""
+        ours = [file for one in self.models for file in one.files.values()]
+        return (*ours, *(one for one in self.files.values() if not one.is_model))
+
+    def advice(self) -> Advice:
+        """The recommended file, by the rule of an evaluation's report."""
+        n_texts = [
+            min(one.n_texts, speech.listening.n_texts if speech else one.n_texts)
+            for model in self.models
+            if (one := model.measurements.predictions)
+            for speech in (model.measurements.speech,)
+        ]
+        return advise([one.report for one in self.models], min(n_texts, default=0))
+
+    def best(self) -> QuantizedModel | None:
+        """The recommended model; None if nothing is recommended."""
+        taken = self.advice().take
+        return next((one for one in self.models if one.report is taken), None)
+
+
+def read_release(path: Path, progress: Progress = silent) -> Release:
+    checked = check_manifest(path, progress=progress)
+    if not checked.passed:
+        first = checked.findings[0]
+        raise InputError(f"{path / first.name}: {first.problem.rstrip('.')}. Quantize again.")
+    listed = {one.name: one for one in read_manifest(path / MANIFEST)}
+    models, idle = [], {one.name for one in listed.values() if one.is_model}
+    for main in converted_models_in(path):
+        bundle = open_files(main)
+        names = {part: file.path.name for part, file in bundle.files.items()}
+        if missing := [name for name in names.values() if name not in listed]:
+            raise InputError(
+                f"{path / missing[0]} belongs to {main.name} and is in no manifest. Quantize again."
+            )
+        files = {part: listed[name] for part, name in names.items()}
+        models.append(QuantizedModel(bundle, files, read_measurements(bundle)))
+        idle -= {*names.values()}
+    if idle:
+        raise InputError(
+            f"{path}: no converted model has the file {listing(sorted(idle), 2)}. Quantize again."
+        )
+    if not models:
+        raise InputError(f"{path} has no converted model. Give a folder that `quantize` wrote.")
+    models.sort(key=lambda one: one.bundle.n_bytes)
+    return Release(path, listed, tuple(models))

@@ -1,0 +1,202 @@
+"""The tables of an evaluation's report: columns, their meaning, and the files as rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from valle_convert.listening.listen import MEASURES, NLL, RETRIEVAL, WORDS
+from valle_convert.quantize.advice import nearness
+from valle_convert.quantize.listening import differences_of, means_of, places_of
+from valle_convert.quantize.quality import ALL
+from valle_convert.quantize.report import EvaluationReport, FileReport
+
+#: A header, and rows of cells.
+Table = tuple[list[str], list[list[str]]]
+
+WRONG, BEYOND = "WRONG", "BEYOND LIMITS"
+_HEARD = (NLL, RETRIEVAL, WORDS)
+#: By importance: name, key of `_values`, format, meaning. A narrow terminal shows the first ones.
+COLUMNS = (
+    ("type", "kind", "", "of the file, as llama-quantize spells it"),
+    (
+        "verdict",
+        "verdict",
+        "",
+        (
+            "right: the file holds its checkpoint's weights, and llama.cpp computes what they "
+            "mean; within limits: it loses no more than the user allows. Neither says how much "
+            "that is"
+        ),
+    ),
+    ("size, MiB", "mib", ".2f", "of the file"),
+    (
+        "distance",
+        "distance",
+        "",
+        (
+            "from the reference, by the mean KL: very close up to 0.001, close up to 0.01, "
+            "changed up to 0.1, far above"
+        ),
+    ),
+    (
+        "KL mean",
+        "kl_mean",
+        ".2e",
+        (
+            "how far the predicted distributions are from the reference's: Kullback-Leibler "
+            "divergence, mean over all predictions, in nats; 0 is the same"
+        ),
+    ),
+    ("top-1", "best_code", ".2%", "agreement of the most likely code with the reference's"),
+    *((one.title, one.name, ".3f" if one.unit else ".1%", one.meaning) for one in _HEARD),
+    ("bits/weight", "bits", ".3f", "size of the weights over their number"),
+    ("AR step, ms", "ar_step", ".2f", "median time of one code of level 0, on this machine"),
+    ("NAR pass, ms", "nar_pass", ".1f", "median time of one pass over a level above"),
+    ("AR equal", "ar_equal", ".1%", "codes of level 0 that stay the same in greedy decoding"),
+    (
+        "NAR equal",
+        "nar_equal",
+        ".1%",
+        "codes of the levels above that stay the same, given the reference's level 0",
+    ),
+    ("of F16", "of_baseline", ".1%", "size over that of the first row"),
+    ("NMSE", "nmse", ".2e", "squared error of the logits over the reference's squared logits"),
+    ("KL p99", "kl_p99", ".2e", "divergence that 99 % of the predictions are below"),
+    ("KL max", "kl_max", ".2e", "divergence of the worst prediction"),
+)
+#: These first columns decide which file to take, and these always fit a terminal.
+_N_ANSWER, _N_LEAST = 6, 3
+
+
+def _values(report: EvaluationReport, row: FileReport) -> dict[str, str | float]:
+    """What is known of a file, by the keys of the columns."""
+    values: dict[str, str | float] = {
+        "kind": row.kind,
+        "verdict": _verdict(row),
+        "mib": row.n_bytes / 2**20,
+        "bits": row.bits_per_weight,
+    }
+    if report.baseline is not None:
+        values["of_baseline"] = row.n_bytes / report.baseline.n_bytes
+    if row.measured is not None:
+        measured = (row.measured.quality[ALL], row.measured.greedy, row.measured.speed)
+        values |= {key: value for one in measured for key, value in asdict(one).items()}
+    if row.kl is not None and not row.is_baseline:
+        values["distance"] = nearness(row.kl)
+    listened = row.listened
+    if row.is_baseline and report.listening is not None:
+        listened = report.listening.baseline
+    for measure in _HEARD:
+        if listened is not None and (tally := listened.total(measure)):
+            values[measure.name] = tally.mean
+    return values
+
+
+def _verdict(row: FileReport) -> str:
+    if row.is_baseline:
+        return "baseline"
+    if row.is_wrong:
+        return WRONG
+    if row.failures:
+        return BEYOND
+    if row.open_questions:
+        return "not measured"
+    words = ["right"] if row.verified else []
+    words += ["within limits"] if row.limits else []
+    return ", ".join(words) or "not judged"
+
+
+def summary(report: EvaluationReport) -> Table:
+    """Every column that has something in it."""
+    rows = [_values(report, row) for row in report.rows]
+    shown = [(name, key, form) for name, key, form, _ in COLUMNS if any(key in row for row in rows)]
+    return [name for name, _, _ in shown], [
+        [format(row[key], form) if key in row else "" for _, key, form in shown] for row in rows
+    ]
+
+
+def fitting(report: EvaluationReport, width: int) -> Table:
+    """The summary's first columns, as many as fit a terminal."""
+    header, rows = summary(report)
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    n = len(header)
+    while n > _N_LEAST and sum(widths[:n]) + 2 * (n - 1) > width:
+        n -= 1
+    return header[:n], [row[:n] for row in rows]
+
+
+def answer(report: EvaluationReport) -> Table:
+    """The columns that decide which file to take."""
+    header, rows = summary(report)
+    n = sum(column[0] in header for column in COLUMNS[:_N_ANSWER])
+    return header[:n], [row[:n] for row in rows]
+
+
+def details(report: EvaluationReport) -> Table:
+    """The other columns of the summary."""
+    (header, rows), n = summary(report), len(answer(report)[0])
+    return header[:1] + header[n:], [row[:1] + row[n:] for row in rows]
+
+
+def legend(report: EvaluationReport) -> list[str]:
+    """The meaning of each column, a line each."""
+    header, _ = summary(report)
+    return [f"{name}: {meaning}" for name, _, _, meaning in COLUMNS if name in header]
+
+
+def by_head(report: EvaluationReport) -> Iterator[tuple[str, Table]]:
+    """Divergence and agreement of each measured file, a column a head."""
+    qualities = [(file.kind, file.measured.quality) for file in report.files if file.measured]
+    if not qualities:
+        return
+    heads = [*(head for head in qualities[0][1] if head != ALL), ALL]
+    shown = ("KL mean", "kl_mean", ".2e"), ("Top-1 agreement", "best_code", ".2%")
+    for title, key, form in shown:
+        rows = [
+            [
+                kind,
+                *(format(getattr(one[head], key), form) if head in one else "" for head in heads),
+            ]
+            for kind, one in qualities
+        ]
+        yield f"{title} by head", (["type", *heads], rows)
+
+
+def heard(report: EvaluationReport) -> Iterator[tuple[str, Table]]:
+    """What --listen measured."""
+    listening = report.listening
+    if listening is None:
+        return
+    files = [
+        ("F16", listening.baseline),
+        (f"F16 again ({listening.repeat_how})", listening.repeat),
+    ]
+    files += [(file.kind, file.listened) for file in report.files if file.listened]
+    recordings = listening.recordings
+    everything = [("recordings", recordings), *files] if recordings is not None else files
+    yield "What is said", means_of(everything)
+    yield "What is said: difference to F16", differences_of(everything, listening.baseline)
+    for measure in MEASURES.values():
+        if len(listening.baseline.places(measure)) > 2:
+            place = "head" if measure is NLL else "way of speaking"
+            yield f"{measure.title} by {place}", places_of(measure, files)
+
+
+def heard_legend(report: EvaluationReport) -> Iterator[str]:
+    """What the tables of `heard` mean, a line each."""
+    listening = report.listening
+    if listening is None:
+        return
+    for measure in MEASURES.values():
+        if listening.baseline.total(measure):
+            better = "high" if measure.is_better_high else "low"
+            yield f"{measure.title}: {measure.meaning}; {better} is better"
+    yield (
+        "means, with 95 % intervals by bootstrap over the sentences; for the difference to F16 "
+        "the same sentences are drawn together. «F16 again» is the noise floor: only seed and "
+        "threads differ"
+    )
+    yield f"recordings: {listening.references}; codec: {listening.codec}"
+    if listening.recogniser:
+        yield f"recogniser: {listening.recogniser}"
