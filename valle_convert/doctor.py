@@ -39,8 +39,6 @@ LLAMA = "llama.cpp"  # the library, as something that a command needs
 _ALWAYS = (
     "convert repair lora export inspect imatrix compare merge check-manifest codec doctor"
 ).split()
-    "convert repair lora export inspect imatrix compare merge check-manifest codec doctor".split()
-)
 _ABILITIES = {
     "evaluate --listen": "listen",
     "transcribe": "transcribe",
