@@ -87,7 +87,7 @@ def test_jobs_and_merge_give_what_one_machine_gives(
 def test_a_release_grows_and_fails_as_a_whole(cli: Cli, evaluated: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert cli("merge", evaluated, out).code == 0
-    failed = cli("merge", evaluated, out, "--max-kl", "Q8_0=1,Q4_0=1e-9")
+    failed = cli("merge", evaluated, out, "--max-kl", "Q4_0=1e-9", "--max-kl", "Q8_0=1")
     assert failed.code == 1
     assert "FAILED: wide-Q4_0.gguf: KL mean" in failed.out
     assert "wide-Q4_0.gguf: failed" in cli("check-manifest", out, "--require-passed").out

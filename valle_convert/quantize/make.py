@@ -449,7 +449,7 @@ def planned(output: Output) -> MadeFile:
         **_weights_of(plan.tensors),
         fallbacks=plan.fallbacks,
         imatrix=plan.imatrices[0].name if plan.imatrices else None,
-        note=f"{n_files} files; the digest is that of the first" if n_files > 1 else "",
+        note=f"{n_files} files" if n_files > 1 else "",
     )
 
 
