@@ -353,7 +353,7 @@ def test_a_run_is_no_worse_than_itself_and_worse_than_a_better_one(
         (["--max-kl", "inf"], "--max-kl is inf"),
         (["--min-agreement", "97"], "from 0 to 1, such as 0.97"),
         (["--max-kl", "Q8_O=1e-3"], "Did you mean Q8_0?"),
-        (["--max-kl", "Q6_K=1e-3"], "not among the types"),
+        (["--max-kl", "Q6_K=1e-3"], "--max-kl limits Q6_K"),
         (["--max-kl", "1e-3,1e-2"], "two limits"),
         (["--no-worse-than", "absent.json"], "There is no report"),
         (["--types", "Q6_K"], "no converted model of type Q6_K"),

@@ -249,6 +249,22 @@ def test_the_workflow_plans_every_job(snakemake: list[str], tmp_path: Path) -> N
     assert {name: int(counts[name]) for name in jobs} == jobs
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ("publish={other: me/other}", "publish names other, which is not among"),
+        ("types=[q8_0]", "The type q8_0 has lower-case letters; write Q8_0."),
+    ],
+)
+def test_a_wrong_config_is_refused_in_a_sentence(
+    snakemake: list[str], tmp_path: Path, changes: str, words: str
+) -> None:
+    process = start([*snakemake, "--dry-run", "--config", changes], tmp_path)
+    out, _ = process.communicate()
+    assert process.returncode == 1
+    assert words in out
+
+
 @pytest.mark.slow
 def test_a_workflow_that_was_killed_ends_as_one_machine_does(
     snakemake: list[str], cli: Cli, tmp_path: Path
