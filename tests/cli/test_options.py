@@ -17,15 +17,16 @@ app = typer.Typer()
 def run(
     context: typer.Context,
     text: Annotated[str | None, typer.Argument(metavar="[TEXT]")] = None,
+    audio: Annotated[list[str] | None, typer.Argument(metavar="[AUDIO]...")] = None,
     task: Annotated[str, typer.Option("--task")] = "tts",
     source: Annotated[str | None, typer.Option("--source")] = None,
     margin: Annotated[float, typer.Option("--margin", "-m")] = 1.1,
     measure: Annotated[bool, typer.Option("--measure/--no-measure")] = True,
     quick: Annotated[bool, typer.Option("--quick")] = False,
 ) -> None:
-    del text, task, source, margin, measure, quick
+    del text, audio, task, source, margin, measure, quick
     requires(context, {"source": "task=vc|ns", "margin": "text source", "quick": "measure=True"})
-    excludes(context, {"text": "source"})
+    excludes(context, {"text": "source", "task": "audio"})
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,7 @@ def run(
         ("--margin 1.1", "--margin: it has no effect without TEXT or --source"),
         ("-m 2", "--margin: it has no effect without TEXT or --source"),
         ("--quick --no-measure", "--quick: it has no effect without --measure."),
+        ("hi a.wav --task vc", "--task: it cannot be combined with AUDIO."),
         ("hi --source a --task vc", "TEXT: it cannot be combined with --source"),
     ],
 )

@@ -50,6 +50,20 @@ def test_a_changed_key_is_named_with_both_values(golden: Path, tmp_path: Path) -
     assert not found.tensors
 
 
+def test_long_values_are_whole_in_json_and_shown_from_where_they_differ(
+    cli: Cli, golden: Path, tmp_path: Path
+) -> None:
+    header, texts, paths = GgufFile(golden), ["x" * 99 + end for end in "ab"], []
+    for text in texts:
+        paths.append(tmp_path / f"{text[-1]}.gguf")
+        key = header.changed([Key("general.description", text, "string")])
+        paths[-1].write_bytes(key + golden.read_bytes()[header.data_start :])
+    (found,) = json.loads(cli("compare", *paths, "--json").out)["keys"]
+    assert [found["first"], found["second"]] == [*map(repr, texts)]
+    shown = cli("compare", *paths).out.splitlines()[0]
+    assert shown.endswith(f": ...{'x' * 20}a' | ...{'x' * 20}b'")
+
+
 def test_a_changed_weight_is_measured(golden: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.gguf"
     shutil.copy(golden, other)

@@ -267,7 +267,7 @@ def test_verdicts_are_kept_and_require_passed_asks_for_them(
     required = ("check-manifest", evaluated, "--require-passed")
     assert set(outcomes(evaluated).values()) == {"passed"}
     assert cli(*required).code == 0
-    failed = cli(*run, "--max-kl", "Q8_0=1,Q4_0=1e-9", "--json")
+    failed = cli(*run, "--max-kl", "Q4_0=1e-9", "--max-kl", "Q8_0=1", "--json")
     assert failed.code == 1
     report = json.loads(failed.out)
     assert report["passed"] is False
@@ -283,6 +283,22 @@ def test_verdicts_are_kept_and_require_passed_asks_for_them(
     again = ("quantize", gguf_256, evaluated, "--types", "Q8_0", "--force", "--tensor-type")
     assert cli(*again, "ffn_up=q4_0").code == 0
     assert "wide-Q8_0.gguf: not judged" in cli(*required).out
+
+
+def test_other_bytes_than_those_of_the_manifest_fail(
+    cli: Cli, evaluated: Path, checkpoint_256: Path
+) -> None:
+    path = evaluated / "wide-Q8_0.gguf"
+    header, whole = GgufFile(path), path.read_bytes()
+    changed = header.changed([Key("general.author", "another", "string")])
+    path.write_bytes(changed + whole[header.data_start :])
+    run = ("evaluate", evaluated, "--checkpoint", checkpoint_256, *QUICK)
+    failed = cli(*run)
+    assert failed.code == 1, failed
+    assert "wide-Q8_0.gguf is not that of manifest.json" in failed.out
+    assert outcomes(evaluated) == {"wide-Q8_0.gguf": "failed", "wide-Q4_0.gguf": "passed"}
+    path.write_bytes(whole)
+    assert cli(*run).code == 0
 
 
 def test_a_run_that_breaks_off_leaves_no_verdict_of_an_earlier_one(
@@ -321,6 +337,9 @@ def test_a_run_is_no_worse_than_itself_and_worse_than_a_better_one(
     assert "same --data" in error_of(cli(*again, "--seed", 5), 2)
     new = ["evaluate", evaluated, "--types", "Q8_0", *again[4:]]
     assert "has no measurements of Q8_0" in error_of(cli(*new), 2)
+    other = report | {"checkpoint": {"name": "other.sft", "sha256": "0" * 64}}
+    earlier.write_text(json.dumps(other))
+    assert "Give a report of the same model" in error_of(cli(*again), 2)
     for text in ("", "[]", "{}", '{"files": [{"type": "Q8_0"}]}', "\0"):
         earlier.write_text(text)
         error_of(cli(*again), 2)
@@ -332,9 +351,9 @@ def test_a_run_is_no_worse_than_itself_and_worse_than_a_better_one(
         (["--report", "r.txt"], "expected one of .json"),
         (["--max-kl", "nan"], "--max-kl is nan"),
         (["--max-kl", "inf"], "--max-kl is inf"),
-        (["--min-agreement", "97"], "from 0 to 1"),
+        (["--min-agreement", "97"], "from 0 to 1, such as 0.97"),
         (["--max-kl", "Q8_O=1e-3"], "Did you mean Q8_0?"),
-        (["--max-kl", "Q6_K=1e-3"], "the files have the types"),
+        (["--max-kl", "Q6_K=1e-3"], "--max-kl limits Q6_K"),
         (["--max-kl", "1e-3,1e-2"], "two limits"),
         (["--no-worse-than", "absent.json"], "There is no report"),
         (["--types", "Q6_K"], "no converted model of type Q6_K"),

@@ -95,7 +95,7 @@ def changed(folder: Path, **values: Any) -> Path:
 )
 def test_a_hostile_manifest_is_refused(cli: Cli, folder: Path, values: dict[str, Any]) -> None:
     path = changed(folder, **values)
-    with pytest.raises(InputError, match="is not a manifest of this program"):
+    with pytest.raises(InputError, match=r"is not a manifest of this program: [^$`\\]*$"):
         read_manifest(path)
     error_of(cli("check-manifest", folder), 2)
 
@@ -105,6 +105,18 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(InputError):
         check_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("text", ['{"schema_version": 9}', '{"files": []}', "[]", "{"])
+def test_a_fault_of_a_manifest_is_said_without_patterns(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(InputError, match=r"^[^$`\\]*$"):
+        read_manifest(tmp_path / "manifest.json")
+
+
+def test_a_model_is_not_taken_for_a_manifest(cli: Cli, folder: Path) -> None:
+    (model,) = list(folder.glob("*.gguf"))[:1]
+    assert "Give its folder" in error_of(cli("check-manifest", model), 2)
 
 
 def test_a_folder_without_a_manifest_is_bad_input(cli: Cli, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_jobs_and_merge_give_what_one_machine_gives(
 def test_a_release_grows_and_fails_as_a_whole(cli: Cli, evaluated: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert cli("merge", evaluated, out).code == 0
-    failed = cli("merge", evaluated, out, "--max-kl", "Q8_0=1,Q4_0=1e-9")
+    failed = cli("merge", evaluated, out, "--max-kl", "Q4_0=1e-9", "--max-kl", "Q8_0=1")
     assert failed.code == 1
     assert "FAILED: wide-Q4_0.gguf: KL mean" in failed.out
     assert "wide-Q4_0.gguf: failed" in cli("check-manifest", out, "--require-passed").out
@@ -247,6 +247,22 @@ def test_the_workflow_plans_every_job(snakemake: list[str], tmp_path: Path) -> N
     jobs = {"convert": 2, "matrix": 2, "reference": 2, "quantize": 4, "evaluate": 4, "merge": 2}
     jobs |= {"publish": 1}
     assert {name: int(counts[name]) for name in jobs} == jobs
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ("publish={other: me/other}", "publish names other, which is not among"),
+        ("types=[q8_0]", "The type q8_0 has lower-case letters; write Q8_0."),
+    ],
+)
+def test_a_wrong_config_is_refused_in_a_sentence(
+    snakemake: list[str], tmp_path: Path, changes: str, words: str
+) -> None:
+    process = start([*snakemake, "--dry-run", "--config", changes], tmp_path)
+    out, _ = process.communicate()
+    assert process.returncode == 1
+    assert words in out
 
 
 @pytest.mark.slow

@@ -237,7 +237,11 @@ def test_a_tensor_that_does_not_fit_is_reported_and_no_fallback_refuses_it(
         (["o.gguf", "Q8_0", "--tensor-type", "attn"], "PATTERN=TYPE"),
         (["o.gguf", "Q8_0", "--llama-quantize", "/nowhere"], "no program that can be run"),
         (["o.gguf", "IQ2_XXS"], "without an importance matrix"),
-        (["o.gguf", "IQ2_XXS", "--imatrix", "none"], "without an importance matrix"),
+        (["o.gguf", "IQ2_XXS", "--imatrix", "none"], "leave out --imatrix none"),
+        (
+            ["o.gguf", "Q4_K", "--tensor-type", "ffn_up=IQ2_XXS", "--imatrix", "none"],
+            "Q4_K with ffn_up=iq2_xxs cannot be made without",
+        ),
         (["o.gguf", "Q4_0", "--imatrix", "absent.gguf"], "There is no"),
         (["o.gguf", "Q4_0", "--imatrix", "."], "give it with --checkpoint"),
     ],

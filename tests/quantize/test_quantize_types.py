@@ -61,6 +61,13 @@ def test_a_tensor_type_that_is_none_is_refused(text: str) -> None:
         check_tensor_type(text)
 
 
+@pytest.mark.parametrize("name", ["F64", "I8", "I32", "Q8_1", "Q8_K", "Q4_K_M", "x" * 99])
+def test_a_type_that_llama_quantize_does_not_make_is_refused_with_the_list(name: str) -> None:
+    with pytest.raises(InputError, match=r"Q4_0 .* IQ4_XS") as caught:
+        check_tensor_type(f"ffn_down={name}")
+    assert len(str(caught.value)) <= 200
+
+
 def test_a_list_of_tensor_types_is_in_the_form_of_llama_quantize(tmp_path: Path) -> None:
     """Words with any white space between them; its reader is `while (file >> word)`."""
     path = tmp_path / "x.txt"

@@ -149,7 +149,7 @@ def test_a_scan_chooses_a_mixture_of_the_size_and_llama_cpp_makes_it(
     [
         (["t.txt"], "--target-bits or --max-kl"),
         (["t.txt", "--target-bits", "5", "--max-kl", "1"], "cannot be combined"),
-        (["t.txt", "--target-bits", "5", "--types", "Q9"], "no tensor type 'Q9'"),
+        (["t.txt", "--target-bits", "5", "--types", "Q9"], "tensor type 'Q9' is none of"),
         (["t.txt", "--target-bits", "5"], "give --checkpoint"),
         (["--imatrix", "."], "is a directory"),
     ],
@@ -189,6 +189,7 @@ def test_a_scan_of_version_7_sees_every_level(
     level = [name for name in by_name if re.search(r"level\.3", name)]
     assert level
     assert all(by_name[name] > 0 for name in level)
+    assert all(name.endswith("weight") for name in by_name)  # others are never made
 
 
 def scan_all(path: Path, checkpoint: Checkpoint, types: tuple[str, ...]) -> list[Sensitivity]:

@@ -70,21 +70,21 @@ UtterancesOption = Annotated[
     ),
 ]
 MaxKlOption = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         metavar="LIMIT|TYPE=LIMIT,...",
-        help="Mean KL divergence, in nats: 0.01, or Q8_0=1e-3,Q4_K_M=1e-2.",
+        help="Mean KL divergence, in nats: 0.01, or Q8_0=1e-3,Q4_K_M=1e-2. Limits are repeatable.",
         rich_help_panel=_LIMITS,
     ),
 ]
 MinAgreementOption = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         metavar="PART|TYPE=PART,...", help="Top-1 agreement: 0.97.", rich_help_panel=_LIMITS
     ),
 ]
 MaxNllOption = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         metavar="LIMIT|TYPE=LIMIT,...",
         help="How much less likely the true codes may be than for F16, in nats per code.",
@@ -92,7 +92,7 @@ MaxNllOption = Annotated[
     ),
 ]
 MinRetrievalOption = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         metavar="PART|TYPE=PART,...",
         help="Part of the sentences that are closest to their own recording.",
@@ -100,7 +100,7 @@ MinRetrievalOption = Annotated[
     ),
 ]
 MaxWerOption = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(metavar="RATE|TYPE=RATE,...", help="Word error rate.", rich_help_panel=_LIMITS),
 ]
 NoWorseThanOption = Annotated[

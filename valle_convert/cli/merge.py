@@ -70,7 +70,7 @@ def merge(
         "min_retrieval": min_retrieval,
         "max_wer": max_wer,
     }
-    is_judged = no_worse_than is not None or any(one is not None for one in limits.values())
+    is_judged = no_worse_than is not None or any(limits.values())
     reports = report or []
     check_reports(reports)
     inputs = [*folders, no_worse_than]

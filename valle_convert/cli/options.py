@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -250,7 +251,7 @@ def _shown(context: typer.Context, condition: str) -> str:
     if param.param_type_name == "option":
         values = values.replace("True", "")  # of a flag, its name says it
         return " ".join(filter(None, (max(param.opts, key=len), values)))
-    return str(param.make_metavar(context)).strip("[]{}")
+    return re.sub(r"[][{}]|\.\.\.", "", str(param.make_metavar(context)))
 
 
 def paths_of(lora: list[str] | None) -> list[Path]:

@@ -53,13 +53,13 @@ def publish(
     were made and verified, how to run them, and checksums. After the one commit, the hub's digests
     are compared with those here.
     """
-    from valle_convert.errors import InputError
+    from valle_convert.errors import EXIT_FAILED_CHECK, InputError
     from valle_convert.files import check_outputs, write_text_atomically
     from valle_convert.quantize.card import CARD, card_of
     from valle_convert.quantize.identity import Identity, check_repository
     from valle_convert.quantize.publish import files_of, publish_folder
     from valle_convert.quantize.release import read_release
-    from valle_convert.wording import plural
+    from valle_convert.wording import listing, plural
 
     Identity(base_model=base_model)
     if repository is not None:
@@ -67,6 +67,12 @@ def publish(
     else:
         refuse_idle("no OWNER/NAME is given", {"--message": message})
     read = read_release(folder)
+    failed = [one.path.name for one in read.models if one.report.faults]
+    if failed and not force:
+        console.error(
+            f"{listing(failed, 2)} failed the last `evaluate`; leave it out, or give --force."
+        )
+        raise typer.Exit(EXIT_FAILED_CHECK)
     text = card_of(read, repository, license_, base_model)
     path = folder / CARD
     inputs = [one for name, one in files_of(read).items() if name != CARD]

@@ -92,7 +92,8 @@ def utterances(
 ) -> None:
     """Turn recordings and transcripts into data for --data of evaluate and imatrix.
 
-    Nothing is written unless all recordings and texts are usable.
+    Nothing is written unless all recordings and texts are usable. Models of version 7 and VALL-E X
+    are not supported.
     """
     from valle_convert.families.bundle import open_bundle
 

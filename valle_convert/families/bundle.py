@@ -7,6 +7,7 @@ beside it and named after their part: OUT.gguf, OUT-nar.gguf.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -227,6 +228,11 @@ def open_files(main: Path | GgufFile) -> Bundle:
         if not files:
             files[part] = main
             continue
+        if not os.path.lexists(place):
+            raise InputError(
+                f"{place.name} of the set of {main.path} is missing. Put it beside that file, or "
+                "make the set again."
+            )
         check_input_file(place, f"part of {main.path.name}")
         file = GgufFile(place, allow_part=True)
         family.check_part(file, part)

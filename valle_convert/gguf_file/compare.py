@@ -5,6 +5,7 @@ Works on any two files, from their bytes; weights are read a few megabytes at a 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from valle_convert.progress import Progress, silent
 from valle_convert.wording import plural
 
 _PIECE_WEIGHTS = 1 << 20
-_SHOWN = 60
+_SHOWN, _BEFORE = 60, 20
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,7 @@ class Comparison:
     def lines(self) -> Iterator[str]:
         """One line for each difference, and a last one with their number."""
         for key in self.keys:
-            first, second = (value or "(none)" for value in (key.first, key.second))
-            yield f"key     {key.name}: {first} | {second}"
+            yield f"key     {key.name}: {' | '.join(_shown(key.first, key.second))}"
         yield from (f"tensor  {tensor}" for tensor in self.tensors)
         if self.same:
             yield f"the same: {plural(self.n_keys, 'key')} and {plural(self.n_tensors, 'tensor')}"
@@ -179,8 +179,8 @@ def _compare_keys(a: GgufFile, b: GgufFile) -> Iterator[KeyDifference]:
             continue
         yield KeyDifference(
             name,
-            _short(a.keys[name]) if name in a.keys else None,
-            _short(b.keys[name]) if name in b.keys else None,
+            _text(a.keys[name]) if name in a.keys else None,
+            _text(b.keys[name]) if name in b.keys else None,
         )
 
 
@@ -232,7 +232,17 @@ def _show(tensor: TensorInfo | None) -> str | None:
     return None if tensor is None else f"{tensor.ggml_type.name} {list(tensor.shape)}"
 
 
-def _short(value: object) -> str:
-    if isinstance(value, list):
-        return f"{len(value)} values: {value[:4]!r:.{_SHOWN}}"
-    return f"{value!r:.{_SHOWN}}"
+def _text(value: object) -> str:
+    return f"{len(value)} values: {value!r}" if isinstance(value, list) else repr(value)
+
+
+def _shown(first: str | None, second: str | None) -> Iterator[str]:
+    """Two values in a line; of long ones, the part where they differ."""
+    texts = [one or "(none)" for one in (first, second)]
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*texts, strict=False))
+    start = max(0, sum(1 for _ in same) - _BEFORE)
+    if max(map(len, texts)) <= _SHOWN:
+        start = 0
+    for one in texts:
+        before, after = start > 0, len(one) > start + _SHOWN
+        yield f"{'...' * before}{one[start : start + _SHOWN]}{'...' * after}"

@@ -13,11 +13,16 @@ from typing import Any
 
 from valle_convert import __version__
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.keys import SOURCE_ASSUMED_KEY, SOURCE_LOST_KEY
+from valle_convert.gguf_file.keys import (
+    SOURCE_ASSUMED_KEY,
+    SOURCE_LORA_KEY,
+    SOURCE_LOST_KEY,
+    SOURCE_SHA256_KEY,
+)
 from valle_convert.quantize.advice import use_of
 from valle_convert.quantize.manifest import SUMS
 from valle_convert.quantize.release import QuantizedModel, Release
-from valle_convert.quantize.render import render
+from valle_convert.quantize.render import markdown_words, render
 from valle_convert.quantize.report import FileReport
 
 CARD = "README.md"
@@ -34,6 +39,13 @@ def card_of(
     """The card; license and base model of the user go before those of the files."""
     models, bundle = folder.models, folder.models[0].bundle
     keys, reports = bundle.main.keys, [one.report for one in models]
+    first = models[0]
+    for one in models:
+        if _source_of(one) != _source_of(first):
+            raise InputError(
+                f"{one.path} and {first.path} were made of different checkpoints. Publish them "
+                "from two folders."
+            )
     found = [one.measurements.predictions for one in models]
     if len({one and one.key for one in found}) > 1:
         raise InputError(
@@ -73,6 +85,10 @@ def card_of(
     )
 
 
+def _source_of(model: QuantizedModel) -> list[Any]:
+    return [model.bundle.main.keys.get(key) for key in (SOURCE_SHA256_KEY, SOURCE_LORA_KEY)]
+
+
 def _row(model: QuantizedModel) -> tuple[str, ...]:
     report = model.report
     return (
@@ -87,8 +103,11 @@ def _row(model: QuantizedModel) -> tuple[str, ...]:
 
 
 def _use_of(report: FileReport) -> str:
-    if report.faults:
+    if report.is_wrong:
         return "nothing: it failed its checks"
+    if report.failures:
+        limits = [one.partition(" (")[0] for one in report.failures]
+        return f"nothing: {markdown_words('; '.join(limits))}"
     if report.kind in _PLAIN:
         return "quantizing and training further; the reference"
     return "not measured" if report.kl is None else use_of(report.kl)

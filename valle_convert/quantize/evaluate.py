@@ -25,6 +25,7 @@ from valle_convert.files import (
     check_outputs,
     locked_folder,
     protected,
+    sha256_of,
     valid_utf8,
 )
 from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY, is_converted
@@ -34,7 +35,7 @@ from valle_convert.quantize.audience import Audience
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.folder import prune
 from valle_convert.quantize.judge import Judge, type_of
-from valle_convert.quantize.limits import Gates
+from valle_convert.quantize.limits import Gates, identity_of
 from valle_convert.quantize.manifest import MANIFEST, SUMS, read_manifest
 from valle_convert.quantize.measure import Measurer, open_adapters
 from valle_convert.quantize.measurements import (
@@ -111,7 +112,9 @@ def evaluate(
             measuring.n_utterances,
             seed=measuring.seed,
         )
-        gates.check_utterances(examples.description)
+        reference = source.reference
+        digest = None if reference is None else {"sha256": reference.checkpoint.sha256()}
+        gates.check_measured(identity_of(source.name, digest), examples.description)
         if measuring.adapters:
             open_adapters(source, measuring)
         audience = None
@@ -121,7 +124,7 @@ def evaluate(
             _check_prunes(given)
         paths = [*source.paths, *(path for one in bundles.values() for path in one.paths)]
         remove_old(reports, paths, force=given.force)
-        judge = Judge(gates, hears=audience is not None)
+        judge = Judge(gates, hears=audience is not None, faults=_changed(given, bundles))
         run = _Run(
             given,
             judge,
@@ -205,6 +208,22 @@ def _open(given: Given) -> Iterator[tuple[Path, Bundle]]:
         if missing:
             raise InputError(f"{path} has no file of type {', '.join(missing)}; quantize it first.")
         yield from sorted(kept.items(), key=lambda item: -item[1].n_bytes)
+
+
+def _changed(given: Given, bundles: Mapping[Path, Bundle]) -> dict[str, str]:
+    """The files of folders whose bytes are not those of the manifest."""
+    listed = {
+        folder / one.name: one.sha256
+        for folder in given.paths
+        if (folder / MANIFEST).is_file()
+        for one in read_manifest(folder / MANIFEST)
+    }
+    return {
+        path.name: f"the sha256 of {path.name} is not that of {MANIFEST}"
+        for one in bundles.values()
+        for path in one.paths
+        if path in listed and sha256_of(path) != listed[path]
+    }
 
 
 def _open_one(path: Path) -> Bundle:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -26,10 +26,12 @@ class Judge:
     Attributes:
         gates: None to keep the verdicts.
         hears: whether to judge the speech, if it was measured.
+        faults: what else is wrong with files, by their names.
     """
 
     gates: Gates | None
     hears: bool
+    faults: Mapping[str, str] = field(default_factory=dict)
 
     def judged(self, bundle: Bundle, found: Measurements) -> Measurements:
         """The same measurements with a verdict."""
@@ -69,11 +71,12 @@ class Judge:
             given = found.judgement.limits if found.judgement else {}
             return replace(report, limits=Limits("given to evaluate", **given) if given else None)
         limits = self.gates.limits_of(report.kind)
+        faults = tuple(self.faults[one] for one in found.files if one in self.faults)
         if limits is None:
-            return replace(report, limits=None, failures=())
+            return replace(report, limits=None, failures=faults)
         base = found.speech.listening.baseline if found.speech else None
         failures = limits.failures(report.measured, report.listened, base)
-        return replace(report, limits=limits, failures=failures)
+        return replace(report, limits=limits, failures=faults + failures)
 
 
 def file_report(bundle: Bundle, found: Measurements) -> FileReport:

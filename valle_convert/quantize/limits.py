@@ -8,7 +8,7 @@ file is right at all.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -111,6 +111,8 @@ class _EarlierFile(msgspec.Struct, frozen=True):
 
 
 class _EarlierReport(msgspec.Struct, frozen=True):
+    source: str
+    checkpoint: dict[str, str] | None
     sequences: str
     files: tuple[_EarlierFile, ...]
 
@@ -120,11 +122,13 @@ class Earlier:
     """What an earlier run measured, from its JSON report.
 
     Attributes:
+        source: what files were compared with, by `identity_of`.
         utterances: what it was measured on, in words.
         quality: over all predictions, by type.
     """
 
     name: str
+    source: str
     utterances: str
     quality: Mapping[str, Quality]
 
@@ -176,8 +180,13 @@ class Gates:
                 "without --no-worse-than."
             )
 
-    def check_utterances(self, utterances: str) -> None:
-        """Refuse an earlier run that was measured on something else."""
+    def check_measured(self, source: str, utterances: str) -> None:
+        """Refuse an earlier run of another model, or on other data."""
+        if self.earlier is not None and self.earlier.source != source:
+            raise InputError(
+                f"{self.earlier.name} compares with {self.earlier.source:.40}, and this run with "
+                f"{source:.40}. Give a report of the same model."
+            )
         if self.earlier is not None and self.earlier.utterances != utterances:
             raise InputError(
                 f"{self.earlier.name} was measured over {self.earlier.utterances}, and this run "
@@ -185,20 +194,19 @@ class Gates:
             )
 
 
-def gates_of(texts: Mapping[str, str | None], no_worse_than: Path | None, margin: float) -> Gates:
+def gates_of(
+    texts: Mapping[str, Sequence[str] | None], no_worse_than: Path | None, margin: float
+) -> Gates:
     """The limits as a user wrote them, by the names of `Limits`."""
-    limits = {
-        name: parse_limits(text, _option(name), 1.0 if name in _PARTS else math.inf)
-        for name, text in texts.items()
-        if text is not None
-    }
+    limits = {name: parse_limits(",".join(given), name) for name, given in texts.items() if given}
     earlier = None if no_worse_than is None else read_earlier(no_worse_than)
     return Gates(limits, earlier, margin)
 
 
-def parse_limits(text: str, option: str, highest: float = math.inf) -> dict[str, float]:
+def parse_limits(text: str, limit: str) -> dict[str, float]:
     """A list such as `1e-2` or `Q8_0=1e-3,Q4_K_M=1e-2`, by type; "" for a number without one."""
     values: dict[str, float] = {}
+    option, is_part = _option(limit), limit in _PARTS
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, equals, number = part.rpartition("=")
         kind = file_type(name).name if equals else ""
@@ -206,11 +214,11 @@ def parse_limits(text: str, option: str, highest: float = math.inf) -> dict[str,
             value = float(number)
         except ValueError:
             value = math.nan
-        if not (0 <= value <= highest and math.isfinite(value)):
-            expected = "from 0 on" if highest == math.inf else f"from 0 to {highest:g}"
+        if not (0 <= value <= (1 if is_part else math.inf) and math.isfinite(value)):
+            expected = "0 to 1, such as 0.97" if is_part else "0 up, such as 0.01"
+            example = "Q8_0=0.99,Q4_K_M=0.95" if is_part else "Q8_0=0.001,Q4_K_M=0.01"
             raise InputError(
-                f"{option} is {part}; expected a number {expected}, or a list such as "
-                "Q8_0=0.001,Q4_K_M=0.01."
+                f"{option} is {part}; expected a number from {expected}, or a list: {example}."
             )
         if kind in values:
             raise InputError(f"{option} has two limits for {kind or 'all types'}.")
@@ -229,7 +237,13 @@ def read_earlier(path: Path) -> Earlier:
         raise InputError(f"{path} is not a report of this program: {error} is missing.") from error
     if not quality:
         raise InputError(f"{path} has no file whose quality was measured.")
-    return Earlier(valid_utf8(path.name), report.sequences, quality)
+    source = identity_of(report.source, report.checkpoint)
+    return Earlier(valid_utf8(path.name), source, report.sequences, quality)
+
+
+def identity_of(source: str, checkpoint: Mapping[str, str] | None) -> str:
+    """What files are compared with: a checkpoint by its digest, else a file by its name."""
+    return f"sha256 {checkpoint['sha256']}" if checkpoint and "sha256" in checkpoint else source
 
 
 def _option(name: str) -> str:

@@ -357,7 +357,7 @@ def _difference(
         return "its bytes are not those of the manifest"
     if plan is None:
         is_new = source.is_complete and sha256_of(source.bundle.files[part].path) != old.sha256
-        return "it was made of another source" if is_new else ""
+        return "it was made from another source" if is_new else ""
     keys = GgufFile(target, allow_part=True).keys
     for key in plan.options.identity.keys(plan.source.header.keys):
         if keys.get(key.name) != key.value:
@@ -449,7 +449,7 @@ def planned(output: Output) -> MadeFile:
         **_weights_of(plan.tensors),
         fallbacks=plan.fallbacks,
         imatrix=plan.imatrices[0].name if plan.imatrices else None,
-        note=f"{n_files} files; the digest is that of the first" if n_files > 1 else "",
+        note=f"{n_files} files" if n_files > 1 else "",
     )
 
 

@@ -142,7 +142,16 @@ def read_struct(path: Path, what: str, kind: type[S]) -> S:
     try:
         return msgspec.json.Decoder(kind, dec_hook=_array).decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is not a {what} of this program: {error!s:.100}.") from error
+        raise InputError(f"{path} is not a {what} of this program: {_plain(error)}.") from error
+
+
+def _plain(error: Exception) -> str:
+    """Where a value is wrong, in place of the pattern that it had to match."""
+    text, _, place = str(error).partition(" - at `$")
+    if place:
+        name = place.rstrip("`").lstrip(".").replace("[...]", "")
+        return f"the value of {name:.60} is missing or invalid"
+    return f"{text.replace('`', ''):.80}"
 
 
 def write_struct(path: Path, value: msgspec.Struct) -> None:
@@ -156,6 +165,8 @@ def _array(_kind: type, values: object) -> NDArray[np.float64]:
 
 def check_manifest(path: Path, *, progress: Progress = silent) -> ManifestCheck:
     """Compare every file of a folder with its manifest, and SHA256SUMS with both."""
+    if path.suffix == ".gguf" and not path.is_dir():
+        raise InputError(f"{path} is one file. Give its folder, which has a {MANIFEST}.")
     manifest = path / MANIFEST if path.is_dir() else path
     files = read_manifest(manifest)
     folder = manifest.parent

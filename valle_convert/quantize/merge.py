@@ -31,7 +31,7 @@ from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY
 from valle_convert.progress import Progress, silent
 from valle_convert.quantize.evaluate import remove_old
 from valle_convert.quantize.judge import Judge, type_of
-from valle_convert.quantize.limits import Gates
+from valle_convert.quantize.limits import Gates, identity_of
 from valle_convert.quantize.manifest import MANIFEST, ManifestFile, write_manifest
 from valle_convert.quantize.measurements import write_measurements
 from valle_convert.quantize.release import QuantizedModel, read_release
@@ -159,7 +159,8 @@ def _judge_of(
         raise InputError(f"{missing[0]} was not measured. Run `valle-convert evaluate` on it.")
     if gates is not None:
         gates.check_types({type_of(one.bundle) for one in models})
-        gates.check_utterances(first.utterances)
+        source = identity_of(first.source, first.checkpoint)
+        gates.check_measured(source, first.utterances)
     return Judge(gates, hears=any(one.measurements.speech for one in models))
 
 

@@ -4,7 +4,7 @@ listening. Each is passed only to the code that reads it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -103,19 +103,6 @@ class ListenOptions:
     codec: str | None = None
     asr: str | None = None
     temperature: float = 0.6
-
-
-@dataclass(frozen=True)
-class LimitOptions:
-    """The given limits: by type, "" for all types."""
-
-    max_kl: Mapping[str, float] = field(default_factory=dict)
-    min_agreement: Mapping[str, float] = field(default_factory=dict)
-    max_nll: Mapping[str, float] = field(default_factory=dict)
-    min_retrieval: Mapping[str, float] = field(default_factory=dict)
-    max_wer: Mapping[str, float] = field(default_factory=dict)
-    no_worse_than: Path | None = None
-    margin: float = 1.1
 
 
 @dataclass(frozen=True)

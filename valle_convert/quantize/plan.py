@@ -26,7 +26,7 @@ from valle_convert.gguf_file.types import GGML_TYPES
 from valle_convert.quantize.identity import convention_name
 from valle_convert.quantize.imatrix import ImatrixInput
 from valle_convert.quantize.matrices import Matrices
-from valle_convert.quantize.options import MakeOptions
+from valle_convert.quantize.options import NONE, MakeOptions
 from valle_convert.quantize.source import Scratch, Source, SourceBundle, keys_of_file
 from valle_convert.quantize.tool import PROGRAM, Quantizer
 from valle_convert.quantize.types import FileType, ggml_type, matches
@@ -204,11 +204,15 @@ def plan_bundles(
     needing = {plan.kind.name for row in rows for plan in row.values() if plan.needs_imatrix}
     given = matrices.planned(scratch) if needing or matrices.for_all else {}
     if needing and not given:
-        raise InputError(
-            f"{', '.join(k.name for k in options.types if k.name in needing)} cannot be made "
-            "without an importance matrix; give --imatrix FILE, or --checkpoint to make "
-            "one."
+        kinds = ", ".join(k.name for k in options.types if k.name in needing)
+        mixed = " ".join(one for one in options.tensor_types if "=iq" in one)
+        of = f" with {mixed}" if mixed else ""
+        ways = (
+            "leave out --imatrix none, or give a file"
+            if options.imatrix == NONE
+            else "give --imatrix FILE, or --checkpoint so that one can be made"
         )
+        raise InputError(f"{kinds}{of} cannot be made without an importance matrix; {ways}.")
     plans = []
     for kind, row, target in zip(options.types, rows, targets, strict=True):
         if given and (kind.name in needing or (matrices.for_all and kind.is_quantized)):

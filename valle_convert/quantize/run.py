@@ -129,9 +129,15 @@ def _notes(source: SourceBundle, plans: Sequence[BundlePlan]) -> Iterator[str]:
     yield from (plan.kind.note for plan in plans if plan.kind.note)
     files = [plan for one in plans for plan in one.units.values()]
     names = {name for one in source.units.values() for name in one.header.tensors}
+    fallen = {one.tensor for plan in files for one in plan.fallbacks}
+    types = {(one.name, one.ggml_type.name) for plan in files for one in plan.tensors or ()}
     for given in dict.fromkeys(one for plan in files for one in plan.options.tensor_types):
-        if not any(matches(given, name) for name in names):
+        matched = {name for name in names if matches(given, name)}
+        kind = given.rpartition("=")[2].upper()
+        if not matched:
             yield f"the tensor type {given} matches no tensor of {source.name}"
+        elif types and not matched & fallen and not any((one, kind) in types for one in matched):
+            yield f"the tensor type {given} changes no tensor of {source.name}"
     unknown = [plan for plan in files if plan.tensors is None]
     if unknown:
         kinds = ", ".join(dict.fromkeys(plan.kind.name for plan in unknown))

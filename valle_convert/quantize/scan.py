@@ -51,6 +51,8 @@ SCANNED = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 #: inputs of a matrix, which the scan does not see.
 _ROOM = 0.9
 _TRIES = 6
+#: llama-quantize leaves tensors of other names as they are.
+_MADE = "weight"
 #: A matrix that keeps the conversion's type.
 _KEPT = "F16"
 
@@ -236,7 +238,7 @@ class Scan:
         self._sources: dict[str, list[str]] = defaultdict(list)
         for unit in source.units:
             for tensor in plan.files[unit.part].tensors:
-                if len(tensor.shape) == 2:
+                if len(tensor.shape) == 2 and tensor.name.endswith(_MADE):
                     names = [span.source for span in tensor.spans]
                     self._sources[tensor.name] += [
                         *names,

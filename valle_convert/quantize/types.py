@@ -102,13 +102,14 @@ def parse_types(text: str) -> tuple[FileType, ...]:
 
 
 def ggml_type(name: str) -> GgmlType:
-    """The type of single tensors of that name, in capitals or not."""
-    found = GGML_TYPES.get(name.strip().upper())
+    """The type of single tensors of that name, in capitals or not.
+
+    llama-quantize aborts on types that it reads and cannot make, such as I32.
+    """
+    made = {one.base.name: one.base for one in FILE_TYPES.values() if one.base}
+    found = made.get(name.strip().upper())
     if found is None:
-        raise InputError(
-            f"There is no tensor type {name.strip()!r}{_nearest(name, GGML_TYPES)} llama.cpp has "
-            f"{', '.join(GGML_TYPES)}."
-        )
+        raise InputError(f"The tensor type {name.strip()!r:.14} is none of {' '.join(made)}.")
     return found
 
 
