@@ -235,7 +235,7 @@ def test_a_tensor_that_does_not_fit_is_reported_and_no_fallback_refuses_it(
         (["o.gguf", "Q8_0", "--resume"], "--resume"),
         (["o.gguf", "Q8_0", "--tensor-types", "absent.txt"], "There is no list of tensor types"),
         (["o.gguf", "Q8_0", "--tensor-type", "attn"], "PATTERN=TYPE"),
-        (["o.gguf", "Q8_0", "--llama-quantize", "/nowhere"], "not an executable program"),
+        (["o.gguf", "Q8_0", "--llama-quantize", "/nowhere"], "no program that can be run"),
         (["o.gguf", "IQ2_XXS"], "without an importance matrix"),
         (["o.gguf", "IQ2_XXS", "--imatrix", "none"], "without an importance matrix"),
         (["o.gguf", "Q4_0", "--imatrix", "absent.gguf"], "There is no"),
