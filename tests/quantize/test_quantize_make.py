@@ -231,7 +231,7 @@ def test_a_file_that_cannot_be_executed_is_one_sentence(source_256: Source, tmp_
 def test_a_path_that_is_no_program_is_bad_input(tmp_path: Path) -> None:
     (tmp_path / "text").touch()
     for path in (tmp_path / "text", tmp_path / "absent", tmp_path):
-        with pytest.raises(InputError, match="not an executable program"):
+        with pytest.raises(InputError, match="no program that can be run"):
             find_quantizer(str(path))
 
 
