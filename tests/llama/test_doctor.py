@@ -130,7 +130,7 @@ def test_nothing_found_is_a_report_and_no_error(
     assert missing["speak"] == ("no library",)
     assert missing["quantize"] == ("no library",)
     programs = {program.name: program.problem for program in report.programs}
-    assert "no program that can be run" in (programs["llama-quantize"] or "")
+    assert "not an executable program" in (programs["llama-quantize"] or "")
 
 
 def test_requirements_are_read_as_pip_writes_them() -> None:

@@ -49,7 +49,7 @@ def test_a_variable_that_names_nothing_is_an_error_and_not_passed_over(
     no_program.touch()
     for value in (tmp_path / "absent", no_program, tmp_path):
         monkeypatch.setenv("LLAMA_QUANTIZE", str(value))
-        with pytest.raises(InputError, match=r"\$LLAMA_QUANTIZE is .*no program that can be run"):
+        with pytest.raises(InputError, match=r"\$LLAMA_QUANTIZE is .*not an executable program"):
             find_program("llama-quantize", checkout=tmp_path)
 
 

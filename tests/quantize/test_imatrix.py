@@ -188,7 +188,7 @@ def test_values_that_are_no_sums_of_squares_are_refused(tmp_path: Path, value: f
 
 
 def test_a_model_is_no_importance_matrix(gguf_256: Path) -> None:
-    with pytest.raises(InputError, match="no importance matrix"):
+    with pytest.raises(InputError, match="not an importance matrix"):
         read_imatrix(gguf_256)
 
 

@@ -85,7 +85,7 @@ def test_resume_keeps_what_was_made_in_the_same_way_and_makes_the_rest(
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [("bytes", "bytes are not"), ("option", "other options"), ("tool", "by llama-quantize")],
+    [("bytes", "bytes differ"), ("option", "other options"), ("tool", "by llama-quantize")],
 )
 def test_resume_with_force_makes_a_file_again_whose_hash_options_or_tool_differ_and_says_why(
     cli: Cli, gguf_256: Path, made: Path, change: str, reason: str
@@ -286,7 +286,7 @@ def test_a_file_that_is_no_model_of_ours_is_quantized_and_not_measured(
     other.write_bytes(header.changed([], drop=ours) + path.read_bytes()[header.data_start :])
     assert cli("quantize", other, tmp_path / "o.gguf", "Q8_0", *QUICK).code == 0
     result = cli("evaluate", tmp_path / "o.gguf", other)
-    assert "no converted VALL-E" in error_of(result, 2)
+    assert "not a converted VALL-E" in error_of(result, 2)
 
 
 def test_an_importance_matrix_of_another_model_is_refused(

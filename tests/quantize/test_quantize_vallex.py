@@ -180,7 +180,7 @@ def test_resume_keeps_whole_sets_and_prune_removes_whole_sets(
     run = ("quantize", golden_set, out, "--json", "--types")
     assert cli(*run, "Q8_0").code == 0
     times = made_at(out, "golden-Q8_0.gguf")
-    assert "of an earlier run" in error_of(cli(*run, "Q8_0,Q4_0"), 2)
+    assert "--resume keeps the files" in error_of(cli(*run, "Q8_0,Q4_0"), 2)
     planned = cli(*run, "Q8_0,Q4_0", "--resume", "--dry-run")
     assert [one["status"] for one in json.loads(planned.out)["files"]] == ["kept", "planned"]
     both = cli(*run, "Q8_0,Q4_0", "--resume")
@@ -311,7 +311,7 @@ def test_what_is_not_for_sets_is_refused(golden_set: Path, tmp_path: Path) -> No
     files = Given((golden_set,), checkpoint=read_checkpoint(CHECKPOINT))
     with pytest.raises(InputError, match="listen does not support VALL-E X yet"):
         evaluate(files, Gates(), MeasureOptions(), ListenOptions())
-    with pytest.raises(InputError, match="is one file, and 2 types"):
+    with pytest.raises(InputError, match="is one file, but 2 types"):
         quantize(golden_set, tmp_path / "x.gguf", options("Q8_0,Q4_0"))
     make_vallex(tmp_path / "wide.pt", WIDE)
     write_bundle(plan(read_checkpoint(tmp_path / "wide.pt")), tmp_path / "wide.gguf")
