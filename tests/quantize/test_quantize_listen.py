@@ -181,7 +181,7 @@ def test_what_cannot_be_listened_to_is_refused_before_anything_is_measured(
 
 def test_the_model_s_codec_is_asked_for(cli: Cli, f16: Path, data: Path) -> None:
     result = cli("evaluate", f16, "--listen", "--data", data, *QUICK)
-    assert "give the model's codec with --codec" in error_of(result, 2)
+    assert "pass it with --codec" in error_of(result, 2)
 
 
 def test_a_recogniser_needs_the_words(cli: Cli, f16: Path, data: Path, tmp_path: Path) -> None:

@@ -308,6 +308,7 @@ def swap_symbols(file: GgufFile) -> None:
     set_key(file, "tokenizer.ggml.tokens", tokens)
 
 
+@pytest.mark.usefixtures("all_strings")
 @pytest.mark.parametrize(
     ("name", "change"),
     [

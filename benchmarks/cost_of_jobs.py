@@ -1,6 +1,6 @@
 """What each job of workflow/Snakefile takes, and from that what many machines take.
 
-    python benchmarks/bench_jobs.py [--sizes tiny,small,middle] [--folder DIR]
+    python benchmarks/cost_of_jobs.py [--sizes tiny,small,middle] [--folder DIR]
 
 Runs convert, imatrix, the reference, quantize, evaluate and merge as the workflow does, each as a
 process of its own with one thread, at some sizes of random weights. Prints two Markdown tables for
