@@ -29,7 +29,7 @@ from valle_convert.quantize.matrices import Matrices
 from valle_convert.quantize.options import NONE, MakeOptions
 from valle_convert.quantize.source import Scratch, Source, SourceBundle, keys_of_file
 from valle_convert.quantize.tool import PROGRAM, Quantizer
-from valle_convert.quantize.types import FileType, ggml_type, matches
+from valle_convert.quantize.types import FileType, matches
 from valle_convert.wording import plural
 
 PREFIX = "valle.quantize."
@@ -118,7 +118,7 @@ def plan_file(
     )
     if understood:
         tensors = tuple(
-            TensorEntry(name, source.header.tensors[name].shape, ggml_type(new), 0)
+            TensorEntry(name, source.header.tensors[name].shape, GGML_TYPES[new.upper()], 0)
             for name, new in types.items()
         )
         keys = keys_of(quantizer.kind, version, quantizer.sha256, source, kind, options, imatrix)
