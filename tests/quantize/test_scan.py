@@ -94,7 +94,7 @@ def test_the_smallest_mixture_of_a_divergence_is_no_larger_than_it_has_to_be() -
 def test_too_few_bits_are_refused() -> None:
     weights = {"a": 1000}
     found = sensitivities({"a": [0.5, 0.1, 0.01]}, weights)
-    with pytest.raises(InputError, match=r"take 2\.60 bits a weight"):
+    with pytest.raises(InputError, match=r"take 2\.60 bits per weight"):
         choose_mixture(found, weights, target_bits=2.0)
 
 

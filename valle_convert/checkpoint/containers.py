@@ -35,7 +35,7 @@ from valle_convert.checkpoint.torch_file import (
     is_bare_torch_pickle,
     load_torch_file,
 )
-from valle_convert.checkpoint.torch_pickle import StoredTensor, kind_of
+from valle_convert.checkpoint.torch_pickle import StoredTensor, word_for
 from valle_convert.checkpoint.torch_zip import packed_again
 from valle_convert.errors import InputError, UnsupportedModelError, ValleConvertError
 from valle_convert.files import check_input_file, os_fault
@@ -325,11 +325,11 @@ def _explain_states(path: Path, loaded: object, states: list[_State]) -> str:
         )
     if not isinstance(loaded, Mapping) or (isinstance(loaded, StandIn) and not loaded):
         return (
-            f"{path} holds a {kind_of(loaded)}, expected a dict of tensors, possibly nested; "
+            f"{path} holds a {word_for(loaded)}, expected a dict of tensors, possibly nested; "
             "save the model's state_dict()."
         )
     held = ", ".join(
-        f"{key if isinstance(key, str) else kind_of(key):.40} ({kind_of(value)})"
+        f"{key if isinstance(key, str) else word_for(key):.40} ({word_for(value)})"
         for key, value in loaded.items()
     )
     return (

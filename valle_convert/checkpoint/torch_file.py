@@ -24,7 +24,7 @@ from valle_convert.checkpoint.torch_pickle import (
     RefusedError,
     Storage,
     StoredTensor,
-    kind_of,
+    word_for,
 )
 from valle_convert.checkpoint.torch_zip import check_sums, zip_entries
 from valle_convert.errors import InputError
@@ -143,7 +143,7 @@ class TorchTensors:
                 or value.n_elements * value.numbers.itemsize > value.storage.n_bytes
             ):
                 known = name if isinstance(name, str) else f"a {type(name).__name__}"
-                strange.append(f"{known:.80} ({kind_of(value)})")
+                strange.append(f"{known:.80} ({word_for(value)})")
                 continue
             self._tensors[name] = value
         if strange:

@@ -118,7 +118,7 @@ class StoredTensor:
         return values.tolist()
 
 
-def kind_of(value: object) -> str:
+def word_for(value: object) -> str:
     """What a value is, in a word."""
     return str(getattr(value, "kind", type(value).__name__))
 

@@ -354,7 +354,7 @@ def _difference(
     if not target.is_file() or target.stat().st_size != old.n_bytes:
         return "its size is not that of the manifest"
     if sha256_of(target) != old.sha256:
-        return "its bytes are not those of the manifest"
+        return "its bytes differ from the manifest"
     if plan is None:
         is_new = source.is_complete and sha256_of(source.bundle.files[part].path) != old.sha256
         return "it was made from another source" if is_new else ""
