@@ -38,7 +38,7 @@ READERS = {
     "lora": "lora GGUF FILE.sft OUT.gguf",
     "quantize": "quantize FILE.gguf OUT.gguf Q8_0",
     "evaluate": "evaluate FILE.gguf",
-    "scan": "scan FILE.gguf OUT",
+    "scan": "scan FILE.gguf",
     "merge": "merge FILE OUT",
     "voice": "voice FILE.wav OUT.npz",
     "serve": "serve FILE.gguf",

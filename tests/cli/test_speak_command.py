@@ -526,7 +526,7 @@ def test_outputs_are_not_overwritten_unasked(speak: Cli, voice: Path, tmp_path: 
     link, other = tmp_path / "link.wav", tmp_path / "other.wav"
     link.symlink_to(other)
     both = speak("Hi.", "-o", other, "--save-codes", link)
-    assert "--out and --save-codes are one file" in error_of(both, 2)
+    assert "--out and --save-codes are the same file" in error_of(both, 2)
 
 
 @pytest.mark.parametrize(

@@ -469,5 +469,5 @@ def test_an_interrupted_transcript_keeps_the_phonemes_so_far(
     ],
 )
 def test_options_out_of_range_are_refused_with_their_value(build: Callable[[], object]) -> None:
-    with pytest.raises(InputError, match=r"is (-1|nan|1\.5|0|2), where"):
+    with pytest.raises(InputError, match=r"is (-1|nan|1\.5|0|2), expected"):
         build()

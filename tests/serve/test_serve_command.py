@@ -26,7 +26,7 @@ def running(gguf: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[s
     """A server process that says where it listens."""
     command = [sys.executable, "-m", "miniature", "serve", str(gguf), "--codec", str(CODEC)]
     process = subprocess.Popen(
-        [*command, "--port", "0", "--max-seconds", "1", "--threads", "1"],
+        [*command, "--port", "0", "--set", "max_seconds=1", "--threads", "1"],
         cwd=PROJECT,
         env={**os.environ, "PYTHONPATH": str(PROJECT), **environment},
         stderr=subprocess.PIPE,

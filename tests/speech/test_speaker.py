@@ -206,7 +206,7 @@ def test_a_sentence_that_is_cut_off_is_told(talking: Talking, is_phonemes: bool)
     assert (len(spoken.codes), spoken.pieces[0].end) == (8, "limit")
     words = "did not end within 0.1 seconds and is cut off there"
     if talking.stopping is None:
-        words = "has to fit into 0.1 seconds, the limit"
+        words = "was shortened to 0.1 seconds, the limit"
     assert f"{said!r} {words}" in spoken.notices
 
 
@@ -332,5 +332,5 @@ def test_options_that_a_family_does_not_name_change_nothing(
     ],
 )
 def test_options_out_of_range_are_refused(build: Callable[[], object]) -> None:
-    with pytest.raises(InputError, match="is expected"):
+    with pytest.raises(InputError, match="expected a number"):
         build()

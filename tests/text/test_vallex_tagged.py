@@ -38,7 +38,7 @@ def test_text_without_tags_is_one_piece_of_the_language_given_or_detected() -> N
     [
         ("[EN]Hello", r"\[EN\] is not closed: the text ends"),
         ("[EN]Hello[ZH]你好[ZH]", r"\[EN\] is not closed: \[ZH\] follows"),
-        ("[EN]a[EN][JA]", r"ends where the tag \[JA\]"),
+        ("[EN]a[EN][JA]", r"The tag \[JA\] is not closed"),
     ],
 )
 def test_tags_that_are_not_closed_are_refused(text: str, said: str) -> None:

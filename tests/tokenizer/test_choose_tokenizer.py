@@ -101,7 +101,7 @@ def test_every_disagreement_with_the_checkpoint_is_in_one_message(
     assert "it has 255 phoneme rows, but the tokenizer has 256 ids" in message
     assert "'a' has the id 17 in the checkpoint, but the id 16 in the tokenizer" in message
     assert "'b' has no id in the checkpoint, but the id 17 in the tokenizer" in message
-    assert "'ж' has the id 255 in the checkpoint, and no id in the tokenizer" in message
+    assert "'ж' has the id 255 in the checkpoint, but no id in the tokenizer" in message
     assert "--tokenizer FILE" in message
 
 

@@ -127,7 +127,7 @@ def test_swapped_and_missing_parts_are_told(tmp_path: Path) -> None:
     first, second = paths[2].read_bytes(), paths[3].read_bytes()
     paths[2].write_bytes(second)
     paths[3].write_bytes(first)
-    with pytest.raises(InputError, match=r"the part 'nar.level 2' .* where 'nar.level 1'"):
+    with pytest.raises(InputError, match=r"the part 'nar.level 2' .* expected 'nar.level 1'"):
         open_bundle(paths[0])
     with pytest.raises(InputError, match=r"the part 'nar.body'"):
         open_bundle(paths[1])

@@ -47,11 +47,12 @@ def voice(
         write_codes,
     )
     from valle_convert.families.bundle import open_bundle
-    from valle_convert.files import check_outputs
+    from valle_convert.files import check_input_file, check_outputs
     from valle_convert.speech.results import MAX_RECORDING_SECONDS, SpeakOptions
 
     check_codes_target(out)
     check_outputs({"OUT": out}, inputs=[recording], force=force)
+    check_input_file(recording, "recording")
     bundle = None if model is None else open_bundle(local_gguf(model))
     if seconds is None and (bundle is None or "prompt_seconds" in bundle.family.speaks_with):
         seconds = SpeakOptions().prompt_seconds
