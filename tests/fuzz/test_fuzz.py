@@ -143,7 +143,7 @@ def test_every_reader_stands_a_short_run(tmp_path: Path) -> None:
 
 def test_what_reaches_new_code_is_kept_and_led_on(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
-    command = [sys.executable, "-m", "fuzz.guided", "report", corpus, "-runs=400", "-seed=1"]
+    command = [sys.executable, "-m", "fuzz.guided", "pickle", corpus, "-runs=400", "-seed=1"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Done 400 runs" in done.stderr
