@@ -80,7 +80,7 @@ def test_settings_are_found_once_and_again_where_that_is_asked_for(
 def test_a_small_model_is_not_tuned_and_off_is_exact(path: Path) -> None:
     opened = Opened(path)
     both = [tuned_for(opened.file, opened, opened.rows, None, mode) for mode in MODES]
-    assert both == [Tuned(EXACT, EXACT), Tuned(Settings(own_head=True), Settings(own_head=True))]
+    assert both == [Tuned(EXACT, EXACT)] * 2
     assert opened.n == 0
 
 

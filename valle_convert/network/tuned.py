@@ -34,8 +34,9 @@ def tuned_for(
     for tensor in file.tensors.values():
         sizes[tensor.ggml_type] += tensor.n_elements
     if sizes.total() < SMALL_MODEL:  # it speaks in less time than the search takes
-        return Tuned(base, base)
-    return tuned_settings(
+        exact = settings or EXACT
+        return Tuned(exact, exact)
+    found = tuned_settings(
         open_session,
         base,
         np.stack(list(rows.values())),
@@ -43,6 +44,8 @@ def tuned_for(
         about=sorted((name, one.ggml_type.name, *one.shape) for name, one in file.tensors.items()),
         mode=tune,
     )
+    # A callback for every node of the graph costs a step more than the rows of the head do.
+    return replace(found, steps=replace(found.steps, own_head=False))
 
 
 def head_rows(file: GgufFile) -> Callable[[slice], FloatArray]:
