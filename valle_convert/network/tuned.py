@@ -26,16 +26,13 @@ def tuned_for(
     tune: Tune,
 ) -> Tuned:
     """Settings for passes and for steps: given ones, or the fastest that are exact enough."""
-    if tune == "off":
-        same = settings or EXACT
-        return Tuned(same, same)
-    base = replace(settings or EXACT, own_head=True)
+    base = settings or EXACT
     sizes: Counter[GgmlType] = Counter()
     for tensor in file.tensors.values():
         sizes[tensor.ggml_type] += tensor.n_elements
-    if sizes.total() < SMALL_MODEL:  # it speaks in less time than the search takes
-        exact = settings or EXACT
-        return Tuned(exact, exact)
+    # A small model speaks in less time than the search takes.
+    if tune == "off" or sizes.total() < SMALL_MODEL:
+        return Tuned(base, base)
     found = tuned_settings(
         open_session,
         base,
@@ -44,8 +41,8 @@ def tuned_for(
         about=sorted((name, one.ggml_type.name, *one.shape) for name, one in file.tensors.items()),
         mode=tune,
     )
-    # A callback for every node of the graph costs a step more than the rows of the head do.
-    return replace(found, steps=replace(found.steps, own_head=False))
+    # For a step, the callback for every node of the graph costs more than the rows of the head do.
+    return replace(found, passes=replace(found.passes, own_head=True))
 
 
 def head_rows(file: GgufFile) -> Callable[[slice], FloatArray]:
