@@ -6,7 +6,7 @@ import codecs
 import json
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from valle_convert.errors import InputError
 from valle_convert.files.paths import kind_of, os_fault, stat_of, suggest
@@ -45,7 +45,7 @@ def read_small_file(path: Path, what: str, max_bytes: int, *, pipe: bool = False
         check_input_file(path, what)
     try:
         with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
+            data = _read_at_most(file, max_bytes + 1)
     except OSError as error:
         raise os_fault(f"The {what} {path} cannot be read", error) from error
     except ValueError as error:
@@ -55,6 +55,14 @@ def read_small_file(path: Path, what: str, max_bytes: int, *, pipe: bool = False
             f"The {what} {path} is larger than {max_bytes:,} bytes; give another file."
         )
     return data
+
+
+def _read_at_most(file: BinaryIO, n: int) -> bytes:
+    """In pieces: `read(n)` takes n bytes of memory however small the file is."""
+    data = bytearray()
+    while piece := file.read(min(n - len(data), 1 << 20)):
+        data += piece
+    return bytes(data)
 
 
 def read_json_object(
