@@ -9,6 +9,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BASE := $(VENV)/.base
 STAMP := $(VENV)/.installed
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$((n < 2 ? n : 2)))
 MINUTES ?= 5
@@ -23,15 +24,18 @@ help: ## Show the targets
 
 setup: $(STAMP) ## Make the environment in .venv
 
-# llama.cpp is compiled here, once (pip keeps the wheel): portable, since a native build crashes on
-# virtual machines that announce AMX and do not let it be used.
-$(STAMP): pyproject.toml constraints.txt scripts/build_llama_tools.py
+# The environment of the demo. llama.cpp is compiled here, once, for library and programs, with each instruction
+# set named, since a native build crashes on virtual machines that announce AMX and do not let it be used.
+$(BASE): pyproject.toml constraints.txt scripts/build_llama_tools.py
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or later is needed: make PYTHON=..."'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
-	CMAKE_ARGS="$$($(BIN)/python scripts/build_llama_tools.py --print-cmake-args)" \
-	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) \
+	$(BIN)/python scripts/build_llama_tools.py --install --jobs $(JOBS)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[llama,speech,miniature]'
+	touch $@
+
+$(STAMP): $(BASE)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[llama,speech,vallex,japanese,report,serve,miniature,dev]'
 	touch $@
 
@@ -41,7 +45,7 @@ locked: ## Make the environment in .venv with every file checked by its hash (re
 	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) \
 	$(BIN)/python -m pip install --quiet --require-hashes $(addprefix --extra-index-url ,$(TORCH_INDEX)) -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
-	touch $(STAMP)
+	touch $(BASE) $(STAMP)
 
 # Its only time is that of the last commit. Not for all targets: llama.cpp's build takes the variable
 # for the wish to build for every processor there is.
@@ -49,7 +53,7 @@ wheel: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null |
 wheel: ## Build the wheel, the same bytes each time
 	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .
 
-demo: $(STAMP) ## Convert the miniature, verify it, quantize it, and speak into build/demo/hello.wav
+demo: $(BASE) ## Convert the miniature, verify it, quantize it, and speak into build/demo/hello.wav
 	mkdir -p $(OUT)
 	$(BIN)/valle-convert $(DEMO) $(OUT)/miniature.gguf --force --verify none
 	$(BIN)/valle-convert inspect $(OUT)/miniature.gguf
@@ -90,8 +94,8 @@ browser: ## A Chromium for the tests of pages, where there is none and apt-get c
 	  DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install -y -qq --no-install-recommends chromium; } || \
 	  echo "no Chromium could be installed: the tests of pages are skipped, and say so"
 
-llama-tools: $(STAMP) ## Build stock llama-quantize and llama-tokenize from the source package
-	$(BIN)/python scripts/build_llama_tools.py
+llama-tools: $(STAMP) ## Build stock llama-quantize and llama-tokenize, where `make setup` did not leave them
+	$(BIN)/python scripts/build_llama_tools.py --jobs $(JOBS)
 
 clean: ## Remove what was built
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

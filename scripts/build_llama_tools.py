@@ -1,15 +1,14 @@
-"""Build stock `llama-quantize` and `llama-tokenize` from the source that the binding vendors.
+"""Build stock llama.cpp once: the library, `llama-quantize` and `llama-tokenize`.
 
-In: the pin `llama-cpp-python==X` of constraints.txt. Out: two standalone programs in
-`.cache/llama.cpp/X/bin`, beside `build.json`, which says what they were built from. A copy stays
-in the user's own cache, so that the next clone of the project need not compile.
+In: the pin `llama-cpp-python==X` of constraints.txt. Out: `.cache/llama.cpp/X/bin` with the
+programs, the libraries that they load, and `build.json`, the recipe. A copy stays in the user's
+own cache, so that the next clone of the project does not compile.
 
-The wheel of llama-cpp-python has the libraries and none of the programs, but its source package
-holds the whole of llama.cpp in `vendor/llama.cpp`: building from there makes programs and library
-one version by construction. The programs are linked statically, so that they can be copied.
+The source package of llama-cpp-python holds all of llama.cpp in `vendor/llama.cpp`. `--install`
+also installs the binding into this Python, with the libraries of this build in the place of its
+own, so that llama.cpp is compiled once and programs and library are the same version.
 
-`--print-cmake-args` prints the CMAKE_ARGS that go with this machine, for `pip install
-llama-cpp-python`, so that the binding and the programs share one list of CPU flags.
+`--print-cmake-args` prints the CMAKE_ARGS for this CPU, for those who install with pip alone.
 
 Only the standard library is used: this runs before anything is installed.
 """
@@ -27,6 +26,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tempfile
 from pathlib import Path
@@ -36,9 +36,13 @@ PROJECT = Path(__file__).resolve().parent.parent
 PROGRAMS = ("llama-quantize", "llama-tokenize")
 STAMP = "build.json"
 
-PROGRAM_CMAKE_ARGS = (
+# Libraries and programs lie in one folder and find each other there.
+RECIPE = (
     "-DCMAKE_BUILD_TYPE=Release",
-    "-DBUILD_SHARED_LIBS=OFF",
+    "-DBUILD_SHARED_LIBS=ON",
+    "-DCMAKE_PLATFORM_NO_VERSIONED_SONAME=ON",
+    "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",
+    "-DCMAKE_INSTALL_RPATH=" + ("@loader_path" if sys.platform == "darwin" else "$ORIGIN"),
     "-DLLAMA_BUILD_TESTS=OFF",
     "-DLLAMA_BUILD_EXAMPLES=OFF",
     "-DLLAMA_BUILD_SERVER=OFF",
@@ -51,7 +55,7 @@ PROGRAM_CMAKE_ARGS = (
 def main() -> int:
     """Read the arguments and do the one thing asked for; returns the exit code."""
     parser = argparse.ArgumentParser(
-        description="Build llama-quantize and llama-tokenize of the pinned llama.cpp."
+        description="Build the pinned llama.cpp: its library, llama-quantize and llama-tokenize."
     )
     parser.add_argument(
         "--constraints",
@@ -74,6 +78,11 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilers at a time")
     only = parser.add_mutually_exclusive_group()
     only.add_argument(
+        "--install",
+        action="store_true",
+        help="also install llama-cpp-python into this Python, with the libraries built here",
+    )
+    only.add_argument(
         "--print-cmake-args",
         action="store_true",
         help="print the CMAKE_ARGS for installing llama-cpp-python on this machine, and stop",
@@ -95,6 +104,8 @@ def main() -> int:
             return 0
         shared = arguments.shared_cache / version
         build(version, target, cpu_args, jobs=arguments.jobs, shared=shared)
+        if arguments.install:
+            install(version, target, arguments.constraints)
     except BuildError as error:
         print(f"build_llama_tools: {error}", file=sys.stderr)
         return 3
@@ -146,17 +157,17 @@ def build(version: str, target: Path, cpu_args: list[str], *, jobs: int, shared:
     The folder appears by a rename at the end, so a build that was stopped is never used. What
     `shared` holds of the same recipe is taken from there, and what is built is left there.
     """
-    cmake_args = [*cpu_args, *PROGRAM_CMAKE_ARGS]
+    cmake_args = [*cpu_args, *RECIPE]
     recipe: dict[str, object] = {
         "llama_cpp_python": version,
         "cmake_args": cmake_args,
         "machine": platform.machine(),
     }
     if is_built(target, recipe):
-        print(f"llama.cpp's programs are built: {target}")
+        print(f"llama.cpp is built: {target}")
         return
     if is_built(shared, recipe) and put(shared, target):
-        print(f"llama.cpp's programs were built before: {shared}, now in {target}")
+        print(f"llama.cpp was built before: copied from {shared} to {target}")
         return
     for tool in ("cmake", "c++"):
         if shutil.which(tool) is None:
@@ -168,25 +179,59 @@ def build(version: str, target: Path, cpu_args: list[str], *, jobs: int, shared:
     # Beside the target, not in /tmp: the last step is a rename, which needs one file system.
     with tempfile.TemporaryDirectory(prefix=".building-", dir=target.parent) as name:
         work = Path(name)
-        source = fetch_source(version, work)
-        compile_programs(source, work / "build", cmake_args, jobs=jobs)
+        source = fetch_source(version, work) / "vendor" / "llama.cpp"
+        compile_all(source, work / "build", cmake_args, jobs=jobs)
         finished = work / "bin"
         finished.mkdir()
+        for built in [
+            *map((work / "build" / "bin").joinpath, PROGRAMS),
+            *libraries(work / "build" / "bin"),
+        ]:
+            shutil.copy2(built, finished / built.name)
         for program in PROGRAMS:
-            shutil.copy2(work / "build" / "bin" / program, finished / program)
-            prove_standalone(finished / program)
+            prove_it_starts(finished / program)
         shutil.copy2(source / "LICENSE", finished / "LICENSE.llama.cpp")
         (finished / STAMP).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
         move(finished, target, work / "replaced")
     put(target, shared)
-    print(f"llama.cpp's programs are built: {target}")
+    print(f"llama.cpp is built: {target}")
+
+
+def libraries(folder: Path) -> list[Path]:
+    """The shared libraries in a folder."""
+    return sorted([*folder.glob("lib*.so"), *folder.glob("lib*.dylib")])
+
+
+def install(version: str, built: Path, constraints: Path) -> None:
+    """Install the binding without compiling, and give it the libraries of `built`.
+
+    From an unpacked folder: pip would keep a wheel of the package itself, which has no library,
+    and take it in other environments.
+    """
+    inside = Path(sysconfig.get_paths()["platlib"]) / "llama_cpp" / "lib"
+    stamp = inside / STAMP
+    if stamp.is_file() and stamp.read_bytes() == (built / STAMP).read_bytes():
+        print(f"llama-cpp-python {version} is installed: {inside.parent}")
+        return
+    with tempfile.TemporaryDirectory(prefix=".binding-", dir=built.parent) as name:
+        source = fetch_source(version, Path(name))
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--force-reinstall"]
+        command += ["--constraint", str(constraints), str(source)]
+        run(command, "installing the binding", CMAKE_ARGS="-DLLAMA_BUILD=OFF")
+    inside.mkdir(exist_ok=True)
+    for path in libraries(built):
+        shutil.copy2(path, inside / path.name)
+    start = "import llama_cpp; llama_cpp.llama_backend_init()"
+    run([sys.executable, "-c", start], "loading the library in the binding")
+    shutil.copy2(built / STAMP, stamp)
+    print(f"llama-cpp-python {version} is installed with the libraries of {built}")
 
 
 def put(source: Path, target: Path) -> bool:
     """Copy a folder of working programs; returns whether that was possible."""
     try:
         for program in PROGRAMS:
-            prove_standalone(source / program)
+            prove_it_starts(source / program)
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".copying-", dir=target.parent) as name:
             shutil.copytree(source, Path(name) / "bin")
@@ -214,7 +259,7 @@ def is_built(target: Path, recipe: dict[str, object]) -> bool:
 
 
 def fetch_source(version: str, work: Path) -> Path:
-    """Download and unpack the source package; returns its `vendor/llama.cpp`.
+    """Download and unpack the source package of the binding; returns its folder.
 
     pip asks every source package for its metadata, in a build environment of its own: that
     downloads scikit-build-core too (small), and compiles nothing.
@@ -235,15 +280,15 @@ def fetch_source(version: str, work: Path) -> Path:
             f"The source package {packages[0].name} has no vendor/llama.cpp; "
             "pin a version in constraints.txt that has."
         )
-    return found[0].parent
+    return found[0].parents[2]
 
 
-def compile_programs(source: Path, folder: Path, cmake_args: list[str], *, jobs: int) -> None:
-    """Configure and build; about four minutes on two cores."""
-    print(f"building {', '.join(PROGRAMS)} with {' '.join(cmake_args)}", flush=True)
+def compile_all(source: Path, folder: Path, cmake_args: list[str], *, jobs: int) -> None:
+    """Configure and build; about five minutes on two cores."""
+    print(f"building llama.cpp with {' '.join(cmake_args)}", flush=True)
     configure = ["cmake", "-S", str(source), "-B", str(folder), *cmake_args]
     run([*configure, "-Wno-dev"], "configuring llama.cpp")
-    make = ["cmake", "--build", str(folder), "--target", *PROGRAMS, "--parallel"]
+    make = ["cmake", "--build", str(folder), "--target", "llama", *PROGRAMS, "--parallel"]
     try:
         run([*make, str(max(jobs, 1))], "compiling llama.cpp")
     except BuildError as error:
@@ -252,7 +297,7 @@ def compile_programs(source: Path, folder: Path, cmake_args: list[str], *, jobs:
         run([*make, "1"], "compiling llama.cpp, one file at a time,")
 
 
-def prove_standalone(program: Path) -> None:
+def prove_it_starts(program: Path) -> None:
     """Start a finished program away from its build folder; `--help` of both answers at once."""
     answer = subprocess.run(
         [program, "--help"], capture_output=True, text=True, check=False, timeout=60
@@ -264,10 +309,15 @@ def prove_standalone(program: Path) -> None:
         )
 
 
-def run(command: list[str], what: str) -> None:
-    """Run a program quietly; where it fails, show its errors and the end of what it said."""
+def run(command: list[str], what: str, **variables: str) -> None:
+    """Run a program quietly; if it fails, show its errors and the end of its output."""
     answer = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        env={**os.environ, **variables},
     )
     if answer.returncode != 0:
         lines = answer.stdout.splitlines()
