@@ -19,11 +19,10 @@ from valle_convert.gguf_file.keys import (
     SOURCE_LOST_KEY,
     SOURCE_SHA256_KEY,
 )
-from valle_convert.quantize.advice import use_of
 from valle_convert.quantize.manifest import SUMS
 from valle_convert.quantize.release import QuantizedModel, Release
 from valle_convert.quantize.render import markdown_words, render
-from valle_convert.quantize.report import FileReport
+from valle_convert.quantize.report import FileReport, nearness
 
 CARD = "README.md"
 _MIB = 1 << 20
@@ -110,7 +109,7 @@ def _use_of(report: FileReport) -> str:
         return f"nothing: {markdown_words('; '.join(limits))}"
     if report.kind in _PLAIN:
         return "quantizing and training further; the reference"
-    return "not measured" if report.kl is None else use_of(report.kl)
+    return "not measured" if report.kl is None else nearness(report.kl)[1]
 
 
 def _front_matter(keys: Mapping[str, Any], license_: str | None, base: str | None) -> str:

@@ -34,7 +34,6 @@ from valle_convert.llama.library import INSTALL, find_library
 from valle_convert.quantize.audience import Audience
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.folder import prune
-from valle_convert.quantize.judge import Judge, type_of
 from valle_convert.quantize.limits import Gates, identity_of
 from valle_convert.quantize.manifest import MANIFEST, SUMS, read_manifest
 from valle_convert.quantize.measure import Measurer, open_adapters
@@ -45,7 +44,7 @@ from valle_convert.quantize.measurements import (
     write_measurements,
 )
 from valle_convert.quantize.options import ListenOptions, MeasureOptions, RunLog
-from valle_convert.quantize.report import EvaluationReport
+from valle_convert.quantize.report import EvaluationReport, Judge, type_of
 from valle_convert.quantize.source import (
     Scratch,
     SourceBundle,

@@ -1,5 +1,5 @@
-"""The folder of quantized files: what its manifest lists before a run, whether all of it passed,
-and what is removed of it.
+"""A folder of quantized files: what its manifest lists before a run, which files are kept, whether
+all passed, and which are removed.
 
 Removing files is the last step of `evaluate`. It takes a verdict that passed, and only files that
 the manifest lists with the digest they have, made from the source of the files that passed.
@@ -14,6 +14,7 @@ from pathlib import Path
 from valle_convert.errors import InputError, ValleConvertError
 from valle_convert.families.bundle import paths_of
 from valle_convert.files import check_outputs, describe_os_error, sha256_of, valid_utf8
+from valle_convert.gguf_file.read import GgufFile
 from valle_convert.progress import Progress, silent
 from valle_convert.quantize.manifest import (
     MANIFEST,
@@ -27,7 +28,9 @@ from valle_convert.quantize.manifest import (
     write_manifest,
 )
 from valle_convert.quantize.measurements import Judgement, measurements_in, path_of
-from valle_convert.quantize.plan import BundlePlan
+from valle_convert.quantize.options import FolderOptions
+from valle_convert.quantize.plan import BundlePlan, FilePlan
+from valle_convert.quantize.source import SourceBundle
 
 
 def known_files(folder: Path, *, force: bool) -> dict[str, ManifestFile]:
@@ -51,6 +54,98 @@ def known_files(folder: Path, *, force: bool) -> dict[str, ManifestFile]:
             f"{str(error).rstrip('.')}, and is not overwritten; give another folder, or --force."
         ) from error
     return {file.name: file for file in files if (folder / file.name).is_file()}
+
+
+def with_kept(
+    plan: BundlePlan,
+    source: SourceBundle,
+    known: Mapping[str, ManifestFile],
+    options: FolderOptions,
+) -> BundlePlan:
+    """The plan with what is kept; refuses to replace what is there.
+
+    With --resume, all files of a type are kept if the manifest lists them, they were made in the
+    same way, and their bytes have not changed. As long as source or importance matrix are still to
+    be made, what depends on them is taken to be the same.
+    """
+    there = {part: path for part, path in plan.paths.items() if path.exists()}
+    if not there:
+        if plan.path.parent.is_dir():
+            check_outputs([plan.path], force=options.force, inputs=source.paths)
+        return replace(plan, kept=(), reason="")
+    units = {unit.part: one for unit, one in plan.units.items()}
+    reasons = (
+        (path, _difference(source, part, units.get(part), path, known.get(path.name)))
+        for part, path in there.items()
+    )
+    path, reason = next((one for one in reasons if one[1]), (next(iter(there.values())), ""))
+    missing = [one.name for part, one in plan.paths.items() if part not in there]
+    if not reason and missing:
+        reason = f"{missing[0]} of its set is missing"
+    if options.resume and not reason:
+        return replace(plan, kept=tuple(known[one.name] for one in plan.paths.values()), reason="")
+    for one in (path, *there.values()):
+        _check_replaced(one, known, reason, options, source.paths)
+    return replace(plan, kept=(), reason=reason)
+
+
+def _check_replaced(
+    path: Path,
+    known: Mapping[str, ManifestFile],
+    reason: str,
+    options: FolderOptions,
+    sources: Sequence[Path],
+) -> None:
+    if options.resume and not options.force:
+        raise InputError(
+            f"The output {path} exists, and --resume does not keep it, since {reason}; "
+            "give --force to make it again, or another folder."
+        )
+    if path.name in known and not options.force:
+        raise InputError(
+            f"The output {path} exists and is not overwritten; --resume keeps the files of "
+            f"the folder's {MANIFEST} that were made in the same way, --force makes all "
+            "of them again."
+        )
+    check_outputs([path], force=options.force, inputs=sources)
+
+
+def _difference(
+    source: SourceBundle, part: str, plan: FilePlan | None, path: Path, old: ManifestFile | None
+) -> str:
+    """Why an existing file is not what would be made, or copied; empty if it is."""
+    if old is None:
+        return "no manifest lists it"
+    if plan is not None and (reason := _made_otherwise(plan, old)):
+        return reason
+    if not path.is_file() or path.stat().st_size != old.n_bytes:
+        return "its size is not that of the manifest"
+    if sha256_of(path) != old.sha256:
+        return "its bytes differ from the manifest"
+    if plan is None:
+        is_new = source.is_complete and sha256_of(source.bundle.files[part].path) != old.sha256
+        return "it was made from another source" if is_new else ""
+    keys = GgufFile(path, allow_part=True).keys
+    wanted = plan.options.identity.keys(plan.source.header.keys)
+    differing = [key.name for key in wanted if keys.get(key.name) != key.value]
+    return f"its {differing[0]} is another one" if differing else ""
+
+
+def _made_otherwise(plan: FilePlan, old: ManifestFile) -> str:
+    """How the manifest's entry differs from the plan; empty if it does not."""
+    if old.kind != plan.kind.name:
+        return f"it has the type {old.kind}"
+    if plan.source.is_complete and old.source_sha256 != plan.source.sha256:
+        return "it was made from another source"
+    if old.tool != plan.tool:
+        return f"it was made by {old.tool.get('name')} {old.tool.get('version')}"
+    if old.arguments != plan.arguments:
+        return f"it was made with other options ({' '.join(old.arguments)})"
+    imatrix = plan.imatrix
+    is_known = imatrix is None or imatrix.is_made
+    if is_known and old.imatrix_sha256 != (imatrix.sha256 if imatrix else None):
+        return "it was made with another importance matrix"
+    return ""
 
 
 def others_in(

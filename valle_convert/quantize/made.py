@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any
+
+import msgspec
 
 from valle_convert import __version__
 from valle_convert.errors import EXIT_FAILED_CHECK, EXIT_OK
-from valle_convert.quantize.plan import Fallback, describe_fallbacks
+from valle_convert.files import valid_utf8
+from valle_convert.quantize.plan import BundlePlan, Fallback, describe_fallbacks
+from valle_convert.quantize.types import weights_of
 from valle_convert.wording import plural
 
+_NAMES = {"kind": "type", "n_bytes": "bytes", "weights": "weights_by_type"}
 
-@dataclass(frozen=True)
-class MadeFile:
+
+class MadeFile(msgspec.Struct, frozen=True, rename=_NAMES):
     """The files of one type.
 
     Attributes:
         status: "planned" (dry run), "made" or "kept" (by --resume).
-        n_bytes: of all files; predicted where they are only planned, 0 where that failed.
-        sha256: of the main file; None where it is only planned.
-        imatrix: the name of the importance matrix; None where none was used.
-        faults: in what the files are not what their source is, in words.
+        n_bytes: of all files; predicted if they are only planned, None if that failed.
+        sha256: of the main file; None if it is only planned.
+        imatrix: the name of the importance matrix, if one was used.
+        faults: how the files differ from their source, in words.
     """
 
     name: str
     kind: str
     status: str
-    n_bytes: int
-    bits_per_weight: float
-    weights: Mapping[str, int]
+    n_bytes: int | None
+    bits_per_weight: float | None
+    weights: dict[str, int]
     fallbacks: tuple[Fallback, ...] = ()
     sha256: str | None = None
     imatrix: str | None = None
@@ -37,9 +40,23 @@ class MadeFile:
     faults: tuple[str, ...] = ()
     note: str = ""
 
+    @classmethod
+    def planned(cls, plan: BundlePlan) -> MadeFile:
+        """What is known before the files are made."""
+        n_files = len(plan.paths)
+        return cls(
+            name=valid_utf8(plan.path.name),
+            kind=plan.kind.name,
+            status="kept" if plan.kept else "planned",
+            n_bytes=plan.n_bytes,
+            **weights_of(plan.tensors),
+            fallbacks=plan.fallbacks,
+            imatrix=plan.imatrices[0].name if plan.imatrices else None,
+            note=f"{n_files} files" if n_files > 1 else "",
+        )
 
-@dataclass(frozen=True)
-class MakeReport:
+
+class MakeReport(msgspec.Struct, frozen=True):
     """The result of a run.
 
     Attributes:
@@ -49,7 +66,7 @@ class MakeReport:
 
     source: str
     source_sha256: str | None
-    tool: Mapping[str, str]
+    tool: dict[str, str]
     files: tuple[MadeFile, ...]
     notes: tuple[str, ...] = ()
     dry_run: bool = False
@@ -67,8 +84,9 @@ class MakeReport:
         files = plural(len(self.files), "file")
         again = f", {kept} kept from an earlier run" if kept else ""
         if self.dry_run:
-            sizes = [file.n_bytes for file in self.files]
-            total = f", {plural(sum(sizes), 'byte')}" if all(sizes) else ""
+            sizes = [file.n_bytes for file in self.files if file.n_bytes is not None]
+            is_known = len(sizes) == len(self.files)
+            total = f", {plural(sum(sizes), 'byte')}" if is_known else ""
             return f"PLANNED: {files}{total}{again}; nothing was written."
         if self.faults:
             return f"FAILED: {'; '.join(self.faults)}."
@@ -76,25 +94,23 @@ class MakeReport:
 
     def facts(self) -> list[str]:
         """Notes, and what became of tensors that a type cannot hold."""
-        tool = self.tool
-        return [
-            *self.notes,
-            f"tool: {tool['name']} {tool['version']} ({tool['found']})",
-            *(f"{one.kind}: importance matrix {one.imatrix}" for one in self.files if one.imatrix),
-            *(
-                f"{one.kind}: {describe_fallbacks(one.fallbacks)}"
-                for one in self.files
-                if one.fallbacks
-            ),
-            *(f"{one.kind}: {one.note}" for one in self.files if one.note),
-        ]
+        tool, facts = self.tool, list(self.notes)
+        facts.append(f"tool: {tool['name']} {tool['version']} ({tool['found']})")
+        for one in self.files:
+            if one.imatrix:
+                facts.append(f"{one.kind}: importance matrix {one.imatrix}")
+            if one.fallbacks:
+                facts.append(f"{one.kind}: {describe_fallbacks(one.fallbacks)}")
+            if one.note:
+                facts.append(f"{one.kind}: {one.note}")
+        return facts
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         return ["type", "size, MiB", "bits/weight", "", "file"], [
             [
                 one.kind,
-                f"{one.n_bytes / 2**20:.2f}" if one.n_bytes else "?",
-                f"{one.bits_per_weight:.3f}" if one.bits_per_weight else "?",
+                "?" if one.n_bytes is None else f"{one.n_bytes / 2**20:.2f}",
+                "?" if one.bits_per_weight is None else f"{one.bits_per_weight:.3f}",
                 "WRONG" if one.faults else one.status,
                 one.name,
             ]
@@ -107,25 +123,5 @@ class MakeReport:
             "passed": not self.faults,
             "verdict": self.verdict(),
             "converter_version": __version__,
-            "source": self.source,
-            "source_sha256": self.source_sha256,
-            "tool": dict(self.tool),
-            "notes": list(self.notes),
-            "files": [
-                {
-                    "name": one.name,
-                    "type": one.kind,
-                    "status": one.status,
-                    "bytes": one.n_bytes or None,
-                    "bits_per_weight": round(one.bits_per_weight, 4) or None,
-                    "weights_by_type": dict(one.weights),
-                    "fallbacks": [asdict(fallback) for fallback in one.fallbacks],
-                    "sha256": one.sha256,
-                    "imatrix": one.imatrix,
-                    "seconds": round(one.seconds, 3),
-                    "faults": list(one.faults),
-                    "note": one.note,
-                }
-                for one in self.files
-            ],
+            **msgspec.to_builtins(self),
         }

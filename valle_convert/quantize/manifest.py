@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -62,7 +62,7 @@ class ManifestFile(msgspec.Struct, frozen=True, rename={"kind": "type", "n_bytes
     n_bytes: Annotated[int, msgspec.Meta(ge=0)]
     sha256: Sha256
     source_sha256: Sha256
-    tool: Mapping[str, str]
+    tool: dict[str, str]
     arguments: tuple[str, ...]
     imatrix_sha256: Sha256 | None
     tensors: tuple[TensorDigest, ...]

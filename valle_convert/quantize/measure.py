@@ -38,7 +38,7 @@ from valle_convert.quantize.plan import arguments_of
 from valle_convert.quantize.quality import ALL
 from valle_convert.quantize.source import Scratch, SourceBundle, split_off
 from valle_convert.quantize.tool import find_quantizer
-from valle_convert.quantize.types import FILE_TYPES, bits_per_weight, describe_types
+from valle_convert.quantize.types import FILE_TYPES, weights_of
 from valle_convert.wording import duration, plural
 
 if TYPE_CHECKING:
@@ -252,8 +252,7 @@ class Measurer:
             name=self.source.name if is_source else f"{self.source.main.stem}-F16.gguf",
             kind=kind,
             n_bytes=bundle.n_bytes,
-            bits_per_weight=bits_per_weight(tensors),
-            weights=describe_types(tensors),
+            **weights_of(tensors),
             measured=measured,
         )
 
@@ -268,7 +267,7 @@ class Measurer:
     def _baseline_files(self) -> tuple[Bundle, str]:
         """The F16 files for comparing sizes and speeds; made unless the source is one."""
         source = self._completed
-        main = next(iter(describe_types(_quantized(source.bundle, source))))
+        main = next(iter(weights_of(_quantized(source.bundle, source))["weights"]))
         if main not in ("F32", "BF16"):
             return source.bundle, main
         kind, options = FILE_TYPES["F16"], MakeOptions(threads=self.options.threads)

@@ -30,12 +30,11 @@ from valle_convert.files import (
 from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY
 from valle_convert.progress import Progress, silent
 from valle_convert.quantize.evaluate import remove_old
-from valle_convert.quantize.judge import Judge, type_of
 from valle_convert.quantize.limits import Gates, identity_of
 from valle_convert.quantize.manifest import MANIFEST, ManifestFile, write_manifest
 from valle_convert.quantize.measurements import write_measurements
 from valle_convert.quantize.release import QuantizedModel, read_release
-from valle_convert.quantize.report import EvaluationReport
+from valle_convert.quantize.report import EvaluationReport, Judge, type_of
 
 _PIECE = 4 << 20
 

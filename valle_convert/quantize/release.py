@@ -10,12 +10,10 @@ from pathlib import Path
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle, open_files
 from valle_convert.progress import Progress, silent
-from valle_convert.quantize.advice import Advice, advise
 from valle_convert.quantize.evaluate import converted_models_in
-from valle_convert.quantize.judge import file_report
 from valle_convert.quantize.manifest import MANIFEST, ManifestFile, check_manifest, read_manifest
 from valle_convert.quantize.measurements import Measurements, read_measurements
-from valle_convert.quantize.report import FileReport
+from valle_convert.quantize.report import Advice, FileReport, advise, file_report
 from valle_convert.wording import listing
 
 

@@ -1,26 +1,56 @@
-"""The result of `evaluate`: each file's measurements and the verdict, also as JSON.
+"""Measured files, the verdict on each, the file to take, and the report of all.
 
-tables.py shows them in columns, forms.py writes them as Markdown and HTML.
+tables.py shows the report in columns, page.py writes it as Markdown and HTML.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from valle_convert import __version__
 from valle_convert.errors import EXIT_ENVIRONMENT, EXIT_FAILED_CHECK, EXIT_OK
+from valle_convert.families.bundle import Bundle
+from valle_convert.files import valid_utf8
 from valle_convert.listening.listen import Listened
-from valle_convert.quantize.advice import Advice, advise, nearness
-from valle_convert.quantize.limits import Limits
+from valle_convert.quantize.limits import Gates, Limits
 from valle_convert.quantize.listening import Listening, listened_to_json
-from valle_convert.quantize.measurements import Outcome, TensorReport, Verified
+from valle_convert.quantize.measurements import (
+    Judgement,
+    Measurements,
+    Outcome,
+    TensorReport,
+    Verified,
+)
 from valle_convert.quantize.quality import ALL, Measured
+from valle_convert.quantize.types import weights_of
+from valle_convert.verify.run import main_type
 from valle_convert.wording import plural
+
+#: With fewer different texts nothing is recommended: chance decides between neighbouring types.
+MIN_TEXTS = 8
+#: The recommended file has at most this mean KL divergence from the reference, in nats.
+NEAR_KL = 1e-2
+#: By the mean KL divergence in nats: a word for it, and what such a file is good for. At the first
+#: limit one in hundreds of best codes changes; at the last, a tenth (docs/quantize-measured.md).
+_NEARNESS: tuple[tuple[float, str, str], ...] = (
+    (1e-3, "very close", "as good as the original"),
+    (NEAR_KL, "close", "everyday use"),
+    (1e-1, "changed", "if memory is short; speech varies from the original's"),
+    (math.inf, "far", "experiments only"),
+)
+_UNVERIFIED = "no checkpoint was given, so errors of the reference itself are not detected"
+
+
+def nearness(kl: float) -> tuple[str, str]:
+    """A word for a divergence, and what such a file is good for; not-a-number is far."""
+    return next((words for limit, *words in _NEARNESS if kl <= limit), _NEARNESS[-1][1:])
 
 
 @dataclass(frozen=True)
@@ -120,6 +150,51 @@ class FileReport:
 
 
 @dataclass(frozen=True)
+class Advice:
+    """The recommended file and the reason; `take` is None if nothing is recommended."""
+
+    take: FileReport | None
+    sentence: str
+
+
+def advise(files: Sequence[FileReport], n_texts: int) -> Advice:
+    """Recommend the smallest file that passes and is near the reference, or say why none is."""
+    measured = [one for one in files if one.kl is not None and not math.isnan(one.kl)]
+    passing = [one for one in measured if not one.faults]
+    near = [one for one in passing if one.kl is not None and one.kl <= NEAR_KL]
+    taken = [one for one in near if not one.beyond_noise]
+    why = ""
+    if not measured:
+        why = "no file was measured"
+    elif n_texts < MIN_TEXTS:
+        why = (
+            f"files were measured over {plural(n_texts, 'different text')}, and fewer than "
+            f"{MIN_TEXTS} do not tell types apart"
+        )
+    elif not passing:
+        why = "no file that was measured passed"
+    elif not near:
+        nearest = min(passing, key=lambda one: one.kl or 0.0)
+        why = (
+            f"no file that passed is within {NEAR_KL:g} nats of the reference; the nearest is "
+            f"{nearest.kind}, with {nearest.kl:.2g}"
+        )
+    elif not taken:
+        why = f"listening told every file within {NEAR_KL:g} nats of the reference from F16"
+    if why:
+        return Advice(None, f"No file is recommended: {why}.")
+    best = min(taken, key=lambda one: one.n_bytes)
+    heard = any(one.beyond_noise is not None for one in files)
+    noise = " that listening does not tell from F16" if heard else ""
+    return Advice(
+        best,
+        f"Take {best.kind} ({best.n_bytes / 2**20:,.1f} MiB): the smallest file within "
+        f"{NEAR_KL:g} nats of the reference{noise} (KL {best.kl:.2g}, top-1 agreement "
+        f"{best.top_1:.1%}, measured over {n_texts} different texts).",
+    )
+
+
+@dataclass(frozen=True)
 class EvaluationReport:
     """The result of a run.
 
@@ -199,7 +274,7 @@ class EvaluationReport:
         right = sum(file.verified is not None for file in self.files)
         limited = sum(file.limits is not None for file in self.files)
         near = ", ".join(
-            f"{file.kind} {nearness(file.kl)}" for file in self.files if file.kl is not None
+            f"{file.kind} {nearness(file.kl)[0]}" for file in self.files if file.kl is not None
         )
         near = f" Distance from the reference: {near}." if near else ""
         files = plural(len(self.files), "file")
@@ -252,3 +327,97 @@ class EvaluationReport:
             "command": self.command,
             "notes": list(self.notes),
         }
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Judges by limits, or keeps the verdicts that are there.
+
+    Attributes:
+        gates: None to keep the verdicts.
+        hears: whether to judge the speech, if it was measured.
+        faults: what else is wrong with files, by their names.
+    """
+
+    gates: Gates | None
+    hears: bool
+    faults: Mapping[str, str] = field(default_factory=dict)
+
+    def judged(self, bundle: Bundle, found: Measurements) -> Measurements:
+        """The same measurements with a verdict."""
+        if self.gates is None:
+            return found
+        report = self._file(bundle, found)
+        limits = report.limits.given if report.limits else {}
+        judgement = Judgement(report.outcome, limits, report.failures)
+        return msgspec.structs.replace(found, judgement=judgement)
+
+    def report(
+        self, bundles: Mapping[Path, Bundle], found: Mapping[Path, Measurements], command: str
+    ) -> EvaluationReport:
+        """The report of all files, which were measured before."""
+        first = next(iter(found.values())).predictions
+        if first is None:
+            raise AssertionError("whatever was evaluated has been measured")
+        heard = [one.speech for one in found.values() if one.speech] if self.hears else []
+        return EvaluationReport(
+            source=first.source,
+            reference=first.reference,
+            utterances=first.utterances,
+            n_measured=first.n_texts,
+            baseline=FileReport(**vars(first.baseline), is_baseline=True),
+            files=tuple(self._file(one, found[path]) for path, one in bundles.items()),
+            notes=() if first.checkpoint else (_UNVERIFIED,),
+            listening=heard[0].listening if heard else None,
+            command=command,
+            checkpoint=first.checkpoint,
+        )
+
+    def _file(self, bundle: Bundle, found: Measurements) -> FileReport:
+        report = file_report(bundle, found)
+        if not self.hears:
+            report = replace(report, listened=None, beyond_noise=None)
+        if self.gates is None:
+            given = found.judgement.limits if found.judgement else {}
+            return replace(report, limits=Limits("given to evaluate", **given) if given else None)
+        limits = self.gates.limits_of(report.kind)
+        faults = tuple(self.faults[one] for one in found.files if one in self.faults)
+        if limits is None:
+            return replace(report, limits=None, failures=faults)
+        base = found.speech.listening.baseline if found.speech else None
+        failures = limits.failures(report.measured, report.listened, base)
+        return replace(report, limits=limits, failures=faults + failures)
+
+
+def file_report(bundle: Bundle, found: Measurements) -> FileReport:
+    """A file's keys and measurements, before any limits."""
+    predictions, speech, keys = found.predictions, found.speech, bundle.main.keys
+    tensors = [
+        tensor
+        for unit in bundle.family.units([*bundle.files])
+        for tensor in bundle.files[unit.part].tensors.values()
+    ]
+    made = [keys.get(f"valle.quantize.{name}") for name in ("tool", "tool_version")]
+    imatrix = keys.get("quantize.imatrix.file")
+    return FileReport(
+        name=valid_utf8(bundle.path.name),
+        kind=type_of(bundle),
+        n_bytes=bundle.n_bytes,
+        **weights_of(tensors),
+        sha256=next(iter(found.files.values()), None),
+        tool=" ".join(map(str, filter(None, made))),
+        imatrix=str(imatrix) if imatrix else None,
+        measured=predictions.measured if predictions else None,
+        verified=predictions.verified if predictions else None,
+        tensors=predictions.tensors if predictions else (),
+        note=predictions.note if predictions else "",
+        listened=speech.listened if speech else None,
+        beyond_noise=speech.listening.beyond_noise(speech.listened) if speech else None,
+        failures=found.judgement.failures if found.judgement else (),
+    )
+
+
+def type_of(bundle: Bundle) -> str:
+    """The type that files were quantized to, else the one that most weights have."""
+    made = bundle.main.keys.get("valle.quantize.type")
+    return made if isinstance(made, str) else main_type(bundle)

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from valle_convert.listening.listen import MEASURES, NLL, RETRIEVAL, WORDS
-from valle_convert.quantize.advice import nearness
 from valle_convert.quantize.listening import differences_of, means_of, places_of
 from valle_convert.quantize.quality import ALL
-from valle_convert.quantize.report import EvaluationReport, FileReport
+from valle_convert.quantize.report import EvaluationReport, FileReport, nearness
 
 #: A header, and rows of cells.
 Table = tuple[list[str], list[list[str]]]
@@ -83,7 +82,7 @@ def _values(report: EvaluationReport, row: FileReport) -> dict[str, str | float]
         measured = (row.measured.quality[ALL], row.measured.greedy, row.measured.speed)
         values |= {key: value for one in measured for key, value in asdict(one).items()}
     if row.kl is not None and not row.is_baseline:
-        values["distance"] = nearness(row.kl)
+        values["distance"] = nearness(row.kl)[0]
     listened = row.listened
     if row.is_baseline and report.listening is not None:
         listened = report.listening.baseline

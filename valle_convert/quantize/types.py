@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from valle_convert.errors import InputError
 from valle_convert.files import read_small_file
@@ -153,15 +154,16 @@ def matches(tensor_type: str, tensor: str) -> bool:
     return re.search(tensor_type.partition("=")[0], tensor) is not None
 
 
-def bits_per_weight(tensors: Sequence[TensorEntry]) -> float:
-    """Bits a weight over all tensors, as llama-quantize counts them."""
-    n_weights = sum(tensor.n_elements for tensor in tensors)
-    return 8 * sum(tensor.n_bytes for tensor in tensors) / n_weights
-
-
-def describe_types(tensors: Sequence[TensorEntry]) -> dict[str, int]:
-    """How many weights have which type, most first."""
-    counts: dict[GgmlType, int] = {}
+def weights_of(tensors: Sequence[TensorEntry]) -> dict[str, Any]:
+    """`bits_per_weight` over all tensors, as llama-quantize counts them (None without any), and
+    `weights`: how many have which type, most first.
+    """
+    counts: dict[str, int] = {}
     for tensor in tensors:
-        counts[tensor.ggml_type] = counts.get(tensor.ggml_type, 0) + tensor.n_elements
-    return {kind.name: n for kind, n in sorted(counts.items(), key=lambda item: -item[1])}
+        kind = tensor.ggml_type.name
+        counts[kind] = counts.get(kind, 0) + tensor.n_elements
+    n_bits = 8 * sum(tensor.n_bytes for tensor in tensors)
+    return {
+        "bits_per_weight": n_bits / sum(counts.values()) if counts else None,
+        "weights": dict(sorted(counts.items(), key=lambda item: -item[1])),
+    }
