@@ -27,7 +27,7 @@ from valle_convert.errors import EXIT_FAILED_CHECK
 
 if TYPE_CHECKING:
     from valle_convert.checkpoint import Checkpoint
-    from valle_convert.quantize.made import MakeReport
+    from valle_convert.quantize.run import MakeReport
 
 _TYPES, _NAMES = "Types", "Names and metadata"
 

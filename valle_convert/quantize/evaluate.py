@@ -34,11 +34,12 @@ from valle_convert.llama.library import INSTALL, find_library
 from valle_convert.quantize.audience import Audience
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.folder import prune
-from valle_convert.quantize.limits import Gates, identity_of
+from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.manifest import MANIFEST, SUMS, read_manifest
 from valle_convert.quantize.measure import Measurer, open_adapters
 from valle_convert.quantize.measurements import (
     Measurements,
+    identity_of,
     path_of,
     read_measurements,
     write_measurements,
@@ -103,7 +104,6 @@ def evaluate(
         source = _source_of(given, bundles, scratch)
         if source.is_converted_here:
             check_free_space(place / f"the conversion of {source.name}", source.n_bytes)
-        gates.check_types({type_of(one) for one in bundles.values()})
         examples: Examples[Any] = Examples.choose(
             source.family,
             source.model,
@@ -113,7 +113,8 @@ def evaluate(
         )
         reference = source.reference
         digest = None if reference is None else {"sha256": reference.checkpoint.sha256()}
-        gates.check_measured(identity_of(source.name, digest), examples.description)
+        types = {type_of(one) for one in bundles.values()}
+        gates.check(types, identity_of(source.name, digest), examples.description)
         if measuring.adapters:
             open_adapters(source, measuring)
         audience = None
@@ -130,7 +131,7 @@ def evaluate(
             Measurer(source, examples, measuring, audience, scratch, log, len(bundles)),
         )
         if measuring.reference or measuring.save_reference:
-            run.measurer.compared  # noqa: B018 - fails, or is saved, before an hour of work
+            run.measurer.reference  # noqa: B018 - fails, or is saved, before an hour of work
         known = {path: run.start(one) for path, one in bundles.items()}
         new = [one for one in known.values() if not run.is_known(one)]
         run.measurer.n_files = len(new)
@@ -159,7 +160,10 @@ class _Run:
         return known
 
     def is_known(self, known: Measurements) -> bool:
-        return known.predictions is not None and known.predictions.key == self.measurer.key
+        return (
+            known.predictions is not None
+            and known.predictions.compared.inputs == self.measurer.inputs
+        )
 
     def finish(self, bundle: Bundle, known: Measurements) -> Measurements:
         """Measure what is missing, and judge."""

@@ -50,27 +50,6 @@ class Examples(Generic[E]):
         return cls(family, model, count, text, sha256, seed=seed)
 
     @classmethod
-    def given(
-        cls,
-        family: AnyFamily,
-        model: Any,  # noqa: ANN401 - the family's own
-        folder: Path,
-        *,
-        seed: int,
-        limit: int | None = None,
-    ) -> Self:
-        """The `.npz` files of a folder, by name; all of them are checked now."""
-        files = _files_of(folder, limit, family.example_arrays)
-        digest = hashlib.sha256()
-        for path in files:
-            digest.update(os.fsencode(f"{path.name} ") + hashlib.sha256(path.read_bytes()).digest())
-        sha256 = digest.hexdigest()
-        text = f"{plural(len(files), 'given utterance')}, sha256 {sha256[:16]}"
-        for path in files:
-            family.read_example(path, model, 0, seed)
-        return cls(family, model, len(files), text, sha256, files, seed)
-
-    @classmethod
     def choose(
         cls,
         family: AnyFamily,
@@ -80,10 +59,17 @@ class Examples(Generic[E]):
         *,
         seed: int,
     ) -> Self:
-        """The given ones of a folder, or seeded ones where there is no folder."""
-        if data is not None:
-            return cls.given(family, model, data, seed=seed, limit=count)
-        return cls.seeded(family, model, N_SEEDED if count is None else count, seed=seed)
+        """The first `.npz` files of a folder, all checked now; seeded ones without a folder."""
+        if data is None:
+            return cls.seeded(family, model, N_SEEDED if count is None else count, seed=seed)
+        files = _files_of(data, count, family.example_arrays)
+        digest = hashlib.sha256()
+        for path in files:
+            digest.update(os.fsencode(f"{path.name} ") + hashlib.sha256(path.read_bytes()).digest())
+            family.read_example(path, model, 0, seed)
+        sha256 = digest.hexdigest()
+        text = f"{plural(len(files), 'given utterance')}, sha256 {sha256[:16]}"
+        return cls(family, model, len(files), text, sha256, files, seed)
 
     @property
     def n_texts(self) -> int:

@@ -3,14 +3,18 @@
 llama-quantize writes into an unnamed file beside the target, so that nothing is left if either
 process is killed. Its result is then copied into place in one pass that changes the header (how the
 file was made) and computes every digest.
+
+A file is compared with its source: keys, tokenizer and shapes are equal, and so is every tensor of
+the same type; the noise of the others is what their type makes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from operator import attrgetter
@@ -20,8 +24,10 @@ from typing import BinaryIO
 from valle_convert import __version__
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import atomic_outputs, os_fault, sha256_of
-from valle_convert.gguf_file.keys import DIGEST_KEYS
-from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.compare import signal_to_noise
+from valle_convert.gguf_file.encode import can_decode, nominal_decibels
+from valle_convert.gguf_file.keys import DIGEST_KEYS, FILE_TYPE_KEY
+from valle_convert.gguf_file.read import GgufFile, TensorInfo
 from valle_convert.quantize.imatrix import PREFIX as IMATRIX_PREFIX
 from valle_convert.quantize.imatrix import ImatrixInput
 from valle_convert.quantize.manifest import ManifestFile, TensorDigest, tensor_digests
@@ -32,6 +38,13 @@ from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import FileType
 
 _PIECE = 4 << 20
+#: What is further below the type's nominal ratio than this is not quantization; in decibels.
+_MARGIN, _FLOOR = 4.0, 1.0
+#: 16 bits lose no more than this.
+_PLAIN = 40.0
+#: Keys that quantizing changes.
+_OWN = ("quantize.", "valle.quantize.", "general.")
+_SHOWN = 3
 
 
 def make_bundle(
@@ -228,3 +241,51 @@ def imatrix_entry(imatrix: ImatrixInput) -> ManifestFile:
         imatrix_sha256=None,
         tensors=tensor_digests(header),
     )
+
+
+def faults_of(source: SourceBundle, made: Mapping[str, GgufFile]) -> tuple[str, ...]:
+    """In what files by part are not what their source is, in words; empty where they are."""
+    found: list[str] = []
+    for part, before in source.bundle.files.items():
+        label = f"{part}: " if len(made) > 1 else ""
+        after = made[part]
+        found += [f"{label}{one}" for one in (*_keys(before, after), *_tensors(before, after))]
+    more = len(found) - _SHOWN
+    return (*found[:_SHOWN], *([f"{more} more"] if more > 0 else []))
+
+
+def unread_types(made: Mapping[str, GgufFile]) -> list[str]:
+    """The types of tensors that nobody but llama.cpp can read yet."""
+    kinds = {tensor.ggml_type for file in made.values() for tensor in file.tensors.values()}
+    return sorted(kind.name for kind in kinds if not can_decode(kind))
+
+
+def _keys(before: GgufFile, after: GgufFile) -> Iterator[str]:
+    for name, value in before.keys.items():
+        if name in (*DIGEST_KEYS, FILE_TYPE_KEY) or name.startswith(_OWN):
+            continue
+        if name not in after.keys:
+            yield f"the key {name} is missing"
+        elif after.keys[name] != value:
+            yield f"the key {name} is another one"
+
+
+def _tensors(before: GgufFile, after: GgufFile) -> Iterator[str]:
+    yield from (f"{name} is not expected" for name in after.tensors if name not in before.tensors)
+    for name, tensor in before.tensors.items():
+        found = after.tensors.get(name)
+        fault = "is missing" if found is None else _fault(tensor, found)
+        if fault:
+            yield f"{name} {fault}"
+
+
+def _fault(before: TensorInfo, after: TensorInfo) -> str:
+    if before.shape != after.shape:
+        return f"is of shape {list(after.shape)}, not {list(before.shape)}"
+    kind, noise = after.ggml_type, signal_to_noise(before, after)
+    if before.ggml_type == kind:
+        return "" if noise == math.inf else "has other weights"
+    least = _PLAIN if kind.block == 1 else max(_FLOOR, nominal_decibels(kind) - _MARGIN)
+    if noise is None or noise >= least:  # None: a type that only llama.cpp can read yet
+        return ""
+    return f"has {noise:.1f} dB signal to noise, and {kind.name} has at least {least:.1f}"

@@ -75,7 +75,7 @@ class Matrices:
                     f"An importance matrix is made with the checkpoint; give it with --checkpoint, "
                     f"or a matrix in the place of {path}."
                 )
-            calibration = Examples.given(family, source.model, path, seed=0)
+            calibration = Examples.choose(family, source.model, path, None, seed=0)
         elif options.imatrix == AUTO and source.reference is not None:
             calibration = Examples.seeded(family, source.model, N_RANDOM, seed=0)
         return cls(source, {}, calibration, paths, is_kept, for_all)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -65,23 +65,17 @@ class Baseline:
     measured: Measured
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """The measurements of predictions.
+class Compared(msgspec.Struct, frozen=True):
+    """What files are compared with, and on which data.
 
     Attributes:
-        key: the digest of `inputs`.
         inputs: everything that a measurement depends on except the file, each as a digest.
         source: the name of the reference.
         checkpoint: its name and digest; None without one.
-        reference: the reference in words.
-        utterances: the data in words.
-        n_texts: the number of different texts in it.
-        measured: None if the file could not be measured; `note` has the reason.
-        verified: None without a checkpoint.
+        reference, utterances: the reference and the data in words.
+        n_texts: the number of different texts in the data.
     """
 
-    key: Sha256
     inputs: dict[str, str]
     source: str
     checkpoint: dict[str, str] | None
@@ -89,6 +83,27 @@ class Predictions:
     utterances: str
     n_texts: int
     baseline: Baseline
+
+    @property
+    def key(self) -> str:
+        """The digest of all inputs."""
+        return key_of(self.inputs)
+
+    @property
+    def identity(self) -> str:
+        """A checkpoint by its digest, else a file by its name."""
+        return identity_of(self.source, self.checkpoint)
+
+
+class Predictions(msgspec.Struct, frozen=True):
+    """The measurements of predictions.
+
+    Attributes:
+        measured: None if the file could not be measured; `note` has the reason.
+        verified: None without a checkpoint.
+    """
+
+    compared: Compared
     measured: Measured | None
     verified: Verified | None
     tensors: tuple[TensorReport, ...]
@@ -191,3 +206,8 @@ def _read(path: Path) -> Measurements:
 def key_of(*parts: object) -> str:
     """The digest of everything that a measurement depends on."""
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
+
+
+def identity_of(source: str, checkpoint: Mapping[str, str] | None) -> str:
+    """What files are compared with: a checkpoint by its digest, else a file by its name."""
+    return f"sha256 {checkpoint['sha256']}" if checkpoint and "sha256" in checkpoint else source

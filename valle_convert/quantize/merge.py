@@ -30,7 +30,7 @@ from valle_convert.files import (
 from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY
 from valle_convert.progress import Progress, silent
 from valle_convert.quantize.evaluate import remove_old
-from valle_convert.quantize.limits import Gates, identity_of
+from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.manifest import MANIFEST, ManifestFile, write_manifest
 from valle_convert.quantize.measurements import write_measurements
 from valle_convert.quantize.release import QuantizedModel, read_release
@@ -131,7 +131,7 @@ def _ways(model: QuantizedModel) -> Iterator[tuple[str, str]]:
         if file.imatrix_sha256 is not None:  # some types need none
             yield f"the importance matrix of {part}", file.imatrix_sha256
     if model.measurements.predictions is not None:
-        for what, value in model.measurements.predictions.inputs.items():
+        for what, value in model.measurements.predictions.compared.inputs.items():
             yield f"the {what} of the measurements", value
     if model.measurements.speech is not None:
         yield "what was listened to", model.measurements.speech.key
@@ -157,9 +157,9 @@ def _judge_of(
     if first is None or missing:
         raise InputError(f"{missing[0]} was not measured. Run `valle-convert evaluate` on it.")
     if gates is not None:
-        gates.check_types({type_of(one.bundle) for one in models})
-        source = identity_of(first.source, first.checkpoint)
-        gates.check_measured(source, first.utterances)
+        compared = first.compared
+        types = {type_of(one.bundle) for one in models}
+        gates.check(types, compared.identity, compared.utterances)
     return Judge(gates, hears=any(one.measurements.speech for one in models))
 
 

@@ -36,7 +36,7 @@ def plots(report: EvaluationReport) -> Iterator[tuple[str, Figure]]:
     """Every plot of the report, with its title."""
     if not report.measured:
         return
-    rows = [*([report.baseline] if report.baseline else []), *report.measured]
+    rows = [report.baseline, *report.measured]
     yield "Size and divergence", plot_size(rows)
     if report.listening is not None:
         title = "Size and likelihood of the true codes"

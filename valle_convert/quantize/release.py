@@ -65,7 +65,7 @@ class Release:
     def advice(self) -> Advice:
         """The recommended file, by the rule of an evaluation's report."""
         n_texts = [
-            min(one.n_texts, speech.listening.n_texts if speech else one.n_texts)
+            min(one.compared.n_texts, *([speech.listening.n_texts] if speech else []))
             for model in self.models
             if (one := model.measurements.predictions)
             for speech in (model.measurements.speech,)

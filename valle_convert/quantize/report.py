@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from valle_convert.listening.listen import Listened
 from valle_convert.quantize.limits import Gates, Limits
 from valle_convert.quantize.listening import Listening, listened_to_json
 from valle_convert.quantize.measurements import (
+    Compared,
     Judgement,
     Measurements,
     Outcome,
@@ -143,7 +145,7 @@ class FileReport:
                 {"type" if key == "kind" else key: x for key, x in vars(one).items()}
                 for one in self.tensors
             ],
-            "limits": plain(self.limits),
+            "limits": self.limits and {"why": self.limits.why, **self.limits.given},
             "failures": self.faults,
             "note": self.note,
         }
@@ -199,38 +201,32 @@ class EvaluationReport:
     """The result of a run.
 
     Attributes:
-        source: the name of the reference.
-        reference: the reference and how it was computed, in words.
-        utterances: the data that quality is measured on, in words.
-        n_measured: the number of different texts in it.
-        baseline: the F16 file that sizes and speeds are compared with.
         listening: the baseline of the speech; None without --listen.
         command: the command that repeats the run.
-        checkpoint: name and digest.
     """
 
-    source: str
-    reference: str
-    utterances: str
-    baseline: FileReport | None
+    compared: Compared
     files: tuple[FileReport, ...]
     notes: tuple[str, ...] = ()
     listening: Listening | None = None
     command: str = ""
-    checkpoint: Mapping[str, str] | None = None
     date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-    n_measured: int = 0
 
     @property
     def n_texts(self) -> int:
         """The number of different texts that were measured and, with --listen, spoken."""
-        heard = self.listening
-        return self.n_measured if heard is None else min(self.n_measured, heard.n_texts)
+        n, heard = self.compared.n_texts, self.listening
+        return n if heard is None else min(n, heard.n_texts)
+
+    @cached_property
+    def baseline(self) -> FileReport:
+        """The F16 file that sizes and speeds are compared with."""
+        return FileReport(**vars(self.compared.baseline), is_baseline=True)
 
     @property
     def rows(self) -> tuple[FileReport, ...]:
-        """The baseline, if there is one, and the files."""
-        return (*([self.baseline] if self.baseline else []), *self.files)
+        """The baseline and the files."""
+        return (self.baseline, *self.files)
 
     @property
     def measured(self) -> tuple[FileReport, ...]:
@@ -286,12 +282,10 @@ class EvaluationReport:
 
     def facts(self) -> list[str]:
         """How it was measured and what the reader has to know, a sentence each."""
-        facts = [*self.notes, f"{self.date}, valle-convert {__version__}"]
-        if self.checkpoint is not None:
-            facts.append(
-                f"checkpoint: {self.checkpoint['name']}, sha256 {self.checkpoint['sha256']}"
-            )
-        facts += [f"measured against {self.reference}", f"over {self.utterances}"]
+        facts, one = [*self.notes, f"{self.date}, valle-convert {__version__}"], self.compared
+        if one.checkpoint is not None:
+            facts.append(f"checkpoint: {one.checkpoint['name']}, sha256 {one.checkpoint['sha256']}")
+        facts += [f"measured against {one.reference}", f"over {one.utterances}"]
         tools = dict.fromkeys(file.tool for file in self.files if file.tool)
         facts += [f"quantized by {tool}" for tool in tools]
         for file in self.files:
@@ -308,17 +302,18 @@ class EvaluationReport:
 
     def to_json(self) -> dict[str, Any]:
         best, base = self.advice().take, self.listening.baseline if self.listening else None
+        compared = self.compared
         return {
             "schema_version": 1,
             "passed": self.passed,
             "verdict": self.verdict(),
             "date": self.date,
             "converter_version": __version__,
-            "checkpoint": None if self.checkpoint is None else dict(self.checkpoint),
-            "source": self.source,
-            "reference": self.reference,
-            "sequences": self.utterances,
-            "baseline": self.baseline.to_json() if self.baseline else None,
+            "checkpoint": compared.checkpoint,
+            "source": compared.source,
+            "reference": compared.reference,
+            "sequences": compared.utterances,
+            "baseline": self.baseline.to_json(),
             "files": [file.to_json(base) for file in self.files],
             "listening": None if self.listening is None else self.listening.to_json(),
             "different_texts": self.n_texts,
@@ -348,7 +343,7 @@ class Judge:
         if self.gates is None:
             return found
         report = self._file(bundle, found)
-        limits = report.limits.given if report.limits else {}
+        limits = dict(report.limits.given) if report.limits else {}
         judgement = Judgement(report.outcome, limits, report.failures)
         return msgspec.structs.replace(found, judgement=judgement)
 
@@ -361,16 +356,11 @@ class Judge:
             raise AssertionError("whatever was evaluated has been measured")
         heard = [one.speech for one in found.values() if one.speech] if self.hears else []
         return EvaluationReport(
-            source=first.source,
-            reference=first.reference,
-            utterances=first.utterances,
-            n_measured=first.n_texts,
-            baseline=FileReport(**vars(first.baseline), is_baseline=True),
-            files=tuple(self._file(one, found[path]) for path, one in bundles.items()),
-            notes=() if first.checkpoint else (_UNVERIFIED,),
+            first.compared,
+            tuple(self._file(one, found[path]) for path, one in bundles.items()),
+            notes=() if first.compared.checkpoint else (_UNVERIFIED,),
             listening=heard[0].listening if heard else None,
             command=command,
-            checkpoint=first.checkpoint,
         )
 
     def _file(self, bundle: Bundle, found: Measurements) -> FileReport:
@@ -379,7 +369,7 @@ class Judge:
             report = replace(report, listened=None, beyond_noise=None)
         if self.gates is None:
             given = found.judgement.limits if found.judgement else {}
-            return replace(report, limits=Limits("given to evaluate", **given) if given else None)
+            return replace(report, limits=Limits("given to evaluate", given) if given else None)
         limits = self.gates.limits_of(report.kind)
         faults = tuple(self.faults[one] for one in found.files if one in self.faults)
         if limits is None:

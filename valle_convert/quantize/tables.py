@@ -6,12 +6,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from valle_convert.listening.listen import MEASURES, NLL, RETRIEVAL, WORDS
-from valle_convert.quantize.listening import differences_of, means_of, places_of
+from valle_convert.quantize.listening import Table, differences_of, means_of, places_of
 from valle_convert.quantize.quality import ALL
 from valle_convert.quantize.report import EvaluationReport, FileReport, nearness
-
-#: A header, and rows of cells.
-Table = tuple[list[str], list[list[str]]]
 
 WRONG, BEYOND = "WRONG", "BEYOND LIMITS"
 _HEARD = (NLL, RETRIEVAL, WORDS)
@@ -75,9 +72,8 @@ def _values(report: EvaluationReport, row: FileReport) -> dict[str, str | float]
         "verdict": _verdict(row),
         "mib": row.n_bytes / 2**20,
         "bits": row.bits_per_weight,
+        "of_baseline": row.n_bytes / report.baseline.n_bytes,
     }
-    if report.baseline is not None:
-        values["of_baseline"] = row.n_bytes / report.baseline.n_bytes
     if row.measured is not None:
         measured = (row.measured.quality[ALL], row.measured.greedy, row.measured.speed)
         values |= {key: value for one in measured for key, value in asdict(one).items()}
