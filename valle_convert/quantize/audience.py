@@ -83,7 +83,6 @@ class Audience:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Everything that a measurement depends on."""
         one = self.listening
         given = (one.sentences, one.voice, one.codec)
         digests = [

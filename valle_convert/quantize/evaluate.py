@@ -63,14 +63,9 @@ _PLAIN = ("F32", "F16", "BF16")
 
 @dataclass(frozen=True)
 class Given:
-    """The files to evaluate.
-
-    Attributes:
-        paths: files, and folders of them.
-        types: in folders, only files of these types; empty for all.
-        checkpoint: the reference; None for the first plain one of them.
-        keep: whether measurements are stored beside the files.
-        force: whether unreadable measurements are replaced.
+    """The files to evaluate, or folders of them, from which `types` selects. Without `checkpoint`,
+    the first plain file is the reference. `keep` stores measurements beside the files; `force`
+    replaces unreadable ones.
     """
 
     paths: tuple[Path, ...]
@@ -166,7 +161,6 @@ class _Run:
         )
 
     def finish(self, bundle: Bundle, known: Measurements) -> Measurements:
-        """Measure what is missing, and judge."""
         measurer, name = self.measurer, valid_utf8(bundle.path.name)
         predictions, speech = known.predictions, known.speech
         if predictions is None or not self.is_known(known):
@@ -279,7 +273,6 @@ def _shapes(bundle: Bundle) -> dict[tuple[str, str], tuple[int, ...]]:
 def _inputs_of(
     given: Given, measuring: MeasureOptions, listening: ListenOptions | None
 ) -> Iterator[Path]:
-    """Every input, which no output may replace."""
     yield from (path for path in given.paths if not path.is_dir())
     yield from given.checkpoint.inputs if given.checkpoint is not None else ()
     yield from (one.path for one in measuring.adapters)

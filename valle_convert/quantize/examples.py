@@ -26,12 +26,7 @@ E = TypeVar("E")
 
 @dataclass(frozen=True)
 class Examples(Generic[E]):
-    """Examples that can be gone through again and again, and what they are.
-
-    Attributes:
-        files: the given ones; empty for seeded ones.
-        seed: of the seeded ones, and of what is masked.
-    """
+    """Examples that can be iterated again and again; seeded ones have no `files`."""
 
     family: AnyFamily
     model: Any
@@ -73,7 +68,6 @@ class Examples(Generic[E]):
 
     @property
     def n_texts(self) -> int:
-        """How many different texts they say."""
         return len({tuple(map(int, self.family.said_in(one))) for one in self})
 
     def __iter__(self) -> Iterator[E]:

@@ -151,7 +151,6 @@ def _made_otherwise(plan: FilePlan, old: ManifestFile) -> str:
 def others_in(
     folder: Path, listed: Mapping[str, ManifestFile], plans: Sequence[BundlePlan]
 ) -> Iterator[str]:
-    """What is in a folder beside the files of a run, in words."""
     ours = {path.name for plan in plans for path in plan.paths.values()}
     ours |= {matrix.name for plan in plans for matrix in plan.imatrices}
     others = sorted(listed.keys() - ours)

@@ -91,7 +91,6 @@ def check_reports(targets: Sequence[Path]) -> None:
 
 
 def write_report(report: EvaluationReport, target: Path, *, force: bool) -> None:
-    """Write the report in the form of the target's extension."""
     write_text_atomically(target, FORMS[target.suffix](report), force=force)
 
 

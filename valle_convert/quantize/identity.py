@@ -30,14 +30,7 @@ def check_repository(name: str, words: str) -> None:
 
 @dataclass(frozen=True)
 class Identity:
-    """What the user says of the files.
-
-    Attributes:
-        naming: "type" (the source's name and the type) or "convention".
-        quantized_by: who makes them; None where it is not said.
-        base_model: `OWNER/NAME` of the model on the hub; None for what the source says.
-        license: an SPDX word; None for the source's.
-    """
+    """How files are named, and what the user says in them; None for what the source says."""
 
     naming: Naming = "type"
     quantized_by: str | None = None

@@ -113,15 +113,12 @@ def _interval(estimate: Estimate) -> dict[str, float]:
 
 
 def means_of(files: Files) -> Table:
-    """Mean and interval of each measure over all places."""
     return _table(
         files, lambda file, one: (tally := file.total(one)) and in_words(tally.estimate())
     )
 
 
 def differences_of(files: Files, base: Listened) -> Table:
-    """The difference of each measure to another file's."""
-
     def cell(file: Listened, one: Measure) -> str | None:
         mine, its = file.total(one), base.total(one)
         return in_words(mine.minus(its), "+") if mine and its else None

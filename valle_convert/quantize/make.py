@@ -112,7 +112,6 @@ def _entry(
 
 
 def open_written(quantizer: Quantizer, work: BinaryIO) -> GgufFile:
-    """The output of the tool."""
     try:
         return GgufFile(Path(f"output of {quantizer.kind}"), work)
     except InputError as error:

@@ -69,7 +69,6 @@ class ManifestFile(msgspec.Struct, frozen=True, rename={"kind": "type", "n_bytes
 
     @property
     def is_model(self) -> bool:
-        """Whether it is no importance matrix."""
         return self.kind in FILE_TYPES
 
 
@@ -80,16 +79,12 @@ class _Manifest(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with a file of a manifest."""
-
     name: str
     problem: str
 
 
 @dataclass(frozen=True)
 class ManifestCheck:
-    """The result of checking a folder against its manifest."""
-
     n_files: int
     n_tensors: int
     n_bytes: int
@@ -97,7 +92,6 @@ class ManifestCheck:
 
     @property
     def passed(self) -> bool:
-        """Whether every file is what the manifest says."""
         return not self.findings
 
     def verdict(self) -> str:

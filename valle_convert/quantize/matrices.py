@@ -102,7 +102,6 @@ class Matrices:
     def make(
         self, options: FolderOptions, scratch: Scratch, log: RunLog
     ) -> dict[str, ImatrixInput]:
-        """Make them, or keep those that are there."""
         reference, calibration = self.source.reference, self.calibration
         if reference is None or calibration is None:
             raise AssertionError("a placeholder is planned only where the real one can be made")

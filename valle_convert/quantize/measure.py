@@ -100,7 +100,6 @@ class Measurer:
         return key_of(self.inputs, *(self.audience.key if self.audience else ()))
 
     def predictions(self, bundle: Bundle, name: str) -> Predictions:
-        """Quality, speed and verdict of files."""
         (expected, compared), start = self.reference, time.perf_counter()
         report, why_not = self._verify(bundle)
         measured, note = None, "not measured, since its structure is wrong"
@@ -126,7 +125,6 @@ class Measurer:
         )
 
     def speech(self, bundle: Bundle, name: str) -> SpeechMeasured:
-        """The speech, compared with that of the F16 file."""
         listening, test = self._listening
         network: Any
         with self._open(bundle) as network:

@@ -38,12 +38,8 @@ class Verified(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class TensorReport:
-    """A matrix of a file.
-
-    Attributes:
-        part: its file in a set; empty for models of one file.
-        snr_db: the reference's weights over the type's error; None if nothing changed, or if it is
-            unknown.
+    """A matrix of a file, which `part` names in a set. `snr_db`: the signal-to-noise ratio of its
+    weights; None if they are equal, or unknown.
     """
 
     name: str
@@ -86,7 +82,6 @@ class Compared(msgspec.Struct, frozen=True):
 
     @property
     def key(self) -> str:
-        """The digest of all inputs."""
         return key_of(self.inputs)
 
     @property
@@ -96,12 +91,7 @@ class Compared(msgspec.Struct, frozen=True):
 
 
 class Predictions(msgspec.Struct, frozen=True):
-    """The measurements of predictions.
-
-    Attributes:
-        measured: None if the file could not be measured; `note` has the reason.
-        verified: None without a checkpoint.
-    """
+    """What was measured of the predictions, and whether the file is right; `note` says why not."""
 
     compared: Compared
     measured: Measured | None
@@ -132,12 +122,7 @@ class SpeechMeasured:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict.
-
-    Attributes:
-        limits: used for the file; by the names of `limits.Limits`.
-        failures: everything beyond the limits, in words.
-    """
+    """A verdict: the limits that were used, by name, and everything beyond them."""
 
     outcome: Outcome
     limits: dict[str, float] = field(default_factory=dict)
@@ -145,11 +130,8 @@ class Judgement:
 
 
 class Measurements(msgspec.Struct, frozen=True):
-    """The contents of a file.
-
-    Attributes:
-        files: the digests of the measured files, by name; the main one first.
-        judgement: None while a run that judges the file is in progress.
+    """The contents of a file. `files`: the digests of the measured files, the main one first.
+    `judgement` is None while a run that judges the file is in progress.
     """
 
     schema_version: Literal[1]
@@ -160,7 +142,6 @@ class Measurements(msgspec.Struct, frozen=True):
 
 
 def path_of(main: Path) -> Path:
-    """The path of a model's measurements."""
     return main.with_name(main.name.removesuffix(".gguf") + SUFFIX)
 
 

@@ -41,12 +41,7 @@ _PIECE = 4 << 20
 
 @dataclass(frozen=True)
 class Merged:
-    """The result.
-
-    Attributes:
-        files: of the manifest that was written.
-        report: None where nothing was measured.
-    """
+    """The files of the new manifest, and the report; None if nothing was measured."""
 
     files: tuple[ManifestFile, ...]
     report: EvaluationReport | None

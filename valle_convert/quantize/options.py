@@ -44,7 +44,6 @@ class MakeOptions:
 
     @property
     def imatrix_path(self) -> Path | None:
-        """The path of an importance matrix or its utterances."""
         return None if self.imatrix in (AUTO, NONE) else Path(self.imatrix)
 
 

@@ -48,11 +48,7 @@ _NEEDS_IMATRIX = "will require an imatrix"
 
 @dataclass(frozen=True)
 class Fallback:
-    """A tensor that the type cannot hold.
-
-    Attributes:
-        wanted: the type whose blocks do not divide its rows.
-    """
+    """A tensor whose rows the blocks of the `wanted` type do not divide."""
 
     tensor: str
     n_columns: int
@@ -154,7 +150,6 @@ def plan_file(
     options: MakeOptions,
     imatrix: ImatrixInput | None = None,
 ) -> FilePlan:
-    """Ask llama.cpp what it would do."""
     _check_source(source, kind, options)
     matrix = imatrix.path if imatrix else None
     log = quantizer.run(arguments_of(kind, options, source.path, None, matrix, dry_run=True))
@@ -206,27 +201,22 @@ class BundlePlan:
 
     @property
     def is_predicted(self) -> bool:
-        """Whether llama.cpp's log was understood."""
         return all(unit.tensors is not None for unit in self.units.values())
 
     @property
     def tensors(self) -> tuple[TensorEntry, ...]:
-        """Those of all units, as far as known."""
         return tuple(tensor for unit in self.units.values() for tensor in unit.tensors or ())
 
     @property
     def fallbacks(self) -> tuple[Fallback, ...]:
-        """The tensors that the type cannot hold."""
         return tuple(one for unit in self.units.values() for one in unit.fallbacks)
 
     @property
     def imatrices(self) -> tuple[ImatrixInput, ...]:
-        """The importance matrices, if used."""
         return tuple(unit.imatrix for unit in self.units.values() if unit.imatrix)
 
     @property
     def lacks_imatrix(self) -> bool:
-        """Whether an importance matrix must still be made."""
         return any(not one.is_made for one in self.imatrices)
 
     def with_imatrices(self, real: Mapping[str, ImatrixInput]) -> BundlePlan:
@@ -323,7 +313,6 @@ def arguments_of(
 
 
 def file_name(source: Source, kind: str, options: MakeOptions) -> str:
-    """The name of a type's file in a folder."""
     if options.identity.naming == "convention":
         return f"{convention_name(source.header.keys, kind)}.gguf"
     return f"{source.stem}-{kind}.gguf"

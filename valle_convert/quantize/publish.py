@@ -166,15 +166,12 @@ def _size_label(model: QuantizedModel) -> str:
 
 @dataclass(frozen=True)
 class Published:
-    """A commit on the hub, and the sizes of its files."""
-
     url: str
     commit: str
     files: Mapping[str, int]
 
 
 def files_of(folder: Release) -> dict[str, Path]:
-    """The files to publish, by name."""
     names = [CARD, *(one.name for one in folder.listed), MANIFEST, SUMS]
     return {name: folder.path / name for name in names}
 

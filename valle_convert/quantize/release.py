@@ -19,11 +19,7 @@ from valle_convert.wording import listing
 
 @dataclass(frozen=True)
 class QuantizedModel:
-    """A model of a folder.
-
-    Attributes:
-        files: of the manifest, by part, the main one first.
-    """
+    """A model of a folder; `files` are those of the manifest by part, the main one first."""
 
     bundle: Bundle
     files: Mapping[str, ManifestFile]
@@ -45,12 +41,7 @@ class QuantizedModel:
 
 @dataclass(frozen=True)
 class Release:
-    """A folder and its models.
-
-    Attributes:
-        files: of the manifest, by name.
-        models: by size.
-    """
+    """A folder, the files of its manifest by name, and its models by size."""
 
     path: Path
     files: Mapping[str, ManifestFile]
@@ -63,7 +54,6 @@ class Release:
         return (*ours, *(one for one in self.files.values() if not one.is_model))
 
     def advice(self) -> Advice:
-        """The recommended file, by the rule of an evaluation's report."""
         n_texts = [
             min(one.compared.n_texts, *([speech.listening.n_texts] if speech else []))
             for model in self.models
@@ -73,7 +63,6 @@ class Release:
         return advise([one.report for one in self.models], min(n_texts, default=0))
 
     def best(self) -> QuantizedModel | None:
-        """The recommended model; None if nothing is recommended."""
         taken = self.advice().take
         return next((one for one in self.models if one.report is taken), None)
 

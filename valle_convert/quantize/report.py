@@ -88,7 +88,6 @@ class FileReport:
 
     @property
     def is_wrong(self) -> bool:
-        """Whether `verify` failed."""
         return self.verified is not None and self.verified.outcome == "failed"
 
     @property
@@ -103,7 +102,6 @@ class FileReport:
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """Why it does not pass: `verify` failed, or it exceeds a limit."""
         wrong = (self.verified.verdict.rstrip("."),) if self.verified and self.is_wrong else ()
         return wrong + self.failures
 
@@ -116,7 +114,6 @@ class FileReport:
 
     @property
     def open_questions(self) -> tuple[str, ...]:
-        """What should have been judged and could not be."""
         found: list[str] = []
         if self.limits is not None and self.limits.is_open(self.measured, self.listened):
             found.append(f"limits were given ({self.limits.why})")
@@ -198,12 +195,7 @@ def advise(files: Sequence[FileReport], n_texts: int) -> Advice:
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """The result of a run.
-
-    Attributes:
-        listening: the baseline of the speech; None without --listen.
-        command: the command that repeats the run.
-    """
+    """The result of a run; `listening` is the baseline of the speech, `command` repeats the run."""
 
     compared: Compared
     files: tuple[FileReport, ...]
@@ -225,27 +217,22 @@ class EvaluationReport:
 
     @property
     def rows(self) -> tuple[FileReport, ...]:
-        """The baseline and the files."""
         return (self.baseline, *self.files)
 
     @property
     def measured(self) -> tuple[FileReport, ...]:
-        """The files with measured predictions."""
         return tuple(file for file in self.files if file.measured)
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """Why files do not pass."""
         return tuple(f"{file.name}: {fault}" for file in self.files for fault in file.faults)
 
     @property
     def open_questions(self) -> tuple[str, ...]:
-        """What should have been judged and could not be."""
         return tuple(f"{file.name}: {one}" for file in self.files for one in file.open_questions)
 
     @property
     def passed(self) -> bool:
-        """Whether everything that should be judged was, and passed."""
         return not self.faults and not self.open_questions
 
     @property
@@ -254,11 +241,9 @@ class EvaluationReport:
         return EXIT_OK if self.passed else EXIT_FAILED_CHECK if self.faults else EXIT_ENVIRONMENT
 
     def advice(self) -> Advice:
-        """The recommended file."""
         return advise(self.files, self.n_texts)
 
     def recommendation(self) -> str:
-        """The recommended file in a sentence; empty if nothing was measured."""
         return self.advice().sentence if self.measured else ""
 
     def verdict(self) -> str:
@@ -281,7 +266,6 @@ class EvaluationReport:
         return f"PASSED: {files}; {', '.join(words)}.{near}"
 
     def facts(self) -> list[str]:
-        """How it was measured and what the reader has to know, a sentence each."""
         facts, one = [*self.notes, f"{self.date}, valle-convert {__version__}"], self.compared
         if one.checkpoint is not None:
             facts.append(f"checkpoint: {one.checkpoint['name']}, sha256 {one.checkpoint['sha256']}")
@@ -326,12 +310,8 @@ class EvaluationReport:
 
 @dataclass(frozen=True)
 class Judge:
-    """Judges by limits, or keeps the verdicts that are there.
-
-    Attributes:
-        gates: None to keep the verdicts.
-        hears: whether to judge the speech, if it was measured.
-        faults: what else is wrong with files, by their names.
+    """Judges files by `gates`; without any, verdicts stay. `hears`: whether to judge the speech.
+    `faults`: what else is wrong with files, by name.
     """
 
     gates: Gates | None
@@ -339,7 +319,6 @@ class Judge:
     faults: Mapping[str, str] = field(default_factory=dict)
 
     def judged(self, bundle: Bundle, found: Measurements) -> Measurements:
-        """The same measurements with a verdict."""
         if self.gates is None:
             return found
         report = self._file(bundle, found)
@@ -350,7 +329,6 @@ class Judge:
     def report(
         self, bundles: Mapping[Path, Bundle], found: Mapping[Path, Measurements], command: str
     ) -> EvaluationReport:
-        """The report of all files, which were measured before."""
         first = next(iter(found.values())).predictions
         if first is None:
             raise AssertionError("whatever was evaluated has been measured")

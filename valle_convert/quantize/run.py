@@ -91,12 +91,7 @@ class MadeFile(msgspec.Struct, frozen=True, rename=_NAMES):
 
 
 class MakeReport(msgspec.Struct, frozen=True):
-    """The result of a run.
-
-    Attributes:
-        source_sha256: of the main file of the source; None in a dry run.
-        tool: name, version, digest of what quantized, and where it was found.
-    """
+    """The result of a run; `source_sha256` is that of the main file, None in a dry run."""
 
     source: str
     source_sha256: str | None
@@ -170,7 +165,6 @@ def quantize(
     checkpoint: Checkpoint | None = None,
     log: RunLog | None = None,
 ) -> MakeReport:
-    """Make quantized files: one, or a folder with a manifest."""
     log, existing = log or RunLog(), existing or FolderOptions()
     folder = None if out.suffix == ".gguf" else out
     _check_options(out, options, existing)
@@ -239,7 +233,6 @@ def _check_options(out: Path, options: MakeOptions, existing: FolderOptions) -> 
 
 
 def _inputs_of(path: Path, checkpoint: Checkpoint | None, options: MakeOptions) -> Iterator[Path]:
-    """Every input, which no output may replace."""
     yield path
     yield from checkpoint.inputs if checkpoint is not None else ()
     yield from options.inputs

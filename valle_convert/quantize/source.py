@@ -102,7 +102,6 @@ class Source:
 
     @property
     def stem(self) -> str:
-        """The prefix of the quantized files' names."""
         return _TYPE_SUFFIX.sub("", Path(self.name).stem)
 
     @property
@@ -150,7 +149,6 @@ class SourceBundle:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the weights are in the files."""
         return not self.is_converted_here or self.main.is_complete
 
     @property

@@ -66,7 +66,6 @@ _N_ANSWER, _N_LEAST = 6, 3
 
 
 def _values(report: EvaluationReport, row: FileReport) -> dict[str, str | float]:
-    """What is known of a file, by the keys of the columns."""
     values: dict[str, str | float] = {
         "kind": row.kind,
         "verdict": _verdict(row),
@@ -103,7 +102,6 @@ def _verdict(row: FileReport) -> str:
 
 
 def summary(report: EvaluationReport) -> Table:
-    """Every column that has something in it."""
     rows = [_values(report, row) for row in report.rows]
     shown = [(name, key, form) for name, key, form, _ in COLUMNS if any(key in row for row in rows)]
     return [name for name, _, _ in shown], [
@@ -135,7 +133,6 @@ def details(report: EvaluationReport) -> Table:
 
 
 def legend(report: EvaluationReport) -> list[str]:
-    """The meaning of each column, a line each."""
     header, _ = summary(report)
     return [f"{name}: {meaning}" for name, _, _, meaning in COLUMNS if name in header]
 
@@ -159,7 +156,6 @@ def by_head(report: EvaluationReport) -> Iterator[tuple[str, Table]]:
 
 
 def heard(report: EvaluationReport) -> Iterator[tuple[str, Table]]:
-    """What --listen measured."""
     listening = report.listening
     if listening is None:
         return
@@ -179,7 +175,6 @@ def heard(report: EvaluationReport) -> Iterator[tuple[str, Table]]:
 
 
 def heard_legend(report: EvaluationReport) -> Iterator[str]:
-    """What the tables of `heard` mean, a line each."""
     listening = report.listening
     if listening is None:
         return

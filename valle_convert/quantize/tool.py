@@ -73,7 +73,6 @@ class Quantizer:
         *,
         on_line: Callable[[str], object] = lambda _line: None,
     ) -> list[str]:
-        """Run it to its end."""
         lines: list[str] = []
         try:
             child = subprocess.Popen(  # noqa: S603 - the user's own program

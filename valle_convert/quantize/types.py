@@ -30,12 +30,7 @@ _MAX_LIST = 1 << 16
 
 @dataclass(frozen=True)
 class FileType:
-    """A type of file.
-
-    Attributes:
-        base: what most matrices become; None for COPY, which changes none.
-        note: what a user should know, in words.
-    """
+    """A type of file: most matrices become `base`; COPY, which has none, changes nothing."""
 
     name: str
     number: int
@@ -84,7 +79,6 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 
 
 def file_type(name: str) -> FileType:
-    """The type of that name, in capitals or not."""
     found = FILE_TYPES.get(name.strip().upper())
     if found is None:
         raise InputError(
@@ -150,7 +144,6 @@ def read_tensor_types(path: Path) -> tuple[str, ...]:
 
 
 def matches(tensor_type: str, tensor: str) -> bool:
-    """Whether a checked `pattern=type` names a tensor."""
     return re.search(tensor_type.partition("=")[0], tensor) is not None
 
 
