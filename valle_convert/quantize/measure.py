@@ -47,7 +47,7 @@ from valle_convert.quantize.measurements import (
 from valle_convert.quantize.options import MakeOptions, MeasureOptions, RunLog
 from valle_convert.quantize.plan import arguments_of
 from valle_convert.quantize.quality import ALL, Expected, measure, run_reference
-from valle_convert.quantize.source import Scratch, SourceBundle, split_off
+from valle_convert.quantize.source import Scratch, SourceBundle, quantized_tensors, split_off
 from valle_convert.quantize.tool import find_quantizer
 from valle_convert.quantize.types import FILE_TYPES, weights_of
 from valle_convert.wording import duration, plural
@@ -230,20 +230,19 @@ class Measurer:
         return run(network, f"{plan.checkpoint.path.name} in PyTorch, float32{names}")
 
     def _tell_how_long(self, seconds: float) -> None:
-        """An estimate from the first utterance on the reference, until a file was measured."""
+        """Estimate the time from the first utterance on the reference."""
         n, n_files = self.examples.count, self.n_files
         verifying = 0 if self.source.reference is None else _VERIFYING
         left = seconds * (n - 1 + _MEASURING * n + n_files * (_MEASURING * n + verifying))
-        listening = "" if self.audience is None else ", and listening what the speech takes"
+        listening = "" if self.audience is None else ", without listening"
         self.log.talk(
-            f"measuring {plural(n_files, 'file')} takes about {duration(left)}{listening} (fewer "
-            "--utterances take less)"
+            f"measuring {plural(n_files, 'file')} takes about {duration(left)}{listening}; fewer "
+            "--utterances take less"
         )
 
     @cached_property
     def _baseline(self) -> Baseline:
         bundle, kind = self._baseline_files
-        tensors = _quantized(bundle, self.source)
         measured, _ = self._measure(bundle, kind, self._expected)
         if measured is None:
             raise AssertionError("any file as plain as F16 can be measured")
@@ -252,7 +251,7 @@ class Measurer:
             name=self.source.name if is_source else f"{self.source.main.stem}-F16.gguf",
             kind=kind,
             n_bytes=bundle.n_bytes,
-            **weights_of(tensors),
+            **weights_of(quantized_tensors(bundle)),
             measured=measured,
         )
 
@@ -267,7 +266,7 @@ class Measurer:
     def _baseline_files(self) -> tuple[Bundle, str]:
         """The F16 files for comparing sizes and speeds; made unless the source is one."""
         source = self._completed
-        main = next(iter(weights_of(_quantized(source.bundle, source))["weights"]))
+        main = next(iter(weights_of(quantized_tensors(source.bundle))["weights"]))
         if main not in ("F32", "BF16"):
             return source.bundle, main
         kind, options = FILE_TYPES["F16"], MakeOptions(threads=self.options.threads)
@@ -300,13 +299,6 @@ def open_adapters(source: SourceBundle, options: MeasureOptions) -> Sequence[Any
     base = source.reference.checkpoint if source.is_converted_here and source.reference else None
     # The header of a file that is converted during the run has no digest of its checkpoint.
     return source.family.open_adapters(options.adapters, base or source.bundle)
-
-
-def _quantized(bundle: Bundle, source: SourceBundle) -> tuple[Any, ...]:
-    """The tensors of the parts that llama-quantize makes."""
-    return tuple(
-        tensor for unit in source.units for tensor in bundle.files[unit.part].tensors.values()
-    )
 
 
 # ------------------------------------------------------------- the file of --save-reference

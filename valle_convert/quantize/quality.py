@@ -80,8 +80,8 @@ class Measured:
 
 @dataclass(frozen=True, eq=False)
 class Expected:
-    """The results of the reference: its logits for each case, and the codes [frames, levels] that it
-    speaks for each example.
+    """The results of the reference: its logits for each case, and the codes [frames, levels] that
+    it speaks for each example.
     """
 
     name: str

@@ -54,12 +54,9 @@ class Release:
         return (*ours, *(one for one in self.files.values() if not one.is_model))
 
     def advice(self) -> Advice:
-        n_texts = [
-            min(one.compared.n_texts, *([speech.listening.n_texts] if speech else []))
-            for model in self.models
-            if (one := model.measurements.predictions)
-            for speech in (model.measurements.speech,)
-        ]
+        found = [one.measurements for one in self.models if one.measurements.predictions]
+        n_texts = [one.predictions.compared.n_texts for one in found if one.predictions]
+        n_texts += [one.speech.listening.n_texts for one in found if one.speech]
         return advise([one.report for one in self.models], min(n_texts, default=0))
 
     def best(self) -> QuantizedModel | None:

@@ -31,6 +31,7 @@ from valle_convert.quantize.measurements import (
     Verified,
 )
 from valle_convert.quantize.quality import ALL, Measured
+from valle_convert.quantize.source import quantized_tensors
 from valle_convert.quantize.types import weights_of
 from valle_convert.verify.run import main_type
 from valle_convert.wording import plural
@@ -360,18 +361,13 @@ class Judge:
 def file_report(bundle: Bundle, found: Measurements) -> FileReport:
     """A file's keys and measurements, before any limits."""
     predictions, speech, keys = found.predictions, found.speech, bundle.main.keys
-    tensors = [
-        tensor
-        for unit in bundle.family.units([*bundle.files])
-        for tensor in bundle.files[unit.part].tensors.values()
-    ]
     made = [keys.get(f"valle.quantize.{name}") for name in ("tool", "tool_version")]
     imatrix = keys.get("quantize.imatrix.file")
     return FileReport(
         name=valid_utf8(bundle.path.name),
         kind=type_of(bundle),
         n_bytes=bundle.n_bytes,
-        **weights_of(tensors),
+        **weights_of(quantized_tensors(bundle)),
         sha256=next(iter(found.files.values()), None),
         tool=" ".join(map(str, filter(None, made))),
         imatrix=str(imatrix) if imatrix else None,

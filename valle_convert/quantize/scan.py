@@ -323,7 +323,7 @@ def choose_mixture(
     target_bits: float | None = None,
     max_kl: float | None = None,
 ) -> Mixture:
-    """The mixture with the least divergence for a size, or the smallest for a divergence in nats."""
+    """The mixture with the least divergence for a size, or the smallest within `max_kl` nats."""
     steps: dict[str, list[Sensitivity]] = {}
     by_tensor: dict[str, list[Sensitivity]] = defaultdict(list)
     for one in sensitivities:

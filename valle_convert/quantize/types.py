@@ -23,8 +23,6 @@ from valle_convert.files import read_small_file
 from valle_convert.gguf_file.header import TensorEntry
 from valle_convert.gguf_file.types import GGML_TYPES, GgmlType
 
-#: Of a file with the tensor types of a scan's mixture.
-TENSOR_TYPES_SUFFIX = ".tensor-types.txt"
 _MAX_LIST = 1 << 16
 
 
