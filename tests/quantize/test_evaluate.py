@@ -85,7 +85,7 @@ def test_fewer_bits_are_further_off_in_every_head_and_files_are_right(
 ) -> None:
     report: EvaluationReport = request.getfixturevalue(name)
     assert report.passed
-    assert "2 right by their checkpoint" in report.verdict()
+    assert "2 verified against the checkpoint" in report.verdict()
     assert [file.kind for file in report.files] == ["Q8_0", "Q4_0"]
     measured = [file.measured for file in report.rows if file.measured]
     f16, q8, q4 = (one.quality for one in measured)
@@ -126,8 +126,8 @@ def test_a_file_in_f16_may_be_what_others_are_compared_with(
     assert same["quality"]["all"]["kl_mean"] < 1e-12
     assert same["greedy"]["ar_equal"] == same["greedy"]["nar_equal"] == 1.0
     assert q8["quality"]["all"]["kl_mean"] < q4["quality"]["all"]["kl_mean"]
-    assert report["verdict"].startswith("DONE: 3 files; judged by nothing")
-    assert "give --checkpoint" in error_of(cli("evaluate", made), 2)
+    assert report["verdict"].startswith("DONE: 3 files; not judged")
+    assert "Give --checkpoint" in error_of(cli("evaluate", made), 2)
 
 
 def test_given_utterances_are_what_is_measured(
@@ -302,7 +302,7 @@ def test_other_bytes_than_those_of_the_manifest_fail(
     run = ("evaluate", evaluated, "--checkpoint", checkpoint_256, *QUICK)
     failed = cli(*run)
     assert failed.code == 1, failed
-    assert "wide-Q8_0.gguf is not that of manifest.json" in failed.out
+    assert "wide-Q8_0.gguf differs from manifest.json" in failed.out
     assert outcomes(evaluated) == {"wide-Q8_0.gguf": "failed", "wide-Q4_0.gguf": "passed"}
     path.write_bytes(whole)
     assert cli(*run).code == 0
@@ -470,7 +470,7 @@ def test_prune_removes_whole_models_of_earlier_types_after_a_verdict_that_passed
     # With a file that was put under the name of one of ours, all stay.
     flip(path)
     changed = cli(*run, "--prune")
-    assert "since the manifest lists other bytes under this name" in changed.err
+    assert "since its bytes differ from the manifest" in changed.err
     assert all(one.exists() for one in others)
     flip(path)
     assert before.items() <= contents(folder).items()
@@ -503,7 +503,7 @@ def test_prune_leaves_other_models(
     run = ("evaluate", evaluated, "--types", "Q5_0", "--checkpoint", checkpoint_256, *QUICK)
     result = cli(*run, "--prune")
     assert result.code == 0, result
-    assert "wide-Q4_0.gguf, wide-Q8_0.gguf, since they are not of the source" in result.err
+    assert "wide-Q4_0.gguf, wide-Q8_0.gguf, since their source is not that" in result.err
     assert len(read_manifest(evaluated / "manifest.json")) == 3
     assert check_manifest(evaluated).passed
 

@@ -142,7 +142,7 @@ def test_sentences_without_recordings_are_compared_with_what_f16_says(
     given = Given((f16, made / "miniature-Q8_0.gguf"), keep=False)
     report = evaluate(given, Gates(), measuring, listening).to_json()
     assert report["listening"]["sentences"][0] == "The old man sees the river."
-    assert "own speech of the texts" in report["listening"]["references"]
+    assert "speech of texts.txt" in report["listening"]["references"]
     (file,) = report["files"]
     assert set(file["listened"]["retrieval"]) == {
         "ar greedy",

@@ -334,7 +334,7 @@ def test_files_are_named_by_the_convention_and_say_who_made_them(
             "Q4_K with ffn_up=iq2_xxs cannot be made without",
         ),
         (["o.gguf", "Q4_0", "--imatrix", "absent.gguf"], "There is no"),
-        (["o.gguf", "Q4_0", "--imatrix", "."], "give it with --checkpoint"),
+        (["o.gguf", "Q4_0", "--imatrix", "."], "give --checkpoint"),
         (["folder", "Q8_0"], "folder.gguf Q8_0 for a file, or folder --types Q8_0 for a folder"),
     ],
 )

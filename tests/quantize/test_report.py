@@ -70,7 +70,7 @@ def test_few_texts_recommend_nothing_and_say_why(n_texts: int) -> None:
 def test_right_and_near_are_told_apart() -> None:
     report = make_report(("Q8_0", "Q2_K"))
     verdict = report.verdict()
-    assert verdict.startswith("PASSED: 2 files; 2 right by their checkpoint")
+    assert verdict.startswith("PASSED: 2 files; 2 verified against the checkpoint")
     assert "Q8_0 very close, Q2_K far." in verdict
     header, rows = answer(report)
     by_type = {row[0]: dict(zip(header, row, strict=True)) for row in rows}

@@ -152,7 +152,7 @@ def test_any_damage_is_bad_input(
 
 def test_a_folder_without_utterances_is_refused(model: Model, tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(InputError, match=r"no folder with \.npz files"):
+        with pytest.raises(InputError, match=r"has no \.npz files"):
             Examples.choose(FAMILY, model, folder, None, seed=0)
 
 

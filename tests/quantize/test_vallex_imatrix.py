@@ -246,7 +246,7 @@ def test_a_matrix_of_the_other_network_or_of_none_is_refused(
 ) -> None:
     assert cli("imatrix", uneven, "-o", tmp_path / "m.gguf", "--utterances", 1).code == 0
     run = ("quantize", uneven, tmp_path / "o.gguf", "Q2_K", "--imatrix")
-    assert "of nar, and that of ar" in error_of(cli(*run, tmp_path / "m-nar.gguf"), 2)
+    assert "of nar, expected that of ar" in error_of(cli(*run, tmp_path / "m-nar.gguf"), 2)
     (tmp_path / "m-nar.gguf").rename(tmp_path / "n.gguf")
     assert "importance matrix of nar" in error_of(cli(*run, tmp_path / "m.gguf"), 2)
     make_vallex(tmp_path / "other.pt", VallexShape(layers=1))
@@ -254,7 +254,7 @@ def test_a_matrix_of_the_other_network_or_of_none_is_refused(
         cli("imatrix", tmp_path / "other.pt", "-o", tmp_path / "x.gguf", "--utterances", 1).code
         == 0
     )
-    assert "is of another model" in error_of(cli(*run, tmp_path / "x.gguf"), 2)
+    assert "belongs to another model" in error_of(cli(*run, tmp_path / "x.gguf"), 2)
     assert not (tmp_path / "o.gguf").exists()
 
 

@@ -216,7 +216,7 @@ def _changed(given: Given, bundles: Mapping[Path, Bundle]) -> dict[str, str]:
         for one in read_manifest(folder / MANIFEST)
     }
     return {
-        path.name: f"the sha256 of {path.name} is not that of {MANIFEST}"
+        path.name: f"the sha256 of {path.name} differs from {MANIFEST}"
         for one in bundles.values()
         for path in one.paths
         if path in listed and sha256_of(path) != listed[path]
@@ -249,15 +249,15 @@ def _source_of(given: Given, bundles: dict[Path, Bundle], scratch: Scratch) -> S
     plain = [path for path, one in bundles.items() if main_type(one) in _PLAIN]
     if not plain or len(bundles) == 1:
         raise InputError(
-            "Files are compared with their checkpoint, or with a file in F16 beside them; give "
-            "--checkpoint."
+            "Files are compared with their checkpoint, or with one of them in F16, BF16 or F32. "
+            "Give --checkpoint."
         )
     base = bundles.pop(plain[0])
     shapes = _shapes(base)
     for path, one in bundles.items():
         if one.family is not base.family or _shapes(one) != shapes:
             raise InputError(
-                f"{path} is of another model than {plain[0]}; evaluate them separately."
+                f"{path} belongs to another model than {plain[0]}; evaluate them separately."
             )
     return open_source(plain[0], None, scratch)
 

@@ -89,7 +89,7 @@ def _files_of(folder: Path, limit: int | None, arrays: str) -> tuple[Path, ...]:
         raise InputError(f"{folder} cannot be read: {describe_os_error(error)}.") from error
     if not files:
         raise InputError(
-            f"{folder} is no folder with .npz files in it; each holds one utterance: the arrays "
-            f"{arrays} (docs/quantize.md)."
+            f"{folder} has no .npz files. Each holds one utterance: the arrays {arrays} "
+            "(docs/quantize.md)."
         )
     return files

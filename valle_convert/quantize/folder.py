@@ -41,8 +41,8 @@ def known_files(folder: Path, *, force: bool) -> dict[str, ManifestFile]:
     if not path.exists():
         if (folder / SUMS).exists() and not force:
             raise InputError(
-                f"{folder} has {SUMS} and no {MANIFEST}, so it is not of this program and is "
-                "not overwritten; give another folder, or --force."
+                f"{folder} has {SUMS} but no {MANIFEST}, so another program wrote it. It is not "
+                "overwritten; give another folder, or --force."
             )
         return {}
     try:
@@ -119,7 +119,7 @@ def _difference(
     if plan is not None and (reason := _made_otherwise(plan, old)):
         return reason
     if not path.is_file() or path.stat().st_size != old.n_bytes:
-        return "its size is not that of the manifest"
+        return "its size differs from the manifest"
     if sha256_of(path) != old.sha256:
         return "its bytes differ from the manifest"
     if plan is None:
@@ -128,7 +128,7 @@ def _difference(
     keys = GgufFile(path, allow_part=True).keys
     wanted = plan.options.identity.keys(plan.source.header.keys)
     differing = [key.name for key in wanted if keys.get(key.name) != key.value]
-    return f"its {differing[0]} is another one" if differing else ""
+    return f"its {differing[0]} differs" if differing else ""
 
 
 def _made_otherwise(plan: FilePlan, old: ManifestFile) -> str:
@@ -182,7 +182,7 @@ def check_folder(
         for one in measurements_in(folder)
         for name, sha256 in one.files.items()
     }
-    missing = [] if models else [Finding(MANIFEST, "it lists no model that could have passed")]
+    missing = [] if models else [Finding(MANIFEST, "it lists no model")]
     for file in models:
         judgement = verdicts.get((file.name, file.sha256)) or Judgement("not judged")
         if judgement.outcome != "passed":
@@ -248,9 +248,9 @@ def _staying(
     for files in sorted(sets.values(), key=lambda files: files[0].kind == "imatrix"):
         why = ""
         if any(file.source_sha256 not in sources for file in files):
-            why = "they are not of the source of what passed"
+            why = "their source is not that of the files that passed"
         elif any(file.sha256 in used for file in files):
-            why = "other files here were made with it"
+            why = "other files were made with it"
         else:
             why = next(filter(None, (_why_kept(folder, file) for file in files)), "")
         if why:
@@ -263,7 +263,7 @@ def _why_kept(folder: Path, file: ManifestFile) -> str:
     try:
         check_outputs([path], force=True)
         if path.stat().st_size != file.n_bytes or sha256_of(path) != file.sha256:
-            return "the manifest lists other bytes under this name"
+            return "its bytes differ from the manifest"
     except InputError:
         return "this run reads it"
     except ValleConvertError as error:

@@ -352,7 +352,7 @@ def check_fits(imatrix: ImatrixInput, source: Source) -> None:
         if tensor is None or tensor.shape[-1] != len(entry.sums):
             found = "no such tensor" if tensor is None else f"{tensor.shape[-1]} columns"
             raise InputError(
-                f"The importance matrix {imatrix.path} is of another model: its {name} has "
+                f"The importance matrix {imatrix.path} belongs to another model: its {name} has "
                 f"{len(entry.sums)} columns, but {source.name} has {found}."
             )
 

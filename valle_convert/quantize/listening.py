@@ -113,24 +113,26 @@ def _interval(estimate: Estimate) -> dict[str, float]:
 
 
 def means_of(files: Files) -> Table:
-    return _table(
-        files, lambda file, one: (tally := file.total(one)) and in_words(tally.estimate())
-    )
+    def cell(file: Listened, one: Measure) -> str:
+        tally = file.total(one)
+        return in_words(tally.estimate()) if tally else ""
+
+    return _table(files, cell)
 
 
 def differences_of(files: Files, base: Listened) -> Table:
-    def cell(file: Listened, one: Measure) -> str | None:
+    def cell(file: Listened, one: Measure) -> str:
         mine, its = file.total(one), base.total(one)
-        return in_words(mine.minus(its), "+") if mine and its else None
+        return in_words(mine.minus(its), "+") if mine and its else ""
 
     return _table([one for one in files if one[1] is not base], cell)
 
 
-def _table(files: Files, cell: Callable[[Listened, Measure], str | None]) -> Table:
+def _table(files: Files, cell: Callable[[Listened, Measure], str]) -> Table:
     """A row a file, a column a measure."""
     measures = [one for one in MEASURES.values() if any(file.total(one) for _, file in files)]
     titles = (f"{one.title}, {one.unit}" if one.unit else one.title for one in measures)
-    rows = [[name, *(cell(file, one) or "" for one in measures)] for name, file in files]
+    rows = [[name, *(cell(file, one) for one in measures)] for name, file in files]
     return ["file", *titles], rows
 
 

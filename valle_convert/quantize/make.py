@@ -167,7 +167,7 @@ def _nameless(imatrix: ImatrixInput | None) -> Iterator[Path | None]:
 
 
 def check_types(plan: FilePlan, header: GgufFile) -> None:
-    """Compare the result with the dry run, tensor by tensor."""
+    """Compare the result with the dry run."""
     if plan.tensors is None:
         return
     expected = {tensor.name: (tensor.shape, tensor.ggml_type.name) for tensor in plan.tensors}
@@ -258,7 +258,7 @@ def faults_of(source: SourceBundle, made: Mapping[str, GgufFile]) -> tuple[str, 
 
 
 def unread_types(made: Mapping[str, GgufFile]) -> list[str]:
-    """The types of tensors that nobody but llama.cpp can read yet."""
+    """The types of tensors that only llama.cpp can read yet."""
     kinds = {tensor.ggml_type for file in made.values() for tensor in file.tensors.values()}
     return sorted(kind.name for kind in kinds if not can_decode(kind))
 
@@ -270,11 +270,11 @@ def _keys(before: GgufFile, after: GgufFile) -> Iterator[str]:
         if name not in after.keys:
             yield f"the key {name} is missing"
         elif after.keys[name] != value:
-            yield f"the key {name} is another one"
+            yield f"the key {name} differs"
 
 
 def _tensors(before: GgufFile, after: GgufFile) -> Iterator[str]:
-    yield from (f"{name} is not expected" for name in after.tensors if name not in before.tensors)
+    yield from (f"{name} is unexpected" for name in after.tensors if name not in before.tensors)
     for name, tensor in before.tensors.items():
         found = after.tensors.get(name)
         fault = "is missing" if found is None else _fault(tensor, found)
@@ -287,7 +287,7 @@ def _fault(before: TensorInfo, after: TensorInfo) -> str:
         return f"is of shape {list(after.shape)}, not {list(before.shape)}"
     kind = after.ggml_type
     if before.ggml_type == kind:
-        return "" if np.array_equal(before.data, after.data) else "has other weights"
+        return "" if np.array_equal(before.data, after.data) else "has different weights"
     noise = signal_to_noise(before, after, every=_EVERY)
     least = _PLAIN if kind.block == 1 else max(_FLOOR, nominal_decibels(kind) - _MARGIN)
     if noise is None or noise >= least:  # None: a type that only llama.cpp can read yet

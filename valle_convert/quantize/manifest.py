@@ -223,7 +223,7 @@ def _problems(folder: Path, file: ManifestFile) -> list[str]:
         verb = "differs" if len(different) == 1 else "differ"
         problems.append(f"{plural(len(different), 'tensor')} {verb}: {', '.join(different[:5])}")
     else:
-        problems.append("the tensors are the same, so what differs is the metadata")
+        problems.append("the tensors are the same; only the metadata differs")
     return problems
 
 
@@ -234,5 +234,5 @@ def _check_sums(folder: Path, files: Sequence[ManifestFile]) -> list[Finding]:
         return [Finding(SUMS, f"cannot be read: {error}")]
     expected = "".join(f"{file.sha256}  {file.name}\n" for file in files)
     if text != expected:
-        return [Finding(SUMS, "it does not say what the manifest says")]
+        return [Finding(SUMS, "it differs from the manifest")]
     return []

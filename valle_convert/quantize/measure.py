@@ -245,7 +245,7 @@ class Measurer:
         bundle, kind = self._baseline_files
         measured, _ = self._measure(bundle, kind, self._expected)
         if measured is None:
-            raise AssertionError("any file as plain as F16 can be measured")
+            raise AssertionError("an F16 file can always be measured")
         is_source = bundle is self.source.bundle
         return Baseline(
             name=self.source.name if is_source else f"{self.source.main.stem}-F16.gguf",
@@ -258,7 +258,7 @@ class Measurer:
     @cached_property
     def _listening(self) -> tuple[Listening, ListeningTest]:
         if self.audience is None:
-            raise AssertionError("nobody listens")
+            raise AssertionError("--listen was not given")
         bundle, _ = self._baseline_files
         return self.audience.listen_to_baseline(bundle, self.log.progress)
 

@@ -53,7 +53,8 @@ _UNVERIFIED = "no checkpoint was given, so errors of the reference itself are no
 
 def nearness(kl: float) -> tuple[str, str]:
     """A word for a divergence, and what such a file is good for; not-a-number is far."""
-    return next((words for limit, *words in _NEARNESS if kl <= limit), _NEARNESS[-1][1:])
+    found = (one for one in _NEARNESS if kl <= one[0])
+    return next(found, _NEARNESS[-1])[1:]
 
 
 @dataclass(frozen=True)
@@ -180,12 +181,12 @@ def advise(files: Sequence[FileReport], n_texts: int) -> Advice:
             f"{nearest.kind}, with {nearest.kl:.2g}"
         )
     elif not taken:
-        why = f"listening told every file within {NEAR_KL:g} nats of the reference from F16"
+        why = f"listening distinguishes every file within {NEAR_KL:g} nats from F16"
     if why:
         return Advice(None, f"No file is recommended: {why}.")
     best = min(taken, key=lambda one: one.n_bytes)
     heard = any(one.beyond_noise is not None for one in files)
-    noise = " that listening does not tell from F16" if heard else ""
+    noise = " that listening does not distinguish from F16" if heard else ""
     return Advice(
         best,
         f"Take {best.kind} ({best.n_bytes / 2**20:,.1f} MiB): the smallest file within "
@@ -261,8 +262,8 @@ class EvaluationReport:
         near = f" Distance from the reference: {near}." if near else ""
         files = plural(len(self.files), "file")
         if not right and not limited:
-            return f"DONE: {files}; judged by nothing: no checkpoint and no limits.{near}"
-        words = [f"{right} right by their checkpoint"] if right else []
+            return f"DONE: {files}; not judged, without a checkpoint and limits.{near}"
+        words = [f"{right} verified against the checkpoint"] if right else []
         words.append(f"{limited} within the limits given" if limited else "no limits were given")
         return f"PASSED: {files}; {', '.join(words)}.{near}"
 
@@ -332,7 +333,7 @@ class Judge:
     ) -> EvaluationReport:
         first = next(iter(found.values())).predictions
         if first is None:
-            raise AssertionError("whatever was evaluated has been measured")
+            raise AssertionError("an evaluated file has been measured")
         heard = [one.speech for one in found.values() if one.speech] if self.hears else []
         return EvaluationReport(
             first.compared,
