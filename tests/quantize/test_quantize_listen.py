@@ -189,23 +189,6 @@ def test_what_cannot_be_listened_to_is_refused_before_anything_is_measured(
     assert not f16.with_suffix(".measurements.json").exists()
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("--asr", "true"),
-        ("--max-nll", "0.1"),
-        ("--listen", "--voice", "a.wav"),
-        ("--listen", "--max-wer", "0.1"),
-    ],
-)
-def test_options_that_mean_nothing_alone_are_refused(
-    cli: Cli, f16: Path, arguments: tuple[str, ...]
-) -> None:
-    result = cli("evaluate", f16, *arguments)
-    assert result.code == 2
-    assert "has no effect without" in " ".join(result.err.split())
-
-
 # ------------------------------------------------------------------------------ the page
 
 #: What a page is asked in the browser, once its sound has loaded.

@@ -269,22 +269,22 @@ def test_a_matrix_of_given_utterances_is_kept_in_the_folder_and_used_again(
 # ----------------------------------------------------------------------------------- plans
 
 
-@pytest.mark.parametrize("types", ["Q8_0,Q4_0", "Q5_1,IQ2_XXS"])
+@pytest.mark.parametrize(
+    ("given", "types"), [("checkpoint", "Q8_0,Q4_0"), ("source", "Q5_1,IQ2_XXS")]
+)
 def test_a_dry_run_predicts_sizes_and_writes_nothing(
-    cli: Cli, family: Family, types: str, tmp_path: Path
+    cli: Cli, family: Family, given: str, types: str, tmp_path: Path
 ) -> None:
-    """Also with an importance matrix that is not made yet, and of a checkpoint."""
-    for source in (family.source, family.checkpoint):
-        out = tmp_path / source.suffix[1:]
-        compared = ("--checkpoint", family.checkpoint) if source == family.source else ()
-        run = ("quantize", source, out, "--types", types, *compared, "--json", *QUICK)
-        result = cli(*run, "--dry-run")
-        planned = {file["name"]: file["bytes"] for file in files_of(result)}
-        assert "converting" not in result.err
-        assert not out.exists()
-        made = files_of(cli(*run))
-        assert planned == {file["name"]: file["bytes"] for file in made}
-        assert made[1]["imatrix"] == (f"{family.stem}-imatrix.gguf" if "IQ" in types else None)
+    """Also of a checkpoint, and with an importance matrix that is not made yet."""
+    compared = ("--checkpoint", family.checkpoint) if given == "source" else ()
+    run = ("quantize", getattr(family, given), tmp_path / "out", "--types", types, *compared)
+    result = cli(*run, *QUICK, "--json", "--dry-run")
+    planned = {file["name"]: file["bytes"] for file in files_of(result)}
+    assert "converting" not in result.err
+    assert list(tmp_path.iterdir()) == []
+    made = files_of(cli(*run, *QUICK, "--json"))
+    assert planned == {file["name"]: file["bytes"] for file in made}
+    assert made[1]["imatrix"] == (f"{family.stem}-imatrix.gguf" if "IQ" in types else None)
 
 
 def test_a_tensor_that_does_not_fit_is_reported_and_no_fallback_refuses_it(
