@@ -3,17 +3,18 @@
     python benchmarks/cost_of_jobs.py --folder DIR [--sizes 12x1024,24x1536] [--jobs LIST]
 
 Runs convert, imatrix, the reference, quantize, evaluate and merge as the workflow does, each as a
-process of its own on all cores, for random weights of some sizes. DIR keeps files and results.csv;
-a run measures what is missing there, in this order, until `--minutes` are over. `--jobs` selects
-jobs, such as quantize,evaluate:Q8_0. Prints two Markdown tables for docs/scale.md. Cells with ~ are
-computed, not measured: `evaluate` from the mean of the measured types, another size by the number
-of weights.
+process of its own with one thread, for random weights of some sizes. DIR keeps files and
+results.csv; a run measures what is missing there, in this order, until `--minutes` are over.
+`--jobs` selects jobs, such as quantize,evaluate:Q8_0. Prints two Markdown tables for docs/scale.md.
+Cells with ~ are computed, not measured: `evaluate` from the mean of the measured types, another
+size by the number of weights. Seconds are of the CPU, which stay the same on a busy machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -34,7 +35,7 @@ TYPES = (
 )
 #: The matrix is measured on few of the 32 utterances that are the default.
 N_UTTERANCES, N_DEFAULT = 2, 32
-N_CHECKPOINTS = 20
+N_CHECKPOINTS, N_CORES = 20, 2
 RESULTS = "results.csv"
 
 
@@ -71,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", default="", help="such as convert,evaluate:Q8_0")
     parser.add_argument("--minutes", type=float, default=60.0)
     given = parser.parse_args(arguments)
+    os.environ["OMP_NUM_THREADS"] = "1"
     end = time.monotonic() + 60 * given.minutes
     wanted = {*filter(None, given.jobs.split(","))}
     found = read_results(given.folder)
@@ -110,7 +112,7 @@ def measured(folder: Path, size: str, known: Sequence[Cost], wanted: set[str]) -
         shape = replace(PRODUCTION, dim=dim, heads=dim // 64, layers=layers)
         make_checkpoint(checkpoint, shape, dtype="f16")
     matrix, reference = folder / "imatrix.gguf", folder / "reference.safetensors"
-    compared = ("--checkpoint", checkpoint)
+    compared = ("--checkpoint", checkpoint, "--threads", 1)
     saved, used = ("--save-reference", reference), ("--reference", reference)
     jobs: list[tuple[str, str, Path, Sequence[object]]] = [
         ("convert", "", source, (checkpoint, source, "--outtype", "f16")),
@@ -119,7 +121,7 @@ def measured(folder: Path, size: str, known: Sequence[Cost], wanted: set[str]) -
     ]
     for kind in TYPES:
         out = folder / kind
-        made = (source, out, "--types", kind, "--imatrix", matrix)
+        made = (source, out, "--types", kind, "--imatrix", matrix, "--threads", 1)
         jobs.append(("quantize", kind, out / f"model-{kind}.gguf", made))
     for kind in TYPES:
         kept = folder / kind / f"model-{kind}.measurements.json"
@@ -138,7 +140,7 @@ def measured(folder: Path, size: str, known: Sequence[Cost], wanted: set[str]) -
         run = measure([*map(str, words)])
         n_weights = sum(one.n_elements for one in GgufFile(source).tensors.values())
         n_bytes = output.stat().st_size
-        yield Cost(size, n_weights, job, kind, run.seconds, run.megabytes, n_bytes)
+        yield Cost(size, n_weights, job, kind, run.cpu_seconds, run.megabytes, n_bytes)
 
 
 def completed(found: Sequence[Cost]) -> dict[str, dict[str, Cost]]:
@@ -195,7 +197,7 @@ def hours(costs: dict[str, Cost]) -> list[float]:
     """Seconds of all checkpoints by the number of machines, and of the longest chain of jobs."""
     seconds = {name: one.seconds for name, one in costs.items()}
     seconds["imatrix"] *= N_DEFAULT / N_UTTERANCES
-    work = N_CHECKPOINTS * sum(seconds.values())
+    work = N_CHECKPOINTS * sum(seconds.values()) / N_CORES
     slowest = max(seconds[f"quantize:{kind}"] for kind in TYPES)
     begin = max(seconds["imatrix"] + slowest, seconds["reference"])
     chain = seconds["convert"] + begin + max(seconds[f"evaluate:{kind}"] for kind in TYPES)

@@ -28,8 +28,7 @@ from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize import evaluate as evaluate_module
 from valle_convert.quantize import tables
-from valle_convert.quantize.evaluate import Given, evaluate
-from valle_convert.quantize.folder import prune
+from valle_convert.quantize.evaluate import Given, evaluate, prune
 from valle_convert.quantize.forms import FORMS
 from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.manifest import (

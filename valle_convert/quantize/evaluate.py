@@ -4,12 +4,13 @@ given     files of one model, converted or quantized, ours or from the hub
 source    the reference: their checkpoint, or one of them in F16
 measure   what no earlier run has measured in the same way
 judge     by the limits; the verdict is stored too
+prune     remove files of the same source that were not evaluated, once everything passed
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +19,12 @@ from typing import Any
 import msgspec
 
 from valle_convert.checkpoint import Checkpoint
-from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.families.bundle import Bundle, part_of, plan
+from valle_convert.errors import EnvironmentFault, InputError, ValleConvertError
+from valle_convert.families.bundle import Bundle, part_of, paths_of, plan
 from valle_convert.files import (
     check_free_space,
     check_outputs,
+    describe_os_error,
     locked_folder,
     protected,
     sha256_of,
@@ -33,9 +35,15 @@ from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.library import INSTALL, find_library
 from valle_convert.quantize.audience import Audience
 from valle_convert.quantize.examples import Examples
-from valle_convert.quantize.folder import prune
+from valle_convert.quantize.folder import unlisted_in
 from valle_convert.quantize.limits import Gates
-from valle_convert.quantize.manifest import MANIFEST, SUMS, read_manifest
+from valle_convert.quantize.manifest import (
+    MANIFEST,
+    SUMS,
+    ManifestFile,
+    read_manifest,
+    write_manifest,
+)
 from valle_convert.quantize.measure import Measurer, open_adapters
 from valle_convert.quantize.measurements import (
     Measurements,
@@ -311,3 +319,102 @@ def _prune(
         names |= {path.name for path in source.paths if path.parent == folder}
         with locked_folder(folder):
             yield from prune(folder, names, sources, source.bundle.files, why_not)
+
+
+def prune(
+    folder: Path,
+    passed: Collection[str],
+    sources: Collection[str],
+    parts: Iterable[str],
+    why_not: str = "",
+) -> list[str]:
+    """Remove the other files of the same source, and say what was removed and what was not.
+
+    Args:
+        passed: the names of all files that the verdict is on.
+        sources: the digests of what they were made from, beside those in the manifest.
+        parts: of each model, the main one first; sets stay as a whole.
+        why_not: why nothing is to be removed; empty where the verdict passed.
+    """
+    listed = {file.name: file for file in read_manifest(folder / MANIFEST)}
+    ours = {name for name in passed if name in listed}
+    sources = {*sources, *(listed[name].source_sha256 for name in ours)}
+    used = {listed[name].imatrix_sha256 for name in ours}
+    others = sorted(n for n, file in listed.items() if n not in ours and file.sha256 not in used)
+    stays = dict(_staying(folder, listed, others, sources, tuple(parts), why_not))
+    stays |= _remove(folder, listed, [name for name in others if name not in stays])
+    notes = []
+    if removed := [name for name in others if name not in stays]:
+        notes.append(f"removed from {valid_utf8(folder.name)}: {', '.join(removed)}")
+    for reason in dict.fromkeys(stays.values()):
+        names = ", ".join(name for name in others if stays.get(name) == reason)
+        notes.append(f"not removed: {names}, since {reason}")
+    return [*notes, *unlisted_in(folder, listed)]
+
+
+def _staying(
+    folder: Path,
+    listed: Mapping[str, ManifestFile],
+    others: Sequence[str],
+    sources: Collection[str],
+    parts: Sequence[str],
+    why_not: str,
+) -> Iterator[tuple[str, str]]:
+    """The files that are not to be removed, each with the reason; sets stay as a whole."""
+    if why_not:
+        yield from ((name, why_not) for name in others)
+        return
+    main_of = {name: name for name in others}
+    for name in others:
+        _, *more = paths_of(Path(name), parts).values()
+        main_of |= {part.name: name for part in more}
+    sets: dict[str, list[ManifestFile]] = {}
+    for name in others:
+        sets.setdefault(main_of[name], []).append(listed[name])
+    used = {file.imatrix_sha256 for name, file in listed.items() if name not in others}
+    # Importance matrices last: one that a file was made with stays with it.
+    for files in sorted(sets.values(), key=lambda files: files[0].kind == "imatrix"):
+        why = ""
+        if any(file.source_sha256 not in sources for file in files):
+            why = "their source is not that of the files that passed"
+        elif any(file.sha256 in used for file in files):
+            why = "other files were made with it"
+        else:
+            why = next(filter(None, (_why_kept(folder, file) for file in files)), "")
+        if why:
+            used |= {file.imatrix_sha256 for file in files}
+            yield from ((file.name, why) for file in files)
+
+
+def _why_kept(folder: Path, file: ManifestFile) -> str:
+    path = folder / file.name
+    try:
+        check_outputs([path], force=True)
+        if path.stat().st_size != file.n_bytes or sha256_of(path) != file.sha256:
+            return "its bytes differ from the manifest"
+    except InputError:
+        return "this run reads it"
+    except ValleConvertError as error:
+        return str(error)
+    except OSError as error:
+        return describe_os_error(error)
+    return ""
+
+
+def _remove(
+    folder: Path, listed: Mapping[str, ManifestFile], names: Collection[str]
+) -> dict[str, str]:
+    """Remove files; those that the system does not let go of, each with its words."""
+    # The manifest first: if this is interrupted there is a file too many, and none missing.
+    left = {name: file for name, file in listed.items() if name not in names}
+    write_manifest(folder, left.values())
+    refused: dict[str, str] = {}
+    for name in names:
+        try:
+            for path in (folder / name, path_of(folder / name)):
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            refused[name] = describe_os_error(error)
+    if refused:
+        write_manifest(folder, [*left.values(), *(listed[name] for name in refused)])
+    return refused

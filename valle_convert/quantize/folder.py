@@ -1,33 +1,21 @@
-"""A folder of quantized files: what its manifest lists before a run, which files are kept, whether
-all passed, and which are removed.
-
-Removing files is the last step of `evaluate`. It takes a verdict that passed, and only files that
-the manifest lists with the digest they have, made from the source of the files that passed.
-"""
+"""A folder of quantized files before a run: what its manifest lists, and which files are kept."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from valle_convert.errors import InputError, ValleConvertError
-from valle_convert.families.bundle import paths_of
-from valle_convert.files import check_outputs, describe_os_error, sha256_of, valid_utf8
+from valle_convert.errors import InputError
+from valle_convert.files import check_outputs, sha256_of, valid_utf8
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.progress import Progress, silent
 from valle_convert.quantize.manifest import (
     MANIFEST,
     SUMS,
-    Finding,
-    ManifestCheck,
     ManifestFile,
-    check_manifest,
     read_manifest,
     unlisted_models,
-    write_manifest,
 )
-from valle_convert.quantize.measurements import Judgement, measurements_in, path_of
 from valle_convert.quantize.options import FolderOptions
 from valle_convert.quantize.plan import BundlePlan, FilePlan
 from valle_convert.quantize.source import SourceBundle
@@ -159,134 +147,10 @@ def others_in(
             f"{valid_utf8(folder.name)} still has files of earlier runs: {', '.join(others)}; "
             "`evaluate --prune` removes those of the same source"
         )
-    yield from _unlisted(folder, listed)
+    yield from unlisted_in(folder, listed)
 
 
-def _unlisted(folder: Path, listed: Iterable[str]) -> Iterator[str]:
+def unlisted_in(folder: Path, listed: Iterable[str]) -> Iterator[str]:
     if unlisted := unlisted_models(folder, listed):
         names = valid_utf8(", ".join(unlisted))
         yield f"{valid_utf8(folder.name)} has files that no manifest lists: {names}"
-
-
-def check_folder(
-    path: Path, *, require_passed: bool = False, progress: Progress = silent
-) -> ManifestCheck:
-    """Compare a folder with its manifest, and see whether the last verdict on each model passed."""
-    found = check_manifest(path, progress=progress)
-    if not require_passed:
-        return found
-    folder = path if path.is_dir() else path.parent
-    models = [file for file in read_manifest(folder / MANIFEST) if file.is_model]
-    verdicts = {
-        (name, sha256): one.judgement
-        for one in measurements_in(folder)
-        for name, sha256 in one.files.items()
-    }
-    missing = [] if models else [Finding(MANIFEST, "it lists no model")]
-    for file in models:
-        judgement = verdicts.get((file.name, file.sha256)) or Judgement("not judged")
-        if judgement.outcome != "passed":
-            limits = ", ".join(f"{name} {value:g}" for name, value in judgement.limits.items())
-            missing.append(
-                Finding(file.name, f"{judgement.outcome}{limits and f' (limits: {limits})'}")
-            )
-    return replace(found, findings=(*found.findings, *missing))
-
-
-def prune(
-    folder: Path,
-    passed: Collection[str],
-    sources: Collection[str],
-    parts: Iterable[str],
-    why_not: str = "",
-) -> list[str]:
-    """Remove the other files of the same source, and say what was removed and what was not.
-
-    Args:
-        passed: the names of all files that the verdict is on.
-        sources: the digests of what they were made from, beside those in the manifest.
-        parts: of each model, the main one first; sets stay as a whole.
-        why_not: why nothing is to be removed; empty where the verdict passed.
-    """
-    listed = {file.name: file for file in read_manifest(folder / MANIFEST)}
-    ours = {name for name in passed if name in listed}
-    sources = {*sources, *(listed[name].source_sha256 for name in ours)}
-    used = {listed[name].imatrix_sha256 for name in ours}
-    others = sorted(n for n, file in listed.items() if n not in ours and file.sha256 not in used)
-    stays = dict(_staying(folder, listed, others, sources, tuple(parts), why_not))
-    stays |= _remove(folder, listed, [name for name in others if name not in stays])
-    notes = []
-    if removed := [name for name in others if name not in stays]:
-        notes.append(f"removed from {valid_utf8(folder.name)}: {', '.join(removed)}")
-    for reason in dict.fromkeys(stays.values()):
-        names = ", ".join(name for name in others if stays.get(name) == reason)
-        notes.append(f"not removed: {names}, since {reason}")
-    return [*notes, *_unlisted(folder, listed)]
-
-
-def _staying(
-    folder: Path,
-    listed: Mapping[str, ManifestFile],
-    others: Sequence[str],
-    sources: Collection[str],
-    parts: Sequence[str],
-    why_not: str,
-) -> Iterator[tuple[str, str]]:
-    """The files that are not to be removed, each with the reason; sets stay as a whole."""
-    if why_not:
-        yield from ((name, why_not) for name in others)
-        return
-    main_of = {name: name for name in others}
-    for name in others:
-        _, *more = paths_of(Path(name), parts).values()
-        main_of |= {part.name: name for part in more}
-    sets: dict[str, list[ManifestFile]] = {}
-    for name in others:
-        sets.setdefault(main_of[name], []).append(listed[name])
-    used = {file.imatrix_sha256 for name, file in listed.items() if name not in others}
-    # Importance matrices last: one that a file was made with stays with it.
-    for files in sorted(sets.values(), key=lambda files: files[0].kind == "imatrix"):
-        why = ""
-        if any(file.source_sha256 not in sources for file in files):
-            why = "their source is not that of the files that passed"
-        elif any(file.sha256 in used for file in files):
-            why = "other files were made with it"
-        else:
-            why = next(filter(None, (_why_kept(folder, file) for file in files)), "")
-        if why:
-            used |= {file.imatrix_sha256 for file in files}
-            yield from ((file.name, why) for file in files)
-
-
-def _why_kept(folder: Path, file: ManifestFile) -> str:
-    path = folder / file.name
-    try:
-        check_outputs([path], force=True)
-        if path.stat().st_size != file.n_bytes or sha256_of(path) != file.sha256:
-            return "its bytes differ from the manifest"
-    except InputError:
-        return "this run reads it"
-    except ValleConvertError as error:
-        return str(error)
-    except OSError as error:
-        return describe_os_error(error)
-    return ""
-
-
-def _remove(
-    folder: Path, listed: Mapping[str, ManifestFile], names: Collection[str]
-) -> dict[str, str]:
-    """Remove files; those that the system does not let go of, each with its words."""
-    # The manifest first: if this is interrupted there is a file too many, and none missing.
-    left = {name: file for name, file in listed.items() if name not in names}
-    write_manifest(folder, left.values())
-    refused: dict[str, str] = {}
-    for name in names:
-        try:
-            for path in (folder / name, path_of(folder / name)):
-                path.unlink(missing_ok=True)
-        except OSError as error:
-            refused[name] = describe_os_error(error)
-    if refused:
-        write_manifest(folder, [*left.values(), *(listed[name] for name in refused)])
-    return refused

@@ -21,8 +21,18 @@ from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle
 from valle_convert.files import sha256_of
 from valle_convert.listening.listen import Listened
+from valle_convert.progress import Progress, silent
 from valle_convert.quantize.listening import Listening
-from valle_convert.quantize.manifest import Sha256, read_struct, write_struct
+from valle_convert.quantize.manifest import (
+    MANIFEST,
+    Finding,
+    ManifestCheck,
+    Sha256,
+    check_manifest,
+    read_manifest,
+    read_struct,
+    write_struct,
+)
 from valle_convert.quantize.quality import ALL, Measured
 
 SUFFIX = ".measurements.json"
@@ -175,6 +185,31 @@ def write_measurements(main: Path, found: Measurements) -> None:
 def measurements_in(folder: Path) -> Iterator[Measurements]:
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         yield _read(path)
+
+
+def check_folder(
+    path: Path, *, require_passed: bool = False, progress: Progress = silent
+) -> ManifestCheck:
+    """Compare a folder with its manifest, and see whether the last verdict on each model passed."""
+    found = check_manifest(path, progress=progress)
+    if not require_passed:
+        return found
+    folder = path if path.is_dir() else path.parent
+    models = [file for file in read_manifest(folder / MANIFEST) if file.is_model]
+    verdicts = {
+        (name, sha256): one.judgement
+        for one in measurements_in(folder)
+        for name, sha256 in one.files.items()
+    }
+    missing = [] if models else [Finding(MANIFEST, "it lists no model")]
+    for file in models:
+        judgement = verdicts.get((file.name, file.sha256)) or Judgement("not judged")
+        if judgement.outcome != "passed":
+            limits = ", ".join(f"{name} {value:g}" for name, value in judgement.limits.items())
+            missing.append(
+                Finding(file.name, f"{judgement.outcome}{limits and f' (limits: {limits})'}")
+            )
+    return replace(found, findings=(*found.findings, *missing))
 
 
 def _read(path: Path) -> Measurements:

@@ -8,9 +8,11 @@ the file is made nevertheless, and its own header shows the types.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -237,10 +239,12 @@ def plan_bundles(
 ) -> list[BundlePlan]:
     """Plans of all types, with placeholders for importance matrices that are not made yet."""
     units = source.units
-    rows = [
-        {unit: plan_file(quantizer, one, kind, options) for unit, one in units.items()}
-        for kind in options.types
-    ]
+
+    def planned(kind: FileType) -> dict[Unit, FilePlan]:
+        return {unit: plan_file(quantizer, one, kind, options) for unit, one in units.items()}
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # a dry run takes one core
+        rows = list(pool.map(planned, options.types))
     needing = {plan.kind.name for row in rows for plan in row.values() if plan.needs_imatrix}
     given = matrices.planned(scratch) if needing or matrices.for_all else {}
     if needing and not given:
