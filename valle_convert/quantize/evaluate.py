@@ -328,13 +328,13 @@ def prune(
     parts: Iterable[str],
     why_not: str = "",
 ) -> list[str]:
-    """Remove the other files of the same source, and say what was removed and what was not.
+    """Remove the other files of the same source; returns notes on what was removed and what not.
 
     Args:
-        passed: the names of all files that the verdict is on.
-        sources: the digests of what they were made from, beside those in the manifest.
+        passed: the names of all files that were judged.
+        sources: the digests of their sources, beside those in the manifest.
         parts: of each model, the main one first; sets stay as a whole.
-        why_not: why nothing is to be removed; empty where the verdict passed.
+        why_not: why nothing is removed; empty if everything passed.
     """
     listed = {file.name: file for file in read_manifest(folder / MANIFEST)}
     ours = {name for name in passed if name in listed}

@@ -1,4 +1,4 @@
-"""What quantized files say, compared with what the F16 file says: differences and noise."""
+"""The speech of quantized files compared with that of the F16 file: differences and noise."""
 
 from __future__ import annotations
 

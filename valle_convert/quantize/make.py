@@ -247,7 +247,7 @@ def imatrix_entry(imatrix: ImatrixInput) -> ManifestFile:
 
 
 def faults_of(source: SourceBundle, made: Mapping[str, GgufFile]) -> tuple[str, ...]:
-    """In what files by part are not what their source is, in words; empty where they are."""
+    """How files, by part, differ from their source; empty if they do not."""
     found: list[str] = []
     for part, before in source.bundle.files.items():
         label = f"{part}: " if len(made) > 1 else ""

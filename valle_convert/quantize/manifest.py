@@ -1,4 +1,4 @@
-"""What lies in a folder of quantized files: a manifest, SHA256SUMS, and how both are checked.
+"""The manifest and SHA256SUMS of a folder of quantized files, and how both are checked.
 
     manifest.json   every file: how it was made, its digest, and one digest for each tensor
     SHA256SUMS      the digests once more, for `sha256sum --check`
@@ -53,7 +53,7 @@ class ManifestFile(msgspec.Struct, frozen=True, rename={"kind": "type", "n_bytes
         kind: its type, such as Q4_K_M, or `imatrix`.
         source_sha256: of the file that it was made from.
         tool: name, version and digest of what made it.
-        imatrix_sha256: of the importance matrix; None where none was used.
+        imatrix_sha256: of the importance matrix, if one was used.
         tensors: in file order.
     """
 
@@ -140,7 +140,7 @@ def read_struct(path: Path, what: str, kind: type[S]) -> S:
 
 
 def _plain(error: Exception) -> str:
-    """Where a value is wrong, in place of the pattern that it had to match."""
+    """Which value is wrong, without the pattern that it should match."""
     text, _, place = str(error).partition(" - at `$")
     if place:
         name = place.rstrip("`").lstrip(".").replace("[...]", "")

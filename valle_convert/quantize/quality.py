@@ -30,11 +30,11 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Quality:
-    """How far some predictions are from those that are right.
+    """The distance of predictions from the reference's.
 
     Attributes:
         kl_mean, kl_p99, kl_max: Kullback-Leibler divergence in nats a prediction.
-        nmse: squared error of the logits over the energy of the right ones.
+        nmse: squared error of the logits over the energy of the reference's.
         best_code: part of the predictions whose most likely code is the same.
     """
 

@@ -1,12 +1,12 @@
-"""What may be asked for: types of files and types of single tensors.
+"""Types of files and types of single tensors.
 
 `Q4_K_M` and its like name a mixture: most matrices get its base type, some a better one.
 The numbers are llama.cpp's own (`llama_ftype` in llama.h); a test holds the table against
 the list that the stock program prints.
 
-`pattern=type` is llama-quantize's `--tensor-type`: a pattern that is searched in a tensor's name,
-and the type that it gets whatever the file's type says; the first that matches wins. A file of
-them, with any white space in between, is its `--tensor-type-file`.
+`pattern=type` is llama-quantize's `--tensor-type`: the tensors whose names the pattern matches get
+this type; the first match wins. A file of them, separated by white space, is its
+`--tensor-type-file`.
 """
 
 from __future__ import annotations
