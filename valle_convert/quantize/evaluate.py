@@ -53,7 +53,7 @@ from valle_convert.quantize.measurements import (
     write_measurements,
 )
 from valle_convert.quantize.options import ListenOptions, MeasureOptions, RunLog
-from valle_convert.quantize.report import EvaluationReport, Judge, type_of
+from valle_convert.quantize.report import Evaluated, EvaluationReport, Judge, type_of
 from valle_convert.quantize.source import (
     Scratch,
     SourceBundle,
@@ -101,8 +101,8 @@ def evaluate(
             f"llama-cpp-python is not installed, but files are measured on it. Run {INSTALL}."
         )
     with protected(_inputs_of(given, measuring, listening)), ExitStack() as held:
-        bundles = dict(_open(given))
-        place = next(iter(bundles)).parent if given.keep else Path(tempfile.gettempdir())
+        bundles = list({one.path: one for one in _open(given)}.values())
+        place = bundles[0].path.parent if given.keep else Path(tempfile.gettempdir())
         scratch = held.enter_context(closing(Scratch(place)))
         source = _source_of(given, bundles, scratch)
         if source.is_converted_here:
@@ -116,7 +116,7 @@ def evaluate(
         )
         reference = source.reference
         digest = None if reference is None else {"sha256": reference.checkpoint.sha256()}
-        types = {type_of(one) for one in bundles.values()}
+        types = set(map(type_of, bundles))
         gates.check(types, identity_of(source.name, digest), examples.description)
         if measuring.adapters:
             open_adapters(source, measuring)
@@ -125,7 +125,7 @@ def evaluate(
             audience = Audience.of(source, examples, measuring, listening)
         if prunes:
             _check_prunes(given)
-        paths = [*source.paths, *(path for one in bundles.values() for path in one.paths)]
+        paths = [*source.paths, *(path for one in bundles for path in one.paths)]
         remove_old(reports, paths, force=given.force)
         judge = Judge(gates, hears=audience is not None, faults=_changed(given, bundles))
         run = _Run(
@@ -135,11 +135,9 @@ def evaluate(
         )
         if measuring.reference or measuring.save_reference:
             run.measurer.reference  # noqa: B018 - fails, or is saved, before an hour of work
-        known = {path: run.start(one) for path, one in bundles.items()}
-        new = [one for one in known.values() if not run.is_known(one)]
-        run.measurer.n_files = len(new)
-        found = {path: run.finish(one, known[path]) for path, one in bundles.items()}
-        report = judge.report(bundles, found, valid_utf8(command))
+        known = list(map(run.start, bundles))
+        run.measurer.n_files = sum(not run.is_known(one) for one in known)
+        report = judge.report(list(map(run.finish, known)), valid_utf8(command))
         if prunes:
             report = replace(report, notes=(*report.notes, *_prune(given, bundles, source, report)))
         return report
@@ -151,27 +149,25 @@ class _Run:
     judge: Judge
     measurer: Measurer
 
-    def start(self, bundle: Bundle) -> Measurements:
+    def start(self, bundle: Bundle) -> Evaluated:
         """The stored measurements; the verdict is removed until there is a new one."""
         if not self.given.keep:
-            return Measurements(1, {})
+            return Evaluated(bundle, Measurements(1, {}))
         check_outputs([path_of(bundle.path)], force=True)
         known = read_measurements(bundle, force=self.given.force)
         if known.judgement is not None:
             known = msgspec.structs.replace(known, judgement=None)
             write_measurements(bundle.path, known)
-        return known
+        return Evaluated(bundle, known)
 
-    def is_known(self, known: Measurements) -> bool:
-        return (
-            known.predictions is not None
-            and known.predictions.compared.inputs == self.measurer.inputs
-        )
+    def is_known(self, model: Evaluated) -> bool:
+        found = model.measurements.predictions
+        return found is not None and found.compared.inputs == self.measurer.inputs
 
-    def finish(self, bundle: Bundle, known: Measurements) -> Measurements:
-        measurer, name = self.measurer, valid_utf8(bundle.path.name)
-        predictions, speech = known.predictions, known.speech
-        if predictions is None or not self.is_known(known):
+    def finish(self, model: Evaluated) -> Evaluated:
+        measurer, bundle, known = self.measurer, model.bundle, model.measurements
+        name, predictions, speech = valid_utf8(model.path.name), known.predictions, known.speech
+        if predictions is None or not self.is_known(model):
             predictions = measurer.predictions(bundle, name)
         else:
             measurer.log.talk(f"kept the measurements of {name}")
@@ -179,9 +175,9 @@ class _Run:
         if is_audible and (speech is None or speech.key != measurer.speech_key):
             speech = measurer.speech(bundle, name)
         measured = Measurements(1, known.files, predictions, speech)
-        judged = self.judge.judged(bundle, measured)
+        judged = self.judge.judged(Evaluated(bundle, measured))
         if self.given.keep:
-            write_measurements(bundle.path, judged)
+            write_measurements(model.path, judged.measurements)
         return judged
 
 
@@ -196,26 +192,26 @@ def converted_models_in(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _open(given: Given) -> Iterator[tuple[Path, Bundle]]:
+def _open(given: Given) -> Iterator[Bundle]:
     types = {one.name for one in given.types}
     if types and not any(path.is_dir() for path in given.paths):
         raise InputError("--types selects files of a folder; give one, or leave it out.")
     for path in given.paths:
         if not path.is_dir():
-            yield path, _open_one(path)
+            yield _open_one(path)
             continue
-        found = {one: _open_one(one) for one in converted_models_in(path)}
-        kept = {one: b for one, b in found.items() if not types or type_of(b) in types}
+        found = [_open_one(one) for one in converted_models_in(path)]
+        kept = [one for one in found if not types or type_of(one) in types]
         if not kept:
             of = f" of type {', '.join(sorted(types))}" if types else ""
             raise InputError(f"{path} has no converted model{of}; give a folder of `quantize`.")
-        missing = sorted(types - {type_of(one) for one in kept.values()})
+        missing = sorted(types - {*map(type_of, kept)})
         if missing:
             raise InputError(f"{path} has no file of type {', '.join(missing)}; quantize it first.")
-        yield from sorted(kept.items(), key=lambda item: -item[1].n_bytes)
+        yield from sorted(kept, key=lambda one: -one.n_bytes)
 
 
-def _changed(given: Given, bundles: Mapping[Path, Bundle]) -> dict[str, str]:
+def _changed(given: Given, bundles: Sequence[Bundle]) -> dict[str, str]:
     """The files of folders whose bytes are not those of the manifest."""
     listed = {
         folder / one.name: one.sha256
@@ -225,7 +221,7 @@ def _changed(given: Given, bundles: Mapping[Path, Bundle]) -> dict[str, str]:
     }
     return {
         path.name: f"the sha256 of {path.name} differs from {MANIFEST}"
-        for one in bundles.values()
+        for one in bundles
         for path in one.paths
         if path in listed and sha256_of(path) != listed[path]
     }
@@ -241,33 +237,31 @@ def _open_one(path: Path) -> Bundle:
     return bundle
 
 
-def _source_of(given: Given, bundles: dict[Path, Bundle], scratch: Scratch) -> SourceBundle:
+def _source_of(given: Given, bundles: list[Bundle], scratch: Scratch) -> SourceBundle:
     """The reference; a file that is the reference is removed from the others."""
     if given.checkpoint is not None:
-        first = next(iter(bundles.values()))
-        for one in bundles.values():
+        for one in bundles:
             check = check_source(given.checkpoint, one.main)
             if check is not None and not check.passed:
                 raise InputError(f"{check.summary}.")
-        reference = reference_of(first, given.checkpoint)
+        reference = reference_of(bundles[0], given.checkpoint)
         if reference.choices.out_type == "bf16":  # would be rounded twice on its way to F16
             choices = replace(reference.choices, out_type="f16")
             reference = plan(reference.checkpoint, choices)
         return convert_in_scratch(reference, scratch)
-    plain = [path for path, one in bundles.items() if main_type(one) in _PLAIN]
-    if not plain or len(bundles) == 1:
+    base = next((one for one in bundles if main_type(one) in _PLAIN), None)
+    if base is None or len(bundles) == 1:
         raise InputError(
             "Files are compared with their checkpoint, or with one of them in F16, BF16 or F32. "
             "Give --checkpoint."
         )
-    base = bundles.pop(plain[0])
-    shapes = _shapes(base)
-    for path, one in bundles.items():
-        if one.family is not base.family or _shapes(one) != shapes:
+    bundles.remove(base)
+    for one in bundles:
+        if one.family is not base.family or _shapes(one) != _shapes(base):
             raise InputError(
-                f"{path} belongs to another model than {plain[0]}; evaluate them separately."
+                f"{one.path} belongs to another model than {base.path}; evaluate them separately."
             )
-    return open_source(plain[0], None, scratch)
+    return open_source(base.path, None, scratch)
 
 
 def _shapes(bundle: Bundle) -> dict[tuple[str, str], tuple[int, ...]]:
@@ -308,13 +302,13 @@ def _check_prunes(given: Given) -> None:
 
 
 def _prune(
-    given: Given, bundles: Mapping[Path, Bundle], source: SourceBundle, report: EvaluationReport
+    given: Given, bundles: Sequence[Bundle], source: SourceBundle, report: EvaluationReport
 ) -> Iterator[str]:
     why_not = "" if report.passed else "not everything passed"
-    digests = {one.main.keys.get(SOURCE_SHA256_KEY) for one in bundles.values()}
+    digests = {one.main.keys.get(SOURCE_SHA256_KEY) for one in bundles}
     sources = {one for one in digests if isinstance(one, str)}
     for folder in given.paths:
-        here = [one for one in bundles.values() if one.path.parent == folder]
+        here = [one for one in bundles if one.path.parent == folder]
         names = {path.name for one in here for path in one.paths}
         names |= {path.name for path in source.paths if path.parent == folder}
         with locked_folder(folder):

@@ -28,9 +28,9 @@ from valle_convert.gguf_file.keys import (
     SOURCE_SHA256_KEY,
 )
 from valle_convert.quantize.manifest import MANIFEST, SUMS
-from valle_convert.quantize.release import QuantizedModel, Release
+from valle_convert.quantize.release import Release
 from valle_convert.quantize.render import markdown_words, render
-from valle_convert.quantize.report import FileReport, nearness
+from valle_convert.quantize.report import Evaluated, FileReport, nearness
 from valle_convert.wording import listing
 
 CARD = "README.md"
@@ -93,11 +93,11 @@ def card_of(
     )
 
 
-def _source_of(model: QuantizedModel) -> list[Any]:
+def _source_of(model: Evaluated) -> list[Any]:
     return [model.bundle.main.keys.get(key) for key in (SOURCE_SHA256_KEY, SOURCE_LORA_KEY)]
 
 
-def _row(model: QuantizedModel) -> tuple[str, ...]:
+def _row(model: Evaluated) -> tuple[str, ...]:
     report = model.report
     return (
         f"`{model.main.name}`",
@@ -156,7 +156,7 @@ def _texts(keys: Mapping[str, Any], name: str) -> list[str]:
     return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
 
 
-def _size_label(model: QuantizedModel) -> str:
+def _size_label(model: Evaluated) -> str:
     """The number of weights, such as 229M."""
     from gguf.utility import model_weight_count_rounded_notation
 

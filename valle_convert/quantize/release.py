@@ -4,39 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from valle_convert.errors import InputError
-from valle_convert.families.bundle import Bundle, open_files
+from valle_convert.families.bundle import open_files
 from valle_convert.progress import Progress, silent
 from valle_convert.quantize.evaluate import converted_models_in
 from valle_convert.quantize.manifest import MANIFEST, ManifestFile, check_manifest, read_manifest
-from valle_convert.quantize.measurements import Measurements, read_measurements
-from valle_convert.quantize.report import Advice, FileReport, advise, file_report
+from valle_convert.quantize.measurements import read_measurements
+from valle_convert.quantize.report import Advice, Evaluated, advise
 from valle_convert.wording import listing
-
-
-@dataclass(frozen=True)
-class QuantizedModel:
-    """A model of a folder; `files` are those of the manifest by part, the main one first."""
-
-    bundle: Bundle
-    files: Mapping[str, ManifestFile]
-    measurements: Measurements
-
-    @property
-    def path(self) -> Path:
-        return self.bundle.path
-
-    @property
-    def main(self) -> ManifestFile:
-        """The file that programs are given."""
-        return next(iter(self.files.values()))
-
-    @cached_property
-    def report(self) -> FileReport:
-        return file_report(self.bundle, self.measurements)
 
 
 @dataclass(frozen=True)
@@ -45,7 +22,7 @@ class Release:
 
     path: Path
     files: Mapping[str, ManifestFile]
-    models: tuple[QuantizedModel, ...]
+    models: tuple[Evaluated, ...]
 
     @property
     def listed(self) -> tuple[ManifestFile, ...]:
@@ -59,7 +36,7 @@ class Release:
         n_texts += [one.speech.listening.n_texts for one in found if one.speech]
         return advise([one.report for one in self.models], min(n_texts, default=0))
 
-    def best(self) -> QuantizedModel | None:
+    def best(self) -> Evaluated | None:
         taken = self.advice().take
         return next((one for one in self.models if one.report is taken), None)
 
@@ -79,7 +56,7 @@ def read_release(path: Path, progress: Progress = silent) -> Release:
                 f"{path / missing[0]} belongs to {main.name} and is in no manifest. Quantize again."
             )
         files = {part: listed[name] for part, name in names.items()}
-        models.append(QuantizedModel(bundle, files, read_measurements(bundle)))
+        models.append(Evaluated(bundle, read_measurements(bundle), files))
         idle -= {*names.values()}
     if idle:
         raise InputError(

@@ -22,6 +22,7 @@ from valle_convert.files import valid_utf8
 from valle_convert.listening.listen import Listened
 from valle_convert.quantize.limits import Gates, Limits
 from valle_convert.quantize.listening import Listening, listened_to_json
+from valle_convert.quantize.manifest import ManifestFile
 from valle_convert.quantize.measurements import (
     Compared,
     Judgement,
@@ -311,6 +312,48 @@ class EvaluationReport:
 
 
 @dataclass(frozen=True)
+class Evaluated:
+    """A model, and what was measured of it; `files` are its entries in a manifest, by part."""
+
+    bundle: Bundle
+    measurements: Measurements
+    files: Mapping[str, ManifestFile] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        return self.bundle.path
+
+    @property
+    def main(self) -> ManifestFile:
+        """The file that programs are given."""
+        return next(iter(self.files.values()))
+
+    @cached_property
+    def report(self) -> FileReport:
+        """The file's keys and measurements, before any limits."""
+        found, keys = self.measurements, self.bundle.main.keys
+        predictions, speech = found.predictions, found.speech
+        made = [keys.get(f"valle.quantize.{name}") for name in ("tool", "tool_version")]
+        imatrix = keys.get("quantize.imatrix.file")
+        return FileReport(
+            name=valid_utf8(self.path.name),
+            kind=type_of(self.bundle),
+            n_bytes=self.bundle.n_bytes,
+            **weights_of(quantized_tensors(self.bundle)),
+            sha256=next(iter(found.files.values()), None),
+            tool=" ".join(map(str, filter(None, made))),
+            imatrix=str(imatrix) if imatrix else None,
+            measured=predictions.measured if predictions else None,
+            verified=predictions.verified if predictions else None,
+            tensors=predictions.tensors if predictions else (),
+            note=predictions.note if predictions else "",
+            listened=speech.listened if speech else None,
+            beyond_noise=speech.listening.beyond_noise(speech.listened) if speech else None,
+            failures=found.judgement.failures if found.judgement else (),
+        )
+
+
+@dataclass(frozen=True)
 class Judge:
     """Judges files by `gates`; without any, verdicts stay. `hears`: whether to judge the speech.
     `faults`: what else is wrong with files, by name.
@@ -320,66 +363,42 @@ class Judge:
     hears: bool
     faults: Mapping[str, str] = field(default_factory=dict)
 
-    def judged(self, bundle: Bundle, found: Measurements) -> Measurements:
+    def judged(self, model: Evaluated) -> Evaluated:
         if self.gates is None:
-            return found
-        report = self._file(bundle, found)
+            return model
+        report = self._file(model)
         limits = dict(report.limits.given) if report.limits else {}
         judgement = Judgement(report.outcome, limits, report.failures)
-        return msgspec.structs.replace(found, judgement=judgement)
+        found = msgspec.structs.replace(model.measurements, judgement=judgement)
+        return replace(model, measurements=found)
 
-    def report(
-        self, bundles: Mapping[Path, Bundle], found: Mapping[Path, Measurements], command: str
-    ) -> EvaluationReport:
-        first = next(iter(found.values())).predictions
+    def report(self, models: Sequence[Evaluated], command: str) -> EvaluationReport:
+        found = [one.measurements for one in models]
+        first = found[0].predictions
         if first is None:
             raise AssertionError("an evaluated file has been measured")
-        heard = [one.speech for one in found.values() if one.speech] if self.hears else []
+        heard = [one.speech for one in found if one.speech] if self.hears else []
         return EvaluationReport(
             first.compared,
-            tuple(self._file(one, found[path]) for path, one in bundles.items()),
+            tuple(map(self._file, models)),
             notes=() if first.compared.checkpoint else (_UNVERIFIED,),
             listening=heard[0].listening if heard else None,
             command=command,
         )
 
-    def _file(self, bundle: Bundle, found: Measurements) -> FileReport:
-        report = file_report(bundle, found)
+    def _file(self, model: Evaluated) -> FileReport:
+        report, found = model.report, model.measurements
         if not self.hears:
             report = replace(report, listened=None, beyond_noise=None)
         if self.gates is None:
             given = found.judgement.limits if found.judgement else {}
             return replace(report, limits=Limits("given to evaluate", given) if given else None)
         limits = self.gates.limits_of(report.kind)
-        faults = tuple(self.faults[one] for one in found.files if one in self.faults)
-        if limits is None:
-            return replace(report, limits=None, failures=faults)
-        base = found.speech.listening.baseline if found.speech else None
-        failures = limits.failures(report.measured, report.listened, base)
-        return replace(report, limits=limits, failures=faults + failures)
-
-
-def file_report(bundle: Bundle, found: Measurements) -> FileReport:
-    """A file's keys and measurements, before any limits."""
-    predictions, speech, keys = found.predictions, found.speech, bundle.main.keys
-    made = [keys.get(f"valle.quantize.{name}") for name in ("tool", "tool_version")]
-    imatrix = keys.get("quantize.imatrix.file")
-    return FileReport(
-        name=valid_utf8(bundle.path.name),
-        kind=type_of(bundle),
-        n_bytes=bundle.n_bytes,
-        **weights_of(quantized_tensors(bundle)),
-        sha256=next(iter(found.files.values()), None),
-        tool=" ".join(map(str, filter(None, made))),
-        imatrix=str(imatrix) if imatrix else None,
-        measured=predictions.measured if predictions else None,
-        verified=predictions.verified if predictions else None,
-        tensors=predictions.tensors if predictions else (),
-        note=predictions.note if predictions else "",
-        listened=speech.listened if speech else None,
-        beyond_noise=speech.listening.beyond_noise(speech.listened) if speech else None,
-        failures=found.judgement.failures if found.judgement else (),
-    )
+        failures = tuple(self.faults[one] for one in found.files if one in self.faults)
+        if limits is not None:
+            base = found.speech.listening.baseline if found.speech else None
+            failures += limits.failures(report.measured, report.listened, base)
+        return replace(report, limits=limits, failures=failures)
 
 
 def type_of(bundle: Bundle) -> str:
