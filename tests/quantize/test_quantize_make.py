@@ -149,10 +149,21 @@ def test_a_failure_shows_the_last_lines_and_leaves_nothing(
     assert logs == ["the model is upside down"]
 
 
-def test_a_death_by_signal_is_named(source_256: Source, tmp_path: Path) -> None:
-    tool = script(tmp_path / "crash", "kill -SEGV $$")
-    with pytest.raises(EnvironmentFault, match="killed by SIGSEGV"):
-        plan_file(tool, source_256, FILE_TYPES["Q8_0"], OPTIONS)
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        (b"#!/bin/sh\nkill -SEGV $$\n", "killed by SIGSEGV"),
+        (bytes(range(256)), "cannot be started"),
+    ],
+)
+def test_a_program_that_cannot_run_is_one_sentence(
+    source_256: Source, tmp_path: Path, program: bytes, words: str
+) -> None:
+    path = tmp_path / "tool"
+    path.write_bytes(program)
+    path.chmod(0o755)
+    with pytest.raises(EnvironmentFault, match=words):
+        plan_file(find_quantizer(str(path)), source_256, FILE_TYPES["Q8_0"], OPTIONS)
 
 
 def test_a_program_that_makes_something_else_than_it_planned_is_caught(
@@ -189,14 +200,6 @@ def test_a_log_in_other_words_is_no_prediction_and_the_file_is_made_all_the_same
     make_one(replace(plan, quantizer=tool), tmp_path / "out.gguf")
     kinds = {tensor.ggml_type.name for tensor in GgufFile(tmp_path / "out.gguf").tensors.values()}
     assert kinds == {"Q8_0", "F32"}
-
-
-def test_a_file_that_cannot_be_executed_is_one_sentence(source_256: Source, tmp_path: Path) -> None:
-    path = tmp_path / "noise"
-    path.write_bytes(bytes(range(256)))
-    path.chmod(0o755)
-    with pytest.raises(EnvironmentFault, match="cannot be started"):
-        plan_file(find_quantizer(str(path)), source_256, FILE_TYPES["Q8_0"], OPTIONS)
 
 
 def test_a_path_that_is_no_program_is_bad_input(tmp_path: Path) -> None:
