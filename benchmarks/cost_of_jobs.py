@@ -148,7 +148,7 @@ def completed(found: Sequence[Cost]) -> dict[str, dict[str, Cost]]:
     sizes: dict[str, dict[str, Cost]] = {}
     for one in sorted(found, key=lambda cost: cost.n_weights):
         sizes.setdefault(one.size, {})[one.name] = one
-    first: dict[str, Cost] = {}
+    smaller: dict[str, Cost] = {}
     for costs in sizes.values():
         some = next(iter(costs.values()))
         for job in ("quantize", "evaluate"):
@@ -162,7 +162,7 @@ def completed(found: Sequence[Cost]) -> dict[str, dict[str, Cost]]:
                     is_measured=False,
                 )
                 costs.setdefault(guess.name, guess)
-        for name, one in first.items():
+        for name, one in smaller.items():
             factor = some.n_weights / one.n_weights
             guess = replace(
                 one,
@@ -174,7 +174,7 @@ def completed(found: Sequence[Cost]) -> dict[str, dict[str, Cost]]:
                 is_measured=False,
             )
             costs.setdefault(name, guess)
-        first = first or dict(costs)
+        smaller |= costs
     return sizes
 
 
@@ -187,10 +187,12 @@ def print_tables(found: Sequence[Cost]) -> None:
     for name in dict.fromkeys(name for costs in sizes.values() for name in costs):
         cells = [cell for costs in sizes.values() if name in costs for cell in costs[name].shown()]
         print(f"| {name.replace(':', ' ')} | {' | '.join(cells)} |")
+    whole = {name for costs in sizes.values() for name in costs}
     print("\n| weights | 1 machine | 10 machines | 100 machines | does not divide |")
     print("|---:|---:|---:|---:|---:|")
     for words, costs in zip(weights, sizes.values(), strict=True):
-        print(f"| {words} | {' | '.join(f'{one / 3600:.2f} h' for one in hours(costs))} |")
+        if {"convert", "imatrix", "reference", "merge"} <= costs.keys() == whole:
+            print(f"| {words} | {' | '.join(f'{one / 3600:.2f} h' for one in hours(costs))} |")
 
 
 def hours(costs: dict[str, Cost]) -> list[float]:
