@@ -1,6 +1,6 @@
 """Measured files, the verdict on each, the file to take, and the report of all.
 
-tables.py shows the report in columns, page.py writes it as Markdown and HTML.
+tables.py shows the report in columns, forms.py writes it as Markdown and HTML.
 """
 
 from __future__ import annotations
