@@ -1,127 +1,210 @@
 """What each job of workflow/Snakefile takes, and from that what many machines take.
 
-    python benchmarks/cost_of_jobs.py [--sizes tiny,small,middle] [--folder DIR]
+    python benchmarks/cost_of_jobs.py --folder DIR [--sizes 12x1024,24x1536] [--jobs LIST]
 
 Runs convert, imatrix, the reference, quantize, evaluate and merge as the workflow does, each as a
-process of its own with one thread, at some sizes of random weights. Prints two Markdown tables for
-docs/scale.md: time, memory and bytes of each job, and what 20 checkpoints of some sizes in 12 types
-take on machines of two cores, where a job takes as much of the processor a weight as at the last
-size that was measured. The processor's time is taken since it stays the same on a busy machine.
+process of its own with one thread, for random weights of some sizes. DIR keeps files and
+results.csv; a run measures what is missing there, in this order, until `--minutes` are over.
+`--jobs` selects jobs, such as quantize,evaluate:Q8_0. Prints two Markdown tables for docs/scale.md.
+Cells with ~ are computed, not measured: `evaluate` from the mean of the measured types, another
+size by the number of weights. Seconds are of the CPU, which stay the same on a busy machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import sys
-import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fixtures"))
 
-from bench_quantize import Run, measure
-from make_checkpoint import PRODUCTION, Shape, make_checkpoint
+from bench_quantize import measure
+from make_checkpoint import PRODUCTION, make_checkpoint
 
 from valle_convert.gguf_file.read import GgufFile
 
-SIZES = {
-    "tiny": Shape(dim=256, heads=4, layers=4, audio_tokens=256, text_tokens=256),
-    "small": Shape(dim=512, heads=8, layers=6, audio_tokens=1024, text_tokens=256),
-    "middle": Shape(dim=768, heads=12, layers=8, audio_tokens=1024, text_tokens=256),
-    "production": PRODUCTION,
-}
-#: It stands for all types.
-TYPE = "Q4_K_M"
+TYPES = (
+    *("Q8_0", "Q6_K", "Q5_K_M", "Q5_0", "Q4_K_M", "Q4_0", "IQ4_XS"),
+    *("Q3_K_M", "Q2_K", "IQ3_XXS", "IQ2_XXS", "IQ1_S"),
+)
 #: The matrix is measured on few of the 32 utterances that are the default.
-N_UTTERANCES, N_DEFAULT = 4, 32
-N_TYPES, N_CHECKPOINTS, N_CORES = 12, 20, 2
-#: Weights of published models, in thousand millions.
-PUBLISHED = (0.2, 0.5, 1.0)
+N_UTTERANCES, N_DEFAULT = 2, 32
+N_CHECKPOINTS, N_CORES = 20, 2
+RESULTS = "results.csv"
 
 
 @dataclass(frozen=True)
-class Job:
-    """A job of one checkpoint, or of one type of it, and the bytes of what it wrote."""
+class Cost:
+    """What a job takes, and the bytes that it writes."""
 
-    name: str
-    run: Run
+    size: str
+    n_weights: int
+    job: str
+    kind: str
+    seconds: float
+    megabytes: float
     n_bytes: int
+    is_measured: bool = True
 
     @property
-    def is_of_type(self) -> bool:
-        """Whether there is one for each type."""
-        return self.name in ("quantize", "evaluate")
+    def name(self) -> str:
+        """Such as `convert`, or `evaluate:Q8_0`."""
+        return f"{self.job}:{self.kind}" if self.kind else self.job
+
+    def shown(self) -> list[str]:
+        """The cells of a table."""
+        mark = "" if self.is_measured else "~"
+        cells = f"{self.seconds:.0f}", f"{self.megabytes:,.0f}", f"{self.n_bytes / 1e6:,.1f}"
+        return [mark + cell for cell in cells]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print."""
+    """Measure what is missing, and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--sizes", default="tiny,small,middle")
-    parser.add_argument("--folder", type=Path, help="where the files go; else a temporary one")
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--sizes", default="12x1024")
+    parser.add_argument("--jobs", default="", help="such as convert,evaluate:Q8_0")
+    parser.add_argument("--minutes", type=float, default=60.0)
     given = parser.parse_args(arguments)
     os.environ["OMP_NUM_THREADS"] = "1"
-    print(f"{os.cpu_count()} cores, load at the start {os.getloadavg()[0]:.1f}\n")
-    print("| weights | job | CPU, s | clock, s | memory, MB | written, MB |")
-    print("|---:|---|---:|---:|---:|---:|")
+    end = time.monotonic() + 60 * given.minutes
+    wanted = {*filter(None, given.jobs.split(","))}
+    found = read_results(given.folder)
     for size in given.sizes.split(","):
-        with tempfile.TemporaryDirectory(dir=given.folder) as name:
-            n_weights, jobs = measured(Path(name), SIZES[size])
-        for job in jobs:
-            print(
-                f"| {n_weights / 1e6:.0f} M | {job.name} | {job.run.cpu_seconds:.0f} "
-                f"| {job.run.seconds:.0f} | {job.run.megabytes:.0f} | {job.n_bytes / 1e6:.1f} |"
+        for cost in measured(given.folder / size, size, found, wanted):
+            found.append(cost)
+            with (given.folder / RESULTS).open("w", newline="") as file:
+                writer = csv.DictWriter(file, [one.name for one in fields(Cost)])
+                writer.writeheader()
+                writer.writerows(map(asdict, found))
+            if time.monotonic() > end:
+                return
+    print_tables(found)
+
+
+def read_results(folder: Path) -> list[Cost]:
+    """What was measured before."""
+    path = folder / RESULTS
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [
+            Cost(
+                *(row["size"], int(row["n_weights"]), row["job"], row["kind"]),
+                *(float(row["seconds"]), float(row["megabytes"]), int(row["n_bytes"])),
             )
-    print(f"\nload at the end {os.getloadavg()[0]:.1f}; from {n_weights / 1e6:.0f} M weights:\n")
-    print("| weights | 1 machine | 10 machines | 100 machines | does not divide |")
-    print("|---:|---:|---:|---:|---:|")
-    for billions in PUBLISHED:
-        print(row(jobs, billions, billions * 1e9 / n_weights))
+            for row in csv.DictReader(file)
+        ]
 
 
-def measured(folder: Path, shape: Shape) -> tuple[int, list[Job]]:
-    """The number of weights, and every job."""
+def measured(folder: Path, size: str, known: Sequence[Cost], wanted: set[str]) -> Iterator[Cost]:
+    """Every job of a checkpoint that is not known yet."""
+    layers, dim = map(int, size.split("x"))
     checkpoint, source = folder / "model.sft", folder / "model.gguf"
+    if not checkpoint.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        shape = replace(PRODUCTION, dim=dim, heads=dim // 64, layers=layers)
+        make_checkpoint(checkpoint, shape, dtype="f16")
     matrix, reference = folder / "imatrix.gguf", folder / "reference.safetensors"
-    make_checkpoint(checkpoint, shape, dtype="f16")
-    compared = ("--checkpoint", checkpoint, "--threads", "1")
-    jobs = [
-        job("convert", [source], checkpoint, source, "--outtype", "f16"),
-        job("imatrix", [matrix], checkpoint, "-o", matrix, "--utterances", N_UTTERANCES),
-        job("evaluate", [reference], source, *compared, "--save-reference", reference, of="shared"),
+    compared = ("--checkpoint", checkpoint, "--threads", 1)
+    saved, used = ("--save-reference", reference), ("--reference", reference)
+    jobs: list[tuple[str, str, Path, Sequence[object]]] = [
+        ("convert", "", source, (checkpoint, source, "--outtype", "f16")),
+        ("imatrix", "", matrix, (checkpoint, "-o", matrix, "--utterances", N_UTTERANCES)),
+        ("reference", "", reference, (source, *compared, *saved)),
     ]
-    made = ("--types", TYPE, "--imatrix", matrix, "--threads", "1")
-    kept = folder / TYPE / f"model-{TYPE}.measurements.json"
-    jobs += [
-        job("quantize", [folder / TYPE], source, folder / TYPE, *made),
-        job("evaluate", [kept], folder / TYPE, *compared, "--reference", reference),
-        job("merge", [folder / "out" / "manifest.json"], folder / TYPE, folder / "out"),
-    ]
-    return sum(one.n_elements for one in GgufFile(source).tensors.values()), jobs
+    for kind in TYPES:
+        out = folder / kind
+        made = (source, out, "--types", kind, "--imatrix", matrix, "--threads", 1)
+        jobs.append(("quantize", kind, out / f"model-{kind}.gguf", made))
+    for kind in TYPES:
+        kept = folder / kind / f"model-{kind}.measurements.json"
+        jobs.append(("evaluate", kind, kept, (folder / kind, *compared, *used)))
+    jobs.append(("merge", "", folder / "out/manifest.json", ()))
+    done = {one.name for one in known if one.size == size}
+    for job, kind, output, arguments in jobs:
+        name = f"{job}:{kind}".rstrip(":")
+        if name in done or (wanted and not wanted & {job, name}):
+            continue
+        command = "evaluate" if job == "reference" else job
+        words = [sys.executable, "-m", "valle_convert", command, *arguments, "--force"]
+        if job == "merge":
+            merged = [one.parent for one in folder.glob("*/*.measurements.json")]
+            words += [*merged, folder / "out"]
+        run = measure([*map(str, words)])
+        n_weights = sum(one.n_elements for one in GgufFile(source).tensors.values())
+        n_bytes = output.stat().st_size
+        yield Cost(size, n_weights, job, kind, run.cpu_seconds, run.megabytes, n_bytes)
 
 
-def job(command: str, outputs: list[Path], *arguments: object, of: str = "") -> Job:
-    """Run a job as a process of its own."""
-    run = measure([sys.executable, "-m", "valle_convert", command, *map(str, arguments)])
-    files = [one for path in outputs for one in (path.iterdir() if path.is_dir() else [path])]
-    name = "reference" if of else command
-    return Job(name, run, sum(one.stat().st_size for one in files))
+def completed(found: Sequence[Cost]) -> dict[str, dict[str, Cost]]:
+    """By size every job; those that were not measured are computed."""
+    sizes: dict[str, dict[str, Cost]] = {}
+    for one in sorted(found, key=lambda cost: cost.n_weights):
+        sizes.setdefault(one.size, {})[one.name] = one
+    smaller: dict[str, Cost] = {}
+    for costs in sizes.values():
+        some = next(iter(costs.values()))
+        for job in ("quantize", "evaluate"):
+            known = [one for one in costs.values() if one.job == job]
+            for kind in TYPES if known else ():
+                guess = replace(
+                    known[0],
+                    kind=kind,
+                    seconds=mean(one.seconds for one in known),
+                    megabytes=max(one.megabytes for one in known),
+                    is_measured=False,
+                )
+                costs.setdefault(guess.name, guess)
+        for name, one in smaller.items():
+            factor = some.n_weights / one.n_weights
+            guess = replace(
+                one,
+                size=some.size,
+                n_weights=some.n_weights,
+                seconds=one.seconds * factor,
+                megabytes=one.megabytes * factor,
+                n_bytes=round(one.n_bytes * (factor if one.job == "quantize" else 1)),
+                is_measured=False,
+            )
+            costs.setdefault(name, guess)
+        smaller |= costs
+    return sizes
 
 
-def row(jobs: Sequence[Job], billions: float, factor: float) -> str:
-    """Hours by the number of machines, and the longest chain of jobs that wait for each other."""
-    seconds = {one.name: one.run.cpu_seconds * factor for one in jobs}
+def print_tables(found: Sequence[Cost]) -> None:
+    """Every job, and many machines."""
+    sizes = completed(found)
+    weights = [f"{next(iter(one.values())).n_weights / 1e9:.2f} B" for one in sizes.values()]
+    columns = [f"{one}: {what}" for one in weights for what in ("s", "MB held", "MB written")]
+    print(f"| job | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
+    for name in dict.fromkeys(name for costs in sizes.values() for name in costs):
+        cells = [cell for costs in sizes.values() if name in costs for cell in costs[name].shown()]
+        print(f"| {name.replace(':', ' ')} | {' | '.join(cells)} |")
+    whole = {name for costs in sizes.values() for name in costs}
+    print("\n| weights | 1 machine | 10 machines | 100 machines | does not divide |")
+    print("|---:|---:|---:|---:|---:|")
+    for words, costs in zip(weights, sizes.values(), strict=True):
+        if {"convert", "imatrix", "reference", "merge"} <= costs.keys() == whole:
+            print(f"| {words} | {' | '.join(f'{one / 3600:.2f} h' for one in hours(costs))} |")
+
+
+def hours(costs: dict[str, Cost]) -> list[float]:
+    """Seconds of all checkpoints by the number of machines, and of the longest chain of jobs."""
+    seconds = {name: one.seconds for name, one in costs.items()}
     seconds["imatrix"] *= N_DEFAULT / N_UTTERANCES
-    seconds["merge"] *= N_TYPES
-    of_types = sum(seconds[one.name] for one in jobs if one.is_of_type)
-    shared = sum(seconds[one.name] for one in jobs if not one.is_of_type)
-    work = N_CHECKPOINTS * (shared + N_TYPES * of_types) / N_CORES
-    begin = seconds["convert"] + max(seconds["imatrix"] + seconds["quantize"], seconds["reference"])
-    chain = begin + seconds["evaluate"] + seconds["merge"]
-    hours = [max(work / machines, chain) for machines in (1, 10, 100)]
-    shown = " | ".join(f"{value / 3600:.2f} h" for value in (*hours, chain))
-    return f"| {billions:g} B | {shown} |"
+    work = N_CHECKPOINTS * sum(seconds.values()) / N_CORES
+    slowest = max(seconds[f"quantize:{kind}"] for kind in TYPES)
+    begin = max(seconds["imatrix"] + slowest, seconds["reference"])
+    chain = seconds["convert"] + begin + max(seconds[f"evaluate:{kind}"] for kind in TYPES)
+    chain += seconds["merge"]
+    return [*(max(work / machines, chain) for machines in (1, 10, 100)), chain]
 
 
 if __name__ == "__main__":

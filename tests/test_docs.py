@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import soundfile
 from make_checkpoint import Shape, make_checkpoint
-from quantize.test_vallex_imatrix import voice_file
+from quantize.making import voice_file
 from support import GOLDEN, PROJECT
 from vallex_golden import CHECKPOINT as VALLEX
 

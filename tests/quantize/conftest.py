@@ -1,16 +1,21 @@
-"""A random network whose rows divide by 256, so that every type can be itself."""
+"""Folders of quantized files, made once a session: of a random network whose rows divide by 256, so
+that every type can be itself, and of the golden VALL-E X."""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from make_checkpoint import Shape, make_checkpoint
+from make_vallex import VallexShape, make_vallex
+from quantize.making import source_of
+from vallex_golden import CHECKPOINT as VALLEX
 
 from valle_convert import plan_conversion, read_checkpoint, write_gguf
+from valle_convert.families.bundle import open_files, plan, write_bundle
 from valle_convert.families.family import Choices
-from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize.evaluate import Given, evaluate
 from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.options import MakeOptions, MeasureOptions
@@ -18,6 +23,8 @@ from valle_convert.quantize.run import quantize
 from valle_convert.quantize.source import Source
 from valle_convert.quantize.tool import Quantizer, find_quantizer
 from valle_convert.quantize.types import parse_types
+
+WIDE = Shape(dim=256, heads=4, layers=2, levels=3, seed=1)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -31,7 +38,7 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def checkpoint_256(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("wide") / "wide.sft"
-    make_checkpoint(path, Shape(dim=256, heads=4, layers=2, levels=3, seed=1))
+    make_checkpoint(path, WIDE)
     return path
 
 
@@ -44,7 +51,36 @@ def gguf_256(checkpoint_256: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def source_256(gguf_256: Path) -> Source:
-    return Source(gguf_256, gguf_256.name, GgufFile(gguf_256), gguf_256)
+    return source_of(gguf_256)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A checkpoint, its F16 file, and a folder with Q8_0 and Q4_0; none is to be changed."""
+
+    checkpoint: Path
+    source: Path
+    made: Path
+
+    @property
+    def stem(self) -> str:
+        return self.source.stem.removesuffix("-f16")
+
+    def files(self, folder: Path, kind: str) -> list[Path]:
+        """Those of a type, the main one first."""
+        names = [path.name for path in open_files(self.made / f"{self.stem}-Q8_0.gguf").paths]
+        return [folder / name.replace("Q8_0", kind) for name in names]
+
+    def another(self, folder: Path) -> Path:
+        """Another model's F16 file under the same name."""
+        checkpoint, path = folder / self.checkpoint.name, folder / self.source.name
+        folder.mkdir()
+        if self.checkpoint == VALLEX:
+            make_vallex(checkpoint, VallexShape(seed=9))
+        else:
+            make_checkpoint(checkpoint, Shape(dim=256, heads=4, layers=2, levels=3, seed=2))
+        write_bundle(plan(read_checkpoint(checkpoint), Choices("f16")), path)
+        return path
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +89,31 @@ def made_256(gguf_256: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made") / "out"
     quantize(gguf_256, folder, MakeOptions(parse_types("Q8_0,Q4_0"), threads=1))
     return folder
+
+
+@pytest.fixture(scope="session")
+def golden_set(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    folder = tmp_path_factory.mktemp("golden")
+    source = folder / "vallex-checkpoint-f16.gguf"
+    write_bundle(plan(read_checkpoint(VALLEX), Choices("f16")), source)
+    quantize(source, folder / "out", MakeOptions(parse_types("Q8_0,Q4_0"), threads=1))
+    return Family(VALLEX, source, folder / "out")
+
+
+@pytest.fixture(params=["file", "set"])
+def family(request: pytest.FixtureRequest) -> Family:
+    """A model of one file, and one of several."""
+    if request.param == "set":
+        found: Family = request.getfixturevalue("golden_set")
+        return found
+    values = map(request.getfixturevalue, ("checkpoint_256", "gguf_256", "made_256"))
+    return Family(*values)
+
+
+@pytest.fixture
+def folder(family: Family, tmp_path: Path) -> Path:
+    """A copy of what was made of a family."""
+    return Path(shutil.copytree(family.made, tmp_path / "made"))
 
 
 @pytest.fixture(scope="session")

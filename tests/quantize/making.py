@@ -1,32 +1,94 @@
-"""One file made by llama-quantize, without the rest of a run."""
+"""What tests of quantizing share: a file made alone, other programs, and looks at a folder."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+
+import numpy as np
 
 from valle_convert.families.bundle import Bundle
 from valle_convert.families.family import Unit
 from valle_convert.families.v5 import FAMILY
+from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize.make import make_bundle
 from valle_convert.quantize.manifest import ManifestFile
 from valle_convert.quantize.options import RunLog
 from valle_convert.quantize.plan import BundlePlan, FilePlan
 from valle_convert.quantize.source import Scratch, Source, SourceBundle
-from valle_convert.quantize.tool import Quantizer
+from valle_convert.quantize.tool import Quantizer, find_quantizer
 
 
-def bundle_of(source: Source) -> SourceBundle:
-    unit = Unit("model")
-    return SourceBundle(source.name, Bundle(FAMILY, {"model": source.header}), {unit: source})
-
-
-def make_one(
-    quantizer: Quantizer, plan: FilePlan, target: Path, log: RunLog | None = None
-) -> ManifestFile:
-    whole = BundlePlan(plan.kind, {Unit("model"): plan}, {"model": target}, plan.n_bytes)
+def make_one(plan: FilePlan, target: Path, log: RunLog | None = None) -> ManifestFile:
+    """One file made by llama-quantize, without the rest of a run."""
+    unit, source = Unit("model"), plan.source
+    bundle = Bundle(FAMILY, {"model": source.header})
+    whole = BundlePlan(plan.kind, {unit: plan}, {"model": target}, plan.n_bytes)
     with closing(Scratch(target.parent)) as scratch:
-        (entry,) = make_bundle(
-            quantizer, whole, bundle_of(plan.source), scratch=scratch, log=log
-        ).entries
+        given = SourceBundle(source.name, bundle, {unit: source})
+        (entry,), _ = make_bundle(whole, given, scratch=scratch, log=log)
     return entry
+
+
+def source_of(path: Path) -> Source:
+    return Source(path, path.name, GgufFile(path), path)
+
+
+def script(path: Path, text: str) -> Quantizer:
+    """A program of somebody else's in the place of llama-quantize."""
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return find_quantizer(str(path))
+
+
+def planner(program: Quantizer) -> str:
+    """The beginning of a script whose dry run is the real one."""
+    return f'if [ "$1" = --dry-run ]; then exec "{program.command[0]}" "$@"; fi\n'
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def flip(path: Path, at: int = -1) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 1
+    path.write_bytes(raw)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def write_utterance(folder: Path, name: str = "a") -> Path:
+    folder.mkdir(exist_ok=True)
+    codes = np.random.default_rng(len(name)).integers(0, 64, (10, 3))
+    np.savez(folder / f"{name}.npz", phonemes=np.array([1, 40, 41, 2]), response=codes)
+    return folder
+
+
+def voice_file(path: Path, n_frames: int, seed: int = 0, *, levels: int = 8) -> Path:
+    """As VALL-E X's own project writes them."""
+    draw = np.random.default_rng(seed)
+    np.savez(
+        path,
+        audio_tokens=draw.integers(0, 64, (1, n_frames, levels)),
+        text_tokens=draw.integers(5, 70, (1, 12)),
+        lang_code=np.array(0),
+    )
+    return path

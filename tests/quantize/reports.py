@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from valle_convert.listening.listen import (
 )
 from valle_convert.listening.measures import Tally
 from valle_convert.quantize.listening import Listening
-from valle_convert.quantize.measurements import TensorReport, Verified
+from valle_convert.quantize.measurements import Baseline, Compared, TensorReport, Verified
 from valle_convert.quantize.quality import ALL, Greedy, Measured, Quality
 from valle_convert.quantize.report import EvaluationReport, FileReport
 
@@ -110,18 +109,23 @@ def make_report(
                 beyond_noise=(() if kl < 0.05 else ("NLL 3.4, F16 3.0",)) if heard else None,
             )
         )
-    base = FileReport(
-        "model-f16.gguf", "F16", 400 * MIB, 16.0, {"F16": 200_000_000}, is_baseline=True
+    base = Baseline(
+        "model-f16.gguf", "F16", 400 * MIB, 16.0, {"F16": 200_000_000}, measured(4e-7, heads, 0.999)
     )
-    return EvaluationReport(
+    compared = Compared(
+        inputs={},
         source="model-f16.gguf",
+        checkpoint=None,
         reference="model.sft in PyTorch, float32",
         utterances=f"{n_texts} given utterances",
-        baseline=replace(base, measured=measured(4e-7, heads, 0.999)),
-        files=tuple(files),
+        n_texts=n_texts,
+        baseline=base,
+    )
+    return EvaluationReport(
+        compared,
+        tuple(files),
         listening=listening(n_texts) if heard else None,
         command="valle-convert evaluate out/ --types " + ",".join(kinds),
-        n_measured=n_texts,
         date="2026-01-01T00:00:00+00:00",
     )
 

@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-import html.parser
 import json
 import re
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from make_checkpoint import Shape, make_checkpoint
+from quantize.conftest import Family
+from quantize.making import contents, flip, write_utterance
 from safetensors.numpy import save_file
 from support import Cli, error_of
 
 from valle_convert import plan_conversion, read_checkpoint, write_gguf
+from valle_convert.cli import console
+from valle_convert.families.bundle import open_files
 from valle_convert.families.family import Choices
 from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize import evaluate as evaluate_module
 from valle_convert.quantize import tables
-from valle_convert.quantize.evaluate import Given, evaluate
-from valle_convert.quantize.folder import prune
-from valle_convert.quantize.forms import FORMS, to_html
+from valle_convert.quantize.evaluate import Given, evaluate, prune
+from valle_convert.quantize.forms import FORMS
 from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.manifest import (
     ManifestFile,
@@ -38,15 +38,12 @@ from valle_convert.quantize.manifest import (
     write_manifest,
 )
 from valle_convert.quantize.measurements import measurements_in
-from valle_convert.quantize.options import MakeOptions, MeasureOptions
+from valle_convert.quantize.options import MakeOptions, MeasureOptions, RunLog
+from valle_convert.quantize.report import EvaluationReport
 from valle_convert.quantize.run import quantize
 from valle_convert.quantize.types import FILE_TYPES, parse_types
 
 QUICK = ("--utterances", 1, "--threads", 1)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def outcomes(folder: Path) -> dict[str, str | None]:
@@ -57,35 +54,50 @@ def outcomes(folder: Path) -> dict[str, str | None]:
 
 
 @pytest.fixture(scope="module")
-def reported(evaluated_256: Path, checkpoint_256: Path) -> dict[str, Any]:
-    """The report of measured files, in every form."""
+def report(evaluated_256: Path, checkpoint_256: Path) -> EvaluationReport:
     files = Given((evaluated_256,), checkpoint=read_checkpoint(checkpoint_256))
-    report = evaluate(files, Gates(), MeasureOptions(n_utterances=1, threads=1))
-    return {"report": report, **{suffix: form(report) for suffix, form in FORMS.items()}}
+    return evaluate(files, Gates(), MeasureOptions(n_utterances=1, threads=1))
+
+
+@pytest.fixture(scope="module")
+def report_of_sets(
+    golden_set: Family, tmp_path_factory: pytest.TempPathFactory
+) -> EvaluationReport:
+    folder = tmp_path_factory.mktemp("sets") / "out"
+    shutil.copytree(golden_set.made, folder)
+    files = Given((folder,), checkpoint=read_checkpoint(golden_set.checkpoint))
+    return evaluate(files, Gates(), MeasureOptions(n_utterances=1, threads=1))
 
 
 # -------------------------------------------------------------------------------- measured
 
 
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [
+        ("report", {"ar", "nar.1", "nar.2", "mask", "len", "stt"}),
+        ("report_of_sets", {"ar", *(f"nar.{i}" for i in range(1, 8))}),
+    ],
+)
 def test_fewer_bits_are_further_off_in_every_head_and_files_are_right(
-    reported: dict[str, Any],
+    name: str, heads: set[str], request: pytest.FixtureRequest
 ) -> None:
-    report = reported["report"]
+    report: EvaluationReport = request.getfixturevalue(name)
     assert report.passed
-    assert "2 right by their checkpoint" in report.verdict()
-    by_type = {file.kind: file for file in report.files}
-    assert [file.verified.outcome for file in report.files] == ["passed"] * 2
-    f16, q8, q4 = (
-        file.measured.quality for file in (report.baseline, by_type["Q8_0"], by_type["Q4_0"])
-    )
-    assert set(q8) == {"all", "ar", "nar.1", "nar.2", "mask", "len", "stt"}
+    assert "2 verified against the checkpoint" in report.verdict()
+    assert [file.kind for file in report.files] == ["Q8_0", "Q4_0"]
+    measured = [file.measured for file in report.rows if file.measured]
+    f16, q8, q4 = (one.quality for one in measured)
+    assert set(q8) == heads | {"all"}
     for head in q8:
         assert f16[head].kl_mean < q8[head].kl_mean < q4[head].kl_mean
         assert f16[head].nmse < q8[head].nmse < q4[head].nmse
         assert q8[head].kl_mean <= q8[head].kl_p99 <= q8[head].kl_max
     assert f16["all"].nmse < 1e-5
-    noise = {one.name: one.snr_db for one in by_type["Q4_0"].tensors}
-    assert all(10 < decibels < 50 for decibels in noise.values())
+    noise = [one.snr_db for one in report.files[1].tensors]
+    assert all(decibels is not None and 10 < decibels < 50 for decibels in noise)
+    parts = {one.part for one in report.files[0].tensors}
+    assert parts == ({""} if name == "report" else {"ar", "nar"})
 
 
 def test_a_checkpoint_is_converted_measured_and_a_copy_of_it_is_right(
@@ -113,23 +125,15 @@ def test_a_file_in_f16_may_be_what_others_are_compared_with(
     assert same["quality"]["all"]["kl_mean"] < 1e-12
     assert same["greedy"]["ar_equal"] == same["greedy"]["nar_equal"] == 1.0
     assert q8["quality"]["all"]["kl_mean"] < q4["quality"]["all"]["kl_mean"]
-    assert report["verdict"].startswith("DONE: 3 files; judged by nothing")
-    assert "give --checkpoint" in error_of(cli("evaluate", made), 2)
+    assert report["verdict"].startswith("DONE: 3 files; not judged")
+    assert "Give --checkpoint" in error_of(cli("evaluate", made), 2)
 
 
 def test_given_utterances_are_what_is_measured(
     cli: Cli, gguf_256: Path, made: Path, checkpoint_256: Path, tmp_path: Path
 ) -> None:
-    data = tmp_path / "data"
-    data.mkdir()
-    draw = np.random.default_rng(0)
-    for i in range(2):
-        np.savez(
-            data / f"{i}.npz",
-            phonemes=np.array([1, 40, 41, 42, 2]),
-            response=draw.integers(0, 64, (20, 3)),
-            prompt=draw.integers(0, 64, (12, 3)),
-        )
+    data = write_utterance(tmp_path / "data", "0")
+    write_utterance(data, "01")
     arguments = ["--checkpoint", checkpoint_256, "--data", data, "--json", "--threads", 1]
     result = cli("evaluate", made, "--types", "Q4_0", *arguments)
     report = json.loads(result.out)
@@ -150,19 +154,21 @@ def test_given_utterances_are_what_is_measured(
 
 
 def test_damaged_weights_are_found_whatever_the_limits(
-    cli: Cli, gguf_256: Path, checkpoint_256: Path, tmp_path: Path
+    cli: Cli, family: Family, tmp_path: Path
 ) -> None:
-    # A file that says it comes of the checkpoint, with a layer's weights turned round.
-    damaged = tmp_path / "damaged-f16.gguf"
-    shutil.copy(gguf_256, damaged)
-    tensor = GgufFile(damaged).tensors["blk.0.ffn_down.weight"]
+    """Files that say they come of the checkpoint, with the weights of a matrix turned round."""
+    bad, paths = tmp_path / "bad", open_files(family.source).paths
+    bad.mkdir()
+    for path in paths:
+        shutil.copy(path, bad)
+    damaged = bad / paths[-1 if len(paths) == 1 else 1].name
+    tensor = GgufFile(damaged, allow_part=True).tensors["blk.0.ffn_down.weight"]
     raw = bytearray(damaged.read_bytes())
     weights = np.frombuffer(raw[tensor.start : tensor.start + tensor.n_bytes], np.float16)
     raw[tensor.start : tensor.start + tensor.n_bytes] = weights[::-1].tobytes()
     damaged.write_bytes(raw)
-    assert cli("quantize", damaged, tmp_path / "o.gguf", "Q8_0").code == 0
-    run = ("evaluate", tmp_path / "o.gguf", "--checkpoint", checkpoint_256, *QUICK)
-    result = cli(*run)
+    assert cli("quantize", bad / paths[0].name, tmp_path / "o.gguf", "Q8_0").code == 0
+    result = cli("evaluate", tmp_path / "o.gguf", "--checkpoint", family.checkpoint, *QUICK)
     assert result.code == 1, result.err
     assert "FAILED: o.gguf: FAILED: " in result.out
     assert ".." not in result.out.replace("...", "")
@@ -295,7 +301,7 @@ def test_other_bytes_than_those_of_the_manifest_fail(
     run = ("evaluate", evaluated, "--checkpoint", checkpoint_256, *QUICK)
     failed = cli(*run)
     assert failed.code == 1, failed
-    assert "wide-Q8_0.gguf is not that of manifest.json" in failed.out
+    assert "wide-Q8_0.gguf differs from manifest.json" in failed.out
     assert outcomes(evaluated) == {"wide-Q8_0.gguf": "failed", "wide-Q4_0.gguf": "passed"}
     path.write_bytes(whole)
     assert cli(*run).code == 0
@@ -309,8 +315,6 @@ def test_a_run_that_breaks_off_leaves_no_verdict_of_an_earlier_one(
 
     def stop(_text: str) -> None:
         raise StopError
-
-    from valle_convert.quantize.options import RunLog
 
     files = Given((evaluated,), checkpoint=read_checkpoint(checkpoint_256))
     with pytest.raises(StopError):
@@ -395,66 +399,32 @@ def test_a_folder_is_inspected_a_line_a_file(
 # --------------------------------------------------------------------------------- reports
 
 
-def test_the_markdown_report_has_a_row_a_type_and_a_row_a_head(reported: dict[str, Any]) -> None:
-    text = reported[".md"]
-    for word in ("| Q8_0 |", "| Q4_0 |", "| nar.2 |", "PyTorch", "no real speech"):
-        assert word in text
-    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
-        assert len({row.count("|") for row in block.splitlines()}) == 1
-
-
-class Page(html.parser.HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.links: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.links += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href", "data")]
-
-
-def test_the_html_report_has_three_plots_needs_nothing_else_and_escapes_names(
-    reported: dict[str, Any],
+def test_reports_have_every_column_a_row_a_type_and_say_how_they_were_made(
+    report: EvaluationReport, checkpoint_256: Path
 ) -> None:
-    page = Page()
-    page.feed(reported[".html"])
-    assert page.tags.count("svg") == 3
-    assert not set(page.tags) & {"script", "link", "img", "iframe", "object"}
-    assert all(link.startswith("#") for link in page.links)
-    for word in ("Q8_0", "nar.1", "milliseconds"):
-        assert word in reported[".html"]
-    evil = replace(reported["report"], source="<script>alert(1)</script>")
-    assert "<script" not in to_html(evil)
+    everything, _ = tables.summary(report)
+    assert len(everything) == 15
+    told = json.loads(FORMS[".json"](report))
+    digest = hashlib.sha256(checkpoint_256.read_bytes()).hexdigest()
+    assert told["checkpoint"] == {"name": checkpoint_256.name, "sha256": digest}
+    markdown, page = (FORMS[form](report) for form in (".md", ".html"))
+    for text in (markdown, page):
+        words = [f"{name}: " for name in everything]
+        words += ["Q8_0", "Q4_0", "nar.2", "PyTorch", "no real speech", report.date, digest]
+        assert [one for one in words if one not in text] == []
+    for block in re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE):
+        assert len({row.count("|") for row in block.splitlines()}) == 1
+    assert page.count("<svg") == 3
+    assert not re.search(r"<(script|link|img|iframe|object)", page)
+    links = re.findall(r"""(?:src|href|data)=["']([^"']*)""", page)
+    assert all(link.startswith("#") for link in links)
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])
-def test_the_table_fits_the_terminal_and_the_reports_have_all_of_it(
-    reported: dict[str, Any], width: int
-) -> None:
-    from valle_convert.cli import console
-
-    report = reported["report"]
+def test_the_table_fits_the_terminal(report: EvaluationReport, width: int) -> None:
     header, rows = tables.fitting(report, width)
     assert max(map(len, console.table(rows, header=header).splitlines())) <= width
     assert {"type", "size, MiB", "verdict"} <= set(header)
-    everything, _ = tables.summary(report)
-    assert len(everything) == 15
-    for form in (".md", ".html"):
-        for name in everything:
-            assert f"{name}: " in reported[form]
-
-
-def test_a_report_says_when_by_what_and_of_which_checkpoint(
-    reported: dict[str, Any], checkpoint_256: Path
-) -> None:
-    report = json.loads(reported[".json"])
-    digest = hashlib.sha256(checkpoint_256.read_bytes()).hexdigest()
-    assert report["checkpoint"] == {"name": checkpoint_256.name, "sha256": digest}
-    for form in (".md", ".html"):
-        assert report["date"] in reported[form]
-        assert digest in reported[form]
-        assert f"valle-convert {report['converter_version']}" in reported[form]
 
 
 def test_the_verdict_is_shown_where_reports_cannot_be_written_and_an_old_report_is_gone(
@@ -485,34 +455,42 @@ def test_the_verdict_is_shown_where_reports_cannot_be_written_and_an_old_report_
 # ----------------------------------------------------------------------------------- prune
 
 
-def test_prune_removes_files_of_earlier_types_after_a_verdict_that_passed(
-    cli: Cli, evaluated: Path, checkpoint_256: Path
+def test_prune_removes_whole_models_of_earlier_types_after_a_verdict_that_passed(
+    cli: Cli, family: Family, folder: Path
 ) -> None:
-    (evaluated / "mine.gguf").write_bytes(b"mine")
-    (evaluated / "notes.txt").write_text("mine")
-    before = contents(evaluated)
-    run = ("evaluate", evaluated, "--types", "Q8_0", "--checkpoint", checkpoint_256, *QUICK)
+    (folder / "mine.gguf").write_bytes(b"mine")
+    (folder / "notes.txt").write_text("mine")
+    before = contents(folder)
+    run = ("evaluate", folder, "--types", "Q8_0", "--checkpoint", family.checkpoint, *QUICK)
+    others, path = family.files(folder, "Q4_0"), family.files(folder, "Q4_0")[-1]
     failed = cli(*run, "--prune", "--max-kl", "1e-9")
     assert failed.code == 1
-    assert "not removed: wide-Q4_0.gguf, since not everything passed" in failed.err
-    models = {name: data for name, data in before.items() if name.endswith(".gguf")}
-    assert contents(evaluated).items() >= models.items()
-    # A file that was put under the name of one of ours stays.
-    path = evaluated / "wide-Q4_0.gguf"
-    path.write_bytes(before[path.name][:-1] + b"\0")
-    assert path.read_bytes() != before[path.name]
+    assert f"not removed: {', '.join(sorted(one.name for one in others))}, since" in failed.err
+    # With a file that was put under the name of one of ours, all stay.
+    flip(path)
     changed = cli(*run, "--prune")
-    assert "wide-Q4_0.gguf, since the manifest lists other bytes under this name" in changed.err
-    path.write_bytes(before["wide-Q4_0.gguf"])
+    assert "since its bytes differ from the manifest" in changed.err
+    assert all(one.exists() for one in others)
+    flip(path)
+    assert before.items() <= contents(folder).items()
     result = cli(*run, "--prune")
     assert result.code == 0, result.err
     assert "no manifest lists: mine.gguf" in result.err
-    left = {"wide-Q8_0.gguf", "wide-Q8_0.measurements.json", "mine.gguf", "notes.txt"}
-    assert set(contents(evaluated)) == {*left, "manifest.json", "SHA256SUMS"}
-    assert [file.name for file in read_manifest(evaluated / "manifest.json")] == ["wide-Q8_0.gguf"]
-    single = ("evaluate", evaluated / "wide-Q8_0.gguf", *run[4:])
-    assert "give folders" in error_of(cli(*single, "--prune"), 2)
-    assert "--types selects files" in error_of(cli(*single, "--types", "Q8_0"), 2)
+    left = {one.name for one in family.files(folder, "Q8_0")}
+    assert {file.name for file in read_manifest(folder / "manifest.json")} == left
+    others_left = {"manifest.json", "SHA256SUMS", "mine.gguf", "notes.txt"}
+    measured = f"{family.stem}-Q8_0.measurements.json"
+    assert set(contents(folder)) == {*left, measured, *others_left}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [("--prune", "give folders"), ("--types Q8_0", "--types selects files")]
+)
+def test_single_files_are_neither_pruned_nor_selected(
+    cli: Cli, made: Path, checkpoint_256: Path, options: str, words: str
+) -> None:
+    run = ("evaluate", made / "wide-Q8_0.gguf", "--checkpoint", checkpoint_256)
+    assert words in error_of(cli(*run, *options.split()), 2)
 
 
 def test_prune_leaves_other_models(
@@ -524,7 +502,7 @@ def test_prune_leaves_other_models(
     run = ("evaluate", evaluated, "--types", "Q5_0", "--checkpoint", checkpoint_256, *QUICK)
     result = cli(*run, "--prune")
     assert result.code == 0, result
-    assert "wide-Q4_0.gguf, wide-Q8_0.gguf, since they are not of the source" in result.err
+    assert "wide-Q4_0.gguf, wide-Q8_0.gguf, since their source is not that" in result.err
     assert len(read_manifest(evaluated / "manifest.json")) == 3
     assert check_manifest(evaluated).passed
 

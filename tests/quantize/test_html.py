@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
+from msgspec import structs
 from playwright.sync_api import Browser
 from quantize.pages import WIDTHS, cut
 from quantize.reports import TYPES, make_report
@@ -64,23 +64,17 @@ def test_green_is_for_what_is_right_and_near() -> None:
     assert '<p class="verdict bad">FAILED' in to_html(replace(report, files=(failed,)))
 
 
-@pytest.mark.parametrize(
-    ("levels", "words"),
-    [
-        (1, "Divergence by head</h3>"),
-        (2, "Divergence by head (nar.1 is the level above level 0)"),
-        (4, "Divergence by head (nar.1 to nar.3 are the levels above level 0)"),
-        (8, "Divergence by head (nar.1 to nar.7 are the levels above level 0)"),
-    ],
-)
-def test_only_levels_that_are_there_are_named(levels: int, words: str) -> None:
-    assert words in to_html(make_report(FEW, levels=levels))
+@pytest.mark.parametrize("levels", [1, 2, 4, 8])
+def test_only_levels_that_are_there_are_named(levels: int) -> None:
+    last = f"nar.{levels - 1}"
+    words = {1: "head</h3>", 2: "head (nar.1 is the level above level 0)"}
+    several = f"head (nar.1 to {last} are the levels above level 0)"
+    assert f"Divergence by {words.get(levels, several)}" in to_html(make_report(FEW, levels=levels))
 
 
 def plots() -> dict[str, Figure]:
     report = make_report(heard=True)
     assert report.listening is not None
-    assert report.baseline is not None
     rows = [report.baseline, *report.files]
     failed = replace(report.files[0], failures=("KL mean 1, allowed 0.1",))
     return {
@@ -109,7 +103,9 @@ def test_a_legend_lies_beside_the_plot_and_shows_the_colours(name: str) -> None:
 
 def test_words_of_a_report_are_no_markup() -> None:
     bad = "<script>alert(1)</script>"
-    report: Any = replace(make_report(FEW), source=bad, command=bad, notes=(bad,), reference=bad)
+    report = make_report(FEW)
+    compared = structs.replace(report.compared, source=bad, reference=bad)
+    report = replace(report, compared=compared, command=bad, notes=(bad,))
     assert "<script" not in to_html(report)
 
 

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from make_checkpoint import Shape, make_checkpoint
 from msgspec.structs import replace
+from quantize.making import contents, flip
 from support import PROJECT, Cli, error_of
 from vallex_golden import CHECKPOINT as VALLEX
 
@@ -24,10 +25,6 @@ from valle_convert.quantize.manifest import MANIFEST, ManifestFile, read_manifes
 
 MINIATURE = PROJECT / "miniature" / "miniature.sft"
 QUICK = ("--utterances", 1, "--threads", 1)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def timeless(folder: Path) -> dict[str, Any]:
@@ -99,7 +96,7 @@ def edited(folder: Path, what: str) -> None:
     if what == "data":
         path = folder / "wide-Q8_0.measurements.json"
         found = json.loads(path.read_text())
-        found["predictions"]["inputs"]["data"] = "0" * 64
+        found["predictions"]["compared"]["inputs"]["data"] = "0" * 64
         path.write_text(json.dumps(found))
         return
     changes: dict[str, Callable[[ManifestFile], dict[str, Any]]] = {
@@ -183,8 +180,7 @@ def test_the_reference_of_something_else_is_refused(
     for others, what in ((("--seed", 3), "data, seed"), (("--utterances", 2), "data")):
         found = error_of(cli(*run, *others, "--reference", path), 2)
         assert f"made with other inputs ({what})" in found
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    flip(path)
     assert "damaged" in error_of(cli(*run, "--seed", 0, "--reference", path), 2)
     shutil.copy(checkpoint_256, path)
     assert "no reference of this program" in error_of(cli(*run, "--reference", path), 2)

@@ -17,22 +17,24 @@ from huggingface_hub import constants
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make_checkpoint import Shape, make_checkpoint
+from quantize.conftest import Family
+from quantize.making import contents, flip
 from support import Cli, error_of
 from vallex_golden import CHECKPOINT, set_paths
 
 from valle_convert import plan_conversion, read_checkpoint, write_gguf
 from valle_convert.errors import InputError
-from valle_convert.families.bundle import plan, write_bundle
+from valle_convert.families.bundle import plan
 from valle_convert.families.family import Choices
 from valle_convert.gguf_file.metadata import GeneralMetadata
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.quantize.card import card_of
 from valle_convert.quantize.evaluate import Given, evaluate
 from valle_convert.quantize.identity import Identity, base_name, convention_name
 from valle_convert.quantize.limits import Gates
-from valle_convert.quantize.manifest import check_manifest
+from valle_convert.quantize.manifest import check_manifest, read_manifest, write_manifest
 from valle_convert.quantize.measurements import measurements_in
 from valle_convert.quantize.options import MakeOptions, MeasureOptions
+from valle_convert.quantize.publish import card_of
 from valle_convert.quantize.release import read_release
 from valle_convert.quantize.run import quantize
 from valle_convert.quantize.types import parse_types
@@ -187,11 +189,21 @@ def test_the_card_says_what_was_measured(folder: Path, cli: Cli) -> None:
     assert "Measured against random.sft in PyTorch" in text
 
 
+@pytest.mark.parametrize("words", ["<script>x</script>", "[x](http://evil)", "a\n# b", "`|x"])
+def test_words_of_files_are_no_markup(folder: Path, words: str) -> None:
+    def evil(value: dict[str, Any]) -> None:
+        value["predictions"]["compared"]["reference"] = words
+
+    for kind in ("Q8_0", "Q4_K_M", "Q2_K"):
+        change(folder, kind, evil)
+    assert words not in card_of(read_release(folder))
+
+
 def test_a_card_recommends_by_the_rule_of_the_report(folder: Path, cli: Cli) -> None:
     for kind, kl in (("Q8_0", 1e-4), ("Q4_K_M", 5e-3), ("Q2_K", 0.2)):
 
         def near(value: dict[str, Any], kl: float = kl) -> None:
-            value["predictions"]["n_texts"] = 8
+            value["predictions"]["compared"]["n_texts"] = 8
             value["predictions"]["measured"]["quality"]["all"]["kl_mean"] = kl
 
         change(folder, kind, near)
@@ -202,7 +214,11 @@ def test_a_card_recommends_by_the_rule_of_the_report(folder: Path, cli: Cli) -> 
         change(folder, kind, lambda value: value["judgement"].update(failures=["KL mean 1"]))
         assert (recommended(folder, cli) or "").endswith(left)
     # Files that were measured in different ways are in no table together.
-    change(folder, "Q2_K", lambda value: value["predictions"].update(key="0" * 64))
+    change(
+        folder,
+        "Q2_K",
+        lambda value: value["predictions"]["compared"]["inputs"].update(data="0" * 64),
+    )
     assert "were not measured in one way" in error_of(cli("publish", folder, "--force"), 2)
 
 
@@ -223,7 +239,6 @@ def test_files_of_two_checkpoints_have_no_card(folder: Path, tmp_path: Path, cli
     make_checkpoint(other, Shape(dim=256, heads=4, layers=1, levels=3, seed=2))
     assert cli("quantize", other, folder, "--types", "Q5_0", "--threads", 1).code == 0
     assert "were made of different checkpoints" in error_of(cli("publish", folder), 2)
-    assert not (folder / "README.md").exists()
 
 
 def recommended(folder: Path, cli: Cli) -> str | None:
@@ -243,7 +258,7 @@ def test_publishing_is_one_commit_that_the_hub_has_bit_for_bit(
     commit = hub.repositories[REPO].branches["main"]
     assert said["commit"] == commit
     there = hub.repositories[REPO].commits[commit]
-    sent = {path.name: path.read_bytes() for path in folder.iterdir()}
+    sent = contents(folder)
     for path in folder.glob("*.measurements.json"):
         del sent[path.name]  # they are none of the manifest's
     assert there == sent | {".gitattributes": b"*.gguf filter=lfs"}
@@ -300,10 +315,9 @@ def test_a_folder_that_is_not_as_it_was_written_is_refused(
     folder: Path, hub: SmallHub, cli: Cli
 ) -> None:
     model = next(folder.glob("*Q2_K.gguf"))
-    whole = model.read_bytes()
-    model.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    flip(model)
     assert f"{model.name}: sha256" in error_of(cli("publish", folder, REPO), 2)
-    model.write_bytes(whole)
+    flip(model)
     (folder / "stranger.gguf").write_bytes(b"GGUF")
     assert "stranger.gguf: no manifest lists it" in error_of(cli("publish", folder, REPO), 2)
     (folder / "stranger.gguf").unlink()
@@ -362,13 +376,10 @@ def test_of_measurements_of_any_kind_comes_a_card_or_a_refusal(
 # -------------------------------------------------------------------------- models of several files
 
 
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def sets(golden_set: Family, tmp_path: Path) -> Path:
     """Two types of a small model of several files, as `quantize` left them, not measured."""
-    folder = tmp_path_factory.mktemp("sets")
-    write_bundle(plan(read_checkpoint(CHECKPOINT), Choices("f16")), folder / "model.gguf")
-    quantize(folder / "model.gguf", folder / "out", MakeOptions(parse_types("Q8_0,Q4_0")))
-    return folder / "out"
+    return Path(shutil.copytree(golden_set.made, tmp_path / "sets"))
 
 
 def test_a_set_is_one_row_with_the_size_of_all_its_files(
@@ -389,31 +400,24 @@ def test_a_set_is_one_row_with_the_size_of_all_its_files(
     assert "--voice-text" in text
     assert "a set of 9 files" in text
     (download,) = [line for line in text.splitlines() if line.startswith("hf download")]
-    assert download.split()[3:-2] == [path.name for path in set_paths(sets / "model-Q8_0.gguf", 7)]
+    assert download.split()[3:-2] == [
+        path.name for path in set_paths(sets / "vallex-checkpoint-Q8_0.gguf", 7)
+    ]
     there = hub.repositories[REPO].commits[hub.repositories[REPO].branches["main"]]
     assert {path.name for path in sets.iterdir()} | {".gitattributes"} == set(there)
 
 
 def test_a_set_without_all_its_files_is_not_published(sets: Path, tmp_path: Path, cli: Cli) -> None:
-    from valle_convert.quantize.manifest import read_manifest, write_manifest
-
-    for missing in ("model-Q8_0.gguf", "model-Q8_0-nar-3.gguf"):
+    stem = "vallex-checkpoint-Q8_0"
+    for missing in (f"{stem}.gguf", f"{stem}-nar-3.gguf"):
         folder = tmp_path / missing
         folder.mkdir()
         listed = [one for one in read_manifest(sets / "manifest.json") if one.name != missing]
         for one in listed:
-            (folder / one.name).write_bytes((sets / one.name).read_bytes())
+            shutil.copy(sets / one.name, folder)
         write_manifest(folder, listed)
-        assert "model-Q8_0" in error_of(cli("publish", folder), 2)
+        assert stem in error_of(cli("publish", folder), 2)
         assert not (folder / "README.md").exists()
-
-
-def test_words_of_files_are_no_markup() -> None:
-    from valle_convert.quantize.render import markdown_words
-
-    assert markdown_words("a\nb") == "a b"
-    assert "<script>" not in markdown_words("<script>x</script>")
-    assert markdown_words("[x](http://evil)").startswith("\\[x\\]")
 
 
 def test_resume_makes_a_file_again_whose_words_are_other_ones(
@@ -425,4 +429,4 @@ def test_resume_makes_a_file_again_whose_words_are_other_ones(
     assert same.code == 0, same.err
     assert "kept VALL-E-random" in same.err
     other = cli(*command, *named, "--base-model", "other/one", "--resume", "--force")
-    assert "its general.base_model.0.name is another one" in other.err
+    assert "its general.base_model.0.name differs" in other.err

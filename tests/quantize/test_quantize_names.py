@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from support import PROJECT, Cli, error_of
+from quantize.reports import make_report
+from support import PROJECT
 
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize.forms import FORMS
 from valle_convert.quantize.limits import Limits
 from valle_convert.quantize.quality import Greedy, Measured, Quality, Speed
-from valle_convert.quantize.report import EvaluationReport, FileReport
+from valle_convert.quantize.report import FileReport
 
 PROGRAM = [sys.executable, "-m", "valle_convert"]
 
@@ -78,21 +79,9 @@ def test_a_report_with_numbers_that_json_has_not_is_json() -> None:
             Greedy(3, nan, 0.0, 5, nan),
             Speed(1.0, 2.0, 40),
         ),
-        limits=Limits("given", min_agreement=0.9),
+        limits=Limits("given", {"max_kl": nan}),
     )
-    report = EvaluationReport("a.gguf", "", "", replace(file, limits=None), (file,))
+    report = replace(make_report(), files=(file,))
     value = json.loads(FORMS[".json"](report), parse_constant=refuse)
     assert value["files"][0]["quality"]["all"]["kl_mean"] is None
     assert value["files"][0]["limits"]["max_kl"] is None
-
-
-def test_the_report_of_verify_is_none_of_its_inputs(
-    cli: Cli, checkpoint_256: Path, gguf_256: Path, tmp_path: Path
-) -> None:
-    config = tmp_path / "config.yaml"
-    config.write_text("{}\n")
-    result = cli(
-        "verify", checkpoint_256, gguf_256, "--config", config, "--report", config, "--force"
-    )
-    assert "input file itself" in error_of(result, 2)
-    assert config.read_text() == "{}\n"

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from quantize.making import make_one
+from quantize.making import make_one, source_of
 
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.read import GgufFile
@@ -15,9 +15,8 @@ from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import (
     COMMON,
     FILE_TYPES,
-    bits_per_weight,
-    describe_types,
     read_tensor_types,
+    weights_of,
 )
 
 OPTIONS = MakeOptions(threads=1)
@@ -26,13 +25,12 @@ NARROW = "ar-nar-len"  # a golden checkpoint whose rows are 64
 
 @pytest.fixture
 def narrow(converted: Callable[[str, str], Path]) -> Source:
-    path = converted(NARROW, "f16")
-    return Source(path, path.name, GgufFile(path), path)
+    return source_of(converted(NARROW, "f16"))
 
 
-def made(program: Quantizer, plan: FilePlan, folder: Path) -> Path:
+def made(plan: FilePlan, folder: Path) -> Path:
     path = folder / f"{plan.kind.name}.gguf"
-    make_one(program, plan, path)
+    make_one(plan, path)
     return path
 
 
@@ -41,7 +39,7 @@ def test_the_predicted_size_and_types_are_those_of_the_file(
     program: Quantizer, source_256: Source, tmp_path: Path, name: str
 ) -> None:
     plan = plan_file(program, source_256, FILE_TYPES[name], OPTIONS)
-    path = made(program, plan, tmp_path)
+    path = made(plan, tmp_path)
     assert path.stat().st_size == plan.n_bytes
     found = GgufFile(path)
     assert plan.tensors is not None
@@ -50,7 +48,7 @@ def test_the_predicted_size_and_types_are_those_of_the_file(
     }
     bits = 8 * sum(t.n_bytes for t in found.tensors.values())
     n_weights = sum(t.n_elements for t in source_256.header.tensors.values())
-    assert bits_per_weight(plan.tensors) == pytest.approx(bits / n_weights)
+    assert weights_of(plan.tensors)["bits_per_weight"] == pytest.approx(bits / n_weights)
     assert not plan.fallbacks
     assert not plan.needs_imatrix
 
@@ -59,7 +57,7 @@ def test_the_prediction_holds_where_rows_do_not_divide(
     program: Quantizer, narrow: Source, tmp_path: Path
 ) -> None:
     plan = plan_file(program, narrow, FILE_TYPES["Q4_K_M"], OPTIONS)
-    assert made(program, plan, tmp_path).stat().st_size == plan.n_bytes
+    assert made(plan, tmp_path).stat().st_size == plan.n_bytes
 
 
 def test_every_tensor_that_a_type_cannot_hold_is_reported_also_the_one_that_llama_cpp_is_silent_on(
@@ -139,7 +137,7 @@ def test_a_list_of_tensor_types_does_what_it_does_in_the_stock_program(
 
 def test_pure_gives_every_matrix_the_type_itself(program: Quantizer, source_256: Source) -> None:
     plan = plan_file(program, source_256, FILE_TYPES["Q4_K_M"], MakeOptions(pure=True, threads=1))
-    assert set(describe_types(plan.tensors)) == {"Q4_K", "F32"}
+    assert set(weights_of(plan.tensors)["weights"]) == {"Q4_K", "F32"}
 
 
 def test_a_type_that_needs_an_importance_matrix_says_so(
@@ -152,8 +150,7 @@ def test_a_type_that_needs_an_importance_matrix_says_so(
 def test_a_quantized_input_is_refused_unless_it_is_allowed(
     program: Quantizer, converted: Callable[[str, str], Path]
 ) -> None:
-    path = converted(NARROW, "q8_0")
-    source = Source(path, path.name, GgufFile(path), path)
+    source = source_of(converted(NARROW, "q8_0"))
     with pytest.raises(InputError, match=r"already quantized .* --allow-requantize"):
         plan_file(program, source, FILE_TYPES["Q5_0"], OPTIONS)
     allowed = MakeOptions(allow_requantize=True, threads=1)

@@ -8,107 +8,216 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from make_checkpoint import Shape, make_checkpoint
-from support import Cli, error_of
+from make_vallex import VallexShape, make_vallex
+from quantize.conftest import Family
+from quantize.making import contents, flip, planner, script, voice_file, write_utterance
+from support import Cli, Result, error_of
 
-from valle_convert.families.bundle import open_bundle
+from valle_convert.checkpoint import read_checkpoint
+from valle_convert.errors import InputError
+from valle_convert.families.bundle import Bundle, open_bundle, plan
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.quantize.manifest import check_manifest, read_manifest
+from valle_convert.quantize.evaluate import Given, evaluate
+from valle_convert.quantize.limits import Gates
+from valle_convert.quantize.manifest import check_manifest
+from valle_convert.quantize.options import MakeOptions, MeasureOptions, RunLog
+from valle_convert.quantize.run import quantize
 from valle_convert.quantize.tool import Quantizer
-from valle_convert.quantize.types import COMMON, FILE_TYPES
+from valle_convert.quantize.types import COMMON, FILE_TYPES, parse_types
 from valle_convert.verify.structure import check_structure
 
 QUICK = ("--threads", "1")
+#: A VALL-E X whose rows K-quants divide into.
+WIDE = VallexShape(dim=256, heads=4, layers=2, ffn=1, levels=3, codes=64)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+def files_of(result: Result) -> list[dict[str, Any]]:
+    assert result.code == 0, result.err
+    found: list[dict[str, Any]] = json.loads(result.out)["files"]
+    return found
 
 
 # ------------------------------------------------------------------------ files of a folder
 
 
-def test_the_common_eight_are_made_at_once_and_each_is_what_it_says(
+def test_the_common_types_are_made_at_once_and_each_is_what_it_says(
     cli: Cli, gguf_256: Path, checkpoint_256: Path, tmp_path: Path
 ) -> None:
-    from valle_convert import plan_conversion
-
     result = cli("quantize", gguf_256, tmp_path / "out", "--types", ",".join(COMMON), *QUICK)
     assert result.code == 0, result.err
-    plan = plan_conversion(checkpoint_256)
+    planned = plan(read_checkpoint(checkpoint_256))
     for name in COMMON:
         file = GgufFile(tmp_path / "out" / f"wide-{name}.gguf")
         assert file.keys["general.file_type"] == FILE_TYPES[name].number
         # llama.cpp loads it, and every key of the conversion is as it was.
         bundle = open_bundle(file.path)
-        assert all(check.passed for check in check_structure(plan, bundle, with_llama=True))
+        assert all(check.passed for check in check_structure(planned, bundle, with_llama=True))
     assert check_manifest(tmp_path / "out").passed
 
 
 def test_two_runs_give_the_same_bytes_and_sha256sum_itself_accepts_the_sums(
-    cli: Cli, gguf_256: Path, made: Path, tmp_path: Path
+    cli: Cli, family: Family, tmp_path: Path
 ) -> None:
     again = tmp_path / "again"
-    assert cli("quantize", gguf_256, again, "--types", "Q8_0,Q4_0", *QUICK).code == 0
-    assert contents(made) == contents(again)
-    names = {"SHA256SUMS", "manifest.json", "wide-Q4_0.gguf", "wide-Q8_0.gguf"}
-    assert set(contents(made)) == names
-    done = subprocess.run(
-        ["sha256sum", "--check", "SHA256SUMS"], cwd=made, capture_output=True, check=False
+    assert cli("quantize", family.source, again, "--types", "Q8_0,Q4_0", *QUICK).code == 0
+    assert contents(family.made) == contents(again)
+    models = [path for kind in ("Q8_0", "Q4_0") for path in family.files(again, kind)]
+    assert {*again.iterdir()} == {*models, again / "SHA256SUMS", again / "manifest.json"}
+    done = subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=again, check=False)
+    assert done.returncode == 0
+
+
+def test_the_first_parts_of_a_set_are_copied_and_the_body_is_quantized(golden_set: Family) -> None:
+    source, made = open_bundle(golden_set.source), golden_set.files(golden_set.made, "Q4_0")
+    for path, original in zip(made, source.paths, strict=True):
+        same = path.read_bytes() == original.read_bytes()
+        assert same == bool(re.search(r"-nar-\d", path.name))
+    body = GgufFile(made[1], allow_part=True)
+    assert body.tensors["blk.1.ffn_up.weight"].ggml_type.name == "Q4_0"
+    assert body.keys["valle.quantize.type"] == "Q4_0"
+
+
+def test_the_body_is_the_same_with_every_first_part(golden_set: Family, tmp_path: Path) -> None:
+    from valle_convert.quantize import source
+
+    bodies = []
+    for first in (0, 3):
+        files = open_bundle(golden_set.source)
+        ar, nar, *levels = files.files
+        order = [ar, nar, *levels[first:], *levels[:first]]
+        # The first part that the body is put together with is that of the first level.
+        turned = dict(zip(files.files, map(files.files.__getitem__, order), strict=True))
+        with pytest.MonkeyPatch.context() as patch:
+            other = replace(files, files=turned)
+            patch.setattr(source, "open_files", lambda _path, other=other: other)
+            patch.setattr(Bundle, "check", lambda _self: None)
+            out = tmp_path / f"{first}.gguf"
+            quantize(golden_set.source, out, MakeOptions(parse_types("Q4_0")))
+        bodies.append((tmp_path / f"{first}-nar.gguf").read_bytes())
+    assert bodies[0] == bodies[1]
+
+
+@pytest.mark.parametrize("kind", ["Q4_K_M", "IQ2_XXS", "BF16"])
+def test_a_checkpoint_is_converted_and_quantized_at_once(kind: str, tmp_path: Path) -> None:
+    """IQ2_XXS needs an importance matrix, which is made of the checkpoint."""
+    make_vallex(tmp_path / "wide.pt", WIDE)
+    checkpoint, out = read_checkpoint(tmp_path / "wide.pt"), tmp_path / "out"
+    made = quantize(
+        tmp_path / "wide.pt", out, MakeOptions(parse_types(kind)), checkpoint=checkpoint
     )
-    assert done.returncode == 0, done.stderr
+    assert not made.faults
+    assert (made.files[0].imatrix is not None) == kind.startswith("IQ")
+    report = evaluate(Given((out,), checkpoint=checkpoint), Gates(), MeasureOptions(n_utterances=1))
+    assert report.passed, report.verdict()
+    keys = open_bundle(out / f"wide-{kind}.gguf").main.keys
+    sha256 = hashlib.sha256((tmp_path / "wide.pt").read_bytes()).hexdigest()
+    assert keys["valle.source.sha256"] == sha256
+
+
+def test_one_model_is_made_by_its_name_its_log_is_kept_and_nothing_is_replaced(
+    cli: Cli, family: Family, tmp_path: Path
+) -> None:
+    out, log = tmp_path / "small.gguf", tmp_path / "log.txt"
+    names = [
+        path.name.replace(f"{family.stem}-Q8_0", "small") for path in family.files(tmp_path, "Q8_0")
+    ]
+    (tmp_path / names[-1]).write_bytes(b"mine")
+    run = ("quantize", family.source, out, "q8_0", "--log", log, *QUICK)
+    assert f"{names[-1]} exists" in error_of(cli(*run), 2)
+    assert contents(tmp_path) == {names[-1]: b"mine"}
+    assert cli(*run, "--force").code == 0
+    assert set(contents(tmp_path)) == {*names, "log.txt"}
+    assert GgufFile(out).keys["valle.quantize.type"] == "Q8_0"
+    assert "converting to q8_0" in log.read_text()
+
+
+@pytest.mark.parametrize("what", ["weights", "key"])
+def test_a_file_that_is_not_what_its_source_is_fails(
+    cli: Cli, gguf_256: Path, tmp_path: Path, program: Quantizer, what: str
+) -> None:
+    """A tool that plans well, and loses a layer's weights or a key of the metadata."""
+    damage = tmp_path / "damage.py"
+    damage.write_text(
+        "import sys\nfrom pathlib import Path\n"
+        "from valle_convert.gguf_file.read import GgufFile\n"
+        "path = Path(sys.argv[1])\nraw = bytearray(path.read_bytes())\n"
+        "tensor = GgufFile(path).tensors['blk.1.ffn_up.weight']\n"
+        "if sys.argv[2] == 'weights':\n"
+        "    raw[tensor.start : tensor.start + tensor.n_bytes // 2] = bytes(tensor.n_bytes // 2)\n"
+        "else:\n"
+        "    raw[raw.index(b'valle.') + 7] ^= 1\n"
+        "path.write_bytes(raw)\n"
+    )
+    make = f'"{program.command[0]}" "$@" && "{sys.executable}" "{damage}" "$2" {what}'
+    tool = script(tmp_path / "tool", planner(program) + make).command[0]
+    out = tmp_path / "o.gguf"
+    result = cli("quantize", gguf_256, out, "Q8_0", "--llama-quantize", tool, *QUICK)
+    assert result.code == 1, result
+    assert "FAILED: o.gguf: " in result.out
+    assert ("blk.1.ffn_up.weight has " in result.out) == (what == "weights")
+
+
+# ---------------------------------------------------------------------------------- resume
 
 
 def test_resume_keeps_what_was_made_in_the_same_way_and_makes_the_rest(
-    cli: Cli, gguf_256: Path, made: Path
+    cli: Cli, family: Family, folder: Path
 ) -> None:
-    before = {path: path.stat().st_mtime_ns for path in made.glob("*.gguf")}
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*.gguf")}
     types = "Q8_0,Q4_0,Q5_0"
-    assert "--resume keeps" in error_of(cli("quantize", gguf_256, made, "--types", types), 2)
+    refused = cli("quantize", family.source, folder, "--types", types)
+    assert "--resume keeps" in error_of(refused, 2)
     # Threads change no byte.
-    run = ("quantize", gguf_256, made, "--types", types, "--resume", "--json", "--threads", 2)
-    planned = json.loads(cli(*run, "--dry-run").out)["files"]
+    run = ("quantize", family.source, folder, "--types", types, "--resume", "--json")
+    planned = files_of(cli(*run, "--dry-run"))
     assert [file["status"] for file in planned] == ["kept", "kept", "planned"]
-    result = cli(*run)
-    assert result.code == 0, result.err
-    statuses = {file["type"]: file["status"] for file in json.loads(result.out)["files"]}
-    assert statuses == {"Q8_0": "kept", "Q4_0": "kept", "Q5_0": "made"}
+    result = cli(*run, "--threads", 2)
+    assert [file["status"] for file in files_of(result)] == ["kept", "kept", "made"]
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert [file.name for file in read_manifest(made / "manifest.json")] == [
-        *("wide-Q4_0.gguf", "wide-Q5_0.gguf", "wide-Q8_0.gguf"),
-    ]
+    assert check_manifest(folder).passed
+    (folder / "mine.gguf").write_bytes(b"mine")
+    left = cli("quantize", family.source, folder, "--types", "Q8_0", "--resume", *QUICK)
+    assert f"still has files of earlier runs: {family.stem}-Q4_0" in left.err
+    assert family.files(folder, "Q5_0")[-1].name in left.err
+    assert "no manifest lists: mine.gguf" in left.err
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [("bytes", "bytes differ"), ("option", "other options"), ("tool", "by llama-quantize")],
-)
-def test_resume_with_force_makes_a_file_again_whose_hash_options_or_tool_differ_and_says_why(
-    cli: Cli, gguf_256: Path, made: Path, change: str, reason: str
+@pytest.mark.parametrize("change", ["bytes", "option", "tool", "source", "missing"])
+def test_resume_with_force_makes_a_model_again_that_would_be_another_one_and_says_why(
+    cli: Cli, family: Family, folder: Path, change: str, tmp_path: Path
 ) -> None:
     options = {
         "option": ["--tensor-type", "ffn_down=q8_0"],
         "tool": ["--llama-quantize", "library"],
     }
-    path = made / "wide-Q4_0.gguf"
+    source = family.another(tmp_path / "other") if change == "source" else family.source
+    reason = {"bytes": "bytes differ", "option": "other options", "tool": "by llama-quantize"}
+    path = family.files(folder, "Q4_0")[-1]
     if change == "bytes":
-        raw = bytearray(path.read_bytes())
-        raw[-1] ^= 1
-        path.write_bytes(raw)
-    arguments = ["--types", "Q4_0", "--resume", "--json", *QUICK, *options.get(change, [])]
-    before = contents(made)
-    assert reason in error_of(cli("quantize", gguf_256, made, *arguments), 2)
-    assert contents(made) == before
-    result = cli("quantize", gguf_256, made, *arguments, "--force")
-    assert result.code == 0, result.err
-    assert reason in result.err
-    (file,) = json.loads(result.out)["files"]
-    assert file["status"] == "made"
-    assert check_manifest(made).passed
+        flip(path)
+    elif change == "missing":
+        path.unlink()
+    run = ("quantize", source, folder, "--types", "Q4_0", "--resume", "--json", *QUICK)
+    run = (*run, *options.get(change, []))
+    why = reason.get(change, "made from another source")
+    is_set = len(family.files(folder, "Q4_0")) > 1
+    if change != "missing":
+        before = contents(folder)
+        assert why in error_of(cli(*run), 2)
+        assert contents(folder) == before
+    elif is_set:
+        why = "is missing"
+        assert f"{path.name} of its set is missing" in error_of(cli(*run), 2)
+    result = cli(*run, "--force")
+    assert [file["status"] for file in files_of(result)] == ["made"]
+    assert (change == "missing" and not is_set) or why in result.err
+    assert check_manifest(folder).passed
 
 
 def test_resume_compares_the_checkpoint_that_is_converted_first(cli: Cli, tmp_path: Path) -> None:
@@ -123,104 +232,86 @@ def test_resume_compares_the_checkpoint_that_is_converted_first(cli: Cli, tmp_pa
     assert "made from another source" in error_of(result, 2)
 
 
-def test_one_file_is_one_file_and_its_log_is_kept(cli: Cli, gguf_256: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "one"
-    folder.mkdir()
-    log = tmp_path / "log.txt"
-    result = cli("quantize", gguf_256, folder / "o.gguf", "q6_k", "--log", log, *QUICK)
-    assert result.code == 0, result.err
-    assert [path.name for path in folder.iterdir()] == ["o.gguf"]
-    assert GgufFile(folder / "o.gguf").keys["valle.quantize.type"] == "Q6_K"
-    assert "converting to q6_K" in log.read_text()
-
-
-def test_a_checkpoint_is_converted_first(cli: Cli, checkpoint_256: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    result = cli("quantize", checkpoint_256, out, "--types", "Q8_0", *QUICK)
-    assert result.code == 0, result.err
-    assert "converting" in result.err
-    header = GgufFile(out / "wide-Q8_0.gguf")
-    sha256 = hashlib.sha256(checkpoint_256.read_bytes()).hexdigest()
-    assert header.keys["valle.source.sha256"] == sha256
-    assert sorted(contents(out)) == ["SHA256SUMS", "manifest.json", "wide-Q8_0.gguf"]
-
-
-@pytest.mark.parametrize("what", ["weights", "key"])
-def test_a_file_that_is_not_what_its_source_is_fails(
-    cli: Cli, gguf_256: Path, tmp_path: Path, program: Quantizer, what: str
+def test_a_matrix_of_given_utterances_is_kept_in_the_folder_and_used_again(
+    cli: Cli, family: Family, tmp_path: Path
 ) -> None:
-    """A tool that plans well, and loses a layer's weights or a key of the metadata."""
-    tool, damage = tmp_path / "tool", tmp_path / "damage.py"
-    damage.write_text(
-        "import sys\nfrom pathlib import Path\n"
-        "from valle_convert.gguf_file.read import GgufFile\n"
-        "path = Path(sys.argv[1])\nraw = bytearray(path.read_bytes())\n"
-        "tensor = GgufFile(path).tensors['blk.1.ffn_up.weight']\n"
-        "if sys.argv[2] == 'weights':\n"
-        "    raw[tensor.start : tensor.start + tensor.n_bytes // 2] = bytes(tensor.n_bytes // 2)\n"
-        "else:\n"
-        "    raw[raw.index(b'valle.') + 7] ^= 1\n"
-        "path.write_bytes(raw)\n"
-    )
-    tool.write_text(
-        f'#!/bin/sh\nif [ "$1" = --dry-run ]; then exec "{program.command[0]}" "$@"; fi\n'
-        f'"{program.command[0]}" "$@" && "{sys.executable}" "{damage}" "$2" {what}\n'
-    )
-    tool.chmod(0o755)
-    run = ("quantize", gguf_256, tmp_path / "o.gguf", "Q8_0", "--llama-quantize", tool, *QUICK)
-    result = cli(*run)
-    assert result.code == 1, result
-    assert "FAILED: o.gguf: " in result.out
-    assert ("blk.1.ffn_up.weight has " in result.out) == (what == "weights")
+    """It serves every type; one of other utterances is refused, and listed all the same."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    is_set = len(family.files(out, "Q8_0")) > 1
+
+    def write(name: str) -> None:
+        if is_set:
+            data.mkdir(exist_ok=True)
+            voice_file(data / f"{name}.npz", 20 + len(name))
+        else:
+            write_utterance(data, name)
+
+    write("a")
+    run = ("quantize", family.checkpoint, out, "--imatrix", data, "--json", *QUICK, "--types")
+    (made,) = files_of(cli(*run, "Q4_0"))
+    assert made["imatrix"] == f"{family.checkpoint.stem}-imatrix.gguf"
+    matrices = sorted(out.glob("*-imatrix*.gguf"))
+    assert len(matrices) == 1 + is_set
+    times = [path.stat().st_mtime_ns for path in matrices]
+    for extra in (["--dry-run"], []):
+        status = [one["status"] for one in files_of(cli(*run, "Q4_0,Q5_0", "--resume", *extra))]
+        assert status == ["kept", "planned" if extra else "made"]
+        assert [path.stat().st_mtime_ns for path in matrices] == times
+    write("more")
+    assert "imatrix.gguf exists" in error_of(cli(*run, "Q4_0", "--resume"), 2)
+    for path in matrices:
+        path.unlink()
+    again = cli(*run, "Q4_0", "--resume")
+    assert "another importance matrix" in error_of(again, 2)
+    assert check_manifest(out).passed
 
 
 # ----------------------------------------------------------------------------------- plans
 
 
-def test_a_dry_run_predicts_and_writes_nothing(
-    cli: Cli, gguf_256: Path, checkpoint_256: Path, made: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("given", "types"), [("checkpoint", "Q8_0,Q4_0"), ("source", "Q5_1,IQ2_XXS")]
+)
+def test_a_dry_run_predicts_sizes_and_writes_nothing(
+    cli: Cli, family: Family, given: str, types: str, tmp_path: Path
 ) -> None:
-    for source in (gguf_256, checkpoint_256):
-        run = ("quantize", source, tmp_path / "absent", "--types", "Q8_0,Q4_0", "--dry-run")
-        result = cli(*run, "--json", *QUICK)
-        assert result.code == 0, result.err
-        assert "converting" not in result.err
-        assert {file["name"]: file["bytes"] for file in json.loads(result.out)["files"]} == {
-            path.name: path.stat().st_size for path in made.glob("*.gguf")
-        }
-    assert not (tmp_path / "absent").exists()
-
-
-def test_the_size_with_an_importance_matrix_that_is_not_made_yet_is_predicted_too(
-    cli: Cli, gguf_256: Path, checkpoint_256: Path, tmp_path: Path
-) -> None:
-    common = ["--types", "Q2_K_S,Q8_0", "--checkpoint", checkpoint_256, "--json", *QUICK]
-    planned = cli("quantize", gguf_256, tmp_path, *common, "--dry-run")
-    made = cli("quantize", gguf_256, tmp_path / "out", *common)
-    sizes = [
-        {file["type"]: file["bytes"] for file in json.loads(one.out)["files"]}
-        for one in (planned, made)
-    ]
-    assert sizes[0] == sizes[1]
-    used = {file["type"]: file["imatrix"] for file in json.loads(made.out)["files"]}
-    assert used == {"Q2_K_S": "wide-imatrix.gguf", "Q8_0": None}
-    assert check_manifest(tmp_path / "out").n_files == 3
+    """Also of a checkpoint, and with an importance matrix that is not made yet."""
+    compared = ("--checkpoint", family.checkpoint) if given == "source" else ()
+    run = ("quantize", getattr(family, given), tmp_path / "out", "--types", types, *compared)
+    result = cli(*run, *QUICK, "--json", "--dry-run")
+    planned = {file["name"]: file["bytes"] for file in files_of(result)}
+    assert "converting" not in result.err
+    assert list(tmp_path.iterdir()) == []
+    made = files_of(cli(*run, *QUICK, "--json"))
+    assert planned == {file["name"]: file["bytes"] for file in made}
+    assert made[1]["imatrix"] == (f"{family.stem}-imatrix.gguf" if "IQ" in types else None)
 
 
 def test_a_tensor_that_does_not_fit_is_reported_and_no_fallback_refuses_it(
     cli: Cli, converted: Any, tmp_path: Path
 ) -> None:
-    narrow = converted("ar-nar-len", "f16")
-    arguments = ["--types", "Q4_K_M", *QUICK]
-    result = cli("quantize", narrow, tmp_path / "a", *arguments, "--json")
-    wanted = {"tensor": "blk.0.attn_k.weight", "n_columns": 64, "wanted": "Q4_K", "given": "Q5_0"}
-    assert wanted in json.loads(result.out)["files"][0]["fallbacks"]
-    shown = cli("quantize", narrow, tmp_path / "o.gguf", "Q4_K_M", *QUICK).err
-    (line,) = [line for line in shown.splitlines() if "cannot be" in line]
-    assert re.fullmatch(r"Q4_K_M: \d+ tensors \(rows of 64\) cannot be Q4_K.*: \d+ became .*", line)
-    refused = cli("quantize", narrow, tmp_path / "b", *arguments, "--no-fallback")
+    run = ("quantize", converted("ar-nar-len", "f16"), tmp_path / "a", "--types", "Q4_K_M", *QUICK)
+    refused = cli(*run, "--no-fallback")
     assert "--no-fallback" in error_of(refused, 2)
-    assert not (tmp_path / "b").exists()
+    assert not (tmp_path / "a").exists()
+    result = cli(*run, "--json")
+    wanted = {"tensor": "blk.0.attn_k.weight", "n_columns": 64, "wanted": "Q4_K", "given": "Q5_0"}
+    assert wanted in files_of(result)[0]["fallbacks"]
+    (line,) = [one for one in cli(*run, "--resume").err.splitlines() if "cannot be" in one]
+    assert re.fullmatch(r"Q4_K_M: \d+ tensors \(rows of 64\) cannot be Q4_K.*: \d+ became .*", line)
+
+
+def test_files_are_named_by_the_convention_and_say_who_made_them(
+    golden_set: Family, cli: Cli, tmp_path: Path
+) -> None:
+    run = ("quantize", golden_set.source, tmp_path / "out", "--types", "Q8_0", "--json")
+    named = ("--name-files", "convention", "--quantized-by", "me", "--base-model", "a/b")
+    (name,) = [one["name"] for one in files_of(cli(*run, *named))]
+    assert re.fullmatch(r"vallex-checkpoint-127K.*-Q8_0\.gguf", name)
+    files = open_bundle(tmp_path / "out" / name)
+    for file in (files.files["ar"], files.files["nar"]):
+        assert file.keys["general.quantized_by"] == "me"
+        assert file.keys["general.base_model.0.name"] == "b"
 
 
 # -------------------------------------------------------------------------------- refusals
@@ -243,7 +334,8 @@ def test_a_tensor_that_does_not_fit_is_reported_and_no_fallback_refuses_it(
             "Q4_K with ffn_up=iq2_xxs cannot be made without",
         ),
         (["o.gguf", "Q4_0", "--imatrix", "absent.gguf"], "There is no"),
-        (["o.gguf", "Q4_0", "--imatrix", "."], "give it with --checkpoint"),
+        (["o.gguf", "Q4_0", "--imatrix", "."], "give --checkpoint"),
+        (["folder", "Q8_0"], "folder.gguf Q8_0 for a file, or folder --types Q8_0 for a folder"),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence_and_exit_code_2(
@@ -255,19 +347,32 @@ def test_what_cannot_be_used_is_one_sentence_and_exit_code_2(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert message in error_of(cli("quantize", gguf_256, *arguments), 2)
+    result = cli("quantize", gguf_256, *arguments)
+    assert result.code == 2
+    assert message in " ".join(result.err.split())
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_a_type_after_a_folder_is_refused_and_both_right_forms_are_told(
-    cli: Cli, gguf_256: Path, tmp_path: Path
+def test_what_is_wrong_is_told_before_a_checkpoint_is_converted(
+    golden_set: Family, tmp_path: Path
 ) -> None:
-    result = cli("quantize", gguf_256, tmp_path / "folder", "Q8_0", *QUICK)
-    assert result.code == 2
-    told = " ".join(result.err.split())
-    assert "folder.gguf Q8_0 for a file" in told
-    assert "folder --types Q8_0 for a folder" in told
-    assert list(tmp_path.iterdir()) == []
+    said: list[str] = []
+    (tmp_path / "data").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "vallex-checkpoint-Q8_0-nar.gguf").write_bytes(b"mine")
+    for types, others, words in (
+        ("Q8_0", {"imatrix": str(tmp_path / "data")}, "voice file of VALL-E X"),
+        ("Q8_0", {}, "Q8_0-nar.gguf exists"),
+        ("Q4_K_M", {"allow_fallback": False}, "--no-fallback was given"),
+        ("IQ2_XXS", {"imatrix": "none"}, "without an importance matrix"),
+    ):
+        given = MakeOptions(parse_types(types), **others)  # type: ignore[arg-type]
+        checkpoint = read_checkpoint(golden_set.checkpoint)
+        log = RunLog(talk=said.append)
+        with pytest.raises(InputError, match=words):
+            quantize(checkpoint.path, tmp_path / "out", given, checkpoint=checkpoint, log=log)
+    assert said == []
+    assert len(list((tmp_path / "out").iterdir())) == 1
 
 
 def test_all_types_are_listed_a_line_each(cli: Cli) -> None:
@@ -280,8 +385,7 @@ def test_a_file_that_is_no_model_of_ours_is_quantized_and_not_measured(
     cli: Cli, converted: Any, tmp_path: Path
 ) -> None:
     path = converted("ar-nar-len", "f16")
-    header = GgufFile(path)
-    other = tmp_path / "other.gguf"
+    header, other = GgufFile(path), tmp_path / "other.gguf"
     ours = [name for name in header.keys if name.startswith("valle.")]
     other.write_bytes(header.changed([], drop=ours) + path.read_bytes()[header.data_start :])
     assert cli("quantize", other, tmp_path / "o.gguf", "Q8_0", *QUICK).code == 0
@@ -289,25 +393,12 @@ def test_a_file_that_is_no_model_of_ours_is_quantized_and_not_measured(
     assert "not a converted VALL-E" in error_of(result, 2)
 
 
-def test_an_importance_matrix_of_another_model_is_refused(
-    cli: Cli, gguf_256: Path, tmp_path: Path
-) -> None:
-    other = tmp_path / "other.sft"
-    make_checkpoint(other, Shape(dim=32, heads=2, layers=1, levels=2, audio_tokens=16))
-    made = cli("imatrix", other, "-o", tmp_path / "m.gguf", "--utterances", 1, "--json")
-    assert json.loads(made.out)["passes"] > 5
-    arguments = ["Q4_0", "--imatrix", tmp_path / "m.gguf", *QUICK]
-    result = cli("quantize", gguf_256, tmp_path / "o.gguf", *arguments)
-    assert "of another model" in error_of(result, 2)
-
-
 def test_no_program_and_no_library_is_exit_code_3(
     cli: Cli, gguf_256: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
-    arguments = ["Q8_0", "--llama-quantize", "library"]
-    result = cli("quantize", gguf_256, tmp_path / "o.gguf", *arguments)
-    assert "library was not found" in error_of(result, 3)
+    run = ("quantize", gguf_256, tmp_path / "o.gguf", "Q8_0", "--llama-quantize", "library")
+    assert "library was not found" in error_of(cli(*run), 3)
 
 
 def test_a_full_disk_is_known_before_and_files_that_are_kept_need_no_room(
@@ -315,17 +406,14 @@ def test_a_full_disk_is_known_before_and_files_that_are_kept_need_no_room(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1000))
-    result = cli("quantize", gguf_256, tmp_path / "out", "--types", "Q8_0,Q4_0", *QUICK)
-    assert "1,000 bytes free" in error_of(result, 3)
-    assert not (tmp_path / "out").exists()
-    resume = ("--resume", *QUICK)
-    assert cli("quantize", gguf_256, made, "--types", "Q8_0,Q4_0", *resume).code == 0
-    result = cli("quantize", gguf_256, made, "--types", "Q8_0,Q5_0", *resume)
-    assert "1,000 bytes free" in error_of(result, 3)
+    run = ("quantize", gguf_256, made, "--resume", *QUICK, "--types")
+    assert cli(*run, "Q8_0,Q4_0").code == 0
+    before = contents(made)
+    assert "1,000 bytes free" in error_of(cli(*run, "Q8_0,Q5_0"), 3)
+    assert contents(made) == before
 
 
 def test_types_given_one_by_one_are_all_made(cli: Cli, gguf_256: Path, tmp_path: Path) -> None:
     run = ("quantize", gguf_256, tmp_path / "out", "--types", "Q4_0", "--types", "Q8_0,F16", *QUICK)
-    result = cli(*run, "--dry-run", "--json")
-    assert result.code == 0, result.err
-    assert [one["type"] for one in json.loads(result.out)["files"]] == ["Q4_0", "Q8_0", "F16"]
+    files = files_of(cli(*run, "--dry-run", "--json"))
+    assert [one["type"] for one in files] == ["Q4_0", "Q8_0", "F16"]

@@ -10,10 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from quantize.reports import TYPES, listening, make_report, measured, verified
 
-from valle_convert.quantize.advice import MIN_TEXTS, NEAR_KL, advise
-from valle_convert.quantize.forms import to_markdown
 from valle_convert.quantize.limits import Limits
-from valle_convert.quantize.report import EvaluationReport, FileReport
+from valle_convert.quantize.report import MIN_TEXTS, NEAR_KL, FileReport, advise
 from valle_convert.quantize.tables import answer, details, legend, summary
 from valle_convert.strict_json import to_json_text
 
@@ -56,21 +54,13 @@ def test_what_is_recommended_passes_is_near_and_is_the_smallest(
     assert "None" not in advice.sentence
 
 
-def test_a_run_that_nobody_listened_to_recommends_by_what_was_measured() -> None:
-    said = make_report().recommendation()
-    assert said.startswith("Take Q4_K_M (122.5 MiB): the smallest file within 0.01 nats")
-    assert "8 different texts" in said
-
-
-@pytest.mark.parametrize("n_texts", [0, 1, 2, 7])
+@pytest.mark.parametrize("n_texts", [0, 1, 7, 8])
 def test_few_texts_recommend_nothing_and_say_why(n_texts: int) -> None:
     report = make_report(n_texts=n_texts)
-    assert report.advice().take is None
-    texts = "1 different text," if n_texts == 1 else f"{n_texts} different texts,"
+    assert (report.advice().take is not None) == (n_texts == 8)
+    texts = "1 different text," if n_texts == 1 else f"{n_texts} different texts"
     assert texts in report.recommendation()
-
-
-def test_two_recordings_of_one_text_are_one_text() -> None:
+    # Two recordings of one text are one text.
     one_text = replace(listening(9), n_texts=1)
     report = replace(make_report(n_texts=9, heard=True), listening=one_text)
     assert report.advice().take is None
@@ -80,14 +70,14 @@ def test_two_recordings_of_one_text_are_one_text() -> None:
 def test_right_and_near_are_told_apart() -> None:
     report = make_report(("Q8_0", "Q2_K"))
     verdict = report.verdict()
-    assert verdict.startswith("PASSED: 2 files; 2 right by their checkpoint")
+    assert verdict.startswith("PASSED: 2 files; 2 verified against the checkpoint")
     assert "Q8_0 very close, Q2_K far." in verdict
     header, rows = answer(report)
     by_type = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
     assert by_type["Q2_K"]["verdict"] == "right"
     assert by_type["Q2_K"]["distance"] == "far"
     wrong = replace(report.files[0], verified=verified("model-Q8_0.gguf", right=False))
-    limits = Limits("--max-kl", max_kl=0.1)
+    limits = Limits("--max-kl", {"max_kl": 0.1})
     beyond = replace(report.files[1], limits=limits, failures=("KL mean 0.4, allowed 0.1",))
     failed = replace(report, files=(wrong, beyond))
     # Verdicts of files are clauses of the run's, with one full stop.
@@ -114,22 +104,6 @@ def test_the_first_table_and_the_second_have_every_column_once() -> None:
     assert second[0] == "type"
     assert sorted(first + second[1:]) == sorted(summary(report)[0])
     assert len(legend(report)) == len(summary(report)[0])
-
-
-def test_what_changed_is_said_first() -> None:
-    report = replace(make_report(), notes=("removed from out: old.gguf",))
-    assert report.facts()[0] == "removed from out: old.gguf"
-
-
-def only_one(report: EvaluationReport) -> str:
-    return report.verdict() + report.recommendation() + to_markdown(report)
-
-
-@pytest.mark.parametrize("n_texts", [1, 8])
-def test_one_of_a_thing_is_not_several(n_texts: int) -> None:
-    said = only_one(make_report(("Q8_0",), n_texts=n_texts))
-    assert "1 files" not in said
-    assert "1 different texts" not in said
 
 
 def test_the_json_form_has_what_was_recommended() -> None:

@@ -55,9 +55,8 @@ def publish(
     """
     from valle_convert.errors import EXIT_FAILED_CHECK, InputError
     from valle_convert.files import check_outputs, write_text_atomically
-    from valle_convert.quantize.card import CARD, card_of
     from valle_convert.quantize.identity import Identity, check_repository
-    from valle_convert.quantize.publish import files_of, publish_folder
+    from valle_convert.quantize.publish import CARD, card_of, files_of, publish_folder
     from valle_convert.quantize.release import read_release
     from valle_convert.wording import listing, plural
 

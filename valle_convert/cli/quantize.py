@@ -27,7 +27,7 @@ from valle_convert.errors import EXIT_FAILED_CHECK
 
 if TYPE_CHECKING:
     from valle_convert.checkpoint import Checkpoint
-    from valle_convert.quantize.made import MakeReport
+    from valle_convert.quantize.run import MakeReport
 
 _TYPES, _NAMES = "Types", "Names and metadata"
 
@@ -338,7 +338,7 @@ def check_manifest(
     json_: JsonOption = False,
 ) -> None:
     """Compare the files of a folder with its manifest and SHA256SUMS (exit code 1: they differ)."""
-    from valle_convert.quantize.folder import check_folder
+    from valle_convert.quantize.measurements import check_folder
 
     result = check_folder(path, require_passed=require_passed, progress=console.progress_bar)
     if json_:

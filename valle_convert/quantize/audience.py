@@ -52,7 +52,7 @@ class Audience:
         measuring: MeasureOptions,
         listening: ListenOptions,
     ) -> Audience:
-        require("soundfile", "Sound for recognisers and reports")
+        require("soundfile", "Sound for recognizers and reports")
         model = source.model
         listen = source.family.ability("listen")
         choose_mode(model)  # raises if it cannot speak
@@ -73,7 +73,7 @@ class Audience:
                 sentences = listen.read_sentences(
                     texts, model, tokenize, listening.voice, codec, listening.prompt_seconds
                 )[: measuring.n_utterances]
-            references = f"the F16 file's own speech of the texts of {texts.name}"
+            references = f"the F16 file's speech of {texts.name}"
         audience = cls(
             codec, recogniser, tuple(sentences), valid_utf8(references), measuring, listening
         )
@@ -83,7 +83,6 @@ class Audience:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Everything that a measurement depends on."""
         one = self.listening
         given = (one.sentences, one.voice, one.codec)
         digests = [

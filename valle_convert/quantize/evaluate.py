@@ -4,12 +4,13 @@ given     files of one model, converted or quantized, ours or from the hub
 source    the reference: their checkpoint, or one of them in F16
 measure   what no earlier run has measured in the same way
 judge     by the limits; the verdict is stored too
+prune     remove files of the same source that were not evaluated, once everything passed
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +19,12 @@ from typing import Any
 import msgspec
 
 from valle_convert.checkpoint import Checkpoint
-from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.families.bundle import Bundle, part_of, plan
+from valle_convert.errors import EnvironmentFault, InputError, ValleConvertError
+from valle_convert.families.bundle import Bundle, part_of, paths_of, plan
 from valle_convert.files import (
     check_free_space,
     check_outputs,
+    describe_os_error,
     locked_folder,
     protected,
     sha256_of,
@@ -33,19 +35,25 @@ from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.library import INSTALL, find_library
 from valle_convert.quantize.audience import Audience
 from valle_convert.quantize.examples import Examples
-from valle_convert.quantize.folder import prune
-from valle_convert.quantize.judge import Judge, type_of
-from valle_convert.quantize.limits import Gates, identity_of
-from valle_convert.quantize.manifest import MANIFEST, SUMS, read_manifest
+from valle_convert.quantize.folder import unlisted_in
+from valle_convert.quantize.limits import Gates
+from valle_convert.quantize.manifest import (
+    MANIFEST,
+    SUMS,
+    ManifestFile,
+    read_manifest,
+    write_manifest,
+)
 from valle_convert.quantize.measure import Measurer, open_adapters
 from valle_convert.quantize.measurements import (
     Measurements,
+    identity_of,
     path_of,
     read_measurements,
     write_measurements,
 )
 from valle_convert.quantize.options import ListenOptions, MeasureOptions, RunLog
-from valle_convert.quantize.report import EvaluationReport
+from valle_convert.quantize.report import Evaluated, EvaluationReport, Judge, type_of
 from valle_convert.quantize.source import (
     Scratch,
     SourceBundle,
@@ -63,14 +71,9 @@ _PLAIN = ("F32", "F16", "BF16")
 
 @dataclass(frozen=True)
 class Given:
-    """The files to evaluate.
-
-    Attributes:
-        paths: files, and folders of them.
-        types: in folders, only files of these types; empty for all.
-        checkpoint: the reference; None for the first plain one of them.
-        keep: whether measurements are stored beside the files.
-        force: whether unreadable measurements are replaced.
+    """The files to evaluate, or folders of them, from which `types` selects. Without `checkpoint`,
+    the first plain file is the reference. `keep` stores measurements beside the files; `force`
+    replaces unreadable ones.
     """
 
     paths: tuple[Path, ...]
@@ -98,13 +101,12 @@ def evaluate(
             f"llama-cpp-python is not installed, but files are measured on it. Run {INSTALL}."
         )
     with protected(_inputs_of(given, measuring, listening)), ExitStack() as held:
-        bundles = dict(_open(given))
-        place = next(iter(bundles)).parent if given.keep else Path(tempfile.gettempdir())
+        bundles = list({one.path: one for one in _open(given)}.values())
+        place = bundles[0].path.parent if given.keep else Path(tempfile.gettempdir())
         scratch = held.enter_context(closing(Scratch(place)))
         source = _source_of(given, bundles, scratch)
         if source.is_converted_here:
             check_free_space(place / f"the conversion of {source.name}", source.n_bytes)
-        gates.check_types({type_of(one) for one in bundles.values()})
         examples: Examples[Any] = Examples.choose(
             source.family,
             source.model,
@@ -114,7 +116,8 @@ def evaluate(
         )
         reference = source.reference
         digest = None if reference is None else {"sha256": reference.checkpoint.sha256()}
-        gates.check_measured(identity_of(source.name, digest), examples.description)
+        types = set(map(type_of, bundles))
+        gates.check(types, identity_of(source.name, digest), examples.description)
         if measuring.adapters:
             open_adapters(source, measuring)
         audience = None
@@ -122,7 +125,7 @@ def evaluate(
             audience = Audience.of(source, examples, measuring, listening)
         if prunes:
             _check_prunes(given)
-        paths = [*source.paths, *(path for one in bundles.values() for path in one.paths)]
+        paths = [*source.paths, *(path for one in bundles for path in one.paths)]
         remove_old(reports, paths, force=given.force)
         judge = Judge(gates, hears=audience is not None, faults=_changed(given, bundles))
         run = _Run(
@@ -131,12 +134,10 @@ def evaluate(
             Measurer(source, examples, measuring, audience, scratch, log, len(bundles)),
         )
         if measuring.reference or measuring.save_reference:
-            run.measurer.compared  # noqa: B018 - fails, or is saved, before an hour of work
-        known = {path: run.start(one) for path, one in bundles.items()}
-        new = [one for one in known.values() if not run.is_known(one)]
-        run.measurer.n_files = len(new)
-        found = {path: run.finish(one, known[path]) for path, one in bundles.items()}
-        report = judge.report(bundles, found, valid_utf8(command))
+            run.measurer.reference  # noqa: B018 - fails, or is saved, before an hour of work
+        known = list(map(run.start, bundles))
+        run.measurer.n_files = sum(not run.is_known(one) for one in known)
+        report = judge.report(list(map(run.finish, known)), valid_utf8(command))
         if prunes:
             report = replace(report, notes=(*report.notes, *_prune(given, bundles, source, report)))
         return report
@@ -148,25 +149,25 @@ class _Run:
     judge: Judge
     measurer: Measurer
 
-    def start(self, bundle: Bundle) -> Measurements:
+    def start(self, bundle: Bundle) -> Evaluated:
         """The stored measurements; the verdict is removed until there is a new one."""
         if not self.given.keep:
-            return Measurements(1, {})
+            return Evaluated(bundle, Measurements(1, {}))
         check_outputs([path_of(bundle.path)], force=True)
         known = read_measurements(bundle, force=self.given.force)
         if known.judgement is not None:
             known = msgspec.structs.replace(known, judgement=None)
             write_measurements(bundle.path, known)
-        return known
+        return Evaluated(bundle, known)
 
-    def is_known(self, known: Measurements) -> bool:
-        return known.predictions is not None and known.predictions.key == self.measurer.key
+    def is_known(self, model: Evaluated) -> bool:
+        found = model.measurements.predictions
+        return found is not None and found.compared.inputs == self.measurer.inputs
 
-    def finish(self, bundle: Bundle, known: Measurements) -> Measurements:
-        """Measure what is missing, and judge."""
-        measurer, name = self.measurer, valid_utf8(bundle.path.name)
-        predictions, speech = known.predictions, known.speech
-        if predictions is None or not self.is_known(known):
+    def finish(self, model: Evaluated) -> Evaluated:
+        measurer, bundle, known = self.measurer, model.bundle, model.measurements
+        name, predictions, speech = valid_utf8(model.path.name), known.predictions, known.speech
+        if predictions is None or not self.is_known(model):
             predictions = measurer.predictions(bundle, name)
         else:
             measurer.log.talk(f"kept the measurements of {name}")
@@ -174,9 +175,9 @@ class _Run:
         if is_audible and (speech is None or speech.key != measurer.speech_key):
             speech = measurer.speech(bundle, name)
         measured = Measurements(1, known.files, predictions, speech)
-        judged = self.judge.judged(bundle, measured)
+        judged = self.judge.judged(Evaluated(bundle, measured))
         if self.given.keep:
-            write_measurements(bundle.path, judged)
+            write_measurements(model.path, judged.measurements)
         return judged
 
 
@@ -191,26 +192,26 @@ def converted_models_in(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _open(given: Given) -> Iterator[tuple[Path, Bundle]]:
+def _open(given: Given) -> Iterator[Bundle]:
     types = {one.name for one in given.types}
     if types and not any(path.is_dir() for path in given.paths):
         raise InputError("--types selects files of a folder; give one, or leave it out.")
     for path in given.paths:
         if not path.is_dir():
-            yield path, _open_one(path)
+            yield _open_one(path)
             continue
-        found = {one: _open_one(one) for one in converted_models_in(path)}
-        kept = {one: b for one, b in found.items() if not types or type_of(b) in types}
+        found = [_open_one(one) for one in converted_models_in(path)]
+        kept = [one for one in found if not types or type_of(one) in types]
         if not kept:
             of = f" of type {', '.join(sorted(types))}" if types else ""
             raise InputError(f"{path} has no converted model{of}; give a folder of `quantize`.")
-        missing = sorted(types - {type_of(one) for one in kept.values()})
+        missing = sorted(types - {*map(type_of, kept)})
         if missing:
             raise InputError(f"{path} has no file of type {', '.join(missing)}; quantize it first.")
-        yield from sorted(kept.items(), key=lambda item: -item[1].n_bytes)
+        yield from sorted(kept, key=lambda one: -one.n_bytes)
 
 
-def _changed(given: Given, bundles: Mapping[Path, Bundle]) -> dict[str, str]:
+def _changed(given: Given, bundles: Sequence[Bundle]) -> dict[str, str]:
     """The files of folders whose bytes are not those of the manifest."""
     listed = {
         folder / one.name: one.sha256
@@ -219,8 +220,8 @@ def _changed(given: Given, bundles: Mapping[Path, Bundle]) -> dict[str, str]:
         for one in read_manifest(folder / MANIFEST)
     }
     return {
-        path.name: f"the sha256 of {path.name} is not that of {MANIFEST}"
-        for one in bundles.values()
+        path.name: f"the sha256 of {path.name} differs from {MANIFEST}"
+        for one in bundles
         for path in one.paths
         if path in listed and sha256_of(path) != listed[path]
     }
@@ -236,33 +237,31 @@ def _open_one(path: Path) -> Bundle:
     return bundle
 
 
-def _source_of(given: Given, bundles: dict[Path, Bundle], scratch: Scratch) -> SourceBundle:
+def _source_of(given: Given, bundles: list[Bundle], scratch: Scratch) -> SourceBundle:
     """The reference; a file that is the reference is removed from the others."""
     if given.checkpoint is not None:
-        first = next(iter(bundles.values()))
-        for one in bundles.values():
+        for one in bundles:
             check = check_source(given.checkpoint, one.main)
             if check is not None and not check.passed:
                 raise InputError(f"{check.summary}.")
-        reference = reference_of(first, given.checkpoint)
+        reference = reference_of(bundles[0], given.checkpoint)
         if reference.choices.out_type == "bf16":  # would be rounded twice on its way to F16
             choices = replace(reference.choices, out_type="f16")
             reference = plan(reference.checkpoint, choices)
         return convert_in_scratch(reference, scratch)
-    plain = [path for path, one in bundles.items() if main_type(one) in _PLAIN]
-    if not plain or len(bundles) == 1:
+    base = next((one for one in bundles if main_type(one) in _PLAIN), None)
+    if base is None or len(bundles) == 1:
         raise InputError(
-            "Files are compared with their checkpoint, or with a file in F16 beside them; give "
-            "--checkpoint."
+            "Files are compared with their checkpoint, or with one of them in F16, BF16 or F32. "
+            "Give --checkpoint."
         )
-    base = bundles.pop(plain[0])
-    shapes = _shapes(base)
-    for path, one in bundles.items():
-        if one.family is not base.family or _shapes(one) != shapes:
+    bundles.remove(base)
+    for one in bundles:
+        if one.family is not base.family or _shapes(one) != _shapes(base):
             raise InputError(
-                f"{path} is of another model than {plain[0]}; evaluate them separately."
+                f"{one.path} belongs to another model than {base.path}; evaluate them separately."
             )
-    return open_source(plain[0], None, scratch)
+    return open_source(base.path, None, scratch)
 
 
 def _shapes(bundle: Bundle) -> dict[tuple[str, str], tuple[int, ...]]:
@@ -276,7 +275,6 @@ def _shapes(bundle: Bundle) -> dict[tuple[str, str], tuple[int, ...]]:
 def _inputs_of(
     given: Given, measuring: MeasureOptions, listening: ListenOptions | None
 ) -> Iterator[Path]:
-    """Every input, which no output may replace."""
     yield from (path for path in given.paths if not path.is_dir())
     yield from given.checkpoint.inputs if given.checkpoint is not None else ()
     yield from (one.path for one in measuring.adapters)
@@ -304,14 +302,113 @@ def _check_prunes(given: Given) -> None:
 
 
 def _prune(
-    given: Given, bundles: Mapping[Path, Bundle], source: SourceBundle, report: EvaluationReport
+    given: Given, bundles: Sequence[Bundle], source: SourceBundle, report: EvaluationReport
 ) -> Iterator[str]:
     why_not = "" if report.passed else "not everything passed"
-    digests = {one.main.keys.get(SOURCE_SHA256_KEY) for one in bundles.values()}
+    digests = {one.main.keys.get(SOURCE_SHA256_KEY) for one in bundles}
     sources = {one for one in digests if isinstance(one, str)}
     for folder in given.paths:
-        here = [one for one in bundles.values() if one.path.parent == folder]
+        here = [one for one in bundles if one.path.parent == folder]
         names = {path.name for one in here for path in one.paths}
         names |= {path.name for path in source.paths if path.parent == folder}
         with locked_folder(folder):
             yield from prune(folder, names, sources, source.bundle.files, why_not)
+
+
+def prune(
+    folder: Path,
+    passed: Collection[str],
+    sources: Collection[str],
+    parts: Iterable[str],
+    why_not: str = "",
+) -> list[str]:
+    """Remove the other files of the same source; returns notes on what was removed and what not.
+
+    Args:
+        passed: the names of all files that were judged.
+        sources: the digests of their sources, beside those in the manifest.
+        parts: of each model, the main one first; sets stay as a whole.
+        why_not: why nothing is removed; empty if everything passed.
+    """
+    listed = {file.name: file for file in read_manifest(folder / MANIFEST)}
+    ours = {name for name in passed if name in listed}
+    sources = {*sources, *(listed[name].source_sha256 for name in ours)}
+    used = {listed[name].imatrix_sha256 for name in ours}
+    others = sorted(n for n, file in listed.items() if n not in ours and file.sha256 not in used)
+    stays = dict(_staying(folder, listed, others, sources, tuple(parts), why_not))
+    stays |= _remove(folder, listed, [name for name in others if name not in stays])
+    notes = []
+    if removed := [name for name in others if name not in stays]:
+        notes.append(f"removed from {valid_utf8(folder.name)}: {', '.join(removed)}")
+    for reason in dict.fromkeys(stays.values()):
+        names = ", ".join(name for name in others if stays.get(name) == reason)
+        notes.append(f"not removed: {names}, since {reason}")
+    return [*notes, *unlisted_in(folder, listed)]
+
+
+def _staying(
+    folder: Path,
+    listed: Mapping[str, ManifestFile],
+    others: Sequence[str],
+    sources: Collection[str],
+    parts: Sequence[str],
+    why_not: str,
+) -> Iterator[tuple[str, str]]:
+    """The files that are not to be removed, each with the reason; sets stay as a whole."""
+    if why_not:
+        yield from ((name, why_not) for name in others)
+        return
+    main_of = {name: name for name in others}
+    for name in others:
+        _, *more = paths_of(Path(name), parts).values()
+        main_of |= {part.name: name for part in more}
+    sets: dict[str, list[ManifestFile]] = {}
+    for name in others:
+        sets.setdefault(main_of[name], []).append(listed[name])
+    used = {file.imatrix_sha256 for name, file in listed.items() if name not in others}
+    # Importance matrices last: one that a file was made with stays with it.
+    for files in sorted(sets.values(), key=lambda files: files[0].kind == "imatrix"):
+        why = ""
+        if any(file.source_sha256 not in sources for file in files):
+            why = "their source is not that of the files that passed"
+        elif any(file.sha256 in used for file in files):
+            why = "other files were made with it"
+        else:
+            why = next(filter(None, (_why_kept(folder, file) for file in files)), "")
+        if why:
+            used |= {file.imatrix_sha256 for file in files}
+            yield from ((file.name, why) for file in files)
+
+
+def _why_kept(folder: Path, file: ManifestFile) -> str:
+    path = folder / file.name
+    try:
+        check_outputs([path], force=True)
+        if path.stat().st_size != file.n_bytes or sha256_of(path) != file.sha256:
+            return "its bytes differ from the manifest"
+    except InputError:
+        return "this run reads it"
+    except ValleConvertError as error:
+        return str(error)
+    except OSError as error:
+        return describe_os_error(error)
+    return ""
+
+
+def _remove(
+    folder: Path, listed: Mapping[str, ManifestFile], names: Collection[str]
+) -> dict[str, str]:
+    """Remove files; those that the system does not let go of, each with its words."""
+    # The manifest first: if this is interrupted there is a file too many, and none missing.
+    left = {name: file for name, file in listed.items() if name not in names}
+    write_manifest(folder, left.values())
+    refused: dict[str, str] = {}
+    for name in names:
+        try:
+            for path in (folder / name, path_of(folder / name)):
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            refused[name] = describe_os_error(error)
+    if refused:
+        write_manifest(folder, [*left.values(), *(listed[name] for name in refused)])
+    return refused

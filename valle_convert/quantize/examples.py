@@ -26,12 +26,7 @@ E = TypeVar("E")
 
 @dataclass(frozen=True)
 class Examples(Generic[E]):
-    """Examples that can be gone through again and again, and what they are.
-
-    Attributes:
-        files: the given ones; empty for seeded ones.
-        seed: of the seeded ones, and of what is masked.
-    """
+    """Examples that can be iterated again and again; seeded ones have no `files`."""
 
     family: AnyFamily
     model: Any
@@ -50,27 +45,6 @@ class Examples(Generic[E]):
         return cls(family, model, count, text, sha256, seed=seed)
 
     @classmethod
-    def given(
-        cls,
-        family: AnyFamily,
-        model: Any,  # noqa: ANN401 - the family's own
-        folder: Path,
-        *,
-        seed: int,
-        limit: int | None = None,
-    ) -> Self:
-        """The `.npz` files of a folder, by name; all of them are checked now."""
-        files = _files_of(folder, limit, family.example_arrays)
-        digest = hashlib.sha256()
-        for path in files:
-            digest.update(os.fsencode(f"{path.name} ") + hashlib.sha256(path.read_bytes()).digest())
-        sha256 = digest.hexdigest()
-        text = f"{plural(len(files), 'given utterance')}, sha256 {sha256[:16]}"
-        for path in files:
-            family.read_example(path, model, 0, seed)
-        return cls(family, model, len(files), text, sha256, files, seed)
-
-    @classmethod
     def choose(
         cls,
         family: AnyFamily,
@@ -80,14 +54,20 @@ class Examples(Generic[E]):
         *,
         seed: int,
     ) -> Self:
-        """The given ones of a folder, or seeded ones where there is no folder."""
-        if data is not None:
-            return cls.given(family, model, data, seed=seed, limit=count)
-        return cls.seeded(family, model, N_SEEDED if count is None else count, seed=seed)
+        """The first `.npz` files of a folder, all checked now; seeded ones without a folder."""
+        if data is None:
+            return cls.seeded(family, model, N_SEEDED if count is None else count, seed=seed)
+        files = _files_of(data, count, family.example_arrays)
+        digest = hashlib.sha256()
+        for path in files:
+            digest.update(os.fsencode(f"{path.name} ") + hashlib.sha256(path.read_bytes()).digest())
+            family.read_example(path, model, 0, seed)
+        sha256 = digest.hexdigest()
+        text = f"{plural(len(files), 'given utterance')}, sha256 {sha256[:16]}"
+        return cls(family, model, len(files), text, sha256, files, seed)
 
     @property
     def n_texts(self) -> int:
-        """How many different texts they say."""
         return len({tuple(map(int, self.family.said_in(one))) for one in self})
 
     def __iter__(self) -> Iterator[E]:
@@ -109,7 +89,7 @@ def _files_of(folder: Path, limit: int | None, arrays: str) -> tuple[Path, ...]:
         raise InputError(f"{folder} cannot be read: {describe_os_error(error)}.") from error
     if not files:
         raise InputError(
-            f"{folder} is no folder with .npz files in it; each holds one utterance: the arrays "
-            f"{arrays} (docs/quantize.md)."
+            f"{folder} has no .npz files. Each holds one utterance: the arrays {arrays} "
+            "(docs/quantize.md)."
         )
     return files

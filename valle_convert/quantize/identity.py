@@ -1,8 +1,8 @@
-"""What quantized files are called, and what they say of themselves to those who find them.
+"""Names of quantized files, and their `general.*` keys.
 
-By the GGUF naming convention a name is made of the base's name, the number of weights, the version
-and the type: `VALL-E-ar-nar-len-229M-v6.0-Q8_0.gguf`. Files that are named so say the same in
-their `general.*` keys, with who quantized them, and of which model.
+The GGUF naming convention has the base name, the number of weights, the version and the type:
+`VALL-E-ar-nar-len-229M-v6.0-Q8_0.gguf`. The keys of such a file say the same, and add the base
+model and who quantized it.
 """
 
 from __future__ import annotations
@@ -23,21 +23,14 @@ _HUB = "https://huggingface.co"
 
 
 def check_repository(name: str, words: str) -> None:
-    """Refuse what is no `OWNER/NAME` of a model on the hub."""
+    """Refuse a name that is not `OWNER/NAME`, as of a model on the hub."""
     if not _REPOSITORY.fullmatch(name):
         raise InputError(f"{words} is no OWNER/NAME of a model on the hub, such as ecker/vall-e.")
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What the user says of the files.
-
-    Attributes:
-        naming: "type" (the source's name and the type) or "convention".
-        quantized_by: who makes them; None where it is not said.
-        base_model: `OWNER/NAME` of the model on the hub; None for what the source says.
-        license: an SPDX word; None for the source's.
-    """
+    """How files are named, and what the user says in them; None for what the source says."""
 
     naming: Naming = "type"
     quantized_by: str | None = None
@@ -70,7 +63,7 @@ class Identity:
 
 
 def base_name(source: Mapping[str, Any]) -> str:
-    """`general.basename`, where a file says it; else made of the model's name."""
+    """`general.basename`, else made from the model's name."""
     said = source.get("general.basename")
     if isinstance(said, str) and said:
         return _clean(said)
@@ -82,7 +75,7 @@ def base_name(source: Mapping[str, Any]) -> str:
 
 
 def convention_name(source: Mapping[str, Any], kind: str) -> str:
-    """The name of a file by the GGUF naming convention, without its ending."""
+    """The name of a file by the GGUF naming convention, without its extension."""
     from gguf.utility import naming_convention
 
     size = source.get("general.size_label")
@@ -99,7 +92,7 @@ def convention_name(source: Mapping[str, Any], kind: str) -> str:
 
 
 def _version(source: Mapping[str, Any]) -> str | None:
-    """As the file says, else the version of the training project's checkpoints: `v5.0`."""
+    """The file's version, else that of the training project's checkpoints: `v5.0`."""
     said, number = source.get("general.version"), source.get("valle.checkpoint_version")
     if isinstance(said, str) and said:
         words = _clean(said)

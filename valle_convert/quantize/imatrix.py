@@ -64,11 +64,7 @@ _MAX_LEGACY = 1 << 30
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """The statistics of one matrix.
-
-    Attributes:
-        sums: of the squares of each input column, float32 [columns].
-    """
+    """One matrix: the sums of the squares of each input column, float32 [columns]."""
 
     sums: NDArray[np.float32]
     count: int
@@ -82,12 +78,7 @@ class Entry:
 
 @dataclass(frozen=True, eq=False)
 class ImatrixFile:
-    """The contents of an importance matrix file.
-
-    Attributes:
-        part: its network in a model of several; empty for the only one, and in files without this
-            key.
-    """
+    """The contents of a file; `part` is its network in a model of several."""
 
     entries: Mapping[str, Entry]
     datasets: tuple[str, ...]
@@ -246,11 +237,7 @@ def _cut(text: str) -> str:
 
 @dataclass
 class Sums:
-    """The sums so far.
-
-    Attributes:
-        squares: by part and matrix, float64 [columns].
-    """
+    """The sums so far, by part and matrix; `squares` are float64 [columns]."""
 
     squares: dict[tuple[str, str], NDArray[np.float64]] = field(default_factory=dict)
     counts: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -365,7 +352,7 @@ def check_fits(imatrix: ImatrixInput, source: Source) -> None:
         if tensor is None or tensor.shape[-1] != len(entry.sums):
             found = "no such tensor" if tensor is None else f"{tensor.shape[-1]} columns"
             raise InputError(
-                f"The importance matrix {imatrix.path} is of another model: its {name} has "
+                f"The importance matrix {imatrix.path} belongs to another model: its {name} has "
                 f"{len(entry.sums)} columns, but {source.name} has {found}."
             )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -18,6 +18,7 @@ from valle_convert.errors import InputError
 from valle_convert.files import valid_utf8
 from valle_convert.listening.listen import NLL, RETRIEVAL, WORDS, Listened, Measure
 from valle_convert.quantize.manifest import read_struct
+from valle_convert.quantize.measurements import identity_of
 from valle_convert.quantize.quality import ALL, Measured, Quality
 from valle_convert.quantize.types import file_type
 
@@ -25,7 +26,8 @@ from valle_convert.quantize.types import file_type
 #: another order. F16 files measured 4e-7.
 KL_FLOOR = 1e-6
 MARGIN = 1.1
-#: By the names of `Limits`: what is allowed, and what was found.
+#: By name: what is allowed, and what was found. max_nll is the negative log likelihood of the
+#: held-out codes minus that of F16; min_retrieval is the part of the sentences said right.
 _WORDS = {
     "max_kl": ("mean KL at most {:.2e}", "KL mean {:.2e}, allowed {:.2e}"),
     "min_agreement": ("top-1 agreement at least {:.1%}", "top-1 {:.2%}, required {:.2%}"),
@@ -40,27 +42,10 @@ _PARTS = ("min_agreement", "min_retrieval")
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of a file; None for no limit.
-
-    Attributes:
-        max_kl: mean divergence over all predictions, in nats.
-        min_agreement: top-1 agreement over all predictions.
-        max_nll: negative log likelihood of the held-out codes minus that of F16, in nats/code.
-        min_retrieval: part of the sentences that are said right.
-        max_wer: word error rate.
-    """
+    """The limits of a file by name; `why` says where they come from."""
 
     why: str
-    max_kl: float | None = None
-    min_agreement: float | None = None
-    max_nll: float | None = None
-    min_retrieval: float | None = None
-    max_wer: float | None = None
-
-    @property
-    def given(self) -> dict[str, float]:
-        """The limits by name."""
-        return {name: x for name, x in asdict(self).items() if name != "why" and x is not None}
+    given: Mapping[str, float]
 
     def __str__(self) -> str:
         said = [_WORDS[name][0].format(value) for name, value in self.given.items()]
@@ -68,8 +53,7 @@ class Limits:
 
     def is_open(self, measured: Measured | None, listened: Listened | None) -> bool:
         """Whether a limit is on something that was not measured."""
-        on_predictions, on_speech = _ON_PREDICTIONS & {*self.given}, {*self.given} - _ON_PREDICTIONS
-        return bool((on_predictions and not measured) or (on_speech and not listened))
+        return any(not (measured if one in _ON_PREDICTIONS else listened) for one in self.given)
 
     def failures(
         self, measured: Measured | None, listened: Listened | None, base: Listened | None
@@ -110,27 +94,19 @@ class _EarlierFile(msgspec.Struct, frozen=True):
     quality: dict[str, Quality] | None
 
 
-class _EarlierReport(msgspec.Struct, frozen=True):
+class Earlier(msgspec.Struct, frozen=True):
+    """The JSON report of an earlier run, as far as it limits this one; `name` is its file's."""
+
     source: str
     checkpoint: dict[str, str] | None
     sequences: str
     files: tuple[_EarlierFile, ...]
+    name: str = ""
 
-
-@dataclass(frozen=True)
-class Earlier:
-    """What an earlier run measured, from its JSON report.
-
-    Attributes:
-        source: what files were compared with, by `identity_of`.
-        utterances: what it was measured on, in words.
-        quality: over all predictions, by type.
-    """
-
-    name: str
-    source: str
-    utterances: str
-    quality: Mapping[str, Quality]
+    @property
+    def quality(self) -> dict[str, Quality]:
+        """Over all predictions, by type."""
+        return {one.type: one.quality[ALL] for one in self.files if one.quality is not None}
 
 
 @dataclass(frozen=True)
@@ -138,7 +114,7 @@ class Gates:
     """All limits of the user.
 
     Attributes:
-        limits: by the names of `Limits`, then by type; the empty name stands for all others.
+        limits: by name, then by type; the empty type stands for all others.
         earlier: a run that must not be better.
         margin: the factor by which divergence and changed codes may exceed those of `earlier`.
     """
@@ -163,41 +139,42 @@ class Gates:
             given["max_kl"] = min(given.get("max_kl", math.inf), kl)
             given["min_agreement"] = max(given.get("min_agreement", 0.0), kept)
             why.append(f"no worse than {self.earlier.name} by a factor of {self.margin:g}")
-        return Limits("; ".join(why), **given) if why else None
+        return Limits("; ".join(why), given) if why else None
 
-    def check_types(self, there: Collection[str]) -> None:
-        """Refuse limits of types that are not evaluated."""
+    def check(self, types: Collection[str], source: str, utterances: str) -> None:
+        """Refuse limits of types that are not evaluated, and a run of other files or data."""
         for name, values in self.limits.items():
-            idle = sorted(values.keys() - {*there, ""})
+            idle = sorted(values.keys() - {*types, ""})
             if idle:
                 raise InputError(
                     f"{_option(name)} limits {', '.join(idle)}; the files have the types "
-                    f"{', '.join(sorted(there))}."
+                    f"{', '.join(sorted(types))}."
                 )
-        if self.earlier is not None and (new := sorted({*there} - self.earlier.quality.keys())):
+        earlier = self.earlier
+        if earlier is None:
+            return
+        if new := sorted({*types} - earlier.quality.keys()):
             raise InputError(
-                f"{self.earlier.name} has no measurements of {', '.join(new)}. Measure these files "
+                f"{earlier.name} has no measurements of {', '.join(new)}. Measure these files "
                 "without --no-worse-than."
             )
-
-    def check_measured(self, source: str, utterances: str) -> None:
-        """Refuse an earlier run of another model, or on other data."""
-        if self.earlier is not None and self.earlier.source != source:
+        was = identity_of(earlier.source, earlier.checkpoint)
+        if was != source:
             raise InputError(
-                f"{self.earlier.name} compares with {self.earlier.source:.40}, and this run with "
-                f"{source:.40}. Give a report of the same model."
+                f"{earlier.name} compares with {was:.40}, and this run with {source:.40}. Give a "
+                "report of the same model."
             )
-        if self.earlier is not None and self.earlier.utterances != utterances:
+        if earlier.sequences != utterances:
             raise InputError(
-                f"{self.earlier.name} was measured over {self.earlier.utterances}, and this run "
-                f"over {utterances}; give the same --data, --utterances and --seed."
+                f"{earlier.name} was measured over {earlier.sequences}, and this run over "
+                f"{utterances}; give the same --data, --utterances and --seed."
             )
 
 
 def gates_of(
     texts: Mapping[str, Sequence[str] | None], no_worse_than: Path | None, margin: float
 ) -> Gates:
-    """The limits as a user wrote them, by the names of `Limits`."""
+    """The limits as a user wrote them, by name."""
     limits = {name: parse_limits(",".join(given), name) for name, given in texts.items() if given}
     earlier = None if no_worse_than is None else read_earlier(no_worse_than)
     return Gates(limits, earlier, margin)
@@ -230,20 +207,11 @@ def parse_limits(text: str, limit: str) -> dict[str, float]:
 
 def read_earlier(path: Path) -> Earlier:
     """What the JSON report of an earlier run measured."""
-    report = read_struct(path, "report", _EarlierReport)
-    try:
-        quality = {one.type: one.quality[ALL] for one in report.files if one.quality is not None}
-    except KeyError as error:
-        raise InputError(f"{path} is not a report of this program: {error} is missing.") from error
-    if not quality:
+    report = read_struct(path, "report", Earlier)
+    measured = [one.quality for one in report.files if one.quality is not None]
+    if not measured or any(ALL not in one for one in measured):
         raise InputError(f"{path} has no file whose quality was measured.")
-    source = identity_of(report.source, report.checkpoint)
-    return Earlier(valid_utf8(path.name), source, report.sequences, quality)
-
-
-def identity_of(source: str, checkpoint: Mapping[str, str] | None) -> str:
-    """What files are compared with: a checkpoint by its digest, else a file by its name."""
-    return f"sha256 {checkpoint['sha256']}" if checkpoint and "sha256" in checkpoint else source
+    return msgspec.structs.replace(report, name=valid_utf8(path.name))
 
 
 def _option(name: str) -> str:

@@ -1,8 +1,8 @@
-"""What quantized files say, compared with what the F16 file says: differences and noise."""
+"""The speech of quantized files compared with that of the F16 file: differences and noise."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,9 @@ from valle_convert.listening.listen import (
 )
 from valle_convert.listening.measures import Estimate
 
+Files = Sequence[tuple[str, Listened]]
+#: A header, and rows of cells.
+Table = tuple[list[str], list[list[str]]]
 #: Nothing random is in these.
 _STEADY = (NLL, PHONEMES)
 #: What is said is judged by these, over all ways of speaking.
@@ -33,9 +36,9 @@ class Listening:
     Attributes:
         baseline: what was measured of the F16 file.
         repeat: the same once more, with another seed and another number of threads.
-        recordings: what the recogniser hears in the recordings; None without one.
-        names: of the sentences: the texts, where they are known.
-        n_texts: how many of the sentences are different ones.
+        recordings: what the recognizer hears in the recordings; None without one.
+        names: of the sentences: the texts, if they are known.
+        n_texts: the number of different sentences.
     """
 
     baseline: Listened
@@ -55,12 +58,11 @@ class Listening:
         return abs(one.mean - other.mean) if one and other else 0.0
 
     def beyond_noise(self, file: Listened) -> tuple[str, ...]:
-        """In what a file is worse than F16, beyond what chance explains; in words.
+        """How a file is worse than F16 beyond chance, in words.
 
-        The codes' likelihood and the phonemes that are transcribed, which nothing random is in,
-        may be worse by one standard error of the F16 file's over sentences (L. Breiman et al.,
-        1984). What is said must not be worse with an interval of the difference that begins above
-        what the F16 file shows against itself.
+        NLL and PER, which involve no random draws, may be worse by one standard error of the F16
+        file's over sentences (L. Breiman et al., 1984). For the other measures, the interval of the
+        difference must not begin above the difference of two F16 runs.
         """
         found: list[str] = []
         for measure in (*_STEADY, *_SAID):
@@ -110,44 +112,31 @@ def _interval(estimate: Estimate) -> dict[str, float]:
     return {"mean": estimate.mean, "low": estimate.low, "high": estimate.high}
 
 
-def means_of(files: Sequence[tuple[str, Listened]]) -> tuple[list[str], list[list[str]]]:
-    """Mean and interval of each measure over all places, a row a file."""
-    measures = _measures_of(files)
-    rows = [
-        [
-            name,
-            *(in_words(tally.estimate()) if (tally := file.total(one)) else "" for one in measures),
-        ]
-        for name, file in files
-    ]
-    return ["file", *map(_title_of, measures)], rows
+def means_of(files: Files) -> Table:
+    def cell(file: Listened, one: Measure) -> str:
+        tally = file.total(one)
+        return in_words(tally.estimate()) if tally else ""
+
+    return _table(files, cell)
 
 
-def differences_of(
-    files: Sequence[tuple[str, Listened]], base: Listened
-) -> tuple[list[str], list[list[str]]]:
-    """The difference of each to another file's, a row a file that is not that one."""
-    measures = _measures_of(files)
-    rows = []
-    for name, file in files:
-        if file is not base:
-            pairs = [(file.total(one), base.total(one)) for one in measures]
-            cells = [in_words(mine.minus(its), "+") if mine and its else "" for mine, its in pairs]
-            rows.append([name, *cells])
-    return ["file", *map(_title_of, measures)], rows
+def differences_of(files: Files, base: Listened) -> Table:
+    def cell(file: Listened, one: Measure) -> str:
+        mine, its = file.total(one), base.total(one)
+        return in_words(mine.minus(its), "+") if mine and its else ""
+
+    return _table([one for one in files if one[1] is not base], cell)
 
 
-def _measures_of(files: Sequence[tuple[str, Listened]]) -> list[Measure]:
-    return [one for one in MEASURES.values() if any(file.total(one) for _, file in files)]
+def _table(files: Files, cell: Callable[[Listened, Measure], str]) -> Table:
+    """A row a file, a column a measure."""
+    measures = [one for one in MEASURES.values() if any(file.total(one) for _, file in files)]
+    titles = (f"{one.title}, {one.unit}" if one.unit else one.title for one in measures)
+    rows = [[name, *(cell(file, one) for one in measures)] for name, file in files]
+    return ["file", *titles], rows
 
 
-def _title_of(measure: Measure) -> str:
-    return f"{measure.title}, {measure.unit}" if measure.unit else measure.title
-
-
-def places_of(
-    measure: Measure, files: Sequence[tuple[str, Listened]]
-) -> tuple[list[str], list[list[str]]]:
+def places_of(measure: Measure, files: Files) -> Table:
     """One measure with its interval, a row a file, a column a head or way of speaking."""
     places = list(dict.fromkeys(place for _, file in files for place in file.places(measure)))
     places.sort(key=lambda one: one == EVERYWHERE)

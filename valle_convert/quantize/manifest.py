@@ -1,4 +1,4 @@
-"""What lies in a folder of quantized files: a manifest, SHA256SUMS, and how both are checked.
+"""The manifest and SHA256SUMS of a folder of quantized files, and how both are checked.
 
     manifest.json   every file: how it was made, its digest, and one digest for each tensor
     SHA256SUMS      the digests once more, for `sha256sum --check`
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -53,7 +53,7 @@ class ManifestFile(msgspec.Struct, frozen=True, rename={"kind": "type", "n_bytes
         kind: its type, such as Q4_K_M, or `imatrix`.
         source_sha256: of the file that it was made from.
         tool: name, version and digest of what made it.
-        imatrix_sha256: of the importance matrix; None where none was used.
+        imatrix_sha256: of the importance matrix, if one was used.
         tensors: in file order.
     """
 
@@ -62,14 +62,13 @@ class ManifestFile(msgspec.Struct, frozen=True, rename={"kind": "type", "n_bytes
     n_bytes: Annotated[int, msgspec.Meta(ge=0)]
     sha256: Sha256
     source_sha256: Sha256
-    tool: Mapping[str, str]
+    tool: dict[str, str]
     arguments: tuple[str, ...]
     imatrix_sha256: Sha256 | None
     tensors: tuple[TensorDigest, ...]
 
     @property
     def is_model(self) -> bool:
-        """Whether it is no importance matrix."""
         return self.kind in FILE_TYPES
 
 
@@ -80,16 +79,12 @@ class _Manifest(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with a file of a manifest."""
-
     name: str
     problem: str
 
 
 @dataclass(frozen=True)
 class ManifestCheck:
-    """The result of checking a folder against its manifest."""
-
     n_files: int
     n_tensors: int
     n_bytes: int
@@ -97,7 +92,6 @@ class ManifestCheck:
 
     @property
     def passed(self) -> bool:
-        """Whether every file is what the manifest says."""
         return not self.findings
 
     def verdict(self) -> str:
@@ -146,7 +140,7 @@ def read_struct(path: Path, what: str, kind: type[S]) -> S:
 
 
 def _plain(error: Exception) -> str:
-    """Where a value is wrong, in place of the pattern that it had to match."""
+    """Which value is wrong, without the pattern that it should match."""
     text, _, place = str(error).partition(" - at `$")
     if place:
         name = place.rstrip("`").lstrip(".").replace("[...]", "")
@@ -229,7 +223,7 @@ def _problems(folder: Path, file: ManifestFile) -> list[str]:
         verb = "differs" if len(different) == 1 else "differ"
         problems.append(f"{plural(len(different), 'tensor')} {verb}: {', '.join(different[:5])}")
     else:
-        problems.append("the tensors are the same, so what differs is the metadata")
+        problems.append("the tensors are the same; only the metadata differs")
     return problems
 
 
@@ -240,5 +234,5 @@ def _check_sums(folder: Path, files: Sequence[ManifestFile]) -> list[Finding]:
         return [Finding(SUMS, f"cannot be read: {error}")]
     expected = "".join(f"{file.sha256}  {file.name}\n" for file in files)
     if text != expected:
-        return [Finding(SUMS, "it does not say what the manifest says")]
+        return [Finding(SUMS, "it differs from the manifest")]
     return []

@@ -1,8 +1,8 @@
-"""The importance matrices of a run: given ones, or ones that it makes.
+"""The importance matrices of a run: given, or made by the run.
 
-Which matrix there will be decides what llama.cpp does with some tensors, and making one takes
-minutes. So files are planned with a placeholder that has the right entries, names and sizes; the
-real one is made when everything else has been checked.
+llama.cpp plans some tensors by whether they have a matrix, and making one takes minutes. So files
+are planned with a placeholder that has the right entries, names and sizes; the real matrix is made
+after everything else was checked.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from valle_convert.quantize.imatrix import (
 from valle_convert.quantize.options import AUTO, FolderOptions, MakeOptions, RunLog
 from valle_convert.quantize.source import Scratch, SourceBundle
 
-#: Random utterances that one is made of where none are given.
+#: Number of random utterances to make a matrix from if none are given.
 N_RANDOM = 32
 
 
@@ -38,11 +38,10 @@ class Matrices:
     """The importance matrices by part.
 
     Attributes:
-        given: read from files; none where they are made.
-        calibration: what made ones are made of; None where none can be.
-        paths: of made ones.
-        is_kept: whether made ones are written to `paths`.
-        for_all: whether every quantized type gets one, or only those that need one.
+        given: matrices that were read from files, if any.
+        calibration: the utterances to make matrices from; None if that is impossible.
+        paths: where made matrices are written, if `is_kept`.
+        for_all: whether every quantized type gets a matrix, or only those that need one.
     """
 
     source: SourceBundle
@@ -54,7 +53,7 @@ class Matrices:
 
     @classmethod
     def of(cls, source: SourceBundle, folder: Path | None, options: MakeOptions) -> Matrices:
-        """Those that the options ask for; files are read and checked now."""
+        """The matrices that the options ask for; files are read and checked now."""
         family, parts, path = source.family, source.bundle.files, options.imatrix_path
         paths = imatrix_paths(
             family, parts, (folder or Path()) / f"{source.main.stem}-imatrix.gguf"
@@ -72,16 +71,16 @@ class Matrices:
         if path is not None:
             if source.reference is None:
                 raise InputError(
-                    f"An importance matrix is made with the checkpoint; give it with --checkpoint, "
-                    f"or a matrix in the place of {path}."
+                    f"Making an importance matrix needs the checkpoint: give --checkpoint, or a "
+                    f"matrix instead of {path}."
                 )
-            calibration = Examples.given(family, source.model, path, seed=0)
+            calibration = Examples.choose(family, source.model, path, None, seed=0)
         elif options.imatrix == AUTO and source.reference is not None:
             calibration = Examples.seeded(family, source.model, N_RANDOM, seed=0)
         return cls(source, {}, calibration, paths, is_kept, for_all)
 
     def planned(self, scratch: Scratch) -> dict[Unit, ImatrixInput]:
-        """What files are planned with: given ones, or placeholders; empty where there are none."""
+        """The given matrices, or placeholders; empty if there are none."""
         units = self.source.units
         if self.given:
             return {unit: self.given[unit.part] for unit in units}
@@ -94,7 +93,7 @@ class Matrices:
         }
 
     def check_targets(self, options: FolderOptions) -> None:
-        """Refuse to replace files that are no importance matrices of this very work."""
+        """Refuse to replace files other than importance matrices of the same inputs."""
         if self.is_kept and not (options.resume and self._are_made()):
             there = [path for path in self.paths.values() if path.parent.is_dir()]
             check_outputs(there, force=options.force)
@@ -102,10 +101,9 @@ class Matrices:
     def make(
         self, options: FolderOptions, scratch: Scratch, log: RunLog
     ) -> dict[str, ImatrixInput]:
-        """Make them, or keep those that are there."""
         reference, calibration = self.source.reference, self.calibration
         if reference is None or calibration is None:
-            raise AssertionError("a placeholder is planned only where the real one can be made")
+            raise AssertionError("a placeholder is planned only if the real one can be made")
         if self.is_kept and options.resume and self._are_made():
             log.talk(f"kept {' and '.join(path.name for path in self.paths.values())}")
             return {part: ImatrixInput.read(path) for part, path in self.paths.items()}
@@ -135,13 +133,13 @@ class Matrices:
 
 
 def _read_given(path: Path, part: str, *, n_units: int) -> ImatrixInput:
-    """A given importance matrix, which has to be the one of a part where there are several."""
+    """A given importance matrix; of several, the one of a part."""
     if n_units > 1:
         check_input_file(path, f"importance matrix of {part}")
     found = ImatrixInput.read(path)
     if n_units > 1 and found.contents.part not in ("", part):
         raise InputError(
-            f"{path} is the importance matrix of {found.contents.part}, and that of {part} is "
-            "expected; give the first one, and keep the names that `imatrix` gave them."
+            f"{path} is the importance matrix of {found.contents.part}, expected that of {part}; "
+            "give the first file, and keep the names that `imatrix` wrote."
         )
     return found

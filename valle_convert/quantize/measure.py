@@ -7,26 +7,37 @@ files      quality, speed, speech, and whether they are correct
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
 
 from valle_convert import __version__
+from valle_convert.checkpoint.safetensors_file import SafetensorsFile
+from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle
-from valle_convert.files import sha256_of, valid_utf8
+from valle_convert.files import atomic_output, sha256_of, valid_utf8
 from valle_convert.gguf_file.compare import signal_to_noise
 from valle_convert.gguf_file.encode import can_decode
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize.audience import Audience
-from valle_convert.quantize.check import unread_types
 from valle_convert.quantize.examples import Examples
+from valle_convert.quantize.make import unread_types
+from valle_convert.quantize.manifest import Sha256
 from valle_convert.quantize.measurements import (
     Baseline,
+    Compared,
     Predictions,
     SpeechMeasured,
     TensorReport,
@@ -35,17 +46,17 @@ from valle_convert.quantize.measurements import (
 )
 from valle_convert.quantize.options import MakeOptions, MeasureOptions, RunLog
 from valle_convert.quantize.plan import arguments_of
-from valle_convert.quantize.quality import ALL
-from valle_convert.quantize.source import Scratch, SourceBundle, split_off
+from valle_convert.quantize.quality import ALL, Expected, measure, run_reference
+from valle_convert.quantize.source import Scratch, SourceBundle, quantized_tensors, split_off
 from valle_convert.quantize.tool import find_quantizer
-from valle_convert.quantize.types import FILE_TYPES, bits_per_weight, describe_types
+from valle_convert.quantize.types import FILE_TYPES, weights_of
 from valle_convert.wording import duration, plural
 
 if TYPE_CHECKING:
     from valle_convert.listening.listen import ListeningTest
     from valle_convert.network.protocol import Computing
     from valle_convert.quantize.listening import Listening
-    from valle_convert.quantize.quality import Expected, Measured
+    from valle_convert.quantize.quality import Measured
     from valle_convert.verify.report import Report
 
 #: The time of an utterance on llama.cpp, and of a file's verdict, relative to an utterance on the
@@ -85,17 +96,11 @@ class Measurer:
         }
 
     @cached_property
-    def key(self) -> str:
-        """The digest of all `inputs`."""
-        return key_of(self.inputs)
-
-    @cached_property
     def speech_key(self) -> str:
-        return key_of(self.key, *(self.audience.key if self.audience else ()))
+        return key_of(self.inputs, *(self.audience.key if self.audience else ()))
 
     def predictions(self, bundle: Bundle, name: str) -> Predictions:
-        """Quality, speed and verdict of files."""
-        (expected, baseline), start = self.compared, time.perf_counter()
+        (expected, compared), start = self.reference, time.perf_counter()
         report, why_not = self._verify(bundle)
         measured, note = None, "not measured, since its structure is wrong"
         if report is None or not any(one.failed for one in report.levels[:1]):
@@ -111,19 +116,8 @@ class Measurer:
         if self._n_measured == 1 and left:
             needed = duration((time.perf_counter() - start) * left)
             self.log.talk(f"{plural(left, 'file')} to go: about {needed}")
-        plan, checkpoint = self.source.reference, None
-        if plan is not None:
-            name, digest = valid_utf8(plan.checkpoint.path.name), plan.checkpoint.sha256()
-            checkpoint = {"name": name, "sha256": digest}
         return Predictions(
-            key=self.key,
-            inputs=self.inputs,
-            source=self.source.name,
-            checkpoint=checkpoint,
-            reference=expected.name,
-            utterances=self.examples.description,
-            n_texts=self.examples.n_texts,
-            baseline=baseline,
+            compared=compared,
             measured=measured,
             verified=None if report is None else Verified(report.outcome, report.verdict()),
             tensors=tuple(self.tensor_reports(bundle)),
@@ -131,7 +125,6 @@ class Measurer:
         )
 
     def speech(self, bundle: Bundle, name: str) -> SpeechMeasured:
-        """The speech, compared with that of the F16 file."""
         listening, test = self._listening
         network: Any
         with self._open(bundle) as network:
@@ -186,23 +179,30 @@ class Measurer:
         return replace(report, checkpoint=checkpoint, file=file), ""
 
     @cached_property
-    def compared(self) -> tuple[Expected, Baseline]:
+    def reference(self) -> tuple[Expected, Compared]:
         """The reference, from a file of `--save-reference` or computed."""
-        from valle_convert.quantize.reference import read_reference, save_reference
-
         if self.options.reference is not None:
             return read_reference(self.options.reference, self.inputs, self.examples)
-        expected = self._expected
-        found = expected, self._baseline
+        plan, checkpoint, expected = self.source.reference, None, self._expected
+        if plan is not None:
+            name, digest = valid_utf8(plan.checkpoint.path.name), plan.checkpoint.sha256()
+            checkpoint = {"name": name, "sha256": digest}
+        compared = Compared(
+            inputs=self.inputs,
+            source=self.source.name,
+            checkpoint=checkpoint,
+            reference=expected.name,
+            utterances=self.examples.description,
+            n_texts=self.examples.n_texts,
+            baseline=self._baseline,
+        )
         if self.options.save_reference is not None:
-            save_reference(self.options.save_reference, self.inputs, *found)
+            save_reference(self.options.save_reference, expected, compared)
             self.log.talk(f"wrote {self.options.save_reference}")
-        return found
+        return expected, compared
 
     @cached_property
     def _expected(self) -> Expected:
-        from valle_convert.quantize.quality import run_reference
-
         examples, source, options = self.examples, self._completed, self.options
 
         def run(network: Computing, name: str) -> Expected:
@@ -230,37 +230,35 @@ class Measurer:
         return run(network, f"{plan.checkpoint.path.name} in PyTorch, float32{names}")
 
     def _tell_how_long(self, seconds: float) -> None:
-        """An estimate from the first utterance on the reference, until a file was measured."""
+        """Estimate the time from the first utterance on the reference."""
         n, n_files = self.examples.count, self.n_files
         verifying = 0 if self.source.reference is None else _VERIFYING
         left = seconds * (n - 1 + _MEASURING * n + n_files * (_MEASURING * n + verifying))
-        listening = "" if self.audience is None else ", and listening what the speech takes"
+        listening = "" if self.audience is None else ", without listening"
         self.log.talk(
-            f"measuring {plural(n_files, 'file')} takes about {duration(left)}{listening} (fewer "
-            "--utterances take less)"
+            f"measuring {plural(n_files, 'file')} takes about {duration(left)}{listening}; fewer "
+            "--utterances take less"
         )
 
     @cached_property
     def _baseline(self) -> Baseline:
         bundle, kind = self._baseline_files
-        tensors = _quantized(bundle, self.source)
         measured, _ = self._measure(bundle, kind, self._expected)
         if measured is None:
-            raise AssertionError("any file as plain as F16 can be measured")
+            raise AssertionError("an F16 file can always be measured")
         is_source = bundle is self.source.bundle
         return Baseline(
             name=self.source.name if is_source else f"{self.source.main.stem}-F16.gguf",
             kind=kind,
             n_bytes=bundle.n_bytes,
-            bits_per_weight=bits_per_weight(tensors),
-            weights=describe_types(tensors),
+            **weights_of(quantized_tensors(bundle)),
             measured=measured,
         )
 
     @cached_property
     def _listening(self) -> tuple[Listening, ListeningTest]:
         if self.audience is None:
-            raise AssertionError("nobody listens")
+            raise AssertionError("--listen was not given")
         bundle, _ = self._baseline_files
         return self.audience.listen_to_baseline(bundle, self.log.progress)
 
@@ -268,7 +266,7 @@ class Measurer:
     def _baseline_files(self) -> tuple[Bundle, str]:
         """The F16 files for comparing sizes and speeds; made unless the source is one."""
         source = self._completed
-        main = next(iter(describe_types(_quantized(source.bundle, source))))
+        main = next(iter(weights_of(quantized_tensors(source.bundle))["weights"]))
         if main not in ("F32", "BF16"):
             return source.bundle, main
         kind, options = FILE_TYPES["F16"], MakeOptions(threads=self.options.threads)
@@ -284,8 +282,6 @@ class Measurer:
         self, bundle: Bundle, kind: str, expected: Expected
     ) -> tuple[Measured | None, str]:
         """Quality and speed, or why they could not be measured."""
-        from valle_convert.quantize.quality import measure
-
         for file in bundle.files.values():
             table = file.tensors.get(TOKEN_EMBEDDING)
             if table is not None and not can_decode(table.ggml_type):
@@ -305,8 +301,73 @@ def open_adapters(source: SourceBundle, options: MeasureOptions) -> Sequence[Any
     return source.family.open_adapters(options.adapters, base or source.bundle)
 
 
-def _quantized(bundle: Bundle, source: SourceBundle) -> tuple[Any, ...]:
-    """The tensors of the parts that llama-quantize makes."""
-    return tuple(
-        tensor for unit in source.units for tensor in bundle.files[unit.part].tensors.values()
+# ------------------------------------------------------------- the file of --save-reference
+#
+#   metadata    valle-convert: JSON of a `Compared` and a digest
+#   logits.N    of each case, in the order of `Family.cases` over all utterances
+#   spoken.N    the codes of each utterance
+#
+# A safetensors file, since the arrays are nearly all of it.
+
+_KEY = "valle-convert"
+
+
+class _Header(msgspec.Struct, frozen=True):
+    schema_version: Literal[1]
+    compared: Compared
+    sha256: Sha256
+
+
+def save_reference(path: Path, expected: Expected, compared: Compared) -> None:
+    """Write the file; whether it may be replaced was checked at the start."""
+    arrays = {f"logits.{i:06}": logits for i, (_, logits) in enumerate(expected.cases)}
+    arrays |= {f"spoken.{i:06}": np.asarray(one, np.int64) for i, one in enumerate(expected.spoken)}
+    header = _Header(1, compared, _digest(arrays))
+    plain = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    with atomic_output(path, force=True) as file:
+        file.write(save(plain, {_KEY: msgspec.json.encode(header).decode()}))
+
+
+def read_reference(
+    path: Path, inputs: Mapping[str, str], examples: Examples[Any]
+) -> tuple[Expected, Compared]:
+    """Read the file, which has to be of these inputs; it is untrusted."""
+    file = SafetensorsFile(path)
+    try:
+        header = msgspec.json.decode(file.metadata.get(_KEY, ""), type=_Header)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise InputError(
+            f"{path} is no reference of this program; make one with evaluate --save-reference."
+        ) from error
+    if other := [
+        name for name, value in inputs.items() if header.compared.inputs.get(name) != value
+    ]:
+        raise InputError(
+            f"{path} was made with other inputs ({', '.join(other)}); give the same options, or "
+            "make a file for these with --save-reference."
+        )
+    arrays = {name: file.read(name) for name in sorted(file.specs)}
+    given = tuple(examples)
+    cases = [case for one in given for case in examples.family.cases(examples.model, one)]
+    logits = [array for name, array in arrays.items() if name.startswith("logits.")]
+    spoken = [array for name, array in arrays.items() if name.startswith("spoken.")]
+    size, n_levels = examples.model.codebook_size, examples.model.n_levels
+    whole = (
+        _digest(arrays) == header.sha256
+        and (len(logits), len(spoken)) == (len(cases), len(given))
+        and all(one.ndim == 2 and one.dtype == np.float32 for one in logits)
+        and all(one.dtype == np.int64 and one.shape[1:] == (n_levels,) for one in spoken)
+        and all(((one >= 0) & (one < size)).all() for one in spoken)
     )
+    if not whole:
+        raise InputError(f"{path} is damaged; make it again with evaluate --save-reference.")
+    paired = tuple(zip(cases, logits, strict=True))
+    compared = header.compared
+    return Expected(compared.reference, paired, given, tuple(spoken)), compared
+
+
+def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()

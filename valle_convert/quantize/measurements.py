@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -21,8 +21,18 @@ from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle
 from valle_convert.files import sha256_of
 from valle_convert.listening.listen import Listened
+from valle_convert.progress import Progress, silent
 from valle_convert.quantize.listening import Listening
-from valle_convert.quantize.manifest import Sha256, read_struct, write_struct
+from valle_convert.quantize.manifest import (
+    MANIFEST,
+    Finding,
+    ManifestCheck,
+    Sha256,
+    check_manifest,
+    read_manifest,
+    read_struct,
+    write_struct,
+)
 from valle_convert.quantize.quality import ALL, Measured
 
 SUFFIX = ".measurements.json"
@@ -38,12 +48,8 @@ class Verified(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class TensorReport:
-    """A matrix of a file.
-
-    Attributes:
-        part: its file in a set; empty for models of one file.
-        snr_db: the reference's weights over the type's error; None if nothing changed, or if it is
-            unknown.
+    """A matrix of a file, which `part` names in a set. `snr_db`: the signal-to-noise ratio of its
+    weights; None if they are equal, or unknown.
     """
 
     name: str
@@ -65,23 +71,17 @@ class Baseline:
     measured: Measured
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """The measurements of predictions.
+class Compared(msgspec.Struct, frozen=True):
+    """What files are compared with, and on which data.
 
     Attributes:
-        key: the digest of `inputs`.
         inputs: everything that a measurement depends on except the file, each as a digest.
         source: the name of the reference.
         checkpoint: its name and digest; None without one.
-        reference: the reference in words.
-        utterances: the data in words.
-        n_texts: the number of different texts in it.
-        measured: None if the file could not be measured; `note` has the reason.
-        verified: None without a checkpoint.
+        reference, utterances: the reference and the data in words.
+        n_texts: the number of different texts in the data.
     """
 
-    key: Sha256
     inputs: dict[str, str]
     source: str
     checkpoint: dict[str, str] | None
@@ -89,6 +89,21 @@ class Predictions:
     utterances: str
     n_texts: int
     baseline: Baseline
+
+    @property
+    def key(self) -> str:
+        return key_of(self.inputs)
+
+    @property
+    def identity(self) -> str:
+        """A checkpoint by its digest, else a file by its name."""
+        return identity_of(self.source, self.checkpoint)
+
+
+class Predictions(msgspec.Struct, frozen=True):
+    """What was measured of the predictions, and whether the file is right; `note` says why not."""
+
+    compared: Compared
     measured: Measured | None
     verified: Verified | None
     tensors: tuple[TensorReport, ...]
@@ -117,12 +132,7 @@ class SpeechMeasured:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict.
-
-    Attributes:
-        limits: used for the file; by the names of `limits.Limits`.
-        failures: everything beyond the limits, in words.
-    """
+    """A verdict: the limits that were used, by name, and everything beyond them."""
 
     outcome: Outcome
     limits: dict[str, float] = field(default_factory=dict)
@@ -130,11 +140,8 @@ class Judgement:
 
 
 class Measurements(msgspec.Struct, frozen=True):
-    """The contents of a file.
-
-    Attributes:
-        files: the digests of the measured files, by name; the main one first.
-        judgement: None while a run that judges the file is in progress.
+    """The contents of a file. `files`: the digests of the measured files, the main one first.
+    `judgement` is None while a run that judges the file is in progress.
     """
 
     schema_version: Literal[1]
@@ -145,7 +152,6 @@ class Measurements(msgspec.Struct, frozen=True):
 
 
 def path_of(main: Path) -> Path:
-    """The path of a model's measurements."""
     return main.with_name(main.name.removesuffix(".gguf") + SUFFIX)
 
 
@@ -181,6 +187,31 @@ def measurements_in(folder: Path) -> Iterator[Measurements]:
         yield _read(path)
 
 
+def check_folder(
+    path: Path, *, require_passed: bool = False, progress: Progress = silent
+) -> ManifestCheck:
+    """Compare a folder with its manifest, and see whether the last verdict on each model passed."""
+    found = check_manifest(path, progress=progress)
+    if not require_passed:
+        return found
+    folder = path if path.is_dir() else path.parent
+    models = [file for file in read_manifest(folder / MANIFEST) if file.is_model]
+    verdicts = {
+        (name, sha256): one.judgement
+        for one in measurements_in(folder)
+        for name, sha256 in one.files.items()
+    }
+    missing = [] if models else [Finding(MANIFEST, "it lists no model")]
+    for file in models:
+        judgement = verdicts.get((file.name, file.sha256)) or Judgement("not judged")
+        if judgement.outcome != "passed":
+            limits = ", ".join(f"{name} {value:g}" for name, value in judgement.limits.items())
+            missing.append(
+                Finding(file.name, f"{judgement.outcome}{limits and f' (limits: {limits})'}")
+            )
+    return replace(found, findings=(*found.findings, *missing))
+
+
 def _read(path: Path) -> Measurements:
     try:
         return read_struct(path, "file of measurements", Measurements)
@@ -191,3 +222,8 @@ def _read(path: Path) -> Measurements:
 def key_of(*parts: object) -> str:
     """The digest of everything that a measurement depends on."""
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
+
+
+def identity_of(source: str, checkpoint: Mapping[str, str] | None) -> str:
+    """What files are compared with: a checkpoint by its digest, else a file by its name."""
+    return f"sha256 {checkpoint['sha256']}" if checkpoint and "sha256" in checkpoint else source

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from valle_convert.errors import InputError
@@ -30,24 +30,18 @@ from valle_convert.files import (
 from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY
 from valle_convert.progress import Progress, silent
 from valle_convert.quantize.evaluate import remove_old
-from valle_convert.quantize.judge import Judge, type_of
-from valle_convert.quantize.limits import Gates, identity_of
+from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.manifest import MANIFEST, ManifestFile, write_manifest
 from valle_convert.quantize.measurements import write_measurements
-from valle_convert.quantize.release import QuantizedModel, read_release
-from valle_convert.quantize.report import EvaluationReport
+from valle_convert.quantize.release import read_release
+from valle_convert.quantize.report import Evaluated, EvaluationReport, Judge, type_of
 
 _PIECE = 4 << 20
 
 
 @dataclass(frozen=True)
 class Merged:
-    """The result.
-
-    Attributes:
-        files: of the manifest that was written.
-        report: None where nothing was measured.
-    """
+    """The files of the new manifest, and the report; None if nothing was measured."""
 
     files: tuple[ManifestFile, ...]
     report: EvaluationReport | None
@@ -70,7 +64,7 @@ def merge(
     sources = [*folders, *([out] if (out / MANIFEST).is_file() and not force else [])]
     places: dict[str, Path] = {}
     files: dict[str, ManifestFile] = {}
-    models: dict[str, QuantizedModel] = {}
+    models: dict[str, Evaluated] = {}
     for folder in sources:
         release = read_release(folder, progress)
         for name, file in release.files.items():
@@ -93,19 +87,18 @@ def merge(
         locked_folder(out),
         _placed(places, files, out, force=force),
     ):
-        bundles = {out / name: open_files(out / name) for name in models}
-        bundles = dict(sorted(bundles.items(), key=lambda item: (-item[1].n_bytes, item[0].name)))
-        found = {path: models[path.name].measurements for path in bundles}
+        placed = [replace(one, bundle=open_files(out / name)) for name, one in models.items()]
+        placed.sort(key=lambda one: (-one.bundle.n_bytes, one.path.name))
         if judge is not None:
-            found = {path: judge.judged(bundles[path], one) for path, one in found.items()}
-            for path, one in found.items():
-                write_measurements(path, one)
+            placed = list(map(judge.judged, placed))
+            for one in placed:
+                write_measurements(one.path, one.measurements)
         write_manifest(out, files.values())
-    report = None if judge is None else judge.report(bundles, found, valid_utf8(command))
+    report = None if judge is None else judge.report(placed, valid_utf8(command))
     return Merged(tuple(files.values()), report)
 
 
-def check_together(models: Sequence[QuantizedModel]) -> None:
+def check_together(models: Sequence[Evaluated]) -> None:
     """Refuse models that were not made and measured in one way."""
     known: dict[str, tuple[Path, str]] = {}
     for one in models:
@@ -122,7 +115,7 @@ def _only(text: str, other: str) -> str:
     return f"{' '.join(words):.24}" or "nothing"
 
 
-def _ways(model: QuantizedModel) -> Iterator[tuple[str, str]]:
+def _ways(model: Evaluated) -> Iterator[tuple[str, str]]:
     """How a model was made and measured, each with words for it."""
     yield "the checkpoint", str(model.bundle.main.keys.get(SOURCE_SHA256_KEY))
     for part, file in model.files.items():
@@ -132,7 +125,7 @@ def _ways(model: QuantizedModel) -> Iterator[tuple[str, str]]:
         if file.imatrix_sha256 is not None:  # some types need none
             yield f"the importance matrix of {part}", file.imatrix_sha256
     if model.measurements.predictions is not None:
-        for what, value in model.measurements.predictions.inputs.items():
+        for what, value in model.measurements.predictions.compared.inputs.items():
             yield f"the {what} of the measurements", value
     if model.measurements.speech is not None:
         yield "what was listened to", model.measurements.speech.key
@@ -147,7 +140,7 @@ def _options_of(file: ManifestFile, kind: str) -> str:
 
 
 def _judge_of(
-    models: Sequence[QuantizedModel], gates: Gates | None, *, has_report: bool
+    models: Sequence[Evaluated], gates: Gates | None, *, has_report: bool
 ) -> Judge | None:
     """The judge of all models; None if nothing was measured."""
     found = {one.path: one.measurements.predictions for one in models}
@@ -158,9 +151,9 @@ def _judge_of(
     if first is None or missing:
         raise InputError(f"{missing[0]} was not measured. Run `valle-convert evaluate` on it.")
     if gates is not None:
-        gates.check_types({type_of(one.bundle) for one in models})
-        source = identity_of(first.source, first.checkpoint)
-        gates.check_measured(source, first.utterances)
+        compared = first.compared
+        types = {type_of(one.bundle) for one in models}
+        gates.check(types, compared.identity, compared.utterances)
     return Judge(gates, hears=any(one.measurements.speech for one in models))
 
 

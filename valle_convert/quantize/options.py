@@ -44,18 +44,13 @@ class MakeOptions:
 
     @property
     def imatrix_path(self) -> Path | None:
-        """The path of an importance matrix or its utterances."""
         return None if self.imatrix in (AUTO, NONE) else Path(self.imatrix)
 
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """How existing files are treated.
-
-    Attributes:
-        resume: keep those that were made in the same way.
-        force: overwrite the others.
-        dry_run: write nothing.
+    """Existing files: `resume` keeps those that were made in the same way, `force` overwrites the
+    others; `dry_run` writes nothing.
     """
 
     resume: bool = False
@@ -72,8 +67,7 @@ class MeasureOptions:
         n_utterances: the maximum; None for all given ones, or two seeded ones.
         adapters: LoRAs kept apart, applied to the files.
         threads: 0 for llama.cpp's choice.
-        reference: a file of the reference's results; None to compute them.
-        save_reference: where to save them.
+        reference, save_reference: a file of the reference's results to read, or to write.
     """
 
     data: Path | None = None
@@ -93,7 +87,7 @@ class ListenOptions:
         sentences: texts to speak, one a line; None for the measured utterances.
         voice: of the texts; None leaves it to the model.
         codec: a file, or a name on the hub.
-        asr: the command of a recogniser, or None.
+        asr: the command of a recognizer.
         temperature: of the AR if codes are drawn; 0 for greedy decoding only.
     """
 

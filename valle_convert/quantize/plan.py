@@ -8,11 +8,14 @@ the file is made nevertheless, and its own header shows the types.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from valle_convert import __version__
 from valle_convert.errors import InputError
@@ -25,6 +28,7 @@ from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import GGML_TYPES
 from valle_convert.quantize.identity import convention_name
 from valle_convert.quantize.imatrix import ImatrixInput
+from valle_convert.quantize.manifest import ManifestFile
 from valle_convert.quantize.matrices import Matrices
 from valle_convert.quantize.options import NONE, MakeOptions
 from valle_convert.quantize.source import Scratch, Source, SourceBundle, keys_of_file
@@ -46,11 +50,7 @@ _NEEDS_IMATRIX = "will require an imatrix"
 
 @dataclass(frozen=True)
 class Fallback:
-    """A tensor that the type cannot hold.
-
-    Attributes:
-        wanted: the type whose blocks do not divide its rows.
-    """
+    """A tensor whose rows the blocks of the `wanted` type do not divide."""
 
     tensor: str
     n_columns: int
@@ -70,26 +70,79 @@ def describe_fallbacks(fallbacks: Sequence[Fallback]) -> str:
 
 @dataclass(frozen=True)
 class FilePlan:
-    """One file before it is made.
+    """A file before it is made: by what, from what, and what becomes of its tensors.
 
     Attributes:
-        imatrix: the importance matrix, if one is used.
         tensors: in the order of the file, with their new types; offsets are not set. None if the
             log of the dry run was not understood.
         fallbacks: the tensors that the type cannot hold, as far as known.
         needs_imatrix: whether it cannot be made without an importance matrix.
-        n_bytes: the size of the file, exactly, or None.
     """
 
+    quantizer: Quantizer
     source: Source
     kind: FileType
     options: MakeOptions
-    imatrix: ImatrixInput | None
-    tensors: tuple[TensorEntry, ...] | None
-    fallbacks: tuple[Fallback, ...]
-    needs_imatrix: bool
-    tool_version: str
-    n_bytes: int | None
+    imatrix: ImatrixInput | None = None
+    tool_version: str = "unknown"
+    tensors: tuple[TensorEntry, ...] | None = None
+    fallbacks: tuple[Fallback, ...] = ()
+    needs_imatrix: bool = False
+
+    @property
+    def tool(self) -> dict[str, str]:
+        """The maker of the file, for manifest and report."""
+        one = self.quantizer
+        return {"name": one.kind, "version": self.tool_version, "sha256": one.sha256}
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The whole command for metadata and reports: names instead of paths, and without the
+        number of threads, which does not affect the file.
+        """
+        name, imatrix = self.source.name, self.imatrix.name if self.imatrix else None
+        target = f"{Path(name).stem}-{self.kind.name}.gguf"
+        options = replace(self.options, threads=0)
+        shown = arguments_of(self.kind, options, name, target, imatrix)
+        return (PROGRAM, *map(valid_utf8, shown))
+
+    @property
+    def n_bytes(self) -> int | None:
+        """The size of the file, exactly, or None."""
+        if self.tensors is None:
+            return None
+        header = self.source.header.changed(self.keys(), drop=DIGEST_KEYS)
+        return len(header) + sum(padded(tensor.n_bytes) for tensor in self.tensors)
+
+    def keys(self, source_sha256: str = "0" * 64) -> list[Key]:
+        """The file's record of how it was made, without paths and times.
+
+        Every value except names has a fixed size, so that a plan knows the header's size.
+        """
+        source = self.source.header.keys
+        values: list[Key] = [
+            Key("general.quantization_version", 2, "u32"),
+            Key("general.file_type", _file_type_of(source, self.kind), "u32"),
+            Key(f"{PREFIX}type", self.kind.name, "string"),
+            Key(f"{PREFIX}tool", self.quantizer.kind, "string"),
+            Key(f"{PREFIX}tool_version", self.tool_version, "string"),
+            Key(f"{PREFIX}tool_sha256", self.quantizer.sha256, "string"),
+            Key(f"{PREFIX}arguments", list(self.arguments), "[string]"),
+            Key(f"{PREFIX}source_name", self.source.name, "string"),
+            Key(f"{PREFIX}source_sha256", source_sha256, "string"),
+            Key(f"{PREFIX}converter_version", __version__, "string"),
+            *self.options.identity.keys(source),
+        ]
+        if self.imatrix is not None:
+            values.append(Key(f"{PREFIX}imatrix_sha256", self.imatrix.sha256, "string"))
+            values += self.imatrix.contents.keys(self.imatrix.name)
+        return values
+
+    def part_keys(self, part: GgufFile, source_sha256: str = "0" * 64) -> list[Key]:
+        """The keys of a part that was joined for quantizing: its own, and how it was made."""
+        made = self.keys(source_sha256)
+        names = {key.name for key in made}
+        return [*(key for key in keys_of_file(part) if key.name not in names), *made]
 
 
 def plan_file(
@@ -99,41 +152,26 @@ def plan_file(
     options: MakeOptions,
     imatrix: ImatrixInput | None = None,
 ) -> FilePlan:
-    """Ask llama.cpp what it would do."""
     _check_source(source, kind, options)
-    log = quantizer.run(
-        arguments_of(
-            kind, options, source.path, None, imatrix.path if imatrix else None, dry_run=True
-        )
-    )
-    types = {
-        match["name"]: match["new"] or match["old"]
-        for match in map(TENSOR_LINE.match, log)
-        if match
-    }
-    version = quantizer.version_in(log)
-    tensors, n_bytes = None, None
-    understood = types.keys() == source.header.tensors.keys() and all(
-        name.upper() in GGML_TYPES for name in types.values()
-    )
-    if understood:
+    matrix = imatrix.path if imatrix else None
+    log = quantizer.run(arguments_of(kind, options, source.path, None, matrix, dry_run=True))
+    found = [match for match in map(TENSOR_LINE.match, log) if match]
+    types = {match["name"]: (match["new"] or match["old"]).upper() for match in found}
+    before, tensors = source.header.tensors, None
+    if types.keys() == before.keys() and GGML_TYPES.keys() >= set(types.values()):
         tensors = tuple(
-            TensorEntry(name, source.header.tensors[name].shape, GGML_TYPES[new.upper()], 0)
-            for name, new in types.items()
+            TensorEntry(name, before[name].shape, GGML_TYPES[new], 0) for name, new in types.items()
         )
-        keys = keys_of(quantizer.kind, version, quantizer.sha256, source, kind, options, imatrix)
-        header = source.header.changed(keys, drop=DIGEST_KEYS)
-        n_bytes = len(header) + sum(padded(tensor.n_bytes) for tensor in tensors)
     return FilePlan(
-        source=source,
-        kind=kind,
-        options=options,
-        imatrix=imatrix,
+        quantizer,
+        source,
+        kind,
+        options,
+        imatrix,
+        tool_version=quantizer.version_in(log),
         tensors=tensors,
         fallbacks=fallbacks_of(log, source, kind, options, tensors or ()),
         needs_imatrix=any(_NEEDS_IMATRIX in line for line in log),
-        tool_version=version,
-        n_bytes=n_bytes,
     )
 
 
@@ -144,12 +182,16 @@ class BundlePlan:
     Attributes:
         paths: of all new files, by part, the main one first.
         n_bytes: the size of all files, exactly, or None.
+        kept: the manifest's entries of existing files that need not be made again.
+        reason: why existing files are made again; empty if there are none.
     """
 
     kind: FileType
     units: Mapping[Unit, FilePlan]
     paths: Mapping[str, Path]
     n_bytes: int | None
+    kept: tuple[ManifestFile, ...] = ()
+    reason: str = ""
 
     @property
     def main(self) -> FilePlan:
@@ -160,23 +202,23 @@ class BundlePlan:
         return next(iter(self.paths.values()))
 
     @property
+    def is_predicted(self) -> bool:
+        return all(unit.tensors is not None for unit in self.units.values())
+
+    @property
     def tensors(self) -> tuple[TensorEntry, ...]:
-        """Those of all units, as far as known."""
         return tuple(tensor for unit in self.units.values() for tensor in unit.tensors or ())
 
     @property
     def fallbacks(self) -> tuple[Fallback, ...]:
-        """The tensors that the type cannot hold."""
         return tuple(one for unit in self.units.values() for one in unit.fallbacks)
 
     @property
     def imatrices(self) -> tuple[ImatrixInput, ...]:
-        """The importance matrices, if used."""
         return tuple(unit.imatrix for unit in self.units.values() if unit.imatrix)
 
     @property
     def lacks_imatrix(self) -> bool:
-        """Whether an importance matrix must still be made."""
         return any(not one.is_made for one in self.imatrices)
 
     def with_imatrices(self, real: Mapping[str, ImatrixInput]) -> BundlePlan:
@@ -197,10 +239,12 @@ def plan_bundles(
 ) -> list[BundlePlan]:
     """Plans of all types, with placeholders for importance matrices that are not made yet."""
     units = source.units
-    rows = [
-        {unit: plan_file(quantizer, one, kind, options) for unit, one in units.items()}
-        for kind in options.types
-    ]
+
+    def planned(kind: FileType) -> dict[Unit, FilePlan]:
+        return {unit: plan_file(quantizer, one, kind, options) for unit, one in units.items()}
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # a dry run takes one core
+        rows = list(pool.map(planned, options.types))
     needing = {plan.kind.name for row in rows for plan in row.values() if plan.needs_imatrix}
     given = matrices.planned(scratch) if needing or matrices.for_all else {}
     if needing and not given:
@@ -221,7 +265,7 @@ def plan_bundles(
                 for unit, one in units.items()
             }
         paths = paths_of(target, source.bundle.files)
-        sizes = [_bytes_of(quantizer, unit, plan, source) for unit, plan in row.items()]
+        sizes = [_bytes_of(unit, plan, source) for unit, plan in row.items()]
         copied = sum(file.size for file in source.copied.values())
         known = None if None in sizes else sum(filter(None, sizes)) + copied
         plans.append(BundlePlan(kind, row, paths, known))
@@ -236,37 +280,13 @@ def plan_bundles(
     return plans
 
 
-def _bytes_of(quantizer: Quantizer, unit: Unit, plan: FilePlan, source: SourceBundle) -> int | None:
+def _bytes_of(unit: Unit, plan: FilePlan, source: SourceBundle) -> int | None:
     """The size of the file of a unit's part; of a joined one, only its own tensors count."""
     if unit.first is None or plan.tensors is None:
         return plan.n_bytes
     part = source.bundle.files[unit.part]
     own = [tensor for tensor in plan.tensors if tensor.name in part.tensors]
-    header = pack_header(part_keys(quantizer, plan, part, "0" * 64), own)
-    return len(header) + sum(padded(tensor.n_bytes) for tensor in own)
-
-
-def made_keys(quantizer: Quantizer, plan: FilePlan, source_sha256: str) -> list[Key]:
-    """A file's record of how it was made, see `keys_of`."""
-    return keys_of(
-        quantizer.kind,
-        plan.tool_version,
-        quantizer.sha256,
-        plan.source,
-        plan.kind,
-        plan.options,
-        plan.imatrix,
-        source_sha256=source_sha256,
-    )
-
-
-def part_keys(
-    quantizer: Quantizer, plan: FilePlan, part: GgufFile, source_sha256: str
-) -> list[Key]:
-    """The keys of a part that was joined for quantizing: its own, and how it was made."""
-    made = made_keys(quantizer, plan, source_sha256)
-    names = {key.name for key in made}
-    return [*(key for key in keys_of_file(part) if key.name not in names), *made]
+    return len(pack_header(plan.part_keys(part), own)) + sum(padded(one.n_bytes) for one in own)
 
 
 def arguments_of(
@@ -296,65 +316,15 @@ def arguments_of(
     return arguments
 
 
-def shown_arguments(
-    source: Source, kind: FileType, options: MakeOptions, imatrix: ImatrixInput | None
-) -> tuple[str, ...]:
-    """The whole command for metadata and reports: names instead of paths, and without the number
-    of threads, which does not affect the file.
-    """
-    target = f"{Path(source.name).stem}-{kind.name}.gguf"
-    options = replace(options, threads=0)
-    shown = arguments_of(kind, options, source.name, target, imatrix.name if imatrix else None)
-    return (PROGRAM, *map(valid_utf8, shown))
-
-
 def file_name(source: Source, kind: str, options: MakeOptions) -> str:
-    """The name of a type's file in a folder."""
     if options.identity.naming == "convention":
         return f"{convention_name(source.header.keys, kind)}.gguf"
     return f"{source.stem}-{kind}.gguf"
 
 
-def keys_of(
-    tool: str,
-    tool_version: str,
-    tool_sha256: str,
-    source: Source,
-    kind: FileType,
-    options: MakeOptions,
-    imatrix: ImatrixInput | None,
-    *,
-    source_sha256: str = "0" * 64,
-) -> list[Key]:
-    """A quantized file's record of how it was made, without paths and times.
-
-    Every value except names has a fixed size, so that a plan knows the header's size.
-    """
-    shown = shown_arguments(source, kind, options, imatrix)
-    values: list[Key] = [
-        Key("general.quantization_version", 2, "u32"),
-        Key("general.file_type", _file_type_of(source, kind), "u32"),
-        Key(f"{PREFIX}type", kind.name, "string"),
-        Key(f"{PREFIX}tool", tool, "string"),
-        Key(f"{PREFIX}tool_version", tool_version, "string"),
-        Key(f"{PREFIX}tool_sha256", tool_sha256, "string"),
-        Key(f"{PREFIX}arguments", list(shown), "[string]"),
-        Key(f"{PREFIX}source_name", source.name, "string"),
-        Key(f"{PREFIX}source_sha256", source_sha256, "string"),
-        Key(f"{PREFIX}converter_version", __version__, "string"),
-    ]
-    values += options.identity.keys(source.header.keys)
-    if imatrix is not None:
-        values.append(Key(f"{PREFIX}imatrix_sha256", imatrix.sha256, "string"))
-        values += imatrix.contents.keys(imatrix.name)
-    return values
-
-
-def _file_type_of(source: Source, kind: FileType) -> int:
-    if kind.base is None:  # COPY keeps the input's
-        value = source.header.keys.get("general.file_type", kind.number)
-        return value if isinstance(value, int) else kind.number
-    return kind.number
+def _file_type_of(source: Mapping[str, Any], kind: FileType) -> int:
+    given = source.get("general.file_type") if kind.base is None else None  # COPY keeps it
+    return given if isinstance(given, int) else kind.number
 
 
 def _check_source(source: Source, kind: FileType, options: MakeOptions) -> None:
@@ -379,26 +349,21 @@ def fallbacks_of(
     If the head is the token embedding and its rows do not divide, llama.cpp silently uses Q8_0
     instead of Q6_K or the type itself.
     """
+    warned = [match for match in map(_FALLBACK_LINE.match, log) if match]
     found = {
-        match["name"]: Fallback(
-            match["name"],
-            int(match["columns"]),
-            match["wanted"].upper(),
-            match["given"].upper(),
+        one["name"]: Fallback(
+            one["name"], int(one["columns"]), one["wanted"].upper(), one["given"].upper()
         )
-        for match in map(_FALLBACK_LINE.match, log)
-        if match
+        for one in warned
     }
-    base = kind.base
     for tensor in tensors:
+        name, columns, base = tensor.name, tensor.shape[-1], kind.base
         if (
             base is not None
-            and tensor.name not in found
-            and tensor.ggml_type != source.header.tensors[tensor.name].ggml_type
-            and tensor.shape[-1] % base.block
-            and not any(matches(item, tensor.name) for item in options.tensor_types)
+            and name not in found
+            and tensor.ggml_type != source.header.tensors[name].ggml_type
+            and columns % base.block
+            and not any(matches(item, name) for item in options.tensor_types)
         ):
-            found[tensor.name] = Fallback(
-                tensor.name, tensor.shape[-1], base.name, tensor.ggml_type.name
-            )
+            found[name] = Fallback(name, columns, base.name, tensor.ggml_type.name)
     return tuple(found[tensor.name] for tensor in tensors if tensor.name in found)

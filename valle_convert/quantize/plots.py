@@ -33,10 +33,9 @@ _WIDTH, _LEGEND_COLUMNS, _SHORT = 6.5, 5, 12
 
 
 def plots(report: EvaluationReport) -> Iterator[tuple[str, Figure]]:
-    """Every plot of the report, with its title."""
     if not report.measured:
         return
-    rows = [*([report.baseline] if report.baseline else []), *report.measured]
+    rows = [report.baseline, *report.measured]
     yield "Size and divergence", plot_size(rows)
     if report.listening is not None:
         title = "Size and likelihood of the true codes"
@@ -46,7 +45,6 @@ def plots(report: EvaluationReport) -> Iterator[tuple[str, Figure]]:
 
 
 def _levels(file: FileReport) -> str:
-    """The names of the levels' heads, if there are any."""
     quality = file.measured.quality if file.measured else ()
     found = [head for head in quality if _LEVEL.match(head)]
     if len(found) < 2:
@@ -133,7 +131,6 @@ def plot_size(rows: Sequence[FileReport]) -> Figure:
 
 
 def plot_heads(rows: Sequence[FileReport]) -> Figure:
-    """Divergence by head, a line a file."""
     figure, axes = _figure(4 + 0.2 * (len(rows) / _LEGEND_COLUMNS))
     for i, row in enumerate(rows):
         assert row.measured is not None  # noqa: S101 - the caller chose such files

@@ -1,4 +1,9 @@
-"""Uploads a folder of quantized files to the hub in one commit, and compares its digests.
+"""Publishing a folder of quantized files: its model card, and one commit on the hub.
+
+manifest.json          names, types, sizes, digests
+NAME.measurements.json quality and verdict, as `evaluate` left them
+the files' keys        name, license, languages, lost and assumed values
+  -> README.md         front matter for the hub, a table, a recommendation, commands, checksums
 
 Only the files of the manifest, the manifest itself, SHA256SUMS and the card are sent. The
 repository has to exist.
@@ -12,26 +17,161 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from valle_convert import __version__
 from valle_convert.checkpoint.hub import transport_errors, words_of
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import sha256_of
-from valle_convert.quantize.card import CARD
+from valle_convert.gguf_file.keys import (
+    SOURCE_ASSUMED_KEY,
+    SOURCE_LORA_KEY,
+    SOURCE_LOST_KEY,
+    SOURCE_SHA256_KEY,
+)
 from valle_convert.quantize.manifest import MANIFEST, SUMS
 from valle_convert.quantize.release import Release
+from valle_convert.quantize.render import markdown_words, render
+from valle_convert.quantize.report import Evaluated, FileReport, nearness
 from valle_convert.wording import listing
+
+CARD = "README.md"
+_MIB = 1 << 20
+_PLAIN = ("F32", "F16", "BF16")
+
+
+def card_of(
+    folder: Release,
+    repository: str | None = None,
+    license_: str | None = None,
+    base_model: str | None = None,
+) -> str:
+    """The card; license and base model of the user go before those of the files."""
+    models, bundle = folder.models, folder.models[0].bundle
+    keys, reports = bundle.main.keys, [one.report for one in models]
+    first = models[0]
+    for one in models:
+        if _source_of(one) != _source_of(first):
+            raise InputError(
+                f"{one.path} and {first.path} were made of different checkpoints. Publish them "
+                "from two folders."
+            )
+    found = [one.measurements.predictions for one in models]
+    if len({one and one.compared.key for one in found}) > 1:
+        raise InputError(
+            f"The files of {folder.path} were not measured in one way. Run `evaluate "
+            f"{folder.path}` again."
+        )
+    measured = found[0]
+    tools = {f"{one.main.tool.get('name')} {one.main.tool.get('version')}" for one in models}
+    verified = [one.verified.outcome for one in reports if one.verified]
+    return render(
+        "card.md.jinja",
+        {
+            "matter": _front_matter(keys, license_, base_model),
+            "version": __version__,
+            "name": keys.get("general.name") or folder.path.name,
+            "description": _text(keys, "general.description"),
+            "quantized_by": _text(keys, "general.quantized_by"),
+            "family": bundle.family,
+            "size_label": _size_label(folder.models[0]),
+            "keys": keys,
+            "measured_on": measured and measured.compared,
+            "rows": [_row(one) for one in models],
+            "n_files": len(models[0].files),
+            "advice": folder.advice().sentence,
+            "lost": _texts(keys, SOURCE_LOST_KEY),
+            "assumed": _texts(keys, SOURCE_ASSUMED_KEY),
+            "extras": ["llama", *bundle.family.needs],
+            "repository": repository,
+            "shown": folder.best() or models[-1],
+            "tools": sorted(tools),
+            "n_right": verified.count("passed"),
+            "n_types": len(models),
+            "failed": [(one.name, one.faults) for one in reports if one.faults],
+            "sums": SUMS,
+            "listed": folder.listed,
+        },
+    )
+
+
+def _source_of(model: Evaluated) -> list[Any]:
+    return [model.bundle.main.keys.get(key) for key in (SOURCE_SHA256_KEY, SOURCE_LORA_KEY)]
+
+
+def _row(model: Evaluated) -> tuple[str, ...]:
+    report = model.report
+    return (
+        f"`{model.main.name}`",
+        report.kind,
+        f"{report.n_bytes / _MIB:,.1f} MiB",
+        f"{report.bits_per_weight:.2f}",
+        "" if report.kl is None else f"{report.kl:.2g}",
+        "" if report.top_1 is None else f"{report.top_1:.1%}",
+        _use_of(report),
+    )
+
+
+def _use_of(report: FileReport) -> str:
+    if report.is_wrong:
+        return "nothing: it failed its checks"
+    if report.failures:
+        limits = [one.partition(" (")[0] for one in report.failures]
+        return f"nothing: {markdown_words('; '.join(limits))}"
+    if report.kind in _PLAIN:
+        return "quantizing and training further; the reference"
+    return "not measured" if report.kl is None else nearness(report.kl)[1]
+
+
+def _front_matter(keys: Mapping[str, Any], license_: str | None, base: str | None) -> str:
+    from huggingface_hub import ModelCardData
+
+    base = base or _base_model(keys)
+    tags = dict.fromkeys([*_texts(keys, "general.tags"), "gguf", "llama.cpp", "vall-e"])
+    return ModelCardData(
+        base_model=base,
+        base_model_relation="quantized" if base else None,
+        language=_texts(keys, "general.languages") or None,
+        library_name="valle-convert",
+        license=license_ or _text(keys, "general.license"),
+        pipeline_tag="text-to-speech",
+        tags=list(tags),
+    ).to_yaml()
+
+
+def _base_model(keys: Mapping[str, Any]) -> str | None:
+    owner, name = (_text(keys, f"general.base_model.0.{key}") for key in ("organization", "name"))
+    if owner and name:
+        return f"{owner}/{name}"
+    return _text(keys, "general.source.huggingface.repository")
+
+
+def _text(keys: Mapping[str, Any], name: str) -> str | None:
+    """A text; None if the file has something else there."""
+    found = keys.get(name)
+    return found if isinstance(found, str) else None
+
+
+def _texts(keys: Mapping[str, Any], name: str) -> list[str]:
+    """The texts of a list; none if the file has something else there."""
+    found = keys.get(name)
+    return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
+
+
+def _size_label(model: Evaluated) -> str:
+    """The number of weights, such as 229M."""
+    from gguf.utility import model_weight_count_rounded_notation
+
+    tensors = [one for file in model.bundle.files.values() for one in file.tensors.values()]
+    return str(model_weight_count_rounded_notation(sum(one.n_elements for one in tensors)))
 
 
 @dataclass(frozen=True)
 class Published:
-    """A commit on the hub, and the sizes of its files."""
-
     url: str
     commit: str
     files: Mapping[str, int]
 
 
 def files_of(folder: Release) -> dict[str, Path]:
-    """The files to publish, by name."""
     names = [CARD, *(one.name for one in folder.listed), MANIFEST, SUMS]
     return {name: folder.path / name for name in names}
 

@@ -30,11 +30,11 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Quality:
-    """How far some predictions are from those that are right.
+    """The distance of predictions from the reference's.
 
     Attributes:
         kl_mean, kl_p99, kl_max: Kullback-Leibler divergence in nats a prediction.
-        nmse: squared error of the logits over the energy of the right ones.
+        nmse: squared error of the logits over the energy of the reference's.
         best_code: part of the predictions whose most likely code is the same.
     """
 
@@ -80,11 +80,8 @@ class Measured:
 
 @dataclass(frozen=True, eq=False)
 class Expected:
-    """What files are compared with, computed once.
-
-    Attributes:
-        cases: every case with the logits that are right.
-        spoken: their codes [frames, levels]; the AR's level 0 and the NAR's levels over it.
+    """The results of the reference: its logits for each case, and the codes [frames, levels] that
+    it speaks for each example.
     """
 
     name: str
@@ -172,7 +169,6 @@ def compare_rows(expected: NDArray[np.float32], found: NDArray[np.float32]) -> R
 
 
 def quality_of(rows: Sequence[Rows]) -> Quality:
-    """The quality over several cases."""
     divergences = np.concatenate([one.divergences for one in rows])
     energy = sum(one.energy for one in rows)
     return Quality(

@@ -4,59 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from valle_convert.errors import InputError
-from valle_convert.families.bundle import Bundle, open_files
+from valle_convert.families.bundle import open_files
 from valle_convert.progress import Progress, silent
-from valle_convert.quantize.advice import Advice, advise
 from valle_convert.quantize.evaluate import converted_models_in
-from valle_convert.quantize.judge import file_report
 from valle_convert.quantize.manifest import MANIFEST, ManifestFile, check_manifest, read_manifest
-from valle_convert.quantize.measurements import Measurements, read_measurements
-from valle_convert.quantize.report import FileReport
+from valle_convert.quantize.measurements import read_measurements
+from valle_convert.quantize.report import Advice, Evaluated, advise
 from valle_convert.wording import listing
 
 
 @dataclass(frozen=True)
-class QuantizedModel:
-    """A model of a folder.
-
-    Attributes:
-        files: of the manifest, by part, the main one first.
-    """
-
-    bundle: Bundle
-    files: Mapping[str, ManifestFile]
-    measurements: Measurements
-
-    @property
-    def path(self) -> Path:
-        return self.bundle.path
-
-    @property
-    def main(self) -> ManifestFile:
-        """The file that programs are given."""
-        return next(iter(self.files.values()))
-
-    @cached_property
-    def report(self) -> FileReport:
-        return file_report(self.bundle, self.measurements)
-
-
-@dataclass(frozen=True)
 class Release:
-    """A folder and its models.
-
-    Attributes:
-        files: of the manifest, by name.
-        models: by size.
-    """
+    """A folder, the files of its manifest by name, and its models by size."""
 
     path: Path
     files: Mapping[str, ManifestFile]
-    models: tuple[QuantizedModel, ...]
+    models: tuple[Evaluated, ...]
 
     @property
     def listed(self) -> tuple[ManifestFile, ...]:
@@ -65,17 +31,12 @@ class Release:
         return (*ours, *(one for one in self.files.values() if not one.is_model))
 
     def advice(self) -> Advice:
-        """The recommended file, by the rule of an evaluation's report."""
-        n_texts = [
-            min(one.n_texts, speech.listening.n_texts if speech else one.n_texts)
-            for model in self.models
-            if (one := model.measurements.predictions)
-            for speech in (model.measurements.speech,)
-        ]
+        found = [one.measurements for one in self.models if one.measurements.predictions]
+        n_texts = [one.predictions.compared.n_texts for one in found if one.predictions]
+        n_texts += [one.speech.listening.n_texts for one in found if one.speech]
         return advise([one.report for one in self.models], min(n_texts, default=0))
 
-    def best(self) -> QuantizedModel | None:
-        """The recommended model; None if nothing is recommended."""
+    def best(self) -> Evaluated | None:
         taken = self.advice().take
         return next((one for one in self.models if one.report is taken), None)
 
@@ -95,7 +56,7 @@ def read_release(path: Path, progress: Progress = silent) -> Release:
                 f"{path / missing[0]} belongs to {main.name} and is in no manifest. Quantize again."
             )
         files = {part: listed[name] for part, name in names.items()}
-        models.append(QuantizedModel(bundle, files, read_measurements(bundle)))
+        models.append(Evaluated(bundle, read_measurements(bundle), files))
         idle -= {*names.values()}
     if idle:
         raise InputError(

@@ -1,26 +1,61 @@
-"""The result of `evaluate`: each file's measurements and the verdict, also as JSON.
+"""Measured files, the verdict on each, the file to take, and the report of all.
 
-tables.py shows them in columns, forms.py writes them as Markdown and HTML.
+tables.py shows the report in columns, forms.py writes it as Markdown and HTML.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from valle_convert import __version__
 from valle_convert.errors import EXIT_ENVIRONMENT, EXIT_FAILED_CHECK, EXIT_OK
+from valle_convert.families.bundle import Bundle
+from valle_convert.files import valid_utf8
 from valle_convert.listening.listen import Listened
-from valle_convert.quantize.advice import Advice, advise, nearness
-from valle_convert.quantize.limits import Limits
+from valle_convert.quantize.limits import Gates, Limits
 from valle_convert.quantize.listening import Listening, listened_to_json
-from valle_convert.quantize.measurements import Outcome, TensorReport, Verified
+from valle_convert.quantize.manifest import ManifestFile
+from valle_convert.quantize.measurements import (
+    Compared,
+    Judgement,
+    Measurements,
+    Outcome,
+    TensorReport,
+    Verified,
+)
 from valle_convert.quantize.quality import ALL, Measured
+from valle_convert.quantize.source import quantized_tensors
+from valle_convert.quantize.types import weights_of
+from valle_convert.verify.run import main_type
 from valle_convert.wording import plural
+
+#: With fewer different texts nothing is recommended: chance decides between neighbouring types.
+MIN_TEXTS = 8
+#: The recommended file has at most this mean KL divergence from the reference, in nats.
+NEAR_KL = 1e-2
+#: By the mean KL divergence in nats: a word for it, and what such a file is good for. At the first
+#: limit one in hundreds of best codes changes; at the last, a tenth (docs/quantize-measured.md).
+_NEARNESS: tuple[tuple[float, str, str], ...] = (
+    (1e-3, "very close", "as good as the original"),
+    (NEAR_KL, "close", "everyday use"),
+    (1e-1, "changed", "if memory is short; speech varies from the original's"),
+    (math.inf, "far", "experiments only"),
+)
+_UNVERIFIED = "no checkpoint was given, so errors of the reference itself are not detected"
+
+
+def nearness(kl: float) -> tuple[str, str]:
+    """A word for a divergence, and what such a file is good for; not-a-number is far."""
+    found = (one for one in _NEARNESS if kl <= one[0])
+    return next(found, _NEARNESS[-1])[1:]
 
 
 @dataclass(frozen=True)
@@ -56,7 +91,6 @@ class FileReport:
 
     @property
     def is_wrong(self) -> bool:
-        """Whether `verify` failed."""
         return self.verified is not None and self.verified.outcome == "failed"
 
     @property
@@ -71,7 +105,6 @@ class FileReport:
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """Why it does not pass: `verify` failed, or it exceeds a limit."""
         wrong = (self.verified.verdict.rstrip("."),) if self.verified and self.is_wrong else ()
         return wrong + self.failures
 
@@ -84,7 +117,6 @@ class FileReport:
 
     @property
     def open_questions(self) -> tuple[str, ...]:
-        """What should have been judged and could not be."""
         found: list[str] = []
         if self.limits is not None and self.limits.is_open(self.measured, self.listened):
             found.append(f"limits were given ({self.limits.why})")
@@ -113,68 +145,97 @@ class FileReport:
                 {"type" if key == "kind" else key: x for key, x in vars(one).items()}
                 for one in self.tensors
             ],
-            "limits": plain(self.limits),
+            "limits": self.limits and {"why": self.limits.why, **self.limits.given},
             "failures": self.faults,
             "note": self.note,
         }
 
 
 @dataclass(frozen=True)
+class Advice:
+    """The recommended file and the reason; `take` is None if nothing is recommended."""
+
+    take: FileReport | None
+    sentence: str
+
+
+def advise(files: Sequence[FileReport], n_texts: int) -> Advice:
+    """Recommend the smallest file that passes and is near the reference, or say why none is."""
+    measured = [one for one in files if one.kl is not None and not math.isnan(one.kl)]
+    passing = [one for one in measured if not one.faults]
+    near = [one for one in passing if one.kl is not None and one.kl <= NEAR_KL]
+    taken = [one for one in near if not one.beyond_noise]
+    why = ""
+    if not measured:
+        why = "no file was measured"
+    elif n_texts < MIN_TEXTS:
+        why = (
+            f"files were measured over {plural(n_texts, 'different text')}, and fewer than "
+            f"{MIN_TEXTS} do not tell types apart"
+        )
+    elif not passing:
+        why = "no file that was measured passed"
+    elif not near:
+        nearest = min(passing, key=lambda one: one.kl or 0.0)
+        why = (
+            f"no file that passed is within {NEAR_KL:g} nats of the reference; the nearest is "
+            f"{nearest.kind}, with {nearest.kl:.2g}"
+        )
+    elif not taken:
+        why = f"listening distinguishes every file within {NEAR_KL:g} nats from F16"
+    if why:
+        return Advice(None, f"No file is recommended: {why}.")
+    best = min(taken, key=lambda one: one.n_bytes)
+    heard = any(one.beyond_noise is not None for one in files)
+    noise = " that listening does not distinguish from F16" if heard else ""
+    return Advice(
+        best,
+        f"Take {best.kind} ({best.n_bytes / 2**20:,.1f} MiB): the smallest file within "
+        f"{NEAR_KL:g} nats of the reference{noise} (KL {best.kl:.2g}, top-1 agreement "
+        f"{best.top_1:.1%}, measured over {n_texts} different texts).",
+    )
+
+
+@dataclass(frozen=True)
 class EvaluationReport:
-    """The result of a run.
+    """The result of a run; `listening` is the baseline of the speech, `command` repeats the run."""
 
-    Attributes:
-        source: the name of the reference.
-        reference: the reference and how it was computed, in words.
-        utterances: the data that quality is measured on, in words.
-        n_measured: the number of different texts in it.
-        baseline: the F16 file that sizes and speeds are compared with.
-        listening: the baseline of the speech; None without --listen.
-        command: the command that repeats the run.
-        checkpoint: name and digest.
-    """
-
-    source: str
-    reference: str
-    utterances: str
-    baseline: FileReport | None
+    compared: Compared
     files: tuple[FileReport, ...]
     notes: tuple[str, ...] = ()
     listening: Listening | None = None
     command: str = ""
-    checkpoint: Mapping[str, str] | None = None
     date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-    n_measured: int = 0
 
     @property
     def n_texts(self) -> int:
         """The number of different texts that were measured and, with --listen, spoken."""
-        heard = self.listening
-        return self.n_measured if heard is None else min(self.n_measured, heard.n_texts)
+        n, heard = self.compared.n_texts, self.listening
+        return n if heard is None else min(n, heard.n_texts)
+
+    @cached_property
+    def baseline(self) -> FileReport:
+        """The F16 file that sizes and speeds are compared with."""
+        return FileReport(**vars(self.compared.baseline), is_baseline=True)
 
     @property
     def rows(self) -> tuple[FileReport, ...]:
-        """The baseline, if there is one, and the files."""
-        return (*([self.baseline] if self.baseline else []), *self.files)
+        return (self.baseline, *self.files)
 
     @property
     def measured(self) -> tuple[FileReport, ...]:
-        """The files with measured predictions."""
         return tuple(file for file in self.files if file.measured)
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """Why files do not pass."""
         return tuple(f"{file.name}: {fault}" for file in self.files for fault in file.faults)
 
     @property
     def open_questions(self) -> tuple[str, ...]:
-        """What should have been judged and could not be."""
         return tuple(f"{file.name}: {one}" for file in self.files for one in file.open_questions)
 
     @property
     def passed(self) -> bool:
-        """Whether everything that should be judged was, and passed."""
         return not self.faults and not self.open_questions
 
     @property
@@ -183,11 +244,9 @@ class EvaluationReport:
         return EXIT_OK if self.passed else EXIT_FAILED_CHECK if self.faults else EXIT_ENVIRONMENT
 
     def advice(self) -> Advice:
-        """The recommended file."""
         return advise(self.files, self.n_texts)
 
     def recommendation(self) -> str:
-        """The recommended file in a sentence; empty if nothing was measured."""
         return self.advice().sentence if self.measured else ""
 
     def verdict(self) -> str:
@@ -199,24 +258,21 @@ class EvaluationReport:
         right = sum(file.verified is not None for file in self.files)
         limited = sum(file.limits is not None for file in self.files)
         near = ", ".join(
-            f"{file.kind} {nearness(file.kl)}" for file in self.files if file.kl is not None
+            f"{file.kind} {nearness(file.kl)[0]}" for file in self.files if file.kl is not None
         )
         near = f" Distance from the reference: {near}." if near else ""
         files = plural(len(self.files), "file")
         if not right and not limited:
-            return f"DONE: {files}; judged by nothing: no checkpoint and no limits.{near}"
-        words = [f"{right} right by their checkpoint"] if right else []
+            return f"DONE: {files}; not judged, without a checkpoint and limits.{near}"
+        words = [f"{right} verified against the checkpoint"] if right else []
         words.append(f"{limited} within the limits given" if limited else "no limits were given")
         return f"PASSED: {files}; {', '.join(words)}.{near}"
 
     def facts(self) -> list[str]:
-        """How it was measured and what the reader has to know, a sentence each."""
-        facts = [*self.notes, f"{self.date}, valle-convert {__version__}"]
-        if self.checkpoint is not None:
-            facts.append(
-                f"checkpoint: {self.checkpoint['name']}, sha256 {self.checkpoint['sha256']}"
-            )
-        facts += [f"measured against {self.reference}", f"over {self.utterances}"]
+        facts, one = [*self.notes, f"{self.date}, valle-convert {__version__}"], self.compared
+        if one.checkpoint is not None:
+            facts.append(f"checkpoint: {one.checkpoint['name']}, sha256 {one.checkpoint['sha256']}")
+        facts += [f"measured against {one.reference}", f"over {one.utterances}"]
         tools = dict.fromkeys(file.tool for file in self.files if file.tool)
         facts += [f"quantized by {tool}" for tool in tools]
         for file in self.files:
@@ -233,17 +289,18 @@ class EvaluationReport:
 
     def to_json(self) -> dict[str, Any]:
         best, base = self.advice().take, self.listening.baseline if self.listening else None
+        compared = self.compared
         return {
             "schema_version": 1,
             "passed": self.passed,
             "verdict": self.verdict(),
             "date": self.date,
             "converter_version": __version__,
-            "checkpoint": None if self.checkpoint is None else dict(self.checkpoint),
-            "source": self.source,
-            "reference": self.reference,
-            "sequences": self.utterances,
-            "baseline": self.baseline.to_json() if self.baseline else None,
+            "checkpoint": compared.checkpoint,
+            "source": compared.source,
+            "reference": compared.reference,
+            "sequences": compared.utterances,
+            "baseline": self.baseline.to_json(),
             "files": [file.to_json(base) for file in self.files],
             "listening": None if self.listening is None else self.listening.to_json(),
             "different_texts": self.n_texts,
@@ -252,3 +309,99 @@ class EvaluationReport:
             "command": self.command,
             "notes": list(self.notes),
         }
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A model, and what was measured of it; `files` are its entries in a manifest, by part."""
+
+    bundle: Bundle
+    measurements: Measurements
+    files: Mapping[str, ManifestFile] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        return self.bundle.path
+
+    @property
+    def main(self) -> ManifestFile:
+        """The file that programs are given."""
+        return next(iter(self.files.values()))
+
+    @cached_property
+    def report(self) -> FileReport:
+        """The file's keys and measurements, before any limits."""
+        found, keys = self.measurements, self.bundle.main.keys
+        predictions, speech = found.predictions, found.speech
+        made = [keys.get(f"valle.quantize.{name}") for name in ("tool", "tool_version")]
+        imatrix = keys.get("quantize.imatrix.file")
+        return FileReport(
+            name=valid_utf8(self.path.name),
+            kind=type_of(self.bundle),
+            n_bytes=self.bundle.n_bytes,
+            **weights_of(quantized_tensors(self.bundle)),
+            sha256=next(iter(found.files.values()), None),
+            tool=" ".join(map(str, filter(None, made))),
+            imatrix=str(imatrix) if imatrix else None,
+            measured=predictions.measured if predictions else None,
+            verified=predictions.verified if predictions else None,
+            tensors=predictions.tensors if predictions else (),
+            note=predictions.note if predictions else "",
+            listened=speech.listened if speech else None,
+            beyond_noise=speech.listening.beyond_noise(speech.listened) if speech else None,
+            failures=found.judgement.failures if found.judgement else (),
+        )
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Judges files by `gates`; without any, verdicts stay. `hears`: whether to judge the speech.
+    `faults`: what else is wrong with files, by name.
+    """
+
+    gates: Gates | None
+    hears: bool
+    faults: Mapping[str, str] = field(default_factory=dict)
+
+    def judged(self, model: Evaluated) -> Evaluated:
+        if self.gates is None:
+            return model
+        report = self._file(model)
+        limits = dict(report.limits.given) if report.limits else {}
+        judgement = Judgement(report.outcome, limits, report.failures)
+        found = msgspec.structs.replace(model.measurements, judgement=judgement)
+        return replace(model, measurements=found)
+
+    def report(self, models: Sequence[Evaluated], command: str) -> EvaluationReport:
+        found = [one.measurements for one in models]
+        first = found[0].predictions
+        if first is None:
+            raise AssertionError("an evaluated file has been measured")
+        heard = [one.speech for one in found if one.speech] if self.hears else []
+        return EvaluationReport(
+            first.compared,
+            tuple(map(self._file, models)),
+            notes=() if first.compared.checkpoint else (_UNVERIFIED,),
+            listening=heard[0].listening if heard else None,
+            command=command,
+        )
+
+    def _file(self, model: Evaluated) -> FileReport:
+        report, found = model.report, model.measurements
+        if not self.hears:
+            report = replace(report, listened=None, beyond_noise=None)
+        if self.gates is None:
+            given = found.judgement.limits if found.judgement else {}
+            return replace(report, limits=Limits("given to evaluate", given) if given else None)
+        limits = self.gates.limits_of(report.kind)
+        failures = tuple(self.faults[one] for one in found.files if one in self.faults)
+        if limits is not None:
+            base = found.speech.listening.baseline if found.speech else None
+            failures += limits.failures(report.measured, report.listened, base)
+        return replace(report, limits=limits, failures=failures)
+
+
+def type_of(bundle: Bundle) -> str:
+    """The type that files were quantized to, else the one that most weights have."""
+    made = bundle.main.keys.get("valle.quantize.type")
+    return made if isinstance(made, str) else main_type(bundle)

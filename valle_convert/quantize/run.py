@@ -2,43 +2,158 @@
 
 source    the GGUF files to quantize; a checkpoint is converted first
 plan      a BundlePlan for each type, by llama.cpp's own dry run; fallbacks and disk are checked
-make      files and manifest, the files of each type as soon as they are complete
+folder    which files of earlier runs stay
+make      the files of one type after the other; the manifest is correct after each
 """
 
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import msgspec
+
+from valle_convert import __version__
 from valle_convert.checkpoint import Checkpoint
-from valle_convert.errors import InputError
+from valle_convert.errors import EXIT_FAILED_CHECK, EXIT_OK, InputError
 from valle_convert.files import (
     check_free_space,
     check_outputs,
     locked_folder,
     made_folder,
     protected,
+    valid_utf8,
 )
-from valle_convert.quantize.folder import known_files, others_in
-from valle_convert.quantize.made import MakeReport
-from valle_convert.quantize.make import (
-    Output,
-    imatrix_entry,
-    make_all,
-    output_of,
-    planned,
-    tool_of,
-)
-from valle_convert.quantize.manifest import write_manifest
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.quantize.folder import known_files, others_in, with_kept
+from valle_convert.quantize.make import faults_of, imatrix_entry, make_bundle
+from valle_convert.quantize.manifest import ManifestFile, write_manifest
 from valle_convert.quantize.matrices import Matrices
 from valle_convert.quantize.options import FolderOptions, MakeOptions, RunLog
-from valle_convert.quantize.plan import BundlePlan, file_name, plan_bundles
+from valle_convert.quantize.plan import (
+    BundlePlan,
+    Fallback,
+    describe_fallbacks,
+    fallbacks_of,
+    file_name,
+    plan_bundles,
+)
 from valle_convert.quantize.source import Scratch, SourceBundle, open_source
 from valle_convert.quantize.tool import find_quantizer
-from valle_convert.quantize.types import matches
+from valle_convert.quantize.types import matches, weights_of
+from valle_convert.wording import plural
+
+_NAMES = {"kind": "type", "n_bytes": "bytes", "weights": "weights_by_type"}
+
+
+class MadeFile(msgspec.Struct, frozen=True, rename=_NAMES):
+    """The files of one type.
+
+    Attributes:
+        status: "planned" (dry run), "made" or "kept" (by --resume).
+        n_bytes: of all files; predicted if they are only planned, None if that failed.
+        sha256: of the main file; None if it is only planned.
+        imatrix: the name of the importance matrix, if one was used.
+        faults: how the files differ from their source, in words.
+    """
+
+    name: str
+    kind: str
+    status: str
+    n_bytes: int | None
+    bits_per_weight: float | None
+    weights: dict[str, int]
+    fallbacks: tuple[Fallback, ...] = ()
+    sha256: str | None = None
+    imatrix: str | None = None
+    seconds: float = 0.0
+    faults: tuple[str, ...] = ()
+    note: str = ""
+
+    @classmethod
+    def planned(cls, plan: BundlePlan) -> MadeFile:
+        """What is known before the files are made."""
+        n_files = len(plan.paths)
+        return cls(
+            name=valid_utf8(plan.path.name),
+            kind=plan.kind.name,
+            status="kept" if plan.kept else "planned",
+            n_bytes=plan.n_bytes,
+            **weights_of(plan.tensors),
+            fallbacks=plan.fallbacks,
+            imatrix=plan.imatrices[0].name if plan.imatrices else None,
+            note=f"{n_files} files" if n_files > 1 else "",
+        )
+
+
+class MakeReport(msgspec.Struct, frozen=True):
+    """The result of a run; `source_sha256` is that of the main file, None in a dry run."""
+
+    source: str
+    source_sha256: str | None
+    tool: dict[str, str]
+    files: tuple[MadeFile, ...]
+    notes: tuple[str, ...] = ()
+    dry_run: bool = False
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        return tuple(f"{file.name}: {fault}" for file in self.files for fault in file.faults)
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_FAILED_CHECK if self.faults else EXIT_OK
+
+    def verdict(self) -> str:
+        kept = sum(file.status == "kept" for file in self.files)
+        files = plural(len(self.files), "file")
+        again = f", {kept} kept from an earlier run" if kept else ""
+        if self.dry_run:
+            sizes = [file.n_bytes for file in self.files if file.n_bytes is not None]
+            is_known = len(sizes) == len(self.files)
+            total = f", {plural(sum(sizes), 'byte')}" if is_known else ""
+            return f"PLANNED: {files}{total}{again}; nothing was written."
+        if self.faults:
+            return f"FAILED: {'; '.join(self.faults)}."
+        return f"DONE: {files}{again}; keys, tokenizer and tensors are those of {self.source}."
+
+    def facts(self) -> list[str]:
+        """Notes, and what became of tensors that a type cannot hold."""
+        tool, facts = self.tool, list(self.notes)
+        facts.append(f"tool: {tool['name']} {tool['version']} ({tool['found']})")
+        for one in self.files:
+            if one.imatrix:
+                facts.append(f"{one.kind}: importance matrix {one.imatrix}")
+            if one.fallbacks:
+                facts.append(f"{one.kind}: {describe_fallbacks(one.fallbacks)}")
+            if one.note:
+                facts.append(f"{one.kind}: {one.note}")
+        return facts
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        return ["type", "size, MiB", "bits/weight", "", "file"], [
+            [
+                one.kind,
+                "?" if one.n_bytes is None else f"{one.n_bytes / 2**20:.2f}",
+                "?" if one.bits_per_weight is None else f"{one.bits_per_weight:.3f}",
+                "WRONG" if one.faults else one.status,
+                one.name,
+            ]
+            for one in self.files
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema_version": 1,
+            "passed": not self.faults,
+            "verdict": self.verdict(),
+            "converter_version": __version__,
+            **msgspec.to_builtins(self),
+        }
 
 
 def quantize(
@@ -50,7 +165,6 @@ def quantize(
     checkpoint: Checkpoint | None = None,
     log: RunLog | None = None,
 ) -> MakeReport:
-    """Make quantized files: one, or a folder with a manifest."""
     log, existing = log or RunLog(), existing or FolderOptions()
     folder = None if out.suffix == ".gguf" else out
     _check_options(out, options, existing)
@@ -69,21 +183,21 @@ def quantize(
         names = [file_name(source.main, kind.name, options) for kind in options.types]
         targets = [out if folder is None else folder / name for name in names]
         plans = plan_bundles(quantizer, source, targets, options, matrices, scratch)
-        outputs = [output_of(quantizer, one, source, listed, existing) for one in plans]
+        plans = [with_kept(one, source, listed, existing) for one in plans]
         lacks_matrix = any(plan.lacks_imatrix for plan in plans)
         if lacks_matrix:
             matrices.check_targets(existing)
         report = MakeReport(
             source=source.name,
             source_sha256=None,
-            tool=tool_of(quantizer, plans[0].main) | {"found": quantizer.how},
-            files=tuple(map(planned, outputs)),
+            tool=plans[0].main.tool | {"found": quantizer.how},
+            files=tuple(map(MadeFile.planned, plans)),
             notes=tuple(_notes(source, plans)),
             dry_run=existing.dry_run,
         )
         if existing.dry_run:
             return report
-        _check_space(source, outputs, folder or out.parent)
+        _check_space(source, plans, folder or out.parent)
         if not source.is_complete:
             log.talk(f"converting {path.name} first")
         source.complete(log.progress)
@@ -94,14 +208,16 @@ def quantize(
                 listed |= {one.name: imatrix_entry(one) for one in real.values()}
                 write_manifest(folder, listed.values())  # files may be rejected now
         # Again: existing files may have another source or matrix.
-        outputs = [output_of(quantizer, one, source, listed, existing) for one in plans]
-        kept = None if folder is None else listed
-        made = tuple(make_all(quantizer, outputs, source, kept, existing, scratch, log))
+        made = []
+        for one in (with_kept(plan, source, listed, existing) for plan in plans):
+            made.append(_make_or_keep(one, source, listed, existing, scratch, log))
+            if folder is not None and not one.kept:
+                write_manifest(folder, listed.values())
         notes = () if folder is None else others_in(folder, listed, plans)
-        return replace(
+        return msgspec.structs.replace(
             report,
             source_sha256=source.main.sha256,
-            files=made,
+            files=tuple(made),
             notes=(*report.notes, *notes),
         )
 
@@ -117,12 +233,56 @@ def _check_options(out: Path, options: MakeOptions, existing: FolderOptions) -> 
 
 
 def _inputs_of(path: Path, checkpoint: Checkpoint | None, options: MakeOptions) -> Iterator[Path]:
-    """Every input, which no output may replace."""
     yield path
     yield from checkpoint.inputs if checkpoint is not None else ()
     yield from options.inputs
     if options.imatrix_path is not None:
         yield options.imatrix_path
+
+
+def _make_or_keep(
+    plan: BundlePlan,
+    source: SourceBundle,
+    listed: dict[str, ManifestFile],
+    existing: FolderOptions,
+    scratch: Scratch,
+    log: RunLog,
+) -> MadeFile:
+    """Make or keep the files of a type, and compare them with their source."""
+    start, entries, lines, name = time.perf_counter(), plan.kept, list[str](), plan.path.name
+    n_others = len(plan.paths) - 1
+    others = f" and {plural(n_others, 'file')} beside it" if n_others else ""
+    if plan.kept:
+        log.talk(f"kept {name}{others}: source, type, tool and options are the same")
+    else:
+        if plan.reason:
+            log.talk(f"{name} is made again: {plan.reason}")
+        entries, lines = make_bundle(plan, source, scratch=scratch, force=existing.force, log=log)
+        listed |= {entry.name: entry for entry in entries}
+    files = {part: GgufFile(path, allow_part=True) for part, path in plan.paths.items()}
+    tensors = {unit: tuple(files[unit.part].tensors.values()) for unit in plan.units}
+    made = msgspec.structs.replace(
+        MadeFile.planned(plan),
+        status="kept" if plan.kept else "made",
+        n_bytes=sum(entry.n_bytes for entry in entries),
+        **weights_of([tensor for one in tensors.values() for tensor in one]),
+        sha256=entries[0].sha256,
+        faults=faults_of(source, files),
+        seconds=time.perf_counter() - start,
+    )
+    if not plan.is_predicted:
+        fallbacks = [
+            fallback
+            for unit, one in plan.units.items()
+            for fallback in fallbacks_of(lines, one.source, plan.kind, one.options, tensors[unit])
+        ]
+        made = msgspec.structs.replace(made, fallbacks=tuple(fallbacks))
+    if not plan.kept:
+        log.talk(
+            f"wrote {plan.path}{others}: {made.n_bytes:,} bytes, {made.bits_per_weight:.2f} bits "
+            f"a weight, {made.seconds:.1f} s"
+        )
+    return made
 
 
 def _notes(source: SourceBundle, plans: Sequence[BundlePlan]) -> Iterator[str]:
@@ -148,15 +308,12 @@ def _notes(source: SourceBundle, plans: Sequence[BundlePlan]) -> Iterator[str]:
         )
 
 
-def _check_space(source: SourceBundle, outputs: Sequence[Output], folder: Path) -> None:
+def _check_space(source: SourceBundle, plans: Sequence[BundlePlan], folder: Path) -> None:
     """Every output and temporary file: the tool's largest result, and the conversion of a
     checkpoint.
     """
-    sizes = [
-        source.n_bytes if output.plan.n_bytes is None else output.plan.n_bytes
-        for output in outputs
-        if not output.kept
-    ]
+    new = [plan for plan in plans if not plan.kept]
+    sizes = [source.n_bytes if plan.n_bytes is None else plan.n_bytes for plan in new]
     needed = sum(sizes) + max(sizes, default=0)
     if not source.is_complete:
         needed += source.n_bytes

@@ -59,12 +59,8 @@ _KEPT = "F16"
 
 @dataclass(frozen=True)
 class Aim:
-    """What a scan tries and chooses.
-
-    Attributes:
-        types: names of tensor types; empty for the usual ones.
-        target_bits: bits per weight, over all matrices, for the mixture with the least divergence.
-        max_kl: mean divergence, in nats, for the smallest mixture. None means no choice.
+    """What a scan tries and chooses: the best mixture of `target_bits` per weight, the smallest
+    within `max_kl` nats, or nothing. `types`: tensor types to try; empty for the usual ones.
     """
 
     types: tuple[str, ...] = ()
@@ -74,11 +70,8 @@ class Aim:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """One matrix in one type, with everything else unchanged.
-
-    Attributes:
-        kind: the actual type; llama.cpp gives another one if rows do not divide.
-        kl: mean divergence of the predictions, in nats.
+    """The mean divergence, in nats, with one matrix in one type. `kind` is the actual type;
+    llama.cpp gives another one if rows do not divide.
     """
 
     tensor: str
@@ -90,12 +83,7 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class Mixture:
-    """A type for each matrix.
-
-    Attributes:
-        bits: per weight, over all of these matrices.
-        predicted_kl: in nats.
-    """
+    """A type for each matrix; `bits` per weight are over all of these."""
 
     kinds: Mapping[str, str]
     bits: float
@@ -115,11 +103,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class ScanReport:
-    """The result of a scan.
-
-    Attributes:
-            mixture: the chosen types, if any.
-    """
+    """The result of a scan, and the chosen types, if any."""
 
     source: str
     utterances: str
@@ -127,7 +111,6 @@ class ScanReport:
     mixture: Mixture | None
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """One row per matrix, the most sensitive first, one column per type."""
         kinds = sorted({(one.bits, one.kind) for one in self.sensitivities})
         by_tensor: dict[str, dict[str, float]] = {}
         for one in self.sensitivities:
@@ -340,11 +323,7 @@ def choose_mixture(
     target_bits: float | None = None,
     max_kl: float | None = None,
 ) -> Mixture:
-    """The mixture with the least divergence for a size, or the smallest for a divergence.
-
-    Args:
-        max_kl: the largest predicted divergence, in nats.
-    """
+    """The mixture with the least divergence for a size, or the smallest within `max_kl` nats."""
     steps: dict[str, list[Sensitivity]] = {}
     by_tensor: dict[str, list[Sensitivity]] = defaultdict(list)
     for one in sensitivities:

@@ -102,7 +102,6 @@ class Source:
 
     @property
     def stem(self) -> str:
-        """The prefix of the quantized files' names."""
         return _TYPE_SUFFIX.sub("", Path(self.name).stem)
 
     @property
@@ -144,13 +143,7 @@ class SourceBundle:
         return self.bundle.model
 
     @property
-    def is_ours(self) -> bool:
-        """Whether they are a converted model, which can be measured."""
-        return is_converted(self.bundle.main.keys)
-
-    @property
     def is_complete(self) -> bool:
-        """Whether the weights are in the files."""
         return not self.is_converted_here or self.main.is_complete
 
     @property
@@ -291,6 +284,12 @@ def split_off(source: SourceBundle, unit: Unit, made: GgufFile, scratch: Scratch
     write_tensors(opened, keys_of_file(part), own)
     opened.flush()
     return GgufFile(path, allow_part=True)
+
+
+def quantized_tensors(bundle: Bundle) -> tuple[TensorInfo, ...]:
+    """The tensors of the parts that llama-quantize makes."""
+    units = bundle.family.units([*bundle.files])
+    return tuple(one for unit in units for one in bundle.files[unit.part].tensors.values())
 
 
 def keys_of_file(file: GgufFile) -> list[Key]:

@@ -6,13 +6,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from valle_convert.listening.listen import MEASURES, NLL, RETRIEVAL, WORDS
-from valle_convert.quantize.advice import nearness
-from valle_convert.quantize.listening import differences_of, means_of, places_of
+from valle_convert.quantize.listening import Table, differences_of, means_of, places_of
 from valle_convert.quantize.quality import ALL
-from valle_convert.quantize.report import EvaluationReport, FileReport
-
-#: A header, and rows of cells.
-Table = tuple[list[str], list[list[str]]]
+from valle_convert.quantize.report import EvaluationReport, FileReport, nearness
 
 WRONG, BEYOND = "WRONG", "BEYOND LIMITS"
 _HEARD = (NLL, RETRIEVAL, WORDS)
@@ -70,20 +66,18 @@ _N_ANSWER, _N_LEAST = 6, 3
 
 
 def _values(report: EvaluationReport, row: FileReport) -> dict[str, str | float]:
-    """What is known of a file, by the keys of the columns."""
     values: dict[str, str | float] = {
         "kind": row.kind,
         "verdict": _verdict(row),
         "mib": row.n_bytes / 2**20,
         "bits": row.bits_per_weight,
+        "of_baseline": row.n_bytes / report.baseline.n_bytes,
     }
-    if report.baseline is not None:
-        values["of_baseline"] = row.n_bytes / report.baseline.n_bytes
     if row.measured is not None:
         measured = (row.measured.quality[ALL], row.measured.greedy, row.measured.speed)
         values |= {key: value for one in measured for key, value in asdict(one).items()}
     if row.kl is not None and not row.is_baseline:
-        values["distance"] = nearness(row.kl)
+        values["distance"] = nearness(row.kl)[0]
     listened = row.listened
     if row.is_baseline and report.listening is not None:
         listened = report.listening.baseline
@@ -108,7 +102,6 @@ def _verdict(row: FileReport) -> str:
 
 
 def summary(report: EvaluationReport) -> Table:
-    """Every column that has something in it."""
     rows = [_values(report, row) for row in report.rows]
     shown = [(name, key, form) for name, key, form, _ in COLUMNS if any(key in row for row in rows)]
     return [name for name, _, _ in shown], [
@@ -140,7 +133,6 @@ def details(report: EvaluationReport) -> Table:
 
 
 def legend(report: EvaluationReport) -> list[str]:
-    """The meaning of each column, a line each."""
     header, _ = summary(report)
     return [f"{name}: {meaning}" for name, _, _, meaning in COLUMNS if name in header]
 
@@ -164,7 +156,6 @@ def by_head(report: EvaluationReport) -> Iterator[tuple[str, Table]]:
 
 
 def heard(report: EvaluationReport) -> Iterator[tuple[str, Table]]:
-    """What --listen measured."""
     listening = report.listening
     if listening is None:
         return
@@ -184,7 +175,6 @@ def heard(report: EvaluationReport) -> Iterator[tuple[str, Table]]:
 
 
 def heard_legend(report: EvaluationReport) -> Iterator[str]:
-    """What the tables of `heard` mean, a line each."""
     listening = report.listening
     if listening is None:
         return

@@ -1,9 +1,8 @@
-"""Who quantizes: the program llama-quantize, or the same routine in the installed library.
+"""The program llama-quantize, or the same routine in the installed library.
 
-Both run as a child process with the same arguments and write the same log, so nothing else
-here knows which of the two it is. The library goes into a child too, since a llama.cpp that
-was built for another CPU kills its process. The child ends when this process does, also where
-that is killed.
+Both run as a child process with the same arguments and write the same log, so callers need not
+know which one runs. The library runs in a child too, since a llama.cpp that was built for another
+CPU kills its process. The child ends with this process, even if that is killed.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from valle_convert.llama.programs import child_environment, find_program
 Kind = Literal["llama-quantize", "llama_model_quantize"]
 PROGRAM: Kind = "llama-quantize"
 LIBRARY: Kind = "llama_model_quantize"
-#: What `--llama-quantize` takes for the routine in the library.
+#: The value of `--llama-quantize` for the routine in the library.
 LIBRARY_WORD = "library"
 _WORKER = "valle_convert.quantize.worker"
 _TAIL = 12
@@ -48,13 +47,13 @@ except OSError as error:
     sys.exit(f"{{sys.argv[2]}} cannot be started: {{error.strerror}}")
 """
 _OPEN_FILE = re.compile(r"/dev/fd/(\d+)")
-# How versions of the program say which build they are.
+# How versions of the program print their build.
 _BUILD = re.compile(r"^(?:version: |.*\bbuild = )(.+)$")
 
 
 @dataclass(frozen=True)
 class Quantizer:
-    """Something that takes llama-quantize's arguments.
+    """A program that takes llama-quantize's arguments.
 
     Attributes:
         version: of the library; of the program, what its log says, known when it has run.
@@ -73,7 +72,6 @@ class Quantizer:
         *,
         on_line: Callable[[str], object] = lambda _line: None,
     ) -> list[str]:
-        """Run it to its end."""
         lines: list[str] = []
         try:
             child = subprocess.Popen(  # noqa: S603 - the user's own program
@@ -99,7 +97,7 @@ class Quantizer:
                     on_line(lines[-1])
             code = child.wait()
         finally:
-            # Ctrl-C or an error of ours: nobody needs its result.
+            # After Ctrl-C or an error of ours, its result is useless.
             if child.poll() is None:
                 child.kill()
                 child.wait()
@@ -108,7 +106,7 @@ class Quantizer:
         return lines
 
     def version_in(self, log: Sequence[str]) -> str:
-        """Which build it is: what its log says, else what was known before."""
+        """The build that its log names, else what was known before."""
         found = [match.group(1).strip() for match in map(_BUILD.match, log) if match]
         return found[0] if found and self.kind == PROGRAM else self.version
 
@@ -155,7 +153,7 @@ def _library(how: str) -> Quantizer:
 
 
 def _end_with_parent() -> tuple[str, ...]:
-    """What is put before a command so that it is killed when this process ends."""
+    """The beginning of a command that is killed when this process ends."""
     if not sys.platform.startswith("linux"):
         return ()
     return (sys.executable, "-I", "-S", "-c", _END_WITH_PARENT, str(os.getpid()))

@@ -1,12 +1,12 @@
-"""What may be asked for: types of files and types of single tensors.
+"""Types of files and types of single tensors.
 
 `Q4_K_M` and its like name a mixture: most matrices get its base type, some a better one.
 The numbers are llama.cpp's own (`llama_ftype` in llama.h); a test holds the table against
 the list that the stock program prints.
 
-`pattern=type` is llama-quantize's `--tensor-type`: a pattern that is searched in a tensor's name,
-and the type that it gets whatever the file's type says; the first that matches wins. A file of
-them, with any white space in between, is its `--tensor-type-file`.
+`pattern=type` is llama-quantize's `--tensor-type`: the tensors whose names the pattern matches get
+this type; the first match wins. A file of them, separated by white space, is its
+`--tensor-type-file`.
 """
 
 from __future__ import annotations
@@ -16,25 +16,19 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from valle_convert.errors import InputError
 from valle_convert.files import read_small_file
 from valle_convert.gguf_file.header import TensorEntry
 from valle_convert.gguf_file.types import GGML_TYPES, GgmlType
 
-#: Of a file with the tensor types of a scan's mixture.
-TENSOR_TYPES_SUFFIX = ".tensor-types.txt"
 _MAX_LIST = 1 << 16
 
 
 @dataclass(frozen=True)
 class FileType:
-    """A type of file.
-
-    Attributes:
-        base: what most matrices become; None for COPY, which changes none.
-        note: what a user should know, in words.
-    """
+    """A type of file: most matrices become `base`; COPY, which has none, changes nothing."""
 
     name: str
     number: int
@@ -83,7 +77,6 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 
 
 def file_type(name: str) -> FileType:
-    """The type of that name, in capitals or not."""
     found = FILE_TYPES.get(name.strip().upper())
     if found is None:
         raise InputError(
@@ -149,19 +142,19 @@ def read_tensor_types(path: Path) -> tuple[str, ...]:
 
 
 def matches(tensor_type: str, tensor: str) -> bool:
-    """Whether a checked `pattern=type` names a tensor."""
     return re.search(tensor_type.partition("=")[0], tensor) is not None
 
 
-def bits_per_weight(tensors: Sequence[TensorEntry]) -> float:
-    """Bits a weight over all tensors, as llama-quantize counts them."""
-    n_weights = sum(tensor.n_elements for tensor in tensors)
-    return 8 * sum(tensor.n_bytes for tensor in tensors) / n_weights
-
-
-def describe_types(tensors: Sequence[TensorEntry]) -> dict[str, int]:
-    """How many weights have which type, most first."""
-    counts: dict[GgmlType, int] = {}
+def weights_of(tensors: Sequence[TensorEntry]) -> dict[str, Any]:
+    """`bits_per_weight` over all tensors, as llama-quantize counts them (None without any), and
+    `weights`: how many have which type, most first.
+    """
+    counts: dict[str, int] = {}
     for tensor in tensors:
-        counts[tensor.ggml_type] = counts.get(tensor.ggml_type, 0) + tensor.n_elements
-    return {kind.name: n for kind, n in sorted(counts.items(), key=lambda item: -item[1])}
+        kind = tensor.ggml_type.name
+        counts[kind] = counts.get(kind, 0) + tensor.n_elements
+    n_bits = 8 * sum(tensor.n_bytes for tensor in tensors)
+    return {
+        "bits_per_weight": n_bits / sum(counts.values()) if counts else None,
+        "weights": dict(sorted(counts.items(), key=lambda item: -item[1])),
+    }
