@@ -222,7 +222,7 @@ def test_a_wrong_adapter_fails_the_verdict(checkpoint: Path, tmp_path: Path) -> 
     plan, bundle = plan_conversion(checkpoint, Choices("f32")), open_bundle(base)
     given = LoraFile(tmp_path / "adapter.gguf")
     opened = bundle.family.open_adapters([given], bundle)
-    yardstick = Yardstick(plan, bundle, n_utterances=1, seed=0, adapters=opened)
+    yardstick = Yardstick(plan, bundle, seed=0, adapters=opened)
     for factor, fails in ((1.0, False), (1.2, True)):
         scaled = [LoraFile(given.path, factor)]
         with network_of(base, scaled) as network:

@@ -99,7 +99,7 @@ def plans(right: tuple[Path, dict[str, Plan]]) -> dict[str, Plan]:
 
 
 def judge(plan: Plan, path: Path) -> Report:
-    return verify(plan, open_files(path), n_texts=500, n_utterances=1)
+    return verify(plan, open_files(path), n_texts=500)
 
 
 def damaged(main: Path, folder: Path, do: Do = lambda _parts: None) -> Path:

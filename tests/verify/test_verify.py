@@ -122,7 +122,7 @@ def test_every_layout_converts_and_verifies(
 def logits_fail(plan: Plan, path: Path, **changed: ReferenceNetwork) -> list[str]:
     """The cases that fail where the yardstick is another one."""
     bundle = open_bundle(path)
-    yardstick = Yardstick(plan, bundle, n_utterances=1, seed=0)
+    yardstick = Yardstick(plan, bundle, seed=0)
     for name, network in changed.items():
         setattr(yardstick, name, yardstick.run(network))
     with plan.family.open(bundle, n_threads=1) as network:

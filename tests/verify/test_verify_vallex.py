@@ -134,7 +134,7 @@ def test_a_network_that_computes_something_else_is_noticed(
 ) -> None:
     bundle = open_bundle(converted(GOLDEN_VALLEX, out_type))
     plan = plan_conversion(CHECKPOINT, Choices(out_type))
-    yardstick = Yardstick(plan, bundle, n_utterances=1, seed=0)
+    yardstick = Yardstick(plan, bundle, seed=0)
 
     def failures(network: VallexReference) -> set[str]:
         checks = check_logits(yardstick, network)

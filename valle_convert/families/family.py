@@ -3,7 +3,7 @@
 A family has no state. Its methods import heavy packages (torch, llama.cpp) themselves.
 
 M is the family's model without weights, N a network that computes it. Generic code only closes a
-network, sets its `observe`, and passes it to cases.
+network, sets its `watch`, and passes it to cases.
 """
 
 from __future__ import annotations
@@ -88,13 +88,15 @@ class Case(Generic[N]):
         name: for reports, such as `nar.3` or `mask null`.
         head: the head of the logits.
         run: computes the logits, [predictions, rows of the head].
-        repeats: whether another case has the same inputs, so that this one adds nothing on weights.
+        repeats: the case with the same inputs, so that this one adds nothing on weights; or "".
+        rows: the rows of that case's logits that this one repeats, if it has the same head.
     """
 
     name: str
     head: str
     run: Callable[[N], Logits]
-    repeats: bool = False
+    repeats: str = ""
+    rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,8 @@ class Family(ABC, Generic[M, N]):
     needs_for: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
     #: The contents of a file of `--data`, in words.
     example_arrays: ClassVar[str]
-    #: Numbers of strings to compare tokenizers on, and of examples to compare logits on.
+    #: The number of strings to compare tokenizers on.
     n_texts: ClassVar[int] = 100_000
-    n_utterances: ClassVar[int] = 3
 
     def ability(self, name: str) -> Any:  # noqa: ANN401 - a function of the family's own
         """The implementation of an optional ability.
@@ -334,9 +335,9 @@ class Family(ABC, Generic[M, N]):
     def _trials(self) -> Any:  # noqa: ANN401 - a module
         return import_module(f"{type(self).__module__}.trials")
 
-    def draw(self, model: M, n: int, seed: int) -> Iterable[Any]:
-        """`n` random examples, the same for the same seed."""
-        yield from self._trials.utterances(model, n, seed=seed)
+    def draw(self, model: M, n: int, seed: int, length: float = 1.0) -> Iterable[Any]:
+        """`n` random examples, the same for the same seed; `length` scales theirs."""
+        yield from self._trials.utterances(model, n, seed=seed, length=length)
 
     def read_example(self, path: Path, model: M, number: int, seed: int) -> Any:  # noqa: ANN401
         """An example from a file; missing parts are random.

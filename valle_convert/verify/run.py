@@ -16,8 +16,10 @@ from valle_convert.families.bundle import Bundle, Plan, open_files
 from valle_convert.families.bundle import plan as plan_bundle
 from valle_convert.families.family import Choices
 from valle_convert.gguf_file.read import GgufFile, is_gguf
+from valle_convert.gguf_file.types import PLAIN_DTYPES
 from valle_convert.llama.library import INSTALL, find_library
 from valle_convert.llama.probe import prove_library
+from valle_convert.network.weights import rounded_types
 from valle_convert.progress import Progress, silent
 from valle_convert.tokenizer import corpus
 from valle_convert.tokenizer.check import compare
@@ -49,7 +51,6 @@ def verify(
     *,
     levels: Sequence[LevelName] = LEVELS,
     n_texts: int | None = None,
-    n_utterances: int | None = None,
     seed: int = 0,
     adapters: Sequence[LoraFile] = (),
     progress: Progress = silent,
@@ -59,12 +60,11 @@ def verify(
         plan.family.ability("lora")
     with_llama = find_library() is not None
     texts = plan.family.n_texts if n_texts is None else n_texts
-    utterances = plan.family.n_utterances if n_utterances is None else n_utterances
     runners: dict[LevelName, Callable[[], Iterable[Check]]] = {
         "structure": lambda: check_structure(plan, bundle, with_llama=with_llama),
         "tensors": lambda: _tensors(plan, bundle, progress),
         "tokenizer": lambda: [_tokenizer(plan, bundle, texts, seed, progress)],
-        "logits": lambda: _logits(plan, bundle, utterances, seed, adapters, progress),
+        "logits": lambda: _logits(plan, bundle, seed, adapters, progress, done),
         "trace": lambda: _trace(plan, bundle, seed, adapters, progress),
     }
     source = check_source(plan.checkpoint, bundle.main)
@@ -197,25 +197,25 @@ def _tokenizer(plan: Plan, bundle: Bundle, n_texts: int, seed: int, progress: Pr
 def _logits(
     plan: Plan,
     bundle: Bundle,
-    n_utterances: int,
     seed: int,
     adapters: Sequence[LoraFile],
     progress: Progress,
+    done: Sequence[Level],
 ) -> list[Check]:
     from valle_convert.verify.logits import Yardstick, check_logits, n_passes
     from valle_convert.verify.trace import trace
 
     opened = plan.family.open_adapters(adapters, bundle)
     prove_library()  # so that later failures are not this machine's llama.cpp
-    total = n_passes(plan, n_utterances)
-    with progress("comparing logits", total, "passes") as advance:
+    are_right = {level.name for level in done if level.passed} >= {"structure", "tensors"}
+    with progress("comparing logits", n_passes(plan), "passes") as advance:
         try:
             yardstick = Yardstick(
                 plan,
                 bundle,
-                n_utterances=n_utterances,
                 seed=seed,
                 adapters=opened,
+                is_rounded=are_right and _is_plain(plan, bundle),
                 advance=advance,
             )
             network = plan.family.open(bundle, adapters=adapters)
@@ -237,6 +237,15 @@ def _logits(
     return [named_at if check is worst else check for check in checks]
 
 
+def _is_plain(plan: Plan, bundle: Bundle) -> bool:
+    """Whether all weights were rounded to a type of numpy."""
+    return all(
+        kind in PLAIN_DTYPES
+        for _, planned, file in pairs_of(plan, bundle)
+        for kind in rounded_types(planned, file).values()
+    )
+
+
 def _badness(check: Check) -> float:
     return check.badness
 
@@ -244,7 +253,8 @@ def _badness(check: Check) -> float:
 def _trace(
     plan: Plan, bundle: Bundle, seed: int, adapters: Sequence[LoraFile], progress: Progress
 ) -> list[Check]:
-    from valle_convert.verify.trace import N_NETWORKS, trace, traced_cases
+    from valle_convert.verify.logits import N_NETWORKS
+    from valle_convert.verify.trace import trace, traced_cases
 
     opened = plan.family.open_adapters(adapters, bundle)
     prove_library()  # so that later failures are not this machine's llama.cpp

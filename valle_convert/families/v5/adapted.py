@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from valle_convert.checkpoint.source import NamedTensors
 from valle_convert.closing import Closing
 from valle_convert.families.v5.adapter import AdaptedTensors, Adapter
+from valle_convert.families.v5.reference import ReferenceNetwork
 from valle_convert.model.description import Description
 from valle_convert.model.spec import Model, level_of_head
+from valle_convert.network.arithmetic import Watch, unwatched
 from valle_convert.network.protocol import Network, Outputs
 
 
@@ -28,12 +30,10 @@ def adapted_reference(
     **options: Any,  # noqa: ANN401 - those of `ReferenceNetwork`
 ) -> Network:
     """The PyTorch reference with adapters, each in the passes of its levels."""
-    from valle_convert.families.v5.reference import ReferenceNetwork
-
     if not adapters:
         return ReferenceNetwork(tensors, description, **options)
 
-    def make(chosen: Sequence[Adapter]) -> Network:
+    def make(chosen: Sequence[Adapter]) -> ReferenceNetwork:
         return ReferenceNetwork(AdaptedTensors(tensors, chosen), description, **options)
 
     return AdaptedNetwork(adapters, make)
@@ -43,19 +43,22 @@ class AdaptedNetwork(Closing):
     """A `protocol.Network` that computes each pass with the adapters of its level."""
 
     def __init__(
-        self, adapters: Sequence[Adapter], make: Callable[[Sequence[Adapter]], Network]
+        self, adapters: Sequence[Adapter], make: Callable[[Sequence[Adapter]], ReferenceNetwork]
     ) -> None:
         self._adapters = tuple(adapters)
         self._make = make
-        self._networks: dict[tuple[bool, ...], Network] = {}
+        self.watch: Watch = unwatched
+        self._networks: dict[tuple[bool, ...], ReferenceNetwork] = {}
 
-    def _of(self, head: str) -> Network:
+    def _of(self, head: str) -> ReferenceNetwork:
         level = level_of_head(head)
         active = tuple(one.is_for(level) for one in self._adapters)
         if active not in self._networks:
             chosen = [one for one, is_on in zip(self._adapters, active, strict=True) if is_on]
             self._networks[active] = self._make(chosen)
-        return self._networks[active]
+        network = self._networks[active]
+        network.watch = self.watch
+        return network
 
     @property
     def model(self) -> Model:

@@ -39,6 +39,8 @@ _N_PROMPT_FRAMES = 48
 _N_FRAMES = 60
 _N_TRANSCRIPT = 16
 _MASKED_PART = 0.5
+#: Codes that are decoded one by one at the beginning and at the end of the speech.
+_N_STEPS = 4
 # A request of everyday size: four seconds of EnCodec after three seconds of voice.
 _SPEED_PHONEMES, _SPEED_PROMPT, _SPEED_FRAMES = 60, 225, 300
 _SPEED_STEPS, _SPEED_PASSES = 16, 3
@@ -71,36 +73,47 @@ class NetworkPass:
 
     Attributes:
         n_outputs: the number of compared elements, counted from the end.
-        stepwise: the last segment is decoded one element at a time, through the cache.
+        steps: elements of the last segment before the end of each step, if it takes several.
     """
 
     head: str
     segments: tuple[Segment, ...]
     n_outputs: int
-    stepwise: bool = False
+    steps: tuple[int, ...] = ()
 
     def __call__(self, network: Network) -> Prediction:
         """The logits, [n_outputs, rows of the head]."""
         network.reset()
         inputs = assemble(network.model, self.segments, network.look_up)
-        if not self.stepwise:
+        if not self.steps:
             first = len(inputs) - self.n_outputs
             return network.step(
                 inputs.embeddings, inputs.positions, head=self.head, outputs=slice(first, None)
             )
-        return np.concatenate(list(_stepwise(network, self.head, inputs)))
+        logits = []
+        for start, stop in pairwise([0, *(inputs.last + n for n in self.steps)]):
+            part = slice(start, stop)
+            rows, places = inputs.embeddings[part], inputs.positions[part]
+            logits.append(network.step(rows, places, head=self.head, outputs=slice(-1, None)))
+        return np.concatenate(logits)
 
 
-def utterances(model: Model, n: int, *, seed: int = 0) -> Iterator[Utterance]:
+def utterances(
+    model: Model, n: int, *, seed: int = 0, length: float = 1.0
+) -> Iterator[Utterance]:
     """`n` different utterances of random phonemes and codes, the same for the same seed."""
     config = model.config
     for i in range(n):
         draw = np.random.default_rng([seed, i])
         n_phonemes = model.table("phonemes").n_rows
-        inner = draw.integers(min(4, n_phonemes - 1), n_phonemes, _N_PHONEMES + 3 * i)
-        response = draw.integers(0, config.codebook_size, (_N_FRAMES + 7 * i, config.n_levels))
-        masked = np.where(draw.random(len(response)) < 0.5, config.special_code, response[:, 0])
-        prompt = draw.integers(0, config.codebook_size, (_N_PROMPT_FRAMES + 5 * i, config.n_levels))
+        n_inner, n_prompt, n_frames = (
+            round(length * n)
+            for n in (_N_PHONEMES + 3 * i, _N_PROMPT_FRAMES + 5 * i, _N_FRAMES + 7 * i)
+        )
+        inner = draw.integers(min(4, n_phonemes - 1), n_phonemes, n_inner)
+        response = draw.integers(0, config.codebook_size, (n_frames, config.n_levels))
+        masked = np.where(draw.random(n_frames) < 0.5, config.special_code, response[:, 0])
+        prompt = draw.integers(0, config.codebook_size, (n_prompt, config.n_levels))
         phonemes = np.array([BOS_PHONEME, *inner, EOS_PHONEME])
         yield Utterance(
             condition=Condition.of(model, phonemes, prompt, i % max(1, len(model.languages))),
@@ -121,16 +134,16 @@ def cases(model: Model, utterance: Utterance) -> Iterator[Case[Network]]:
         given: Condition,
         level: int,
         codes: NDArray[np.int64],
-        *,
-        stepwise: bool = False,
     ) -> Case[Network]:
         segments = speech_segments(model, given, level, codes, masked=head == "mask")
         # The AR's first code is predicted by the separator before the response.
-        run = NetworkPass(head, tuple(segments), n + (head == "ar"), stepwise)
-        return Case(name, head, run, repeats=stepwise)
+        return Case(name, head, NetworkPass(head, tuple(segments), n + (head == "ar")))
 
     yield speech("ar", "ar", condition, 0, response)
-    yield speech("ar one code a step", "ar", condition, 0, response, stepwise=True)
+    steps = tuple(sorted({*range(_N_STEPS + 1), *range(n - _N_STEPS, n + 1)} & {*range(n + 1)}))
+    segments = tuple(speech_segments(model, condition, 0, response))
+    run = NetworkPass("ar", segments, n + 1, steps)
+    yield Case("ar one code a step", "ar", run, repeats="ar", rows=steps)
     yield speech("ar without prompt", "ar", replace(condition, prompt=None), 0, response)
     yield speech("ar null", "ar", condition.null(), 0, response)
     for task in ("ns", "sr"):
@@ -156,16 +169,7 @@ def cases(model: Model, utterance: Utterance) -> Iterator[Case[Network]]:
     if model.has_head("text"):
         # No task of these models reads it; its rows are compared on the same hidden states.
         run = NetworkPass("text", tuple(spoken), len(transcript))
-        yield Case("text", "text", run, repeats=True)
-
-
-def _stepwise(network: Network, head: str, inputs: Inputs) -> Iterator[Prediction]:
-    """All but the last segment at once, then element by element."""
-    for start, stop in pairwise([0, *range(inputs.last, len(inputs) + 1)]):
-        part = slice(start, stop)
-        yield network.step(
-            inputs.embeddings[part], inputs.positions[part], head=head, outputs=slice(-1, None)
-        )
+        yield Case("text", "text", run, repeats="stt")
 
 
 def speak_level_0(network: Network, utterance: Utterance) -> NDArray[np.int32]:

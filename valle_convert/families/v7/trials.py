@@ -53,15 +53,23 @@ class MaskedUtterance:
         return self.condition.phonemes
 
 
-def utterances(model: VersionSevenModel, n: int, *, seed: int = 0) -> Iterator[MaskedUtterance]:
+def utterances(
+    model: VersionSevenModel, n: int, *, seed: int = 0, length: float = 1.0
+) -> Iterator[MaskedUtterance]:
     """`n` different utterances of random phonemes and codes, the same for the same seed."""
     config = model.config
     for i in range(n):
         draw = np.random.default_rng([seed, i])
         n_phonemes = model.table("phonemes").n_rows
-        inner = draw.integers(min(4, n_phonemes - 1), n_phonemes, _N_PHONEMES + 3 * i)
-        shapes = [(_N_PROMPT_FRAMES + 5 * i, config.n_levels), (_N_FRAMES + 7 * i, config.n_levels)]
-        prompt, response = (draw.integers(0, config.codebook_size, shape) for shape in shapes)
+        n_inner, n_prompt, n_frames = (
+            round(length * n)
+            for n in (_N_PHONEMES + 3 * i, _N_PROMPT_FRAMES + 5 * i, _N_FRAMES + 7 * i)
+        )
+        inner = draw.integers(min(4, n_phonemes - 1), n_phonemes, n_inner)
+        prompt, response = (
+            draw.integers(0, config.codebook_size, (n, config.n_levels))
+            for n in (n_prompt, n_frames)
+        )
         phonemes = np.array([BOS_PHONEME, *inner, EOS_PHONEME])
         condition = Condition.of(model, phonemes, prompt, i % max(1, len(model.languages)))
         yield _masked(model, condition, response, draw)

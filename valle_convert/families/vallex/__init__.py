@@ -49,7 +49,6 @@ class VallEX(Family[VallexModel, "ComposedNetwork"]):
     needs = ("speech", "vallex")
     needs_for = MappingProxyType({"Japanese": ("japanese",)})
     n_texts = 10_000  # there are no merges that could be wrong
-    n_utterances = 2
     example_arrays = "audio_tokens, text_tokens and lang_code of a voice file of VALL-E X"
 
     def claims(self, checkpoint: Checkpoint) -> bool:
