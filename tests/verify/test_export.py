@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 from make_checkpoint import DTYPES, Shape, make_checkpoint
@@ -186,12 +185,3 @@ def test_what_cannot_be_exported_leaves_nothing(
         odd.write_bytes(header + plain.read_bytes()[file.data_start :])
         assert error_of(cli("export", odd, tmp_path / "y"), 2)
         assert not (tmp_path / "y").exists()
-
-
-def test_bfloat16_stays_bfloat16(tmp_path: Path) -> None:
-    source = tmp_path / "b.sft"
-    make_checkpoint(source, Shape(seed=2), dtype="bf16")
-    write_gguf(plan_conversion(source), tmp_path / "b.gguf")
-    export_file(open_files(tmp_path / "b.gguf"), tmp_path / "back")
-    name, values = "model.norm.weight", tensors_of(tmp_path / "back" / "fp32.sft")
-    assert values[name][1].dtype == np.dtype(ml_dtypes.bfloat16)

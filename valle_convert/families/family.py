@@ -320,14 +320,10 @@ class Family(ABC, Generic[M, N]):
     def arithmetic(self, bundle: Bundle) -> Arithmetic:
         """llama.cpp's rounding for these files."""
 
-    @abstractmethod
-    def counted(self, bundle: Bundle) -> Mapping[str, tuple[object, object]]:
-        """llama.cpp's counts for the loaded files, with the expected ones.
-
-        Raises:
-            InputError: a file cannot be loaded.
-            EnvironmentFault: llama.cpp does not compute as needed.
-        """
+    def loaded(self, files: Mapping[str, GgufFile]) -> Mapping[str, Sequence[GgufFile]]:
+        """The models that llama.cpp loads, by part, each with its files."""
+        part, main = next(iter(files.items()))
+        return {part: [main]}
 
     # ---- examples and cases: functions of the folder's trials.py
 

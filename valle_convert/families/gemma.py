@@ -69,21 +69,6 @@ class GemmaFamily(Family[G, N]):
         types = {name: tensor.ggml_type.name for name, tensor in bundle.main.tensors.items()}
         return Arithmetic(gelu_from_table, input_rounding({PART: types}))
 
-    def counted(self, bundle: Bundle) -> Mapping[str, tuple[object, object]]:
-        from valle_convert.llama.gemma import GemmaSession
-        from valle_convert.network.probe import read_probe_rows
-        from valle_convert.tokenizer.compiled import TOKENS_KEY
-
-        config, file = bundle.model.config, bundle.main
-        n_weights = sum(tensor.n_elements for tensor in file.tensors.values())
-        with GemmaSession(file.path, n_ctx=8, probe_rows=read_probe_rows(file)) as session:
-            return {
-                "widths": (session.n_embd, config.n_embd),
-                "layers": (session.n_layer, config.n_layer),
-                "rows": (session.n_vocab, len(file.keys[TOKENS_KEY])),
-                "weights": (session.n_params, n_weights),
-            }
-
     def recorded_tokenizer(self, file: GgufFile, given: Path | None) -> TokenizerFile:
         from valle_convert.tokenizer.recorded import recorded_tokenizer
 

@@ -35,6 +35,10 @@ from valle_convert.verify.structure import pairs_of
 
 #: To the checkpoint, as a multiple of the number format's expected cost: measured 1.3 at most.
 COST_FACTOR = 4.0
+_TOO_LARGE = (
+    "the inputs of a layer exceed the range that llama.cpp rounds them to for this type; convert "
+    "with --outtype bf16 or f32"
+)
 #: An utterance of half the usual length shows the same damages in half the time.
 LENGTH = 0.5
 #: The references, and llama.cpp.
@@ -109,11 +113,7 @@ class Numbers:
             return Judged(None, math.inf, 0.0, words)
         for numbers, words in (
             (self.exact, "the weights themselves give NaN or infinity: a weight is far too large"),
-            (
-                self.emulated,
-                "the inputs of a layer exceed the range that llama.cpp rounds them to for this "
-                "type; convert with --outtype bf16 or f32",
-            ),
+            (self.emulated, _TOO_LARGE),
             (found, "llama.cpp gives NaN or infinity"),
         ):
             if not np.isfinite(numbers).all():

@@ -12,13 +12,15 @@ import numpy as np
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.lora import are_same_loras
-from valle_convert.errors import EnvironmentFault, InputError
+from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle, Plan
 from valle_convert.gguf_file import keys as gguf_keys
 from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.plan import PlannedFile
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.write import read_biases
+from valle_convert.llama.context import LlamaModel, Settings
+from valle_convert.llama.library import load_library
 from valle_convert.llama.probe import prove_library
 from valle_convert.tokenizer.compiled import TOKENS_KEY
 from valle_convert.verify.report import Check
@@ -256,12 +258,22 @@ def _tensor_faults(plan: PlannedFile, file: GgufFile) -> list[str]:
 
 
 def _check_llama(bundle: Bundle) -> Check:
-    """Stock llama.cpp loads the files and reports the same counts."""
+    """Stock llama.cpp loads the files and counts the same weights."""
     prove_library()  # so that later failures are not this machine's llama.cpp
-    try:
-        counted = bundle.family.counted(bundle)
-    except (InputError, EnvironmentFault) as error:
-        return Check("llama.cpp", passed=False, summary=str(error), values={}, badness=math.inf)
+    counted: dict[str, tuple[int, int]] = {}
+    for part, (first, *others) in bundle.family.loaded(bundle.files).items():
+        name = f"weights of {part}" if len(bundle.files) > 1 else "weights"
+        expected = sum(one.n_elements for file in (first, *others) for one in file.tensors.values())
+        try:
+            with LlamaModel(
+                load_library(),
+                first.path,
+                further_parts=[file.path for file in others],
+                settings=Settings(repack=False),
+            ) as model:
+                counted[name] = (model.n_params, expected)
+        except InputError as error:
+            return Check("llama.cpp", passed=False, summary=str(error), values={}, badness=math.inf)
     faults = [
         f"{name} {found}, not {expected}"
         for name, (found, expected) in counted.items()

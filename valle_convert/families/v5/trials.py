@@ -98,9 +98,7 @@ class NetworkPass:
         return np.concatenate(logits)
 
 
-def utterances(
-    model: Model, n: int, *, seed: int = 0, length: float = 1.0
-) -> Iterator[Utterance]:
+def utterances(model: Model, n: int, *, seed: int = 0, length: float = 1.0) -> Iterator[Utterance]:
     """`n` different utterances of random phonemes and codes, the same for the same seed."""
     config = model.config
     for i in range(n):

@@ -156,21 +156,9 @@ class VallEX(Family[VallexModel, "ComposedNetwork"]):
         }
         return Arithmetic(lambda x: gelu_from_table(x * factor) / factor, input_rounding(types))
 
-    def counted(self, bundle: Bundle) -> Mapping[str, tuple[object, object]]:
-        from valle_convert.families.vallex.on_llama import VallexGguf
-
-        ar, body, *levels = bundle.files.values()
-        with VallexGguf(bundle.files, bundle.model) as network:
-            found = network.count_weights()
-        expected = [
-            sum(tensor.n_elements for file in group for tensor in file.tensors.values())
-            for group in ([ar], *([level, body] for level in levels))
-        ]
-        loaded = ("ar", *(part for part in bundle.files if files.level_of(part)))
-        return {
-            f"weights of {part}": counts
-            for part, counts in zip(loaded, zip(found, expected, strict=True), strict=True)
-        }
+    def loaded(self, files: Mapping[str, GgufFile]) -> Mapping[str, Sequence[GgufFile]]:
+        ar, body, *levels = files.items()
+        return dict([(ar[0], [ar[1]]), *((part, [level, body[1]]) for part, level in levels)])
 
     def speaker_on(
         self, network: ComposedNetwork, bundle: Bundle, codec: AudioCodec | None, opened: ExitStack
