@@ -62,7 +62,7 @@ def converted_to(path: Path, checkpoint: Any, out_type: str = "f32") -> Path:
 def network_of(path: Path, adapters: Sequence[LoraFile], **how: int) -> GgufNetwork:
     bundle = open_bundle(path)
     opened = bundle.family.open_adapters(adapters, bundle)
-    return GgufNetwork(bundle.main, bundle.model, n_threads=1, adapters=opened, **how)
+    return GgufNetwork(bundle.files, bundle.model, n_threads=1, adapters=opened, **how)
 
 
 def logits(path: Path, adapters: Sequence[LoraFile] = ()) -> dict[str, np.ndarray]:

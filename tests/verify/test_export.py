@@ -130,27 +130,6 @@ def test_a_quantized_file_comes_back_dequantized(kind: str, tmp_path: Path) -> N
     assert back.config == read_checkpoint(source).config
 
 
-def test_a_file_of_an_earlier_version_gets_a_config_that_says_the_same(
-    converted: Callable[[str, str], Path], tmp_path: Path, cli: Cli
-) -> None:
-    path = converted("v6-text-head", "f32")
-    file = GgufFile(path)
-    old = tmp_path / "old.gguf"
-    header = file.changed([], drop=["valle.source.config", "valle.source.symmap"])
-    old.write_bytes(header + path.read_bytes()[file.data_start :])
-    result = cli("export", old, tmp_path / "back")
-    assert result.code == 0, result.err
-    assert "lacks its checkpoint's config" in result.err
-    back, right = (
-        read_checkpoint(one)
-        for one in (tmp_path / "back" / "fp32.sft", golden_checkpoint("v6-text-head"))
-    )
-    assert describe(back).model == describe(right).model
-    assert back.symmap == right.symmap
-    # And it is verified against its checkpoint like any other.
-    assert cli("verify", golden_checkpoint("v6-text-head"), old, "--level", "structure").code == 0
-
-
 def test_a_repaired_file_is_exported(tmp_path: Path, cli: Cli) -> None:
     repaired = tmp_path / "new.gguf"
     write_gguf(plan_repair(GOLDEN / "old-gguf" / "f16.gguf"), repaired)

@@ -125,9 +125,9 @@ class Family(ABC, Generic[M, N]):
     reads: ClassVar[frozenset[str]]
     #: The supported fields of `SpeakOptions`; the command line rejects the others.
     speaks_with: ClassVar[frozenset[str]]
-    #: Optional abilities: the function that implements one, as `module:function`, or a module of
-    #: several. For `transcribe` and the tasks `vc`, `ns` and `sr`, a method of the family's speaker
-    #: as `module:Class.method`.
+    #: Optional abilities, as places in the folder: the function that implements one, as
+    #: `module:function`, or a module of several. For `transcribe` and the tasks `vc`, `ns` and
+    #: `sr`, a method of the family's speaker as `module:Class.method`.
     abilities: ClassVar[Mapping[str, str]] = MappingProxyType({})
     #: Whether `describe` also reads weights.
     reads_weights: ClassVar[bool] = False
@@ -149,9 +149,13 @@ class Family(ABC, Generic[M, N]):
         place = self.abilities.get(name)
         if place is None:
             raise InputError(f"{name} does not support {self.title} yet.")
-        module, _, function = place.partition(":")
-        found = import_module(module)
-        return attrgetter(function)(found) if function else found
+        return self._at(place)
+
+    def _at(self, place: str) -> Any:  # noqa: ANN401 - of the family's own
+        """What is at a place in the family's folder; heavy packages are imported with it."""
+        module, _, name = place.partition(":")
+        found = import_module(f"{type(self).__module__}.{module}")
+        return attrgetter(name)(found) if name else found
 
     # ---- a checkpoint
 
@@ -176,7 +180,6 @@ class Family(ABC, Generic[M, N]):
     ) -> TokenizerChoice:
         """The source of the vocabulary."""
 
-    @abstractmethod
     def keys(
         self,
         checkpoint: Checkpoint,
@@ -185,6 +188,8 @@ class Family(ABC, Generic[M, N]):
         tokenizer: TokenizerChoice,
     ) -> FileKeys:
         """The keys of a part's file."""
+        keys: FileKeys = self._at("files:file_keys")(checkpoint, description, part, tokenizer)
+        return keys
 
     def set_salt(self, description: Description[M]) -> str | None:
         """Distinguishes conversions of one checkpoint; None for models of one file."""
@@ -215,7 +220,6 @@ class Family(ABC, Generic[M, N]):
             InputError: it is not.
         """
 
-    @abstractmethod
     def read_model(self, files: Mapping[str, GgufFile]) -> M:
         """The model in the files.
 
@@ -223,6 +227,8 @@ class Family(ABC, Generic[M, N]):
             InputError: they are not a converted model, or inconsistent, with all faults in one
             message.
         """
+        model: M = self._at("files:read_model")(files)
+        return model
 
     def dangers(self, files: Mapping[str, GgufFile]) -> Iterator[str]:
         """Everything that llama.cpp would not survive, in words."""
@@ -273,7 +279,6 @@ class Family(ABC, Generic[M, N]):
                 computed that the checkpoint keeps apart.
         """
 
-    @abstractmethod
     def open(
         self,
         bundle: Bundle,
@@ -296,6 +301,11 @@ class Family(ABC, Generic[M, N]):
             InputError: the files are damaged.
             EnvironmentFault: there is no usable llama.cpp, or it does not compute as needed.
         """
+        more = {"adapters": self.open_adapters(adapters, bundle)} if adapters else {}
+        network: N = self._at("on_llama:NETWORK")(
+            bundle.files, bundle.model, n_threads=n_threads, settings=settings, tune=tune, **more
+        )
+        return network
 
     def open_adapters(
         self, adapters: Sequence[LoraFile], base: Bundle | Checkpoint
@@ -327,13 +337,9 @@ class Family(ABC, Generic[M, N]):
 
     # ---- examples and cases: functions of the folder's trials.py
 
-    @property
-    def _trials(self) -> Any:  # noqa: ANN401 - a module
-        return import_module(f"{type(self).__module__}.trials")
-
     def draw(self, model: M, n: int, seed: int, length: float = 1.0) -> Iterable[Any]:
         """`n` random examples, the same for the same seed; `length` scales theirs."""
-        yield from self._trials.utterances(model, n, seed=seed, length=length)
+        yield from self._at("trials:utterances")(model, n, seed=seed, length=length)
 
     def read_example(self, path: Path, model: M, number: int, seed: int) -> Any:  # noqa: ANN401
         """An example from a file; missing parts are random.
@@ -341,7 +347,7 @@ class Family(ABC, Generic[M, N]):
         Raises:
             InputError: the file holds none, or belongs to another model.
         """
-        return self._trials.read_utterance(path, model, seed=(seed, number))
+        return self._at("trials:read_utterance")(path, model, seed=(seed, number))
 
     def said_in(self, example: Any) -> NDArray[Any]:  # noqa: ANN401
         """The symbols that an example says, [n]."""
@@ -350,11 +356,11 @@ class Family(ABC, Generic[M, N]):
 
     def cases(self, model: M, example: Any) -> Iterator[Case[N]]:  # noqa: ANN401
         """Every head and every task, on one example."""
-        yield from self._trials.cases(model, example)
+        yield from self._at("trials:cases")(model, example)
 
     def speak_level_0(self, network: N, example: Any) -> NDArray[Any]:  # noqa: ANN401
         """Greedy codes of level 0 for an example, [frames]."""
-        codes: NDArray[Any] = self._trials.speak_level_0(network, example)
+        codes: NDArray[Any] = self._at("trials:speak_level_0")(network, example)
         return codes
 
     def speak_levels(
@@ -364,12 +370,12 @@ class Family(ABC, Generic[M, N]):
         level_0: NDArray[Any],
     ) -> NDArray[Any]:
         """Greedy codes of all levels over those of level 0, [frames, levels]."""
-        codes: NDArray[Any] = self._trials.speak_levels(network, example, level_0)
+        codes: NDArray[Any] = self._at("trials:speak_levels")(network, example, level_0)
         return codes
 
     def speed(self, network: N) -> Speed:
         """Time the passes of decoding."""
-        speed: Speed = self._trials.measure_speed(network)
+        speed: Speed = self._at("trials:measure_speed")(network)
         return speed
 
     # ---- speech and words

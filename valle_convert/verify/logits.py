@@ -91,7 +91,7 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Numbers:
+class References:
     """What the PyTorch references compute, [rows, columns].
 
     Attributes:
@@ -130,7 +130,7 @@ def reference_numbers(
     run: Callable[[Computing], Mapping[K, Logits]],
     *,
     is_rounded: bool = False,
-) -> dict[K, Numbers]:
+) -> dict[K, References]:
     """What `run` gives for each PyTorch network; only one of them is in memory at a time.
 
     `is_rounded`: the files are known to hold the checkpoint's weights, exactly rounded. Then the
@@ -154,7 +154,7 @@ def reference_numbers(
     del stored
     meant = numbers(plan.description.tensors, folded=False)
     degraded = exact if is_rounded else numbers(BundleTensors(files, recovered, RoundedTensors))
-    return {key: Numbers(exact[key], emulated[key], meant[key], degraded[key]) for key in exact}
+    return {key: References(exact[key], emulated[key], meant[key], degraded[key]) for key in exact}
 
 
 class Yardstick:
@@ -202,12 +202,12 @@ def check_logits(yardstick: Yardstick, network: Computing) -> Iterator[Check]:
         label, logits = f"logits {name}", found.get(name)
         if logits is None or logits.shape != numbers.exact.shape:
             words = "the file has a different head or task, or none"
-            yield Check(label, passed=False, summary=words, values={}, badness=math.inf)
+            yield Check.failure(label, words)
             continue
         judged = numbers.judge(logits)
         result = judged.deviation
         if result is None:
-            yield Check(label, passed=False, summary=judged.problem, values={}, badness=math.inf)
+            yield Check.failure(label, judged.problem)
             continue
         divergence = float(kl_divergence(numbers.meant, logits).mean())
         changed = round((1 - result.best_code) * result.n_rows)
@@ -232,7 +232,7 @@ def check_logits(yardstick: Yardstick, network: Computing) -> Iterator[Check]:
         )
 
 
-def n_passes(plan: Plan) -> int:
+def n_passes(plan: Plan, *, is_rounded: bool) -> int:
     """The number of passes of a `Yardstick` and `check_logits` together."""
     (example,) = plan.family.draw(plan.model, 1, 0, LENGTH)
-    return N_NETWORKS * len(list(plan.family.cases(plan.model, example)))
+    return (N_NETWORKS - is_rounded) * len(list(plan.family.cases(plan.model, example)))

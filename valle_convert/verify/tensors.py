@@ -124,14 +124,8 @@ def _check(
 ) -> Check:
     found = file.tensors.get(planned.name)
     if found is None or found.shape != planned.shape:
-        return Check(
-            f"tensor {planned.name}",
-            passed=False,
-            summary="missing" if found is None else f"of shape {list(found.shape)}",
-            values={},
-            limit=f"shape {list(planned.shape)}",
-            badness=math.inf,
-        )
+        there = "missing" if found is None else f"of shape {list(found.shape)}"
+        return Check.failure(f"tensor {planned.name}", f"{there}, expected {list(planned.shape)}")
     stored = [
         stored_blocks(plan.checkpoint.tensors, span.source, found.ggml_type)
         for span in planned.spans
@@ -155,7 +149,7 @@ def _check_plain(plan: PlannedFile, planned: PlannedTensor, found: TensorInfo) -
                 n_different, way = 0, f"exactly rounded, to {between} and then to {name}"
                 break
     except InputError as error:
-        return Check(f"tensor {planned.name}", passed=False, summary=str(error), values={})
+        return Check.failure(f"tensor {planned.name}", str(error))
     return _exact_check(planned, found, n_different, "weights", where, f"weights equal, {way}")
 
 

@@ -49,7 +49,7 @@ def verify_whole(path: Path, *, progress: Progress = silent) -> Report:
     except InputError as error:
         if not is_gguf(path):
             raise
-        damage = Check("file", passed=False, summary=str(error), values={}, badness=math.inf)
+        damage = Check.failure("file", str(error))
         return Report("its own digests", str(path), "none", (Level("whole", (damage,), 0.0),))
     refusal = bundle.family.refusal(bundle.main)
     if refusal:

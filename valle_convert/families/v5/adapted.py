@@ -39,7 +39,7 @@ def adapted_reference(
     return AdaptedNetwork(adapters, make)
 
 
-class AdaptedNetwork(Closing):
+class AdaptedNetwork(Closing, Network):
     """A `protocol.Network` that computes each pass with the adapters of its level."""
 
     def __init__(
@@ -88,14 +88,3 @@ class AdaptedNetwork(Closing):
         return self._of(head).step(
             embeddings, positions, head=head, outputs=outputs, sequence=sequence
         )
-
-    def step_many(
-        self,
-        embeddings: Sequence[NDArray[np.float32]],
-        positions: Sequence[NDArray[np.integer]],
-        *,
-        head: str,
-        outputs: Sequence[Outputs],
-    ) -> list[NDArray[np.float32]]:
-        """Run several causal sequences; see `Network.step_many`."""
-        return self._of(head).step_many(embeddings, positions, head=head, outputs=outputs)

@@ -13,7 +13,6 @@ Two facts make the model an ordinary `gemma` for llama.cpp:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import UnsupportedModelError
@@ -28,7 +27,6 @@ from valle_convert.model.description import (
 )
 from valle_convert.model.spec import LENGTH_STOP, Head, Model, ModelConfig, Table, choose_codec
 from valle_convert.model.trainer import (
-    DEFAULT_SIZE,
     DROPPED,
     SUPPORTED,
     ConfigReader,
@@ -306,42 +304,6 @@ def contents_of(model: Model) -> Contents:
     }
     backbone = backbone_tensors(config.n_layer, dims)
     return Contents(tuple(rows), tuple(backbone), tuple(biases))
-
-
-def config_of(model: Model, name: str) -> dict[str, Any]:
-    """A config equivalent to the keys of a converted file."""
-    config = model.config
-    rows = {table.name: table.n_rows for table in model.tables}
-    size = {
-        "dim": config.n_embd,
-        "heads": config.n_head,
-        "layers": config.n_layer,
-        "resp_levels": config.n_levels,
-        "audio_tokens": config.codebook_size,
-        "text_tokens": rows.get("text", DEFAULT_SIZE["text_tokens"]),
-        "phoneme_tokens": rows["phonemes"],
-    }
-    sums = {(True, True): True, (False, False): False, (True, False): "prom"}
-    return {
-        "name": name,
-        "version": config.version,
-        "size": size,
-        "tasks": rows["task"],
-        "langs": rows.get("language", 0),
-        "tones": rows.get("tone", 0),
-        "experts": 1,
-        "arch_type": "llama",
-        "capabilities": list(config.capabilities),
-        "experimental": {
-            "split_classifiers": len({head.first_row for head in model.heads}) == len(model.heads),
-            "classifiers_bias": model.heads[0].bias is not None,
-            "audio_embedding_sums": sums.get((config.sum_prompt, config.sum_response), "resp"),
-            "unified_position_ids": config.positions == "unified",
-            "noncausal_masks": config.nar_attention == "bidirectional",
-            "kv_heads": 0 if config.n_head_kv == config.n_head else config.n_head_kv,
-            "max_position_embeddings": config.n_ctx_train,
-        },
-    }
 
 
 def _is_split(collector: Collector, switches: _Switches) -> bool:

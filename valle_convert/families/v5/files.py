@@ -36,8 +36,10 @@ from valle_convert.tokenizer.choose import TokenizerChoice
 def file_keys(
     checkpoint: Checkpoint,
     description: Description[Model],
+    part: str,
     tokenizer: TokenizerChoice,
 ) -> FileKeys:
+    del part
     model = description.model
     vocabulary, extra_rows = phoneme_vocabulary(tokenizer, description.blocks())
     return FileKeys(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,10 +15,10 @@ from valle_convert.model.description import Description, RowBlock
 from valle_convert.model.spec import Model
 from valle_convert.network.arithmetic import EXACT, Arithmetic
 from valle_convert.network.backbone import Backbone, Cache
-from valle_convert.network.protocol import Outputs
+from valle_convert.network.protocol import Network, Outputs
 
 
-class ReferenceNetwork(Backbone, Closing):
+class ReferenceNetwork(Backbone, Closing, Network):
     """A `protocol.Network` on PyTorch."""
 
     def __init__(
@@ -79,21 +77,6 @@ class ReferenceNetwork(Backbone, Closing):
             PART, TOKEN_EMBEDDING, hidden, weight, of_head
         ).numpy()
         return logits
-
-    def step_many(
-        self,
-        embeddings: Sequence[NDArray[np.float32]],
-        positions: Sequence[NDArray[np.integer]],
-        *,
-        head: str,
-        outputs: Sequence[Outputs],
-    ) -> list[NDArray[np.float32]]:
-        """Run several causal sequences one after the other; see `Network.step_many`."""
-        given = zip(embeddings, positions, outputs, strict=True)
-        return [
-            self.step(one, places, head=head, outputs=wanted, sequence=i)
-            for i, (one, places, wanted) in enumerate(given)
-        ]
 
     def _rows(self, block: RowBlock) -> Tensor:
         return self.weight(block.source).reshape(-1, self._config.n_embd)[: block.n_rows]

@@ -175,14 +175,6 @@ def _check_rows(reader: KeyReader, of_audio: KeyReader, model: VersionSevenModel
 
 
 def _tensor_faults(file: GgufFile, config: VersionSevenConfig) -> Iterator[str]:
-    d = config.n_embd
-    embedding = file.tensors[TOKEN_EMBEDDING]
-    expected: dict[str, tuple[int, ...]] = {TOKEN_EMBEDDING: (embedding.shape[0], d)}
-    expected |= {name: shape for name, (_, shape) in audio_tensors(config).items()}
-    for name, shape in expected.items():
-        found = file.tensors.get(name)
-        if found is None:
-            yield f"{name} is missing"
-        elif found.shape != shape:
-            yield f"{name} is {list(found.shape)}, not {list(shape)}"
-    yield from (f"{name} is unexpected" for name in file.tensors if name not in expected)
+    embedding = (file.tensors[TOKEN_EMBEDDING].shape[0], config.n_embd)
+    shapes = {name: shape for name, (_, shape) in audio_tensors(config).items()}
+    return file.shape_faults({TOKEN_EMBEDDING: embedding} | shapes)

@@ -10,13 +10,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from valle_convert.checkpoint import Checkpoint
-from valle_convert.checkpoint.lora import LoraFile
 from valle_convert.checkpoint.source import NamedTensors
 from valle_convert.errors import InputError
 from valle_convert.families.family import Choices, Family, Unit
 from valle_convert.families.vallex import facts, files, relatives
 from valle_convert.families.vallex.facts import FACTOR, FACTOR_F32, VallexModel
-from valle_convert.gguf_file.plan import FileKeys, out_type_named
+from valle_convert.gguf_file.plan import out_type_named
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F32
 from valle_convert.model.description import Description
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from valle_convert.families.bundle import Bundle
     from valle_convert.families.vallex.composed import ComposedNetwork
     from valle_convert.families.vallex.speech import VallexSpeaker
-    from valle_convert.llama.context import Settings
-    from valle_convert.llama.tuning import Tune
     from valle_convert.network.arithmetic import Arithmetic
 
 _FLOAT32 = ("float32", "F32")
@@ -67,16 +64,6 @@ class VallEX(Family[VallexModel, "ComposedNetwork"]):
         del checkpoint, description, choices
         return files.symbol_tokenizer()
 
-    def keys(
-        self,
-        checkpoint: Checkpoint,
-        description: Description[VallexModel],
-        part: str,
-        tokenizer: TokenizerChoice,
-    ) -> FileKeys:
-        del checkpoint
-        return files.file_keys(description, part, tokenizer)
-
     def set_salt(self, description: Description[VallexModel]) -> str:
         return str(description.model.activation_factor)
 
@@ -85,11 +72,6 @@ class VallEX(Family[VallexModel, "ComposedNetwork"]):
 
     def check_part(self, file: GgufFile, part: str) -> None:
         files.check_part(file, part)
-
-    def read_model(self, files: Mapping[str, GgufFile]) -> VallexModel:
-        from valle_convert.families.vallex.files import read_model
-
-        return read_model(files)
 
     def differences(self, planned: VallexModel, found: VallexModel) -> list[str]:
         if planned.activation_factor != found.activation_factor:
@@ -121,22 +103,6 @@ class VallEX(Family[VallexModel, "ComposedNetwork"]):
         del adapters
         return VallexReference(
             tensors, description.model, arithmetic=arithmetic or EXACT, folded=folded
-        )
-
-    def open(
-        self,
-        bundle: Bundle,
-        *,
-        n_threads: int | None = None,
-        settings: Settings | None = None,
-        tune: Tune = "off",
-        adapters: Sequence[LoraFile] = (),
-    ) -> ComposedNetwork:
-        from valle_convert.families.vallex.on_llama import VallexGguf
-
-        self.open_adapters(adapters, bundle)
-        return VallexGguf(
-            bundle.files, bundle.model, n_threads=n_threads, settings=settings, tune=tune
         )
 
     def prove(self) -> None:

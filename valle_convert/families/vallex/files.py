@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
+from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError
 from valle_convert.families.vallex.facts import (
     ACT_SCALES,
@@ -31,7 +32,6 @@ from valle_convert.gguf_file.keys import PART_KEY, KeyReader
 from valle_convert.gguf_file.loadable import vocabulary_dangers
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING, FileKeys
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.gguf_file.types import F32
 from valle_convert.model.description import Description
 from valle_convert.model.spec import Head, Table
 from valle_convert.tokenizer.bpe import AddedToken, PhonemeBpe
@@ -71,8 +71,12 @@ def level_of(part: str) -> int:
 
 
 def file_keys(
-    description: Description[VallexModel], part: str, tokenizer: TokenizerChoice
+    checkpoint: Checkpoint,
+    description: Description[VallexModel],
+    part: str,
+    tokenizer: TokenizerChoice,
 ) -> FileKeys:
+    del checkpoint
     model, level = description.model, level_of(part)
     kind = _LEVEL if level else _BODY if part == "nar" else _AR
     who = [
@@ -248,8 +252,8 @@ def _said_of_graph(file: GgufFile) -> dict[str, Any]:
 def _model_of(ar: GgufFile, body: GgufFile, level: GgufFile) -> VallexModel:
     """The model in the AR and one level's files, all checked."""
     nets = [
-        _read_net("ar", ar, [ar], [ar]),
-        _read_net("nar", level, [body], [level]),
+        _read_net("ar", ar, ar),
+        _read_net("nar", level, body),
     ]
     readers = [KeyReader(file.keys) for file in (ar, level)]
     models = [
@@ -298,11 +302,14 @@ def _model_of(ar: GgufFile, body: GgufFile, level: GgufFile) -> VallexModel:
     return model
 
 
-def _read_net(name: str, keys: GgufFile, shared: list[GgufFile], norms: list[GgufFile]) -> Net:
-    """One network, after a check for everything that llama.cpp aborts on or computes wrongly."""
+def _read_net(name: str, keys: GgufFile, body: GgufFile) -> Net:
+    """One network, after a check for everything that llama.cpp aborts on or computes wrongly.
+
+    `keys` also has the norms, `body` everything else.
+    """
     reader = KeyReader(keys.keys)
     prefix = f"{ARCHITECTURE}."
-    embedding = shared[0].tensors.get(TOKEN_EMBEDDING)
+    embedding = body.tensors.get(TOKEN_EMBEDDING)
     n_rows = embedding.shape[0] if embedding is not None else 0
     tables = tuple(Table(*row) for row in reader.ranges("table", n_rows))
     heads = tuple(Head(*row) for row in reader.ranges("head", n_rows))
@@ -338,7 +345,7 @@ def _read_net(name: str, keys: GgufFile, shared: list[GgufFile], norms: list[Ggu
     if not 1 <= net.n_layer <= 512 or net.n_head < 1 or net.n_embd < 2 or net.n_embd % net.n_head:
         faults.append(f"{net.n_layer} layers, {net.n_head} heads, {net.n_embd} wide")
     if not faults:
-        faults += _tensor_faults(net, n_rows, shared, norms)
+        faults += _tensor_faults(net, n_rows, body, keys)
     if faults:
         raise InputError(
             f"{keys.path} cannot be run: {'; '.join(faults[:_SHOWN])}. Convert the checkpoint "
@@ -347,25 +354,14 @@ def _read_net(name: str, keys: GgufFile, shared: list[GgufFile], norms: list[Ggu
     return net
 
 
-def _tensor_faults(
-    net: Net, n_rows: int, shared: list[GgufFile], norms: list[GgufFile]
-) -> Iterator[str]:
-    expected_shared, expected_norms = net_shapes(net, n_rows)
-    if shared == norms:
-        yield from _differences(shared[0], expected_shared | expected_norms)
-    else:
-        yield from _differences(shared[0], expected_shared)
-        yield from _differences(norms[0], expected_norms)
-
-
-def _differences(file: GgufFile, expected: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-    for name in [*expected, *(name for name in file.tensors if name not in expected)]:
-        found, shape = file.tensors.get(name), expected.get(name)
-        if found is None or found.shape != shape:
-            there = "missing" if found is None else f"{list(found.shape)}"
-            wanted = "unexpected" if shape is None else f"expected {list(shape)}"
-            yield f"{name} of {file.path.name} is {there}, {wanted}"
-        elif len(found.shape) == 1 and found.ggml_type != F32:
-            yield f"{name} of {file.path.name} is {found.ggml_type.name}, expected F32"
-        elif found.ggml_type.name in ("I8", "I16", "I32", "I64", "F64"):
-            yield f"{name} of {file.path.name} is {found.ggml_type.name}, which has no kernels"
+def _tensor_faults(net: Net, n_rows: int, shared: GgufFile, norms: GgufFile) -> Iterator[str]:
+    of_all, of_level = net_shapes(net, n_rows)
+    files = ((shared, of_all), (norms, of_level))
+    for file, expected in files if shared is not norms else [(shared, of_all | of_level)]:
+        yield from (f"{file.path.name}: {fault}" for fault in file.shape_faults(expected))
+        for name, found in file.tensors.items():
+            kind = found.ggml_type.name
+            if len(found.shape) == 1 and kind != "F32":
+                yield f"{file.path.name}: {name} is {kind}, expected F32"
+            elif kind in ("I8", "I16", "I32", "I64", "F64"):
+                yield f"{file.path.name}: {name} is {kind}, which has no kernels"

@@ -169,3 +169,6 @@ class VallexGguf(ComposedNetwork):
     def close(self) -> None:
         self._ar.close()
         self._nar.close()
+
+
+NETWORK = VallexGguf
