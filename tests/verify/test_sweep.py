@@ -17,7 +17,7 @@ from valle_convert.errors import InputError
 from valle_convert.families.family import Choices
 from valle_convert.llama.library import load_library
 from valle_convert.llama.selftest import quantize_file
-from valle_convert.verify import verify_path
+from valle_convert.verify import LevelName, verify_path
 
 N_QUICK, N_SLOW = 6, 200
 _TYPES = {
@@ -92,9 +92,8 @@ def check(row: Row, seed: int, folder: Path) -> None:
                 *what,
                 tensor.name,
             )
-        report = verify_path(
-            checkpoint, folder / "out.gguf", levels=["structure", "tensors", "logits"]
-        )
+        levels: list[LevelName] = ["structure", "tensors", "logits", "trace"]
+        report = verify_path(checkpoint, folder / "out.gguf", levels=levels)
         assert report.passed, (*what, report.verdict())
         for path in paths:
             path.unlink()
