@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError
 from valle_convert.families.family import Choices, Family
@@ -13,7 +16,8 @@ from valle_convert.gguf_file.loadable import dangers
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.description import Description
-from valle_convert.model.spec import GemmaModel
+from valle_convert.model.inputs import Condition
+from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, GemmaModel
 from valle_convert.network.protocol import Computing
 from valle_convert.tokenizer.choose import TokenizerChoice, TokenizerFile, choose_tokenizer
 
@@ -105,3 +109,17 @@ def n_token_rows(file: GgufFile) -> int:
             "convert one with `valle-convert CHECKPOINT OUT.gguf`."
         )
     return embedding.shape[0]
+
+
+def random_speech(
+    model: GemmaModel[Any], i: int, draw: np.random.Generator, length: float = 1.0
+) -> tuple[Condition, NDArray[np.int64]]:
+    """Random phonemes, a prompt and a response [frames, levels]; the i-th is longer than others."""
+    n_phonemes, config = model.table("phonemes").n_rows, model.config
+    n_inner, *n_frames = (round(length * n) for n in (32 + 3 * i, 48 + 5 * i, 60 + 7 * i))
+    inner = draw.integers(min(4, n_phonemes - 1), n_phonemes, n_inner)
+    prompt, response = (
+        draw.integers(0, config.codebook_size, (n, config.n_levels)) for n in n_frames
+    )
+    phonemes = np.array([BOS_PHONEME, *inner, EOS_PHONEME])
+    return Condition.of(model, phonemes, prompt, i % max(1, len(model.languages))), response

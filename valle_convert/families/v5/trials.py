@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from valle_convert.audio.utterances import read_spoken
 from valle_convert.decode import GREEDY, ArOptions, NarOptions, decode_ar, decode_nar
 from valle_convert.families.family import GREEDY_FRAMES, Case, Speed
+from valle_convert.families.gemma import random_speech
 from valle_convert.model.inputs import (
     Condition,
     Inputs,
@@ -29,14 +30,11 @@ from valle_convert.model.inputs import (
     speech_segments,
     transcript_segments,
 )
-from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, LENGTH_STOP, Model
+from valle_convert.model.spec import LENGTH_STOP, Model
 from valle_convert.network.protocol import Network
 
 Prediction = NDArray[np.float32]
 
-_N_PHONEMES = 32
-_N_PROMPT_FRAMES = 48
-_N_FRAMES = 60
 _N_TRANSCRIPT = 16
 _MASKED_PART = 0.5
 #: Codes that are decoded one by one at the beginning and at the end of the speech.
@@ -100,25 +98,14 @@ class NetworkPass:
 
 def utterances(model: Model, n: int, *, seed: int = 0, length: float = 1.0) -> Iterator[Utterance]:
     """`n` different utterances of random phonemes and codes, the same for the same seed."""
-    config = model.config
     for i in range(n):
         draw = np.random.default_rng([seed, i])
-        n_phonemes = model.table("phonemes").n_rows
-        n_inner, n_prompt, n_frames = (
-            round(length * n)
-            for n in (_N_PHONEMES + 3 * i, _N_PROMPT_FRAMES + 5 * i, _N_FRAMES + 7 * i)
+        condition, response = random_speech(model, i, draw, length)
+        masked = np.where(
+            draw.random(len(response)) < _MASKED_PART, model.config.special_code, response[:, 0]
         )
-        inner = draw.integers(min(4, n_phonemes - 1), n_phonemes, n_inner)
-        response = draw.integers(0, config.codebook_size, (n_frames, config.n_levels))
-        masked = np.where(draw.random(n_frames) < 0.5, config.special_code, response[:, 0])
-        prompt = draw.integers(0, config.codebook_size, (n_prompt, config.n_levels))
-        phonemes = np.array([BOS_PHONEME, *inner, EOS_PHONEME])
-        yield Utterance(
-            condition=Condition.of(model, phonemes, prompt, i % max(1, len(model.languages))),
-            response=response,
-            masked=masked,
-            digits=np.array([0, *draw.integers(0, LENGTH_STOP, 3)]),
-        )
+        digits = np.array([0, *draw.integers(0, LENGTH_STOP, 3)])
+        yield Utterance(condition, response, masked, digits)
 
 
 def cases(model: Model, utterance: Utterance) -> Iterator[Case[Network]]:

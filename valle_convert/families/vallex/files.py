@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -232,15 +232,17 @@ def check_part(file: GgufFile, part: str) -> None:
 def read_model(files: Mapping[str, GgufFile]) -> VallexModel:
     """The model in the files, with everything checked that llama.cpp relies on."""
     ar, body, *levels = files.values()
-    model = _model_of(ar, body, levels[0])
-    for file in levels[1:]:
-        other = _model_of(ar, body, file)
+    of_ar = _read_net("ar", ar, ar)
+    model = _model_of(ar, of_ar, _read_net("nar", levels[0], body))
+    for file in levels:
+        other = _model_of(file, of_ar, _read_net("nar", file, body))
         # The graph of one level computes all of them.
         if other != model or _said_of_graph(file) != _said_of_graph(levels[0]):
             raise InputError(
-                f"{file.path} describes another model than {levels[0].path}; convert the "
-                "checkpoint again."
+                f"{file.path} describes another model than {ar.path} or {levels[0].path.name}; "
+                "convert the checkpoint again."
             )
+    _finish(ar, list(_model_faults(model, ar, body)))
     return model
 
 
@@ -249,57 +251,49 @@ def _said_of_graph(file: GgufFile) -> dict[str, Any]:
     return {key: value for key, value in file.keys.items() if key.startswith(prefix)}
 
 
-def _model_of(ar: GgufFile, body: GgufFile, level: GgufFile) -> VallexModel:
-    """The model in the AR and one level's files, all checked."""
-    nets = [
-        _read_net("ar", ar, ar),
-        _read_net("nar", level, body),
-    ]
-    readers = [KeyReader(file.keys) for file in (ar, level)]
-    models = [
-        VallexModel(
-            ar=nets[0],
-            nar=nets[1],
-            n_levels=reader.number("valle.codec.levels"),
-            codebook_size=reader.number("valle.codec.codebook_size"),
-            languages=reader.words("valle.languages"),
-            activation_factor=reader.number(FACTOR_KEY),
-            codec=reader.codec(),
-        )
-        for reader in readers
-    ]
-    model, codes = models[0], models[0].codebook_size
-    faults = [fault for reader in readers for fault in reader.faults]
-    if not all(net.tables and net.heads for net in nets):
-        faults.append("there are no tables or no heads")
-    if not faults and models[0] != models[1]:
-        faults.append("AR and NAR are of different models")
-    n_text = nets[0].tables[0].n_rows if nets[0].tables else 0
+def _model_of(file: GgufFile, ar: Net, nar: Net) -> VallexModel:
+    reader = KeyReader(file.keys)
+    model = VallexModel(
+        ar=ar,
+        nar=nar,
+        n_levels=reader.number("valle.codec.levels"),
+        codebook_size=reader.number("valle.codec.codebook_size"),
+        languages=reader.words("valle.languages"),
+        activation_factor=reader.number(FACTOR_KEY),
+        codec=reader.codec(),
+    )
+    _finish(file, reader.faults)
+    return model
+
+
+def _model_faults(model: VallexModel, ar: GgufFile, body: GgufFile) -> Iterator[str]:
+    codes, factor = model.codebook_size, model.activation_factor
+    n_text = model.ar.tables[0].n_rows if model.ar.tables else 0
     common = {"text": n_text, "language": len(model.languages)}
     audio = {f"audio.{i}": codes + (i == 0) for i in range(model.n_levels)}
     heads = {f"nar.{i}": codes for i in range(1, model.n_levels)}
-    for net, tables, wanted in (
-        (nets[0], common | {"audio": codes + 2}, {"ar": codes + 1}),
-        (nets[1], common | audio, heads),
+    for net, file, tables, wanted in (
+        (model.ar, ar, common | {"audio": codes + 2}, {"ar": codes + 1}),
+        (model.nar, body, common | audio, heads),
     ):
         if {t.name: t.n_rows for t in net.tables} != tables:
-            faults.append(f"the tables of the {net.name} are not {', '.join(tables)}")
+            yield f"the tables of the {net.name} are not {', '.join(tables)}"
         if {h.name: h.n_rows for h in net.heads} != wanted:
-            faults.append(f"the heads of the {net.name} are not {', '.join(wanted)}")
-    factor = model.activation_factor
-    if factor < 1 or factor & (factor - 1):
-        faults.append(f"{FACTOR_KEY} is {factor}, expected a power of two")
-    for net, file in ((nets[0], ar), (nets[1], body)):
+            yield f"the heads of the {net.name} are not {', '.join(wanted)}"
         for layer in range(net.n_layer):
             name = f"blk.{layer}.{ACT_SCALES}"
             if not (file.tensors[name].rows() == factor).all():
-                faults.append(f"{name} of {file.path.name} is not {factor} throughout")
+                yield f"{name} of {file.path.name} is not {factor} throughout"
+    if factor < 1 or factor & (factor - 1):
+        yield f"{FACTOR_KEY} is {factor}, expected a power of two"
+
+
+def _finish(file: GgufFile, faults: Sequence[str]) -> None:
     if faults:
         raise InputError(
-            f"{ar.path} and {level.path}: {'; '.join(faults[:_SHOWN])}. Convert the checkpoint "
+            f"{file.path} cannot be run: {'; '.join(faults[:_SHOWN])}. Convert the checkpoint "
             "again."
         )
-    return model
 
 
 def _read_net(name: str, keys: GgufFile, body: GgufFile) -> Net:
@@ -346,11 +340,7 @@ def _read_net(name: str, keys: GgufFile, body: GgufFile) -> Net:
         faults.append(f"{net.n_layer} layers, {net.n_head} heads, {net.n_embd} wide")
     if not faults:
         faults += _tensor_faults(net, n_rows, body, keys)
-    if faults:
-        raise InputError(
-            f"{keys.path} cannot be run: {'; '.join(faults[:_SHOWN])}. Convert the checkpoint "
-            "again."
-        )
+    _finish(keys, faults)
     return net
 
 
