@@ -86,11 +86,13 @@ class VersionFive(GemmaFamily[Model, "Network"]):
         adapters: Sequence[Any] = (),
         folded: bool = False,
     ) -> Network:
-        from valle_convert.families.v5.adapted import adapted_reference
+        from valle_convert.families.v5.reference import ReferenceNetwork
         from valle_convert.network.arithmetic import EXACT
 
         del folded
-        return adapted_reference(tensors, description, adapters, arithmetic=arithmetic or EXACT)
+        return ReferenceNetwork(
+            tensors, description, arithmetic=arithmetic or EXACT, adapters=adapters
+        )
 
     def open_adapters(
         self, adapters: Sequence[LoraFile], base: Bundle | Checkpoint

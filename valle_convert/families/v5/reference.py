@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,16 +12,17 @@ from torch import Tensor
 from valle_convert.checkpoint.source import NamedTensors
 from valle_convert.closing import Closing
 from valle_convert.families.gemma import PART
+from valle_convert.families.v5.adapter import AdaptedTensors, Adapter
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.model.description import Description, RowBlock
-from valle_convert.model.spec import Model
+from valle_convert.model.spec import Model, level_of_head
 from valle_convert.network.arithmetic import EXACT, Arithmetic
 from valle_convert.network.backbone import Backbone, Cache
 from valle_convert.network.protocol import Network, Outputs
 
 
 class ReferenceNetwork(Backbone, Closing, Network):
-    """A `protocol.Network` on PyTorch."""
+    """A `protocol.Network` on PyTorch; with `adapters`, each in the passes of its levels."""
 
     def __init__(
         self,
@@ -27,8 +30,12 @@ class ReferenceNetwork(Backbone, Closing, Network):
         description: Description[Model],
         *,
         arithmetic: Arithmetic = EXACT,
+        adapters: Sequence[Adapter] = (),
     ) -> None:
         self._model = description.model
+        self._adapters = tuple(adapters)
+        self._plain = tensors
+        self._merged: dict[tuple[Adapter, ...], dict[str, Tensor]] = {}
         super().__init__(PART, tensors, self._model.config, arithmetic)
         contents = description.contents[PART]
         self._tables = {block.label: block for block in contents.rows}
@@ -62,6 +69,7 @@ class ReferenceNetwork(Backbone, Closing, Network):
         sequence: int = 0,
     ) -> NDArray[np.float32]:
         """Run a batch; see `Network.step`."""
+        self._use_adapters(level_of_head(head))
         causal = self._model.is_causal(head)
         if not causal:
             self.reset()
@@ -77,6 +85,13 @@ class ReferenceNetwork(Backbone, Closing, Network):
             PART, TOKEN_EMBEDDING, hidden, weight, of_head
         ).numpy()
         return logits
+
+    def _use_adapters(self, level: int) -> None:
+        """Compute with the weights of a codebook level; each set of adapters has its own."""
+        if self._adapters:
+            chosen = tuple(one for one in self._adapters if one.is_for(level))
+            self._tensors = AdaptedTensors(self._plain, chosen)
+            self._weights = self._merged.setdefault(chosen, {})
 
     def _rows(self, block: RowBlock) -> Tensor:
         return self.weight(block.source).reshape(-1, self._config.n_embd)[: block.n_rows]
