@@ -39,11 +39,7 @@ _QUANTIZED_SINCE = (
 
 
 def verify_whole(path: Path, *, progress: Progress = silent) -> Report:
-    """Compare a converted file with the digests stored in it.
-
-    Args:
-        progress: shows the bytes read.
-    """
+    """Compare a converted file with the digests stored in it."""
     try:
         bundle = open_files(path)
     except InputError as error:

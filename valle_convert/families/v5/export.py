@@ -58,8 +58,7 @@ class _Place:
 class BackTensors:
     """The checkpoint's tensors from its converted file, as a `TensorSource`.
 
-    Args:
-        dtype: of all tensors; None for the file's own type, float32 if it is quantized.
+    Without a `dtype` they have the file's own type, float32 if it is quantized.
     """
 
     def __init__(self, file: GgufFile, model: Model, dtype: np.dtype[Any] | None = None) -> None:
@@ -165,11 +164,7 @@ def export_file(
     force: bool = False,
     progress: Progress = silent,
 ) -> Exported:
-    """Write a converted file back as a checkpoint, or leave nothing.
-
-    Args:
-        progress: shows the bytes written.
-    """
+    """Write a converted file back as a checkpoint, or leave nothing."""
     file, model, path = bundle.main, bundle.model, bundle.path
     tensors = BackTensors(file, model, DTYPES[dtype])
     documents = _metadata(file, model, tensors)

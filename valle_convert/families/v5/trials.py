@@ -216,11 +216,7 @@ def measure_speed(network: Network) -> Speed:
 
 
 def read_utterance(path: Path, model: Model, *, seed: tuple[int, ...]) -> Utterance:
-    """One utterance.
-
-    Args:
-        seed: decides which frames are masked.
-    """
+    """One utterance from a file; the seed decides which frames are masked."""
     config = model.config
     given = read_spoken(path, config, model)
     hidden = np.random.default_rng(seed).random(len(given.response)) < _MASKED_PART

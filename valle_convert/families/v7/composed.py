@@ -68,13 +68,9 @@ class AllLevelsNetwork(Closing, ABC):
     # ---------------------------------------------------------------------------- outputs
 
     def levels(self, condition: Condition, response: IntArray) -> FloatArray:
-        """The logits of every level of a response.
+        """The logits of every level, [frames, levels] -> [levels, frames, A + 1].
 
-        Args:
-            response: its codes, with the mask code for unknown ones, [frames, levels].
-
-        Returns:
-            [levels, frames, A + 1].
+        Unknown codes of the response are mask codes.
         """
         segments = [*self._leading(condition), self._encoded("response", response)]
         return self.decode(self._states(segments, "level", len(response)))

@@ -138,13 +138,10 @@ def norm_names(n_layer: int) -> Iterator[tuple[str, str]]:
 
 
 def fold_norm(read: Callable[[str], NDArray[Any]], norm: str, level: int) -> NDArray[np.float32]:
-    """The norm of the NAR for one level, with the level's stage folded in.
+    """The norm of the NAR for one level with its stage folded in: weight and bias, [2, n_embd].
 
     The network normalizes to n, computes n * w + b, and then gain * that + shift; gain and shift
     are a linear function of the stage vector.
-
-    Returns:
-        Weight and bias, [2, n_embd].
     """
     stage, weight, bias, matrix, offset = (
         read(name).astype(np.float32, copy=False)
