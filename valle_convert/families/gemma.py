@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,9 +12,19 @@ from numpy.typing import NDArray
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError
 from valle_convert.families.family import Choices, Family
+from valle_convert.gguf_file.header import Key
+from valle_convert.gguf_file.keys import (
+    ARCHITECTURE,
+    SOURCE_CONFIG_KEY,
+    SOURCE_SYMMAP_KEY,
+    SPECIAL_IDS,
+    KeyReader,
+    architecture_keys,
+)
 from valle_convert.gguf_file.loadable import dangers
-from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
+from valle_convert.gguf_file.plan import TOKEN_EMBEDDING, FileKeys
 from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.vocabulary import phoneme_vocabulary, source_json_keys
 from valle_convert.model.description import Description
 from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, GemmaModel
@@ -109,6 +119,40 @@ def n_token_rows(file: GgufFile) -> int:
             "convert one with `valle-convert CHECKPOINT OUT.gguf`."
         )
     return embedding.shape[0]
+
+
+def main_keys(
+    checkpoint: Checkpoint,
+    description: Description[Any],
+    tokenizer: TokenizerChoice,
+    keys: Iterable[Key],
+) -> FileKeys:
+    """The keys of a main file, with the family's own."""
+    model = description.model
+    vocabulary, extra_rows = phoneme_vocabulary(tokenizer, description.contents[PART].rows)
+    return FileKeys(
+        ARCHITECTURE,
+        graph=architecture_keys(model.config),
+        vocabulary=vocabulary,
+        model=keys,
+        tail=source_json_keys(
+            {SOURCE_CONFIG_KEY: checkpoint.config, SOURCE_SYMMAP_KEY: checkpoint.symmap}
+        ),
+        extra_rows=extra_rows,
+        languages=model.languages,
+    )
+
+
+def read_main(file: GgufFile) -> tuple[KeyReader, dict[str, Any]]:
+    """A reader of a main file, and the tables and names of the model in it."""
+    n_rows = n_token_rows(file)
+    reader = KeyReader.of_converted(file.keys, file.path)
+    tables = reader.tables(n_rows)
+    for name, id_ in SPECIAL_IDS.items():
+        reader.expect(name, id_)
+    kinds = {"languages": "language", "tasks": "task", "tones": "tone"}
+    names = {kind: reader.names(kind, table, tables) for kind, table in kinds.items()}
+    return reader, {"tables": tables, **names}
 
 
 def random_speech(

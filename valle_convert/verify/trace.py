@@ -118,7 +118,7 @@ def trace(
     only: Collection[str] | None = None,
     advance: Callable[[int], object] = lambda _n: None,
 ) -> Iterator[Check]:
-    """One check per case, or per case of `only`: the first layer that is off, and its first part."""
+    """One check per case, or per one of `only`: the first layer that is off, and its first part."""
     # A file's network composes its inputs by its own keys.
     of_file = {one.name: one for one in traced_cases(plan, network.model, seed, only)}
     cases = [one for one in traced_cases(plan, plan.model, seed, only) if one.name in of_file]

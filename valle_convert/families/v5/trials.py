@@ -126,9 +126,8 @@ def cases(model: Model, utterance: Utterance) -> Iterator[Case[Network]]:
 
     yield speech("ar", "ar", condition, 0, response)
     steps = tuple(sorted({*range(_N_STEPS + 1), *range(n - _N_STEPS, n + 1)} & {*range(n + 1)}))
-    segments = tuple(speech_segments(model, condition, 0, response))
-    run = NetworkPass("ar", segments, n + 1, steps)
-    yield Case("ar one code a step", "ar", run, repeats="ar", rows=steps)
+    ar = NetworkPass("ar", tuple(speech_segments(model, condition, 0, response)), n + 1, steps)
+    yield Case("ar one code a step", "ar", ar, repeats="ar", rows=steps)
     yield speech("ar without prompt", "ar", replace(condition, prompt=None), 0, response)
     yield speech("ar null", "ar", condition.null(), 0, response)
     for task in ("ns", "sr"):

@@ -92,10 +92,10 @@ def cases(model: VallexModel, given: VallexUtterance) -> Iterator[Case[ComposedN
                 run = methodcaller("pass_nar", text, prompt, codes[:, :level])
                 yield Case(f"nar.{level}{name}", f"nar.{level}", run)
     before, last = np.split(level_0, [-_N_STEPS])
-    run = partial(_stepwise, text, np.concatenate([given.prompt[:, 0], before]), last)
+    stepwise = partial(_stepwise, text, np.concatenate([given.prompt[:, 0], before]), last)
     pairs = ((n, n + 1) for n in range(len(before) + 1, len(codes)))
     rows = (len(before), len(before) + 1, *chain.from_iterable(pairs))
-    yield Case("ar one code a step", "ar", run, repeats="ar", rows=rows)
+    yield Case("ar one code a step", "ar", stepwise, repeats="ar", rows=rows)
 
 
 def _stepwise(text: VallexText, before: Ids, codes: Ids, network: ComposedNetwork) -> Rows:
