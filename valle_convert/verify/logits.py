@@ -29,7 +29,7 @@ from valle_convert.network.weights import (
     KeptTensors,
     RoundedTensors,
 )
-from valle_convert.verify.deviation import FLOOR, NOISE_FACTOR, Deviation, hold_against
+from valle_convert.verify.deviation import NOISE_FACTOR, Deviation, hold_against
 from valle_convert.verify.report import Check
 from valle_convert.verify.structure import pairs_of
 
@@ -86,7 +86,7 @@ class Judged:
         return (
             f"NMSE {self.deviation.allowed:.1e}, {NOISE_FACTOR:g} times what llama.cpp's rounding "
             f"costs on this network; to the checkpoint {self.cost_allowed:.1e}, "
-            f"{COST_FACTOR:g} times what the number format should cost"
+            f"{COST_FACTOR:g} times what the number format should cost, and the rounding"
         )
 
 
@@ -119,7 +119,7 @@ class References:
             if not np.isfinite(numbers).all():
                 return Judged(None, math.inf, 0.0, words)
         result = hold_against(self.exact, self.emulated, found)
-        allowed = COST_FACTOR * (nmse(self.meant, self.degraded) + max(result.noise, FLOOR))
+        allowed = COST_FACTOR * nmse(self.meant, self.degraded) + result.allowed
         return Judged(result, nmse(self.meant, found), allowed)
 
 
