@@ -140,8 +140,9 @@ def test_a_network_that_computes_something_else_is_noticed(
         checks = check_logits(yardstick, network)
         return {check.name.removeprefix("logits ") for check in checks if not check.passed}
 
+    description = plan.description
     for mistake, case in MISTAKES:
-        assert case in failures(mistake(plan.description.tensors, plan.model)), mistake.__name__
+        assert case in failures(mistake(description.tensors, description)), mistake.__name__
 
 
 def test_a_set_is_written_whole_or_not_at_all(cli: Cli, tmp_path: Path) -> None:

@@ -131,6 +131,8 @@ class Family(ABC, Generic[M, N]):
     abilities: ClassVar[Mapping[str, str]] = MappingProxyType({})
     #: Whether `describe` also reads weights.
     reads_weights: ClassVar[bool] = False
+    #: Whether converted files have values computed that the checkpoint keeps apart.
+    folds: ClassVar[bool] = False
     #: Extras that its speech needs.
     needs: ClassVar[tuple[str, ...]] = ()
     #: Further ones, by language.
@@ -258,7 +260,6 @@ class Family(ABC, Generic[M, N]):
 
     # ---- what computes
 
-    @abstractmethod
     def reference(
         self,
         tensors: NamedTensors,
@@ -275,9 +276,13 @@ class Family(ABC, Generic[M, N]):
             description: of the checkpoint.
             arithmetic: how layers compute; None for the checkpoint's own way, in float32.
             adapters: LoRAs that are kept apart, opened.
-            folded: whether `tensors` come from converted files, which may have values already
-                computed that the checkpoint keeps apart.
+            folded: whether `tensors` come from converted files, see `folds`.
         """
+        how: dict[str, Any] = {"adapters": adapters} if adapters else {}
+        how |= {"arithmetic": arithmetic} if arithmetic is not None else {}
+        how |= {"folded": True} if folded and self.folds else {}
+        network: N = self._at("reference:NETWORK")(tensors, description, **how)
+        return network
 
     def open(
         self,

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.lora import LoraFile
-from valle_convert.checkpoint.source import NamedTensors
 from valle_convert.families.family import Choices
 from valle_convert.families.gemma import PART, GemmaFamily
 from valle_convert.families.v5 import facts
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from valle_convert.audio.codec import AudioCodec
     from valle_convert.families.bundle import Bundle
     from valle_convert.families.v5.speech import VersionFiveSpeaker
-    from valle_convert.network.arithmetic import Arithmetic
     from valle_convert.network.protocol import Network
 
 
@@ -76,23 +74,6 @@ class VersionFive(GemmaFamily[Model, "Network"]):
         if made_of in (None, checkpoint.origin.get("format")):
             return checkpoint
         return as_repaired(checkpoint, bundle.main)
-
-    def reference(
-        self,
-        tensors: NamedTensors,
-        description: Description[Model],
-        *,
-        arithmetic: Arithmetic | None = None,
-        adapters: Sequence[Any] = (),
-        folded: bool = False,
-    ) -> Network:
-        from valle_convert.families.v5.reference import ReferenceNetwork
-        from valle_convert.network.arithmetic import EXACT
-
-        del folded
-        return ReferenceNetwork(
-            tensors, description, arithmetic=arithmetic or EXACT, adapters=adapters
-        )
 
     def open_adapters(
         self, adapters: Sequence[LoraFile], base: Bundle | Checkpoint

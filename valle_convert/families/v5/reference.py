@@ -95,3 +95,6 @@ class ReferenceNetwork(Backbone, Closing, Network):
 
     def _rows(self, block: RowBlock) -> Tensor:
         return self.weight(block.source).reshape(-1, self._config.n_embd)[: block.n_rows]
+
+
+NETWORK = ReferenceNetwork

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.plain_values import whole
-from valle_convert.checkpoint.source import NamedTensors
 from valle_convert.families.family import Choices
 from valle_convert.families.gemma import PART, GemmaFamily
 from valle_convert.families.v7 import facts, files
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from valle_convert.families.bundle import Bundle
     from valle_convert.families.v7.composed import AllLevelsNetwork
     from valle_convert.families.v7.speech import VersionSevenSpeaker
-    from valle_convert.network.arithmetic import Arithmetic
 
 
 class VersionSeven(GemmaFamily[VersionSevenModel, "AllLevelsNetwork"]):
@@ -51,21 +49,6 @@ class VersionSeven(GemmaFamily[VersionSevenModel, "AllLevelsNetwork"]):
 
     def check_part(self, file: GgufFile, part: str) -> None:
         files.check_part(file, part)
-
-    def reference(
-        self,
-        tensors: NamedTensors,
-        description: Description[VersionSevenModel],
-        *,
-        arithmetic: Arithmetic | None = None,
-        adapters: Sequence[Any] = (),
-        folded: bool = False,
-    ) -> AllLevelsNetwork:
-        from valle_convert.families.v7.reference import VersionSevenReference
-        from valle_convert.network.arithmetic import EXACT
-
-        del adapters, folded
-        return VersionSevenReference(tensors, description.model, arithmetic=arithmetic or EXACT)
 
     def prove(self) -> None:
         from valle_convert.llama.gemma import prove_states

@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from valle_convert.checkpoint import Checkpoint
-from valle_convert.checkpoint.source import NamedTensors
 from valle_convert.errors import InputError
 from valle_convert.families.family import Choices, Family, Unit
 from valle_convert.families.vallex import facts, files, relatives
@@ -43,6 +42,7 @@ class VallEX(Family[VallexModel, "ComposedNetwork"]):
         "seed".split()
     )
     reads_weights = True
+    folds = True
     needs = ("speech", "vallex")
     needs_for = MappingProxyType({"Japanese": ("japanese",)})
     n_texts = 10_000  # there are no merges that could be wrong
@@ -87,23 +87,6 @@ class VallEX(Family[VallexModel, "ComposedNetwork"]):
     def units(self, parts: Sequence[str]) -> tuple[Unit, ...]:
         ar, body, first, *_ = parts
         return (Unit(ar), Unit(body, first))
-
-    def reference(
-        self,
-        tensors: NamedTensors,
-        description: Description[VallexModel],
-        *,
-        arithmetic: Arithmetic | None = None,
-        adapters: Sequence[Any] = (),
-        folded: bool = False,
-    ) -> ComposedNetwork:
-        from valle_convert.families.vallex.reference import VallexReference
-        from valle_convert.network.arithmetic import EXACT
-
-        del adapters
-        return VallexReference(
-            tensors, description.model, arithmetic=arithmetic or EXACT, folded=folded
-        )
 
     def prove(self) -> None:
         from valle_convert.llama.mpt import prove_mpt
