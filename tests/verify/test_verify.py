@@ -58,7 +58,7 @@ def test_a_conversion_passes_on_every_level(
 
 
 @pytest.mark.usefixtures("all_strings")
-@pytest.mark.parametrize(("name", "row"), ONE_GOLDEN)
+@pytest.mark.parametrize(("name", "row"), ONE_GOLDEN[:2])  # one for each kind of tokenizer
 def test_the_tokenizer_level_compares_thousands_of_strings(
     name: str, row: Row, converted: Convert
 ) -> None:
@@ -185,12 +185,7 @@ def swap_symbols(file: GgufFile) -> None:
 
 @pytest.mark.usefixtures("all_strings")
 @pytest.mark.parametrize(
-    ("name", "change"),
-    [
-        ("ar-nar-len", cut_merges),
-        (GOLDEN_VALLEX, swap_symbols),
-        (GOLDEN_VERSION_7, cut_merges),
-    ],
+    ("name", "change"), [("ar-nar-len", cut_merges), (GOLDEN_VALLEX, swap_symbols)]
 )
 def test_a_tokenizer_that_differs_is_shown_by_an_example(
     name: str, change: Callable[[GgufFile], None], tmp_path: Path, converted: Convert
