@@ -29,8 +29,8 @@ from valle_convert.verify.run import main_type
 
 _PIECE = 8 << 20
 _NO_DIGESTS = (
-    "the file has no digests of its own (quantized, or converted by an earlier version): give "
-    "its checkpoint, or use check-manifest for a folder of quantized files"
+    "the file has no digests of its own, as quantized files: give its checkpoint, or use "
+    "check-manifest for their folder"
 )
 _QUANTIZED_SINCE = (
     "the file was quantized after its digests were stored, by a program that kept them: give its "
