@@ -197,7 +197,7 @@ def test_the_larger_published_size_converts_verifies_and_speaks(tmp_path: Path, 
     assert bundle.model.codec.name == "nemo-44khz"
     report = verify(plan, bundle, levels=["structure", "tensors", "logits"])
     assert report.passed, report.verdict()
-    how = ("--set", "max_steps=2", "--max-seconds", 0.5)
+    how = ("--set", "max_steps=2", "--set", "max_seconds=0.5")
     said = cli("speak", out, "Hi.", "--save-codes", codes, *how)
     assert said.code == 0, said.err
     with np.load(codes) as saved:
