@@ -395,19 +395,13 @@ class Family(ABC, Generic[M, N]):
         tune: Tune = "off",
         adapters: Sequence[LoraFile] = (),
     ) -> AnySpeaker:
-        """A speaker on stock llama.cpp.
+        """A speaker on the network that `open` gives for the other arguments.
 
         Args:
-            bundle: the files.
             codec: between audio and codes; None speaks codes only.
-            n_threads: None for the cores that this process may use.
-            settings: how llama.cpp computes; None for the exact way.
-            tune: whether to find the fastest settings for these files on this machine.
-            adapters: LoRAs kept apart, applied while it runs.
 
         Raises:
-            InputError: the files are damaged, or the codec is not the model's.
-            EnvironmentFault: there is no usable llama.cpp.
+            InputError: the codec is not the model's, or as `open`.
         """
         with ExitStack() as opened:
             network = self.open(
