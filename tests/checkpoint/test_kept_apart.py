@@ -62,7 +62,7 @@ def converted_to(path: Path, checkpoint: Any, out_type: str = "f32") -> Path:
 def network_of(path: Path, adapters: Sequence[LoraFile], **how: int) -> GgufNetwork:
     bundle = open_bundle(path)
     opened = bundle.family.open_adapters(adapters, bundle)
-    return GgufNetwork(bundle.main, bundle.model, n_threads=1, adapters=opened, **how)
+    return GgufNetwork(bundle.files, bundle.model, n_threads=1, adapters=opened, **how)
 
 
 def logits(path: Path, adapters: Sequence[LoraFile] = ()) -> dict[str, np.ndarray]:
@@ -222,7 +222,7 @@ def test_a_wrong_adapter_fails_the_verdict(checkpoint: Path, tmp_path: Path) -> 
     plan, bundle = plan_conversion(checkpoint, Choices("f32")), open_bundle(base)
     given = LoraFile(tmp_path / "adapter.gguf")
     opened = bundle.family.open_adapters([given], bundle)
-    yardstick = Yardstick(plan, bundle, n_utterances=1, seed=0, adapters=opened)
+    yardstick = Yardstick(plan, bundle, seed=0, adapters=opened)
     for factor, fails in ((1.0, False), (1.2, True)):
         scaled = [LoraFile(given.path, factor)]
         with network_of(base, scaled) as network:

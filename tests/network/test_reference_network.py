@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from golden_cases import golden_cases
-from support import GOLDEN_NAMES, golden_checkpoint, open_reference
+from support import golden_checkpoint, open_reference
 
 from valle_convert import read_checkpoint
 from valle_convert.families import family_of
@@ -19,12 +18,6 @@ from valle_convert.model.inputs import assemble
 ROUNDING = 2e-5
 
 
-def test_every_kind_of_pass_is_among_the_golden_cases() -> None:
-    model = open_reference(golden_checkpoint("ar-nar-len-unified-causal")).model
-    golden = golden_cases("ar-nar-len-unified-causal", model)
-    assert {one.case.name for one in golden} >= {"ar", "ns", "nar7", "len", "mask", "mask_null"}
-
-
 @pytest.mark.parametrize("version", [5, 7])
 def test_a_model_of_one_level_is_timed(version: int, small_checkpoint: Callable[..., Path]) -> None:
     path = small_checkpoint(version=version, levels=1)
@@ -32,16 +25,6 @@ def test_a_model_of_one_level_is_timed(version: int, small_checkpoint: Callable[
     speed = family_of(read_checkpoint(path)).speed(network)
     assert speed.ar_step > 0
     assert speed.nar_pass > 0
-
-
-@pytest.mark.parametrize("name", GOLDEN_NAMES)
-def test_a_sequence_continued_step_by_step_is_the_one_computed_at_once(name: str) -> None:
-    network = open_reference(golden_checkpoint(name))
-    (utterance,) = utterances(network.model, 1)
-    by_name = {case.name: case for case in cases(network.model, utterance)}
-    at_once = by_name["ar"].run(network)
-    stepwise = by_name["ar one code a step"].run(network)
-    np.testing.assert_allclose(stepwise, at_once, rtol=0, atol=ROUNDING)
 
 
 def test_grouped_heads_are_ordinary_heads_whose_keys_and_values_are_repeated(

@@ -20,6 +20,7 @@ from valle_convert.families.v5 import FAMILY
 from valle_convert.families.v5.facts import describe
 from valle_convert.families.v5.reference import ReferenceNetwork
 from valle_convert.gguf_file.read import GgufFile
+from valle_convert.network.arithmetic import unwatched
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.imatrix import (
     Entry,
@@ -76,7 +77,7 @@ def test_the_values_are_the_mean_squares_of_what_goes_into_each_matrix(tiny: Pla
     observe(FAMILY, network, utterance, sums)
     # What goes into ffn_down can be computed from what goes into gate and up: listen again.
     inputs: dict[str, list[np.ndarray]] = {}
-    network.observe = lambda _part, name, x: inputs.setdefault(name, []).append(x.numpy().copy())
+    network.watch = lambda _part, name, x, _y: inputs.setdefault(name, []).append(x.numpy().copy())
     for case in FAMILY.cases(description.model, utterance):
         if not case.repeats:
             case.run(network)
@@ -109,7 +110,7 @@ def test_every_head_and_mode_counts(tiny: Plan) -> None:
     assert set(heads) == {"ar", "nar.1", "mask", "len", "stt"}
     assert sums.n_passes == len(heads)
     assert ("model", "token_embd.weight") in sums.squares
-    assert network.observe is None
+    assert network.watch is unwatched
 
 
 @contextmanager

@@ -101,7 +101,7 @@ def test_sums_are_those_of_what_goes_into_pytorchs_own_layers(tmp_path: Path) ->
     model = model_of(CHECKPOINT)
     utterances = Examples.choose(FAMILY, model, None, 1, seed=3)
     made = make_imatrices(plan(checkpoint), utterances, tmp_path / "m.gguf")
-    network = Recorded(checkpoint.tensors, model)
+    network = Recorded(checkpoint.tensors, describe(checkpoint))
     network.passes = []
     (utterance,) = utterances
     given = [case for case in cases(model, utterance) if not case.repeats]

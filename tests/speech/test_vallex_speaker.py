@@ -33,7 +33,7 @@ HEARD = "haɪ_ðɛɹ."
 @pytest.fixture(scope="module")
 def network() -> VallexReference:
     checkpoint = read_checkpoint(CHECKPOINT)
-    return VallexReference(checkpoint.tensors, facts.describe(checkpoint).model)
+    return VallexReference(checkpoint.tensors, facts.describe(checkpoint))
 
 
 @pytest.fixture

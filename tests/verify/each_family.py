@@ -15,11 +15,10 @@ from golden_cases import golden_cases
 from make_checkpoint import PRODUCTION, PUBLISHED_SIZES, Shape, make_checkpoint
 from make_vallex import PUBLISHED, make_vallex
 from numpy.typing import NDArray
-from random_shapes import random_dtype, random_shape, random_version_7
+from random_shapes import random_dtype, random_shape, random_vallex, random_version_7
 from safetensors.numpy import load_file
 from support import GOLDEN, GOLDEN_NAMES, GOLDEN_VALLEX, GOLDEN_VERSION_7
 from vallex_golden import all_logits, golden
-from vallex_shapes import random_vallex
 
 from valle_convert.families.bundle import Bundle, open_files
 from valle_convert.gguf_file.header import Key

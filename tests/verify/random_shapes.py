@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import make_vallex
 from make_checkpoint import DTYPES
 
 
@@ -65,3 +66,22 @@ def random_version_7(seed: int, *, width: int | None = None) -> dict[str, Any]:
 def random_dtype(seed: int) -> str:
     """The number type of the checkpoint; all three come up equally often."""
     return list(DTYPES)[seed % len(DTYPES)]
+
+
+def random_vallex(seed: int) -> tuple[make_vallex.VallexShape, str]:
+    """Sizes and the type of the weights, from a seed."""
+    draw = random.Random(seed)  # noqa: S311 - no secret
+    heads = draw.choice([1, 2, 3, 4])
+    shape = make_vallex.VallexShape(
+        dim=heads * draw.choice([16, 24, 32, 64, 80]),
+        heads=heads,
+        layers=draw.randint(1, 4),
+        ffn=draw.choice([1, 2, 4]),
+        levels=draw.randint(2, 9),
+        codes=draw.choice([2, 10, 64, 100, 257]),
+        text_rows=draw.choice([70, 71, 128]),
+        languages=draw.randint(1, 4),
+        tied=draw.random() < 0.7,
+        seed=seed,
+    )
+    return shape, draw.choice(list(make_vallex.DTYPES))

@@ -99,7 +99,7 @@ def plans(right: tuple[Path, dict[str, Plan]]) -> dict[str, Plan]:
 
 
 def judge(plan: Plan, path: Path) -> Report:
-    return verify(plan, open_files(path), n_texts=500, n_utterances=1)
+    return verify(plan, open_files(path), n_texts=500)
 
 
 def damaged(main: Path, folder: Path, do: Do = lambda _parts: None) -> Path:
@@ -138,15 +138,6 @@ def test_every_damage_fails(
     if name in BY_WEIGHTS_AND_LOGITS:
         failed = {level.name for level in report.levels if level.failed}
         assert failed == {"tensors", "logits"}, report.verdict()
-
-
-def test_a_divisor_that_is_not_the_factor_is_named(
-    folder: Path, plans: dict[str, Plan], tmp_path: Path
-) -> None:
-    do = SET_DAMAGES["a divisor that is not the factor"]
-    report = judge(plans["set"], damaged(folder / "set-F16.gguf", tmp_path, do))
-    words = "blk.1.ffn.act.scales of set-F16-nar.gguf is not 256 throughout"
-    assert any(words in check.summary for check in report.failures)
 
 
 @pytest.mark.parametrize(("which", "kind"), EACH_FILE)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 from make_checkpoint import DTYPES, Shape, make_checkpoint
@@ -131,27 +130,6 @@ def test_a_quantized_file_comes_back_dequantized(kind: str, tmp_path: Path) -> N
     assert back.config == read_checkpoint(source).config
 
 
-def test_a_file_of_an_earlier_version_gets_a_config_that_says_the_same(
-    converted: Callable[[str, str], Path], tmp_path: Path, cli: Cli
-) -> None:
-    path = converted("v6-text-head", "f32")
-    file = GgufFile(path)
-    old = tmp_path / "old.gguf"
-    header = file.changed([], drop=["valle.source.config", "valle.source.symmap"])
-    old.write_bytes(header + path.read_bytes()[file.data_start :])
-    result = cli("export", old, tmp_path / "back")
-    assert result.code == 0, result.err
-    assert "lacks its checkpoint's config" in result.err
-    back, right = (
-        read_checkpoint(one)
-        for one in (tmp_path / "back" / "fp32.sft", golden_checkpoint("v6-text-head"))
-    )
-    assert describe(back).model == describe(right).model
-    assert back.symmap == right.symmap
-    # And it is verified against its checkpoint like any other.
-    assert cli("verify", golden_checkpoint("v6-text-head"), old, "--level", "structure").code == 0
-
-
 def test_a_repaired_file_is_exported(tmp_path: Path, cli: Cli) -> None:
     repaired = tmp_path / "new.gguf"
     write_gguf(plan_repair(GOLDEN / "old-gguf" / "f16.gguf"), repaired)
@@ -186,12 +164,3 @@ def test_what_cannot_be_exported_leaves_nothing(
         odd.write_bytes(header + plain.read_bytes()[file.data_start :])
         assert error_of(cli("export", odd, tmp_path / "y"), 2)
         assert not (tmp_path / "y").exists()
-
-
-def test_bfloat16_stays_bfloat16(tmp_path: Path) -> None:
-    source = tmp_path / "b.sft"
-    make_checkpoint(source, Shape(seed=2), dtype="bf16")
-    write_gguf(plan_conversion(source), tmp_path / "b.gguf")
-    export_file(open_files(tmp_path / "b.gguf"), tmp_path / "back")
-    name, values = "model.norm.weight", tensors_of(tmp_path / "back" / "fp32.sft")
-    assert values[name][1].dtype == np.dtype(ml_dtypes.bfloat16)

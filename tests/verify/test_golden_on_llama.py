@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from each_family import EACH_GOLDEN, FAMILIES, Row
-from support import golden_checkpoint, open_reference
+from support import GOLDEN_VERSION_7, golden_checkpoint, open_reference
 
-from valle_convert import open_network
-from valle_convert.families import families
+from valle_convert import open_network, read_checkpoint
+from valle_convert.families import families, family_of
 from valle_convert.metrics import nmse
 
 #: Both are float32; the original sums in another order.
@@ -27,6 +27,19 @@ def test_every_golden_logit_comes_out_of_the_reference(name: str, row: Row) -> N
     errors = {case: nmse(original, found) for case, original, found in row.logits(name, network)}
     assert errors.keys() >= row.names
     assert {case: error for case, error in errors.items() if not error <= SAME} == {}
+
+
+@pytest.mark.parametrize(("name", "row"), EACH_GOLDEN)
+def test_a_case_that_repeats_another_has_its_logits(name: str, row: Row) -> None:
+    del row
+    network = open_reference(golden_checkpoint(name))
+    family = family_of(read_checkpoint(golden_checkpoint(name)))
+    (example,) = family.draw(network.model, 1, 0)
+    found = {case.name: case.run(network) for case in family.cases(network.model, example)}
+    repeating = [case for case in family.cases(network.model, example) if case.rows]
+    assert repeating or name == GOLDEN_VERSION_7
+    for case in repeating:
+        assert nmse(found[case.repeats][list(case.rows)], found[case.name]) <= SAME
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from each_family import FAMILIES, OUT_TYPES, Row
@@ -15,7 +17,7 @@ from valle_convert.errors import InputError
 from valle_convert.families.family import Choices
 from valle_convert.llama.library import load_library
 from valle_convert.llama.selftest import quantize_file
-from valle_convert.verify import verify_path
+from valle_convert.verify import LevelName, verify_path
 
 N_QUICK, N_SLOW = 6, 200
 _TYPES = {
@@ -24,6 +26,53 @@ _TYPES = {
     "bf16": GGMLQuantizationType.BF16,
     "q8_0": GGMLQuantizationType.Q8_0,
 }
+
+
+#: Every switch of the config that changes the graph, and shapes at the edge, by version.
+LAYOUTS: tuple[dict[str, Any], ...] = (
+    {"levels": 9},
+    {"levels": 4, "audio_tokens": 100},
+    {"heads": 4, "kv_heads": 2},
+    {"dim": 96, "heads": 3, "layers": 3, "ffn": 3},
+    {"sums": False},
+    {"sums": "prom", "unified": True},
+    {"sums": "resp", "noncausal": False},
+    {"capabilities": ("ar", "nar", "lang"), "split": False, "bias": False},
+    {"version": 6, "bias": False, "langs": 4, "tasks": 9},
+    {"capabilities": ("ar", "nar", "len", "lang", "tone"), "tones": 3, "langs": 8},
+    *(
+        {"version": 7, **layout}
+        for layout in (
+            {"encoder_norm": False},
+            {"encoder_ffn": 0},
+            {"encoder_norm": False, "encoder_ffn": 0},
+            {"level_weights": False},
+            {"level_norm": False},
+            {"encoder_ffn": 4, "decoder_ffn": 4},
+            {"length_digits": True},
+            {"length_digits": True, "level_norm": False},
+            {"unified": True},
+            {"noncausal": False},
+            {"noncausal": False, "unified": True},
+            {"levels": 1},
+            {"levels": 9},
+            {"layers": 1},
+            {"capabilities": ("nar", "len", "tone"), "tones": 3},
+            {"audio_tokens": 1024, "dim": 32, "layers": 1},
+            {"audio_tokens": 1000, "dim": 32, "layers": 1},
+        )
+    ),
+)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_every_layout_converts_and_verifies(
+    layout: dict[str, Any], tmp_path: Path, small_checkpoint: Callable[..., Path]
+) -> None:
+    plan = plan_conversion(small_checkpoint(**layout), Choices("f32"))
+    write_gguf(plan, tmp_path / "out.gguf")
+    report = verify_gguf(plan, tmp_path / "out.gguf", levels=["structure", "tensors", "logits"])
+    assert report.passed, report.verdict()
 
 
 def check(row: Row, seed: int, folder: Path) -> None:
@@ -43,9 +92,8 @@ def check(row: Row, seed: int, folder: Path) -> None:
                 *what,
                 tensor.name,
             )
-        report = verify_path(
-            checkpoint, folder / "out.gguf", levels=["structure", "tensors", "logits"]
-        )
+        levels: list[LevelName] = ["structure", "tensors", "logits", "trace"]
+        report = verify_path(checkpoint, folder / "out.gguf", levels=levels)
         assert report.passed, (*what, report.verdict())
         for path in paths:
             path.unlink()

@@ -8,16 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from each_family import EACH_GOLDEN, FAMILIES, NAMES, ONE_GOLDEN, OUT_TYPES, Row, copied, set_key
 from make_checkpoint import VOCABULARY
 from make_vallex import VallexShape, make_vallex
-from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from support import GOLDEN_VALLEX, GOLDEN_VERSION_7, Cli, golden_checkpoint
+from support import GOLDEN_VALLEX, Cli, golden_checkpoint
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
@@ -26,7 +24,6 @@ from valle_convert.families.bundle import Plan, open_bundle, open_files
 from valle_convert.families.family import Choices
 from valle_convert.families.v5.reference import ReferenceNetwork
 from valle_convert.families.v5.trials import cases, utterances
-from valle_convert.files import sha256_of
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.network.arithmetic import Arithmetic
 from valle_convert.network.weights import ConvertedTensors
@@ -61,7 +58,7 @@ def test_a_conversion_passes_on_every_level(
 
 
 @pytest.mark.usefixtures("all_strings")
-@pytest.mark.parametrize(("name", "row"), ONE_GOLDEN)
+@pytest.mark.parametrize(("name", "row"), ONE_GOLDEN[:2])  # one for each kind of tokenizer
 def test_the_tokenizer_level_compares_thousands_of_strings(
     name: str, row: Row, converted: Convert
 ) -> None:
@@ -94,37 +91,13 @@ def test_there_are_as_many_steps_as_the_progress_says(name: str, converted: Conv
     assert {title for title, (total, n) in done.items() if total != n} == set()
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [
-        {"levels": 9},
-        {"levels": 4, "audio_tokens": 100},
-        {"heads": 4, "kv_heads": 2},
-        {"dim": 96, "heads": 3, "layers": 3, "ffn": 3},
-        {"sums": False},
-        {"sums": "prom", "unified": True},
-        {"sums": "resp", "noncausal": False},
-        {"capabilities": ("ar", "nar", "lang"), "split": False, "bias": False},
-        {"version": 6, "bias": False, "langs": 4, "tasks": 9},
-        {"capabilities": ("ar", "nar", "len", "lang", "tone"), "tones": 3, "langs": 8},
-    ],
-    ids=str,
-)
-def test_every_layout_converts_and_verifies(
-    shape: dict[str, Any], tmp_path: Path, small_checkpoint: Callable[..., Path]
-) -> None:
-    plan = plan_conversion(small_checkpoint(**shape), Choices("f32"))
-    write_gguf(plan, tmp_path / "out.gguf")
-    report = verify_gguf(plan, tmp_path / "out.gguf", levels=["structure", "tensors", "logits"])
-    assert report.passed, report.verdict()
-
-
 def logits_fail(plan: Plan, path: Path, **changed: ReferenceNetwork) -> list[str]:
     """The cases that fail where the yardstick is another one."""
     bundle = open_bundle(path)
-    yardstick = Yardstick(plan, bundle, n_utterances=1, seed=0)
-    for name, network in changed.items():
-        setattr(yardstick, name, yardstick.run(network))
+    yardstick = Yardstick(plan, bundle, seed=0)
+    for field, network in changed.items():
+        for case, logits in yardstick.run(network).items():
+            yardstick.numbers[case] = replace(yardstick.numbers[case], **{field: logits})
     with plan.family.open(bundle, n_threads=1) as network:
         return [check.name for check in check_logits(yardstick, network) if not check.passed]
 
@@ -150,78 +123,6 @@ def test_silu_instead_of_gelu_fails_in_every_case(converted: Convert, out_type: 
     emulated = ReferenceNetwork(tensors, plan.description, arithmetic=rounding)
     assert logits_fail(plan, path) == []
     assert logits_fail(plan, path, exact=exact, emulated=emulated) == all_cases(plan)
-
-
-def test_the_tanh_form_of_gelu_is_told_from_the_exact_one_by_no_limit(converted: Convert) -> None:
-    # llama.cpp computes that form: what separates the two is inside of what f32 allows.
-    plan = plan_conversion(golden_checkpoint("ar-nar-len"))
-    tanh = ReferenceNetwork(
-        plan.checkpoint.tensors,
-        plan.description,
-        arithmetic=Arithmetic(lambda x: F.gelu(x, approximate="tanh")),
-    )
-    assert logits_fail(plan, converted("ar-nar-len", "f32"), exact=tanh) == []
-
-
-def changed_checkpoint(
-    tmp_path: Path, change: Callable[[dict[str, np.ndarray]], None], config: dict[str, Any]
-) -> Path:
-    """The golden checkpoint `ar-nar-len` with other weights, or switches of `experimental`."""
-    source = golden_checkpoint("ar-nar-len")
-    tensors = load_file(source)
-    change(tensors)
-    with safe_open(source, framework="numpy") as file:
-        metadata = file.metadata()
-    changed = json.loads(metadata["config"])
-    changed["experimental"] |= config
-    path = tmp_path / "fp32.sft"
-    save_file(tensors, path, metadata | {"config": json.dumps(changed)})
-    return path
-
-
-def permute_q_and_k(tensors: dict[str, np.ndarray]) -> None:
-    """What converters of LLaMA models do, and must not be done here."""
-    for name, weight in tensors.items():
-        if ".q_proj." in name or ".k_proj." in name:
-            halves = weight.reshape(2, 2, 16, 64)  # heads, halves, elements, inputs
-            tensors[name] = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(64, 64)
-
-
-def nothing(tensors: dict[str, np.ndarray]) -> None:
-    del tensors
-
-
-@pytest.mark.parametrize(
-    ("change", "config", "level", "words"),
-    [
-        (permute_q_and_k, {}, "tensors", "blk.0.attn_q.weight"),
-        (permute_q_and_k, {}, "logits", "logits ar"),
-        (nothing, {"audio_embedding_sums": "prom"}, "logits", "logits nar.5"),
-        (nothing, {"unified_position_ids": True}, "structure", "valle.positions"),
-        (nothing, {"unified_position_ids": True}, "logits", "logits ar"),
-        (nothing, {"noncausal_masks": False}, "logits", "logits nar.1"),
-        (nothing, {"audio_embedding_sums": False}, "logits", "logits nar.7"),
-    ],
-    ids=lambda value: getattr(value, "__name__", str(value)),
-)
-def test_a_file_that_computes_something_else_fails(
-    change: Callable[[dict[str, np.ndarray]], None],
-    config: dict[str, Any],
-    level: Any,
-    words: str,
-    tmp_path: Path,
-) -> None:
-    wrong = plan_conversion(changed_checkpoint(tmp_path, change, config), Choices("f32"))
-    path = tmp_path / "wrong.gguf"
-    write_gguf(wrong, path)
-    right = plan_conversion(golden_checkpoint("ar-nar-len"))
-    # The file claims to be of the right checkpoint: else nothing more would be looked at.
-    digests = (sha256_of(plan.checkpoint.path).encode() for plan in (wrong, right))
-    path.write_bytes(path.read_bytes().replace(*digests))
-    report = verify_gguf(right, path, levels=[level])
-    assert not report.passed
-    assert any(words in f"{check.name} {check.summary}" for check in report.failures)
-    assert report.verdict().startswith("FAILED: ")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -261,43 +162,6 @@ def test_noise_in_a_quantized_tensor_is_found(
     assert failed(report) == [f"{row.main}tensor blk.1.ffn_up.weight"]
 
 
-@pytest.mark.parametrize(
-    ("name", "part", "key", "value", "check"),
-    [
-        ("ar-nar-len", 0, "valle.source.sha256", "0" * 64, "source"),
-        ("ar-nar-len", 0, "valle.head.bias", None, "keys"),
-        ("ar-nar-len", 0, "tokenizer.ggml.merges", None, "keys"),
-        ("ar-nar-len", 0, "gemma.rope.freq_base", 20_000.0, "keys"),
-        (GOLDEN_VALLEX, 0, "valle.source.sha256", "0" * 64, "source"),
-        (GOLDEN_VALLEX, 3, "valle.source.sha256", "0" * 64, "nar-2: source"),
-        (GOLDEN_VALLEX, 0, "valle.position_scale.text", 1.125, "ar: keys"),
-        (GOLDEN_VALLEX, 2, "valle.position_scale.audio", 1.125, "nar-1: keys"),
-        (GOLDEN_VALLEX, 0, "mpt.attention.layer_norm_epsilon", 1.125, "ar: keys"),
-        (GOLDEN_VALLEX, 4, "mpt.attention.layer_norm_epsilon", 1.125, "nar-3: keys"),
-        (GOLDEN_VERSION_7, 1, "valle.source.sha256", "0" * 64, "audio: source"),
-        (GOLDEN_VERSION_7, 0, "tokenizer.ggml.merges", None, "model: keys"),
-        (GOLDEN_VERSION_7, 0, "gemma.rope.freq_base", 20_000.0, "model: keys"),
-        (GOLDEN_VERSION_7, 1, "valle.head.bias", None, "audio: keys"),
-        (GOLDEN_VERSION_7, 1, "valle.decoder.norm", False, "audio: keys"),
-    ],
-)
-def test_a_wrong_key_is_found(
-    name: str, part: int, key: str, value: object, check: str, tmp_path: Path, converted: Convert
-) -> None:
-    bundle = copied(converted(name, "f16"), tmp_path)
-    file = list(bundle.files.values())[part]
-    set_key(file, key, file.keys[key][::-1] if value is None else value)
-    plan = plan_conversion(golden_checkpoint(name), Choices("f16"))
-    report = verify_gguf(plan, bundle.path, levels=["structure", "logits"])
-    assert report.exit_code == 1
-    found = {one.name: one for one in report.failures}
-    words = "another checkpoint" if check.endswith("source") else key
-    assert words in found[check].summary
-    # What computes says it too; a key of the vocabulary or of provenance is no part of that.
-    computes = key.startswith(("valle.position", "valle.head", "valle.decoder", "gemma", "mpt"))
-    assert any(one.startswith("logits") for one in found) == computes
-
-
 def cut_merges(file: GgufFile) -> None:
     set_key(file, "tokenizer.ggml.merges", file.keys["tokenizer.ggml.merges"][:-1])
 
@@ -310,12 +174,7 @@ def swap_symbols(file: GgufFile) -> None:
 
 @pytest.mark.usefixtures("all_strings")
 @pytest.mark.parametrize(
-    ("name", "change"),
-    [
-        ("ar-nar-len", cut_merges),
-        (GOLDEN_VALLEX, swap_symbols),
-        (GOLDEN_VERSION_7, cut_merges),
-    ],
+    ("name", "change"), [("ar-nar-len", cut_merges), (GOLDEN_VALLEX, swap_symbols)]
 )
 def test_a_tokenizer_that_differs_is_shown_by_an_example(
     name: str, change: Callable[[GgufFile], None], tmp_path: Path, converted: Convert
@@ -356,27 +215,21 @@ def test_a_vocabulary_that_llama_cpp_does_not_load_is_a_failed_check(
     assert "llama.cpp does not load the vocabulary" in report.verdict()
 
 
-def test_the_command_ends_with_1_and_names_the_worst_case(tmp_path: Path, cli: Cli) -> None:
-    wrong = changed_checkpoint(tmp_path, permute_q_and_k, {})
-    assert cli(wrong, tmp_path / "wrong.gguf", "--outtype", "f32").code == 0
+def test_the_command_ends_with_1_and_names_the_worst_case(
+    tmp_path: Path, converted: Convert, cli: Cli
+) -> None:
     right = golden_checkpoint("ar-nar-len")
+    wrong = copied(converted("ar-nar-len", "f32"), tmp_path)
+    set_key(wrong.main, "valle.positions", "unified")
     report = tmp_path / "report.md"
-    result = cli("verify", right, tmp_path / "wrong.gguf", "--report", report)
+    result = cli("verify", right, wrong.path, "--report", report)
     assert result.code == 1
     assert result.out.splitlines()[-1].startswith("FAILED: ")
     assert "the worst is" in result.out
     assert "| **FAIL** |" in report.read_text()
-    as_json = cli("verify", right, tmp_path / "wrong.gguf", "--level", "tensors", "--json")
+    as_json = cli("verify", right, wrong.path, "--level", "structure", "--json")
     assert as_json.code == 1
     assert json.loads(as_json.out)["passed"] is False
-
-
-@pytest.mark.parametrize("name", ["v6-text-head", GOLDEN_VALLEX, GOLDEN_VERSION_7])
-def test_the_command_ends_with_0_for_a_right_file(name: str, converted: Convert, cli: Cli) -> None:
-    path = converted(name, "f16")
-    result = cli("verify", golden_checkpoint(name), path)
-    assert result.code == 0
-    assert result.out.splitlines()[-1].startswith("PASSED: ")
 
 
 def test_a_lora_is_verified_with_the_same_options(
@@ -439,7 +292,7 @@ def test_the_same_tokenizer_from_another_place_is_the_same(
     assert cli("verify", path, out, "--tokenizer", copy).code == 0
 
 
-@pytest.mark.parametrize("level", ["all", "structure", "tokenizer", "logits"])
+@pytest.mark.parametrize("level", ["all", "structure"])
 def test_what_cannot_run_is_not_verified(
     level: str, converted: Convert, cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from valle_convert.cli import console
-from valle_convert.cli.options import OUTPUT, ForceOption, JsonOption, TokenizerOption
+from valle_convert.cli.options import OUTPUT, ForceOption, JsonOption
 from valle_convert.cli.remote import local_gguf
 
 
@@ -32,7 +32,6 @@ def export(
             rich_help_panel=OUTPUT,
         ),
     ] = "auto",
-    tokenizer: TokenizerOption = None,
     json_: JsonOption = False,
     force: ForceOption = False,
 ) -> None:
@@ -48,7 +47,6 @@ def export(
         bundle,
         folder,
         dtype=dtype,
-        tokenizer=tokenizer,
         force=force,
         progress=console.progress_bar,
     )

@@ -3,7 +3,7 @@
 A family has no state. Its methods import heavy packages (torch, llama.cpp) themselves.
 
 M is the family's model without weights, N a network that computes it. Generic code only closes a
-network, sets its `observe`, and passes it to cases.
+network, sets its `watch`, and passes it to cases.
 """
 
 from __future__ import annotations
@@ -88,13 +88,15 @@ class Case(Generic[N]):
         name: for reports, such as `nar.3` or `mask null`.
         head: the head of the logits.
         run: computes the logits, [predictions, rows of the head].
-        repeats: whether another case has the same inputs, so that this one adds nothing on weights.
+        repeats: the case with the same inputs, so that this one adds nothing on weights; or "".
+        rows: the rows of that case's logits that this one repeats, if it has the same head.
     """
 
     name: str
     head: str
     run: Callable[[N], Logits]
-    repeats: bool = False
+    repeats: str = ""
+    rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,21 +125,22 @@ class Family(ABC, Generic[M, N]):
     reads: ClassVar[frozenset[str]]
     #: The supported fields of `SpeakOptions`; the command line rejects the others.
     speaks_with: ClassVar[frozenset[str]]
-    #: Optional abilities: the function that implements one, as `module:function`, or a module of
-    #: several. For `transcribe` and the tasks `vc`, `ns` and `sr`, a method of the family's speaker
-    #: as `module:Class.method`.
+    #: Optional abilities, as places in the folder: the function that implements one, as
+    #: `module:function`, or a module of several. For `transcribe` and the tasks `vc`, `ns` and
+    #: `sr`, a method of the family's speaker as `module:Class.method`.
     abilities: ClassVar[Mapping[str, str]] = MappingProxyType({})
     #: Whether `describe` also reads weights.
     reads_weights: ClassVar[bool] = False
+    #: Whether converted files have values computed that the checkpoint keeps apart.
+    folds: ClassVar[bool] = False
     #: Extras that its speech needs.
     needs: ClassVar[tuple[str, ...]] = ()
     #: Further ones, by language.
     needs_for: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
     #: The contents of a file of `--data`, in words.
     example_arrays: ClassVar[str]
-    #: Numbers of strings to compare tokenizers on, and of examples to compare logits on.
+    #: The number of strings to compare tokenizers on.
     n_texts: ClassVar[int] = 100_000
-    n_utterances: ClassVar[int] = 3
 
     def ability(self, name: str) -> Any:  # noqa: ANN401 - a function of the family's own
         """The implementation of an optional ability.
@@ -148,9 +151,13 @@ class Family(ABC, Generic[M, N]):
         place = self.abilities.get(name)
         if place is None:
             raise InputError(f"{name} does not support {self.title} yet.")
-        module, _, function = place.partition(":")
-        found = import_module(module)
-        return attrgetter(function)(found) if function else found
+        return self._at(place)
+
+    def _at(self, place: str) -> Any:  # noqa: ANN401 - of the family's own
+        """What is at a place in the family's folder; heavy packages are imported with it."""
+        module, _, name = place.partition(":")
+        found = import_module(f"{type(self).__module__}.{module}")
+        return attrgetter(name)(found) if name else found
 
     # ---- a checkpoint
 
@@ -175,7 +182,6 @@ class Family(ABC, Generic[M, N]):
     ) -> TokenizerChoice:
         """The source of the vocabulary."""
 
-    @abstractmethod
     def keys(
         self,
         checkpoint: Checkpoint,
@@ -184,6 +190,8 @@ class Family(ABC, Generic[M, N]):
         tokenizer: TokenizerChoice,
     ) -> FileKeys:
         """The keys of a part's file."""
+        keys: FileKeys = self._at("files:file_keys")(checkpoint, description, part, tokenizer)
+        return keys
 
     def set_salt(self, description: Description[M]) -> str | None:
         """Distinguishes conversions of one checkpoint; None for models of one file."""
@@ -214,7 +222,6 @@ class Family(ABC, Generic[M, N]):
             InputError: it is not.
         """
 
-    @abstractmethod
     def read_model(self, files: Mapping[str, GgufFile]) -> M:
         """The model in the files.
 
@@ -222,6 +229,8 @@ class Family(ABC, Generic[M, N]):
             InputError: they are not a converted model, or inconsistent, with all faults in one
             message.
         """
+        model: M = self._at("files:read_model")(files)
+        return model
 
     def dangers(self, files: Mapping[str, GgufFile]) -> Iterator[str]:
         """Everything that llama.cpp would not survive, in words."""
@@ -251,7 +260,6 @@ class Family(ABC, Generic[M, N]):
 
     # ---- what computes
 
-    @abstractmethod
     def reference(
         self,
         tensors: NamedTensors,
@@ -268,11 +276,14 @@ class Family(ABC, Generic[M, N]):
             description: of the checkpoint.
             arithmetic: how layers compute; None for the checkpoint's own way, in float32.
             adapters: LoRAs that are kept apart, opened.
-            folded: whether `tensors` come from converted files, which may have values already
-                computed that the checkpoint keeps apart.
+            folded: whether `tensors` come from converted files, see `folds`.
         """
+        how: dict[str, Any] = {"adapters": adapters} if adapters else {}
+        how |= {"arithmetic": arithmetic} if arithmetic is not None else {}
+        how |= {"folded": True} if folded and self.folds else {}
+        network: N = self._at("reference:NETWORK")(tensors, description, **how)
+        return network
 
-    @abstractmethod
     def open(
         self,
         bundle: Bundle,
@@ -295,6 +306,11 @@ class Family(ABC, Generic[M, N]):
             InputError: the files are damaged.
             EnvironmentFault: there is no usable llama.cpp, or it does not compute as needed.
         """
+        more = {"adapters": self.open_adapters(adapters, bundle)} if adapters else {}
+        network: N = self._at("on_llama:NETWORK")(
+            bundle.files, bundle.model, n_threads=n_threads, settings=settings, tune=tune, **more
+        )
+        return network
 
     def open_adapters(
         self, adapters: Sequence[LoraFile], base: Bundle | Checkpoint
@@ -319,24 +335,16 @@ class Family(ABC, Generic[M, N]):
     def arithmetic(self, bundle: Bundle) -> Arithmetic:
         """llama.cpp's rounding for these files."""
 
-    @abstractmethod
-    def counted(self, bundle: Bundle) -> Mapping[str, tuple[object, object]]:
-        """llama.cpp's counts for the loaded files, with the expected ones.
-
-        Raises:
-            InputError: a file cannot be loaded.
-            EnvironmentFault: llama.cpp does not compute as needed.
-        """
+    def loaded(self, files: Mapping[str, GgufFile]) -> Mapping[str, Sequence[GgufFile]]:
+        """The models that llama.cpp loads, by part, each with its files."""
+        part, main = next(iter(files.items()))
+        return {part: [main]}
 
     # ---- examples and cases: functions of the folder's trials.py
 
-    @property
-    def _trials(self) -> Any:  # noqa: ANN401 - a module
-        return import_module(f"{type(self).__module__}.trials")
-
-    def draw(self, model: M, n: int, seed: int) -> Iterable[Any]:
-        """`n` random examples, the same for the same seed."""
-        yield from self._trials.utterances(model, n, seed=seed)
+    def draw(self, model: M, n: int, seed: int, length: float = 1.0) -> Iterable[Any]:
+        """`n` random examples, the same for the same seed; `length` scales theirs."""
+        yield from self._at("trials:utterances")(model, n, seed=seed, length=length)
 
     def read_example(self, path: Path, model: M, number: int, seed: int) -> Any:  # noqa: ANN401
         """An example from a file; missing parts are random.
@@ -344,7 +352,7 @@ class Family(ABC, Generic[M, N]):
         Raises:
             InputError: the file holds none, or belongs to another model.
         """
-        return self._trials.read_utterance(path, model, seed=(seed, number))
+        return self._at("trials:read_utterance")(path, model, seed=(seed, number))
 
     def said_in(self, example: Any) -> NDArray[Any]:  # noqa: ANN401
         """The symbols that an example says, [n]."""
@@ -353,11 +361,11 @@ class Family(ABC, Generic[M, N]):
 
     def cases(self, model: M, example: Any) -> Iterator[Case[N]]:  # noqa: ANN401
         """Every head and every task, on one example."""
-        yield from self._trials.cases(model, example)
+        yield from self._at("trials:cases")(model, example)
 
     def speak_level_0(self, network: N, example: Any) -> NDArray[Any]:  # noqa: ANN401
         """Greedy codes of level 0 for an example, [frames]."""
-        codes: NDArray[Any] = self._trials.speak_level_0(network, example)
+        codes: NDArray[Any] = self._at("trials:speak_level_0")(network, example)
         return codes
 
     def speak_levels(
@@ -367,12 +375,12 @@ class Family(ABC, Generic[M, N]):
         level_0: NDArray[Any],
     ) -> NDArray[Any]:
         """Greedy codes of all levels over those of level 0, [frames, levels]."""
-        codes: NDArray[Any] = self._trials.speak_levels(network, example, level_0)
+        codes: NDArray[Any] = self._at("trials:speak_levels")(network, example, level_0)
         return codes
 
     def speed(self, network: N) -> Speed:
         """Time the passes of decoding."""
-        speed: Speed = self._trials.measure_speed(network)
+        speed: Speed = self._at("trials:measure_speed")(network)
         return speed
 
     # ---- speech and words
@@ -387,19 +395,13 @@ class Family(ABC, Generic[M, N]):
         tune: Tune = "off",
         adapters: Sequence[LoraFile] = (),
     ) -> AnySpeaker:
-        """A speaker on stock llama.cpp.
+        """A speaker on the network that `open` gives for the other arguments.
 
         Args:
-            bundle: the files.
             codec: between audio and codes; None speaks codes only.
-            n_threads: None for the cores that this process may use.
-            settings: how llama.cpp computes; None for the exact way.
-            tune: whether to find the fastest settings for these files on this machine.
-            adapters: LoRAs kept apart, applied while it runs.
 
         Raises:
-            InputError: the files are damaged, or the codec is not the model's.
-            EnvironmentFault: there is no usable llama.cpp.
+            InputError: the codec is not the model's, or as `open`.
         """
         with ExitStack() as opened:
             network = self.open(

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError
 from valle_convert.families.family import Choices, Family
+from valle_convert.gguf_file.header import Key
+from valle_convert.gguf_file.keys import (
+    ARCHITECTURE,
+    SOURCE_CONFIG_KEY,
+    SOURCE_SYMMAP_KEY,
+    SPECIAL_IDS,
+    KeyReader,
+    architecture_keys,
+)
 from valle_convert.gguf_file.loadable import dangers
-from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
+from valle_convert.gguf_file.plan import TOKEN_EMBEDDING, FileKeys
 from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.vocabulary import phoneme_vocabulary, source_json_keys
 from valle_convert.model.description import Description
-from valle_convert.model.spec import GemmaModel
+from valle_convert.model.inputs import Condition
+from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, GemmaModel
 from valle_convert.network.protocol import Computing
 from valle_convert.tokenizer.choose import TokenizerChoice, TokenizerFile, choose_tokenizer
 
@@ -69,21 +83,6 @@ class GemmaFamily(Family[G, N]):
         types = {name: tensor.ggml_type.name for name, tensor in bundle.main.tensors.items()}
         return Arithmetic(gelu_from_table, input_rounding({PART: types}))
 
-    def counted(self, bundle: Bundle) -> Mapping[str, tuple[object, object]]:
-        from valle_convert.llama.gemma import GemmaSession
-        from valle_convert.network.probe import read_probe_rows
-        from valle_convert.tokenizer.compiled import TOKENS_KEY
-
-        config, file = bundle.model.config, bundle.main
-        n_weights = sum(tensor.n_elements for tensor in file.tensors.values())
-        with GemmaSession(file.path, n_ctx=8, probe_rows=read_probe_rows(file)) as session:
-            return {
-                "widths": (session.n_embd, config.n_embd),
-                "layers": (session.n_layer, config.n_layer),
-                "rows": (session.n_vocab, len(file.keys[TOKENS_KEY])),
-                "weights": (session.n_params, n_weights),
-            }
-
     def recorded_tokenizer(self, file: GgufFile, given: Path | None) -> TokenizerFile:
         from valle_convert.tokenizer.recorded import recorded_tokenizer
 
@@ -120,3 +119,51 @@ def n_token_rows(file: GgufFile) -> int:
             "convert one with `valle-convert CHECKPOINT OUT.gguf`."
         )
     return embedding.shape[0]
+
+
+def main_keys(
+    checkpoint: Checkpoint,
+    description: Description[Any],
+    tokenizer: TokenizerChoice,
+    keys: Iterable[Key],
+) -> FileKeys:
+    """The keys of a main file, with the family's own."""
+    model = description.model
+    vocabulary, extra_rows = phoneme_vocabulary(tokenizer, description.contents[PART].rows)
+    return FileKeys(
+        ARCHITECTURE,
+        graph=architecture_keys(model.config),
+        vocabulary=vocabulary,
+        model=keys,
+        tail=source_json_keys(
+            {SOURCE_CONFIG_KEY: checkpoint.config, SOURCE_SYMMAP_KEY: checkpoint.symmap}
+        ),
+        extra_rows=extra_rows,
+        languages=model.languages,
+    )
+
+
+def read_main(file: GgufFile) -> tuple[KeyReader, dict[str, Any]]:
+    """A reader of a main file, and the tables and names of the model in it."""
+    n_rows = n_token_rows(file)
+    reader = KeyReader.of_converted(file.keys, file.path)
+    tables = reader.tables(n_rows)
+    for name, id_ in SPECIAL_IDS.items():
+        reader.expect(name, id_)
+    kinds = {"languages": "language", "tasks": "task", "tones": "tone"}
+    names = {kind: reader.names(kind, table, tables) for kind, table in kinds.items()}
+    return reader, {"tables": tables, **names}
+
+
+def random_speech(
+    model: GemmaModel[Any], i: int, draw: np.random.Generator, length: float = 1.0
+) -> tuple[Condition, NDArray[np.int64]]:
+    """Random phonemes, a prompt and a response [frames, levels]; the i-th is longer than others."""
+    n_phonemes, config = model.table("phonemes").n_rows, model.config
+    n_inner, *n_frames = (round(length * n) for n in (32 + 3 * i, 48 + 5 * i, 60 + 7 * i))
+    inner = draw.integers(min(4, n_phonemes - 1), n_phonemes, n_inner)
+    prompt, response = (
+        draw.integers(0, config.codebook_size, (n, config.n_levels)) for n in n_frames
+    )
+    phonemes = np.array([BOS_PHONEME, *inner, EOS_PHONEME])
+    return Condition.of(model, phonemes, prompt, i % max(1, len(model.languages))), response

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import mmap
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -202,6 +202,15 @@ class GgufFile:
         n_more = self.size - self.data_start - self.data_bytes
         if n_more > 0:
             raise DamageError(f"{n_more:,} bytes follow the last tensor")
+
+    def shape_faults(self, expected: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+        """Tensors that are missing, unexpected, or of another shape, in words."""
+        for name in [*expected, *(name for name in self.tensors if name not in expected)]:
+            found, shape = self.tensors.get(name), expected.get(name)
+            if found is None or shape is None:
+                yield f"{name} is {'unexpected' if shape is None else 'missing'}"
+            elif found.shape != shape:
+                yield f"{name} is {list(found.shape)}, not {list(shape)}"
 
     def refuse_part(self) -> None:
         """Reject a part of a split model: llama.cpp would load further files by their names."""

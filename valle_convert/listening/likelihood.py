@@ -45,11 +45,9 @@ class TeacherForcedPass:
 def teacher_forced_passes(
     model: Model, condition: Condition, codes: NDArray[np.integer], rng: np.random.Generator
 ) -> Iterator[TeacherForcedPass]:
-    """All passes over an utterance that a model's capabilities allow.
+    """All passes over codes [frames, levels] that a model's capabilities allow.
 
-    Args:
-        codes: the speech, [frames, levels].
-        rng: chooses what is masked: a part cos(u pi / 2) of the frames, u uniform, as in training.
+    A part cos(u pi / 2) of the frames is masked, u uniform, as in training.
     """
     capabilities, n, levels = model.config.capabilities, len(codes), model.config.n_levels
     level_0 = np.asarray(codes)[:, 0]

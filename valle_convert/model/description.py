@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from numpy.typing import NDArray
 
 from valle_convert.checkpoint.source import TensorSource, TensorSpec
+from valle_convert.model.spec import Head, Table
 
 M = TypeVar("M")
 
@@ -33,6 +34,28 @@ class RowBlock:
     source: str
     first_row: int
     n_rows: int
+
+
+class RowBlocks(list[RowBlock]):
+    """The rows of one token embedding: tables, and heads with the prefix `head.`."""
+
+    @property
+    def n_rows(self) -> int:
+        return self[-1].first_row + self[-1].n_rows if self else 0
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        blocks = [one for one in self if not one.label.startswith("head.")]
+        return tuple(Table(one.label, one.first_row, one.n_rows) for one in blocks)
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        blocks = [one for one in self if one.label.startswith("head.")]
+        return tuple(Head(one.label[5:], one.first_row, one.n_rows) for one in blocks)
+
+    def add(self, label: str, source: str, n_rows: int) -> None:
+        """Add rows behind the others."""
+        self.append(RowBlock(label, source, self.n_rows, n_rows))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,14 @@ from valle_convert.checkpoint.plain_values import whole
 from valle_convert.errors import InputError, UnsupportedModelError
 from valle_convert.model.collector import Collector, count_numbered
 from valle_convert.model.description import BackboneTensor
-from valle_convert.model.spec import LANGUAGES, TASKS, TONES, names_in_order
+from valle_convert.model.spec import (
+    LANGUAGES,
+    TASKS,
+    TONES,
+    GemmaConfig,
+    choose_codec,
+    names_in_order,
+)
 
 # ------------------------------------------------------------------------- the config
 
@@ -319,39 +326,67 @@ LAYER_TENSORS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 OUTPUT_NORM = "output_norm.weight"
 
 
-def count_layers(collector: Collector) -> tuple[int, int]:
-    """The number of layers, and the width of their feed-forward."""
-    gate = collector.specs.get("model.layers.0.mlp.gate_proj.weight")
-    n_layer = count_numbered(collector.specs, "model.layers.{}.input_layernorm.weight")
-    return n_layer, gate.shape[0] if gate and gate.shape else 0
-
-
 def backbone_tensors(
-    n_layer: int, dims: Mapping[str, int], norm: str = "model.norm.weight"
-) -> list[BackboneTensor]:
+    config: GemmaConfig, norm: str = "model.norm.weight"
+) -> tuple[BackboneTensor, ...]:
     """The layers and the last norm."""
-    tensors = [
+    dims = {
+        "n_embd": config.n_embd,
+        "n_embd_kv": config.n_embd_head * config.n_head_kv,
+        "n_ff": config.n_ff,
+    }
+    layers = [
         BackboneTensor(
             source=f"model.layers.{layer}.{source}.weight",
             target=f"blk.{layer}.{target}.weight",
             shape=tuple(dims[dim] for dim in shape),
         )
-        for layer in range(n_layer)
+        for layer in range(config.n_layer)
         for source, target, shape in LAYER_TENSORS
     ]
-    tensors.append(BackboneTensor(norm, OUTPUT_NORM, (dims["n_embd"],)))
-    return tensors
+    return (*layers, BackboneTensor(norm, OUTPUT_NORM, (config.n_embd,)))
 
 
-def check_claims(
-    collector: Collector, config: TrainerConfig, n_layer: int, found: Mapping[str, int]
-) -> None:
-    """Compare every number of the config with the tensor that shows it."""
-    collector.compare("layers", config.layers, n_layer)
-    for words, claimed in config.claims.items():
+def gemma_config(
+    collector: Collector,
+    said: TrainerConfig,
+    found: Mapping[str, int],
+    codec: str | None,
+    n_head_kv: int = 0,
+) -> tuple[dict[str, Any], list[str]]:
+    """The values of a `GemmaConfig`, each of the tensor that shows it; and notes.
+
+    Every number that the config claims is compared with `found`.
+    """
+    gate = collector.specs.get("model.layers.0.mlp.gate_proj.weight")
+    n_ff = gate.shape[0] if gate and gate.shape else 0
+    n_layer = count_numbered(collector.specs, "model.layers.{}.input_layernorm.weight")
+    found = {**found, "layers": n_layer, "feed-forward width": n_ff}
+    for words in ("languages", "tasks", "tones"):
+        found[words] = collector.rows_of(f"{words.replace('languages', 'langs')}_emb.weight")
+    collector.compare("layers", said.layers, n_layer)
+    for words, claimed in said.claims.items():
         # A missing table contradicts nothing: if it is needed, it is reported as missing.
         if found[words]:
             collector.compare(words, claimed, found[words])
+    n_levels, n_codes = found["codebook levels"], found["codes a codebook"]
+    chosen, notes = choose_codec(codec, n_levels, n_codes)
+    values = {
+        "version": said.version,
+        "capabilities": said.capabilities,
+        "n_embd": said.dim,
+        "n_layer": n_layer,
+        "n_head": said.heads,
+        "n_head_kv": n_head_kv or said.heads,
+        "n_ff": n_ff,
+        "n_ctx_train": said.context,
+        "n_levels": n_levels,
+        "codebook_size": n_codes,
+        "positions": "unified" if said.unified else "segment",
+        "nar_attention": "bidirectional" if said.noncausal else "causal",
+        "codec": chosen,
+    }
+    return values, notes
 
 
 #: Tensors that no pass reads, with the reason.
@@ -367,25 +402,19 @@ DROPPED: tuple[tuple[re.Pattern[str], str], ...] = (
 # ------------------------------------------------------------------ the names of rows
 
 
-def names_of_rows(
-    checkpoint: Checkpoint,
-) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+def names_of_rows(checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
     """The names of languages, tasks and tones in id order, possibly from the checkpoint."""
-    named = []
-    for table, order in (
-        ("langs_emb.weight", LANGUAGES),
-        ("tasks_emb.weight", TASKS),
-        ("tones_emb.weight", TONES),
-    ):
+    named = {}
+    for words, order in (("languages", LANGUAGES), ("tasks", TASKS), ("tones", TONES)):
+        table = f"{words.replace('languages', 'langs')}_emb.weight"
         spec = checkpoint.tensors.specs.get(table)
         known = names_in_order(order, spec.shape[0] if spec and spec.shape else 0)
-        words = checkpoint.words.get(table, known)
-        for row, (word, expected) in enumerate(zip(words, known, strict=False)):
+        said = checkpoint.words.get(table, known)
+        for row, (word, expected) in enumerate(zip(said, known, strict=False)):
             if word != expected and not expected.startswith("unnamed-"):
                 raise InputError(
                     f"{checkpoint.path}: row {row} of {table} is called {word!r:.40}, expected "
                     f"{expected!r}; a model with another numbering cannot be converted."
                 )
-        named.append(known)
-    languages, tasks, tones = named
-    return languages, tasks, tones
+        named[words] = known
+    return named

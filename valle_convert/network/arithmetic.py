@@ -45,12 +45,10 @@ class Arithmetic:
         activation: of the feed-forward; None for the checkpoint's own.
         round_inputs: called as `round_inputs(part, linear, inputs [n, in])` with the layer's GGUF
             name before every linear layer; its result is multiplied.
-        watch: gets the inputs and outputs of every linear layer.
     """
 
     activation: Callable[[Tensor], Tensor] | None = None
     round_inputs: Callable[[str, str, Tensor], Tensor] = _as_it_is
-    watch: Watch = unwatched
 
 
 #: Float32 throughout.

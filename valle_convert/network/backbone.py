@@ -5,8 +5,6 @@ Shapes: n new elements, m elements so far (m >= n), d = n_embd, h = heads, k = d
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from valle_convert.checkpoint.source import NamedTensors
 from valle_convert.model.spec import GemmaConfig
-from valle_convert.network.arithmetic import INPUTS, Arithmetic
+from valle_convert.network.arithmetic import INPUTS, Arithmetic, Watch, unwatched
 
 #: Of every RMSNorm, and of the rotary embedding. No config of these checkpoints has them; the
 #: writer has its own constants, so that a wrong one there is noticed here.
@@ -30,15 +28,13 @@ class TorchNetwork:
     """Weights, read on first use, and linear layers.
 
     Attributes:
-        observe: called as `observe(part, linear, inputs [n, in])` before every linear layer, with
-            the layer's GGUF name (`token_embd.weight` for the heads); for importance matrices.
+        watch: gets the inputs and outputs of every linear layer, and what goes into the first one.
     """
-
-    observe: Callable[[str, str, Tensor], None] | None = None
 
     def __init__(self, tensors: NamedTensors, arithmetic: Arithmetic) -> None:
         self._tensors = tensors
         self._arithmetic = arithmetic
+        self.watch: Watch = unwatched
         self._weights: dict[str, Tensor] = {}
 
     def close(self) -> None:
@@ -46,24 +42,23 @@ class TorchNetwork:
 
     def weight(self, name: str) -> Tensor:
         if name not in self._weights:
-            # A copy: torch wants writable memory, and bfloat16 needs one anyway.
-            self._weights[name] = torch.from_numpy(np.array(self._tensors.read(name), np.float32))
+            # Torch wants writable memory.
+            values = np.require(self._tensors.read(name), np.float32, ["C", "W"])
+            self._weights[name] = torch.from_numpy(values)
         return self._weights[name]
 
     def rows(self, part: str, rows: NDArray[np.float32]) -> Tensor:
         """The inputs of the first layer."""
         x = torch.from_numpy(np.array(rows, np.float32))
-        self._arithmetic.watch(part, INPUTS, x, x)
+        self.watch(part, INPUTS, x, x)
         return x
 
     def linear(
         self, part: str, target: str, x: Tensor, weight: Tensor, bias: Tensor | None = None
     ) -> Tensor:
         """A linear layer by its GGUF name."""
-        if self.observe is not None:
-            self.observe(part, target, x)
         found = F.linear(self._arithmetic.round_inputs(part, target, x), weight, bias)
-        self._arithmetic.watch(part, target, x, found)
+        self.watch(part, target, x, found)
         return found
 
 

@@ -74,16 +74,10 @@ class Network(Computing, Protocol):
         outputs: Outputs,
         sequence: int = 0,
     ) -> NDArray[np.float32]:
-        """Run a batch.
+        """Run a batch, [n, n_embd] -> logits [n_outputs, rows of the head], biases included.
 
-        Args:
-            embeddings: [n, n_embd].
-            positions: [n]; a segment begins where they return to 0. Later steps may begin one
-            segment
-                together, if the first step had several.
-
-        Returns:
-            Logits [n_outputs, rows of the head], biases included.
+        A segment begins where positions return to 0. Later steps may begin one segment together,
+        if the first step had several.
         """
         ...
 
@@ -95,12 +89,12 @@ class Network(Computing, Protocol):
         head: str,
         outputs: Sequence[Outputs],
     ) -> list[NDArray[np.float32]]:
-        """Run several causal sequences at once, independent of each other.
+        """Run several causal sequences, independent of each other: at once if it can.
 
-        Sequence i is given as to its own calls of `step`; it costs less if the network can compute
-        them together.
-
-        Returns:
-            For each sequence, logits [n_outputs, rows of the head].
+        Sequence i is given as to its own calls of `step`. Gives logits for each sequence.
         """
-        ...
+        given = zip(embeddings, positions, outputs, strict=True)
+        return [
+            self.step(one, places, head=head, outputs=wanted, sequence=i)
+            for i, (one, places, wanted) in enumerate(given)
+        ]

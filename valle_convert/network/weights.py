@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,13 @@ class BundleTensors:
             return self._readers[name].read(name)
         values = self.read(way.source)
         return values if way.undo is None else way.undo(values)
+
+
+class KeptTensors:
+    """A `NamedTensors` that reads, and dequantizes, each tensor once for several networks."""
+
+    def __init__(self, tensors: NamedTensors) -> None:
+        self.read = cache(tensors.read)
 
 
 class ConvertedTensors:

@@ -334,14 +334,21 @@ def made_of(path: Path, checkpoint: Checkpoint, examples: Examples[Any], part: s
 
 def observe(family: AnyFamily, network: Any, example: object, sums: Sums) -> None:  # noqa: ANN401
     """Run one example in every mode and add up the inputs of the matrices."""
-    network.observe = lambda part, name, inputs: sums.add(part, name, inputs.numpy())
+    from valle_convert.network.arithmetic import INPUTS, unwatched
+
+    def watch(part: str, name: str, inputs: Any, outputs: Any) -> None:  # noqa: ANN401 - tensors
+        del outputs
+        if name != INPUTS:
+            sums.add(part, name, inputs.numpy())
+
+    network.watch = watch
     try:
         for case in family.cases(network.model, example):
             if not case.repeats:
                 case.run(network)
                 sums.n_passes += 1
     finally:
-        network.observe = None
+        network.watch = unwatched
     sums.n_examples += 1
 
 

@@ -57,7 +57,7 @@ def verify_codec(
     try:
         file = open_cpp_file(path) if is_cpp else open_gguf_codec(path)
     except InputError as error:
-        broken = Check("whole file", passed=False, summary=str(error), values={})
+        broken = Check.failure("whole file", str(error))
         unread = [Level(name, (), 0.0, "the file is incomplete") for name in levels[1:]]
         return Report(
             source.source, str(path), "unknown", (Level(levels[0], (broken,), 0.0), *unread)
@@ -100,7 +100,7 @@ def _compare(source: EncodecWeights, file: EncodecWeights, advance: Advance) -> 
     for entry in source.tensors:
         if shapes.get(entry.name) != entry.shape:
             summary = f"it is {shapes.get(entry.name, 'missing')}, expected {entry.shape}"
-            yield Check(entry.name, passed=False, summary=summary, values={}, badness=np.inf)
+            yield Check.failure(entry.name, summary)
             continue
         is_half = entry.name in file.halves
         yield _compare_one(entry.name, source.read(entry.name), file.reader(entry), is_half=is_half)

@@ -3,8 +3,8 @@
 Three sets of logits [rows, codes] of one head are compared: exact ones (PyTorch in float32), those
 of an emulation that rounds as llama.cpp does, and llama.cpp's own. The emulation's error is the
 cost of rounding on this very network, whether deep, narrow or random; llama.cpp's may be a small
-multiple of it. Over 819 passes of 11 random shapes in twelve types, llama.cpp's error was 1.0
-times the emulation's in the median and 2.7 times at most.
+multiple of it. Over 2,166 passes of 50 random shapes in four types, llama.cpp's error was 1.0
+times the emulation's in the median and 3.2 times at most.
 """
 
 from __future__ import annotations

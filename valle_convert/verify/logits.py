@@ -1,6 +1,6 @@
 """Does llama.cpp compute the file's weights correctly, for every head and task?
 
-Both networks get the same seeded utterances: llama.cpp reads the file, and the PyTorch reference
+Both networks get the same seeded utterance: llama.cpp reads the file, and the PyTorch reference
 reads the file's own weights through the plan of its checkpoint. So the loss of the number format,
 which the level `tensors` judges, is on both sides, and the remaining error is small enough to show
 a wrong activation in a 4-bit file. `deviation` defines the limits.
@@ -13,19 +13,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
 from valle_convert.checkpoint.source import NamedTensors
-from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle, Plan
 from valle_convert.metrics import Logits, kl_divergence, nmse
-from valle_convert.network.arithmetic import EXACT, Arithmetic, Watch, unwatched
+from valle_convert.network.arithmetic import EXACT, Arithmetic
 from valle_convert.network.protocol import Computing
-from valle_convert.network.weights import BundleTensors, ConvertedTensors, RoundedTensors
-from valle_convert.verify.deviation import FLOOR, NOISE_FACTOR, Deviation, hold_against
+from valle_convert.network.weights import (
+    BundleTensors,
+    ConvertedTensors,
+    KeptTensors,
+    RoundedTensors,
+)
+from valle_convert.verify.deviation import NOISE_FACTOR, Deviation, hold_against
 from valle_convert.verify.report import Check
 from valle_convert.verify.structure import pairs_of
 
@@ -35,125 +39,12 @@ _TOO_LARGE = (
     "the inputs of a layer exceed the range that llama.cpp rounds them to for this type; convert "
     "with --outtype bf16 or f32"
 )
+#: An utterance of half the usual length shows the same damages in half the time.
+LENGTH = 0.5
+#: The references, and llama.cpp.
+N_NETWORKS = 5
 
-
-Predictions = Mapping[str, Logits]
-
-
-#: Makes a network that reports its inputs and outputs, see `Arithmetic.watch`.
-MakeNetwork = Callable[[Watch], Computing]
-
-
-@dataclass(frozen=True)
-class References:
-    """The PyTorch networks that a file is compared with.
-
-    They are made one after the other, so that only one is in memory.
-
-    Attributes:
-        exact: with the files' weights, in float32.
-        emulated: with the files' weights, rounding as llama.cpp does.
-        meant: with the checkpoint's weights, in float32.
-        degraded: the same, with the expected noise of the file's types.
-    """
-
-    exact: MakeNetwork
-    emulated: MakeNetwork
-    meant: MakeNetwork
-    degraded: MakeNetwork
-
-    @classmethod
-    def of(cls, plan: Plan, bundle: Bundle, adapters: Sequence[Any]) -> References:
-        """The references of converted files."""
-        files = [(planned, file) for _, planned, file in pairs_of(plan, bundle)]
-        recovered = plan.description.recovered
-        stored = BundleTensors(files, recovered, ConvertedTensors)
-        rounded = BundleTensors(files, recovered, RoundedTensors)
-
-        def network(
-            tensors: NamedTensors, arithmetic: Arithmetic = EXACT, *, folded: bool = True
-        ) -> MakeNetwork:
-            return lambda watch: plan.family.reference(
-                tensors,
-                plan.description,
-                arithmetic=replace(arithmetic, watch=watch),
-                adapters=adapters,
-                folded=folded,
-            )
-
-        return cls(
-            exact=network(stored),
-            emulated=network(stored, plan.family.arithmetic(bundle)),
-            meant=network(plan.description.tensors, folded=False),
-            degraded=network(rounded),
-        )
-
-
-class Yardstick:
-    """The logits of a correct file for every case, [predictions, rows of the head].
-
-    Attributes:
-        exact, emulated, meant, degraded: of each of the `References`; for the last two, for the
-            first utterance only.
-    """
-
-    def __init__(
-        self,
-        plan: Plan,
-        bundle: Bundle,
-        *,
-        n_utterances: int,
-        seed: int,
-        adapters: Sequence[Any] = (),
-        advance: Callable[[int], object] = lambda _n: None,
-    ) -> None:
-        self._family = plan.family
-        self._examples = tuple(plan.family.draw(plan.model, n_utterances, seed))
-        self._advance = advance
-        references = References.of(plan, bundle, adapters)
-        self.exact = self.run(references.exact(unwatched))
-        if not all(np.isfinite(logits).all() for logits in self.exact.values()):
-            raise InputError(
-                "the weights give NaN or infinity, in PyTorch too: one of them is far too large"
-            )
-        self.emulated = self.run(references.emulated(unwatched))
-        # One utterance is enough to see the cost of the number format, and faster.
-        self.meant = self.run(references.meant(unwatched), first_only=True)
-        self.degraded = self.run(references.degraded(unwatched), first_only=True)
-
-    def run(self, network: Computing, *, first_only: bool = False) -> Predictions:
-        """The logits of every case; a file's network composes its inputs by its own keys."""
-        found: dict[str, list[Logits]] = {}
-        for example in self._examples[: 1 if first_only else None]:
-            for case in self._family.cases(network.model, example):
-                found.setdefault(case.name, []).append(case.run(network))
-                self._advance(1)
-        return {name: np.concatenate(parts) for name, parts in found.items()}
-
-
-def check_logits(yardstick: Yardstick, network: Computing) -> Iterator[Check]:
-    """One check for each head and task."""
-    found = yardstick.run(network)
-    for name, exact in yardstick.exact.items():
-        logits = found.get(name)
-        if logits is None or logits.shape != exact.shape:
-            words = "the file has a different head or task, or none"
-            yield Check(f"logits {name}", passed=False, summary=words, values={}, badness=math.inf)
-            continue
-        yield judge_logits(
-            name,
-            exact,
-            yardstick.emulated[name],
-            logits,
-            yardstick.meant[name],
-            yardstick.degraded[name],
-        )
-
-
-def n_passes(plan: Plan, n_utterances: int) -> int:
-    """The number of passes of a `Yardstick` and `check_logits` together."""
-    (first,) = plan.family.draw(plan.model, 1, 0)
-    return (3 * n_utterances + 2) * len(list(plan.family.cases(plan.model, first)))
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -195,66 +86,153 @@ class Judged:
         return (
             f"NMSE {self.deviation.allowed:.1e}, {NOISE_FACTOR:g} times what llama.cpp's rounding "
             f"costs on this network; to the checkpoint {self.cost_allowed:.1e}, "
-            f"{COST_FACTOR:g} times what the number format should cost"
+            f"{COST_FACTOR:g} times what the number format should cost, and the rounding"
         )
 
 
-def judge_numbers(
-    exact: Logits, emulated: Logits, found: Logits, meant: Logits, degraded: Logits
-) -> Judged:
-    """Judge numbers that llama.cpp computed, [rows, columns].
+@dataclass(frozen=True)
+class References:
+    """What the PyTorch references compute, [rows, columns].
 
-    Args:
+    Attributes:
         exact: with the files' weights, in float32.
-        meant: with the checkpoint's weights, in float32; possibly only the first rows.
+        emulated: with the files' weights, rounding as llama.cpp does.
+        meant: with the checkpoint's weights, in float32.
+        degraded: the same, with the expected noise of the file's types.
     """
-    if exact.shape != found.shape:
-        words = f"llama.cpp gives {list(found.shape)} numbers, not {list(exact.shape)}"
-        return Judged(None, math.inf, 0.0, words)
-    for numbers, words in (
-        (exact, "the weights themselves give NaN or infinity: a weight is far too large"),
-        (emulated, _TOO_LARGE),
-        (found, "llama.cpp gives NaN or infinity"),
-    ):
-        if not np.isfinite(numbers).all():
+
+    exact: Logits
+    emulated: Logits
+    meant: Logits
+    degraded: Logits
+
+    def judge(self, found: Logits) -> Judged:
+        """Judge the same numbers by llama.cpp."""
+        if self.exact.shape != found.shape:
+            words = f"llama.cpp gives {list(found.shape)} numbers, not {list(self.exact.shape)}"
             return Judged(None, math.inf, 0.0, words)
-    result = hold_against(exact, emulated, found)
-    allowed = COST_FACTOR * (nmse(meant, degraded) + max(result.noise, FLOOR))
-    return Judged(result, nmse(meant, found[: len(meant)]), allowed)
+        for numbers, words in (
+            (self.exact, "the weights themselves give NaN or infinity: a weight is far too large"),
+            (self.emulated, _TOO_LARGE),
+            (found, "llama.cpp gives NaN or infinity"),
+        ):
+            if not np.isfinite(numbers).all():
+                return Judged(None, math.inf, 0.0, words)
+        result = hold_against(self.exact, self.emulated, found)
+        allowed = COST_FACTOR * nmse(self.meant, self.degraded) + result.allowed
+        return Judged(result, nmse(self.meant, found), allowed)
 
 
-def judge_logits(
-    name: str,
-    exact: Logits,
-    emulated: Logits,
-    found: Logits,
-    meant: Logits,
-    degraded: Logits,
-) -> Check:
-    """Judge the logits of one case, all [predictions, codes]; see `judge_numbers`."""
-    label = f"logits {name}"
-    judged = judge_numbers(exact, emulated, found, meant, degraded)
-    result = judged.deviation
-    if result is None:
-        return Check(label, passed=False, summary=judged.problem, values={}, badness=math.inf)
-    divergence = float(kl_divergence(meant, found[: len(meant)]).mean())
-    changed = round((1 - result.best_code) * result.n_rows)
-    ties = f", {changed} of {result.n_rows} best codes changed" if changed else ""
-    if changed and not result.decided:
-        ties += " (all of them ties)"
-    return Check(
-        label,
-        passed=judged.passed,
-        summary=f"NMSE {result.nmse:.1e} (one prediction {result.worst_row:.1e}, one code "
-        f"{result.worst_code:.1e}){ties}; to the checkpoint NMSE {judged.cost:.1e}, "
-        f"KL {divergence:.1e}",
-        values={
-            **asdict(result),
-            "nmse_to_checkpoint": judged.cost,
-            "nmse_to_checkpoint_allowed": judged.cost_allowed,
-            "kl_to_checkpoint": divergence,
-        },
-        limit=f"{judged.limit}; for one prediction or code {result.allowed_outlier:.1e}, and no "
-        "best code changed except ties",
-        badness=judged.badness,
-    )
+def reference_numbers(
+    plan: Plan,
+    bundle: Bundle,
+    adapters: Sequence[Any],
+    run: Callable[[Computing], Mapping[K, Logits]],
+    *,
+    is_rounded: bool = False,
+) -> dict[K, References]:
+    """What `run` gives for each PyTorch network; only one of them is in memory at a time.
+
+    `is_rounded`: the files are known to hold the checkpoint's weights, exactly rounded. Then the
+    number formats should cost what they do.
+    """
+    files = [(planned, file) for _, planned, file in pairs_of(plan, bundle)]
+    recovered = plan.description.recovered
+
+    def numbers(
+        tensors: NamedTensors, arithmetic: Arithmetic = EXACT, *, folded: bool = True
+    ) -> Mapping[K, Logits]:
+        return run(
+            plan.family.reference(
+                tensors, plan.description, arithmetic=arithmetic, adapters=adapters, folded=folded
+            )
+        )
+
+    stored = KeptTensors(BundleTensors(files, recovered, ConvertedTensors))
+    exact = numbers(stored)
+    emulated = numbers(stored, plan.family.arithmetic(bundle))
+    del stored
+    meant = numbers(plan.description.tensors, folded=False)
+    degraded = exact if is_rounded else numbers(BundleTensors(files, recovered, RoundedTensors))
+    return {key: References(exact[key], emulated[key], meant[key], degraded[key]) for key in exact}
+
+
+class Yardstick:
+    """The logits of a correct file for every case, [predictions, rows of the head]."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        bundle: Bundle,
+        *,
+        seed: int,
+        adapters: Sequence[Any] = (),
+        is_rounded: bool = False,
+        advance: Callable[[int], object] = lambda _n: None,
+    ) -> None:
+        self._family = plan.family
+        (self._example,) = plan.family.draw(plan.model, 1, seed, LENGTH)
+        self._advance = advance
+        self.numbers = reference_numbers(
+            plan, bundle, adapters, self._of_reference, is_rounded=is_rounded
+        )
+
+    def run(self, network: Computing) -> dict[str, Logits]:
+        """The logits of every case; a file's network composes its inputs by its own keys."""
+        found = {}
+        for case in self._family.cases(network.model, self._example):
+            found[case.name] = case.run(network)
+            self._advance(1)
+        return found
+
+    def _of_reference(self, network: Computing) -> dict[str, Logits]:
+        """The same, without computing again what a case repeats."""
+        found: dict[str, Logits] = {}
+        for case in self._family.cases(network.model, self._example):
+            repeated = found[case.repeats][list(case.rows)] if case.rows else None
+            found[case.name] = case.run(network) if repeated is None else repeated
+            self._advance(1)
+        return found
+
+
+def check_logits(yardstick: Yardstick, network: Computing) -> Iterator[Check]:
+    """One check for each head and task."""
+    found = yardstick.run(network)
+    for name, numbers in yardstick.numbers.items():
+        label, logits = f"logits {name}", found.get(name)
+        if logits is None or logits.shape != numbers.exact.shape:
+            words = "the file has a different head or task, or none"
+            yield Check.failure(label, words)
+            continue
+        judged = numbers.judge(logits)
+        result = judged.deviation
+        if result is None:
+            yield Check.failure(label, judged.problem)
+            continue
+        divergence = float(kl_divergence(numbers.meant, logits).mean())
+        changed = round((1 - result.best_code) * result.n_rows)
+        ties = f", {changed} of {result.n_rows} best codes changed" if changed else ""
+        if changed and not result.decided:
+            ties += " (all of them ties)"
+        yield Check(
+            label,
+            passed=judged.passed,
+            summary=f"NMSE {result.nmse:.1e} (one prediction {result.worst_row:.1e}, one code "
+            f"{result.worst_code:.1e}){ties}; to the checkpoint NMSE {judged.cost:.1e}, "
+            f"KL {divergence:.1e}",
+            values={
+                **asdict(result),
+                "nmse_to_checkpoint": judged.cost,
+                "nmse_to_checkpoint_allowed": judged.cost_allowed,
+                "kl_to_checkpoint": divergence,
+            },
+            limit=f"{judged.limit}; for one prediction or code {result.allowed_outlier:.1e}, and "
+            "no best code changed except ties",
+            badness=judged.badness,
+        )
+
+
+def n_passes(plan: Plan, *, is_rounded: bool) -> int:
+    """The number of passes of a `Yardstick` and `check_logits` together."""
+    (example,) = plan.family.draw(plan.model, 1, 0, LENGTH)
+    return (N_NETWORKS - is_rounded) * len(list(plan.family.cases(plan.model, example)))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from valle_convert.errors import EXIT_ENVIRONMENT, EXIT_FAILED_CHECK, EXIT_OK
 from valle_convert.wording import markdown_table, plural
@@ -30,6 +31,11 @@ class Check:
     values: Mapping[str, Any]
     limit: str = ""
     badness: float = 0.0
+
+    @classmethod
+    def failure(cls, name: str, summary: str) -> Self:
+        """A check that failed without numbers."""
+        return cls(name, passed=False, summary=summary, values={}, badness=math.inf)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -16,11 +16,13 @@ from valle_convert.families.bundle import Bundle, Plan, open_files
 from valle_convert.families.bundle import plan as plan_bundle
 from valle_convert.families.family import Choices
 from valle_convert.gguf_file.read import GgufFile, is_gguf
+from valle_convert.gguf_file.types import PLAIN_DTYPES
 from valle_convert.llama.library import INSTALL, find_library
 from valle_convert.llama.probe import prove_library
+from valle_convert.network.weights import rounded_types
 from valle_convert.progress import Progress, silent
 from valle_convert.tokenizer import corpus
-from valle_convert.tokenizer.check import compare
+from valle_convert.tokenizer.check import TokenizerReport, compare
 from valle_convert.tokenizer.compiled import TRUE_IDS_KEY
 from valle_convert.tokenizer.oracle import LlamaTokenizer
 from valle_convert.verify.report import Check, Level, Report
@@ -49,7 +51,6 @@ def verify(
     *,
     levels: Sequence[LevelName] = LEVELS,
     n_texts: int | None = None,
-    n_utterances: int | None = None,
     seed: int = 0,
     adapters: Sequence[LoraFile] = (),
     progress: Progress = silent,
@@ -57,38 +58,29 @@ def verify(
     """Compare converted files, quantized or not, with the plan of their checkpoint."""
     if adapters:
         plan.family.ability("lora")
-    with_llama = find_library() is not None
-    texts = plan.family.n_texts if n_texts is None else n_texts
-    utterances = plan.family.n_utterances if n_utterances is None else n_utterances
-    runners: dict[LevelName, Callable[[], Iterable[Check]]] = {
-        "structure": lambda: check_structure(plan, bundle, with_llama=with_llama),
-        "tensors": lambda: _tensors(plan, bundle, progress),
-        "tokenizer": lambda: [_tokenizer(plan, bundle, texts, seed, progress)],
-        "logits": lambda: _logits(plan, bundle, utterances, seed, adapters, progress),
-        "trace": lambda: _trace(plan, bundle, seed, adapters, progress),
-    }
     source = check_source(plan.checkpoint, bundle.main)
     if source is not None and not source.passed:
         return _judged_at_once(plan.checkpoint, bundle.path, source, main_type(bundle))
+    with_llama = find_library() is not None
     danger = what_llama_must_not_see(plan, bundle)
-    done: list[Level] = []
+    run = _Run(plan, bundle, n_texts or plan.family.n_texts, seed, adapters, progress)
     for name in levels:
         start = time.perf_counter()
-        checks: tuple[Check, ...] = ()
-        skipped = None if with_llama or name == "tensors" else NEEDS_LLAMA
+        checks: Iterable[Check] = ()
         if name == "structure":
-            checks = (*([source] if source else []), *runners[name]())
+            checks = [*([source] if source else []), *check_structure(plan, bundle, with_llama)]
         elif name == "tensors":
-            checks = tuple(runners[name]())
+            checks = run.tensors()
         elif with_llama and danger:
             # llama.cpp aborts the whole process on some of these.
-            checks = (Check(name, passed=False, summary=f"not run, since {danger}", values={}),)
+            checks = [Check.failure(name, f"not run, since {danger}")]
         elif with_llama:
-            checks = tuple(runners[name]())
-        done.append(Level(name, checks, time.perf_counter() - start, skipped))
+            checks = getattr(run, name)()
+        skipped = None if with_llama or name == "tensors" else NEEDS_LLAMA
+        run.done.append(Level(name, tuple(checks), time.perf_counter() - start, skipped))
     notes = (f"tokenizer: {plan.tokenizer.source} ({plan.tokenizer.reason})",)
     return Report(
-        str(plan.checkpoint.path), str(bundle.path), main_type(bundle), tuple(done), notes
+        str(plan.checkpoint.path), str(bundle.path), main_type(bundle), tuple(run.done), notes
     )
 
 
@@ -112,8 +104,7 @@ def verify_path(
     except InputError as error:
         if not is_gguf(path):
             raise
-        damage = Check("files", passed=False, summary=str(error), values={}, badness=math.inf)
-        return _judged_at_once(checkpoint, path, damage, "none")
+        return _judged_at_once(checkpoint, path, Check.failure("files", str(error)), "none")
     source = check_source(checkpoint, bundle.main)
     if source is not None and not source.passed:
         return _judged_at_once(checkpoint, path, source, main_type(bundle))
@@ -145,33 +136,112 @@ def main_type(bundle: Bundle) -> str:
     return max(sizes, key=lambda name: sizes[name], default="none")
 
 
-def _tensors(plan: Plan, bundle: Bundle, progress: Progress) -> list[Check]:
-    with progress("comparing tensors", plan.n_weights, "weights") as advance:
-        return [
-            named(check, part, plan)
-            for part, planned, file in pairs_of(plan, bundle)
-            for check in check_tensors(planned, file, advance)
-        ]
+@dataclass
+class _Run:
+    """The levels but `structure`."""
+
+    plan: Plan
+    bundle: Bundle
+    n_texts: int
+    seed: int
+    adapters: Sequence[LoraFile]
+    progress: Progress
+    done: list[Level] = field(default_factory=list)
+
+    def tensors(self) -> list[Check]:
+        with self.progress("comparing tensors", self.plan.n_weights, "weights") as advance:
+            return [
+                named(check, part, self.plan)
+                for part, planned, file in pairs_of(self.plan, self.bundle)
+                for check in check_tensors(planned, file, advance)
+            ]
+
+    def tokenizer(self) -> list[Check]:
+        source = self.plan.tokenizer.file
+        true_ids = self.bundle.main.keys.get(TRUE_IDS_KEY)
+        if not isinstance(true_ids, list) or not all(isinstance(i, int) for i in true_ids):
+            words = f"{TRUE_IDS_KEY} is missing, or not a list of ids"
+            return [Check.failure("tokenizer", words)]
+        with self.progress("comparing tokenizers", self.n_texts, "texts") as advance:
+
+            def counted() -> Iterable[str]:
+                for text in corpus.texts(source.strings(), self.n_texts, seed=self.seed):
+                    advance(1)
+                    yield text
+
+            try:
+                with LlamaTokenizer(self.bundle.path) as llama:
+                    report = compare(llama, source.oracle(), true_ids, counted())
+            except (ValueError, InputError) as error:
+                return [Check.failure("tokenizer", str(error))]
+        return [_check_tokenizer(report)]
+
+    def logits(self) -> list[Check]:
+        from valle_convert.verify.logits import Yardstick, check_logits, n_passes
+        from valle_convert.verify.trace import trace
+
+        plan, bundle, seed = self.plan, self.bundle, self.seed
+        opened = plan.family.open_adapters(self.adapters, bundle)
+        prove_library()  # so that later failures are not this machine's llama.cpp
+        is_rounded = self._is_rounded()
+        total = n_passes(plan, is_rounded=is_rounded)
+        with self.progress("comparing logits", total, "passes") as advance:
+            try:
+                yardstick = Yardstick(
+                    plan,
+                    bundle,
+                    seed=seed,
+                    adapters=opened,
+                    is_rounded=is_rounded,
+                    advance=advance,
+                )
+                network = plan.family.open(bundle, adapters=self.adapters)
+            except (InputError, EnvironmentFault) as error:
+                return [Check.failure("logits", str(error))]
+            with network:
+                checks = list(check_logits(yardstick, network))
+                failed = [check for check in checks if not check.passed]
+                if not failed:
+                    return checks
+                worst = max(failed, key=attrgetter("badness"))
+                only = [worst.name.removeprefix("logits ")]
+                found = trace(plan, bundle, network, seed=seed, adapters=opened, only=only)
+                traced = next(found, None)
+        if traced is None:  # the file describes no such head
+            return checks
+        right = "the layers are right, and the last norm or the head is off"
+        words = right if traced.passed else traced.summary
+        named_at = replace(worst, summary=f"{worst.summary}; {words}")
+        return [named_at if check is worst else check for check in checks]
+
+    def _is_rounded(self) -> bool:
+        """Whether the files are known to hold the checkpoint's weights, exactly rounded."""
+        right = {level.name for level in self.done if level.passed}
+        return right >= {"structure", "tensors"} and all(
+            kind in PLAIN_DTYPES
+            for _, planned, file in pairs_of(self.plan, self.bundle)
+            for kind in rounded_types(planned, file).values()
+        )
+
+    def trace(self) -> list[Check]:
+        from valle_convert.verify.logits import N_NETWORKS
+        from valle_convert.verify.trace import trace, traced_cases
+
+        plan, bundle, seed = self.plan, self.bundle, self.seed
+        opened = plan.family.open_adapters(self.adapters, bundle)
+        prove_library()  # so that later failures are not this machine's llama.cpp
+        total = N_NETWORKS * len(list(traced_cases(plan, plan.model, seed)))
+        with self.progress("comparing layers", total, "passes") as advance:
+            try:
+                with plan.family.open(bundle, adapters=self.adapters) as network:
+                    return list(
+                        trace(plan, bundle, network, seed=seed, adapters=opened, advance=advance)
+                    )
+            except InputError as error:
+                return [Check.failure("trace", str(error))]
 
 
-def _tokenizer(plan: Plan, bundle: Bundle, n_texts: int, seed: int, progress: Progress) -> Check:
-    source = plan.tokenizer.file
-    true_ids = bundle.main.keys.get(TRUE_IDS_KEY)
-    if not isinstance(true_ids, list) or not all(isinstance(i, int) for i in true_ids):
-        words = f"{TRUE_IDS_KEY} is missing, or not a list of ids"
-        return Check("tokenizer", passed=False, summary=words, values={})
-    with progress("comparing tokenizers", n_texts, "texts") as advance:
-
-        def counted() -> Iterable[str]:
-            for text in corpus.texts(source.strings(), n_texts, seed=seed):
-                advance(1)
-                yield text
-
-        try:
-            with LlamaTokenizer(bundle.path) as llama:
-                report = compare(llama, source.oracle(), true_ids, counted())
-        except (ValueError, InputError) as error:
-            return Check("tokenizer", passed=False, summary=str(error), values={})
+def _check_tokenizer(report: TokenizerReport) -> Check:
     shown = "; ".join(
         f"{difference.text!r:.60} gives {list(difference.found)[:12]}, "
         f"not {list(difference.expected)[:12]}"
@@ -192,68 +262,3 @@ def _tokenizer(plan: Plan, bundle: Bundle, n_texts: int, seed: int, progress: Pr
         limit="no difference",
         badness=float(report.n_differences),
     )
-
-
-def _logits(
-    plan: Plan,
-    bundle: Bundle,
-    n_utterances: int,
-    seed: int,
-    adapters: Sequence[LoraFile],
-    progress: Progress,
-) -> list[Check]:
-    from valle_convert.verify.logits import Yardstick, check_logits, n_passes
-    from valle_convert.verify.trace import trace
-
-    opened = plan.family.open_adapters(adapters, bundle)
-    prove_library()  # so that later failures are not this machine's llama.cpp
-    total = n_passes(plan, n_utterances)
-    with progress("comparing logits", total, "passes") as advance:
-        try:
-            yardstick = Yardstick(
-                plan,
-                bundle,
-                n_utterances=n_utterances,
-                seed=seed,
-                adapters=opened,
-                advance=advance,
-            )
-            network = plan.family.open(bundle, adapters=adapters)
-        except (InputError, EnvironmentFault) as error:
-            return [Check("logits", passed=False, summary=str(error), values={}, badness=math.inf)]
-        with network:
-            checks = list(check_logits(yardstick, network))
-            worst = max((one for one in checks if not one.passed), key=_badness, default=None)
-            if worst is None:
-                return checks
-            only = [worst.name.removeprefix("logits ")]
-            # None if the file describes no such head.
-            traced = next(trace(plan, bundle, network, seed=seed, adapters=opened, only=only), None)
-    if traced is None:
-        return checks
-    right = "the layers are right, and the last norm or the head is off"
-    words = right if traced.passed else traced.summary
-    named_at = replace(worst, summary=f"{worst.summary}; {words}")
-    return [named_at if check is worst else check for check in checks]
-
-
-def _badness(check: Check) -> float:
-    return check.badness
-
-
-def _trace(
-    plan: Plan, bundle: Bundle, seed: int, adapters: Sequence[LoraFile], progress: Progress
-) -> list[Check]:
-    from valle_convert.verify.trace import N_NETWORKS, trace, traced_cases
-
-    opened = plan.family.open_adapters(adapters, bundle)
-    prove_library()  # so that later failures are not this machine's llama.cpp
-    total = N_NETWORKS * len(list(traced_cases(plan, plan.model, seed)))
-    with progress("comparing layers", total, "passes") as advance:
-        try:
-            with plan.family.open(bundle, adapters=adapters) as network:
-                return list(
-                    trace(plan, bundle, network, seed=seed, adapters=opened, advance=advance)
-                )
-        except InputError as error:
-            return [Check("trace", passed=False, summary=str(error), values={}, badness=math.inf)]

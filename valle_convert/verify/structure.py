@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -12,13 +11,15 @@ import numpy as np
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.lora import are_same_loras
-from valle_convert.errors import EnvironmentFault, InputError
+from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle, Plan
 from valle_convert.gguf_file import keys as gguf_keys
 from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.plan import PlannedFile
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.write import read_biases
+from valle_convert.llama.context import LlamaModel, Settings
+from valle_convert.llama.library import load_library
 from valle_convert.llama.probe import prove_library
 from valle_convert.tokenizer.compiled import TOKENS_KEY
 from valle_convert.verify.report import Check
@@ -42,8 +43,8 @@ _FREE_KEYS = (
     gguf_keys.OLD_TYPES_KEY,
     f"{gguf_keys.SOURCE_PREFIX}biases_sha256",
 )
-#: Optional keys: the same weights may have come from the hub, and earlier versions did not write
-#: the config, which other keys are compared by.
+#: Optional keys: the same weights may have come from the hub, and other keys are compared by what
+#: follows from the config.
 _OPTIONAL_KEYS = (
     gguf_keys.SOURCE_REVISION_KEY,
     gguf_keys.SOURCE_CONFIG_KEY,
@@ -54,12 +55,12 @@ _EXACT_GENERAL = "general.architecture"
 QUANTIZE_PREFIX = "valle.quantize."
 
 
-def check_structure(plan: Plan, bundle: Bundle, *, with_llama: bool) -> Iterator[Check]:
+def check_structure(plan: Plan, bundle: Bundle, with_llama: bool) -> Iterator[Check]:
     """Keys, tensors, provenance, and llama.cpp's own counts."""
     yield _check_model(plan, bundle)
     if list(plan.files) != list(bundle.files):
         words = f"{plural(len(bundle.files), 'file')}, expected {len(plan.files)}"
-        yield Check("files", passed=False, summary=words, values={}, badness=math.inf)
+        yield Check.failure("files", words)
         return
     digest = plan.checkpoint.sha256()
     for part, planned, file in pairs_of(plan, bundle):
@@ -68,7 +69,7 @@ def check_structure(plan: Plan, bundle: Bundle, *, with_llama: bool) -> Iterator
         said = file.keys.get(gguf_keys.SOURCE_SHA256_KEY)
         if said != bundle.main.keys.get(gguf_keys.SOURCE_SHA256_KEY):
             words = f"{file.path.name} was made from another checkpoint than {bundle.path.name}"
-            yield named(Check("source", passed=False, summary=words, values={}), part, plan)
+            yield named(Check.failure("source", words), part, plan)
     if with_llama and not what_llama_must_not_see(plan, bundle):
         yield _check_llama(bundle)
 
@@ -161,7 +162,7 @@ def _check_model(plan: Plan, bundle: Bundle) -> Check:
     try:
         found = bundle.model
     except InputError as error:
-        return Check("model description", passed=False, summary=str(error), values={})
+        return Check.failure("model description", str(error))
     same_family = plan.family is bundle.family
     differences = (
         plan.family.differences(plan.model, found) if same_family else [bundle.family.title]
@@ -243,25 +244,26 @@ def check_tensor_table(plan: PlannedFile, file: GgufFile) -> Check:
 
 
 def _tensor_faults(plan: PlannedFile, file: GgufFile) -> list[str]:
-    expected = {tensor.name: tensor.shape for tensor in plan.tensors}
-    found = {name: tensor.shape for name, tensor in file.tensors.items()}
-    faults = [f"{name} is missing" for name in expected if name not in found]
-    faults += [f"{name} is unexpected" for name in found if name not in expected]
-    faults += [
-        f"{name} is {list(found[name])}, not {list(shape)}"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
-    ]
-    return faults
+    return list(file.shape_faults({tensor.name: tensor.shape for tensor in plan.tensors}))
 
 
 def _check_llama(bundle: Bundle) -> Check:
-    """Stock llama.cpp loads the files and reports the same counts."""
+    """Stock llama.cpp loads the files and counts the same weights."""
     prove_library()  # so that later failures are not this machine's llama.cpp
-    try:
-        counted = bundle.family.counted(bundle)
-    except (InputError, EnvironmentFault) as error:
-        return Check("llama.cpp", passed=False, summary=str(error), values={}, badness=math.inf)
+    counted: dict[str, tuple[int, int]] = {}
+    for part, (first, *others) in bundle.family.loaded(bundle.files).items():
+        name = f"weights of {part}" if len(bundle.files) > 1 else "weights"
+        expected = sum(one.n_elements for file in (first, *others) for one in file.tensors.values())
+        try:
+            with LlamaModel(
+                load_library(),
+                first.path,
+                further_parts=[file.path for file in others],
+                settings=Settings(repack=False),
+            ) as model:
+                counted[name] = (model.n_params, expected)
+        except InputError as error:
+            return Check.failure("llama.cpp", str(error))
     faults = [
         f"{name} {found}, not {expected}"
         for name, (found, expected) in counted.items()

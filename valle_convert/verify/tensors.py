@@ -8,8 +8,10 @@ bound of its blocks and its noise below the signal.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from valle_convert.gguf_file.plan import PlannedFile, PlannedTensor, Span
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
 from valle_convert.gguf_file.types import GGML_TYPES, PLAIN_DTYPES, GgmlType
 from valle_convert.gguf_file.write import stored_blocks
+from valle_convert.llama.cpu import usable_cores
 from valle_convert.network.weights import rounded_types
 from valle_convert.verify.report import Check
 from valle_convert.wording import listing
@@ -49,7 +52,6 @@ class _Tally:
 
     where: str = ""
     n_weights: int = 0
-    n_different: int = 0
     signal: float = 0.0
     noise: float = 0.0
     product: float = 0.0  # of weights and errors, summed
@@ -109,67 +111,53 @@ class _Tally:
 def check_tensors(
     plan: PlannedFile, file: GgufFile, advance: Callable[[int], object] = lambda _n: None
 ) -> Iterator[Check]:
-    rounded = rounded_types(plan, file)
-    for planned in plan.tensors:
-        found = file.tensors.get(planned.name)
-        if found is None or found.shape != planned.shape:
-            yield Check(
-                f"tensor {planned.name}",
-                passed=False,
-                summary="missing" if found is None else f"of shape {list(found.shape)}",
-                values={},
-                limit=f"shape {list(planned.shape)}",
-                badness=math.inf,
-            )
-            continue
-        if all(
-            stored_blocks(plan.checkpoint.tensors, span.source, found.ggml_type) is not None
-            for span in planned.spans
-        ):
-            yield _check_moved(plan, planned, found, advance)
-            continue
-        types = {span.label: rounded[span.source] for span in planned.spans}
-        if all(kind in PLAIN_DTYPES for kind in types.values()):
-            yield _check_plain(plan, planned, found, advance)
-        else:
-            yield _check_quantized(plan, planned, found, types, advance)
+    # numpy rounds and compares without Python's lock.
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        checks = pool.map(partial(_check, plan, file, rounded_types(plan, file)), plan.tensors)
+        for tensor, check in zip(plan.tensors, checks, strict=True):
+            advance(tensor.n_elements)
+            yield check
 
 
-def _check_plain(
-    plan: PlannedFile, planned: PlannedTensor, found: TensorInfo, advance: Callable[[int], object]
+def _check(
+    plan: PlannedFile, file: GgufFile, rounded: Mapping[str, GgmlType], planned: PlannedTensor
 ) -> Check:
+    found = file.tensors.get(planned.name)
+    if found is None or found.shape != planned.shape:
+        there = "missing" if found is None else f"of shape {list(found.shape)}"
+        return Check.failure(f"tensor {planned.name}", f"{there}, expected {list(planned.shape)}")
+    stored = [
+        stored_blocks(plan.checkpoint.tensors, span.source, found.ggml_type)
+        for span in planned.spans
+    ]
+    if all(one is not None for one in stored):
+        return _check_moved(planned, found, stored)
+    types = {span.label: rounded[span.source] for span in planned.spans}
+    if all(kind in PLAIN_DTYPES for kind in types.values()):
+        return _check_plain(plan, planned, found)
+    return _check_quantized(plan, planned, found, types)
+
+
+def _check_plain(plan: PlannedFile, planned: PlannedTensor, found: TensorInfo) -> Check:
     """The tensor is rounded exactly, either directly or through another plain type."""
+    name = found.ggml_type.name
     try:
-        tally, rounded = _count_different(plan, planned, found, None)
+        n_different, where, rounded = _count_different(plan, planned, found, None)
         way = "exactly rounded" if rounded else "bit for bit"
-        for between in roundings(found.ggml_type)[1:] if tally.n_different else ():
-            other, _ = _count_different(plan, planned, found, between)
-            if not other.n_different:
-                tally = other
-                way = f"exactly rounded, to {between} and then to {found.ggml_type.name}"
+        for between in roundings(found.ggml_type)[1:] if n_different else ():
+            if not _count_different(plan, planned, found, between)[0]:
+                n_different, way = 0, f"exactly rounded, to {between} and then to {name}"
                 break
     except InputError as error:
-        return Check(f"tensor {planned.name}", passed=False, summary=str(error), values={})
-    advance(tally.n_weights)
-    name = found.ggml_type.name
-    return Check(
-        f"tensor {planned.name}",
-        passed=tally.n_different == 0,
-        summary=f"{name}: {tally.n_different:,} of {tally.n_weights:,} weights differ, "
-        f"first in {tally.where}"
-        if tally.n_different
-        else f"{name}: {tally.n_weights:,} weights equal, {way}",
-        values={"type": name, "weights": tally.n_weights, "different": tally.n_different},
-        badness=math.inf if tally.n_different else 0.0,
-    )
+        return Check.failure(f"tensor {planned.name}", str(error))
+    return _exact_check(planned, found, n_different, "weights", where, f"weights equal, {way}")
 
 
 def _count_different(
     plan: PlannedFile, planned: PlannedTensor, found: TensorInfo, between: str | None
-) -> tuple[_Tally, bool]:
-    """Count the weights that differ from the rounded ones; and whether any had to be rounded."""
-    tally = _Tally()
-    rounded = False
+) -> tuple[int, str, bool]:
+    """The weights that differ from the rounded ones, where, and whether any had to be rounded."""
+    n_different, where, rounded = 0, "", False
     for span, source, data in _rows(plan, planned, found):
         rounded = rounded or source.dtype != PLAIN_DTYPES[found.ggml_type]
         if between is not None:
@@ -178,40 +166,43 @@ def _count_different(
         actual = np.ascontiguousarray(data).view(expected.dtype).reshape(expected.shape)
         bits = f"u{expected.dtype.itemsize}"
         n = int(np.count_nonzero(expected.view(bits) != actual.view(bits)))
-        if n and not tally.n_different:
-            tally.where = f"{span.label} (from {span.source})"
-        tally.n_different += n
-        tally.n_weights += expected.size
-    return tally, rounded
+        if n and not n_different:
+            where = f"{span.label} (from {span.source})"
+        n_different += n
+    return n_different, where, rounded
 
 
 def _check_moved(
-    plan: PlannedFile, planned: PlannedTensor, found: TensorInfo, advance: Callable[[int], object]
+    planned: PlannedTensor, found: TensorInfo, stored: Sequence[NDArray[np.uint8] | None]
 ) -> Check:
     """The rows are the source's quantized ones, bit for bit."""
     data = found.data.reshape(planned.shape[0], -1)
-    different: list[str] = []
-    n_rows = 0
-    for span in planned.spans:
-        stored = stored_blocks(plan.checkpoint.tensors, span.source, found.ggml_type)
-        for start in range(0, span.n_rows if stored is not None else 0, _ROWS_AT_ONCE):
+    n_different, where = 0, ""
+    for span, source in zip(planned.spans, stored, strict=True):
+        for start in range(0, span.n_rows if source is not None else 0, _ROWS_AT_ONCE):
             stop = min(start + _ROWS_AT_ONCE, span.n_rows)
             index = slice(start, stop) if span.gather is None else list(span.gather[start:stop])
             actual = data[span.first_row + start : span.first_row + stop]
-            wrong = int((stored[index] != actual).any(axis=-1).sum())  # type: ignore[index]
-            n_rows += wrong
-            different += [span.label] if wrong else []
-            advance((stop - start) * planned.shape[-1])
+            n = int((source[index] != actual).any(axis=-1).sum())  # type: ignore[index]
+            if n and not n_different:
+                where = span.label
+            n_different += n
+    return _exact_check(planned, found, n_different, "rows", where, "rows moved, bit for bit")
+
+
+def _exact_check(
+    planned: PlannedTensor, found: TensorInfo, n_different: int, unit: str, where: str, right: str
+) -> Check:
     name = found.ggml_type.name
+    total = planned.n_elements if unit == "weights" else planned.shape[0]
     return Check(
         f"tensor {planned.name}",
-        passed=not n_rows,
-        summary=f"{name}: {n_rows:,} of {planned.shape[0]:,} rows are not the source's, "
-        f"first in {different[0]}"
-        if n_rows
-        else f"{name}: {planned.shape[0]:,} rows moved, bit for bit",
-        values={"type": name, "weights": planned.n_elements, "different_rows": n_rows},
-        badness=math.inf if n_rows else 0.0,
+        passed=not n_different,
+        summary=f"{name}: {n_different:,} of {total:,} {unit} differ, first in {where}"
+        if n_different
+        else f"{name}: {total:,} {right}",
+        values={"type": name, unit: total, "different": n_different},
+        badness=math.inf if n_different else 0.0,
     )
 
 
@@ -220,7 +211,6 @@ def _check_quantized(
     planned: PlannedTensor,
     found: TensorInfo,
     types: Mapping[str, GgmlType],
-    advance: Callable[[int], object],
 ) -> Check:
     """The whole tensor, and every table and head in it.
 
@@ -230,7 +220,6 @@ def _check_quantized(
     for span, source, data in _rows(plan, planned, found):
         tally = tallies.setdefault(span.label, _Tally(where=span.label))
         tally.add(source.astype(np.float32), decode(data, found.ggml_type))
-        advance(source.size)
     whole = _Tally()
     for tally in tallies.values():
         whole.merge(tally)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -24,13 +23,11 @@ from valle_convert.llama.context import FloatArray
 from valle_convert.llama.library import INSTALL_TESTED
 from valle_convert.network.arithmetic import INPUTS
 from valle_convert.network.protocol import OnLlama
-from valle_convert.verify.logits import Judged, References, judge_numbers
+from valle_convert.verify.logits import LENGTH, Judged, reference_numbers
 from valle_convert.verify.report import Check
 from valle_convert.wording import plural
 
 _LINEAR = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
-#: The references, and llama.cpp.
-N_NETWORKS = len(fields(References)) + 1
 #: The residual stream after a layer.
 _OUTPUT = "output"
 #: The parts of a layer in order, and their names in llama.cpp's graph of each architecture. The
@@ -73,7 +70,6 @@ _INPUTS_OF = {
 
 #: A part of a network, a layer and a part of it; -1 is the layer of the inputs.
 _Place = tuple[str, int, str]
-_States = Mapping[_Place, FloatArray]
 #: All parts of a layer, by its number.
 _PartsOf = Callable[[int], Mapping[_Place, Judged]]
 
@@ -106,7 +102,7 @@ class _Recorder:
         if self._wanted(layer, name):
             self._kept.setdefault((part, layer, name), []).append(values.numpy())
 
-    def take(self) -> _States:
+    def take(self) -> dict[_Place, FloatArray]:
         """The records since the last call."""
         kept, self._kept = self._kept, {}
         return {place: np.concatenate(pieces) for place, pieces in kept.items()}
@@ -122,42 +118,42 @@ def trace(
     only: Collection[str] | None = None,
     advance: Callable[[int], object] = lambda _n: None,
 ) -> Iterator[Check]:
-    """One check per case: the first layer that is off, and the first part of it.
-
-    Args:
-        only: the names of cases; None for all that are informative.
-    """
-    references = References.of(plan, bundle, adapters)
+    """One check per case, or per one of `only`: the first layer that is off, and its first part."""
     # A file's network composes its inputs by its own keys.
     of_file = {one.name: one for one in traced_cases(plan, network.model, seed, only)}
     cases = [one for one in traced_cases(plan, plan.model, seed, only) if one.name in of_file]
 
-    def states(
+    def judged(
         wanted: Callable[[int, str], bool], chosen: Sequence[Case[Any]]
-    ) -> list[list[_States]]:
-        """For each case, the states of each reference and of llama.cpp."""
-        found: list[list[_States]] = [[] for _ in chosen]
-        for make in (getattr(references, field.name) for field in fields(references)):
-            watch = _Recorder(wanted)
-            reference = make(watch)
-            for kept, case in zip(found, chosen, strict=True):
+    ) -> dict[str, dict[_Place, Judged]]:
+        """Every place that llama.cpp gives in each case, in the order of the network."""
+
+        def run(reference: Any) -> dict[tuple[str, _Place], FloatArray]:  # noqa: ANN401
+            reference.watch = recorder = _Recorder(wanted)
+            kept: dict[tuple[str, _Place], FloatArray] = {}
+            for case in chosen:
                 case.run(reference)
-                kept.append(watch.take())
+                kept |= {(case.name, place): found for place, found in recorder.take().items()}
                 advance(1)
-        for kept, case in zip(found, chosen, strict=True):
-            kept.append(_on_llama(network, of_file[case.name], wanted))
+            return kept
+
+        numbers = reference_numbers(plan, bundle, adapters, run)
+        found: dict[str, dict[_Place, Judged]] = {}
+        for case in chosen:
+            states = _on_llama(network, of_file[case.name], wanted)
+            found[case.name] = {
+                place: numbers[case.name, place].judge(values) for place, values in states.items()
+            }
             advance(1)
         return found
 
     def parts_of(case: Case[Any], layer: int) -> Mapping[_Place, Judged]:
-        (found,) = states(lambda i, _: i == layer, [case])
-        return _judged(found)
+        return judged(lambda i, _: i == layer, [case])[case.name]
 
-    streams = states(lambda _, name: name in (INPUTS, _OUTPUT), cases)
-    for case, found in zip(cases, streams, strict=True):
-        judged = _judged(found)
-        if judged:
-            yield _check(case.name, judged, partial(parts_of, case))
+    streams = judged(lambda _, name: name in (INPUTS, _OUTPUT), cases)
+    for case in cases:
+        if streams[case.name]:
+            yield _check(case.name, streams[case.name], partial(parts_of, case))
 
 
 def traced_cases(
@@ -167,7 +163,7 @@ def traced_cases(
     only: Collection[str] | None = None,
 ) -> Iterator[Case[Any]]:
     """The cases of one example that are compared."""
-    (example,) = plan.family.draw(plan.model, 1, seed)
+    (example,) = plan.family.draw(plan.model, 1, seed, LENGTH)
     for case in plan.family.cases(model, example):
         if case.name in only if only is not None else not case.repeats:
             yield case
@@ -201,15 +197,6 @@ def _on_llama(
                 )
             kept |= {place: np.concatenate(pieces[name]) for name, place in places.items()}
     return kept
-
-
-def _judged(found: Sequence[_States]) -> dict[_Place, Judged]:
-    """Every place that llama.cpp gives, in the order of the network."""
-    exact, emulated, meant, degraded, on_llama = found
-    return {
-        place: judge_numbers(exact[place], emulated[place], values, meant[place], degraded[place])
-        for place, values in on_llama.items()
-    }
 
 
 def _check(name: str, judged: Mapping[_Place, Judged], parts_of: _PartsOf) -> Check:

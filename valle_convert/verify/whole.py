@@ -29,8 +29,8 @@ from valle_convert.verify.run import main_type
 
 _PIECE = 8 << 20
 _NO_DIGESTS = (
-    "the file has no digests of its own (quantized, or converted by an earlier version): give "
-    "its checkpoint, or use check-manifest for a folder of quantized files"
+    "the file has no digests of its own, as quantized files: give its checkpoint, or use "
+    "check-manifest for their folder"
 )
 _QUANTIZED_SINCE = (
     "the file was quantized after its digests were stored, by a program that kept them: give its "
@@ -39,17 +39,13 @@ _QUANTIZED_SINCE = (
 
 
 def verify_whole(path: Path, *, progress: Progress = silent) -> Report:
-    """Compare a converted file with the digests stored in it.
-
-    Args:
-        progress: shows the bytes read.
-    """
+    """Compare a converted file with the digests stored in it."""
     try:
         bundle = open_files(path)
     except InputError as error:
         if not is_gguf(path):
             raise
-        damage = Check("file", passed=False, summary=str(error), values={}, badness=math.inf)
+        damage = Check.failure("file", str(error))
         return Report("its own digests", str(path), "none", (Level("whole", (damage,), 0.0),))
     refusal = bundle.family.refusal(bundle.main)
     if refusal:

@@ -9,24 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.lora import LoraFile
-from valle_convert.checkpoint.source import NamedTensors
 from valle_convert.families.family import Choices
 from valle_convert.families.gemma import PART, GemmaFamily
 from valle_convert.families.v5 import facts
 from valle_convert.gguf_file.keys import SOURCE_FORMAT_KEY
-from valle_convert.gguf_file.plan import FileKeys
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.description import Description
 from valle_convert.model.spec import Head, Model, Table
-from valle_convert.tokenizer.choose import TokenizerChoice
 
 if TYPE_CHECKING:
     from valle_convert.audio.codec import AudioCodec
     from valle_convert.families.bundle import Bundle
     from valle_convert.families.v5.speech import VersionFiveSpeaker
-    from valle_convert.llama.context import Settings
-    from valle_convert.llama.tuning import Tune
-    from valle_convert.network.arithmetic import Arithmetic
     from valle_convert.network.protocol import Network
 
 
@@ -37,15 +31,15 @@ class VersionFive(GemmaFamily[Model, "Network"]):
     title = "VALL-E"
     abilities = MappingProxyType(
         {
-            "export": f"{__name__}.export:export_file",
-            "listen": f"{__name__}.listen",
-            "lora": f"{__name__}.adapter:write_lora",
-            "repair": f"{__name__}.old:read_old",
-            "utterances": f"{__name__}.recordings:fill_folder",
-            "transcribe": f"{__name__}.speech:VersionFiveSpeaker.transcribe",
-            "vc": f"{__name__}.speech:VersionFiveSpeaker.answer",
-            "ns": f"{__name__}.speech:VersionFiveSpeaker.answer",
-            "sr": f"{__name__}.speech:VersionFiveSpeaker.answer",
+            "export": "export:export_file",
+            "listen": "listen",
+            "lora": "adapter:write_lora",
+            "repair": "old:read_old",
+            "utterances": "recordings:fill_folder",
+            "transcribe": "speech:VersionFiveSpeaker.transcribe",
+            "vc": "speech:VersionFiveSpeaker.answer",
+            "ns": "speech:VersionFiveSpeaker.answer",
+            "sr": "speech:VersionFiveSpeaker.answer",
         }
     )
     speaks_with = frozenset(
@@ -58,18 +52,6 @@ class VersionFive(GemmaFamily[Model, "Network"]):
 
     def describe(self, checkpoint: Checkpoint, choices: Choices) -> Description[Model]:
         return facts.describe(checkpoint, choices.codec)
-
-    def keys(
-        self,
-        checkpoint: Checkpoint,
-        description: Description[Model],
-        part: str,
-        tokenizer: TokenizerChoice,
-    ) -> FileKeys:
-        from valle_convert.families.v5.files import file_keys
-
-        del part
-        return file_keys(checkpoint, description, tokenizer)
 
     def refusal(self, file: GgufFile) -> str:
         from valle_convert.families.v5.old import is_old, why_wrong
@@ -92,41 +74,6 @@ class VersionFive(GemmaFamily[Model, "Network"]):
         if made_of in (None, checkpoint.origin.get("format")):
             return checkpoint
         return as_repaired(checkpoint, bundle.main)
-
-    def reference(
-        self,
-        tensors: NamedTensors,
-        description: Description[Model],
-        *,
-        arithmetic: Arithmetic | None = None,
-        adapters: Sequence[Any] = (),
-        folded: bool = False,
-    ) -> Network:
-        from valle_convert.families.v5.adapted import adapted_reference
-        from valle_convert.network.arithmetic import EXACT
-
-        del folded
-        return adapted_reference(tensors, description, adapters, arithmetic=arithmetic or EXACT)
-
-    def open(
-        self,
-        bundle: Bundle,
-        *,
-        n_threads: int | None = None,
-        settings: Settings | None = None,
-        tune: Tune = "off",
-        adapters: Sequence[LoraFile] = (),
-    ) -> Network:
-        from valle_convert.families.v5.on_llama import GgufNetwork
-
-        return GgufNetwork(
-            bundle.main,
-            bundle.model,
-            n_threads=n_threads,
-            settings=settings,
-            tune=tune,
-            adapters=self.open_adapters(adapters, bundle),
-        )
 
     def open_adapters(
         self, adapters: Sequence[LoraFile], base: Bundle | Checkpoint

@@ -153,57 +153,6 @@ def target_name(source: str) -> str:
     return f"blk.{layer}.{targets[rest]}.weight"
 
 
-def write_adapter(
-    base: AdapterBase,
-    pairs: LoraPairs,
-    source: Path,
-    target: Path,
-    *,
-    out_type: str = "f32",
-    force: bool = False,
-    inputs: Sequence[Path] = (),
-) -> int:
-    """Write an adapter as GGUF, or leave nothing; returns its size in bytes."""
-    check_outputs([target], force=force, inputs=inputs)
-    kind = _TYPES[out_type]
-    data: dict[str, NDArray[np.generic]] = {}
-    for name, pair in pairs.by_target.items():
-        for side, values in zip(_SIDES, pairs.read(pair), strict=True):
-            source_tensor = pair.down if side == _SIDES[0] else pair.up
-            data[target_name(name) + side] = encode(values, kind, source_tensor)
-    entries = tensor_entries((name, values.shape, kind) for name, values in data.items())
-    alpha = pairs.alpha * pairs.factor
-    if abs(alpha) < float(np.finfo(np.float32).tiny):
-        raise InputError(
-            f"{source}: its alpha is 0, so it changes nothing (and llama.cpp would read it as 1)."
-        )
-    if not abs(alpha) <= LARGEST_WEIGHT:
-        raise InputError(
-            f"{source}: its alpha is {alpha:g}, expected at most {LARGEST_WEIGHT:g}; "
-            "check --lora-alpha and its scale."
-        )
-    keys = [
-        Key("general.architecture", ARCHITECTURE, "string"),
-        Key("general.type", "adapter", "string"),
-        Key("general.name", valid_utf8(source.stem), "string"),
-        Key(FILE_TYPE_KEY, 0 if kind is F32 else 1, "u32"),
-        Key("adapter.type", "lora", "string"),
-        Key(ALPHA_KEY, alpha, "f32"),
-        Key(_FORMAT_KEY, _FORMAT, "u32"),
-    ]
-    if pairs.levels:
-        keys.append(Key(LEVELS_KEY, list(pairs.levels), "[u32]"))
-    if base.sha256 is not None:
-        keys.append(Key(BASE_SHA256_KEY, base.sha256, "string"))
-    keys += [
-        Key("valle.adapter.source_name", valid_utf8(source.name), "string"),
-        Key("valle.adapter.source_sha256", sha256_of(source), "string"),
-        Key(CONVERTER_KEY, __version__, "string"),
-    ]
-    with atomic_output(target, force=force, sources=inputs) as file:
-        return write_entries(file, pack_header(keys, entries), entries, data.values())
-
-
 def open_adapter(given: LoraFile, fits: AdapterBase) -> Adapter:
     return replace(read_adapter(GgufFile(given.path), fits), factor=given.factor)
 
@@ -277,8 +226,49 @@ def write_lora(
     force: bool = False,
 ) -> Adapter:
     """Write a LoRA as an adapter of a model, and read it back; see `api.write_lora`."""
-    fits = AdapterBase.of(base)
+    fits, kind, source = AdapterBase.of(base), _TYPES[out_type], lora.path
     pairs = open_lora(lora, fits.specs, alpha=alpha, kept_apart=True)
-    inputs = [base.path, lora.path]
-    write_adapter(fits, pairs, lora.path, target, out_type=out_type, force=force, inputs=inputs)
+    inputs = [base.path, source]
+    check_outputs([target], force=force, inputs=inputs)
+    data: dict[str, NDArray[np.generic]] = {}
+    for name, pair in pairs.by_target.items():
+        tensors = (pair.down, pair.up)
+        for side, tensor, values in zip(_SIDES, tensors, pairs.read(pair), strict=True):
+            data[target_name(name) + side] = encode(values, kind, tensor)
+    entries = tensor_entries((name, values.shape, kind) for name, values in data.items())
+    keys = _keys(fits, pairs, source, kind)
+    with atomic_output(target, force=force, sources=inputs) as file:
+        write_entries(file, pack_header(keys, entries), entries, data.values())
     return replace(read_adapter(GgufFile(target), fits), notes=pairs.notes)
+
+
+def _keys(base: AdapterBase, pairs: LoraPairs, source: Path, kind: GgmlType) -> list[Key]:
+    alpha = pairs.alpha * pairs.factor
+    if abs(alpha) < float(np.finfo(np.float32).tiny):
+        raise InputError(
+            f"{source}: its alpha is 0, so it changes nothing (and llama.cpp would read it as 1)."
+        )
+    if not abs(alpha) <= LARGEST_WEIGHT:
+        raise InputError(
+            f"{source}: its alpha is {alpha:g}, expected at most {LARGEST_WEIGHT:g}; "
+            "check --lora-alpha and its scale."
+        )
+    keys = [
+        Key("general.architecture", ARCHITECTURE, "string"),
+        Key("general.type", "adapter", "string"),
+        Key("general.name", valid_utf8(source.stem), "string"),
+        Key(FILE_TYPE_KEY, 0 if kind is F32 else 1, "u32"),
+        Key("adapter.type", "lora", "string"),
+        Key(ALPHA_KEY, alpha, "f32"),
+        Key(_FORMAT_KEY, _FORMAT, "u32"),
+    ]
+    if pairs.levels:
+        keys.append(Key(LEVELS_KEY, list(pairs.levels), "[u32]"))
+    if base.sha256 is not None:
+        keys.append(Key(BASE_SHA256_KEY, base.sha256, "string"))
+    keys += [
+        Key("valle.adapter.source_name", valid_utf8(source.name), "string"),
+        Key("valle.adapter.source_sha256", sha256_of(source), "string"),
+        Key(CONVERTER_KEY, __version__, "string"),
+    ]
+    return keys

@@ -2,14 +2,13 @@
 
 The keys show which rows were which tensor, so no checkpoint is needed. Numbers keep their type;
 quantized ones become float32, which holds them exactly. The file has its checkpoint's config and
-phoneme strings; in files of earlier versions, they follow from the other keys and from the
-tokenizer. `fp32.sft` is safetensors with config, symmap and stats as metadata.
+phoneme strings. `fp32.sft` is safetensors with config, symmap and stats as metadata.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -22,7 +21,7 @@ from valle_convert.checkpoint import Checkpoint, TensorSpec
 from valle_convert.checkpoint.source import BFLOAT16, FLOAT16, FLOAT32
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle
-from valle_convert.families.v5.facts import config_of, contents_of, describe
+from valle_convert.families.v5.facts import contents_of, describe
 from valle_convert.files import atomic_output, check_free_space, check_outputs, made_folder
 from valle_convert.gguf_file.keys import (
     BIAS_KEY,
@@ -34,8 +33,6 @@ from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import PLAIN_DTYPES
 from valle_convert.model.spec import Model
 from valle_convert.progress import Progress, silent
-from valle_convert.tokenizer.bpe import PhonemeBpe
-from valle_convert.tokenizer.recorded import recorded_tokenizer
 
 #: The values of `--dtype`; `auto` keeps the file's own.
 DTYPES: Mapping[str, np.dtype[Any] | None] = {
@@ -61,8 +58,7 @@ class _Place:
 class BackTensors:
     """The checkpoint's tensors from its converted file, as a `TensorSource`.
 
-    Args:
-        dtype: of all tensors; None for the file's own type, float32 if it is quantized.
+    Without a `dtype` they have the file's own type, float32 if it is quantized.
     """
 
     def __init__(self, file: GgufFile, model: Model, dtype: np.dtype[Any] | None = None) -> None:
@@ -151,15 +147,13 @@ def _narrow(values: NDArray[np.float32], dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class Exported:
-    """The result of an export.
-
-    Attributes:
-        notes: what was derived, or is not in the result, in words.
-    """
+    """The result of an export, and what is not in it."""
 
     path: Path
     n_bytes: int
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = (
+        "not in the file: tensors for training only (dropout_token, metrics)",
+    )
 
 
 def export_file(
@@ -167,31 +161,25 @@ def export_file(
     folder: Path,
     *,
     dtype: str = "auto",
-    tokenizer: Path | None = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> Exported:
-    """Write a converted file back as a checkpoint, or leave nothing.
-
-    Args:
-        progress: shows the bytes written.
-    """
+    """Write a converted file back as a checkpoint, or leave nothing."""
     file, model, path = bundle.main, bundle.model, bundle.path
     tensors = BackTensors(file, model, DTYPES[dtype])
-    documents, notes = _metadata(file, model, tensors, tokenizer)
+    documents = _metadata(file, model, tensors)
     target = folder / SFT_NAME
-    inputs = [path, *([tokenizer] if tokenizer else [])]
     with made_folder(folder, "give another name."):
-        check_outputs([target], force=force, inputs=inputs)
-        size = _write(tensors, documents, target, inputs, force=force, progress=progress)
-    return Exported(target, size, tuple(notes))
+        check_outputs([target], force=force, inputs=[path])
+        size = _write(tensors, documents, target, path, force=force, progress=progress)
+    return Exported(target, size)
 
 
 def _write(
     tensors: BackTensors,
     metadata: Mapping[str, str],
     target: Path,
-    inputs: Sequence[Path],
+    source: Path,
     *,
     force: bool,
     progress: Progress,
@@ -211,7 +199,7 @@ def _write(
     size = 8 + len(text) + end
     check_free_space(target, size)
     with (
-        atomic_output(target, force=force, sources=inputs) as stream,
+        atomic_output(target, force=force, sources=[source]) as stream,
         progress("writing", size, "B") as advance,
     ):
         advance(stream.write(len(text).to_bytes(8, "little") + text))
@@ -223,28 +211,21 @@ def _write(
 
 def _json_key(file: GgufFile, key: str) -> dict[str, Any] | None:
     text = file.keys.get(key)
-    if text is None:
-        return None
     try:
-        value = json.loads(text)
+        value = None if text is None else json.loads(text)
     except (TypeError, ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
+        value = text
+    if not isinstance(value, dict | None):
         raise InputError(f"{file.path}: {key} is not a JSON object; convert the checkpoint again.")
     return value
 
 
-def _metadata(
-    file: GgufFile, model: Model, tensors: BackTensors, tokenizer: Path | None
-) -> tuple[dict[str, str], list[str]]:
-    """The entries of the header, each a JSON string, and notes on them."""
-    notes: list[str] = []
+def _metadata(file: GgufFile, model: Model, tensors: BackTensors) -> dict[str, str]:
+    """The entries of the header, each a JSON string."""
     config = _json_key(file, SOURCE_CONFIG_KEY)
     symmap = _json_key(file, SOURCE_SYMMAP_KEY)
     if config is None:
-        config = config_of(model, str(file.keys.get("general.name", file.path.stem)))
-        notes.append("the file lacks its checkpoint's config; an equivalent one was made")
-        symmap = _strings(file, tokenizer, notes)
+        raise InputError(f"{file.path} lacks {SOURCE_CONFIG_KEY}; convert the checkpoint again.")
     found = describe(
         Checkpoint(file.path, "gguf", tensors, config, f"in {file.path.name}", None, {})
     ).model
@@ -254,23 +235,10 @@ def _metadata(
             f"{file.path}: its config contradicts its tensors and keys; "
             "convert the checkpoint again."
         )
-    notes.append("not in the file: tensors for training only (dropout_token, metrics)")
     entries = {"config": json.dumps(config, ensure_ascii=False)}
     if symmap is not None:
         entries["userdata"] = json.dumps({"symmap": symmap}, ensure_ascii=False)
     step = file.keys.get("valle.source.global_step")
     if isinstance(step, int):
         entries["stats"] = json.dumps({"global_step": step})
-    return entries, notes
-
-
-def _strings(file: GgufFile, tokenizer: Path | None, notes: list[str]) -> dict[str, int] | None:
-    """The strings and ids of the tokenizer that the file was compiled from, if available."""
-    try:
-        found = recorded_tokenizer(file.keys, file.path, tokenizer).tokenizer
-    except InputError:
-        if tokenizer is not None:
-            raise
-        notes.append("its tokenizer is not available (--tokenizer), so there is no symmap")
-        return None
-    return dict(found.vocab) if isinstance(found, PhonemeBpe) else None
+    return entries

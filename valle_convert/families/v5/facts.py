@@ -13,7 +13,6 @@ Two facts make the model an ordinary `gemma` for llama.cpp:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import UnsupportedModelError
@@ -25,17 +24,16 @@ from valle_convert.model.description import (
     Description,
     Dropped,
     RowBlock,
+    RowBlocks,
 )
-from valle_convert.model.spec import LENGTH_STOP, Head, Model, ModelConfig, Table, choose_codec
+from valle_convert.model.spec import LENGTH_STOP, Head, Model, ModelConfig
 from valle_convert.model.trainer import (
-    DEFAULT_SIZE,
     DROPPED,
     SUPPORTED,
     ConfigReader,
     TrainerConfig,
     backbone_tensors,
-    check_claims,
-    count_layers,
+    gemma_config,
     names_of_rows,
     unread_notes,
     version_of,
@@ -89,16 +87,6 @@ def _read_switches(checkpoint: Checkpoint) -> _Switches:
 
 
 @dataclass(frozen=True)
-class _Sizes:
-    """Sizes read from the tensors' shapes."""
-
-    n_embd: int
-    n_levels: int
-    codebook_size: int
-    n_phonemes: int
-
-
-@dataclass(frozen=True)
 class _TableRule:
     """An input table: its name, its source tensor, and its number of rows.
 
@@ -112,13 +100,13 @@ class _TableRule:
     needed: bool = True
 
 
-def _table_rules(sizes: _Sizes, capabilities: tuple[str, ...]) -> list[_TableRule]:
+def _table_rules(config: ModelConfig) -> list[_TableRule]:
     """The input tables in row order. Phonemes come first: a phoneme's row is its id."""
-    n_levels, n_codes = sizes.n_levels, sizes.codebook_size
+    levels, n_codes, capabilities = config.n_levels, config.codebook_size, config.capabilities
     return [
         _TableRule("phonemes", "text_emb.weight", None),
         _TableRule("text", "raw_text_emb.weight", None, needed=False),
-        _TableRule("level", "rvq_l_emb.weight", n_levels),
+        _TableRule("level", "rvq_l_emb.weight", levels),
         _TableRule("language", "langs_emb.weight", None, needed="lang" in capabilities),
         _TableRule("task", "tasks_emb.weight", None),
         _TableRule("length", "len_emb.weight", LENGTH_STOP + 1, needed="len" in capabilities),
@@ -126,31 +114,28 @@ def _table_rules(sizes: _Sizes, capabilities: tuple[str, ...]) -> list[_TableRul
         _TableRule("separator", "sep", 1),
         *(
             _TableRule(f"prompt.{i}", f"proms_emb.embeddings.{i}.weight", n_codes)
-            for i in range(n_levels)
+            for i in range(levels)
         ),
         # The first and the last response table have one more row: the stop and the mask code.
         _TableRule("response.ar", "resps_emb.embeddings.0.weight", n_codes + 1),
         *(
             _TableRule(f"response.{i}", f"resps_emb.embeddings.{i}.weight", n_codes)
-            for i in range(1, n_levels)
+            for i in range(1, levels)
         ),
-        _TableRule("response.mask", f"resps_emb.embeddings.{n_levels}.weight", n_codes + 1),
+        _TableRule("response.mask", f"resps_emb.embeddings.{levels}.weight", n_codes + 1),
     ]
 
 
-def _head_rows(
-    sizes: _Sizes, version: int, capabilities: tuple[str, ...], text_rows: int, *, split: bool
-) -> list[tuple[str, int]]:
-    """The heads in the checkpoint's order, with their rows."""
-    n_levels, n_codes = sizes.n_levels, sizes.codebook_size
-    heads = [("ar", n_codes + 1)]
-    heads += [(f"nar.{level}", n_codes) for level in range(1, n_levels)]
-    heads += [("mask", n_codes), ("stt", sizes.n_phonemes)]
-    if "len" in capabilities:
-        heads.append(("len", LENGTH_STOP + 1))
-    if version >= 6 and split and text_rows:
-        heads.append(("text", text_rows))
-    return heads
+def _head_rows(config: ModelConfig, n_phonemes: int, n_text: int) -> dict[str, int]:
+    """The heads in the checkpoint's order, with their rows; without `n_text` none for text."""
+    rows = {"ar": config.codebook_size + 1}
+    rows |= {f"nar.{level}": config.codebook_size for level in range(1, config.n_levels)}
+    rows |= {"mask": config.codebook_size, "stt": n_phonemes}
+    if "len" in config.capabilities:
+        rows["len"] = LENGTH_STOP + 1
+    if config.version >= 6 and n_text:
+        rows["text"] = n_text
+    return rows
 
 
 # --------------------------------------------------------------------------- describe
@@ -174,62 +159,32 @@ def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Mo
     """Understand a checkpoint of version 5 or 6."""
     check_version(checkpoint)
     switches = _read_switches(checkpoint)
-    common = switches.common
-    specs = checkpoint.tensors.specs
-    collector = Collector(specs)
-
-    sizes = _Sizes(
-        n_embd=common.dim,
-        n_levels=count_numbered(specs, "proms_emb.embeddings.{}.weight"),
-        codebook_size=collector.rows_of("proms_emb.embeddings.0.weight"),
-        n_phonemes=collector.rows_of("text_emb.weight"),
-    )
-    n_layer, n_ff = count_layers(collector)
-    n_head_kv = switches.kv_heads or common.heads
-    found_sizes = {
-        "codebook levels": sizes.n_levels,
-        "codes a codebook": sizes.codebook_size,
-        "phonemes": sizes.n_phonemes,
-        "text tokens": collector.rows_of("raw_text_emb.weight"),
-        "languages": collector.rows_of("langs_emb.weight"),
-        "tasks": collector.rows_of("tasks_emb.weight"),
-        "tones": collector.rows_of("tones_emb.weight"),
-        "feed-forward width": n_ff,
+    collector = Collector(checkpoint.tensors.specs)
+    n_phonemes, n_text = map(collector.rows_of, ("text_emb.weight", "raw_text_emb.weight"))
+    found = {
+        "codebook levels": count_numbered(collector.specs, "proms_emb.embeddings.{}.weight"),
+        "codes a codebook": collector.rows_of("proms_emb.embeddings.0.weight"),
+        "phonemes": n_phonemes,
+        "text tokens": n_text,
     }
-    check_claims(collector, common, n_layer, found_sizes)
-
-    tables: list[Table] = []
-    rows: list[RowBlock] = []
-    next_row = 0
-    for rule in _table_rules(sizes, common.capabilities):
-        if not rule.needed and rule.source not in specs:
-            continue
-        n_rows = rule.rows if rule.rows is not None else max(1, collector.rows_of(rule.source))
-        shape = (sizes.n_embd,) if rule.name == "separator" else (n_rows, sizes.n_embd)
-        collector.take(rule.source, shape)
-        tables.append(Table(rule.name, next_row, n_rows))
-        rows.append(RowBlock(rule.name, rule.source, next_row, n_rows))
-        next_row += n_rows
-
+    common, notes = gemma_config(collector, switches.common, found, codec, switches.kv_heads)
+    config = ModelConfig(
+        **common, sum_prompt=switches.sum_prompt, sum_response=switches.sum_response
+    )
+    rows = RowBlocks()
+    for rule in _table_rules(config):
+        if rule.needed or rule.source in collector.specs:
+            there = max(1, collector.rows_of(rule.source))
+            n_rows = there if rule.rows is None else rule.rows
+            is_vector = rule.name == "separator"
+            shape = (config.n_embd,) if is_vector else (n_rows, config.n_embd)
+            collector.take(rule.source, shape)
+            rows.add(rule.name, rule.source, n_rows)
+    tables = rows.tables
     split = _is_split(collector, switches)
-    head_rows = _head_rows(
-        sizes,
-        common.version,
-        common.capabilities,
-        collector.rows_of("raw_text_emb.weight"),
-        split=split,
-    )
-    heads, head_blocks, biases, dropped = _heads(
-        collector, switches, head_rows, next_row, sizes.n_embd, split=split
-    )
-    rows += head_blocks
-
-    dims = {
-        "n_embd": sizes.n_embd,
-        "n_embd_kv": sizes.n_embd // common.heads * n_head_kv,
-        "n_ff": n_ff,
-    }
-    backbone = backbone_tensors(n_layer, dims)
+    head_rows = _head_rows(config, n_phonemes, n_text if split else 0)
+    heads, biases, dropped = _heads(collector, switches, head_rows, rows, config, split=split)
+    backbone = backbone_tensors(config)
     for tensor in backbone:
         collector.take(tensor.source, tensor.shape)
     dropped += collector.finish(
@@ -237,38 +192,10 @@ def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Mo
         "Give the config that belongs to these weights with --config.",
         DROPPED,
     )
-
-    chosen, notes = choose_codec(codec, sizes.n_levels, sizes.codebook_size)
-    config = ModelConfig(
-        version=common.version,
-        capabilities=common.capabilities,
-        n_embd=sizes.n_embd,
-        n_layer=n_layer,
-        n_head=common.heads,
-        n_head_kv=n_head_kv,
-        n_ff=n_ff,
-        n_ctx_train=common.context,
-        n_levels=sizes.n_levels,
-        codebook_size=sizes.codebook_size,
-        positions="unified" if common.unified else "segment",
-        nar_attention="bidirectional" if common.noncausal else "causal",
-        sum_prompt=switches.sum_prompt,
-        sum_response=switches.sum_response,
-        codec=chosen,
-    )
-    languages, tasks, tones = names_of_rows(checkpoint)
-    model = Model(
-        config=config,
-        tables=tuple(tables),
-        heads=tuple(heads),
-        languages=languages,
-        tasks=tasks,
-        tones=tones,
-    )
     return Description(
-        model,
+        Model(tables, heads, config, **names_of_rows(checkpoint)),
         checkpoint.tensors,
-        {PART: Contents(tuple(rows), tuple(backbone), tuple(biases))},
+        {PART: Contents(tuple(rows), backbone, biases)},
         tuple(dropped),
         (*notes, *unread_notes(checkpoint.config)),
         switches.assumed,
@@ -277,14 +204,7 @@ def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Mo
 
 def contents_of(model: Model) -> Contents:
     """The sources of a converted file's rows and tensors, from its model alone."""
-    config = model.config
-    sizes = _Sizes(
-        n_embd=config.n_embd,
-        n_levels=config.n_levels,
-        codebook_size=config.codebook_size,
-        n_phonemes=model.table("phonemes").n_rows,
-    )
-    sources = {rule.name: rule.source for rule in _table_rules(sizes, config.capabilities)}
+    sources = {rule.name: rule.source for rule in _table_rules(model.config)}
     rows = [RowBlock(t.name, sources[t.name], t.first_row, t.n_rows) for t in model.tables]
     biases: list[BiasBlock] = []
     split = len({head.first_row for head in model.heads}) == len(model.heads)
@@ -299,49 +219,7 @@ def contents_of(model: Model) -> Contents:
         first = model.heads[0].first_row
         n_rows = max(head.n_rows for head in model.heads)
         rows.append(RowBlock("head.classifier", "classifier.weight", first, n_rows))
-    dims = {
-        "n_embd": config.n_embd,
-        "n_embd_kv": config.n_embd_head * config.n_head_kv,
-        "n_ff": config.n_ff,
-    }
-    backbone = backbone_tensors(config.n_layer, dims)
-    return Contents(tuple(rows), tuple(backbone), tuple(biases))
-
-
-def config_of(model: Model, name: str) -> dict[str, Any]:
-    """A config equivalent to the keys of a converted file."""
-    config = model.config
-    rows = {table.name: table.n_rows for table in model.tables}
-    size = {
-        "dim": config.n_embd,
-        "heads": config.n_head,
-        "layers": config.n_layer,
-        "resp_levels": config.n_levels,
-        "audio_tokens": config.codebook_size,
-        "text_tokens": rows.get("text", DEFAULT_SIZE["text_tokens"]),
-        "phoneme_tokens": rows["phonemes"],
-    }
-    sums = {(True, True): True, (False, False): False, (True, False): "prom"}
-    return {
-        "name": name,
-        "version": config.version,
-        "size": size,
-        "tasks": rows["task"],
-        "langs": rows.get("language", 0),
-        "tones": rows.get("tone", 0),
-        "experts": 1,
-        "arch_type": "llama",
-        "capabilities": list(config.capabilities),
-        "experimental": {
-            "split_classifiers": len({head.first_row for head in model.heads}) == len(model.heads),
-            "classifiers_bias": model.heads[0].bias is not None,
-            "audio_embedding_sums": sums.get((config.sum_prompt, config.sum_response), "resp"),
-            "unified_position_ids": config.positions == "unified",
-            "noncausal_masks": config.nar_attention == "bidirectional",
-            "kv_heads": 0 if config.n_head_kv == config.n_head else config.n_head_kv,
-            "max_position_embeddings": config.n_ctx_train,
-        },
-    }
+    return Contents(tuple(rows), backbone_tensors(model.config), tuple(biases))
 
 
 def _is_split(collector: Collector, switches: _Switches) -> bool:
@@ -358,50 +236,42 @@ def _is_split(collector: Collector, switches: _Switches) -> bool:
 def _heads(
     collector: Collector,
     switches: _Switches,
-    head_rows: list[tuple[str, int]],
-    first_row: int,
-    n_embd: int,
+    head_rows: dict[str, int],
+    rows: RowBlocks,
+    config: ModelConfig,
     *,
     split: bool,
-) -> tuple[list[Head], list[RowBlock], list[BiasBlock], list[Dropped]]:
+) -> tuple[tuple[Head, ...], tuple[BiasBlock, ...], list[Dropped]]:
     """Heads with their own rows, or sharing the first rows of the one classifier."""
-    heads: list[Head] = []
-    blocks: list[RowBlock] = []
-    biases: list[BiasBlock] = []
     dropped: list[Dropped] = []
     if split:
-        for k, (name, n_rows) in enumerate(head_rows):
-            source = f"classifiers.proj.{k}"
-            collector.take(f"{source}.weight", (n_rows, n_embd))
-            heads.append(Head(name, first_row, n_rows))
-            blocks.append(RowBlock(f"head.{name}", f"{source}.weight", first_row, n_rows))
-            biases.append(BiasBlock(name, f"{source}.bias", n_rows))
-            first_row += n_rows
+        sources = {name: f"classifiers.proj.{k}" for k, name in enumerate(head_rows)}
+        for name, source in sources.items():
+            collector.take(f"{source}.weight", (head_rows[name], config.n_embd))
+            rows.add(f"head.{name}", f"{source}.weight", head_rows[name])
+        heads = rows.heads
         has_bias = "classifiers.proj.0.bias" in collector.specs
     else:
-        spec = collector.specs["classifier.weight"]
-        n_read = max(n_rows for _, n_rows in head_rows)
-        n_there = spec.shape[0] if spec.shape else 0
-        collector.take("classifier.weight", (max(n_there, n_read), n_embd))
-        blocks.append(RowBlock("head.classifier", "classifier.weight", first_row, n_read))
-        heads += [Head(name, first_row, n_rows) for name, n_rows in head_rows]
-        biases += [BiasBlock(name, "classifier.bias", n_rows) for name, n_rows in head_rows]
+        sources = dict.fromkeys(head_rows, "classifier")
+        n_read, n_there = max(head_rows.values()), collector.rows_of("classifier.weight")
+        collector.take("classifier.weight", (max(n_there, n_read), config.n_embd))
+        heads = tuple(Head(name, rows.n_rows, n_rows) for name, n_rows in head_rows.items())
+        rows.add("head.classifier", "classifier.weight", n_read)
         has_bias = "classifier.bias" in collector.specs
         if n_there > n_read:
             unread = f"rows {n_read} to {n_there - 1} are read by no head"
-            dropped.append(Dropped("classifier.weight", unread))
-            if has_bias:
-                dropped.append(Dropped("classifier.bias", unread))
+            dropped += [
+                Dropped(f"classifier.{kind}", unread) for kind in ("weight", "bias")[: 1 + has_bias]
+            ]
     if switches.bias is not None and switches.bias != has_bias:
         collector.faults.append(
             f"classifiers_bias is {switches.bias} in the config, but the weights have "
             f"{'biases' if has_bias else 'none'}"
         )
     if not has_bias:
-        return heads, blocks, [], dropped
-    for bias in biases:
-        n_rows = bias.n_rows
-        if not split:
-            n_rows = collector.specs["classifier.weight"].shape[0]
-        collector.take(bias.source, (n_rows,))
-    return heads, blocks, biases, dropped
+        return heads, (), dropped
+    for name, source in sources.items():
+        n_rows = head_rows[name] if split else collector.rows_of("classifier.weight")
+        collector.take(f"{source}.bias", (n_rows,))
+    biases = (BiasBlock(name, f"{sources[name]}.bias", n) for name, n in head_rows.items())
+    return heads, tuple(biases), dropped

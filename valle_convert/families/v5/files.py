@@ -9,25 +9,19 @@ from collections.abc import Iterator
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError
-from valle_convert.families.gemma import n_token_rows
+from valle_convert.families.gemma import main_keys, n_token_rows, read_main
 from valle_convert.families.v5.old import is_old, why_wrong
 from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.keys import (
-    ARCHITECTURE,
     FAMILY_KEY,
     FORMAT_VERSION,
-    SOURCE_CONFIG_KEY,
-    SOURCE_SYMMAP_KEY,
-    SPECIAL_IDS,
     KeyReader,
-    architecture_keys,
     config_keys,
     name_keys,
     row_keys,
 )
 from valle_convert.gguf_file.plan import FileKeys
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.gguf_file.vocabulary import phoneme_vocabulary, source_json_keys
 from valle_convert.model.description import Description
 from valle_convert.model.spec import Model, ModelConfig
 from valle_convert.tokenizer.choose import TokenizerChoice
@@ -36,21 +30,11 @@ from valle_convert.tokenizer.choose import TokenizerChoice
 def file_keys(
     checkpoint: Checkpoint,
     description: Description[Model],
+    part: str,
     tokenizer: TokenizerChoice,
 ) -> FileKeys:
-    model = description.model
-    vocabulary, extra_rows = phoneme_vocabulary(tokenizer, description.blocks())
-    return FileKeys(
-        ARCHITECTURE,
-        graph=architecture_keys(model.config),
-        vocabulary=vocabulary,
-        model=model_keys(model),
-        tail=source_json_keys(
-            {SOURCE_CONFIG_KEY: checkpoint.config, SOURCE_SYMMAP_KEY: checkpoint.symmap}
-        ),
-        extra_rows=extra_rows,
-        languages=model.languages,
-    )
+    del part
+    return main_keys(checkpoint, description, tokenizer, model_keys(description.model))
 
 
 def model_keys(model: Model) -> Iterator[Key]:
@@ -73,25 +57,14 @@ def read_model(file: GgufFile) -> Model:
             f"{file.path} is a model of the family {family!r:.40}, expected one of version 5 or 6; "
             "give it to a command, or to `open_bundle`, which know its family."
         )
-    n_rows = n_token_rows(file)
-    reader = KeyReader.of_converted(file.keys, file.path)
-    tables, heads = reader.tables(n_rows), reader.heads(n_rows)
+    reader, found = read_main(file)
     config = ModelConfig(
         **vars(reader.config()),
         sum_prompt=reader.flag("valle.sums.prompt"),
         sum_response=reader.flag("valle.sums.response"),
     )
-    model = Model(
-        config=config,
-        tables=tables,
-        heads=heads,
-        languages=reader.names("languages", "language", tables),
-        tasks=reader.names("tasks", "task", tables),
-        tones=reader.names("tones", "tone", tables),
-    )
+    model = Model(config=config, heads=reader.heads(n_token_rows(file)), **found)
     _check_contents(reader, model)
-    for name, id_ in SPECIAL_IDS.items():
-        reader.expect(name, id_)
     reader.finish(file.path)
     return model
 

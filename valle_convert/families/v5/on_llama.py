@@ -33,7 +33,7 @@ class GgufNetwork(Closing):
 
     def __init__(
         self,
-        file: GgufFile,
+        files: Mapping[str, GgufFile],
         model: Model,
         *,
         n_ctx: int = 512,
@@ -42,7 +42,7 @@ class GgufNetwork(Closing):
         tune: Tune = "off",
         adapters: Sequence[Adapter] = (),
     ) -> None:
-        self.file = file
+        self.file = files[PART]
         self._model = model
         self.adapters = tuple(adapters)
         self._embedding = self.file.tensors[TOKEN_EMBEDDING]
@@ -147,3 +147,6 @@ class GgufNetwork(Closing):
 
 def _indices(outputs: Outputs) -> slice | NDArray[np.int64]:
     return outputs if isinstance(outputs, slice) else np.asarray(outputs, np.int64)
+
+
+NETWORK = GgufNetwork

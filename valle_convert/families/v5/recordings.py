@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,28 +87,40 @@ def fill_folder(
     progress: Progress = silent,
 ) -> list[MadeUtterance]:
     """Make an utterance of each recording, and write all of them or none."""
+    model, names = bundle.model, utterance_names(recorded)
     heard = [*(one.path for one in recorded), *([voice] if voice else [])]
     inputs = [*inputs, *bundle.paths, *heard]
+    made = []
     with (
         made_folder(folder, "give another name."),
         locked_folder(folder),
         ExitStack() as opened,
     ):
         tokenize, _ = phoneme_tokenizer(bundle.main, opened)
-        outputs = {name: folder / name for name in utterance_names(recorded)}
-        check_outputs(outputs, inputs=inputs, force=force)
+        check_outputs([folder / name for name in names], inputs=inputs, force=force)
         # All texts are checked before a codec is loaded or downloaded.
-        said = say_all(recorded, bundle.model, tokenize, language=language, is_phonemes=is_phonemes)
-        made = make_utterances(
-            recorded,
-            said,
-            bundle.model,
-            codec=None if all(map(is_codes_path, heard)) else open_codec(codec, bundle.model),
-            voice=voice,
-            is_phonemes=is_phonemes,
-            progress=progress,
-        )
-        write_utterances(made, folder, force=force, sources=inputs)
+        said = say_all(recorded, model, tokenize, language=language, is_phonemes=is_phonemes)
+        encoder = None if all(map(is_codes_path, heard)) else open_codec(codec, model)
+        prompt, notices = voice_prompt(voice, model, encoder) if voice else (None, ())
+        with progress("recordings", len(recorded), "") as advance:
+            for one, line, name in zip(recorded, said, names, strict=True):
+                arrays: dict[str, NDArray[Any]] = {
+                    "phonemes": np.array(line.ids, np.int32),
+                    "response": _codes(one.path, model, encoder, None)[0],
+                }
+                if prompt is not None:
+                    arrays["prompt"] = prompt
+                if model.has_table("language"):
+                    arrays["language"] = np.array(line.language_id(model), np.int32)
+                check_utterance(one.path, arrays, model.config, model)
+                if not is_phonemes:
+                    arrays["text"] = np.array(one.text)
+                made.append(MadeUtterance(name, one.path, line, arrays, line.notices + notices))
+                notices = ()
+                advance(1)
+        for utterance in made:
+            with atomic_output(folder / utterance.name, force=force, sources=inputs) as file:
+                np.savez(file, **utterance.arrays)  # type: ignore[arg-type]
     return made
 
 
@@ -133,41 +145,6 @@ def say_all(
     return [_say(one, model, tokenize, language, is_phonemes=is_phonemes) for one in recorded]
 
 
-def make_utterances(
-    recorded: Sequence[Recorded],
-    said: Sequence[Said],
-    model: Model,
-    *,
-    codec: AudioCodec | None = None,
-    voice: Path | None = None,
-    is_phonemes: bool = False,
-    progress: Progress = silent,
-) -> list[MadeUtterance]:
-    """Encode recordings, and combine them with their texts."""
-    prompt: Codes | None = None
-    notices: tuple[str, ...] = ()
-    if voice is not None:
-        prompt, notices = voice_prompt(voice, model, codec)
-    made = []
-    with progress("recordings", len(recorded), "") as advance:
-        for one, line, name in zip(recorded, said, utterance_names(recorded), strict=True):
-            arrays: dict[str, NDArray[Any]] = {
-                "phonemes": np.array(line.ids, np.int32),
-                "response": _codes(one.path, model, codec, None)[0],
-            }
-            if prompt is not None:
-                arrays["prompt"] = prompt
-            if model.has_table("language"):
-                arrays["language"] = np.array(line.language_id(model), np.int32)
-            check_utterance(one.path, arrays, model.config, model)
-            if not is_phonemes:
-                arrays["text"] = np.array(one.text)
-            made.append(MadeUtterance(name, one.path, line, arrays, line.notices + notices))
-            notices = ()
-            advance(1)
-    return made
-
-
 def voice_prompt(
     voice: Path, model: Model, codec: AudioCodec | None, seconds: float = PROMPT_SECONDS
 ) -> tuple[Codes, tuple[str, ...]]:
@@ -176,14 +153,6 @@ def voice_prompt(
     rate = model.config.codec.frame_rate or DEFAULT_FRAME_RATE
     prompt, more = fit_prompt(prompt, max(1, round(seconds * rate)), str(voice))
     return prompt, notices + more
-
-
-def write_utterances(
-    made: Iterable[MadeUtterance], folder: Path, *, force: bool, sources: Sequence[Path] = ()
-) -> None:
-    for one in made:
-        with atomic_output(folder / one.name, force=force, sources=sources) as file:
-            np.savez(file, **one.arrays)  # type: ignore[arg-type]
 
 
 def _say(

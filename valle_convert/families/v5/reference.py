@@ -12,16 +12,17 @@ from torch import Tensor
 from valle_convert.checkpoint.source import NamedTensors
 from valle_convert.closing import Closing
 from valle_convert.families.gemma import PART
+from valle_convert.families.v5.adapter import AdaptedTensors, Adapter
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.model.description import Description, RowBlock
-from valle_convert.model.spec import Model
+from valle_convert.model.spec import Model, level_of_head
 from valle_convert.network.arithmetic import EXACT, Arithmetic
 from valle_convert.network.backbone import Backbone, Cache
-from valle_convert.network.protocol import Outputs
+from valle_convert.network.protocol import Network, Outputs
 
 
-class ReferenceNetwork(Backbone, Closing):
-    """A `protocol.Network` on PyTorch."""
+class ReferenceNetwork(Backbone, Closing, Network):
+    """A `protocol.Network` on PyTorch; with `adapters`, each in the passes of its levels."""
 
     def __init__(
         self,
@@ -29,8 +30,12 @@ class ReferenceNetwork(Backbone, Closing):
         description: Description[Model],
         *,
         arithmetic: Arithmetic = EXACT,
+        adapters: Sequence[Adapter] = (),
     ) -> None:
         self._model = description.model
+        self._adapters = tuple(adapters)
+        self._plain = tensors
+        self._merged: dict[tuple[Adapter, ...], dict[str, Tensor]] = {}
         super().__init__(PART, tensors, self._model.config, arithmetic)
         contents = description.contents[PART]
         self._tables = {block.label: block for block in contents.rows}
@@ -64,6 +69,7 @@ class ReferenceNetwork(Backbone, Closing):
         sequence: int = 0,
     ) -> NDArray[np.float32]:
         """Run a batch; see `Network.step`."""
+        self._use_adapters(level_of_head(head))
         causal = self._model.is_causal(head)
         if not causal:
             self.reset()
@@ -80,20 +86,15 @@ class ReferenceNetwork(Backbone, Closing):
         ).numpy()
         return logits
 
-    def step_many(
-        self,
-        embeddings: Sequence[NDArray[np.float32]],
-        positions: Sequence[NDArray[np.integer]],
-        *,
-        head: str,
-        outputs: Sequence[Outputs],
-    ) -> list[NDArray[np.float32]]:
-        """Run several causal sequences one after the other; see `Network.step_many`."""
-        given = zip(embeddings, positions, outputs, strict=True)
-        return [
-            self.step(one, places, head=head, outputs=wanted, sequence=i)
-            for i, (one, places, wanted) in enumerate(given)
-        ]
+    def _use_adapters(self, level: int) -> None:
+        """Compute with the weights of a codebook level; each set of adapters has its own."""
+        if self._adapters:
+            chosen = tuple(one for one in self._adapters if one.is_for(level))
+            self._tensors = AdaptedTensors(self._plain, chosen)
+            self._weights = self._merged.setdefault(chosen, {})
 
     def _rows(self, block: RowBlock) -> Tensor:
         return self.weight(block.source).reshape(-1, self._config.n_embd)[: block.n_rows]
+
+
+NETWORK = ReferenceNetwork

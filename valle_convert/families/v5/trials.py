@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from valle_convert.audio.utterances import read_spoken
 from valle_convert.decode import GREEDY, ArOptions, NarOptions, decode_ar, decode_nar
 from valle_convert.families.family import GREEDY_FRAMES, Case, Speed
+from valle_convert.families.gemma import random_speech
 from valle_convert.model.inputs import (
     Condition,
     Inputs,
@@ -29,16 +30,15 @@ from valle_convert.model.inputs import (
     speech_segments,
     transcript_segments,
 )
-from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, LENGTH_STOP, Model
+from valle_convert.model.spec import LENGTH_STOP, Model
 from valle_convert.network.protocol import Network
 
 Prediction = NDArray[np.float32]
 
-_N_PHONEMES = 32
-_N_PROMPT_FRAMES = 48
-_N_FRAMES = 60
 _N_TRANSCRIPT = 16
 _MASKED_PART = 0.5
+#: Codes that are decoded one by one at the beginning and at the end of the speech.
+_N_STEPS = 4
 # A request of everyday size: four seconds of EnCodec after three seconds of voice.
 _SPEED_PHONEMES, _SPEED_PROMPT, _SPEED_FRAMES = 60, 225, 300
 _SPEED_STEPS, _SPEED_PASSES = 16, 3
@@ -71,43 +71,41 @@ class NetworkPass:
 
     Attributes:
         n_outputs: the number of compared elements, counted from the end.
-        stepwise: the last segment is decoded one element at a time, through the cache.
+        steps: elements of the last segment before the end of each step, if it takes several.
     """
 
     head: str
     segments: tuple[Segment, ...]
     n_outputs: int
-    stepwise: bool = False
+    steps: tuple[int, ...] = ()
 
     def __call__(self, network: Network) -> Prediction:
         """The logits, [n_outputs, rows of the head]."""
         network.reset()
         inputs = assemble(network.model, self.segments, network.look_up)
-        if not self.stepwise:
+        if not self.steps:
             first = len(inputs) - self.n_outputs
             return network.step(
                 inputs.embeddings, inputs.positions, head=self.head, outputs=slice(first, None)
             )
-        return np.concatenate(list(_stepwise(network, self.head, inputs)))
+        logits = []
+        for start, stop in pairwise([0, *(inputs.last + n for n in self.steps)]):
+            part = slice(start, stop)
+            rows, places = inputs.embeddings[part], inputs.positions[part]
+            logits.append(network.step(rows, places, head=self.head, outputs=slice(-1, None)))
+        return np.concatenate(logits)
 
 
-def utterances(model: Model, n: int, *, seed: int = 0) -> Iterator[Utterance]:
+def utterances(model: Model, n: int, *, seed: int = 0, length: float = 1.0) -> Iterator[Utterance]:
     """`n` different utterances of random phonemes and codes, the same for the same seed."""
-    config = model.config
     for i in range(n):
         draw = np.random.default_rng([seed, i])
-        n_phonemes = model.table("phonemes").n_rows
-        inner = draw.integers(min(4, n_phonemes - 1), n_phonemes, _N_PHONEMES + 3 * i)
-        response = draw.integers(0, config.codebook_size, (_N_FRAMES + 7 * i, config.n_levels))
-        masked = np.where(draw.random(len(response)) < 0.5, config.special_code, response[:, 0])
-        prompt = draw.integers(0, config.codebook_size, (_N_PROMPT_FRAMES + 5 * i, config.n_levels))
-        phonemes = np.array([BOS_PHONEME, *inner, EOS_PHONEME])
-        yield Utterance(
-            condition=Condition.of(model, phonemes, prompt, i % max(1, len(model.languages))),
-            response=response,
-            masked=masked,
-            digits=np.array([0, *draw.integers(0, LENGTH_STOP, 3)]),
+        condition, response = random_speech(model, i, draw, length)
+        masked = np.where(
+            draw.random(len(response)) < _MASKED_PART, model.config.special_code, response[:, 0]
         )
+        digits = np.array([0, *draw.integers(0, LENGTH_STOP, 3)])
+        yield Utterance(condition, response, masked, digits)
 
 
 def cases(model: Model, utterance: Utterance) -> Iterator[Case[Network]]:
@@ -121,16 +119,15 @@ def cases(model: Model, utterance: Utterance) -> Iterator[Case[Network]]:
         given: Condition,
         level: int,
         codes: NDArray[np.int64],
-        *,
-        stepwise: bool = False,
     ) -> Case[Network]:
         segments = speech_segments(model, given, level, codes, masked=head == "mask")
         # The AR's first code is predicted by the separator before the response.
-        run = NetworkPass(head, tuple(segments), n + (head == "ar"), stepwise)
-        return Case(name, head, run, repeats=stepwise)
+        return Case(name, head, NetworkPass(head, tuple(segments), n + (head == "ar")))
 
     yield speech("ar", "ar", condition, 0, response)
-    yield speech("ar one code a step", "ar", condition, 0, response, stepwise=True)
+    steps = tuple(sorted({*range(_N_STEPS + 1), *range(n - _N_STEPS, n + 1)} & {*range(n + 1)}))
+    ar = NetworkPass("ar", tuple(speech_segments(model, condition, 0, response)), n + 1, steps)
+    yield Case("ar one code a step", "ar", ar, repeats="ar", rows=steps)
     yield speech("ar without prompt", "ar", replace(condition, prompt=None), 0, response)
     yield speech("ar null", "ar", condition.null(), 0, response)
     for task in ("ns", "sr"):
@@ -156,16 +153,7 @@ def cases(model: Model, utterance: Utterance) -> Iterator[Case[Network]]:
     if model.has_head("text"):
         # No task of these models reads it; its rows are compared on the same hidden states.
         run = NetworkPass("text", tuple(spoken), len(transcript))
-        yield Case("text", "text", run, repeats=True)
-
-
-def _stepwise(network: Network, head: str, inputs: Inputs) -> Iterator[Prediction]:
-    """All but the last segment at once, then element by element."""
-    for start, stop in pairwise([0, *range(inputs.last, len(inputs) + 1)]):
-        part = slice(start, stop)
-        yield network.step(
-            inputs.embeddings[part], inputs.positions[part], head=head, outputs=slice(-1, None)
-        )
+        yield Case("text", "text", run, repeats="stt")
 
 
 def speak_level_0(network: Network, utterance: Utterance) -> NDArray[np.int32]:
@@ -227,11 +215,7 @@ def measure_speed(network: Network) -> Speed:
 
 
 def read_utterance(path: Path, model: Model, *, seed: tuple[int, ...]) -> Utterance:
-    """One utterance.
-
-    Args:
-        seed: decides which frames are masked.
-    """
+    """One utterance from a file; the seed decides which frames are masked."""
     config = model.config
     given = read_spoken(path, config, model)
     hidden = np.random.default_rng(seed).random(len(given.response)) < _MASKED_PART

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from valle_convert.checkpoint import Checkpoint
-from valle_convert.checkpoint.lora import LoraFile
 from valle_convert.checkpoint.plain_values import whole
-from valle_convert.checkpoint.source import NamedTensors
 from valle_convert.families.family import Choices
 from valle_convert.families.gemma import PART, GemmaFamily
 from valle_convert.families.v7 import facts, files
 from valle_convert.families.v7.facts import AUDIO, VersionSevenModel
-from valle_convert.gguf_file.plan import FileKeys
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.description import Description
 from valle_convert.model.spec import Head, Table
-from valle_convert.tokenizer.choose import TokenizerChoice
 
 if TYPE_CHECKING:
     from valle_convert.audio.codec import AudioCodec
     from valle_convert.families.bundle import Bundle
     from valle_convert.families.v7.composed import AllLevelsNetwork
     from valle_convert.families.v7.speech import VersionSevenSpeaker
-    from valle_convert.llama.context import Settings
-    from valle_convert.llama.tuning import Tune
-    from valle_convert.network.arithmetic import Arithmetic
 
 
 class VersionSeven(GemmaFamily[VersionSevenModel, "AllLevelsNetwork"]):
@@ -46,15 +39,6 @@ class VersionSeven(GemmaFamily[VersionSevenModel, "AllLevelsNetwork"]):
     def describe(self, checkpoint: Checkpoint, choices: Choices) -> Description[VersionSevenModel]:
         return facts.describe(checkpoint, choices.codec)
 
-    def keys(
-        self,
-        checkpoint: Checkpoint,
-        description: Description[VersionSevenModel],
-        part: str,
-        tokenizer: TokenizerChoice,
-    ) -> FileKeys:
-        return files.file_keys(checkpoint, description, part, tokenizer)
-
     def set_salt(self, description: Description[VersionSevenModel]) -> str:
         del description
         return ""
@@ -65,42 +49,6 @@ class VersionSeven(GemmaFamily[VersionSevenModel, "AllLevelsNetwork"]):
 
     def check_part(self, file: GgufFile, part: str) -> None:
         files.check_part(file, part)
-
-    def read_model(self, files: Mapping[str, GgufFile]) -> VersionSevenModel:
-        from valle_convert.families.v7.files import read_model
-
-        return read_model(files)
-
-    def reference(
-        self,
-        tensors: NamedTensors,
-        description: Description[VersionSevenModel],
-        *,
-        arithmetic: Arithmetic | None = None,
-        adapters: Sequence[Any] = (),
-        folded: bool = False,
-    ) -> AllLevelsNetwork:
-        from valle_convert.families.v7.reference import VersionSevenReference
-        from valle_convert.network.arithmetic import EXACT
-
-        del adapters, folded
-        return VersionSevenReference(tensors, description.model, arithmetic=arithmetic or EXACT)
-
-    def open(
-        self,
-        bundle: Bundle,
-        *,
-        n_threads: int | None = None,
-        settings: Settings | None = None,
-        tune: Tune = "off",
-        adapters: Sequence[LoraFile] = (),
-    ) -> AllLevelsNetwork:
-        from valle_convert.families.v7.on_llama import VersionSevenGguf
-
-        self.open_adapters(adapters, bundle)
-        return VersionSevenGguf(
-            bundle.files, bundle.model, n_threads=n_threads, settings=settings, tune=tune
-        )
 
     def prove(self) -> None:
         from valle_convert.llama.gemma import prove_states

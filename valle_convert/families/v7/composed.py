@@ -11,7 +11,6 @@ A frame of the prompt or of the response is one element; a separator is between 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -29,13 +28,7 @@ class AllLevelsNetwork(Closing, ABC):
     """A model of version 7 that computes. Close it, or use it as a context manager.
 
     d is the width, A the codebook size.
-
-    Attributes:
-        observe: called as `observe(part, linear, inputs [n, in])` before every linear layer, in
-            networks that support it.
     """
-
-    observe: Callable[[str, str, Any], None] | None = None
 
     def __init__(self, model: VersionSevenModel) -> None:
         self._model = model
@@ -75,13 +68,9 @@ class AllLevelsNetwork(Closing, ABC):
     # ---------------------------------------------------------------------------- outputs
 
     def levels(self, condition: Condition, response: IntArray) -> FloatArray:
-        """The logits of every level of a response.
+        """The logits of every level, [frames, levels] -> [levels, frames, A + 1].
 
-        Args:
-            response: its codes, with the mask code for unknown ones, [frames, levels].
-
-        Returns:
-            [levels, frames, A + 1].
+        Unknown codes of the response are mask codes.
         """
         segments = [*self._leading(condition), self._encoded("response", response)]
         return self.decode(self._states(segments, "level", len(response)))

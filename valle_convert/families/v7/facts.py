@@ -26,17 +26,15 @@ from valle_convert.model.description import (
     ComputedTensors,
     Contents,
     Description,
-    RowBlock,
+    RowBlocks,
 )
-from valle_convert.model.spec import GemmaConfig, GemmaModel, Head, RowMap, Table, choose_codec
+from valle_convert.model.spec import GemmaConfig, GemmaModel, RowMap
 from valle_convert.model.trainer import (
     DROPPED,
     OUTPUT_NORM,
     ConfigReader,
-    TrainerConfig,
     backbone_tensors,
-    check_claims,
-    count_layers,
+    gemma_config,
     names_of_rows,
     unread_notes,
 )
@@ -173,9 +171,22 @@ def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Ve
     }
     reader.finish()
     collector = Collector(checkpoint.tensors.specs)
-    config, notes = _config(collector, said, codec)
+    found = {
+        "codebook levels": count_numbered(collector.specs, "proms_emb.embs.{}.weight"),
+        "codes a codebook": collector.rows_of("proms_emb.embs.0.weight"),
+        "phonemes": collector.rows_of("phn_emb.weight"),
+        "text tokens": collector.rows_of("text_emb.weight"),
+    }
+    common, notes = gemma_config(collector, said, found, codec)
+    config = VersionSevenConfig(
+        **common,
+        encoder_norm="proms_emb.norm.weight" in collector.specs,
+        n_ff_encoder=collector.rows_of("proms_emb.proj.0.weight"),
+        level_weights="proms_emb.level_weights" in collector.specs,
+        level_norm="audio_decoder.head.0.0.weight" in collector.specs,
+        n_ff_decoder=collector.rows_of("audio_decoder.head.0.1.weight"),
+    )
     _check_switches(collector, config, switches, factors)
-
     rows = _rows(collector, config)
     audio_rows, biases = _audio_rows(collector, config)
     norm = "model.norm.weight"
@@ -184,8 +195,7 @@ def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Ve
         d = config.n_embd
         spec = TensorSpec("no last norm", FLOAT32, "", (d,))
         norm = tensors.add(spec, lambda: np.ones(d, np.float32))
-    dims = {"n_embd": config.n_embd, "n_embd_kv": config.n_embd, "n_ff": config.n_ff}
-    backbone = backbone_tensors(config.n_layer, dims, norm)
+    backbone = backbone_tensors(config, norm)
     for tensor in backbone:
         if not (config.level_norm and tensor.target == OUTPUT_NORM):
             collector.take(tensor.source, tensor.shape)
@@ -198,78 +208,24 @@ def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Ve
         "Give the config that belongs to these weights with --config.",
         DROPPED,
     )
-    languages, tasks, tones = names_of_rows(checkpoint)
     model = VersionSevenModel(
-        tables=_tables_of(rows),
-        heads=(),
-        config=config,
-        languages=languages,
-        tasks=tasks,
-        tones=tones,
-        audio=RowMap(
-            _tables_of(audio_rows),
-            tuple(
-                Head(block.label.removeprefix("head."), block.first_row, block.n_rows)
-                for block in audio_rows
-                if block.label.startswith("head.")
-            ),
-        ),
+        rows.tables,
+        (),
+        config,
+        **names_of_rows(checkpoint),
+        audio=RowMap(audio_rows.tables, audio_rows.heads),
     )
     return Description(
         model,
         tensors,
         {
-            PART: Contents(rows, tuple(backbone)),
-            AUDIO: Contents(audio_rows, tuple(audio), biases),
+            PART: Contents(tuple(rows), backbone),
+            AUDIO: Contents(tuple(audio_rows), tuple(audio), biases),
         },
         tuple(dropped),
         (*notes, *unread_notes(checkpoint.config)),
         tuple(reader.assumed),
     )
-
-
-def _config(
-    collector: Collector, said: TrainerConfig, codec: str | None
-) -> tuple[VersionSevenConfig, list[str]]:
-    """Every size from its tensor, compared with the config; and notes."""
-    specs = collector.specs
-
-    n_levels = count_numbered(specs, "proms_emb.embs.{}.weight")
-    codebook_size = collector.rows_of("proms_emb.embs.0.weight")
-    n_layer, n_ff = count_layers(collector)
-    found = {
-        "codebook levels": n_levels,
-        "codes a codebook": codebook_size,
-        "phonemes": collector.rows_of("phn_emb.weight"),
-        "text tokens": collector.rows_of("text_emb.weight"),
-        "languages": collector.rows_of("langs_emb.weight"),
-        "tasks": collector.rows_of("tasks_emb.weight"),
-        "tones": collector.rows_of("tones_emb.weight"),
-        "feed-forward width": n_ff,
-    }
-    check_claims(collector, said, n_layer, found)
-    chosen, notes = choose_codec(codec, n_levels, codebook_size)
-    config = VersionSevenConfig(
-        version=said.version,
-        capabilities=said.capabilities,
-        n_embd=said.dim,
-        n_layer=n_layer,
-        n_head=said.heads,
-        n_head_kv=said.heads,
-        n_ff=n_ff,
-        n_ctx_train=said.context,
-        n_levels=n_levels,
-        codebook_size=codebook_size,
-        positions="unified" if said.unified else "segment",
-        nar_attention="bidirectional" if said.noncausal else "causal",
-        codec=chosen,
-        encoder_norm="proms_emb.norm.weight" in specs,
-        n_ff_encoder=collector.rows_of("proms_emb.proj.0.weight"),
-        level_weights="proms_emb.level_weights" in specs,
-        level_norm="audio_decoder.head.0.0.weight" in specs,
-        n_ff_decoder=collector.rows_of("audio_decoder.head.0.1.weight"),
-    )
-    return config, notes
 
 
 def _check_switches(
@@ -303,59 +259,40 @@ def _check_switches(
         )
 
 
-def _rows(collector: Collector, config: VersionSevenConfig) -> tuple[RowBlock, ...]:
-    blocks: list[RowBlock] = []
-    next_row = 0
+def _rows(collector: Collector, config: VersionSevenConfig) -> RowBlocks:
+    rows = RowBlocks()
     for name, source in TABLES.items():
-        spec = collector.specs.get(source)
-        if spec is None and name in _OPTIONAL:
+        if name in _OPTIONAL and source not in collector.specs:
             continue
         is_vector = name in _VECTORS
-        n_rows = 1 if is_vector or not spec or not spec.shape else max(1, spec.shape[0])
+        n_rows = 1 if is_vector else max(1, collector.rows_of(source))
         collector.take(source, (config.n_embd,) if is_vector else (n_rows, config.n_embd))
-        blocks.append(RowBlock(name, source, next_row, n_rows))
-        next_row += n_rows
-    return tuple(blocks)
+        rows.add(name, source, n_rows)
+    return rows
 
 
 def _audio_rows(
     collector: Collector, config: VersionSevenConfig
-) -> tuple[tuple[RowBlock, ...], tuple[BiasBlock, ...]]:
+) -> tuple[RowBlocks, tuple[BiasBlock, ...]]:
     """Tables of codes and heads, one after the other, and the heads' biases."""
-    specs, codes, d = collector.specs, config.codebook_size, config.n_embd
-    wanted: list[tuple[str, str, int]] = []
+    rows, codes = RowBlocks(), config.codebook_size
     # Responses have two more rows: the stop and the mask code.
     for kind, n_rows in (("prompt", codes), ("response", codes + 2)):
-        wanted += [
-            (f"{kind}.{i}", f"{ENCODERS[kind]}.embs.{i}.weight", n_rows)
-            for i in range(config.n_levels)
-        ]
+        for i in range(config.n_levels):
+            rows.add(f"{kind}.{i}", f"{ENCODERS[kind]}.embs.{i}.weight", n_rows)
     biases: list[BiasBlock] = []
     for name, source in head_names(config.n_levels).items():
-        spec = specs.get(f"{source}.weight")
-        if spec is None and name in _OPTIONAL:
+        weight = f"{source}.weight"
+        if name in _OPTIONAL and weight not in collector.specs:
             continue
-        table = specs.get(TABLES.get(name, "")) if name != "length" else None
         n_rows = codes + 1
         if not name.startswith("level."):
             # For phonemes and text, as many as their tables have; for the length, all.
-            known = table or spec
-            n_rows = max(1, known.shape[0]) if known and known.shape else 1
-        wanted.append((f"head.{name}", f"{source}.weight", n_rows))
+            table = "" if name == "length" else TABLES.get(name, "")
+            n_rows = max(1, collector.rows_of(table if table in collector.specs else weight))
+        rows.add(f"head.{name}", weight, n_rows)
         collector.take(f"{source}.bias", (n_rows,))
         biases.append(BiasBlock(name, f"{source}.bias", n_rows))
-    blocks: list[RowBlock] = []
-    next_row = 0
-    for label, source, n_rows in wanted:
-        collector.take(source, (n_rows, d))
-        blocks.append(RowBlock(label, source, next_row, n_rows))
-        next_row += n_rows
-    return tuple(blocks), tuple(biases)
-
-
-def _tables_of(blocks: tuple[RowBlock, ...]) -> tuple[Table, ...]:
-    return tuple(
-        Table(block.label, block.first_row, block.n_rows)
-        for block in blocks
-        if not block.label.startswith("head.")
-    )
+    for block in rows:
+        collector.take(block.source, (block.n_rows, config.n_embd))
+    return rows, tuple(biases)

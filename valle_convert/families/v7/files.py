@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError
-from valle_convert.families.gemma import PART, n_token_rows
+from valle_convert.families.gemma import PART, main_keys, n_token_rows, read_main
 from valle_convert.families.v7.facts import (
     AUDIO,
     DIGITS,
@@ -24,16 +24,11 @@ from valle_convert.families.v7.facts import (
 )
 from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.keys import (
-    ARCHITECTURE,
     BIAS_KEY,
     FAMILY_KEY,
     FORMAT_VERSION,
     PART_KEY,
-    SOURCE_CONFIG_KEY,
-    SOURCE_SYMMAP_KEY,
-    SPECIAL_IDS,
     KeyReader,
-    architecture_keys,
     codec_keys,
     config_keys,
     name_keys,
@@ -42,7 +37,6 @@ from valle_convert.gguf_file.keys import (
 )
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING, FileKeys
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.gguf_file.vocabulary import phoneme_vocabulary, source_json_keys
 from valle_convert.model.description import Description
 from valle_convert.model.spec import RowMap
 from valle_convert.tokenizer.choose import TokenizerChoice
@@ -75,23 +69,13 @@ def file_keys(
                 *row_keys(model.audio.tables, model.audio.heads),
             ],
         )
-    vocabulary, extra_rows = phoneme_vocabulary(tokenizer, description.contents[PART].rows)
-    return FileKeys(
-        ARCHITECTURE,
-        graph=architecture_keys(config),
-        vocabulary=vocabulary,
-        model=[
-            *who,
-            *config_keys(config),
-            *name_keys(model.languages, model.tasks, model.tones),
-            *table_keys(model.tables),
-        ],
-        tail=source_json_keys(
-            {SOURCE_CONFIG_KEY: checkpoint.config, SOURCE_SYMMAP_KEY: checkpoint.symmap}
-        ),
-        extra_rows=extra_rows,
-        languages=model.languages,
-    )
+    keys = [
+        *who,
+        *config_keys(config),
+        *name_keys(model.languages, model.tasks, model.tones),
+        *table_keys(model.tables),
+    ]
+    return main_keys(checkpoint, description, tokenizer, keys)
 
 
 def _encoder_keys(config: VersionSevenConfig) -> Iterator[Key]:
@@ -118,7 +102,8 @@ def check_part(file: GgufFile, part: str) -> None:
 
 def read_model(files: Mapping[str, GgufFile]) -> VersionSevenModel:
     main, audio = files[PART], files[AUDIO]
-    reader, of_audio = (KeyReader.of_converted(one.keys, one.path) for one in (main, audio))
+    reader, found = read_main(main)
+    of_audio = KeyReader.of_converted(audio.keys, audio.path)
     config = VersionSevenConfig(
         **vars(reader.config()),
         encoder_norm=of_audio.flag("valle.encoder.norm"),
@@ -127,24 +112,14 @@ def read_model(files: Mapping[str, GgufFile]) -> VersionSevenModel:
         level_norm=of_audio.flag("valle.decoder.norm"),
         n_ff_decoder=of_audio.number("valle.decoder.feed_forward_length"),
     )
-    n_rows, n_audio_rows = n_token_rows(main), n_token_rows(audio)
-    tables = reader.tables(n_rows)
-    model = VersionSevenModel(
-        tables=tables,
-        heads=(),
-        config=config,
-        languages=reader.names("languages", "language", tables),
-        tasks=reader.names("tasks", "task", tables),
-        tones=reader.names("tones", "tone", tables),
-        audio=RowMap(of_audio.tables(n_audio_rows), of_audio.heads(n_audio_rows)),
-    )
+    n_rows = n_token_rows(audio)
+    rows = RowMap(of_audio.tables(n_rows), of_audio.heads(n_rows))
+    model = VersionSevenModel(config=config, heads=(), audio=rows, **found)
     if not 0 < config.n_levels <= _MAX_LEVELS:
         reader.faults.append(f"valle.codec.levels is {config.n_levels}")
     else:
         _check_rows(reader, of_audio, model)
         of_audio.faults += _tensor_faults(audio, config)
-    for name, id_ in SPECIAL_IDS.items():
-        reader.expect(name, id_)
     reader.finish(main.path)
     of_audio.finish(audio.path)
     return model
@@ -175,14 +150,6 @@ def _check_rows(reader: KeyReader, of_audio: KeyReader, model: VersionSevenModel
 
 
 def _tensor_faults(file: GgufFile, config: VersionSevenConfig) -> Iterator[str]:
-    d = config.n_embd
-    embedding = file.tensors[TOKEN_EMBEDDING]
-    expected: dict[str, tuple[int, ...]] = {TOKEN_EMBEDDING: (embedding.shape[0], d)}
-    expected |= {name: shape for name, (_, shape) in audio_tensors(config).items()}
-    for name, shape in expected.items():
-        found = file.tensors.get(name)
-        if found is None:
-            yield f"{name} is missing"
-        elif found.shape != shape:
-            yield f"{name} is {list(found.shape)}, not {list(shape)}"
-    yield from (f"{name} is unexpected" for name in file.tensors if name not in expected)
+    embedding = (file.tensors[TOKEN_EMBEDDING].shape[0], config.n_embd)
+    shapes = {name: shape for name, (_, shape) in audio_tensors(config).items()}
+    return file.shape_faults({TOKEN_EMBEDDING: embedding} | shapes)

@@ -177,3 +177,6 @@ class VersionSevenGguf(AllLevelsNetwork):
     def _read(self, name: str) -> Tensor:
         tensor = self._audio.tensors[name]
         return torch.from_numpy(np.array(tensor.rows())).reshape(tensor.shape)
+
+
+NETWORK = VersionSevenGguf

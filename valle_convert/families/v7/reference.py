@@ -22,6 +22,7 @@ from valle_convert.families.v7.facts import (
     head_names,
 )
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
+from valle_convert.model.description import Description
 from valle_convert.model.inputs import FloatArray, IntArray
 from valle_convert.network.arithmetic import EXACT, Arithmetic
 from valle_convert.network.backbone import Backbone
@@ -32,8 +33,13 @@ NORM_EPSILON = 1e-5
 
 class VersionSevenReference(Backbone, AllLevelsNetwork):
     def __init__(
-        self, tensors: NamedTensors, model: VersionSevenModel, *, arithmetic: Arithmetic = EXACT
+        self,
+        tensors: NamedTensors,
+        description: Description[VersionSevenModel],
+        *,
+        arithmetic: Arithmetic = EXACT,
     ) -> None:
+        model = description.model
         AllLevelsNetwork.__init__(self, model)
         Backbone.__init__(self, PART, tensors, model.config, arithmetic)
         self._names = head_names(model.n_levels)
@@ -103,3 +109,6 @@ class VersionSevenReference(Backbone, AllLevelsNetwork):
         """A linear layer of the encoders, decoders and heads."""
         weight, bias = self.weight(f"{source}.weight"), self.weight(f"{source}.bias")
         return self.linear(AUDIO, target, x, weight, bias)
+
+
+NETWORK = VersionSevenReference

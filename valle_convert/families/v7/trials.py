@@ -18,15 +18,16 @@ from numpy.typing import NDArray
 from valle_convert.audio.utterances import read_spoken
 from valle_convert.decode import GREEDY, MaskedOptions
 from valle_convert.families.family import GREEDY_FRAMES, Case, Speed
+from valle_convert.families.gemma import random_speech
 from valle_convert.families.v7.composed import AllLevelsNetwork
 from valle_convert.families.v7.decode import decode_levels
 from valle_convert.families.v7.facts import VersionSevenModel
 from valle_convert.model.inputs import Condition, FloatArray, IntArray
-from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, Codes
+from valle_convert.model.spec import Codes
 
 Logits = NDArray[np.float32]
 
-_N_PHONEMES, _N_PROMPT_FRAMES, _N_FRAMES, _N_TEXT = 32, 48, 60, 12
+_N_TEXT = 12
 _MASKED_PART = 0.5
 _GREEDY_STEPS = 4
 # A request of everyday size: four seconds after three seconds of voice.
@@ -53,18 +54,13 @@ class MaskedUtterance:
         return self.condition.phonemes
 
 
-def utterances(model: VersionSevenModel, n: int, *, seed: int = 0) -> Iterator[MaskedUtterance]:
+def utterances(
+    model: VersionSevenModel, n: int, *, seed: int = 0, length: float = 1.0
+) -> Iterator[MaskedUtterance]:
     """`n` different utterances of random phonemes and codes, the same for the same seed."""
-    config = model.config
     for i in range(n):
         draw = np.random.default_rng([seed, i])
-        n_phonemes = model.table("phonemes").n_rows
-        inner = draw.integers(min(4, n_phonemes - 1), n_phonemes, _N_PHONEMES + 3 * i)
-        shapes = [(_N_PROMPT_FRAMES + 5 * i, config.n_levels), (_N_FRAMES + 7 * i, config.n_levels)]
-        prompt, response = (draw.integers(0, config.codebook_size, shape) for shape in shapes)
-        phonemes = np.array([BOS_PHONEME, *inner, EOS_PHONEME])
-        condition = Condition.of(model, phonemes, prompt, i % max(1, len(model.languages)))
-        yield _masked(model, condition, response, draw)
+        yield _masked(model, *random_speech(model, i, draw, length), draw)
 
 
 def read_utterance(

@@ -10,13 +10,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from valle_convert.checkpoint import Checkpoint
-from valle_convert.checkpoint.lora import LoraFile
-from valle_convert.checkpoint.source import NamedTensors
 from valle_convert.errors import InputError
 from valle_convert.families.family import Choices, Family, Unit
 from valle_convert.families.vallex import facts, files, relatives
 from valle_convert.families.vallex.facts import FACTOR, FACTOR_F32, VallexModel
-from valle_convert.gguf_file.plan import FileKeys, out_type_named
+from valle_convert.gguf_file.plan import out_type_named
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F32
 from valle_convert.model.description import Description
@@ -28,8 +26,6 @@ if TYPE_CHECKING:
     from valle_convert.families.bundle import Bundle
     from valle_convert.families.vallex.composed import ComposedNetwork
     from valle_convert.families.vallex.speech import VallexSpeaker
-    from valle_convert.llama.context import Settings
-    from valle_convert.llama.tuning import Tune
     from valle_convert.network.arithmetic import Arithmetic
 
 _FLOAT32 = ("float32", "F32")
@@ -46,10 +42,10 @@ class VallEX(Family[VallexModel, "ComposedNetwork"]):
         "seed".split()
     )
     reads_weights = True
+    folds = True
     needs = ("speech", "vallex")
     needs_for = MappingProxyType({"Japanese": ("japanese",)})
     n_texts = 10_000  # there are no merges that could be wrong
-    n_utterances = 2
     example_arrays = "audio_tokens, text_tokens and lang_code of a voice file of VALL-E X"
 
     def claims(self, checkpoint: Checkpoint) -> bool:
@@ -68,16 +64,6 @@ class VallEX(Family[VallexModel, "ComposedNetwork"]):
         del checkpoint, description, choices
         return files.symbol_tokenizer()
 
-    def keys(
-        self,
-        checkpoint: Checkpoint,
-        description: Description[VallexModel],
-        part: str,
-        tokenizer: TokenizerChoice,
-    ) -> FileKeys:
-        del checkpoint
-        return files.file_keys(description, part, tokenizer)
-
     def set_salt(self, description: Description[VallexModel]) -> str:
         return str(description.model.activation_factor)
 
@@ -86,11 +72,6 @@ class VallEX(Family[VallexModel, "ComposedNetwork"]):
 
     def check_part(self, file: GgufFile, part: str) -> None:
         files.check_part(file, part)
-
-    def read_model(self, files: Mapping[str, GgufFile]) -> VallexModel:
-        from valle_convert.families.vallex.files import read_model
-
-        return read_model(files)
 
     def differences(self, planned: VallexModel, found: VallexModel) -> list[str]:
         if planned.activation_factor != found.activation_factor:
@@ -106,39 +87,6 @@ class VallEX(Family[VallexModel, "ComposedNetwork"]):
     def units(self, parts: Sequence[str]) -> tuple[Unit, ...]:
         ar, body, first, *_ = parts
         return (Unit(ar), Unit(body, first))
-
-    def reference(
-        self,
-        tensors: NamedTensors,
-        description: Description[VallexModel],
-        *,
-        arithmetic: Arithmetic | None = None,
-        adapters: Sequence[Any] = (),
-        folded: bool = False,
-    ) -> ComposedNetwork:
-        from valle_convert.families.vallex.reference import VallexReference
-        from valle_convert.network.arithmetic import EXACT
-
-        del adapters
-        return VallexReference(
-            tensors, description.model, arithmetic=arithmetic or EXACT, folded=folded
-        )
-
-    def open(
-        self,
-        bundle: Bundle,
-        *,
-        n_threads: int | None = None,
-        settings: Settings | None = None,
-        tune: Tune = "off",
-        adapters: Sequence[LoraFile] = (),
-    ) -> ComposedNetwork:
-        from valle_convert.families.vallex.on_llama import VallexGguf
-
-        self.open_adapters(adapters, bundle)
-        return VallexGguf(
-            bundle.files, bundle.model, n_threads=n_threads, settings=settings, tune=tune
-        )
 
     def prove(self) -> None:
         from valle_convert.llama.mpt import prove_mpt
@@ -157,21 +105,9 @@ class VallEX(Family[VallexModel, "ComposedNetwork"]):
         }
         return Arithmetic(lambda x: gelu_from_table(x * factor) / factor, input_rounding(types))
 
-    def counted(self, bundle: Bundle) -> Mapping[str, tuple[object, object]]:
-        from valle_convert.families.vallex.on_llama import VallexGguf
-
-        ar, body, *levels = bundle.files.values()
-        with VallexGguf(bundle.files, bundle.model) as network:
-            found = network.count_weights()
-        expected = [
-            sum(tensor.n_elements for file in group for tensor in file.tensors.values())
-            for group in ([ar], *([level, body] for level in levels))
-        ]
-        loaded = ("ar", *(part for part in bundle.files if files.level_of(part)))
-        return {
-            f"weights of {part}": counts
-            for part, counts in zip(loaded, zip(found, expected, strict=True), strict=True)
-        }
+    def loaded(self, files: Mapping[str, GgufFile]) -> Mapping[str, Sequence[GgufFile]]:
+        ar, body, *levels = files.items()
+        return dict([(ar[0], [ar[1]]), *((part, [level, body[1]]) for part, level in levels)])
 
     def speaker_on(
         self, network: ComposedNetwork, bundle: Bundle, codec: AudioCodec | None, opened: ExitStack

@@ -82,8 +82,7 @@ class ComposedNetwork(Closing):
     def _append(self, rows: Rows, sequences: Sequence[int], n_outputs: int) -> Rows:
         """Append audio, causally: all rows to one sequence, or one row to each of several.
 
-        Returns:
-            The AR head's logits of the last `n_outputs` rows, [n_outputs, A + 1].
+        Gives the AR head's logits of the last `n_outputs` rows, [n_outputs, A + 1].
         """
 
     @abstractmethod
@@ -97,13 +96,9 @@ class ComposedNetwork(Closing):
     # ---- decoding
 
     def begin_ar(self, text: VallexText, prompt: Ids, *, room: int = 0, n_copies: int = 1) -> Rows:
-        """Decode text, begin and the prompt's codes; earlier sequences are forgotten.
+        """Decode text, begin and the prompt's level 0 [frames]; earlier sequences are forgotten.
 
-        Args:
-            prompt: level 0, [frames]; may be empty.
-
-        Returns:
-            Logits of the first code, the same for all copies, [1, codes + 1].
+        Gives the logits of the first code, the same for all copies, [1, A + 1].
         """
         codes = np.concatenate([[self._model.begin_code], prompt]).astype(np.int64)
         self._read_text(self._text_rows(self._model.ar, text), len(codes) + n_copies * room)
@@ -124,13 +119,9 @@ class ComposedNetwork(Closing):
         return self._append(np.concatenate(given), copies, len(given))
 
     def continued(self, text: VallexText, prompt: Ids, codes: Ids) -> Rows:
-        """The logits of every code of given speech and of the next one, in one pass.
+        """The logits of given codes [frames] of level 0, and of the next one, in one pass.
 
-        Args:
-            codes: [frames] of level 0.
-
-        Returns:
-            [frames + 1, A + 1]; row i is after i codes.
+        Row i of [frames + 1, A + 1] is after i codes.
         """
         given = np.concatenate([[self._model.begin_code], prompt, codes]).astype(np.int64)
         self._read_text(self._text_rows(self._model.ar, text), len(given))
@@ -140,14 +131,9 @@ class ComposedNetwork(Closing):
     def pass_nar(
         self, text: VallexText, prompt: NDArray[np.integer], codes: NDArray[np.integer]
     ) -> Rows:
-        """The next level above the given ones; the AR's sequence is lost.
+        """Level q at every frame, from codes [frames, q] of the levels below it: [frames, A].
 
-        Args:
-            prompt: all levels, [frames, levels]; may have no frames.
-            codes: the lower levels, [frames, q], q from 1.
-
-        Returns:
-            Logits of level q at every frame, [frames, codes].
+        The prompt [frames, levels] may have no frames. The AR's sequence is lost.
         """
         net, level = self._model.nar, codes.shape[1]
         if not 1 <= level < self.n_levels or not len(codes):

@@ -38,8 +38,9 @@ from valle_convert.model.description import (
     Dropped,
     Recovered,
     RowBlock,
+    RowBlocks,
 )
-from valle_convert.model.spec import Codec, Head, RowMap, Table, choose_codec, names_in_order
+from valle_convert.model.spec import Codec, Head, RowMap, choose_codec, names_in_order
 
 #: The factor before GELU: normalized mean square error 6e-13 with the first, 9e-10 with the
 #: second; the rounding of float16 costs 4e-7.
@@ -137,13 +138,10 @@ def norm_names(n_layer: int) -> Iterator[tuple[str, str]]:
 
 
 def fold_norm(read: Callable[[str], NDArray[Any]], norm: str, level: int) -> NDArray[np.float32]:
-    """The norm of the NAR for one level, with the level's stage folded in.
+    """The norm of the NAR for one level with its stage folded in: weight and bias, [2, n_embd].
 
     The network normalizes to n, computes n * w + b, and then gain * that + shift; gain and shift
     are a linear function of the stage vector.
-
-    Returns:
-        Weight and bias, [2, n_embd].
     """
     stage, weight, bias, matrix, offset = (
         read(name).astype(np.float32, copy=False)
@@ -176,15 +174,10 @@ def describe(
     refuse_relatives(checkpoint)
     specs = checkpoint.tensors.specs
     collector = Collector(specs)
-
-    def rows_of(name: str) -> int:
-        spec = specs.get(name)
-        return spec.shape[0] if spec is not None and len(spec.shape) == 2 else 0
-
     n_levels = count_numbered(specs, "nar_audio_embeddings.{}.word_embeddings.weight")
-    n_codes = max(1, rows_of("ar_predict_layer.weight") - 1)
-    n_text = max(1, rows_of("ar_text_embedding.word_embeddings.weight"))
-    n_languages = max(1, rows_of("ar_language_embedding.word_embeddings.weight"))
+    n_codes = max(1, collector.rows_of("ar_predict_layer.weight") - 1)
+    n_text = max(1, collector.rows_of(table_source("ar", "text")))
+    n_languages = max(1, collector.rows_of(table_source("ar", "language")))
     if n_levels < 2:
         collector.faults.append(
             f"there are {n_levels} tables nar_audio_embeddings.*, expected 2 or more: it has no NAR"
@@ -222,13 +215,11 @@ def describe(
             f"the activation factor is {factor}, not {wanted}, since a weight of linear1 is "
             f"{largest:g} and their product must stay below {LARGEST_UP:g}"
         )
-    ar, ar_rows, _ = _rows(nets[0], read)
-    nar, nar_rows, same = _rows(nets[1], read)
-    recovered: dict[str, Recovered] = {}
+    (ar, ar_rows, _), (nar, nar_rows, same) = (_rows(net, read) for net in nets)
+    recovered = {source: Recovered(table) for source, table in same.items()}
+    dropped += [Dropped(source, f"the same as {table}") for source, table in same.items()]
     chosen, of_codec = choose_codec(codec, n_levels, n_codes)
     notes += of_codec
-    recovered |= {source: Recovered(table) for source, table in same.items()}
-    dropped += [Dropped(source, f"the same as {table}") for source, table in same.items()]
     folded = _folding(read, n_levels)
     model = VallexModel(
         ar=ar,
@@ -256,7 +247,7 @@ def _take_net(
 ) -> Net:
     """Take the tensors of one network except its heads; heads and factors follow later."""
     specs = collector.specs
-    table = specs.get(f"{name}_text_embedding.word_embeddings.weight")
+    table = specs.get(table_source(name, "text"))
     d = table.shape[-1] if table is not None and table.shape else 1
     n_layer = count_numbered(specs, f"{name}_decoder.layers.{{}}.linear1.weight")
     up = specs.get(f"{name}_decoder.layers.0.linear1.weight")
@@ -265,12 +256,10 @@ def _take_net(
         collector.faults.append(f"{name}_decoder has no layers")
     if d % 2:
         collector.faults.append(f"the width {d} of {name}_decoder is odd")
-    tables: list[Table] = []
-    next_row = 0
+    rows = RowBlocks()
     for label, n_rows in {"text": n_text, "language": n_languages, **audio}.items():
         collector.take(table_source(name, label), (n_rows, d))
-        tables.append(Table(label, next_row, n_rows))
-        next_row += n_rows
+        rows.add(label, table_source(name, label), n_rows)
     for kind in ("text", "audio"):
         collector.take(f"{name}_{kind}_position.alpha", (1,))
     dims = {"d": d, "3d": 3 * d, "f": n_ff}
@@ -286,7 +275,7 @@ def _take_net(
         if name == "nar":
             collector.take(f"{full}.project_layer.weight", (2 * d, d))
             collector.take(f"{full}.project_layer.bias", (2 * d,))
-    return Net(tuple(tables), (), name, d, n_layer, 0, n_ff, 1.0, 1.0)
+    return Net(rows.tables, (), name, d, n_layer, 0, n_ff, 1.0, 1.0)
 
 
 def table_source(net: str, table: str) -> str:
@@ -337,34 +326,29 @@ def _rows(
     net: Net, read: Callable[[str], NDArray[Any]]
 ) -> tuple[Net, tuple[RowBlock, ...], dict[str, str]]:
     """The rows of tables and heads; and the heads that equal tables and are not written twice."""
-    rows = [
-        RowBlock(table.name, table_source(net.name, table.name), table.first_row, table.n_rows)
-        for table in net.tables
-    ]
-    next_row, heads = net.n_rows, []
+    rows = RowBlocks()
+    for table in net.tables:
+        rows.add(table.name, table_source(net.name, table.name), table.n_rows)
+    heads: list[Head] = []
     same: dict[str, str] = {}
-    sources = ["ar_predict_layer.weight"]
+    sources = {"ar": "ar_predict_layer.weight"}
     if net.name == "nar":
         n_levels = sum(table.name.startswith("audio.") for table in net.tables)
-        sources = [f"nar_predict_layers.{i}.weight" for i in range(n_levels - 1)]
-    for i, source in enumerate(sources):
-        name = "ar" if net.name == "ar" else f"nar.{i + 1}"
+        sources = {f"nar.{i}": f"nar_predict_layers.{i - 1}.weight" for i in range(1, n_levels)}
+    for i, (name, source) in enumerate(sources.items(), start=2):
         weights = read(source)
-        twin = next(
-            (t for t in net.tables if net.name == "nar" and t.name == f"audio.{i + 2}"), None
-        )
+        twin = next((t for t in net.tables if t.name == f"audio.{i}"), None)
         if twin is not None and np.array_equal(weights, read(table_source("nar", twin.name))):
             heads.append(Head(name, twin.first_row, twin.n_rows))
             same[source] = table_source("nar", twin.name)
             continue
-        heads.append(Head(name, next_row, len(weights)))
-        rows.append(RowBlock(f"head.{name}", source, next_row, len(weights)))
-        next_row += len(weights)
-    scales = [
+        rows.add(f"head.{name}", source, len(weights))
+        heads.append(rows.heads[-1])
+    text, audio = (
         float(read(f"{net.name}_{kind}_position.alpha").astype(np.float32)[0])
         for kind in ("text", "audio")
-    ]
-    whole = replace(net, heads=tuple(heads), text_scale=scales[0], audio_scale=scales[1])
+    )
+    whole = replace(net, heads=tuple(heads), text_scale=text, audio_scale=audio)
     return whole, tuple(rows), same
 
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError
 from valle_convert.families.vallex.facts import (
     ACT_SCALES,
@@ -31,7 +32,6 @@ from valle_convert.gguf_file.keys import PART_KEY, KeyReader
 from valle_convert.gguf_file.loadable import vocabulary_dangers
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING, FileKeys
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.gguf_file.types import F32
 from valle_convert.model.description import Description
 from valle_convert.model.spec import Head, Table
 from valle_convert.tokenizer.bpe import AddedToken, PhonemeBpe
@@ -71,8 +71,12 @@ def level_of(part: str) -> int:
 
 
 def file_keys(
-    description: Description[VallexModel], part: str, tokenizer: TokenizerChoice
+    checkpoint: Checkpoint,
+    description: Description[VallexModel],
+    part: str,
+    tokenizer: TokenizerChoice,
 ) -> FileKeys:
+    del checkpoint
     model, level = description.model, level_of(part)
     kind = _LEVEL if level else _BODY if part == "nar" else _AR
     who = [
@@ -228,15 +232,17 @@ def check_part(file: GgufFile, part: str) -> None:
 def read_model(files: Mapping[str, GgufFile]) -> VallexModel:
     """The model in the files, with everything checked that llama.cpp relies on."""
     ar, body, *levels = files.values()
-    model = _model_of(ar, body, levels[0])
-    for file in levels[1:]:
-        other = _model_of(ar, body, file)
+    of_ar = _read_net("ar", ar, ar)
+    model = _model_of(ar, of_ar, _read_net("nar", levels[0], body))
+    for file in levels:
+        other = _model_of(file, of_ar, _read_net("nar", file, body))
         # The graph of one level computes all of them.
         if other != model or _said_of_graph(file) != _said_of_graph(levels[0]):
             raise InputError(
-                f"{file.path} describes another model than {levels[0].path}; convert the "
-                "checkpoint again."
+                f"{file.path} describes another model than {ar.path} or {levels[0].path.name}; "
+                "convert the checkpoint again."
             )
+    _finish(ar, list(_model_faults(model, ar, body)))
     return model
 
 
@@ -245,64 +251,59 @@ def _said_of_graph(file: GgufFile) -> dict[str, Any]:
     return {key: value for key, value in file.keys.items() if key.startswith(prefix)}
 
 
-def _model_of(ar: GgufFile, body: GgufFile, level: GgufFile) -> VallexModel:
-    """The model in the AR and one level's files, all checked."""
-    nets = [
-        _read_net("ar", ar, [ar], [ar]),
-        _read_net("nar", level, [body], [level]),
-    ]
-    readers = [KeyReader(file.keys) for file in (ar, level)]
-    models = [
-        VallexModel(
-            ar=nets[0],
-            nar=nets[1],
-            n_levels=reader.number("valle.codec.levels"),
-            codebook_size=reader.number("valle.codec.codebook_size"),
-            languages=reader.words("valle.languages"),
-            activation_factor=reader.number(FACTOR_KEY),
-            codec=reader.codec(),
-        )
-        for reader in readers
-    ]
-    model, codes = models[0], models[0].codebook_size
-    faults = [fault for reader in readers for fault in reader.faults]
-    if not all(net.tables and net.heads for net in nets):
-        faults.append("there are no tables or no heads")
-    if not faults and models[0] != models[1]:
-        faults.append("AR and NAR are of different models")
-    n_text = nets[0].tables[0].n_rows if nets[0].tables else 0
-    common = {"text": n_text, "language": len(model.languages)}
-    audio = {f"audio.{i}": codes + (i == 0) for i in range(model.n_levels)}
-    heads = {f"nar.{i}": codes for i in range(1, model.n_levels)}
-    for net, tables, wanted in (
-        (nets[0], common | {"audio": codes + 2}, {"ar": codes + 1}),
-        (nets[1], common | audio, heads),
-    ):
-        if {t.name: t.n_rows for t in net.tables} != tables:
-            faults.append(f"the tables of the {net.name} are not {', '.join(tables)}")
-        if {h.name: h.n_rows for h in net.heads} != wanted:
-            faults.append(f"the heads of the {net.name} are not {', '.join(wanted)}")
-    factor = model.activation_factor
-    if factor < 1 or factor & (factor - 1):
-        faults.append(f"{FACTOR_KEY} is {factor}, expected a power of two")
-    for net, file in ((nets[0], ar), (nets[1], body)):
-        for layer in range(net.n_layer):
-            name = f"blk.{layer}.{ACT_SCALES}"
-            if not (file.tensors[name].rows() == factor).all():
-                faults.append(f"{name} of {file.path.name} is not {factor} throughout")
-    if faults:
-        raise InputError(
-            f"{ar.path} and {level.path}: {'; '.join(faults[:_SHOWN])}. Convert the checkpoint "
-            "again."
-        )
+def _model_of(file: GgufFile, ar: Net, nar: Net) -> VallexModel:
+    reader = KeyReader(file.keys)
+    model = VallexModel(
+        ar=ar,
+        nar=nar,
+        n_levels=reader.number("valle.codec.levels"),
+        codebook_size=reader.number("valle.codec.codebook_size"),
+        languages=reader.words("valle.languages"),
+        activation_factor=reader.number(FACTOR_KEY),
+        codec=reader.codec(),
+    )
+    _finish(file, reader.faults)
     return model
 
 
-def _read_net(name: str, keys: GgufFile, shared: list[GgufFile], norms: list[GgufFile]) -> Net:
-    """One network, after a check for everything that llama.cpp aborts on or computes wrongly."""
+def _model_faults(model: VallexModel, ar: GgufFile, body: GgufFile) -> Iterator[str]:
+    codes, factor = model.codebook_size, model.activation_factor
+    n_text = model.ar.tables[0].n_rows if model.ar.tables else 0
+    common = {"text": n_text, "language": len(model.languages)}
+    audio = {f"audio.{i}": codes + (i == 0) for i in range(model.n_levels)}
+    heads = {f"nar.{i}": codes for i in range(1, model.n_levels)}
+    for net, file, tables, wanted in (
+        (model.ar, ar, common | {"audio": codes + 2}, {"ar": codes + 1}),
+        (model.nar, body, common | audio, heads),
+    ):
+        if {t.name: t.n_rows for t in net.tables} != tables:
+            yield f"the tables of the {net.name} are not {', '.join(tables)}"
+        if {h.name: h.n_rows for h in net.heads} != wanted:
+            yield f"the heads of the {net.name} are not {', '.join(wanted)}"
+        for layer in range(net.n_layer):
+            name = f"blk.{layer}.{ACT_SCALES}"
+            if not (file.tensors[name].rows() == factor).all():
+                yield f"{name} of {file.path.name} is not {factor} throughout"
+    if factor < 1 or factor & (factor - 1):
+        yield f"{FACTOR_KEY} is {factor}, expected a power of two"
+
+
+def _finish(file: GgufFile, faults: Sequence[str]) -> None:
+    if faults:
+        raise InputError(
+            f"{file.path} cannot be run: {'; '.join(faults[:_SHOWN])}. Convert the checkpoint "
+            "again."
+        )
+
+
+def _read_net(name: str, keys: GgufFile, body: GgufFile) -> Net:
+    """One network, after a check for everything that llama.cpp aborts on or computes wrongly.
+
+    `keys` also has the norms, `body` everything else.
+    """
     reader = KeyReader(keys.keys)
     prefix = f"{ARCHITECTURE}."
-    embedding = shared[0].tensors.get(TOKEN_EMBEDDING)
+    embedding = body.tensors.get(TOKEN_EMBEDDING)
     n_rows = embedding.shape[0] if embedding is not None else 0
     tables = tuple(Table(*row) for row in reader.ranges("table", n_rows))
     heads = tuple(Head(*row) for row in reader.ranges("head", n_rows))
@@ -338,34 +339,19 @@ def _read_net(name: str, keys: GgufFile, shared: list[GgufFile], norms: list[Ggu
     if not 1 <= net.n_layer <= 512 or net.n_head < 1 or net.n_embd < 2 or net.n_embd % net.n_head:
         faults.append(f"{net.n_layer} layers, {net.n_head} heads, {net.n_embd} wide")
     if not faults:
-        faults += _tensor_faults(net, n_rows, shared, norms)
-    if faults:
-        raise InputError(
-            f"{keys.path} cannot be run: {'; '.join(faults[:_SHOWN])}. Convert the checkpoint "
-            "again."
-        )
+        faults += _tensor_faults(net, n_rows, body, keys)
+    _finish(keys, faults)
     return net
 
 
-def _tensor_faults(
-    net: Net, n_rows: int, shared: list[GgufFile], norms: list[GgufFile]
-) -> Iterator[str]:
-    expected_shared, expected_norms = net_shapes(net, n_rows)
-    if shared == norms:
-        yield from _differences(shared[0], expected_shared | expected_norms)
-    else:
-        yield from _differences(shared[0], expected_shared)
-        yield from _differences(norms[0], expected_norms)
-
-
-def _differences(file: GgufFile, expected: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-    for name in [*expected, *(name for name in file.tensors if name not in expected)]:
-        found, shape = file.tensors.get(name), expected.get(name)
-        if found is None or found.shape != shape:
-            there = "missing" if found is None else f"{list(found.shape)}"
-            wanted = "unexpected" if shape is None else f"expected {list(shape)}"
-            yield f"{name} of {file.path.name} is {there}, {wanted}"
-        elif len(found.shape) == 1 and found.ggml_type != F32:
-            yield f"{name} of {file.path.name} is {found.ggml_type.name}, expected F32"
-        elif found.ggml_type.name in ("I8", "I16", "I32", "I64", "F64"):
-            yield f"{name} of {file.path.name} is {found.ggml_type.name}, which has no kernels"
+def _tensor_faults(net: Net, n_rows: int, shared: GgufFile, norms: GgufFile) -> Iterator[str]:
+    of_all, of_level = net_shapes(net, n_rows)
+    files = ((shared, of_all), (norms, of_level))
+    for file, expected in files if shared is not norms else [(shared, of_all | of_level)]:
+        yield from (f"{file.path.name}: {fault}" for fault in file.shape_faults(expected))
+        for name, found in file.tensors.items():
+            kind = found.ggml_type.name
+            if len(found.shape) == 1 and kind != "F32":
+                yield f"{file.path.name}: {name} is {kind}, expected F32"
+            elif kind in ("I8", "I16", "I32", "I64", "F64"):
+                yield f"{file.path.name}: {name} is {kind}, which has no kernels"

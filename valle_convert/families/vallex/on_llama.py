@@ -162,14 +162,6 @@ class VallexGguf(ComposedNetwork):
         self._switch(level)
         return self._nar.both_ways(rows, n_outputs, self._model.nar.head(f"nar.{level}").columns)
 
-    def count_weights(self) -> list[int]:
-        """The weights that llama.cpp counts in the AR and in each level from 1 on."""
-        counts = [self._ar.n_params]
-        for level in self._files.levels:
-            with self._open(level, self._nar.settings, proven=True) as session:
-                counts.append(session.n_params)
-        return counts
-
     @property
     def sessions(self) -> Mapping[str, Session]:
         return {"ar": self._ar, "nar": self._nar}
@@ -177,3 +169,6 @@ class VallexGguf(ComposedNetwork):
     def close(self) -> None:
         self._ar.close()
         self._nar.close()
+
+
+NETWORK = VallexGguf

@@ -16,6 +16,7 @@ from valle_convert.checkpoint.source import NamedTensors
 from valle_convert.families.vallex.composed import ComposedNetwork, Ids, Rows
 from valle_convert.families.vallex.facts import Net, VallexModel, table_source
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
+from valle_convert.model.description import Description
 from valle_convert.network.arithmetic import EXACT, Arithmetic
 from valle_convert.network.backbone import Cache, TorchNetwork, attend
 
@@ -27,12 +28,12 @@ class VallexReference(TorchNetwork, ComposedNetwork):
     def __init__(
         self,
         tensors: NamedTensors,
-        model: VallexModel,
+        description: Description[VallexModel],
         *,
         arithmetic: Arithmetic = EXACT,
         folded: bool = False,
     ) -> None:
-        ComposedNetwork.__init__(self, model)
+        ComposedNetwork.__init__(self, description.model)
         TorchNetwork.__init__(self, tensors, arithmetic)
         self._activation = arithmetic.activation or F.relu
         self._norm_of = self._stored if folded else self._folded
@@ -120,3 +121,6 @@ class VallexReference(TorchNetwork, ComposedNetwork):
     def _head(self, net: str, source: str, hidden: Tensor) -> Rows:
         logits: Rows = self.linear(net, TOKEN_EMBEDDING, hidden, self.weight(source)).numpy()
         return logits
+
+
+NETWORK = VallexReference

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, pairwise
+from operator import methodcaller
 from pathlib import Path
 
 import numpy as np
@@ -55,12 +57,16 @@ class VallexUtterance:
         return self.text.symbols
 
 
-def utterances(model: VallexModel, n: int, *, seed: int = 0) -> Iterator[VallexUtterance]:
+def utterances(
+    model: VallexModel, n: int, *, seed: int = 0, length: float = 1.0
+) -> Iterator[VallexUtterance]:
     """`n` different utterances, the same for the same seed."""
     for i in range(n):
         draw = np.random.default_rng([seed, i])
-        n_symbols = _N_SYMBOLS + 9 * i
-        n_prompt, n_codes = _N_PROMPT_FRAMES + 5 * i, _N_FRAMES + 7 * i
+        n_symbols, n_prompt, n_codes = (
+            round(length * n)
+            for n in (_N_SYMBOLS + 9 * i, _N_PROMPT_FRAMES + 5 * i, _N_FRAMES + 7 * i)
+        )
         codes = draw.integers(
             0, model.codebook_size, (n_prompt + n_codes, model.n_levels), dtype=np.int32
         )
@@ -77,36 +83,26 @@ def utterances(model: VallexModel, n: int, *, seed: int = 0) -> Iterator[VallexU
 def cases(model: VallexModel, given: VallexUtterance) -> Iterator[Case[ComposedNetwork]]:
     """Every head, with and without a prompt; the AR in one pass, and one code a step."""
     text, codes = given.text, given.codes
+    level_0 = codes[:, 0]
     for name, prompt in (("", given.prompt), (" without prompt", given.prompt[:0])):
-        yield Case(f"ar{name}", "ar", partial(_continued, text, prompt[:, 0], codes[:, 0]))
+        run = methodcaller("continued", text, prompt[:, 0], level_0)
+        yield Case(f"ar{name}", "ar", run)
         for level in range(1, model.n_levels):
             if prompt.size or level in (1, model.n_levels - 1):
-                run = partial(_pass_nar, text, prompt, codes[:, :level])
+                run = methodcaller("pass_nar", text, prompt, codes[:, :level])
                 yield Case(f"nar.{level}{name}", f"nar.{level}", run)
-    run = partial(_stepwise, text, given.prompt[:, 0], codes[:, 0])
-    yield Case("ar one code a step", "ar", run, repeats=True)
+    before, last = np.split(level_0, [-_N_STEPS])
+    stepwise = partial(_stepwise, text, np.concatenate([given.prompt[:, 0], before]), last)
+    pairs = ((n, n + 1) for n in range(len(before) + 1, len(codes)))
+    rows = (len(before), len(before) + 1, *chain.from_iterable(pairs))
+    yield Case("ar one code a step", "ar", stepwise, repeats="ar", rows=rows)
 
 
-def _continued(text: VallexText, prompt: Ids, codes: Ids, network: ComposedNetwork) -> Rows:
-    return network.continued(text, prompt, codes)
-
-
-def _pass_nar(
-    text: VallexText,
-    prompt: NDArray[np.int32],
-    codes: NDArray[np.int32],
-    network: ComposedNetwork,
-) -> Rows:
-    return network.pass_nar(text, prompt, codes)
-
-
-def _stepwise(text: VallexText, prompt: Ids, codes: Ids, network: ComposedNetwork) -> Rows:
-    """In two copies, one code a step, the second copy one behind."""
-    before = np.concatenate([prompt, codes[:-_N_STEPS]])
-    steps = [network.begin_ar(text, before, room=_N_STEPS, n_copies=2)]
-    steps.append(network.step_ar([1], codes[-_N_STEPS:][:1]))
-    for a, b in zip(codes[-_N_STEPS:-1], codes[-_N_STEPS + 1 :], strict=True):
-        steps.append(network.step_ar([0, 1], np.array([a, b], np.int32)))
+def _stepwise(text: VallexText, before: Ids, codes: Ids, network: ComposedNetwork) -> Rows:
+    """In two copies, one code a step, the first copy one behind."""
+    steps = [network.begin_ar(text, before, room=len(codes), n_copies=2)]
+    steps.append(network.step_ar([1], codes[:1]))
+    steps += [network.step_ar([0, 1], np.array(pair, np.int32)) for pair in pairwise(codes)]
     return np.concatenate(steps)
 
 
