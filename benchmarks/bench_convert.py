@@ -2,7 +2,7 @@
 
 convert    production-size float32 .sft and .pth to f16, against a plain numpy loop that maps,
            casts and writes the same bytes; peak resident memory beyond the mapped file
-start      --help and --dry-run
+start      --help, --dry-run and inspect
 tokenize   valle-convert's calls of llama_tokenize against bare ctypes calls of it
 
 python benchmarks/bench_convert.py [--folder DIR] [--repeat 3]
@@ -102,9 +102,13 @@ def bench_conversion(folder: Path, repeat: int) -> dict[str, float]:
             results[f"{name}, s"] = seconds
             results[f"{name}, over the plain loop"] = seconds / plain
             results[f"{name}, MiB beyond the mapped file"] = (peak - path.stat().st_size) / MIB
-    for arguments in (["--help"], [str(sft), "--dry-run"]):
+    starts = {"--help": ["--help"]}
+    for path in (sft, pth):
+        starts[f"--dry-run of a {path.suffix}"] = [str(path), "--dry-run"]
+        starts[f"inspect of a {path.suffix}"] = ["inspect", str(path)]
+    for name, arguments in starts.items():
         command = [*PROGRAM, *arguments]
-        results[f"{arguments[-1]}, s"], _ = timed(command, repeat=5, before=lambda: None)
+        results[f"{name}, s"], _ = timed(command, repeat=9, before=lambda: None)
     return results
 
 

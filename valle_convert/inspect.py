@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ from valle_convert.checkpoint.folder import (
 )
 from valle_convert.checkpoint.hub import is_on_hub
 from valle_convert.checkpoint.lora import LoraFile
+from valle_convert.checkpoint.safetensors_file import WeightsNeededError
 from valle_convert.encodec.cpp_file import F32_WARNING, is_cpp_codec, open_cpp_file
 from valle_convert.encodec.gguf_codec import is_gguf_codec, open_gguf_codec
 from valle_convert.encodec.weights import EncodecWeights
-from valle_convert.errors import InputError
 from valle_convert.families import family_of, family_of_file
 from valle_convert.families.bundle import Bundle, fetched, open_files, part_of
 from valle_convert.families.family import AnyFamily, Choices
@@ -99,14 +99,14 @@ def inspect_file(
     """
     if is_on_hub(path) and path.suffix == ".gguf":
         return replace(inspect_file(fetched(path, progress)), path=str(path))
-    how: dict[str, Any] = {
-        "config": config,
-        "lora": lora,
-        "lora_alpha": lora_alpha,
-        "progress": progress,
-    }
+    read = partial(
+        read_checkpoint, path, config=config, lora=lora, lora_alpha=lora_alpha, progress=progress
+    )
     if is_on_hub(path):
-        return _inspect_on_hub(path, how)
+        try:
+            return _inspect_checkpoint(read(headers_only=True))
+        except WeightsNeededError:
+            return _inspect_checkpoint(read())
     if not os.path.isdir(path):  # noqa: PTH112 - no exception for a closed folder
         check_input_file(path)
     if is_cpp_codec(path):
@@ -116,7 +116,7 @@ def inspect_file(
         if is_gguf_codec(file):
             return _inspect_codec(open_gguf_codec(path), file)
         return _inspect_gguf(file)
-    return _inspect_checkpoint(read_checkpoint(path, **how))
+    return _inspect_checkpoint(read())
 
 
 def is_converted_file(path: Path) -> bool:
@@ -141,18 +141,6 @@ def _is_another_part(path: Path) -> bool:
     return is_converted(file.keys) and bool(part_of(file))
 
 
-def _inspect_on_hub(path: Path, how: Mapping[str, Any]) -> Summary:
-    """A checkpoint from headers in a temporary folder, if these are enough."""
-    with tempfile.TemporaryDirectory(prefix="valle-convert-") as folder:
-        try:
-            headers = read_checkpoint(path, **how, headers_in=Path(folder))
-            if not family_of(headers).reads_weights:
-                return _inspect_checkpoint(headers)
-        except InputError as error:
-            raise type(error)(str(error).replace(f"{folder}/", f"{path}: ")) from error
-    return _inspect_checkpoint(read_checkpoint(path, **how))
-
-
 def _inspect_checkpoint(checkpoint: Checkpoint) -> Summary:
     family = family_of(checkpoint)
     description = family.describe(checkpoint, Choices())
@@ -160,7 +148,7 @@ def _inspect_checkpoint(checkpoint: Checkpoint) -> Summary:
     return Summary(
         path=str(checkpoint.given or checkpoint.path),
         kind=f"{family.title} checkpoint ({checkpoint.container})",
-        n_bytes=sum(one.stat().st_size for one in checkpoint.weights),
+        n_bytes=checkpoint.n_bytes,
         sizes=sizes,
         behaviour=behaviour,
         tokenizer={

@@ -65,6 +65,11 @@ class Checkpoint:
         return self.shards or (self.path,)
 
     @property
+    def n_bytes(self) -> int:
+        known = self.hub.n_bytes if self.hub else {}
+        return sum(known.get(path) or path.stat().st_size for path in self.weights)
+
+    @property
     def title(self) -> str:
         """The model's name, if its config does not have one."""
         return self.folder_title or self.path.stem

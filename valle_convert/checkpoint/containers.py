@@ -36,9 +36,9 @@ from valle_convert.checkpoint.torch_file import (
     load_torch_file,
 )
 from valle_convert.checkpoint.torch_pickle import StoredTensor, word_for
-from valle_convert.checkpoint.torch_zip import packed_again
+from valle_convert.checkpoint.torch_zip import ZIP, packed_again
 from valle_convert.errors import InputError, UnsupportedModelError, ValleConvertError
-from valle_convert.files import check_input_file, os_fault
+from valle_convert.files import first_bytes
 from valle_convert.wording import listing
 
 _SUPPORTED = "supported are safetensors, files of torch.save, and folders with one of them"
@@ -97,16 +97,19 @@ def holds_model(tree: Tree, place: PurePath) -> bool:
 
 
 def _parse(path: Path, tree: Tree, place: PurePath) -> Container:
-    head = _first_bytes(path)
     if place.name.endswith(INDEX_SUFFIX):
         return _read_shards(path, tree, place)
+    if (header := tree.header(place)) is not None:
+        _refuse_shard(tree, place)
+        return Container("safetensors", header, _metadata(path, header.metadata))
+    head = first_bytes(path)
     # A safetensors header begins with its length, and its JSON with a brace.
     if len(head) > 8 and head[8:9] == b"{":
         _refuse_shard(tree, place)
         file = SafetensorsFile(path)
         named = _misnamed(place, TORCH_SUFFIXES, "a safetensors file")
         return Container("safetensors", file, _metadata(path, file.metadata), notes=named)
-    if head.startswith(b"PK\x03\x04"):
+    if head.startswith(ZIP):
         _refuse_shard(tree, place)
         named = _misnamed(place, SAFETENSORS_SUFFIXES, "a file of torch.save")
         found = _read_torch(path, is_deepspeed=is_deepspeed(place.name))
@@ -123,25 +126,16 @@ def _parse(path: Path, tree: Tree, place: PurePath) -> Container:
     raise InputError(_explain_unknown(path, head))
 
 
-def _first_bytes(path: Path) -> bytes:
-    check_input_file(path)
-    try:
-        with path.open("rb") as file:
-            return file.read(512)
-    except OSError as error:
-        raise os_fault(f"{path} cannot be read", error) from error
-
-
 def _read_shards(path: Path, tree: Tree, place: PurePath) -> Container:
     names = tree.files(place.parent)
 
     def get(name: str) -> tuple[Path, TensorSource, Mapping[str, str]] | None:
         if name not in names:
             return None
-        shard = tree.get(place.parent / name)
-        if _first_bytes(shard).startswith(b"PK\x03\x04"):
+        shard, header = tree.get(place.parent / name), tree.header(place.parent / name)
+        if header is None and first_bytes(shard).startswith(ZIP):
             return shard, _read_torch(shard).tensors, {}
-        file = SafetensorsFile(shard)
+        file = header or SafetensorsFile(shard)
         return shard, file, file.metadata
 
     shards = ShardedTensors(path, get)

@@ -22,6 +22,7 @@ from pathlib import Path, PurePath
 from typing import Protocol
 
 from valle_convert.checkpoint.names import is_averaged
+from valle_convert.checkpoint.safetensors_file import SafetensorsHeader
 from valle_convert.errors import InputError, UnsupportedModelError, ValleConvertError
 from valle_convert.files import os_fault, read_small_file
 from valle_convert.wording import listing
@@ -70,6 +71,10 @@ class Tree(Protocol):
         """A file, as a local path."""
         ...
 
+    def header(self, path: PurePath) -> SafetensorsHeader | None:
+        """The header of a file of safetensors, if that is all that is wanted of it."""
+        ...
+
     def name(self, path: PurePath) -> str:
         """The path in a form that the user can give back."""
         ...
@@ -89,6 +94,9 @@ class DiskTree:
 
     def get(self, path: PurePath) -> Path:
         return Path(path)
+
+    def header(self, path: PurePath) -> None:
+        del path
 
     def name(self, path: PurePath) -> str:
         return str(path)

@@ -50,10 +50,10 @@ def read_checkpoint(
     lora: Sequence[LoraFile] = (),
     lora_alpha: float | None = None,
     progress: Progress = silent,
-    headers_in: Path | None = None,
+    headers_only: bool = False,
 ) -> Checkpoint:
     """Open a checkpoint without reading its weights."""
-    tree, place = locate(path, progress, headers_in)
+    tree, place = locate(path, progress, headers_only=headers_only)
     if tree.is_folder(place):
         found = find_weights(tree, place, lambda one: _holds_model(tree, one))
     else:
@@ -72,7 +72,7 @@ def read_checkpoint(
         origin = "assumed"
     said = read_config(file, inside, contents.plain, given, tree, found, origin=origin)
     companions += said.files
-    if isinstance(tree, HubTree):
+    if isinstance(tree, HubTree) and not headers_only:
         _beside(tree, found, TOKENIZER_FILE)  # downloads it; it is looked up beside the weights
     tensors, merged, more = merge_loras(
         file, tensors, contents.lora, said.keys, lora, lora_alpha, progress

@@ -25,6 +25,8 @@ _MAX_PICKLE_BYTES = 64 << 20
 _MAX_ENTRIES = 100_000
 _PIECE_BYTES = 1 << 20
 _LAST_BYTES = 1 << 16
+#: The beginning of an entry, and so of a file.
+ZIP = b"PK\3\4"
 # An entry's header: magic, version, flags, method, time, date, checksum, two sizes, and the
 # lengths of its name and of the extra field.
 _LOCAL = struct.Struct("<4s5H3I2H")
@@ -185,7 +187,7 @@ def _data_offsets(path: Path, archive: zipfile.ZipFile) -> dict[int, zipfile.Zip
                 start = entry.header_offset + _LOCAL.size + n_name + n_extra
                 end = start + entry.compress_size
                 fits = (
-                    magic == b"PK\3\4"
+                    magic == ZIP
                     and (flags, method) == (entry.flag_bits, entry.compress_type)
                     and not flags & 1  # encrypted
                     and not entry.volume  # of an archive on several disks

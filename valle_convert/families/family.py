@@ -127,8 +127,6 @@ class Family(ABC, Generic[M, N]):
     #: several. For `transcribe` and the tasks `vc`, `ns` and `sr`, a method of the family's speaker
     #: as `module:Class.method`.
     abilities: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    #: Whether `describe` also reads weights.
-    reads_weights: ClassVar[bool] = False
     #: Extras that its speech needs.
     needs: ClassVar[tuple[str, ...]] = ()
     #: Further ones, by language.

@@ -45,7 +45,6 @@ class VallEX(Family[VallexModel, "ComposedNetwork"]):
         "language voice_text accent sampling nar_sampling best_of length_penalty max_seconds "
         "seed".split()
     )
-    reads_weights = True
     needs = ("speech", "vallex")
     needs_for = MappingProxyType({"Japanese": ("japanese",)})
     n_texts = 10_000  # there are no merges that could be wrong
