@@ -16,8 +16,8 @@ from valle_convert.checkpoint.folder import (
     SAFETENSORS_SUFFIXES,
     TORCH_SUFFIXES,
     DiskTree,
+    is_on_hub,
 )
-from valle_convert.checkpoint.hub import is_on_hub
 from valle_convert.checkpoint.lora import LoraFile
 from valle_convert.checkpoint.safetensors_file import WeightsNeededError
 from valle_convert.encodec.cpp_file import F32_WARNING, is_cpp_codec, open_cpp_file

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from fuzz.oracles import same_gguf
 from valle_convert.errors import InputError
+from valle_convert.gguf_file.metadata import size_label
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import GGML_TYPES
 
@@ -213,6 +214,16 @@ def test_the_file_that_is_damaged_is_a_valid_one(tmp_path: Path) -> None:
 
 
 def test_the_table_of_types_is_the_packages_but_for_what_no_file_has() -> None:
-    sizes = {kind.name: size for kind, size in gguf.GGML_QUANT_SIZES.items()}
-    ours = {kind.name: (kind.block, kind.block_bytes) for kind in GGML_TYPES.values()}
-    assert {"Q2_0": (64, 18), **sizes} == ours | {name: sizes[name] for name in WITHIN_COMPUTATIONS}
+    sizes = {kind.name: (int(kind), *size) for kind, size in gguf.GGML_QUANT_SIZES.items()}
+    ours = {kind.name: (kind.number, kind.block, kind.block_bytes) for kind in GGML_TYPES.values()}
+    assert {"Q2_0": (42, 64, 18), **sizes} == ours | {
+        one: sizes[one] for one in WITHIN_COMPUTATIONS
+    }
+    names = {int(one): one.name.partition("_")[2].removesuffix("_M") for one in gguf.LlamaFileType}
+    for kind in GGML_TYPES.values():
+        assert names[kind.file_type] in (kind.name, "")
+
+
+@given(st.integers(1, 10**13))
+def test_a_size_is_told_as_the_gguf_package_tells_it(n: int) -> None:
+    assert size_label(n) == gguf.utility.model_weight_count_rounded_notation(n)

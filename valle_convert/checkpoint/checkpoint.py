@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from valle_convert.checkpoint.hub import HubOrigin
+from valle_convert.checkpoint.folder import HubOrigin
 from valle_convert.checkpoint.source import CarriedVocabulary, TensorSource
 from valle_convert.errors import InputError
 from valle_convert.files import sha256_of

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -25,6 +25,7 @@ from valle_convert.checkpoint.names import is_averaged
 from valle_convert.checkpoint.safetensors_file import SafetensorsHeader
 from valle_convert.errors import InputError, UnsupportedModelError, ValleConvertError
 from valle_convert.files import os_fault, read_small_file
+from valle_convert.progress import Progress, silent
 from valle_convert.wording import listing
 
 SAFETENSORS_SUFFIXES = (".sft", ".safetensors")
@@ -34,6 +35,8 @@ INDEX_SUFFIX = ".index.json"
 PICKLE = "data.pkl"
 CONFIGS = ("config.yaml", "config.yml")
 
+#: The beginning of a path on the Hugging Face hub.
+HUB_PREFIX = "hf:"
 LATEST = "latest"
 _STATES = ("state.sft", "state.pth")
 _DEEPSPEED = re.compile(r"mp_rank_(\d+)_model_states\.pt")
@@ -54,8 +57,34 @@ _USUAL = (
 _SHOWN = 12
 
 
+@dataclass(frozen=True)
+class HubOrigin:
+    """Where on the hub the files of a checkpoint come from.
+
+    Attributes:
+        sha256: by local file, if the hub gives one.
+        n_bytes: of files that are not downloaded.
+    """
+
+    repository: str
+    revision: str
+    sha256: Mapping[Path, str]
+    n_bytes: Mapping[Path, int]
+
+
 class Tree(Protocol):
-    """Folders and files below some root."""
+    """Folders and files below some root.
+
+    Attributes:
+        notes: what the user should know about the source of the files.
+    """
+
+    notes: tuple[str, ...]
+
+    @property
+    def origin(self) -> HubOrigin | None:
+        """Where the files requested so far come from, if not from the disk."""
+        ...
 
     def is_folder(self, path: PurePath) -> bool: ...
 
@@ -81,6 +110,9 @@ class Tree(Protocol):
 
 
 class DiskTree:
+    notes = ()
+    origin = None
+
     def is_folder(self, path: PurePath) -> bool:
         return os.path.isdir(path)  # noqa: PTH112 - no exception for a closed folder
 
@@ -140,6 +172,22 @@ class Found:
     title: str
     is_training: bool = False
     notes: tuple[str, ...] = ()
+
+
+def is_on_hub(path: PurePath) -> bool:
+    return str(path).startswith(HUB_PREFIX)
+
+
+def locate(
+    path: Path, progress: Progress = silent, *, headers_only: bool = False
+) -> tuple[Tree, PurePath]:
+    """The disk or a commit on the hub that a path leads to, and the place there."""
+    if not is_on_hub(path):
+        return DiskTree(), path
+    from valle_convert.checkpoint.hub import HubTree, parse_location
+
+    tree = HubTree(parse_location(str(path)), progress=progress, headers_only=headers_only)
+    return tree, tree.resolve()
 
 
 def find_weights(tree: Tree, folder: PurePath, holds_model: Callable[[PurePath], bool]) -> Found:

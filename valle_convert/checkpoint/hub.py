@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
-from valle_convert.checkpoint.folder import SAFETENSORS_SUFFIXES, DiskTree, Tree
+from valle_convert.checkpoint.folder import HUB_PREFIX, SAFETENSORS_SUFFIXES, HubOrigin
 from valle_convert.checkpoint.safetensors_file import SafetensorsHeader
 from valle_convert.errors import EnvironmentFault, InputError, ValleConvertError
 from valle_convert.extras import require
@@ -28,7 +27,6 @@ from valle_convert.files import describe_os_error
 from valle_convert.progress import Progress, silent
 from valle_convert.wording import listing
 
-PREFIX = "hf:"
 #: The path of a published model in its repository.
 _MODELS = PurePosixPath("models/ckpt")
 
@@ -64,30 +62,10 @@ class Location:
 
 
 @dataclass(frozen=True)
-class HubOrigin:
-    """Where on the hub the files of a checkpoint come from.
-
-    Attributes:
-        sha256: by local file, if the hub gives one.
-        n_bytes: of files that are not downloaded.
-    """
-
-    repository: str
-    revision: str
-    sha256: Mapping[Path, str]
-    n_bytes: Mapping[Path, int]
-
-
-@dataclass(frozen=True)
 class _RemoteFile:
     size: int | None
     sha256: str | None
     cached: Path | None = None
-
-
-def is_on_hub(path: PurePath) -> bool:
-    """Whether a path of a command line is a place on the hub."""
-    return str(path).startswith(PREFIX)
 
 
 def parse_location(text: str) -> Location:
@@ -107,16 +85,6 @@ def parse_location(text: str) -> Location:
             f"{revision!r} is not a revision of {match['repository']}; give a commit or tag."
         )
     return Location(text, match["repository"], revision, place, is_loose=inside is not None)
-
-
-def locate(
-    path: Path, progress: Progress = silent, *, headers_only: bool = False
-) -> tuple[Tree, PurePath]:
-    """The disk or a commit on the hub that a path leads to, and the place there."""
-    if not is_on_hub(path):
-        return DiskTree(), path
-    tree = HubTree(parse_location(str(path)), progress=progress, headers_only=headers_only)
-    return tree, tree.resolve()
 
 
 class HubTree:
@@ -139,6 +107,7 @@ class HubTree:
         self._got: dict[PurePosixPath, Path] = {}
         self.notes: tuple[str, ...] = ()
         self.commit, files = self._list()
+        self.notes = (f"{self.name(PurePosixPath('.'))} is at commit {self.commit}", *self.notes)
         self._files = {PurePosixPath(name): file for name, file in files.items()}
         self._folders = {parent for path in self._files for parent in path.parents}
 
@@ -168,7 +137,7 @@ class HubTree:
         revision = self._location.revision
         at = "" if revision is None else f"@{revision}"
         inside = "" if str(path) == "." else f":{path}"
-        return f"{PREFIX}{self._location.repository}{at}{inside}"
+        return f"{HUB_PREFIX}{self._location.repository}{at}{inside}"
 
     def get(self, path: PurePath) -> Path:
         """A file, from the cache or downloaded; the name of one whose header is enough."""
@@ -302,8 +271,7 @@ class HubTree:
         return file.size != 0 and not isinstance(cached, str)
 
     def _first_bytes(self, place: PurePosixPath, n: int) -> bytes:
-        from huggingface_hub import utils
-
+        utils = self._hub.utils
         url = self._hub.hf_hub_url(self._location.repository, str(place), revision=self.commit)
         headers = utils.build_hf_headers() | {"Range": f"bytes=0-{n - 1}"}
         try:

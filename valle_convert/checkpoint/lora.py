@@ -25,8 +25,7 @@ from numpy.typing import NDArray
 
 from valle_convert.checkpoint.config import plain_keys
 from valle_convert.checkpoint.containers import Container, read_container
-from valle_convert.checkpoint.folder import Tree, find_adapter
-from valle_convert.checkpoint.hub import locate
+from valle_convert.checkpoint.folder import Tree, find_adapter, locate
 from valle_convert.checkpoint.names import RenamedTensors
 from valle_convert.checkpoint.plain_values import whole
 from valle_convert.checkpoint.source import LARGEST_WEIGHT, WEIGHT_DTYPES, TensorSource, TensorSpec

@@ -12,7 +12,7 @@ A checkpoint may have no config; its family decides whether it needs one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePath
 from typing import Any
 
 from valle_convert.checkpoint.checkpoint import Checkpoint
@@ -24,6 +24,7 @@ from valle_convert.checkpoint.folder import (
     Tree,
     find_weights,
     found_file,
+    locate,
 )
 from valle_convert.checkpoint.hf_export import (
     CONFIG_FILE,
@@ -34,7 +35,6 @@ from valle_convert.checkpoint.hf_export import (
     is_export,
     read_export,
 )
-from valle_convert.checkpoint.hub import HubTree, locate
 from valle_convert.checkpoint.lora import LoraFile, has_adapters, merge_loras
 from valle_convert.checkpoint.names import is_model, is_refused_by_name
 from valle_convert.checkpoint.plain_values import is_plain
@@ -72,12 +72,13 @@ def read_checkpoint(
         origin = "assumed"
     said = read_config(file, inside, contents.plain, given, tree, found, origin=origin)
     companions += said.files
-    if isinstance(tree, HubTree) and not headers_only:
+    if not headers_only:
         _beside(tree, found, TOKENIZER_FILE)  # downloads it; it is looked up beside the weights
     tensors, merged, more = merge_loras(
         file, tensors, contents.lora, said.keys, lora, lora_alpha, progress
     )
     companions += [one.path for one in lora]
+    hub = tree.origin
     lenient = (*contents.notes, *said.notes, *(() if export is None else export.notes), *more)
     return Checkpoint(
         path=file,
@@ -89,7 +90,7 @@ def read_checkpoint(
         stats=_stats(contents.extras),
         lora=merged,
         companions=tuple(companions),
-        notes=(*_notes_of(tree), *found.notes, *lenient),
+        notes=(*tree.notes, *found.notes, *lenient),
         given=path,
         shards=contents.shards,
         folder_title=_title_of(tree, found),
@@ -97,9 +98,9 @@ def read_checkpoint(
         lost=() if export is None else LOST,
         words={} if export is None else export.words,
         origin=({} if export is None else {"format": FORMAT})
-        | ({"revision": tree.commit} if isinstance(tree, HubTree) else {})
+        | ({"revision": hub.revision} if hub else {})
         | ({"notes": lenient} if lenient else {}),
-        hub=tree.origin if isinstance(tree, HubTree) else None,
+        hub=hub,
     )
 
 
@@ -150,15 +151,9 @@ def _beside(tree: Tree, found: Found, name: str) -> Path | None:
 
 def _title_of(tree: Tree, found: Found) -> str:
     """A model's name; at the root of a repository, the repository's."""
-    if not found.title and isinstance(tree, HubTree):
+    if not found.title and tree.origin:
         return tree.origin.repository.rpartition("/")[2]
     return found.title
-
-
-def _notes_of(tree: Tree) -> tuple[str, ...]:
-    if not isinstance(tree, HubTree):
-        return ()
-    return (f"{tree.name(PurePosixPath('.'))} is at commit {tree.commit}", *tree.notes)
 
 
 def _stats(extras: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -17,7 +17,13 @@ from pathlib import Path
 from zlib_ng import zlib_ng
 
 from valle_convert.errors import InputError
-from valle_convert.files import check_free_space, check_input_file, explained_writes, os_fault
+from valle_convert.files import (
+    ZIP_MAGIC,
+    check_free_space,
+    check_input_file,
+    explained_writes,
+    os_fault,
+)
 from valle_convert.wording import listing
 
 # A VALL-E checkpoint's pickle has some hundred tensors and a vocabulary: tens of KiB.
@@ -25,8 +31,6 @@ _MAX_PICKLE_BYTES = 64 << 20
 _MAX_ENTRIES = 100_000
 _PIECE_BYTES = 1 << 20
 _LAST_BYTES = 1 << 16
-#: The beginning of an entry, and so of a file.
-ZIP = b"PK\3\4"
 # An entry's header: magic, version, flags, method, time, date, checksum, two sizes, and the
 # lengths of its name and of the extra field.
 _LOCAL = struct.Struct("<4s5H3I2H")
@@ -187,7 +191,7 @@ def _data_offsets(path: Path, archive: zipfile.ZipFile) -> dict[int, zipfile.Zip
                 start = entry.header_offset + _LOCAL.size + n_name + n_extra
                 end = start + entry.compress_size
                 fits = (
-                    magic == ZIP
+                    magic == ZIP_MAGIC
                     and (flags, method) == (entry.flag_bits, entry.compress_type)
                     and not flags & 1  # encrypted
                     and not entry.volume  # of an archive on several disks

@@ -14,6 +14,7 @@ from valle_convert.files.atomic import atomic_output, atomic_outputs, write_text
 from valle_convert.files.digests import sha256_of
 from valle_convert.files.folders import locked_folder, made_folder, remove_stale
 from valle_convert.files.inputs import (
+    ZIP_MAGIC,
     begins_with,
     check_input_file,
     decoded,
@@ -32,6 +33,7 @@ from valle_convert.files.targets import (
 )
 
 __all__ = [
+    "ZIP_MAGIC",
     "atomic_output",
     "atomic_outputs",
     "begins_with",

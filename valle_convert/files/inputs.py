@@ -12,6 +12,8 @@ from typing import Any, BinaryIO
 from valle_convert.errors import InputError
 from valle_convert.files.paths import kind_of, os_fault, stat_of, suggest
 
+#: The beginning of a zip, also of those of torch and numpy.
+ZIP_MAGIC = b"PK\3\4"
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),

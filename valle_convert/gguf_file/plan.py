@@ -11,8 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gguf import GGML_QUANT_VERSION, LlamaFileType
-
 from valle_convert import __version__
 from valle_convert.checkpoint import Checkpoint, TensorSpec
 from valle_convert.errors import InputError
@@ -42,17 +40,8 @@ OUT_TYPES: dict[str, GgmlType | None] = {
     "bf16": BF16,
     "q8_0": Q8_0,
 }
+_QUANTIZATION_VERSION = 2
 _TYPE_OF = {dtype: ggml_type for ggml_type, dtype in PLAIN_DTYPES.items()}
-_FILE_TYPES = {
-    F32: LlamaFileType.ALL_F32,
-    F16: LlamaFileType.MOSTLY_F16,
-    BF16: LlamaFileType.MOSTLY_BF16,
-    Q8_0: LlamaFileType.MOSTLY_Q8_0,
-    **{
-        GGML_TYPES[name.removesuffix("_M")]: LlamaFileType[f"MOSTLY_{name}"]
-        for name in "Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K_M Q4_K_M Q5_K_M Q6_K IQ4_NL IQ4_XS".split()
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -165,8 +154,8 @@ def lay_out(
         n_weights = sum(tensor.n_elements for tensor in tensors)
         laid += metadata.keys(checkpoint, keys.languages, n_weights)
     laid += [
-        Key(gguf_keys.FILE_TYPE_KEY, int(file_type_of(tensors)), "u32"),
-        Key("general.quantization_version", GGML_QUANT_VERSION, "u32"),
+        Key(gguf_keys.FILE_TYPE_KEY, file_type_of(tensors), "u32"),
+        Key("general.quantization_version", _QUANTIZATION_VERSION, "u32"),
         *keys.graph,
         *keys.vocabulary,
         *keys.model,
@@ -213,7 +202,7 @@ def out_type_named(name: str) -> GgmlType | None:
 def digest_keys(tensors: tuple[PlannedTensor, ...]) -> list[Key]:
     """Digests to verify a file without its checkpoint; known once it is written."""
     return [
-        Key(gguf_keys.DIGEST_TYPE_KEY, int(file_type_of(tensors)), "u32"),
+        Key(gguf_keys.DIGEST_TYPE_KEY, file_type_of(tensors), "u32"),
         Key(gguf_keys.DATA_DIGEST_KEY, gguf_keys.NO_DIGEST, "string", deferred=True),
         Key(gguf_keys.HEADER_DIGEST_KEY, gguf_keys.NO_DIGEST, "string", deferred=True),
     ]
@@ -291,10 +280,9 @@ def stored_type(spec: TensorSpec) -> GgmlType:
     return F32 if spec.dtype is None else _TYPE_OF.get(spec.dtype, F32)
 
 
-def file_type_of(tensors: tuple[PlannedTensor, ...]) -> LlamaFileType:
+def file_type_of(tensors: tuple[PlannedTensor, ...]) -> int:
     """llama.cpp's file type: the type that most of its bytes have."""
     sizes: dict[GgmlType, int] = {}
     for tensor in tensors:
         sizes[tensor.ggml_type] = sizes.get(tensor.ggml_type, 0) + tensor.n_bytes
-    most = max(sizes, key=lambda ggml_type: sizes[ggml_type])
-    return _FILE_TYPES.get(most, LlamaFileType.GUESSED)
+    return max(sizes, key=lambda ggml_type: sizes[ggml_type]).file_type
