@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -313,32 +313,17 @@ def _inspect_codec(codec: EncodecWeights, file: GgufFile | None) -> Summary:
             if name.startswith(("general.", "encodec.source.", "encodec.converter."))
         },
         rows=(),
-        groups=_sum_up(
+        groups=_group(
             (
-                entry.name.partition(".")[0],
-                "F16" if entry.name in codec.halves else "F32",
-                entry.n_elements,
-                entry.n_elements * (2 if entry.name in codec.halves else 4),
-            )
-            for entry in codec.tensors
+                (entry.name, "F16", entry.n_elements, 2 * entry.n_elements)
+                if entry.name in codec.halves
+                else (entry.name, "F32", entry.n_elements, 4 * entry.n_elements)
+                for entry in codec.tensors
+            ),
+            lambda name: name.partition(".")[0],
         ),
         notes=() if file is not None or codec.halves else (F32_WARNING,),
     )
-
-
-def _group(tensors: Iterable[tuple[str, str, int, int]]) -> tuple[WeightGroup, ...]:
-    """Group tensors by purpose and type."""
-    return _sum_up((_purpose(name), kind, weights, size) for name, kind, weights, size in tensors)
-
-
-def _sum_up(tensors: Iterable[tuple[str, str, int, int]]) -> tuple[WeightGroup, ...]:
-    """One group for each purpose and type, in the order of the tensors."""
-    groups: dict[tuple[str, str], list[int]] = {}
-    for purpose, kind, n_weights, n_bytes in tensors:
-        sums = groups.setdefault((purpose, kind), [0, 0, 0])
-        for i, n in enumerate((1, n_weights, n_bytes)):
-            sums[i] += n
-    return tuple(WeightGroup(name, kind, *sums) for (name, kind), sums in groups.items())
 
 
 def _purpose(name: str) -> str:
@@ -356,3 +341,15 @@ def _purpose(name: str) -> str:
         if any(mark in name for mark in marks):
             return purpose
     return "other"
+
+
+def _group(
+    tensors: Iterable[tuple[str, str, int, int]], purpose_of: Callable[[str], str] = _purpose
+) -> tuple[WeightGroup, ...]:
+    """One group for each purpose and type, in the order of the tensors."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for name, kind, n_weights, n_bytes in tensors:
+        sums = groups.setdefault((purpose_of(name), kind), [0, 0, 0])
+        for i, n in enumerate((1, n_weights, n_bytes)):
+            sums[i] += n
+    return tuple(WeightGroup(name, kind, *sums) for (name, kind), sums in groups.items())

@@ -35,8 +35,14 @@ def torch_state(arrays: Arrays) -> dict[str, torch.Tensor]:
     return {name: tensor(values) for name, values in arrays.items()}
 
 
-def write_safetensors(path: Path, arrays: Arrays, metadata: dict[str, str] | None = None) -> None:
-    kinds = {dtype: name for name, dtype in DTYPES.values()}
+def write_safetensors(
+    path: Path,
+    arrays: Arrays,
+    metadata: dict[str, str] | None = None,
+    more: dict[np.dtype[Any], str] | None = None,
+) -> None:
+    """A file of the types that a checkpoint has, and of some more."""
+    kinds = {dtype: name for name, dtype in DTYPES.values()} | (more or {})
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     offset = 0
     for name, values in arrays.items():

@@ -18,11 +18,11 @@ from checkpoint.containers import (
     write_config,
     write_safetensors,
 )
-from make_checkpoint import DTYPES, Shape
+from make_checkpoint import Shape
 from support import Cli, describe, error_of
 from verify.random_shapes import random_dtype, random_shape
 
-from valle_convert import plan_conversion, read_checkpoint, verify_gguf, write_gguf
+from valle_convert import read_checkpoint
 from valle_convert.errors import InputError
 
 SHAPE = Shape(dim=32, layers=1, levels=2, audio_tokens=10)
@@ -237,24 +237,6 @@ def test_a_folder_without_weights_says_what_is_expected(
     message = error_of(cli("inspect", folder), 2)
     assert "holds no checkpoint" in message or "holds only a LoRA" in message
     assert ("--lora" in message) == (content == "a lora")
-
-
-def test_all_types_convert_alike(make: Make, tmp_path: Path) -> None:
-    """The file of a training folder has the tensors of the plain checkpoint's, byte for byte."""
-    for dtype in DTYPES:
-        folder = make(tmp_path / dtype, SHAPE, dtype)
-        flat = plain(tmp_path / f"{dtype}.sft", SHAPE, dtype)
-        plans = [plan_conversion(folder), plan_conversion(flat)]
-        sizes = [
-            sum(write_gguf(plan, tmp_path / f"{i}{dtype}").values()) for i, plan in enumerate(plans)
-        ]
-        data = [
-            (tmp_path / f"{i}{dtype}").read_bytes()[-plan.main.data_bytes :]
-            for i, plan in enumerate(plans)
-        ]
-        assert data[0] == data[1]
-        assert min(sizes) > plans[0].main.data_bytes
-        assert verify_gguf(plans[0], tmp_path / f"0{dtype}", levels=["structure", "tensors"]).passed
 
 
 def test_a_folder_that_is_not_there_is_answered_with_one_that_is(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ class ExportedTensors:
         ]
         if missing or others:
             faults = [f"missing: {listing(missing)}"] if missing else []
-            faults += [f"unexpected: {listing(others, 10)}"] if others else []
+            faults += [f"unexpected: {listing(others)}"] if others else []
             raise InputError(
                 f"{where} is not a complete export of a VALL-E checkpoint: {'; '.join(faults)}; "
                 "export the checkpoint again."

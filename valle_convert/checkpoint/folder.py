@@ -54,7 +54,6 @@ _USUAL = (
     *(f"fp32{one}" for one in SAFETENSORS_SUFFIXES + TORCH_SUFFIXES),
     *("model.safetensors", "pytorch_model.bin"),
 )
-_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -202,7 +201,7 @@ def find_weights(tree: Tree, folder: PurePath, holds_model: Callable[[PurePath],
     if models:
         raise InputError(
             f"{tree.name(folder)} holds {len(models)} models, expected one: "
-            f"{listing(map(tree.name, models), _SHOWN)}; give one of them."
+            f"{listing(map(tree.name, models))}; give one of them."
         )
     if find_adapter(tree, folder) is not None:
         raise InputError(
@@ -299,7 +298,7 @@ def _look_into(
         if choices:
             raise InputError(
                 f"{tree.name(folder)} holds {len(plain)} {kind}, expected one: "
-                f"{listing(plain, _SHOWN)}; give one of these files."
+                f"{listing(plain)}; give one of these files."
             )
     shards = [name for name in names if is_shard(name)]
     if shards:
@@ -338,7 +337,7 @@ def _at_latest(tree: Tree, folder: PurePath) -> Found:
         )
     inner = folder / tag
     if not tree.is_folder(inner):
-        there = listing(tree.folders(folder), _SHOWN) or "none"
+        there = listing(tree.folders(folder)) or "none"
         raise InputError(
             f"{tree.name(path)} names the folder {tag}, which does not exist; found {there}. "
             "Give the folder of the state to convert."

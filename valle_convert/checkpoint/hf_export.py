@@ -203,7 +203,7 @@ def _heads(
         return heads, False
     raise InputError(
         f"{path}: config.json has the default of every export, {heads!r:.20} heads, but the "
-        f"width {width} is not {_EXPORTED_HEADS} times {_HEAD_WIDTH}, as in the published models; "
+        f"width {width} is not {_EXPORTED_HEADS} times {_HEAD_WIDTH}; "
         "give the number with --config (size: {heads: N})."
     )
 

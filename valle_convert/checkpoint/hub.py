@@ -41,7 +41,6 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HEAD_BYTES = 1 << 17
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 _TIMEOUT = 30.0  # seconds without an answer
-_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -325,7 +324,7 @@ class HubTree:
         names = models or sorted(map(str, self._files))
         near = difflib.get_close_matches(str(path), names, n=3, cutoff=0.4)
         near += [name for name in names if PurePosixPath(name).name == path.name][:3]
-        shown = ", ".join(dict.fromkeys(near)) or listing(names, _SHOWN) or "none"
+        shown = ", ".join(dict.fromkeys(near)) or listing(names) or "none"
         return (
             f"{where.repository} at {where.revision or 'main'} has no "
             f"{'model' if models else 'file or folder'} {path}; "

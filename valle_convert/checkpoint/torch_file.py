@@ -81,9 +81,8 @@ def load_torch_file(path: Path) -> object:
         loaded: object = PickleReader(pickled, storage).load()
     except RefusedError as error:
         raise InputError(
-            f"{path} is rejected: its pickle could run code, since it asks for {error}. "
-            "Save only tensors, dicts, lists, strings and numbers, or export it to .sft "
-            "with the training project."
+            f"{path} is rejected: its pickle could run code, since it asks for {error!s:.60}. "
+            "Save only tensors, dicts, lists, strings and numbers."
         ) from error
     except Exception as error:
         # The file is untrusted, and a pickle reader raises whatever its parts raise
@@ -175,7 +174,7 @@ class TorchTensors:
     def check(self) -> None:
         """Check the file against its checksums, once."""
         if not self._is_checked:
-            check_sums(self._path)
+            check_sums(self._path, zip_entries(self._path))
             self._is_checked = True
 
 

@@ -163,11 +163,10 @@ def _explain_states(path: Path, loaded: object, states: list[_State]) -> str:
             f"{path} holds a {word_for(loaded)}, expected a dict of tensors, possibly nested; "
             "save the model's state_dict()."
         )
-    held = ", ".join(
-        f"{key if isinstance(key, str) else word_for(key):.40} ({word_for(value)})"
+    held = listing(
+        f"{key if isinstance(key, str) else word_for(key):.20} ({word_for(value):.20})"
         for key, value in loaded.items()
     )
     return (
-        f"{path} holds no dict of tensors, only {held[:200] or 'nothing'}; save the model's "
-        "state_dict()."
+        f"{path} holds no dict of tensors, only {held or 'nothing'}; save the model's state_dict()."
     )

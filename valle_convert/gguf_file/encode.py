@@ -37,14 +37,7 @@ _LARGEST_BITS: Mapping[GgmlType, np.unsignedinteger[Any]] = {
 
 
 def encode(rows: NDArray[Any], ggml_type: GgmlType, name: str) -> NDArray[Any]:
-    """Rows in the given type.
-
-    Args:
-        rows: [n, columns] or [columns]; float32, float16 or bfloat16.
-
-    Returns:
-        A contiguous array whose bytes are those of the file.
-    """
+    """Rows [n, columns] or [columns] as a contiguous array whose bytes are those of the file."""
     if ggml_type in PLAIN_DTYPES:
         # A value beyond float16 becomes infinite, which is checked right below.
         with np.errstate(over="ignore"):

@@ -23,6 +23,7 @@ from valle_convert.model.spec import (
     Positions,
     Table,
 )
+from valle_convert.wording import listing
 
 T = TypeVar("T")
 
@@ -173,7 +174,7 @@ class KeyReader:
         """Reject a file with faults."""
         if self.faults:
             raise InputError(
-                f"{path}: its keys are inconsistent: {'; '.join(self.faults)}. "
+                f"{path}: its keys are inconsistent: {listing(self.faults, separator='; ')}. "
                 "Convert the checkpoint again."
             )
 

@@ -15,6 +15,7 @@ from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError
 from valle_convert.files import read_json_object, valid_utf8
 from valle_convert.gguf_file.header import Key
+from valle_convert.wording import listing
 
 #: Names of the GGUF specification that a user may set, with their type.
 ALLOWED: dict[str, str] = {
@@ -56,21 +57,21 @@ class GeneralMetadata:
         for name, value in self.values.items():
             kind = ALLOWED.get(name)
             if kind is None:
-                faults.append(f"{name!r} is not one of {', '.join(ALLOWED)}")
-            elif kind == "string" and not isinstance(value, str):
-                faults.append(f"{name} is {value!r}, expected a string")
+                faults.append(f"{name!r:.40} is not one of {listing(ALLOWED)}")
+            elif kind == "string" and (not isinstance(value, str) or not value.strip()):
+                faults.append(f"{name} is {value!r:.40}, expected some text")
             elif kind == "[string]" and (
                 not isinstance(value, list)
                 or not value
                 or any(not isinstance(item, str) for item in value)
             ):
-                faults.append(f"{name} is {value!r}, expected a list of strings")
+                faults.append(f"{name} is {value!r:.40}, expected a list of strings")
             else:
                 texts = [value] if isinstance(value, str) else value
                 if any(valid_utf8(text) != text for text in texts):
                     faults.append(f"{name} is not valid UTF-8")
         if faults:
-            raise InputError(f"{self.where}: {'; '.join(faults)}.")
+            raise InputError(f"{self.where}: {listing(faults, separator='; ')}.")
 
     @classmethod
     def read(cls, path: Path | None, name: str | None = None) -> GeneralMetadata:

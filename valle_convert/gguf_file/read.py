@@ -85,9 +85,6 @@ def is_gguf(path: Path) -> bool:
 class GgufFile:
     """A parsed GGUF file. It stays mapped as long as this object or its data exists.
 
-    Args:
-        contents: the file's bytes, or the open file at any position.
-
     Attributes:
         keys: every metadata key, decoded on access; strings and lists as Python's.
         key_types: the type of each key, as in `header.Key`.

@@ -63,14 +63,7 @@ def write_files(
     sources: Sequence[Path] = (),
     progress: Progress = silent,
 ) -> dict[Path, int]:
-    """Write all of the files, or leave nothing.
-
-    Args:
-        progress: shows the number of bytes written, file by file.
-
-    Returns:
-        The size of each file in bytes.
-    """
+    """Write all of the files, or leave nothing; returns their sizes in bytes."""
     first = next(iter(files))
     for path in files:
         check_outputs([path], force=force, inputs=sources)
@@ -108,11 +101,7 @@ def write_plan_to(
     source: Future[str] | None = None,
     progress: Progress = silent,
 ) -> int:
-    """Write all of an open file, from its beginning; returns its size in bytes.
-
-    Args:
-        progress: shows the number of bytes written.
-    """
+    """Write all of an open file, from its beginning; returns its size in bytes."""
     file.seek(0)
     values: dict[str, Any] = {}
     if plan.biases:

@@ -18,6 +18,7 @@ from valle_convert.errors import InputError, UnsupportedModelError
 from valle_convert.model.collector import Collector, count_numbered
 from valle_convert.model.description import BackboneTensor
 from valle_convert.model.spec import LANGUAGES, TASKS, TONES, names_in_order
+from valle_convert.wording import listing
 
 # ------------------------------------------------------------------------- the config
 
@@ -206,7 +207,8 @@ class ConfigReader:
         """Reject a config with faults."""
         if self.faults:
             raise InputError(
-                f"{self._where}: {'; '.join(self.faults)}. Give the right values with --config."
+                f"{self._where}: {listing(self.faults, separator='; ')}. "
+                "Give the right values with --config."
             )
 
     def _size(self) -> tuple[int, int, int, dict[str, int]]:
@@ -285,8 +287,8 @@ def _refuse_unsupported(
     ]
     if refused:
         raise UnsupportedModelError(
-            f"{where}: {'; '.join(refused)}. A converted file would compute something else; "
-            "if a switch has no effect, turn it off with --config."
+            f"{where}: {listing(refused, separator='; ')}. A converted file would compute "
+            "something else; if a switch has no effect, turn it off with --config."
         )
 
 
@@ -299,7 +301,7 @@ def unread_notes(config: Mapping[str, Any]) -> list[str]:
         for key in (size if isinstance(size, Mapping) else ())
         if key not in _SIZE_KEYS
     ]
-    return [f"keys of the config that nothing reads: {', '.join(keys[:10])}"] if keys else []
+    return [f"keys of the config that nothing reads: {listing(keys, 10)}"] if keys else []
 
 
 # ----------------------------------------------------------------------- the backbone
