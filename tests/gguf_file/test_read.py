@@ -246,11 +246,8 @@ def test_a_part_of_a_split_model_is_refused_where_the_whole_is_needed(
 
 def test_a_split_into_one_is_whole() -> None:
     parse(whole([key("split.no", 2, b"\0\0"), key("split.count", 2, b"\1\0")]))
-
-
-def test_a_split_key_of_a_wrong_type_is_refused() -> None:
     with pytest.raises(InputError, match="split model"):
-        parse(whole([key("split.count", STRING, string("2"))]))
+        parse(whole([key("split.count", STRING, string("1"))]))
 
 
 @pytest.mark.parametrize("alignment", [8, 16, 32, 64, 4096])
