@@ -25,41 +25,35 @@ from valle_convert.gguf_file.read import GgufFile
 Convert = Callable[[str, str], Path]
 
 
+#: The keys of each type.
+CONTRACT = {
+    "u32": """
+        general.file_type general.quantization_version valle.format_version valle.codec.levels
+        valle.checkpoint_version valle.codec.sample_rate valle.codec.codebook_size
+        """,
+    "string": """
+        general.architecture valle.codec.name valle.positions valle.nar_attention
+        valle.source.sha256 valle.source.name valle.converter.version
+        """,
+    "[string]": """
+        valle.capabilities valle.languages valle.tasks valle.tones valle.table.names
+        valle.head.names
+        """,
+    "[u32]": """
+        valle.table.first_rows valle.table.row_counts valle.head.first_rows valle.head.row_counts
+        """,
+    "bool": "valle.sums.prompt valle.sums.response",
+    "[i32]": "valle.tokenizer.true_ids",
+    "f32": "valle.codec.frame_rate",
+    "u64": "valle.source.global_step",
+}
+
+
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
 def test_every_key_of_the_contract_is_there_with_its_type(name: str, converted: Convert) -> None:
     file = GgufFile(converted(name, "f32"))
-    types = {
-        "valle.format_version": "u32",
-        "valle.checkpoint_version": "u32",
-        "valle.capabilities": "[string]",
-        "valle.codec.name": "string",
-        "valle.codec.sample_rate": "u32",
-        "valle.codec.levels": "u32",
-        "valle.codec.codebook_size": "u32",
-        "valle.codec.frame_rate": "f32",
-        "valle.positions": "string",
-        "valle.nar_attention": "string",
-        "valle.sums.prompt": "bool",
-        "valle.sums.response": "bool",
-        "valle.languages": "[string]",
-        "valle.tasks": "[string]",
-        "valle.tones": "[string]",
-        "valle.table.names": "[string]",
-        "valle.table.first_rows": "[u32]",
-        "valle.table.row_counts": "[u32]",
-        "valle.head.names": "[string]",
-        "valle.head.first_rows": "[u32]",
-        "valle.head.row_counts": "[u32]",
-        "valle.tokenizer.true_ids": "[i32]",
-        "valle.source.sha256": "string",
-        "valle.source.name": "string",
-        "valle.source.global_step": "u64",
-        "valle.converter.version": "string",
-        "general.architecture": "string",
-        "general.file_type": "u32",
-        "general.quantization_version": "u32",
-    }
-    assert {key: file.key_types.get(key) for key in types} == types
+    for kind, keys in CONTRACT.items():
+        assert {file.key_types.get(key) for key in keys.split()} == {kind}
     assert file.keys["general.architecture"] == "gemma"
     assert file.keys["valle.format_version"] == 1
     assert file.keys["valle.converter.version"] == __version__

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -202,7 +202,7 @@ def _tables_by_size(n_rows: int, config: Mapping[str, Any], where: str) -> dict[
     details = sizes if isinstance(sizes, Mapping) else {}
     n = {key: config.get(key, default) for key, default in _PUBLISHED.items()}
     n |= {key: details.get(key, default) for key, default in _PUBLISHED_SIZES.items()}
-    wrong = [f"{key} {value!r}" for key, value in n.items() if not _is_count(value)]
+    wrong = [f"{key} {value!r}" for key, value in n.items() if not is_count(value)]
     if wrong:
         raise InputError(f"{where}: {', '.join(wrong)}, expected a whole number.")
     levels, codes = n["resp_levels"], n["audio_tokens"]
@@ -233,7 +233,8 @@ def _tables_by_size(n_rows: int, config: Mapping[str, Any], where: str) -> dict[
     return tables
 
 
-def _is_count(value: object) -> bool:
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether a value of a config may be a number of rows, heads ..."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 24
 
 

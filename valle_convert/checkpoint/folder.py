@@ -109,8 +109,8 @@ class Tree(Protocol):
 
 
 class DiskTree:
-    notes = ()
-    origin = None
+    notes: tuple[str, ...] = ()
+    origin: HubOrigin | None = None
 
     def is_folder(self, path: PurePath) -> bool:
         return os.path.isdir(path)  # noqa: PTH112 - no exception for a closed folder

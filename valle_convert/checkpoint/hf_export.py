@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from valle_convert.checkpoint.exported import (
     HEADS,
     ExportedTensors,
     assumed_config,
+    is_count,
     is_named,
     rows_of_export,
 )
@@ -195,9 +196,9 @@ def _heads(
     wanted = size.get("heads") if isinstance(size, Mapping) else None
     if wanted is not None or isinstance(size, str | int | float):
         # The other checks of the config find out whether it fits.
-        return (wanted if _is_count(wanted) else _EXPORTED_HEADS), True
+        return (wanted if is_count(wanted) and wanted else _EXPORTED_HEADS), True
     heads = said.get("num_attention_heads", _EXPORTED_HEADS)
-    divides = _is_count(heads) and width % heads == 0 and width // heads % 2 == 0
+    divides = is_count(heads) and heads and width % heads == 0 and width // heads % 2 == 0
     # A number other than the exports' default was set on purpose.
     if divides and (heads != _EXPORTED_HEADS or width == heads * _HEAD_WIDTH):
         return heads, False
@@ -231,8 +232,4 @@ def _n_layers(tensors: TensorSource) -> int:
 
 def _context(said: Mapping[str, Any]) -> int:
     value = said.get("max_position_embeddings")
-    return value if _is_count(value) else _DEFAULT_CONTEXT
-
-
-def _is_count(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 24
+    return value if is_count(value) and value else _DEFAULT_CONTEXT

@@ -19,7 +19,6 @@ from valle_convert.checkpoint.checkpoint import Checkpoint
 from valle_convert.checkpoint.config import Config, load_config, plain_keys, read_config
 from valle_convert.checkpoint.containers import Container, holds_model, read_container
 from valle_convert.checkpoint.folder import (
-    DiskTree,
     Found,
     Tree,
     find_weights,
@@ -106,7 +105,7 @@ def read_checkpoint(
 
 def _holds_model(tree: Tree, place: PurePath) -> bool:
     # To look into a checkpoint on the hub, nothing more is downloaded.
-    return not isinstance(tree, DiskTree) or holds_model(tree, place)
+    return tree.origin is not None or holds_model(tree, place)
 
 
 def _check_model(contents: Container, where: str) -> None:
