@@ -49,6 +49,8 @@ _NAMES: tuple[tuple[re.Pattern[str], str], ...] = (
 _PUBLISHED = {"langs": 6, "tasks": 9, "tones": 1}
 _PUBLISHED_SIZES = {"phoneme_tokens": 256, "resp_levels": 8, "audio_tokens": 1024}
 _LENGTH_ROWS = 11
+#: All rows.
+ALL = slice(None)
 #: The config's name for the number of a table's words.
 COUNTED = {"langs": "langs_emb.weight", "tasks": "tasks_emb.weight", "tones": "tones_emb.weight"}
 
@@ -70,11 +72,11 @@ class ExportRows:
 class ExportSource(TensorSource, Protocol):
     """The tensors of an export under the export's names, readable row by row."""
 
-    def read_rows(self, name: str, rows: slice) -> NDArray[Any]:
-        """Rows of a matrix, in the type of its spec."""
+    def read(self, name: str, rows: slice = ALL) -> NDArray[Any]:
+        """Rows of a tensor, in the type of its spec."""
         ...
 
-    def read_blocks(self, name: str, rows: slice) -> NDArray[np.uint8] | None:
+    def read_blocks(self, name: str, rows: slice = ALL) -> NDArray[np.uint8] | None:
         """Rows as stored, [n, bytes of a row], if they are quantized."""
         ...
 
@@ -110,19 +112,17 @@ class ExportedTensors:
 
     def read(self, name: str) -> NDArray[Any]:
         """One tensor, in the type of its spec."""
-        part = self._rows.get(name)
-        if part is None:
-            return self._export.read(name)
-        rows = slice(part.first_row, part.first_row + part.n_rows)
-        return self._export.read_rows(part.matrix, rows).reshape(self.specs[name].shape)
+        return self._export.read(*self._place(name)).reshape(self.specs[name].shape)
 
     def read_blocks(self, name: str) -> NDArray[np.uint8] | None:
         """The rows as stored, see `BlockSource`."""
+        return self._export.read_blocks(*self._place(name))
+
+    def _place(self, name: str) -> tuple[str, slice]:
         part = self._rows.get(name)
         if part is None:
-            return self._export.read_blocks(name, slice(None))
-        rows = slice(part.first_row, part.first_row + part.n_rows)
-        return self._export.read_blocks(part.matrix, rows)
+            return name, ALL
+        return part.matrix, slice(part.first_row, part.first_row + part.n_rows)
 
 
 # --------------------------------------------------------------------------------- rows

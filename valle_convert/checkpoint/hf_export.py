@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.checkpoint.exported import (
+    ALL,
     EMBEDDINGS,
     HEADS,
     ExportedTensors,
@@ -128,13 +129,11 @@ class _Rows:
         self._tensors = tensors
         self.specs = tensors.specs
 
-    def read(self, name: str) -> NDArray[Any]:
-        return self._tensors.read(name)
+    def read(self, name: str, rows: slice = ALL) -> NDArray[Any]:
+        found = self._tensors.read(name)
+        return found if rows == ALL else found[rows]
 
-    def read_rows(self, name: str, rows: slice) -> NDArray[Any]:
-        return self._tensors.read(name)[rows]
-
-    def read_blocks(self, name: str, rows: slice) -> NDArray[np.uint8] | None:
+    def read_blocks(self, name: str, rows: slice = ALL) -> NDArray[np.uint8] | None:
         del name, rows
         return None  # numpy has the types of safetensors
 
