@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from checkpoint.containers import (
@@ -25,6 +26,7 @@ from checkpoint.containers import (
 from checkpoint.small_hub import SmallHub, point_to, small_hub
 from huggingface_hub import constants
 from make_checkpoint import Shape, config_of
+from safetensors.numpy import load_file
 from support import PROJECT, Cli, error_of
 from verify.old_files import make_old
 
@@ -217,6 +219,24 @@ def test_a_header_longer_than_the_first_range_is_read_to_its_end(
     hub.add("me/long", {"long.sft": path.read_bytes()})
     assert cli("inspect", "hf:me/long").code == 0
     assert len([r for r in hub.requests if "/store/" in r.path]) == 2
+
+
+def test_where_a_header_does_not_tell_it_the_weights_do(
+    hub: SmallHub, tmp_path: Path, cli: Cli
+) -> None:
+    """Rows without names end where zeros begin, which pad them."""
+    arrays, config = load_file(EXPORT / "model.safetensors"), tmp_path / "heads.yaml"
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        arrays[name] = np.pad(arrays[name], ((0, 10), (0, 0)))
+    write_safetensors(tmp_path / "model.safetensors", arrays)
+    config.write_text("size: {heads: 2, audio_tokens: 64}")
+    hub.add("me/unnamed", {"model.safetensors": (tmp_path / "model.safetensors").read_bytes()})
+    local, found = (
+        json.loads(cli("inspect", place, "--config", config, "--json").out)
+        for place in (tmp_path / "model.safetensors", "hf:me/unnamed")
+    )
+    assert "10 rows of padding dropped" in found["notes"]
+    assert found["rows"] == local["rows"]
 
 
 def test_a_gguf_file_on_the_hub_is_looked_into(

@@ -1,6 +1,8 @@
 """Containers: the content of a file, not its name, decides how it is read.
 
-file -> first bytes -> safetensors, a file of torch.save, or an index of several -> Container
+    file -> first bytes -> safetensors, a file of torch.save, or an index of several -> Container
+
+Of a file on the hub, its header may be enough.
 """
 
 from __future__ import annotations

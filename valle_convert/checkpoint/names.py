@@ -107,7 +107,7 @@ def with_plain_names(tensors: TensorSource, where: str) -> tuple[TensorSource, t
         if tensors.specs[name].n_elements <= 1 and _COUNTER.fullmatch(plain)
     ]
     if counters:
-        notes.append(f"counters of the training are left out: {listing(counters)}")
+        notes.append(f"counters of the training are left out: {listing(counters, 3)}")
     own: dict[str, str] = {}
     twice: list[str] = []
     for name, plain in names.items():

@@ -63,7 +63,7 @@ class SafetensorsHeader:
     def __init__(self, where: str, data: bytes) -> None:
         """Read the JSON of a header, with the checks that the library lacks."""
         try:
-            header = unique_json(data)
+            header = msgspec.convert(unique_json(data), dict[str, Any])
             self.metadata = msgspec.convert(header.pop("__metadata__", None) or {}, dict[str, str])
             entries = msgspec.convert(header, dict[str, _Entry])
         except DuplicateKeyError as error:
@@ -71,7 +71,7 @@ class SafetensorsHeader:
                 f"{where} is rejected: {error} of its header, which readers read differently; "
                 "save the tensors again."
             ) from None
-        except (msgspec.MsgspecError, ValueError, AttributeError, RecursionError) as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise InputError(
                 f"{where} is not a safetensors file ({error!s:.90}); copy or download it again."
             ) from error
