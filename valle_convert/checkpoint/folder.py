@@ -116,11 +116,9 @@ class DiskTree:
         return os.path.isdir(path)  # noqa: PTH112 - no exception for a closed folder
 
     def files(self, folder: PurePath) -> list[str]:
-        """The names of the files in a folder, sorted."""
         return [name for name, is_folder in self._entries(folder) if not is_folder]
 
     def folders(self, folder: PurePath) -> list[str]:
-        """The names of the folders in a folder, sorted."""
         return [name for name, is_folder in self._entries(folder) if is_folder]
 
     def get(self, path: PurePath) -> Path:

@@ -123,11 +123,9 @@ class HubTree:
         return path in self._folders
 
     def files(self, folder: PurePath) -> list[str]:
-        """The names of the files in a folder, sorted."""
         return sorted(path.name for path in self._files if path.parent == folder)
 
     def folders(self, folder: PurePath) -> list[str]:
-        """The names of the folders in a folder, sorted."""
         found = [path.name for path in self._folders if path.parent == folder]
         return sorted(name for name in found if name)
 
