@@ -242,7 +242,10 @@ def test_a_value_that_the_network_depends_on_is_not_passed_over(
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ({"a": torch._neg_view(torch.ones(2))}, r"not dense tensors: a \(negated"),
+        (
+            {"a": torch._neg_view(torch.ones(2)), "b": torch.ones(2)},
+            r"not dense tensors: a \(negated",
+        ),
         ({"a": torch.zeros(1).expand(1 << 20, 1 << 20)}, r"not dense tensors: a \(Tensor\)"),
         (torch.nn.Linear(2, 2), r"holds a torch\.nn\.modules\.linear\.Linear"),
     ],

@@ -176,7 +176,7 @@ def latest(tag: str) -> Callable[[Path], object]:
     return lambda folder: (folder / "latest").write_text(tag, encoding="latin-1")
 
 
-TAGS = ["../../etc", "/etc", "..", ".", "1000\n../x", "", "..\\x", "\xff\xfe", "1\0", "1" * 300]
+TAGS = ["../../etc", "/etc", "..", ".", "1000\n../x", "", "..\\x", "\xff\xfe\0", "1\0", "1" * 300]
 REFUSED: list[tuple[Make, Callable[[Path], object], str]] = [
     (local_training, lambda f: (f / "config.yaml").unlink(), "nor a config.yaml beside it"),
     (local_training, lambda f: write_config(f, Shape(dim=64), SHAPE), "2 models (model0, model1)"),
