@@ -2,7 +2,7 @@
 
 convert    production-size float32 .sft and .pth to f16, against a plain numpy loop that maps,
            casts and writes the same bytes; peak resident memory beyond the mapped file
-start      --help and --dry-run
+start      --help, --dry-run and inspect
 tokenize   valle-convert's calls of llama_tokenize against bare ctypes calls of it
 
 python benchmarks/bench_convert.py [--folder DIR] [--repeat 3]
@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT / "fixtures"))
 
 from make_checkpoint import PRODUCTION, make_checkpoint  # noqa: E402 - needs the path above
 
-from valle_convert.checkpoint.torch_zip import check_sums  # noqa: E402
+from valle_convert.checkpoint.torch_zip import check_sums, zip_entries  # noqa: E402
 
 MIB = 1 << 20
 PROGRAM = [sys.executable, "-m", "valle_convert"]
@@ -89,7 +89,7 @@ def bench_conversion(folder: Path, repeat: int) -> dict[str, float]:
         return prepare
 
     start = time.perf_counter()
-    check_sums(pth)
+    check_sums(pth, zip_entries(pth))
     results["checksums of the .pth, s"] = time.perf_counter() - start
     loop = [sys.executable, "-c", PLAIN_LOOP, str(sft), str(out)]
     plain, _ = timed(loop, repeat=repeat, before=warm(sft))
@@ -102,9 +102,13 @@ def bench_conversion(folder: Path, repeat: int) -> dict[str, float]:
             results[f"{name}, s"] = seconds
             results[f"{name}, over the plain loop"] = seconds / plain
             results[f"{name}, MiB beyond the mapped file"] = (peak - path.stat().st_size) / MIB
-    for arguments in (["--help"], [str(sft), "--dry-run"]):
+    starts = {"--help": ["--help"]}
+    for path in (sft, pth):
+        starts[f"--dry-run of a {path.suffix}"] = [str(path), "--dry-run"]
+        starts[f"inspect of a {path.suffix}"] = ["inspect", str(path)]
+    for name, arguments in starts.items():
         command = [*PROGRAM, *arguments]
-        results[f"{arguments[-1]}, s"], _ = timed(command, repeat=5, before=lambda: None)
+        results[f"{name}, s"], _ = timed(command, repeat=9, before=lambda: None)
     return results
 
 

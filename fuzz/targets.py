@@ -71,8 +71,20 @@ def _gguf_fields(seed: str) -> list[bytes]:
     return formats.gguf_fields(getattr(seeds, seed)())
 
 
-def _make_gguf(rng: Random) -> Files:
-    return {"x.gguf": _damaged(rng, _gguf_fields("gguf_file"))}
+def _gguf(seed: str) -> Callable[[Random], Files]:
+    """A file with damaged bytes or fields."""
+    return lambda rng: {"x.gguf": _damaged(rng, _gguf_fields(seed))}
+
+
+def _rekeyed(seed: str) -> Callable[[Random], Files]:
+    """A file with other keys and tensors, well-formed or not."""
+
+    def make(rng: Random) -> Files:
+        if rng.randrange(3) == 0:
+            return _gguf(seed)(rng)
+        return {"x.gguf": _rebuilt(rng, getattr(seeds, seed)())}
+
+    return make
 
 
 def _read_gguf(folder: Path) -> None:
@@ -81,13 +93,6 @@ def _read_gguf(folder: Path) -> None:
     path = folder / "x.gguf"
     GgufFile(path)
     oracles.same_gguf(path)
-
-
-def _make_model(rng: Random) -> Files:
-    """A converted file with other keys and tensors, well-formed or not."""
-    if rng.randrange(3) == 0:
-        return {"x.gguf": _damaged(rng, _gguf_fields("converted"))}
-    return {"x.gguf": _rebuilt(rng, seeds.converted())}
 
 
 def _rebuilt(rng: Random, data: bytes) -> bytes:
@@ -275,10 +280,6 @@ def _session() -> Any:  # noqa: ANN401 - a GemmaSession
     return GemmaSession(path, n_ctx=32, n_seq=2, n_threads=1, probe_rows=rows)
 
 
-def _make_imatrix(rng: Random) -> Files:
-    return {"x.gguf": _damaged(rng, _gguf_fields("imatrix"))}
-
-
 def _read_imatrix(folder: Path) -> None:
     from valle_convert.quantize.imatrix import encode_imatrix, read_imatrix
 
@@ -346,12 +347,15 @@ def _make_zip(rng: Random) -> Files:
     return {"x.pth": formats.zip_of(entries, method)}
 
 
-def _make_pickle(rng: Random) -> Files:
+def _with_pickle(entries: list[tuple[str, bytes]], pickled: bytes) -> bytes:
     """A right zip around a wrong pickle."""
-    _, entries, opcodes = _torch_parts()
-    pickled = damage_pickle(rng, opcodes)
     made = [(name, pickled if name.endswith("data.pkl") else data) for name, data in entries]
-    return {"x.pth": formats.zip_of(made)}
+    return formats.zip_of(made)
+
+
+def _make_pickle(rng: Random) -> Files:
+    _, entries, opcodes = _torch_parts()
+    return {"x.pth": _with_pickle(entries, damage_pickle(rng, opcodes))}
 
 
 def _read_torch(folder: Path) -> None:
@@ -628,9 +632,7 @@ def _lora_parts() -> tuple[str, bytes, list[bytes], list[tuple[str, bytes]]]:
 def _make_lora(rng: Random) -> Files:
     text, data, opcodes, entries = _lora_parts()
     if rng.randrange(3) == 0:
-        pickled = damage_pickle(rng, opcodes)
-        made = [(name, pickled if name.endswith("data.pkl") else one) for name, one in entries]
-        return {"x.pth": formats.zip_of(made)}
+        return {"x.pth": _with_pickle(entries, damage_pickle(rng, opcodes))}
     tree = json.loads(text)
     if rng.randrange(2):
         told = damage_tree(rng, {"rank": 2, "alpha": 4, "rvq_levels": [], "lora": {"rank": 2}})
@@ -746,15 +748,11 @@ def _read_sentencepiece(folder: Path) -> None:
 # ----------------------------------------------------------------------------------- codecs
 
 
-def _make_codec_gguf(rng: Random) -> Files:
-    return {"x.gguf": _damaged(rng, _gguf_fields("codec_gguf"))}
-
-
 def _read_codec(folder: Path) -> None:
     from valle_convert.encodec.sources import open_encodec
 
     paths = list(folder.iterdir())
-    codec = open_encodec(folder if (folder / "config.json").exists() else paths[0])
+    codec = open_encodec(folder if len(paths) > 1 else paths[0])
     for tensor in codec.tensors[:40]:
         codec.read(tensor.name)
 
@@ -795,14 +793,6 @@ def _make_codec_folder(rng: Random) -> Files:
             else:
                 del files[name]
     return files
-
-
-def _read_codec_folder(folder: Path) -> None:
-    from valle_convert.encodec.sources import open_encodec
-
-    codec = open_encodec(folder)
-    for tensor in codec.tensors[:40]:
-        codec.read(tensor.name)
 
 
 # ------------------------------------------------------------------------- sound and codes
@@ -935,9 +925,7 @@ def _make_vallex(rng: Random) -> Files:
     entries, opcodes = _vallex_parts()
     if rng.randrange(4) == 0:
         return {"x.pt": damage_bytes(rng, seeds.vallex())}
-    pickled = damage_pickle(rng, opcodes)
-    made = [(name, pickled if name.endswith("data.pkl") else one) for name, one in entries]
-    return {"x.pt": formats.zip_of(made)}
+    return {"x.pt": _with_pickle(entries, damage_pickle(rng, opcodes))}
 
 
 def _read_vallex(folder: Path) -> None:
@@ -978,14 +966,6 @@ def _read_set(folder: Path) -> None:
         next(family.cases(model, example)).run(network)
 
 
-def _make_old(rng: Random) -> Files:
-    """A file that was made the old way."""
-    data = seeds.old_gguf()
-    if rng.randrange(3) == 0:
-        return {"x.gguf": _damaged(rng, formats.gguf_fields(data))}
-    return {"x.gguf": _rebuilt(rng, data)}
-
-
 def _read_old(folder: Path) -> None:
     from valle_convert.api import plan_repair
     from valle_convert.gguf_file.read import GgufFile
@@ -1000,14 +980,6 @@ def _read_old(folder: Path) -> None:
     for tensor in plan.tensors:
         for _ in pieces(plan, tensor):
             pass
-
-
-def _make_adapter(rng: Random) -> Files:
-    """A LoRA that was kept apart."""
-    data = seeds.adapter()
-    if rng.randrange(3) == 0:
-        return {"x.gguf": _damaged(rng, formats.gguf_fields(data))}
-    return {"x.gguf": _rebuilt(rng, data)}
 
 
 def _read_adapter(folder: Path) -> None:
@@ -1095,9 +1067,21 @@ def _one(name: str, make: Callable[[], bytes]) -> Callable[[], list[Files]]:
 TARGETS: Mapping[str, Target] = {
     target.name: target
     for target in (
-        Target("gguf", _make_gguf, _read_gguf, _one("x.gguf", seeds.gguf_file), 2.0),
-        Target("model", _make_model, _read_model, _one("x.gguf", seeds.converted), 2.0),
-        Target("vocabulary", _make_model, _read_vocabulary, _one("x.gguf", seeds.converted), 2.0),
+        Target("gguf", _gguf("gguf_file"), _read_gguf, _one("x.gguf", seeds.gguf_file), 2.0),
+        Target(
+            "model",
+            _rekeyed("converted"),
+            _read_model,
+            _one("x.gguf", seeds.converted),
+            2.0,
+        ),
+        Target(
+            "vocabulary",
+            _rekeyed("converted"),
+            _read_vocabulary,
+            _one("x.gguf", seeds.converted),
+            2.0,
+        ),
         Target(
             "text",
             _make_text,
@@ -1110,7 +1094,7 @@ TARGETS: Mapping[str, Target] = {
             _read_calls,
             lambda: [{"calls": json.dumps([_RIGHT_CALL]).encode()}],
         ),
-        Target("imatrix", _make_imatrix, _read_imatrix, _one("x.gguf", seeds.imatrix)),
+        Target("imatrix", _gguf("imatrix"), _read_imatrix, _one("x.gguf", seeds.imatrix)),
         Target(
             "safetensors",
             _make_safetensors,
@@ -1155,12 +1139,12 @@ TARGETS: Mapping[str, Target] = {
             _read_sentencepiece,
             _one("x.model", seeds.sentencepiece_model),
         ),
-        Target("codec-gguf", _make_codec_gguf, _read_codec, _one("x.gguf", seeds.codec_gguf)),
+        Target("codec-gguf", _gguf("codec_gguf"), _read_codec, _one("x.gguf", seeds.codec_gguf)),
         Target("codec-cpp", _make_codec_cpp, _read_codec, _one("x.bin", seeds.codec_cpp)),
         Target(
             "codec-folder",
             _make_codec_folder,
-            _read_codec_folder,
+            _read_codec,
             lambda: [_folder_parts(False), _folder_parts(True)],
         ),
         Target(
@@ -1182,8 +1166,13 @@ TARGETS: Mapping[str, Target] = {
         ),
         Target("vallex", _make_vallex, _read_vallex, _one("x.pt", seeds.vallex)),
         Target("set", _make_set, _read_set, lambda: [seeds.vallex_set(), seeds.version_7_set()]),
-        Target("old", _make_old, _read_old, _one("x.gguf", seeds.old_gguf)),
-        Target("adapter", _make_adapter, _read_adapter, _one("x.gguf", seeds.adapter)),
+        Target("old", _rekeyed("old_gguf"), _read_old, _one("x.gguf", seeds.old_gguf)),
+        Target(
+            "adapter",
+            _rekeyed("adapter"),
+            _read_adapter,
+            _one("x.gguf", seeds.adapter),
+        ),
         Target("list", _make_list, _read_list, _one("x.tsv", lambda: b"a.wav\tb\n")),
     )
 }

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ from valle_convert.checkpoint.folder import (
     SAFETENSORS_SUFFIXES,
     TORCH_SUFFIXES,
     DiskTree,
+    is_on_hub,
 )
-from valle_convert.checkpoint.hub import is_on_hub
 from valle_convert.checkpoint.lora import LoraFile
+from valle_convert.checkpoint.safetensors_file import WeightsNeededError
 from valle_convert.encodec.cpp_file import F32_WARNING, is_cpp_codec, open_cpp_file
 from valle_convert.encodec.gguf_codec import is_gguf_codec, open_gguf_codec
 from valle_convert.encodec.weights import EncodecWeights
-from valle_convert.errors import InputError
 from valle_convert.families import family_of, family_of_file
 from valle_convert.families.bundle import Bundle, fetched, open_files, part_of
 from valle_convert.families.family import AnyFamily, Choices
@@ -99,14 +99,14 @@ def inspect_file(
     """
     if is_on_hub(path) and path.suffix == ".gguf":
         return replace(inspect_file(fetched(path, progress)), path=str(path))
-    how: dict[str, Any] = {
-        "config": config,
-        "lora": lora,
-        "lora_alpha": lora_alpha,
-        "progress": progress,
-    }
+    read = partial(
+        read_checkpoint, path, config=config, lora=lora, lora_alpha=lora_alpha, progress=progress
+    )
     if is_on_hub(path):
-        return _inspect_on_hub(path, how)
+        try:
+            return _inspect_checkpoint(read(headers_only=True))
+        except WeightsNeededError:
+            return _inspect_checkpoint(read())
     if not os.path.isdir(path):  # noqa: PTH112 - no exception for a closed folder
         check_input_file(path)
     if is_cpp_codec(path):
@@ -116,7 +116,7 @@ def inspect_file(
         if is_gguf_codec(file):
             return _inspect_codec(open_gguf_codec(path), file)
         return _inspect_gguf(file)
-    return _inspect_checkpoint(read_checkpoint(path, **how))
+    return _inspect_checkpoint(read())
 
 
 def is_converted_file(path: Path) -> bool:
@@ -141,18 +141,6 @@ def _is_another_part(path: Path) -> bool:
     return is_converted(file.keys) and bool(part_of(file))
 
 
-def _inspect_on_hub(path: Path, how: Mapping[str, Any]) -> Summary:
-    """A checkpoint from headers in a temporary folder, if these are enough."""
-    with tempfile.TemporaryDirectory(prefix="valle-convert-") as folder:
-        try:
-            headers = read_checkpoint(path, **how, headers_in=Path(folder))
-            if not family_of(headers).reads_weights:
-                return _inspect_checkpoint(headers)
-        except InputError as error:
-            raise type(error)(str(error).replace(f"{folder}/", f"{path}: ")) from error
-    return _inspect_checkpoint(read_checkpoint(path, **how))
-
-
 def _inspect_checkpoint(checkpoint: Checkpoint) -> Summary:
     family = family_of(checkpoint)
     description = family.describe(checkpoint, Choices())
@@ -160,7 +148,7 @@ def _inspect_checkpoint(checkpoint: Checkpoint) -> Summary:
     return Summary(
         path=str(checkpoint.given or checkpoint.path),
         kind=f"{family.title} checkpoint ({checkpoint.container})",
-        n_bytes=sum(one.stat().st_size for one in checkpoint.weights),
+        n_bytes=checkpoint.n_bytes,
         sizes=sizes,
         behaviour=behaviour,
         tokenizer={
@@ -325,32 +313,17 @@ def _inspect_codec(codec: EncodecWeights, file: GgufFile | None) -> Summary:
             if name.startswith(("general.", "encodec.source.", "encodec.converter."))
         },
         rows=(),
-        groups=_sum_up(
+        groups=_group(
             (
-                entry.name.partition(".")[0],
-                "F16" if entry.name in codec.halves else "F32",
-                entry.n_elements,
-                entry.n_elements * (2 if entry.name in codec.halves else 4),
-            )
-            for entry in codec.tensors
+                (entry.name, "F16", entry.n_elements, 2 * entry.n_elements)
+                if entry.name in codec.halves
+                else (entry.name, "F32", entry.n_elements, 4 * entry.n_elements)
+                for entry in codec.tensors
+            ),
+            lambda name: name.partition(".")[0],
         ),
         notes=() if file is not None or codec.halves else (F32_WARNING,),
     )
-
-
-def _group(tensors: Iterable[tuple[str, str, int, int]]) -> tuple[WeightGroup, ...]:
-    """Group tensors by purpose and type."""
-    return _sum_up((_purpose(name), kind, weights, size) for name, kind, weights, size in tensors)
-
-
-def _sum_up(tensors: Iterable[tuple[str, str, int, int]]) -> tuple[WeightGroup, ...]:
-    """One group for each purpose and type, in the order of the tensors."""
-    groups: dict[tuple[str, str], list[int]] = {}
-    for purpose, kind, n_weights, n_bytes in tensors:
-        sums = groups.setdefault((purpose, kind), [0, 0, 0])
-        for i, n in enumerate((1, n_weights, n_bytes)):
-            sums[i] += n
-    return tuple(WeightGroup(name, kind, *sums) for (name, kind), sums in groups.items())
 
 
 def _purpose(name: str) -> str:
@@ -368,3 +341,15 @@ def _purpose(name: str) -> str:
         if any(mark in name for mark in marks):
             return purpose
     return "other"
+
+
+def _group(
+    tensors: Iterable[tuple[str, str, int, int]], purpose_of: Callable[[str], str] = _purpose
+) -> tuple[WeightGroup, ...]:
+    """One group for each purpose and type, in the order of the tensors."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for name, kind, n_weights, n_bytes in tensors:
+        sums = groups.setdefault((purpose_of(name), kind), [0, 0, 0])
+        for i, n in enumerate((1, n_weights, n_bytes)):
+            sums[i] += n
+    return tuple(WeightGroup(name, kind, *sums) for (name, kind), sums in groups.items())

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.errors import InputError
-from valle_convert.files import check_input_file, os_fault
+from valle_convert.files import ZIP_MAGIC, check_input_file, os_fault
 
 #: What zipfile, its decompressors and numpy raise on damage. RuntimeError is a password, and
 #: MemoryError an array that is longer by its header than any memory.
@@ -62,9 +62,8 @@ def _opened(path: Path, what: str, hint: str = "") -> Iterator[Any]:
     try:
         with path.open("rb") as raw:
             # numpy takes anything else for a pickle, and says how it could be loaded unsafely.
-            if raw.read(4) != b"PK\x03\x04":
+            if raw.peek(4)[:4] != ZIP_MAGIC:
                 raise ValueError("it is not a zip archive")
-            raw.seek(0)
             with np.load(raw, allow_pickle=False) as arrays:
                 yield arrays
     except OSError as error:

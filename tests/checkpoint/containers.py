@@ -13,8 +13,10 @@ import numpy as np
 import torch
 import yaml
 from make_checkpoint import DTYPES, Shape, config_of, make_checkpoint, tensors, userdata
-from support import GOLDEN
+from support import GOLDEN, describe
 
+from valle_convert import read_checkpoint
+from valle_convert.checkpoint import Checkpoint
 from valle_convert.model.spec import LANGUAGES, TASKS
 
 EXPORT = GOLDEN / "hf-export"
@@ -26,6 +28,19 @@ def arrays_of(shape: Shape, dtype: str = "f32") -> Arrays:
     return {name: values.astype(DTYPES[dtype][1]) for name, values in tensors(shape)}
 
 
+def same_weights(path: Path, shape: Shape, dtype: str = "f32") -> Checkpoint:
+    """A checkpoint that has to have the weights of `arrays_of`."""
+    checkpoint = read_checkpoint(path)
+    describe(checkpoint)
+    expected = arrays_of(shape, dtype)
+    assert set(checkpoint.tensors.specs) == set(expected)
+    for name, values in expected.items():
+        found = checkpoint.tensors.read(name)
+        assert found.dtype == values.dtype
+        np.testing.assert_array_equal(found.view(np.uint8), values.view(np.uint8))
+    return checkpoint
+
+
 def torch_state(arrays: Arrays) -> dict[str, torch.Tensor]:
     def tensor(values: np.ndarray[Any, Any]) -> torch.Tensor:
         if values.dtype == ml_dtypes.bfloat16:
@@ -35,8 +50,14 @@ def torch_state(arrays: Arrays) -> dict[str, torch.Tensor]:
     return {name: tensor(values) for name, values in arrays.items()}
 
 
-def write_safetensors(path: Path, arrays: Arrays, metadata: dict[str, str] | None = None) -> None:
-    kinds = {dtype: name for name, dtype in DTYPES.values()}
+def write_safetensors(
+    path: Path,
+    arrays: Arrays,
+    metadata: dict[str, str] | None = None,
+    more: dict[np.dtype[Any], str] | None = None,
+) -> None:
+    """A file of the types that a checkpoint has, and of some more."""
+    kinds = {dtype: name for name, dtype in DTYPES.values()} | (more or {})
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     offset = 0
     for name, values in arrays.items():

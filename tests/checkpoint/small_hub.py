@@ -1,8 +1,8 @@
 """A Hugging Face hub of the tests' own, on 127.0.0.1: what `huggingface_hub` needs to download.
 
 It lists a commit's files, redirects large ones to a store that knows ranges, and answers with the
-headers and error codes of the real one. It can be told to cut connections, to send wrong bytes, or
-to know no ranges; and it remembers what it was asked.
+headers and error codes of the real one. It can be told to cut connections or to send wrong bytes,
+and it remembers what it was asked.
 """
 
 from __future__ import annotations
@@ -60,7 +60,6 @@ class SmallHub:
     #: After how many bytes of a large file the connection is cut, and how often.
     cut_after: int | None = None
     cuts_left: int = 0
-    knows_ranges: bool = True
     gives_digests: bool = True
     #: In the place of what the store has.
     wrong_bytes: bytes | None = None
@@ -306,7 +305,7 @@ class _Handler(BaseHTTPRequestHandler):
         raw = self.hub.repositories[f"{owner}/{name}"].commits[commit][place]
         raw = raw if self.hub.wrong_bytes is None else self.hub.wrong_bytes
         match = _RANGE.fullmatch(self.headers.get("Range") or "")
-        if match is None or not self.hub.knows_ranges:
+        if match is None:
             self._send(200, raw, may_be_cut=True)
             return
         start, stop = int(match[1]), int(match[2] or len(raw) - 1) + 1

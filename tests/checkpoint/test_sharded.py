@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoint.containers import arrays_of, plain, sharded, write_safetensors
+from checkpoint.containers import arrays_of, plain, same_weights, sharded, write_safetensors
 from make_checkpoint import Shape
-from support import Cli, describe, error_of
+from support import Cli, error_of
 from verify.random_shapes import random_dtype, random_shape
 
 from valle_convert import read_checkpoint
@@ -31,14 +31,7 @@ def test_any_shape_type_and_number_of_shards(tmp_path: Path, seed: int) -> None:
     shape, dtype = Shape(**random_shape(seed)), random_dtype(seed)
     path = sharded(tmp_path, shape, dtype, n_shards=1 + seed)
     for given_path in (path, tmp_path):
-        checkpoint = read_checkpoint(given_path)
-        describe(checkpoint)
-        expected = arrays_of(shape, dtype)
-        assert set(checkpoint.tensors.specs) == set(expected)
-        for name, values in expected.items():
-            found = checkpoint.tensors.read(name)
-            assert found.dtype == values.dtype
-            np.testing.assert_array_equal(found.view(np.uint8), values.view(np.uint8))
+        same_weights(given_path, shape, dtype)
 
 
 def test_converted_and_verified(index: Path, tmp_path: Path, cli: Cli) -> None:
@@ -166,25 +159,17 @@ def test_what_is_wrong_is_named(case: str, index: Path, tmp_path: Path, cli: Cli
     assert not (tmp_path / "out.gguf").exists()
 
 
-def test_entries_that_stand_twice_are_refused(index: Path, cli: Cli) -> None:
-    text = index.read_text().replace('"weight_map": {', f'"weight_map": {{"sep": "{SHARD}", ')
-    index.write_text(text)
-    assert "it has 'sep' twice in one object" in error_of(cli("inspect", index), 2)
-
-
 @pytest.mark.parametrize("content", ["", "[", "null", "[1]", "\xff", "[" * 100_000, '{"a": 1}'])
 def test_an_index_that_is_none(content: str, index: Path, cli: Cli) -> None:
     index.write_text(content, encoding="latin-1")
-    message = error_of(cli("inspect", index), 2)
-    assert "The index" in message
+    assert "The index" in error_of(cli("inspect", index), 2)
 
 
-def test_one_shard_alone_leads_to_the_index(index: Path, cli: Cli) -> None:
+def test_an_index_is_looked_for_and_read_strictly(index: Path, cli: Cli) -> None:
     message = error_of(cli("inspect", index.with_name(SHARD)), 2)
     assert f"is one shard of several; give their index, {index}" in message
-
-
-def test_shards_without_an_index(index: Path, cli: Cli) -> None:
+    text = index.read_text().replace('"weight_map": {', f'"weight_map": {{"sep": "{SHARD}", ')
+    index.write_text(text)
+    assert "it has 'sep' twice in one object" in error_of(cli("inspect", index), 2)
     index.unlink()
-    message = error_of(cli("inspect", index.parent), 2)
-    assert "but no *.index.json" in message
+    assert "but no *.index.json" in error_of(cli("inspect", index.parent), 2)

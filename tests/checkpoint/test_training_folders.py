@@ -10,19 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoint.containers import (
-    arrays_of,
     deepspeed_training,
     local_training,
     plain,
+    same_weights,
     torch_state,
     write_config,
     write_safetensors,
 )
-from make_checkpoint import DTYPES, Shape
+from make_checkpoint import Shape
 from support import Cli, describe, error_of
 from verify.random_shapes import random_dtype, random_shape
 
-from valle_convert import plan_conversion, read_checkpoint, verify_gguf, write_gguf
+from valle_convert import read_checkpoint
 from valle_convert.errors import InputError
 
 SHAPE = Shape(dim=32, layers=1, levels=2, audio_tokens=10)
@@ -37,17 +37,6 @@ MAKERS: dict[str, Make] = {
 @pytest.fixture(params=MAKERS)
 def make(request: pytest.FixtureRequest) -> Make:
     return MAKERS[request.param]
-
-
-def same_weights(path: Path, shape: Shape, dtype: str = "f32") -> None:
-    checkpoint = read_checkpoint(path)
-    describe(checkpoint)
-    expected = arrays_of(shape, dtype)
-    assert set(checkpoint.tensors.specs) == set(expected)
-    for name, values in expected.items():
-        found = checkpoint.tensors.read(name)
-        assert found.dtype == values.dtype
-        np.testing.assert_array_equal(found.view(np.uint8), values.view(np.uint8))
 
 
 def test_folder_parent_and_tags_folder_are_one_model(make: Make, tmp_path: Path) -> None:
@@ -106,21 +95,6 @@ def test_of_several_models_in_a_config_the_folders_name_decides(
     same_weights(folder, SHAPE)
 
 
-def test_no_config_at_all_is_asked_for(tmp_path: Path, cli: Cli) -> None:
-    folder = local_training(tmp_path / "m", SHAPE)
-    (folder / "config.yaml").unlink()
-    message = error_of(cli("inspect", folder), 2)
-    assert "nor a config.yaml beside it" in message
-    assert "--config" in message
-
-
-def test_a_config_of_other_models_is_no_guess(tmp_path: Path, cli: Cli) -> None:
-    folder = local_training(tmp_path / "other", SHAPE)
-    write_config(folder, Shape(dim=64), SHAPE)
-    message = error_of(cli("inspect", folder), 2)
-    assert "describes 2 models (model0, model1)" in message
-
-
 def test_several_models_are_all_named(make: Make, tmp_path: Path, cli: Cli) -> None:
     for name in ("first", "second"):
         make(tmp_path / "ckpt" / name, SHAPE)
@@ -162,66 +136,9 @@ def test_a_file_of_the_folder_is_no_output(make: Make, tmp_path: Path, cli: Cli)
     assert (folder / "latest").read_text().strip() in [path.name for path in folder.iterdir()]
 
 
-TAGS = {
-    "a path": "../../etc",
-    "an absolute path": "/etc",
-    "the folder above": "..",
-    "the folder itself": ".",
-    "two lines": "1000\n../x",
-    "nothing": "",
-    "a backslash": "..\\x",
-    "no text": b"\xff\xfe\x00".decode("latin-1"),
-    "a NUL": "10\x0000",
-    "too long": "1" * 300,
-}
-
-
-@pytest.mark.parametrize("tag", TAGS.values(), ids=TAGS.keys())
-def test_latest_names_a_folder_beside_it_or_is_refused(
-    tag: str, make: Make, tmp_path: Path, cli: Cli
-) -> None:
-    folder = make(tmp_path / "m", SHAPE)
-    (folder / "latest").write_text(tag, encoding="latin-1")
-    message = error_of(cli(folder, tmp_path / "out.gguf"), 2)
-    assert "expected the name of a folder beside it" in message
-    assert not (tmp_path / "out.gguf").exists()
-
-
-def test_a_latest_that_is_not_there_is_answered_with_those_that_are(
-    make: Make, tmp_path: Path, cli: Cli
-) -> None:
-    folder = make(tmp_path / "m", SHAPE)
-    (tag,) = [path.name for path in folder.iterdir() if path.is_dir()]
-    (folder / "latest").write_text("7")
-    message = error_of(cli("inspect", folder), 2)
-    assert f"names the folder 7, which does not exist; found {tag}" in message
-
-
 def test_a_class_in_a_state_of_deepspeed_does_not_matter(tmp_path: Path, cli: Cli) -> None:
     folder = deepspeed_training(tmp_path / "m", SHAPE, args=argparse.Namespace(local_rank=0))
     assert cli(folder, tmp_path / "out.gguf", "--dry-run").code == 0
-
-
-def test_weights_that_lie_elsewhere_are_missed_by_name(tmp_path: Path, cli: Cli) -> None:
-    empty = torch_state({"sep": np.zeros(0, np.float32)})
-    folder = deepspeed_training(tmp_path / "m", SHAPE, module=empty)
-    assert "ZeRO stage 3" in error_of(cli("inspect", folder), 2)
-
-
-def test_a_model_over_several_ranks_is_refused(tmp_path: Path, cli: Cli) -> None:
-    folder = deepspeed_training(tmp_path / "m", SHAPE)
-    first = folder / "global_step1000" / "mp_rank_00_model_states.pt"
-    shutil.copy(first, first.with_name("mp_rank_01_model_states.pt"))
-    for path in (folder, first.parent, first):
-        assert "split over 2 ranks" in error_of(cli("inspect", path), 2)
-
-
-def test_two_states_in_one_folder_are_no_guess(tmp_path: Path, cli: Cli) -> None:
-    folder = local_training(tmp_path / "m", SHAPE)
-    (folder / "1000" / "state.pth").write_bytes(b"")
-    message = error_of(cli("inspect", folder), 2)
-    assert "state.pth, state.sft, expected one state" in message
-    same_weights(folder / "1000" / "state.sft", SHAPE)
 
 
 @pytest.mark.parametrize("content", ["nothing", "a lora", "a readme"])
@@ -239,25 +156,47 @@ def test_a_folder_without_weights_says_what_is_expected(
     assert ("--lora" in message) == (content == "a lora")
 
 
-def test_all_types_convert_alike(make: Make, tmp_path: Path) -> None:
-    """The file of a training folder has the tensors of the plain checkpoint's, byte for byte."""
-    for dtype in DTYPES:
-        folder = make(tmp_path / dtype, SHAPE, dtype)
-        flat = plain(tmp_path / f"{dtype}.sft", SHAPE, dtype)
-        plans = [plan_conversion(folder), plan_conversion(flat)]
-        sizes = [
-            sum(write_gguf(plan, tmp_path / f"{i}{dtype}").values()) for i, plan in enumerate(plans)
-        ]
-        data = [
-            (tmp_path / f"{i}{dtype}").read_bytes()[-plan.main.data_bytes :]
-            for i, plan in enumerate(plans)
-        ]
-        assert data[0] == data[1]
-        assert min(sizes) > plans[0].main.data_bytes
-        assert verify_gguf(plans[0], tmp_path / f"0{dtype}", levels=["structure", "tensors"]).passed
-
-
 def test_a_folder_that_is_not_there_is_answered_with_one_that_is(tmp_path: Path) -> None:
     local_training(tmp_path / "training", SHAPE)
     with pytest.raises(InputError, match="did you mean"):
         read_checkpoint(tmp_path / "trainig")
+
+
+def second_rank(folder: Path) -> None:
+    (first,) = folder.rglob("mp_rank_00_model_states.pt")
+    shutil.copy(first, first.with_name("mp_rank_01_model_states.pt"))
+
+
+def empty(folder: Path, shape: Shape) -> Path:
+    """A state of ZeRO stage 3, whose weights lie in the files of the optimizer."""
+    return deepspeed_training(folder, shape, module=torch_state({"sep": np.zeros(0, "f")}))
+
+
+def latest(tag: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / "latest").write_text(tag, encoding="latin-1")
+
+
+TAGS = ["../../etc", "/etc", "..", ".", "1000\n../x", "", "..\\x", "\xff\xfe\0", "1\0", "1" * 300]
+REFUSED: list[tuple[Make, Callable[[Path], object], str]] = [
+    (local_training, lambda f: (f / "config.yaml").unlink(), "nor a config.yaml beside it"),
+    (local_training, lambda f: write_config(f, Shape(dim=64), SHAPE), "2 models (model0, model1)"),
+    (
+        local_training,
+        lambda f: (f / "1000/state.pth").touch(),
+        "state.pth, state.sft, expected",
+    ),
+    (local_training, latest("7"), "names the folder 7, which does not exist; found 1000"),
+    *((local_training, latest(tag), "expected the name of a folder beside it") for tag in TAGS),
+    (deepspeed_training, second_rank, "split over 2 ranks"),
+    (empty, lambda _: None, "ZeRO stage 3"),
+]
+
+
+@pytest.mark.parametrize(("make", "change", "words"), REFUSED)
+def test_a_folder_that_is_wrong_is_told_by_what_is_wrong_with_it(
+    make: Make, change: Callable[[Path], object], words: str, tmp_path: Path, cli: Cli
+) -> None:
+    folder = make(tmp_path / "m", SHAPE)
+    change(folder)
+    assert words in error_of(cli(folder, tmp_path / "out.gguf"), 2)
+    assert not (tmp_path / "out.gguf").exists()

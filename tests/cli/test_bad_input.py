@@ -247,7 +247,7 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a header of an exabyte": ("a.sft", huge_header, "not a complete safetensors file"),
     "a pickle that runs code": ("a.pth", pickle_that_runs, "could run code"),
     "a bare pickle that runs code": ("a.pth", bare_pickle_that_runs, "is a bare pickle"),
-    "a zip bomb": ("a.pth", zip_bomb, "or compressed entries"),
+    "a zip bomb": ("a.pth", zip_bomb, "is compressed, which torch.save never does"),
     "a zip table that lies": ("a.pth", zip_with_a_lying_table, "its zip table claims"),
     "another zip": ("a.pth", other_zip, "not one of torch.save"),
     "a list in a torch file": ("a.pth", save_torch([1, 2]), "holds a list"),
@@ -319,7 +319,7 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "float64 weights": (
         "a.sft",
         replace_tensor("sep", np.zeros(64)),
-        "sep has type F64",
+        "not float32, float16 or bfloat16: sep (F64)",
     ),
     "NaN": ("a.sft", set_value("rvq_l_emb.weight", np.nan), "rvq_l_emb.weight holds nan at [0, 7]"),
     "infinity": ("a.sft", set_value("model.norm.weight", np.inf), "model.norm.weight holds inf"),

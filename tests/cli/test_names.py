@@ -50,11 +50,17 @@ def test_a_name_that_is_not_utf8_goes_all_the_way(name: str, tmp_path: Path) -> 
     assert abs(copy.stat().st_size - size) < 1000
 
 
-def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path, cli: Cli) -> None:
-    text = os.fsdecode(b"\xff\xfe")
-    out = tmp_path / "o.gguf"
-    result = cli(golden_checkpoint("ar-nar-len"), out, "--name", text)
-    assert "The option --name: name is not valid UTF-8" in error_of(result, 2)
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (os.fsdecode(b"\xff\xfe"), "name is not valid UTF-8"),
+        ("", "name is '', expected some text"),
+        (" ", "name is ' ', expected some text"),
+    ],
+)
+def test_a_name_that_is_none_is_refused(name: str, words: str, tmp_path: Path, cli: Cli) -> None:
+    result = cli(golden_checkpoint("ar-nar-len"), tmp_path / "o.gguf", "--name", name)
+    assert f"The option --name: {words}" in error_of(result, 2)
     assert list(tmp_path.iterdir()) == []
 
 

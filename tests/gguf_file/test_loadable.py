@@ -83,54 +83,34 @@ def no_keys(_path: Path) -> dict[str, Any]:
 
 
 F16, F64, I8, I32 = (GGML_TYPES[name] for name in ("F16", "F64", "I8", "I32"))
-CASES: dict[str, tuple[Callable[[Path], dict[str, Any]], dict[str, GgmlType], str]] = {
-    "no layers": (set_key("gemma.block_count", 0, "u32"), {}, "0 layers"),
-    "too many layers": (set_key("gemma.block_count", 513, "u32"), {}, "513 layers"),
-    "epsilon NaN": (
+CASES = [
+    (set_key("gemma.block_count", 0, "u32"), {}, "0 layers"),
+    (set_key("gemma.block_count", 513, "u32"), {}, "513 layers"),
+    (
         set_key("gemma.attention.layer_norm_rms_epsilon", float("nan"), "f32"),
         {},
         "an epsilon of nan",
     ),
-    "epsilon below 0": (
-        set_key("gemma.attention.layer_norm_rms_epsilon", -1.0, "f32"),
-        {},
-        r"an epsilon of -1\.0",
-    ),
-    "an odd rotation": (set_key("gemma.rope.dimension_count", 3, "u32"), {}, "3 of the 32"),
-    "a rotation beyond the head": (
-        set_key("gemma.rope.dimension_count", 1024, "u32"),
-        {},
-        "1024 of the 32",
-    ),
-    "an unknown scaling": (
+    (set_key("gemma.attention.layer_norm_rms_epsilon", -1.0, "f32"), {}, "an epsilon of -1\\.0"),
+    (set_key("gemma.rope.dimension_count", 3, "u32"), {}, "3 of the 32"),
+    (set_key("gemma.rope.dimension_count", 1024, "u32"), {}, "1024 of the 32"),
+    (
         set_key("gemma.rope.scaling.type", "x", "string"),
         {},
-        r"gemma\.rope\.scaling\.type would change the graph",
+        "gemma\\.rope\\.scaling\\.type would change the graph",
     ),
-    "experts": (
-        set_key("gemma.expert_count", 5000, "u32"),
-        {},
-        r"gemma\.expert_count would change the graph",
-    ),
-    "a token twice": (
-        tokens(lambda old: [*old[:-1], old[-2]]),
-        {},
-        "1 of its tokens have the text of another",
-    ),
-    "one token": (tokens(lambda _old: ["a"]), {}, "bos_token_id is 1, expected one of 1 tokens"),
-    "no token": (tokens(lambda _old: []), {}, "tokens is not a list of strings"),
-    "a norm in float16": (
-        no_keys,
-        {"output_norm.weight": F16},
-        "norm.weight' is F16, expected F32",
-    ),
-    "a matrix of integers": (no_keys, {"blk.0.attn_q.weight": I8}, "is I8, expected a type of we"),
-    "a matrix of float64": (no_keys, {"blk.1.ffn_up.weight": F64}, "is F64, expected a type of we"),
-    "a table of integers": (no_keys, {"token_embd.weight": I32}, "is I32, expected a type of we"),
-}
+    (set_key("gemma.expert_count", 5000, "u32"), {}, "gemma\\.expert_count would change the graph"),
+    (tokens(lambda old: [*old[:-1], old[-2]]), {}, "1 of its tokens have the text of another"),
+    (tokens(lambda _old: ["a"]), {}, "bos_token_id is 1, expected one of 1 tokens"),
+    (tokens(lambda _old: []), {}, "tokens is not a list of strings"),
+    (no_keys, {"output_norm.weight": F16}, "norm.weight' is F16, expected F32"),
+    (no_keys, {"blk.0.attn_q.weight": I8}, "is I8, expected a type of we"),
+    (no_keys, {"blk.1.ffn_up.weight": F64}, "is F64, expected a type of we"),
+    (no_keys, {"token_embd.weight": I32}, "is I32, expected a type of we"),
+]
 
 
-@pytest.mark.parametrize(("keys", "types", "words"), CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize(("keys", "types", "words"), CASES, ids=[words for *_, words in CASES])
 def test_what_kills_llama_cpp_is_refused_before(
     keys: Callable[[Path], dict[str, Any]],
     types: dict[str, GgmlType],

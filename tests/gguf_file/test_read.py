@@ -106,173 +106,122 @@ def tensors(*rows: tuple[str | bytes, list[int], int, int], data: int = 0) -> by
     return whole(tensors=[entry(*row) for row in rows], data=bytes(data))
 
 
-FAULTS = {
-    "another magic": (b"GGML" + bytes(40), "it does not begin with the four letters GGUF"),
-    "nothing behind the magic": (b"GGUF", "it ends within the beginning, 4 bytes in"),
-    "version 1": (whole(version=1), "it is of version 1 of the format, expected .* 2 or 3"),
-    "version 4": (whole(version=4), "it is of version 4 of the format"),
-    "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "in big-endian byte order"),
-    "2^62 keys": (
-        whole(n_keys=1 << 62),
-        "claims 4611686018427387904 keys, expected at most 131,072",
-    ),
-    "more keys than bytes": (whole(n_keys=9), "claims 9 keys, more than fit in 32 bytes"),
-    "2^63 tensors": (whole(n_tensors=1 << 63), "claims 9223372036854775808 tensors, expected"),
-    "more tensors than bytes": (whole(n_tensors=2), "claims 2 tensors, more than fit in 32 bytes"),
-    "a key missing": (
-        whole([key("a", U32, bytes(4))], n_keys=2)[:48],
-        "it ends within the name of a key 1",
-    ),
-    "an empty key": (one_key("", U8, b"\0"), "a key 0 has a name of 0 bytes"),
-    "a key with a zero": (one_key("a\0b", U8, b"\0"), r"the name 'a\\x00b' of a key 0"),
-    "a key of 2^64-1 bytes": (
+FAULTS = [
+    (b"GGML" + bytes(40), "it does not begin with the four letters GGUF"),
+    (b"GGUF", "it ends within the beginning, 4 bytes in"),
+    (whole(version=1), "it is of version 1 of the format, expected .* 2 or 3"),
+    (whole(version=4), "it is of version 4 of the format"),
+    (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "in big-endian byte order"),
+    (whole(n_keys=1 << 62), "claims 4611686018427387904 keys, expected at most 131,072"),
+    (whole(n_keys=9), "claims 9 keys, more than fit in 32 bytes"),
+    (whole(n_tensors=1 << 63), "claims 9223372036854775808 tensors, expected"),
+    (whole(n_tensors=2), "claims 2 tensors, more than fit in 32 bytes"),
+    (whole([key("a", U32, bytes(4))], n_keys=2)[:48], "it ends within the name of a key 1"),
+    (one_key("", U8, b"\x00"), "a key 0 has a name of 0 bytes"),
+    (one_key("a\x00b", U8, b"\x00"), "the name 'a\\\\x00b' of a key 0"),
+    (
         whole([struct.pack("<Q", (1 << 64) - 1) + bytes(8)]),
         "a key 0 has a name of 18446744073709551615 bytes, expected 1 to 65535",
     ),
-    "a key that is not UTF-8": (one_key(b"\xff", U8, b"\0"), "key 0 has a string that is not UTF"),
-    "a key twice": (
-        whole([key("a", U8, b"\0"), key("a", U8, b"\1")]),
-        "the key 'a' is there twice",
-    ),
-    "a value of an unknown type": (one_key("a", 13, bytes(8)), "key 'a' is of the unknown type 13"),
-    "a list of an unknown type": (
-        one_key("a", ARRAY, array(99, 1, bytes(8))),
-        "key 'a' is of the unknown type 99",
-    ),
-    "a list of lists": (
-        one_key("a", ARRAY, array(ARRAY, 1, array(U8, 1, b"\0"))),
-        "key 'a' is an array of arrays",
-    ),
-    "a list of 2^40": (
+    (one_key(b"\xff", U8, b"\x00"), "key 0 has a string that is not UTF"),
+    (whole([key("a", U8, b"\x00"), key("a", U8, b"\x01")]), "the key 'a' is there twice"),
+    (one_key("a", 13, bytes(8)), "key 'a' is of the unknown type 13"),
+    (one_key("a", ARRAY, array(99, 1, bytes(8))), "key 'a' is of the unknown type 99"),
+    (one_key("a", ARRAY, array(ARRAY, 1, array(U8, 1, b"\x00"))), "key 'a' is an array of arrays"),
+    (
         one_key("a", ARRAY, array(U32, 1 << 40, b"")),
         "key 'a' brings the elements of all arrays to 1099511627776, expected at most 8,388,608",
     ),
-    "a list beyond the file": (
-        one_key("a", ARRAY, array(U32, 100, b"")),
-        "it ends within the key 'a', 64 bytes in",
-    ),
-    "strings beyond the file": (
-        one_key("a", ARRAY, array(STRING, 1000, b"")),
-        "it ends within the key 'a', 64 bytes in",
-    ),
-    "a string beyond the file": (
+    (one_key("a", ARRAY, array(U32, 100, b"")), "it ends within the key 'a', 64 bytes in"),
+    (one_key("a", ARRAY, array(STRING, 1000, b"")), "it ends within the key 'a', 64 bytes in"),
+    (
         one_key("a", STRING, struct.pack("<Q", 1 << 63)),
         "string 0 of the key 'a' has 9223372036854775808 bytes, more than the file has left",
     ),
-    "a string that is not UTF-8": (
-        one_key("a", STRING, string(b"\xc3(")),
-        "the key 'a' has a string that is not UTF-8",
-    ),
-    "a long string that is not UTF-8": (
+    (one_key("a", STRING, string(b"\xc3(")), "the key 'a' has a string that is not UTF-8"),
+    (
         one_key("a", ARRAY, array(STRING, 2, string(b"a" * 200) + string(b"b" * 200 + b"\xff"))),
         "the key 'a' has a string that is not UTF-8",
     ),
-    "a letter across two strings": (
-        # The first byte of the second length, 0x80, would end the letter.
+    (
+        # A letter across two strings: the first byte of the second length, 0x80, would end it.
         one_key("a", ARRAY, array(STRING, 2, string(b"\xc2") + string(b"b" * 0x80))),
         "the key 'a' has a string that is not UTF-8",
     ),
-    "a bool of 2": (one_key("a", BOOL, b"\2"), "the key 'a' has a bool that is neither 0 nor 1"),
-    "a bool of 2 in a list": (
-        one_key("a", ARRAY, array(BOOL, 3, b"\0\1\2")),
+    (one_key("a", BOOL, b"\x02"), "the key 'a' has a bool that is neither 0 nor 1"),
+    (
+        one_key("a", ARRAY, array(BOOL, 3, b"\x00\x01\x02")),
         "the key 'a' has a bool that is neither 0 nor 1",
     ),
-    "an alignment of 0": (
+    (
         one_key("general.alignment", U32, struct.pack("<I", 0)),
         "general.alignment is 0, expected a power of two from 8 to 65536",
     ),
-    "an alignment of 48": (
-        one_key("general.alignment", U32, struct.pack("<I", 48)),
-        "general.alignment is 48",
-    ),
-    "an alignment of 4": (
-        one_key("general.alignment", U32, struct.pack("<I", 4)),
-        "general.alignment is 4",
-    ),
-    "a huge alignment": (
+    (one_key("general.alignment", U32, struct.pack("<I", 48)), "general.alignment is 48"),
+    (one_key("general.alignment", U32, struct.pack("<I", 4)), "general.alignment is 4"),
+    (
         one_key("general.alignment", U32, struct.pack("<I", 1 << 31)),
         "general.alignment is 2147483648",
     ),
-    "an alignment in u64": (
+    (
         one_key("general.alignment", U64, struct.pack("<Q", 32)),
         "general.alignment has type u64, expected u32",
     ),
-    "an alignment in a string": (
-        one_key("general.alignment", STRING, string("32")),
-        "general.alignment has type string",
-    ),
-    "an empty tensor name": (tensors(("", [1], 0, 0)), "a tensor has a name of 0 bytes"),
-    "a tensor name of 64 bytes": (
-        tensors(("t" * 64, [1], 0, 0)),
-        "a tensor has a name of 64 bytes, expected 1 to 63",
-    ),
-    "a tensor name that is not UTF-8": (
-        tensors((b"t\xff", [1], 0, 0)),
-        "the name of a tensor has a string that is not UTF-8",
-    ),
-    "a tensor twice": (
-        tensors(("t", [1], 0, 0), ("t", [1], 0, 32), data=64),
-        "the tensor 't' is there twice",
-    ),
-    "no dimensions": (tensors(("t", [], 0, 0)) + bytes(32), "tensor 't' has 0 dimensions"),
-    "5 dimensions": (tensors(("t", [1] * 5, 0, 0)), "'t' has 5 dimensions, expected 1 to 4"),
-    "2^32-1 dimensions": (
-        whole(tensors=[string("t") + struct.pack("<I", 0xFFFFFFFF) + bytes(24)]),
+    (one_key("general.alignment", STRING, string("32")), "general.alignment has type string"),
+    (tensors(("", [1], 0, 0)), "a tensor has a name of 0 bytes"),
+    (tensors(("t" * 64, [1], 0, 0)), "a tensor has a name of 64 bytes, expected 1 to 63"),
+    (tensors((b"t\xff", [1], 0, 0)), "the name of a tensor has a string that is not UTF-8"),
+    (tensors(("t", [1], 0, 0), ("t", [1], 0, 32), data=64), "the tensor 't' is there twice"),
+    (tensors(("t", [], 0, 0)) + bytes(32), "tensor 't' has 0 dimensions"),
+    (tensors(("t", [1] * 5, 0, 0)), "'t' has 5 dimensions, expected 1 to 4"),
+    (
+        whole(tensors=[string("t") + struct.pack("<I", 4294967295) + bytes(24)]),
         "the tensor 't' has 4294967295 dimensions",
     ),
-    "a dimension of 0": (
-        tensors(("t", [4, 0], 0, 0)),
-        r"the tensor 't' of shape \[0, 4\] has no elements",
-    ),
-    "a product above 2^64": (
+    (tensors(("t", [4, 0], 0, 0)), "the tensor 't' of shape \\[0, 4\\] has no elements"),
+    (
         tensors(("t", [1 << 32, 1 << 32, 1 << 32], 0, 0)),
-        r"the tensor 't' of shape .* exceeds 63 bits",
+        "the tensor 't' of shape .* exceeds 63 bits",
     ),
-    "a product of 2^64 + 32": (
-        tensors(("t", [32, (1 << 59) + 1], 0, 0), data=128),
-        "exceeds 63 bits",
-    ),
-    "an unknown type": (tensors(("t", [32], 77, 0)), "tensor 't' is of the unknown type 77"),
-    "a type that no file has": (tensors(("t", [32], 9, 0)), "'t' is of the unknown type 9"),
-    "a removed type": (tensors(("t", [32], 4, 0)), "tensor 't' is of the unknown type 4"),
-    "rows that are no blocks": (
+    (tensors(("t", [32, (1 << 59) + 1], 0, 0), data=128), "exceeds 63 bits"),
+    (tensors(("t", [32], 77, 0)), "tensor 't' is of the unknown type 77"),
+    (tensors(("t", [32], 9, 0)), "'t' is of the unknown type 9"),
+    (tensors(("t", [32], 4, 0)), "tensor 't' is of the unknown type 4"),
+    (
         tensors(("t", [31], 8, 0)),
         "the tensor 't' cannot be Q8_0: rows of 31 do not divide into blocks of 32",
     ),
-    "an offset out of line": (
+    (
         tensors(("t", [1], 0, 8), data=64),
         "data of 't' begins at 8, which is not a multiple of the alignment 32",
     ),
-    "an offset of 2^64-32": (tensors(("t", [1], 0, (1 << 64) - 32), data=64), "exceeds 63 bits"),
-    "an overlap": (
+    (tensors(("t", [1], 0, (1 << 64) - 32), data=64), "exceeds 63 bits"),
+    (
         tensors(("a", [16], 0, 0), ("b", [16], 0, 32), data=128),
         "the data of 'b' begins at 32 and overlaps with that of 'a', expected 64",
     ),
-    "a hole": (
+    (
         tensors(("a", [1], 0, 0), ("b", [1], 0, 64), data=96),
         "the data of 'b' begins at 64 and leaves a hole after that of 'a', expected 32",
     ),
-    "a hole in front": (
+    (
         tensors(("a", [1], 0, 32), data=64),
         "the data of 'a' begins at 32 and leaves a hole after that of the beginning",
     ),
-    "data beyond the end": (
+    (
         tensors(("t", [1024, 1024], 0, 0), data=64),
         "the data of 't' ends at byte 4,194,400, but the file has 160",
     ),
-    "more data than any disk": (
+    (
         tensors(("t", [1 << 40, 1 << 20], 0, 0), data=64),
         "the data of 't' ends at byte 4,611,686,018,427,388,000, but the file has 160",
     ),
-    "bytes behind the last tensor": (
-        tensors(("t", [1], 0, 0), data=33),
-        "1 bytes follow the last tensor",
-    ),
-    "bytes behind no tensor": (whole(data=b"PK"), "2 bytes follow the last tensor"),
-}
+    (tensors(("t", [1], 0, 0), data=33), "1 bytes follow the last tensor"),
+    (whole(data=b"PK"), "2 bytes follow the last tensor"),
+]
 
 
-@pytest.mark.parametrize(("data", "expected"), FAULTS.values(), ids=FAULTS.keys())
+@pytest.mark.parametrize(("data", "expected"), FAULTS, ids=[words for _, words in FAULTS])
 def test_each_fault_has_its_own_sentence(data: bytes, expected: str) -> None:
     found = reason(data)
     assert re.search(expected, found), found
@@ -297,11 +246,8 @@ def test_a_part_of_a_split_model_is_refused_where_the_whole_is_needed(
 
 def test_a_split_into_one_is_whole() -> None:
     parse(whole([key("split.no", 2, b"\0\0"), key("split.count", 2, b"\1\0")]))
-
-
-def test_a_split_key_of_a_wrong_type_is_refused() -> None:
     with pytest.raises(InputError, match="split model"):
-        parse(whole([key("split.count", STRING, string("2"))]))
+        parse(whole([key("split.count", STRING, string("1"))]))
 
 
 @pytest.mark.parametrize("alignment", [8, 16, 32, 64, 4096])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from valle_convert.checkpoint.hub import HubOrigin
+from valle_convert.checkpoint.folder import HubOrigin
 from valle_convert.checkpoint.source import CarriedVocabulary, TensorSource
 from valle_convert.errors import InputError
 from valle_convert.files import sha256_of
@@ -63,6 +63,11 @@ class Checkpoint:
     @property
     def weights(self) -> tuple[Path, ...]:
         return self.shards or (self.path,)
+
+    @property
+    def n_bytes(self) -> int:
+        known = self.hub.n_bytes if self.hub else {}
+        return sum(known.get(path) or path.stat().st_size for path in self.weights)
 
     @property
     def title(self) -> str:

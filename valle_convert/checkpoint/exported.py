@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,8 @@ _NAMES: tuple[tuple[re.Pattern[str], str], ...] = (
 _PUBLISHED = {"langs": 6, "tasks": 9, "tones": 1}
 _PUBLISHED_SIZES = {"phoneme_tokens": 256, "resp_levels": 8, "audio_tokens": 1024}
 _LENGTH_ROWS = 11
+#: All rows.
+ALL = slice(None)
 #: The config's name for the number of a table's words.
 COUNTED = {"langs": "langs_emb.weight", "tasks": "tasks_emb.weight", "tones": "tones_emb.weight"}
 
@@ -70,11 +72,11 @@ class ExportRows:
 class ExportSource(TensorSource, Protocol):
     """The tensors of an export under the export's names, readable row by row."""
 
-    def read_rows(self, name: str, rows: slice) -> NDArray[Any]:
-        """Rows of a matrix, in the type of its spec."""
+    def read(self, name: str, rows: slice = ALL) -> NDArray[Any]:
+        """Rows of a tensor, in the type of its spec."""
         ...
 
-    def read_blocks(self, name: str, rows: slice) -> NDArray[np.uint8] | None:
+    def read_blocks(self, name: str, rows: slice = ALL) -> NDArray[np.uint8] | None:
         """Rows as stored, [n, bytes of a row], if they are quantized."""
         ...
 
@@ -93,7 +95,7 @@ class ExportedTensors:
         ]
         if missing or others:
             faults = [f"missing: {listing(missing)}"] if missing else []
-            faults += [f"unexpected: {listing(others, 10)}"] if others else []
+            faults += [f"unexpected: {listing(others)}"] if others else []
             raise InputError(
                 f"{where} is not a complete export of a VALL-E checkpoint: {'; '.join(faults)}; "
                 "export the checkpoint again."
@@ -110,19 +112,17 @@ class ExportedTensors:
 
     def read(self, name: str) -> NDArray[Any]:
         """One tensor, in the type of its spec."""
-        part = self._rows.get(name)
-        if part is None:
-            return self._export.read(name)
-        rows = slice(part.first_row, part.first_row + part.n_rows)
-        return self._export.read_rows(part.matrix, rows).reshape(self.specs[name].shape)
+        return self._export.read(*self._place(name)).reshape(self.specs[name].shape)
 
     def read_blocks(self, name: str) -> NDArray[np.uint8] | None:
         """The rows as stored, see `BlockSource`."""
+        return self._export.read_blocks(*self._place(name))
+
+    def _place(self, name: str) -> tuple[str, slice]:
         part = self._rows.get(name)
         if part is None:
-            return self._export.read_blocks(name, slice(None))
-        rows = slice(part.first_row, part.first_row + part.n_rows)
-        return self._export.read_blocks(part.matrix, rows)
+            return name, ALL
+        return part.matrix, slice(part.first_row, part.first_row + part.n_rows)
 
 
 # --------------------------------------------------------------------------------- rows
@@ -202,7 +202,7 @@ def _tables_by_size(n_rows: int, config: Mapping[str, Any], where: str) -> dict[
     details = sizes if isinstance(sizes, Mapping) else {}
     n = {key: config.get(key, default) for key, default in _PUBLISHED.items()}
     n |= {key: details.get(key, default) for key, default in _PUBLISHED_SIZES.items()}
-    wrong = [f"{key} {value!r}" for key, value in n.items() if not _is_count(value)]
+    wrong = [f"{key} {value!r}" for key, value in n.items() if not is_count(value)]
     if wrong:
         raise InputError(f"{where}: {', '.join(wrong)}, expected a whole number.")
     levels, codes = n["resp_levels"], n["audio_tokens"]
@@ -233,7 +233,8 @@ def _tables_by_size(n_rows: int, config: Mapping[str, Any], where: str) -> dict[
     return tables
 
 
-def _is_count(value: object) -> bool:
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether a value of a config may be a number of rows, heads ..."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 24
 
 

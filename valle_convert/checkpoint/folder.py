@@ -15,15 +15,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Protocol
 
 from valle_convert.checkpoint.names import is_averaged
+from valle_convert.checkpoint.safetensors_file import SafetensorsHeader
 from valle_convert.errors import InputError, UnsupportedModelError, ValleConvertError
 from valle_convert.files import os_fault, read_small_file
+from valle_convert.progress import Progress, silent
 from valle_convert.wording import listing
 
 SAFETENSORS_SUFFIXES = (".sft", ".safetensors")
@@ -33,6 +35,8 @@ INDEX_SUFFIX = ".index.json"
 PICKLE = "data.pkl"
 CONFIGS = ("config.yaml", "config.yml")
 
+#: The beginning of a path on the Hugging Face hub.
+HUB_PREFIX = "hf:"
 LATEST = "latest"
 _STATES = ("state.sft", "state.pth")
 _DEEPSPEED = re.compile(r"mp_rank_(\d+)_model_states\.pt")
@@ -50,11 +54,36 @@ _USUAL = (
     *(f"fp32{one}" for one in SAFETENSORS_SUFFIXES + TORCH_SUFFIXES),
     *("model.safetensors", "pytorch_model.bin"),
 )
-_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class HubOrigin:
+    """Where on the hub the files of a checkpoint come from.
+
+    Attributes:
+        sha256: by local file, if the hub gives one.
+        n_bytes: of files that are not downloaded.
+    """
+
+    repository: str
+    revision: str
+    sha256: Mapping[Path, str]
+    n_bytes: Mapping[Path, int]
 
 
 class Tree(Protocol):
-    """Folders and files below some root."""
+    """Folders and files below some root.
+
+    Attributes:
+        notes: what the user should know about the source of the files.
+    """
+
+    notes: tuple[str, ...]
+
+    @property
+    def origin(self) -> HubOrigin | None:
+        """Where the files requested so far come from, if not from the disk."""
+        ...
 
     def is_folder(self, path: PurePath) -> bool: ...
 
@@ -70,25 +99,33 @@ class Tree(Protocol):
         """A file, as a local path."""
         ...
 
+    def header(self, path: PurePath) -> SafetensorsHeader | None:
+        """The header of a file of safetensors, if that is all that is wanted of it."""
+        ...
+
     def name(self, path: PurePath) -> str:
         """The path in a form that the user can give back."""
         ...
 
 
 class DiskTree:
+    notes: tuple[str, ...] = ()
+    origin: HubOrigin | None = None
+
     def is_folder(self, path: PurePath) -> bool:
         return os.path.isdir(path)  # noqa: PTH112 - no exception for a closed folder
 
     def files(self, folder: PurePath) -> list[str]:
-        """The names of the files in a folder, sorted."""
         return [name for name, is_folder in self._entries(folder) if not is_folder]
 
     def folders(self, folder: PurePath) -> list[str]:
-        """The names of the folders in a folder, sorted."""
         return [name for name, is_folder in self._entries(folder) if is_folder]
 
     def get(self, path: PurePath) -> Path:
         return Path(path)
+
+    def header(self, path: PurePath) -> None:
+        del path
 
     def name(self, path: PurePath) -> str:
         return str(path)
@@ -134,6 +171,22 @@ class Found:
     notes: tuple[str, ...] = ()
 
 
+def is_on_hub(path: PurePath) -> bool:
+    return str(path).startswith(HUB_PREFIX)
+
+
+def locate(
+    path: Path, progress: Progress = silent, *, headers_only: bool = False
+) -> tuple[Tree, PurePath]:
+    """The disk or a commit on the hub that a path leads to, and the place there."""
+    if not is_on_hub(path):
+        return DiskTree(), path
+    from valle_convert.checkpoint.hub import HubTree, parse_location
+
+    tree = HubTree(parse_location(str(path)), progress=progress, headers_only=headers_only)
+    return tree, tree.resolve()
+
+
 def find_weights(tree: Tree, folder: PurePath, holds_model: Callable[[PurePath], bool]) -> Found:
     found = _look_into(tree, folder, holds_model)
     if found is not None:
@@ -146,7 +199,7 @@ def find_weights(tree: Tree, folder: PurePath, holds_model: Callable[[PurePath],
     if models:
         raise InputError(
             f"{tree.name(folder)} holds {len(models)} models, expected one: "
-            f"{listing(map(tree.name, models), _SHOWN)}; give one of them."
+            f"{listing(map(tree.name, models))}; give one of them."
         )
     if find_adapter(tree, folder) is not None:
         raise InputError(
@@ -243,7 +296,7 @@ def _look_into(
         if choices:
             raise InputError(
                 f"{tree.name(folder)} holds {len(plain)} {kind}, expected one: "
-                f"{listing(plain, _SHOWN)}; give one of these files."
+                f"{listing(plain)}; give one of these files."
             )
     shards = [name for name in names if is_shard(name)]
     if shards:
@@ -282,7 +335,7 @@ def _at_latest(tree: Tree, folder: PurePath) -> Found:
         )
     inner = folder / tag
     if not tree.is_folder(inner):
-        there = listing(tree.folders(folder), _SHOWN) or "none"
+        there = listing(tree.folders(folder)) or "none"
         raise InputError(
             f"{tree.name(path)} names the folder {tag}, which does not exist; found {there}. "
             "Give the folder of the state to convert."

@@ -14,16 +14,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.checkpoint.exported import (
+    ALL,
     EMBEDDINGS,
     HEADS,
     ExportedTensors,
     assumed_config,
+    is_count,
     is_named,
     rows_of_export,
 )
@@ -127,13 +129,11 @@ class _Rows:
         self._tensors = tensors
         self.specs = tensors.specs
 
-    def read(self, name: str) -> NDArray[Any]:
-        return self._tensors.read(name)
+    def read(self, name: str, rows: slice = ALL) -> NDArray[Any]:
+        found = self._tensors.read(name)
+        return found if rows == ALL else found[rows]
 
-    def read_rows(self, name: str, rows: slice) -> NDArray[Any]:
-        return self._tensors.read(name)[rows]
-
-    def read_blocks(self, name: str, rows: slice) -> NDArray[np.uint8] | None:
+    def read_blocks(self, name: str, rows: slice = ALL) -> NDArray[np.uint8] | None:
         del name, rows
         return None  # numpy has the types of safetensors
 
@@ -195,15 +195,15 @@ def _heads(
     wanted = size.get("heads") if isinstance(size, Mapping) else None
     if wanted is not None or isinstance(size, str | int | float):
         # The other checks of the config find out whether it fits.
-        return (wanted if _is_count(wanted) else _EXPORTED_HEADS), True
+        return (wanted if is_count(wanted) and wanted else _EXPORTED_HEADS), True
     heads = said.get("num_attention_heads", _EXPORTED_HEADS)
-    divides = _is_count(heads) and width % heads == 0 and width // heads % 2 == 0
+    divides = is_count(heads) and heads and width % heads == 0 and width // heads % 2 == 0
     # A number other than the exports' default was set on purpose.
     if divides and (heads != _EXPORTED_HEADS or width == heads * _HEAD_WIDTH):
         return heads, False
     raise InputError(
         f"{path}: config.json has the default of every export, {heads!r:.20} heads, but the "
-        f"width {width} is not {_EXPORTED_HEADS} times {_HEAD_WIDTH}, as in the published models; "
+        f"width {width} is not {_EXPORTED_HEADS} times {_HEAD_WIDTH}; "
         "give the number with --config (size: {heads: N})."
     )
 
@@ -231,8 +231,4 @@ def _n_layers(tensors: TensorSource) -> int:
 
 def _context(said: Mapping[str, Any]) -> int:
     value = said.get("max_position_embeddings")
-    return value if _is_count(value) else _DEFAULT_CONTEXT
-
-
-def _is_count(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 24
+    return value if is_count(value) and value else _DEFAULT_CONTEXT

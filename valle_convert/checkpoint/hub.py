@@ -6,29 +6,27 @@
 
 One request lists the files of the commit; after that, only the needed files of this commit are
 downloaded. Cache, endpoint, token and offline mode are those of huggingface_hub. Offline, the
-cache's files of the revision are the list.
+cache's snapshot of the revision is the list.
 
-To look into safetensors on the hub, their headers are enough: they are read by HTTP ranges into
-sparse files of the full size (`headers_in`).
+To look into safetensors on the hub, their headers are enough (`headers_only`).
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
-from valle_convert.checkpoint.folder import SAFETENSORS_SUFFIXES, DiskTree, Tree
+from valle_convert.checkpoint.folder import HUB_PREFIX, SAFETENSORS_SUFFIXES, HubOrigin
+from valle_convert.checkpoint.safetensors_file import SafetensorsHeader
 from valle_convert.errors import EnvironmentFault, InputError, ValleConvertError
 from valle_convert.extras import require
 from valle_convert.files import describe_os_error
 from valle_convert.progress import Progress, silent
+from valle_convert.wording import listing
 
-PREFIX = "hf:"
 #: The path of a published model in its repository.
 _MODELS = PurePosixPath("models/ckpt")
 
@@ -43,7 +41,6 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HEAD_BYTES = 1 << 17
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 _TIMEOUT = 30.0  # seconds without an answer
-_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -64,28 +61,10 @@ class Location:
 
 
 @dataclass(frozen=True)
-class HubOrigin:
-    """Where on the hub the files of a checkpoint come from.
-
-    Attributes:
-        sha256: by local file, if the hub gives one.
-    """
-
-    repository: str
-    revision: str
-    sha256: Mapping[Path, str]
-
-
-@dataclass(frozen=True)
 class _RemoteFile:
     size: int | None
     sha256: str | None
     cached: Path | None = None
-
-
-def is_on_hub(path: PurePath) -> bool:
-    """Whether a path of a command line is a place on the hub."""
-    return str(path).startswith(PREFIX)
 
 
 def parse_location(text: str) -> Location:
@@ -107,16 +86,6 @@ def parse_location(text: str) -> Location:
     return Location(text, match["repository"], revision, place, is_loose=inside is not None)
 
 
-def locate(
-    path: Path, progress: Progress = silent, headers_in: Path | None = None
-) -> tuple[Tree, PurePath]:
-    """The disk or a commit on the hub that a path leads to, and the place there."""
-    if not is_on_hub(path):
-        return DiskTree(), path
-    tree = HubTree(parse_location(str(path)), progress=progress, headers_in=headers_in)
-    return tree, tree.resolve()
-
-
 class HubTree:
     """The files of one commit, downloaded on request; a `Tree`.
 
@@ -125,19 +94,20 @@ class HubTree:
     """
 
     def __init__(
-        self, location: Location, *, progress: Progress = silent, headers_in: Path | None = None
+        self, location: Location, *, progress: Progress = silent, headers_only: bool = False
     ) -> None:
         self._hub = require("huggingface_hub", "Reading from the Hugging Face hub", extra="hub")
-        from huggingface_hub import constants
+        from huggingface_hub import constants, errors
 
-        self._constants = constants
+        self._constants, self._errors = constants, errors
         self._location = location
         self._progress = progress
-        self._headers_in = headers_in
+        self._headers_only = headers_only
         self._got: dict[PurePosixPath, Path] = {}
         self.notes: tuple[str, ...] = ()
-        self.commit, listing = self._list()
-        self._files = {PurePosixPath(name): file for name, file in listing.items()}
+        self.commit, files = self._list()
+        self.notes = (f"{self.name(PurePosixPath('.'))} is at commit {self.commit}", *self.notes)
+        self._files = {PurePosixPath(name): file for name, file in files.items()}
         self._folders = {parent for path in self._files for parent in path.parents}
 
     def resolve(self) -> PurePosixPath:
@@ -153,11 +123,9 @@ class HubTree:
         return path in self._folders
 
     def files(self, folder: PurePath) -> list[str]:
-        """The names of the files in a folder, sorted."""
         return sorted(path.name for path in self._files if path.parent == folder)
 
     def folders(self, folder: PurePath) -> list[str]:
-        """The names of the folders in a folder, sorted."""
         found = [path.name for path in self._folders if path.parent == folder]
         return sorted(name for name in found if name)
 
@@ -166,51 +134,61 @@ class HubTree:
         revision = self._location.revision
         at = "" if revision is None else f"@{revision}"
         inside = "" if str(path) == "." else f":{path}"
-        return f"{PREFIX}{self._location.repository}{at}{inside}"
+        return f"{HUB_PREFIX}{self._location.repository}{at}{inside}"
 
     def get(self, path: PurePath) -> Path:
-        """A file, from the cache or downloaded; a placeholder of safetensors if that is enough."""
+        """A file, from the cache or downloaded; the name of one whose header is enough."""
         place = PurePosixPath(path)
         if place not in self._files:
             raise InputError(self._no_such(place))
         if place not in self._got:
             cached = self._files[place].cached
-            if cached is not None:
-                self._got[place] = cached
-            elif self._headers_in is not None and place.suffix in SAFETENSORS_SUFFIXES:
-                self._got[place] = self._stand_in(place, self._headers_in)
-            else:
-                self._got[place] = self._download(place)
+            if cached is None and self._is_header_enough(place):
+                cached = Path(self.name(place))
+            self._got[place] = cached or self._download(place)
         return self._got[place]
+
+    def header(self, path: PurePath) -> SafetensorsHeader | None:
+        """The header of a file that `get` does not download."""
+        place = PurePosixPath(path)
+        if not self._is_header_enough(place):
+            return None
+        data = self._first_bytes(place, _HEAD_BYTES)
+        length = int.from_bytes(data[:8], "little")
+        if len(data) - 8 < length <= _MAX_HEADER_BYTES:
+            data = self._first_bytes(place, 8 + length)
+        return SafetensorsHeader(self.name(place), data[8 : 8 + length])
 
     @property
     def origin(self) -> HubOrigin:
         """Where the files requested so far come from."""
         digests: dict[Path, str] = {}
+        sizes: dict[Path, int] = {}
         for place, path in self._got.items():
+            file = self._files[place]
             # The cache names the blob of a large file by its ETag, which is its SHA-256.
-            said = self._files[place].sha256 or path.resolve().name
+            said = file.sha256 or path.resolve().name
             if _SHA256.fullmatch(said):
                 digests[path] = said
-        return HubOrigin(self._location.repository, self.commit, digests)
+            if file.size is not None:
+                sizes[path] = file.size
+        return HubOrigin(self._location.repository, self.commit, digests, sizes)
 
     # ------------------------------------------------------------------------------ listing
 
     def _list(self) -> tuple[str, dict[str, _RemoteFile]]:
         where = self._location
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
         if self._constants.HF_HUB_OFFLINE:
             return self._list_cache("HF_HUB_OFFLINE is set", None)
         try:
             info = self._hub.HfApi().model_info(
                 where.repository, revision=where.revision, files_metadata=True, timeout=_TIMEOUT
             )
-        except HfHubHTTPError as error:
+        except self._errors.HfHubHTTPError as error:
             if error.response.status_code < 500:
-                raise self._refusal(error, None) from error
+                raise self._fault(error, None) from error
             return self._list_cache(f"the hub answers {error.response.status_code}", error)
-        except HFValidationError as error:
+        except self._errors.HFValidationError as error:
             raise InputError(
                 f"{where.repository} is not the name of a repository: {words_of(error)}."
             ) from error
@@ -233,37 +211,27 @@ class HubTree:
     def _list_cache(
         self, reason: str, error: Exception | None
     ) -> tuple[str, dict[str, _RemoteFile]]:
-        """The cache's files of the revision."""
+        """The cached files of the revision."""
         where = self._location
-        revision = where.revision or "main"
-        for commit, refs, files in self._cached_revisions():
-            if revision in refs or commit == revision:
-                self.notes = (f"{reason}: using the cached {where.repository} at {commit[:12]}",)
-                return commit, files
-        raise EnvironmentFault(
-            f"{where.text} is not available: {reason}, and the cache lacks {where.repository} at "
-            f"{revision}; with a network, run `hf download {where.repository} --revision "
-            f"{revision}`, or give a file."
-        ) from error
-
-    def _cached_revisions(self) -> Iterator[tuple[str, frozenset[str], dict[str, _RemoteFile]]]:
-        from huggingface_hub.errors import CacheNotFound
-
         try:
-            repositories = self._hub.scan_cache_dir(self._constants.HF_HUB_CACHE).repos
-        except (CacheNotFound, OSError, ValueError):
-            return
-        for one in repositories:
-            if one.repo_type != "model" or one.repo_id != self._location.repository:
-                continue
-            for revision in one.revisions:
-                files = {
-                    file.file_path.relative_to(revision.snapshot_path).as_posix(): _RemoteFile(
-                        file.size_on_disk, None, file.file_path
-                    )
-                    for file in revision.files
-                }
-                yield revision.commit_hash, revision.refs, files
+            found = self._hub.snapshot_download(
+                where.repository, revision=where.revision, local_files_only=True
+            )
+        except self._errors.LocalEntryNotFoundError as missing:
+            found = getattr(missing, "snapshot_path", None)  # of one with some of its files
+        if found is None:
+            revision = where.revision or "main"
+            raise EnvironmentFault(
+                f"{where.text} is not available: {reason}, and the cache lacks {where.repository} "
+                f"at {revision}; with a network, run `hf download {where.repository} --revision "
+                f"{revision}`, or give a file."
+            ) from error
+        folder = Path(found)
+        self.notes = (f"{reason}: using the cached {where.repository} at {folder.name[:12]}",)
+        files = (path for path in folder.rglob("*") if path.is_file())
+        return folder.name, {
+            path.relative_to(folder).as_posix(): _RemoteFile(None, None, path) for path in files
+        }
 
     # ------------------------------------------------------------------------------ download
 
@@ -271,8 +239,6 @@ class HubTree:
         # Requested by branch, the first file makes the cache record the branch's commit, so that it
         # is found offline. The others are requested by commit.
         revision = self.commit if self._got else self._location.revision
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
         try:
             found = Path(
                 self._hub.hf_hub_download(
@@ -282,13 +248,8 @@ class HubTree:
                     tqdm_class=_bar_class(self._progress),
                 )
             )
-        except HfHubHTTPError as error:
-            raise self._refusal(error, place) from error
         except transport_errors() as error:
-            cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
-            raise self._unreachable(
-                place, cause if isinstance(cause, Exception) else error
-            ) from error
+            raise self._fault(error, place) from error
         if self.commit not in found.parts:
             raise EnvironmentFault(
                 f"{self.name(PurePosixPath('.'))} has changed from commit "
@@ -296,128 +257,77 @@ class HubTree:
             )
         return found
 
-    def _stand_in(self, place: PurePosixPath, folder: Path) -> Path:
-        """A sparse file of the full size with only the header of safetensors in it."""
-        found = self._hub.try_to_load_from_cache(
+    def _is_header_enough(self, place: PurePosixPath) -> bool:
+        """Whether nothing but a header is wanted of a file that is not in the cache."""
+        file = self._files[place]
+        if not self._headers_only or file.cached or place.suffix not in SAFETENSORS_SUFFIXES:
+            return False
+        cached = self._hub.try_to_load_from_cache(
             self._location.repository, str(place), revision=self.commit
         )
-        if isinstance(found, str):
-            return Path(found)
-        with self._faults(place):
-            head, size = self._range(place, 0, _HEAD_BYTES)
-            header = 8 + int.from_bytes(head[:8], "little")
-            if len(head) < header <= min(size, _MAX_HEADER_BYTES):
-                head += self._range(place, len(head), header)[0]
-        path = folder / place
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("wb") as file:
-                file.write(head[: min(header, len(head))])
-                file.truncate(size)
-        except OSError as error:
-            raise EnvironmentFault(
-                f"No file of {size:,} bytes can be made in {folder}: {describe_os_error(error)}."
-            ) from error
-        return path
+        return file.size != 0 and not isinstance(cached, str)
 
-    def _range(self, place: PurePosixPath, start: int, stop: int) -> tuple[bytes, int]:
-        """The bytes of a range, as far as the file goes, and the file's size."""
-        utils = require("huggingface_hub.utils", "Reading from the Hugging Face hub", extra="hub")
+    def _first_bytes(self, place: PurePosixPath, n: int) -> bytes:
+        utils = self._hub.utils
         url = self._hub.hf_hub_url(self._location.repository, str(place), revision=self.commit)
-        headers = utils.build_hf_headers() | {
-            "Range": f"bytes={start}-{stop - 1}",
-            "Accept-Encoding": "identity",
-        }
-        with utils.get_session().stream("GET", url, headers=headers, timeout=_TIMEOUT) as response:
-            if response.status_code == 416:  # an empty file
-                return b"", 0
+        headers = utils.build_hf_headers() | {"Range": f"bytes=0-{n - 1}"}
+        try:
+            response = utils.get_session().get(url, headers=headers, timeout=_TIMEOUT)
             utils.hf_raise_for_status(response)
-            # A server without ranges sends everything; only what was requested is read.
-            skip = 0 if response.status_code == 206 else start
-            data = b""
-            for piece in response.iter_bytes():
-                data += piece
-                if len(data) >= skip + stop - start:
-                    break
-            said = response.headers.get("Content-Range", "").rpartition("/")[2]
-            size = said if response.status_code == 206 else response.headers.get("Content-Length")
-        known = self._files[place].size
-        total = int(size) if size and size.isdigit() else known if known is not None else len(data)
-        return data[skip : skip + stop - start], total
+        except transport_errors() as error:
+            raise self._fault(error, place) from error
+        data: bytes = response.content
+        return data
 
     # -------------------------------------------------------------------------------- faults
 
-    @contextmanager
-    def _faults(self, place: PurePosixPath) -> Iterator[None]:
-        from huggingface_hub.errors import HfHubHTTPError
-
-        try:
-            yield
-        except HfHubHTTPError as error:
-            raise self._refusal(error, place) from error
-        except transport_errors() as error:
-            raise self._unreachable(place, error) from error
-
-    def _refusal(self, error: Any, place: PurePosixPath | None) -> ValleConvertError:  # noqa: ANN401 - of a library that is imported late
-        """The error for an HTTP status of the hub."""
-        from huggingface_hub.errors import (
-            DisabledRepoError,
-            GatedRepoError,
-            RepositoryNotFoundError,
-            RevisionNotFoundError,
-        )
-
-        where = self._location
+    def _fault(self, error: Any, place: PurePosixPath | None) -> ValleConvertError:  # noqa: ANN401 - of a library that is imported late
+        """The error for one of `transport_errors`."""
+        errors, where = self._errors, self._location
+        what = where.text if place is None else self.name(place)
+        if not isinstance(error, errors.HfHubHTTPError):
+            local = isinstance(error, errors.LocalEntryNotFoundError)
+            words = words_of(error.__cause__ if local and error.__cause__ else error)
+            return EnvironmentFault(
+                f"{what} cannot be downloaded: {words:.90}; check the network and the disk space, "
+                "and run the command again."
+            )
         url = f"{self._constants.ENDPOINT}/{where.repository}"
         status = error.response.status_code
-        if isinstance(error, GatedRepoError):
+        if isinstance(error, errors.GatedRepoError):
             return EnvironmentFault(
-                f"{where.repository} is gated; accept its terms at "
-                f"{url}, and set HF_TOKEN to a token of that account (or run: hf auth login)."
+                f"{where.repository} is gated; accept its terms at {url}, and set HF_TOKEN to a "
+                "token of that account (or run: hf auth login)."
             )
-        if isinstance(error, DisabledRepoError):
-            return EnvironmentFault(f"The hub has disabled access to {where.repository} ({url}).")
-        if isinstance(error, RevisionNotFoundError):
+        if isinstance(error, errors.RevisionNotFoundError):
             return InputError(
                 f"{where.repository} has no revision {where.revision}; "
                 f"{url}/tree/main lists branches, tags and commits."
             )
-        if isinstance(error, RepositoryNotFoundError) or (status == 404 and place is None):
+        if isinstance(error, errors.RepositoryNotFoundError) or (status == 404 and place is None):
             return InputError(
                 f"{self._constants.ENDPOINT} has no model {where.repository} visible to you; "
                 "check the name, or set HF_TOKEN if it is private."
             )
-        if status in (401, 403):
-            return EnvironmentFault(
-                f"The hub denies access to {where.repository} ({status}); check "
-                "HF_TOKEN (hf auth whoami) and its permissions."
-            )
-        what = where.text if place is None else self.name(place)
-        return EnvironmentFault(f"{what} is not available: the hub answers {status}; try later.")
-
-    def _unreachable(self, place: PurePosixPath, error: Exception) -> EnvironmentFault:
+        advice = "check HF_TOKEN (hf auth whoami)" if status in (401, 403) else "try later"
+        said = error.server_message or error.response.reason_phrase
         return EnvironmentFault(
-            f"{self.name(place)} cannot be downloaded: {words_of(error)}; check the network and "
-            "the free disk space, and run the command again."
+            f"{what} is not available: the hub answers {status} ({said:.80}); {advice}."
         )
 
     def _no_such(self, path: PurePosixPath) -> str:
         """The error for a path that does not exist, with similar ones."""
         where = self._location
-        at = f"{where.repository} at {where.revision or 'main'}"
-        models = self.folders(_MODELS) if _MODELS in self._folders else []
-        if where.is_loose and models:
-            near = difflib.get_close_matches(str(path), models, n=3, cutoff=0.4)
-            shown = near or models[:_SHOWN]
-            return (
-                f"{at} has no model {path}; {'near' if near else 'there'} are {', '.join(shown)}."
-            )
-        names = sorted(map(str, self._files))
+        models = self.folders(_MODELS) if where.is_loose and _MODELS in self._folders else []
+        names = models or sorted(map(str, self._files))
         near = difflib.get_close_matches(str(path), names, n=3, cutoff=0.4)
         near += [name for name in names if PurePosixPath(name).name == path.name][:3]
-        shown = list(dict.fromkeys(near)) or names[:_SHOWN]
-        there = f"{'near' if near else 'there'} are {', '.join(shown)}" if shown else "it is empty"
-        return f"{at} has no file or folder {path}; {there}."
+        shown = ", ".join(dict.fromkeys(near)) or listing(names) or "none"
+        return (
+            f"{where.repository} at {where.revision or 'main'} has no "
+            f"{'model' if models else 'file or folder'} {path}; "
+            f"{'near' if near else 'there'} are {shown}."
+        )
 
 
 def transport_errors() -> tuple[type[Exception], ...]:
@@ -431,7 +341,7 @@ def transport_errors() -> tuple[type[Exception], ...]:
     return (*bases, OSError, ValueError)
 
 
-def words_of(error: Exception) -> str:
+def words_of(error: BaseException) -> str:
     """An error of a library in one line."""
     if isinstance(error, OSError) and error.strerror:
         return describe_os_error(error)

@@ -25,8 +25,7 @@ from numpy.typing import NDArray
 
 from valle_convert.checkpoint.config import plain_keys
 from valle_convert.checkpoint.containers import Container, read_container
-from valle_convert.checkpoint.folder import Tree, find_adapter
-from valle_convert.checkpoint.hub import locate
+from valle_convert.checkpoint.folder import Tree, find_adapter, locate
 from valle_convert.checkpoint.names import RenamedTensors
 from valle_convert.checkpoint.plain_values import whole
 from valle_convert.checkpoint.source import LARGEST_WEIGHT, WEIGHT_DTYPES, TensorSource, TensorSpec
@@ -195,8 +194,8 @@ class LoraPairs:
                 self.by_target[target] = pair
         if faults:
             raise InputError(
-                f"{scale.where}: the LoRA does not fit the model: {'; '.join(faults)}. "
-                "Give the LoRA that was trained on this checkpoint."
+                f"{scale.where}: the LoRA does not fit the model: "
+                f"{listing(faults, separator='; ')}. Give one that was trained on this checkpoint."
             )
 
     def _pair(
@@ -285,9 +284,8 @@ class MergedTensors:
             worst = np.nan_to_num(np.abs(merged), nan=np.inf).max()
             one = given[-1][0]
             raise InputError(
-                f"{one.where}: merging the LoRA makes {worst:g} of a weight of {name}, "
-                f"expected at most {largest:g}; its alpha is {one.alpha:g}: "
-                "check it (--lora-alpha), or give a LoRA trained on this checkpoint."
+                f"{one.where}: merging the LoRA makes {worst:g} of a weight of {name}, expected at "
+                f"most {largest:g}; check its alpha, {one.alpha:g} (--lora-alpha)."
             )
         return merged.astype(weight.dtype)
 
@@ -353,7 +351,7 @@ def open_lora(
     strange = [name for name in tensors.specs if "lora_" in name and not has_adapters([name])]
     if strange:
         raise UnsupportedModelError(
-            f"{given.path} holds {listing(strange, 3)}, expected pairs of lora_A and lora_B of "
+            f"{given.path} holds {listing(strange)}, expected pairs of lora_A and lora_B of "
             "linear layers only; merge it with PEFT, and convert the result."
         )
     scale = _lora_scale(_adapter_config(adapter, tree, place), str(given.path))

@@ -43,7 +43,6 @@ AMPHION = re.compile(r"model\.(model|lm_head)\..*|(phone|prompt)_embedder\..*")
 #: A moving average of weights, by the words of its name.
 _AVERAGED = re.compile(r"(^|[^a-z])(ema|avg|averaged?|swa|shadow|polyak)([^a-z]|$)", re.IGNORECASE)
 _COUNTER = re.compile(r"(.+\.)?(n_averaged|initted|num_updates|decay|step)")
-_SHOWN = 3
 
 
 class RenamedTensors:
@@ -108,7 +107,7 @@ def with_plain_names(tensors: TensorSource, where: str) -> tuple[TensorSource, t
         if tensors.specs[name].n_elements <= 1 and _COUNTER.fullmatch(plain)
     ]
     if counters:
-        notes.append(f"counters of the training are left out: {listing(counters, _SHOWN)}")
+        notes.append(f"counters of the training are left out: {listing(counters, 3)}")
     own: dict[str, str] = {}
     twice: list[str] = []
     for name, plain in names.items():
@@ -120,7 +119,7 @@ def with_plain_names(tensors: TensorSource, where: str) -> tuple[TensorSource, t
     if twice:
         raise InputError(
             f"{where}: tensors have the same name once wrapper names are removed: "
-            f"{listing(twice, _SHOWN)}; save the plain state_dict() of one model."
+            f"{listing(twice)}; save the plain state_dict() of one model."
         )
     renamed = [(name, target) for target, name in own.items() if target != name]
     if renamed:
@@ -150,7 +149,7 @@ def _prefixes(names: Iterable[str], where: str) -> tuple[str, list[str]]:
     if len(models) > 1:
         raise InputError(
             f"{where} holds {len(models)} models with the prefixes "
-            f"{listing(map(repr, models), _SHOWN)}, expected one; save the "
+            f"{listing(map(repr, models))}, expected one; save the "
             "plain state_dict() of one."
         )
     chosen = models[0] if models else ""

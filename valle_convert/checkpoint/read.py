@@ -12,18 +12,18 @@ A checkpoint may have no config; its family decides whether it needs one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePath
 from typing import Any
 
 from valle_convert.checkpoint.checkpoint import Checkpoint
 from valle_convert.checkpoint.config import Config, load_config, plain_keys, read_config
 from valle_convert.checkpoint.containers import Container, holds_model, read_container
 from valle_convert.checkpoint.folder import (
-    DiskTree,
     Found,
     Tree,
     find_weights,
     found_file,
+    locate,
 )
 from valle_convert.checkpoint.hf_export import (
     CONFIG_FILE,
@@ -34,7 +34,6 @@ from valle_convert.checkpoint.hf_export import (
     is_export,
     read_export,
 )
-from valle_convert.checkpoint.hub import HubTree, locate
 from valle_convert.checkpoint.lora import LoraFile, has_adapters, merge_loras
 from valle_convert.checkpoint.names import is_model, is_refused_by_name
 from valle_convert.checkpoint.plain_values import is_plain
@@ -50,10 +49,10 @@ def read_checkpoint(
     lora: Sequence[LoraFile] = (),
     lora_alpha: float | None = None,
     progress: Progress = silent,
-    headers_in: Path | None = None,
+    headers_only: bool = False,
 ) -> Checkpoint:
     """Open a checkpoint without reading its weights."""
-    tree, place = locate(path, progress, headers_in)
+    tree, place = locate(path, progress, headers_only=headers_only)
     if tree.is_folder(place):
         found = find_weights(tree, place, lambda one: _holds_model(tree, one))
     else:
@@ -72,12 +71,13 @@ def read_checkpoint(
         origin = "assumed"
     said = read_config(file, inside, contents.plain, given, tree, found, origin=origin)
     companions += said.files
-    if isinstance(tree, HubTree):
+    if not headers_only:
         _beside(tree, found, TOKENIZER_FILE)  # downloads it; it is looked up beside the weights
     tensors, merged, more = merge_loras(
         file, tensors, contents.lora, said.keys, lora, lora_alpha, progress
     )
     companions += [one.path for one in lora]
+    hub = tree.origin
     lenient = (*contents.notes, *said.notes, *(() if export is None else export.notes), *more)
     return Checkpoint(
         path=file,
@@ -89,7 +89,7 @@ def read_checkpoint(
         stats=_stats(contents.extras),
         lora=merged,
         companions=tuple(companions),
-        notes=(*_notes_of(tree), *found.notes, *lenient),
+        notes=(*tree.notes, *found.notes, *lenient),
         given=path,
         shards=contents.shards,
         folder_title=_title_of(tree, found),
@@ -97,15 +97,15 @@ def read_checkpoint(
         lost=() if export is None else LOST,
         words={} if export is None else export.words,
         origin=({} if export is None else {"format": FORMAT})
-        | ({"revision": tree.commit} if isinstance(tree, HubTree) else {})
+        | ({"revision": hub.revision} if hub else {})
         | ({"notes": lenient} if lenient else {}),
-        hub=tree.origin if isinstance(tree, HubTree) else None,
+        hub=hub,
     )
 
 
 def _holds_model(tree: Tree, place: PurePath) -> bool:
     # To look into a checkpoint on the hub, nothing more is downloaded.
-    return not isinstance(tree, DiskTree) or holds_model(tree, place)
+    return tree.origin is not None or holds_model(tree, place)
 
 
 def _check_model(contents: Container, where: str) -> None:
@@ -150,15 +150,9 @@ def _beside(tree: Tree, found: Found, name: str) -> Path | None:
 
 def _title_of(tree: Tree, found: Found) -> str:
     """A model's name; at the root of a repository, the repository's."""
-    if not found.title and isinstance(tree, HubTree):
+    if not found.title and tree.origin:
         return tree.origin.repository.rpartition("/")[2]
     return found.title
-
-
-def _notes_of(tree: Tree) -> tuple[str, ...]:
-    if not isinstance(tree, HubTree):
-        return ()
-    return (f"{tree.name(PurePosixPath('.'))} is at commit {tree.commit}", *tree.notes)
 
 
 def _stats(extras: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -15,13 +15,14 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from valle_convert.checkpoint.source import DTYPES, TensorSpec
+from valle_convert.checkpoint.source import DTYPES, TensorSpec, unreadable
 from valle_convert.errors import InputError
 from valle_convert.files import check_input_file, os_fault
 from valle_convert.strict_json import DuplicateKeyError, unique_json
@@ -37,51 +38,71 @@ _DTYPES = {
     "U8": DTYPES["uint8"],
     **{f"I{bits}": DTYPES[f"int{bits}"] for bits in (8, 16, 32, 64)},
 }
-
-
 #: The limit of numpy's arrays.
 _MAX_DIMENSIONS = 64
 _MAX_ELEMENTS = 1 << 56
 
 
-def _parse_header(path: Path, data: bytes) -> dict[str, Any]:
-    """The JSON that the library has checked, with the checks that it lacks."""
-    try:
-        header: dict[str, Any] = unique_json(data)
-    except DuplicateKeyError as error:
-        raise InputError(
-            f"{path} is rejected: {error} of its header, which readers read differently; "
-            "save the tensors again."
-        ) from None
-    for name, entry in header.items():
-        shape = entry.get("shape", ()) if isinstance(entry, dict) else ()
-        # A zero dimension makes a tensor empty, but numpy still multiplies the others.
-        if math.prod(max(n, 1) for n in shape) > _MAX_ELEMENTS:
-            raise InputError(
-                f"{path}: the dimensions of the tensor {name[:70]!r} overflow; save "
-                "the tensors again."
-            )
-        if len(shape) > _MAX_DIMENSIONS:
-            raise InputError(
-                f"{path}: the tensor {name[:70]!r} has {len(shape)} dimensions, expected at "
-                f"most {_MAX_DIMENSIONS}; save the tensors again."
-            )
-    return header
+class WeightsNeededError(Exception):
+    """A header alone does not answer the question."""
 
 
-class SafetensorsFile:
-    """A `TensorSource` over one safetensors file.
+class _Entry(msgspec.Struct, frozen=True):
+    dtype: str
+    shape: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
+    data_offsets: tuple[int, int]
+
+
+class SafetensorsHeader:
+    """The tensors of a file that is not here; a `TensorSource` without weights.
 
     Attributes:
         metadata: the unchanged strings of the header's `__metadata__`.
     """
 
+    def __init__(self, where: str, data: bytes) -> None:
+        """Read the JSON of a header, with the checks that the library lacks."""
+        try:
+            header = msgspec.convert(unique_json(data), dict[str, Any])
+            self.metadata = msgspec.convert(header.pop("__metadata__", None) or {}, dict[str, str])
+            entries = msgspec.convert(header, dict[str, _Entry])
+        except DuplicateKeyError as error:
+            raise InputError(
+                f"{where} is rejected: {error} of its header, which readers read differently; "
+                "save the tensors again."
+            ) from None
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise InputError(
+                f"{where} is not a safetensors file ({error!s:.90}); copy or download it again."
+            ) from error
+        specs: dict[str, TensorSpec] = {}
+        self._begins: dict[str, int] = {}
+        for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
+            # A zero dimension makes a tensor empty, but numpy still multiplies the others.
+            if math.prod(max(n, 1) for n in entry.shape) > _MAX_ELEMENTS:
+                fault = "has dimensions that overflow"
+            elif len(entry.shape) > _MAX_DIMENSIONS:
+                fault = f"has {len(entry.shape)} dimensions, expected at most {_MAX_DIMENSIONS}"
+            else:
+                specs[name] = TensorSpec(name, _DTYPES.get(entry.dtype), entry.dtype, entry.shape)
+                self._begins[name] = entry.data_offsets[0]
+                continue
+            raise InputError(f"{where}: the tensor {name[:70]!r} {fault}; save the tensors again.")
+        self.specs: Mapping[str, TensorSpec] = MappingProxyType(specs)
+
+    def read(self, name: str) -> NDArray[Any]:
+        raise WeightsNeededError(name)
+
+
+class SafetensorsFile(SafetensorsHeader):
+    """A `TensorSource` over one safetensors file."""
+
     def __init__(self, path: Path) -> None:
         self._path = path
         check_input_file(path)
         try:
-            with safe_open(path, framework="numpy") as file:
-                self.metadata: dict[str, str] = dict(file.metadata() or {})
+            with safe_open(path, framework="numpy"):
+                pass
         except (SafetensorError, UnicodeDecodeError) as error:
             raise InputError(
                 f"{path} is not a complete safetensors file ({error}); "
@@ -91,30 +112,15 @@ class SafetensorsFile:
             raise os_fault(f"{path} cannot be read", error) from error
         with path.open("rb") as stream:
             (length,) = _LENGTH.unpack(stream.read(_LENGTH.size))
-            header = _parse_header(path, stream.read(length))
-        header.pop("__metadata__", None)
-        data_start = _LENGTH.size + length
-        specs: dict[str, TensorSpec] = {}
-        self._offsets: dict[str, int] = {}
-        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            specs[name] = TensorSpec(
-                name=name,
-                dtype=_DTYPES.get(entry["dtype"]),
-                dtype_name=entry["dtype"],
-                shape=tuple(entry["shape"]),
-            )
-            self._offsets[name] = data_start + entry["data_offsets"][0]
-        self.specs: Mapping[str, TensorSpec] = MappingProxyType(specs)
+            super().__init__(str(path), stream.read(length))
         self._data: NDArray[np.uint8] = np.memmap(path, np.uint8, mode="r")
+        self._data_start = _LENGTH.size + length
 
     def read(self, name: str) -> NDArray[Any]:
         """One tensor as a read-only view of the mapped file."""
         spec = self.specs[name]
         if spec.dtype is None:
-            raise InputError(
-                f"{self._path}: the tensor {name} has the type {spec.dtype_name}, which cannot be "
-                "read; float32, float16 and bfloat16 can."
-            )
-        start = self._offsets[name]
+            raise unreadable(self._path, spec)
+        start = self._data_start + self._begins[name]
         data = self._data[start : start + spec.n_bytes]
         return data.view(np.ndarray).view(spec.dtype).reshape(spec.shape)

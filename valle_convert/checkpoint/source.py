@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
+
+from valle_convert.errors import InputError
 
 BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
 FLOAT16: np.dtype[Any] = np.dtype(np.float16)
@@ -54,6 +57,14 @@ class TensorSpec:
     def n_bytes(self) -> int:
         """The size in the container; 0 if numpy does not have the type."""
         return self.n_elements * (0 if self.dtype is None else self.dtype.itemsize)
+
+
+def unreadable(where: Path, spec: TensorSpec) -> InputError:
+    """The error for a tensor of a type that numpy does not have."""
+    return InputError(
+        f"{where}: the tensor {spec.name} has the type {spec.dtype_name}, which cannot be read; "
+        "float32, float16 and bfloat16 can."
+    )
 
 
 class NamedTensors(Protocol):

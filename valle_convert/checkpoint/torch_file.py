@@ -18,7 +18,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from valle_convert.checkpoint.source import TensorSpec
+from valle_convert.checkpoint.source import TensorSpec, unreadable
 from valle_convert.checkpoint.torch_pickle import (
     PickleReader,
     RefusedError,
@@ -28,7 +28,7 @@ from valle_convert.checkpoint.torch_pickle import (
 )
 from valle_convert.checkpoint.torch_zip import check_sums, zip_entries
 from valle_convert.errors import InputError
-from valle_convert.files import check_input_file, os_fault
+from valle_convert.files import first_bytes, os_fault
 from valle_convert.wording import listing
 
 #: A pickle of torch's magic number, the start of its files before they were zips.
@@ -52,7 +52,6 @@ def load_torch_file(path: Path) -> object:
 
     A file from before torch 1.6 is a sequence of pickles without a zip.
     """
-    check_input_file(path)
     is_zip = not _is_bare_pickle(path)
     entries = zip_entries(path) if is_zip else {}
     try:
@@ -82,9 +81,8 @@ def load_torch_file(path: Path) -> object:
         loaded: object = PickleReader(pickled, storage).load()
     except RefusedError as error:
         raise InputError(
-            f"{path} is rejected: its pickle could run code, since it asks for {error}. "
-            "Save only tensors, dicts, lists, strings and numbers, or export it to .sft "
-            "with the training project."
+            f"{path} is rejected: its pickle could run code, since it asks for {error!s:.60}. "
+            "Save only tensors, dicts, lists, strings and numbers."
         ) from error
     except Exception as error:
         # The file is untrusted, and a pickle reader raises whatever its parts raise
@@ -170,16 +168,13 @@ class TorchTensors:
         self.check()
         spec = self.specs[name]
         if spec.dtype is None:
-            raise InputError(
-                f"{self._path}: the tensor {name} has the type {spec.dtype_name}, which cannot be "
-                "read; float32, float16 and bfloat16 can."
-            )
+            raise unreadable(self._path, spec)
         return self._tensors[name].read()
 
     def check(self) -> None:
         """Check the file against its checksums, once."""
         if not self._is_checked:
-            check_sums(self._path)
+            check_sums(self._path, zip_entries(self._path))
             self._is_checked = True
 
 
@@ -189,5 +184,4 @@ def is_bare_torch_pickle(head: bytes) -> bool:
 
 
 def _is_bare_pickle(path: Path) -> bool:
-    with path.open("rb") as file:
-        return is_bare_torch_pickle(file.read(64))
+    return is_bare_torch_pickle(first_bytes(path, 64))

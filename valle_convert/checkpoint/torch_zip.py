@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,13 @@ from pathlib import Path
 from zlib_ng import zlib_ng
 
 from valle_convert.errors import InputError
-from valle_convert.files import check_free_space, check_input_file, explained_writes, os_fault
+from valle_convert.files import (
+    ZIP_MAGIC,
+    check_free_space,
+    check_input_file,
+    explained_writes,
+    os_fault,
+)
 from valle_convert.wording import listing
 
 # A VALL-E checkpoint's pickle has some hundred tensors and a vocabulary: tens of KiB.
@@ -36,6 +42,7 @@ class ZipEntry:
 
     start: int
     n_bytes: int
+    checksum: int
 
 
 def zip_entries(path: Path) -> dict[str, ZipEntry]:
@@ -46,49 +53,39 @@ def zip_entries(path: Path) -> dict[str, ZipEntry]:
     with _open_zip(path) as archive:
         _check_entries(path, archive)
         found = _data_offsets(path, archive)
-    check_sums(path, pickle_only=True)
-    (root,) = (
-        entry.filename.removesuffix("data.pkl")
-        for entry in found.values()
-        if entry.filename.endswith("data.pkl")
-    )
-    strange = [one.filename for one in found.values() if not one.filename.startswith(root)]
+    (root,) = (name.removesuffix("data.pkl") for name in found if name.endswith("data.pkl"))
+    strange = [name for name in found if not name.startswith(root)]
     if not root or strange:
         raise InputError(
             f"{path} is refused: {listing(strange) or 'its pickle'} is not in the archive's folder "
             f"{root!r}; save it again with torch.save."
         )
-    return {
-        entry.filename.removeprefix(root): ZipEntry(start, entry.file_size)
-        for start, entry in found.items()
-    }
+    entries = {name.removeprefix(root): entry for name, entry in found.items()}
+    check_sums(path, {"data.pkl": entries["data.pkl"]})
+    return entries
 
 
-def check_sums(path: Path, *, pickle_only: bool = False) -> None:
-    """Compare the entries of a zip file with their checksums.
+def check_sums(path: Path, entries: Mapping[str, ZipEntry]) -> None:
+    """Compare entries with their checksums.
 
     A file saved without checksums (torch's `set_crc32_options(False)`) has 0 for each, and is not
     compared.
     """
-    with _open_zip(path) as archive:
-        entries = _data_offsets(path, archive)
-    if not any(entry.CRC for entry in entries.values()):
+    if not any(entry.checksum for entry in entries.values()):
         return
     piece = memoryview(bytearray(_PIECE_BYTES))
     try:
         with path.open("rb", buffering=0) as file:
-            for start, entry in entries.items():
-                if pickle_only and not entry.filename.endswith("data.pkl"):
-                    continue
-                file.seek(start)
-                left, found = entry.file_size, 0
+            for name, entry in entries.items():
+                file.seek(entry.start)
+                left, found = entry.n_bytes, 0
                 while left and (n_bytes := file.readinto(piece[: min(left, _PIECE_BYTES)])):
                     found = zlib_ng.crc32(piece[:n_bytes], found)
                     left -= n_bytes
-                if left or found != entry.CRC:
+                if left or found != entry.checksum:
                     raise InputError(
-                        f"{path} is damaged: the entry {entry.filename} does not match "
-                        "its checksum; copy or download it again."
+                        f"{path} is damaged: the entry {name} does not match its checksum; "
+                        "copy or download it again."
                     )
     except OSError as error:
         raise os_fault(f"{path} cannot be read", error) from error
@@ -148,26 +145,27 @@ def _check_entries(path: Path, archive: zipfile.ZipFile) -> None:
         )
     claimed = sum(entry.file_size for entry in entries)
     size = path.stat().st_size
-    if (
-        any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-        or claimed > size
-        or len(entries) > _MAX_ENTRIES
-        or pickles[0].file_size > _MAX_PICKLE_BYTES
-    ):
-        raise InputError(
-            f"{path} is rejected: its zip table claims {claimed:,} bytes in {len(entries):,} "
-            f"entries in a file of {size:,} bytes, or compressed entries; save it again with "
-            "torch.save."
-        )
+    packed = [one.filename for one in entries if one.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        fault = f"{packed[0]!r:.60} is compressed, which torch.save never does"
+    elif claimed > size:
+        fault = f"its zip table claims {claimed:,} bytes in a file of {size:,}"
+    elif len(entries) > _MAX_ENTRIES:
+        fault = f"it has {len(entries):,} entries, expected at most {_MAX_ENTRIES:,}"
+    elif pickles[0].file_size > _MAX_PICKLE_BYTES:
+        fault = f"its pickle has {pickles[0].file_size:,} bytes, expected {_MAX_PICKLE_BYTES:,}"
+    else:
+        return
+    raise InputError(f"{path} is rejected: {fault}; save it again with torch.save.")
 
 
-def _data_offsets(path: Path, archive: zipfile.ZipFile) -> dict[int, zipfile.ZipInfo]:
-    """The entries of a zip by the offset of their contents.
+def _data_offsets(path: Path, archive: zipfile.ZipFile) -> dict[str, ZipEntry]:
+    """The entries of a zip by their names.
 
     A zip says everything twice: in a table at its end, which zipfile reads, and before each entry,
     which torch reads too. Both must agree, and no entry may overlap another.
     """
-    found: dict[int, zipfile.ZipInfo] = {}
+    found: dict[str, ZipEntry] = {}
     end = 0
     entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
     with path.open("rb") as file:
@@ -185,7 +183,7 @@ def _data_offsets(path: Path, archive: zipfile.ZipFile) -> dict[int, zipfile.Zip
                 start = entry.header_offset + _LOCAL.size + n_name + n_extra
                 end = start + entry.compress_size
                 fits = (
-                    magic == b"PK\3\4"
+                    magic == ZIP_MAGIC
                     and (flags, method) == (entry.flag_bits, entry.compress_type)
                     and not flags & 1  # encrypted
                     and not entry.volume  # of an archive on several disks
@@ -203,5 +201,5 @@ def _data_offsets(path: Path, archive: zipfile.ZipFile) -> dict[int, zipfile.Zip
                     f"{path} is rejected: its zip table and the entry {entry.filename!r:.70} "
                     "disagree, so that readers read it differently; save it again with torch.save."
                 )
-            found[start] = entry
+            found[entry.filename] = ZipEntry(start, entry.file_size, entry.CRC)
     return found

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from gguf import LlamaFileType
 from numpy.typing import NDArray
 
 from valle_convert import __version__
@@ -49,7 +48,6 @@ _MAX_CODEBOOKS = 1024
 
 CodecType = Literal["f16", "f32"]
 _TYPES: Mapping[CodecType, GgmlType] = {"f16": F16, "f32": F32}
-_FILE_TYPES = {F16: LlamaFileType.MOSTLY_F16, F32: LlamaFileType.ALL_F32}
 
 #: The type of each key; fields of weight norm and of other codecs are not stored.
 _KEY_TYPES: Mapping[str, str] = {
@@ -103,7 +101,7 @@ def plan_gguf_codec(
         Key("general.architecture", ARCHITECTURE, "string"),
         Key("general.type", "model", "string"),
         *(Key(name, value, "string") for name, value in about.items() if value),
-        Key("general.file_type", int(_FILE_TYPES[matrices]), "u32"),
+        Key("general.file_type", matrices.file_type, "u32"),
         Key(f"{_PREFIX}format_version", FORMAT_VERSION, "u32"),
         *(Key(_PREFIX + name, values[name], kind) for name, kind in _KEY_TYPES.items()),
     )

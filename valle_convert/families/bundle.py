@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from valle_convert.checkpoint import Checkpoint
-from valle_convert.checkpoint.hub import locate
+from valle_convert.checkpoint.folder import locate
 from valle_convert.errors import InputError
 from valle_convert.families import family_of, family_of_file
 from valle_convert.families.family import AnyFamily, Choices

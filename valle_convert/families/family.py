@@ -129,8 +129,6 @@ class Family(ABC, Generic[M, N]):
     #: `module:function`, or a module of several. For `transcribe` and the tasks `vc`, `ns` and
     #: `sr`, a method of the family's speaker as `module:Class.method`.
     abilities: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    #: Whether `describe` also reads weights.
-    reads_weights: ClassVar[bool] = False
     #: Whether converted files have values computed that the checkpoint keeps apart.
     folds: ClassVar[bool] = False
     #: Extras that its speech needs.

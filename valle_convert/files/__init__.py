@@ -14,8 +14,11 @@ from valle_convert.files.atomic import atomic_output, atomic_outputs, write_text
 from valle_convert.files.digests import sha256_of
 from valle_convert.files.folders import locked_folder, made_folder, remove_stale
 from valle_convert.files.inputs import (
+    ZIP_MAGIC,
+    begins_with,
     check_input_file,
     decoded,
+    first_bytes,
     read_json_object,
     read_small_file,
 )
@@ -30,14 +33,17 @@ from valle_convert.files.targets import (
 )
 
 __all__ = [
+    "ZIP_MAGIC",
     "atomic_output",
     "atomic_outputs",
+    "begins_with",
     "check_free_space",
     "check_input_file",
     "check_outputs",
     "decoded",
     "describe_os_error",
     "explained_writes",
+    "first_bytes",
     "is_stream",
     "locked_folder",
     "made_folder",

@@ -11,7 +11,7 @@ from threading import Lock
 
 from valle_convert.files.paths import os_fault
 
-_CHUNK_BYTES = 4 << 20
+_CHUNK_BYTES = 1 << 20
 # A file that changed so recently may change again with the same time.
 _RECENT_NS = 2_000_000_000
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,6 +12,8 @@ from typing import Any, BinaryIO
 from valle_convert.errors import InputError
 from valle_convert.files.paths import kind_of, os_fault, stat_of, suggest
 
+#: The beginning of a zip, also of those of torch and numpy.
+ZIP_MAGIC = b"PK\3\4"
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -37,6 +40,21 @@ def check_input_file(path: Path, what: str = "file") -> None:
             f"{path} is {kind_of(found.st_mode)}, expected {_a(what)} with random access; "
             "write it to a file first."
         )
+
+
+def first_bytes(path: Path, n: int = 512) -> bytes:
+    """How a file begins, which tells its kind."""
+    check_input_file(path)
+    try:
+        with path.open("rb") as file:
+            return file.read(n)
+    except OSError as error:
+        raise os_fault(f"{path} cannot be read", error) from error
+
+
+def begins_with(path: Path, magic: bytes) -> bool:
+    """Whether this is a regular file that begins so; False without an exception for all others."""
+    return os.path.isfile(path) and first_bytes(path, len(magic)) == magic  # noqa: PTH113
 
 
 def read_small_file(path: Path, what: str, max_bytes: int, *, pipe: bool = False) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,13 +39,14 @@ class TensorDifference:
 
     Attributes:
         first, second: type and shape in each file, or None.
-        snr_db: signal of the first over the difference; infinite if the numbers are the
-            same, None if they cannot be compared.
+        snr_db: signal of the first over the difference; None if the numbers are equal, or cannot be
+            compared.
     """
 
     name: str
     first: str | None
     second: str | None
+    equal_numbers: bool = False
     snr_db: float | None = None
     max_error: float | None = None
     note: str = ""
@@ -54,10 +55,10 @@ class TensorDifference:
         sides = f"{self.name}: {self.first or '(none)'} | {self.second or '(none)'}"
         if self.note:
             return f"{sides}, {self.note}"
+        if self.equal_numbers:
+            return f"{sides}, the same numbers"
         if self.snr_db is None:
             return sides
-        if self.snr_db == math.inf:
-            return f"{sides}, the same numbers"
         return f"{sides}, {self.snr_db:.1f} dB signal to noise, largest error {self.max_error:.2e}"
 
 
@@ -67,8 +68,8 @@ class Comparison:
 
     first: str
     second: str
-    n_keys: int
-    n_tensors: int
+    keys_compared: int
+    tensors_compared: int
     keys: tuple[KeyDifference, ...]
     tensors: tuple[TensorDifference, ...]
 
@@ -82,40 +83,16 @@ class Comparison:
         for key in self.keys:
             yield f"key     {key.name}: {' | '.join(_shown(key.first, key.second))}"
         yield from (f"tensor  {tensor}" for tensor in self.tensors)
+        keys = plural(self.keys_compared, "key")
+        tensors = plural(self.tensors_compared, "tensor")
         if self.same:
-            yield f"the same: {plural(self.n_keys, 'key')} and {plural(self.n_tensors, 'tensor')}"
+            yield f"the same: {keys} and {tensors}"
         else:
-            yield (
-                f"{len(self.keys)} of {plural(self.n_keys, 'key')} and {len(self.tensors)} of "
-                f"{plural(self.n_tensors, 'tensor')} differ"
-            )
+            yield f"{len(self.keys)} of {keys} and {len(self.tensors)} of {tensors} differ"
 
     def to_json(self) -> dict[str, Any]:
         """The comparison as plain values; docs/quantize.md describes them."""
-        return {
-            "schema_version": 1,
-            "first": self.first,
-            "second": self.second,
-            "same": self.same,
-            "keys_compared": self.n_keys,
-            "tensors_compared": self.n_tensors,
-            "keys": [
-                {"name": key.name, "first": key.first, "second": key.second} for key in self.keys
-            ],
-            "tensors": [
-                {
-                    "name": tensor.name,
-                    "first": tensor.first,
-                    "second": tensor.second,
-                    # JSON has no infinity: same numbers, different type.
-                    "equal_numbers": tensor.snr_db == math.inf,
-                    "snr_db": None if tensor.snr_db in (None, math.inf) else tensor.snr_db,
-                    "max_error": tensor.max_error,
-                    "note": tensor.note,
-                }
-                for tensor in self.tensors
-            ],
-        }
+        return {"schema_version": 1, "same": self.same, **asdict(self)}
 
 
 def signal_to_noise(first: TensorInfo, second: TensorInfo, *, every: int = 1) -> float | None:
@@ -123,8 +100,8 @@ def signal_to_noise(first: TensorInfo, second: TensorInfo, *, every: int = 1) ->
 
     Of `every` so many rows, one is read. None if they cannot be compared.
     """
-    difference = _compare_data(first, second, every)
-    return math.inf if difference is None else difference.snr_db
+    found = _compare_data(first, second, every)
+    return math.inf if found is None or found.equal_numbers else found.snr_db
 
 
 def compare_files(
@@ -152,8 +129,8 @@ def compare_files(
     return Comparison(
         str(paths[0]),
         str(paths[1]),
-        n_keys=n_keys,
-        n_tensors=n_tensors,
+        keys_compared=n_keys,
+        tensors_compared=n_tensors,
         keys=tuple(keys),
         tensors=tuple(tensors),
     )
@@ -211,13 +188,9 @@ def _compare_data(a: TensorInfo, b: TensorInfo, every: int = 1) -> TensorDiffere
         return None
     if note:
         return TensorDifference(a.name, _show(a), _show(b), note=note)
-    return TensorDifference(a.name, _show(a), _show(b), _decibels(signal, noise), largest)
-
-
-def _decibels(signal: float, noise: float) -> float:
-    if noise == 0:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal else -math.inf
+    decibels = 10 * math.log10(signal / noise) if signal and noise else -math.inf
+    snr_db = None if noise == 0 else decibels
+    return TensorDifference(a.name, _show(a), _show(b), noise == 0, snr_db, largest)
 
 
 def _pieces(tensor: TensorInfo, every: int) -> Iterator[NDArray[np.uint8]]:

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, quants
 from numpy.typing import NDArray
 
 from valle_convert.checkpoint.source import LARGEST_WEIGHT
@@ -38,14 +37,7 @@ _LARGEST_BITS: Mapping[GgmlType, np.unsignedinteger[Any]] = {
 
 
 def encode(rows: NDArray[Any], ggml_type: GgmlType, name: str) -> NDArray[Any]:
-    """Rows in the given type.
-
-    Args:
-        rows: [n, columns] or [columns]; float32, float16 or bfloat16.
-
-    Returns:
-        A contiguous array whose bytes are those of the file.
-    """
+    """Rows [n, columns] or [columns] as a contiguous array whose bytes are those of the file."""
     if ggml_type in PLAIN_DTYPES:
         # A value beyond float16 becomes infinite, which is checked right below.
         with np.errstate(over="ignore"):
@@ -54,7 +46,9 @@ def encode(rows: NDArray[Any], ggml_type: GgmlType, name: str) -> NDArray[Any]:
         return encoded
     values = np.ascontiguousarray(rows, np.float32)
     _check_size(values, F32, rows, name)
-    quantized: NDArray[Any] = quants.quantize(values, _of_package(ggml_type))
+    from gguf import GGMLQuantizationType, quants
+
+    quantized: NDArray[Any] = quants.quantize(values, GGMLQuantizationType(ggml_type.number))
     return quantized
 
 
@@ -106,8 +100,11 @@ def decode(data: NDArray[Any], ggml_type: GgmlType) -> NDArray[np.float32]:
             return data.view(_NUMBERS[ggml_type]).astype(np.float32)
         if ggml_type in _FEW_BITS:
             return _decode_few_bits(data, ggml_type)
+        from gguf import GGMLQuantizationType, quants
+
         try:
-            values: NDArray[np.float32] = quants.dequantize(data, _of_package(ggml_type))
+            kind = GGMLQuantizationType(ggml_type.number)
+            values: NDArray[np.float32] = quants.dequantize(data, kind)
         except (ValueError, NotImplementedError):  # a type that it does not know, or only names
             raise InputError(
                 f"the gguf package cannot read numbers of the type {ggml_type.name}"
@@ -155,10 +152,6 @@ def _decode_few_bits(data: NDArray[Any], ggml_type: GgmlType) -> NDArray[np.floa
     levels = codes.reshape(*blocks.shape[:-1], -1).astype(np.float32) * step - 1
     values: NDArray[np.float32] = (scales * levels).reshape(*data.shape[:-1], -1)
     return values
-
-
-def _of_package(ggml_type: GgmlType) -> GGMLQuantizationType:
-    return GGMLQuantizationType(ggml_type.number)
 
 
 def _check_size(encoded: NDArray[Any], ggml_type: GgmlType, rows: NDArray[Any], name: str) -> None:

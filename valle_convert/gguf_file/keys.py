@@ -23,6 +23,7 @@ from valle_convert.model.spec import (
     Positions,
     Table,
 )
+from valle_convert.wording import listing
 
 T = TypeVar("T")
 
@@ -173,44 +174,36 @@ class KeyReader:
         """Reject a file with faults."""
         if self.faults:
             raise InputError(
-                f"{path}: its keys are inconsistent: {'; '.join(self.faults)}. "
+                f"{path}: its keys are inconsistent: {listing(self.faults, separator='; ')}. "
                 "Convert the checkpoint again."
             )
 
     def number(self, name: str) -> int:
-        value = self._get(name)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        return self._fault(name, value, "a whole number", 0)
-
-    def expect(self, name: str, expected: int) -> None:
-        value = self._get(name)
-        if not isinstance(value, int) or isinstance(value, bool) or value != expected:
-            self._fault(name, value, str(expected), None)
+        return self._typed(name, "a whole number", 0)
 
     def real(self, name: str) -> float:
-        value = self._get(name)
-        return value if isinstance(value, float) else self._fault(name, value, "a number", 0.0)
+        return self._typed(name, "a number", 0.0)
 
     def flag(self, name: str) -> bool:
-        value = self._get(name)
-        return (
-            value if isinstance(value, bool) else self._fault(name, value, "a flag", default=False)
-        )
+        return self._typed(name, "a flag", default=False)
 
     def text(self, name: str) -> str:
-        value = self._get(name)
-        return value if isinstance(value, str) else self._fault(name, value, "a string", "")
+        return self._typed(name, "a string", "")
+
+    def expect(self, name: str, expected: int) -> None:
+        value = self.keys.get(name)
+        if type(value) is not int or value != expected:
+            self._fault(name, value, str(expected), None)
 
     def choice(self, name: str, choices: Mapping[str, T]) -> T:
         """The meaning of a string, else the first choice."""
-        value = self._get(name)
+        value = self.keys.get(name)
         if isinstance(value, str) and value in choices:
             return choices[value]
         return self._fault(name, value, " or ".join(choices), next(iter(choices.values())))
 
     def words(self, name: str, *, optional: bool = False) -> tuple[str, ...]:
-        value = self._get(name)
+        value = self.keys.get(name)
         if value is None and optional:
             return ()
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
@@ -247,7 +240,7 @@ class KeyReader:
         columns: list[list[int]] = []
         for column in ("first_rows", "row_counts"):
             key = f"valle.{kind}.{column}"
-            value = self._get(key)
+            value = self.keys.get(key)
             if (
                 not isinstance(value, list)
                 or len(value) != len(names)
@@ -320,8 +313,13 @@ class KeyReader:
         if tables and tables[0].name != first:
             self.faults.append(f"the first table is {tables[0].name}, not {first}")
 
-    def _get(self, name: str) -> Any:  # noqa: ANN401 - the value of an untrusted key is anything
-        return self.keys.get(name)
+    def _typed(self, name: str, expected: str, default: T) -> T:
+        """A value of the default's type; True is no number."""
+        value = self.keys.get(name)
+        if type(value) is not type(default):
+            return self._fault(name, value, expected, default)
+        typed: T = value
+        return typed
 
     def _fault(self, name: str, value: object, expected: str, default: T) -> T:
         found = "missing" if value is None else f"{value!r:.60}"

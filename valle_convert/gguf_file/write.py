@@ -1,4 +1,4 @@
-"""Writes a plan: the header, then tensor after tensor, in pieces of a few megabytes.
+"""Writes a plan: the header, then tensor after tensor, in pieces of a megabyte.
 
 A second thread hashes the source while the weights are read, and a third hashes the data while it
 is written, so that the SHA-256 digests cost little time. The header, written first with
@@ -26,7 +26,13 @@ from valle_convert.checkpoint.source import BlockSource, TensorSource
 from valle_convert.errors import EnvironmentFault
 from valle_convert.files import atomic_outputs, check_free_space, check_outputs
 from valle_convert.gguf_file.encode import check_blocks, encode
-from valle_convert.gguf_file.header import pack_header, padded
+from valle_convert.gguf_file.header import (
+    ALIGNMENT,
+    join_header,
+    pack_key,
+    pack_tensor,
+    padded,
+)
 from valle_convert.gguf_file.keys import (
     BIAS_KEY,
     DATA_DIGEST_KEY,
@@ -38,8 +44,8 @@ from valle_convert.gguf_file.plan import PlannedFile, PlannedTensor, Span
 from valle_convert.gguf_file.types import F32, STRING, GgmlType
 from valle_convert.progress import Progress, silent
 
-# Large enough to hide numpy's cost per call, small enough for the cache.
-_PIECE_BYTES = 8 << 20
+# Small enough for the cache: with 8 MiB, the main thread takes 1.5 s for 908 MiB instead of 1.0.
+_PIECE_BYTES = 1 << 20
 # Type and length of a digest in a header, and a placeholder.
 _STRING = struct.pack("<IQ", STRING, len(NO_DIGEST))
 _ZEROS = _STRING + NO_DIGEST.encode()
@@ -52,8 +58,10 @@ class _CancelledError(Exception):
 def header_of(plan: PlannedFile, values: Mapping[str, Any] | None = None) -> bytes:
     """Everything before the tensor data: keys, tensor table, padding."""
     known = values or {}
-    keys = [replace(key, value=known[key.name]) if key.name in known else key for key in plan.keys]
-    return pack_header(keys, plan.tensors)
+    late = [replace(key, value=known[key.name]) for key in plan.keys if key.name in known]
+    keys = plan.packed_keys | {key.name: pack_key(key) for key in late}
+    table = map(pack_tensor, plan.tensors)
+    return join_header(list(keys.values()), len(plan.tensors), table, ALIGNMENT)
 
 
 def write_files(
@@ -63,14 +71,7 @@ def write_files(
     sources: Sequence[Path] = (),
     progress: Progress = silent,
 ) -> dict[Path, int]:
-    """Write all of the files, or leave nothing.
-
-    Args:
-        progress: shows the number of bytes written, file by file.
-
-    Returns:
-        The size of each file in bytes.
-    """
+    """Write all of the files, or leave nothing; returns their sizes in bytes."""
     first = next(iter(files))
     for path in files:
         check_outputs([path], force=force, inputs=sources)
@@ -108,11 +109,7 @@ def write_plan_to(
     source: Future[str] | None = None,
     progress: Progress = silent,
 ) -> int:
-    """Write all of an open file, from its beginning; returns its size in bytes.
-
-    Args:
-        progress: shows the number of bytes written.
-    """
+    """Write all of an open file, from its beginning; returns its size in bytes."""
     file.seek(0)
     values: dict[str, Any] = {}
     if plan.biases:
@@ -157,7 +154,7 @@ def header_digest(header: bytes, digests: Mapping[str, Any]) -> str:
 
 
 def pieces(plan: PlannedFile, tensor: PlannedTensor) -> Iterator[NDArray[Any]]:
-    """The encoded bytes of a planned tensor, in order, a few megabytes at a time."""
+    """The encoded bytes of a planned tensor, in order, a megabyte at a time."""
     tensors = plan.checkpoint.tensors
     for span in tensor.spans:
         stored = stored_blocks(tensors, span.source, tensor.ggml_type)

@@ -18,6 +18,7 @@ class Collector:
     def __init__(self, specs: Mapping[str, TensorSpec]) -> None:
         self.specs = specs
         self.faults: list[str] = []
+        self._of_other_types: list[str] = []
         self._missing: list[str] = []
         self._taken: set[str] = set()
 
@@ -32,9 +33,7 @@ class Collector:
         if spec.shape != shape:
             self.faults.append(f"{name} is {list(spec.shape)}, expected {list(shape)}")
         elif spec.dtype not in WEIGHT_DTYPES:
-            self.faults.append(
-                f"{name} has type {spec.dtype_name}, expected float32, float16 or bfloat16"
-            )
+            self._of_other_types.append(f"{name} ({spec.dtype_name})")
 
     def rows_of(self, name: str) -> int:
         """The first dimension of a tensor; 0 if there is none."""
@@ -60,13 +59,16 @@ class Collector:
                 unexpected.append(f"{name} {list(spec.shape)}")
             else:
                 dropped.append(Dropped(name, reason))
-        parts = []
-        if self.faults:
-            parts.append("; ".join(self.faults))
-        if self._missing:
-            parts.append(f"missing: {listing(self._missing, 20)}")
-        if unexpected:
-            parts.append(f"unexpected: {listing(unexpected, 20)}")
+        parts = [listing(self.faults, separator="; ")] if self.faults else []
+        parts += [
+            f"{words}: {listing(names)}"
+            for words, names in (
+                ("not float32, float16 or bfloat16", self._of_other_types),
+                ("missing", self._missing),
+                ("unexpected", unexpected),
+            )
+            if names
+        ]
         if parts:
             raise InputError(f"{complaint}: {'; '.join(parts)}. {advice}")
         return dropped

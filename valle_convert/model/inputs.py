@@ -115,10 +115,8 @@ def speech_segments(
 ) -> list[Segment]:
     """The segments of a pass that predicts one codebook level of a response.
 
-    Args:
-            response: the known part: level 0 so far for the AR [frames], level 0 with mask codes
-                where `masked` [frames], and at least `level` levels [frames, levels] for a NAR
-                level.
+    `response` is the known part: level 0 so far for the AR [frames], level 0 with mask codes where
+    `masked` [frames], and at least `level` levels [frames, levels] for a NAR level.
     """
     segments = _leading(model, condition, level)
     if level == 0:
@@ -146,11 +144,9 @@ def length_segments(
 def transcript_segments(
     model: Model, response: IntArray, phonemes: IntArray, language: int | None
 ) -> list[Segment]:
-    """The segments of a pass that predicts the next phoneme of some speech.
+    """The segments of a pass that predicts the next phoneme of some speech [frames, levels].
 
-    Args:
-        response: the speech, [frames, levels].
-        phonemes: ids so far, beginning with `BOS_PHONEME`, [n].
+    `phonemes` are the ids so far, beginning with `BOS_PHONEME`.
     """
     # All levels except the last. Level 0 is looked up in the AR's table, the others in the tables
     # of the NAR levels.

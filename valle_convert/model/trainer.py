@@ -25,6 +25,7 @@ from valle_convert.model.spec import (
     choose_codec,
     names_in_order,
 )
+from valle_convert.wording import listing
 
 # ------------------------------------------------------------------------- the config
 
@@ -213,7 +214,8 @@ class ConfigReader:
         """Reject a config with faults."""
         if self.faults:
             raise InputError(
-                f"{self._where}: {'; '.join(self.faults)}. Give the right values with --config."
+                f"{self._where}: {listing(self.faults, separator='; ')}. "
+                "Give the right values with --config."
             )
 
     def _size(self) -> tuple[int, int, int, dict[str, int]]:
@@ -292,8 +294,8 @@ def _refuse_unsupported(
     ]
     if refused:
         raise UnsupportedModelError(
-            f"{where}: {'; '.join(refused)}. A converted file would compute something else; "
-            "if a switch has no effect, turn it off with --config."
+            f"{where}: {listing(refused, separator='; ')}. A converted file would compute "
+            "something else; if a switch has no effect, turn it off with --config."
         )
 
 
@@ -306,7 +308,7 @@ def unread_notes(config: Mapping[str, Any]) -> list[str]:
         for key in (size if isinstance(size, Mapping) else ())
         if key not in _SIZE_KEYS
     ]
-    return [f"keys of the config that nothing reads: {', '.join(keys[:10])}"] if keys else []
+    return [f"keys of the config that nothing reads: {listing(keys, 10)}"] if keys else []
 
 
 # ----------------------------------------------------------------------- the backbone

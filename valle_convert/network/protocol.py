@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from valle_convert.llama.session import Session
 from valle_convert.model.spec import Model
+
+if TYPE_CHECKING:
+    from valle_convert.llama.session import Session
 
 #: The rows of a step that give logits: a slice, or indices in increasing order.
 Outputs = slice | Sequence[int] | NDArray[np.integer]

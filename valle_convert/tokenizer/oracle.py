@@ -21,7 +21,6 @@ from typing import NamedTuple, Protocol
 
 from valle_convert.closing import Closing
 from valle_convert.errors import InputError
-from valle_convert.llama.library import load_library
 from valle_convert.tokenizer.byte_level import readable
 
 # llama.cpp's time grows with the square of the special tokens in a text: this many bytes of
@@ -113,6 +112,8 @@ class LlamaTokenizer(Closing):
     def __init__(self, path: Path | str, *, max_text_bytes: int = MAX_TEXT_BYTES) -> None:
         """Open a GGUF file."""
         self._model: int | None = None
+        from valle_convert.llama.library import load_library
+
         library = load_library()
         self.library = lib = library.api
         self._max_text_bytes = max_text_bytes

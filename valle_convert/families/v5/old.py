@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from valle_convert.checkpoint import Checkpoint, TensorSpec
 from valle_convert.checkpoint.config import Config, load_config, overlay
 from valle_convert.checkpoint.exported import (
+    ALL,
     EMBEDDINGS,
     HEADS,
     ExportedTensors,
@@ -247,11 +248,8 @@ class _OldTensors:
             self._orders[source] = stored_rows.swapaxes(1, 2).reshape(-1)
         self.specs: Mapping[str, TensorSpec] = MappingProxyType(specs)
 
-    def read(self, name: str) -> NDArray[Any]:
-        """One tensor, in its own type if numpy has it."""
-        return self.read_rows(name, slice(None))
-
-    def read_rows(self, name: str, rows: slice) -> NDArray[Any]:
+    def read(self, name: str, rows: slice = ALL) -> NDArray[Any]:
+        """Rows of a tensor, in its own type if numpy has it."""
         stored = self._stored[name]
         dtype = PLAIN_DTYPES.get(stored.ggml_type)
         if len(stored.shape) == 1:
@@ -261,7 +259,7 @@ class _OldTensors:
             return stored.rows(index)
         return stored.data.reshape(stored.shape[0], -1)[index].view(dtype)
 
-    def read_blocks(self, name: str, rows: slice) -> NDArray[np.uint8] | None:
+    def read_blocks(self, name: str, rows: slice = ALL) -> NDArray[np.uint8] | None:
         """Rows as stored; None for a type of numpy."""
         stored = self._stored[name]
         if stored.ggml_type in PLAIN_DTYPES or len(stored.shape) == 1:

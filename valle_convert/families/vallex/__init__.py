@@ -41,7 +41,6 @@ class VallEX(Family[VallexModel, "ComposedNetwork"]):
         "language voice_text accent sampling nar_sampling best_of length_penalty max_seconds "
         "seed".split()
     )
-    reads_weights = True
     folds = True
     needs = ("speech", "vallex")
     needs_for = MappingProxyType({"Japanese": ("japanese",)})
