@@ -23,8 +23,6 @@ from encodec_files import (
     with_meta_names,
     with_old_names,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import save_file
 from support import Cli, error_of
 from transformers import EncodecConfig, EncodecModel
@@ -117,20 +115,6 @@ def test_the_real_architecture_has_the_listed_layout(
         assert [one.ftype for one in tensors] == [row[2] for row in LAYOUT_24KHZ["tensors"]]
 
 
-def test_the_front_of_a_file_is_as_literal_bytes_say(tmp_path: Path) -> None:
-    out = tmp_path / "out.bin"
-    write_cpp_file(open_encodec(GOLDEN_FOLDER), out)
-    bias = open_encodec(GOLDEN_FOLDER).read("encoder.model.0.conv.conv.bias")
-    assert out.read_bytes()[:94] == (
-        b"lmgg"
-        + struct.pack("<9i", 1, 16, 2, 7, 3, 1024, 6, 24_000, 1)
-        + struct.pack("<3i", 1, 30, 0)
-        + struct.pack("<i", 2)
-        + b"encoder.model.0.conv.conv.bias"
-        + bias.tobytes()
-    )
-
-
 def test_a_file_gives_the_codes_and_the_sound_that_encodec_cpp_gave(tmp_path: Path) -> None:
     out = tmp_path / "out.bin"
     write_cpp_file(open_encodec(GOLDEN_FOLDER), out)
@@ -193,7 +177,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("changes", "words"), REFUSED, ids=str)
 def test_what_encodec_cpp_would_get_wrong_is_refused(
-    tmp_path: Path, cli: Cli, changes: dict[str, Any], words: str
+    tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
     small = {"num_filters": 2, "hidden_size": 8, "codebook_dim": 8, "target_bandwidths": [6.0]}
     fits = changes.get("use_causal_conv", True)
@@ -202,10 +186,8 @@ def test_what_encodec_cpp_would_get_wrong_is_refused(
     model.config.update(changes)
     model.save_pretrained(tmp_path / "codec")
     out = tmp_path / "out.bin"
-    error = error_of(cli("codec", tmp_path / "codec", out), 2)
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=f"cannot be made a file for encodec.cpp.*{words}"):
         write_cpp_file(open_encodec(tmp_path / "codec"), out)
-    assert "cannot be made a file for encodec.cpp" in error
     assert not out.exists()
 
 
@@ -330,26 +312,6 @@ def test_a_number_that_encodec_cpp_would_not_check_is_refused(
         open_encodec(written)
 
 
-@given(data=st.data())
-def test_damage_anywhere_is_refused_or_changes_values_only(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    path = tmp_path_factory.mktemp("damage") / "codec.bin"
-    write_cpp_file(open_encodec(GOLDEN_FOLDER), path)
-    damaged = bytearray(path.read_bytes())
-    heads = [40] + [one["offset"] + one["nbytes"] for one in LAYOUT["tensors"][:-1]]
-    start = data.draw(st.sampled_from([0, *heads]))
-    at = start + data.draw(st.integers(0, 47))
-    damaged[at : at + 4] = data.draw(st.binary(min_size=1, max_size=8))
-    path.write_bytes(damaged)
-    try:
-        codec = open_encodec(path)
-        for entry in codec.tensors:
-            codec.read(entry.name)
-    except InputError as error:
-        assert str(path) in str(error)  # noqa: PT017 - nothing else may be raised
-
-
 def test_a_bias_of_one_element_may_have_a_dim(written: Path) -> None:
     data = written.read_bytes()
     name = b"decoder.model.15.conv.conv.bias"
@@ -375,18 +337,6 @@ def test_the_command_writes_the_golden_file(cli: Cli, tmp_path: Path) -> None:
     warned = cli("codec", GOLDEN_FOLDER, out, "--outtype", "f32", "--force")
     assert warned.code == 0
     assert "aborts on float32 files at its first convolution" in warned.err
-
-
-def test_the_command_does_not_replace_its_input(cli: Cli, folder: Path) -> None:
-    out = folder / "golden.bin"
-    assert cli("codec", folder, out).code == 0
-    assert "input file itself" in error_of(cli("codec", out, out, "--force"), 2)
-
-
-def test_another_ending_is_a_mistake_of_usage(cli: Cli, tmp_path: Path) -> None:
-    result = cli("codec", GOLDEN_FOLDER, tmp_path / "out.pt")
-    assert result.code == 2
-    assert "must end in" in result.err
 
 
 def test_the_published_sizes_are_the_defaults() -> None:

@@ -18,16 +18,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, get_type_hints
+
+import msgspec
 
 from valle_convert.errors import InputError
 
-#: Larger numbers mean a damaged config.
-_MAX_SIZE = 1 << 16
-_MAX_LAYERS = 64
-_MAX_CODEBOOKS = 1024
-_MAX_RATE = 1_000_000
+#: Numbers outside of these ranges mean a damaged config.
+Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
+Layers = Annotated[int, msgspec.Meta(ge=1, le=64)]
+Ratio = Annotated[int, msgspec.Meta(ge=1, le=1024)]
+Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e6)]
 _PAD_MODES = ("reflect", "constant", "replicate")
 
 
@@ -51,28 +53,39 @@ class EncodecSpec:
     """
 
     n_codebooks: int
-    audio_channels: int = 1
-    sampling_rate: int = 24_000
-    hidden_size: int = 128
-    num_filters: int = 32
-    kernel_size: int = 7
-    last_kernel_size: int = 7
-    residual_kernel_size: int = 3
-    num_residual_layers: int = 1
-    dilation_growth_rate: int = 2
-    compress: int = 2
-    num_lstm_layers: int = 2
-    upsampling_ratios: tuple[int, ...] = (8, 5, 4, 2)
-    codebook_size: int = 1024
-    codebook_dim: int = 128
-    target_bandwidths: tuple[float, ...] = (1.5, 3.0, 6.0, 12.0, 24.0)
+    audio_channels: Size = 1
+    sampling_rate: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 24_000
+    hidden_size: Size = 128
+    num_filters: Size = 32
+    kernel_size: Size = 7
+    last_kernel_size: Size = 7
+    residual_kernel_size: Size = 3
+    num_residual_layers: Layers = 1
+    dilation_growth_rate: Size = 2
+    compress: Size = 2
+    num_lstm_layers: Layers = 2
+    upsampling_ratios: Annotated[tuple[Ratio, ...], msgspec.Meta(min_length=1, max_length=16)] = (
+        8,
+        5,
+        4,
+        2,
+    )
+    codebook_size: Annotated[int, msgspec.Meta(ge=2, le=1 << 16)] = 1024
+    codebook_dim: Size = 128
+    target_bandwidths: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)] = (
+        1.5,
+        3.0,
+        6.0,
+        12.0,
+        24.0,
+    )
     use_causal_conv: bool = True
     pad_mode: str = "reflect"
-    trim_right_ratio: float = 1.0
+    trim_right_ratio: Positive = 1.0
     use_conv_shortcut: bool = True
     norm_type: str = "weight_norm"
     normalize: bool = False
-    chunk_length_s: float | None = None
+    chunk_length_s: Positive | None = None
 
     @property
     def hop_length(self) -> int:
@@ -97,56 +110,22 @@ def spec_from_config(config: Mapping[str, Any], n_codebooks: int, where: str) ->
     """The spec in a transformers `config.json`, with every value checked."""
     problems: list[str] = []
     known: dict[str, Any] = {}
-    for field in fields(EncodecSpec):
-        if field.name == "n_codebooks" or config.get(field.name) is None:
+    for name, kind in get_type_hints(EncodecSpec, include_extras=True).items():
+        if name == "n_codebooks" or config.get(name) is None:
             continue  # null means the default, as in transformers
         try:
-            known[field.name] = _parsed(field.name, config[field.name])
-        except ValueError as error:
-            problems.append(f"{field.name} is {config[field.name]!r}, {error}")
+            known[name] = msgspec.convert(config[name], kind)
+        except msgspec.ValidationError as error:
+            problems.append(f"{name} is {config[name]!r}: {error}")
     if problems:
         raise InputError(
             f"{where} is not a config of EnCodec: {'; '.join(problems)}; download it again."
         )
+    bandwidths = known.get("target_bandwidths", EncodecSpec.target_bandwidths)
     # As in transformers, codebook_dim defaults to the width of a frame.
     known.setdefault("codebook_dim", known.get("hidden_size", EncodecSpec.hidden_size))
+    known["target_bandwidths"] = tuple(sorted(bandwidths))
     return EncodecSpec(n_codebooks=n_codebooks, **known)
-
-
-def _parsed(name: str, value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
-    if name == "upsampling_ratios":
-        if not isinstance(value, list) or not 1 <= len(value) <= 16:
-            raise ValueError("expected a list of whole numbers")
-        return tuple(_whole(one, 1024) for one in value)
-    if name == "target_bandwidths":
-        if not isinstance(value, list) or not value:
-            raise ValueError("expected a list of kbit/s")
-        return tuple(sorted(_positive(one) for one in value))
-    if name in {"use_causal_conv", "use_conv_shortcut", "normalize"}:
-        if not isinstance(value, bool):
-            raise ValueError("expected true or false")
-        return value
-    if name in {"pad_mode", "norm_type"}:
-        if not isinstance(value, str):
-            raise ValueError("expected a word")
-        return value
-    if name in {"trim_right_ratio", "chunk_length_s"}:
-        return _positive(value)
-    layers = {"num_residual_layers", "num_lstm_layers"}
-    limit = _MAX_RATE if name == "sampling_rate" else _MAX_LAYERS if name in layers else _MAX_SIZE
-    return _whole(value, limit, least=2 if name == "codebook_size" else 1)
-
-
-def _whole(value: Any, limit: int, least: int = 1) -> int:  # noqa: ANN401 - whatever JSON holds
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= limit:
-        raise ValueError(f"expected a whole number from {least} to {limit:,}")
-    return value
-
-
-def _positive(value: Any) -> float:  # noqa: ANN401 - whatever JSON holds
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
-        raise ValueError("expected a positive number")
-    return float(value)
 
 
 # -------------------------------------------------------------------------------- layers

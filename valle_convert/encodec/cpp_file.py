@@ -23,7 +23,7 @@ import math
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -48,17 +48,6 @@ from valle_convert.wording import plural
 MAGIC = struct.pack("<i", 0x67676D6C)
 _HEADER = struct.Struct("<4s9i")
 _TENSOR = struct.Struct("<3i")
-_HEADER_FIELDS = (
-    "in_channels",
-    "hidden",
-    "n_filters",
-    "kernel_size",
-    "residual_kernel_size",
-    "n_bins",
-    "bandwidth",
-    "sample_rate",
-    "ftype",
-)
 _MAX_DIMS = 3
 _MAX_NAME = 256
 
@@ -90,7 +79,7 @@ class CppHeader:
 
     def pack(self) -> bytes:
         """Magic and numbers, 40 bytes."""
-        return _HEADER.pack(MAGIC, *(getattr(self, name) for name in _HEADER_FIELDS))
+        return _HEADER.pack(MAGIC, *astuple(self))
 
     @property
     def n_levels(self) -> int:
@@ -331,8 +320,7 @@ def spec_of_header(header: CppHeader, names: Iterable[str], path: Path) -> Encod
     held = set(names)
     n_codebooks = sum(codebook_name(n) in held for n in range(CPP_MAX_CODEBOOKS + 1))
     limits = {"sample_rate": 1_000_000, "in_channels": 2, "bandwidth": 1 << 16}
-    for name in _HEADER_FIELDS[:-1]:
-        value = getattr(header, name)
+    for name, value in list(vars(header).items())[:-1]:
         limit = limits.get(name, 1 << 14)
         if not 1 <= value <= limit or (name == "n_bins" and value < 2):
             raise InputError(

@@ -1,6 +1,6 @@
-"""espeak-ng's phonemes of a text, without losing a word or a mark.
+"""Phonemes from espeak-ng, without losing a word or a punctuation mark.
 
-phonemizer may lose words when it splits a text at its marks, so it gets the text between two marks
+phonemizer may lose words when it splits a text at punctuation, so it gets the text between two marks
 at a time. The result is compared with the words; if one is missing, they are read one by one.
 
     Dr. Smith paid 3.50    "Dr" "Smith paid 3.50", and between them ". "
@@ -93,17 +93,20 @@ def _n_bytes(text: str) -> int:
 
 
 def _read_all(piece: str, voice: str) -> str:
-    words = [word for word in _WORD.findall(piece) if _must_be_said(word, voice)]
-    expected = re.findall(rf"[{HAN}]|[^{HAN}\s]+", " ".join(words))
     phonemes = _ask(piece, voice)
-    if _has_all(_sounds(phonemes), [_sounds(_ask(word, voice)) for word in expected]):
+    heard = _sounds(phonemes)
+    words = [word for word in _WORD.findall(piece) if _must_be_said(word, voice, heard)]
+    expected = re.findall(rf"[{HAN}]|[^{HAN}\s]+", " ".join(words))
+    if _has_all(heard, [_sounds(_ask(word, voice)) for word in expected]):
         return phonemes
     return " ".join(_ask(word, voice) for word in words)
 
 
-def _must_be_said(word: str, voice: str) -> bool:
+def _must_be_said(word: str, voice: str, heard: str) -> bool:
+    """Whether a word or a sign has sounds; a mark such as / only if they are heard."""
+    sounds = _sounds(_ask(word, voice))
     is_word = word[0].isalnum() or unicodedata.category(word[0]).startswith("S")
-    return is_word and bool(_sounds(_ask(word, voice)))
+    return bool(sounds) and (is_word or sounds in heard)
 
 
 def _has_all(phonemes: str, words: list[str]) -> bool:

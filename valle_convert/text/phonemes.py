@@ -19,6 +19,7 @@ from valle_convert.extras import require
 from valle_convert.model.spec import UNKNOWN_PHONEME
 from valle_convert.text.espeak import MARKS, is_sound, names_code_point, read, says
 from valle_convert.text.folding import HAN, fold, shortened, signs_in_words, unsaid_notice
+from valle_convert.text.languages import script_of
 
 #: espeak-ng's voice for each language.
 VOICES = {
@@ -37,6 +38,12 @@ _KANA = "ぁ-ゖァ-ヺー"
 #: Longer words of kana get a space; espeak-ng drops what exceeds 80.
 _MAX_KANA = 60
 _JAPANESE = re.compile(rf"[{HAN}{_KANA}々〆]+")
+#: Small kana that form a syllable with the kana before; others are read like large ones.
+_SYLLABLE = re.compile(
+    "[きぎしじちぢにひびぴみりゔ][ゃゅょ]|[うゔふつくぐ][ぁぃぇぉ]|[てで][ぃゅ]|[とど]ぅ"
+    "|[しじち]ぇ|いぇ|[すず]ぃ|ふゅ|[ぁぃぅぇぉゃゅょゎゕゖ]"
+)
+_LARGE = str.maketrans("ぁぃぅぇぉゃゅょゎゕゖ", "あいうえおやゆよわかけ")
 _FLAG_OR_CHARACTER = re.compile("[\U0001f1e6-\U0001f1ff]{2}|.", re.DOTALL)
 #: Signs that separate words or modify a letter.
 _SILENT = f"{MARKS}|^`"
@@ -48,12 +55,7 @@ def to_phonemes(text: str, language: str) -> str:
     phonemes = read(readable, VOICES[language]).strip()
     if language == "zh":
         phonemes = phonemes.translate(_TONE_MARKS)
-    if unsaid and not any(map(is_sound, phonemes)):
-        raise InputError(
-            f"There is nothing to say in the text {shortened(text)}, since "
-            f"{unsaid_notice(unsaid[:5], language)}; pass --language if it is in another one."
-        )
-    check_phonemes(phonemes, said=text)
+    check_phonemes(phonemes, text, [unsaid_notice(unsaid[:5], language)] if unsaid else ())
     return phonemes
 
 
@@ -62,12 +64,14 @@ def unsaid_characters(text: str, language: str) -> list[str]:
     return list(_readable(text, language)[1])
 
 
-def check_phonemes(phonemes: str, *, said: str | None = None) -> None:
-    """Raise InputError if phonemes have no sound; the message quotes `said`, else the phonemes."""
-    if any(is_sound(character) for character in phonemes):
+def check_phonemes(phonemes: str, text: str = "", reasons: Sequence[str] = ()) -> None:
+    """Raise InputError if phonemes have no sound; the message quotes their text."""
+    if any(map(is_sound, phonemes)):
         return
-    quoted = shortened(phonemes if said is None else said)
-    raise InputError(f"There is nothing to say in the text {quoted}: it has no letters or numbers.")
+    why = ": it has no letters or numbers."
+    if reasons:
+        why = f", since {'; '.join(reasons)}; pass --language if it is in another one."
+    raise InputError(f"There is nothing to say in the text {shortened(text or phonemes)}{why}")
 
 
 def unknown_phonemes(phonemes: str, tokenize: Callable[[str], Sequence[int]]) -> list[str]:
@@ -86,7 +90,10 @@ def _readable(text: str, language: str) -> tuple[str, tuple[str, ...]]:
     said = partial(says, voice=voice)
     text = signs_in_words(fold(text, said), language, said)
     if language == "ja":
-        text = _to_hiragana(text)
+        text = _SYLLABLE.sub(
+            lambda kana: kana[0] if kana[0][1:] else kana[0].translate(_LARGE), _to_hiragana(text)
+        )
+    text = _parted(text)
     readable: list[str] = []
     unsaid: list[str] = []
     for character in _FLAG_OR_CHARACTER.findall(text):
@@ -101,6 +108,20 @@ def _readable(text: str, language: str) -> tuple[str, tuple[str, ...]]:
             if kind != "Sk":
                 unsaid += character
     return "".join(readable), tuple(dict.fromkeys(unsaid))
+
+
+def _parted(text: str) -> str:
+    """Separate letters of different scripts, of which a voice may read one only."""
+    parted = ""
+    before = ""
+    for character in text:
+        script = script_of(character) if character.isalpha() else ""
+        if before and script and script != before:
+            parted += " "
+        parted += character
+        if script or not unicodedata.category(character).startswith("M"):
+            before = script
+    return parted
 
 
 @cache

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -60,9 +62,10 @@ def verify(
     with_llama = find_library() is not None
     texts = plan.family.n_texts if n_texts is None else n_texts
     utterances = plan.family.n_utterances if n_utterances is None else n_utterances
+    stop = threading.Event()
     runners: dict[LevelName, Callable[[], Iterable[Check]]] = {
         "structure": lambda: check_structure(plan, bundle, with_llama=with_llama),
-        "tensors": lambda: _tensors(plan, bundle, progress),
+        "tensors": lambda: _tensors(plan, bundle, progress, stop),
         "tokenizer": lambda: [_tokenizer(plan, bundle, texts, seed, progress)],
         "logits": lambda: _logits(plan, bundle, utterances, seed, adapters, progress),
         "trace": lambda: _trace(plan, bundle, seed, adapters, progress),
@@ -71,8 +74,8 @@ def verify(
     if source is not None and not source.passed:
         return _judged_at_once(plan.checkpoint, bundle.path, source, main_type(bundle))
     danger = what_llama_must_not_see(plan, bundle)
-    done: list[Level] = []
-    for name in levels:
+
+    def run(name: LevelName) -> Level:
         start = time.perf_counter()
         checks: tuple[Check, ...] = ()
         skipped = None if with_llama or name == "tensors" else NEEDS_LLAMA
@@ -85,7 +88,17 @@ def verify(
             checks = (Check(name, passed=False, summary=f"not run, since {danger}", values={}),)
         elif with_llama:
             checks = tuple(runners[name]())
-        done.append(Level(name, checks, time.perf_counter() - start, skipped))
+        return Level(name, checks, time.perf_counter() - start, skipped)
+
+    # The tensors are compared on one core, while llama.cpp works on the others.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        try:
+            tensors = pool.submit(run, "tensors") if "tensors" in levels else None
+            done = [
+                tensors.result() if tensors and name == "tensors" else run(name) for name in levels
+            ]
+        finally:
+            stop.set()
     notes = (f"tokenizer: {plan.tokenizer.source} ({plan.tokenizer.reason})",)
     return Report(
         str(plan.checkpoint.path), str(bundle.path), main_type(bundle), tuple(done), notes
@@ -145,13 +158,15 @@ def main_type(bundle: Bundle) -> str:
     return max(sizes, key=lambda name: sizes[name], default="none")
 
 
-def _tensors(plan: Plan, bundle: Bundle, progress: Progress) -> list[Check]:
+def _tensors(plan: Plan, bundle: Bundle, progress: Progress, stop: threading.Event) -> list[Check]:
+    checks: list[Check] = []
     with progress("comparing tensors", plan.n_weights, "weights") as advance:
-        return [
-            named(check, part, plan)
-            for part, planned, file in pairs_of(plan, bundle)
-            for check in check_tensors(planned, file, advance)
-        ]
+        for part, planned, file in pairs_of(plan, bundle):
+            for check in check_tensors(planned, file, advance):
+                checks.append(named(check, part, plan))
+                if stop.is_set():  # another level failed with an exception
+                    return checks
+    return checks
 
 
 def _tokenizer(plan: Plan, bundle: Bundle, n_texts: int, seed: int, progress: Progress) -> Check:

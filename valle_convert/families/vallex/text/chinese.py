@@ -15,7 +15,7 @@ from valle_convert.extras import require
 from valle_convert.families.vallex.text.plain import PUNCTUATION, joined, plain
 from valle_convert.text.folding import HAN, signs_in_words
 
-#: The parts of a syllable in bopomofo, with examples in pinyin.
+#: Symbols of the parts of a bopomofo syllable; the comments are pinyin.
 INITIALS = {
     "ㄅ": "p⁼",  # b
     "ㄆ": "pʰ",  # p
@@ -119,7 +119,7 @@ _PERCENT = re.compile(r"(\d+(?:\.\d+)?)([%‰])")
 _YEAR = re.compile(r"(?<!\d)(\d{4})(?=年)")
 _NEGATIVE = re.compile(rf"(?<![\w{HAN}])[-−](?=\d)")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_MAX_DIGITS = 16  # what cn2an names
+_MAX_DIGITS = 16  # longer numbers have no name in cn2an
 
 _SYLLABLE = re.compile(
     rf"(?P<initial>[{''.join(INITIALS)}]?)(?P<final>[ㄚ-ㄩㄇ]*)(?P<tone>[ˊˇˋ˙]?)"
@@ -127,7 +127,7 @@ _SYLLABLE = re.compile(
 
 
 def chinese_symbols(text: str) -> tuple[str, list[str]]:
-    """The symbols of a text with blanks between words, and the characters without a symbol."""
+    """Convert text to symbols, and list the characters that cannot be read."""
     parts: list[str] = []
     unsaid: list[str] = []
     for word in _words(_expanded(plain(text, "zh"))):
@@ -209,14 +209,14 @@ def _jieba() -> Any:  # noqa: ANN401 - the package has no types
         warnings.simplefilter("ignore")  # it imports pkg_resources, which is deprecated
         jieba = require("jieba", "Cutting Chinese words", extra="vallex")
     tokenizer = jieba.Tokenizer()
-    # By default it unmarshals a cache from the folder of temporary files, which anybody can write.
+    # By default it unmarshals a cache from the temporary folder, where anyone can write.
     tokenizer.FREQ, tokenizer.total = tokenizer.gen_pfdict(tokenizer.get_dict_file())
     tokenizer.initialized = True
     return tokenizer
 
 
 def _readings(word: str) -> list[str]:
-    """Bopomofo of each Chinese character of a word; other characters are kept."""
+    """The bopomofo of each Chinese character in a word; other characters are kept."""
     pypinyin = require("pypinyin", "Reading Chinese", extra="vallex")
     read = partial(pypinyin.lazy_pinyin, style=pypinyin.Style.BOPOMOFO)
     readings = list(read(word))

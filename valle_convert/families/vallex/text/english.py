@@ -57,7 +57,7 @@ _MAGNITUDES = ("hundred", "thousand", "million", "billion", "trillion")
 
 _NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
 _MONEY = re.compile(rf"([{''.join(_CURRENCIES)}])\s?({_NUMBER})(?:\s({'|'.join(_MAGNITUDES)})\b)?")
-#: Dotted abbreviations such as U.S., unless known above.
+#: Other dotted abbreviations, such as U.S.
 _LETTER_NAMES = re.compile(r"(?<![\w.])(?:[A-Za-z]\.){2,}")
 _FRACTION = re.compile(r"(?<![\d/])(\d+)/(\d+)(?![\d/])")
 _TIME = re.compile(r"\b([01]?\d|2[0-4]):([0-5]\d)\b")
@@ -70,7 +70,7 @@ _MAX_DIGITS = 15
 _WORD = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*")
 _TOKEN = re.compile(rf"{_WORD.pattern}|\s+|.", re.DOTALL)
 
-#: Letters of eng_to_ipa with another symbol in the network.
+#: Letters that eng_to_ipa and the model write differently.
 _DICTIONARY_LETTERS = str.maketrans({"r": "ɹ", "ʤ": "dʒ", "ʧ": "tʃ"})
 #: An l is dark unless a vowel follows in its word.
 _DARK_L = re.compile(r"l(?=[^aeiouæɑɔəɛɪʊ\s]*(?:\s|$))")
@@ -118,7 +118,7 @@ ESPEAK_CONSONANTS = {
 _ESPEAK = {**ESPEAK_VOWELS, **ESPEAK_CONSONANTS}
 _PHONE = re.compile("|".join(sorted(map(re.escape, _ESPEAK), key=len, reverse=True)) + "|.")
 _STRESSES = "ˈˌ"
-#: Onsets of more than one consonant; the stress mark precedes them.
+#: Consonant clusters that can begin a syllable; the stress mark goes before them.
 _ONSETS = frozenset(
     """
     pl pɹ pj tɹ tw kl kɹ kw kj bl bɹ bj dɹ dw gl gɹ gw fl fɹ fj vj mj hj θɹ θw ʃɹ
@@ -128,7 +128,7 @@ _ONSETS = frozenset(
 
 
 def english_symbols(text: str) -> tuple[str, list[str]]:
-    """The symbols of a text with blanks between words, and the characters without a symbol."""
+    """Convert text to symbols, and list the characters that cannot be read."""
     tokens = _TOKEN.findall(_expanded(plain(text, "en")))
     said = _pronounced(token for token in tokens if _WORD.fullmatch(token))
     parts: list[str] = []

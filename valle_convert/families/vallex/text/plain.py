@@ -1,4 +1,4 @@
-"""Shared by the three readers: plain characters, punctuation, and blanks."""
+"""What the three readers share: plain characters, punctuation and spaces."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from valle_convert.text.folding import SIGNS, fold
 
-#: Replacements for punctuation. Other characters that no reader knows are reported.
+#: Replacements for punctuation. Other characters that a reader does not know are reported.
 PUNCTUATION = {
     **{mark: mark for mark in ".,!?-~…"},
     **dict.fromkeys(";:、，；：､", ","),
@@ -38,7 +38,7 @@ _LETTERS |= {one.upper(): two.capitalize() for one, two in _LETTERS.items() if o
 
 
 def plain(text: str, language: str) -> str:
-    """A folded text with Latin letters without accents; the signs of the language are kept."""
+    """Fold a text and strip accents from Latin letters; signs that the language reads are kept."""
     return "".join(map(_without_accent, fold(text, SIGNS[language].__contains__)))
 
 
@@ -53,6 +53,6 @@ def _without_accent(character: str) -> str:
 
 
 def joined(parts: Iterable[str]) -> str:
-    """Join symbols with single blanks, but not before a closing mark or at the ends."""
+    """Join symbols with single spaces, none before a closing mark or at the ends."""
     symbols = re.sub(r"\.{3,}", "…", re.sub(r"\s+", " ", "".join(parts)))
     return re.sub(r" (?=[.,!?…])", "", symbols).strip()
