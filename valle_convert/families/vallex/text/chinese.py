@@ -12,7 +12,7 @@ from functools import cache, partial
 from typing import Any
 
 from valle_convert.extras import require
-from valle_convert.families.vallex.text.plain import PUNCTUATION, joined, plain
+from valle_convert.families.vallex.text.plain import PUNCTUATION, joined, plain, table
 from valle_convert.text.folding import HAN, signs_in_words
 
 #: Symbols of the parts of a bopomofo syllable; the comments are pinyin.
@@ -39,47 +39,14 @@ INITIALS = {
     "ㄘ": "tsʰ",  # c
     "ㄙ": "s",
 }
-FINALS = {
-    "ㄚ": "a",
-    "ㄛ": "o",
-    "ㄜ": "ə",  # e in ge
-    "ㄝ": "ɛ",  # ê
-    "ㄞ": "aɪ",
-    "ㄟ": "eɪ",
-    "ㄠ": "ɑʊ",
-    "ㄡ": "oʊ",
-    "ㄢ": "an",
-    "ㄣ": "ən",  # en
-    "ㄤ": "ɑŋ",
-    "ㄥ": "əŋ",  # eng
-    "ㄦ": "əɹ`",  # er
-    "ㄇ": "m",  # hm
-    "ㄧ": "i",
-    "ㄧㄚ": "ja",
-    "ㄧㄛ": "jo",
-    "ㄧㄝ": "iɛ",
-    "ㄧㄞ": "jaɪ",
-    "ㄧㄠ": "iɑʊ",
-    "ㄧㄡ": "joʊ",  # iu
-    "ㄧㄢ": "jɛn",
-    "ㄧㄣ": "in",
-    "ㄧㄤ": "iɑŋ",
-    "ㄧㄥ": "iŋ",
-    "ㄨ": "u",
-    "ㄨㄚ": "wa",
-    "ㄨㄛ": "wo",
-    "ㄨㄞ": "waɪ",
-    "ㄨㄟ": "weɪ",  # ui
-    "ㄨㄢ": "wan",
-    "ㄨㄣ": "wən",  # un
-    "ㄨㄤ": "uɑŋ",
-    "ㄨㄥ": "ʊŋ",  # ong
-    "ㄩ": "ɥ",
-    "ㄩㄝ": "ɥɛ",
-    "ㄩㄢ": "ɥæn",
-    "ㄩㄣ": "ɥn",
-    "ㄩㄥ": "jʊŋ",  # iong
-}
+FINALS = table(
+    """
+    ㄚ=a ㄛ=o ㄜ=ə ㄝ=ɛ ㄞ=aɪ ㄟ=eɪ ㄠ=ɑʊ ㄡ=oʊ ㄢ=an ㄣ=ən ㄤ=ɑŋ ㄥ=əŋ ㄦ=əɹ` ㄇ=m ㄧ=i
+    ㄧㄚ=ja ㄧㄛ=jo ㄧㄝ=iɛ ㄧㄞ=jaɪ ㄧㄠ=iɑʊ ㄧㄡ=joʊ ㄧㄢ=jɛn ㄧㄣ=in ㄧㄤ=iɑŋ ㄧㄥ=iŋ
+    ㄨ=u ㄨㄚ=wa ㄨㄛ=wo ㄨㄞ=waɪ ㄨㄟ=weɪ ㄨㄢ=wan ㄨㄣ=wən ㄨㄤ=uɑŋ ㄨㄥ=ʊŋ ㄩ=ɥ ㄩㄝ=ɥɛ
+    ㄩㄢ=ɥæn ㄩㄣ=ɥn ㄩㄥ=jʊŋ
+    """
+)
 #: The vowel of zhi and zi, which bopomofo does not write.
 _SYLLABIC = {**dict.fromkeys("ㄓㄔㄕㄖ", "ɹ`"), **dict.fromkeys("ㄗㄘㄙ", "ɹ")}
 #: The first tone has no mark in bopomofo; the neutral tone has no symbol.
@@ -87,34 +54,13 @@ TONES = {"": "→", "ˊ": "↑", "ˇ": "↓↑", "ˋ": "↓", "˙": ""}
 _LABIALS = "ㄅㄆㄇㄈ"
 
 #: The Chinese names of Latin letters.
-_LETTERS = {
-    "a": "ㄟ",
-    "b": "ㄅㄧˋ",
-    "c": "ㄒㄧ",
-    "d": "ㄉㄧˋ",
-    "e": "ㄧˋ",
-    "f": "ㄞˊ ㄈㄨˊ",
-    "g": "ㄐㄧˋ",
-    "h": "ㄟˊ ㄑㄩˇ",
-    "i": "ㄞˋ",
-    "j": "ㄓㄟˋ",
-    "k": "ㄎㄟˋ",
-    "l": "ㄞˊ ㄌㄨˊ",
-    "m": "ㄞˊ ㄇㄨˇ",
-    "n": "ㄣ",
-    "o": "ㄡ",
-    "p": "ㄆㄧˋ",
-    "q": "ㄎㄧㄡ",
-    "r": "ㄚˋ",
-    "s": "ㄞˊ ㄙ",
-    "t": "ㄊㄧˋ",
-    "u": "ㄧㄡ",
-    "v": "ㄨㄟ",
-    "w": "ㄉㄚˊ ㄅㄨˋ ㄌㄧㄡˋ",
-    "x": "ㄞˋ ㄎㄜˋ ㄙ",
-    "y": "ㄨㄞˋ",
-    "z": "ㄗㄟˋ",
-}
+_LETTERS = table(
+    """
+    a=ㄟ b=ㄅㄧˋ c=ㄒㄧ d=ㄉㄧˋ e=ㄧˋ f=ㄞˊ_ㄈㄨˊ g=ㄐㄧˋ h=ㄟˊ_ㄑㄩˇ i=ㄞˋ j=ㄓㄟˋ
+    k=ㄎㄟˋ l=ㄞˊ_ㄌㄨˊ m=ㄞˊ_ㄇㄨˇ n=ㄣ o=ㄡ p=ㄆㄧˋ q=ㄎㄧㄡ r=ㄚˋ s=ㄞˊ_ㄙ t=ㄊㄧˋ
+    u=ㄧㄡ v=ㄨㄟ w=ㄉㄚˊ_ㄅㄨˋ_ㄌㄧㄡˋ x=ㄞˋ_ㄎㄜˋ_ㄙ y=ㄨㄞˋ z=ㄗㄟˋ
+    """
+)
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)([%‰])")
 _YEAR = re.compile(r"(?<!\d)(\d{4})(?=年)")
 _NEGATIVE = re.compile(rf"(?<![\w{HAN}])[-−](?=\d)")

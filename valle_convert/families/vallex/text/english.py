@@ -16,37 +16,19 @@ from typing import Any
 
 from valle_convert.errors import InputError
 from valle_convert.extras import require
-from valle_convert.families.vallex.text.plain import PUNCTUATION, joined, plain
+from valle_convert.families.vallex.text.plain import PUNCTUATION, joined, plain, table
 from valle_convert.text.folding import signs_in_words
 from valle_convert.text.phonemes import to_phonemes
 
 #: The dictionary already has "mr", "mrs", "dr" and months.
-_ABBREVIATIONS = {
-    "st.": "saint",
-    "co.": "company",
-    "jr.": "junior",
-    "sr.": "senior",
-    "maj.": "major",
-    "gen.": "general",
-    "rev.": "reverend",
-    "lt.": "lieutenant",
-    "hon.": "honorable",
-    "sgt.": "sergeant",
-    "capt.": "captain",
-    "esq.": "esquire",
-    "ltd.": "limited",
-    "col.": "colonel",
-    "prof.": "professor",
-    "vs.": "versus",
-    "etc.": "et cetera",
-    "e.g.": "for example",
-    "i.e.": "that is",
-    "approx.": "approximately",
-    "dr.": "doctor",
-    "mr.": "mister",
-    "mrs.": "missis",
-    "ms.": "miz",
-}
+_ABBREVIATIONS = table(
+    """
+    st.=saint co.=company jr.=junior sr.=senior maj.=major gen.=general rev.=reverend
+    lt.=lieutenant hon.=honorable sgt.=sergeant capt.=captain esq.=esquire ltd.=limited
+    col.=colonel prof.=professor vs.=versus etc.=et_cetera e.g.=for_example i.e.=that_is
+    approx.=approximately dr.=doctor mr.=mister mrs.=missis ms.=miz
+    """
+)
 #: Currencies: singular and plural of the unit and its hundredth.
 _CURRENCIES = {
     "$": (("dollar", "dollars"), ("cent", "cents")),

@@ -37,6 +37,12 @@ _LETTERS |= {one.upper(): two.capitalize() for one, two in _LETTERS.items() if o
 }
 
 
+def table(text: str) -> dict[str, str]:
+    """A table written as `key=value` between white space, with `_` for a space in a value."""
+    pairs = (entry.partition("=") for entry in text.split())
+    return {key: value.replace("_", " ") for key, _, value in pairs}
+
+
 def plain(text: str, language: str) -> str:
     """Fold a text and strip accents from Latin letters; signs that the language reads are kept."""
     return "".join(map(_without_accent, fold(text, SIGNS[language].__contains__)))
