@@ -289,7 +289,7 @@ def test_bytes_behind_the_last_tensor_are_refused(written: Path, extra: int) -> 
         (4, 2, "audio_channels is 2"),
         (8, 17, "another shape"),
         (20, -1, "residual_kernel_size is -1"),
-        (24, 1, "n_bins is 1"),
+        (24, 1, "codebook_size is 1"),
         (28, 25, "means 33 levels|33 codebooks"),
         (32, 16_000, "sampling_rate is 16000"),
         (36, 2001, "ftype 2001"),

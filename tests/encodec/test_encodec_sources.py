@@ -380,7 +380,7 @@ def test_a_pickle_in_the_place_of_weights_is_not_run(
         (b"", "is empty"),
         (b"RIFF1234", "begins with b'RIFF'"),
         (b"lmgg" + bytes(10), "at least 40"),
-        (b"lmgg" + bytes(36), "in_channels is 0"),
+        (b"lmgg" + bytes(36), "audio_channels is 0"),
     ],
 )
 def test_a_file_that_is_no_codec_is_refused(tmp_path: Path, data: bytes, words: str) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, get_type_hints
 
 import msgspec
@@ -30,6 +30,7 @@ Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
 Layers = Annotated[int, msgspec.Meta(ge=1, le=64)]
 Ratio = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e6)]
+MAX_CODEBOOKS = 1024
 _PAD_MODES = ("reflect", "constant", "replicate")
 
 
@@ -52,7 +53,7 @@ class EncodecSpec:
         chunk_length_s: length of chunks in seconds; None if audio is coded at once.
     """
 
-    n_codebooks: int
+    n_codebooks: Annotated[int, msgspec.Meta(ge=1, le=MAX_CODEBOOKS)]
     audio_channels: Size = 1
     sampling_rate: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 24_000
     hidden_size: Size = 128
@@ -106,12 +107,12 @@ class EncodecSpec:
         return max(1, math.floor(bandwidth * 1000 / bits + 1e-9))
 
 
-def spec_from_config(config: Mapping[str, Any], n_codebooks: int, where: str) -> EncodecSpec:
-    """The spec in a transformers `config.json`, with every value checked."""
+def spec_from_config(config: Mapping[str, Any], where: str) -> EncodecSpec:
+    """The spec in a transformers `config.json` with `n_codebooks`, and every value checked."""
     problems: list[str] = []
     known: dict[str, Any] = {}
     for name, kind in get_type_hints(EncodecSpec, include_extras=True).items():
-        if name == "n_codebooks" or config.get(name) is None:
+        if config.get(name) is None:
             continue  # null means the default, as in transformers
         try:
             known[name] = msgspec.convert(config[name], kind)
@@ -119,13 +120,12 @@ def spec_from_config(config: Mapping[str, Any], n_codebooks: int, where: str) ->
             problems.append(f"{name} is {config[name]!r}: {error}")
     if problems:
         raise InputError(
-            f"{where} is not a config of EnCodec: {'; '.join(problems)}; download it again."
+            f"{where} does not describe an EnCodec: {'; '.join(problems)}; download it again."
         )
-    bandwidths = known.get("target_bandwidths", EncodecSpec.target_bandwidths)
     # As in transformers, codebook_dim defaults to the width of a frame.
     known.setdefault("codebook_dim", known.get("hidden_size", EncodecSpec.hidden_size))
-    known["target_bandwidths"] = tuple(sorted(bandwidths))
-    return EncodecSpec(n_codebooks=n_codebooks, **known)
+    spec = EncodecSpec(**known)
+    return replace(spec, target_bandwidths=tuple(sorted(spec.target_bandwidths)))
 
 
 # -------------------------------------------------------------------------------- layers
@@ -361,31 +361,24 @@ def _with_bias(
 
 def check_computable(spec: EncodecSpec, where: str) -> None:
     """Reject what this project's encoder and decoder would compute wrongly."""
-    reasons = []
-    if spec.audio_channels != 1:
-        reasons.append(f"it is for {spec.audio_channels} channels (audio_channels)")
-    if spec.normalize:
-        reasons.append("it codes the loudness apart (normalize)")
-    if spec.chunk_length_s is not None:
-        reasons.append(f"it works in chunks of {spec.chunk_length_s:g} s (chunk_length_s)")
-    if spec.norm_type != "weight_norm":
-        reasons.append(f"its layers are followed by {spec.norm_type} (norm_type)")
-    if not spec.use_causal_conv:
-        reasons.append("its convolutions look ahead (use_causal_conv)")
-    if spec.trim_right_ratio != 1.0:
-        reasons.append(f"it is trimmed by {spec.trim_right_ratio:g} (trim_right_ratio)")
-    if spec.pad_mode not in _PAD_MODES:
-        reasons.append(f"it pads with {spec.pad_mode!r} (pad_mode)")
-    if spec.codebook_dim != spec.hidden_size:
-        reasons.append(
-            f"its codebooks are {spec.codebook_dim} wide and its frames {spec.hidden_size} "
-            "(codebook_dim)"
-        )
+    faults = (
+        (spec.audio_channels != 1, f"it is for {spec.audio_channels} channels (audio_channels)"),
+        (spec.normalize, "it codes the loudness apart (normalize)"),
+        (spec.chunk_length_s is not None, "it works in chunks (chunk_length_s)"),
+        (spec.norm_type != "weight_norm", f"its layers use {spec.norm_type} (norm_type)"),
+        (not spec.use_causal_conv, "its convolutions look ahead (use_causal_conv)"),
+        (spec.trim_right_ratio != 1.0, "it is not trimmed at the end (trim_right_ratio)"),
+        (spec.pad_mode not in _PAD_MODES, f"it pads with {spec.pad_mode!r} (pad_mode)"),
+        (
+            spec.codebook_dim != spec.hidden_size,
+            f"its codebooks are {spec.codebook_dim} wide, not {spec.hidden_size} (codebook_dim)",
+        ),
+    )
+    reasons = [words for is_wrong, words in faults if is_wrong]
     if reasons:
         raise InputError(
-            f"The codec {where} is no EnCodec of the 24 kHz kind, for one channel and causal: "
-            f"{'; '.join(reasons)}. VALL-E speaks facebook/encodec_24khz; codes of another codec "
-            "can be kept in .npz files, and are encoded and decoded by that codec's own program."
+            f"The codec {where} is not like facebook/encodec_24khz: {'; '.join(reasons)}. Encode "
+            "and decode with that codec's own program, and pass the codes as .npz."
         )
 
 

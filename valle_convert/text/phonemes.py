@@ -22,14 +22,7 @@ from valle_convert.text.folding import HAN, fold, shortened, signs_in_words, uns
 from valle_convert.text.languages import script_of
 
 #: espeak-ng's voice for each language.
-VOICES = {
-    "en": "en-us",
-    "de": "de",
-    "fr": "fr-fr",
-    "ja": "ja",
-    "zh": "cmn-latn-pinyin",
-    "ko": "ko",
-}
+VOICES = {"en": "en-us", "de": "de", "fr": "fr-fr", "ja": "ja", "zh": "cmn-latn-pinyin", "ko": "ko"}
 
 #: The models' vocabulary has these marks for espeak-ng's tone digits of Mandarin.
 _TONE_MARKS = str.maketrans({"1": "ˇ", "2": "ˉ", "3": "ˊ", "4": "ˋ", "5": "_"})

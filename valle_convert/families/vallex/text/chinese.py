@@ -15,30 +15,13 @@ from valle_convert.extras import require
 from valle_convert.families.vallex.text.plain import PUNCTUATION, joined, plain, table
 from valle_convert.text.folding import HAN, signs_in_words
 
-#: Symbols of the parts of a bopomofo syllable; the comments are pinyin.
-INITIALS = {
-    "ㄅ": "p⁼",  # b
-    "ㄆ": "pʰ",  # p
-    "ㄇ": "m",
-    "ㄈ": "f",
-    "ㄉ": "t⁼",  # d
-    "ㄊ": "tʰ",  # t
-    "ㄋ": "n",
-    "ㄌ": "l",
-    "ㄍ": "k⁼",  # g
-    "ㄎ": "kʰ",  # k
-    "ㄏ": "x",  # h
-    "ㄐ": "tʃ⁼",  # j
-    "ㄑ": "tʃʰ",  # q
-    "ㄒ": "ʃ",  # x
-    "ㄓ": "ts`⁼",  # zh
-    "ㄔ": "ts`ʰ",  # ch
-    "ㄕ": "s`",  # sh
-    "ㄖ": "ɹ`",  # r
-    "ㄗ": "ts⁼",  # z
-    "ㄘ": "tsʰ",  # c
-    "ㄙ": "s",
-}
+#: Symbols of the parts of a bopomofo syllable.
+INITIALS = table(
+    """
+    ㄅ=p⁼ ㄆ=pʰ ㄇ=m ㄈ=f ㄉ=t⁼ ㄊ=tʰ ㄋ=n ㄌ=l ㄍ=k⁼ ㄎ=kʰ ㄏ=x ㄐ=tʃ⁼
+    ㄑ=tʃʰ ㄒ=ʃ ㄓ=ts`⁼ ㄔ=ts`ʰ ㄕ=s` ㄖ=ɹ` ㄗ=ts⁼ ㄘ=tsʰ ㄙ=s
+    """
+)
 FINALS = table(
     """
     ㄚ=a ㄛ=o ㄜ=ə ㄝ=ɛ ㄞ=aɪ ㄟ=eɪ ㄠ=ɑʊ ㄡ=oʊ ㄢ=an ㄣ=ən ㄤ=ɑŋ ㄥ=əŋ ㄦ=əɹ` ㄇ=m ㄧ=i

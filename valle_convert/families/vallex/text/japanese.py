@@ -21,36 +21,16 @@ from typing import Any
 
 from valle_convert.errors import InputError
 from valle_convert.extras import require
-from valle_convert.families.vallex.text.plain import PUNCTUATION, joined, plain
+from valle_convert.families.vallex.text.plain import PUNCTUATION, joined, plain, table
 from valle_convert.text.folding import HAN, shortened, signs_in_words
 
 #: Symbols of OpenJTalk's phones, where they differ; capital letters are devoiced vowels.
-PHONES = {
-    "u": "ɯ",
-    "U": "ɯ*",
-    "I": "i*",
-    "A": "a",
-    "E": "e",
-    "O": "o",
-    "r": "ɾ",
-    "ry": "ɾj",
-    "f": "ɸ",
-    "fy": "ɸj",
-    "y": "j",
-    "ky": "kj",
-    "gy": "gj",
-    "by": "bj",
-    "py": "pj",
-    "my": "mj",
-    "ty": "tj",
-    "dy": "dj",
-    "vy": "vj",
-    "j": "dʑ",
-    "ch": "tʃ",
-    "sh": "ʃ",
-    "ny": "n^",
-    "hy": "ç",
-}
+PHONES = table(
+    """
+    u=ɯ U=ɯ* I=i* A=a E=e O=o r=ɾ ry=ɾj f=ɸ fy=ɸj y=j ky=kj gy=gj by=bj py=pj my=mj ty=tj
+    dy=dj vy=vj j=dʑ ch=tʃ sh=ʃ ny=n^ hy=ç
+    """
+)
 #: Consonants that change before i.
 _BEFORE_I = {"n": "n^", "h": "ç"}
 _I = ("i", "I")
