@@ -52,9 +52,9 @@ _NASALS = {
 _KANA = "ぁ-ゖゝゞァ-ヺヽヾー"
 #: Text that OpenJTalk reads, up to 500 characters at a time: its buffer holds 8 kB.
 _READABLE = re.compile(rf"(?:[A-Za-z0-9{_KANA}{HAN}々〆]|(?<=\d)\.(?=\d)){{1,500}}")
-#: Characters that OpenJTalk returns unchanged; it rewrites numbers.
+#: Characters that OpenJTalk returns unchanged; it rewrites numbers, and ろく as 六.
 _WRITTEN = re.compile(rf"[{_KANA}{HAN}々〆]")
-_NUMERALS = re.compile("[〇一二三四五六七八九十百千万億兆]")
+_NUMERALS = re.compile("[〇一二三四五六七八九十百千万億兆]|ろく")
 _NEGATIVE = re.compile(r"(?<![\w.,])[-−](?=\d)")
 
 
