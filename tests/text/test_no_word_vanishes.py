@@ -194,7 +194,7 @@ def test_a_text_of_many_pages_is_read_to_its_end() -> None:
         ("phonemes ko", "1st", "1 st"),
         ("phonemes zh", "A4", "A 4"),
         # Latin letters before kana, and small kana that form no syllable.
-        ("phonemes ja", "Tシャツ", "T シャツ"),
+        ("phonemes ja", "Tシャツ、カーTシャツ", "T シャツ、カー T シャツ"),
         ("phonemes ja", "ねぇ、クヮゥバ", "ねえ、クワウバ"),
         # Names whose kanji are variants.
         ("phonemes ja", "髙橋と𠮷田", "高橋と吉田"),

@@ -104,15 +104,16 @@ def _readable(text: str, language: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _parted(text: str) -> str:
-    """Separate letters of different scripts, of which a voice may read one only."""
-    parted = ""
-    before = ""
+    """Separate letters of different scripts: of such a word, a voice may read one script only."""
+    parted = before = ""
     for character in text:
-        script = script_of(character) if character.isalpha() else ""
-        if before and script and script != before:
+        category = unicodedata.category(character)
+        is_sign = unicodedata.decomposition(character).startswith("<")  # as in 5 µm, nº
+        script = "" if category == "Lm" or is_sign or category[0] != "L" else script_of(character)
+        if script and before and script != before:
             parted += " "
         parted += character
-        if script or not unicodedata.category(character).startswith("M"):
+        if category != "Lm" and category[0] != "M":
             before = script
     return parted
 
