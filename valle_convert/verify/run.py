@@ -66,7 +66,7 @@ def verify(
     runners: dict[LevelName, Callable[[], Iterable[Check]]] = {
         "structure": lambda: check_structure(plan, bundle, with_llama=with_llama),
         "tensors": lambda: _tensors(plan, bundle, progress, stop),
-        "tokenizer": lambda: [_tokenizer(plan, bundle, texts, seed, progress)],
+        "tokenizer": lambda: [_tokenizer(plan, bundle, texts, seed, progress, stop)],
         "logits": lambda: _logits(plan, bundle, utterances, seed, adapters, progress),
         "trace": lambda: _trace(plan, bundle, seed, adapters, progress),
     }
@@ -90,13 +90,11 @@ def verify(
             checks = tuple(runners[name]())
         return Level(name, checks, time.perf_counter() - start, skipped)
 
-    # The tensors are compared on one core, while llama.cpp works on the others.
-    with ThreadPoolExecutor(max_workers=1) as pool:
+    # Checks without the networks share the cores: llama.cpp, numpy and the tokenizers use one each.
+    with ThreadPoolExecutor(max_workers=len(QUICK)) as pool:
         try:
-            tensors = pool.submit(run, "tensors") if "tensors" in levels else None
-            done = [
-                tensors.result() if tensors and name == "tensors" else run(name) for name in levels
-            ]
+            ahead = {name: pool.submit(run, name) for name in levels if name in QUICK}
+            done = [ahead[name].result() if name in ahead else run(name) for name in levels]
         finally:
             stop.set()
     notes = (f"tokenizer: {plan.tokenizer.source} ({plan.tokenizer.reason})",)
@@ -169,7 +167,9 @@ def _tensors(plan: Plan, bundle: Bundle, progress: Progress, stop: threading.Eve
     return checks
 
 
-def _tokenizer(plan: Plan, bundle: Bundle, n_texts: int, seed: int, progress: Progress) -> Check:
+def _tokenizer(
+    plan: Plan, bundle: Bundle, n_texts: int, seed: int, progress: Progress, stop: threading.Event
+) -> Check:
     source = plan.tokenizer.file
     true_ids = bundle.main.keys.get(TRUE_IDS_KEY)
     if not isinstance(true_ids, list) or not all(isinstance(i, int) for i in true_ids):
@@ -179,9 +179,12 @@ def _tokenizer(plan: Plan, bundle: Bundle, n_texts: int, seed: int, progress: Pr
 
         def counted() -> Iterable[str]:
             for text in corpus.texts(source.strings(), n_texts, seed=seed):
+                if stop.is_set():  # another level failed with an exception
+                    return
                 advance(1)
                 yield text
 
+        prove_library()
         try:
             with LlamaTokenizer(bundle.path) as llama:
                 report = compare(llama, source.oracle(), true_ids, counted())
