@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any
 
 from valle_convert.extras import require
-from valle_convert.families.vallex.text.plain import PUNCTUATION, joined, plain, table
+from valle_convert.families.vallex.text.plain import NEGATIVE, plain, put_together, table
 from valle_convert.text.folding import HAN, signs_in_words
 
 #: Symbols of the parts of a bopomofo syllable.
@@ -46,7 +47,6 @@ _LETTERS = table(
 )
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)([%‰])")
 _YEAR = re.compile(r"(?<!\d)(\d{4})(?=年)")
-_NEGATIVE = re.compile(rf"(?<![\w{HAN}])[-−](?=\d)")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _MAX_DIGITS = 16  # longer numbers have no name in cn2an
 
@@ -57,27 +57,22 @@ _SYLLABLE = re.compile(
 
 def chinese_symbols(text: str) -> tuple[str, list[str]]:
     """Convert text to symbols, and list the characters that cannot be read."""
-    parts: list[str] = []
-    unsaid: list[str] = []
-    for word in _words(_expanded(plain(text, "zh"))):
-        if word.isspace():
-            parts.append(" ")
-            continue
+    symbols, unsaid = put_together(_pieces(_expanded(plain(text, "zh"))))
+    return re.sub(r" (?=[~-])", "", symbols), unsaid
+
+
+def _pieces(text: str) -> Iterator[tuple[str, str | None]]:
+    for word in _words(text):
         if re.search(f"[{HAN}]", word):
-            parts.append(" ")
+            yield "", " "
         for piece in _readings(word):
-            spelled = _spell(piece)
-            if spelled is not None:
-                parts.append(spelled)
+            symbols = _spell(piece)
+            if symbols is not None:
+                yield piece, symbols
                 continue
             for character in piece:
-                if character.lower() in _LETTERS:
-                    parts.extend(spell_syllable(one) for one in _LETTERS[character.lower()].split())
-                elif character in PUNCTUATION:
-                    parts.append(PUNCTUATION[character])
-                else:
-                    unsaid.append(character)
-    return re.sub(r" (?=[~-])", "", joined(parts)), list(dict.fromkeys(unsaid))
+                name = _LETTERS.get(character.lower())
+                yield character, name and "".join(map(spell_syllable, name.split()))
 
 
 def spell_syllable(bopomofo: str) -> str:
@@ -112,7 +107,7 @@ def _expanded(text: str) -> str:
     """Write numbers and signs in Chinese."""
     text = signs_in_words(_PERCENT.sub(_percent, text), "zh")
     text = _YEAR.sub(lambda n: _in_chinese(n[1], "direct"), text)
-    text = _NEGATIVE.sub("负", text)
+    text = NEGATIVE.sub("负", text)
     return _NUMBER.sub(lambda n: _in_chinese(n[0], "low"), text)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from valle_convert.errors import InputError
 from valle_convert.extras import require
-from valle_convert.families.vallex.text.plain import PUNCTUATION, joined, plain, table
+from valle_convert.families.vallex.text.plain import NEGATIVE, plain, put_together, table
 from valle_convert.text.folding import signs_in_words
 from valle_convert.text.phonemes import to_phonemes
 
@@ -44,7 +44,6 @@ _LETTER_NAMES = re.compile(r"(?<![\w.])(?:[A-Za-z]\.){2,}")
 _FRACTION = re.compile(r"(?<![\d/])(\d+)/(\d+)(?![\d/])")
 _TIME = re.compile(r"\b([01]?\d|2[0-4]):([0-5]\d)\b")
 _ORDINAL = re.compile(r"\b(\d+)(?:st|nd|rd|th)\b")
-_NEGATIVE = re.compile(r"(?<![\w.,])[-−](?=\d)")
 _PLAIN = re.compile(_NUMBER)
 #: Longer numbers are read digit by digit.
 _MAX_DIGITS = 15
@@ -113,18 +112,8 @@ def english_symbols(text: str) -> tuple[str, list[str]]:
     """Convert text to symbols, and list the characters that cannot be read."""
     tokens = _TOKEN.findall(_expanded(plain(text, "en")))
     said = _pronounced(token for token in tokens if _WORD.fullmatch(token))
-    parts: list[str] = []
-    unsaid: list[str] = []
-    for token in tokens:
-        if said.get(token):
-            parts.append(said[token])
-        elif token.isspace():
-            parts.append(" ")
-        elif token in PUNCTUATION:
-            parts.append(PUNCTUATION[token])
-        else:
-            unsaid.extend(token)
-    return _DARK_L.sub("ɫ", joined(parts)), list(dict.fromkeys(unsaid))
+    symbols, unsaid = put_together((token, said.get(token) or None) for token in tokens)
+    return _DARK_L.sub("ɫ", symbols), unsaid
 
 
 def _expanded(text: str) -> str:
@@ -140,7 +129,7 @@ def _expanded(text: str) -> str:
     text = _FRACTION.sub(lambda n: f"{_cardinal(n[1])} over {_cardinal(n[2])}", text)
     text = _TIME.sub(_time_of_day, text)
     text = _ORDINAL.sub(lambda n: f" {_ordinal(n[1])} ", text)
-    text = _NEGATIVE.sub("minus ", text)
+    text = NEGATIVE.sub("minus ", text)
     # A letter next to a number is a separate word: mp3, 4K.
     text = _PLAIN.sub(lambda n: f" {_number(n[0])} ", text)
     return signs_in_words(text, "en")

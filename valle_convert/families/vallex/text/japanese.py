@@ -21,7 +21,7 @@ from typing import Any
 
 from valle_convert.errors import InputError
 from valle_convert.extras import require
-from valle_convert.families.vallex.text.plain import PUNCTUATION, joined, plain, table
+from valle_convert.families.vallex.text.plain import NEGATIVE, plain, put_together, table
 from valle_convert.text.folding import HAN, shortened, signs_in_words
 
 #: Symbols of OpenJTalk's phones, where they differ; capital letters are devoiced vowels.
@@ -55,7 +55,6 @@ _READABLE = re.compile(rf"(?:[A-Za-z0-9{_KANA}{HAN}々〆]|(?<=\d)\.(?=\d)){{1,5
 #: Characters that OpenJTalk returns unchanged; it rewrites numbers, and ろく as 六.
 _WRITTEN = re.compile(rf"[{_KANA}{HAN}々〆]")
 _NUMERALS = re.compile("[〇一二三四五六七八九十百千万億兆]|ろく")
-_NEGATIVE = re.compile(r"(?<![\w.,])[-−](?=\d)")
 
 
 @dataclass(frozen=True)
@@ -79,21 +78,17 @@ def japanese_symbols(text: str) -> tuple[str, list[str]]:
 
     Raises InputError if OpenJTalk drops part of the text.
     """
-    parts: list[str] = []
-    unsaid: list[str] = []
-    expanded = signs_in_words(_NEGATIVE.sub("マイナス", plain(text, "ja")), "ja")
-    for is_read, characters in _stretches(expanded):
+    return put_together(_pieces(signs_in_words(NEGATIVE.sub("マイナス", plain(text, "ja")), "ja")))
+
+
+def _pieces(text: str) -> Iterator[tuple[str, str | None]]:
+    for is_read, characters in _stretches(text):
         if is_read:
-            spelled, unread = _phrases(characters)
-            unsaid += unread
-            parts.append(f" {spelled}")
-            continue
-        for character in characters:
-            if character in PUNCTUATION:
-                parts.append(PUNCTUATION[character])
-            elif not character.isspace():
-                unsaid.append(character)
-    return joined(parts), list(dict.fromkeys(unsaid))
+            symbols, unread = _phrases(characters)
+            yield characters, f" {symbols}"
+            yield unread, None
+        else:
+            yield "".join(characters.split()), None
 
 
 def spell_phones(phones: Sequence[Phone]) -> str:
@@ -134,7 +129,7 @@ def _stretches(text: str) -> Iterator[tuple[bool, str]]:
         yield False, text[start:]
 
 
-def _phrases(text: str) -> tuple[str, list[str]]:
+def _phrases(text: str) -> tuple[str, str]:
     """Convert a readable part to symbols, and list its characters that have no reading."""
     openjtalk = _openjtalk()
     with warnings.catch_warnings():
@@ -148,8 +143,8 @@ def _phrases(text: str) -> tuple[str, list[str]]:
             f"OpenJTalk reads only {shortened(found)} of {shortened(text)}; rewrite it or use kana."
         )
     unread = "".join(word["string"] for word in words if not _has_reading(word))
-    named = [one for one in unicodedata.normalize("NFKC", unread) if one.isalnum()]
-    return spell_phones([_phone(label) for label in labels]), named
+    named = filter(str.isalnum, unicodedata.normalize("NFKC", unread))
+    return spell_phones([_phone(label) for label in labels]), "".join(named)
 
 
 def _has_reading(word: dict[str, Any]) -> bool:

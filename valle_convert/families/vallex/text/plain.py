@@ -58,7 +58,28 @@ def _without_accent(character: str) -> str:
     )
 
 
-def joined(parts: Iterable[str]) -> str:
-    """Join symbols with single spaces, none before a closing mark or at the ends."""
+#: A minus before a number, not within a range, a date or a word.
+NEGATIVE = re.compile(r"(?<!\w)(?<!\d[.,])[-−](?=\d)")
+
+
+def put_together(pieces: Iterable[tuple[str, str | None]]) -> tuple[str, list[str]]:
+    """Join pieces of text with their symbols, and list the characters that cannot be read.
+
+    Pieces without symbols are punctuation, spaces, and what cannot be read. Single spaces remain,
+    none before a closing mark or at the ends.
+    """
+    parts: list[str] = []
+    unsaid: list[str] = []
+    for text, symbols in pieces:
+        if symbols is not None:
+            parts.append(symbols)
+            continue
+        for character in text:
+            if character in PUNCTUATION:
+                parts.append(PUNCTUATION[character])
+            elif character.isspace():
+                parts.append(" ")
+            else:
+                unsaid.append(character)
     symbols = re.sub(r"\.{3,}", "…", re.sub(r"\s+", " ", "".join(parts)))
-    return re.sub(r" (?=[.,!?…])", "", symbols).strip()
+    return re.sub(r" (?=[.,!?…])", "", symbols).strip(), list(dict.fromkeys(unsaid))
