@@ -191,17 +191,6 @@ def test_silence_and_nothing_can_be_written(tmp_path: Path) -> None:
         assert soundfile.info(written.path).frames == n
 
 
-def test_a_file_that_exists_is_not_overwritten_unasked(tmp_path: Path) -> None:
-    path = tmp_path / "out.wav"
-    path.write_bytes(b"precious")
-    with pytest.raises(InputError, match="exists"):
-        write_wav(path, Audio(tone(RATE), RATE))
-    assert path.read_bytes() == b"precious"
-    write_wav(path, Audio(tone(RATE), RATE), force=True)
-    assert path.read_bytes()[:4] == b"RIFF"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 @pytest.mark.parametrize("suffix", [".mp3", ".opus", ".ogg"])
 def test_files_that_lose_something_keep_length_and_pitch(tmp_path: Path, suffix: str) -> None:
     written = write_wav(tmp_path / f"tone{suffix.upper()}", Audio(tone(RATE, 2.0), RATE))

@@ -76,25 +76,6 @@ def test_float32_bytes_are_the_golden_ones_and_come_with_the_warning(tmp_path: P
     assert any("aborts on float32 files at its first convolution" in note for note in written.notes)
 
 
-def test_every_tensor_lies_where_the_golden_table_says(tmp_path: Path) -> None:
-    out = tmp_path / "out.bin"
-    write_cpp_file(open_encodec(GOLDEN_FOLDER), out)
-    data = out.read_bytes()
-    header, tensors = read_cpp_layout(out)
-    assert vars(header) == LAYOUT["header"]
-    assert [
-        {
-            "name": one.name,
-            "dims": list(one.dims),
-            "ftype": one.ftype,
-            "offset": one.offset,
-            "nbytes": one.n_bytes,
-            "sha256": hashlib.sha256(data[one.offset :][: one.n_bytes]).hexdigest(),
-        }
-        for one in tensors
-    ] == LAYOUT["tensors"]
-
-
 @pytest.mark.parametrize(("out_type", "column"), [("f16", 3), ("f32", 4)])
 def test_the_real_architecture_has_the_listed_layout(
     full_size: Path, tmp_path: Path, out_type: Any, column: int
@@ -240,16 +221,6 @@ def test_values_beyond_float16_are_refused_before_they_are_written(
         write_cpp_file(open_encodec(folder), out)
     write_cpp_file(open_encodec(folder), out, out_type="f32")
     assert open_encodec(out).read("encoder.model.13.lstm.weight_hh_l1")[3, 4] == np.float32(value)
-
-
-def test_nan_leaves_no_file(folder: Path) -> None:
-    tensors = golden_tensors()
-    tensors["decoder.layers.15.conv.bias"][0] = torch.nan
-    save_file(tensors, folder / "model.safetensors")
-    before = set(folder.iterdir())
-    with pytest.raises(InputError, match=r"decoder\.model\.15\.conv\.conv\.bias, 1 of 1 values"):
-        write_cpp_file(open_encodec(folder), folder / "out.bin")
-    assert set(folder.iterdir()) == before
 
 
 # ------------------------------------------------------------------------- reading them

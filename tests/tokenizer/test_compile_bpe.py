@@ -112,24 +112,6 @@ def test_every_token_has_the_type_that_llama_cpp_needs(compiled: CompiledTokeniz
     }
 
 
-def test_bytes_are_joined_before_phonemes_and_phonemes_by_rank(
-    compiled: CompiledTokenizer,
-) -> None:
-    merges = [merge.split(" ") for merge in compiled.merges]
-    is_text = [from_byte_level("".join(merge)) for merge in merges]
-    n_bytes = len(merges) - 304
-    assert merges[n_bytes] == [to_byte_level("ˈ"), to_byte_level("ɛ")]
-    assert merges[-1] == [to_byte_level("ʍ"), to_byte_level("ˌɪtʃ")]
-    for joined in is_text[:n_bytes]:
-        assert joined is not None
-        assert len(joined) == 2 or joined[0] >= 0xE0
-
-
-def test_no_continuation_byte_is_a_token(compiled: CompiledTokenizer) -> None:
-    continuation = {to_byte_level(bytes([byte])) for byte in range(0x80, 0xC0)}
-    assert not continuation & set(compiled.tokens)
-
-
 def test_the_keys_carry_the_special_ids_which_llama_cpp_would_else_make_up(
     compiled: CompiledTokenizer,
 ) -> None:
