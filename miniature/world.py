@@ -61,7 +61,7 @@ class WorldSettings:
 
 
 def analyse(samples: Floats, settings: WorldSettings) -> Floats:
-    """Analyse samples to frames [frames, 2 + bands + n_envelope]: voicing, log pitch, bands, envelope.
+    """Samples to frames [frames, 2 + bands + n_envelope]: voicing, log pitch, bands, envelope.
 
     The log pitch of a frame without one is 0; there is a frame for every begun period.
     """
