@@ -28,8 +28,12 @@ from valle_convert.errors import InputError
 #: Numbers outside of these ranges mean a damaged config.
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
 Layers = Annotated[int, msgspec.Meta(ge=1, le=64)]
-Ratio = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e6)]
+Ratios = Annotated[
+    tuple[Annotated[int, msgspec.Meta(ge=1, le=1024)], ...],
+    msgspec.Meta(min_length=1, max_length=16),
+]
+Bandwidths = Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)]
 MAX_CODEBOOKS = 1024
 _PAD_MODES = ("reflect", "constant", "replicate")
 
@@ -65,21 +69,10 @@ class EncodecSpec:
     dilation_growth_rate: Size = 2
     compress: Size = 2
     num_lstm_layers: Layers = 2
-    upsampling_ratios: Annotated[tuple[Ratio, ...], msgspec.Meta(min_length=1, max_length=16)] = (
-        8,
-        5,
-        4,
-        2,
-    )
+    upsampling_ratios: Ratios = (8, 5, 4, 2)
     codebook_size: Annotated[int, msgspec.Meta(ge=2, le=1 << 16)] = 1024
     codebook_dim: Size = 128
-    target_bandwidths: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)] = (
-        1.5,
-        3.0,
-        6.0,
-        12.0,
-        24.0,
-    )
+    target_bandwidths: Bandwidths = (1.5, 3.0, 6.0, 12.0, 24.0)
     use_causal_conv: bool = True
     pad_mode: str = "reflect"
     trim_right_ratio: Positive = 1.0
