@@ -179,7 +179,9 @@ def test_a_text_of_many_pages_is_read_to_its_end() -> None:
         ("phonemes zh", "他说：“好！？”他走，3天。", "他说:“好!?”他走, 3天。"),
         # A superscript is no digit of the number before it.
         ("phonemes ja", "10⁶", "10 6"),
-        ("phonemes ja", "₆/", "6/"),
+        ("phonemes ja", "₆/", "6 /"),
+        ("phonemes en", "a/⁵ @½", "a / ⁵ @ ½"),
+        ("phonemes de", "&√, →#", "& √, → #"),
         # Zero width and soft hyphens, apostrophes.
         ("phonemes de", "Wort\u00adtrennung", "Worttrennung"),
         ("phonemes en", "it´s", "it's"),

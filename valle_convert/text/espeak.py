@@ -93,20 +93,17 @@ def _n_bytes(text: str) -> int:
 
 
 def _read_all(piece: str, voice: str) -> str:
-    phonemes = _ask(piece, voice)
-    heard = _sounds(phonemes)
-    words = [word for word in _WORD.findall(piece) if _must_be_said(word, voice, heard)]
+    words = [word for word in _WORD.findall(piece) if _must_be_said(word, voice)]
     expected = re.findall(rf"[{HAN}]|[^{HAN}\s]+", " ".join(words))
-    if _has_all(heard, [_sounds(_ask(word, voice)) for word in expected]):
+    phonemes = _ask(piece, voice)
+    if _has_all(_sounds(phonemes), [_sounds(_ask(word, voice)) for word in expected]):
         return phonemes
     return " ".join(_ask(word, voice) for word in words)
 
 
-def _must_be_said(word: str, voice: str, heard: str) -> bool:
-    """Whether a word or a sign has sounds; a mark such as / only if they are heard."""
-    sounds = _sounds(_ask(word, voice))
+def _must_be_said(word: str, voice: str) -> bool:
     is_word = word[0].isalnum() or unicodedata.category(word[0]).startswith("S")
-    return bool(sounds) and (is_word or sounds in heard)
+    return is_word and bool(_sounds(_ask(word, voice)))
 
 
 def _has_all(phonemes: str, words: list[str]) -> bool:

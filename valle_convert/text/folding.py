@@ -98,10 +98,7 @@ def _plain(character: str, said: Callable[[str], bool]) -> str:
         return str(unicodedata.decimal(character))
     if character in _VARIANTS:
         return _VARIANTS[character]
-    is_subscript = unicodedata.decomposition(character).startswith("<sub>")
-    if unicodedata.category(character) == "Sk" or character == "…":
-        return character
-    if said(character) and not is_subscript:  # voices forget subscripts before a sign
+    if unicodedata.category(character) == "Sk" or character == "…" or said(character):
         return character
     return unicodedata.normalize("NFKC", character).replace("\N{FRACTION SLASH}", "/")
 

@@ -37,7 +37,9 @@ _SYLLABLE = re.compile(
     "|[しじち]ぇ|いぇ|[すず]ぃ|ふゅ|[ぁぃぅぇぉゃゅょゎゕゖ]"
 )
 _LARGE = str.maketrans("ぁぃぅぇぉゃゅょゎゕゖ", "あいうえおやゆよわかけ")
-_FLAG_OR_CHARACTER = re.compile("[\U0001f1e6-\U0001f1ff]{2}|.", re.DOTALL)
+_SIGNS = {"sign", "Po", "Pd", "Ps", "Pe", "Pc", "Pi", "Pf"}
+_FLAG = "[\U0001f1e6-\U0001f1ff]"
+_FLAG_OR_CHARACTER = re.compile(f"{_FLAG}{{2}}|.", re.DOTALL)
 #: Signs that separate words or modify a letter.
 _SILENT = f"{MARKS}|^`"
 
@@ -104,17 +106,24 @@ def _readable(text: str, language: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _parted(text: str) -> str:
-    """Separate letters of different scripts: of such a word, a voice may read one script only."""
-    parted = before = ""
+    """Separate what a voice may drop: letters of another script, and signs beside each other."""
+    parted = before = last_script = last_kind = ""
     for character in text:
-        category = unicodedata.category(character)
-        is_sign = unicodedata.decomposition(character).startswith("<")  # as in 5 µm, nº
-        script = "" if category == "Lm" or is_sign or category[0] != "L" else script_of(character)
-        if script and before and script != before:
+        kind = unicodedata.category(character)
+        if kind in ("No", "Sc", "Sm", "So") and not re.match(_FLAG, character):
+            kind = "sign"
+        # Not in 5 µm and nº.
+        is_letter = kind in ("Lu", "Ll", "Lo") and "<" not in unicodedata.decomposition(character)
+        script = script_of(character) if is_letter else ""
+        is_beside = "sign" in (kind, last_kind) and {kind, last_kind} <= _SIGNS
+        if (script and last_script and script != last_script) or (
+            is_beside and not {character, before} & set(MARKS)
+        ):
             parted += " "
         parted += character
-        if category != "Lm" and category[0] != "M":
-            before = script
+        before, last_kind = character, kind
+        if kind != "Lm" and kind[0] != "M":
+            last_script = script
     return parted
 
 
