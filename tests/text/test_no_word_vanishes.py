@@ -57,7 +57,25 @@ COMMON = {
     "kana": [chr(code) for code in (*range(0x3041, 0x3097), *range(0x30A1, 0x30FB))],
     "digits": "0123456789",
 }
-BETWEEN = [*[" "] * 6, "", "", ", ", ". ", "! ", " (", ") ", "-", "/", " — ", ": ", "...", "\u200b"]
+BETWEEN = [
+    *[" "] * 6,
+    "",
+    "",
+    "&",
+    "@",
+    "#",
+    ", ",
+    ". ",
+    "! ",
+    " (",
+    ") ",
+    "-",
+    "/",
+    " — ",
+    ": ",
+    "...",
+    "\u200b",
+]
 #: Separators, and the pause before a consonant.
 SILENT = set("|っッ⁄")
 
