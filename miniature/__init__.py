@@ -1,1 +1,1 @@
-"""The miniature: a small model of the family, trained here on speech made here; see README.md."""
+"""The miniature: a small VALL-E trained on synthetic speech; see README.md."""

@@ -65,7 +65,7 @@ class Utterance:
 
 
 def sentences(seed: int, nouns: Sequence[str] = ()) -> Iterator[str]:
-    """Sentences without end, some of them more than once.
+    """An endless stream of sentences, with repetitions.
 
     Args:
         seed: which ones.
@@ -95,7 +95,7 @@ def sentences(seed: int, nouns: Sequence[str] = ()) -> Iterator[str]:
 
 
 def part_of(text: str) -> str:
-    """One of "training", "validation" and "test"; the same with any mark at the end."""
+    """The part of a sentence: "training", "validation" or "test"; its last mark does not matter."""
     bare = text.rstrip(".?").lower()
     if bare == "hello world" or not set(bare.split()).isdisjoint(UNSEEN):
         return "test"
@@ -104,7 +104,7 @@ def part_of(text: str) -> str:
 
 
 def to_be_said(part: str, seed: int, n: int) -> list[list[tuple[str, str]]]:
-    """Texts and voices (in turn) of one part, [n] in chunks.
+    """The texts of one part in chunks, with voices in turn.
 
     A chunk is for one new process: what the library says depends a little on what it said before.
     """
@@ -114,13 +114,13 @@ def to_be_said(part: str, seed: int, n: int) -> list[list[tuple[str, str]]]:
 
 
 def training_set(seed: int, n: int) -> Iterator[Utterance]:
-    """Utterances to train on, all of them said by this process."""
+    """Utterances to train on, spoken by this process."""
     for pairs in to_be_said("training", seed, n):
         yield from (speak(text, voice) for text, voice in pairs)
 
 
 def held_out_texts(seed: int, n: int, *, unseen: bool = False) -> list[str]:
-    """Different sentences that no training set has; `unseen`: with words that it has not either."""
+    """Different sentences outside of every training set; `unseen` ones have unseen words."""
     source = sentences(seed, UNSEEN if unseen else ())
     found: dict[str, str] = {}
     for text in source:
@@ -134,14 +134,14 @@ def held_out_texts(seed: int, n: int, *, unseen: bool = False) -> list[str]:
 
 
 def speak(text: str, voice: str) -> Utterance:
-    """One utterance."""
+    """Speak a sentence."""
     return Utterance(
         text, voice, to_phonemes(text, "en"), _trimmed(_Espeak.only().say(text, voice))
     )
 
 
 def digest(utterance: Utterance) -> bytes:
-    """SHA-256 of text, voice, phonemes and samples, as 16-bit."""
+    """SHA-256 of text, voice, phonemes and 16-bit samples."""
     total = hashlib.sha256(f"{utterance.voice}\0{utterance.text}\0{utterance.phonemes}\0".encode())
     total.update((utterance.samples * 32767).round().astype("<i2").tobytes())
     return total.digest()
@@ -152,7 +152,7 @@ def _a(thing: str) -> str:
 
 
 def _trimmed(samples: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Without the silence at both ends, but for 20 ms."""
+    """Trim the silence at both ends to 20 ms."""
     loud = np.flatnonzero(np.abs(samples) > 0.01)
     if not len(loud):
         return samples
@@ -161,7 +161,7 @@ def _trimmed(samples: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 class _Espeak:
-    """The library of espeakng-loader, used as espeak-ng's speak_lib.h says."""
+    """The espeak-ng library of espeakng-loader, see speak_lib.h."""
 
     _SYNCHRONOUS = 2  # AUDIO_OUTPUT_SYNCHRONOUS
     _PITCH = 3  # espeakPITCH
@@ -185,7 +185,7 @@ class _Espeak:
     @staticmethod
     @cache
     def only() -> _Espeak:
-        """The one of this process: the library has one state."""
+        """The instance of this process: the library has global state."""
         return _Espeak()
 
     def _take(self, samples: Any, n: int, _events: Any) -> int:  # noqa: ANN401 - ctypes

@@ -1,4 +1,4 @@
-"""Measure how well a model speaks sentences that it was not trained on.
+"""Measure how well a model speaks held-out sentences.
 
     python -m miniature.evaluate miniature/miniature.sft build/demo/*.gguf --csv quality.csv
     python -m miniature.evaluate --write-data build/held-out    # for `evaluate --listen --data`
@@ -34,7 +34,7 @@ PROMPT_TEXT = "Good morning everybody."
 
 
 def main() -> None:
-    """Measure every file, and print a table."""
+    """Measure all files and print a table."""
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0])
     arguments.add_argument("models", type=Path, nargs="*", help="checkpoints or converted files")
     arguments.add_argument("--sentences", type=int, default=20)
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def held_out(seed: int, n: int, voice: str = "plain") -> list[Sentence]:
-    """Sentences with their recordings; a fifth of them has words never trained on."""
+    """Sentences with recordings; a fifth of them has words that are not in the training set."""
     codec = WorldCodec(CODEC)
     n_unseen = n // 5
     texts = corpus.held_out_texts(seed, n - n_unseen)
@@ -87,7 +87,7 @@ def held_out(seed: int, n: int, voice: str = "plain") -> list[Sentence]:
 
 
 def write_data(sentences: Sequence[Sentence], folder: Path) -> None:
-    """A file a sentence, as `evaluate --data` takes them."""
+    """Write one file per sentence, for `evaluate --data`."""
     folder.mkdir(parents=True, exist_ok=True)
     for i, one in enumerate(sentences):
         prompt = one.condition.prompt
@@ -104,7 +104,7 @@ def write_data(sentences: Sequence[Sentence], folder: Path) -> None:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """A checkpoint on PyTorch, or a converted file on stock llama.cpp; one thread."""
+    """Open a checkpoint in PyTorch or a converted file in llama.cpp, with one thread."""
     if path.suffix == ".gguf":
         with valle_convert.open_network(path, n_threads=1) as network:
             yield network
@@ -114,7 +114,7 @@ def opened(path: Path) -> Iterator[Any]:
 
 
 def rows_of(found: Sequence[tuple[str, Listened]]) -> Iterator[list[str]]:
-    """Mean and 95 % interval of each measure at each place; of totals, the difference, too."""
+    """Mean and 95 % interval of each measure by place; for totals also the difference."""
     yield "file measure place mean low high difference difference_low difference_high".split()
     base = found[1][1]
     for name, file in found:

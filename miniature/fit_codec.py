@@ -24,7 +24,7 @@ LOUDNESS = 0.4
 
 
 def main() -> None:
-    """Fit and write."""
+    """Fit the codec and write it."""
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0])
     arguments.add_argument("out", type=Path)
     arguments.add_argument("--seed", type=int, default=1)
@@ -71,7 +71,7 @@ def fit(
 
 
 def k_means(values: Floats, size: int, rng: np.random.Generator, *, rounds: int = 25) -> Floats:
-    """Centres [size, d] of values [n, d]; one that nothing is near to begins anew elsewhere."""
+    """K-means centres [size, d] of values [n, d]; empty clusters restart elsewhere."""
     centres = values[rng.choice(len(values), size, replace=False)].copy()
     for _ in range(rounds):
         nearest = nearest_codes(values, centres[None])[:, 0]

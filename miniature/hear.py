@@ -1,4 +1,4 @@
-"""The words that pocketsphinx hears: python -m miniature.hear SPEECH.wav
+"""Recognize speech with pocketsphinx: python -m miniature.hear SPEECH.wav
 
 A recogniser for `evaluate --listen --asr` and `miniature.evaluate --asr`. Its words and their order
 are those of the corpus' sentences (a bigram model of many, other ones than any that are tested):
@@ -32,7 +32,7 @@ _SILENCE = np.zeros(_RATE // 5, np.float32)
 
 
 def main() -> None:
-    """Hear one file."""
+    """Recognize one file."""
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split(":", 1)[0])
     arguments.add_argument("speech", type=Path)
     sphinx = require("pocketsphinx", "Hearing words", extra="asr")
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def language_model() -> Iterator[str]:
-    """A bigram model in the ARPA format, with absolute discounting."""
+    """A bigram language model in ARPA format, with absolute discounting."""
     texts = [*islice(corpus.sentences(_SEEDS[0]), _SENTENCES)]
     texts += islice(corpus.sentences(_SEEDS[1], UNSEEN), _SENTENCES // 10)
     lines = [["<s>", *plain_words(text), "</s>"] for text in texts]

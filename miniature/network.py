@@ -65,7 +65,7 @@ CONFIG: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Example:
-    """One sequence with what is to be predicted in it.
+    """A training sequence and its targets.
 
     Attributes:
         segments: of `model.inputs`.
@@ -113,7 +113,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 class Network(nn.Module):
-    """The weights under the checkpoint's names, and the pass over a batch.
+    """The weights by their names in the checkpoint, and the forward pass.
 
     Args:
         seed: of the first weights.
@@ -137,20 +137,20 @@ class Network(nn.Module):
 
     @property
     def model(self) -> Model:
-        """Tables, heads and switches, as the converter sees them."""
+        """The model as the converter describes it."""
         return self.description.model
 
     def weight(self, name: str) -> Tensor:
-        """One tensor by the checkpoint's name."""
+        """A tensor by its name in the checkpoint."""
         found: Tensor = self.weights[_key(name)]
         return found
 
     def named_weights(self) -> dict[str, Tensor]:
-        """All tensors by the checkpoint's names."""
+        """All tensors by their names in the checkpoint."""
         return {name: self.weight(name).detach() for name in shapes()}
 
     def load(self, weights: dict[str, Tensor]) -> None:
-        """Take over weights by the checkpoint's names."""
+        """Load weights by their names in the checkpoint."""
         with torch.no_grad():
             for name in shapes():
                 self.weight(name).copy_(weights[name])
@@ -237,7 +237,7 @@ class Network(nn.Module):
         return F.linear(gate * up, self.weight(f"{layer}mlp.down_proj.weight"))
 
     def _logits(self, x: Tensor, examples: Sequence[Example]) -> list[Tensor]:
-        """Of all examples of one head at once."""
+        """Logits of all examples of one head."""
         by_head: dict[str, list[int]] = {}
         for i, one in enumerate(examples):
             by_head.setdefault(one.head, []).append(i)
@@ -262,13 +262,13 @@ class Network(nn.Module):
 
 
 def head_index(name: str) -> int:
-    """Where a head of the converter's naming stands among the checkpoint's classifiers."""
+    """The index of a head among the checkpoint's classifiers."""
     named = {"ar": 0, "mask": LEVELS, "stt": LEVELS + 1, "len": LEVELS + 2}
     return named[name] if name in named else int(name.rpartition(".")[2])
 
 
 def export(network: Network, path: Path, symmap: dict[str, int], stats: dict[str, int]) -> None:
-    """A checkpoint in float16, in one safetensors file, as the training project writes it."""
+    """Write a float16 checkpoint as one safetensors file, like the training project."""
     from safetensors.torch import save
 
     from valle_convert.files import atomic_output
@@ -284,7 +284,7 @@ def export(network: Network, path: Path, symmap: dict[str, int], stats: dict[str
 
 
 class _Shapes:
-    """Specs alone, for `describe`."""
+    """Tensor specs without data, for `describe`."""
 
     def __init__(self) -> None:
         self.specs = {

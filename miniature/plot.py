@@ -1,4 +1,4 @@
-"""Plot the losses of a training by head: python -m miniature.plot build/miniature/log.jsonl OUT."""
+"""Plot the training losses by head: python -m miniature.plot build/miniature/log.jsonl OUT."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ VALIDATION = "validation."
 
 
 def main() -> None:
-    """Read the log, write the picture."""
+    """Read the log and save the plot."""
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split(":", 1)[0])
     arguments.add_argument("log", type=Path)
     arguments.add_argument("out", type=Path)

@@ -1,4 +1,4 @@
-"""Let espeak-ng say a sentence: python -m miniature.record "Good morning." plain OUT.flac."""
+"""Speak a sentence with espeak-ng: python -m miniature.record "Good morning." plain OUT.flac."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from miniature import corpus
 
 
 def main() -> None:
-    """Speak and write."""
+    """Speak and save."""
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split(":", 1)[0])
     arguments.add_argument("text")
     arguments.add_argument("voice", choices=corpus.VOICES)

@@ -62,15 +62,15 @@ _VALIDATION_STEPS, _N_VALIDATION = 500, 45
 
 @dataclass(frozen=True)
 class Spoken:
-    """One utterance as the network knows it."""
+    """An utterance as ids and codes."""
 
-    phonemes: NDArray[np.int64]  # with the marks around them
+    phonemes: NDArray[np.int64]  # with <bos> and </eos>
     codes: NDArray[np.int32]  # [frames, levels]
     voice: str
 
 
 def main() -> None:
-    """Train until the minutes are over."""
+    """Train for the given minutes."""
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0])
     arguments.add_argument("folder", type=Path)
     arguments.add_argument("--minutes", type=float, required=True)
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def tokenize(phonemes: str) -> NDArray[np.int64]:
-    """Ids of the built-in vocabulary, with the marks around them."""
+    """Ids of the built-in vocabulary, with `<bos>` and `</eos>`."""
     ids = _vocabulary().encode(phonemes, add_special_tokens=False).ids
     return np.array([BOS_PHONEME, *ids, EOS_PHONEME], np.int64)
 
@@ -101,7 +101,7 @@ def _vocabulary() -> Tokenizer:
 
 
 def encode(utterances: Sequence[corpus.Utterance], codec: WorldCodec) -> list[Spoken]:
-    """Utterances to ids and codes."""
+    """Convert utterances to ids and codes."""
     return [
         Spoken(
             tokenize(one.phonemes),
@@ -113,7 +113,7 @@ def encode(utterances: Sequence[corpus.Utterance], codec: WorldCodec) -> list[Sp
 
 
 def load_corpus(path: Path, part: str, seed: int, n: int) -> tuple[list[Spoken], str]:
-    """The utterances of `corpus.to_be_said`, made where the file does not have them, and a digest.
+    """The utterances of `corpus.to_be_said` and a digest; they are made if the file is missing.
 
     The digest is SHA-256 of every utterance's `corpus.digest`, one after the other.
     """
@@ -153,7 +153,7 @@ def load_corpus(path: Path, part: str, seed: int, n: int) -> tuple[list[Spoken],
 
 
 def _say(pairs: Sequence[tuple[str, str]]) -> tuple[list[Spoken], bytes]:
-    """One chunk, in a process of its own."""
+    """Speak one chunk in a worker process."""
     torch.set_num_threads(1)
     utterances = [corpus.speak(text, voice) for text, voice in pairs]
     digests = b"".join(corpus.digest(one) for one in utterances)
@@ -167,7 +167,7 @@ def example(
     prompt: NDArray[np.int32] | None,
     rng: np.random.Generator,
 ) -> Example:
-    """One sequence of a task: "ar", "nar.<level>", "mask", "len" or "stt".
+    """A training example of a task: "ar", "nar.<level>", "mask", "len" or "stt".
 
     Args:
         model: the layout.
@@ -211,7 +211,7 @@ def _example(
 
 
 class Trainer:
-    """One training, in as many runs as it takes."""
+    """A training that can be continued."""
 
     def __init__(
         self,
@@ -241,7 +241,7 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        """How many steps it was trained for, in all runs."""
+        """The number of steps of all runs."""
         return self._step
 
     @property
@@ -249,7 +249,7 @@ class Trainer:
         return self._folder / "state.pt"
 
     def run(self) -> None:
-        """Train, log and save until the time is over."""
+        """Train, log and save until the time is up."""
         sums: dict[str, list[float]] = defaultdict(list)
         saved = began = time.monotonic()
         before = self._elapsed
@@ -277,7 +277,7 @@ class Trainer:
             log.write(line + "\n")
 
     def _examples_to_validate(self, spoken: Sequence[Spoken]) -> list[Example]:
-        """Of every task and utterance, the same each time; by length, so that batches fit."""
+        """Validation examples of every task and utterance, always the same, sorted by length."""
         rng = np.random.default_rng(self._seed)
         tasks = [task for task in _TASKS if task != "nar"]
         tasks += [f"nar.{level}" for level in range(1, LEVELS)]
@@ -288,7 +288,7 @@ class Trainer:
         return found
 
     def validate(self) -> dict[str, list[float]]:
-        """Losses (nats) by head over sentences that are not trained on."""
+        """Losses by head on held-out sentences, in nats."""
         found: dict[str, list[float]] = defaultdict(list)
         self._network.eval()
         with torch.no_grad():
@@ -316,7 +316,7 @@ class Trainer:
         return [(one.head, loss.item()) for one, loss in zip(examples, losses, strict=True)]
 
     def _batch(self, share: float) -> list[Example]:
-        """Examples of neighbouring lengths, of all tasks, out of the shortest share."""
+        """Examples of all tasks with similar lengths, from the shortest share."""
         rng = self._rng
         n = round(share * len(self._by_length))
         around = min(n, 20 * _BATCH)
@@ -333,7 +333,7 @@ class Trainer:
         return found
 
     def _prompt(self, said: Spoken) -> NDArray[np.int32]:
-        """Some of another utterance of the voice."""
+        """Part of another utterance in the same voice."""
         others = self._of_voice[said.voice]
         other = said
         while other is said:
@@ -351,7 +351,7 @@ class Trainer:
         self._elapsed, self._step = state["elapsed"], state["step"]
 
     def save(self) -> None:
-        """Write what resuming needs, and the checkpoint."""
+        """Save the training state and the checkpoint."""
         state = {
             "digest": self._digest,
             "weights": self._network.named_weights(),

@@ -1,4 +1,4 @@
-"""The words that the miniature's sentences are made of, and the five that training never hears."""
+"""The words of the miniature's sentences, and five that are held out of training."""
 
 from __future__ import annotations
 

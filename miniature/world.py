@@ -36,7 +36,7 @@ _VOICED = 0.5
 
 @dataclass(frozen=True)
 class WorldSettings:
-    """How sound is cut into frames.
+    """Parameters of the analysis.
 
     Attributes:
         sample_rate: in hertz.
@@ -50,12 +50,12 @@ class WorldSettings:
 
     @property
     def frame_rate(self) -> float:
-        """Frames a second."""
+        """Frames per second."""
         return 1000 / self.frame_period
 
     @property
     def n_fft(self) -> int:
-        """WORLD's transform for this rate."""
+        """WORLD's FFT size for this sample rate."""
         found: int = _world().get_cheaptrick_fft_size(self.sample_rate, _F0_FLOOR)
         return found
 
@@ -86,7 +86,7 @@ def analyse(samples: Floats, settings: WorldSettings) -> Floats:
 
 
 def synthesize(frames: Floats, settings: WorldSettings) -> Floats:
-    """Frames of `analyse` to samples."""
+    """Synthesize samples from the frames of `analyse`."""
     world = _world()
     rate, n_fft = settings.sample_rate, settings.n_fft
     values = np.ascontiguousarray(frames, np.float64)
@@ -106,7 +106,7 @@ def synthesize(frames: Floats, settings: WorldSettings) -> Floats:
 
 
 def nearest_codes(vectors: Floats, codebooks: Floats) -> Codes:
-    """Vectors [frames, d] to codes [frames, levels], by codebooks [levels, size, d]."""
+    """Quantize vectors [frames, d] to codes [frames, levels]."""
     left = vectors
     codes = np.empty((len(vectors), len(codebooks)), np.int32)
     for level, book in enumerate(codebooks):
@@ -117,7 +117,7 @@ def nearest_codes(vectors: Floats, codebooks: Floats) -> Codes:
 
 
 class WorldCodec:
-    """An `AudioCodec` of a codec file.
+    """An `AudioCodec` in a codec file.
 
     Args:
         source: a `.safetensors` with `codebooks` [levels, size, d], `mean` [d] and `scale` [d],
@@ -144,17 +144,17 @@ class WorldCodec:
 
     @property
     def description(self) -> Codec:
-        """Its name and rates."""
+        """Name and rates."""
         return Codec(WORLD_NAME, self.settings.sample_rate, self.settings.frame_rate)
 
     @property
     def n_levels(self) -> int:
-        """Codebooks a frame."""
+        """Number of levels."""
         return len(self.codebooks)
 
     @property
     def codebook_size(self) -> int:
-        """Codes a codebook."""
+        """Codebook size."""
         return int(self.codebooks.shape[1])
 
     def encode(self, audio: Audio) -> Codes:
@@ -165,13 +165,13 @@ class WorldCodec:
         return nearest_codes(self.scaled(frames), self.codebooks)
 
     def scaled(self, frames: Floats) -> Floats:
-        """Frames of `analyse` as they are quantized: a frame without a pitch has the mean one."""
+        """Scale the frames of `analyse` for quantization; unvoiced frames get the mean pitch."""
         values = np.where(frames[:, :1] > _VOICED, frames, _with_pitch(frames, self.mean[1]))
         result: Floats = ((values - self.mean) * self.scale).astype(np.float32)
         return result
 
     def frames(self, codes: Codes) -> Floats:
-        """What the codes [frames, levels or fewer] stand for, as `analyse` gives it."""
+        """Decode codes [frames, levels or fewer] to the frames of `analyse`."""
         if codes.size and (codes.min() < 0 or codes.max() >= self.codebook_size):
             raise ValueError(f"codes from {codes.min()} to {codes.max()} of {self.codebook_size}")
         if codes.shape[1] > self.n_levels:
@@ -190,7 +190,7 @@ class WorldCodec:
 
 
 def is_world_codec(source: str | Path) -> bool:
-    """Whether a file says that it is one, without reading its tensors."""
+    """Whether a file is such a codec; reads only the header."""
     path = Path(source)
     if not path.is_file():
         return False
@@ -207,7 +207,7 @@ def is_world_codec(source: str | Path) -> bool:
 def write_world_codec(
     path: Path, codebooks: Floats, mean: Floats, scale: Floats, settings: WorldSettings
 ) -> None:
-    """A file that `WorldCodec` reads, with the same bytes for the same values."""
+    """Write a file for `WorldCodec`; the same values give the same bytes."""
     from safetensors.numpy import save
 
     from valle_convert.files import atomic_output

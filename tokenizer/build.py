@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("phonemes.txt")
@@ -22,89 +21,36 @@ TARGET = Path(__file__).parents[1] / "valle_convert" / "tokenizer" / "data" / "t
 UNK, BOS, EOS = "<unk>", "<bos>", "</eos>"
 
 
-@dataclass
-class Table:
-    """What phonemes.txt says: special texts by id, strings by id, merges by rank."""
-
-    special: dict[str, int] = field(default_factory=dict)
-    phonemes: dict[str, int] = field(default_factory=dict)
-    merges: list[tuple[str, str]] = field(default_factory=list)
-
-    def vocabulary(self) -> dict[str, int]:
-        """Every string with its id, in the order of the ids, then of the file.
-
-        Raises:
-            ValueError: a string has two ids, or an id has no string.
-        """
-        written = self.special | self.phonemes
-        # The results of the merges take the ids after the unbroken run that is written out.
-        first = next(i for i in range(len(written) + 1) if i not in written.values())
-        merged = {"".join(pair): first + rank for rank, pair in enumerate(self.merges)}
-        twice = (self.special.keys() & self.phonemes.keys()) | (written.keys() & merged.keys())
-        if twice or len(merged) != len(self.merges):
-            raise ValueError(f"phonemes.txt makes a string more than once: {sorted(twice)}")
-        vocab = written | merged
-        missing = set(range(max(vocab.values()) + 1)) - set(vocab.values())
-        if missing:
-            raise ValueError(f"phonemes.txt gives no string to the ids {sorted(missing)}")
-        return dict(sorted(vocab.items(), key=lambda item: item[1]))
-
-
-def read_table(text: str) -> Table:
-    """Read the text of phonemes.txt.
-
-    Raises:
-        ValueError: a line cannot be read, or says something twice; the message names it.
-    """
-    table = Table()
+def read_table(text: str) -> tuple[dict[str, int], dict[str, int], list[tuple[str, str]]]:
+    """Special texts with their ids, strings with their ids, and merges by rank."""
+    tables: dict[str, dict[str, int]] = {"[special]": {}, "[phonemes]": {}}
+    merges: list[tuple[str, str]] = []
     section = ""
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line or line.startswith("#"):
+    for line in filter(None, text.splitlines()):
+        if line.startswith("#"):
             continue
-        try:
-            if line.startswith("["):
-                section = line
-            elif section == "[special]":
-                _read_id(line, table.special)
-            elif section == "[phonemes]":
-                _read_id(line, table.phonemes)
-            elif section == "[merges]":
-                _read_merges(line, table.merges)
-            else:
-                raise ValueError(f"no section of this file is called {section!r}")  # noqa: TRY301
-        except ValueError as error:
-            raise ValueError(f"phonemes.txt, line {number}, {line!r}: {error}") from error
-    return table
-
-
-def _read_id(line: str, strings: dict[str, int]) -> None:
-    """`6 " “ ˇ`: an id and its strings."""
-    id_, *names = line.split(" ")
-    for name in names:
-        escaped = re.fullmatch(r"U\+([0-9A-F]{4,6})", name)
-        string = chr(int(escaped[1], 16)) if escaped else name
-        if not string or string in strings:
-            raise ValueError(f"{string!r} is empty or stands here for the second time")
-        strings[string] = int(id_)
-
-
-def _read_merges(line: str, merges: list[tuple[str, str]]) -> None:
-    """`12: u+ː ˈ+ʌ`: the rank of the first merge, and the halves of each."""
-    rank, _, pairs = line.partition(": ")
-    if int(rank) != len(merges):
-        raise ValueError(f"the row counts from {rank}, and {len(merges)} is next")
-    for pair in pairs.split(" "):
-        left, right = pair.split("+")
-        merges.append((left, right))
+        if line.startswith("["):
+            section = line
+        elif section == "[merges]":  # `12: u+ː ˈ+ʌ`: the first rank, and the halves
+            left_and_right = [pair.split("+") for pair in line.partition(": ")[2].split(" ")]
+            merges += [(left, right) for left, right in left_and_right]
+        else:  # `6 " “ U+02C7`: an id and its strings
+            id_, *names = line.split(" ")
+            for name in names:
+                escaped = re.fullmatch(r"U\+([0-9A-F]{4,6})", name)
+                tables[section][chr(int(escaped[1], 16)) if escaped else name] = int(id_)
+    return tables["[special]"], tables["[phonemes]"], merges
 
 
 def build(text: str) -> str:
-    """Turn the text of phonemes.txt into the text of tokenizer.json.
-
-    Raises:
-        ValueError: as `read_table` and `Table.vocabulary`.
-    """
-    table = read_table(text)
+    """Turn the text of phonemes.txt into the text of tokenizer.json."""
+    special_ids, phonemes, merges = read_table(text)
+    written = special_ids | phonemes
+    # The results of the merges take the ids after the unbroken run that is written out.
+    first = next(i for i in range(len(written) + 1) if i not in written.values())
+    vocab = written | {"".join(pair): first + rank for rank, pair in enumerate(merges)}
+    if sorted(set(vocab.values())) != list(range(max(vocab.values()) + 1)):
+        raise ValueError("phonemes.txt leaves out an id")
 
     def special(token: str) -> dict[str, object]:
         return {"SpecialToken": {"id": token, "type_id": 0}}
@@ -126,7 +72,7 @@ def build(text: str) -> str:
                 "normalized": False,
                 "special": True,
             }
-            for token, id_ in table.special.items()
+            for token, id_ in special_ids.items()
         ],
         "normalizer": None,
         "pre_tokenizer": None,
@@ -135,7 +81,7 @@ def build(text: str) -> str:
             "single": [special(BOS), sequence("A"), special(EOS)],
             "pair": [special(BOS), sequence("A"), special(EOS), sequence("B"), special(EOS)],
             "special_tokens": {
-                token: {"id": token, "ids": [table.special[token]], "tokens": [token]}
+                token: {"id": token, "ids": [special_ids[token]], "tokens": [token]}
                 for token in (BOS, EOS)
             },
         },
@@ -150,10 +96,10 @@ def build(text: str) -> str:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": False,
-            "vocab": table.vocabulary(),
+            "vocab": dict(sorted(vocab.items(), key=lambda item: item[1])),
             # "a b" and not ["a", "b"]: every release of `tokenizers` reads this form, and one
             # merge takes one line.
-            "merges": [f"{left} {right}" for left, right in table.merges],
+            "merges": [f"{left} {right}" for left, right in merges],
         },
     }
     return json.dumps(document, ensure_ascii=False, indent=1) + "\n"

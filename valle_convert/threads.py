@@ -1,8 +1,14 @@
-"""How the threads of torch and llama.cpp wait for each other."""
+"""Work ahead in another thread, and how the threads of torch and llama.cpp wait for each other."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+_END = object()
 
 
 def limit_openmp_spinning() -> None:
@@ -15,3 +21,13 @@ def limit_openmp_spinning() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
+def made_ahead(items: Iterable[T]) -> Iterator[T]:
+    """The items in order, each made by another thread while the one before is used."""
+    source: Iterator[object] = iter(items)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        following = pool.submit(next, source, _END)
+        while (item := following.result()) is not _END:
+            following = pool.submit(next, source, _END)
+            yield item  # type: ignore[misc]  # not the sentinel

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from small_codec import save_codec
 
 from valle_convert.audio import EncodecCodec
@@ -19,9 +18,3 @@ def codec_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def codec(codec_folder: Path) -> EncodecCodec:
     return EncodecCodec(codec_folder)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Tiny models are slower on several threads, and very slow where workers share the cores."""
-    torch.set_num_threads(1)

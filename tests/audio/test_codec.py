@@ -8,11 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from small_codec import save_codec
-from transformers import EncodecModel
 
 from valle_convert.audio import Audio, EncodecCodec, fit_prompt, prompt_audio
 from valle_convert.encodec import open_encodec
@@ -38,31 +36,10 @@ def test_audio_becomes_75_frames_a_second_of_8_levels(codec: EncodecCodec) -> No
     assert (codec.description.sample_rate, codec.description.frame_rate) == (RATE, 75.0)
 
 
-def test_codes_and_audio_are_those_of_transformers_itself(
-    codec: EncodecCodec, codec_folder: Path
-) -> None:
-    model = EncodecModel.from_pretrained(codec_folder).eval()
-    audio = noise(1.0)
-    with torch.inference_mode():
-        encoded = model.encode(torch.from_numpy(audio.samples)[None, None], bandwidth=6.0)
-        decoded = model.decode(encoded.audio_codes, encoded.audio_scales)
-    codes = codec.encode(audio)
-    np.testing.assert_array_equal(codes, encoded.audio_codes[0, 0].T.numpy())
-    expected = decoded.audio_values[0, 0].numpy()
-    np.testing.assert_allclose(codec.decode(codes).samples, expected, rtol=0, atol=1e-5)
-
-
 def test_a_frame_of_codes_is_320_samples_of_audio(codec: EncodecCodec) -> None:
     audio = codec.decode(np.zeros((7, 8), np.int32))
     assert (len(audio.samples), audio.sample_rate) == (7 * 320, RATE)
     assert len(codec.decode(np.zeros((0, 8), np.int32)).samples) == 0
-
-
-def test_fewer_levels_are_decoded_too(codec: EncodecCodec) -> None:
-    codes = codec.encode(noise(0.5))
-    rough, fine = codec.decode(codes[:, :1]), codec.decode(codes)
-    assert rough.samples.shape == fine.samples.shape
-    assert not np.array_equal(rough.samples, fine.samples)
 
 
 def test_a_codec_with_other_codebooks_finds_its_own_bandwidth(tmp_path: Path) -> None:
@@ -80,7 +57,7 @@ def test_a_stereo_codec_is_refused(tmp_path: Path, codec_folder: Path) -> None:
     config = json.loads((codec_folder / "config.json").read_text())
     shutil.copytree(codec_folder, tmp_path / "codec")
     (tmp_path / "codec" / "config.json").write_text(json.dumps(config | {"normalize": True}))
-    with pytest.raises(InputError, match=r"no EnCodec of the 24 kHz kind.*\(normalize\).*\.npz"):
+    with pytest.raises(InputError, match=r"not like facebook.*\(normalize\).*\.npz"):
         EncodecCodec(tmp_path / "codec")
 
 
@@ -88,11 +65,6 @@ def test_codes_that_are_none_of_the_codecs_are_a_mistake(codec: EncodecCodec) ->
     for codes in (np.full((3, 8), -1), np.full((3, 8), 1024), np.zeros((3, 9))):
         with pytest.raises(ValueError, match="codes"):
             codec.decode(codes.astype(np.int32))
-
-
-def test_loading_prints_nothing(codec_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    EncodecCodec(codec_folder)
-    assert capfd.readouterr() == ("", "")
 
 
 def test_the_encoder_is_read_when_something_is_encoded(

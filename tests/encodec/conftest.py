@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from encodec_files import GOLDEN_ENCODEC, save_full_size
 
 
@@ -35,9 +34,3 @@ def configured(folder: Path) -> Callable[..., Path]:
         return folder
 
     return change
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Tiny models are slower on several threads, and very slow where workers share the cores."""
-    torch.set_num_threads(1)

@@ -8,8 +8,6 @@ from pathlib import Path
 import eng_to_ipa
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from valle_convert.families.vallex.symbols import unknown_symbols
 from valle_convert.families.vallex.text.english import english_symbols, from_espeak
@@ -127,17 +125,3 @@ def test_the_dictionary_is_spelled_in_the_symbols(dictionary: list[str]) -> None
     assert unsaid == []
     assert unknown_symbols(said) == [" "]
     assert len(said.split()) == len(words)
-
-
-def test_what_cannot_be_said_is_told_once_each() -> None:
-    assert english_symbols("ok 中θ中 😀") == ("ˈoʊˈkeɪ", ["中", "θ", "😀"])
-
-
-@settings(deadline=None, max_examples=150)
-@given(st.text(max_size=40) | st.text("abcdefglLMRz 0123456789.,:;'-$£%/!?¼½²٣éß", max_size=40))
-def test_any_text_is_spelled_in_the_symbols_or_told(text: str) -> None:
-    symbols, unsaid = english_symbols(text)
-    assert set(unknown_symbols(symbols)) <= {" "}
-    assert symbols == symbols.strip()
-    assert "  " not in symbols
-    assert len(set(unsaid)) == len(unsaid)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from valle_convert.families.vallex.symbols import unknown_symbols
 from valle_convert.families.vallex.text import japanese
 from valle_convert.families.vallex.text.japanese import Phone, japanese_symbols, spell_phones
 
@@ -57,22 +54,3 @@ def test_nothing_is_printed_where_data_goes(capfd: pytest.CaptureFixture[str]) -
     japanese._openjtalk.cache_clear()
     japanese_symbols("はい。")
     assert capfd.readouterr().out == ""
-
-
-def test_what_cannot_be_said_is_told_once_each() -> None:
-    assert japanese_symbols("はい😀한😀θ") == ("ha↓i", ["😀", "한", "θ"])
-
-
-TEXTS = st.text(max_size=40) | st.text(
-    "あいうっんーゃはへをがカキッンャヴィ今日人東京々〆ヶ 、。！？「」…・ABz0123.%％ｱﾞ𠀀É",
-    max_size=40,
-)
-
-
-@settings(deadline=None, max_examples=150)
-@given(TEXTS)
-def test_any_text_is_spelled_in_the_symbols_or_told(text: str) -> None:
-    symbols, unsaid = japanese_symbols(text)
-    assert set(unknown_symbols(symbols)) <= {" "}
-    assert symbols == symbols.strip()
-    assert len(set(unsaid)) == len(unsaid)

@@ -40,7 +40,7 @@ def test_the_built_in_one_is_taken_where_nothing_else_is_there(
     assert choice.agreement == (
         "its 256 ids are the checkpoint's 256 rows, its 281 strings the checkpoint's own"
     )
-    assert choice.sha256 == hashlib.sha256(BUILT_IN.read_bytes()).hexdigest()
+    assert choice.file.sha256 == hashlib.sha256(BUILT_IN.read_bytes()).hexdigest()
     assert choice.file.kind == "bpe"
 
 
@@ -51,7 +51,7 @@ def test_a_file_beside_the_checkpoint_comes_before_the_built_in_one(checkpoint: 
         choice = choose_tokenizer(None, where, None, 256)
         assert choice.source == beside.name
         assert choice.reason == "found beside the checkpoint"
-        assert choice.sha256 == hashlib.sha256(beside.read_bytes()).hexdigest()
+        assert choice.file.sha256 == hashlib.sha256(beside.read_bytes()).hexdigest()
 
 
 def test_settings_of_a_trainer_s_batches_change_no_id(checkpoint: Path) -> None:
@@ -140,7 +140,7 @@ def test_choosing_and_compiling_load_no_library() -> None:
         "import json, sys; from pathlib import Path;"
         "from valle_convert.tokenizer.choose import choose_tokenizer;"
         "choice = choose_tokenizer(None, Path('x.sft'), None, 256);"
-        "choice.compile([f'<row:{i}>' for i in range(27000)]);"
+        "choice.file.compile([f'<row:{i}>' for i in range(27000)]);"
         "print(json.dumps([*sys.modules]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)

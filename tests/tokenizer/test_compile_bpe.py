@@ -5,7 +5,6 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from valle_convert.tokenizer.byte_level import (
 from valle_convert.tokenizer.check import compare
 from valle_convert.tokenizer.choose import BUILT_IN
 from valle_convert.tokenizer.compile import compile_bpe
-from valle_convert.tokenizer.compiled import CompiledTokenizer, TokenType, check_placeholders
+from valle_convert.tokenizer.compiled import CompiledTokenizer, TokenType
 from valle_convert.tokenizer.corpus import AWKWARD, texts
 from valle_convert.tokenizer.oracle import HuggingFaceOracle, LlamaTokenizer
 
@@ -113,28 +112,6 @@ def test_every_token_has_the_type_that_llama_cpp_needs(compiled: CompiledTokeniz
     }
 
 
-def test_bytes_are_joined_before_phonemes_and_phonemes_by_rank(
-    compiled: CompiledTokenizer,
-) -> None:
-    merges = [merge.split(" ") for merge in compiled.merges]
-    is_text = [from_byte_level("".join(merge)) for merge in merges]
-    n_bytes = len(merges) - 304
-    assert merges[n_bytes] == [to_byte_level("ˈ"), to_byte_level("ɛ")]
-    assert merges[-1] == [to_byte_level("ʍ"), to_byte_level("ˌɪtʃ")]
-    for joined in is_text[:n_bytes]:
-        assert joined is not None
-        assert len(joined) == 2 or joined[0] >= 0xE0
-
-
-def test_no_two_tokens_have_the_same_text(compiled: CompiledTokenizer) -> None:
-    assert len(set(compiled.tokens)) == len(compiled.tokens)
-
-
-def test_no_continuation_byte_is_a_token(compiled: CompiledTokenizer) -> None:
-    continuation = {to_byte_level(bytes([byte])) for byte in range(0x80, 0xC0)}
-    assert not continuation & set(compiled.tokens)
-
-
 def test_the_keys_carry_the_special_ids_which_llama_cpp_would_else_make_up(
     compiled: CompiledTokenizer,
 ) -> None:
@@ -156,10 +133,6 @@ def test_token_types_have_the_numbers_of_gguf() -> None:
     }
 
 
-def test_compiling_twice_gives_the_same(published: PhonemeBpe) -> None:
-    assert compile_bpe(published, PLACEHOLDERS) == compile_bpe(published, PLACEHOLDERS)
-
-
 @pytest.mark.parametrize(
     ("placeholders", "reason"),
     [
@@ -177,11 +150,6 @@ def test_a_row_name_that_text_could_turn_into_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=reason):
         compile_bpe(published, placeholders)
-
-
-@given(st.lists(st.text(min_size=2), unique=True))
-def test_different_names_of_two_characters_are_fine(names: list[str]) -> None:
-    check_placeholders(names, [])
 
 
 # --- stock llama.cpp makes the original ids of it -------------------------------------------
@@ -212,13 +180,6 @@ def test_special_texts_are_matched_only_where_asked_for(
 ) -> None:
     parsed = llama.encode("a<mask>", add_special=False, parse_special=True)
     assert [compiled.true_ids[id_] for id_ in parsed] == [16, 3]
-
-
-def test_no_text_turns_into_a_row_that_is_no_text(
-    llama: LlamaTokenizer, compiled: CompiledTokenizer
-) -> None:
-    for name in PLACEHOLDERS:
-        assert -1 not in true_ids_of(llama, compiled, name)
 
 
 @pytest.mark.parametrize(
@@ -310,20 +271,6 @@ def test_any_tokenizer_is_refused_or_reproduced_exactly(
         chosen = itertools.islice(texts(bpe.vocab, 3900, seed=seed), 2800, None)
         report = compare(llama, HuggingFaceOracle(data), compiled.true_ids, chosen)
     assert report.ok, report.first
-
-
-def test_the_generator_of_tokenizers_makes_good_ones_with_shared_ids() -> None:
-    good: list[PhonemeBpe] = []
-
-    @settings(max_examples=60, database=None, derandomize=True)
-    @given(small_bpes())
-    def collect(data: bytes) -> None:
-        with suppress(InputError):
-            good.append(parse_bpe(data, "f"))
-
-    collect()
-    n_rich = sum(len(bpe.merges) > 1 and max(map(len, bpe.strings)) > 4 for bpe in good)
-    assert n_rich >= 10
 
 
 # --- and the comparison would notice if it did not ----------------------------------------------

@@ -115,12 +115,12 @@ def decode_audio(
 
     Args:
         raw: the file.
-        name: of it, for messages.
-        sample_rate: of the result.
-        max_seconds: read no more than the beginning.
+        name: its name in messages.
+        sample_rate: sample rate of the result.
+        max_seconds: read only the beginning.
 
     Raises:
-        InputError: it is no audio, it is empty, or has samples that are no numbers, or its channels
+        InputError: it is not audio, is empty, has samples that are not finite, or its channels
             cancel each other out.
         EnvironmentFault: soundfile or soxr is not installed.
     """
@@ -132,8 +132,8 @@ def decode_audio(
             rate = int(file.samplerate)
             if rate not in _RATES:
                 raise InputError(
-                    f"{name} has a sample rate of {rate} Hz, where {_RATES[0]} to {_RATES[-1]} is "
-                    "expected; the file is damaged."
+                    f"{name} has a sample rate of {rate} Hz, expected {_RATES[0]} to {_RATES[-1]}; "
+                    "the file is damaged."
                 )
             limit = -1 if max_seconds is None else round(max_seconds * rate)
             mixed, power, mixed_power = [], 0.0, 0.0
@@ -144,8 +144,8 @@ def decode_audio(
                 mixed_power += _power(mixed[-1][:, None])
     except sound.SoundFileError as error:
         raise InputError(
-            f"{name} cannot be read as audio ({_reason(error)}), where a wav, flac, ogg or mp3 "
-            f"file is expected; convert it with `ffmpeg -i {shell_name} voice.wav`."
+            f"{name} cannot be read as audio ({_reason(error)}), expected wav, flac, ogg or mp3; "
+            f"convert it with `ffmpeg -i {shell_name} voice.wav`."
         ) from error
     samples = np.concatenate(mixed) if mixed else np.zeros(0, np.float32)
     if not len(samples):
@@ -354,9 +354,9 @@ def wav_header(rate: int, n_bytes: int | None, sample_format: SampleFormat = "in
     """The 44 bytes before the samples of a wav file (IBM and Microsoft, 1991).
 
     Args:
-        rate: in Hz.
-        n_bytes: of all samples; None where nobody knows yet.
-        sample_format: of a sample.
+        rate: sample rate in Hz.
+        n_bytes: size of the samples; None if it is not known yet.
+        sample_format: how samples are stored.
     """
     tag, bits = (3, 32) if sample_format == "float32" else (1, 16)
     size, width = min(_UNKNOWN if n_bytes is None else n_bytes, _UNKNOWN), bits // 8
@@ -370,7 +370,7 @@ def wav_header(rate: int, n_bytes: int | None, sample_format: SampleFormat = "in
 
 def _place(out: BinaryIO) -> int | None:
     """The position in a file on standard output; None if it is not seekable."""
-    import fcntl  # which Windows has not
+    import fcntl  # not available on Windows
 
     if not out.seekable() or fcntl.fcntl(out.fileno(), fcntl.F_GETFL) & os.O_APPEND:
         return None

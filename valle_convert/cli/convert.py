@@ -264,7 +264,7 @@ def _plan_json(plan: Plan, out: Path) -> dict[str, Any]:
         "tokenizer": {
             "source": plan.tokenizer.source,
             "reason": plan.tokenizer.reason,
-            "sha256": plan.tokenizer.sha256,
+            "sha256": plan.tokenizer.file.sha256,
         },
         "files": {path.name: _file_json(file) for path, file in plan.at(out).items()},
         "dropped": [{"source": d.source, "reason": d.reason} for d in plan.description.dropped],

@@ -18,16 +18,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, get_type_hints
+
+import msgspec
 
 from valle_convert.errors import InputError
 
-#: Larger numbers mean a damaged config.
-_MAX_SIZE = 1 << 16
-_MAX_LAYERS = 64
-_MAX_CODEBOOKS = 1024
-_MAX_RATE = 1_000_000
+#: Numbers outside of these ranges mean a damaged config.
+Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
+Layers = Annotated[int, msgspec.Meta(ge=1, le=64)]
+Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e6)]
+Ratios = Annotated[
+    tuple[Annotated[int, msgspec.Meta(ge=1, le=1024)], ...],
+    msgspec.Meta(min_length=1, max_length=16),
+]
+Bandwidths = Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)]
+MAX_CODEBOOKS = 1024
 _PAD_MODES = ("reflect", "constant", "replicate")
 
 
@@ -50,29 +57,29 @@ class EncodecSpec:
         chunk_length_s: length of chunks in seconds; None if audio is coded at once.
     """
 
-    n_codebooks: int
-    audio_channels: int = 1
-    sampling_rate: int = 24_000
-    hidden_size: int = 128
-    num_filters: int = 32
-    kernel_size: int = 7
-    last_kernel_size: int = 7
-    residual_kernel_size: int = 3
-    num_residual_layers: int = 1
-    dilation_growth_rate: int = 2
-    compress: int = 2
-    num_lstm_layers: int = 2
-    upsampling_ratios: tuple[int, ...] = (8, 5, 4, 2)
-    codebook_size: int = 1024
-    codebook_dim: int = 128
-    target_bandwidths: tuple[float, ...] = (1.5, 3.0, 6.0, 12.0, 24.0)
+    n_codebooks: Annotated[int, msgspec.Meta(ge=1, le=MAX_CODEBOOKS)]
+    audio_channels: Size = 1
+    sampling_rate: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 24_000
+    hidden_size: Size = 128
+    num_filters: Size = 32
+    kernel_size: Size = 7
+    last_kernel_size: Size = 7
+    residual_kernel_size: Size = 3
+    num_residual_layers: Layers = 1
+    dilation_growth_rate: Size = 2
+    compress: Size = 2
+    num_lstm_layers: Layers = 2
+    upsampling_ratios: Ratios = (8, 5, 4, 2)
+    codebook_size: Annotated[int, msgspec.Meta(ge=2, le=1 << 16)] = 1024
+    codebook_dim: Size = 128
+    target_bandwidths: Bandwidths = (1.5, 3.0, 6.0, 12.0, 24.0)
     use_causal_conv: bool = True
     pad_mode: str = "reflect"
-    trim_right_ratio: float = 1.0
+    trim_right_ratio: Positive = 1.0
     use_conv_shortcut: bool = True
     norm_type: str = "weight_norm"
     normalize: bool = False
-    chunk_length_s: float | None = None
+    chunk_length_s: Positive | None = None
 
     @property
     def hop_length(self) -> int:
@@ -93,60 +100,25 @@ class EncodecSpec:
         return max(1, math.floor(bandwidth * 1000 / bits + 1e-9))
 
 
-def spec_from_config(config: Mapping[str, Any], n_codebooks: int, where: str) -> EncodecSpec:
-    """The spec in a transformers `config.json`, with every value checked."""
+def spec_from_config(config: Mapping[str, Any], where: str) -> EncodecSpec:
+    """The spec in a transformers `config.json` with `n_codebooks`, and every value checked."""
     problems: list[str] = []
     known: dict[str, Any] = {}
-    for field in fields(EncodecSpec):
-        if field.name == "n_codebooks" or config.get(field.name) is None:
+    for name, kind in get_type_hints(EncodecSpec, include_extras=True).items():
+        if config.get(name) is None:
             continue  # null means the default, as in transformers
         try:
-            known[field.name] = _parsed(field.name, config[field.name])
-        except ValueError as error:
-            problems.append(f"{field.name} is {config[field.name]!r}, {error}")
+            known[name] = msgspec.convert(config[name], kind)
+        except msgspec.ValidationError as error:
+            problems.append(f"{name} is {config[name]!r}: {error}")
     if problems:
         raise InputError(
-            f"{where} is not a config of EnCodec: {'; '.join(problems)}; download it again."
+            f"{where} does not describe an EnCodec: {'; '.join(problems)}; download it again."
         )
     # As in transformers, codebook_dim defaults to the width of a frame.
     known.setdefault("codebook_dim", known.get("hidden_size", EncodecSpec.hidden_size))
-    return EncodecSpec(n_codebooks=n_codebooks, **known)
-
-
-def _parsed(name: str, value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
-    if name == "upsampling_ratios":
-        if not isinstance(value, list) or not 1 <= len(value) <= 16:
-            raise ValueError("expected a list of whole numbers")
-        return tuple(_whole(one, 1024) for one in value)
-    if name == "target_bandwidths":
-        if not isinstance(value, list) or not value:
-            raise ValueError("expected a list of kbit/s")
-        return tuple(sorted(_positive(one) for one in value))
-    if name in {"use_causal_conv", "use_conv_shortcut", "normalize"}:
-        if not isinstance(value, bool):
-            raise ValueError("expected true or false")
-        return value
-    if name in {"pad_mode", "norm_type"}:
-        if not isinstance(value, str):
-            raise ValueError("expected a word")
-        return value
-    if name in {"trim_right_ratio", "chunk_length_s"}:
-        return _positive(value)
-    layers = {"num_residual_layers", "num_lstm_layers"}
-    limit = _MAX_RATE if name == "sampling_rate" else _MAX_LAYERS if name in layers else _MAX_SIZE
-    return _whole(value, limit, least=2 if name == "codebook_size" else 1)
-
-
-def _whole(value: Any, limit: int, least: int = 1) -> int:  # noqa: ANN401 - whatever JSON holds
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= limit:
-        raise ValueError(f"expected a whole number from {least} to {limit:,}")
-    return value
-
-
-def _positive(value: Any) -> float:  # noqa: ANN401 - whatever JSON holds
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
-        raise ValueError("expected a positive number")
-    return float(value)
+    spec = EncodecSpec(**known)
+    return replace(spec, target_bandwidths=tuple(sorted(spec.target_bandwidths)))
 
 
 # -------------------------------------------------------------------------------- layers
@@ -382,31 +354,24 @@ def _with_bias(
 
 def check_computable(spec: EncodecSpec, where: str) -> None:
     """Reject what this project's encoder and decoder would compute wrongly."""
-    reasons = []
-    if spec.audio_channels != 1:
-        reasons.append(f"it is for {spec.audio_channels} channels (audio_channels)")
-    if spec.normalize:
-        reasons.append("it codes the loudness apart (normalize)")
-    if spec.chunk_length_s is not None:
-        reasons.append(f"it works in chunks of {spec.chunk_length_s:g} s (chunk_length_s)")
-    if spec.norm_type != "weight_norm":
-        reasons.append(f"its layers are followed by {spec.norm_type} (norm_type)")
-    if not spec.use_causal_conv:
-        reasons.append("its convolutions look ahead (use_causal_conv)")
-    if spec.trim_right_ratio != 1.0:
-        reasons.append(f"it is trimmed by {spec.trim_right_ratio:g} (trim_right_ratio)")
-    if spec.pad_mode not in _PAD_MODES:
-        reasons.append(f"it pads with {spec.pad_mode!r} (pad_mode)")
-    if spec.codebook_dim != spec.hidden_size:
-        reasons.append(
-            f"its codebooks are {spec.codebook_dim} wide and its frames {spec.hidden_size} "
-            "(codebook_dim)"
-        )
+    faults = (
+        (spec.audio_channels != 1, f"it is for {spec.audio_channels} channels (audio_channels)"),
+        (spec.normalize, "it codes the loudness apart (normalize)"),
+        (spec.chunk_length_s is not None, "it works in chunks (chunk_length_s)"),
+        (spec.norm_type != "weight_norm", f"its layers use {spec.norm_type} (norm_type)"),
+        (not spec.use_causal_conv, "its convolutions look ahead (use_causal_conv)"),
+        (spec.trim_right_ratio != 1.0, "it is not trimmed at the end (trim_right_ratio)"),
+        (spec.pad_mode not in _PAD_MODES, f"it pads with {spec.pad_mode!r} (pad_mode)"),
+        (
+            spec.codebook_dim != spec.hidden_size,
+            f"its codebooks are {spec.codebook_dim} wide, not {spec.hidden_size} (codebook_dim)",
+        ),
+    )
+    reasons = [words for is_wrong, words in faults if is_wrong]
     if reasons:
         raise InputError(
-            f"The codec {where} is no EnCodec of the 24 kHz kind, for one channel and causal: "
-            f"{'; '.join(reasons)}. VALL-E speaks facebook/encodec_24khz; codes of another codec "
-            "can be kept in .npz files, and are encoded and decoded by that codec's own program."
+            f"The codec {where} is not like facebook/encodec_24khz: {'; '.join(reasons)}. Encode "
+            "and decode with that codec's own program, and pass the codes as .npz."
         )
 
 

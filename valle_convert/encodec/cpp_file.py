@@ -23,7 +23,7 @@ import math
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -36,6 +36,7 @@ from valle_convert.encodec.architecture import (
     EncodecSpec,
     check_runs_on_encodec_cpp,
     codebook_name,
+    spec_from_config,
     table_problems,
     tensor_table,
 )
@@ -48,17 +49,6 @@ from valle_convert.wording import plural
 MAGIC = struct.pack("<i", 0x67676D6C)
 _HEADER = struct.Struct("<4s9i")
 _TENSOR = struct.Struct("<3i")
-_HEADER_FIELDS = (
-    "in_channels",
-    "hidden",
-    "n_filters",
-    "kernel_size",
-    "residual_kernel_size",
-    "n_bins",
-    "bandwidth",
-    "sample_rate",
-    "ftype",
-)
 _MAX_DIMS = 3
 _MAX_NAME = 256
 
@@ -90,7 +80,7 @@ class CppHeader:
 
     def pack(self) -> bytes:
         """Magic and numbers, 40 bytes."""
-        return _HEADER.pack(MAGIC, *(getattr(self, name) for name in _HEADER_FIELDS))
+        return _HEADER.pack(MAGIC, *astuple(self))
 
     @property
     def n_levels(self) -> int:
@@ -329,33 +319,24 @@ def spec_of_header(header: CppHeader, names: Iterable[str], path: Path) -> Encod
             f"{path} has the ftype {header.ftype}, expected 1 (float16) or 0 (float32)."
         )
     held = set(names)
-    n_codebooks = sum(codebook_name(n) in held for n in range(CPP_MAX_CODEBOOKS + 1))
-    limits = {"sample_rate": 1_000_000, "in_channels": 2, "bandwidth": 1 << 16}
-    for name in _HEADER_FIELDS[:-1]:
-        value = getattr(header, name)
-        limit = limits.get(name, 1 << 14)
-        if not 1 <= value <= limit or (name == "n_bins" and value < 2):
-            raise InputError(
-                f"{path} is damaged: {name} is {value:,}, expected 1 to {limit:,}. Make it again "
-                "with `valle-convert codec`."
-            )
+    config = {
+        "n_codebooks": max(1, sum(codebook_name(n) in held for n in range(CPP_MAX_CODEBOOKS + 1))),
+        "audio_channels": header.in_channels,
+        "sampling_rate": header.sample_rate,
+        "hidden_size": header.hidden,
+        "num_filters": header.n_filters,
+        "kernel_size": header.kernel_size,
+        "last_kernel_size": header.kernel_size,
+        "residual_kernel_size": header.residual_kernel_size,
+        "codebook_size": header.n_bins,
+        "target_bandwidths": [header.bandwidth],
+    }
+    spec = spec_from_config(config, str(path))
     if header.n_levels > CPP_MAX_CODEBOOKS:
         raise _broken(
             path,
             f"its bandwidth of {header.bandwidth} kbit/s means {plural(header.n_levels, 'level')}",
         )
-    spec = EncodecSpec(
-        n_codebooks=max(n_codebooks, header.n_levels),
-        audio_channels=header.in_channels,
-        sampling_rate=header.sample_rate,
-        hidden_size=header.hidden,
-        num_filters=header.n_filters,
-        kernel_size=header.kernel_size,
-        last_kernel_size=header.kernel_size,
-        residual_kernel_size=header.residual_kernel_size,
-        codebook_size=header.n_bins,
-        codebook_dim=header.hidden,
-        target_bandwidths=(float(header.bandwidth),),
-    )
+    spec = replace(spec, n_codebooks=max(spec.n_codebooks, header.n_levels))
     check_runs_on_encodec_cpp(spec, str(path))
     return spec

@@ -44,7 +44,6 @@ from valle_convert.progress import Progress, silent
 ARCHITECTURE = "encodec"
 FORMAT_VERSION = 1
 _PREFIX = f"{ARCHITECTURE}."
-_MAX_CODEBOOKS = 1024
 
 CodecType = Literal["f16", "f32"]
 _TYPES: Mapping[CodecType, GgmlType] = {"f16": F16, "f32": F32}
@@ -203,11 +202,4 @@ def _read_spec(file: GgufFile, where: str) -> EncodecSpec:
         raise InputError(
             f"{where} lacks {', '.join(missing)}; write it again with `valle-convert codec`."
         )
-    config: dict[str, Any] = {name: file.keys[_PREFIX + name] for name in _KEY_TYPES}
-    n_codebooks = config.pop("n_codebooks")
-    if not isinstance(n_codebooks, int) or not 1 <= n_codebooks <= _MAX_CODEBOOKS:
-        raise InputError(
-            f"{where} is damaged: {_PREFIX}n_codebooks is {n_codebooks!r}, expected 1 to "
-            f"{_MAX_CODEBOOKS}."
-        )
-    return spec_from_config(config, n_codebooks, where)
+    return spec_from_config({name: file.keys[_PREFIX + name] for name in _KEY_TYPES}, where)

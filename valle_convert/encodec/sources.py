@@ -31,6 +31,7 @@ from valle_convert.checkpoint.sharded import ShardedTensors
 from valle_convert.checkpoint.source import WEIGHT_DTYPES, TensorSource, TensorSpec
 from valle_convert.checkpoint.torch_file import TorchTensors, load_torch_file
 from valle_convert.encodec.architecture import (
+    MAX_CODEBOOKS,
     CodecTensor,
     EncodecSpec,
     codebook_name,
@@ -71,7 +72,6 @@ _LEFT_OUT = re.compile(
     r"quantizer\.(?:vq\.)?layers\.\d+\._?codebook\.(?:inited|cluster_size|embed_avg)"
 )
 _CODEBOOK = re.compile(r"quantizer\.(?:vq\.)?layers\.(\d+)\._?codebook\.embed")
-_MAX_CODEBOOKS = 1024
 _DTYPES = [str(dtype) for dtype in WEIGHT_DTYPES]
 
 #: Other codecs, by model_type in config.json.
@@ -234,7 +234,7 @@ def _spec_from_tensors(specs: Mapping[str, TensorSpec], path: Path) -> EncodecSp
 def _count_codebooks(names: Iterable[str]) -> int:
     """One more than the highest level with a codebook."""
     levels = [int(match[1]) for name in names if (match := _CODEBOOK.fullmatch(name))]
-    return min(max(levels, default=-1) + 1, _MAX_CODEBOOKS)
+    return min(max(levels, default=-1) + 1, MAX_CODEBOOKS)
 
 
 # ------------------------------------------------------------------------------- folders
@@ -243,14 +243,15 @@ def _count_codebooks(names: Iterable[str]) -> int:
 def _open_folder(folder: Path, source: str) -> EncodecWeights:
     config = _read_config(folder)
     tensors, files = _folder_tensors(folder)
-    spec = spec_from_config(config, max(1, _count_codebooks(tensors.specs)), str(folder / _CONFIG))
+    n_codebooks = max(1, _count_codebooks(tensors.specs))
+    spec = spec_from_config({**config, "n_codebooks": n_codebooks}, str(folder / _CONFIG))
     if spec.norm_type != EncodecSpec.norm_type:
         raise InputError(
             f"The codec {folder} has layers with {spec.norm_type}, like the 48 kHz EnCodec, "
             f"expected {ENCODEC_24KHZ}. {_ELSEWHERE}"
         )
     # transformers makes as many codebooks as the highest bandwidth needs.
-    n_expected = min(spec.levels_at(spec.target_bandwidths[-1]), _MAX_CODEBOOKS)
+    n_expected = min(spec.levels_at(spec.target_bandwidths[-1]), MAX_CODEBOOKS)
     spec = replace(spec, n_codebooks=max(spec.n_codebooks, n_expected))
     names = [entry.transformers_name for entry in tensor_table(spec)]
     reader = _FoldingReader(source, tensors, spec, names)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +15,8 @@ from valle_convert.errors import InputError
 Tensor = NDArray[np.float32]
 
 
-class TensorReader(Protocol):
-    """`read(entry)`: one tensor in float32, of the shape of its entry."""
-
-    def __call__(self, entry: CodecTensor) -> Tensor:
-        """Read it."""
-        ...
+#: Reads one tensor in float32, of the shape of its entry.
+TensorReader = Callable[[CodecTensor], Tensor]
 
 
 @dataclass(frozen=True)

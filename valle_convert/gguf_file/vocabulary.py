@@ -21,13 +21,13 @@ def phoneme_vocabulary(
 ) -> tuple[list[Key], tuple[int, ...]]:
     """The keys, and the phonemes whose rows are copied after all others."""
     _, *others = blocks
-    compiled = tokenizer.compile(placeholder_names(others))
+    compiled = tokenizer.file.compile(placeholder_names(others))
     _check_special_ids(compiled, tokenizer)
     keys = [
         *(Key(name, value, kind) for name, value, kind in compiled.metadata()),
         Key("valle.tokenizer.source", tokenizer.source, "string"),
         Key("valle.tokenizer.reason", tokenizer.reason, "string"),
-        Key(TOKENIZER_SHA256_KEY, tokenizer.sha256, "string"),
+        Key(TOKENIZER_SHA256_KEY, tokenizer.file.sha256, "string"),
     ]
     return keys, compiled.extra_rows
 

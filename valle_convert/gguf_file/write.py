@@ -1,9 +1,8 @@
 """Writes a plan: the header, then tensor after tensor, in pieces of a megabyte.
 
-A second thread hashes the source while the weights are read, and a third hashes the data while it
-is written, so that the SHA-256 digests cost little time. The header, written first with
-placeholders of the same length, is written again at the end. Peak memory is two pieces, plus the
-mapped source.
+One thread hashes the source, another encodes the next piece, and a third hashes the last one, while
+a piece is written. The header, written first with placeholders of the same length, is written again
+at the end. Peak memory is three pieces, plus the mapped source.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -43,6 +41,7 @@ from valle_convert.gguf_file.keys import (
 from valle_convert.gguf_file.plan import PlannedFile, PlannedTensor, Span
 from valle_convert.gguf_file.types import F32, STRING, GgmlType
 from valle_convert.progress import Progress, silent
+from valle_convert.threads import made_ahead
 
 # Small enough for the cache: with 8 MiB, the main thread takes 1.5 s for 908 MiB instead of 1.0.
 _PIECE_BYTES = 1 << 20
@@ -118,22 +117,18 @@ def write_plan_to(
     size = len(header) + plan.data_bytes
     with (
         _digest_of(plan) if source is None else nullcontext(source) as digest,
-        ThreadPoolExecutor(max_workers=1) as pool,
+        ThreadPoolExecutor(max_workers=1) as hashing,
     ):
         data_digest = hashlib.sha256()
         pending: Future[None] | None = None
         _write(file, header)
         with progress("writing", size, "B") as advance:
             advance(len(header))
-            for tensor in plan.tensors:
-                padding = bytes(padded(tensor.n_bytes) - tensor.n_bytes)
-                encoded = map(_bytes_of, pieces(plan, tensor))
-                for view in chain(encoded, (memoryview(padding),)):
-                    # One piece is hashed while the next is made.
-                    if pending is not None:
-                        pending.result()
-                    pending = pool.submit(data_digest.update, view)
-                    advance(_write(file, view))
+            for view in made_ahead(_data(plan)):
+                if pending is not None:
+                    pending.result()
+                pending = hashing.submit(data_digest.update, view)
+                advance(_write(file, view))
         if pending is not None:
             pending.result()
         values[SOURCE_SHA256_KEY] = digest.result()
@@ -143,6 +138,13 @@ def write_plan_to(
         file.seek(0)
         _write(file, header_of(plan, values))
     return size
+
+
+def _data(plan: PlannedFile) -> Iterator[memoryview]:
+    """All bytes after the header."""
+    for tensor in plan.tensors:
+        yield from map(_bytes_of, pieces(plan, tensor))
+        yield memoryview(bytes(padded(tensor.n_bytes) - tensor.n_bytes))
 
 
 def header_digest(header: bytes, digests: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ LEVEL_WARN = 3
 LEVEL_ERROR = 4
 LEVEL_CONTINUED = 5
 
+_LOADING = threading.Lock()
 LOG_LINES = 1000  # loading a model writes about 150
 LINES_IN_A_MESSAGE = 8
 
@@ -192,9 +194,14 @@ def find_library() -> Path | None:
     return None
 
 
-@functools.cache
 def load_library() -> Library:
     """Load libllama, silence it and initialize its backends; later calls give the same object."""
+    with _LOADING:
+        return _load()
+
+
+@functools.cache
+def _load() -> Library:
     api = _import_binding()
     log = Log()
 

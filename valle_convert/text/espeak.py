@@ -1,7 +1,7 @@
-"""espeak-ng's phonemes of a text, without losing a word or a mark.
+"""Phonemes from espeak-ng, without losing a word or a punctuation mark.
 
-phonemizer may lose words when it splits a text at its marks, so it gets the text between two marks
-at a time. The result is compared with the words; if one is missing, they are read one by one.
+phonemizer may lose words when it splits a text at punctuation, so it gets the text between two
+marks at a time. The result is compared with the words; if one is missing, they are read one by one.
 
     Dr. Smith paid 3.50    "Dr" "Smith paid 3.50", and between them ". "
 """

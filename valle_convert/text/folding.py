@@ -58,14 +58,8 @@ SIGNS: dict[str, dict[str, str]] = {
         "<": "작다", ">": "크다", "〇": "영",
     },
 }  # fmt: skip
-_NAMES = {
-    "en": "English",
-    "de": "German",
-    "fr": "French",
-    "ja": "Japanese",
-    "zh": "Chinese",
-    "ko": "Korean",
-}
+_NAMES = {"en": "English", "de": "German", "fr": "French", "ja": "Japanese"}
+_NAMES |= {"zh": "Chinese", "ko": "Korean"}
 #: The voices of these languages do not read it as one number; the Korean one drops its fraction.
 _GROUPING = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 #: Marks get a space after them, but not in numbers.

@@ -118,14 +118,19 @@ def _letters(text: str) -> Counter[str]:
     letters: Counter[str] = Counter()
     for character in unicodedata.normalize("NFKC", text):
         if unicodedata.category(character).startswith("L"):
-            script = unicodedata.name(character, "").partition(" ")[0].partition("-")[0]
-            script = _SCRIPT_OF_VARIANT.get(script, script)
+            script = script_of(character)
             letters[script] += _LATIN_LETTERS_WORTH if _SCRIPTS.get(script) else 1
     return letters
 
 
 #: Letters whose Unicode names begin with another word than their script.
 _SCRIPT_OF_VARIANT = {"KATAKANA": "HIRAGANA", "IDEOGRAPHIC": "CJK"}
+
+
+def script_of(letter: str) -> str:
+    """The first word of a letter's Unicode name; HIRAGANA for both kana."""
+    script = unicodedata.name(letter, "").partition(" ")[0].partition("-")[0]
+    return _SCRIPT_OF_VARIANT.get(script, script)
 
 
 def _language_of_han(text: str) -> str | None:

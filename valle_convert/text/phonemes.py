@@ -19,16 +19,10 @@ from valle_convert.extras import require
 from valle_convert.model.spec import UNKNOWN_PHONEME
 from valle_convert.text.espeak import MARKS, is_sound, names_code_point, read, says
 from valle_convert.text.folding import HAN, fold, shortened, signs_in_words, unsaid_notice
+from valle_convert.text.languages import script_of
 
 #: espeak-ng's voice for each language.
-VOICES = {
-    "en": "en-us",
-    "de": "de",
-    "fr": "fr-fr",
-    "ja": "ja",
-    "zh": "cmn-latn-pinyin",
-    "ko": "ko",
-}
+VOICES = {"en": "en-us", "de": "de", "fr": "fr-fr", "ja": "ja", "zh": "cmn-latn-pinyin", "ko": "ko"}
 
 #: The models' vocabulary has these marks for espeak-ng's tone digits of Mandarin.
 _TONE_MARKS = str.maketrans({"1": "ˇ", "2": "ˉ", "3": "ˊ", "4": "ˋ", "5": "_"})
@@ -37,7 +31,15 @@ _KANA = "ぁ-ゖァ-ヺー"
 #: Longer words of kana get a space; espeak-ng drops what exceeds 80.
 _MAX_KANA = 60
 _JAPANESE = re.compile(rf"[{HAN}{_KANA}々〆]+")
-_FLAG_OR_CHARACTER = re.compile("[\U0001f1e6-\U0001f1ff]{2}|.", re.DOTALL)
+#: Small kana that form a syllable with the kana before; others are read like large ones.
+_SYLLABLE = re.compile(
+    "[きぎしじちぢにひびぴみりゔ][ゃゅょ]|[うゔふつくぐ][ぁぃぇぉ]|[てで][ぃゅ]|[とど]ぅ"
+    "|[しじち]ぇ|いぇ|[すず]ぃ|ふゅ|[ぁぃぅぇぉゃゅょゎゕゖ]"
+)
+_LARGE = str.maketrans("ぁぃぅぇぉゃゅょゎゕゖ", "あいうえおやゆよわかけ")
+_SIGNS = {"sign", "Po", "Pd", "Ps", "Pe", "Pc", "Pi", "Pf"}
+_FLAG = "[\U0001f1e6-\U0001f1ff]"
+_FLAG_OR_CHARACTER = re.compile(f"{_FLAG}{{2}}|.", re.DOTALL)
 #: Signs that separate words or modify a letter.
 _SILENT = f"{MARKS}|^`"
 
@@ -48,12 +50,7 @@ def to_phonemes(text: str, language: str) -> str:
     phonemes = read(readable, VOICES[language]).strip()
     if language == "zh":
         phonemes = phonemes.translate(_TONE_MARKS)
-    if unsaid and not any(map(is_sound, phonemes)):
-        raise InputError(
-            f"There is nothing to say in the text {shortened(text)}, since "
-            f"{unsaid_notice(unsaid[:5], language)}; pass --language if it is in another one."
-        )
-    check_phonemes(phonemes, said=text)
+    check_phonemes(phonemes, text, [unsaid_notice(unsaid[:5], language)] if unsaid else ())
     return phonemes
 
 
@@ -62,12 +59,14 @@ def unsaid_characters(text: str, language: str) -> list[str]:
     return list(_readable(text, language)[1])
 
 
-def check_phonemes(phonemes: str, *, said: str | None = None) -> None:
-    """Raise InputError if phonemes have no sound; the message quotes `said`, else the phonemes."""
-    if any(is_sound(character) for character in phonemes):
+def check_phonemes(phonemes: str, text: str = "", reasons: Sequence[str] = ()) -> None:
+    """Raise InputError if phonemes have no sound; the message quotes their text."""
+    if any(map(is_sound, phonemes)):
         return
-    quoted = shortened(phonemes if said is None else said)
-    raise InputError(f"There is nothing to say in the text {quoted}: it has no letters or numbers.")
+    why = ": it has no letters or numbers."
+    if reasons:
+        why = f", since {'; '.join(reasons)}; pass --language if it is in another one."
+    raise InputError(f"There is nothing to say in the text {shortened(text or phonemes)}{why}")
 
 
 def unknown_phonemes(phonemes: str, tokenize: Callable[[str], Sequence[int]]) -> list[str]:
@@ -86,7 +85,10 @@ def _readable(text: str, language: str) -> tuple[str, tuple[str, ...]]:
     said = partial(says, voice=voice)
     text = signs_in_words(fold(text, said), language, said)
     if language == "ja":
-        text = _to_hiragana(text)
+        text = _SYLLABLE.sub(
+            lambda kana: kana[0] if kana[0][1:] else kana[0].translate(_LARGE), _to_hiragana(text)
+        )
+    text = _parted(text)
     readable: list[str] = []
     unsaid: list[str] = []
     for character in _FLAG_OR_CHARACTER.findall(text):
@@ -101,6 +103,28 @@ def _readable(text: str, language: str) -> tuple[str, tuple[str, ...]]:
             if kind != "Sk":
                 unsaid += character
     return "".join(readable), tuple(dict.fromkeys(unsaid))
+
+
+def _parted(text: str) -> str:
+    """Separate what a voice may drop: letters of another script, and signs beside each other."""
+    parted = before = last_script = last_kind = ""
+    for character in text:
+        kind = unicodedata.category(character)
+        if kind in ("No", "Sc", "Sm", "So") and not re.match(_FLAG, character):
+            kind = "sign"
+        # Not in 5 µm and nº.
+        is_letter = kind in ("Lu", "Ll", "Lo") and "<" not in unicodedata.decomposition(character)
+        script = script_of(character) if is_letter else ""
+        is_beside = "sign" in (kind, last_kind) and {kind, last_kind} <= _SIGNS
+        if (script and last_script and script != last_script) or (
+            is_beside and not {character, before} & set(MARKS)
+        ):
+            parted += " "
+        parted += character
+        before, last_kind = character, kind
+        if kind != "Lm" and kind[0] != "M":
+            last_script = script
+    return parted
 
 
 @cache

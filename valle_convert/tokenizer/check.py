@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from valle_convert.threads import made_ahead
 from valle_convert.tokenizer.oracle import LlamaTokenizer, Oracle, Setting
 
-# Hugging Face encodes a batch on all cores; beyond a few hundred texts it gets no faster.
+# Hugging Face encodes a batch on all cores; larger batches are no faster.
 BATCH_SIZE = 512
 MAX_SHOWN_DIFFERENCES = 5
 
@@ -69,25 +70,28 @@ def compare(
     true_id = list(true_ids).__getitem__
     n_texts = n_differences = n_tokens = 0
     first: list[Difference] = []
-    for batch in _batches(texts, BATCH_SIZE):
-        n_texts += len(batch)
-        for setting in chosen:
-            add, parse = setting
-            for text, expected in zip(batch, oracle.encode_batch(batch, setting), strict=True):
-                ids = llama.encode(text, add_special=add, parse_special=parse)
-                found = list(map(true_id, ids))
-                n_tokens += len(expected)
-                if found == expected:
-                    continue
-                n_differences += 1
-                if len(first) < MAX_SHOWN_DIFFERENCES:
-                    first.append(
-                        Difference(text, setting, tuple(expected), tuple(found), llama.show(ids))
-                    )
+    # The oracle answers the next batch while llama.cpp answers this one.
+    for batch, setting, answers in made_ahead(_answers(oracle, texts, chosen)):
+        n_texts += len(batch) if setting == chosen[0] else 0
+        add, parse = setting
+        for text, expected in zip(batch, answers, strict=True):
+            ids = llama.encode(text, add_special=add, parse_special=parse)
+            found = list(map(true_id, ids))
+            n_tokens += len(expected)
+            if found == expected:
+                continue
+            n_differences += 1
+            if len(first) < MAX_SHOWN_DIFFERENCES:
+                first.append(
+                    Difference(text, setting, tuple(expected), tuple(found), llama.show(ids))
+                )
     return TokenizerReport(n_texts, chosen, n_differences, n_tokens, tuple(first))
 
 
-def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+def _answers(
+    oracle: Oracle, texts: Iterable[str], settings: Sequence[Setting]
+) -> Iterator[tuple[list[str], Setting, list[list[int]]]]:
     rest = iter(texts)
-    while batch := list(islice(rest, size)):
-        yield batch
+    while batch := list(islice(rest, BATCH_SIZE)):
+        for setting in settings:
+            yield batch, setting, oracle.encode_batch(batch, setting)

@@ -85,15 +85,6 @@ class TokenizerChoice:
     reason: str
     agreement: str
 
-    @property
-    def sha256(self) -> str:
-        """Of the tokenizer's file, in hexadecimal."""
-        return self.file.sha256
-
-    def compile(self, placeholders: Sequence[str]) -> CompiledTokenizer:
-        """Compile for stock llama.cpp, see `TokenizerFile.compile`."""
-        return self.file.compile(placeholders)
-
 
 def open_tokenizer(path: Path) -> TokenizerFile:
     """Read a tokenizer.json or, if its name ends in `.model`, a SentencePiece model."""

@@ -21,9 +21,10 @@ from valle_convert.errors import InputError
 from valle_convert.gguf_file.encode import decode, encode, nominal_decibels, roundings
 from valle_convert.gguf_file.plan import PlannedFile, PlannedTensor, Span
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
-from valle_convert.gguf_file.types import GGML_TYPES, PLAIN_DTYPES, GgmlType
+from valle_convert.gguf_file.types import F16, GGML_TYPES, PLAIN_DTYPES, GgmlType
 from valle_convert.gguf_file.write import stored_blocks
 from valle_convert.llama.cpu import usable_cores
+from valle_convert.llama.half import rounded_by_ggml
 from valle_convert.network.weights import rounded_types
 from valle_convert.verify.report import Check
 from valle_convert.wording import listing
@@ -162,7 +163,7 @@ def _count_different(
         rounded = rounded or source.dtype != PLAIN_DTYPES[found.ggml_type]
         if between is not None:
             source = encode(source, GGML_TYPES[between], span.source)  # noqa: PLW2901
-        expected = encode(source, found.ggml_type, span.source)
+        expected = _rounded(source, found.ggml_type, span.source)
         actual = np.ascontiguousarray(data).view(expected.dtype).reshape(expected.shape)
         bits = f"u{expected.dtype.itemsize}"
         n = int(np.count_nonzero(expected.view(bits) != actual.view(bits)))
@@ -170,6 +171,13 @@ def _count_different(
             where = f"{span.label} (from {span.source})"
         n_different += n
     return n_different, where, rounded
+
+
+def _rounded(source: NDArray[Any], ggml_type: GgmlType, name: str) -> NDArray[Any]:
+    by_ggml = None
+    if ggml_type == F16 and source.dtype == np.float32:
+        by_ggml = rounded_by_ggml(source)
+    return encode(source, ggml_type, name) if by_ggml is None else by_ggml
 
 
 def _check_moved(

@@ -96,7 +96,7 @@ def file_keys(
             tail=_split_keys(0, description),
             languages=model.languages,
         )
-    compiled = tokenizer.compile(_row_names(model.ar))
+    compiled = tokenizer.file.compile(_row_names(model.ar))
     return FileKeys(
         ARCHITECTURE,
         graph=_graph_keys(model.ar, len(compiled.tokens)),

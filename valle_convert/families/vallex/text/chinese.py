@@ -8,78 +8,29 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any
 
 from valle_convert.extras import require
-from valle_convert.families.vallex.text.plain import PUNCTUATION, joined, plain
+from valle_convert.families.vallex.text.plain import NEGATIVE, plain, put_together, table
 from valle_convert.text.folding import HAN, signs_in_words
 
-#: The parts of a syllable in bopomofo, with examples in pinyin.
-INITIALS = {
-    "ㄅ": "p⁼",  # b
-    "ㄆ": "pʰ",  # p
-    "ㄇ": "m",
-    "ㄈ": "f",
-    "ㄉ": "t⁼",  # d
-    "ㄊ": "tʰ",  # t
-    "ㄋ": "n",
-    "ㄌ": "l",
-    "ㄍ": "k⁼",  # g
-    "ㄎ": "kʰ",  # k
-    "ㄏ": "x",  # h
-    "ㄐ": "tʃ⁼",  # j
-    "ㄑ": "tʃʰ",  # q
-    "ㄒ": "ʃ",  # x
-    "ㄓ": "ts`⁼",  # zh
-    "ㄔ": "ts`ʰ",  # ch
-    "ㄕ": "s`",  # sh
-    "ㄖ": "ɹ`",  # r
-    "ㄗ": "ts⁼",  # z
-    "ㄘ": "tsʰ",  # c
-    "ㄙ": "s",
-}
-FINALS = {
-    "ㄚ": "a",
-    "ㄛ": "o",
-    "ㄜ": "ə",  # e in ge
-    "ㄝ": "ɛ",  # ê
-    "ㄞ": "aɪ",
-    "ㄟ": "eɪ",
-    "ㄠ": "ɑʊ",
-    "ㄡ": "oʊ",
-    "ㄢ": "an",
-    "ㄣ": "ən",  # en
-    "ㄤ": "ɑŋ",
-    "ㄥ": "əŋ",  # eng
-    "ㄦ": "əɹ`",  # er
-    "ㄇ": "m",  # hm
-    "ㄧ": "i",
-    "ㄧㄚ": "ja",
-    "ㄧㄛ": "jo",
-    "ㄧㄝ": "iɛ",
-    "ㄧㄞ": "jaɪ",
-    "ㄧㄠ": "iɑʊ",
-    "ㄧㄡ": "joʊ",  # iu
-    "ㄧㄢ": "jɛn",
-    "ㄧㄣ": "in",
-    "ㄧㄤ": "iɑŋ",
-    "ㄧㄥ": "iŋ",
-    "ㄨ": "u",
-    "ㄨㄚ": "wa",
-    "ㄨㄛ": "wo",
-    "ㄨㄞ": "waɪ",
-    "ㄨㄟ": "weɪ",  # ui
-    "ㄨㄢ": "wan",
-    "ㄨㄣ": "wən",  # un
-    "ㄨㄤ": "uɑŋ",
-    "ㄨㄥ": "ʊŋ",  # ong
-    "ㄩ": "ɥ",
-    "ㄩㄝ": "ɥɛ",
-    "ㄩㄢ": "ɥæn",
-    "ㄩㄣ": "ɥn",
-    "ㄩㄥ": "jʊŋ",  # iong
-}
+#: Symbols of the parts of a bopomofo syllable.
+INITIALS = table(
+    """
+    ㄅ=p⁼ ㄆ=pʰ ㄇ=m ㄈ=f ㄉ=t⁼ ㄊ=tʰ ㄋ=n ㄌ=l ㄍ=k⁼ ㄎ=kʰ ㄏ=x ㄐ=tʃ⁼
+    ㄑ=tʃʰ ㄒ=ʃ ㄓ=ts`⁼ ㄔ=ts`ʰ ㄕ=s` ㄖ=ɹ` ㄗ=ts⁼ ㄘ=tsʰ ㄙ=s
+    """
+)
+FINALS = table(
+    """
+    ㄚ=a ㄛ=o ㄜ=ə ㄝ=ɛ ㄞ=aɪ ㄟ=eɪ ㄠ=ɑʊ ㄡ=oʊ ㄢ=an ㄣ=ən ㄤ=ɑŋ ㄥ=əŋ ㄦ=əɹ` ㄇ=m ㄧ=i
+    ㄧㄚ=ja ㄧㄛ=jo ㄧㄝ=iɛ ㄧㄞ=jaɪ ㄧㄠ=iɑʊ ㄧㄡ=joʊ ㄧㄢ=jɛn ㄧㄣ=in ㄧㄤ=iɑŋ ㄧㄥ=iŋ
+    ㄨ=u ㄨㄚ=wa ㄨㄛ=wo ㄨㄞ=waɪ ㄨㄟ=weɪ ㄨㄢ=wan ㄨㄣ=wən ㄨㄤ=uɑŋ ㄨㄥ=ʊŋ ㄩ=ɥ ㄩㄝ=ɥɛ
+    ㄩㄢ=ɥæn ㄩㄣ=ɥn ㄩㄥ=jʊŋ
+    """
+)
 #: The vowel of zhi and zi, which bopomofo does not write.
 _SYLLABIC = {**dict.fromkeys("ㄓㄔㄕㄖ", "ɹ`"), **dict.fromkeys("ㄗㄘㄙ", "ɹ")}
 #: The first tone has no mark in bopomofo; the neutral tone has no symbol.
@@ -87,39 +38,17 @@ TONES = {"": "→", "ˊ": "↑", "ˇ": "↓↑", "ˋ": "↓", "˙": ""}
 _LABIALS = "ㄅㄆㄇㄈ"
 
 #: The Chinese names of Latin letters.
-_LETTERS = {
-    "a": "ㄟ",
-    "b": "ㄅㄧˋ",
-    "c": "ㄒㄧ",
-    "d": "ㄉㄧˋ",
-    "e": "ㄧˋ",
-    "f": "ㄞˊ ㄈㄨˊ",
-    "g": "ㄐㄧˋ",
-    "h": "ㄟˊ ㄑㄩˇ",
-    "i": "ㄞˋ",
-    "j": "ㄓㄟˋ",
-    "k": "ㄎㄟˋ",
-    "l": "ㄞˊ ㄌㄨˊ",
-    "m": "ㄞˊ ㄇㄨˇ",
-    "n": "ㄣ",
-    "o": "ㄡ",
-    "p": "ㄆㄧˋ",
-    "q": "ㄎㄧㄡ",
-    "r": "ㄚˋ",
-    "s": "ㄞˊ ㄙ",
-    "t": "ㄊㄧˋ",
-    "u": "ㄧㄡ",
-    "v": "ㄨㄟ",
-    "w": "ㄉㄚˊ ㄅㄨˋ ㄌㄧㄡˋ",
-    "x": "ㄞˋ ㄎㄜˋ ㄙ",
-    "y": "ㄨㄞˋ",
-    "z": "ㄗㄟˋ",
-}
+_LETTERS = table(
+    """
+    a=ㄟ b=ㄅㄧˋ c=ㄒㄧ d=ㄉㄧˋ e=ㄧˋ f=ㄞˊ_ㄈㄨˊ g=ㄐㄧˋ h=ㄟˊ_ㄑㄩˇ i=ㄞˋ j=ㄓㄟˋ
+    k=ㄎㄟˋ l=ㄞˊ_ㄌㄨˊ m=ㄞˊ_ㄇㄨˇ n=ㄣ o=ㄡ p=ㄆㄧˋ q=ㄎㄧㄡ r=ㄚˋ s=ㄞˊ_ㄙ t=ㄊㄧˋ
+    u=ㄧㄡ v=ㄨㄟ w=ㄉㄚˊ_ㄅㄨˋ_ㄌㄧㄡˋ x=ㄞˋ_ㄎㄜˋ_ㄙ y=ㄨㄞˋ z=ㄗㄟˋ
+    """
+)
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)([%‰])")
 _YEAR = re.compile(r"(?<!\d)(\d{4})(?=年)")
-_NEGATIVE = re.compile(rf"(?<![\w{HAN}])[-−](?=\d)")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_MAX_DIGITS = 16  # what cn2an names
+_MAX_DIGITS = 16  # longer numbers have no name in cn2an
 
 _SYLLABLE = re.compile(
     rf"(?P<initial>[{''.join(INITIALS)}]?)(?P<final>[ㄚ-ㄩㄇ]*)(?P<tone>[ˊˇˋ˙]?)"
@@ -127,28 +56,23 @@ _SYLLABLE = re.compile(
 
 
 def chinese_symbols(text: str) -> tuple[str, list[str]]:
-    """The symbols of a text with blanks between words, and the characters without a symbol."""
-    parts: list[str] = []
-    unsaid: list[str] = []
-    for word in _words(_expanded(plain(text, "zh"))):
-        if word.isspace():
-            parts.append(" ")
-            continue
+    """Convert text to symbols, and list the characters that cannot be read."""
+    symbols, unsaid = put_together(_pieces(_expanded(plain(text, "zh"))))
+    return re.sub(r" (?=[~-])", "", symbols), unsaid
+
+
+def _pieces(text: str) -> Iterator[tuple[str, str | None]]:
+    for word in _words(text):
         if re.search(f"[{HAN}]", word):
-            parts.append(" ")
+            yield "", " "
         for piece in _readings(word):
-            spelled = _spell(piece)
-            if spelled is not None:
-                parts.append(spelled)
+            symbols = _spell(piece)
+            if symbols is not None:
+                yield piece, symbols
                 continue
             for character in piece:
-                if character.lower() in _LETTERS:
-                    parts.extend(spell_syllable(one) for one in _LETTERS[character.lower()].split())
-                elif character in PUNCTUATION:
-                    parts.append(PUNCTUATION[character])
-                else:
-                    unsaid.append(character)
-    return re.sub(r" (?=[~-])", "", joined(parts)), list(dict.fromkeys(unsaid))
+                name = _LETTERS.get(character.lower())
+                yield character, name and "".join(map(spell_syllable, name.split()))
 
 
 def spell_syllable(bopomofo: str) -> str:
@@ -183,7 +107,7 @@ def _expanded(text: str) -> str:
     """Write numbers and signs in Chinese."""
     text = signs_in_words(_PERCENT.sub(_percent, text), "zh")
     text = _YEAR.sub(lambda n: _in_chinese(n[1], "direct"), text)
-    text = _NEGATIVE.sub("负", text)
+    text = NEGATIVE.sub("负", text)
     return _NUMBER.sub(lambda n: _in_chinese(n[0], "low"), text)
 
 
@@ -209,14 +133,14 @@ def _jieba() -> Any:  # noqa: ANN401 - the package has no types
         warnings.simplefilter("ignore")  # it imports pkg_resources, which is deprecated
         jieba = require("jieba", "Cutting Chinese words", extra="vallex")
     tokenizer = jieba.Tokenizer()
-    # By default it unmarshals a cache from the folder of temporary files, which anybody can write.
+    # By default it unmarshals a cache from the temporary folder, where anyone can write.
     tokenizer.FREQ, tokenizer.total = tokenizer.gen_pfdict(tokenizer.get_dict_file())
     tokenizer.initialized = True
     return tokenizer
 
 
 def _readings(word: str) -> list[str]:
-    """Bopomofo of each Chinese character of a word; other characters are kept."""
+    """The bopomofo of each Chinese character in a word; other characters are kept."""
     pypinyin = require("pypinyin", "Reading Chinese", extra="vallex")
     read = partial(pypinyin.lazy_pinyin, style=pypinyin.Style.BOPOMOFO)
     readings = list(read(word))

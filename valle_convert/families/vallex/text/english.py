@@ -16,37 +16,19 @@ from typing import Any
 
 from valle_convert.errors import InputError
 from valle_convert.extras import require
-from valle_convert.families.vallex.text.plain import PUNCTUATION, joined, plain
+from valle_convert.families.vallex.text.plain import NEGATIVE, plain, put_together, table
 from valle_convert.text.folding import signs_in_words
 from valle_convert.text.phonemes import to_phonemes
 
 #: The dictionary already has "mr", "mrs", "dr" and months.
-_ABBREVIATIONS = {
-    "st.": "saint",
-    "co.": "company",
-    "jr.": "junior",
-    "sr.": "senior",
-    "maj.": "major",
-    "gen.": "general",
-    "rev.": "reverend",
-    "lt.": "lieutenant",
-    "hon.": "honorable",
-    "sgt.": "sergeant",
-    "capt.": "captain",
-    "esq.": "esquire",
-    "ltd.": "limited",
-    "col.": "colonel",
-    "prof.": "professor",
-    "vs.": "versus",
-    "etc.": "et cetera",
-    "e.g.": "for example",
-    "i.e.": "that is",
-    "approx.": "approximately",
-    "dr.": "doctor",
-    "mr.": "mister",
-    "mrs.": "missis",
-    "ms.": "miz",
-}
+_ABBREVIATIONS = table(
+    """
+    st.=saint co.=company jr.=junior sr.=senior maj.=major gen.=general rev.=reverend
+    lt.=lieutenant hon.=honorable sgt.=sergeant capt.=captain esq.=esquire ltd.=limited
+    col.=colonel prof.=professor vs.=versus etc.=et_cetera e.g.=for_example i.e.=that_is
+    approx.=approximately dr.=doctor mr.=mister mrs.=missis ms.=miz
+    """
+)
 #: Currencies: singular and plural of the unit and its hundredth.
 _CURRENCIES = {
     "$": (("dollar", "dollars"), ("cent", "cents")),
@@ -57,12 +39,11 @@ _MAGNITUDES = ("hundred", "thousand", "million", "billion", "trillion")
 
 _NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
 _MONEY = re.compile(rf"([{''.join(_CURRENCIES)}])\s?({_NUMBER})(?:\s({'|'.join(_MAGNITUDES)})\b)?")
-#: Dotted abbreviations such as U.S., unless known above.
+#: Other dotted abbreviations, such as U.S.
 _LETTER_NAMES = re.compile(r"(?<![\w.])(?:[A-Za-z]\.){2,}")
 _FRACTION = re.compile(r"(?<![\d/])(\d+)/(\d+)(?![\d/])")
 _TIME = re.compile(r"\b([01]?\d|2[0-4]):([0-5]\d)\b")
 _ORDINAL = re.compile(r"\b(\d+)(?:st|nd|rd|th)\b")
-_NEGATIVE = re.compile(r"(?<![\w.,])[-−](?=\d)")
 _PLAIN = re.compile(_NUMBER)
 #: Longer numbers are read digit by digit.
 _MAX_DIGITS = 15
@@ -70,7 +51,7 @@ _MAX_DIGITS = 15
 _WORD = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*")
 _TOKEN = re.compile(rf"{_WORD.pattern}|\s+|.", re.DOTALL)
 
-#: Letters of eng_to_ipa with another symbol in the network.
+#: Letters that eng_to_ipa and the model write differently.
 _DICTIONARY_LETTERS = str.maketrans({"r": "ɹ", "ʤ": "dʒ", "ʧ": "tʃ"})
 #: An l is dark unless a vowel follows in its word.
 _DARK_L = re.compile(r"l(?=[^aeiouæɑɔəɛɪʊ\s]*(?:\s|$))")
@@ -118,7 +99,7 @@ ESPEAK_CONSONANTS = {
 _ESPEAK = {**ESPEAK_VOWELS, **ESPEAK_CONSONANTS}
 _PHONE = re.compile("|".join(sorted(map(re.escape, _ESPEAK), key=len, reverse=True)) + "|.")
 _STRESSES = "ˈˌ"
-#: Onsets of more than one consonant; the stress mark precedes them.
+#: Consonant clusters that can begin a syllable; the stress mark goes before them.
 _ONSETS = frozenset(
     """
     pl pɹ pj tɹ tw kl kɹ kw kj bl bɹ bj dɹ dw gl gɹ gw fl fɹ fj vj mj hj θɹ θw ʃɹ
@@ -128,21 +109,11 @@ _ONSETS = frozenset(
 
 
 def english_symbols(text: str) -> tuple[str, list[str]]:
-    """The symbols of a text with blanks between words, and the characters without a symbol."""
+    """Convert text to symbols, and list the characters that cannot be read."""
     tokens = _TOKEN.findall(_expanded(plain(text, "en")))
     said = _pronounced(token for token in tokens if _WORD.fullmatch(token))
-    parts: list[str] = []
-    unsaid: list[str] = []
-    for token in tokens:
-        if said.get(token):
-            parts.append(said[token])
-        elif token.isspace():
-            parts.append(" ")
-        elif token in PUNCTUATION:
-            parts.append(PUNCTUATION[token])
-        else:
-            unsaid.extend(token)
-    return _DARK_L.sub("ɫ", joined(parts)), list(dict.fromkeys(unsaid))
+    symbols, unsaid = put_together((token, said.get(token) or None) for token in tokens)
+    return _DARK_L.sub("ɫ", symbols), unsaid
 
 
 def _expanded(text: str) -> str:
@@ -158,7 +129,7 @@ def _expanded(text: str) -> str:
     text = _FRACTION.sub(lambda n: f"{_cardinal(n[1])} over {_cardinal(n[2])}", text)
     text = _TIME.sub(_time_of_day, text)
     text = _ORDINAL.sub(lambda n: f" {_ordinal(n[1])} ", text)
-    text = _NEGATIVE.sub("minus ", text)
+    text = NEGATIVE.sub("minus ", text)
     # A letter next to a number is a separate word: mp3, 4K.
     text = _PLAIN.sub(lambda n: f" {_number(n[0])} ", text)
     return signs_in_words(text, "en")

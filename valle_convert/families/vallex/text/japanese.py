@@ -3,8 +3,8 @@
 >>> japanese_symbols("レベルが上がったそうです。")[0]
 'ɾe↓beɾɯga a↑gat#taso↑ode↓sɯ*.'
 
-Accents are arrows: up after the first mora of a rising phrase, down where the pitch falls. Blanks
-separate phrases.
+Arrows mark the pitch accent: ↑ after the first mora of a rising phrase, ↓ where the pitch falls.
+Spaces separate phrases.
 """
 
 from __future__ import annotations
@@ -21,47 +21,27 @@ from typing import Any
 
 from valle_convert.errors import InputError
 from valle_convert.extras import require
-from valle_convert.families.vallex.text.plain import PUNCTUATION, joined, plain
-from valle_convert.text.folding import HAN, signs_in_words
+from valle_convert.families.vallex.text.plain import NEGATIVE, plain, put_together, table
+from valle_convert.text.folding import HAN, shortened, signs_in_words
 
-#: Symbols for phones of OpenJTalk with another name; capitals are devoiced vowels.
-PHONES = {
-    "u": "ɯ",
-    "U": "ɯ*",
-    "I": "i*",
-    "A": "a",
-    "E": "e",
-    "O": "o",
-    "r": "ɾ",
-    "ry": "ɾj",
-    "f": "ɸ",
-    "fy": "ɸj",
-    "y": "j",
-    "ky": "kj",
-    "gy": "gj",
-    "by": "bj",
-    "py": "pj",
-    "my": "mj",
-    "ty": "tj",
-    "dy": "dj",
-    "vy": "vj",
-    "j": "dʑ",
-    "ch": "tʃ",
-    "sh": "ʃ",
-    "ny": "n^",
-    "hy": "ç",
-}
+#: Symbols of OpenJTalk's phones, where they differ; capital letters are devoiced vowels.
+PHONES = table(
+    """
+    u=ɯ U=ɯ* I=i* A=a E=e O=o r=ɾ ry=ɾj f=ɸ fy=ɸj y=j ky=kj gy=gj by=bj py=pj my=mj ty=tj
+    dy=dj vy=vj j=dʑ ch=tʃ sh=ʃ ny=n^ hy=ç
+    """
+)
 #: Consonants that change before i.
 _BEFORE_I = {"n": "n^", "h": "ç"}
 _I = ("i", "I")
-#: First half of a double consonant, by the following phone; otherwise Q.
+#: The first half of a double consonant before each phone; Q before all others.
 _DOUBLED = {
     **dict.fromkeys(("k", "ky", "g", "gy"), "k#"),
     **dict.fromkeys(("t", "ty", "ts", "d", "dy", "j", "ch"), "t#"),
     **dict.fromkeys(("p", "py", "b", "by"), "p#"),
     **dict.fromkeys(("s", "sh"), "s"),
 }
-#: The syllabic nasal, by the following phone; otherwise N.
+#: The syllabic nasal before each phone; N before all others.
 _NASALS = {
     **dict.fromkeys(("m", "my", "p", "py", "b", "by"), "m"),
     **dict.fromkeys(("ch", "j"), "n^"),
@@ -70,12 +50,11 @@ _NASALS = {
 }
 
 _KANA = "ぁ-ゖゝゞァ-ヺヽヾー"
-#: Text for OpenJTalk, in pieces of at most 500 characters; its buffer has 8 kB.
+#: Text that OpenJTalk reads, up to 500 characters at a time: its buffer holds 8 kB.
 _READABLE = re.compile(rf"(?:[A-Za-z0-9{_KANA}{HAN}々〆]|(?<=\d)\.(?=\d)){{1,500}}")
-#: Characters that OpenJTalk returns one for one; it rewrites numbers.
+#: Characters that OpenJTalk returns unchanged; it rewrites numbers, and ろく as 六.
 _WRITTEN = re.compile(rf"[{_KANA}{HAN}々〆]")
-_NUMERALS = re.compile("[〇一二三四五六七八九十百千万億兆]")
-_NEGATIVE = re.compile(r"(?<![\w.,])[-−](?=\d)")
+_NUMERALS = re.compile("[〇一二三四五六七八九十百千万億兆]|ろく")
 
 
 @dataclass(frozen=True)
@@ -83,9 +62,9 @@ class Phone:
     """A phone, and the position of its mora in the accent phrase.
 
     Attributes:
-        to_accent: number of moras after the accented one; 0 on it.
-        place: position of the mora in its phrase, from 1.
-        left: number of moras to the end of the phrase, including this one.
+        to_accent: number of moras since the accented one, which has 0.
+        place: position of the mora in its phrase, counted from 1.
+        left: number of moras from this one to the end of the phrase.
     """
 
     name: str
@@ -95,29 +74,25 @@ class Phone:
 
 
 def japanese_symbols(text: str) -> tuple[str, list[str]]:
-    """The symbols of a text with blanks between phrases, and the characters without a symbol.
+    """Convert text to symbols, and list the characters that cannot be read.
 
-    Raises InputError if OpenJTalk skips a part of the text.
+    Raises InputError if OpenJTalk drops part of the text.
     """
-    parts: list[str] = []
-    unsaid: list[str] = []
-    expanded = signs_in_words(_NEGATIVE.sub("マイナス", plain(text, "ja")), "ja")
-    for is_read, characters in _stretches(expanded):
+    return put_together(_pieces(signs_in_words(NEGATIVE.sub("マイナス", plain(text, "ja")), "ja")))
+
+
+def _pieces(text: str) -> Iterator[tuple[str, str | None]]:
+    for is_read, characters in _stretches(text):
         if is_read:
-            spelled, unread = _phrases(characters)
-            unsaid += unread
-            parts.append(f" {spelled}")
-            continue
-        for character in characters:
-            if character in PUNCTUATION:
-                parts.append(PUNCTUATION[character])
-            elif not character.isspace():
-                unsaid.append(character)
-    return joined(parts), list(dict.fromkeys(unsaid))
+            symbols, unread = _phrases(characters)
+            yield characters, f" {symbols}"
+            yield unread, None
+        else:
+            yield "".join(characters.split()), None
 
 
 def spell_phones(phones: Sequence[Phone]) -> str:
-    """The symbols of phones and their accents."""
+    """Convert phones and their accents to symbols."""
     parts: list[str] = []
     for i, phone in enumerate(phones):
         following = phones[i + 1] if i + 1 < len(phones) else Phone("")
@@ -143,7 +118,7 @@ def _letter(phone: str, following: str) -> str:
 
 
 def _stretches(text: str) -> Iterator[tuple[bool, str]]:
-    """Alternating parts of a text: readable, and not."""
+    """Split a text into parts that OpenJTalk can read (true) and parts that it cannot."""
     start = 0
     for stretch in _READABLE.finditer(text):
         if between := text[start : stretch.start()]:
@@ -154,22 +129,22 @@ def _stretches(text: str) -> Iterator[tuple[bool, str]]:
         yield False, text[start:]
 
 
-def _phrases(text: str) -> tuple[str, list[str]]:
-    """The symbols of a readable part, and its characters without reading."""
+def _phrases(text: str) -> tuple[str, str]:
+    """Convert a readable part to symbols, and list its characters that have no reading."""
     openjtalk = _openjtalk()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it uses a deprecated call of sudachipy
+        warnings.simplefilter("ignore")  # it calls a deprecated function of sudachipy
         words = openjtalk.run_frontend(text, predict_nani=False)
-        is_read = any(map(_has_reading, words))  # without readings it warns on stderr
+        is_read = any(map(_has_reading, words))  # it prints a warning if there are none
         labels = openjtalk.make_label(words) if is_read else []
     found = "".join(word["string"] for word in words)
     if len(_WRITTEN.findall(found)) < len(_WRITTEN.findall(_NUMERALS.sub("", text))):
         raise InputError(
-            f"OpenJTalk reads only {found!r} of the text {text!r}; rewrite it, or use kana."
+            f"OpenJTalk reads only {shortened(found)} of {shortened(text)}; rewrite it or use kana."
         )
     unread = "".join(word["string"] for word in words if not _has_reading(word))
-    named = [one for one in unicodedata.normalize("NFKC", unread) if one.isalnum()]
-    return spell_phones([_phone(label) for label in labels]), named
+    named = filter(str.isalnum, unicodedata.normalize("NFKC", unread))
+    return spell_phones([_phone(label) for label in labels]), "".join(named)
 
 
 def _has_reading(word: dict[str, Any]) -> bool:
@@ -178,11 +153,11 @@ def _has_reading(word: dict[str, Any]) -> bool:
 
 @cache
 def _openjtalk() -> Any:  # noqa: ANN401 - imported late
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints on stdout
+    with contextlib.redirect_stdout(io.StringIO()):  # the import prints to stdout
         return require("pyopenjtalk", "Reading Japanese", extra="japanese")
 
 
-#: The phone, and the fields A1 to A3 of a full-context label of HTS.
+#: The phone and the fields A1 to A3 of an HTS full-context label.
 _LABEL = re.compile(r"-(?P<phone>[^+]*)\+.*?/A:(?P<a1>-?\d+|xx)\+(?P<a2>\d+|xx)\+(?P<a3>\d+|xx)/")
 
 

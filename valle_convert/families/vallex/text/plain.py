@@ -1,4 +1,4 @@
-"""Shared by the three readers: plain characters, punctuation, and blanks."""
+"""What the three readers share: plain characters, punctuation and spaces."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from valle_convert.text.folding import SIGNS, fold
 
-#: Replacements for punctuation. Other characters that no reader knows are reported.
+#: Replacements for punctuation. Other characters that a reader does not know are reported.
 PUNCTUATION = {
     **{mark: mark for mark in ".,!?-~…"},
     **dict.fromkeys(";:、，；：､", ","),
@@ -37,8 +37,14 @@ _LETTERS |= {one.upper(): two.capitalize() for one, two in _LETTERS.items() if o
 }
 
 
+def table(text: str) -> dict[str, str]:
+    """A table written as `key=value` between white space, with `_` for a space in a value."""
+    pairs = (entry.partition("=") for entry in text.split())
+    return {key: value.replace("_", " ") for key, _, value in pairs}
+
+
 def plain(text: str, language: str) -> str:
-    """A folded text with Latin letters without accents; the signs of the language are kept."""
+    """Fold a text and strip accents from Latin letters; signs that the language reads are kept."""
     return "".join(map(_without_accent, fold(text, SIGNS[language].__contains__)))
 
 
@@ -52,7 +58,28 @@ def _without_accent(character: str) -> str:
     )
 
 
-def joined(parts: Iterable[str]) -> str:
-    """Join symbols with single blanks, but not before a closing mark or at the ends."""
+#: A minus before a number, not within a range, a date or a word.
+NEGATIVE = re.compile(r"(?<!\w)(?<!\d[.,])[-−](?=\d)")
+
+
+def put_together(pieces: Iterable[tuple[str, str | None]]) -> tuple[str, list[str]]:
+    """Join pieces of text with their symbols, and list the characters that cannot be read.
+
+    Pieces without symbols are punctuation, spaces, and what cannot be read. Single spaces remain,
+    none before a closing mark or at the ends.
+    """
+    parts: list[str] = []
+    unsaid: list[str] = []
+    for text, symbols in pieces:
+        if symbols is not None:
+            parts.append(symbols)
+            continue
+        for character in text:
+            if character in PUNCTUATION:
+                parts.append(PUNCTUATION[character])
+            elif character.isspace():
+                parts.append(" ")
+            else:
+                unsaid.append(character)
     symbols = re.sub(r"\.{3,}", "…", re.sub(r"\s+", " ", "".join(parts)))
-    return re.sub(r" (?=[.,!?…])", "", symbols).strip()
+    return re.sub(r" (?=[.,!?…])", "", symbols).strip(), list(dict.fromkeys(unsaid))

@@ -3,7 +3,7 @@
     [EN]I like [EN][ZH]苹果。[ZH]      pieces, each between two tags of its language
     Plain text.                        one language, given or detected
 
-Each piece is spelled separately and ends with a punctuation mark. Pieces are joined without blanks,
+Each piece is spelled separately and ends with a punctuation mark. Pieces are joined without spaces,
 and every symbol has the language of its piece.
 """
 
@@ -55,7 +55,7 @@ class SpelledText:
     """Input of the network.
 
     Attributes:
-        symbols: characters of the table in `symbols.py`; a blank is `_`.
+        symbols: characters of the table in `symbols.py`; a space is `_`.
         languages: language of each symbol: `en`, `zh` or `ja`.
         notices: remarks for the user, such as characters that cannot be read.
     """
@@ -125,17 +125,19 @@ def spell(pieces: Sequence[TaggedText]) -> SpelledText:
     """Write text in the network's symbols; InputError if there is nothing to say."""
     symbols: list[tuple[str, str]] = []
     notices: list[str] = []
+    reasons: list[str] = []
     for piece in pieces:
         notices += piece.notices
         read, unsaid = _READERS[piece.language](piece.text)
         if unsaid:
             notices.append(unsaid_notice(unsaid, piece.language))
+            reasons.append(unsaid_notice(unsaid[:5], piece.language))
         symbols.append((read, piece.language))
-    return _put_together(symbols, notices, pieces)
+    return _put_together(symbols, notices, pieces, reasons[:1])
 
 
 def spell_symbols(pieces: Sequence[TaggedText]) -> SpelledText:
-    """Use symbols as they are; a blank is the same as `_`."""
+    """Use symbols as they are; a space is the same as `_`."""
     symbols: list[tuple[str, str]] = []
     notices: list[str] = []
     for piece in pieces:
@@ -147,7 +149,10 @@ def spell_symbols(pieces: Sequence[TaggedText]) -> SpelledText:
 
 
 def _put_together(
-    symbols: Sequence[tuple[str, str]], notices: Sequence[str], pieces: Sequence[TaggedText]
+    symbols: Sequence[tuple[str, str]],
+    notices: Sequence[str],
+    pieces: Sequence[TaggedText],
+    reasons: Sequence[str] = (),
 ) -> SpelledText:
     spelled, languages = "", []
     for read, language in symbols:
@@ -159,5 +164,5 @@ def _put_together(
             written += "."
         spelled += written
         languages += [language] * len(written)
-    check_phonemes(spelled, said=" ".join(piece.text for piece in pieces))
+    check_phonemes(spelled, " ".join(piece.text for piece in pieces), reasons)
     return SpelledText(spelled, tuple(languages), tuple(dict.fromkeys(notices)))
