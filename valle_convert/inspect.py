@@ -89,7 +89,6 @@ def inspect_file(
     *,
     config: Path | None = None,
     lora: Sequence[LoraFile] = (),
-    lora_alpha: float | None = None,
     progress: Progress = silent,
 ) -> Summary:
     """Inspect a checkpoint, a GGUF file or a codec of encodec.cpp, without reading weights.
@@ -99,12 +98,7 @@ def inspect_file(
     """
     if is_on_hub(path) and path.suffix == ".gguf":
         return replace(inspect_file(fetched(path, progress)), path=str(path))
-    how: dict[str, Any] = {
-        "config": config,
-        "lora": lora,
-        "lora_alpha": lora_alpha,
-        "progress": progress,
-    }
+    how: dict[str, Any] = {"config": config, "lora": lora, "progress": progress}
     if is_on_hub(path):
         return _inspect_on_hub(path, how)
     if not os.path.isdir(path):  # noqa: PTH112 - no exception for a closed folder

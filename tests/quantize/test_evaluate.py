@@ -189,15 +189,15 @@ def test_a_checkpoint_and_loras_that_the_file_was_not_made_of_are_refused(
     target = "model.layers.0.self_attn.q_proj"
     draw = np.random.default_rng(0)
     down, up = (draw.standard_normal(size, np.float32) for size in ((4, 32), (32, 4)))
-    save_file({f"{target}.lora_A": down, f"{target}.lora_B": up}, lora)
+    save_file({f"{target}.lora_A": down, f"{target}.lora_B": up}, lora, {"config": '{"alpha": 16}'})
     merged = tmp_path / "merged.gguf"
-    assert cli(other, merged, "--lora", lora, "--lora-alpha", 16).code == 0
+    assert cli(other, merged, "--lora", lora).code == 0
     run = ("evaluate", merged, "--checkpoint", other)
     assert "with --lora" in error_of(cli(*run), 2)
-    assert "with --lora" in error_of(cli(*run, "--lora", lora, "--lora-alpha", 8), 2)
+    assert "with --lora" in error_of(cli(*run, "--lora", f"{lora}@0.5"), 2)
     moved = tmp_path / "renamed.sft"
     lora.rename(moved)
-    result = cli(*run, "--lora", moved, "--lora-alpha", 16, *QUICK)
+    result = cli(*run, "--lora", moved, *QUICK)
     assert result.code == 0, result.err
 
 

@@ -48,7 +48,6 @@ def read_checkpoint(
     *,
     config: Path | None = None,
     lora: Sequence[LoraFile] = (),
-    lora_alpha: float | None = None,
     progress: Progress = silent,
     headers_in: Path | None = None,
 ) -> Checkpoint:
@@ -74,9 +73,7 @@ def read_checkpoint(
     companions += said.files
     if isinstance(tree, HubTree):
         _beside(tree, found, TOKENIZER_FILE)  # downloads it; it is looked up beside the weights
-    tensors, merged, more = merge_loras(
-        file, tensors, contents.lora, said.keys, lora, lora_alpha, progress
-    )
+    tensors, merged, more = merge_loras(file, tensors, contents.lora, said.keys, lora, progress)
     companions += [one.path for one in lora]
     lenient = (*contents.notes, *said.notes, *(() if export is None else export.notes), *more)
     return Checkpoint(

@@ -180,7 +180,7 @@ def write_adapter(
     if not abs(alpha) <= LARGEST_WEIGHT:
         raise InputError(
             f"{source}: its alpha is {alpha:g}, expected at most {LARGEST_WEIGHT:g}; "
-            "check --lora-alpha and its scale."
+            "give a smaller @SCALE."
         )
     keys = [
         Key("general.architecture", ARCHITECTURE, "string"),
@@ -273,12 +273,11 @@ def write_lora(
     target: Path,
     *,
     out_type: str = "f32",
-    alpha: float | None = None,
     force: bool = False,
 ) -> Adapter:
     """Write a LoRA as an adapter of a model, and read it back; see `api.write_lora`."""
     fits = AdapterBase.of(base)
-    pairs = open_lora(lora, fits.specs, alpha=alpha, kept_apart=True)
+    pairs = open_lora(lora, fits.specs, kept_apart=True)
     inputs = [base.path, lora.path]
     write_adapter(fits, pairs, lora.path, target, out_type=out_type, force=force, inputs=inputs)
     return replace(read_adapter(GgufFile(target), fits), notes=pairs.notes)
