@@ -167,7 +167,7 @@ def test_a_merge_that_leaves_the_numbers_is_the_loras_fault(
 @pytest.mark.parametrize("alpha", ["nan", "inf"])
 def test_an_alpha_that_is_no_number_is_refused(source: Path, alpha: str, tmp_path: Path) -> None:
     lora = adapter_file(tmp_path / "lora.sft", plain_pair(), rank=4, alpha=float(alpha))
-    with pytest.raises(InputError, match="finite number|valid JSON"):
+    with pytest.raises(InputError, match=r"finite number|valid JSON"):
         read_checkpoint(source, lora=lora)
 
 

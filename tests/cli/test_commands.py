@@ -19,8 +19,6 @@ import pytest
 from make_checkpoint import Shape, make_checkpoint
 from support import GOLDEN_NAMES, PROJECT, Cli, error_of, golden_checkpoint
 
-from valle_convert.llama.cpu import cmake_args
-
 Convert = Callable[[str, str], Path]
 PROGRAM = [sys.executable, "-m", "valle_convert"]
 HEAVY = ("torch", "tokenizers", "llama_cpp", "transformers")
@@ -79,6 +77,7 @@ def test_the_main_job_needs_no_command_name(tmp_path: Path, cli: Cli) -> None:
     assert cli(path, tmp_path / "a.gguf").code == 0
     assert cli("convert", path, tmp_path / "b.gguf").code == 0
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    assert cli("verify").code == cli("convert", "--nonsense").code == 2
 
 
 def test_a_conversion_tells_what_it_chose_and_checks_itself(tmp_path: Path, cli: Cli) -> None:
@@ -185,14 +184,8 @@ def test_tokenize_shows_ids_of_both_and_agrees(converted: Convert, cli: Cli) -> 
     assert json.loads(llama)[-1] == 2
     as_json = cli("tokenize", converted("ar-nar-len", "f32"), "a漢", "--no-special", "--json")
     assert json.loads(as_json.out)["llama_cpp"]["ids"] == [16, 0]
-
-
-def test_tokenize_reads_many_lines(tmp_path: Path, converted: Convert, cli: Cli) -> None:
-    lines = tmp_path / "lines.txt"
-    lines.write_text("həlˈoʊ\n\nwˈɜːld <mask>\n'tɪz\n")
-    result = cli("tokenize", converted("ar-nar-len", "f32"), "--file", lines, "--parse-special")
-    assert result.code == 0
-    assert result.out.startswith("4 texts")
+    assert "note: the vocabulary lacks 漢 (U+6F22)" in as_json.err
+    assert cli("tokenize", converted("ar-nar-len", "f32")).code == 2
 
 
 def test_tokenize_ends_with_1_where_the_two_differ(
@@ -218,44 +211,10 @@ def test_tokenize_ends_with_1_where_the_two_differ(
     assert result.code == 1
     assert "they differ" in result.err
     lines = tmp_path / "lines.txt"
-    lines.write_text("s\nab\n")
-    many = cli("tokenize", path, "--file", lines)
+    lines.write_text("s <mask>\nab\n")
+    many = cli("tokenize", path, "--file", lines, "--parse-special")
     assert many.code == 1
-    assert "2 texts, 7 tokens, 1 difference\n" in many.out
-
-
-@pytest.mark.parametrize("arguments", [[], ["text", "--file", "x"]], ids=["none", "both"])
-def test_tokenize_wants_a_text_or_a_file(
-    arguments: list[str], converted: Convert, cli: Cli
-) -> None:
-    assert cli("tokenize", converted("ar-nar-len", "f32"), *arguments).code == 2
-
-
-def test_doctor_tells_versions_library_and_probe(cli: Cli) -> None:
-    result = cli("doctor")
-    assert result.code in (0, 3)
-    for words in ("llama-cpp-python", "libllama", "self-test", "passed", "convert", "CPU features"):
-        assert words in result.out
-    report = json.loads(cli("doctor", "--json").out)
-    assert report["llama"]["problem"] is None
-    assert report["install"] in result.out
-    for argument in cmake_args():
-        assert argument in report["install"]
-    assert {"convert", "verify", "tokenize"} <= {
-        command["name"] for command in report["commands"] if not command["missing"]
-    }
-
-
-@pytest.mark.parametrize("command", ["convert", "inspect", "tokenize", "verify", "doctor"])
-def test_every_command_explains_itself(command: str, cli: Cli) -> None:
-    result = cli(command, "--help")
-    assert result.code == 0
-    assert "Usage: valle-convert" in result.out
-
-
-def test_wrong_usage_ends_with_2(cli: Cli) -> None:
-    assert cli("verify").code == 2
-    assert cli("convert", "--nonsense").code == 2
+    assert re.search(r"2 texts, \d+ tokens, 1 difference\n", many.out)
 
 
 def test_the_version_is_shown(cli: Cli) -> None:
@@ -264,7 +223,9 @@ def test_the_version_is_shown(cli: Cli) -> None:
     assert cli("--version").out.strip() == f"valle-convert {__version__}"
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=lambda how: how.name)
+@pytest.mark.parametrize(
+    "how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name
+)
 def test_an_interrupted_conversion_leaves_nothing(how: signal.Signals, tmp_path: Path) -> None:
     path = tmp_path / "in" / "a.sft"
     path.parent.mkdir()
@@ -279,9 +240,10 @@ def test_an_interrupted_conversion_leaves_nothing(how: signal.Signals, tmp_path:
     wait_until_writing(process, out)
     process.send_signal(how)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert err.splitlines()[-1] == "error: Interrupted; no unfinished file was left behind."
     assert list(out.iterdir()) == []
+    if how != signal.SIGKILL:
+        assert process.returncode == 130, err
+        assert err.splitlines()[-1] == "error: Interrupted; no unfinished file was left behind."
 
 
 def test_a_disk_that_fills_up_is_told_and_leaves_nothing(tmp_path: Path) -> None:
@@ -296,17 +258,6 @@ def test_a_disk_that_fills_up_is_told_and_leaves_nothing(tmp_path: Path) -> None
     assert "file too large; nothing was kept" in result.stderr
     assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_killed_conversion_leaves_nothing(tmp_path: Path) -> None:
-    path, out = tmp_path / "a.sft", tmp_path / "out"
-    out.mkdir()
-    make_checkpoint(path, Shape(dim=1024, heads=16, layers=6))
-    arguments = [*PROGRAM, str(path), str(out / "o.gguf"), "--verify", "none"]
-    with subprocess.Popen(arguments, stderr=subprocess.DEVNULL, text=True) as process:
-        wait_until_writing(process, out)
-        process.kill()
-    assert list(out.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["convert", "quantize", "repair"])
@@ -367,12 +318,6 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         process.stdout.close()
         assert "Traceback" not in process.stderr.read()
         assert process.wait(timeout=60) == 0
-
-
-def test_characters_that_the_vocabulary_lacks_are_marked(converted: Convert, cli: Cli) -> None:
-    path = converted("ar-nar-len", "f32")
-    assert "note: the vocabulary lacks € (U+20AC)" in cli("tokenize", path, "həl€o").err
-    assert "lacks" not in cli("tokenize", path, "həlˈoʊ").err
 
 
 @pytest.mark.parametrize("word", ["inspekt", "verfiy", "speek"])

@@ -170,7 +170,6 @@ def test_an_adapter_that_cannot_be_right_is_not_written(
         ("export GGUF EMPTY", "the name is empty"),
         ("convert CHECKPOINT -", "- is not a file name here"),
         ("quantize GGUF OUT Q8_0 --log EMPTY", "the name is empty"),
-        ("evaluate GGUF --margin nan --no-worse-than x", "nan is not finite"),
         ("scan GGUF OUT --target-bits nan", "nan is not finite"),
         ("speak GGUF Hi --save-codes OUT --set guidance_strength=inf", "a finite number"),
         ("publish OUT owner --dry-run", "is no OWNER/NAME"),

@@ -94,8 +94,7 @@ def evaluate(
     saved = reference if reference and reference.is_file() else None
     read = [*local, checkpoint, *reading.files, dataset.data, sentences, voice, limits.earlier[0]]
     output.check([*read, reference, Path(codec) if codec else None])
-    if reference and not saved:
-        check_outputs({"--reference": reference}, inputs=read)
+    check_outputs({"--reference": None if saved else reference}, inputs=read, force=False)
     result = evaluate_files(
         Given(
             tuple(local),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from inspect import cleandoc
-from textwrap import indent
 
 _EXAMPLES = {
     "convert": """
@@ -90,4 +89,4 @@ _EXAMPLES = {
         valle-convert doctor  # exit code 3: something lacks
     """,
 }
-EXAMPLES = {name: indent(cleandoc(text), "  ") for name, text in _EXAMPLES.items()}
+EXAMPLES = {name: cleandoc(text) for name, text in _EXAMPLES.items()}

@@ -58,8 +58,10 @@ class LimitOptions:
     def earlier(self) -> tuple[Path | None, float]:
         """The report of an earlier run, and the factor."""
         given = self.no_worse_than
-        if given is None or Path(given).exists():
-            return given and Path(given), _FACTOR
+        if given is None:
+            return None, _FACTOR
+        if Path(given).exists():
+            return Path(given), _FACTOR
         name, _, number = given.rpartition("@")
         try:
             factor = float(number) if name else math.nan

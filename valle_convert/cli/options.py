@@ -8,7 +8,7 @@ is a dataclass stands for its fields, so that a group of options is one object.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -55,7 +55,7 @@ def flag(help_: str, panel: str | None = None) -> Any:  # noqa: ANN401
 def expanded(command: Callable[..., None]) -> Callable[..., None]:
     """The command as typer reads it: every group as its fields, every option with its name."""
     hints = get_type_hints(command)
-    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
     parameters: list[inspect.Parameter] = []
     for one in inspect.signature(command).parameters.values():
         group = groups.get(one.name)
@@ -214,7 +214,7 @@ class DataOptions:
     )
 
 
-def refuse_idle(reason: str, given: dict[str, object]) -> None:
+def refuse_idle(reason: str, given: Mapping[str, object]) -> None:
     """Refuse options that would have no effect; `given` are their values by name."""
     if idle := [name for name, value in given.items() if value not in (None, False, [], ())]:
         raise typer.BadParameter(

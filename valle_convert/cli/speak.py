@@ -132,7 +132,9 @@ class TargetOptions:
         if self.raw and (sound is None or not is_stream(sound)):
             raise typer.BadParameter("only for -o -, a pipe or a device.", param_hint="--raw")
         sample_format: Literal["float32", "int16"] = "float32" if self.float_ else "int16"
-        return sound and AudioWriter(
+        if sound is None:
+            return None
+        return AudioWriter(
             sound, force=self.force, sample_format=sample_format, raw=self.raw, sources=inputs
         )
 

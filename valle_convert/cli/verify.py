@@ -99,11 +99,11 @@ def verify(
         if not is_gguf(checkpoint):
             raise typer.BadParameter("give the file that was converted from it.", param_hint="GGUF")
         result = verify_whole(checkpoint, progress=console.progress_bar)
-    elif is_codec_file(file := parsed(local_gguf(gguf))):
+    elif is_codec_file(file := parsed(gguf := local_gguf(gguf))):
         options.refuse("codecs do not use it", "--trace", *_CONVERSION)
-        result = _verify_codec(str(checkpoint), file.path, options.level)
+        result = _verify_codec(str(checkpoint), gguf, options.level)
     else:
-        result = _verify_model(checkpoint, file, options, report, force=force)
+        result = _verify_model(checkpoint, gguf, file, options, report, force=force)
     if json_:
         console.data_json(result.to_json())
     else:
@@ -115,7 +115,13 @@ def verify(
 
 
 def _verify_model(
-    path: Path, file: GgufFile, options: VerifyOptions, report: Path | None, *, force: bool
+    path: Path,
+    gguf: Path,
+    file: GgufFile | Path,
+    options: VerifyOptions,
+    report: Path | None,
+    *,
+    force: bool,
 ) -> Report:
     from valle_convert.families import family_of
     from valle_convert.families.bundle import paths_of as paths_of_parts
@@ -134,7 +140,7 @@ def _verify_model(
         opened = merged.read(path)
     # Shards, and the other files of a set, are known now.
     parts = family_of(opened).describe(opened, Choices(codec=options.codec_name)).contents
-    read = [*opened.inputs, *paths_of_parts(file.path, parts).values()]
+    read = [*opened.inputs, *paths_of_parts(gguf, parts).values()]
     check_outputs({"--report": report}, inputs=read, force=force)
     return verify_path(
         opened,
