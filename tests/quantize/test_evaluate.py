@@ -218,7 +218,7 @@ def test_nothing_is_measured_twice_and_runs_join(
     shutil.copy(evaluated / "wide-Q4_0.gguf", evaluated / "wide-Q8_0.gguf")
     again = cli("evaluate", evaluated / "wide-Q8_0.gguf", *run[2:])
     assert "measured wide-Q8_0.gguf" in again.err
-    other = cli("evaluate", evaluated / "wide-Q5_0.gguf", *run[2:], "--seed", 1)
+    other = cli("evaluate", evaluated / "wide-Q5_0.gguf", *run[2:], "--utterances", 2)
     assert "measured wide-Q5_0.gguf" in other.err
 
 
@@ -333,8 +333,8 @@ def test_a_run_is_no_worse_than_itself_and_worse_than_a_better_one(
     worse = cli(*again)
     assert worse.code == 1
     assert "allowed" in worse.out
-    assert cli(*again, "--margin", 2.1).code == 0
-    assert "same --data" in error_of(cli(*again, "--seed", 5), 2)
+    assert cli(*again[:-1], f"{earlier}@2.1").code == 0
+    assert "same --data" in error_of(cli(*again, "--utterances", 3), 2)
     new = ["evaluate", evaluated, "--types", "Q8_0", *again[4:]]
     assert "has no measurements of Q8_0" in error_of(cli(*new), 2)
     other = report | {"checkpoint": {"name": "other.sft", "sha256": "0" * 64}}

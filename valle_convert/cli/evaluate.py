@@ -42,10 +42,10 @@ def evaluate(
     threads: int | None = THREADS,
     dataset: DataOptions,
     reference: Path | None = opt(
-        "Logits and codes of the reference: computed and saved if there is no such file, else read "
-        "instead of computed.",
-        "FILE",
-        MEASURING,
+        "Read the output of --save-reference instead of computing it again.", "FILE", MEASURING
+    ),
+    save_reference: Path | None = opt(
+        "Save the logits and the codes of the reference, for other runs.", "FILE", MEASURING
     ),
     listen: bool = flag(
         "Also let every file speak the utterances of --data, or --sentences, and measure the "
@@ -91,10 +91,9 @@ def evaluate(
     if checkpoint is None:
         refuse_idle("there is no --checkpoint", {"--lora": merged.lora})
     local = [local_gguf(path) for path in files]
-    saved = reference if reference and reference.is_file() else None
     read = [*local, checkpoint, *reading.files, dataset.data, sentences, voice, limits.earlier[0]]
     output.check([*read, reference, Path(codec) if codec else None])
-    check_outputs({"--reference": None if saved else reference}, inputs=read, force=False)
+    check_outputs({"--save-reference": save_reference}, inputs=read, force=output.force)
     result = evaluate_files(
         Given(
             tuple(local),
@@ -109,8 +108,8 @@ def evaluate(
             n_utterances=dataset.utterances,
             adapters=adapters,
             threads=threads or 0,
-            reference=saved,
-            save_reference=None if saved else reference,
+            reference=reference,
+            save_reference=save_reference,
         ),
         ListenOptions(sentences, voice, codec=codec, asr=asr) if listen else None,
         prunes=prune,

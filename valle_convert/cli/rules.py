@@ -35,6 +35,7 @@ NEEDS: Mapping[str, Mapping[str, str]] = {
 }
 EXCLUDES: Mapping[str, Mapping[str, str]] = {
     "quantize": {"types": "type_"},
+    "evaluate": {"save_reference": "reference"},
     "scan": {"max_kl": "target_bits"},
     "utterances": {"list_": "audio text"},
     "tokenize": {"file": "text"},

@@ -36,11 +36,13 @@ class Identity:
         naming: "type" (the source's name and the type) or "convention".
         quantized_by: who makes them; None where it is not said.
         base_model: `OWNER/NAME` of the model on the hub; None for what the source says.
+        license: an SPDX word; None for the source's.
     """
 
     naming: Naming = "type"
     quantized_by: str | None = None
     base_model: str | None = None
+    license: str | None = None
 
     def __post_init__(self) -> None:
         if self.base_model is not None:
@@ -55,6 +57,8 @@ class Identity:
                 yield Key("general.version", version, "string")
         if self.quantized_by is not None:
             yield Key("general.quantized_by", self.quantized_by, "string")
+        if self.license is not None:
+            yield Key("general.license", self.license, "string")
         base = self.base_model or source.get("general.source.huggingface.repository")
         wanted = self.base_model is not None or self.naming == "convention"
         if wanted and isinstance(base, str) and _REPOSITORY.fullmatch(base):

@@ -190,7 +190,7 @@ class Gates:
         if self.earlier is not None and self.earlier.utterances != utterances:
             raise InputError(
                 f"{self.earlier.name} was measured over {self.earlier.utterances}, and this run "
-                f"over {utterances}; give the same --data, --utterances and --seed."
+                f"over {utterances}; give the same --data and --utterances."
             )
 
 
