@@ -156,8 +156,6 @@ def test_the_command_reference_is_the_programs_own() -> None:
     assert reference.PAGE.read_text(encoding="utf-8") == reference.page(), "run make fixtures"
 
 
-
-
 # ------------------------------------------------------------------------------ the folder
 
 

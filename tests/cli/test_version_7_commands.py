@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from make_checkpoint import PUBLISHED_SIZES, Shape, make_checkpoint
-from safetensors.numpy import save_file
 from support import Cli, error_of
 
 from valle_convert import Choices, plan_conversion, write_gguf
@@ -131,7 +131,13 @@ def test_inspect_tells_sizes_and_rows_of_both_files(model: Path, cli: Cli) -> No
     ids=lambda value: " ".join(value.split()[:1]),
 )
 def test_what_it_cannot_do_is_refused_in_one_sentence(
-    command: str, words: str, checkpoint: Path, model: Path, tmp_path: Path, cli: Cli
+    command: str,
+    words: str,
+    checkpoint: Path,
+    model: Path,
+    lora: Callable[..., Path],
+    tmp_path: Path,
+    cli: Cli,
 ) -> None:
     places = {
         "model": model,
@@ -139,13 +145,10 @@ def test_what_it_cannot_do_is_refused_in_one_sentence(
         "checkpoint": checkpoint,
         "codes": tmp_path / "codes.npz",
         "texts": tmp_path / "texts.txt",
-        "lora": tmp_path / "lora.sft",
+        "lora": lora(256),
         "out": tmp_path / "out",
     }
     places["texts"].write_text("Hi.\nYes.\n", encoding="utf-8")
-    sides = {"A": np.ones((1, 256), np.float32), "B": np.ones((256, 1), np.float32)}
-    pair = {f"model.layers.0.self_attn.q_proj.lora_{side}": one for side, one in sides.items()}
-    save_file(pair, places["lora"], {"config": json.dumps({"alpha": 1})})
     np.savez(places["codes"], codes=np.zeros((9, 2), np.int32), codec=np.str_("unknown"))
     said = error_of(cli(*(word.format(**places) for word in command.split())), 2)
     assert words in said
