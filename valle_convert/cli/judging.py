@@ -60,17 +60,16 @@ class LimitOptions:
         given = self.no_worse_than
         if given is None:
             return None, _FACTOR
-        if Path(given).exists():
+        name, at, number = given.rpartition("@")
+        if not at or Path(given).exists():
             return Path(given), _FACTOR
-        name, _, number = given.rpartition("@")
         try:
-            factor = float(number) if name else math.nan
+            factor = float(number)
         except ValueError:
             factor = math.nan
         if not 1 <= factor < math.inf:
             raise typer.BadParameter(
-                f"{given} is neither a file nor REPORT.json@FACTOR with a factor of at least 1.",
-                param_hint="--no-worse-than",
+                f"the factor is {number}, expected at least 1.", param_hint="--no-worse-than"
             )
         return Path(name), factor
 

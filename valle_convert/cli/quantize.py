@@ -22,7 +22,7 @@ from valle_convert.cli.options import (
     opt,
 )
 from valle_convert.cli.remote import local_gguf
-from valle_convert.errors import EXIT_FAILED_CHECK
+from valle_convert.errors import EXIT_FAILED_CHECK, InputError
 
 if TYPE_CHECKING:
     from valle_convert.quantize.made import MakeReport
@@ -103,17 +103,14 @@ def quantize(
     from valle_convert.quantize.identity import Identity
     from valle_convert.quantize.options import FolderOptions, MakeOptions, RunLog
     from valle_convert.quantize.run import quantize as quantize_files
-    from valle_convert.quantize.types import check_tensor_type, parse_types, read_tensor_types
+    from valle_convert.quantize.types import parse_types
 
     _check_types(out, type_, types)
-    files = [Path(one) for one in tensor_types or () if "=" not in one]
+    patterns, files = _tensor_types(tensor_types or [])
     options = MakeOptions(
         types=parse_types(",".join(types or [type_ or ""])),
         tool=quantizer.llama_quantize,
-        tensor_types=(
-            *(check_tensor_type(one) for one in tensor_types or () if "=" in one),
-            *(pair for path in files for pair in read_tensor_types(path)),
-        ),
+        tensor_types=patterns,
         allow_requantize=allow_requantize,
         pure=pure,
         threads=quantizer.threads or 0,
@@ -143,9 +140,24 @@ def _check_types(out: Path, type_: str | None, types: list[str] | None) -> None:
         raise typer.BadParameter("give --types LIST, or one TYPE after OUT.gguf.")
     if type_ is not None and out.suffix != ".gguf":
         raise typer.BadParameter(
-            f"a TYPE goes with one file, and {out} does not end in .gguf; write {out}.gguf {type_} "
-            f"for a file, or {out} --types {type_} for a folder."
+            f"TYPE is for one file, but {out} does not end in .gguf. For a folder, use --types "
+            f"{type_}."
         )
+
+
+def _tensor_types(given: Sequence[str]) -> tuple[tuple[str, ...], list[Path]]:
+    """Pairs of pattern and type, given ones before those of files, and the files."""
+    from valle_convert.quantize.types import check_tensor_type, read_tensor_types
+
+    pairs = [check_tensor_type(one) for one in given if "=" in one]
+    files = [Path(one) for one in given if "=" not in one]
+    for one in files:
+        if not one.exists():
+            raise InputError(
+                f"--tensor-types {one}: expected PATTERN=TYPE, or a file of such pairs."
+            )
+        pairs += read_tensor_types(one)
+    return tuple(pairs), files
 
 
 @contextmanager

@@ -58,8 +58,7 @@ def tokenize(
     setting = Setting(not no_special, parse_special)
     if setting not in oracle.settings:
         raise InputError(
-            "A SentencePiece model parses no special pieces, so there is nothing to "
-            "compare --parse-special with; leave it out."
+            "SentencePiece models do not parse special tokens; leave out --parse-special."
         )
     true_ids = bundle.main.keys[TRUE_IDS_KEY]
     with LlamaTokenizer(gguf) as llama:

@@ -174,7 +174,7 @@ def _verify_codec(source: str, path: Path, level: Level) -> Report:
     from valle_convert.verify.codec_file import CODEC_LEVELS, verify_codec
 
     if level == "tokenizer" or level == "logits":  # noqa: PLR1714 - this way the type is narrowed
-        raise typer.BadParameter("a codec has none.", param_hint="--level")
+        raise typer.BadParameter("codecs have no such level.", param_hint="--level")
     levels = CODEC_LEVELS if level == "all" else (level,)
     return verify_codec(open_encodec(source), path, levels=levels, progress=console.progress_bar)
 
