@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from make_checkpoint import Shape, make_checkpoint
+from make_checkpoint import Shape, config_of, make_checkpoint, tensor_shapes, userdata
 from support import GOLDEN_NAMES, PROJECT, Cli, error_of, golden_checkpoint
 
 Convert = Callable[[str, str], Path]
@@ -102,32 +103,19 @@ def test_a_dry_run_prints_the_whole_plan_and_writes_nothing(
 
 def test_a_dry_run_reads_no_weights(tmp_path: Path, cli: Cli) -> None:
     # A hole of 200 GB where the weights are: reading it would take minutes.
-    path = tmp_path / "hole.sft"
-    make_checkpoint(path, Shape())
-    raw = path.read_bytes()
-    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-    layers = 60
-    config = json.loads(header["__metadata__"]["config"])
-    config["size"] |= {"dim": 8192, "layers": layers, "heads": 64}
-    shape = Shape(dim=8192, layers=layers, heads=64)
-    from make_checkpoint import tensor_shapes
-
-    header = {"__metadata__": header["__metadata__"] | {"config": json.dumps(config)}}
-    offset = 0
+    path, shape = tmp_path / "hole.sft", Shape(dim=8192, layers=60, heads=64)
+    metadata = {"config": json.dumps(config_of(shape)), "userdata": json.dumps(userdata())}
+    header: dict[str, object] = {"__metadata__": metadata}
+    end = 0
     for name, size in tensor_shapes(shape).items():
-        n = 4
-        for dimension in size:
-            n *= dimension
-        header[name] = {"dtype": "F32", "shape": list(size), "data_offsets": [offset, offset + n]}
-        offset += n
+        start, end = end, end + 4 * math.prod(size)
+        header[name] = {"dtype": "F32", "shape": list(size), "data_offsets": [start, end]}
     encoded = json.dumps(header).encode()
-    with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        file.truncate(8 + len(encoded) + offset)
-    assert offset > 150e9
-    assert f"{layers * 9 + 2} tensors" in cli(path, "--dry-run").out
-    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
-    if free < offset:
+    path.write_bytes(len(encoded).to_bytes(8, "little") + encoded)
+    os.truncate(path, 8 + len(encoded) + end)
+    assert end > 150e9
+    assert f"{60 * 9 + 2} tensors" in cli(path, "--dry-run").out
+    if os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize < end:
         assert "bytes free" in error_of(cli(path, tmp_path / "o.gguf"), 3)
         assert [one.name for one in tmp_path.iterdir()] == ["hole.sft"]
 
