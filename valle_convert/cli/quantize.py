@@ -164,7 +164,7 @@ def _tensor_types(given: Sequence[str]) -> tuple[tuple[str, ...], list[Path]]:
 def _kept_log(
     log: Path | None, out: Path, read: Sequence[Path | None], *, force: bool
 ) -> Iterator[Callable[[list[str]], object]]:
-    """Gives a sink for the tool's output, which is written at the end in any case."""
+    """Yield a sink for the tool's output, which is written at the end in any case."""
     from valle_convert.files import check_outputs, made_folder, write_text_atomically
     from valle_convert.quantize.manifest import MANIFEST, SUMS
 
