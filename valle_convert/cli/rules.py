@@ -30,7 +30,7 @@ NEEDS: Mapping[str, Mapping[str, str]] = {
         "source": "task=vc|ns|sr",
         **dict.fromkeys(("save_codes", "keep_partial", "language", "temperature", "seed"), _SPEAKS),
         **dict.fromkeys(("set_", "lora", "threads", "tune", "gpu_layers"), _SPEAKS),
-        **dict.fromkeys(("float_", "raw"), "out"),
+        "float_": "out",
     },
 }
 EXCLUDES: Mapping[str, Mapping[str, str]] = {

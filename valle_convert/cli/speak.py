@@ -111,7 +111,6 @@ class TargetOptions:
     )
     save_codes: Path | None = opt("Also write the codes.", "OUT.npz", OUTPUT)
     float_: bool = flag("32-bit float samples instead of 16-bit.", OUTPUT)
-    raw: bool = flag("Stream samples without a header: little endian, mono.", OUTPUT)
     keep_partial: bool = flag(
         "Write the finished part on the first Ctrl-C; the second one aborts.", OUTPUT
     )
@@ -126,16 +125,12 @@ class TargetOptions:
     def sink(self, inputs: list[Path]) -> AudioWriter | None:
         """Where the audio goes, not touched yet."""
         from valle_convert.audio import AudioWriter
-        from valle_convert.files import is_stream
 
-        sound = self.sound
-        if self.raw and (sound is None or not is_stream(sound)):
-            raise typer.BadParameter("only for -o -, a pipe or a device.", param_hint="--raw")
-        sample_format: Literal["float32", "int16"] = "float32" if self.float_ else "int16"
-        if sound is None:
+        if self.sound is None:
             return None
+        sample_format: Literal["float32", "int16"] = "float32" if self.float_ else "int16"
         return AudioWriter(
-            sound, force=self.force, sample_format=sample_format, raw=self.raw, sources=inputs
+            self.sound, force=self.force, sample_format=sample_format, sources=inputs
         )
 
 
