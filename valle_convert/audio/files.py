@@ -226,8 +226,8 @@ class AudioWriter:
 
     A file appears when it is complete, or not at all; memory does not grow with its length. If
     samples exceed full scale, a 16-bit file is made quieter as a whole, just enough. A stream (a
-    pipe, a device, standard output) receives every piece at once, as wav of unknown length; there, a
-    piece above full scale lowers the volume from then on. Nothing is clipped, and the result has
+    pipe, a device, standard output) receives every piece at once, as wav of unknown length; there,
+    a piece above full scale lowers the volume from then on. Nothing is clipped, and the result has
     the `gain`. 32-bit float files keep every sample.
 
     Args:
